@@ -1,0 +1,1 @@
+//! Leaf vocabulary of Leno: clock, backoff, CIDR, names, drain.

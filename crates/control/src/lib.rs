@@ -1,0 +1,1 @@
+//! The control plane of Leno: from Istio's resources to xDS.

@@ -1,0 +1,1 @@
+//! The incremental derivation engine: inputs, indexes, queries, revisions.

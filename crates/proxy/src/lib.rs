@@ -1,0 +1,1 @@
+//! The data plane of Leno: an Envoy-compatible proxy.

@@ -1,0 +1,1 @@
+//! Fakes and harness for Leno's tests: upstreams, clients, xDS peers.
