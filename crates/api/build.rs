@@ -1,0 +1,187 @@
+//! Compiles the Envoy v3, xDS and Istio protos into Rust types.
+//!
+//! The proto files are those that the `envoy-types` crate ships (it is a dependency that is
+//! never compiled, see Cargo.toml) plus the few that it lacks, in `proto/`. No protoc is needed:
+//! protox compiles them. Out come
+//!   - `descriptors.bin`: every file, as one FileDescriptorSet, for the schema tables and tests;
+//!   - `protos.rs` and one file per package: prost types for what `GENERATED` reaches.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::{env, fs};
+
+use prost::Message;
+use prost_types::{FileDescriptorProto, FileDescriptorSet};
+
+/// Include roots inside the `envoy-types` package.
+const ROOTS: [&str; 8] = [
+    "data-plane-api",
+    "googleapis",
+    "xds",
+    "protoc-gen-validate",
+    "client_model",
+    "opentelemetry-proto",
+    "cel-spec/proto",
+    "ratelimit",
+];
+
+/// Files whose messages Rust code handles; everything they import is generated too. All other
+/// files are known to the codec through their descriptors only.
+const GENERATED: &[&str] = &[
+    "envoy/admin/v3/clusters.proto",
+    "envoy/admin/v3/config_dump.proto",
+    "envoy/admin/v3/listeners.proto",
+    "envoy/admin/v3/server_info.proto",
+    "envoy/config/bootstrap/v3/bootstrap.proto",
+    "envoy/config/cluster/v3/cluster.proto",
+    "envoy/config/endpoint/v3/endpoint.proto",
+    "envoy/config/listener/v3/listener.proto",
+    "envoy/config/route/v3/route.proto",
+    "envoy/extensions/access_loggers/file/v3/file.proto",
+    "envoy/extensions/access_loggers/stream/v3/stream.proto",
+    "envoy/extensions/bootstrap/internal_listener/v3/internal_listener.proto",
+    "envoy/extensions/clusters/dns/v3/dns_cluster.proto",
+    "envoy/extensions/filters/http/cors/v3/cors.proto",
+    "envoy/extensions/filters/http/fault/v3/fault.proto",
+    "envoy/extensions/filters/http/grpc_stats/v3/config.proto",
+    "envoy/extensions/filters/http/header_mutation/v3/header_mutation.proto",
+    "envoy/extensions/filters/http/router/v3/router.proto",
+    "envoy/extensions/filters/listener/http_inspector/v3/http_inspector.proto",
+    "envoy/extensions/filters/listener/original_dst/v3/original_dst.proto",
+    "envoy/extensions/filters/listener/tls_inspector/v3/tls_inspector.proto",
+    "envoy/extensions/filters/network/http_connection_manager/v3/http_connection_manager.proto",
+    "envoy/extensions/filters/network/tcp_proxy/v3/tcp_proxy.proto",
+    "envoy/extensions/load_balancing_policies/least_request/v3/least_request.proto",
+    "envoy/extensions/load_balancing_policies/random/v3/random.proto",
+    "envoy/extensions/load_balancing_policies/round_robin/v3/round_robin.proto",
+    "envoy/extensions/network/dns_resolver/cares/v3/cares_dns_resolver.proto",
+    "envoy/extensions/network/dns_resolver/getaddrinfo/v3/getaddrinfo_dns_resolver.proto",
+    "envoy/extensions/request_id/uuid/v3/uuid.proto",
+    "envoy/extensions/retry/host/previous_hosts/v3/previous_hosts.proto",
+    "envoy/extensions/transport_sockets/raw_buffer/v3/raw_buffer.proto",
+    "envoy/extensions/upstreams/http/v3/http_protocol_options.proto",
+    "envoy/service/discovery/v3/ads.proto",
+    "envoy/service/discovery/v3/discovery.proto",
+    "envoy/service/extension/v3/config_discovery.proto",
+    "envoy/type/matcher/v3/regex.proto",
+    "udpa/type/v1/typed_struct.proto",
+    "xds/type/matcher/v3/ip.proto",
+    "xds/type/matcher/v3/matcher.proto",
+    "xds/type/v3/typed_struct.proto",
+];
+
+fn main() {
+    println!("cargo:rerun-if-changed=build.rs");
+    println!("cargo:rerun-if-changed=proto");
+    let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
+    let own = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets it")).join("proto");
+    let shipped = envoy_types_dir().join("proto");
+    let mut roots: Vec<PathBuf> = ROOTS.iter().map(|root| shipped.join(root)).collect();
+    roots.push(own);
+
+    let files = compile(&roots, &out);
+    let all = FileDescriptorSet { file: files.values().cloned().collect() };
+    fs::write(out.join("descriptors.bin"), all.encode_to_vec()).expect("OUT_DIR is writable");
+    generate(&files, &out);
+}
+
+/// Where cargo unpacked the `envoy-types` package.
+fn envoy_types_dir() -> PathBuf {
+    let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let manifest = Path::new(&env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets it")).join("Cargo.toml");
+    let output = Command::new(cargo)
+        .args(["metadata", "--format-version", "1", "--manifest-path"])
+        .arg(manifest)
+        .output()
+        .expect("cargo metadata runs");
+    assert!(output.status.success(), "cargo metadata: {}", String::from_utf8_lossy(&output.stderr));
+    let metadata: serde_json::Value = serde_json::from_slice(&output.stdout).expect("cargo prints JSON");
+    let packages = metadata["packages"].as_array().expect("packages is a list");
+    let manifest = packages
+        .iter()
+        .find(|package| package["name"] == "envoy-types")
+        .and_then(|package| package["manifest_path"].as_str())
+        .expect("envoy-types is a dependency");
+    Path::new(manifest).parent().expect("a manifest lies in a folder").to_owned()
+}
+
+/// Compiles every proto file under `roots`, merged by file name.
+///
+/// Each file gets a compiler of its own: with a shared one, protox resolves relative names
+/// against every loaded package, where protoc sees a file's own imports only, and
+/// `config.core.v3.X` inside `envoy.extensions...` would find `envoy.extensions.config`.
+fn compile(roots: &[PathBuf], out: &Path) -> BTreeMap<String, FileDescriptorProto> {
+    let patched = out.join("patched");
+    patch_relative_names(roots, &patched);
+    let mut includes = vec![patched];
+    includes.extend(roots.iter().cloned());
+    let mut merged = BTreeMap::new();
+    for name in roots.iter().flat_map(|root| proto_files(root)) {
+        if merged.contains_key(&name) {
+            continue;
+        }
+        let mut compiler = protox::Compiler::new(&includes).expect("include roots exist");
+        compiler.include_imports(true).include_source_info(false);
+        if let Err(error) = compiler.open_file(&name) {
+            panic!("{name}: {error}");
+        }
+        for file in compiler.file_descriptor_set().file {
+            merged.entry(file.name().to_owned()).or_insert(file);
+        }
+    }
+    merged
+}
+
+/// One file fails for the reason above through a transitive import; it is compiled from a copy
+/// in which the name is given in full.
+fn patch_relative_names(roots: &[PathBuf], patched: &Path) {
+    const FILE: &str = "envoy/extensions/clusters/dynamic_forward_proxy/v3/cluster.proto";
+    let source = roots.iter().map(|root| root.join(FILE)).find(|path| path.exists()).expect("shipped file");
+    let text = fs::read_to_string(source).expect("readable");
+    let text = text.replace(
+        " common.dynamic_forward_proxy.v3.DnsCacheConfig",
+        " .envoy.extensions.common.dynamic_forward_proxy.v3.DnsCacheConfig",
+    );
+    let target = patched.join(FILE);
+    fs::create_dir_all(target.parent().expect("has a folder")).expect("OUT_DIR is writable");
+    fs::write(target, text).expect("OUT_DIR is writable");
+}
+
+/// Names of all proto files under a root, relative to it, sorted.
+fn proto_files(root: &Path) -> Vec<String> {
+    let mut names = Vec::new();
+    let mut folders = vec![root.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder).expect("include root is readable").flatten() {
+            let path = entry.path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "proto") {
+                let name = path.strip_prefix(root).expect("under the root");
+                names.push(name.to_str().expect("proto names are ASCII").to_owned());
+            }
+        }
+    }
+    names.sort();
+    names
+}
+
+/// Writes prost types (and gRPC stubs) for `GENERATED` and all that it imports.
+fn generate(files: &BTreeMap<String, FileDescriptorProto>, out: &Path) {
+    let mut wanted = BTreeSet::new();
+    let mut open: Vec<&str> = GENERATED.to_vec();
+    while let Some(name) = open.pop() {
+        if wanted.insert(name) {
+            let file = files.get(name).unwrap_or_else(|| panic!("{name}: no such proto file"));
+            open.extend(file.dependency.iter().map(String::as_str));
+        }
+    }
+    let set = FileDescriptorSet { file: wanted.iter().map(|name| files[*name].clone()).collect() };
+    let mut config = prost_build::Config::new();
+    config.out_dir(out).include_file("protos.rs").bytes(["."]).enable_type_names();
+    config.type_name_domain(["."], "type.googleapis.com").disable_comments(["."]);
+    tonic_prost_build::configure()
+        .compile_fds_with_config(set, config)
+        .expect("the descriptors are consistent");
+}
