@@ -1,1 +1,14 @@
-//! The data plane of Leno: an Envoy-compatible proxy.
+//! The data plane of Leno: a proxy that reads Envoy v3 configuration, static or by xDS.
+//!
+//! Start reading in `worker` (how a request flows) or `server` (the main thread).
+
+mod admin;
+mod cluster;
+mod config;
+mod http;
+mod listener;
+mod server;
+mod snapshot;
+mod tcp;
+mod telemetry;
+mod worker;

@@ -1,0 +1,298 @@
+//! Clusters: who can answer a request, and how to reach them.
+//!
+//! `Cluster` is the lowered, immutable configuration, shared by all workers; `HostSet` is the
+//! current set of endpoints, published apart from it so that endpoint changes touch nothing
+//! else. What a worker keeps of a cluster (balancer state, connection pools, stats) is in
+//! [`worker_cluster`]. Reading order: `endpoint`, `config`, `worker_cluster`, `lb`, `pool`.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use leno_base::Name;
+
+use crate::http::headers::HeaderMap;
+
+/// A cluster as configured (envoy.config.cluster.v3.Cluster), lowered.
+#[derive(Debug)]
+pub(crate) struct Cluster {
+    /// The name that routes refer to.
+    pub(crate) name: Name,
+    /// `alt_stat_name`, else the name: the scope of its stats.
+    pub(crate) stat_name: Name,
+    /// Where endpoints come from.
+    pub(crate) discovery: Discovery,
+    /// How one is chosen.
+    pub(crate) balancing: Balancing,
+    /// `connect_timeout`, 5 s by default.
+    pub(crate) connect_timeout: Duration,
+    /// HTTP protocol towards its endpoints.
+    pub(crate) protocol: UpstreamProtocol,
+    /// Limits by routing priority: default and high.
+    pub(crate) circuit_breakers: [CircuitBreakers; 2],
+    /// Connection pool limits and idle timeout.
+    pub(crate) pool: PoolLimits,
+    /// `per_connection_buffer_limit_bytes`, 1 MiB by default.
+    pub(crate) buffer_limit: usize,
+    /// Socket options and source address of upstream connections.
+    pub(crate) bind: BindConfig,
+    /// TCP keep-alive of upstream connections, if configured.
+    pub(crate) tcp_keepalive: Option<TcpKeepalive>,
+    /// Whether this cluster came from CDS (`added_via_api`).
+    pub(crate) added_via_api: bool,
+    /// `metadata`, for access logs and matching.
+    pub(crate) metadata: Metadata,
+    /// The message as received, for /config_dump.
+    pub(crate) source: prost_types::Any,
+    /// `version_info` of the update that brought it; empty for static ones.
+    pub(crate) version: String,
+}
+
+/// `filter_metadata`: namespace → JSON object.
+pub(crate) type Metadata = Arc<std::collections::BTreeMap<String, serde_json::Value>>;
+
+/// Where a cluster's endpoints come from.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Discovery {
+    /// From `load_assignment`, IP addresses only.
+    Static(Arc<Assignment>),
+    /// From `load_assignment`, every name resolved again and again; all addresses are endpoints.
+    StrictDns(Arc<DnsDiscovery>),
+    /// From `load_assignment`'s one name; a new connection goes to the first address.
+    LogicalDns(Arc<DnsDiscovery>),
+    /// By EDS under this name.
+    Eds {
+        /// `service_name`, else the cluster's name.
+        service_name: Name,
+        /// How long a new cluster waits for its first assignment; `None`: for ever.
+        initial_fetch_timeout: Option<Duration>,
+    },
+    /// The connection's original destination address (`CLUSTER_PROVIDED` balancing).
+    OriginalDst {
+        /// Endpoints unused for so long are forgotten (`cleanup_interval`).
+        cleanup_interval: Duration,
+        /// `upstream_port_override`.
+        port_override: Option<u16>,
+        /// `use_http_header` with this header name, lower case.
+        http_header: Option<Name>,
+    },
+}
+
+/// DNS discovery's settings.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct DnsDiscovery {
+    /// Names and ports to resolve, by locality and priority.
+    pub(crate) assignment: Assignment,
+    /// `dns_refresh_rate`, 5 s by default.
+    pub(crate) refresh: Duration,
+    /// `dns_failure_refresh_rate`, else `refresh`: (base, max).
+    pub(crate) failure_refresh: Option<(Duration, Duration)>,
+    /// `respect_dns_ttl`.
+    pub(crate) respect_ttl: bool,
+    /// `dns_jitter`.
+    pub(crate) jitter: Duration,
+    /// `dns_lookup_family`.
+    pub(crate) family: DnsFamily,
+    /// Cares resolvers of `typed_dns_resolver_config`; empty: the system's.
+    pub(crate) resolvers: Vec<SocketAddr>,
+}
+
+/// `dns_lookup_family`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum DnsFamily {
+    /// v6, else v4 (Envoy's default).
+    Auto,
+    /// IPv4 addresses only.
+    V4Only,
+    /// IPv6 addresses only.
+    V6Only,
+    /// v4, else v6.
+    V4Preferred,
+    /// Both.
+    All,
+}
+
+/// A ClusterLoadAssignment, lowered.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Assignment {
+    /// Localities with their endpoints.
+    pub(crate) localities: Vec<LocalityEndpoints>,
+    /// `policy.overprovisioning_factor`, percent; 140 by default.
+    pub(crate) overprovisioning_factor: u32,
+}
+
+/// Endpoints of one locality and priority.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct LocalityEndpoints {
+    /// Where they are.
+    pub(crate) locality: Locality,
+    /// 0 is the highest.
+    pub(crate) priority: u32,
+    /// `load_balancing_weight` of the locality.
+    pub(crate) weight: Option<u32>,
+    /// The endpoints.
+    pub(crate) endpoints: Vec<EndpointConfig>,
+}
+
+/// envoy.config.core.v3.Locality.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct Locality {
+    /// Region.
+    pub(crate) region: Name,
+    /// Zone.
+    pub(crate) zone: Name,
+    /// Sub-zone.
+    pub(crate) sub_zone: Name,
+}
+
+/// One endpoint as configured.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct EndpointConfig {
+    /// Where it listens.
+    pub(crate) address: EndpointAddress,
+    /// `hostname`, for health checks and host rewriting.
+    pub(crate) hostname: Option<Arc<str>>,
+    /// `load_balancing_weight`, 1 by default.
+    pub(crate) weight: u32,
+    /// `health_status`.
+    pub(crate) health: HealthStatus,
+    /// `metadata`.
+    pub(crate) metadata: Metadata,
+}
+
+/// Where an endpoint listens.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum EndpointAddress {
+    /// IP and port.
+    Ip(SocketAddr),
+    /// A name to be resolved (DNS clusters only) and a port.
+    Name(Arc<str>, u16),
+    /// A Unix socket's path; `@...` is abstract.
+    Pipe(Arc<str>),
+}
+
+/// EDS health, as Envoy reads it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum HealthStatus {
+    /// UNKNOWN or HEALTHY.
+    Healthy,
+    /// Only chosen if nothing healthy is left.
+    Degraded,
+    /// UNHEALTHY or TIMEOUT.
+    Unhealthy,
+    /// DRAINING: not chosen for new requests.
+    Draining,
+}
+
+/// How an endpoint is chosen.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Balancing {
+    /// Weighted round robin.
+    RoundRobin,
+    /// Power of `choices` choices.
+    LeastRequest {
+        /// `choice_count`, at least 2.
+        choices: u32,
+        /// `active_request_bias`, 1.0 by default.
+        bias: f64,
+    },
+    /// Uniform by weight.
+    Random,
+    /// The discovery names the endpoint itself (ORIGINAL_DST).
+    ClusterProvided,
+}
+
+/// The HTTP protocol spoken to a cluster's endpoints (HttpProtocolOptions).
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum UpstreamProtocol {
+    /// HTTP/1.1.
+    Http1,
+    /// HTTP/2 with prior knowledge.
+    Http2(Http2Settings),
+    /// Whatever the downstream connection speaks.
+    Downstream(Http2Settings),
+}
+
+/// Http2ProtocolOptions, as far as an endpoint of a connection sets them.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Http2Settings {
+    /// `max_concurrent_streams`: 1024 by default (Envoy 1.40).
+    pub(crate) max_concurrent_streams: u32,
+    /// `initial_stream_window_size`, 16 MiB by default (Envoy 1.40).
+    pub(crate) stream_window: u32,
+    /// `initial_connection_window_size`, 24 MiB by default (Envoy 1.40).
+    pub(crate) connection_window: u32,
+    /// `allow_connect`.
+    pub(crate) allow_connect: bool,
+    /// `hpack_table_size`, 4096 by default.
+    pub(crate) hpack_table_size: u32,
+    /// `connection_keepalive`: (interval, timeout).
+    pub(crate) keepalive: Option<(Duration, Duration)>,
+}
+
+/// Thresholds of one priority; `u32::MAX` for no limit.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct CircuitBreakers {
+    /// 1024 by default.
+    pub(crate) max_connections: u32,
+    /// 1024 by default.
+    pub(crate) max_pending_requests: u32,
+    /// 1024 by default.
+    pub(crate) max_requests: u32,
+    /// 3 by default.
+    pub(crate) max_retries: u32,
+    /// `retry_budget`: (budget percent, min concurrency); replaces `max_retries`.
+    pub(crate) retry_budget: Option<(f64, u32)>,
+    /// `track_remaining`.
+    pub(crate) track_remaining: bool,
+}
+
+/// Limits of upstream connections (CommonHttpProtocolOptions).
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct PoolLimits {
+    /// `max_requests_per_connection`; 0: none.
+    pub(crate) max_requests_per_connection: u32,
+    /// `idle_timeout`, 1 h by default; `None`: never.
+    pub(crate) idle_timeout: Option<Duration>,
+    /// `max_connection_duration`.
+    pub(crate) max_connection_duration: Option<Duration>,
+    /// `max_response_headers_kb`, bytes; 60 KiB by default.
+    pub(crate) max_response_head_bytes: usize,
+    /// `max_headers_count`, 100 by default.
+    pub(crate) max_headers: usize,
+}
+
+/// `upstream_bind_config`, the cluster's or the bootstrap's.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct BindConfig {
+    /// Source address; `None`: any. A second one for the other family may follow.
+    pub(crate) sources: Vec<SocketAddr>,
+    /// Raw socket options: (level, name, value), set before connecting.
+    pub(crate) options: Vec<(i32, i32, Vec<u8>)>,
+}
+
+/// TCP keep-alive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct TcpKeepalive {
+    /// `keepalive_probes`.
+    pub(crate) probes: Option<u32>,
+    /// `keepalive_time`, seconds.
+    pub(crate) time: Option<u32>,
+    /// `keepalive_interval`, seconds.
+    pub(crate) interval: Option<u32>,
+}
+
+/// What a balancer may know of the request or session.
+pub(crate) struct PickContext<'a> {
+    /// Hash of the route's hash policy.
+    pub(crate) hash: Option<u64>,
+    /// The downstream connection's (restored) local address, for ORIGINAL_DST.
+    pub(crate) original_dst: Option<SocketAddr>,
+    /// The request's headers, for `use_http_header`.
+    pub(crate) headers: Option<&'a HeaderMap>,
+    /// Endpoints already tried (`previous_hosts`): picked again only if nothing else is found
+    /// within `host_selection_retry_max_attempts`.
+    pub(crate) avoid: &'a [SocketAddr],
+    /// `host_selection_retry_max_attempts`.
+    pub(crate) avoid_attempts: u32,
+}

@@ -1,0 +1,212 @@
+//! The HTTP connection manager's configuration, lowered
+//! (envoy.extensions.filters.network.http_connection_manager.v3).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use leno_base::Name;
+
+use crate::cluster::Http2Settings;
+use crate::http::filters::FilterConfig;
+use crate::http::route::RouteTable;
+use crate::telemetry::access_log::AccessLog;
+
+/// One HTTP connection manager: everything that a downstream HTTP connection obeys.
+#[derive(Debug)]
+pub(crate) struct HttpConnectionManager {
+    /// Scope of its stats: `http.STAT_PREFIX.`.
+    pub(crate) stat_prefix: Name,
+    /// `codec_type`.
+    pub(crate) codec: CodecType,
+    /// Where routes come from.
+    pub(crate) routes: RouteSource,
+    /// The chain in order, without the terminal router.
+    pub(crate) filters: Vec<Arc<dyn FilterConfig>>,
+    /// The terminal router's settings.
+    pub(crate) router: RouterConfig,
+    /// `access_log`.
+    pub(crate) access_logs: Vec<Arc<AccessLog>>,
+    /// `server_name`, "envoy" by default.
+    pub(crate) server_name: Arc<str>,
+    /// `server_header_transformation`.
+    pub(crate) server_header: ServerHeader,
+    /// `common_http_protocol_options.idle_timeout`, 1 h by default; `None`: never.
+    pub(crate) idle_timeout: Option<Duration>,
+    /// `common_http_protocol_options.max_connection_duration`.
+    pub(crate) max_connection_duration: Option<Duration>,
+    /// `common_http_protocol_options.max_stream_duration`.
+    pub(crate) max_stream_duration: Option<Duration>,
+    /// `common_http_protocol_options.max_requests_per_connection`; 0: none.
+    pub(crate) max_requests_per_connection: u32,
+    /// `stream_idle_timeout`, 5 min by default; `None`: never.
+    pub(crate) stream_idle_timeout: Option<Duration>,
+    /// `request_timeout`; `None`: never.
+    pub(crate) request_timeout: Option<Duration>,
+    /// `request_headers_timeout`; `None`: never.
+    pub(crate) request_headers_timeout: Option<Duration>,
+    /// `drain_timeout`, 5 s by default.
+    pub(crate) drain_timeout: Duration,
+    /// `delayed_close_timeout`, 1 s by default.
+    pub(crate) delayed_close_timeout: Duration,
+    /// `max_request_headers_kb`, bytes; 60 KiB by default.
+    pub(crate) max_request_head_bytes: usize,
+    /// `max_headers_count`, 100 by default.
+    pub(crate) max_headers: usize,
+    /// `headers_with_underscores_action`.
+    pub(crate) underscores: Underscores,
+    /// HTTP/1 settings.
+    pub(crate) http1: Http1Settings,
+    /// HTTP/2 settings.
+    pub(crate) http2: Http2Settings,
+    /// `use_remote_address`.
+    pub(crate) use_remote_address: bool,
+    /// `xff_num_trusted_hops`.
+    pub(crate) xff_trusted_hops: u32,
+    /// `skip_xff_append`.
+    pub(crate) skip_xff_append: bool,
+    /// `internal_address_config`; `None`: RFC 1918, RFC 4193 and loopback as Envoy 1.40 defaults.
+    pub(crate) internal_addresses: Option<leno_base::CidrSet>,
+    /// `via`; empty: none.
+    pub(crate) via: Arc<str>,
+    /// `generate_request_id`.
+    pub(crate) generate_request_id: bool,
+    /// `preserve_external_request_id`.
+    pub(crate) preserve_external_request_id: bool,
+    /// `always_set_request_id_in_response`.
+    pub(crate) request_id_in_response: bool,
+    /// UuidRequestIdConfig.pack_trace_reason.
+    pub(crate) pack_trace_reason: bool,
+    /// `normalize_path`.
+    pub(crate) normalize_path: bool,
+    /// `merge_slashes`.
+    pub(crate) merge_slashes: bool,
+    /// `path_with_escaped_slashes_action`.
+    pub(crate) escaped_slashes: EscapedSlashes,
+    /// `strip_matching_host_port` / `strip_any_host_port`.
+    pub(crate) strip_port: StripPort,
+    /// `strip_trailing_host_dot`.
+    pub(crate) strip_trailing_dot: bool,
+    /// `proxy_100_continue`.
+    pub(crate) proxy_100_continue: bool,
+    /// `append_x_forwarded_port`.
+    pub(crate) append_forwarded_port: bool,
+    /// `scheme_header_transformation.scheme_to_overwrite`.
+    pub(crate) scheme_overwrite: Option<Arc<str>>,
+    /// `upgrade_configs`: upgrade types allowed, lower case; `CONNECT` too.
+    pub(crate) upgrades: Vec<UpgradeType>,
+    /// `stream_error_on_invalid_http_message`.
+    pub(crate) stream_error_on_invalid: bool,
+    /// `add_user_agent`: set it and the downstream service cluster/node headers.
+    pub(crate) add_user_agent: bool,
+    /// The node's id and cluster, for the headers above.
+    pub(crate) service_node: Arc<str>,
+    /// See `service_node`.
+    pub(crate) service_cluster: Arc<str>,
+}
+
+/// `codec_type`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum CodecType {
+    /// By ALPN, else by the HTTP/2 preface.
+    Auto,
+    /// HTTP/1 only.
+    Http1,
+    /// HTTP/2 only.
+    Http2,
+}
+
+/// Where a connection manager's routes come from.
+#[derive(Clone, Debug)]
+pub(crate) enum RouteSource {
+    /// Inline.
+    Static(Arc<RouteTable>),
+    /// By RDS under this name; looked up in the snapshot for each request.
+    Rds(Name),
+}
+
+/// envoy.extensions.filters.http.router.v3.Router.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct RouterConfig {
+    /// Do not add or honour `x-envoy-*` headers.
+    pub(crate) suppress_envoy_headers: bool,
+    /// `respect_expected_rq_timeout`.
+    pub(crate) respect_expected_timeout: bool,
+    /// `suppress_grpc_request_failure_code_stats`.
+    pub(crate) suppress_grpc_failure_stats: bool,
+    /// `upstream_log`.
+    pub(crate) upstream_logs: Vec<Arc<AccessLog>>,
+}
+
+/// `server_header_transformation`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ServerHeader {
+    /// Always `server_name`.
+    Overwrite,
+    /// `server_name` unless upstream sent one.
+    AppendIfAbsent,
+    /// As upstream sent it, or none.
+    PassThrough,
+}
+
+/// `headers_with_underscores_action`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Underscores {
+    /// As any other.
+    Allow,
+    /// 400.
+    Reject,
+    /// Removed.
+    Drop,
+}
+
+/// `path_with_escaped_slashes_action`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum EscapedSlashes {
+    /// Untouched (also IMPLEMENTATION_SPECIFIC_DEFAULT).
+    Keep,
+    /// 400.
+    Reject,
+    /// Unescaped, and 307 to the new path.
+    UnescapeRedirect,
+    /// Unescaped and forwarded.
+    UnescapeForward,
+}
+
+/// Port stripping from `:authority`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum StripPort {
+    /// Kept.
+    No,
+    /// Removed if it is the listener's.
+    Matching,
+    /// Removed always.
+    Any,
+}
+
+/// One entry of `upgrade_configs`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct UpgradeType {
+    /// Lower case, e.g. `websocket`, `connect`.
+    pub(crate) name: Box<str>,
+    /// `enabled`, true by default.
+    pub(crate) enabled: bool,
+}
+
+/// Http1ProtocolOptions.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Http1Settings {
+    /// `accept_http_10`.
+    pub(crate) accept_http_10: bool,
+    /// `default_host_for_http_10`.
+    pub(crate) default_host: Option<Arc<str>>,
+    /// `allow_absolute_url`, true by default.
+    pub(crate) allow_absolute_url: bool,
+    /// `enable_trailers`.
+    pub(crate) enable_trailers: bool,
+    /// `allow_chunked_length`.
+    pub(crate) allow_chunked_length: bool,
+    /// `header_key_format.proper_case_words`.
+    pub(crate) proper_case: bool,
+    /// `stateful_formatter` preserve_case.
+    pub(crate) preserve_case: bool,
+}

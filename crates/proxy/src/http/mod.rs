@@ -1,0 +1,14 @@
+//! HTTP: connections, streams, routes, filters, forwarding.
+//! Reading order: `connection`, `stream` (the story of one request), `route`, `filters`, `forward`.
+
+pub(crate) mod codec;
+pub(crate) mod config;
+pub(crate) mod connection;
+pub(crate) mod filters;
+pub(crate) mod forward;
+pub(crate) mod headers;
+pub(crate) mod normalize;
+pub(crate) mod reply;
+pub(crate) mod route;
+pub(crate) mod stream;
+pub(crate) mod upgrade;

@@ -1,0 +1,317 @@
+//! Routes: which virtual host and route a request takes, and what the route says.
+//!
+//! `RouteTable::find` is the only entry. Tables are lowered once (`config`), immutable and
+//! shared by all workers. Reading order: this file (the types), `table` (finding),
+//! `matcher`, `mutation` (header rules), `config` (lowering).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use leno_base::Name;
+use regex::bytes::Regex;
+
+use crate::cluster::Metadata;
+use crate::http::filters::RouteOverrides;
+use crate::http::route::mutation::HeaderMutations;
+
+/// A matched route with what weighted choices were made for this request.
+#[derive(Clone, Debug)]
+pub(crate) struct Selected {
+    /// The virtual host.
+    pub(crate) virtual_host: Arc<VirtualHost>,
+    /// The route.
+    pub(crate) route: Arc<Route>,
+    /// Index into the route's weighted clusters, if it has some.
+    pub(crate) weighted: Option<usize>,
+}
+
+/// What virtual host, route and redirect levels have in common: a virtual host's settings.
+#[derive(Debug)]
+pub(crate) struct VirtualHost {
+    /// `name`.
+    pub(crate) name: Name,
+    /// `require_tls`.
+    pub(crate) require_tls: RequireTls,
+    /// `include_request_attempt_count`.
+    pub(crate) include_request_attempt_count: bool,
+    /// `include_attempt_count_in_response`.
+    pub(crate) include_attempt_count_in_response: bool,
+}
+
+/// `require_tls`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum RequireTls {
+    /// No.
+    None,
+    /// Requests from outside only.
+    ExternalOnly,
+    /// All requests.
+    All,
+}
+
+/// One route.
+#[derive(Debug)]
+pub(crate) struct Route {
+    /// `name`.
+    pub(crate) name: Name,
+    /// What is done with a request that matches.
+    pub(crate) action: Action,
+    /// Request header rules of route, virtual host and table, in the order of application
+    /// (most specific first unless `most_specific_header_mutations_wins`).
+    pub(crate) request_headers: Vec<Arc<HeaderMutations>>,
+    /// Response header rules, likewise.
+    pub(crate) response_headers: Vec<Arc<HeaderMutations>>,
+    /// `metadata`.
+    pub(crate) metadata: Metadata,
+    /// `decorator.operation`.
+    pub(crate) decorator: Option<Box<str>>,
+    /// `stat_prefix`.
+    pub(crate) stat_prefix: Option<Name>,
+    /// Filter settings of this route, resolved by filter position.
+    pub(crate) overrides: RouteOverrides,
+    /// `per_request_buffer_limit_bytes` / `request_body_buffer_limit`.
+    pub(crate) buffer_limit: Option<u64>,
+}
+
+/// What is done with a matched request.
+#[derive(Debug)]
+pub(crate) enum Action {
+    /// Forwarded to a cluster.
+    Forward(Box<Forward>),
+    /// Answered with a redirect.
+    Redirect(Redirect),
+    /// Answered by the proxy.
+    Direct {
+        /// Status code.
+        status: u16,
+        /// Body.
+        body: bytes::Bytes,
+    },
+    /// `non_forwarding_action`: answered by a filter; else 404.
+    NonForwarding,
+}
+
+/// RouteAction, lowered.
+#[derive(Debug)]
+pub(crate) struct Forward {
+    /// Which cluster.
+    pub(crate) cluster: ClusterChoice,
+    /// `cluster_not_found_response_code`, 503 by default.
+    pub(crate) cluster_not_found_status: u16,
+    /// `prefix_rewrite` with the matched length, `regex_rewrite`, or `path_rewrite`.
+    pub(crate) path_rewrite: PathRewrite,
+    /// Host rewriting.
+    pub(crate) host_rewrite: HostRewrite,
+    /// `append_x_forwarded_host`.
+    pub(crate) append_forwarded_host: bool,
+    /// `timeout`, 15 s by default; `None`: none.
+    pub(crate) timeout: Option<Duration>,
+    /// `idle_timeout`: `Some(None)` switches the stream idle timeout off.
+    pub(crate) idle_timeout: Option<Option<Duration>>,
+    /// `max_stream_duration.max_stream_duration`; `Some(None)`: no limit.
+    pub(crate) max_stream_duration: Option<Option<Duration>>,
+    /// `max_stream_duration.grpc_timeout_header_max`; `Some(None)`: header taken as it is.
+    pub(crate) grpc_timeout_max: Option<Option<Duration>>,
+    /// `max_stream_duration.grpc_timeout_header_offset`.
+    pub(crate) grpc_timeout_offset: Duration,
+    /// The route's retry policy, else the virtual host's.
+    pub(crate) retry: Option<Arc<RetryPolicy>>,
+    /// `request_mirror_policies`.
+    pub(crate) mirrors: Vec<Mirror>,
+    /// `priority`: high?
+    pub(crate) high_priority: bool,
+    /// `hash_policy`.
+    pub(crate) hash_policy: Vec<HashPolicy>,
+    /// `upgrade_configs` of the route: lower-case type → enabled.
+    pub(crate) upgrades: Vec<crate::http::config::UpgradeType>,
+}
+
+/// Which cluster a request goes to.
+#[derive(Debug)]
+pub(crate) enum ClusterChoice {
+    /// Always this one.
+    Name(Name),
+    /// By weight.
+    Weighted {
+        /// The clusters.
+        clusters: Vec<WeightedCluster>,
+        /// Sum of weights, at least 1.
+        total: u64,
+    },
+    /// The value of this (lower-case) request header.
+    Header(Name),
+}
+
+/// One weighted cluster.
+#[derive(Debug)]
+pub(crate) struct WeightedCluster {
+    /// The cluster.
+    pub(crate) name: Name,
+    /// Its share of `total`.
+    pub(crate) weight: u64,
+    /// Header rules that apply before the route's.
+    pub(crate) request_headers: Arc<HeaderMutations>,
+    /// Likewise for responses.
+    pub(crate) response_headers: Arc<HeaderMutations>,
+    /// `host_rewrite_literal`.
+    pub(crate) host_rewrite: Option<Box<str>>,
+    /// Filter settings of this cluster.
+    pub(crate) overrides: RouteOverrides,
+}
+
+/// How the path is rewritten when forwarding.
+#[derive(Debug)]
+pub(crate) enum PathRewrite {
+    /// Not at all.
+    None,
+    /// The matched prefix (or path) of `matched` bytes is replaced.
+    Prefix {
+        /// Length of what the route matched.
+        matched: usize,
+        /// What replaces it.
+        with: Box<str>,
+    },
+    /// All matches in the path (without query) are replaced.
+    Regex {
+        /// Pattern.
+        pattern: Regex,
+        /// Substitution in RE2 syntax, translated (`\1` → `${1}`).
+        with: Box<str>,
+    },
+}
+
+/// How `:authority` is rewritten when forwarding.
+#[derive(Debug)]
+pub(crate) enum HostRewrite {
+    /// Not at all.
+    None,
+    /// To this text.
+    Literal(Box<str>),
+    /// To the endpoint's hostname (`auto_host_rewrite`).
+    Auto,
+    /// To the value of this header.
+    Header(Name),
+    /// From the path (without query) by a regex.
+    PathRegex {
+        /// Pattern.
+        pattern: Regex,
+        /// Substitution.
+        with: Box<str>,
+    },
+}
+
+/// RedirectAction, lowered.
+#[derive(Debug)]
+pub(crate) struct Redirect {
+    /// `https_redirect` or `scheme_redirect`.
+    pub(crate) scheme: Option<Box<str>>,
+    /// `host_redirect`.
+    pub(crate) host: Option<Box<str>>,
+    /// `port_redirect`.
+    pub(crate) port: Option<u16>,
+    /// `path_redirect` (which may carry a query).
+    pub(crate) path: Option<Box<str>>,
+    /// `prefix_rewrite` or `regex_rewrite`.
+    pub(crate) rewrite: PathRewrite,
+    /// 301, 302, 303, 307 or 308.
+    pub(crate) status: u16,
+    /// `strip_query`.
+    pub(crate) strip_query: bool,
+}
+
+/// RequestMirrorPolicy.
+#[derive(Debug)]
+pub(crate) struct Mirror {
+    /// Shadow cluster by name, or by request header.
+    pub(crate) cluster: ClusterChoice,
+    /// `runtime_fraction`: (numerator, denominator); all by default.
+    pub(crate) fraction: (u32, u32),
+}
+
+/// One hash policy; results are combined in order until a terminal one yields a hash.
+#[derive(Debug)]
+pub(crate) struct HashPolicy {
+    /// What is hashed.
+    pub(crate) source: HashSource,
+    /// `terminal`.
+    pub(crate) terminal: bool,
+}
+
+/// What a hash policy hashes.
+#[derive(Debug)]
+pub(crate) enum HashSource {
+    /// All values of this header.
+    Header(Name),
+    /// This cookie; generated with the ttl if absent and a ttl is given.
+    Cookie {
+        /// Cookie name.
+        name: Box<str>,
+        /// `ttl`; zero makes a session cookie.
+        ttl: Option<Duration>,
+        /// `path`.
+        path: Box<str>,
+    },
+    /// The downstream address without port.
+    SourceIp,
+    /// This query parameter.
+    QueryParameter(Box<str>),
+}
+
+/// RetryPolicy, lowered.
+#[derive(Debug)]
+pub(crate) struct RetryPolicy {
+    /// HTTP and gRPC conditions.
+    pub(crate) on: RetryOn,
+    /// `num_retries`, 1 by default.
+    pub(crate) max_retries: u32,
+    /// `per_try_timeout`.
+    pub(crate) per_try_timeout: Option<Duration>,
+    /// `per_try_idle_timeout`.
+    pub(crate) per_try_idle_timeout: Option<Duration>,
+    /// `retriable_status_codes`.
+    pub(crate) status_codes: Vec<u16>,
+    /// `retriable_headers` of the response.
+    pub(crate) headers: Vec<matcher::HeaderMatcher>,
+    /// `retriable_request_headers`: one must match, if any is given.
+    pub(crate) request_headers: Vec<matcher::HeaderMatcher>,
+    /// `retry_back_off`: base (25 ms by default) and max (10 × base).
+    pub(crate) back_off: (Duration, Duration),
+    /// `retry_host_predicate` has previous_hosts.
+    pub(crate) previous_hosts: bool,
+    /// `host_selection_retry_max_attempts`, 1 by default.
+    pub(crate) host_selection_attempts: u32,
+}
+
+/// `retry_on`, as a set.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct RetryOn(pub(crate) u32);
+
+#[allow(missing_docs, reason = "the names are Envoy's retry_on conditions")]
+impl RetryOn {
+    pub(crate) const SERVER_ERROR: RetryOn = RetryOn(1);
+    pub(crate) const GATEWAY_ERROR: RetryOn = RetryOn(1 << 1);
+    pub(crate) const RESET: RetryOn = RetryOn(1 << 2);
+    pub(crate) const RESET_BEFORE_REQUEST: RetryOn = RetryOn(1 << 3);
+    pub(crate) const CONNECT_FAILURE: RetryOn = RetryOn(1 << 4);
+    pub(crate) const ENVOY_RATELIMITED: RetryOn = RetryOn(1 << 5);
+    pub(crate) const RETRIABLE_4XX: RetryOn = RetryOn(1 << 6);
+    pub(crate) const REFUSED_STREAM: RetryOn = RetryOn(1 << 7);
+    pub(crate) const RETRIABLE_STATUS_CODES: RetryOn = RetryOn(1 << 8);
+    pub(crate) const RETRIABLE_HEADERS: RetryOn = RetryOn(1 << 9);
+    pub(crate) const HTTP3_POST_CONNECT_FAILURE: RetryOn = RetryOn(1 << 10);
+    pub(crate) const GRPC_CANCELLED: RetryOn = RetryOn(1 << 11);
+    pub(crate) const GRPC_DEADLINE_EXCEEDED: RetryOn = RetryOn(1 << 12);
+    pub(crate) const GRPC_INTERNAL: RetryOn = RetryOn(1 << 13);
+    pub(crate) const GRPC_RESOURCE_EXHAUSTED: RetryOn = RetryOn(1 << 14);
+    pub(crate) const GRPC_UNAVAILABLE: RetryOn = RetryOn(1 << 15);
+
+    /// Whether any condition of `other` is in the set.
+    pub(crate) fn intersects(self, other: RetryOn) -> bool {
+        self.0 & other.0 != 0
+    }
+
+    /// Both sets together.
+    pub(crate) fn union(self, other: RetryOn) -> RetryOn {
+        RetryOn(self.0 | other.0)
+    }
+}

@@ -1,0 +1,25 @@
+//! What a worker may see of the configuration: one immutable value that shares every
+//! unchanged part with its predecessor. The main thread publishes, a worker adopts between
+//! polls; requests in flight keep what they started with.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use leno_base::Name;
+
+use crate::cluster::{Assignment, Cluster};
+use crate::http::route::RouteTable;
+use crate::listener::Listener;
+
+/// The whole configuration that traffic depends on, warmed.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Snapshot {
+    /// By name.
+    pub(crate) listeners: HashMap<Name, Arc<Listener>>,
+    /// By name.
+    pub(crate) clusters: HashMap<Name, Arc<Cluster>>,
+    /// Current endpoints by cluster name (resolved addresses only).
+    pub(crate) endpoints: HashMap<Name, Arc<Assignment>>,
+    /// RDS tables by name.
+    pub(crate) routes: HashMap<Name, Arc<RouteTable>>,
+}

@@ -1,0 +1,264 @@
+//! What is known of one stream (request) or one TCP session: the facts that access logs,
+//! stats, spans and filters read. Filled along the way, read in `Stream::finish`.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Instant, SystemTime};
+
+use leno_base::Name;
+
+/// Envoy's response flags (`%RESPONSE_FLAGS%`), as a set.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct ResponseFlags(u32);
+
+macro_rules! response_flags {
+    ($($(#[$doc:meta])* $name:ident = $bit:literal, $short:literal, $long:literal;)*) => {
+        impl ResponseFlags {
+            $($(#[$doc])* pub(crate) const $name: ResponseFlags = ResponseFlags(1 << $bit);)*
+            /// All flags in Envoy's order of printing, with `%RESPONSE_FLAGS%` and `%RESPONSE_FLAGS_LONG%` names.
+            pub(crate) const ALL: &'static [(ResponseFlags, &'static str, &'static str)] =
+                &[$((ResponseFlags::$name, $short, $long),)*];
+        }
+    };
+}
+
+response_flags! {
+    /// Local service failed its health check (with 503).
+    FAILED_LOCAL_HEALTH_CHECK = 0, "LH", "FailedLocalHealthCheck";
+    /// No healthy upstream host (with 503).
+    NO_HEALTHY_UPSTREAM = 1, "UH", "NoHealthyUpstream";
+    /// Upstream request timeout (with 504).
+    UPSTREAM_REQUEST_TIMEOUT = 2, "UT", "UpstreamRequestTimeout";
+    /// Connection local reset.
+    LOCAL_RESET = 3, "LR", "LocalReset";
+    /// Upstream remote reset.
+    UPSTREAM_REMOTE_RESET = 4, "UR", "UpstreamRemoteReset";
+    /// Upstream connection failure.
+    UPSTREAM_CONNECTION_FAILURE = 5, "UF", "UpstreamConnectionFailure";
+    /// Upstream connection termination.
+    UPSTREAM_CONNECTION_TERMINATION = 6, "UC", "UpstreamConnectionTermination";
+    /// Upstream overflow: a circuit breaker is open.
+    UPSTREAM_OVERFLOW = 7, "UO", "UpstreamOverflow";
+    /// No route, or no filter chain.
+    NO_ROUTE_FOUND = 8, "NR", "NoRouteFound";
+    /// Delay was injected.
+    DELAY_INJECTED = 9, "DI", "DelayInjected";
+    /// Abort was injected.
+    FAULT_INJECTED = 10, "FI", "FaultInjected";
+    /// Rate limited.
+    RATE_LIMITED = 11, "RL", "RateLimited";
+    /// Denied by external authorization.
+    UNAUTHORIZED_EXTERNAL_SERVICE = 12, "UAEX", "UnauthorizedExternalService";
+    /// Rate limit service error.
+    RATE_LIMIT_SERVICE_ERROR = 13, "RLSE", "RateLimitServiceError";
+    /// Downstream connection termination.
+    DOWNSTREAM_CONNECTION_TERMINATION = 14, "DC", "DownstreamConnectionTermination";
+    /// Upstream retry limit exceeded.
+    UPSTREAM_RETRY_LIMIT_EXCEEDED = 15, "URX", "UpstreamRetryLimitExceeded";
+    /// Stream idle timeout.
+    STREAM_IDLE_TIMEOUT = 16, "SI", "StreamIdleTimeout";
+    /// Invalid Envoy request headers.
+    INVALID_ENVOY_REQUEST_HEADERS = 17, "IH", "InvalidEnvoyRequestHeaders";
+    /// Downstream protocol error.
+    DOWNSTREAM_PROTOCOL_ERROR = 18, "DPE", "DownstreamProtocolError";
+    /// Upstream request reached its maximum stream duration.
+    UPSTREAM_MAX_STREAM_DURATION_REACHED = 19, "UMSDR", "UpstreamMaxStreamDurationReached";
+    /// Response was served from a cache filter.
+    RESPONSE_FROM_CACHE_FILTER = 20, "RFCF", "ResponseFromCacheFilter";
+    /// No filter configuration (ECDS).
+    NO_FILTER_CONFIG_FOUND = 21, "NFCF", "NoFilterConfigFound";
+    /// Request or connection exceeded its maximum duration.
+    DURATION_TIMEOUT = 22, "DT", "DurationTimeout";
+    /// Upstream protocol error.
+    UPSTREAM_PROTOCOL_ERROR = 23, "UPE", "UpstreamProtocolError";
+    /// Upstream cluster not found.
+    NO_CLUSTER_FOUND = 24, "NC", "NoClusterFound";
+    /// Overload manager.
+    OVERLOAD_MANAGER = 25, "OM", "OverloadManagerTerminated";
+    /// DNS resolution failed.
+    DNS_RESOLUTION_FAILED = 26, "DF", "DnsResolutionFailed";
+    /// Downstream remote reset.
+    DOWNSTREAM_REMOTE_RESET = 27, "DR", "DownstreamRemoteReset";
+    /// Unconditional drop by the endpoint's overload.
+    UNCONDITIONAL_DROP_OVERLOAD = 28, "UDO", "UnconditionalDropOverload";
+}
+
+impl ResponseFlags {
+    /// Adds a flag.
+    pub(crate) fn insert(&mut self, flag: ResponseFlags) {
+        self.0 |= flag.0;
+    }
+
+    /// Whether any of `flags` is set.
+    pub(crate) fn intersects(self, flags: ResponseFlags) -> bool {
+        self.0 & flags.0 != 0
+    }
+
+    /// Whether no flag is set.
+    pub(crate) fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+}
+
+/// `%PROTOCOL%`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Protocol {
+    /// HTTP/1.0
+    Http10,
+    /// HTTP/1.1
+    Http11,
+    /// HTTP/2
+    Http2,
+}
+
+impl Protocol {
+    /// The text of `%PROTOCOL%`.
+    pub(crate) fn text(self) -> &'static str {
+        match self {
+            Protocol::Http10 => "HTTP/1.0",
+            Protocol::Http11 => "HTTP/1.1",
+            Protocol::Http2 => "HTTP/2",
+        }
+    }
+}
+
+/// The facts of one downstream connection, shared by its streams.
+#[derive(Debug)]
+pub(crate) struct ConnectionInfo {
+    /// Unique in the process: `%CONNECTION_ID%`.
+    pub(crate) id: u64,
+    /// The peer's address, as far as listener filters know better than the socket.
+    pub(crate) remote: SocketAddr,
+    /// The peer's address of the socket itself: `%DOWNSTREAM_DIRECT_REMOTE_ADDRESS%`.
+    pub(crate) direct_remote: SocketAddr,
+    /// The local address, the original destination where restored.
+    pub(crate) local: SocketAddr,
+    /// The local address of the socket itself: `%DOWNSTREAM_DIRECT_LOCAL_ADDRESS%`.
+    pub(crate) direct_local: SocketAddr,
+    /// Whether `local` was restored from the original destination (SO_ORIGINAL_DST).
+    pub(crate) local_restored: bool,
+    /// SNI, if TLS was inspected: `%REQUESTED_SERVER_NAME%`.
+    pub(crate) server_name: Option<Box<str>>,
+    /// When the connection was accepted.
+    pub(crate) started: Instant,
+}
+
+/// The facts about the upstream attempt that answered (or the last one).
+#[derive(Clone, Debug, Default)]
+pub(crate) struct UpstreamInfo {
+    /// The chosen endpoint: `%UPSTREAM_HOST%`.
+    pub(crate) host: Option<SocketAddr>,
+    /// The endpoint's configured hostname.
+    pub(crate) hostname: Option<Arc<str>>,
+    /// `%UPSTREAM_LOCAL_ADDRESS%`.
+    pub(crate) local: Option<SocketAddr>,
+    /// `%UPSTREAM_CLUSTER%`: alt_stat_name or name.
+    pub(crate) cluster: Option<Name>,
+    /// `%UPSTREAM_CLUSTER_RAW%`: the name.
+    pub(crate) cluster_raw: Option<Name>,
+    /// `%UPSTREAM_PROTOCOL%`.
+    pub(crate) protocol: Option<Protocol>,
+    /// `%UPSTREAM_TRANSPORT_FAILURE_REASON%`.
+    pub(crate) transport_failure: Option<Box<str>>,
+    /// `%UPSTREAM_REQUEST_ATTEMPT_COUNT%`.
+    pub(crate) attempts: u32,
+    /// When the connection pool gave the stream (connected or reused).
+    pub(crate) ready_at: Option<Instant>,
+    /// First and last byte of the request sent upstream.
+    pub(crate) first_tx: Option<Instant>,
+    /// See `first_tx`.
+    pub(crate) last_tx: Option<Instant>,
+    /// First and last byte of the response received.
+    pub(crate) first_rx: Option<Instant>,
+    /// See `first_rx`.
+    pub(crate) last_rx: Option<Instant>,
+    /// Wire bytes to and from upstream.
+    pub(crate) wire_bytes_sent: u64,
+    /// See `wire_bytes_sent`.
+    pub(crate) wire_bytes_received: u64,
+}
+
+/// Dynamic metadata of a stream: filter name → JSON object.
+pub(crate) type DynamicMetadata = BTreeMap<String, serde_json::Map<String, serde_json::Value>>;
+
+/// What is known of one stream or TCP session.
+#[derive(Debug)]
+pub(crate) struct StreamInfo {
+    /// The downstream connection.
+    pub(crate) connection: Rc<ConnectionInfo>,
+    /// `%START_TIME%`.
+    pub(crate) start_time: SystemTime,
+    /// The monotonic start; durations count from here.
+    pub(crate) started: Instant,
+    /// `None` for TCP.
+    pub(crate) protocol: Option<Protocol>,
+    /// `%RESPONSE_CODE%`; 0: none sent.
+    pub(crate) response_code: u16,
+    /// `%RESPONSE_CODE_DETAILS%`.
+    pub(crate) response_code_details: Option<std::borrow::Cow<'static, str>>,
+    /// `%CONNECTION_TERMINATION_DETAILS%`.
+    pub(crate) termination_details: Option<std::borrow::Cow<'static, str>>,
+    /// `%RESPONSE_FLAGS%`.
+    pub(crate) flags: ResponseFlags,
+    /// `%BYTES_RECEIVED%`: body bytes from downstream.
+    pub(crate) bytes_received: u64,
+    /// `%BYTES_SENT%`: body bytes to downstream.
+    pub(crate) bytes_sent: u64,
+    /// Bytes of the request and response heads as received or sent.
+    pub(crate) request_header_bytes: u64,
+    /// See `request_header_bytes`.
+    pub(crate) response_header_bytes: u64,
+    /// Last byte of the request received (`%REQUEST_DURATION%`).
+    pub(crate) request_complete: Option<Instant>,
+    /// First byte of the response sent downstream.
+    pub(crate) first_downstream_tx: Option<Instant>,
+    /// Last byte of the response sent downstream.
+    pub(crate) last_downstream_tx: Option<Instant>,
+    /// `%ROUTE_NAME%`.
+    pub(crate) route_name: Option<Name>,
+    /// `%VIRTUAL_CLUSTER_NAME%` is not kept; the virtual host's name is.
+    pub(crate) virtual_host: Option<Name>,
+    /// The upstream side.
+    pub(crate) upstream: UpstreamInfo,
+    /// `%DYNAMIC_METADATA(...)%`.
+    pub(crate) metadata: DynamicMetadata,
+    /// `%FILTER_STATE(...)%`, as text objects.
+    pub(crate) filter_state: BTreeMap<String, String>,
+    /// `x-request-id`, as logged or traced.
+    pub(crate) request_id: Option<Box<str>>,
+    /// The request passed the health check filter.
+    pub(crate) health_check: bool,
+}
+
+impl StreamInfo {
+    /// The facts at the start of a stream on `connection`.
+    pub(crate) fn new(connection: Rc<ConnectionInfo>, protocol: Option<Protocol>, now: Instant, wall: SystemTime) -> Self {
+        Self {
+            connection,
+            start_time: wall,
+            started: now,
+            protocol,
+            response_code: 0,
+            response_code_details: None,
+            termination_details: None,
+            flags: ResponseFlags::default(),
+            bytes_received: 0,
+            bytes_sent: 0,
+            request_header_bytes: 0,
+            response_header_bytes: 0,
+            request_complete: None,
+            first_downstream_tx: None,
+            last_downstream_tx: None,
+            route_name: None,
+            virtual_host: None,
+            upstream: UpstreamInfo::default(),
+            metadata: DynamicMetadata::new(),
+            filter_state: BTreeMap::new(),
+            request_id: None,
+            health_check: false,
+        }
+    }
+}
+
