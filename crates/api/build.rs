@@ -3,7 +3,8 @@
 //! The proto files are those that the `envoy-types` crate ships (it is a dependency that is
 //! never compiled, see Cargo.toml) plus the few that it lacks, in `proto/`. No protoc is needed:
 //! protox compiles them. Out come
-//!   - `descriptors.bin`: every file, as one FileDescriptorSet, for the schema tables and tests;
+//!   - `descriptors.bin`: every file with its options, as one FileDescriptorSet, for tests;
+//!   - `schema.*`: the same, flattened into the tables that the codec reads (build/schema.rs);
 //!   - `protos.rs` and one file per package: prost types for what `GENERATED` reaches.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -11,8 +12,13 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::{env, fs};
 
-use prost::Message;
+use prost_reflect::DescriptorPool;
 use prost_types::{FileDescriptorProto, FileDescriptorSet};
+
+#[path = "src/schema/layout.rs"]
+mod layout;
+#[path = "build/schema.rs"]
+mod schema;
 
 /// Include roots inside the `envoy-types` package.
 const ROOTS: [&str; 8] = [
@@ -73,6 +79,8 @@ const GENERATED: &[&str] = &[
 
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");
+    println!("cargo:rerun-if-changed=build");
+    println!("cargo:rerun-if-changed=src/schema/layout.rs");
     println!("cargo:rerun-if-changed=proto");
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
     let own = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets it")).join("proto");
@@ -81,8 +89,9 @@ fn main() {
     roots.push(own);
 
     let files = compile(&roots, &out);
-    let all = FileDescriptorSet { file: files.values().cloned().collect() };
-    fs::write(out.join("descriptors.bin"), all.encode_to_vec()).expect("OUT_DIR is writable");
+    let descriptors = descriptor_set(files.values().map(|file| file.bytes.as_slice()));
+    schema::write(&DescriptorPool::decode(descriptors.as_slice()).expect("consistent descriptors"), &out);
+    fs::write(out.join("descriptors.bin"), descriptors).expect("OUT_DIR is writable");
     generate(&files, &out);
 }
 
@@ -106,12 +115,32 @@ fn envoy_types_dir() -> PathBuf {
     Path::new(manifest).parent().expect("a manifest lies in a folder").to_owned()
 }
 
+/// A compiled proto file.
+struct Compiled {
+    /// As prost knows it: without the options that Envoy's protos add.
+    descriptor: FileDescriptorProto,
+    /// The FileDescriptorProto in wire form, with all options.
+    bytes: Vec<u8>,
+}
+
+/// Joins files in wire form into a FileDescriptorSet in wire form.
+fn descriptor_set<'f>(files: impl Iterator<Item = &'f [u8]>) -> Vec<u8> {
+    const FILE_TAG: u8 = 1 << 3 | 2;
+    let mut set = Vec::new();
+    for file in files {
+        set.push(FILE_TAG);
+        prost::encode_length_delimiter(file.len(), &mut set).expect("a Vec takes all");
+        set.extend_from_slice(file);
+    }
+    set
+}
+
 /// Compiles every proto file under `roots`, merged by file name.
 ///
 /// Each file gets a compiler of its own: with a shared one, protox resolves relative names
 /// against every loaded package, where protoc sees a file's own imports only, and
 /// `config.core.v3.X` inside `envoy.extensions...` would find `envoy.extensions.config`.
-fn compile(roots: &[PathBuf], out: &Path) -> BTreeMap<String, FileDescriptorProto> {
+fn compile(roots: &[PathBuf], out: &Path) -> BTreeMap<String, Compiled> {
     let patched = out.join("patched");
     patch_relative_names(roots, &patched);
     let mut includes = vec![patched];
@@ -127,7 +156,11 @@ fn compile(roots: &[PathBuf], out: &Path) -> BTreeMap<String, FileDescriptorProt
             panic!("{name}: {error}");
         }
         for file in compiler.file_descriptor_set().file {
-            merged.entry(file.name().to_owned()).or_insert(file);
+            if !merged.contains_key(file.name()) {
+                let pool = compiler.descriptor_pool();
+                let bytes = pool.get_file_by_name(file.name()).expect("just compiled").encode_to_vec();
+                merged.insert(file.name().to_owned(), Compiled { descriptor: file, bytes });
+            }
         }
     }
     merged
@@ -168,16 +201,16 @@ fn proto_files(root: &Path) -> Vec<String> {
 }
 
 /// Writes prost types (and gRPC stubs) for `GENERATED` and all that it imports.
-fn generate(files: &BTreeMap<String, FileDescriptorProto>, out: &Path) {
+fn generate(files: &BTreeMap<String, Compiled>, out: &Path) {
     let mut wanted = BTreeSet::new();
     let mut open: Vec<&str> = GENERATED.to_vec();
     while let Some(name) = open.pop() {
         if wanted.insert(name) {
             let file = files.get(name).unwrap_or_else(|| panic!("{name}: no such proto file"));
-            open.extend(file.dependency.iter().map(String::as_str));
+            open.extend(file.descriptor.dependency.iter().map(String::as_str));
         }
     }
-    let set = FileDescriptorSet { file: wanted.iter().map(|name| files[*name].clone()).collect() };
+    let set = FileDescriptorSet { file: wanted.iter().map(|name| files[*name].descriptor.clone()).collect() };
     let mut config = prost_build::Config::new();
     config.out_dir(out).include_file("protos.rs").bytes(["."]).enable_type_names();
     config.type_name_domain(["."], "type.googleapis.com").disable_comments(["."]);

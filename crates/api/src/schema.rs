@@ -1,0 +1,1 @@
+//! The messages and enums of all compiled proto files, as static tables.
