@@ -1,1 +1,18 @@
-//! Leaf vocabulary of Leno: clock, backoff, CIDR, names, drain.
+//! Leaf vocabulary of Leno: what both halves of the mesh say before they know what a mesh is.
+//!
+//! No I/O and no async runtime here, so that everything that uses these types can be driven by
+//! a test: time comes from a [`clock::Clock`], randomness from a seeded [`rng::Rng`].
+//!
+//! Start with [`name::Name`] (every resource has one) and [`clock`]; the rest is independent.
+
+pub mod backoff;
+pub mod cidr;
+pub mod clock;
+pub mod drain;
+pub mod duration;
+pub mod name;
+pub mod rng;
+
+pub use cidr::Cidr;
+pub use clock::Clock;
+pub use name::Name;
