@@ -1,43 +1,330 @@
 //! Counters, gauges and histograms with Envoy's names.
 //!
-//! Each worker (and the main thread) owns a *block* of values per scope, e.g. one for
+//! Each thread (the main one and every worker) owns a *block* of values per scope, e.g. one for
 //! `cluster.NAME.`; it is the block's only writer, so an increment is a plain load, add and
 //! store without a locked instruction. A scrape sums the blocks of one scope over all threads.
-//! A block costs 8 bytes a stat and is made when its thread first uses the scope.
+//! A block costs 8 bytes a counter or gauge; histograms and per-status counters are allocated
+//! when first used. A scope's values live as long as somebody holds its block.
+//!
+//! A kind of scope is declared with `stats_scope!`; rendering is in `admin::stats`.
 
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+use std::time::Duration;
 
-/// What a stat is, for rendering.
+/// What a stat is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     /// Only grows.
     Counter,
     /// Goes up and down; blocks are summed.
     Gauge,
+    /// A distribution of integers (milliseconds unless its name says otherwise).
+    Histogram,
 }
 
-/// The stats of one kind of scope: names in a fixed order.
+/// The stats of one kind of scope: (name below the prefix, kind), in index order.
 #[derive(Debug)]
-pub(crate) struct Schema {
-    /// (name below the scope's prefix, kind).
-    pub(crate) stats: &'static [(&'static str, Kind)],
-}
+pub(crate) struct Schema(pub(crate) &'static [(&'static str, Kind)]);
 
 /// One thread's values of one scope.
 #[derive(Debug)]
 pub(crate) struct Block {
     schema: &'static Schema,
-    /// Envoy's prefix with the trailing dot, e.g. `cluster.outbound|80||a.svc.`.
     prefix: Box<str>,
     values: Box<[AtomicU64]>,
+    histograms: OnceLock<Box<[Buckets]>>,
+    /// Counters by HTTP status (100..=599), for `upstream_rq_200` and the like.
+    statuses: OnceLock<Box<[AtomicU64]>>,
+}
+
+/// A counter or gauge of the calling thread's block.
+#[derive(Clone, Copy)]
+pub(crate) struct Cell<'a>(&'a AtomicU64);
+
+impl Cell<'_> {
+    /// Adds one.
+    pub(crate) fn inc(self) {
+        self.add(1);
+    }
+
+    /// Takes one off (gauges only).
+    pub(crate) fn dec(self) {
+        self.0.store(self.0.load(Ordering::Relaxed).wrapping_sub(1), Ordering::Relaxed);
+    }
+
+    /// Adds.
+    pub(crate) fn add(self, delta: u64) {
+        self.0.store(self.0.load(Ordering::Relaxed).wrapping_add(delta), Ordering::Relaxed);
+    }
+
+    /// Sets (gauges that one thread owns).
+    pub(crate) fn set(self, value: u64) {
+        self.0.store(value, Ordering::Relaxed);
+    }
+
+    /// This thread's value.
+    pub(crate) fn value(self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// A histogram of the calling thread's block.
+#[derive(Clone, Copy)]
+pub(crate) struct Histogram<'a>(&'a Buckets);
+
+impl Histogram<'_> {
+    /// Records one value.
+    pub(crate) fn record(self, value: u64) {
+        self.0.record(value);
+    }
+
+    /// Records a duration in milliseconds.
+    pub(crate) fn record_ms(self, value: Duration) {
+        self.record(u64::try_from(value.as_millis()).unwrap_or(u64::MAX));
+    }
 }
 
 impl Block {
-    /// Adds to the stat at `index`. Only the owning thread may call this.
-    fn add(&self, index: usize, delta: u64) {
-        if let Some(value) = self.values.get(index) {
-            value.store(value.load(Ordering::Relaxed).wrapping_add(delta), Ordering::Relaxed);
+    fn new(schema: &'static Schema, prefix: &str) -> Self {
+        let values = schema.0.iter().map(|_| AtomicU64::new(0)).collect();
+        Self { schema, prefix: prefix.into(), values, histograms: OnceLock::new(), statuses: OnceLock::new() }
+    }
+
+    /// Envoy's prefix with the trailing dot, e.g. `cluster.outbound|80||a.svc.`.
+    pub(crate) fn prefix(&self) -> &str {
+        &self.prefix
+    }
+
+    /// Names and kinds, in the order of `value`.
+    pub(crate) fn schema(&self) -> &'static Schema {
+        self.schema
+    }
+
+    /// The counter or gauge at a schema index (made by `stats_scope!`).
+    pub(crate) fn cell(&self, index: usize) -> Cell<'_> {
+        Cell(&self.values[index])
+    }
+
+    /// The histogram at a schema index (made by `stats_scope!`).
+    pub(crate) fn histogram(&self, index: usize) -> Histogram<'_> {
+        let all = self.histograms.get_or_init(|| self.schema.0.iter().map(|_| Buckets::default()).collect());
+        Histogram(&all[index])
+    }
+
+    /// The recorded buckets of a histogram, if anything was recorded in this block.
+    pub(crate) fn recorded(&self, index: usize) -> Option<&Buckets> {
+        self.histograms.get().and_then(|all| all.get(index))
+    }
+
+    /// Counts one HTTP status under its own name.
+    pub(crate) fn count_status(&self, status: u16) {
+        let all = self.statuses.get_or_init(|| (0..500).map(|_| AtomicU64::new(0)).collect());
+        if let Some(value) = usize::from(status).checked_sub(100).and_then(|index| all.get(index)) {
+            Cell(value).inc();
         }
+    }
+
+    /// All statuses counted so far: (status, count).
+    pub(crate) fn statuses(&self) -> impl Iterator<Item = (u16, u64)> {
+        let all = self.statuses.get().map(|all| &all[..]).unwrap_or_default();
+        let counted = all.iter().map(|value| value.load(Ordering::Relaxed)).zip(100u16..);
+        counted.filter(|(count, _)| *count > 0).map(|(count, status)| (status, count))
+    }
+}
+
+/// Values up to this one have a bucket each; above, two significant decimal digits are kept,
+/// as in the log-linear histograms that Envoy uses.
+const LINEAR: u64 = 100;
+/// Decades above `LINEAR` that have buckets of their own: values from 100 to 10^12.
+const DECADES: usize = 10;
+const PER_DECADE: usize = 90;
+
+/// A log-linear histogram: relative error at most 5 %.
+#[derive(Debug, Default)]
+pub(crate) struct Buckets {
+    linear: OnceLock<Box<[AtomicU64]>>,
+    decades: [OnceLock<Box<[AtomicU64]>>; DECADES],
+    sum: AtomicU64,
+}
+
+impl Buckets {
+    fn record(&self, value: u64) {
+        let cells = |n: usize| (0..n).map(|_| AtomicU64::new(0)).collect::<Box<[AtomicU64]>>();
+        Cell(&self.sum).add(value);
+        if value < LINEAR {
+            Cell(&self.linear.get_or_init(|| cells(LINEAR as usize))[value as usize]).inc();
+            return;
+        }
+        let mut decade = 0;
+        let mut digits = value / 10;
+        while digits >= 100 && decade + 1 < DECADES {
+            digits /= 10;
+            decade += 1;
+        }
+        let digits = digits.min(99) as usize;
+        Cell(&self.decades[decade].get_or_init(|| cells(PER_DECADE))[digits - 10]).inc();
+    }
+
+    /// Sum of all recorded values.
+    pub(crate) fn sum(&self) -> u64 {
+        self.sum.load(Ordering::Relaxed)
+    }
+
+    /// All buckets that hold something: (lower bound, width, count), ascending.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (u64, u64, u64)> {
+        let linear = self.linear.get().map(|cells| &cells[..]).unwrap_or_default().iter();
+        let linear = linear.enumerate().map(|(value, cell)| (value as u64, 1, cell.load(Ordering::Relaxed)));
+        let decades = self.decades.iter().enumerate().flat_map(|(decade, cells)| {
+            let unit = 10u64.pow(decade as u32 + 1);
+            let cells = cells.get().map(|cells| &cells[..]).unwrap_or_default().iter();
+            cells.enumerate().map(move |(at, cell)| ((at as u64 + 10) * unit, unit, cell.load(Ordering::Relaxed)))
+        });
+        linear.chain(decades).filter(|(_, _, count)| *count > 0)
+    }
+}
+
+/// All blocks of all threads.
+#[derive(Debug, Default)]
+pub(crate) struct StatsStore {
+    threads: Mutex<Vec<Arc<ThreadStats>>>,
+}
+
+/// The blocks of one thread, by prefix.
+#[derive(Debug, Default)]
+pub(crate) struct ThreadStats {
+    blocks: Mutex<HashMap<Box<str>, Weak<Block>>>,
+}
+
+impl StatsStore {
+    /// A new thread's stats; each thread calls it once.
+    pub(crate) fn thread(&self) -> Arc<ThreadStats> {
+        let thread = Arc::new(ThreadStats::default());
+        self.threads.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&thread));
+        thread
+    }
+
+    /// Every living block of every thread; blocks of one scope share prefix and schema.
+    pub(crate) fn blocks(&self) -> Vec<Arc<Block>> {
+        let threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = Vec::new();
+        for thread in threads.iter() {
+            let mut blocks = thread.blocks.lock().unwrap_or_else(PoisonError::into_inner);
+            blocks.retain(|_, block| block.strong_count() > 0);
+            all.extend(blocks.values().filter_map(Weak::upgrade));
+        }
+        all
+    }
+}
+
+impl ThreadStats {
+    /// This thread's block of a scope; the same one as long as somebody holds it, so counts
+    /// survive an update of the cluster or listener that they belong to.
+    pub(crate) fn block(&self, prefix: &str, schema: &'static Schema) -> Arc<Block> {
+        let mut blocks = self.blocks.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(block) = blocks.get(prefix).and_then(Weak::upgrade)
+            && std::ptr::eq(block.schema, schema)
+        {
+            return block;
+        }
+        let block = Arc::new(Block::new(schema, prefix));
+        blocks.insert(prefix.into(), Arc::downgrade(&block));
+        block
+    }
+}
+
+/// Declares a kind of scope: a struct around a `Block` with a method for each stat.
+macro_rules! stats_scope {
+    ($(#[$doc:meta])* $vis:vis struct $name:ident { $($kind:ident $stat:ident $(= $text:literal)?;)* }) => {
+        $(#[$doc])*
+        #[derive(Clone, Debug)]
+        $vis struct $name {
+            block: std::sync::Arc<$crate::telemetry::stats::Block>,
+        }
+
+        #[allow(dead_code, missing_docs, reason = "stat names are Envoy's")]
+        impl $name {
+            $vis const SCHEMA: &'static $crate::telemetry::stats::Schema = &$crate::telemetry::stats::Schema(&[
+                $(($crate::telemetry::stats::stats_scope!(@name $stat $($text)?), $crate::telemetry::stats::stats_scope!(@kind $kind)),)*
+            ]);
+
+            /// The calling thread's stats of the scope with this prefix (trailing dot included).
+            $vis fn new(thread: &$crate::telemetry::stats::ThreadStats, prefix: &str) -> Self {
+                Self { block: thread.block(prefix, Self::SCHEMA) }
+            }
+
+            /// The block itself, e.g. to count statuses.
+            $vis fn block(&self) -> &$crate::telemetry::stats::Block {
+                &self.block
+            }
+
+            $crate::telemetry::stats::stats_scope!(@methods $vis 0usize; $($kind $stat;)*);
+        }
+    };
+    (@name $stat:ident) => { stringify!($stat) };
+    (@name $stat:ident $text:literal) => { $text };
+    (@kind counter) => { $crate::telemetry::stats::Kind::Counter };
+    (@kind gauge) => { $crate::telemetry::stats::Kind::Gauge };
+    (@kind histogram) => { $crate::telemetry::stats::Kind::Histogram };
+    (@methods $vis:vis $index:expr;) => {};
+    (@methods $vis:vis $index:expr; histogram $stat:ident; $($rest:tt)*) => {
+        $vis fn $stat(&self) -> $crate::telemetry::stats::Histogram<'_> {
+            self.block.histogram($index)
+        }
+        $crate::telemetry::stats::stats_scope!(@methods $vis $index + 1usize; $($rest)*);
+    };
+    (@methods $vis:vis $index:expr; $kind:ident $stat:ident; $($rest:tt)*) => {
+        $vis fn $stat(&self) -> $crate::telemetry::stats::Cell<'_> {
+            self.block.cell($index)
+        }
+        $crate::telemetry::stats::stats_scope!(@methods $vis $index + 1usize; $($rest)*);
+    };
+}
+pub(crate) use stats_scope;
+
+#[cfg(test)]
+mod tests {
+    use super::StatsStore;
+
+    stats_scope! {
+        struct Sample { counter total; gauge active; histogram time = "rq_time"; }
+    }
+
+    #[test]
+    fn blocks_of_one_scope_keep_their_values_while_held() {
+        let store = StatsStore::default();
+        let (main, worker) = (store.thread(), store.thread());
+        let (first, second) = (Sample::new(&main, "x."), Sample::new(&worker, "x."));
+        first.total().inc();
+        Sample::new(&main, "x.").total().add(2);
+        second.total().inc();
+        let sum: u64 = store.blocks().iter().map(|block| block.cell(0).value()).sum();
+        assert_eq!(sum, 4);
+        drop((first, second));
+        assert!(store.blocks().is_empty());
+    }
+
+    #[test]
+    fn histograms_keep_two_significant_digits() {
+        let store = StatsStore::default();
+        let sample = Sample::new(&store.thread(), "x.");
+        for value in [0, 7, 99, 100, 104, 12_345, u64::MAX] {
+            sample.time().record(value);
+        }
+        let buckets: Vec<_> = sample.block().recorded(2).into_iter().flat_map(super::Buckets::iter).collect();
+        assert_eq!(buckets[..5], [(0, 1, 1), (7, 1, 1), (99, 1, 1), (100, 10, 2), (12_000, 1_000, 1)]);
+        assert_eq!(buckets.len(), 6);
+        assert_eq!(Sample::SCHEMA.0[2].0, "rq_time");
+    }
+
+    #[test]
+    fn statuses_are_counted_by_code() {
+        let store = StatsStore::default();
+        let sample = Sample::new(&store.thread(), "x.");
+        for status in [200, 503, 200, 99, 600] {
+            sample.block().count_status(status);
+        }
+        assert_eq!(sample.block().statuses().collect::<Vec<_>>(), [(200, 2), (503, 1)]);
     }
 }

@@ -1,0 +1,151 @@
+//! Listeners: where connections come in, how their filter chain is found.
+//!
+//! Reading order: this file (the types), `accept`, `inspect`, `original_dst`, `filter_chain`;
+//! `config` lowers.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use leno_base::Name;
+
+use crate::cluster::TcpKeepalive;
+use crate::http::config::HttpConnectionManager;
+use crate::tcp::tcp_proxy::TcpProxy;
+use crate::telemetry::access_log::AccessLog;
+
+/// A listener as configured (envoy.config.listener.v3.Listener), lowered.
+#[derive(Debug)]
+pub(crate) struct Listener {
+    /// `name`, never empty (Envoy invents one for static listeners without).
+    pub(crate) name: Name,
+    /// `stat_prefix`, else the address: scope `listener.ADDRESS.`.
+    pub(crate) stat_prefix: Name,
+    /// `address` and `additional_addresses`.
+    pub(crate) addresses: Vec<ListenAddress>,
+    /// `bind_to_port`, true by default.
+    pub(crate) bind_to_port: bool,
+    /// `use_original_dst`: hand the connection to the listener of its original destination.
+    pub(crate) use_original_dst: bool,
+    /// Listener filters in order.
+    pub(crate) listener_filters: Vec<ListenerFilter>,
+    /// `listener_filters_timeout`, 15 s by default; `None`: never.
+    pub(crate) listener_filters_timeout: Option<Duration>,
+    /// `continue_on_listener_filters_timeout`.
+    pub(crate) continue_on_timeout: bool,
+    /// How a connection finds its chain.
+    pub(crate) chains: filter_chain::FilterChains,
+    /// `access_log` of connections that find no chain, and of all others at their end.
+    pub(crate) access_logs: Vec<Arc<AccessLog>>,
+    /// `per_connection_buffer_limit_bytes`, 1 MiB by default.
+    pub(crate) buffer_limit: usize,
+    /// `transparent`.
+    pub(crate) transparent: bool,
+    /// `freebind`.
+    pub(crate) freebind: bool,
+    /// `socket_options`: (level, name, value), set before binding.
+    pub(crate) options: Vec<(i32, i32, Vec<u8>)>,
+    /// `tcp_backlog_size`, the system's by default.
+    pub(crate) backlog: Option<u32>,
+    /// `enable_reuse_port`, true by default.
+    pub(crate) reuse_port: bool,
+    /// `connection_balance_config.exact_balance`.
+    pub(crate) exact_balance: bool,
+    /// `max_connections_to_accept_per_socket_event`.
+    pub(crate) max_accept_per_event: Option<u32>,
+    /// `tcp_keepalive` by socket options is separate; this is `TcpKeepalive` of newer APIs.
+    pub(crate) keepalive: Option<TcpKeepalive>,
+    /// `traffic_direction`.
+    pub(crate) direction: Direction,
+    /// `drain_type: MODIFY_ONLY`: not drained by health check failure.
+    pub(crate) drain_on_modify_only: bool,
+    /// Whether it came by LDS.
+    pub(crate) added_via_api: bool,
+    /// The message as received, for /config_dump and for finding what changed.
+    pub(crate) source: prost_types::Any,
+    /// `version_info` of the update that brought it.
+    pub(crate) version: String,
+}
+
+/// Where a listener listens.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum ListenAddress {
+    /// IP and port; port 0 is chosen by the system.
+    Ip(SocketAddr),
+    /// A Unix socket: path (`@` = abstract) and mode.
+    Pipe(Arc<str>, u32),
+}
+
+/// `traffic_direction`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Direction {
+    /// Not said.
+    Unspecified,
+    /// To the workload.
+    Inbound,
+    /// From the workload.
+    Outbound,
+}
+
+/// A listener filter, possibly disabled for some connections.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct ListenerFilter {
+    /// Which.
+    pub(crate) kind: ListenerFilterKind,
+    /// `filter_disabled`.
+    pub(crate) disabled: Option<ListenerPredicate>,
+}
+
+/// The listener filters that this proxy has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ListenerFilterKind {
+    /// envoy.filters.listener.original_dst
+    OriginalDst,
+    /// envoy.filters.listener.http_inspector
+    HttpInspector,
+    /// envoy.filters.listener.tls_inspector
+    TlsInspector,
+}
+
+/// ListenerFilterChainMatchPredicate.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum ListenerPredicate {
+    /// Any of them.
+    Or(Vec<ListenerPredicate>),
+    /// All of them.
+    And(Vec<ListenerPredicate>),
+    /// Not it.
+    Not(Box<ListenerPredicate>),
+    /// Always.
+    Any,
+    /// `destination_port_range`: start inclusive, end exclusive.
+    DestinationPort(u16, u16),
+}
+
+/// One filter chain.
+#[derive(Debug)]
+pub(crate) struct FilterChain {
+    /// `name`.
+    pub(crate) name: Name,
+    /// What serves the connection.
+    pub(crate) network: NetworkFilters,
+    /// `transport_socket_connect_timeout`.
+    pub(crate) transport_timeout: Option<Duration>,
+}
+
+/// A chain of network filters; it always ends in one of these.
+#[derive(Clone, Debug)]
+pub(crate) enum NetworkFilters {
+    /// HTTP connection manager.
+    Http(Arc<HttpConnectionManager>),
+    /// TCP proxy.
+    Tcp(Arc<TcpProxy>),
+    /// No filter: the connection is closed.
+    Close,
+}
+
+pub(crate) mod accept;
+pub(crate) mod config;
+pub(crate) mod filter_chain;
+pub(crate) mod inspect;
+pub(crate) mod original_dst;
