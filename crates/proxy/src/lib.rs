@@ -5,7 +5,9 @@
 mod admin;
 mod cluster;
 mod config;
+mod drain;
 mod http;
+mod io;
 mod listener;
 mod server;
 mod snapshot;
