@@ -7,9 +7,11 @@ use std::time::Duration;
 use leno_base::Name;
 
 use crate::cluster::Http2Settings;
-use crate::http::filters::FilterConfig;
+use crate::http::filters::ChainedFilter;
 use crate::http::route::RouteTable;
 use crate::telemetry::access_log::AccessLog;
+
+pub(crate) mod lower;
 
 /// One HTTP connection manager: everything that a downstream HTTP connection obeys.
 #[derive(Debug)]
@@ -21,7 +23,7 @@ pub(crate) struct HttpConnectionManager {
     /// Where routes come from.
     pub(crate) routes: RouteSource,
     /// The chain in order, without the terminal router.
-    pub(crate) filters: Vec<Arc<dyn FilterConfig>>,
+    pub(crate) filters: Vec<ChainedFilter>,
     /// The terminal router's settings.
     pub(crate) router: RouterConfig,
     /// `access_log`.

@@ -22,6 +22,17 @@ use crate::http::reply::Reply;
 use crate::http::stream::Stream;
 use crate::telemetry::stream_info::StreamInfo;
 
+/// A filter's place in a chain.
+#[derive(Debug)]
+pub(crate) struct ChainedFilter {
+    /// `name`, which per-route settings refer to.
+    pub(crate) name: leno_base::Name,
+    /// `disabled`: it runs only for routes that have settings for it (and do not disable it).
+    pub(crate) disabled: bool,
+    /// The filter.
+    pub(crate) config: Arc<dyn FilterConfig>,
+}
+
 /// A filter as configured in one chain.
 pub(crate) trait FilterConfig: fmt::Debug + Send + Sync {
     /// Opens the filter for one request; `None`: it does not want to see this one.
