@@ -1,0 +1,57 @@
+//! The machine layer of `leno up`: one machine's node, made of Linux namespaces, in which pods with addresses
+//! of their own run as local processes. It knows nothing of Kubernetes, xDS or meshes, and needs no external
+//! program: everything is done by system calls and netlink.
+//!
+//! ```text
+//!  host namespaces                 │ namespaces of the node (net, mount, pid, uts; user when not root)
+//!                                  │
+//!  Outer ── socketpair ────────────┼── Node (pid 1)      Publisher: "bind 127.0.0.1:8080 on the host"
+//!    binds host ports, passes      │    │ leno0 10.244.0.1/16 (bridge)
+//!    the listening sockets         │    ├── Pod 10.244.0.2   net + mount + uts namespace, /etc/hosts
+//!                                  │    │     Process (app), Process (sidecar); Redirect in nf_tables
+//!                                  │    └── Pod 10.244.0.3 ...
+//! ```
+//!
+//! The order of use:
+//!
+//! 1. [`support`] tries what the kernel allows and says why not.
+//! 2. In the host's namespaces, [`Outer::start`] runs this executable again as the *inner* process.
+//! 3. The inner process calls [`Node::enter`] first thing, then [`Pod::create`], [`Pod::redirect`], and
+//!    [`Supervisor::start`] or [`Process::spawn`]. Host ports come from [`Node::publisher`].
+//!
+//! Nothing is ever left behind: the inner process is pid 1 of its pid namespace and dies with the outer one,
+//! however that ends; all processes, addresses and rules die with the namespaces.
+//!
+//! IPv4 only for now: pods have no IPv6 address besides `::1` and a link-local one.
+//!
+//! On other systems than Linux the crate is empty.
+
+#![cfg(target_os = "linux")]
+
+mod control;
+mod error;
+mod link;
+mod netlink;
+mod nft;
+mod node;
+mod outer;
+mod pod;
+mod process;
+mod reaper;
+mod redirect;
+mod rules;
+mod supervisor;
+mod support;
+mod sys;
+
+pub use control::Publisher;
+pub use error::NodeError;
+pub use node::{Network, Node};
+pub use outer::{InnerSpec, Outer};
+pub use pod::{Pod, PodSpec};
+pub use process::{Capabilities, Exit, Line, Process, ProcessSpec, Stream};
+pub use redirect::{Cidrs, Ipv4Net, NotANet, Ports, Redirect};
+pub use rules::{Chain, Hook, Match, Owner, Rule, Ruleset, Verdict};
+pub use rustix::process::Signal;
+pub use supervisor::{Backoff, Restart, State, Status, Supervisor};
+pub use support::{Mode, Support, support};

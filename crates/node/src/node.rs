@@ -1,0 +1,184 @@
+//! The inner process becomes a node: mounts and the node's end of the network. Pods: [`crate::pod`].
+
+use std::io;
+use std::net::Ipv4Addr;
+use std::os::fd::{AsFd, RawFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::thread;
+
+use rustix::event::{PollFd, PollFlags};
+use rustix::io::Errno;
+use rustix::net::netdevice;
+
+use crate::control::Publisher;
+use crate::error::{During, NodeError};
+use crate::link;
+use crate::netlink::Socket;
+use crate::outer::VARIABLE;
+use crate::reaper;
+use crate::redirect::Ipv4Net;
+use crate::support::Mode;
+use crate::sys;
+
+const BRIDGE: &str = "leno0";
+pub(crate) const LOOPBACK: u32 = 1; // the index of `lo` in every network namespace
+
+/// The addresses of a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Network {
+    /// The node's own address: the pods' default gateway, and where they reach servers in the inner process.
+    pub address: Ipv4Addr,
+    /// The prefix length of the network that pods are in.
+    pub prefix: u8,
+}
+
+impl Default for Network {
+    /// 10.244.0.1/16
+    fn default() -> Network {
+        Network { address: Ipv4Addr::new(10, 244, 0, 1), prefix: 16 }
+    }
+}
+
+impl Network {
+    /// The prefix that all pods are in.
+    pub fn net(&self) -> Ipv4Net {
+        Ipv4Net { address: self.address, prefix: self.prefix }
+    }
+}
+
+/// The node that the inner process is. Clones are the same node.
+#[derive(Clone, Debug)]
+pub struct Node {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    network: Network,
+    mode: Mode,
+    publisher: Publisher,
+    bridge: u32,
+    links: AtomicU32,
+}
+
+impl Node {
+    /// Whether this process was started by [`crate::Outer::start`].
+    pub fn is_inner() -> bool {
+        std::env::var_os(VARIABLE).is_some()
+    }
+
+    /// Makes this process, which [`crate::Outer::start`] started, a node: private mounts with a /proc of its
+    /// own, loopback up, the bridge `leno0` with the node's address, IPv4 forwarding on. From now on orphans
+    /// are buried, and the process ends when the outer one does.
+    ///
+    /// Call it once, first thing. It blocks for some milliseconds and needs no runtime. Do not start children
+    /// other than by [`crate::Process`] afterwards: their exit status may be taken by the burial of orphans.
+    ///
+    /// # Errors
+    ///
+    /// The step that failed; the outer process learns it, too.
+    pub fn enter(network: Network) -> Result<Node, NodeError> {
+        let (publisher, mode) = control_socket().during(|| "not started as the inner process".into())?;
+        let result = Node::set_up(network, mode, publisher.clone());
+        publisher.entered(result.as_ref().map(|_| ())).during(|| "the outer process is gone".into())?;
+        result
+    }
+
+    /// How the node's namespaces are owned.
+    pub fn mode(&self) -> Mode {
+        self.shared.mode
+    }
+
+    /// The node's addresses.
+    pub fn network(&self) -> Network {
+        self.shared.network
+    }
+
+    /// The way to the ports of the host.
+    pub fn publisher(&self) -> Publisher {
+        self.shared.publisher.clone()
+    }
+
+    /// The index of the bridge.
+    pub(crate) fn bridge(&self) -> u32 {
+        self.shared.bridge
+    }
+
+    /// A name for another link of the node.
+    pub(crate) fn next_link(&self) -> String {
+        format!("leno{}", self.shared.links.fetch_add(1, Ordering::Relaxed))
+    }
+
+    fn set_up(network: Network, mode: Mode, publisher: Publisher) -> Result<Node, NodeError> {
+        if !rustix::process::getpid().is_init() {
+            return Err(NodeError::new(
+                "not started as the inner process",
+                io::Error::other("it is not the first process of its namespace"),
+            ));
+        }
+        sys::make_mounts_private().during(|| "cannot make mounts private".into())?;
+        sys::mount_proc().during(|| "cannot mount /proc".into())?;
+        reaper::bury_orphans().during(|| "cannot start the thread that buries orphans".into())?;
+
+        let route = Socket::route().during(|| "cannot open a netlink socket".into())?;
+        route.transact(&link::set_up(LOOPBACK)).during(|| "cannot bring loopback up".into())?;
+        let [a, b, c, d] = network.address.octets();
+        route
+            .transact(&link::add_bridge(BRIDGE, [2, 0, a, b, c, d]))
+            .during(|| format!("cannot add the bridge {BRIDGE}"))?;
+        let bridge = index_of(BRIDGE).during(|| format!("cannot find the bridge {BRIDGE}"))?;
+        route
+            .transact(&link::add_address(bridge, network.address, network.prefix))
+            .during(|| format!("cannot give the node {}/{}", network.address, network.prefix))?;
+        std::fs::write("/proc/sys/net/ipv4/ip_forward", "1").during(|| "cannot turn on forwarding".into())?;
+
+        let links = AtomicU32::new(1);
+        Ok(Node { shared: Arc::new(Shared { network, mode, publisher, bridge, links }) })
+    }
+}
+
+/// The index of a link of the calling thread's network namespace.
+pub(crate) fn index_of(name: &str) -> io::Result<u32> {
+    let socket = rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::DGRAM, None)?;
+    Ok(netdevice::name_to_index(socket, name)?)
+}
+
+fn control_socket() -> io::Result<(Publisher, Mode)> {
+    static TAKEN: AtomicBool = AtomicBool::new(false);
+    let malformed = || io::Error::other(format!("{VARIABLE} is missing or malformed"));
+    let value = std::env::var(VARIABLE).map_err(|_| malformed())?;
+    let (number, mode) = value.split_once(':').ok_or_else(malformed)?;
+    let number: RawFd = number.parse().map_err(|_| malformed())?;
+    let mode = match mode {
+        "root" => Mode::Root,
+        "user" => Mode::User,
+        _ => return Err(malformed()),
+    };
+    if number <= 2 || !sys::is_open(number) {
+        return Err(malformed());
+    }
+    if TAKEN.swap(true, Ordering::SeqCst) {
+        return Err(io::Error::other("the node has been entered before"));
+    }
+    // SAFETY: the outer process left this file open for this purpose, and only the first caller gets here.
+    #[allow(unsafe_code)]
+    let socket = unsafe { sys::inherited(number)? };
+
+    // The kernel kills this process with its parent. This is for the moment before it was told to, and for a
+    // parent that has merely closed its end.
+    let watched = socket.try_clone()?;
+    thread::Builder::new().name("outer-gone".into()).spawn(move || {
+        loop {
+            let mut files = [PollFd::from_borrowed_fd(watched.as_fd(), PollFlags::empty())];
+            match rustix::event::poll(&mut files, None) {
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(_) => return,
+            }
+            if files.iter().any(|file| file.revents().intersects(PollFlags::HUP | PollFlags::ERR)) {
+                std::process::exit(0);
+            }
+        }
+    })?;
+    Ok((Publisher::new(socket), mode))
+}
