@@ -21,7 +21,7 @@ impl Erased {
     }
 
     pub(crate) fn into_arc<T: Send + Sync + 'static>(self) -> Arc<T> {
-        self.0.downcast().ok().expect(OWNED)
+        self.0.downcast().expect(OWNED)
     }
 }
 

@@ -125,10 +125,7 @@ impl Graph {
 
     /// Whether nothing has changed that the memo was derived from.
     fn verify(&self, id: NodeId, frame: usize) -> bool {
-        let verified_at = match self.store.borrow().verifiable_since(id) {
-            Some(revision) => revision,
-            None => return false,
-        };
+        let Some(verified_at) = self.store.borrow().verifiable_since(id) else { return false };
         for at in 0.. {
             let (read, is_memo) = {
                 let store = self.store.borrow();

@@ -48,7 +48,7 @@ pub struct Stats {
     pub recomputations: u64,
     /// How many times a stale memo was found to be still right without a derivation, ever.
     pub verifications: u64,
-    /// How many times a value was asked for, from outside or by a derivation, and was at hand, ever.
+    /// How many times a value was asked for, from outside, by a derivation or to verify another, and was at hand.
     pub hits: u64,
 }
 
@@ -146,8 +146,8 @@ impl Graph {
     }
 
     /// The roots of a query whose value may have changed, because something upstream has, since the last call of
-    /// this or of [`Graph::changed`] for the query. A root that is not brought up to date, with [`Graph::get`], is
-    /// reported by the next call again. In an order that is the same in each run; costs what it returns.
+    /// this or of [`Graph::changed`] for the query. A root that is not asked for, with [`Graph::get`], is reported
+    /// again by the next call. In an order that is the same in each run; costs what it returns.
     #[must_use]
     pub fn dirty<Q: Query>(&self) -> Vec<Q::Key> {
         let mut store = self.store.borrow_mut();
@@ -157,7 +157,7 @@ impl Graph {
 
     /// Brings the dirty roots of a query up to date, and returns those whose value is not the one that was last
     /// reported here or, the first time, that [`Graph::get`] made a root. Shares its place with [`Graph::dirty`]: a
-    /// root that is reported there and brought up to date does not appear here. Use one of the two for a query.
+    /// root that is reported there and then asked for does not appear here. Use one of the two for a query.
     #[must_use]
     pub fn changed<Q: Query>(&self) -> Vec<(Q::Key, Arc<Q::Value>)> {
         let dirty = self.store.borrow_mut().take_dirty::<Q>();
@@ -166,6 +166,7 @@ impl Graph {
             let value = self.demand(id);
             let mut store = self.store.borrow_mut();
             let changed_at = store.nodes.node(id).changed_at;
+            store.pin(id);
             let reported = std::mem::replace(&mut store.nodes.memo_mut(id).reported, changed_at);
             if changed_at > reported {
                 changed.push((store.nodes.node(id).key.as_ref::<Q::Key>().clone(), value.into_arc()));

@@ -26,6 +26,8 @@ pub(crate) struct Memo {
     pub(crate) root: bool,
     /// As a root: became stale since it was last reported.
     pub(crate) unreported: bool,
+    /// As a root: became stale since its value was last handed out as one.
+    pub(crate) unseen: bool,
     /// As a root: the change that [`crate::Graph::changed`] has reported last.
     pub(crate) reported: Revision,
     /// The value is the query's [`Query::cycle`] value.
@@ -68,7 +70,7 @@ impl<Q: Query> KindOf<Q> {
 pub(crate) struct MemoTable {
     /// A `HashMap<Arc<Q::Key>, NodeId>`.
     ids: Box<dyn Any + Send>,
-    /// Roots that became stale since they were last reported, or were stale still when they were.
+    /// The roots that are unreported or unseen.
     pub(crate) dirty: BTreeSet<NodeId>,
     pub(crate) recomputations: u64,
 }
@@ -111,6 +113,7 @@ impl Memo {
             used_at: Revision::ZERO,
             root: false,
             unreported: false,
+            unseen: false,
             reported: Revision::ZERO,
             cyclic: false,
             running_at: None,

@@ -100,6 +100,7 @@ impl Store {
         memo.stale = true;
         if memo.root {
             memo.unreported = true;
+            memo.unseen = true;
             if let Some(table) = self.queries.get_mut(&memo.kind.id) {
                 table.dirty.insert(id);
             }
@@ -107,8 +108,8 @@ impl Store {
         true
     }
 
-    /// The roots of a query that became stale since the last call, or are stale since before it. The latter stay on
-    /// the list: no wave would come by to put them there again.
+    /// The roots of a query that became stale since the last call, or before it and were not handed out since. The
+    /// latter stay on the list: if they are stale still, no wave will come by to put them there again.
     pub(crate) fn take_dirty<Q: Query>(&mut self) -> Vec<NodeId> {
         let Some(table) = self.queries.get_mut(&TypeId::of::<Q>()) else { return Vec::new() };
         let listed = std::mem::take(&mut table.dirty);
@@ -116,10 +117,10 @@ impl Store {
         let mut dirty = Vec::new();
         for id in listed {
             let memo = self.nodes.memo_mut(id);
-            if memo.stale {
+            if memo.unseen {
                 still.insert(id);
             }
-            if std::mem::take(&mut memo.unreported) || memo.stale {
+            if std::mem::take(&mut memo.unreported) || memo.unseen {
                 dirty.push(id);
             }
         }
@@ -127,9 +128,11 @@ impl Store {
         dirty
     }
 
+    /// Makes a memo a root if it is not one yet, and notes that its value is handed out.
     pub(crate) fn pin(&mut self, id: NodeId) {
         let changed_at = self.nodes.node(id).changed_at;
         let memo = self.nodes.memo_mut(id);
+        memo.unseen = false;
         if !memo.root {
             memo.root = true;
             memo.unreported = false;
