@@ -104,7 +104,6 @@ impl Graph {
 
     /// A query's value, which is remembered and made a root: [`Graph::dirty`] reports on it, and it is kept until
     /// [`Graph::release`]. An unchanged value is the same `Arc` each time.
-    #[must_use]
     pub fn get<Q: Query>(&self, key: &Q::Key) -> Arc<Q::Value> {
         let (id, value) = self.bring_up::<Q>(key);
         self.store.borrow_mut().pin(id);
@@ -112,7 +111,6 @@ impl Graph {
     }
 
     /// A query's value, without making it a root. It is remembered until the next [`Graph::collect`].
-    #[must_use]
     pub fn peek<Q: Query>(&self, key: &Q::Key) -> Arc<Q::Value> {
         self.bring_up::<Q>(key).1.into_arc()
     }

@@ -201,12 +201,8 @@ fn any_root() -> impl Strategy<Value = Root> {
 }
 
 fn any_item() -> impl Strategy<Value = Item> {
-    (0..GROUPS, vec(0..GROUPS, 0..3), vec(0..ITEMS, 0..3), 0..4).prop_map(|(group, tags, links, amount)| Item {
-        group,
-        tags,
-        links,
-        amount,
-    })
+    (0..GROUPS, vec(0..GROUPS, 0..3), vec(0..ITEMS, 0..3), 0..4)
+        .prop_map(|(group, tags, links, amount)| Item { group, tags, links, amount })
 }
 
 fn any_changes() -> impl Strategy<Value = Vec<Change>> {
@@ -391,14 +387,18 @@ impl Trial {
         if let Some((old, since)) = self.held.get(&root)
             && *old != value
         {
-            assert!(revision > *since, "{root:?} changed at {revision} and has another value than at {since}");
+            assert!(
+                revision > *since,
+                "{root:?} changed at {revision} and has another value than at {since}"
+            );
         }
         self.held.insert(root, (value, revision));
     }
 
     /// With nothing left to remember, nothing is left.
     fn tear_down(mut self) {
-        let everything: Vec<Change> = (0..ITEMS).flat_map(|key| [Change::NoItem(key), Change::NoSwitch(key)]).collect();
+        let everything: Vec<Change> =
+            (0..ITEMS).flat_map(|key| [Change::NoItem(key), Change::NoSwitch(key)]).collect();
         self.commit(&everything, &[]);
         all_roots().into_iter().for_each(|root| release(&mut self.incremental, root));
         self.incremental.keep_unused(0);
