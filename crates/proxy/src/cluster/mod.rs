@@ -13,6 +13,13 @@ use leno_base::Name;
 
 use crate::http::headers::HeaderMap;
 
+pub(crate) mod config;
+pub(crate) mod discovery;
+pub(crate) mod lb;
+pub(crate) mod pool;
+pub(crate) mod stats;
+pub(crate) mod worker_cluster;
+
 /// A cluster as configured (envoy.config.cluster.v3.Cluster), lowered.
 #[derive(Debug)]
 pub(crate) struct Cluster {
@@ -24,6 +31,8 @@ pub(crate) struct Cluster {
     pub(crate) discovery: Discovery,
     /// How one is chosen.
     pub(crate) balancing: Balancing,
+    /// `common_lb_config.healthy_panic_threshold`, percent; 50 by default, 0: never panic.
+    pub(crate) panic_threshold: f64,
     /// `connect_timeout`, 5 s by default.
     pub(crate) connect_timeout: Duration,
     /// HTTP protocol towards its endpoints.

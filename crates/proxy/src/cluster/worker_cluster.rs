@@ -1,17 +1,28 @@
 //! A worker's side of a cluster: current hosts, balancer, connection pools, stats.
 
-use std::cell::RefCell;
-use std::net::SocketAddr;
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 
+use leno_base::rng::Rng;
+
+use crate::cluster::lb::priority::{Census, Share, shares};
+use crate::cluster::lb::{LoadBalancer, build};
 use crate::cluster::pool::Pool;
-use crate::cluster::{Cluster, EndpointConfig, PickContext};
+use crate::cluster::stats::ClusterStats;
+use crate::cluster::{Assignment, Cluster, Discovery, EndpointAddress, EndpointConfig, HealthStatus, PickContext};
+use crate::telemetry::stats::ThreadStats;
 
 /// One cluster on one worker.
 pub(crate) struct WorkerCluster {
     /// Its configuration.
     pub(crate) config: Arc<Cluster>,
+    /// This worker's counts.
+    pub(crate) stats: ClusterStats,
+    hosts: RefCell<HostSet>,
+    random: RefCell<Rng>,
 }
 
 /// One endpoint on one worker: what pools and balancers count per host.
@@ -20,13 +31,203 @@ pub(crate) struct Host {
     pub(crate) config: EndpointConfig,
     /// Its IP address, or `None` for a pipe.
     pub(crate) address: Option<SocketAddr>,
-    /// Connections to it.
-    pub(crate) pool: RefCell<Pool>,
+    /// Connections to it. An update of the endpoint's settings keeps them.
+    pub(crate) pool: Rc<RefCell<Pool>>,
+    /// Requests and sessions under way.
+    pub(crate) active: Rc<Cell<u32>>,
+}
+
+/// The hosts of one cluster, by priority, with a balancer for each list.
+#[derive(Default)]
+struct HostSet {
+    by_address: HashMap<EndpointAddress, Rc<Host>>,
+    priorities: Vec<Priority>,
+    shares: Vec<Share>,
+}
+
+/// The hosts of one priority.
+struct Priority {
+    healthy: Group,
+    degraded: Group,
+    /// For panic: everything that is not draining.
+    all: Group,
+}
+
+/// A list of hosts with the balancer that works on it.
+struct Group {
+    hosts: Vec<Rc<Host>>,
+    balancer: Box<dyn LoadBalancer>,
 }
 
 impl WorkerCluster {
-    /// Picks an endpoint; `None`: none can be had (`UH`).
-    pub(crate) fn pick(&self, _context: &PickContext<'_>) -> Option<Rc<Host>> {
-        None
+    /// A cluster without hosts yet; `seed` differs by worker.
+    pub(crate) fn new(config: Arc<Cluster>, thread: &ThreadStats, seed: u64) -> Self {
+        let stats = ClusterStats::new(thread, &format!("cluster.{}.", config.stat_name));
+        Self { config, stats, hosts: RefCell::default(), random: RefCell::new(Rng::new(seed)) }
+    }
+
+    /// Takes over a new set of endpoints. Hosts that stay keep their connections; those of
+    /// hosts that go are closed when their last request ends.
+    pub(crate) fn update_hosts(&self, assignment: &Assignment) {
+        let previous = std::mem::take(&mut self.hosts.borrow_mut().by_address);
+        let mut by_address: HashMap<EndpointAddress, Rc<Host>> = HashMap::with_capacity(previous.len());
+        let mut priorities: Vec<Vec<Rc<Host>>> = Vec::new();
+        for locality in &assignment.localities {
+            let priority = locality.priority as usize;
+            if priorities.len() <= priority {
+                priorities.resize_with(priority + 1, Vec::new);
+            }
+            for endpoint in &locality.endpoints {
+                if by_address.contains_key(&endpoint.address) {
+                    continue;
+                }
+                let host = match previous.get(&endpoint.address) {
+                    Some(host) if host.config == *endpoint => Rc::clone(host),
+                    Some(host) => Rc::new(host.reconfigured(endpoint.clone())),
+                    None => Rc::new(Host::new(endpoint.clone())),
+                };
+                by_address.insert(endpoint.address.clone(), Rc::clone(&host));
+                priorities[priority].push(host);
+            }
+        }
+        let mut random = self.random.borrow_mut();
+        let group = |hosts: Vec<Rc<Host>>, random: &mut Rng| Group {
+            balancer: build(&self.config.balancing, &hosts, random.next_u64()),
+            hosts,
+        };
+        let mut set = HostSet { by_address, ..HostSet::default() };
+        let mut census = Vec::with_capacity(priorities.len());
+        for hosts in priorities {
+            let of = |health| hosts.iter().filter(move |host| host.config.health == health).cloned().collect::<Vec<_>>();
+            let (healthy, degraded) = (of(HealthStatus::Healthy), of(HealthStatus::Degraded));
+            let all: Vec<_> =
+                hosts.iter().filter(|host| host.config.health != HealthStatus::Draining).cloned().collect();
+            census.push(Census {
+                total: all.len() as u32,
+                healthy: healthy.len() as u32,
+                degraded: degraded.len() as u32,
+            });
+            set.priorities.push(Priority {
+                healthy: group(healthy, &mut random),
+                degraded: group(degraded, &mut random),
+                all: group(all, &mut random),
+            });
+        }
+        set.shares = shares(&census, assignment.overprovisioning_factor, self.config.panic_threshold);
+        *self.hosts.borrow_mut() = set;
+    }
+
+    /// Picks an endpoint; `None`: none can be had (`UH`). Hosts to avoid are picked only if
+    /// `avoid_attempts` tries found nothing else.
+    pub(crate) fn pick(&self, context: &PickContext<'_>) -> Option<Rc<Host>> {
+        if let Discovery::OriginalDst { .. } = self.config.discovery {
+            return self.pick_original_dst(context);
+        }
+        let mut set = self.hosts.borrow_mut();
+        let mut picked = None;
+        for _ in 0..=context.avoid_attempts {
+            let host = set.draw(&mut self.random.borrow_mut())?;
+            let avoided = host.address.is_some_and(|address| context.avoid.contains(&address));
+            picked = Some(host);
+            if !avoided {
+                break;
+            }
+        }
+        picked
+    }
+
+    /// Whether there is any host, healthy or not.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.hosts.borrow().by_address.is_empty()
+    }
+
+    /// All hosts, in no particular order.
+    pub(crate) fn hosts(&self) -> Vec<Rc<Host>> {
+        self.hosts.borrow().by_address.values().cloned().collect()
+    }
+
+    /// The original destination as a host, made on first use.
+    fn pick_original_dst(&self, context: &PickContext<'_>) -> Option<Rc<Host>> {
+        let Discovery::OriginalDst { port_override, http_header, .. } = &self.config.discovery else {
+            return None;
+        };
+        let from_header = http_header.as_ref().and_then(|name| {
+            let value = context.headers?.find(name)?;
+            std::str::from_utf8(value).ok()?.parse::<SocketAddr>().ok()
+        });
+        let mut address = from_header.or(context.original_dst)?;
+        if let Some(port) = port_override {
+            address.set_port(*port);
+        }
+        let mut set = self.hosts.borrow_mut();
+        let new = || Rc::new(Host::new(EndpointConfig::plain(EndpointAddress::Ip(address))));
+        let host = set.by_address.entry(EndpointAddress::Ip(address)).or_insert_with(new);
+        Some(Rc::clone(host))
+    }
+
+    /// Forgets original-destination hosts without connections or requests. Called every
+    /// `cleanup_interval`.
+    pub(crate) fn forget_unused_hosts(&self) {
+        if let Discovery::OriginalDst { .. } = self.config.discovery {
+            let mut set = self.hosts.borrow_mut();
+            set.by_address.retain(|_, host| host.active.get() > 0 || !host.pool.borrow().is_unused());
+        }
+    }
+}
+
+impl HostSet {
+    /// One draw: a priority by its share, then a host by the policy.
+    fn draw(&mut self, random: &mut Rng) -> Option<Rc<Host>> {
+        let (index, degraded) = match self.shares.as_slice() {
+            [only] if only.healthy == 100 => (0, false),
+            shares => {
+                let mut point = random.below(100) as u32;
+                let parts = shares.iter().enumerate().map(|(index, share)| (index, false, share.healthy));
+                let parts = parts.chain(shares.iter().enumerate().map(|(index, share)| (index, true, share.degraded)));
+                let found = parts.into_iter().find(|(_, _, percent)| {
+                    let hit = point < *percent;
+                    point = point.saturating_sub(*percent);
+                    hit
+                });
+                found.map(|(index, degraded, _)| (index, degraded))?
+            }
+        };
+        let panic = self.shares.get(index).is_some_and(|share| share.panic);
+        let priority = self.priorities.get_mut(index)?;
+        let group = match (panic, degraded) {
+            (true, _) => &mut priority.all,
+            (false, true) => &mut priority.degraded,
+            (false, false) => &mut priority.healthy,
+        };
+        let chosen = group.balancer.choose(&group.hosts, &mut || random.next_u64())?;
+        group.hosts.get(chosen).cloned()
+    }
+}
+
+impl Host {
+    /// A host that was never connected to.
+    pub(crate) fn new(config: EndpointConfig) -> Self {
+        let address = match config.address {
+            EndpointAddress::Ip(address) => Some(address),
+            EndpointAddress::Name(..) | EndpointAddress::Pipe(_) => None,
+        };
+        Self { config, address, pool: Rc::default(), active: Rc::default() }
+    }
+
+    /// The same host with other settings (weight, health, metadata).
+    fn reconfigured(&self, config: EndpointConfig) -> Self {
+        Self { config, address: self.address, pool: Rc::clone(&self.pool), active: Rc::clone(&self.active) }
+    }
+
+    /// Its IP address without port.
+    pub(crate) fn ip(&self) -> Option<IpAddr> {
+        self.address.map(|address| address.ip())
+    }
+}
+
+impl EndpointConfig {
+    /// An endpoint of which only the address is known.
+    pub(crate) fn plain(address: EndpointAddress) -> Self {
+        Self { address, hostname: None, weight: 1, health: HealthStatus::Healthy, metadata: Arc::default() }
     }
 }

@@ -1,0 +1,295 @@
+//! From a listening socket to the network filters of one connection.
+//!
+//! `accept_loop` takes connections off one socket; `serve` is the story of one: listener
+//! filters, hand-over to the listener of the original destination, filter chain, network
+//! filters. Next: `inspect`, `filter_chain`, then `http::connection` or `tcp::tcp_proxy`.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant, SystemTime};
+
+use bytes::BytesMut;
+use leno_base::drain::Phase;
+
+use crate::drain::Drain;
+use crate::io::{Accepted, Socket};
+use crate::listener::filter_chain::ConnectionFacts;
+use crate::listener::inspect::{self, Inspected};
+use crate::listener::{FilterChain, Listener, NetworkFilters, original_dst};
+use crate::telemetry::stats::stats_scope;
+use crate::telemetry::stream_info::{ConnectionInfo, ResponseFlags, StreamInfo};
+use crate::worker::Worker;
+
+stats_scope! {
+    /// `listener.ADDRESS.`
+    pub(crate) struct ListenerStats {
+        counter downstream_cx_total;
+        counter downstream_cx_destroy;
+        gauge downstream_cx_active;
+        histogram downstream_cx_length_ms;
+        counter downstream_cx_overflow;
+        counter downstream_pre_cx_timeout;
+        gauge downstream_pre_cx_active;
+        counter no_filter_chain_match;
+    }
+}
+
+/// A listener on one worker.
+pub(crate) struct WorkerListener {
+    /// Its configuration.
+    pub(crate) config: Arc<Listener>,
+    stats: ListenerStats,
+    /// How the connections of each filter chain are asked to end, by the chain's identity.
+    drains: RefCell<HashMap<*const FilterChain, Rc<Drain>>>,
+    /// Whether it takes new connections.
+    draining: Cell<bool>,
+}
+
+/// Numbers connections over all workers: `%CONNECTION_ID%`.
+static NEXT_CONNECTION: AtomicU64 = AtomicU64::new(0);
+
+/// How long to wait after the system refused to accept (out of file descriptors).
+const ACCEPT_RETRY: Duration = Duration::from_millis(100);
+
+impl WorkerListener {
+    /// The worker's side of `config`; filter chains that `previous` has too stay as they are,
+    /// the connections of its other chains are asked to end.
+    pub(crate) fn new(config: Arc<Listener>, worker: &Worker, previous: Option<&WorkerListener>) -> Self {
+        let stats = ListenerStats::new(worker.stats(), &format!("listener.{}.", config.stat_prefix));
+        let listener = Self { config, stats, drains: RefCell::default(), draining: Cell::new(false) };
+        if let Some(previous) = previous {
+            let mut drains = previous.drains.take();
+            let kept = listener.config.chains.all().filter_map(|chain| drains.remove_entry(&Arc::as_ptr(chain)));
+            listener.drains.replace(kept.collect());
+            drains.values().for_each(|drain| drain.advance(Phase::Draining));
+        }
+        listener
+    }
+
+    /// Asks all connections to end, and hands no new ones to filter chains when closing.
+    pub(crate) fn drain(&self, phase: Phase) {
+        self.draining.set(true);
+        self.drains.borrow().values().for_each(|drain| drain.advance(phase));
+    }
+
+    /// Connections in its filter chains.
+    pub(crate) fn connections(&self) -> usize {
+        self.drains.borrow().values().map(|drain| drain.connections()).sum()
+    }
+
+    fn drain_of(&self, chain: &Arc<FilterChain>) -> Rc<Drain> {
+        let mut drains = self.drains.borrow_mut();
+        let drain = drains.entry(Arc::as_ptr(chain)).or_default();
+        if self.draining.get() {
+            drain.advance(Phase::Draining);
+        }
+        Rc::clone(drain)
+    }
+}
+
+/// A listening socket of one worker.
+pub(crate) enum ListenSocket {
+    /// TCP.
+    Tcp(tokio::net::TcpListener),
+    /// Unix domain.
+    Unix(tokio::net::UnixListener),
+}
+
+/// Takes connections until the task is dropped. The listener is looked up by name for each,
+/// so that an update needs no new socket.
+pub(crate) async fn accept_loop(worker: Rc<Worker>, listener: leno_base::Name, socket: ListenSocket) {
+    loop {
+        let accepted = match &socket {
+            ListenSocket::Tcp(socket) => match socket.accept().await {
+                Ok((stream, remote)) => tcp_addresses(stream, remote),
+                Err(error) => Err(error),
+            },
+            ListenSocket::Unix(socket) => match socket.accept().await {
+                Ok((stream, _)) => Ok((Socket::Unix(stream), UNIX_PEER, UNIX_PEER)),
+                Err(error) => Err(error),
+            },
+        };
+        let (socket, remote, local) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) if is_about_one_connection(&error) => continue,
+            Err(error) => {
+                tracing::warn!(target: "connection", %error, listener = %listener, "cannot accept");
+                tokio::time::sleep(ACCEPT_RETRY).await;
+                continue;
+            }
+        };
+        let Some(listener) = worker.listener(&listener) else { continue };
+        tokio::task::spawn_local(serve(Rc::clone(&worker), listener, socket, remote, local));
+    }
+}
+
+/// A Unix domain peer has no IP address; Envoy shows such addresses by their path, we as this.
+const UNIX_PEER: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
+
+fn tcp_addresses(
+    stream: tokio::net::TcpStream,
+    remote: SocketAddr,
+) -> std::io::Result<(Socket, SocketAddr, SocketAddr)> {
+    stream.set_nodelay(true)?;
+    let local = stream.local_addr()?;
+    Ok((Socket::Tcp(stream), unmapped(remote), unmapped(local)))
+}
+
+/// A v4-mapped v6 address as what it is.
+fn unmapped(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
+}
+
+/// The connection went away before it was accepted; the socket itself is fine.
+fn is_about_one_connection(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind::{ConnectionAborted, ConnectionReset, Interrupted, InvalidInput, NotConnected};
+    matches!(error.kind(), ConnectionAborted | ConnectionReset | Interrupted | NotConnected | InvalidInput)
+}
+
+/// The story of one connection up to its network filters.
+async fn serve(
+    worker: Rc<Worker>,
+    mut listener: Rc<WorkerListener>,
+    socket: Socket,
+    remote: SocketAddr,
+    direct_local: SocketAddr,
+) {
+    let started = Instant::now();
+    let mut accepted = Accepted { socket, buffered: BytesMut::new() };
+    let mut local = direct_local;
+    let mut restored = false;
+    let mut inspected = Inspected::default();
+    loop {
+        let filters = inspect::run(&listener.config, &mut accepted, &mut inspected, &mut local, &mut restored);
+        if !with_timeout(&listener, filters).await {
+            return;
+        }
+        if !(listener.config.use_original_dst && restored) {
+            break;
+        }
+        // Handed over once: the other listener's own filters run, then its chains match.
+        match worker.listener_for_destination(local) {
+            Some(other) if !Rc::ptr_eq(&other, &listener) => listener = other,
+            _ => break,
+        }
+    }
+    let server_name = inspected.server_name.take();
+    let facts = ConnectionFacts {
+        destination: local,
+        source: remote,
+        direct_source: remote,
+        server_name: server_name.as_deref().unwrap_or_default(),
+        transport: if inspected.tls { "tls" } else { "raw_buffer" },
+        application_protocols: &inspected.application_protocols,
+    };
+    let chain = listener.config.chains.find(&facts).cloned();
+    let info = Rc::new(ConnectionInfo {
+        id: NEXT_CONNECTION.fetch_add(1, Ordering::Relaxed),
+        remote,
+        direct_remote: remote,
+        local,
+        direct_local,
+        local_restored: restored,
+        server_name,
+        started,
+    });
+    let Some(chain) = chain else {
+        no_chain(&listener, &info);
+        return;
+    };
+    let counted = Counted::new(&listener, started);
+    let drain = listener.drain_of(&chain);
+    let watch = drain.watch();
+    match &chain.network {
+        NetworkFilters::Http(manager) => {
+            let manager = Arc::clone(manager);
+            crate::http::connection::serve(worker, manager, accepted, Rc::clone(&info), watch).await;
+        }
+        NetworkFilters::Tcp(proxy) => {
+            let proxy = Arc::clone(proxy);
+            crate::tcp::tcp_proxy::serve(worker, proxy, accepted, Rc::clone(&info), watch).await;
+        }
+        NetworkFilters::Close => {}
+    }
+    drop(counted);
+    if !listener.config.access_logs.is_empty() {
+        let facts = StreamInfo::new(info, None, started, SystemTime::now() - started.elapsed());
+        log(&listener, &facts);
+    }
+}
+
+/// Runs the listener filters within their time; false: the connection is to be closed.
+async fn with_timeout(listener: &WorkerListener, filters: impl Future<Output = std::io::Result<()>>) -> bool {
+    if listener.config.listener_filters.is_empty() {
+        return true;
+    }
+    listener.stats.downstream_pre_cx_active().inc();
+    let outcome = match listener.config.listener_filters_timeout {
+        Some(limit) => tokio::time::timeout(limit, filters).await,
+        None => Ok(filters.await),
+    };
+    listener.stats.downstream_pre_cx_active().dec();
+    match outcome {
+        Ok(done) => done.is_ok(),
+        Err(_) => {
+            listener.stats.downstream_pre_cx_timeout().inc();
+            listener.config.continue_on_timeout
+        }
+    }
+}
+
+/// Closes and logs a connection that no filter chain wants.
+fn no_chain(listener: &WorkerListener, info: &Rc<ConnectionInfo>) {
+    listener.stats.no_filter_chain_match().inc();
+    let now = Instant::now();
+    let mut facts = StreamInfo::new(Rc::clone(info), None, now, SystemTime::now());
+    facts.flags.insert(ResponseFlags::NO_ROUTE_FOUND);
+    facts.response_code_details = Some("filter_chain_not_found".into());
+    log(listener, &facts);
+}
+
+fn log(listener: &WorkerListener, facts: &StreamInfo) {
+    for log in &listener.config.access_logs {
+        log.connection(facts);
+    }
+}
+
+/// Counts a connection while it lives.
+struct Counted {
+    stats: ListenerStats,
+    started: Instant,
+}
+
+impl Counted {
+    fn new(listener: &WorkerListener, started: Instant) -> Self {
+        let stats = listener.stats.clone();
+        stats.downstream_cx_total().inc();
+        stats.downstream_cx_active().inc();
+        Self { stats, started }
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.stats.downstream_cx_active().dec();
+        self.stats.downstream_cx_destroy().inc();
+        self.stats.downstream_cx_length_ms().record_ms(self.started.elapsed());
+    }
+}
+
+/// Restores the original destination, if the system knows one.
+pub(super) fn restore(socket: &Socket, local: &mut SocketAddr, restored: &mut bool) {
+    if let Socket::Tcp(stream) = socket
+        && let Some(destination) = original_dst::of(stream)
+    {
+        let destination = unmapped(destination);
+        if destination != *local {
+            *local = destination;
+            *restored = true;
+        }
+    }
+}

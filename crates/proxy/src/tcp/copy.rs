@@ -1,0 +1,201 @@
+//! Copies bytes both ways between two sockets until both directions have ended.
+//!
+//! Each direction owns a buffer only while it has bytes to carry, so an idle session holds
+//! none. The end of one direction is passed on as a half-close; the other goes on.
+
+use std::future::poll_fn;
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::{Buf, BytesMut};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::{Instant, Sleep};
+
+use crate::io::Socket;
+
+/// Bytes carried at once.
+const CHUNK: usize = 64 * 1024;
+
+/// Why a session ended.
+#[derive(Debug)]
+pub(crate) enum End {
+    /// Both sides have closed.
+    Finished,
+    /// Nothing moved for the idle timeout.
+    Idle,
+    /// Downstream failed.
+    Downstream(io::Error),
+    /// Upstream failed.
+    Upstream(io::Error),
+}
+
+/// Bytes moved so far.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Moved {
+    /// From downstream to upstream.
+    pub(crate) sent: u64,
+    /// From upstream to downstream.
+    pub(crate) received: u64,
+}
+
+/// Copies until the end. `early` are bytes of downstream that were read already; `moved` is
+/// kept up to date so that a cancelled session can still be accounted.
+pub(crate) async fn bidirectional(
+    downstream: &mut Socket,
+    upstream: &mut Socket,
+    early: BytesMut,
+    idle: Option<Duration>,
+    mut moved: impl FnMut(Moved),
+) -> End {
+    let mut to_upstream = Direction { buffer: early, ended: Ended::No };
+    let mut to_downstream = Direction { buffer: BytesMut::new(), ended: Ended::No };
+    let mut total = Moved::default();
+    let mut timer = idle.map(|limit| (limit, Box::pin(tokio::time::sleep(limit))));
+    poll_fn(|cx| {
+        let before = (total.sent, total.received);
+        let first = to_upstream.poll(cx, downstream, upstream, &mut total.sent);
+        let second = to_downstream.poll(cx, upstream, downstream, &mut total.received);
+        if before != (total.sent, total.received) {
+            moved(total);
+            if let Some((limit, timer)) = &mut timer {
+                timer.as_mut().reset(Instant::now() + *limit);
+            }
+        }
+        match (first, second) {
+            (Poll::Ready(Err(Side::Read(error))), _) | (_, Poll::Ready(Err(Side::Write(error)))) => {
+                return Poll::Ready(End::Downstream(error));
+            }
+            (Poll::Ready(Err(Side::Write(error))), _) | (_, Poll::Ready(Err(Side::Read(error)))) => {
+                return Poll::Ready(End::Upstream(error));
+            }
+            (Poll::Ready(Ok(())), Poll::Ready(Ok(()))) => return Poll::Ready(End::Finished),
+            _ => {}
+        }
+        match &mut timer {
+            Some((_, timer)) => poll_timer(timer.as_mut(), cx).map(|()| End::Idle),
+            None => Poll::Pending,
+        }
+    })
+    .await
+}
+
+fn poll_timer(timer: Pin<&mut Sleep>, cx: &mut Context<'_>) -> Poll<()> {
+    std::future::Future::poll(timer, cx)
+}
+
+/// Which side of a direction failed.
+enum Side {
+    Read(io::Error),
+    Write(io::Error),
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Ended {
+    No,
+    /// The reader has ended; what is buffered goes out, then the writer is closed.
+    Reading,
+    /// Closed for good.
+    Yes,
+}
+
+struct Direction {
+    buffer: BytesMut,
+    ended: Ended,
+}
+
+impl Direction {
+    /// Moves what can be moved now; ready when this direction has ended.
+    fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        from: &mut Socket,
+        to: &mut Socket,
+        moved: &mut u64,
+    ) -> Poll<Result<(), Side>> {
+        loop {
+            if self.ended == Ended::Yes {
+                return Poll::Ready(Ok(()));
+            }
+            while !self.buffer.is_empty() {
+                let written = ready!(Pin::new(&mut *to).poll_write(cx, &self.buffer)).map_err(Side::Write)?;
+                if written == 0 {
+                    return Poll::Ready(Err(Side::Write(io::ErrorKind::WriteZero.into())));
+                }
+                self.buffer.advance(written);
+                *moved += written as u64;
+            }
+            if self.ended == Ended::Reading {
+                ready!(Pin::new(&mut *to).poll_shutdown(cx)).map_err(Side::Write)?;
+                self.ended = Ended::Yes;
+                return Poll::Ready(Ok(()));
+            }
+            match self.poll_fill(cx, from) {
+                Poll::Pending => {
+                    self.buffer = BytesMut::new();
+                    return Poll::Pending;
+                }
+                Poll::Ready(Ok(0)) => self.ended = Ended::Reading,
+                Poll::Ready(Ok(_)) => {}
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(Side::Read(error))),
+            }
+        }
+    }
+
+    fn poll_fill(&mut self, cx: &mut Context<'_>, from: &mut Socket) -> Poll<io::Result<usize>> {
+        self.buffer.resize(CHUNK, 0);
+        let mut space = ReadBuf::new(&mut self.buffer);
+        let outcome = Pin::new(from).poll_read(cx, &mut space);
+        let filled = space.filled().len();
+        self.buffer.truncate(filled);
+        outcome.map_ok(|()| filled)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use bytes::BytesMut;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::UnixStream;
+
+    use super::{End, bidirectional};
+    use crate::io::Socket;
+
+    #[tokio::test]
+    async fn both_directions_and_half_close_are_carried() {
+        let (mut client, proxy_down) = UnixStream::pair().unwrap();
+        let (mut server, proxy_up) = UnixStream::pair().unwrap();
+        let copying = tokio::spawn(async move {
+            let (mut down, mut up) = (Socket::Unix(proxy_down), Socket::Unix(proxy_up));
+            let mut moved = Default::default();
+            let end = bidirectional(&mut down, &mut up, BytesMut::from("ab"), None, |now| moved = now).await;
+            (end, moved)
+        });
+        client.write_all(b"cd").await.unwrap();
+        client.shutdown().await.unwrap();
+        let mut seen = String::new();
+        server.read_to_string(&mut seen).await.unwrap();
+        assert_eq!(seen, "abcd");
+        server.write_all(b"late").await.unwrap();
+        drop(server);
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).await.unwrap();
+        assert_eq!(answer, "late");
+        let (end, moved) = copying.await.unwrap();
+        assert!(matches!(end, End::Finished), "{end:?}");
+        assert_eq!((moved.sent, moved.received), (4, 4));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_idle_session_ends() {
+        let (_client, proxy_down) = UnixStream::pair().unwrap();
+        let (_server, proxy_up) = UnixStream::pair().unwrap();
+        let (mut down, mut up) = (Socket::Unix(proxy_down), Socket::Unix(proxy_up));
+        let idle = Some(Duration::from_secs(60));
+        let end = bidirectional(&mut down, &mut up, BytesMut::new(), idle, |_| {}).await;
+        assert!(matches!(end, End::Idle), "{end:?}");
+    }
+}
