@@ -114,6 +114,20 @@ mod tests {
         assert!(super::parse(["bookinfo", "billing"].map(Into::into)).is_err());
     }
 
+    #[test]
+    fn the_manifests_run_verbs_that_exist() {
+        let bookinfo = include_str!("../../bookinfo/bookinfo.yaml");
+        let grpc = [include_str!("../../grpc/echo.yaml"), include_str!("../../grpc/client.yaml")].concat();
+        for (manifests, containers) in [(bookinfo, 6), (&grpc, 2)] {
+            let args = manifests.lines().filter_map(|line| line.trim().strip_prefix("args: "));
+            let args: Vec<Vec<String>> = args.map(|list| serde_json::from_str(list).unwrap()).collect();
+            assert_eq!(args.len(), containers);
+            for args in args {
+                assert!(super::parse(args.iter().map(Into::into)).is_ok(), "{args:?}");
+            }
+        }
+    }
+
     #[tokio::test]
     async fn listen_addresses() {
         for (address, works) in [("127.0.0.1", true), ("localhost", false), ("127.0.0.1:80", false)] {
