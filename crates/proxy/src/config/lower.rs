@@ -8,10 +8,15 @@
 //! named in `unsupported`. Nothing is ignored silently. Lowering is pure: `--mode validate`,
 //! xDS updates, tests and fuzz targets call the same functions.
 
+use std::collections::HashSet;
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
+use leno_base::Name;
 use prost_types::Any;
+
+use crate::config::runtime::Runtime;
 
 /// One refused field.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,23 +49,80 @@ impl fmt::Display for Rejected {
     }
 }
 
+/// What lowering may know apart from the message itself.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Scope {
+    /// `node.id`.
+    pub(crate) node_id: Arc<str>,
+    /// `node.cluster`.
+    pub(crate) node_cluster: Arc<str>,
+    /// Clusters that exist, for `validate_clusters`; `None`: nothing is checked.
+    pub(crate) clusters: Option<Arc<HashSet<Name>>>,
+    /// Whether `dynamic_resources.ads_config` is there.
+    pub(crate) has_ads: bool,
+    /// The layered runtime, for fields with a `runtime_key`.
+    pub(crate) runtime: Arc<Runtime>,
+    /// Whether the resource came by xDS.
+    pub(crate) added_via_api: bool,
+    /// `version_info` of the update that brought it; empty for static ones.
+    pub(crate) version: String,
+}
+
 /// The place in the message that is being lowered, and the errors found so far.
 #[derive(Debug, Default)]
 pub(crate) struct Lower {
     path: String,
     errors: Vec<ConfigError>,
+    scope: Scope,
 }
 
 impl Lower {
+    /// The beginning of a message, in a scope.
+    pub(crate) fn new(scope: Scope) -> Lower {
+        Lower { scope, ..Lower::default() }
+    }
+
+    /// What is known apart from the message.
+    pub(crate) fn scope(&self) -> &Scope {
+        &self.scope
+    }
+
+    /// Changes what is known apart from the message, for what is lowered from now on.
+    pub(crate) fn scope_mut(&mut self) -> &mut Scope {
+        &mut self.scope
+    }
+
+    /// Ends lowering: the value, or everything that was refused.
+    pub(crate) fn finish<T>(self, value: Option<T>) -> Result<T, Rejected> {
+        match value {
+            Some(value) if self.errors.is_empty() => Ok(value),
+            _ if self.errors.is_empty() => {
+                Err(Rejected(vec![ConfigError { path: self.path, message: "refused".to_owned() }]))
+            }
+            _ => Err(Rejected(self.errors)),
+        }
+    }
+
+    /// How many errors were found so far.
+    pub(crate) fn error_count(&self) -> usize {
+        self.errors.len()
+    }
+
     /// Lowers one resource: `Ok` only if nothing was refused.
     pub(crate) fn resource<T>(lower: impl FnOnce(&mut Lower) -> Option<T>) -> Result<T, Rejected> {
         let mut at = Lower::default();
         let lowered = lower(&mut at);
-        match lowered {
-            Some(value) if at.errors.is_empty() => Ok(value),
-            _ if at.errors.is_empty() => Err(Rejected(vec![ConfigError { path: String::new(), message: "refused".into() }])),
-            _ => Err(Rejected(at.errors)),
-        }
+        at.finish(lowered)
+    }
+
+    /// [`Lower::resource`] in a scope.
+    pub(crate) fn resource_in<T>(
+        scope: Scope,
+        lower: impl FnOnce(&mut Lower) -> Option<T>,
+    ) -> Result<T, Rejected> {
+        let mut at = Lower::new(scope);
+        let lowered = lower(&mut at);
+        at.finish(lowered)
     }
 
     /// Lowers what lies in `field`.
@@ -120,6 +182,89 @@ impl Lower {
                 self.error(format!("cannot decode {}: {error}", T::full_name()));
                 None
             }
+        }
+    }
+
+    /// Unpacks the `typed_config` of an extension, whatever type it is expected to be, looking
+    /// through `TypedStruct`.
+    pub(crate) fn extension(&mut self, any: Any) -> Option<Any> {
+        if !any.type_url.ends_with(".TypedStruct") {
+            return Some(any);
+        }
+        match leno_api::typed_struct::resolve(&any) {
+            Ok(resolved) => Some(resolved),
+            Err(errors) => {
+                for error in errors {
+                    self.field_error(&error.path, error.message);
+                }
+                None
+            }
+        }
+    }
+
+    /// Refuses the field with this path below the current place.
+    fn field_error(&mut self, path: &str, message: String) {
+        if path.is_empty() { self.error(message) } else { self.error_at(path, message) }
+    }
+
+    /// Decodes a resource as it came by xDS and checks its `validate.rules`.
+    pub(crate) fn decode<T: prost::Message + prost::Name + Default>(&mut self, any: &Any) -> Option<T> {
+        let message = self.unpack(any)?;
+        let before = self.errors.len();
+        for violation in leno_api::validate::inspect(&T::full_name(), &any.value).violations {
+            self.field_error(&violation.path, violation.message);
+        }
+        (self.errors.len() == before).then_some(message)
+    }
+
+    /// The message of a field that must be there.
+    pub(crate) fn required<P, T>(
+        &mut self,
+        field: &str,
+        item: Option<P>,
+        lower: impl FnOnce(P, &mut Lower) -> Option<T>,
+    ) -> Option<T> {
+        match item {
+            Some(item) => self.field(field, |at| lower(item, at)),
+            None => {
+                self.error_at(field, "value is required");
+                None
+            }
+        }
+    }
+
+    /// A `google.protobuf.UInt32Value` or the like that must fit a smaller type.
+    pub(crate) fn narrow<S: Copy + fmt::Display, T: TryFrom<S>>(&mut self, field: &str, value: S) -> Option<T> {
+        match T::try_from(value) {
+            Ok(value) => Some(value),
+            Err(_) => {
+                self.error_at(field, format!("{value} is out of range"));
+                None
+            }
+        }
+    }
+
+    /// The value of an enum field; numbers that the enum does not have are refused.
+    pub(crate) fn value<T: TryFrom<i32>>(&mut self, field: &str, value: i32) -> Option<T> {
+        match T::try_from(value) {
+            Ok(value) => Some(value),
+            Err(_) => {
+                self.error_at(field, "value must be one of the defined enum values");
+                None
+            }
+        }
+    }
+
+    /// A duration of which zero means none.
+    pub(crate) fn timeout(
+        &mut self,
+        field: &str,
+        value: Option<prost_types::Duration>,
+        default: Option<Duration>,
+    ) -> Option<Duration> {
+        match value {
+            Some(value) => self.duration(field, Some(value)).filter(|duration| !duration.is_zero()),
+            None => default,
         }
     }
 

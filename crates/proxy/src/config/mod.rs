@@ -1,7 +1,12 @@
 //! Configuration: bootstrap and files, xDS, lowering, the store that diffs, warms and publishes.
 
+pub(crate) mod address;
 pub(crate) mod bootstrap;
 pub(crate) mod discovery;
 pub(crate) mod file;
 pub(crate) mod lower;
+pub(crate) mod re2;
+pub(crate) mod runtime;
+pub(crate) mod source;
 pub(crate) mod store;
+pub(crate) mod validate;
