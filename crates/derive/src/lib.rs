@@ -47,6 +47,9 @@
 //! panics, in every build, with the chain in the message (undetected it would overflow the stack, which ends the
 //! process too but does not say why). This is the only panic that a caller can provoke.
 //!
+//! Evaluation recurses, one level for each query on the chain, so a query that follows references written by users
+//! must also bound how far, by reading a key that counts the steps or by a limit in what it follows.
+//!
 //! # Example
 //!
 //! ```

@@ -96,9 +96,9 @@ impl MemoTable {
         id
     }
 
-    pub(crate) fn forget(&mut self, id: NodeId, kind: &QueryKind, key: &Erased) {
+    /// Drops the table's reference to a memo that is being freed. It is no root, so it is not listed as dirty.
+    pub(crate) fn forget(&mut self, kind: &QueryKind, key: &Erased) {
         (kind.forget)(self.ids.as_mut(), key);
-        self.dirty.remove(&id);
     }
 }
 

@@ -175,7 +175,7 @@ impl Store {
             if let Body::Memo(memo) = &node.body {
                 self.cyclic -= usize::from(memo.cyclic);
                 if let Some(table) = self.queries.get_mut(&memo.kind.id) {
-                    table.forget(id, memo.kind, &node.key);
+                    table.forget(memo.kind, &node.key);
                 }
             }
             freed += 1;

@@ -195,6 +195,21 @@ fn a_change_is_dated_by_its_commit_and_not_by_when_it_is_noticed() {
 }
 
 #[test]
+fn a_change_is_dated_even_if_it_happened_while_nobody_looked() {
+    let mut graph = mesh(2);
+    let first = graph.revision();
+    assert_eq!(graph.changed_at::<Cluster>(&1), first);
+    assert_eq!(graph.changed_at::<Endpoints>(&1), first);
+    graph.collect();
+    let second = commit(&mut graph, |batch| batch.remove::<Names>(&1));
+    assert_eq!(graph.changed_at::<Cluster>(&1), second);
+    graph.collect();
+    let third =
+        commit(&mut graph, |batch| (10..20).for_each(|at| batch.set::<Pods>(at, pod(0, "10.0.0.1", true))));
+    assert_eq!(graph.changed_at::<Endpoints>(&1), third);
+}
+
+#[test]
 fn a_fact_that_was_missed_is_seen_when_it_comes() {
     let mut graph = Graph::new();
     assert_eq!(*graph.get::<Cluster>(&7), "unnamed down");
@@ -217,6 +232,28 @@ fn a_bucket_changes_only_with_its_members() {
     let trace = graph.explain::<Endpoints>(&0);
     let bucket = trace.reads.iter().find(|read| read.source == Source::Index);
     assert_eq!(bucket.map(|bucket| (bucket.size, bucket.changed_at)), Some((10, first)));
+}
+
+/// Reads the same name again and again.
+struct Twice;
+impl Query for Twice {
+    type Key = u32;
+    type Value = String;
+    const NAME: &'static str = "twice";
+    fn derive(cx: &Cx<'_>, key: &u32) -> String {
+        let name = || cx.input::<Names>(key).map(|name| name.to_string()).unwrap_or_default();
+        name() + &name()
+    }
+}
+
+#[test]
+fn what_is_read_twice_is_one_dependency() {
+    let mut graph = mesh(1);
+    assert_eq!(*graph.get::<Twice>(&0), "s0s0");
+    assert_eq!(graph.stats().edges, 1);
+    commit(&mut graph, |batch| batch.set::<Names>(0, "z".to_owned()));
+    assert_eq!(*graph.get::<Twice>(&0), "zz");
+    assert_eq!(graph.stats().edges, 1);
 }
 
 #[test]
@@ -356,7 +393,7 @@ fn later_changes_of_a_batch_win() {
     );
 }
 
-fn check_trace<Q: Query>(graph: &Graph, key: &Q::Key, expect: Expect) {
+fn check_trace<Q: Query>(graph: &Graph, key: &Q::Key, expect: &Expect) {
     expect.assert_eq(&graph.explain::<Q>(key).to_string());
 }
 
@@ -370,7 +407,7 @@ fn explanations_name_what_was_read() {
     check_trace::<Catalogue>(
         &graph,
         &(),
-        expect![[r#"
+        &expect![[r#"
             query catalogue (), changed in revision 1
               keys of name, 1 key, changed in revision 1
               query cluster 1, changed in revision 1
@@ -384,7 +421,7 @@ fn explanations_name_what_was_read() {
     check_trace::<Cluster>(
         &graph,
         &2,
-        expect![[r#"
+        &expect![[r#"
             query cluster 2, never changed
               input name 2, absent, never changed
               query available 2, never changed
@@ -447,7 +484,7 @@ fn a_cycle_has_a_value_and_can_be_resolved() {
     let mut graph = Graph::new();
     let names = |graph: &mut Graph, names: &[(u32, &str)]| {
         commit(graph, |batch| {
-            names.iter().for_each(|(key, name)| batch.set::<Names>(*key, (*name).to_owned()))
+            names.iter().for_each(|(key, name)| batch.set::<Names>(*key, (*name).to_owned()));
         });
     };
     names(&mut graph, &[(1, "@2"), (2, "@3"), (3, "@2"), (4, "@4"), (5, "five")]);
@@ -459,7 +496,7 @@ fn a_cycle_has_a_value_and_can_be_resolved() {
     check_trace::<Alias>(
         &graph,
         &1,
-        expect![[r#"
+        &expect![[r#"
             query alias 1, changed in revision 1
               input name 1, changed in revision 1
               query alias 2, changed in revision 1, depends on itself
@@ -498,4 +535,34 @@ fn a_cycle_without_a_value_is_reported_with_its_chain() {
     commit(&mut graph, |batch| batch.set::<Names>(3, "three".to_owned()));
     assert_eq!(*graph.get::<Careless>(&1), "three");
     assert_eq!(*graph.get::<Careless>(&3), "three");
+}
+
+/// A derivation with a bug: it panics, after it has read what its name refers to, if the name ends in `!`.
+struct Faulty;
+impl Query for Faulty {
+    type Key = u32;
+    type Value = String;
+    const NAME: &'static str = "faulty";
+    fn derive(cx: &Cx<'_>, key: &u32) -> String {
+        let name = cx.input::<Names>(key).map(|name| name.to_string()).unwrap_or_default();
+        let other = name.strip_prefix('@').and_then(|other| other.trim_end_matches('!').parse().ok());
+        let value = other.map(|other| cx.get::<Faulty>(&other).to_string());
+        assert!(!name.ends_with('!'), "a bug");
+        value.unwrap_or(name)
+    }
+    fn cycle(_: &u32) -> Option<String> {
+        Some("cycle".to_owned())
+    }
+}
+
+#[test]
+fn a_cycle_that_a_panic_cut_short_is_not_remembered() {
+    let mut graph = Graph::new();
+    commit(&mut graph, |batch| {
+        batch.set::<Names>(1, "@2!".to_owned());
+        batch.set::<Names>(2, "@1".to_owned());
+    });
+    assert!(catch_unwind(AssertUnwindSafe(|| graph.get::<Faulty>(&1))).is_err());
+    commit(&mut graph, |batch| batch.set::<Names>(1, "one".to_owned()));
+    assert_eq!(*graph.get::<Faulty>(&2), "one");
 }

@@ -421,6 +421,30 @@ fn check_oracle(facts: &Facts) {
     }
 }
 
+/// Knots in which a cycle is found inside another one that is still open; too rare to leave to chance.
+#[test]
+fn knots_of_cycles_are_one_cycle() {
+    let knots: [&[&[u8]]; 3] = [
+        // 1 closes a cycle with 0 first, then a smaller one with 2; 3 joins by reading 1.
+        &[&[1, 3], &[0, 2], &[1], &[1]],
+        // 1 and 2 are a cycle before it shows that 0 belongs to it; 3 and 4 join by way of 2.
+        &[&[1, 3, 4], &[2, 0], &[1], &[2], &[3]],
+        // Two cycles side by side, which both lead to 5, which is on neither.
+        &[&[1, 5], &[0], &[3, 5], &[2, 0], &[2], &[]],
+    ];
+    for knot in knots {
+        for first in (0..).zip(knot).map(|(key, _)| key) {
+            let mut trial = Trial::new();
+            let item = |links: &&[u8]| Item { group: 0, tags: Vec::new(), links: links.to_vec(), amount: 0 };
+            let changes = (0..).zip(knot).map(|(key, links)| Change::Item(key, item(links))).collect();
+            trial.step(&Step::Commit(changes));
+            trial.ask(Root::Reach(first));
+            (0..ITEMS).for_each(|key| trial.ask(Root::Reach(key)));
+            trial.tear_down();
+        }
+    }
+}
+
 proptest! {
     #![proptest_config(Config { failure_persistence: None, ..Config::default() })]
 
