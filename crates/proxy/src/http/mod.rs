@@ -10,5 +10,6 @@ pub(crate) mod headers;
 pub(crate) mod normalize;
 pub(crate) mod reply;
 pub(crate) mod route;
+pub(crate) mod stats;
 pub(crate) mod stream;
 pub(crate) mod upgrade;

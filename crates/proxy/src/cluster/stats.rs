@@ -1,0 +1,199 @@
+//! `cluster.NAME.` stats and the circuit breakers' gauges.
+//!
+//! Stats are worker-local blocks; the gauges that circuit breakers compare with their limits
+//! are the one thing that all workers share, as their limits are meant for the whole proxy.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use crate::cluster::Cluster;
+use crate::telemetry::stats::stats_scope;
+
+stats_scope! {
+    /// `cluster.NAME.`: one worker's counts of one cluster.
+    pub(crate) struct ClusterStats {
+        counter assignment_stale;
+        counter bind_errors;
+        counter lb_healthy_panic;
+        counter membership_change;
+        gauge membership_degraded;
+        gauge membership_excluded;
+        gauge membership_healthy;
+        gauge membership_total;
+        counter original_dst_host_invalid;
+        counter retry_or_shadow_abandoned;
+        counter update_attempt;
+        counter update_empty;
+        counter update_failure;
+        counter update_no_rebuild;
+        counter update_success;
+        gauge upstream_cx_active;
+        counter upstream_cx_close_notify;
+        counter upstream_cx_connect_attempts_exceeded;
+        counter upstream_cx_connect_fail;
+        counter upstream_cx_connect_timeout;
+        counter upstream_cx_destroy;
+        counter upstream_cx_destroy_local;
+        counter upstream_cx_destroy_local_with_active_rq;
+        counter upstream_cx_destroy_remote;
+        counter upstream_cx_destroy_remote_with_active_rq;
+        counter upstream_cx_destroy_with_active_rq;
+        counter upstream_cx_http1_total;
+        counter upstream_cx_http2_total;
+        counter upstream_cx_idle_timeout;
+        counter upstream_cx_max_duration_reached;
+        counter upstream_cx_max_requests;
+        counter upstream_cx_none_healthy;
+        counter upstream_cx_overflow;
+        counter upstream_cx_pool_overflow;
+        counter upstream_cx_protocol_error;
+        counter upstream_cx_rx_bytes_total;
+        counter upstream_cx_total;
+        counter upstream_cx_tx_bytes_total;
+        counter upstream_flow_control_paused_reading_total;
+        counter upstream_flow_control_resumed_reading_total;
+        counter upstream_internal_redirect_failed_total;
+        counter upstream_internal_redirect_succeeded_total;
+        gauge upstream_rq_active;
+        counter upstream_rq_active_overflow;
+        counter upstream_rq_cancelled;
+        counter upstream_rq_completed;
+        counter upstream_rq_1xx;
+        counter upstream_rq_2xx;
+        counter upstream_rq_3xx;
+        counter upstream_rq_4xx;
+        counter upstream_rq_5xx;
+        counter upstream_rq_maintenance_mode;
+        counter upstream_rq_max_duration_reached;
+        gauge upstream_rq_pending_active;
+        counter upstream_rq_pending_failure_eject;
+        counter upstream_rq_pending_overflow;
+        counter upstream_rq_pending_total;
+        counter upstream_rq_per_try_idle_timeout;
+        counter upstream_rq_per_try_timeout;
+        counter upstream_rq_retry;
+        counter upstream_rq_retry_backoff_exponential;
+        counter upstream_rq_retry_limit_exceeded;
+        counter upstream_rq_retry_overflow;
+        counter upstream_rq_retry_success;
+        counter upstream_rq_rx_reset;
+        counter upstream_rq_timeout;
+        counter upstream_rq_total;
+        counter upstream_rq_tx_reset;
+        histogram upstream_cx_connect_ms;
+        histogram upstream_cx_length_ms;
+        histogram upstream_rq_time;
+    }
+}
+
+impl ClusterStats {
+    /// Counts a response under its class and under its own status.
+    pub(crate) fn count_response(&self, status: u16) {
+        self.upstream_rq_completed().inc();
+        match status / 100 {
+            1 => self.upstream_rq_1xx().inc(),
+            2 => self.upstream_rq_2xx().inc(),
+            3 => self.upstream_rq_3xx().inc(),
+            4 => self.upstream_rq_4xx().inc(),
+            5 => self.upstream_rq_5xx().inc(),
+            _ => {}
+        }
+        self.block().count_status(status);
+    }
+}
+
+/// What circuit breakers limit, counted over all workers, by routing priority.
+#[derive(Debug, Default)]
+pub(crate) struct Gauges([PriorityGauges; 2]);
+
+/// The gauges of one priority.
+#[derive(Debug, Default)]
+struct PriorityGauges {
+    connections: AtomicU32,
+    pending: AtomicU32,
+    requests: AtomicU32,
+    retries: AtomicU32,
+}
+
+/// Which resource a circuit breaker limits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Resource {
+    /// `max_connections`.
+    Connections,
+    /// `max_pending_requests`.
+    Pending,
+    /// `max_requests`.
+    Requests,
+    /// `max_retries` or `retry_budget`.
+    Retries,
+}
+
+/// One unit of a resource, given back on drop.
+#[derive(Debug)]
+pub(crate) struct Permit {
+    cluster: Arc<Cluster>,
+    resource: Resource,
+    priority: usize,
+}
+
+impl Permit {
+    /// Takes one unit; `None`: the circuit breaker is open.
+    pub(crate) fn take(cluster: &Arc<Cluster>, resource: Resource, high_priority: bool) -> Option<Permit> {
+        let priority = usize::from(high_priority);
+        let limit = cluster.limit(resource, priority);
+        let gauge = cluster.gauge(resource, priority);
+        // Two workers may overshoot the limit by one each, as Envoy's threads may.
+        if gauge.load(Ordering::Relaxed) >= limit {
+            return None;
+        }
+        gauge.fetch_add(1, Ordering::Relaxed);
+        Some(Permit { cluster: Arc::clone(cluster), resource, priority })
+    }
+
+    /// Takes one unit without asking the circuit breaker.
+    pub(crate) fn force(cluster: &Arc<Cluster>, resource: Resource, high_priority: bool) -> Permit {
+        let priority = usize::from(high_priority);
+        cluster.gauge(resource, priority).fetch_add(1, Ordering::Relaxed);
+        Permit { cluster: Arc::clone(cluster), resource, priority }
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.cluster.gauge(self.resource, self.priority).fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Cluster {
+    fn gauge(&self, resource: Resource, priority: usize) -> &AtomicU32 {
+        let gauges = if priority == 0 { &self.gauges.0[0] } else { &self.gauges.0[1] };
+        match resource {
+            Resource::Connections => &gauges.connections,
+            Resource::Pending => &gauges.pending,
+            Resource::Requests => &gauges.requests,
+            Resource::Retries => &gauges.retries,
+        }
+    }
+
+    /// Units in use, of one priority (0: default, 1: high).
+    pub(crate) fn in_use(&self, resource: Resource, priority: usize) -> u32 {
+        self.gauge(resource, priority).load(Ordering::Relaxed)
+    }
+
+    /// The limit now; that of a retry budget follows the requests under way.
+    pub(crate) fn limit(&self, resource: Resource, priority: usize) -> u32 {
+        let limits = if priority == 0 { &self.circuit_breakers[0] } else { &self.circuit_breakers[1] };
+        match resource {
+            Resource::Connections => limits.max_connections,
+            Resource::Pending => limits.max_pending_requests,
+            Resource::Requests => limits.max_requests,
+            Resource::Retries => match limits.retry_budget {
+                None => limits.max_retries,
+                Some((percent, minimum)) => {
+                    let load = self.in_use(Resource::Requests, priority) + self.in_use(Resource::Pending, priority);
+                    ((f64::from(load) * percent / 100.0) as u32).max(minimum)
+                }
+            },
+        }
+    }
+}
