@@ -22,14 +22,19 @@ pub(crate) fn add_bridge(name: &str, hardware: [u8; 6]) -> Request {
     Request::of(&message)
 }
 
+/// The other end of a veth pair.
+pub(crate) struct Peer<'a> {
+    /// Its name there.
+    pub(crate) name: &'a str,
+    /// The network namespace it goes to; `None`: the same.
+    pub(crate) namespace: Option<RawFd>,
+    /// Its hardware address; `None`: a random one.
+    pub(crate) hardware: Option<[u8; 6]>,
+}
+
 /// Adds a veth pair: this end is `name`, up, and a port of the bridge with index `bridge` if there is one; the
-/// other is `peer`, down, in the network namespace of an open file if one is given.
-pub(crate) fn add_veth(
-    name: &str,
-    bridge: Option<u32>,
-    peer: &str,
-    peer_namespace: Option<RawFd>,
-) -> Request {
+/// other is down.
+pub(crate) fn add_veth(name: &str, bridge: Option<u32>, peer: &Peer<'_>) -> Request {
     let mut message = link_message(libc::RTM_NEWLINK, CREATE, 0, true);
     message.text(libc::IFLA_IFNAME, name);
     if let Some(bridge) = bridge {
@@ -38,14 +43,24 @@ pub(crate) fn add_veth(
     message.nest(libc::IFLA_LINKINFO, |m| {
         m.text(libc::IFLA_INFO_KIND, "veth").nest(libc::IFLA_INFO_DATA, |m| {
             m.nest(VETH_INFO_PEER, |m| {
-                m.raw(&link_header(0, false)).text(libc::IFLA_IFNAME, peer);
-                if let Some(fd) = peer_namespace {
+                m.raw(&link_header(0, false)).text(libc::IFLA_IFNAME, peer.name);
+                if let Some(fd) = peer.namespace {
                     m.attr(libc::IFLA_NET_NS_FD, &fd.to_ne_bytes());
+                }
+                if let Some(hardware) = peer.hardware {
+                    m.attr(libc::IFLA_ADDRESS, &hardware);
                 }
             });
         });
     });
     Request::of(&message)
+}
+
+/// A locally administered hardware address made of an IPv4 address, so that whoever gets that address again is
+/// reached at once, without waiting for others' neighbour entries to age.
+pub(crate) fn hardware_address(address: Ipv4Addr) -> [u8; 6] {
+    let [a, b, c, d] = address.octets();
+    [2, 0, a, b, c, d]
 }
 
 /// Brings the link with an index up.

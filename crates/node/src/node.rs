@@ -123,9 +123,8 @@ impl Node {
 
         let route = Socket::route().during(|| "cannot open a netlink socket".into())?;
         route.transact(&link::set_up(LOOPBACK)).during(|| "cannot bring loopback up".into())?;
-        let [a, b, c, d] = network.address.octets();
         route
-            .transact(&link::add_bridge(BRIDGE, [2, 0, a, b, c, d]))
+            .transact(&link::add_bridge(BRIDGE, link::hardware_address(network.address)))
             .during(|| format!("cannot add the bridge {BRIDGE}"))?;
         let bridge = index_of(BRIDGE).during(|| format!("cannot find the bridge {BRIDGE}"))?;
         route

@@ -11,7 +11,7 @@ use std::thread;
 use rustix::io::Errno;
 
 use crate::error::{During, NodeError};
-use crate::link;
+use crate::link::{self, Peer};
 use crate::netlink::Socket;
 use crate::nft;
 use crate::node::{self, LOOPBACK, Node};
@@ -73,9 +73,13 @@ impl Pod {
         let namespaces = on_thread(|| make_namespaces(spec)).during(|| failed("cannot start a thread"))??;
 
         let link = node.next_link();
-        let peer = namespaces.net.as_raw_fd();
+        let peer = Peer {
+            name: LINK,
+            namespace: Some(namespaces.net.as_raw_fd()),
+            hardware: Some(link::hardware_address(spec.address)),
+        };
         Socket::route()
-            .and_then(|socket| socket.transact(&link::add_veth(&link, Some(node.bridge()), LINK, Some(peer))))
+            .and_then(|socket| socket.transact(&link::add_veth(&link, Some(node.bridge()), &peer)))
             .during(|| failed("cannot link it to the node"))?;
         let pod = Pod {
             shared: Arc::new(Shared {

@@ -255,7 +255,45 @@ mod tests {
 
     #[test]
     fn istio_defaults() {
-        check(&Redirect::default(), &expect![[""]]);
+        check(
+            &Redirect::default(),
+            &expect![[r#"
+            table ip leno {
+            	chain ISTIO_IN_REDIRECT {
+            		meta l4proto tcp redirect to :15006
+            	}
+            	chain ISTIO_REDIRECT {
+            		meta l4proto tcp redirect to :15001
+            	}
+            	chain ISTIO_INBOUND {
+            		tcp dport 15008 return
+            		tcp dport 15090 return
+            		tcp dport 15021 return
+            		tcp dport 15020 return
+            		tcp dport 22 return
+            		jump ISTIO_IN_REDIRECT
+            	}
+            	chain ISTIO_OUTPUT {
+            		ip saddr 127.0.0.6/32 oifname "lo" return
+            		oifname "lo" ip daddr != 127.0.0.1/32 tcp dport != 15008 meta skuid 1337 jump ISTIO_IN_REDIRECT
+            		oifname "lo" ip daddr != 127.0.0.1/32 tcp dport != 15008 meta skgid 1337 jump ISTIO_IN_REDIRECT
+            		oifname "lo" meta skuid != 1337 meta skgid != 1337 return
+            		meta skuid 1337 return
+            		meta skgid 1337 return
+            		ip daddr 127.0.0.1/32 return
+            		jump ISTIO_REDIRECT
+            	}
+            	chain prerouting {
+            		type nat hook prerouting priority -100; policy accept;
+            		meta l4proto tcp jump ISTIO_INBOUND
+            	}
+            	chain output {
+            		type nat hook output priority -100; policy accept;
+            		meta l4proto tcp jump ISTIO_OUTPUT
+            	}
+            }
+        "#]],
+        );
     }
 
     #[test]
@@ -271,7 +309,41 @@ mod tests {
                 exclude_outbound_cidrs: vec!["10.96.7.9".parse().unwrap(), "10.97.1.1/12".parse().unwrap()],
                 ..Redirect::by_mark()
             },
-            &expect![[""]],
+            &expect![[r#"
+                table ip leno {
+                	chain ISTIO_IN_REDIRECT {
+                		meta l4proto tcp redirect to :16006
+                	}
+                	chain ISTIO_REDIRECT {
+                		meta l4proto tcp redirect to :16001
+                	}
+                	chain ISTIO_INBOUND {
+                		tcp dport 15008 return
+                		tcp dport 80 jump ISTIO_IN_REDIRECT
+                		tcp dport 9080 jump ISTIO_IN_REDIRECT
+                	}
+                	chain ISTIO_OUTPUT {
+                		ip saddr 127.0.0.6/32 oifname "lo" return
+                		tcp dport 5432 return
+                		oifname "lo" ip daddr != 127.0.0.1/32 tcp dport != 15008 meta mark 1337 jump ISTIO_IN_REDIRECT
+                		oifname "lo" meta mark != 1337 return
+                		meta mark 1337 return
+                		ip daddr 127.0.0.1/32 return
+                		ip daddr 10.96.7.9/32 return
+                		ip daddr 10.96.0.0/12 return
+                		tcp dport 3306 jump ISTIO_REDIRECT
+                		ip daddr 10.96.0.0/16 jump ISTIO_REDIRECT
+                	}
+                	chain prerouting {
+                		type nat hook prerouting priority -100; policy accept;
+                		meta l4proto tcp jump ISTIO_INBOUND
+                	}
+                	chain output {
+                		type nat hook output priority -100; policy accept;
+                		meta l4proto tcp jump ISTIO_OUTPUT
+                	}
+                }
+            "#]],
         );
     }
 

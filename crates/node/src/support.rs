@@ -8,6 +8,7 @@ use rustix::io::Errno;
 use rustix::pipe::PipeFlags;
 use rustix::process::{Signal, WaitId, WaitIdOptions};
 
+use crate::link::Peer;
 use crate::netlink::{Request, Socket};
 use crate::redirect::Redirect;
 use crate::sys::{self, IdMaps};
@@ -148,7 +149,7 @@ fn probe(mode: Mode) -> Result<(), Failure> {
     let trial = Trial {
         maps: (mode == Mode::User).then(IdMaps::of_caller),
         bridge: link::add_bridge("leno0", [2, 0, 0, 0, 0, 1]),
-        veth: link::add_veth("leno1", None, "eth0", None),
+        veth: link::add_veth("leno1", None, &Peer { name: "eth0", namespace: None, hardware: None }),
         rules: nft::replace(&Redirect::by_mark().rules()),
     };
     let (reader, writer) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).map_err(outside)?;
