@@ -1,12 +1,16 @@
 //! The socket of a downstream or upstream connection.
 
 use std::io;
+use std::os::fd::AsRawFd;
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
+
+use crate::cluster::TcpKeepalive;
 
 /// A connected stream socket.
 #[derive(Debug)]
@@ -25,6 +29,39 @@ pub(crate) struct Accepted {
     pub(crate) socket: Socket,
     /// Bytes already read.
     pub(crate) buffered: BytesMut,
+}
+
+/// Sets a socket option that the API names by numbers (envoy.config.core.v3.SocketOption).
+pub(crate) fn set_raw_option(socket: &socket2::Socket, level: i32, name: i32, value: &[u8]) -> io::Result<()> {
+    let length = libc::socklen_t::try_from(value.len()).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+    // SAFETY: the descriptor is open as long as `socket` lives, and the pointer and length
+    // describe `value`, which the kernel only reads.
+    #[allow(unsafe_code, reason = "no safe wrapper takes an option by number")]
+    let outcome = unsafe { libc::setsockopt(socket.as_raw_fd(), level, name, value.as_ptr().cast(), length) };
+    if outcome == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Switches TCP keep-alive on.
+pub(crate) fn set_keepalive(socket: &socket2::Socket, keepalive: &TcpKeepalive) -> io::Result<()> {
+    let mut settings = socket2::TcpKeepalive::new();
+    if let Some(seconds) = keepalive.time {
+        settings = settings.with_time(Duration::from_secs(seconds.into()));
+    }
+    if let Some(seconds) = keepalive.interval {
+        settings = settings.with_interval(Duration::from_secs(seconds.into()));
+    }
+    if let Some(probes) = keepalive.probes {
+        settings = settings.with_retries(probes);
+    }
+    socket.set_tcp_keepalive(&settings)
+}
+
+/// The address of a Unix socket; `@` at the start stands for the abstract name space.
+pub(crate) fn unix_address(path: &str) -> io::Result<socket2::SockAddr> {
+    match path.strip_prefix('@') {
+        Some(name) => socket2::SockAddr::unix(format!("\0{name}")),
+        None => socket2::SockAddr::unix(path),
+    }
 }
 
 impl AsyncRead for Socket {

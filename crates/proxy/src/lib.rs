@@ -9,8 +9,12 @@ mod drain;
 mod http;
 mod io;
 mod listener;
+mod options;
 mod server;
 mod snapshot;
 mod tcp;
 mod telemetry;
 mod worker;
+
+pub use options::Options;
+pub use server::{RunError, run};

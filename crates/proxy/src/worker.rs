@@ -9,34 +9,206 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use leno_base::Name;
+use leno_base::drain::Phase;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::{AbortHandle, LocalSet};
 
 use crate::cluster::worker_cluster::WorkerCluster;
+use crate::cluster::{Assignment, Discovery, EndpointAddress};
 use crate::http::route::RouteTable;
+use crate::listener::accept::{WorkerListener, accept_loop};
+use crate::listener::bind::BoundSocket;
+use crate::listener::{Direction, ListenAddress, Listener};
 use crate::snapshot::Snapshot;
+use crate::telemetry::stats::{StatsStore, ThreadStats};
+
+/// What the main thread tells a worker.
+pub(crate) enum Command {
+    /// Adopt this configuration.
+    Adopt {
+        /// All of it.
+        snapshot: Arc<Snapshot>,
+        /// Sockets of listeners that begin to listen, or listen elsewhere now.
+        sockets: Vec<(Name, Vec<BoundSocket>)>,
+    },
+    /// These clusters have these endpoints now; nothing else changed.
+    Endpoints {
+        /// The clusters.
+        clusters: Vec<Name>,
+        /// Their endpoints.
+        assignment: Arc<Assignment>,
+    },
+    /// Ask connections to end.
+    Drain {
+        /// Only those of inbound listeners.
+        inbound_only: bool,
+        /// How urgently.
+        phase: Phase,
+    },
+    /// Say what is counted per host.
+    Hosts(oneshot::Sender<Vec<HostReport>>),
+    /// Say how many connections there are.
+    Connections(oneshot::Sender<usize>),
+    /// End.
+    Stop,
+}
+
+/// One worker's counts of one host.
+#[derive(Clone, Debug)]
+pub(crate) struct HostReport {
+    /// The cluster.
+    pub(crate) cluster: Name,
+    /// The host.
+    pub(crate) address: EndpointAddress,
+    /// Open connections, all connections, failed connections.
+    pub(crate) connections: [u64; 3],
+    /// Requests: under way, all, good, failed, timed out.
+    pub(crate) requests: [u64; 5],
+}
+
+/// The main thread's side of a worker. Dropping it ends the worker.
+pub(crate) struct Handle {
+    commands: mpsc::UnboundedSender<Command>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Handle {
+    /// Tells the worker something; one that has died is silent.
+    pub(crate) fn tell(&self, command: Command) {
+        let _ = self.commands.send(command);
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.tell(Command::Stop);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Starts a worker thread.
+pub(crate) fn spawn(index: usize, stats: &StatsStore) -> std::io::Result<Handle> {
+    let stats = stats.thread();
+    let (commands, mailbox) = mpsc::unbounded_channel();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let thread = std::thread::Builder::new().name(format!("worker_{index}")).spawn(move || {
+        let worker = Rc::new(Worker::new(index, stats));
+        LocalSet::new().block_on(&runtime, worker.run(mailbox));
+    })?;
+    Ok(Handle { commands, thread: Some(thread) })
+}
 
 /// One worker's world.
 pub(crate) struct Worker {
+    index: usize,
+    stats: Arc<ThreadStats>,
     /// The adopted configuration.
     snapshot: RefCell<Arc<Snapshot>>,
-    /// The worker's side of each cluster.
+    /// The worker's side of the clusters that it has used.
     clusters: RefCell<HashMap<Name, Rc<WorkerCluster>>>,
+    listeners: RefCell<HashMap<Name, Rc<WorkerListener>>>,
+    /// Listeners by the address that connections may be handed over for.
+    destinations: RefCell<HashMap<SocketAddr, Name>>,
+    /// The tasks that accept, by listener.
+    accepting: RefCell<HashMap<Name, Vec<AbortHandle>>>,
+    /// Listeners that are gone and whose connections are not.
+    leaving: RefCell<Vec<Rc<WorkerListener>>>,
     /// State of the random generator (splitmix64).
     random: Cell<u64>,
 }
 
 impl Worker {
+    /// A worker without configuration.
+    pub(crate) fn new(index: usize, stats: Arc<ThreadStats>) -> Self {
+        Self {
+            index,
+            stats,
+            snapshot: RefCell::default(),
+            clusters: RefCell::default(),
+            listeners: RefCell::default(),
+            destinations: RefCell::default(),
+            accepting: RefCell::default(),
+            leaving: RefCell::default(),
+            random: Cell::new(leno_base::rng::Rng::from_entropy().next_u64()),
+        }
+    }
+
+    /// Serves commands until told to stop; connections run as local tasks beside it.
+    async fn run(self: Rc<Self>, mut mailbox: mpsc::UnboundedReceiver<Command>) {
+        let mut cleanup = tokio::time::interval(CLEANUP);
+        loop {
+            let command = tokio::select! {
+                command = mailbox.recv() => command,
+                _ = cleanup.tick() => {
+                    self.clean_up();
+                    continue;
+                }
+            };
+            match command {
+                Some(Command::Adopt { snapshot, sockets }) => self.adopt(snapshot, sockets),
+                Some(Command::Endpoints { clusters, assignment }) => self.adopt_endpoints(&clusters, &assignment),
+                Some(Command::Drain { inbound_only, phase }) => self.drain(inbound_only, phase),
+                Some(Command::Hosts(answer)) => drop(answer.send(self.host_reports())),
+                Some(Command::Connections(answer)) => drop(answer.send(self.connections())),
+                Some(Command::Stop) | None => return,
+            }
+        }
+    }
+
+    /// Which worker it is.
+    pub(crate) fn index(&self) -> usize {
+        self.index
+    }
+
+    /// This thread's stats.
+    pub(crate) fn stats(&self) -> &ThreadStats {
+        &self.stats
+    }
+
     /// The worker's side of a cluster; `None`: no such cluster (or not warm yet).
     pub(crate) fn cluster(&self, name: &str) -> Option<Rc<WorkerCluster>> {
-        self.clusters.borrow().get(name).cloned()
+        if let Some(cluster) = self.clusters.borrow().get(name) {
+            return Some(Rc::clone(cluster));
+        }
+        let snapshot = self.snapshot.borrow();
+        let config = snapshot.clusters.get(name)?;
+        let cluster = WorkerCluster::new(Arc::clone(config), &self.stats, self.random());
+        if let Some(assignment) = snapshot.endpoints.get(name) {
+            cluster.update_hosts(assignment);
+        }
+        let cluster = Rc::new(cluster);
+        self.clusters.borrow_mut().insert(config.name.clone(), Rc::clone(&cluster));
+        Some(cluster)
     }
 
     /// The current RDS table with this name; `None`: not received yet.
     pub(crate) fn routes(&self, name: &str) -> Option<Arc<RouteTable>> {
         self.snapshot.borrow().routes.get(name).cloned()
+    }
+
+    /// The listener with this name.
+    pub(crate) fn listener(&self, name: &str) -> Option<Rc<WorkerListener>> {
+        self.listeners.borrow().get(name).cloned()
+    }
+
+    /// The listener for connections that were meant for this address: the one of that very
+    /// address, else the one of its port on any address.
+    pub(crate) fn listener_for_destination(&self, address: SocketAddr) -> Option<Rc<WorkerListener>> {
+        let any: IpAddr = match address {
+            SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+            SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+        };
+        let destinations = self.destinations.borrow();
+        let name = destinations.get(&address).or_else(|| destinations.get(&SocketAddr::new(any, address.port())))?;
+        self.listener(name)
     }
 
     /// A uniformly random number.
@@ -47,4 +219,149 @@ impl Worker {
         let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         mixed ^ (mixed >> 31)
     }
+
+    /// Takes over a new configuration. What did not change keeps its state; requests under way
+    /// keep what they hold.
+    pub(crate) fn adopt(self: &Rc<Self>, snapshot: Arc<Snapshot>, sockets: Vec<(Name, Vec<BoundSocket>)>) {
+        self.adopt_clusters(&snapshot);
+        self.adopt_listeners(&snapshot);
+        *self.snapshot.borrow_mut() = snapshot;
+        for (listener, sockets) in sockets {
+            self.listen(listener, sockets);
+        }
+    }
+
+    /// Clusters that changed are made anew, with the endpoints that they have now.
+    fn adopt_clusters(&self, snapshot: &Snapshot) {
+        self.clusters.borrow_mut().retain(|name, cluster| {
+            snapshot.clusters.get(name).is_some_and(|config| Arc::ptr_eq(config, &cluster.config))
+        });
+        let before = self.snapshot.borrow();
+        for (name, cluster) in self.clusters.borrow().iter() {
+            let (old, new) = (before.endpoints.get(name), snapshot.endpoints.get(name));
+            let same = match (old, new) {
+                (Some(old), Some(new)) => Arc::ptr_eq(old, new),
+                (old, new) => old.is_none() && new.is_none(),
+            };
+            if !same {
+                cluster.update_hosts(new.map_or(&Assignment::default(), |new| new));
+            }
+        }
+    }
+
+    fn adopt_listeners(&self, snapshot: &Snapshot) {
+        let mut listeners = self.listeners.borrow_mut();
+        let mut previous = std::mem::take(&mut *listeners);
+        for (name, config) in &snapshot.listeners {
+            let listener = match previous.remove(name) {
+                Some(same) if Arc::ptr_eq(&same.config, config) => same,
+                old => Rc::new(WorkerListener::new(Arc::clone(config), self, old.as_deref())),
+            };
+            listeners.insert(name.clone(), listener);
+        }
+        for (name, listener) in previous {
+            self.stop_accepting(&name);
+            listener.drain(Phase::Draining);
+            self.leaving.borrow_mut().push(listener);
+        }
+        *self.destinations.borrow_mut() = destinations(listeners.values().map(|listener| &*listener.config));
+    }
+
+    fn adopt_endpoints(&self, clusters: &[Name], assignment: &Arc<Assignment>) {
+        for name in clusters {
+            if let Some(cluster) = self.clusters.borrow().get(name) {
+                cluster.update_hosts(assignment);
+            }
+        }
+        // Clusters that are used for the first time later read the snapshot.
+        let mut snapshot = self.snapshot.borrow_mut();
+        let snapshot = Arc::make_mut(&mut snapshot);
+        for name in clusters {
+            snapshot.endpoints.insert(name.clone(), Arc::clone(assignment));
+        }
+    }
+
+    fn listen(self: &Rc<Self>, listener: Name, sockets: Vec<BoundSocket>) {
+        self.stop_accepting(&listener);
+        let mut tasks = Vec::new();
+        for socket in sockets {
+            match socket.listen() {
+                Ok(socket) => {
+                    let task = accept_loop(Rc::clone(self), listener.clone(), socket);
+                    tasks.push(tokio::task::spawn_local(task).abort_handle());
+                }
+                Err(error) => tracing::error!(target: "config", %listener, %error, "cannot listen"),
+            }
+        }
+        self.accepting.borrow_mut().insert(listener, tasks);
+    }
+
+    fn stop_accepting(&self, listener: &Name) {
+        for task in self.accepting.borrow_mut().remove(listener).unwrap_or_default() {
+            task.abort();
+        }
+    }
+
+    fn drain(&self, inbound_only: bool, phase: Phase) {
+        let listeners: Vec<_> = self.listeners.borrow().values().cloned().collect();
+        for listener in listeners {
+            if !inbound_only || listener.config.direction == Direction::Inbound {
+                listener.drain(phase);
+            }
+        }
+        if phase == Phase::Closing {
+            self.leaving.borrow().iter().for_each(|listener| listener.drain(phase));
+        }
+    }
+
+    fn connections(&self) -> usize {
+        let current: usize = self.listeners.borrow().values().map(|listener| listener.connections()).sum();
+        current + self.leaving.borrow().iter().map(|listener| listener.connections()).sum::<usize>()
+    }
+
+    fn clean_up(&self) {
+        self.leaving.borrow_mut().retain(|listener| listener.connections() > 0);
+        for cluster in self.clusters.borrow().values() {
+            if let Discovery::OriginalDst { .. } = cluster.config.discovery {
+                cluster.forget_unused_hosts();
+            }
+        }
+    }
+
+    fn host_reports(&self) -> Vec<HostReport> {
+        let clusters = self.clusters.borrow();
+        let reports = clusters.iter().flat_map(|(name, cluster)| {
+            cluster.hosts().into_iter().map(|host| {
+                let counts = &host.counts;
+                HostReport {
+                    cluster: name.clone(),
+                    address: host.config.address.clone(),
+                    connections: [counts.cx_active.get(), counts.cx_total.get(), counts.cx_connect_fail.get()],
+                    requests: [
+                        host.active.get().into(),
+                        counts.rq_total.get(),
+                        counts.rq_success.get(),
+                        counts.rq_error.get(),
+                        counts.rq_timeout.get(),
+                    ],
+                }
+            })
+        });
+        reports.collect()
+    }
+}
+
+/// How often unused hosts and finished listeners are forgotten. Envoy's `cleanup_interval` is
+/// 5 s by default and 60 s in Istio; an unused host costs a few hundred bytes, so one beat does.
+const CLEANUP: Duration = Duration::from_secs(5);
+
+/// Addresses that connections may be handed over for (`use_original_dst`).
+fn destinations<'a>(listeners: impl Iterator<Item = &'a Listener>) -> HashMap<SocketAddr, Name> {
+    let addresses = listeners.flat_map(|listener| {
+        listener.addresses.iter().filter_map(move |address| match address {
+            ListenAddress::Ip(ip) => Some((*ip, listener.name.clone())),
+            ListenAddress::Pipe(..) => None,
+        })
+    });
+    addresses.collect()
 }

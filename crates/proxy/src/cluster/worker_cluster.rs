@@ -35,6 +35,27 @@ pub(crate) struct Host {
     pub(crate) pool: Rc<RefCell<Pool>>,
     /// Requests and sessions under way.
     pub(crate) active: Rc<Cell<u32>>,
+    /// What `/clusters` shows of it.
+    pub(crate) counts: Rc<HostCounts>,
+}
+
+/// One worker's counts of one host (`/clusters`).
+#[derive(Debug, Default)]
+pub(crate) struct HostCounts {
+    /// Connections that are open.
+    pub(crate) cx_active: Cell<u64>,
+    /// Connections made.
+    pub(crate) cx_total: Cell<u64>,
+    /// Connections that could not be made.
+    pub(crate) cx_connect_fail: Cell<u64>,
+    /// Requests sent.
+    pub(crate) rq_total: Cell<u64>,
+    /// Answers below 500.
+    pub(crate) rq_success: Cell<u64>,
+    /// Resets and answers from 500.
+    pub(crate) rq_error: Cell<u64>,
+    /// Requests that timed out.
+    pub(crate) rq_timeout: Cell<u64>,
 }
 
 /// The hosts of one cluster, by priority, with a balancer for each list.
@@ -211,12 +232,18 @@ impl Host {
             EndpointAddress::Ip(address) => Some(address),
             EndpointAddress::Name(..) | EndpointAddress::Pipe(_) => None,
         };
-        Self { config, address, pool: Rc::default(), active: Rc::default() }
+        Self { config, address, pool: Rc::default(), active: Rc::default(), counts: Rc::default() }
     }
 
     /// The same host with other settings (weight, health, metadata).
     fn reconfigured(&self, config: EndpointConfig) -> Self {
-        Self { config, address: self.address, pool: Rc::clone(&self.pool), active: Rc::clone(&self.active) }
+        Self {
+            config,
+            address: self.address,
+            pool: Rc::clone(&self.pool),
+            active: Rc::clone(&self.active),
+            counts: Rc::clone(&self.counts),
+        }
     }
 
     /// Its IP address without port.

@@ -41,6 +41,8 @@ pub(crate) struct Listener {
     pub(crate) buffer_limit: usize,
     /// `transparent`.
     pub(crate) transparent: bool,
+    /// `ipv4_compat` of an IPv6 address: accept IPv4 too.
+    pub(crate) ipv4_compatible: bool,
     /// `freebind`.
     pub(crate) freebind: bool,
     /// `socket_options`: (level, name, value), set before binding.
@@ -145,6 +147,7 @@ pub(crate) enum NetworkFilters {
 }
 
 pub(crate) mod accept;
+pub(crate) mod bind;
 pub(crate) mod config;
 pub(crate) mod filter_chain;
 pub(crate) mod inspect;

@@ -5,13 +5,13 @@
 
 use std::future::poll_fn;
 use std::io;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::time::{Instant, Sleep};
+use tokio::io::{AsyncReadExt, AsyncWrite};
+use tokio::time::Instant;
 
 use crate::io::Socket;
 
@@ -74,15 +74,11 @@ pub(crate) async fn bidirectional(
             _ => {}
         }
         match &mut timer {
-            Some((_, timer)) => poll_timer(timer.as_mut(), cx).map(|()| End::Idle),
+            Some((_, timer)) => timer.as_mut().poll(cx).map(|()| End::Idle),
             None => Poll::Pending,
         }
     })
     .await
-}
-
-fn poll_timer(timer: Pin<&mut Sleep>, cx: &mut Context<'_>) -> Poll<()> {
-    std::future::Future::poll(timer, cx)
 }
 
 /// Which side of a direction failed.
@@ -144,12 +140,9 @@ impl Direction {
     }
 
     fn poll_fill(&mut self, cx: &mut Context<'_>, from: &mut Socket) -> Poll<io::Result<usize>> {
-        self.buffer.resize(CHUNK, 0);
-        let mut space = ReadBuf::new(&mut self.buffer);
-        let outcome = Pin::new(from).poll_read(cx, &mut space);
-        let filled = space.filled().len();
-        self.buffer.truncate(filled);
-        outcome.map_ok(|()| filled)
+        self.buffer.reserve(CHUNK);
+        // The future keeps no state between polls, so a new one each time loses nothing.
+        pin!(from.read_buf(&mut self.buffer)).poll(cx)
     }
 }
 

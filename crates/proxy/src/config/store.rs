@@ -1,0 +1,329 @@
+//! The main thread's store of lowered configuration: what is in force, what still warms, and
+//! what has to be published.
+//!
+//! A cluster is *warm* when its endpoints are known (EDS answered or timed out, DNS resolved
+//! once), a listener when its routes are. A changed resource serves only when it is warm; the
+//! one that it replaces serves until then. `settle` moves what has become warm into the next
+//! `Snapshot`. The store does no I/O: it says what is wanted and is told what came.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+
+use leno_base::Name;
+
+use crate::cluster::{Assignment, Cluster, Discovery};
+use crate::http::config::RouteSource;
+use crate::http::route::RouteTable;
+use crate::listener::{Listener, NetworkFilters};
+use crate::snapshot::Snapshot;
+
+/// All configuration, on the main thread.
+#[derive(Debug, Default)]
+pub(crate) struct Store {
+    clusters: BTreeMap<Name, Slot<Cluster>>,
+    listeners: BTreeMap<Name, Slot<Listener>>,
+    /// By RDS name.
+    routes: BTreeMap<Name, Arc<RouteTable>>,
+    /// By EDS name.
+    assignments: BTreeMap<Name, Arc<Assignment>>,
+    /// By cluster name, from DNS.
+    resolved: BTreeMap<Name, Arc<Assignment>>,
+    /// Names that did not come within their initial fetch timeout; they hold up nothing.
+    expired_endpoints: BTreeSet<Name>,
+    expired_routes: BTreeSet<Name>,
+    /// Whether listeners may start: clusters of the bootstrap and of the first CDS update are
+    /// warm, as Envoy's init manager has it.
+    clusters_ready: bool,
+    /// Whether the first CDS update is still awaited.
+    awaits_clusters: bool,
+    /// Whether the first LDS update is still awaited.
+    awaits_listeners: bool,
+    snapshot: Arc<Snapshot>,
+    changed: bool,
+}
+
+/// One resource: the version in force and the one that warms.
+#[derive(Debug)]
+struct Slot<T> {
+    active: Option<Arc<T>>,
+    warming: Option<Arc<T>>,
+}
+
+impl<T> Default for Slot<T> {
+    fn default() -> Self {
+        Self { active: None, warming: None }
+    }
+}
+
+impl Store {
+    /// A store that waits for the first CDS and LDS updates if they are to come by xDS.
+    pub(crate) fn new(awaits_clusters: bool, awaits_listeners: bool) -> Self {
+        Self { awaits_clusters, awaits_listeners, ..Self::default() }
+    }
+
+    /// Takes a new or changed cluster; false: it is what we have.
+    pub(crate) fn put_cluster(&mut self, cluster: Cluster) -> bool {
+        let slot = self.clusters.entry(cluster.name.clone()).or_default();
+        let newest = slot.warming.as_ref().or(slot.active.as_ref());
+        if newest.is_some_and(|newest| newest.source == cluster.source) {
+            return false;
+        }
+        slot.warming = Some(Arc::new(cluster));
+        true
+    }
+
+    /// Forgets a cluster.
+    pub(crate) fn remove_cluster(&mut self, name: &str) {
+        if let Some(slot) = self.clusters.remove(name) {
+            self.changed |= slot.active.is_some();
+            self.resolved.remove(name);
+        }
+    }
+
+    /// Takes a new or changed listener; false: it is what we have.
+    pub(crate) fn put_listener(&mut self, listener: Arc<Listener>) -> bool {
+        if !self.listener_differs(&listener.name, &listener.source) {
+            return false;
+        }
+        self.listeners.entry(listener.name.clone()).or_default().warming = Some(listener);
+        true
+    }
+
+    /// Whether a listener's message differs from the newest one of that name.
+    pub(crate) fn listener_differs(&self, name: &str, source: &prost_types::Any) -> bool {
+        self.newest_listener(name).is_none_or(|newest| newest.source != *source)
+    }
+
+    /// The newest version of a listener, in force or warming.
+    pub(crate) fn newest_listener(&self, name: &str) -> Option<&Arc<Listener>> {
+        let slot = self.listeners.get(name)?;
+        slot.warming.as_ref().or(slot.active.as_ref())
+    }
+
+    /// Forgets a listener.
+    pub(crate) fn remove_listener(&mut self, name: &str) {
+        if let Some(slot) = self.listeners.remove(name) {
+            self.changed |= slot.active.is_some();
+        }
+    }
+
+    /// Takes a route table that came by RDS.
+    pub(crate) fn put_routes(&mut self, name: Name, table: Arc<RouteTable>) {
+        self.expired_routes.remove(&*name);
+        self.routes.insert(name, table);
+        self.changed = true;
+    }
+
+    /// The table of an RDS name.
+    pub(crate) fn routes(&self, name: &str) -> Option<&Arc<RouteTable>> {
+        self.routes.get(name)
+    }
+
+    /// Takes endpoints that came by EDS; returns the clusters in force whose endpoints they are.
+    pub(crate) fn put_assignment(&mut self, name: Name, assignment: Arc<Assignment>) -> Vec<Name> {
+        self.expired_endpoints.remove(&*name);
+        if self.assignments.get(&*name).is_some_and(|current| **current == *assignment) {
+            return Vec::new();
+        }
+        self.assignments.insert(name.clone(), Arc::clone(&assignment));
+        let users = self.active_clusters().filter(|cluster| eds_name(cluster) == Some(&name));
+        let users: Vec<Name> = users.map(|cluster| cluster.name.clone()).collect();
+        self.set_endpoints(&users, &assignment);
+        users
+    }
+
+    /// Takes addresses that DNS found for a cluster; true: it is in force.
+    pub(crate) fn put_resolved(&mut self, cluster: &Name, assignment: Arc<Assignment>) -> bool {
+        if !self.clusters.contains_key(cluster) {
+            return false;
+        }
+        self.resolved.insert(cluster.clone(), Arc::clone(&assignment));
+        let active = self.clusters.get(cluster).is_some_and(|slot| slot.active.is_some());
+        if active {
+            self.set_endpoints(std::slice::from_ref(cluster), &assignment);
+        }
+        active
+    }
+
+    /// Keeps the snapshot true to what workers are told about endpoints apart from it.
+    fn set_endpoints(&mut self, clusters: &[Name], assignment: &Arc<Assignment>) {
+        if !clusters.is_empty() {
+            let snapshot = Arc::make_mut(&mut self.snapshot);
+            for cluster in clusters {
+                snapshot.endpoints.insert(cluster.clone(), Arc::clone(assignment));
+            }
+        }
+    }
+
+    /// Endpoints of this EDS name did not come in time: its clusters start without.
+    pub(crate) fn expire_endpoints(&mut self, name: Name) {
+        if !self.assignments.contains_key(&*name) {
+            self.expired_endpoints.insert(name);
+        }
+    }
+
+    /// Routes of this RDS name did not come in time: its listeners start without (404).
+    pub(crate) fn expire_routes(&mut self, name: Name) {
+        if !self.routes.contains_key(&*name) {
+            self.expired_routes.insert(name);
+        }
+    }
+
+    /// The first CDS update was taken, or did not come in time.
+    pub(crate) fn clusters_came(&mut self) {
+        self.awaits_clusters = false;
+    }
+
+    /// The first LDS update was taken, or did not come in time.
+    pub(crate) fn listeners_came(&mut self) {
+        self.awaits_listeners = false;
+    }
+
+    /// Whether everything that was configured at the start is in force (`LIVE`).
+    pub(crate) fn is_live(&self) -> bool {
+        self.clusters_ready && !self.awaits_listeners && self.listeners.values().all(|slot| slot.active.is_some())
+    }
+
+    /// Moves what has become warm into force; the next snapshot, if anything did.
+    pub(crate) fn settle(&mut self) -> Option<Arc<Snapshot>> {
+        self.warm_clusters();
+        self.clusters_ready |= !self.awaits_clusters && self.clusters.values().all(|slot| slot.active.is_some());
+        if self.clusters_ready {
+            self.warm_listeners();
+        }
+        if !std::mem::take(&mut self.changed) {
+            return None;
+        }
+        self.forget_unused();
+        self.snapshot = Arc::new(self.build());
+        Some(Arc::clone(&self.snapshot))
+    }
+
+    fn warm_clusters(&mut self) {
+        for slot in self.clusters.values_mut() {
+            let Some(cluster) = &slot.warming else { continue };
+            let warm = match &cluster.discovery {
+                Discovery::Static(_) | Discovery::OriginalDst { .. } => true,
+                Discovery::StrictDns(_) | Discovery::LogicalDns(_) => self.resolved.contains_key(&*cluster.name),
+                Discovery::Eds { service_name, .. } => {
+                    self.assignments.contains_key(&**service_name) || self.expired_endpoints.contains(&**service_name)
+                }
+            };
+            if warm {
+                slot.active = slot.warming.take();
+                self.changed = true;
+            }
+        }
+    }
+
+    fn warm_listeners(&mut self) {
+        let (routes, expired) = (&self.routes, &self.expired_routes);
+        for slot in self.listeners.values_mut() {
+            let Some(listener) = &slot.warming else { continue };
+            if rds_names(listener).all(|name| routes.contains_key(&**name) || expired.contains(&**name)) {
+                slot.active = slot.warming.take();
+                self.changed = true;
+            }
+        }
+    }
+
+    /// Drops endpoints and routes that nothing refers to.
+    fn forget_unused(&mut self) {
+        let endpoints = self.wanted_endpoints();
+        self.assignments.retain(|name, _| endpoints.contains(name));
+        self.expired_endpoints.retain(|name| endpoints.contains(name));
+        let routes = self.wanted_routes();
+        self.routes.retain(|name, _| routes.contains(name));
+        self.expired_routes.retain(|name| routes.contains(name));
+    }
+
+    fn build(&self) -> Snapshot {
+        let mut snapshot = Snapshot::default();
+        for cluster in self.active_clusters() {
+            let name = &cluster.name;
+            let endpoints = match &cluster.discovery {
+                Discovery::Static(assignment) => Some(Arc::clone(assignment)),
+                Discovery::OriginalDst { .. } => None,
+                Discovery::StrictDns(_) | Discovery::LogicalDns(_) => self.resolved.get(&**name).cloned(),
+                Discovery::Eds { service_name, .. } => self.assignments.get(&**service_name).cloned(),
+            };
+            snapshot.endpoints.extend(endpoints.map(|endpoints| (name.clone(), endpoints)));
+            snapshot.clusters.insert(name.clone(), Arc::clone(cluster));
+        }
+        let listeners = self.listeners.iter().filter_map(|(name, slot)| Some((name.clone(), slot.active.clone()?)));
+        snapshot.listeners = listeners.collect();
+        snapshot.routes = self.routes.iter().map(|(name, table)| (name.clone(), Arc::clone(table))).collect();
+        snapshot
+    }
+
+    fn active_clusters(&self) -> impl Iterator<Item = &Arc<Cluster>> {
+        self.clusters.values().filter_map(|slot| slot.active.as_ref())
+    }
+
+    /// EDS names that clusters in force or warming refer to, with the initial fetch timeout of
+    /// the newest that does.
+    pub(crate) fn wanted_endpoints(&self) -> BTreeSet<Name> {
+        let clusters = self.clusters.values().flat_map(|slot| slot.active.iter().chain(&slot.warming));
+        clusters.filter_map(|cluster| eds_name(cluster).cloned()).collect()
+    }
+
+    /// How long the clusters of an EDS name wait for it.
+    pub(crate) fn endpoints_timeout(&self, name: &str) -> Option<std::time::Duration> {
+        self.clusters.values().flat_map(|slot| &slot.warming).find_map(|cluster| match &cluster.discovery {
+            Discovery::Eds { service_name, initial_fetch_timeout } if **service_name == *name => *initial_fetch_timeout,
+            _ => None,
+        })
+    }
+
+    /// RDS names that listeners in force or warming refer to.
+    pub(crate) fn wanted_routes(&self) -> BTreeSet<Name> {
+        let listeners = self.listeners.values().flat_map(|slot| slot.active.iter().chain(&slot.warming));
+        listeners.flat_map(|listener| rds_names(listener)).cloned().collect()
+    }
+
+    /// Clusters whose endpoints DNS finds: those in force or warming, the newest of each name.
+    pub(crate) fn dns_clusters(&self) -> HashMap<Name, Arc<Cluster>> {
+        let newest = self.clusters.values().filter_map(|slot| slot.warming.as_ref().or(slot.active.as_ref()));
+        let by_dns = newest.filter(|c| matches!(c.discovery, Discovery::StrictDns(_) | Discovery::LogicalDns(_)));
+        by_dns.map(|cluster| (cluster.name.clone(), Arc::clone(cluster))).collect()
+    }
+
+    /// What workers see.
+    pub(crate) fn snapshot(&self) -> &Arc<Snapshot> {
+        &self.snapshot
+    }
+
+    /// Clusters that are not warm yet, for /config_dump.
+    pub(crate) fn warming_clusters(&self) -> impl Iterator<Item = &Arc<Cluster>> {
+        self.clusters.values().filter_map(|slot| slot.warming.as_ref())
+    }
+
+    /// Listeners that are not warm yet, for /config_dump.
+    pub(crate) fn warming_listeners(&self) -> impl Iterator<Item = &Arc<Listener>> {
+        self.listeners.values().filter_map(|slot| slot.warming.as_ref())
+    }
+
+    /// Names of clusters that came by CDS.
+    pub(crate) fn cds_names(&self) -> Vec<Name> {
+        let newest = |slot: &Slot<Cluster>| slot.warming.as_ref().or(slot.active.as_ref()).is_some_and(|c| c.added_via_api);
+        self.clusters.iter().filter(|(_, slot)| newest(slot)).map(|(name, _)| name.clone()).collect()
+    }
+}
+
+fn eds_name(cluster: &Cluster) -> Option<&Name> {
+    match &cluster.discovery {
+        Discovery::Eds { service_name, .. } => Some(service_name),
+        _ => None,
+    }
+}
+
+/// RDS names that a listener's connection managers refer to.
+fn rds_names(listener: &Listener) -> impl Iterator<Item = &Name> {
+    listener.chains.all().filter_map(|chain| match &chain.network {
+        NetworkFilters::Http(manager) => match &manager.routes {
+            RouteSource::Rds(name) => Some(name),
+            RouteSource::Static(_) => None,
+        },
+        NetworkFilters::Tcp(_) | NetworkFilters::Close => None,
+    })
+}
