@@ -19,6 +19,7 @@ mod error;
 pub mod schema;
 pub mod typed_struct;
 pub mod validate;
+mod wire;
 pub mod yaml;
 
 pub use error::{Error, Errors};

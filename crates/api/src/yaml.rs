@@ -3,12 +3,22 @@
 //! The tree borrows scalars from the text, keeps duplicate keys, and has its plain scalars
 //! resolved by a [`Dialect`], since Envoy and Kubernetes read the same text differently.
 //! From a tree go on to [`crate::decode`] for protobuf messages or [`from_node`] for serde types.
+//! How a tree comes about is in `yaml/parse.rs`, what scalars mean in `yaml/scalar.rs`.
+
+mod from_node;
+mod locate;
+mod parse;
+mod scalar;
+#[cfg(test)]
+mod tests;
 
 use std::borrow::Cow;
 
-use serde::de::DeserializeOwned;
+pub use from_node::from_node;
+pub use parse::{MAX_DEPTH, parse};
 
-use crate::Error;
+/// The name that `Any` has for its type in JSON and YAML.
+pub(crate) const TYPE_KEY: &str = "@type";
 
 /// A place in the text.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -98,71 +108,94 @@ pub struct Unknown {
     pub suggestion: Option<String>,
 }
 
-/// Reads all documents of a stream. Empty documents are left out.
-///
-/// # Errors
-/// If the text is not YAML, nests deeper than 100 levels, has keys that are not scalars, or its
-/// aliases multiply beyond reason.
-pub fn parse(text: &str, dialect: Dialect) -> Result<Vec<Node<'_>>, Error> {
-    let _ = (text, dialect);
-    todo!()
-}
-
-/// Reads a serde type from a node. Fields that the type does not know are collected, not errors.
-///
-/// # Errors
-/// The first fault, with path (`spec.http[0].match[1].uri`) and place: wrong types, missing or
-/// duplicate fields, whatever the type's own `Deserialize` refuses.
-pub fn from_node<T: DeserializeOwned>(node: &Node<'_>) -> Result<(T, Vec<Unknown>), Error> {
-    let _ = node;
-    todo!()
-}
-
-impl<'t> Scalar<'t> {
-    /// The whole number that a scalar of kind `Integer` is; `None` for other kinds and beyond i128.
-    pub fn integer(&self) -> Option<i128> {
-        todo!()
-    }
-
-    /// The number that a scalar of kind `Integer` or `Float` is.
-    pub fn float(&self) -> Option<f64> {
-        todo!()
-    }
-}
-
 impl<'t> Node<'t> {
     /// A copy that no longer borrows the text.
     pub fn into_owned(self) -> Node<'static> {
-        todo!()
+        let value = match self.value {
+            Value::Scalar(Scalar { text, kind, plain }) => {
+                Value::Scalar(Scalar { text: Cow::Owned(text.into_owned()), kind, plain })
+            }
+            Value::Sequence(items) => Value::Sequence(items.into_iter().map(Node::into_owned).collect()),
+            Value::Mapping(entries) => Value::Mapping(entries.into_iter().map(Entry::into_owned).collect()),
+        };
+        Node { value, position: self.position }
     }
 
     /// The value under a key (the last of duplicates), if this is a mapping that has it.
     pub fn find(&self, key: &str) -> Option<&Node<'t>> {
-        let _ = key;
-        todo!()
+        self.entries().iter().rev().find(|entry| entry.key == key).map(|entry| &entry.value)
+    }
+
+    /// The keys and values, if this is a mapping; else none.
+    pub fn entries(&self) -> &[Entry<'t>] {
+        match &self.value {
+            Value::Mapping(entries) => entries,
+            _ => &[],
+        }
+    }
+
+    /// The elements, if this is a list; else none.
+    pub fn items(&self) -> &[Node<'t>] {
+        match &self.value {
+            Value::Sequence(items) => items,
+            _ => &[],
+        }
     }
 
     /// The text, if this is a scalar of kind `String`.
     pub fn as_str(&self) -> Option<&str> {
-        todo!()
+        match &self.value {
+            Value::Scalar(Scalar { text, kind: Kind::String, .. }) => Some(text),
+            _ => None,
+        }
     }
 
-    /// Where the field of a path begins, as `spec.http[0].match[1].uri` or `labels["a.b/c"]`:
-    /// the place of its key, or of the element for an index. Proto names find camelCase keys.
-    /// `None` if the text does not have the field.
-    pub fn locate(&self, path: &str) -> Option<Position> {
-        let _ = path;
-        todo!()
+    /// Whether this is null.
+    pub fn is_null(&self) -> bool {
+        matches!(&self.value, Value::Scalar(Scalar { kind: Kind::Null, .. }))
     }
 
-    /// [`Node::locate`], or else the place of the nearest enclosing field that the text has.
-    pub fn locate_nearest(&self, path: &str) -> Position {
-        let _ = path;
-        todo!()
+    /// What this is, for messages: `a list`, `the number 5`.
+    pub fn describe(&self) -> String {
+        match &self.value {
+            Value::Sequence(_) => "a list".to_owned(),
+            Value::Mapping(_) => "a mapping".to_owned(),
+            Value::Scalar(Scalar { kind: Kind::Null, .. }) => "null".to_owned(),
+            Value::Scalar(Scalar { kind: Kind::Bool(value), .. }) => format!("the boolean {value}"),
+            Value::Scalar(Scalar { kind: Kind::Integer | Kind::Float, text, .. }) => {
+                format!("the number {}", shorten(text))
+            }
+            Value::Scalar(Scalar { kind: Kind::String, text, .. }) => format!("{:?}", shorten(text)),
+        }
     }
 
-    /// The same tree as a JSON value; numbers stay numbers as far as JSON has them.
+    /// The same tree as a JSON value. Of duplicate keys the last counts; numbers that JSON does
+    /// not have (infinity, NaN, beyond 64 bits and the range of a double) become text.
     pub fn to_json(&self) -> serde_json::Value {
-        todo!()
+        use serde_json::Value as Json;
+        match &self.value {
+            Value::Sequence(items) => Json::Array(items.iter().map(Node::to_json).collect()),
+            Value::Mapping(entries) => {
+                Json::Object(entries.iter().map(|entry| (entry.key.to_string(), entry.value.to_json())).collect())
+            }
+            Value::Scalar(scalar) => scalar.to_json(),
+        }
+    }
+}
+
+impl Entry<'_> {
+    /// A copy that no longer borrows the text.
+    pub fn into_owned(self) -> Entry<'static> {
+        let key = Cow::Owned(self.key.into_owned());
+        Entry { key, position: self.position, value: self.value.into_owned() }
+    }
+}
+
+/// The beginning of a text, for messages.
+fn shorten(text: &str) -> Cow<'_, str> {
+    const LIMIT: usize = 60;
+    match text.char_indices().nth(LIMIT) {
+        Some((end, _)) => Cow::Owned(format!("{}...", &text[..end])),
+        None => Cow::Borrowed(text),
     }
 }

@@ -65,15 +65,6 @@ pub(crate) enum Op {
     Suffix,
     Contains,
     NotContains,
-    Email,
-    Hostname,
-    Ip,
-    Ipv4,
-    Ipv6,
-    Uri,
-    UriRef,
-    Address,
-    Uuid,
     HeaderName,
     HeaderValue,
     LooseHeaderName,
@@ -82,14 +73,13 @@ pub(crate) enum Op {
     MaxItems,
     Unique,
     Items,
-    NoSparse,
     Keys,
     Values,
 }
 
 impl Op {
     /// All operations, in the order of their numbers.
-    pub(crate) const ALL: [Op; 45] = [
+    pub(crate) const ALL: [Op; 35] = [
         Op::Required,
         Op::Skip,
         Op::IgnoreEmpty,
@@ -115,15 +105,6 @@ impl Op {
         Op::Suffix,
         Op::Contains,
         Op::NotContains,
-        Op::Email,
-        Op::Hostname,
-        Op::Ip,
-        Op::Ipv4,
-        Op::Ipv6,
-        Op::Uri,
-        Op::UriRef,
-        Op::Address,
-        Op::Uuid,
         Op::HeaderName,
         Op::HeaderValue,
         Op::LooseHeaderName,
@@ -132,7 +113,6 @@ impl Op {
         Op::MaxItems,
         Op::Unique,
         Op::Items,
-        Op::NoSparse,
         Op::Keys,
         Op::Values,
     ];
