@@ -124,7 +124,7 @@ impl fmt::Debug for Cidr {
 ///
 /// One hash probe for each different length in use, longest first: a filter chain match has
 /// two or three lengths, not 128.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CidrMap<T> {
     ranges: HashMap<Cidr, T>,
     /// Lengths in use, descending.
@@ -199,7 +199,7 @@ impl<T> FromIterator<(Cidr, T)> for CidrMap<T> {
 }
 
 /// A set of ranges.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CidrSet(CidrMap<()>);
 
 impl CidrSet {

@@ -13,6 +13,8 @@ pub mod duration;
 pub mod name;
 pub mod rng;
 
-pub use cidr::Cidr;
+pub use backoff::Backoff;
+pub use cidr::{Cidr, CidrMap, CidrSet};
 pub use clock::Clock;
 pub use name::Name;
+pub use rng::Rng;

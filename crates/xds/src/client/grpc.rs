@@ -1,0 +1,363 @@
+//! The gRPC shell of the proxy's side: keeps a stream open and moves messages between it, the
+//! state machine and the proxy.
+//!
+//! [`run`] is one future that never gives up: when the stream ends it waits (backoff) and
+//! connects again. It ends when the [`Commander`] is dropped. Commands go through an unbounded
+//! channel, so that the proxy's main loop never waits for the control plane; events through a
+//! bounded one, so that a busy proxy is not flooded: while it is full, nothing is read from the
+//! stream, and commands are obeyed all the same.
+
+use std::collections::VecDeque;
+use std::pin::pin;
+use std::time::Duration;
+
+use http::uri::PathAndQuery;
+use leno_base::Name;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep, sleep_until};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::client::Grpc;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Status, Streaming};
+
+use super::{Client, Expired, Interest, Receipt, Rejection, Update};
+use crate::types::TypeUrl;
+use crate::wire::{ClientCodec, Received, Request};
+
+/// What the proxy wants done. See the methods of the same names of [`Client`].
+#[derive(Clone, Debug, PartialEq)]
+pub enum Command {
+    /// [`Client::subscribe`].
+    Subscribe {
+        /// The type.
+        type_url: TypeUrl,
+        /// What of it.
+        interest: Interest,
+        /// `initial_fetch_timeout`.
+        timeout: Option<Duration>,
+    },
+    /// [`Client::unsubscribe`].
+    Unsubscribe {
+        /// The type.
+        type_url: TypeUrl,
+        /// What of it.
+        interest: Interest,
+    },
+    /// [`Client::refresh`].
+    Refresh {
+        /// The type.
+        type_url: TypeUrl,
+        /// What to send again.
+        names: Vec<Name>,
+    },
+    /// [`Client::ack`].
+    Ack(Receipt),
+    /// [`Client::nack`].
+    Nack(Receipt, Rejection),
+    /// [`Client::pause`].
+    Pause(TypeUrl),
+    /// [`Client::resume`].
+    Resume(TypeUrl),
+}
+
+/// What the proxy is told.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Event {
+    /// The server has accepted a stream (Envoy: `control_plane.connected_state` 1).
+    Connected,
+    /// The stream ended or could not be opened.
+    Disconnected {
+        /// Why.
+        error: String,
+        /// When it will be tried again.
+        retry_in: Duration,
+    },
+    /// Something changed; to be answered with [`Command::Ack`] or [`Command::Nack`].
+    Update(Update),
+    /// A subscription had no answer in time.
+    Expired(Expired),
+}
+
+/// Sends commands to [`run`]. Dropping the last clone ends it.
+#[derive(Clone, Debug)]
+pub struct Commander {
+    commands: mpsc::UnboundedSender<Command>,
+}
+
+/// Receives the commands of a [`Commander`]: give it to [`run`].
+#[derive(Debug)]
+pub struct Commands {
+    commands: mpsc::UnboundedReceiver<Command>,
+}
+
+/// Both ends of a queue of commands.
+pub fn commands() -> (Commander, Commands) {
+    let (sender, receiver) = mpsc::unbounded_channel();
+    (Commander { commands: sender }, Commands { commands: receiver })
+}
+
+impl Commander {
+    /// Queues a command. Without effect if [`run`] has been dropped.
+    pub fn send(&self, command: Command) {
+        let _ = self.commands.send(command);
+    }
+
+    /// See [`Client::subscribe`].
+    pub fn subscribe(&self, type_url: TypeUrl, interest: Interest, timeout: Option<Duration>) {
+        self.send(Command::Subscribe { type_url, interest, timeout });
+    }
+
+    /// See [`Client::unsubscribe`].
+    pub fn unsubscribe(&self, type_url: TypeUrl, interest: Interest) {
+        self.send(Command::Unsubscribe { type_url, interest });
+    }
+
+    /// See [`Client::ack`].
+    pub fn ack(&self, receipt: Receipt) {
+        self.send(Command::Ack(receipt));
+    }
+
+    /// See [`Client::nack`].
+    pub fn nack(&self, receipt: Receipt, rejection: Rejection) {
+        self.send(Command::Nack(receipt, rejection));
+    }
+}
+
+/// Where a control plane listens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// A TCP address.
+    Tcp(std::net::SocketAddr),
+    /// A Unix socket.
+    Unix(std::path::PathBuf),
+}
+
+/// How a connection to a control plane is made.
+#[derive(Clone, Debug)]
+pub struct Connection {
+    /// Value of `:authority`. Envoy uses the name of the cluster unless the configuration says
+    /// otherwise.
+    pub authority: String,
+    /// Limit for establishing the connection (Envoy: the cluster's `connect_timeout`).
+    pub connect_timeout: Duration,
+    /// HTTP/2 pings on an idle connection: how often, and how long to wait for the answer.
+    pub keepalive: Option<(Duration, Duration)>,
+}
+
+/// Why a connection cannot be made.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// The path of a Unix socket that is not Unicode.
+    #[error("the path of the Unix socket {0:?} is not Unicode")]
+    Path(std::path::PathBuf),
+    /// Not a host name.
+    #[error("{0:?} cannot be an HTTP authority")]
+    Authority(String),
+    /// The transport's error, with its causes.
+    #[error("{0}")]
+    Transport(String),
+}
+
+impl From<tonic::transport::Error> for ConnectError {
+    fn from(error: tonic::transport::Error) -> Self {
+        Self::Transport(chain(&error))
+    }
+}
+
+/// Connects without TLS.
+pub async fn connect(target: &Target, connection: &Connection) -> Result<Channel, ConnectError> {
+    let endpoint = match target {
+        Target::Tcp(address) => Endpoint::from_shared(format!("http://{address}"))?,
+        Target::Unix(path) => {
+            let path = path.to_str().ok_or_else(|| ConnectError::Path(path.clone()))?;
+            Endpoint::from_shared(format!("unix:{path}"))?
+        }
+    };
+    let authority = format!("http://{}", connection.authority);
+    let origin = authority.parse().map_err(|_| ConnectError::Authority(connection.authority.clone()))?;
+    let mut endpoint = endpoint.origin(origin).connect_timeout(connection.connect_timeout).tcp_nodelay(true);
+    if let Some((interval, timeout)) = connection.keepalive {
+        endpoint = endpoint.http2_keep_alive_interval(interval).keep_alive_timeout(timeout);
+        endpoint = endpoint.keep_alive_while_idle(true);
+    }
+    Ok(endpoint.connect().await?)
+}
+
+/// Keeps a stream of the method `path` ([`crate::Mode::path`], [`TypeUrl::path`]) open until the
+/// [`Commander`] is dropped or nobody receives events. `connector` makes a connection, and is
+/// asked anew each time.
+pub async fn run<C, F, E>(
+    mut connector: C,
+    path: &'static str,
+    client: Client,
+    commands: Commands,
+    events: mpsc::Sender<Event>,
+) where
+    C: FnMut() -> F,
+    F: Future<Output = Result<Channel, E>>,
+    E: std::fmt::Display,
+{
+    let mut shell = Shell { client, commands: commands.commands, events, outbox: VecDeque::new() };
+    loop {
+        let opened = match shell.during(connector()).await {
+            Err(Ended) => return,
+            Ok(Ok(channel)) => shell.stream(channel, path).await,
+            Ok(Err(error)) => Ok(error.to_string()),
+        };
+        let Ok(error) = opened else { return };
+        let retry_in = shell.client.on_disconnected();
+        tracing::debug!(error, ?retry_in, "xDS stream ended");
+        shell.outbox.push_back(Event::Disconnected { error, retry_in });
+        if shell.during(sleep(retry_in)).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// The proxy needs no stream any more.
+struct Ended;
+
+struct Shell {
+    client: Client,
+    commands: mpsc::UnboundedReceiver<Command>,
+    events: mpsc::Sender<Event>,
+    /// Events that did not fit into the channel yet.
+    outbox: VecDeque<Event>,
+}
+
+impl Shell {
+    /// Waits for `future` and does everything that needs no stream meanwhile.
+    async fn during<T>(&mut self, future: impl Future<Output = T>) -> Result<T, Ended> {
+        let mut future = pin!(future);
+        loop {
+            tokio::select! {
+                output = &mut future => return Ok(output),
+                outcome = self.turn() => outcome?,
+            }
+        }
+    }
+
+    /// One stream, from opening to its end. Returns why it ended.
+    async fn stream(&mut self, channel: Channel, path: &'static str) -> Result<String, Ended> {
+        // Small: what is not taken stays in the state machine, where it merges with what follows.
+        let (requests, outgoing) = mpsc::channel(1);
+        self.client.on_connected();
+        let codec = ClientCodec(self.client.mode());
+        // Some servers answer nothing, not even headers, before they have read a request.
+        let mut opening = pin!(open(channel, path, codec, outgoing));
+        let mut incoming: Option<Streaming<Received>> = None;
+        let mut writable = true;
+        loop {
+            let room = self.outbox.is_empty();
+            let asking = self.client.has_request();
+            tokio::select! {
+                opened = &mut opening, if incoming.is_none() => match opened {
+                    Ok(responses) => {
+                        incoming = Some(responses);
+                        self.outbox.push_back(Event::Connected);
+                    }
+                    Err(status) => return Ok(describe(&status)),
+                },
+                received = next(incoming.as_mut()), if incoming.is_some() && room => match received {
+                    Ok(Some(response)) => {
+                        self.outbox.extend(self.client.on_response(response).map(Event::Update));
+                    }
+                    Ok(None) => return Ok("the server ended the stream".to_owned()),
+                    Err(status) => return Ok(describe(&status)),
+                },
+                permit = requests.reserve(), if asking && writable => match permit {
+                    Ok(permit) => {
+                        if let Some(request) = self.client.next_request() {
+                            permit.send(request);
+                        }
+                    }
+                    // The transport takes no more; the reason arrives with the responses.
+                    Err(_) => writable = false,
+                },
+                outcome = self.turn() => outcome?,
+            }
+        }
+    }
+
+    /// Waits for one of the things that can happen at any time, and does it.
+    async fn turn(&mut self) -> Result<(), Ended> {
+        let deadline = self.client.deadline();
+        tokio::select! {
+            command = self.commands.recv() => {
+                let command = command.ok_or(Ended)?;
+                obey(&mut self.client, command);
+            }
+            permit = self.events.reserve(), if !self.outbox.is_empty() => {
+                let permit = permit.map_err(|_| Ended)?;
+                if let Some(event) = self.outbox.pop_front() {
+                    permit.send(event);
+                }
+            }
+            () = wait_until(deadline) => {
+                let expired = self.client.on_deadline(Instant::now().into_std());
+                self.outbox.extend(expired.into_iter().map(Event::Expired));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn obey(client: &mut Client, command: Command) {
+    match command {
+        Command::Subscribe { type_url, interest, timeout } => {
+            client.subscribe(Instant::now().into_std(), &type_url, &interest, timeout);
+        }
+        Command::Unsubscribe { type_url, interest } => client.unsubscribe(&type_url, &interest),
+        Command::Refresh { type_url, names } => client.refresh(&type_url, &names),
+        Command::Ack(receipt) => client.ack(&receipt),
+        Command::Nack(receipt, rejection) => client.nack(&receipt, &rejection),
+        Command::Pause(type_url) => client.pause(&type_url),
+        Command::Resume(type_url) => client.resume(&type_url),
+    }
+}
+
+async fn open(
+    channel: Channel,
+    path: &'static str,
+    codec: ClientCodec,
+    outgoing: mpsc::Receiver<Request>,
+) -> Result<Streaming<Received>, Status> {
+    // A whole configuration in one message has no natural limit; Envoy sets none either.
+    let mut grpc = Grpc::new(channel).max_decoding_message_size(usize::MAX);
+    grpc.ready().await.map_err(|error| Status::unavailable(chain(&error)))?;
+    let request = tonic::Request::new(ReceiverStream::new(outgoing));
+    let response = grpc.streaming(request, PathAndQuery::from_static(path), codec).await?;
+    Ok(response.into_inner())
+}
+
+async fn next(incoming: Option<&mut Streaming<Received>>) -> Result<Option<Received>, Status> {
+    match incoming {
+        Some(responses) => responses.message().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn wait_until(deadline: Option<std::time::Instant>) {
+    match deadline {
+        Some(deadline) => sleep_until(Instant::from_std(deadline)).await,
+        None => std::future::pending().await,
+    }
+}
+
+fn describe(status: &Status) -> String {
+    match std::error::Error::source(status) {
+        Some(source) => format!("{:?}: {}", status.code(), chain(source)),
+        None => format!("{:?}: {}", status.code(), status.message()),
+    }
+}
+
+/// An error and its causes, in one line.
+fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
+}

@@ -1,0 +1,353 @@
+//! What one stream's client wants of one type, what it has been sent, and what is due.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use leno_base::Name;
+
+use super::{Change, Event, Resources, Scope, is_wildcard};
+use crate::types::{Resource, TypeUrl};
+
+/// How many unanswered delta responses are remembered by nonce, against clients that never answer.
+const MAX_UNANSWERED: usize = 64;
+
+/// The state of one type on one stream.
+#[derive(Debug, Default)]
+pub struct Subscription {
+    wildcard: bool,
+    /// A name was given at some time: an empty list means nothing from then on.
+    named: bool,
+    names: BTreeSet<Name>,
+    /// What the client has, or will have when it has read everything.
+    sent: BTreeMap<Name, Name>,
+    /// Names that are to be answered even if nothing has changed.
+    asked: BTreeSet<Name>,
+    /// A response is due even if it is empty.
+    asked_all: bool,
+    /// What the client said that it has was not compared with what there is yet.
+    unchecked: bool,
+    /// The wildcard was spelt out.
+    explicit_wildcard: bool,
+    /// SotW endpoints: clusters went out, and Envoy may need every endpoint again.
+    clusters_sent: bool,
+    nonce: Name,
+    version: Name,
+    /// Responses without an answer, oldest first.
+    unanswered: VecDeque<(Name, Name)>,
+    acked_version: Name,
+    acked_nonce: Name,
+    rejection: Option<String>,
+}
+
+/// Resources to send, names that are gone, and names that the client had in another version.
+type Plan = (Vec<Resource>, Vec<Name>, Vec<Name>);
+
+impl Subscription {
+    /// True if everything is wanted.
+    pub fn is_wildcard(&self) -> bool {
+        self.wildcard
+    }
+
+    /// The names that are wanted, without the wildcard.
+    pub fn names(&self) -> impl Iterator<Item = &Name> {
+        self.names.iter()
+    }
+
+    /// True if a resource of this name is wanted.
+    pub fn wants(&self, name: &str) -> bool {
+        self.wildcard || self.names.contains(name)
+    }
+
+    /// Names and versions of what the client has been sent, or said that it has.
+    pub fn sent_resources(&self) -> impl Iterator<Item = (&Name, &Name)> {
+        self.sent.iter()
+    }
+
+    /// Nonce of the last response; empty if there was none.
+    pub fn nonce(&self) -> &Name {
+        &self.nonce
+    }
+
+    /// Version of the last response; empty if there was none.
+    pub fn version(&self) -> &Name {
+        &self.version
+    }
+
+    /// Version of the last accepted response; empty if there was none.
+    pub fn acked_version(&self) -> &Name {
+        &self.acked_version
+    }
+
+    /// Nonce of the last accepted response; empty if there was none.
+    pub fn acked_nonce(&self) -> &Name {
+        &self.acked_nonce
+    }
+
+    /// What the client said when it rejected the last response that it answered.
+    pub fn rejection(&self) -> Option<&str> {
+        self.rejection.as_deref()
+    }
+
+    pub(super) fn is_owed(&self) -> bool {
+        self.asked_all || !self.asked.is_empty()
+    }
+
+    pub(super) fn is_outstanding(&self) -> bool {
+        self.unanswered.back().is_some_and(|(nonce, _)| *nonce == self.nonce)
+    }
+
+    /// SotW: the list of names, which replaces the one before. `repeated`: the client has answered
+    /// the last response already, so that this is no answer but a question.
+    pub(super) fn replace_names(&mut self, names: Vec<Name>, is_new: bool, repeated: bool) -> Change {
+        let explicit = names.iter().any(is_wildcard);
+        let names: BTreeSet<Name> = names.into_iter().filter(|name| !is_wildcard(name)).collect();
+        self.named |= explicit || !names.is_empty();
+        let wildcard = explicit || !self.named;
+        let unwanted: Vec<Name> = self.names.difference(&names).cloned().collect();
+        let added: Vec<Name> = names.difference(&self.names).cloned().collect();
+        let unchanged = added.is_empty() && unwanted.is_empty() && wildcard == self.wildcard;
+        // A subset says what is not wanted; only the same list again says "again".
+        let again = (repeated && unchanged) || self.clusters_sent;
+        let change = Change {
+            wanted: if again { names.iter().cloned().collect() } else { added },
+            unwanted,
+            wildcard_wanted: wildcard && (again || is_new || !self.wildcard),
+            wildcard_unwanted: self.wildcard && !wildcard,
+        };
+        self.clusters_sent = false;
+        self.names = names;
+        self.wildcard = wildcard;
+        self.asked.retain(|name| self.names.contains(name));
+        self.forget_unwanted(&change);
+        self.note_wanted(&change, is_new);
+        if change.wildcard_wanted {
+            self.send_all_again();
+        }
+        change
+    }
+
+    /// The client wants everything again. What it has been sent is not forgotten: it must still
+    /// learn of what is gone.
+    fn send_all_again(&mut self) {
+        self.sent.values_mut().for_each(|version| *version = Name::default());
+    }
+
+    /// Delta, first request: what the client has from another stream.
+    pub(super) fn resume(&mut self, known: impl Iterator<Item = (Name, Name)>) {
+        self.sent = known.collect();
+        self.unchecked = true;
+    }
+
+    /// Delta: changes of the list of names.
+    pub(super) fn change_names(
+        &mut self,
+        subscribe: Vec<Name>,
+        unsubscribe: Vec<Name>,
+        is_new: bool,
+    ) -> Change {
+        let explicit = subscribe.iter().any(is_wildcard);
+        let mut change =
+            Change { wildcard_wanted: explicit || (is_new && subscribe.is_empty()), ..Change::default() };
+        for name in unsubscribe {
+            if is_wildcard(&name) {
+                change.wildcard_unwanted = self.wildcard && !change.wildcard_wanted;
+                self.wildcard = false;
+                self.explicit_wildcard = false;
+                self.asked_all = false;
+            } else if self.names.remove(&name) {
+                self.asked.remove(&name);
+                change.unwanted.push(name);
+            }
+        }
+        // Spelling out a wildcard that was implied (to add names to it) asks for nothing again.
+        if change.wildcard_wanted && self.wildcard {
+            if self.explicit_wildcard {
+                self.send_all_again();
+            } else {
+                change.wildcard_wanted = false;
+            }
+        }
+        self.explicit_wildcard |= explicit;
+        self.wildcard |= change.wildcard_wanted;
+        for name in subscribe.into_iter().filter(|name| !is_wildcard(name)) {
+            self.names.insert(name.clone());
+            change.wanted.push(name);
+        }
+        self.forget_unwanted(&change);
+        if self.wildcard {
+            // Whether the client keeps what the wildcard still covers is not laid down: answer.
+            self.asked.extend(change.unwanted.iter().cloned());
+        }
+        self.note_wanted(&change, is_new);
+        if !self.wildcard {
+            self.sent.retain(|name, _| self.names.contains(name));
+            self.asked.retain(|name| self.names.contains(name));
+        }
+        change
+    }
+
+    fn forget_unwanted(&mut self, change: &Change) {
+        for name in &change.unwanted {
+            self.sent.remove(name);
+        }
+        if change.wildcard_unwanted {
+            self.sent.retain(|name, _| self.names.contains(name));
+        }
+    }
+
+    fn note_wanted(&mut self, change: &Change, is_new: bool) {
+        self.asked_all |= change.wildcard_wanted;
+        for name in &change.wanted {
+            // On a new stream the client has said what it has; otherwise it has nothing, or wants
+            // it again.
+            if !is_new {
+                self.sent.remove(name);
+            }
+            if !self.sent.contains_key(name) {
+                self.asked.insert(name.clone());
+            }
+        }
+    }
+
+    /// Records an answer; `None` if it answers nothing that is known.
+    pub(super) fn settle(&mut self, type_url: &TypeUrl, nonce: &str, error: Option<String>) -> Option<Event> {
+        let position = self.unanswered.iter().position(|(unanswered, _)| unanswered.as_str() == nonce)?;
+        // Answers come in order: what is older will not be answered any more.
+        let (nonce, version) = self.unanswered.drain(..=position).next_back()?;
+        let type_url = type_url.clone();
+        Some(match error {
+            None => {
+                self.acked_version.clone_from(&version);
+                self.acked_nonce.clone_from(&nonce);
+                self.rejection = None;
+                Event::Ack { type_url, version, nonce }
+            }
+            Some(message) => {
+                self.rejection = Some(message.clone());
+                Event::Nack { type_url, version, nonce, message }
+            }
+        })
+    }
+
+    pub(super) fn sent(&mut self, nonce: Name, version: Name) {
+        self.nonce.clone_from(&nonce);
+        self.version.clone_from(&version);
+        self.asked_all = false;
+        self.unchecked = false;
+        if self.unanswered.len() == MAX_UNANSWERED {
+            self.unanswered.pop_front();
+        }
+        self.unanswered.push_back((nonce, version));
+    }
+
+    pub(super) fn clusters_sent(&mut self) {
+        self.clusters_sent = true;
+    }
+
+    pub(super) fn ask_again(&mut self, names: &[Name]) {
+        for name in names {
+            let has = self.sent.remove(name).is_some();
+            if has || self.names.contains(name) {
+                self.asked.insert(name.clone());
+            }
+        }
+    }
+
+    /// Delta: what has changed, and what is gone or was asked for and does not exist.
+    pub(super) fn plan_delta(&mut self, resources: &Resources, scope: Scope<'_>) -> Option<Plan> {
+        let mut plan = Plan::default();
+        for name in self.candidates(resources, scope) {
+            let asked = self.asked.remove(&name);
+            match resources.find(&name) {
+                Some(resource) => self.plan_resource(resource, &mut plan),
+                None if self.sent.remove(&name).is_some() || asked => plan.1.push(name),
+                None => {}
+            }
+        }
+        self.unchecked = false;
+        (self.asked_all || !plan.0.is_empty() || !plan.1.is_empty()).then_some(plan)
+    }
+
+    /// SotW of LDS and CDS: everything, if anything has changed.
+    pub(super) fn plan_whole(&mut self, resources: &Resources) -> Option<Plan> {
+        let mut plan = Plan::default();
+        let mut whole = Vec::new();
+        for resource in resources.iter() {
+            if self.wants(&resource.name) {
+                self.plan_resource(resource, &mut plan);
+                whole.push(resource.clone());
+            }
+        }
+        let shrunk = self.sent.len() > whole.len();
+        if shrunk {
+            let names = &self.names;
+            let wildcard = self.wildcard;
+            self.sent.retain(|name, _| resources.find(name).is_some() && (wildcard || names.contains(name)));
+        }
+        let due = self.is_owed() || shrunk || !plan.0.is_empty();
+        self.asked.clear();
+        due.then_some((whole, Vec::new(), plan.2))
+    }
+
+    /// SotW of the other types: what has changed or is new. What is gone cannot be said.
+    pub(super) fn plan_some(&mut self, resources: &Resources, scope: Scope<'_>) -> Option<Plan> {
+        let mut plan = Plan::default();
+        for name in self.candidates(resources, scope) {
+            match resources.find(&name) {
+                Some(resource) => {
+                    self.asked.remove(&name);
+                    self.plan_resource(resource, &mut plan);
+                }
+                None => {
+                    self.sent.remove(&name);
+                }
+            }
+        }
+        if plan.0.is_empty() {
+            return self.asked_all.then_some(plan);
+        }
+        if self.clusters_sent {
+            // These arrive after the clusters, whose request for endpoints may be stale by then.
+            self.clusters_sent = false;
+            let all = resources.iter().filter(|resource| self.wants(&resource.name));
+            plan.0 = all.cloned().collect();
+            for resource in &plan.0 {
+                self.asked.remove(&resource.name);
+                self.sent.insert(resource.name.clone(), resource.version.clone());
+            }
+        }
+        Some(plan)
+    }
+
+    /// Adds a resource to the plan unless the client has it in this version.
+    fn plan_resource(&mut self, resource: &Resource, plan: &mut Plan) {
+        match self.sent.get_mut(&resource.name) {
+            Some(version) if *version == resource.version && !version.is_empty() => return,
+            Some(version) => {
+                version.clone_from(&resource.version);
+                plan.2.push(resource.name.clone());
+            }
+            None => {
+                self.sent.insert(resource.name.clone(), resource.version.clone());
+            }
+        }
+        plan.0.push(resource.clone());
+    }
+
+    /// The names that may have to be sent, in order, each once.
+    fn candidates(&self, resources: &Resources, scope: Scope<'_>) -> BTreeSet<Name> {
+        let mut candidates = self.asked.clone();
+        match scope {
+            Scope::Changed(changed) if !self.asked_all && !self.unchecked => {
+                candidates.extend(changed.iter().filter(|name| self.wants(name)).cloned());
+            }
+            _ => {
+                candidates.extend(self.names.iter().cloned());
+                candidates.extend(self.sent.keys().cloned());
+                if self.wildcard {
+                    candidates.extend(resources.iter().map(|resource| resource.name.clone()));
+                }
+            }
+        }
+        candidates
+    }
+}

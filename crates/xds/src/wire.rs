@@ -1,0 +1,421 @@
+//! Messages on the wire, for both sides.
+//!
+//! Requests are the generated types. Responses are not: the generated `Any` owns a `Vec<u8>`,
+//! while here a resource's bytes are shared, with all other streams when sending and with the
+//! receive buffer when receiving. Field numbers are those of
+//! `envoy/service/discovery/v3/discovery.proto`.
+
+use bytes::{Buf, BufMut, Bytes};
+use leno_api::proto::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DiscoveryRequest};
+use leno_base::Name;
+use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint, key_len};
+use prost::{DecodeError, Message};
+use tonic::Status;
+use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
+
+use crate::types::{Mode, Resource, TypeUrl};
+
+/// A request of either variant.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Request {
+    /// State of the world.
+    Sotw(DiscoveryRequest),
+    /// Incremental.
+    Delta(DeltaDiscoveryRequest),
+}
+
+/// A response as the server makes it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Response {
+    /// Which message this becomes.
+    pub mode: Mode,
+    /// The type of all resources in it.
+    pub type_url: TypeUrl,
+    /// `version_info` or `system_version_info`.
+    pub version: Name,
+    /// Identifies the response on its stream.
+    pub nonce: Name,
+    /// Added and changed resources, or all of them (SotW of LDS and CDS).
+    pub resources: Vec<Resource>,
+    /// Names of what is gone. Always empty in SotW.
+    pub removed: Vec<Name>,
+    /// `control_plane.identifier`; not sent when empty.
+    pub control_plane: Name,
+}
+
+/// A response as the client reads it.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Received {
+    /// State of the world.
+    Sotw(ReceivedSotw),
+    /// Incremental.
+    Delta(ReceivedDelta),
+}
+
+/// The part of `google.protobuf.Any` that counts, with shared bytes.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct Any {
+    /// The type of the message in `value`.
+    #[prost(string, tag = "1")]
+    pub type_url: String,
+    /// The encoded message.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub value: Bytes,
+}
+
+/// What the client reads of a `DiscoveryResponse`.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct ReceivedSotw {
+    /// The version of the whole.
+    #[prost(string, tag = "1")]
+    pub version_info: String,
+    /// The resources.
+    #[prost(message, repeated, tag = "2")]
+    pub resources: Vec<Any>,
+    /// The type that each of them must have.
+    #[prost(string, tag = "4")]
+    pub type_url: String,
+    /// To be repeated when acknowledging.
+    #[prost(string, tag = "5")]
+    pub nonce: String,
+}
+
+/// What the client reads of a `DeltaDiscoveryResponse`.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct ReceivedDelta {
+    /// For people to read.
+    #[prost(string, tag = "1")]
+    pub system_version_info: String,
+    /// Added and changed resources.
+    #[prost(message, repeated, tag = "2")]
+    pub resources: Vec<ReceivedResource>,
+    /// The type that each of them must have.
+    #[prost(string, tag = "4")]
+    pub type_url: String,
+    /// To be repeated when acknowledging.
+    #[prost(string, tag = "5")]
+    pub nonce: String,
+    /// Names of what is gone or does not exist.
+    #[prost(string, repeated, tag = "6")]
+    pub removed_resources: Vec<String>,
+}
+
+/// What the client reads of a `envoy.service.discovery.v3.Resource`.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct ReceivedResource {
+    /// Version of this resource.
+    #[prost(string, tag = "1")]
+    pub version: String,
+    /// The resource; absent in a heartbeat, which only prolongs the time to live.
+    #[prost(message, optional, tag = "2")]
+    pub resource: Option<Any>,
+    /// Name of the resource.
+    #[prost(string, tag = "3")]
+    pub name: String,
+    /// Encoded `google.protobuf.Duration`: only its presence is of interest.
+    #[prost(bytes = "bytes", optional, tag = "6")]
+    pub ttl: Option<Bytes>,
+}
+
+impl Request {
+    /// Which variant this is.
+    pub fn mode(&self) -> Mode {
+        match self {
+            Self::Sotw(_) => Mode::Sotw,
+            Self::Delta(_) => Mode::Delta,
+        }
+    }
+
+    /// The type of resource that it is about, as sent.
+    pub fn type_url(&self) -> &str {
+        match self {
+            Self::Sotw(request) => &request.type_url,
+            Self::Delta(request) => &request.type_url,
+        }
+    }
+
+    fn encode(&self, buffer: &mut impl BufMut) -> Result<(), prost::EncodeError> {
+        match self {
+            Self::Sotw(request) => request.encode(buffer),
+            Self::Delta(request) => request.encode(buffer),
+        }
+    }
+
+    fn decode(mode: Mode, buffer: impl Buf) -> Result<Self, DecodeError> {
+        Ok(match mode {
+            Mode::Sotw => Self::Sotw(DiscoveryRequest::decode(buffer)?),
+            Mode::Delta => Self::Delta(DeltaDiscoveryRequest::decode(buffer)?),
+        })
+    }
+}
+
+impl Received {
+    /// Reads a response; the resources share the buffer's memory where it allows that.
+    pub fn decode(mode: Mode, buffer: impl Buf) -> Result<Self, DecodeError> {
+        Ok(match mode {
+            Mode::Sotw => Self::Sotw(ReceivedSotw::decode(buffer)?),
+            Mode::Delta => Self::Delta(ReceivedDelta::decode(buffer)?),
+        })
+    }
+}
+
+impl Response {
+    /// Writes the `DiscoveryResponse` or `DeltaDiscoveryResponse`.
+    pub fn encode(&self, buffer: &mut impl BufMut) {
+        let type_url = self.type_url.as_str();
+        put(buffer, 1, self.version.as_bytes());
+        for resource in &self.resources {
+            put_head(buffer, 2, self.resource_len(resource));
+            if self.mode == Mode::Delta {
+                put(buffer, 1, resource.version.as_bytes());
+                put_head(buffer, 2, any_len(type_url, &resource.body));
+            }
+            put(buffer, 1, type_url.as_bytes());
+            put(buffer, 2, &resource.body);
+            if self.mode == Mode::Delta {
+                put(buffer, 3, resource.name.as_bytes());
+            }
+        }
+        put(buffer, 4, type_url.as_bytes());
+        put(buffer, 5, self.nonce.as_bytes());
+        if self.mode == Mode::Delta {
+            for name in &self.removed {
+                put_head(buffer, 6, name.len());
+                buffer.put_slice(name.as_bytes());
+            }
+        }
+        if !self.control_plane.is_empty() {
+            put_head(buffer, self.control_plane_tag(), len(1, self.control_plane.as_bytes()));
+            put(buffer, 1, self.control_plane.as_bytes());
+        }
+    }
+
+    /// How many bytes [`Response::encode`] writes.
+    pub fn encoded_len(&self) -> usize {
+        let type_url = self.type_url.as_str();
+        let resources: usize =
+            self.resources.iter().map(|resource| delimited_len(2, self.resource_len(resource))).sum();
+        let removed: usize = match self.mode {
+            Mode::Sotw => 0,
+            Mode::Delta => self.removed.iter().map(|name| delimited_len(6, name.len())).sum(),
+        };
+        let control_plane = match self.control_plane.len() {
+            0 => 0,
+            _ => delimited_len(self.control_plane_tag(), len(1, self.control_plane.as_bytes())),
+        };
+        len(1, self.version.as_bytes())
+            + resources
+            + len(4, type_url.as_bytes())
+            + len(5, self.nonce.as_bytes())
+            + removed
+            + control_plane
+    }
+
+    /// Length of one element of `resources`: an `Any`, or a `Resource` around one.
+    fn resource_len(&self, resource: &Resource) -> usize {
+        let any = any_len(self.type_url.as_str(), &resource.body);
+        match self.mode {
+            Mode::Sotw => any,
+            Mode::Delta => {
+                len(1, resource.version.as_bytes()) + delimited_len(2, any) + len(3, resource.name.as_bytes())
+            }
+        }
+    }
+
+    fn control_plane_tag(&self) -> u32 {
+        match self.mode {
+            Mode::Sotw => 6,
+            Mode::Delta => 7,
+        }
+    }
+}
+
+/// The value of string field 1 of an encoded message. Every resource type that SotW carries
+/// without a name beside it (clusters, listeners, routes, assignments, secrets, ...) has its name
+/// there. `None` when the bytes are no message; an absent field is an empty name.
+pub fn peek_name(body: &Bytes) -> Option<Name> {
+    #[derive(Clone, PartialEq, Eq, prost::Message)]
+    struct Named {
+        #[prost(string, tag = "1")]
+        name: String,
+    }
+    Named::decode(body.clone()).ok().map(|named| Name::from(named.name))
+}
+
+fn any_len(type_url: &str, body: &Bytes) -> usize {
+    len(1, type_url.as_bytes()) + len(2, body)
+}
+
+fn delimited_len(tag: u32, length: usize) -> usize {
+    key_len(tag) + encoded_len_varint(length as u64) + length
+}
+
+fn len(tag: u32, bytes: &[u8]) -> usize {
+    if bytes.is_empty() { 0 } else { delimited_len(tag, bytes.len()) }
+}
+
+fn put_head(buffer: &mut impl BufMut, tag: u32, length: usize) {
+    encode_key(tag, WireType::LengthDelimited, buffer);
+    encode_varint(length as u64, buffer);
+}
+
+/// A field with proto3's implicit presence: nothing is written for an empty value.
+fn put(buffer: &mut impl BufMut, tag: u32, bytes: &[u8]) {
+    if !bytes.is_empty() {
+        put_head(buffer, tag, bytes.len());
+        buffer.put_slice(bytes);
+    }
+}
+
+/// gRPC codec of the client's side: requests out, responses in.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ClientCodec(pub(crate) Mode);
+
+impl Codec for ClientCodec {
+    type Encode = Request;
+    type Decode = Received;
+    type Encoder = Self;
+    type Decoder = Self;
+
+    fn encoder(&mut self) -> Self {
+        *self
+    }
+
+    fn decoder(&mut self) -> Self {
+        *self
+    }
+}
+
+impl Encoder for ClientCodec {
+    type Item = Request;
+    type Error = Status;
+
+    fn encode(&mut self, request: Request, buffer: &mut EncodeBuf<'_>) -> Result<(), Status> {
+        request.encode(buffer).map_err(|error| Status::internal(error.to_string()))
+    }
+}
+
+impl Decoder for ClientCodec {
+    type Item = Received;
+    type Error = Status;
+
+    fn decode(&mut self, buffer: &mut DecodeBuf<'_>) -> Result<Option<Received>, Status> {
+        Received::decode(self.0, buffer).map(Some).map_err(|error| Status::internal(error.to_string()))
+    }
+}
+
+/// gRPC codec of the server's side: responses out, requests in.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ServerCodec(pub(crate) Mode);
+
+impl Codec for ServerCodec {
+    type Encode = Response;
+    type Decode = Request;
+    type Encoder = Self;
+    type Decoder = Self;
+
+    fn encoder(&mut self) -> Self {
+        *self
+    }
+
+    fn decoder(&mut self) -> Self {
+        *self
+    }
+}
+
+impl Encoder for ServerCodec {
+    type Item = Response;
+    type Error = Status;
+
+    fn encode(&mut self, response: Response, buffer: &mut EncodeBuf<'_>) -> Result<(), Status> {
+        buffer.reserve(response.encoded_len());
+        response.encode(buffer);
+        Ok(())
+    }
+}
+
+impl Decoder for ServerCodec {
+    type Item = Request;
+    type Error = Status;
+
+    fn decode(&mut self, buffer: &mut DecodeBuf<'_>) -> Result<Option<Request>, Status> {
+        Request::decode(self.0, buffer).map(Some).map_err(|error| Status::internal(error.to_string()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use leno_api::proto::envoy::service::discovery::v3::{DeltaDiscoveryResponse, DiscoveryResponse};
+
+    use super::*;
+
+    fn response(mode: Mode) -> Response {
+        Response {
+            mode,
+            type_url: TypeUrl::Cluster,
+            version: Name::new("v7"),
+            nonce: Name::new("n1"),
+            resources: vec![
+                Resource::new(Name::new("a"), Name::new("1"), Bytes::from_static(b"\x0a\x01a")),
+                Resource::new(Name::new(""), Name::new(""), Bytes::new()),
+                Resource::new(Name::new("big"), Name::new("2"), vec![b'x'; 300].into()),
+            ],
+            removed: vec![Name::new("gone"), Name::new("")],
+            control_plane: Name::new("leno"),
+        }
+    }
+
+    fn encode(response: &Response) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        response.encode(&mut bytes);
+        assert_eq!(bytes.len(), response.encoded_len());
+        bytes
+    }
+
+    #[test]
+    fn sotw_responses_are_what_the_generated_type_writes() {
+        let bytes = encode(&response(Mode::Sotw));
+        let generated = DiscoveryResponse::decode(bytes.as_slice()).unwrap();
+        assert_eq!(generated.encode_to_vec(), bytes);
+        assert_eq!(generated.version_info, "v7");
+        assert_eq!(generated.nonce, "n1");
+        assert_eq!(generated.control_plane.unwrap().identifier, "leno");
+        assert_eq!(generated.resources.len(), 3);
+        assert!(generated.resources.iter().all(|any| any.type_url == TypeUrl::Cluster.as_str()));
+        assert_eq!(generated.resources[2].value, vec![b'x'; 300]);
+    }
+
+    #[test]
+    fn delta_responses_are_what_the_generated_type_writes() {
+        let bytes = encode(&response(Mode::Delta));
+        let generated = DeltaDiscoveryResponse::decode(bytes.as_slice()).unwrap();
+        assert_eq!(generated.encode_to_vec().len(), bytes.len());
+        assert_eq!(generated.removed_resources, ["gone", ""]);
+        assert_eq!(generated.control_plane.unwrap().identifier, "leno");
+        let names: Vec<_> = generated.resources.iter().map(|resource| resource.name.as_str()).collect();
+        assert_eq!(names, ["a", "", "big"]);
+        let last = generated.resources[2].resource.as_ref().unwrap();
+        assert_eq!((last.type_url.as_str(), last.value.len()), (TypeUrl::Cluster.as_str(), 300));
+        assert_eq!(generated.resources[2].version, "2");
+    }
+
+    #[test]
+    fn received_resources_share_the_buffer() {
+        for mode in [Mode::Sotw, Mode::Delta] {
+            let buffer = Bytes::from(encode(&response(mode)));
+            let value = match Received::decode(mode, buffer.clone()).unwrap() {
+                Received::Sotw(received) => received.resources[2].value.clone(),
+                Received::Delta(received) => received.resources[2].resource.clone().unwrap().value,
+            };
+            assert_eq!(value.len(), 300);
+            assert!(buffer.as_ptr_range().contains(&value.as_ptr()));
+        }
+    }
+
+    #[test]
+    fn names_are_field_one() {
+        assert_eq!(peek_name(&Bytes::from_static(b"\x12\x01z\x0a\x02ab")).unwrap(), "ab");
+        assert_eq!(peek_name(&Bytes::new()).unwrap(), "");
+        assert_eq!(peek_name(&Bytes::from_static(b"\x0a\x09short")), None);
+    }
+}
