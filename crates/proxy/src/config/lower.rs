@@ -37,6 +37,13 @@ impl fmt::Display for ConfigError {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) struct Rejected(pub(crate) Vec<ConfigError>);
 
+impl Rejected {
+    /// Refused as a whole, for one reason.
+    pub(crate) fn because(message: impl Into<String>) -> Self {
+        Self(vec![ConfigError { path: String::new(), message: message.into() }])
+    }
+}
+
 impl fmt::Display for Rejected {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (index, error) in self.0.iter().enumerate() {

@@ -152,3 +152,4 @@ pub(crate) mod config;
 pub(crate) mod filter_chain;
 pub(crate) mod inspect;
 pub(crate) mod original_dst;
+pub(crate) mod sockets;

@@ -1,0 +1,253 @@
+//! xDS: what the proxy subscribes to, and how updates get into the store.
+//!
+//! `Discovery::apply` is the story of one update: decode, lower, bind, put into the store,
+//! acknowledge or reject with every reason. A resource that is refused leaves its last good
+//! version serving. `Discovery::follow` asks for what the store refers to now.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use leno_base::{Name, Rng};
+use leno_xds::client::grpc::{self, Commander, ConnectError, Connection, Event, Target};
+use leno_xds::client::{Client, Config, Expired, Interest, Rejection, Update};
+use leno_xds::{Mode, Resource, TypeUrl};
+use prost_types::Any;
+use tokio::sync::mpsc;
+
+use crate::cluster::{Assignment, EndpointAddress};
+use crate::config::lower::{Lower, Rejected, Scope};
+use crate::config::store::Store;
+use crate::listener::sockets::Sockets;
+
+/// The aggregated stream as the bootstrap describes it.
+#[derive(Clone, Debug)]
+pub(crate) struct Ads {
+    /// `api_type`.
+    pub(crate) mode: Mode,
+    /// Who we are.
+    pub(crate) node: leno_api::proto::envoy::config::core::v3::Node,
+    /// `set_node_on_first_message_only`.
+    pub(crate) node_on_first_message_only: bool,
+    /// Endpoints of the cluster that the stream goes to, in order of trial.
+    pub(crate) endpoints: Vec<EndpointAddress>,
+    /// `:authority` of the stream.
+    pub(crate) authority: String,
+    /// The cluster's `connect_timeout`.
+    pub(crate) connect_timeout: Duration,
+    /// The cluster's HTTP/2 keep-alive: interval and timeout.
+    pub(crate) keepalive: Option<(Duration, Duration)>,
+    /// Whether clusters come by it, with their initial fetch timeout (`None`: wait for ever).
+    pub(crate) clusters: Option<Option<Duration>>,
+    /// Whether listeners come by it, likewise.
+    pub(crate) listeners: Option<Option<Duration>>,
+}
+
+/// The running subscription.
+pub(crate) struct Discovery {
+    commander: Commander,
+    scope: Scope,
+    endpoints: BTreeSet<Name>,
+    routes: BTreeSet<Name>,
+}
+
+/// What an update did, for stats and for the caller to publish.
+#[derive(Debug)]
+pub(crate) struct Applied {
+    /// The type of the update.
+    pub(crate) type_url: TypeUrl,
+    /// Its version.
+    pub(crate) version: Name,
+    /// Whether nothing was refused.
+    pub(crate) accepted: bool,
+    /// Clusters in force whose endpoints alone changed, with these endpoints.
+    pub(crate) endpoints: Vec<(Vec<Name>, Arc<Assignment>)>,
+}
+
+/// Updates that may wait for the main loop.
+const QUEUE: usize = 16;
+
+impl Discovery {
+    /// Opens the stream and subscribes to what the bootstrap wants. `scope` is what lowering
+    /// needs to know of the bootstrap.
+    pub(crate) fn start(ads: Ads, scope: Scope) -> (Self, mpsc::Receiver<Event>) {
+        let (commander, commands) = grpc::commands();
+        let (send, events) = mpsc::channel(QUEUE);
+        let mut config = Config::new(ads.mode, ads.node.clone());
+        config.node_on_first_message_only = ads.node_on_first_message_only;
+        let client = Client::new(config, Rng::from_entropy());
+        for (type_url, wanted) in [(TypeUrl::Cluster, &ads.clusters), (TypeUrl::Listener, &ads.listeners)] {
+            if let Some(timeout) = wanted {
+                commander.subscribe(type_url, Interest::Wildcard, *timeout);
+            }
+        }
+        let path = ads.mode.path();
+        let ads = Arc::new(ads);
+        let next = Arc::new(AtomicUsize::new(0));
+        let connector = move || connect(Arc::clone(&ads), next.fetch_add(1, Ordering::Relaxed));
+        tokio::spawn(grpc::run(connector, path, client, commands, send));
+        (Self { commander, scope, endpoints: BTreeSet::new(), routes: BTreeSet::new() }, events)
+    }
+
+    /// Brings an update into the store and answers it.
+    pub(crate) fn apply(&mut self, update: Update, store: &mut Store, sockets: &mut Sockets) -> Applied {
+        let Update { type_url, version, added, removed, receipt, .. } = update;
+        let mut applied =
+            Applied { type_url: type_url.clone(), version: version.clone(), accepted: true, endpoints: Vec::new() };
+        let mut errors = Vec::new();
+        for name in &removed {
+            match type_url {
+                TypeUrl::Cluster => store.remove_cluster(name),
+                TypeUrl::Listener => {
+                    store.remove_listener(name);
+                    sockets.remove(name);
+                }
+                // Endpoints and routes are forgotten when nothing refers to them (as Envoy does).
+                _ => {}
+            }
+        }
+        for resource in added {
+            let name = resource.name.clone();
+            let outcome = match type_url {
+                TypeUrl::Cluster => self.put_cluster(&resource, store),
+                TypeUrl::Listener => self.put_listener(&resource, store, sockets),
+                TypeUrl::Route => self.put_routes(&resource, store),
+                TypeUrl::Endpoint => {
+                    self.put_endpoints(&resource, store).map(|changed| applied.endpoints.extend(changed))
+                }
+                _ => Err(Rejected::because(format!("{type_url} was never subscribed"))),
+            };
+            if let Err(rejected) = outcome {
+                errors.push((name, rejected.to_string()));
+            }
+        }
+        match type_url {
+            TypeUrl::Cluster => store.clusters_came(),
+            TypeUrl::Listener => store.listeners_came(),
+            _ => {}
+        }
+        if errors.is_empty() {
+            self.commander.ack(receipt);
+        } else {
+            for (name, error) in &errors {
+                tracing::warn!(target: "config", kind = type_url.short(), %name, %version, "rejected: {error}");
+            }
+            applied.accepted = false;
+            self.commander.nack(receipt, Rejection::of_resources(errors));
+        }
+        applied
+    }
+
+    /// A subscription had no answer in time: what waits for it goes on without.
+    pub(crate) fn expire(&mut self, expired: Expired, store: &mut Store) {
+        let Expired { type_url, interest } = expired;
+        tracing::warn!(target: "config", kind = type_url.short(), ?interest, "initial fetch timed out");
+        match (type_url, interest) {
+            (TypeUrl::Cluster, _) => store.clusters_came(),
+            (TypeUrl::Listener, _) => store.listeners_came(),
+            (TypeUrl::Endpoint, Interest::Names(names)) => {
+                names.into_iter().for_each(|name| store.expire_endpoints(name));
+            }
+            (TypeUrl::Route, Interest::Names(names)) => names.into_iter().for_each(|name| store.expire_routes(name)),
+            _ => {}
+        }
+    }
+
+    /// Asks for the endpoints and routes that the store refers to now, and for no others.
+    pub(crate) fn follow(&mut self, store: &Store) {
+        let (endpoints, routes) = (store.wanted_endpoints(), store.wanted_routes());
+        for name in endpoints.difference(&self.endpoints) {
+            let timeout = store.endpoints_timeout(name);
+            self.commander.subscribe(TypeUrl::Endpoint, Interest::name(name.clone()), timeout);
+        }
+        self.unsubscribe(TypeUrl::Endpoint, self.endpoints.difference(&endpoints).cloned().collect());
+        for name in routes.difference(&self.routes) {
+            self.commander.subscribe(TypeUrl::Route, Interest::name(name.clone()), Some(ROUTES_TIMEOUT));
+        }
+        self.unsubscribe(TypeUrl::Route, self.routes.difference(&routes).cloned().collect());
+        (self.endpoints, self.routes) = (endpoints, routes);
+    }
+
+    fn unsubscribe(&self, type_url: TypeUrl, names: Vec<Name>) {
+        if !names.is_empty() {
+            self.commander.unsubscribe(type_url, Interest::Names(names));
+        }
+    }
+
+    fn scope(&self, resource: &Resource) -> Scope {
+        Scope { added_via_api: true, version: resource.version.to_string(), ..self.scope.clone() }
+    }
+
+    fn put_cluster(&self, resource: &Resource, store: &mut Store) -> Result<(), Rejected> {
+        let source = any(&TypeUrl::Cluster, resource);
+        let cluster = Lower::resource_in(self.scope(resource), |at| crate::cluster::config::lower(source, at))?;
+        store.put_cluster(cluster);
+        Ok(())
+    }
+
+    fn put_listener(&self, resource: &Resource, store: &mut Store, sockets: &mut Sockets) -> Result<(), Rejected> {
+        let source = any(&TypeUrl::Listener, resource);
+        if !store.listener_differs(&resource.name, &source) {
+            return Ok(());
+        }
+        let previous = store.newest_listener(&resource.name);
+        let listener =
+            Lower::resource_in(self.scope(resource), |at| crate::listener::config::lower(source, previous, at))?;
+        sockets.bind(&listener).map_err(|error| Rejected::because(error.to_string()))?;
+        store.put_listener(Arc::new(listener));
+        Ok(())
+    }
+
+    fn put_routes(&self, resource: &Resource, store: &mut Store) -> Result<(), Rejected> {
+        let source = any(&TypeUrl::Route, resource);
+        let previous = store.routes(&resource.name).cloned();
+        let table = Lower::resource_in(self.scope(resource), |at| {
+            crate::http::route::config::lower(source, previous.as_deref(), at)
+        })?;
+        store.put_routes(resource.name.clone(), Arc::new(table));
+        Ok(())
+    }
+
+    fn put_endpoints(
+        &self,
+        resource: &Resource,
+        store: &mut Store,
+    ) -> Result<Option<(Vec<Name>, Arc<Assignment>)>, Rejected> {
+        let source = any(&TypeUrl::Endpoint, resource);
+        let assignment =
+            Lower::resource_in(self.scope(resource), |at| crate::cluster::config::lower_assignment(source, at))?;
+        let assignment = Arc::new(assignment);
+        let users = store.put_assignment(resource.name.clone(), Arc::clone(&assignment));
+        Ok((!users.is_empty()).then_some((users, assignment)))
+    }
+}
+
+/// `initial_fetch_timeout` of routes: Envoy's default.
+const ROUTES_TIMEOUT: Duration = Duration::from_secs(15);
+
+fn any(type_url: &TypeUrl, resource: &Resource) -> Any {
+    Any { type_url: type_url.as_str().to_owned(), value: resource.body.to_vec() }
+}
+
+/// Connects to the next endpoint of the cluster.
+async fn connect(ads: Arc<Ads>, attempt: usize) -> Result<tonic::transport::Channel, ConnectError> {
+    let unavailable = |text: &str| ConnectError::Transport(text.to_owned());
+    let endpoints = &ads.endpoints;
+    let endpoint = endpoints.get(attempt % endpoints.len().max(1)).ok_or_else(|| unavailable("no endpoint"))?;
+    let target = match endpoint {
+        EndpointAddress::Ip(address) => Target::Tcp(*address),
+        EndpointAddress::Pipe(path) => Target::Unix(std::path::PathBuf::from(&**path)),
+        EndpointAddress::Name(name, port) => {
+            let found = tokio::net::lookup_host((&**name, *port)).await;
+            let address = found.map_err(|error| unavailable(&format!("{name}: {error}")))?.next();
+            Target::Tcp(address.ok_or_else(|| unavailable(&format!("{name}: no address")))?)
+        }
+    };
+    let connection = Connection {
+        authority: ads.authority.clone(),
+        connect_timeout: ads.connect_timeout,
+        keepalive: ads.keepalive,
+    };
+    grpc::connect(&target, &connection).await
+}

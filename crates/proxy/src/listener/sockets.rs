@@ -1,0 +1,89 @@
+//! The main thread's books of listening sockets: which listener holds which, and which were
+//! bound for a listener that is not in force yet.
+
+use std::collections::HashMap;
+
+use leno_base::Name;
+
+use crate::listener::bind::{BindError, BoundListener, BoundSocket, bind};
+use crate::listener::{ListenAddress, Listener};
+
+/// Sockets of all listeners.
+pub(crate) struct Sockets {
+    workers: usize,
+    listeners: HashMap<Name, Entry>,
+}
+
+#[derive(Default)]
+struct Entry {
+    /// Bound for the newest version, not handed to the workers yet.
+    pending: Option<BoundListener>,
+    /// What the newest version asked for, to see whether the next one asks for the same.
+    wanted: Wanted,
+    /// Where it listens, or will.
+    addresses: Vec<ListenAddress>,
+}
+
+/// Everything of a listener that its sockets depend on.
+#[derive(Clone, Debug, Default, PartialEq)]
+struct Wanted {
+    addresses: Vec<ListenAddress>,
+    flags: [bool; 4],
+    options: Vec<(i32, i32, Vec<u8>)>,
+    backlog: Option<u32>,
+}
+
+impl Sockets {
+    /// Books for so many workers.
+    pub(crate) fn new(workers: usize) -> Self {
+        Self { workers, listeners: HashMap::new() }
+    }
+
+    /// Binds what a new version of a listener needs; sockets that it can go on using stay.
+    pub(crate) fn bind(&mut self, listener: &Listener) -> Result<(), BindError> {
+        if !listener.bind_to_port {
+            self.listeners.remove(&*listener.name);
+            return Ok(());
+        }
+        let wanted = Wanted {
+            addresses: listener.addresses.clone(),
+            flags: [listener.reuse_port, listener.transparent, listener.freebind, listener.ipv4_compatible],
+            options: listener.options.clone(),
+            backlog: listener.backlog,
+        };
+        if self.listeners.get(&*listener.name).is_some_and(|entry| entry.wanted == wanted) {
+            return Ok(());
+        }
+        let bound = bind(listener, self.workers)?;
+        let addresses = bound.addresses.clone();
+        self.listeners.insert(listener.name.clone(), Entry { pending: Some(bound), wanted, addresses });
+        Ok(())
+    }
+
+    /// A listener is gone.
+    pub(crate) fn remove(&mut self, name: &str) {
+        self.listeners.remove(name);
+    }
+
+    /// Where a listener listens (port 0 resolved).
+    pub(crate) fn addresses(&self, name: &str) -> &[ListenAddress] {
+        self.listeners.get(name).map(|entry| entry.addresses.as_slice()).unwrap_or_default()
+    }
+
+    /// Takes the sockets that the workers do not have yet, of listeners in force: for each
+    /// worker, by listener.
+    pub(crate) fn take<'a>(&mut self, active: impl Iterator<Item = &'a Listener>) -> Vec<Vec<(Name, Vec<BoundSocket>)>> {
+        let mut by_worker: Vec<_> = (0..self.workers).map(|_| Vec::new()).collect();
+        for listener in active {
+            let Some(entry) = self.listeners.get_mut(&*listener.name) else { continue };
+            if entry.wanted.addresses != listener.addresses {
+                continue;
+            }
+            let Some(bound) = entry.pending.take() else { continue };
+            for (worker, sockets) in by_worker.iter_mut().zip(bound.workers) {
+                worker.push((listener.name.clone(), sockets));
+            }
+        }
+        by_worker
+    }
+}
