@@ -1,1 +1,5 @@
-//! Fakes and harness for Leno's tests: upstreams, clients, xDS peers.
+//! Fakes and harness for Leno's tests. A development dependency only.
+//!
+//! - [`envoy`]: the real Envoy, to compare with.
+
+pub mod envoy;
