@@ -6,7 +6,7 @@
 //!  host namespaces                 │ namespaces of the node (net, mount, pid, uts; user when not root)
 //!                                  │
 //!  Outer ── socketpair ────────────┼── Node (pid 1)      Publisher: "bind 127.0.0.1:8080 on the host"
-//!    binds host ports, passes      │    │ leno0 10.244.0.1/16 (bridge)
+//!    binds host ports, passes      │    │ 10.244.0.1, routes to the pods, services
 //!    the listening sockets         │    ├── Pod 10.244.0.2   net + mount + uts namespace, /etc/hosts
 //!                                  │    │     Process (app), Process (sidecar); Redirect in nf_tables
 //!                                  │    └── Pod 10.244.0.3 ...
@@ -40,6 +40,7 @@ mod process;
 mod reaper;
 mod redirect;
 mod rules;
+mod services;
 mod supervisor;
 mod support;
 mod sys;
@@ -53,5 +54,6 @@ pub use process::{Capabilities, Exit, Line, Process, ProcessSpec, Stream};
 pub use redirect::{Cidrs, Ipv4Net, NotANet, Ports, Redirect};
 pub use rules::{Chain, Hook, Match, Owner, Rule, Ruleset, Verdict};
 pub use rustix::process::Signal;
+pub use services::Service;
 pub use supervisor::{Backoff, Restart, State, Status, Supervisor};
 pub use support::{Mode, Support, support};

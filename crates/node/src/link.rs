@@ -4,23 +4,17 @@ use std::net::Ipv4Addr;
 use std::os::fd::RawFd;
 
 use crate::netlink::{Message, Request};
+use crate::redirect::Ipv4Net;
 
 /// `linux/veth.h`: the peer's `ifinfomsg` and attributes follow.
 const VETH_INFO_PEER: u16 = 1;
+/// `linux/fib_rules.h`.
+const FRA_IIFNAME: u16 = 3;
+const FRA_PRIORITY: u16 = 6;
+const TO_TABLE: u8 = 1;
 
 const DO: u16 = (libc::NLM_F_REQUEST | libc::NLM_F_ACK) as u16;
 const CREATE: u16 = DO | (libc::NLM_F_CREATE | libc::NLM_F_EXCL) as u16;
-
-/// Adds a bridge that is up. Its hardware address is given, because a bridge without one takes the lowest of
-/// its ports', which changes as pods come and go and leaves stale neighbour entries in the others.
-pub(crate) fn add_bridge(name: &str, hardware: [u8; 6]) -> Request {
-    let mut message = link_message(libc::RTM_NEWLINK, CREATE, 0, true);
-    message.text(libc::IFLA_IFNAME, name).attr(libc::IFLA_ADDRESS, &hardware);
-    message.nest(libc::IFLA_LINKINFO, |m| {
-        m.text(libc::IFLA_INFO_KIND, "bridge");
-    });
-    Request::of(&message)
-}
 
 /// The other end of a veth pair.
 pub(crate) struct Peer<'a> {
@@ -28,18 +22,12 @@ pub(crate) struct Peer<'a> {
     pub(crate) name: &'a str,
     /// The network namespace it goes to; `None`: the same.
     pub(crate) namespace: Option<RawFd>,
-    /// Its hardware address; `None`: a random one.
-    pub(crate) hardware: Option<[u8; 6]>,
 }
 
-/// Adds a veth pair: this end is `name`, up, and a port of the bridge with index `bridge` if there is one; the
-/// other is down.
-pub(crate) fn add_veth(name: &str, bridge: Option<u32>, peer: &Peer<'_>) -> Request {
+/// Adds a veth pair: this end is `name`, and up; the other is down.
+pub(crate) fn add_veth(name: &str, peer: &Peer<'_>) -> Request {
     let mut message = link_message(libc::RTM_NEWLINK, CREATE, 0, true);
     message.text(libc::IFLA_IFNAME, name);
-    if let Some(bridge) = bridge {
-        message.attr(libc::IFLA_MASTER, &bridge.to_ne_bytes());
-    }
     message.nest(libc::IFLA_LINKINFO, |m| {
         m.text(libc::IFLA_INFO_KIND, "veth").nest(libc::IFLA_INFO_DATA, |m| {
             m.nest(VETH_INFO_PEER, |m| {
@@ -47,20 +35,10 @@ pub(crate) fn add_veth(name: &str, bridge: Option<u32>, peer: &Peer<'_>) -> Requ
                 if let Some(fd) = peer.namespace {
                     m.attr(libc::IFLA_NET_NS_FD, &fd.to_ne_bytes());
                 }
-                if let Some(hardware) = peer.hardware {
-                    m.attr(libc::IFLA_ADDRESS, &hardware);
-                }
             });
         });
     });
     Request::of(&message)
-}
-
-/// A locally administered hardware address made of an IPv4 address, so that whoever gets that address again is
-/// reached at once, without waiting for others' neighbour entries to age.
-pub(crate) fn hardware_address(address: Ipv4Addr) -> [u8; 6] {
-    let [a, b, c, d] = address.octets();
-    [2, 0, a, b, c, d]
 }
 
 /// Brings the link with an index up.
@@ -75,7 +53,7 @@ pub(crate) fn delete(name: &str) -> Request {
     Request::of(&message)
 }
 
-/// Gives a link an address; the kernel adds the route to the prefix.
+/// Gives a link an address; the kernel adds the route to the prefix, if it is shorter than 32.
 pub(crate) fn add_address(index: u32, address: Ipv4Addr, prefix: u8) -> Request {
     // struct ifaddrmsg: family, prefix length, flags, scope (0: everywhere), index u32
     let mut header = vec![libc::AF_INET as u8, prefix, 0, 0];
@@ -85,16 +63,31 @@ pub(crate) fn add_address(index: u32, address: Ipv4Addr, prefix: u8) -> Request 
     Request::of(&message)
 }
 
-/// Adds a default route.
-pub(crate) fn add_default_route(index: u32, gateway: Ipv4Addr) -> Request {
+/// Where a route leads.
+pub(crate) enum Via {
+    /// To what is at the other end of the link, from this address of ours if it is given.
+    Link { source: Option<Ipv4Addr> },
+    /// To a gateway at the other end of the link.
+    Gateway(Ipv4Addr),
+}
+
+/// The table of routes that everything looks up.
+pub(crate) const MAIN_TABLE: u8 = libc::RT_TABLE_MAIN;
+
+/// Adds a route to a prefix through the link with an index.
+pub(crate) fn add_route(table: u8, to: Ipv4Net, index: u32, via: &Via) -> Request {
+    let scope = match via {
+        Via::Link { .. } => libc::RT_SCOPE_LINK,
+        Via::Gateway(_) => libc::RT_SCOPE_UNIVERSE,
+    };
     let header = [
         libc::AF_INET as u8, // struct rtmsg: family
-        0,                   // destination length: everything
+        to.prefix,           // destination length
         0,                   // source length
         0,                   // type of service
-        libc::RT_TABLE_MAIN,
+        table,
         libc::RTPROT_BOOT,
-        libc::RT_SCOPE_UNIVERSE,
+        scope,
         libc::RTN_UNICAST,
         0, // flags, four bytes
         0,
@@ -102,7 +95,29 @@ pub(crate) fn add_default_route(index: u32, gateway: Ipv4Addr) -> Request {
         0,
     ];
     let mut message = Message::new(libc::RTM_NEWROUTE, CREATE, &header);
-    message.attr(libc::RTA_GATEWAY, &gateway.octets()).attr(libc::RTA_OIF, &index.to_ne_bytes());
+    message.attr(libc::RTA_OIF, &index.to_ne_bytes());
+    if to.prefix > 0 {
+        message.attr(libc::RTA_DST, &to.network().octets());
+    }
+    match via {
+        Via::Link { source: None } => {}
+        Via::Link { source: Some(source) } => {
+            message.attr(libc::RTA_PREFSRC, &source.octets());
+        }
+        Via::Gateway(gateway) => {
+            message.attr(libc::RTA_GATEWAY, &gateway.octets());
+        }
+    }
+    Request::of(&message)
+}
+
+/// Makes packets of this machine's own processes look up another table before the main one.
+pub(crate) fn add_output_table(table: u8) -> Request {
+    // struct fib_rule_hdr: family, destination and source length, type of service, table, two reserved, action
+    let header = [libc::AF_INET as u8, 0, 0, 0, table, 0, 0, TO_TABLE, 0, 0, 0, 0];
+    let mut message = Message::new(libc::RTM_NEWRULE, CREATE, &header);
+    // Packets that come in "from loopback" are those that start here.
+    message.text(FRA_IIFNAME, "lo").attr(FRA_PRIORITY, &u32::from(table).to_ne_bytes());
     Request::of(&message)
 }
 

@@ -36,10 +36,11 @@ const VERDICT_CHAIN: u16 = 2;
 
 const INET_PREROUTING: u32 = 0;
 const INET_LOCAL_OUT: u32 = 3;
-const PRIORITY_NAT_DST: i32 = -100;
+const INET_POSTROUTING: u32 = 4;
 
 const VERDICT_REGISTER: u32 = 0;
 const REGISTER: u32 = 1;
+const SECOND_REGISTER: u32 = 2;
 const JUMP: i32 = -3;
 const RETURN: i32 = -5;
 const CMP_EQUAL: u32 = 0;
@@ -52,6 +53,8 @@ const META_SKUID: u32 = 10;
 const META_SKGID: u32 = 11;
 const META_L4PROTO: u32 = 16;
 const RANGE_PROTO_SPECIFIED: u32 = 2;
+const NAT_DESTINATION: u32 = 1;
+const NUMBERS_RANDOM: u32 = 1;
 
 /// The batch that replaces the table by these rules.
 pub(crate) fn replace(ruleset: &Ruleset) -> Request {
@@ -107,9 +110,10 @@ fn add_chain(chain: &Chain) -> Message {
         let number = match hook {
             Hook::Prerouting => INET_PREROUTING,
             Hook::Output => INET_LOCAL_OUT,
+            Hook::Postrouting => INET_POSTROUTING,
         };
         message.nest(CHAIN_HOOK, |m| {
-            m.be32(HOOK_NUMBER, number).attr(HOOK_PRIORITY, &PRIORITY_NAT_DST.to_be_bytes());
+            m.be32(HOOK_NUMBER, number).attr(HOOK_PRIORITY, &hook.priority().to_be_bytes());
         });
         message.text(CHAIN_TYPE, "nat");
     }
@@ -171,6 +175,12 @@ fn add_match(list: &mut Message, condition: Match) {
             meta(list, owner_key(owner));
             compare(list, CMP_UNEQUAL, &owner.value().to_ne_bytes());
         }
+        Match::OneIn(many) => {
+            expression(list, "numgen", |m| {
+                m.be32(1, REGISTER).be32(2, many).be32(3, NUMBERS_RANDOM);
+            });
+            compare(list, CMP_EQUAL, &0_u32.to_ne_bytes());
+        }
     }
 }
 
@@ -179,15 +189,20 @@ fn add_verdict(list: &mut Message, verdict: Verdict) {
         Verdict::Return => immediate_verdict(list, RETURN, None),
         Verdict::Jump(chain) => immediate_verdict(list, JUMP, Some(chain)),
         Verdict::Redirect(port) => {
-            expression(list, "immediate", |m| {
-                m.be32(1, REGISTER).nest(2, |m| {
-                    m.attr(DATA_VALUE, &port.to_be_bytes());
-                });
-            });
+            immediate(list, REGISTER, &port.to_be_bytes());
             expression(list, "redir", |m| {
                 m.be32(1, REGISTER).be32(3, RANGE_PROTO_SPECIFIED);
             });
         }
+        Verdict::Forward(to) => {
+            immediate(list, REGISTER, &to.ip().octets());
+            immediate(list, SECOND_REGISTER, &to.port().to_be_bytes());
+            expression(list, "nat", |m| {
+                m.be32(1, NAT_DESTINATION).be32(2, libc::NFPROTO_IPV4 as u32);
+                m.be32(3, REGISTER).be32(5, SECOND_REGISTER);
+            });
+        }
+        Verdict::Masquerade => expression(list, "masq", |_| {}),
     }
 }
 
@@ -197,6 +212,14 @@ fn owner_key(owner: Owner) -> u32 {
         Owner::Gid(_) => META_SKGID,
         Owner::Mark(_) => META_MARK,
     }
+}
+
+fn immediate(list: &mut Message, register: u32, value: &[u8]) {
+    expression(list, "immediate", |m| {
+        m.be32(1, register).nest(2, |m| {
+            m.attr(DATA_VALUE, value);
+        });
+    });
 }
 
 fn immediate_verdict(list: &mut Message, code: i32, chain: Option<&str>) {

@@ -13,15 +13,21 @@ use rustix::net::netdevice;
 
 use crate::control::Publisher;
 use crate::error::{During, NodeError};
-use crate::link;
+use crate::link::{self, Via};
 use crate::netlink::Socket;
+use crate::nft;
 use crate::outer::VARIABLE;
 use crate::reaper;
 use crate::redirect::Ipv4Net;
+use crate::services::{self, Service};
 use crate::support::Mode;
 use crate::sys;
 
-const BRIDGE: &str = "leno0";
+/// Under /proc/sys/net/ipv4. A pod that reaches itself through a service would be sent ICMP redirects, which are
+/// of no use to it, and which count against the "unreachable" that ends a hopeless attempt to connect at once.
+const SETTINGS: [(&str, &str); 3] =
+    [("ip_forward", "1"), ("conf/all/send_redirects", "0"), ("conf/default/send_redirects", "0")];
+const SERVICES_TABLE: u8 = 100;
 pub(crate) const LOOPBACK: u32 = 1; // the index of `lo` in every network namespace
 
 /// The addresses of a node.
@@ -31,12 +37,18 @@ pub struct Network {
     pub address: Ipv4Addr,
     /// The prefix length of the network that pods are in.
     pub prefix: u8,
+    /// The addresses of services. No link has them; see [`Node::services`].
+    pub services: Ipv4Net,
 }
 
 impl Default for Network {
-    /// 10.244.0.1/16
+    /// 10.244.0.1/16, with services in 10.96.0.0/16
     fn default() -> Network {
-        Network { address: Ipv4Addr::new(10, 244, 0, 1), prefix: 16 }
+        Network {
+            address: Ipv4Addr::new(10, 244, 0, 1),
+            prefix: 16,
+            services: Ipv4Net { address: Ipv4Addr::new(10, 96, 0, 0), prefix: 16 },
+        }
     }
 }
 
@@ -58,7 +70,6 @@ struct Shared {
     network: Network,
     mode: Mode,
     publisher: Publisher,
-    bridge: u32,
     links: AtomicU32,
 }
 
@@ -69,7 +80,7 @@ impl Node {
     }
 
     /// Makes this process, which [`crate::Outer::start`] started, a node: private mounts with a /proc of its
-    /// own, loopback up, the bridge `leno0` with the node's address, IPv4 forwarding on. From now on orphans
+    /// own, loopback up with the node's address, IPv4 forwarding on. From now on orphans
     /// are buried, and the process ends when the outer one does.
     ///
     /// Call it once, first thing. It blocks for some milliseconds and needs no runtime. Do not start children
@@ -100,9 +111,20 @@ impl Node {
         self.shared.publisher.clone()
     }
 
-    /// The index of the bridge.
-    pub(crate) fn bridge(&self) -> u32 {
-        self.shared.bridge
+    /// Makes services reachable at their own addresses, from all pods and from the node, as kube-proxy does it:
+    /// each connection to a service goes to one of its endpoints, at random, and comes from its client's
+    /// address. Replaces all services of before, as a whole; connections that exist stay where they are.
+    ///
+    /// Connections that a pod redirects to its proxy do not get here.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's refusal; then the services of before stay.
+    pub fn services(&self, services: &[Service]) -> Result<(), NodeError> {
+        let request = nft::replace(&services::rules(services));
+        Socket::netfilter()
+            .and_then(|socket| socket.transact(&request))
+            .during(|| "cannot install the services".into())
     }
 
     /// A name for another link of the node.
@@ -117,23 +139,34 @@ impl Node {
                 io::Error::other("it is not the first process of its namespace"),
             ));
         }
+        if network.prefix > 30 {
+            let why = format!("{}/{} has no room for pods", network.address, network.prefix);
+            return Err(NodeError::new("bad network", io::Error::new(io::ErrorKind::InvalidInput, why)));
+        }
         sys::make_mounts_private().during(|| "cannot make mounts private".into())?;
         sys::mount_proc().during(|| "cannot mount /proc".into())?;
         reaper::bury_orphans().during(|| "cannot start the thread that buries orphans".into())?;
 
         let route = Socket::route().during(|| "cannot open a netlink socket".into())?;
         route.transact(&link::set_up(LOOPBACK)).during(|| "cannot bring loopback up".into())?;
+        // On loopback: each pod has a link of its own to the node, and the node answers there for all its addresses.
         route
-            .transact(&link::add_bridge(BRIDGE, link::hardware_address(network.address)))
-            .during(|| format!("cannot add the bridge {BRIDGE}"))?;
-        let bridge = index_of(BRIDGE).during(|| format!("cannot find the bridge {BRIDGE}"))?;
+            .transact(&link::add_address(LOOPBACK, network.address, 32))
+            .during(|| format!("cannot give the node {}", network.address))?;
+        // Without any route to a service a process on the node would fail before its connection is forwarded to
+        // an endpoint. Pods' packets do not take this one: unless forwarded, they are answered "unreachable".
+        let via = Via::Link { source: Some(network.address) };
         route
-            .transact(&link::add_address(bridge, network.address, network.prefix))
-            .during(|| format!("cannot give the node {}/{}", network.address, network.prefix))?;
-        std::fs::write("/proc/sys/net/ipv4/ip_forward", "1").during(|| "cannot turn on forwarding".into())?;
+            .transact(&link::add_route(SERVICES_TABLE, network.services, LOOPBACK, &via))
+            .and_then(|()| route.transact(&link::add_output_table(SERVICES_TABLE)))
+            .during(|| format!("cannot route the node's own connections to {}", network.services))?;
+        for (setting, value) in SETTINGS {
+            std::fs::write(format!("/proc/sys/net/ipv4/{setting}"), value)
+                .during(|| format!("cannot set net/ipv4/{setting} to {value}"))?;
+        }
 
         let links = AtomicU32::new(1);
-        Ok(Node { shared: Arc::new(Shared { network, mode, publisher, bridge, links }) })
+        Ok(Node { shared: Arc::new(Shared { network, mode, publisher, links }) })
     }
 }
 

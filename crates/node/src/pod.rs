@@ -1,4 +1,4 @@
-//! A pod: network, mount and UTS namespaces that several processes share, linked to the node's bridge.
+//! A pod: network, mount and UTS namespaces that several processes share, linked to the node point to point.
 
 use std::io;
 use std::net::Ipv4Addr;
@@ -11,15 +11,16 @@ use std::thread;
 use rustix::io::Errno;
 
 use crate::error::{During, NodeError};
-use crate::link::{self, Peer};
+use crate::link::{self, MAIN_TABLE, Peer, Via};
 use crate::netlink::Socket;
 use crate::nft;
 use crate::node::{self, LOOPBACK, Node};
-use crate::redirect::Redirect;
+use crate::redirect::{Ipv4Net, Redirect};
 use crate::rules::Ruleset;
 use crate::sys::{self, Namespaces};
 
 const LINK: &str = "eth0";
+const EVERYWHERE: Ipv4Net = Ipv4Net { address: Ipv4Addr::UNSPECIFIED, prefix: 0 };
 const LONGEST_HOST_NAME: usize = 63;
 
 /// What a pod is to be.
@@ -73,13 +74,9 @@ impl Pod {
         let namespaces = on_thread(|| make_namespaces(spec)).during(|| failed("cannot start a thread"))??;
 
         let link = node.next_link();
-        let peer = Peer {
-            name: LINK,
-            namespace: Some(namespaces.net.as_raw_fd()),
-            hardware: Some(link::hardware_address(spec.address)),
-        };
+        let peer = Peer { name: LINK, namespace: Some(namespaces.net.as_raw_fd()) };
         Socket::route()
-            .and_then(|socket| socket.transact(&link::add_veth(&link, Some(node.bridge()), &peer)))
+            .and_then(|socket| socket.transact(&link::add_veth(&link, &peer)))
             .during(|| failed("cannot link it to the node"))?;
         let pod = Pod {
             shared: Arc::new(Shared {
@@ -92,6 +89,8 @@ impl Pod {
         };
         pod.within(|| configure_links(spec.address, &network))?
             .during(|| failed("cannot configure its network"))?;
+        route_to_pod(&pod.shared.link, spec.address, network.address)
+            .during(|| failed("cannot route to it"))?;
         Ok(pod)
     }
 
@@ -203,15 +202,33 @@ fn mount_resolv_conf(spec: &PodSpec, file: &Path) -> Result<(), NodeError> {
     rustix::mount::mount_bind(file, TARGET).during(step)
 }
 
-/// Inside the pod's network namespace, once `eth0` is there.
+/// Inside the pod's network namespace, once `eth0` is there. All but the pod itself is behind the node, so that
+/// the node sees both directions of each connection, which services need ([`crate::services`]).
 fn configure_links(address: Ipv4Addr, network: &node::Network) -> io::Result<()> {
     let route = Socket::route()?;
     route.transact(&link::set_up(LOOPBACK))?;
     let eth0 = node::index_of(LINK)?;
-    route.transact(&link::add_address(eth0, address, network.prefix))?;
+    route.transact(&link::add_address(eth0, address, 32))?;
     route.transact(&link::set_up(eth0))?;
-    route.transact(&link::add_default_route(eth0, network.address))?;
+    route.transact(&link::add_route(
+        MAIN_TABLE,
+        Ipv4Net::host(network.address),
+        eth0,
+        &Via::Link { source: None },
+    ))?;
+    route.transact(&link::add_route(MAIN_TABLE, EVERYWHERE, eth0, &Via::Gateway(network.address)))?;
     Ok(())
+}
+
+/// On the node.
+fn route_to_pod(link: &str, pod: Ipv4Addr, node: Ipv4Addr) -> io::Result<()> {
+    let via = Via::Link { source: Some(node) };
+    Ok(Socket::route()?.transact(&link::add_route(
+        MAIN_TABLE,
+        Ipv4Net::host(pod),
+        node::index_of(link)?,
+        &via,
+    ))?)
 }
 
 /// Runs on a thread that ends with the work, since what the work does to its namespaces cannot be undone.

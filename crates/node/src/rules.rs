@@ -1,7 +1,9 @@
-//! Packet rules as typed data: what [`crate::redirect`] produces and [`crate::nft`] encodes. `Display` writes
+//! Packet rules as typed data: what [`crate::redirect`] and [`crate::services`] produce and [`crate::nft`]
+//! encodes. `Display` writes
 //! them in the syntax of `nft list ruleset`, for people and for tests.
 
 use std::fmt;
+use std::net::SocketAddrV4;
 
 use crate::redirect::Ipv4Net;
 
@@ -28,13 +30,25 @@ pub struct Chain {
     pub rules: Vec<Rule>,
 }
 
-/// Where connections enter a nat chain. Both hooks are at the priority of destination NAT, -100.
+/// Where connections enter a nat chain, at the usual priority of destination NAT (-100) or source NAT (100).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Hook {
     /// Connections that come in from a link.
     Prerouting,
     /// Connections that local processes open.
     Output,
+    /// Connections that leave through a link, wherever they come from.
+    Postrouting,
+}
+
+impl Hook {
+    /// The priority of the chain among those of the hook.
+    pub(crate) fn priority(self) -> i32 {
+        match self {
+            Hook::Prerouting | Hook::Output => -100,
+            Hook::Postrouting => 100,
+        }
+    }
 }
 
 /// A verdict and the conditions for it.
@@ -67,6 +81,8 @@ pub enum Match {
     Owner(Owner),
     /// The packet was not sent by the proxy.
     NotOwner(Owner),
+    /// One connection in so many, at random.
+    OneIn(u32),
 }
 
 /// How a packet of the proxy is told from those of applications.
@@ -89,6 +105,10 @@ pub enum Verdict {
     Jump(&'static str),
     /// Send the connection to this port of this network namespace.
     Redirect(u16),
+    /// Send the connection to another address (destination NAT).
+    Forward(SocketAddrV4),
+    /// Let the connection come from the address of the link that it leaves through (source NAT).
+    Masquerade,
 }
 
 impl fmt::Display for Ruleset {
@@ -97,11 +117,12 @@ impl fmt::Display for Ruleset {
         for chain in &self.chains {
             writeln!(f, "\tchain {} {{", chain.name)?;
             if let Some(hook) = chain.hook {
-                let hook = match hook {
+                let name = match hook {
                     Hook::Prerouting => "prerouting",
                     Hook::Output => "output",
+                    Hook::Postrouting => "postrouting",
                 };
-                writeln!(f, "\t\ttype nat hook {hook} priority -100; policy accept;")?;
+                writeln!(f, "\t\ttype nat hook {name} priority {}; policy accept;", hook.priority())?;
             }
             for rule in &chain.rules {
                 writeln!(f, "\t\t{rule}")?;
@@ -121,6 +142,8 @@ impl fmt::Display for Rule {
             Verdict::Return => write!(f, "return"),
             Verdict::Jump(chain) => write!(f, "jump {chain}"),
             Verdict::Redirect(port) => write!(f, "redirect to :{port}"),
+            Verdict::Forward(to) => write!(f, "dnat to {to}"),
+            Verdict::Masquerade => write!(f, "masquerade"),
         }
     }
 }
@@ -137,6 +160,7 @@ impl fmt::Display for Match {
             Match::OutLoopback => write!(f, "oifname \"lo\""),
             Match::Owner(owner) => write!(f, "{} {}", owner.key(), owner.value()),
             Match::NotOwner(owner) => write!(f, "{} != {}", owner.key(), owner.value()),
+            Match::OneIn(many) => write!(f, "numgen random mod {many} 0"),
         }
     }
 }

@@ -36,7 +36,7 @@ pub enum Support {
     },
 }
 
-/// Tries what a node needs: namespaces, mounts, a bridge, a veth pair, nf_tables. Takes some milliseconds and
+/// Tries what a node needs: namespaces, mounts, a veth pair, nf_tables. Takes some milliseconds and
 /// leaves nothing behind. As root it prefers to do without a user namespace.
 pub fn support() -> Support {
     let mut reasons = Vec::new();
@@ -56,7 +56,7 @@ pub(crate) enum Step {
     MapUsers,
     PrivateMounts,
     MountProc,
-    AddBridge,
+    OpenSocket,
     AddVeth,
     Redirect,
     Forward,
@@ -71,7 +71,7 @@ impl Step {
         Step::MapUsers,
         Step::PrivateMounts,
         Step::MountProc,
-        Step::AddBridge,
+        Step::OpenSocket,
         Step::AddVeth,
         Step::Redirect,
         Step::Forward,
@@ -86,7 +86,7 @@ impl Step {
             Step::MapUsers => "cannot become root of a user namespace",
             Step::PrivateMounts => "cannot make mounts private",
             Step::MountProc => "cannot mount /proc",
-            Step::AddBridge => "cannot add a bridge",
+            Step::OpenSocket => "cannot open a netlink socket",
             Step::AddVeth => "cannot add a veth pair",
             Step::Redirect => "cannot install redirection rules (nf_tables)",
             Step::Forward => "cannot turn on forwarding",
@@ -106,7 +106,23 @@ pub(crate) struct Failure {
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.step.words(), std::io::Error::from(self.errno))
+        write!(f, "{}: {}", self.step.words(), std::io::Error::from(self.errno))?;
+        match (self.step, self.errno) {
+            (Step::Clone, Errno::NOSPC) => write!(f, "; /proc/sys/user/max_*_namespaces allows no more"),
+            // Debian's and Ubuntu's switches; the latter grants the namespace, but nothing in it.
+            (Step::MapUsers | Step::PrivateMounts, Errno::PERM | Errno::ACCESS) => write!(
+                f,
+                "; user namespaces are restricted here, see the sysctls kernel.unprivileged_userns_clone and \
+                 kernel.apparmor_restrict_unprivileged_userns"
+            ),
+            (Step::MountProc, Errno::PERM | Errno::ACCESS) => {
+                write!(f, "; inside a container that hides parts of /proc, run it privileged")
+            }
+            (Step::Redirect, Errno::OPNOTSUPP | Errno::NOENT | Errno::PROTONOSUPPORT) => {
+                write!(f, "; the kernel has no nf_tables with NAT, or may not load its modules")
+            }
+            _ => Ok(()),
+        }
     }
 }
 
@@ -148,8 +164,7 @@ fn probe(mode: Mode) -> Result<(), Failure> {
     let outside = |errno: Errno| Failure { step: Step::Clone, errno };
     let trial = Trial {
         maps: (mode == Mode::User).then(IdMaps::of_caller),
-        bridge: link::add_bridge("leno0", [2, 0, 0, 0, 0, 1]),
-        veth: link::add_veth("leno1", None, &Peer { name: "eth0", namespace: None, hardware: None }),
+        veth: link::add_veth("leno1", &Peer { name: "eth0", namespace: None }),
         rules: nft::replace(&Redirect::by_mark().rules()),
     };
     let (reader, writer) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).map_err(outside)?;
@@ -182,7 +197,6 @@ fn probe(mode: Mode) -> Result<(), Failure> {
 
 struct Trial {
     maps: Option<IdMaps>,
-    bridge: Request,
     veth: Request,
     rules: Request,
 }
@@ -197,8 +211,7 @@ impl Trial {
         rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).map_err(at(Step::Watch))?;
         sys::make_mounts_private().map_err(at(Step::PrivateMounts))?;
         sys::mount_proc().map_err(at(Step::MountProc))?;
-        let route = Socket::route().map_err(at(Step::AddBridge))?;
-        route.transact(&self.bridge).map_err(at(Step::AddBridge))?;
+        let route = Socket::route().map_err(at(Step::OpenSocket))?;
         route.transact(&self.veth).map_err(at(Step::AddVeth))?;
         let netfilter = Socket::netfilter().map_err(at(Step::Redirect))?;
         netfilter.transact(&self.rules).map_err(at(Step::Redirect))?;

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use leno_node::{
     Backoff, Capabilities, Exit, Line, Mode, Network, Node, Pod, PodSpec, Process, ProcessSpec, Redirect,
-    Restart, Supervisor,
+    Restart, Service, Supervisor,
 };
 use tokio::sync::mpsc;
 
@@ -135,6 +135,7 @@ async fn pods(node: &Node) -> Result<(), Box<dyn Error>> {
     inbound(node).await.map_err(|e| format!("inbound: {e}"))?;
     exclusions(node).await.map_err(|e| format!("exclusions: {e}"))?;
     files_and_names(node).await.map_err(|e| format!("files and names: {e}"))?;
+    services(node).await.map_err(|e| format!("services: {e}"))?;
     identities(node).await.map_err(|e| format!("identities: {e}"))?;
     orphans(node).await.map_err(|e| format!("orphans: {e}"))?;
     supervised(node).await.map_err(|e| format!("supervised: {e}"))?;
@@ -315,6 +316,40 @@ async fn files_and_names(node: &Node) -> Result<(), Box<dyn Error>> {
         }
         Err(e) => Err(format!("unexpected: {e}").into()),
     }
+}
+
+/// Services without a proxy, from a pod, from the node and from an endpoint of its own.
+async fn services(node: &Node) -> Result<(), Box<dyn Error>> {
+    let (a, b) = (pod(node, 20)?, pod(node, 21)?);
+    serve(Some(&a), "0.0.0.0:9080", "a")?;
+    serve(Some(&b), "0.0.0.0:9080", "b")?;
+    let service = |address: &str, endpoints: &[&str]| -> Result<Service, Box<dyn Error>> {
+        let endpoints = endpoints.iter().map(|endpoint| endpoint.parse()).collect::<Result<_, _>>()?;
+        Ok(Service { address: address.parse()?, endpoints })
+    };
+    node.services(&[
+        service("10.96.0.1:80", &["10.244.0.20:9080"])?,
+        service("10.96.0.2:80", &["10.244.0.21:9080"])?,
+        service("10.96.0.3:80", &["10.244.0.20:9080", "10.244.0.21:9080"])?,
+    ])?;
+    check(node, &a, As::App, &["connect", "10.96.0.2:80"], "b, meant for nothing, from 10.244.0.20").await?;
+    check(node, &a, As::App, &["connect", "10.96.0.1:80"], "a, meant for nothing, from 10.244.0.1").await?;
+    let mut seen = std::collections::BTreeSet::new();
+    for _ in 0..100 {
+        seen.insert(finish(None, &program(node, As::App, &["connect", "10.96.0.3:80"])).await?.1);
+    }
+    let expected = ["a, meant for nothing, from 10.244.0.1", "b, meant for nothing, from 10.244.0.1"];
+    if !seen.iter().eq(expected) {
+        return Err(format!("{seen:?}").into());
+    }
+    node.services(&[service("10.96.0.1:80", &["10.244.0.21:9080"])?])?;
+    check(node, &a, As::App, &["connect", "10.96.0.1:80"], "b, meant for nothing, from 10.244.0.20").await?;
+    let (exit, _) = finish(Some(&a), &program(node, As::App, &["connect", "10.96.0.2:80"])).await?;
+    if exit.success() {
+        return Err("a service that was removed".into());
+    }
+    node.services(&[])?;
+    Ok(())
 }
 
 async fn identities(node: &Node) -> Result<(), Box<dyn Error>> {

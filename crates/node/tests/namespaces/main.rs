@@ -137,7 +137,7 @@ async fn host_ports(mode: Mode) -> Result<(), Box<dyn Error>> {
 /// What goes wrong inside is reported outside, and nothing is left.
 async fn failing(mode: Mode) -> Result<(), Box<dyn Error>> {
     let Err(error) = Outer::start(spec(mode, "refuse", &[])).await else { return Err("it started".into()) };
-    let expected = "cannot give the node 10.244.0.1/99: Invalid argument (os error 22)";
+    let expected = "bad network: 10.244.0.1/99 has no room for pods";
     if error.to_string() != expected {
         return Err(format!("unexpected error: {error}").into());
     }
