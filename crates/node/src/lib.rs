@@ -30,6 +30,7 @@
 
 mod control;
 mod error;
+mod forward;
 mod link;
 mod netlink;
 mod nft;
@@ -47,6 +48,7 @@ mod sys;
 
 pub use control::Publisher;
 pub use error::NodeError;
+pub use forward::Forward;
 pub use node::{Network, Node};
 pub use outer::{InnerSpec, Outer};
 pub use pod::{Pod, PodSpec};

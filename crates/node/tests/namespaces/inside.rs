@@ -13,9 +13,10 @@ use leno_node::{
     Backoff, Capabilities, Exit, Line, Mode, Network, Node, Pod, PodSpec, Process, ProcessSpec, Redirect,
     Restart, Service, Supervisor,
 };
+use tokio::io::AsyncWriteExt;
 use tokio::sync::mpsc;
 
-use crate::{FOLDER, LIMIT, TAKEN, publish_file, say_alive};
+use crate::{FOLDER, LIMIT, TAKEN, publish_file, say_alive, until_closed};
 
 pub(crate) fn run(scenario: &str) -> Result<(), Box<dyn Error>> {
     if scenario == "refuse" {
@@ -441,11 +442,14 @@ async fn ports(node: &Node) -> Result<(), Box<dyn Error>> {
         stream.write_all(b"from a pod")
     });
     let listener = tokio::net::TcpListener::from_std(publisher.bind("127.0.0.1:0".parse()?).await?)?;
-    let mut runner = UnixStream::connect(folder()?.join("socket"))?;
-    writeln!(runner, "{}", listener.local_addr()?)?;
+    let forward = publisher.forward("127.0.0.1:0".parse()?, "10.244.0.2:80".parse()?).await?;
+    let runner = UnixStream::connect(folder()?.join("socket"))?;
+    writeln!(&runner, "{}\n{}", listener.local_addr()?, forward.local_addr())?;
     let (mut client, _) = listener.accept().await?;
-    let mut upstream = tokio::net::TcpStream::connect("10.244.0.2:80").await?;
-    tokio::io::copy(&mut upstream, &mut client).await?;
+    client.write_all(b"from the node").await?;
+    drop(client);
+    // The runner closes its end when it has tried both.
+    tokio::task::spawn_blocking(move || until_closed(&runner)).await?;
     Ok(())
 }
 

@@ -120,17 +120,24 @@ async fn host_ports(mode: Mode) -> Result<(), Box<dyn Error>> {
         [(FOLDER, folder.path().display().to_string()), (TAKEN, taken.local_addr()?.to_string())];
     let mut outer = Outer::start(spec(mode, "ports", &environment)).await?;
 
-    let mut reader = BufReader::new(socket.accept()?.0);
-    let mut line = String::new();
-    reader.read_line(&mut line)?;
-    let address: SocketAddr = line.trim().parse()?;
-    let mut answer = String::new();
-    TcpStream::connect(address)?.read_to_string(&mut answer)?;
-    if answer != "from a pod" {
-        return Err(format!("{address} answered {answer:?}").into());
+    let mut published = BufReader::new(socket.accept()?.0);
+    let mut addresses = Vec::new();
+    for expected in ["from the node", "from a pod"] {
+        let mut line = String::new();
+        published.read_line(&mut line)?;
+        let address: SocketAddr = line.trim().parse()?;
+        let mut answer = String::new();
+        TcpStream::connect(address)?.read_to_string(&mut answer)?;
+        if answer != expected {
+            return Err(format!("{address} answered {answer:?} instead of {expected:?}").into());
+        }
+        addresses.push(address);
     }
+    drop(published);
     expect_success(tokio::time::timeout(LIMIT, outer.wait()).await??)?;
-    TcpListener::bind(address)?; // free again
+    for address in addresses {
+        TcpListener::bind(address)?; // free again
+    }
     Ok(())
 }
 
