@@ -15,6 +15,7 @@ use std::{env, fs};
 use prost_reflect::DescriptorPool;
 use prost_types::{FileDescriptorProto, FileDescriptorSet};
 
+#[allow(dead_code, reason = "shared with the library, which reads what is written here")]
 #[path = "src/schema/layout.rs"]
 mod layout;
 #[path = "build/schema.rs"]

@@ -16,6 +16,7 @@ use std::borrow::Cow;
 
 pub use from_node::from_node;
 pub use parse::{MAX_DEPTH, parse};
+pub(crate) use scalar::is_plain_text;
 
 /// The name that `Any` has for its type in JSON and YAML.
 pub(crate) const TYPE_KEY: &str = "@type";

@@ -212,3 +212,20 @@ fn is_decimal(text: &str) -> bool {
 fn parse_float(text: &str) -> Option<f64> {
     special_float(text).or_else(|| text.parse().ok())
 }
+
+/// Whether text can stand without quotes: every dialect reads it back as that text.
+pub(crate) fn is_plain_text(text: &str) -> bool {
+    let Some(first) = text.chars().next() else { return false };
+    let is_simple = |letter: char| letter.is_ascii_alphanumeric() || matches!(letter, '_' | '.' | '/' | '-' | ':' | '+');
+    if !(first.is_ascii_alphanumeric() || matches!(first, '_' | '/')) || !text.chars().all(is_simple) {
+        return false;
+    }
+    if text.ends_with(':') {
+        return false;
+    }
+    // What looks like a number in any notation, or a date, is quoted.
+    if first.is_ascii_digit() && text.chars().all(|letter| letter.is_ascii_hexdigit() || "xXoO_.:+-".contains(letter)) {
+        return false;
+    }
+    matches!(resolve_envoy(Cow::Borrowed(text)).1, Kind::String) && resolve_kubernetes(text) == Kind::String
+}
