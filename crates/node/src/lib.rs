@@ -14,13 +14,21 @@
 //!
 //! The order of use:
 //!
-//! 1. [`support`] tries what the kernel allows and says why not.
+//! 1. [`support()`] tries what the kernel allows and says why not.
 //! 2. In the host's namespaces, [`Outer::start`] runs this executable again as the *inner* process.
 //! 3. The inner process calls [`Node::enter`] first thing, then [`Pod::create`], [`Pod::redirect`], and
 //!    [`Supervisor::start`] or [`Process::spawn`]. Host ports come from [`Node::publisher`].
 //!
 //! Nothing is ever left behind: the inner process is pid 1 of its pid namespace and dies with the outer one,
 //! however that ends; all processes, addresses and rules die with the namespaces.
+//!
+//! Files, and so Unix sockets with a path, are the same inside and outside, but for /proc and what a pod gets of
+//! its own in /etc; `/proc/self/exe` runs this executable in a pod, too. Where the node is owned by an ordinary
+//! user ([`Mode::User`]) the proxy must set the mark 1337 on the sockets by which it connects to others
+//! ([`Redirect::by_mark`]) and be started with [`Capabilities::NET_ADMIN`]; otherwise its connections come back
+//! to itself.
+//!
+//! Pods reach each other, the node and its services, but not the world outside.
 //!
 //! IPv4 only for now: pods have no IPv6 address besides `::1` and a link-local one.
 //!

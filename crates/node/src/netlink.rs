@@ -1,6 +1,6 @@
 //! Netlink, as little of it as the node needs: building messages with (nested) attributes, and sending a
 //! request until the kernel has acknowledged all of it. Encoding is pure and allocates; [`Socket`] does not
-//! allocate, because the probe of [`crate::support`] uses it between `clone` and `_exit`.
+//! allocate, because the probe of [`crate::support()`] uses it between `clone` and `_exit`.
 //!
 //! Layout: netlink(7), `linux/netlink.h`. What the messages say: [`crate::link`] and [`crate::nft`].
 

@@ -23,10 +23,19 @@ use crate::services::{self, Service};
 use crate::support::Mode;
 use crate::sys;
 
-/// Under /proc/sys/net/ipv4. A pod that reaches itself through a service would be sent ICMP redirects, which are
-/// of no use to it, and which count against the "unreachable" that ends a hopeless attempt to connect at once.
-const SETTINGS: [(&str, &str); 3] =
-    [("ip_forward", "1"), ("conf/all/send_redirects", "0"), ("conf/default/send_redirects", "0")];
+/// Under /proc/sys/net/ipv4. A new network namespace takes over what the host was set to, which need not suit it.
+const SETTINGS: [(&str, &str); 7] = [
+    ("ip_forward", "1"),
+    // A pod that reaches itself through a service would be sent redirects, which are of no use to it, and which
+    // count against the "unreachable" that ends a hopeless attempt to connect at once.
+    ("conf/all/send_redirects", "0"),
+    ("conf/default/send_redirects", "0"),
+    // The node's address is on loopback, and pods ask for it on their links.
+    ("conf/all/arp_ignore", "0"),
+    ("conf/default/arp_ignore", "0"),
+    ("conf/all/rp_filter", "0"),
+    ("conf/default/rp_filter", "0"),
+];
 const SERVICES_TABLE: u8 = 100;
 pub(crate) const LOOPBACK: u32 = 1; // the index of `lo` in every network namespace
 

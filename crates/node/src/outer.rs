@@ -26,7 +26,7 @@ pub(crate) const VARIABLE: &str = "LENO_NODE";
 /// How to start the inner process: this executable, once more.
 #[derive(Clone, Debug)]
 pub struct InnerSpec {
-    /// As [`crate::support`] found it.
+    /// As [`crate::support()`] found it.
     pub mode: Mode,
     /// All arguments, beginning with the program's name. They must lead to a call of [`crate::Node::enter`].
     pub argv: Vec<OsString>,
