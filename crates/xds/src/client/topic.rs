@@ -43,7 +43,10 @@ pub(super) struct Topic {
     pub(super) answers: VecDeque<Answer>,
     /// Updates that wait for a verdict.
     handed_out: VecDeque<HandedOut>,
-    /// Delta: changes of the subscription since the last request.
+    /// SotW: names that were dropped and are wanted again since the last request, which said both
+    /// before and now the same list. One request goes out without them first.
+    renewed: BTreeSet<Name>,
+    /// Changes of the subscription since the last request.
     to_subscribe: BTreeSet<Name>,
     to_unsubscribe: BTreeSet<Name>,
     /// Deadlines of first answers.
@@ -84,6 +87,7 @@ impl Topic {
             versions: BTreeMap::new(),
             answers: VecDeque::new(),
             handed_out: VecDeque::new(),
+            renewed: BTreeSet::new(),
             to_subscribe: BTreeSet::new(),
             to_unsubscribe: BTreeSet::new(),
             waiting: BTreeMap::new(),
@@ -103,7 +107,7 @@ impl Topic {
         self.wildcard = true;
         self.waiting_wildcard = deadline;
         self.dirty = true;
-        self.to_unsubscribe.remove(WILDCARD);
+        self.renew(&Name::new(WILDCARD));
         if !self.legacy_wildcard {
             self.to_subscribe.insert(Name::new(WILDCARD));
         }
@@ -115,7 +119,7 @@ impl Topic {
                 continue;
             }
             self.dirty = true;
-            self.to_unsubscribe.remove(name);
+            self.renew(name);
             self.to_subscribe.insert(name.clone());
             if let Some(deadline) = deadline {
                 self.waiting.insert(name.clone(), deadline);
@@ -127,6 +131,13 @@ impl Topic {
         }
     }
 
+    /// Takes back that a name is to be unsubscribed. The server must not miss that it was.
+    fn renew(&mut self, name: &Name) {
+        if self.to_unsubscribe.remove(name) && self.mode == Mode::Sotw {
+            self.renewed.insert(name.clone());
+        }
+    }
+
     pub(super) fn unsubscribe_wildcard(&mut self) {
         if !std::mem::take(&mut self.wildcard) {
             return;
@@ -135,6 +146,7 @@ impl Topic {
         self.waiting_wildcard = None;
         self.dirty = true;
         self.to_subscribe.remove(WILDCARD);
+        self.renewed.remove(WILDCARD);
         self.to_unsubscribe.insert(Name::new(WILDCARD));
         self.versions.retain(|name, _| self.names.contains(name));
     }
@@ -147,6 +159,7 @@ impl Topic {
             self.dirty = true;
             self.waiting.remove(name);
             self.to_subscribe.remove(name);
+            self.renewed.remove(name);
             // Harmless if the server never saw the subscription, needed if it did.
             self.to_unsubscribe.insert(name.clone());
             if !self.wildcard {
@@ -169,6 +182,7 @@ impl Topic {
         self.again = false;
         self.nonce = Name::default();
         self.answers.clear();
+        self.renewed.clear();
         self.to_subscribe.clear();
         self.to_unsubscribe.clear();
         self.legacy_wildcard = self.wildcard && self.names.is_empty();
@@ -267,11 +281,12 @@ impl Topic {
 
     pub(super) fn sotw_request(&mut self, type_url: &TypeUrl, node: Option<Node>) -> DiscoveryRequest {
         let answer = self.answers.pop_front();
-        let again = std::mem::take(&mut self.again) && answer.is_some();
-        let mut names: Vec<String> = self.names.iter().map(|name| name.to_string()).collect();
-        if self.wildcard && !self.legacy_wildcard {
-            names.insert(0, WILDCARD.to_owned());
-        }
+        let renewed = std::mem::take(&mut self.renewed);
+        let again = !renewed.is_empty() || (std::mem::take(&mut self.again) && answer.is_some());
+        let spelt_out = self.wildcard && !self.legacy_wildcard;
+        let wildcard = Name::new(WILDCARD);
+        let names = spelt_out.then_some(&wildcard).into_iter().chain(&self.names);
+        let names = names.filter(|name| !renewed.contains(*name)).map(Name::to_string).collect();
         self.sent();
         self.dirty = again;
         DiscoveryRequest {
@@ -291,15 +306,13 @@ impl Topic {
             DeltaDiscoveryRequest { node, type_url: type_url.as_str().to_owned(), ..Default::default() };
         if self.fresh {
             request.initial_resource_versions = self.versions_to_state();
-            request.resource_names_subscribe = self.names.iter().map(|name| name.to_string()).collect();
+            request.resource_names_subscribe = self.names.iter().map(Name::to_string).collect();
             if self.wildcard && !self.legacy_wildcard {
                 request.resource_names_subscribe.insert(0, WILDCARD.to_owned());
             }
         } else {
-            request.resource_names_subscribe =
-                self.to_subscribe.iter().map(|name| name.to_string()).collect();
-            request.resource_names_unsubscribe =
-                self.to_unsubscribe.iter().map(|name| name.to_string()).collect();
+            request.resource_names_subscribe = self.to_subscribe.iter().map(Name::to_string).collect();
+            request.resource_names_unsubscribe = self.to_unsubscribe.iter().map(Name::to_string).collect();
         }
         if let Some(answer) = answer {
             request.response_nonce = answer.nonce.to_string();

@@ -8,7 +8,8 @@
 //!
 //! What is easy to get wrong, and is done here:
 //!
-//! - SotW requests with a stale nonce are ignored; in delta the nonce only concerns the answer;
+//! - a SotW request with a stale nonce is not answered, though its list of names counts; in delta
+//!   the nonce only concerns the acknowledgement;
 //! - in delta a client that subscribes to what it has, wants it again, and one that asks for what
 //!   does not exist is told so by `removed_resources`; in SotW it waits;
 //! - the first request of a delta stream may say what the client still has from another stream;
@@ -32,6 +33,7 @@ use leno_base::Name;
 
 use crate::types::{Mode, Resource, TypeUrl, WILDCARD};
 use crate::wire::{Request, Response};
+use subscription::SotwRequest;
 pub use subscription::Subscription;
 
 /// All resources of a type that exist for a client, by name, or at least those that it may ask
@@ -215,18 +217,21 @@ impl Stream {
         let is_new = !self.subscriptions.contains_key(&type_url);
         let subscription = self.subscriptions.entry(type_url.clone()).or_default();
         let mut events = Vec::new();
-        let mut repeated = false;
-        // A nonce on a new stream is from an old one (a client that resumes): nothing to settle.
-        if !is_new && !request.response_nonce.is_empty() {
-            if request.response_nonce != subscription.nonce().as_str() {
-                return events;
-            }
-            let error = request.error_detail.map(|status| status.message);
-            repeated = !subscription.is_outstanding() && error.is_none();
-            events.extend(subscription.settle(&type_url, &request.response_nonce, error));
-        }
         let names: Vec<Name> = request.resource_names.into_iter().map(Name::from).collect();
-        let change = subscription.replace_names(names, is_new, repeated);
+        let kind = if is_new {
+            // A nonce on a new stream is from an old one (a client that resumes): nothing to settle.
+            SotwRequest::First
+        } else if request.response_nonce.is_empty() {
+            SotwRequest::Current
+        } else if request.response_nonce != subscription.nonce().as_str() {
+            SotwRequest::Stale
+        } else {
+            let error = request.error_detail.map(|status| status.message);
+            let repeated = !subscription.is_outstanding() && error.is_none();
+            events.extend(subscription.settle(&type_url, &request.response_nonce, error));
+            if repeated { SotwRequest::Repeated } else { SotwRequest::Current }
+        };
+        let change = subscription.replace_names(names, kind);
         events.extend(change.into_events(type_url, is_new));
         events
     }

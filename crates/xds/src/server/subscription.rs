@@ -25,8 +25,11 @@ pub struct Subscription {
     asked_all: bool,
     /// What the client said that it has was not compared with what there is yet.
     unchecked: bool,
-    /// The wildcard was spelt out.
+    /// SotW: the wildcard is spelt out.
     explicit_wildcard: bool,
+    /// SotW: what stale requests asked for, until one comes that may be answered.
+    deferred: Vec<Name>,
+    deferred_wildcard: bool,
     /// SotW endpoints: clusters went out, and Envoy may need every endpoint again.
     clusters_sent: bool,
     nonce: Name,
@@ -36,6 +39,20 @@ pub struct Subscription {
     acked_version: Name,
     acked_nonce: Name,
     rejection: Option<String>,
+}
+
+/// How a SotW request relates to what was said before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum SotwRequest {
+    /// The first of its type on the stream.
+    First,
+    /// It answers the last response, or came before the client has seen any.
+    Current,
+    /// The last response was answered before: the client asks something.
+    Repeated,
+    /// It was sent before the client has seen the last response. The list of names counts, but
+    /// nothing is answered: the answer to the last response will say it again.
+    Stale,
 }
 
 /// Resources to send, names that are gone, and names that the client had in another version.
@@ -95,9 +112,9 @@ impl Subscription {
         self.unanswered.back().is_some_and(|(nonce, _)| *nonce == self.nonce)
     }
 
-    /// SotW: the list of names, which replaces the one before. `repeated`: the client has answered
-    /// the last response already, so that this is no answer but a question.
-    pub(super) fn replace_names(&mut self, names: Vec<Name>, is_new: bool, repeated: bool) -> Change {
+    /// SotW: the list of names, which replaces the one before.
+    pub(super) fn replace_names(&mut self, names: Vec<Name>, kind: SotwRequest) -> Change {
+        let is_new = kind == SotwRequest::First;
         let explicit = names.iter().any(is_wildcard);
         let names: BTreeSet<Name> = names.into_iter().filter(|name| !is_wildcard(name)).collect();
         self.named |= explicit || !names.is_empty();
@@ -105,22 +122,34 @@ impl Subscription {
         let unwanted: Vec<Name> = self.names.difference(&names).cloned().collect();
         let added: Vec<Name> = names.difference(&self.names).cloned().collect();
         let unchanged = added.is_empty() && unwanted.is_empty() && wildcard == self.wildcard;
-        // A subset says what is not wanted; only the same list again says "again".
-        let again = (repeated && unchanged) || self.clusters_sent;
-        let change = Change {
+        let follows_clusters = kind != SotwRequest::Stale && std::mem::take(&mut self.clusters_sent);
+        let again = (kind == SotwRequest::Repeated && unchanged) || follows_clusters;
+        let wildcard_is_new = !self.wildcard || (explicit && !self.explicit_wildcard);
+        let mut change = Change {
             wanted: if again { names.iter().cloned().collect() } else { added },
             unwanted,
-            wildcard_wanted: wildcard && (again || is_new || !self.wildcard),
+            wildcard_wanted: wildcard && (again || is_new || wildcard_is_new),
             wildcard_unwanted: self.wildcard && !wildcard,
         };
-        self.clusters_sent = false;
         self.names = names;
         self.wildcard = wildcard;
+        self.explicit_wildcard = explicit;
         self.asked.retain(|name| self.names.contains(name));
+        self.asked_all &= wildcard;
         self.forget_unwanted(&change);
         self.note_wanted(&change, is_new);
         if change.wildcard_wanted {
             self.send_all_again();
+        }
+        if kind == SotwRequest::Stale {
+            self.deferred.append(&mut change.wanted);
+            self.deferred_wildcard |= std::mem::take(&mut change.wildcard_wanted);
+        } else {
+            let deferred = std::mem::take(&mut self.deferred);
+            change.wanted.extend(deferred.into_iter().filter(|name| self.asked.contains(name)));
+            change.wanted.sort();
+            change.wanted.dedup();
+            change.wildcard_wanted |= std::mem::take(&mut self.deferred_wildcard) && self.asked_all;
         }
         change
     }
@@ -151,22 +180,15 @@ impl Subscription {
             if is_wildcard(&name) {
                 change.wildcard_unwanted = self.wildcard && !change.wildcard_wanted;
                 self.wildcard = false;
-                self.explicit_wildcard = false;
                 self.asked_all = false;
             } else if self.names.remove(&name) {
                 self.asked.remove(&name);
                 change.unwanted.push(name);
             }
         }
-        // Spelling out a wildcard that was implied (to add names to it) asks for nothing again.
         if change.wildcard_wanted && self.wildcard {
-            if self.explicit_wildcard {
-                self.send_all_again();
-            } else {
-                change.wildcard_wanted = false;
-            }
+            self.send_all_again();
         }
-        self.explicit_wildcard |= explicit;
         self.wildcard |= change.wildcard_wanted;
         for name in subscribe.into_iter().filter(|name| !is_wildcard(name)) {
             self.names.insert(name.clone());
