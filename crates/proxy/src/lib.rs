@@ -9,6 +9,7 @@ mod drain;
 mod http;
 mod io;
 mod listener;
+mod logging;
 mod options;
 mod server;
 mod snapshot;

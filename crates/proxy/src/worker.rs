@@ -51,10 +51,13 @@ pub(crate) enum Command {
         /// How urgently.
         phase: Phase,
     },
+    /// Take no new connections; those that are there go on.
+    StopListening {
+        /// Only inbound listeners.
+        inbound_only: bool,
+    },
     /// Say what is counted per host.
     Hosts(oneshot::Sender<Vec<HostReport>>),
-    /// Say how many connections there are.
-    Connections(oneshot::Sender<usize>),
     /// End.
     Stop,
 }
@@ -156,8 +159,8 @@ impl Worker {
                 Some(Command::Adopt { snapshot, sockets }) => self.adopt(snapshot, sockets),
                 Some(Command::Endpoints { clusters, assignment }) => self.adopt_endpoints(&clusters, &assignment),
                 Some(Command::Drain { inbound_only, phase }) => self.drain(inbound_only, phase),
+                Some(Command::StopListening { inbound_only }) => self.stop_listening(inbound_only),
                 Some(Command::Hosts(answer)) => drop(answer.send(self.host_reports())),
-                Some(Command::Connections(answer)) => drop(answer.send(self.connections())),
                 Some(Command::Stop) | None => return,
             }
         }
@@ -314,9 +317,12 @@ impl Worker {
         }
     }
 
-    fn connections(&self) -> usize {
-        let current: usize = self.listeners.borrow().values().map(|listener| listener.connections()).sum();
-        current + self.leaving.borrow().iter().map(|listener| listener.connections()).sum::<usize>()
+    fn stop_listening(&self, inbound_only: bool) {
+        for (name, listener) in self.listeners.borrow().iter() {
+            if !inbound_only || listener.config.direction == Direction::Inbound {
+                self.stop_accepting(name);
+            }
+        }
     }
 
     fn clean_up(&self) {

@@ -59,10 +59,23 @@ pub(crate) struct Applied {
     pub(crate) type_url: TypeUrl,
     /// Its version.
     pub(crate) version: Name,
-    /// Whether nothing was refused.
-    pub(crate) accepted: bool,
+    /// Each resource that came.
+    pub(crate) outcomes: Vec<Outcome>,
     /// Clusters in force whose endpoints alone changed, with these endpoints.
     pub(crate) endpoints: Vec<(Vec<Name>, Arc<Assignment>)>,
+}
+
+/// What became of one resource.
+#[derive(Debug)]
+pub(crate) struct Outcome {
+    /// Its name.
+    pub(crate) name: Name,
+    /// Its version.
+    pub(crate) version: String,
+    /// The message.
+    pub(crate) source: Any,
+    /// Why it was refused, if it was.
+    pub(crate) refused: Option<String>,
 }
 
 /// Updates that may wait for the main loop.
@@ -94,8 +107,7 @@ impl Discovery {
     pub(crate) fn apply(&mut self, update: Update, store: &mut Store, sockets: &mut Sockets) -> Applied {
         let Update { type_url, version, added, removed, receipt, .. } = update;
         let mut applied =
-            Applied { type_url: type_url.clone(), version: version.clone(), accepted: true, endpoints: Vec::new() };
-        let mut errors = Vec::new();
+            Applied { type_url: type_url.clone(), version: version.clone(), outcomes: Vec::new(), endpoints: Vec::new() };
         for name in &removed {
             match type_url {
                 TypeUrl::Cluster => store.remove_cluster(name),
@@ -108,33 +120,36 @@ impl Discovery {
             }
         }
         for resource in added {
-            let name = resource.name.clone();
+            let Resource { name, version, body } = resource;
+            let version = version.to_string();
+            let source = Any { type_url: type_url.as_str().to_owned(), value: body.to_vec() };
+            let scope = Scope { added_via_api: true, version: version.clone(), ..self.scope.clone() };
             let outcome = match type_url {
-                TypeUrl::Cluster => self.put_cluster(&resource, store),
-                TypeUrl::Listener => self.put_listener(&resource, store, sockets),
-                TypeUrl::Route => self.put_routes(&resource, store),
+                TypeUrl::Cluster => put_cluster(&source, scope, store),
+                TypeUrl::Listener => put_listener(&name, &source, scope, store, sockets),
+                TypeUrl::Route => put_routes(&name, &source, scope, store),
                 TypeUrl::Endpoint => {
-                    self.put_endpoints(&resource, store).map(|changed| applied.endpoints.extend(changed))
+                    put_endpoints(&name, &source, scope, store).map(|changed| applied.endpoints.extend(changed))
                 }
                 _ => Err(Rejected::because(format!("{type_url} was never subscribed"))),
             };
-            if let Err(rejected) = outcome {
-                errors.push((name, rejected.to_string()));
-            }
+            let refused = outcome.err().map(|rejected| rejected.to_string());
+            applied.outcomes.push(Outcome { name, version, source, refused });
         }
         match type_url {
             TypeUrl::Cluster => store.clusters_came(),
             TypeUrl::Listener => store.listeners_came(),
             _ => {}
         }
-        if errors.is_empty() {
+        let refused = applied.outcomes.iter().filter_map(|outcome| Some((outcome.name.clone(), outcome.refused.clone()?)));
+        let refused: Vec<_> = refused.collect();
+        if refused.is_empty() {
             self.commander.ack(receipt);
         } else {
-            for (name, error) in &errors {
+            for (name, error) in &refused {
                 tracing::warn!(target: "config", kind = type_url.short(), %name, %version, "rejected: {error}");
             }
-            applied.accepted = false;
-            self.commander.nack(receipt, Rejection::of_resources(errors));
+            self.commander.nack(receipt, Rejection::of_resources(refused));
         }
         applied
     }
@@ -174,61 +189,56 @@ impl Discovery {
             self.commander.unsubscribe(type_url, Interest::Names(names));
         }
     }
+}
 
-    fn scope(&self, resource: &Resource) -> Scope {
-        Scope { added_via_api: true, version: resource.version.to_string(), ..self.scope.clone() }
-    }
+fn put_cluster(source: &Any, scope: Scope, store: &mut Store) -> Result<(), Rejected> {
+    let cluster = Lower::resource_in(scope, |at| crate::cluster::config::lower(source, at))?;
+    store.put_cluster(cluster);
+    Ok(())
+}
 
-    fn put_cluster(&self, resource: &Resource, store: &mut Store) -> Result<(), Rejected> {
-        let source = any(&TypeUrl::Cluster, resource);
-        let cluster = Lower::resource_in(self.scope(resource), |at| crate::cluster::config::lower(source, at))?;
-        store.put_cluster(cluster);
-        Ok(())
+fn put_listener(
+    name: &str,
+    source: &Any,
+    scope: Scope,
+    store: &mut Store,
+    sockets: &mut Sockets,
+) -> Result<(), Rejected> {
+    if !store.listener_differs(name, source) {
+        return Ok(());
     }
+    let previous = store.newest_listener(name);
+    let listener = Lower::resource_in(scope, |at| {
+        crate::listener::config::lower(source, previous.map(|listener| &**listener), at)
+    })?;
+    sockets.bind(&listener).map_err(|error| Rejected::because(error.to_string()))?;
+    store.put_listener(Arc::new(listener));
+    Ok(())
+}
 
-    fn put_listener(&self, resource: &Resource, store: &mut Store, sockets: &mut Sockets) -> Result<(), Rejected> {
-        let source = any(&TypeUrl::Listener, resource);
-        if !store.listener_differs(&resource.name, &source) {
-            return Ok(());
-        }
-        let previous = store.newest_listener(&resource.name);
-        let listener =
-            Lower::resource_in(self.scope(resource), |at| crate::listener::config::lower(source, previous, at))?;
-        sockets.bind(&listener).map_err(|error| Rejected::because(error.to_string()))?;
-        store.put_listener(Arc::new(listener));
-        Ok(())
-    }
+fn put_routes(name: &Name, source: &Any, scope: Scope, store: &mut Store) -> Result<(), Rejected> {
+    let previous = store.routes(name);
+    let table =
+        Lower::resource_in(scope, |at| crate::http::route::config::lower(source, previous.map(|table| &**table), at))?;
+    store.put_routes(name.clone(), Arc::new(table));
+    Ok(())
+}
 
-    fn put_routes(&self, resource: &Resource, store: &mut Store) -> Result<(), Rejected> {
-        let source = any(&TypeUrl::Route, resource);
-        let previous = store.routes(&resource.name).cloned();
-        let table = Lower::resource_in(self.scope(resource), |at| {
-            crate::http::route::config::lower(source, previous.as_deref(), at)
-        })?;
-        store.put_routes(resource.name.clone(), Arc::new(table));
-        Ok(())
-    }
-
-    fn put_endpoints(
-        &self,
-        resource: &Resource,
-        store: &mut Store,
-    ) -> Result<Option<(Vec<Name>, Arc<Assignment>)>, Rejected> {
-        let source = any(&TypeUrl::Endpoint, resource);
-        let assignment =
-            Lower::resource_in(self.scope(resource), |at| crate::cluster::config::lower_assignment(source, at))?;
-        let assignment = Arc::new(assignment);
-        let users = store.put_assignment(resource.name.clone(), Arc::clone(&assignment));
-        Ok((!users.is_empty()).then_some((users, assignment)))
-    }
+/// Returns the clusters in force that use the endpoints, with the endpoints.
+fn put_endpoints(
+    name: &Name,
+    source: &Any,
+    scope: Scope,
+    store: &mut Store,
+) -> Result<Option<(Vec<Name>, Arc<Assignment>)>, Rejected> {
+    let assignment = Lower::resource_in(scope, |at| crate::cluster::config::lower_assignment(source, at))?;
+    let assignment = Arc::new(assignment);
+    let users = store.put_assignment(name.clone(), Arc::clone(&assignment));
+    Ok((!users.is_empty()).then_some((users, assignment)))
 }
 
 /// `initial_fetch_timeout` of routes: Envoy's default.
 const ROUTES_TIMEOUT: Duration = Duration::from_secs(15);
-
-fn any(type_url: &TypeUrl, resource: &Resource) -> Any {
-    Any { type_url: type_url.as_str().to_owned(), value: resource.body.to_vec() }
-}
 
 /// Connects to the next endpoint of the cluster.
 async fn connect(ads: Arc<Ads>, attempt: usize) -> Result<tonic::transport::Channel, ConnectError> {

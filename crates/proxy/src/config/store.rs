@@ -184,6 +184,28 @@ impl Store {
         self.clusters_ready && !self.awaits_listeners && self.listeners.values().all(|slot| slot.active.is_some())
     }
 
+    /// Whether the first LDS update is still awaited.
+    pub(crate) fn awaits_listeners(&self) -> bool {
+        self.awaits_listeners
+    }
+
+    /// What initialisation still waits for, as /init_dump shows it.
+    pub(crate) fn unready(&self) -> Vec<(String, Vec<String>)> {
+        let mut unready = Vec::new();
+        let clusters = self.clusters.iter().filter(|(_, slot)| slot.warming.is_some());
+        let clusters: Vec<String> = clusters.map(|(name, _)| format!("Cluster {name}")).collect();
+        if !clusters.is_empty() {
+            unready.push(("init manager Server".to_owned(), clusters));
+        }
+        for (name, slot) in &self.listeners {
+            let Some(listener) = &slot.warming else { continue };
+            let missing = rds_names(listener).filter(|name| !self.routes.contains_key(&***name));
+            let targets = missing.map(|name| format!("target RdsRouteConfigSubscription init {name}")).collect();
+            unready.push((format!("init manager Listener-init-target {name}"), targets));
+        }
+        unready
+    }
+
     /// Moves what has become warm into force; the next snapshot, if anything did.
     pub(crate) fn settle(&mut self) -> Option<Arc<Snapshot>> {
         self.warm_clusters();

@@ -1,0 +1,486 @@
+//! The main thread: starts everything, then one loop over a closed `Event`.
+//!
+//! It owns the configuration (`config::store`), the listening sockets, discovery by xDS and
+//! DNS, and the admin interface; workers get what it publishes. `run` is the whole life of a
+//! proxy; `Server::handle` is the loop's body.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use leno_base::Name;
+use leno_base::drain::Phase;
+use leno_xds::client::grpc;
+use leno_xds::{Mode, TypeUrl};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::admin::{self, DynamicResource, HostTable, RefusedResource, ResourceKind, ServerState, View};
+use crate::cluster::{Assignment, Cluster, Discovery as ClusterDiscovery, EndpointAddress, UpstreamProtocol};
+use crate::config::bootstrap::Bootstrap;
+use crate::config::discovery::{Ads, Applied, Discovery};
+use crate::config::store::Store;
+use crate::listener::sockets::Sockets;
+use crate::logging::LogFilter;
+use crate::options::Options;
+use crate::snapshot::Snapshot;
+use crate::telemetry::server_stats::{ClusterManagerStats, ListenerManagerStats, ServerStats};
+use crate::telemetry::stats::StatsStore;
+use crate::worker::{self, Command, Handle};
+
+/// Why a proxy could not run.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The configuration is refused, for all of these reasons.
+    #[error("{}", .0.join("\n"))]
+    Config(Vec<String>),
+    /// The system refused something.
+    #[error("{0}: {1}")]
+    System(String, std::io::Error),
+}
+
+/// Everything that the main loop reacts to.
+enum Event {
+    /// From the control plane.
+    Xds(grpc::Event),
+    /// DNS found addresses of a cluster.
+    Resolved(Name, Arc<Assignment>),
+    /// From the admin interface.
+    Admin(admin::Command),
+    /// End at once (SIGTERM, SIGINT).
+    Terminate,
+    /// Reopen log files (SIGUSR1).
+    ReopenLogs,
+    /// The drain time is over: stop to accept.
+    StopListening {
+        /// Only inbound listeners.
+        inbound_only: bool,
+    },
+    /// Once in a while: gauges that are sampled.
+    Beat,
+}
+
+/// How often sampled gauges are brought up to date.
+const BEAT: Duration = Duration::from_secs(1);
+
+/// Runs a proxy until it is told to end. Blocks the calling thread.
+pub fn run(options: Options) -> Result<(), RunError> {
+    let system = |what: &str| {
+        let what = what.to_owned();
+        move |error| RunError::System(what, error)
+    };
+    let log = crate::logging::start(&admin::logging::filter(&options), options.log_path.as_deref())
+        .map_err(system("cannot open the log file"))?;
+    let bootstrap = crate::config::file::load(&options).map_err(RunError::Config)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(system("cannot start the runtime"))?;
+    runtime.block_on(async {
+        let (server, events) = Server::start(options, bootstrap, log).await?;
+        server.serve(events).await
+    })
+}
+
+/// The main thread's state.
+struct Server {
+    options: Options,
+    store: Store,
+    sockets: Sockets,
+    workers: Vec<Handle>,
+    discovery: Option<Discovery>,
+    /// DNS tasks by cluster, with the configuration that each works for.
+    resolving: HashMap<Name, (Arc<Cluster>, crate::cluster::discovery::Task)>,
+    events: mpsc::UnboundedSender<Event>,
+    stats: MainStats,
+    log: LogFilter,
+    records: Records,
+    health_checks_fail: bool,
+    draining: bool,
+    started: Instant,
+}
+
+/// The main thread's own stats.
+struct MainStats {
+    server: ServerStats,
+    clusters: ClusterManagerStats,
+    listeners: ListenerManagerStats,
+}
+
+/// What is remembered of updates for /config_dump.
+#[derive(Default)]
+struct Records {
+    updated: HashMap<(ResourceKind, Name), SystemTime>,
+    refused: BTreeMap<(TypeUrl, Name), RefusedResource>,
+    routes: BTreeMap<Name, DynamicResource>,
+    versions: HashMap<TypeUrl, String>,
+}
+
+/// The sources of events.
+struct Events {
+    main: mpsc::UnboundedReceiver<Event>,
+    xds: Option<mpsc::Receiver<grpc::Event>>,
+    admin: mpsc::UnboundedReceiver<admin::Command>,
+}
+
+impl Server {
+    /// Brings everything up: workers, static resources, admin, discovery.
+    async fn start(options: Options, bootstrap: Bootstrap, log: LogFilter) -> Result<(Self, Events), RunError> {
+        let concurrency = options.concurrency.unwrap_or_else(processors).max(1);
+        let all_stats = Arc::new(StatsStore::default());
+        let main_stats = all_stats.thread();
+        let stats = MainStats {
+            server: ServerStats::new(&main_stats, "server."),
+            clusters: ClusterManagerStats::new(&main_stats, "cluster_manager."),
+            listeners: ListenerManagerStats::new(&main_stats, "listener_manager."),
+        };
+        stats.server.concurrency().set(concurrency as u64);
+        let workers = (0..concurrency).map(|index| worker::spawn(index, &all_stats)).collect::<Result<_, _>>();
+        let workers = workers.map_err(|error| RunError::System("cannot start a worker".to_owned(), error))?;
+
+        let ads = ads(&bootstrap)?;
+        let awaits = |wanted: fn(&Ads) -> bool| ads.as_ref().is_some_and(wanted);
+        let mut store = Store::new(awaits(|ads| ads.clusters.is_some()), awaits(|ads| ads.listeners.is_some()));
+        let mut sockets = Sockets::new(concurrency);
+        let mut refused = Vec::new();
+        for cluster in bootstrap.clusters {
+            store.put_cluster(cluster);
+        }
+        for listener in bootstrap.listeners {
+            if let Err(error) = sockets.bind(&listener) {
+                refused.push(format!("error adding listener named '{}': {error}", listener.name));
+            }
+            store.put_listener(Arc::new(listener));
+        }
+        if !refused.is_empty() {
+            return Err(RunError::Config(refused));
+        }
+
+        let (events, main) = mpsc::unbounded_channel();
+        let (commands, admin_commands) = mpsc::unbounded_channel();
+        let started = Instant::now();
+        if let Some(admin) = bootstrap.admin {
+            let context = admin::Context::new(&options, admin, all_stats, concurrency, commands, started);
+            let socket = context.bind().map_err(|error| RunError::System("admin".to_owned(), error))?;
+            tokio::spawn(admin::serve(socket, Arc::new(context)));
+        }
+        let (discovery, xds) = match ads {
+            Some(ads) => {
+                let (discovery, events) = Discovery::start(ads, bootstrap.scope);
+                (Some(discovery), Some(events))
+            }
+            None => (None, None),
+        };
+        let server = Self {
+            options,
+            store,
+            sockets,
+            workers,
+            discovery,
+            resolving: HashMap::new(),
+            events,
+            stats,
+            log,
+            records: Records::default(),
+            health_checks_fail: false,
+            draining: false,
+            started,
+        };
+        Ok((server, Events { main, xds, admin: admin_commands }))
+    }
+
+    /// The loop.
+    async fn serve(mut self, mut events: Events) -> Result<(), RunError> {
+        let signals = |kind| signal(kind).map_err(|error| RunError::System("signal handler".to_owned(), error));
+        let mut terminate = signals(SignalKind::terminate())?;
+        let mut interrupt = signals(SignalKind::interrupt())?;
+        let mut reopen = signals(SignalKind::user_defined1())?;
+        let mut beat = tokio::time::interval(BEAT);
+        self.publish();
+        loop {
+            let event = tokio::select! {
+                Some(event) = events.main.recv() => event,
+                Some(event) = next(&mut events.xds) => Event::Xds(event),
+                Some(command) = events.admin.recv() => Event::Admin(command),
+                _ = terminate.recv() => Event::Terminate,
+                _ = interrupt.recv() => Event::Terminate,
+                _ = reopen.recv() => Event::ReopenLogs,
+                _ = beat.tick() => Event::Beat,
+            };
+            if let Flow::End = self.handle(event) {
+                return Ok(());
+            }
+        }
+    }
+
+    fn handle(&mut self, event: Event) -> Flow {
+        match event {
+            Event::Xds(event) => self.discovered(event),
+            Event::Resolved(cluster, assignment) => {
+                if self.store.put_resolved(&cluster, Arc::clone(&assignment)) {
+                    self.publish_endpoints(&[cluster], &assignment);
+                }
+                self.publish();
+            }
+            Event::Admin(command) => return self.administer(command),
+            Event::Terminate => return Flow::End,
+            Event::ReopenLogs => crate::telemetry::access_log::reopen(),
+            Event::StopListening { inbound_only } => self.tell(|| Command::StopListening { inbound_only }),
+            Event::Beat => self.sample(),
+        }
+        Flow::Go
+    }
+
+    fn discovered(&mut self, event: grpc::Event) {
+        let Some(discovery) = &mut self.discovery else { return };
+        match event {
+            grpc::Event::Connected => self.stats.clusters.connected_state().set(1),
+            grpc::Event::Disconnected { error, retry_in } => {
+                self.stats.clusters.connected_state().set(0);
+                tracing::warn!(target: "config", error, ?retry_in, "the control plane is away");
+            }
+            grpc::Event::Expired(expired) => discovery.expire(expired, &mut self.store),
+            grpc::Event::Update(update) => {
+                let applied = discovery.apply(update, &mut self.store, &mut self.sockets);
+                self.record(applied);
+            }
+        }
+        self.publish();
+    }
+
+    /// Gives the workers what has become warm, and follows new references.
+    fn publish(&mut self) {
+        if let Some(snapshot) = self.store.settle() {
+            let mut sockets = self.sockets.take(snapshot.listeners.values().map(|listener| &**listener)).into_iter();
+            self.tell(|| Command::Adopt {
+                snapshot: Arc::clone(&snapshot),
+                sockets: sockets.next().unwrap_or_default(),
+            });
+            self.count(&snapshot);
+        }
+        self.resolve();
+        if let Some(discovery) = &mut self.discovery {
+            discovery.follow(&self.store);
+        }
+    }
+
+    /// The short cut for endpoints: one cluster, nothing else.
+    fn publish_endpoints(&self, clusters: &[Name], assignment: &Arc<Assignment>) {
+        self.tell(|| Command::Endpoints { clusters: clusters.to_vec(), assignment: Arc::clone(assignment) });
+    }
+
+    fn tell(&self, mut command: impl FnMut() -> Command) {
+        for worker in &self.workers {
+            worker.tell(command());
+        }
+    }
+
+    /// Starts resolving what the store refers to now, and ends what it does not.
+    fn resolve(&mut self) {
+        let wanted = self.store.dns_clusters();
+        self.resolving.retain(|name, (cluster, _)| {
+            wanted.get(name).is_some_and(|wanted| wanted.discovery == cluster.discovery)
+        });
+        for (name, cluster) in wanted {
+            let settings = match &cluster.discovery {
+                ClusterDiscovery::StrictDns(settings) | ClusterDiscovery::LogicalDns(settings) => Arc::clone(settings),
+                _ => continue,
+            };
+            let logical = matches!(cluster.discovery, ClusterDiscovery::LogicalDns(_));
+            let events = self.events.clone();
+            self.resolving.entry(name.clone()).or_insert_with(|| {
+                let found = move |name, assignment| drop(events.send(Event::Resolved(name, assignment)));
+                (cluster, crate::cluster::discovery::start(name, settings, logical, found))
+            });
+        }
+    }
+
+    fn record(&mut self, applied: Applied) {
+        let Applied { type_url, version, endpoints, outcomes } = applied;
+        for (clusters, assignment) in endpoints {
+            self.publish_endpoints(&clusters, &assignment);
+        }
+        let now = SystemTime::now();
+        let mut accepted = true;
+        for outcome in outcomes {
+            let key = (type_url.clone(), outcome.name.clone());
+            let kind = match type_url {
+                TypeUrl::Cluster => ResourceKind::Cluster,
+                TypeUrl::Listener => ResourceKind::Listener,
+                TypeUrl::Route => ResourceKind::Route,
+                _ => {
+                    accepted &= outcome.refused.is_none();
+                    continue;
+                }
+            };
+            match outcome.refused {
+                Some(details) => {
+                    accepted = false;
+                    let refused = RefusedResource {
+                        kind,
+                        name: outcome.name,
+                        source: Some(outcome.source),
+                        version: outcome.version,
+                        details,
+                        at: now,
+                    };
+                    self.records.refused.insert(key, refused);
+                }
+                None => {
+                    self.records.refused.remove(&key);
+                    self.records.updated.insert((kind, outcome.name.clone()), now);
+                    if kind == ResourceKind::Route {
+                        let dynamic = DynamicResource { source: outcome.source, version: outcome.version, updated: now };
+                        self.records.routes.insert(outcome.name, dynamic);
+                    }
+                }
+            }
+        }
+        if accepted {
+            self.records.versions.insert(type_url.clone(), version.to_string());
+        }
+        self.stats.clusters.updated(&type_url, accepted);
+        self.stats.listeners.updated(&type_url, accepted);
+    }
+
+    fn count(&mut self, snapshot: &Snapshot) {
+        self.stats.clusters.active_clusters().set(snapshot.clusters.len() as u64);
+        self.stats.clusters.warming_clusters().set(self.store.warming_clusters().count() as u64);
+        self.stats.listeners.total_listeners_active().set(snapshot.listeners.len() as u64);
+        self.stats.listeners.total_listeners_warming().set(self.store.warming_listeners().count() as u64);
+        let routes = &snapshot.routes;
+        self.records.routes.retain(|name, _| routes.contains_key(name));
+        self.sample();
+    }
+
+    fn sample(&self) {
+        let state = self.state();
+        self.stats.server.state().set(state as u64);
+        self.stats.server.live().set(u64::from(state == ServerState::Live));
+        self.stats.server.uptime().set(self.started.elapsed().as_secs());
+    }
+
+    fn state(&self) -> ServerState {
+        if self.draining || self.health_checks_fail {
+            ServerState::Draining
+        } else if self.store.is_live() {
+            ServerState::Live
+        } else if self.store.awaits_listeners() {
+            ServerState::PreInitializing
+        } else {
+            ServerState::Initializing
+        }
+    }
+
+    fn administer(&mut self, command: admin::Command) -> Flow {
+        match command {
+            admin::Command::View(answer) => drop(answer.send(self.view())),
+            admin::Command::Hosts(answer) => self.ask_hosts(answer),
+            admin::Command::Quit => return Flow::End,
+            admin::Command::DrainListeners { inbound_only, graceful, skip_exit } => {
+                self.drain(inbound_only, graceful, skip_exit);
+            }
+            admin::Command::FailHealthChecks(fail) => self.health_checks_fail = fail,
+            admin::Command::SetLogFilter(filter) => self.log.set(&filter),
+        }
+        Flow::Go
+    }
+
+    /// Asks all connections to end; unless `skip_exit`, listeners stop too, at once or after
+    /// the drain time.
+    fn drain(&mut self, inbound_only: bool, graceful: bool, skip_exit: bool) {
+        self.draining |= !inbound_only;
+        self.tell(|| Command::Drain { inbound_only, phase: Phase::Draining });
+        if skip_exit {
+            return;
+        }
+        let delay = if graceful { self.options.drain_time } else { Duration::ZERO };
+        let events = self.events.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(delay).await;
+            let _ = events.send(Event::StopListening { inbound_only });
+        });
+    }
+
+    /// Sums the workers' answers beside the loop, which goes on.
+    fn ask_hosts(&self, answer: oneshot::Sender<HostTable>) {
+        let answers: Vec<_> = self.workers.iter().map(|worker| {
+            let (send, receive) = oneshot::channel();
+            worker.tell(Command::Hosts(send));
+            receive
+        }).collect();
+        tokio::spawn(async move {
+            let mut table = HostTable::default();
+            for reports in answers {
+                table.add(&reports.await.unwrap_or_default());
+            }
+            let _ = answer.send(table);
+        });
+    }
+
+    fn view(&self) -> View {
+        let snapshot = Arc::clone(self.store.snapshot());
+        let version = |type_url: TypeUrl| self.records.versions.get(&type_url).cloned().unwrap_or_default();
+        let bound = snapshot.listeners.keys().map(|name| (name.clone(), self.sockets.addresses(name).to_vec()));
+        View {
+            state: self.state(),
+            bound: bound.collect(),
+            snapshot,
+            warming_clusters: self.store.warming_clusters().cloned().collect(),
+            warming_listeners: self.store.warming_listeners().cloned().collect(),
+            routes: self.records.routes.values().cloned().collect(),
+            refused: self.records.refused.values().cloned().collect(),
+            cds_version: version(TypeUrl::Cluster),
+            lds_version: version(TypeUrl::Listener),
+            updated: self.records.updated.clone(),
+            unready: self.store.unready(),
+        }
+    }
+}
+
+/// Whether the loop goes on.
+enum Flow {
+    Go,
+    End,
+}
+
+async fn next(events: &mut Option<mpsc::Receiver<grpc::Event>>) -> Option<grpc::Event> {
+    match events {
+        Some(events) => events.recv().await,
+        None => None,
+    }
+}
+
+fn processors() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// The aggregated stream that the bootstrap asks for, reached through a cluster of its own.
+fn ads(bootstrap: &Bootstrap) -> Result<Option<Ads>, RunError> {
+    let Some(server) = &bootstrap.ads else { return Ok(None) };
+    let refuse = |text: String| RunError::Config(vec![format!("dynamic_resources.ads_config: {text}")]);
+    let cluster = bootstrap.clusters.iter().find(|cluster| cluster.name == server.cluster);
+    let cluster = cluster.ok_or_else(|| refuse(format!("unknown cluster '{}'", server.cluster)))?;
+    let assignment = match &cluster.discovery {
+        ClusterDiscovery::Static(assignment) => &**assignment,
+        ClusterDiscovery::StrictDns(dns) | ClusterDiscovery::LogicalDns(dns) => &dns.assignment,
+        ClusterDiscovery::Eds { .. } | ClusterDiscovery::OriginalDst { .. } => {
+            return Err(refuse(format!("cluster '{}' must be STATIC or resolved by DNS", server.cluster)));
+        }
+    };
+    let endpoints = assignment.localities.iter().flat_map(|locality| &locality.endpoints);
+    let endpoints: Vec<EndpointAddress> = endpoints.map(|endpoint| endpoint.address.clone()).collect();
+    let keepalive = match &cluster.protocol {
+        UpstreamProtocol::Http2(settings) => settings.keepalive,
+        UpstreamProtocol::Http1 | UpstreamProtocol::Downstream(_) => None,
+    };
+    Ok(Some(Ads {
+        mode: if server.delta { Mode::Delta } else { Mode::Sotw },
+        node: bootstrap.node.clone(),
+        node_on_first_message_only: server.node_on_first_only,
+        endpoints,
+        authority: server.authority.as_deref().unwrap_or(&server.cluster).to_owned(),
+        connect_timeout: cluster.connect_timeout,
+        keepalive,
+        clusters: bootstrap.cds.as_ref().map(|source| source.initial_fetch_timeout),
+        listeners: bootstrap.lds.as_ref().map(|source| source.initial_fetch_timeout),
+    }))
+}
