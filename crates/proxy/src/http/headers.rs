@@ -261,6 +261,19 @@ impl HeaderMap {
         })
     }
 
+    /// A shared copy of the block's bytes, of which `shared_value` cuts values without copying.
+    pub(crate) fn share(&self) -> bytes::Bytes {
+        bytes::Bytes::copy_from_slice(&self.bytes)
+    }
+
+    /// The value of the entry at this position in `iter`, out of `shared` (see `share`).
+    pub(crate) fn shared_value(&self, shared: &bytes::Bytes, index: usize) -> Option<bytes::Bytes> {
+        let span = self.entries.get(index)?.value;
+        let start = span.start as usize;
+        let end = start + span.len as usize;
+        (end <= shared.len()).then(|| shared.slice(start..end))
+    }
+
     /// Sets a known header to one value: the first entry is overwritten in place, others go.
     pub(crate) fn set(&mut self, name: Known, value: &[u8]) {
         let first = usize::from(self.first[name as usize]);

@@ -1,0 +1,157 @@
+//! Opening a socket to an endpoint: source address, socket options, timeout. Shared by the
+//! HTTP pools and the TCP proxy.
+
+use std::io;
+use std::net::SocketAddr;
+
+use socket2::{Domain, Protocol, Socket as RawSocket, Type};
+use tokio::net::{TcpSocket, UnixStream};
+
+use crate::cluster::stats::Resource;
+use crate::cluster::worker_cluster::{Host, WorkerCluster};
+use crate::cluster::{BindConfig, Cluster, EndpointAddress};
+use crate::http::codec::ResetReason;
+use crate::io::{Socket, set_keepalive, set_raw_option};
+
+/// Why there is no connection. The text is `%UPSTREAM_TRANSPORT_FAILURE_REASON%`.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum ConnectError {
+    /// `max_connections` is reached.
+    #[error("overflow")]
+    Overflow,
+    /// Nothing within `connect_timeout`.
+    #[error("connect timeout")]
+    Timeout,
+    /// The system refused to try.
+    #[error("immediate connect error: {0}")]
+    Local(Box<str>),
+    /// The network or the endpoint refused.
+    #[error("delayed connect error: {0}")]
+    Remote(Box<str>),
+    /// The connection was lost before it could be used.
+    #[error("connection lost in the handshake")]
+    Handshake,
+}
+
+impl ConnectError {
+    /// What a stream's reset is called for it.
+    pub(crate) fn reason(&self) -> ResetReason {
+        match self {
+            ConnectError::Overflow => ResetReason::Overflow,
+            ConnectError::Timeout => ResetReason::ConnectionTimeout,
+            ConnectError::Local(_) => ResetReason::LocalConnectionFailure,
+            ConnectError::Remote(_) | ConnectError::Handshake => ResetReason::RemoteConnectionFailure,
+        }
+    }
+
+    /// The transport's own words, as far as Envoy has some.
+    pub(crate) fn detail(&self) -> Option<Box<str>> {
+        matches!(self, ConnectError::Local(_) | ConnectError::Remote(_)).then(|| self.to_string().into())
+    }
+}
+
+/// Opens a connection of its own for a session, within the circuit breaker of the cluster's
+/// default priority; the caller holds a `Permit` as long as the session lasts.
+pub(crate) async fn connect(cluster: &WorkerCluster, host: &Host) -> Result<Socket, ConnectError> {
+    let stats = &cluster.stats;
+    if cluster.config.in_use(Resource::Connections, 0) >= cluster.config.limit(Resource::Connections, 0) {
+        stats.upstream_cx_overflow().inc();
+        return Err(ConnectError::Overflow);
+    }
+    stats.upstream_cx_total().inc();
+    let result = open(&cluster.config, &host.config.address).await;
+    if let Err(error) = &result {
+        stats.upstream_cx_connect_fail().inc();
+        if *error == ConnectError::Timeout {
+            stats.upstream_cx_connect_timeout().inc();
+        }
+    }
+    result
+}
+
+/// Opens a connection as the cluster says, within its `connect_timeout`. Counts nothing.
+pub(crate) async fn open(cluster: &Cluster, address: &EndpointAddress) -> Result<Socket, ConnectError> {
+    match tokio::time::timeout(cluster.connect_timeout, attempt(cluster, address)).await {
+        Ok(result) => result,
+        Err(_) => Err(ConnectError::Timeout),
+    }
+}
+
+async fn attempt(cluster: &Cluster, address: &EndpointAddress) -> Result<Socket, ConnectError> {
+    match address {
+        EndpointAddress::Ip(address) => {
+            let socket = prepare(cluster, *address).map_err(|error| local(&error))?;
+            let stream = socket.connect(*address).await.map_err(|error| classify(&error))?;
+            // Small writes are already gathered by the codecs; waiting for more only adds latency.
+            stream.set_nodelay(true).map_err(|error| local(&error))?;
+            Ok(Socket::Tcp(stream))
+        }
+        EndpointAddress::Pipe(path) => {
+            let stream = match path.strip_prefix('@') {
+                None => UnixStream::connect(&**path).await.map_err(|error| classify(&error))?,
+                Some(name) => connect_abstract(name).map_err(|error| classify(&error))?,
+            };
+            Ok(Socket::Unix(stream))
+        }
+        EndpointAddress::Name(name, _) => Err(ConnectError::Local(format!("{name} is not resolved").into())),
+    }
+}
+
+#[cfg(target_os = "linux")]
+fn connect_abstract(name: &str) -> io::Result<UnixStream> {
+    use std::os::linux::net::SocketAddrExt;
+    let address = std::os::unix::net::SocketAddr::from_abstract_name(name)?;
+    let stream = std::os::unix::net::UnixStream::connect_addr(&address)?;
+    stream.set_nonblocking(true)?;
+    UnixStream::from_std(stream)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn connect_abstract(_name: &str) -> io::Result<UnixStream> {
+    Err(io::Error::new(io::ErrorKind::Unsupported, "abstract sockets exist on Linux only"))
+}
+
+/// A socket with everything set that must be set before it connects.
+fn prepare(cluster: &Cluster, address: SocketAddr) -> io::Result<TcpSocket> {
+    let socket = RawSocket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_nonblocking(true)?;
+    let BindConfig { sources, options } = &cluster.bind;
+    for (level, name, value) in options {
+        set_raw_option(&socket, *level, *name, value)?;
+    }
+    if let Some(keepalive) = &cluster.tcp_keepalive {
+        set_keepalive(&socket, keepalive)?;
+    }
+    if let Some(source) = sources.iter().find(|source| source.is_ipv4() == address.is_ipv4()) {
+        // The port is chosen when connecting, so that one source address serves more than
+        // 64 k connections. A kernel without the option gives fewer.
+        #[cfg(target_os = "linux")]
+        if source.port() == 0 {
+            let one = 1i32.to_ne_bytes();
+            let _ = set_raw_option(&socket, libc::IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT, &one);
+        }
+        socket.bind(&(*source).into())?;
+    }
+    Ok(TcpSocket::from_std_stream(socket.into()))
+}
+
+fn local(error: &io::Error) -> ConnectError {
+    ConnectError::Local(words(error))
+}
+
+/// Errors that the system finds out by itself are local, what the network tells is remote.
+fn classify(error: &io::Error) -> ConnectError {
+    match error.kind() {
+        io::ErrorKind::AddrNotAvailable
+        | io::ErrorKind::PermissionDenied
+        | io::ErrorKind::NetworkUnreachable
+        | io::ErrorKind::NotFound => local(error),
+        _ => ConnectError::Remote(words(error)),
+    }
+}
+
+/// The system's words, without Rust's suffix.
+fn words(error: &io::Error) -> Box<str> {
+    let text = error.to_string();
+    text.split(" (os error").next().unwrap_or_default().into()
+}

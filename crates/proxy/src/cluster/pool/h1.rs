@@ -1,0 +1,243 @@
+//! HTTP/1 connections: leased to one exchange at a time, idle ones kept on a stack.
+
+use std::cell::RefCell;
+use std::future::poll_fn;
+use std::rc::{Rc, Weak};
+use std::task::{Context, Poll, Waker};
+use std::time::Instant;
+
+use crate::cluster::pool::{Count, Pool, Target, Waiter, now, open_for_waiters};
+use crate::http::codec::h1::client::H1Client;
+use crate::http::codec::h1::head::{HeadLimits, WriteStyle};
+use crate::http::codec::side::Upstream;
+use crate::io::Socket;
+
+/// One open HTTP/1 connection.
+pub(crate) struct H1Connection {
+    client: H1Client,
+    count: Count,
+    /// Exchanges begun on it.
+    exchanges: u32,
+    idle_since: Instant,
+    received: u64,
+    sent: u64,
+}
+
+impl H1Connection {
+    pub(super) fn new(socket: Socket, count: Count, target: &Target) -> Box<Self> {
+        let limits = HeadLimits {
+            bytes: target.cluster.pool.max_response_head_bytes,
+            fields: target.cluster.pool.max_headers,
+            absolute_url: true,
+            chunked_length: false,
+        };
+        let client = H1Client::new(socket, limits, WriteStyle::default());
+        Box::new(Self { client, count, exchanges: 0, idle_since: now(), received: 0, sent: 0 })
+    }
+
+    fn target(&self) -> &Rc<Target> {
+        &self.count.target
+    }
+
+    /// Adds the bytes since the last time to the stats.
+    fn count_bytes(&mut self) {
+        let transport = self.client.transport();
+        let (received, sent) = (transport.received, transport.sent);
+        let stats = &self.count.target.stats;
+        stats.upstream_cx_rx_bytes_total().add(received - self.received);
+        stats.upstream_cx_tx_bytes_total().add(sent - self.sent);
+        (self.received, self.sent) = (received, sent);
+    }
+
+    /// Whether its limits let another exchange begin on it.
+    fn may_live_on(&self) -> bool {
+        let limits = &self.target().cluster.pool;
+        let stats = &self.target().stats;
+        if limits.max_requests_per_connection > 0 && self.exchanges >= limits.max_requests_per_connection {
+            stats.upstream_cx_max_requests().inc();
+            return false;
+        }
+        let age = limits.max_connection_duration;
+        if age.is_some_and(|age| now().saturating_duration_since(self.count.started) >= age) {
+            stats.upstream_cx_max_duration_reached().inc();
+            return false;
+        }
+        true
+    }
+}
+
+impl Drop for H1Connection {
+    fn drop(&mut self) {
+        self.count_bytes();
+        let stats = &self.count.target.stats;
+        if self.client.transport().eof {
+            stats.upstream_cx_destroy_remote().inc();
+        } else {
+            stats.upstream_cx_destroy_local().inc();
+        }
+    }
+}
+
+/// An HTTP/1 connection in use. Dropped, it goes back to its pool or is closed.
+pub(crate) struct H1Lease {
+    connection: Option<Box<H1Connection>>,
+    pool: Rc<RefCell<Pool>>,
+}
+
+impl H1Lease {
+    fn new(mut connection: Box<H1Connection>, pool: &Rc<RefCell<Pool>>) -> Self {
+        connection.exchanges += 1;
+        Self { connection: Some(connection), pool: Rc::clone(pool) }
+    }
+
+    /// The connection's codec.
+    #[allow(clippy::expect_used, reason = "only drop takes the connection out")]
+    pub(crate) fn client(&mut self) -> &mut H1Client {
+        &mut self.connection.as_mut().expect("a lease holds its connection until it is dropped").client
+    }
+
+    /// Whether an earlier exchange ran on the connection.
+    pub(crate) fn reused(&self) -> bool {
+        self.connection.as_ref().is_some_and(|connection| connection.exchanges > 1)
+    }
+}
+
+impl Drop for H1Lease {
+    fn drop(&mut self) {
+        let Some(mut connection) = self.connection.take() else { return };
+        connection.count_bytes();
+        if connection.client.reusable() && connection.may_live_on() {
+            offer(&self.pool, connection);
+        } else {
+            let target = Rc::clone(connection.target());
+            let stats = &target.stats;
+            if !connection.client.reusable() && connection.client.transport().eof {
+                stats.upstream_cx_destroy_remote_with_active_rq().inc();
+                stats.upstream_cx_destroy_with_active_rq().inc();
+            }
+            drop(connection);
+            closed(&self.pool, &target);
+        }
+    }
+}
+
+/// A connection has closed: those in line may need another one.
+fn closed(pool: &Rc<RefCell<Pool>>, target: &Rc<Target>) {
+    let mut state = pool.borrow_mut();
+    state.open = state.open.saturating_sub(1);
+    let waiting = !state.waiters.is_empty();
+    drop(state);
+    if waiting {
+        open_for_waiters(pool, target, false);
+    }
+}
+
+/// The idle connection that was used last, if it is alive.
+pub(super) fn take(pool: &Rc<RefCell<Pool>>) -> Option<H1Lease> {
+    loop {
+        let mut connection = pool.borrow_mut().idle.pop()?;
+        let readable = connection.client.transport().poll_readable(&mut Context::from_waker(Waker::noop()));
+        if readable.is_pending() && connection.may_live_on() {
+            return Some(H1Lease::new(connection, pool));
+        }
+        let target = Rc::clone(connection.target());
+        drop(connection);
+        closed(pool, &target);
+    }
+}
+
+/// Gives a connection to the first in line, or keeps it.
+pub(super) fn offer(pool: &Rc<RefCell<Pool>>, connection: Box<H1Connection>) {
+    let mut connection = connection;
+    loop {
+        let Some(Waiter { ready, http2 }) = pool.borrow_mut().waiters.pop_front() else {
+            keep(pool, connection);
+            return;
+        };
+        if http2 {
+            // Only where a cluster follows its downstream's protocol; HTTP/2 has its own line.
+            pool.borrow_mut().waiters.push_front(Waiter { ready, http2 });
+            keep(pool, connection);
+            return;
+        }
+        match ready.send(Ok(Upstream::H1(H1Lease::new(connection, pool)))) {
+            Ok(()) => return,
+            Err(Ok(Upstream::H1(mut lease))) => {
+                let Some(mut returned) = lease.connection.take() else { return };
+                returned.exchanges -= 1;
+                connection = returned;
+            }
+            Err(_) => return,
+        }
+    }
+}
+
+/// Puts a connection on the stack, watched for its end.
+fn keep(pool: &Rc<RefCell<Pool>>, mut connection: Box<H1Connection>) {
+    connection.client.transport().release();
+    connection.idle_since = now();
+    let keeper = pool.borrow().keeper.clone();
+    let waker = keeper.as_ref().map_or(Waker::noop(), |keeper| keeper);
+    if connection.client.transport().poll_readable(&mut Context::from_waker(waker)).is_ready() {
+        let target = Rc::clone(connection.target());
+        drop(connection);
+        closed(pool, &target);
+        return;
+    }
+    let idle_timeout = connection.target().cluster.pool.idle_timeout;
+    pool.borrow_mut().idle.push(connection);
+    if keeper.is_none() {
+        // Stands for the keeper until it has been polled.
+        pool.borrow_mut().keeper = Some(Waker::noop().clone());
+        tokio::task::spawn_local(watch(Rc::downgrade(pool), idle_timeout));
+    }
+}
+
+/// Closes idle connections that their server has closed, or that have been idle for too long.
+/// Ends with the last idle connection.
+async fn watch(pool: Weak<RefCell<Pool>>, idle_timeout: Option<std::time::Duration>) {
+    let mut sleep = std::pin::pin!(tokio::time::sleep(idle_timeout.unwrap_or(std::time::Duration::from_secs(86_400))));
+    poll_fn(|cx| {
+        loop {
+            let Some(pool) = pool.upgrade() else { return Poll::Ready(()) };
+            let now = now();
+            let mut gone = Vec::new();
+            let mut state = pool.borrow_mut();
+            state.keeper = Some(cx.waker().clone());
+            let mut oldest: Option<Instant> = None;
+            let mut kept = Vec::with_capacity(state.idle.len());
+            for mut connection in state.idle.drain(..) {
+                let expired =
+                    idle_timeout.is_some_and(|limit| now.saturating_duration_since(connection.idle_since) >= limit);
+                if expired {
+                    connection.target().stats.upstream_cx_idle_timeout().inc();
+                }
+                if expired || connection.client.transport().poll_readable(cx).is_ready() {
+                    gone.push(connection);
+                } else {
+                    oldest = Some(oldest.map_or(connection.idle_since, |oldest| oldest.min(connection.idle_since)));
+                    kept.push(connection);
+                }
+            }
+            state.idle = kept;
+            state.open = state.open.saturating_sub(gone.len());
+            let Some(oldest) = oldest else {
+                state.keeper = None;
+                drop(state);
+                drop(gone);
+                return Poll::Ready(());
+            };
+            drop(state);
+            drop(gone);
+            let Some(limit) = idle_timeout else { return Poll::Pending };
+            let deadline = tokio::time::Instant::from_std(oldest + limit);
+            if sleep.deadline() != deadline {
+                sleep.as_mut().reset(deadline);
+            }
+            if sleep.as_mut().poll(cx).is_pending() {
+                return Poll::Pending;
+            }
+        }
+    })
+    .await;
+}

@@ -1,0 +1,262 @@
+//! Connections to one endpoint, on one worker.
+//!
+//! A request asks with [`acquire`]: an idle HTTP/1 connection (last used first) or a place in an
+//! HTTP/2 connection is had at once; otherwise the request waits in line, and as many
+//! connections are opened as there are waiters, within the cluster's circuit breakers. Whichever
+//! connection is ready first serves the first in line. A failed attempt to connect fails all who
+//! wait, as in Envoy. What is acquired is a lease: dropping it gives the connection back, or
+//! closes it if its exchange is not complete.
+//!
+//! Nothing here is awaited while the pool is borrowed, and leases are never dropped meanwhile.
+//! Reading order: this file, `h1`, `h2`, `connect`.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::rc::{Rc, Weak};
+use std::sync::Arc;
+use std::time::Instant;
+
+use tokio::sync::oneshot;
+
+use crate::cluster::pool::connect::ConnectError;
+use crate::cluster::stats::{ClusterStats, Permit, Resource};
+use crate::cluster::worker_cluster::{Host, WorkerCluster};
+use crate::cluster::{Cluster, EndpointAddress, Http2Settings, UpstreamProtocol};
+use crate::http::codec::ResetReason;
+use crate::http::codec::side::Upstream;
+
+pub(crate) mod connect;
+mod h1;
+mod h2;
+
+pub(crate) use h1::H1Lease;
+pub(crate) use h2::H2Lease;
+
+/// The connections to one endpoint and who waits for one.
+#[derive(Default)]
+pub(crate) struct Pool {
+    idle: Vec<Box<h1::H1Connection>>,
+    streams: Vec<Rc<h2::H2Connection>>,
+    waiters: VecDeque<Waiter>,
+    /// Connections being opened.
+    connecting: usize,
+    /// Connections that are open, idle or leased.
+    open: usize,
+    /// Wakes the task that looks after idle connections.
+    keeper: Option<std::task::Waker>,
+}
+
+struct Waiter {
+    ready: oneshot::Sender<Result<Upstream, PoolFailure>>,
+    http2: bool,
+}
+
+/// Why a request got no connection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct PoolFailure {
+    /// Overflow or a failure to connect.
+    pub(crate) reason: ResetReason,
+    /// `%UPSTREAM_TRANSPORT_FAILURE_REASON%`.
+    pub(crate) detail: Option<Box<str>>,
+}
+
+/// What all connections of a pool have in common, kept apart from the pool so that idle
+/// connections do not keep it alive.
+struct Target {
+    cluster: Arc<Cluster>,
+    stats: ClusterStats,
+    address: EndpointAddress,
+    pool: Weak<RefCell<Pool>>,
+}
+
+/// Counts one open connection, from connect to close.
+struct Count {
+    target: Rc<Target>,
+    started: Instant,
+    _permit: Permit,
+}
+
+impl Count {
+    fn new(target: &Rc<Target>, permit: Permit) -> Self {
+        target.stats.upstream_cx_active().inc();
+        Self { target: Rc::clone(target), started: now(), _permit: permit }
+    }
+}
+
+impl Drop for Count {
+    fn drop(&mut self) {
+        let stats = &self.target.stats;
+        stats.upstream_cx_active().dec();
+        stats.upstream_cx_destroy().inc();
+        stats.upstream_cx_length_ms().record_ms(now().saturating_duration_since(self.started));
+    }
+}
+
+fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
+}
+
+impl Pool {
+    /// Whether there is no connection, and nobody waits for one.
+    pub(crate) fn is_unused(&self) -> bool {
+        self.open == 0 && self.connecting == 0 && self.waiters.is_empty()
+    }
+
+    /// Open connections, idle ones included.
+    pub(crate) fn connections(&self) -> usize {
+        self.open
+    }
+
+    /// Takes all idle connections out, for the caller to drop: none of a removed or unhealthy
+    /// endpoint is used again. Connections in use end with their exchange.
+    pub(crate) fn close_idle(&mut self) -> impl Drop + use<> {
+        Closing(std::mem::take(&mut self.idle), std::mem::take(&mut self.streams))
+    }
+}
+
+/// Connections on their way out; dropped when the pool is no longer borrowed.
+struct Closing(Vec<Box<h1::H1Connection>>, Vec<Rc<h2::H2Connection>>);
+
+impl Drop for Closing {
+    fn drop(&mut self) {
+        self.0.clear();
+        self.1.clear();
+    }
+}
+
+/// Whether HTTP/2 is spoken to the cluster, for a downstream that speaks it or not.
+fn http2_settings(cluster: &Cluster, downstream_http2: bool) -> Option<&Http2Settings> {
+    match &cluster.protocol {
+        UpstreamProtocol::Http1 => None,
+        UpstreamProtocol::Http2(settings) => Some(settings),
+        UpstreamProtocol::Downstream(settings) => downstream_http2.then_some(settings),
+    }
+}
+
+/// A connection that can be had at once.
+pub(crate) fn try_acquire(cluster: &WorkerCluster, host: &Host, downstream_http2: bool) -> Option<Upstream> {
+    if http2_settings(&cluster.config, downstream_http2).is_some() {
+        h2::take(&host.pool).map(|lease| Upstream::H2 { lease, stream: None })
+    } else {
+        h1::take(&host.pool).map(Upstream::H1)
+    }
+}
+
+/// A connection for one request, opened if need be. Dropping the future leaves the line; a
+/// connection that is being opened then serves somebody else.
+pub(crate) async fn acquire(
+    cluster: &WorkerCluster,
+    host: &Host,
+    downstream_http2: bool,
+    high_priority: bool,
+) -> Result<Upstream, PoolFailure> {
+    if let Some(upstream) = try_acquire(cluster, host, downstream_http2) {
+        return Ok(upstream);
+    }
+    let stats = &cluster.stats;
+    let Some(_pending) = Permit::take(&cluster.config, Resource::Pending, high_priority) else {
+        stats.upstream_rq_pending_overflow().inc();
+        return Err(PoolFailure { reason: ResetReason::Overflow, detail: None });
+    };
+    stats.upstream_rq_pending_total().inc();
+    stats.upstream_rq_pending_active().inc();
+    let _active = Pending(stats.clone());
+    let target = Rc::new(Target {
+        cluster: Arc::clone(&cluster.config),
+        stats: stats.clone(),
+        address: host.config.address.clone(),
+        pool: Rc::downgrade(&host.pool),
+    });
+    let (ready, waiting) = oneshot::channel();
+    let http2 = http2_settings(&cluster.config, downstream_http2).is_some();
+    host.pool.borrow_mut().waiters.push_back(Waiter { ready, http2 });
+    open_for_waiters(&host.pool, &target, high_priority);
+    match waiting.await {
+        Ok(result) => result,
+        // Cannot happen while the pool lives, and the host keeps it.
+        Err(_) => Err(PoolFailure { reason: ResetReason::LocalConnectionFailure, detail: None }),
+    }
+}
+
+/// Counts one request in line.
+struct Pending(ClusterStats);
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        self.0.upstream_rq_pending_active().dec();
+    }
+}
+
+/// Opens connections until there is one for everybody in line.
+fn open_for_waiters(pool: &Rc<RefCell<Pool>>, target: &Rc<Target>, high_priority: bool) {
+    loop {
+        let mut state = pool.borrow_mut();
+        state.waiters.retain(|waiter| !waiter.ready.is_closed());
+        let Some(next) = state.waiters.front() else { return };
+        let http2 = next.http2;
+        let settings = if http2 { http2_settings(&target.cluster, true) } else { None };
+        let each = settings.map_or(1, |settings| settings.max_concurrent_streams.clamp(1, 1024) as usize);
+        if state.connecting * each >= state.waiters.len() {
+            return;
+        }
+        let permit = match Permit::take(&target.cluster, Resource::Connections, high_priority) {
+            Some(permit) => permit,
+            None => {
+                target.stats.upstream_cx_overflow().inc();
+                // The first connection is always allowed, or the line would never move.
+                if state.open + state.connecting > 0 {
+                    return;
+                }
+                Permit::force(&target.cluster, Resource::Connections, high_priority)
+            }
+        };
+        state.connecting += 1;
+        drop(state);
+        tokio::task::spawn_local(open(Rc::clone(pool), Rc::clone(target), permit, http2));
+    }
+}
+
+/// Opens one connection and gives it to whoever is first in line.
+async fn open(pool: Rc<RefCell<Pool>>, target: Rc<Target>, permit: Permit, http2: bool) {
+    target.stats.upstream_cx_total().inc();
+    let count = Count::new(&target, permit);
+    let opened = match connect::open(&target.cluster, &target.address).await {
+        Err(error) => Err(error),
+        Ok(socket) if http2 => h2::handshake(socket, count, &target).await.map(Opened::H2),
+        Ok(socket) => Ok(Opened::H1(h1::H1Connection::new(socket, count, &target))),
+    };
+    pool.borrow_mut().connecting -= 1;
+    match opened {
+        Ok(opened) => {
+            pool.borrow_mut().open += 1;
+            match opened {
+                Opened::H1(connection) => {
+                    target.stats.upstream_cx_http1_total().inc();
+                    h1::offer(&pool, connection);
+                }
+                Opened::H2(connection) => {
+                    target.stats.upstream_cx_http2_total().inc();
+                    pool.borrow_mut().streams.push(connection);
+                    h2::serve_waiters(&pool);
+                    open_for_waiters(&pool, &target, false);
+                }
+            }
+        }
+        Err(error) => {
+            target.stats.upstream_cx_connect_fail().inc();
+            if error == ConnectError::Timeout {
+                target.stats.upstream_cx_connect_timeout().inc();
+            }
+            let waiters = std::mem::take(&mut pool.borrow_mut().waiters);
+            let failure = PoolFailure { reason: error.reason(), detail: error.detail() };
+            for waiter in waiters {
+                let _ = waiter.ready.send(Err(failure.clone()));
+            }
+        }
+    }
+}
+
+enum Opened {
+    H1(Box<h1::H1Connection>),
+    H2(Rc<h2::H2Connection>),
+}

@@ -1,0 +1,197 @@
+//! The upstream end of an HTTP/1 connection: one exchange after the other.
+
+use std::task::{Context, Poll, ready};
+
+use bytes::{Buf, Bytes, BytesMut};
+
+use crate::http::codec::buffer::Transport;
+use crate::http::codec::h1::body::{BodyReader, BodyWriter};
+use crate::http::codec::h1::head::{self, HeadLimits, WriteStyle};
+use crate::http::codec::{BodyLength, Frame, ResetReason};
+use crate::http::headers::HeaderMap;
+use crate::io::Socket;
+
+/// A head that came from upstream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Answer {
+    /// 1xx but 101; the final one follows.
+    Interim,
+    /// The final head; whether the response ends with it.
+    Final {
+        /// No body follows.
+        end: bool,
+    },
+}
+
+/// An upstream HTTP/1 connection.
+#[derive(Debug)]
+pub(crate) struct H1Client {
+    transport: Transport,
+    limits: HeadLimits,
+    style: WriteStyle,
+    reader: BodyReader,
+    writer: BodyWriter,
+    to_head: bool,
+    connect: bool,
+    answered: bool,
+    keep_alive: bool,
+    parsed: usize,
+    /// Bytes received before this exchange: none since then means that the server said nothing.
+    received_before: u64,
+    sent_before: u64,
+    /// Writing failed; what the server said before may still be read.
+    broken: bool,
+}
+
+impl H1Client {
+    /// A fresh connection.
+    pub(crate) fn new(socket: Socket, limits: HeadLimits, style: WriteStyle) -> Self {
+        Self {
+            transport: Transport::new(socket, BytesMut::new()),
+            limits,
+            style,
+            reader: BodyReader::Done,
+            writer: BodyWriter::Done,
+            to_head: false,
+            connect: false,
+            answered: false,
+            keep_alive: true,
+            parsed: 0,
+            received_before: 0,
+            sent_before: 0,
+            broken: false,
+        }
+    }
+
+    /// Begins an exchange.
+    pub(crate) fn send_head(&mut self, map: &HeaderMap, end: bool) {
+        self.to_head = map.method() == b"HEAD";
+        self.connect = map.method() == b"CONNECT";
+        self.answered = false;
+        self.keep_alive = true;
+        self.reader = BodyReader::Done;
+        self.received_before = self.transport.received;
+        self.sent_before = self.transport.sent;
+        let length = head::write_request(self.transport.output.text().bytes(), map, end, self.style);
+        self.writer = BodyWriter::new(length);
+    }
+
+    /// Writes body bytes.
+    pub(crate) fn send_data(&mut self, data: Bytes, end: bool) {
+        self.writer.data(&mut self.transport.output, data, end);
+    }
+
+    /// Ends the request with trailers.
+    pub(crate) fn send_trailers(&mut self, trailers: &HeaderMap) {
+        self.writer.trailers(&mut self.transport.output, Some(trailers));
+    }
+
+    /// The response's head, into `map`.
+    pub(crate) fn poll_head(&mut self, cx: &mut Context<'_>, map: &mut HeaderMap) -> Poll<Result<Answer, ResetReason>> {
+        loop {
+            let input = &self.transport.input;
+            let fresh = input.get(self.parsed..).unwrap_or_default();
+            if !fresh.is_empty() && (self.parsed == 0 || memchr::memchr(b'\n', fresh).is_some() || input.len() > self.limits.bytes) {
+                match head::parse_response(input, &self.limits, self.to_head, map) {
+                    Err(_) => return Poll::Ready(Err(ResetReason::ProtocolError)),
+                    Ok(None) => self.parsed = input.len(),
+                    Ok(Some(response)) => {
+                        self.transport.input.advance(response.size);
+                        self.parsed = 0;
+                        if response.status < 200 && response.status != 101 {
+                            return Poll::Ready(Ok(Answer::Interim));
+                        }
+                        let tunnel = self.connect && (200..300).contains(&response.status);
+                        self.reader = BodyReader::new(if tunnel { BodyLength::UntilClose } else { response.body });
+                        self.keep_alive = response.keep_alive && !tunnel;
+                        self.answered = true;
+                        return Poll::Ready(Ok(Answer::Final { end: self.reader.is_done() }));
+                    }
+                }
+            }
+            match ready!(self.transport.poll_fill(cx)) {
+                Ok(0) | Err(_) => {
+                    let partial = !self.transport.input.is_empty();
+                    let reason = if partial { ResetReason::ProtocolError } else { ResetReason::ConnectionTermination };
+                    return Poll::Ready(Err(reason));
+                }
+                Ok(_) => {}
+            }
+        }
+    }
+
+    /// The next piece of the response's body.
+    pub(crate) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Result<Frame, ResetReason>> {
+        loop {
+            match self.reader.decode(&mut self.transport.input) {
+                Err(_) => return Poll::Ready(Err(ResetReason::ProtocolError)),
+                Ok(Some(frame)) => return Poll::Ready(Ok(frame)),
+                Ok(None) => {}
+            }
+            match ready!(self.transport.poll_fill(cx)) {
+                Ok(0) if self.reader == BodyReader::UntilClose => {
+                    self.reader = BodyReader::Done;
+                    return Poll::Ready(Ok(Frame::End));
+                }
+                // A body that ends early is a protocol error, as Envoy's parser says.
+                Ok(0) => return Poll::Ready(Err(ResetReason::ProtocolError)),
+                Err(_) => return Poll::Ready(Err(ResetReason::ConnectionTermination)),
+                Ok(_) => {}
+            }
+        }
+    }
+
+    /// Writes what waits. A failure is kept for the reading side, which may still find an answer.
+    pub(crate) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.broken {
+            return Poll::Ready(());
+        }
+        if ready!(self.transport.poll_flush(cx)).is_err() {
+            self.broken = true;
+        }
+        Poll::Ready(())
+    }
+
+    /// Ready when more of the request may be written.
+    pub(crate) fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.broken {
+            return Poll::Ready(());
+        }
+        if ready!(self.transport.poll_room(cx)).is_err() {
+            self.broken = true;
+        }
+        Poll::Ready(())
+    }
+
+    /// Ends our direction of a tunnel.
+    pub(crate) fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.transport.poll_shutdown(cx).map(|_| ())
+    }
+
+    /// Whether nothing of this exchange has reached the network.
+    pub(crate) fn nothing_sent(&self) -> bool {
+        self.transport.sent == self.sent_before
+    }
+
+    /// Whether the server has said nothing in this exchange.
+    pub(crate) fn nothing_received(&self) -> bool {
+        self.transport.received == self.received_before
+    }
+
+    /// Whether the exchange is over in both directions and another may follow.
+    pub(crate) fn reusable(&self) -> bool {
+        self.answered
+            && self.keep_alive
+            && !self.broken
+            && self.reader.is_done()
+            && self.writer == BodyWriter::Done
+            && self.transport.output.len() == 0
+            && self.transport.input.is_empty()
+            && !self.transport.eof
+    }
+
+    /// The transport, for the pool.
+    pub(crate) fn transport(&mut self) -> &mut Transport {
+        &mut self.transport
+    }
+}

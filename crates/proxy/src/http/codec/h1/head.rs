@@ -1,0 +1,540 @@
+//! Heads of HTTP/1 messages: parsing them strictly, and writing them.
+//!
+//! httparse splits the lines; what it lets pass and HTTP forbids, or Envoy refuses, is refused
+//! here. Headers that speak of this connection only (`connection` and what it names,
+//! `transfer-encoding`, `keep-alive`, `proxy-connection`) stop here; `upgrade` passes with an
+//! upgrade. `host` becomes `:authority`.
+//!
+//! Deviation: a line that ends in a bare LF, a folded header line and a second `host` are
+//! refused with 400; Envoy 1.40 reads the first two and joins the third with a comma. Each has
+//! been used to smuggle requests past a proxy (RFC 9112 sections 2.2, 5.2 and 3.2 allow refusing).
+
+use std::mem::MaybeUninit;
+
+use crate::http::codec::{BodyLength, CODEC_ERROR, CodecError};
+use crate::http::headers::{HeaderMap, Known};
+
+/// Limits and options of one direction of a connection.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct HeadLimits {
+    /// Most bytes of a head.
+    pub(crate) bytes: usize,
+    /// Most header fields.
+    pub(crate) fields: usize,
+    /// `allow_absolute_url`.
+    pub(crate) absolute_url: bool,
+    /// `allow_chunked_length`: transfer-encoding wins over content-length instead of an error.
+    pub(crate) chunked_length: bool,
+}
+
+/// What the codec needs to know of a request besides its headers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct RequestHead {
+    /// Bytes of the head.
+    pub(crate) size: usize,
+    /// HTTP/1.0?
+    pub(crate) http10: bool,
+    /// How its body is framed.
+    pub(crate) body: BodyLength,
+    /// Whether the client lets the connection live on.
+    pub(crate) keep_alive: bool,
+    /// `expect: 100-continue`.
+    pub(crate) expects_continue: bool,
+    /// `connection: upgrade` with an `upgrade` header other than h2c.
+    pub(crate) upgrade: bool,
+}
+
+/// What the codec needs to know of a response besides its headers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ResponseHead {
+    /// Bytes of the head.
+    pub(crate) size: usize,
+    /// Status.
+    pub(crate) status: u16,
+    /// How its body is framed.
+    pub(crate) body: BodyLength,
+    /// Whether the server lets the connection live on.
+    pub(crate) keep_alive: bool,
+}
+
+/// Methods that Envoy's HTTP/1 codec knows; it refuses others.
+const METHODS: &[&str] = &[
+    "GET", "POST", "PUT", "DELETE", "HEAD", "OPTIONS", "PATCH", "CONNECT", "TRACE", "ACL", "BIND", "CHECKOUT", "COPY",
+    "LINK", "LOCK", "MERGE", "MKACTIVITY", "MKCALENDAR", "MKCOL", "MOVE", "M-SEARCH", "NOTIFY", "PROPFIND",
+    "PROPPATCH", "PURGE", "REBIND", "REPORT", "SEARCH", "SOURCE", "SUBSCRIBE", "UNBIND", "UNLINK", "UNLOCK",
+    "UNSUBSCRIBE",
+];
+
+const TOO_LARGE: CodecError = CodecError { status: 431, details: "http1.headers_too_large" };
+const TOO_MANY: CodecError = CodecError { status: 431, details: "http1.too_many_headers" };
+const CONFLICT: CodecError = CodecError::bad("http1.content_length_and_chunked_not_allowed");
+
+/// Parses a request head at the start of `input` into `map`; `None`: it is not complete yet.
+pub(crate) fn parse_request(
+    input: &[u8],
+    limits: &HeadLimits,
+    map: &mut HeaderMap,
+) -> Result<Option<RequestHead>, CodecError> {
+    with_fields(limits.fields, |fields| {
+        let mut request = httparse::Request::new(&mut []);
+        let size = match request.parse_with_uninit_headers(input, fields) {
+            Ok(httparse::Status::Complete(size)) => size,
+            Ok(httparse::Status::Partial) => return incomplete(input, limits),
+            Err(error) => return Err(request_error(error, input, limits)),
+        };
+        check_size(input, size, request.headers.len(), limits)?;
+        let method = request.method.unwrap_or_default();
+        let target = request.path.unwrap_or_default();
+        if !METHODS.contains(&method) || !target.bytes().all(|byte| byte.is_ascii_graphic()) {
+            return Err(CODEC_ERROR);
+        }
+        map.clear();
+        map.append_known(Known::Method, method.as_bytes());
+        let http10 = request.version == Some(0);
+        let mut connection = Connection::default();
+        let mut framing = Framing::default();
+        let mut host = None;
+        let mut upgrade = None;
+        let mut expects_continue = false;
+        // `connection` may stand behind what it names, so it is read first.
+        for field in request.headers.iter().filter(|field| field.name.eq_ignore_ascii_case("connection")) {
+            connection.read(field.value);
+        }
+        let authority = target_authority(method, target, limits, map)?;
+        if let Some(authority) = authority {
+            map.append_known(Known::Authority, authority.as_bytes());
+        }
+        for field in request.headers.iter() {
+            if !valid_value(field.value) {
+                return Err(CodecError::bad("http1.invalid_characters"));
+            }
+            let name = field.name;
+            match known(name) {
+                Some(Known::ContentLength) => {
+                    framing.length(field.value)?;
+                    map.append_known(Known::ContentLength, field.value);
+                }
+                Some(Known::TransferEncoding) => framing.encoding(field.value, true)?,
+                Some(Known::Connection | Known::KeepAlive | Known::ProxyConnection | Known::Http2Settings) => {}
+                Some(Known::Upgrade) => upgrade = Some(field.value),
+                Some(Known::Te) if !field.value.eq_ignore_ascii_case(b"trailers") => {}
+                Some(Known::Expect) => {
+                    expects_continue = field.value.eq_ignore_ascii_case(b"100-continue");
+                    map.append_known(Known::Expect, field.value);
+                }
+                None if name.eq_ignore_ascii_case("host") => {
+                    if host.replace(field.value).is_some() {
+                        return Err(CODEC_ERROR);
+                    }
+                    if !valid_authority(field.value) {
+                        return Err(CodecError::bad("http.invalid_authority"));
+                    }
+                    if authority.is_none() {
+                        map.append_known(Known::Authority, field.value);
+                    }
+                }
+                Some(known) if !connection.names(name) => map.append_known(known, field.value),
+                None if !connection.names(name) => map.append(name.as_bytes(), field.value),
+                _ => {}
+            }
+        }
+        let upgrade = upgrade.filter(|kind| connection.upgrade && !kind.eq_ignore_ascii_case(b"h2c"));
+        if let Some(kind) = upgrade {
+            map.append_known(Known::Upgrade, kind);
+        }
+        if framing.chunked && framing.length.is_some() {
+            if !limits.chunked_length {
+                return Err(CONFLICT);
+            }
+            map.remove(Known::ContentLength);
+        }
+        if framing.chunked && http10 {
+            return Err(CODEC_ERROR);
+        }
+        let body = match framing.length {
+            _ if method == "CONNECT" || upgrade.is_some() => BodyLength::UntilClose,
+            _ if framing.chunked => BodyLength::Chunked,
+            Some(length) => BodyLength::Known(length),
+            None => BodyLength::Empty,
+        };
+        Ok(Some(RequestHead {
+            size,
+            http10,
+            body,
+            keep_alive: if http10 { connection.keep_alive && !connection.close } else { !connection.close },
+            expects_continue,
+            upgrade: upgrade.is_some(),
+        }))
+    })
+}
+
+/// Parses a response head at the start of `input` into `map`; `None`: it is not complete yet.
+/// `to_head`: the request was HEAD.
+pub(crate) fn parse_response(
+    input: &[u8],
+    limits: &HeadLimits,
+    to_head: bool,
+    map: &mut HeaderMap,
+) -> Result<Option<ResponseHead>, CodecError> {
+    with_fields(limits.fields, |fields| {
+        let mut response = httparse::Response::new(&mut []);
+        let config = httparse::ParserConfig::default();
+        let size = match config.parse_response_with_uninit_headers(&mut response, input, fields) {
+            Ok(httparse::Status::Complete(size)) => size,
+            Ok(httparse::Status::Partial) => return incomplete(input, limits),
+            Err(httparse::Error::TooManyHeaders) => return Err(TOO_MANY),
+            Err(_) => return Err(CODEC_ERROR),
+        };
+        check_size(input, size, response.headers.len(), limits)?;
+        let status = response.code.unwrap_or(0);
+        if !(100..=599).contains(&status) {
+            return Err(CODEC_ERROR);
+        }
+        map.clear();
+        map.set_status(status);
+        let http10 = response.version == Some(0);
+        let mut connection = Connection::default();
+        let mut framing = Framing::default();
+        for field in response.headers.iter() {
+            if !valid_value(field.value) {
+                return Err(CodecError::bad("http1.invalid_characters"));
+            }
+            match known(field.name) {
+                Some(Known::ContentLength) => {
+                    framing.length(field.value)?;
+                    map.append_known(Known::ContentLength, field.value);
+                }
+                Some(Known::TransferEncoding) => framing.encoding(field.value, false)?,
+                Some(Known::Connection) => connection.read(field.value),
+                Some(Known::KeepAlive | Known::ProxyConnection) => {}
+                Some(Known::Upgrade) if status != 101 => {}
+                Some(known) => map.append_known(known, field.value),
+                None => map.append(field.name.as_bytes(), field.value),
+            }
+        }
+        if framing.chunked && framing.length.is_some() {
+            if !limits.chunked_length {
+                return Err(CONFLICT);
+            }
+            map.remove(Known::ContentLength);
+        }
+        let body = match framing.length {
+            _ if status == 101 => BodyLength::UntilClose,
+            _ if to_head || status < 200 || status == 204 || status == 304 => BodyLength::Empty,
+            _ if framing.chunked => BodyLength::Chunked,
+            Some(length) => BodyLength::Known(length),
+            None => BodyLength::UntilClose,
+        };
+        let keep_alive = if http10 { connection.keep_alive && !connection.close } else { !connection.close };
+        Ok(Some(ResponseHead { size, status, body, keep_alive: keep_alive && body != BodyLength::UntilClose }))
+    })
+}
+
+/// Runs `parse` with room for header fields: on the stack for ordinary limits.
+fn with_fields<'b, T>(limit: usize, parse: impl FnOnce(&mut [MaybeUninit<httparse::Header<'b>>]) -> T) -> T {
+    if limit < 128 {
+        parse(&mut [const { MaybeUninit::uninit() }; 128])
+    } else {
+        let mut fields = Vec::new();
+        fields.resize_with(limit.min(16 * 1024) + 1, MaybeUninit::uninit);
+        parse(&mut fields)
+    }
+}
+
+fn incomplete<T>(input: &[u8], limits: &HeadLimits) -> Result<Option<T>, CodecError> {
+    let bare = memchr::memchr_iter(b'\n', input).any(|at| at > 0 && input.get(at - 1) != Some(&b'\r'));
+    if bare {
+        return Err(CODEC_ERROR);
+    }
+    if input.len() > limits.bytes { Err(TOO_LARGE) } else { Ok(None) }
+}
+
+fn check_size(input: &[u8], size: usize, fields: usize, limits: &HeadLimits) -> Result<(), CodecError> {
+    if size > limits.bytes {
+        return Err(TOO_LARGE);
+    }
+    if fields > limits.fields {
+        return Err(TOO_MANY);
+    }
+    let head = input.get(..size).unwrap_or_default();
+    if memchr::memchr_iter(b'\n', head).any(|at| at > 0 && head.get(at - 1) != Some(&b'\r')) {
+        return Err(CODEC_ERROR);
+    }
+    Ok(())
+}
+
+fn request_error(error: httparse::Error, input: &[u8], limits: &HeadLimits) -> CodecError {
+    match error {
+        httparse::Error::TooManyHeaders => TOO_MANY,
+        httparse::Error::Version => CodecError { status: 426, details: "low_version" },
+        httparse::Error::HeaderValue => CodecError::bad("http1.invalid_characters"),
+        _ if input.len() > limits.bytes => TOO_LARGE,
+        _ => CODEC_ERROR,
+    }
+}
+
+/// Reads the request target; gives the authority of an absolute or authority form.
+fn target_authority<'t>(
+    method: &str,
+    target: &'t str,
+    limits: &HeadLimits,
+    map: &mut HeaderMap,
+) -> Result<Option<&'t str>, CodecError> {
+    const INVALID: CodecError = CodecError::bad("http1.invalid_url");
+    if method == "CONNECT" {
+        // Authority form: host and port, no path (RFC 9112 section 3.2.3).
+        let port = target.rsplit_once(':').map(|(_, port)| port).ok_or(INVALID)?;
+        if port.parse::<u16>().is_err() || !valid_authority(target.as_bytes()) {
+            return Err(INVALID);
+        }
+        return Ok(Some(target));
+    }
+    if target.starts_with('/') {
+        map.append_known(Known::Path, target.as_bytes());
+        return Ok(None);
+    }
+    if target == "*" {
+        if method != "OPTIONS" {
+            return Err(INVALID);
+        }
+        map.append_known(Known::Path, b"*");
+        return Ok(None);
+    }
+    let scheme = target.get(..8).unwrap_or(target);
+    let rest = if scheme.get(..7).is_some_and(|scheme| scheme.eq_ignore_ascii_case("http://")) {
+        target.get(7..)
+    } else if scheme.eq_ignore_ascii_case("https://") {
+        target.get(8..)
+    } else {
+        None
+    };
+    let (Some(rest), true) = (rest, limits.absolute_url) else { return Err(CODEC_ERROR) };
+    let at = rest.find(['/', '?', '#']).unwrap_or(rest.len());
+    let (authority, path) = rest.split_at(at);
+    if authority.is_empty() || !valid_authority(authority.as_bytes()) {
+        return Err(INVALID);
+    }
+    if path.starts_with('/') {
+        map.append_known(Known::Path, path.as_bytes());
+    } else {
+        map.append_known(Known::Path, format!("/{path}").as_bytes());
+    }
+    Ok(Some(authority))
+}
+
+/// Looks a name up in any case without allocating.
+fn known(name: &str) -> Option<Known> {
+    let mut lower = [0u8; 48];
+    let lower = lower.get_mut(..name.len())?;
+    lower.copy_from_slice(name.as_bytes());
+    lower.make_ascii_lowercase();
+    Known::find(lower)
+}
+
+/// No control characters but tab; httparse has refused most already.
+fn valid_value(value: &[u8]) -> bool {
+    value.iter().all(|byte| *byte >= 0x20 && *byte != 0x7f || *byte == b'\t')
+}
+
+/// Characters of a host and port (RFC 3986 section 3.2, without user information).
+pub(crate) fn valid_authority(value: &[u8]) -> bool {
+    value.iter().all(|byte| byte.is_ascii_alphanumeric() || b"-._~%!$&'()*+,;=:[]@".contains(byte))
+}
+
+/// What a `connection` header says.
+#[derive(Default)]
+struct Connection<'a> {
+    close: bool,
+    keep_alive: bool,
+    upgrade: bool,
+    /// Names of other headers that speak of this connection only.
+    named: smallvec::SmallVec<[&'a [u8]; 2]>,
+}
+
+impl<'a> Connection<'a> {
+    fn read(&mut self, value: &'a [u8]) {
+        for token in value.split(|byte| *byte == b',').map(<[u8]>::trim_ascii) {
+            if token.eq_ignore_ascii_case(b"close") {
+                self.close = true;
+            } else if token.eq_ignore_ascii_case(b"keep-alive") {
+                self.keep_alive = true;
+            } else if token.eq_ignore_ascii_case(b"upgrade") {
+                self.upgrade = true;
+            } else if !token.is_empty() {
+                self.named.push(token);
+            }
+        }
+    }
+
+    fn names(&self, name: &str) -> bool {
+        self.named.iter().any(|named| named.eq_ignore_ascii_case(name.as_bytes()))
+    }
+}
+
+/// What content-length and transfer-encoding say.
+#[derive(Default)]
+struct Framing {
+    length: Option<u64>,
+    chunked: bool,
+}
+
+impl Framing {
+    fn length(&mut self, value: &[u8]) -> Result<(), CodecError> {
+        // A list of equal lengths is legal to accept; Envoy refuses it, and so do we.
+        if value.is_empty() || value.len() > 19 || !value.iter().all(u8::is_ascii_digit) || self.length.is_some() {
+            return Err(CODEC_ERROR);
+        }
+        self.length = Some(value.iter().fold(0, |sum, digit| sum * 10 + u64::from(digit - b'0')));
+        Ok(())
+    }
+
+    fn encoding(&mut self, value: &[u8], request: bool) -> Result<(), CodecError> {
+        if value.eq_ignore_ascii_case(b"chunked") && !self.chunked {
+            self.chunked = true;
+            return Ok(());
+        }
+        let status = if request { 501 } else { 502 };
+        Err(CodecError { status, details: "http1.invalid_transfer_encoding" })
+    }
+}
+
+/// How heads are written on a connection.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct WriteStyle {
+    /// `proper_case_words`: `Content-Type` instead of `content-type`.
+    pub(crate) proper_case: bool,
+}
+
+/// Writes a request head. Says how its body is to be written.
+pub(crate) fn write_request(bytes: &mut Vec<u8>, map: &HeaderMap, end: bool, style: WriteStyle) -> BodyLength {
+    let method = map.method();
+    let connect = method == b"CONNECT" && !map.contains(Known::Protocol);
+    let upgrade = map.get(Known::Upgrade);
+    bytes.extend_from_slice(method);
+    bytes.push(b' ');
+    bytes.extend_from_slice(if connect { map.authority() } else { map.path() });
+    bytes.extend_from_slice(b" HTTP/1.1\r\n");
+    write_field(bytes, b"host", map.authority(), style.proper_case);
+    let mut length = None;
+    for (known, name, value) in map.iter_known() {
+        if known == Some(Known::ContentLength) {
+            length = Some(value);
+        }
+        if name.first() != Some(&b':') {
+            write_field(bytes, name, value, style.proper_case);
+        }
+    }
+    let body = if connect || upgrade.is_some() {
+        BodyLength::UntilClose
+    } else if end {
+        let bodiless = matches!(method, b"GET" | b"HEAD" | b"OPTIONS" | b"DELETE" | b"TRACE" | b"CONNECT");
+        if length.is_none() && !bodiless {
+            write_field(bytes, b"content-length", b"0", style.proper_case);
+        }
+        BodyLength::Empty
+    } else if let Some(length) = length {
+        BodyLength::Known(std::str::from_utf8(length).ok().and_then(|text| text.parse().ok()).unwrap_or(0))
+    } else {
+        write_field(bytes, b"transfer-encoding", b"chunked", style.proper_case);
+        BodyLength::Chunked
+    };
+    if upgrade.is_some() {
+        write_field(bytes, b"connection", b"upgrade", style.proper_case);
+    }
+    bytes.extend_from_slice(b"\r\n");
+    body
+}
+
+/// What a response head must take into account.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ResponseShape {
+    /// The response has no body behind its head.
+    pub(crate) end: bool,
+    /// The request was HEAD.
+    pub(crate) to_head: bool,
+    /// The request was CONNECT or an upgrade: a success has bytes both ways behind it.
+    pub(crate) tunnel: bool,
+    /// The client speaks HTTP/1.0: no chunks.
+    pub(crate) http10: bool,
+    /// The connection closes behind the response.
+    pub(crate) close: bool,
+}
+
+/// Writes a response head. Says how its body is to be written.
+pub(crate) fn write_response(bytes: &mut Vec<u8>, map: &HeaderMap, shape: ResponseShape, style: WriteStyle) -> BodyLength {
+    let status = map.status();
+    bytes.extend_from_slice(b"HTTP/1.1 ");
+    bytes.extend_from_slice(map.get(Known::Status).unwrap_or(b"500"));
+    bytes.push(b' ');
+    bytes.extend_from_slice(reason(status).as_bytes());
+    bytes.extend_from_slice(b"\r\n");
+    let mut length = None;
+    for (known, name, value) in map.iter_known() {
+        match known {
+            Some(Known::ContentLength) if status < 200 || status == 204 => continue,
+            Some(Known::ContentLength) => length = Some(value),
+            Some(Known::Upgrade) if status != 101 => continue,
+            _ => {}
+        }
+        if name.first() != Some(&b':') {
+            write_field(bytes, name, value, style.proper_case);
+        }
+    }
+    let bodiless = shape.to_head || status < 200 || status == 204 || status == 304;
+    let mut close = shape.close;
+    let body = if status == 101 || (shape.tunnel && (200..300).contains(&status)) {
+        close = false;
+        BodyLength::UntilClose
+    } else if shape.end || bodiless {
+        if shape.end && length.is_none() && !bodiless {
+            write_field(bytes, b"content-length", b"0", style.proper_case);
+        }
+        BodyLength::Empty
+    } else if let Some(length) = length {
+        BodyLength::Known(std::str::from_utf8(length).ok().and_then(|text| text.parse().ok()).unwrap_or(0))
+    } else if shape.http10 {
+        close = true;
+        BodyLength::UntilClose
+    } else {
+        write_field(bytes, b"transfer-encoding", b"chunked", style.proper_case);
+        BodyLength::Chunked
+    };
+    if status == 101 {
+        write_field(bytes, b"connection", b"upgrade", style.proper_case);
+    } else if close {
+        write_field(bytes, b"connection", b"close", style.proper_case);
+    } else if shape.http10 && status >= 200 {
+        write_field(bytes, b"connection", b"keep-alive", style.proper_case);
+    }
+    bytes.extend_from_slice(b"\r\n");
+    body
+}
+
+/// Writes one field line.
+pub(crate) fn write_field(bytes: &mut Vec<u8>, name: &[u8], value: &[u8], proper_case: bool) {
+    let start = bytes.len();
+    bytes.extend_from_slice(name);
+    if proper_case {
+        let mut first = true;
+        for byte in bytes.iter_mut().skip(start) {
+            if first {
+                byte.make_ascii_uppercase();
+            }
+            first = *byte == b'-';
+        }
+    }
+    bytes.extend_from_slice(b": ");
+    bytes.extend_from_slice(value);
+    bytes.extend_from_slice(b"\r\n");
+}
+
+/// The reason phrase of a status.
+pub(crate) fn reason(status: u16) -> &'static str {
+    match status {
+        // Names that Envoy writes differently from the registry.
+        302 => "Found",
+        413 => "Payload Too Large",
+        418 => "I'm a teapot",
+        _ => http::StatusCode::from_u16(status).ok().and_then(|code| code.canonical_reason()).unwrap_or("Unknown"),
+    }
+}
