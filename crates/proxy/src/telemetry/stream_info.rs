@@ -9,6 +9,8 @@ use std::time::{Instant, SystemTime};
 
 use leno_base::Name;
 
+use crate::cluster::Metadata;
+
 /// Envoy's response flags (`%RESPONSE_FLAGS%`), as a set.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct ResponseFlags(u32);
@@ -158,6 +160,12 @@ pub(crate) struct UpstreamInfo {
     pub(crate) cluster: Option<Name>,
     /// `%UPSTREAM_CLUSTER_RAW%`: the name.
     pub(crate) cluster_raw: Option<Name>,
+    /// The endpoint's metadata: `%UPSTREAM_METADATA(...)%`.
+    pub(crate) host_metadata: Option<Metadata>,
+    /// The cluster's metadata: `%CLUSTER_METADATA(...)%`.
+    pub(crate) cluster_metadata: Option<Metadata>,
+    /// Number of the upstream connection: `%UPSTREAM_CONNECTION_ID%`.
+    pub(crate) connection_id: Option<u64>,
     /// `%UPSTREAM_PROTOCOL%`.
     pub(crate) protocol: Option<Protocol>,
     /// `%UPSTREAM_TRANSPORT_FAILURE_REASON%`.
