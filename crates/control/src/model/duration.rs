@@ -1,0 +1,95 @@
+//! Durations as Istio's YAML writes them: `5s`, `100ms`, `1h30m`.
+
+use std::fmt;
+use std::time::Duration;
+
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer};
+
+/// A span of time, never negative.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct Span(pub(crate) Duration);
+
+impl Span {
+    /// The protobuf form.
+    pub(crate) fn to_proto(self) -> prost_types::Duration {
+        leno_api::duration::to_proto(self.0)
+    }
+
+    /// Whether it is zero.
+    pub(crate) fn is_zero(self) -> bool {
+        self.0.is_zero()
+    }
+}
+
+impl fmt::Display for Span {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}s", self.0.as_secs_f64())
+    }
+}
+
+impl<'de> Deserialize<'de> for Span {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Span, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        parse(&text).ok_or_else(|| D::Error::custom(format!("{text:?} is no duration such as 5s, 100ms or 1h30m")))
+    }
+}
+
+/// Reads Go's duration syntax, which includes that of protobuf JSON.
+fn parse(text: &str) -> Option<Span> {
+    if text == "0" {
+        return Some(Span::default());
+    }
+    let mut rest = text.strip_prefix('+').unwrap_or(text);
+    if rest.is_empty() {
+        return None;
+    }
+    let mut nanos: f64 = 0.0;
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(rest.len());
+        let (number, after) = rest.split_at_checked(digits)?;
+        let unit_length = after.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(after.len());
+        let (unit, after) = after.split_at_checked(unit_length)?;
+        let scale = match unit {
+            "ns" => 1.0,
+            "us" | "µs" | "μs" => 1e3,
+            "ms" => 1e6,
+            "s" => 1e9,
+            "m" => 60e9,
+            "h" => 3600e9,
+            _ => return None,
+        };
+        nanos += number.parse::<f64>().ok()? * scale;
+        rest = after;
+    }
+    // 292 years is Go's limit; beyond it nothing sensible is meant.
+    if !(0.0..=9.2e18).contains(&nanos) {
+        return None;
+    }
+    Some(Span(Duration::from_nanos(nanos.round() as u64)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::parse;
+
+    #[test]
+    fn reads_go_durations() {
+        let check = |text: &str, millis: Option<u64>| {
+            let found = parse(text).map(|span| u64::try_from(span.0.as_millis()).unwrap_or(u64::MAX));
+            assert_eq!(found, millis, "{text}");
+        };
+        check("5s", Some(5000));
+        check("0.25s", Some(250));
+        check("1h30m", Some(5_400_000));
+        check("100ms", Some(100));
+        check("0s", Some(0));
+        check("0", Some(0));
+        check("-1s", None);
+        check("5", None);
+        check("s", None);
+        check("1d", None);
+        check("", None);
+        check("1e30h", None);
+    }
+}

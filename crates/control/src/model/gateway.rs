@@ -1,0 +1,189 @@
+//! `Gateway`: the ports and hosts that a gateway proxy exposes.
+
+use std::collections::{BTreeMap, HashSet};
+
+use serde::Deserialize;
+
+use super::check::{Check, is_dns_label};
+use super::diagnostic::Finding;
+
+/// The `spec` of a Gateway (Istio's, not the Gateway API's).
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub(crate) struct Gateway {
+    pub(crate) servers: Vec<Server>,
+    pub(crate) selector: BTreeMap<String, String>,
+}
+
+/// One port with the hosts that it serves.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub(crate) struct Server {
+    pub(crate) port: Option<Port>,
+    pub(crate) bind: String,
+    pub(crate) hosts: Vec<String>,
+    pub(crate) tls: Option<ServerTls>,
+    pub(crate) default_endpoint: String,
+    pub(crate) name: String,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub(crate) struct Port {
+    pub(crate) number: u32,
+    pub(crate) protocol: String,
+    pub(crate) name: String,
+    pub(crate) target_port: u32,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub(crate) struct ServerTls {
+    pub(crate) https_redirect: bool,
+    pub(crate) mode: Option<ServerTlsMode>,
+    pub(crate) server_certificate: String,
+    pub(crate) private_key: String,
+    pub(crate) ca_certificates: String,
+    pub(crate) ca_crl: String,
+    pub(crate) credential_name: String,
+    pub(crate) credential_names: Vec<String>,
+    pub(crate) ca_cert_credential_name: String,
+    pub(crate) tls_certificates: Vec<TlsCertificate>,
+    pub(crate) subject_alt_names: Vec<String>,
+    pub(crate) verify_certificate_spki: Vec<String>,
+    pub(crate) verify_certificate_hash: Vec<String>,
+    pub(crate) min_protocol_version: Option<TlsVersion>,
+    pub(crate) max_protocol_version: Option<TlsVersion>,
+    pub(crate) cipher_suites: Vec<String>,
+    pub(crate) insecure_skip_verify: Option<bool>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub(crate) struct TlsCertificate {
+    pub(crate) server_certificate: String,
+    pub(crate) private_key: String,
+    pub(crate) ca_certificates: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub(crate) enum ServerTlsMode {
+    Passthrough,
+    Simple,
+    Mutual,
+    AutoPassthrough,
+    IstioMutual,
+    OptionalMutual,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+pub(crate) enum TlsVersion {
+    #[serde(rename = "TLS_AUTO")]
+    Auto,
+    #[serde(rename = "TLSV1_0")]
+    V1_0,
+    #[serde(rename = "TLSV1_1")]
+    V1_1,
+    #[serde(rename = "TLSV1_2")]
+    V1_2,
+    #[serde(rename = "TLSV1_3")]
+    V1_3,
+}
+
+/// What a server's `port.protocol` asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ServerProtocol {
+    /// HTTP, HTTP2, GRPC, GRPC-WEB in plain text.
+    Http,
+    /// TCP or a protocol treated as such.
+    Tcp,
+    /// HTTPS or TLS: not supported yet.
+    Tls,
+    /// No known protocol.
+    Unknown,
+}
+
+impl Server {
+    /// What its port asks for.
+    pub(crate) fn protocol(&self) -> ServerProtocol {
+        let protocol = self.port.as_ref().map_or("", |port| port.protocol.as_str());
+        match protocol.to_ascii_uppercase().as_str() {
+            "HTTP" | "HTTP2" | "GRPC" | "GRPC-WEB" => ServerProtocol::Http,
+            "TCP" | "MONGO" | "REDIS" | "MYSQL" => ServerProtocol::Tcp,
+            "HTTPS" | "TLS" => ServerProtocol::Tls,
+            _ => ServerProtocol::Unknown,
+        }
+    }
+
+    /// Its hosts, each with the namespace that a `ns/` prefix restricts it to.
+    pub(crate) fn hosts(&self) -> impl Iterator<Item = (Option<&str>, &str)> {
+        self.hosts.iter().map(|host| match host.split_once('/') {
+            Some(("*", host)) => (None, host),
+            Some((namespace, host)) => (Some(namespace), host),
+            None => (None, host.as_str()),
+        })
+    }
+}
+
+impl Gateway {
+    /// Everything that is wrong or has no effect.
+    pub(crate) fn validate(&self) -> Vec<Finding> {
+        let mut check = Check::spec();
+        if self.servers.is_empty() {
+            check.at("servers", |check| check.invalid("at least one server is needed"));
+        }
+        check.at("selector", |check| check.labels(&self.selector));
+        let mut names = HashSet::new();
+        check.each("servers", &self.servers, |check, server| {
+            server_fields(check, server);
+            let name = server.port.as_ref().map_or("", |port| port.name.as_str());
+            if !name.is_empty() && !names.insert(name.to_owned()) {
+                check.at("port", |check| {
+                    check.at("name", |check| check.invalid(format!("there is another port {name:?}")));
+                });
+            }
+        });
+        check.into_findings()
+    }
+}
+
+fn server_fields(check: &mut Check, server: &Server) {
+    check.at("port", |check| match &server.port {
+        None => check.invalid("a port is needed"),
+        Some(port) => {
+            check.at("number", |check| check.port(port.number));
+            if server.protocol() == ServerProtocol::Unknown {
+                check.at("protocol", |check| {
+                    check.invalid(format!("{:?} is none of HTTP, HTTP2, GRPC, GRPC-WEB, HTTPS, TLS, TCP", port.protocol));
+                });
+            }
+            if port.name.is_empty() {
+                check.at("name", |check| check.invalid("must not be empty"));
+            }
+            check.unsupported("targetPort", port.target_port != 0);
+        }
+    });
+    if server.hosts.is_empty() {
+        check.at("hosts", |check| check.invalid("at least one host is needed"));
+    }
+    check.each("hosts", &server.hosts, |check, host| {
+        let (namespace, host) = host.split_once('/').map_or((None, host.as_str()), |(ns, host)| (Some(ns), host));
+        check.host(host);
+        if namespace.is_some_and(|ns| !matches!(ns, "*" | ".") && !is_dns_label(ns)) {
+            check.invalid("the part before / must be a namespace, '.' or '*'");
+        }
+    });
+    check.unsupported("defaultEndpoint", !server.default_endpoint.is_empty());
+    if !server.bind.is_empty() && server.bind.parse::<std::net::IpAddr>().is_err() {
+        check.at("bind", |check| check.error("unsupported-field", "only addresses can be bound so far"));
+    }
+    if server.protocol() == ServerProtocol::Tls {
+        check.warn("unsupported-field", "TLS is not supported yet, the server is left out");
+    } else if let Some(tls) = &server.tls {
+        let rest = ServerTls { https_redirect: tls.https_redirect, ..ServerTls::default() };
+        if *tls != rest {
+            check.at("tls", |check| check.invalid("a server without TLS can have httpsRedirect only"));
+        }
+    }
+}

@@ -1,0 +1,213 @@
+//! Kubernetes' own kinds, reduced to what the mesh looks at.
+//!
+//! They are read with `k8s-openapi`'s types and kept in these: a Pod's full form is large, and every
+//! field kept is one whose change disturbs what was derived from it.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use k8s_openapi::api::core::v1 as core;
+use k8s_openapi::api::discovery::v1 as discovery;
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+
+use super::Meta;
+use super::check::Check;
+use super::diagnostic::Finding;
+
+/// A Service.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Service {
+    pub(crate) meta: Meta,
+    /// Virtual addresses; empty for headless and external services, and where none is assigned yet.
+    pub(crate) cluster_ips: Vec<IpAddr>,
+    /// `clusterIP: None`.
+    pub(crate) headless: bool,
+    /// The DNS name that a Service of type ExternalName stands for.
+    pub(crate) external_name: Option<String>,
+    pub(crate) ports: Vec<ServicePort>,
+    /// Labels of its pods; empty if endpoints are given by hand.
+    pub(crate) selector: BTreeMap<String, String>,
+    /// Whether pods that are not ready count.
+    pub(crate) publish_not_ready: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct ServicePort {
+    pub(crate) name: String,
+    pub(crate) number: u16,
+    pub(crate) target: TargetPort,
+    pub(crate) app_protocol: Option<String>,
+    /// Whether it is a UDP or SCTP port, which proxies do not carry.
+    pub(crate) datagram: bool,
+}
+
+/// The port of the pods that a Service port leads to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum TargetPort {
+    Number(u16),
+    /// The name of a container port.
+    Name(String),
+}
+
+/// A Pod.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Pod {
+    pub(crate) meta: Meta,
+    /// Its addresses, the primary one first; empty until it has one.
+    pub(crate) ips: Vec<IpAddr>,
+    pub(crate) ready: bool,
+    /// Whether it is being deleted or has run to its end.
+    pub(crate) gone: bool,
+    pub(crate) service_account: String,
+    pub(crate) node: String,
+    /// Container ports that have names.
+    pub(crate) named_ports: BTreeMap<String, u16>,
+}
+
+/// An EndpointSlice.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct EndpointSlice {
+    pub(crate) meta: Meta,
+    /// The Service that it belongs to, in the same namespace.
+    pub(crate) service: String,
+    pub(crate) ports: Vec<SlicePort>,
+    pub(crate) endpoints: Vec<SliceEndpoint>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct SlicePort {
+    pub(crate) name: String,
+    pub(crate) number: u16,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct SliceEndpoint {
+    pub(crate) addresses: Vec<IpAddr>,
+    pub(crate) ready: bool,
+    /// The pod behind it, in the same namespace.
+    pub(crate) pod: Option<String>,
+}
+
+/// The label that names the Service of an EndpointSlice.
+const SERVICE_NAME: &str = "kubernetes.io/service-name";
+
+/// Reduces a Service.
+pub(crate) fn service(meta: Meta, service: core::Service) -> (Service, Vec<Finding>) {
+    let mut check = Check::spec();
+    let spec = service.spec.unwrap_or_default();
+    let headless = spec.cluster_ip.as_deref() == Some("None");
+    let mut ips = spec.cluster_ips.unwrap_or_default();
+    if ips.is_empty() {
+        ips.extend(spec.cluster_ip);
+    }
+    let external_name = (spec.type_.as_deref() == Some("ExternalName")).then_some(spec.external_name).flatten();
+    let mut ports = Vec::new();
+    check.each("ports", &spec.ports.unwrap_or_default(), |check, port| {
+        let Ok(number @ 1..) = u16::try_from(port.port) else {
+            return check.at("port", |check| check.invalid(format!("{} is no port", port.port)));
+        };
+        let target = match &port.target_port {
+            None | Some(IntOrString::Int(0)) => TargetPort::Number(number),
+            Some(IntOrString::Int(target)) => match u16::try_from(*target) {
+                Ok(target) => TargetPort::Number(target),
+                Err(_) => return check.at("targetPort", |check| check.invalid(format!("{target} is no port"))),
+            },
+            Some(IntOrString::String(name)) => TargetPort::Name(name.clone()),
+        };
+        ports.push(ServicePort {
+            name: port.name.clone().unwrap_or_default(),
+            number,
+            target,
+            app_protocol: port.app_protocol.clone(),
+            datagram: port.protocol.as_deref().is_some_and(|protocol| protocol != "TCP"),
+        });
+    });
+    let service = Service {
+        meta,
+        cluster_ips: ips.iter().filter_map(|ip| ip.parse().ok()).collect(),
+        headless,
+        external_name,
+        ports,
+        selector: spec.selector.unwrap_or_default(),
+        publish_not_ready: spec.publish_not_ready_addresses.unwrap_or_default(),
+    };
+    (service, check.into_findings())
+}
+
+/// Reduces a Pod.
+pub(crate) fn pod(meta: Meta, pod: core::Pod) -> Pod {
+    let deleted = pod.metadata.deletion_timestamp.is_some();
+    let spec = pod.spec.unwrap_or_default();
+    let status = pod.status.unwrap_or_default();
+    let mut ips: Vec<IpAddr> = status
+        .pod_ips
+        .unwrap_or_default()
+        .iter()
+        .filter_map(|ip| ip.ip.parse().ok())
+        .collect();
+    if let Some(primary) = status.pod_ip.and_then(|ip| ip.parse().ok())
+        && !ips.contains(&primary)
+    {
+        ips.insert(0, primary);
+    }
+    // A pod written by hand may have an address and nothing more: it counts as ready.
+    let ready = match &status.conditions {
+        Some(conditions) => conditions
+            .iter()
+            .find(|condition| condition.type_ == "Ready")
+            .is_some_and(|condition| condition.status == "True"),
+        None => matches!(status.phase.as_deref(), None | Some("Running")),
+    };
+    let ended = matches!(status.phase.as_deref(), Some("Succeeded" | "Failed"));
+    let sidecars = spec.init_containers.unwrap_or_default();
+    let containers = spec.containers.iter().chain(&sidecars);
+    let ports = containers.flat_map(|container| container.ports.iter().flatten());
+    let named_ports = ports
+        .filter_map(|port| Some((port.name.clone()?, u16::try_from(port.container_port).ok()?)))
+        .collect();
+    Pod {
+        meta,
+        ips,
+        ready,
+        gone: deleted || ended,
+        service_account: spec.service_account_name.unwrap_or_else(|| "default".to_owned()),
+        node: spec.node_name.unwrap_or_default(),
+        named_ports,
+    }
+}
+
+/// Reduces an EndpointSlice.
+pub(crate) fn endpoint_slice(meta: Meta, slice: discovery::EndpointSlice) -> (EndpointSlice, Vec<Finding>) {
+    let mut check = Check::default();
+    let service = meta.labels.get(SERVICE_NAME).cloned().unwrap_or_default();
+    if service.is_empty() {
+        check.at("metadata", |check| {
+            check.warn("no-effect", format!("belongs to no service, as it lacks the label {SERVICE_NAME}"));
+        });
+    }
+    let ports = slice.ports.unwrap_or_default();
+    let ports = ports.into_iter().filter_map(|port| {
+        let number = u16::try_from(port.port?).ok()?;
+        Some(SlicePort { name: port.name.unwrap_or_default(), number })
+    });
+    let ports = ports.collect();
+    let mut endpoints = Vec::new();
+    check.each("endpoints", &slice.endpoints, |check, endpoint| {
+        let addresses: Vec<IpAddr> = endpoint.addresses.iter().filter_map(|ip| ip.parse().ok()).collect();
+        if slice.address_type != "FQDN" && addresses.len() < endpoint.addresses.len() {
+            check.at("addresses", |check| check.invalid("not all are addresses"));
+        }
+        let conditions = endpoint.conditions.clone().unwrap_or_default();
+        let pod = endpoint.target_ref.as_ref().filter(|target| target.kind.as_deref() == Some("Pod"));
+        endpoints.push(SliceEndpoint {
+            addresses,
+            // Not said means yes; a terminating endpoint that still serves is not given new work.
+            ready: conditions.ready.unwrap_or(true),
+            pod: pod.and_then(|target| target.name.clone()),
+        });
+    });
+    if slice.address_type == "FQDN" {
+        check.at("addressType", |check| check.warn("unsupported-field", "FQDN endpoints are not supported"));
+    }
+    (EndpointSlice { meta, service, ports, endpoints }, check.into_findings())
+}

@@ -1,0 +1,150 @@
+//! Who sees what: which proxies there are to the eyes of translation, and what applies to each.
+//!
+//! - [`ProxyKey`]: everything that translation may know of a proxy. Proxies with the same key share
+//!   every derivation and every encoded byte.
+//! - `rules.rs`: which VirtualServices apply; `policy.rs`: which DestinationRules, merged;
+//!   `gateways.rs`: which servers a gateway proxy has.
+
+pub(crate) mod gateways;
+pub(crate) mod policy;
+pub(crate) mod rules;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use leno_derive::{Cx, Query};
+
+use crate::model::inputs::{DestinationRules, VirtualServices};
+use crate::registry::targets::Workload;
+
+/// What a proxy is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) enum Role {
+    /// Beside a workload.
+    Sidecar,
+    /// At the edge of the mesh.
+    Router,
+}
+
+/// How a sidecar gets hold of its workload's connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) enum Interception {
+    /// By iptables, with the original destination at hand.
+    Redirect,
+    /// By iptables, with the client's address kept as well.
+    Tproxy,
+    /// Not at all: the workload uses the proxy as its HTTP proxy at this address.
+    Explicit { address: IpAddr, port: u16 },
+}
+
+/// Everything that translation may know of a proxy.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct ProxyKey {
+    pub(crate) role: Role,
+    pub(crate) namespace: String,
+    pub(crate) labels: BTreeMap<String, String>,
+    pub(crate) interception: Interception,
+}
+
+impl ProxyKey {
+    /// The workload that it stands beside, or is.
+    pub(crate) fn workload(&self) -> Workload {
+        Workload { namespace: self.namespace.clone(), labels: self.labels.clone() }
+    }
+
+    /// Whether it gets connections that were meant for others, with the original destination.
+    pub(crate) fn captures(&self) -> bool {
+        self.role == Role::Sidecar && !matches!(self.interception, Interception::Explicit { .. })
+    }
+
+    /// The proxy as a client.
+    pub(crate) fn viewer(&self, cx: &Cx<'_>) -> Viewer {
+        let names = cx.get::<SelectingLabels>(&());
+        let labels = self.labels.iter().filter(|(name, _)| names.contains(*name));
+        Viewer {
+            role: self.role,
+            captures: self.captures(),
+            namespace: self.namespace.clone(),
+            labels: labels.map(|(name, value)| (name.clone(), value.clone())).collect(),
+        }
+    }
+}
+
+/// A proxy as a client: what outbound configuration may depend on. Of the labels only those that
+/// some rule selects clients by, so that all clients of a namespace usually share one.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct Viewer {
+    pub(crate) role: Role,
+    /// Whether the address that the caller wanted is known.
+    pub(crate) captures: bool,
+    pub(crate) namespace: String,
+    pub(crate) labels: BTreeMap<String, String>,
+}
+
+/// The names of the labels that rules select clients by.
+struct SelectingLabels;
+
+impl Query for SelectingLabels {
+    type Key = ();
+    type Value = BTreeSet<String>;
+    const NAME: &'static str = "selecting-labels";
+
+    fn derive(cx: &Cx<'_>, (): &()) -> BTreeSet<String> {
+        let mut names = BTreeSet::new();
+        for key in cx.all::<VirtualServices>() {
+            let Some(rule) = cx.input::<VirtualServices>(&key) else { continue };
+            let http = rule.spec.http.iter().flat_map(|rule| &rule.r#match).map(|found| &found.source_labels);
+            let tcp = rule.spec.tcp.iter().flat_map(|rule| &rule.r#match).map(|found| &found.source_labels);
+            names.extend(http.chain(tcp).flat_map(|labels| labels.keys().cloned()));
+        }
+        for key in cx.all::<DestinationRules>() {
+            let Some(rule) = cx.input::<DestinationRules>(&key) else { continue };
+            if let Some(selector) = &rule.spec.workload_selector {
+                names.extend(selector.match_labels.keys().cloned());
+            }
+        }
+        names
+    }
+}
+
+/// How well a host of a rule, perhaps a wildcard, fits a host: longer is better, exact is best;
+/// `None` if not at all.
+pub(crate) fn fit(pattern: &str, host: &str) -> Option<usize> {
+    if pattern == host {
+        return Some(usize::MAX);
+    }
+    let suffix = pattern.strip_prefix('*')?;
+    // `*.example.com` fits `*.api.example.com` and `www.example.com`, not `example.com`.
+    (host.len() > suffix.len() && host.ends_with(suffix)).then_some(suffix.len())
+}
+
+/// The narrower of two hosts, if one includes the other.
+pub(crate) fn intersection<'a>(a: &'a str, b: &'a str) -> Option<&'a str> {
+    if fit(a, b).is_some() {
+        Some(b)
+    } else if fit(b, a).is_some() {
+        Some(a)
+    } else {
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{fit, intersection};
+
+    #[test]
+    fn hosts_fit() {
+        assert_eq!(fit("a.b", "a.b"), Some(usize::MAX));
+        assert_eq!(fit("*", "a.b"), Some(0));
+        assert_eq!(fit("*.b", "a.b"), Some(2));
+        assert_eq!(fit("*.b", "b"), None);
+        assert_eq!(fit("*.b", ".b"), None);
+        assert_eq!(fit("*.b", "*.a.b"), Some(2));
+        assert_eq!(fit("a.b", "*.b"), None);
+        assert_eq!(intersection("*.b", "a.b"), Some("a.b"));
+        assert_eq!(intersection("a.b", "*"), Some("a.b"));
+        assert_eq!(intersection("*.b", "*.a.b"), Some("*.a.b"));
+        assert_eq!(intersection("x.b", "a.b"), None);
+    }
+}

@@ -1,0 +1,26 @@
+//! Derivations that end in protobuf bytes: listeners, routes, clusters and endpoints.
+//!
+//! Everything here is pure: functions of a [`leno_derive::Cx`] and a key, without I/O, clock,
+//! randomness or async. The roots, which `crate::push` asks for, are [`cluster::Clusters`],
+//! [`listener::Listeners`], [`route::Route`] and [`endpoint::Endpoints`]. Names are Istio's, see
+//! `name.rs`.
+
+pub(crate) mod cluster;
+pub(crate) mod endpoint;
+pub(crate) mod listener;
+pub(crate) mod name;
+pub(crate) mod resource;
+pub(crate) mod route;
+#[cfg(test)]
+mod tests;
+
+/// The generated modules that translation speaks, under short names.
+pub(crate) mod proto {
+    pub(crate) use leno_api::proto::envoy::config::accesslog::v3 as accesslog;
+    pub(crate) use leno_api::proto::envoy::config::cluster::v3 as cluster;
+    pub(crate) use leno_api::proto::envoy::config::core::v3 as core;
+    pub(crate) use leno_api::proto::envoy::config::endpoint::v3 as endpoint;
+    pub(crate) use leno_api::proto::envoy::config::listener::v3 as listener;
+    pub(crate) use leno_api::proto::envoy::config::route::v3 as route;
+    pub(crate) use leno_api::proto::envoy::r#type as ty;
+}

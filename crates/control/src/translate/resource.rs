@@ -1,0 +1,132 @@
+//! An encoded resource, and small pieces that many resources contain.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
+
+use bytes::Bytes;
+use leno_api::any;
+use prost::{Message, Name};
+use prost_types::value::Kind;
+use prost_types::{Any, Struct, Value};
+
+use super::proto::core;
+use crate::model::ObjectRef;
+
+/// One resource as it goes over the wire, shared by all proxies that get it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Resource {
+    /// Name, version (a hash of the bytes) and bytes.
+    pub(crate) wire: leno_xds::Resource,
+    /// The objects that it was made of, to be blamed when a proxy refuses it.
+    pub(crate) origins: Vec<ObjectRef>,
+}
+
+impl Resource {
+    /// Encodes a message.
+    pub(crate) fn new<T: Message>(name: &str, message: &T, mut origins: Vec<ObjectRef>) -> Resource {
+        origins.sort();
+        origins.dedup();
+        let body = Bytes::from(message.encode_to_vec());
+        Resource { wire: leno_xds::Resource::hashed(leno_base::Name::new(name), body), origins }
+    }
+
+    /// Its name among the resources of its type.
+    pub(crate) fn name(&self) -> &str {
+        &self.wire.name
+    }
+}
+
+/// "From the stream on which this came", waiting as long as it takes.
+pub(crate) fn ads() -> core::ConfigSource {
+    core::ConfigSource {
+        initial_fetch_timeout: Some(prost_types::Duration::default()),
+        resource_api_version: core::ApiVersion::V3 as i32,
+        config_source_specifier: Some(core::config_source::ConfigSourceSpecifier::Ads(
+            core::AggregatedConfigSource::default(),
+        )),
+        ..core::ConfigSource::default()
+    }
+}
+
+/// A TCP address.
+pub(crate) fn address(host: &str, port: u16) -> core::Address {
+    core::Address { address: Some(core::address::Address::SocketAddress(socket_address(host, port))) }
+}
+
+/// A TCP address, unwrapped.
+pub(crate) fn socket_address(host: &str, port: u16) -> core::SocketAddress {
+    core::SocketAddress {
+        address: host.to_owned(),
+        port_specifier: Some(core::socket_address::PortSpecifier::PortValue(u32::from(port))),
+        ..core::SocketAddress::default()
+    }
+}
+
+/// A range of addresses from text such as `10.0.0.0/8` or `10.0.0.1`.
+pub(crate) fn cidr(text: &str) -> Option<core::CidrRange> {
+    let (address, length) = match text.split_once('/') {
+        Some((address, length)) => (address.parse::<IpAddr>().ok()?, Some(length.parse::<u32>().ok()?)),
+        None => (text.parse::<IpAddr>().ok()?, None),
+    };
+    let length = length.unwrap_or(if address.is_ipv4() { 32 } else { 128 });
+    Some(core::CidrRange { address_prefix: address.to_string(), prefix_len: Some(length) })
+}
+
+/// Metadata under `istio`, as telemetry and people look for it. Only one key, so that the
+/// encoding does not depend on the order of a hash map.
+pub(crate) fn istio_metadata(fields: impl IntoIterator<Item = (&'static str, Value)>) -> core::Metadata {
+    let fields = fields.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+    core::Metadata {
+        filter_metadata: HashMap::from([("istio".to_owned(), Struct { fields })]),
+        ..core::Metadata::default()
+    }
+}
+
+/// A text value.
+pub(crate) fn text(value: impl Into<String>) -> Value {
+    Value { kind: Some(Kind::StringValue(value.into())) }
+}
+
+/// A number value.
+pub(crate) fn number(value: u16) -> Value {
+    Value { kind: Some(Kind::NumberValue(f64::from(value))) }
+}
+
+/// A truth value.
+pub(crate) fn truth(value: bool) -> Value {
+    Value { kind: Some(Kind::BoolValue(value)) }
+}
+
+/// A list value.
+pub(crate) fn list(values: Vec<Value>) -> Value {
+    Value { kind: Some(Kind::ListValue(prost_types::ListValue { values })) }
+}
+
+/// A structure value.
+pub(crate) fn object(fields: impl IntoIterator<Item = (&'static str, Value)>) -> Value {
+    let fields: BTreeMap<String, Value> =
+        fields.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+    Value { kind: Some(Kind::StructValue(Struct { fields })) }
+}
+
+/// A JSON value as protobuf's `Value`.
+pub(crate) fn from_json(json: &serde_json::Value) -> Value {
+    let kind = match json {
+        serde_json::Value::Null => Kind::NullValue(0),
+        serde_json::Value::Bool(value) => Kind::BoolValue(*value),
+        serde_json::Value::Number(value) => Kind::NumberValue(value.as_f64().unwrap_or_default()),
+        serde_json::Value::String(value) => Kind::StringValue(value.clone()),
+        serde_json::Value::Array(values) => {
+            Kind::ListValue(prost_types::ListValue { values: values.iter().map(from_json).collect() })
+        }
+        serde_json::Value::Object(fields) => Kind::StructValue(Struct {
+            fields: fields.iter().map(|(name, value)| (name.clone(), from_json(value))).collect(),
+        }),
+    };
+    Value { kind: Some(kind) }
+}
+
+/// A message in an `Any`.
+pub(crate) fn pack<T: Message + Name>(message: &T) -> Any {
+    any::pack(message)
+}

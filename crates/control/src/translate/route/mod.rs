@@ -1,0 +1,94 @@
+//! RDS: which request goes where.
+//!
+//! - `sidecar.rs`: a route configuration per outbound port, or the one of the explicit proxy;
+//! - `gateway.rs`: one per port of a gateway;
+//! - `rule.rs`: an HTTP rule of a VirtualService as Envoy routes, with `matcher.rs` and `action.rs`.
+
+pub(crate) mod action;
+mod gateway;
+mod matcher;
+pub(crate) mod rule;
+mod sidecar;
+
+use std::sync::Arc;
+
+use leno_derive::{Cx, Query};
+
+use super::proto::route;
+use super::resource::Resource;
+use crate::model::ObjectRef;
+use crate::scope::{Interception, ProxyKey, Role};
+
+/// Istio's limit for the body of a direct response.
+const MOST_DIRECT_RESPONSE: u32 = 1 << 20;
+
+/// A route configuration that a proxy asks for by name; `None` if it has none of that name. A root.
+pub(crate) struct Route;
+
+impl Query for Route {
+    type Key = (ProxyKey, String);
+    type Value = Option<Arc<Resource>>;
+    const NAME: &'static str = "route";
+
+    fn derive(cx: &Cx<'_>, (proxy, name): &(ProxyKey, String)) -> Option<Arc<Resource>> {
+        match (proxy.role, proxy.interception) {
+            (Role::Router, _) => {
+                let key = gateway::GatewayRouteKey {
+                    viewer: proxy.viewer(cx),
+                    workload: proxy.workload(),
+                    name: name.clone(),
+                };
+                cx.get::<gateway::GatewayRoute>(&key).as_ref().clone()
+            }
+            (Role::Sidecar, Interception::Explicit { .. }) => {
+                if name != super::name::HTTP_PROXY {
+                    return None;
+                }
+                Some(cx.get::<sidecar::HttpProxyRoute>(&proxy.viewer(cx)))
+            }
+            (Role::Sidecar, _) => cx.get::<sidecar::OutboundRoute>(&(proxy.viewer(cx), name.clone())).as_ref().clone(),
+        }
+    }
+}
+
+/// Virtual hosts as they are gathered, and the objects that they come from.
+#[derive(Debug, Default)]
+struct Hosts {
+    hosts: Vec<route::VirtualHost>,
+    origins: Vec<ObjectRef>,
+    domains: std::collections::HashSet<String>,
+}
+
+impl Hosts {
+    /// Adds a virtual host with those of its domains that no earlier one has: Envoy refuses a
+    /// configuration in which a domain occurs twice.
+    fn add(&mut self, name: String, domains: Vec<String>, routes: Vec<route::Route>) -> Option<&mut route::VirtualHost> {
+        let domains: Vec<String> =
+            domains.into_iter().filter(|domain| self.domains.insert(domain.to_ascii_lowercase())).collect();
+        if domains.is_empty() {
+            return None;
+        }
+        self.hosts.push(route::VirtualHost {
+            name,
+            domains,
+            routes,
+            include_request_attempt_count: true,
+            ..route::VirtualHost::default()
+        });
+        self.hosts.last_mut()
+    }
+
+    /// The finished configuration.
+    fn finish(self, name: &str, ignore_port: bool) -> Arc<Resource> {
+        let message = route::RouteConfiguration {
+            name: name.to_owned(),
+            virtual_hosts: self.hosts,
+            // A route to a cluster that does not exist answers 503 instead of being refused.
+            validate_clusters: Some(false),
+            max_direct_response_body_size_bytes: Some(MOST_DIRECT_RESPONSE),
+            ignore_port_in_host_matching: ignore_port,
+            ..route::RouteConfiguration::default()
+        };
+        Arc::new(Resource::new(name, &message, self.origins))
+    }
+}

@@ -1,0 +1,123 @@
+//! The HTTP rules of a VirtualService as Envoy routes.
+
+use leno_derive::Cx;
+
+use super::{action, matcher};
+use crate::model::virtual_service::{Destination, HttpMatch, HttpRoute};
+use crate::registry::Visible;
+use crate::registry::instances::selects;
+use crate::scope::Viewer;
+use crate::scope::rules::Rule;
+use crate::translate::name;
+use crate::translate::proto::route;
+use crate::translate::resource::{istio_metadata, text};
+
+/// Where routes are wanted.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Place<'a> {
+    pub(crate) viewer: &'a Viewer,
+    /// `mesh`, or `namespace/name` of a gateway.
+    pub(crate) gateway: &'a str,
+    /// The port that requests come in on, as its author numbers it.
+    pub(crate) port: u16,
+}
+
+impl Place<'_> {
+    /// Whether a condition is for this place at all. As in Istio, one that names gateways does not
+    /// look at the client.
+    fn admits(&self, conditions: &HttpMatch) -> bool {
+        if conditions.port != 0 && conditions.port != u32::from(self.port) {
+            return false;
+        }
+        if !conditions.gateways.is_empty() {
+            return conditions.gateways.iter().any(|gateway| gateway == self.gateway);
+        }
+        selects(&conditions.source_labels, &self.viewer.labels)
+            && (conditions.source_namespace.is_empty() || conditions.source_namespace == self.viewer.namespace)
+    }
+}
+
+/// The routes of a rule at a place, up to the first that catches all.
+pub(crate) fn http_routes(cx: &Cx<'_>, rule: &Rule, place: Place<'_>) -> Vec<route::Route> {
+    let mut routes = Vec::new();
+    for http in &rule.spec.http {
+        let conditions: Vec<Option<&HttpMatch>> = if http.r#match.is_empty() {
+            vec![None]
+        } else {
+            http.r#match.iter().filter(|conditions| place.admits(conditions)).map(Some).collect()
+        };
+        for conditions in conditions {
+            let Some(message) = http_route(cx, rule, http, conditions, place) else { continue };
+            let last = message.r#match.as_ref().is_some_and(matcher::is_catch_all);
+            routes.push(message);
+            if last {
+                return routes;
+            }
+        }
+    }
+    routes
+}
+
+fn http_route(
+    cx: &Cx<'_>,
+    rule: &Rule,
+    http: &HttpRoute,
+    conditions: Option<&HttpMatch>,
+    place: Place<'_>,
+) -> Option<route::Route> {
+    let meta = &rule.meta;
+    let path = name::config_path("virtual-service", &meta.namespace, &meta.name);
+    let mut message = route::Route {
+        name: http.name.clone(),
+        r#match: Some(matcher::route_match(conditions)),
+        metadata: Some(istio_metadata([("config", text(path))])),
+        ..route::Route::default()
+    };
+    if let Some(conditions) = conditions {
+        if !conditions.name.is_empty() {
+            message.name = format!("{}.{}", message.name, conditions.name);
+        }
+        message.stat_prefix.clone_from(&conditions.stat_prefix);
+    }
+    if let Some(headers) = &http.headers {
+        action::change_headers(headers, &mut message);
+    }
+    let action = if let Some(redirect) = &http.redirect {
+        route::route::Action::Redirect(action::redirect(redirect, place.port))
+    } else if let Some(response) = &http.direct_response {
+        route::route::Action::DirectResponse(action::direct_response(response))
+    } else if http.route.is_empty() {
+        // A delegate, which validation has reported.
+        return None;
+    } else {
+        let visible = cx.get::<Visible>(&place.viewer.namespace);
+        let cluster_of = |destination: &Destination| {
+            let service = visible.get(&destination.host).map(AsRef::as_ref);
+            action::cluster(destination, service, place.port)
+        };
+        route::route::Action::Route(action::rule_forward(http, &mut message, cluster_of))
+    };
+    message.action = Some(action);
+    let operation = operation(&message, &meta.name, place.port);
+    message.decorator = Some(route::Decorator { operation, ..route::Decorator::default() });
+    Some(message)
+}
+
+/// What a trace calls the request: the destination, or where there are several the rule, and the
+/// path that was matched.
+pub(crate) fn operation(message: &route::Route, rule: &str, port: u16) -> String {
+    use route::route_match::PathSpecifier;
+    let path = match message.r#match.as_ref().and_then(|found| found.path_specifier.as_ref()) {
+        Some(PathSpecifier::Prefix(prefix)) => format!("{prefix}*"),
+        Some(PathSpecifier::Path(path)) => path.clone(),
+        Some(PathSpecifier::SafeRegex(pattern)) => pattern.regex.clone(),
+        _ => "/*".to_owned(),
+    };
+    if let Some(route::route::Action::Route(action)) = &message.action
+        && let Some(route::route_action::ClusterSpecifier::Cluster(cluster)) = &action.cluster_specifier
+        && let Some(parsed) = name::parse_outbound(cluster)
+    {
+        return format!("{}:{}{path}", parsed.host, parsed.port);
+    }
+    format!("{rule}:{port}{path}")
+}
