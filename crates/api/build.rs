@@ -147,7 +147,9 @@ fn compile(roots: &[PathBuf], out: &Path) -> BTreeMap<String, Compiled> {
     let mut includes = vec![patched];
     includes.extend(roots.iter().cloned());
     let mut merged = BTreeMap::new();
-    for name in roots.iter().flat_map(|root| proto_files(root)) {
+    // No file imports this one, but it may come in an `Any`; protox brings it.
+    let extra = ["google/protobuf/field_mask.proto".to_owned()];
+    for name in roots.iter().flat_map(|root| proto_files(root)).chain(extra) {
         if merged.contains_key(&name) {
             continue;
         }

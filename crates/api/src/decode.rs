@@ -126,6 +126,14 @@ fn checked(type_name: &str, node: &Node<'_>, source: &str) -> Result<(Vec<u8>, V
     Err(Errors(errors.into_iter().map(|error| error.in_file(source)).collect()))
 }
 
+/// Wire bytes with their constraints unchecked, for tests that compare forms only.
+#[cfg(test)]
+pub(crate) fn unchecked(type_name: &str, node: &Node<'_>) -> Result<Vec<u8>, Errors> {
+    let mut decoder = Decoder::default();
+    decoder.message(Message::find(type_name).expect("a known type"), node, node.position);
+    if decoder.errors.is_empty() { Ok(decoder.out) } else { Err(Errors(decoder.errors)) }
+}
+
 /// Whether a violation may be there only because a field could not be read: it is about that
 /// field or its list, or about a sibling that the text lacks (the field may be that one, misspelt).
 fn explains(error: &str, violation: &str, node: &Node<'_>) -> bool {

@@ -16,6 +16,8 @@ pub mod decode;
 pub mod duration;
 pub mod encode;
 mod error;
+#[cfg(test)]
+mod oracle;
 pub mod schema;
 pub mod typed_struct;
 pub mod validate;

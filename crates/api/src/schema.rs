@@ -162,9 +162,11 @@ impl Message {
     pub fn field(self, number: u32) -> Option<Field> {
         let (first, count) = (self.get(2), self.get(3));
         // Most messages number their fields from 1 without gaps, or nearly so.
-        let guess = Field(first + number.checked_sub(1)?);
-        if number <= count && guess.number() == number {
-            return Some(guess);
+        if (1..=count).contains(&number) {
+            let guess = Field(first + number - 1);
+            if guess.number() == number {
+                return Some(guess);
+            }
         }
         let (mut low, mut high) = (first, first + count);
         while low < high {

@@ -211,6 +211,10 @@ impl Walk {
                 }
             }
             Kind::Message(inner) => {
+                // In a oneof, `required` speaks of the field's content if it is the one chosen.
+                if sets.is_empty() && field.oneof().is_some() {
+                    return Ok(());
+                }
                 let wire = if sets.is_empty() { None } else { Some(join_message(sets)?) };
                 self.element(inner, rules, wire.as_deref(), depth);
             }

@@ -223,8 +223,9 @@ pub(crate) fn is_plain_text(text: &str) -> bool {
     if text.ends_with(':') {
         return false;
     }
-    // What looks like a number in any notation, or a date, is quoted.
-    if first.is_ascii_digit() && text.chars().all(|letter| letter.is_ascii_hexdigit() || "xXoO_.:+-".contains(letter)) {
+    // What looks like a number in any notation, or a date, is quoted; an address is not.
+    let is_address = text.bytes().filter(|byte| *byte == b'.').count() == 3 && !text.contains('_');
+    if first.is_ascii_digit() && !is_address && text.chars().all(|letter| letter.is_ascii_hexdigit() || "xXoO_.:+-".contains(letter)) {
         return false;
     }
     matches!(resolve_envoy(Cow::Borrowed(text)).1, Kind::String) && resolve_kubernetes(text) == Kind::String
