@@ -344,7 +344,7 @@ fn verdicts_that_come_late() {
                   > RDS +[] -[] nonce r1
                 disconnected
                 connected
-                  > RDS +["a"] -[] has {"a": "1"} node me
+                  > RDS +["a"] -[] has {"a": ""} node me
                 ack RDS
             "#]],
         };

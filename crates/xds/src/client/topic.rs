@@ -1,6 +1,6 @@
 //! What a client knows about one type of resource, and the requests that follow from it.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::time::Instant;
 
 use leno_api::proto::envoy::config::core::v3::Node;
@@ -322,9 +322,13 @@ impl Topic {
         request
     }
 
-    fn versions_to_state(&self) -> std::collections::HashMap<String, String> {
-        let pairs = self.versions.iter().map(|(name, version)| (name.to_string(), version.to_string()));
-        pairs.collect()
+    /// What the proxy holds, as far as it is known. What it is working on it may hold soon: the
+    /// server is told of it without a version, so that it sends it again or says that it is gone.
+    fn versions_to_state(&self) -> HashMap<String, String> {
+        let underway = self.handed_out.iter().flat_map(|update| update.added.iter().map(|(name, _)| name));
+        let underway = underway.filter(|name| self.wildcard || self.names.contains(*name));
+        let accepted = self.versions.iter().map(|(name, version)| (name.to_string(), version.to_string()));
+        accepted.chain(underway.map(|name| (name.to_string(), String::new()))).collect()
     }
 
     fn sent(&mut self) {

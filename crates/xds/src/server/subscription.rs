@@ -197,7 +197,10 @@ impl Subscription {
         self.forget_unwanted(&change);
         if self.wildcard {
             // Whether the client keeps what the wildcard still covers is not laid down: answer.
-            self.asked.extend(change.unwanted.iter().cloned());
+            for name in &change.unwanted {
+                self.sent.entry(name.clone()).and_modify(|version| *version = Name::default());
+                self.asked.insert(name.clone());
+            }
         }
         self.note_wanted(&change, is_new);
         if !self.wildcard {
@@ -208,7 +211,8 @@ impl Subscription {
     }
 
     fn forget_unwanted(&mut self, change: &Change) {
-        for name in &change.unwanted {
+        // What the wildcard still covers, the client still has.
+        for name in change.unwanted.iter().filter(|_| !self.wildcard) {
             self.sent.remove(name);
         }
         if change.wildcard_unwanted {
