@@ -89,6 +89,9 @@ impl Maker<'_> {
                 let path = ["a", "foo_bar", "a.b_c"][self.below(3)].to_owned();
                 set(&mut message, "paths", Value::List(vec![Value::String(path)]));
             }
+            // prost-reflect writes an infinity in a wrapper as null.
+            "google.protobuf.DoubleValue" => set(&mut message, "value", Value::F64([0.0, 0.1, -1e30][self.below(3)])),
+            "google.protobuf.FloatValue" => set(&mut message, "value", Value::F32([0.0, 0.1, -1e30][self.below(3)])),
             "google.protobuf.Value" => {
                 let fields: Vec<FieldDescriptor> = descriptor.fields().collect();
                 // Without a kind it is no value; beyond some depth only scalars.
@@ -214,11 +217,11 @@ fn normalize(message: &mut DynamicMessage) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(400))]
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
     /// Both directions agree with prost-reflect, and ours are inverse to each other.
     #[test]
-    fn agrees_with_prost_reflect(which in 0..TYPES.len(), bytes in vec(any::<u8>(), 0..300)) {
+    fn agrees_with_prost_reflect(which in 0..TYPES.len(), bytes in vec(any::<u8>(), 0..600)) {
         let descriptor = POOL.get_message_by_name(TYPES[which]).unwrap();
         let message = Maker(bytes.iter()).message(&descriptor, 0);
         let wire = message.encode_to_vec();
