@@ -1,5 +1,8 @@
 //! What is known and told of traffic: stats, access logs, the facts of a stream.
 
 pub(crate) mod access_log;
+pub(crate) mod scrape;
+pub(crate) mod server_stats;
 pub(crate) mod stats;
 pub(crate) mod stream_info;
+pub(crate) mod tags;

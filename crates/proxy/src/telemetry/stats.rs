@@ -6,12 +6,16 @@
 //! A block costs 8 bytes a counter or gauge; histograms and per-status counters are allocated
 //! when first used. A scope's values live as long as somebody holds its block.
 //!
-//! A kind of scope is declared with `stats_scope!`; rendering is in `admin::stats`.
+//! A kind of scope is declared with `stats_scope!`; summing is in `scrape`, rendering in
+//! `admin::stats` and `admin::prometheus`.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::Duration;
+
+use smallvec::SmallVec;
 
 /// What a stat is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,6 +41,25 @@ pub(crate) struct Block {
     histograms: OnceLock<Box<[Buckets]>>,
     /// Counters by HTTP status (100..=599), for `upstream_rq_200` and the like.
     statuses: OnceLock<Box<[AtomicU64]>>,
+    /// What the counters had at the last reset: only their owner may write them.
+    baseline: Mutex<Option<Baseline>>,
+}
+
+/// Values at a reset.
+#[derive(Debug)]
+struct Baseline {
+    values: Box<[u64]>,
+    statuses: HashMap<u16, u64>,
+}
+
+/// Set in a value once it was written, so that `usedonly` tells 0 from never. Values have 63
+/// bits in two's complement, so that a gauge may fall below 0 on one thread and rise on another.
+const USED: u64 = 1 << 63;
+
+/// The sum of values of several blocks: a gauge that is negative for a moment reads 0.
+pub(crate) fn total(values: impl Iterator<Item = u64>) -> u64 {
+    let sum = values.fold(0, u64::wrapping_add) & !USED;
+    if sum & (USED >> 1) == 0 { sum } else { 0 }
 }
 
 /// A counter or gauge of the calling thread's block.
@@ -51,22 +74,27 @@ impl Cell<'_> {
 
     /// Takes one off (gauges only).
     pub(crate) fn dec(self) {
-        self.0.store(self.0.load(Ordering::Relaxed).wrapping_sub(1), Ordering::Relaxed);
+        self.0.store(self.0.load(Ordering::Relaxed).wrapping_sub(1) | USED, Ordering::Relaxed);
     }
 
     /// Adds.
     pub(crate) fn add(self, delta: u64) {
-        self.0.store(self.0.load(Ordering::Relaxed).wrapping_add(delta), Ordering::Relaxed);
+        self.0.store(self.0.load(Ordering::Relaxed).wrapping_add(delta) | USED, Ordering::Relaxed);
     }
 
     /// Sets (gauges that one thread owns).
     pub(crate) fn set(self, value: u64) {
-        self.0.store(value, Ordering::Relaxed);
+        self.0.store(value | USED, Ordering::Relaxed);
     }
 
-    /// This thread's value.
+    /// This thread's value; add up those of several threads with [`total`].
     pub(crate) fn value(self) -> u64 {
-        self.0.load(Ordering::Relaxed)
+        self.0.load(Ordering::Relaxed) & !USED
+    }
+
+    /// Whether it was ever written.
+    pub(crate) fn is_used(self) -> bool {
+        self.0.load(Ordering::Relaxed) & USED != 0
     }
 }
 
@@ -89,7 +117,40 @@ impl Histogram<'_> {
 impl Block {
     fn new(schema: &'static Schema, prefix: &str) -> Self {
         let values = schema.0.iter().map(|_| AtomicU64::new(0)).collect();
-        Self { schema, prefix: prefix.into(), values, histograms: OnceLock::new(), statuses: OnceLock::new() }
+        Self {
+            schema,
+            prefix: prefix.into(),
+            values,
+            histograms: OnceLock::new(),
+            statuses: OnceLock::new(),
+            baseline: Mutex::new(None),
+        }
+    }
+
+    /// The value of a counter since the last reset, of a gauge now.
+    pub(crate) fn since_reset(&self, index: usize) -> u64 {
+        let value = self.cell(index).value();
+        match &*self.baseline.lock().unwrap_or_else(PoisonError::into_inner) {
+            Some(baseline) => value.wrapping_sub(baseline.values.get(index).copied().unwrap_or(0)) & !USED,
+            None => value,
+        }
+    }
+
+    /// All statuses counted since the last reset: (status, count).
+    pub(crate) fn statuses_since_reset(&self) -> Vec<(u16, u64)> {
+        let baseline = self.baseline.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = |status| baseline.as_ref().and_then(|baseline| baseline.statuses.get(&status)).copied();
+        self.statuses().map(|(status, count)| (status, count - before(status).unwrap_or(0))).collect()
+    }
+
+    fn reset(&self) {
+        let kinds = self.schema.0.iter().enumerate();
+        let values = kinds.map(|(index, (_, kind))| match kind {
+            Kind::Counter => self.cell(index).value(),
+            Kind::Gauge | Kind::Histogram => 0,
+        });
+        let baseline = Baseline { values: values.collect(), statuses: self.statuses().collect() };
+        *self.baseline.lock().unwrap_or_else(PoisonError::into_inner) = Some(baseline);
     }
 
     /// Envoy's prefix with the trailing dot, e.g. `cluster.outbound|80||a.svc.`.
@@ -130,6 +191,7 @@ impl Block {
     pub(crate) fn statuses(&self) -> impl Iterator<Item = (u16, u64)> {
         let all = self.statuses.get().map(|all| &all[..]).unwrap_or_default();
         let counted = all.iter().map(|value| value.load(Ordering::Relaxed)).zip(100u16..);
+        let counted = counted.map(|(count, status)| (count & !USED, status));
         counted.filter(|(count, _)| *count > 0).map(|(count, status)| (status, count))
     }
 }
@@ -169,17 +231,17 @@ impl Buckets {
 
     /// Sum of all recorded values.
     pub(crate) fn sum(&self) -> u64 {
-        self.sum.load(Ordering::Relaxed)
+        Cell(&self.sum).value()
     }
 
     /// All buckets that hold something: (lower bound, width, count), ascending.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (u64, u64, u64)> {
         let linear = self.linear.get().map(|cells| &cells[..]).unwrap_or_default().iter();
-        let linear = linear.enumerate().map(|(value, cell)| (value as u64, 1, cell.load(Ordering::Relaxed)));
+        let linear = linear.enumerate().map(|(value, cell)| (value as u64, 1, Cell(cell).value()));
         let decades = self.decades.iter().enumerate().flat_map(|(decade, cells)| {
             let unit = 10u64.pow(decade as u32 + 1);
             let cells = cells.get().map(|cells| &cells[..]).unwrap_or_default().iter();
-            cells.enumerate().map(move |(at, cell)| ((at as u64 + 10) * unit, unit, cell.load(Ordering::Relaxed)))
+            cells.enumerate().map(move |(at, cell)| ((at as u64 + 10) * unit, unit, Cell(cell).value()))
         });
         linear.chain(decades).filter(|(_, _, count)| *count > 0)
     }
@@ -194,7 +256,7 @@ pub(crate) struct StatsStore {
 /// The blocks of one thread, by prefix.
 #[derive(Debug, Default)]
 pub(crate) struct ThreadStats {
-    blocks: Mutex<HashMap<Box<str>, Weak<Block>>>,
+    blocks: Mutex<HashMap<Box<str>, SmallVec<[Weak<Block>; 1]>>>,
 }
 
 impl StatsStore {
@@ -211,25 +273,41 @@ impl StatsStore {
         let mut all = Vec::new();
         for thread in threads.iter() {
             let mut blocks = thread.blocks.lock().unwrap_or_else(PoisonError::into_inner);
-            blocks.retain(|_, block| block.strong_count() > 0);
-            all.extend(blocks.values().filter_map(Weak::upgrade));
+            blocks.retain(|_, blocks| {
+                blocks.retain(|block| block.strong_count() > 0);
+                !blocks.is_empty()
+            });
+            all.extend(blocks.values().flatten().filter_map(Weak::upgrade));
         }
         all
+    }
+
+    /// Sets all counters to 0, for those who look.
+    pub(crate) fn reset_counters(&self) {
+        self.blocks().iter().for_each(|block| block.reset());
     }
 }
 
 impl ThreadStats {
     /// This thread's block of a scope; the same one as long as somebody holds it, so counts
-    /// survive an update of the cluster or listener that they belong to.
+    /// survive an update of the cluster or listener that they belong to. Colons in the prefix
+    /// become underscores, as in Envoy's names.
     pub(crate) fn block(&self, prefix: &str, schema: &'static Schema) -> Arc<Block> {
+        let prefix = match prefix.contains(':') {
+            true => Cow::Owned(prefix.replace(':', "_")),
+            false => Cow::Borrowed(prefix),
+        };
         let mut blocks = self.blocks.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(block) = blocks.get(prefix).and_then(Weak::upgrade)
-            && std::ptr::eq(block.schema, schema)
-        {
+        if !blocks.contains_key(&*prefix) {
+            blocks.insert((*prefix).into(), SmallVec::new());
+        }
+        let Some(same_prefix) = blocks.get_mut(&*prefix) else { return Arc::new(Block::new(schema, &prefix)) };
+        let mut living = same_prefix.iter().filter_map(Weak::upgrade);
+        if let Some(block) = living.find(|block| std::ptr::eq(block.schema, schema)) {
             return block;
         }
-        let block = Arc::new(Block::new(schema, prefix));
-        blocks.insert(prefix.into(), Arc::downgrade(&block));
+        let block = Arc::new(Block::new(schema, &prefix));
+        same_prefix.push(Arc::downgrade(&block));
         block
     }
 }
@@ -303,6 +381,35 @@ mod tests {
         assert_eq!(sum, 4);
         drop((first, second));
         assert!(store.blocks().is_empty());
+    }
+
+    #[test]
+    fn a_reset_leaves_gauges_and_what_comes_after() {
+        let store = StatsStore::default();
+        let sample = Sample::new(&store.thread(), "a:b.");
+        assert_eq!(sample.block().prefix(), "a_b.");
+        sample.total().add(3);
+        sample.active().inc();
+        sample.block().count_status(200);
+        store.reset_counters();
+        sample.total().inc();
+        assert_eq!((sample.block().since_reset(0), sample.block().since_reset(1)), (1, 1));
+        assert_eq!(sample.block().statuses_since_reset(), [(200, 0)]);
+    }
+
+    #[test]
+    fn a_gauge_may_fall_on_one_thread_and_rise_on_another() {
+        let store = StatsStore::default();
+        let (first, second) = (Sample::new(&store.thread(), "x."), Sample::new(&store.thread(), "x."));
+        assert!(!first.active().is_used());
+        first.active().dec();
+        let sum = || super::total([&first, &second].iter().map(|sample| sample.active().value()));
+        assert_eq!(sum(), 0);
+        second.active().add(2);
+        assert_eq!(sum(), 1);
+        first.active().inc();
+        assert_eq!((sum(), first.active().value()), (2, 0));
+        assert!(first.active().is_used());
     }
 
     #[test]

@@ -1,0 +1,290 @@
+//! Stats of the proxy as a whole: `server.`, `cluster_manager.`, `listener_manager.`,
+//! `control_plane.`, `filesystem.`. The main thread counts them; their names are Envoy's.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use leno_xds::TypeUrl;
+
+use crate::telemetry::access_log::sink;
+use crate::telemetry::stats::{Cell, ThreadStats, stats_scope};
+
+stats_scope! {
+    /// `server.`
+    pub(crate) struct ServerStats {
+        gauge concurrency;
+        gauge hot_restart_epoch;
+        gauge live;
+        gauge memory_allocated;
+        gauge memory_heap_size;
+        gauge memory_physical_size;
+        gauge parent_connections;
+        gauge state;
+        gauge total_connections;
+        gauge uptime;
+        counter dynamic_unknown_fields;
+        counter static_unknown_fields;
+        histogram initialization_time_ms;
+    }
+}
+
+stats_scope! {
+    /// `cluster_manager.`
+    struct ClusterScope {
+        gauge active_clusters;
+        gauge warming_clusters;
+        counter cluster_added;
+        counter cluster_modified;
+        counter cluster_removed;
+        counter cluster_updated;
+        counter cds_init_fetch_timeout = "cds.init_fetch_timeout";
+        counter cds_update_attempt = "cds.update_attempt";
+        counter cds_update_failure = "cds.update_failure";
+        counter cds_update_rejected = "cds.update_rejected";
+        counter cds_update_success = "cds.update_success";
+        gauge cds_update_time = "cds.update_time";
+    }
+}
+
+stats_scope! {
+    /// `listener_manager.`
+    struct ListenerScope {
+        counter listener_added;
+        counter listener_create_failure;
+        counter listener_create_success;
+        counter listener_in_place_updated;
+        counter listener_modified;
+        counter listener_removed;
+        counter listener_stopped;
+        gauge total_filter_chains_draining;
+        gauge total_listeners_active;
+        gauge total_listeners_draining;
+        gauge total_listeners_warming;
+        gauge workers_started;
+        counter lds_init_fetch_timeout = "lds.init_fetch_timeout";
+        counter lds_update_attempt = "lds.update_attempt";
+        counter lds_update_failure = "lds.update_failure";
+        counter lds_update_rejected = "lds.update_rejected";
+        counter lds_update_success = "lds.update_success";
+        gauge lds_update_time = "lds.update_time";
+    }
+}
+
+stats_scope! {
+    /// `control_plane.`
+    struct ControlPlaneScope {
+        gauge connected_state;
+        gauge pending_requests;
+        counter rate_limit_enforced;
+    }
+}
+
+stats_scope! {
+    /// `filesystem.`
+    pub(crate) struct FileStats {
+        counter flushed_by_timer;
+        counter reopen_failed;
+        counter write_buffered;
+        counter write_completed;
+        counter write_failed;
+        gauge write_total_buffered;
+        counter lines_dropped;
+    }
+}
+
+/// `cluster_manager.`, and the stream that clusters come by.
+#[derive(Clone, Debug)]
+pub(crate) struct ClusterManagerStats {
+    clusters: ClusterScope,
+    control_plane: ControlPlaneScope,
+}
+
+impl ClusterManagerStats {
+    /// The calling thread's stats.
+    pub(crate) fn new(thread: &ThreadStats, prefix: &str) -> Self {
+        Self {
+            clusters: ClusterScope::new(thread, prefix),
+            control_plane: ControlPlaneScope::new(thread, "control_plane."),
+        }
+    }
+
+    /// Clusters in force.
+    pub(crate) fn active_clusters(&self) -> Cell<'_> {
+        self.clusters.active_clusters()
+    }
+
+    /// Clusters that are not warm yet.
+    pub(crate) fn warming_clusters(&self) -> Cell<'_> {
+        self.clusters.warming_clusters()
+    }
+
+    /// Clusters that were new.
+    pub(crate) fn cluster_added(&self) -> Cell<'_> {
+        self.clusters.cluster_added()
+    }
+
+    /// Clusters that were replaced by another version.
+    pub(crate) fn cluster_modified(&self) -> Cell<'_> {
+        self.clusters.cluster_modified()
+    }
+
+    /// Clusters that went.
+    pub(crate) fn cluster_removed(&self) -> Cell<'_> {
+        self.clusters.cluster_removed()
+    }
+
+    /// 1 while the control plane is connected.
+    pub(crate) fn connected_state(&self) -> Cell<'_> {
+        self.control_plane.connected_state()
+    }
+
+    /// Counts an xDS update, if it was one of clusters.
+    pub(crate) fn updated(&self, type_url: &TypeUrl, accepted: bool) {
+        if *type_url == TypeUrl::Cluster {
+            self.clusters.cds_update_attempt().inc();
+            let outcome =
+                if accepted { self.clusters.cds_update_success() } else { self.clusters.cds_update_rejected() };
+            outcome.inc();
+            if accepted {
+                self.clusters.cds_update_time().set(unix_millis());
+            }
+        }
+    }
+}
+
+/// `listener_manager.`
+#[derive(Clone, Debug)]
+pub(crate) struct ListenerManagerStats {
+    listeners: ListenerScope,
+}
+
+impl ListenerManagerStats {
+    /// The calling thread's stats.
+    pub(crate) fn new(thread: &ThreadStats, prefix: &str) -> Self {
+        let listeners = ListenerScope::new(thread, prefix);
+        listeners.workers_started().set(1);
+        Self { listeners }
+    }
+
+    /// Listeners in force.
+    pub(crate) fn total_listeners_active(&self) -> Cell<'_> {
+        self.listeners.total_listeners_active()
+    }
+
+    /// Listeners that are not warm yet.
+    pub(crate) fn total_listeners_warming(&self) -> Cell<'_> {
+        self.listeners.total_listeners_warming()
+    }
+
+    /// Listeners that were new.
+    pub(crate) fn listener_added(&self) -> Cell<'_> {
+        self.listeners.listener_added()
+    }
+
+    /// Listeners that were replaced by another version.
+    pub(crate) fn listener_modified(&self) -> Cell<'_> {
+        self.listeners.listener_modified()
+    }
+
+    /// Listeners that went.
+    pub(crate) fn listener_removed(&self) -> Cell<'_> {
+        self.listeners.listener_removed()
+    }
+
+    /// Counts an xDS update, if it was one of listeners.
+    pub(crate) fn updated(&self, type_url: &TypeUrl, accepted: bool) {
+        if *type_url == TypeUrl::Listener {
+            self.listeners.lds_update_attempt().inc();
+            let outcome =
+                if accepted { self.listeners.lds_update_success() } else { self.listeners.lds_update_rejected() };
+            outcome.inc();
+            if accepted {
+                self.listeners.lds_update_time().set(unix_millis());
+            }
+        }
+    }
+}
+
+/// Stats that are sampled when somebody looks.
+#[derive(Debug)]
+pub(crate) struct Sampled {
+    server: ServerStats,
+    files: FileStats,
+}
+
+impl Sampled {
+    /// Blocks of their own, which are summed with the main thread's.
+    pub(crate) fn new(thread: &ThreadStats) -> Self {
+        Self { server: ServerStats::new(thread, "server."), files: FileStats::new(thread, "filesystem.") }
+    }
+
+    /// Brings them up to date.
+    pub(crate) fn sample(&self) {
+        let memory = Memory::sample();
+        self.server.memory_allocated().set(memory.allocated);
+        self.server.memory_heap_size().set(memory.heap);
+        self.server.memory_physical_size().set(memory.resident);
+        let counts = sink::counts();
+        self.files.flushed_by_timer().set(counts.flushed_by_timer);
+        self.files.reopen_failed().set(counts.reopen_failed);
+        self.files.write_buffered().set(counts.write_buffered);
+        self.files.write_completed().set(counts.write_completed);
+        self.files.write_failed().set(counts.write_failed);
+        self.files.write_total_buffered().set(counts.write_total_buffered);
+        self.files.lines_dropped().set(counts.dropped);
+    }
+}
+
+/// How much memory the process has, in bytes.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Memory {
+    /// Anonymous resident memory, which is what the allocator holds.
+    pub(crate) allocated: u64,
+    /// Data segments, resident or not.
+    pub(crate) heap: u64,
+    /// Everything resident.
+    pub(crate) resident: u64,
+}
+
+impl Memory {
+    /// Asks the system; zeros where it does not tell.
+    pub(crate) fn sample() -> Self {
+        let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+        let field = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+            let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
+            kib.unwrap_or(0) * 1024
+        };
+        Self { allocated: field("RssAnon"), heap: field("VmData"), resident: field("VmRSS") }
+    }
+}
+
+fn unix_millis() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use leno_xds::TypeUrl;
+
+    use super::{ClusterManagerStats, Memory};
+    use crate::telemetry::stats::StatsStore;
+
+    #[test]
+    fn updates_of_other_kinds_are_not_counted() {
+        let store = StatsStore::default();
+        let stats = ClusterManagerStats::new(&store.thread(), "cluster_manager.");
+        stats.updated(&TypeUrl::Listener, true);
+        stats.updated(&TypeUrl::Cluster, true);
+        stats.updated(&TypeUrl::Cluster, false);
+        assert_eq!(stats.clusters.cds_update_attempt().value(), 2);
+        assert_eq!(stats.clusters.cds_update_success().value(), 1);
+        assert_eq!(stats.clusters.cds_update_rejected().value(), 1);
+    }
+
+    #[test]
+    fn a_process_has_memory() {
+        let memory = Memory::sample();
+        assert!(memory.allocated > 0 && memory.resident >= memory.allocated);
+    }
+}
