@@ -257,7 +257,14 @@ pub(crate) struct StatsStore {
 #[derive(Debug, Default)]
 pub(crate) struct ThreadStats {
     blocks: Mutex<HashMap<Box<str>, SmallVec<[Weak<Block>; 1]>>>,
+    /// Blocks that the thread itself holds.
+    kept: Mutex<HashMap<Box<str>, Arc<Block>>>,
 }
+
+/// One counter whose whole name is the prefix.
+static COUNTER: Schema = Schema(&[("", Kind::Counter)]);
+/// One histogram whose whole name is the prefix.
+static HISTOGRAM: Schema = Schema(&[("", Kind::Histogram)]);
 
 impl StatsStore {
     /// A new thread's stats; each thread calls it once.
@@ -310,6 +317,28 @@ impl ThreadStats {
         same_prefix.push(Arc::downgrade(&block));
         block
     }
+
+    /// The same, held for as long as the thread lives: for scopes that have no owner, such as
+    /// those of HTTP filters, or names that come with requests.
+    pub(crate) fn keep(&self, prefix: &str, schema: &'static Schema) -> Arc<Block> {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(block) = kept.get(prefix).filter(|block| std::ptr::eq(block.schema, schema)) {
+            return Arc::clone(block);
+        }
+        let block = self.block(prefix, schema);
+        kept.insert(prefix.into(), Arc::clone(&block));
+        block
+    }
+
+    /// Adds to the counter with this whole name, which is kept (see `keep`).
+    pub(crate) fn count(&self, name: &str, delta: u64) {
+        self.keep(name, &COUNTER).cell(0).add(delta);
+    }
+
+    /// Records a duration in the histogram of milliseconds with this whole name, likewise.
+    pub(crate) fn record_ms(&self, name: &str, value: Duration) {
+        self.keep(name, &HISTOGRAM).histogram(0).record_ms(value);
+    }
 }
 
 /// Declares a kind of scope: a struct around a `Block` with a method for each stat.
@@ -330,6 +359,11 @@ macro_rules! stats_scope {
             /// The calling thread's stats of the scope with this prefix (trailing dot included).
             $vis fn new(thread: &$crate::telemetry::stats::ThreadStats, prefix: &str) -> Self {
                 Self { block: thread.block(prefix, Self::SCHEMA) }
+            }
+
+            /// The same, for a scope that the thread itself holds (`ThreadStats::keep`).
+            $vis fn kept(thread: &$crate::telemetry::stats::ThreadStats, prefix: &str) -> Self {
+                Self { block: thread.keep(prefix, Self::SCHEMA) }
             }
 
             /// The block itself, e.g. to count statuses.
@@ -410,6 +444,24 @@ mod tests {
         first.active().inc();
         assert_eq!((sum(), first.active().value()), (2, 0));
         assert!(first.active().is_used());
+    }
+
+    #[test]
+    fn names_without_owner_are_kept() {
+        let store = StatsStore::default();
+        let thread = store.thread();
+        thread.count("cluster.a.grpc.0", 2);
+        thread.count("cluster.a.grpc.0", 1);
+        thread.record_ms("cluster.a.grpc.upstream_rq_time", std::time::Duration::from_millis(7));
+        Sample::kept(&thread, "x.").total().inc();
+        Sample::kept(&thread, "x.").total().inc();
+        let mut shown: Vec<_> = store.blocks().iter().map(|block| {
+            let (name, _) = block.schema().0[0];
+            let sum = block.recorded(0).map_or_else(|| block.cell(0).value(), super::Buckets::sum);
+            format!("{}{name}={sum}", block.prefix())
+        }).collect();
+        shown.sort();
+        assert_eq!(shown, ["cluster.a.grpc.0=3", "cluster.a.grpc.upstream_rq_time=7", "x.total=2"]);
     }
 
     #[test]
