@@ -16,6 +16,7 @@ use std::time::Duration;
 use leno_base::Name;
 use prost_types::Any;
 
+use crate::cluster::BindConfig;
 use crate::config::runtime::Runtime;
 
 /// One refused field.
@@ -69,6 +70,8 @@ pub(crate) struct Scope {
     pub(crate) has_ads: bool,
     /// The layered runtime, for fields with a `runtime_key`.
     pub(crate) runtime: Arc<Runtime>,
+    /// `cluster_manager.upstream_bind_config`, for clusters without their own.
+    pub(crate) bind: Option<BindConfig>,
     /// Whether the resource came by xDS.
     pub(crate) added_via_api: bool,
     /// `version_info` of the update that brought it; empty for static ones.

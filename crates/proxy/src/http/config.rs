@@ -100,6 +100,9 @@ pub(crate) struct HttpConnectionManager {
     pub(crate) stream_error_on_invalid: bool,
     /// `add_user_agent`: set it and the downstream service cluster/node headers.
     pub(crate) add_user_agent: bool,
+    /// `forward_client_cert_details: ALWAYS_FORWARD_ONLY`: `x-forwarded-client-cert` is kept; it
+    /// is removed otherwise, as there is no mutual TLS.
+    pub(crate) keep_client_cert: bool,
     /// The node's id and cluster, for the headers above.
     pub(crate) service_node: Arc<str>,
     /// See `service_node`.

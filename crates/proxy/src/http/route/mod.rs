@@ -14,6 +14,15 @@ use crate::cluster::Metadata;
 use crate::http::filters::RouteOverrides;
 use crate::http::route::mutation::HeaderMutations;
 
+pub(crate) mod config;
+mod filters;
+pub(crate) mod matcher;
+pub(crate) mod mutation;
+pub(crate) mod policy;
+pub(crate) mod table;
+
+pub(crate) use table::{MatchContext, RouteTable};
+
 /// A matched route with what weighted choices were made for this request.
 #[derive(Clone, Debug)]
 pub(crate) struct Selected {
@@ -36,6 +45,8 @@ pub(crate) struct VirtualHost {
     pub(crate) include_request_attempt_count: bool,
     /// `include_attempt_count_in_response`.
     pub(crate) include_attempt_count_in_response: bool,
+    /// `metadata`.
+    pub(crate) metadata: Metadata,
 }
 
 /// `require_tls`.
@@ -67,7 +78,7 @@ pub(crate) struct Route {
     pub(crate) decorator: Option<Box<str>>,
     /// `stat_prefix`.
     pub(crate) stat_prefix: Option<Name>,
-    /// Filter settings of this route, resolved by filter position.
+    /// Filter settings of this route, on top of the virtual host's and the table's.
     pub(crate) overrides: RouteOverrides,
     /// `per_request_buffer_limit_bytes` / `request_body_buffer_limit`.
     pub(crate) buffer_limit: Option<u64>,
@@ -116,8 +127,8 @@ pub(crate) struct Forward {
     pub(crate) grpc_timeout_offset: Duration,
     /// The route's retry policy, else the virtual host's.
     pub(crate) retry: Option<Arc<RetryPolicy>>,
-    /// `request_mirror_policies`.
-    pub(crate) mirrors: Vec<Mirror>,
+    /// `request_mirror_policies` of the route, else of the virtual host, else of the table.
+    pub(crate) mirrors: Vec<Arc<Mirror>>,
     /// `priority`: high?
     pub(crate) high_priority: bool,
     /// `hash_policy`.
@@ -155,7 +166,7 @@ pub(crate) struct WeightedCluster {
     pub(crate) response_headers: Arc<HeaderMutations>,
     /// `host_rewrite_literal`.
     pub(crate) host_rewrite: Option<Box<str>>,
-    /// Filter settings of this cluster.
+    /// Filter settings of this cluster on top of the route's: they replace the route's overrides.
     pub(crate) overrides: RouteOverrides,
 }
 
@@ -166,7 +177,7 @@ pub(crate) enum PathRewrite {
     None,
     /// The matched prefix (or path) of `matched` bytes is replaced.
     Prefix {
-        /// Length of what the route matched.
+        /// Length of what the route matched; `usize::MAX`: the whole path, without query.
         matched: usize,
         /// What replaces it.
         with: Box<str>,

@@ -1,0 +1,411 @@
+//! Lowering of envoy.config.cluster.v3.Cluster. Endpoints are lowered in `assignment`, how to
+//! speak HTTP in `protocol`, how to choose in `balancing`, DNS in `dns`.
+
+use std::time::Duration;
+
+use leno_api::proto::envoy::config::cluster::v3 as proto;
+use leno_api::proto::envoy::config::core::v3 as core;
+use leno_api::proto::envoy::config::endpoint::v3::ClusterLoadAssignment;
+use leno_api::proto::envoy::extensions::clusters::dns::v3::DnsCluster;
+use leno_base::Name;
+use prost_types::Any;
+use proto::cluster::{ClusterDiscoveryType, DiscoveryType, LbPolicy};
+
+use crate::cluster::stats::Gauges;
+use crate::cluster::{Assignment, Balancing, BindConfig, CircuitBreakers, Cluster, Discovery, EndpointAddress};
+use crate::config::address;
+use crate::config::lower::Lower;
+use crate::config::source::{Origin, config_source};
+
+mod assignment;
+mod balancing;
+mod dns;
+mod protocol;
+
+/// Lowers a cluster from its wire form.
+pub(crate) fn lower(source: &Any, at: &mut Lower) -> Option<Cluster> {
+    let proto = at.decode(source)?;
+    lower_proto(proto, source.clone(), at)
+}
+
+/// Lowers a ClusterLoadAssignment from its wire form, as EDS brings it.
+pub(crate) fn lower_assignment(source: &Any, at: &mut Lower) -> Option<Assignment> {
+    let proto = at.decode::<ClusterLoadAssignment>(source)?;
+    let assignment = assignment::lower(proto, at)?;
+    assignment::refuse_names(&assignment, at);
+    Some(assignment)
+}
+
+/// Lowers a decoded cluster; `source` is its wire form.
+pub(crate) fn lower_proto(proto: proto::Cluster, source: Any, at: &mut Lower) -> Option<Cluster> {
+    let proto::Cluster {
+        transport_socket_matches,
+        transport_socket_matcher,
+        name,
+        alt_stat_name,
+        stats_matcher,
+        eds_cluster_config,
+        connect_timeout,
+        per_connection_buffer_limit_bytes,
+        per_connection_buffer_high_watermark_timeout,
+        lb_policy,
+        load_assignment,
+        health_checks,
+        max_requests_per_connection,
+        circuit_breakers,
+        upstream_http_protocol_options,
+        common_http_protocol_options,
+        http_protocol_options,
+        http2_protocol_options,
+        typed_extension_protocol_options,
+        dns_refresh_rate,
+        dns_jitter,
+        dns_failure_refresh_rate,
+        respect_dns_ttl,
+        dns_lookup_family,
+        dns_resolvers,
+        use_tcp_for_dns_lookups,
+        dns_resolution_config,
+        typed_dns_resolver_config,
+        wait_for_warm_on_init,
+        outlier_detection,
+        cleanup_interval,
+        upstream_bind_config,
+        lb_subset_config,
+        common_lb_config,
+        transport_socket,
+        metadata,
+        protocol_selection,
+        upstream_connection_options,
+        close_connections_on_host_health_failure,
+        // Both concern active health checks, which are refused.
+        ignore_health_on_host_removal: _,
+        filters,
+        load_balancing_policy,
+        lrs_server,
+        lrs_report_endpoint_metrics,
+        track_timeout_budgets,
+        upstream_config,
+        track_cluster_stats,
+        preconnect_policy,
+        connection_pool_per_downstream_connection,
+        queuing_policies,
+        cluster_discovery_type,
+        lb_config,
+    } = proto;
+    at.unsupported("transport_socket_matcher", transport_socket_matcher.is_some());
+    at.unsupported("stats_matcher", stats_matcher.is_some());
+    at.unsupported(
+        "per_connection_buffer_high_watermark_timeout",
+        per_connection_buffer_high_watermark_timeout.is_some(),
+    );
+    at.unsupported("health_checks", !health_checks.is_empty());
+    at.unsupported("outlier_detection", outlier_detection.is_some());
+    at.unsupported("wait_for_warm_on_init", wait_for_warm_on_init == Some(false));
+    at.unsupported("lb_subset_config", lb_subset_config.is_some());
+    at.unsupported("close_connections_on_host_health_failure", close_connections_on_host_health_failure);
+    at.unsupported("filters", !filters.is_empty());
+    at.unsupported("lrs_server", lrs_server.is_some());
+    at.unsupported("lrs_report_endpoint_metrics", !lrs_report_endpoint_metrics.is_empty());
+    at.unsupported("track_timeout_budgets", track_timeout_budgets);
+    at.unsupported("upstream_config", upstream_config.is_some());
+    at.unsupported("track_cluster_stats", track_cluster_stats.is_some());
+    at.unsupported("preconnect_policy", preconnect_policy.is_some());
+    at.unsupported("connection_pool_per_downstream_connection", connection_pool_per_downstream_connection);
+    at.unsupported("queuing_policies", queuing_policies.is_some());
+    at.each("transport_socket_matches", transport_socket_matches, |matching, at| {
+        let proto::cluster::TransportSocketMatch { name: _, r#match: _, transport_socket } = matching;
+        // Whichever endpoint matches: it is plain text all the same.
+        address::raw_transport_socket("transport_socket", transport_socket, at);
+        None::<()>
+    });
+    address::raw_transport_socket("transport_socket", transport_socket, at);
+
+    let dns = dns::Fields {
+        dns_refresh_rate,
+        dns_jitter,
+        dns_failure_refresh_rate,
+        respect_dns_ttl,
+        dns_lookup_family,
+        dns_resolvers,
+        use_tcp_for_dns_lookups,
+        dns_resolution_config,
+        typed_dns_resolver_config,
+    };
+    let assignment = at.optional("load_assignment", load_assignment, assignment::lower);
+    let kind = discovery_type(cluster_discovery_type, at);
+    let original_dst = match (&kind, &lb_config) {
+        (Some(Kind::Plain(DiscoveryType::OriginalDst)), Some(proto::cluster::LbConfig::OriginalDstLbConfig(config))) => {
+            Some(config.clone())
+        }
+        _ => None,
+    };
+    let provided = matches!(kind, Some(Kind::Plain(DiscoveryType::OriginalDst)));
+    let discovery = kind.and_then(|kind| {
+        let parts = Parts { name: &name, assignment, eds: eds_cluster_config, dns, cleanup_interval, original_dst };
+        lower_discovery(kind, parts, at)
+    });
+    let policy = at.value::<LbPolicy>("lb_policy", lb_policy);
+    let balancing = policy.and_then(|policy| {
+        balancing::lower(policy, lb_config, load_balancing_policy, common_lb_config.as_ref(), provided, at)
+    });
+    let panic_threshold = balancing::common(common_lb_config, at);
+    let http = protocol::Fields {
+        upstream_http_protocol_options,
+        common_http_protocol_options,
+        http_protocol_options,
+        http2_protocol_options,
+        protocol_selection,
+        max_requests_per_connection,
+        typed_extension_protocol_options,
+    };
+    let http = protocol::lower(http, at);
+    let circuit_breakers = lower_circuit_breakers(circuit_breakers, at);
+    let tcp_keepalive = at.optional("upstream_connection_options", upstream_connection_options, |proto, at| {
+        let proto::UpstreamConnectionOptions {
+            tcp_keepalive,
+            set_local_interface_name_on_upstream_connections,
+            happy_eyeballs_config,
+        } = proto;
+        at.unsupported(
+            "set_local_interface_name_on_upstream_connections",
+            set_local_interface_name_on_upstream_connections,
+        );
+        at.unsupported("happy_eyeballs_config", happy_eyeballs_config.is_some());
+        tcp_keepalive.map(address::keepalive)
+    });
+    let bind = match upstream_bind_config {
+        Some(bind) => at.field("upstream_bind_config", |at| address::bind_config(bind, at)),
+        None => Some(at.scope().bind.clone().unwrap_or_default()),
+    };
+    let connect_timeout = at.duration("connect_timeout", connect_timeout).unwrap_or(Duration::from_secs(5));
+    let metadata = address::metadata("metadata", metadata, at);
+    let name = Name::from(name);
+    let http = http?;
+    Some(Cluster {
+        stat_name: address::name(alt_stat_name).unwrap_or_else(|| name.clone()),
+        name,
+        discovery: discovery?,
+        balancing: balancing?,
+        panic_threshold,
+        connect_timeout,
+        protocol: http.protocol,
+        circuit_breakers,
+        gauges: Gauges::default(),
+        pool: http.pool,
+        buffer_limit: per_connection_buffer_limit_bytes.map_or(1 << 20, |limit| limit as usize),
+        bind: bind.unwrap_or_else(BindConfig::default),
+        tcp_keepalive,
+        added_via_api: at.scope().added_via_api,
+        metadata,
+        source,
+        version: at.scope().version.clone(),
+    })
+}
+
+/// What a cluster's type says.
+enum Kind {
+    Plain(DiscoveryType),
+    /// envoy.clusters.dns with settings of its own; true: all addresses are one logical endpoint.
+    Dns(Box<DnsCluster>),
+}
+
+fn discovery_type(proto: Option<ClusterDiscoveryType>, at: &mut Lower) -> Option<Kind> {
+    match proto {
+        None => Some(Kind::Plain(DiscoveryType::Static)),
+        Some(ClusterDiscoveryType::Type(value)) => at.value("type", value).map(Kind::Plain),
+        Some(ClusterDiscoveryType::ClusterType(proto::cluster::CustomClusterType { name, typed_config })) => {
+            at.field("cluster_type", |at| {
+                let any = match typed_config {
+                    Some(any) => at.field("typed_config", |at| at.extension(any))?,
+                    None => Any::default(),
+                };
+                if leno_api::any::is::<DnsCluster>(&any) {
+                    return Some(Kind::Dns(Box::new(at.field("typed_config", |at| at.unpack(&any))?)));
+                }
+                // The plain types have names as extensions too.
+                let plain = match name.as_str() {
+                    "envoy.cluster.static" => DiscoveryType::Static,
+                    "envoy.cluster.strict_dns" => DiscoveryType::StrictDns,
+                    "envoy.cluster.logical_dns" => DiscoveryType::LogicalDns,
+                    "envoy.cluster.eds" => DiscoveryType::Eds,
+                    "envoy.cluster.original_dst" => DiscoveryType::OriginalDst,
+                    _ => {
+                        at.unsupported_extension(&name, &any.type_url);
+                        return None;
+                    }
+                };
+                Some(Kind::Plain(plain))
+            })
+        }
+    }
+}
+
+/// What the different kinds of discovery are made of.
+struct Parts<'a> {
+    name: &'a str,
+    assignment: Option<Assignment>,
+    eds: Option<proto::cluster::EdsClusterConfig>,
+    dns: dns::Fields,
+    cleanup_interval: Option<prost_types::Duration>,
+    original_dst: Option<proto::cluster::OriginalDstLbConfig>,
+}
+
+fn lower_discovery(kind: Kind, parts: Parts<'_>, at: &mut Lower) -> Option<Discovery> {
+    let Parts { name, assignment, eds, dns, cleanup_interval, original_dst } = parts;
+    if eds.is_some() && !matches!(kind, Kind::Plain(DiscoveryType::Eds)) {
+        at.error_at("eds_cluster_config", "cannot set EDS config for a cluster that is not of type EDS");
+    }
+    match kind {
+        Kind::Plain(DiscoveryType::Static) => {
+            let assignment = assignment.unwrap_or_default();
+            at.field("load_assignment", |at| assignment::refuse_names(&assignment, at));
+            Some(Discovery::Static(assignment.into()))
+        }
+        Kind::Plain(DiscoveryType::StrictDns) => {
+            let dns = dns::lower(dns, assignment.unwrap_or_default(), at)?;
+            at.field("load_assignment", |at| assignment::refuse_pipes(&dns.assignment, at));
+            Some(Discovery::StrictDns(dns.into()))
+        }
+        Kind::Plain(DiscoveryType::LogicalDns) => {
+            let dns = dns::lower(dns, assignment.unwrap_or_default(), at)?;
+            refuse_many(&dns.assignment, at);
+            Some(Discovery::LogicalDns(dns.into()))
+        }
+        Kind::Dns(settings) => {
+            let (dns, single) = at.field("cluster_type.typed_config", |at| {
+                dns::lower_cluster(*settings, assignment.unwrap_or_default(), at)
+            })?;
+            if single {
+                refuse_many(&dns.assignment, at);
+                return Some(Discovery::LogicalDns(dns.into()));
+            }
+            at.field("load_assignment", |at| assignment::refuse_pipes(&dns.assignment, at));
+            Some(Discovery::StrictDns(dns.into()))
+        }
+        Kind::Plain(DiscoveryType::Eds) => {
+            let Some(proto::cluster::EdsClusterConfig { eds_config, service_name }) = eds else {
+                at.error_at("eds_cluster_config", "cannot create an EDS cluster without an EDS config");
+                return None;
+            };
+            if assignment.is_some() {
+                at.error_at("load_assignment", "an EDS cluster must not have endpoints of its own");
+            }
+            at.field("eds_cluster_config", |at| {
+                let source = match eds_config {
+                    Some(source) => at.field("eds_config", |at| config_source(source, at))?,
+                    None => {
+                        at.error_at("eds_config", "is required");
+                        return None;
+                    }
+                };
+                if source.origin != Origin::Ads {
+                    at.unsupported("eds_config", true);
+                    return None;
+                }
+                Some(Discovery::Eds {
+                    service_name: address::name(service_name).unwrap_or_else(|| Name::new(name)),
+                    initial_fetch_timeout: source.initial_fetch_timeout,
+                })
+            })
+        }
+        Kind::Plain(DiscoveryType::OriginalDst) => {
+            if assignment.is_some() {
+                at.error_at("load_assignment", "ORIGINAL_DST clusters must have no load assignment configured");
+            }
+            let proto::cluster::OriginalDstLbConfig {
+                use_http_header,
+                http_header_name,
+                upstream_port_override,
+                metadata_key,
+            } = original_dst.unwrap_or_default();
+            at.unsupported("original_dst_lb_config.metadata_key", metadata_key.is_some());
+            let http_header = if http_header_name.is_empty() {
+                Name::new("x-envoy-original-dst-host")
+            } else {
+                crate::http::route::matcher::header_name(&http_header_name)
+            };
+            if !use_http_header && !http_header_name.is_empty() {
+                at.error_at(
+                    "original_dst_lb_config.http_header_name",
+                    format!("ORIGINAL_DST cluster: invalid config http_header_name={http_header_name} and use_http_header is false. Set use_http_header to true if http_header_name is desired."),
+                );
+            }
+            let port_override = match upstream_port_override {
+                Some(port) => Some(at.narrow("original_dst_lb_config.upstream_port_override", port)?),
+                None => None,
+            };
+            Some(Discovery::OriginalDst {
+                cleanup_interval: at.duration("cleanup_interval", cleanup_interval).unwrap_or(Duration::from_secs(5)),
+                port_override,
+                http_header: use_http_header.then_some(http_header),
+            })
+        }
+    }
+}
+
+fn refuse_many(assignment: &Assignment, at: &mut Lower) {
+    let single = matches!(assignment.localities.as_slice(), [locality] if locality.endpoints.len() == 1);
+    if !single {
+        at.error_at(
+            "load_assignment",
+            "LOGICAL_DNS clusters must have a single locality_lb_endpoint and a single lb_endpoint",
+        );
+    }
+    let pipe = |address: &EndpointAddress| matches!(address, EndpointAddress::Pipe(_));
+    if assignment.localities.iter().flat_map(|locality| &locality.endpoints).any(|one| pipe(&one.address)) {
+        at.error_at("load_assignment", "LOGICAL_DNS clusters cannot have Unix sockets");
+    }
+}
+
+fn lower_circuit_breakers(proto: Option<proto::CircuitBreakers>, at: &mut Lower) -> [CircuitBreakers; 2] {
+    let default = CircuitBreakers {
+        max_connections: 1024,
+        max_pending_requests: 1024,
+        max_requests: 1024,
+        max_retries: 3,
+        retry_budget: None,
+        track_remaining: false,
+    };
+    let mut both = [default.clone(), default];
+    let Some(proto::CircuitBreakers { thresholds, per_host_thresholds }) = proto else { return both };
+    let mut seen = [false; 2];
+    at.field("circuit_breakers", |at| {
+        at.unsupported("per_host_thresholds", !per_host_thresholds.is_empty());
+        at.each("thresholds", thresholds, |proto, at| {
+            let proto::circuit_breakers::Thresholds {
+                priority,
+                max_connections,
+                max_pending_requests,
+                max_requests,
+                max_retries,
+                retry_budget,
+                track_remaining,
+                max_connection_pools,
+            } = proto;
+            at.unsupported("max_connection_pools", max_connection_pools.is_some());
+            let index = usize::from(at.value("priority", priority)? == core::RoutingPriority::High);
+            let (Some(breakers), Some(seen)) = (both.get_mut(index), seen.get_mut(index)) else { return None };
+            // The first entry of a priority counts.
+            if std::mem::replace(seen, true) {
+                return None;
+            }
+            breakers.max_connections = max_connections.unwrap_or(1024);
+            breakers.max_pending_requests = max_pending_requests.unwrap_or(1024);
+            breakers.max_requests = max_requests.unwrap_or(1024);
+            breakers.max_retries = max_retries.unwrap_or(3);
+            breakers.track_remaining = track_remaining;
+            breakers.retry_budget = retry_budget.map(|budget| {
+                let proto::circuit_breakers::thresholds::RetryBudget {
+                    budget_percent,
+                    budget_interval,
+                    min_retry_concurrency,
+                } = budget;
+                at.unsupported("retry_budget.budget_interval", budget_interval.is_some());
+                (budget_percent.map_or(20.0, |percent| percent.value), min_retry_concurrency.unwrap_or(3))
+            });
+            None::<()>
+        })
+    });
+    both
+}

@@ -1,0 +1,153 @@
+//! Lowering of envoy.config.endpoint.v3: ClusterLoadAssignment and its endpoints.
+
+use std::collections::HashMap;
+
+use leno_api::proto::envoy::config::core::v3 as core;
+use leno_api::proto::envoy::config::endpoint::v3 as proto;
+
+use crate::cluster::{Assignment, EndpointAddress, EndpointConfig, HealthStatus, LocalityEndpoints};
+use crate::config::address::{self, Address};
+use crate::config::lower::Lower;
+
+/// Lowers a ClusterLoadAssignment.
+pub(super) fn lower(proto: proto::ClusterLoadAssignment, at: &mut Lower) -> Option<Assignment> {
+    // EDS finds assignments by this name; inside a cluster it has no meaning.
+    let proto::ClusterLoadAssignment { cluster_name: _, endpoints, named_endpoints, policy } = proto;
+    at.unsupported("named_endpoints", !named_endpoints.is_empty());
+    let proto::cluster_load_assignment::Policy {
+        drop_overloads,
+        overprovisioning_factor,
+        endpoint_stale_after,
+        weighted_priority_health,
+    } = policy.unwrap_or_default();
+    at.field("policy", |at| {
+        at.unsupported("drop_overloads", !drop_overloads.is_empty());
+        at.unsupported("endpoint_stale_after", endpoint_stale_after.is_some());
+        at.unsupported("weighted_priority_health", weighted_priority_health);
+    });
+    let localities = at.each("endpoints", endpoints, locality);
+    // Priorities must follow on each other, and the weights of one must not overflow.
+    let mut weights: HashMap<u32, u64> = HashMap::new();
+    for locality in &localities {
+        *weights.entry(locality.priority).or_default() += u64::from(locality.weight.unwrap_or(0));
+        let sum: u64 = locality.endpoints.iter().map(|endpoint| u64::from(endpoint.weight)).sum();
+        if sum > u64::from(u32::MAX) {
+            at.error_at("endpoints", "the sum of weights of all endpoints in the same locality exceeds 4294967295");
+        }
+    }
+    for (priority, sum) in weights {
+        if sum > u64::from(u32::MAX) {
+            at.error_at(
+                "endpoints",
+                format!("the sum of weights of all localities at the same priority {priority} exceeds 4294967295"),
+            );
+        }
+    }
+    Some(Assignment { localities, overprovisioning_factor: overprovisioning_factor.unwrap_or(140) })
+}
+
+fn locality(proto: proto::LocalityLbEndpoints, at: &mut Lower) -> Option<LocalityEndpoints> {
+    let proto::LocalityLbEndpoints {
+        locality,
+        metadata,
+        lb_endpoints,
+        load_balancing_weight,
+        priority,
+        proximity,
+        lb_config,
+    } = proto;
+    at.unsupported("metadata", metadata.is_some());
+    at.unsupported("proximity", proximity.is_some());
+    let mut endpoints = at.each("lb_endpoints", lb_endpoints, endpoint);
+    use proto::locality_lb_endpoints::LbConfig;
+    match lb_config {
+        Some(LbConfig::LoadBalancerEndpoints(list)) => {
+            // Replaces the older list.
+            let list = list.lb_endpoints;
+            endpoints = at.field("load_balancer_endpoints", |at| at.each("lb_endpoints", list, endpoint));
+        }
+        Some(LbConfig::LedsClusterLocalityConfig(_)) => at.unsupported("leds_cluster_locality_config", true),
+        None => {}
+    }
+    Some(LocalityEndpoints {
+        locality: address::locality(locality),
+        priority,
+        weight: load_balancing_weight,
+        endpoints,
+    })
+}
+
+fn endpoint(proto: proto::LbEndpoint, at: &mut Lower) -> Option<EndpointConfig> {
+    let proto::LbEndpoint { health_status, metadata, load_balancing_weight, host_identifier } = proto;
+    let health = match at.value::<core::HealthStatus>("health_status", health_status)? {
+        core::HealthStatus::Unknown | core::HealthStatus::Healthy => HealthStatus::Healthy,
+        core::HealthStatus::Degraded => HealthStatus::Degraded,
+        core::HealthStatus::Unhealthy | core::HealthStatus::Timeout => HealthStatus::Unhealthy,
+        core::HealthStatus::Draining => HealthStatus::Draining,
+    };
+    let metadata = address::metadata("metadata", metadata, at);
+    let endpoint = match host_identifier {
+        Some(proto::lb_endpoint::HostIdentifier::Endpoint(endpoint)) => endpoint,
+        Some(proto::lb_endpoint::HostIdentifier::EndpointName(_)) => {
+            at.unsupported("endpoint_name", true);
+            return None;
+        }
+        None => {
+            at.error("endpoint is required");
+            return None;
+        }
+    };
+    at.field("endpoint", |at| {
+        let proto::Endpoint {
+            address,
+            // It says how to check health, and health checks are refused.
+            health_check_config: _,
+            hostname,
+            additional_addresses,
+            observability_name,
+        } = endpoint;
+        at.unsupported("additional_addresses", !additional_addresses.is_empty());
+        at.unsupported("observability_name", !observability_name.is_empty());
+        let address = match at.required("address", address, address::address)? {
+            Address::Ip(address) => EndpointAddress::Ip(address),
+            Address::Name(host, port) => EndpointAddress::Name(host, port),
+            Address::Pipe(path, _) => EndpointAddress::Pipe(path),
+        };
+        Some(EndpointConfig {
+            address,
+            hostname: (!hostname.is_empty()).then(|| hostname.into()),
+            weight: load_balancing_weight.unwrap_or(1),
+            health,
+            metadata,
+        })
+    })
+}
+
+/// Refuses host names, where nothing resolves them.
+pub(super) fn refuse_names(assignment: &Assignment, at: &mut Lower) {
+    refuse(assignment, at, |address| match address {
+        EndpointAddress::Name(host, _) => Some(format!(
+            "malformed IP address: {host}. Consider setting resolver_name or setting cluster type to 'STRICT_DNS' or 'LOGICAL_DNS'"
+        )),
+        _ => None,
+    });
+}
+
+/// Refuses Unix sockets, which have no name to resolve.
+pub(super) fn refuse_pipes(assignment: &Assignment, at: &mut Lower) {
+    refuse(assignment, at, |address| match address {
+        EndpointAddress::Pipe(_) => Some("Unix sockets are not supported by DNS clusters".to_owned()),
+        _ => None,
+    });
+}
+
+fn refuse(assignment: &Assignment, at: &mut Lower, wrong: impl Fn(&EndpointAddress) -> Option<String>) {
+    for (locality_index, locality) in assignment.localities.iter().enumerate() {
+        for (index, endpoint) in locality.endpoints.iter().enumerate() {
+            if let Some(message) = wrong(&endpoint.address) {
+                let path = format!("endpoints[{locality_index}].lb_endpoints[{index}].endpoint.address");
+                at.error_at(&path, message);
+            }
+        }
+    }
+}

@@ -1,0 +1,183 @@
+//! Lowering of how HTTP is spoken to a cluster's endpoints.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use leno_api::proto::envoy::config::cluster::v3::cluster::ClusterProtocolSelection;
+use leno_api::proto::envoy::config::core::v3 as core;
+use leno_api::proto::envoy::extensions::upstreams::http::v3 as http;
+use prost_types::Any;
+
+use crate::cluster::{PoolLimits, UpstreamProtocol};
+use crate::config::lower::Lower;
+use crate::http::config::lower::{http1_options, http2_options, upstream_filters};
+
+/// The fields of a Cluster that concern HTTP; all but the last are deprecated.
+pub(super) struct Fields {
+    pub(super) upstream_http_protocol_options: Option<core::UpstreamHttpProtocolOptions>,
+    pub(super) common_http_protocol_options: Option<core::HttpProtocolOptions>,
+    pub(super) http_protocol_options: Option<core::Http1ProtocolOptions>,
+    pub(super) http2_protocol_options: Option<core::Http2ProtocolOptions>,
+    pub(super) protocol_selection: i32,
+    pub(super) max_requests_per_connection: Option<u32>,
+    pub(super) typed_extension_protocol_options: HashMap<String, Any>,
+}
+
+/// Protocol and pool limits.
+pub(super) struct Http {
+    pub(super) protocol: UpstreamProtocol,
+    pub(super) pool: PoolLimits,
+}
+
+/// Lowers HttpProtocolOptions, or the deprecated fields where there are none.
+pub(super) fn lower(fields: Fields, at: &mut Lower) -> Option<Http> {
+    let Fields {
+        // Server names are for TLS.
+        upstream_http_protocol_options: _,
+        common_http_protocol_options,
+        http_protocol_options,
+        http2_protocol_options,
+        protocol_selection,
+        max_requests_per_connection,
+        typed_extension_protocol_options,
+    } = fields;
+    let mut options = None;
+    for (name, any) in typed_extension_protocol_options {
+        at.field(&format!("typed_extension_protocol_options[\"{name}\"]"), |at| {
+            let any = at.extension(any)?;
+            if leno_api::any::is::<http::HttpProtocolOptions>(&any) {
+                options = at.unpack::<http::HttpProtocolOptions>(&any);
+                return options.clone().map(|options| (name, options));
+            }
+            at.unsupported_extension(&name, &any.type_url);
+            None
+        });
+    }
+    if let Some(options) = options {
+        if max_requests_per_connection.is_some()
+            && options.common_http_protocol_options.as_ref().is_some_and(|c| c.max_requests_per_connection.is_some())
+        {
+            at.error_at(
+                "max_requests_per_connection",
+                "only one of max_requests_per_connection from Cluster or HttpProtocolOptions can be specified",
+            );
+        }
+        let key = "typed_extension_protocol_options[\"envoy.extensions.upstreams.http.v3.HttpProtocolOptions\"]";
+        return at.field(key, |at| lower_options(options, max_requests_per_connection, at));
+    }
+    let pool = at.field("common_http_protocol_options", |at| {
+        pool(common_http_protocol_options.unwrap_or_default(), max_requests_per_connection, at)
+    });
+    let selection = at.value("protocol_selection", protocol_selection)?;
+    let protocol = if selection == ClusterProtocolSelection::UseDownstreamProtocol {
+        let http2 = at.field("http2_protocol_options", |at| http2_options(http2_protocol_options, at))?;
+        UpstreamProtocol::Downstream(http2)
+    } else if http2_protocol_options.is_some() {
+        UpstreamProtocol::Http2(at.field("http2_protocol_options", |at| http2_options(http2_protocol_options, at))?)
+    } else {
+        if let Some(options) = http_protocol_options {
+            at.field("http_protocol_options", |at| http1(options, at));
+        }
+        UpstreamProtocol::Http1
+    };
+    Some(Http { protocol, pool })
+}
+
+fn lower_options(proto: http::HttpProtocolOptions, max_requests: Option<u32>, at: &mut Lower) -> Option<Http> {
+    let http::HttpProtocolOptions {
+        common_http_protocol_options,
+        // Server names are for TLS.
+        upstream_http_protocol_options: _,
+        http_filters,
+        header_validation_config,
+        outlier_detection,
+        request_mirror_policies,
+        hash_policy,
+        retry_policy,
+        upstream_protocol_options,
+    } = proto;
+    at.unsupported("header_validation_config", header_validation_config.is_some());
+    at.unsupported("outlier_detection", outlier_detection.is_some());
+    at.unsupported("request_mirror_policies", !request_mirror_policies.is_empty());
+    at.unsupported("hash_policy", !hash_policy.is_empty());
+    at.unsupported("retry_policy", retry_policy.is_some());
+    upstream_filters("http_filters", http_filters, at);
+    let pool = at.field("common_http_protocol_options", |at| {
+        pool(common_http_protocol_options.unwrap_or_default(), max_requests, at)
+    });
+    use http::http_protocol_options::UpstreamProtocolOptions as Options;
+    use http::http_protocol_options::explicit_http_config::ProtocolConfig;
+    let protocol = match upstream_protocol_options {
+        Some(Options::ExplicitHttpConfig(config)) => at.field("explicit_http_config", |at| match config.protocol_config {
+            Some(ProtocolConfig::HttpProtocolOptions(options)) => {
+                at.field("http_protocol_options", |at| http1(options, at));
+                Some(UpstreamProtocol::Http1)
+            }
+            Some(ProtocolConfig::Http2ProtocolOptions(options)) => {
+                let options = at.field("http2_protocol_options", |at| http2_options(Some(options), at))?;
+                Some(UpstreamProtocol::Http2(options))
+            }
+            Some(ProtocolConfig::Http3ProtocolOptions(_)) => {
+                at.unsupported("http3_protocol_options", true);
+                None
+            }
+            None => {
+                at.error("a protocol is required");
+                None
+            }
+        })?,
+        Some(Options::UseDownstreamProtocolConfig(config)) => at.field("use_downstream_protocol_config", |at| {
+            let http::http_protocol_options::UseDownstreamHttpConfig {
+                http_protocol_options,
+                http2_protocol_options,
+                http3_protocol_options,
+            } = config;
+            at.unsupported("http3_protocol_options", http3_protocol_options.is_some());
+            if let Some(options) = http_protocol_options {
+                at.field("http_protocol_options", |at| http1(options, at));
+            }
+            let http2 = at.field("http2_protocol_options", |at| http2_options(http2_protocol_options, at))?;
+            Some(UpstreamProtocol::Downstream(http2))
+        })?,
+        Some(Options::AutoConfig(_)) => {
+            at.unsupported("auto_config", true);
+            return None;
+        }
+        None => {
+            at.error("upstream_protocol_options: value is required");
+            return None;
+        }
+    };
+    Some(Http { protocol, pool })
+}
+
+/// HTTP/1 towards upstream has no settings yet; those of them that change what is sent are refused.
+fn http1(proto: core::Http1ProtocolOptions, at: &mut Lower) {
+    let Some(settings) = http1_options(proto, at) else { return };
+    at.unsupported("header_key_format", settings.proper_case || settings.preserve_case);
+    at.unsupported("enable_trailers", settings.enable_trailers);
+    at.unsupported("allow_chunked_length", settings.allow_chunked_length);
+}
+
+fn pool(proto: core::HttpProtocolOptions, max_requests: Option<u32>, at: &mut Lower) -> PoolLimits {
+    let core::HttpProtocolOptions {
+        idle_timeout,
+        max_connection_duration,
+        max_connection_duration_jitter,
+        max_headers_count,
+        max_response_headers_kb,
+        max_stream_duration,
+        headers_with_underscores_action,
+        max_requests_per_connection,
+    } = proto;
+    at.unsupported("max_connection_duration_jitter", max_connection_duration_jitter.is_some());
+    at.unsupported("max_stream_duration", max_stream_duration.is_some());
+    at.unsupported("headers_with_underscores_action", headers_with_underscores_action != 0);
+    PoolLimits {
+        max_requests_per_connection: max_requests_per_connection.or(max_requests).unwrap_or(0),
+        idle_timeout: at.timeout("idle_timeout", idle_timeout, Some(Duration::from_secs(3600))),
+        max_connection_duration: at.timeout("max_connection_duration", max_connection_duration, None),
+        max_response_head_bytes: max_response_headers_kb.unwrap_or(60) as usize * 1024,
+        max_headers: max_headers_count.unwrap_or(100) as usize,
+    }
+}

@@ -1,0 +1,576 @@
+//! Lowering of HttpConnectionManager.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use leno_api::proto::envoy::config::core::v3 as core;
+use leno_api::proto::envoy::extensions::filters::http::router::v3 as router;
+use leno_api::proto::envoy::extensions::filters::network::http_connection_manager::v3 as hcm;
+use leno_api::proto::envoy::extensions::request_id::uuid::v3::UuidRequestIdConfig;
+use leno_api::proto::envoy::r#type::v3::Percent;
+use leno_base::Name;
+use prost_types::Any;
+
+use super::{
+    CodecType, EscapedSlashes, Http1Settings, HttpConnectionManager, RouteSource, RouterConfig, ServerHeader,
+    StripPort, Underscores, UpgradeType,
+};
+use crate::cluster::Http2Settings;
+use crate::config::address;
+use crate::config::lower::Lower;
+use crate::config::source::{Origin, config_source};
+use crate::http::filters::{ChainedFilter, REGISTRY};
+use crate::http::route::RouteTable;
+use crate::http::route::table::pack;
+use crate::telemetry::access_log::AccessLog;
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+impl HttpConnectionManager {
+    /// Lowers an HttpConnectionManager.
+    pub(crate) fn lower(proto: hcm::HttpConnectionManager, at: &mut Lower) -> Option<Arc<HttpConnectionManager>> {
+        let hcm::HttpConnectionManager {
+            codec_type,
+            stat_prefix,
+            http_filters,
+            add_user_agent,
+            tracing,
+            common_http_protocol_options,
+            http1_safe_max_connection_duration,
+            http_protocol_options,
+            http2_protocol_options,
+            http3_protocol_options,
+            server_name,
+            server_header_transformation,
+            scheme_header_transformation,
+            max_request_headers_kb,
+            stream_idle_timeout,
+            stream_flush_timeout,
+            request_timeout,
+            request_headers_timeout,
+            drain_timeout,
+            drain_timeout_jitter,
+            delayed_close_timeout,
+            access_log,
+            access_log_flush_interval,
+            flush_access_log_on_new_request,
+            access_log_options,
+            use_remote_address,
+            xff_num_trusted_hops,
+            original_ip_detection_extensions,
+            early_header_mutation_extensions,
+            internal_address_config,
+            skip_xff_append,
+            via,
+            generate_request_id,
+            preserve_external_request_id,
+            always_set_request_id_in_response,
+            forward_client_cert_details,
+            // What it would set comes from a client certificate, and there is no TLS.
+            set_current_client_cert_details: _,
+            forward_client_cert_matcher,
+            proxy_100_continue,
+            represent_ipv4_remote_address_as_ipv4_mapped_ipv6,
+            upgrade_configs,
+            normalize_path,
+            merge_slashes,
+            path_with_escaped_slashes_action,
+            request_id_extension,
+            local_reply_config,
+            strip_matching_host_port,
+            stream_error_on_invalid_http_message,
+            path_normalization_options,
+            strip_trailing_host_dot,
+            proxy_status_config,
+            typed_header_validation_config,
+            append_x_forwarded_port,
+            // Its header is added when the overload manager sheds load, which is refused.
+            append_local_overload: _,
+            // There is no PROXY protocol whose state it could add.
+            add_proxy_protocol_connection_state: _,
+            forward_proto_config,
+            route_specifier,
+            strip_port_mode,
+        } = proto;
+        at.unsupported("http1_safe_max_connection_duration", http1_safe_max_connection_duration);
+        at.unsupported("http3_protocol_options", http3_protocol_options.is_some());
+        at.unsupported("stream_flush_timeout", stream_flush_timeout.is_some());
+        at.unsupported("drain_timeout_jitter", drain_timeout_jitter.is_some());
+        at.unsupported("access_log_flush_interval", access_log_flush_interval.is_some());
+        at.unsupported("flush_access_log_on_new_request", flush_access_log_on_new_request);
+        at.unsupported("access_log_options", access_log_options.is_some());
+        at.unsupported("original_ip_detection_extensions", !original_ip_detection_extensions.is_empty());
+        at.unsupported("early_header_mutation_extensions", !early_header_mutation_extensions.is_empty());
+        at.unsupported("forward_client_cert_matcher", forward_client_cert_matcher.is_some());
+        at.unsupported(
+            "represent_ipv4_remote_address_as_ipv4_mapped_ipv6",
+            represent_ipv4_remote_address_as_ipv4_mapped_ipv6,
+        );
+        at.unsupported("local_reply_config", local_reply_config.is_some());
+        at.unsupported("path_normalization_options", path_normalization_options.is_some());
+        at.unsupported("proxy_status_config", proxy_status_config.is_some());
+        at.unsupported("typed_header_validation_config", typed_header_validation_config.is_some());
+        at.unsupported("forward_proto_config", forward_proto_config.is_some());
+        lower_tracing(tracing, at);
+
+        let common = common_options(common_http_protocol_options, at);
+        let http1 = at.field("http_protocol_options", |at| {
+            http1_options(http_protocol_options.unwrap_or_default(), at)
+        });
+        let http2 = at.field("http2_protocol_options", |at| http2_options(http2_protocol_options, at));
+        let (filters, router) = filter_chain(http_filters, at);
+        let routes = route_source(route_specifier, at);
+        let strip_any = matches!(strip_port_mode, Some(hcm::http_connection_manager::StripPortMode::StripAnyHostPort(true)));
+        if strip_any && strip_matching_host_port {
+            at.error("only one of strip_matching_host_port and strip_any_host_port can be set");
+        }
+        let scope = at.scope();
+        let (service_node, service_cluster) = (Arc::clone(&scope.node_id), Arc::clone(&scope.node_cluster));
+        use hcm::http_connection_manager as enums;
+        let codec = match at.value::<enums::CodecType>("codec_type", codec_type)? {
+            enums::CodecType::Auto => CodecType::Auto,
+            enums::CodecType::Http1 => CodecType::Http1,
+            enums::CodecType::Http2 => CodecType::Http2,
+            enums::CodecType::Http3 => {
+                at.unsupported("codec_type", true);
+                return None;
+            }
+        };
+        let transformation = at.value::<enums::ServerHeaderTransformation>(
+            "server_header_transformation",
+            server_header_transformation,
+        );
+        let server_header = match transformation? {
+            enums::ServerHeaderTransformation::Overwrite => ServerHeader::Overwrite,
+            enums::ServerHeaderTransformation::AppendIfAbsent => ServerHeader::AppendIfAbsent,
+            enums::ServerHeaderTransformation::PassThrough => ServerHeader::PassThrough,
+        };
+        use enums::PathWithEscapedSlashesAction as Slashes;
+        let escaped_slashes = match at.value("path_with_escaped_slashes_action", path_with_escaped_slashes_action)? {
+            Slashes::ImplementationSpecificDefault | Slashes::KeepUnchanged => EscapedSlashes::Keep,
+            Slashes::RejectRequest => EscapedSlashes::Reject,
+            Slashes::UnescapeAndRedirect => EscapedSlashes::UnescapeRedirect,
+            Slashes::UnescapeAndForward => EscapedSlashes::UnescapeForward,
+        };
+        use enums::ForwardClientCertDetails as Xfcc;
+        // All others keep the header for mutual TLS only.
+        let keep_client_cert =
+            at.value::<Xfcc>("forward_client_cert_details", forward_client_cert_details)? == Xfcc::AlwaysForwardOnly;
+        let internal_addresses = internal_address_config.map(|config| {
+            at.field("internal_address_config", |at| {
+                let enums::InternalAddressConfig { unix_sockets, cidr_ranges } = config;
+                at.unsupported("unix_sockets", unix_sockets);
+                address::cidrs("cidr_ranges", cidr_ranges, at)
+            })
+        });
+        let scheme_overwrite = scheme_header_transformation.and_then(|proto| {
+            let core::SchemeHeaderTransformation { match_upstream, transformation } = proto;
+            at.unsupported("scheme_header_transformation.match_upstream", match_upstream);
+            transformation
+                .map(|core::scheme_header_transformation::Transformation::SchemeToOverwrite(scheme)| scheme.into())
+        });
+        Some(Arc::new(HttpConnectionManager {
+            stat_prefix: stat_prefix.into(),
+            codec,
+            filters,
+            router,
+            access_logs: at.each("access_log", access_log, AccessLog::lower),
+            server_name: if server_name.is_empty() { "envoy".into() } else { server_name.into() },
+            server_header,
+            idle_timeout: common.idle_timeout,
+            max_connection_duration: common.max_connection_duration,
+            max_stream_duration: common.max_stream_duration,
+            max_requests_per_connection: common.max_requests_per_connection,
+            stream_idle_timeout: at.timeout(
+                "stream_idle_timeout",
+                stream_idle_timeout,
+                Some(Duration::from_secs(300)),
+            ),
+            request_timeout: at.timeout("request_timeout", request_timeout, None),
+            request_headers_timeout: at.timeout("request_headers_timeout", request_headers_timeout, None),
+            drain_timeout: at.duration("drain_timeout", drain_timeout).unwrap_or(Duration::from_secs(5)),
+            delayed_close_timeout: at
+                .duration("delayed_close_timeout", delayed_close_timeout)
+                .unwrap_or(Duration::from_secs(1)),
+            max_request_head_bytes: max_request_headers_kb.unwrap_or(60) as usize * 1024,
+            max_headers: common.max_headers,
+            underscores: common.underscores,
+            http1: http1?,
+            http2: http2?,
+            use_remote_address: use_remote_address.unwrap_or(false),
+            xff_trusted_hops: xff_num_trusted_hops,
+            skip_xff_append,
+            internal_addresses,
+            via: via.into(),
+            generate_request_id: generate_request_id.unwrap_or(true),
+            preserve_external_request_id,
+            request_id_in_response: always_set_request_id_in_response,
+            pack_trace_reason: request_id(request_id_extension, at),
+            normalize_path: normalize_path.unwrap_or(false),
+            merge_slashes,
+            escaped_slashes,
+            strip_port: match (strip_any, strip_matching_host_port) {
+                (true, _) => StripPort::Any,
+                (false, true) => StripPort::Matching,
+                (false, false) => StripPort::No,
+            },
+            strip_trailing_dot: strip_trailing_host_dot,
+            proxy_100_continue,
+            append_forwarded_port: append_x_forwarded_port,
+            scheme_overwrite,
+            upgrades: upgrades(upgrade_configs, at),
+            stream_error_on_invalid: stream_error_on_invalid_http_message.unwrap_or(false),
+            add_user_agent: add_user_agent.unwrap_or(false),
+            keep_client_cert,
+            service_node,
+            service_cluster,
+            routes: routes?,
+        }))
+    }
+}
+
+/// Tracing without a tracer changes nothing, as long as the bootstrap names none, which is
+/// refused there.
+fn lower_tracing(proto: Option<hcm::http_connection_manager::Tracing>, at: &mut Lower) {
+    let Some(proto) = proto else { return };
+    let hcm::http_connection_manager::Tracing {
+        client_sampling: _,
+        random_sampling: _,
+        overall_sampling: _,
+        verbose: _,
+        max_path_tag_length: _,
+        custom_tags: _,
+        provider,
+        spawn_upstream_span: _,
+        operation: _,
+        upstream_operation: _,
+        no_context_propagation: _,
+    } = proto;
+    at.field("tracing", |at| at.unsupported("provider", provider.is_some()));
+}
+
+fn request_id(proto: Option<hcm::RequestIdExtension>, at: &mut Lower) -> bool {
+    let Some(hcm::RequestIdExtension { typed_config: Some(any) }) = proto else { return true };
+    at.field("request_id_extension.typed_config", |at| {
+        if !leno_api::any::is::<UuidRequestIdConfig>(&any) {
+            at.unsupported_extension("request_id_extension", &any.type_url);
+            return true;
+        }
+        let Some(UuidRequestIdConfig { pack_trace_reason, use_request_id_for_trace_sampling: _ }) = at.unpack(&any)
+        else {
+            return true;
+        };
+        pack_trace_reason.unwrap_or(true)
+    })
+}
+
+fn upgrades(protos: Vec<hcm::http_connection_manager::UpgradeConfig>, at: &mut Lower) -> Vec<UpgradeType> {
+    let mut seen: Vec<Box<str>> = Vec::new();
+    at.each("upgrade_configs", protos, |proto, at| {
+        let hcm::http_connection_manager::UpgradeConfig { upgrade_type, filters, enabled } = proto;
+        at.unsupported("filters", !filters.is_empty());
+        let name: Box<str> = upgrade_type.to_ascii_lowercase().into();
+        if seen.contains(&name) {
+            at.error(format!("multiple upgrade configs with the same name: '{upgrade_type}'"));
+        }
+        seen.push(name.clone());
+        Some(UpgradeType { name, enabled: enabled.unwrap_or(true) })
+    })
+}
+
+fn route_source(
+    proto: Option<hcm::http_connection_manager::RouteSpecifier>,
+    at: &mut Lower,
+) -> Option<RouteSource> {
+    use hcm::http_connection_manager::RouteSpecifier;
+    match proto {
+        Some(RouteSpecifier::RouteConfig(table)) => {
+            let table = at.field("route_config", |at| RouteTable::lower(pack(&table), None, true, at))?;
+            Some(RouteSource::Static(Arc::new(table)))
+        }
+        Some(RouteSpecifier::Rds(hcm::Rds { config_source: source, route_config_name })) => at.field("rds", |at| {
+            let source = at.required("config_source", source, config_source)?;
+            if source.origin != Origin::Ads {
+                at.unsupported("config_source", true);
+                return None;
+            }
+            if route_config_name.is_empty() {
+                at.error_at("route_config_name", "value length must be at least 1 characters");
+            }
+            Some(RouteSource::Rds(route_config_name.into()))
+        }),
+        Some(RouteSpecifier::ScopedRoutes(_)) => {
+            at.unsupported("scoped_routes", true);
+            None
+        }
+        None => {
+            at.error("one of rds, route_config and scoped_routes is required");
+            None
+        }
+    }
+}
+
+/// Lowers the HTTP filters: all but the last from the registry, the last is the router.
+fn filter_chain(protos: Vec<hcm::HttpFilter>, at: &mut Lower) -> (Vec<ChainedFilter>, RouterConfig) {
+    let last = protos.len().checked_sub(1);
+    let mut router = None;
+    let mut index = 0;
+    let filters = at.each("http_filters", protos, |proto, at| {
+        let is_last = Some(index) == last;
+        index += 1;
+        let hcm::HttpFilter { name, is_optional, disabled, config_type } = proto;
+        let any = match config_type {
+            Some(hcm::http_filter::ConfigType::TypedConfig(any)) => any,
+            Some(hcm::http_filter::ConfigType::ConfigDiscovery(_)) => {
+                at.unsupported("config_discovery", true);
+                return None;
+            }
+            None => {
+                at.error_at("typed_config", format!("filter '{name}' must have a typed config"));
+                return None;
+            }
+        };
+        let any = at.field("typed_config", |at| at.extension(any))?;
+        if leno_api::any::is::<router::Router>(&any) {
+            if !is_last {
+                at.error(format!(
+                    "terminal filter named {name} of type envoy.filters.http.router must be the last filter in a http filter chain."
+                ));
+            }
+            if disabled {
+                at.error_at("disabled", "the terminal filter cannot be disabled by default");
+            }
+            router = at.field("typed_config", |at| lower_router(&any, at));
+            return None;
+        }
+        let type_name = leno_api::any::type_name(&any.type_url);
+        let Some(registration) = REGISTRY.iter().find(|filter| filter.config_type == type_name) else {
+            if !is_optional {
+                at.unsupported_extension(&name, &any.type_url);
+            }
+            return None;
+        };
+        if is_last {
+            at.error(format!(
+                "non-terminal filter named {name} of type {} is the last filter in a http filter chain.",
+                registration.name
+            ));
+        }
+        let config = at.field("typed_config", |at| (registration.lower)(&any, at))?;
+        Some(ChainedFilter { name: Name::from(name), disabled, config })
+    });
+    if last.is_none() {
+        at.error_at("http_filters", "must end in a terminal filter");
+    }
+    (filters, router.unwrap_or_default())
+}
+
+fn lower_router(any: &Any, at: &mut Lower) -> Option<RouterConfig> {
+    let router::Router {
+        // What it would switch off, nobody asks for: our stats are not costly.
+        dynamic_stats,
+        // There is no tracing.
+        start_child_span: _,
+        upstream_log,
+        upstream_log_options,
+        suppress_envoy_headers,
+        strict_check_headers,
+        respect_expected_rq_timeout,
+        suppress_grpc_request_failure_code_stats,
+        upstream_http_filters,
+        reject_connect_request_early_data,
+    } = at.unpack(any)?;
+    at.unsupported("dynamic_stats", dynamic_stats == Some(false));
+    at.unsupported("upstream_log_options", upstream_log_options.is_some());
+    at.unsupported("strict_check_headers", !strict_check_headers.is_empty());
+    at.unsupported("reject_connect_request_early_data", reject_connect_request_early_data == Some(true));
+    upstream_filters("upstream_http_filters", upstream_http_filters, at);
+    Some(RouterConfig {
+        suppress_envoy_headers,
+        respect_expected_timeout: respect_expected_rq_timeout,
+        suppress_grpc_failure_stats: suppress_grpc_request_failure_code_stats,
+        upstream_logs: at.each("upstream_log", upstream_log, AccessLog::lower),
+    })
+}
+
+/// Upstream HTTP filters: only the codec, which is what an empty list means too.
+pub(crate) fn upstream_filters(field: &str, protos: Vec<hcm::HttpFilter>, at: &mut Lower) {
+    const CODEC: &str = "envoy.extensions.filters.http.upstream_codec.v3.UpstreamCodec";
+    at.each(field, protos, |proto, at| {
+        let hcm::HttpFilter { name, is_optional, disabled: _, config_type } = proto;
+        match config_type {
+            Some(hcm::http_filter::ConfigType::TypedConfig(any)) if leno_api::any::type_name(&any.type_url) == CODEC => {}
+            Some(hcm::http_filter::ConfigType::TypedConfig(any)) if !is_optional => {
+                at.unsupported_extension(&name, &any.type_url);
+            }
+            Some(hcm::http_filter::ConfigType::TypedConfig(_)) => {}
+            Some(hcm::http_filter::ConfigType::ConfigDiscovery(_)) => at.unsupported("config_discovery", true),
+            None => at.error_at("typed_config", format!("filter '{name}' must have a typed config")),
+        }
+        None::<()>
+    });
+}
+
+/// HttpProtocolOptions of a connection manager.
+struct CommonOptions {
+    idle_timeout: Option<Duration>,
+    max_connection_duration: Option<Duration>,
+    max_headers: usize,
+    max_stream_duration: Option<Duration>,
+    underscores: Underscores,
+    max_requests_per_connection: u32,
+}
+
+fn common_options(proto: Option<core::HttpProtocolOptions>, at: &mut Lower) -> CommonOptions {
+    at.field("common_http_protocol_options", |at| {
+        let core::HttpProtocolOptions {
+            idle_timeout,
+            max_connection_duration,
+            max_connection_duration_jitter,
+            max_headers_count,
+            max_response_headers_kb,
+            max_stream_duration,
+            headers_with_underscores_action,
+            max_requests_per_connection,
+        } = proto.unwrap_or_default();
+        at.unsupported("max_connection_duration_jitter", max_connection_duration_jitter.is_some());
+        at.unsupported("max_response_headers_kb", max_response_headers_kb.is_some());
+        use core::http_protocol_options::HeadersWithUnderscoresAction as Action;
+        let action = at.value::<Action>("headers_with_underscores_action", headers_with_underscores_action);
+        CommonOptions {
+            idle_timeout: at.timeout("idle_timeout", idle_timeout, Some(HOUR)),
+            max_connection_duration: at.timeout("max_connection_duration", max_connection_duration, None),
+            max_headers: max_headers_count.unwrap_or(100) as usize,
+            max_stream_duration: at.timeout("max_stream_duration", max_stream_duration, None),
+            underscores: match action {
+                Some(Action::RejectRequest) => Underscores::Reject,
+                Some(Action::DropHeader) => Underscores::Drop,
+                Some(Action::Allow) | None => Underscores::Allow,
+            },
+            max_requests_per_connection: max_requests_per_connection.unwrap_or(0),
+        }
+    })
+}
+
+/// Lowers Http1ProtocolOptions, of a connection manager or of a cluster.
+pub(crate) fn http1_options(proto: core::Http1ProtocolOptions, at: &mut Lower) -> Option<Http1Settings> {
+    let core::Http1ProtocolOptions {
+        allow_absolute_url,
+        accept_http_10,
+        default_host_for_http_10,
+        header_key_format,
+        enable_trailers,
+        allow_chunked_length,
+        override_stream_error_on_invalid_http_message,
+        send_fully_qualified_url,
+        // Which of Envoy's parsers is used.
+        use_balsa_parser: _,
+        allow_custom_methods,
+        ignore_http_11_upgrade,
+    } = proto;
+    at.unsupported(
+        "override_stream_error_on_invalid_http_message",
+        override_stream_error_on_invalid_http_message.is_some(),
+    );
+    at.unsupported("send_fully_qualified_url", send_fully_qualified_url);
+    at.unsupported("allow_custom_methods", allow_custom_methods);
+    at.unsupported("ignore_http_11_upgrade", !ignore_http_11_upgrade.is_empty());
+    use core::http1_protocol_options::header_key_format::HeaderFormat;
+    let (mut proper_case, mut preserve_case) = (false, false);
+    match header_key_format.and_then(|format| format.header_format) {
+        Some(HeaderFormat::ProperCaseWords(_)) => proper_case = true,
+        Some(HeaderFormat::StatefulFormatter(extension)) => {
+            let type_url = extension.typed_config.map(|any| any.type_url).unwrap_or_default();
+            if type_url.ends_with("/envoy.extensions.http.header_formatters.preserve_case.v3.PreserveCaseFormatterConfig") {
+                preserve_case = true;
+            } else {
+                at.field("header_key_format.stateful_formatter", |at| {
+                    at.unsupported_extension(&extension.name, &type_url);
+                });
+            }
+        }
+        None => {}
+    }
+    Some(Http1Settings {
+        accept_http_10,
+        default_host: (!default_host_for_http_10.is_empty()).then(|| default_host_for_http_10.into()),
+        allow_absolute_url: allow_absolute_url.unwrap_or(true),
+        enable_trailers,
+        allow_chunked_length,
+        proper_case,
+        preserve_case,
+    })
+}
+
+/// Lowers Http2ProtocolOptions, of a connection manager or of a cluster.
+pub(crate) fn http2_options(proto: Option<core::Http2ProtocolOptions>, at: &mut Lower) -> Option<Http2Settings> {
+    let core::Http2ProtocolOptions {
+        hpack_table_size,
+        max_concurrent_streams,
+        initial_stream_window_size,
+        initial_connection_window_size,
+        allow_connect,
+        allow_metadata,
+        max_outbound_frames,
+        max_outbound_control_frames,
+        max_consecutive_inbound_frames_with_empty_payload,
+        max_inbound_priority_frames_per_stream,
+        max_inbound_window_update_frames_per_data_frame_sent,
+        stream_error_on_invalid_http_messaging,
+        override_stream_error_on_invalid_http_message,
+        custom_settings_parameters,
+        connection_keepalive,
+        // Which of Envoy's codecs is used.
+        use_oghttp2_codec: _,
+        max_metadata_size,
+        enable_huffman_encoding,
+        max_header_field_size_kb,
+        disallow_obs_text,
+        stream_reset_burst,
+        stream_reset_rate,
+    } = proto.unwrap_or_default();
+    at.unsupported("allow_metadata", allow_metadata);
+    // The codec limits floods in its own way.
+    at.unsupported("max_outbound_frames", max_outbound_frames.is_some());
+    at.unsupported("max_outbound_control_frames", max_outbound_control_frames.is_some());
+    at.unsupported(
+        "max_consecutive_inbound_frames_with_empty_payload",
+        max_consecutive_inbound_frames_with_empty_payload.is_some(),
+    );
+    at.unsupported("max_inbound_priority_frames_per_stream", max_inbound_priority_frames_per_stream.is_some());
+    at.unsupported(
+        "max_inbound_window_update_frames_per_data_frame_sent",
+        max_inbound_window_update_frames_per_data_frame_sent.is_some(),
+    );
+    at.unsupported("stream_error_on_invalid_http_messaging", stream_error_on_invalid_http_messaging);
+    at.unsupported(
+        "override_stream_error_on_invalid_http_message",
+        override_stream_error_on_invalid_http_message.is_some(),
+    );
+    at.unsupported("custom_settings_parameters", !custom_settings_parameters.is_empty());
+    at.unsupported("max_metadata_size", max_metadata_size.is_some());
+    at.unsupported("enable_huffman_encoding", enable_huffman_encoding.is_some());
+    at.unsupported("max_header_field_size_kb", max_header_field_size_kb.is_some());
+    at.unsupported("disallow_obs_text", disallow_obs_text.is_some());
+    at.unsupported("stream_reset_burst", stream_reset_burst.is_some());
+    at.unsupported("stream_reset_rate", stream_reset_rate.is_some());
+    let keepalive = at.optional("connection_keepalive", connection_keepalive, |proto, at| {
+        let core::KeepaliveSettings { interval, timeout, interval_jitter, connection_idle_interval } = proto;
+        let exactly_default = |jitter: Option<Percent>| jitter.is_none_or(|Percent { value }| value == 15.0);
+        at.unsupported("interval_jitter", !exactly_default(interval_jitter));
+        at.unsupported("connection_idle_interval", connection_idle_interval.is_some());
+        let timeout = at.duration("timeout", timeout);
+        match at.duration("interval", interval) {
+            Some(interval) => Some((interval, timeout?)),
+            None => None,
+        }
+    });
+    Some(Http2Settings {
+        max_concurrent_streams: max_concurrent_streams.unwrap_or(1024),
+        stream_window: initial_stream_window_size.unwrap_or(16 << 20),
+        connection_window: initial_connection_window_size.unwrap_or(24 << 20),
+        allow_connect,
+        hpack_table_size: hpack_table_size.unwrap_or(4096),
+        keepalive,
+    })
+}

@@ -1,0 +1,601 @@
+//! Lowering of envoy.config.route.v3: RouteConfiguration, VirtualHost, Route and its actions.
+//!
+//! `RouteTable::lower` works on the wire form, so that virtual hosts that an update did not
+//! change are not even decoded again.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use leno_api::proto::envoy::config::core::v3 as core;
+use leno_api::proto::envoy::config::route::v3 as proto;
+use leno_api::proto::envoy::r#type::v3 as types;
+use leno_base::Name;
+use proto::route_action::{ClusterSpecifier, HostRewriteSpecifier};
+use proto::route_match::PathSpecifier;
+
+use crate::config::address;
+use crate::config::lower::Lower;
+use crate::http::config::UpgradeType;
+use crate::http::filters::RouteOverrides;
+use crate::http::route::matcher::{self, header_name};
+use crate::http::route::mutation::{self, HeaderMutations};
+use crate::http::route::table::{Condition, Entry, Host, PathRule};
+use crate::http::route::{
+    Action, ClusterChoice, Forward, HostRewrite, Mirror, PathRewrite, Redirect, RequireTls, RetryPolicy, Route,
+    RouteTable, VirtualHost, WeightedCluster, filters, policy,
+};
+
+/// Envoy's route timeout where none is given.
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// What a table says of all its virtual hosts.
+#[derive(Debug)]
+pub(super) struct TableSettings {
+    pub(super) request_headers: Arc<HeaderMutations>,
+    pub(super) response_headers: Arc<HeaderMutations>,
+    pub(super) mirrors: Vec<Arc<Mirror>>,
+    pub(super) overrides: RouteOverrides,
+    pub(super) most_specific_wins: bool,
+    pub(super) max_direct_response: usize,
+}
+
+/// What a virtual host says of all its routes.
+struct HostSettings {
+    request_headers: Arc<HeaderMutations>,
+    response_headers: Arc<HeaderMutations>,
+    mirrors: Vec<Arc<Mirror>>,
+    overrides: RouteOverrides,
+    retry: Option<Arc<RetryPolicy>>,
+    buffer_limit: Option<u64>,
+}
+
+/// Lowers one virtual host.
+pub(super) fn virtual_host(proto: proto::VirtualHost, table: &TableSettings, at: &mut Lower) -> Option<Host> {
+    let proto::VirtualHost {
+        name,
+        domains,
+        routes,
+        matcher,
+        require_tls,
+        virtual_clusters,
+        rate_limits,
+        request_headers_to_add,
+        request_headers_to_remove,
+        response_headers_to_add,
+        response_headers_to_remove,
+        cors,
+        typed_per_filter_config,
+        include_request_attempt_count,
+        include_attempt_count_in_response,
+        retry_policy,
+        retry_policy_typed_config,
+        hedge_policy,
+        include_is_timeout_retry_header,
+        per_request_buffer_limit_bytes,
+        request_body_buffer_limit,
+        request_mirror_policies,
+        metadata,
+        route_specifiers,
+    } = proto;
+    at.unsupported("matcher", matcher.is_some());
+    at.unsupported("virtual_clusters", !virtual_clusters.is_empty());
+    at.unsupported("rate_limits", !rate_limits.is_empty());
+    at.unsupported("cors", cors.is_some());
+    at.unsupported("retry_policy_typed_config", retry_policy_typed_config.is_some());
+    at.unsupported("hedge_policy", hedge_policy.is_some());
+    at.unsupported("include_is_timeout_retry_header", include_is_timeout_retry_header);
+    at.unsupported("route_specifiers", !route_specifiers.is_empty());
+    use proto::virtual_host::TlsRequirementType as Tls;
+    let require_tls = match at.value::<Tls>("require_tls", require_tls)? {
+        Tls::None => RequireTls::None,
+        Tls::ExternalOnly => RequireTls::ExternalOnly,
+        Tls::All => RequireTls::All,
+    };
+    let settings = HostSettings {
+        request_headers: Arc::new(mutation::lower("request", request_headers_to_add, request_headers_to_remove, at)),
+        response_headers: Arc::new(mutation::lower(
+            "response",
+            response_headers_to_add,
+            response_headers_to_remove,
+            at,
+        )),
+        mirrors: mirrors(request_mirror_policies, &table.mirrors, at),
+        overrides: filters::overrides(&table.overrides, typed_per_filter_config, at),
+        retry: at.optional("retry_policy", retry_policy, policy::retry),
+        buffer_limit: buffer_limit(per_request_buffer_limit_bytes, request_body_buffer_limit, at),
+    };
+    let entries = at.each("routes", routes, |proto, at| route(proto, table, &settings, at));
+    let virtual_host = VirtualHost {
+        name: name.into(),
+        require_tls,
+        include_request_attempt_count,
+        include_attempt_count_in_response,
+        metadata: address::metadata("metadata", metadata, at),
+    };
+    let domains = domains.into_iter().map(|domain| domain.to_ascii_lowercase().into()).collect();
+    Some(Host { virtual_host: Arc::new(virtual_host), domains, entries })
+}
+
+/// Lowers mirror policies; an empty list leaves those of the level above.
+pub(super) fn mirrors(
+    protos: Vec<proto::route_action::RequestMirrorPolicy>,
+    above: &[Arc<Mirror>],
+    at: &mut Lower,
+) -> Vec<Arc<Mirror>> {
+    if protos.is_empty() { above.to_vec() } else { at.each("request_mirror_policies", protos, policy::mirror) }
+}
+
+fn buffer_limit(old: Option<u32>, new: Option<u64>, at: &mut Lower) -> Option<u64> {
+    if old.is_some() && new.is_some() {
+        at.error("only one of per_request_buffer_limit_bytes and request_body_buffer_limit can be set");
+    }
+    new.or(old.map(u64::from))
+}
+
+fn route(proto: proto::Route, table: &TableSettings, host: &HostSettings, at: &mut Lower) -> Option<Entry> {
+    let proto::Route {
+        name,
+        r#match,
+        metadata,
+        decorator,
+        typed_per_filter_config,
+        request_headers_to_add,
+        request_headers_to_remove,
+        response_headers_to_add,
+        response_headers_to_remove,
+        tracing,
+        per_request_buffer_limit_bytes,
+        stat_prefix,
+        request_body_buffer_limit,
+        route_specifiers,
+        action,
+    } = proto;
+    at.unsupported("tracing", tracing.is_some());
+    at.unsupported("route_specifiers", !route_specifiers.is_empty());
+    let matched = at.required("match", r#match, route_match);
+    let path = matched.as_ref().map(|matched| &matched.path);
+    let overrides = filters::overrides(&host.overrides, typed_per_filter_config, at);
+    let action = match action {
+        Some(proto::route::Action::Route(action)) => {
+            at.field("route", |at| forward(action, path, host, &overrides, at)).map(|action| Action::Forward(Box::new(action)))
+        }
+        Some(proto::route::Action::Redirect(action)) => {
+            at.field("redirect", |at| redirect(action, path, at)).map(Action::Redirect)
+        }
+        Some(proto::route::Action::DirectResponse(action)) => {
+            at.field("direct_response", |at| direct_response(action, table.max_direct_response, at))
+        }
+        Some(proto::route::Action::NonForwardingAction(proto::NonForwardingAction {})) => Some(Action::NonForwarding),
+        Some(proto::route::Action::FilterAction(_)) => {
+            at.unsupported("filter_action", true);
+            None
+        }
+        None => {
+            at.error("one of route, redirect, direct_response and non_forwarding_action is required");
+            None
+        }
+    };
+    let own_request = mutation::lower("request", request_headers_to_add, request_headers_to_remove, at);
+    let own_response = mutation::lower("response", response_headers_to_add, response_headers_to_remove, at);
+    // Most specific first, so that the least specific has the last word, unless it is to be the
+    // other way round.
+    let order = |own, host: &Arc<HeaderMutations>, table_level: &Arc<HeaderMutations>| {
+        let mut levels = vec![Arc::new(own), Arc::clone(host), Arc::clone(table_level)];
+        if table.most_specific_wins {
+            levels.reverse();
+        }
+        levels.retain(|level| !level.is_empty());
+        levels
+    };
+    let decorator = decorator.and_then(|proto::Decorator { operation, propagate }| {
+        // `propagate` decides whether the operation is sent on in x-envoy-decorator-operation.
+        at.unsupported("decorator.propagate", propagate == Some(false));
+        (!operation.is_empty()).then(|| operation.into())
+    });
+    let own_limit = buffer_limit(per_request_buffer_limit_bytes, request_body_buffer_limit, at);
+    let route = Route {
+        name: name.into(),
+        request_headers: order(own_request, &host.request_headers, &table.request_headers),
+        response_headers: order(own_response, &host.response_headers, &table.response_headers),
+        metadata: address::metadata("metadata", metadata, at),
+        decorator,
+        stat_prefix: address::name(stat_prefix),
+        overrides,
+        buffer_limit: own_limit.or(host.buffer_limit),
+        action: action?,
+    };
+    Some(Entry { condition: matched?, route: Arc::new(route) })
+}
+
+fn route_match(proto: proto::RouteMatch, at: &mut Lower) -> Option<Condition> {
+    let proto::RouteMatch {
+        case_sensitive,
+        runtime_fraction: fraction,
+        headers,
+        query_parameters,
+        cookies,
+        grpc,
+        tls_context,
+        dynamic_metadata,
+        filter_state,
+        path_specifier,
+    } = proto;
+    at.unsupported("tls_context", tls_context.is_some());
+    at.unsupported("dynamic_metadata", !dynamic_metadata.is_empty());
+    at.unsupported("filter_state", !filter_state.is_empty());
+    let ignore_case = case_sensitive == Some(false);
+    let path = match path_specifier {
+        Some(PathSpecifier::Prefix(prefix)) => PathRule::Prefix(prefix.into(), ignore_case),
+        Some(PathSpecifier::Path(path)) => PathRule::Path(path.into(), ignore_case),
+        Some(PathSpecifier::PathSeparatedPrefix(prefix)) => PathRule::SeparatedPrefix(prefix.into(), ignore_case),
+        Some(PathSpecifier::SafeRegex(pattern)) => {
+            PathRule::Regex(at.field("safe_regex", |at| matcher::full_regex(pattern, at))?)
+        }
+        Some(PathSpecifier::ConnectMatcher(proto::route_match::ConnectMatcher {})) => PathRule::Connect,
+        Some(PathSpecifier::PathMatchPolicy(policy)) => {
+            let type_url = policy.typed_config.map(|any| any.type_url).unwrap_or_default();
+            at.field("path_match_policy", |at| at.unsupported_extension(&policy.name, &type_url));
+            return None;
+        }
+        None => {
+            at.error("a path specifier is required");
+            return None;
+        }
+    };
+    let fraction = match fraction {
+        Some(fraction) => Some(at.field("runtime_fraction", |at| runtime_fraction(fraction, at))?),
+        None => None,
+    };
+    Some(Condition {
+        path,
+        headers: at.each("headers", headers, matcher::header),
+        query: at.each("query_parameters", query_parameters, matcher::query),
+        cookies: at.each("cookies", cookies, matcher::cookie_matcher),
+        grpc: grpc.is_some(),
+        fraction,
+    })
+}
+
+fn forward(
+    proto: proto::RouteAction,
+    path: Option<&PathRule>,
+    host: &HostSettings,
+    overrides: &RouteOverrides,
+    at: &mut Lower,
+) -> Option<Forward> {
+    let proto::RouteAction {
+        cluster_not_found_response_code,
+        metadata_match,
+        prefix_rewrite,
+        regex_rewrite,
+        path_rewrite_policy,
+        path_rewrite,
+        append_x_forwarded_host,
+        timeout,
+        idle_timeout,
+        flush_timeout,
+        early_data_policy,
+        retry_policy,
+        retry_policy_typed_config,
+        request_mirror_policies,
+        priority,
+        rate_limits,
+        include_vh_rate_limits,
+        hash_policy,
+        cors,
+        max_grpc_timeout,
+        grpc_timeout_offset,
+        upgrade_configs,
+        internal_redirect_policy,
+        internal_redirect_action,
+        max_internal_redirects,
+        hedge_policy,
+        max_stream_duration,
+        cluster_specifier,
+        host_rewrite_specifier,
+    } = proto;
+    at.unsupported("metadata_match", metadata_match.is_some());
+    at.unsupported("path_rewrite_policy", path_rewrite_policy.is_some());
+    at.unsupported("path_rewrite", !path_rewrite.is_empty());
+    at.unsupported("flush_timeout", flush_timeout.is_some());
+    at.unsupported("early_data_policy", early_data_policy.is_some());
+    at.unsupported("retry_policy_typed_config", retry_policy_typed_config.is_some());
+    at.unsupported("rate_limits", !rate_limits.is_empty());
+    at.unsupported("include_vh_rate_limits", include_vh_rate_limits.is_some());
+    at.unsupported("cors", cors.is_some());
+    at.unsupported("internal_redirect_policy", internal_redirect_policy.is_some());
+    at.unsupported("internal_redirect_action", internal_redirect_action != 0);
+    at.unsupported("max_internal_redirects", max_internal_redirects.is_some());
+    at.unsupported("hedge_policy", hedge_policy.is_some());
+
+    use proto::route_action::ClusterNotFoundResponseCode as NotFound;
+    let not_found = at.value::<NotFound>("cluster_not_found_response_code", cluster_not_found_response_code);
+    let cluster_not_found_status = match not_found? {
+        NotFound::ServiceUnavailable => 503,
+        NotFound::NotFound => 404,
+        NotFound::InternalServerError => 500,
+    };
+    let cluster = match cluster_specifier {
+        Some(ClusterSpecifier::Cluster(name)) => Some(ClusterChoice::Name(name.into())),
+        Some(ClusterSpecifier::ClusterHeader(name)) => Some(ClusterChoice::Header(header_name(&name))),
+        Some(ClusterSpecifier::WeightedClusters(weighted)) => {
+            at.field("weighted_clusters", |at| weighted_clusters(weighted, overrides, at))
+        }
+        Some(ClusterSpecifier::ClusterSpecifierPlugin(_)) => {
+            at.unsupported("cluster_specifier_plugin", true);
+            None
+        }
+        Some(ClusterSpecifier::InlineClusterSpecifierPlugin(_)) => {
+            at.unsupported("inline_cluster_specifier_plugin", true);
+            None
+        }
+        None => {
+            at.error("a cluster specifier is required");
+            None
+        }
+    };
+    if !prefix_rewrite.is_empty() && regex_rewrite.is_some() {
+        at.error("cannot specify both prefix_rewrite and regex_rewrite");
+    }
+    let path_rewrite = match regex_rewrite {
+        Some(rewrite) => {
+            let (pattern, with) = at.field("regex_rewrite", |at| matcher::substitution(rewrite, at))?;
+            PathRewrite::Regex { pattern, with }
+        }
+        None => prefix_rewrite_of(prefix_rewrite, path),
+    };
+    let (max_stream, grpc_max, grpc_offset) = match max_stream_duration {
+        Some(proto) => at.field("max_stream_duration", |at| {
+            let proto::route_action::MaxStreamDuration {
+                max_stream_duration,
+                grpc_timeout_header_max,
+                grpc_timeout_header_offset,
+            } = proto;
+            (
+                switchable("max_stream_duration", max_stream_duration, at),
+                switchable("grpc_timeout_header_max", grpc_timeout_header_max, at),
+                at.duration("grpc_timeout_header_offset", grpc_timeout_header_offset),
+            )
+        }),
+        None => (None, None, None),
+    };
+    let (old_grpc_max, old_grpc_offset) =
+        (switchable("max_grpc_timeout", max_grpc_timeout, at), at.duration("grpc_timeout_offset", grpc_timeout_offset));
+    let mut retry = at.optional("retry_policy", retry_policy, policy::retry);
+    if retry.is_none() {
+        retry.clone_from(&host.retry);
+    }
+    Some(Forward {
+        cluster: cluster?,
+        cluster_not_found_status,
+        path_rewrite,
+        host_rewrite: host_rewrite(host_rewrite_specifier, at)?,
+        append_forwarded_host: append_x_forwarded_host,
+        timeout: at.timeout("timeout", timeout, Some(DEFAULT_TIMEOUT)),
+        idle_timeout: switchable("idle_timeout", idle_timeout, at),
+        max_stream_duration: max_stream,
+        grpc_timeout_max: grpc_max.or(old_grpc_max),
+        grpc_timeout_offset: grpc_offset.or(old_grpc_offset).unwrap_or_default(),
+        retry,
+        mirrors: mirrors(request_mirror_policies, &host.mirrors, at),
+        high_priority: at.value("priority", priority)? == core::RoutingPriority::High,
+        hash_policy: at.each("hash_policy", hash_policy, policy::hash),
+        upgrades: upgrades(upgrade_configs, at),
+    })
+}
+
+fn upgrades(protos: Vec<proto::route_action::UpgradeConfig>, at: &mut Lower) -> Vec<UpgradeType> {
+    let mut seen: Vec<UpgradeType> = Vec::new();
+    at.each("upgrade_configs", protos, |proto, at| {
+        let proto::route_action::UpgradeConfig { upgrade_type, enabled, connect_config } = proto;
+        let name = upgrade_type.to_ascii_lowercase();
+        if connect_config.is_some() {
+            if name == "connect" {
+                at.unsupported("connect_config", true);
+            } else {
+                at.error_at("connect_config", format!("non-CONNECT upgrade type {upgrade_type} has ConnectConfig"));
+            }
+        }
+        if seen.iter().any(|other| *other.name == name) {
+            at.error(format!("duplicate upgrade {name}"));
+        }
+        let upgrade = UpgradeType { name: name.into(), enabled: enabled.unwrap_or(true) };
+        seen.push(upgrade.clone());
+        Some(upgrade)
+    })
+}
+
+/// A duration that, if it is zero, switches off what a level above sets.
+fn switchable(field: &str, value: Option<prost_types::Duration>, at: &mut Lower) -> Option<Option<Duration>> {
+    at.duration(field, value).map(|duration| (!duration.is_zero()).then_some(duration))
+}
+
+/// What `prefix_rewrite` replaces depends on what the route matches.
+fn prefix_rewrite_of(with: String, path: Option<&PathRule>) -> PathRewrite {
+    if with.is_empty() {
+        return PathRewrite::None;
+    }
+    let matched = match path {
+        Some(PathRule::Prefix(text, _) | PathRule::Path(text, _) | PathRule::SeparatedPrefix(text, _)) => text.len(),
+        Some(PathRule::Regex(_) | PathRule::Connect) | None => usize::MAX,
+    };
+    PathRewrite::Prefix { matched, with: with.into() }
+}
+
+fn host_rewrite(proto: Option<HostRewriteSpecifier>, at: &mut Lower) -> Option<HostRewrite> {
+    Some(match proto {
+        None | Some(HostRewriteSpecifier::AutoHostRewrite(false)) => HostRewrite::None,
+        Some(HostRewriteSpecifier::HostRewriteLiteral(text)) if text.is_empty() => HostRewrite::None,
+        Some(HostRewriteSpecifier::HostRewriteLiteral(text)) => HostRewrite::Literal(text.into()),
+        Some(HostRewriteSpecifier::AutoHostRewrite(true)) => HostRewrite::Auto,
+        Some(HostRewriteSpecifier::HostRewriteHeader(name)) => HostRewrite::Header(header_name(&name)),
+        Some(HostRewriteSpecifier::HostRewritePathRegex(rewrite)) => {
+            let (pattern, with) = at.field("host_rewrite_path_regex", |at| matcher::substitution(rewrite, at))?;
+            HostRewrite::PathRegex { pattern, with }
+        }
+        Some(HostRewriteSpecifier::HostRewrite(_)) => {
+            at.unsupported("host_rewrite", true);
+            return None;
+        }
+    })
+}
+
+fn weighted_clusters(proto: proto::WeightedCluster, above: &RouteOverrides, at: &mut Lower) -> Option<ClusterChoice> {
+    let proto::WeightedCluster { clusters, total_weight, runtime_key_prefix, random_value_specifier } = proto;
+    at.unsupported("random_value_specifier", random_value_specifier.is_some());
+    let configured: u64 = clusters.iter().map(|cluster| u64::from(cluster.weight.unwrap_or(0))).sum();
+    if configured == 0 {
+        at.error("sum of weights in the weighted_cluster must be greater than 0");
+    } else if configured > u64::from(u32::MAX) {
+        at.error(format!("the sum of weights of all weighted clusters exceeds {}", u32::MAX));
+    }
+    // Deprecated: weights are relative to their sum, whatever this says.
+    let _ = total_weight;
+    let clusters = at.each("clusters", clusters, |proto, at| {
+        let proto::weighted_cluster::ClusterWeight {
+            name,
+            cluster_header,
+            weight,
+            metadata_match,
+            request_headers_to_add,
+            request_headers_to_remove,
+            response_headers_to_add,
+            response_headers_to_remove,
+            typed_per_filter_config,
+            host_rewrite_specifier,
+        } = proto;
+        if name.is_empty() == cluster_header.is_empty() {
+            at.error("one and only one of name and cluster_header must be specified");
+        }
+        at.unsupported("cluster_header", !cluster_header.is_empty());
+        at.unsupported("metadata_match", metadata_match.is_some());
+        use proto::weighted_cluster::cluster_weight::HostRewriteSpecifier::HostRewriteLiteral;
+        let host_rewrite = host_rewrite_specifier.map(|HostRewriteLiteral(text)| text).filter(|text| !text.is_empty());
+        let mut weight = u64::from(weight.unwrap_or(0));
+        if !runtime_key_prefix.is_empty() {
+            weight = at.scope().runtime.integer(&format!("{runtime_key_prefix}.{name}")).unwrap_or(weight);
+        }
+        let request = mutation::lower("request", request_headers_to_add, request_headers_to_remove, at);
+        let response = mutation::lower("response", response_headers_to_add, response_headers_to_remove, at);
+        Some(WeightedCluster {
+            name: name.into(),
+            weight,
+            request_headers: Arc::new(request),
+            response_headers: Arc::new(response),
+            host_rewrite: host_rewrite.map(Into::into),
+            overrides: filters::overrides(above, typed_per_filter_config, at),
+        })
+    });
+    let total = clusters.iter().map(|cluster| cluster.weight).sum::<u64>().max(1);
+    Some(ClusterChoice::Weighted { clusters, total })
+}
+
+fn redirect(proto: proto::RedirectAction, path: Option<&PathRule>, at: &mut Lower) -> Option<Redirect> {
+    let proto::RedirectAction {
+        host_redirect,
+        port_redirect,
+        response_code,
+        strip_query,
+        scheme_rewrite_specifier,
+        path_rewrite_specifier,
+    } = proto;
+    use proto::redirect_action::{PathRewriteSpecifier, RedirectResponseCode as Code, SchemeRewriteSpecifier};
+    let scheme = match scheme_rewrite_specifier {
+        Some(SchemeRewriteSpecifier::HttpsRedirect(true)) => Some("https".into()),
+        Some(SchemeRewriteSpecifier::SchemeRedirect(scheme)) if !scheme.is_empty() => Some(scheme.into()),
+        _ => None,
+    };
+    let mut redirect_path = None;
+    let mut rewrite = PathRewrite::None;
+    match path_rewrite_specifier {
+        Some(PathRewriteSpecifier::PathRedirect(path)) if !path.is_empty() => redirect_path = Some(path.into()),
+        Some(PathRewriteSpecifier::PrefixRewrite(prefix)) => {
+            rewrite = prefix_rewrite_of(prefix, path);
+        }
+        Some(PathRewriteSpecifier::RegexRewrite(regex)) => {
+            let (pattern, with) = at.field("regex_rewrite", |at| matcher::substitution(regex, at))?;
+            rewrite = PathRewrite::Regex { pattern, with };
+        }
+        Some(PathRewriteSpecifier::PathRewrite(_)) => at.unsupported("path_rewrite", true),
+        Some(PathRewriteSpecifier::PathRedirect(_)) | None => {}
+    }
+    let status = match at.value::<Code>("response_code", response_code)? {
+        Code::MovedPermanently => 301,
+        Code::Found => 302,
+        Code::SeeOther => 303,
+        Code::TemporaryRedirect => 307,
+        Code::PermanentRedirect => 308,
+    };
+    Some(Redirect {
+        scheme,
+        host: (!host_redirect.is_empty()).then(|| host_redirect.into()),
+        port: match port_redirect {
+            0 => None,
+            port => Some(at.narrow("port_redirect", port)?),
+        },
+        path: redirect_path,
+        rewrite,
+        status,
+        strip_query,
+    })
+}
+
+fn direct_response(proto: proto::DirectResponseAction, limit: usize, at: &mut Lower) -> Option<Action> {
+    let proto::DirectResponseAction { status, body, body_format } = proto;
+    at.unsupported("body_format", body_format.is_some());
+    let body = match body {
+        Some(body) => at.field("body", |at| address::data_source(body, at))?,
+        None => Bytes::new(),
+    };
+    if body.len() > limit {
+        at.error_at("body", format!("response body size is {} bytes; maximum is {limit}", body.len()));
+    }
+    Some(Action::Direct { status: at.narrow("status", status)?, body })
+}
+
+/// Lowers a FractionalPercent to (numerator, denominator).
+pub(crate) fn fraction(proto: types::FractionalPercent, at: &mut Lower) -> (u32, u32) {
+    let types::FractionalPercent { numerator, denominator } = proto;
+    use types::fractional_percent::DenominatorType as Denominator;
+    let denominator = match at.value::<Denominator>("denominator", denominator) {
+        Some(Denominator::TenThousand) => 10_000,
+        Some(Denominator::Million) => 1_000_000,
+        Some(Denominator::Hundred) | None => 100,
+    };
+    (numerator, denominator)
+}
+
+/// Lowers a RuntimeFractionalPercent to (numerator, denominator).
+pub(crate) fn runtime_fraction(proto: core::RuntimeFractionalPercent, at: &mut Lower) -> Option<(u32, u32)> {
+    let core::RuntimeFractionalPercent { default_value, runtime_key } = proto;
+    let configured = at.required("default_value", default_value, |value, at| Some(fraction(value, at)))?;
+    Some(at.scope().runtime.fraction(&runtime_key).unwrap_or(configured))
+}
+
+/// All clusters that an action names, with the path of the field that does and Envoy's word
+/// for what they are.
+pub(super) fn cluster_references(action: &Action) -> Vec<(String, &'static str, &Name)> {
+    let Action::Forward(forward) = action else { return Vec::new() };
+    let mut names = Vec::new();
+    match &forward.cluster {
+        ClusterChoice::Name(name) => names.push(("route.cluster".to_owned(), "cluster", name)),
+        ClusterChoice::Weighted { clusters, .. } => {
+            names.extend(clusters.iter().enumerate().map(|(index, cluster)| {
+                (format!("route.weighted_clusters.clusters[{index}].name"), "weighted cluster", &cluster.name)
+            }));
+        }
+        ClusterChoice::Header(_) => {}
+    }
+    for (index, mirror) in forward.mirrors.iter().enumerate() {
+        if let ClusterChoice::Name(name) = &mirror.cluster {
+            names.push((format!("route.request_mirror_policies[{index}].cluster"), "shadow cluster", name));
+        }
+    }
+    names
+}
+
+/// Lowers a route table from its wire form, as RDS brings it.
+pub(crate) fn lower(source: &prost_types::Any, previous: Option<&RouteTable>, at: &mut Lower) -> Option<RouteTable> {
+    RouteTable::lower(source.clone(), previous, false, at)
+}

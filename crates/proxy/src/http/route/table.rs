@@ -1,0 +1,473 @@
+//! The route table: finds the virtual host and the route of a request.
+//!
+//! Hosts are found by one hash look-up for exact names and one for each different length of
+//! wildcards; routes of a virtual host are tried in order, as the configuration demands.
+
+use std::collections::{HashMap, HashSet};
+use std::ops::Range;
+use std::sync::Arc;
+
+use leno_api::proto::envoy::config::route::v3 as proto;
+use leno_base::Name;
+use prost::encoding::{WireType, decode_key, decode_varint};
+use prost::{Message, Name as _};
+use prost_types::Any;
+use regex::bytes::Regex;
+
+use crate::cluster::Metadata;
+use crate::config::address;
+use crate::config::lower::Lower;
+use crate::http::filters::RouteOverrides;
+use crate::http::headers::{HeaderMap, Known};
+use crate::http::route::config::{self, TableSettings};
+use crate::http::route::matcher::{CookieMatcher, HeaderMatcher, QueryMatcher, header_name, starts_with};
+use crate::http::route::{
+    Action, ClusterChoice, PathRewrite, Redirect, RequireTls, Route, Selected, VirtualHost, filters, mutation,
+};
+
+/// What a look-up may know apart from the request's headers.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct MatchContext {
+    /// A random number that stays the same for all look-ups of one request.
+    pub(crate) random: u64,
+    /// Whether the request comes from inside (`x-envoy-internal`).
+    pub(crate) is_internal: bool,
+}
+
+/// A RouteConfiguration, lowered.
+#[derive(Debug)]
+pub(crate) struct RouteTable {
+    /// `name`.
+    pub(crate) name: Name,
+    /// `internal_only_headers`: removed from requests from outside; lower case.
+    pub(crate) internal_only_headers: Vec<Name>,
+    /// `metadata`.
+    pub(crate) metadata: Metadata,
+    /// `ignore_port_in_host_matching`.
+    ignore_port: bool,
+    /// `ignore_path_parameters_in_path_matching`.
+    ignore_path_parameters: bool,
+    /// `vhost_header`: the header that decides instead of `:authority`.
+    host_header: Option<Name>,
+    hosts: Vec<Arc<Host>>,
+    domains: Domains,
+    /// What requests get that must use TLS and do not.
+    https_redirect: Arc<Route>,
+    /// The message as received, for /config_dump and for finding what changed.
+    pub(crate) source: Any,
+    /// Where each virtual host lies in `source`.
+    ranges: Vec<Range<usize>>,
+    /// `version_info` of the update that brought it; empty for static ones.
+    pub(crate) version: String,
+}
+
+/// A virtual host with its routes.
+#[derive(Debug)]
+pub(super) struct Host {
+    pub(super) virtual_host: Arc<VirtualHost>,
+    /// Lower case.
+    pub(super) domains: Vec<Name>,
+    pub(super) entries: Vec<Entry>,
+}
+
+/// A route and when it applies.
+#[derive(Debug)]
+pub(super) struct Entry {
+    pub(super) condition: Condition,
+    pub(super) route: Arc<Route>,
+}
+
+/// RouteMatch, lowered: all parts must match.
+#[derive(Debug)]
+pub(super) struct Condition {
+    pub(super) path: PathRule,
+    pub(super) headers: Vec<HeaderMatcher>,
+    pub(super) query: Vec<QueryMatcher>,
+    pub(super) cookies: Vec<CookieMatcher>,
+    pub(super) grpc: bool,
+    /// `runtime_fraction`: (numerator, denominator).
+    pub(super) fraction: Option<(u32, u32)>,
+}
+
+/// Path specifier of a RouteMatch; the flag ignores case. Query and fragment do not count.
+#[derive(Debug)]
+pub(super) enum PathRule {
+    Prefix(Box<str>, bool),
+    Path(Box<str>, bool),
+    /// A prefix that ends where a path segment does.
+    SeparatedPrefix(Box<str>, bool),
+    Regex(Regex),
+    /// CONNECT requests.
+    Connect,
+}
+
+/// Virtual hosts (by index) by domain.
+#[derive(Debug, Default)]
+struct Domains {
+    exact: HashMap<Name, usize>,
+    /// `*.example.com`, as `.example.com`, by length, longest first.
+    suffixes: Vec<(usize, HashMap<Name, usize>)>,
+    /// `example.*`, as `example.`, likewise.
+    prefixes: Vec<(usize, HashMap<Name, usize>)>,
+    /// `*`
+    any: Option<usize>,
+}
+
+impl RouteTable {
+    /// Finds the route of a request; `None`: there is none (`NR`).
+    pub(crate) fn find(&self, head: &HeaderMap, context: &MatchContext) -> Option<Selected> {
+        let host = &**self.hosts.get(self.find_host(head)?)?;
+        let tls_required = match host.virtual_host.require_tls {
+            RequireTls::None => false,
+            RequireTls::ExternalOnly => !context.is_internal,
+            RequireTls::All => true,
+        };
+        let route = if tls_required && head.get(Known::Scheme) != Some(b"https") {
+            &self.https_redirect
+        } else {
+            let request = RequestPath::new(head, self.ignore_path_parameters);
+            &host.entries.iter().find(|entry| entry.condition.matches(&request, head, context))?.route
+        };
+        let virtual_host = Arc::clone(&host.virtual_host);
+        let weighted = route.choose(context.random);
+        Some(Selected { virtual_host, route: Arc::clone(route), weighted })
+    }
+
+    /// All virtual hosts, in the order of the configuration.
+    pub(crate) fn virtual_hosts(&self) -> impl Iterator<Item = &VirtualHost> {
+        self.hosts.iter().map(|host| &*host.virtual_host)
+    }
+
+    /// All routes, in the order of the configuration.
+    pub(crate) fn routes(&self) -> impl Iterator<Item = &Route> {
+        self.hosts.iter().flat_map(|host| host.entries.iter().map(|entry| &*entry.route))
+    }
+
+    fn find_host(&self, head: &HeaderMap) -> Option<usize> {
+        let host = match &self.host_header {
+            Some(header) => head.find(header).unwrap_or_default(),
+            None => head.authority(),
+        };
+        let Ok(host) = std::str::from_utf8(host) else { return self.domains.any };
+        let host = if self.ignore_port { without_port(host) } else { host };
+        if host.bytes().any(|byte| byte.is_ascii_uppercase()) {
+            self.domains.find(&host.to_ascii_lowercase())
+        } else {
+            self.domains.find(host)
+        }
+    }
+
+    /// Lowers a RouteConfiguration. Virtual hosts that are byte for byte as in `previous` are
+    /// taken over from there, if nothing that concerns all of them has changed.
+    /// `validate_clusters` is the default of the field with this name: true for inline tables.
+    pub(crate) fn lower(
+        source: Any,
+        previous: Option<&RouteTable>,
+        validate_clusters: bool,
+        at: &mut Lower,
+    ) -> Option<RouteTable> {
+        let wire = source.value.as_slice();
+        let Some((ranges, rest)) = split(wire) else {
+            at.error(format!("cannot decode {}", proto::RouteConfiguration::full_name()));
+            return None;
+        };
+        let common = Any { type_url: source.type_url.clone(), value: rest };
+        let proto::RouteConfiguration {
+            name,
+            virtual_hosts: _,
+            vhds,
+            internal_only_headers,
+            response_headers_to_add,
+            response_headers_to_remove,
+            request_headers_to_add,
+            request_headers_to_remove,
+            most_specific_header_mutations_wins,
+            validate_clusters: validate,
+            max_direct_response_body_size_bytes,
+            cluster_specifier_plugins,
+            request_mirror_policies,
+            ignore_port_in_host_matching,
+            vhost_header,
+            ignore_path_parameters_in_path_matching,
+            typed_per_filter_config,
+            metadata,
+            route_specifiers,
+        } = at.decode(&common)?;
+        at.unsupported("vhds", vhds.is_some());
+        at.unsupported("cluster_specifier_plugins", !cluster_specifier_plugins.is_empty());
+        at.unsupported("route_specifiers", !route_specifiers.is_empty());
+        let settings = TableSettings {
+            request_headers: Arc::new(mutation::lower("request", request_headers_to_add, request_headers_to_remove, at)),
+            response_headers: Arc::new(mutation::lower(
+                "response",
+                response_headers_to_add,
+                response_headers_to_remove,
+                at,
+            )),
+            mirrors: config::mirrors(request_mirror_policies, &[], at),
+            overrides: filters::overrides(&RouteOverrides::default(), typed_per_filter_config, at),
+            most_specific_wins: most_specific_header_mutations_wins,
+            max_direct_response: max_direct_response_body_size_bytes.map_or(4096, |limit| limit as usize),
+        };
+        let reusable = previous.filter(|previous| previous.common_part() == common.value);
+        let reusable = reusable.map(RouteTable::hosts_by_wire).unwrap_or_default();
+        let hosts = at.each("virtual_hosts", ranges.clone(), |range, at| {
+            let slice = wire.get(range)?;
+            if let Some(host) = reusable.get(slice) {
+                return Some(Arc::clone(host));
+            }
+            let any = Any { type_url: proto::VirtualHost::type_url(), value: slice.to_vec() };
+            config::virtual_host(at.decode(&any)?, &settings, at).map(Arc::new)
+        });
+        let domains = Domains::new(&hosts, &name, at);
+        if validate.unwrap_or(validate_clusters) {
+            check_clusters(&hosts, at);
+        }
+        Some(RouteTable {
+            internal_only_headers: internal_only_headers.iter().map(|name| header_name(name)).collect(),
+            metadata: address::metadata("metadata", metadata, at),
+            ignore_port: ignore_port_in_host_matching,
+            ignore_path_parameters: ignore_path_parameters_in_path_matching,
+            host_header: (!vhost_header.is_empty()).then(|| header_name(&vhost_header)),
+            hosts,
+            domains,
+            https_redirect: Arc::new(https_redirect()),
+            ranges,
+            version: at.scope().version.clone(),
+            name: name.into(),
+            source,
+        })
+    }
+
+    /// The message without its virtual hosts.
+    fn common_part(&self) -> Vec<u8> {
+        split(&self.source.value).map(|(_, rest)| rest).unwrap_or_default()
+    }
+
+    fn hosts_by_wire(&self) -> HashMap<&[u8], &Arc<Host>> {
+        let slices = self.ranges.iter().map(|range| self.source.value.get(range.clone()).unwrap_or_default());
+        slices.zip(&self.hosts).collect()
+    }
+}
+
+/// Splits a RouteConfiguration in wire form into the places of its virtual hosts and everything
+/// else. `None`: it is malformed.
+fn split(wire: &[u8]) -> Option<(Vec<Range<usize>>, Vec<u8>)> {
+    const VIRTUAL_HOSTS: u32 = 2;
+    let mut hosts = Vec::new();
+    let mut rest = Vec::new();
+    let mut input = wire;
+    while !input.is_empty() {
+        let start = wire.len() - input.len();
+        let (tag, wire_type) = decode_key(&mut input).ok()?;
+        match wire_type {
+            WireType::Varint => {
+                decode_varint(&mut input).ok()?;
+            }
+            WireType::SixtyFourBit => input = input.get(8..)?,
+            WireType::ThirtyTwoBit => input = input.get(4..)?,
+            WireType::LengthDelimited => {
+                let length = usize::try_from(decode_varint(&mut input).ok()?).ok()?;
+                let begin = wire.len() - input.len();
+                input = input.get(length..)?;
+                if tag == VIRTUAL_HOSTS {
+                    hosts.push(begin..begin + length);
+                    continue;
+                }
+            }
+            // Groups: not in proto3.
+            WireType::StartGroup | WireType::EndGroup => return None,
+        }
+        rest.extend_from_slice(wire.get(start..wire.len() - input.len())?);
+    }
+    Some((hosts, rest))
+}
+
+/// Refuses routes to clusters that do not exist, as far as the scope knows which do.
+fn check_clusters(hosts: &[Arc<Host>], at: &mut Lower) {
+    let Some(known) = at.scope().clusters.clone() else { return };
+    for (host_index, host) in hosts.iter().enumerate() {
+        for (route_index, entry) in host.entries.iter().enumerate() {
+            for (field, kind, name) in config::cluster_references(&entry.route.action) {
+                if !known.contains(name) {
+                    let path = format!("virtual_hosts[{host_index}].routes[{route_index}].{field}");
+                    at.error_at(&path, format!("route: unknown {kind} '{name}'"));
+                }
+            }
+        }
+    }
+}
+
+fn https_redirect() -> Route {
+    let redirect = Redirect {
+        scheme: Some("https".into()),
+        host: None,
+        port: None,
+        path: None,
+        rewrite: PathRewrite::None,
+        status: 301,
+        strip_query: false,
+    };
+    Route {
+        name: Name::default(),
+        action: Action::Redirect(redirect),
+        request_headers: Vec::new(),
+        response_headers: Vec::new(),
+        metadata: Metadata::default(),
+        decorator: None,
+        stat_prefix: None,
+        overrides: RouteOverrides::default(),
+        buffer_limit: None,
+    }
+}
+
+impl Route {
+    /// Which of the weighted clusters a random number stands for.
+    fn choose(&self, random: u64) -> Option<usize> {
+        let Action::Forward(forward) = &self.action else { return None };
+        let ClusterChoice::Weighted { clusters, total } = &forward.cluster else { return None };
+        let mut rest = random % total;
+        for (index, cluster) in clusters.iter().enumerate() {
+            if rest < cluster.weight {
+                return Some(index);
+            }
+            rest -= cluster.weight;
+        }
+        clusters.len().checked_sub(1)
+    }
+}
+
+/// The parts of a request's path that are matched.
+struct RequestPath<'h> {
+    path: &'h [u8],
+    query: &'h [u8],
+}
+
+impl<'h> RequestPath<'h> {
+    fn new(head: &'h HeaderMap, ignore_parameters: bool) -> Self {
+        let whole = head.path();
+        let whole = memchr::memchr(b'#', whole).map_or(whole, |end| &whole[..end]);
+        let (mut path, query) = match memchr::memchr(b'?', whole) {
+            Some(place) => (&whole[..place], &whole[place + 1..]),
+            None => (whole, &b""[..]),
+        };
+        if ignore_parameters && let Some(end) = memchr::memchr(b';', path) {
+            path = &path[..end];
+        }
+        Self { path, query }
+    }
+}
+
+impl Condition {
+    fn matches(&self, request: &RequestPath<'_>, head: &HeaderMap, context: &MatchContext) -> bool {
+        // What is cheap and most selective first.
+        self.path.matches(request.path, head)
+            && self.fraction.is_none_or(|(share, of)| context.random % u64::from(of) < u64::from(share))
+            && (!self.grpc || head.is_grpc())
+            && self.headers.iter().all(|header| header.matches(head))
+            && self.query.iter().all(|parameter| parameter.matches(request.query))
+            && self.cookies.iter().all(|cookie| cookie.matches(head))
+    }
+}
+
+impl PathRule {
+    fn matches(&self, path: &[u8], head: &HeaderMap) -> bool {
+        match self {
+            PathRule::Prefix(prefix, ignore_case) => starts_with(path, prefix.as_bytes(), *ignore_case),
+            PathRule::Path(exact, ignore_case) => {
+                path.len() == exact.len() && starts_with(path, exact.as_bytes(), *ignore_case)
+            }
+            PathRule::SeparatedPrefix(prefix, ignore_case) => {
+                starts_with(path, prefix.as_bytes(), *ignore_case)
+                    && path.get(prefix.len()).is_none_or(|next| *next == b'/')
+            }
+            PathRule::Regex(regex) => regex.is_match(path),
+            PathRule::Connect => head.method() == b"CONNECT",
+        }
+    }
+}
+
+impl Domains {
+    fn new(hosts: &[Arc<Host>], table: &str, at: &mut Lower) -> Domains {
+        let mut domains = Domains::default();
+        let mut suffixes: HashMap<usize, HashMap<Name, usize>> = HashMap::new();
+        let mut prefixes: HashMap<usize, HashMap<Name, usize>> = HashMap::new();
+        let mut seen: HashSet<&Name> = HashSet::new();
+        for (index, host) in hosts.iter().enumerate() {
+            for (place, domain) in host.domains.iter().enumerate() {
+                if !seen.insert(domain) {
+                    let message = if *domain == "*" {
+                        format!("Only a single wildcard domain is permitted in route {table}")
+                    } else {
+                        format!(
+                            "Only unique values for domains are permitted. Duplicate entry of domain {domain} in route {table}"
+                        )
+                    };
+                    at.error_at(&format!("virtual_hosts[{index}].domains[{place}]"), message);
+                    continue;
+                }
+                if *domain == "*" {
+                    domains.any = Some(index);
+                } else if let Some(suffix) = domain.strip_prefix('*') {
+                    suffixes.entry(suffix.len()).or_default().insert(suffix.into(), index);
+                } else if let Some(prefix) = domain.strip_suffix('*') {
+                    prefixes.entry(prefix.len()).or_default().insert(prefix.into(), index);
+                } else {
+                    domains.exact.insert(domain.clone(), index);
+                }
+            }
+        }
+        domains.suffixes = suffixes.into_iter().collect();
+        domains.prefixes = prefixes.into_iter().collect();
+        for list in [&mut domains.suffixes, &mut domains.prefixes] {
+            list.sort_by(|(a, _), (b, _)| b.cmp(a));
+        }
+        domains
+    }
+
+    /// The virtual host of a host name in lower case: exact, longest suffix, longest prefix, any.
+    fn find(&self, host: &str) -> Option<usize> {
+        if host.is_empty() {
+            return self.any;
+        }
+        if let Some(index) = self.exact.get(host) {
+            return Some(*index);
+        }
+        // A wildcard stands for at least one character.
+        let suffix = |(length, map): &(usize, HashMap<Name, usize>)| {
+            let start = host.len().checked_sub(*length).filter(|start| *start > 0)?;
+            map.get(host.get(start..)?).copied()
+        };
+        let prefix = |(length, map): &(usize, HashMap<Name, usize>)| {
+            if *length >= host.len() {
+                return None;
+            }
+            map.get(host.get(..*length)?).copied()
+        };
+        self.suffixes.iter().find_map(suffix).or_else(|| self.prefixes.iter().find_map(prefix)).or(self.any)
+    }
+}
+
+/// A host without its port, if it has one.
+fn without_port(host: &str) -> &str {
+    match host.rsplit_once(':') {
+        Some((name, port))
+            if !port.is_empty()
+                && port.bytes().all(|byte| byte.is_ascii_digit())
+                // Not the last group of an IPv6 address without brackets.
+                && (!name.contains(':') || name.ends_with(']')) =>
+        {
+            name
+        }
+        _ => host,
+    }
+}
+
+/// A message in wire form from its parts, for tests and for tables made here.
+pub(crate) fn pack(table: &proto::RouteConfiguration) -> Any {
+    Any { type_url: proto::RouteConfiguration::type_url(), value: table.encode_to_vec() }
+}
+
+#[cfg(test)]
+#[path = "tests.rs"]
+mod tests;

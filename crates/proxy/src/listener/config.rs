@@ -1,0 +1,362 @@
+//! Lowering of envoy.config.listener.v3.Listener.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use leno_api::proto::envoy::config::core::v3 as core;
+use leno_api::proto::envoy::config::listener::v3 as proto;
+use leno_api::proto::envoy::extensions::filters::listener as filters;
+use leno_api::proto::envoy::extensions::filters::network::http_connection_manager::v3 as hcm;
+use leno_api::proto::envoy::extensions::filters::network::tcp_proxy::v3 as tcp_proxy;
+use leno_base::Name;
+use prost::Message;
+use prost_types::Any;
+
+use crate::config::address::{self, Address};
+use crate::config::lower::Lower;
+use crate::http::config::HttpConnectionManager;
+use crate::listener::filter_chain::FilterChains;
+use crate::listener::{
+    Direction, FilterChain, ListenAddress, Listener, ListenerFilter, ListenerFilterKind, ListenerPredicate,
+    NetworkFilters,
+};
+use crate::tcp::tcp_proxy::TcpProxy;
+use crate::telemetry::access_log::AccessLog;
+
+/// Lowers a listener from its wire form. Filter chains that are as in `previous` are taken over
+/// from there, so that their connections need not end.
+pub(crate) fn lower(source: &Any, previous: Option<&Listener>, at: &mut Lower) -> Option<Listener> {
+    let proto = at.decode(source)?;
+    lower_proto(proto, source.clone(), previous, at)
+}
+
+/// Lowers a decoded listener; `source` is its wire form.
+pub(crate) fn lower_proto(
+    proto: proto::Listener,
+    source: Any,
+    previous: Option<&Listener>,
+    at: &mut Lower,
+) -> Option<Listener> {
+    let proto::Listener {
+        name,
+        address,
+        additional_addresses,
+        stat_prefix,
+        stats_matcher,
+        filter_chains,
+        fcds_config,
+        filter_chain_matcher,
+        use_original_dst,
+        default_filter_chain,
+        per_connection_buffer_limit_bytes,
+        per_connection_buffer_high_watermark_timeout,
+        // Read by extensions that we do not have.
+        metadata: _,
+        deprecated_v1,
+        drain_type,
+        listener_filters,
+        listener_filters_timeout,
+        continue_on_listener_filters_timeout,
+        transparent,
+        freebind,
+        socket_options,
+        tcp_fast_open_queue_length,
+        traffic_direction,
+        udp_listener_config,
+        api_listener,
+        connection_balance_config,
+        // Deprecated, and without effect: enable_reuse_port decides.
+        reuse_port: _,
+        enable_reuse_port,
+        access_log,
+        tcp_backlog_size,
+        max_connections_to_accept_per_socket_event,
+        bind_to_port,
+        enable_mptcp,
+        ignore_global_conn_limit,
+        // The overload manager is refused.
+        bypass_overload_manager: _,
+        tcp_keepalive,
+        listener_specifier,
+    } = proto;
+    at.unsupported("stats_matcher", stats_matcher.is_some());
+    at.unsupported("fcds_config", fcds_config.is_some());
+    at.unsupported("filter_chain_matcher", filter_chain_matcher.is_some());
+    at.unsupported(
+        "per_connection_buffer_high_watermark_timeout",
+        per_connection_buffer_high_watermark_timeout.is_some(),
+    );
+    at.unsupported("udp_listener_config", udp_listener_config.is_some());
+    at.unsupported("api_listener", api_listener.is_some());
+    at.unsupported("enable_mptcp", enable_mptcp);
+    at.unsupported("internal_listener", listener_specifier.is_some());
+    // Without a limit there is nothing to ignore.
+    let limited = at.scope().runtime.value("overload.global_downstream_max_connections").is_some();
+    at.unsupported("ignore_global_conn_limit", ignore_global_conn_limit && limited);
+
+    let mut addresses: Vec<ListenAddress> = Vec::new();
+    addresses.extend(at.required("address", address, listen_address));
+    addresses.extend(at.each("additional_addresses", additional_addresses, |additional, at| {
+        let proto::AdditionalAddress { address, socket_options, tcp_keepalive } = additional;
+        at.unsupported("socket_options", socket_options.is_some());
+        at.unsupported("tcp_keepalive", tcp_keepalive.is_some());
+        at.required("address", address, listen_address)
+    }));
+    let first = addresses.first().map(ToString::to_string).unwrap_or_default();
+    if filter_chains.is_empty() && default_filter_chain.is_none() {
+        at.error_at("filter_chains", format!("error adding listener '{first}': no filter chains specified"));
+    }
+    let chains = lower_chains(filter_chains, default_filter_chain, previous, at);
+    let listener_filters = at.each("listener_filters", listener_filters, listener_filter);
+    let mut options = address::socket_options("socket_options", socket_options, at);
+    if let Some(length) = tcp_fast_open_queue_length {
+        let length = at.narrow("tcp_fast_open_queue_length", length)?;
+        options.push(address::int_option(libc::SOL_TCP, libc::TCP_FASTOPEN, length));
+    }
+    let exact_balance = at
+        .optional("connection_balance_config", connection_balance_config, |proto, at| {
+            use proto::listener::connection_balance_config::BalanceType;
+            match proto.balance_type {
+                Some(BalanceType::ExactBalance(_)) => Some(true),
+                Some(BalanceType::ExtendBalance(_)) => {
+                    at.unsupported("extend_balance", true);
+                    None
+                }
+                Some(BalanceType::CpuLocalityBalance(_)) => {
+                    at.unsupported("cpu_locality_balance", true);
+                    None
+                }
+                None => {
+                    at.error("a balance type is required");
+                    None
+                }
+            }
+        })
+        .unwrap_or(false);
+    let old_bind = deprecated_v1.and_then(|proto::listener::DeprecatedV1 { bind_to_port }| bind_to_port);
+    let stat_prefix =
+        address::name(stat_prefix).unwrap_or_else(|| Name::from(first.replace(':', "_")));
+    Some(Listener {
+        name: address::name(name).unwrap_or_else(|| Name::from(first)),
+        stat_prefix,
+        addresses,
+        bind_to_port: bind_to_port.or(old_bind).unwrap_or(true),
+        use_original_dst: use_original_dst.unwrap_or(false),
+        listener_filters,
+        listener_filters_timeout: at.timeout(
+            "listener_filters_timeout",
+            listener_filters_timeout,
+            Some(Duration::from_secs(15)),
+        ),
+        continue_on_timeout: continue_on_listener_filters_timeout,
+        chains,
+        access_logs: at.each("access_log", access_log, AccessLog::lower),
+        buffer_limit: per_connection_buffer_limit_bytes.map_or(1 << 20, |limit| limit as usize),
+        transparent: transparent.unwrap_or(false),
+        freebind: freebind.unwrap_or(false),
+        options,
+        backlog: tcp_backlog_size,
+        reuse_port: enable_reuse_port.unwrap_or(true),
+        exact_balance,
+        max_accept_per_event: max_connections_to_accept_per_socket_event,
+        keepalive: tcp_keepalive.map(address::keepalive),
+        direction: match at.value("traffic_direction", traffic_direction)? {
+            core::TrafficDirection::Unspecified => Direction::Unspecified,
+            core::TrafficDirection::Inbound => Direction::Inbound,
+            core::TrafficDirection::Outbound => Direction::Outbound,
+        },
+        drain_on_modify_only: at.value("drain_type", drain_type)? == proto::listener::DrainType::ModifyOnly,
+        added_via_api: at.scope().added_via_api,
+        source,
+        version: at.scope().version.clone(),
+    })
+}
+
+fn listen_address(proto: core::Address, at: &mut Lower) -> Option<ListenAddress> {
+    match address::address(proto, at)? {
+        Address::Ip(address) => Some(ListenAddress::Ip(address)),
+        Address::Pipe(path, mode) => Some(ListenAddress::Pipe(path, mode)),
+        Address::Name(host, _) => {
+            at.error(format!("malformed IP address: {host}"));
+            None
+        }
+    }
+}
+
+impl std::fmt::Display for ListenAddress {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            ListenAddress::Ip(address) => address.fmt(f),
+            ListenAddress::Pipe(path, _) => f.write_str(path),
+        }
+    }
+}
+
+fn lower_chains(
+    protos: Vec<proto::FilterChain>,
+    default: Option<proto::FilterChain>,
+    previous: Option<&Listener>,
+    at: &mut Lower,
+) -> FilterChains {
+    let mut chains = FilterChains::default();
+    let mut lower = |proto: proto::FilterChain, at: &mut Lower| {
+        let wire = proto.encode_to_vec();
+        let criteria = proto.filter_chain_match.clone();
+        let chain = match previous.and_then(|listener| listener.chains.kept(&wire)) {
+            Some(chain) => Arc::clone(chain),
+            None => Arc::new(filter_chain(proto, at)?),
+        };
+        Some((criteria, wire, chain))
+    };
+    at.each("filter_chains", protos, |proto, at| {
+        let (criteria, wire, chain) = lower(proto, at)?;
+        chains.add(criteria, wire, &chain, at);
+        None::<()>
+    });
+    if let Some((_, wire, chain)) = at.optional("default_filter_chain", default, &mut lower) {
+        chains.add_default(wire, &chain);
+    }
+    chains
+}
+
+fn filter_chain(proto: proto::FilterChain, at: &mut Lower) -> Option<FilterChain> {
+    let proto::FilterChain {
+        filter_chain_match: _,
+        filters,
+        use_proxy_proto,
+        // Read by extensions that we do not have.
+        metadata: _,
+        transport_socket,
+        transport_socket_connect_timeout,
+        name,
+    } = proto;
+    at.unsupported("use_proxy_proto", use_proxy_proto == Some(true));
+    address::raw_transport_socket("transport_socket", transport_socket, at);
+    let last = filters.len().checked_sub(1);
+    let mut network = None;
+    let mut index = 0;
+    at.each("filters", filters, |filter, at| {
+        let is_last = Some(index) == last;
+        index += 1;
+        let proto::Filter { name, config_type } = filter;
+        let any = match config_type {
+            Some(proto::filter::ConfigType::TypedConfig(any)) => any,
+            Some(proto::filter::ConfigType::ConfigDiscovery(_)) => {
+                at.unsupported("config_discovery", true);
+                return None;
+            }
+            None => {
+                at.error_at("typed_config", format!("filter '{name}' must have a typed config"));
+                return None;
+            }
+        };
+        let lowered = at.field("typed_config", |at| {
+            let any = at.extension(any)?;
+            if leno_api::any::is::<hcm::HttpConnectionManager>(&any) {
+                return Some(NetworkFilters::Http(HttpConnectionManager::lower(at.unpack(&any)?, at)?));
+            }
+            if leno_api::any::is::<tcp_proxy::TcpProxy>(&any) {
+                return Some(NetworkFilters::Tcp(TcpProxy::lower(at.unpack(&any)?, at)?));
+            }
+            at.unsupported_extension(&name, &any.type_url);
+            None
+        })?;
+        if is_last {
+            network = Some(lowered);
+        } else {
+            at.error(format!("terminal filter named {name} must be the last filter in a network filter chain."));
+        }
+        None::<()>
+    });
+    let network = match last {
+        Some(_) => network?,
+        None => NetworkFilters::Close,
+    };
+    Some(FilterChain {
+        name: name.into(),
+        network,
+        transport_timeout: at.timeout("transport_socket_connect_timeout", transport_socket_connect_timeout, None),
+    })
+}
+
+fn listener_filter(proto: proto::ListenerFilter, at: &mut Lower) -> Option<ListenerFilter> {
+    let proto::ListenerFilter { name, filter_disabled, config_type } = proto;
+    let disabled = match filter_disabled {
+        Some(predicate) => Some(at.field("filter_disabled", |at| lower_predicate(predicate, at))?),
+        None => None,
+    };
+    let any = match config_type {
+        Some(proto::listener_filter::ConfigType::TypedConfig(any)) => any,
+        Some(proto::listener_filter::ConfigType::ConfigDiscovery(_)) => {
+            at.unsupported("config_discovery", true);
+            return None;
+        }
+        None => {
+            at.error_at("typed_config", format!("listener filter '{name}' must have a typed config"));
+            return None;
+        }
+    };
+    let kind = at.field("typed_config", |at| {
+        let any = at.extension(any)?;
+        match leno_api::any::type_name(&any.type_url) {
+            "envoy.extensions.filters.listener.original_dst.v3.OriginalDst" => {
+                at.unpack(&any).map(|filters::original_dst::v3::OriginalDst {}| ListenerFilterKind::OriginalDst)
+            }
+            "envoy.extensions.filters.listener.http_inspector.v3.HttpInspector" => {
+                at.unpack(&any).map(|filters::http_inspector::v3::HttpInspector {}| ListenerFilterKind::HttpInspector)
+            }
+            "envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector" => {
+                let filters::tls_inspector::v3::TlsInspector {
+                    enable_ja3_fingerprinting,
+                    enable_ja4_fingerprinting,
+                    // How much is read at first; it only saves memory.
+                    initial_read_buffer_size: _,
+                    close_connection_on_client_hello_parsing_errors,
+                    max_client_hello_size,
+                } = at.unpack(&any)?;
+                at.unsupported("enable_ja3_fingerprinting", enable_ja3_fingerprinting == Some(true));
+                at.unsupported("enable_ja4_fingerprinting", enable_ja4_fingerprinting == Some(true));
+                at.unsupported(
+                    "close_connection_on_client_hello_parsing_errors",
+                    close_connection_on_client_hello_parsing_errors,
+                );
+                at.unsupported("max_client_hello_size", max_client_hello_size.is_some());
+                Some(ListenerFilterKind::TlsInspector)
+            }
+            _ => {
+                at.unsupported_extension(&name, &any.type_url);
+                None
+            }
+        }
+    })?;
+    Some(ListenerFilter { kind, disabled })
+}
+
+fn lower_predicate(proto: proto::ListenerFilterChainMatchPredicate, at: &mut Lower) -> Option<ListenerPredicate> {
+    use proto::listener_filter_chain_match_predicate::Rule;
+    Some(match proto.rule {
+        Some(Rule::OrMatch(set)) => {
+            ListenerPredicate::Or(at.field("or_match", |at| at.each("rules", set.rules, lower_predicate)))
+        }
+        Some(Rule::AndMatch(set)) => {
+            ListenerPredicate::And(at.field("and_match", |at| at.each("rules", set.rules, lower_predicate)))
+        }
+        Some(Rule::NotMatch(rule)) => {
+            ListenerPredicate::Not(Box::new(at.field("not_match", |at| lower_predicate(*rule, at))?))
+        }
+        Some(Rule::AnyMatch(_)) => ListenerPredicate::Any,
+        Some(Rule::DestinationPortRange(range)) => {
+            let start = at.narrow("destination_port_range.start", range.start)?;
+            // The end is exclusive, so 65536 is a range to the last port.
+            let end = u16::try_from(range.end).unwrap_or(u16::MAX);
+            if range.end <= range.start {
+                at.error_at("destination_port_range", "the range is empty");
+            }
+            ListenerPredicate::DestinationPort(start, end)
+        }
+        None => {
+            at.error("a rule is required");
+            return None;
+        }
+    })
+}

@@ -1,0 +1,359 @@
+//! Which filter chain serves a connection: Envoy's matching, one criterion after the other.
+//!
+//! At each step only the best value that any chain names goes on (the exact port, the longest
+//! range, the exact or longest wildcard server name, ...); there is no way back from a step to a
+//! less specific value, and where a step finds nothing the default chain serves. Chains lie in
+//! maps nested in the order of the steps, so that finding one takes a look-up per step however
+//! many chains there are.
+
+use std::collections::HashMap;
+use std::hash::Hash;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+
+use leno_api::proto::envoy::config::listener::v3 as proto;
+use leno_base::{Cidr, CidrMap};
+use proto::filter_chain_match::ConnectionSourceType;
+
+use crate::config::address;
+use crate::config::lower::Lower;
+use crate::listener::FilterChain;
+
+/// What is known of a connection when its chain is chosen.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ConnectionFacts<'a> {
+    /// The (restored) local address.
+    pub(crate) destination: SocketAddr,
+    /// The (restored) remote address.
+    pub(crate) source: SocketAddr,
+    /// The peer of the socket itself.
+    pub(crate) direct_source: SocketAddr,
+    /// SNI, lower case; empty: none.
+    pub(crate) server_name: &'a str,
+    /// `tls` or `raw_buffer`, as listener filters found.
+    pub(crate) transport: &'a str,
+    /// ALPN, or what the HTTP inspector found.
+    pub(crate) application_protocols: &'a [String],
+}
+
+/// All chains of a listener.
+#[derive(Debug, Default)]
+pub(crate) struct FilterChains {
+    by_port: Ports,
+    default: Option<Arc<FilterChain>>,
+    /// All chains, the default one last, with their wire form, by which the next version of the
+    /// listener recognises what it can keep.
+    chains: Vec<(Vec<u8>, Arc<FilterChain>)>,
+}
+
+// The steps, last one first. A key of `Default::default()` (0, "") means: whatever it is.
+type SourcePorts = HashMap<u16, Arc<FilterChain>>;
+type SourceRanges = CidrMap<SourcePorts>;
+/// By ConnectionSourceType.
+type SourceTypes = [SourceRanges; 3];
+type DirectSources = CidrMap<SourceTypes>;
+type ApplicationProtocols = HashMap<String, DirectSources>;
+type Transports = HashMap<String, ApplicationProtocols>;
+type ServerNames = HashMap<String, Transports>;
+type Destinations = CidrMap<ServerNames>;
+type Ports = HashMap<u16, Destinations>;
+
+impl FilterChains {
+    /// The chain that serves a connection; `None`: it is closed.
+    pub(crate) fn find(&self, facts: &ConnectionFacts<'_>) -> Option<&Arc<FilterChain>> {
+        self.matched(facts).or(self.default.as_ref())
+    }
+
+    /// All chains, the default one included.
+    pub(crate) fn all(&self) -> impl Iterator<Item = &Arc<FilterChain>> {
+        self.chains.iter().map(|(_, chain)| chain)
+    }
+
+    /// The chain with this wire form, if there is one.
+    pub(super) fn kept(&self, wire: &[u8]) -> Option<&Arc<FilterChain>> {
+        self.chains.iter().find(|(other, _)| other == wire).map(|(_, chain)| chain)
+    }
+
+    fn matched(&self, facts: &ConnectionFacts<'_>) -> Option<&Arc<FilterChain>> {
+        let destinations = exact_or_any(&self.by_port, &facts.destination.port())?;
+        let (_, names) = destinations.longest(facts.destination.ip())?;
+        let transports = by_server_name(names, facts.server_name)?;
+        let protocols = transports.get(facts.transport).or_else(|| transports.get(""))?;
+        let named = facts.application_protocols.iter().find_map(|protocol| protocols.get(protocol.as_str()));
+        let direct = named.or_else(|| protocols.get(""))?;
+        let (_, types) = direct.longest(facts.direct_source.ip())?;
+        let (_, ports) = by_source_type(types, facts)?.longest(facts.source.ip())?;
+        exact_or_any(ports, &facts.source.port())
+    }
+
+    /// Adds a chain that serves what matches.
+    pub(super) fn add(
+        &mut self,
+        proto: Option<proto::FilterChainMatch>,
+        wire: Vec<u8>,
+        chain: &Arc<FilterChain>,
+        at: &mut Lower,
+    ) {
+        let criteria = at.field("filter_chain_match", |at| Criteria::lower(proto.unwrap_or_default(), at));
+        self.chains.push((wire, Arc::clone(chain)));
+        let Some(criteria) = criteria else { return };
+        if let Err(other) = self.insert(&criteria, chain) {
+            at.error(format!(
+                "filter chain '{}' has the same matching rules defined as '{}': multiple filter chains with overlapping matching rules are defined",
+                chain.name, other.name
+            ));
+        }
+    }
+
+    /// Sets the chain that serves what no other does.
+    pub(super) fn add_default(&mut self, wire: Vec<u8>, chain: &Arc<FilterChain>) {
+        self.chains.push((wire, Arc::clone(chain)));
+        self.default = Some(Arc::clone(chain));
+    }
+
+    /// Puts a chain to all combinations of its criteria; the error is a chain that is there.
+    fn insert(&mut self, criteria: &Criteria, chain: &Arc<FilterChain>) -> Result<(), Arc<FilterChain>> {
+        let destinations = self.by_port.entry(criteria.port).or_default();
+        for destination in &criteria.destinations {
+            let names = range(destinations, *destination);
+            for name in &criteria.server_names {
+                let protocols = names
+                    .entry(name.clone())
+                    .or_default()
+                    .entry(criteria.transport.clone())
+                    .or_default();
+                for protocol in &criteria.application_protocols {
+                    let direct = protocols.entry(protocol.clone()).or_default();
+                    for direct_source in &criteria.direct_sources {
+                        let Some(sources) = range(direct, *direct_source).get_mut(criteria.source_type) else { continue };
+                        for source in &criteria.sources {
+                            let ports = range(sources, *source);
+                            for port in &criteria.source_ports {
+                                if let Some(other) = ports.insert(*port, Arc::clone(chain)) {
+                                    return Err(other);
+                                }
+                            }
+                        }
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn range<T: Default>(map: &mut CidrMap<T>, key: Cidr) -> &mut T {
+    if map.find(&key).is_none() {
+        map.insert(key, T::default());
+    }
+    map.find_mut(&key).expect("just inserted")
+}
+
+fn exact_or_any<'m, K: Eq + Hash + Default, V>(map: &'m HashMap<K, V>, key: &K) -> Option<&'m V> {
+    map.get(key).or_else(|| map.get(&K::default()))
+}
+
+/// The exact name, else the longest wildcard (kept as `.example.com`), else whatever name.
+fn by_server_name<'m>(names: &'m ServerNames, name: &str) -> Option<&'m Transports> {
+    if let Some(found) = names.get(name) {
+        return Some(found);
+    }
+    let dots = name.match_indices('.').map(|(place, _)| place).filter(|place| *place > 0 && place + 1 < name.len());
+    let wildcard = dots.filter_map(|place| name.get(place..)).find_map(|suffix| names.get(suffix));
+    wildcard.or_else(|| names.get(""))
+}
+
+fn by_source_type<'m>(types: &'m SourceTypes, facts: &ConnectionFacts<'_>) -> Option<&'m SourceRanges> {
+    let [any, local, external] = types;
+    let source = facts.source.ip();
+    let is_local = source.is_loopback() || source == facts.destination.ip();
+    let specific = if is_local { local } else { external };
+    [specific, any].into_iter().find(|ranges| !ranges.is_empty())
+}
+
+/// FilterChainMatch, lowered: every list has at least one entry.
+struct Criteria {
+    port: u16,
+    destinations: Vec<Cidr>,
+    server_names: Vec<String>,
+    transport: String,
+    application_protocols: Vec<String>,
+    direct_sources: Vec<Cidr>,
+    /// Index into `SourceTypes`.
+    source_type: usize,
+    sources: Vec<Cidr>,
+    source_ports: Vec<u16>,
+}
+
+impl Criteria {
+    fn lower(proto: proto::FilterChainMatch, at: &mut Lower) -> Option<Criteria> {
+        let proto::FilterChainMatch {
+            destination_port,
+            prefix_ranges,
+            address_suffix,
+            suffix_len,
+            direct_source_prefix_ranges,
+            source_type,
+            source_prefix_ranges,
+            source_ports,
+            server_names,
+            transport_protocol,
+            application_protocols,
+        } = proto;
+        // Envoy has never implemented these.
+        if !address_suffix.is_empty() {
+            at.error_at("address_suffix", "contains unimplemented fields");
+        }
+        if suffix_len.is_some() {
+            at.error_at("suffix_len", "contains unimplemented fields");
+        }
+        let server_names = at.each("server_names", server_names, |name, at| {
+            let lower = name.to_ascii_lowercase();
+            let stored = match lower.strip_prefix('*') {
+                Some(suffix) if suffix.starts_with('.') => suffix.to_owned(),
+                _ => lower,
+            };
+            if stored.contains('*') {
+                at.error(format!("error adding filter chain: partial wildcards are not supported in server_names: {name}"));
+                return None;
+            }
+            Some(stored)
+        });
+        let source_type = at.value::<ConnectionSourceType>("source_type", source_type)?;
+        Some(Criteria {
+            port: at.narrow("destination_port", destination_port.unwrap_or(0))?,
+            destinations: ranges("prefix_ranges", prefix_ranges, at),
+            server_names: or_any(server_names),
+            transport: transport_protocol,
+            application_protocols: or_any(application_protocols),
+            direct_sources: ranges("direct_source_prefix_ranges", direct_source_prefix_ranges, at),
+            source_type: match source_type {
+                ConnectionSourceType::Any => 0,
+                ConnectionSourceType::SameIpOrLoopback => 1,
+                ConnectionSourceType::External => 2,
+            },
+            sources: ranges("source_prefix_ranges", source_prefix_ranges, at),
+            source_ports: or_any(at.each("source_ports", source_ports, |port, at| at.narrow("", port))),
+        })
+    }
+}
+
+/// No value at all means: whatever it is.
+fn or_any<T: Default>(values: Vec<T>) -> Vec<T> {
+    if values.is_empty() { vec![T::default()] } else { values }
+}
+
+fn ranges(field: &str, protos: Vec<leno_api::proto::envoy::config::core::v3::CidrRange>, at: &mut Lower) -> Vec<Cidr> {
+    if protos.is_empty() {
+        let all = [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)];
+        return all.iter().filter_map(|ip| Cidr::new(*ip, 0).ok()).collect();
+    }
+    at.each(field, protos, address::cidr)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use expect_test::{Expect, expect};
+    use leno_api::proto::envoy::config::core::v3::CidrRange;
+
+    use super::{ConnectionFacts, FilterChains, proto};
+    use crate::config::lower::Lower;
+    use crate::listener::{FilterChain, NetworkFilters};
+
+    fn cidr(text: &str) -> CidrRange {
+        let (address, length) = text.split_once('/').unwrap_or((text, "32"));
+        CidrRange { address_prefix: address.to_owned(), prefix_len: length.parse().ok() }
+    }
+
+    /// Reads `port=80 ip=10.0.0.0/8 sni=*.a.com tls alpn=h2 type=1 src=10.0.0.0/8 sport=7`.
+    fn criteria(text: &str) -> proto::FilterChainMatch {
+        let mut criteria = proto::FilterChainMatch::default();
+        for word in text.split_whitespace() {
+            match word.split_once('=').unwrap_or((word, "")) {
+                ("port", value) => criteria.destination_port = value.parse().ok(),
+                ("ip", value) => criteria.prefix_ranges.push(cidr(value)),
+                ("sni", value) => criteria.server_names.push(value.to_owned()),
+                ("alpn", value) => criteria.application_protocols.push(value.to_owned()),
+                ("type", value) => criteria.source_type = value.parse().unwrap_or(0),
+                ("src", value) => criteria.source_prefix_ranges.push(cidr(value)),
+                ("direct", value) => criteria.direct_source_prefix_ranges.push(cidr(value)),
+                ("sport", value) => criteria.source_ports.extend(value.parse::<u32>()),
+                (transport, _) => criteria.transport_protocol = transport.to_owned(),
+            }
+        }
+        criteria
+    }
+
+    fn chains(matches: &[&str]) -> Result<FilterChains, String> {
+        let chain = |name: &str| {
+            Arc::new(FilterChain { name: name.into(), network: NetworkFilters::Close, transport_timeout: None })
+        };
+        let lowered = Lower::resource(|at| {
+            let mut chains = FilterChains::default();
+            for text in matches {
+                chains.add(Some(criteria(text)), Vec::new(), &chain(text), at);
+            }
+            Some(chains)
+        });
+        lowered.map_err(|rejected| rejected.to_string())
+    }
+
+    /// A connection: destination, source, SNI, transport, ALPN.
+    fn check(matches: &[&str], connection: [&str; 5], expected: &Expect) {
+        let found = chains(matches).map(|chains| {
+            let [destination, source, server_name, transport, protocols] = connection;
+            let protocols: Vec<String> = protocols.split_whitespace().map(str::to_owned).collect();
+            let address = |text: &str| text.parse().unwrap_or_else(|_| panic!("{text}"));
+            let facts = ConnectionFacts {
+                destination: address(destination),
+                source: address(source),
+                direct_source: address(source),
+                server_name,
+                transport,
+                application_protocols: &protocols,
+            };
+            chains.find(&facts).map_or("none".to_owned(), |chain| chain.name.to_string())
+        });
+        expected.assert_eq(&found.unwrap_or_else(|error| error));
+    }
+
+    #[test]
+    fn the_most_specific_value_of_each_step_wins() {
+        let plain = ["10.1.2.3:80", "10.9.9.9:1000", "", "raw_buffer", ""];
+        check(&["port=80", "ip=10.0.0.0/8", ""], plain, &expect!["port=80"]);
+        check(&["ip=10.0.0.0/8", "ip=10.1.0.0/16", ""], plain, &expect!["ip=10.1.0.0/16"]);
+        check(&["raw_buffer", ""], plain, &expect!["raw_buffer"]);
+        check(&["tls", ""], plain, &expect![""]);
+        check(&["type=2", "type=1", ""], plain, &expect!["type=2"]);
+        check(&["src=10.0.0.0/8 sport=1000", "src=10.0.0.0/8"], plain, &expect!["src=10.0.0.0/8 sport=1000"]);
+        check(&["direct=10.9.0.0/16", ""], plain, &expect!["direct=10.9.0.0/16"]);
+    }
+
+    #[test]
+    fn server_names_and_protocols() {
+        let tls = |sni, alpn| ["10.1.2.3:443", "10.1.2.3:1000", sni, "tls", alpn];
+        let names = ["sni=a.b.com", "sni=*.b.com", "sni=*.com", "tls alpn=h2", "tls"];
+        check(&names, tls("a.b.com", ""), &expect!["sni=a.b.com"]);
+        check(&names, tls("x.y.b.com", ""), &expect!["sni=*.b.com"]);
+        check(&names, tls("b.com", ""), &expect!["sni=*.com"]);
+        check(&names, tls("", "h2 http/1.1"), &expect!["tls alpn=h2"]);
+        check(&names, tls("x.org", "http/1.1"), &expect!["tls"]);
+        check(&["type=1", ""], tls("", ""), &expect!["type=1"]);
+    }
+
+    #[test]
+    fn there_is_no_way_back() {
+        // The port decides before the range does not match.
+        check(&["port=80 ip=11.0.0.0/8", ""], ["10.1.2.3:80", "10.9.9.9:1", "", "raw_buffer", ""], &expect!["none"]);
+        check(&["ip=10.1.0.0/16 tls", "ip=10.0.0.0/8"], ["10.1.2.3:80", "10.9.9.9:1", "", "raw_buffer", ""], &expect!["none"]);
+    }
+
+    #[test]
+    fn overlapping_chains_are_refused() {
+        let plain = ["10.1.2.3:80", "10.9.9.9:1000", "", "raw_buffer", ""];
+        check(&["sni=a.com sni=b.com", "sni=b.com"], plain, &expect!["filter chain 'sni=b.com' has the same matching rules defined as 'sni=a.com sni=b.com': multiple filter chains with overlapping matching rules are defined"]);
+        check(&["sni=a*.com"], plain, &expect!["filter_chain_match.server_names[0]: error adding filter chain: partial wildcards are not supported in server_names: a*.com"]);
+    }
+}
