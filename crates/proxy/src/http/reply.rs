@@ -7,6 +7,8 @@ use std::borrow::Cow;
 
 use bytes::Bytes;
 
+use crate::http::codec::{CodecError, ResetReason};
+use crate::http::headers::{HeaderMap, Known};
 use crate::telemetry::stream_info::ResponseFlags;
 
 /// A local reply.
@@ -51,5 +53,150 @@ impl Reply {
     pub(crate) fn header(mut self, name: impl Into<Cow<'static, str>>, value: impl Into<Cow<'static, [u8]>>) -> Self {
         self.headers.push((name.into(), value.into()));
         self
+    }
+
+    /// The answer to a message that breaks the protocol.
+    pub(crate) fn protocol_error(error: CodecError) -> Self {
+        let reason = crate::http::codec::h1::head::reason(error.status);
+        Reply::new(error.status, error.details, reason).flag(ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR)
+    }
+
+    /// No route (`NR`).
+    pub(crate) fn route_not_found() -> Self {
+        Reply::new(404, "route_not_found", "").flag(ResponseFlags::NO_ROUTE_FOUND)
+    }
+
+    /// The route names a cluster that does not exist (`NC`).
+    pub(crate) fn cluster_not_found(status: u16) -> Self {
+        Reply::new(status, "cluster_not_found", "").flag(ResponseFlags::NO_CLUSTER_FOUND)
+    }
+
+    /// The cluster has no host to offer (`UH`).
+    pub(crate) fn no_healthy_upstream() -> Self {
+        Reply::new(503, "no_healthy_upstream", "no healthy upstream").flag(ResponseFlags::NO_HEALTHY_UPSTREAM)
+    }
+
+    /// The upstream side failed before it answered.
+    pub(crate) fn upstream_failure(reason: ResetReason, transport: Option<&str>, retried: bool) -> Self {
+        let status = if reason == ResetReason::ProtocolError { 502 } else { 503 };
+        let retried = if retried { "retried and the latest " } else { "" };
+        // The transport's words go to the log only: they would tell clients about the inside.
+        let body = format!(
+            "upstream connect error or disconnect/reset before headers. {retried}reset reason: {}",
+            reason.text()
+        );
+        let mut details = format!("upstream_reset_before_response_started{{{}", underscored(reason.text()));
+        if let Some(transport) = transport {
+            details.push('|');
+            details.push_str(&underscored(transport));
+        }
+        details.push('}');
+        let reply = Reply::new(status, details, body).flag(reason.flag());
+        if reason == ResetReason::Overflow { reply.header("x-envoy-overloaded", b"true".as_slice()) } else { reply }
+    }
+
+    /// No answer in time (`UT`).
+    pub(crate) fn upstream_timeout(details: &'static str) -> Self {
+        Reply::new(504, details, "upstream request timeout").flag(ResponseFlags::UPSTREAM_REQUEST_TIMEOUT)
+    }
+
+    /// Writes status and the reply's own headers; the body's headers follow with `write_body`.
+    pub(crate) fn write_head(&self, map: &mut HeaderMap, grpc: bool) {
+        map.clear();
+        map.set_status(if grpc { 200 } else { self.status });
+        for (name, value) in &self.headers {
+            map.append(name.as_bytes(), value);
+        }
+    }
+
+    /// Writes the headers that describe the body and gives the body itself; for gRPC the status
+    /// goes to `grpc-status` and the body to `grpc-message`.
+    pub(crate) fn write_body(&self, map: &mut HeaderMap, grpc: bool) -> Bytes {
+        if grpc {
+            map.set(Known::ContentType, b"application/grpc");
+            let status = self.grpc_status.unwrap_or_else(|| grpc_status(self.status));
+            map.set(Known::GrpcStatus, status.to_string().as_bytes());
+            if !self.body.is_empty() {
+                map.set(Known::GrpcMessage, &percent_encode(&self.body));
+            }
+            return Bytes::new();
+        }
+        if !self.body.is_empty() {
+            map.set(Known::ContentLength, self.body.len().to_string().as_bytes());
+            if !map.contains(Known::ContentType) {
+                map.set(Known::ContentType, b"text/plain");
+            }
+        }
+        self.body.clone()
+    }
+}
+
+/// Spaces would break the fields of a log line.
+fn underscored(text: &str) -> String {
+    text.replace(' ', "_")
+}
+
+/// The gRPC status that stands for an HTTP status (the gRPC specification's table).
+pub(crate) fn grpc_status(http: u16) -> u32 {
+    match http {
+        400 => 13,
+        401 => 16,
+        403 => 7,
+        404 => 12,
+        429 | 502..=504 => 14,
+        _ => 2,
+    }
+}
+
+/// `grpc-message` coding: printable ASCII but `%` stays.
+fn percent_encode(text: &[u8]) -> Vec<u8> {
+    let mut encoded = Vec::with_capacity(text.len());
+    for byte in text {
+        if matches!(byte, b' '..=b'~') && *byte != b'%' {
+            encoded.push(*byte);
+        } else {
+            let digit = |value: u8| b"0123456789ABCDEF".get(usize::from(value)).copied().unwrap_or(b'0');
+            encoded.extend_from_slice(&[b'%', digit(byte >> 4), digit(byte & 15)]);
+        }
+    }
+    encoded
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Reply, grpc_status};
+    use crate::http::codec::ResetReason;
+    use crate::http::headers::HeaderMap;
+
+    #[test]
+    fn failures_read_as_envoys_do() {
+        let reply = Reply::upstream_failure(
+            ResetReason::RemoteConnectionFailure,
+            Some("delayed connect error: Connection refused"),
+            true,
+        );
+        assert_eq!(
+            reply.details,
+            "upstream_reset_before_response_started{remote_connection_failure|delayed_connect_error:_Connection_refused}"
+        );
+        assert_eq!(
+            reply.body,
+            "upstream connect error or disconnect/reset before headers. retried and the latest reset reason: remote \
+             connection failure"
+        );
+        assert_eq!(Reply::upstream_failure(ResetReason::ProtocolError, None, false).status, 502);
+    }
+
+    #[test]
+    fn a_grpc_client_gets_its_status_in_headers() {
+        let reply = Reply::new(503, "x", "50% \n");
+        let mut map = HeaderMap::new();
+        reply.write_head(&mut map, true);
+        assert!(reply.write_body(&mut map, true).is_empty());
+        assert_eq!(
+            format!("{map:?}"),
+            r#"{":status": "200", "content-type": "application/grpc", "grpc-status": "14", "grpc-message": "50%25 %0A"}"#
+        );
+        assert_eq!([400, 404, 429, 500].map(grpc_status), [13, 12, 14, 2]);
     }
 }

@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::future::poll_fn;
+use std::net::SocketAddr;
 use std::rc::{Rc, Weak};
 use std::task::{Context, Poll, Waker};
 use std::time::Instant;
@@ -19,6 +20,7 @@ pub(crate) struct H1Connection {
     /// Exchanges begun on it.
     exchanges: u32,
     idle_since: Instant,
+    local: Option<SocketAddr>,
     received: u64,
     sent: u64,
 }
@@ -31,8 +33,9 @@ impl H1Connection {
             absolute_url: true,
             chunked_length: false,
         };
+        let local = socket.local_address();
         let client = H1Client::new(socket, limits, WriteStyle::default());
-        Box::new(Self { client, count, exchanges: 0, idle_since: now(), received: 0, sent: 0 })
+        Box::new(Self { client, count, exchanges: 0, idle_since: now(), local, received: 0, sent: 0 })
     }
 
     fn target(&self) -> &Rc<Target> {
@@ -94,6 +97,11 @@ impl H1Lease {
     #[allow(clippy::expect_used, reason = "only drop takes the connection out")]
     pub(crate) fn client(&mut self) -> &mut H1Client {
         &mut self.connection.as_mut().expect("a lease holds its connection until it is dropped").client
+    }
+
+    /// Our address on it.
+    pub(crate) fn local_address(&self) -> Option<SocketAddr> {
+        self.connection.as_ref().and_then(|connection| connection.local)
     }
 
     /// Whether an earlier exchange ran on the connection.

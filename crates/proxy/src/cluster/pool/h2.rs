@@ -2,6 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::future::{Future, poll_fn};
+use std::net::SocketAddr;
 use std::pin::pin;
 use std::rc::{Rc, Weak};
 use std::task::{Context, Poll, Waker};
@@ -29,6 +30,7 @@ pub(crate) struct H2Connection {
     /// Takes no further exchanges: GOAWAY, closed, too old.
     draining: Cell<bool>,
     idle_since: Cell<Instant>,
+    local: Option<SocketAddr>,
     target: Rc<Target>,
 }
 
@@ -65,6 +67,11 @@ impl H2Lease {
             connection.draining.set(true);
         }
         Rc::new(Self { connection, pool: Rc::clone(pool) })
+    }
+
+    /// Our address on the connection.
+    pub(crate) fn local_address(&self) -> Option<SocketAddr> {
+        self.connection.local
     }
 
     /// Opens the stream with this head.
@@ -145,6 +152,7 @@ pub(super) async fn handshake(socket: Socket, count: Count, target: &Rc<Target>)
         return Err(ConnectError::Handshake);
     };
     let builder = client(settings, target.cluster.pool.max_response_head_bytes);
+    let local = socket.local_address();
     let (send, driver) = builder.handshake::<_, Bytes>(socket).await.map_err(|_| ConnectError::Handshake)?;
     let connection = Rc::new(H2Connection {
         send: RefCell::new(send),
@@ -153,6 +161,7 @@ pub(super) async fn handshake(socket: Socket, count: Count, target: &Rc<Target>)
         limit: settings.max_concurrent_streams.max(1),
         draining: Cell::new(false),
         idle_since: Cell::new(now()),
+        local,
         target: Rc::clone(target),
     });
     tokio::task::spawn_local(drive(driver, Rc::downgrade(&connection), count, settings.keepalive));

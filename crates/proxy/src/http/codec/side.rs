@@ -150,7 +150,7 @@ impl Downstream<'_> {
 /// The endpoint's side.
 pub(crate) enum Upstream {
     /// An HTTP/1 connection, for this exchange alone.
-    H1(Box<H1Lease>),
+    H1(H1Lease),
     /// One stream of an HTTP/2 connection.
     H2 {
         /// The place in the connection.
@@ -166,6 +166,14 @@ impl Upstream {
         match self {
             Upstream::H1(_) => Protocol::Http11,
             Upstream::H2 { .. } => Protocol::Http2,
+        }
+    }
+
+    /// `%UPSTREAM_LOCAL_ADDRESS%`.
+    pub(crate) fn local_address(&self) -> Option<std::net::SocketAddr> {
+        match self {
+            Upstream::H1(lease) => lease.local_address(),
+            Upstream::H2 { lease, .. } => lease.local_address(),
         }
     }
 

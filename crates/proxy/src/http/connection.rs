@@ -1,0 +1,419 @@
+//! One downstream connection: which protocol, which request is next, when it ends.
+//!
+//! HTTP/1 requests are served one after the other in the connection's own task; between them
+//! the task holds no buffers and only a small future. HTTP/2 streams are futures in the
+//! connection's task too: all that are ready run, then the connection writes once for all.
+
+use std::future::{Future, poll_fn};
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+use bytes::{Buf, Bytes, BytesMut};
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use leno_base::drain::Phase;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use crate::drain::DrainWatch;
+use crate::http::codec::buffer::Transport;
+use crate::http::codec::h1::head::{HeadLimits, RequestHead, WriteStyle};
+use crate::http::codec::h1::server::{H1Server, NoRequest};
+use crate::http::codec::h2::{self, H2Server, PREFACE};
+use crate::http::codec::side::Downstream;
+use crate::http::config::{CodecType, HttpConnectionManager};
+use crate::http::headers::HeaderMap;
+use crate::http::reply::Reply;
+use crate::http::stream::{Connection, now, refuse_request, serve_request};
+use crate::http::timer::Timer;
+use crate::io::{Accepted, Socket};
+use crate::telemetry::stream_info::ConnectionInfo;
+use crate::worker::Worker;
+
+/// Serves a connection to its end.
+pub(crate) async fn serve(
+    worker: Rc<Worker>,
+    manager: Arc<HttpConnectionManager>,
+    accepted: Accepted,
+    info: Rc<ConnectionInfo>,
+    drain: DrainWatch,
+) {
+    let stats = worker.http_stats(&manager.stat_prefix);
+    stats.downstream_cx_total().inc();
+    stats.downstream_cx_active().inc();
+    let connection = Rc::new(Connection { worker, manager, stats, info, drain });
+    let open = Open(Rc::clone(&connection));
+    let serving = detect_and_serve(&connection, accepted);
+    tokio::select! {
+        biased;
+        () = serving => {}
+        () = connection.drain.reached(Phase::Closing) => connection.stats.downstream_cx_destroy_local().inc(),
+    }
+    drop(open);
+}
+
+/// Counts one open connection.
+struct Open(Rc<Connection>);
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        let stats = &self.0.stats;
+        stats.downstream_cx_active().dec();
+        stats.downstream_cx_destroy().inc();
+        stats.downstream_cx_length_ms().record_ms(now().saturating_duration_since(self.0.info.started));
+    }
+}
+
+async fn detect_and_serve(connection: &Rc<Connection>, accepted: Accepted) {
+    let mut timer = Timer::default();
+    let mut transport = Transport::new(accepted.socket, accepted.buffered);
+    let http2 = match connection.manager.codec {
+        CodecType::Http1 => false,
+        CodecType::Http2 => true,
+        CodecType::Auto => match detect(connection, &mut transport, &mut timer).await {
+            Some(http2) => http2,
+            None => return,
+        },
+    };
+    let (socket, input) = transport.into_parts();
+    if http2 {
+        Box::pin(serve_http2(connection, socket, input, timer)).await;
+    } else {
+        serve_http1(connection, socket, input, timer).await;
+    }
+}
+
+/// Whether the client begins with HTTP/2's preface; `None`: it is gone.
+async fn detect(connection: &Connection, transport: &mut Transport, timer: &mut Timer) -> Option<bool> {
+    let deadline = connection.manager.idle_timeout.map(|limit| now() + limit);
+    poll_fn(|cx| {
+        loop {
+            let input = &transport.input[..];
+            let common = input.len().min(PREFACE.len());
+            if input.get(..common) != PREFACE.get(..common) {
+                return Poll::Ready(Some(false));
+            }
+            if common == PREFACE.len() {
+                return Poll::Ready(Some(true));
+            }
+            match transport.poll_fill(cx) {
+                Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(None),
+                Poll::Ready(Ok(_)) => {}
+                Poll::Pending => return timer.poll(cx, deadline).map(|()| None),
+            }
+        }
+    })
+    .await
+}
+
+/// What comes next on an HTTP/1 connection.
+enum Next {
+    Request(RequestHead),
+    Invalid(Reply),
+    Close,
+}
+
+async fn serve_http1(connection: &Rc<Connection>, socket: Socket, input: BytesMut, mut timer: Timer) {
+    let manager = &connection.manager;
+    let stats = &connection.stats;
+    stats.downstream_cx_http1_total().inc();
+    stats.downstream_cx_http1_active().inc();
+    let limits = HeadLimits {
+        bytes: manager.max_request_head_bytes,
+        fields: manager.max_headers,
+        absolute_url: manager.http1.allow_absolute_url,
+        chunked_length: manager.http1.allow_chunked_length,
+    };
+    let style = WriteStyle { proper_case: manager.http1.proper_case };
+    let mut server = H1Server::new(socket, input, limits, style, manager.http1.enable_trailers);
+    let mut counted = (0, 0);
+    let mut requests = 0;
+    loop {
+        let mut head = HeaderMap::default();
+        match next_request(connection, &mut server, &mut head, &mut timer).await {
+            Next::Close => break,
+            Next::Invalid(reply) => {
+                stats.downstream_cx_protocol_error().inc();
+                Box::pin(refuse_request(connection, reply, Downstream::H1(&mut server), &mut timer)).await;
+                break;
+            }
+            Next::Request(request) => {
+                stats.downstream_rq_http1_total().inc();
+                requests += 1;
+                if manager.max_requests_per_connection > 0 && requests >= manager.max_requests_per_connection {
+                    stats.downstream_cx_max_requests_reached().inc();
+                    server.close = true;
+                }
+                if request.http10 && !prepare_http10(manager, &mut head) {
+                    let reply = Reply::protocol_error(crate::http::codec::CodecError { status: 426, details: "low_version" });
+                    Box::pin(refuse_request(connection, reply, Downstream::H1(&mut server), &mut timer)).await;
+                    break;
+                }
+                // Boxed, so that a connection between requests stays small.
+                Box::pin(serve_request(connection, head, request.size, Downstream::H1(&mut server), &mut timer)).await;
+            }
+        }
+        count_bytes(connection, server.transport(), &mut counted);
+        if !server.reusable() {
+            break;
+        }
+    }
+    count_bytes(connection, server.transport(), &mut counted);
+    stats.downstream_cx_http1_active().dec();
+    close(connection, server.transport(), &mut timer).await;
+}
+
+/// HTTP/1.0 is refused unless configured; false: refuse.
+fn prepare_http10(manager: &HttpConnectionManager, head: &mut HeaderMap) -> bool {
+    if !manager.http1.accept_http_10 {
+        return false;
+    }
+    if head.authority().is_empty()
+        && let Some(host) = &manager.http1.default_host
+    {
+        head.set(crate::http::headers::Known::Authority, host.as_bytes());
+    }
+    true
+}
+
+async fn next_request(connection: &Connection, server: &mut H1Server, head: &mut HeaderMap, timer: &mut Timer) -> Next {
+    let manager = &connection.manager;
+    let idle = manager.idle_timeout.map(|limit| now() + limit);
+    let age = manager.max_connection_duration.map(|limit| connection.info.started + limit);
+    let mut began: Option<Instant> = None;
+    let mut draining = pin!(connection.drain.reached(Phase::Draining));
+    poll_fn(|cx| {
+        match server.poll_request(cx, head) {
+            Poll::Ready(Ok(request)) => return Poll::Ready(Next::Request(request)),
+            Poll::Ready(Err(NoRequest::Closed)) => {
+                connection.stats.downstream_cx_destroy_remote().inc();
+                return Poll::Ready(Next::Close);
+            }
+            Poll::Ready(Err(NoRequest::Invalid(error))) => {
+                return Poll::Ready(Next::Invalid(Reply::protocol_error(error)));
+            }
+            Poll::Pending => {}
+        }
+        if !server.has_input() {
+            if draining.as_mut().poll(cx).is_ready() {
+                connection.stats.downstream_cx_drain_close().inc();
+                return Poll::Ready(Next::Close);
+            }
+            let expired = timer.poll(cx, idle.into_iter().chain(age).min());
+            return expired.map(|()| {
+                if age.is_some_and(|age| now() >= age) {
+                    connection.stats.downstream_cx_max_duration_reached().inc();
+                } else {
+                    connection.stats.downstream_cx_idle_timeout().inc();
+                }
+                Next::Close
+            });
+        }
+        let began = *began.get_or_insert_with(now);
+        let deadline = manager.request_headers_timeout.map(|limit| began + limit);
+        if deadline.is_none() {
+            return timer.poll(cx, idle).map(|()| Next::Close);
+        }
+        timer.poll(cx, deadline).map(|()| {
+            connection.stats.downstream_rq_header_timeout().inc();
+            Next::Invalid(Reply::new(408, "request_header_timeout", "request header timeout"))
+        })
+    })
+    .await
+}
+
+fn count_bytes(connection: &Connection, transport: &Transport, counted: &mut (u64, u64)) {
+    connection.stats.downstream_cx_rx_bytes_total().add(transport.received - counted.0);
+    connection.stats.downstream_cx_tx_bytes_total().add(transport.sent - counted.1);
+    *counted = (transport.received, transport.sent);
+}
+
+/// Ends a connection so that its last bytes arrive: our direction first, then, for
+/// `delayed_close_timeout`, what the client still sends is read and dropped. Closing a socket
+/// with unread bytes would make the system reset it.
+async fn close(connection: &Connection, transport: &mut Transport, timer: &mut Timer) {
+    let limit = connection.manager.delayed_close_timeout;
+    if transport.eof || limit.is_zero() {
+        return;
+    }
+    let deadline = Some(now() + limit);
+    poll_fn(|cx| {
+        if transport.poll_shutdown(cx).is_pending() {
+            return timer.poll(cx, deadline);
+        }
+        loop {
+            transport.input.clear();
+            match transport.poll_fill(cx) {
+                Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(()),
+                Poll::Ready(Ok(_)) => {}
+                Poll::Pending => break,
+            }
+        }
+        timer.poll(cx, deadline).map(|()| connection.stats.downstream_cx_delayed_close_timeout().inc())
+    })
+    .await;
+}
+
+async fn serve_http2(connection: &Rc<Connection>, socket: Socket, input: BytesMut, mut timer: Timer) {
+    let manager = &connection.manager;
+    let stats = &connection.stats;
+    stats.downstream_cx_http2_total().inc();
+    stats.downstream_cx_http2_active().inc();
+    let builder = h2::server(&manager.http2, manager.max_request_head_bytes);
+    let io = Prefixed { input, socket, stats: Rc::clone(stats) };
+    if let Ok(server) = builder.handshake::<_, Bytes>(io).await {
+        drive_http2(connection, server, &mut timer).await;
+    } else {
+        stats.downstream_cx_protocol_error().inc();
+    }
+    stats.downstream_cx_http2_active().dec();
+}
+
+async fn drive_http2(
+    connection: &Rc<Connection>,
+    mut server: ::h2::server::Connection<Prefixed, Bytes>,
+    timer: &mut Timer,
+) {
+    let manager = &connection.manager;
+    let stats = &connection.stats;
+    let mut ping = manager.http2.keepalive.and_then(|_| server.ping_pong());
+    let mut pinger = pin!(h2::keep_alive(ping.as_mut(), manager.http2.keepalive));
+    let mut draining = pin!(connection.drain.reached(Phase::Draining));
+    let age = manager.max_connection_duration.map(|limit| connection.info.started + limit);
+    let mut streams = FuturesUnordered::new();
+    let mut requests = 0;
+    let mut closed = false;
+    let mut leaving = false;
+    let mut idle_since = now();
+    poll_fn(|cx| {
+        loop {
+            // All streams that are ready run first; the connection then writes once for them.
+            while let Poll::Ready(Some(())) = streams.poll_next_unpin(cx) {
+                idle_since = now();
+            }
+            if closed {
+                return if streams.is_empty() { Poll::Ready(()) } else { Poll::Pending };
+            }
+            match server.poll_accept(cx) {
+                Poll::Ready(Some(Ok((request, respond)))) => {
+                    stats.downstream_rq_http2_total().inc();
+                    requests += 1;
+                    streams.push(serve_stream(Rc::clone(connection), request, respond));
+                    if manager.max_requests_per_connection > 0
+                        && requests >= manager.max_requests_per_connection
+                        && !leaving
+                    {
+                        stats.downstream_cx_max_requests_reached().inc();
+                        leaving = true;
+                        server.graceful_shutdown();
+                    }
+                }
+                Poll::Ready(Some(Err(error))) => {
+                    if !error.is_io() {
+                        stats.downstream_cx_protocol_error().inc();
+                    }
+                    closed = true;
+                }
+                Poll::Ready(None) => {
+                    stats.downstream_cx_destroy_remote().inc();
+                    closed = true;
+                }
+                Poll::Pending => break,
+            }
+        }
+        if !leaving && draining.as_mut().poll(cx).is_ready() {
+            stats.downstream_cx_drain_close().inc();
+            leaving = true;
+            server.graceful_shutdown();
+            cx.waker().wake_by_ref();
+        }
+        if pinger.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(());
+        }
+        let idle = manager.idle_timeout.filter(|_| streams.is_empty()).map(|limit| idle_since + limit);
+        if timer.poll(cx, idle.into_iter().chain(age.filter(|_| !leaving)).min()).is_ready() {
+            if age.is_some_and(|age| now() >= age) && !leaving {
+                stats.downstream_cx_max_duration_reached().inc();
+            } else {
+                stats.downstream_cx_idle_timeout().inc();
+                if leaving {
+                    return Poll::Ready(());
+                }
+            }
+            leaving = true;
+            server.graceful_shutdown();
+            cx.waker().wake_by_ref();
+        }
+        Poll::Pending
+    })
+    .await;
+}
+
+async fn serve_stream(
+    connection: Rc<Connection>,
+    request: http::Request<::h2::RecvStream>,
+    respond: ::h2::server::SendResponse<Bytes>,
+) {
+    let mut head = HeaderMap::new();
+    let server = H2Server::new(request, respond, &mut head);
+    let size = head.byte_size();
+    serve_request(&connection, head, size, Downstream::H2(server), &mut Timer::default()).await;
+}
+
+/// A socket in front of which bytes were read already.
+struct Prefixed {
+    input: BytesMut,
+    socket: Socket,
+    stats: Rc<crate::http::stats::HttpStats>,
+}
+
+impl AsyncRead for Prefixed {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<std::io::Result<()>> {
+        if !self.input.is_empty() {
+            let count = self.input.len().min(buf.remaining());
+            buf.put_slice(self.input.get(..count).unwrap_or_default());
+            self.input.advance(count);
+            self.stats.downstream_cx_rx_bytes_total().add(count as u64);
+            return Poll::Ready(Ok(()));
+        }
+        let before = buf.filled().len();
+        let result = Pin::new(&mut self.socket).poll_read(cx, buf);
+        self.stats.downstream_cx_rx_bytes_total().add((buf.filled().len() - before) as u64);
+        result
+    }
+}
+
+impl AsyncWrite for Prefixed {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<std::io::Result<usize>> {
+        let result = Pin::new(&mut self.socket).poll_write(cx, buf);
+        if let Poll::Ready(Ok(count)) = result {
+            self.stats.downstream_cx_tx_bytes_total().add(count as u64);
+        }
+        result
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[std::io::IoSlice<'_>],
+    ) -> Poll<std::io::Result<usize>> {
+        let result = Pin::new(&mut self.socket).poll_write_vectored(cx, bufs);
+        if let Poll::Ready(Ok(count)) = result {
+            self.stats.downstream_cx_tx_bytes_total().add(count as u64);
+        }
+        result
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.socket).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.socket).poll_shutdown(cx)
+    }
+}

@@ -1,0 +1,105 @@
+//! Mirroring: a copy of the request goes to a shadow cluster; nobody waits for its answer.
+//!
+//! Deviation: the copy is sent when the request is complete, and only if it fits in the
+//! buffer; Envoy streams it along.
+
+use std::future::poll_fn;
+use std::rc::Rc;
+
+use crate::cluster::PickContext;
+use crate::cluster::pool;
+use crate::cluster::worker_cluster::WorkerCluster;
+use crate::http::codec::h1::client::Answer;
+use crate::http::forward::Active;
+use crate::http::forward::body::RequestBody;
+use crate::http::headers::{HeaderMap, Known};
+use crate::http::route::{ClusterChoice, Mirror};
+use crate::http::stream::now;
+use crate::worker::Worker;
+
+/// How long a shadow request may take; Envoy uses the route's timeout.
+const LIMIT: std::time::Duration = std::time::Duration::from_secs(15);
+
+/// The shadow clusters that get a copy of this request.
+pub(crate) fn chosen(worker: &Worker, mirrors: &[std::sync::Arc<Mirror>], head: &HeaderMap) -> Vec<Rc<WorkerCluster>> {
+    let chosen = mirrors.iter().filter(|mirror| {
+        let (numerator, denominator) = mirror.fraction;
+        worker.random() % u64::from(denominator.max(1)) < u64::from(numerator)
+    });
+    let cluster = |mirror: &std::sync::Arc<Mirror>| match &mirror.cluster {
+        ClusterChoice::Name(name) => worker.cluster(name),
+        ClusterChoice::Header(name) => worker.cluster(head.find(name).and_then(|name| std::str::from_utf8(name).ok())?),
+        ClusterChoice::Weighted { .. } => None,
+    };
+    chosen.filter_map(cluster).collect()
+}
+
+/// Sends copies of a complete request.
+pub(crate) fn send(clusters: Vec<Rc<WorkerCluster>>, head: &HeaderMap, body: &RequestBody) {
+    for cluster in clusters {
+        if !body.complete || !body.can_replay() {
+            cluster.stats.retry_or_shadow_abandoned().inc();
+            continue;
+        }
+        let mut head = head.clone();
+        let shadow = shadow_host(head.authority());
+        head.set(Known::Authority, &shadow);
+        let pieces = body.pieces().to_vec();
+        tokio::task::spawn_local(async move {
+            let _ = tokio::time::timeout(LIMIT, exchange(&cluster, head, pieces)).await;
+        });
+    }
+}
+
+/// `-shadow` behind the host, in front of the port.
+fn shadow_host(authority: &[u8]) -> Vec<u8> {
+    let colon = authority.iter().rposition(|byte| *byte == b':');
+    let colon = colon.filter(|at| !authority.get(*at..).unwrap_or_default().contains(&b']'));
+    let (host, port) = authority.split_at(colon.unwrap_or(authority.len()));
+    [host, b"-shadow", port].concat()
+}
+
+async fn exchange(cluster: &Rc<WorkerCluster>, head: HeaderMap, pieces: Vec<bytes::Bytes>) -> Option<()> {
+    let context =
+        PickContext { hash: None, original_dst: None, headers: Some(&head), avoid: &[], avoid_attempts: 0 };
+    let host = cluster.pick(&context)?;
+    let mut upstream = pool::acquire(cluster, &host, false, false).await.ok()?;
+    let _active = Active::new(cluster, &host, false)?;
+    let started = now();
+    let end = pieces.is_empty();
+    upstream.send_head(&head, end).ok()?;
+    let last = pieces.len();
+    for (index, piece) in pieces.into_iter().enumerate() {
+        upstream.send_data(piece, index + 1 == last);
+    }
+    let mut response = HeaderMap::new();
+    loop {
+        let answer = poll_fn(|cx| {
+            let _ = upstream.poll_flush(cx);
+            upstream.poll_head(cx, &mut response)
+        });
+        match answer.await.ok()? {
+            Answer::Interim => {}
+            Answer::Final { end: true } => break,
+            Answer::Final { end: false } => {
+                while !poll_fn(|cx| upstream.poll_frame(cx)).await.ok()?.is_last() {}
+                break;
+            }
+        }
+    }
+    cluster.stats.count_response(response.status());
+    cluster.stats.upstream_rq_time().record_ms(now().saturating_duration_since(started));
+    Some(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::shadow_host;
+
+    #[test]
+    fn the_shadow_suffix_goes_in_front_of_the_port() {
+        for (host, expected) in [("a.b", "a.b-shadow"), ("a:80", "a-shadow:80"), ("[::1]", "[::1]-shadow")] {
+            assert_eq!(String::from_utf8_lossy(&shadow_host(host.as_bytes())), expected);
+        }
+    }
+}

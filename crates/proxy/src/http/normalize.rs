@@ -1,0 +1,426 @@
+//! What happens to a request's head before it is routed: validation, path normalization,
+//! trust (`x-forwarded-for` and friends), request id. Follows Envoy's connection manager.
+
+use std::borrow::Cow;
+use std::cell::RefCell;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::rc::Rc;
+
+use crate::http::codec::CodecError;
+use crate::http::codec::h1::head::valid_authority;
+use crate::http::config::{EscapedSlashes, HttpConnectionManager, StripPort, Underscores};
+use crate::http::headers::{HeaderMap, Known};
+use crate::http::reply::Reply;
+use crate::telemetry::stream_info::{ConnectionInfo, StreamInfo};
+
+/// Headers that only the inside may set: removed from requests of an edge's clients.
+const INTERNAL_ONLY: &[Known] = &[
+    Known::EnvoyDecoratorOperation,
+    Known::EnvoyDownstreamServiceCluster,
+    Known::EnvoyDownstreamServiceNode,
+    Known::EnvoyRetriableStatusCodes,
+    Known::EnvoyRetriableHeaderNames,
+    Known::EnvoyRetryOn,
+    Known::EnvoyRetryGrpcOn,
+    Known::EnvoyMaxRetries,
+    Known::EnvoyUpstreamAltStatName,
+    Known::EnvoyUpstreamRqTimeoutMs,
+    Known::EnvoyUpstreamRqPerTryTimeoutMs,
+    Known::EnvoyUpstreamRqTimeoutAltResponse,
+    Known::EnvoyExpectedRqTimeoutMs,
+    Known::EnvoyForceTrace,
+    Known::EnvoyHedgeOnPerTryTimeout,
+    Known::EnvoyIpTags,
+];
+
+/// What normalization found out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Origin {
+    /// The request comes from inside (`x-envoy-internal`).
+    pub(crate) internal: bool,
+}
+
+/// Validates and normalizes a request's head in place. `Err`: it is answered at once.
+pub(crate) fn request(
+    manager: &HttpConnectionManager,
+    info: &mut StreamInfo,
+    head: &mut HeaderMap,
+    random: [u64; 2],
+) -> Result<Origin, Reply> {
+    underscores(manager, head)?;
+    if head.authority().is_empty() {
+        return Err(Reply::new(400, "missing_host_header", ""));
+    }
+    if !valid_authority(head.authority()) {
+        return Err(Reply::protocol_error(CodecError::bad("http.invalid_authority")));
+    }
+    let connect = head.method() == b"CONNECT";
+    if !connect {
+        if !head.path().starts_with(b"/") {
+            return Err(Reply::new(404, "absolute_path_rejected", ""));
+        }
+        path(manager, head)?;
+    }
+    authority(manager, info, head);
+    let origin = trust(manager, info, head);
+    if manager.generate_request_id {
+        let edge = manager.use_remote_address && !origin.internal;
+        if !head.contains(Known::XRequestId) || (edge && !manager.preserve_external_request_id) {
+            head.set(Known::XRequestId, &uuid(random));
+        }
+    }
+    info.request_id = head.get_str(Known::XRequestId).map(Into::into);
+    Ok(origin)
+}
+
+fn underscores(manager: &HttpConnectionManager, head: &mut HeaderMap) -> Result<(), Reply> {
+    if manager.underscores == Underscores::Allow || !head.iter().any(|(name, _)| name.contains(&b'_')) {
+        return Ok(());
+    }
+    if manager.underscores == Underscores::Reject {
+        return Err(Reply::protocol_error(CodecError::bad("http1.unexpected_underscore")));
+    }
+    head.retain(|name, _| !name.contains(&b'_'));
+    Ok(())
+}
+
+/// Path normalization as the manager asks for it.
+fn path(manager: &HttpConnectionManager, head: &mut HeaderMap) -> Result<(), Reply> {
+    const FAILED: &str = "path_normalization_failed";
+    let original = head.path();
+    if original.contains(&b'#') {
+        return Err(Reply::new(400, FAILED, ""));
+    }
+    let plain = !manager.normalize_path && !manager.merge_slashes && manager.escaped_slashes == EscapedSlashes::Keep;
+    if plain {
+        return Ok(());
+    }
+    let end = original.iter().position(|byte| *byte == b'?').unwrap_or(original.len());
+    let (path, query) = original.split_at(end);
+    let mut normal = Cow::Borrowed(path);
+    let mut redirect = false;
+    if manager.escaped_slashes != EscapedSlashes::Keep {
+        let unescaped = unescape_slashes(&normal);
+        if let Cow::Owned(unescaped) = unescaped {
+            match manager.escaped_slashes {
+                EscapedSlashes::Reject => return Err(Reply::new(400, FAILED, "")),
+                EscapedSlashes::UnescapeRedirect => redirect = true,
+                EscapedSlashes::UnescapeForward | EscapedSlashes::Keep => {}
+            }
+            normal = Cow::Owned(unescaped);
+        }
+    }
+    if manager.normalize_path {
+        normal = Cow::Owned(remove_dots(&unescape_unreserved(&normal)));
+    }
+    if manager.merge_slashes {
+        let mut merged = normal.into_owned();
+        merged.dedup_by(|next, previous| *next == b'/' && *previous == b'/');
+        normal = Cow::Owned(merged);
+    }
+    if *normal != *path {
+        let mut whole = normal.into_owned();
+        whole.extend_from_slice(query);
+        if redirect {
+            return Err(Reply::new(307, "path_normalization_redirect", "").header("location", whole));
+        }
+        head.set(Known::Path, &whole);
+    }
+    Ok(())
+}
+
+/// `%2F` and `%5C` to slashes.
+fn unescape_slashes(path: &[u8]) -> Cow<'_, [u8]> {
+    unescape(path, |byte| matches!(byte, b'/' | b'\\'))
+}
+
+/// Escaped characters that need no escaping (RFC 3986 section 2.3) to themselves; backslashes
+/// to slashes, as the WHATWG's URL parser and Envoy do.
+fn unescape_unreserved(path: &[u8]) -> Vec<u8> {
+    let unreserved = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~');
+    let mut path = unescape(path, unreserved).into_owned();
+    for byte in &mut path {
+        if *byte == b'\\' {
+            *byte = b'/';
+        }
+    }
+    path
+}
+
+fn unescape(path: &[u8], which: impl Fn(u8) -> bool) -> Cow<'_, [u8]> {
+    if !path.contains(&b'%') {
+        return Cow::Borrowed(path);
+    }
+    let hex = |byte: &u8| char::from(*byte).to_digit(16).map(|digit| digit as u8);
+    let mut out = Vec::with_capacity(path.len());
+    let mut changed = false;
+    let mut rest = path;
+    while let Some((first, tail)) = rest.split_first() {
+        let decoded = match tail {
+            [high, low, ..] if *first == b'%' => hex(high).zip(hex(low)).map(|(high, low)| high << 4 | low),
+            _ => None,
+        };
+        if let Some(byte) = decoded.filter(|byte| which(*byte)) {
+            out.push(byte);
+            changed = true;
+            rest = tail.get(2..).unwrap_or_default();
+        } else {
+            out.push(*first);
+            rest = tail;
+        }
+    }
+    if changed { Cow::Owned(out) } else { Cow::Borrowed(path) }
+}
+
+/// Resolves `.` and `..` segments (RFC 3986 section 5.2.4).
+fn remove_dots(path: &[u8]) -> Vec<u8> {
+    let mut out: Vec<u8> = Vec::with_capacity(path.len());
+    let body = path.strip_prefix(b"/").unwrap_or(path);
+    let mut segments = body.split(|byte| *byte == b'/').peekable();
+    while let Some(segment) = segments.next() {
+        let last = segments.peek().is_none();
+        match segment {
+            b"." | b".." => {
+                if segment == b".." {
+                    out.truncate(out.iter().rposition(|byte| *byte == b'/').unwrap_or(0));
+                }
+                if last {
+                    out.push(b'/');
+                }
+            }
+            _ => {
+                out.push(b'/');
+                out.extend_from_slice(segment);
+            }
+        }
+    }
+    if out.is_empty() {
+        out.push(b'/');
+    }
+    out
+}
+
+/// Port and trailing dot of `:authority`.
+fn authority(manager: &HttpConnectionManager, info: &StreamInfo, head: &mut HeaderMap) {
+    if manager.strip_port == StripPort::No && !manager.strip_trailing_dot {
+        return;
+    }
+    let Some(text) = head.get_str(Known::Authority) else { return };
+    let port_at = text.rfind(':').filter(|at| !text.get(*at..).unwrap_or_default().contains(']'));
+    let (mut host, mut port) = port_at.map_or((text, ""), |at| text.split_at(at));
+    let number: Option<u16> = port.get(1..).and_then(|port| port.parse().ok());
+    let strip = match manager.strip_port {
+        StripPort::No => false,
+        StripPort::Any => number.is_some(),
+        StripPort::Matching => number == Some(info.connection.local.port()),
+    };
+    if strip && head.method() != b"CONNECT" {
+        port = "";
+    }
+    if manager.strip_trailing_dot {
+        host = host.strip_suffix('.').unwrap_or(host);
+    }
+    let wanted = format!("{host}{port}");
+    if wanted != text {
+        head.set(Known::Authority, wanted.as_bytes());
+    }
+}
+
+/// Who the client is and what it may say of itself.
+fn trust(manager: &HttpConnectionManager, info: &mut StreamInfo, head: &mut HeaderMap) -> Origin {
+    let peer = info.connection.remote;
+    let forwarded = head.contains(Known::XForwardedFor);
+    let mut client = peer.ip();
+    let mut checkable = true;
+    if manager.use_remote_address {
+        checkable = !forwarded;
+        if manager.xff_trusted_hops > 0
+            && let Some((address, _)) = nth_last(head, manager.xff_trusted_hops - 1)
+        {
+            client = address;
+        }
+        if !manager.skip_xff_append {
+            append_forwarded_for(head, if peer.ip().is_loopback() { own_address(peer.ip()) } else { peer.ip() });
+        }
+        let distrusted = manager.xff_trusted_hops == 0;
+        if distrusted || !head.contains(Known::XForwardedProto) {
+            head.set(Known::XForwardedProto, b"http");
+        }
+        if manager.append_forwarded_port && (distrusted || !head.contains(Known::XForwardedPort)) {
+            head.set(Known::XForwardedPort, info.connection.local.port().to_string().as_bytes());
+        }
+    } else if let Some((address, single)) = nth_last(head, manager.xff_trusted_hops) {
+        client = address;
+        checkable = single;
+    } else if forwarded {
+        checkable = false;
+    }
+    if !head.contains(Known::XForwardedProto) {
+        head.set(Known::XForwardedProto, b"http");
+    }
+    if let Some(scheme) = &manager.scheme_overwrite {
+        head.set(Known::Scheme, scheme.as_bytes());
+    } else if !head.contains(Known::Scheme) {
+        let https = head.get(Known::XForwardedProto).is_some_and(|proto| proto.eq_ignore_ascii_case(b"https"));
+        head.set(Known::Scheme, if https { b"https" } else { b"http" });
+    }
+    if client != peer.ip() {
+        info.connection = with_remote(&info.connection, SocketAddr::new(client, 0));
+    }
+    // Deviation: Envoy's `ALWAYS_FORWARD_ONLY` is refused when lowering; all other settings
+    // remove this header from connections without a client certificate.
+    head.remove(Known::XForwardedClientCert);
+    let internal = checkable && manager.internal_addresses.as_ref().is_some_and(|set| set.contains(client));
+    let edge = manager.use_remote_address && !internal;
+    if internal {
+        head.set(Known::EnvoyInternal, b"true");
+    } else {
+        if edge {
+            for name in INTERNAL_ONLY {
+                head.remove(*name);
+            }
+        }
+        head.remove(Known::EnvoyInternal);
+    }
+    if manager.add_user_agent {
+        head.set(Known::EnvoyDownstreamServiceCluster, manager.service_cluster.as_bytes());
+        if head.get(Known::UserAgent).is_none_or(<[u8]>::is_empty) {
+            head.set(Known::UserAgent, manager.service_cluster.as_bytes());
+        }
+        if !manager.service_node.is_empty() {
+            head.set(Known::EnvoyDownstreamServiceNode, manager.service_node.as_bytes());
+        }
+    }
+    if edge {
+        head.set(Known::EnvoyExternalAddress, client.to_string().as_bytes());
+    }
+    if !manager.via.is_empty() {
+        append_list(head, Known::Via, manager.via.as_bytes(), b", ");
+    }
+    Origin { internal }
+}
+
+/// The address at position `skip` from the end of `x-forwarded-for`, and whether it is alone.
+fn nth_last(head: &HeaderMap, skip: u32) -> Option<(IpAddr, bool)> {
+    let values: Vec<&[u8]> = head.find_all(Known::XForwardedFor.text()).collect();
+    let joined = values.join(&b","[..]);
+    let text = std::str::from_utf8(&joined).ok()?;
+    let address = text.rsplit(',').nth(skip as usize)?.trim();
+    let parsed = address.parse::<IpAddr>().or_else(|_| address.parse::<SocketAddr>().map(|socket| socket.ip()));
+    Some((parsed.ok()?, !text.contains(',')))
+}
+
+fn append_forwarded_for(head: &mut HeaderMap, address: IpAddr) {
+    append_list(head, Known::XForwardedFor, address.to_string().as_bytes(), b",");
+}
+
+/// Appends to a list-valued header, joining what is there.
+fn append_list(head: &mut HeaderMap, name: Known, value: &[u8], separator: &[u8]) {
+    if !head.contains(name) {
+        head.append_known(name, value);
+        return;
+    }
+    let mut joined = head.find_all(name.text()).collect::<Vec<_>>().join(separator);
+    joined.extend_from_slice(separator);
+    joined.extend_from_slice(value);
+    head.set(name, &joined);
+}
+
+/// This machine's own address, which Envoy appends for clients on the loopback interface.
+fn own_address(loopback: IpAddr) -> IpAddr {
+    thread_local! {
+        static OWN: RefCell<Option<IpAddr>> = const { RefCell::new(None) };
+    }
+    if loopback.is_ipv6() {
+        return loopback;
+    }
+    OWN.with_borrow_mut(|own| {
+        *own.get_or_insert_with(|| {
+            // Connecting a datagram socket sends nothing; it asks the routing table.
+            let find = || {
+                let socket = UdpSocket::bind("0.0.0.0:0").ok()?;
+                socket.connect("192.0.2.1:9").ok()?;
+                Some(socket.local_addr().ok()?.ip())
+            };
+            find().unwrap_or(loopback)
+        })
+    })
+}
+
+fn with_remote(connection: &ConnectionInfo, remote: SocketAddr) -> Rc<ConnectionInfo> {
+    Rc::new(ConnectionInfo {
+        id: connection.id,
+        remote,
+        direct_remote: connection.direct_remote,
+        local: connection.local,
+        direct_local: connection.direct_local,
+        local_restored: connection.local_restored,
+        server_name: connection.server_name.clone(),
+        started: connection.started,
+    })
+}
+
+/// A random UUID, version 4. The version's nibble doubles as Envoy's trace reason: 4 says that
+/// the request is not traced.
+fn uuid(random: [u64; 2]) -> [u8; 36] {
+    let mut bytes = [0u8; 16];
+    for (half, number) in bytes.chunks_mut(8).zip(random) {
+        half.copy_from_slice(&number.to_be_bytes());
+    }
+    let mut text = [b'-'; 36];
+    let mut at = 0;
+    for (index, byte) in bytes.into_iter().enumerate() {
+        let byte = match index {
+            6 => byte & 0x0f | 0x40,
+            8 => byte & 0x3f | 0x80,
+            _ => byte,
+        };
+        if matches!(index, 4 | 6 | 8 | 10) {
+            at += 1;
+        }
+        for nibble in [byte >> 4, byte & 15] {
+            text[at] = b"0123456789abcdef"[usize::from(nibble)];
+            at += 1;
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{remove_dots, unescape_slashes, unescape_unreserved, uuid};
+
+    #[test]
+    fn dots_are_resolved() {
+        for (path, expected) in [
+            ("/", "/"),
+            ("/a/./b", "/a/b"),
+            ("/a/../b", "/b"),
+            ("/../a", "/a"),
+            ("/a/..", "/"),
+            ("/a/b/.", "/a/b/"),
+            ("/a/b/..", "/a/"),
+            ("/a//../b", "/a/b"),
+            ("//a", "//a"),
+            ("/a/", "/a/"),
+            ("/..a/.b.", "/..a/.b."),
+        ] {
+            assert_eq!(String::from_utf8_lossy(&remove_dots(path.as_bytes())), expected, "{path}");
+            assert_eq!(remove_dots(expected.as_bytes()), expected.as_bytes(), "idempotent: {path}");
+        }
+    }
+
+    #[test]
+    fn only_what_needs_no_escape_is_unescaped() {
+        let normal = |path: &str| String::from_utf8(unescape_unreserved(path.as_bytes())).unwrap_or_default();
+        assert_eq!(normal("/%61%2e%2E%2f%zz%4"), "/a..%2f%zz%4");
+        assert_eq!(normal("/a\\b"), "/a/b");
+        assert_eq!(&*unescape_slashes(b"/a%2Fb%5cc%61"), b"/a/b\\c%61");
+    }
+
+    #[test]
+    fn request_ids_are_uuids_of_version_4() {
+        let text = uuid([u64::MAX, 0]);
+        assert_eq!(String::from_utf8_lossy(&text), "ffffffff-ffff-4fff-8000-000000000000");
+    }
+}

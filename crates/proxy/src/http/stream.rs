@@ -1,0 +1,533 @@
+//! The story of one request. `serve_request` is all of it: normalize, route, filters, forward,
+//! filters in reverse, finish. READ THIS SECOND (after `worker`).
+//!
+//! A stream ends exactly once, in `Stream::finish`, whatever happened: an answer from upstream,
+//! one of our own (`Reply`), a client that went away. What ended it early travels as `Ended`.
+
+use std::borrow::Cow;
+use std::cell::RefCell;
+use std::future::{Future, poll_fn};
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant, SystemTime};
+
+use bytes::Bytes;
+
+use crate::drain::DrainWatch;
+use crate::http::codec::side::Downstream;
+use crate::http::codec::{DownstreamError, ResetReason};
+use crate::http::config::{HttpConnectionManager, RouteSource, ServerHeader};
+use crate::http::filters::{Attend, Chain, Outcome, RouteOverrides};
+use crate::http::forward::{self, Exchange};
+use crate::http::headers::{HeaderMap, Known};
+use crate::http::reply::Reply;
+use crate::http::route::{Action, ClusterChoice, MatchContext, RouteTable, Selected};
+use crate::http::stats::HttpStats;
+use crate::http::timer::{Deadlines, Expired, Timer};
+use crate::http::{normalize, redirect, upgrade};
+use crate::telemetry::access_log::command::FormatContext;
+use crate::telemetry::stream_info::{ConnectionInfo, ResponseFlags, StreamInfo};
+use crate::worker::Worker;
+
+/// What all streams of a downstream connection have in common.
+pub(crate) struct Connection {
+    /// The worker.
+    pub(crate) worker: Rc<Worker>,
+    /// The connection manager.
+    pub(crate) manager: Arc<HttpConnectionManager>,
+    /// Its stats on this worker.
+    pub(crate) stats: Rc<HttpStats>,
+    /// The connection's facts.
+    pub(crate) info: Rc<ConnectionInfo>,
+    /// Asks the connection to end.
+    pub(crate) drain: DrainWatch,
+}
+
+/// Why a stream ends before its response was forwarded to its end.
+pub(crate) enum Ended {
+    /// With this answer, or, if one has begun already, cut off for this reason.
+    Reply(Box<Reply>),
+    /// The client broke the protocol, reset the stream or went away.
+    Downstream(DownstreamError),
+    /// The response is cut off; flags and details are set.
+    Aborted,
+}
+
+impl From<Reply> for Ended {
+    fn from(reply: Reply) -> Self {
+        Ended::Reply(Box::new(reply))
+    }
+}
+
+/// One request and what is known of it.
+pub(crate) struct Stream {
+    /// The worker.
+    pub(crate) worker: Rc<Worker>,
+    /// The connection manager.
+    pub(crate) manager: Arc<HttpConnectionManager>,
+    /// Its stats on this worker.
+    pub(crate) stats: Rc<HttpStats>,
+    /// What logs, stats and filters read.
+    pub(crate) info: StreamInfo,
+    /// The request's head; empty while a request hook has it.
+    pub(crate) request: HeaderMap,
+    /// The response's head; empty while a response hook has it.
+    pub(crate) response: HeaderMap,
+    /// The response's trailers.
+    pub(crate) trailers: Option<Box<HeaderMap>>,
+    /// The route taken.
+    pub(crate) selected: Option<Selected>,
+    /// Whether the request comes from inside.
+    pub(crate) internal: bool,
+    /// Random number of this request, for all its matches.
+    pub(crate) random: u64,
+    /// What is due when.
+    pub(crate) deadlines: Deadlines,
+    /// Body of the answer that we made.
+    local_reply: Option<Bytes>,
+    /// Whether the request speaks gRPC, as it came in.
+    grpc: bool,
+}
+
+/// Serves one request; the downstream side is flushed, or broken, when it returns.
+pub(crate) async fn serve_request(
+    connection: &Connection,
+    head: HeaderMap,
+    head_bytes: usize,
+    mut down: Downstream<'_>,
+    timer: &mut Timer,
+) {
+    let mut stream = Stream::start(connection, head, head_bytes, &down);
+    let mut chain = Chain::default();
+    let ended = stream.run(&mut chain, &mut down, timer).await;
+    if let Err(ended) = ended {
+        stream.end_early(ended, &mut chain, &mut down);
+    }
+    stream.flush(&mut down, timer).await;
+    stream.finish(&mut chain, &mut down);
+}
+
+/// Answers what could not be read as a request; it is logged and counted like one.
+pub(crate) async fn refuse_request(connection: &Connection, reply: Reply, mut down: Downstream<'_>, timer: &mut Timer) {
+    let mut stream = Stream::start(connection, HeaderMap::default(), 0, &down);
+    down.close_after_response();
+    stream.end_early(reply.into(), &mut Chain::default(), &mut down);
+    stream.flush(&mut down, timer).await;
+    stream.finish(&mut Chain::default(), &mut down);
+}
+
+impl Stream {
+    fn start(connection: &Connection, head: HeaderMap, head_bytes: usize, down: &Downstream<'_>) -> Self {
+        let now = now();
+        let manager = Arc::clone(&connection.manager);
+        let stats = Rc::clone(&connection.stats);
+        stats.downstream_rq_total().inc();
+        stats.downstream_rq_active().inc();
+        let complete = down.request_complete();
+        let mut info = StreamInfo::new(Rc::clone(&connection.info), Some(down.protocol()), now, SystemTime::now());
+        info.request_header_bytes = head_bytes as u64;
+        info.request_complete = complete.then_some(now);
+        let deadlines = Deadlines {
+            last: now,
+            idle: manager.stream_idle_timeout,
+            request: manager.request_timeout.filter(|_| !complete).map(|limit| now + limit),
+            duration: manager.max_stream_duration.map(|limit| now + limit),
+            ..Deadlines::new(now)
+        };
+        let grpc = head.is_grpc();
+        Self {
+            worker: Rc::clone(&connection.worker),
+            random: connection.worker.random(),
+            manager,
+            stats,
+            info,
+            request: head,
+            response: HeaderMap::new(),
+            trailers: None,
+            selected: None,
+            internal: false,
+            deadlines,
+            local_reply: None,
+            grpc,
+        }
+    }
+
+    /// The request's way: forward only.
+    async fn run(&mut self, chain: &mut Chain, down: &mut Downstream<'_>, timer: &mut Timer) -> Result<(), Ended> {
+        let mut head = std::mem::take(&mut self.request);
+        let outcome = self.prepare(chain, &mut head, down, timer).await;
+        self.request = head;
+        outcome?;
+        let Some(selected) = self.selected.clone() else {
+            self.stats.no_route().inc();
+            return Err(Reply::route_not_found().into());
+        };
+        match &selected.route.action {
+            Action::Forward(route) => {
+                let exchange = Exchange { stream: self, chain, down, timer };
+                forward::forward(exchange, &selected, route).await
+            }
+            Action::Redirect(rule) => {
+                self.stats.rq_redirect().inc();
+                Err(redirect::reply(rule, &self.request).into())
+            }
+            Action::Direct { status, body } => {
+                self.stats.rq_direct_response().inc();
+                Err(Reply::new(*status, "direct_response", body.clone()).into())
+            }
+            Action::NonForwarding => Err(Reply::route_not_found().into()),
+        }
+    }
+
+    /// Normalizes, routes, and runs the request hooks.
+    async fn prepare(
+        &mut self,
+        chain: &mut Chain,
+        head: &mut HeaderMap,
+        down: &mut Downstream<'_>,
+        timer: &mut Timer,
+    ) -> Result<(), Ended> {
+        let random = [self.worker.random(), self.worker.random()];
+        let manager = Arc::clone(&self.manager);
+        let origin = match normalize::request(&manager, &mut self.info, head, random) {
+            Ok(origin) => origin,
+            Err(reply) => {
+                if reply.status == 400 {
+                    down.close_after_response();
+                }
+                return Err(reply.into());
+            }
+        };
+        self.internal = origin.internal;
+        self.route(head);
+        self.check_upgrade(head, down)?;
+        if self.manager.proxy_100_continue {
+            down.set_owes_continue(false);
+        } else {
+            // Answered by us, as soon as the body is asked for.
+            head.remove(Known::Expect);
+        }
+        *chain = Chain::open(self);
+        if chain.is_empty() {
+            return Ok(());
+        }
+        let end = down.request_complete();
+        chain.on_request(self, head, end, &mut Attendant { down, timer }).await
+    }
+
+    /// Looks the route up. A filter that changed what routes depend on calls it again.
+    pub(crate) fn route(&mut self, head: &HeaderMap) {
+        let table = self.table();
+        let context = MatchContext { random: self.random, is_internal: self.internal };
+        self.selected = table.and_then(|table| table.find(head, &context));
+        if let Some(selected) = &self.selected {
+            self.info.route_name = Some(selected.route.name.clone()).filter(|name| !name.is_empty());
+            self.info.virtual_host = Some(selected.virtual_host.name.clone());
+        }
+    }
+
+    fn table(&self) -> Option<Arc<RouteTable>> {
+        match &self.manager.routes {
+            RouteSource::Static(table) => Some(Arc::clone(table)),
+            RouteSource::Rds(name) => self.worker.routes(name),
+        }
+    }
+
+    fn check_upgrade(&mut self, head: &HeaderMap, down: &mut Downstream<'_>) -> Result<(), Ended> {
+        let Some(kind) = upgrade::requested(head) else { return Ok(()) };
+        let route = match self.selected.as_ref().map(|selected| &selected.route.action) {
+            Some(Action::Forward(route)) => Some(&**route),
+            _ => None,
+        };
+        if upgrade::allowed(kind, &self.manager, route) {
+            // What follows an upgrade is no request body: only idle timeouts apply.
+            self.deadlines.request = None;
+            return Ok(());
+        }
+        down.close_after_response();
+        if head.method() == b"CONNECT" && self.selected.is_none() {
+            return Ok(());
+        }
+        self.stats.downstream_rq_ws_on_non_ws_route().inc();
+        Err(Reply::new(403, "upgrade_failed", "").into())
+    }
+
+    /// Per-route filter settings, the most specific ones.
+    pub(crate) fn overrides(&self) -> Option<&RouteOverrides> {
+        let selected = self.selected.as_ref()?;
+        let weighted = match (&selected.route.action, selected.weighted) {
+            (Action::Forward(route), Some(index)) => match &route.cluster {
+                ClusterChoice::Weighted { clusters, .. } => clusters.get(index),
+                _ => None,
+            },
+            _ => None,
+        };
+        Some(weighted.map_or(&selected.route.overrides, |cluster| &cluster.overrides))
+    }
+
+    /// Ends with an answer of our own, or cuts off the one that has begun.
+    fn end_early(&mut self, ended: Ended, chain: &mut Chain, down: &mut Downstream<'_>) {
+        match ended {
+            Ended::Reply(reply) if down.responded() => {
+                self.info.flags.insert(reply.flags);
+                self.info.response_code_details = Some(reply.details);
+                self.cut_off(down);
+            }
+            Ended::Reply(reply) => self.reply(*reply, chain, down),
+            Ended::Downstream(DownstreamError::Protocol(error)) => {
+                self.stats.downstream_cx_protocol_error().inc();
+                down.close_after_response();
+                self.end_early(Reply::protocol_error(error).into(), chain, down);
+            }
+            Ended::Downstream(DownstreamError::Disconnected) => {
+                self.info.flags.insert(ResponseFlags::DOWNSTREAM_CONNECTION_TERMINATION);
+                self.info.response_code_details = Some(Cow::Borrowed("downstream_remote_disconnect"));
+                self.stats.downstream_cx_destroy_remote_active_rq().inc();
+                self.stats.downstream_cx_destroy_active_rq().inc();
+                down.reset();
+            }
+            Ended::Downstream(DownstreamError::Reset) => {
+                self.info.flags.insert(ResponseFlags::DOWNSTREAM_REMOTE_RESET);
+                self.info.response_code_details = Some(Cow::Borrowed("http2.remote_reset"));
+                self.stats.downstream_rq_rx_reset().inc();
+            }
+            Ended::Aborted => self.cut_off(down),
+        }
+    }
+
+    fn cut_off(&mut self, down: &mut Downstream<'_>) {
+        self.stats.downstream_rq_tx_reset().inc();
+        self.stats.rq_reset_after_downstream_response_started().inc();
+        down.reset();
+    }
+
+    /// Sends an answer of our own.
+    fn reply(&mut self, reply: Reply, chain: &mut Chain, down: &mut Downstream<'_>) {
+        self.info.flags.insert(reply.flags);
+        let mut head = std::mem::take(&mut self.response);
+        reply.write_head(&mut head, self.grpc);
+        if let Some(selected) = self.selected.clone() {
+            self.mutate_response(&selected, &mut head);
+        }
+        let body = reply.write_body(&mut head, self.grpc);
+        self.info.response_code_details = Some(reply.details);
+        let end = body.is_empty();
+        chain.on_reply(self, &mut head, end);
+        self.finish_head(&mut head);
+        self.local_reply = Some(body.clone());
+        self.send_head(head, end, down);
+        if !end {
+            if self.request.method() != b"HEAD" {
+                self.info.bytes_sent += body.len() as u64;
+            }
+            down.send_data(body, true);
+        }
+        down.abandon_request();
+    }
+
+    /// Header rules of the route, the attempt count.
+    pub(crate) fn mutate_response(&self, selected: &Selected, head: &mut HeaderMap) {
+        let route = &selected.route;
+        let weighted = match (&route.action, selected.weighted) {
+            (Action::Forward(forward), Some(index)) => match &forward.cluster {
+                ClusterChoice::Weighted { clusters, .. } => clusters.get(index).map(|cluster| &cluster.response_headers),
+                _ => None,
+            },
+            _ => None,
+        };
+        let context = FormatContext { request: Some(&self.request), ..FormatContext::new(&self.info) };
+        for rules in weighted.into_iter().chain(&route.response_headers) {
+            rules.apply(head, &context);
+        }
+        if selected.virtual_host.include_attempt_count_in_response && self.info.upstream.attempts > 0 {
+            head.set(Known::EnvoyAttemptCount, self.info.upstream.attempts.to_string().as_bytes());
+        }
+    }
+
+    /// What the connection manager itself says in every response.
+    pub(crate) fn finish_head(&self, head: &mut HeaderMap) {
+        if self.manager.request_id_in_response
+            && let Some(id) = self.request.get(Known::XRequestId)
+        {
+            head.set(Known::XRequestId, id);
+        }
+        if !self.manager.via.is_empty() {
+            head.append_known(Known::Via, self.manager.via.as_bytes());
+        }
+        if !head.contains(Known::Date) {
+            append_date(head, self.info.start_time + (now().saturating_duration_since(self.info.started)));
+        }
+        let own = self.manager.server_name.as_bytes();
+        match self.manager.server_header {
+            ServerHeader::Overwrite => head.set(Known::Server, own),
+            ServerHeader::AppendIfAbsent if !head.contains(Known::Server) => head.append_known(Known::Server, own),
+            ServerHeader::AppendIfAbsent | ServerHeader::PassThrough => {}
+        }
+    }
+
+    /// Sends a finished response head and keeps it for the log.
+    pub(crate) fn send_head(&mut self, head: HeaderMap, end: bool, down: &mut Downstream<'_>) {
+        self.info.response_code = head.status();
+        self.info.response_header_bytes = head.byte_size() as u64;
+        self.info.first_downstream_tx = Some(now());
+        down.send_head(&head, end);
+        self.response = head;
+    }
+
+    /// Writes what is left, as long as the client takes it.
+    async fn flush(&mut self, down: &mut Downstream<'_>, timer: &mut Timer) {
+        let deadline = self.manager.stream_idle_timeout.map(|limit| now() + limit);
+        let flushed = poll_fn(|cx| match down.poll_flush(cx) {
+            Poll::Ready(result) => Poll::Ready(result.is_ok()),
+            Poll::Pending => timer.poll(cx, deadline).map(|()| false),
+        })
+        .await;
+        if flushed {
+            self.info.last_downstream_tx = Some(now());
+        } else {
+            down.reset();
+        }
+    }
+
+    /// The end of every stream: filters, stats, access logs.
+    fn finish(&mut self, chain: &mut Chain, down: &mut Downstream<'_>) {
+        let end = now();
+        if !down.request_complete() && down.responded() {
+            self.stats.downstream_rq_response_before_rq_complete().inc();
+        }
+        down.abandon_request();
+        self.stats.downstream_rq_active().dec();
+        self.stats.downstream_rq_time().record_ms(end.saturating_duration_since(self.info.started));
+        if self.info.response_code > 0 {
+            self.stats.count_response(self.info.response_code);
+        }
+        chain.on_finish(&self.info);
+        if self.manager.access_logs.is_empty() {
+            return;
+        }
+        let context = FormatContext {
+            request: Some(&self.request),
+            response: Some(&self.response),
+            trailers: self.trailers.as_deref(),
+            end: Some(end),
+            local_reply: self.local_reply.as_deref(),
+            log_type: crate::telemetry::access_log::LogType::DownstreamEnd,
+            ..FormatContext::new(&self.info)
+        };
+        for log in &self.manager.access_logs {
+            log.log(&context);
+        }
+    }
+
+    /// What a passed deadline ends the stream with.
+    pub(crate) fn expired(&mut self, expired: Expired, down: &Downstream<'_>) -> Ended {
+        let late = if down.request_complete() { 504 } else { 408 };
+        let reply = match expired {
+            Expired::Idle => {
+                self.stats.downstream_rq_idle_timeout().inc();
+                Reply::new(late, "stream_idle_timeout", "stream timeout").flag(ResponseFlags::STREAM_IDLE_TIMEOUT)
+            }
+            Expired::Request => {
+                self.stats.downstream_rq_timeout().inc();
+                Reply::new(408, "request_overall_timeout", "request timeout")
+            }
+            Expired::Duration => {
+                self.stats.downstream_rq_max_duration_reached().inc();
+                Reply::new(late, "max_duration_timeout", "downstream duration timeout")
+                    .flag(ResponseFlags::DURATION_TIMEOUT)
+            }
+            Expired::Route => Reply::upstream_timeout("response_timeout"),
+            Expired::PerTry => Reply::upstream_timeout("upstream_per_try_timeout"),
+            Expired::PerTryIdle => Reply::upstream_timeout("upstream_per_try_idle_timeout"),
+        };
+        reply.into()
+    }
+
+    /// Waits for something while the client and the clock are watched.
+    pub(crate) async fn attend<T>(
+        &mut self,
+        down: &mut Downstream<'_>,
+        timer: &mut Timer,
+        future: impl Future<Output = T>,
+    ) -> Result<T, Interrupted> {
+        let mut future = pin!(future);
+        poll_fn(|cx| {
+            if let Poll::Ready(value) = future.as_mut().poll(cx) {
+                return Poll::Ready(Ok(value));
+            }
+            self.poll_interrupted(cx, down, timer).map(Err)
+        })
+        .await
+    }
+
+    /// Ready when the client is gone or a deadline has passed.
+    fn poll_interrupted(&self, cx: &mut Context<'_>, down: &mut Downstream<'_>, timer: &mut Timer) -> Poll<Interrupted> {
+        if let Poll::Ready(error) = down.poll_closed(cx) {
+            return Poll::Ready(Interrupted::Downstream(error));
+        }
+        if let Poll::Ready(Err(error)) = down.poll_flush(cx) {
+            return Poll::Ready(Interrupted::Downstream(error));
+        }
+        self.deadlines.poll(cx, timer).map(Interrupted::Expired)
+    }
+}
+
+/// What interrupts waiting.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Interrupted {
+    /// The client is gone.
+    Downstream(DownstreamError),
+    /// A deadline has passed.
+    Expired(Expired),
+}
+
+/// Waits for filters.
+pub(crate) struct Attendant<'a, 'd> {
+    /// The client.
+    pub(crate) down: &'a mut Downstream<'d>,
+    /// The clock.
+    pub(crate) timer: &'a mut Timer,
+}
+
+impl Attend for Attendant<'_, '_> {
+    async fn attend(
+        &mut self,
+        stream: &mut Stream,
+        step: Pin<Box<dyn Future<Output = Outcome>>>,
+    ) -> Result<Outcome, Ended> {
+        match stream.attend(self.down, self.timer, step).await {
+            Ok(outcome) => Ok(outcome),
+            Err(Interrupted::Downstream(error)) => Err(Ended::Downstream(error)),
+            Err(Interrupted::Expired(expired)) => Err(stream.expired(expired, self.down)),
+        }
+    }
+}
+
+/// The flag and details of a response that upstream broke off.
+pub(crate) fn broken_off(info: &mut StreamInfo, reason: ResetReason) {
+    info.flags.insert(reason.flag());
+    let reason = reason.text().replace(' ', "_");
+    info.response_code_details = Some(format!("upstream_reset_after_response_started{{{reason}}}").into());
+}
+
+/// The time that all deadlines are counted in.
+pub(crate) fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
+}
+
+/// Appends `date`; its text is made once a second.
+fn append_date(head: &mut HeaderMap, wall: SystemTime) {
+    thread_local! {
+        static DATE: RefCell<(u64, String)> = const { RefCell::new((0, String::new())) };
+    }
+    let second = wall.duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO).as_secs();
+    DATE.with_borrow_mut(|(made, text)| {
+        if *made != second || text.is_empty() {
+            *made = second;
+            *text = httpdate::fmt_http_date(wall);
+        }
+        head.append_known(Known::Date, text.as_bytes());
+    });
+}
