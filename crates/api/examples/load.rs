@@ -40,6 +40,7 @@ fn main() {
 
 fn report(what: &str, start: Instant) {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let memory: Vec<&str> = status.lines().filter(|line| line.starts_with("VmRSS") || line.starts_with("VmHWM")).collect();
+    let memory: Vec<&str> =
+        status.lines().filter(|line| line.starts_with("VmRSS") || line.starts_with("VmHWM")).collect();
     println!("{what}: {:.1} ms {}", start.elapsed().as_secs_f64() * 1e3, memory.join(" ").replace('\t', " "));
 }

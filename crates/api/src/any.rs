@@ -50,3 +50,22 @@ pub fn unpack<T: Message + Name + Default>(any: &Any) -> Result<T, UnpackError> 
 pub fn type_name(type_url: &str) -> &str {
     type_url.rsplit('/').next().unwrap_or(type_url)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{is, pack, type_name, unpack};
+    use prost_types::{Any, Duration, Timestamp};
+
+    #[test]
+    fn there_and_back() {
+        let packed = pack(&Duration { seconds: 5, nanos: 0 });
+        assert_eq!(packed.type_url, "type.googleapis.com/google.protobuf.Duration");
+        assert!(is::<Duration>(&packed));
+        assert_eq!(unpack::<Duration>(&packed).unwrap().seconds, 5);
+        let error = unpack::<Timestamp>(&packed).unwrap_err().to_string();
+        assert!(error.starts_with("expected google.protobuf.Timestamp"), "{error}");
+        let broken = Any { value: vec![0xff], ..packed };
+        assert!(unpack::<Duration>(&broken).is_err());
+        assert_eq!(type_name("bare"), "bare");
+    }
+}

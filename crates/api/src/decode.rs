@@ -90,12 +90,13 @@ pub fn to_wire(type_name: &str, node: &Node<'_>, source: &str) -> Result<Bytes, 
 fn parse_single<'t>(text: &'t str, source: &str) -> Result<Node<'t>, Errors> {
     let dialect = if source.ends_with(".json") { Dialect::Json } else { Dialect::Envoy };
     let mut documents = parse(text, dialect).map_err(|error| error.in_file(source))?.into_iter();
-    let node = documents.next().unwrap_or(Node { value: Value::Mapping(Vec::new()), position: Position::default() });
+    let node =
+        documents.next().unwrap_or(Node { value: Value::Mapping(Vec::new()), position: Position::default() });
     match documents.next() {
         None => Ok(node),
-        Some(second) => {
-            Err(Error::new(second.position, "", "only one document is read from a file").in_file(source).into())
-        }
+        Some(second) => Err(Error::new(second.position, "", "only one document is read from a file")
+            .in_file(source)
+            .into()),
     }
 }
 
@@ -114,7 +115,8 @@ fn checked(type_name: &str, node: &Node<'_>, source: &str) -> Result<(Vec<u8>, V
     };
     let syntax = errors.len();
     for violation in violations {
-        let is_consequence = errors.iter().take(syntax).any(|error| explains(&error.path, &violation.path, node));
+        let is_consequence =
+            errors.iter().take(syntax).any(|error| explains(&error.path, &violation.path, node));
         if !is_consequence {
             errors.push(place(violation));
         }
@@ -140,7 +142,8 @@ fn explains(error: &str, violation: &str, node: &Node<'_>) -> bool {
     let parent = |path: &str| path.rfind(['.', '[']).unwrap_or(0);
     let is_within = |rest: &str| rest.is_empty() || rest.starts_with(['.', '[']);
     error.strip_prefix(violation).is_some_and(is_within)
-        || error.get(..parent(error)) == violation.get(..parent(violation)) && node.locate(violation).is_none()
+        || error.get(..parent(error)) == violation.get(..parent(violation))
+            && node.locate(violation).is_none()
 }
 
 /// Writes wire bytes and collects errors.
@@ -238,7 +241,9 @@ impl Decoder {
 
     fn field(&mut self, field: Field, node: &Node<'_>, position: Position) {
         match (field.kind(), &node.value) {
-            (Kind::Message(entry), Value::Mapping(entries)) if field.is_map() => self.map(field, entry, entries),
+            (Kind::Message(entry), Value::Mapping(entries)) if field.is_map() => {
+                self.map(field, entry, entries);
+            }
             _ if field.is_map() => {
                 self.error(node.position, format!("expected a mapping, found {}", node.describe()));
             }
@@ -261,7 +266,9 @@ impl Decoder {
             self.within(
                 |path| push_index(path, index),
                 |decoder| match kind {
-                    Kind::Message(message) => decoder.submessage(field.number(), message, item, item.position),
+                    Kind::Message(message) => {
+                        decoder.submessage(field.number(), message, item, item.position);
+                    }
                     _ => {
                         let Some(scalar) = decoder.scalar(kind, item) else { return };
                         if !field.is_packed() {

@@ -22,8 +22,8 @@ pub enum DurationError {
 /// If it is negative or outside the range of the protobuf type.
 pub fn duration(value: Option<prost_types::Duration>) -> Result<Option<Duration>, DurationError> {
     let Some(prost_types::Duration { seconds, nanos }) = value else { return Ok(None) };
-    if seconds.abs() > MAX_SECONDS
-        || nanos.abs() >= 1_000_000_000
+    if seconds.unsigned_abs() > MAX_SECONDS.unsigned_abs()
+        || nanos.unsigned_abs() >= 1_000_000_000
         || (seconds > 0 && nanos < 0)
         || (seconds < 0 && nanos > 0)
     {
@@ -42,5 +42,27 @@ pub fn to_proto(value: Duration) -> prost_types::Duration {
             prost_types::Duration { seconds, nanos: i32::try_from(value.subsec_nanos()).unwrap_or(0) }
         }
         _ => prost_types::Duration { seconds: MAX_SECONDS, nanos: 0 },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::{DurationError, MAX_SECONDS, duration, to_proto};
+
+    #[test]
+    fn ranges() {
+        let of = |seconds, nanos| duration(Some(prost_types::Duration { seconds, nanos }));
+        assert_eq!(duration(None), Ok(None));
+        assert_eq!(of(1, 500), Ok(Some(Duration::new(1, 500))));
+        assert_eq!(of(-1, 0), Err(DurationError::Negative));
+        assert_eq!(of(0, -1), Err(DurationError::Negative));
+        assert_eq!(of(1, -1), Err(DurationError::OutOfRange));
+        assert_eq!(of(i64::MIN, 0), Err(DurationError::OutOfRange));
+        assert_eq!(of(0, i32::MIN), Err(DurationError::OutOfRange));
+        assert_eq!(of(MAX_SECONDS + 1, 0), Err(DurationError::OutOfRange));
+        assert_eq!(to_proto(Duration::new(1, 500)), prost_types::Duration { seconds: 1, nanos: 500 });
+        assert_eq!(to_proto(Duration::MAX).seconds, MAX_SECONDS);
     }
 }

@@ -2,9 +2,9 @@
 //!
 //! This file makes JSON values of wire bytes, `encode/text.rs` makes text of JSON values.
 
-mod text;
 #[cfg(test)]
 mod tests;
+mod text;
 
 use prost::Name;
 use serde_json::{Map, Number, Value};
@@ -36,7 +36,7 @@ pub enum EncodeError {
     #[error("unknown message type {0:?}")]
     UnknownType(String),
     /// The bytes are not such a message.
-    #[error("{path}: malformed {type_name}")]
+    #[error("{path}{}malformed {type_name}", if path.is_empty() { "" } else { ": " })]
     Malformed {
         /// The field, as in [`crate::Error`].
         path: String,
@@ -51,7 +51,9 @@ pub enum EncodeError {
 /// # Errors
 /// If the type is unknown or the bytes are malformed (also inside an `Any` of a known type).
 pub fn to_value(type_name: &str, wire: &[u8], style: Style) -> Result<Value, EncodeError> {
-    let Some(message) = Message::find(type_name) else { return Err(EncodeError::UnknownType(type_name.to_owned())) };
+    let Some(message) = Message::find(type_name) else {
+        return Err(EncodeError::UnknownType(type_name.to_owned()));
+    };
     let mut encoder = Encoder { style, path: String::new(), redacted: false, strict: true };
     encoder.message(message, wire, 0)
 }
@@ -111,9 +113,15 @@ impl Encoder {
         let fields = Fields::read(message, wire).map_err(|Malformed| malformed(self))?;
         match message.full_name().strip_prefix("google.protobuf.") {
             Some("Any") => self.any(&fields, depth),
-            Some("Struct") => self.structure(&fields, depth).map_err(|error| error.unwrap_or(malformed(self))),
-            Some("Value") => self.struct_value(&fields, depth).map_err(|error| error.unwrap_or(malformed(self))),
-            Some("ListValue") => self.list_value(&fields, depth).map_err(|error| error.unwrap_or(malformed(self))),
+            Some("Struct") => {
+                self.structure(&fields, depth).map_err(|error| error.unwrap_or(malformed(self)))
+            }
+            Some("Value") => {
+                self.struct_value(&fields, depth).map_err(|error| error.unwrap_or(malformed(self)))
+            }
+            Some("ListValue") => {
+                self.list_value(&fields, depth).map_err(|error| error.unwrap_or(malformed(self)))
+            }
             Some(name) => match own_form(name, message, &fields) {
                 Ok(Some(_)) if self.redacted => Ok(Value::String(REDACTED.to_owned())),
                 Ok(Some(value)) => Ok(value),
@@ -128,13 +136,19 @@ impl Encoder {
         if self.style.json_names { field.json_name() } else { field.name() }
     }
 
-    fn fields(&mut self, message: Message, fields: &Fields<'_>, depth: usize) -> Result<Map<String, Value>, EncodeError> {
+    fn fields(
+        &mut self,
+        message: Message,
+        fields: &Fields<'_>,
+        depth: usize,
+    ) -> Result<Map<String, Value>, EncodeError> {
         let mut object = Map::new();
         let mut next = fields.by_field().peekable();
         let mut put = |encoder: &mut Encoder, field: Field, sets: &[Set<'_>]| -> Result<(), EncodeError> {
             let outer = encoder.redacted;
             encoder.redacted |= encoder.style.redact && field.is_sensitive();
-            let value = encoder.within(|path| push_field(path, field.name()), |encoder| encoder.field(field, sets, depth));
+            let value = encoder
+                .within(|path| push_field(path, field.name()), |encoder| encoder.field(field, sets, depth));
             encoder.redacted = outer;
             if let Some(value) = value? {
                 object.insert(encoder.name(field).to_owned(), value);
@@ -162,7 +176,9 @@ impl Encoder {
             path: encoder.path.clone(),
             type_name: field.name().to_owned(),
         };
-        let read = |result: Result<Vec<u8>, Malformed>, encoder: &Encoder| result.map_err(|Malformed| malformed(encoder));
+        let read = |result: Result<Vec<u8>, Malformed>, encoder: &Encoder| {
+            result.map_err(|Malformed| malformed(encoder))
+        };
         match field.kind() {
             Kind::Message(entry) if field.is_map() => {
                 let mut object = Map::new();
@@ -176,8 +192,10 @@ impl Encoder {
                 let mut items = Vec::with_capacity(sets.len());
                 for (index, set) in sets.iter().enumerate() {
                     let bytes = set.raw.bytes().map_err(|Malformed| malformed(self))?;
-                    let item = self
-                        .within(|path| push_index(path, index), |encoder| encoder.message(message, bytes, depth + 1))?;
+                    let item = self.within(
+                        |path| push_index(path, index),
+                        |encoder| encoder.message(message, bytes, depth + 1),
+                    )?;
                     items.push(item);
                 }
                 Ok((!sets.is_empty() || self.style.defaults).then_some(Value::Array(items)))
@@ -189,7 +207,8 @@ impl Encoder {
             }
             kind if field.is_repeated() => {
                 let values = scalars(sets).map_err(|Malformed| malformed(self))?;
-                let items: Vec<Value> = values.into_iter().filter_map(|value| self.scalar(kind, value)).collect();
+                let items: Vec<Value> =
+                    values.into_iter().filter_map(|value| self.scalar(kind, value)).collect();
                 Ok((!items.is_empty() || self.style.defaults).then_some(Value::Array(items)))
             }
             kind => {
@@ -225,11 +244,15 @@ impl Encoder {
         object: &mut Map<String, Value>,
         depth: usize,
     ) -> Result<(), EncodeError> {
-        let malformed =
-            |encoder: &Encoder| EncodeError::Malformed { path: encoder.path.clone(), type_name: "map".to_owned() };
+        let malformed = |encoder: &Encoder| EncodeError::Malformed {
+            path: encoder.path.clone(),
+            type_name: "map".to_owned(),
+        };
         let (Some(key_field), Some(value_field)) = (entry.field(1), entry.field(2)) else { return Ok(()) };
         let fields = Fields::read(entry, wire).map_err(|Malformed| malformed(self))?;
-        let of = |wanted: Field| fields.by_field().find(move |sets| sets.first().is_some_and(|s| s.field == wanted));
+        let of = |wanted: Field| {
+            fields.by_field().find(move |sets| sets.first().is_some_and(|s| s.field == wanted))
+        };
         let scalar = |wanted: Field| match of(wanted).and_then(<[_]>::last) {
             Some(set) => set.raw.scalar(wanted.kind()),
             None => Ok(Scalar::default_of(wanted.kind())),
@@ -245,7 +268,10 @@ impl Encoder {
             Kind::Message(message) => {
                 let bytes = of(value_field).map_or(Ok(Default::default()), join_message);
                 let bytes = bytes.map_err(|Malformed| malformed(self))?;
-                Some(self.within(|path| push_key(path, &key), |encoder| encoder.message(message, &bytes, depth + 2))?)
+                Some(self.within(
+                    |path| push_key(path, &key),
+                    |encoder| encoder.message(message, &bytes, depth + 2),
+                )?)
             }
             kind => self.scalar(kind, scalar(value_field).map_err(|Malformed| malformed(self))?),
         };
@@ -293,7 +319,9 @@ impl Encoder {
     fn structure(&mut self, fields: &Fields<'_>, depth: usize) -> Result<Value, Option<EncodeError>> {
         let mut object = Map::new();
         for set in &fields.known {
-            let (Kind::Message(entry), Ok(bytes)) = (set.field.kind(), set.raw.bytes()) else { return Err(None) };
+            let (Kind::Message(entry), Ok(bytes)) = (set.field.kind(), set.raw.bytes()) else {
+                return Err(None);
+            };
             self.entry(entry, bytes, &mut object, depth)?;
         }
         Ok(Value::Object(object))
@@ -302,7 +330,9 @@ impl Encoder {
     fn list_value(&mut self, fields: &Fields<'_>, depth: usize) -> Result<Value, Option<EncodeError>> {
         let mut items = Vec::with_capacity(fields.known.len());
         for set in &fields.known {
-            let (Kind::Message(value), Ok(bytes)) = (set.field.kind(), set.raw.bytes()) else { return Err(None) };
+            let (Kind::Message(value), Ok(bytes)) = (set.field.kind(), set.raw.bytes()) else {
+                return Err(None);
+            };
             items.push(self.message(value, bytes, depth + 1)?);
         }
         Ok(Value::Array(items))
@@ -358,10 +388,7 @@ fn own_form(name: &str, message: Message, fields: &Fields<'_>) -> Result<Option<
 
 /// A scalar as JSON has it: 64-bit integers as text, enums by name if they have one.
 fn scalar_value(kind: Kind, value: Scalar<'_>) -> Value {
-    let is_wide = matches!(
-        kind,
-        Kind::Int64 | Kind::Sint64 | Kind::Sfixed64 | Kind::Uint64 | Kind::Fixed64
-    );
+    let is_wide = matches!(kind, Kind::Int64 | Kind::Sint64 | Kind::Sfixed64 | Kind::Uint64 | Kind::Fixed64);
     match value {
         Scalar::Signed(value) if is_wide => Value::String(value.to_string()),
         Scalar::Unsigned(value) if is_wide => Value::String(value.to_string()),

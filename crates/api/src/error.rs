@@ -139,7 +139,7 @@ impl std::error::Error for Errors {}
 /// The candidate nearest to `name`, if one is near enough to have been meant.
 ///
 /// Near: at most a third of the letters wrong, missing, added or swapped (Damerau-Levenshtein,
-/// adjacent swaps), not counting case, `_` and `-`; or one is a prefix of the other.
+/// adjacent swaps), not counting case, `_` and `-`.
 pub(crate) fn nearest<'c>(name: &str, candidates: impl Iterator<Item = &'c str>) -> Option<&'c str> {
     let wanted = letters(name);
     if wanted.is_empty() || wanted.len() > 64 {

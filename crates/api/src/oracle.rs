@@ -49,7 +49,8 @@ impl Maker<'_> {
     }
 
     fn word(&mut self) -> u64 {
-        let edges = [0, 1, 127, 128, u64::from(u32::MAX), u64::MAX, i64::MAX as u64, i32::MAX as u64, 1 << 53];
+        let edges =
+            [0, 1, 127, 128, u64::from(u32::MAX), u64::MAX, i64::MAX as u64, i32::MAX as u64, 1 << 53];
         match self.below(2) {
             0 => edges[self.below(edges.len())],
             _ => (0..8).fold(0, |word, _| word << 8 | u64::from(self.byte())),
@@ -57,7 +58,9 @@ impl Maker<'_> {
     }
 
     fn text(&mut self) -> String {
-        let parts = ["a", "yes", "5", " ", "\"", "\n", "é", "\u{2028}", ":", "#", "{", "~", "0x1", "\u{1}", "<", "\\"];
+        let parts = [
+            "a", "yes", "5", " ", "\"", "\n", "é", "\u{2028}", ":", "#", "{", "~", "0x1", "\u{1}", "<", "\\",
+        ];
         (0..self.below(4)).map(|_| parts[self.below(parts.len())]).collect()
     }
 
@@ -90,14 +93,20 @@ impl Maker<'_> {
                 set(&mut message, "paths", Value::List(vec![Value::String(path)]));
             }
             // prost-reflect writes an infinity in a wrapper as null.
-            "google.protobuf.DoubleValue" => set(&mut message, "value", Value::F64([0.0, 0.1, -1e30][self.below(3)])),
-            "google.protobuf.FloatValue" => set(&mut message, "value", Value::F32([0.0, 0.1, -1e30][self.below(3)])),
+            "google.protobuf.DoubleValue" => {
+                set(&mut message, "value", Value::F64([0.0, 0.1, -1e30][self.below(3)]));
+            }
+            "google.protobuf.FloatValue" => {
+                set(&mut message, "value", Value::F32([0.0, 0.1, -1e30][self.below(3)]));
+            }
             "google.protobuf.Value" => {
                 let fields: Vec<FieldDescriptor> = descriptor.fields().collect();
                 // Without a kind it is no value; beyond some depth only scalars.
                 let field = &fields[self.below(if depth < 5 { 6 } else { 4 })];
                 let value = match field.kind() {
-                    Kind::Double => Value::F64([0.0, -1.0, 2.5, 1e300, 1e-7, 9_007_199_254_740_993.0][self.below(6)]),
+                    Kind::Double => {
+                        Value::F64([0.0, -1.0, 2.5, 1e300, 1e-7, 9_007_199_254_740_993.0][self.below(6)])
+                    }
                     kind => self.value(&kind, depth),
                 };
                 message.set_field(field, value);
@@ -156,7 +165,9 @@ impl Maker<'_> {
             Kind::Enum(descriptor) => {
                 let values: Vec<i32> = descriptor.values().map(|value| value.number()).collect();
                 match self.below(8) {
-                    0 if descriptor.full_name() != "google.protobuf.NullValue" => Value::EnumNumber(self.word() as i32),
+                    0 if descriptor.full_name() != "google.protobuf.NullValue" => {
+                        Value::EnumNumber(self.word() as i32)
+                    }
                     _ => Value::EnumNumber(values[self.below(values.len())]),
                 }
             }
@@ -283,10 +294,54 @@ proptest! {
 fn yaml_like() -> impl Strategy<Value = String> {
     let token = prop_oneof![
         proptest::sample::select(vec![
-            "a", "node", "id", "static_resources", "clusters", "name", "metadata", "@type", "spec", "containers",
-            "type.googleapis.com/envoy.config.cluster.v3.Cluster", "connect_timeout", "1s", "-9", "1e3", "0x", "true",
-            ": ", ":", "- ", "\n", "\n  ", "\n    ", "{", "}", "[", "]", ",", "\"", "'", "|", ">", "&a ", "*a", "<<: ",
-            "!!str ", "! ", "!ignore ", "# ", "---\n", "...", "\t", "%YAML 1.2\n", "? ", "~", "é", "\u{feff}", "\0",
+            "a",
+            "node",
+            "id",
+            "static_resources",
+            "clusters",
+            "name",
+            "metadata",
+            "@type",
+            "spec",
+            "containers",
+            "type.googleapis.com/envoy.config.cluster.v3.Cluster",
+            "connect_timeout",
+            "1s",
+            "-9",
+            "1e3",
+            "0x",
+            "true",
+            ": ",
+            ":",
+            "- ",
+            "\n",
+            "\n  ",
+            "\n    ",
+            "{",
+            "}",
+            "[",
+            "]",
+            ",",
+            "\"",
+            "'",
+            "|",
+            ">",
+            "&a ",
+            "*a",
+            "<<: ",
+            "!!str ",
+            "! ",
+            "!ignore ",
+            "# ",
+            "---\n",
+            "...",
+            "\t",
+            "%YAML 1.2\n",
+            "? ",
+            "~",
+            "é",
+            "\u{feff}",
+            "\0",
         ])
         .prop_map(str::to_owned),
         any::<char>().prop_map(String::from),
@@ -312,7 +367,9 @@ fn tables_are_the_descriptors() {
             assert_eq!(found.is_packed(), field.is_packed());
             assert_eq!(found.has_presence(), field.supports_presence());
             let kind = match (found.kind(), field.kind()) {
-                (crate::schema::Kind::Message(ours), Kind::Message(theirs)) => ours.full_name() == theirs.full_name(),
+                (crate::schema::Kind::Message(ours), Kind::Message(theirs)) => {
+                    ours.full_name() == theirs.full_name()
+                }
                 (crate::schema::Kind::Enum(ours), Kind::Enum(theirs)) => {
                     ours.full_name() == theirs.full_name() && ours.values().count() == theirs.values().len()
                 }

@@ -7,11 +7,11 @@
 mod layout;
 mod rules;
 
-use layout::{
-    DEEP, DEPRECATED, DISALLOWED, ENUM_WORDS, FIELD_WORDS, MAP, MAP_ENTRY, MESSAGE_WORDS, NONE, ONEOF_WORDS, PACKED,
-    PRESENCE, REPEATED, SENSITIVE, UNCHECKED, VALUE_WORDS,
-};
 pub(crate) use layout::Op;
+use layout::{
+    DEEP, DEPRECATED, DISALLOWED, ENUM_WORDS, FIELD_WORDS, MAP, MAP_ENTRY, MESSAGE_WORDS, NONE, ONEOF_WORDS,
+    PACKED, PRESENCE, REPEATED, SENSITIVE, UNCHECKED, VALUE_WORDS,
+};
 pub(crate) use rules::{Rule, Rules};
 
 static WORDS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/schema.words"));

@@ -58,7 +58,9 @@ fn value_node(value: &prost_types::Value) -> Node<'_> {
     let scalar = |text: Cow<'static, str>, kind| Value::Scalar(Scalar { text, kind, plain: true });
     let value = match &value.kind {
         None | Some(StructKind::NullValue(_)) => scalar("".into(), Kind::Null),
-        Some(StructKind::BoolValue(value)) => scalar(if *value { "true" } else { "false" }.into(), Kind::Bool(*value)),
+        Some(StructKind::BoolValue(value)) => {
+            scalar(if *value { "true" } else { "false" }.into(), Kind::Bool(*value))
+        }
         Some(StructKind::NumberValue(number)) => {
             let kind = if number.fract() == 0.0 && number.abs() < 1e15 { Kind::Integer } else { Kind::Float };
             scalar(number.to_string().into(), kind)
@@ -70,4 +72,55 @@ fn value_node(value: &prost_types::Value) -> Node<'_> {
         Some(StructKind::ListValue(list)) => Value::Sequence(list.values.iter().map(value_node).collect()),
     };
     Node { value, position: Position::default() }
+}
+
+#[cfg(test)]
+mod tests {
+    use expect_test::expect;
+    use prost_types::Any;
+
+    use super::resolve;
+    use crate::any::unpack;
+    use crate::decode::to_wire;
+    use crate::proto::envoy::config::cluster::v3::Cluster;
+    use crate::yaml::{Dialect, parse};
+
+    fn typed_struct(text: &str) -> Any {
+        let documents = parse(text, Dialect::Json).unwrap();
+        let wire = to_wire("xds.type.v3.TypedStruct", &documents[0], "").unwrap();
+        Any { type_url: "type.googleapis.com/xds.type.v3.TypedStruct".to_owned(), value: wire.to_vec() }
+    }
+
+    #[test]
+    fn names_another_message() {
+        let any = typed_struct(
+            r#"{"type_url": "type.googleapis.com/envoy.config.cluster.v3.Cluster",
+                "value": {"name": "a", "connectTimeout": "1s", "lb_policy": 3, "max_requests_per_connection": 5}}"#,
+        );
+        let cluster: Cluster = unpack(&resolve(&any).unwrap()).unwrap();
+        assert_eq!(
+            (cluster.name.as_str(), cluster.lb_policy, cluster.connect_timeout.unwrap().seconds),
+            ("a", 3, 1)
+        );
+        let any = typed_struct(
+            r#"{"type_url": "type.googleapis.com/envoy.config.cluster.v3.Cluster", "value": {"nme": "a", "lb_policy": 1.5}}"#,
+        );
+        let mut errors: Vec<String> = resolve(&any).unwrap_err().iter().map(ToString::to_string).collect();
+        // A Struct has no order.
+        errors.sort();
+        expect![[r#"
+            lb_policy: expected a value of envoy.config.cluster.v3.Cluster.LbPolicy, found the number 1.5
+            nme: unknown field, did you mean 'name'?"#]]
+        .assert_eq(&errors.join("\n"));
+    }
+
+    #[test]
+    fn others_come_back() {
+        let any = typed_struct(r#"{"type_url": "type.googleapis.com/no.Such", "value": {}}"#);
+        assert_eq!(resolve(&any).unwrap(), any);
+        let any = Any { type_url: "x/y".to_owned(), value: vec![0xff] };
+        assert_eq!(resolve(&any).unwrap(), any);
+        let any = Any { value: vec![0xff], ..typed_struct("{}") };
+        expect!["malformed TypedStruct"].assert_eq(&resolve(&any).unwrap_err().to_string());
+    }
 }

@@ -73,7 +73,11 @@ pub fn message<T: prost::Message + Name>(message: &T) -> Result<(), Errors> {
 
 impl std::fmt::Display for Violation {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        if self.path.is_empty() { f.write_str(&self.message) } else { write!(f, "{}: {}", self.path, self.message) }
+        if self.path.is_empty() {
+            f.write_str(&self.message)
+        } else {
+            write!(f, "{}: {}", self.path, self.message)
+        }
     }
 }
 
@@ -128,9 +132,13 @@ impl Walk {
             );
         }
         for oneof in message.oneofs().filter(|oneof| oneof.is_required() && !message.is_unchecked()) {
-            let is_set = fields.known.iter().any(|set| set.field.oneof().is_some_and(|of| of.of(message) == oneof));
+            let is_set =
+                fields.known.iter().any(|set| set.field.oneof().is_some_and(|of| of.of(message) == oneof));
             if !is_set {
-                self.within(|path| push_field(path, oneof.name()), |walk| walk.violation("is required".to_owned()));
+                self.within(
+                    |path| push_field(path, oneof.name()),
+                    |walk| walk.violation("is required".to_owned()),
+                );
             }
         }
     }
@@ -182,7 +190,13 @@ impl Walk {
     }
 
     /// One field with all its occurrences, of which there may be none.
-    fn field(&mut self, field: Field, sets: &[Set<'_>], checked: bool, depth: usize) -> Result<(), Malformed> {
+    fn field(
+        &mut self,
+        field: Field,
+        sets: &[Set<'_>],
+        checked: bool,
+        depth: usize,
+    ) -> Result<(), Malformed> {
         self.deprecation(field, sets)?;
         let rules = field.rules().filter(|_| checked);
         let mut checker = Checker { found: Vec::new() };
@@ -256,7 +270,13 @@ impl Walk {
     }
 
     /// A message in a field or list, or the lack of it.
-    fn element(&mut self, message: Message, rules: Option<crate::schema::Rules>, wire: Option<&[u8]>, depth: usize) {
+    fn element(
+        &mut self,
+        message: Message,
+        rules: Option<crate::schema::Rules>,
+        wire: Option<&[u8]>,
+        depth: usize,
+    ) {
         let mut skip = false;
         if let Some(rules) = rules {
             let mut checker = Checker { found: Vec::new() };
@@ -283,9 +303,13 @@ impl Walk {
         checked: bool,
         depth: usize,
     ) -> Result<(), Malformed> {
-        let (Some(key_field), Some(value_field)) = (entry.field(1), entry.field(2)) else { return Err(Malformed) };
+        let (Some(key_field), Some(value_field)) = (entry.field(1), entry.field(2)) else {
+            return Err(Malformed);
+        };
         let fields = Fields::read(entry, wire)?;
-        let of = |wanted: Field| fields.by_field().find(move |sets| sets.first().is_some_and(|s| s.field == wanted));
+        let of = |wanted: Field| {
+            fields.by_field().find(move |sets| sets.first().is_some_and(|s| s.field == wanted))
+        };
         let scalar = |wanted: Field| match of(wanted).and_then(<[_]>::last) {
             Some(set) => set.raw.scalar(wanted.kind()),
             None => Ok(Scalar::default_of(wanted.kind())),
@@ -343,7 +367,9 @@ impl Walk {
             && value.is_deprecated()
         {
             let default = if sets.is_empty() { "default " } else { "" };
-            self.report_deprecated(value.is_disallowed(), format!("{default}value {} is deprecated", value.name()));
+            // Envoy lets a default pass in files; where it makes no sense its use fails later.
+            let disallowed = value.is_disallowed() && !sets.is_empty();
+            self.report_deprecated(disallowed, format!("{default}value {} is deprecated", value.name()));
         }
         Ok(())
     }

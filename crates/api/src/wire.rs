@@ -70,12 +70,14 @@ impl<'w> Fields<'w> {
     fn keep_last_of_oneofs(&mut self) {
         let overridden = |index: usize, set: &Set<'_>| {
             set.field.oneof().is_some_and(|oneof| {
-                self.known.iter().skip(index + 1).any(|later| {
-                    later.field.oneof() == Some(oneof) && later.field != set.field
-                })
+                self.known
+                    .iter()
+                    .skip(index + 1)
+                    .any(|later| later.field.oneof() == Some(oneof) && later.field != set.field)
             })
         };
-        let lost: Vec<bool> = self.known.iter().enumerate().map(|(index, set)| overridden(index, set)).collect();
+        let lost: Vec<bool> =
+            self.known.iter().enumerate().map(|(index, set)| overridden(index, set)).collect();
         if lost.contains(&true) {
             let mut lost = lost.into_iter();
             self.known.retain(|_| !lost.next().unwrap_or(false));
@@ -116,7 +118,9 @@ impl<'w> Raw<'w> {
             (Kind::Int32, Raw::Varint(value)) => Scalar::Signed(i64::from(value as i32)),
             (Kind::Int64, Raw::Varint(value)) => Scalar::Signed(value.cast_signed()),
             (Kind::Uint32, Raw::Varint(value)) => Scalar::Unsigned(u64::from(value as u32)),
-            (Kind::Uint64, Raw::Varint(value)) | (Kind::Fixed64, Raw::Fixed64(value)) => Scalar::Unsigned(value),
+            (Kind::Uint64, Raw::Varint(value)) | (Kind::Fixed64, Raw::Fixed64(value)) => {
+                Scalar::Unsigned(value)
+            }
             (Kind::Sint32, Raw::Varint(value)) => Scalar::Signed(i64::from(unzigzag(value) as i32)),
             (Kind::Sint64, Raw::Varint(value)) => Scalar::Signed(unzigzag(value)),
             (Kind::Bool, Raw::Varint(value)) => Scalar::Bool(value != 0),
@@ -126,7 +130,9 @@ impl<'w> Raw<'w> {
             (Kind::Sfixed64, Raw::Fixed64(value)) => Scalar::Signed(value.cast_signed()),
             (Kind::Float, Raw::Fixed32(value)) => Scalar::Float(f32::from_bits(value)),
             (Kind::Double, Raw::Fixed64(value)) => Scalar::Double(f64::from_bits(value)),
-            (Kind::String, Raw::Bytes(value)) => Scalar::String(std::str::from_utf8(value).map_err(|_| Malformed)?),
+            (Kind::String, Raw::Bytes(value)) => {
+                Scalar::String(std::str::from_utf8(value).map_err(|_| Malformed)?)
+            }
             (Kind::Bytes, Raw::Bytes(value)) => Scalar::Bytes(value),
             _ => return Err(Malformed),
         };

@@ -176,9 +176,9 @@ impl<'t> Node<'t> {
         use serde_json::Value as Json;
         match &self.value {
             Value::Sequence(items) => Json::Array(items.iter().map(Node::to_json).collect()),
-            Value::Mapping(entries) => {
-                Json::Object(entries.iter().map(|entry| (entry.key.to_string(), entry.value.to_json())).collect())
-            }
+            Value::Mapping(entries) => Json::Object(
+                entries.iter().map(|entry| (entry.key.to_string(), entry.value.to_json())).collect(),
+            ),
             Value::Scalar(scalar) => scalar.to_json(),
         }
     }

@@ -3,11 +3,11 @@
 use std::borrow::Cow;
 
 use super::Decoder;
+use crate::Error;
 use crate::error::nearest;
 use crate::schema::{Enum, EnumValue, Kind};
 use crate::wire::{self, put_scalar, put_tag, wire_type};
 use crate::yaml::{self, Entry, Node, Scalar, Value};
-use crate::Error;
 
 /// A scalar that may own what the text only has in another form.
 pub(super) enum Decoded<'n> {
@@ -80,7 +80,8 @@ impl Decoder {
 
     /// Writes the key of a map's entry.
     pub(super) fn key(&mut self, kind: Kind, entry: &Entry<'_>) {
-        let scalar = Scalar { text: Cow::Borrowed(entry.key.as_ref()), kind: yaml::Kind::String, plain: true };
+        let scalar =
+            Scalar { text: Cow::Borrowed(entry.key.as_ref()), kind: yaml::Kind::String, plain: true };
         match read(kind, &scalar) {
             Ok(value) => {
                 let value = value.borrow();
@@ -166,7 +167,9 @@ fn read<'n>(kind: Kind, scalar: &'n Scalar<'_>) -> Result<Decoded<'n>, Fault> {
         Kind::Int32 | Kind::Sint32 | Kind::Sfixed32 => {
             wire::Scalar::Signed(i64::from(narrow::<i32>(integer(kind, scalar)?, kind)?))
         }
-        Kind::Int64 | Kind::Sint64 | Kind::Sfixed64 => wire::Scalar::Signed(narrow(integer(kind, scalar)?, kind)?),
+        Kind::Int64 | Kind::Sint64 | Kind::Sfixed64 => {
+            wire::Scalar::Signed(narrow(integer(kind, scalar)?, kind)?)
+        }
         Kind::Uint32 | Kind::Fixed32 => {
             wire::Scalar::Unsigned(u64::from(narrow::<u32>(integer(kind, scalar)?, kind)?))
         }

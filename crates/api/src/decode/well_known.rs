@@ -1,13 +1,13 @@
 //! The types of `google.protobuf` that have a JSON form of their own.
 
 use super::Decoder;
+use crate::Error;
 use crate::any::type_name;
 use crate::duration::MAX_SECONDS;
 use crate::error::nearest;
 use crate::schema::{Kind, Message};
 use crate::wire::{Scalar, close_delimited, put_bytes, put_scalar, put_tag, wire_type};
 use crate::yaml::{self, Entry, Node, Position, TYPE_KEY, Value};
-use crate::Error;
 
 /// The package of all of them.
 const PACKAGE: &str = "google.protobuf.";
@@ -26,8 +26,15 @@ pub(crate) fn has_own_form(message: Message) -> bool {
 fn is_wrapper(name: &str) -> bool {
     matches!(
         name,
-        "DoubleValue" | "FloatValue" | "Int64Value" | "UInt64Value" | "Int32Value" | "UInt32Value" | "BoolValue"
-            | "StringValue" | "BytesValue"
+        "DoubleValue"
+            | "FloatValue"
+            | "Int64Value"
+            | "UInt64Value"
+            | "Int32Value"
+            | "UInt32Value"
+            | "BoolValue"
+            | "StringValue"
+            | "BytesValue"
     )
 }
 
@@ -60,7 +67,12 @@ impl Decoder {
         let entries = match &node.value {
             Value::Mapping(entries) => entries.as_slice(),
             _ if node.is_null() => &[],
-            _ => return self.error(node.position, format!("expected a mapping with '@type', found {}", node.describe())),
+            _ => {
+                return self.error(
+                    node.position,
+                    format!("expected a mapping with '@type', found {}", node.describe()),
+                );
+            }
         };
         if entries.is_empty() {
             return;
@@ -73,10 +85,14 @@ impl Decoder {
             self.error(second.position, "duplicate '@type'");
         }
         let Some(url) = entry.value.as_str() else {
-            return self.error(entry.value.position, format!("expected a type URL, found {}", entry.value.describe()));
+            return self.error(
+                entry.value.position,
+                format!("expected a type URL, found {}", entry.value.describe()),
+            );
         };
         if url.rfind('/').is_none_or(|slash| slash == 0) {
-            let message = format!("type URL {url:?} has no host, write type.googleapis.com/{}", type_name(url));
+            let message =
+                format!("type URL {url:?} has no host, write type.googleapis.com/{}", type_name(url));
             return self.error(entry.value.position, message);
         }
         let Some(message) = Message::find(type_name(url)) else {
@@ -108,7 +124,10 @@ impl Decoder {
                         decoder.message(message, &entry.value, entry.position);
                     }
                     ("value", Some(first)) => {
-                        decoder.error(entry.position, format!("duplicate field, first set in line {}", first.line));
+                        decoder.error(
+                            entry.position,
+                            format!("duplicate field, first set in line {}", first.line),
+                        );
                     }
                     _ => {
                         let text = format!("unknown field, a {} stands under 'value'", message.full_name());
@@ -259,8 +278,7 @@ fn parse_timestamp(text: &str) -> Option<(i64, i32)> {
         (text.len() == length).then_some(all_digits(text)?)?.parse().ok()
     };
     let mut parts = date.splitn(3, '-');
-    let (year, month, day) =
-        (field(parts.next()?, 4)?, field(parts.next()?, 2)?, field(parts.next()?, 2)?);
+    let (year, month, day) = (field(parts.next()?, 4)?, field(parts.next()?, 2)?, field(parts.next()?, 2)?);
     let end = time.find(['Z', 'z', '+', '-'])?;
     let (clock, zone) = time.split_at(end);
     let offset = match zone {
@@ -278,7 +296,11 @@ fn parse_timestamp(text: &str) -> Option<(i64, i32)> {
     let mut parts = clock.splitn(3, ':');
     let (hour, minute, second) =
         (field(parts.next()?, 2)?, field(parts.next()?, 2)?, field(parts.next()?, 2)?);
-    if hour > 23 || minute > 59 || second > 59 || !(1..=12).contains(&month) || !(1..=days_in(year, month)).contains(&day)
+    if hour > 23
+        || minute > 59
+        || second > 59
+        || !(1..=12).contains(&month)
+        || !(1..=days_in(year, month)).contains(&day)
     {
         return None;
     }

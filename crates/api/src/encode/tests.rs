@@ -122,7 +122,8 @@ fn like_envoy() {
           ]
          }
         }
-    "#]].assert_eq(&super::json(&bootstrap, style));
+    "#]]
+    .assert_eq(&super::json(&bootstrap, style));
 }
 
 #[test]
@@ -177,9 +178,11 @@ fn as_yaml() {
                 filename: /x
               private_key:
                 inline_bytes: "aGVsbG8="
-    "#]].assert_eq(&yaml(&bootstrap, Style::default()));
+    "#]]
+    .assert_eq(&yaml(&bootstrap, Style::default()));
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "reads better at the many calls")]
 fn check(type_name: &str, yaml: &str, style: Style, expected: Expect) {
     let documents = parse(yaml, Dialect::Json).unwrap();
     let wire = to_wire(type_name, &documents[0], "").unwrap();
@@ -189,9 +192,21 @@ fn check(type_name: &str, yaml: &str, style: Style, expected: Expect) {
 #[test]
 fn styles() {
     let style = Style { defaults: true, ..Style::default() };
-    check("envoy.config.core.v3.SocketAddress", r#"{"address": "x", "port_value": 0}"#, style, expect![[r#"{"protocol":"TCP","address":"x","port_value":0,"resolver_name":"","ipv4_compat":false,"network_namespace_filepath":""}"#]]);
+    check(
+        "envoy.config.core.v3.SocketAddress",
+        r#"{"address": "x", "port_value": 0}"#,
+        style,
+        expect![[
+            r#"{"protocol":"TCP","address":"x","port_value":0,"resolver_name":"","ipv4_compat":false,"network_namespace_filepath":""}"#
+        ]],
+    );
     let style = Style { json_names: true, ..Style::default() };
-    check("envoy.config.core.v3.SocketAddress", r#"{"address": "x", "port_value": 0}"#, style, expect![[r#"{"address":"x","portValue":0}"#]]);
+    check(
+        "envoy.config.core.v3.SocketAddress",
+        r#"{"address": "x", "port_value": 0}"#,
+        style,
+        expect![[r#"{"address":"x","portValue":0}"#]],
+    );
 }
 
 #[test]
@@ -199,7 +214,11 @@ fn well_known_forms() {
     for (type_name, json, expected) in [
         ("google.protobuf.Duration", r#""-1.05s""#, expect![[r#""-1.050s""#]]),
         ("google.protobuf.Duration", r#""0.000000001s""#, expect![[r#""0.000000001s""#]]),
-        ("google.protobuf.Timestamp", r#""2024-02-29T23:59:59.5+01:00""#, expect![[r#""2024-02-29T22:59:59.500Z""#]]),
+        (
+            "google.protobuf.Timestamp",
+            r#""2024-02-29T23:59:59.5+01:00""#,
+            expect![[r#""2024-02-29T22:59:59.500Z""#]],
+        ),
         ("google.protobuf.Timestamp", r#""0001-01-01T00:00:00Z""#, expect![[r#""0001-01-01T00:00:00Z""#]]),
         ("google.protobuf.FieldMask", r#""fooBar,baz.quxX""#, expect![[r#""fooBar,baz.quxX""#]]),
         ("google.protobuf.Value", "[1, 2.5, null, {\"a\": false}]", expect![[r#"[1,2.5,null,{"a":false}]"#]]),
@@ -238,8 +257,10 @@ fn what_cannot_be_read() {
     let wire = prost::Message::encode_to_vec(&metadata);
     let error = to_value("envoy.config.core.v3.Metadata", &wire, Style::default()).unwrap_err();
     assert!(matches!(error, EncodeError::Malformed { .. }));
-    expect![[r#"typed_filter_metadata["broken"]: malformed google.protobuf.Duration"#]].assert_eq(&error.to_string());
-    expect![[r#"unknown message type "no.Such""#]].assert_eq(&to_value("no.Such", &[], Style::default()).unwrap_err().to_string());
+    expect![[r#"typed_filter_metadata["broken"]: malformed google.protobuf.Duration"#]]
+        .assert_eq(&error.to_string());
+    expect![[r#"unknown message type "no.Such""#]]
+        .assert_eq(&to_value("no.Such", &[], Style::default()).unwrap_err().to_string());
 }
 
 #[test]
@@ -282,7 +303,8 @@ fn yaml_quotes_what_could_be_misread() {
         - a:
           - b: {}
         "on": true
-    "##]].assert_eq(&text);
+    "##]]
+    .assert_eq(&text);
     for dialect in [Dialect::Envoy, Dialect::Kubernetes] {
         assert_eq!(parse(&text, dialect).unwrap()[0].to_json(), value);
     }

@@ -70,7 +70,12 @@ fn write_quoted(out: &mut String, text: &str, in_json: bool) {
             '\r' => write!(out, "\\r"),
             '\t' => write!(out, "\\t"),
             '<' | '>' if in_json => write!(out, "\\u{:04x}", u32::from(letter)),
-            '\u{0}'..='\u{1f}' | '\u{7f}'..='\u{9f}' | '\u{2028}' | '\u{2029}' | '\u{feff}' | '\u{fffe}'..='\u{ffff}' => {
+            '\u{0}'..='\u{1f}'
+            | '\u{7f}'..='\u{9f}'
+            | '\u{2028}'
+            | '\u{2029}'
+            | '\u{feff}'
+            | '\u{fffe}'..='\u{ffff}' => {
                 write!(out, "\\u{:04x}", u32::from(letter))
             }
             other => write!(out, "{other}"),
@@ -168,8 +173,8 @@ pub(super) fn duration(seconds: i64, nanos: i64) -> String {
 fn fraction(nanos: u64) -> String {
     match nanos {
         0 => String::new(),
-        _ if nanos % 1_000_000 == 0 => format!(".{:03}", nanos / 1_000_000),
-        _ if nanos % 1_000 == 0 => format!(".{:06}", nanos / 1_000),
+        _ if nanos.is_multiple_of(1_000_000) => format!(".{:03}", nanos / 1_000_000),
+        _ if nanos.is_multiple_of(1_000) => format!(".{:06}", nanos / 1_000),
         _ => format!(".{nanos:09}"),
     }
 }

@@ -50,7 +50,9 @@ impl Number {
     /// `None` for NaN, which meets no limit.
     fn compare(self, other: Number) -> Option<Ordering> {
         match (self, other) {
-            (Number::Signed(a), Number::Signed(b)) | (Number::Duration(a), Number::Duration(b)) => Some(a.cmp(&b)),
+            (Number::Signed(a), Number::Signed(b)) | (Number::Duration(a), Number::Duration(b)) => {
+                Some(a.cmp(&b))
+            }
             (Number::Unsigned(a), Number::Unsigned(b)) => Some(a.cmp(&b)),
             (Number::Float(a), Number::Float(b)) => a.partial_cmp(&b),
             _ => None,
@@ -159,7 +161,9 @@ impl Checker {
                 for rule in rules.iter() {
                     let listed = rule.texts().any(|text| text.as_bytes() == url);
                     match rule.op {
-                        Op::TextIn if !listed => self.fail(format!("type URL must be in list {}", show_texts(rule))),
+                        Op::TextIn if !listed => {
+                            self.fail(format!("type URL must be in list {}", show_texts(rule)));
+                        }
                         Op::TextNotIn if listed => {
                             self.fail(format!("type URL must not be in list {}", show_texts(rule)));
                         }
@@ -200,8 +204,12 @@ impl Checker {
             (Some(min), Some(max)) if count < min || count > max => {
                 self.fail(format!("value must contain between {min} and {max} {noun}s, inclusive"));
             }
-            (Some(min), None) if count < min => self.fail(format!("value must contain at least {min} {noun}(s)")),
-            (None, Some(max)) if count > max => self.fail(format!("value must contain no more than {max} {noun}(s)")),
+            (Some(min), None) if count < min => {
+                self.fail(format!("value must contain at least {min} {noun}(s)"));
+            }
+            (None, Some(max)) if count > max => {
+                self.fail(format!("value must contain no more than {max} {noun}(s)"));
+            }
             _ => {}
         }
     }
@@ -221,7 +229,9 @@ impl Checker {
             match rule.op {
                 Op::Const if value.limit(rule.bits()) != value => {
                     let expected = match value {
-                        Number::Unsigned(_) if rules.iter().count() == 1 && rule.bits() < 2 => bool_name(rule.bits()),
+                        Number::Unsigned(_) if rules.iter().count() == 1 && rule.bits() < 2 => {
+                            bool_name(rule.bits())
+                        }
                         _ => value.limit(rule.bits()).show(),
                     };
                     self.fail(format!("value must equal {expected}"));
@@ -236,7 +246,8 @@ impl Checker {
     fn range(&mut self, rules: Rules, value: Number) {
         let limit = |op: Op| rules.find(op).map(|rule| value.limit(rule.bits()));
         let low = limit(Op::Gt).map(|low| (low, false)).or_else(|| limit(Op::Gte).map(|low| (low, true)));
-        let high = limit(Op::Lt).map(|high| (high, false)).or_else(|| limit(Op::Lte).map(|high| (high, true)));
+        let high =
+            limit(Op::Lt).map(|high| (high, false)).or_else(|| limit(Op::Lte).map(|high| (high, true)));
         let above = |(low, inclusive): (Number, bool)| match value.compare(low) {
             Some(Ordering::Greater) => true,
             Some(Ordering::Equal) => inclusive,
@@ -288,8 +299,12 @@ impl Checker {
             (Some(min), Some(max)) if length < min || length > max => {
                 self.fail(format!("value length must be between {min} and {max} {unit}, inclusive"));
             }
-            (Some(min), None) if length < min => self.fail(format!("value length must be at least {min} {unit}")),
-            (None, Some(max)) if length > max => self.fail(format!("value length must be at most {max} {unit}")),
+            (Some(min), None) if length < min => {
+                self.fail(format!("value length must be at least {min} {unit}"));
+            }
+            (None, Some(max)) if length > max => {
+                self.fail(format!("value length must be at most {max} {unit}"));
+            }
             _ => {}
         }
     }
@@ -351,7 +366,8 @@ fn contains(bytes: &[u8], wanted: &[u8]) -> bool {
 /// A token (RFC 9110 section 5.6.2) as PGV has it, with a colon in front for pseudo headers.
 fn is_header_name(name: &[u8]) -> bool {
     let token = name.strip_prefix(b":").unwrap_or(name);
-    !token.is_empty() && token.iter().all(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'*+,-.^_|~`".contains(byte))
+    !token.is_empty()
+        && token.iter().all(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'*+,-.^_|~`".contains(byte))
 }
 
 /// Matches one of the few patterns in the protos, which are compiled when first met.
@@ -363,7 +379,8 @@ fn matches(pattern: &'static str, text: &str) -> bool {
         if !compiled.iter().any(|(known, _)| *known == pattern) {
             compiled.push((pattern, Regex::new(pattern).ok()));
         }
-        let regex = compiled.iter().find(|(known, _)| *known == pattern).and_then(|(_, regex)| regex.as_ref());
+        let regex =
+            compiled.iter().find(|(known, _)| *known == pattern).and_then(|(_, regex)| regex.as_ref());
         regex.is_some_and(|regex| regex.is_match(text))
     })
 }

@@ -41,7 +41,9 @@ impl fmt::Display for Trail<'_> {
             Trail::Index(parent, index) => write!(f, "{parent}[{index}]"),
             Trail::Key(parent, key) => {
                 parent.fmt(f)?;
-                let plain = key.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'@'));
+                let plain = key
+                    .bytes()
+                    .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'@'));
                 match parent {
                     _ if !plain || key.is_empty() => write!(f, "[\"{key}\"]"),
                     Trail::Root => f.write_str(key),
@@ -245,7 +247,10 @@ struct List<'a, 't> {
 impl<'de> de::SeqAccess<'de> for List<'_, '_> {
     type Error = Failure;
 
-    fn next_element_seed<S: de::DeserializeSeed<'de>>(&mut self, seed: S) -> Result<Option<S::Value>, Failure> {
+    fn next_element_seed<S: de::DeserializeSeed<'de>>(
+        &mut self,
+        seed: S,
+    ) -> Result<Option<S::Value>, Failure> {
         let Some(node) = self.items.next() else { return Ok(None) };
         let trail = Trail::Index(self.reader.trail, self.next);
         self.next += 1;

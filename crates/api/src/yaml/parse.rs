@@ -35,7 +35,11 @@ pub fn parse(text: &str, dialect: Dialect) -> Result<Vec<Node<'_>>, Error> {
     while let Some(event) = parser.next_event() {
         let (event, span) = event.map_err(|error| {
             let info = error.info();
-            Error::new(position(error.marker()), "", if info.is_empty() { "invalid YAML".to_owned() } else { info })
+            Error::new(
+                position(error.marker()),
+                "",
+                if info.is_empty() { "invalid YAML".to_owned() } else { info },
+            )
         })?;
         builder.event(event, position(&span.start))?;
     }
@@ -115,7 +119,9 @@ impl<'t> Builder<'t> {
 
     fn event(&mut self, event: Event<'t>, position: Position) -> Result<(), Error> {
         match event {
-            Event::Scalar(text, style, anchor, tag) => self.scalar(text, style, anchor, tag.as_deref(), position),
+            Event::Scalar(text, style, anchor, tag) => {
+                self.scalar(text, style, anchor, tag.as_deref(), position)
+            }
             Event::SequenceStart(_, anchor, _) => {
                 let kind = OpenKind::Sequence(self.nodes.len());
                 self.push(Open { position, anchor, kind })
@@ -176,7 +182,9 @@ impl<'t> Builder<'t> {
         let plain = style == ScalarStyle::Plain;
         if self.expects_key() {
             let role = match tag {
-                Some(tag) if self.dialect == Dialect::Envoy && tag.handle() == "!" && tag.suffix() == "ignore" => {
+                Some(tag)
+                    if self.dialect == Dialect::Envoy && tag.handle() == "!" && tag.suffix() == "ignore" =>
+                {
                     Role::Ignored
                 }
                 _ if self.dialect == Dialect::Kubernetes && plain && text == "<<" => Role::Merge,
@@ -267,7 +275,9 @@ impl<'t> Builder<'t> {
             Value::Sequence(items) => items,
             value => vec![Node { value, position }],
         };
-        let Some(Open { kind: OpenKind::Mapping { merged, .. }, .. }) = self.open.last_mut() else { return Ok(()) };
+        let Some(Open { kind: OpenKind::Mapping { merged, .. }, .. }) = self.open.last_mut() else {
+            return Ok(());
+        };
         for source in sources {
             let Value::Mapping(entries) = source.value else {
                 return Err(Error::new(source.position, "", "only mappings can be merged"));

@@ -94,7 +94,9 @@ fn resolve_kubernetes(text: &str) -> Kind {
         return Kind::String;
     }
     match parse_integer(text) {
-        Some(integer) if i64::try_from(integer).is_ok() || u64::try_from(integer).is_ok() => return Kind::Integer,
+        Some(integer) if i64::try_from(integer).is_ok() || u64::try_from(integer).is_ok() => {
+            return Kind::Integer;
+        }
         _ => {}
     }
     if special_float(text).is_some() || is_decimal(text) { Kind::Float } else { Kind::String }
@@ -216,7 +218,8 @@ fn parse_float(text: &str) -> Option<f64> {
 /// Whether text can stand without quotes: every dialect reads it back as that text.
 pub(crate) fn is_plain_text(text: &str) -> bool {
     let Some(first) = text.chars().next() else { return false };
-    let is_simple = |letter: char| letter.is_ascii_alphanumeric() || matches!(letter, '_' | '.' | '/' | '-' | ':' | '+');
+    let is_simple =
+        |letter: char| letter.is_ascii_alphanumeric() || matches!(letter, '_' | '.' | '/' | '-' | ':' | '+');
     if !(first.is_ascii_alphanumeric() || matches!(first, '_' | '/')) || !text.chars().all(is_simple) {
         return false;
     }
@@ -225,7 +228,10 @@ pub(crate) fn is_plain_text(text: &str) -> bool {
     }
     // What looks like a number in any notation, or a date, is quoted; an address is not.
     let is_address = text.bytes().filter(|byte| *byte == b'.').count() == 3 && !text.contains('_');
-    if first.is_ascii_digit() && !is_address && text.chars().all(|letter| letter.is_ascii_hexdigit() || "xXoO_.:+-".contains(letter)) {
+    if first.is_ascii_digit()
+        && !is_address
+        && text.chars().all(|letter| letter.is_ascii_hexdigit() || "xXoO_.:+-".contains(letter))
+    {
         return false;
     }
     matches!(resolve_envoy(Cow::Borrowed(text)).1, Kind::String) && resolve_kubernetes(text) == Kind::String

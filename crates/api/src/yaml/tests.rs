@@ -47,6 +47,7 @@ fn tree(text: &str, dialect: Dialect) -> String {
     }
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "reads better at the many calls")]
 fn check(text: &str, dialect: Dialect, expected: Expect) {
     expected.assert_eq(&tree(text, dialect));
 }
@@ -54,7 +55,10 @@ fn check(text: &str, dialect: Dialect, expected: Expect) {
 #[test]
 fn structure_and_places() {
     let text = "# comment\na: 1\nb:\n  - x\n  - {c: 'd e', \"f\": [g]}\n  -\nh: |\n  two\n  lines\n---\n---\n\"j\": k\n";
-    check(text, Dialect::Envoy, expect![[r#"
+    check(
+        text,
+        Dialect::Envoy,
+        expect![[r#"
         --- mapping @2:1
         a @2:1: Integer "1" @2:4
         b @3:1: list @4:3
@@ -67,13 +71,17 @@ fn structure_and_places() {
         h @7:1: String "two\nlines\n" quoted @8:3
         --- mapping @12:1
         j @12:1: String "k" @12:6
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
 fn anchors_and_merges() {
     let text = "base: &b {x: 1, y: 2}\nuse: *b\nmerged:\n  <<: *b\n  y: 3\nlist: &l [1]\nagain: [*l, *l]\n";
-    check(text, Dialect::Kubernetes, expect![[r#"
+    check(
+        text,
+        Dialect::Kubernetes,
+        expect![[r#"
         --- mapping @1:1
         base @1:1: mapping @1:10
           x @1:11: Integer "1" @1:14
@@ -91,77 +99,154 @@ fn anchors_and_merges() {
             - Integer "1" @6:11
           - list @7:13
             - Integer "1" @6:11
-    "#]]);
-    check("a: &a {x: 1}\nb: {<<: *a}\n", Dialect::Envoy, expect![[r#"
+    "#]],
+    );
+    check(
+        "a: &a {x: 1}\nb: {<<: *a}\n",
+        Dialect::Envoy,
+        expect![[r#"
         --- mapping @1:1
         a @1:1: mapping @1:7
           x @1:8: Integer "1" @1:11
         b @2:1: mapping @2:4
           << @2:5: mapping @2:9
             x @1:8: Integer "1" @1:11
-    "#]]);
-    check("!ignore a: &a 5\nb: *a\nb: again\n", Dialect::Envoy, expect![[r#"
+    "#]],
+    );
+    check(
+        "!ignore a: &a 5\nb: *a\nb: again\n",
+        Dialect::Envoy,
+        expect![[r#"
         --- mapping @1:1
         b @2:1: Integer "5" @2:4
         b @3:1: String "again" @3:4
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
 fn faults() {
     for (text, expected) in [
-        ("a: [1", expect![[r#"
+        (
+            "a: [1",
+            expect![[r#"
             error: 1:4: unclosed bracket '['
-        "#]]),
-        ("a: b: c", expect![[r#"
+        "#]],
+        ),
+        (
+            "a: b: c",
+            expect![[r#"
             error: 1:5: mapping values are not allowed in this context
-        "#]]),
-        ("? [1]\n: 2", expect![[r#"
+        "#]],
+        ),
+        (
+            "? [1]\n: 2",
+            expect![[r#"
             error: 1:3: a key must be text, not a list or mapping
-        "#]]),
-        ("a: *nowhere", expect![[r#"
+        "#]],
+        ),
+        (
+            "a: *nowhere",
+            expect![[r#"
             error: 1:4: while parsing node, found unknown anchor
-        "#]]),
-        ("a: &a [*a]", expect![[r#"
+        "#]],
+        ),
+        (
+            "a: &a [*a]",
+            expect![[r#"
             error: 1:8: an alias cannot refer to a collection that contains it
-        "#]]),
-        ("\tx: 1", expect![[r#"
+        "#]],
+        ),
+        (
+            "\tx: 1",
+            expect![[r#"
             --- mapping @1:2
             x @1:2: Integer "1" @1:5
-        "#]]),
+        "#]],
+        ),
     ] {
         check(text, Dialect::Envoy, expected);
     }
-    check("{\"a\": yes}", Dialect::Json, expect![[r#"
+    check(
+        "{\"a\": yes}",
+        Dialect::Json,
+        expect![[r#"
         error: 1:7: not JSON: text must be in double quotes
-    "#]]);
-    check(&"[".repeat(101), Dialect::Envoy, expect![[r#"
+    "#]],
+    );
+    check(
+        &"[".repeat(101),
+        Dialect::Envoy,
+        expect![[r#"
         error: 1:101: unclosed bracket '['
-    "#]]);
+    "#]],
+    );
     let bomb: String = (0..30).fold("a0: &a0 [x]\n".to_owned(), |mut text, level| {
         writeln!(text, "a{0}: &a{0} [*a{level}, *a{level}, *a{level}]", level + 1).unwrap();
         text
     });
-    check(&bomb, Dialect::Envoy, expect![[r#"
+    check(
+        &bomb,
+        Dialect::Envoy,
+        expect![[r#"
         error: 12:12: aliases expand to too many nodes
-    "#]]);
+    "#]],
+    );
     let deep: String = (0..60).fold("a0: &a0 [[[[[[[[[[x]]]]]]]]]]\n".to_owned(), |mut text, level| {
         writeln!(text, "a{0}: &a{0} [[*a{level}]]", level + 1).unwrap();
         text
     });
-    check(&deep, Dialect::Envoy, expect![[r#"
+    check(
+        &deep,
+        Dialect::Envoy,
+        expect![[r#"
         error: 46:13: nested deeper than 100 levels
-    "#]]);
+    "#]],
+    );
 }
 
 /// The meaning of plain scalars in the three dialects; what Envoy does was seen with Envoy 1.40.
 #[test]
 fn scalars() {
     let words = [
-        "yes", "y", "On", "NO", "true", "tRue", "null", "~", "nUll", "Null", "0777", "0o17", "08", "0x1F", "-0x10",
-        "0b11", "1_000", "+5", "-0", "5 6", "1.5", "1e3", "1e", ".5", ".inf", "-.INF", ".NaN", "12345678901",
-        "2147483648", "9223372036854775807", "9223372036854775808", "18446744073709551616", "2001-01-01", "0x", "+",
-        "12:30", "1.2.3", "x",
+        "yes",
+        "y",
+        "On",
+        "NO",
+        "true",
+        "tRue",
+        "null",
+        "~",
+        "nUll",
+        "Null",
+        "0777",
+        "0o17",
+        "08",
+        "0x1F",
+        "-0x10",
+        "0b11",
+        "1_000",
+        "+5",
+        "-0",
+        "5 6",
+        "1.5",
+        "1e3",
+        "1e",
+        ".5",
+        ".inf",
+        "-.INF",
+        ".NaN",
+        "12345678901",
+        "2147483648",
+        "9223372036854775807",
+        "9223372036854775808",
+        "18446744073709551616",
+        "2001-01-01",
+        "0x",
+        "+",
+        "12:30",
+        "1.2.3",
+        "x",
     ];
     let mut table = String::new();
     for word in words {
@@ -225,18 +310,26 @@ fn scalars() {
         1.2.3                | text 1.2.3                   | text 1.2.3                   | error
         x                    | text x                       | text x                       | error
     "#]].assert_eq(&table);
-    check("[!!str 5, !!int \"5\", ! 7]", Dialect::Kubernetes, expect![[r#"
+    check(
+        "[!!str 5, !!int \"5\", ! 7]",
+        Dialect::Kubernetes,
+        expect![[r#"
         --- list @1:1
         - String "5" @1:8
         - Integer "5" @1:17
         - String "7" @1:24
-    "#]]);
-    check("[!!str 5, !!int \"5\", ! 7]", Dialect::Envoy, expect![[r#"
+    "#]],
+    );
+    check(
+        "[!!str 5, !!int \"5\", ! 7]",
+        Dialect::Envoy,
+        expect![[r#"
         --- list @1:1
         - Integer "5" @1:8
         - String "5" quoted @1:17
         - String "7" @1:24
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
@@ -269,7 +362,8 @@ fn locating() {
         "nothing.here" None 1:1
         "" Some("1:1") 1:1
         "][.\"" None 1:1
-    "#]].assert_eq(&found);
+    "#]]
+    .assert_eq(&found);
 }
 
 #[derive(Debug, Deserialize)]
@@ -318,53 +412,98 @@ fn typed() {
         Err(error) => format!("{error}\n"),
     };
     for (text, expected) in [
-        ("- {name: a, portNumber: 80, weights: [1, -2], mode: MUTUAL_TLS}", expect![[r#"
+        (
+            "- {name: a, portNumber: 80, weights: [1, -2], mode: MUTUAL_TLS}",
+            expect![[r#"
             [Rule { name: "a", port_number: Some(80), weights: [1, -2], mode: MutualTls, target: None, labels: {} }]
-        "#]]),
-        ("- {name: a, target: {host: x}, labels: {a/b: c}}\n- {name: b, target: {subset: {name: v}}}", expect![[r#"
+        "#]],
+        ),
+        (
+            "- {name: a, target: {host: x}, labels: {a/b: c}}\n- {name: b, target: {subset: {name: v}}}",
+            expect![[r#"
             [Rule { name: "a", port_number: None, weights: [], mode: Simple, target: Some(Host("x")), labels: {"a/b": "c"} }, Rule { name: "b", port_number: None, weights: [], mode: Simple, target: Some(Subset { name: "v" }), labels: {} }]
-        "#]]),
-        ("- name: a\n  portNumbr: 80\n  target: {subset: {name: v, nme: w}}", expect![[r#"
+        "#]],
+        ),
+        (
+            "- name: a\n  portNumbr: 80\n  target: {subset: {name: v, nme: w}}",
+            expect![[r#"
             [Rule { name: "a", port_number: None, weights: [], mode: Simple, target: Some(Subset { name: "v" }), labels: {} }]
             unknown [0].portNumbr Position { line: 2, column: 3 } Some("portNumber")
             unknown [0].target.subset.nme Position { line: 3, column: 30 } Some("name")
-        "#]]),
-        ("- {name: a, mode: null, weights: ~}", expect![[r#"
+        "#]],
+        ),
+        (
+            "- {name: a, mode: null, weights: ~}",
+            expect![[r#"
             [Rule { name: "a", port_number: None, weights: [], mode: Simple, target: None, labels: {} }]
-        "#]]),
-        ("- {name: 5}", expect![[r#"
+        "#]],
+        ),
+        (
+            "- {name: 5}",
+            expect![[r#"
             1:10: [0].name: invalid type: integer `5`, expected a string
-        "#]]),
-        ("- {portNumber: 80}", expect![[r#"
+        "#]],
+        ),
+        (
+            "- {portNumber: 80}",
+            expect![[r#"
             1:3: [0]: missing field 'name'
-        "#]]),
-        ("- name: a\n  portNumber: 70000", expect![[r#"
+        "#]],
+        ),
+        (
+            "- name: a\n  portNumber: 70000",
+            expect![[r#"
             2:15: [0].portNumber: invalid value: integer `70000`, expected u16
-        "#]]),
-        ("- name: a\n  weights: [1, x]", expect![[r#"
+        "#]],
+        ),
+        (
+            "- name: a\n  weights: [1, x]",
+            expect![[r#"
             2:16: [0].weights[1]: invalid type: string "x", expected i32
-        "#]]),
-        ("- name: a\n  weights: 5", expect![[r#"
+        "#]],
+        ),
+        (
+            "- name: a\n  weights: 5",
+            expect![[r#"
             2:12: [0].weights: invalid type: integer `5`, expected a sequence
-        "#]]),
-        ("- name: a\n  name: b", expect![[r#"
+        "#]],
+        ),
+        (
+            "- name: a\n  name: b",
+            expect![[r#"
             2:3: [0].name: duplicate field
-        "#]]),
-        ("- name: a\n  mode: MUTUAL_TLSS", expect![[r#"
+        "#]],
+        ),
+        (
+            "- name: a\n  mode: MUTUAL_TLSS",
+            expect![[r#"
             2:9: [0].mode: unknown value "MUTUAL_TLSS", expected SIMPLE, MUTUAL_TLS, did you mean 'MUTUAL_TLS'?
-        "#]]),
-        ("- name: a\n  target: {hots: x}", expect![[r#"
+        "#]],
+        ),
+        (
+            "- name: a\n  target: {hots: x}",
+            expect![[r#"
             2:11: [0].target: unknown value "hots", expected host, subset, did you mean 'host'?
-        "#]]),
-        ("- name: a\n  target: {host: x, subset: {name: y}}", expect![[r#"
+        "#]],
+        ),
+        (
+            "- name: a\n  target: {host: x, subset: {name: y}}",
+            expect![[r#"
             2:11: [0].target: expected exactly one field
-        "#]]),
-        ("- name: a\n  labels: {a: yes}", expect![[r#"
+        "#]],
+        ),
+        (
+            "- name: a\n  labels: {a: yes}",
+            expect![[r#"
             2:15: [0].labels.a: invalid type: boolean `true`, expected a string
-        "#]]),
-        ("name: a", expect![[r#"
+        "#]],
+        ),
+        (
+            "name: a",
+            expect![[r#"
             1:1: invalid type: map, expected a sequence
-        "#]]),
+        "#]],
+        ),
     ] {
         expected.assert_eq(&read(text));
     }
@@ -412,7 +551,8 @@ spec:
                 8080,
             ),
         )
-    "#]].assert_debug_eq(&(
+    "#]]
+    .assert_debug_eq(&(
         &pod.metadata.creation_timestamp,
         &container.resources.as_ref().unwrap().limits,
         &container.liveness_probe.as_ref().unwrap().http_get.as_ref().unwrap().port,
@@ -431,11 +571,13 @@ spec:
                 ),
             },
         ]
-    "#]].assert_debug_eq(&unknown);
+    "#]]
+    .assert_debug_eq(&unknown);
 
     let text = "apiVersion: v1\nkind: Service\nmetadata: {name: a}\nspec:\n  ports:\n  - port: eighty\n";
     let error = from_node::<Service>(&parse(text, Dialect::Kubernetes).unwrap()[0]).unwrap_err();
-    expect![[r#"6:11: spec.ports[0].port: invalid type: string "eighty", expected i32"#]].assert_eq(&error.to_string());
+    expect![[r#"6:11: spec.ports[0].port: invalid type: string "eighty", expected i32"#]]
+        .assert_eq(&error.to_string());
     let text = "apiVersion: v1\nkind: Pod\nspec: {}\n";
     let error = from_node::<Service>(&parse(text, Dialect::Kubernetes).unwrap()[0]).unwrap_err();
     expect![[r#"1:1: invalid value: string "Pod", expected Service"#]].assert_eq(&error.to_string());
@@ -445,5 +587,6 @@ spec:
 fn json_values() {
     let text = "{a: 1, b: [1.5, -3, yes, null, \"x\"], c: 1e400, d: .nan, a: 18446744073709551615}";
     let json = parse(text, Dialect::Kubernetes).unwrap()[0].to_json();
-    expect![[r#"{"a":18446744073709551615,"b":[1.5,-3,true,null,"x"],"c":"1e400","d":".nan"}"#]].assert_eq(&json.to_string());
+    expect![[r#"{"a":18446744073709551615,"b":[1.5,-3,true,null,"x"],"c":"1e400","d":".nan"}"#]]
+        .assert_eq(&json.to_string());
 }
