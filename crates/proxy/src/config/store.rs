@@ -85,7 +85,8 @@ impl Store {
         if !self.listener_differs(&listener.name, &listener.source) {
             return false;
         }
-        self.listeners.entry(listener.name.clone()).or_default().warming = Some(listener);
+        let slot = self.listeners.entry(listener.name.clone()).or_default();
+        slot.warming = Some(listener);
         true
     }
 

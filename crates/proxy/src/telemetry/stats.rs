@@ -350,47 +350,53 @@ macro_rules! stats_scope {
             block: std::sync::Arc<$crate::telemetry::stats::Block>,
         }
 
-        #[allow(dead_code, missing_docs, reason = "stat names are Envoy's")]
-        impl $name {
-            $vis const SCHEMA: &'static $crate::telemetry::stats::Schema = &$crate::telemetry::stats::Schema(&[
-                $(($crate::telemetry::stats::stats_scope!(@name $stat $($text)?), $crate::telemetry::stats::stats_scope!(@kind $kind)),)*
-            ]);
+        const _: () = {
+            /// Indexes into the block, in the order of declaration.
+            #[allow(non_camel_case_types, dead_code, reason = "stat names are Envoy's")]
+            enum Index { $($stat,)* }
 
-            /// The calling thread's stats of the scope with this prefix (trailing dot included).
-            $vis fn new(thread: &$crate::telemetry::stats::ThreadStats, prefix: &str) -> Self {
-                Self { block: thread.block(prefix, Self::SCHEMA) }
+            #[allow(dead_code, missing_docs, reason = "stat names are Envoy's")]
+            impl $name {
+                $vis const SCHEMA: &'static $crate::telemetry::stats::Schema = &$crate::telemetry::stats::Schema(&[
+                    $((
+                        $crate::telemetry::stats::stats_scope!(@name $stat $($text)?),
+                        $crate::telemetry::stats::stats_scope!(@kind $kind),
+                    ),)*
+                ]);
+
+                /// The calling thread's stats of the scope with this prefix (trailing dot included).
+                $vis fn new(thread: &$crate::telemetry::stats::ThreadStats, prefix: &str) -> Self {
+                    Self { block: thread.block(prefix, Self::SCHEMA) }
+                }
+
+                /// The same, for a scope that the thread itself holds (`ThreadStats::keep`).
+                $vis fn kept(thread: &$crate::telemetry::stats::ThreadStats, prefix: &str) -> Self {
+                    Self { block: thread.keep(prefix, Self::SCHEMA) }
+                }
+
+                /// The block itself, e.g. to count statuses.
+                $vis fn block(&self) -> &$crate::telemetry::stats::Block {
+                    &self.block
+                }
+
+                $($crate::telemetry::stats::stats_scope!(@method [$vis] $kind $stat);)*
             }
-
-            /// The same, for a scope that the thread itself holds (`ThreadStats::keep`).
-            $vis fn kept(thread: &$crate::telemetry::stats::ThreadStats, prefix: &str) -> Self {
-                Self { block: thread.keep(prefix, Self::SCHEMA) }
-            }
-
-            /// The block itself, e.g. to count statuses.
-            $vis fn block(&self) -> &$crate::telemetry::stats::Block {
-                &self.block
-            }
-
-            $crate::telemetry::stats::stats_scope!(@methods $vis 0usize; $($kind $stat;)*);
-        }
+        };
     };
     (@name $stat:ident) => { stringify!($stat) };
     (@name $stat:ident $text:literal) => { $text };
     (@kind counter) => { $crate::telemetry::stats::Kind::Counter };
     (@kind gauge) => { $crate::telemetry::stats::Kind::Gauge };
     (@kind histogram) => { $crate::telemetry::stats::Kind::Histogram };
-    (@methods $vis:vis $index:expr;) => {};
-    (@methods $vis:vis $index:expr; histogram $stat:ident; $($rest:tt)*) => {
+    (@method [$vis:vis] histogram $stat:ident) => {
         $vis fn $stat(&self) -> $crate::telemetry::stats::Histogram<'_> {
-            self.block.histogram($index)
+            self.block.histogram(Index::$stat as usize)
         }
-        $crate::telemetry::stats::stats_scope!(@methods $vis $index + 1usize; $($rest)*);
     };
-    (@methods $vis:vis $index:expr; $kind:ident $stat:ident; $($rest:tt)*) => {
+    (@method [$vis:vis] $kind:ident $stat:ident) => {
         $vis fn $stat(&self) -> $crate::telemetry::stats::Cell<'_> {
-            self.block.cell($index)
+            self.block.cell(Index::$stat as usize)
         }
-        $crate::telemetry::stats::stats_scope!(@methods $vis $index + 1usize; $($rest)*);
     };
 }
 pub(crate) use stats_scope;

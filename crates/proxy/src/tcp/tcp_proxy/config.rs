@@ -1,5 +1,7 @@
 //! Lowering of envoy.extensions.filters.network.tcp_proxy.v3.
 
+#![allow(deprecated, reason = "deprecated fields are lowered, or refused by name, like all others")]
+
 use std::sync::Arc;
 use std::time::Duration;
 

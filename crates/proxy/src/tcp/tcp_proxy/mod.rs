@@ -13,7 +13,8 @@ use leno_base::Name;
 use leno_base::drain::Phase;
 
 use crate::cluster::PickContext;
-use crate::cluster::pool::connect::{self, ConnectError};
+use crate::cluster::pool::{ConnectError, connect};
+use crate::cluster::stats::{ClusterStats, Permit, Resource};
 use crate::cluster::worker_cluster::{Host, WorkerCluster};
 use crate::drain::DrainWatch;
 use crate::io::{Accepted, Socket};
@@ -92,8 +93,7 @@ struct Session<'a> {
 
 impl Session<'_> {
     async fn run(&self, mut accepted: Accepted, drain: &DrainWatch) {
-        let Some((cluster, host, mut upstream)) = self.connect().await else { return };
-        let _open = Open::new(&cluster, host);
+        let Some((cluster, _open, mut upstream)) = self.connect().await else { return };
         if self.proxy.log_on_connected {
             self.log();
         }
@@ -123,7 +123,7 @@ impl Session<'_> {
     }
 
     /// Connects to a host of the chosen cluster, trying again up to `max_connect_attempts`.
-    async fn connect(&self) -> Option<(Rc<WorkerCluster>, Rc<Host>, Socket)> {
+    async fn connect(&self) -> Option<(Rc<WorkerCluster>, Open, Socket)> {
         let name = self.choose_cluster();
         let Some(cluster) = self.worker.cluster(name) else {
             self.stats.downstream_cx_no_route().inc();
@@ -147,18 +147,23 @@ impl Session<'_> {
                 upstream.hostname = host.config.hostname.clone();
                 upstream.attempts = attempt;
             }
-            match connect::connect(&cluster, &host).await {
+            let started = Instant::now();
+            match connect(&cluster, &host).await {
                 Ok(socket) => {
+                    cluster.stats.upstream_cx_connect_ms().record_ms(started.elapsed());
                     let upstream = &mut self.info.borrow_mut().upstream;
                     upstream.ready_at = Some(Instant::now());
                     upstream.local = local_address(&socket);
-                    return Some((cluster, host, socket));
+                    return Some((Rc::clone(&cluster), Open::new(&cluster, host), socket));
                 }
                 Err(ConnectError::Overflow) => {
                     self.info.borrow_mut().flags.insert(ResponseFlags::UPSTREAM_OVERFLOW);
                     return None;
                 }
-                Err(error) => self.info.borrow_mut().upstream.transport_failure = Some(error.to_string().into()),
+                Err(error) => {
+                    host.counts.cx_connect_fail.set(host.counts.cx_connect_fail.get() + 1);
+                    self.info.borrow_mut().upstream.transport_failure = Some(error.to_string().into());
+                }
             }
         }
         cluster.stats.upstream_cx_connect_attempts_exceeded().inc();
@@ -237,22 +242,37 @@ impl Session<'_> {
     }
 }
 
-/// Counts a session with its host while it lives.
+/// Counts a session with its cluster and host while it lives.
 struct Open {
+    stats: ClusterStats,
     host: Rc<Host>,
+    started: Instant,
+    _permit: Permit,
 }
 
 impl Open {
     fn new(cluster: &WorkerCluster, host: Rc<Host>) -> Self {
-        cluster.stats.upstream_rq_total().inc();
+        let stats = cluster.stats.clone();
+        stats.upstream_cx_active().inc();
+        stats.upstream_rq_total().inc();
         host.active.set(host.active.get() + 1);
-        Self { host }
+        host.counts.cx_total.set(host.counts.cx_total.get() + 1);
+        host.counts.cx_active.set(host.counts.cx_active.get() + 1);
+        host.counts.rq_total.set(host.counts.rq_total.get() + 1);
+        // The limit was looked at when connecting.
+        let permit = Permit::force(&cluster.config, Resource::Connections, false);
+        Self { stats, host, started: Instant::now(), _permit: permit }
     }
 }
 
 impl Drop for Open {
     fn drop(&mut self) {
+        self.stats.upstream_cx_active().dec();
+        self.stats.upstream_cx_destroy().inc();
+        self.stats.upstream_cx_length_ms().record_ms(self.started.elapsed());
         self.host.active.set(self.host.active.get().saturating_sub(1));
+        let active = &self.host.counts.cx_active;
+        active.set(active.get().saturating_sub(1));
     }
 }
 
