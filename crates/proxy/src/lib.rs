@@ -17,5 +17,6 @@ mod tcp;
 mod telemetry;
 mod worker;
 
+pub use config::validate::{Summary, validate};
 pub use options::Options;
 pub use server::{RunError, run};

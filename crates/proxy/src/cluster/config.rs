@@ -1,6 +1,8 @@
 //! Lowering of envoy.config.cluster.v3.Cluster. Endpoints are lowered in `assignment`, how to
 //! speak HTTP in `protocol`, how to choose in `balancing`, DNS in `dns`.
 
+#![allow(deprecated, reason = "deprecated fields are lowered, or refused by name, like all others")]
+
 use std::time::Duration;
 
 use leno_api::proto::envoy::config::cluster::v3 as proto;
@@ -12,7 +14,7 @@ use prost_types::Any;
 use proto::cluster::{ClusterDiscoveryType, DiscoveryType, LbPolicy};
 
 use crate::cluster::stats::Gauges;
-use crate::cluster::{Assignment, Balancing, BindConfig, CircuitBreakers, Cluster, Discovery, EndpointAddress};
+use crate::cluster::{Assignment, BindConfig, CircuitBreakers, Cluster, Discovery, EndpointAddress};
 use crate::config::address;
 use crate::config::lower::Lower;
 use crate::config::source::{Origin, config_source};
@@ -20,6 +22,7 @@ use crate::config::source::{Origin, config_source};
 mod assignment;
 mod balancing;
 mod dns;
+pub(crate) use dns::typed_resolver;
 mod protocol;
 
 /// Lowers a cluster from its wire form.
@@ -384,7 +387,7 @@ fn lower_circuit_breakers(proto: Option<proto::CircuitBreakers>, at: &mut Lower)
                 max_connection_pools,
             } = proto;
             at.unsupported("max_connection_pools", max_connection_pools.is_some());
-            let index = usize::from(at.value("priority", priority)? == core::RoutingPriority::High);
+            let index = usize::from(at.value::<core::RoutingPriority>("priority", priority)? == core::RoutingPriority::High);
             let (Some(breakers), Some(seen)) = (both.get_mut(index), seen.get_mut(index)) else { return None };
             // The first entry of a priority counts.
             if std::mem::replace(seen, true) {

@@ -1,5 +1,7 @@
 //! Lowering of envoy.config.core.v3: addresses, sockets, locality, metadata, data sources.
 
+#![allow(deprecated, reason = "deprecated fields are lowered, or refused by name, like all others")]
+
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;

@@ -1,5 +1,7 @@
 //! Lowering of ConfigSource: where dynamic resources come from.
 
+#![allow(deprecated, reason = "deprecated fields are lowered, or refused by name, like all others")]
+
 use std::path::PathBuf;
 use std::time::Duration;
 

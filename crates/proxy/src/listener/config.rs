@@ -1,5 +1,7 @@
 //! Lowering of envoy.config.listener.v3.Listener.
 
+#![allow(deprecated, reason = "deprecated fields are lowered, or refused by name, like all others")]
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -95,12 +97,14 @@ pub(crate) fn lower_proto(
     at.unsupported("ignore_global_conn_limit", ignore_global_conn_limit && limited);
 
     let mut addresses: Vec<ListenAddress> = Vec::new();
-    addresses.extend(at.required("address", address, listen_address));
+    let mut ipv4_compatible = false;
+    let mut listen_address = |address, at: &mut Lower| listen_address(address, &mut ipv4_compatible, at);
+    addresses.extend(at.required("address", address, &mut listen_address));
     addresses.extend(at.each("additional_addresses", additional_addresses, |additional, at| {
         let proto::AdditionalAddress { address, socket_options, tcp_keepalive } = additional;
         at.unsupported("socket_options", socket_options.is_some());
         at.unsupported("tcp_keepalive", tcp_keepalive.is_some());
-        at.required("address", address, listen_address)
+        at.required("address", address, &mut listen_address)
     }));
     let first = addresses.first().map(ToString::to_string).unwrap_or_default();
     if filter_chains.is_empty() && default_filter_chain.is_none() {
@@ -153,6 +157,7 @@ pub(crate) fn lower_proto(
         access_logs: at.each("access_log", access_log, AccessLog::lower),
         buffer_limit: per_connection_buffer_limit_bytes.map_or(1 << 20, |limit| limit as usize),
         transparent: transparent.unwrap_or(false),
+        ipv4_compatible,
         freebind: freebind.unwrap_or(false),
         options,
         backlog: tcp_backlog_size,
@@ -160,34 +165,29 @@ pub(crate) fn lower_proto(
         exact_balance,
         max_accept_per_event: max_connections_to_accept_per_socket_event,
         keepalive: tcp_keepalive.map(address::keepalive),
-        direction: match at.value("traffic_direction", traffic_direction)? {
+        direction: match at.value::<core::TrafficDirection>("traffic_direction", traffic_direction)? {
             core::TrafficDirection::Unspecified => Direction::Unspecified,
             core::TrafficDirection::Inbound => Direction::Inbound,
             core::TrafficDirection::Outbound => Direction::Outbound,
         },
-        drain_on_modify_only: at.value("drain_type", drain_type)? == proto::listener::DrainType::ModifyOnly,
+        drain_on_modify_only: at.value::<proto::listener::DrainType>("drain_type", drain_type)? == proto::listener::DrainType::ModifyOnly,
         added_via_api: at.scope().added_via_api,
         source,
         version: at.scope().version.clone(),
     })
 }
 
-fn listen_address(proto: core::Address, at: &mut Lower) -> Option<ListenAddress> {
+/// Lowers an address to listen at; sets the flag for one that takes IPv4 too.
+fn listen_address(mut proto: core::Address, ipv4: &mut bool, at: &mut Lower) -> Option<ListenAddress> {
+    if let Some(core::address::Address::SocketAddress(socket)) = &mut proto.address {
+        *ipv4 |= std::mem::take(&mut socket.ipv4_compat);
+    }
     match address::address(proto, at)? {
         Address::Ip(address) => Some(ListenAddress::Ip(address)),
         Address::Pipe(path, mode) => Some(ListenAddress::Pipe(path, mode)),
         Address::Name(host, _) => {
             at.error(format!("malformed IP address: {host}"));
             None
-        }
-    }
-}
-
-impl std::fmt::Display for ListenAddress {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            ListenAddress::Ip(address) => address.fmt(f),
-            ListenAddress::Pipe(path, _) => f.write_str(path),
         }
     }
 }

@@ -33,7 +33,7 @@ pub(crate) struct ConnectionFacts<'a> {
     /// `tls` or `raw_buffer`, as listener filters found.
     pub(crate) transport: &'a str,
     /// ALPN, or what the HTTP inspector found.
-    pub(crate) application_protocols: &'a [String],
+    pub(crate) application_protocols: &'a [Box<str>],
 }
 
 /// All chains of a listener.
@@ -79,7 +79,7 @@ impl FilterChains {
         let (_, names) = destinations.longest(facts.destination.ip())?;
         let transports = by_server_name(names, facts.server_name)?;
         let protocols = transports.get(facts.transport).or_else(|| transports.get(""))?;
-        let named = facts.application_protocols.iter().find_map(|protocol| protocols.get(protocol.as_str()));
+        let named = facts.application_protocols.iter().find_map(|protocol| protocols.get(&**protocol));
         let direct = named.or_else(|| protocols.get(""))?;
         let (_, types) = direct.longest(facts.direct_source.ip())?;
         let (_, ports) = by_source_type(types, facts)?.longest(facts.source.ip())?;
@@ -304,7 +304,7 @@ mod tests {
     fn check(matches: &[&str], connection: [&str; 5], expected: &Expect) {
         let found = chains(matches).map(|chains| {
             let [destination, source, server_name, transport, protocols] = connection;
-            let protocols: Vec<String> = protocols.split_whitespace().map(str::to_owned).collect();
+            let protocols: Vec<Box<str>> = protocols.split_whitespace().map(Box::from).collect();
             let address = |text: &str| text.parse().unwrap_or_else(|_| panic!("{text}"));
             let facts = ConnectionFacts {
                 destination: address(destination),

@@ -1,5 +1,7 @@
 //! Lowering of envoy.config.endpoint.v3: ClusterLoadAssignment and its endpoints.
 
+#![allow(deprecated, reason = "deprecated fields are lowered, or refused by name, like all others")]
+
 use std::collections::HashMap;
 
 use leno_api::proto::envoy::config::core::v3 as core;

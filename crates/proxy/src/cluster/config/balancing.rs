@@ -1,5 +1,7 @@
 //! Lowering of how a cluster's endpoints are chosen.
 
+#![allow(deprecated, reason = "deprecated fields are lowered, or refused by name, like all others")]
+
 use leno_api::proto::envoy::config::cluster::v3 as proto;
 use leno_api::proto::envoy::config::core::v3::RuntimeDouble;
 use leno_api::proto::envoy::extensions::load_balancing_policies as policies;

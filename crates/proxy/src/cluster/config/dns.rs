@@ -1,5 +1,7 @@
 //! Lowering of how a cluster's host names are resolved.
 
+#![allow(deprecated, reason = "deprecated fields are lowered, or refused by name, like all others")]
+
 use std::net::SocketAddr;
 use std::time::Duration;
 

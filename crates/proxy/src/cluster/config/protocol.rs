@@ -1,5 +1,7 @@
 //! Lowering of how HTTP is spoken to a cluster's endpoints.
 
+#![allow(deprecated, reason = "deprecated fields are lowered, or refused by name, like all others")]
+
 use std::collections::HashMap;
 use std::time::Duration;
 
@@ -68,7 +70,7 @@ pub(super) fn lower(fields: Fields, at: &mut Lower) -> Option<Http> {
     let pool = at.field("common_http_protocol_options", |at| {
         pool(common_http_protocol_options.unwrap_or_default(), max_requests_per_connection, at)
     });
-    let selection = at.value("protocol_selection", protocol_selection)?;
+    let selection = at.value::<ClusterProtocolSelection>("protocol_selection", protocol_selection)?;
     let protocol = if selection == ClusterProtocolSelection::UseDownstreamProtocol {
         let http2 = at.field("http2_protocol_options", |at| http2_options(http2_protocol_options, at))?;
         UpstreamProtocol::Downstream(http2)

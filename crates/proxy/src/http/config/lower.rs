@@ -1,5 +1,7 @@
 //! Lowering of HttpConnectionManager.
 
+#![allow(deprecated, reason = "deprecated fields are lowered, or refused by name, like all others")]
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -146,7 +148,7 @@ impl HttpConnectionManager {
             enums::ServerHeaderTransformation::PassThrough => ServerHeader::PassThrough,
         };
         use enums::PathWithEscapedSlashesAction as Slashes;
-        let escaped_slashes = match at.value("path_with_escaped_slashes_action", path_with_escaped_slashes_action)? {
+        let escaped_slashes = match at.value::<Slashes>("path_with_escaped_slashes_action", path_with_escaped_slashes_action)? {
             Slashes::ImplementationSpecificDefault | Slashes::KeepUnchanged => EscapedSlashes::Keep,
             Slashes::RejectRequest => EscapedSlashes::Reject,
             Slashes::UnescapeAndRedirect => EscapedSlashes::UnescapeRedirect,

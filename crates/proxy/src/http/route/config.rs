@@ -3,6 +3,8 @@
 //! `RouteTable::lower` works on the wire form, so that virtual hosts that an update did not
 //! change are not even decoded again.
 
+#![allow(deprecated, reason = "deprecated fields are lowered, or refused by name, like all others")]
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -379,7 +381,7 @@ fn forward(
         grpc_timeout_offset: grpc_offset.or(old_grpc_offset).unwrap_or_default(),
         retry,
         mirrors: mirrors(request_mirror_policies, &host.mirrors, at),
-        high_priority: at.value("priority", priority)? == core::RoutingPriority::High,
+        high_priority: at.value::<core::RoutingPriority>("priority", priority)? == core::RoutingPriority::High,
         hash_policy: at.each("hash_policy", hash_policy, policy::hash),
         upgrades: upgrades(upgrade_configs, at),
     })

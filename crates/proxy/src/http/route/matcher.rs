@@ -1,6 +1,8 @@
 //! Matchers of strings, headers, query parameters and cookies (envoy.config.route.v3 and
 //! envoy.type.matcher.v3), and how they are lowered.
 
+#![allow(deprecated, reason = "deprecated fields are lowered, or refused by name, like all others")]
+
 use std::borrow::Cow;
 
 use leno_api::proto::envoy::config::route::v3 as proto;

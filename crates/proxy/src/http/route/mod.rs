@@ -12,6 +12,7 @@ use regex::bytes::Regex;
 
 use crate::cluster::Metadata;
 use crate::http::filters::RouteOverrides;
+use crate::http::headers::HeaderMap;
 use crate::http::route::mutation::HeaderMutations;
 
 pub(crate) mod config;
@@ -32,6 +33,18 @@ pub(crate) struct Selected {
     pub(crate) route: Arc<Route>,
     /// Index into the route's weighted clusters, if it has some.
     pub(crate) weighted: Option<usize>,
+}
+
+impl Selected {
+    /// The name of the cluster that a request with this head goes to, if it goes to one.
+    pub(crate) fn cluster<'a>(&'a self, head: &'a HeaderMap) -> Option<&'a str> {
+        let Action::Forward(forward) = &self.route.action else { return None };
+        match &forward.cluster {
+            ClusterChoice::Name(name) => Some(name),
+            ClusterChoice::Weighted { clusters, .. } => Some(&clusters.get(self.weighted?)?.name),
+            ClusterChoice::Header(name) => std::str::from_utf8(head.find(name)?).ok(),
+        }
+    }
 }
 
 /// What virtual host, route and redirect levels have in common: a virtual host's settings.

@@ -1,6 +1,8 @@
 //! Header rules: what is added to, overwritten in and removed from a message's headers
 //! (HeaderValueOption).
 
+#![allow(deprecated, reason = "deprecated fields are lowered, or refused by name, like all others")]
+
 use leno_api::proto::envoy::config::core::v3 as core;
 use leno_base::Name;
 use smallvec::SmallVec;
@@ -19,7 +21,7 @@ pub(crate) struct HeaderMutations {
 
 /// One HeaderValueOption.
 #[derive(Clone, Debug)]
-struct HeaderRule {
+pub(crate) struct HeaderRule {
     /// Lower case.
     name: Name,
     value: Format,
@@ -61,34 +63,62 @@ impl HeaderMutations {
         }
         let mut values: SmallVec<[(&HeaderRule, Vec<u8>); 4]> = SmallVec::new();
         for rule in &self.add {
-            let mut value = Vec::new();
-            for piece in &rule.value.0 {
-                match piece {
-                    Piece::Text(text) => value.extend_from_slice(text.as_bytes()),
-                    Piece::Command(command) => substitution.substitute(command, headers, &mut value),
-                }
-            }
-            if value.is_empty() && !rule.keep_empty {
-                continue;
-            }
-            let wanted = match rule.action {
-                AppendAction::Append | AppendAction::OverwriteOrAdd => true,
-                AppendAction::AddIfAbsent => headers.find(&rule.name).is_none(),
-                AppendAction::OverwriteIfExists => headers.find(&rule.name).is_some(),
-            };
-            if wanted {
-                values.push((rule, value));
-            }
+            values.extend(rule.evaluate(headers, substitution).map(|value| (rule, value)));
         }
-        let overwrites =
-            |rule: &HeaderRule| matches!(rule.action, AppendAction::OverwriteOrAdd | AppendAction::OverwriteIfExists);
-        for (rule, value) in values.iter().filter(|(rule, _)| overwrites(rule)) {
-            headers.set_named(&rule.name, value);
+        for (rule, value) in values.iter().filter(|(rule, _)| rule.overwrites()) {
+            rule.write(headers, value);
         }
-        for (rule, value) in values.iter().filter(|(rule, _)| !overwrites(rule)) {
-            headers.append(rule.name.as_bytes(), value);
+        for (rule, value) in values.iter().filter(|(rule, _)| !rule.overwrites()) {
+            rule.write(headers, value);
         }
     }
+}
+
+impl HeaderRule {
+    /// Changes a message's headers by this rule alone.
+    pub(crate) fn apply(&self, headers: &mut HeaderMap, substitution: &dyn Substitution) {
+        if let Some(value) = self.evaluate(headers, substitution) {
+            self.write(headers, &value);
+        }
+    }
+
+    /// The value for a message; `None`: the rule changes nothing.
+    fn evaluate(&self, headers: &HeaderMap, substitution: &dyn Substitution) -> Option<Vec<u8>> {
+        let value = evaluate(&self.value, headers, substitution);
+        if value.is_empty() && !self.keep_empty {
+            return None;
+        }
+        let wanted = match self.action {
+            AppendAction::Append | AppendAction::OverwriteOrAdd => true,
+            AppendAction::AddIfAbsent => headers.find(&self.name).is_none(),
+            AppendAction::OverwriteIfExists => headers.find(&self.name).is_some(),
+        };
+        wanted.then_some(value)
+    }
+
+    fn overwrites(&self) -> bool {
+        matches!(self.action, AppendAction::OverwriteOrAdd | AppendAction::OverwriteIfExists)
+    }
+
+    fn write(&self, headers: &mut HeaderMap, value: &[u8]) {
+        if self.overwrites() {
+            headers.set_named(&self.name, value);
+        } else {
+            headers.append(self.name.as_bytes(), value);
+        }
+    }
+}
+
+/// What a format yields for a message; commands without a value yield nothing.
+pub(crate) fn evaluate(format: &Format, headers: &HeaderMap, substitution: &dyn Substitution) -> Vec<u8> {
+    let mut value = Vec::new();
+    for piece in &format.0 {
+        match piece {
+            Piece::Text(text) => value.extend_from_slice(text.as_bytes()),
+            Piece::Command(command) => substitution.substitute(command, headers, &mut value),
+        }
+    }
+    value
 }
 
 /// Lowers the two lists of one level; `prefix` is `request` or `response`.
@@ -109,7 +139,8 @@ pub(crate) fn lower(
     HeaderMutations { remove, add }
 }
 
-fn rule(proto: core::HeaderValueOption, at: &mut Lower) -> Option<HeaderRule> {
+/// Lowers a HeaderValueOption.
+pub(crate) fn rule(proto: core::HeaderValueOption, at: &mut Lower) -> Option<HeaderRule> {
     let core::HeaderValueOption { header, append, append_action, keep_empty_value } = proto;
     use core::header_value_option::HeaderAppendAction as Action;
     let mut action = match at.value::<Action>("append_action", append_action)? {

@@ -1,5 +1,7 @@
 //! Lowering of what a route may say about retries, hashing and mirroring.
 
+#![allow(deprecated, reason = "deprecated fields are lowered, or refused by name, like all others")]
+
 use std::sync::Arc;
 use std::time::Duration;
 

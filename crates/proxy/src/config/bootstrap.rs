@@ -1,0 +1,305 @@
+//! Lowering of the bootstrap: what a proxy starts with.
+//!
+//! Order matters: the runtime first (fields with a `runtime_key` read it), then clusters (routes
+//! may refer to them), then listeners.
+
+#![allow(deprecated, reason = "deprecated fields are lowered, or refused by name, like all others")]
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use leno_api::proto::envoy::config::bootstrap::v3 as proto;
+use leno_api::proto::envoy::config::cluster::v3::Cluster as ClusterProto;
+use leno_api::proto::envoy::config::core::v3 as core;
+use leno_api::proto::envoy::config::listener::v3::Listener as ListenerProto;
+use leno_base::Name;
+
+use crate::admin::AdminConfig;
+use crate::cluster::Cluster;
+use crate::cluster::config::typed_resolver;
+use crate::config::address::{self, Address};
+use crate::config::lower::{Lower, Scope};
+use crate::config::runtime::Runtime;
+use crate::config::source::{ConfigSource, Origin, XdsServer, config_source, xds_server};
+use crate::listener::Listener;
+use crate::telemetry::tags::StatsConfig;
+
+/// What a proxy starts with, lowered.
+#[derive(Debug)]
+pub(crate) struct Bootstrap {
+    /// Who we are, as the control plane is told.
+    pub(crate) node: core::Node,
+    /// Static clusters.
+    pub(crate) clusters: Vec<Cluster>,
+    /// Static listeners.
+    pub(crate) listeners: Vec<Listener>,
+    /// `dynamic_resources.ads_config`.
+    pub(crate) ads: Option<XdsServer>,
+    /// `dynamic_resources.cds_config`; its origin is the aggregated stream.
+    pub(crate) cds: Option<ConfigSource>,
+    /// `dynamic_resources.lds_config`; its origin is the aggregated stream.
+    pub(crate) lds: Option<ConfigSource>,
+    /// `admin`, if it has an address.
+    pub(crate) admin: Option<AdminConfig>,
+    /// Runtime key `overload.global_downstream_max_connections`.
+    pub(crate) max_connections: Option<u64>,
+    /// What resources that come later are lowered in.
+    pub(crate) scope: Scope,
+}
+
+/// Lowers a bootstrap; its node is complete, with what the command line says.
+pub(crate) fn lower(proto: proto::Bootstrap, at: &mut Lower) -> Option<Bootstrap> {
+    let source = leno_api::any::pack(&proto);
+    let proto::Bootstrap {
+        node,
+        node_context_params,
+        static_resources,
+        dynamic_resources,
+        cluster_manager,
+        hds_config,
+        flags_path,
+        stats_sinks,
+        // When stats are allocated is our own business.
+        deferred_stat_options: _,
+        stats_config,
+        // When sinks get stats, and there are none.
+        stats_flush_interval: _,
+        watchdog,
+        watchdogs,
+        tracing,
+        layered_runtime,
+        admin,
+        overload_manager,
+        enable_dispatcher_stats,
+        header_prefix,
+        stats_server_version_override,
+        use_tcp_for_dns_lookups,
+        dns_resolution_config,
+        typed_dns_resolver_config,
+        bootstrap_extensions,
+        fatal_actions,
+        config_sources,
+        default_config_source,
+        default_socket_interface,
+        certificate_provider_instances,
+        // Which headers Envoy finds fast.
+        inline_headers: _,
+        perf_tracing_file_path,
+        default_regex_engine,
+        xds_delegate_extension,
+        xds_config_tracker_extension,
+        listener_manager,
+        application_log_config,
+        grpc_async_client_manager_config,
+        memory_allocator_manager,
+        enable_worker_cpu_affinity,
+        stats_flush: _,
+        stats_eviction,
+    } = proto;
+    at.unsupported("node_context_params", !node_context_params.is_empty());
+    at.unsupported("hds_config", hds_config.is_some());
+    at.unsupported("flags_path", !flags_path.is_empty());
+    at.unsupported("stats_sinks", !stats_sinks.is_empty());
+    at.unsupported("watchdog", watchdog.is_some());
+    at.unsupported("watchdogs", watchdogs.is_some());
+    at.unsupported("tracing", tracing.is_some_and(|tracing| tracing.http.is_some()));
+    at.unsupported("overload_manager", overload_manager.is_some());
+    at.unsupported("enable_dispatcher_stats", enable_dispatcher_stats);
+    at.unsupported("header_prefix", !header_prefix.is_empty());
+    at.unsupported("stats_server_version_override", stats_server_version_override.is_some());
+    at.unsupported("use_tcp_for_dns_lookups", use_tcp_for_dns_lookups);
+    at.unsupported("dns_resolution_config", dns_resolution_config.is_some());
+    let resolvers = typed_resolver(typed_dns_resolver_config, at);
+    at.unsupported("typed_dns_resolver_config.typed_config.resolvers", !resolvers.is_empty());
+    at.unsupported("fatal_actions", !fatal_actions.is_empty());
+    at.unsupported("config_sources", !config_sources.is_empty());
+    at.unsupported("default_config_source", default_config_source.is_some());
+    at.unsupported("default_socket_interface", !default_socket_interface.is_empty());
+    at.unsupported("certificate_provider_instances", !certificate_provider_instances.is_empty());
+    at.unsupported("perf_tracing_file_path", !perf_tracing_file_path.is_empty());
+    at.unsupported("default_regex_engine", default_regex_engine.is_some());
+    at.unsupported("xds_delegate_extension", xds_delegate_extension.is_some());
+    at.unsupported("xds_config_tracker_extension", xds_config_tracker_extension.is_some());
+    at.unsupported("listener_manager", listener_manager.is_some());
+    at.unsupported("application_log_config", application_log_config.is_some());
+    at.unsupported("grpc_async_client_manager_config", grpc_async_client_manager_config.is_some());
+    at.unsupported("memory_allocator_manager", memory_allocator_manager.is_some());
+    at.unsupported("enable_worker_cpu_affinity", enable_worker_cpu_affinity);
+    at.unsupported("stats_eviction", stats_eviction.is_some());
+    at.each("bootstrap_extensions", bootstrap_extensions, |extension, at| {
+        let type_url = extension.typed_config.map(|any| any.type_url).unwrap_or_default();
+        // It only makes internal listeners possible, and those are refused.
+        if !type_url.ends_with("/envoy.extensions.bootstrap.internal_listener.v3.InternalListener") {
+            at.unsupported_extension(&extension.name, &type_url);
+        }
+        None::<()>
+    });
+
+    let node = node.unwrap_or_default();
+    let runtime_layers = at.optional("layered_runtime", layered_runtime, lower_runtime).unwrap_or_default();
+    let mut runtime = Runtime::default();
+    for (_, values) in &runtime_layers {
+        runtime.add_layer(values.clone());
+    }
+    let max_connections = runtime.integer("overload.global_downstream_max_connections");
+    let proto::bootstrap::StaticResources { listeners, clusters, secrets } = static_resources.unwrap_or_default();
+    at.unsupported("static_resources.secrets", !secrets.is_empty());
+    let dynamic = dynamic_resources.unwrap_or_default();
+    let names = clusters.iter().map(|cluster| Name::new(&cluster.name)).collect::<HashSet<_>>();
+    *at.scope_mut() = Scope {
+        node_id: node.id.as_str().into(),
+        node_cluster: node.cluster.as_str().into(),
+        clusters: Some(Arc::new(names)),
+        has_ads: dynamic.ads_config.is_some(),
+        runtime: Arc::new(runtime),
+        bind: None,
+        added_via_api: false,
+        version: String::new(),
+    };
+    let bind = cluster_manager.and_then(|manager| at.field("cluster_manager", |at| lower_cluster_manager(manager, at)));
+    at.scope_mut().bind = bind;
+    let stats_config = at.field("stats_config", |at| StatsConfig::lower(stats_config.unwrap_or_default(), at));
+    let mut admin = admin.and_then(|admin| at.field("admin", |at| lower_admin(admin, at)));
+    if let (Some(admin), Some(stats_config)) = (&mut admin, stats_config) {
+        admin.stats_config = stats_config;
+        admin.bootstrap = source;
+        admin.runtime_layers = runtime_layers;
+    }
+    let clusters = at.field("static_resources", |at| lower_clusters(clusters, at));
+    let (ads, cds, lds) = at.field("dynamic_resources", |at| lower_dynamic(dynamic, at));
+    if (ads.is_some() || cds.is_some() || lds.is_some()) && (node.id.is_empty() || node.cluster.is_empty()) {
+        at.error_at(
+            "node",
+            "node 'id' and 'cluster' are required. Set it either in 'node' config or via --service-node and --service-cluster options.",
+        );
+    }
+    let listeners = at.field("static_resources", |at| lower_listeners(listeners, at));
+    let mut scope = at.scope().clone();
+    // Which clusters exist changes from here on.
+    scope.clusters = None;
+    Some(Bootstrap {
+        node,
+        clusters,
+        listeners,
+        ads,
+        cds,
+        lds,
+        admin,
+        max_connections,
+        scope,
+    })
+}
+
+fn lower_clusters(protos: Vec<ClusterProto>, at: &mut Lower) -> Vec<Cluster> {
+    let mut seen = HashSet::new();
+    at.each("clusters", protos, |proto, at| {
+        if !seen.insert(proto.name.clone()) {
+            at.error_at("name", format!("cluster manager: duplicate cluster '{}'", proto.name));
+        }
+        let source = leno_api::any::pack(&proto);
+        crate::cluster::config::lower_proto(proto, source, at)
+    })
+}
+
+fn lower_listeners(protos: Vec<ListenerProto>, at: &mut Lower) -> Vec<Listener> {
+    let mut seen = HashSet::new();
+    at.each("listeners", protos, |proto, at| {
+        if !proto.name.is_empty() && !seen.insert(proto.name.clone()) {
+            at.error_at("name", format!("error adding listener: duplicate listener name '{}'", proto.name));
+        }
+        let source = leno_api::any::pack(&proto);
+        crate::listener::config::lower_proto(proto, source, None, at)
+    })
+}
+
+type Dynamic = (Option<XdsServer>, Option<ConfigSource>, Option<ConfigSource>);
+
+fn lower_dynamic(proto: proto::bootstrap::DynamicResources, at: &mut Lower) -> Dynamic {
+    let proto::bootstrap::DynamicResources {
+        lds_config,
+        lds_resources_locator,
+        cds_config,
+        cds_resources_locator,
+        ads_config,
+    } = proto;
+    at.unsupported("lds_resources_locator", !lds_resources_locator.is_empty());
+    at.unsupported("cds_resources_locator", !cds_resources_locator.is_empty());
+    let ads = at.optional("ads_config", ads_config, xds_server);
+    let aggregated = |source: core::ConfigSource, at: &mut Lower| {
+        let source = config_source(source, at)?;
+        if source.origin != Origin::Ads {
+            at.error("only the aggregated stream (ads) is supported; other sources are not supported yet");
+            return None;
+        }
+        Some(source)
+    };
+    let cds = at.optional("cds_config", cds_config, aggregated);
+    let lds = at.optional("lds_config", lds_config, aggregated);
+    (ads, cds, lds)
+}
+
+fn lower_cluster_manager(proto: proto::ClusterManager, at: &mut Lower) -> Option<crate::cluster::BindConfig> {
+    let proto::ClusterManager {
+        local_cluster_name,
+        outlier_detection,
+        upstream_bind_config,
+        load_stats_config,
+        // When clusters are built is our own business.
+        enable_deferred_cluster_creation: _,
+    } = proto;
+    at.unsupported("local_cluster_name", !local_cluster_name.is_empty());
+    if let Some(outlier) = outlier_detection {
+        // No outlier is ever detected, so none is logged.
+        let proto::cluster_manager::OutlierDetection { event_log_path: _, event_service } = outlier;
+        at.unsupported("outlier_detection.event_service", event_service.is_some());
+    }
+    at.unsupported("load_stats_config", load_stats_config.is_some());
+    at.optional("upstream_bind_config", upstream_bind_config, address::bind_config)
+}
+
+fn lower_runtime(proto: proto::LayeredRuntime, at: &mut Lower) -> Option<Vec<(String, serde_json::Value)>> {
+    use proto::runtime_layer::LayerSpecifier;
+    let mut seen = HashSet::new();
+    let mut admin_layers = 0;
+    Some(at.each("layers", proto.layers, |layer, at| {
+        let proto::RuntimeLayer { name, layer_specifier } = layer;
+        if !seen.insert(name.clone()) {
+            at.error_at("name", format!("duplicate layer name: {name}"));
+        }
+        match layer_specifier {
+            Some(LayerSpecifier::StaticLayer(values)) => Some((name, address::object(values))),
+            Some(LayerSpecifier::AdminLayer(proto::runtime_layer::AdminLayer {})) => {
+                admin_layers += 1;
+                if admin_layers > 1 {
+                    at.error("too many admin layers specified in LayeredRuntime, at most one may be specified");
+                }
+                Some((name, serde_json::Value::Object(serde_json::Map::new())))
+            }
+            Some(LayerSpecifier::DiskLayer(_)) => {
+                at.unsupported("disk_layer", true);
+                None
+            }
+            Some(LayerSpecifier::RtdsLayer(_)) => {
+                at.unsupported("rtds_layer", true);
+                None
+            }
+            None => {
+                at.error("a layer specifier is required");
+                None
+            }
+        }
+    }))
+}
+
+fn lower_admin(proto: proto::Admin, at: &mut Lower) -> Option<AdminConfig> {
+    let admin = AdminConfig::lower(proto, at)?;
+    match &admin.address {
+        Some(Address::Name(host, _)) => {
+            at.error_at("address", format!("malformed IP address: {host}"));
+            None
+        }
+        Some(Address::Ip(_) | Address::Pipe(..)) => Some(admin),
+        // There is none then, as in Envoy.
+        None => None,
+    }
+}
