@@ -7,10 +7,9 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::future::Future;
-use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Instant, SystemTime};
 
 use leno_base::Name;
 use tokio::sync::{mpsc, oneshot};
@@ -18,15 +17,19 @@ use tokio::sync::{mpsc, oneshot};
 use crate::admin::logging::Levels;
 use crate::admin::respond::{Query, Response};
 use crate::cluster::{Cluster, EndpointAddress};
+use crate::config::address::Address;
 use crate::listener::{ListenAddress, Listener};
+use crate::options::Options;
 use crate::snapshot::Snapshot;
 use crate::telemetry::access_log::AccessLog;
+use crate::telemetry::server_stats::Sampled;
 use crate::telemetry::stats::StatsStore;
 use crate::telemetry::tags::StatsConfig;
 use crate::worker::HostReport;
 
 mod certs;
 mod clusters;
+pub(crate) mod config;
 mod config_dump;
 mod drain_listeners;
 mod healthcheck;
@@ -50,10 +53,10 @@ mod stats;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use config::AdminConfig;
 pub(crate) use http::{Socket, serve};
 
 /// What the admin interface knows without asking.
-#[derive(Debug)]
 pub(crate) struct Context {
     /// All counters.
     pub(crate) stats: Arc<StatsStore>,
@@ -67,6 +70,10 @@ pub(crate) struct Context {
     pub(crate) levels: Mutex<Levels>,
     /// `admin.access_log`.
     pub(crate) access_logs: Vec<Arc<AccessLog>>,
+    /// Where to listen.
+    pub(crate) address: Option<Address>,
+    /// Stats that are brought up to date when somebody looks.
+    sampled: Sampled,
 }
 
 /// What is fixed when the proxy starts.
@@ -82,47 +89,8 @@ pub(crate) struct ServerFacts {
     pub(crate) bootstrap: prost_types::Any,
     /// `layered_runtime`, lowest layer first: name, values.
     pub(crate) runtime_layers: Vec<(String, serde_json::Value)>,
-    /// The command line: paths and texts that /server_info repeats.
-    pub(crate) options: CommandLine,
-}
-
-/// What /server_info tells of the command line.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct CommandLine {
-    /// `--config-path`.
-    pub(crate) config_path: Option<PathBuf>,
-    /// `--config-yaml`.
-    pub(crate) config_yaml: String,
-    /// `--admin-address-path`.
-    pub(crate) admin_address_path: Option<PathBuf>,
-    /// `--log-level`.
-    pub(crate) log_level: String,
-    /// `--component-log-level`, as `name:level,...`.
-    pub(crate) component_log_level: String,
-    /// `--log-path`.
-    pub(crate) log_path: Option<PathBuf>,
-    /// `--service-cluster`.
-    pub(crate) service_cluster: String,
-    /// `--service-node`.
-    pub(crate) service_node: String,
-    /// `--service-zone`.
-    pub(crate) service_zone: String,
-    /// `--file-flush-interval-msec`.
-    pub(crate) file_flush_interval: Duration,
-    /// `--file-flush-min-size-kb`, in KiB.
-    pub(crate) file_flush_min_size: u64,
-    /// `--drain-time-s`.
-    pub(crate) drain_time: Duration,
-    /// `--parent-shutdown-time-s`.
-    pub(crate) parent_shutdown_time: Duration,
-    /// `--drain-strategy immediate`.
-    pub(crate) drain_immediately: bool,
-    /// `--allow-unknown-static-fields`.
-    pub(crate) allow_unknown_static_fields: bool,
-    /// `--reject-unknown-dynamic-fields`.
-    pub(crate) reject_unknown_dynamic_fields: bool,
-    /// `--ignore-unknown-dynamic-fields`.
-    pub(crate) ignore_unknown_dynamic_fields: bool,
+    /// The command line.
+    pub(crate) options: Options,
 }
 
 /// What the admin interface asks or orders the main loop to do.

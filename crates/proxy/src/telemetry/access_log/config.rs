@@ -1,5 +1,7 @@
 //! Lowering of envoy.config.accesslog.v3.
 
+#![allow(deprecated, reason = "deprecated fields are lowered, or refused by name, like all others")]
+
 use std::sync::Arc;
 
 use leno_api::proto::envoy::config::accesslog::v3 as accesslog;

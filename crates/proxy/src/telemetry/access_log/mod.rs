@@ -357,3 +357,13 @@ fn random() -> u64 {
     }
     RANDOM.with_borrow_mut(Rng::next_u64)
 }
+
+/// Opens all files anew (SIGUSR1).
+pub(crate) fn reopen() {
+    sink::reopen();
+}
+
+/// Writes all that waits, before the process ends.
+pub(crate) fn flush() {
+    sink::flush();
+}
