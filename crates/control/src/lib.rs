@@ -1,5 +1,27 @@
-//! The control plane of Leno: from Istio's resources to xDS.
+//! The control plane of Leno: from Istio's resources to xDS, for Leno's proxies and for Envoy.
+//!
+//! The way of a change, folder by folder:
+//!
+//! 1. `source`: where configuration comes from (folders of YAML so far), as changes to objects;
+//! 2. `model`: the objects, typed and validated;
+//! 3. `registry`: what exists: services, their endpoints, the workloads behind them;
+//! 4. `scope`: who sees what: which rules and policies apply to which proxies;
+//! 5. `translate`: listeners, routes, clusters and endpoints, encoded;
+//! 6. `push`: telling each connected proxy, in an order that loses no request.
+//!
+//! Steps 3 to 5 are pure derivations on a `leno_derive::Graph`: only what a change reaches is
+//! computed again. `analyze` derives faults from the same facts, and `debug` shows it all.
+//!
+//! START HERE: [`server`], which joins them in one loop.
+
+mod analyze;
+mod debug;
 mod model;
+mod push;
 mod registry;
 mod scope;
+pub mod server;
+mod source;
 mod translate;
+
+pub use model::diagnostic::{Diagnostic, Severity};

@@ -97,7 +97,7 @@ pub(crate) fn register(graph: &mut Graph) {
 /// Adds a change to a batch.
 pub(crate) fn apply(change: Change, batch: &mut Batch) {
     match change {
-        Change::Set(reference, object) => set(&reference, object, batch),
+        Change::Set(reference, object, _) => set(&reference, *object, batch),
         Change::Remove(reference) => remove(&reference, batch),
     }
 }

@@ -26,6 +26,7 @@ use self::gateway::Gateway;
 use self::mesh::MeshConfig;
 use self::service_entry::ServiceEntry;
 use self::virtual_service::VirtualService;
+use crate::source::Origin;
 
 /// The kinds that are read. Others are tolerated or reported, see `read.rs`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -149,10 +150,10 @@ pub(crate) enum Object {
 }
 
 /// One difference between what the sources held before and hold now.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub(crate) enum Change {
-    /// The object is new or different.
-    Set(ObjectRef, Object),
+    /// The object is new or different, or at least read again.
+    Set(ObjectRef, Box<Object>, Origin),
     /// The object is gone.
     Remove(ObjectRef),
 }
@@ -161,7 +162,7 @@ impl Change {
     /// The object that it is about.
     pub(crate) fn object(&self) -> &ObjectRef {
         match self {
-            Change::Set(object, _) | Change::Remove(object) => object,
+            Change::Set(object, ..) | Change::Remove(object) => object,
         }
     }
 }

@@ -19,6 +19,8 @@ pub(crate) struct Resource {
     pub(crate) wire: leno_xds::Resource,
     /// The objects that it was made of, to be blamed when a proxy refuses it.
     pub(crate) origins: Vec<ObjectRef>,
+    /// For a cluster: whether it is of no use before its endpoints have been asked for and sent.
+    pub(crate) needs_endpoints: bool,
 }
 
 impl Resource {
@@ -27,7 +29,7 @@ impl Resource {
         origins.sort();
         origins.dedup();
         let body = Bytes::from(message.encode_to_vec());
-        Resource { wire: leno_xds::Resource::hashed(leno_base::Name::new(name), body), origins }
+        Resource { wire: leno_xds::Resource::hashed(leno_base::Name::new(name), body), origins, needs_endpoints: false }
     }
 
     /// Its name among the resources of its type.

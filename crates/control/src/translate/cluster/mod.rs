@@ -151,7 +151,9 @@ impl Query for Outbound {
         policy::apply(&mut message, &effective, http_version(port.protocol));
         let rules = key.rules.iter().map(|rule| rule.of(Kind::DestinationRule));
         let origins = rules.chain([key.service.object.clone()]).collect();
-        Some(Arc::new(Resource::new(&message.name, &message, origins)))
+        let mut resource = Resource::new(&message.name, &message, origins);
+        resource.needs_endpoints = message.eds_cluster_config.is_some();
+        Some(Arc::new(resource))
     }
 }
 

@@ -1,0 +1,105 @@
+//! Faults that show only when objects are seen together: a route to a subset that no rule defines,
+//! a gateway that does not exist, two gateways on one port.
+//!
+//! Everything here is a warning: translation has an answer in each case (usually Istio's), and the
+//! author should know what it is.
+
+mod gateway;
+mod rule;
+
+use leno_derive::{Cx, Query};
+
+use crate::model::diagnostic::{Finding, Severity};
+use crate::model::inputs::{DestinationRules, Gateways, ServiceEntries, VirtualServices};
+use crate::model::{Key, Kind, ObjectRef};
+use crate::registry::protocol::Protocol;
+use crate::registry::{Resolution, ServicesOf, Visible, VisibleOnPort, full_name};
+use crate::scope::fit;
+
+/// All faults of the mesh, by object.
+pub(crate) struct Analysis;
+
+impl Query for Analysis {
+    type Key = ();
+    type Value = Vec<(ObjectRef, Finding)>;
+    const NAME: &'static str = "analysis";
+
+    fn derive(cx: &Cx<'_>, (): &()) -> Vec<(ObjectRef, Finding)> {
+        let mut all = Vec::new();
+        let mut add = |object: ObjectRef, findings: &[Finding]| {
+            all.extend(findings.iter().map(|finding| (object.clone(), finding.clone())));
+        };
+        for key in cx.all::<VirtualServices>() {
+            add(key.of(Kind::VirtualService), &cx.get::<rule::RuleFindings>(&key));
+        }
+        for key in cx.all::<Gateways>() {
+            add(key.of(Kind::Gateway), &cx.get::<gateway::GatewayFindings>(&key));
+        }
+        for key in cx.all::<DestinationRules>() {
+            add(key.of(Kind::DestinationRule), &cx.get::<PolicyFindings>(&key));
+        }
+        for key in cx.all::<ServiceEntries>() {
+            add(key.of(Kind::ServiceEntry), &cx.get::<EntryFindings>(&key));
+        }
+        all
+    }
+}
+
+/// Faults of a DestinationRule.
+struct PolicyFindings;
+
+impl Query for PolicyFindings {
+    type Key = Key;
+    type Value = Vec<Finding>;
+    const NAME: &'static str = "policy-findings";
+
+    fn derive(cx: &Cx<'_>, key: &Key) -> Vec<Finding> {
+        let Some(policy) = cx.input::<DestinationRules>(key) else { return Vec::new() };
+        let host = full_name(&policy.spec.host, &key.namespace);
+        let visible = cx.get::<Visible>(&key.namespace);
+        if visible.keys().any(|known| fit(&host, known).is_some()) {
+            return Vec::new();
+        }
+        vec![warning("unknown-host", "spec.host", format!("there is no service {host}, so the rule has no effect"))]
+    }
+}
+
+/// Faults of a ServiceEntry.
+struct EntryFindings;
+
+impl Query for EntryFindings {
+    type Key = Key;
+    type Value = Vec<Finding>;
+    const NAME: &'static str = "entry-findings";
+
+    fn derive(cx: &Cx<'_>, key: &Key) -> Vec<Finding> {
+        let mut findings = Vec::new();
+        for service in cx.get::<ServicesOf>(&key.of(Kind::ServiceEntry)).iter() {
+            if service.resolution != Resolution::OriginalDst || !service.addresses.is_empty() {
+                continue;
+            }
+            for (index, port) in service.ports.iter().enumerate() {
+                if port.protocol != Protocol::Tcp {
+                    continue;
+                }
+                let others = cx.get::<VisibleOnPort>(&(key.namespace.clone(), port.number));
+                let rival = others.iter().find(|other| {
+                    other.id != service.id
+                        && other.port(port.number).is_some_and(|other| other.protocol.is_http())
+                });
+                if let Some(rival) = rival {
+                    let message = format!(
+                        "port {} carries HTTP for {}, so without addresses nothing tells this service apart",
+                        port.number, rival.id.host
+                    );
+                    findings.push(warning("port-conflict", format!("spec.ports[{index}].number"), message));
+                }
+            }
+        }
+        findings
+    }
+}
+
+fn warning(code: &'static str, path: impl Into<String>, message: String) -> Finding {
+    Finding { severity: Severity::Warning, code, path: path.into(), message }
+}

@@ -1,0 +1,333 @@
+//! The control loop: everything that happens arrives at one place, one [`Event`] at a time.
+//!
+//! START HERE. A change's way: a source sends an update → [`Loop::on_changes`] commits it to the
+//! graph as one revision → `push` asks the graph which resources of connected proxies that has
+//! changed → each session is told, as fast as its proxy takes it.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use leno_derive::{Batch, Graph};
+use leno_xds::server::grpc::{DiscoveryService, StreamEvent};
+use serde_json::Value;
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinSet;
+use tokio_stream::wrappers::TcpListenerStream;
+
+use crate::analyze::Analysis;
+use crate::debug;
+use crate::debug::http::Question;
+use crate::model::diagnostic::{Diagnostic, Severity};
+use crate::model::{Change, ObjectRef, inputs};
+use crate::push::Push;
+use crate::source::files::Files;
+use crate::source::{Origin, Update, watch};
+
+/// How often things that wait are looked at.
+const TICK: Duration = Duration::from_millis(250);
+
+/// How many events may wait for the loop before their senders do.
+const QUEUE: usize = 1024;
+
+/// After how many ticks unused values are forgotten.
+const COLLECT_EVERY: u32 = 40;
+
+/// How long a proxy may be silent before it is asked whether it is there, and how long it has to
+/// answer.
+const KEEPALIVE: Duration = Duration::from_secs(30);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What the control plane is started with.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Folders of YAML; of an object in several, the one in the last counts.
+    pub dirs: Vec<PathBuf>,
+    /// Where proxies connect: xDS over gRPC without TLS.
+    pub grpc_addr: SocketAddr,
+    /// Where people look: `/ready` and `/debug/...` over HTTP.
+    pub http_addr: SocketAddr,
+}
+
+impl Config {
+    /// The configuration for folders, with Istio's ports on the loopback address.
+    pub fn new(dirs: Vec<PathBuf>) -> Config {
+        Config {
+            dirs,
+            grpc_addr: SocketAddr::from(([127, 0, 0, 1], 15010)),
+            http_addr: SocketAddr::from(([127, 0, 0, 1], 15014)),
+        }
+    }
+}
+
+/// A control plane whose ports are bound, so that their numbers are known.
+#[derive(Debug)]
+pub struct Server {
+    dirs: Vec<PathBuf>,
+    grpc: TcpListener,
+    http: TcpListener,
+}
+
+/// Everything that can happen.
+#[derive(Debug)]
+pub(crate) enum Event {
+    /// A source has something to say.
+    Changes(Update),
+    /// Something happened on a proxy's stream.
+    Stream(StreamEvent),
+    /// Somebody wants to know something.
+    Ask(Question, oneshot::Sender<Option<Value>>),
+    /// Time has passed.
+    Tick,
+    /// It is over.
+    Shutdown,
+}
+
+/// Runs a control plane until `shutdown` is done.
+///
+/// # Errors
+/// If a port cannot be bound.
+pub async fn run(config: Config, shutdown: impl Future<Output = ()> + Send + 'static) -> io::Result<()> {
+    Server::bind(config).await?.run(shutdown).await;
+    Ok(())
+}
+
+impl Server {
+    /// Binds the ports.
+    ///
+    /// # Errors
+    /// If that fails; the message names the address.
+    pub async fn bind(config: Config) -> io::Result<Server> {
+        Ok(Server {
+            dirs: config.dirs,
+            grpc: bind(config.grpc_addr).await?,
+            http: bind(config.http_addr).await?,
+        })
+    }
+
+    /// The address that proxies connect to.
+    ///
+    /// # Errors
+    /// If the operating system does not tell.
+    pub fn grpc_addr(&self) -> io::Result<SocketAddr> {
+        self.grpc.local_addr()
+    }
+
+    /// The address of the debug interface.
+    ///
+    /// # Errors
+    /// If the operating system does not tell.
+    pub fn http_addr(&self) -> io::Result<SocketAddr> {
+        self.http.local_addr()
+    }
+
+    /// Serves until `shutdown` is done.
+    pub async fn run(self, shutdown: impl Future<Output = ()> + Send + 'static) {
+        let (events, mut queue) = mpsc::channel(QUEUE);
+        let ready = Arc::new(AtomicBool::new(false));
+        let mut tasks = JoinSet::new();
+        self.spawn_sources(&events, &mut tasks);
+        tasks.spawn(debug::http::serve(self.http, events.clone(), Arc::clone(&ready)));
+        tasks.spawn(serve_xds(self.grpc, events.clone()));
+        tasks.spawn(tick(events.clone()));
+        let over = events.clone();
+        tasks.spawn(async move {
+            shutdown.await;
+            // If the loop is gone, it is over already.
+            let _ = over.send(Event::Shutdown).await;
+        });
+        drop(events);
+        let mut control = Loop::new(ready);
+        while let Some(event) = queue.recv().await {
+            match event {
+                Event::Changes(update) => control.on_changes(update),
+                Event::Stream(event) => control.on_stream(event),
+                // The asker may have left.
+                Event::Ask(question, reply) => drop(reply.send(control.on_ask(&question))),
+                Event::Tick => control.on_tick(),
+                Event::Shutdown => break,
+            }
+        }
+        // Streams end as their senders are dropped with the loop.
+        drop(control);
+        tasks.shutdown().await;
+    }
+
+    fn spawn_sources(&self, events: &mpsc::Sender<Event>, tasks: &mut JoinSet<()>) {
+        let (updates, mut told) = mpsc::channel(16);
+        tasks.spawn(watch::run(Files::new(self.dirs.clone()), updates));
+        let events = events.clone();
+        tasks.spawn(async move {
+            while let Some(update) = told.recv().await {
+                if events.send(Event::Changes(update)).await.is_err() {
+                    return;
+                }
+            }
+        });
+    }
+}
+
+async fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    TcpListener::bind(address)
+        .await
+        .map_err(|error| io::Error::new(error.kind(), format!("cannot listen on {address}: {error}")))
+}
+
+async fn serve_xds(listener: TcpListener, events: mpsc::Sender<Event>) {
+    let (streams, mut happened) = mpsc::channel(QUEUE);
+    let server = tonic::transport::Server::builder()
+        .tcp_nodelay(true)
+        .http2_keepalive_interval(Some(KEEPALIVE))
+        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+        .add_service(DiscoveryService::new(streams))
+        .serve_with_incoming(TcpListenerStream::new(listener));
+    let relay = async {
+        while let Some(event) = happened.recv().await {
+            if events.send(Event::Stream(event)).await.is_err() {
+                return;
+            }
+        }
+    };
+    tokio::select! {
+        result = server => {
+            if let Err(error) = result {
+                tracing::error!(%error, "the xDS server has ended");
+            }
+        }
+        () = relay => {}
+    }
+}
+
+async fn tick(events: mpsc::Sender<Event>) {
+    let mut interval = tokio::time::interval(TICK);
+    interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        interval.tick().await;
+        if events.send(Event::Tick).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// The state of the control plane.
+struct Loop {
+    graph: Graph,
+    push: Push,
+    /// Where each object was read.
+    origins: BTreeMap<ObjectRef, Origin>,
+    /// What the sources could not use.
+    source_diagnostics: Arc<Vec<Diagnostic>>,
+    /// All that is wrong, as last printed.
+    diagnostics: Vec<Diagnostic>,
+    ready: Arc<AtomicBool>,
+    ticks: u32,
+}
+
+impl Loop {
+    fn new(ready: Arc<AtomicBool>) -> Loop {
+        let mut graph = Graph::new();
+        inputs::register(&mut graph);
+        Loop {
+            graph,
+            push: Push::default(),
+            origins: BTreeMap::new(),
+            source_diagnostics: Arc::default(),
+            diagnostics: Vec::new(),
+            ready,
+            ticks: 0,
+        }
+    }
+
+    fn on_changes(&mut self, update: Update) {
+        let before = self.graph.revision();
+        let count = update.changes.len();
+        let mut batch = Batch::new();
+        for change in update.changes {
+            match &change {
+                Change::Set(object, _, origin) => drop(self.origins.insert(object.clone(), origin.clone())),
+                Change::Remove(object) => drop(self.origins.remove(object)),
+            }
+            inputs::apply(change, &mut batch);
+        }
+        let revision = self.graph.commit(batch);
+        self.source_diagnostics = update.diagnostics;
+        if revision != before {
+            tracing::info!(changes = count, %revision, "configuration changed");
+            self.push.on_change(&self.graph, Instant::now());
+        }
+        self.refresh_diagnostics();
+        if !self.ready.swap(true, Ordering::AcqRel) {
+            tracing::info!("ready");
+        }
+    }
+
+    fn on_stream(&mut self, event: StreamEvent) {
+        // A refusal is worth printing at once, and so is its end; nothing else here changes them.
+        let request = matches!(event, StreamEvent::Request { .. } | StreamEvent::Closed { .. });
+        self.push.on_stream(&mut self.graph, event, Instant::now());
+        if request {
+            self.refresh_diagnostics();
+        }
+    }
+
+    fn on_tick(&mut self) {
+        self.push.on_tick(Instant::now());
+        self.ticks = self.ticks.wrapping_add(1);
+        if self.ticks.is_multiple_of(COLLECT_EVERY) {
+            self.graph.collect();
+        }
+    }
+
+    fn on_ask(&mut self, question: &Question) -> Option<Value> {
+        match question {
+            Question::Sync => Some(debug::syncz(&self.push)),
+            Question::Config => Some(debug::configz(&self.origins)),
+            Question::Registry => Some(debug::registryz(&self.graph)),
+            Question::Diagnostics => serde_json::to_value(&self.diagnostics).ok(),
+            Question::Dump(proxy) => debug::config_dump(&self.push, proxy),
+        }
+    }
+
+    /// Gathers all that is wrong, and prints what is new and what is mended.
+    fn refresh_diagnostics(&mut self) {
+        let mut now = self.source_diagnostics.as_ref().clone();
+        for (object, finding) in self.graph.get::<Analysis>(&()).iter() {
+            now.push(self.located(object, Diagnostic::about(object, finding)));
+        }
+        for refusal in self.push.refusals(&self.graph) {
+            let diagnostic = refusal.diagnostic();
+            now.push(match &refusal.object {
+                Some(object) => self.located(object, diagnostic),
+                None => diagnostic,
+            });
+        }
+        if now == self.diagnostics {
+            return;
+        }
+        for diagnostic in now.iter().filter(|diagnostic| !self.diagnostics.contains(diagnostic)) {
+            match diagnostic.severity {
+                Severity::Error => tracing::error!("{diagnostic}"),
+                Severity::Warning => tracing::warn!("{diagnostic}"),
+            }
+        }
+        for diagnostic in self.diagnostics.iter().filter(|diagnostic| !now.contains(diagnostic)) {
+            tracing::info!("no longer: {diagnostic}");
+        }
+        self.diagnostics = now;
+    }
+
+    fn located(&self, object: &ObjectRef, mut diagnostic: Diagnostic) -> Diagnostic {
+        if let Some(origin) = self.origins.get(object) {
+            let position = origin.locate(&diagnostic.path);
+            diagnostic.file = origin.file.to_string();
+            diagnostic.line = position.line;
+            diagnostic.column = position.column;
+        }
+        diagnostic
+    }
+}

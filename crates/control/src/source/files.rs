@@ -1,0 +1,349 @@
+//! Folders of YAML and JSON as a source: what `kubectl apply -f FOLDER` would apply.
+//!
+//! [`Files`] is brought up to date by [`Files::scan`] and says what changed. It is forgiving, as
+//! files are edited by hand while they are in use:
+//!
+//! - a file that cannot be parsed, and an object that is not valid, keep their last good version;
+//! - a file that is gone or empty is believed to be so only after a moment, as editors save by
+//!   truncating and writing, or by renaming twice;
+//! - of an object that occurs twice, the one in the later folder counts (the second folder holds
+//!   what was found out at run time), and within a folder the first, with a diagnostic.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use leno_api::yaml::{self, Dialect, Node, Value};
+
+use super::{Origin, object_node};
+use crate::model::diagnostic::{Diagnostic, Finding, Severity};
+use crate::model::read::{self, Read};
+use crate::model::{Change, Object, ObjectRef};
+
+/// How long a file must be gone or empty to be believed.
+const GRACE: Duration = Duration::from_millis(100);
+
+/// The folders, and what was read from them.
+#[derive(Debug)]
+pub(crate) struct Files {
+    roots: Vec<PathBuf>,
+    /// By place in `roots` and path.
+    files: BTreeMap<(usize, PathBuf), File>,
+    /// Which file's version of each object is in effect.
+    winners: HashMap<ObjectRef, (usize, PathBuf)>,
+    diagnostics: Arc<Vec<Diagnostic>>,
+}
+
+/// One file.
+#[derive(Debug, Default)]
+struct File {
+    text: Arc<str>,
+    signature: Option<Signature>,
+    /// Its good objects, in the order of the file.
+    objects: Vec<Slot>,
+    diagnostics: Vec<Diagnostic>,
+    /// Since when it looks gone or empty.
+    doubtful: Option<Instant>,
+    /// Whether its objects must be told again.
+    fresh: bool,
+}
+
+/// A good object of a file, perhaps from an earlier version of it.
+#[derive(Clone, Debug)]
+struct Slot {
+    reference: ObjectRef,
+    origin: Origin,
+}
+
+/// What tells that a file has changed without reading it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Signature {
+    modified: Option<SystemTime>,
+    length: u64,
+}
+
+/// How closely to look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Look {
+    /// Read every file.
+    Inside,
+    /// Read those that look changed.
+    Outside,
+}
+
+impl Files {
+    /// A source for folders (or single files), of which nothing was read yet.
+    pub(crate) fn new(roots: Vec<PathBuf>) -> Files {
+        Files { roots, files: BTreeMap::new(), winners: HashMap::new(), diagnostics: Arc::default() }
+    }
+
+    /// The folders.
+    pub(crate) fn roots(&self) -> &[PathBuf] {
+        &self.roots
+    }
+
+    /// What was found wrong by the last scan.
+    pub(crate) fn diagnostics(&self) -> Arc<Vec<Diagnostic>> {
+        Arc::clone(&self.diagnostics)
+    }
+
+    /// Whether a file looks gone or empty and must be looked at again soon.
+    pub(crate) fn is_doubtful(&self) -> bool {
+        self.files.values().any(|file| file.doubtful.is_some())
+    }
+
+    /// Looks at the folders and returns what has changed since the last time.
+    pub(crate) fn scan(&mut self, look: Look, now: Instant) -> Vec<Change> {
+        let mut faults = Vec::new();
+        let mut present = Vec::new();
+        for (root, folder) in self.roots.clone().iter().enumerate() {
+            match list(folder) {
+                Ok(paths) => present.extend(paths.into_iter().map(|path| (root, path))),
+                Err(error) => faults.push(io_fault(folder, &error)),
+            }
+        }
+        for key in &present {
+            if let Err(error) = self.visit(key, look, now) {
+                faults.push(io_fault(&key.1, &error));
+            }
+        }
+        self.files.retain(|key, file| {
+            if present.binary_search(key).is_ok() {
+                return true;
+            }
+            let since = *file.doubtful.get_or_insert(now);
+            now.duration_since(since) < GRACE
+        });
+        let changes = self.merge(&mut faults);
+        faults.extend(self.files.values().flat_map(|file| file.diagnostics.iter().cloned()));
+        faults.sort_by(|a, b| (&a.file, a.line, a.column, &a.path).cmp(&(&b.file, b.line, b.column, &b.path)));
+        if *self.diagnostics != faults {
+            self.diagnostics = Arc::new(faults);
+        }
+        changes
+    }
+
+    /// Reads one file if need be.
+    fn visit(&mut self, key: &(usize, PathBuf), look: Look, now: Instant) -> std::io::Result<()> {
+        let metadata = fs::metadata(&key.1)?;
+        let signature = Signature { modified: metadata.modified().ok(), length: metadata.len() };
+        let file = self.files.entry(key.clone()).or_default();
+        if look == Look::Outside && file.doubtful.is_none() && file.signature.as_ref() == Some(&signature) {
+            return Ok(());
+        }
+        let bytes = fs::read(&key.1)?;
+        file.signature = Some(signature);
+        let text = String::from_utf8_lossy(&bytes);
+        if text.trim().is_empty() && !file.objects.is_empty() {
+            let since = *file.doubtful.get_or_insert(now);
+            if now.duration_since(since) < GRACE {
+                return Ok(());
+            }
+        }
+        file.doubtful = None;
+        if *file.text != *text || file.signature.is_none() {
+            file.read(&display(&key.1), Arc::from(text.as_ref()));
+        }
+        Ok(())
+    }
+
+    /// Decides which version of each object is in effect, and returns what that changes.
+    fn merge(&mut self, faults: &mut Vec<Diagnostic>) -> Vec<Change> {
+        let mut winners: HashMap<ObjectRef, (&(usize, PathBuf), &Slot)> = HashMap::new();
+        for (key, file) in &self.files {
+            for slot in &file.objects {
+                match winners.get(&slot.reference) {
+                    Some((present, first)) if present.0 == key.0 => faults.push(duplicate(slot, first)),
+                    // The files come in the order of their folders, so this is of a later one.
+                    _ => drop(winners.insert(slot.reference.clone(), (key, slot))),
+                }
+            }
+        }
+        let mut changes = Vec::new();
+        for (reference, (key, slot)) in &winners {
+            let fresh = self.files.get(*key).is_some_and(|file| file.fresh);
+            let moved = self.winners.get(reference) != Some(*key);
+            if !fresh && !moved {
+                continue;
+            }
+            if let Some(object) = slot.load() {
+                changes.push(Change::Set(reference.clone(), Box::new(object), slot.origin.clone()));
+            }
+        }
+        for reference in self.winners.keys().filter(|reference| !winners.contains_key(reference)) {
+            changes.push(Change::Remove(reference.clone()));
+        }
+        changes.sort_by(|a, b| a.object().cmp(b.object()));
+        self.winners = winners.into_iter().map(|(reference, (key, _))| (reference, key.clone())).collect();
+        self.files.values_mut().for_each(|file| file.fresh = false);
+        changes
+    }
+}
+
+impl File {
+    /// Reads a new text; what is not good in it keeps its last good version.
+    fn read(&mut self, name: &str, text: Arc<str>) {
+        self.text = Arc::clone(&text);
+        self.fresh = true;
+        self.diagnostics.clear();
+        let documents = match yaml::parse(&text, Dialect::Kubernetes) {
+            Ok(documents) => documents,
+            Err(error) => {
+                let kept = if self.objects.is_empty() { "" } else { "; the last good version stays in use" };
+                self.diagnostics.push(Diagnostic {
+                    line: error.line,
+                    column: error.column,
+                    path: error.path.clone(),
+                    ..fault(name, "parse-error", format!("{}{kept}", error.message))
+                });
+                // Nothing has changed after all.
+                self.fresh = false;
+                return;
+            }
+        };
+        let name: Arc<str> = Arc::from(name);
+        let mut objects = Vec::new();
+        for (document, item) in places(&documents) {
+            let Some(node) = object_node(&documents, document, item) else { continue };
+            let origin = Origin { file: Arc::clone(&name), text: Arc::clone(&text), document, item };
+            self.read_object(node, origin, &mut objects);
+        }
+        self.objects = objects;
+    }
+
+    fn read_object(&mut self, node: &Node<'_>, origin: Origin, objects: &mut Vec<Slot>) {
+        match read::read(node) {
+            Read::Object { reference, findings, .. } => {
+                self.report(node, &origin, &reference.kind.to_string(), &reference, findings);
+                objects.push(Slot { reference, origin });
+            }
+            Read::Rejected { reference, findings } => {
+                self.report(node, &origin, &reference.kind.to_string(), &reference, findings);
+                // Its last good version, from an earlier text, stays.
+                let last = self.objects.iter().find(|slot| slot.reference == reference);
+                objects.extend(last.cloned());
+            }
+            Read::Skipped { kind, namespace, name, findings } => {
+                for finding in findings {
+                    let position = node.locate_nearest(&finding.path);
+                    self.diagnostics.push(Diagnostic {
+                        severity: finding.severity,
+                        line: position.line,
+                        column: position.column,
+                        kind: kind.clone(),
+                        namespace: namespace.clone(),
+                        name: name.clone(),
+                        path: finding.path,
+                        ..fault(&origin.file, finding.code, finding.message)
+                    });
+                }
+            }
+        }
+    }
+
+    fn report(
+        &mut self,
+        node: &Node<'_>,
+        origin: &Origin,
+        kind: &str,
+        reference: &ObjectRef,
+        findings: Vec<Finding>,
+    ) {
+        for finding in findings {
+            let position = node.locate_nearest(&finding.path);
+            self.diagnostics.push(Diagnostic {
+                file: origin.file.to_string(),
+                line: position.line,
+                column: position.column,
+                kind: kind.to_owned(),
+                ..Diagnostic::about(reference, &finding)
+            });
+        }
+    }
+}
+
+impl Slot {
+    /// The object, read again from the text that it was found good in.
+    fn load(&self) -> Option<Object> {
+        let documents = yaml::parse(&self.origin.text, Dialect::Kubernetes).ok()?;
+        match read::read(object_node(&documents, self.origin.document, self.origin.item)?) {
+            Read::Object { object, .. } => Some(object),
+            Read::Rejected { .. } | Read::Skipped { .. } => None,
+        }
+    }
+}
+
+/// Where the objects of a file are: its documents, or the items of those that are lists.
+fn places(documents: &[Node<'_>]) -> Vec<(usize, Option<usize>)> {
+    let mut places = Vec::new();
+    for (index, document) in documents.iter().enumerate() {
+        let is_list = document.find("kind").and_then(Node::as_str).is_some_and(|kind| kind.ends_with("List"));
+        match document.find("items").map(|items| &items.value) {
+            Some(Value::Sequence(items)) if is_list => {
+                places.extend((0..items.len()).map(|item| (index, Some(item))));
+            }
+            _ => places.push((index, None)),
+        }
+    }
+    places
+}
+
+/// The configuration files directly in a folder, sorted; or the file itself.
+fn list(folder: &Path) -> std::io::Result<Vec<PathBuf>> {
+    if fs::metadata(folder)?.is_file() {
+        return Ok(vec![folder.to_owned()]);
+    }
+    let mut paths = Vec::new();
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        let hidden = path.file_name().is_none_or(|name| name.as_encoded_bytes().starts_with(b"."));
+        let known = path.extension().is_some_and(|extension| {
+            ["yaml", "yml", "json"].iter().any(|known| extension.eq_ignore_ascii_case(known))
+        });
+        // Follows links: a mounted ConfigMap consists of them.
+        if !hidden && known && fs::metadata(&path).is_ok_and(|metadata| metadata.is_file()) {
+            paths.push(path);
+        }
+    }
+    paths.sort();
+    Ok(paths)
+}
+
+fn display(path: &Path) -> String {
+    path.display().to_string()
+}
+
+fn io_fault(path: &Path, error: &std::io::Error) -> Diagnostic {
+    fault(&display(path), "unreadable", format!("cannot be read: {error}"))
+}
+
+fn fault(file: &str, code: &str, message: String) -> Diagnostic {
+    Diagnostic {
+        severity: Severity::Error,
+        code: code.to_owned(),
+        file: file.to_owned(),
+        line: 0,
+        column: 0,
+        kind: String::new(),
+        namespace: String::new(),
+        name: String::new(),
+        path: String::new(),
+        message,
+    }
+}
+
+fn duplicate(slot: &Slot, first: &Slot) -> Diagnostic {
+    let other = first.origin.locate("");
+    let message = format!("is not used, as it is declared before at {}:{}", first.origin.file, other.line);
+    let finding =
+        Finding { severity: Severity::Error, code: "duplicate-object", path: String::new(), message };
+    let position = slot.origin.locate("");
+    Diagnostic {
+        file: slot.origin.file.to_string(),
+        line: position.line,
+        column: position.column,
+        ..Diagnostic::about(&slot.reference, &finding)
+    }
+}
