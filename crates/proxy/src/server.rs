@@ -20,6 +20,7 @@ use crate::cluster::{Assignment, Cluster, Discovery as ClusterDiscovery, Endpoin
 use crate::config::bootstrap::Bootstrap;
 use crate::config::discovery::{Ads, Applied, Discovery};
 use crate::config::store::Store;
+use crate::listener::accept::GlobalConnections;
 use crate::listener::sockets::Sockets;
 use crate::logging::LogFilter;
 use crate::options::Options;
@@ -133,7 +134,8 @@ impl Server {
             listeners: ListenerManagerStats::new(&main_stats, "listener_manager."),
         };
         stats.server.concurrency().set(concurrency as u64);
-        let workers = (0..concurrency).map(|index| worker::spawn(index, &all_stats)).collect::<Result<_, _>>();
+        let limit = GlobalConnections::new(bootstrap.max_connections);
+        let workers = (0..concurrency).map(|index| worker::spawn(index, &all_stats, &limit)).collect::<Result<_, _>>();
         let workers = workers.map_err(|error| RunError::System("cannot start a worker".to_owned(), error))?;
 
         let ads = ads(&bootstrap)?;

@@ -22,7 +22,8 @@ use tokio::task::{AbortHandle, LocalSet};
 use crate::cluster::worker_cluster::WorkerCluster;
 use crate::cluster::{Assignment, Discovery, EndpointAddress};
 use crate::http::route::RouteTable;
-use crate::listener::accept::{WorkerListener, accept_loop};
+use crate::http::stats::{HttpScopes, HttpStats};
+use crate::listener::accept::{GlobalConnections, WorkerListener, accept_loop};
 use crate::listener::bind::BoundSocket;
 use crate::listener::{Direction, ListenAddress, Listener};
 use crate::snapshot::Snapshot;
@@ -98,12 +99,13 @@ impl Drop for Handle {
 }
 
 /// Starts a worker thread.
-pub(crate) fn spawn(index: usize, stats: &StatsStore) -> std::io::Result<Handle> {
+pub(crate) fn spawn(index: usize, stats: &StatsStore, limit: &Arc<GlobalConnections>) -> std::io::Result<Handle> {
+    let limit = Arc::clone(limit);
     let stats = stats.thread();
     let (commands, mailbox) = mpsc::unbounded_channel();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let thread = std::thread::Builder::new().name(format!("worker_{index}")).spawn(move || {
-        let worker = Rc::new(Worker::new(index, stats));
+        let worker = Rc::new(Worker::new(index, stats, limit));
         LocalSet::new().block_on(&runtime, worker.run(mailbox));
     })?;
     Ok(Handle { commands, thread: Some(thread) })
@@ -113,6 +115,7 @@ pub(crate) fn spawn(index: usize, stats: &StatsStore) -> std::io::Result<Handle>
 pub(crate) struct Worker {
     index: usize,
     stats: Arc<ThreadStats>,
+    connections: Arc<GlobalConnections>,
     /// The adopted configuration.
     snapshot: RefCell<Arc<Snapshot>>,
     /// The worker's side of the clusters that it has used.
@@ -124,22 +127,26 @@ pub(crate) struct Worker {
     accepting: RefCell<HashMap<Name, Vec<AbortHandle>>>,
     /// Listeners that are gone and whose connections are not.
     leaving: RefCell<Vec<Rc<WorkerListener>>>,
+    /// Stats of connection managers by prefix.
+    http_scopes: HttpScopes,
     /// State of the random generator (splitmix64).
     random: Cell<u64>,
 }
 
 impl Worker {
     /// A worker without configuration.
-    pub(crate) fn new(index: usize, stats: Arc<ThreadStats>) -> Self {
+    pub(crate) fn new(index: usize, stats: Arc<ThreadStats>, connections: Arc<GlobalConnections>) -> Self {
         Self {
             index,
             stats,
+            connections,
             snapshot: RefCell::default(),
             clusters: RefCell::default(),
             listeners: RefCell::default(),
             destinations: RefCell::default(),
             accepting: RefCell::default(),
             leaving: RefCell::default(),
+            http_scopes: HttpScopes::default(),
             random: Cell::new(leno_base::rng::Rng::from_entropy().next_u64()),
         }
     }
@@ -174,6 +181,16 @@ impl Worker {
     /// This thread's stats.
     pub(crate) fn stats(&self) -> &ThreadStats {
         &self.stats
+    }
+
+    /// The stats of connection managers with this prefix.
+    pub(crate) fn http_stats(&self, stat_prefix: &Name) -> Rc<HttpStats> {
+        self.http_scopes.scope(&self.stats, stat_prefix)
+    }
+
+    /// The limit of connections of the whole proxy.
+    pub(crate) fn connections(&self) -> &Arc<GlobalConnections> {
+        &self.connections
     }
 
     /// The worker's side of a cluster; `None`: no such cluster (or not warm yet).

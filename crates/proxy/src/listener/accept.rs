@@ -31,10 +31,49 @@ stats_scope! {
         counter downstream_cx_destroy;
         gauge downstream_cx_active;
         histogram downstream_cx_length_ms;
-        counter downstream_cx_overflow;
+        counter downstream_global_cx_overflow;
         counter downstream_pre_cx_timeout;
         gauge downstream_pre_cx_active;
         counter no_filter_chain_match;
+    }
+}
+
+/// Downstream connections of the whole proxy, limited by the runtime key
+/// `overload.global_downstream_max_connections`. Shared by all workers.
+#[derive(Debug)]
+pub(crate) struct GlobalConnections {
+    open: AtomicU64,
+    limit: u64,
+}
+
+/// One of the connections that may be open; given back on drop.
+#[derive(Debug)]
+pub(crate) struct Place(Option<Arc<GlobalConnections>>);
+
+impl GlobalConnections {
+    /// `None`: no limit.
+    pub(crate) fn new(limit: Option<u64>) -> Arc<Self> {
+        Arc::new(Self { open: AtomicU64::new(0), limit: limit.unwrap_or(u64::MAX) })
+    }
+
+    /// Takes a place; `None`: all are taken. Without a limit nothing is counted.
+    pub(crate) fn take(self: &Arc<Self>) -> Option<Place> {
+        if self.limit == u64::MAX {
+            return Some(Place(None));
+        }
+        if self.open.fetch_add(1, Ordering::Relaxed) >= self.limit {
+            self.open.fetch_sub(1, Ordering::Relaxed);
+            return None;
+        }
+        Some(Place(Some(Arc::clone(self))))
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if let Some(connections) = &self.0 {
+            connections.open.fetch_sub(1, Ordering::Relaxed);
+        }
     }
 }
 
@@ -123,7 +162,15 @@ pub(crate) async fn accept_loop(worker: Rc<Worker>, listener: leno_base::Name, s
             }
         };
         let Some(listener) = worker.listener(&listener) else { continue };
-        tokio::task::spawn_local(serve(Rc::clone(&worker), listener, socket, remote, local));
+        let Some(place) = worker.connections().take() else {
+            listener.stats.downstream_global_cx_overflow().inc();
+            continue;
+        };
+        let worker = Rc::clone(&worker);
+        tokio::task::spawn_local(async move {
+            serve(worker, listener, socket, remote, local).await;
+            drop(place);
+        });
     }
 }
 
