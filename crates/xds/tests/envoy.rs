@@ -304,7 +304,9 @@ async fn story(mode: Mode) {
         })
         .await;
     let membership = "/stats?filter=^cluster.one.(membership_healthy|init_fetch_timeout)$";
-    envoy.admin_says(membership, |text| text.contains("membership_healthy: 1")).await;
+    let membership = envoy.admin(membership).await;
+    assert!(membership.contains("init_fetch_timeout: 0"), "Envoy had to wait for endpoints: {membership}");
+    assert!(membership.contains("membership_healthy: 1"), "{membership}");
     control.set(TypeUrl::Route, vec![routes("main", to_cluster("one"))]);
     control.wait_for_ack(&TypeUrl::Route).await;
 

@@ -335,7 +335,8 @@ fn attempt(mode: Mode, steps: &[Step], all: bool, trace: bool) -> Result<(), Tes
 }
 
 proptest::proptest! {
-    #![proptest_config(proptest::test_runner::Config { cases: 4000, failure_persistence: None, ..Default::default() })]
+    // PROPTEST_CASES runs more of them.
+    #![proptest_config(proptest::test_runner::Config { failure_persistence: None, ..Default::default() })]
 
     #[test]
     fn sotw_converges(steps in steps(), all in any::<bool>()) {

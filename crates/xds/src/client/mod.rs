@@ -275,7 +275,9 @@ impl Client {
             self.ttl_mentioned = true;
             tracing::warn!(%type_url, "resources with a time to live are kept until the server removes them");
         }
-        if !topic.is_wanted() {
+        // While an update is worked on, what has gone since must be told, wanted or not: it may be
+        // wanted again by the time of the verdict.
+        if !topic.is_wanted() && !topic.has_handed_out() {
             topic.answers.push_back(Answer { nonce, error: None });
             return None;
         }

@@ -99,6 +99,10 @@ impl Topic {
         self.wildcard || !self.names.is_empty()
     }
 
+    pub(super) fn has_handed_out(&self) -> bool {
+        !self.handed_out.is_empty()
+    }
+
     pub(super) fn subscribe_wildcard(&mut self, deadline: Option<Instant>) {
         if self.wildcard {
             return;

@@ -19,6 +19,9 @@ pub struct Subscription {
     names: BTreeSet<Name>,
     /// What the client has, or will have when it has read everything.
     sent: BTreeMap<Name, Name>,
+    /// What was unsubscribed while responses were under way. If the client wants everything before
+    /// it has read them, it takes these as well, and must learn if they are gone.
+    dropped: BTreeSet<Name>,
     /// Names that are to be answered even if nothing has changed.
     asked: BTreeSet<Name>,
     /// A response is due even if it is empty.
@@ -186,8 +189,13 @@ impl Subscription {
                 change.unwanted.push(name);
             }
         }
-        if change.wildcard_wanted && self.wildcard {
-            self.send_all_again();
+        if change.wildcard_wanted {
+            if self.wildcard {
+                self.send_all_again();
+            }
+            for name in std::mem::take(&mut self.dropped) {
+                self.sent.entry(name).or_default();
+            }
         }
         self.wildcard |= change.wildcard_wanted;
         for name in subscribe.into_iter().filter(|name| !is_wildcard(name)) {
@@ -207,16 +215,24 @@ impl Subscription {
             self.sent.retain(|name, _| self.names.contains(name));
             self.asked.retain(|name| self.names.contains(name));
         }
+        if self.unanswered.is_empty() {
+            self.dropped.clear();
+        }
         change
     }
 
     fn forget_unwanted(&mut self, change: &Change) {
-        // What the wildcard still covers, the client still has.
-        for name in change.unwanted.iter().filter(|_| !self.wildcard) {
-            self.sent.remove(name);
-        }
-        if change.wildcard_unwanted {
-            self.sent.retain(|name, _| self.names.contains(name));
+        let (wildcard, names) = (self.wildcard, &self.names);
+        let forget_all = change.wildcard_unwanted;
+        let forgotten = self.sent.extract_if(.., |name, _| {
+            // What the wildcard still covers, the client still has.
+            !wildcard && !names.contains(name) && (forget_all || change.unwanted.contains(name))
+        });
+        let forgotten = forgotten.map(|(name, _)| name);
+        if self.unanswered.is_empty() {
+            forgotten.for_each(drop);
+        } else {
+            self.dropped.extend(forgotten);
         }
     }
 
