@@ -137,11 +137,13 @@ pub(crate) fn unchecked(type_name: &str, node: &Node<'_>) -> Result<Vec<u8>, Err
 }
 
 /// Whether a violation may be there only because a field could not be read: it is about that
-/// field or its list, or about a sibling that the text lacks (the field may be that one, misspelt).
+/// field, its list or its content, or about a sibling that the text lacks (the field may be that one, misspelt).
 fn explains(error: &str, violation: &str, node: &Node<'_>) -> bool {
     let parent = |path: &str| path.rfind(['.', '[']).unwrap_or(0);
     let is_within = |rest: &str| rest.is_empty() || rest.starts_with(['.', '[']);
-    error.strip_prefix(violation).is_some_and(is_within)
+    error.is_empty()
+        || error.strip_prefix(violation).is_some_and(is_within)
+        || violation.strip_prefix(error).is_some_and(is_within)
         || error.get(..parent(error)) == violation.get(..parent(violation))
             && node.locate(violation).is_none()
 }
@@ -262,11 +264,21 @@ impl Decoder {
             }
             false => None,
         };
+        self.elements(field, kind, items);
+        if let Some(start) = start {
+            close_delimited(&mut self.out, start);
+        }
+    }
+
+    /// The elements of a list. Those of a list in the list count too, as Envoy has it: so can an
+    /// alias stand for several elements.
+    fn elements(&mut self, field: Field, kind: Kind, items: &[Node<'_>]) {
         for (index, item) in items.iter().enumerate() {
             self.within(
                 |path| push_index(path, index),
-                |decoder| match kind {
-                    Kind::Message(message) => {
+                |decoder| match (kind, &item.value) {
+                    (_, Value::Sequence(inner)) if !takes_list(kind) => decoder.elements(field, kind, inner),
+                    (Kind::Message(message), _) => {
                         decoder.submessage(field.number(), message, item, item.position);
                     }
                     _ => {
@@ -278,9 +290,6 @@ impl Decoder {
                     }
                 },
             );
-        }
-        if let Some(start) = start {
-            close_delimited(&mut self.out, start);
         }
     }
 
@@ -333,6 +342,12 @@ impl Decoder {
             );
         }
     }
+}
+
+/// Types whose values are lists themselves.
+fn takes_list(kind: Kind) -> bool {
+    matches!(kind, Kind::Message(message)
+        if matches!(message.full_name(), "google.protobuf.Value" | "google.protobuf.ListValue"))
 }
 
 /// Types for which null is a value of its own.

@@ -332,6 +332,32 @@ fn lists_maps_and_oneofs() {
 }
 
 #[test]
+fn lists_in_lists() {
+    table(
+        NODE,
+        &[
+            ("{client_features: [a, [b, [c]], []]}", expect![[r#"{"client_features":["a","b","c"]}"#]]),
+            (
+                "{client_features: [a, [b, 5]]}",
+                expect![
+                    "t.yaml:1:27: client_features[1][1]: expected text, found the number 5; put it in quotes"
+                ],
+            ),
+        ],
+    );
+    table(
+        CLUSTER,
+        &[(
+            "{name: a, transport_socket_matches: [{name: b}, [{name: c}, x]]}",
+            expect![[r#"
+        t.yaml:1:11: transport_socket_matches[2].name: value length must be at least 1 characters
+        t.yaml:1:61: transport_socket_matches[1][1]: expected a mapping (envoy.config.cluster.v3.Cluster.TransportSocketMatch), found "x""#]],
+        )],
+    );
+    table("google.protobuf.ListValue", &[("[[1], [[]]]", expect!["[[1],[[]]]"])]);
+}
+
+#[test]
 fn any() {
     let options = "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
     table(
