@@ -14,6 +14,7 @@ mod tests;
 
 use std::borrow::Cow;
 
+use crate::Error;
 pub use from_node::from_node;
 pub use parse::{MAX_DEPTH, parse};
 pub(crate) use scalar::is_plain_text;
@@ -181,6 +182,13 @@ impl<'t> Node<'t> {
             ),
             Value::Scalar(scalar) => scalar.to_json(),
         }
+    }
+}
+
+impl Unknown {
+    /// The same as an error, for those who refuse unknown fields.
+    pub fn into_error(self) -> Error {
+        Error::new(self.position, self.path, "unknown field").suggest(self.suggestion.as_deref())
     }
 }
 

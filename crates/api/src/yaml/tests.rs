@@ -405,7 +405,7 @@ fn typed() {
         Ok((rules, unknown)) => {
             let mut out = format!("{rules:?}\n");
             for field in unknown {
-                writeln!(out, "unknown {} {:?} {:?}", field.path, field.position, field.suggestion).unwrap();
+                writeln!(out, "{}", field.into_error()).unwrap();
             }
             out
         }
@@ -427,10 +427,10 @@ fn typed() {
         (
             "- name: a\n  portNumbr: 80\n  target: {subset: {name: v, nme: w}}",
             expect![[r#"
-            [Rule { name: "a", port_number: None, weights: [], mode: Simple, target: Some(Subset { name: "v" }), labels: {} }]
-            unknown [0].portNumbr Position { line: 2, column: 3 } Some("portNumber")
-            unknown [0].target.subset.nme Position { line: 3, column: 30 } Some("name")
-        "#]],
+                [Rule { name: "a", port_number: None, weights: [], mode: Simple, target: Some(Subset { name: "v" }), labels: {} }]
+                2:3: [0].portNumbr: unknown field, did you mean 'portNumber'?
+                3:30: [0].target.subset.nme: unknown field, did you mean 'name'?
+            "#]],
         ),
         (
             "- {name: a, mode: null, weights: ~}",
