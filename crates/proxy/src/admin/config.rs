@@ -33,6 +33,7 @@ pub(crate) struct AdminConfig {
 
 impl AdminConfig {
     /// Lowers `admin`; what the rest of the bootstrap says is left at its default.
+    #[allow(deprecated, reason = "old fields are refused by name")]
     pub(crate) fn lower(proto: bootstrap::Admin, at: &mut Lower) -> Option<Self> {
         let bootstrap::Admin {
             access_log,

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant, SystemTime};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
+use hyper::http::request::Parts;
 use hyper::service::service_fn;
 use hyper::{Method, Request};
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -117,8 +118,11 @@ async fn connection(
     local: SocketAddr,
     context: Arc<Context>,
 ) {
-    let service = service_fn(|request| exchange(request, peer, local, &context));
-    let served = auto::Builder::new(TokioExecutor::new()).http1().keep_alive(true).serve_connection(TokioIo::new(stream), service).await;
+    let service = service_fn(move |request| {
+        let context = Arc::clone(&context);
+        async move { exchange(request, peer, local, &context).await }
+    });
+    let served = auto::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service).await;
     if let Err(error) = served {
         tracing::debug!(target: "admin", "connection ended: {error}");
     }
@@ -172,7 +176,7 @@ pub(crate) async fn answer(method: &Method, path: &str, query: &Query, context: 
 /// `admin.access_log`.
 fn log(
     context: &Context,
-    head: &hyper::http::request::Parts,
+    head: &Parts,
     response: &Response,
     peer: SocketAddr,
     local: SocketAddr,

@@ -54,7 +54,7 @@ mod stats;
 mod tests;
 
 pub(crate) use config::AdminConfig;
-pub(crate) use http::{Socket, serve};
+pub(crate) use http::serve;
 
 /// What the admin interface knows without asking.
 pub(crate) struct Context {

@@ -34,6 +34,8 @@ struct Rule {
     first: Option<String>,
     /// Names contain this.
     part: Option<&'static str>,
+    /// Whether it is one of Envoy's.
+    is_default: bool,
 }
 
 /// `stats_matcher`.
@@ -81,7 +83,8 @@ const DEFAULTS: &[(&str, Option<&str>, &str)] = &[
 static DEFAULT_RULES: LazyLock<Vec<Rule>> = LazyLock::new(|| {
     let rules = DEFAULTS.iter().filter_map(|(tag, part, pattern)| {
         let pattern_regex = re2::compile(pattern).ok()?;
-        Some(Rule { tag: (*tag).to_owned(), pattern: pattern_regex, first: first_token(pattern), part: *part })
+        let first = first_token(pattern);
+        Some(Rule { tag: (*tag).to_owned(), pattern: pattern_regex, first, part: *part, is_default: true })
     });
     rules.collect()
 });
@@ -102,12 +105,19 @@ impl Default for StatsConfig {
 impl StatsConfig {
     /// Lowers `stats_config`.
     pub(crate) fn lower(proto: metrics::StatsConfig, at: &mut Lower) -> Option<Self> {
-        let metrics::StatsConfig { stats_tags, use_all_default_tags, stats_matcher, histogram_bucket_settings } = proto;
+        let metrics::StatsConfig {
+            stats_tags,
+            use_all_default_tags,
+            stats_matcher,
+            histogram_bucket_settings,
+            allow_default_tag_overrides,
+        } = proto;
         let mut config = Self::default();
         if use_all_default_tags == Some(false) {
             config.rules.clear();
         }
-        at.each("stats_tags", stats_tags, |specifier, at| config.add_tag(specifier, at));
+        let overrides = allow_default_tag_overrides == Some(true);
+        at.each("stats_tags", stats_tags, |specifier, at| config.add_tag(specifier, overrides, at));
         let matcher = stats_matcher.and_then(|matcher| matcher.stats_matcher);
         config.matcher = match matcher {
             None => Selection::All,
@@ -133,15 +143,17 @@ impl StatsConfig {
         Some(config)
     }
 
-    fn add_tag(&mut self, specifier: metrics::TagSpecifier, at: &mut Lower) -> Option<()> {
+    fn add_tag(&mut self, specifier: metrics::TagSpecifier, overrides: bool, at: &mut Lower) -> Option<()> {
         let metrics::TagSpecifier { tag_name: tag, tag_value } = specifier;
         match tag_value {
             Some(metrics::tag_specifier::TagValue::FixedValue(value)) => self.fixed.push((tag, value)),
             Some(metrics::tag_specifier::TagValue::Regex(text)) if !text.is_empty() => match re2::compile(&text) {
                 Ok(pattern) if pattern.captures_len() > 1 => {
-                    // The bootstrap's rules come before the default ones of the same tag.
-                    self.rules.retain(|rule| rule.tag != tag);
-                    self.rules.push(Rule { tag, pattern, first: first_token(&text), part: None });
+                    // Else the default rules of the same tag come first, as rules are in order.
+                    if overrides {
+                        self.rules.retain(|rule| !(rule.is_default && rule.tag == tag));
+                    }
+                    self.rules.push(Rule { tag, pattern, first: first_token(&text), part: None, is_default: false });
                 }
                 Ok(_) => at.error_at("regex", "must have a capture group"),
                 Err(error) => at.error_at("regex", error),
@@ -275,7 +287,7 @@ mod tests {
             stats_matcher: Some(metrics::StatsMatcher {
                 stats_matcher: Some(metrics::stats_matcher::StatsMatcher::InclusionList(patterns)),
             }),
-            histogram_bucket_settings: Vec::new(),
+            ..metrics::StatsConfig::default()
         };
         let config = Lower::resource(|at| StatsConfig::lower(proto, at)).unwrap();
         check(
