@@ -37,31 +37,31 @@ impl Play {
         self.log.push_str("disconnected\n");
     }
 
-    fn subscribe(&mut self, type_url: TypeUrl, names: &[&str]) {
+    fn subscribe(&mut self, type_url: &TypeUrl, names: &[&str]) {
         let interest = match names {
             ["*"] => Interest::Wildcard,
             names => Interest::Names(names.iter().map(|name| Name::new(name)).collect()),
         };
         let timeout = Some(Duration::from_secs(15));
         writeln!(self.log, "subscribe {} {names:?}", type_url.short()).unwrap();
-        self.client.subscribe(self.clock.now(), &type_url, &interest, timeout);
+        self.client.subscribe(self.clock.now(), type_url, &interest, timeout);
         self.requests();
     }
 
-    fn unsubscribe(&mut self, type_url: TypeUrl, names: &[&str]) {
+    fn unsubscribe(&mut self, type_url: &TypeUrl, names: &[&str]) {
         let interest = match names {
             ["*"] => Interest::Wildcard,
             names => Interest::Names(names.iter().map(|name| Name::new(name)).collect()),
         };
         writeln!(self.log, "unsubscribe {} {names:?}", type_url.short()).unwrap();
-        self.client.unsubscribe(&type_url, &interest);
+        self.client.unsubscribe(type_url, &interest);
         self.requests();
     }
 
     /// Delivers a response and returns the receipt, if there is an update.
     fn respond(
         &mut self,
-        type_url: TypeUrl,
+        type_url: &TypeUrl,
         nonce: &str,
         version: &str,
         added: &[&str],
@@ -171,19 +171,19 @@ fn show(request: &Request) -> String {
 #[test]
 fn sotw_story() {
     let mut play = Play::new(Mode::Sotw);
-    play.subscribe(TypeUrl::Cluster, &["*"]);
-    play.subscribe(TypeUrl::Listener, &["*"]);
+    play.subscribe(&TypeUrl::Cluster, &["*"]);
+    play.subscribe(&TypeUrl::Listener, &["*"]);
     play.connect();
-    let clusters = play.respond(TypeUrl::Cluster, "c1", "1", &["a", "b"], &[]);
-    play.subscribe(TypeUrl::Endpoint, &["a"]);
-    play.subscribe(TypeUrl::Endpoint, &["b"]);
+    let clusters = play.respond(&TypeUrl::Cluster, "c1", "1", &["a", "b"], &[]);
+    play.subscribe(&TypeUrl::Endpoint, &["a"]);
+    play.subscribe(&TypeUrl::Endpoint, &["b"]);
     play.ack(clusters);
-    let endpoints = play.respond(TypeUrl::Endpoint, "e1", "1", &["a", "b", "unasked"], &[]);
+    let endpoints = play.respond(&TypeUrl::Endpoint, "e1", "1", &["a", "b", "unasked"], &[]);
     play.ack(endpoints);
-    let listeners = play.respond(TypeUrl::Listener, "l1", "1", &["in"], &[]);
+    let listeners = play.respond(&TypeUrl::Listener, "l1", "1", &["in"], &[]);
     play.nack(listeners, &Rejection::of_resources(vec![(Name::new("in"), "no filter".into())]));
-    let clusters = play.respond(TypeUrl::Cluster, "c2", "2", &["b"], &[]);
-    play.unsubscribe(TypeUrl::Endpoint, &["a"]);
+    let clusters = play.respond(&TypeUrl::Cluster, "c2", "2", &["b"], &[]);
+    play.unsubscribe(&TypeUrl::Endpoint, &["a"]);
     play.ack(clusters);
     play.disconnect();
     play.connect();
@@ -226,18 +226,18 @@ fn sotw_story() {
 #[test]
 fn delta_story() {
     let mut play = Play::new(Mode::Delta);
-    play.subscribe(TypeUrl::Cluster, &["*"]);
+    play.subscribe(&TypeUrl::Cluster, &["*"]);
     play.connect();
-    let first = play.respond(TypeUrl::Cluster, "c1", "1", &["a", "b"], &[]);
-    play.subscribe(TypeUrl::Endpoint, &["a", "b"]);
+    let first = play.respond(&TypeUrl::Cluster, "c1", "1", &["a", "b"], &[]);
+    play.subscribe(&TypeUrl::Endpoint, &["a", "b"]);
     play.ack(first);
-    let second = play.respond(TypeUrl::Cluster, "c2", "2", &["bad"], &["b"]);
-    play.unsubscribe(TypeUrl::Endpoint, &["b"]);
+    let second = play.respond(&TypeUrl::Cluster, "c2", "2", &["bad"], &["b"]);
+    play.unsubscribe(&TypeUrl::Endpoint, &["b"]);
     play.nack(second, &Rejection::whole("cannot be"));
-    let endpoints = play.respond(TypeUrl::Endpoint, "e1", "1", &["a"], &["b"]);
+    let endpoints = play.respond(&TypeUrl::Endpoint, "e1", "1", &["a"], &["b"]);
     play.ack(endpoints);
-    play.subscribe(TypeUrl::Cluster, &["on-demand"]);
-    play.unsubscribe(TypeUrl::Cluster, &["*"]);
+    play.subscribe(&TypeUrl::Cluster, &["on-demand"]);
+    play.unsubscribe(&TypeUrl::Cluster, &["*"]);
     play.disconnect();
     play.connect();
     expect![[r#"
@@ -277,9 +277,9 @@ fn a_subscription_change_waits_for_the_verdict_in_sotw_only() {
     let story = |mode| {
         let mut play = Play::new(mode);
         play.connect();
-        play.subscribe(TypeUrl::Route, &["a"]);
-        let routes = play.respond(TypeUrl::Route, "r1", "1", &["a"], &[]);
-        play.subscribe(TypeUrl::Route, &["b"]);
+        play.subscribe(&TypeUrl::Route, &["a"]);
+        let routes = play.respond(&TypeUrl::Route, "r1", "1", &["a"], &[]);
+        play.subscribe(&TypeUrl::Route, &["b"]);
         play.ack(routes);
         play.log
     };
@@ -313,10 +313,10 @@ fn verdicts_that_come_late() {
     for mode in [Mode::Sotw, Mode::Delta] {
         let mut play = Play::new(mode);
         play.connect();
-        play.subscribe(TypeUrl::Route, &["a"]);
+        play.subscribe(&TypeUrl::Route, &["a"]);
         play.log.clear();
-        let first = play.respond(TypeUrl::Route, "r1", "1", &["a"], &[]);
-        let second = play.respond(TypeUrl::Route, "r2", "2", &["a"], &[]);
+        let first = play.respond(&TypeUrl::Route, "r1", "1", &["a"], &[]);
+        let second = play.respond(&TypeUrl::Route, "r2", "2", &["a"], &[]);
         play.ack(first.clone());
         play.client.ack(&first.unwrap());
         play.disconnect();
@@ -356,11 +356,11 @@ fn verdicts_that_come_late() {
 #[test]
 fn a_rejected_resource_is_stated_without_a_version_after_reconnect() {
     let mut play = Play::new(Mode::Delta);
-    play.subscribe(TypeUrl::Listener, &["*"]);
+    play.subscribe(&TypeUrl::Listener, &["*"]);
     play.connect();
-    let first = play.respond(TypeUrl::Listener, "1", "1", &["bad", "good", "old"], &[]);
+    let first = play.respond(&TypeUrl::Listener, "1", "1", &["bad", "good", "old"], &[]);
     play.ack(first);
-    let second = play.respond(TypeUrl::Listener, "2", "2", &["bad", "good"], &[]);
+    let second = play.respond(&TypeUrl::Listener, "2", "2", &["bad", "good"], &[]);
     play.log.clear();
     play.nack(second, &Rejection::of_resources(vec![(Name::new("bad"), "port in use".into())]));
     play.connect();
@@ -376,10 +376,10 @@ fn a_rejected_resource_is_stated_without_a_version_after_reconnect() {
 #[test]
 fn malformed_responses_are_rejected_at_once() {
     let mut play = Play::new(Mode::Sotw);
-    play.subscribe(TypeUrl::Cluster, &["*"]);
+    play.subscribe(&TypeUrl::Cluster, &["*"]);
     play.connect();
     play.log.clear();
-    play.respond(TypeUrl::Cluster, "1", "1", &["a", "a"], &[]);
+    play.respond(&TypeUrl::Cluster, "1", "1", &["a", "a"], &[]);
     let bare = |type_url: &TypeUrl, value: &'static [u8]| {
         let any = Any { type_url: type_url.to_string(), value: Bytes::from_static(value) };
         Received::Sotw(ReceivedSotw {
@@ -391,8 +391,8 @@ fn malformed_responses_are_rejected_at_once() {
     };
     play.deliver(bare(&TypeUrl::Listener, b""));
     play.deliver(bare(&TypeUrl::Cluster, b"\xff"));
-    assert!(play.respond(TypeUrl::Runtime, "3", "3", &["never asked for"], &[]).is_none());
-    let good = play.respond(TypeUrl::Cluster, "4", "4", &["a"], &[]);
+    assert!(play.respond(&TypeUrl::Runtime, "3", "3", &["never asked for"], &[]).is_none());
+    let good = play.respond(&TypeUrl::Cluster, "4", "4", &["a"], &[]);
     play.ack(good);
     expect![[r#"
         response CDS 1 1 ["a", "a"] -[]
@@ -408,11 +408,11 @@ fn malformed_responses_are_rejected_at_once() {
     .assert_eq(&play.log);
 
     let mut play = Play::new(Mode::Delta);
-    play.subscribe(TypeUrl::Cluster, &["*"]);
+    play.subscribe(&TypeUrl::Cluster, &["*"]);
     play.connect();
     play.log.clear();
-    play.respond(TypeUrl::Cluster, "1", "1", &["a", "a"], &[]);
-    play.respond(TypeUrl::Cluster, "2", "2", &["a"], &["a"]);
+    play.respond(&TypeUrl::Cluster, "1", "1", &["a", "a"], &[]);
+    play.respond(&TypeUrl::Cluster, "2", "2", &["a"], &["a"]);
     expect![[r#"
         response CDS 1 1 ["a", "a"] -[]
           > CDS +[] -[] nonce 1 error 13 "duplicate name a found among added/updated resources"
@@ -426,7 +426,7 @@ fn malformed_responses_are_rejected_at_once() {
 fn wrapped_resources_and_heartbeats() {
     use prost::Message;
     let mut play = Play::new(Mode::Sotw);
-    play.subscribe(TypeUrl::Listener, &["*"]);
+    play.subscribe(&TypeUrl::Listener, &["*"]);
     play.connect();
     play.log.clear();
     let wrap = |resource: Option<Any>| Any {
@@ -460,8 +460,8 @@ fn wrapped_resources_and_heartbeats() {
 fn refresh_asks_again_even_when_an_answer_is_due() {
     let mut play = Play::new(Mode::Sotw);
     play.connect();
-    play.subscribe(TypeUrl::Endpoint, &["a"]);
-    let receipt = play.respond(TypeUrl::Endpoint, "1", "1", &["a"], &[]);
+    play.subscribe(&TypeUrl::Endpoint, &["a"]);
+    let receipt = play.respond(&TypeUrl::Endpoint, "1", "1", &["a"], &[]);
     play.log.clear();
     play.client.refresh(&TypeUrl::Endpoint, &[Name::new("a"), Name::new("unknown")]);
     play.ack(receipt);
@@ -473,7 +473,7 @@ fn refresh_asks_again_even_when_an_answer_is_due() {
     .assert_eq(&play.log);
     let mut play = Play::new(Mode::Delta);
     play.connect();
-    play.subscribe(TypeUrl::Endpoint, &["a"]);
+    play.subscribe(&TypeUrl::Endpoint, &["a"]);
     play.log.clear();
     play.client.refresh(&TypeUrl::Endpoint, &[Name::new("a"), Name::new("unknown")]);
     play.requests();
@@ -485,10 +485,10 @@ fn what_was_dropped_and_is_wanted_again_is_asked_for_again() {
     let story = |mode| {
         let mut play = Play::new(mode);
         play.connect();
-        play.subscribe(TypeUrl::Endpoint, &["a", "b"]);
+        play.subscribe(&TypeUrl::Endpoint, &["a", "b"]);
         play.client.pause(&TypeUrl::Endpoint);
-        play.unsubscribe(TypeUrl::Endpoint, &["a"]);
-        play.subscribe(TypeUrl::Endpoint, &["a", "c"]);
+        play.unsubscribe(&TypeUrl::Endpoint, &["a"]);
+        play.subscribe(&TypeUrl::Endpoint, &["a", "c"]);
         play.client.resume(&TypeUrl::Endpoint);
         play.requests();
         play.log
@@ -520,9 +520,9 @@ fn paused_types_merge_their_requests() {
     play.connect();
     play.client.pause(&TypeUrl::Endpoint);
     play.client.pause(&TypeUrl::Endpoint);
-    play.subscribe(TypeUrl::Endpoint, &["a"]);
+    play.subscribe(&TypeUrl::Endpoint, &["a"]);
     play.client.resume(&TypeUrl::Endpoint);
-    play.subscribe(TypeUrl::Endpoint, &["b"]);
+    play.subscribe(&TypeUrl::Endpoint, &["b"]);
     play.client.resume(&TypeUrl::Endpoint);
     play.client.resume(&TypeUrl::Endpoint);
     play.requests();
@@ -540,11 +540,11 @@ fn subscriptions_expire_once_unless_answered() {
     let mut play = Play::new(Mode::Delta);
     let seconds = |value| play.clock.now() + Duration::from_secs(value);
     let (early, late) = (seconds(14), seconds(15));
-    play.subscribe(TypeUrl::Cluster, &["*"]);
-    play.subscribe(TypeUrl::Route, &["a", "b", "c", "d"]);
+    play.subscribe(&TypeUrl::Cluster, &["*"]);
+    play.subscribe(&TypeUrl::Route, &["a", "b", "c", "d"]);
     play.connect();
-    play.respond(TypeUrl::Route, "1", "1", &["a"], &["b"]);
-    play.unsubscribe(TypeUrl::Route, &["d"]);
+    play.respond(&TypeUrl::Route, "1", "1", &["a"], &["b"]);
+    play.unsubscribe(&TypeUrl::Route, &["d"]);
     assert_eq!(play.client.deadline(), Some(late));
     assert_eq!(play.client.on_deadline(early), []);
     let expired = [
@@ -561,21 +561,21 @@ fn subscriptions_expire_once_unless_answered() {
 #[test]
 fn waits_grow_until_the_server_answers() {
     let mut play = Play::new(Mode::Sotw);
-    play.subscribe(TypeUrl::Cluster, &["*"]);
+    play.subscribe(&TypeUrl::Cluster, &["*"]);
     for _ in 0..12 {
         assert!(play.client.on_disconnected() < Duration::from_secs(30));
     }
     assert_eq!(play.client.backoff.ceiling(), Duration::from_secs(30));
     play.connect();
     assert_eq!(play.client.backoff.ceiling(), Duration::from_secs(30));
-    play.respond(TypeUrl::Cluster, "1", "1", &[], &[]);
+    play.respond(&TypeUrl::Cluster, "1", "1", &[], &[]);
     assert!(play.client.on_disconnected() < Duration::from_millis(500));
 }
 
 #[test]
 fn error_texts_are_cut_between_characters() {
     let mut play = Play::new(Mode::Sotw);
-    play.subscribe(TypeUrl::Cluster, &["*"]);
+    play.subscribe(&TypeUrl::Cluster, &["*"]);
     play.client.on_connected();
     play.client.next_request();
     let receipt = play

@@ -22,6 +22,7 @@ pub(crate) enum Seen {
     Closed,
 }
 
+#[derive(Debug)]
 enum Order {
     Set(TypeUrl, Vec<Resource>),
     CloseStreams,
@@ -46,12 +47,12 @@ impl ControlPlane {
 
     /// Replaces all resources of a type.
     pub(crate) fn set(&self, type_url: TypeUrl, resources: Vec<Resource>) {
-        self.orders.send(Order::Set(type_url, resources)).ok().expect("the control loop runs");
+        self.orders.send(Order::Set(type_url, resources)).expect("the control loop runs");
     }
 
     /// Ends all streams.
     pub(crate) fn close_streams(&self) {
-        self.orders.send(Order::CloseStreams).ok().expect("the control loop runs");
+        self.orders.send(Order::CloseStreams).expect("the control loop runs");
     }
 
     /// Waits until `wanted` is true of something seen, and drops what came before.
