@@ -24,6 +24,7 @@ pub mod validate;
 mod wire;
 pub mod yaml;
 
+pub use decode::decode_text;
 pub use error::{Error, Errors};
 
 /// The generated types, in modules named after the proto packages.
