@@ -222,6 +222,10 @@ struct Loop {
     origins: BTreeMap<ObjectRef, Origin>,
     /// What the sources could not use.
     source_diagnostics: Arc<Vec<Diagnostic>>,
+    /// Faults found by analysis, located.
+    analysis: Vec<Diagnostic>,
+    /// What proxies have refused, located.
+    refusals: Vec<Diagnostic>,
     /// All that is wrong, as last printed.
     diagnostics: Vec<Diagnostic>,
     ready: Arc<AtomicBool>,
@@ -237,6 +241,8 @@ impl Loop {
             push: Push::default(),
             origins: BTreeMap::new(),
             source_diagnostics: Arc::default(),
+            analysis: Vec::new(),
+            refusals: Vec::new(),
             diagnostics: Vec::new(),
             ready,
             ticks: 0,
@@ -260,18 +266,22 @@ impl Loop {
             tracing::info!(changes = count, %revision, "configuration changed");
             self.push.on_change(&self.graph, Instant::now());
         }
-        self.refresh_diagnostics();
+        self.analysis = self.analyze();
+        self.refusals = self.refused();
+        self.tell_diagnostics();
         if !self.ready.swap(true, Ordering::AcqRel) {
             tracing::info!("ready");
         }
     }
 
     fn on_stream(&mut self, event: StreamEvent) {
-        // A refusal is worth printing at once, and so is its end; nothing else here changes them.
-        let request = matches!(event, StreamEvent::Request { .. } | StreamEvent::Closed { .. });
+        let refusals = self.push.refusal_count();
+        let is_request = matches!(event, StreamEvent::Request { .. });
         self.push.on_stream(&mut self.graph, event, Instant::now());
-        if request {
-            self.refresh_diagnostics();
+        // A refusal is worth printing at once, and so is its end.
+        if self.push.refusal_count() != refusals || (is_request && refusals > 0) {
+            self.refusals = self.refused();
+            self.tell_diagnostics();
         }
     }
 
@@ -293,19 +303,26 @@ impl Loop {
         }
     }
 
+    fn analyze(&self) -> Vec<Diagnostic> {
+        let found = self.graph.get::<Analysis>(&());
+        found.iter().map(|(object, finding)| self.located(object, Diagnostic::about(object, finding))).collect()
+    }
+
+    fn refused(&self) -> Vec<Diagnostic> {
+        let refusals = self.push.refusals(&self.graph);
+        refusals
+            .iter()
+            .map(|refusal| match &refusal.object {
+                Some(object) => self.located(object, refusal.diagnostic()),
+                None => refusal.diagnostic(),
+            })
+            .collect()
+    }
+
     /// Gathers all that is wrong, and prints what is new and what is mended.
-    fn refresh_diagnostics(&mut self) {
-        let mut now = self.source_diagnostics.as_ref().clone();
-        for (object, finding) in self.graph.get::<Analysis>(&()).iter() {
-            now.push(self.located(object, Diagnostic::about(object, finding)));
-        }
-        for refusal in self.push.refusals(&self.graph) {
-            let diagnostic = refusal.diagnostic();
-            now.push(match &refusal.object {
-                Some(object) => self.located(object, diagnostic),
-                None => diagnostic,
-            });
-        }
+    fn tell_diagnostics(&mut self) {
+        let parts = [self.source_diagnostics.as_ref(), &self.analysis, &self.refusals];
+        let now: Vec<Diagnostic> = parts.into_iter().flatten().cloned().collect();
         if now == self.diagnostics {
             return;
         }

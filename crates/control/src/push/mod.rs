@@ -112,6 +112,11 @@ impl Push {
         }
     }
 
+    /// How many refusals stand.
+    pub(crate) fn refusal_count(&self) -> usize {
+        self.sessions.values().map(|session| session.refusals().count()).sum()
+    }
+
     /// All refusals that stand.
     pub(crate) fn refusals(&self, graph: &Graph) -> Vec<Refusal> {
         let mut refusals = Vec::new();

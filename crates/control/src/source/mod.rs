@@ -7,6 +7,8 @@
 
 pub(crate) mod files;
 pub(crate) mod fold;
+#[cfg(test)]
+mod tests;
 pub(crate) mod watch;
 
 use std::sync::Arc;
@@ -39,6 +41,12 @@ pub(crate) struct Origin {
 }
 
 impl Origin {
+    /// No place at all, for tests.
+    #[cfg(test)]
+    pub(crate) fn nowhere() -> Origin {
+        Origin { file: Arc::from(""), text: Arc::from(""), document: 0, item: None }
+    }
+
     /// Where a field is, or the nearest field around it.
     pub(crate) fn locate(&self, path: &str) -> Position {
         let Ok(documents) = yaml::parse(&self.text, Dialect::Kubernetes) else { return Position::default() };

@@ -1,1 +1,234 @@
+//! Golden tests: a mesh in, the configuration of its proxies out.
+//!
+//! Each folder of `tests/golden` holds `input.yaml` (the mesh), `proxies.yaml` (who asks), and the
+//! expected `NAME.yaml` for each proxy and `diagnostics.txt`. `UPDATE_GOLDENS=1` writes these
+//! anew. With `ENVOY_BIN` set, Envoy has to accept every configuration too.
 
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Instant;
+
+use leno_api::encode::{self, Style};
+use leno_api::yaml::{self, Dialect};
+use leno_derive::{Batch, Graph};
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+use crate::analyze::Analysis;
+use crate::model::diagnostic::Diagnostic;
+use crate::model::inputs;
+use crate::scope::{Interception, ProxyKey, Role};
+use crate::source::files::{Files, Look};
+use crate::translate::cluster::Clusters;
+use crate::translate::endpoint::Endpoints;
+use crate::translate::listener::Listeners;
+use crate::translate::resource::Resource;
+use crate::translate::route::Route;
+
+/// Who asks for configuration.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Proxy {
+    name: String,
+    #[serde(default)]
+    router: bool,
+    #[serde(default = "default_namespace")]
+    namespace: String,
+    #[serde(default)]
+    labels: std::collections::BTreeMap<String, String>,
+    #[serde(default)]
+    tproxy: bool,
+    #[serde(default)]
+    explicit: Option<String>,
+}
+
+fn default_namespace() -> String {
+    "default".to_owned()
+}
+
+impl Proxy {
+    fn key(&self) -> ProxyKey {
+        let explicit = self.explicit.as_ref().map(|address| {
+            let address: std::net::SocketAddr = address.parse().expect("an address");
+            Interception::Explicit { address: address.ip(), port: address.port() }
+        });
+        let captured = if self.tproxy { Interception::Tproxy } else { Interception::Redirect };
+        ProxyKey {
+            role: if self.router { Role::Router } else { Role::Sidecar },
+            namespace: self.namespace.clone(),
+            labels: self.labels.clone(),
+            interception: explicit.unwrap_or(captured),
+        }
+    }
+}
+
+#[test]
+fn goldens() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+    let mut cases: Vec<PathBuf> =
+        fs::read_dir(&folder).expect("the folder of goldens").map(|entry| entry.expect("an entry").path()).collect();
+    cases.sort();
+    assert!(cases.len() >= 20, "only {} goldens", cases.len());
+    let failures: Vec<String> = cases.iter().filter_map(|case| run(case).err()).collect();
+    assert!(failures.is_empty(), "{}\nUPDATE_GOLDENS=1 accepts the differences", failures.join("\n"));
+}
+
+fn run(case: &Path) -> Result<(), String> {
+    let (graph, diagnostics) = load(&case.join("input.yaml"));
+    let mut expected = BTreeSet::from(["input.yaml".to_owned(), "proxies.yaml".to_owned()]);
+    let mut failures = String::new();
+    let mut compare = |name: String, found: &str| {
+        let path = case.join(&name);
+        expected.insert(name);
+        if std::env::var_os("UPDATE_GOLDENS").is_some() {
+            fs::write(&path, found).expect("writable");
+        } else if fs::read_to_string(&path).unwrap_or_default() != found {
+            let _ = writeln!(failures, "{} differs", path.display());
+        }
+    };
+    let text = fs::read_to_string(case.join("proxies.yaml")).expect("proxies.yaml");
+    let documents = yaml::parse(&text, Dialect::Kubernetes).expect("YAML");
+    let (proxies, _) = yaml::from_node::<Vec<Proxy>>(&documents[0]).expect("proxies");
+    for proxy in proxies {
+        let configuration = configuration(&graph, &proxy.key());
+        compare(format!("{}.yaml", proxy.name), &encode::yaml_text(&configuration));
+        validate(&proxy.name, case, &configuration);
+    }
+    compare("diagnostics.txt".to_owned(), &diagnostics);
+    for entry in fs::read_dir(case).expect("the case") {
+        let name = entry.expect("an entry").file_name().into_string().expect("a name");
+        if !expected.contains(&name) {
+            let _ = writeln!(failures, "{}/{name} belongs to nothing", case.display());
+        }
+    }
+    if failures.is_empty() { Ok(()) } else { Err(failures) }
+}
+
+/// Reads a mesh, and tells what is wrong with it, with places.
+fn load(input: &Path) -> (Graph, String) {
+    let mut files = Files::new(vec![input.to_owned()]);
+    let changes = files.scan(Look::Inside, Instant::now());
+    let mut graph = Graph::new();
+    inputs::register(&mut graph);
+    let mut batch = Batch::new();
+    let mut origins = std::collections::BTreeMap::new();
+    for change in changes {
+        if let crate::model::Change::Set(object, _, origin) = &change {
+            origins.insert(object.clone(), origin.clone());
+        }
+        inputs::apply(change, &mut batch);
+    }
+    graph.commit(batch);
+    let mut all = files.diagnostics().as_ref().clone();
+    for (object, finding) in graph.get::<Analysis>(&()).iter() {
+        let position = origins[object].locate(&finding.path);
+        all.push(Diagnostic {
+            file: origins[object].file.to_string(),
+            line: position.line,
+            column: position.column,
+            ..Diagnostic::about(object, finding)
+        });
+    }
+    let file = input.display().to_string();
+    let lines = all.iter().map(|diagnostic| format!("{:?} {diagnostic}\n", diagnostic.severity));
+    (graph, lines.collect::<String>().replace(&file, "input.yaml"))
+}
+
+/// All resources of a proxy, as it would ask for them.
+fn configuration(graph: &Graph, key: &ProxyKey) -> Value {
+    let clusters = graph.peek::<Clusters>(key);
+    let listeners = graph.peek::<Listeners>(key);
+    let mut routes = BTreeSet::new();
+    let listeners: Vec<Value> =
+        listeners.iter().map(|listener| value("envoy.config.listener.v3.Listener", listener)).collect();
+    listeners.iter().for_each(|listener| find_routes(listener, &mut routes));
+    let mut endpoints = Vec::new();
+    for cluster in clusters.iter().filter(|cluster| cluster.needs_endpoints) {
+        let found = graph.peek::<Endpoints>(&(key.clone(), cluster.name().to_owned()));
+        let found = found.as_ref().as_ref().expect("every cluster has endpoints");
+        endpoints.push(value("envoy.config.endpoint.v3.ClusterLoadAssignment", found));
+    }
+    let routes = routes.into_iter().map(|name| {
+        let found = graph.peek::<Route>(&(key.clone(), name));
+        let found = found.as_ref().as_ref().expect("every route that a listener names exists");
+        value("envoy.config.route.v3.RouteConfiguration", found)
+    });
+    json!({
+        "clusters": clusters.iter().map(|cluster| value("envoy.config.cluster.v3.Cluster", cluster)).collect::<Vec<_>>(),
+        "endpoints": endpoints,
+        "listeners": listeners,
+        "routes": routes.collect::<Vec<_>>(),
+    })
+}
+
+fn value(name: &str, resource: &Resource) -> Value {
+    encode::to_value(name, &resource.wire.body, Style::default()).expect("it was encoded here")
+}
+
+fn find_routes(value: &Value, names: &mut BTreeSet<String>) {
+    match value {
+        Value::Object(fields) => {
+            if let Some(name) = fields.get("route_config_name").and_then(Value::as_str) {
+                names.insert(name.to_owned());
+            }
+            fields.values().for_each(|value| find_routes(value, names));
+        }
+        Value::Array(items) => items.iter().for_each(|value| find_routes(value, names)),
+        _ => {}
+    }
+}
+
+/// Lets Envoy look at a configuration, made static so that it looks at all of it.
+fn validate(name: &str, case: &Path, configuration: &Value) {
+    let Some(envoy) = std::env::var_os("ENVOY_BIN") else {
+        println!("skipped: {name} with Envoy, as ENVOY_BIN is not set");
+        return;
+    };
+    let list = |field: &str| configuration[field].as_array().expect("a list").clone();
+    let mut clusters = list("clusters");
+    for cluster in clusters.iter_mut().filter_map(Value::as_object_mut) {
+        if cluster.remove("eds_cluster_config").is_some() {
+            cluster.insert("type".to_owned(), Value::from("STATIC"));
+            let found = list("endpoints").into_iter().find(|endpoints| endpoints["cluster_name"] == cluster["name"]);
+            cluster.insert("load_assignment".to_owned(), found.expect("endpoints"));
+        }
+    }
+    let mut listeners = list("listeners");
+    listeners.iter_mut().for_each(|listener| inline_routes(listener, &list("routes")));
+    let bootstrap = json!({ "static_resources": { "clusters": clusters, "listeners": listeners } });
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("bootstrap.json");
+    fs::write(&path, bootstrap.to_string()).expect("writable");
+    let output = Command::new(envoy)
+        .args(["--mode", "validate", "-l", "error", "--concurrency", "1", "-c"])
+        .arg(&path)
+        .output()
+        .expect("Envoy runs");
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{}/{name}: {text}", case.display());
+}
+
+fn inline_routes(value: &mut Value, routes: &[Value]) {
+    match value {
+        Value::Object(fields) => {
+            if let Some(Value::Object(rds)) = fields.remove("rds") {
+                let found = routes.iter().find(|route| Some(&route["name"]) == rds.get("route_config_name"));
+                fields.insert("route_config".to_owned(), found.expect("the route").clone());
+            }
+            fields.values_mut().for_each(|value| inline_routes(value, routes));
+        }
+        Value::Array(items) => items.iter_mut().for_each(|value| inline_routes(value, routes)),
+        _ => {}
+    }
+}
+
+/// Whatever the order in which a mesh comes together, the result is the one of its final state.
+mod incremental;
+
+/// A whole mesh's configuration as one value, to compare with another.
+pub(super) fn whole(graph: &Graph, keys: &[ProxyKey]) -> Map<String, Value> {
+    keys.iter().map(|key| (format!("{key:?}"), configuration(graph, key))).collect()
+}

@@ -1,0 +1,148 @@
+//! Property: after any sequence of events, what was derived step by step is what deriving from the
+//! final state gives.
+
+use std::collections::BTreeMap;
+
+use leno_api::yaml::{self, Dialect};
+use leno_derive::{Batch, Graph, Mode};
+use proptest::prelude::{Strategy, prop_oneof};
+use proptest::{collection, proptest};
+
+use super::whole;
+use crate::model::read::{self, Read};
+use crate::model::{Change, ObjectRef, inputs};
+use crate::scope::{Interception, ProxyKey, Role};
+use crate::source::Origin;
+
+/// An event: an object in some form, or its end.
+#[derive(Clone, Debug)]
+enum Step {
+    Set(String),
+    Remove(String),
+    /// Everything so far becomes one revision, and proxies ask.
+    Commit,
+}
+
+/// Objects that meet in all ways: hosts, subsets, gateways, selectors.
+fn object() -> impl Strategy<Value = String> {
+    let name = 0..3_u8;
+    let service = (name.clone(), 0..3_u8, 0..2_u8).prop_map(|(name, port, headless)| {
+        let port = ["http", "tcp", "auto"][usize::from(port)];
+        let ip = if headless == 1 { "clusterIP: None, " } else { "" };
+        format!(
+            "{{apiVersion: v1, kind: Service, metadata: {{name: s{name}}}, spec: {{{ip}selector: {{app: a{name}}}, \
+             ports: [{{name: {port}, port: 80, targetPort: 8080}}]}}}}"
+        )
+    });
+    let pod = (name.clone(), name.clone(), 1..3_u8, proptest::bool::ANY).prop_map(|(pod, app, version, ready)| {
+        format!(
+            "{{apiVersion: v1, kind: Pod, metadata: {{name: p{pod}, labels: {{app: a{app}, version: v{version}}}}}, \
+             spec: {{containers: []}}, status: {{podIP: 10.0.0.{}, conditions: [{{type: Ready, status: \"{}\"}}]}}}}",
+            pod + 1,
+            if ready { "True" } else { "False" }
+        )
+    });
+    let rule = (name.clone(), name.clone(), 1..3_u8, 0..3_u8).prop_map(|(rule, host, version, gateway)| {
+        let gateways = ["[mesh]", "[g0]", "[mesh, g1]"][usize::from(gateway)];
+        format!(
+            "{{apiVersion: networking.istio.io/v1, kind: VirtualService, metadata: {{name: r{rule}}}, \
+             spec: {{hosts: [s{host}], gateways: {gateways}, http: [{{match: [{{sourceLabels: {{app: a0}}}}], \
+             route: [{{destination: {{host: s{host}, subset: v{version}}}}}]}}, {{route: [{{destination: \
+             {{host: s{rule}}}}}]}}]}}}}"
+        )
+    });
+    let policy = (name.clone(), name.clone(), 1..3_u8).prop_map(|(policy, host, version)| {
+        format!(
+            "{{apiVersion: networking.istio.io/v1, kind: DestinationRule, metadata: {{name: d{policy}}}, \
+             spec: {{host: s{host}, subsets: [{{name: v{version}, labels: {{version: v{version}}}}}]}}}}"
+        )
+    });
+    let gateway = (0..2_u8, 0..2_u8).prop_map(|(gateway, protocol)| {
+        let protocol = ["HTTP", "TCP"][usize::from(protocol)];
+        format!(
+            "{{apiVersion: networking.istio.io/v1, kind: Gateway, metadata: {{name: g{gateway}}}, \
+             spec: {{selector: {{app: a2}}, servers: [{{port: {{number: 80, name: p, protocol: {protocol}}}, \
+             hosts: [\"*\"]}}]}}}}"
+        )
+    });
+    let entry = (0..2_u8, 0..2_u8).prop_map(|(entry, resolution)| {
+        let resolution = ["DNS", "NONE"][usize::from(resolution)];
+        format!(
+            "{{apiVersion: networking.istio.io/v1, kind: ServiceEntry, metadata: {{name: e{entry}}}, \
+             spec: {{hosts: [e{entry}.example.com], resolution: {resolution}, \
+             ports: [{{number: 80, name: http, protocol: HTTP}}]}}}}"
+        )
+    });
+    prop_oneof![service, pod, rule, policy, gateway, entry]
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        5 => object().prop_map(Step::Set),
+        2 => object().prop_map(Step::Remove),
+        2 => proptest::strategy::Just(Step::Commit),
+    ]
+}
+
+fn read_one(text: &str) -> (ObjectRef, crate::model::Object, Origin) {
+    let documents = yaml::parse(text, Dialect::Kubernetes).expect("YAML");
+    match read::read(&documents[0]) {
+        Read::Object { reference, object, .. } => (reference, object, Origin::nowhere()),
+        other => panic!("{text}: {other:?}"),
+    }
+}
+
+fn keys() -> Vec<ProxyKey> {
+    let labels = |app: &str| BTreeMap::from([("app".to_owned(), app.to_owned())]);
+    let key = |role, app: &str, interception| ProxyKey {
+        role,
+        namespace: "default".to_owned(),
+        labels: labels(app),
+        interception,
+    };
+    let explicit = Interception::Explicit { address: [127, 0, 0, 9].into(), port: 15080 };
+    vec![
+        key(Role::Sidecar, "a0", Interception::Redirect),
+        key(Role::Sidecar, "a1", Interception::Redirect),
+        key(Role::Sidecar, "a1", explicit),
+        key(Role::Router, "a2", Interception::Redirect),
+    ]
+}
+
+proptest! {
+    #![proptest_config(proptest::test_runner::Config { cases: 48, ..Default::default() })]
+    #[test]
+    fn incremental_is_from_scratch(steps in collection::vec(step(), 1..40)) {
+        let keys = keys();
+        let mut graph = Graph::new();
+        inputs::register(&mut graph);
+        let mut batch = Batch::new();
+        let mut state: BTreeMap<ObjectRef, String> = BTreeMap::new();
+        for step in steps.into_iter().chain([Step::Commit]) {
+            match step {
+                Step::Set(text) => {
+                    let (reference, object, origin) = read_one(&text);
+                    state.insert(reference.clone(), text);
+                    inputs::apply(Change::Set(reference, Box::new(object), origin), &mut batch);
+                }
+                Step::Remove(text) => {
+                    let (reference, ..) = read_one(&text);
+                    state.remove(&reference);
+                    inputs::apply(Change::Remove(reference), &mut batch);
+                }
+                Step::Commit => {
+                    graph.commit(std::mem::take(&mut batch));
+                    let found = whole(&graph, &keys);
+                    let mut fresh = Graph::with_mode(Mode::FromScratch);
+                    let mut all = Batch::new();
+                    for text in state.values() {
+                        let (reference, object, origin) = read_one(text);
+                        inputs::apply(Change::Set(reference, Box::new(object), origin), &mut all);
+                    }
+                    fresh.commit(all);
+                    proptest::prop_assert_eq!(found, whole(&fresh, &keys));
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,302 @@
+//! The control plane as its clients see it: over gRPC and HTTP, while files change.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::time::Duration;
+
+use leno_api::proto::envoy::config::core::v3::Node;
+use leno_api::proto::envoy::config::endpoint::v3::ClusterLoadAssignment;
+use leno_api::proto::envoy::config::route::v3::RouteConfiguration;
+use leno_api::proto::envoy::service::discovery::v3::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
+use leno_api::proto::envoy::service::discovery::v3::{DiscoveryRequest, DiscoveryResponse};
+use leno_control::server::{Config, Server};
+use prost::Message;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::sync::{mpsc, oneshot};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Streaming;
+
+const CDS: &str = "type.googleapis.com/envoy.config.cluster.v3.Cluster";
+const EDS: &str = "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment";
+const LDS: &str = "type.googleapis.com/envoy.config.listener.v3.Listener";
+const RDS: &str = "type.googleapis.com/envoy.config.route.v3.RouteConfiguration";
+
+/// Nothing here takes long; what does is a bug.
+const LIMIT: Duration = Duration::from_secs(20);
+
+const SERVICE: &str = "
+apiVersion: v1
+kind: Service
+metadata: {name: reviews}
+spec: {clusterIP: 10.96.0.5, selector: {app: reviews}, ports: [{name: http, port: 9080}]}
+";
+
+fn pod(name: &str, version: &str, ip: &str) -> String {
+    format!(
+        "---\napiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, labels: {{app: reviews, version: {version}}}}}\n\
+         spec: {{containers: []}}\nstatus: {{podIP: {ip}, conditions: [{{type: Ready, status: 'True'}}]}}\n"
+    )
+}
+
+fn rules(subsets: &[&str]) -> String {
+    let defined: Vec<String> =
+        subsets.iter().map(|name| format!("{{name: {name}, labels: {{version: {name}}}}}")).collect();
+    let routes: Vec<String> = subsets
+        .iter()
+        .map(|name| format!("{{destination: {{host: reviews, subset: {name}}}, weight: 1}}"))
+        .collect();
+    format!(
+        "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {{name: reviews}}\n\
+         spec: {{host: reviews, subsets: [{}]}}\n---\n\
+         apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {{name: reviews}}\n\
+         spec: {{hosts: [reviews], http: [{{route: [{}]}}]}}\n",
+        defined.join(", "),
+        routes.join(", ")
+    )
+}
+
+/// A running control plane over a folder.
+struct Pilot {
+    folder: tempfile::TempDir,
+    grpc: SocketAddr,
+    http: SocketAddr,
+    stop: Option<oneshot::Sender<()>>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Pilot {
+    async fn start(files: &[(&str, &str)]) -> Pilot {
+        let folder = tempfile::tempdir().expect("a folder");
+        files.iter().for_each(|(name, text)| write(folder.path(), name, text));
+        let any = SocketAddr::from(([127, 0, 0, 1], 0));
+        let mut config = Config::new(vec![folder.path().to_owned()]);
+        config.grpc_addr = any;
+        config.http_addr = any;
+        let server = Server::bind(config).await.expect("free ports");
+        let (grpc, http) = (server.grpc_addr().expect("an address"), server.http_addr().expect("an address"));
+        let (stop, stopped) = oneshot::channel();
+        let task = tokio::spawn(server.run(async {
+            let _ = stopped.await;
+        }));
+        Pilot { folder, grpc, http, stop: Some(stop), task }
+    }
+
+    async fn get(&self, path: &str) -> (u16, String) {
+        let mut stream = TcpStream::connect(self.http).await.expect("it listens");
+        let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.expect("it reads");
+        let mut text = String::new();
+        stream.read_to_string(&mut text).await.expect("it answers");
+        let (head, body) = text.split_once("\r\n\r\n").expect("a head");
+        let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).expect("a status");
+        (status, body.to_owned())
+    }
+
+    async fn stop(mut self) {
+        self.stop.take().expect("it runs").send(()).expect("it runs");
+        tokio::time::timeout(LIMIT, self.task).await.expect("it stops").expect("it does not panic");
+    }
+}
+
+/// Replaces a file as careful editors do.
+fn write(folder: &Path, name: &str, text: &str) {
+    let draft = folder.join("draft");
+    fs::write(&draft, text).expect("writable");
+    fs::rename(draft, folder.join(name)).expect("renamable");
+}
+
+/// A SotW client that does what it is told.
+struct Client {
+    requests: mpsc::Sender<DiscoveryRequest>,
+    responses: Streaming<DiscoveryResponse>,
+}
+
+impl Client {
+    async fn connect(pilot: &Pilot, id: &str, type_url: &str, names: &[&str]) -> Client {
+        let mut client =
+            AggregatedDiscoveryServiceClient::connect(format!("http://{}", pilot.grpc)).await.expect("it listens");
+        let (requests, outgoing) = mpsc::channel(8);
+        let node = Node { id: id.to_owned(), ..Node::default() };
+        let first = DiscoveryRequest { node: Some(node), ..request(type_url, names) };
+        requests.send(first).await.expect("open");
+        let responses = client.stream_aggregated_resources(ReceiverStream::new(outgoing)).await;
+        Client { requests, responses: responses.expect("a stream").into_inner() }
+    }
+
+    async fn ask(&self, type_url: &str, names: &[&str]) {
+        self.requests.send(request(type_url, names)).await.expect("open");
+    }
+
+    /// The next response, which must be of a type.
+    async fn next(&mut self, type_url: &str) -> DiscoveryResponse {
+        let response = tokio::time::timeout(LIMIT, self.responses.message()).await.expect("in time");
+        let response = response.expect("no error").expect("not the end");
+        assert_eq!(response.type_url, type_url);
+        response
+    }
+
+    async fn ack(&self, response: &DiscoveryResponse, names: &[&str]) {
+        let request = DiscoveryRequest {
+            version_info: response.version_info.clone(),
+            response_nonce: response.nonce.clone(),
+            ..request(&response.type_url, names)
+        };
+        self.requests.send(request).await.expect("open");
+    }
+
+    async fn nack(&self, response: &DiscoveryResponse, names: &[&str], message: &str) {
+        let error = leno_api::proto::google::rpc::Status { message: message.to_owned(), ..Default::default() };
+        let request = DiscoveryRequest {
+            response_nonce: response.nonce.clone(),
+            error_detail: Some(error),
+            ..request(&response.type_url, names)
+        };
+        self.requests.send(request).await.expect("open");
+    }
+}
+
+fn request(type_url: &str, names: &[&str]) -> DiscoveryRequest {
+    DiscoveryRequest {
+        type_url: type_url.to_owned(),
+        resource_names: names.iter().map(|&name| name.to_owned()).collect(),
+        ..DiscoveryRequest::default()
+    }
+}
+
+/// The names of clusters in a response, without those that are always there.
+fn clusters(response: &DiscoveryResponse) -> Vec<String> {
+    use leno_api::proto::envoy::config::cluster::v3::Cluster;
+    let clusters = response.resources.iter().map(|any| Cluster::decode(any.value.as_slice()).expect("a cluster"));
+    clusters.map(|cluster| cluster.name).filter(|name| name.starts_with("outbound|")).collect()
+}
+
+fn name(subset: &str) -> String {
+    format!("outbound|9080|{subset}|reviews.default.svc.cluster.local")
+}
+
+const SIDECAR: &str = "sidecar~10.0.0.9~client.default~default.svc.cluster.local";
+
+#[tokio::test]
+async fn changes_reach_a_proxy_in_an_order_that_loses_nothing() {
+    let pods = pod("a", "v1", "10.0.0.1") + &pod("b", "v2", "10.0.0.2");
+    let pilot =
+        Pilot::start(&[("service.yaml", SERVICE), ("pods.yaml", &pods), ("rules.yaml", &rules(&["v1"]))]).await;
+    let mut client = Client::connect(&pilot, SIDECAR, CDS, &[]).await;
+
+    let first = client.next(CDS).await;
+    assert_eq!(clusters(&first), [name(""), name("v1")]);
+    client.ack(&first, &[]).await;
+    let (all, v1, v2) = (name(""), name("v1"), name("v2"));
+    client.ask(EDS, &[&all, &v1]).await;
+    let endpoints = client.next(EDS).await;
+    assert_eq!(endpoints.resources.len(), 2);
+    client.ack(&endpoints, &[&all, &v1]).await;
+    client.ask(LDS, &[]).await;
+    let listeners = client.next(LDS).await;
+    client.ack(&listeners, &[]).await;
+    client.ask(RDS, &["9080"]).await;
+    let routes = client.next(RDS).await;
+    client.ack(&routes, &["9080"]).await;
+
+    // A new subset: the route to it comes only after the cluster and its endpoints were taken.
+    write(pilot.folder.path(), "rules.yaml", &rules(&["v2"]));
+    let added = client.next(CDS).await;
+    assert_eq!(clusters(&added), [name(""), name("v1"), name("v2")], "the old one lingers");
+    client.ack(&added, &[]).await;
+    client.ask(EDS, &[&all, &v1, &v2]).await;
+    let endpoints = client.next(EDS).await;
+    let found: Vec<ClusterLoadAssignment> = endpoints
+        .resources
+        .iter()
+        .map(|any| ClusterLoadAssignment::decode(any.value.as_slice()).expect("endpoints"))
+        .collect();
+    assert!(found.iter().any(|found| found.cluster_name == v2 && found.endpoints.len() == 1), "{found:?}");
+    client.ack(&endpoints, &[&all, &v1, &v2]).await;
+    let routes = client.next(RDS).await;
+    let route = RouteConfiguration::decode(routes.resources[0].value.as_slice()).expect("a route");
+    assert!(format!("{route:?}").contains(&v2));
+    client.ack(&routes, &["9080"]).await;
+    // And the old cluster goes only after the route was taken.
+    let removed = client.next(CDS).await;
+    assert_eq!(clusters(&removed), [name(""), name("v2")]);
+    client.ack(&removed, &[]).await;
+    pilot.stop().await;
+}
+
+#[tokio::test]
+async fn a_refusal_is_told_with_the_object_to_blame() {
+    let gateway = "
+apiVersion: networking.istio.io/v1
+kind: Gateway
+metadata: {name: web}
+spec:
+  selector: {istio: ingressgateway}
+  servers:
+  - port: {number: 8080, name: http, protocol: HTTP}
+    hosts: ['*']
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: gw, labels: {istio: ingressgateway}}
+spec: {containers: []}
+";
+    let pilot = Pilot::start(&[("gateway.yaml", gateway)]).await;
+    let id = "router~10.0.0.9~gw.default~default.svc.cluster.local";
+    let mut client = Client::connect(&pilot, id, LDS, &[]).await;
+    let response = client.next(LDS).await;
+    assert_eq!(response.resources.len(), 1);
+    client.nack(&response, &[], "Error adding listener(s) 0.0.0.0_8080: cannot bind: Address already in use").await;
+    // The answer to a question comes after the refusal, as both go through the loop.
+    let told = loop {
+        let (status, body) = pilot.get("/debug/diagnostics").await;
+        assert_eq!(status, 200);
+        let all: serde_json::Value = serde_json::from_str(&body).expect("JSON");
+        if all.as_array().is_some_and(|all| !all.is_empty()) {
+            break all;
+        }
+        tokio::task::yield_now().await;
+    };
+    assert_eq!(told[0]["code"], "nack");
+    assert_eq!(told[0]["kind"], "Gateway");
+    assert_eq!(told[0]["path"], "spec.servers[0].port.number");
+    assert_eq!(told[0]["line"], 8);
+    let (_, sync) = pilot.get("/debug/syncz").await;
+    assert!(sync.contains("\"ERROR\""), "{sync}");
+    pilot.stop().await;
+}
+
+#[tokio::test]
+async fn people_can_look_inside() {
+    let pilot = Pilot::start(&[("service.yaml", SERVICE), ("pods.yaml", &pod("a", "v1", "10.0.0.1"))]).await;
+    let mut client = Client::connect(&pilot, SIDECAR, CDS, &[]).await;
+    let response = client.next(CDS).await;
+    client.ack(&response, &[]).await;
+    assert_eq!(pilot.get("/ready").await.0, 200);
+    let (_, registry) = pilot.get("/debug/registryz").await;
+    let registry: serde_json::Value = serde_json::from_str(&registry).expect("JSON");
+    assert_eq!(registry[0]["hostname"], "reviews.default.svc.cluster.local");
+    assert_eq!(registry[0]["addresses"][0], "10.96.0.5");
+    assert_eq!(registry[0]["endpoints"][0]["address"], "10.0.0.1");
+    let (_, config) = pilot.get("/debug/configz").await;
+    assert!(config.contains("service.yaml"), "{config}");
+    let (status, dump) = pilot.get("/debug/config_dump?proxyID=client.default").await;
+    assert_eq!(status, 200);
+    assert!(dump.contains("outbound|9080||reviews.default.svc.cluster.local"), "{dump}");
+    assert_eq!(pilot.get("/debug/config_dump?proxyID=nobody.default").await.0, 404);
+    assert_eq!(pilot.get("/debug/config_dump").await.0, 400);
+    assert_eq!(pilot.get("/nothing").await.0, 404);
+    pilot.stop().await;
+}
+
+#[tokio::test]
+async fn a_stranger_is_sent_away() {
+    let pilot = Pilot::start(&[]).await;
+    let mut client = Client::connect(&pilot, "nobody", CDS, &[]).await;
+    let error = tokio::time::timeout(LIMIT, client.responses.message()).await.expect("in time");
+    let error = error.expect_err("a refusal");
+    assert_eq!(error.code(), tonic::Code::InvalidArgument);
+    assert!(error.message().contains("nobody"), "{error}");
+    pilot.stop().await;
+}
