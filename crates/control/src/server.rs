@@ -305,7 +305,10 @@ impl Loop {
 
     fn analyze(&self) -> Vec<Diagnostic> {
         let found = self.graph.get::<Analysis>(&());
-        found.iter().map(|(object, finding)| self.located(object, Diagnostic::about(object, finding))).collect()
+        found
+            .iter()
+            .map(|(object, finding)| self.located(object, Diagnostic::about(object, finding)))
+            .collect()
     }
 
     fn refused(&self) -> Vec<Diagnostic> {

@@ -115,8 +115,9 @@ struct Client {
 
 impl Client {
     async fn connect(pilot: &Pilot, id: &str, type_url: &str, names: &[&str]) -> Client {
-        let mut client =
-            AggregatedDiscoveryServiceClient::connect(format!("http://{}", pilot.grpc)).await.expect("it listens");
+        let mut client = AggregatedDiscoveryServiceClient::connect(format!("http://{}", pilot.grpc))
+            .await
+            .expect("it listens");
         let (requests, outgoing) = mpsc::channel(8);
         let node = Node { id: id.to_owned(), ..Node::default() };
         let first = DiscoveryRequest { node: Some(node), ..request(type_url, names) };
@@ -147,7 +148,8 @@ impl Client {
     }
 
     async fn nack(&self, response: &DiscoveryResponse, names: &[&str], message: &str) {
-        let error = leno_api::proto::google::rpc::Status { message: message.to_owned(), ..Default::default() };
+        let error =
+            leno_api::proto::google::rpc::Status { message: message.to_owned(), ..Default::default() };
         let request = DiscoveryRequest {
             response_nonce: response.nonce.clone(),
             error_detail: Some(error),
@@ -168,8 +170,19 @@ fn request(type_url: &str, names: &[&str]) -> DiscoveryRequest {
 /// The names of clusters in a response, without those that are always there.
 fn clusters(response: &DiscoveryResponse) -> Vec<String> {
     use leno_api::proto::envoy::config::cluster::v3::Cluster;
-    let clusters = response.resources.iter().map(|any| Cluster::decode(any.value.as_slice()).expect("a cluster"));
-    clusters.map(|cluster| cluster.name).filter(|name| name.starts_with("outbound|")).collect()
+    let clusters =
+        response.resources.iter().map(|any| Cluster::decode(any.value.as_slice()).expect("a cluster"));
+    let mut names: Vec<String> =
+        clusters.map(|cluster| cluster.name).filter(|name| name.starts_with("outbound|")).collect();
+    names.sort();
+    names
+}
+
+/// The names of the clusters of some subsets.
+fn names(subsets: &[&str]) -> Vec<String> {
+    let mut names: Vec<String> = subsets.iter().map(|subset| name(subset)).collect();
+    names.sort();
+    names
 }
 
 fn name(subset: &str) -> String {
@@ -182,11 +195,12 @@ const SIDECAR: &str = "sidecar~10.0.0.9~client.default~default.svc.cluster.local
 async fn changes_reach_a_proxy_in_an_order_that_loses_nothing() {
     let pods = pod("a", "v1", "10.0.0.1") + &pod("b", "v2", "10.0.0.2");
     let pilot =
-        Pilot::start(&[("service.yaml", SERVICE), ("pods.yaml", &pods), ("rules.yaml", &rules(&["v1"]))]).await;
+        Pilot::start(&[("service.yaml", SERVICE), ("pods.yaml", &pods), ("rules.yaml", &rules(&["v1"]))])
+            .await;
     let mut client = Client::connect(&pilot, SIDECAR, CDS, &[]).await;
 
     let first = client.next(CDS).await;
-    assert_eq!(clusters(&first), [name(""), name("v1")]);
+    assert_eq!(clusters(&first), names(&["", "v1"]));
     client.ack(&first, &[]).await;
     let (all, v1, v2) = (name(""), name("v1"), name("v2"));
     client.ask(EDS, &[&all, &v1]).await;
@@ -203,7 +217,7 @@ async fn changes_reach_a_proxy_in_an_order_that_loses_nothing() {
     // A new subset: the route to it comes only after the cluster and its endpoints were taken.
     write(pilot.folder.path(), "rules.yaml", &rules(&["v2"]));
     let added = client.next(CDS).await;
-    assert_eq!(clusters(&added), [name(""), name("v1"), name("v2")], "the old one lingers");
+    assert_eq!(clusters(&added), names(&["", "v1", "v2"]), "the old one lingers");
     client.ack(&added, &[]).await;
     client.ask(EDS, &[&all, &v1, &v2]).await;
     let endpoints = client.next(EDS).await;
@@ -220,7 +234,7 @@ async fn changes_reach_a_proxy_in_an_order_that_loses_nothing() {
     client.ack(&routes, &["9080"]).await;
     // And the old cluster goes only after the route was taken.
     let removed = client.next(CDS).await;
-    assert_eq!(clusters(&removed), [name(""), name("v2")]);
+    assert_eq!(clusters(&removed), names(&["", "v2"]));
     client.ack(&removed, &[]).await;
     pilot.stop().await;
 }
@@ -247,7 +261,9 @@ spec: {containers: []}
     let mut client = Client::connect(&pilot, id, LDS, &[]).await;
     let response = client.next(LDS).await;
     assert_eq!(response.resources.len(), 1);
-    client.nack(&response, &[], "Error adding listener(s) 0.0.0.0_8080: cannot bind: Address already in use").await;
+    client
+        .nack(&response, &[], "Error adding listener(s) 0.0.0.0_8080: cannot bind: Address already in use")
+        .await;
     // The answer to a question comes after the refusal, as both go through the loop.
     let told = loop {
         let (status, body) = pilot.get("/debug/diagnostics").await;

@@ -20,8 +20,7 @@ impl Query for GatewayFindings {
     fn derive(cx: &Cx<'_>, key: &Key) -> Vec<Finding> {
         let Some(gateway) = cx.input::<Gateways>(key) else { return Vec::new() };
         // Whatever the selector chooses carries at least its labels.
-        let workload =
-            Workload { namespace: key.namespace.clone(), labels: gateway.spec.selector.clone() };
+        let workload = Workload { namespace: key.namespace.clone(), labels: gateway.spec.selector.clone() };
         let attached = cx.get::<AttachedGateways>(&workload);
         let own = attached.conflicts.iter().filter(|conflict| conflict.gateway == *key);
         own.map(|conflict| {

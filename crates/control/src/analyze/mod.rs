@@ -60,7 +60,11 @@ impl Query for PolicyFindings {
         if visible.keys().any(|known| fit(&host, known).is_some()) {
             return Vec::new();
         }
-        vec![warning("unknown-host", "spec.host", format!("there is no service {host}, so the rule has no effect"))]
+        vec![warning(
+            "unknown-host",
+            "spec.host",
+            format!("there is no service {host}, so the rule has no effect"),
+        )]
     }
 }
 

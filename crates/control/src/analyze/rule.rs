@@ -68,12 +68,8 @@ fn check_destination(
     if destination.subset.is_empty() {
         return;
     }
-    let viewer = Viewer {
-        role: Role::Sidecar,
-        captures: true,
-        namespace: namespace.clone(),
-        labels: BTreeMap::new(),
-    };
+    let viewer =
+        Viewer { role: Role::Sidecar, captures: true, namespace: namespace.clone(), labels: BTreeMap::new() };
     let key = PolicyKey { viewer, host: host.clone(), namespace: service.namespace().to_owned() };
     let rules = cx.get::<Policies>(&key);
     let merged = cx.get::<MergedPolicy>(&rules);
@@ -83,7 +79,10 @@ fn check_destination(
         findings.push(warning(
             "unknown-subset",
             format!("{path}.subset"),
-            format!("no DestinationRule defines the subset {:?} of {host}{hint}: requests get 503", destination.subset),
+            format!(
+                "no DestinationRule defines the subset {:?} of {host}{hint}: requests get 503",
+                destination.subset
+            ),
         ));
     }
 }
@@ -92,10 +91,9 @@ fn check_destination(
 fn check_gateways(cx: &Cx<'_>, rule: &Rule, findings: &mut Vec<Finding>) {
     for (index, name) in rule.spec.gateways.iter().enumerate().filter(|(_, name)| *name != MESH) {
         let path = format!("spec.gateways[{index}]");
-        let key = name.split_once('/').map(|(namespace, name)| Key {
-            namespace: namespace.to_owned(),
-            name: name.to_owned(),
-        });
+        let key = name
+            .split_once('/')
+            .map(|(namespace, name)| Key { namespace: namespace.to_owned(), name: name.to_owned() });
         let Some(gateway) = key.and_then(|key| cx.input::<Gateways>(&key)) else {
             findings.push(warning("unknown-gateway", path, format!("there is no Gateway {name}")));
             continue;
@@ -132,7 +130,8 @@ fn check_hosts(cx: &Cx<'_>, rule: &Rule, findings: &mut Vec<Finding>) {
         if let Some(winner) = rules.iter().find(|other| alike(other))
             && winner.meta.key() != rule.meta.key()
         {
-            let message = format!("{} has rules for {host} already, which count in place of these", winner.object());
+            let message =
+                format!("{} has rules for {host} already, which count in place of these", winner.object());
             findings.push(warning("conflicting-host", path.clone(), message));
         }
         if let Some(service) = visible.get(host)
@@ -150,7 +149,8 @@ fn check_hosts(cx: &Cx<'_>, rule: &Rule, findings: &mut Vec<Finding>) {
 fn check_order(rule: &Rule, findings: &mut Vec<Finding>) {
     let all = HttpMatch::default();
     let catches_all = |conditions: &HttpMatch| {
-        let anything = HttpMatch { name: String::new(), stat_prefix: String::new(), uri: None, ..conditions.clone() };
+        let anything =
+            HttpMatch { name: String::new(), stat_prefix: String::new(), uri: None, ..conditions.clone() };
         let path = conditions.uri.as_ref().is_none_or(|uri| uri.prefix.as_deref() == Some("/"));
         path && anything == all
     };

@@ -60,7 +60,11 @@ pub(crate) async fn serve(listener: TcpListener, events: mpsc::Sender<Event>, re
     }
 }
 
-async fn answer(request: &Request<Incoming>, events: &mpsc::Sender<Event>, ready: &AtomicBool) -> Response<Full<Bytes>> {
+async fn answer(
+    request: &Request<Incoming>,
+    events: &mpsc::Sender<Event>,
+    ready: &AtomicBool,
+) -> Response<Full<Bytes>> {
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
         return text(StatusCode::METHOD_NOT_ALLOWED, "use GET\n");
     }

@@ -122,7 +122,8 @@ pub(crate) fn config_dump(push: &Push, proxy: &str) -> Option<Value> {
             .map(|resource| {
                 // What was encoded here can be read; if not, the dump should show that, not fail.
                 let style = Style { redact: true, ..Style::default() };
-                encode::to_value(&name, &resource.body, style).unwrap_or_else(|error| Value::from(error.to_string()))
+                encode::to_value(&name, &resource.body, style)
+                    .unwrap_or_else(|error| Value::from(error.to_string()))
             })
             .collect();
         dump.insert(type_url.short().to_owned(), Value::from(all));

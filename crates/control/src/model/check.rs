@@ -166,8 +166,7 @@ impl Check {
                 if name.is_empty() {
                     check.invalid("a label must have a name");
                 }
-                let good =
-                    |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
+                let good = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
                 if value.len() > 63 || !value.bytes().all(good) {
                     check.invalid(format!("{value:?} is no label value"));
                 }

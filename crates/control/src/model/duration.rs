@@ -31,7 +31,8 @@ impl fmt::Display for Span {
 impl<'de> Deserialize<'de> for Span {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Span, D::Error> {
         let text = String::deserialize(deserializer)?;
-        parse(&text).ok_or_else(|| D::Error::custom(format!("{text:?} is no duration such as 5s, 100ms or 1h30m")))
+        parse(&text)
+            .ok_or_else(|| D::Error::custom(format!("{text:?} is no duration such as 5s, 100ms or 1h30m")))
     }
 }
 

@@ -155,7 +155,10 @@ fn server_fields(check: &mut Check, server: &Server) {
             check.at("number", |check| check.port(port.number));
             if server.protocol() == ServerProtocol::Unknown {
                 check.at("protocol", |check| {
-                    check.invalid(format!("{:?} is none of HTTP, HTTP2, GRPC, GRPC-WEB, HTTPS, TLS, TCP", port.protocol));
+                    check.invalid(format!(
+                        "{:?} is none of HTTP, HTTP2, GRPC, GRPC-WEB, HTTPS, TLS, TCP",
+                        port.protocol
+                    ));
                 });
             }
             if port.name.is_empty() {
@@ -168,7 +171,8 @@ fn server_fields(check: &mut Check, server: &Server) {
         check.at("hosts", |check| check.invalid("at least one host is needed"));
     }
     check.each("hosts", &server.hosts, |check, host| {
-        let (namespace, host) = host.split_once('/').map_or((None, host.as_str()), |(ns, host)| (Some(ns), host));
+        let (namespace, host) =
+            host.split_once('/').map_or((None, host.as_str()), |(ns, host)| (Some(ns), host));
         check.host(host);
         if namespace.is_some_and(|ns| !matches!(ns, "*" | ".") && !is_dns_label(ns)) {
             check.invalid("the part before / must be a namespace, '.' or '*'");

@@ -100,7 +100,8 @@ pub(crate) fn service(meta: Meta, service: core::Service) -> (Service, Vec<Findi
     if ips.is_empty() {
         ips.extend(spec.cluster_ip);
     }
-    let external_name = (spec.type_.as_deref() == Some("ExternalName")).then_some(spec.external_name).flatten();
+    let external_name =
+        (spec.type_.as_deref() == Some("ExternalName")).then_some(spec.external_name).flatten();
     let mut ports = Vec::new();
     check.each("ports", &spec.ports.unwrap_or_default(), |check, port| {
         let Ok(number @ 1..) = u16::try_from(port.port) else {
@@ -110,7 +111,9 @@ pub(crate) fn service(meta: Meta, service: core::Service) -> (Service, Vec<Findi
             None | Some(IntOrString::Int(0)) => TargetPort::Number(number),
             Some(IntOrString::Int(target)) => match u16::try_from(*target) {
                 Ok(target) => TargetPort::Number(target),
-                Err(_) => return check.at("targetPort", |check| check.invalid(format!("{target} is no port"))),
+                Err(_) => {
+                    return check.at("targetPort", |check| check.invalid(format!("{target} is no port")));
+                }
             },
             Some(IntOrString::String(name)) => TargetPort::Name(name.clone()),
         };
@@ -139,12 +142,8 @@ pub(crate) fn pod(meta: Meta, pod: core::Pod) -> Pod {
     let deleted = pod.metadata.deletion_timestamp.is_some();
     let spec = pod.spec.unwrap_or_default();
     let status = pod.status.unwrap_or_default();
-    let mut ips: Vec<IpAddr> = status
-        .pod_ips
-        .unwrap_or_default()
-        .iter()
-        .filter_map(|ip| ip.ip.parse().ok())
-        .collect();
+    let mut ips: Vec<IpAddr> =
+        status.pod_ips.unwrap_or_default().iter().filter_map(|ip| ip.ip.parse().ok()).collect();
     if let Some(primary) = status.pod_ip.and_then(|ip| ip.parse().ok())
         && !ips.contains(&primary)
     {

@@ -72,7 +72,9 @@ impl MeshConfig {
             && !self.access_log_format.is_empty()
             && serde_json::from_str::<serde_json::Map<String, Value>>(&self.access_log_format).is_err()
         {
-            check.at("accessLogFormat", |check| check.invalid("must be a JSON object when the encoding is JSON"));
+            check.at("accessLogFormat", |check| {
+                check.invalid("must be a JSON object when the encoding is JSON")
+            });
         }
         check.into_findings()
     }

@@ -144,7 +144,12 @@ pub(crate) fn read(node: &Node<'_>) -> Read {
         Ok((head, _)) => head,
         Err(error) => {
             let findings = vec![fault("parse-error", error.path, with_hint(error.message, error.suggestion))];
-            return Read::Skipped { kind: String::new(), namespace: String::new(), name: String::new(), findings };
+            return Read::Skipped {
+                kind: String::new(),
+                namespace: String::new(),
+                name: String::new(),
+                findings,
+            };
         }
     };
     let meta = meta(&head.metadata);
@@ -155,14 +160,21 @@ pub(crate) fn read(node: &Node<'_>) -> Read {
         name: meta.name.clone(),
         findings,
     };
-    let warning = |code, message: String| Finding { severity: Severity::Warning, code, path: String::new(), message };
+    let warning =
+        |code, message: String| Finding { severity: Severity::Warning, code, path: String::new(), message };
     let Some(row) = KINDS.iter().find(|row| row.group == group && row.kind == head.kind) else {
         let findings = if TOLERATED_GROUPS.contains(&group) {
             Vec::new()
         } else if group == "gateway.networking.k8s.io" {
-            vec![warning("unsupported-kind", "the Gateway API is not supported yet, has no effect".to_owned())]
+            vec![warning(
+                "unsupported-kind",
+                "the Gateway API is not supported yet, has no effect".to_owned(),
+            )]
         } else {
-            vec![warning("unknown-kind", format!("{} {} is not known, has no effect", head.api_version, head.kind))]
+            vec![warning(
+                "unknown-kind",
+                format!("{} {} is not known, has no effect", head.api_version, head.kind),
+            )]
         };
         return skipped(findings);
     };
@@ -182,8 +194,7 @@ pub(crate) fn read(node: &Node<'_>) -> Read {
         }
         Treatment::Read(Kind::MeshConfig) if meta.name != MESH_CONFIG_MAP.0 => skipped(Vec::new()),
         Treatment::Read(kind) => {
-            let reference =
-                ObjectRef { kind, namespace: meta.namespace.clone(), name: meta.name.clone() };
+            let reference = ObjectRef { kind, namespace: meta.namespace.clone(), name: meta.name.clone() };
             if reference.name.is_empty() {
                 let message = "a name is needed".to_owned();
                 return Read::Rejected {
@@ -215,10 +226,12 @@ fn read_kind(kind: Kind, meta: Meta, node: &Node<'_>) -> (Option<Object>, Vec<Fi
             (Object::EndpointSlice(slice), findings)
         }),
         Kind::MeshConfig => mesh_config(node),
-        Kind::ServiceEntry => typed::<Envelope<service_entry::ServiceEntry, service_entry::Status>>(node, |entry| {
-            let findings = entry.spec.validate();
-            (Object::ServiceEntry(Config { meta, spec: entry.spec }), findings)
-        }),
+        Kind::ServiceEntry => {
+            typed::<Envelope<service_entry::ServiceEntry, service_entry::Status>>(node, |entry| {
+                let findings = entry.spec.validate();
+                (Object::ServiceEntry(Config { meta, spec: entry.spec }), findings)
+            })
+        }
         Kind::VirtualService => typed::<Envelope<_, Value>>(node, |object| {
             let spec: super::virtual_service::VirtualService = object.spec;
             let findings = spec.validate();
@@ -298,7 +311,11 @@ fn mesh_config(node: &Node<'_>) -> (Option<Object>, Vec<Finding>) {
 
 fn meta(metadata: &ObjectMeta) -> Meta {
     Meta {
-        namespace: metadata.namespace.clone().filter(|name| !name.is_empty()).unwrap_or_else(|| DEFAULT_NAMESPACE.to_owned()),
+        namespace: metadata
+            .namespace
+            .clone()
+            .filter(|name| !name.is_empty())
+            .unwrap_or_else(|| DEFAULT_NAMESPACE.to_owned()),
         name: metadata.name.clone().unwrap_or_default(),
         labels: metadata.labels.clone().unwrap_or_default(),
         annotations: metadata.annotations.clone().unwrap_or_default(),

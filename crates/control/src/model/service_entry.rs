@@ -104,7 +104,9 @@ impl ServiceEntry {
             check.host(host);
             if host == "*" {
                 check.invalid("a full wildcard * is not allowed");
-            } else if host.starts_with('*') && !matches!(self.resolution, Resolution::None | Resolution::Static) {
+            } else if host.starts_with('*')
+                && !matches!(self.resolution, Resolution::None | Resolution::Static)
+            {
                 check.invalid("a wildcard host cannot be resolved by DNS");
             }
         });
@@ -115,7 +117,9 @@ impl ServiceEntry {
         });
         self.validate_ports(&mut check);
         if self.resolution == Resolution::DynamicDns {
-            check.at("resolution", |check| check.error("unsupported-field", "DYNAMIC_DNS is not supported yet"));
+            check.at("resolution", |check| {
+                check.error("unsupported-field", "DYNAMIC_DNS is not supported yet")
+            });
         }
         if self.resolution == Resolution::None && !self.endpoints.is_empty() {
             check.at("endpoints", |check| check.invalid("endpoints need resolution STATIC or DNS"));
@@ -124,7 +128,9 @@ impl ServiceEntry {
             check.at("endpoints", |check| check.invalid("DNS_ROUND_ROBIN can have one endpoint only"));
         }
         if self.workload_selector.is_some() && !self.endpoints.is_empty() {
-            check.at("workloadSelector", |check| check.invalid("only one of endpoints and workloadSelector may be given"));
+            check.at("workloadSelector", |check| {
+                check.invalid("only one of endpoints and workloadSelector may be given")
+            });
         }
         check.each("endpoints", &self.endpoints, |check, endpoint| self.validate_endpoint(check, endpoint));
         if let Some(selector) = &self.workload_selector {

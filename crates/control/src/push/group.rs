@@ -63,7 +63,14 @@ impl Group {
 
     /// Asks the graph for what a session wants. The names only matter for endpoints and routes:
     /// everybody gets all clusters and listeners.
-    pub(crate) fn load(&mut self, graph: &Graph, key: &ProxyKey, type_url: &TypeUrl, names: &[Name], version: &Name) {
+    pub(crate) fn load(
+        &mut self,
+        graph: &Graph,
+        key: &ProxyKey,
+        type_url: &TypeUrl,
+        names: &[Name],
+        version: &Name,
+    ) {
         let version = || version.clone();
         match type_url {
             TypeUrl::Cluster => {
@@ -133,7 +140,12 @@ impl Group {
     }
 
     /// Lets go of endpoints and routes that are not wanted any more.
-    pub(crate) fn release(&mut self, graph: &mut Graph, key: &ProxyKey, wanted: impl Fn(&TypeUrl, &str) -> bool) {
+    pub(crate) fn release(
+        &mut self,
+        graph: &mut Graph,
+        key: &ProxyKey,
+        wanted: impl Fn(&TypeUrl, &str) -> bool,
+    ) {
         let unwanted: Vec<(TypeUrl, Name)> = self
             .roots
             .iter()

@@ -184,7 +184,12 @@ impl Push {
                 self.release_unused(graph, &key);
             }
             Said::Refused { type_url, message } => {
-                tracing::error!(node = session.node, r#type = type_url.short(), message, "proxy refused an update");
+                tracing::error!(
+                    node = session.node,
+                    r#type = type_url.short(),
+                    message,
+                    "proxy refused an update"
+                );
             }
         }
     }
@@ -193,7 +198,9 @@ impl Push {
     fn release_unused(&mut self, graph: &mut Graph, key: &ProxyKey) {
         let Some(group) = self.groups.get_mut(key) else { return };
         let members: Vec<&Session> = group.members.iter().filter_map(|id| self.sessions.get(id)).collect();
-        group.release(graph, key, |type_url, name| members.iter().any(|session| session.wants(type_url, name)));
+        group.release(graph, key, |type_url, name| {
+            members.iter().any(|session| session.wants(type_url, name))
+        });
     }
 
     fn pump(&mut self, id: StreamId, now: Instant) {
@@ -266,11 +273,8 @@ fn blame(
 impl Refusal {
     /// The refusal as people read it, not yet located.
     pub(crate) fn diagnostic(&self) -> Diagnostic {
-        let nowhere = ObjectRef {
-            kind: crate::model::Kind::Gateway,
-            namespace: String::new(),
-            name: String::new(),
-        };
+        let nowhere =
+            ObjectRef { kind: crate::model::Kind::Gateway, namespace: String::new(), name: String::new() };
         match &self.object {
             Some(object) => Diagnostic::about(object, &self.finding),
             None => Diagnostic { kind: String::new(), ..Diagnostic::about(&nowhere, &self.finding) },

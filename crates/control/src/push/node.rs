@@ -55,7 +55,8 @@ pub(crate) fn parse(graph: &Graph, node: &core::Node) -> Result<Node, BadNode> {
     };
     let (pod, id_namespace) = name.rsplit_once('.').ok_or_else(malformed)?;
     let metadata = node.metadata.as_ref().map(|metadata| &metadata.fields);
-    let field = |name: &str| metadata.and_then(|fields| fields.get(name)).and_then(|value| value.kind.as_ref());
+    let field =
+        |name: &str| metadata.and_then(|fields| fields.get(name)).and_then(|value| value.kind.as_ref());
     let namespace = match field("NAMESPACE") {
         Some(Kind::StringValue(namespace)) if !namespace.is_empty() => namespace.clone(),
         None | Some(Kind::NullValue(_) | Kind::StringValue(_)) => id_namespace.to_owned(),
@@ -91,14 +92,20 @@ pub(crate) fn parse(graph: &Graph, node: &core::Node) -> Result<Node, BadNode> {
     };
     // A gateway does not intercept anything, whatever it says.
     let interception = if role == Role::Router { Interception::Redirect } else { interception };
-    Ok(Node { name: name.to_owned(), id: node.id.clone(), key: ProxyKey { role, namespace, labels, interception } })
+    Ok(Node {
+        name: name.to_owned(),
+        id: node.id.clone(),
+        key: ProxyKey { role, namespace, labels, interception },
+    })
 }
 
 fn http_proxy_port(field: Option<&Kind>) -> Result<u16, BadNode> {
     let port = match field {
         None => return Ok(HTTP_PROXY_PORT),
         Some(Kind::StringValue(port)) => port.parse().ok(),
-        Some(Kind::NumberValue(port)) if port.fract() == 0.0 && (1.0..=65535.0).contains(port) => Some(*port as u16),
+        Some(Kind::NumberValue(port)) if port.fract() == 0.0 && (1.0..=65535.0).contains(port) => {
+            Some(*port as u16)
+        }
         Some(_) => None,
     };
     port.filter(|port| *port != 0)
@@ -133,7 +140,10 @@ mod tests {
     fn reads_istios_nodes() {
         let graph = Graph::new();
         let labels = object([("app", text("reviews"))]);
-        let read = parse(&graph, &node("sidecar~10.0.0.5~reviews-v1.a~a.svc.cluster.local", vec![("LABELS", labels)]));
+        let read = parse(
+            &graph,
+            &node("sidecar~10.0.0.5~reviews-v1.a~a.svc.cluster.local", vec![("LABELS", labels)]),
+        );
         let read = read.expect("a good node");
         assert_eq!(read.name, "reviews-v1.a");
         assert_eq!(read.key.role, Role::Sidecar);
@@ -142,11 +152,13 @@ mod tests {
         assert_eq!(read.key.interception, Interception::Redirect);
 
         let fields = vec![("INTERCEPTION_MODE", text("NONE")), ("HTTP_PROXY_PORT", number(15099))];
-        let read = parse(&graph, &node("sidecar~127.0.1.5~x.a~a.svc.cluster.local", fields)).expect("a good node");
+        let read =
+            parse(&graph, &node("sidecar~127.0.1.5~x.a~a.svc.cluster.local", fields)).expect("a good node");
         let address = "127.0.1.5".parse().expect("an address");
         assert_eq!(read.key.interception, Interception::Explicit { address, port: 15099 });
 
-        let read = parse(&graph, &node("router~10.0.0.5~gw.a~a.svc.cluster.local", vec![("NAMESPACE", text("b"))]));
+        let read =
+            parse(&graph, &node("router~10.0.0.5~gw.a~a.svc.cluster.local", vec![("NAMESPACE", text("b"))]));
         let read = read.expect("a good node");
         assert_eq!((read.key.role, read.key.namespace.as_str()), (Role::Router, "b"));
     }

@@ -136,7 +136,9 @@ impl Session {
 
     /// The refusals that stand, by type.
     pub(crate) fn refusals(&self) -> impl Iterator<Item = (&TypeUrl, &str)> {
-        self.stream.subscriptions().filter_map(|(type_url, subscription)| Some((type_url, subscription.rejection()?)))
+        self.stream
+            .subscriptions()
+            .filter_map(|(type_url, subscription)| Some((type_url, subscription.rejection()?)))
     }
 
     /// Sends what can be sent now.
@@ -212,7 +214,12 @@ impl Session {
             .all(|cluster| endpoints.is_some_and(|endpoints| endpoints.wants(cluster.name())))
     }
 
-    fn respond(&mut self, group: &Group, type_url: &TypeUrl, pending: &Pending) -> Option<leno_xds::wire::Response> {
+    fn respond(
+        &mut self,
+        group: &Group,
+        type_url: &TypeUrl,
+        pending: &Pending,
+    ) -> Option<leno_xds::wire::Response> {
         let resources = group.resources(type_url)?;
         if *type_url == TypeUrl::Cluster {
             self.note_gone(group);

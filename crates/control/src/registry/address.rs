@@ -77,7 +77,9 @@ fn allocate(mut wanting: Vec<ServiceId>) -> BTreeMap<ServiceId, Ipv4Addr> {
 
 /// FNV-1a, 64 bits: the same on every machine and in every release.
 fn fnv(bytes: &[u8]) -> u64 {
-    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
+    bytes
+        .iter()
+        .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
 #[cfg(test)]
@@ -86,7 +88,8 @@ mod tests {
     use crate::model::{Kind, ObjectRef};
 
     fn id(name: &str) -> ServiceId {
-        let object = ObjectRef { kind: Kind::Service, namespace: "default".to_owned(), name: name.to_owned() };
+        let object =
+            ObjectRef { kind: Kind::Service, namespace: "default".to_owned(), name: name.to_owned() };
         ServiceId { host: name.to_owned(), object }
     }
 

@@ -159,7 +159,9 @@ fn of_entry(cx: &Cx<'_>, entry: &Config<ServiceEntry>, host: &str) -> Vec<Instan
     if let Some(selector) = &spec.workload_selector {
         let pods = pods_selected(cx, &entry.meta.namespace, &selector.labels);
         let pods = pods.into_iter().filter(|pod| pod.ready);
-        return pods.filter_map(|pod| instance(pod.ips.first()?, ports_of(&BTreeMap::new()), Some(&pod))).collect();
+        return pods
+            .filter_map(|pod| instance(pod.ips.first()?, ports_of(&BTreeMap::new()), Some(&pod)))
+            .collect();
     }
     if spec.endpoints.is_empty() && matches!(spec.resolution, Resolution::Dns | Resolution::DnsRoundRobin) {
         return vec![Instance {

@@ -133,7 +133,9 @@ impl Query for Mesh {
         let keys = cx.all::<MeshConfigs>();
         let default = MeshConfig::default();
         let preferred = keys.iter().find(|key| key.namespace == default.root_namespace).or(keys.first());
-        preferred.and_then(|key| cx.input::<MeshConfigs>(key)).map_or(default, |config| MeshConfig::clone(&config))
+        preferred
+            .and_then(|key| cx.input::<MeshConfigs>(key))
+            .map_or(default, |config| MeshConfig::clone(&config))
     }
 }
 
@@ -326,7 +328,9 @@ fn of_entry(cx: &Cx<'_>, entry: &Config<ServiceEntry>, host: &str, mesh: &MeshCo
             service_entry::Resolution::Static => Resolution::Endpoints,
             service_entry::Resolution::Dns => Resolution::Dns,
             service_entry::Resolution::DnsRoundRobin => Resolution::DnsRoundRobin,
-            service_entry::Resolution::None | service_entry::Resolution::DynamicDns => Resolution::OriginalDst,
+            service_entry::Resolution::None | service_entry::Resolution::DynamicDns => {
+                Resolution::OriginalDst
+            }
         },
         external: entry.spec.location == service_entry::Location::MeshExternal,
         export_to: Export::new(&meta.namespace, &entry.spec.export_to, &mesh.default_service_export_to),
@@ -338,7 +342,10 @@ fn of_entry(cx: &Cx<'_>, entry: &Config<ServiceEntry>, host: &str, mesh: &MeshCo
 /// Whether a host of a ServiceEntry is to be given a virtual address.
 pub(crate) fn needs_address(entry: &ServiceEntry, host: &str) -> bool {
     entry.addresses.is_empty()
-        && !matches!(entry.resolution, service_entry::Resolution::None | service_entry::Resolution::DynamicDns)
+        && !matches!(
+            entry.resolution,
+            service_entry::Resolution::None | service_entry::Resolution::DynamicDns
+        )
         && !host.starts_with('*')
         && host.parse::<IpAddr>().is_err()
 }

@@ -77,7 +77,8 @@ impl Query for AttachedGateways {
         let mut attached = Attached::default();
         for gateway in gateways {
             for (index, server) in gateway.spec.servers.iter().enumerate() {
-                let Some(number) = server.port.as_ref().and_then(|port| u16::try_from(port.number).ok()) else {
+                let Some(number) = server.port.as_ref().and_then(|port| u16::try_from(port.number).ok())
+                else {
                     continue;
                 };
                 let protocol = server.protocol();
@@ -85,7 +86,8 @@ impl Query for AttachedGateways {
                     continue;
                 }
                 // The Service in front of the gateway leads port 80 to, say, 8080 of the pod.
-                let port = targets.iter().find(|target| target.port == number).map_or(number, |found| found.target);
+                let port =
+                    targets.iter().find(|target| target.port == number).map_or(number, |found| found.target);
                 let server = GatewayServer {
                     gateway: gateway.meta.key(),
                     index,

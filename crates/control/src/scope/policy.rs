@@ -7,7 +7,9 @@
 use leno_derive::{Cx, Query};
 
 use super::{Viewer, fit};
-use crate::model::destination_rule::{ConnectionPool, DestinationRule, LoadBalancer, OutlierDetection, RetryBudget, Subset, TrafficPolicy};
+use crate::model::destination_rule::{
+    ConnectionPool, DestinationRule, LoadBalancer, OutlierDetection, RetryBudget, Subset, TrafficPolicy,
+};
 use crate::model::inputs::DestinationRules;
 use crate::model::{Config, Key};
 use crate::registry::instances::selects;
@@ -79,11 +81,7 @@ impl Query for RulesOf {
         let head = |rule: &Config<DestinationRule>| RuleHead {
             key: rule.meta.key(),
             host: full_name(&rule.spec.host, namespace),
-            export_to: Export::new(
-                namespace,
-                &rule.spec.export_to,
-                &mesh.default_destination_rule_export_to,
-            ),
+            export_to: Export::new(namespace, &rule.spec.export_to, &mesh.default_destination_rule_export_to),
             selector: rule.spec.workload_selector.clone().unwrap_or_default().match_labels,
         };
         rules.iter().map(|rule| head(rule)).collect()

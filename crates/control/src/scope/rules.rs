@@ -85,10 +85,16 @@ impl Query for MeshRules {
 
 /// Of rules ordered by age, the one that a host belongs to: the one that names it most exactly, and
 /// of equals the oldest.
-pub(crate) fn owner<'r>(rules: &'r [Arc<Rule>], host: &str, of: impl Fn(&Rule) -> bool) -> Option<&'r Arc<Rule>> {
+pub(crate) fn owner<'r>(
+    rules: &'r [Arc<Rule>],
+    host: &str,
+    of: impl Fn(&Rule) -> bool,
+) -> Option<&'r Arc<Rule>> {
     let mut best: Option<(usize, &Arc<Rule>)> = None;
     for rule in rules.iter().filter(|rule| of(rule)) {
-        let Some(found) = rule.spec.hosts.iter().filter_map(|pattern| fit(pattern, host)).max() else { continue };
+        let Some(found) = rule.spec.hosts.iter().filter_map(|pattern| fit(pattern, host)).max() else {
+            continue;
+        };
         if best.is_none_or(|(most, _)| found > most) {
             best = Some((found, rule));
         }
@@ -104,7 +110,8 @@ fn complete(spec: &mut VirtualService, namespace: &str) {
     for gateway in &mut spec.gateways {
         *gateway = full_gateway(gateway, namespace);
     }
-    let destination = |destination: &mut Destination| destination.host = full_name(&destination.host, namespace);
+    let destination =
+        |destination: &mut Destination| destination.host = full_name(&destination.host, namespace);
     for rule in &mut spec.http {
         rule.route.iter_mut().for_each(|target| destination(&mut target.destination));
         rule.mirror.iter_mut().for_each(destination);

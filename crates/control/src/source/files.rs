@@ -118,7 +118,8 @@ impl Files {
         });
         let changes = self.merge(&mut faults);
         faults.extend(self.files.values().flat_map(|file| file.diagnostics.iter().cloned()));
-        faults.sort_by(|a, b| (&a.file, a.line, a.column, &a.path).cmp(&(&b.file, b.line, b.column, &b.path)));
+        faults
+            .sort_by(|a, b| (&a.file, a.line, a.column, &a.path).cmp(&(&b.file, b.line, b.column, &b.path)));
         if *self.diagnostics != faults {
             self.diagnostics = Arc::new(faults);
         }

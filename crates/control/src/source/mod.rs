@@ -58,7 +58,11 @@ impl Origin {
 }
 
 /// An object among the documents of a file.
-fn object_node<'n, 't>(documents: &'n [Node<'t>], document: usize, item: Option<usize>) -> Option<&'n Node<'t>> {
+fn object_node<'n, 't>(
+    documents: &'n [Node<'t>],
+    document: usize,
+    item: Option<usize>,
+) -> Option<&'n Node<'t>> {
     let node = documents.get(document)?;
     let Some(item) = item else { return Some(node) };
     match &node.find("items")?.value {

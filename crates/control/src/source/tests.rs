@@ -41,8 +41,12 @@ impl Fixture {
 
     fn diagnostics(&self, expected: &Expect) {
         let folder = format!("{}/", self.folder.path().display());
-        let text: String =
-            self.files.diagnostics().iter().map(|diagnostic| format!("{diagnostic}\n").replace(&folder, "")).collect();
+        let text: String = self
+            .files
+            .diagnostics()
+            .iter()
+            .map(|diagnostic| format!("{diagnostic}\n").replace(&folder, ""))
+            .collect();
         expected.assert_eq(&text);
     }
 }
@@ -51,7 +55,8 @@ fn describe(change: &Change) -> String {
     match change {
         Change::Set(reference, object, _) => match object.as_ref() {
             Object::Gateway(gateway) => {
-                let hosts: Vec<&String> = gateway.spec.servers.iter().flat_map(|server| &server.hosts).collect();
+                let hosts: Vec<&String> =
+                    gateway.spec.servers.iter().flat_map(|server| &server.hosts).collect();
                 format!("set {reference} {hosts:?}\n")
             }
             _ => format!("set {reference}\n"),

@@ -29,7 +29,11 @@ impl Resource {
         origins.sort();
         origins.dedup();
         let body = Bytes::from(message.encode_to_vec());
-        Resource { wire: leno_xds::Resource::hashed(leno_base::Name::new(name), body), origins, needs_endpoints: false }
+        Resource {
+            wire: leno_xds::Resource::hashed(leno_base::Name::new(name), body),
+            origins,
+            needs_endpoints: false,
+        }
     }
 
     /// Its name among the resources of its type.

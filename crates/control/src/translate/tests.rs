@@ -68,8 +68,10 @@ impl Proxy {
 #[test]
 fn goldens() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
-    let mut cases: Vec<PathBuf> =
-        fs::read_dir(&folder).expect("the folder of goldens").map(|entry| entry.expect("an entry").path()).collect();
+    let mut cases: Vec<PathBuf> = fs::read_dir(&folder)
+        .expect("the folder of goldens")
+        .map(|entry| entry.expect("an entry").path())
+        .collect();
     cases.sort();
     assert!(cases.len() >= 20, "only {} goldens", cases.len());
     let failures: Vec<String> = cases.iter().filter_map(|case| run(case).err()).collect();
@@ -192,7 +194,8 @@ fn validate(name: &str, case: &Path, configuration: &Value) {
     for cluster in clusters.iter_mut().filter_map(Value::as_object_mut) {
         if cluster.remove("eds_cluster_config").is_some() {
             cluster.insert("type".to_owned(), Value::from("STATIC"));
-            let found = list("endpoints").into_iter().find(|endpoints| endpoints["cluster_name"] == cluster["name"]);
+            let found =
+                list("endpoints").into_iter().find(|endpoints| endpoints["cluster_name"] == cluster["name"]);
             cluster.insert("load_assignment".to_owned(), found.expect("endpoints"));
         }
     }

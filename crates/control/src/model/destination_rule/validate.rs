@@ -3,8 +3,8 @@
 use std::collections::HashSet;
 
 use super::{
-    ClientTls, ClientTlsMode, ConnectionPool, ConsistentHash, DestinationRule, LoadBalancer, OutlierDetection,
-    RetryBudget, Simple, TrafficPolicy,
+    ClientTls, ClientTlsMode, ConnectionPool, ConsistentHash, DestinationRule, LoadBalancer,
+    OutlierDetection, RetryBudget, Simple, TrafficPolicy,
 };
 use crate::model::check::{Check, is_dns_label};
 use crate::model::diagnostic::Finding;
@@ -44,7 +44,13 @@ impl DestinationRule {
 }
 
 fn traffic_policy(check: &mut Check, policy: &TrafficPolicy) {
-    port_policy(check, &policy.load_balancer, &policy.connection_pool, &policy.outlier_detection, &policy.tls);
+    port_policy(
+        check,
+        &policy.load_balancer,
+        &policy.connection_pool,
+        &policy.outlier_detection,
+        &policy.tls,
+    );
     let mut ports = HashSet::new();
     check.each("portLevelSettings", &policy.port_level_settings, |check, setting| {
         check.at("port", |check| match &setting.port {
@@ -178,11 +184,16 @@ fn client_tls(check: &mut Check, tls: &ClientTls) {
         None | Some(ClientTlsMode::Disable) => {}
         Some(ClientTlsMode::IstioMutual) => {
             check.at("mode", |check| {
-                check.warn("unsupported-field", "mutual TLS is not supported yet, traffic is sent in plain text");
+                check.warn(
+                    "unsupported-field",
+                    "mutual TLS is not supported yet, traffic is sent in plain text",
+                );
             });
         }
         Some(ClientTlsMode::Simple | ClientTlsMode::Mutual) => {
-            check.at("mode", |check| check.error("unsupported-field", "TLS to the service is not supported yet"));
+            check.at("mode", |check| {
+                check.error("unsupported-field", "TLS to the service is not supported yet")
+            });
         }
     }
 }

@@ -65,7 +65,9 @@ fn http_route(check: &mut Check, rule: &HttpRoute) {
     if let Some(response) = &rule.direct_response {
         check.at("directResponse", |check| {
             if !(200..600).contains(&response.status) {
-                check.at("status", |check| check.invalid(format!("{} is no status from 200 to 599", response.status)));
+                check.at("status", |check| {
+                    check.invalid(format!("{} is no status from 200 to 599", response.status))
+                });
             }
             let Some(body) = &response.body else { return };
             check.at("body", |check| {
@@ -147,7 +149,9 @@ fn http_match(check: &mut Check, matcher: &HttpMatch) {
     check.header_matches("withoutHeaders", &matcher.without_headers);
     check.at("headers", |check| {
         for name in matcher.headers.keys().filter(|name| name.starts_with("@request.auth.claims")) {
-            check.key(name, |check| check.error("unsupported-field", "routing by JWT claims is not supported yet"));
+            check.key(name, |check| {
+                check.error("unsupported-field", "routing by JWT claims is not supported yet")
+            });
         }
     });
     check.at("queryParams", |check| {
@@ -239,14 +243,17 @@ fn retry_policy(check: &mut Check, retries: &Retries) {
         check.at("attempts", |check| check.invalid(format!("{} is negative", retries.attempts)));
     }
     if retries.attempts == 0 && (retries.per_try_timeout.is_some() || !retries.retry_on.is_empty()) {
-        check.at("attempts", |check| check.warn("no-effect", "0 attempts disable retries; the other fields have no effect"));
+        check.at("attempts", |check| {
+            check.warn("no-effect", "0 attempts disable retries; the other fields have no effect")
+        });
     }
     if retries.backoff.is_some_and(|backoff| backoff.is_zero()) {
         check.at("backoff", |check| check.invalid("must be more than 0"));
     }
     check.unsupported("retryRemoteLocalities", retries.retry_remote_localities == Some(true));
     check.at("retryOn", |check| {
-        for condition in retries.retry_on.split(',').map(str::trim).filter(|condition| !condition.is_empty()) {
+        for condition in retries.retry_on.split(',').map(str::trim).filter(|condition| !condition.is_empty())
+        {
             let good = condition.parse::<u16>().is_ok_and(|code| (100..600).contains(&code))
                 || super::RETRY_CONDITIONS.contains(&condition);
             if !good {

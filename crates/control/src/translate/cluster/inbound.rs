@@ -63,6 +63,8 @@ fn passthrough() -> Arc<Resource> {
 }
 
 fn bind() -> core::BindConfig {
-    core::BindConfig { source_address: Some(socket_address(INBOUND_SOURCE, 0)), ..core::BindConfig::default() }
+    core::BindConfig {
+        source_address: Some(socket_address(INBOUND_SOURCE, 0)),
+        ..core::BindConfig::default()
+    }
 }
-

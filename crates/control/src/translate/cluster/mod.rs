@@ -68,7 +68,13 @@ impl Query for ClusterKeys {
                 let subsets = merged.subsets.iter().map(|subset| subset.name.clone());
                 for subset in std::iter::once(String::new()).chain(subsets) {
                     let rules = rules.clone();
-                    keys.push(ClusterKey { service: service.id.clone(), port: port.number, subset, rules, direct });
+                    keys.push(ClusterKey {
+                        service: service.id.clone(),
+                        port: port.number,
+                        subset,
+                        rules,
+                        direct,
+                    });
                 }
             }
         }
@@ -159,18 +165,11 @@ impl Query for Outbound {
 
 /// The cluster before rules are applied.
 #[allow(deprecated)] // Envoy would have a cluster extension for DNS by now; Istio has these fields
-fn outbound(
-    cx: &Cx<'_>,
-    key: &ClusterKey,
-    service: &Service,
-    effective: &Effective,
-) -> cluster::Cluster {
+fn outbound(cx: &Cx<'_>, key: &ClusterKey, service: &Service, effective: &Effective) -> cluster::Cluster {
     let name = key.name();
     let simple = effective.load_balancer.as_ref().and_then(|balancer| balancer.simple);
-    let mut message = cluster::Cluster {
-        connect_timeout: Some(CONNECT_TIMEOUT),
-        ..cluster::Cluster::default()
-    };
+    let mut message =
+        cluster::Cluster { connect_timeout: Some(CONNECT_TIMEOUT), ..cluster::Cluster::default() };
     // PASSTHROUGH asks to go where the caller wanted to, whatever is known of the service. Without
     // capture nobody knows where that is, so the endpoints must do.
     let resolution = match service.resolution {

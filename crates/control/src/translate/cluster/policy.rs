@@ -2,7 +2,9 @@
 
 use leno_api::proto::envoy::extensions::upstreams::http::v3 as upstreams;
 
-use crate::model::destination_rule::{ConnectionPool, H2UpgradePolicy, HttpSettings, OutlierDetection, RetryBudget};
+use crate::model::destination_rule::{
+    ConnectionPool, H2UpgradePolicy, HttpSettings, OutlierDetection, RetryBudget,
+};
 use crate::scope::policy::Effective;
 use crate::translate::proto::{cluster, core, ty};
 use crate::translate::resource::pack;
@@ -32,7 +34,8 @@ pub(crate) fn apply(message: &mut cluster::Cluster, effective: &Effective, versi
             message.connect_timeout = Some(timeout.to_proto());
         }
         if let Some(keepalive) = &tcp.tcp_keepalive {
-            let seconds = |span: crate::model::duration::Span| u32::try_from(span.0.as_secs()).unwrap_or(u32::MAX);
+            let seconds =
+                |span: crate::model::duration::Span| u32::try_from(span.0.as_secs()).unwrap_or(u32::MAX);
             message.upstream_connection_options = Some(cluster::UpstreamConnectionOptions {
                 tcp_keepalive: Some(core::TcpKeepalive {
                     keepalive_probes: (keepalive.probes > 0).then_some(keepalive.probes),
@@ -161,7 +164,9 @@ fn outlier_detection(outliers: &OutlierDetection) -> cluster::OutlierDetection {
         // Istio has no success-rate ejection; Envoy's is on by default.
         enforcing_success_rate: Some(0),
         consecutive_5xx: outliers.consecutive_5xx_errors,
-        enforcing_consecutive_5xx: outliers.consecutive_5xx_errors.map(|limit| if limit > 0 { 100 } else { 0 }),
+        enforcing_consecutive_5xx: outliers
+            .consecutive_5xx_errors
+            .map(|limit| if limit > 0 { 100 } else { 0 }),
         split_external_local_origin_errors: outliers.split_external_local_origin_errors,
         ..cluster::OutlierDetection::default()
     };

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use leno_derive::{Cx, Query};
 
-use super::http::{Routes, Side, connection_manager};
 use super::bare;
+use super::http::{Routes, Side, connection_manager};
 use super::tcp::{tcp_chains, tcp_proxy};
 use crate::model::Kind;
 use crate::model::gateway::ServerProtocol;
@@ -56,9 +56,10 @@ fn build(cx: &Cx<'_>, mesh: &MeshConfig, viewer: &Viewer, port: &GatewayPort) ->
         let gateway = server.gateway_name();
         let place = Place { viewer, gateway: &gateway, port: server.number };
         for rule in rules.iter().filter(|rule| rule.applies_to(&gateway)) {
-            let meets = server.server.hosts().any(|(_, exposed)| {
-                rule.spec.hosts.iter().any(|host| intersection(exposed, host).is_some())
-            });
+            let meets = server
+                .server
+                .hosts()
+                .any(|(_, exposed)| rule.spec.hosts.iter().any(|host| intersection(exposed, host).is_some()));
             if !meets {
                 continue;
             }

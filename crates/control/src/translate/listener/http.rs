@@ -32,7 +32,12 @@ pub(super) enum Routes {
 }
 
 /// The network filter.
-pub(super) fn connection_manager(mesh: &MeshConfig, side: Side, address: &str, routes: Routes) -> listener::Filter {
+pub(super) fn connection_manager(
+    mesh: &MeshConfig,
+    side: Side,
+    address: &str,
+    routes: Routes,
+) -> listener::Filter {
     use hcm::http_connection_manager as parts;
     let prefix = match side {
         Side::Inbound => "inbound",

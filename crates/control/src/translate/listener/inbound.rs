@@ -71,7 +71,11 @@ fn add_port(mesh: &MeshConfig, message: &mut listener::Listener, target: &Target
             found.application_protocols = plain_http_match().application_protocols;
         }
         let operation = format!("{}:{}/*", target.service.id.host, target.port);
-        let routes = Routes::Inline(Box::new(configuration(&cluster, &format!("inbound|http|{}", target.port), operation)));
+        let routes = Routes::Inline(Box::new(configuration(
+            &cluster,
+            &format!("inbound|http|{}", target.port),
+            operation,
+        )));
         message.filter_chains.push(listener::FilterChain {
             name: name.clone(),
             filter_chain_match: Some(found),
@@ -94,8 +98,7 @@ fn add_port(mesh: &MeshConfig, message: &mut listener::Listener, target: &Target
 /// Adds the chains for ports that no service leads to.
 fn add_rest(mesh: &MeshConfig, message: &mut listener::Listener) {
     let cluster = name::INBOUND_PASSTHROUGH_CLUSTER;
-    let routes =
-        Routes::Inline(Box::new(configuration(cluster, "inbound|http|0", ":0/*".to_owned())));
+    let routes = Routes::Inline(Box::new(configuration(cluster, "inbound|http|0", ":0/*".to_owned())));
     message.filter_chains.push(listener::FilterChain {
         name: "virtualInbound-catchall-http".to_owned(),
         filter_chain_match: Some(plain_http_match()),
@@ -165,7 +168,9 @@ fn unless_declared(ports: &[u16]) -> Option<listener::ListenerFilterChainMatchPr
         .collect();
     match rules.len() {
         0 | 1 => rules.pop(),
-        _ => Some(listener::ListenerFilterChainMatchPredicate { rule: Some(Rule::OrMatch(MatchSet { rules })) }),
+        _ => Some(listener::ListenerFilterChainMatchPredicate {
+            rule: Some(Rule::OrMatch(MatchSet { rules })),
+        }),
     }
 }
 

@@ -73,12 +73,17 @@ fn captured(name: &str, host: &str, port: u16) -> listener::Listener {
 }
 
 /// Makes a listener tell HTTP from other protocols by the first bytes, waiting as long as it takes.
-fn inspect_http(message: &mut listener::Listener, disabled: Option<listener::ListenerFilterChainMatchPredicate>) {
+fn inspect_http(
+    message: &mut listener::Listener,
+    disabled: Option<listener::ListenerFilterChainMatchPredicate>,
+) {
     use leno_api::proto::envoy::extensions::filters::listener::http_inspector::v3::HttpInspector;
     message.listener_filters.push(listener::ListenerFilter {
         name: "envoy.filters.listener.http_inspector".to_owned(),
         filter_disabled: disabled,
-        config_type: Some(listener::listener_filter::ConfigType::TypedConfig(pack(&HttpInspector::default()))),
+        config_type: Some(listener::listener_filter::ConfigType::TypedConfig(
+            pack(&HttpInspector::default()),
+        )),
     });
     message.listener_filters_timeout = Some(prost_types::Duration::default());
     message.continue_on_listener_filters_timeout = true;

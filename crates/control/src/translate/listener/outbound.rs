@@ -184,7 +184,8 @@ fn sniffed(
     });
     let cluster = name::outbound(port, "", &service.id.host);
     let upstream = chains.iter().find(|chain| chain.ranges.is_empty());
-    let upstream = upstream.map_or_else(|| Upstream::Cluster(cluster.clone()), |chain| chain.upstream.clone());
+    let upstream =
+        upstream.map_or_else(|| Upstream::Cluster(cluster.clone()), |chain| chain.upstream.clone());
     message.default_filter_chain = Some(listener::FilterChain {
         filters: vec![tcp_proxy(mesh, &cluster, &upstream)],
         ..listener::FilterChain::default()
@@ -243,8 +244,7 @@ fn addresses(cx: &Cx<'_>, service: &Service) -> Vec<IpAddr> {
 /// The listener that all captured outbound connections arrive at.
 pub(super) fn virtual_outbound(cx: &Cx<'_>) -> Resource {
     let mesh = cx.get::<Mesh>(&());
-    let mut message =
-        bare(name::VIRTUAL_OUTBOUND, WILDCARD, OUTBOUND_PORT, core::TrafficDirection::Outbound);
+    let mut message = bare(name::VIRTUAL_OUTBOUND, WILDCARD, OUTBOUND_PORT, core::TrafficDirection::Outbound);
     message.use_original_dst = Some(true);
     // A connection made to the proxy itself would be sent to the proxy again, for ever.
     let mut black_hole = plain_chain(&mesh, "virtualOutbound-blackhole", name::BLACK_HOLE_CLUSTER);

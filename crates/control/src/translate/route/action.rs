@@ -78,7 +78,8 @@ pub(crate) fn rule_forward(
             action.prefix_rewrite.clone_from(&rewrite.uri);
         }
     }
-    let authority = rule.rewrite.as_ref().map(|rewrite| rewrite.authority.clone()).filter(|name| !name.is_empty());
+    let authority =
+        rule.rewrite.as_ref().map(|rewrite| rewrite.authority.clone()).filter(|name| !name.is_empty());
     let mut host = authority.or_else(|| rule.headers.as_ref().and_then(host_in));
     if let [only] = rule.route.as_slice() {
         if let Some(headers) = &only.headers {
@@ -113,7 +114,8 @@ fn mirrors(
     rule: &HttpRoute,
     cluster_of: impl Fn(&Destination) -> String,
 ) -> Vec<route::route_action::RequestMirrorPolicy> {
-    let general = rule.mirror_percentage.or(rule.mirror_percent.map(|percent| Percent { value: f64::from(percent) }));
+    let general =
+        rule.mirror_percentage.or(rule.mirror_percent.map(|percent| Percent { value: f64::from(percent) }));
     let single = rule.mirror.iter().map(|destination| (destination, general));
     let several = rule.mirrors.iter().map(|mirror| (&mirror.destination, mirror.percentage));
     single
@@ -159,7 +161,9 @@ fn retry_policy(retries: Option<&Retries>) -> route::RetryPolicy {
         let predicate = leno_api::proto::envoy::extensions::retry::host::previous_hosts::v3::PreviousHostsPredicate::default();
         policy.retry_host_predicate = vec![route::retry_policy::RetryHostPredicate {
             name: "envoy.retry_host_predicates.previous_hosts".to_owned(),
-            config_type: Some(route::retry_policy::retry_host_predicate::ConfigType::TypedConfig(pack(&predicate))),
+            config_type: Some(route::retry_policy::retry_host_predicate::ConfigType::TypedConfig(pack(
+                &predicate,
+            ))),
         }];
         policy.host_selection_retry_max_attempts = OTHER_HOST_ATTEMPTS;
     }
@@ -222,7 +226,8 @@ pub(crate) fn direct_response(response: &DirectResponse) -> route::DirectRespons
     });
     route::DirectResponseAction {
         status: response.status,
-        body: body.map(|specifier| core::DataSource { specifier: Some(specifier), ..core::DataSource::default() }),
+        body: body
+            .map(|specifier| core::DataSource { specifier: Some(specifier), ..core::DataSource::default() }),
         ..route::DirectResponseAction::default()
     }
 }
@@ -248,15 +253,19 @@ fn change_weighted_headers(headers: &Headers, cluster: &mut route::weighted_clus
         cluster.response_headers_to_add = additions(response);
         cluster.response_headers_to_remove.clone_from(&response.remove);
     }
-    cluster.host_rewrite_specifier =
-        host_in(headers).map(route::weighted_cluster::cluster_weight::HostRewriteSpecifier::HostRewriteLiteral);
+    cluster.host_rewrite_specifier = host_in(headers)
+        .map(route::weighted_cluster::cluster_weight::HostRewriteSpecifier::HostRewriteLiteral);
 }
 
 fn additions(operations: &HeaderOperations) -> Vec<core::HeaderValueOption> {
     use core::header_value_option::HeaderAppendAction;
     let option = |action: HeaderAppendAction| {
         move |(name, value): (&String, &String)| core::HeaderValueOption {
-            header: Some(core::HeaderValue { key: name.clone(), value: value.clone(), ..core::HeaderValue::default() }),
+            header: Some(core::HeaderValue {
+                key: name.clone(),
+                value: value.clone(),
+                ..core::HeaderValue::default()
+            }),
             append_action: action as i32,
             ..core::HeaderValueOption::default()
         }

@@ -46,7 +46,9 @@ impl Query for Route {
                 }
                 Some(cx.get::<sidecar::HttpProxyRoute>(&proxy.viewer(cx)))
             }
-            (Role::Sidecar, _) => cx.get::<sidecar::OutboundRoute>(&(proxy.viewer(cx), name.clone())).as_ref().clone(),
+            (Role::Sidecar, _) => {
+                cx.get::<sidecar::OutboundRoute>(&(proxy.viewer(cx), name.clone())).as_ref().clone()
+            }
         }
     }
 }
@@ -62,7 +64,12 @@ struct Hosts {
 impl Hosts {
     /// Adds a virtual host with those of its domains that no earlier one has: Envoy refuses a
     /// configuration in which a domain occurs twice.
-    fn add(&mut self, name: String, domains: Vec<String>, routes: Vec<route::Route>) -> Option<&mut route::VirtualHost> {
+    fn add(
+        &mut self,
+        name: String,
+        domains: Vec<String>,
+        routes: Vec<route::Route>,
+    ) -> Option<&mut route::VirtualHost> {
         let domains: Vec<String> =
             domains.into_iter().filter(|domain| self.domains.insert(domain.to_ascii_lowercase())).collect();
         if domains.is_empty() {

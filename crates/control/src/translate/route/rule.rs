@@ -33,7 +33,8 @@ impl Place<'_> {
             return conditions.gateways.iter().any(|gateway| gateway == self.gateway);
         }
         selects(&conditions.source_labels, &self.viewer.labels)
-            && (conditions.source_namespace.is_empty() || conditions.source_namespace == self.viewer.namespace)
+            && (conditions.source_namespace.is_empty()
+                || conditions.source_namespace == self.viewer.namespace)
     }
 }
 
