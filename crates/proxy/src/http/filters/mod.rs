@@ -8,6 +8,11 @@
 //!
 //! To add one: a folder with the filter's Envoy name, and a line in `REGISTRY`.
 
+mod cors;
+mod fault;
+mod grpc_stats;
+mod header_mutation;
+
 use std::any::Any;
 use std::fmt;
 use std::future::Future;
@@ -274,4 +279,5 @@ async fn settle(step: Step, stream: &mut Stream, attend: &mut impl Attend) -> Re
 }
 
 /// All HTTP filters, in alphabetic order of Envoy's names.
-pub(crate) const REGISTRY: &[Registration] = &[];
+pub(crate) const REGISTRY: &[Registration] =
+    &[cors::REGISTRATION, fault::REGISTRATION, grpc_stats::REGISTRATION, header_mutation::REGISTRATION];

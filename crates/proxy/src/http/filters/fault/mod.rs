@@ -1,0 +1,438 @@
+//! `envoy.filters.http.fault`: delays requests, answers them with errors and slows responses
+//! down, to see how callers take it.
+//!
+//! Settings of the most specific level replace the chain's. Everything that is random is
+//! decided when the request comes; an abort that follows a delay happens after it.
+
+mod config;
+mod pace;
+#[cfg(test)]
+mod tests;
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use leno_base::Name;
+use tokio::time::{Instant, sleep, sleep_until};
+
+use self::pace::Pace;
+use crate::config::runtime::Runtime;
+use crate::http::filters::{FilterConfig, HttpStreamFilter, Outcome, Registration, RouteSettings, Step};
+use crate::http::headers::{HeaderMap, Known};
+use crate::http::reply::Reply;
+use crate::http::route::matcher::HeaderMatcher;
+use crate::http::stream::Stream;
+use crate::telemetry::stats::{ThreadStats, stats_scope};
+use crate::telemetry::stream_info::{ResponseFlags, StreamInfo};
+
+/// This filter.
+pub(super) const REGISTRATION: Registration = Registration {
+    name: NAME,
+    config_type: "envoy.extensions.filters.http.fault.v3.HTTPFault",
+    lower: config::lower,
+    route_type: Some("envoy.extensions.filters.http.fault.v3.HTTPFault"),
+    lower_route: Some(config::lower_route),
+};
+
+const NAME: &str = "envoy.filters.http.fault";
+
+stats_scope! {
+    /// `http.STAT_PREFIX.fault.`
+    struct FaultStats {
+        counter aborts_injected;
+        gauge active_faults;
+        counter delays_injected;
+        counter faults_overflow;
+        counter response_rl_injected;
+    }
+}
+
+stats_scope! {
+    /// `http.STAT_PREFIX.fault.DOWNSTREAM_CLUSTER.`
+    struct ClusterFaultStats {
+        counter aborts_injected;
+        counter delays_injected;
+    }
+}
+
+/// The filter as configured in a chain.
+#[derive(Debug)]
+struct FaultFilter {
+    fault: Arc<Fault>,
+    /// Faults at work in all workers, for `max_active_faults`.
+    active: Arc<AtomicU64>,
+}
+
+/// HTTPFault, of the chain or of a route.
+#[derive(Debug)]
+struct Fault {
+    delay: Option<Delay>,
+    abort: Option<Abort>,
+    /// `response_rate_limit`.
+    rate_limit: Option<RateLimit>,
+    /// `upstream_cluster`: only requests to this one.
+    upstream_cluster: Option<Name>,
+    /// Only requests that match all of them.
+    headers: Vec<HeaderMatcher>,
+    /// `downstream_nodes`: only requests from these; empty: from all.
+    nodes: Vec<Box<str>>,
+    /// `max_active_faults`.
+    max_active: u64,
+    /// Whether faults are counted by downstream cluster too.
+    cluster_stats: bool,
+    /// `filter_metadata`.
+    metadata: serde_json::Map<String, serde_json::Value>,
+    /// For keys that a request makes: those of its downstream cluster.
+    runtime: Arc<Runtime>,
+}
+
+/// A share of requests.
+#[derive(Debug)]
+struct Share {
+    /// `percentage`: (numerator, denominator).
+    configured: (u32, u32),
+    /// The header that may lower the numerator, if a header controls the fault.
+    header: Option<&'static str>,
+    /// What the runtime says instead.
+    runtime: Option<(u32, u32)>,
+}
+
+/// FaultDelay.
+#[derive(Debug)]
+struct Delay {
+    share: Share,
+    /// `fixed_delay`; `None`: `x-envoy-fault-delay-request` says it.
+    duration: Option<Duration>,
+    /// What the runtime says instead.
+    runtime: Option<Duration>,
+}
+
+/// FaultAbort.
+#[derive(Debug)]
+struct Abort {
+    share: Share,
+    status: AbortStatus,
+    /// What the runtime says instead of an HTTP status, or of a gRPC status.
+    runtime_http: Option<u64>,
+    runtime_grpc: Option<u64>,
+    body: Bytes,
+}
+
+/// `error_type`.
+#[derive(Clone, Copy, Debug)]
+enum AbortStatus {
+    Http(u16),
+    Grpc(u32),
+    /// `x-envoy-fault-abort-request`, else `x-envoy-fault-abort-grpc-request`.
+    Header,
+}
+
+/// FaultRateLimit.
+#[derive(Debug)]
+struct RateLimit {
+    share: Share,
+    /// `fixed_limit`; `None`: `x-envoy-fault-throughput-response` says it.
+    kib_per_second: Option<u64>,
+}
+
+impl FilterConfig for FaultFilter {
+    fn open(&self, _stream: &Stream, settings: Option<&RouteSettings>) -> Option<Box<dyn HttpStreamFilter>> {
+        let route = settings.and_then(|settings| settings.levels().into_iter().next());
+        let fault = route.unwrap_or_else(|| Arc::clone(&self.fault));
+        if fault.delay.is_none() && fault.abort.is_none() && fault.rate_limit.is_none() {
+            return None;
+        }
+        Some(Box::new(Injecting::new(fault, Arc::clone(&self.active))))
+    }
+}
+
+/// The filter at work.
+struct Injecting {
+    fault: Arc<Fault>,
+    in_all: Arc<AtomicU64>,
+    /// Several faults of one request count as one; shared with the delay that is running.
+    active: Rc<RefCell<Option<Active>>>,
+    pace: Option<Pace>,
+}
+
+impl HttpStreamFilter for Injecting {
+    fn on_request(&mut self, stream: &mut Stream, head: &mut HeaderMap, _end: bool) -> Step {
+        if let Some(wanted) = &self.fault.upstream_cluster {
+            let matched = stream.selected.as_ref().and_then(|selected| selected.cluster(head));
+            if matched != Some(wanted) {
+                return Step::Continue;
+            }
+        }
+        let worker = Rc::clone(&stream.worker);
+        let scope = Scope { thread: worker.stats(), stat_prefix: &stream.manager.stat_prefix };
+        self.request(head, &mut stream.info, &scope, &mut || worker.random())
+    }
+
+    fn on_response_data(&mut self, _stream: &mut Stream, data: &mut Bytes, _end: bool) -> Step {
+        let due = self.pace.as_mut().and_then(|pace| pace.pass(data.len(), Instant::now()));
+        due.map_or(Step::Continue, |due| {
+            Step::Await(Box::pin(async move {
+                sleep_until(due).await;
+                Outcome::Continue
+            }))
+        })
+    }
+}
+
+/// Where faults are counted.
+struct Scope<'a> {
+    thread: &'a ThreadStats,
+    stat_prefix: &'a str,
+}
+
+/// A fault at work: it counts as active until it is dropped.
+struct Active {
+    in_all: Arc<AtomicU64>,
+    stats: FaultStats,
+}
+
+impl Drop for Active {
+    fn drop(&mut self) {
+        self.in_all.fetch_sub(1, Ordering::Relaxed);
+        self.stats.active_faults().dec();
+    }
+}
+
+impl Injecting {
+    fn new(fault: Arc<Fault>, in_all: Arc<AtomicU64>) -> Self {
+        Self { fault, in_all, active: Rc::default(), pace: None }
+    }
+
+    /// Decides what happens to a request and begins with it.
+    fn request(
+        &mut self,
+        head: &HeaderMap,
+        info: &mut StreamInfo,
+        scope: &Scope<'_>,
+        random: &mut dyn FnMut() -> u64,
+    ) -> Step {
+        let fault = Arc::clone(&self.fault);
+        if !fault.matches(head) {
+            return Step::Continue;
+        }
+        let downstream = head.get_str(Known::EnvoyDownstreamServiceCluster);
+        let keys = ClusterKeys { runtime: &fault.runtime, cluster: downstream };
+        let rate = fault.rate_limit.as_ref().and_then(|limit| limit.decide(head, random));
+        let delay = fault.delay.as_ref().and_then(|delay| delay.decide(head, &keys, random));
+        let abort = fault.abort.as_ref().and_then(|abort| abort.decide(head, &keys, random));
+        if rate.is_none() && delay.is_none() && abort.is_none() {
+            return Step::Continue;
+        }
+        let prefix = format!("http.{}.fault.", scope.stat_prefix);
+        let stats = FaultStats::kept(scope.thread, &prefix);
+        let cluster = downstream.filter(|cluster| fault.cluster_stats && !cluster.is_empty());
+        let cluster =
+            cluster.map(|cluster| ClusterFaultStats::kept(scope.thread, &format!("{prefix}{cluster}.")));
+        if let Some(rate) = rate.filter(|_| self.activate(&stats)) {
+            stats.response_rl_injected().inc();
+            self.pace = Some(Pace::new(rate, Instant::now()));
+        }
+        let abort = abort.map(|abort| Aborting { abort, stats: stats.clone(), cluster: cluster.clone() });
+        if let Some(delay) = delay.filter(|_| self.activate(&stats)) {
+            stats.delays_injected().inc();
+            if let Some(cluster) = &cluster {
+                cluster.delays_injected().inc();
+            }
+            info.flags.insert(ResponseFlags::DELAY_INJECTED);
+            fault.note(info);
+            return self.delay(delay, abort);
+        }
+        if let Some(abort) = abort.filter(|_| self.activate(&stats)) {
+            fault.note(info);
+            return Step::Reply(abort.reply());
+        }
+        Step::Continue
+    }
+
+    /// Whether one more fault may be at work, or this request has one already.
+    fn activate(&self, stats: &FaultStats) -> bool {
+        let mut active = self.active.borrow_mut();
+        if active.is_some() {
+            return true;
+        }
+        if self.in_all.load(Ordering::Relaxed) >= self.fault.max_active {
+            stats.faults_overflow().inc();
+            return false;
+        }
+        self.in_all.fetch_add(1, Ordering::Relaxed);
+        stats.active_faults().inc();
+        *active = Some(Active { in_all: Arc::clone(&self.in_all), stats: stats.clone() });
+        true
+    }
+
+    /// Waits; then aborts, or lets the request go on.
+    fn delay(&self, delay: Duration, abort: Option<Aborting>) -> Step {
+        let active = Rc::clone(&self.active);
+        let stays_active = self.fault.rate_limit.is_some();
+        Step::Await(Box::pin(async move {
+            sleep(delay).await;
+            if let Some(abort) = abort {
+                return Outcome::Reply(abort.reply());
+            }
+            if !stays_active {
+                active.borrow_mut().take();
+            }
+            Outcome::Continue
+        }))
+    }
+}
+
+/// An abort that was decided on.
+struct Aborting {
+    abort: Reply,
+    stats: FaultStats,
+    cluster: Option<ClusterFaultStats>,
+}
+
+impl Aborting {
+    fn reply(self) -> Reply {
+        self.stats.aborts_injected().inc();
+        if let Some(cluster) = &self.cluster {
+            cluster.aborts_injected().inc();
+        }
+        self.abort
+    }
+}
+
+/// Runtime keys of the request's downstream cluster. If the request names one, its share takes
+/// the place of the general one; if its key is absent, that is the configured share.
+struct ClusterKeys<'a> {
+    runtime: &'a Runtime,
+    cluster: Option<&'a str>,
+}
+
+impl ClusterKeys<'_> {
+    fn key(&self, name: &str) -> Option<String> {
+        self.cluster.map(|cluster| format!("fault.http.{cluster}.{name}"))
+    }
+
+    fn integer(&self, name: &str) -> Option<u64> {
+        self.runtime.integer(&self.key(name)?)
+    }
+}
+
+impl Fault {
+    fn matches(&self, head: &HeaderMap) -> bool {
+        let node = || head.get_str(Known::EnvoyDownstreamServiceNode);
+        let from_node =
+            self.nodes.is_empty() || node().is_some_and(|node| self.nodes.iter().any(|n| **n == *node));
+        from_node && self.headers.iter().all(|matcher| matcher.matches(head))
+    }
+
+    /// Tells access logs of a fault.
+    fn note(&self, info: &mut StreamInfo) {
+        if !self.metadata.is_empty() {
+            let metadata = info.metadata.entry(NAME.to_owned()).or_default();
+            metadata.extend(self.metadata.iter().map(|(key, value)| (key.clone(), value.clone())));
+        }
+    }
+}
+
+impl Share {
+    /// Whether this request belongs to the share. `runtime` says so instead of the configuration.
+    fn hit(&self, head: &HeaderMap, runtime: Option<(u32, u32)>, random: &mut dyn FnMut() -> u64) -> bool {
+        let (numerator, denominator) = runtime.unwrap_or_else(|| {
+            let (numerator, denominator) = self.configured;
+            let asked =
+                self.header.and_then(|name| number(head.find(name)?)).and_then(|n| u32::try_from(n).ok());
+            (asked.map_or(numerator, |asked| asked.min(numerator)), denominator)
+        });
+        numerator > 0 && random() % u64::from(denominator.max(1)) < u64::from(numerator)
+    }
+
+    /// The same, with the key of the downstream cluster.
+    fn hit_by(
+        &self,
+        head: &HeaderMap,
+        keys: &ClusterKeys<'_>,
+        name: &str,
+        random: &mut dyn FnMut() -> u64,
+    ) -> bool {
+        let runtime = match keys.key(name) {
+            Some(key) => keys.runtime.fraction(&key),
+            None => self.runtime,
+        };
+        self.hit(head, runtime, random)
+    }
+}
+
+impl Delay {
+    fn decide(
+        &self,
+        head: &HeaderMap,
+        keys: &ClusterKeys<'_>,
+        random: &mut dyn FnMut() -> u64,
+    ) -> Option<Duration> {
+        if !self.share.hit_by(head, keys, "delay.fixed_delay_percent", random) {
+            return None;
+        }
+        let asked = || number(head.find("x-envoy-fault-delay-request")?).map(Duration::from_millis);
+        let duration = self.duration.or_else(asked)?;
+        let general = self.runtime.unwrap_or(duration);
+        let duration = keys.integer("delay.fixed_duration_ms").map_or(general, Duration::from_millis);
+        (!duration.is_zero()).then_some(duration)
+    }
+}
+
+impl Abort {
+    fn decide(
+        &self,
+        head: &HeaderMap,
+        keys: &ClusterKeys<'_>,
+        random: &mut dyn FnMut() -> u64,
+    ) -> Option<Reply> {
+        if !self.share.hit_by(head, keys, "abort.abort_percent", random) {
+            return None;
+        }
+        let asked = |name| number(head.find(name)?);
+        let (http, grpc) = match self.status {
+            AbortStatus::Http(status) => (Some(u64::from(status)), None),
+            AbortStatus::Grpc(status) => (None, Some(u64::from(status))),
+            AbortStatus::Header => {
+                let http = asked("x-envoy-fault-abort-request").filter(|status| (200..600).contains(status));
+                (http, asked("x-envoy-fault-abort-grpc-request"))
+            }
+        };
+        // A request that names its downstream cluster does not read the general key, as in Envoy.
+        let runtime = |configured: u64, general: Option<u64>, name| match keys.cluster {
+            Some(_) => keys.integer(name).unwrap_or(configured),
+            None => general.unwrap_or(configured),
+        };
+        let reply = |status| {
+            Reply::new(status, "fault_filter_abort", self.body.clone()).flag(ResponseFlags::FAULT_INJECTED)
+        };
+        if let Some(configured) = http {
+            let status = runtime(configured, self.runtime_http, "abort.http_status");
+            let valid = |status: u64| u16::try_from(status).ok().filter(|status| (200..600).contains(status));
+            return Some(reply(valid(status).or_else(|| valid(configured))?));
+        }
+        let status = runtime(grpc?, self.runtime_grpc, "abort.grpc_status");
+        let grpc_status = Some(u32::try_from(status).unwrap_or(u32::MAX));
+        Some(Reply { grpc_status, ..reply(200) })
+    }
+}
+
+impl RateLimit {
+    /// The rate in KiB/s.
+    fn decide(&self, head: &HeaderMap, random: &mut dyn FnMut() -> u64) -> Option<u64> {
+        if !self.share.hit(head, self.share.runtime, random) {
+            return None;
+        }
+        let asked = || number(head.find("x-envoy-fault-throughput-response")?).filter(|rate| *rate > 0);
+        self.kib_per_second.or_else(asked)
+    }
+}
+
+/// A number in a header that anybody may send.
+fn number(value: &[u8]) -> Option<u64> {
+    std::str::from_utf8(value).ok()?.trim_matches([' ', '\t']).parse().ok()
+}

@@ -1,0 +1,188 @@
+//! `envoy.filters.http.header_mutation`: adds, changes and removes headers, response trailers
+//! and query parameters.
+//!
+//! The filter's own changes come first, then those of all levels of the route's settings: the
+//! most specific first, or last with `most_specific_header_mutations_wins`. Unlike a route's
+//! header rules, changes are made one after the other, each seeing those before it.
+
+mod config;
+mod query;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+
+use leno_base::Name;
+
+use crate::http::filters::{FilterConfig, HttpStreamFilter, Registration, RouteSettings, Step};
+use crate::http::headers::{HeaderMap, Known};
+use crate::http::reply::Reply;
+use crate::http::route::matcher::StringMatcher;
+use crate::http::route::mutation::{HeaderRule, Substitution, evaluate};
+use crate::http::stream::Stream;
+use crate::telemetry::access_log::command::FormatContext;
+use crate::telemetry::access_log::format::{Command, Format};
+use crate::telemetry::stream_info::ResponseFlags;
+
+/// This filter.
+pub(super) const REGISTRATION: Registration = Registration {
+    name: "envoy.filters.http.header_mutation",
+    config_type: "envoy.extensions.filters.http.header_mutation.v3.HeaderMutation",
+    lower: config::lower,
+    route_type: Some("envoy.extensions.filters.http.header_mutation.v3.HeaderMutationPerRoute"),
+    lower_route: Some(config::lower_route),
+};
+
+/// HeaderMutation.
+#[derive(Debug)]
+struct HeaderMutation {
+    mutations: Arc<Mutations>,
+    /// `most_specific_header_mutations_wins`.
+    most_specific_wins: bool,
+}
+
+/// Mutations of the filter or of one level of a route's settings.
+#[derive(Debug, Default)]
+struct Mutations {
+    request: Vec<HeaderChange>,
+    query: Vec<QueryChange>,
+    response: Vec<HeaderChange>,
+    response_trailers: Vec<HeaderChange>,
+}
+
+/// One HeaderMutation.
+#[derive(Debug)]
+enum HeaderChange {
+    /// `append`.
+    Add(HeaderRule),
+    /// `remove`; lower case.
+    Remove(Name),
+    /// `remove_on_match`, of names.
+    RemoveOnMatch(StringMatcher),
+}
+
+/// One KeyValueMutation.
+#[derive(Debug)]
+enum QueryChange {
+    /// `append`.
+    Set { key: Box<str>, value: Format, action: QueryAction },
+    /// `remove`.
+    Remove(Box<str>),
+}
+
+/// KeyValueAppendAction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum QueryAction {
+    Append,
+    AddIfAbsent,
+    OverwriteOrAdd,
+    OverwriteIfExists,
+}
+
+impl HeaderMutation {
+    /// All mutations for a request, in the order of application.
+    fn levels(&self, settings: Option<&RouteSettings>) -> Vec<Arc<Mutations>> {
+        let mut levels = vec![Arc::clone(&self.mutations)];
+        let route = settings.map(RouteSettings::levels::<Mutations>).unwrap_or_default();
+        if self.most_specific_wins {
+            levels.extend(route.into_iter().rev());
+        } else {
+            levels.extend(route);
+        }
+        levels
+    }
+}
+
+impl FilterConfig for HeaderMutation {
+    fn open(&self, _stream: &Stream, settings: Option<&RouteSettings>) -> Option<Box<dyn HttpStreamFilter>> {
+        Some(Box::new(Mutating { levels: self.levels(settings) }))
+    }
+}
+
+/// The filter at work.
+struct Mutating {
+    levels: Vec<Arc<Mutations>>,
+}
+
+impl HttpStreamFilter for Mutating {
+    fn on_request(&mut self, stream: &mut Stream, head: &mut HeaderMap, _end: bool) -> Step {
+        let context = FormatContext::new(&stream.info);
+        for level in &self.levels {
+            level.change_request(head, &context);
+        }
+        missing(head, false).map_or(Step::Continue, Step::Reply)
+    }
+
+    fn on_response(&mut self, stream: &mut Stream, head: &mut HeaderMap, _end: bool) -> Step {
+        let context = FormatContext { request: Some(&stream.request), ..FormatContext::new(&stream.info) };
+        for level in &self.levels {
+            change_headers(&level.response, head, &context);
+        }
+        missing(head, true).map_or(Step::Continue, Step::Reply)
+    }
+
+    fn on_response_trailers(&mut self, stream: &mut Stream, trailers: &mut HeaderMap) -> Step {
+        let context = FormatContext {
+            request: Some(&stream.request),
+            response: Some(&stream.response),
+            ..FormatContext::new(&stream.info)
+        };
+        for level in &self.levels {
+            change_headers(&level.response_trailers, trailers, &InTrailers(context));
+        }
+        Step::Continue
+    }
+}
+
+impl Mutations {
+    fn change_request(&self, head: &mut HeaderMap, substitution: &dyn Substitution) {
+        change_headers(&self.request, head, substitution);
+        if self.query.is_empty() {
+            return;
+        }
+        let Some(path) = head.get(Known::Path) else { return };
+        let path = query::change(path, &self.query, |value| evaluate(value, head, substitution));
+        head.set(Known::Path, &path);
+    }
+}
+
+fn change_headers(changes: &[HeaderChange], headers: &mut HeaderMap, substitution: &dyn Substitution) {
+    for change in changes {
+        match change {
+            HeaderChange::Add(rule) => rule.apply(headers, substitution),
+            HeaderChange::Remove(name) => {
+                headers.remove_named(name);
+            }
+            HeaderChange::RemoveOnMatch(matcher) => headers.retain(|name, _| !matcher.matches(name)),
+        }
+    }
+}
+
+/// The answer to a message that has lost a header without which it is none.
+fn missing(head: &HeaderMap, response: bool) -> Option<Reply> {
+    let required = if response {
+        [Known::Status].as_slice()
+    } else if head.method() == b"CONNECT" {
+        [Known::Method, Known::Authority].as_slice()
+    } else {
+        [Known::Method, Known::Path].as_slice()
+    };
+    let name = required.iter().find(|name| !head.contains(**name))?.text();
+    let body = format!("missing required header: {name}");
+    let kind = if response { "response" } else { "request" };
+    let details = format!("filter_removed_required_{kind}_headers{{missing_required_header:_{name}}}");
+    if response {
+        return Some(Reply::new(502, details, body));
+    }
+    Some(Reply::new(503, details, body).flag(ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR))
+}
+
+/// The context of values in trailers: the headers being changed are the trailers.
+struct InTrailers<'a>(FormatContext<'a>);
+
+impl Substitution for InTrailers<'_> {
+    fn substitute(&self, command: &Command, headers: &HeaderMap, out: &mut Vec<u8>) {
+        let context = FormatContext { trailers: Some(headers), ..self.0 };
+        command.operator.value(&context).append(command.max_length, out);
+    }
+}
