@@ -1,0 +1,95 @@
+//! Which connections of a pod go through its sidecar, by Istio's annotations.
+
+use std::collections::BTreeMap;
+
+use leno_node::{Cidrs, Ipv4Net, Ports, Redirect};
+
+const PREFIX: &str = "traffic.sidecar.istio.io/";
+
+/// What a pod's annotations ask for. The default is Istio's: everything but the proxy's own ports.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Capture {
+    include_inbound_ports: Option<Ports>,
+    exclude_inbound_ports: Vec<u16>,
+    include_outbound_ports: Vec<u16>,
+    exclude_outbound_ports: Vec<u16>,
+    include_outbound_cidrs: Option<Cidrs>,
+    exclude_outbound_cidrs: Vec<Ipv4Net>,
+}
+
+impl Capture {
+    /// The redirection, on top of defaults that say how the proxy is known.
+    pub(crate) fn redirect(&self, defaults: Redirect) -> Redirect {
+        let mut redirect = defaults;
+        if let Some(ports) = &self.include_inbound_ports {
+            redirect.include_inbound_ports = ports.clone();
+        }
+        if let Some(cidrs) = &self.include_outbound_cidrs {
+            redirect.include_outbound_cidrs = cidrs.clone();
+        }
+        redirect.exclude_inbound_ports.extend(&self.exclude_inbound_ports);
+        redirect.include_outbound_ports.clone_from(&self.include_outbound_ports);
+        redirect.exclude_outbound_ports.clone_from(&self.exclude_outbound_ports);
+        redirect.exclude_outbound_cidrs.clone_from(&self.exclude_outbound_cidrs);
+        redirect
+    }
+}
+
+/// Reads the annotations; those that make no sense come with the reason, and have no effect.
+pub(crate) fn of_annotations(annotations: &BTreeMap<String, String>) -> (Capture, Vec<(String, String)>) {
+    let mut capture = Capture::default();
+    let mut faults = Vec::new();
+    for (name, value) in annotations {
+        let Some(what) = name.strip_prefix(PREFIX) else { continue };
+        let read = match what {
+            "includeInboundPorts" if value == "*" => Ok(capture.include_inbound_ports = Some(Ports::All)),
+            "includeInboundPorts" => {
+                list(value).map(|ports| capture.include_inbound_ports = Some(Ports::Only(ports)))
+            }
+            "excludeInboundPorts" => list(value).map(|ports| capture.exclude_inbound_ports = ports),
+            "includeOutboundPorts" => list(value).map(|ports| capture.include_outbound_ports = ports),
+            "excludeOutboundPorts" => list(value).map(|ports| capture.exclude_outbound_ports = ports),
+            "includeOutboundIPRanges" if value == "*" => {
+                Ok(capture.include_outbound_cidrs = Some(Cidrs::All))
+            }
+            "includeOutboundIPRanges" => {
+                list(value).map(|cidrs| capture.include_outbound_cidrs = Some(Cidrs::Only(cidrs)))
+            }
+            "excludeOutboundIPRanges" => list(value).map(|cidrs| capture.exclude_outbound_cidrs = cidrs),
+            _ => Err("is not supported by leno up, has no effect".to_owned()),
+        };
+        if let Err(message) = read {
+            faults.push((name.clone(), message));
+        }
+    }
+    (capture, faults)
+}
+
+fn list<T: std::str::FromStr>(text: &str) -> Result<Vec<T>, String> {
+    let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
+    items.map(|item| item.parse().map_err(|_| format!("{item:?} makes no sense here"))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use leno_node::{Cidrs, Redirect};
+
+    use super::of_annotations;
+
+    #[test]
+    fn annotations() {
+        let annotations = [
+            ("traffic.sidecar.istio.io/excludeInboundPorts", "9000, 9001"),
+            ("traffic.sidecar.istio.io/includeOutboundIPRanges", "10.0.0.0/8"),
+            ("traffic.sidecar.istio.io/excludeOutboundPorts", "many"),
+            ("other", "x"),
+        ];
+        let annotations = annotations.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+        let (capture, faults) = of_annotations(&annotations);
+        let redirect = capture.redirect(Redirect::default());
+        assert_eq!(redirect.exclude_inbound_ports, [15090, 15021, 15020, 22, 9000, 9001]);
+        assert_eq!(redirect.include_outbound_cidrs, Cidrs::Only(vec!["10.0.0.0/8".parse().unwrap()]));
+        assert_eq!(faults.len(), 1);
+        assert!(faults[0].1.contains("many"));
+    }
+}

@@ -1,0 +1,21 @@
+//! `leno completion SHELL`.
+
+use std::process::ExitCode;
+
+use clap_complete::Shell;
+
+use crate::cli::{self, Failure};
+
+/// Prints a completion script: `leno completion bash > /etc/bash_completion.d/leno`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Completion {
+    /// The shell to write for
+    shell: Shell,
+}
+
+impl Completion {
+    pub(crate) fn run(self) -> Result<ExitCode, Failure> {
+        clap_complete::generate(self.shell, &mut cli::command(), "leno", &mut std::io::stdout());
+        Ok(ExitCode::SUCCESS)
+    }
+}

@@ -1,0 +1,12 @@
+//! One file per verb. Each is a clap struct with `run`; `../cli.rs` lists them.
+
+pub(crate) mod completion;
+pub(crate) mod logs;
+pub(crate) mod pilot;
+pub(crate) mod proxy;
+pub(crate) mod ps;
+pub(crate) mod sample;
+pub(crate) mod stop;
+pub(crate) mod up;
+pub(crate) mod validate;
+pub(crate) mod version;

@@ -1,0 +1,26 @@
+//! `leno version`.
+
+use std::process::ExitCode;
+
+use crate::cli::Failure;
+
+/// Prints the version, and what it is compatible with.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Version {
+    /// Print the number only
+    #[arg(short, long)]
+    short: bool,
+}
+
+impl Version {
+    pub(crate) fn run(self) -> Result<ExitCode, Failure> {
+        if self.short {
+            println!("{}", env!("CARGO_PKG_VERSION"));
+        } else {
+            println!("leno {}", env!("CARGO_PKG_VERSION"));
+            println!("proxy: Envoy v3 API, compared with Envoy 1.40");
+            println!("control plane: networking.istio.io v1, v1beta1, v1alpha3");
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
