@@ -3,3 +3,5 @@
 //! - [`envoy`]: the real Envoy, to compare with.
 
 pub mod envoy;
+
+pub mod http;

@@ -39,6 +39,8 @@ pub(crate) struct Cluster {
     pub(crate) protocol: UpstreamProtocol,
     /// Limits by routing priority: default and high.
     pub(crate) circuit_breakers: [CircuitBreakers; 2],
+    /// What the circuit breakers have counted so far, over all workers: `Gauges::default()`.
+    pub(crate) gauges: stats::Gauges,
     /// Connection pool limits and idle timeout.
     pub(crate) pool: PoolLimits,
     /// `per_connection_buffer_limit_bytes`, 1 MiB by default.

@@ -29,9 +29,10 @@ macro_rules! known_headers {
             }
 
             /// Recognises a lower-case name.
+            #[allow(non_upper_case_globals, reason = "the constants are named as the variants")]
             pub(crate) fn find(name: &[u8]) -> Option<Known> {
                 const fn bytes(text: &'static str) -> &'static [u8] { text.as_bytes() }
-                $(#[allow(non_upper_case_globals)] const $variant: &[u8] = bytes($text);)*
+                $(const $variant: &[u8] = bytes($text);)*
                 match name { $($variant => Some(Known::$variant),)* _ => None }
             }
         }
@@ -232,7 +233,7 @@ impl HeaderMap {
     }
 
     /// All values of the header with this lower-case name, in order.
-    pub(crate) fn find_all<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a [u8]> {
+    pub(crate) fn find_all<'a, 'n>(&'a self, name: &'n str) -> impl Iterator<Item = &'a [u8]> + use<'a, 'n> {
         let known = Known::find(name.as_bytes());
         let from = match known {
             Some(known) => match self.first[known as usize] {

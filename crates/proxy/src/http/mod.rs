@@ -15,3 +15,6 @@ pub(crate) mod stats;
 pub(crate) mod stream;
 pub(crate) mod timer;
 pub(crate) mod upgrade;
+
+#[cfg(test)]
+mod tests;

@@ -14,6 +14,7 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
+use leno_base::drain::Phase;
 
 use crate::drain::DrainWatch;
 use crate::http::codec::side::Downstream;
@@ -28,7 +29,8 @@ use crate::http::stats::HttpStats;
 use crate::http::timer::{Deadlines, Expired, Timer};
 use crate::http::{normalize, redirect, upgrade};
 use crate::telemetry::access_log::command::FormatContext;
-use crate::telemetry::stream_info::{ConnectionInfo, ResponseFlags, StreamInfo};
+use crate::telemetry::access_log::LogType;
+use crate::telemetry::stream_info::{ConnectionInfo, Protocol, ResponseFlags, StreamInfo};
 use crate::worker::Worker;
 
 /// What all streams of a downstream connection have in common.
@@ -85,6 +87,10 @@ pub(crate) struct Stream {
     pub(crate) random: u64,
     /// What is due when.
     pub(crate) deadlines: Deadlines,
+    /// Asks the connection to end.
+    drain: DrainWatch,
+    /// Counted and logged.
+    finished: bool,
     /// Body of the answer that we made.
     local_reply: Option<Bytes>,
     /// Whether the request speaks gRPC, as it came in.
@@ -149,6 +155,8 @@ impl Stream {
             selected: None,
             internal: false,
             deadlines,
+            drain: connection.drain.clone(),
+            finished: false,
             local_reply: None,
             grpc,
         }
@@ -252,6 +260,11 @@ impl Stream {
         }
         self.stats.downstream_rq_ws_on_non_ws_route().inc();
         Err(Reply::new(403, "upgrade_failed", "").into())
+    }
+
+    /// Whether the request speaks gRPC, as it came in.
+    pub(crate) fn is_grpc(&self) -> bool {
+        self.grpc
     }
 
     /// Per-route filter settings, the most specific ones.
@@ -369,6 +382,10 @@ impl Stream {
 
     /// Sends a finished response head and keeps it for the log.
     pub(crate) fn send_head(&mut self, head: HeaderMap, end: bool, down: &mut Downstream<'_>) {
+        if self.drain.phase() >= Phase::Draining && self.info.protocol != Some(Protocol::Http2) {
+            self.stats.downstream_cx_drain_close().inc();
+            down.close_after_response();
+        }
         self.info.response_code = head.status();
         self.info.response_header_bytes = head.byte_size() as u64;
         self.info.first_downstream_tx = Some(now());
@@ -393,17 +410,22 @@ impl Stream {
 
     /// The end of every stream: filters, stats, access logs.
     fn finish(&mut self, chain: &mut Chain, down: &mut Downstream<'_>) {
-        let end = now();
         if !down.request_complete() && down.responded() {
             self.stats.downstream_rq_response_before_rq_complete().inc();
         }
         down.abandon_request();
+        chain.on_finish(&self.info);
+        self.account();
+    }
+
+    fn account(&mut self) {
+        self.finished = true;
+        let end = now();
         self.stats.downstream_rq_active().dec();
         self.stats.downstream_rq_time().record_ms(end.saturating_duration_since(self.info.started));
         if self.info.response_code > 0 {
             self.stats.count_response(self.info.response_code);
         }
-        chain.on_finish(&self.info);
         if self.manager.access_logs.is_empty() {
             return;
         }
@@ -413,7 +435,7 @@ impl Stream {
             trailers: self.trailers.as_deref(),
             end: Some(end),
             local_reply: self.local_reply.as_deref(),
-            log_type: crate::telemetry::access_log::LogType::DownstreamEnd,
+            log_type: LogType::DownstreamEnd,
             ..FormatContext::new(&self.info)
         };
         for log in &self.manager.access_logs {
@@ -471,6 +493,17 @@ impl Stream {
             return Poll::Ready(Interrupted::Downstream(error));
         }
         self.deadlines.poll(cx, timer).map(Interrupted::Expired)
+    }
+}
+
+impl Drop for Stream {
+    /// A connection that is closed by us in the middle drops its streams: they end here.
+    fn drop(&mut self) {
+        if !self.finished {
+            self.info.flags.insert(ResponseFlags::DOWNSTREAM_CONNECTION_TERMINATION);
+            self.info.response_code_details = Some(Cow::Borrowed("downstream_local_disconnect"));
+            self.account();
+        }
     }
 }
 

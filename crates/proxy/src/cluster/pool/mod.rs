@@ -18,9 +18,8 @@ use std::time::Instant;
 
 use tokio::sync::oneshot;
 
-use crate::cluster::pool::connect::ConnectError;
 use crate::cluster::stats::{ClusterStats, Permit, Resource};
-use crate::cluster::worker_cluster::{Host, WorkerCluster};
+use crate::cluster::worker_cluster::{Host, HostCounts, WorkerCluster};
 use crate::cluster::{Cluster, EndpointAddress, Http2Settings, UpstreamProtocol};
 use crate::http::codec::ResetReason;
 use crate::http::codec::side::Upstream;
@@ -29,6 +28,7 @@ pub(crate) mod connect;
 mod h1;
 mod h2;
 
+pub(crate) use connect::{ConnectError, connect};
 pub(crate) use h1::H1Lease;
 pub(crate) use h2::H2Lease;
 
@@ -66,6 +66,7 @@ struct Target {
     cluster: Arc<Cluster>,
     stats: ClusterStats,
     address: EndpointAddress,
+    counts: Rc<HostCounts>,
     pool: Weak<RefCell<Pool>>,
 }
 
@@ -79,6 +80,8 @@ struct Count {
 impl Count {
     fn new(target: &Rc<Target>, permit: Permit) -> Self {
         target.stats.upstream_cx_active().inc();
+        target.counts.cx_active.set(target.counts.cx_active.get() + 1);
+        target.counts.cx_total.set(target.counts.cx_total.get() + 1);
         Self { target: Rc::clone(target), started: now(), _permit: permit }
     }
 }
@@ -87,6 +90,8 @@ impl Drop for Count {
     fn drop(&mut self) {
         let stats = &self.target.stats;
         stats.upstream_cx_active().dec();
+        let active = &self.target.counts.cx_active;
+        active.set(active.get().saturating_sub(1));
         stats.upstream_cx_destroy().inc();
         stats.upstream_cx_length_ms().record_ms(now().saturating_duration_since(self.started));
     }
@@ -165,6 +170,7 @@ pub(crate) async fn acquire(
         cluster: Arc::clone(&cluster.config),
         stats: stats.clone(),
         address: host.config.address.clone(),
+        counts: Rc::clone(&host.counts),
         pool: Rc::downgrade(&host.pool),
     });
     let (ready, waiting) = oneshot::channel();
@@ -219,12 +225,16 @@ fn open_for_waiters(pool: &Rc<RefCell<Pool>>, target: &Rc<Target>, high_priority
 /// Opens one connection and gives it to whoever is first in line.
 async fn open(pool: Rc<RefCell<Pool>>, target: Rc<Target>, permit: Permit, http2: bool) {
     target.stats.upstream_cx_total().inc();
+    let started = now();
     let count = Count::new(&target, permit);
     let opened = match connect::open(&target.cluster, &target.address).await {
         Err(error) => Err(error),
         Ok(socket) if http2 => h2::handshake(socket, count, &target).await.map(Opened::H2),
         Ok(socket) => Ok(Opened::H1(h1::H1Connection::new(socket, count, &target))),
     };
+    if opened.is_ok() {
+        target.stats.upstream_cx_connect_ms().record_ms(now().saturating_duration_since(started));
+    }
     pool.borrow_mut().connecting -= 1;
     match opened {
         Ok(opened) => {
@@ -244,6 +254,7 @@ async fn open(pool: Rc<RefCell<Pool>>, target: Rc<Target>, permit: Permit, http2
         }
         Err(error) => {
             target.stats.upstream_cx_connect_fail().inc();
+            target.counts.cx_connect_fail.set(target.counts.cx_connect_fail.get() + 1);
             if error == ConnectError::Timeout {
                 target.stats.upstream_cx_connect_timeout().inc();
             }

@@ -203,7 +203,8 @@ impl Upstream {
     /// Ends the request with trailers.
     pub(crate) fn send_trailers(&mut self, trailers: &HeaderMap) {
         match self {
-            Upstream::H1(lease) => lease.client().send_trailers(trailers),
+            // As Envoy does unless the cluster's `enable_trailers` says otherwise.
+            Upstream::H1(lease) => lease.client().send_data(Bytes::new(), true),
             Upstream::H2 { stream: Some(stream), .. } => stream.send_trailers(trailers),
             Upstream::H2 { .. } => {}
         }

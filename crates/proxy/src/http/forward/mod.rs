@@ -223,7 +223,7 @@ impl Router<'_, '_, '_> {
                 let Exchange { stream, down, timer, .. } = &mut self.exchange;
                 match stream.attend(down, timer, acquire).await {
                     Ok(acquired) => acquired,
-                    Err(interrupted) => return self.interrupted(interrupted, None),
+                    Err(interrupted) => return self.interrupted(interrupted, false),
                 }
             }
         };
@@ -251,8 +251,8 @@ impl Router<'_, '_, '_> {
                 started: false,
             }));
         };
-        let outcome = self.converse(upstream, &host).await;
-        drop(active);
+        let outcome = self.converse(upstream).await;
+        active.count(&outcome, self.exchange.stream.info.response_code);
         outcome
     }
 
@@ -288,7 +288,7 @@ impl Router<'_, '_, '_> {
     }
 
     /// Sends the request and forwards the response, both at once.
-    async fn converse(&mut self, mut up: Upstream, host: &Rc<Host>) -> Result<Outcome, Ended> {
+    async fn converse(&mut self, mut up: Upstream) -> Result<Outcome, Ended> {
         let started = now();
         let stream = &mut *self.exchange.stream;
         stream.info.upstream.protocol = Some(up.protocol());
@@ -343,7 +343,7 @@ impl Router<'_, '_, '_> {
                 Event::Interrupted(interrupted) => {
                     up.reset();
                     self.exchange.stream.response = if answered { std::mem::take(&mut self.exchange.stream.response) } else { response };
-                    return self.interrupted(interrupted, answered.then_some(()));
+                    return self.interrupted(interrupted, answered);
                 }
                 Event::Reset(reason) => {
                     self.cluster.stats.upstream_rq_rx_reset().inc();
@@ -366,7 +366,6 @@ impl Router<'_, '_, '_> {
             // The response is complete without the rest of the request.
             up.reset();
         }
-        let _ = host;
         Ok(Outcome::Done)
     }
 
@@ -501,7 +500,7 @@ impl Router<'_, '_, '_> {
     }
 
     /// The client is gone, or time is up.
-    fn interrupted(&mut self, interrupted: Interrupted, answered: Option<()>) -> Result<Outcome, Ended> {
+    fn interrupted(&mut self, interrupted: Interrupted, answered: bool) -> Result<Outcome, Ended> {
         let stats = &self.cluster.stats;
         match interrupted {
             Interrupted::Downstream(error) => {
@@ -519,19 +518,17 @@ impl Router<'_, '_, '_> {
                 } else {
                     stats.upstream_rq_per_try_idle_timeout().inc();
                 }
-                if answered.is_some() {
+                if answered {
                     return Err(self.exchange.stream.expired(expired, self.exchange.down));
                 }
                 Ok(Outcome::TimedOut(expired))
             }
             Interrupted::Expired(expired) => {
                 stats.upstream_rq_tx_reset().inc();
-                match expired {
-                    Expired::Route => stats.upstream_rq_timeout().inc(),
-                    Expired::Duration => stats.upstream_rq_max_duration_reached().inc(),
-                    _ => {}
+                if expired == Expired::Route {
+                    stats.upstream_rq_timeout().inc();
                 }
-                if answered.is_none() {
+                if !answered {
                     self.count_reply(504);
                 }
                 Err(self.exchange.stream.expired(expired, self.exchange.down))
@@ -560,7 +557,7 @@ impl Router<'_, '_, '_> {
         if !wait.is_zero() {
             let Exchange { stream, down, timer, .. } = &mut self.exchange;
             if let Err(interrupted) = stream.attend(down, timer, tokio::time::sleep(wait)).await {
-                self.interrupted(interrupted, None)?;
+                self.interrupted(interrupted, false)?;
             }
         }
         drop(permit);
@@ -614,8 +611,27 @@ impl Active {
         cluster.stats.upstream_rq_total().inc();
         cluster.stats.upstream_rq_active().inc();
         host.active.set(host.active.get() + 1);
+        increment(&host.counts.rq_total);
         Some(Self { cluster: Rc::clone(cluster), host: Rc::clone(host), _permit: permit })
     }
+
+    /// Counts how the attempt went for its host.
+    fn count(&self, outcome: &Result<Outcome, Ended>, status: u16) {
+        let counts = &self.host.counts;
+        match outcome {
+            Ok(Outcome::Done) if status < 500 => increment(&counts.rq_success),
+            Ok(Outcome::TimedOut(_)) => increment(&counts.rq_timeout),
+            Ok(_) | Err(Ended::Aborted) => increment(&counts.rq_error),
+            Err(Ended::Reply(reply)) if reply.flags.intersects(ResponseFlags::UPSTREAM_REQUEST_TIMEOUT) => {
+                increment(&counts.rq_timeout);
+            }
+            Err(Ended::Reply(_) | Ended::Downstream(_)) => {}
+        }
+    }
+}
+
+fn increment(count: &std::cell::Cell<u64>) {
+    count.set(count.get() + 1);
 }
 
 impl Drop for Active {

@@ -81,11 +81,6 @@ impl H1Client {
         self.writer.data(&mut self.transport.output, data, end);
     }
 
-    /// Ends the request with trailers.
-    pub(crate) fn send_trailers(&mut self, trailers: &HeaderMap) {
-        self.writer.trailers(&mut self.transport.output, Some(trailers));
-    }
-
     /// The response's head, into `map`.
     pub(crate) fn poll_head(&mut self, cx: &mut Context<'_>, map: &mut HeaderMap) -> Poll<Result<Answer, ResetReason>> {
         loop {
@@ -125,6 +120,8 @@ impl H1Client {
         loop {
             match self.reader.decode(&mut self.transport.input) {
                 Err(_) => return Poll::Ready(Err(ResetReason::ProtocolError)),
+                // As Envoy does unless the cluster's `enable_trailers` says otherwise.
+                Ok(Some(Frame::Trailers(_))) => return Poll::Ready(Ok(Frame::End)),
                 Ok(Some(frame)) => return Poll::Ready(Ok(frame)),
                 Ok(None) => {}
             }

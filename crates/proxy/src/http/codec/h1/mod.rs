@@ -5,3 +5,6 @@ pub(crate) mod body;
 pub(crate) mod client;
 pub(crate) mod head;
 pub(crate) mod server;
+
+#[cfg(test)]
+mod tests;

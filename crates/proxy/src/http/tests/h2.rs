@@ -1,0 +1,186 @@
+//! HTTP/2 on one side or both.
+
+use std::net::SocketAddr;
+
+use bytes::Bytes;
+use h2::client::SendRequest;
+use h2::{Reason, RecvStream};
+use http::{HeaderMap, Request, Response};
+use leno_testkit::http::{Action, Client, Scripted};
+use tokio::net::{TcpListener, TcpStream};
+
+use super::{HTTP2, Proxy, cluster, run};
+
+const ALL: &str = "[{match: {prefix: /}, route: {cluster: up, timeout: 0s}}]";
+
+/// An upstream that sends back each piece of a request as it comes, then trailers. Paths say
+/// otherwise: `/refuse` refuses the first stream, `/reset` resets.
+async fn echo() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = listener.local_addr().expect("an address");
+    tokio::task::spawn_local(async move {
+        let refused = std::rc::Rc::new(std::cell::Cell::new(false));
+        while let Ok((stream, _)) = listener.accept().await {
+            let refused = std::rc::Rc::clone(&refused);
+            tokio::task::spawn_local(async move {
+                let mut connection = h2::server::handshake(stream).await.expect("a handshake");
+                while let Some(Ok((request, mut respond))) = connection.accept().await {
+                    match request.uri().path() {
+                        "/refuse" if !refused.replace(true) => respond.send_reset(Reason::REFUSED_STREAM),
+                        "/reset" => respond.send_reset(Reason::INTERNAL_ERROR),
+                        _ => drop(tokio::task::spawn_local(answer(request, respond))),
+                    }
+                }
+            });
+        }
+    });
+    address
+}
+
+async fn answer(request: Request<RecvStream>, mut respond: h2::server::SendResponse<Bytes>) {
+    let (parts, mut body) = request.into_parts();
+    let response = Response::builder().header("x-authority", parts.uri.authority().map_or("", |a| a.as_str()));
+    let Ok(mut send) = respond.send_response(response.body(()).expect("a response"), false) else { return };
+    while let Some(Ok(data)) = body.data().await {
+        let _ = body.flow_control().release_capacity(data.len());
+        let _ = send.send_data(data, false);
+    }
+    let sent = body.trailers().await.ok().flatten().and_then(|trailers| trailers.get("sum").cloned());
+    let mut trailers = HeaderMap::new();
+    trailers.insert("grpc-status", sent.unwrap_or_else(|| "0".parse().expect("a value")));
+    let _ = send.send_trailers(trailers);
+}
+
+async fn connect(address: SocketAddr) -> SendRequest<Bytes> {
+    let stream = TcpStream::connect(address).await.expect("a connection");
+    let (send, connection) = h2::client::handshake(stream).await.expect("a handshake");
+    tokio::task::spawn_local(connection);
+    send
+}
+
+async fn read(mut body: RecvStream) -> (Vec<u8>, Option<HeaderMap>) {
+    let mut all = Vec::new();
+    while let Some(data) = body.data().await {
+        let data = data.expect("data");
+        let _ = body.flow_control().release_capacity(data.len());
+        all.extend_from_slice(&data);
+    }
+    (all, body.trailers().await.expect("trailers or none"))
+}
+
+fn post(path: &str) -> Request<()> {
+    Request::post(format!("http://h{path}")).header("content-type", "application/grpc").body(()).expect("a request")
+}
+
+#[test]
+fn streams_pass_in_both_directions_at_once_with_trailers() {
+    run(async {
+        let proxy = Proxy::start(ALL, "", &[cluster("up", echo().await, HTTP2)]).await;
+        let mut client = connect(proxy.address).await.ready().await.expect("ready");
+        let (response, mut send) = client.send_request(post("/s"), false).expect("sent");
+        let response = response.await.expect("an answer before the request ends");
+        assert_eq!(response.headers()["x-authority"], "h");
+        assert_eq!(response.headers()["server"], "envoy");
+        let mut body = response.into_body();
+        for number in 0..5u8 {
+            send.send_data(vec![number; 10].into(), false).expect("sent");
+            assert_eq!(body.data().await.expect("an echo").expect("data"), vec![number; 10]);
+        }
+        let mut trailers = HeaderMap::new();
+        trailers.insert("sum", "9".parse().expect("a value"));
+        send.send_trailers(trailers).expect("sent");
+        let (rest, trailers) = read(body).await;
+        assert!(rest.is_empty());
+        assert_eq!(trailers.expect("trailers")["grpc-status"], "9");
+        assert_eq!(proxy.stat("http.t.downstream_rq_http2_total"), 1);
+    });
+}
+
+#[test]
+fn large_bodies_pass_under_flow_control() {
+    run(async {
+        let proxy = Proxy::start(ALL, "", &[cluster("up", echo().await, HTTP2)]).await;
+        let client = connect(proxy.address).await;
+        let calls = (0..4).map(|_| async {
+            let mut client = client.clone().ready().await.expect("ready");
+            let (response, mut send) = client.send_request(post("/s"), false).expect("sent");
+            send.send_data(vec![7; 3 << 20].into(), true).expect("sent");
+            let (body, _) = read(response.await.expect("an answer").into_body()).await;
+            body.len()
+        });
+        assert_eq!(futures_util::future::join_all(calls).await, [3 << 20; 4]);
+        assert_eq!(proxy.stat("cluster.up.upstream_cx_total"), 1);
+    });
+}
+
+#[test]
+fn versions_are_translated() {
+    run(async {
+        // HTTP/2 to HTTP/1.
+        let upstream = Scripted::start(|request| Action::ok(&String::from_utf8_lossy(&request.body))).await.expect("up");
+        let proxy = Proxy::start(ALL, "", &[cluster("up", upstream.address, "")]).await;
+        let mut client = connect(proxy.address).await.ready().await.expect("ready");
+        let request = Request::post("http://h/p?q").header("cookie", "a=1").header("cookie", "b=2").body(()).expect("one");
+        let (response, mut send) = client.send_request(request, false).expect("sent");
+        send.send_data("abc".into(), true).expect("sent");
+        let (body, _) = read(response.await.expect("an answer").into_body()).await;
+        assert_eq!(body, b"abc");
+        let seen = &upstream.seen()[0];
+        assert!(seen.head.starts_with("POST /p?q HTTP/1.1\r\nhost: h\r\n"), "{}", seen.head);
+        assert_eq!((seen.header("cookie"), &seen.body[..]), (Some("a=1; b=2"), &b"abc"[..]));
+        // HTTP/1 to HTTP/2.
+        let proxy = Proxy::start(ALL, "", &[cluster("up", echo().await, HTTP2)]).await;
+        let mut client = Client::connect(proxy.address).await.expect("a connection");
+        let answer = client.call("POST / HTTP/1.1\r\nhost: h\r\ncontent-length: 3\r\n\r\nabc").await;
+        assert_eq!(answer, Some((200, "abc".to_owned())));
+        let answer = client.call("GET / HTTP/1.1\r\nhost: h\r\n\r\n").await;
+        assert_eq!(answer, Some((200, String::new())));
+    });
+}
+
+#[test]
+fn resets_are_mapped_and_refused_streams_replayed() {
+    run(async {
+        let proxy = Proxy::start(ALL, "", &[cluster("up", echo().await, HTTP2)]).await;
+        let mut client = Client::connect(proxy.address).await.expect("a connection");
+        let (status, body) = client.call("GET /reset HTTP/1.1\r\nhost: h\r\n\r\n").await.expect("an answer");
+        assert_eq!(status, 503);
+        assert!(body.ends_with("reset reason: remote reset"), "{body}");
+        let (status, _) = client.call("GET /refuse HTTP/1.1\r\nhost: h\r\n\r\n").await.expect("an answer");
+        assert_eq!(status, 200);
+        let mut client = connect(proxy.address).await.ready().await.expect("ready");
+        let (response, _) = client.send_request(post("/reset"), true).expect("sent");
+        let response = response.await.expect("an answer");
+        assert_eq!(response.headers()["grpc-status"], "14");
+        assert!(response.into_body().is_end_stream());
+    });
+}
+
+#[test]
+fn a_client_that_resets_ends_its_stream_only() {
+    run(async {
+        let proxy = Proxy::start(ALL, "", &[cluster("up", echo().await, HTTP2)]).await;
+        let mut client = connect(proxy.address).await.ready().await.expect("ready");
+        let (response, mut send) = client.send_request(post("/s"), false).expect("sent");
+        let _body = response.await.expect("an answer").into_body();
+        send.send_reset(Reason::CANCEL);
+        super::until(|| proxy.stat("http.t.downstream_rq_rx_reset") == 1).await;
+        super::until(|| proxy.stat("cluster.up.upstream_rq_active") == 0).await;
+        let (response, _) = client.send_request(post("/s"), true).expect("sent");
+        assert_eq!(response.await.expect("an answer").status(), 200);
+    });
+}
+
+#[test]
+fn draining_sends_goaway() {
+    run(async {
+        let proxy = Proxy::start(ALL, "", &[cluster("up", echo().await, HTTP2)]).await;
+        let mut client = connect(proxy.address).await.ready().await.expect("ready");
+        let (response, mut send) = client.send_request(post("/s"), false).expect("sent");
+        let body = response.await.expect("an answer").into_body();
+        proxy.drain.advance(leno_base::drain::Phase::Draining);
+        send.send_data("late".into(), true).expect("sent");
+        assert_eq!(read(body).await.0, b"late");
+        super::until(|| proxy.stat("http.t.downstream_cx_active") == 0).await;
+    });
+}
