@@ -72,12 +72,16 @@ pub fn run(options: Options) -> Result<(), RunError> {
     };
     let log = crate::logging::start(&admin::logging::filter(&options), options.log_path.as_deref())
         .map_err(system("cannot open the log file"))?;
+    crate::telemetry::access_log::configure(options.file_flush_interval, options.file_flush_min_size);
     let bootstrap = crate::config::file::load(&options).map_err(RunError::Config)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(system("cannot start the runtime"))?;
     runtime.block_on(async {
         let (server, events) = Server::start(options, bootstrap, log).await?;
-        server.serve(events).await
+        let ended = server.serve(events).await;
+        // The workers are gone: no line comes after this.
+        crate::telemetry::access_log::flush();
+        ended
     })
 }
 

@@ -14,7 +14,7 @@ mod tests;
 
 use std::cell::RefCell;
 use std::sync::{Arc, OnceLock};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use leno_base::Name;
 use leno_base::rng::Rng;
@@ -361,6 +361,11 @@ fn random() -> u64 {
 /// Opens all files anew (SIGUSR1).
 pub(crate) fn reopen() {
     sink::reopen();
+}
+
+/// Sets how often files are written, and how many bytes do not wait that long.
+pub(crate) fn configure(interval: Duration, min_size: usize) {
+    sink::configure(interval, min_size);
 }
 
 /// Writes all that waits, before the process ends.
