@@ -37,7 +37,8 @@ fn status<'a>(context: &'a Context, query: &'a Query) -> Asking<'a> {
         let mut clusters: Vec<&Arc<Cluster>> = clusters.filter(|cluster| wanted(&cluster.name)).collect();
         clusters.sort_unstable_by(|a, b| a.name.as_str().cmp(b.name.as_str()));
         if query.find("format") == Some("json") {
-            let clusters: Vec<Value> = clusters.iter().map(|cluster| as_json(cluster, &view, &hosts)).collect();
+            let clusters: Vec<Value> =
+                clusters.iter().map(|cluster| as_json(cluster, &view, &hosts)).collect();
             return Response::json(&match clusters.is_empty() {
                 true => json!({}),
                 false => json!({"cluster_statuses": clusters}),
@@ -76,7 +77,8 @@ fn hosts_of(cluster: &Cluster, view: &View, hosts: &HostTable) -> Vec<Host> {
         used.sort_by_key(|host| endpoint_text(&host.config.address));
         return used;
     }
-    let localities = view.snapshot.endpoints.get(&*cluster.name).map(|assignment| assignment.localities.as_slice());
+    let localities =
+        view.snapshot.endpoints.get(&*cluster.name).map(|assignment| assignment.localities.as_slice());
     let localities = localities.unwrap_or_default().iter();
     let all = localities.flat_map(|place| place.endpoints.iter().map(move |endpoint| (place, endpoint)));
     all.map(|(place, endpoint)| Host {
@@ -192,11 +194,15 @@ fn host_json(host: &Host) -> Value {
     ];
     let gauges = [("cx_active", counts.cx_active), ("rq_active", counts.rq_active)];
     let counters = counters.map(|(name, value)| object([("value", number(value)), ("name", name.into())]));
-    let gauges =
-        gauges.map(|(name, value)| object([("type", "GAUGE".into()), ("value", number(value)), ("name", name.into())]));
+    let gauges = gauges.map(|(name, value)| {
+        object([("type", "GAUGE".into()), ("value", number(value)), ("name", name.into())])
+    });
     let stats: Vec<Value> = counters.into_iter().chain(gauges).collect();
     let health = object([
-        ("failed_eds_health", if host.config.health == HealthStatus::Unhealthy { true.into() } else { Value::Null }),
+        (
+            "failed_eds_health",
+            if host.config.health == HealthStatus::Unhealthy { true.into() } else { Value::Null },
+        ),
         ("eds_health_status", health_status(host.config.health).into()),
     ]);
     object([

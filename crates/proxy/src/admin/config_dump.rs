@@ -46,11 +46,14 @@ struct Part {
 }
 
 const STATIC: [&str; 2] = ["cluster", "last_updated"];
-const DYNAMIC_CLUSTER: [&str; 5] = ["version_info", "cluster", "last_updated", "error_state", "client_status"];
+const DYNAMIC_CLUSTER: [&str; 5] =
+    ["version_info", "cluster", "last_updated", "error_state", "client_status"];
 const DYNAMIC_LISTENER: [&str; 6] =
     ["name", "active_state", "warming_state", "draining_state", "error_state", "client_status"];
-const DYNAMIC_ROUTE: [&str; 5] = ["version_info", "route_config", "last_updated", "error_state", "client_status"];
-const DYNAMIC_ENDPOINT: [&str; 5] = ["version_info", "endpoint_config", "last_updated", "error_state", "client_status"];
+const DYNAMIC_ROUTE: [&str; 5] =
+    ["version_info", "route_config", "last_updated", "error_state", "client_status"];
+const DYNAMIC_ENDPOINT: [&str; 5] =
+    ["version_info", "endpoint_config", "last_updated", "error_state", "client_status"];
 
 fn dump<'a>(context: &'a Context, query: &'a Query) -> Asking<'a> {
     Box::pin(async {
@@ -71,7 +74,8 @@ fn dump<'a>(context: &'a Context, query: &'a Query) -> Asking<'a> {
 /// Applies `resource` and `mask`.
 fn select(parts: &[Part], query: &Query) -> Response {
     let mask = query.find("mask").filter(|mask| !mask.is_empty());
-    let unusable = |mask: &str| Response::bad_request(format!("FieldMask '{mask}' could not be successfully used.\n"));
+    let unusable =
+        |mask: &str| Response::bad_request(format!("FieldMask '{mask}' could not be successfully used.\n"));
     let Some(resource) = query.find("resource").filter(|resource| !resource.is_empty()) else {
         let typed = |part: &Part| {
             let mut fields = Map::from_iter([("@type".to_owned(), json!(format!("{PACKAGE}{}", part.name)))]);
@@ -90,11 +94,14 @@ fn select(parts: &[Part], query: &Query) -> Response {
     for part in parts {
         let Some((_, element, known)) = part.lists.iter().find(|(name, _, _)| *name == resource) else {
             if part.known.contains(&resource) {
-                return Response::bad_request(format!("{resource} is not a repeated field. Use ?mask={resource} to get only this field"));
+                return Response::bad_request(format!(
+                    "{resource} is not a repeated field. Use ?mask={resource} to get only this field"
+                ));
             }
             continue;
         };
-        let items = part.fields.get(resource).and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+        let items =
+            part.fields.get(resource).and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
         let mut shown = Vec::with_capacity(items.len());
         for item in items {
             let mut fields = Map::from_iter([("@type".to_owned(), json!(format!("{PACKAGE}{element}")))]);
@@ -181,7 +188,10 @@ fn clusters(context: &Context, view: &View, names: &Names) -> Part {
     };
     // A static cluster that warms is listed as a static one, as in Envoy.
     let of = |list: &[&Cluster], dynamic: bool| {
-        list.iter().filter(|cluster| cluster.added_via_api == dynamic).map(|cluster| shown(cluster)).collect::<Vec<_>>()
+        list.iter()
+            .filter(|cluster| cluster.added_via_api == dynamic)
+            .map(|cluster| shown(cluster))
+            .collect::<Vec<_>>()
     };
     let mut fixed = of(&active, false);
     fixed.extend(of(&warming, false));
@@ -258,13 +268,16 @@ fn listeners(context: &Context, view: &View, names: &Names) -> Part {
 }
 
 fn routes(context: &Context, view: &View, names: &Names) -> Part {
-    let mut listeners: Vec<&Listener> = view.snapshot.listeners.values().map(|listener| &**listener).collect();
+    let mut listeners: Vec<&Listener> =
+        view.snapshot.listeners.values().map(|listener| &**listener).collect();
     listeners.sort_unstable_by(|a, b| a.name.as_str().cmp(b.name.as_str()));
     let mut fixed = Vec::new();
     for listener in listeners {
         for table in inline_routes(listener).into_iter().filter(|table| names.wanted(&table.name)) {
-            let source =
-                prost_types::Any { type_url: route::RouteConfiguration::type_url(), value: table.encode_to_vec() };
+            let source = prost_types::Any {
+                type_url: route::RouteConfiguration::type_url(),
+                value: table.encode_to_vec(),
+            };
             fixed.push(json!({
                 "route_config": any(&source),
                 "last_updated": updated(context, view, ResourceKind::Listener, &listener.name),
@@ -335,10 +348,17 @@ fn endpoints(view: &View, names: &Names) -> Part {
     }
     Part {
         name: "EndpointsConfigDump",
-        fields: fields([("static_endpoint_configs", fixed.into()), ("dynamic_endpoint_configs", dynamic.into())]),
+        fields: fields([
+            ("static_endpoint_configs", fixed.into()),
+            ("dynamic_endpoint_configs", dynamic.into()),
+        ]),
         known: &["static_endpoint_configs", "dynamic_endpoint_configs"],
         lists: &[
-            ("static_endpoint_configs", "EndpointsConfigDump.StaticEndpointConfig", &["endpoint_config", "last_updated"]),
+            (
+                "static_endpoint_configs",
+                "EndpointsConfigDump.StaticEndpointConfig",
+                &["endpoint_config", "last_updated"],
+            ),
             ("dynamic_endpoint_configs", "EndpointsConfigDump.DynamicEndpointConfig", &DYNAMIC_ENDPOINT),
         ],
     }
@@ -354,11 +374,14 @@ fn load_assignment(name: &str, assignment: &Assignment) -> Value {
                 false => json!({"filter_metadata": &*endpoint.metadata}),
             };
             object([
-                ("endpoint", object([
-                    ("address", endpoint_address(&endpoint.address)),
-                    ("health_check_config", json!({})),
-                    ("hostname", text(endpoint.hostname.as_deref().unwrap_or_default())),
-                ])),
+                (
+                    "endpoint",
+                    object([
+                        ("address", endpoint_address(&endpoint.address)),
+                        ("health_check_config", json!({})),
+                        ("hostname", text(endpoint.hostname.as_deref().unwrap_or_default())),
+                    ]),
+                ),
                 ("health_status", health_status(endpoint.health).into()),
                 ("metadata", metadata),
                 ("load_balancing_weight", endpoint.weight.into()),

@@ -48,7 +48,8 @@ impl Context {
         match &self.address {
             Some(Address::Ip(address)) => {
                 let domain = socket2::Domain::for_address(*address);
-                let socket = socket2::Socket::new(domain, socket2::Type::STREAM, Some(socket2::Protocol::TCP))?;
+                let socket =
+                    socket2::Socket::new(domain, socket2::Type::STREAM, Some(socket2::Protocol::TCP))?;
                 socket.set_reuse_address(true)?;
                 socket.set_nonblocking(true)?;
                 socket.bind(&(*address).into())?;
@@ -122,7 +123,8 @@ async fn connection(
         let context = Arc::clone(&context);
         async move { exchange(request, peer, local, &context).await }
     });
-    let served = auto::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service).await;
+    let served =
+        auto::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service).await;
     if let Err(error) = served {
         tracing::debug!(target: "admin", "connection ended: {error}");
     }
@@ -137,7 +139,8 @@ async fn exchange(
 ) -> Result<hyper::Response<Full<Bytes>>, Infallible> {
     let (started, wall) = (Instant::now(), SystemTime::now());
     let (head, body) = request.into_parts();
-    let is_form = head.headers.get("content-type").is_some_and(|kind| kind == "application/x-www-form-urlencoded");
+    let is_form =
+        head.headers.get("content-type").is_some_and(|kind| kind == "application/x-www-form-urlencoded");
     let mut query = head.uri.query().unwrap_or_default().to_owned();
     if is_form && head.method == Method::POST {
         match Limited::new(body, FORM_LIMIT).collect().await {
@@ -165,7 +168,10 @@ pub(crate) async fn answer(method: &Method, path: &str, query: &Query, context: 
     };
     if endpoint.mutates && method != Method::POST {
         tracing::warn!(target: "admin", "admin path \"{path}\" mutates state, method={method} rather than POST");
-        return Response { status: 405, ..Response::text(format!("Method {method} not allowed, POST required.")) };
+        return Response {
+            status: 405,
+            ..Response::text(format!("Method {method} not allowed, POST required."))
+        };
     }
     match &endpoint.answer {
         Answer::Now(answer) => answer(context, query),

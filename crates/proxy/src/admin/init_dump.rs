@@ -19,9 +19,11 @@ fn dump<'a>(context: &'a Context, query: &'a Query) -> Asking<'a> {
         let Some(view) = context.view().await else { return Response::gone() };
         let mask = query.find("mask").unwrap_or_default();
         let wanted = view.unready.iter().filter(|(manager, targets)| {
-            !targets.is_empty() && (mask.is_empty() || manager.to_ascii_lowercase().contains(&mask.to_ascii_lowercase()))
+            !targets.is_empty()
+                && (mask.is_empty() || manager.to_ascii_lowercase().contains(&mask.to_ascii_lowercase()))
         });
-        let dumps: Vec<Value> = wanted.map(|(name, targets)| json!({"name": name, "target_names": targets})).collect();
+        let dumps: Vec<Value> =
+            wanted.map(|(name, targets)| json!({"name": name, "target_names": targets})).collect();
         Response::json(&if dumps.is_empty() { json!({}) } else { json!({"unready_targets_dumps": dumps}) })
     })
 }

@@ -25,13 +25,71 @@ pub(super) const ENDPOINT: Endpoint = Endpoint {
 
 /// Envoy's components, and `xds`.
 const COMPONENTS: &[&str] = &[
-    "admin", "alternate_protocols_cache", "assert", "aws", "backtrace", "basic_auth", "cache_filter", "client",
-    "compression", "config", "conn_handler", "connection", "decompression", "dns", "dubbo", "dynamic_modules",
-    "envoy_bug", "ext_authz", "ext_proc", "file", "filter", "forward_proxy", "golang", "grpc", "happy_eyeballs", "hc",
-    "health_checker", "http", "http2", "hystrix", "init", "io", "jwt", "kafka", "key_value_store", "local_rate_limit",
-    "lua", "main", "matcher", "misc", "mongo", "multi_connection", "oauth2", "pool", "quic", "quic_stream",
-    "rate_limit_quota", "rbac", "rds", "redis", "rocketmq", "router", "runtime", "secret", "stats", "stats_sinks",
-    "tap", "testing", "thrift", "tracing", "udp", "upstream", "wasm", "websocket", "xds",
+    "admin",
+    "alternate_protocols_cache",
+    "assert",
+    "aws",
+    "backtrace",
+    "basic_auth",
+    "cache_filter",
+    "client",
+    "compression",
+    "config",
+    "conn_handler",
+    "connection",
+    "decompression",
+    "dns",
+    "dubbo",
+    "dynamic_modules",
+    "envoy_bug",
+    "ext_authz",
+    "ext_proc",
+    "file",
+    "filter",
+    "forward_proxy",
+    "golang",
+    "grpc",
+    "happy_eyeballs",
+    "hc",
+    "health_checker",
+    "http",
+    "http2",
+    "hystrix",
+    "init",
+    "io",
+    "jwt",
+    "kafka",
+    "key_value_store",
+    "local_rate_limit",
+    "lua",
+    "main",
+    "matcher",
+    "misc",
+    "mongo",
+    "multi_connection",
+    "oauth2",
+    "pool",
+    "quic",
+    "quic_stream",
+    "rate_limit_quota",
+    "rbac",
+    "rds",
+    "redis",
+    "rocketmq",
+    "router",
+    "runtime",
+    "secret",
+    "stats",
+    "stats_sinks",
+    "tap",
+    "testing",
+    "thrift",
+    "tracing",
+    "udp",
+    "upstream",
+    "wasm",
+    "websocket",
+    "xds",
 ];
 
 /// Levels by Envoy's names, with tracing's. tracing has nothing above error.
@@ -125,7 +183,8 @@ fn change(context: &Context, query: &Query) -> Response {
             "level" if value.is_empty() => Ok(()),
             "level" => changed.set_all(value),
             "paths" => value.split(',').filter(|pair| !pair.is_empty()).try_for_each(|pair| {
-                let (component, level) = pair.split_once(':').ok_or("error: empty logger name or empty logger level\n")?;
+                let (component, level) =
+                    pair.split_once(':').ok_or("error: empty logger name or empty logger level\n")?;
                 changed.set(component, level)
             }),
             component => changed.set(component, value),
@@ -138,7 +197,9 @@ fn change(context: &Context, query: &Query) -> Response {
              levels: trace debug info warning error critical off \n";
         return Response::bad_request(format!("{error}\n{USAGE}{}", levels.list()));
     }
-    if query.iter().next().is_some() && context.commands.send(Command::SetLogFilter(changed.filter())).is_err() {
+    if query.iter().next().is_some()
+        && context.commands.send(Command::SetLogFilter(changed.filter())).is_err()
+    {
         return Response::gone();
     }
     *levels = changed;
@@ -156,7 +217,9 @@ mod tests {
         assert!(levels.filter().starts_with("info,leno_proxy=debug,leno_xds=debug,admin=debug,"));
         levels.set_all("critical").unwrap();
         levels.set("http", "warn").unwrap();
-        assert!(levels.filter().starts_with("error,leno_proxy=error,") && levels.filter().contains(",http=warn,"));
+        assert!(
+            levels.filter().starts_with("error,leno_proxy=error,") && levels.filter().contains(",http=warn,")
+        );
         assert!(levels.list().contains("  http: warning\n") && levels.list().contains("  pool: critical\n"));
         assert!(levels.set("nope", "info").is_err() && levels.set("http", "nope").is_err());
     }

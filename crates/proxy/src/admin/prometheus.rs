@@ -45,7 +45,8 @@ pub(super) fn render(stats: &[Stat], config: &StatsConfig, summaries: bool) -> S
     let mut families: [BTreeMap<String, Vec<Series<'_>>>; 3] = Default::default();
     for stat in stats {
         let tagged = config.tag(&stat.name);
-        let labels = tagged.tags.iter().map(|(tag, value)| format!("{}=\"{}\"", sanitized(tag), escaped(value)));
+        let labels =
+            tagged.tags.iter().map(|(tag, value)| format!("{}=\"{}\"", sanitized(tag), escaped(value)));
         let series = Series { labels: labels.collect::<Vec<_>>().join(","), stat };
         let [counters, gauges, histograms] = &mut families;
         let family = match stat.value {
@@ -78,7 +79,9 @@ fn write_series(
 ) -> std::fmt::Result {
     let labels = &series.labels;
     let all: &Distribution = match &series.stat.value {
-        Sample::Counter(value) | Sample::Gauge(value) => return writeln!(out, "{metric}{{{labels}}} {value}"),
+        Sample::Counter(value) | Sample::Gauge(value) => {
+            return writeln!(out, "{metric}{{{labels}}} {value}");
+        }
         Sample::Histogram(all) => all,
     };
     let comma = if labels.is_empty() { "" } else { "," };

@@ -19,11 +19,14 @@ pub(super) const ENDPOINT: Endpoint = Endpoint {
 
 fn show(context: &Context) -> Response {
     let layers = &context.server.runtime_layers;
-    let flat: Vec<Runtime> = layers.iter().map(|(_, values)| {
-        let mut runtime = Runtime::default();
-        runtime.add_layer(values.clone());
-        runtime
-    }).collect();
+    let flat: Vec<Runtime> = layers
+        .iter()
+        .map(|(_, values)| {
+            let mut runtime = Runtime::default();
+            runtime.add_layer(values.clone());
+            runtime
+        })
+        .collect();
     let mut entries: BTreeMap<&str, Vec<String>> = BTreeMap::new();
     for (index, layer) in flat.iter().enumerate() {
         for (key, value) in layer.iter() {
@@ -33,10 +36,13 @@ fn show(context: &Context) -> Response {
             }
         }
     }
-    let entries: Map<String, Value> = entries.into_iter().map(|(key, values)| {
-        let last = values.iter().rev().find(|value| !value.is_empty()).cloned().unwrap_or_default();
-        (key.to_owned(), json!({"final_value": last, "layer_values": values}))
-    }).collect();
+    let entries: Map<String, Value> = entries
+        .into_iter()
+        .map(|(key, values)| {
+            let last = values.iter().rev().find(|value| !value.is_empty()).cloned().unwrap_or_default();
+            (key.to_owned(), json!({"final_value": last, "layer_values": values}))
+        })
+        .collect();
     let names: Vec<&str> = layers.iter().map(|(name, _)| name.as_str()).collect();
     Response::json(&json!({"layers": names, "entries": entries}))
 }

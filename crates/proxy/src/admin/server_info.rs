@@ -49,8 +49,11 @@ fn command_line(context: &Context) -> Value {
     let path = |path: &Option<std::path::PathBuf>| {
         path.as_deref().map(|path| path.to_string_lossy().into_owned()).unwrap_or_default()
     };
-    let components: Vec<String> =
-        options.component_log_levels.iter().map(|(component, level)| format!("{component}:{level}")).collect();
+    let components: Vec<String> = options
+        .component_log_levels
+        .iter()
+        .map(|(component, level)| format!("{component}:{level}"))
+        .collect();
     json!({
         "concurrency": context.server.concurrency,
         "config_path": path(&options.config_path),

@@ -20,7 +20,10 @@ pub(super) const ENDPOINT: Endpoint = Endpoint {
         ("invert_filter", "Invert the filter regex"),
         ("format", "Format to use; One of (text, json, prometheus)"),
         ("type", "Stat types to include.; One of (All, Counters, Histograms, Gauges, TextReadouts)"),
-        ("histogram_buckets", "Histogram bucket display mode; One of (cumulative, disjoint, detailed, summary)"),
+        (
+            "histogram_buckets",
+            "Histogram bucket display mode; One of (cumulative, disjoint, detailed, summary)",
+        ),
     ],
     mutates: false,
     answer: Answer::Now(|context, query| answer(context, query).unwrap_or_else(Response::bad_request)),
@@ -53,7 +56,8 @@ impl Wanted {
     pub(super) fn scrape(&self, context: &Context) -> Vec<Stat> {
         context.sampled.sample();
         let mut stats = scrape(&context.stats, |name| {
-            let matches = self.filter.as_ref().is_none_or(|filter| filter.is_match(name.as_bytes()) != self.inverted);
+            let matches =
+                self.filter.as_ref().is_none_or(|filter| filter.is_match(name.as_bytes()) != self.inverted);
             matches && context.stats_config.shows(name)
         });
         if self.used_only {
@@ -69,7 +73,11 @@ fn answer(context: &Context, query: &Query) -> Result<Response, String> {
         Some("cumulative") => Buckets::Cumulative,
         Some("disjoint") => Buckets::Disjoint,
         Some("detailed") => Buckets::Detailed,
-        Some(_) => return Err("usage: /stats?histogram_buckets=(summary|cumulative|disjoint|detailed)\n\n".to_owned()),
+        Some(_) => {
+            return Err(
+                "usage: /stats?histogram_buckets=(summary|cumulative|disjoint|detailed)\n\n".to_owned()
+            );
+        }
     };
     let kind: fn(&Sample) -> bool = match query.find("type") {
         None | Some("" | "All") => |_| true,
@@ -78,7 +86,9 @@ fn answer(context: &Context, query: &Query) -> Result<Response, String> {
         Some("Histograms") => |value| matches!(value, Sample::Histogram(_)),
         // There are none.
         Some("TextReadouts") => |_| false,
-        Some(_) => return Err("usage: /stats?type=(All|Counters|Gauges|Histograms|TextReadouts)\n\n".to_owned()),
+        Some(_) => {
+            return Err("usage: /stats?type=(All|Counters|Gauges|Histograms|TextReadouts)\n\n".to_owned());
+        }
     };
     let is_json = match query.find("format") {
         None | Some("" | "text") => false,
@@ -106,9 +116,16 @@ fn as_text(context: &Context, stats: &[Stat], buckets: Buckets) -> String {
             Sample::Histogram(all) => match buckets {
                 Buckets::Summary => writeln!(histograms, "{name}: {}", summary(all)),
                 Buckets::Detailed => {
-                    let totals: Vec<String> =
-                        all.buckets().map(|(lower, width, count)| format!("{lower},{width}:{count}")).collect();
-                    writeln!(histograms, "{name}:\n  totals={}\n  intervals=\n  summary={}", totals.join(", "), summary(all))
+                    let totals: Vec<String> = all
+                        .buckets()
+                        .map(|(lower, width, count)| format!("{lower},{width}:{count}"))
+                        .collect();
+                    writeln!(
+                        histograms,
+                        "{name}:\n  totals={}\n  intervals=\n  summary={}",
+                        totals.join(", "),
+                        summary(all)
+                    )
                 }
                 Buckets::Cumulative | Buckets::Disjoint => {
                     let counts = bounded(context, name, all, buckets);
@@ -165,15 +182,20 @@ fn as_json(context: &Context, stats: &[Stat], buckets: Buckets) -> Value {
             Sample::Histogram(all) => histograms.push((name, all)),
         }
     }
-    let percents = || QUANTILES.iter().map(|share| number((share * 1000.0).round() / 10.0)).collect::<Vec<_>>();
+    let percents =
+        || QUANTILES.iter().map(|share| number((share * 1000.0).round() / 10.0)).collect::<Vec<_>>();
     let quantiles = |all: &Distribution| {
-        let values = QUANTILES.iter().map(|share| json!({"cumulative": number(all.quantile(*share)), "interval": null}));
+        let values = QUANTILES
+            .iter()
+            .map(|share| json!({"cumulative": number(all.quantile(*share)), "interval": null}));
         values.collect::<Vec<_>>()
     };
     let shown = match buckets {
         Buckets::Summary => {
-            let computed: Vec<Value> =
-                histograms.iter().map(|(name, all)| json!({"name": name, "values": quantiles(all)})).collect();
+            let computed: Vec<Value> = histograms
+                .iter()
+                .map(|(name, all)| json!({"name": name, "values": quantiles(all)}))
+                .collect();
             json!({"supported_quantiles": percents(), "computed_quantiles": computed})
         }
         Buckets::Detailed => {

@@ -41,8 +41,25 @@ pub(crate) const QUANTILES: [f64; 10] = [0.0, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 
 
 /// The bounds that histograms are shown with where nothing else is configured.
 pub(crate) const BOUNDS: [f64; 19] = [
-    0.5, 1.0, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1000.0, 2500.0, 5000.0, 10_000.0, 30_000.0, 60_000.0,
-    300_000.0, 600_000.0, 1_800_000.0, 3_600_000.0,
+    0.5,
+    1.0,
+    5.0,
+    10.0,
+    25.0,
+    50.0,
+    100.0,
+    250.0,
+    500.0,
+    1000.0,
+    2500.0,
+    5000.0,
+    10_000.0,
+    30_000.0,
+    60_000.0,
+    300_000.0,
+    600_000.0,
+    1_800_000.0,
+    3_600_000.0,
 ];
 
 /// Sums all stats whose full name `wanted` accepts, in the order of names.
@@ -114,7 +131,8 @@ impl Distribution {
 
     /// How many values are at most `bound`; values of a wider bucket count once all may be.
     pub(crate) fn below(&self, bound: f64) -> u64 {
-        let within = self.buckets.iter().take_while(|(lower, (width, _))| (*lower + width - 1) as f64 <= bound);
+        let within =
+            self.buckets.iter().take_while(|(lower, (width, _))| (*lower + width - 1) as f64 <= bound);
         within.map(|(_, (_, count))| count).sum()
     }
 
@@ -169,20 +187,25 @@ mod tests {
         first.time().record(1);
         second.time().record(1);
         let stats = scrape(&store, |name| !name.ends_with("untouched") && !name.starts_with("a.ti"));
-        let shown: Vec<_> = stats.iter().map(|stat| {
-            let value = match &stat.value {
-                Sample::Counter(value) => format!("c{value}"),
-                Sample::Gauge(value) => format!("g{value}"),
-                Sample::Histogram(all) => format!("h{} of {} {:?}", all.sum, all.count(), QUANTILES.map(|q| all.quantile(q))),
-            };
-            format!("{} {value} {}", stat.name, stat.used)
-        }).collect();
+        let shown: Vec<_> = stats
+            .iter()
+            .map(|stat| {
+                let value = match &stat.value {
+                    Sample::Counter(value) => format!("c{value}"),
+                    Sample::Gauge(value) => format!("g{value}"),
+                    Sample::Histogram(all) => {
+                        format!("h{} of {} {:?}", all.sum, all.count(), QUANTILES.map(|q| all.quantile(q)))
+                    }
+                };
+                format!("{} {value} {}", stat.name, stat.used)
+            })
+            .collect();
         // The quantiles are those that Envoy shows for two recorded ones.
         expect![[r#"
             a.active g0 false
             a.total c1 true
             b.active g0 true
-            b.time h2 of 2 [1.0333333333333334, 1.0333333333333334, 1.0333333333333334, 1.0666666666666667, 1.0666666666666667, 1.0666666666666667, 1.0666666666666667, 1.0666666666666667, 1.0666666666666667, 1.0666666666666667]
+            b.time h2 of 2 [1.0333333333333334, 1.0333333333333334, 1.0333333333333334, 1.0666666666666667, 1.0666666666666667, 1.0666666666666667, 1.0666666666666667, 1.0666666666666667, 1.0666666666666667, 1.0666666666666667] true
             b.total c5 true
             b.upstream_rq_404 c1 true"#]]
         .assert_eq(&shown.join("\n"));
@@ -196,7 +219,9 @@ mod tests {
             scope.time().record(value);
         }
         let stats = scrape(&store, |name| name == "time");
-        let [super::Stat { value: Sample::Histogram(all), .. }] = stats.as_slice() else { panic!("{stats:?}") };
+        let [super::Stat { value: Sample::Histogram(all), .. }] = stats.as_slice() else {
+            panic!("{stats:?}")
+        };
         assert_eq!([0.5, 4.9, 5.0, 250.0, 500.0].map(|bound| all.below(bound)), [1, 2, 3, 3, 6]);
         assert!((all.quantile(1.0) - 305.0).abs() < 1e-9);
     }

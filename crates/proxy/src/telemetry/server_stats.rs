@@ -141,8 +141,11 @@ impl ClusterManagerStats {
     pub(crate) fn updated(&self, type_url: &TypeUrl, accepted: bool) {
         if *type_url == TypeUrl::Cluster {
             self.clusters.cds_update_attempt().inc();
-            let outcome =
-                if accepted { self.clusters.cds_update_success() } else { self.clusters.cds_update_rejected() };
+            let outcome = if accepted {
+                self.clusters.cds_update_success()
+            } else {
+                self.clusters.cds_update_rejected()
+            };
             outcome.inc();
             if accepted {
                 self.clusters.cds_update_time().set(unix_millis());
@@ -194,8 +197,11 @@ impl ListenerManagerStats {
     pub(crate) fn updated(&self, type_url: &TypeUrl, accepted: bool) {
         if *type_url == TypeUrl::Listener {
             self.listeners.lds_update_attempt().inc();
-            let outcome =
-                if accepted { self.listeners.lds_update_success() } else { self.listeners.lds_update_rejected() };
+            let outcome = if accepted {
+                self.listeners.lds_update_success()
+            } else {
+                self.listeners.lds_update_rejected()
+            };
             outcome.inc();
             if accepted {
                 self.listeners.lds_update_time().set(unix_millis());

@@ -308,7 +308,9 @@ impl ThreadStats {
         if !blocks.contains_key(&*prefix) {
             blocks.insert((*prefix).into(), SmallVec::new());
         }
-        let Some(same_prefix) = blocks.get_mut(&*prefix) else { return Arc::new(Block::new(schema, &prefix)) };
+        let Some(same_prefix) = blocks.get_mut(&*prefix) else {
+            return Arc::new(Block::new(schema, &prefix));
+        };
         let mut living = same_prefix.iter().filter_map(Weak::upgrade);
         if let Some(block) = living.find(|block| std::ptr::eq(block.schema, schema)) {
             return block;
@@ -461,11 +463,15 @@ mod tests {
         thread.record_ms("cluster.a.grpc.upstream_rq_time", std::time::Duration::from_millis(7));
         Sample::kept(&thread, "x.").total().inc();
         Sample::kept(&thread, "x.").total().inc();
-        let mut shown: Vec<_> = store.blocks().iter().map(|block| {
-            let (name, _) = block.schema().0[0];
-            let sum = block.recorded(0).map_or_else(|| block.cell(0).value(), super::Buckets::sum);
-            format!("{}{name}={sum}", block.prefix())
-        }).collect();
+        let mut shown: Vec<_> = store
+            .blocks()
+            .iter()
+            .map(|block| {
+                let (name, _) = block.schema().0[0];
+                let sum = block.recorded(0).map_or_else(|| block.cell(0).value(), super::Buckets::sum);
+                format!("{}{name}={sum}", block.prefix())
+            })
+            .collect();
         shown.sort();
         assert_eq!(shown, ["cluster.a.grpc.0=3", "cluster.a.grpc.upstream_rq_time=7", "x.total=2"]);
     }

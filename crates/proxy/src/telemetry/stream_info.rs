@@ -242,7 +242,12 @@ pub(crate) struct StreamInfo {
 
 impl StreamInfo {
     /// The facts at the start of a stream on `connection`.
-    pub(crate) fn new(connection: Rc<ConnectionInfo>, protocol: Option<Protocol>, now: Instant, wall: SystemTime) -> Self {
+    pub(crate) fn new(
+        connection: Rc<ConnectionInfo>,
+        protocol: Option<Protocol>,
+        now: Instant,
+        wall: SystemTime,
+    ) -> Self {
         Self {
             connection,
             start_time: wall,
@@ -269,4 +274,3 @@ impl StreamInfo {
         }
     }
 }
-

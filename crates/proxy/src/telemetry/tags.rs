@@ -76,7 +76,11 @@ const DEFAULTS: &[(&str, Option<&str>, &str)] = &[
     ("envoy.tcp_prefix", None, r"^tcp\.((.*?)\.)\w+?$"),
     ("envoy.connection_limit_prefix", None, r"^connection_limit\.((.*?)\.)"),
     ("envoy.local_network_ratelimit_prefix", None, r"^local_rate_limit\.((.*?)\.)"),
-    ("envoy.local_http_ratelimit_prefix", Some(".http_local_rate_limit."), r"^((.*?)\.)http_local_rate_limit\."),
+    (
+        "envoy.local_http_ratelimit_prefix",
+        Some(".http_local_rate_limit."),
+        r"^((.*?)\.)http_local_rate_limit\.",
+    ),
     ("envoy.cluster_name", None, r"^cluster\.((.*?)\.)"),
 ];
 
@@ -122,22 +126,28 @@ impl StatsConfig {
         config.matcher = match matcher {
             None => Selection::All,
             Some(metrics::stats_matcher::StatsMatcher::RejectAll(reject)) => {
-                if reject { Selection::Nothing } else { Selection::All }
+                if reject {
+                    Selection::Nothing
+                } else {
+                    Selection::All
+                }
             }
-            Some(metrics::stats_matcher::StatsMatcher::ExclusionList(list)) => Selection::Excluding(
-                at.field("stats_matcher.exclusion_list", |at| at.each("patterns", list.patterns, matcher::string)),
-            ),
-            Some(metrics::stats_matcher::StatsMatcher::InclusionList(list)) => Selection::Including(
-                at.field("stats_matcher.inclusion_list", |at| at.each("patterns", list.patterns, matcher::string)),
-            ),
+            Some(metrics::stats_matcher::StatsMatcher::ExclusionList(list)) => {
+                Selection::Excluding(at.field("stats_matcher.exclusion_list", |at| {
+                    at.each("patterns", list.patterns, matcher::string)
+                }))
+            }
+            Some(metrics::stats_matcher::StatsMatcher::InclusionList(list)) => {
+                Selection::Including(at.field("stats_matcher.inclusion_list", |at| {
+                    at.each("patterns", list.patterns, matcher::string)
+                }))
+            }
         };
         config.buckets = at.each("histogram_bucket_settings", histogram_bucket_settings, |settings, at| {
-            let metrics::HistogramBucketSettings { r#match, buckets, bins } = settings;
+            let metrics::HistogramBucketSettings { r#match, mut buckets, bins } = settings;
             at.unsupported("bins", bins.is_some());
             let names = at.required("match", r#match, matcher::string)?;
-            if buckets.is_empty() || !buckets.is_sorted_by(|a, b| a < b) {
-                at.error_at("buckets", "must not be empty, and must ascend");
-            }
+            buckets.sort_by(f64::total_cmp);
             Some((names, buckets))
         });
         Some(config)
@@ -145,26 +155,39 @@ impl StatsConfig {
 
     fn add_tag(&mut self, specifier: metrics::TagSpecifier, overrides: bool, at: &mut Lower) -> Option<()> {
         let metrics::TagSpecifier { tag_name: tag, tag_value } = specifier;
+        if tag.is_empty() {
+            at.error_at("tag_name", "tag_name cannot be empty");
+        }
         match tag_value {
             Some(metrics::tag_specifier::TagValue::FixedValue(value)) => self.fixed.push((tag, value)),
-            Some(metrics::tag_specifier::TagValue::Regex(text)) if !text.is_empty() => match re2::compile(&text) {
-                Ok(pattern) if pattern.captures_len() > 1 => {
-                    // Else the default rules of the same tag come first, as rules are in order.
-                    if overrides {
-                        self.rules.retain(|rule| !(rule.is_default && rule.tag == tag));
+            Some(metrics::tag_specifier::TagValue::Regex(text)) if !text.is_empty() => {
+                match re2::compile(&text) {
+                    Ok(pattern) if pattern.captures_len() > 1 => {
+                        // Else the default rules of the same tag come first, as rules are in order.
+                        if overrides {
+                            self.rules.retain(|rule| !(rule.is_default && rule.tag == tag));
+                        }
+                        self.rules.push(Rule {
+                            tag,
+                            pattern,
+                            first: first_token(&text),
+                            part: None,
+                            is_default: false,
+                        });
                     }
-                    self.rules.push(Rule { tag, pattern, first: first_token(&text), part: None, is_default: false });
+                    Ok(_) => at.error_at("regex", "must have a capture group"),
+                    Err(error) => at.error_at("regex", error),
                 }
-                Ok(_) => at.error_at("regex", "must have a capture group"),
-                Err(error) => at.error_at("regex", error),
-            },
+            }
             _ => {
                 let named = DEFAULT_RULES.iter().filter(|rule| rule.tag == tag);
                 let before = self.rules.len();
                 if !self.rules.iter().any(|rule| rule.tag == tag) {
                     self.rules.extend(named.cloned());
                     if self.rules.len() == before {
-                        at.error(format!("No regex specified for tag specifier and no default regex for name: '{tag}'"));
+                        at.error(format!(
+                            "No regex specified for tag specifier and no default regex for name: '{tag}'"
+                        ));
                     }
                 }
             }
@@ -279,7 +302,10 @@ mod tests {
         let patterns = matcher::ListStringMatcher { patterns: vec![pattern] };
         let proto = metrics::StatsConfig {
             stats_tags: vec![
-                tag("cluster_name", Some(TagValue::Regex(r"^cluster\.((.+?(\..+?\.svc\.cluster\.local)?)\.)".into()))),
+                tag(
+                    "cluster_name",
+                    Some(TagValue::Regex(r"^cluster\.((.+?(\..+?\.svc\.cluster\.local)?)\.)".into())),
+                ),
                 tag("envoy.tcp_prefix", None),
                 tag("zone", Some(TagValue::FixedValue("z".into()))),
             ],

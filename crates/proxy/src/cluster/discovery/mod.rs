@@ -124,7 +124,9 @@ impl Schedule {
                 if let Some(failures) = failures {
                     failures.reset();
                 }
-                let ttl = found.ttl.filter(|ttl| settings.respect_ttl && !ttl.is_zero() && !found.addresses.is_empty());
+                let ttl = found
+                    .ttl
+                    .filter(|ttl| settings.respect_ttl && !ttl.is_zero() && !found.addresses.is_empty());
                 ttl.unwrap_or(settings.refresh)
             }
         };
@@ -149,7 +151,11 @@ fn names(assignment: &Assignment) -> Vec<Arc<str>> {
 }
 
 /// The assignment with the addresses known so far in place of names.
-fn resolved(assignment: &Assignment, addresses: &HashMap<Arc<str>, Vec<IpAddr>>, logical: bool) -> Assignment {
+fn resolved(
+    assignment: &Assignment,
+    addresses: &HashMap<Arc<str>, Vec<IpAddr>>,
+    logical: bool,
+) -> Assignment {
     let localities = assignment.localities.iter().map(|locality| {
         let mut endpoints: Vec<EndpointConfig> = Vec::new();
         for endpoint in &locality.endpoints {

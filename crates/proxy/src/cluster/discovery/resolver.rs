@@ -29,7 +29,11 @@ pub(crate) struct LookupError(pub(crate) String);
 /// Something that finds addresses.
 pub(crate) trait Resolve: Sync {
     /// The addresses of a name that the family asks for.
-    fn lookup(&self, name: &str, family: DnsFamily) -> impl Future<Output = Result<Found, LookupError>> + Send;
+    fn lookup(
+        &self,
+        name: &str,
+        family: DnsFamily,
+    ) -> impl Future<Output = Result<Found, LookupError>> + Send;
 }
 
 /// The resolver of a cluster.

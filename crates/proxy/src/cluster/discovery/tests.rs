@@ -33,7 +33,8 @@ fn found(addresses: &[&str], ttl: Option<u64>) -> Result<Found, LookupError> {
 
 fn settings(names: &[&str]) -> DnsDiscovery {
     let endpoints = names.iter().map(|name| EndpointConfig::plain(EndpointAddress::Name((*name).into(), 80)));
-    let localities = vec![LocalityEndpoints { endpoints: endpoints.collect(), ..LocalityEndpoints::default() }];
+    let localities =
+        vec![LocalityEndpoints { endpoints: endpoints.collect(), ..LocalityEndpoints::default() }];
     DnsDiscovery {
         assignment: Assignment { localities, overprovisioning_factor: 140 },
         refresh: Duration::from_secs(5),
@@ -94,7 +95,11 @@ async fn all_addresses_are_endpoints_and_changes_are_told() {
 
 #[tokio::test(start_paused = true)]
 async fn logical_dns_takes_the_first_address_and_keeps_it() {
-    let answers = vec![found(&["10.0.0.1", "10.0.0.2"], None), found(&["10.0.0.1", "10.0.0.4"], None), found(&[], None)];
+    let answers = vec![
+        found(&["10.0.0.1", "10.0.0.2"], None),
+        found(&["10.0.0.1", "10.0.0.4"], None),
+        found(&[], None),
+    ];
     let (told, times) = play(settings(&["a"]), true, answers, 12).await;
     assert_eq!(told, ["0s 10.0.0.1:80 a"]);
     assert_eq!(times.len(), 3);
@@ -108,7 +113,10 @@ async fn a_failure_at_first_is_told_and_tried_again_with_back_off() {
     assert_eq!(told, ["0s "]);
     // Full jitter: at most 100, 200, 400, 800, 1000 ms apart.
     let gaps: Vec<_> = times.windows(2).map(|pair| pair[1] - pair[0]).collect();
-    assert!(gaps.len() > 3 && gaps[0] <= 100 && gaps[1] <= 200 && gaps.iter().all(|gap| *gap <= 1000), "{gaps:?}");
+    assert!(
+        gaps.len() > 3 && gaps[0] <= 100 && gaps[1] <= 200 && gaps.iter().all(|gap| *gap <= 1000),
+        "{gaps:?}"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -140,7 +148,8 @@ fn families() {
         picked.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
     };
     let families =
-        [DnsFamily::Auto, DnsFamily::V4Only, DnsFamily::V6Only, DnsFamily::V4Preferred, DnsFamily::All].map(pick);
+        [DnsFamily::Auto, DnsFamily::V4Only, DnsFamily::V6Only, DnsFamily::V4Preferred, DnsFamily::All]
+            .map(pick);
     assert_eq!(families, ["::1", "10.0.0.1", "::1", "10.0.0.1", "10.0.0.1 ::1"]);
 }
 

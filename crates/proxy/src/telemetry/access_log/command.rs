@@ -199,10 +199,14 @@ pub(crate) const FACTS: &[(&str, Fact)] = &[
     ("DOWNSTREAM_TLS_VERSION", NO_TLS),
     ("DOWNSTREAM_TRANSPORT_FAILURE_REASON", NO_TLS),
     // Deviation: heads and bodies without the framing of chunks and HTTP/2.
-    ("DOWNSTREAM_WIRE_BYTES_RECEIVED", |cx| Value::Number(cx.info.request_header_bytes + cx.info.bytes_received)),
+    ("DOWNSTREAM_WIRE_BYTES_RECEIVED", |cx| {
+        Value::Number(cx.info.request_header_bytes + cx.info.bytes_received)
+    }),
     ("DOWNSTREAM_WIRE_BYTES_SENT", |cx| Value::Number(cx.info.response_header_bytes + cx.info.bytes_sent)),
     ("DURATION", |cx| millis(Some(cx.info.started), cx.end)),
-    ("GRPC_STATUS_NUMBER", |cx| grpc::status(cx).map_or(Value::Absent, |status| Value::Number(u64::from(status)))),
+    ("GRPC_STATUS_NUMBER", |cx| {
+        grpc::status(cx).map_or(Value::Absent, |status| Value::Number(u64::from(status)))
+    }),
     ("LOCAL_REPLY_BODY", |cx| cx.local_reply.map_or(Value::Absent, |body| Value::Text(Cow::Borrowed(body)))),
     ("PROTOCOL", |cx| maybe(cx.info.protocol.map(Protocol::text))),
     ("QUERY_PARAMS", query_parameters),
@@ -224,7 +228,9 @@ pub(crate) const FACTS: &[(&str, Fact)] = &[
     ("UPSTREAM_CLUSTER", |cx| maybe(cx.info.upstream.cluster.as_deref())),
     ("UPSTREAM_CLUSTER_RAW", |cx| maybe(cx.info.upstream.cluster_raw.as_deref())),
     ("UPSTREAM_CONNECTION_ID", |cx| cx.info.upstream.connection_id.map_or(Value::Absent, Value::Number)),
-    ("UPSTREAM_CONNECTION_POOL_READY_DURATION", |cx| millis(Some(cx.info.started), cx.info.upstream.ready_at)),
+    ("UPSTREAM_CONNECTION_POOL_READY_DURATION", |cx| {
+        millis(Some(cx.info.started), cx.info.upstream.ready_at)
+    }),
     ("UPSTREAM_HOST", |cx| address(cx.info.upstream.host)),
     ("UPSTREAM_HOST_NAME", |cx| upstream_host_name(cx, true)),
     ("UPSTREAM_HOST_NAME_WITHOUT_PORT", |cx| upstream_host_name(cx, false)),
@@ -285,7 +291,9 @@ pub(crate) fn resolve(name: &'static str, argument: Option<&str>) -> Result<Oper
         ("GRPC_STATUS", style) => Ok(Operator::GrpcStatus(grpc::Style::parse(style.unwrap_or_default())?)),
         ("COMMON_DURATION", Some(argument)) => between(argument),
         ("RESPONSE_CODE_DETAILS", Some("ALLOW_WHITESPACES")) => Ok(Operator::DetailsAsTheyAre),
-        ("RESPONSE_CODE_DETAILS", Some(other)) => Err(format!("RESPONSE_CODE_DETAILS: invalid argument '{other}'")),
+        ("RESPONSE_CODE_DETAILS", Some(other)) => {
+            Err(format!("RESPONSE_CODE_DETAILS: invalid argument '{other}'"))
+        }
         (name, argument) => match FACTS.iter().find(|(fact, _)| *fact == name) {
             // A time format of a certificate's dates; nothing has certificates.
             Some((_, fact)) if argument.is_none() || name.starts_with("DOWNSTREAM_PEER_CERT_V_") => {
@@ -298,7 +306,8 @@ pub(crate) fn resolve(name: &'static str, argument: Option<&str>) -> Result<Oper
 }
 
 fn header(block: Block, names: &str) -> Operator {
-    let (first, alternative) = names.split_once('?').map_or((names, None), |(first, other)| (first, Some(other)));
+    let (first, alternative) =
+        names.split_once('?').map_or((names, None), |(first, other)| (first, Some(other)));
     let lower = |name: &str| name.to_ascii_lowercase().into_boxed_str();
     Operator::Header(block, lower(first), alternative.map(lower))
 }
@@ -321,7 +330,11 @@ fn path(options: &str) -> Result<Operator, String> {
         "" | "ORIG_OR_PATH" => PathSource::OriginalOrPath,
         "PATH" => PathSource::Path,
         "ORIG" => PathSource::Original,
-        other => return Err(format!("Invalid PATH option: '{other}', only 'ORIG'/'PATH'/'ORIG_OR_PATH' are allowed")),
+        other => {
+            return Err(format!(
+                "Invalid PATH option: '{other}', only 'ORIG'/'PATH'/'ORIG_OR_PATH' are allowed"
+            ));
+        }
     };
     match options.next() {
         None => Ok(Operator::Path(with_query, source)),
@@ -339,7 +352,8 @@ fn metadata(of: MetadataOf, path: &str) -> Result<Operator, String> {
 fn between(argument: &str) -> Result<Operator, String> {
     let mut parts = argument.split(':');
     let from = point(parts.next().unwrap_or_default())?;
-    let to = point(parts.next().ok_or_else(|| format!("Invalid common duration configuration: {argument}."))?)?;
+    let to =
+        point(parts.next().ok_or_else(|| format!("Invalid common duration configuration: {argument}."))?)?;
     let unit = match parts.next() {
         None | Some("ms") => 1_000_000,
         Some("us") => 1000,
@@ -388,7 +402,9 @@ impl Operator {
             Operator::StartTime(format) => owned(format.format(cx.info.start_time)),
             Operator::EmitTime(format) => owned(format.format(SystemTime::now())),
             Operator::Path(with_query, source) => {
-                let Some(path) = cx.request.and_then(|request| source.find(request)) else { return Value::Absent };
+                let Some(path) = cx.request.and_then(|request| source.find(request)) else {
+                    return Value::Absent;
+                };
                 let end = if *with_query { None } else { path.iter().position(|byte| *byte == b'?') };
                 Value::Text(Cow::Borrowed(&path[..end.unwrap_or(path.len())]))
             }
@@ -402,7 +418,9 @@ impl Operator {
                 Some(value) => Value::Json(Json::String(value.clone())),
                 None => Value::Absent,
             },
-            Operator::GrpcStatus(style) => grpc::status(cx).map_or(Value::Absent, |status| style.value(status)),
+            Operator::GrpcStatus(style) => {
+                grpc::status(cx).map_or(Value::Absent, |status| style.value(status))
+            }
             Operator::Between(from, to, unit) => match (from(cx.info), to(cx.info)) {
                 (Some(from), Some(to)) if to >= from => {
                     let nanos = u64::try_from((to - from).as_nanos()).unwrap_or(u64::MAX);
@@ -418,7 +436,9 @@ impl Operator {
 impl PathSource {
     fn find(self, request: &HeaderMap) -> Option<&[u8]> {
         match self {
-            PathSource::OriginalOrPath => request.get(Known::EnvoyOriginalPath).or_else(|| request.get(Known::Path)),
+            PathSource::OriginalOrPath => {
+                request.get(Known::EnvoyOriginalPath).or_else(|| request.get(Known::Path))
+            }
             PathSource::Path => request.get(Known::Path),
             PathSource::Original => request.get(Known::EnvoyOriginalPath),
         }
@@ -450,7 +470,9 @@ fn query_parameters<'a>(cx: &FormatContext<'a>) -> Value<'a> {
 
 fn response_code_details<'a>(cx: &FormatContext<'a>) -> Value<'a> {
     match cx.info.response_code_details.as_deref() {
-        Some(details) if details.contains(char::is_whitespace) => owned(details.replace(char::is_whitespace, "_")),
+        Some(details) if details.contains(char::is_whitespace) => {
+            owned(details.replace(char::is_whitespace, "_"))
+        }
         details => maybe(details),
     }
 }
@@ -473,7 +495,9 @@ fn upstream_host_name<'a>(cx: &FormatContext<'a>, with_port: bool) -> Value<'a> 
     match upstream.hostname.as_deref().filter(|name| !name.is_empty()) {
         Some(name) if with_port => text(name),
         Some(name) => match name.rsplit_once(':') {
-            Some((host, port)) if !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit()) => text(host),
+            Some((host, port)) if !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit()) => {
+                text(host)
+            }
             _ => text(name),
         },
         None if with_port => address(upstream.host),
@@ -481,7 +505,12 @@ fn upstream_host_name<'a>(cx: &FormatContext<'a>, with_port: bool) -> Value<'a> 
     }
 }
 
-fn find_metadata<'a>(cx: &FormatContext<'a>, of: MetadataOf, namespace: &str, keys: &[Box<str>]) -> Value<'a> {
+fn find_metadata<'a>(
+    cx: &FormatContext<'a>,
+    of: MetadataOf,
+    namespace: &str,
+    keys: &[Box<str>],
+) -> Value<'a> {
     let shared = |metadata: &Option<Metadata>| metadata.as_ref().and_then(|all| all.get(namespace).cloned());
     let root = match of {
         MetadataOf::Stream => cx.info.metadata.get(namespace).map(|map| Json::Object(map.clone())),
@@ -521,7 +550,8 @@ impl Value<'_> {
     /// Appends the value as text, at most `max` bytes; nothing if it is absent. Says whether
     /// it was there.
     pub(crate) fn append(&self, max: Option<usize>, out: &mut Vec<u8>) -> bool {
-        let mut push = |bytes: &[u8]| out.extend_from_slice(&bytes[..max.unwrap_or(bytes.len()).min(bytes.len())]);
+        let mut push =
+            |bytes: &[u8]| out.extend_from_slice(&bytes[..max.unwrap_or(bytes.len()).min(bytes.len())]);
         match self {
             Value::Absent => return false,
             Value::Text(text) => push(text),

@@ -60,7 +60,7 @@ impl AccessLog {
                 }
             }
         })?;
-        Some(Arc::new(AccessLog::new(name.into(), filter, format, sink)))
+        Some(Arc::new(AccessLog::new(filter, format, sink)))
     }
 }
 
@@ -72,7 +72,9 @@ fn file(proto: loggers::file::v3::FileAccessLog, at: &mut Lower) -> Option<(Sink
         Some(AccessLogFormat::LogFormat(format)) => log_format(Some(format), at)?,
         Some(AccessLogFormat::Format(text)) => text_format("format", text, false, at)?,
         Some(AccessLogFormat::JsonFormat(template)) => json_format("json_format", template, false, at)?,
-        Some(AccessLogFormat::TypedJsonFormat(template)) => json_format("typed_json_format", template, false, at)?,
+        Some(AccessLogFormat::TypedJsonFormat(template)) => {
+            json_format("typed_json_format", template, false, at)?
+        }
     };
     Some((Sink::File(path.into()), format))
 }
@@ -85,10 +87,18 @@ fn log_format(proto: Option<core::SubstitutionFormatString>, at: &mut Lower) -> 
 }
 
 /// Lowers a SubstitutionFormatString.
-pub(crate) fn substitution_format(proto: core::SubstitutionFormatString, at: &mut Lower) -> Option<LogFormat> {
+pub(crate) fn substitution_format(
+    proto: core::SubstitutionFormatString,
+    at: &mut Lower,
+) -> Option<LogFormat> {
     // The content type concerns local replies; sorted properties are how we always write them.
-    let core::SubstitutionFormatString { omit_empty_values, content_type: _, formatters, json_format_options: _, format } =
-        proto;
+    let core::SubstitutionFormatString {
+        omit_empty_values,
+        content_type: _,
+        formatters,
+        json_format_options: _,
+        format,
+    } = proto;
     at.each("formatters", formatters, |formatter, at| {
         let type_url = formatter.typed_config.map(|any| any.type_url).unwrap_or_default();
         at.unsupported_extension(&formatter.name, &type_url);
@@ -125,7 +135,12 @@ fn text_format(field: &str, text: String, omit_empty: bool, at: &mut Lower) -> O
     }
 }
 
-fn json_format(field: &str, proto: prost_types::Struct, omit_empty: bool, at: &mut Lower) -> Option<LogFormat> {
+fn json_format(
+    field: &str,
+    proto: prost_types::Struct,
+    omit_empty: bool,
+    at: &mut Lower,
+) -> Option<LogFormat> {
     let template = at.field(field, |at| object(proto, at))?;
     Some(LogFormat::Json { template, omit_empty })
 }
@@ -181,7 +196,11 @@ fn lower_filter(proto: accesslog::AccessLogFilter, at: &mut Lower) -> Option<Fil
         }
         Specifier::NotHealthCheckFilter(accesslog::NotHealthCheckFilter {}) => Filter::NotHealthCheck,
         Specifier::TraceableFilter(accesslog::TraceableFilter {}) => Filter::Traceable,
-        Specifier::RuntimeFilter(accesslog::RuntimeFilter { runtime_key, percent_sampled, use_independent_randomness }) => {
+        Specifier::RuntimeFilter(accesslog::RuntimeFilter {
+            runtime_key,
+            percent_sampled,
+            use_independent_randomness,
+        }) => {
             let configured = percent_sampled.map_or((0, 100), |percent| {
                 at.field("runtime_filter.percent_sampled", |at| fraction(percent, at))
             });
@@ -215,7 +234,8 @@ fn lower_filter(proto: accesslog::AccessLogFilter, at: &mut Lower) -> Option<Fil
             Filter::GrpcStatus(statuses, exclude)
         }
         Specifier::ExtensionFilter(accesslog::ExtensionFilter { name, config_type }) => {
-            let type_url = config_type.map(|accesslog::extension_filter::ConfigType::TypedConfig(any)| any.type_url);
+            let type_url =
+                config_type.map(|accesslog::extension_filter::ConfigType::TypedConfig(any)| any.type_url);
             at.field("extension_filter", |at| at.unsupported_extension(&name, &type_url.unwrap_or_default()));
             return None;
         }
@@ -247,7 +267,8 @@ fn comparison(proto: accesslog::ComparisonFilter, at: &mut Lower) -> Option<Comp
         Op::Le => ComparisonOp::AtMost,
         Op::Ne => ComparisonOp::NotEqual,
     };
-    let core::RuntimeUInt32 { default_value, runtime_key } = at.required("value", value, |value, _| Some(value))?;
+    let core::RuntimeUInt32 { default_value, runtime_key } =
+        at.required("value", value, |value, _| Some(value))?;
     let value = at.scope().runtime.integer(&runtime_key).unwrap_or(u64::from(default_value));
     Some(Comparison { op, value })
 }

@@ -184,11 +184,8 @@ const COMMANDS: &[(&str, Takes)] = &[
 ];
 
 /// Names that Envoy has for the same command.
-const ALIASES: &[(&str, &str)] = &[
-    ("REQUEST_HEADER", "REQ"),
-    ("RESPONSE_HEADER", "RESP"),
-    ("RESPONSE_TRAILER", "TRAILER"),
-];
+const ALIASES: &[(&str, &str)] =
+    &[("REQUEST_HEADER", "REQ"), ("RESPONSE_HEADER", "RESP"), ("RESPONSE_TRAILER", "TRAILER")];
 
 impl Format {
     /// Parses a format string; `%%` is a percent sign.
@@ -247,8 +244,10 @@ impl Format {
 
 /// Parses a command behind its opening percent sign.
 fn command<'t>(text: &'t str, whole: &str) -> Result<(Command, &'t str), String> {
-    let incorrect = || format!("incorrect configuration: %{}. Expected a command in '{whole}'", shortened(text));
-    let end = text.bytes().position(|byte| !(byte.is_ascii_uppercase() || byte.is_ascii_digit() || byte == b'_'));
+    let incorrect =
+        || format!("incorrect configuration: %{}. Expected a command in '{whole}'", shortened(text));
+    let end =
+        text.bytes().position(|byte| !(byte.is_ascii_uppercase() || byte.is_ascii_digit() || byte == b'_'));
     let end = end.filter(|end| *end > 0).ok_or_else(incorrect)?;
     let (written, mut rest) = text.split_at(end);
     let canonical = ALIASES.iter().find(|(alias, _)| *alias == written).map_or(written, |(_, name)| name);
@@ -274,7 +273,9 @@ fn command<'t>(text: &'t str, whole: &str) -> Result<(Command, &'t str), String>
     match (takes, &argument) {
         (Takes::Nothing | Takes::Length, Some(_)) => return Err(format!("{written}: no parameters allowed")),
         (Takes::Required, None) => return Err(format!("{written}: parameters required")),
-        (Takes::Nothing, None) if max_length.is_some() => return Err(format!("{written}: no length allowed")),
+        (Takes::Nothing, None) if max_length.is_some() => {
+            return Err(format!("{written}: no length allowed"));
+        }
         _ => {}
     }
     let operator = resolve(name, argument.as_deref())?;
@@ -326,9 +327,12 @@ mod tests {
     fn formats() {
         check("", &expect![""]);
         check("plain 100%%", &expect!["'plain 100%'"]);
-        check("[%START_TIME%] %PROTOCOL%\n", &expect![[r#"
+        check(
+            "[%START_TIME%] %PROTOCOL%\n",
+            &expect![[r#"
             '[' START_TIME(None,None) '] ' PROTOCOL(None,None) '
-            '"#]]);
+            '"#]],
+        );
         check("%REQ(X-A?:PATH):10%x", &expect![[r#"REQ(Some("X-A?:PATH"),Some(10)) 'x'"#]]);
         check("%START_TIME(%Y/%m (%s))%", &expect![[r#"START_TIME(Some("%Y/%m (%s)"),None)"#]]);
         check("%REQUEST_HEADER(a)%", &expect![[r#"REQ(Some("a"),None)"#]]);
@@ -339,7 +343,10 @@ mod tests {
         check("%NOPE%", &expect!["Not supported field in StreamInfo: NOPE"]);
         check("%REQ%", &expect!["REQ: parameters required"]);
         check("%PROTOCOL(x)%", &expect!["PROTOCOL: no parameters allowed"]);
-        check("%REQ(a):x%", &expect!["incorrect configuration: %REQ(a):x%. Expected a command in '%REQ(a):x%'"]);
+        check(
+            "%REQ(a):x%",
+            &expect!["incorrect configuration: %REQ(a):x%. Expected a command in '%REQ(a):x%'"],
+        );
         check("50%", &expect!["incorrect configuration: %. Expected a command in '50%'"]);
         check("%REQ(a", &expect!["incorrect configuration: %REQ(a. Expected a command in '%REQ(a'"]);
     }

@@ -44,7 +44,9 @@ impl Style {
             "" | "CAMEL_STRING" => Ok(Style::Camel),
             "SNAKE_STRING" => Ok(Style::Snake),
             "NUMBER" => Ok(Style::Number),
-            other => Err(format!("GrpcStatusFormatter only supports CAMEL_STRING, SNAKE_STRING or NUMBER, not '{other}'")),
+            other => Err(format!(
+                "GrpcStatusFormatter only supports CAMEL_STRING, SNAKE_STRING or NUMBER, not '{other}'"
+            )),
         }
     }
 
@@ -66,7 +68,8 @@ pub(crate) fn status(cx: &FormatContext<'_>) -> Option<u32> {
     if !cx.request?.is_grpc() {
         return None;
     }
-    let sent = [cx.trailers, cx.response].into_iter().flatten().find_map(|block| block.get_str(Known::GrpcStatus));
+    let sent =
+        [cx.trailers, cx.response].into_iter().flatten().find_map(|block| block.get_str(Known::GrpcStatus));
     match sent {
         // What is not a number stands for Unknown.
         Some(text) => Some(text.parse().unwrap_or(2)),

@@ -8,15 +8,14 @@ pub(crate) mod config;
 pub(crate) mod format;
 pub(crate) mod grpc;
 pub(crate) mod sink;
-pub(crate) mod time;
 #[cfg(test)]
 mod tests;
+pub(crate) mod time;
 
 use std::cell::RefCell;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use leno_base::Name;
 use leno_base::rng::Rng;
 use serde_json::Value as Json;
 
@@ -30,8 +29,6 @@ use crate::telemetry::stream_info::{ResponseFlags, StreamInfo};
 /// One access log (envoy.config.accesslog.v3.AccessLog), lowered.
 #[derive(Debug)]
 pub(crate) struct AccessLog {
-    /// `name`.
-    pub(crate) name: Name,
     /// Which streams are logged; `None`: all.
     pub(crate) filter: Option<Filter>,
     /// How a line looks.
@@ -238,8 +235,8 @@ impl LogType {
 
 impl AccessLog {
     /// An access log; nothing is opened before the first line.
-    pub(crate) fn new(name: Name, filter: Option<Filter>, format: LogFormat, sink: Sink) -> Self {
-        Self { name, filter, format, sink, file: OnceLock::new() }
+    pub(crate) fn new(filter: Option<Filter>, format: LogFormat, sink: Sink) -> Self {
+        Self { filter, format, sink, file: OnceLock::new() }
     }
 
     /// Logs a TCP session or a connection at its end.
@@ -281,7 +278,9 @@ impl LogFormat {
     /// Appends a line.
     pub(crate) fn format(&self, cx: &FormatContext<'_>, out: &mut Vec<u8>) {
         match self {
-            LogFormat::Text { format, omit_empty } => format.format(cx, if *omit_empty { "" } else { "-" }, out),
+            LogFormat::Text { format, omit_empty } => {
+                format.format(cx, if *omit_empty { "" } else { "-" }, out)
+            }
             LogFormat::Json { template, omit_empty } => {
                 let value = template.value(cx, *omit_empty).unwrap_or(Json::Null);
                 out.extend_from_slice(value.to_string().as_bytes());
@@ -305,7 +304,9 @@ impl JsonTemplate {
                 }
             },
             JsonTemplate::Object(fields) => {
-                let fields = fields.iter().filter_map(|(key, field)| Some((key.to_string(), field.value(cx, omit_empty)?)));
+                let fields = fields
+                    .iter()
+                    .filter_map(|(key, field)| Some((key.to_string(), field.value(cx, omit_empty)?)));
                 Json::Object(fields.collect())
             }
             JsonTemplate::List(items) => items.iter().filter_map(|item| item.value(cx, omit_empty)).collect(),

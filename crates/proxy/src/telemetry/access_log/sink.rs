@@ -76,7 +76,9 @@ struct Writer {
 /// Sets `--file-flush-interval-msec` and `--file-flush-min-size-kb` (in bytes).
 pub(crate) fn configure(interval: Duration, min_size: usize) {
     let writer = writer();
-    writer.interval_ms.store(u64::try_from(interval.as_millis()).unwrap_or(u64::MAX).max(1), Ordering::Relaxed);
+    writer
+        .interval_ms
+        .store(u64::try_from(interval.as_millis()).unwrap_or(u64::MAX).max(1), Ordering::Relaxed);
     writer.min_size.store(min_size, Ordering::Relaxed);
     writer.wake();
 }

@@ -63,7 +63,8 @@ impl Sample {
         info.upstream.first_rx = at(3400);
         info.upstream.last_rx = at(3450);
         info.upstream.attempts = 1;
-        let metadata = [("ns".to_owned(), serde_json::json!({"k": "v", "l": [1, "a"], "o": {"x": 1.5, "b": true}}))];
+        let metadata =
+            [("ns".to_owned(), serde_json::json!({"k": "v", "l": [1, "a"], "o": {"x": 1.5, "b": true}}))];
         info.upstream.cluster_metadata = Some(std::sync::Arc::new(metadata.into_iter().collect()));
         info.filter_state.insert("io.x".into(), "fs".into());
         Self {
@@ -77,7 +78,11 @@ impl Sample {
                 ("x-q", "he\"l\\lo"),
                 ("x-q", "2"),
             ]),
-            response: headers(&[(":status", "200"), ("content-type", "text/plain"), ("x-envoy-upstream-service-time", "3")]),
+            response: headers(&[
+                (":status", "200"),
+                ("content-type", "text/plain"),
+                ("x-envoy-upstream-service-time", "3"),
+            ]),
         }
     }
 
@@ -108,18 +113,51 @@ fn check(format: &str, expected: &Expect) {
 #[test]
 fn commands() {
     check("%START_TIME% %START_TIME(%s.%3f)%", &expect!["2026-11-21T21:41:33.399Z 1795297293.399"]);
-    check("%REQ(X-A?:PATH):3% %REQ(nope)% %RESP(Content-Type)% %TRAILER(x)% %REQ(x-q)%", &expect![[r#"/so - text/plain - he"l\lo,2"#]]);
-    check("%PROTOCOL% %RESPONSE_CODE% %RESPONSE_CODE_DETAILS% %RESPONSE_CODE_DETAILS(ALLOW_WHITESPACES)% %CONNECTION_TERMINATION_DETAILS%", &expect!["HTTP/1.1 200 via_upstream via upstream -"]);
+    check(
+        "%REQ(X-A?:PATH):3% %REQ(nope)% %RESP(Content-Type)% %TRAILER(x)% %REQ(x-q)%",
+        &expect![[r#"/so - text/plain - he"l\lo,2"#]],
+    );
+    check(
+        "%PROTOCOL% %RESPONSE_CODE% %RESPONSE_CODE_DETAILS% %RESPONSE_CODE_DETAILS(ALLOW_WHITESPACES)% %CONNECTION_TERMINATION_DETAILS%",
+        &expect!["HTTP/1.1 200 via_upstream via upstream -"],
+    );
     check("%RESPONSE_FLAGS% %RESPONSE_FLAGS_LONG% %BYTES_RECEIVED% %BYTES_SENT%", &expect!["- - 0 2"]);
-    check("%DURATION% %REQUEST_DURATION% %RESPONSE_DURATION% %RESPONSE_TX_DURATION% %REQUEST_TX_DURATION%", &expect!["3 0 3 0 -"]);
-    check("%COMMON_DURATION(DS_RX_BEG:DS_TX_END:us)% %COMMON_DURATION(US_TX_BEG:US_RX_END:ms)% %COMMON_DURATION(US_TX_END:US_RX_END)%", &expect!["3927 3 -"]);
-    check("%UPSTREAM_HOST% %UPSTREAM_HOST_NAME% %UPSTREAM_HOST_NAME_WITHOUT_PORT% %UPSTREAM_CLUSTER% %UPSTREAM_REMOTE_PORT% %UPSTREAM_REMOTE_ADDRESS_WITHOUT_PORT% %UPSTREAM_LOCAL_ADDRESS% %UPSTREAM_REQUEST_ATTEMPT_COUNT%", &expect!["127.0.0.1:19802 hn:80 hn c1 19802 127.0.0.1 - 1"]);
-    check("%DOWNSTREAM_REMOTE_ADDRESS% %DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT% %DOWNSTREAM_DIRECT_REMOTE_ADDRESS% %DOWNSTREAM_LOCAL_ADDRESS% %DOWNSTREAM_LOCAL_PORT%", &expect!["10.0.0.1:38818 10.0.0.1 127.0.0.1:38818 [::1]:19801 19801"]);
-    check("%CLUSTER_METADATA(ns:k)% %CLUSTER_METADATA(ns)% %METADATA(CLUSTER:ns:l)% %UPSTREAM_METADATA(ns:k)% %DYNAMIC_METADATA(a:b)% %CLUSTER_METADATA(ns:k:x)%", &expect![[r#"v {"k":"v","l":[1,"a"],"o":{"b":true,"x":1.5}} [1,"a"] - - -"#]]);
-    check("%FILTER_STATE(io.x:PLAIN)% %FILTER_STATE(io.x)% %FILTER_STATE(y:PLAIN)%", &expect![[r#"fs "fs" -"#]]);
-    check("%STREAM_ID% %CONNECTION_ID% %ROUTE_NAME% %ACCESS_LOG_TYPE% %REQUESTED_SERVER_NAME%", &expect!["75f28955-9d59-40b8-8a84-953b2f99b311 7 r DownstreamEnd -"]);
-    check("%PATH% %PATH(NQ)% %PATH(WQ:ORIG)% %PATH(NQ:PATH)% %QUERY_PARAM(b)% %QUERY_PARAM(c)% %QUERY_PARAMS%", &expect!["/some/path?a=1&b=2 /some/path - /some/path 2 - a=1&b=2"]);
-    check("%GRPC_STATUS% %DOWNSTREAM_TLS_VERSION% %DOWNSTREAM_PEER_CERT_V_START(%Y)% %RESPONSE_TRAILERS_BYTES%", &expect!["- - - 0"]);
+    check(
+        "%DURATION% %REQUEST_DURATION% %RESPONSE_DURATION% %RESPONSE_TX_DURATION% %REQUEST_TX_DURATION%",
+        &expect!["3 0 3 0 -"],
+    );
+    check(
+        "%COMMON_DURATION(DS_RX_BEG:DS_TX_END:us)% %COMMON_DURATION(US_TX_BEG:US_RX_END:ms)% %COMMON_DURATION(US_TX_END:US_RX_END)%",
+        &expect!["3927 3 -"],
+    );
+    check(
+        "%UPSTREAM_HOST% %UPSTREAM_HOST_NAME% %UPSTREAM_HOST_NAME_WITHOUT_PORT% %UPSTREAM_CLUSTER% %UPSTREAM_REMOTE_PORT% %UPSTREAM_REMOTE_ADDRESS_WITHOUT_PORT% %UPSTREAM_LOCAL_ADDRESS% %UPSTREAM_REQUEST_ATTEMPT_COUNT%",
+        &expect!["127.0.0.1:19802 hn:80 hn c1 19802 127.0.0.1 - 1"],
+    );
+    check(
+        "%DOWNSTREAM_REMOTE_ADDRESS% %DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT% %DOWNSTREAM_DIRECT_REMOTE_ADDRESS% %DOWNSTREAM_LOCAL_ADDRESS% %DOWNSTREAM_LOCAL_PORT%",
+        &expect!["10.0.0.1:38818 10.0.0.1 127.0.0.1:38818 [::1]:19801 19801"],
+    );
+    check(
+        "%CLUSTER_METADATA(ns:k)% %CLUSTER_METADATA(ns)% %METADATA(CLUSTER:ns:l)% %UPSTREAM_METADATA(ns:k)% %DYNAMIC_METADATA(a:b)% %CLUSTER_METADATA(ns:k:x)%",
+        &expect![[r#"v {"k":"v","l":[1,"a"],"o":{"b":true,"x":1.5}} [1,"a"] - - -"#]],
+    );
+    check(
+        "%FILTER_STATE(io.x:PLAIN)% %FILTER_STATE(io.x)% %FILTER_STATE(y:PLAIN)%",
+        &expect![[r#"fs "fs" -"#]],
+    );
+    check(
+        "%STREAM_ID% %CONNECTION_ID% %ROUTE_NAME% %ACCESS_LOG_TYPE% %REQUESTED_SERVER_NAME%",
+        &expect!["75f28955-9d59-40b8-8a84-953b2f99b311 7 r DownstreamEnd -"],
+    );
+    check(
+        "%PATH% %PATH(NQ)% %PATH(WQ:ORIG)% %PATH(NQ:PATH)% %QUERY_PARAM(b)% %QUERY_PARAM(c)% %QUERY_PARAMS%",
+        &expect!["/some/path?a=1&b=2 /some/path - /some/path 2 - a=1&b=2"],
+    );
+    check(
+        "%GRPC_STATUS% %DOWNSTREAM_TLS_VERSION% %DOWNSTREAM_PEER_CERT_V_START(%Y)% %RESPONSE_TRAILERS_BYTES%",
+        &expect!["- - - 0"],
+    );
     check("%ENVIRONMENT(LENO_NO_SUCH_VARIABLE)%%%", &expect!["-%"]);
 }
 
@@ -131,7 +169,10 @@ fn refused() {
     check("%COMMON_DURATION(DS_RX_BEG:X)%", &expect!["Invalid common duration time point: X."]);
     check("%BYTES_RETRANSMITTED%", &expect!["BYTES_RETRANSMITTED is not supported yet"]);
     check("%METADATA(ROUTE:a)%", &expect!["METADATA(ROUTE) is not supported yet"]);
-    check("%GRPC_STATUS(X)%", &expect!["GrpcStatusFormatter only supports CAMEL_STRING, SNAKE_STRING or NUMBER, not 'X'"]);
+    check(
+        "%GRPC_STATUS(X)%",
+        &expect!["GrpcStatusFormatter only supports CAMEL_STRING, SNAKE_STRING or NUMBER, not 'X'"],
+    );
 }
 
 fn lowered(log: accesslog::AccessLog) -> Result<std::sync::Arc<AccessLog>, String> {
@@ -139,8 +180,11 @@ fn lowered(log: accesslog::AccessLog) -> Result<std::sync::Arc<AccessLog>, Strin
 }
 
 fn stdout_log(format: Option<core::SubstitutionFormatString>) -> accesslog::AccessLog {
-    use leno_api::proto::envoy::extensions::access_loggers::stream::v3::{StdoutAccessLog, stdout_access_log};
-    let message = StdoutAccessLog { access_log_format: format.map(stdout_access_log::AccessLogFormat::LogFormat) };
+    use leno_api::proto::envoy::extensions::access_loggers::stream::v3::{
+        StdoutAccessLog, stdout_access_log,
+    };
+    let message =
+        StdoutAccessLog { access_log_format: format.map(stdout_access_log::AccessLogFormat::LogFormat) };
     let any = prost_types::Any {
         type_url: "type.googleapis.com/envoy.extensions.access_loggers.stream.v3.StdoutAccessLog".into(),
         value: message.encode_to_vec(),
@@ -195,7 +239,8 @@ fn json_keeps_types_and_order() {
     });
     let show = |omit_empty_values| {
         let format = core::substitution_format_string::Format::JsonFormat(json_struct(&template));
-        let proto = core::SubstitutionFormatString { omit_empty_values, format: Some(format), ..Default::default() };
+        let proto =
+            core::SubstitutionFormatString { omit_empty_values, format: Some(format), ..Default::default() };
         line(&lowered(stdout_log(Some(proto))).unwrap().format)
     };
     expect![[r#"

@@ -28,7 +28,17 @@ const LETTERS: &str = "YmdHMSeyjaAbBhTFDRIplkCnsZztuwGVgcxXrUWN%";
 
 const DAYS: [&str; 7] = ["Sunday", "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday"];
 const MONTHS: [&str; 12] = [
-    "January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November",
+    "January",
+    "February",
+    "March",
+    "April",
+    "May",
+    "June",
+    "July",
+    "August",
+    "September",
+    "October",
+    "November",
     "December",
 ];
 
@@ -271,9 +281,21 @@ mod tests {
     fn formats() {
         const MOMENT: u64 = 1_795_297_293_399;
         check("%Y/%m/%dT%H:%M:%S%z %3f %s", MOMENT, &expect!["2026/11/21T21:41:33+0000 399 1795297293"]);
-        check("%s.%6f|%f|%1f|%9f|%E4S|%E*S", MOMENT, &expect!["1795297293.399141|399141000|3|399141000|33.3991|33.399141"]);
-        check("%a %A %b %B %e %j %I %p %u %w %V %G %U %W", MOMENT, &expect!["Sat Saturday Nov November 21 325 09 PM 6 6 47 2026 46 46"]);
-        check("%F %T %D %R %r %c%%", 951_782_400_000, &expect!["2000-02-29 00:00:00 02/29/00 00:00 12:00:00 AM Tue Feb 29 00:00:00 2000%"]);
+        check(
+            "%s.%6f|%f|%1f|%9f|%E4S|%E*S",
+            MOMENT,
+            &expect!["1795297293.399141|399141000|3|399141000|33.3991|33.399141"],
+        );
+        check(
+            "%a %A %b %B %e %j %I %p %u %w %V %G %U %W",
+            MOMENT,
+            &expect!["Sat Saturday Nov November 21 325 09 PM 6 6 47 2026 46 46"],
+        );
+        check(
+            "%F %T %D %R %r %c%%",
+            951_782_400_000,
+            &expect!["2000-02-29 00:00:00 02/29/00 00:00 12:00:00 AM Tue Feb 29 00:00:00 2000%"],
+        );
         check("%G-W%V", 1_609_459_200_000, &expect!["2020-W53"]);
         check("%Q", 0, &expect!["time format '%Q': '%Q' is not supported"]);
         check("50%", 0, &expect!["time format '50%' ends in '%'"]);
