@@ -244,6 +244,6 @@ mod tests {
     #[test]
     fn refused() {
         check(&[(":path", "x", 0)], &["Host"], &expect!["request_headers_to_add[0].header.key: :-prefixed or host headers may not be modified; request_headers_to_remove[0]: :-prefixed or host headers may not be removed"]);
-        check(&[("a", "%NOPE%", 0)], &[], &expect!["request_headers_to_add[0].header.value: not supported field in StreamInfo: NOPE"]);
+        check(&[("a", "%NOPE%", 0)], &[], &expect!["request_headers_to_add[0].header.value: Not supported field in StreamInfo: NOPE"]);
     }
 }

@@ -17,12 +17,14 @@ use crate::config::lower::Lower;
 use crate::drain::Drain;
 use crate::http::config::HttpConnectionManager;
 use crate::io::{Accepted, Socket};
+use crate::listener::accept::GlobalConnections;
 use crate::snapshot::Snapshot;
 use crate::telemetry::stats::StatsStore;
 use crate::telemetry::stream_info::ConnectionInfo;
 use crate::worker::Worker;
 
 mod failures;
+mod filters;
 mod h1;
 mod h2;
 
@@ -60,9 +62,14 @@ impl Proxy {
     /// Starts it with these routes (YAML list in flow style), further YAML of the connection
     /// manager, and these clusters.
     async fn start(routes: &str, manager: &str, clusters: &[String]) -> Proxy {
+        Self::start_with("", routes, manager, clusters).await
+    }
+
+    /// The same with HTTP filters (YAML list) in front of the router.
+    async fn start_with(filters: &str, routes: &str, manager: &str, clusters: &[String]) -> Proxy {
         let text = format!(
             "stat_prefix: t\nroute_config:\n  name: r\n  validate_clusters: false\n  virtual_hosts:\n  - {{name: v, domains: ['*'], \
-             include_request_attempt_count: true, routes: {routes}}}\nhttp_filters:\n- name: router\n  typed_config: \
+             include_request_attempt_count: true, routes: {routes}}}\nhttp_filters:\n{filters}\n- name: router\n  typed_config: \
              {{'@type': type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}}\n{manager}\n"
         );
         let proto: Proto = leno_api::decode_text(&text, "manager").unwrap_or_else(|errors| panic!("{errors}"));
@@ -78,7 +85,7 @@ impl Proxy {
             snapshot.clusters.insert(lowered.name.clone(), Arc::new(lowered));
         }
         let stats = Arc::new(StatsStore::default());
-        let worker = Rc::new(Worker::new(0, stats.thread()));
+        let worker = Rc::new(Worker::new(0, stats.thread(), GlobalConnections::new(None)));
         worker.adopt(Arc::new(snapshot), Vec::new());
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("an address");
@@ -110,9 +117,8 @@ impl Proxy {
         let blocks = self.stats.blocks();
         let cells = blocks.iter().flat_map(|block| {
             let names = block.schema().0.iter().enumerate();
-            names.filter_map(|(index, (stat, _))| {
-                (format!("{}{stat}", block.prefix()) == name).then(|| block.cell(index).value())
-            })
+            let named = names.filter(|(_, (stat, _))| format!("{}{stat}", block.prefix()) == name);
+            named.map(|(index, _)| block.cell(index).value())
         });
         cells.sum()
     }

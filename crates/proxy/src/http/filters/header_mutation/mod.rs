@@ -114,6 +114,8 @@ impl HttpStreamFilter for Mutating {
     }
 
     fn on_response(&mut self, stream: &mut Stream, head: &mut HeaderMap, _end: bool) -> Step {
+        // `%RESPONSE_CODE%` is known to values.
+        stream.info.response_code = head.status();
         let context = FormatContext { request: Some(&stream.request), ..FormatContext::new(&stream.info) };
         for level in &self.levels {
             change_headers(&level.response, head, &context);

@@ -250,6 +250,6 @@ fn refused() {
         mutations.query_parameter_mutations[1]: one of 'append'/'remove' must be specified
         mutations.query_parameter_mutations[2].append.record.value: only string value is allowed for record value
         mutations.query_parameter_mutations[3].append.record: value is required
-        mutations.query_parameter_mutations[4].append.record.value: not supported field in StreamInfo: NOPE"#]]
+        mutations.query_parameter_mutations[4].append.record.value: Not supported field in StreamInfo: NOPE"#]]
     .assert_eq(&lines.join("\n"));
 }
