@@ -23,5 +23,7 @@ mod scope;
 pub mod server;
 mod source;
 mod translate;
+mod validate;
 
 pub use model::diagnostic::{Diagnostic, Severity};
+pub use validate::validate;

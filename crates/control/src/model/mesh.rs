@@ -73,7 +73,7 @@ impl MeshConfig {
             && serde_json::from_str::<serde_json::Map<String, Value>>(&self.access_log_format).is_err()
         {
             check.at("accessLogFormat", |check| {
-                check.invalid("must be a JSON object when the encoding is JSON")
+                check.invalid("must be a JSON object when the encoding is JSON");
             });
         }
         check.into_findings()

@@ -138,6 +138,7 @@ pub(crate) struct Config<T> {
 
 /// An object that was read and found good.
 #[derive(Clone, Debug, PartialEq)]
+#[expect(clippy::large_enum_variant, reason = "it travels in a box, and then only its content does")]
 pub(crate) enum Object {
     Service(kube::Service),
     EndpointSlice(kube::EndpointSlice),

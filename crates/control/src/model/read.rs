@@ -16,7 +16,7 @@ use super::{Config, Kind, Meta, Object, ObjectRef, kube, service_entry};
 #[derive(Debug)]
 pub(crate) enum Read {
     /// A good object, perhaps with warnings.
-    Object { reference: ObjectRef, object: Object, findings: Vec<Finding> },
+    Object { reference: ObjectRef, object: Box<Object>, findings: Vec<Finding> },
     /// An object that cannot be used, and why. Its last good version stays.
     Rejected { reference: ObjectRef, findings: Vec<Finding> },
     /// Not an object that Leno uses; `findings` says so where its author might expect otherwise.
@@ -205,7 +205,7 @@ pub(crate) fn read(node: &Node<'_>) -> Read {
             let (object, findings) = read_kind(kind, meta, node);
             match object {
                 Some(object) if findings.iter().all(|finding| finding.severity != Severity::Error) => {
-                    Read::Object { reference, object, findings }
+                    Read::Object { reference, object: Box::new(object), findings }
                 }
                 _ => Read::Rejected { reference, findings },
             }

@@ -118,7 +118,7 @@ impl ServiceEntry {
         self.validate_ports(&mut check);
         if self.resolution == Resolution::DynamicDns {
             check.at("resolution", |check| {
-                check.error("unsupported-field", "DYNAMIC_DNS is not supported yet")
+                check.error("unsupported-field", "DYNAMIC_DNS is not supported yet");
             });
         }
         if self.resolution == Resolution::None && !self.endpoints.is_empty() {
@@ -129,7 +129,7 @@ impl ServiceEntry {
         }
         if self.workload_selector.is_some() && !self.endpoints.is_empty() {
             check.at("workloadSelector", |check| {
-                check.invalid("only one of endpoints and workloadSelector may be given")
+                check.invalid("only one of endpoints and workloadSelector may be given");
             });
         }
         check.each("endpoints", &self.endpoints, |check, endpoint| self.validate_endpoint(check, endpoint));

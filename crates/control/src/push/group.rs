@@ -73,15 +73,11 @@ impl Group {
     ) {
         let version = || version.clone();
         match type_url {
-            TypeUrl::Cluster => {
-                if self.roots.insert((type_url.clone(), Name::default())) {
-                    self.set_clusters(graph.get::<Clusters>(key), version());
-                }
+            TypeUrl::Cluster if self.roots.insert((type_url.clone(), Name::default())) => {
+                self.set_clusters(graph.get::<Clusters>(key), version());
             }
-            TypeUrl::Listener => {
-                if self.roots.insert((type_url.clone(), Name::default())) {
-                    self.set_listeners(graph.get::<Listeners>(key), version());
-                }
+            TypeUrl::Listener if self.roots.insert((type_url.clone(), Name::default())) => {
+                self.set_listeners(graph.get::<Listeners>(key), version());
             }
             TypeUrl::Endpoint => {
                 for name in names {

@@ -145,7 +145,7 @@ impl Files {
         }
         file.doubtful = None;
         if *file.text != *text || file.signature.is_none() {
-            file.read(&display(&key.1), Arc::from(text.as_ref()));
+            file.read(&display(&key.1), &text);
         }
         Ok(())
     }
@@ -185,7 +185,8 @@ impl Files {
 
 impl File {
     /// Reads a new text; what is not good in it keeps its last good version.
-    fn read(&mut self, name: &str, text: Arc<str>) {
+    fn read(&mut self, name: &str, text: &str) {
+        let text: Arc<str> = Arc::from(text);
         self.text = Arc::clone(&text);
         self.fresh = true;
         self.diagnostics.clear();
@@ -217,11 +218,11 @@ impl File {
     fn read_object(&mut self, node: &Node<'_>, origin: Origin, objects: &mut Vec<Slot>) {
         match read::read(node) {
             Read::Object { reference, findings, .. } => {
-                self.report(node, &origin, &reference.kind.to_string(), &reference, findings);
+                self.report(node, &origin, &reference, &findings);
                 objects.push(Slot { reference, origin });
             }
             Read::Rejected { reference, findings } => {
-                self.report(node, &origin, &reference.kind.to_string(), &reference, findings);
+                self.report(node, &origin, &reference, &findings);
                 // Its last good version, from an earlier text, stays.
                 let last = self.objects.iter().find(|slot| slot.reference == reference);
                 objects.extend(last.cloned());
@@ -244,22 +245,14 @@ impl File {
         }
     }
 
-    fn report(
-        &mut self,
-        node: &Node<'_>,
-        origin: &Origin,
-        kind: &str,
-        reference: &ObjectRef,
-        findings: Vec<Finding>,
-    ) {
+    fn report(&mut self, node: &Node<'_>, origin: &Origin, reference: &ObjectRef, findings: &[Finding]) {
         for finding in findings {
             let position = node.locate_nearest(&finding.path);
             self.diagnostics.push(Diagnostic {
                 file: origin.file.to_string(),
                 line: position.line,
                 column: position.column,
-                kind: kind.to_owned(),
-                ..Diagnostic::about(reference, &finding)
+                ..Diagnostic::about(reference, finding)
             });
         }
     }
@@ -270,7 +263,7 @@ impl Slot {
     fn load(&self) -> Option<Object> {
         let documents = yaml::parse(&self.origin.text, Dialect::Kubernetes).ok()?;
         match read::read(object_node(&documents, self.origin.document, self.origin.item)?) {
-            Read::Object { object, .. } => Some(object),
+            Read::Object { object, .. } => Some(*object),
             Read::Rejected { .. } | Read::Skipped { .. } => None,
         }
     }

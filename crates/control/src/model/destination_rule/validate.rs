@@ -192,7 +192,7 @@ fn client_tls(check: &mut Check, tls: &ClientTls) {
         }
         Some(ClientTlsMode::Simple | ClientTlsMode::Mutual) => {
             check.at("mode", |check| {
-                check.error("unsupported-field", "TLS to the service is not supported yet")
+                check.error("unsupported-field", "TLS to the service is not supported yet");
             });
         }
     }

@@ -66,7 +66,7 @@ fn http_route(check: &mut Check, rule: &HttpRoute) {
         check.at("directResponse", |check| {
             if !(200..600).contains(&response.status) {
                 check.at("status", |check| {
-                    check.invalid(format!("{} is no status from 200 to 599", response.status))
+                    check.invalid(format!("{} is no status from 200 to 599", response.status));
                 });
             }
             let Some(body) = &response.body else { return };
@@ -150,7 +150,7 @@ fn http_match(check: &mut Check, matcher: &HttpMatch) {
     check.at("headers", |check| {
         for name in matcher.headers.keys().filter(|name| name.starts_with("@request.auth.claims")) {
             check.key(name, |check| {
-                check.error("unsupported-field", "routing by JWT claims is not supported yet")
+                check.error("unsupported-field", "routing by JWT claims is not supported yet");
             });
         }
     });
@@ -244,7 +244,7 @@ fn retry_policy(check: &mut Check, retries: &Retries) {
     }
     if retries.attempts == 0 && (retries.per_try_timeout.is_some() || !retries.retry_on.is_empty()) {
         check.at("attempts", |check| {
-            check.warn("no-effect", "0 attempts disable retries; the other fields have no effect")
+            check.warn("no-effect", "0 attempts disable retries; the other fields have no effect");
         });
     }
     if retries.backoff.is_some_and(|backoff| backoff.is_zero()) {

@@ -16,7 +16,6 @@ use crate::registry::targets::{Target, Targets, Workload};
 use crate::translate::name;
 use crate::translate::proto::{core, listener, route, ty};
 use crate::translate::resource::{Resource, pack};
-use crate::translate::route::action;
 
 /// Where captured inbound connections arrive.
 const INBOUND_PORT: u16 = 15006;
@@ -128,8 +127,7 @@ fn configuration(cluster: &str, host: &str, operation: String) -> route::RouteCo
             ..route::RetryPolicy::default()
         }),
         cluster_specifier: Some(route::route_action::ClusterSpecifier::Cluster(cluster.to_owned())),
-        max_grpc_timeout: None,
-        ..action::unlimited()
+        ..route::RouteAction::default()
     };
     let message = route::Route {
         name: "default".to_owned(),

@@ -70,7 +70,12 @@ fn configuration(cx: &Cx<'_>, viewer: &Viewer, port: &GatewayPort, name: &str) -
                 let entry = exposed.entry(host).or_default();
                 entry.port = server.number;
                 entry.require_tls |= redirect;
-                entry.routes.extend(routes.iter().cloned());
+                // One rule may be bound to several gateways that share the port and the host.
+                for route in &routes {
+                    if !entry.routes.contains(route) {
+                        entry.routes.push(route.clone());
+                    }
+                }
             }
         }
         if redirect {

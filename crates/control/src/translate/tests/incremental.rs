@@ -51,7 +51,7 @@ fn object() -> impl Strategy<Value = String> {
              {{host: s{rule}}}}}]}}]}}}}"
         )
     });
-    let policy = (name.clone(), name.clone(), 1..3_u8).prop_map(|(policy, host, version)| {
+    let policy = (name.clone(), name, 1..3_u8).prop_map(|(policy, host, version)| {
         format!(
             "{{apiVersion: networking.istio.io/v1, kind: DestinationRule, metadata: {{name: d{policy}}}, \
              spec: {{host: s{host}, subsets: [{{name: v{version}, labels: {{version: v{version}}}}}]}}}}"
@@ -87,7 +87,7 @@ fn step() -> impl Strategy<Value = Step> {
 fn read_one(text: &str) -> (ObjectRef, crate::model::Object, Origin) {
     let documents = yaml::parse(text, Dialect::Kubernetes).expect("YAML");
     match read::read(&documents[0]) {
-        Read::Object { reference, object, .. } => (reference, object, Origin::nowhere()),
+        Read::Object { reference, object, .. } => (reference, *object, Origin::nowhere()),
         other => panic!("{text}: {other:?}"),
     }
 }
