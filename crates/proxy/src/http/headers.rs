@@ -161,11 +161,6 @@ impl HeaderMap {
         self.entries.len()
     }
 
-    /// Whether there is no entry.
-    pub(crate) fn is_empty(&self) -> bool {
-        self.entries.is_empty()
-    }
-
     /// Bytes of all names and values, as Envoy counts a header block (names, values, no separators).
     pub(crate) fn byte_size(&self) -> usize {
         self.entries.iter().map(|entry| entry.name.len as usize + entry.value.len as usize).sum()

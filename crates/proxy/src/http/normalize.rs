@@ -267,9 +267,9 @@ fn trust(manager: &HttpConnectionManager, info: &mut StreamInfo, head: &mut Head
     if client != peer.ip() {
         info.connection = with_remote(&info.connection, SocketAddr::new(client, 0));
     }
-    // Deviation: Envoy's `ALWAYS_FORWARD_ONLY` is refused when lowering; all other settings
-    // remove this header from connections without a client certificate.
-    head.remove(Known::XForwardedClientCert);
+    if !manager.keep_client_cert {
+        head.remove(Known::XForwardedClientCert);
+    }
     let internal = checkable && manager.internal_addresses.as_ref().is_some_and(|set| set.contains(client));
     let edge = manager.use_remote_address && !internal;
     if internal {

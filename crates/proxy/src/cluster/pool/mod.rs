@@ -35,6 +35,7 @@ pub(crate) use h2::H2Lease;
 /// The connections to one endpoint and who waits for one.
 #[derive(Default)]
 pub(crate) struct Pool {
+    #[allow(clippy::vec_box, reason = "connections move between pool and lease for each request")]
     idle: Vec<Box<h1::H1Connection>>,
     streams: Vec<Rc<h2::H2Connection>>,
     waiters: VecDeque<Waiter>,
@@ -106,26 +107,14 @@ impl Pool {
     pub(crate) fn is_unused(&self) -> bool {
         self.open == 0 && self.connecting == 0 && self.waiters.is_empty()
     }
-
-    /// Open connections, idle ones included.
-    pub(crate) fn connections(&self) -> usize {
-        self.open
-    }
-
-    /// Takes all idle connections out, for the caller to drop: none of a removed or unhealthy
-    /// endpoint is used again. Connections in use end with their exchange.
-    pub(crate) fn close_idle(&mut self) -> impl Drop + use<> {
-        Closing(std::mem::take(&mut self.idle), std::mem::take(&mut self.streams))
-    }
 }
 
-/// Connections on their way out; dropped when the pool is no longer borrowed.
-struct Closing(Vec<Box<h1::H1Connection>>, Vec<Rc<h2::H2Connection>>);
-
-impl Drop for Closing {
+impl Drop for Pool {
+    /// The task that looks after idle connections ends with them.
     fn drop(&mut self) {
-        self.0.clear();
-        self.1.clear();
+        if let Some(keeper) = self.keeper.take() {
+            keeper.wake();
+        }
     }
 }
 

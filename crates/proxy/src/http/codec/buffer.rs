@@ -268,11 +268,6 @@ impl Transport {
         }
     }
 
-    /// The socket.
-    pub(crate) fn socket(&self) -> &Socket {
-        &self.socket
-    }
-
     /// The socket and what was read ahead, e.g. for another codec.
     pub(crate) fn into_parts(mut self) -> (Socket, BytesMut) {
         (self.socket, std::mem::take(&mut self.input))

@@ -145,6 +145,7 @@ pub(crate) struct Chain {
 /// the client is still there.
 pub(crate) trait Attend {
     /// Waits for an awaited step.
+    #[allow(clippy::type_complexity, reason = "a type alias would hide what is awaited")]
     fn attend(
         &mut self,
         stream: &mut Stream,

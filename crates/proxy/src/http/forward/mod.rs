@@ -29,6 +29,7 @@ use crate::http::reply::Reply;
 use crate::http::route::{ClusterChoice, Forward, Selected};
 use crate::http::stream::{Attendant, Ended, Interrupted, Stream, broken_off, now};
 use crate::http::timer::{Expired, Timer};
+use crate::http::upgrade;
 use crate::telemetry::stream_info::{Protocol, ResponseFlags};
 
 pub(crate) mod body;
@@ -185,7 +186,7 @@ impl Router<'_, '_, '_> {
                     let wanted = self.retries.on_reset(failure.reason, failure.started);
                     match self.take_retry(wanted) {
                         Verdict::Retry(wait, permit) => self.back_off(wait, permit).await?,
-                        verdict => return Err(self.failed(failure, &verdict)),
+                        verdict => return Err(self.failed(&failure, &verdict)),
                     }
                 }
                 Outcome::RetriableResponse(verdict) => {
@@ -274,7 +275,9 @@ impl Router<'_, '_, '_> {
         let mut head = std::mem::take(&mut stream.request);
         head::rewrite_for_host(self.route, &host, &mut head);
         if !stream.manager.router.suppress_envoy_headers {
-            let left = self.timeouts.global.map(|limit| limit.saturating_sub(now().saturating_duration_since(self.begun)));
+            let first = stream.info.upstream.attempts == 1;
+            let spent = if first { Duration::ZERO } else { now().saturating_duration_since(self.begun) };
+            let left = self.timeouts.global.map(|limit| limit.saturating_sub(spent));
             if let Some(expected) = self.timeouts.expected(left) {
                 let millis = u64::try_from(expected.as_millis()).unwrap_or(u64::MAX).max(1);
                 set_number(&mut head, Known::EnvoyExpectedRqTimeoutMs, millis);
@@ -443,6 +446,10 @@ impl Router<'_, '_, '_> {
         let stream = &mut *self.exchange.stream;
         self.begun = now();
         stream.deadlines.request = None;
+        if upgrade::requested(&stream.request).is_some() {
+            // The client's half of a tunnel has ended; the other may go on.
+            return;
+        }
         stream.deadlines.route = self.timeouts.global.map(|limit| self.begun + limit);
         if !self.mirrors.is_empty() {
             mirror::send(std::mem::take(&mut self.mirrors), &stream.request, &self.body);
@@ -572,7 +579,7 @@ impl Router<'_, '_, '_> {
         }
     }
 
-    fn failed(&mut self, failure: Failure, verdict: &Verdict) -> Ended {
+    fn failed(&mut self, failure: &Failure, verdict: &Verdict) -> Ended {
         self.flag_verdict(verdict);
         let retried = self.exchange.stream.info.upstream.attempts > 1;
         let reply = Reply::upstream_failure(failure.reason, failure.transport.as_deref(), retried);

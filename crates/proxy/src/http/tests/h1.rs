@@ -166,6 +166,8 @@ fn websockets_pass_where_they_are_allowed() {
         client.send("raw bytes\r\n\r\n").await.expect("sent");
         until(|| upstream.seen().len() == 2).await;
         assert_eq!(upstream.seen()[1].head, "raw bytes\r\n\r\n");
+        drop(client);
+        until(|| proxy.stat("cluster.up.upstream_cx_active") == 0).await;
         let refusing = Proxy::start(ALL, "", &[up]).await;
         let mut client = Client::connect(refusing.address).await.expect("a connection");
         client.send(request).await.expect("sent");

@@ -39,6 +39,10 @@ pub(crate) struct H1Client {
     /// Bytes received before this exchange: none since then means that the server said nothing.
     received_before: u64,
     sent_before: u64,
+    /// Bytes both ways may follow: an upgrade or CONNECT.
+    tunnel: bool,
+    /// Our direction of the tunnel ends when all is written.
+    ending: bool,
     /// Writing failed; what the server said before may still be read.
     broken: bool,
 }
@@ -59,6 +63,8 @@ impl H1Client {
             parsed: 0,
             received_before: 0,
             sent_before: 0,
+            tunnel: false,
+            ending: false,
             broken: false,
         }
     }
@@ -73,11 +79,13 @@ impl H1Client {
         self.received_before = self.transport.received;
         self.sent_before = self.transport.sent;
         let length = head::write_request(self.transport.output.text().bytes(), map, end, self.style);
+        self.tunnel = length == BodyLength::UntilClose;
         self.writer = BodyWriter::new(length);
     }
 
     /// Writes body bytes.
     pub(crate) fn send_data(&mut self, data: Bytes, end: bool) {
+        self.ending = end && self.tunnel;
         self.writer.data(&mut self.transport.output, data, end);
     }
 
@@ -145,6 +153,9 @@ impl H1Client {
         }
         if ready!(self.transport.poll_flush(cx)).is_err() {
             self.broken = true;
+        } else if self.ending {
+            self.ending = false;
+            let _: Poll<std::io::Result<()>> = self.transport.poll_shutdown(cx);
         }
         Poll::Ready(())
     }
@@ -158,11 +169,6 @@ impl H1Client {
             self.broken = true;
         }
         Poll::Ready(())
-    }
-
-    /// Ends our direction of a tunnel.
-    pub(crate) fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        self.transport.poll_shutdown(cx).map(|_| ())
     }
 
     /// Whether nothing of this exchange has reached the network.

@@ -266,11 +266,18 @@ fn check_size(input: &[u8], size: usize, fields: usize, limits: &HeadLimits) -> 
 fn request_error(error: httparse::Error, input: &[u8], limits: &HeadLimits) -> CodecError {
     match error {
         httparse::Error::TooManyHeaders => TOO_MANY,
-        httparse::Error::Version => CodecError { status: 426, details: "low_version" },
+        httparse::Error::Version if names_version(input) => CodecError { status: 426, details: "low_version" },
         httparse::Error::HeaderValue => CodecError::bad("http1.invalid_characters"),
         _ if input.len() > limits.bytes => TOO_LARGE,
         _ => CODEC_ERROR,
     }
+}
+
+/// Whether the request line's third word is an HTTP version at all.
+fn names_version(input: &[u8]) -> bool {
+    let line = input.split(|byte| *byte == b'\n').next().unwrap_or_default();
+    let mut words = line.split(|byte| *byte == b' ').filter(|word| !word.is_empty());
+    words.nth(2).is_some_and(|word| word.starts_with(b"HTTP/"))
 }
 
 /// Reads the request target; gives the authority of an absolute or authority form.

@@ -167,7 +167,8 @@ impl H1Server {
 
     /// Ready when the client has gone away while its request is served.
     pub(crate) fn poll_closed(&mut self, cx: &mut Context<'_>) -> Poll<DownstreamError> {
-        if !self.reader.is_done() {
+        // The end of the client's half of a tunnel is no end of the tunnel.
+        if !self.reader.is_done() || self.request.body == BodyLength::UntilClose {
             return Poll::Pending;
         }
         loop {
