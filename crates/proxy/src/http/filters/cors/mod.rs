@@ -144,9 +144,9 @@ impl Sharing {
         let allowed = self.policies.allows(origin);
         let stats = CorsStats::kept(stats, &format!("http.{stat_prefix}.cors."));
         if allowed {
-            stats.origin_valid().inc()
+            stats.origin_valid().inc();
         } else {
-            stats.origin_invalid().inc()
+            stats.origin_invalid().inc();
         }
         if !enabled {
             return None;
