@@ -254,7 +254,10 @@ impl Server {
 
     /// Gives the workers what has become warm, and follows new references.
     fn publish(&mut self) {
+        let before = Arc::clone(self.store.snapshot());
         if let Some(snapshot) = self.store.settle() {
+            self.stats.clusters.published(&before, &snapshot);
+            self.stats.listeners.published(&before, &snapshot);
             let mut sockets = self.sockets.take(snapshot.listeners.values().map(|listener| &**listener)).into_iter();
             self.tell(|| Command::Adopt {
                 snapshot: Arc::clone(&snapshot),

@@ -1,10 +1,14 @@
 //! Stats of the proxy as a whole: `server.`, `cluster_manager.`, `listener_manager.`,
 //! `control_plane.`, `filesystem.`. The main thread counts them; their names are Envoy's.
 
+use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use leno_base::Name;
 use leno_xds::TypeUrl;
 
+use crate::snapshot::Snapshot;
 use crate::telemetry::access_log::sink;
 use crate::telemetry::stats::{Cell, ThreadStats, stats_scope};
 
@@ -117,19 +121,12 @@ impl ClusterManagerStats {
         self.clusters.warming_clusters()
     }
 
-    /// Clusters that were new.
-    pub(crate) fn cluster_added(&self) -> Cell<'_> {
-        self.clusters.cluster_added()
-    }
-
-    /// Clusters that were replaced by another version.
-    pub(crate) fn cluster_modified(&self) -> Cell<'_> {
-        self.clusters.cluster_modified()
-    }
-
-    /// Clusters that went.
-    pub(crate) fn cluster_removed(&self) -> Cell<'_> {
-        self.clusters.cluster_removed()
+    /// Counts what one snapshot changes in another.
+    pub(crate) fn published(&self, before: &Snapshot, after: &Snapshot) {
+        let [added, modified, removed] = changes(&before.clusters, &after.clusters);
+        self.clusters.cluster_added().add(added);
+        self.clusters.cluster_modified().add(modified);
+        self.clusters.cluster_removed().add(removed);
     }
 
     /// 1 while the control plane is connected.
@@ -178,19 +175,12 @@ impl ListenerManagerStats {
         self.listeners.total_listeners_warming()
     }
 
-    /// Listeners that were new.
-    pub(crate) fn listener_added(&self) -> Cell<'_> {
-        self.listeners.listener_added()
-    }
-
-    /// Listeners that were replaced by another version.
-    pub(crate) fn listener_modified(&self) -> Cell<'_> {
-        self.listeners.listener_modified()
-    }
-
-    /// Listeners that went.
-    pub(crate) fn listener_removed(&self) -> Cell<'_> {
-        self.listeners.listener_removed()
+    /// Counts what one snapshot changes in another.
+    pub(crate) fn published(&self, before: &Snapshot, after: &Snapshot) {
+        let [added, modified, removed] = changes(&before.listeners, &after.listeners);
+        self.listeners.listener_added().add(added);
+        self.listeners.listener_modified().add(modified);
+        self.listeners.listener_removed().add(removed);
     }
 
     /// Counts an xDS update, if it was one of listeners.
@@ -264,6 +254,21 @@ impl Memory {
     }
 }
 
+/// How many are new, another version, gone.
+fn changes<T>(before: &HashMap<Name, Arc<T>>, after: &HashMap<Name, Arc<T>>) -> [u64; 3] {
+    let mut counts = [0; 3];
+    let [added, modified, removed] = &mut counts;
+    for (name, now) in after {
+        match before.get(name) {
+            None => *added += 1,
+            Some(then) if !Arc::ptr_eq(then, now) => *modified += 1,
+            Some(_) => {}
+        }
+    }
+    *removed = before.keys().filter(|name| !after.contains_key(*name)).count() as u64;
+    counts
+}
+
 fn unix_millis() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
@@ -286,6 +291,17 @@ mod tests {
         assert_eq!(stats.clusters.cds_update_attempt().value(), 2);
         assert_eq!(stats.clusters.cds_update_success().value(), 1);
         assert_eq!(stats.clusters.cds_update_rejected().value(), 1);
+    }
+
+    #[test]
+    fn changes_between_two_versions() {
+        let map = |items: &[(&str, &std::sync::Arc<u8>)]| {
+            items.iter().map(|(name, item)| ((*name).into(), std::sync::Arc::clone(item))).collect()
+        };
+        let (one, two) = (std::sync::Arc::new(1), std::sync::Arc::new(2));
+        let before = map(&[("same", &one), ("changed", &one), ("gone", &one)]);
+        let after = map(&[("same", &one), ("changed", &two), ("new", &one), ("newer", &one)]);
+        assert_eq!(super::changes(&before, &after), [2, 1, 1]);
     }
 
     #[test]

@@ -256,10 +256,14 @@ pub(crate) struct StatsStore {
 /// The blocks of one thread, by prefix.
 #[derive(Debug, Default)]
 pub(crate) struct ThreadStats {
-    blocks: Mutex<HashMap<Box<str>, SmallVec<[Weak<Block>; 1]>>>,
+    blocks: Mutex<HashMap<Box<str>, SamePrefix>>,
     /// Blocks that the thread itself holds.
     kept: Mutex<HashMap<Box<str>, Arc<Block>>>,
 }
+
+/// The blocks of scopes with one prefix, by and large one.
+#[derive(Debug, Default)]
+struct SamePrefix(SmallVec<[Weak<Block>; 1]>);
 
 /// One counter whose whole name is the prefix.
 static COUNTER: Schema = Schema(&[("", Kind::Counter)]);
@@ -281,10 +285,10 @@ impl StatsStore {
         for thread in threads.iter() {
             let mut blocks = thread.blocks.lock().unwrap_or_else(PoisonError::into_inner);
             blocks.retain(|_, blocks| {
-                blocks.retain(|block| block.strong_count() > 0);
-                !blocks.is_empty()
+                blocks.0.retain(|block| block.strong_count() > 0);
+                !blocks.0.is_empty()
             });
-            all.extend(blocks.values().flatten().filter_map(Weak::upgrade));
+            all.extend(blocks.values().flat_map(|blocks| &blocks.0).filter_map(Weak::upgrade));
         }
         all
     }
@@ -306,9 +310,9 @@ impl ThreadStats {
         };
         let mut blocks = self.blocks.lock().unwrap_or_else(PoisonError::into_inner);
         if !blocks.contains_key(&*prefix) {
-            blocks.insert((*prefix).into(), SmallVec::new());
+            blocks.insert((*prefix).into(), SamePrefix::default());
         }
-        let Some(same_prefix) = blocks.get_mut(&*prefix) else {
+        let Some(SamePrefix(same_prefix)) = blocks.get_mut(&*prefix) else {
             return Arc::new(Block::new(schema, &prefix));
         };
         let mut living = same_prefix.iter().filter_map(Weak::upgrade);

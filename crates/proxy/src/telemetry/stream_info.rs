@@ -27,6 +27,9 @@ macro_rules! response_flags {
 }
 
 response_flags! {
+    /// Upstream retry limit exceeded. Envoy prints flags as they were set, and this one always is
+    /// before the failure that it goes with.
+    UPSTREAM_RETRY_LIMIT_EXCEEDED = 15, "URX", "UpstreamRetryLimitExceeded";
     /// Local service failed its health check (with 503).
     FAILED_LOCAL_HEALTH_CHECK = 0, "LH", "FailedLocalHealthCheck";
     /// No healthy upstream host (with 503).
@@ -57,8 +60,6 @@ response_flags! {
     RATE_LIMIT_SERVICE_ERROR = 13, "RLSE", "RateLimitServiceError";
     /// Downstream connection termination.
     DOWNSTREAM_CONNECTION_TERMINATION = 14, "DC", "DownstreamConnectionTermination";
-    /// Upstream retry limit exceeded.
-    UPSTREAM_RETRY_LIMIT_EXCEEDED = 15, "URX", "UpstreamRetryLimitExceeded";
     /// Stream idle timeout.
     STREAM_IDLE_TIMEOUT = 16, "SI", "StreamIdleTimeout";
     /// Invalid Envoy request headers.

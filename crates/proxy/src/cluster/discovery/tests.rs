@@ -15,14 +15,22 @@ use crate::cluster::{
 };
 
 /// Says the next of its answers; the last one for ever.
-#[derive(Clone)]
-struct Scripted(Arc<Mutex<(Vec<Result<Found, LookupError>>, Vec<Duration>)>>, Instant);
+struct Scripted {
+    script: Arc<Mutex<Script>>,
+    start: Instant,
+}
+
+/// Answers to come, and when lookups were made.
+struct Script {
+    answers: Vec<Result<Found, LookupError>>,
+    times: Vec<Duration>,
+}
 
 impl Resolve for Scripted {
     async fn lookup(&self, _: &str, _: DnsFamily) -> Result<Found, LookupError> {
-        let mut script = self.0.lock().unwrap();
-        script.1.push(self.1.elapsed());
-        if script.0.len() > 1 { script.0.remove(0) } else { script.0[0].clone() }
+        let mut script = self.script.lock().unwrap();
+        script.times.push(self.start.elapsed());
+        if script.answers.len() > 1 { script.answers.remove(0) } else { script.answers[0].clone() }
     }
 }
 
@@ -63,19 +71,20 @@ async fn play(
     seconds: u64,
 ) -> (Vec<String>, Vec<u128>) {
     let start = Instant::now();
-    let script = Scripted(Arc::new(Mutex::new((answers, Vec::new()))), start);
+    let script = Arc::new(Mutex::new(Script { answers, times: Vec::new() }));
+    let scripted = Scripted { script: Arc::clone(&script), start };
     let (send, mut receive) = mpsc::unbounded_channel();
     let tell = move |name: leno_base::Name, assignment: Arc<Assignment>| {
         assert_eq!(name.as_str(), "c");
         send.send(format!("{}s {}", start.elapsed().as_secs(), show(&assignment))).unwrap();
     };
-    let task = run("c".into(), Arc::new(settings), logical, script.clone(), Rng::new(1), tell);
+    let task = run("c".into(), Arc::new(settings), logical, scripted, Rng::new(1), tell);
     let _ = tokio::time::timeout(Duration::from_secs(seconds), task).await;
     let mut told = Vec::new();
     while let Ok(text) = receive.try_recv() {
         told.push(text);
     }
-    let times = script.0.lock().unwrap().1.iter().map(Duration::as_millis).collect();
+    let times = script.lock().unwrap().times.iter().map(Duration::as_millis).collect();
     (told, times)
 }
 

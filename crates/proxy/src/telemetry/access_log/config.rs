@@ -70,7 +70,7 @@ fn file(proto: loggers::file::v3::FileAccessLog, at: &mut Lower) -> Option<(Sink
     let format = match access_log_format {
         None => log_format(None, at)?,
         Some(AccessLogFormat::LogFormat(format)) => log_format(Some(format), at)?,
-        Some(AccessLogFormat::Format(text)) => text_format("format", text, false, at)?,
+        Some(AccessLogFormat::Format(text)) => text_format("format", &text, false, at)?,
         Some(AccessLogFormat::JsonFormat(template)) => json_format("json_format", template, false, at)?,
         Some(AccessLogFormat::TypedJsonFormat(template)) => {
             json_format("typed_json_format", template, false, at)?
@@ -82,7 +82,7 @@ fn file(proto: loggers::file::v3::FileAccessLog, at: &mut Lower) -> Option<(Sink
 fn log_format(proto: Option<core::SubstitutionFormatString>, at: &mut Lower) -> Option<LogFormat> {
     match proto {
         Some(proto) => at.field("log_format", |at| substitution_format(proto, at)),
-        None => text_format("log_format", DEFAULT_FORMAT.to_owned(), false, at),
+        None => text_format("log_format", DEFAULT_FORMAT, false, at),
     }
 }
 
@@ -106,11 +106,11 @@ pub(crate) fn substitution_format(
     });
     use core::substitution_format_string::Format as Proto;
     match format {
-        Some(Proto::TextFormat(text)) => text_format("text_format", text, omit_empty_values, at),
+        Some(Proto::TextFormat(text)) => text_format("text_format", &text, omit_empty_values, at),
         Some(Proto::TextFormatSource(source)) => {
             let bytes = at.field("text_format_source", |at| data_source(source, at))?;
             match String::from_utf8(bytes.to_vec()) {
-                Ok(text) => text_format("text_format_source", text, omit_empty_values, at),
+                Ok(text) => text_format("text_format_source", &text, omit_empty_values, at),
                 Err(_) => {
                     at.error_at("text_format_source", "is not UTF-8");
                     None
@@ -125,8 +125,8 @@ pub(crate) fn substitution_format(
     }
 }
 
-fn text_format(field: &str, text: String, omit_empty: bool, at: &mut Lower) -> Option<LogFormat> {
-    match Format::parse(&text) {
+fn text_format(field: &str, text: &str, omit_empty: bool, at: &mut Lower) -> Option<LogFormat> {
+    match Format::parse(text) {
         Ok(format) => Some(LogFormat::Text { format, omit_empty }),
         Err(error) => {
             at.error_at(field, error);

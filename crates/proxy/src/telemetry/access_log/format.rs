@@ -231,15 +231,6 @@ impl Format {
             }
         }
     }
-
-    /// The text, if there are no commands.
-    pub(crate) fn literal(&self) -> Option<&str> {
-        match self.0.as_slice() {
-            [] => Some(""),
-            [Piece::Text(text)] => Some(text),
-            _ => None,
-        }
-    }
 }
 
 /// Parses a command behind its opening percent sign.

@@ -279,7 +279,7 @@ impl LogFormat {
     pub(crate) fn format(&self, cx: &FormatContext<'_>, out: &mut Vec<u8>) {
         match self {
             LogFormat::Text { format, omit_empty } => {
-                format.format(cx, if *omit_empty { "" } else { "-" }, out)
+                format.format(cx, if *omit_empty { "" } else { "-" }, out);
             }
             LogFormat::Json { template, omit_empty } => {
                 let value = template.value(cx, *omit_empty).unwrap_or(Json::Null);
