@@ -25,9 +25,9 @@ use crate::debug;
 use crate::debug::http::Question;
 use crate::model::diagnostic::{Diagnostic, Severity};
 use crate::model::{Change, ObjectRef, inputs};
-use crate::push::Push;
+use crate::push::{Push, Refusal};
 use crate::source::files::Files;
-use crate::source::{Origin, Update, watch};
+use crate::source::{Origin, Places, Update, watch};
 
 /// How often things that wait are looked at.
 const TICK: Duration = Duration::from_millis(250);
@@ -304,22 +304,23 @@ impl Loop {
     }
 
     fn analyze(&self) -> Vec<Diagnostic> {
+        let mut places = Places::default();
         let found = self.graph.get::<Analysis>(&());
-        found
-            .iter()
-            .map(|(object, finding)| self.located(object, Diagnostic::about(object, finding)))
-            .collect()
+        let about = |(object, finding): &(ObjectRef, _)| {
+            let diagnostic = Diagnostic::about(object, finding);
+            self.located(&mut places, object, diagnostic)
+        };
+        found.iter().map(about).collect()
     }
 
     fn refused(&self) -> Vec<Diagnostic> {
+        let mut places = Places::default();
         let refusals = self.push.refusals(&self.graph);
-        refusals
-            .iter()
-            .map(|refusal| match &refusal.object {
-                Some(object) => self.located(object, refusal.diagnostic()),
-                None => refusal.diagnostic(),
-            })
-            .collect()
+        let located = |refusal: &Refusal| match &refusal.object {
+            Some(object) => self.located(&mut places, object, refusal.diagnostic()),
+            None => refusal.diagnostic(),
+        };
+        refusals.iter().map(located).collect()
     }
 
     /// Gathers all that is wrong, and prints what is new and what is mended.
@@ -341,9 +342,14 @@ impl Loop {
         self.diagnostics = now;
     }
 
-    fn located(&self, object: &ObjectRef, mut diagnostic: Diagnostic) -> Diagnostic {
+    fn located<'o>(
+        &'o self,
+        places: &mut Places<'o>,
+        object: &ObjectRef,
+        mut diagnostic: Diagnostic,
+    ) -> Diagnostic {
         if let Some(origin) = self.origins.get(object) {
-            let position = origin.locate(&diagnostic.path);
+            let position = places.locate(origin, &diagnostic.path);
             diagnostic.file = origin.file.to_string();
             diagnostic.line = position.line;
             diagnostic.column = position.column;

@@ -9,7 +9,7 @@
 //! - of an object that occurs twice, the one in the later folder counts (the second folder holds
 //!   what was found out at run time), and within a folder the first, with a diagnostic.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -55,6 +55,8 @@ struct File {
 struct Slot {
     reference: ObjectRef,
     origin: Origin,
+    /// The object, until it is told.
+    object: Option<Box<Object>>,
 }
 
 /// What tells that a file has changed without reading it.
@@ -162,22 +164,33 @@ impl Files {
                 }
             }
         }
-        let mut changes = Vec::new();
-        for (reference, (key, slot)) in &winners {
+        let mut told: HashMap<(usize, PathBuf), HashSet<ObjectRef>> = HashMap::new();
+        for (reference, (key, _)) in &winners {
             let fresh = self.files.get(*key).is_some_and(|file| file.fresh);
             let moved = self.winners.get(reference) != Some(*key);
-            if !fresh && !moved {
-                continue;
-            }
-            if let Some(object) = slot.load() {
-                changes.push(Change::Set(reference.clone(), Box::new(object), slot.origin.clone()));
+            if fresh || moved {
+                told.entry((*key).clone()).or_default().insert(reference.clone());
             }
         }
-        for reference in self.winners.keys().filter(|reference| !winners.contains_key(reference)) {
+        let now: HashMap<ObjectRef, (usize, PathBuf)> =
+            winners.into_iter().map(|(reference, (key, _))| (reference, key.clone())).collect();
+        let mut changes: Vec<Change> = Vec::new();
+        for (key, mut wanted) in told {
+            let Some(file) = self.files.get_mut(&key) else { continue };
+            for slot in &mut file.objects {
+                // Of an object that occurs twice in the file, the first counts.
+                if wanted.remove(&slot.reference)
+                    && let Some(object) = slot.take()
+                {
+                    changes.push(Change::Set(slot.reference.clone(), object, slot.origin.clone()));
+                }
+            }
+        }
+        for reference in self.winners.keys().filter(|reference| !now.contains_key(reference)) {
             changes.push(Change::Remove(reference.clone()));
         }
         changes.sort_by(|a, b| a.object().cmp(b.object()));
-        self.winners = winners.into_iter().map(|(reference, (key, _))| (reference, key.clone())).collect();
+        self.winners = now;
         self.files.values_mut().for_each(|file| file.fresh = false);
         changes
     }
@@ -217,9 +230,9 @@ impl File {
 
     fn read_object(&mut self, node: &Node<'_>, origin: Origin, objects: &mut Vec<Slot>) {
         match read::read(node) {
-            Read::Object { reference, findings, .. } => {
+            Read::Object { reference, object, findings } => {
                 self.report(node, &origin, &reference, &findings);
-                objects.push(Slot { reference, origin });
+                objects.push(Slot { reference, origin, object: Some(object) });
             }
             Read::Rejected { reference, findings } => {
                 self.report(node, &origin, &reference, &findings);
@@ -259,11 +272,14 @@ impl File {
 }
 
 impl Slot {
-    /// The object, read again from the text that it was found good in.
-    fn load(&self) -> Option<Object> {
+    /// The object; if it was told before, read again from the text that it was found good in.
+    fn take(&mut self) -> Option<Box<Object>> {
+        if let Some(object) = self.object.take() {
+            return Some(object);
+        }
         let documents = yaml::parse(&self.origin.text, Dialect::Kubernetes).ok()?;
         match read::read(object_node(&documents, self.origin.document, self.origin.item)?) {
-            Read::Object { object, .. } => Some(*object),
+            Read::Object { object, .. } => Some(object),
             Read::Rejected { .. } | Read::Skipped { .. } => None,
         }
     }

@@ -11,6 +11,7 @@ pub(crate) mod fold;
 mod tests;
 pub(crate) mod watch;
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use leno_api::yaml::{self, Dialect, Node, Position};
@@ -49,8 +50,24 @@ impl Origin {
 
     /// Where a field is, or the nearest field around it.
     pub(crate) fn locate(&self, path: &str) -> Position {
-        let Ok(documents) = yaml::parse(&self.text, Dialect::Kubernetes) else { return Position::default() };
-        match object_node(&documents, self.document, self.item) {
+        Places::default().locate(self, path)
+    }
+}
+
+/// Looks up several places, and parses each text once.
+#[derive(Debug, Default)]
+pub(crate) struct Places<'o> {
+    /// By the address of the text.
+    parsed: HashMap<*const u8, Vec<Node<'o>>>,
+}
+
+impl<'o> Places<'o> {
+    /// Where a field of an object is, or the nearest field around it.
+    pub(crate) fn locate(&mut self, origin: &'o Origin, path: &str) -> Position {
+        // The text was parsed before, so this does not fail.
+        let parse = || yaml::parse(&origin.text, Dialect::Kubernetes).unwrap_or_default();
+        let documents = self.parsed.entry(origin.text.as_ptr()).or_insert_with(parse);
+        match object_node(documents, origin.document, origin.item) {
             Some(node) => node.locate_nearest(path),
             None => Position::default(),
         }
