@@ -151,8 +151,12 @@ fn read<'n>(kind: Kind, scalar: &'n Scalar<'_>) -> Result<Decoded<'n>, Fault> {
         },
         Kind::Bool => match (scalar.kind, scalar.text.as_ref()) {
             (yaml::Kind::Bool(value), _) => wire::Scalar::Bool(value),
-            (yaml::Kind::String, "true") => wire::Scalar::Bool(true),
-            (yaml::Kind::String, "false") => wire::Scalar::Bool(false),
+            // Envoy's JSON reader takes what Abseil takes for a boolean.
+            (yaml::Kind::String, text) => match text.to_ascii_lowercase().as_str() {
+                "true" | "t" | "yes" | "y" | "1" => wire::Scalar::Bool(true),
+                "false" | "f" | "no" | "n" | "0" => wire::Scalar::Bool(false),
+                _ => return Err(expected(kind)),
+            },
             _ => return Err(expected(kind)),
         },
         Kind::Double => wire::Scalar::Double(float(kind, scalar)?),

@@ -291,9 +291,7 @@ fn lower_discovery(kind: Kind, parts: Parts<'_>, at: &mut Lower) -> Option<Disco
                 at.error_at("eds_cluster_config", "cannot create an EDS cluster without an EDS config");
                 return None;
             };
-            if assignment.is_some() {
-                at.error_at("load_assignment", "an EDS cluster must not have endpoints of its own");
-            }
+            // Envoy ignores a load_assignment here, so it is no error, and EDS decides.
             at.field("eds_cluster_config", |at| {
                 let source = match eds_config {
                     Some(source) => at.field("eds_config", |at| config_source(source, at))?,

@@ -42,13 +42,19 @@ pub(crate) fn address(proto: core::Address, at: &mut Lower) -> Option<Address> {
                     return None;
                 }
                 if name.is_empty() {
-                    at.error_at("pipe.path", "an abstract socket must have a name");
+                    at.error_at(
+                        "pipe.path",
+                        "an abstract socket with a name chosen by the system is not supported yet",
+                    );
                     return None;
                 }
             }
             // sun_path of sockaddr_un, with the terminating zero.
             if path.len() > 107 {
-                at.error_at("pipe.path", format!("path '{path}' exceeds maximum UNIX domain socket path size of 108"));
+                at.error_at(
+                    "pipe.path",
+                    format!("path '{path}' exceeds maximum UNIX domain socket path size of 108"),
+                );
                 return None;
             }
             Some(Address::Pipe(path.into(), mode))
@@ -66,8 +72,14 @@ pub(crate) fn address(proto: core::Address, at: &mut Lower) -> Option<Address> {
 
 /// Lowers a SocketAddress to its host, as written, and port.
 pub(crate) fn socket_address(proto: core::SocketAddress, at: &mut Lower) -> Option<(String, u16)> {
-    let core::SocketAddress { protocol, address, resolver_name, ipv4_compat, network_namespace_filepath, port_specifier } =
-        proto;
+    let core::SocketAddress {
+        protocol,
+        address,
+        resolver_name,
+        ipv4_compat,
+        network_namespace_filepath,
+        port_specifier,
+    } = proto;
     at.unsupported("protocol", protocol == core::socket_address::Protocol::Udp as i32);
     at.unsupported("resolver_name", !resolver_name.is_empty());
     at.unsupported("ipv4_compat", ipv4_compat);
@@ -104,7 +116,7 @@ pub(crate) fn cidr(proto: core::CidrRange, at: &mut Lower) -> Option<Cidr> {
     };
     match Cidr::new(ip, prefix_len.unwrap_or(0)) {
         Ok(cidr) => Some(cidr),
-        // Deviation: none; Envoy takes the whole address where the length is too large.
+        // As Envoy: a length that is too large means the whole address.
         Err(_) => Some(Cidr::host(ip)),
     }
 }
@@ -162,7 +174,9 @@ pub(crate) fn bind_config(proto: core::BindConfig, at: &mut Lower) -> Option<Bin
     if !extra_source_addresses.is_empty() && !additional_source_addresses.is_empty() {
         at.error("cannot specify both extra_source_addresses and additional_source_addresses");
     }
-    if source_address.is_none() && (!extra_source_addresses.is_empty() || !additional_source_addresses.is_empty()) {
+    if source_address.is_none()
+        && (!extra_source_addresses.is_empty() || !additional_source_addresses.is_empty())
+    {
         at.error_at("source_address", "is required where extra source addresses are given");
     }
     let mut sources = Vec::new();

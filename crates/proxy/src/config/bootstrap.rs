@@ -21,7 +21,7 @@ use crate::config::address::{self, Address};
 use crate::config::lower::{Lower, Scope};
 use crate::config::runtime::Runtime;
 use crate::config::source::{ConfigSource, Origin, XdsServer, config_source, xds_server};
-use crate::listener::Listener;
+use crate::listener::{ListenAddress, Listener};
 use crate::telemetry::tags::StatsConfig;
 
 /// What a proxy starts with, lowered.
@@ -142,7 +142,8 @@ pub(crate) fn lower(proto: proto::Bootstrap, at: &mut Lower) -> Option<Bootstrap
         runtime.add_layer(values.clone());
     }
     let max_connections = runtime.integer("overload.global_downstream_max_connections");
-    let proto::bootstrap::StaticResources { listeners, clusters, secrets } = static_resources.unwrap_or_default();
+    let proto::bootstrap::StaticResources { listeners, clusters, secrets } =
+        static_resources.unwrap_or_default();
     at.unsupported("static_resources.secrets", !secrets.is_empty());
     let dynamic = dynamic_resources.unwrap_or_default();
     let names = clusters.iter().map(|cluster| Name::new(&cluster.name)).collect::<HashSet<_>>();
@@ -156,9 +157,11 @@ pub(crate) fn lower(proto: proto::Bootstrap, at: &mut Lower) -> Option<Bootstrap
         added_via_api: false,
         version: String::new(),
     };
-    let bind = cluster_manager.and_then(|manager| at.field("cluster_manager", |at| lower_cluster_manager(manager, at)));
+    let bind = cluster_manager
+        .and_then(|manager| at.field("cluster_manager", |at| lower_cluster_manager(manager, at)));
     at.scope_mut().bind = bind;
-    let stats_config = at.field("stats_config", |at| StatsConfig::lower(stats_config.unwrap_or_default(), at));
+    let stats_config =
+        at.field("stats_config", |at| StatsConfig::lower(stats_config.unwrap_or_default(), at));
     let mut admin = admin.and_then(|admin| at.field("admin", |at| lower_admin(admin, at)));
     if let (Some(admin), Some(stats_config)) = (&mut admin, stats_config) {
         admin.stats_config = stats_config;
@@ -177,17 +180,7 @@ pub(crate) fn lower(proto: proto::Bootstrap, at: &mut Lower) -> Option<Bootstrap
     let mut scope = at.scope().clone();
     // Which clusters exist changes from here on.
     scope.clusters = None;
-    Some(Bootstrap {
-        node,
-        clusters,
-        listeners,
-        ads,
-        cds,
-        lds,
-        admin,
-        max_connections,
-        scope,
-    })
+    Some(Bootstrap { node, clusters, listeners, ads, cds, lds, admin, max_connections, scope })
 }
 
 fn lower_clusters(protos: Vec<ClusterProto>, at: &mut Lower) -> Vec<Cluster> {
@@ -202,15 +195,33 @@ fn lower_clusters(protos: Vec<ClusterProto>, at: &mut Lower) -> Vec<Cluster> {
 }
 
 fn lower_listeners(protos: Vec<ListenerProto>, at: &mut Lower) -> Vec<Listener> {
-    let mut seen = HashSet::new();
+    let mut listeners: Vec<Listener> = Vec::new();
     at.each("listeners", protos, |proto, at| {
-        if !proto.name.is_empty() && !seen.insert(proto.name.clone()) {
-            at.error_at("name", format!("error adding listener: duplicate listener name '{}'", proto.name));
-        }
         let source = leno_api::any::pack(&proto);
-        crate::listener::config::lower_proto(proto, source, None, at)
-    })
+        let listener = crate::listener::config::lower_proto(proto, source, None, at)?;
+        // The same name again is an update.
+        listeners.retain(|other| other.name != listener.name);
+        let meant = |address: &ListenAddress| {
+            !listener.bind_to_port || !matches!(address, ListenAddress::Ip(address) if address.port() == 0)
+        };
+        let mut taken = listeners.iter().flat_map(|other| &other.addresses);
+        if let Some(address) = taken.find(|address| meant(address) && listener.addresses.contains(address)) {
+            at.error_at(
+                "address",
+                format!(
+                    "error adding listener: '{}' has duplicate address '{address}' as existing listener",
+                    listener.name
+                ),
+            );
+        }
+        listeners.push(listener);
+        None::<()>
+    });
+    listeners
 }
+
+const OTHER_SOURCE: &str =
+    "only the aggregated stream (ads) is supported, other sources are not supported yet";
 
 type Dynamic = (Option<XdsServer>, Option<ConfigSource>, Option<ConfigSource>);
 
@@ -228,13 +239,20 @@ fn lower_dynamic(proto: proto::bootstrap::DynamicResources, at: &mut Lower) -> D
     let aggregated = |source: core::ConfigSource, at: &mut Lower| {
         let source = config_source(source, at)?;
         if source.origin != Origin::Ads {
-            at.error("only the aggregated stream (ads) is supported; other sources are not supported yet");
+            at.error(OTHER_SOURCE);
             return None;
         }
         Some(source)
     };
     let cds = at.optional("cds_config", cds_config, aggregated);
-    let lds = at.optional("lds_config", lds_config, aggregated);
+    let lds = at.optional("lds_config", lds_config, |source, at| {
+        use core::config_source::ConfigSourceSpecifier::{Path, PathConfigSource};
+        if matches!(source.config_source_specifier, Some(Path(_) | PathConfigSource(_))) {
+            at.error(OTHER_SOURCE);
+            return None;
+        }
+        aggregated(source, at)
+    });
     (ads, cds, lds)
 }
 
@@ -271,7 +289,9 @@ fn lower_runtime(proto: proto::LayeredRuntime, at: &mut Lower) -> Option<Vec<(St
             Some(LayerSpecifier::AdminLayer(proto::runtime_layer::AdminLayer {})) => {
                 admin_layers += 1;
                 if admin_layers > 1 {
-                    at.error("too many admin layers specified in LayeredRuntime, at most one may be specified");
+                    at.error(
+                        "too many admin layers specified in LayeredRuntime, at most one may be specified",
+                    );
                 }
                 Some((name, serde_json::Value::Object(serde_json::Map::new())))
             }

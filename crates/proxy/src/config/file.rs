@@ -95,14 +95,15 @@ fn decode(source: &Source, allow_unknown: bool) -> Result<Read<'_>, Errors> {
     let text = match &source.content {
         Content::Wire(bytes) => {
             let message = Proto::decode(bytes.as_slice());
-            return message
-                .map(|message| (message, None))
-                .map_err(|error| Error::new(Position::default(), "", error.to_string()).in_file(&source.name).into());
+            return message.map(|message| (message, None)).map_err(|error| {
+                Error::new(Position::default(), "", error.to_string()).in_file(&source.name).into()
+            });
         }
         Content::Text(text) => text,
     };
     let dialect = if source.name.ends_with(".json") { Dialect::Json } else { Dialect::Envoy };
-    let mut documents = parse(text, dialect).map_err(|error| Errors::from(error.in_file(&source.name)))?.into_iter();
+    let mut documents =
+        parse(text, dialect).map_err(|error| Errors::from(error.in_file(&source.name)))?.into_iter();
     let mut tree =
         documents.next().unwrap_or(Node { value: Value::Mapping(Vec::new()), position: Position::default() });
     if let Some(second) = documents.next() {
@@ -118,7 +119,8 @@ fn decode(source: &Source, allow_unknown: bool) -> Result<Read<'_>, Errors> {
                 return Ok((decoded.message, Some(tree)));
             }
             Err(errors) if allow_unknown => {
-                let unknown: Vec<&Error> = errors.iter().filter(|error| error.message == "unknown field").collect();
+                let unknown: Vec<&Error> =
+                    errors.iter().filter(|error| error.message == "unknown field").collect();
                 // Leave them out and read again, as long as that helps.
                 let places: Vec<Position> =
                     unknown.iter().map(|error| Position { line: error.line, column: error.column }).collect();

@@ -7,6 +7,9 @@
 
 use regex::bytes::{Regex, RegexBuilder};
 
+/// What RE2 takes in `{n,m}`.
+const MAX_REPETITION: u32 = 1000;
+
 /// Compiles a pattern that may match anywhere.
 pub(crate) fn compile(pattern: &str) -> Result<Regex, String> {
     build(&translate(pattern)?, pattern)
@@ -30,29 +33,36 @@ fn build(translated: &str, pattern: &str) -> Result<Regex, String> {
 }
 
 /// Translates RE2's substitution syntax (`\1`, `\\`) into that of the crate (`${1}`).
-pub(crate) fn substitution(text: &str, pattern: &Regex) -> Result<String, String> {
+///
+/// As in RE2, a group that the pattern lacks leaves every match as it is, and a backslash with
+/// anything else behind it ends the substitution: Envoy does not check either.
+pub(crate) fn substitution(text: &str, pattern: &Regex) -> String {
     let mut out = String::with_capacity(text.len() + 8);
     let mut rest = text.chars();
+    let mut ended = false;
     while let Some(next) = rest.next() {
         match next {
             '\\' => match rest.next() {
-                Some('\\') => out.push('\\'),
+                Some('\\') if !ended => out.push('\\'),
                 Some(digit @ '0'..='9') => {
-                    let group = digit as usize - '0' as usize;
-                    if group >= pattern.captures_len() {
-                        return Err(format!("substitution '{text}' refers to group {group}, which the regex lacks"));
+                    if digit as usize - '0' as usize >= pattern.captures_len() {
+                        return "${0}".to_owned();
                     }
-                    out.push_str("${");
-                    out.push(digit);
-                    out.push('}');
+                    if !ended {
+                        out.push_str("${");
+                        out.push(digit);
+                        out.push('}');
+                    }
                 }
-                _ => return Err(format!("substitution '{text}': a backslash must be followed by a digit or a backslash")),
+                Some('\\') => {}
+                _ => ended = true,
             },
+            _ if ended => {}
             '$' => out.push_str("$$"),
             other => out.push(other),
         }
     }
-    Ok(out)
+    out
 }
 
 /// Rewrites what the crate would read differently.
@@ -63,7 +73,6 @@ fn translate(pattern: &str) -> Result<String, String> {
     let mut repeated = false;
     while let Some(next) = rest.chars().next() {
         let width = next.len_utf8();
-        let mut repetition = false;
         match next {
             '\\' => {
                 let escape = rest.get(1..).and_then(|rest| rest.chars().next());
@@ -109,6 +118,13 @@ fn translate(pattern: &str) -> Result<String, String> {
             }
             '{' => match repetition_end(rest) {
                 Some(end) => {
+                    let counts = rest[1..end - 1].split(',').filter(|count| !count.is_empty());
+                    if counts
+                        .map(str::parse::<u32>)
+                        .any(|count| count.map_or(true, |count| count > MAX_REPETITION))
+                    {
+                        return Err(format!("invalid regex '{pattern}': invalid repetition size"));
+                    }
                     if repeated {
                         return Err(format!("invalid regex '{pattern}': bad repetition operator"));
                     }
@@ -139,17 +155,32 @@ fn translate(pattern: &str) -> Result<String, String> {
             other => {
                 out.push(other);
                 // `(?` begins a group with flags or a name: its question mark repeats nothing.
+                // Names may be repeated in RE2, and nothing here reads them.
                 if other == '(' && rest.get(1..).is_some_and(|rest| rest.starts_with('?')) {
-                    out.push('?');
-                    rest = &rest[1..];
+                    let named = rest.strip_prefix("(?P<").or_else(|| rest.strip_prefix("(?<"));
+                    let name = named.and_then(|behind| behind.split_once('>'));
+                    match name {
+                        Some((name, behind)) if is_name(name) => {
+                            rest = behind;
+                            repeated = false;
+                            continue;
+                        }
+                        _ => {
+                            out.push('?');
+                            rest = &rest[1..];
+                        }
+                    }
                 }
-                repetition = false;
             }
         }
         rest = &rest[width..];
-        repeated = repetition;
+        repeated = false;
     }
     Ok(out)
+}
+
+fn is_name(text: &str) -> bool {
+    !text.is_empty() && text.chars().all(|letter| letter.is_alphanumeric() || letter == '_')
 }
 
 /// The length of `{n}`, `{n,}` or `{n,m}` at the beginning of the text.
@@ -266,19 +297,23 @@ mod tests {
         check("a**", &[], &expect!["invalid regex 'a**': bad repetition operator"]);
         check("(a", &[], &expect!["invalid regex '(a': unclosed group"]);
         check("a)(b", &[], &expect!["invalid regex 'a)(b': unopened group"]);
-        check("(?=a)", &[], &expect!["invalid regex '(?=a)': look-around, including look-ahead and look-behind, is not supported"]);
+        check(
+            "(?=a)",
+            &[],
+            &expect![
+                "invalid regex '(?=a)': look-around, including look-ahead and look-behind, is not supported"
+            ],
+        );
+        check("a{1001}", &[], &expect!["invalid regex 'a{1001}': invalid repetition size"]);
+        check("(?P<x>a)(?P<x>b)", &["ab"], &expect!["ab"]);
         check("a\\", &[], &expect!["invalid regex 'a\\': trailing \\"]);
     }
 
     #[test]
     fn substitutions_are_translated() {
         let regex = compile("^/(.*)/(.*)$").unwrap_or_else(|error| panic!("{error}"));
-        let show = |text| substitution(text, &regex).unwrap_or_else(|error| error);
-        assert_eq!(show(r"/\2/\1$\\"), r"/${2}/${1}$$\");
-        assert_eq!(show(r"\3"), r"substitution '\3' refers to group 3, which the regex lacks");
-        assert_eq!(
-            show(r"\x"),
-            r"substitution '\x': a backslash must be followed by a digit or a backslash"
-        );
+        assert_eq!(substitution(r"/\2/\1$\\", &regex), r"/${2}/${1}$$\");
+        assert_eq!(substitution(r"\3", &regex), "${0}");
+        assert_eq!(substitution(r"a\xb", &regex), "a");
     }
 }

@@ -48,23 +48,20 @@ pub(crate) struct XdsServer {
 
 /// Lowers a ConfigSource.
 pub(crate) fn config_source(proto: core::ConfigSource, at: &mut Lower) -> Option<ConfigSource> {
-    let core::ConfigSource { authorities, initial_fetch_timeout, resource_api_version, config_source_specifier } = proto;
+    let core::ConfigSource {
+        authorities,
+        initial_fetch_timeout,
+        // Resources are V3, whatever this says: so it is in Envoy too.
+        resource_api_version: _,
+        config_source_specifier,
+    } = proto;
     at.unsupported("authorities", !authorities.is_empty());
-    // AUTO and V2 resources are long gone, but Envoy still accepts the former.
-    if resource_api_version == core::ApiVersion::V2 as i32 {
-        at.error_at("resource_api_version", "V2 resources are no longer supported");
-    }
     let initial_fetch_timeout =
         at.timeout("initial_fetch_timeout", initial_fetch_timeout, Some(Duration::from_secs(15)));
     use core::config_source::ConfigSourceSpecifier as Specifier;
     let origin = match config_source_specifier {
-        Some(Specifier::Ads(core::AggregatedConfigSource {})) => {
-            if !at.scope().has_ads {
-                at.error_at("ads", "no ads_config is configured in dynamic_resources");
-                return None;
-            }
-            Origin::Ads
-        }
+        // Without an aggregated stream nothing ever comes, but Envoy accepts that.
+        Some(Specifier::Ads(core::AggregatedConfigSource {})) => Origin::Ads,
         Some(Specifier::Path(path)) => file("path", path, at)?,
         Some(Specifier::PathConfigSource(source)) => at.field("path_config_source", |at| {
             let core::PathConfigSource { path, watched_directory, poll_interval } = source;
@@ -92,7 +89,10 @@ fn file(field: &str, path: String, at: &mut Lower) -> Option<Origin> {
     if !path.exists() {
         at.error_at(
             field,
-            format!("paths must refer to an existing path in the system: '{}' does not exist", path.display()),
+            format!(
+                "paths must refer to an existing path in the system: '{}' does not exist",
+                path.display()
+            ),
         );
         return None;
     }
@@ -125,8 +125,8 @@ pub(crate) fn xds_server(proto: core::ApiConfigSource, at: &mut Lower) -> Option
             return None;
         }
     };
-    if transport_api_version != core::ApiVersion::V3 as i32 {
-        at.error_at("transport_api_version", "must be V3: older versions of the xDS transport are no longer supported");
+    if transport_api_version == core::ApiVersion::V2 as i32 {
+        at.error_at("transport_api_version", "the V2 xDS transport protocol version is no longer supported");
     }
     if !cluster_names.is_empty() {
         at.error_at("cluster_names", "a gRPC source must not have cluster names");

@@ -111,7 +111,11 @@ pub(crate) fn lower_proto(
         at.error_at("filter_chains", format!("error adding listener '{first}': no filter chains specified"));
     }
     let chains = lower_chains(filter_chains, default_filter_chain, previous, at);
-    let listener_filters = at.each("listener_filters", listener_filters, listener_filter);
+    let mut listener_filters = at.each("listener_filters", listener_filters, listener_filter);
+    if use_original_dst == Some(true) {
+        // It brings the filter that finds the destination with it.
+        listener_filters.push(ListenerFilter { kind: ListenerFilterKind::OriginalDst, disabled: None });
+    }
     let mut options = address::socket_options("socket_options", socket_options, at);
     if let Some(length) = tcp_fast_open_queue_length {
         let length = at.narrow("tcp_fast_open_queue_length", length)?;
@@ -138,8 +142,7 @@ pub(crate) fn lower_proto(
         })
         .unwrap_or(false);
     let old_bind = deprecated_v1.and_then(|proto::listener::DeprecatedV1 { bind_to_port }| bind_to_port);
-    let stat_prefix =
-        address::name(stat_prefix).unwrap_or_else(|| Name::from(first.replace(':', "_")));
+    let stat_prefix = address::name(stat_prefix).unwrap_or_else(|| Name::from(first.replace(':', "_")));
     Some(Listener {
         name: address::name(name).unwrap_or_else(|| Name::from(first)),
         stat_prefix,
@@ -170,7 +173,8 @@ pub(crate) fn lower_proto(
             core::TrafficDirection::Inbound => Direction::Inbound,
             core::TrafficDirection::Outbound => Direction::Outbound,
         },
-        drain_on_modify_only: at.value::<proto::listener::DrainType>("drain_type", drain_type)? == proto::listener::DrainType::ModifyOnly,
+        drain_on_modify_only: at.value::<proto::listener::DrainType>("drain_type", drain_type)?
+            == proto::listener::DrainType::ModifyOnly,
         added_via_api: at.scope().added_via_api,
         source,
         version: at.scope().version.clone(),
@@ -264,7 +268,9 @@ fn filter_chain(proto: proto::FilterChain, at: &mut Lower) -> Option<FilterChain
         if is_last {
             network = Some(lowered);
         } else {
-            at.error(format!("terminal filter named {name} must be the last filter in a network filter chain."));
+            at.error(format!(
+                "terminal filter named {name} must be the last filter in a network filter chain."
+            ));
         }
         None::<()>
     });
@@ -275,7 +281,11 @@ fn filter_chain(proto: proto::FilterChain, at: &mut Lower) -> Option<FilterChain
     Some(FilterChain {
         name: name.into(),
         network,
-        transport_timeout: at.timeout("transport_socket_connect_timeout", transport_socket_connect_timeout, None),
+        transport_timeout: at.timeout(
+            "transport_socket_connect_timeout",
+            transport_socket_connect_timeout,
+            None,
+        ),
     })
 }
 
@@ -299,12 +309,12 @@ fn listener_filter(proto: proto::ListenerFilter, at: &mut Lower) -> Option<Liste
     let kind = at.field("typed_config", |at| {
         let any = at.extension(any)?;
         match leno_api::any::type_name(&any.type_url) {
-            "envoy.extensions.filters.listener.original_dst.v3.OriginalDst" => {
-                at.unpack(&any).map(|filters::original_dst::v3::OriginalDst {}| ListenerFilterKind::OriginalDst)
-            }
-            "envoy.extensions.filters.listener.http_inspector.v3.HttpInspector" => {
-                at.unpack(&any).map(|filters::http_inspector::v3::HttpInspector {}| ListenerFilterKind::HttpInspector)
-            }
+            "envoy.extensions.filters.listener.original_dst.v3.OriginalDst" => at
+                .unpack(&any)
+                .map(|filters::original_dst::v3::OriginalDst {}| ListenerFilterKind::OriginalDst),
+            "envoy.extensions.filters.listener.http_inspector.v3.HttpInspector" => at
+                .unpack(&any)
+                .map(|filters::http_inspector::v3::HttpInspector {}| ListenerFilterKind::HttpInspector),
             "envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector" => {
                 let filters::tls_inspector::v3::TlsInspector {
                     enable_ja3_fingerprinting,
@@ -332,7 +342,10 @@ fn listener_filter(proto: proto::ListenerFilter, at: &mut Lower) -> Option<Liste
     Some(ListenerFilter { kind, disabled })
 }
 
-fn lower_predicate(proto: proto::ListenerFilterChainMatchPredicate, at: &mut Lower) -> Option<ListenerPredicate> {
+fn lower_predicate(
+    proto: proto::ListenerFilterChainMatchPredicate,
+    at: &mut Lower,
+) -> Option<ListenerPredicate> {
     use proto::listener_filter_chain_match_predicate::Rule;
     Some(match proto.rule {
         Some(Rule::OrMatch(set)) => {
@@ -346,13 +359,15 @@ fn lower_predicate(proto: proto::ListenerFilterChainMatchPredicate, at: &mut Low
         }
         Some(Rule::AnyMatch(_)) => ListenerPredicate::Any,
         Some(Rule::DestinationPortRange(range)) => {
-            let start = at.narrow("destination_port_range.start", range.start)?;
-            // The end is exclusive, so 65536 is a range to the last port.
-            let end = u16::try_from(range.end).unwrap_or(u16::MAX);
-            if range.end <= range.start {
-                at.error_at("destination_port_range", "the range is empty");
+            // The end is exclusive; what is no port never matches.
+            let start = range.start.max(0);
+            match (u16::try_from(start), u16::try_from(range.end)) {
+                (Ok(start), Ok(end)) => ListenerPredicate::DestinationPort(start, end),
+                (Ok(start), Err(_)) if range.end > 0 => {
+                    ListenerPredicate::Not(Box::new(ListenerPredicate::DestinationPort(0, start)))
+                }
+                _ => ListenerPredicate::DestinationPort(0, 0),
             }
-            ListenerPredicate::DestinationPort(start, end)
         }
         None => {
             at.error("a rule is required");

@@ -117,15 +117,15 @@ impl FilterChains {
         for destination in &criteria.destinations {
             let names = range(destinations, *destination);
             for name in &criteria.server_names {
-                let protocols = names
-                    .entry(name.clone())
-                    .or_default()
-                    .entry(criteria.transport.clone())
-                    .or_default();
+                let protocols =
+                    names.entry(name.clone()).or_default().entry(criteria.transport.clone()).or_default();
                 for protocol in &criteria.application_protocols {
                     let direct = protocols.entry(protocol.clone()).or_default();
                     for direct_source in &criteria.direct_sources {
-                        let Some(sources) = range(direct, *direct_source).get_mut(criteria.source_type) else { continue };
+                        let Some(sources) = range(direct, *direct_source).get_mut(criteria.source_type)
+                        else {
+                            continue;
+                        };
                         for source in &criteria.sources {
                             let ports = range(sources, *source);
                             for port in &criteria.source_ports {
@@ -158,7 +158,8 @@ fn by_server_name<'m>(names: &'m ServerNames, name: &str) -> Option<&'m Transpor
     if let Some(found) = names.get(name) {
         return Some(found);
     }
-    let dots = name.match_indices('.').map(|(place, _)| place).filter(|place| *place > 0 && place + 1 < name.len());
+    let dots =
+        name.match_indices('.').map(|(place, _)| place).filter(|place| *place > 0 && place + 1 < name.len());
     let wildcard = dots.filter_map(|place| name.get(place..)).find_map(|suffix| names.get(suffix));
     wildcard.or_else(|| names.get(""))
 }
@@ -214,7 +215,9 @@ impl Criteria {
                 _ => lower,
             };
             if stored.contains('*') {
-                at.error(format!("error adding filter chain: partial wildcards are not supported in server_names: {name}"));
+                at.error(format!(
+                    "error adding filter chain: partial wildcards are not supported in server_names: {name}"
+                ));
                 return None;
             }
             Some(stored)
@@ -243,7 +246,11 @@ fn or_any<T: Default>(values: Vec<T>) -> Vec<T> {
     if values.is_empty() { vec![T::default()] } else { values }
 }
 
-fn ranges(field: &str, protos: Vec<leno_api::proto::envoy::config::core::v3::CidrRange>, at: &mut Lower) -> Vec<Cidr> {
+fn ranges(
+    field: &str,
+    protos: Vec<leno_api::proto::envoy::config::core::v3::CidrRange>,
+    at: &mut Lower,
+) -> Vec<Cidr> {
     if protos.is_empty() {
         let all = [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)];
         return all.iter().filter_map(|ip| Cidr::new(*ip, 0).ok()).collect();
@@ -288,7 +295,11 @@ mod tests {
 
     fn chains(matches: &[&str]) -> Result<FilterChains, String> {
         let chain = |name: &str| {
-            Arc::new(FilterChain { name: name.into(), network: NetworkFilters::Close, transport_timeout: None })
+            Arc::new(FilterChain {
+                name: name.into(),
+                network: NetworkFilters::Close,
+                transport_timeout: None,
+            })
         };
         let lowered = Lower::resource(|at| {
             let mut chains = FilterChains::default();
@@ -346,14 +357,34 @@ mod tests {
     #[test]
     fn there_is_no_way_back() {
         // The port decides before the range does not match.
-        check(&["port=80 ip=11.0.0.0/8", ""], ["10.1.2.3:80", "10.9.9.9:1", "", "raw_buffer", ""], &expect!["none"]);
-        check(&["ip=10.1.0.0/16 tls", "ip=10.0.0.0/8"], ["10.1.2.3:80", "10.9.9.9:1", "", "raw_buffer", ""], &expect!["none"]);
+        check(
+            &["port=80 ip=11.0.0.0/8", ""],
+            ["10.1.2.3:80", "10.9.9.9:1", "", "raw_buffer", ""],
+            &expect!["none"],
+        );
+        check(
+            &["ip=10.1.0.0/16 tls", "ip=10.0.0.0/8"],
+            ["10.1.2.3:80", "10.9.9.9:1", "", "raw_buffer", ""],
+            &expect!["none"],
+        );
     }
 
     #[test]
     fn overlapping_chains_are_refused() {
         let plain = ["10.1.2.3:80", "10.9.9.9:1000", "", "raw_buffer", ""];
-        check(&["sni=a.com sni=b.com", "sni=b.com"], plain, &expect!["filter chain 'sni=b.com' has the same matching rules defined as 'sni=a.com sni=b.com': multiple filter chains with overlapping matching rules are defined"]);
-        check(&["sni=a*.com"], plain, &expect!["filter_chain_match.server_names[0]: error adding filter chain: partial wildcards are not supported in server_names: a*.com"]);
+        check(
+            &["sni=a.com sni=b.com", "sni=b.com"],
+            plain,
+            &expect![
+                "filter chain 'sni=b.com' has the same matching rules defined as 'sni=a.com sni=b.com': multiple filter chains with overlapping matching rules are defined"
+            ],
+        );
+        check(
+            &["sni=a*.com"],
+            plain,
+            &expect![
+                "filter_chain_match.server_names[0]: error adding filter chain: partial wildcards are not supported in server_names: a*.com"
+            ],
+        );
     }
 }

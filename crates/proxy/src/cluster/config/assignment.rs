@@ -34,14 +34,19 @@ pub(super) fn lower(proto: proto::ClusterLoadAssignment, at: &mut Lower) -> Opti
         *weights.entry(locality.priority).or_default() += u64::from(locality.weight.unwrap_or(0));
         let sum: u64 = locality.endpoints.iter().map(|endpoint| u64::from(endpoint.weight)).sum();
         if sum > u64::from(u32::MAX) {
-            at.error_at("endpoints", "the sum of weights of all endpoints in the same locality exceeds 4294967295");
+            at.error_at(
+                "endpoints",
+                "the sum of weights of all endpoints in the same locality exceeds 4294967295",
+            );
         }
     }
     for (priority, sum) in weights {
         if sum > u64::from(u32::MAX) {
             at.error_at(
                 "endpoints",
-                format!("the sum of weights of all localities at the same priority {priority} exceeds 4294967295"),
+                format!(
+                    "the sum of weights of all localities at the same priority {priority} exceeds 4294967295"
+                ),
             );
         }
     }

@@ -58,7 +58,9 @@ pub(super) fn lower(
     match policy {
         LbPolicy::ClusterProvided => Some(Balancing::ClusterProvided),
         LbPolicy::RoundRobin => {
-            if let Some(LbConfig::RoundRobinLbConfig(proto::cluster::RoundRobinLbConfig { slow_start_config })) = lb_config
+            if let Some(LbConfig::RoundRobinLbConfig(proto::cluster::RoundRobinLbConfig {
+                slow_start_config,
+            })) = lb_config
             {
                 at.unsupported("round_robin_lb_config.slow_start_config", slow_start_config.is_some());
             }
@@ -68,7 +70,8 @@ pub(super) fn lower(
             let Some(LbConfig::LeastRequestLbConfig(config)) = lb_config else {
                 return Some(Balancing::LeastRequest { choices: DEFAULT_CHOICES, bias: 1.0 });
             };
-            let proto::cluster::LeastRequestLbConfig { choice_count, active_request_bias, slow_start_config } = config;
+            let proto::cluster::LeastRequestLbConfig { choice_count, active_request_bias, slow_start_config } =
+                config;
             at.unsupported("least_request_lb_config.slow_start_config", slow_start_config.is_some());
             let bias = bias(active_request_bias, at);
             Some(Balancing::LeastRequest { choices: choice_count.unwrap_or(DEFAULT_CHOICES), bias })
@@ -100,7 +103,8 @@ fn lower_extensions(proto: proto::LoadBalancingPolicy, at: &mut Lower) -> Option
         let any = at.field(&field, |at| at.extension(any))?;
         let lowered = at.field(&field, |at| match leno_api::any::type_name(&any.type_url) {
             "envoy.extensions.load_balancing_policies.round_robin.v3.RoundRobin" => {
-                let policies::round_robin::v3::RoundRobin { slow_start_config, locality_lb_config } = at.unpack(&any)?;
+                let policies::round_robin::v3::RoundRobin { slow_start_config, locality_lb_config } =
+                    at.unpack(&any)?;
                 at.unsupported("slow_start_config", slow_start_config.is_some());
                 locality(locality_lb_config, at);
                 Some(Some(Balancing::RoundRobin))
@@ -143,7 +147,8 @@ fn lower_extensions(proto: proto::LoadBalancingPolicy, at: &mut Lower) -> Option
 
 fn locality(proto: Option<LocalityLbConfig>, at: &mut Lower) {
     let Some(LocalityLbConfig { locality_config_specifier }) = proto else { return };
-    let weighted = matches!(locality_config_specifier, Some(LocalityConfigSpecifier::LocalityWeightedLbConfig(_)));
+    let weighted =
+        matches!(locality_config_specifier, Some(LocalityConfigSpecifier::LocalityWeightedLbConfig(_)));
     // Zone-aware routing needs a local cluster, which the bootstrap cannot name yet.
     at.unsupported("locality_lb_config.locality_weighted_lb_config", weighted);
 }

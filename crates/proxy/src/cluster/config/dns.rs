@@ -38,7 +38,10 @@ pub(super) fn lower(fields: Fields, assignment: Assignment, at: &mut Lower) -> O
     if let Some(config) = fields.dns_resolution_config {
         let core::DnsResolutionConfig { resolvers: list, dns_resolver_options } = config;
         at.field("dns_resolution_config", |at| {
-            at.unsupported("dns_resolver_options", dns_resolver_options.is_some_and(|o| o != Default::default()));
+            at.unsupported(
+                "dns_resolver_options",
+                dns_resolver_options.is_some_and(|o| o != Default::default()),
+            );
             resolvers.extend(at.each("resolvers", list, resolver_address));
         });
     }
@@ -81,8 +84,9 @@ pub(super) fn lower_cluster(
         dns_min_refresh_rate,
     } = proto;
     at.unsupported("dns_min_refresh_rate", dns_min_refresh_rate.is_some());
-    let failure = dns_failure_refresh_rate
-        .map(|extension::dns_cluster::RefreshRate { base_interval, max_interval }| (base_interval, max_interval));
+    let failure = dns_failure_refresh_rate.map(
+        |extension::dns_cluster::RefreshRate { base_interval, max_interval }| (base_interval, max_interval),
+    );
     let family = match at.value::<ClusterFamily>("dns_lookup_family", dns_lookup_family)? {
         ClusterFamily::Unspecified | ClusterFamily::Auto => DnsFamily::Auto,
         ClusterFamily::V4Only => DnsFamily::V4Only,
@@ -151,7 +155,10 @@ pub(crate) fn typed_resolver(proto: Option<core::TypedExtensionConfig>, at: &mut
                 } = at.unpack(&any)?;
                 at.unsupported("use_resolvers_as_fallback", use_resolvers_as_fallback);
                 at.unsupported("filter_unroutable_families", filter_unroutable_families);
-                at.unsupported("dns_resolver_options", dns_resolver_options.is_some_and(|o| o != Default::default()));
+                at.unsupported(
+                    "dns_resolver_options",
+                    dns_resolver_options.is_some_and(|o| o != Default::default()),
+                );
                 at.unsupported("query_timeout_seconds", query_timeout_seconds.is_some());
                 at.unsupported("query_tries", query_tries.is_some());
                 at.unsupported("rotate_nameservers", rotate_nameservers);

@@ -57,14 +57,18 @@ pub(super) fn lower(fields: Fields, at: &mut Lower) -> Option<Http> {
     }
     if let Some(options) = options {
         if max_requests_per_connection.is_some()
-            && options.common_http_protocol_options.as_ref().is_some_and(|c| c.max_requests_per_connection.is_some())
+            && options
+                .common_http_protocol_options
+                .as_ref()
+                .is_some_and(|c| c.max_requests_per_connection.is_some())
         {
             at.error_at(
                 "max_requests_per_connection",
                 "only one of max_requests_per_connection from Cluster or HttpProtocolOptions can be specified",
             );
         }
-        let key = "typed_extension_protocol_options[\"envoy.extensions.upstreams.http.v3.HttpProtocolOptions\"]";
+        let key =
+            "typed_extension_protocol_options[\"envoy.extensions.upstreams.http.v3.HttpProtocolOptions\"]";
         return at.field(key, |at| lower_options(options, max_requests_per_connection, at));
     }
     let pool = at.field("common_http_protocol_options", |at| {
@@ -75,7 +79,9 @@ pub(super) fn lower(fields: Fields, at: &mut Lower) -> Option<Http> {
         let http2 = at.field("http2_protocol_options", |at| http2_options(http2_protocol_options, at))?;
         UpstreamProtocol::Downstream(http2)
     } else if http2_protocol_options.is_some() {
-        UpstreamProtocol::Http2(at.field("http2_protocol_options", |at| http2_options(http2_protocol_options, at))?)
+        UpstreamProtocol::Http2(
+            at.field("http2_protocol_options", |at| http2_options(http2_protocol_options, at))?,
+        )
     } else {
         if let Some(options) = http_protocol_options {
             at.field("http_protocol_options", |at| http1(options, at));
@@ -85,7 +91,11 @@ pub(super) fn lower(fields: Fields, at: &mut Lower) -> Option<Http> {
     Some(Http { protocol, pool })
 }
 
-fn lower_options(proto: http::HttpProtocolOptions, max_requests: Option<u32>, at: &mut Lower) -> Option<Http> {
+fn lower_options(
+    proto: http::HttpProtocolOptions,
+    max_requests: Option<u32>,
+    at: &mut Lower,
+) -> Option<Http> {
     let http::HttpProtocolOptions {
         common_http_protocol_options,
         // Server names are for TLS.
@@ -110,37 +120,43 @@ fn lower_options(proto: http::HttpProtocolOptions, max_requests: Option<u32>, at
     use http::http_protocol_options::UpstreamProtocolOptions as Options;
     use http::http_protocol_options::explicit_http_config::ProtocolConfig;
     let protocol = match upstream_protocol_options {
-        Some(Options::ExplicitHttpConfig(config)) => at.field("explicit_http_config", |at| match config.protocol_config {
-            Some(ProtocolConfig::HttpProtocolOptions(options)) => {
-                at.field("http_protocol_options", |at| http1(options, at));
-                Some(UpstreamProtocol::Http1)
-            }
-            Some(ProtocolConfig::Http2ProtocolOptions(options)) => {
-                let options = at.field("http2_protocol_options", |at| http2_options(Some(options), at))?;
-                Some(UpstreamProtocol::Http2(options))
-            }
-            Some(ProtocolConfig::Http3ProtocolOptions(_)) => {
-                at.unsupported("http3_protocol_options", true);
-                None
-            }
-            None => {
-                at.error("a protocol is required");
-                None
-            }
-        })?,
-        Some(Options::UseDownstreamProtocolConfig(config)) => at.field("use_downstream_protocol_config", |at| {
-            let http::http_protocol_options::UseDownstreamHttpConfig {
-                http_protocol_options,
-                http2_protocol_options,
-                http3_protocol_options,
-            } = config;
-            at.unsupported("http3_protocol_options", http3_protocol_options.is_some());
-            if let Some(options) = http_protocol_options {
-                at.field("http_protocol_options", |at| http1(options, at));
-            }
-            let http2 = at.field("http2_protocol_options", |at| http2_options(http2_protocol_options, at))?;
-            Some(UpstreamProtocol::Downstream(http2))
-        })?,
+        Some(Options::ExplicitHttpConfig(config)) => {
+            at.field("explicit_http_config", |at| match config.protocol_config {
+                Some(ProtocolConfig::HttpProtocolOptions(options)) => {
+                    at.field("http_protocol_options", |at| http1(options, at));
+                    Some(UpstreamProtocol::Http1)
+                }
+                Some(ProtocolConfig::Http2ProtocolOptions(options)) => {
+                    let options =
+                        at.field("http2_protocol_options", |at| http2_options(Some(options), at))?;
+                    Some(UpstreamProtocol::Http2(options))
+                }
+                Some(ProtocolConfig::Http3ProtocolOptions(_)) => {
+                    at.unsupported("http3_protocol_options", true);
+                    None
+                }
+                None => {
+                    at.error("a protocol is required");
+                    None
+                }
+            })?
+        }
+        Some(Options::UseDownstreamProtocolConfig(config)) => {
+            at.field("use_downstream_protocol_config", |at| {
+                let http::http_protocol_options::UseDownstreamHttpConfig {
+                    http_protocol_options,
+                    http2_protocol_options,
+                    http3_protocol_options,
+                } = config;
+                at.unsupported("http3_protocol_options", http3_protocol_options.is_some());
+                if let Some(options) = http_protocol_options {
+                    at.field("http_protocol_options", |at| http1(options, at));
+                }
+                let http2 =
+                    at.field("http2_protocol_options", |at| http2_options(http2_protocol_options, at))?;
+                Some(UpstreamProtocol::Downstream(http2))
+            })?
+        }
         Some(Options::AutoConfig(_)) => {
             at.unsupported("auto_config", true);
             return None;

@@ -30,7 +30,10 @@ const HOUR: Duration = Duration::from_secs(3600);
 
 impl HttpConnectionManager {
     /// Lowers an HttpConnectionManager.
-    pub(crate) fn lower(proto: hcm::HttpConnectionManager, at: &mut Lower) -> Option<Arc<HttpConnectionManager>> {
+    pub(crate) fn lower(
+        proto: hcm::HttpConnectionManager,
+        at: &mut Lower,
+    ) -> Option<Arc<HttpConnectionManager>> {
         let hcm::HttpConnectionManager {
             codec_type,
             stat_prefix,
@@ -122,7 +125,10 @@ impl HttpConnectionManager {
         let http2 = at.field("http2_protocol_options", |at| http2_options(http2_protocol_options, at));
         let (filters, router) = filter_chain(http_filters, at);
         let routes = route_source(route_specifier, at);
-        let strip_any = matches!(strip_port_mode, Some(hcm::http_connection_manager::StripPortMode::StripAnyHostPort(true)));
+        let strip_any = matches!(
+            strip_port_mode,
+            Some(hcm::http_connection_manager::StripPortMode::StripAnyHostPort(true))
+        );
         if strip_any && strip_matching_host_port {
             at.error("only one of strip_matching_host_port and strip_any_host_port can be set");
         }
@@ -148,7 +154,9 @@ impl HttpConnectionManager {
             enums::ServerHeaderTransformation::PassThrough => ServerHeader::PassThrough,
         };
         use enums::PathWithEscapedSlashesAction as Slashes;
-        let escaped_slashes = match at.value::<Slashes>("path_with_escaped_slashes_action", path_with_escaped_slashes_action)? {
+        let escaped_slashes = match at
+            .value::<Slashes>("path_with_escaped_slashes_action", path_with_escaped_slashes_action)?
+        {
             Slashes::ImplementationSpecificDefault | Slashes::KeepUnchanged => EscapedSlashes::Keep,
             Slashes::RejectRequest => EscapedSlashes::Reject,
             Slashes::UnescapeAndRedirect => EscapedSlashes::UnescapeRedirect,
@@ -156,8 +164,9 @@ impl HttpConnectionManager {
         };
         use enums::ForwardClientCertDetails as Xfcc;
         // All others keep the header for mutual TLS only.
-        let keep_client_cert =
-            at.value::<Xfcc>("forward_client_cert_details", forward_client_cert_details)? == Xfcc::AlwaysForwardOnly;
+        let keep_client_cert = at
+            .value::<Xfcc>("forward_client_cert_details", forward_client_cert_details)?
+            == Xfcc::AlwaysForwardOnly;
         let internal_addresses = internal_address_config.map(|config| {
             at.field("internal_address_config", |at| {
                 let enums::InternalAddressConfig { unix_sockets, cidr_ranges } = config;
@@ -168,8 +177,9 @@ impl HttpConnectionManager {
         let scheme_overwrite = scheme_header_transformation.and_then(|proto| {
             let core::SchemeHeaderTransformation { match_upstream, transformation } = proto;
             at.unsupported("scheme_header_transformation.match_upstream", match_upstream);
-            transformation
-                .map(|core::scheme_header_transformation::Transformation::SchemeToOverwrite(scheme)| scheme.into())
+            transformation.map(
+                |core::scheme_header_transformation::Transformation::SchemeToOverwrite(scheme)| scheme.into(),
+            )
         });
         Some(Arc::new(HttpConnectionManager {
             stat_prefix: stat_prefix.into(),
@@ -258,7 +268,8 @@ fn request_id(proto: Option<hcm::RequestIdExtension>, at: &mut Lower) -> bool {
             at.unsupported_extension("request_id_extension", &any.type_url);
             return true;
         }
-        let Some(UuidRequestIdConfig { pack_trace_reason, use_request_id_for_trace_sampling: _ }) = at.unpack(&any)
+        let Some(UuidRequestIdConfig { pack_trace_reason, use_request_id_for_trace_sampling: _ }) =
+            at.unpack(&any)
         else {
             return true;
         };
@@ -290,17 +301,16 @@ fn route_source(
             let table = at.field("route_config", |at| RouteTable::lower(pack(&table), None, true, at))?;
             Some(RouteSource::Static(Arc::new(table)))
         }
-        Some(RouteSpecifier::Rds(hcm::Rds { config_source: source, route_config_name })) => at.field("rds", |at| {
-            let source = at.required("config_source", source, config_source)?;
-            if source.origin != Origin::Ads {
-                at.unsupported("config_source", true);
-                return None;
-            }
-            if route_config_name.is_empty() {
-                at.error_at("route_config_name", "value length must be at least 1 characters");
-            }
-            Some(RouteSource::Rds(route_config_name.into()))
-        }),
+        Some(RouteSpecifier::Rds(hcm::Rds { config_source: source, route_config_name })) => {
+            at.field("rds", |at| {
+                let source = at.required("config_source", source, config_source)?;
+                if source.origin != Origin::Ads {
+                    at.unsupported("config_source", true);
+                    return None;
+                }
+                Some(RouteSource::Rds(route_config_name.into()))
+            })
+        }
         Some(RouteSpecifier::ScopedRoutes(_)) => {
             at.unsupported("scoped_routes", true);
             None
@@ -362,7 +372,7 @@ fn filter_chain(protos: Vec<hcm::HttpFilter>, at: &mut Lower) -> (Vec<ChainedFil
         Some(ChainedFilter { name: Name::from(name), disabled, config })
     });
     if last.is_none() {
-        at.error_at("http_filters", "must end in a terminal filter");
+        at.error_at("http_filters", "a chain without filters is not supported yet");
     }
     (filters, router.unwrap_or_default())
 }
@@ -401,12 +411,15 @@ pub(crate) fn upstream_filters(field: &str, protos: Vec<hcm::HttpFilter>, at: &m
     at.each(field, protos, |proto, at| {
         let hcm::HttpFilter { name, is_optional, disabled: _, config_type } = proto;
         match config_type {
-            Some(hcm::http_filter::ConfigType::TypedConfig(any)) if leno_api::any::type_name(&any.type_url) == CODEC => {}
+            Some(hcm::http_filter::ConfigType::TypedConfig(any))
+                if leno_api::any::type_name(&any.type_url) == CODEC => {}
             Some(hcm::http_filter::ConfigType::TypedConfig(any)) if !is_optional => {
                 at.unsupported_extension(&name, &any.type_url);
             }
             Some(hcm::http_filter::ConfigType::TypedConfig(_)) => {}
-            Some(hcm::http_filter::ConfigType::ConfigDiscovery(_)) => at.unsupported("config_discovery", true),
+            Some(hcm::http_filter::ConfigType::ConfigDiscovery(_)) => {
+                at.unsupported("config_discovery", true)
+            }
             None => at.error_at("typed_config", format!("filter '{name}' must have a typed config")),
         }
         None::<()>
@@ -483,7 +496,9 @@ pub(crate) fn http1_options(proto: core::Http1ProtocolOptions, at: &mut Lower) -
         Some(HeaderFormat::ProperCaseWords(_)) => proper_case = true,
         Some(HeaderFormat::StatefulFormatter(extension)) => {
             let type_url = extension.typed_config.map(|any| any.type_url).unwrap_or_default();
-            if type_url.ends_with("/envoy.extensions.http.header_formatters.preserve_case.v3.PreserveCaseFormatterConfig") {
+            if type_url.ends_with(
+                "/envoy.extensions.http.header_formatters.preserve_case.v3.PreserveCaseFormatterConfig",
+            ) {
                 preserve_case = true;
             } else {
                 at.field("header_key_format.stateful_formatter", |at| {
@@ -505,7 +520,10 @@ pub(crate) fn http1_options(proto: core::Http1ProtocolOptions, at: &mut Lower) -
 }
 
 /// Lowers Http2ProtocolOptions, of a connection manager or of a cluster.
-pub(crate) fn http2_options(proto: Option<core::Http2ProtocolOptions>, at: &mut Lower) -> Option<Http2Settings> {
+pub(crate) fn http2_options(
+    proto: Option<core::Http2ProtocolOptions>,
+    at: &mut Lower,
+) -> Option<Http2Settings> {
     let core::Http2ProtocolOptions {
         hpack_table_size,
         max_concurrent_streams,
@@ -539,7 +557,10 @@ pub(crate) fn http2_options(proto: Option<core::Http2ProtocolOptions>, at: &mut 
         "max_consecutive_inbound_frames_with_empty_payload",
         max_consecutive_inbound_frames_with_empty_payload.is_some(),
     );
-    at.unsupported("max_inbound_priority_frames_per_stream", max_inbound_priority_frames_per_stream.is_some());
+    at.unsupported(
+        "max_inbound_priority_frames_per_stream",
+        max_inbound_priority_frames_per_stream.is_some(),
+    );
     at.unsupported(
         "max_inbound_window_update_frames_per_data_frame_sent",
         max_inbound_window_update_frames_per_data_frame_sent.is_some(),

@@ -24,8 +24,8 @@ use crate::http::route::matcher::{self, header_name};
 use crate::http::route::mutation::{self, HeaderMutations};
 use crate::http::route::table::{Condition, Entry, Host, PathRule};
 use crate::http::route::{
-    Action, ClusterChoice, Forward, HostRewrite, Mirror, PathRewrite, Redirect, RequireTls, RetryPolicy, Route,
-    RouteTable, VirtualHost, WeightedCluster, filters, policy,
+    Action, ClusterChoice, Forward, HostRewrite, Mirror, PathRewrite, Redirect, RequireTls, RetryPolicy,
+    Route, RouteTable, VirtualHost, WeightedCluster, filters, policy,
 };
 
 /// Envoy's route timeout where none is given.
@@ -95,7 +95,12 @@ pub(super) fn virtual_host(proto: proto::VirtualHost, table: &TableSettings, at:
         Tls::All => RequireTls::All,
     };
     let settings = HostSettings {
-        request_headers: Arc::new(mutation::lower("request", request_headers_to_add, request_headers_to_remove, at)),
+        request_headers: Arc::new(mutation::lower(
+            "request",
+            request_headers_to_add,
+            request_headers_to_remove,
+            at,
+        )),
         response_headers: Arc::new(mutation::lower(
             "response",
             response_headers_to_add,
@@ -125,7 +130,11 @@ pub(super) fn mirrors(
     above: &[Arc<Mirror>],
     at: &mut Lower,
 ) -> Vec<Arc<Mirror>> {
-    if protos.is_empty() { above.to_vec() } else { at.each("request_mirror_policies", protos, policy::mirror) }
+    if protos.is_empty() {
+        above.to_vec()
+    } else {
+        at.each("request_mirror_policies", protos, policy::mirror)
+    }
 }
 
 fn buffer_limit(old: Option<u32>, new: Option<u64>, at: &mut Lower) -> Option<u64> {
@@ -159,16 +168,18 @@ fn route(proto: proto::Route, table: &TableSettings, host: &HostSettings, at: &m
     let path = matched.as_ref().map(|matched| &matched.path);
     let overrides = filters::overrides(&host.overrides, typed_per_filter_config, at);
     let action = match action {
-        Some(proto::route::Action::Route(action)) => {
-            at.field("route", |at| forward(action, path, host, &overrides, at)).map(|action| Action::Forward(Box::new(action)))
-        }
+        Some(proto::route::Action::Route(action)) => at
+            .field("route", |at| forward(action, path, host, &overrides, at))
+            .map(|action| Action::Forward(Box::new(action))),
         Some(proto::route::Action::Redirect(action)) => {
             at.field("redirect", |at| redirect(action, path, at)).map(Action::Redirect)
         }
         Some(proto::route::Action::DirectResponse(action)) => {
             at.field("direct_response", |at| direct_response(action, table.max_direct_response, at))
         }
-        Some(proto::route::Action::NonForwardingAction(proto::NonForwardingAction {})) => Some(Action::NonForwarding),
+        Some(proto::route::Action::NonForwardingAction(proto::NonForwardingAction {})) => {
+            Some(Action::NonForwarding)
+        }
         Some(proto::route::Action::FilterAction(_)) => {
             at.unsupported("filter_action", true);
             None
@@ -230,7 +241,9 @@ fn route_match(proto: proto::RouteMatch, at: &mut Lower) -> Option<Condition> {
     let path = match path_specifier {
         Some(PathSpecifier::Prefix(prefix)) => PathRule::Prefix(prefix.into(), ignore_case),
         Some(PathSpecifier::Path(path)) => PathRule::Path(path.into(), ignore_case),
-        Some(PathSpecifier::PathSeparatedPrefix(prefix)) => PathRule::SeparatedPrefix(prefix.into(), ignore_case),
+        Some(PathSpecifier::PathSeparatedPrefix(prefix)) => {
+            PathRule::SeparatedPrefix(prefix.into(), ignore_case)
+        }
         Some(PathSpecifier::SafeRegex(pattern)) => {
             PathRule::Regex(at.field("safe_regex", |at| matcher::full_regex(pattern, at))?)
         }
@@ -362,8 +375,10 @@ fn forward(
         }),
         None => (None, None, None),
     };
-    let (old_grpc_max, old_grpc_offset) =
-        (switchable("max_grpc_timeout", max_grpc_timeout, at), at.duration("grpc_timeout_offset", grpc_timeout_offset));
+    let (old_grpc_max, old_grpc_offset) = (
+        switchable("max_grpc_timeout", max_grpc_timeout, at),
+        at.duration("grpc_timeout_offset", grpc_timeout_offset),
+    );
     let mut retry = at.optional("retry_policy", retry_policy, policy::retry);
     if retry.is_none() {
         retry.clone_from(&host.retry);
@@ -381,7 +396,8 @@ fn forward(
         grpc_timeout_offset: grpc_offset.or(old_grpc_offset).unwrap_or_default(),
         retry,
         mirrors: mirrors(request_mirror_policies, &host.mirrors, at),
-        high_priority: at.value::<core::RoutingPriority>("priority", priority)? == core::RoutingPriority::High,
+        high_priority: at.value::<core::RoutingPriority>("priority", priority)?
+            == core::RoutingPriority::High,
         hash_policy: at.each("hash_policy", hash_policy, policy::hash),
         upgrades: upgrades(upgrade_configs, at),
     })
@@ -396,7 +412,10 @@ fn upgrades(protos: Vec<proto::route_action::UpgradeConfig>, at: &mut Lower) -> 
             if name == "connect" {
                 at.unsupported("connect_config", true);
             } else {
-                at.error_at("connect_config", format!("non-CONNECT upgrade type {upgrade_type} has ConnectConfig"));
+                at.error_at(
+                    "connect_config",
+                    format!("non-CONNECT upgrade type {upgrade_type} has ConnectConfig"),
+                );
             }
         }
         if seen.iter().any(|other| *other.name == name) {
@@ -419,7 +438,9 @@ fn prefix_rewrite_of(with: String, path: Option<&PathRule>) -> PathRewrite {
         return PathRewrite::None;
     }
     let matched = match path {
-        Some(PathRule::Prefix(text, _) | PathRule::Path(text, _) | PathRule::SeparatedPrefix(text, _)) => text.len(),
+        Some(PathRule::Prefix(text, _) | PathRule::Path(text, _) | PathRule::SeparatedPrefix(text, _)) => {
+            text.len()
+        }
         Some(PathRule::Regex(_) | PathRule::Connect) | None => usize::MAX,
     };
     PathRewrite::Prefix { matched, with: with.into() }
@@ -433,7 +454,8 @@ fn host_rewrite(proto: Option<HostRewriteSpecifier>, at: &mut Lower) -> Option<H
         Some(HostRewriteSpecifier::AutoHostRewrite(true)) => HostRewrite::Auto,
         Some(HostRewriteSpecifier::HostRewriteHeader(name)) => HostRewrite::Header(header_name(&name)),
         Some(HostRewriteSpecifier::HostRewritePathRegex(rewrite)) => {
-            let (pattern, with) = at.field("host_rewrite_path_regex", |at| matcher::substitution(rewrite, at))?;
+            let (pattern, with) =
+                at.field("host_rewrite_path_regex", |at| matcher::substitution(rewrite, at))?;
             HostRewrite::PathRegex { pattern, with }
         }
         Some(HostRewriteSpecifier::HostRewrite(_)) => {
@@ -443,7 +465,11 @@ fn host_rewrite(proto: Option<HostRewriteSpecifier>, at: &mut Lower) -> Option<H
     })
 }
 
-fn weighted_clusters(proto: proto::WeightedCluster, above: &RouteOverrides, at: &mut Lower) -> Option<ClusterChoice> {
+fn weighted_clusters(
+    proto: proto::WeightedCluster,
+    above: &RouteOverrides,
+    at: &mut Lower,
+) -> Option<ClusterChoice> {
     let proto::WeightedCluster { clusters, total_weight, runtime_key_prefix, random_value_specifier } = proto;
     at.unsupported("random_value_specifier", random_value_specifier.is_some());
     let configured: u64 = clusters.iter().map(|cluster| u64::from(cluster.weight.unwrap_or(0))).sum();
@@ -473,7 +499,8 @@ fn weighted_clusters(proto: proto::WeightedCluster, above: &RouteOverrides, at: 
         at.unsupported("cluster_header", !cluster_header.is_empty());
         at.unsupported("metadata_match", metadata_match.is_some());
         use proto::weighted_cluster::cluster_weight::HostRewriteSpecifier::HostRewriteLiteral;
-        let host_rewrite = host_rewrite_specifier.map(|HostRewriteLiteral(text)| text).filter(|text| !text.is_empty());
+        let host_rewrite =
+            host_rewrite_specifier.map(|HostRewriteLiteral(text)| text).filter(|text| !text.is_empty());
         let mut weight = u64::from(weight.unwrap_or(0));
         if !runtime_key_prefix.is_empty() {
             weight = at.scope().runtime.integer(&format!("{runtime_key_prefix}.{name}")).unwrap_or(weight);
@@ -502,7 +529,9 @@ fn redirect(proto: proto::RedirectAction, path: Option<&PathRule>, at: &mut Lowe
         scheme_rewrite_specifier,
         path_rewrite_specifier,
     } = proto;
-    use proto::redirect_action::{PathRewriteSpecifier, RedirectResponseCode as Code, SchemeRewriteSpecifier};
+    use proto::redirect_action::{
+        PathRewriteSpecifier, RedirectResponseCode as Code, SchemeRewriteSpecifier,
+    };
     let scheme = match scheme_rewrite_specifier {
         Some(SchemeRewriteSpecifier::HttpsRedirect(true)) => Some("https".into()),
         Some(SchemeRewriteSpecifier::SchemeRedirect(scheme)) if !scheme.is_empty() => Some(scheme.into()),
@@ -511,7 +540,9 @@ fn redirect(proto: proto::RedirectAction, path: Option<&PathRule>, at: &mut Lowe
     let mut redirect_path = None;
     let mut rewrite = PathRewrite::None;
     match path_rewrite_specifier {
-        Some(PathRewriteSpecifier::PathRedirect(path)) if !path.is_empty() => redirect_path = Some(path.into()),
+        Some(PathRewriteSpecifier::PathRedirect(path)) if !path.is_empty() => {
+            redirect_path = Some(path.into())
+        }
         Some(PathRewriteSpecifier::PrefixRewrite(prefix)) => {
             rewrite = prefix_rewrite_of(prefix, path);
         }
@@ -534,7 +565,13 @@ fn redirect(proto: proto::RedirectAction, path: Option<&PathRule>, at: &mut Lowe
         host: (!host_redirect.is_empty()).then(|| host_redirect.into()),
         port: match port_redirect {
             0 => None,
-            port => Some(at.narrow("port_redirect", port)?),
+            port => match u16::try_from(port) {
+                Ok(port) => Some(port),
+                Err(_) => {
+                    at.error_at("port_redirect", "a port above 65535 is not supported yet");
+                    None
+                }
+            },
         },
         path: redirect_path,
         rewrite,
@@ -598,6 +635,10 @@ pub(super) fn cluster_references(action: &Action) -> Vec<(String, &'static str, 
 }
 
 /// Lowers a route table from its wire form, as RDS brings it.
-pub(crate) fn lower(source: &prost_types::Any, previous: Option<&RouteTable>, at: &mut Lower) -> Option<RouteTable> {
+pub(crate) fn lower(
+    source: &prost_types::Any,
+    previous: Option<&RouteTable>,
+    at: &mut Lower,
+) -> Option<RouteTable> {
     RouteTable::lower(source.clone(), previous, false, at)
 }

@@ -12,13 +12,18 @@ use crate::config::lower::Lower;
 use crate::http::filters::{REGISTRY, RouteOverrides, RouteSettings};
 
 /// The settings of one level on top of those of the level above.
-pub(super) fn overrides(above: &RouteOverrides, protos: HashMap<String, Any>, at: &mut Lower) -> RouteOverrides {
+pub(super) fn overrides(
+    above: &RouteOverrides,
+    protos: HashMap<String, Any>,
+    at: &mut Lower,
+) -> RouteOverrides {
     let mut merged = above.clone();
     // In a fixed order, for the errors.
     let mut protos: Vec<_> = protos.into_iter().collect();
     protos.sort_by(|(a, _), (b, _)| a.cmp(b));
     for (name, any) in protos {
-        let settings = at.field(&format!("typed_per_filter_config[\"{name}\"]"), |at| settings(&name, any, at));
+        let settings =
+            at.field(&format!("typed_per_filter_config[\"{name}\"]"), |at| settings(&name, any, at));
         if let Some(mut settings) = settings {
             settings.above = above.find(&name).cloned().map(Arc::new);
             merged.0.retain(|(other, _)| *other != name);
@@ -43,18 +48,25 @@ fn settings(name: &str, any: Any, at: &mut Lower) -> Option<RouteSettings> {
             let settings = at.field("config", |at| lower(name, config, is_optional, at))?;
             Some(RouteSettings { disabled, settings, above: None })
         }
-        // Only enables a filter that the chain disables.
-        None => Some(RouteSettings { disabled, settings: Arc::new(()), above: None }),
+        None => {
+            at.error_at("config", "is required unless the filter is disabled");
+            None
+        }
     }
 }
 
-fn lower(name: &str, any: Any, optional: bool, at: &mut Lower) -> Option<Arc<dyn std::any::Any + Send + Sync>> {
+fn lower(
+    name: &str,
+    any: Any,
+    optional: bool,
+    at: &mut Lower,
+) -> Option<Arc<dyn std::any::Any + Send + Sync>> {
     let type_name = leno_api::any::type_name(&any.type_url);
     let registration = REGISTRY.iter().find(|filter| filter.route_type == Some(type_name));
     match registration.and_then(|filter| filter.lower_route) {
         Some(lower) => lower(&any, at),
         None => {
-            if REGISTRY.iter().any(|filter| filter.config_type == type_name) {
+            if REGISTRY.iter().any(|filter| filter.config_type == type_name && filter.route_type.is_none()) {
                 at.error(format!(
                     "the filter '{name}' doesn't support virtual host or route specific configurations"
                 ));

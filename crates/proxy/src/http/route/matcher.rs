@@ -228,35 +228,36 @@ fn regex(
 }
 
 /// Lowers a RegexMatchAndSubstitute to the pattern and the crate's replacement text.
-pub(crate) fn substitution(proto: matcher::RegexMatchAndSubstitute, at: &mut Lower) -> Option<(Regex, Box<str>)> {
+pub(crate) fn substitution(
+    proto: matcher::RegexMatchAndSubstitute,
+    at: &mut Lower,
+) -> Option<(Regex, Box<str>)> {
     let matcher::RegexMatchAndSubstitute { pattern, substitution } = proto;
     let regex = at.required("pattern", pattern, |pattern, at| regex(pattern, re2::compile, at))?;
-    match re2::substitution(&substitution, &regex) {
-        Ok(with) => Some((regex, with.into())),
-        Err(error) => {
-            at.error_at("substitution", error);
-            None
-        }
-    }
+    let with = re2::substitution(&substitution, &regex);
+    Some((regex, with.into()))
 }
 
 /// Lowers a HeaderMatcher.
 pub(crate) fn header(proto: proto::HeaderMatcher, at: &mut Lower) -> Option<HeaderMatcher> {
-    let proto::HeaderMatcher { name, invert_match, treat_missing_header_as_empty, header_match_specifier } = proto;
+    let proto::HeaderMatcher { name, invert_match, treat_missing_header_as_empty, header_match_specifier } =
+        proto;
     use proto::header_matcher::HeaderMatchSpecifier as Specifier;
     let rule = match header_match_specifier {
         None => HeaderRule::Present(true),
         Some(Specifier::PresentMatch(present)) => HeaderRule::Present(present),
         Some(Specifier::RangeMatch(range)) => HeaderRule::Range(range.start, range.end),
-        Some(Specifier::StringMatch(text)) => HeaderRule::Text(at.field("string_match", |at| string(text, at))?),
+        Some(Specifier::StringMatch(text)) => {
+            HeaderRule::Text(at.field("string_match", |at| string(text, at))?)
+        }
         // The rest is deprecated.
         Some(Specifier::ExactMatch(text)) => HeaderRule::Text(StringMatcher::Exact(text.into(), false)),
         Some(Specifier::PrefixMatch(text)) => HeaderRule::Text(StringMatcher::Prefix(text.into(), false)),
         Some(Specifier::SuffixMatch(text)) => HeaderRule::Text(StringMatcher::Suffix(text.into(), false)),
         Some(Specifier::ContainsMatch(text)) => HeaderRule::Text(StringMatcher::Contains(text.into(), false)),
-        Some(Specifier::SafeRegexMatch(pattern)) => {
-            HeaderRule::Text(StringMatcher::Regex(at.field("safe_regex_match", |at| full_regex(pattern, at))?))
-        }
+        Some(Specifier::SafeRegexMatch(pattern)) => HeaderRule::Text(StringMatcher::Regex(
+            at.field("safe_regex_match", |at| full_regex(pattern, at))?,
+        )),
     };
     let name = header_name(&name);
     Some(HeaderMatcher { name, rule, invert: invert_match, missing_as_empty: treat_missing_header_as_empty })
@@ -275,7 +276,9 @@ pub(crate) fn query(proto: proto::QueryParameterMatcher, at: &mut Lower) -> Opti
     let rule = match query_parameter_match_specifier {
         None => QueryRule::Present(true),
         Some(Specifier::PresentMatch(present)) => QueryRule::Present(present),
-        Some(Specifier::StringMatch(text)) => QueryRule::Text(at.field("string_match", |at| string(text, at))?),
+        Some(Specifier::StringMatch(text)) => {
+            QueryRule::Text(at.field("string_match", |at| string(text, at))?)
+        }
     };
     Some(QueryMatcher { name: name.into(), rule })
 }

@@ -69,7 +69,8 @@ pub(super) fn retry(proto: proto::RetryPolicy, at: &mut Lower) -> Option<Arc<Ret
     at.unsupported("refresh_cluster_on_retry", refresh_cluster_on_retry);
     let predicates = at.each("retry_host_predicate", retry_host_predicate, |predicate, at| {
         let proto::retry_policy::RetryHostPredicate { name, config_type } = predicate;
-        let Some(proto::retry_policy::retry_host_predicate::ConfigType::TypedConfig(any)) = config_type else {
+        let Some(proto::retry_policy::retry_host_predicate::ConfigType::TypedConfig(any)) = config_type
+        else {
             at.error_at("typed_config", format!("retry host predicate '{name}' must have a typed config"));
             return None;
         };
@@ -93,15 +94,9 @@ pub(super) fn retry(proto: proto::RetryPolicy, at: &mut Lower) -> Option<Arc<Ret
         }
         Some((base, max))
     });
-    let mut status_codes = Vec::new();
-    for (index, code) in retriable_status_codes.into_iter().enumerate() {
-        // What cannot be a status never matches.
-        if let Ok(code) = u16::try_from(code) {
-            status_codes.push(code);
-        } else {
-            at.error_at(&format!("retriable_status_codes[{index}]"), format!("{code} is no status code"));
-        }
-    }
+    // What cannot be a status never matches.
+    let status_codes =
+        retriable_status_codes.into_iter().filter_map(|code| u16::try_from(code).ok()).collect();
     Some(Arc::new(RetryPolicy {
         on: retry_on(&on),
         max_retries: num_retries.unwrap_or(1),
@@ -172,7 +167,9 @@ pub(super) fn mirror(proto: RequestMirrorPolicy, at: &mut Lower) -> Option<Arc<M
         (false, true) => ClusterChoice::Name(cluster.into()),
         (true, false) => ClusterChoice::Header(header_name(&cluster_header)),
         _ => {
-            at.error("exactly one of cluster and cluster_header must be specified in request_mirror_policies");
+            at.error(
+                "exactly one of cluster and cluster_header must be specified in request_mirror_policies",
+            );
             return None;
         }
     };

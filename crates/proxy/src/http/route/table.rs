@@ -197,7 +197,12 @@ impl RouteTable {
         at.unsupported("cluster_specifier_plugins", !cluster_specifier_plugins.is_empty());
         at.unsupported("route_specifiers", !route_specifiers.is_empty());
         let settings = TableSettings {
-            request_headers: Arc::new(mutation::lower("request", request_headers_to_add, request_headers_to_remove, at)),
+            request_headers: Arc::new(mutation::lower(
+                "request",
+                request_headers_to_add,
+                request_headers_to_remove,
+                at,
+            )),
             response_headers: Arc::new(mutation::lower(
                 "response",
                 response_headers_to_add,
