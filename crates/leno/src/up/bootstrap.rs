@@ -21,7 +21,6 @@ pub(crate) fn bootstrap(pod: &PodPlan, layout: &Layout, mesh: &str) -> Value {
         "layered_runtime": { "layers": [{
             "name": "global config",
             "static_layer": {
-                "overload.global_downstream_max_connections": "2147483647",
                 "re2.max_program_size.error_level": "32768",
             },
         }] },
@@ -147,7 +146,6 @@ fn static_cluster(name: &str, address: SocketAddr) -> Value {
 fn xds_cluster(address: SocketAddr) -> Value {
     let mut cluster = static_cluster("xds-grpc", address);
     cluster["connect_timeout"] = json!("1s");
-    cluster["max_requests_per_connection"] = json!(1);
     cluster["circuit_breakers"] = json!({ "thresholds": [
         { "priority": "DEFAULT", "max_connections": 100_000, "max_pending_requests": 100_000, "max_requests": 100_000 },
         { "priority": "HIGH", "max_connections": 100_000, "max_pending_requests": 100_000, "max_requests": 100_000 },

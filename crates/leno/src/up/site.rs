@@ -56,6 +56,11 @@ impl Site {
         let flags = ["--concurrency", "1", "--drain-time-s", "2", "--drain-strategy", "immediate"];
         argv.extend(flags.map(str::to_owned));
         argv.extend(["--disable-hot-restart".to_owned(), "-l".to_owned(), self.proxy_log_level.clone()]);
+        if let ProxyProgram::Envoy(_) = self.proxy {
+            // As pilot-agent does it: Envoy warns of deprecated fields that Istio's configuration has, and
+            // of limits that it does not have.
+            argv.extend(["--component-log-level", "misc:error,main:error"].map(str::to_owned));
+        }
         let mut spec = ProcessSpec {
             name: format!("{pod}/istio-proxy"),
             argv,
