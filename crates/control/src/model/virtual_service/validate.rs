@@ -1,8 +1,8 @@
 //! What a VirtualService must look like, and which of its fields have no effect yet.
 
 use super::{
-    Destination, HeaderOperations, Headers, HttpMatch, HttpRoute, L4Match, Percent, Redirect, Retries,
-    RouteDestination, VirtualService,
+    Destination, Fault, GRPC_STATUSES, HeaderOperations, Headers, HttpMatch, HttpRoute, L4Match, Percent,
+    Redirect, Retries, RouteDestination, VirtualService,
 };
 use crate::model::check::{Check, is_cidr_or_address, is_header_name};
 use crate::model::diagnostic::Finding;
@@ -128,9 +128,68 @@ fn http_route(check: &mut Check, rule: &HttpRoute) {
     if let Some(headers) = &rule.headers {
         check.at("headers", |check| header_changes(check, headers));
     }
-    check.unsupported("delegate", rule.delegate.is_some());
-    check.unsupported("fault", rule.fault.is_some());
-    check.unsupported("corsPolicy", rule.cors_policy.is_some());
+    if rule.delegate.is_some() {
+        // Left out, requests would fall to rules that are not meant for them.
+        check.at("delegate", |check| check.error("unsupported-field", "delegation is not supported yet"));
+    }
+    if let Some(injected) = &rule.fault {
+        check.at("fault", |check| fault(check, injected));
+    }
+    if let Some(policy) = &rule.cors_policy {
+        check.at("corsPolicy", |check| {
+            check.each("allowOrigins", &policy.allow_origins, |check, origin| {
+                check.string_match(origin);
+                if origin.is_present_match() {
+                    check.invalid("an origin needs one of exact, prefix and regex");
+                }
+            });
+        });
+    }
+}
+
+fn fault(check: &mut Check, injected: &Fault) {
+    if injected.delay.is_none() && injected.abort.is_none() {
+        check.invalid("one of delay and abort is needed");
+    }
+    if let Some(delay) = &injected.delay {
+        check.at("delay", |check| {
+            check.unsupported("exponentialDelay", delay.exponential_delay.is_some());
+            if delay.fixed_delay.is_none_or(|delay| delay.0.as_millis() == 0) {
+                check.at("fixedDelay", |check| check.invalid("must be 1ms or more"));
+            }
+            if !(0..=100).contains(&delay.percent) {
+                check.at("percent", |check| {
+                    check.invalid(format!("{} is not between 0 and 100", delay.percent))
+                });
+            }
+            percent(check, delay.percentage);
+            if delay.percentage.is_none() && delay.percent == 0 {
+                check.warn("no-effect", "without percentage no request is delayed");
+            }
+        });
+    }
+    if let Some(abort) = &injected.abort {
+        check.at("abort", |check| {
+            check.unsupported("http2Error", abort.http2_error.is_some());
+            match (abort.http_status, &abort.grpc_status) {
+                (Some(status), None) if (200..600).contains(&status) => {}
+                (Some(status), None) => {
+                    check.at("httpStatus", |check| {
+                        check.invalid(format!("{status} is no status from 200 to 599"))
+                    });
+                }
+                (None, Some(name)) if GRPC_STATUSES.contains(&name.as_str()) => {}
+                (None, Some(name)) => {
+                    check.at("grpcStatus", |check| check.invalid(format!("{name:?} is no gRPC status")));
+                }
+                _ => check.invalid("one of httpStatus and grpcStatus is needed"),
+            }
+            percent(check, abort.percentage);
+            if abort.percentage.is_none() {
+                check.warn("no-effect", "without percentage no request is aborted");
+            }
+        });
+    }
 }
 
 fn http_match(check: &mut Check, matcher: &HttpMatch) {

@@ -94,7 +94,7 @@ fn header(name: &str, wanted: &StringMatch) -> route::HeaderMatcher {
 }
 
 /// A text's condition; `None` if it must only be there.
-fn string(wanted: &StringMatch) -> Option<matcher::StringMatcher> {
+pub(crate) fn string(wanted: &StringMatch) -> Option<matcher::StringMatcher> {
     use matcher::string_matcher::MatchPattern;
     if wanted.is_present_match() {
         return None;

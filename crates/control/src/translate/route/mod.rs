@@ -5,6 +5,7 @@
 //! - `rule.rs`: an HTTP rule of a VirtualService as Envoy routes, with `matcher.rs` and `action.rs`.
 
 pub(crate) mod action;
+mod filter;
 mod gateway;
 mod matcher;
 pub(crate) mod rule;

@@ -2,7 +2,7 @@
 
 use leno_derive::Cx;
 
-use super::{action, matcher};
+use super::{action, filter, matcher};
 use crate::model::virtual_service::{Destination, HttpMatch, HttpRoute};
 use crate::registry::Visible;
 use crate::registry::instances::selects;
@@ -72,6 +72,7 @@ fn http_route(
         name: http.name.clone(),
         r#match: Some(matcher::route_match(conditions)),
         metadata: Some(istio_metadata([("config", text(path))])),
+        typed_per_filter_config: filter::settings(http),
         ..route::Route::default()
     };
     if let Some(conditions) = conditions {

@@ -1,0 +1,112 @@
+//! What a rule asks of HTTP filters: faults and CORS, as settings of the filters for one route.
+
+use std::collections::HashMap;
+
+use leno_api::proto::envoy::extensions::filters::common::fault::v3 as common;
+use leno_api::proto::envoy::extensions::filters::http::cors::v3::CorsPolicy as CorsMessage;
+use leno_api::proto::envoy::extensions::filters::http::fault::v3 as fault;
+use prost_types::Any;
+
+use super::matcher;
+use crate::model::duration::Span;
+use crate::model::string_match::StringMatch;
+use crate::model::virtual_service::{
+    CorsPolicy, Fault, GRPC_STATUSES, HttpRoute, Percent, UnmatchedPreflights,
+};
+use crate::translate::proto::{core, ty};
+use crate::translate::resource::pack;
+
+const FAULT: &str = "envoy.filters.http.fault";
+const CORS: &str = "envoy.filters.http.cors";
+
+/// The settings of filters for the routes of a rule.
+pub(crate) fn settings(rule: &HttpRoute) -> HashMap<String, Any> {
+    let mut entries = Vec::new();
+    if let Some(policy) = &rule.cors_policy {
+        entries.push((CORS.to_owned(), pack(&cors(policy))));
+    }
+    if let Some(injected) = &rule.fault {
+        entries.push((FAULT.to_owned(), pack(&inject(injected))));
+    }
+    in_order(&entries)
+}
+
+/// A map that is encoded in the order of the entries. Maps of the same entries would else be
+/// encoded differently, and a resource would seem to change that has not; every new map has
+/// another order, and of two entries every other map has the right one. Its clones keep it.
+fn in_order(entries: &[(String, Any)]) -> HashMap<String, Any> {
+    loop {
+        let map: HashMap<String, Any> = entries.iter().cloned().collect();
+        if map.keys().eq(entries.iter().map(|(name, _)| name)) {
+            return map;
+        }
+    }
+}
+
+fn inject(injected: &Fault) -> fault::HttpFault {
+    let delay = injected.delay.as_ref().and_then(|delay| {
+        Some(common::FaultDelay {
+            percentage: Some(share(delay.percentage, delay.percent)),
+            fault_delay_secifier: Some(common::fault_delay::FaultDelaySecifier::FixedDelay(
+                delay.fixed_delay?.to_proto(),
+            )),
+        })
+    });
+    let abort = injected.abort.as_ref().and_then(|abort| {
+        let status = abort.http_status.and_then(|status| u32::try_from(status).ok());
+        let code = abort.grpc_status.as_ref().and_then(|name| grpc_code(name));
+        let error = status
+            .map(fault::fault_abort::ErrorType::HttpStatus)
+            .or(code.map(fault::fault_abort::ErrorType::GrpcStatus))?;
+        Some(fault::FaultAbort {
+            percentage: Some(share(abort.percentage, 0)),
+            error_type: Some(error),
+            ..fault::FaultAbort::default()
+        })
+    });
+    fault::HttpFault { delay, abort, ..fault::HttpFault::default() }
+}
+
+/// Of how many requests; none, if nothing is said.
+fn share(percentage: Option<Percent>, percent: i32) -> ty::v3::FractionalPercent {
+    use ty::v3::fractional_percent::DenominatorType;
+    match percentage {
+        Some(Percent { value }) => ty::v3::FractionalPercent {
+            numerator: (value * 10_000.0).round() as u32,
+            denominator: DenominatorType::Million as i32,
+        },
+        None => ty::v3::FractionalPercent {
+            numerator: u32::try_from(percent).unwrap_or(0),
+            denominator: DenominatorType::Hundred as i32,
+        },
+    }
+}
+
+/// The number of a gRPC status.
+fn grpc_code(name: &str) -> Option<u32> {
+    let position = GRPC_STATUSES.iter().position(|known| *known == name)?;
+    u32::try_from(position).ok()
+}
+
+fn cors(policy: &CorsPolicy) -> CorsMessage {
+    let exact = |origin: &String| StringMatch { exact: Some(origin.clone()), ..StringMatch::default() };
+    let old: Vec<StringMatch> = policy.allow_origin.iter().map(exact).collect();
+    let origins = if policy.allow_origins.is_empty() { &old } else { &policy.allow_origins };
+    let seconds = |age: Span| age.0.as_secs().to_string();
+    CorsMessage {
+        allow_origin_string_match: origins.iter().filter_map(matcher::string).collect(),
+        allow_methods: policy.allow_methods.join(","),
+        allow_headers: policy.allow_headers.join(","),
+        expose_headers: policy.expose_headers.join(","),
+        max_age: policy.max_age.map(seconds).unwrap_or_default(),
+        allow_credentials: policy.allow_credentials,
+        filter_enabled: Some(core::RuntimeFractionalPercent {
+            default_value: Some(ty::v3::FractionalPercent { numerator: 100, denominator: 0 }),
+            ..core::RuntimeFractionalPercent::default()
+        }),
+        forward_not_matching_preflights: Some(
+            policy.unmatched_preflights != Some(UnmatchedPreflights::Ignore),
+        ),
+        ..CorsMessage::default()
+    }
+}
