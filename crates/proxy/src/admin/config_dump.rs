@@ -66,7 +66,12 @@ fn dump<'a>(context: &'a Context, query: &'a Query) -> Asking<'a> {
         if query.has("include_eds") {
             parts.push(endpoints(&view, &names));
         }
-        parts.extend([listeners(context, &view, &names), routes(context, &view, &names)]);
+        parts.extend([
+            listeners(context, &view, &names),
+            scoped_routes(),
+            routes(context, &view, &names),
+            secrets(),
+        ]);
         select(&parts, query)
     })
 }
@@ -306,6 +311,18 @@ fn routes(context: &Context, view: &View, names: &Names) -> Part {
             ("dynamic_route_configs", "RoutesConfigDump.DynamicRouteConfig", &DYNAMIC_ROUTE),
         ],
     }
+}
+
+/// There are no scoped routes here; Envoy's dump has the message even so.
+fn scoped_routes() -> Part {
+    let known = &["inline_scoped_route_configs", "dynamic_scoped_route_configs"];
+    Part { name: "ScopedRoutesConfigDump", fields: Map::new(), known, lists: &[] }
+}
+
+/// There are no secrets without TLS, likewise.
+fn secrets() -> Part {
+    let known = &["static_secrets", "dynamic_active_secrets", "dynamic_warming_secrets"];
+    Part { name: "SecretsConfigDump", fields: Map::new(), known, lists: &[] }
 }
 
 /// The route tables that a listener's connection managers have inline.

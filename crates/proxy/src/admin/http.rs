@@ -39,11 +39,25 @@ const FORM_LIMIT: usize = 64 * 1024;
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
 impl Context {
-    /// Binds the configured address. Must be called within a tokio runtime.
+    /// Binds the configured address and writes it to `--admin-address-path`. Must be called
+    /// within a tokio runtime.
     ///
     /// # Errors
     /// What the system says; also if no address is configured, or a name instead of an IP.
     pub(crate) fn bind(&self) -> std::io::Result<Socket> {
+        let socket = self.bind_socket()?;
+        if let Some(path) = &self.server.options.admin_address_path {
+            let address = match (&self.address, socket.local_address()) {
+                (_, Some(address)) => address.to_string(),
+                (Some(Address::Pipe(path, _)), None) => path.to_string(),
+                (_, None) => String::new(),
+            };
+            std::fs::write(path, address)?;
+        }
+        Ok(socket)
+    }
+
+    fn bind_socket(&self) -> std::io::Result<Socket> {
         let invalid = |text: &str| std::io::Error::new(std::io::ErrorKind::InvalidInput, text.to_owned());
         match &self.address {
             Some(Address::Ip(address)) => {

@@ -54,7 +54,7 @@ impl Wanted {
 
     /// The stats, sampled ones brought up to date.
     pub(super) fn scrape(&self, context: &Context) -> Vec<Stat> {
-        context.sampled.sample();
+        context.sampled.sample(&context.stats);
         let mut stats = scrape(&context.stats, |name| {
             let matches =
                 self.filter.as_ref().is_none_or(|filter| filter.is_match(name.as_bytes()) != self.inverted);

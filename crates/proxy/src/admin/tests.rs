@@ -596,7 +596,13 @@ async fn configuration() {
               ]
             },
             {
+              "@type": "type.googleapis.com/envoy.admin.v3.ScopedRoutesConfigDump"
+            },
+            {
               "@type": "type.googleapis.com/envoy.admin.v3.RoutesConfigDump"
+            },
+            {
+              "@type": "type.googleapis.com/envoy.admin.v3.SecretsConfigDump"
             }
           ]
         }"#]]
@@ -699,6 +705,19 @@ fn masks_and_queries() {
     assert_eq!(query.find("a"), Some("1+2"));
     assert_eq!((query.find("b"), query.find("c"), query.find("d")), (Some(""), Some("x y"), Some("%zz")));
     assert!(!query.has("e"));
+}
+
+#[tokio::test]
+async fn the_address_is_written_down() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("admin");
+    let options = Options { admin_address_path: Some(path.clone()), ..Options::default() };
+    let address = Some(crate::config::address::Address::Ip("127.0.0.1:0".parse().unwrap()));
+    let config = AdminConfig { address, ..AdminConfig::default() };
+    let (commands, _asked) = mpsc::unbounded_channel();
+    let context = Context::new(&options, config, Arc::default(), 1, commands, Instant::now());
+    let socket = context.bind().unwrap();
+    assert_eq!(std::fs::read_to_string(path).unwrap(), socket.local_address().unwrap().to_string());
 }
 
 #[tokio::test]

@@ -74,8 +74,13 @@ pub(crate) fn scrape(store: &StatsStore, wanted: impl Fn(&str) -> bool) -> Vec<S
         let Some(first) = blocks.first() else { continue };
         for (index, (name, kind)) in first.schema().0.iter().enumerate() {
             let name = format!("{prefix}{name}");
+            // Envoy makes these when the first such answer comes.
+            let on_demand = name.starts_with("cluster.") && name.ends_with("xx");
             if wanted(&name) {
-                stats.push(sum(name, *kind, index, blocks));
+                let stat = sum(name, *kind, index, blocks);
+                if stat.used || !on_demand {
+                    stats.push(stat);
+                }
             }
         }
         let mut statuses: BTreeMap<u16, u64> = BTreeMap::new();

@@ -10,7 +10,7 @@ use leno_xds::TypeUrl;
 
 use crate::snapshot::Snapshot;
 use crate::telemetry::access_log::sink;
-use crate::telemetry::stats::{Cell, ThreadStats, stats_scope};
+use crate::telemetry::stats::{Cell, StatsStore, ThreadStats, stats_scope, total};
 
 stats_scope! {
     /// `server.`
@@ -25,9 +25,6 @@ stats_scope! {
         gauge state;
         gauge total_connections;
         gauge uptime;
-        counter dynamic_unknown_fields;
-        counter static_unknown_fields;
-        histogram initialization_time_ms;
     }
 }
 
@@ -39,10 +36,7 @@ stats_scope! {
         counter cluster_added;
         counter cluster_modified;
         counter cluster_removed;
-        counter cluster_updated;
-        counter cds_init_fetch_timeout = "cds.init_fetch_timeout";
         counter cds_update_attempt = "cds.update_attempt";
-        counter cds_update_failure = "cds.update_failure";
         counter cds_update_rejected = "cds.update_rejected";
         counter cds_update_success = "cds.update_success";
         gauge cds_update_time = "cds.update_time";
@@ -53,20 +47,12 @@ stats_scope! {
     /// `listener_manager.`
     struct ListenerScope {
         counter listener_added;
-        counter listener_create_failure;
-        counter listener_create_success;
-        counter listener_in_place_updated;
         counter listener_modified;
         counter listener_removed;
-        counter listener_stopped;
-        gauge total_filter_chains_draining;
         gauge total_listeners_active;
-        gauge total_listeners_draining;
         gauge total_listeners_warming;
         gauge workers_started;
-        counter lds_init_fetch_timeout = "lds.init_fetch_timeout";
         counter lds_update_attempt = "lds.update_attempt";
-        counter lds_update_failure = "lds.update_failure";
         counter lds_update_rejected = "lds.update_rejected";
         counter lds_update_success = "lds.update_success";
         gauge lds_update_time = "lds.update_time";
@@ -77,8 +63,6 @@ stats_scope! {
     /// `control_plane.`
     struct ControlPlaneScope {
         gauge connected_state;
-        gauge pending_requests;
-        counter rate_limit_enforced;
     }
 }
 
@@ -213,8 +197,14 @@ impl Sampled {
         Self { server: ServerStats::new(thread, "server."), files: FileStats::new(thread, "filesystem.") }
     }
 
-    /// Brings them up to date.
-    pub(crate) fn sample(&self) {
+    /// Brings them up to date; `store` is where all listeners count.
+    pub(crate) fn sample(&self, store: &StatsStore) {
+        let active = store.blocks().into_iter().filter(|block| block.prefix().starts_with("listener."));
+        let active = active.filter_map(|block| {
+            let index = block.schema().0.iter().position(|(name, _)| *name == "downstream_cx_active")?;
+            Some(block.cell(index).value())
+        });
+        self.server.total_connections().set(total(active));
         let memory = Memory::sample();
         self.server.memory_allocated().set(memory.allocated);
         self.server.memory_heap_size().set(memory.heap);

@@ -134,6 +134,7 @@ impl Session<'_> {
             let upstream = &mut self.info.borrow_mut().upstream;
             upstream.cluster = Some(cluster.config.stat_name.clone());
             upstream.cluster_raw = Some(cluster.config.name.clone());
+            upstream.cluster_metadata = Some(Arc::clone(&cluster.config.metadata));
         }
         for attempt in 1..=self.proxy.max_connect_attempts {
             let Some(host) = cluster.pick(&self.pick_context()) else {
@@ -145,6 +146,7 @@ impl Session<'_> {
                 let upstream = &mut self.info.borrow_mut().upstream;
                 upstream.host = host.address;
                 upstream.hostname = host.config.hostname.clone();
+                upstream.host_metadata = Some(Arc::clone(&host.config.metadata));
                 upstream.attempts = attempt;
             }
             let started = Instant::now();
