@@ -95,6 +95,7 @@ pub(crate) async fn forward(exchange: Exchange<'_, '_>, selected: &Selected, rou
     let timeouts = Timeouts::read(route, config, &mut head);
     let retries = Retries::new(route.retry.as_ref(), config, &mut head);
     apply_stream_limits(stream, route, &head);
+    announce_attempt(stream, selected, &timeouts, timeouts.global, 1, &mut head);
     head::prepare_request(stream, selected, route, &mut head);
     let mirrors = if route.mirrors.is_empty() {
         Vec::new()
@@ -134,6 +135,27 @@ fn choose_cluster(stream: &mut Stream, selected: &Selected, route: &Forward) -> 
 fn note_cluster(stream: &mut Stream, cluster: &WorkerCluster) {
     stream.info.upstream.cluster = Some(cluster.config.stat_name.clone());
     stream.info.upstream.cluster_raw = Some(cluster.config.name.clone());
+    stream.info.upstream.cluster_metadata = Some(std::sync::Arc::clone(&cluster.config.metadata));
+}
+
+/// Tells the endpoint how long it has and which attempt this is.
+fn announce_attempt(
+    stream: &Stream,
+    selected: &Selected,
+    timeouts: &Timeouts,
+    left: Option<Duration>,
+    attempt: u32,
+    head: &mut HeaderMap,
+) {
+    if !stream.manager.router.suppress_envoy_headers
+        && let Some(expected) = timeouts.expected(left)
+    {
+        let millis = u64::try_from(expected.as_millis()).unwrap_or(u64::MAX).max(1);
+        set_number(head, Known::EnvoyExpectedRqTimeoutMs, millis);
+    }
+    if selected.virtual_host.include_request_attempt_count {
+        set_number(head, Known::EnvoyAttemptCount, attempt.into());
+    }
 }
 
 /// The route's idle timeout and stream duration replace the connection manager's.
@@ -231,6 +253,9 @@ impl Router<'_, '_, '_> {
         let upstream = match upstream {
             Ok(upstream) => upstream,
             Err(failure) => {
+                if failure.reason == ResetReason::Overflow {
+                    self.exchange.stream.info.upstream.host = None;
+                }
                 if let Some(detail) = &failure.detail {
                     let words = detail.replace(' ', "_");
                     self.exchange.stream.info.upstream.transport_failure = Some(words.into());
@@ -271,20 +296,15 @@ impl Router<'_, '_, '_> {
         let host = self.cluster.pick(&context)?;
         stream.info.upstream.host = host.address;
         stream.info.upstream.hostname = host.config.hostname.clone();
+        stream.info.upstream.host_metadata = Some(std::sync::Arc::clone(&host.config.metadata));
         self.tried.extend(host.address);
         let mut head = std::mem::take(&mut stream.request);
         head::rewrite_for_host(self.route, &host, &mut head);
-        if !stream.manager.router.suppress_envoy_headers {
-            let first = stream.info.upstream.attempts == 1;
-            let spent = if first { Duration::ZERO } else { now().saturating_duration_since(self.begun) };
+        let attempts = stream.info.upstream.attempts;
+        if attempts > 1 {
+            let spent = now().saturating_duration_since(self.begun);
             let left = self.timeouts.global.map(|limit| limit.saturating_sub(spent));
-            if let Some(expected) = self.timeouts.expected(left) {
-                let millis = u64::try_from(expected.as_millis()).unwrap_or(u64::MAX).max(1);
-                set_number(&mut head, Known::EnvoyExpectedRqTimeoutMs, millis);
-            }
-        }
-        if self.selected.virtual_host.include_request_attempt_count {
-            set_number(&mut head, Known::EnvoyAttemptCount, stream.info.upstream.attempts.into());
+            announce_attempt(stream, self.selected, &self.timeouts, left, attempts, &mut head);
         }
         stream.request = head;
         Some(host)

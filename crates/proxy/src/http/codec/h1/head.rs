@@ -488,30 +488,30 @@ pub(crate) fn write_response(bytes: &mut Vec<u8>, map: &HeaderMap, shape: Respon
         }
     }
     let bodiless = shape.to_head || status < 200 || status == 204 || status == 304;
-    let mut close = shape.close;
+    let told = length.map(|text| std::str::from_utf8(text).ok().and_then(|text| text.parse().ok()).unwrap_or(0));
     let body = if status == 101 || (shape.tunnel && (200..300).contains(&status)) {
-        close = false;
         BodyLength::UntilClose
     } else if shape.end || bodiless {
-        if shape.end && length.is_none() && !bodiless {
-            write_field(bytes, b"content-length", b"0", style.proper_case);
-        }
         BodyLength::Empty
-    } else if let Some(length) = length {
-        BodyLength::Known(std::str::from_utf8(length).ok().and_then(|text| text.parse().ok()).unwrap_or(0))
-    } else if shape.http10 {
-        close = true;
-        BodyLength::UntilClose
     } else {
-        write_field(bytes, b"transfer-encoding", b"chunked", style.proper_case);
-        BodyLength::Chunked
+        match told {
+            Some(length) => BodyLength::Known(length),
+            None if shape.http10 => BodyLength::UntilClose,
+            None => BodyLength::Chunked,
+        }
     };
+    let tunnel = body == BodyLength::UntilClose && (status == 101 || shape.tunnel);
     if status == 101 {
         write_field(bytes, b"connection", b"upgrade", style.proper_case);
-    } else if close {
+    } else if (shape.close || body == BodyLength::UntilClose) && !tunnel {
         write_field(bytes, b"connection", b"close", style.proper_case);
     } else if shape.http10 && status >= 200 {
         write_field(bytes, b"connection", b"keep-alive", style.proper_case);
+    }
+    if body == BodyLength::Chunked {
+        write_field(bytes, b"transfer-encoding", b"chunked", style.proper_case);
+    } else if shape.end && length.is_none() && !bodiless && body == BodyLength::Empty {
+        write_field(bytes, b"content-length", b"0", style.proper_case);
     }
     bytes.extend_from_slice(b"\r\n");
     body
