@@ -326,6 +326,10 @@ impl Cluster {
                 }
                 None => {
                     let (published, problem) = self.bind(number, &publication, target).await;
+                    if let Some(published) = published.as_ref().filter(|_| self.said_ready) {
+                        let url = url(&publication, published.address);
+                        self.display.line(format!("published {url} (gateway {})", publication.gateway));
+                    }
                     self.published.insert(number, Port { publication, published, problem });
                 }
             }

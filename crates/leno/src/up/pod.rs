@@ -12,7 +12,7 @@ use std::time::Duration;
 use anyhow::Context;
 use futures_util::future::{join_all, select_all};
 use leno_node::{
-    Backoff, Capabilities, Mode, Pod, PodSpec, ProcessSpec, Redirect, Restart, State, Status, Supervisor,
+    Backoff, Capabilities, Ipv4Net, Mode, Pod, PodSpec, ProcessSpec, Redirect, Restart, State, Status, Supervisor,
 };
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
@@ -194,7 +194,11 @@ impl Life {
                     Layout::Namespaces { owner: Owner::User, .. } => Redirect::default(),
                     _ => Redirect::by_mark(),
                 };
-                self.plan.capture.redirect(defaults)
+                let mut redirect = self.plan.capture.redirect(defaults);
+                // The node has nothing but the control plane, which the proxy must reach before it can
+                // know of anything.
+                redirect.exclude_outbound_cidrs.push(Ipv4Net { address: self.site.layout.node(), prefix: 32 });
+                redirect
             });
             let create = move || {
                 let pod = Pod::create(&node, &spec)?;
