@@ -90,8 +90,11 @@ pub(crate) fn parse(graph: &Graph, node: &core::Node) -> Result<Node, BadNode> {
         },
         _ => Interception::Redirect,
     };
-    // A gateway does not intercept anything, whatever it says.
-    let interception = if role == Role::Router { Interception::Redirect } else { interception };
+    // A gateway does not intercept anything. Without namespaces of its own it has only its address.
+    let interception = match interception {
+        Interception::Tproxy if role == Role::Router => Interception::Redirect,
+        interception => interception,
+    };
     Ok(Node {
         name: name.to_owned(),
         id: node.id.clone(),

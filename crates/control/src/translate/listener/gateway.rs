@@ -1,5 +1,6 @@
 //! A gateway's listeners: one per port that its Gateways ask for.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use leno_derive::{Cx, Query};
@@ -21,27 +22,34 @@ use crate::translate::proto::{core, listener};
 use crate::translate::resource::Resource;
 use crate::translate::route::rule::Place;
 
-/// All listeners of a gateway workload.
+/// All listeners of a gateway workload, which binds the address given unless a Gateway says more.
 pub(super) struct GatewayListeners;
 
 impl Query for GatewayListeners {
-    type Key = (Viewer, Workload);
+    type Key = (Viewer, Workload, Option<IpAddr>);
     type Value = Vec<Arc<Resource>>;
     const NAME: &'static str = "gateway-listeners";
 
-    fn derive(cx: &Cx<'_>, (viewer, workload): &(Viewer, Workload)) -> Vec<Arc<Resource>> {
+    fn derive(cx: &Cx<'_>, (viewer, workload, own): &Self::Key) -> Vec<Arc<Resource>> {
         let mesh = cx.get::<Mesh>(&());
         let attached = cx.get::<AttachedGateways>(workload);
         let ports = attached.ports.iter();
-        ports.filter_map(|port| build(cx, &mesh, viewer, port)).map(Arc::new).collect()
+        ports.filter_map(|port| build(cx, &mesh, viewer, port, *own)).map(Arc::new).collect()
     }
 }
 
 /// The listener of a port; `None` if there is nothing that it could do with a connection.
-fn build(cx: &Cx<'_>, mesh: &MeshConfig, viewer: &Viewer, port: &GatewayPort) -> Option<Resource> {
+fn build(
+    cx: &Cx<'_>,
+    mesh: &MeshConfig,
+    viewer: &Viewer,
+    port: &GatewayPort,
+    own: Option<IpAddr>,
+) -> Option<Resource> {
     let host = if port.bind.is_empty() { "0.0.0.0" } else { &port.bind };
     let name = name::listener(host, port.port);
-    let mut message = bare(&name, host, port.port, core::TrafficDirection::Outbound);
+    let bound = own.filter(|_| port.bind.is_empty()).map_or_else(|| host.to_owned(), |own| own.to_string());
+    let mut message = bare(&name, &bound, port.port, core::TrafficDirection::Outbound);
     let mut origins: Vec<_> = port.servers.iter().map(|server| server.gateway.of(Kind::Gateway)).collect();
     if port.protocol == ServerProtocol::Http {
         let routes = Routes::Named(name::gateway_route(port.port, &port.bind));

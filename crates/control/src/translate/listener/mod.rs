@@ -36,8 +36,13 @@ impl Query for Listeners {
 
     fn derive(cx: &Cx<'_>, proxy: &ProxyKey) -> Vec<Arc<Resource>> {
         match (proxy.role, proxy.interception) {
-            (Role::Router, _) => {
-                let key = (proxy.viewer(cx), proxy.workload());
+            (Role::Router, interception) => {
+                // Where gateways share one network they keep to their own addresses.
+                let own = match interception {
+                    Interception::Explicit { address, .. } => Some(address),
+                    Interception::Redirect | Interception::Tproxy => None,
+                };
+                let key = (proxy.viewer(cx), proxy.workload(), own);
                 cx.get::<gateway::GatewayListeners>(&key).as_ref().clone()
             }
             (Role::Sidecar, Interception::Explicit { address, port }) => {
