@@ -258,7 +258,7 @@ pub(crate) struct StatsStore {
 pub(crate) struct ThreadStats {
     blocks: Mutex<HashMap<Box<str>, SamePrefix>>,
     /// Blocks that the thread itself holds.
-    kept: Mutex<HashMap<Box<str>, Arc<Block>>>,
+    kept: Mutex<HashMap<Box<str>, SmallVec<[Arc<Block>; 1]>>>,
 }
 
 /// The blocks of scopes with one prefix, by and large one.
@@ -328,17 +328,23 @@ impl ThreadStats {
     /// those of HTTP filters, or names that come with requests.
     pub(crate) fn keep(&self, prefix: &str, schema: &'static Schema) -> Arc<Block> {
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(block) = kept.get(prefix).filter(|block| std::ptr::eq(block.schema, schema)) {
+        let same_prefix = kept.get(prefix).into_iter().flatten();
+        if let Some(block) = same_prefix.into_iter().find(|block| std::ptr::eq(block.schema, schema)) {
             return Arc::clone(block);
         }
         let block = self.block(prefix, schema);
-        kept.insert(prefix.into(), Arc::clone(&block));
+        kept.entry(prefix.into()).or_default().push(Arc::clone(&block));
         block
+    }
+
+    /// The block of the counter with this whole name, which is its only stat; it is kept.
+    pub(crate) fn counter(&self, name: &str) -> Arc<Block> {
+        self.keep(name, &COUNTER)
     }
 
     /// Adds to the counter with this whole name, which is kept (see `keep`).
     pub(crate) fn count(&self, name: &str, delta: u64) {
-        self.keep(name, &COUNTER).cell(0).add(delta);
+        self.counter(name).cell(0).add(delta);
     }
 
     /// Records a duration in the histogram of milliseconds with this whole name, likewise.

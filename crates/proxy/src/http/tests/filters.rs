@@ -37,6 +37,9 @@ const ROUTES: &str = r#"[
     {match: {prefix: /slow}, route: {cluster: up}, typed_per_filter_config: {envoy.filters.http.fault: {
         "@type": type.googleapis.com/envoy.extensions.filters.http.fault.v3.HTTPFault,
         response_rate_limit: {fixed_limit: {limit_kbps: 1}, percentage: {numerator: 100}}}}},
+    {match: {prefix: /no-status}, route: {cluster: up}, typed_per_filter_config: {envoy.filters.http.header_mutation: {
+        "@type": type.googleapis.com/envoy.extensions.filters.http.header_mutation.v3.HeaderMutationPerRoute,
+        mutations: {response_mutations: [{remove: ":status"}]}}}},
     {match: {prefix: /cors}, route: {cluster: up}, typed_per_filter_config: {envoy.filters.http.cors: {
         "@type": type.googleapis.com/envoy.extensions.filters.http.cors.v3.CorsPolicy,
         allow_origin_string_match: [{prefix: "http://a"}],
@@ -95,6 +98,21 @@ fn header_mutation() {
             "#]],
         )
         .await;
+    });
+}
+
+#[test]
+fn a_response_without_status_is_none() {
+    run(async {
+        check("GET /no-status HTTP/1.1\r\nhost: h\r\n\r\n", &expect![[r#"
+            HTTP/1.1 502 Bad Gateway
+            content-length: 32
+            content-type: text/plain
+            server: envoy
+            "missing required header: :status"
+            > GET /no-status HTTP/1.1
+            > x-level: filter
+        "#]]).await;
     });
 }
 

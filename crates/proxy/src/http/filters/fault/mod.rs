@@ -26,7 +26,7 @@ use crate::http::headers::{HeaderMap, Known};
 use crate::http::reply::Reply;
 use crate::http::route::matcher::HeaderMatcher;
 use crate::http::stream::Stream;
-use crate::telemetry::stats::{ThreadStats, stats_scope};
+use crate::telemetry::stats::{Block, ThreadStats, stats_scope};
 use crate::telemetry::stream_info::{ResponseFlags, StreamInfo};
 
 /// This filter.
@@ -48,14 +48,6 @@ stats_scope! {
         counter delays_injected;
         counter faults_overflow;
         counter response_rl_injected;
-    }
-}
-
-stats_scope! {
-    /// `http.STAT_PREFIX.fault.DOWNSTREAM_CLUSTER.`
-    struct ClusterFaultStats {
-        counter aborts_injected;
-        counter delays_injected;
     }
 }
 
@@ -230,25 +222,27 @@ impl Injecting {
         let prefix = format!("http.{}.fault.", scope.stat_prefix);
         let stats = FaultStats::kept(scope.thread, &prefix);
         let cluster = downstream.filter(|cluster| fault.cluster_stats && !cluster.is_empty());
-        let cluster =
-            cluster.map(|cluster| ClusterFaultStats::kept(scope.thread, &format!("{prefix}{cluster}.")));
+        // By downstream cluster, `http.STAT_PREFIX.fault.CLUSTER.` is counted too.
+        let by_cluster =
+            |name| cluster.map(|cluster| scope.thread.counter(&format!("{prefix}{cluster}.{name}")));
+        let aborting =
+            |abort| Aborting { abort, stats: stats.clone(), by_cluster: by_cluster("aborts_injected") };
         if let Some(rate) = rate.filter(|_| self.activate(&stats)) {
             stats.response_rl_injected().inc();
             self.pace = Some(Pace::new(rate, Instant::now()));
         }
-        let abort = abort.map(|abort| Aborting { abort, stats: stats.clone(), cluster: cluster.clone() });
         if let Some(delay) = delay.filter(|_| self.activate(&stats)) {
             stats.delays_injected().inc();
-            if let Some(cluster) = &cluster {
-                cluster.delays_injected().inc();
+            if let Some(counter) = by_cluster("delays_injected") {
+                counter.cell(0).inc();
             }
             info.flags.insert(ResponseFlags::DELAY_INJECTED);
             fault.note(info);
-            return self.delay(delay, abort);
+            return self.delay(delay, abort.map(aborting));
         }
         if let Some(abort) = abort.filter(|_| self.activate(&stats)) {
             fault.note(info);
-            return Step::Reply(abort.reply());
+            return Step::Reply(aborting(abort).reply());
         }
         Step::Continue
     }
@@ -290,14 +284,15 @@ impl Injecting {
 struct Aborting {
     abort: Reply,
     stats: FaultStats,
-    cluster: Option<ClusterFaultStats>,
+    /// The counter of the downstream cluster's aborts.
+    by_cluster: Option<Arc<Block>>,
 }
 
 impl Aborting {
     fn reply(self) -> Reply {
         self.stats.aborts_injected().inc();
-        if let Some(cluster) = &self.cluster {
-            cluster.aborts_injected().inc();
+        if let Some(counter) = &self.by_cluster {
+            counter.cell(0).inc();
         }
         self.abort
     }

@@ -95,13 +95,15 @@ impl HeaderMutation {
 
 impl FilterConfig for HeaderMutation {
     fn open(&self, _stream: &Stream, settings: Option<&RouteSettings>) -> Option<Box<dyn HttpStreamFilter>> {
-        Some(Box::new(Mutating { levels: self.levels(settings) }))
+        Some(Box::new(Mutating { levels: self.levels(settings), replied: false }))
     }
 }
 
 /// The filter at work.
 struct Mutating {
     levels: Vec<Arc<Mutations>>,
+    /// A response had lost its status; the answer in its place stays as it is.
+    replied: bool,
 }
 
 impl HttpStreamFilter for Mutating {
@@ -114,13 +116,20 @@ impl HttpStreamFilter for Mutating {
     }
 
     fn on_response(&mut self, stream: &mut Stream, head: &mut HeaderMap, _end: bool) -> Step {
+        if self.replied {
+            return Step::Continue;
+        }
         // `%RESPONSE_CODE%` is known to values.
         stream.info.response_code = head.status();
         let context = FormatContext { request: Some(&stream.request), ..FormatContext::new(&stream.info) };
         for level in &self.levels {
             change_headers(&level.response, head, &context);
         }
-        missing(head, true).map_or(Step::Continue, Step::Reply)
+        let Some(reply) = missing(head, true) else { return Step::Continue };
+        // The head of an answer of our own is not replaced: it needs a status at least.
+        head.set_status(reply.status);
+        self.replied = true;
+        Step::Reply(reply)
     }
 
     fn on_response_trailers(&mut self, stream: &mut Stream, trailers: &mut HeaderMap) -> Step {
