@@ -56,7 +56,8 @@ pub(crate) fn lower_proto(proto: proto::Cluster, source: Any, at: &mut Lower) ->
         health_checks,
         max_requests_per_connection,
         circuit_breakers,
-        upstream_http_protocol_options,
+        // Server names are for TLS.
+        upstream_http_protocol_options: _,
         common_http_protocol_options,
         http_protocol_options,
         http2_protocol_options,
@@ -154,7 +155,6 @@ pub(crate) fn lower_proto(proto: proto::Cluster, source: Any, at: &mut Lower) ->
     });
     let panic_threshold = balancing::common(common_lb_config, at);
     let http = protocol::Fields {
-        upstream_http_protocol_options,
         common_http_protocol_options,
         http_protocol_options,
         http2_protocol_options,

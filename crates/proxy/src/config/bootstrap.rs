@@ -151,7 +151,6 @@ pub(crate) fn lower(proto: proto::Bootstrap, at: &mut Lower) -> Option<Bootstrap
         node_id: node.id.as_str().into(),
         node_cluster: node.cluster.as_str().into(),
         clusters: Some(Arc::new(names)),
-        has_ads: dynamic.ads_config.is_some(),
         runtime: Arc::new(runtime),
         bind: None,
         added_via_api: false,

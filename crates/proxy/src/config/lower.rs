@@ -66,8 +66,6 @@ pub(crate) struct Scope {
     pub(crate) node_cluster: Arc<str>,
     /// Clusters that exist, for `validate_clusters`; `None`: nothing is checked.
     pub(crate) clusters: Option<Arc<HashSet<Name>>>,
-    /// Whether `dynamic_resources.ads_config` is there.
-    pub(crate) has_ads: bool,
     /// The layered runtime, for fields with a `runtime_key`.
     pub(crate) runtime: Arc<Runtime>,
     /// `cluster_manager.upstream_bind_config`, for clusters without their own.
@@ -111,11 +109,6 @@ impl Lower {
             }
             _ => Err(Rejected(self.errors)),
         }
-    }
-
-    /// How many errors were found so far.
-    pub(crate) fn error_count(&self) -> usize {
-        self.errors.len()
     }
 
     /// Lowers one resource: `Ok` only if nothing was refused.

@@ -63,15 +63,6 @@ impl Runtime {
         }
     }
 
-    /// The boolean of a key, if it is one.
-    pub(crate) fn flag(&self, key: &str) -> Option<bool> {
-        match self.value(key)? {
-            Value::Bool(value) => Some(*value),
-            Value::String(text) => text.parse().ok(),
-            _ => None,
-        }
-    }
-
     /// The fraction of a key as (numerator, denominator); a whole number counts percents.
     pub(crate) fn fraction(&self, key: &str) -> Option<(u32, u32)> {
         if let Some(Value::Object(map)) = self.value(key) {
@@ -104,7 +95,7 @@ mod tests {
         runtime.add_layer(json!({"overload": {"limit": 5, "on": true}, "a.b": "7"}));
         runtime.add_layer(json!({"overload.limit": 6, "share": {"numerator": 3, "denominator": "MILLION"}}));
         assert_eq!(runtime.integer("overload.limit"), Some(6));
-        assert_eq!(runtime.flag("overload.on"), Some(true));
+        assert_eq!(runtime.value("overload.on"), Some(&json!(true)));
         assert_eq!(runtime.integer("a.b"), Some(7));
         assert_eq!(runtime.fraction("share"), Some((3, 1_000_000)));
         assert_eq!(runtime.fraction("overload.limit"), Some((6, 100)));

@@ -136,10 +136,6 @@ pub(crate) struct RouterConfig {
     pub(crate) suppress_envoy_headers: bool,
     /// `respect_expected_rq_timeout`.
     pub(crate) respect_expected_timeout: bool,
-    /// `suppress_grpc_request_failure_code_stats`.
-    pub(crate) suppress_grpc_failure_stats: bool,
-    /// `upstream_log`.
-    pub(crate) upstream_logs: Vec<Arc<AccessLog>>,
 }
 
 /// `server_header_transformation`.

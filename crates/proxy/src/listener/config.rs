@@ -203,7 +203,7 @@ fn lower_chains(
     at: &mut Lower,
 ) -> FilterChains {
     let mut chains = FilterChains::default();
-    let mut lower = |proto: proto::FilterChain, at: &mut Lower| {
+    let lower = |proto: proto::FilterChain, at: &mut Lower| {
         let wire = proto.encode_to_vec();
         let criteria = proto.filter_chain_match.clone();
         let chain = match previous.and_then(|listener| listener.chains.kept(&wire)) {
@@ -217,7 +217,7 @@ fn lower_chains(
         chains.add(criteria, wire, &chain, at);
         None::<()>
     });
-    if let Some((_, wire, chain)) = at.optional("default_filter_chain", default, &mut lower) {
+    if let Some((_, wire, chain)) = at.optional("default_filter_chain", default, lower) {
         chains.add_default(wire, &chain);
     }
     chains

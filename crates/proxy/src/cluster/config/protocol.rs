@@ -16,7 +16,6 @@ use crate::http::config::lower::{http1_options, http2_options, upstream_filters}
 
 /// The fields of a Cluster that concern HTTP; all but the last are deprecated.
 pub(super) struct Fields {
-    pub(super) upstream_http_protocol_options: Option<core::UpstreamHttpProtocolOptions>,
     pub(super) common_http_protocol_options: Option<core::HttpProtocolOptions>,
     pub(super) http_protocol_options: Option<core::Http1ProtocolOptions>,
     pub(super) http2_protocol_options: Option<core::Http2ProtocolOptions>,
@@ -34,8 +33,6 @@ pub(super) struct Http {
 /// Lowers HttpProtocolOptions, or the deprecated fields where there are none.
 pub(super) fn lower(fields: Fields, at: &mut Lower) -> Option<Http> {
     let Fields {
-        // Server names are for TLS.
-        upstream_http_protocol_options: _,
         common_http_protocol_options,
         http_protocol_options,
         http2_protocol_options,

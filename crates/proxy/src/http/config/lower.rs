@@ -393,16 +393,13 @@ fn lower_router(any: &Any, at: &mut Lower) -> Option<RouterConfig> {
         reject_connect_request_early_data,
     } = at.unpack(any)?;
     at.unsupported("dynamic_stats", dynamic_stats == Some(false));
+    at.unsupported("upstream_log", !upstream_log.is_empty());
+    at.unsupported("suppress_grpc_request_failure_code_stats", suppress_grpc_request_failure_code_stats);
     at.unsupported("upstream_log_options", upstream_log_options.is_some());
     at.unsupported("strict_check_headers", !strict_check_headers.is_empty());
     at.unsupported("reject_connect_request_early_data", reject_connect_request_early_data == Some(true));
     upstream_filters("upstream_http_filters", upstream_http_filters, at);
-    Some(RouterConfig {
-        suppress_envoy_headers,
-        respect_expected_timeout: respect_expected_rq_timeout,
-        suppress_grpc_failure_stats: suppress_grpc_request_failure_code_stats,
-        upstream_logs: at.each("upstream_log", upstream_log, AccessLog::lower),
-    })
+    Some(RouterConfig { suppress_envoy_headers, respect_expected_timeout: respect_expected_rq_timeout })
 }
 
 /// Upstream HTTP filters: only the codec, which is what an empty list means too.
@@ -418,7 +415,7 @@ pub(crate) fn upstream_filters(field: &str, protos: Vec<hcm::HttpFilter>, at: &m
             }
             Some(hcm::http_filter::ConfigType::TypedConfig(_)) => {}
             Some(hcm::http_filter::ConfigType::ConfigDiscovery(_)) => {
-                at.unsupported("config_discovery", true)
+                at.unsupported("config_discovery", true);
             }
             None => at.error_at("typed_config", format!("filter '{name}' must have a typed config")),
         }

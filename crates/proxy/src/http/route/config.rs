@@ -113,12 +113,13 @@ pub(super) fn virtual_host(proto: proto::VirtualHost, table: &TableSettings, at:
         buffer_limit: buffer_limit(per_request_buffer_limit_bytes, request_body_buffer_limit, at),
     };
     let entries = at.each("routes", routes, |proto, at| route(proto, table, &settings, at));
+    // As that of the table.
+    address::metadata("metadata", metadata, at);
     let virtual_host = VirtualHost {
         name: name.into(),
         require_tls,
         include_request_attempt_count,
         include_attempt_count_in_response,
-        metadata: address::metadata("metadata", metadata, at),
     };
     let domains = domains.into_iter().map(|domain| domain.to_ascii_lowercase().into()).collect();
     Some(Host { virtual_host: Arc::new(virtual_host), domains, entries })
@@ -541,7 +542,7 @@ fn redirect(proto: proto::RedirectAction, path: Option<&PathRule>, at: &mut Lowe
     let mut rewrite = PathRewrite::None;
     match path_rewrite_specifier {
         Some(PathRewriteSpecifier::PathRedirect(path)) if !path.is_empty() => {
-            redirect_path = Some(path.into())
+            redirect_path = Some(path.into());
         }
         Some(PathRewriteSpecifier::PrefixRewrite(prefix)) => {
             rewrite = prefix_rewrite_of(prefix, path);

@@ -36,7 +36,7 @@ pub(super) fn overrides(
 fn settings(name: &str, any: Any, at: &mut Lower) -> Option<RouteSettings> {
     let any = at.extension(any)?;
     if leno_api::any::type_name(&any.type_url) != proto::FilterConfig::full_name() {
-        return Some(RouteSettings { disabled: false, settings: lower(name, any, false, at)?, above: None });
+        return Some(RouteSettings { disabled: false, settings: lower(name, &any, false, at)?, above: None });
     }
     let proto::FilterConfig { config, is_optional, disabled } = at.unpack(&any)?;
     if disabled {
@@ -45,7 +45,7 @@ fn settings(name: &str, any: Any, at: &mut Lower) -> Option<RouteSettings> {
     match config {
         Some(config) => {
             let config = at.extension(config)?;
-            let settings = at.field("config", |at| lower(name, config, is_optional, at))?;
+            let settings = at.field("config", |at| lower(name, &config, is_optional, at))?;
             Some(RouteSettings { disabled, settings, above: None })
         }
         None => {
@@ -57,14 +57,14 @@ fn settings(name: &str, any: Any, at: &mut Lower) -> Option<RouteSettings> {
 
 fn lower(
     name: &str,
-    any: Any,
+    any: &Any,
     optional: bool,
     at: &mut Lower,
 ) -> Option<Arc<dyn std::any::Any + Send + Sync>> {
     let type_name = leno_api::any::type_name(&any.type_url);
     let registration = REGISTRY.iter().find(|filter| filter.route_type == Some(type_name));
     match registration.and_then(|filter| filter.lower_route) {
-        Some(lower) => lower(&any, at),
+        Some(lower) => lower(any, at),
         None => {
             if REGISTRY.iter().any(|filter| filter.config_type == type_name && filter.route_type.is_none()) {
                 at.error(format!(

@@ -58,8 +58,6 @@ pub(crate) struct VirtualHost {
     pub(crate) include_request_attempt_count: bool,
     /// `include_attempt_count_in_response`.
     pub(crate) include_attempt_count_in_response: bool,
-    /// `metadata`.
-    pub(crate) metadata: Metadata,
 }
 
 /// `require_tls`.

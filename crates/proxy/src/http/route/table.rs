@@ -37,12 +37,6 @@ pub(crate) struct MatchContext {
 /// A RouteConfiguration, lowered.
 #[derive(Debug)]
 pub(crate) struct RouteTable {
-    /// `name`.
-    pub(crate) name: Name,
-    /// `internal_only_headers`: removed from requests from outside; lower case.
-    pub(crate) internal_only_headers: Vec<Name>,
-    /// `metadata`.
-    pub(crate) metadata: Metadata,
     /// `ignore_port_in_host_matching`.
     ignore_port: bool,
     /// `ignore_path_parameters_in_path_matching`.
@@ -57,8 +51,6 @@ pub(crate) struct RouteTable {
     pub(crate) source: Any,
     /// Where each virtual host lies in `source`.
     ranges: Vec<Range<usize>>,
-    /// `version_info` of the update that brought it; empty for static ones.
-    pub(crate) version: String,
 }
 
 /// A virtual host with its routes.
@@ -133,16 +125,6 @@ impl RouteTable {
         Some(Selected { virtual_host, route: Arc::clone(route), weighted })
     }
 
-    /// All virtual hosts, in the order of the configuration.
-    pub(crate) fn virtual_hosts(&self) -> impl Iterator<Item = &VirtualHost> {
-        self.hosts.iter().map(|host| &*host.virtual_host)
-    }
-
-    /// All routes, in the order of the configuration.
-    pub(crate) fn routes(&self) -> impl Iterator<Item = &Route> {
-        self.hosts.iter().flat_map(|host| host.entries.iter().map(|entry| &*entry.route))
-    }
-
     fn find_host(&self, head: &HeaderMap) -> Option<usize> {
         let host = match &self.host_header {
             Some(header) => head.find(header).unwrap_or_default(),
@@ -194,6 +176,7 @@ impl RouteTable {
             route_specifiers,
         } = at.decode(&common)?;
         at.unsupported("vhds", vhds.is_some());
+        at.unsupported("internal_only_headers", !internal_only_headers.is_empty());
         at.unsupported("cluster_specifier_plugins", !cluster_specifier_plugins.is_empty());
         at.unsupported("route_specifiers", !route_specifiers.is_empty());
         let settings = TableSettings {
@@ -228,9 +211,9 @@ impl RouteTable {
         if validate.unwrap_or(validate_clusters) {
             check_clusters(&hosts, at);
         }
+        // It is for logs that can show it, and none can.
+        address::metadata("metadata", metadata, at);
         Some(RouteTable {
-            internal_only_headers: internal_only_headers.iter().map(|name| header_name(name)).collect(),
-            metadata: address::metadata("metadata", metadata, at),
             ignore_port: ignore_port_in_host_matching,
             ignore_path_parameters: ignore_path_parameters_in_path_matching,
             host_header: (!vhost_header.is_empty()).then(|| header_name(&vhost_header)),
@@ -238,8 +221,6 @@ impl RouteTable {
             domains,
             https_redirect: Arc::new(https_redirect()),
             ranges,
-            version: at.scope().version.clone(),
-            name: name.into(),
             source,
         })
     }

@@ -138,7 +138,7 @@ fn headers_query_and_cookies() {
         ("headers: [{name: a, string_match: {exact: x}}]", "GET h / a=y", false),
         ("headers: [{name: a, string_match: {exact: 'x,y'}}]", "GET h / a=x a=y", true),
         ("headers: [{name: a, string_match: {prefix: X, ignore_case: true}}]", "GET h / a=xyz", true),
-        ("headers: [{name: a, string_match: {contains: Y, ignore_case: true}}]", "GET h / a=xYz", true),
+        ("headers: [{name: a, string_match: {contains: 'Y', ignore_case: true}}]", "GET h / a=xYz", true),
         ("headers: [{name: a, string_match: {suffix: z}}]", "GET h / a=z", true),
         ("headers: [{name: a, string_match: {suffix: zz}}]", "GET h / a=z", false),
         ("headers: [{name: a, string_match: {safe_regex: {regex: 'x|y'}}}]", "GET h / a=xy", false),
