@@ -25,7 +25,9 @@ impl Action {
 
     /// An ordinary answer with this status and body.
     pub fn status(status: u16, body: &str) -> Self {
-        Action::Send(format!("HTTP/1.1 {status} X\r\ncontent-length: {}\r\n\r\n{body}", body.len()).into_bytes())
+        Action::Send(
+            format!("HTTP/1.1 {status} X\r\ncontent-length: {}\r\n\r\n{body}", body.len()).into_bytes(),
+        )
     }
 }
 
@@ -45,7 +47,10 @@ pub struct Seen {
 impl Seen {
     /// The value of a header.
     pub fn header(&self, name: &str) -> Option<&str> {
-        let line = self.head.lines().find(|line| line.split(':').next().is_some_and(|n| n.eq_ignore_ascii_case(name)))?;
+        let line = self
+            .head
+            .lines()
+            .find(|line| line.split(':').next().is_some_and(|n| n.eq_ignore_ascii_case(name)))?;
         line.split_once(':').map(|(_, value)| value.trim())
     }
 }

@@ -190,7 +190,8 @@ impl Cluster {
             Resource::Retries => match limits.retry_budget {
                 None => limits.max_retries,
                 Some((percent, minimum)) => {
-                    let load = self.in_use(Resource::Requests, priority) + self.in_use(Resource::Pending, priority);
+                    let load =
+                        self.in_use(Resource::Requests, priority) + self.in_use(Resource::Pending, priority);
                     ((f64::from(load) * percent / 100.0) as u32).max(minimum)
                 }
             },

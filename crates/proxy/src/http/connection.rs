@@ -17,14 +17,16 @@ use leno_base::drain::Phase;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::drain::DrainWatch;
+use crate::http::codec::CodecError;
 use crate::http::codec::buffer::Transport;
 use crate::http::codec::h1::head::{HeadLimits, RequestHead, WriteStyle};
 use crate::http::codec::h1::server::{H1Server, NoRequest};
 use crate::http::codec::h2::{self, H2Server, PREFACE};
 use crate::http::codec::side::Downstream;
 use crate::http::config::{CodecType, HttpConnectionManager};
-use crate::http::headers::HeaderMap;
+use crate::http::headers::{HeaderMap, Known};
 use crate::http::reply::Reply;
+use crate::http::stats::HttpStats;
 use crate::http::stream::{Connection, now, refuse_request, serve_request};
 use crate::http::timer::Timer;
 use crate::io::{Accepted, Socket};
@@ -141,17 +143,26 @@ async fn serve_http1(connection: &Rc<Connection>, socket: Socket, input: BytesMu
             Next::Request(request) => {
                 stats.downstream_rq_http1_total().inc();
                 requests += 1;
-                if manager.max_requests_per_connection > 0 && requests >= manager.max_requests_per_connection {
+                if manager.max_requests_per_connection > 0 && requests >= manager.max_requests_per_connection
+                {
                     stats.downstream_cx_max_requests_reached().inc();
                     server.close = true;
                 }
                 if request.http10 && !prepare_http10(manager, &mut head) {
-                    let reply = Reply::protocol_error(crate::http::codec::CodecError { status: 426, details: "low_version" });
-                    Box::pin(refuse_request(connection, reply, Downstream::H1(&mut server), &mut timer)).await;
+                    let reply = Reply::protocol_error(CodecError { status: 426, details: "low_version" });
+                    Box::pin(refuse_request(connection, reply, Downstream::H1(&mut server), &mut timer))
+                        .await;
                     break;
                 }
                 // Boxed, so that a connection between requests stays small.
-                Box::pin(serve_request(connection, head, request.size, Downstream::H1(&mut server), &mut timer)).await;
+                Box::pin(serve_request(
+                    connection,
+                    head,
+                    request.size,
+                    Downstream::H1(&mut server),
+                    &mut timer,
+                ))
+                .await;
             }
         }
         count_bytes(connection, server.transport(), &mut counted);
@@ -172,12 +183,17 @@ fn prepare_http10(manager: &HttpConnectionManager, head: &mut HeaderMap) -> bool
     if head.authority().is_empty()
         && let Some(host) = &manager.http1.default_host
     {
-        head.set(crate::http::headers::Known::Authority, host.as_bytes());
+        head.set(Known::Authority, host.as_bytes());
     }
     true
 }
 
-async fn next_request(connection: &Connection, server: &mut H1Server, head: &mut HeaderMap, timer: &mut Timer) -> Next {
+async fn next_request(
+    connection: &Connection,
+    server: &mut H1Server,
+    head: &mut HeaderMap,
+    timer: &mut Timer,
+) -> Next {
     let manager = &connection.manager;
     let idle = manager.idle_timeout.map(|limit| now() + limit);
     let age = manager.max_connection_duration.map(|limit| connection.info.started + limit);
@@ -358,18 +374,29 @@ async fn serve_stream(
     let mut head = HeaderMap::new();
     let server = H2Server::new(request, respond, &mut head);
     let size = head.byte_size();
-    serve_request(&connection, head, size, Downstream::H2(server), &mut Timer::default()).await;
+    let mut timer = Timer::default();
+    // The crate limits the bytes of a head, not its fields.
+    if head.len() > connection.manager.max_headers {
+        let error = CodecError { status: 431, details: "http2.too_many_headers" };
+        refuse_request(&connection, Reply::protocol_error(error), Downstream::H2(server), &mut timer).await;
+        return;
+    }
+    serve_request(&connection, head, size, Downstream::H2(server), &mut timer).await;
 }
 
 /// A socket in front of which bytes were read already.
 struct Prefixed {
     input: BytesMut,
     socket: Socket,
-    stats: Rc<crate::http::stats::HttpStats>,
+    stats: Rc<HttpStats>,
 }
 
 impl AsyncRead for Prefixed {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<std::io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<std::io::Result<()>> {
         if !self.input.is_empty() {
             let count = self.input.len().min(buf.remaining());
             buf.put_slice(self.input.get(..count).unwrap_or_default());
@@ -385,7 +412,11 @@ impl AsyncRead for Prefixed {
 }
 
 impl AsyncWrite for Prefixed {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<std::io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<std::io::Result<usize>> {
         let result = Pin::new(&mut self.socket).poll_write(cx, buf);
         if let Poll::Ready(Ok(count)) = result {
             self.stats.downstream_cx_tx_bytes_total().add(count as u64);

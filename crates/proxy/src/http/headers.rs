@@ -149,6 +149,13 @@ impl HeaderMap {
         Self { bytes: Vec::with_capacity(1024), entries: Vec::with_capacity(24), ..Self::default() }
     }
 
+    /// Makes room for an ordinary message in a block that has none yet.
+    pub(crate) fn prepare(&mut self) {
+        if self.bytes.capacity() == 0 {
+            *self = Self::new();
+        }
+    }
+
     /// Removes everything and keeps the allocations.
     pub(crate) fn clear(&mut self) {
         self.bytes.clear();
@@ -382,7 +389,8 @@ impl HeaderMap {
 
     /// Sets `:status`.
     pub(crate) fn set_status(&mut self, status: u16) {
-        let digits = [b'0' + (status / 100 % 10) as u8, b'0' + (status / 10 % 10) as u8, b'0' + (status % 10) as u8];
+        let digits =
+            [b'0' + (status / 100 % 10) as u8, b'0' + (status / 10 % 10) as u8, b'0' + (status % 10) as u8];
         self.set(Known::Status, &digits);
     }
 
@@ -415,7 +423,8 @@ mod tests {
     }
 
     fn text(map: &HeaderMap) -> String {
-        let line = |(n, v): (&[u8], &[u8])| format!("{}={}", String::from_utf8_lossy(n), String::from_utf8_lossy(v));
+        let line =
+            |(n, v): (&[u8], &[u8])| format!("{}={}", String::from_utf8_lossy(n), String::from_utf8_lossy(v));
         map.iter().map(line).collect::<Vec<_>>().join(" ")
     }
 
@@ -456,7 +465,9 @@ mod tests {
 
     #[test]
     fn grpc_is_recognised_by_content_type() {
-        for (value, grpc) in [("application/grpc", true), ("application/grpc+proto", true), ("application/grpc-web", false)] {
+        for (value, grpc) in
+            [("application/grpc", true), ("application/grpc+proto", true), ("application/grpc-web", false)]
+        {
             assert_eq!(block(&[("content-type", value)]).is_grpc(), grpc, "{value}");
         }
     }

@@ -91,7 +91,8 @@ fn path(manager: &HttpConnectionManager, head: &mut HeaderMap) -> Result<(), Rep
     if original.contains(&b'#') {
         return Err(Reply::new(400, FAILED, ""));
     }
-    let plain = !manager.normalize_path && !manager.merge_slashes && manager.escaped_slashes == EscapedSlashes::Keep;
+    let plain =
+        !manager.normalize_path && !manager.merge_slashes && manager.escaped_slashes == EscapedSlashes::Keep;
     if plain {
         return Ok(());
     }
@@ -240,7 +241,10 @@ fn trust(manager: &HttpConnectionManager, info: &mut StreamInfo, head: &mut Head
             client = address;
         }
         if !manager.skip_xff_append {
-            append_forwarded_for(head, if peer.ip().is_loopback() { own_address(peer.ip()) } else { peer.ip() });
+            append_forwarded_for(
+                head,
+                if peer.ip().is_loopback() { own_address(peer.ip()) } else { peer.ip() },
+            );
         }
         let distrusted = manager.xff_trusted_hops == 0;
         if distrusted || !head.contains(Known::XForwardedProto) {
@@ -261,7 +265,8 @@ fn trust(manager: &HttpConnectionManager, info: &mut StreamInfo, head: &mut Head
     if let Some(scheme) = &manager.scheme_overwrite {
         head.set(Known::Scheme, scheme.as_bytes());
     } else if !head.contains(Known::Scheme) {
-        let https = head.get(Known::XForwardedProto).is_some_and(|proto| proto.eq_ignore_ascii_case(b"https"));
+        let https =
+            head.get(Known::XForwardedProto).is_some_and(|proto| proto.eq_ignore_ascii_case(b"https"));
         head.set(Known::Scheme, if https { b"https" } else { b"http" });
     }
     if client != peer.ip() {
@@ -306,7 +311,8 @@ fn nth_last(head: &HeaderMap, skip: u32) -> Option<(IpAddr, bool)> {
     let joined = values.join(&b","[..]);
     let text = std::str::from_utf8(&joined).ok()?;
     let address = text.rsplit(',').nth(skip as usize)?.trim();
-    let parsed = address.parse::<IpAddr>().or_else(|_| address.parse::<SocketAddr>().map(|socket| socket.ip()));
+    let parsed =
+        address.parse::<IpAddr>().or_else(|_| address.parse::<SocketAddr>().map(|socket| socket.ip()));
     Some((parsed.ok()?, !text.contains(',')))
 }
 

@@ -23,7 +23,9 @@ fn location(rule: &Redirect, head: &HeaderMap) -> Vec<u8> {
     let default = if came_by == "https" { ":443" } else { ":80" };
     let port = match rule.port {
         Some(port) => format!(":{port}"),
-        None if rule.scheme.as_deref().is_some_and(|scheme| scheme != came_by) && port == default => String::new(),
+        None if rule.scheme.as_deref().is_some_and(|scheme| scheme != came_by) && port == default => {
+            String::new()
+        }
         None if rule.host.is_some() => String::new(),
         None => port.to_owned(),
     };

@@ -50,7 +50,11 @@ impl Reply {
 
     /// The same with a header.
     #[must_use]
-    pub(crate) fn header(mut self, name: impl Into<Cow<'static, str>>, value: impl Into<Cow<'static, [u8]>>) -> Self {
+    pub(crate) fn header(
+        mut self,
+        name: impl Into<Cow<'static, str>>,
+        value: impl Into<Cow<'static, [u8]>>,
+    ) -> Self {
         self.headers.push((name.into(), value.into()));
         self
     }
@@ -92,7 +96,11 @@ impl Reply {
         }
         details.push('}');
         let reply = Reply::new(status, details, body).flag(reason.flag());
-        if reason == ResetReason::Overflow { reply.header("x-envoy-overloaded", b"true".as_slice()) } else { reply }
+        if reason == ResetReason::Overflow {
+            reply.header("x-envoy-overloaded", b"true".as_slice())
+        } else {
+            reply
+        }
     }
 
     /// No answer in time (`UT`).

@@ -28,8 +28,8 @@ use crate::http::route::{Action, ClusterChoice, MatchContext, RouteTable, Select
 use crate::http::stats::HttpStats;
 use crate::http::timer::{Deadlines, Expired, Timer};
 use crate::http::{normalize, redirect, upgrade};
-use crate::telemetry::access_log::command::FormatContext;
 use crate::telemetry::access_log::LogType;
+use crate::telemetry::access_log::command::FormatContext;
 use crate::telemetry::stream_info::{ConnectionInfo, Protocol, ResponseFlags, StreamInfo};
 use crate::worker::Worker;
 
@@ -116,7 +116,12 @@ pub(crate) async fn serve_request(
 }
 
 /// Answers what could not be read as a request; it is logged and counted like one.
-pub(crate) async fn refuse_request(connection: &Connection, reply: Reply, mut down: Downstream<'_>, timer: &mut Timer) {
+pub(crate) async fn refuse_request(
+    connection: &Connection,
+    reply: Reply,
+    mut down: Downstream<'_>,
+    timer: &mut Timer,
+) {
     let mut stream = Stream::start(connection, HeaderMap::default(), 0, &down);
     down.close_after_response();
     stream.end_early(reply.into(), &mut Chain::default(), &mut down);
@@ -132,7 +137,8 @@ impl Stream {
         stats.downstream_rq_total().inc();
         stats.downstream_rq_active().inc();
         let complete = down.request_complete();
-        let mut info = StreamInfo::new(Rc::clone(&connection.info), Some(down.protocol()), now, SystemTime::now());
+        let mut info =
+            StreamInfo::new(Rc::clone(&connection.info), Some(down.protocol()), now, SystemTime::now());
         info.request_header_bytes = head_bytes as u64;
         info.request_complete = complete.then_some(now);
         let deadlines = Deadlines {
@@ -163,7 +169,12 @@ impl Stream {
     }
 
     /// The request's way: forward only.
-    async fn run(&mut self, chain: &mut Chain, down: &mut Downstream<'_>, timer: &mut Timer) -> Result<(), Ended> {
+    async fn run(
+        &mut self,
+        chain: &mut Chain,
+        down: &mut Downstream<'_>,
+        timer: &mut Timer,
+    ) -> Result<(), Ended> {
         let mut head = std::mem::take(&mut self.request);
         let outcome = self.prepare(chain, &mut head, down, timer).await;
         self.request = head;
@@ -330,6 +341,7 @@ impl Stream {
         chain.on_reply(self, &mut head, end);
         self.finish_head(&mut head);
         self.local_reply = Some(body.clone());
+        down.answer_early();
         self.send_head(head, end, down);
         if !end {
             if self.request.method() != b"HEAD" {
@@ -345,7 +357,9 @@ impl Stream {
         let route = &selected.route;
         let weighted = match (&route.action, selected.weighted) {
             (Action::Forward(forward), Some(index)) => match &forward.cluster {
-                ClusterChoice::Weighted { clusters, .. } => clusters.get(index).map(|cluster| &cluster.response_headers),
+                ClusterChoice::Weighted { clusters, .. } => {
+                    clusters.get(index).map(|cluster| &cluster.response_headers)
+                }
                 _ => None,
             },
             _ => None,
@@ -375,7 +389,9 @@ impl Stream {
         let own = self.manager.server_name.as_bytes();
         match self.manager.server_header {
             ServerHeader::Overwrite => head.set(Known::Server, own),
-            ServerHeader::AppendIfAbsent if !head.contains(Known::Server) => head.append_known(Known::Server, own),
+            ServerHeader::AppendIfAbsent if !head.contains(Known::Server) => {
+                head.append_known(Known::Server, own)
+            }
             ServerHeader::AppendIfAbsent | ServerHeader::PassThrough => {}
         }
     }
@@ -449,7 +465,8 @@ impl Stream {
         let reply = match expired {
             Expired::Idle => {
                 self.stats.downstream_rq_idle_timeout().inc();
-                Reply::new(late, "stream_idle_timeout", "stream timeout").flag(ResponseFlags::STREAM_IDLE_TIMEOUT)
+                Reply::new(late, "stream_idle_timeout", "stream timeout")
+                    .flag(ResponseFlags::STREAM_IDLE_TIMEOUT)
             }
             Expired::Request => {
                 self.stats.downstream_rq_timeout().inc();
@@ -485,7 +502,12 @@ impl Stream {
     }
 
     /// Ready when the client is gone or a deadline has passed.
-    fn poll_interrupted(&self, cx: &mut Context<'_>, down: &mut Downstream<'_>, timer: &mut Timer) -> Poll<Interrupted> {
+    fn poll_interrupted(
+        &self,
+        cx: &mut Context<'_>,
+        down: &mut Downstream<'_>,
+        timer: &mut Timer,
+    ) -> Poll<Interrupted> {
         if let Poll::Ready(error) = down.poll_closed(cx) {
             return Poll::Ready(Interrupted::Downstream(error));
         }

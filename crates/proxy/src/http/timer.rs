@@ -77,7 +77,15 @@ pub(crate) enum Expired {
 impl Deadlines {
     /// Nothing is due.
     pub(crate) fn new(now: Instant) -> Self {
-        Self { last: now, idle: None, request: None, duration: None, route: None, per_try: None, per_try_idle: None }
+        Self {
+            last: now,
+            idle: None,
+            request: None,
+            duration: None,
+            route: None,
+            per_try: None,
+            per_try_idle: None,
+        }
     }
 
     /// What is due next.

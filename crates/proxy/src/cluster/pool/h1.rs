@@ -204,7 +204,8 @@ fn keep(pool: &Rc<RefCell<Pool>>, mut connection: Box<H1Connection>) {
 /// Closes idle connections that their server has closed, or that have been idle for too long.
 /// Ends with the last idle connection.
 async fn watch(pool: Weak<RefCell<Pool>>, idle_timeout: Option<std::time::Duration>) {
-    let mut sleep = std::pin::pin!(tokio::time::sleep(idle_timeout.unwrap_or(std::time::Duration::from_secs(86_400))));
+    let mut sleep =
+        std::pin::pin!(tokio::time::sleep(idle_timeout.unwrap_or(std::time::Duration::from_secs(86_400))));
     poll_fn(|cx| {
         loop {
             let Some(pool) = pool.upgrade() else { return Poll::Ready(()) };
@@ -215,15 +216,17 @@ async fn watch(pool: Weak<RefCell<Pool>>, idle_timeout: Option<std::time::Durati
             let mut oldest: Option<Instant> = None;
             let mut kept = Vec::with_capacity(state.idle.len());
             for mut connection in state.idle.drain(..) {
-                let expired =
-                    idle_timeout.is_some_and(|limit| now.saturating_duration_since(connection.idle_since) >= limit);
+                let expired = idle_timeout
+                    .is_some_and(|limit| now.saturating_duration_since(connection.idle_since) >= limit);
                 if expired {
                     connection.target().stats.upstream_cx_idle_timeout().inc();
                 }
                 if expired || connection.client.transport().poll_readable(cx).is_ready() {
                     gone.push(connection);
                 } else {
-                    oldest = Some(oldest.map_or(connection.idle_since, |oldest| oldest.min(connection.idle_since)));
+                    oldest = Some(
+                        oldest.map_or(connection.idle_since, |oldest| oldest.min(connection.idle_since)),
+                    );
                     kept.push(connection);
                 }
             }

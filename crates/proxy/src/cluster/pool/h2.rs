@@ -147,7 +147,11 @@ fn forget(pool: &Rc<RefCell<Pool>>, connection: &Rc<H2Connection>) {
 }
 
 /// Speaks the preface, and starts the task that drives the connection.
-pub(super) async fn handshake(socket: Socket, count: Count, target: &Rc<Target>) -> Result<Rc<H2Connection>, ConnectError> {
+pub(super) async fn handshake(
+    socket: Socket,
+    count: Count,
+    target: &Rc<Target>,
+) -> Result<Rc<H2Connection>, ConnectError> {
     let Some(settings) = http2_settings(&target.cluster, true) else {
         return Err(ConnectError::Handshake);
     };
@@ -189,9 +193,13 @@ async fn drive(
             tokio::time::sleep(tick).await;
             let Some(connection) = connection.upgrade() else { return std::future::pending().await };
             let now = now();
-            let old = limits.max_connection_duration.is_some_and(|age| now.saturating_duration_since(count.started) >= age);
+            let old = limits
+                .max_connection_duration
+                .is_some_and(|age| now.saturating_duration_since(count.started) >= age);
             let idle = connection.active.get() == 0
-                && limits.idle_timeout.is_some_and(|limit| now.saturating_duration_since(connection.idle_since.get()) >= limit);
+                && limits
+                    .idle_timeout
+                    .is_some_and(|limit| now.saturating_duration_since(connection.idle_since.get()) >= limit);
             if old || idle {
                 if old {
                     target.stats.upstream_cx_max_duration_reached().inc();

@@ -157,13 +157,28 @@ pub(crate) struct H2Server {
 
 impl H2Server {
     /// Takes over an accepted stream; its head goes to `map`.
-    pub(crate) fn new(request: Request<RecvStream>, respond: SendResponse<Bytes>, map: &mut HeaderMap) -> Self {
+    pub(crate) fn new(
+        request: Request<RecvStream>,
+        respond: SendResponse<Bytes>,
+        map: &mut HeaderMap,
+    ) -> Self {
         let (parts, recv) = request.into_parts();
         let upgrade = read_request(&parts, map);
         let complete = recv.is_end_stream();
-        let owes_continue = map.get(Known::Expect).is_some_and(|value| value.eq_ignore_ascii_case(b"100-continue"));
+        let owes_continue =
+            map.get(Known::Expect).is_some_and(|value| value.eq_ignore_ascii_case(b"100-continue"));
         let owes_continue = owes_continue && !complete;
-        Self { respond, sender: None, recv, complete, upgrade, failed: None, owes_continue, responded: false, finished: false }
+        Self {
+            respond,
+            sender: None,
+            recv,
+            complete,
+            upgrade,
+            failed: None,
+            owes_continue,
+            responded: false,
+            finished: false,
+        }
     }
 
     /// Whether the request has been read to its end.
@@ -302,14 +317,19 @@ pub(crate) struct H2Client {
 
 impl H2Client {
     /// Opens a stream with this head.
-    pub(crate) fn open(connection: &mut SendRequest<Bytes>, map: &HeaderMap, end: bool) -> Result<Self, ResetReason> {
+    pub(crate) fn open(
+        connection: &mut SendRequest<Bytes>,
+        map: &HeaderMap,
+        end: bool,
+    ) -> Result<Self, ResetReason> {
         let (request, upgrade) = build_request(map).ok_or(ResetReason::LocalReset)?;
         let end = end && !upgrade;
         // The crate refuses a stream before it is sent: nothing of it has reached the endpoint.
-        let (response, stream) = connection.send_request(request, end).map_err(|error| match upstream_error(&error) {
-            ResetReason::LocalReset => ResetReason::RemoteRefused,
-            reason => reason,
-        })?;
+        let (response, stream) =
+            connection.send_request(request, end).map_err(|error| match upstream_error(&error) {
+                ResetReason::LocalReset => ResetReason::RemoteRefused,
+                reason => reason,
+            })?;
         Ok(Self {
             sender: Sender::new(stream),
             response: Some(response),
@@ -339,7 +359,11 @@ impl H2Client {
     }
 
     /// The response's head, into `map`.
-    pub(crate) fn poll_head(&mut self, cx: &mut Context<'_>, map: &mut HeaderMap) -> Poll<Result<Answer, ResetReason>> {
+    pub(crate) fn poll_head(
+        &mut self,
+        cx: &mut Context<'_>,
+        map: &mut HeaderMap,
+    ) -> Poll<Result<Answer, ResetReason>> {
         let Some(future) = &mut self.response else { return Poll::Pending };
         if let Poll::Ready(Some(Ok(interim))) = future.poll_informational(cx) {
             read_response(&interim, map);
@@ -382,7 +406,9 @@ fn upstream_error(error: &h2::Error) -> ResetReason {
         Some(Reason::NO_ERROR) if error.is_go_away() => ResetReason::RemoteRefused,
         _ if error.is_go_away() || error.is_io() => ResetReason::ConnectionTermination,
         Some(_) if error.is_remote() => ResetReason::RemoteReset,
-        Some(Reason::PROTOCOL_ERROR | Reason::FRAME_SIZE_ERROR | Reason::COMPRESSION_ERROR) => ResetReason::ProtocolError,
+        Some(Reason::PROTOCOL_ERROR | Reason::FRAME_SIZE_ERROR | Reason::COMPRESSION_ERROR) => {
+            ResetReason::ProtocolError
+        }
         Some(Reason::NO_ERROR | Reason::CANCEL) => ResetReason::RemoteReset,
         Some(_) => ResetReason::ProtocolError,
         None => ResetReason::LocalReset,
@@ -453,7 +479,8 @@ fn build_request(map: &HeaderMap) -> Option<(Request<()>, bool)> {
     let mut uri = http::uri::Parts::default();
     uri.authority = Some(Authority::try_from(map.authority()).ok()?);
     if !connect {
-        uri.scheme = Some(if map.get(Known::Scheme) == Some(b"https") { Scheme::HTTPS } else { Scheme::HTTP });
+        uri.scheme =
+            Some(if map.get(Known::Scheme) == Some(b"https") { Scheme::HTTPS } else { Scheme::HTTP });
         uri.path_and_query = Some(PathAndQuery::try_from(map.path()).ok()?);
     }
     *request.uri_mut() = Uri::from_parts(uri).ok()?;

@@ -127,6 +127,15 @@ impl Downstream<'_> {
         }
     }
 
+    /// An answer follows that does not need the rest of the request: HTTP/1 says that it closes
+    /// the connection, unless the rest is here already.
+    pub(crate) fn answer_early(&mut self) {
+        if let Downstream::H1(server) = self {
+            server.skip_buffered();
+            server.close |= !server.request_complete();
+        }
+    }
+
     /// Nothing more of the request will be read.
     pub(crate) fn abandon_request(&mut self) {
         match self {
@@ -228,7 +237,11 @@ impl Upstream {
     }
 
     /// The response's head.
-    pub(crate) fn poll_head(&mut self, cx: &mut Context<'_>, map: &mut HeaderMap) -> Poll<Result<Answer, ResetReason>> {
+    pub(crate) fn poll_head(
+        &mut self,
+        cx: &mut Context<'_>,
+        map: &mut HeaderMap,
+    ) -> Poll<Result<Answer, ResetReason>> {
         match self {
             Upstream::H1(lease) => lease.client().poll_head(cx, map),
             Upstream::H2 { stream: Some(stream), .. } => stream.poll_head(cx, map),

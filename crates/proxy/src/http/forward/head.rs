@@ -34,7 +34,8 @@ impl Timeouts {
             return timeouts;
         }
         let millis = |name| head.get_str(name).and_then(|text| text.parse::<u64>().ok());
-        let global = match millis(Known::EnvoyExpectedRqTimeoutMs).filter(|_| config.respect_expected_timeout) {
+        let global = match millis(Known::EnvoyExpectedRqTimeoutMs).filter(|_| config.respect_expected_timeout)
+        {
             Some(expected) => Some(expected),
             None => millis(Known::EnvoyUpstreamRqTimeoutMs),
         };
@@ -109,14 +110,18 @@ pub(crate) fn prepare_request(stream: &Stream, selected: &Selected, route: &Forw
         _ => None,
     };
     let context = FormatContext::new(&stream.info);
-    for rules in weighted.map(|cluster| &cluster.request_headers).into_iter().chain(&selected.route.request_headers) {
+    for rules in
+        weighted.map(|cluster| &cluster.request_headers).into_iter().chain(&selected.route.request_headers)
+    {
         rules.apply(head, &context);
     }
     let path_end = head.path().iter().position(|byte| *byte == b'?').unwrap_or(head.path().len());
     let host = match (&route.host_rewrite, weighted.and_then(|cluster| cluster.host_rewrite.as_deref())) {
         (_, Some(literal)) => Some(literal.as_bytes().to_vec()),
         (HostRewrite::Literal(literal), None) => Some(literal.as_bytes().to_vec()),
-        (HostRewrite::Header(name), None) => head.find(name).filter(|value| !value.is_empty()).map(<[u8]>::to_vec),
+        (HostRewrite::Header(name), None) => {
+            head.find(name).filter(|value| !value.is_empty()).map(<[u8]>::to_vec)
+        }
         (HostRewrite::PathRegex { pattern, with }, None) => {
             let plain = head.path().get(..path_end).unwrap_or_default();
             Some(pattern.replace_all(plain, with.as_bytes()).into_owned())
@@ -146,7 +151,8 @@ pub(crate) fn rewrite_for_host(route: &Forward, host: &Host, head: &mut HeaderMa
 
 fn set_authority(head: &mut HeaderMap, host: &[u8], append_forwarded: bool) {
     if append_forwarded {
-        let mut list: Vec<u8> = head.find_all(Known::XForwardedHost.text()).collect::<Vec<_>>().join(&b","[..]);
+        let mut list: Vec<u8> =
+            head.find_all(Known::XForwardedHost.text()).collect::<Vec<_>>().join(&b","[..]);
         let original = head.authority();
         if list != original && !list.ends_with(&[b",", original].concat()) {
             if !list.is_empty() {

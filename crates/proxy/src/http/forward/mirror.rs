@@ -21,14 +21,20 @@ use crate::worker::Worker;
 const LIMIT: std::time::Duration = std::time::Duration::from_secs(15);
 
 /// The shadow clusters that get a copy of this request.
-pub(crate) fn chosen(worker: &Worker, mirrors: &[std::sync::Arc<Mirror>], head: &HeaderMap) -> Vec<Rc<WorkerCluster>> {
+pub(crate) fn chosen(
+    worker: &Worker,
+    mirrors: &[std::sync::Arc<Mirror>],
+    head: &HeaderMap,
+) -> Vec<Rc<WorkerCluster>> {
     let chosen = mirrors.iter().filter(|mirror| {
         let (numerator, denominator) = mirror.fraction;
         worker.random() % u64::from(denominator.max(1)) < u64::from(numerator)
     });
     let cluster = |mirror: &std::sync::Arc<Mirror>| match &mirror.cluster {
         ClusterChoice::Name(name) => worker.cluster(name),
-        ClusterChoice::Header(name) => worker.cluster(head.find(name).and_then(|name| std::str::from_utf8(name).ok())?),
+        ClusterChoice::Header(name) => {
+            worker.cluster(head.find(name).and_then(|name| std::str::from_utf8(name).ok())?)
+        }
         ClusterChoice::Weighted { .. } => None,
     };
     chosen.filter_map(cluster).collect()

@@ -84,8 +84,13 @@ enum Event {
 }
 
 /// Forwards a request and its response.
-pub(crate) async fn forward(exchange: Exchange<'_, '_>, selected: &Selected, route: &Forward) -> Result<(), Ended> {
+pub(crate) async fn forward(
+    exchange: Exchange<'_, '_>,
+    selected: &Selected,
+    route: &Forward,
+) -> Result<(), Ended> {
     let stream = &mut *exchange.stream;
+    stream.stats.rq_total().inc();
     let Some(cluster) = choose_cluster(stream, selected, route) else {
         stream.stats.no_cluster().inc();
         return Err(Reply::cluster_not_found(route.cluster_not_found_status).into());
@@ -111,7 +116,18 @@ pub(crate) async fn forward(exchange: Exchange<'_, '_>, selected: &Selected, rou
     };
     let body = RequestBody::new(keep, exchange.down.request_complete());
     let begun = now();
-    let mut router = Router { exchange, selected, route, cluster, timeouts, retries, body, mirrors, begun, tried: SmallVec::new() };
+    let mut router = Router {
+        exchange,
+        selected,
+        route,
+        cluster,
+        timeouts,
+        retries,
+        body,
+        mirrors,
+        begun,
+        tried: SmallVec::new(),
+    };
     router.request_completed();
     router.run().await
 }
@@ -172,7 +188,8 @@ fn apply_stream_limits(stream: &mut Stream, route: &Forward, head: &HeaderMap) {
         && let Some(wanted) = head::grpc_timeout(head)
     {
         let limit = max.filter(|max| !max.is_zero()).map_or(wanted, |max| wanted.min(max));
-        let limit = limit.checked_sub(route.grpc_timeout_offset).filter(|left| !left.is_zero()).unwrap_or(limit);
+        let limit =
+            limit.checked_sub(route.grpc_timeout_offset).filter(|left| !left.is_zero()).unwrap_or(limit);
         stream.deadlines.duration = Some(started + limit);
     }
 }
@@ -319,7 +336,8 @@ impl Router<'_, '_, '_> {
         stream.info.upstream.local = up.local_address();
         stream.info.upstream.first_tx = Some(started);
         stream.deadlines.last = started;
-        stream.deadlines.per_try = self.timeouts.per_try.filter(|_| self.body.complete).map(|limit| started + limit);
+        stream.deadlines.per_try =
+            self.timeouts.per_try.filter(|_| self.body.complete).map(|limit| started + limit);
         stream.deadlines.per_try_idle = self.timeouts.per_try_idle;
         let bodiless = self.body.complete && self.body.is_empty();
         if let Err(reason) = up.send_head(&stream.request, bodiless) {
@@ -365,11 +383,14 @@ impl Router<'_, '_, '_> {
                 }
                 Event::Interrupted(interrupted) => {
                     up.reset();
-                    self.exchange.stream.response = if answered { std::mem::take(&mut self.exchange.stream.response) } else { response };
+                    self.exchange.stream.response =
+                        if answered { std::mem::take(&mut self.exchange.stream.response) } else { response };
                     return self.interrupted(interrupted, answered);
                 }
                 Event::Reset(reason) => {
-                    self.cluster.stats.upstream_rq_rx_reset().inc();
+                    if matches!(reason, ResetReason::RemoteReset | ResetReason::RemoteRefused) {
+                        self.cluster.stats.upstream_rq_rx_reset().inc();
+                    }
                     if reason == ResetReason::ProtocolError {
                         self.cluster.stats.upstream_cx_protocol_error().inc();
                     }
@@ -477,7 +498,12 @@ impl Router<'_, '_, '_> {
     }
 
     /// The response's head goes down.
-    async fn begin_response(&mut self, mut head: HeaderMap, end: bool, started: Instant) -> Result<(), Ended> {
+    async fn begin_response(
+        &mut self,
+        mut head: HeaderMap,
+        end: bool,
+        started: Instant,
+    ) -> Result<(), Ended> {
         let Exchange { stream, chain, down, timer } = &mut self.exchange;
         let now = now();
         stream.deadlines.last = now;
@@ -487,7 +513,11 @@ impl Router<'_, '_, '_> {
         self.cluster.stats.count_response(head.status());
         if !stream.manager.router.suppress_envoy_headers {
             let elapsed = now.saturating_duration_since(started).as_millis();
-            set_number(&mut head, Known::EnvoyUpstreamServiceTime, u64::try_from(elapsed).unwrap_or(u64::MAX));
+            set_number(
+                &mut head,
+                Known::EnvoyUpstreamServiceTime,
+                u64::try_from(elapsed).unwrap_or(u64::MAX),
+            );
         }
         stream.mutate_response(self.selected, &mut head);
         if !chain.is_empty() {
@@ -533,7 +563,9 @@ impl Router<'_, '_, '_> {
             Interrupted::Downstream(error) => {
                 match error {
                     DownstreamError::Protocol(_) => {}
-                    DownstreamError::Disconnected | DownstreamError::Reset => stats.upstream_rq_cancelled().inc(),
+                    DownstreamError::Disconnected | DownstreamError::Reset => {
+                        stats.upstream_rq_cancelled().inc()
+                    }
                 }
                 stats.upstream_rq_tx_reset().inc();
                 Err(Ended::Downstream(error))
@@ -593,7 +625,9 @@ impl Router<'_, '_, '_> {
 
     fn flag_verdict(&mut self, verdict: &Verdict) {
         match verdict {
-            Verdict::LimitExceeded => self.exchange.stream.info.flags.insert(ResponseFlags::UPSTREAM_RETRY_LIMIT_EXCEEDED),
+            Verdict::LimitExceeded => {
+                self.exchange.stream.info.flags.insert(ResponseFlags::UPSTREAM_RETRY_LIMIT_EXCEEDED)
+            }
             Verdict::Overflow => self.exchange.stream.info.flags.insert(ResponseFlags::UPSTREAM_OVERFLOW),
             Verdict::Retry(..) | Verdict::No => {}
         }

@@ -9,8 +9,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::cluster::stats::{ClusterStats, Permit, Resource};
 use crate::cluster::Cluster;
+use crate::cluster::stats::{ClusterStats, Permit, Resource};
 use crate::http::codec::ResetReason;
 use crate::http::codec::side::Untouched;
 use crate::http::config::RouterConfig;
@@ -46,10 +46,15 @@ pub(crate) struct Retries {
 
 impl Retries {
     /// From the route's policy and the request's own headers, which are consumed.
-    pub(crate) fn new(policy: Option<&Arc<RetryPolicy>>, config: &RouterConfig, head: &mut HeaderMap) -> Self {
+    pub(crate) fn new(
+        policy: Option<&Arc<RetryPolicy>>,
+        config: &RouterConfig,
+        head: &mut HeaderMap,
+    ) -> Self {
         let safe = matches!(head.method(), b"GET" | b"HEAD" | b"OPTIONS" | b"TRACE");
         let policy = policy.filter(|policy| {
-            policy.request_headers.is_empty() || policy.request_headers.iter().any(|matcher| matcher.matches(head))
+            policy.request_headers.is_empty()
+                || policy.request_headers.iter().any(|matcher| matcher.matches(head))
         });
         let mut retries = Self {
             on: policy.map(|policy| policy.on).unwrap_or_default(),
@@ -85,9 +90,12 @@ impl Retries {
         if let Some(text) = head.get_str(Known::EnvoyRetriableHeaderNames) {
             self.header_names.extend(text.split(',').map(|name| name.trim().to_ascii_lowercase().into()));
         }
-        for name in
-            [Known::EnvoyMaxRetries, Known::EnvoyRetriableStatusCodes, Known::EnvoyRetriableHeaderNames, Known::EnvoyHedgeOnPerTryTimeout]
-        {
+        for name in [
+            Known::EnvoyMaxRetries,
+            Known::EnvoyRetriableStatusCodes,
+            Known::EnvoyRetriableHeaderNames,
+            Known::EnvoyHedgeOnPerTryTimeout,
+        ] {
             head.remove(name);
         }
     }

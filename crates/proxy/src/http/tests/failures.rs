@@ -43,8 +43,9 @@ fn a_broken_upstream_is_told_apart() {
         let (answers, _, proxy) = through("", garbage, &[GET]).await;
         assert_eq!(answers, [Some((502, reset("protocol error")))]);
         assert_eq!(proxy.stat("cluster.up.upstream_rq_5xx"), 1);
-        let half =
-            |_: &leno_testkit::http::Seen| Action::SendAndClose(b"HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nabc".to_vec());
+        let half = |_: &leno_testkit::http::Seen| {
+            Action::SendAndClose(b"HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nabc".to_vec())
+        };
         let (answers, ..) = through("", half, &[GET]).await;
         assert_eq!(answers, [None], "the answer is cut off, and the connection with it");
     });
@@ -78,7 +79,10 @@ fn circuit_breakers_overflow() {
         let mut client = Client::connect(proxy.address).await.expect("a connection");
         client.send(GET).await.expect("sent");
         let (head, body) = client.message().await.expect("an answer");
-        assert!(head.starts_with("HTTP/1.1 503 Service Unavailable\r\nx-envoy-overloaded: true\r\n"), "{head}");
+        assert!(
+            head.starts_with("HTTP/1.1 503 Service Unavailable\r\nx-envoy-overloaded: true\r\n"),
+            "{head}"
+        );
         assert_eq!(String::from_utf8_lossy(&body), reset("overflow"));
         assert_eq!(proxy.stat("cluster.up.upstream_rq_pending_overflow"), 1);
     });
@@ -120,7 +124,9 @@ fn retries_by_status() {
         let never = |_: &leno_testkit::http::Seen| Action::status(503, "no");
         let (answers, upstream, _) = through(policy, never, &[GET]).await;
         assert_eq!((answers, upstream.seen().len()), (vec![Some((503, "no".to_owned()))], 3));
-        let (answers, upstream, _) = through("", never, &["GET / HTTP/1.1\r\nhost: h\r\nx-envoy-retry-on: gateway-error\r\n\r\n"]).await;
+        let (answers, upstream, _) =
+            through("", never, &["GET / HTTP/1.1\r\nhost: h\r\nx-envoy-retry-on: gateway-error\r\n\r\n"])
+                .await;
         assert_eq!((answers, upstream.seen().len()), (vec![Some((503, "no".to_owned()))], 2));
     });
 }
@@ -155,7 +161,8 @@ fn timeouts() {
         let once = |request: &leno_testkit::http::Seen| {
             if request.number == 0 { Action::Hang } else { Action::ok("late") }
         };
-        let policy = "retry_policy: {retry_on: 5xx, per_try_timeout: 0.05s, retry_back_off: {base_interval: 0.001s}}";
+        let policy =
+            "retry_policy: {retry_on: 5xx, per_try_timeout: 0.05s, retry_back_off: {base_interval: 0.001s}}";
         let (answers, upstream, proxy) = through(policy, once, &[GET]).await;
         assert_eq!(answers, [Some((200, "late".to_owned()))]);
         assert_eq!(upstream.seen()[0].header("x-envoy-expected-rq-timeout-ms"), Some("50"));

@@ -15,7 +15,10 @@ fn a_request_and_its_answer_pass_with_envoys_headers() {
         let proxy = Proxy::start(ALL, "", &[cluster("up", upstream.address, "")]).await;
         let mut client = Client::connect(proxy.address).await.expect("a connection");
         for _ in 0..3 {
-            client.send("GET /a?b HTTP/1.1\r\nHost: h\r\nX-Request-Id: 7\r\nAccept: */*\r\n\r\n").await.expect("sent");
+            client
+                .send("GET /a?b HTTP/1.1\r\nHost: h\r\nX-Request-Id: 7\r\nAccept: */*\r\n\r\n")
+                .await
+                .expect("sent");
             let (head, body) = client.message().await.expect("an answer");
             assert_eq!(body, b"ok");
             expect![[r#"
@@ -73,7 +76,10 @@ fn bodies_pass_whatever_their_size_and_framing() {
             client.send(&body).await.expect("sent");
             let (_, echoed) = client.message().await.expect("an answer");
             assert!(echoed == body, "content-length {size}");
-            client.send("POST / HTTP/1.1\r\nhost: h\r\ntransfer-encoding: chunked\r\n\r\n").await.expect("sent");
+            client
+                .send("POST / HTTP/1.1\r\nhost: h\r\ntransfer-encoding: chunked\r\n\r\n")
+                .await
+                .expect("sent");
             for piece in body.chunks(30_000) {
                 client.send(format!("{:x}\r\n", piece.len())).await.expect("sent");
                 client.send(piece).await.expect("sent");
@@ -90,10 +96,13 @@ fn bodies_pass_whatever_their_size_and_framing() {
 fn pipelined_requests_are_answered_in_order() {
     run(async {
         let upstream =
-            Scripted::start(|request| Action::ok(request.head.split(' ').nth(1).unwrap_or_default())).await.expect("up");
+            Scripted::start(|request| Action::ok(request.head.split(' ').nth(1).unwrap_or_default()))
+                .await
+                .expect("up");
         let proxy = Proxy::start(ALL, "", &[cluster("up", upstream.address, "")]).await;
         let mut client = Client::connect(proxy.address).await.expect("a connection");
-        let requests: String = (0..20).map(|number| format!("GET /{number} HTTP/1.1\r\nhost: h\r\n\r\n")).collect();
+        let requests: String =
+            (0..20).map(|number| format!("GET /{number} HTTP/1.1\r\nhost: h\r\n\r\n")).collect();
         client.send(requests).await.expect("sent");
         for number in 0..20 {
             assert_eq!(client.answer().await, Some((200, format!("/{number}"))));
@@ -105,11 +114,16 @@ fn pipelined_requests_are_answered_in_order() {
 fn answers_without_length_end_with_the_connection() {
     run(async {
         let upstream =
-            Scripted::start(|_| Action::SendAndClose(b"HTTP/1.1 200 OK\r\n\r\nuntil close".to_vec())).await.expect("up");
+            Scripted::start(|_| Action::SendAndClose(b"HTTP/1.1 200 OK\r\n\r\nuntil close".to_vec()))
+                .await
+                .expect("up");
         let proxy = Proxy::start(ALL, "", &[cluster("up", upstream.address, "")]).await;
         let mut client = Client::connect(proxy.address).await.expect("a connection");
         for _ in 0..2 {
-            assert_eq!(client.call("GET / HTTP/1.1\r\nhost: h\r\n\r\n").await, Some((200, "until close".to_owned())));
+            assert_eq!(
+                client.call("GET / HTTP/1.1\r\nhost: h\r\n\r\n").await,
+                Some((200, "until close".to_owned()))
+            );
         }
         assert_eq!(upstream.seen()[1].connection, 1);
     });
@@ -134,8 +148,13 @@ fn heads_interim_answers_and_continue() {
         assert!(all.starts_with("HTTP/1.1 103 Early Hints\r\nlink: x\r\n\r\nHTTP/1.1 200 OK\r\n"), "{all}");
         assert!(all.ends_with("connection: close\r\n\r\n"), "{all}");
         let mut client = Client::connect(proxy.address).await.expect("a connection");
-        client.send("POST / HTTP/1.1\r\nhost: h\r\nexpect: 100-continue\r\ncontent-length: 3\r\n\r\n").await.expect("sent");
-        assert!(client.message().await.expect("an interim answer").0.starts_with("HTTP/1.1 100 Continue\r\n"));
+        client
+            .send("POST / HTTP/1.1\r\nhost: h\r\nexpect: 100-continue\r\ncontent-length: 3\r\n\r\n")
+            .await
+            .expect("sent");
+        assert!(
+            client.message().await.expect("an interim answer").0.starts_with("HTTP/1.1 100 Continue\r\n")
+        );
         client.send("abc").await.expect("sent");
         assert!(client.message().await.expect("hints").0.starts_with("HTTP/1.1 103"));
         assert_eq!(client.answer().await, Some((200, "ok".to_owned())));
@@ -148,16 +167,18 @@ fn heads_interim_answers_and_continue() {
 fn websockets_pass_where_they_are_allowed() {
     run(async {
         let upstream = Scripted::start(|request| match request.header("upgrade") {
-            Some("websocket") => {
-                Action::Send(b"HTTP/1.1 101 X\r\nupgrade: websocket\r\nconnection: upgrade\r\n\r\nhello".to_vec())
-            }
+            Some("websocket") => Action::Send(
+                b"HTTP/1.1 101 X\r\nupgrade: websocket\r\nconnection: upgrade\r\n\r\nhello".to_vec(),
+            ),
             _ => Action::ok("no"),
         })
         .await
         .expect("an upstream");
         let up = cluster("up", upstream.address, "");
         let request = "GET /ws HTTP/1.1\r\nhost: h\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n";
-        let proxy = Proxy::start(ALL, "upgrade_configs: [{upgrade_type: websocket}]", std::slice::from_ref(&up)).await;
+        let proxy =
+            Proxy::start(ALL, "upgrade_configs: [{upgrade_type: websocket}]", std::slice::from_ref(&up))
+                .await;
         let mut client = Client::connect(proxy.address).await.expect("a connection");
         client.send(request).await.expect("sent");
         let (head, _) = client.message().await.expect("an answer");
@@ -176,6 +197,18 @@ fn websockets_pass_where_they_are_allowed() {
 }
 
 #[test]
+fn an_early_answer_says_that_it_closes() {
+    run(async {
+        let proxy = Proxy::start("[]", "", &[]).await;
+        let mut client = Client::connect(proxy.address).await.expect("a connection");
+        client.send("POST / HTTP/1.1\r\nhost: h\r\ncontent-length: 4\r\n\r\nbo").await.expect("sent");
+        let all = String::from_utf8_lossy(&client.rest().await).into_owned();
+        assert!(all.starts_with("HTTP/1.1 404 Not Found\r\n"), "{all}");
+        assert!(all.contains("connection: close\r\n"), "{all}");
+    });
+}
+
+#[test]
 fn routes_rewrite_redirect_and_answer() {
     run(async {
         let upstream = Scripted::start(|_| Action::ok("ok")).await.expect("an upstream");
@@ -183,9 +216,13 @@ fn routes_rewrite_redirect_and_answer() {
                       {match: {prefix: /moved}, redirect: {host_redirect: a.b, path_redirect: /x}}, \
                       {match: {prefix: /old}, route: {cluster: up, prefix_rewrite: /new, host_rewrite_literal: inner}}, \
                       {match: {prefix: /nowhere}, route: {cluster: missing}}]";
-        let proxy = Proxy::start(routes, "normalize_path: true", &[cluster("up", upstream.address, "")]).await;
+        let proxy =
+            Proxy::start(routes, "normalize_path: true", &[cluster("up", upstream.address, "")]).await;
         let mut client = Client::connect(proxy.address).await.expect("a connection");
         let get = |path: &str| format!("GET {path} HTTP/1.1\r\nhost: h\r\n\r\n");
+        // A body that nobody needs does not cost the connection.
+        let post = "POST /direct HTTP/1.1\r\nhost: h\r\ncontent-length: 4\r\n\r\nbody";
+        assert_eq!(client.call(post).await, Some((201, "hi".to_owned())));
         assert_eq!(client.call(&get("/direct")).await, Some((201, "hi".to_owned())));
         client.send(get("/moved?q")).await.expect("sent");
         let (head, _) = client.message().await.expect("an answer");
@@ -196,10 +233,14 @@ fn routes_rewrite_redirect_and_answer() {
         assert_eq!(seen.header("x-envoy-original-path"), Some("/old/p?q"));
         assert_eq!(client.call(&get("/nowhere")).await, Some((503, String::new())));
         assert_eq!(client.call(&get("/")).await, Some((404, String::new())));
-        let grpc = "POST / HTTP/1.1\r\nhost: h\r\ncontent-type: application/grpc\r\ncontent-length: 0\r\n\r\n";
+        let grpc =
+            "POST / HTTP/1.1\r\nhost: h\r\ncontent-type: application/grpc\r\ncontent-length: 0\r\n\r\n";
         client.send(grpc).await.expect("sent");
         let (head, _) = client.message().await.expect("an answer");
-        assert!(head.starts_with("HTTP/1.1 200 OK\r\ncontent-type: application/grpc\r\ngrpc-status: 12\r\n"), "{head}");
+        assert!(
+            head.starts_with("HTTP/1.1 200 OK\r\ncontent-type: application/grpc\r\ngrpc-status: 12\r\n"),
+            "{head}"
+        );
     });
 }
 
@@ -207,14 +248,19 @@ fn routes_rewrite_redirect_and_answer() {
 fn an_edge_proxy_trusts_nobody() {
     run(async {
         let upstream = Scripted::start(|_| Action::ok("ok")).await.expect("an upstream");
-        let proxy = Proxy::start(ALL, "use_remote_address: true", &[cluster("up", upstream.address, "")]).await;
+        let proxy =
+            Proxy::start(ALL, "use_remote_address: true", &[cluster("up", upstream.address, "")]).await;
         let mut client = Client::connect(proxy.address).await.expect("a connection");
         let request = "GET / HTTP/1.1\r\nhost: h\r\nx-forwarded-for: 1.2.3.4\r\nx-forwarded-proto: https\r\n\
                        x-envoy-internal: true\r\nx-request-id: abc\r\nx-envoy-retry-on: 5xx\r\n\
                        x-envoy-upstream-rq-timeout-ms: 100\r\n\r\n";
         assert_eq!(client.call(request).await, Some((200, "ok".to_owned())));
         let seen = &upstream.seen()[0];
-        assert!(seen.header("x-forwarded-for").is_some_and(|value| value.starts_with("1.2.3.4,")), "{}", seen.head);
+        assert!(
+            seen.header("x-forwarded-for").is_some_and(|value| value.starts_with("1.2.3.4,")),
+            "{}",
+            seen.head
+        );
         assert_eq!(seen.header("x-forwarded-proto"), Some("http"));
         assert_eq!(seen.header("x-envoy-internal"), None);
         assert_eq!(seen.header("x-envoy-retry-on"), None);
@@ -229,7 +275,8 @@ fn a_shadow_cluster_gets_a_copy() {
     run(async {
         let upstream = Scripted::start(|_| Action::ok("ok")).await.expect("an upstream");
         let shadow = Scripted::start(|_| Action::ok("ignored")).await.expect("an upstream");
-        let routes = "[{match: {prefix: /}, route: {cluster: up, request_mirror_policies: [{cluster: shadow}]}}]";
+        let routes =
+            "[{match: {prefix: /}, route: {cluster: up, request_mirror_policies: [{cluster: shadow}]}}]";
         let clusters = [cluster("up", upstream.address, ""), cluster("shadow", shadow.address, "")];
         let proxy = Proxy::start(routes, "", &clusters).await;
         let mut client = Client::connect(proxy.address).await.expect("a connection");

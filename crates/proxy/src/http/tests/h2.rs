@@ -39,7 +39,8 @@ async fn echo() -> SocketAddr {
 
 async fn answer(request: Request<RecvStream>, mut respond: h2::server::SendResponse<Bytes>) {
     let (parts, mut body) = request.into_parts();
-    let response = Response::builder().header("x-authority", parts.uri.authority().map_or("", |a| a.as_str()));
+    let response =
+        Response::builder().header("x-authority", parts.uri.authority().map_or("", |a| a.as_str()));
     let Ok(mut send) = respond.send_response(response.body(()).expect("a response"), false) else { return };
     while let Some(Ok(data)) = body.data().await {
         let _ = body.flow_control().release_capacity(data.len());
@@ -69,7 +70,10 @@ async fn read(mut body: RecvStream) -> (Vec<u8>, Option<HeaderMap>) {
 }
 
 fn post(path: &str) -> Request<()> {
-    Request::post(format!("http://h{path}")).header("content-type", "application/grpc").body(()).expect("a request")
+    Request::post(format!("http://h{path}"))
+        .header("content-type", "application/grpc")
+        .body(())
+        .expect("a request")
 }
 
 #[test]
@@ -117,10 +121,15 @@ fn large_bodies_pass_under_flow_control() {
 fn versions_are_translated() {
     run(async {
         // HTTP/2 to HTTP/1.
-        let upstream = Scripted::start(|request| Action::ok(&String::from_utf8_lossy(&request.body))).await.expect("up");
+        let upstream =
+            Scripted::start(|request| Action::ok(&String::from_utf8_lossy(&request.body))).await.expect("up");
         let proxy = Proxy::start(ALL, "", &[cluster("up", upstream.address, "")]).await;
         let mut client = connect(proxy.address).await.ready().await.expect("ready");
-        let request = Request::post("http://h/p?q").header("cookie", "a=1").header("cookie", "b=2").body(()).expect("one");
+        let request = Request::post("http://h/p?q")
+            .header("cookie", "a=1")
+            .header("cookie", "b=2")
+            .body(())
+            .expect("one");
         let (response, mut send) = client.send_request(request, false).expect("sent");
         send.send_data("abc".into(), true).expect("sent");
         let (body, _) = read(response.await.expect("an answer").into_body()).await;

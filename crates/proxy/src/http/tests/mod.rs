@@ -11,8 +11,8 @@ use leno_api::proto::envoy::extensions::filters::network::http_connection_manage
 use tokio::net::TcpListener;
 use tokio::task::LocalSet;
 
-use crate::cluster::config::lower_proto;
 use crate::cluster::Discovery;
+use crate::cluster::config::lower_proto;
 use crate::config::lower::Lower;
 use crate::drain::Drain;
 use crate::http::config::HttpConnectionManager;
@@ -72,11 +72,14 @@ impl Proxy {
              include_request_attempt_count: true, routes: {routes}}}\nhttp_filters:\n{filters}\n- name: router\n  typed_config: \
              {{'@type': type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}}\n{manager}\n"
         );
-        let proto: Proto = leno_api::decode_text(&text, "manager").unwrap_or_else(|errors| panic!("{errors}"));
-        let manager = Lower::resource(|at| HttpConnectionManager::lower(proto, at)).unwrap_or_else(|why| panic!("{why}"));
+        let proto: Proto =
+            leno_api::decode_text(&text, "manager").unwrap_or_else(|errors| panic!("{errors}"));
+        let manager = Lower::resource(|at| HttpConnectionManager::lower(proto, at))
+            .unwrap_or_else(|why| panic!("{why}"));
         let mut snapshot = Snapshot::default();
         for text in clusters {
-            let proto: ClusterProto = leno_api::decode_text(text, "cluster").unwrap_or_else(|errors| panic!("{errors}"));
+            let proto: ClusterProto =
+                leno_api::decode_text(text, "cluster").unwrap_or_else(|errors| panic!("{errors}"));
             let lowered = Lower::resource(|at| lower_proto(proto, prost_types::Any::default(), at));
             let lowered = lowered.unwrap_or_else(|why| panic!("{why}"));
             if let Discovery::Static(assignment) = &lowered.discovery {
@@ -104,8 +107,13 @@ impl Proxy {
                     started: crate::http::stream::now(),
                 });
                 let accepted = Accepted { socket: Socket::Tcp(stream), buffered: BytesMut::new() };
-                let serving =
-                    super::connection::serve(Rc::clone(&worker), Arc::clone(&manager), accepted, info, drain.watch());
+                let serving = super::connection::serve(
+                    Rc::clone(&worker),
+                    Arc::clone(&manager),
+                    accepted,
+                    info,
+                    drain.watch(),
+                );
                 tokio::task::spawn_local(serving);
             }
         });
@@ -131,5 +139,7 @@ async fn until(condition: impl Fn() -> bool) {
             tokio::task::yield_now().await;
         }
     };
-    tokio::time::timeout(std::time::Duration::from_secs(10), waiting).await.expect("the condition comes true");
+    tokio::time::timeout(std::time::Duration::from_secs(10), waiting)
+        .await
+        .expect("the condition comes true");
 }

@@ -113,7 +113,8 @@ fn split(input: &mut BytesMut, limit: u64) -> Bytes {
 
 /// Reads a chunk-size line: hexadecimal digits, extensions ignored, CRLF.
 fn chunk_size(input: &mut BytesMut) -> Result<Option<u64>, CodecError> {
-    let Some(end) = memchr::memchr(b'\n', input.get(..input.len().min(MAX_CHUNK_LINE)).unwrap_or_default()) else {
+    let Some(end) = memchr::memchr(b'\n', input.get(..input.len().min(MAX_CHUNK_LINE)).unwrap_or_default())
+    else {
         // A size that is wrong already need not be complete.
         let digits = input.iter().take_while(|byte| byte.is_ascii_hexdigit()).count();
         let wrong = match input.get(digits) {
@@ -132,7 +133,9 @@ fn chunk_size(input: &mut BytesMut) -> Result<Option<u64>, CodecError> {
     }
     let extension = rest.iter().skip_while(|byte| matches!(byte, b' ' | b'\t')).copied();
     let mut extension = extension.peekable();
-    if extension.peek().is_some_and(|first| *first != b';') || rest.iter().any(|byte| matches!(byte, b'\r' | 0)) {
+    if extension.peek().is_some_and(|first| *first != b';')
+        || rest.iter().any(|byte| matches!(byte, b'\r' | 0))
+    {
         return Err(CODEC_ERROR);
     }
     let size = size.iter().fold(0u64, |size, digit| {

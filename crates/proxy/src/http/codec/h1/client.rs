@@ -90,11 +90,19 @@ impl H1Client {
     }
 
     /// The response's head, into `map`.
-    pub(crate) fn poll_head(&mut self, cx: &mut Context<'_>, map: &mut HeaderMap) -> Poll<Result<Answer, ResetReason>> {
+    pub(crate) fn poll_head(
+        &mut self,
+        cx: &mut Context<'_>,
+        map: &mut HeaderMap,
+    ) -> Poll<Result<Answer, ResetReason>> {
         loop {
             let input = &self.transport.input;
             let fresh = input.get(self.parsed..).unwrap_or_default();
-            if !fresh.is_empty() && (self.parsed == 0 || memchr::memchr(b'\n', fresh).is_some() || input.len() > self.limits.bytes) {
+            if !fresh.is_empty()
+                && (self.parsed == 0
+                    || memchr::memchr(b'\n', fresh).is_some()
+                    || input.len() > self.limits.bytes)
+            {
                 match head::parse_response(input, &self.limits, self.to_head, map) {
                     Err(_) => return Poll::Ready(Err(ResetReason::ProtocolError)),
                     Ok(None) => self.parsed = input.len(),
@@ -105,7 +113,8 @@ impl H1Client {
                             return Poll::Ready(Ok(Answer::Interim));
                         }
                         let tunnel = self.connect && (200..300).contains(&response.status);
-                        self.reader = BodyReader::new(if tunnel { BodyLength::UntilClose } else { response.body });
+                        self.reader =
+                            BodyReader::new(if tunnel { BodyLength::UntilClose } else { response.body });
                         self.keep_alive = response.keep_alive && !tunnel;
                         self.answered = true;
                         return Poll::Ready(Ok(Answer::Final { end: self.reader.is_done() }));
@@ -115,7 +124,8 @@ impl H1Client {
             match ready!(self.transport.poll_fill(cx)) {
                 Ok(0) | Err(_) => {
                     let partial = !self.transport.input.is_empty();
-                    let reason = if partial { ResetReason::ProtocolError } else { ResetReason::ConnectionTermination };
+                    let reason =
+                        if partial { ResetReason::ProtocolError } else { ResetReason::ConnectionTermination };
                     return Poll::Ready(Err(reason));
                 }
                 Ok(_) => {}

@@ -59,9 +59,39 @@ pub(crate) struct ResponseHead {
 
 /// Methods that Envoy's HTTP/1 codec knows; it refuses others.
 const METHODS: &[&str] = &[
-    "GET", "POST", "PUT", "DELETE", "HEAD", "OPTIONS", "PATCH", "CONNECT", "TRACE", "ACL", "BIND", "CHECKOUT", "COPY",
-    "LINK", "LOCK", "MERGE", "MKACTIVITY", "MKCALENDAR", "MKCOL", "MOVE", "M-SEARCH", "NOTIFY", "PROPFIND",
-    "PROPPATCH", "PURGE", "REBIND", "REPORT", "SEARCH", "SOURCE", "SUBSCRIBE", "UNBIND", "UNLINK", "UNLOCK",
+    "GET",
+    "POST",
+    "PUT",
+    "DELETE",
+    "HEAD",
+    "OPTIONS",
+    "PATCH",
+    "CONNECT",
+    "TRACE",
+    "ACL",
+    "BIND",
+    "CHECKOUT",
+    "COPY",
+    "LINK",
+    "LOCK",
+    "MERGE",
+    "MKACTIVITY",
+    "MKCALENDAR",
+    "MKCOL",
+    "MOVE",
+    "M-SEARCH",
+    "NOTIFY",
+    "PROPFIND",
+    "PROPPATCH",
+    "PURGE",
+    "REBIND",
+    "REPORT",
+    "SEARCH",
+    "SOURCE",
+    "SUBSCRIBE",
+    "UNBIND",
+    "UNLINK",
+    "UNLOCK",
     "UNSUBSCRIBE",
 ];
 
@@ -115,7 +145,9 @@ pub(crate) fn parse_request(
                     map.append_known(Known::ContentLength, field.value);
                 }
                 Some(Known::TransferEncoding) => framing.encoding(field.value, true)?,
-                Some(Known::Connection | Known::KeepAlive | Known::ProxyConnection | Known::Http2Settings) => {}
+                Some(
+                    Known::Connection | Known::KeepAlive | Known::ProxyConnection | Known::Http2Settings,
+                ) => {}
                 Some(Known::Upgrade) => upgrade = Some(field.value),
                 Some(Known::Te) if !field.value.eq_ignore_ascii_case(b"trailers") => {}
                 Some(Known::Expect) => {
@@ -226,7 +258,12 @@ pub(crate) fn parse_response(
             None => BodyLength::UntilClose,
         };
         let keep_alive = if http10 { connection.keep_alive && !connection.close } else { !connection.close };
-        Ok(Some(ResponseHead { size, status, body, keep_alive: keep_alive && body != BodyLength::UntilClose }))
+        Ok(Some(ResponseHead {
+            size,
+            status,
+            body,
+            keep_alive: keep_alive && body != BodyLength::UntilClose,
+        }))
     })
 }
 
@@ -266,7 +303,9 @@ fn check_size(input: &[u8], size: usize, fields: usize, limits: &HeadLimits) -> 
 fn request_error(error: httparse::Error, input: &[u8], limits: &HeadLimits) -> CodecError {
     match error {
         httparse::Error::TooManyHeaders => TOO_MANY,
-        httparse::Error::Version if names_version(input) => CodecError { status: 426, details: "low_version" },
+        httparse::Error::Version if names_version(input) => {
+            CodecError { status: 426, details: "low_version" }
+        }
         httparse::Error::HeaderValue => CodecError::bad("http1.invalid_characters"),
         _ if input.len() > limits.bytes => TOO_LARGE,
         _ => CODEC_ERROR,
@@ -388,7 +427,11 @@ struct Framing {
 impl Framing {
     fn length(&mut self, value: &[u8]) -> Result<(), CodecError> {
         // A list of equal lengths is legal to accept; Envoy refuses it, and so do we.
-        if value.is_empty() || value.len() > 19 || !value.iter().all(u8::is_ascii_digit) || self.length.is_some() {
+        if value.is_empty()
+            || value.len() > 19
+            || !value.iter().all(u8::is_ascii_digit)
+            || self.length.is_some()
+        {
             return Err(CODEC_ERROR);
         }
         self.length = Some(value.iter().fold(0, |sum, digit| sum * 10 + u64::from(digit - b'0')));
@@ -413,7 +456,12 @@ pub(crate) struct WriteStyle {
 }
 
 /// Writes a request head. Says how its body is to be written.
-pub(crate) fn write_request(bytes: &mut Vec<u8>, map: &HeaderMap, end: bool, style: WriteStyle) -> BodyLength {
+pub(crate) fn write_request(
+    bytes: &mut Vec<u8>,
+    map: &HeaderMap,
+    end: bool,
+    style: WriteStyle,
+) -> BodyLength {
     let method = map.method();
     let connect = method == b"CONNECT" && !map.contains(Known::Protocol);
     let upgrade = map.get(Known::Upgrade);
@@ -468,7 +516,12 @@ pub(crate) struct ResponseShape {
 }
 
 /// Writes a response head. Says how its body is to be written.
-pub(crate) fn write_response(bytes: &mut Vec<u8>, map: &HeaderMap, shape: ResponseShape, style: WriteStyle) -> BodyLength {
+pub(crate) fn write_response(
+    bytes: &mut Vec<u8>,
+    map: &HeaderMap,
+    shape: ResponseShape,
+    style: WriteStyle,
+) -> BodyLength {
     let status = map.status();
     bytes.extend_from_slice(b"HTTP/1.1 ");
     bytes.extend_from_slice(map.get(Known::Status).unwrap_or(b"500"));
@@ -488,7 +541,8 @@ pub(crate) fn write_response(bytes: &mut Vec<u8>, map: &HeaderMap, shape: Respon
         }
     }
     let bodiless = shape.to_head || status < 200 || status == 204 || status == 304;
-    let told = length.map(|text| std::str::from_utf8(text).ok().and_then(|text| text.parse().ok()).unwrap_or(0));
+    let told =
+        length.map(|text| std::str::from_utf8(text).ok().and_then(|text| text.parse().ok()).unwrap_or(0));
     let body = if status == 101 || (shape.tunnel && (200..300).contains(&status)) {
         BodyLength::UntilClose
     } else if shape.end || bodiless {
@@ -542,6 +596,9 @@ pub(crate) fn reason(status: u16) -> &'static str {
         302 => "Found",
         413 => "Payload Too Large",
         418 => "I'm a teapot",
-        _ => http::StatusCode::from_u16(status).ok().and_then(|code| code.canonical_reason()).unwrap_or("Unknown"),
+        _ => http::StatusCode::from_u16(status)
+            .ok()
+            .and_then(|code| code.canonical_reason())
+            .unwrap_or("Unknown"),
     }
 }

@@ -50,7 +50,13 @@ pub(crate) struct H1Server {
 
 impl H1Server {
     /// A connection of which `input` was read already.
-    pub(crate) fn new(socket: Socket, input: BytesMut, limits: HeadLimits, style: WriteStyle, enable_trailers: bool) -> Self {
+    pub(crate) fn new(
+        socket: Socket,
+        input: BytesMut,
+        limits: HeadLimits,
+        style: WriteStyle,
+        enable_trailers: bool,
+    ) -> Self {
         let request = RequestHead {
             size: 0,
             http10: false,
@@ -82,10 +88,15 @@ impl H1Server {
     }
 
     /// Waits for the next request's head. Flushes what is still to be written meanwhile.
-    pub(crate) fn poll_request(&mut self, cx: &mut Context<'_>, map: &mut HeaderMap) -> Poll<Result<RequestHead, NoRequest>> {
+    pub(crate) fn poll_request(
+        &mut self,
+        cx: &mut Context<'_>,
+        map: &mut HeaderMap,
+    ) -> Poll<Result<RequestHead, NoRequest>> {
         loop {
             self.skip_blank_lines();
             if self.transport.input.len() > self.parsed && self.worth_parsing() {
+                map.prepare();
                 match head::parse_request(&self.transport.input, &self.limits, map) {
                     Err(error) => return Poll::Ready(Err(NoRequest::Invalid(error))),
                     Ok(None) => self.parsed = self.transport.input.len(),
@@ -111,7 +122,9 @@ impl H1Server {
     /// Before a complete head is there, only a new line can complete it or make it wrong.
     fn worth_parsing(&self) -> bool {
         let fresh = self.transport.input.get(self.parsed..).unwrap_or_default();
-        self.parsed == 0 || memchr::memchr(b'\n', fresh).is_some() || self.transport.input.len() > self.limits.bytes
+        self.parsed == 0
+            || memchr::memchr(b'\n', fresh).is_some()
+            || self.transport.input.len() > self.limits.bytes
     }
 
     /// An empty line in front of a request is ignored (RFC 9112 section 2.2).
@@ -137,6 +150,16 @@ impl H1Server {
     /// Whether the request has been read to its end.
     pub(crate) fn request_complete(&self) -> bool {
         self.reader.is_done()
+    }
+
+    /// Drops what is here of the request's body: an answer that does not need it need not close
+    /// the connection for it.
+    pub(crate) fn skip_buffered(&mut self) {
+        if self.owes_continue || self.request.body == BodyLength::UntilClose {
+            return;
+        }
+        while !self.reader.is_done() && matches!(self.reader.decode(&mut self.transport.input), Ok(Some(_))) {
+        }
     }
 
     /// The next piece of the request's body.
@@ -205,7 +228,12 @@ impl H1Server {
             self.owes_continue = false;
         }
         let shape = self.shape(true);
-        head::write_response(self.transport.output.text().bytes(), map, ResponseShape { close: false, ..shape }, self.style);
+        head::write_response(
+            self.transport.output.text().bytes(),
+            map,
+            ResponseShape { close: false, ..shape },
+            self.style,
+        );
     }
 
     /// Writes the response's head.
@@ -260,7 +288,11 @@ impl H1Server {
 
     /// Whether another request may follow on this connection.
     pub(crate) fn reusable(&self) -> bool {
-        !self.close && self.reader.is_done() && self.writer == BodyWriter::Done && self.responded && !self.transport.eof
+        !self.close
+            && self.reader.is_done()
+            && self.writer == BodyWriter::Done
+            && self.responded
+            && !self.transport.eof
     }
 
     /// The transport, for closing and for counting bytes.

@@ -5,7 +5,9 @@ use expect_test::{Expect, expect};
 use proptest::prelude::{Strategy, any, prop, prop_assert_eq, proptest};
 
 use super::body::BodyReader;
-use super::head::{HeadLimits, ResponseShape, WriteStyle, parse_request, parse_response, write_request, write_response};
+use super::head::{
+    HeadLimits, ResponseShape, WriteStyle, parse_request, parse_response, write_request, write_response,
+};
 use crate::http::codec::{BodyLength, Frame};
 use crate::http::headers::HeaderMap;
 
@@ -35,11 +37,20 @@ fn get(fields: &str) -> String {
 #[test]
 fn targets() {
     request("GET /a?b HTTP/1.1\r\nHost: h\r\n\r\n", &expect!["Empty :method=GET :path=/a?b :authority=h"]);
-    request("GET http://f.c/s?x HTTP/1.1\r\nHost: h\r\n\r\n", &expect!["Empty :method=GET :path=/s?x :authority=f.c"]);
-    request("GET http://f.c?x HTTP/1.1\r\nHost: h\r\n\r\n", &expect!["Empty :method=GET :path=/?x :authority=f.c"]);
+    request(
+        "GET http://f.c/s?x HTTP/1.1\r\nHost: h\r\n\r\n",
+        &expect!["Empty :method=GET :path=/s?x :authority=f.c"],
+    );
+    request(
+        "GET http://f.c?x HTTP/1.1\r\nHost: h\r\n\r\n",
+        &expect!["Empty :method=GET :path=/?x :authority=f.c"],
+    );
     request("OPTIONS * HTTP/1.1\r\nHost: h\r\n\r\n", &expect!["Empty :method=OPTIONS :path=* :authority=h"]);
     request("GET * HTTP/1.1\r\nHost: h\r\n\r\n", &expect!["400 http1.invalid_url"]);
-    request("CONNECT a:80 HTTP/1.1\r\nHost: a:80\r\n\r\n", &expect!["UntilClose :method=CONNECT :authority=a:80"]);
+    request(
+        "CONNECT a:80 HTTP/1.1\r\nHost: a:80\r\n\r\n",
+        &expect!["UntilClose :method=CONNECT :authority=a:80"],
+    );
     request("CONNECT a HTTP/1.1\r\nHost: a\r\n\r\n", &expect!["400 http1.invalid_url"]);
     request("GET s HTTP/1.1\r\nHost: h\r\n\r\n", &expect!["400 http1.codec_error"]);
     request("GET /s x HTTP/1.1\r\nHost: h\r\n\r\n", &expect!["400 http1.codec_error"]);
@@ -52,7 +63,10 @@ fn targets() {
 
 #[test]
 fn framing() {
-    request(&get("content-length: 3\r\n"), &expect!["Known(3) :method=GET :path=/s :authority=h content-length=3"]);
+    request(
+        &get("content-length: 3\r\n"),
+        &expect!["Known(3) :method=GET :path=/s :authority=h content-length=3"],
+    );
     request(&get("transfer-encoding: Chunked\r\n"), &expect!["Chunked :method=GET :path=/s :authority=h"]);
     for fields in [
         "content-length: 3\r\ncontent-length: 3\r\n",
@@ -71,7 +85,10 @@ fn framing() {
     let conflict = "content-length: 3\r\ntransfer-encoding: chunked\r\n";
     request(&get(conflict), &expect!["400 http1.content_length_and_chunked_not_allowed"]);
     for coding in ["gzip", "gzip, chunked", "identity", "chunked, chunked"] {
-        request(&get(&format!("transfer-encoding: {coding}\r\n")), &expect!["501 http1.invalid_transfer_encoding"]);
+        request(
+            &get(&format!("transfer-encoding: {coding}\r\n")),
+            &expect!["501 http1.invalid_transfer_encoding"],
+        );
     }
     let twice = "transfer-encoding: chunked\r\ntransfer-encoding: chunked\r\n";
     request(&get(twice), &expect!["501 http1.invalid_transfer_encoding"]);
@@ -89,9 +106,13 @@ fn fields() {
     request(&get(&"a: b\r\n".repeat(30)), &expect!["431 http1.too_many_headers"]);
     request(&get(&format!("a: {}\r\n", "x".repeat(5000))), &expect!["431 http1.headers_too_large"]);
     request(&format!("GET /{}", "x".repeat(5000)), &expect!["431 http1.headers_too_large"]);
-    let hop = "x-a: 1\r\nConnection: keep-alive, X-A\r\nte: trailers\r\nkeep-alive: 3\r\nproxy-connection: x\r\n";
+    let hop =
+        "x-a: 1\r\nConnection: keep-alive, X-A\r\nte: trailers\r\nkeep-alive: 3\r\nproxy-connection: x\r\n";
     request(&get(hop), &expect!["Empty :method=GET :path=/s :authority=h te=trailers"]);
-    request(&get("connection: close\r\nte: gzip\r\n"), &expect!["Empty close :method=GET :path=/s :authority=h"]);
+    request(
+        &get("connection: close\r\nte: gzip\r\n"),
+        &expect!["Empty close :method=GET :path=/s :authority=h"],
+    );
     let upgrade = "connection: Upgrade\r\nupgrade: websocket\r\n";
     request(&get(upgrade), &expect!["UntilClose :method=GET :path=/s :authority=h upgrade=websocket"]);
     let h2c = "connection: upgrade, http2-settings\r\nupgrade: h2c\r\nhttp2-settings: a\r\n";
@@ -162,7 +183,9 @@ fn read_body(length: BodyLength, input: &[u8], cuts: &[usize]) -> String {
 
 #[test]
 fn chunks() {
-    let check = |input: &str, expected: Expect| expected.assert_eq(&read_body(BodyLength::Chunked, input.as_bytes(), &[]));
+    let check = |input: &str, expected: Expect| {
+        expected.assert_eq(&read_body(BodyLength::Chunked, input.as_bytes(), &[]))
+    };
     check("3\r\nabc\r\n0\r\n\r\nGET", expect!["abc left=3"]);
     check("3;a=b\r\nabc\r\n2 ; x\r\nde\r\n0\r\n\r\n", expect!["abcde"]);
     check("A\r\n0123456789\r\n0\r\nT: v\r\n\r\n", expect![[r#"0123456789 {"t": "v"}"#]]);
@@ -180,14 +203,20 @@ fn chunks() {
         "0\r\n\nx",
         "0\r\na b: c\r\n\r\n",
     ] {
-        assert_eq!(read_body(BodyLength::Chunked, wrong.as_bytes(), &[]), "400 http1.codec_error", "{wrong:?}");
+        assert_eq!(
+            read_body(BodyLength::Chunked, wrong.as_bytes(), &[]),
+            "400 http1.codec_error",
+            "{wrong:?}"
+        );
     }
 }
 
 #[test]
 fn written_heads() {
     let mut map = HeaderMap::new();
-    for (name, value) in [(":method", "POST"), (":path", "/p"), (":authority", "h"), (":scheme", "http"), ("x-a", "1")] {
+    for (name, value) in
+        [(":method", "POST"), (":path", "/p"), (":authority", "h"), (":scheme", "http"), ("x-a", "1")]
+    {
         map.append(name.as_bytes(), value.as_bytes());
     }
     let mut bytes = Vec::new();
