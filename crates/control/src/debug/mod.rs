@@ -33,7 +33,7 @@ fn sync_of(session: &Session) -> Value {
                 "ERROR"
             } else if subscription.nonce().is_empty() {
                 "NOT SENT"
-            } else if session.stream().is_outstanding(type_url) {
+            } else if session.is_behind(type_url) {
                 "STALE"
             } else {
                 "SYNCED"

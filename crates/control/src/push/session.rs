@@ -129,6 +129,11 @@ impl Session {
         self.stream.subscription(type_url).is_some_and(|subscription| subscription.wants(name))
     }
 
+    /// Whether the proxy may not have the newest of a type: it was not told yet or has not answered.
+    pub(crate) fn is_behind(&self, type_url: &TypeUrl) -> bool {
+        self.pending.contains_key(type_url) || self.stream.is_outstanding(type_url)
+    }
+
     /// Whether there is something to tell when time has passed.
     pub(crate) fn is_waiting(&self) -> bool {
         !self.pending.is_empty() || !self.lingering.is_empty()

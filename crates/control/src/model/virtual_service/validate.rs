@@ -159,7 +159,7 @@ fn fault(check: &mut Check, injected: &Fault) {
             }
             if !(0..=100).contains(&delay.percent) {
                 check.at("percent", |check| {
-                    check.invalid(format!("{} is not between 0 and 100", delay.percent))
+                    check.invalid(format!("{} is not between 0 and 100", delay.percent));
                 });
             }
             percent(check, delay.percentage);
@@ -175,7 +175,7 @@ fn fault(check: &mut Check, injected: &Fault) {
                 (Some(status), None) if (200..600).contains(&status) => {}
                 (Some(status), None) => {
                     check.at("httpStatus", |check| {
-                        check.invalid(format!("{status} is no status from 200 to 599"))
+                        check.invalid(format!("{status} is no status from 200 to 599"));
                     });
                 }
                 (None, Some(name)) if GRPC_STATUSES.contains(&name.as_str()) => {}
