@@ -128,10 +128,10 @@ impl Lower {
         at.finish(lowered)
     }
 
-    /// Lowers what lies in `field`.
+    /// Lowers what lies in `field`; empty: the current place itself.
     pub(crate) fn field<T>(&mut self, field: &str, lower: impl FnOnce(&mut Lower) -> T) -> T {
         let length = self.path.len();
-        if length > 0 {
+        if length > 0 && !field.is_empty() {
             self.path.push('.');
         }
         self.path.push_str(field);
