@@ -42,19 +42,13 @@ pub(crate) fn of_annotations(annotations: &BTreeMap<String, String>) -> (Capture
     for (name, value) in annotations {
         let Some(what) = name.strip_prefix(PREFIX) else { continue };
         let read = match what {
-            "includeInboundPorts" if value == "*" => Ok(capture.include_inbound_ports = Some(Ports::All)),
-            "includeInboundPorts" => {
-                list(value).map(|ports| capture.include_inbound_ports = Some(Ports::Only(ports)))
-            }
+            "includeInboundPorts" => all_or(value, Ports::All, Ports::Only)
+                .map(|ports| capture.include_inbound_ports = Some(ports)),
             "excludeInboundPorts" => list(value).map(|ports| capture.exclude_inbound_ports = ports),
             "includeOutboundPorts" => list(value).map(|ports| capture.include_outbound_ports = ports),
             "excludeOutboundPorts" => list(value).map(|ports| capture.exclude_outbound_ports = ports),
-            "includeOutboundIPRanges" if value == "*" => {
-                Ok(capture.include_outbound_cidrs = Some(Cidrs::All))
-            }
-            "includeOutboundIPRanges" => {
-                list(value).map(|cidrs| capture.include_outbound_cidrs = Some(Cidrs::Only(cidrs)))
-            }
+            "includeOutboundIPRanges" => all_or(value, Cidrs::All, Cidrs::Only)
+                .map(|cidrs| capture.include_outbound_cidrs = Some(cidrs)),
             "excludeOutboundIPRanges" => list(value).map(|cidrs| capture.exclude_outbound_cidrs = cidrs),
             _ => Err("is not supported by leno up, has no effect".to_owned()),
         };
@@ -63,6 +57,11 @@ pub(crate) fn of_annotations(annotations: &BTreeMap<String, String>) -> (Capture
         }
     }
     (capture, faults)
+}
+
+/// `*`, or a list.
+fn all_or<T: std::str::FromStr, S>(text: &str, all: S, only: impl FnOnce(Vec<T>) -> S) -> Result<S, String> {
+    if text == "*" { Ok(all) } else { list(text).map(only) }
 }
 
 fn list<T: std::str::FromStr>(text: &str) -> Result<Vec<T>, String> {

@@ -1,17 +1,15 @@
 //! The other end of the control socket: what `leno ps`, `logs` and `stop` use.
 
+use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
-use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
+use rustix::fs::FlockOperation;
 
 use super::control::Request;
 use super::overview::Overview;
 use super::runtime_dir;
-
-/// How long the outer process may take to clean up after the inner one.
-const CLEAN_UP: Duration = Duration::from_secs(10);
 
 /// A connection to a running mesh.
 #[derive(Debug)]
@@ -60,16 +58,12 @@ impl Client {
 
     /// Ends the mesh and waits until nothing is left of it.
     pub(crate) fn stop(mut self) -> anyhow::Result<()> {
+        let lock = File::open(runtime_dir::of(&self.name).join("lock"))?;
         self.ask(&Request::Stop)?;
         // It says nothing more; what is read is its end.
         let _ = self.stream.read(&mut [0]);
-        let start = Instant::now();
-        while runtime_dir::of(&self.name).exists() {
-            if start.elapsed() > CLEAN_UP {
-                bail!("mesh {} has ended but its folder is still there", self.name);
-            }
-            std::thread::sleep(Duration::from_millis(10));
-        }
+        // The outer process lets go of the lock last.
+        rustix::fs::flock(&lock, FlockOperation::LockShared)?;
         Ok(())
     }
 

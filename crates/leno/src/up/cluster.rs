@@ -245,7 +245,7 @@ impl Cluster {
                     match Published::start(&self.site, address, target).await {
                         Ok(published) => running.admin = Some(published),
                         Err(e) => {
-                            self.display.line(format!("{key}: its admin interface is not published: {e}"))
+                            self.display.line(format!("{key}: its admin interface is not published: {e}"));
                         }
                     }
                 }

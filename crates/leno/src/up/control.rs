@@ -67,7 +67,10 @@ async fn answer(stream: UnixStream, logs: &Logs, questions: &mpsc::Sender<Questi
             for line in lines {
                 writer.write_all(format!("[{}] {}\n", line.source, line.text).as_bytes()).await?;
             }
-            while follow {
+            if !follow {
+                return Ok(());
+            }
+            loop {
                 match more.recv().await {
                     Ok(line) if is_wanted(&line, pod.as_deref()) => {
                         writer.write_all(format!("[{}] {}\n", line.source, line.text).as_bytes()).await?;
@@ -76,10 +79,9 @@ async fn answer(stream: UnixStream, logs: &Logs, questions: &mpsc::Sender<Questi
                     Err(RecvError::Lagged(lost)) => {
                         writer.write_all(format!("... {lost} lines left out\n").as_bytes()).await?;
                     }
-                    Err(RecvError::Closed) => break,
+                    Err(RecvError::Closed) => return Ok(()),
                 }
             }
-            Ok(())
         }
         Request::Stop => {
             let _ = questions.send(Question::Stop).await;

@@ -4,7 +4,6 @@
 use std::fmt::Write as _;
 use std::io::{IsTerminal, Write};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::overview::Overview;
@@ -24,7 +23,8 @@ enum Message {
 #[derive(Debug)]
 pub(crate) struct Display {
     sender: SyncSender<Message>,
-    writer: Option<JoinHandle<()>>,
+    /// Disconnected when the writer has ended.
+    written: Receiver<()>,
     has_table: bool,
 }
 
@@ -33,11 +33,14 @@ impl Display {
     pub(crate) fn start(plain: bool) -> Display {
         let has_table = !plain && std::io::stdout().is_terminal();
         let (sender, receiver) = sync_channel(WAITING);
-        let writer = std::thread::Builder::new().name("display".into()).spawn(move || {
+        let (writing, written) = sync_channel(0);
+        // Should there be no thread, nothing is printed, and the mesh runs all the same.
+        let _ = std::thread::Builder::new().name("display".into()).spawn(move || {
+            let _writing: SyncSender<()> = writing;
             let screen = Screen { table: String::new(), drawn: 0, dirty: false, last: None };
             screen.run(&receiver, has_table);
         });
-        Display { sender, writer: writer.ok(), has_table }
+        Display { sender, written, has_table }
     }
 
     /// Prints a line. If very many wait already it is left out: nothing may stop for it.
@@ -59,13 +62,7 @@ impl Drop for Display {
     /// Waits a moment for what is to be written yet.
     fn drop(&mut self) {
         let _ = self.sender.try_send(Message::End);
-        let start = Instant::now();
-        while let Some(writer) = &self.writer {
-            if writer.is_finished() || start.elapsed() > Duration::from_secs(1) {
-                break;
-            }
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        let _ = self.written.recv_timeout(Duration::from_secs(1));
     }
 }
 
@@ -224,7 +221,8 @@ mod tests {
             default/database-1  no     0         10.244.3.4  -                       web starts
             http://127.0.0.1:8080  (gateway default/way)
             http://127.0.0.1:40000  (control plane of mesh mesh, network namespaces)
-        "#]].assert_eq(&table(&overview, None));
+        "#]]
+        .assert_eq(&table(&overview, None));
         let cut = table(&overview, Some((30, 6)));
         assert!(cut.lines().all(|line| line.len() < 30), "{cut}");
         assert!(cut.contains("... and 1 more"), "{cut}");

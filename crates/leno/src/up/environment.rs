@@ -359,7 +359,8 @@ data: {key: c2VjcmV0}
             IP=127.244.131.234
             APP=web
             KEY=secret
-        "#]].assert_eq(&render(POD, &layout));
+        "#]]
+        .assert_eq(&render(POD, &layout));
     }
 
     #[test]

@@ -12,7 +12,8 @@ use std::time::Duration;
 use anyhow::Context;
 use futures_util::future::{join_all, select_all};
 use leno_node::{
-    Backoff, Capabilities, Ipv4Net, Mode, Pod, PodSpec, ProcessSpec, Redirect, Restart, State, Status, Supervisor,
+    Backoff, Capabilities, Ipv4Net, Mode, Pod, PodSpec, ProcessSpec, Redirect, Restart, State, Status,
+    Supervisor,
 };
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
@@ -197,7 +198,9 @@ impl Life {
                 let mut redirect = self.plan.capture.redirect(defaults);
                 // The node has nothing but the control plane, which the proxy must reach before it can
                 // know of anything.
-                redirect.exclude_outbound_cidrs.push(Ipv4Net { address: self.site.layout.node(), prefix: 32 });
+                redirect
+                    .exclude_outbound_cidrs
+                    .push(Ipv4Net { address: self.site.layout.node(), prefix: 32 });
                 redirect
             });
             let create = move || {

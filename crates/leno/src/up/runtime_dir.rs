@@ -36,13 +36,15 @@ pub(crate) fn socket(mesh: &str) -> PathBuf {
     of(mesh).join("control.sock")
 }
 
-/// The names of meshes that run.
+/// The names of meshes that run: whose lock is held, for one that was killed leaves its folder.
 pub(crate) fn running() -> Vec<String> {
-    let names = std::fs::read_dir(base())
-        .into_iter()
-        .flatten()
-        .filter_map(|entry| entry.ok()?.file_name().into_string().ok());
-    let mut names: Vec<String> = names.filter(|name| of(name).join("lock").exists()).collect();
+    let is_held = |name: &String| {
+        File::open(of(name).join("lock"))
+            .is_ok_and(|lock| rustix::fs::flock(&lock, FlockOperation::NonBlockingLockShared).is_err())
+    };
+    let entries = std::fs::read_dir(base()).into_iter().flatten();
+    let mut names: Vec<String> =
+        entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).filter(is_held).collect();
     names.sort();
     names
 }

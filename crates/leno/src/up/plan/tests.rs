@@ -80,26 +80,35 @@ fn injection() {
         &deployment("bare", "shop/web:1", 1, ", sidecar.istio.io/inject: 'false'"),
     ]
     .concat();
-    check(&text, &expect![[r#"
+    check(
+        &text,
+        &expect![[r#"
         pod default/bare-xptnp4bl5w-kpmmr 10.244.134.136 no proxy [bare]
         pod default/web-6t8qx2h5ll-l9wgr 10.244.101.231 sidecar [web]
         pod default/web-6t8qx2h5ll-vn2cw 10.244.168.23 sidecar [web]
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
 fn images_without_a_command() {
-    check(&deployment("web", "shop/db:1", 1, ""), &expect![[r#"
+    check(
+        &deployment("web", "shop/db:1", 1, ""),
+        &expect![[r#"
         mesh.yaml:12:9: spec.template.spec.containers[0].image: no local command is known for "shop/db:1", so Deployment default/web is not run; name one with --image shop/db=COMMAND
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
 fn gateways_of_the_runner() {
-    check(GATEWAY, &expect![[r#"
+    check(
+        GATEWAY,
+        &expect![[r#"
         pod istio-system/istio-ingressgateway-22vfm 10.244.94.91 gateway []
         port 80 -> istio-system/istio-ingressgateway-22vfm:80 HTTP
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
@@ -109,11 +118,14 @@ fn gateways_of_the_user() {
          labels: {istio: ingressgateway}\n    spec:\n      containers: [{name: istio-proxy, image: auto}]\n---\n\
          apiVersion: v1\nkind: Service\nmetadata: {name: mine, namespace: edge}\nspec:\n  \
          selector: {istio: ingressgateway}\n  ports: [{port: 80, targetPort: 8080}]\n---\n";
-    check(&[text, GATEWAY].concat(), &expect![[r#"
+    check(
+        &[text, GATEWAY].concat(),
+        &expect![[r#"
         pod edge/mine-9wtxsrs27d-ssqnr 10.244.23.167 gateway []
         service edge/mine 10.96.252.190
         port 80 -> edge/mine-9wtxsrs27d-ssqnr:8080 HTTP
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
@@ -125,13 +137,16 @@ fn other_kinds() {
          apiVersion: v1\nkind: Pod\nmetadata: {name: alone}\nspec: {containers: [{name: a, image: shop/web}]}\n---\n\
          apiVersion: v1\nkind: Service\nmetadata: {name: db}\nspec: {clusterIP: None}\n---\n\
          apiVersion: v1\nkind: Service\nmetadata: {name: fixed}\nspec: {clusterIP: 10.96.7.7}\n---\n";
-    check(text, &expect![[r#"
+    check(
+        text,
+        &expect![[r#"
         pod default/alone 10.244.180.58 no proxy [a]
         pod default/db-0 10.244.82.77 no proxy [db]
         pod default/db-1 10.244.89.3 no proxy [db]
         pod default/once-hwpr7 10.244.170.165 no proxy [once]
         service default/fixed 10.96.7.7
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
