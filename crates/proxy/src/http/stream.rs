@@ -390,7 +390,7 @@ impl Stream {
         match self.manager.server_header {
             ServerHeader::Overwrite => head.set(Known::Server, own),
             ServerHeader::AppendIfAbsent if !head.contains(Known::Server) => {
-                head.append_known(Known::Server, own)
+                head.append_known(Known::Server, own);
             }
             ServerHeader::AppendIfAbsent | ServerHeader::PassThrough => {}
         }

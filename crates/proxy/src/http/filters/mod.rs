@@ -132,6 +132,7 @@ pub(crate) struct Registration {
     /// Full name of its per-route message, if it has one.
     pub(crate) route_type: Option<&'static str>,
     /// Lowers the per-route message.
+    #[allow(clippy::type_complexity, reason = "a type alias would hide what is lowered")]
     pub(crate) lower_route: Option<fn(&prost_types::Any, &mut Lower) -> Option<Arc<dyn Any + Send + Sync>>>,
 }
 

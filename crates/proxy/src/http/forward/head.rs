@@ -66,6 +66,46 @@ impl Timeouts {
     }
 }
 
+/// Tells the endpoint how long it has and which attempt this is.
+pub(crate) fn announce_attempt(
+    stream: &Stream,
+    selected: &Selected,
+    timeouts: &Timeouts,
+    left: Option<Duration>,
+    attempt: u32,
+    head: &mut HeaderMap,
+) {
+    if !stream.manager.router.suppress_envoy_headers
+        && let Some(expected) = timeouts.expected(left)
+    {
+        let millis = u64::try_from(expected.as_millis()).unwrap_or(u64::MAX).max(1);
+        set_number(head, Known::EnvoyExpectedRqTimeoutMs, millis);
+    }
+    if selected.virtual_host.include_request_attempt_count {
+        set_number(head, Known::EnvoyAttemptCount, attempt.into());
+    }
+}
+
+/// The route's idle timeout and stream duration replace the connection manager's.
+pub(crate) fn apply_stream_limits(stream: &mut Stream, route: &Forward, head: &HeaderMap) {
+    if let Some(idle) = route.idle_timeout {
+        stream.deadlines.idle = idle.filter(|limit| !limit.is_zero());
+    }
+    let started = stream.info.started;
+    if let Some(limit) = route.max_stream_duration {
+        stream.deadlines.duration = limit.map(|limit| started + limit);
+    }
+    if let Some(max) = route.grpc_timeout_max
+        && head.is_grpc()
+        && let Some(wanted) = grpc_timeout(head)
+    {
+        let limit = max.filter(|max| !max.is_zero()).map_or(wanted, |max| wanted.min(max));
+        let limit =
+            limit.checked_sub(route.grpc_timeout_offset).filter(|left| !left.is_zero()).unwrap_or(limit);
+        stream.deadlines.duration = Some(started + limit);
+    }
+}
+
 /// `grpc-timeout`: at most 8 digits and a unit.
 pub(crate) fn grpc_timeout(head: &HeaderMap) -> Option<Duration> {
     let text = head.get_str(Known::GrpcTimeout)?;

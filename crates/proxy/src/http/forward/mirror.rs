@@ -10,7 +10,7 @@ use crate::cluster::PickContext;
 use crate::cluster::pool;
 use crate::cluster::worker_cluster::WorkerCluster;
 use crate::http::codec::h1::client::Answer;
-use crate::http::forward::Active;
+use crate::http::forward::active::Active;
 use crate::http::forward::body::RequestBody;
 use crate::http::headers::{HeaderMap, Known};
 use crate::http::route::{ClusterChoice, Mirror};

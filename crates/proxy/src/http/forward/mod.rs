@@ -14,15 +14,16 @@ use std::time::{Duration, Instant};
 
 use smallvec::SmallVec;
 
-use crate::cluster::stats::{Permit, Resource};
+use crate::cluster::stats::Permit;
 use crate::cluster::worker_cluster::{Host, WorkerCluster};
 use crate::cluster::{PickContext, pool};
 use crate::http::codec::h1::client::Answer;
 use crate::http::codec::side::{Downstream, Untouched, Upstream};
 use crate::http::codec::{DownstreamError, Frame, ResetReason};
 use crate::http::filters::Chain;
+use crate::http::forward::active::Active;
 use crate::http::forward::body::RequestBody;
-use crate::http::forward::head::{Timeouts, set_number};
+use crate::http::forward::head::{Timeouts, announce_attempt, apply_stream_limits, set_number};
 use crate::http::forward::retry::{Retries, Verdict};
 use crate::http::headers::{HeaderMap, Known};
 use crate::http::reply::Reply;
@@ -32,6 +33,7 @@ use crate::http::timer::{Expired, Timer};
 use crate::http::upgrade;
 use crate::telemetry::stream_info::{Protocol, ResponseFlags};
 
+mod active;
 pub(crate) mod body;
 pub(crate) mod head;
 pub(crate) mod mirror;
@@ -152,46 +154,6 @@ fn note_cluster(stream: &mut Stream, cluster: &WorkerCluster) {
     stream.info.upstream.cluster = Some(cluster.config.stat_name.clone());
     stream.info.upstream.cluster_raw = Some(cluster.config.name.clone());
     stream.info.upstream.cluster_metadata = Some(std::sync::Arc::clone(&cluster.config.metadata));
-}
-
-/// Tells the endpoint how long it has and which attempt this is.
-fn announce_attempt(
-    stream: &Stream,
-    selected: &Selected,
-    timeouts: &Timeouts,
-    left: Option<Duration>,
-    attempt: u32,
-    head: &mut HeaderMap,
-) {
-    if !stream.manager.router.suppress_envoy_headers
-        && let Some(expected) = timeouts.expected(left)
-    {
-        let millis = u64::try_from(expected.as_millis()).unwrap_or(u64::MAX).max(1);
-        set_number(head, Known::EnvoyExpectedRqTimeoutMs, millis);
-    }
-    if selected.virtual_host.include_request_attempt_count {
-        set_number(head, Known::EnvoyAttemptCount, attempt.into());
-    }
-}
-
-/// The route's idle timeout and stream duration replace the connection manager's.
-fn apply_stream_limits(stream: &mut Stream, route: &Forward, head: &HeaderMap) {
-    if let Some(idle) = route.idle_timeout {
-        stream.deadlines.idle = idle.filter(|limit| !limit.is_zero());
-    }
-    let started = stream.info.started;
-    if let Some(limit) = route.max_stream_duration {
-        stream.deadlines.duration = limit.map(|limit| started + limit);
-    }
-    if let Some(max) = route.grpc_timeout_max
-        && head.is_grpc()
-        && let Some(wanted) = head::grpc_timeout(head)
-    {
-        let limit = max.filter(|max| !max.is_zero()).map_or(wanted, |max| wanted.min(max));
-        let limit =
-            limit.checked_sub(route.grpc_timeout_offset).filter(|left| !left.is_zero()).unwrap_or(limit);
-        stream.deadlines.duration = Some(started + limit);
-    }
 }
 
 /// One request being forwarded.
@@ -564,7 +526,7 @@ impl Router<'_, '_, '_> {
                 match error {
                     DownstreamError::Protocol(_) => {}
                     DownstreamError::Disconnected | DownstreamError::Reset => {
-                        stats.upstream_rq_cancelled().inc()
+                        stats.upstream_rq_cancelled().inc();
                     }
                 }
                 stats.upstream_rq_tx_reset().inc();
@@ -626,7 +588,7 @@ impl Router<'_, '_, '_> {
     fn flag_verdict(&mut self, verdict: &Verdict) {
         match verdict {
             Verdict::LimitExceeded => {
-                self.exchange.stream.info.flags.insert(ResponseFlags::UPSTREAM_RETRY_LIMIT_EXCEEDED)
+                self.exchange.stream.info.flags.insert(ResponseFlags::UPSTREAM_RETRY_LIMIT_EXCEEDED);
             }
             Verdict::Overflow => self.exchange.stream.info.flags.insert(ResponseFlags::UPSTREAM_OVERFLOW),
             Verdict::Retry(..) | Verdict::No => {}
@@ -656,48 +618,4 @@ fn drain(up: &mut Upstream) {
         }
     }
     up.reset();
-}
-
-/// Counts one request under way at a host.
-pub(crate) struct Active {
-    cluster: Rc<WorkerCluster>,
-    host: Rc<Host>,
-    _permit: Permit,
-}
-
-impl Active {
-    /// `None`: the circuit breaker for requests is open.
-    pub(crate) fn new(cluster: &Rc<WorkerCluster>, host: &Rc<Host>, high_priority: bool) -> Option<Self> {
-        let permit = Permit::take(&cluster.config, Resource::Requests, high_priority)?;
-        cluster.stats.upstream_rq_total().inc();
-        cluster.stats.upstream_rq_active().inc();
-        host.active.set(host.active.get() + 1);
-        increment(&host.counts.rq_total);
-        Some(Self { cluster: Rc::clone(cluster), host: Rc::clone(host), _permit: permit })
-    }
-
-    /// Counts how the attempt went for its host.
-    fn count(&self, outcome: &Result<Outcome, Ended>, status: u16) {
-        let counts = &self.host.counts;
-        match outcome {
-            Ok(Outcome::Done) if status < 500 => increment(&counts.rq_success),
-            Ok(Outcome::TimedOut(_)) => increment(&counts.rq_timeout),
-            Ok(_) | Err(Ended::Aborted) => increment(&counts.rq_error),
-            Err(Ended::Reply(reply)) if reply.flags.intersects(ResponseFlags::UPSTREAM_REQUEST_TIMEOUT) => {
-                increment(&counts.rq_timeout);
-            }
-            Err(Ended::Reply(_) | Ended::Downstream(_)) => {}
-        }
-    }
-}
-
-fn increment(count: &std::cell::Cell<u64>) {
-    count.set(count.get() + 1);
-}
-
-impl Drop for Active {
-    fn drop(&mut self) {
-        self.cluster.stats.upstream_rq_active().dec();
-        self.host.active.set(self.host.active.get().saturating_sub(1));
-    }
 }

@@ -104,7 +104,9 @@ fn header_mutation() {
 #[test]
 fn a_response_without_status_is_none() {
     run(async {
-        check("GET /no-status HTTP/1.1\r\nhost: h\r\n\r\n", &expect![[r#"
+        check(
+            "GET /no-status HTTP/1.1\r\nhost: h\r\n\r\n",
+            &expect![[r#"
             HTTP/1.1 502 Bad Gateway
             content-length: 32
             content-type: text/plain
@@ -112,7 +114,9 @@ fn a_response_without_status_is_none() {
             "missing required header: :status"
             > GET /no-status HTTP/1.1
             > x-level: filter
-        "#]]).await;
+        "#]],
+        )
+        .await;
     });
 }
 

@@ -197,6 +197,37 @@ fn websockets_pass_where_they_are_allowed() {
 }
 
 #[test]
+fn connections_live_within_their_limits() {
+    run(async {
+        let upstream = Scripted::start(|_| Action::ok("ok")).await.expect("an upstream");
+        let limited = |limits: &str| {
+            let options = format!(
+                "typed_extension_protocol_options:\n  envoy.extensions.upstreams.http.v3.HttpProtocolOptions:\n    '@type': \
+                 type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions\n    \
+                 common_http_protocol_options: {{{limits}}}\n    explicit_http_config: {{http_protocol_options: {{}}}}"
+            );
+            cluster("up", upstream.address, &options)
+        };
+        let get = "GET / HTTP/1.1\r\nhost: h\r\n\r\n";
+        let proxy = Proxy::start(ALL, "", &[limited("max_requests_per_connection: 2")]).await;
+        let mut client = Client::connect(proxy.address).await.expect("a connection");
+        for _ in 0..5 {
+            assert_eq!(client.call(get).await, Some((200, "ok".to_owned())));
+        }
+        assert_eq!(proxy.stat("cluster.up.upstream_cx_total"), 3);
+        assert_eq!(proxy.stat("cluster.up.upstream_cx_max_requests"), 2);
+        let manager = "common_http_protocol_options: {idle_timeout: 0.1s}";
+        let proxy = Proxy::start(ALL, manager, &[limited("idle_timeout: 0.03s")]).await;
+        let mut client = Client::connect(proxy.address).await.expect("a connection");
+        assert_eq!(client.call(get).await, Some((200, "ok".to_owned())));
+        until(|| proxy.stat("cluster.up.upstream_cx_idle_timeout") == 1).await;
+        assert_eq!(proxy.stat("cluster.up.upstream_cx_active"), 0);
+        assert_eq!(client.rest().await, b"", "the idle client is sent away");
+        assert_eq!(proxy.stat("http.t.downstream_cx_idle_timeout"), 1);
+    });
+}
+
+#[test]
 fn an_early_answer_says_that_it_closes() {
     run(async {
         let proxy = Proxy::start("[]", "", &[]).await;

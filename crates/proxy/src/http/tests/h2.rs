@@ -181,6 +181,44 @@ fn a_client_that_resets_ends_its_stream_only() {
 }
 
 #[test]
+fn connections_that_go_are_replaced() {
+    run(async {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("an address");
+        // Each connection serves one request; every other one says so by GOAWAY.
+        tokio::task::spawn_local(async move {
+            for number in 0.. {
+                let Ok((stream, _)) = listener.accept().await else { return };
+                let mut connection = h2::server::handshake(stream).await.expect("a handshake");
+                let Some(Ok((request, respond))) = connection.accept().await else { continue };
+                tokio::task::spawn_local(answer(request, respond));
+                if number % 2 == 0 {
+                    connection.graceful_shutdown();
+                }
+                tokio::task::spawn_local(async move {
+                    // Another request would be answered by nobody.
+                    while let Some(Ok(_)) = connection.accept().await {}
+                });
+            }
+        });
+        let limits = HTTP2.replace(
+            "explicit_http_config",
+            "common_http_protocol_options: {max_requests_per_connection: 1}\n    explicit_http_config",
+        );
+        for more in [HTTP2, &limits] {
+            let proxy = Proxy::start(ALL, "", &[cluster("up", address, more)]).await;
+            let mut client = Client::connect(proxy.address).await.expect("a connection");
+            let calls = if more == HTTP2 { 1 } else { 6 };
+            for _ in 0..calls {
+                let answer = client.call("POST / HTTP/1.1\r\nhost: h\r\ncontent-length: 1\r\n\r\nx").await;
+                assert_eq!(answer, Some((200, "x".to_owned())));
+            }
+            assert_eq!(proxy.stat("cluster.up.upstream_cx_total"), calls);
+        }
+    });
+}
+
+#[test]
 fn draining_sends_goaway() {
     run(async {
         let proxy = Proxy::start(ALL, "", &[cluster("up", echo().await, HTTP2)]).await;

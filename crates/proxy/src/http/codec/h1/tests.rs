@@ -184,7 +184,7 @@ fn read_body(length: BodyLength, input: &[u8], cuts: &[usize]) -> String {
 #[test]
 fn chunks() {
     let check = |input: &str, expected: Expect| {
-        expected.assert_eq(&read_body(BodyLength::Chunked, input.as_bytes(), &[]))
+        expected.assert_eq(&read_body(BodyLength::Chunked, input.as_bytes(), &[]));
     };
     check("3\r\nabc\r\n0\r\n\r\nGET", expect!["abc left=3"]);
     check("3;a=b\r\nabc\r\n2 ; x\r\nde\r\n0\r\n\r\n", expect!["abcde"]);
