@@ -73,7 +73,7 @@ impl Site {
                 (spec.uid, spec.gid) = (Some(PROXY_ID), Some(PROXY_ID));
             }
             Layout::Namespaces { owner: Owner::Mark, .. } => {
-                spec.capabilities = Some(Capabilities::NET_ADMIN)
+                spec.capabilities = Some(Capabilities::NET_ADMIN);
             }
             Layout::Loopback { .. } => spec.capabilities = None,
         }
