@@ -373,6 +373,9 @@ impl H2Client {
         self.response = None;
         let (parts, recv) = response.into_parts();
         read_response(&Response::from_parts(parts, ()), map);
+        if map.status() == 101 {
+            return Poll::Ready(Err(ResetReason::ProtocolError));
+        }
         if self.upgrade && map.status() == 200 {
             map.set_status(101);
         }

@@ -43,6 +43,13 @@ fn a_broken_upstream_is_told_apart() {
         let (answers, _, proxy) = through("", garbage, &[GET]).await;
         assert_eq!(answers, [Some((502, reset("protocol error")))]);
         assert_eq!(proxy.stat("cluster.up.upstream_rq_5xx"), 1);
+        let switch =
+            |_: &leno_testkit::http::Seen| Action::Send(b"HTTP/1.1 101 X\r\nupgrade: x\r\n\r\n".to_vec());
+        let (answers, ..) = through("", switch, &[GET]).await;
+        assert_eq!(answers, [Some((502, reset("protocol error")))], "nobody asked for an upgrade");
+        let flood = |_: &leno_testkit::http::Seen| Action::Send(b"HTTP/1.1 100 X\r\n\r\n".repeat(100));
+        let (answers, ..) = through("", flood, &[GET]).await;
+        assert_eq!(answers, [Some((502, reset("protocol error")))]);
         let half = |_: &leno_testkit::http::Seen| {
             Action::SendAndClose(b"HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nabc".to_vec())
         };

@@ -11,6 +11,9 @@ use crate::http::codec::{BodyLength, Frame, ResetReason};
 use crate::http::headers::HeaderMap;
 use crate::io::Socket;
 
+/// 1xx answers to one request; more are an attack on the client's memory, or on ours.
+const MAX_INTERIM: u32 = 64;
+
 /// A head that came from upstream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Answer {
@@ -34,6 +37,8 @@ pub(crate) struct H1Client {
     to_head: bool,
     connect: bool,
     answered: bool,
+    /// 1xx answers of this exchange.
+    interim: u32,
     keep_alive: bool,
     parsed: usize,
     /// Bytes received before this exchange: none since then means that the server said nothing.
@@ -59,6 +64,7 @@ impl H1Client {
             to_head: false,
             connect: false,
             answered: false,
+            interim: 0,
             keep_alive: true,
             parsed: 0,
             received_before: 0,
@@ -74,6 +80,7 @@ impl H1Client {
         self.to_head = map.method() == b"HEAD";
         self.connect = map.method() == b"CONNECT";
         self.answered = false;
+        self.interim = 0;
         self.keep_alive = true;
         self.reader = BodyReader::Done;
         self.received_before = self.transport.received;
@@ -110,7 +117,15 @@ impl H1Client {
                         self.transport.input.advance(response.size);
                         self.parsed = 0;
                         if response.status < 200 && response.status != 101 {
+                            self.interim += 1;
+                            if self.interim > MAX_INTERIM {
+                                return Poll::Ready(Err(ResetReason::ProtocolError));
+                            }
                             return Poll::Ready(Ok(Answer::Interim));
+                        }
+                        if response.status == 101 && !self.tunnel {
+                            // Nobody asked for it: the client would read what follows as answers.
+                            return Poll::Ready(Err(ResetReason::ProtocolError));
                         }
                         let tunnel = self.connect && (200..300).contains(&response.status);
                         self.reader =
