@@ -10,6 +10,7 @@ mod http;
 mod io;
 mod listener;
 mod logging;
+mod memory;
 mod options;
 mod server;
 mod snapshot;

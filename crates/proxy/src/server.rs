@@ -100,6 +100,8 @@ struct Server {
     records: Records,
     health_checks_fail: bool,
     draining: bool,
+    /// Beats for which everything has been in force.
+    beats_live: u32,
     started: Instant,
 }
 
@@ -188,6 +190,7 @@ impl Server {
             records: Records::default(),
             health_checks_fail: false,
             draining: false,
+            beats_live: 0,
             started,
         };
         Ok((server, Events { main, xds, admin: admin_commands }))
@@ -230,7 +233,10 @@ impl Server {
             Event::Terminate => return Flow::End,
             Event::ReopenLogs => crate::telemetry::access_log::reopen(),
             Event::StopListening { inbound_only } => self.tell(|| Command::StopListening { inbound_only }),
-            Event::Beat => self.sample(),
+            Event::Beat => {
+                self.sample();
+                self.settle_down();
+            }
         }
         Flow::Go
     }
@@ -365,6 +371,15 @@ impl Server {
         self.stats.server.state().set(state as u64);
         self.stats.server.live().set(u64::from(state == ServerState::Live));
         self.stats.server.uptime().set(self.started.elapsed().as_secs());
+    }
+
+    /// Once, when a beat has passed since everything was in force: gives back memory that only
+    /// the start needed.
+    fn settle_down(&mut self) {
+        self.beats_live = if self.store.is_live() { self.beats_live.saturating_add(1) } else { 0 };
+        if self.beats_live == 2 {
+            crate::memory::give_back_code();
+        }
     }
 
     fn state(&self) -> ServerState {
