@@ -511,7 +511,10 @@ impl Cluster {
             .iter()
             .flat_map(|service| service.endpoints.iter().map(|endpoint| endpoint.address.as_str()))
             .collect();
-        let proxies = self.plan.pods.values().filter(|pod| pod.proxy != plan::ProxyRole::None).count();
+        let has_ended =
+            |key: &Key| self.pods.get(key).is_some_and(|running| running.condition.phase == Phase::Succeeded);
+        let with_proxy = |pod: &&PodPlan| pod.proxy != plan::ProxyRole::None && !has_ended(&pod.key);
+        let proxies = self.plan.pods.values().filter(with_proxy).count();
         let is_served = |pod: &PodPlan| {
             self.objects.services.values().filter(|service| service.key.namespace == pod.key.namespace).any(
                 |it| {
@@ -523,11 +526,7 @@ impl Cluster {
         let mut served = self.plan.pods.values().filter(|pod| is_served(pod));
         self.report.is_in_sync
             && self.report.proxies >= proxies
-            && served.all(|pod| {
-                let succeeded =
-                    self.pods.get(&pod.key).is_some_and(|it| it.condition.phase == Phase::Succeeded);
-                succeeded || known.contains(pod.address.to_string().as_str())
-            })
+            && served.all(|pod| has_ended(&pod.key) || known.contains(pod.address.to_string().as_str()))
     }
 
     fn overview(&self) -> Overview {

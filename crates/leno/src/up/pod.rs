@@ -407,6 +407,12 @@ impl Life {
             next = next.into_iter().chain(of_apps).min();
             let (phase, words) = self.judge(proxy_ready);
             self.condition(phase, words);
+            if matches!(phase, Phase::Succeeded | Phase::Failed)
+                && let Some(proxy) = self.proxy.take()
+            {
+                // As Kubernetes does it with sidecars of pods that run to their end.
+                proxy.supervisor.stop(PROXY_LIMIT).await;
+            }
             self.wait_for_change(next).await;
             // A hosts file that cannot be written now is written with the next change.
             let _ = self.write_hosts();
