@@ -29,6 +29,14 @@ pub(crate) fn hosts(
         }
     };
     let _ = writeln!(text, "{} {own}", pod.address);
+    for alias in pod.spec.host_aliases.iter().flatten() {
+        let _ = writeln!(
+            text,
+            "{} {}",
+            alias.ip,
+            alias.hostnames.iter().flatten().cloned().collect::<Vec<_>>().join(" ")
+        );
+    }
     for service in objects.services.values() {
         let names = spellings(&service.key, &pod.key.namespace);
         if let Some(address) = plan.services.get(&service.key) {
@@ -88,7 +96,8 @@ mod tests {
     #[test]
     fn all_spellings() {
         let objects = read_text(
-            "apiVersion: v1\nkind: Pod\nmetadata: {name: me, namespace: shop}\nspec: {containers: []}\n---\n\
+            "apiVersion: v1\nkind: Pod\nmetadata: {name: me, namespace: shop}\n\
+             spec: {containers: [], hostAliases: [{ip: 10.1.1.1, hostnames: [a.test, b.test]}]}\n---\n\
              apiVersion: apps/v1\nkind: StatefulSet\nmetadata: {name: db, namespace: data}\nspec:\n  replicas: 2\n  \
              serviceName: db\n  selector: {}\n  template: {metadata: {labels: {app: db}}, spec: {containers: []}}\n---\n\
              apiVersion: v1\nkind: Service\nmetadata: {name: db, namespace: data}\n\
@@ -107,6 +116,7 @@ mod tests {
             127.0.0.1 localhost
             ::1 localhost ip6-localhost ip6-loopback
             10.244.14.227 me
+            10.1.1.1 a.test b.test
             10.244.237.36 db.data.svc.cluster.local db.data.svc db.data db-0.db.data.svc.cluster.local db-0.db.data.svc db-0.db.data
             10.96.1.1 web.shop.svc.cluster.local web.shop.svc web.shop web
             240.240.0.9 api.example.com

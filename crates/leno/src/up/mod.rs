@@ -13,6 +13,11 @@
 //!                                           └► display.rs, control.rs ◄─ client.rs (leno ps, logs, stop)
 //! ```
 //!
+//! What a cluster has and this has not: volumes, liveness probes, lifecycle hooks, resource limits and
+//! quotas, container users, host networks, UDP through the mesh, DNS (names are in each pod's /etc/hosts,
+//! so that other servers' names do not resolve), and, in network namespaces, a way out of the machine.
+//! What of it a manifest asks for is reported, apart from resources and users.
+//!
 //! START HERE, then `cluster.rs`.
 
 mod address;

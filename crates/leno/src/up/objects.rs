@@ -427,6 +427,11 @@ impl Reader {
 
     fn read_entry(&mut self, key: Key, origin: &Origin) {
         let Some(object) = self.typed::<entry::Object>(origin, false) else { return };
+        if object.spec.resolution.starts_with("DNS") {
+            let message = "in network namespaces pods have no way out of this machine yet, so what DNS knows \
+                           of cannot be reached from them";
+            self.objects.problems.push(origin.problem("spec.resolution", message));
+        }
         let passes_through = matches!(object.spec.resolution.as_str(), "" | "NONE" | "DYNAMIC_DNS");
         self.objects.entries.push(ServiceEntry {
             key,

@@ -231,6 +231,7 @@ fn add_containers(
         let mounts = container.volume_mounts.as_deref().unwrap_or_default();
         ignored("volumeMounts", !mounts.is_empty(), "leno up mounts no volumes");
         ignored("livenessProbe", container.liveness_probe.is_some(), "leno up restarts what ends only");
+        ignored("startupProbe", container.startup_probe.is_some(), "leno up waits for readiness only");
         ignored("lifecycle", container.lifecycle.is_some(), "leno up calls no hooks");
         plans.push(ContainerPlan { name: container.name.clone(), program, container: container.clone() });
     }
