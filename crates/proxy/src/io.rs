@@ -29,6 +29,8 @@ pub(crate) struct Accepted {
     pub(crate) socket: Socket,
     /// Bytes already read.
     pub(crate) buffered: BytesMut,
+    /// The listener's `per_connection_buffer_limit_bytes`.
+    pub(crate) buffer_limit: usize,
 }
 
 /// Sets a socket option that the API names by numbers (envoy.config.core.v3.SocketOption).

@@ -295,8 +295,6 @@ pub(crate) struct TcpKeepalive {
 
 /// What a balancer may know of the request or session.
 pub(crate) struct PickContext<'a> {
-    /// Hash of the route's hash policy.
-    pub(crate) hash: Option<u64>,
     /// The downstream connection's (restored) local address, for ORIGINAL_DST.
     pub(crate) original_dst: Option<SocketAddr>,
     /// The request's headers, for `use_http_header`.

@@ -46,8 +46,6 @@ pub(crate) struct HttpConnectionManager {
     pub(crate) request_timeout: Option<Duration>,
     /// `request_headers_timeout`; `None`: never.
     pub(crate) request_headers_timeout: Option<Duration>,
-    /// `drain_timeout`, 5 s by default.
-    pub(crate) drain_timeout: Duration,
     /// `delayed_close_timeout`, 1 s by default.
     pub(crate) delayed_close_timeout: Duration,
     /// `max_request_headers_kb`, bytes; 60 KiB by default.
@@ -76,8 +74,6 @@ pub(crate) struct HttpConnectionManager {
     pub(crate) preserve_external_request_id: bool,
     /// `always_set_request_id_in_response`.
     pub(crate) request_id_in_response: bool,
-    /// UuidRequestIdConfig.pack_trace_reason.
-    pub(crate) pack_trace_reason: bool,
     /// `normalize_path`.
     pub(crate) normalize_path: bool,
     /// `merge_slashes`.
@@ -96,8 +92,6 @@ pub(crate) struct HttpConnectionManager {
     pub(crate) scheme_overwrite: Option<Arc<str>>,
     /// `upgrade_configs`: upgrade types allowed, lower case; `CONNECT` too.
     pub(crate) upgrades: Vec<UpgradeType>,
-    /// `stream_error_on_invalid_http_message`.
-    pub(crate) stream_error_on_invalid: bool,
     /// `add_user_agent`: set it and the downstream service cluster/node headers.
     pub(crate) add_user_agent: bool,
     /// `forward_client_cert_details: ALWAYS_FORWARD_ONLY`: `x-forwarded-client-cert` is kept; it
@@ -125,8 +119,13 @@ pub(crate) enum CodecType {
 pub(crate) enum RouteSource {
     /// Inline.
     Static(Arc<RouteTable>),
-    /// By RDS under this name; looked up in the snapshot for each request.
-    Rds(Name),
+    /// By RDS; looked up in the snapshot for each request.
+    Rds {
+        /// The name to ask for.
+        name: Name,
+        /// How long a listener waits for it before it serves without; `None`: for ever.
+        initial_fetch_timeout: Option<Duration>,
+    },
 }
 
 /// envoy.extensions.filters.http.router.v3.Router.

@@ -82,7 +82,7 @@ async fn detect_and_serve(connection: &Rc<Connection>, accepted: Accepted) {
     if http2 {
         Box::pin(serve_http2(connection, socket, input, timer)).await;
     } else {
-        serve_http1(connection, socket, input, timer).await;
+        serve_http1(connection, socket, input, timer, accepted.buffer_limit).await;
     }
 }
 
@@ -116,7 +116,13 @@ enum Next {
     Close,
 }
 
-async fn serve_http1(connection: &Rc<Connection>, socket: Socket, input: BytesMut, mut timer: Timer) {
+async fn serve_http1(
+    connection: &Rc<Connection>,
+    socket: Socket,
+    input: BytesMut,
+    mut timer: Timer,
+    buffer_limit: usize,
+) {
     let manager = &connection.manager;
     let stats = &connection.stats;
     stats.downstream_cx_http1_total().inc();
@@ -129,6 +135,7 @@ async fn serve_http1(connection: &Rc<Connection>, socket: Socket, input: BytesMu
     };
     let style = WriteStyle { proper_case: manager.http1.proper_case };
     let mut server = H1Server::new(socket, input, limits, style, manager.http1.enable_trailers);
+    server.limit_buffers(buffer_limit);
     let mut counted = (0, 0);
     let mut requests = 0;
     loop {

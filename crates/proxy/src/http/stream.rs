@@ -250,7 +250,7 @@ impl Stream {
     fn table(&self) -> Option<Arc<RouteTable>> {
         match &self.manager.routes {
             RouteSource::Static(table) => Some(Arc::clone(table)),
-            RouteSource::Rds(name) => self.worker.routes(name),
+            RouteSource::Rds { name, .. } => self.worker.routes(name),
         }
     }
 

@@ -121,11 +121,14 @@ pub(crate) fn lower_proto(
         let length = at.narrow("tcp_fast_open_queue_length", length)?;
         options.push(address::int_option(libc::SOL_TCP, libc::TCP_FASTOPEN, length));
     }
-    let exact_balance = at
+    // SO_REUSEPORT spreads connections over the workers; `exact_balance` asks for no more than
+    // that. How many connections are accepted at once is our own business.
+    let _: Option<u32> = max_connections_to_accept_per_socket_event;
+    let _: Option<()> = at
         .optional("connection_balance_config", connection_balance_config, |proto, at| {
             use proto::listener::connection_balance_config::BalanceType;
             match proto.balance_type {
-                Some(BalanceType::ExactBalance(_)) => Some(true),
+                Some(BalanceType::ExactBalance(_)) => None,
                 Some(BalanceType::ExtendBalance(_)) => {
                     at.unsupported("extend_balance", true);
                     None
@@ -139,8 +142,10 @@ pub(crate) fn lower_proto(
                     None
                 }
             }
-        })
-        .unwrap_or(false);
+        });
+    // Deviation: a failed health check (`/healthcheck/fail`) does not drain connections, so a
+    // `drain_type` of MODIFY_ONLY changes nothing.
+    let _ = at.value::<proto::listener::DrainType>("drain_type", drain_type)?;
     let old_bind = deprecated_v1.and_then(|proto::listener::DeprecatedV1 { bind_to_port }| bind_to_port);
     let stat_prefix = address::name(stat_prefix).unwrap_or_else(|| Name::from(first.replace(':', "_")));
     Some(Listener {
@@ -165,16 +170,12 @@ pub(crate) fn lower_proto(
         options,
         backlog: tcp_backlog_size,
         reuse_port: enable_reuse_port.unwrap_or(true),
-        exact_balance,
-        max_accept_per_event: max_connections_to_accept_per_socket_event,
         keepalive: tcp_keepalive.map(address::keepalive),
         direction: match at.value::<core::TrafficDirection>("traffic_direction", traffic_direction)? {
             core::TrafficDirection::Unspecified => Direction::Unspecified,
             core::TrafficDirection::Inbound => Direction::Inbound,
             core::TrafficDirection::Outbound => Direction::Outbound,
         },
-        drain_on_modify_only: at.value::<proto::listener::DrainType>("drain_type", drain_type)?
-            == proto::listener::DrainType::ModifyOnly,
         added_via_api: at.scope().added_via_api,
         source,
         version: at.scope().version.clone(),
@@ -278,15 +279,9 @@ fn filter_chain(proto: proto::FilterChain, at: &mut Lower) -> Option<FilterChain
         Some(_) => network?,
         None => NetworkFilters::Close,
     };
-    Some(FilterChain {
-        name: name.into(),
-        network,
-        transport_timeout: at.timeout(
-            "transport_socket_connect_timeout",
-            transport_socket_connect_timeout,
-            None,
-        ),
-    })
+    // How long a handshake may take; plain text has none.
+    at.timeout("transport_socket_connect_timeout", transport_socket_connect_timeout, None);
+    Some(FilterChain { name: name.into(), network })
 }
 
 fn listener_filter(proto: proto::ListenerFilter, at: &mut Lower) -> Option<ListenerFilter> {

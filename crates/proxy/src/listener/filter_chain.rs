@@ -298,7 +298,6 @@ mod tests {
             Arc::new(FilterChain {
                 name: name.into(),
                 network: NetworkFilters::Close,
-                transport_timeout: None,
             })
         };
         let lowered = Lower::resource(|at| {

@@ -51,16 +51,10 @@ pub(crate) struct Listener {
     pub(crate) backlog: Option<u32>,
     /// `enable_reuse_port`, true by default.
     pub(crate) reuse_port: bool,
-    /// `connection_balance_config.exact_balance`.
-    pub(crate) exact_balance: bool,
-    /// `max_connections_to_accept_per_socket_event`.
-    pub(crate) max_accept_per_event: Option<u32>,
     /// `tcp_keepalive` by socket options is separate; this is `TcpKeepalive` of newer APIs.
     pub(crate) keepalive: Option<TcpKeepalive>,
     /// `traffic_direction`.
     pub(crate) direction: Direction,
-    /// `drain_type: MODIFY_ONLY`: not drained by health check failure.
-    pub(crate) drain_on_modify_only: bool,
     /// Whether it came by LDS.
     pub(crate) added_via_api: bool,
     /// The message as received, for /config_dump and for finding what changed.
@@ -131,8 +125,6 @@ pub(crate) struct FilterChain {
     pub(crate) name: Name,
     /// What serves the connection.
     pub(crate) network: NetworkFilters,
-    /// `transport_socket_connect_timeout`.
-    pub(crate) transport_timeout: Option<Duration>,
 }
 
 /// A chain of network filters; it always ends in one of these.

@@ -24,7 +24,7 @@ const LARGE: usize = 64 * 1024;
 const KEPT: usize = 64;
 /// Pieces up to this size are copied behind what waits to be written already.
 const COPY_LIMIT: usize = 16 * 1024;
-/// When so much waits to be written, the other side is not read.
+/// When so much waits to be written, the other side is not read, unless less is configured.
 const HIGH_WATER: usize = 128 * 1024;
 
 thread_local! {
@@ -164,13 +164,21 @@ pub(crate) struct Transport {
     pub(crate) received: u64,
     /// Bytes sent since the connection began.
     pub(crate) sent: u64,
+    /// When so much waits to be written, the other side is not read.
+    high_water: usize,
 }
 
 impl Transport {
     /// A connection of which `input` was read already.
     pub(crate) fn new(socket: Socket, input: BytesMut) -> Self {
         let received = input.len() as u64;
-        Self { socket, input, output: Output::default(), bulky: false, eof: false, received, sent: 0 }
+        let output = Output::default();
+        Self { socket, input, output, bulky: false, eof: false, received, sent: 0, high_water: HIGH_WATER }
+    }
+
+    /// Obeys `per_connection_buffer_limit_bytes` where it is below our own limit.
+    pub(crate) fn limit_buffers(&mut self, limit: usize) {
+        self.high_water = limit.clamp(1, HIGH_WATER);
     }
 
     /// Reads once: the number of bytes, 0 at the end of the stream.
@@ -243,7 +251,7 @@ impl Transport {
 
     /// Ready when more may be written: flushes above the high-water mark.
     pub(crate) fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.output.len() < HIGH_WATER { Poll::Ready(Ok(())) } else { self.poll_flush(cx) }
+        if self.output.len() < self.high_water { Poll::Ready(Ok(())) } else { self.poll_flush(cx) }
     }
 
     /// Ends our direction, after a flush.

@@ -100,6 +100,11 @@ impl HttpConnectionManager {
         at.unsupported("http1_safe_max_connection_duration", http1_safe_max_connection_duration);
         at.unsupported("http3_protocol_options", http3_protocol_options.is_some());
         at.unsupported("stream_flush_timeout", stream_flush_timeout.is_some());
+        // Deviation: a draining HTTP/2 connection gets its last GOAWAY after a ping's round trip, when
+        // the client has seen the first, instead of after `drain_timeout`.
+        at.duration("drain_timeout", drain_timeout);
+        at.unsupported("stream_error_on_invalid_http_message", stream_error_on_invalid_http_message == Some(true));
+        check_request_id(request_id_extension, at);
         at.unsupported("drain_timeout_jitter", drain_timeout_jitter.is_some());
         at.unsupported("access_log_flush_interval", access_log_flush_interval.is_some());
         at.unsupported("flush_access_log_on_new_request", flush_access_log_on_new_request);
@@ -200,7 +205,6 @@ impl HttpConnectionManager {
             ),
             request_timeout: at.timeout("request_timeout", request_timeout, None),
             request_headers_timeout: at.timeout("request_headers_timeout", request_headers_timeout, None),
-            drain_timeout: at.duration("drain_timeout", drain_timeout).unwrap_or(Duration::from_secs(5)),
             delayed_close_timeout: at
                 .duration("delayed_close_timeout", delayed_close_timeout)
                 .unwrap_or(Duration::from_secs(1)),
@@ -217,7 +221,6 @@ impl HttpConnectionManager {
             generate_request_id: generate_request_id.unwrap_or(true),
             preserve_external_request_id,
             request_id_in_response: always_set_request_id_in_response,
-            pack_trace_reason: request_id(request_id_extension, at),
             normalize_path: normalize_path.unwrap_or(false),
             merge_slashes,
             escaped_slashes,
@@ -231,7 +234,6 @@ impl HttpConnectionManager {
             append_forwarded_port: append_x_forwarded_port,
             scheme_overwrite,
             upgrades: upgrades(upgrade_configs, at),
-            stream_error_on_invalid: stream_error_on_invalid_http_message.unwrap_or(false),
             add_user_agent: add_user_agent.unwrap_or(false),
             keep_client_cert,
             service_node,
@@ -261,20 +263,16 @@ fn lower_tracing(proto: Option<hcm::http_connection_manager::Tracing>, at: &mut 
     at.field("tracing", |at| at.unsupported("provider", provider.is_some()));
 }
 
-fn request_id(proto: Option<hcm::RequestIdExtension>, at: &mut Lower) -> bool {
-    let Some(hcm::RequestIdExtension { typed_config: Some(any) }) = proto else { return true };
+/// Request ids are UUIDs. How they carry sampling decisions matters to traces only.
+fn check_request_id(proto: Option<hcm::RequestIdExtension>, at: &mut Lower) {
+    let Some(hcm::RequestIdExtension { typed_config: Some(any) }) = proto else { return };
     at.field("request_id_extension.typed_config", |at| {
-        if !leno_api::any::is::<UuidRequestIdConfig>(&any) {
+        if leno_api::any::is::<UuidRequestIdConfig>(&any) {
+            at.unpack::<UuidRequestIdConfig>(&any);
+        } else {
             at.unsupported_extension("request_id_extension", &any.type_url);
-            return true;
         }
-        let Some(UuidRequestIdConfig { pack_trace_reason, use_request_id_for_trace_sampling: _ }) =
-            at.unpack(&any)
-        else {
-            return true;
-        };
-        pack_trace_reason.unwrap_or(true)
-    })
+    });
 }
 
 fn upgrades(protos: Vec<hcm::http_connection_manager::UpgradeConfig>, at: &mut Lower) -> Vec<UpgradeType> {
@@ -308,7 +306,8 @@ fn route_source(
                     at.unsupported("config_source", true);
                     return None;
                 }
-                Some(RouteSource::Rds(route_config_name.into()))
+                let initial_fetch_timeout = source.initial_fetch_timeout;
+                Some(RouteSource::Rds { name: route_config_name.into(), initial_fetch_timeout })
             })
         }
         Some(RouteSpecifier::ScopedRoutes(_)) => {

@@ -67,7 +67,7 @@ fn shadow_host(authority: &[u8]) -> Vec<u8> {
 
 async fn exchange(cluster: &Rc<WorkerCluster>, head: HeaderMap, pieces: Vec<bytes::Bytes>) -> Option<()> {
     let context =
-        PickContext { hash: None, original_dst: None, headers: Some(&head), avoid: &[], avoid_attempts: 0 };
+        PickContext { original_dst: None, headers: Some(&head), avoid: &[], avoid_attempts: 0 };
     let host = cluster.pick(&context)?;
     let mut upstream = pool::acquire(cluster, &host, false, false).await.ok()?;
     let _active = Active::new(cluster, &host, false)?;

@@ -266,7 +266,6 @@ impl Router<'_, '_, '_> {
         stream.info.upstream.attempts += 1;
         let avoid_attempts = self.retries.avoid_attempts();
         let context = PickContext {
-            hash: None,
             original_dst: Some(stream.info.connection.local),
             headers: Some(&stream.request),
             avoid: if avoid_attempts.is_some() { &self.tried } else { &[] },
@@ -472,6 +471,8 @@ impl Router<'_, '_, '_> {
         stream.deadlines.per_try = None;
         stream.info.upstream.first_rx = Some(now);
         stream.info.response_code_details = Some("via_upstream".into());
+        // Header rules and filters may ask for it before the head is sent.
+        stream.info.response_code = head.status();
         self.cluster.stats.count_response(head.status());
         if !stream.manager.router.suppress_envoy_headers {
             let elapsed = now.saturating_duration_since(started).as_millis();

@@ -202,19 +202,18 @@ fn route(proto: proto::Route, table: &TableSettings, host: &HostSettings, at: &m
         levels.retain(|level| !level.is_empty());
         levels
     };
-    let decorator = decorator.and_then(|proto::Decorator { operation, propagate }| {
-        // `propagate` decides whether the operation is sent on in x-envoy-decorator-operation.
+    // Names of operations are for traces, and `tracing` is refused as long as there are none;
+    // likewise `METADATA(ROUTE)`, which alone would show the metadata.
+    if let Some(proto::Decorator { operation: _, propagate }) = decorator {
         at.unsupported("decorator.propagate", propagate == Some(false));
-        (!operation.is_empty()).then(|| operation.into())
-    });
+    }
+    address::metadata("metadata", metadata, at);
+    at.unsupported("stat_prefix", !stat_prefix.is_empty());
     let own_limit = buffer_limit(per_request_buffer_limit_bytes, request_body_buffer_limit, at);
     let route = Route {
         name: name.into(),
         request_headers: order(own_request, &host.request_headers, &table.request_headers),
         response_headers: order(own_response, &host.response_headers, &table.response_headers),
-        metadata: address::metadata("metadata", metadata, at),
-        decorator,
-        stat_prefix: address::name(stat_prefix),
         overrides,
         buffer_limit: own_limit.or(host.buffer_limit),
         action: action?,
@@ -384,6 +383,10 @@ fn forward(
     if retry.is_none() {
         retry.clone_from(&host.retry);
     }
+    at.each("hash_policy", hash_policy, |policy, at| -> Option<()> {
+        policy::check_hash(policy, at);
+        None
+    });
     Some(Forward {
         cluster: cluster?,
         cluster_not_found_status,
@@ -399,7 +402,6 @@ fn forward(
         mirrors: mirrors(request_mirror_policies, &host.mirrors, at),
         high_priority: at.value::<core::RoutingPriority>("priority", priority)?
             == core::RoutingPriority::High,
-        hash_policy: at.each("hash_policy", hash_policy, policy::hash),
         upgrades: upgrades(upgrade_configs, at),
     })
 }

@@ -10,7 +10,6 @@ use std::time::Duration;
 use leno_base::Name;
 use regex::bytes::Regex;
 
-use crate::cluster::Metadata;
 use crate::http::filters::RouteOverrides;
 use crate::http::headers::HeaderMap;
 use crate::http::route::mutation::HeaderMutations;
@@ -83,12 +82,6 @@ pub(crate) struct Route {
     pub(crate) request_headers: Vec<Arc<HeaderMutations>>,
     /// Response header rules, likewise.
     pub(crate) response_headers: Vec<Arc<HeaderMutations>>,
-    /// `metadata`.
-    pub(crate) metadata: Metadata,
-    /// `decorator.operation`.
-    pub(crate) decorator: Option<Box<str>>,
-    /// `stat_prefix`.
-    pub(crate) stat_prefix: Option<Name>,
     /// Filter settings of this route, on top of the virtual host's and the table's.
     pub(crate) overrides: RouteOverrides,
     /// `per_request_buffer_limit_bytes` / `request_body_buffer_limit`.
@@ -142,8 +135,6 @@ pub(crate) struct Forward {
     pub(crate) mirrors: Vec<Arc<Mirror>>,
     /// `priority`: high?
     pub(crate) high_priority: bool,
-    /// `hash_policy`.
-    pub(crate) hash_policy: Vec<HashPolicy>,
     /// `upgrade_configs` of the route: lower-case type → enabled.
     pub(crate) upgrades: Vec<crate::http::config::UpgradeType>,
 }
@@ -248,35 +239,6 @@ pub(crate) struct Mirror {
     pub(crate) cluster: ClusterChoice,
     /// `runtime_fraction`: (numerator, denominator); all by default.
     pub(crate) fraction: (u32, u32),
-}
-
-/// One hash policy; results are combined in order until a terminal one yields a hash.
-#[derive(Debug)]
-pub(crate) struct HashPolicy {
-    /// What is hashed.
-    pub(crate) source: HashSource,
-    /// `terminal`.
-    pub(crate) terminal: bool,
-}
-
-/// What a hash policy hashes.
-#[derive(Debug)]
-pub(crate) enum HashSource {
-    /// All values of this header.
-    Header(Name),
-    /// This cookie; generated with the ttl if absent and a ttl is given.
-    Cookie {
-        /// Cookie name.
-        name: Box<str>,
-        /// `ttl`; zero makes a session cookie.
-        ttl: Option<Duration>,
-        /// `path`.
-        path: Box<str>,
-    },
-    /// The downstream address without port.
-    SourceIp,
-    /// This query parameter.
-    QueryParameter(Box<str>),
 }
 
 /// RetryPolicy, lowered.

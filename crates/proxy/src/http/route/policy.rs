@@ -13,7 +13,7 @@ use proto::route_action::{HashPolicy as HashPolicyProto, RequestMirrorPolicy};
 use crate::config::lower::Lower;
 use crate::http::route::config::runtime_fraction;
 use crate::http::route::matcher::{self, header_name};
-use crate::http::route::{ClusterChoice, HashPolicy, HashSource, Mirror, RetryOn, RetryPolicy};
+use crate::http::route::{ClusterChoice, Mirror, RetryOn, RetryPolicy};
 
 /// Envoy's back-off base where none is given.
 const DEFAULT_BACK_OFF: Duration = Duration::from_millis(25);
@@ -114,38 +114,22 @@ pub(super) fn retry(proto: proto::RetryPolicy, at: &mut Lower) -> Option<Arc<Ret
     }))
 }
 
-/// Lowers a HashPolicy.
-pub(super) fn hash(proto: HashPolicyProto, at: &mut Lower) -> Option<HashPolicy> {
-    let HashPolicyProto { terminal, policy_specifier } = proto;
-    let source = match policy_specifier {
-        Some(PolicySpecifier::Header(hash_policy::Header { header_name: name, regex_rewrite })) => {
+/// Checks a HashPolicy. Only hashing balancers read one (RING_HASH, MAGLEV, which are refused as
+/// long as there are none); all others ignore it, as in Envoy.
+pub(super) fn check_hash(proto: HashPolicyProto, at: &mut Lower) {
+    let HashPolicyProto { terminal: _, policy_specifier } = proto;
+    match policy_specifier {
+        Some(PolicySpecifier::Header(hash_policy::Header { header_name: _, regex_rewrite })) => {
             at.unsupported("header.regex_rewrite", regex_rewrite.is_some());
-            HashSource::Header(header_name(&name))
         }
-        Some(PolicySpecifier::Cookie(hash_policy::Cookie { name, ttl, path, attributes })) => {
+        Some(PolicySpecifier::Cookie(hash_policy::Cookie { name: _, ttl, path: _, attributes })) => {
             at.unsupported("cookie.attributes", !attributes.is_empty());
-            let ttl = at.duration("cookie.ttl", ttl);
-            HashSource::Cookie { name: name.into(), ttl, path: path.into() }
+            at.duration("cookie.ttl", ttl);
         }
-        Some(PolicySpecifier::ConnectionProperties(hash_policy::ConnectionProperties { source_ip })) => {
-            if !source_ip {
-                return None;
-            }
-            HashSource::SourceIp
-        }
-        Some(PolicySpecifier::QueryParameter(hash_policy::QueryParameter { name })) => {
-            HashSource::QueryParameter(name.into())
-        }
-        Some(PolicySpecifier::FilterState(_)) => {
-            at.unsupported("filter_state", true);
-            return None;
-        }
-        None => {
-            at.error("a policy is required");
-            return None;
-        }
-    };
-    Some(HashPolicy { source, terminal })
+        Some(PolicySpecifier::ConnectionProperties(_) | PolicySpecifier::QueryParameter(_)) => {}
+        Some(PolicySpecifier::FilterState(_)) => at.unsupported("filter_state", true),
+        None => at.error("a policy is required"),
+    }
 }
 
 /// Lowers a RequestMirrorPolicy.

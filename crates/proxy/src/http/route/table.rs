@@ -14,7 +14,6 @@ use prost::{Message, Name as _};
 use prost_types::Any;
 use regex::bytes::Regex;
 
-use crate::cluster::Metadata;
 use crate::config::address;
 use crate::config::lower::Lower;
 use crate::http::filters::RouteOverrides;
@@ -299,9 +298,6 @@ fn https_redirect() -> Route {
         action: Action::Redirect(redirect),
         request_headers: Vec::new(),
         response_headers: Vec::new(),
-        metadata: Metadata::default(),
-        decorator: None,
-        stat_prefix: None,
         overrides: RouteOverrides::default(),
         buffer_limit: None,
     }

@@ -91,10 +91,10 @@ impl TcpProxy {
                 return None;
             }
         };
-        let mut hash_source_ip = false;
+        // Read by hashing balancers only, which this proxy does not have yet.
         at.each("hash_policy", hash_policy, |policy, at| {
             match policy.policy_specifier {
-                Some(PolicySpecifier::SourceIp(_)) => hash_source_ip = true,
+                Some(PolicySpecifier::SourceIp(_)) => {}
                 Some(PolicySpecifier::FilterState(_)) => at.unsupported("filter_state", true),
                 None => at.error("a policy is required"),
             }
@@ -106,7 +106,6 @@ impl TcpProxy {
             idle_timeout: at.timeout("idle_timeout", idle_timeout, Some(Duration::from_secs(3600))),
             max_connect_attempts: max_connect_attempts.unwrap_or(1).max(1),
             max_duration: at.timeout("max_downstream_connection_duration", max_downstream_connection_duration, None),
-            hash_source_ip,
             access_logs: at.each("access_log", access_log, AccessLog::lower),
             log_on_connected,
             log_interval,

@@ -39,8 +39,6 @@ pub(crate) struct TcpProxy {
     pub(crate) max_connect_attempts: u32,
     /// `max_downstream_connection_duration`.
     pub(crate) max_duration: Option<Duration>,
-    /// `hash_policy` has source_ip.
-    pub(crate) hash_source_ip: bool,
     /// `access_log`.
     pub(crate) access_logs: Vec<Arc<AccessLog>>,
     /// `access_log_options.flush_access_log_on_connected`.
@@ -193,8 +191,6 @@ impl Session<'_> {
     fn pick_context(&self) -> PickContext<'static> {
         let connection = &self.info.borrow().connection;
         PickContext {
-            // Read by no balancer of this proxy yet; `hash_source_ip` is kept for those that will.
-            hash: None,
             original_dst: Some(connection.local),
             headers: None,
             avoid: &[],

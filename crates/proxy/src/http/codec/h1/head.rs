@@ -482,7 +482,7 @@ pub(crate) fn write_request(
     let body = if connect || upgrade.is_some() {
         BodyLength::UntilClose
     } else if end {
-        let bodiless = matches!(method, b"GET" | b"HEAD" | b"OPTIONS" | b"DELETE" | b"TRACE" | b"CONNECT");
+        let bodiless = matches!(method, b"GET" | b"HEAD" | b"DELETE" | b"TRACE" | b"CONNECT");
         if length.is_none() && !bodiless {
             write_field(bytes, b"content-length", b"0", style.proper_case);
         }
@@ -592,10 +592,10 @@ pub(crate) fn write_field(bytes: &mut Vec<u8>, name: &[u8], value: &[u8], proper
 /// The reason phrase of a status.
 pub(crate) fn reason(status: u16) -> &'static str {
     match status {
-        // Names that Envoy writes differently from the registry.
-        302 => "Found",
+        // What Envoy writes differently from the registry.
         413 => "Payload Too Large",
-        418 => "I'm a teapot",
+        418 | 451 => "Unknown",
+        599 => "Last Unassigned Server Error Code",
         _ => http::StatusCode::from_u16(status)
             .ok()
             .and_then(|code| code.canonical_reason())

@@ -49,6 +49,11 @@ pub(crate) struct H1Server {
 }
 
 impl H1Server {
+    /// Obeys the listener's `per_connection_buffer_limit_bytes`.
+    pub(crate) fn limit_buffers(&mut self, limit: usize) {
+        self.transport.limit_buffers(limit);
+    }
+
     /// A connection of which `input` was read already.
     pub(crate) fn new(
         socket: Socket,

@@ -18,7 +18,7 @@ use crate::http::filters::{FilterConfig, HttpStreamFilter, Registration, RouteSe
 use crate::http::headers::{HeaderMap, Known};
 use crate::http::stream::Stream;
 use crate::telemetry::stats::ThreadStats;
-use crate::telemetry::stream_info::StreamInfo;
+use crate::telemetry::stream_info::{FilterState, StreamInfo};
 use crate::worker::Worker;
 
 /// This filter.
@@ -201,11 +201,23 @@ impl Call {
             return;
         }
         if self.settings.emit_filter_state {
-            let counts = format!("{},{}", self.requests.count, self.responses.count);
-            info.filter_state.insert(NAME.to_owned(), counts);
+            info.filter_state.insert(NAME.to_owned(), self.state());
         }
         if let Some(scope) = &self.scope {
             stats.count(&format!("{scope}{name}"), begun);
+        }
+    }
+
+    /// The counts as `envoy.extensions.filters.http.grpc_stats.v3.FilterObject`: in JSON, 64-bit
+    /// numbers are strings and zeros are left out.
+    fn state(&self) -> FilterState {
+        let counts = [self.requests.count, self.responses.count];
+        let names = ["requestMessageCount", "responseMessageCount"];
+        let fields = names.into_iter().zip(counts).filter(|(_, count)| *count > 0);
+        let typed = fields.map(|(name, count)| (name.to_owned(), count.to_string().into())).collect();
+        FilterState {
+            text: counts.map(|count| count.to_string()).join(","),
+            typed: Some(serde_json::Value::Object(typed)),
         }
     }
 

@@ -76,7 +76,7 @@ fn check(
         };
         shown.push_str(&format!("{}={value} ", stat.name));
     }
-    shown.push_str(&info.filter_state.into_values().collect::<String>());
+    shown.push_str(&info.filter_state.into_values().map(|state| state.text).collect::<String>());
     expected.assert_eq(&shown);
 }
 
