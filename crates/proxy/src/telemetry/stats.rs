@@ -367,14 +367,17 @@ macro_rules! stats_scope {
             #[allow(non_camel_case_types, dead_code, reason = "stat names are Envoy's")]
             enum Index { $($stat,)* }
 
+            /// A static, not a constant: schemas are told apart by their addresses.
+            static STATS: $crate::telemetry::stats::Schema = $crate::telemetry::stats::Schema(&[
+                $((
+                    $crate::telemetry::stats::stats_scope!(@name $stat $($text)?),
+                    $crate::telemetry::stats::stats_scope!(@kind $kind),
+                ),)*
+            ]);
+
             #[allow(dead_code, missing_docs, reason = "stat names are Envoy's")]
             impl $name {
-                $vis const SCHEMA: &'static $crate::telemetry::stats::Schema = &$crate::telemetry::stats::Schema(&[
-                    $((
-                        $crate::telemetry::stats::stats_scope!(@name $stat $($text)?),
-                        $crate::telemetry::stats::stats_scope!(@kind $kind),
-                    ),)*
-                ]);
+                $vis const SCHEMA: &'static $crate::telemetry::stats::Schema = &STATS;
 
                 /// The calling thread's stats of the scope with this prefix (trailing dot included).
                 $vis fn new(thread: &$crate::telemetry::stats::ThreadStats, prefix: &str) -> Self {

@@ -192,6 +192,15 @@ pub(crate) struct UpstreamInfo {
 /// Dynamic metadata of a stream: filter name → JSON object.
 pub(crate) type DynamicMetadata = BTreeMap<String, serde_json::Map<String, serde_json::Value>>;
 
+/// An object that a filter left for those behind it and for access logs.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct FilterState {
+    /// `%FILTER_STATE(key:PLAIN)%`.
+    pub(crate) text: String,
+    /// `%FILTER_STATE(key:TYPED)%`: the message in proto3's JSON; `None`: the text, as a string.
+    pub(crate) typed: Option<serde_json::Value>,
+}
+
 /// What is known of one stream or TCP session.
 #[derive(Debug)]
 pub(crate) struct StreamInfo {
@@ -233,8 +242,8 @@ pub(crate) struct StreamInfo {
     pub(crate) upstream: UpstreamInfo,
     /// `%DYNAMIC_METADATA(...)%`.
     pub(crate) metadata: DynamicMetadata,
-    /// `%FILTER_STATE(...)%`, as text objects.
-    pub(crate) filter_state: BTreeMap<String, String>,
+    /// `%FILTER_STATE(...)%`.
+    pub(crate) filter_state: BTreeMap<String, FilterState>,
     /// `x-request-id`, as logged or traced.
     pub(crate) request_id: Option<Box<str>>,
     /// The request passed the health check filter.

@@ -396,8 +396,10 @@ impl Operator {
                     Block::Trailers => cx.trailers,
                 };
                 let Some(headers) = headers else { return Value::Absent };
-                let alternative = || alternative.as_deref().and_then(|name| find_all(headers, name));
-                find_all(headers, name).or_else(alternative).map_or(Value::Absent, Value::Text)
+                // The first value only, as Envoy does.
+                let alternative = || alternative.as_deref().and_then(|name| headers.find(name));
+                let found = headers.find(name).or_else(alternative);
+                found.map_or(Value::Absent, |value| Value::Text(Cow::Borrowed(value)))
             }
             Operator::StartTime(format) => owned(format.format(cx.info.start_time)),
             Operator::EmitTime(format) => owned(format.format(SystemTime::now())),
@@ -414,8 +416,11 @@ impl Operator {
             }
             Operator::Metadata(of, namespace, keys) => find_metadata(cx, *of, namespace, keys),
             Operator::FilterState(key, plain) => match cx.info.filter_state.get(&**key) {
-                Some(value) if *plain => text(value),
-                Some(value) => Value::Json(Json::String(value.clone())),
+                Some(state) if *plain => text(&state.text),
+                Some(state) => {
+                    let typed = state.typed.clone();
+                    Value::Json(typed.unwrap_or_else(|| Json::String(state.text.clone())))
+                }
                 None => Value::Absent,
             },
             Operator::GrpcStatus(style) => {
@@ -443,18 +448,6 @@ impl PathSource {
             PathSource::Original => request.get(Known::EnvoyOriginalPath),
         }
     }
-}
-
-/// All values of a header, joined by commas.
-fn find_all<'a>(headers: &'a HeaderMap, name: &'a str) -> Option<Cow<'a, [u8]>> {
-    let mut values = headers.find_all(name);
-    let mut joined = Cow::Borrowed(values.next()?);
-    for value in values {
-        let joined = joined.to_mut();
-        joined.push(b',');
-        joined.extend_from_slice(value);
-    }
-    Some(joined)
 }
 
 fn query<'a>(cx: &FormatContext<'a>) -> Option<&'a [u8]> {

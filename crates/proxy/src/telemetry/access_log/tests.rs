@@ -13,7 +13,7 @@ use super::format::Format;
 use super::{AccessLog, Filter, LogFormat, LogType};
 use crate::config::lower::Lower;
 use crate::http::headers::HeaderMap;
-use crate::telemetry::stream_info::{ConnectionInfo, Protocol, ResponseFlags, StreamInfo};
+use crate::telemetry::stream_info::{ConnectionInfo, FilterState, Protocol, ResponseFlags, StreamInfo};
 
 fn headers(pairs: &[(&str, &str)]) -> HeaderMap {
     let mut headers = HeaderMap::new();
@@ -66,7 +66,9 @@ impl Sample {
         let metadata =
             [("ns".to_owned(), serde_json::json!({"k": "v", "l": [1, "a"], "o": {"x": 1.5, "b": true}}))];
         info.upstream.cluster_metadata = Some(std::sync::Arc::new(metadata.into_iter().collect()));
-        info.filter_state.insert("io.x".into(), "fs".into());
+        info.filter_state.insert("io.x".into(), FilterState { text: "fs".into(), typed: None });
+        let typed = Some(serde_json::json!({"count": "2"}));
+        info.filter_state.insert("io.z".into(), FilterState { text: "2".into(), typed });
         Self {
             info,
             request: headers(&[
@@ -115,7 +117,7 @@ fn commands() {
     check("%START_TIME% %START_TIME(%s.%3f)%", &expect!["2026-11-21T21:41:33.399Z 1795297293.399"]);
     check(
         "%REQ(X-A?:PATH):3% %REQ(nope)% %RESP(Content-Type)% %TRAILER(x)% %REQ(x-q)%",
-        &expect![[r#"/so - text/plain - he"l\lo,2"#]],
+        &expect![[r#"/so - text/plain - he"l\lo"#]],
     );
     check(
         "%PROTOCOL% %RESPONSE_CODE% %RESPONSE_CODE_DETAILS% %RESPONSE_CODE_DETAILS(ALLOW_WHITESPACES)% %CONNECTION_TERMINATION_DETAILS%",
@@ -143,8 +145,8 @@ fn commands() {
         &expect![[r#"v {"k":"v","l":[1,"a"],"o":{"b":true,"x":1.5}} [1,"a"] - - -"#]],
     );
     check(
-        "%FILTER_STATE(io.x:PLAIN)% %FILTER_STATE(io.x)% %FILTER_STATE(y:PLAIN)%",
-        &expect![[r#"fs "fs" -"#]],
+        "%FILTER_STATE(io.x:PLAIN)% %FILTER_STATE(io.x)% %FILTER_STATE(y:PLAIN)% %FILTER_STATE(io.z)% %FILTER_STATE(io.z:PLAIN)%",
+        &expect![[r#"fs "fs" - {"count":"2"} 2"#]],
     );
     check(
         "%STREAM_ID% %CONNECTION_ID% %ROUTE_NAME% %ACCESS_LOG_TYPE% %REQUESTED_SERVER_NAME%",
