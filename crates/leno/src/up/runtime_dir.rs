@@ -22,8 +22,27 @@ pub(crate) fn base() -> PathBuf {
     match of_user.filter(|path| path.is_dir()) {
         Some(path) => path.join("leno"),
         // A folder that others may write into: users must not meet in it.
-        None => std::env::temp_dir().join(format!("leno-{}", rustix::process::getuid().as_raw())),
+        None => std::env::temp_dir().join(format!("leno-{}", user())),
     }
+}
+
+/// Who runs the mesh, as the host knows them: in a user namespace of the mesh they are root, and
+/// the folder must be found from inside and outside.
+fn user() -> u32 {
+    let own = rustix::process::getuid().as_raw();
+    let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    outside(own, &map).unwrap_or(own)
+}
+
+/// The id outside of a user namespace of an id inside, by its map: lines of first id inside, first
+/// id outside, how many.
+fn outside(own: u32, map: &str) -> Option<u32> {
+    map.lines().find_map(|line| {
+        let mut numbers = line.split_ascii_whitespace().map(str::parse::<u32>);
+        let (inside, outside, count) = (numbers.next()?.ok()?, numbers.next()?.ok()?, numbers.next()?.ok()?);
+        let offset = own.checked_sub(inside).filter(|offset| *offset < count)?;
+        outside.checked_add(offset)
+    })
 }
 
 /// The folder of one mesh.
@@ -134,6 +153,14 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     use super::is_open;
+
+    #[test]
+    fn ids_are_those_of_the_host() {
+        assert_eq!(super::outside(0, "         0      65534          1\n"), Some(65534));
+        assert_eq!(super::outside(1000, "         0          0 4294967295\n"), Some(1000));
+        assert_eq!(super::outside(5, "0 100 5\n5 7 1\n"), Some(7));
+        assert_eq!(super::outside(6, "0 100 5\n"), None);
+    }
 
     #[test]
     fn a_closed_folder_closes_what_is_in_it() {
