@@ -19,8 +19,16 @@ struct Case {
     without: &'static [&'static str],
 }
 
-const GET: Case =
-    Case { name: "", rules: &[], method: "GET", path: "/", headers: &[], status: 200, with: &[], without: &[] };
+const GET: Case = Case {
+    name: "",
+    rules: &[],
+    method: "GET",
+    path: "/",
+    headers: &[],
+    status: 200,
+    with: &[],
+    without: &[],
+};
 
 const SUBSETS: &str = "bookinfo/rules/destination-rules.yaml";
 
@@ -66,7 +74,8 @@ async fn run(proxy: &Proxy) {
             if *rules == SUBSETS {
                 mesh.apply(rules);
             } else {
-                let text = std::fs::read_to_string(crate::mesh::repository().join("samples").join(rules)).unwrap();
+                let text =
+                    std::fs::read_to_string(crate::mesh::repository().join("samples").join(rules)).unwrap();
                 mesh.write("reviews.yaml", &text);
             }
         }

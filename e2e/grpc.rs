@@ -35,7 +35,9 @@ async fn calls_of_one_connection_are_spread_over_all_replicas() {
         move |line: &str| {
             read(line).is_some_and(|(counts, errors)| {
                 let (least, most) = (counts.values().min().copied(), counts.values().max().copied());
-                errors == 0 && counts.len() == replicas && least.zip(most).is_some_and(|(least, most)| most - least <= 4)
+                errors == 0
+                    && counts.len() == replicas
+                    && least.zip(most).is_some_and(|(least, most)| most - least <= 4)
             })
         }
     };

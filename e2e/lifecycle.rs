@@ -11,7 +11,15 @@ async fn verbs_talk_to_a_running_mesh_and_stop_leaves_nothing() {
     }
     let mut mesh = Mesh::up("bookinfo", &Proxy::Leno);
     let table = mesh.verb(&["ps"]);
-    for pod in ["details-v1", "productpage-v1", "ratings-v1", "reviews-v1", "reviews-v2", "reviews-v3", "istio-ingressgateway"] {
+    for pod in [
+        "details-v1",
+        "productpage-v1",
+        "ratings-v1",
+        "reviews-v1",
+        "reviews-v2",
+        "reviews-v3",
+        "istio-ingressgateway",
+    ] {
         assert!(table.contains(pod), "{pod} is missing in\n{table}");
     }
     ask(&client(), "GET", &mesh.url("/productpage"), &[]).await.unwrap();
@@ -68,7 +76,9 @@ async fn the_mesh_serves_while_the_control_plane_restarts() {
 fn descendants(root: u32) -> Vec<u32> {
     let mut parents = Vec::new();
     for entry in std::fs::read_dir("/proc").unwrap().flatten() {
-        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else {
+            continue;
+        };
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
         // pid (name) state parent ...; the name may hold anything.
         let parent = stat.rsplit_once(") ").and_then(|(_, rest)| rest.split(' ').nth(1)?.parse::<u32>().ok());

@@ -75,12 +75,18 @@ impl Mesh {
         let address = free_address();
         let name = format!("e2e-{}-{}", std::process::id(), address.octets()[3]);
         let mut command = leno();
-        command.arg("up").args(folders).arg(&rules).args(["--name", &name, "--address", &address.to_string()]);
+        command.arg("up").args(folders).arg(&rules).args([
+            "--name",
+            &name,
+            "--address",
+            &address.to_string(),
+        ]);
         if let Proxy::Envoy(path) = proxy {
             command.arg("--proxy").arg(format!("envoy={}", path.display()));
         }
         command.args(arguments).env("XDG_RUNTIME_DIR", folder.path());
-        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut child =
+            command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let output = Arc::new(Output::default());
         let streams: [Box<dyn std::io::Read + Send>; 2] =
             [Box::new(child.stdout.take().unwrap()), Box::new(child.stderr.take().unwrap())];
@@ -100,9 +106,11 @@ impl Mesh {
 
     /// Waits until a line with `text` was printed, and returns the line.
     pub fn wait_for_line(&self, text: &str) -> String {
-        self.output.wait(|lines| lines.iter().find(|line| line.contains(text)).cloned()).unwrap_or_else(|| {
-            panic!("no line with {text:?} in\n{}", self.text());
-        })
+        self.output.wait(|lines| lines.iter().find(|line| line.contains(text)).cloned()).unwrap_or_else(
+            || {
+                panic!("no line with {text:?} in\n{}", self.text());
+            },
+        )
     }
 
     /// Waits until a line is as hoped; `what` says so if it never is.
@@ -113,7 +121,13 @@ impl Mesh {
 
     /// How many lines with `text` were printed so far.
     pub fn count_lines(&self, text: &str) -> usize {
-        self.output.lines.lock().unwrap_or_else(PoisonError::into_inner).iter().filter(|line| line.contains(text)).count()
+        self.output
+            .lines
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .iter()
+            .filter(|line| line.contains(text))
+            .count()
     }
 
     /// All lines so far.
@@ -129,14 +143,16 @@ impl Mesh {
     /// Waits for the mesh to end by itself; whether it ended well and left its folder empty.
     pub fn stop_was_clean(&mut self) -> bool {
         let status = self.child.wait().unwrap();
-        let left: Vec<_> = std::fs::read_dir(self.folder.path().join("leno")).into_iter().flatten().flatten().collect();
+        let left: Vec<_> =
+            std::fs::read_dir(self.folder.path().join("leno")).into_iter().flatten().flatten().collect();
         status.success() && left.is_empty()
     }
 
     /// Puts a rule file of the sample into the mesh (or takes its place).
     pub fn apply(&self, file: &str) {
         let source = repository().join("samples").join(file);
-        let text = std::fs::read_to_string(&source).unwrap_or_else(|error| panic!("{}: {error}", source.display()));
+        let text =
+            std::fs::read_to_string(&source).unwrap_or_else(|error| panic!("{}: {error}", source.display()));
         self.write(source.file_name().unwrap().to_str().unwrap(), &text);
     }
 

@@ -7,7 +7,8 @@ use crate::load::{Answer, Load, ask_until};
 use crate::mesh::{Mesh, Proxy, namespaces};
 
 fn version(answer: &Answer) -> String {
-    let found = ["v1", "v2", "v3"].into_iter().find(|version| answer.body.contains(&format!("reviews-{version}-")));
+    let found =
+        ["v1", "v2", "v3"].into_iter().find(|version| answer.body.contains(&format!("reviews-{version}-")));
     found.unwrap_or("no reviews").to_owned()
 }
 
