@@ -83,6 +83,15 @@ impl Socket {
         }
     }
 
+    /// Makes closing it a reset (RST) instead of an orderly end, to pass on one that came from
+    /// the other side.
+    pub(crate) fn reset_on_close(&self) {
+        if let Socket::Tcp(stream) = self {
+            // Of no importance if the connection is gone already.
+            let _ = socket2::SockRef::from(stream).set_linger(Some(Duration::ZERO));
+        }
+    }
+
     /// The local address, if it is an IP address.
     pub(crate) fn local_address(&self) -> Option<std::net::SocketAddr> {
         match self {

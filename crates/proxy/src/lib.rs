@@ -6,6 +6,8 @@ mod admin;
 mod cluster;
 mod config;
 mod drain;
+#[cfg(test)]
+mod fixtures;
 mod http;
 mod io;
 mod listener;

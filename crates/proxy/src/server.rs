@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use leno_base::Name;
@@ -16,17 +17,24 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::admin::{self, DynamicResource, HostTable, RefusedResource, ResourceKind, ServerState, View};
-use crate::cluster::{Assignment, Cluster, Discovery as ClusterDiscovery, EndpointAddress, UpstreamProtocol};
+use crate::cluster::membership::Membership;
+use crate::cluster::{
+    Assignment, Cluster, Discovery as ClusterDiscovery, DnsDiscovery, EndpointAddress, UpstreamProtocol, outlier,
+};
 use crate::config::bootstrap::Bootstrap;
 use crate::config::discovery::{Ads, Applied, Discovery};
+use crate::config::lower::{Scope, UnknownFields};
 use crate::config::store::Store;
 use crate::listener::accept::GlobalConnections;
+use crate::listener::bind;
 use crate::listener::sockets::Sockets;
 use crate::logging::LogFilter;
 use crate::options::Options;
 use crate::snapshot::Snapshot;
+use crate::telemetry::access_log::Sink;
+use crate::telemetry::access_log::sink::{LogFile, open};
 use crate::telemetry::server_stats::{ClusterManagerStats, ListenerManagerStats, ServerStats};
-use crate::telemetry::stats::StatsStore;
+use crate::telemetry::stats::{StatsStore, ThreadStats};
 use crate::worker::{self, Command, Handle};
 
 /// Why a proxy could not run.
@@ -44,8 +52,10 @@ pub enum RunError {
 enum Event {
     /// From the control plane.
     Xds(grpc::Event),
+    /// Hosts of a cluster were ejected, or let in again.
+    Ejected(Name),
     /// DNS found addresses of a cluster.
-    Resolved(Name, Arc<Assignment>),
+    Resolved(Name, Arc<DnsDiscovery>, Arc<Assignment>),
     /// From the admin interface.
     Admin(admin::Command),
     /// End at once (SIGTERM, SIGINT).
@@ -94,7 +104,11 @@ struct Server {
     discovery: Option<Discovery>,
     /// DNS tasks by cluster, with the configuration that each works for.
     resolving: HashMap<Name, (Arc<Cluster>, crate::cluster::discovery::Task)>,
+    /// Outlier detection by cluster, likewise.
+    outliers: HashMap<Name, (Arc<Cluster>, outlier::watch::Task)>,
+    outlier_log: Option<Arc<LogFile>>,
     events: mpsc::UnboundedSender<Event>,
+    thread_stats: Arc<ThreadStats>,
     stats: MainStats,
     log: LogFilter,
     records: Records,
@@ -110,6 +124,9 @@ struct MainStats {
     server: ServerStats,
     clusters: ClusterManagerStats,
     listeners: ListenerManagerStats,
+    membership: Membership,
+    /// Unknown fields of xDS resources so far.
+    unknown_fields: Arc<AtomicU64>,
 }
 
 /// What is remembered of updates for /config_dump.
@@ -138,10 +155,13 @@ impl Server {
             server: ServerStats::new(&main_stats, "server."),
             clusters: ClusterManagerStats::new(&main_stats, "cluster_manager."),
             listeners: ListenerManagerStats::new(&main_stats, "listener_manager."),
+            membership: Membership::new(Arc::clone(&main_stats)),
+            unknown_fields: Arc::default(),
         };
         stats.server.concurrency().set(concurrency as u64);
         let limit = GlobalConnections::new(bootstrap.max_connections);
-        let workers = (0..concurrency).map(|index| worker::spawn(index, &all_stats, &limit)).collect::<Result<_, _>>();
+        let workers = (0..concurrency).map(|index| worker::spawn(index, &all_stats, &limit, options.drain_time));
+        let workers = workers.collect::<Result<_, _>>();
         let workers = workers.map_err(|error| RunError::System("cannot start a worker".to_owned(), error))?;
 
         let ads = ads(&bootstrap)?;
@@ -166,13 +186,17 @@ impl Server {
         let (commands, admin_commands) = mpsc::unbounded_channel();
         let started = Instant::now();
         if let Some(admin) = bootstrap.admin {
+            let address = admin.address.as_ref().map(ToString::to_string).unwrap_or_default();
             let context = admin::Context::new(&options, admin, all_stats, concurrency, commands, started);
-            let socket = context.bind().map_err(|error| RunError::System("admin".to_owned(), error))?;
+            let socket = context.bind().map_err(|error| {
+                RunError::Config(vec![format!("admin: cannot bind '{address}': {}", bind::describe(&error))])
+            })?;
             tokio::spawn(admin::serve(socket, Arc::new(context)));
         }
         let (discovery, xds) = match ads {
             Some(ads) => {
-                let (discovery, events) = Discovery::start(ads, bootstrap.scope);
+                let unknown_fields = unknown_fields(&options, &stats.unknown_fields);
+                let (discovery, events) = Discovery::start(ads, Scope { unknown_fields, ..bootstrap.scope });
                 (Some(discovery), Some(events))
             }
             None => (None, None),
@@ -184,7 +208,10 @@ impl Server {
             workers,
             discovery,
             resolving: HashMap::new(),
+            outliers: HashMap::new(),
+            outlier_log: bootstrap.outlier_log.map(|path| open(&Sink::File(path))),
             events,
+            thread_stats: main_stats,
             stats,
             log,
             records: Records::default(),
@@ -223,8 +250,9 @@ impl Server {
     fn handle(&mut self, event: Event) -> Flow {
         match event {
             Event::Xds(event) => self.discovered(event),
-            Event::Resolved(cluster, assignment) => {
-                if self.store.put_resolved(&cluster, Arc::clone(&assignment)) {
+            Event::Ejected(cluster) => self.tell(|| Command::Regroup(cluster.clone())),
+            Event::Resolved(cluster, settings, assignment) => {
+                if self.store.put_resolved(&cluster, &settings, Arc::clone(&assignment)) {
                     self.publish_endpoints(&[cluster], &assignment);
                 }
                 self.publish();
@@ -260,10 +288,15 @@ impl Server {
 
     /// Gives the workers what has become warm, and follows new references.
     fn publish(&mut self) {
+        if self.store.is_settled() {
+            return;
+        }
         let before = Arc::clone(self.store.snapshot());
         if let Some(snapshot) = self.store.settle() {
             self.stats.clusters.published(&before, &snapshot);
             self.stats.listeners.published(&before, &snapshot);
+            outlier::follow(&snapshot);
+            self.watch_outliers(&snapshot);
             let mut sockets = self.sockets.take(snapshot.listeners.values().map(|listener| &**listener)).into_iter();
             self.tell(|| Command::Adopt {
                 snapshot: Arc::clone(&snapshot),
@@ -271,6 +304,8 @@ impl Server {
             });
             self.count(&snapshot);
         }
+        self.stats.clusters.warming_clusters().set(self.store.warming_clusters().count() as u64);
+        self.stats.listeners.total_listeners_warming().set(self.store.warming_listeners().count() as u64);
         self.resolve();
         if let Some(discovery) = &mut self.discovery {
             discovery.follow(&self.store);
@@ -278,7 +313,12 @@ impl Server {
     }
 
     /// The short cut for endpoints: one cluster, nothing else.
-    fn publish_endpoints(&self, clusters: &[Name], assignment: &Arc<Assignment>) {
+    fn publish_endpoints(&mut self, clusters: &[Name], assignment: &Arc<Assignment>) {
+        let known = clusters.iter().filter_map(|name| self.store.snapshot().clusters.get(name));
+        known.filter_map(|cluster| cluster.outlier.as_ref()).for_each(|detector| detector.follow(assignment));
+        for cluster in clusters {
+            self.stats.membership.count(cluster, Some(assignment));
+        }
         self.tell(|| Command::Endpoints { clusters: clusters.to_vec(), assignment: Arc::clone(assignment) });
     }
 
@@ -302,19 +342,42 @@ impl Server {
             let logical = matches!(cluster.discovery, ClusterDiscovery::LogicalDns(_));
             let events = self.events.clone();
             self.resolving.entry(name.clone()).or_insert_with(|| {
-                let found = move |name, assignment| drop(events.send(Event::Resolved(name, assignment)));
+                let by = Arc::clone(&settings);
+                let found = move |name, assignment| {
+                    // Nobody listens once the proxy ends.
+                    let _ = events.send(Event::Resolved(name, Arc::clone(&by), assignment));
+                };
                 (cluster, crate::cluster::discovery::start(name, settings, logical, found))
             });
         }
     }
 
+    /// Watches the hosts of clusters that have outlier detection, and no others.
+    fn watch_outliers(&mut self, snapshot: &Snapshot) {
+        self.outliers.retain(|name, (cluster, _)| {
+            snapshot.clusters.get(name).is_some_and(|current| Arc::ptr_eq(current, cluster))
+        });
+        for (name, cluster) in &snapshot.clusters {
+            let (events, of) = (self.events.clone(), name.clone());
+            let changed = move || drop(events.send(Event::Ejected(of.clone())));
+            if let Some(task) = outlier::watch::start(cluster, &self.thread_stats, self.outlier_log.clone(), changed) {
+                self.outliers.insert(name.clone(), (Arc::clone(cluster), task));
+            }
+        }
+    }
+
     fn record(&mut self, applied: Applied) {
-        let Applied { type_url, version, endpoints, outcomes } = applied;
+        let Applied { type_url, version, endpoints, outcomes, removed } = applied;
         for (clusters, assignment) in endpoints {
             self.publish_endpoints(&clusters, &assignment);
         }
         let now = SystemTime::now();
         let mut accepted = true;
+        for name in removed {
+            let kind = if type_url == TypeUrl::Cluster { ResourceKind::Cluster } else { ResourceKind::Listener };
+            self.records.updated.remove(&(kind, name.clone()));
+            self.records.refused.remove(&(type_url.clone(), name));
+        }
         for outcome in outcomes {
             let key = (type_url.clone(), outcome.name.clone());
             let kind = match type_url {
@@ -358,11 +421,10 @@ impl Server {
 
     fn count(&mut self, snapshot: &Snapshot) {
         self.stats.clusters.active_clusters().set(snapshot.clusters.len() as u64);
-        self.stats.clusters.warming_clusters().set(self.store.warming_clusters().count() as u64);
         self.stats.listeners.total_listeners_active().set(snapshot.listeners.len() as u64);
-        self.stats.listeners.total_listeners_warming().set(self.store.warming_listeners().count() as u64);
         let routes = &snapshot.routes;
         self.records.routes.retain(|name, _| routes.contains_key(name));
+        self.stats.membership.follow(snapshot);
         self.sample();
     }
 
@@ -371,6 +433,8 @@ impl Server {
         self.stats.server.state().set(state as u64);
         self.stats.server.live().set(u64::from(state == ServerState::Live));
         self.stats.server.uptime().set(self.started.elapsed().as_secs());
+        self.stats.server.dynamic_unknown_fields().set(self.stats.unknown_fields.load(Ordering::Relaxed));
+        self.stats.membership.sample();
     }
 
     /// Once, when a beat has passed since everything was in force: gives back memory that only
@@ -470,6 +534,17 @@ async fn next(events: &mut Option<mpsc::Receiver<grpc::Event>>) -> Option<grpc::
     match events {
         Some(events) => events.recv().await,
         None => None,
+    }
+}
+
+/// What `--reject-unknown-dynamic-fields` and `--ignore-unknown-dynamic-fields` say.
+fn unknown_fields(options: &Options, count: &Arc<AtomicU64>) -> UnknownFields {
+    if options.reject_unknown_dynamic_fields {
+        UnknownFields::Reject
+    } else if options.ignore_unknown_dynamic_fields {
+        UnknownFields::Ignore
+    } else {
+        UnknownFields::Warn(Arc::clone(count))
     }
 }
 

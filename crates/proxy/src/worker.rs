@@ -18,6 +18,7 @@ use leno_base::Name;
 use leno_base::drain::Phase;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{AbortHandle, LocalSet};
+use tokio::time::Instant;
 
 use crate::cluster::worker_cluster::WorkerCluster;
 use crate::cluster::{Assignment, Discovery, EndpointAddress};
@@ -27,6 +28,7 @@ use crate::listener::accept::{GlobalConnections, WorkerListener, accept_loop};
 use crate::listener::bind::BoundSocket;
 use crate::listener::{Direction, ListenAddress, Listener};
 use crate::snapshot::Snapshot;
+use crate::tcp::tcp_proxy::TcpStats;
 use crate::telemetry::stats::{StatsStore, ThreadStats};
 
 /// What the main thread tells a worker.
@@ -45,6 +47,8 @@ pub(crate) enum Command {
         /// Their endpoints.
         assignment: Arc<Assignment>,
     },
+    /// Hosts of this cluster were ejected, or let in again.
+    Regroup(Name),
     /// Ask connections to end.
     Drain {
         /// Only those of inbound listeners.
@@ -99,13 +103,18 @@ impl Drop for Handle {
 }
 
 /// Starts a worker thread.
-pub(crate) fn spawn(index: usize, stats: &StatsStore, limit: &Arc<GlobalConnections>) -> std::io::Result<Handle> {
+pub(crate) fn spawn(
+    index: usize,
+    stats: &StatsStore,
+    limit: &Arc<GlobalConnections>,
+    drain_time: Duration,
+) -> std::io::Result<Handle> {
     let limit = Arc::clone(limit);
     let stats = stats.thread();
     let (commands, mailbox) = mpsc::unbounded_channel();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let thread = std::thread::Builder::new().name(format!("worker_{index}")).spawn(move || {
-        let worker = Rc::new(Worker::new(index, stats, limit));
+        let worker = Rc::new(Worker::new(index, stats, limit).with_drain_time(drain_time));
         LocalSet::new().block_on(&runtime, worker.run(mailbox));
     })?;
     Ok(Handle { commands, thread: Some(thread) })
@@ -125,15 +134,28 @@ pub(crate) struct Worker {
     destinations: RefCell<HashMap<SocketAddr, Name>>,
     /// The tasks that accept, by listener.
     accepting: RefCell<HashMap<Name, Vec<AbortHandle>>>,
-    /// Listeners that are gone and whose connections are not.
-    leaving: RefCell<Vec<Rc<WorkerListener>>>,
+    /// Listeners that are gone or were replaced, whose connections are not, and when those are
+    /// to be closed at the latest.
+    leaving: RefCell<Vec<(Instant, Rc<WorkerListener>)>>,
+    /// How long such connections have to end by themselves.
+    drain_time: Duration,
+    /// Listeners that take no new connections, whatever updates come.
+    stopped: Cell<Stopped>,
     /// Stats of connection managers by prefix.
     http_scopes: HttpScopes,
+    /// Stats of TCP proxies by prefix.
+    tcp_scopes: RefCell<HashMap<Name, Rc<TcpStats>>>,
     /// State of the random generator (splitmix64).
     random: Cell<u64>,
 }
 
 impl Worker {
+    /// The same with another time for connections of removed listeners and filter chains to end
+    /// (`--drain-time-s`).
+    pub(crate) fn with_drain_time(self, drain_time: Duration) -> Self {
+        Self { drain_time, ..self }
+    }
+
     /// A worker without configuration.
     pub(crate) fn new(index: usize, stats: Arc<ThreadStats>, connections: Arc<GlobalConnections>) -> Self {
         Self {
@@ -146,7 +168,10 @@ impl Worker {
             destinations: RefCell::default(),
             accepting: RefCell::default(),
             leaving: RefCell::default(),
+            drain_time: crate::options::Options::default().drain_time,
+            stopped: Cell::new(Stopped::None),
             http_scopes: HttpScopes::default(),
+            tcp_scopes: RefCell::default(),
             random: Cell::new(leno_base::rng::Rng::from_entropy().next_u64()),
         }
     }
@@ -165,6 +190,7 @@ impl Worker {
             match command {
                 Some(Command::Adopt { snapshot, sockets }) => self.adopt(snapshot, sockets),
                 Some(Command::Endpoints { clusters, assignment }) => self.adopt_endpoints(&clusters, &assignment),
+                Some(Command::Regroup(cluster)) => self.regroup(&cluster),
                 Some(Command::Drain { inbound_only, phase }) => self.drain(inbound_only, phase),
                 Some(Command::StopListening { inbound_only }) => self.stop_listening(inbound_only),
                 Some(Command::Hosts(answer)) => drop(answer.send(self.host_reports())),
@@ -186,6 +212,16 @@ impl Worker {
     /// The stats of connection managers with this prefix.
     pub(crate) fn http_stats(&self, stat_prefix: &Name) -> Rc<HttpStats> {
         self.http_scopes.scope(&self.stats, stat_prefix)
+    }
+
+    /// The stats of TCP proxies with this prefix.
+    pub(crate) fn tcp_stats(&self, stat_prefix: &Name) -> Rc<TcpStats> {
+        if let Some(stats) = self.tcp_scopes.borrow().get(&**stat_prefix) {
+            return Rc::clone(stats);
+        }
+        let stats = Rc::new(TcpStats::new(&self.stats, &format!("tcp.{stat_prefix}.")));
+        self.tcp_scopes.borrow_mut().insert(stat_prefix.clone(), Rc::clone(&stats));
+        stats
     }
 
     /// The limit of connections of the whole proxy.
@@ -243,18 +279,27 @@ impl Worker {
     /// Takes over a new configuration. What did not change keeps its state; requests under way
     /// keep what they hold.
     pub(crate) fn adopt(self: &Rc<Self>, snapshot: Arc<Snapshot>, sockets: Vec<(Name, Vec<BoundSocket>)>) {
-        self.adopt_clusters(&snapshot);
+        let replaced = self.adopt_clusters(&snapshot);
         self.adopt_listeners(&snapshot);
         *self.snapshot.borrow_mut() = snapshot;
+        for old in &replaced {
+            // Made anew while the old one still holds the counts, which go on.
+            self.cluster(&old.config.name);
+        }
         for (listener, sockets) in sockets {
             self.listen(listener, sockets);
         }
     }
 
-    /// Clusters that changed are made anew, with the endpoints that they have now.
-    fn adopt_clusters(&self, snapshot: &Snapshot) {
+    /// Takes out what changed or is gone, and returns it; the rest gets its new endpoints.
+    fn adopt_clusters(&self, snapshot: &Snapshot) -> Vec<Rc<WorkerCluster>> {
+        let mut replaced = Vec::new();
         self.clusters.borrow_mut().retain(|name, cluster| {
-            snapshot.clusters.get(name).is_some_and(|config| Arc::ptr_eq(config, &cluster.config))
+            let kept = snapshot.clusters.get(name).is_some_and(|config| Arc::ptr_eq(config, &cluster.config));
+            if !kept {
+                replaced.push(Rc::clone(cluster));
+            }
+            kept
         });
         let before = self.snapshot.borrow();
         for (name, cluster) in self.clusters.borrow().iter() {
@@ -267,6 +312,7 @@ impl Worker {
                 cluster.update_hosts(new.map_or(&Assignment::default(), |new| new));
             }
         }
+        replaced
     }
 
     fn adopt_listeners(&self, snapshot: &Snapshot) {
@@ -275,16 +321,29 @@ impl Worker {
         for (name, config) in &snapshot.listeners {
             let listener = match previous.remove(name) {
                 Some(same) if Arc::ptr_eq(&same.config, config) => same,
-                old => Rc::new(WorkerListener::new(Arc::clone(config), self, old.as_deref())),
+                old => {
+                    let listener = Rc::new(WorkerListener::new(Arc::clone(config), self, old.as_deref()));
+                    old.into_iter().for_each(|old| self.leave(old));
+                    listener
+                }
             };
+            if !config.bind_to_port {
+                // It may have been bound before.
+                self.stop_accepting(name);
+            }
             listeners.insert(name.clone(), listener);
         }
         for (name, listener) in previous {
             self.stop_accepting(&name);
-            listener.drain(Phase::Draining);
-            self.leaving.borrow_mut().push(listener);
+            self.leave(listener);
         }
         *self.destinations.borrow_mut() = destinations(listeners.values().map(|listener| &*listener.config));
+    }
+
+    /// Asks the connections that a listener still has to end, and remembers to close them.
+    fn leave(&self, listener: Rc<WorkerListener>) {
+        listener.drain(if self.drain_time.is_zero() { Phase::Closing } else { Phase::Draining });
+        self.leaving.borrow_mut().push((Instant::now() + self.drain_time, listener));
     }
 
     fn adopt_endpoints(&self, clusters: &[Name], assignment: &Arc<Assignment>) {
@@ -303,6 +362,10 @@ impl Worker {
 
     fn listen(self: &Rc<Self>, listener: Name, sockets: Vec<BoundSocket>) {
         self.stop_accepting(&listener);
+        let config = self.listener(&listener).map(|listener| Arc::clone(&listener.config));
+        if config.is_some_and(|config| self.stopped.get().covers(&config)) {
+            return;
+        }
         let mut tasks = Vec::new();
         for socket in sockets {
             match socket.listen() {
@@ -322,6 +385,14 @@ impl Worker {
         }
     }
 
+    /// Chooses among those hosts of a cluster from now on that are not ejected.
+    pub(crate) fn regroup(&self, name: &Name) {
+        let snapshot = self.snapshot.borrow();
+        if let (Some(cluster), Some(hosts)) = (self.clusters.borrow().get(name), snapshot.endpoints.get(name)) {
+            cluster.update_hosts(hosts);
+        }
+    }
+
     fn drain(&self, inbound_only: bool, phase: Phase) {
         let listeners: Vec<_> = self.listeners.borrow().values().cloned().collect();
         for listener in listeners {
@@ -330,20 +401,30 @@ impl Worker {
             }
         }
         if phase == Phase::Closing {
-            self.leaving.borrow().iter().for_each(|listener| listener.drain(phase));
+            self.leaving.borrow().iter().for_each(|(_, listener)| listener.drain(phase));
         }
     }
 
     fn stop_listening(&self, inbound_only: bool) {
+        if self.stopped.get() != Stopped::All {
+            self.stopped.set(if inbound_only { Stopped::Inbound } else { Stopped::All });
+        }
         for (name, listener) in self.listeners.borrow().iter() {
-            if !inbound_only || listener.config.direction == Direction::Inbound {
+            if self.stopped.get().covers(&listener.config) {
                 self.stop_accepting(name);
             }
         }
     }
 
     fn clean_up(&self) {
-        self.leaving.borrow_mut().retain(|listener| listener.connections() > 0);
+        let now = Instant::now();
+        self.leaving.borrow_mut().retain(|(deadline, listener)| {
+            if *deadline <= now {
+                listener.drain(Phase::Closing);
+            }
+            // A connection whose listener filters still run is in no chain yet, but holds it.
+            listener.connections() > 0 || (now < *deadline && Rc::strong_count(listener) > 1)
+        });
         for cluster in self.clusters.borrow().values() {
             if let Discovery::OriginalDst { .. } = cluster.config.discovery {
                 cluster.forget_unused_hosts();
@@ -374,6 +455,24 @@ impl Worker {
     }
 }
 
+/// Which listeners take no new connections (/drain_listeners).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stopped {
+    None,
+    Inbound,
+    All,
+}
+
+impl Stopped {
+    fn covers(self, listener: &Listener) -> bool {
+        match self {
+            Stopped::None => false,
+            Stopped::Inbound => listener.direction == Direction::Inbound,
+            Stopped::All => true,
+        }
+    }
+}
+
 /// How often unused hosts and finished listeners are forgotten. Envoy's `cleanup_interval` is
 /// 5 s by default and 60 s in Istio; an unused host costs a few hundred bytes, so one beat does.
 const CLEANUP: Duration = Duration::from_secs(5);
@@ -388,3 +487,7 @@ fn destinations<'a>(listeners: impl Iterator<Item = &'a Listener>) -> HashMap<So
     });
     addresses.collect()
 }
+
+#[cfg(test)]
+#[path = "worker/tests.rs"]
+mod tests;

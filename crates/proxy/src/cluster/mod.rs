@@ -5,6 +5,7 @@
 //! else. What a worker keeps of a cluster (balancer state, connection pools, stats) is in
 //! [`worker_cluster`]. Reading order: `endpoint`, `config`, `worker_cluster`, `lb`, `pool`.
 
+use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,6 +17,8 @@ use crate::http::headers::HeaderMap;
 pub(crate) mod config;
 pub(crate) mod discovery;
 pub(crate) mod lb;
+pub(crate) mod membership;
+pub(crate) mod outlier;
 pub(crate) mod pool;
 pub(crate) mod stats;
 pub(crate) mod worker_cluster;
@@ -41,6 +44,8 @@ pub(crate) struct Cluster {
     pub(crate) circuit_breakers: [CircuitBreakers; 2],
     /// What the circuit breakers have counted so far, over all workers: `Gauges::default()`.
     pub(crate) gauges: stats::Gauges,
+    /// `outlier_detection`, with what it knows of the hosts.
+    pub(crate) outlier: Option<Arc<outlier::Detector>>,
     /// Connection pool limits and idle timeout.
     pub(crate) pool: PoolLimits,
     /// `per_connection_buffer_limit_bytes`, 1 MiB by default.
@@ -182,6 +187,16 @@ pub(crate) enum EndpointAddress {
     Pipe(Arc<str>),
 }
 
+impl fmt::Display for EndpointAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            EndpointAddress::Ip(address) => address.fmt(f),
+            EndpointAddress::Name(name, port) => write!(f, "{name}:{port}"),
+            EndpointAddress::Pipe(path) => f.write_str(path),
+        }
+    }
+}
+
 /// EDS health, as Envoy reads it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum HealthStatus {
@@ -191,7 +206,7 @@ pub(crate) enum HealthStatus {
     Degraded,
     /// UNHEALTHY or TIMEOUT.
     Unhealthy,
-    /// DRAINING: not chosen for new requests.
+    /// DRAINING: as if unhealthy.
     Draining,
 }
 

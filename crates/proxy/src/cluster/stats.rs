@@ -15,11 +15,6 @@ stats_scope! {
         counter assignment_stale;
         counter bind_errors;
         counter lb_healthy_panic;
-        counter membership_change;
-        gauge membership_degraded;
-        gauge membership_excluded;
-        gauge membership_healthy;
-        gauge membership_total;
         counter original_dst_host_invalid;
         counter retry_or_shadow_abandoned;
         counter update_attempt;

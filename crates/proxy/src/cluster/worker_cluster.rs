@@ -2,7 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -10,6 +10,7 @@ use leno_base::rng::Rng;
 
 use crate::cluster::lb::priority::{Census, Share, shares};
 use crate::cluster::lb::{LoadBalancer, build};
+use crate::cluster::outlier::{Report, Watched};
 use crate::cluster::pool::Pool;
 use crate::cluster::stats::ClusterStats;
 use crate::cluster::{Assignment, Cluster, Discovery, EndpointAddress, EndpointConfig, HealthStatus, PickContext};
@@ -37,6 +38,8 @@ pub(crate) struct Host {
     pub(crate) active: Rc<Cell<u32>>,
     /// What `/clusters` shows of it.
     pub(crate) counts: Rc<HostCounts>,
+    /// Who is told how it does, if the cluster has outlier detection.
+    outlier: Option<Watched>,
 }
 
 /// One worker's counts of one host (`/clusters`).
@@ -70,7 +73,7 @@ struct HostSet {
 struct Priority {
     healthy: Group,
     degraded: Group,
-    /// For panic: everything that is not draining.
+    /// For panic: whatever their health.
     all: Group,
 }
 
@@ -84,7 +87,9 @@ impl WorkerCluster {
     /// A cluster without hosts yet; `seed` differs by worker.
     pub(crate) fn new(config: Arc<Cluster>, thread: &ThreadStats, seed: u64) -> Self {
         let stats = ClusterStats::new(thread, &format!("cluster.{}.", config.stat_name));
-        Self { config, stats, hosts: RefCell::default(), random: RefCell::new(Rng::new(seed)) }
+        let cluster = Self { config, stats, hosts: RefCell::default(), random: RefCell::new(Rng::new(seed)) };
+        cluster.update_hosts(&Assignment::default());
+        cluster
     }
 
     /// Takes over a new set of endpoints. Hosts that stay keep their connections; those of
@@ -92,7 +97,8 @@ impl WorkerCluster {
     pub(crate) fn update_hosts(&self, assignment: &Assignment) {
         let previous = std::mem::take(&mut self.hosts.borrow_mut().by_address);
         let mut by_address: HashMap<EndpointAddress, Rc<Host>> = HashMap::with_capacity(previous.len());
-        let mut priorities: Vec<Vec<Rc<Host>>> = Vec::new();
+        // There is always a first priority, even if it is empty.
+        let mut priorities: Vec<Vec<Rc<Host>>> = vec![Vec::new()];
         for locality in &assignment.localities {
             let priority = locality.priority as usize;
             if priorities.len() <= priority {
@@ -105,7 +111,7 @@ impl WorkerCluster {
                 let host = match previous.get(&endpoint.address) {
                     Some(host) if host.config == *endpoint => Rc::clone(host),
                     Some(host) => Rc::new(host.reconfigured(endpoint.clone())),
-                    None => Rc::new(Host::new(endpoint.clone())),
+                    None => Rc::new(Host { outlier: self.watched(&endpoint.address), ..Host::new(endpoint.clone()) }),
                 };
                 by_address.insert(endpoint.address.clone(), Rc::clone(&host));
                 priorities[priority].push(host);
@@ -119,23 +125,30 @@ impl WorkerCluster {
         let mut set = HostSet { by_address, ..HostSet::default() };
         let mut census = Vec::with_capacity(priorities.len());
         for hosts in priorities {
-            let of = |health| hosts.iter().filter(move |host| host.config.health == health).cloned().collect::<Vec<_>>();
+            // Ejected hosts are chosen in panic only, as unhealthy ones.
+            let usable = |host: &&Rc<Host>| !host.is_ejected();
+            let of = |health| {
+                let of = hosts.iter().filter(usable).filter(|host| host.config.health == health);
+                of.cloned().collect::<Vec<_>>()
+            };
             let (healthy, degraded) = (of(HealthStatus::Healthy), of(HealthStatus::Degraded));
-            let all: Vec<_> =
-                hosts.iter().filter(|host| host.config.health != HealthStatus::Draining).cloned().collect();
             census.push(Census {
-                total: all.len() as u32,
+                total: hosts.len() as u32,
                 healthy: healthy.len() as u32,
                 degraded: degraded.len() as u32,
             });
             set.priorities.push(Priority {
                 healthy: group(healthy, &mut random),
                 degraded: group(degraded, &mut random),
-                all: group(all, &mut random),
+                all: group(hosts, &mut random),
             });
         }
         set.shares = shares(&census, assignment.overprovisioning_factor, self.config.panic_threshold);
         *self.hosts.borrow_mut() = set;
+    }
+
+    fn watched(&self, address: &EndpointAddress) -> Option<Watched> {
+        self.config.outlier.as_ref()?.watched(address)
     }
 
     /// Picks an endpoint; `None`: none can be had (`UH`). Hosts to avoid are picked only if
@@ -147,7 +160,7 @@ impl WorkerCluster {
         let mut set = self.hosts.borrow_mut();
         let mut picked = None;
         for _ in 0..=context.avoid_attempts {
-            let host = set.draw(&mut self.random.borrow_mut())?;
+            let host = set.draw(&mut self.random.borrow_mut(), &self.stats)?;
             let avoided = host.address.is_some_and(|address| context.avoid.contains(&address));
             picked = Some(host);
             if !avoided {
@@ -155,11 +168,6 @@ impl WorkerCluster {
             }
         }
         picked
-    }
-
-    /// Whether there is any host, healthy or not.
-    pub(crate) fn is_empty(&self) -> bool {
-        self.hosts.borrow().by_address.is_empty()
     }
 
     /// All hosts, in no particular order.
@@ -174,7 +182,11 @@ impl WorkerCluster {
         };
         let from_header = http_header.as_ref().and_then(|name| {
             let value = context.headers?.find(name)?;
-            std::str::from_utf8(value).ok()?.parse::<SocketAddr>().ok()
+            let address = std::str::from_utf8(value).ok().and_then(|value| value.parse::<SocketAddr>().ok());
+            if address.is_none() {
+                self.stats.original_dst_host_invalid().inc();
+            }
+            address
         });
         let mut address = from_header.or(context.original_dst)?;
         if let Some(port) = port_override {
@@ -198,7 +210,7 @@ impl WorkerCluster {
 
 impl HostSet {
     /// One draw: a priority by its share, then a host by the policy.
-    fn draw(&mut self, random: &mut Rng) -> Option<Rc<Host>> {
+    fn draw(&mut self, random: &mut Rng, stats: &ClusterStats) -> Option<Rc<Host>> {
         let (index, degraded) = match self.shares.as_slice() {
             [only] if only.healthy == 100 => (0, false),
             shares => {
@@ -214,6 +226,9 @@ impl HostSet {
             }
         };
         let panic = self.shares.get(index).is_some_and(|share| share.panic);
+        if panic {
+            stats.lb_healthy_panic().inc();
+        }
         let priority = self.priorities.get_mut(index)?;
         let group = match (panic, degraded) {
             (true, _) => &mut priority.all,
@@ -232,7 +247,8 @@ impl Host {
             EndpointAddress::Ip(address) => Some(address),
             EndpointAddress::Name(..) | EndpointAddress::Pipe(_) => None,
         };
-        Self { config, address, pool: Rc::default(), active: Rc::default(), counts: Rc::default() }
+        let (pool, active, counts) = (Rc::default(), Rc::default(), Rc::default());
+        Self { config, address, pool, active, counts, outlier: None }
     }
 
     /// The same host with other settings (weight, health, metadata).
@@ -243,12 +259,20 @@ impl Host {
             pool: Rc::clone(&self.pool),
             active: Rc::clone(&self.active),
             counts: Rc::clone(&self.counts),
+            outlier: self.outlier.clone(),
         }
     }
 
-    /// Its IP address without port.
-    pub(crate) fn ip(&self) -> Option<IpAddr> {
-        self.address.map(|address| address.ip())
+    /// Tells outlier detection, if there is any, how something ended.
+    pub(crate) fn report(&self, report: Report) {
+        if let Some(outlier) = &self.outlier {
+            outlier.report(report);
+        }
+    }
+
+    /// Whether outlier detection leaves it out now.
+    pub(crate) fn is_ejected(&self) -> bool {
+        self.outlier.as_ref().is_some_and(Watched::is_ejected)
     }
 }
 
@@ -258,3 +282,7 @@ impl EndpointConfig {
         Self { address, hostname: None, weight: 1, health: HealthStatus::Healthy, metadata: Arc::default() }
     }
 }
+
+#[cfg(test)]
+#[path = "worker_cluster/tests.rs"]
+mod tests;

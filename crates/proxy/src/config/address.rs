@@ -24,6 +24,16 @@ pub(crate) enum Address {
     Pipe(Arc<str>, u32),
 }
 
+impl std::fmt::Display for Address {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Address::Ip(address) => write!(f, "{address}"),
+            Address::Name(name, port) => write!(f, "{name}:{port}"),
+            Address::Pipe(path, _) => f.write_str(path),
+        }
+    }
+}
+
 /// Lowers an Address of any supported kind.
 pub(crate) fn address(proto: core::Address, at: &mut Lower) -> Option<Address> {
     let core::Address { address } = proto;

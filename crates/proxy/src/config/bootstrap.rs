@@ -18,7 +18,7 @@ use crate::admin::AdminConfig;
 use crate::cluster::Cluster;
 use crate::cluster::config::typed_resolver;
 use crate::config::address::{self, Address};
-use crate::config::lower::{Lower, Scope};
+use crate::config::lower::{Lower, Scope, UnknownFields};
 use crate::config::runtime::Runtime;
 use crate::config::source::{ConfigSource, Origin, XdsServer, config_source, xds_server};
 use crate::listener::{ListenAddress, Listener};
@@ -41,6 +41,8 @@ pub(crate) struct Bootstrap {
     pub(crate) lds: Option<ConfigSource>,
     /// `admin`, if it has an address.
     pub(crate) admin: Option<AdminConfig>,
+    /// `cluster_manager.outlier_detection.event_log_path`, if any.
+    pub(crate) outlier_log: Option<Arc<str>>,
     /// Runtime key `overload.global_downstream_max_connections`.
     pub(crate) max_connections: Option<u64>,
     /// What resources that come later are lowered in.
@@ -155,9 +157,10 @@ pub(crate) fn lower(proto: proto::Bootstrap, at: &mut Lower) -> Option<Bootstrap
         bind: None,
         added_via_api: false,
         version: String::new(),
+        unknown_fields: UnknownFields::Ignore,
     };
-    let bind = cluster_manager
-        .and_then(|manager| at.field("cluster_manager", |at| lower_cluster_manager(manager, at)));
+    let (bind, outlier_log) =
+        at.field("cluster_manager", |at| lower_cluster_manager(cluster_manager.unwrap_or_default(), at));
     at.scope_mut().bind = bind;
     let stats_config =
         at.field("stats_config", |at| StatsConfig::lower(stats_config.unwrap_or_default(), at));
@@ -179,7 +182,7 @@ pub(crate) fn lower(proto: proto::Bootstrap, at: &mut Lower) -> Option<Bootstrap
     let mut scope = at.scope().clone();
     // Which clusters exist changes from here on.
     scope.clusters = None;
-    Some(Bootstrap { node, clusters, listeners, ads, cds, lds, admin, max_connections, scope })
+    Some(Bootstrap { node, clusters, listeners, ads, cds, lds, admin, outlier_log, max_connections, scope })
 }
 
 fn lower_clusters(protos: Vec<ClusterProto>, at: &mut Lower) -> Vec<Cluster> {
@@ -255,7 +258,11 @@ fn lower_dynamic(proto: proto::bootstrap::DynamicResources, at: &mut Lower) -> D
     (ads, cds, lds)
 }
 
-fn lower_cluster_manager(proto: proto::ClusterManager, at: &mut Lower) -> Option<crate::cluster::BindConfig> {
+/// The default of upstream bind settings, and where ejections are logged.
+fn lower_cluster_manager(
+    proto: proto::ClusterManager,
+    at: &mut Lower,
+) -> (Option<crate::cluster::BindConfig>, Option<Arc<str>>) {
     let proto::ClusterManager {
         local_cluster_name,
         outlier_detection,
@@ -265,13 +272,13 @@ fn lower_cluster_manager(proto: proto::ClusterManager, at: &mut Lower) -> Option
         enable_deferred_cluster_creation: _,
     } = proto;
     at.unsupported("local_cluster_name", !local_cluster_name.is_empty());
-    if let Some(outlier) = outlier_detection {
-        // No outlier is ever detected, so none is logged.
-        let proto::cluster_manager::OutlierDetection { event_log_path: _, event_service } = outlier;
+    let log = outlier_detection.and_then(|outlier| {
+        let proto::cluster_manager::OutlierDetection { event_log_path, event_service } = outlier;
         at.unsupported("outlier_detection.event_service", event_service.is_some());
-    }
+        (!event_log_path.is_empty()).then(|| event_log_path.into())
+    });
     at.unsupported("load_stats_config", load_stats_config.is_some());
-    at.optional("upstream_bind_config", upstream_bind_config, address::bind_config)
+    (at.optional("upstream_bind_config", upstream_bind_config, address::bind_config), log)
 }
 
 fn lower_runtime(proto: proto::LayeredRuntime, at: &mut Lower) -> Option<Vec<(String, serde_json::Value)>> {

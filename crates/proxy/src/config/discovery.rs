@@ -61,6 +61,8 @@ pub(crate) struct Applied {
     pub(crate) version: Name,
     /// Each resource that came.
     pub(crate) outcomes: Vec<Outcome>,
+    /// Names of resources that are gone.
+    pub(crate) removed: Vec<Name>,
     /// Clusters in force whose endpoints alone changed, with these endpoints.
     pub(crate) endpoints: Vec<(Vec<Name>, Arc<Assignment>)>,
 }
@@ -100,32 +102,43 @@ impl Discovery {
         let next = Arc::new(AtomicUsize::new(0));
         let connector = move || connect(Arc::clone(&ads), next.fetch_add(1, Ordering::Relaxed));
         tokio::spawn(grpc::run(connector, path, client, commands, send));
-        (Self { commander, scope, endpoints: BTreeSet::new(), routes: BTreeSet::new() }, events)
+        (Self::new(commander, scope), events)
+    }
+
+    /// A subscription whose requests go to `commander`.
+    fn new(commander: Commander, scope: Scope) -> Self {
+        Self { commander, scope, endpoints: BTreeSet::new(), routes: BTreeSet::new() }
     }
 
     /// Brings an update into the store and answers it.
     pub(crate) fn apply(&mut self, update: Update, store: &mut Store, sockets: &mut Sockets) -> Applied {
-        let Update { type_url, version, added, removed, receipt, .. } = update;
-        let mut applied =
-            Applied { type_url: type_url.clone(), version: version.clone(), outcomes: Vec::new(), endpoints: Vec::new() };
-        for name in &removed {
-            match type_url {
-                TypeUrl::Cluster => store.remove_cluster(name),
-                TypeUrl::Listener => {
-                    store.remove_listener(name);
+        let Update { type_url, version, added, mut removed, receipt, .. } = update;
+        removed.retain(|name| match type_url {
+            TypeUrl::Cluster => store.remove_cluster(name),
+            TypeUrl::Listener => {
+                let removed = store.remove_listener(name);
+                if removed {
                     sockets.remove(name);
                 }
-                // Endpoints and routes are forgotten when nothing refers to them (as Envoy does).
-                _ => {}
+                removed
             }
-        }
+            // Endpoints and routes are forgotten when nothing refers to them (as Envoy does).
+            _ => false,
+        });
+        let mut applied = Applied {
+            type_url: type_url.clone(),
+            version: version.clone(),
+            outcomes: Vec::new(),
+            removed,
+            endpoints: Vec::new(),
+        };
         for resource in added {
             let Resource { name, version, body } = resource;
             let version = version.to_string();
             let source = Any { type_url: type_url.as_str().to_owned(), value: body.to_vec() };
             let scope = Scope { added_via_api: true, version: version.clone(), ..self.scope.clone() };
             let outcome = match type_url {
-                TypeUrl::Cluster => put_cluster(&source, scope, store),
+                TypeUrl::Cluster => put_cluster(&name, &source, scope, store),
                 TypeUrl::Listener => put_listener(&name, &source, scope, store, sockets),
                 TypeUrl::Route => put_routes(&name, &source, scope, store),
                 TypeUrl::Endpoint => {
@@ -178,7 +191,8 @@ impl Discovery {
         }
         self.unsubscribe(TypeUrl::Endpoint, self.endpoints.difference(&endpoints).cloned().collect());
         for name in routes.difference(&self.routes) {
-            self.commander.subscribe(TypeUrl::Route, Interest::name(name.clone()), Some(ROUTES_TIMEOUT));
+            let timeout = store.routes_timeout(name);
+            self.commander.subscribe(TypeUrl::Route, Interest::name(name.clone()), timeout);
         }
         self.unsubscribe(TypeUrl::Route, self.routes.difference(&routes).cloned().collect());
         (self.endpoints, self.routes) = (endpoints, routes);
@@ -191,7 +205,10 @@ impl Discovery {
     }
 }
 
-fn put_cluster(source: &Any, scope: Scope, store: &mut Store) -> Result<(), Rejected> {
+fn put_cluster(name: &str, source: &Any, scope: Scope, store: &mut Store) -> Result<(), Rejected> {
+    if !store.takes_cluster(name, source) {
+        return Ok(());
+    }
     let cluster = Lower::resource_in(scope, |at| crate::cluster::config::lower(source, at))?;
     store.put_cluster(cluster);
     Ok(())
@@ -204,7 +221,7 @@ fn put_listener(
     store: &mut Store,
     sockets: &mut Sockets,
 ) -> Result<(), Rejected> {
-    if !store.listener_differs(name, source) {
+    if !store.takes_listener(name, source) {
         return Ok(());
     }
     let previous = store.newest_listener(name);
@@ -237,9 +254,6 @@ fn put_endpoints(
     Ok((!users.is_empty()).then_some((users, assignment)))
 }
 
-/// `initial_fetch_timeout` of routes: Envoy's default.
-const ROUTES_TIMEOUT: Duration = Duration::from_secs(15);
-
 /// Connects to the next endpoint of the cluster.
 async fn connect(ads: Arc<Ads>, attempt: usize) -> Result<tonic::transport::Channel, ConnectError> {
     let unavailable = |text: &str| ConnectError::Transport(text.to_owned());
@@ -261,3 +275,7 @@ async fn connect(ads: Arc<Ads>, attempt: usize) -> Result<tonic::transport::Chan
     };
     grpc::connect(&target, &connection).await
 }
+
+#[cfg(test)]
+#[path = "discovery/tests.rs"]
+mod tests;

@@ -11,6 +11,7 @@
 use std::collections::HashSet;
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use leno_base::Name;
@@ -74,6 +75,21 @@ pub(crate) struct Scope {
     pub(crate) added_via_api: bool,
     /// `version_info` of the update that brought it; empty for static ones.
     pub(crate) version: String,
+    /// What to do about unknown fields of resources that come by xDS.
+    pub(crate) unknown_fields: UnknownFields,
+}
+
+/// What to do about fields that the API of this proxy does not have. In files they are refused
+/// before anything is lowered.
+#[derive(Clone, Debug, Default)]
+pub(crate) enum UnknownFields {
+    /// Nothing (`--ignore-unknown-dynamic-fields`).
+    #[default]
+    Ignore,
+    /// Say so in the log, and count them here.
+    Warn(Arc<AtomicU64>),
+    /// Refuse the resource (`--reject-unknown-dynamic-fields`).
+    Reject,
 }
 
 /// The place in the message that is being lowered, and the errors found so far.
@@ -214,8 +230,20 @@ impl Lower {
     pub(crate) fn decode<T: prost::Message + prost::Name + Default>(&mut self, any: &Any) -> Option<T> {
         let message = self.unpack(any)?;
         let before = self.errors.len();
-        for violation in leno_api::validate::inspect(&T::full_name(), &any.value).violations {
+        let report = leno_api::validate::inspect(&T::full_name(), &any.value);
+        for violation in report.violations {
             self.field_error(&violation.path, violation.message);
+        }
+        for unknown in report.unknown {
+            match &self.scope.unknown_fields {
+                UnknownFields::Ignore => {}
+                UnknownFields::Warn(count) => {
+                    count.fetch_add(1, Ordering::Relaxed);
+                    let (kind, at) = (T::NAME, [self.path.as_str(), unknown.path.as_str()].join("."));
+                    tracing::warn!(target: "config", kind, at, "{}", unknown.message);
+                }
+                UnknownFields::Reject => self.field_error(&unknown.path, unknown.message),
+            }
         }
         (self.errors.len() == before).then_some(message)
     }

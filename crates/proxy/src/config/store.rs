@@ -8,10 +8,12 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
+use std::time::Duration;
 
 use leno_base::Name;
+use prost_types::Any;
 
-use crate::cluster::{Assignment, Cluster, Discovery};
+use crate::cluster::{Assignment, Cluster, Discovery, DnsDiscovery};
 use crate::http::config::RouteSource;
 use crate::http::route::RouteTable;
 use crate::listener::{Listener, NetworkFilters};
@@ -26,8 +28,9 @@ pub(crate) struct Store {
     routes: BTreeMap<Name, Arc<RouteTable>>,
     /// By EDS name.
     assignments: BTreeMap<Name, Arc<Assignment>>,
-    /// By cluster name, from DNS.
-    resolved: BTreeMap<Name, Arc<Assignment>>,
+    /// By cluster name, from DNS, with the settings that it was found by: a changed cluster must
+    /// not serve what its predecessor's names resolved to.
+    resolved: BTreeMap<Name, Vec<Resolved>>,
     /// Names that did not come within their initial fetch timeout; they hold up nothing.
     expired_endpoints: BTreeSet<Name>,
     expired_routes: BTreeSet<Name>,
@@ -38,6 +41,11 @@ pub(crate) struct Store {
     awaits_clusters: bool,
     /// Whether the first LDS update is still awaited.
     awaits_listeners: bool,
+    /// Whether all that was configured at the start was in force once; it stays so while later
+    /// resources warm.
+    live: bool,
+    /// Whether something came that may warm a resource, or change what is referred to.
+    unsettled: bool,
     snapshot: Arc<Snapshot>,
     changed: bool,
 }
@@ -49,63 +57,127 @@ struct Slot<T> {
     warming: Option<Arc<T>>,
 }
 
+/// What DNS found for one version of a cluster.
+#[derive(Debug)]
+struct Resolved {
+    settings: Arc<DnsDiscovery>,
+    assignment: Arc<Assignment>,
+}
+
 impl<T> Default for Slot<T> {
     fn default() -> Self {
         Self { active: None, warming: None }
     }
 }
 
+impl<T: Versioned> Slot<T> {
+    fn newest(&self) -> Option<&Arc<T>> {
+        self.warming.as_ref().or(self.active.as_ref())
+    }
+
+    /// Whether a version that comes by xDS is to be taken. What the bootstrap defines cannot be
+    /// changed by xDS; Envoy accepts such an update and lets it lie.
+    fn takes(&self, source: &Any) -> bool {
+        self.newest().is_none_or(|newest| newest.added_via_api() && newest.source() != source)
+    }
+
+    /// Puts a version that is to be taken, unless it is the one in force: then nothing warms.
+    fn put(&mut self, version: Arc<T>) {
+        let in_force = self.active.as_ref().is_some_and(|active| active.source() == version.source());
+        self.warming = (!in_force).then_some(version);
+    }
+}
+
+/// What clusters and listeners have in common.
+trait Versioned {
+    fn source(&self) -> &Any;
+    fn added_via_api(&self) -> bool;
+}
+
+impl Versioned for Cluster {
+    fn source(&self) -> &Any {
+        &self.source
+    }
+
+    fn added_via_api(&self) -> bool {
+        self.added_via_api
+    }
+}
+
+impl Versioned for Listener {
+    fn source(&self) -> &Any {
+        &self.source
+    }
+
+    fn added_via_api(&self) -> bool {
+        self.added_via_api
+    }
+}
+
 impl Store {
     /// A store that waits for the first CDS and LDS updates if they are to come by xDS.
     pub(crate) fn new(awaits_clusters: bool, awaits_listeners: bool) -> Self {
-        Self { awaits_clusters, awaits_listeners, ..Self::default() }
+        Self { awaits_clusters, awaits_listeners, unsettled: true, ..Self::default() }
     }
 
-    /// Takes a new or changed cluster; false: it is what we have.
+    /// Takes a new or changed cluster; false: it is what we have, or not to be changed.
     pub(crate) fn put_cluster(&mut self, cluster: Cluster) -> bool {
-        let slot = self.clusters.entry(cluster.name.clone()).or_default();
-        let newest = slot.warming.as_ref().or(slot.active.as_ref());
-        if newest.is_some_and(|newest| newest.source == cluster.source) {
+        if !self.takes_cluster(&cluster.name, &cluster.source) {
             return false;
         }
-        slot.warming = Some(Arc::new(cluster));
+        self.clusters.entry(cluster.name.clone()).or_default().put(Arc::new(cluster));
+        self.unsettled = true;
         true
     }
 
-    /// Forgets a cluster.
-    pub(crate) fn remove_cluster(&mut self, name: &str) {
+    /// Whether a cluster's message is news, so that it is worth lowering.
+    pub(crate) fn takes_cluster(&self, name: &str, source: &Any) -> bool {
+        self.clusters.get(name).is_none_or(|slot| slot.takes(source))
+    }
+
+    /// Forgets a cluster that came by xDS; false: there is none of that name.
+    pub(crate) fn remove_cluster(&mut self, name: &str) -> bool {
+        if !self.clusters.get(name).and_then(Slot::newest).is_some_and(|newest| newest.added_via_api) {
+            return false;
+        }
         if let Some(slot) = self.clusters.remove(name) {
+            self.unsettled = true;
             self.changed |= slot.active.is_some();
             self.resolved.remove(name);
         }
-    }
-
-    /// Takes a new or changed listener; false: it is what we have.
-    pub(crate) fn put_listener(&mut self, listener: Arc<Listener>) -> bool {
-        if !self.listener_differs(&listener.name, &listener.source) {
-            return false;
-        }
-        let slot = self.listeners.entry(listener.name.clone()).or_default();
-        slot.warming = Some(listener);
         true
     }
 
-    /// Whether a listener's message differs from the newest one of that name.
-    pub(crate) fn listener_differs(&self, name: &str, source: &prost_types::Any) -> bool {
-        self.newest_listener(name).is_none_or(|newest| newest.source != *source)
+    /// Takes a new or changed listener; false: it is what we have, or not to be changed.
+    pub(crate) fn put_listener(&mut self, listener: Arc<Listener>) -> bool {
+        if !self.takes_listener(&listener.name, &listener.source) {
+            return false;
+        }
+        self.listeners.entry(listener.name.clone()).or_default().put(listener);
+        self.unsettled = true;
+        true
+    }
+
+    /// Whether a listener's message is news, so that it is worth lowering.
+    pub(crate) fn takes_listener(&self, name: &str, source: &Any) -> bool {
+        self.listeners.get(name).is_none_or(|slot| slot.takes(source))
     }
 
     /// The newest version of a listener, in force or warming.
     pub(crate) fn newest_listener(&self, name: &str) -> Option<&Arc<Listener>> {
-        let slot = self.listeners.get(name)?;
-        slot.warming.as_ref().or(slot.active.as_ref())
+        self.listeners.get(name)?.newest()
     }
 
-    /// Forgets a listener.
-    pub(crate) fn remove_listener(&mut self, name: &str) {
+    /// Forgets a listener that came by xDS; false: there is none of that name.
+    pub(crate) fn remove_listener(&mut self, name: &str) -> bool {
+        if !self.newest_listener(name).is_some_and(|newest| newest.added_via_api) {
+            return false;
+        }
         if let Some(slot) = self.listeners.remove(name) {
+            self.unsettled = true;
             self.changed |= slot.active.is_some();
         }
+        true
     }
 
     /// Takes a route table that came by RDS.
@@ -113,6 +185,7 @@ impl Store {
         self.expired_routes.remove(&*name);
         self.routes.insert(name, table);
         self.changed = true;
+        self.unsettled = true;
     }
 
     /// The table of an RDS name.
@@ -127,19 +200,32 @@ impl Store {
             return Vec::new();
         }
         self.assignments.insert(name.clone(), Arc::clone(&assignment));
+        let awaited = self.warming_clusters().any(|cluster| eds_name(cluster) == Some(&name));
+        self.unsettled |= awaited;
         let users = self.active_clusters().filter(|cluster| eds_name(cluster) == Some(&name));
         let users: Vec<Name> = users.map(|cluster| cluster.name.clone()).collect();
         self.set_endpoints(&users, &assignment);
         users
     }
 
-    /// Takes addresses that DNS found for a cluster; true: it is in force.
-    pub(crate) fn put_resolved(&mut self, cluster: &Name, assignment: Arc<Assignment>) -> bool {
-        if !self.clusters.contains_key(cluster) {
+    /// Takes addresses that DNS found for a cluster with these settings; true: it is in force,
+    /// and its workers are to be told.
+    pub(crate) fn put_resolved(
+        &mut self,
+        cluster: &Name,
+        settings: &Arc<DnsDiscovery>,
+        assignment: Arc<Assignment>,
+    ) -> bool {
+        let Some(slot) = self.clusters.get(&**cluster) else { return false };
+        let by_these = |version: &Option<Arc<Cluster>>| version.as_deref().and_then(dns_settings) == Some(settings);
+        let (active, warming) = (by_these(&slot.active), by_these(&slot.warming));
+        if !active && !warming {
             return false;
         }
-        self.resolved.insert(cluster.clone(), Arc::clone(&assignment));
-        let active = self.clusters.get(cluster).is_some_and(|slot| slot.active.is_some());
+        self.unsettled |= warming;
+        let known = self.resolved.entry(cluster.clone()).or_default();
+        known.retain(|known| known.settings != *settings);
+        known.push(Resolved { settings: Arc::clone(settings), assignment: Arc::clone(&assignment) });
         if active {
             self.set_endpoints(std::slice::from_ref(cluster), &assignment);
         }
@@ -160,6 +246,7 @@ impl Store {
     pub(crate) fn expire_endpoints(&mut self, name: Name) {
         if !self.assignments.contains_key(&*name) {
             self.expired_endpoints.insert(name);
+            self.unsettled = true;
         }
     }
 
@@ -167,22 +254,23 @@ impl Store {
     pub(crate) fn expire_routes(&mut self, name: Name) {
         if !self.routes.contains_key(&*name) {
             self.expired_routes.insert(name);
+            self.unsettled = true;
         }
     }
 
     /// The first CDS update was taken, or did not come in time.
     pub(crate) fn clusters_came(&mut self) {
-        self.awaits_clusters = false;
+        self.unsettled |= std::mem::take(&mut self.awaits_clusters);
     }
 
     /// The first LDS update was taken, or did not come in time.
     pub(crate) fn listeners_came(&mut self) {
-        self.awaits_listeners = false;
+        self.unsettled |= std::mem::take(&mut self.awaits_listeners);
     }
 
     /// Whether everything that was configured at the start is in force (`LIVE`).
     pub(crate) fn is_live(&self) -> bool {
-        self.clusters_ready && !self.awaits_listeners && self.listeners.values().all(|slot| slot.active.is_some())
+        self.live
     }
 
     /// Whether the first LDS update is still awaited.
@@ -207,12 +295,20 @@ impl Store {
         unready
     }
 
+    /// Whether nothing came since the last `settle` that it could act on, nor anybody else who
+    /// follows what is referred to: so it is when only endpoints of clusters in force changed.
+    pub(crate) fn is_settled(&self) -> bool {
+        !self.unsettled
+    }
+
     /// Moves what has become warm into force; the next snapshot, if anything did.
     pub(crate) fn settle(&mut self) -> Option<Arc<Snapshot>> {
+        self.unsettled = false;
         self.warm_clusters();
         self.clusters_ready |= !self.awaits_clusters && self.clusters.values().all(|slot| slot.active.is_some());
         if self.clusters_ready {
             self.warm_listeners();
+            self.live |= !self.awaits_listeners && self.listeners.values().all(|slot| slot.active.is_some());
         }
         if !std::mem::take(&mut self.changed) {
             return None;
@@ -227,7 +323,9 @@ impl Store {
             let Some(cluster) = &slot.warming else { continue };
             let warm = match &cluster.discovery {
                 Discovery::Static(_) | Discovery::OriginalDst { .. } => true,
-                Discovery::StrictDns(_) | Discovery::LogicalDns(_) => self.resolved.contains_key(&*cluster.name),
+                Discovery::StrictDns(settings) | Discovery::LogicalDns(settings) => {
+                    resolved(&self.resolved, &cluster.name, settings).is_some()
+                }
                 Discovery::Eds { service_name, .. } => {
                     self.assignments.contains_key(&**service_name) || self.expired_endpoints.contains(&**service_name)
                 }
@@ -258,6 +356,12 @@ impl Store {
         let routes = self.wanted_routes();
         self.routes.retain(|name, _| routes.contains(name));
         self.expired_routes.retain(|name| routes.contains(name));
+        let clusters = &self.clusters;
+        for (name, known) in &mut self.resolved {
+            let Some(slot) = clusters.get(name) else { continue };
+            let versions = || slot.active.iter().chain(&slot.warming);
+            known.retain(|known| versions().any(|version| dns_settings(version) == Some(&known.settings)));
+        }
     }
 
     fn build(&self) -> Snapshot {
@@ -267,7 +371,9 @@ impl Store {
             let endpoints = match &cluster.discovery {
                 Discovery::Static(assignment) => Some(Arc::clone(assignment)),
                 Discovery::OriginalDst { .. } => None,
-                Discovery::StrictDns(_) | Discovery::LogicalDns(_) => self.resolved.get(&**name).cloned(),
+                Discovery::StrictDns(settings) | Discovery::LogicalDns(settings) => {
+                    resolved(&self.resolved, name, settings).cloned()
+                }
                 Discovery::Eds { service_name, .. } => self.assignments.get(&**service_name).cloned(),
             };
             snapshot.endpoints.extend(endpoints.map(|endpoints| (name.clone(), endpoints)));
@@ -283,15 +389,14 @@ impl Store {
         self.clusters.values().filter_map(|slot| slot.active.as_ref())
     }
 
-    /// EDS names that clusters in force or warming refer to, with the initial fetch timeout of
-    /// the newest that does.
+    /// EDS names that clusters in force or warming refer to.
     pub(crate) fn wanted_endpoints(&self) -> BTreeSet<Name> {
         let clusters = self.clusters.values().flat_map(|slot| slot.active.iter().chain(&slot.warming));
         clusters.filter_map(|cluster| eds_name(cluster).cloned()).collect()
     }
 
     /// How long the clusters of an EDS name wait for it.
-    pub(crate) fn endpoints_timeout(&self, name: &str) -> Option<std::time::Duration> {
+    pub(crate) fn endpoints_timeout(&self, name: &str) -> Option<Duration> {
         self.clusters.values().flat_map(|slot| &slot.warming).find_map(|cluster| match &cluster.discovery {
             Discovery::Eds { service_name, initial_fetch_timeout } if **service_name == *name => *initial_fetch_timeout,
             _ => None,
@@ -302,6 +407,12 @@ impl Store {
     pub(crate) fn wanted_routes(&self) -> BTreeSet<Name> {
         let listeners = self.listeners.values().flat_map(|slot| slot.active.iter().chain(&slot.warming));
         listeners.flat_map(|listener| rds_names(listener)).cloned().collect()
+    }
+
+    /// How long the listeners of an RDS name wait for it.
+    pub(crate) fn routes_timeout(&self, wanted: &str) -> Option<Duration> {
+        let mut asked = self.listeners.values().flat_map(|slot| &slot.warming).flat_map(|listener| rds(listener));
+        asked.find(|(name, _)| ***name == *wanted)?.1
     }
 
     /// Clusters whose endpoints DNS finds: those in force or warming, the newest of each name.
@@ -325,11 +436,22 @@ impl Store {
     pub(crate) fn warming_listeners(&self) -> impl Iterator<Item = &Arc<Listener>> {
         self.listeners.values().filter_map(|slot| slot.warming.as_ref())
     }
+}
 
-    /// Names of clusters that came by CDS.
-    pub(crate) fn cds_names(&self) -> Vec<Name> {
-        let newest = |slot: &Slot<Cluster>| slot.warming.as_ref().or(slot.active.as_ref()).is_some_and(|c| c.added_via_api);
-        self.clusters.iter().filter(|(_, slot)| newest(slot)).map(|(name, _)| name.clone()).collect()
+/// What DNS found for the version of a cluster that has these settings.
+fn resolved<'a>(
+    known: &'a BTreeMap<Name, Vec<Resolved>>,
+    cluster: &str,
+    settings: &Arc<DnsDiscovery>,
+) -> Option<&'a Arc<Assignment>> {
+    let known = known.get(cluster)?.iter().find(|known| known.settings == *settings)?;
+    Some(&known.assignment)
+}
+
+fn dns_settings(cluster: &Cluster) -> Option<&Arc<DnsDiscovery>> {
+    match &cluster.discovery {
+        Discovery::StrictDns(settings) | Discovery::LogicalDns(settings) => Some(settings),
+        Discovery::Static(_) | Discovery::Eds { .. } | Discovery::OriginalDst { .. } => None,
     }
 }
 
@@ -342,11 +464,20 @@ fn eds_name(cluster: &Cluster) -> Option<&Name> {
 
 /// RDS names that a listener's connection managers refer to.
 fn rds_names(listener: &Listener) -> impl Iterator<Item = &Name> {
+    rds(listener).map(|(name, _)| name)
+}
+
+/// The same with the time that each is waited for.
+fn rds(listener: &Listener) -> impl Iterator<Item = (&Name, Option<Duration>)> {
     listener.chains.all().filter_map(|chain| match &chain.network {
         NetworkFilters::Http(manager) => match &manager.routes {
-            RouteSource::Rds(name) => Some(name),
+            RouteSource::Rds { name, initial_fetch_timeout } => Some((name, *initial_fetch_timeout)),
             RouteSource::Static(_) => None,
         },
         NetworkFilters::Tcp(_) | NetworkFilters::Close => None,
     })
 }
+
+#[cfg(test)]
+#[path = "store/tests.rs"]
+mod tests;

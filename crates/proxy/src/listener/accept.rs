@@ -84,8 +84,8 @@ pub(crate) struct WorkerListener {
     stats: ListenerStats,
     /// How the connections of each filter chain are asked to end, by the chain's identity.
     drains: RefCell<HashMap<*const FilterChain, Rc<Drain>>>,
-    /// Whether it takes new connections.
-    draining: Cell<bool>,
+    /// How far its connections, new ones too, are asked to end.
+    phase: Cell<Phase>,
 }
 
 /// Numbers connections over all workers: `%CONNECTION_ID%`.
@@ -95,23 +95,23 @@ static NEXT_CONNECTION: AtomicU64 = AtomicU64::new(0);
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
 impl WorkerListener {
-    /// The worker's side of `config`; filter chains that `previous` has too stay as they are,
-    /// the connections of its other chains are asked to end.
+    /// The worker's side of `config`. It takes over the filter chains that `previous` has too,
+    /// with their connections; `previous` is left with the others.
     pub(crate) fn new(config: Arc<Listener>, worker: &Worker, previous: Option<&WorkerListener>) -> Self {
         let stats = ListenerStats::new(worker.stats(), &format!("listener.{}.", config.stat_prefix));
-        let listener = Self { config, stats, drains: RefCell::default(), draining: Cell::new(false) };
+        let listener = Self { config, stats, drains: RefCell::default(), phase: Cell::new(Phase::Serving) };
         if let Some(previous) = previous {
-            let mut drains = previous.drains.take();
+            let mut drains = previous.drains.borrow_mut();
             let kept = listener.config.chains.all().filter_map(|chain| drains.remove_entry(&Arc::as_ptr(chain)));
             listener.drains.replace(kept.collect());
-            drains.values().for_each(|drain| drain.advance(Phase::Draining));
+            listener.phase.set(previous.phase.get());
         }
         listener
     }
 
-    /// Asks all connections to end, and hands no new ones to filter chains when closing.
+    /// Asks all connections to end, those that are still to come too.
     pub(crate) fn drain(&self, phase: Phase) {
-        self.draining.set(true);
+        self.phase.set(self.phase.get().max(phase));
         self.drains.borrow().values().for_each(|drain| drain.advance(phase));
     }
 
@@ -123,9 +123,7 @@ impl WorkerListener {
     fn drain_of(&self, chain: &Arc<FilterChain>) -> Rc<Drain> {
         let mut drains = self.drains.borrow_mut();
         let drain = drains.entry(Arc::as_ptr(chain)).or_default();
-        if self.draining.get() {
-            drain.advance(Phase::Draining);
-        }
+        drain.advance(self.phase.get());
         Rc::clone(drain)
     }
 }
@@ -168,7 +166,7 @@ pub(crate) async fn accept_loop(worker: Rc<Worker>, listener: leno_base::Name, s
         };
         let worker = Rc::clone(&worker);
         tokio::task::spawn_local(async move {
-            serve(worker, listener, socket, remote, local).await;
+            serve(worker, listener, socket, remote, local, None).await;
             drop(place);
         });
     }
@@ -197,32 +195,41 @@ fn is_about_one_connection(error: &std::io::Error) -> bool {
     matches!(error.kind(), ConnectionAborted | ConnectionReset | Interrupted | NotConnected | InvalidInput)
 }
 
-/// The story of one connection up to its network filters.
-async fn serve(
+/// The story of one connection up to its network filters. `original`: its original destination,
+/// if that is known before any listener filter ran.
+pub(crate) async fn serve(
     worker: Rc<Worker>,
     mut listener: Rc<WorkerListener>,
     socket: Socket,
     remote: SocketAddr,
     direct_local: SocketAddr,
+    original: Option<SocketAddr>,
 ) {
     let started = Instant::now();
-    let mut accepted = Accepted { socket, buffered: BytesMut::new() };
-    let mut local = direct_local;
-    let mut restored = false;
+    let mut accepted =
+        Accepted { socket, buffered: BytesMut::new(), buffer_limit: listener.config.buffer_limit };
+    let mut local = original.unwrap_or(direct_local);
+    let mut restored = original.is_some();
     let mut inspected = Inspected::default();
-    loop {
+    let filters = inspect::run(&listener.config, &mut accepted, &mut inspected, &mut local, &mut restored);
+    if !with_timeout(&listener, filters).await {
+        return;
+    }
+    if listener.config.use_original_dst
+        && restored
+        && let Some(other) = worker.listener_for_destination(local)
+        && other.config.name != listener.config.name
+    {
+        // Handed over once: the other listener's own filters run, then its chains match.
+        listener = other;
         let filters = inspect::run(&listener.config, &mut accepted, &mut inspected, &mut local, &mut restored);
         if !with_timeout(&listener, filters).await {
             return;
         }
-        if !(listener.config.use_original_dst && restored) {
-            break;
-        }
-        // Handed over once: the other listener's own filters run, then its chains match.
-        match worker.listener_for_destination(local) {
-            Some(other) if !Rc::ptr_eq(&other, &listener) => listener = other,
-            _ => break,
-        }
+    }
+    if let Some(updated) = worker.listener(&listener.config.name) {
+        // It may have changed while its filters ran.
+        listener = updated;
     }
     let server_name = inspected.server_name.take();
     let facts = ConnectionFacts {
@@ -257,8 +264,12 @@ async fn serve(
             crate::http::connection::serve(worker, manager, accepted, Rc::clone(&info), watch).await;
         }
         NetworkFilters::Tcp(proxy) => {
-            let proxy = Arc::clone(proxy);
-            crate::tcp::tcp_proxy::serve(worker, proxy, accepted, Rc::clone(&info), watch).await;
+            // One story, told by the listener first.
+            let facts = crate::tcp::tcp_proxy::serve(&worker, proxy, accepted, Rc::clone(&info), watch).await;
+            drop(counted);
+            log(&listener, &facts);
+            proxy.log(&facts);
+            return;
         }
         NetworkFilters::Close => {}
     }

@@ -57,7 +57,7 @@ pub(crate) fn bind(listener: &Listener, workers: usize) -> Result<BoundListener,
 }
 
 /// The system's text without Rust's "(os error n)".
-fn describe(error: &io::Error) -> String {
+pub(crate) fn describe(error: &io::Error) -> String {
     let text = error.to_string();
     text.split(" (os error").next().unwrap_or(&text).to_owned()
 }

@@ -12,6 +12,25 @@ use crate::listener::{ListenAddress, Listener};
 pub(crate) struct Sockets {
     workers: usize,
     listeners: HashMap<Name, Entry>,
+    /// Whose each address is, as it is configured: two listeners would take each other's
+    /// connections (SO_REUSEPORT lets both bind).
+    owners: HashMap<ListenAddress, Name>,
+}
+
+/// Why a listener does not get its sockets.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SocketError {
+    /// The system refused.
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    /// Another listener has the address.
+    #[error("error adding listener: '{listener}' has duplicate address '{address}' as existing listener")]
+    Duplicate {
+        /// The one that came later.
+        listener: Name,
+        /// The address.
+        address: ListenAddress,
+    },
 }
 
 #[derive(Default)]
@@ -28,7 +47,7 @@ struct Entry {
 #[derive(Clone, Debug, Default, PartialEq)]
 struct Wanted {
     addresses: Vec<ListenAddress>,
-    flags: [bool; 4],
+    flags: [bool; 5],
     options: Vec<(i32, i32, Vec<u8>)>,
     backlog: Option<u32>,
 }
@@ -36,33 +55,48 @@ struct Wanted {
 impl Sockets {
     /// Books for so many workers.
     pub(crate) fn new(workers: usize) -> Self {
-        Self { workers, listeners: HashMap::new() }
+        Self { workers, listeners: HashMap::new(), owners: HashMap::new() }
     }
 
     /// Binds what a new version of a listener needs; sockets that it can go on using stay.
-    pub(crate) fn bind(&mut self, listener: &Listener) -> Result<(), BindError> {
-        if !listener.bind_to_port {
-            self.listeners.remove(&*listener.name);
-            return Ok(());
-        }
+    pub(crate) fn bind(&mut self, listener: &Listener) -> Result<(), SocketError> {
         let wanted = Wanted {
             addresses: listener.addresses.clone(),
-            flags: [listener.reuse_port, listener.transparent, listener.freebind, listener.ipv4_compatible],
+            flags: [
+                listener.bind_to_port,
+                listener.reuse_port,
+                listener.transparent,
+                listener.freebind,
+                listener.ipv4_compatible,
+            ],
             options: listener.options.clone(),
             backlog: listener.backlog,
         };
         if self.listeners.get(&*listener.name).is_some_and(|entry| entry.wanted == wanted) {
             return Ok(());
         }
-        let bound = bind(listener, self.workers)?;
-        let addresses = bound.addresses.clone();
-        self.listeners.insert(listener.name.clone(), Entry { pending: Some(bound), wanted, addresses });
+        let owned = || listener.addresses.iter().filter(|address| !listener.bind_to_port || !is_any_port(address));
+        let taken = |address: &&ListenAddress| self.owners.get(*address).is_some_and(|owner| *owner != listener.name);
+        if let Some(address) = owned().find(taken) {
+            return Err(SocketError::Duplicate { listener: listener.name.clone(), address: address.clone() });
+        }
+        let pending = if listener.bind_to_port { Some(bind(listener, self.workers)?) } else { None };
+        let addresses = pending.as_ref().map(|bound| bound.addresses.clone()).unwrap_or_default();
+        self.remove(&listener.name);
+        self.owners.extend(owned().map(|address| (address.clone(), listener.name.clone())));
+        self.listeners.insert(listener.name.clone(), Entry { pending, wanted, addresses });
         Ok(())
     }
 
     /// A listener is gone.
     pub(crate) fn remove(&mut self, name: &str) {
-        self.listeners.remove(name);
+        if let Some(entry) = self.listeners.remove(name) {
+            for address in entry.wanted.addresses {
+                if self.owners.get(&address).is_some_and(|owner| **owner == *name) {
+                    self.owners.remove(&address);
+                }
+            }
+        }
     }
 
     /// Where a listener listens (port 0 resolved).
@@ -86,4 +120,9 @@ impl Sockets {
         }
         by_worker
     }
+}
+
+/// Port 0 of a listener that binds: the system chooses, so nobody else has it.
+fn is_any_port(address: &ListenAddress) -> bool {
+    matches!(address, ListenAddress::Ip(address) if address.port() == 0)
 }

@@ -21,14 +21,23 @@ const CHUNK: usize = 64 * 1024;
 /// Why a session ended.
 #[derive(Debug)]
 pub(crate) enum End {
-    /// Both sides have closed.
-    Finished,
+    /// Both sides have closed, this one first.
+    Finished(Who),
     /// Nothing moved for the idle timeout.
     Idle,
-    /// Downstream failed.
-    Downstream(io::Error),
+    /// Downstream failed; how is of no interest to anybody.
+    Downstream,
     /// Upstream failed.
     Upstream(io::Error),
+}
+
+/// One of the two sides.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Who {
+    /// The client's.
+    Downstream,
+    /// The endpoint's.
+    Upstream,
 }
 
 /// Bytes moved so far.
@@ -52,11 +61,17 @@ pub(crate) async fn bidirectional(
     let mut to_upstream = Direction { buffer: early, ended: Ended::No };
     let mut to_downstream = Direction { buffer: BytesMut::new(), ended: Ended::No };
     let mut total = Moved::default();
+    let mut first_to_end = None;
     let mut timer = idle.map(|limit| (limit, Box::pin(tokio::time::sleep(limit))));
     poll_fn(|cx| {
         let before = (total.sent, total.received);
         let first = to_upstream.poll(cx, downstream, upstream, &mut total.sent);
         let second = to_downstream.poll(cx, upstream, downstream, &mut total.received);
+        if first_to_end.is_none() && to_upstream.ended != Ended::No {
+            first_to_end = Some(Who::Downstream);
+        } else if first_to_end.is_none() && to_downstream.ended != Ended::No {
+            first_to_end = Some(Who::Upstream);
+        }
         if before != (total.sent, total.received) {
             moved(total);
             if let Some((limit, timer)) = &mut timer {
@@ -64,13 +79,15 @@ pub(crate) async fn bidirectional(
             }
         }
         match (first, second) {
-            (Poll::Ready(Err(Side::Read(error))), _) | (_, Poll::Ready(Err(Side::Write(error)))) => {
-                return Poll::Ready(End::Downstream(error));
+            (Poll::Ready(Err(Side::Read(_))), _) | (_, Poll::Ready(Err(Side::Write(_)))) => {
+                return Poll::Ready(End::Downstream);
             }
             (Poll::Ready(Err(Side::Write(error))), _) | (_, Poll::Ready(Err(Side::Read(error)))) => {
                 return Poll::Ready(End::Upstream(error));
             }
-            (Poll::Ready(Ok(())), Poll::Ready(Ok(()))) => return Poll::Ready(End::Finished),
+            (Poll::Ready(Ok(())), Poll::Ready(Ok(()))) => {
+                return Poll::Ready(End::Finished(first_to_end.unwrap_or(Who::Downstream)));
+            }
             _ => {}
         }
         match &mut timer {
@@ -154,7 +171,7 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::UnixStream;
 
-    use super::{End, bidirectional};
+    use super::{End, Who, bidirectional};
     use crate::io::Socket;
 
     #[tokio::test]
@@ -178,7 +195,7 @@ mod tests {
         client.read_to_string(&mut answer).await.unwrap();
         assert_eq!(answer, "late");
         let (end, moved) = copying.await.unwrap();
-        assert!(matches!(end, End::Finished), "{end:?}");
+        assert!(matches!(end, End::Finished(Who::Downstream)), "{end:?}");
         assert_eq!((moved.sent, moved.received), (4, 4));
     }
 

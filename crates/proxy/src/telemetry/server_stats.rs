@@ -16,6 +16,7 @@ stats_scope! {
     /// `server.`
     pub(crate) struct ServerStats {
         gauge concurrency;
+        counter dynamic_unknown_fields;
         gauge hot_restart_epoch;
         gauge live;
         gauge memory_allocated;

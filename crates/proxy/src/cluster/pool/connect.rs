@@ -7,8 +7,6 @@ use std::net::SocketAddr;
 use socket2::{Domain, Protocol, Socket as RawSocket, Type};
 use tokio::net::{TcpSocket, UnixStream};
 
-use crate::cluster::stats::Resource;
-use crate::cluster::worker_cluster::{Host, WorkerCluster};
 use crate::cluster::{BindConfig, Cluster, EndpointAddress};
 use crate::http::codec::ResetReason;
 use crate::io::{Socket, set_keepalive, set_raw_option};
@@ -16,9 +14,6 @@ use crate::io::{Socket, set_keepalive, set_raw_option};
 /// Why there is no connection. The text is `%UPSTREAM_TRANSPORT_FAILURE_REASON%`.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum ConnectError {
-    /// `max_connections` is reached.
-    #[error("overflow")]
-    Overflow,
     /// Nothing within `connect_timeout`.
     #[error("connect timeout")]
     Timeout,
@@ -37,7 +32,6 @@ impl ConnectError {
     /// What a stream's reset is called for it.
     pub(crate) fn reason(&self) -> ResetReason {
         match self {
-            ConnectError::Overflow => ResetReason::Overflow,
             ConnectError::Timeout => ResetReason::ConnectionTimeout,
             ConnectError::Local(_) => ResetReason::LocalConnectionFailure,
             ConnectError::Remote(_) | ConnectError::Handshake => ResetReason::RemoteConnectionFailure,
@@ -48,25 +42,6 @@ impl ConnectError {
     pub(crate) fn detail(&self) -> Option<Box<str>> {
         matches!(self, ConnectError::Local(_) | ConnectError::Remote(_)).then(|| self.to_string().into())
     }
-}
-
-/// Opens a connection of its own for a session, within the circuit breaker of the cluster's
-/// default priority; the caller holds a `Permit` as long as the session lasts.
-pub(crate) async fn connect(cluster: &WorkerCluster, host: &Host) -> Result<Socket, ConnectError> {
-    let stats = &cluster.stats;
-    if cluster.config.in_use(Resource::Connections, 0) >= cluster.config.limit(Resource::Connections, 0) {
-        stats.upstream_cx_overflow().inc();
-        return Err(ConnectError::Overflow);
-    }
-    stats.upstream_cx_total().inc();
-    let result = open(&cluster.config, &host.config.address).await;
-    if let Err(error) = &result {
-        stats.upstream_cx_connect_fail().inc();
-        if *error == ConnectError::Timeout {
-            stats.upstream_cx_connect_timeout().inc();
-        }
-    }
-    result
 }
 
 /// Opens a connection as the cluster says, within its `connect_timeout`. Counts nothing.

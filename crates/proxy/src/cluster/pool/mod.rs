@@ -28,7 +28,7 @@ pub(crate) mod connect;
 mod h1;
 mod h2;
 
-pub(crate) use connect::{ConnectError, connect};
+pub(crate) use connect::ConnectError;
 pub(crate) use h1::H1Lease;
 pub(crate) use h2::H2Lease;
 

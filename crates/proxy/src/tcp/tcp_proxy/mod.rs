@@ -3,8 +3,7 @@
 //! `serve` is the story of one session: choose a cluster, connect (again, up to
 //! `max_connect_attempts`), copy, account. `config` lowers.
 
-use std::cell::RefCell;
-use std::net::SocketAddr;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -13,12 +12,13 @@ use leno_base::Name;
 use leno_base::drain::Phase;
 
 use crate::cluster::PickContext;
-use crate::cluster::pool::{ConnectError, connect};
+use crate::cluster::outlier::Report;
+use crate::cluster::pool::connect::{ConnectError, open};
 use crate::cluster::stats::{ClusterStats, Permit, Resource};
 use crate::cluster::worker_cluster::{Host, WorkerCluster};
 use crate::drain::DrainWatch;
 use crate::io::{Accepted, Socket};
-use crate::tcp::copy::{self, End, Moved};
+use crate::tcp::copy::{self, End, Moved, Who};
 use crate::telemetry::access_log::AccessLog;
 use crate::telemetry::stats::stats_scope;
 use crate::telemetry::stream_info::{ConnectionInfo, ResponseFlags, StreamInfo};
@@ -49,7 +49,7 @@ pub(crate) struct TcpProxy {
 
 stats_scope! {
     /// `tcp.STAT_PREFIX.`
-    struct TcpStats {
+    pub(crate) struct TcpStats {
         counter downstream_cx_total;
         counter downstream_cx_no_route;
         counter downstream_cx_rx_bytes_total;
@@ -61,24 +61,39 @@ stats_scope! {
     }
 }
 
-/// Serves one connection until it ends.
+/// Serves one connection until it ends; what is to be told of it is the caller's to log.
 pub(crate) async fn serve(
-    worker: Rc<Worker>,
-    proxy: Arc<TcpProxy>,
+    worker: &Worker,
+    proxy: &TcpProxy,
     accepted: Accepted,
     connection: Rc<ConnectionInfo>,
     drain: DrainWatch,
-) {
-    let stats = TcpStats::new(worker.stats(), &format!("tcp.{}.", proxy.stat_prefix));
+) -> StreamInfo {
+    let stats = worker.tcp_stats(&proxy.stat_prefix);
     stats.downstream_cx_total().inc();
     let wall = SystemTime::now() - connection.started.elapsed();
     let info = StreamInfo::new(Rc::clone(&connection), None, connection.started, wall);
-    let session = Session { worker: &worker, proxy: &proxy, stats: &stats, info: RefCell::new(info) };
-    session.run(accepted, &drain).await;
+    let session = Session { worker, proxy, stats: &stats, info: RefCell::new(info) };
+    tokio::select! {
+        () = session.run(accepted) => {}
+        () = session.duration_limit() => {
+            stats.max_downstream_connection_duration().inc();
+            session.info.borrow_mut().flags.insert(ResponseFlags::DURATION_TIMEOUT);
+        }
+        () = drain.reached(Phase::Closing) => {}
+        () = session.periodic_log() => {}
+    }
     let info = session.info.into_inner();
     stats.downstream_cx_rx_bytes_total().add(info.bytes_received);
     stats.downstream_cx_tx_bytes_total().add(info.bytes_sent);
-    proxy.access_logs.iter().for_each(|log| log.connection(&info));
+    info
+}
+
+impl TcpProxy {
+    /// Writes a line to each access log.
+    pub(crate) fn log(&self, info: &StreamInfo) {
+        self.access_logs.iter().for_each(|log| log.connection(info));
+    }
 }
 
 /// One session under way.
@@ -90,10 +105,10 @@ struct Session<'a> {
 }
 
 impl Session<'_> {
-    async fn run(&self, mut accepted: Accepted, drain: &DrainWatch) {
-        let Some((cluster, _open, mut upstream)) = self.connect().await else { return };
+    async fn run(&self, mut accepted: Accepted) {
+        let Some((cluster, open, mut upstream)) = self.connect().await else { return };
         if self.proxy.log_on_connected {
-            self.log();
+            self.proxy.log(&self.info.borrow());
         }
         let early = std::mem::take(&mut accepted.buffered);
         let mut counted = Moved::default();
@@ -108,15 +123,21 @@ impl Session<'_> {
             info.upstream.wire_bytes_sent = moved.sent;
             info.upstream.wire_bytes_received = moved.received;
         };
-        let copying = copy::bidirectional(&mut accepted.socket, &mut upstream, early, self.proxy.idle_timeout, account);
-        tokio::select! {
-            end = copying => self.ended(end),
-            () = self.duration_limit() => {
-                self.stats.max_downstream_connection_duration().inc();
-                self.info.borrow_mut().flags.insert(ResponseFlags::DURATION_TIMEOUT);
+        let idle = self.proxy.idle_timeout;
+        let end = copy::bidirectional(&mut accepted.socket, &mut upstream, early, idle, account).await;
+        open.by_remote.set(matches!(end, End::Finished(Who::Upstream) | End::Upstream(_)));
+        match end {
+            // Envoy sets no flag when either side just closes, nor when time is up.
+            End::Finished(_) => {}
+            End::Idle => self.stats.idle_timeout().inc(),
+            // A reset is passed on as one.
+            End::Downstream => upstream.reset_on_close(),
+            End::Upstream(error) => {
+                if error.kind() == std::io::ErrorKind::ConnectionReset {
+                    self.info.borrow_mut().flags.insert(ResponseFlags::UPSTREAM_REMOTE_RESET);
+                    accepted.socket.reset_on_close();
+                }
             }
-            () = drain.reached(Phase::Closing) => {}
-            () = self.periodic_log() => {}
         }
     }
 
@@ -140,6 +161,11 @@ impl Session<'_> {
                 self.info.borrow_mut().flags.insert(ResponseFlags::NO_HEALTHY_UPSTREAM);
                 return None;
             };
+            let Some(permit) = Permit::take(&cluster.config, Resource::Connections, false) else {
+                cluster.stats.upstream_cx_overflow().inc();
+                self.info.borrow_mut().flags.insert(ResponseFlags::UPSTREAM_OVERFLOW);
+                return None;
+            };
             {
                 let upstream = &mut self.info.borrow_mut().upstream;
                 upstream.host = host.address;
@@ -148,20 +174,35 @@ impl Session<'_> {
                 upstream.attempts = attempt;
             }
             let started = Instant::now();
-            match connect(&cluster, &host).await {
+            let stats = &cluster.stats;
+            stats.upstream_cx_total().inc();
+            stats.upstream_rq_pending_total().inc();
+            match open(&cluster.config, &host.config.address).await {
                 Ok(socket) => {
-                    cluster.stats.upstream_cx_connect_ms().record_ms(started.elapsed());
+                    host.report(Report::ConnectedForGood);
+                    stats.upstream_cx_connect_ms().record_ms(started.elapsed());
                     let upstream = &mut self.info.borrow_mut().upstream;
                     upstream.ready_at = Some(Instant::now());
-                    upstream.local = local_address(&socket);
-                    return Some((Rc::clone(&cluster), Open::new(&cluster, host), socket));
-                }
-                Err(ConnectError::Overflow) => {
-                    self.info.borrow_mut().flags.insert(ResponseFlags::UPSTREAM_OVERFLOW);
-                    return None;
+                    upstream.local = socket.local_address();
+                    return Some((Rc::clone(&cluster), Open::new(&cluster, host, permit), socket));
                 }
                 Err(error) => {
+                    match error {
+                        ConnectError::Timeout => host.report(Report::TimedOut),
+                        // The host has no part in it.
+                        ConnectError::Local(_) => {}
+                        _ => host.report(Report::Failed),
+                    }
                     host.counts.cx_connect_fail.set(host.counts.cx_connect_fail.get() + 1);
+                    stats.upstream_cx_connect_fail().inc();
+                    stats.upstream_rq_pending_failure_eject().inc();
+                    stats.upstream_cx_destroy().inc();
+                    if error == ConnectError::Timeout {
+                        stats.upstream_cx_connect_timeout().inc();
+                        stats.upstream_cx_destroy_local().inc();
+                    } else {
+                        stats.upstream_cx_destroy_remote().inc();
+                    }
                     self.info.borrow_mut().upstream.transport_failure = Some(error.to_string().into());
                 }
             }
@@ -169,9 +210,7 @@ impl Session<'_> {
         cluster.stats.upstream_cx_connect_attempts_exceeded().inc();
         let mut info = self.info.borrow_mut();
         info.flags.insert(ResponseFlags::UPSTREAM_CONNECTION_FAILURE);
-        if self.proxy.max_connect_attempts > 1 {
-            info.flags.insert(ResponseFlags::UPSTREAM_RETRY_LIMIT_EXCEEDED);
-        }
+        info.flags.insert(ResponseFlags::UPSTREAM_RETRY_LIMIT_EXCEEDED);
         None
     }
 
@@ -191,30 +230,10 @@ impl Session<'_> {
     fn pick_context(&self) -> PickContext<'static> {
         let connection = &self.info.borrow().connection;
         PickContext {
-            original_dst: Some(connection.local),
+            original_dst: connection.local_restored.then_some(connection.local),
             headers: None,
             avoid: &[],
             avoid_attempts: 0,
-        }
-    }
-
-    /// Notes how the session ended; Envoy sets no flag when either side just closes.
-    fn ended(&self, end: End) {
-        let mut info = self.info.borrow_mut();
-        match end {
-            End::Finished => {}
-            End::Idle => {
-                self.stats.idle_timeout().inc();
-                info.flags.insert(ResponseFlags::STREAM_IDLE_TIMEOUT);
-            }
-            End::Downstream(error) => {
-                info.flags.insert(ResponseFlags::DOWNSTREAM_CONNECTION_TERMINATION);
-                info.termination_details = Some(format!("downstream: {error}").into());
-            }
-            End::Upstream(error) => {
-                info.flags.insert(ResponseFlags::UPSTREAM_CONNECTION_TERMINATION);
-                info.termination_details = Some(format!("upstream: {error}").into());
-            }
         }
     }
 
@@ -230,13 +249,8 @@ impl Session<'_> {
         let Some(interval) = self.proxy.log_interval else { return std::future::pending().await };
         loop {
             tokio::time::sleep(interval).await;
-            self.log();
+            self.proxy.log(&self.info.borrow());
         }
-    }
-
-    fn log(&self) {
-        let info = self.info.borrow();
-        self.proxy.access_logs.iter().for_each(|log| log.connection(&info));
     }
 }
 
@@ -245,11 +259,13 @@ struct Open {
     stats: ClusterStats,
     host: Rc<Host>,
     started: Instant,
+    /// Whether upstream ended it.
+    by_remote: Cell<bool>,
     _permit: Permit,
 }
 
 impl Open {
-    fn new(cluster: &WorkerCluster, host: Rc<Host>) -> Self {
+    fn new(cluster: &WorkerCluster, host: Rc<Host>, permit: Permit) -> Self {
         let stats = cluster.stats.clone();
         stats.upstream_cx_active().inc();
         stats.upstream_rq_total().inc();
@@ -257,9 +273,7 @@ impl Open {
         host.counts.cx_total.set(host.counts.cx_total.get() + 1);
         host.counts.cx_active.set(host.counts.cx_active.get() + 1);
         host.counts.rq_total.set(host.counts.rq_total.get() + 1);
-        // The limit was looked at when connecting.
-        let permit = Permit::force(&cluster.config, Resource::Connections, false);
-        Self { stats, host, started: Instant::now(), _permit: permit }
+        Self { stats, host, started: Instant::now(), by_remote: Cell::new(false), _permit: permit }
     }
 }
 
@@ -267,6 +281,14 @@ impl Drop for Open {
     fn drop(&mut self) {
         self.stats.upstream_cx_active().dec();
         self.stats.upstream_cx_destroy().inc();
+        self.stats.upstream_cx_destroy_with_active_rq().inc();
+        if self.by_remote.get() {
+            self.stats.upstream_cx_destroy_remote().inc();
+            self.stats.upstream_cx_destroy_remote_with_active_rq().inc();
+        } else {
+            self.stats.upstream_cx_destroy_local().inc();
+            self.stats.upstream_cx_destroy_local_with_active_rq().inc();
+        }
         self.stats.upstream_cx_length_ms().record_ms(self.started.elapsed());
         self.host.active.set(self.host.active.get().saturating_sub(1));
         let active = &self.host.counts.cx_active;
@@ -274,9 +296,5 @@ impl Drop for Open {
     }
 }
 
-fn local_address(socket: &Socket) -> Option<SocketAddr> {
-    match socket {
-        Socket::Tcp(stream) => stream.local_addr().ok(),
-        Socket::Unix(_) => None,
-    }
-}
+#[cfg(test)]
+mod tests;
