@@ -59,6 +59,10 @@ struct Host {
     locality: Locality,
     priority: u32,
     counts: HostCounts,
+    /// Whether outlier detection leaves it out.
+    ejected: bool,
+    /// Of answers and of local origin, in percent.
+    success_rates: [Option<f64>; 2],
 }
 
 /// The endpoints of a cluster. Those of original-destination clusters are known to the
@@ -72,6 +76,8 @@ fn hosts_of(cluster: &Cluster, view: &View, hosts: &HostTable) -> Vec<Host> {
                 locality: Locality::default(),
                 priority: 0,
                 counts: *counts,
+                ejected: false,
+                success_rates: [None; 2],
             })
             .collect();
         used.sort_by_key(|host| endpoint_text(&host.config.address));
@@ -81,11 +87,16 @@ fn hosts_of(cluster: &Cluster, view: &View, hosts: &HostTable) -> Vec<Host> {
         view.snapshot.endpoints.get(&*cluster.name).map(|assignment| assignment.localities.as_slice());
     let localities = localities.unwrap_or_default().iter();
     let all = localities.flat_map(|place| place.endpoints.iter().map(move |endpoint| (place, endpoint)));
-    all.map(|(place, endpoint)| Host {
-        config: endpoint.clone(),
-        locality: place.locality.clone(),
-        priority: place.priority,
-        counts: hosts.find(&cluster.name, &endpoint.address),
+    all.map(|(place, endpoint)| {
+        let monitor = cluster.outlier.as_ref().and_then(|detector| detector.monitor(&endpoint.address));
+        Host {
+            config: endpoint.clone(),
+            locality: place.locality.clone(),
+            priority: place.priority,
+            counts: hosts.find(&cluster.name, &endpoint.address),
+            ejected: monitor.as_ref().is_some_and(|monitor| monitor.is_ejected()),
+            success_rates: monitor.map_or([None; 2], |monitor| monitor.success_rates()),
+        }
     })
     .collect()
 }
@@ -93,6 +104,17 @@ fn hosts_of(cluster: &Cluster, view: &View, hosts: &HostTable) -> Vec<Host> {
 fn as_text(cluster: &Cluster, view: &View, hosts: &HostTable, out: &mut String) -> std::fmt::Result {
     let name = cluster.name.as_str();
     writeln!(out, "{name}::observability_name::{}", cluster.stat_name)?;
+    if let Some(detector) = &cluster.outlier {
+        let names = [
+            "success_rate_average",
+            "success_rate_ejection_threshold",
+            "local_origin_success_rate_average",
+            "local_origin_success_rate_ejection_threshold",
+        ];
+        for (fact, rate) in names.iter().zip(detector.averages()) {
+            writeln!(out, "{name}::outlier::{fact}::{}", percent(rate))?;
+        }
+    }
     for (priority, limits) in ["default", "high"].iter().zip(&cluster.circuit_breakers) {
         writeln!(out, "{name}::{priority}_priority::max_connections::{}", limits.max_connections)?;
         writeln!(out, "{name}::{priority}_priority::max_pending_requests::{}", limits.max_pending_requests)?;
@@ -106,6 +128,7 @@ fn as_text(cluster: &Cluster, view: &View, hosts: &HostTable, out: &mut String) 
     for host in hosts_of(cluster, view, hosts) {
         let address = endpoint_text(&host.config.address);
         let counts = host.counts;
+        let [success_rate, local_success_rate] = host.success_rates;
         let numbers = [
             ("cx_active", counts.cx_active),
             ("cx_connect_fail", counts.cx_connect_fail),
@@ -121,16 +144,15 @@ fn as_text(cluster: &Cluster, view: &View, hosts: &HostTable, out: &mut String) 
         }
         let texts = [
             ("hostname", host.config.hostname.as_deref().unwrap_or_default().to_owned()),
-            ("health_flags", health_flags(host.config.health).to_owned()),
+            ("health_flags", health_flags(&host)),
             ("weight", host.config.weight.to_string()),
             ("region", host.locality.region.to_string()),
             ("zone", host.locality.zone.to_string()),
             ("sub_zone", host.locality.sub_zone.to_string()),
             ("canary", is_canary(&host.config).to_string()),
             ("priority", host.priority.to_string()),
-            // There is no outlier detection, which would know.
-            ("success_rate", "-1".to_owned()),
-            ("local_origin_success_rate", "-1".to_owned()),
+            ("success_rate", percent(success_rate)),
+            ("local_origin_success_rate", percent(local_success_rate)),
         ];
         for (fact, value) in texts {
             writeln!(out, "{name}::{address}::{fact}::{value}")?;
@@ -139,13 +161,27 @@ fn as_text(cluster: &Cluster, view: &View, hosts: &HostTable, out: &mut String) 
     Ok(())
 }
 
-fn health_flags(health: HealthStatus) -> &'static str {
-    match health {
-        HealthStatus::Healthy => "healthy",
+fn health_flags(host: &Host) -> String {
+    let discovered = match host.config.health {
+        HealthStatus::Healthy => "",
         HealthStatus::Degraded => "/degraded_eds_health",
         HealthStatus::Unhealthy => "/failed_eds_health",
         HealthStatus::Draining => "/eds_status_draining",
-    }
+    };
+    let detected = if host.ejected { "/failed_outlier_check" } else { "" };
+    if discovered.is_empty() && detected.is_empty() { "healthy".to_owned() } else { [detected, discovered].concat() }
+}
+
+/// As C++ prints numbers (`{:g}`): six digits at most; -1 for none.
+fn percent(rate: Option<f64>) -> String {
+    let Some(rate) = rate else { return "-1".to_owned() };
+    let digits = match rate.abs() {
+        100.0.. => 3,
+        10.0.. => 4,
+        _ => 5,
+    };
+    let text = format!("{rate:.digits$}");
+    text.trim_end_matches('0').trim_end_matches('.').to_owned()
 }
 
 /// `envoy.lb: {canary: true}`.
@@ -199,16 +235,22 @@ fn host_json(host: &Host) -> Value {
     });
     let stats: Vec<Value> = counters.into_iter().chain(gauges).collect();
     let health = object([
+        ("failed_outlier_check", if host.ejected { true.into() } else { Value::Null }),
         (
             "failed_eds_health",
             if host.config.health == HealthStatus::Unhealthy { true.into() } else { Value::Null },
         ),
         ("eds_health_status", health_status(host.config.health).into()),
     ]);
+    let [success_rate, local_success_rate] = host.success_rates;
+    // envoy.type.v3.Percent
+    let rate = |rate: Option<f64>| rate.map_or(Value::Null, |value| json!({"value": value}));
     object([
         ("address", endpoint_address(&host.config.address)),
         ("stats", stats.into()),
         ("health_status", health),
+        ("success_rate", rate(success_rate)),
+        ("local_origin_success_rate", rate(local_success_rate)),
         ("weight", host.config.weight.into()),
         ("hostname", text(host.config.hostname.as_deref().unwrap_or_default())),
         ("priority", if host.priority == 0 { Value::Null } else { host.priority.into() }),

@@ -58,11 +58,7 @@ pub(super) fn endpoint_address(address: &EndpointAddress) -> Value {
 
 /// An endpoint's address as text.
 pub(super) fn endpoint_text(address: &EndpointAddress) -> String {
-    match address {
-        EndpointAddress::Ip(address) => address.to_string(),
-        EndpointAddress::Name(name, port) => format!("{name}:{port}"),
-        EndpointAddress::Pipe(path) => path.to_string(),
-    }
+    address.to_string()
 }
 
 fn socket_address(address: &str, port: u16) -> Value {

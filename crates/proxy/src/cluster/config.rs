@@ -3,6 +3,7 @@
 
 #![allow(deprecated, reason = "deprecated fields are lowered, or refused by name, like all others")]
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use leno_api::proto::envoy::config::cluster::v3 as proto;
@@ -14,7 +15,7 @@ use prost_types::Any;
 use proto::cluster::{ClusterDiscoveryType, DiscoveryType, LbPolicy};
 
 use crate::cluster::stats::Gauges;
-use crate::cluster::{Assignment, BindConfig, CircuitBreakers, Cluster, Discovery, EndpointAddress};
+use crate::cluster::{Assignment, BindConfig, CircuitBreakers, Cluster, Discovery, EndpointAddress, outlier};
 use crate::config::address;
 use crate::config::lower::Lower;
 use crate::config::source::{Origin, config_source};
@@ -104,7 +105,6 @@ pub(crate) fn lower_proto(proto: proto::Cluster, source: Any, at: &mut Lower) ->
         per_connection_buffer_high_watermark_timeout.is_some(),
     );
     at.unsupported("health_checks", !health_checks.is_empty());
-    at.unsupported("outlier_detection", outlier_detection.is_some());
     at.unsupported("wait_for_warm_on_init", wait_for_warm_on_init == Some(false));
     at.unsupported("lb_subset_config", lb_subset_config.is_some());
     at.unsupported("close_connections_on_host_health_failure", close_connections_on_host_health_failure);
@@ -164,6 +164,7 @@ pub(crate) fn lower_proto(proto: proto::Cluster, source: Any, at: &mut Lower) ->
     };
     let http = protocol::lower(http, at);
     let circuit_breakers = lower_circuit_breakers(circuit_breakers, at);
+    let outlier = at.optional("outlier_detection", outlier_detection, outlier::config::lower);
     let tcp_keepalive = at.optional("upstream_connection_options", upstream_connection_options, |proto, at| {
         let proto::UpstreamConnectionOptions {
             tcp_keepalive,
@@ -195,6 +196,7 @@ pub(crate) fn lower_proto(proto: proto::Cluster, source: Any, at: &mut Lower) ->
         protocol: http.protocol,
         circuit_breakers,
         gauges: Gauges::default(),
+        outlier: outlier.map(|settings| Arc::new(outlier::Detector::new(settings))),
         pool: http.pool,
         buffer_limit: per_connection_buffer_limit_bytes.map_or(1 << 20, |limit| limit as usize),
         bind: bind.unwrap_or_else(BindConfig::default),

@@ -538,6 +538,13 @@ pub(crate) enum Interrupted {
     Expired(Expired),
 }
 
+impl Interrupted {
+    /// Whether the upstream took too long.
+    pub(crate) fn is_upstream_timeout(&self) -> bool {
+        matches!(self, Interrupted::Expired(Expired::Route | Expired::PerTry | Expired::PerTryIdle))
+    }
+}
+
 /// Waits for filters.
 pub(crate) struct Attendant<'a, 'd> {
     /// The client.

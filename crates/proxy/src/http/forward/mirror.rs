@@ -7,8 +7,10 @@ use std::future::poll_fn;
 use std::rc::Rc;
 
 use crate::cluster::PickContext;
+use crate::cluster::outlier::Report;
 use crate::cluster::pool;
 use crate::cluster::worker_cluster::WorkerCluster;
+use crate::http::codec::ResetReason;
 use crate::http::codec::h1::client::Answer;
 use crate::http::forward::active::Active;
 use crate::http::forward::body::RequestBody;
@@ -69,8 +71,18 @@ async fn exchange(cluster: &Rc<WorkerCluster>, head: HeaderMap, pieces: Vec<byte
     let context =
         PickContext { original_dst: None, headers: Some(&head), avoid: &[], avoid_attempts: 0 };
     let host = cluster.pick(&context)?;
-    let mut upstream = pool::acquire(cluster, &host, false, false).await.ok()?;
+    let mut upstream = match pool::acquire(cluster, &host, false, false).await {
+        Ok(upstream) => upstream,
+        Err(failure) => {
+            if failure.reason != ResetReason::Overflow {
+                host.report(Report::Failed);
+            }
+            return None;
+        }
+    };
+    host.report(Report::Connected);
     let _active = Active::new(cluster, &host, false)?;
+    let grpc = head.is_grpc();
     let started = now();
     let end = pieces.is_empty();
     upstream.send_head(&head, end).ok()?;
@@ -84,10 +96,17 @@ async fn exchange(cluster: &Rc<WorkerCluster>, head: HeaderMap, pieces: Vec<byte
             let _ = upstream.poll_flush(cx);
             upstream.poll_head(cx, &mut response)
         });
-        match answer.await.ok()? {
+        let Ok(answer) = answer.await else {
+            host.report(Report::Failed);
+            return None;
+        };
+        match answer {
             Answer::Interim => {}
-            Answer::Final { end: true } => break,
-            Answer::Final { end: false } => {
+            Answer::Final { end } => {
+                host.report(Report::answer(&response, grpc));
+                if end {
+                    break;
+                }
                 while !poll_fn(|cx| upstream.poll_frame(cx)).await.ok()?.is_last() {}
                 break;
             }

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use smallvec::SmallVec;
 
+use crate::cluster::outlier::Report;
 use crate::cluster::stats::Permit;
 use crate::cluster::worker_cluster::{Host, WorkerCluster};
 use crate::cluster::{PickContext, pool};
@@ -129,6 +130,7 @@ pub(crate) async fn forward(
         mirrors,
         begun,
         tried: SmallVec::new(),
+        host: None,
     };
     router.request_completed();
     router.run().await
@@ -168,6 +170,8 @@ struct Router<'a, 'd, 'r> {
     mirrors: Vec<Rc<WorkerCluster>>,
     begun: Instant,
     tried: SmallVec<[SocketAddr; 2]>,
+    /// Who was tried last.
+    host: Option<Rc<Host>>,
 }
 
 impl Router<'_, '_, '_> {
@@ -183,6 +187,11 @@ impl Router<'_, '_, '_> {
                     if self.body.can_replay() && self.retries.replay(failure.untouched) {
                         self.exchange.stream.info.upstream.attempts -= 1;
                         continue;
+                    }
+                    if let Some(host) = &self.host
+                        && failure.reason != ResetReason::Overflow
+                    {
+                        host.report(Report::Failed);
                     }
                     let wanted = self.retries.on_reset(failure.reason, failure.started);
                     match self.take_retry(wanted) {
@@ -256,7 +265,8 @@ impl Router<'_, '_, '_> {
                 started: false,
             }));
         };
-        let outcome = self.converse(upstream).await;
+        host.report(Report::Connected);
+        let outcome = self.converse(upstream, &host).await;
         active.count(&outcome, self.exchange.stream.info.response_code);
         outcome
     }
@@ -276,6 +286,7 @@ impl Router<'_, '_, '_> {
         stream.info.upstream.hostname = host.config.hostname.clone();
         stream.info.upstream.host_metadata = Some(std::sync::Arc::clone(&host.config.metadata));
         self.tried.extend(host.address);
+        self.host = Some(Rc::clone(&host));
         let mut head = std::mem::take(&mut stream.request);
         head::rewrite_for_host(self.route, &host, &mut head);
         let attempts = stream.info.upstream.attempts;
@@ -289,7 +300,7 @@ impl Router<'_, '_, '_> {
     }
 
     /// Sends the request and forwards the response, both at once.
-    async fn converse(&mut self, mut up: Upstream) -> Result<Outcome, Ended> {
+    async fn converse(&mut self, mut up: Upstream, host: &Host) -> Result<Outcome, Ended> {
         let started = now();
         let stream = &mut *self.exchange.stream;
         stream.info.upstream.protocol = Some(up.protocol());
@@ -319,6 +330,7 @@ impl Router<'_, '_, '_> {
                     }
                 }
                 Event::Head { end } => {
+                    host.report(Report::answer(&response, self.exchange.stream.is_grpc()));
                     let retriable = self.retries.on_response(&response);
                     if retriable {
                         match self.take_retry(true) {
@@ -344,6 +356,9 @@ impl Router<'_, '_, '_> {
                 }
                 Event::Interrupted(interrupted) => {
                     up.reset();
+                    if !answered && interrupted.is_upstream_timeout() {
+                        host.report(Report::TimedOut);
+                    }
                     self.exchange.stream.response =
                         if answered { std::mem::take(&mut self.exchange.stream.response) } else { response };
                     return self.interrupted(interrupted, answered);
@@ -356,6 +371,7 @@ impl Router<'_, '_, '_> {
                         self.cluster.stats.upstream_cx_protocol_error().inc();
                     }
                     if answered {
+                        host.report(Report::Failed);
                         broken_off(&mut self.exchange.stream.info, reason);
                         return Err(Ended::Aborted);
                     }

@@ -27,6 +27,7 @@ mod failures;
 mod filters;
 mod h1;
 mod h2;
+mod outlier;
 
 /// A proxy with one listener, on the test's own thread.
 struct Proxy {
@@ -87,6 +88,7 @@ impl Proxy {
             }
             snapshot.clusters.insert(lowered.name.clone(), Arc::new(lowered));
         }
+        crate::cluster::outlier::follow(&snapshot);
         let stats = Arc::new(StatsStore::default());
         let worker = Rc::new(Worker::new(0, stats.thread(), GlobalConnections::new(None)));
         worker.adopt(Arc::new(snapshot), Vec::new());
