@@ -114,7 +114,7 @@ pub(crate) fn spawn(
     let (commands, mailbox) = mpsc::unbounded_channel();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let thread = std::thread::Builder::new().name(format!("worker_{index}")).spawn(move || {
-        let worker = Rc::new(Worker::new(index, stats, limit).with_drain_time(drain_time));
+        let worker = Rc::new(Worker::new(stats, limit).with_drain_time(drain_time));
         LocalSet::new().block_on(&runtime, worker.run(mailbox));
     })?;
     Ok(Handle { commands, thread: Some(thread) })
@@ -122,7 +122,6 @@ pub(crate) fn spawn(
 
 /// One worker's world.
 pub(crate) struct Worker {
-    index: usize,
     stats: Arc<ThreadStats>,
     connections: Arc<GlobalConnections>,
     /// The adopted configuration.
@@ -157,9 +156,8 @@ impl Worker {
     }
 
     /// A worker without configuration.
-    pub(crate) fn new(index: usize, stats: Arc<ThreadStats>, connections: Arc<GlobalConnections>) -> Self {
+    pub(crate) fn new(stats: Arc<ThreadStats>, connections: Arc<GlobalConnections>) -> Self {
         Self {
-            index,
             stats,
             connections,
             snapshot: RefCell::default(),
@@ -197,11 +195,6 @@ impl Worker {
                 Some(Command::Stop) | None => return,
             }
         }
-    }
-
-    /// Which worker it is.
-    pub(crate) fn index(&self) -> usize {
-        self.index
     }
 
     /// This thread's stats.

@@ -33,7 +33,7 @@ struct Proxy {
 impl Proxy {
     fn new(limit: Option<u64>) -> Self {
         let stats = Arc::new(StatsStore::default());
-        let worker = Rc::new(Worker::new(0, stats.thread(), GlobalConnections::new(limit)));
+        let worker = Rc::new(Worker::new(stats.thread(), GlobalConnections::new(limit)));
         Self { worker, stats, sockets: RefCell::new(Sockets::new(1)), snapshot: RefCell::default() }
     }
 
@@ -179,7 +179,7 @@ fn an_update_drains_only_the_chains_that_it_changes() {
 #[test]
 fn connections_of_a_removed_listener_end_with_the_drain_time() {
     run(async {
-        let worker = Worker::new(0, StatsStore::default().thread(), GlobalConnections::new(None));
+        let worker = Worker::new(StatsStore::default().thread(), GlobalConnections::new(None));
         let proxy = Proxy { worker: Rc::new(worker.with_drain_time(Duration::ZERO)), ..Proxy::new(None) };
         let one = upstream("one").await;
         proxy.adopt(|snapshot| {
@@ -290,7 +290,7 @@ fn listener_at(name: &str, address: &str, port: u16) -> Arc<Listener> {
 
 #[test]
 fn a_destination_finds_its_very_address_before_any() {
-    let worker = Rc::new(Worker::new(0, StatsStore::default().thread(), GlobalConnections::new(None)));
+    let worker = Rc::new(Worker::new(StatsStore::default().thread(), GlobalConnections::new(None)));
     let mut snapshot = Snapshot::default();
     for (name, address, port) in
         [("any", "0.0.0.0", 80), ("exact", "10.0.0.1", 80), ("other port", "10.0.0.1", 81), ("any6", "::", 80)]

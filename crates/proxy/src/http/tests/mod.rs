@@ -90,7 +90,7 @@ impl Proxy {
         }
         crate::cluster::outlier::follow(&snapshot);
         let stats = Arc::new(StatsStore::default());
-        let worker = Rc::new(Worker::new(0, stats.thread(), GlobalConnections::new(None)));
+        let worker = Rc::new(Worker::new(stats.thread(), GlobalConnections::new(None)));
         worker.adopt(Arc::new(snapshot), Vec::new());
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("an address");

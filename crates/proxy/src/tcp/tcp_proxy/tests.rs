@@ -34,7 +34,7 @@ impl Proxy {
     /// With these clusters: name, further YAML, endpoints.
     fn new(clusters: &[(&str, &str, &[SocketAddr])]) -> Self {
         let stats = Arc::new(StatsStore::default());
-        let worker = Rc::new(Worker::new(0, stats.thread(), GlobalConnections::new(None)));
+        let worker = Rc::new(Worker::new(stats.thread(), GlobalConnections::new(None)));
         let mut snapshot = Snapshot::default();
         for (name, more, endpoints) in clusters {
             let lowered = cluster(&format!("name: {name}, connect_timeout: 1s, {more}"));
@@ -177,21 +177,26 @@ fn resets_are_passed_on() {
         let (listener, address) = upstream().await;
         let proxy = Proxy::new(&[("up", "", &[address])]);
         let (mut client, serving) = proxy.session("cluster: up", "").await;
-        let (server, _) = listener.accept().await.expect("a connection");
+        let (mut server, _) = listener.accept().await.expect("a connection");
+        // The session is under way for sure.
+        client.write_all(b"x").await.expect("sent");
+        server.read_exact(&mut [0]).await.expect("a byte");
         Socket::Tcp(server).reset_on_close();
         check(
             &ended(serving).await,
-            expect![[r#"flags UR cluster up host some attempts 1 failure None received 0 sent 0"#]],
+            expect![[r#"flags UR cluster up host some attempts 1 failure None received 1 sent 0"#]],
         );
         let error = client.read(&mut [0]).await.expect_err("a reset");
         assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
 
-        let (client, serving) = proxy.session("cluster: up", "").await;
+        let (mut client, serving) = proxy.session("cluster: up", "").await;
         let (mut server, _) = listener.accept().await.expect("a connection");
+        client.write_all(b"x").await.expect("sent");
+        server.read_exact(&mut [0]).await.expect("a byte");
         Socket::Tcp(client).reset_on_close();
         check(
             &ended(serving).await,
-            expect![[r#"flags - cluster up host some attempts 1 failure None received 0 sent 0"#]],
+            expect![[r#"flags - cluster up host some attempts 1 failure None received 1 sent 0"#]],
         );
         let error = server.read(&mut [0]).await.expect_err("a reset");
         assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
