@@ -69,7 +69,8 @@ pub(crate) fn at_port(port: u16) -> String {
 
 /// Endpoints with these IP addresses.
 pub(crate) fn assignment(addresses: &[&str]) -> Arc<Assignment> {
-    let address = |text: &&str| EndpointAddress::Ip(text.parse().unwrap_or_else(|_| panic!("{text} is no address")));
+    let address =
+        |text: &&str| EndpointAddress::Ip(text.parse().unwrap_or_else(|_| panic!("{text} is no address")));
     let endpoints = addresses.iter().map(|text| EndpointConfig::plain(address(text))).collect();
     let localities = vec![LocalityEndpoints { endpoints, ..LocalityEndpoints::default() }];
     Arc::new(Assignment { localities, overprovisioning_factor: 140 })

@@ -19,7 +19,8 @@ use tokio::sync::{mpsc, oneshot};
 use crate::admin::{self, DynamicResource, HostTable, RefusedResource, ResourceKind, ServerState, View};
 use crate::cluster::membership::Membership;
 use crate::cluster::{
-    Assignment, Cluster, Discovery as ClusterDiscovery, DnsDiscovery, EndpointAddress, UpstreamProtocol, outlier,
+    Assignment, Cluster, Discovery as ClusterDiscovery, DnsDiscovery, EndpointAddress, UpstreamProtocol,
+    outlier,
 };
 use crate::config::bootstrap::Bootstrap;
 use crate::config::discovery::{Ads, Applied, Discovery};
@@ -147,7 +148,11 @@ struct Events {
 
 impl Server {
     /// Brings everything up: workers, static resources, admin, discovery.
-    async fn start(options: Options, bootstrap: Bootstrap, log: LogFilter) -> Result<(Self, Events), RunError> {
+    async fn start(
+        options: Options,
+        bootstrap: Bootstrap,
+        log: LogFilter,
+    ) -> Result<(Self, Events), RunError> {
         let concurrency = options.concurrency.unwrap_or_else(processors).max(1);
         let all_stats = Arc::new(StatsStore::default());
         let main_stats = all_stats.thread();
@@ -160,13 +165,15 @@ impl Server {
         };
         stats.server.concurrency().set(concurrency as u64);
         let limit = GlobalConnections::new(bootstrap.max_connections);
-        let workers = (0..concurrency).map(|index| worker::spawn(index, &all_stats, &limit, options.drain_time));
+        let workers =
+            (0..concurrency).map(|index| worker::spawn(index, &all_stats, &limit, options.drain_time));
         let workers = workers.collect::<Result<_, _>>();
         let workers = workers.map_err(|error| RunError::System("cannot start a worker".to_owned(), error))?;
 
         let ads = ads(&bootstrap)?;
         let awaits = |wanted: fn(&Ads) -> bool| ads.as_ref().is_some_and(wanted);
-        let mut store = Store::new(awaits(|ads| ads.clusters.is_some()), awaits(|ads| ads.listeners.is_some()));
+        let mut store =
+            Store::new(awaits(|ads| ads.clusters.is_some()), awaits(|ads| ads.listeners.is_some()));
         let mut sockets = Sockets::new(concurrency);
         let mut refused = Vec::new();
         for cluster in bootstrap.clusters {
@@ -225,7 +232,8 @@ impl Server {
 
     /// The loop.
     async fn serve(mut self, mut events: Events) -> Result<(), RunError> {
-        let signals = |kind| signal(kind).map_err(|error| RunError::System("signal handler".to_owned(), error));
+        let signals =
+            |kind| signal(kind).map_err(|error| RunError::System("signal handler".to_owned(), error));
         let mut terminate = signals(SignalKind::terminate())?;
         let mut interrupt = signals(SignalKind::interrupt())?;
         let mut reopen = signals(SignalKind::user_defined1())?;
@@ -252,7 +260,7 @@ impl Server {
             Event::Xds(event) => self.discovered(event),
             Event::Ejected(cluster) => self.tell(|| Command::Regroup(cluster.clone())),
             Event::Resolved(cluster, settings, assignment) => {
-                if self.store.put_resolved(&cluster, &settings, Arc::clone(&assignment)) {
+                if self.store.put_resolved(&cluster, &settings, &assignment) {
                     self.publish_endpoints(&[cluster], &assignment);
                 }
                 self.publish();
@@ -297,7 +305,8 @@ impl Server {
             self.stats.listeners.published(&before, &snapshot);
             outlier::follow(&snapshot);
             self.watch_outliers(&snapshot);
-            let mut sockets = self.sockets.take(snapshot.listeners.values().map(|listener| &**listener)).into_iter();
+            let mut sockets =
+                self.sockets.take(snapshot.listeners.values().map(|listener| &**listener)).into_iter();
             self.tell(|| Command::Adopt {
                 snapshot: Arc::clone(&snapshot),
                 sockets: sockets.next().unwrap_or_default(),
@@ -336,7 +345,9 @@ impl Server {
         });
         for (name, cluster) in wanted {
             let settings = match &cluster.discovery {
-                ClusterDiscovery::StrictDns(settings) | ClusterDiscovery::LogicalDns(settings) => Arc::clone(settings),
+                ClusterDiscovery::StrictDns(settings) | ClusterDiscovery::LogicalDns(settings) => {
+                    Arc::clone(settings)
+                }
                 _ => continue,
             };
             let logical = matches!(cluster.discovery, ClusterDiscovery::LogicalDns(_));
@@ -360,7 +371,9 @@ impl Server {
         for (name, cluster) in &snapshot.clusters {
             let (events, of) = (self.events.clone(), name.clone());
             let changed = move || drop(events.send(Event::Ejected(of.clone())));
-            if let Some(task) = outlier::watch::start(cluster, &self.thread_stats, self.outlier_log.clone(), changed) {
+            if let Some(task) =
+                outlier::watch::start(cluster, &self.thread_stats, self.outlier_log.clone(), changed)
+            {
                 self.outliers.insert(name.clone(), (Arc::clone(cluster), task));
             }
         }
@@ -374,7 +387,8 @@ impl Server {
         let now = SystemTime::now();
         let mut accepted = true;
         for name in removed {
-            let kind = if type_url == TypeUrl::Cluster { ResourceKind::Cluster } else { ResourceKind::Listener };
+            let kind =
+                if type_url == TypeUrl::Cluster { ResourceKind::Cluster } else { ResourceKind::Listener };
             self.records.updated.remove(&(kind, name.clone()));
             self.records.refused.remove(&(type_url.clone(), name));
         }
@@ -406,7 +420,11 @@ impl Server {
                     self.records.refused.remove(&key);
                     self.records.updated.insert((kind, outcome.name.clone()), now);
                     if kind == ResourceKind::Route {
-                        let dynamic = DynamicResource { source: outcome.source, version: outcome.version, updated: now };
+                        let dynamic = DynamicResource {
+                            source: outcome.source,
+                            version: outcome.version,
+                            updated: now,
+                        };
                         self.records.routes.insert(outcome.name, dynamic);
                     }
                 }
@@ -490,11 +508,15 @@ impl Server {
 
     /// Sums the workers' answers beside the loop, which goes on.
     fn ask_hosts(&self, answer: oneshot::Sender<HostTable>) {
-        let answers: Vec<_> = self.workers.iter().map(|worker| {
-            let (send, receive) = oneshot::channel();
-            worker.tell(Command::Hosts(send));
-            receive
-        }).collect();
+        let answers: Vec<_> = self
+            .workers
+            .iter()
+            .map(|worker| {
+                let (send, receive) = oneshot::channel();
+                worker.tell(Command::Hosts(send));
+                receive
+            })
+            .collect();
         tokio::spawn(async move {
             let mut table = HostTable::default();
             for reports in answers {
@@ -507,7 +529,8 @@ impl Server {
     fn view(&self) -> View {
         let snapshot = Arc::clone(self.store.snapshot());
         let version = |type_url: TypeUrl| self.records.versions.get(&type_url).cloned().unwrap_or_default();
-        let bound = snapshot.listeners.keys().map(|name| (name.clone(), self.sockets.addresses(name).to_vec()));
+        let bound =
+            snapshot.listeners.keys().map(|name| (name.clone(), self.sockets.addresses(name).to_vec()));
         View {
             state: self.state(),
             bound: bound.collect(),

@@ -187,7 +187,9 @@ impl Worker {
             };
             match command {
                 Some(Command::Adopt { snapshot, sockets }) => self.adopt(snapshot, sockets),
-                Some(Command::Endpoints { clusters, assignment }) => self.adopt_endpoints(&clusters, &assignment),
+                Some(Command::Endpoints { clusters, assignment }) => {
+                    self.adopt_endpoints(&clusters, &assignment);
+                }
                 Some(Command::Regroup(cluster)) => self.regroup(&cluster),
                 Some(Command::Drain { inbound_only, phase }) => self.drain(inbound_only, phase),
                 Some(Command::StopListening { inbound_only }) => self.stop_listening(inbound_only),
@@ -256,7 +258,8 @@ impl Worker {
             SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
         };
         let destinations = self.destinations.borrow();
-        let name = destinations.get(&address).or_else(|| destinations.get(&SocketAddr::new(any, address.port())))?;
+        let name =
+            destinations.get(&address).or_else(|| destinations.get(&SocketAddr::new(any, address.port())))?;
         self.listener(name)
     }
 
@@ -381,7 +384,8 @@ impl Worker {
     /// Chooses among those hosts of a cluster from now on that are not ejected.
     pub(crate) fn regroup(&self, name: &Name) {
         let snapshot = self.snapshot.borrow();
-        if let (Some(cluster), Some(hosts)) = (self.clusters.borrow().get(name), snapshot.endpoints.get(name)) {
+        if let (Some(cluster), Some(hosts)) = (self.clusters.borrow().get(name), snapshot.endpoints.get(name))
+        {
             cluster.update_hosts(hosts);
         }
     }
@@ -433,7 +437,11 @@ impl Worker {
                 HostReport {
                     cluster: name.clone(),
                     address: host.config.address.clone(),
-                    connections: [counts.cx_active.get(), counts.cx_total.get(), counts.cx_connect_fail.get()],
+                    connections: [
+                        counts.cx_active.get(),
+                        counts.cx_total.get(),
+                        counts.cx_connect_fail.get(),
+                    ],
                     requests: [
                         host.active.get().into(),
                         counts.rq_total.get(),

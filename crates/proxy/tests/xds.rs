@@ -147,7 +147,9 @@ fn resource<T: Message + prost::Name + Default>(name: &str, text: &str) -> Resou
 fn cluster(name: &str) -> Resource {
     resource::<Cluster>(
         name,
-        &format!("{{name: {name}, type: EDS, connect_timeout: 1s, eds_cluster_config: {{eds_config: {{ads: {{}}}}}}}}"),
+        &format!(
+            "{{name: {name}, type: EDS, connect_timeout: 1s, eds_cluster_config: {{eds_config: {{ads: {{}}}}}}}}"
+        ),
     )
 }
 
@@ -198,9 +200,10 @@ async fn until_answered(client: &mut Client, expected: (u16, &str)) {
 }
 
 async fn rejected(server: &mut Server, kind: &TypeUrl) -> String {
-    let seen = server.control.wait_for("rejection", |seen| {
-        matches!(seen, Seen::Event(Event::Nack { type_url, .. }) if type_url == kind)
-    });
+    let seen = server.control.wait_for(
+        "rejection",
+        |seen| matches!(seen, Seen::Event(Event::Nack { type_url, .. }) if type_url == kind),
+    );
     match seen.await {
         Seen::Event(Event::Nack { message, .. }) => message,
         other => panic!("{other:?}"),
@@ -225,7 +228,9 @@ async fn story(mode: Mode) {
     until_answered(&mut client, (200, "one")).await;
 
     // Routes and endpoints change under a connection that stays.
-    server.control.set(TypeUrl::Route, vec![routes("direct_response: {status: 203, body: {inline_string: here}}")]);
+    server
+        .control
+        .set(TypeUrl::Route, vec![routes("direct_response: {status: 203, body: {inline_string: here}}")]);
     until_answered(&mut client, (203, "here")).await;
     server.control.set(TypeUrl::Endpoint, vec![endpoints("a", two.address)]);
     server.control.set(TypeUrl::Route, vec![routes("route: {cluster: a}")]);
@@ -239,10 +244,18 @@ async fn story(mode: Mode) {
     let bad_match = "filter_chain_match: {server_names: ['*.*.bad']},";
     server.control.set(
         TypeUrl::Listener,
-        vec![listener("l", 0, ""), listener("m", 0, ""), listener("taken", port, ""), listener("bad", 0, bad_match)],
+        vec![
+            listener("l", 0, ""),
+            listener("m", 0, ""),
+            listener("taken", port, ""),
+            listener("bad", 0, bad_match),
+        ],
     );
     let message = rejected(&mut server, &TypeUrl::Listener).await;
-    assert!(message.contains(&format!("taken: cannot bind '127.0.0.1:{port}': Address already in use")), "{message}");
+    assert!(
+        message.contains(&format!("taken: cannot bind '127.0.0.1:{port}': Address already in use")),
+        "{message}"
+    );
     assert!(message.contains("bad: filter_chains[0].filter_chain_match"), "{message}");
     let second = proxy.listening("m").await;
     until_answered(&mut Client::connect(second).await.expect("a connection"), (200, "two")).await;
@@ -264,7 +277,9 @@ async fn story(mode: Mode) {
     server.control.set(TypeUrl::Listener, vec![listener("l", 0, ""), listener("m", 0, "")]);
     server.control.wait_for("stream", |seen| matches!(seen, Seen::Connected(node) if node == "proxy")).await;
     until_answered(&mut client, (200, "two")).await;
-    server.control.set(TypeUrl::Route, vec![routes("direct_response: {status: 200, body: {inline_string: back}}")]);
+    server
+        .control
+        .set(TypeUrl::Route, vec![routes("direct_response: {status: 200, body: {inline_string: back}}")]);
     until_answered(&mut client, (200, "back")).await;
     assert_eq!(proxy.stat("cluster_manager.cluster_modified").await, modified, "nothing was made anew");
     assert_eq!(proxy.listening("l").await, address);
@@ -295,7 +310,8 @@ async fn an_admin_address_that_is_taken_is_named() {
     let port = taken.local_addr().expect("an address").port();
     let config_yaml =
         Some(format!("admin: {{address: {{socket_address: {{address: 127.0.0.1, port_value: {port}}}}}}}"));
-    let options = Options { config_yaml, concurrency: Some(1), log_level: "error".into(), ..Options::default() };
+    let options =
+        Options { config_yaml, concurrency: Some(1), log_level: "error".into(), ..Options::default() };
     let error = tokio::task::spawn_blocking(|| leno_proxy::run(options)).await.expect("no panic");
     let error = error.expect_err("it cannot start").to_string();
     assert_eq!(error, format!("admin: cannot bind '127.0.0.1:{port}': Address already in use"));

@@ -106,7 +106,10 @@ impl Entry {
         };
         Self {
             stats: MembershipStats::new(thread, &scope),
-            breakers: [BreakerStats::new(thread, &prefix("default")), BreakerStats::new(thread, &prefix("high"))],
+            breakers: [
+                BreakerStats::new(thread, &prefix("default")),
+                BreakerStats::new(thread, &prefix("high")),
+            ],
             remaining: [remaining(0, "default"), remaining(1, "high")],
             counted,
             config,

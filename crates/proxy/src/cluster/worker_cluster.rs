@@ -13,7 +13,9 @@ use crate::cluster::lb::{LoadBalancer, build};
 use crate::cluster::outlier::{Report, Watched};
 use crate::cluster::pool::Pool;
 use crate::cluster::stats::ClusterStats;
-use crate::cluster::{Assignment, Cluster, Discovery, EndpointAddress, EndpointConfig, HealthStatus, PickContext};
+use crate::cluster::{
+    Assignment, Cluster, Discovery, EndpointAddress, EndpointConfig, HealthStatus, PickContext,
+};
 use crate::telemetry::stats::ThreadStats;
 
 /// One cluster on one worker.
@@ -111,7 +113,10 @@ impl WorkerCluster {
                 let host = match previous.get(&endpoint.address) {
                     Some(host) if host.config == *endpoint => Rc::clone(host),
                     Some(host) => Rc::new(host.reconfigured(endpoint.clone())),
-                    None => Rc::new(Host { outlier: self.watched(&endpoint.address), ..Host::new(endpoint.clone()) }),
+                    None => Rc::new(Host {
+                        outlier: self.watched(&endpoint.address),
+                        ..Host::new(endpoint.clone())
+                    }),
                 };
                 by_address.insert(endpoint.address.clone(), Rc::clone(&host));
                 priorities[priority].push(host);
@@ -216,7 +221,8 @@ impl HostSet {
             shares => {
                 let mut point = random.below(100) as u32;
                 let parts = shares.iter().enumerate().map(|(index, share)| (index, false, share.healthy));
-                let parts = parts.chain(shares.iter().enumerate().map(|(index, share)| (index, true, share.degraded)));
+                let parts = parts
+                    .chain(shares.iter().enumerate().map(|(index, share)| (index, true, share.degraded)));
                 let found = parts.into_iter().find(|(_, _, percent)| {
                     let hit = point < *percent;
                     point = point.saturating_sub(*percent);

@@ -141,9 +141,8 @@ impl Discovery {
                 TypeUrl::Cluster => put_cluster(&name, &source, scope, store),
                 TypeUrl::Listener => put_listener(&name, &source, scope, store, sockets),
                 TypeUrl::Route => put_routes(&name, &source, scope, store),
-                TypeUrl::Endpoint => {
-                    put_endpoints(&name, &source, scope, store).map(|changed| applied.endpoints.extend(changed))
-                }
+                TypeUrl::Endpoint => put_endpoints(&name, &source, scope, store)
+                    .map(|changed| applied.endpoints.extend(changed)),
                 _ => Err(Rejected::because(format!("{type_url} was never subscribed"))),
             };
             let refused = outcome.err().map(|rejected| rejected.to_string());
@@ -154,7 +153,10 @@ impl Discovery {
             TypeUrl::Listener => store.listeners_came(),
             _ => {}
         }
-        let refused = applied.outcomes.iter().filter_map(|outcome| Some((outcome.name.clone(), outcome.refused.clone()?)));
+        let refused = applied
+            .outcomes
+            .iter()
+            .filter_map(|outcome| Some((outcome.name.clone(), outcome.refused.clone()?)));
         let refused: Vec<_> = refused.collect();
         if refused.is_empty() {
             self.commander.ack(receipt);
@@ -177,7 +179,9 @@ impl Discovery {
             (TypeUrl::Endpoint, Interest::Names(names)) => {
                 names.into_iter().for_each(|name| store.expire_endpoints(name));
             }
-            (TypeUrl::Route, Interest::Names(names)) => names.into_iter().for_each(|name| store.expire_routes(name)),
+            (TypeUrl::Route, Interest::Names(names)) => {
+                names.into_iter().for_each(|name| store.expire_routes(name));
+            }
             _ => {}
         }
     }
@@ -235,13 +239,15 @@ fn put_listener(
 
 fn put_routes(name: &Name, source: &Any, scope: Scope, store: &mut Store) -> Result<(), Rejected> {
     let previous = store.routes(name);
-    let table =
-        Lower::resource_in(scope, |at| crate::http::route::config::lower(source, previous.map(|table| &**table), at))?;
+    let table = Lower::resource_in(scope, |at| {
+        crate::http::route::config::lower(source, previous.map(|table| &**table), at)
+    })?;
     store.put_routes(name.clone(), Arc::new(table));
     Ok(())
 }
 
 /// Returns the clusters in force that use the endpoints, with the endpoints.
+#[allow(clippy::type_complexity, reason = "a name for it would say no more")]
 fn put_endpoints(
     name: &Name,
     source: &Any,
@@ -258,7 +264,8 @@ fn put_endpoints(
 async fn connect(ads: Arc<Ads>, attempt: usize) -> Result<tonic::transport::Channel, ConnectError> {
     let unavailable = |text: &str| ConnectError::Transport(text.to_owned());
     let endpoints = &ads.endpoints;
-    let endpoint = endpoints.get(attempt % endpoints.len().max(1)).ok_or_else(|| unavailable("no endpoint"))?;
+    let endpoint =
+        endpoints.get(attempt % endpoints.len().max(1)).ok_or_else(|| unavailable("no endpoint"))?;
     let target = match endpoint {
         EndpointAddress::Ip(address) => Target::Tcp(*address),
         EndpointAddress::Pipe(path) => Target::Unix(std::path::PathBuf::from(&**path)),

@@ -199,12 +199,12 @@ impl Store {
         if self.assignments.get(&*name).is_some_and(|current| **current == *assignment) {
             return Vec::new();
         }
-        self.assignments.insert(name.clone(), Arc::clone(&assignment));
         let awaited = self.warming_clusters().any(|cluster| eds_name(cluster) == Some(&name));
         self.unsettled |= awaited;
         let users = self.active_clusters().filter(|cluster| eds_name(cluster) == Some(&name));
         let users: Vec<Name> = users.map(|cluster| cluster.name.clone()).collect();
         self.set_endpoints(&users, &assignment);
+        self.assignments.insert(name, assignment);
         users
     }
 
@@ -214,10 +214,11 @@ impl Store {
         &mut self,
         cluster: &Name,
         settings: &Arc<DnsDiscovery>,
-        assignment: Arc<Assignment>,
+        assignment: &Arc<Assignment>,
     ) -> bool {
         let Some(slot) = self.clusters.get(&**cluster) else { return false };
-        let by_these = |version: &Option<Arc<Cluster>>| version.as_deref().and_then(dns_settings) == Some(settings);
+        let by_these =
+            |version: &Option<Arc<Cluster>>| version.as_deref().and_then(dns_settings) == Some(settings);
         let (active, warming) = (by_these(&slot.active), by_these(&slot.warming));
         if !active && !warming {
             return false;
@@ -225,9 +226,9 @@ impl Store {
         self.unsettled |= warming;
         let known = self.resolved.entry(cluster.clone()).or_default();
         known.retain(|known| known.settings != *settings);
-        known.push(Resolved { settings: Arc::clone(settings), assignment: Arc::clone(&assignment) });
+        known.push(Resolved { settings: Arc::clone(settings), assignment: Arc::clone(assignment) });
         if active {
-            self.set_endpoints(std::slice::from_ref(cluster), &assignment);
+            self.set_endpoints(std::slice::from_ref(cluster), assignment);
         }
         active
     }
@@ -289,7 +290,8 @@ impl Store {
         for (name, slot) in &self.listeners {
             let Some(listener) = &slot.warming else { continue };
             let missing = rds_names(listener).filter(|name| !self.routes.contains_key(&***name));
-            let targets = missing.map(|name| format!("target RdsRouteConfigSubscription init {name}")).collect();
+            let targets =
+                missing.map(|name| format!("target RdsRouteConfigSubscription init {name}")).collect();
             unready.push((format!("init manager Listener-init-target {name}"), targets));
         }
         unready
@@ -305,7 +307,8 @@ impl Store {
     pub(crate) fn settle(&mut self) -> Option<Arc<Snapshot>> {
         self.unsettled = false;
         self.warm_clusters();
-        self.clusters_ready |= !self.awaits_clusters && self.clusters.values().all(|slot| slot.active.is_some());
+        self.clusters_ready |=
+            !self.awaits_clusters && self.clusters.values().all(|slot| slot.active.is_some());
         if self.clusters_ready {
             self.warm_listeners();
             self.live |= !self.awaits_listeners && self.listeners.values().all(|slot| slot.active.is_some());
@@ -327,7 +330,8 @@ impl Store {
                     resolved(&self.resolved, &cluster.name, settings).is_some()
                 }
                 Discovery::Eds { service_name, .. } => {
-                    self.assignments.contains_key(&**service_name) || self.expired_endpoints.contains(&**service_name)
+                    self.assignments.contains_key(&**service_name)
+                        || self.expired_endpoints.contains(&**service_name)
                 }
             };
             if warm {
@@ -379,7 +383,8 @@ impl Store {
             snapshot.endpoints.extend(endpoints.map(|endpoints| (name.clone(), endpoints)));
             snapshot.clusters.insert(name.clone(), Arc::clone(cluster));
         }
-        let listeners = self.listeners.iter().filter_map(|(name, slot)| Some((name.clone(), slot.active.clone()?)));
+        let listeners =
+            self.listeners.iter().filter_map(|(name, slot)| Some((name.clone(), slot.active.clone()?)));
         snapshot.listeners = listeners.collect();
         snapshot.routes = self.routes.iter().map(|(name, table)| (name.clone(), Arc::clone(table))).collect();
         snapshot
@@ -398,7 +403,9 @@ impl Store {
     /// How long the clusters of an EDS name wait for it.
     pub(crate) fn endpoints_timeout(&self, name: &str) -> Option<Duration> {
         self.clusters.values().flat_map(|slot| &slot.warming).find_map(|cluster| match &cluster.discovery {
-            Discovery::Eds { service_name, initial_fetch_timeout } if **service_name == *name => *initial_fetch_timeout,
+            Discovery::Eds { service_name, initial_fetch_timeout } if **service_name == *name => {
+                *initial_fetch_timeout
+            }
             _ => None,
         })
     }
@@ -411,14 +418,16 @@ impl Store {
 
     /// How long the listeners of an RDS name wait for it.
     pub(crate) fn routes_timeout(&self, wanted: &str) -> Option<Duration> {
-        let mut asked = self.listeners.values().flat_map(|slot| &slot.warming).flat_map(|listener| rds(listener));
+        let mut asked =
+            self.listeners.values().flat_map(|slot| &slot.warming).flat_map(|listener| rds(listener));
         asked.find(|(name, _)| ***name == *wanted)?.1
     }
 
     /// Clusters whose endpoints DNS finds: those in force or warming, the newest of each name.
     pub(crate) fn dns_clusters(&self) -> HashMap<Name, Arc<Cluster>> {
         let newest = self.clusters.values().filter_map(|slot| slot.warming.as_ref().or(slot.active.as_ref()));
-        let by_dns = newest.filter(|c| matches!(c.discovery, Discovery::StrictDns(_) | Discovery::LogicalDns(_)));
+        let by_dns =
+            newest.filter(|c| matches!(c.discovery, Discovery::StrictDns(_) | Discovery::LogicalDns(_)));
         by_dns.map(|cluster| (cluster.name.clone(), Arc::clone(cluster))).collect()
     }
 

@@ -102,7 +102,8 @@ impl WorkerListener {
         let listener = Self { config, stats, drains: RefCell::default(), phase: Cell::new(Phase::Serving) };
         if let Some(previous) = previous {
             let mut drains = previous.drains.borrow_mut();
-            let kept = listener.config.chains.all().filter_map(|chain| drains.remove_entry(&Arc::as_ptr(chain)));
+            let kept =
+                listener.config.chains.all().filter_map(|chain| drains.remove_entry(&Arc::as_ptr(chain)));
             listener.drains.replace(kept.collect());
             listener.phase.set(previous.phase.get());
         }
@@ -222,7 +223,8 @@ pub(crate) async fn serve(
     {
         // Handed over once: the other listener's own filters run, then its chains match.
         listener = other;
-        let filters = inspect::run(&listener.config, &mut accepted, &mut inspected, &mut local, &mut restored);
+        let filters =
+            inspect::run(&listener.config, &mut accepted, &mut inspected, &mut local, &mut restored);
         if !with_timeout(&listener, filters).await {
             return;
         }

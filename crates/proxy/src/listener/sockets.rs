@@ -75,8 +75,10 @@ impl Sockets {
         if self.listeners.get(&*listener.name).is_some_and(|entry| entry.wanted == wanted) {
             return Ok(());
         }
-        let owned = || listener.addresses.iter().filter(|address| !listener.bind_to_port || !is_any_port(address));
-        let taken = |address: &&ListenAddress| self.owners.get(*address).is_some_and(|owner| *owner != listener.name);
+        let owned =
+            || listener.addresses.iter().filter(|address| !listener.bind_to_port || !is_any_port(address));
+        let taken =
+            |address: &&ListenAddress| self.owners.get(*address).is_some_and(|owner| *owner != listener.name);
         if let Some(address) = owned().find(taken) {
             return Err(SocketError::Duplicate { listener: listener.name.clone(), address: address.clone() });
         }
@@ -106,7 +108,10 @@ impl Sockets {
 
     /// Takes the sockets that the workers do not have yet, of listeners in force: for each
     /// worker, by listener.
-    pub(crate) fn take<'a>(&mut self, active: impl Iterator<Item = &'a Listener>) -> Vec<Vec<(Name, Vec<BoundSocket>)>> {
+    pub(crate) fn take<'a>(
+        &mut self,
+        active: impl Iterator<Item = &'a Listener>,
+    ) -> Vec<Vec<(Name, Vec<BoundSocket>)>> {
         let mut by_worker: Vec<_> = (0..self.workers).map(|_| Vec::new()).collect();
         for listener in active {
             let Some(entry) = self.listeners.get_mut(&*listener.name) else { continue };

@@ -15,10 +15,10 @@ use tokio::task::LocalSet;
 use super::Worker;
 use crate::cluster::{Cluster, Discovery};
 use crate::fixtures::{assignment, at_port, cluster, listener, tcp_filters};
+use crate::io::Socket;
 use crate::listener::accept::{GlobalConnections, ListenSocket, accept_loop, serve};
 use crate::listener::sockets::Sockets;
 use crate::listener::{ListenAddress, Listener};
-use crate::io::Socket;
 use crate::snapshot::Snapshot;
 use crate::telemetry::stats::StatsStore;
 
@@ -106,7 +106,8 @@ fn add_cluster(snapshot: &mut Snapshot, cluster: Cluster, address: SocketAddr) {
 }
 
 fn add_listener(snapshot: &mut Snapshot, text: &str) {
-    let name: &str = text.strip_prefix("name: ").and_then(|rest| rest.split(',').next()).expect("a name first");
+    let name: &str =
+        text.strip_prefix("name: ").and_then(|rest| rest.split(',').next()).expect("a name first");
     let listener = listener(text, snapshot.listeners.get(name).map(|previous| &**previous));
     snapshot.listeners.insert(listener.name.clone(), listener);
 }
@@ -253,8 +254,14 @@ fn listeners_that_stopped_do_not_start_again_with_an_update() {
         let one = upstream("one").await;
         proxy.adopt(|snapshot| {
             add_cluster(snapshot, cluster("name: one, connect_timeout: 1s"), one);
-            add_listener(snapshot, &simple("in", "traffic_direction: INBOUND,", &chain("a", "one", "127.0.0.1")));
-            add_listener(snapshot, &simple("out", "traffic_direction: OUTBOUND,", &chain("a", "one", "127.0.0.1")));
+            add_listener(
+                snapshot,
+                &simple("in", "traffic_direction: INBOUND,", &chain("a", "one", "127.0.0.1")),
+            );
+            add_listener(
+                snapshot,
+                &simple("out", "traffic_direction: OUTBOUND,", &chain("a", "one", "127.0.0.1")),
+            );
         });
         let accepting = || {
             let accepting = proxy.worker.accepting.borrow();
@@ -292,9 +299,12 @@ fn listener_at(name: &str, address: &str, port: u16) -> Arc<Listener> {
 fn a_destination_finds_its_very_address_before_any() {
     let worker = Rc::new(Worker::new(StatsStore::default().thread(), GlobalConnections::new(None)));
     let mut snapshot = Snapshot::default();
-    for (name, address, port) in
-        [("any", "0.0.0.0", 80), ("exact", "10.0.0.1", 80), ("other port", "10.0.0.1", 81), ("any6", "::", 80)]
-    {
+    for (name, address, port) in [
+        ("any", "0.0.0.0", 80),
+        ("exact", "10.0.0.1", 80),
+        ("other port", "10.0.0.1", 81),
+        ("any6", "::", 80),
+    ] {
         snapshot.listeners.insert(name.into(), listener_at(name, address, port));
     }
     worker.adopt(Arc::new(snapshot), Vec::new());
@@ -406,7 +416,11 @@ fn an_accept_loop_serves_a_unix_socket() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("socket");
         let socket = tokio::net::UnixListener::bind(&path).expect("a socket");
-        tokio::task::spawn_local(accept_loop(Rc::clone(&proxy.worker), "l".into(), ListenSocket::Unix(socket)));
+        tokio::task::spawn_local(accept_loop(
+            Rc::clone(&proxy.worker),
+            "l".into(),
+            ListenSocket::Unix(socket),
+        ));
         let mut client = tokio::net::UnixStream::connect(&path).await.expect("a connection");
         let mut text = [0; 3];
         client.read_exact(&mut text).await.expect("three bytes");

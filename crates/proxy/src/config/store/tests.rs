@@ -1,5 +1,7 @@
 //! Warming, as a story of what comes and what is in force after it.
 
+#![allow(clippy::needless_pass_by_value, reason = "expectations are written in place")]
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,7 +15,8 @@ use crate::fixtures::{assignment, at_port, cluster, listener, rds_filters, stati
 use crate::http::route::RouteTable;
 use crate::snapshot::Snapshot;
 
-const EDS: &str = "type: EDS, eds_cluster_config: {service_name: s, eds_config: {ads: {}, initial_fetch_timeout: 7s}}";
+const EDS: &str =
+    "type: EDS, eds_cluster_config: {service_name: s, eds_config: {ads: {}, initial_fetch_timeout: 7s}}";
 const PLAIN: &str = "type: STATIC";
 
 fn dns(host: &str) -> String {
@@ -30,12 +33,18 @@ fn version(name: &str, seconds: u32, kind: &str) -> crate::cluster::Cluster {
 
 fn rds_listener(name: &str, prefix: &str, routes: &str) -> Arc<crate::listener::Listener> {
     let filters = rds_filters(routes);
-    listener(&format!("name: {name}, stat_prefix: '{prefix}', {}, filter_chains: [{{{filters}}}]", at_port(0)), None)
+    listener(
+        &format!("name: {name}, stat_prefix: '{prefix}', {}, filter_chains: [{{{filters}}}]", at_port(0)),
+        None,
+    )
 }
 
 fn tcp_listener(name: &str, prefix: &str) -> Arc<crate::listener::Listener> {
     let filters = tcp_filters("cluster: a");
-    listener(&format!("name: {name}, stat_prefix: '{prefix}', {}, filter_chains: [{{{filters}}}]", at_port(0)), None)
+    listener(
+        &format!("name: {name}, stat_prefix: '{prefix}', {}, filter_chains: [{{{filters}}}]", at_port(0)),
+        None,
+    )
 }
 
 fn table() -> Arc<RouteTable> {
@@ -55,7 +64,9 @@ fn show(snapshot: &Snapshot) -> String {
         let hosts = hosts.unwrap_or_else(|| "nothing".to_owned());
         lines.push(format!("cluster {name}/{}: {hosts}", cluster.connect_timeout.as_secs()));
     }
-    lines.extend(snapshot.listeners.iter().map(|(name, listener)| format!("listener {name}/{}", listener.stat_prefix)));
+    lines.extend(
+        snapshot.listeners.iter().map(|(name, listener)| format!("listener {name}/{}", listener.stat_prefix)),
+    );
     lines.extend(snapshot.routes.keys().map(|name| format!("routes {name}")));
     lines.sort();
     lines.join("\n")
@@ -172,9 +183,9 @@ fn dns_clusters_wait_for_the_first_answer_to_their_own_names() {
     store.put_cluster(version("d", 1, &dns("one.test")));
     check(&mut store, expect!["none"]);
     let first = settings(&store, "d");
-    assert!(!store.put_resolved(&"d".into(), &first, assignment(&["10.0.0.1:80"])), "nobody has it yet");
+    assert!(!store.put_resolved(&"d".into(), &first, &assignment(&["10.0.0.1:80"])), "nobody has it yet");
     check(&mut store, expect!["cluster d/1: 10.0.0.1:80"]);
-    assert!(store.put_resolved(&"d".into(), &first, assignment(&["10.0.0.2:80"])));
+    assert!(store.put_resolved(&"d".into(), &first, &assignment(&["10.0.0.2:80"])));
     assert!(store.is_settled());
 
     // Another name: the old answer is not for it, and not lost while it is looked up.
@@ -187,16 +198,22 @@ fn dns_clusters_wait_for_the_first_answer_to_their_own_names() {
             cluster e/1: "#]],
     );
     let second = settings(&store, "d");
-    assert!(store.put_resolved(&"d".into(), &first, assignment(&["10.0.0.3:80"])), "late, but for what serves");
-    assert!(!store.put_resolved(&"d".into(), &second, assignment(&["10.0.0.4:80"])));
+    assert!(
+        store.put_resolved(&"d".into(), &first, &assignment(&["10.0.0.3:80"])),
+        "late, but for what serves"
+    );
+    assert!(!store.put_resolved(&"d".into(), &second, &assignment(&["10.0.0.4:80"])));
     check(
         &mut store,
         expect![[r#"
             cluster d/2: 10.0.0.4:80
             cluster e/1: "#]],
     );
-    assert!(!store.put_resolved(&"d".into(), &first, assignment(&["10.0.0.5:80"])), "nobody wants it any more");
-    assert!(!store.put_resolved(&"x".into(), &first, assignment(&["10.0.0.5:80"])), "no such cluster");
+    assert!(
+        !store.put_resolved(&"d".into(), &first, &assignment(&["10.0.0.5:80"])),
+        "nobody wants it any more"
+    );
+    assert!(!store.put_resolved(&"x".into(), &first, &assignment(&["10.0.0.5:80"])), "no such cluster");
 
     // The same names: the answer is still good.
     store.put_cluster(version("d", 3, &dns("two.test")));
@@ -287,7 +304,7 @@ fn what_is_removed_is_gone_with_what_only_it_referred_to() {
     store.put_cluster(version("a", 1, EDS));
     store.put_cluster(version("d", 1, &dns("one.test")));
     let names = settings(&store, "d");
-    store.put_resolved(&"d".into(), &names, assignment(&["10.0.0.1:80"]));
+    store.put_resolved(&"d".into(), &names, &assignment(&["10.0.0.1:80"]));
     store.put_assignment("s".into(), assignment(&["10.0.0.1:80"]));
     store.put_listener(rds_listener("l", "1", "r"));
     store.put_routes("r".into(), table());

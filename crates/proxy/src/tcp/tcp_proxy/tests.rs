@@ -1,5 +1,7 @@
 //! Sessions between a scripted client and upstream; flags and stats as Envoy 1.40 has them.
 
+#![allow(clippy::needless_pass_by_value, reason = "expectations are written in place")]
+
 use std::future::Future;
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -66,7 +68,8 @@ impl Proxy {
             server_name: None,
             started: Instant::now(),
         });
-        let accepted = Accepted { socket: Socket::Tcp(stream), buffered: BytesMut::from(early), buffer_limit: 1 << 20 };
+        let accepted =
+            Accepted { socket: Socket::Tcp(stream), buffered: BytesMut::from(early), buffer_limit: 1 << 20 };
         let (worker, watch) = (Rc::clone(&self.worker), self.drain.watch());
         let serving =
             tokio::task::spawn_local(
@@ -201,7 +204,9 @@ fn resets_are_passed_on() {
         let error = server.read(&mut [0]).await.expect_err("a reset");
         assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
         let stats = proxy.stats();
-        assert!(stats.contains("upstream_cx_destroy_remote: 1") && stats.contains("upstream_cx_destroy_local: 1"));
+        assert!(
+            stats.contains("upstream_cx_destroy_remote: 1") && stats.contains("upstream_cx_destroy_local: 1")
+        );
     });
 }
 
@@ -222,7 +227,10 @@ fn sessions_end_when_their_time_is_up() {
             expect![[r#"flags DT cluster up host some attempts 1 failure None received 0 sent 0"#]],
         );
         let stats = proxy.stats();
-        assert!(stats.contains("tcp.t.idle_timeout: 1") && stats.contains("max_downstream_connection_duration: 1"));
+        assert!(
+            stats.contains("tcp.t.idle_timeout: 1")
+                && stats.contains("max_downstream_connection_duration: 1")
+        );
         let (_client, serving) = proxy.session("cluster: up", "").await;
         proxy.drain.advance(Phase::Draining);
         tokio::task::yield_now().await;
@@ -238,8 +246,12 @@ fn failures_to_connect() {
         let (_listener, open) = upstream().await;
         let down = nobody().await;
         let full = "circuit_breakers: {thresholds: [{max_connections: 0}]}";
-        let proxy =
-            Proxy::new(&[("down", "", &[down]), ("empty", "", &[]), ("full", full, &[open]), ("odst", ODST, &[])]);
+        let proxy = Proxy::new(&[
+            ("down", "", &[down]),
+            ("empty", "", &[]),
+            ("full", full, &[open]),
+            ("odst", ODST, &[]),
+        ]);
         let check = async |cluster: &str, expected: Expect| {
             let (mut client, serving) = proxy.session(cluster, "").await;
             assert_eq!(client.read(&mut [0]).await.unwrap_or(0), 0);
