@@ -276,7 +276,7 @@ impl Router<'_, '_, '_> {
         stream.info.upstream.attempts += 1;
         let avoid_attempts = self.retries.avoid_attempts();
         let context = PickContext {
-            original_dst: Some(stream.info.connection.local),
+            original_dst: stream.info.connection.local_restored.then_some(stream.info.connection.local),
             headers: Some(&stream.request),
             avoid: if avoid_attempts.is_some() { &self.tried } else { &[] },
             avoid_attempts: avoid_attempts.unwrap_or(0),
