@@ -157,6 +157,7 @@ async fn serve_http1(
                 }
                 if request.http10 && !prepare_http10(manager, &mut head) {
                     let reply = Reply::protocol_error(CodecError { status: 426, details: "low_version" });
+                    server.answer_in_http11();
                     Box::pin(refuse_request(connection, reply, Downstream::H1(&mut server), &mut timer))
                         .await;
                     break;

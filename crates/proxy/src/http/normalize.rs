@@ -13,11 +13,17 @@ use crate::http::headers::{HeaderMap, Known};
 use crate::http::reply::Reply;
 use crate::telemetry::stream_info::{ConnectionInfo, StreamInfo};
 
-/// Headers that only the inside may set: removed from requests of an edge's clients.
-const INTERNAL_ONLY: &[Known] = &[
+/// Headers that are removed from requests of an edge's clients.
+const NOT_FROM_OUTSIDE: &[Known] = &[
     Known::EnvoyDecoratorOperation,
     Known::EnvoyDownstreamServiceCluster,
     Known::EnvoyDownstreamServiceNode,
+    Known::EnvoyOriginalHost,
+    Known::EnvoyOriginalPath,
+];
+
+/// Headers that only internal requests may have, on an edge or not.
+const INTERNAL_ONLY: &[Known] = &[
     Known::EnvoyRetriableStatusCodes,
     Known::EnvoyRetriableHeaderNames,
     Known::EnvoyRetryOn,
@@ -48,7 +54,8 @@ pub(crate) fn request(
     random: [u64; 2],
 ) -> Result<Origin, Reply> {
     underscores(manager, head)?;
-    if head.authority().is_empty() {
+    join_lists(head);
+    if !head.contains(Known::Authority) {
         return Err(Reply::new(400, "missing_host_header", ""));
     }
     if !valid_authority(head.authority()) {
@@ -71,6 +78,18 @@ pub(crate) fn request(
     }
     info.request_id = head.get_str(Known::XRequestId).map(Into::into);
     Ok(origin)
+}
+
+/// Lists that came in several lines become one, as in Envoy: each is read and extended as one.
+fn join_lists(head: &mut HeaderMap) {
+    const LISTS: [Known; 4] =
+        [Known::XForwardedFor, Known::XForwardedHost, Known::XForwardedClientCert, Known::Via];
+    for name in LISTS {
+        if head.contains(name) && head.find_all(name.text()).nth(1).is_some() {
+            let joined = head.find_all(name.text()).collect::<Vec<_>>().join(&b","[..]);
+            head.set(name, &joined);
+        }
+    }
 }
 
 fn underscores(manager: &HttpConnectionManager, head: &mut HeaderMap) -> Result<(), Reply> {
@@ -122,10 +141,10 @@ fn path(manager: &HttpConnectionManager, head: &mut HeaderMap) -> Result<(), Rep
     if *normal != *path {
         let mut whole = normal.into_owned();
         whole.extend_from_slice(query);
-        if redirect {
-            return Err(Reply::new(307, "path_normalization_redirect", "").header("location", whole));
-        }
         head.set(Known::Path, &whole);
+        if redirect {
+            return Err(Reply::new(307, FAILED, "").header("location", whole));
+        }
     }
     Ok(())
 }
@@ -280,10 +299,9 @@ fn trust(manager: &HttpConnectionManager, info: &mut StreamInfo, head: &mut Head
     if internal {
         head.set(Known::EnvoyInternal, b"true");
     } else {
-        if edge {
-            for name in INTERNAL_ONLY {
-                head.remove(*name);
-            }
+        let outside = if edge { NOT_FROM_OUTSIDE } else { &[] };
+        for name in outside.iter().chain(INTERNAL_ONLY) {
+            head.remove(*name);
         }
         head.remove(Known::EnvoyInternal);
     }
@@ -321,7 +339,7 @@ fn append_forwarded_for(head: &mut HeaderMap, address: IpAddr) {
 }
 
 /// Appends to a list-valued header, joining what is there.
-fn append_list(head: &mut HeaderMap, name: Known, value: &[u8], separator: &[u8]) {
+pub(crate) fn append_list(head: &mut HeaderMap, name: Known, value: &[u8], separator: &[u8]) {
     if !head.contains(name) {
         head.append_known(name, value);
         return;

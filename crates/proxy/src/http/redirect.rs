@@ -10,6 +10,17 @@ pub(crate) fn reply(rule: &Redirect, head: &HeaderMap) -> Reply {
     Reply::new(rule.status, "direct_response", "").header("location", location(rule, head))
 }
 
+/// A redirect that rewrites the path rewrites the request's own: access logs show it.
+pub(crate) fn note_rewritten(rule: &Redirect, head: &mut HeaderMap) {
+    if rule.path.is_none()
+        && let Some(path) = rewritten_path(&rule.rewrite, head.path())
+    {
+        let original = head.path().to_vec();
+        head.set(Known::EnvoyOriginalPath, &original);
+        head.set(Known::Path, &path);
+    }
+}
+
 fn location(rule: &Redirect, head: &HeaderMap) -> Vec<u8> {
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     let came_by = match head.get(Known::Scheme) {

@@ -13,7 +13,6 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant, SystemTime};
 
-use bytes::Bytes;
 use leno_base::drain::Phase;
 
 use crate::drain::DrainWatch;
@@ -91,8 +90,6 @@ pub(crate) struct Stream {
     drain: DrainWatch,
     /// Counted and logged.
     finished: bool,
-    /// Body of the answer that we made.
-    local_reply: Option<Bytes>,
     /// Whether the request speaks gRPC, as it came in.
     grpc: bool,
 }
@@ -163,7 +160,6 @@ impl Stream {
             deadlines,
             drain: connection.drain.clone(),
             finished: false,
-            local_reply: None,
             grpc,
         }
     }
@@ -190,7 +186,9 @@ impl Stream {
             }
             Action::Redirect(rule) => {
                 self.stats.rq_redirect().inc();
-                Err(redirect::reply(rule, &self.request).into())
+                let reply = redirect::reply(rule, &self.request);
+                redirect::note_rewritten(rule, &mut self.request);
+                Err(reply.into())
             }
             Action::Direct { status, body } => {
                 self.stats.rq_direct_response().inc();
@@ -210,6 +208,13 @@ impl Stream {
     ) -> Result<(), Ended> {
         let random = [self.worker.random(), self.worker.random()];
         let manager = Arc::clone(&self.manager);
+        if manager.proxy_100_continue {
+            down.set_owes_continue(false);
+        } else if head.contains(Known::Expect) {
+            // Answered by us, whatever becomes of the request, as Envoy does.
+            down.send_continue();
+            head.remove(Known::Expect);
+        }
         let origin = match normalize::request(&manager, &mut self.info, head, random) {
             Ok(origin) => origin,
             Err(reply) => {
@@ -222,12 +227,6 @@ impl Stream {
         self.internal = origin.internal;
         self.route(head);
         self.check_upgrade(head, down)?;
-        if self.manager.proxy_100_continue {
-            down.set_owes_continue(false);
-        } else {
-            // Answered by us, as soon as the body is asked for.
-            head.remove(Known::Expect);
-        }
         *chain = Chain::open(self);
         if chain.is_empty() {
             return Ok(());
@@ -299,7 +298,7 @@ impl Stream {
                 self.info.response_code_details = Some(reply.details);
                 self.cut_off(down);
             }
-            Ended::Reply(reply) => self.reply(*reply, chain, down),
+            Ended::Reply(reply) => self.reply(&reply, chain, down),
             Ended::Downstream(DownstreamError::Protocol(error)) => {
                 self.stats.downstream_cx_protocol_error().inc();
                 down.close_after_response();
@@ -328,20 +327,25 @@ impl Stream {
     }
 
     /// Sends an answer of our own.
-    fn reply(&mut self, reply: Reply, chain: &mut Chain, down: &mut Downstream<'_>) {
+    fn reply(&mut self, reply: &Reply, chain: &mut Chain, down: &mut Downstream<'_>) {
         self.info.flags.insert(reply.flags);
+        self.info.response_code_details = Some(reply.details.clone());
         let mut head = std::mem::take(&mut self.response);
         reply.write_head(&mut head, self.grpc);
         if let Some(selected) = self.selected.clone() {
+            if self.info.upstream.cluster.is_none()
+                && let Action::Forward(route) = &selected.route.action
+            {
+                // Ended before it was forwarded: the log says where it would have gone.
+                forward::choose_cluster(self, &selected, route);
+            }
             self.mutate_response(&selected, &mut head);
         }
         let body = reply.write_body(&mut head, self.grpc);
-        self.info.response_code_details = Some(reply.details);
         let end = body.is_empty();
         chain.on_reply(self, &mut head, end);
         self.finish_head(&mut head);
-        self.local_reply = Some(body.clone());
-        down.answer_early();
+        self.info.bytes_received += down.answer_early(self.info.upstream.host.is_some());
         self.send_head(head, end, down);
         if !end {
             if self.request.method() != b"HEAD" {
@@ -381,7 +385,7 @@ impl Stream {
             head.set(Known::XRequestId, id);
         }
         if !self.manager.via.is_empty() {
-            head.append_known(Known::Via, self.manager.via.as_bytes());
+            normalize::append_list(head, Known::Via, self.manager.via.as_bytes(), b", ");
         }
         if !head.contains(Known::Date) {
             append_date(head, self.info.start_time + (now().saturating_duration_since(self.info.started)));
@@ -450,7 +454,6 @@ impl Stream {
             response: Some(&self.response),
             trailers: self.trailers.as_deref(),
             end: Some(end),
-            local_reply: self.local_reply.as_deref(),
             log_type: LogType::DownstreamEnd,
             ..FormatContext::new(&self.info)
         };
@@ -475,7 +478,6 @@ impl Stream {
             Expired::Duration => {
                 self.stats.downstream_rq_max_duration_reached().inc();
                 Reply::new(late, "max_duration_timeout", "downstream duration timeout")
-                    .flag(ResponseFlags::DURATION_TIMEOUT)
             }
             Expired::Route => Reply::upstream_timeout("response_timeout"),
             Expired::PerTry => Reply::upstream_timeout("upstream_per_try_timeout"),

@@ -55,6 +55,14 @@ impl Downstream<'_> {
         }
     }
 
+    /// HTTP/1: has the client send its body, if it asked. An HTTP/2 stream does when the body is
+    /// asked for.
+    pub(crate) fn send_continue(&mut self) {
+        if let Downstream::H1(server) = self {
+            server.send_continue();
+        }
+    }
+
     /// The next piece of the request.
     pub(crate) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Result<Frame, DownstreamError>> {
         match self {
@@ -128,12 +136,13 @@ impl Downstream<'_> {
     }
 
     /// An answer follows that does not need the rest of the request: HTTP/1 says that it closes
-    /// the connection, unless the rest is here already.
-    pub(crate) fn answer_early(&mut self) {
-        if let Downstream::H1(server) = self {
-            server.skip_buffered();
-            server.close |= !server.request_complete();
-        }
+    /// the connection. `forwarding`: the request was on its way up, so that what is here of its
+    /// body counts as read. Gives the number of those bytes.
+    pub(crate) fn answer_early(&mut self, forwarding: bool) -> u64 {
+        let Downstream::H1(server) = self else { return 0 };
+        let skipped = if forwarding { server.skip_buffered() } else { 0 };
+        server.close |= !server.request_complete();
+        skipped
     }
 
     /// Nothing more of the request will be read.

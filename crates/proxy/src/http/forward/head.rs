@@ -169,7 +169,12 @@ pub(crate) fn prepare_request(stream: &Stream, selected: &Selected, route: &Forw
         (HostRewrite::None | HostRewrite::Auto, None) => None,
     };
     if let Some(host) = host {
-        set_authority(head, &host, route.append_forwarded_host);
+        set_authority(
+            head,
+            &host,
+            route.append_forwarded_host,
+            !stream.manager.router.suppress_envoy_headers,
+        );
     }
     if let Some(path) = rewritten_path(&route.path_rewrite, head.path()) {
         if !stream.manager.router.suppress_envoy_headers && !head.contains(Known::EnvoyOriginalPath) {
@@ -181,15 +186,15 @@ pub(crate) fn prepare_request(stream: &Stream, selected: &Selected, route: &Forw
 }
 
 /// `auto_host_rewrite`: the name of the endpoint that was chosen.
-pub(crate) fn rewrite_for_host(route: &Forward, host: &Host, head: &mut HeaderMap) {
+pub(crate) fn rewrite_for_host(route: &Forward, host: &Host, tell_original: bool, head: &mut HeaderMap) {
     if let (HostRewrite::Auto, Some(name)) = (&route.host_rewrite, &host.config.hostname)
         && head.authority() != name.as_bytes()
     {
-        set_authority(head, name.as_bytes(), route.append_forwarded_host);
+        set_authority(head, name.as_bytes(), route.append_forwarded_host, tell_original);
     }
 }
 
-fn set_authority(head: &mut HeaderMap, host: &[u8], append_forwarded: bool) {
+fn set_authority(head: &mut HeaderMap, host: &[u8], append_forwarded: bool, tell_original: bool) {
     if append_forwarded {
         let mut list: Vec<u8> =
             head.find_all(Known::XForwardedHost.text()).collect::<Vec<_>>().join(&b","[..]);
@@ -201,6 +206,10 @@ fn set_authority(head: &mut HeaderMap, host: &[u8], append_forwarded: bool) {
             list.extend_from_slice(original);
         }
         head.set(Known::XForwardedHost, &list);
+    }
+    if tell_original {
+        let original = head.authority().to_vec();
+        head.set(Known::EnvoyOriginalHost, &original);
     }
     head.set(Known::Authority, host);
 }

@@ -136,7 +136,8 @@ pub(crate) async fn forward(
     router.run().await
 }
 
-fn choose_cluster(stream: &mut Stream, selected: &Selected, route: &Forward) -> Option<Rc<WorkerCluster>> {
+/// The cluster of a route; noted for the log. `None`: there is none of that name.
+pub(crate) fn choose_cluster(stream: &mut Stream, selected: &Selected, route: &Forward) -> Option<Rc<WorkerCluster>> {
     let name = match &route.cluster {
         ClusterChoice::Name(name) => name,
         ClusterChoice::Weighted { clusters, .. } => &clusters.get(selected.weighted?)?.name,
@@ -288,10 +289,13 @@ impl Router<'_, '_, '_> {
         self.tried.extend(host.address);
         self.host = Some(Rc::clone(&host));
         let mut head = std::mem::take(&mut stream.request);
-        head::rewrite_for_host(self.route, &host, &mut head);
+        let tell_original = !stream.manager.router.suppress_envoy_headers;
+        head::rewrite_for_host(self.route, &host, tell_original, &mut head);
         let attempts = stream.info.upstream.attempts;
         if attempts > 1 {
             let spent = now().saturating_duration_since(self.begun);
+            // In whole milliseconds, as Envoy counts.
+            let spent = Duration::from_millis(u64::try_from(spent.as_millis()).unwrap_or(u64::MAX));
             let left = self.timeouts.global.map(|limit| limit.saturating_sub(spent));
             announce_attempt(stream, self.selected, &self.timeouts, left, attempts, &mut head);
         }
@@ -347,7 +351,7 @@ impl Router<'_, '_, '_> {
                     answered = true;
                     ended = end;
                     self.body.forget();
-                    self.begin_response(response, end, started).await?;
+                    self.begin_response(response, end).await?;
                     response = HeaderMap::default();
                 }
                 Event::Response(frame) => {
@@ -479,7 +483,6 @@ impl Router<'_, '_, '_> {
         &mut self,
         mut head: HeaderMap,
         end: bool,
-        started: Instant,
     ) -> Result<(), Ended> {
         let Exchange { stream, chain, down, timer } = &mut self.exchange;
         let now = now();
@@ -490,8 +493,8 @@ impl Router<'_, '_, '_> {
         // Header rules and filters may ask for it before the head is sent.
         stream.info.response_code = head.status();
         self.cluster.stats.count_response(head.status());
-        if !stream.manager.router.suppress_envoy_headers {
-            let elapsed = now.saturating_duration_since(started).as_millis();
+        if !stream.manager.router.suppress_envoy_headers && self.body.complete {
+            let elapsed = now.saturating_duration_since(self.begun).as_millis();
             set_number(
                 &mut head,
                 Known::EnvoyUpstreamServiceTime,
@@ -503,6 +506,10 @@ impl Router<'_, '_, '_> {
             chain.on_response(stream, &mut head, end, &mut Attendant { down, timer }).await?;
         }
         stream.finish_head(&mut head);
+        if !self.body.complete && upgrade::requested(&stream.request).is_none() {
+            // The client may stop in the middle of its request now; Envoy says so at once too.
+            down.close_after_response();
+        }
         if head.status() == 101 {
             stream.deadlines.route = None;
             stream.stats.downstream_cx_upgrades_total().inc();

@@ -360,6 +360,7 @@ fn forward(
         }
         None => prefix_rewrite_of(prefix_rewrite, path),
     };
+    let limited = max_stream_duration.is_some();
     let (max_stream, grpc_max, grpc_offset) = match max_stream_duration {
         Some(proto) => at.field("max_stream_duration", |at| {
             let proto::route_action::MaxStreamDuration {
@@ -393,7 +394,8 @@ fn forward(
         path_rewrite,
         host_rewrite: host_rewrite(host_rewrite_specifier, at)?,
         append_forwarded_host: append_x_forwarded_host,
-        timeout: at.timeout("timeout", timeout, Some(DEFAULT_TIMEOUT)),
+        // A limit of the stream's duration stands in for the default.
+        timeout: at.timeout("timeout", timeout, Some(DEFAULT_TIMEOUT).filter(|_| !limited)),
         idle_timeout: switchable("idle_timeout", idle_timeout, at),
         max_stream_duration: max_stream,
         grpc_timeout_max: grpc_max.or(old_grpc_max),

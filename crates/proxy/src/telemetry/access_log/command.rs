@@ -38,8 +38,6 @@ pub(crate) struct FormatContext<'a> {
     pub(crate) log_type: LogType,
     /// When the stream ended; `None`: it has not.
     pub(crate) end: Option<Instant>,
-    /// `%LOCAL_REPLY_BODY%`.
-    pub(crate) local_reply: Option<&'a [u8]>,
 }
 
 /// A command's value.
@@ -207,7 +205,8 @@ pub(crate) const FACTS: &[(&str, Fact)] = &[
     ("GRPC_STATUS_NUMBER", |cx| {
         grpc::status(cx).map_or(Value::Absent, |status| Value::Number(u64::from(status)))
     }),
-    ("LOCAL_REPLY_BODY", |cx| cx.local_reply.map_or(Value::Absent, |body| Value::Text(Cow::Borrowed(body)))),
+    // Only the formats of `local_reply_config` have it; elsewhere it is empty, as in Envoy.
+    ("LOCAL_REPLY_BODY", |_| text("")),
     ("PROTOCOL", |cx| maybe(cx.info.protocol.map(Protocol::text))),
     ("QUERY_PARAMS", query_parameters),
     ("REQUESTED_SERVER_NAME", |cx| maybe(cx.info.connection.server_name.as_deref())),
@@ -582,7 +581,6 @@ impl<'a> FormatContext<'a> {
             trailers: None,
             log_type: LogType::NotSet,
             end: None,
-            local_reply: None,
         }
     }
 }

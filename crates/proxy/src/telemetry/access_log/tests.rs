@@ -246,11 +246,11 @@ fn json_keeps_types_and_order() {
         line(&lowered(stdout_log(Some(proto))).unwrap().format)
     };
     expect![[r#"
-        {"a":"x 200 y","cm":{"k":"v","l":[1,"a"],"o":{"b":true,"x":1.5}},"n":null,"nested":{"b":3,"l":["HTTP/1.1",5,true,null,null,"a-b"]},"none":null,"q":"he\"l\\lo,","z":200}
+        {"a":"x 200 y","cm":{"k":"v","l":[1,"a"],"o":{"b":true,"x":1.5}},"n":null,"nested":{"b":3,"l":["HTTP/1.1",5,true,null,null,"a-b"]},"none":null,"q":"he\"l\\lo","z":200}
     "#]]
     .assert_eq(&show(false));
     expect![[r#"
-        {"a":"x 200 y","cm":{"k":"v","l":[1,"a"],"o":{"b":true,"x":1.5}},"nested":{"b":3,"l":["HTTP/1.1",5,true,"ab"]},"q":"he\"l\\lo,","z":200}
+        {"a":"x 200 y","cm":{"k":"v","l":[1,"a"],"o":{"b":true,"x":1.5}},"nested":{"b":3,"l":["HTTP/1.1",5,true,"ab"]},"q":"he\"l\\lo","z":200}
     "#]]
     .assert_eq(&show(true));
 }

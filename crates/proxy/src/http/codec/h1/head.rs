@@ -130,6 +130,13 @@ pub(crate) fn parse_request(
         for field in request.headers.iter().filter(|field| field.name.eq_ignore_ascii_case("connection")) {
             connection.read(field.value);
         }
+        // No standard header, but clients of forward proxies send it, and Envoy obeys it.
+        let mut proxy_connection = Connection::default();
+        for field in request.headers.iter().filter(|field| known(field.name) == Some(Known::ProxyConnection))
+        {
+            proxy_connection.read(field.value);
+        }
+        connection.close |= proxy_connection.close;
         let authority = target_authority(method, target, limits, map)?;
         if let Some(authority) = authority {
             map.append_known(Known::Authority, authority.as_bytes());
@@ -173,6 +180,8 @@ pub(crate) fn parse_request(
         let upgrade = upgrade.filter(|kind| connection.upgrade && !kind.eq_ignore_ascii_case(b"h2c"));
         if let Some(kind) = upgrade {
             map.append_known(Known::Upgrade, kind);
+            // Goes with it, as it was written.
+            map.append_known(Known::Connection, connection.text);
         }
         if framing.chunked && framing.length.is_some() {
             if !limits.chunked_length {
@@ -237,7 +246,12 @@ pub(crate) fn parse_response(
                     map.append_known(Known::ContentLength, field.value);
                 }
                 Some(Known::TransferEncoding) => framing.encoding(field.value, false)?,
-                Some(Known::Connection) => connection.read(field.value),
+                Some(Known::Connection) => {
+                    connection.read(field.value);
+                    if status == 101 {
+                        map.append_known(Known::Connection, field.value);
+                    }
+                }
                 Some(Known::KeepAlive | Known::ProxyConnection) => {}
                 Some(Known::Upgrade) if status != 101 => {}
                 Some(known) => map.append_known(known, field.value),
@@ -303,7 +317,7 @@ fn check_size(input: &[u8], size: usize, fields: usize, limits: &HeadLimits) -> 
 fn request_error(error: httparse::Error, input: &[u8], limits: &HeadLimits) -> CodecError {
     match error {
         httparse::Error::TooManyHeaders => TOO_MANY,
-        httparse::Error::Version if names_version(input) => {
+        httparse::Error::Version | httparse::Error::Token if names_version(input) => {
             CodecError { status: 426, details: "low_version" }
         }
         httparse::Error::HeaderValue => CodecError::bad("http1.invalid_characters"),
@@ -312,11 +326,16 @@ fn request_error(error: httparse::Error, input: &[u8], limits: &HeadLimits) -> C
     }
 }
 
-/// Whether the request line's third word is an HTTP version at all.
+/// Whether the request line's third word is an HTTP version at all, or missing as in HTTP/0.9.
 fn names_version(input: &[u8]) -> bool {
     let line = input.split(|byte| *byte == b'\n').next().unwrap_or_default();
+    let line = line.strip_suffix(b"\r").unwrap_or(line);
     let mut words = line.split(|byte| *byte == b' ').filter(|word| !word.is_empty());
-    words.nth(2).is_some_and(|word| word.starts_with(b"HTTP/"))
+    let method = words.next().and_then(|word| std::str::from_utf8(word).ok()).unwrap_or_default();
+    let target = words.next().unwrap_or_default();
+    METHODS.contains(&method)
+        && target.starts_with(b"/")
+        && words.next().is_none_or(|word| word.starts_with(b"HTTP/"))
 }
 
 /// Reads the request target; gives the authority of an absolute or authority form.
@@ -354,6 +373,9 @@ fn target_authority<'t>(
     } else {
         None
     };
+    if rest.is_none() && limits.absolute_url && target.contains("://") {
+        return Err(CodecError::bad("http1.invalid_scheme"));
+    }
     let (Some(rest), true) = (rest, limits.absolute_url) else { return Err(CODEC_ERROR) };
     let at = rest.find(['/', '?', '#']).unwrap_or(rest.len());
     let (authority, path) = rest.split_at(at);
@@ -390,6 +412,8 @@ pub(crate) fn valid_authority(value: &[u8]) -> bool {
 /// What a `connection` header says.
 #[derive(Default)]
 struct Connection<'a> {
+    /// The last value as it was written.
+    text: &'a [u8],
     close: bool,
     keep_alive: bool,
     upgrade: bool,
@@ -399,6 +423,7 @@ struct Connection<'a> {
 
 impl<'a> Connection<'a> {
     fn read(&mut self, value: &'a [u8]) {
+        self.text = value;
         for token in value.split(|byte| *byte == b',').map(<[u8]>::trim_ascii) {
             if token.eq_ignore_ascii_case(b"close") {
                 self.close = true;
@@ -493,7 +518,7 @@ pub(crate) fn write_request(
         write_field(bytes, b"transfer-encoding", b"chunked", style.proper_case);
         BodyLength::Chunked
     };
-    if upgrade.is_some() {
+    if upgrade.is_some() && !map.contains(Known::Connection) {
         write_field(bytes, b"connection", b"upgrade", style.proper_case);
     }
     bytes.extend_from_slice(b"\r\n");
@@ -523,7 +548,7 @@ pub(crate) fn write_response(
     style: WriteStyle,
 ) -> BodyLength {
     let status = map.status();
-    bytes.extend_from_slice(b"HTTP/1.1 ");
+    bytes.extend_from_slice(if shape.http10 { b"HTTP/1.0 " } else { b"HTTP/1.1 " });
     bytes.extend_from_slice(map.get(Known::Status).unwrap_or(b"500"));
     bytes.push(b' ');
     bytes.extend_from_slice(reason(status).as_bytes());
@@ -556,13 +581,18 @@ pub(crate) fn write_response(
     };
     let tunnel = body == BodyLength::UntilClose && (status == 101 || shape.tunnel);
     if status == 101 {
-        write_field(bytes, b"connection", b"upgrade", style.proper_case);
+        if !map.contains(Known::Connection) {
+            write_field(bytes, b"connection", b"upgrade", style.proper_case);
+        }
     } else if (shape.close || body == BodyLength::UntilClose) && !tunnel {
         write_field(bytes, b"connection", b"close", style.proper_case);
     } else if shape.http10 && status >= 200 {
         write_field(bytes, b"connection", b"keep-alive", style.proper_case);
     }
-    if body == BodyLength::Chunked {
+    // What a GET would get, as Envoy says it: a body of unknown length.
+    let told_to_head =
+        shape.to_head && length.is_none() && status >= 200 && !matches!(status, 204 | 304) && !shape.http10;
+    if body == BodyLength::Chunked || (told_to_head && body == BodyLength::Empty) {
         write_field(bytes, b"transfer-encoding", b"chunked", style.proper_case);
     } else if shape.end && length.is_none() && !bodiless && body == BodyLength::Empty {
         write_field(bytes, b"content-length", b"0", style.proper_case);
@@ -593,6 +623,7 @@ pub(crate) fn write_field(bytes: &mut Vec<u8>, name: &[u8], value: &[u8], proper
 pub(crate) fn reason(status: u16) -> &'static str {
     match status {
         // What Envoy writes differently from the registry.
+        203 => "Non-Authoritative Information",
         413 => "Payload Too Large",
         418 | 451 => "Unknown",
         599 => "Last Unassigned Server Error Code",

@@ -14,6 +14,16 @@ use crate::io::Socket;
 /// Bytes of later requests that are read ahead while one is served.
 const PIPELINE_LIMIT: usize = 64 * 1024;
 
+/// The facts while there is no request.
+const NO_REQUEST: RequestHead = RequestHead {
+    size: 0,
+    http10: false,
+    body: BodyLength::Empty,
+    keep_alive: true,
+    expects_continue: false,
+    upgrade: false,
+};
+
 /// Why no further request comes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum NoRequest {
@@ -62,14 +72,6 @@ impl H1Server {
         style: WriteStyle,
         enable_trailers: bool,
     ) -> Self {
-        let request = RequestHead {
-            size: 0,
-            http10: false,
-            body: BodyLength::Empty,
-            keep_alive: true,
-            expects_continue: false,
-            upgrade: false,
-        };
         Self {
             transport: Transport::new(socket, input),
             limits,
@@ -77,7 +79,7 @@ impl H1Server {
             enable_trailers,
             reader: BodyReader::Done,
             writer: BodyWriter::Done,
-            request,
+            request: NO_REQUEST,
             to_head: false,
             connect: false,
             responded: false,
@@ -98,6 +100,11 @@ impl H1Server {
         cx: &mut Context<'_>,
         map: &mut HeaderMap,
     ) -> Poll<Result<RequestHead, NoRequest>> {
+        // What is no request is answered too: not by the rules of the request before it.
+        self.responded = false;
+        self.to_head = false;
+        self.connect = false;
+        self.request = NO_REQUEST;
         loop {
             self.skip_blank_lines();
             if self.transport.input.len() > self.parsed && self.worth_parsing() {
@@ -158,13 +165,20 @@ impl H1Server {
     }
 
     /// Drops what is here of the request's body: an answer that does not need it need not close
-    /// the connection for it.
-    pub(crate) fn skip_buffered(&mut self) {
+    /// the connection for it. Says how many bytes those were.
+    pub(crate) fn skip_buffered(&mut self) -> u64 {
+        let mut skipped = 0;
         if self.owes_continue || self.request.body == BodyLength::UntilClose {
-            return;
+            return skipped;
         }
-        while !self.reader.is_done() && matches!(self.reader.decode(&mut self.transport.input), Ok(Some(_))) {
+        while !self.reader.is_done() {
+            match self.reader.decode(&mut self.transport.input) {
+                Ok(Some(Frame::Data { data, .. })) => skipped += data.len() as u64,
+                Ok(Some(_)) => {}
+                Ok(None) | Err(_) => break,
+            }
         }
+        skipped
     }
 
     /// The next piece of the request's body.
@@ -218,8 +232,8 @@ impl H1Server {
 
     /// Writes `100 Continue`.
     pub(crate) fn send_continue(&mut self) {
-        self.owes_continue = false;
-        if !self.responded {
+        let owed = std::mem::take(&mut self.owes_continue);
+        if owed && !self.responded {
             self.transport.output.text().bytes().extend_from_slice(b"HTTP/1.1 100 Continue\r\n\r\n");
         }
     }
@@ -303,6 +317,11 @@ impl H1Server {
     /// The transport, for closing and for counting bytes.
     pub(crate) fn transport(&mut self) -> &mut Transport {
         &mut self.transport
+    }
+
+    /// Answers an HTTP/1.0 request as if it were none: the version is not spoken here.
+    pub(crate) fn answer_in_http11(&mut self) {
+        self.request.http10 = false;
     }
 
     /// The request's facts.

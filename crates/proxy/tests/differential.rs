@@ -1,0 +1,688 @@
+//! Our proxy and the real Envoy, side by side: the same configuration, the same bytes from the
+//! client, the same answers of the server behind. What the client gets, what the server gets and
+//! what the access log says must be the same.
+//!
+//! The configuration is `differential/bootstrap.yaml` and `differential/routes.yaml`, the
+//! conversations are `differential/cases.txt`; its head says how to write one. Headers are
+//! compared without their order, and without what differs from run to run ([`normalise`]).
+//! `DIFFERENTIAL=name` runs the cases whose names contain that, and prints both sides.
+
+use std::collections::VecDeque;
+use std::fmt::Write as _;
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use leno_proxy::Options;
+use serde_json::Value;
+
+/// Nothing here takes that long, unless it hangs.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// One step of a conversation, from the client's side.
+#[derive(Debug)]
+enum Step {
+    /// Sends these bytes.
+    Send(Vec<u8>),
+    /// Reads a response head and its body; to a HEAD request if so.
+    Answer,
+    /// Reads this many bytes.
+    Bytes(usize),
+    /// Ends the client's direction.
+    End,
+}
+
+/// A conversation.
+#[derive(Debug, Default)]
+struct Case {
+    name: String,
+    listener: String,
+    steps: Vec<Step>,
+    answers: Vec<Vec<u8>>,
+    /// Why both sides differ, if they do on purpose.
+    deviation: Option<String>,
+}
+
+fn folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/differential")
+}
+
+fn file(name: &str) -> String {
+    let path = folder().join(name);
+    std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+/// `X-A: LARGE` and `MANY` stand for more than a head may have.
+fn expand(line: &str) -> Option<Vec<u8>> {
+    match line {
+        "X-A: LARGE" => Some(format!("X-A: {}\r\n", "a".repeat(61 * 1024)).into_bytes()),
+        "MANY\\" => Some((0..120).map(|index| format!("x-{index}: a\r\n")).collect::<String>().into_bytes()),
+        _ => None,
+    }
+}
+
+/// `\r`, `\n`, `\\`, `\0` as in Rust; a line that ends in `\` is not ended.
+fn unescape(line: &str) -> Vec<u8> {
+    if let Some(expanded) = expand(line) {
+        return expanded;
+    }
+    let (line, ended) = match line.strip_suffix('\\') {
+        Some(rest) if !rest.ends_with('\\') => (rest, false),
+        _ => (line, true),
+    };
+    let mut bytes = Vec::new();
+    let mut chars = line.chars();
+    while let Some(char) = chars.next() {
+        if char != '\\' {
+            bytes.extend_from_slice(char.encode_utf8(&mut [0; 4]).as_bytes());
+            continue;
+        }
+        bytes.push(match chars.next() {
+            Some('n') => b'\n',
+            Some('r') => b'\r',
+            Some('0') => 0,
+            Some('t') => b'\t',
+            Some('\\') => b'\\',
+            other => panic!("{line}: unknown escape {other:?}"),
+        });
+    }
+    if ended {
+        bytes.extend_from_slice(b"\r\n");
+    }
+    bytes
+}
+
+fn cases() -> Vec<Case> {
+    let only = std::env::var("DIFFERENTIAL").unwrap_or_default();
+    let mut cases: Vec<Case> = Vec::new();
+    for line in file("cases.txt").lines() {
+        if line.is_empty() || line.starts_with('#') {
+            continue;
+        }
+        let (sign, rest) = line.split_at(1);
+        let rest = rest.strip_prefix(' ').unwrap_or(rest);
+        if sign == "=" {
+            let (listener, name) = rest.split_once(' ').expect("= LISTENER NAME");
+            cases.push(Case { name: name.into(), listener: listener.into(), ..Case::default() });
+            continue;
+        }
+        let case = cases.last_mut().expect("a case begins with =");
+        match sign {
+            ">" => match case.steps.last_mut() {
+                Some(Step::Send(bytes)) => bytes.extend(unescape(rest)),
+                _ => case.steps.push(Step::Send(unescape(rest))),
+            },
+            "?" if rest.is_empty() => case.steps.push(Step::Answer),
+            "?" => case.steps.push(Step::Bytes(rest.parse().expect("? BYTES"))),
+            "x" => case.steps.push(Step::End),
+            "<" => match rest.strip_prefix("<< ").or((rest == "<<").then_some("")) {
+                Some(first) => case.answers.push(unescape(first)),
+                None if case.answers.is_empty() => case.answers.push(unescape(rest)),
+                None => case.answers.last_mut().expect("there is one").extend(unescape(rest)),
+            },
+            "!" => case.deviation = Some(rest.into()),
+            _ => panic!("{line}: begins with none of = > ? x < !"),
+        }
+    }
+    for case in &mut cases {
+        if !case.steps.iter().any(|step| matches!(step, Step::Answer | Step::Bytes(_))) {
+            case.steps.push(Step::Answer);
+        }
+    }
+    // Every status that there is.
+    for status in 200..600 {
+        let head = format!("GET /status/{status} HTTP/1.1\r\nHost: a.test\r\n\r\n");
+        cases.push(Case {
+            name: format!("status {status}"),
+            listener: "main".into(),
+            steps: vec![Step::Send(head.into()), Step::Answer],
+            answers: vec![format!("HTTP/1.1 {status} Mine\r\ncontent-length: 0\r\n\r\n").into()],
+            deviation: None,
+        });
+    }
+    cases.retain(|case| case.name.contains(&only));
+    cases
+}
+
+/// What the server behind a proxy answers, and what it was asked.
+#[derive(Default)]
+struct Script {
+    /// Counts the cases.
+    case: usize,
+    answers: VecDeque<Vec<u8>>,
+    asked: Vec<String>,
+}
+
+/// A server whose answers are scripted.
+struct Backend {
+    address: SocketAddr,
+    script: Arc<Mutex<Script>>,
+}
+
+impl Backend {
+    fn start() -> Self {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
+        let address = listener.local_addr().expect("an address");
+        let script = Arc::new(Mutex::new(Script::default()));
+        let shared = Arc::clone(&script);
+        std::thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let script = Arc::clone(&shared);
+                std::thread::spawn(move || serve(stream, &script));
+            }
+        });
+        Self { address, script }
+    }
+
+    fn begin(&self, case: &Case) {
+        let mut script = self.script.lock().unwrap_or_else(PoisonError::into_inner);
+        script.answers = case.answers.clone().into();
+        script.asked.clear();
+        script.case += 1;
+    }
+
+    fn asked(&self) -> Vec<String> {
+        std::mem::take(&mut self.script.lock().unwrap_or_else(PoisonError::into_inner).asked)
+    }
+}
+
+/// Bytes of a connection.
+struct Wire {
+    stream: TcpStream,
+    input: Vec<u8>,
+}
+
+impl Wire {
+    fn fill(&mut self) -> bool {
+        let mut buffer = [0; 16 * 1024];
+        match self.stream.read(&mut buffer) {
+            Ok(0) | Err(_) => false,
+            Ok(count) => {
+                self.input.extend_from_slice(&buffer[..count]);
+                true
+            }
+        }
+    }
+
+    /// Up to and with `end`; all there is if the peer stops before.
+    fn until(&mut self, end: &[u8]) -> Vec<u8> {
+        loop {
+            if let Some(at) = self.input.windows(end.len()).position(|window| window == end) {
+                return self.input.drain(..at + end.len()).collect();
+            }
+            if !self.fill() {
+                return std::mem::take(&mut self.input);
+            }
+        }
+    }
+
+    fn exactly(&mut self, count: usize) -> Vec<u8> {
+        while self.input.len() < count && self.fill() {}
+        let count = count.min(self.input.len());
+        self.input.drain(..count).collect()
+    }
+
+    /// A body behind this head, with the head's normalised text in front.
+    fn message(&mut self, head: &[u8], bodiless: bool, until_close: bool) -> String {
+        let head = String::from_utf8_lossy(head);
+        let mut lines = head.trim_end().split("\r\n");
+        let first = lines.next().unwrap_or_default().to_owned();
+        let mut fields: Vec<String> = lines.map(normalise).collect();
+        let value = |name: &str| {
+            fields.iter().find_map(|field| {
+                let (field, value) = field.split_once(": ")?;
+                field.eq_ignore_ascii_case(name).then(|| value.to_owned())
+            })
+        };
+        let mut body = String::new();
+        if bodiless {
+        } else if value("transfer-encoding").is_some() {
+            loop {
+                let size = self.until(b"\r\n");
+                let size = String::from_utf8_lossy(&size);
+                let Ok(size) = usize::from_str_radix(size.trim(), 16) else { break };
+                if size == 0 {
+                    let trailer = self.until(b"\r\n");
+                    body += &String::from_utf8_lossy(&trailer);
+                    break;
+                }
+                let data = self.exactly(size + 2);
+                body += String::from_utf8_lossy(&data).trim_end();
+            }
+        } else if let Some(length) = value("content-length") {
+            let data = self.exactly(length.parse().unwrap_or(0));
+            body += &String::from_utf8_lossy(&data);
+        } else if until_close {
+            while self.fill() {}
+            body += &String::from_utf8_lossy(&std::mem::take(&mut self.input));
+        }
+        fields.sort();
+        let mut text = normalise(&first);
+        for field in fields {
+            text.push('\n');
+            text += &field;
+        }
+        if !body.is_empty() {
+            text.push('\n');
+            text += &normalise(&body);
+        }
+        text
+    }
+}
+
+/// Answers as the script says, `early` without waiting for the request's body. `hang` says nothing, `close` nothing either but closes; a last
+/// line `close` closes behind the answer.
+fn serve(stream: TcpStream, script: &Mutex<Script>) {
+    let mut wire = Wire { stream, input: Vec::new() };
+    loop {
+        let head = wire.until(b"\r\n\r\n");
+        if head.is_empty() {
+            return;
+        }
+        let lock = || script.lock().unwrap_or_else(PoisonError::into_inner);
+        let (case, early) = {
+            let script = lock();
+            (script.case, script.answers.front().is_some_and(|answer| answer.starts_with(b"early\r\n")))
+        };
+        let request = wire.message(&head, early, false);
+        let answer = {
+            let mut script = lock();
+            if script.case != case {
+                // The rest of a request that was given up.
+                return;
+            }
+            script.asked.push(request);
+            script.answers.pop_front()
+        };
+        let answer = answer.unwrap_or_else(|| b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok".to_vec());
+        let answer = answer.strip_prefix(b"early\r\n").unwrap_or(&answer);
+        if answer == b"hang\r\n" {
+            while wire.fill() {}
+            return;
+        }
+        let (answer, close) = match answer.strip_suffix(b"close\r\n") {
+            Some(answer) => (answer, true),
+            None => (answer, false),
+        };
+        if wire.stream.write_all(answer).is_err() || close {
+            return;
+        }
+        if answer.starts_with(b"HTTP/1.1 101") {
+            // An echo.
+            loop {
+                let input = std::mem::take(&mut wire.input);
+                if wire.stream.write_all(&input).is_err() || !wire.fill() {
+                    return;
+                }
+            }
+        }
+    }
+}
+
+/// Takes out what differs between two runs: dates, identifiers, times, ports.
+fn normalise(text: &str) -> String {
+    let (name, value) = text.split_once(": ").unwrap_or_default();
+    match name {
+        "date" => return "date: D".into(),
+        "x-envoy-upstream-service-time" => return format!("{name}: N"),
+        // What is left of the default when a request is tried again.
+        "x-envoy-expected-rq-timeout-ms" if value.starts_with("14") => return format!("{name}: 15000"),
+        _ => {}
+    }
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(char) = rest.chars().next() {
+        let uuid = rest.get(..36).is_some_and(|word| {
+            word.char_indices().all(|(index, char)| match index {
+                8 | 13 | 18 | 23 => char == '-',
+                _ => char.is_ascii_hexdigit(),
+            })
+        });
+        let (taken, written) = if uuid {
+            (36, "UUID")
+        } else if let Some(port) = rest.strip_prefix("127.0.0.1:") {
+            let digits = port.bytes().take_while(u8::is_ascii_digit).count();
+            (rest.len() - port.len() + digits, "127.0.0.1:PORT")
+        } else {
+            (char.len_utf8(), &rest[..char.len_utf8()])
+        };
+        out += written;
+        rest = &rest[taken..];
+    }
+    out
+}
+
+/// A proxy that runs.
+struct Proxy {
+    name: &'static str,
+    admin: SocketAddr,
+    backend: Backend,
+    log: PathBuf,
+    process: Process,
+}
+
+enum Process {
+    Thread(JoinHandle<()>),
+    Child(Killed),
+}
+
+/// A process that does not outlive a test that fails.
+struct Killed(Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Listeners and what is special about their connection managers.
+const LISTENERS: &[(&str, &str)] = &[
+    ("main", ""),
+    ("edge", "use_remote_address: true"),
+    ("hops", "{use_remote_address: true, xff_num_trusted_hops: 1}"),
+    ("http10", "http_protocol_options: {accept_http_10: true, default_host_for_http_10: ten.test}"),
+    (
+        "keepid",
+        "{use_remote_address: true, preserve_external_request_id: true, always_set_request_id_in_response: true}",
+    ),
+    ("upgrade", "upgrade_configs: [{upgrade_type: websocket}]"),
+    ("trailers", "http_protocol_options: {enable_trailers: true}"),
+    ("continue", "proxy_100_continue: true"),
+    (
+        "strict",
+        "{normalize_path: true, merge_slashes: true, strip_any_host_port: true, path_with_escaped_slashes_action: UNESCAPE_AND_REDIRECT}",
+    ),
+    (
+        "named",
+        "{server_name: mine, server_header_transformation: APPEND_IF_ABSENT, via: here, generate_request_id: false}",
+    ),
+];
+
+/// The bootstrap file for a proxy in `folder`.
+fn bootstrap(folder: &Path, backend: SocketAddr, dead: SocketAddr) -> String {
+    let routes: Value = yaml(&file("routes.yaml"));
+    let mut text = file("bootstrap.yaml")
+        .replace("BACKEND_PORT", &backend.port().to_string())
+        .replace("DEAD_PORT", &dead.port().to_string());
+    let log = folder.join("access.log");
+    for (name, options) in LISTENERS {
+        let mut manager = yaml(&file("manager.yaml").replace("ACCESS_LOG", &log.display().to_string()));
+        let object = manager.as_object_mut().expect("an object");
+        object.insert("route_config".into(), routes.clone());
+        if let Value::Object(options) = yaml(options) {
+            object.extend(options);
+        }
+        let _ = write!(
+            text,
+            "\n  - name: {name}\n    address: {{socket_address: {{address: 127.0.0.1, port_value: 0}}}}\n    \
+             filter_chains: [{{filters: [{{name: hcm, typed_config: {manager}}}]}}]\n"
+        );
+    }
+    text
+}
+
+fn yaml(text: &str) -> Value {
+    let documents = leno_api::yaml::parse(text, leno_api::yaml::Dialect::Envoy).expect("valid YAML");
+    documents.first().map(leno_api::yaml::Node::to_json).unwrap_or_default()
+}
+
+impl Proxy {
+    fn start(name: &'static str, folder: &Path, dead: SocketAddr, envoy: Option<&Path>) -> Self {
+        let folder = folder.join(name);
+        std::fs::create_dir_all(&folder).expect("a folder");
+        let backend = Backend::start();
+        let config = folder.join("bootstrap.yaml");
+        std::fs::write(&config, bootstrap(&folder, backend.address, dead)).expect("written");
+        let address = folder.join("admin");
+        let process = match envoy {
+            Some(envoy) => {
+                let output = std::fs::File::create(folder.join("output")).expect("a file");
+                let child = Command::new(envoy)
+                    .arg("-c")
+                    .arg(&config)
+                    .arg("--admin-address-path")
+                    .arg(&address)
+                    .args(["--concurrency", "1", "--use-dynamic-base-id", "--log-level", "error"])
+                    .args(["--file-flush-interval-msec", "50"])
+                    .stdin(Stdio::null())
+                    .stdout(Stdio::null())
+                    .stderr(output)
+                    .spawn();
+                Process::Child(Killed(child.expect("Envoy starts")))
+            }
+            None => {
+                let options = Options {
+                    config_path: Some(config),
+                    admin_address_path: Some(address.clone()),
+                    concurrency: Some(1),
+                    log_level: "error".into(),
+                    file_flush_interval: Duration::from_millis(50),
+                    ..Options::default()
+                };
+                Process::Thread(std::thread::spawn(move || leno_proxy::run(options).expect("it runs")))
+            }
+        };
+        let admin = wait(|| std::fs::read_to_string(&address).ok()?.trim().parse().ok());
+        let Some(admin) = admin else {
+            panic!(
+                "{name} did not start: {}",
+                std::fs::read_to_string(folder.join("output")).unwrap_or_default()
+            )
+        };
+        let proxy = Self { name, admin, backend, log: folder.join("access.log"), process };
+        let ready = wait(|| proxy.admin("GET", "/ready").contains("LIVE").then_some(()));
+        let output = || std::fs::read_to_string(folder.join("output")).unwrap_or_default();
+        assert!(ready.is_some(), "{name} does not become ready: {}", output());
+        proxy
+    }
+
+    fn admin(&self, method: &str, path: &str) -> String {
+        let mut text = String::new();
+        if let Ok(mut stream) = TcpStream::connect(self.admin) {
+            let head = format!("{method} {path} HTTP/1.1\r\nhost: admin\r\nconnection: close\r\n\r\n");
+            let _ = stream.write_all(head.as_bytes());
+            let _ = stream.read_to_string(&mut text);
+        }
+        text
+    }
+
+    fn port(&self, listener: &str) -> SocketAddr {
+        let text = self.admin("GET", "/listeners");
+        let line = text.lines().find_map(|line| line.strip_prefix(listener)?.strip_prefix("::"));
+        line.and_then(|address| address.parse().ok()).unwrap_or_else(|| panic!("{}: {text}", self.name))
+    }
+
+    /// What comes of each case; the last is the access log.
+    fn run(&self, cases: &[Case]) -> Vec<String> {
+        let ports: Vec<(&str, SocketAddr)> =
+            LISTENERS.iter().map(|(name, _)| (*name, self.port(name))).collect();
+        let (_, main) = ports.first().expect("there are listeners");
+        let mut mark = Wire { stream: connect(*main), input: Vec::new() };
+        let mut results = Vec::new();
+        for case in cases {
+            let listener = ports.iter().find(|(name, _)| *name == case.listener);
+            let (_, port) = listener.unwrap_or_else(|| panic!("no listener {}", case.listener));
+            self.backend.begin(case);
+            let mut text = converse(*port, case);
+            for request in self.backend.asked() {
+                text += &format!("\n--- the server gets\n{request}");
+            }
+            results.push(text);
+            self.backend.begin(&Case::default());
+            // Marks the end of the case in the access log.
+            let _ = mark.stream.write_all(b"HEAD /mark HTTP/1.1\r\nHost: a.test\r\n\r\n");
+            assert!(mark.until(b"\r\n\r\n").starts_with(b"HTTP/1.1 200"), "{}: no end", case.name);
+        }
+        results
+    }
+
+    /// Ends the proxy; gives the lines of its access log, by case.
+    fn stop(self) -> Vec<String> {
+        self.admin("POST", "/quitquitquit");
+        match self.process {
+            Process::Thread(thread) => thread.join().expect("it ends well"),
+            Process::Child(mut child) => assert!(child.0.wait().expect("it ends").success()),
+        }
+        let text = std::fs::read_to_string(&self.log).unwrap_or_default();
+        let mut cases = vec![String::new()];
+        for line in text.lines() {
+            if line.contains("path=/mark ") {
+                cases.push(String::new());
+            } else if let Some(case) = cases.last_mut() {
+                *case += "\n--- the log says\n";
+                *case += &normalise(line).replace(' ', "\n");
+            }
+        }
+        cases
+    }
+}
+
+/// Asks until there is an answer: another process does not tell when it is ready.
+#[expect(clippy::disallowed_methods, reason = "there is no event to wait for")]
+fn wait<T>(mut condition: impl FnMut() -> Option<T>) -> Option<T> {
+    let start = Instant::now();
+    while start.elapsed() < 4 * PATIENCE {
+        if let Some(value) = condition() {
+            return Some(value);
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    None
+}
+
+fn connect(address: SocketAddr) -> TcpStream {
+    let stream = TcpStream::connect(address).expect("the proxy listens");
+    stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+    stream.set_nodelay(true).expect("an option");
+    stream
+}
+
+/// Has the client's side of the conversation; in the end, says whether the connection is open.
+fn converse(port: SocketAddr, case: &Case) -> String {
+    let mut wire = Wire { stream: connect(port), input: Vec::new() };
+    let mut text = String::new();
+    let mut to_head = false;
+    let mut open = true;
+    for step in &case.steps {
+        match step {
+            Step::Send(bytes) => {
+                to_head = bytes.starts_with(b"HEAD ");
+                if wire.stream.write_all(bytes).is_err() {
+                    text += "--- cannot be sent\n";
+                }
+            }
+            Step::End => {
+                let _ = wire.stream.shutdown(Shutdown::Write);
+                while wire.fill() {}
+                open = false;
+            }
+            Step::Bytes(count) => {
+                let bytes = wire.exactly(*count);
+                let _ =
+                    writeln!(text, "--- the client gets {count} bytes\n{}", String::from_utf8_lossy(&bytes));
+            }
+            Step::Answer => {
+                let head = wire.until(b"\r\n\r\n");
+                let status = head.get(9..12).unwrap_or_default();
+                let bodiless = to_head || status.starts_with(b"1") || status == b"204" || status == b"304";
+                let message = wire.message(&head, bodiless, true);
+                let _ = writeln!(text, "--- the client gets\n{message}");
+            }
+        }
+    }
+    if open {
+        let _ = wire.stream.write_all(b"HEAD /open HTTP/1.1\r\nHost: a.test\r\nConnection: close\r\n\r\n");
+        let rest = wire.until(b"\r\n\r\n");
+        let rest = String::from_utf8_lossy(&rest);
+        let state = if rest.is_empty() { "closed" } else { rest.split("\r\n").next().unwrap_or_default() };
+        let _ = write!(text, "--- then\n{state}");
+    }
+    text
+}
+
+#[test]
+fn same_as_envoy() {
+    let Some(envoy) = leno_testkit::envoy::binary() else { return };
+    let folder = tempfile::tempdir().expect("a folder");
+    // Bound but not listening: connections to it are refused.
+    let dead = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).expect("a socket");
+    dead.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into()).expect("a port");
+    let refused = dead.local_addr().ok().and_then(|address| address.as_socket()).expect("an address");
+    let cases = cases();
+    let both = std::thread::scope(|scope| {
+        let sides = [("ours", None), ("envoy", Some(envoy.as_path()))].map(|(name, binary)| {
+            let (folder, cases) = (folder.path(), &cases);
+            scope.spawn(move || {
+                let proxy = Proxy::start(name, folder, refused, binary);
+                let mut results = proxy.run(cases);
+                let logs = proxy.stop();
+                assert_eq!(logs.len(), cases.len() + 1, "{name}: lines of the access log");
+                for (result, log) in results.iter_mut().zip(logs) {
+                    *result += &log;
+                }
+                results
+            })
+        });
+        sides.map(|side| side.join().expect("it ran"))
+    });
+    let [ours, envoys] = both;
+    let mut failures = String::new();
+    let mut failed = 0;
+    let verbose = std::env::var_os("DIFFERENTIAL").is_some();
+    for ((case, ours), envoys) in cases.iter().zip(&ours).zip(&envoys) {
+        let name = &case.name;
+        if verbose {
+            println!("=== {name}: ours\n{ours}\n=== {name}: Envoy\n{envoys}\n");
+        }
+        match &case.deviation {
+            None if ours != envoys => {
+                failed += 1;
+                let _ = writeln!(failures, "\n=== {name}\n{}", difference(ours, envoys));
+            }
+            Some(deviation) if ours == envoys => {
+                failed += 1;
+                let _ = writeln!(failures, "\n=== {name}: no deviation any more ({deviation})");
+            }
+            _ => {}
+        }
+    }
+    assert!(failed == 0, "{failed} of {} cases differ (- Envoy, + ours)\n{failures}", cases.len());
+}
+
+/// Lines that only one side has, below the part that they are in.
+fn difference(ours: &str, envoys: &str) -> String {
+    let parts = |text: &str| -> Vec<(String, Vec<String>)> {
+        let mut parts: Vec<(String, Vec<String>)> = Vec::new();
+        for line in text.lines() {
+            match parts.last_mut() {
+                Some((_, lines)) if !line.starts_with("---") => lines.push(line.to_owned()),
+                _ => parts.push((line.to_owned(), Vec::new())),
+            }
+        }
+        parts
+    };
+    let (ours, envoys) = (parts(ours), parts(envoys));
+    let mut out = String::new();
+    for index in 0..ours.len().max(envoys.len()) {
+        let (ours, envoys) = (ours.get(index), envoys.get(index));
+        if ours == envoys {
+            continue;
+        }
+        let none = (String::new(), Vec::new());
+        let (ours, envoys) = (ours.unwrap_or(&none), envoys.unwrap_or(&none));
+        let title = if ours.0 == envoys.0 { ours.0.clone() } else { format!("{} / {}", envoys.0, ours.0) };
+        let _ = writeln!(out, "{title}");
+        for line in envoys.1.iter().filter(|line| !ours.1.contains(line)) {
+            let _ = writeln!(out, "-{line}");
+        }
+        for line in ours.1.iter().filter(|line| !envoys.1.contains(line)) {
+            let _ = writeln!(out, "+{line}");
+        }
+    }
+    out
+}
