@@ -13,21 +13,21 @@ use hyper_util::rt::TokioExecutor;
 
 /// An answer.
 #[derive(Clone, Debug)]
-pub struct Answer {
-    pub status: u16,
-    pub headers: http::HeaderMap,
-    pub body: String,
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) headers: http::HeaderMap,
+    pub(crate) body: String,
 }
 
 type Connections = Client<HttpConnector, Empty<Bytes>>;
 
 /// A client that keeps its connections.
-pub fn client() -> Connections {
+pub(crate) fn client() -> Connections {
     Client::builder(TokioExecutor::new()).build_http()
 }
 
 /// One request.
-pub async fn ask(
+pub(crate) async fn ask(
     client: &Connections,
     method: &str,
     url: &str,
@@ -65,7 +65,7 @@ pub(crate) async fn ask_until(url: &str, headers: &[(&str, &str)], good: impl Fn
 }
 
 /// Requests that go on in the background until stopped.
-pub struct Load {
+pub(crate) struct Load {
     stop: Arc<AtomicBool>,
     done: Arc<AtomicU64>,
     tasks: Vec<tokio::task::JoinHandle<Counts>>,
@@ -73,15 +73,15 @@ pub struct Load {
 
 /// What a load has seen: answers by class of body, failures by text.
 #[derive(Debug, Default)]
-pub struct Counts {
-    pub answers: BTreeMap<String, u64>,
-    pub failures: BTreeMap<String, u64>,
+pub(crate) struct Counts {
+    pub(crate) answers: BTreeMap<String, u64>,
+    pub(crate) failures: BTreeMap<String, u64>,
 }
 
 impl Load {
     /// Starts `connections` that each ask `url` as fast as they get answers; `classify` names
     /// what an answer is. An answer that is not 200 is a failure.
-    pub fn start(url: &str, connections: usize, classify: fn(&Answer) -> String) -> Load {
+    pub(crate) fn start(url: &str, connections: usize, classify: fn(&Answer) -> String) -> Load {
         let stop = Arc::new(AtomicBool::new(false));
         let done = Arc::new(AtomicU64::new(0));
         let tasks = (0..connections).map(|_| {
@@ -111,7 +111,7 @@ impl Load {
     }
 
     /// Waits until so many more requests were answered.
-    pub async fn more(&self, requests: u64) {
+    pub(crate) async fn more(&self, requests: u64) {
         let goal = self.done.load(Ordering::Relaxed) + requests;
         while self.done.load(Ordering::Relaxed) < goal {
             tokio::task::yield_now().await;
@@ -120,7 +120,7 @@ impl Load {
     }
 
     /// Ends it and sums up.
-    pub async fn stop(self) -> Counts {
+    pub(crate) async fn stop(self) -> Counts {
         self.stop.store(true, Ordering::Relaxed);
         let mut sum = Counts::default();
         for task in self.tasks {
@@ -138,7 +138,7 @@ impl Load {
 
 impl Counts {
     /// Share of a class among the answers, in percent.
-    pub fn share(&self, class: &str) -> f64 {
+    pub(crate) fn share(&self, class: &str) -> f64 {
         let total: u64 = self.answers.values().sum();
         100.0 * self.answers.get(class).copied().unwrap_or(0) as f64 / total.max(1) as f64
     }

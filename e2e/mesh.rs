@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 /// Which proxy the mesh runs.
 #[derive(Clone, Debug)]
-pub enum Proxy {
+pub(crate) enum Proxy {
     /// Ours.
     Leno,
     /// The real Envoy.
@@ -22,14 +22,14 @@ pub enum Proxy {
 const PATIENCE: Duration = Duration::from_secs(90);
 
 /// A running mesh; dropping it stops it.
-pub struct Mesh {
+pub(crate) struct Mesh {
     child: Child,
     name: String,
     output: Arc<Output>,
     /// Where gateways are published.
-    pub address: Ipv4Addr,
+    pub(crate) address: Ipv4Addr,
     /// A folder that the mesh reads beside the sample; tests put rules into it.
-    pub rules: PathBuf,
+    pub(crate) rules: PathBuf,
     folder: tempfile::TempDir,
 }
 
@@ -41,17 +41,17 @@ struct Output {
 }
 
 /// The root of the repository.
-pub fn repository() -> PathBuf {
+pub(crate) fn repository() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
 }
 
 /// The binary under test.
-pub fn leno() -> Command {
+pub(crate) fn leno() -> Command {
     Command::new(env!("CARGO_BIN_EXE_leno"))
 }
 
 /// Whether this machine can have network namespaces; says so if not.
-pub fn namespaces() -> bool {
+pub(crate) fn namespaces() -> bool {
     match leno_node::support() {
         leno_node::Support::Namespaces(_) => true,
         leno_node::Support::None { reason } => {
@@ -63,12 +63,12 @@ pub fn namespaces() -> bool {
 
 impl Mesh {
     /// Starts a mesh on `sample` (a folder below samples/) and waits until it is ready.
-    pub fn up(sample: &str, proxy: &Proxy) -> Mesh {
+    pub(crate) fn up(sample: &str, proxy: &Proxy) -> Mesh {
         Mesh::up_with(&[&repository().join("samples").join(sample)], proxy, &[])
     }
 
     /// Starts a mesh on folders, with further arguments, and waits until it is ready.
-    pub fn up_with(folders: &[&Path], proxy: &Proxy, arguments: &[&str]) -> Mesh {
+    pub(crate) fn up_with(folders: &[&Path], proxy: &Proxy, arguments: &[&str]) -> Mesh {
         let folder = tempfile::tempdir().unwrap();
         let rules = folder.path().join("rules");
         std::fs::create_dir(&rules).unwrap();
@@ -100,12 +100,12 @@ impl Mesh {
     }
 
     /// The URL of a path at the published gateway.
-    pub fn url(&self, path: &str) -> String {
+    pub(crate) fn url(&self, path: &str) -> String {
         format!("http://{}:8080{path}", self.address)
     }
 
     /// Waits until a line with `text` was printed, and returns the line.
-    pub fn wait_for_line(&self, text: &str) -> String {
+    pub(crate) fn wait_for_line(&self, text: &str) -> String {
         self.output.wait(|lines| lines.iter().find(|line| line.contains(text)).cloned()).unwrap_or_else(
             || {
                 panic!("no line with {text:?} in\n{}", self.text());
@@ -114,13 +114,13 @@ impl Mesh {
     }
 
     /// Waits until a line is as hoped; `what` says so if it never is.
-    pub fn wait_for(&self, what: &str, good: impl Fn(&str) -> bool) -> String {
+    pub(crate) fn wait_for(&self, what: &str, good: impl Fn(&str) -> bool) -> String {
         let found = self.output.wait(|lines| lines.iter().find(|line| good(line)).cloned());
         found.unwrap_or_else(|| panic!("no {what} in\n{}", self.text()))
     }
 
     /// How many lines with `text` were printed so far.
-    pub fn count_lines(&self, text: &str) -> usize {
+    pub(crate) fn count_lines(&self, text: &str) -> usize {
         self.output
             .lines
             .lock()
@@ -131,17 +131,17 @@ impl Mesh {
     }
 
     /// All lines so far.
-    pub fn lines(&self) -> Vec<String> {
+    pub(crate) fn lines(&self) -> Vec<String> {
         self.output.lines.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// All lines so far, as one text.
-    pub fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         self.lines().join("\n")
     }
 
     /// Waits for the mesh to end by itself; whether it ended well and left its folder empty.
-    pub fn stop_was_clean(&mut self) -> bool {
+    pub(crate) fn stop_was_clean(&mut self) -> bool {
         let status = self.child.wait().unwrap();
         let left: Vec<_> =
             std::fs::read_dir(self.folder.path().join("leno")).into_iter().flatten().flatten().collect();
@@ -149,7 +149,7 @@ impl Mesh {
     }
 
     /// Puts a rule file of the sample into the mesh (or takes its place).
-    pub fn apply(&self, file: &str) {
+    pub(crate) fn apply(&self, file: &str) {
         let source = repository().join("samples").join(file);
         let text =
             std::fs::read_to_string(&source).unwrap_or_else(|error| panic!("{}: {error}", source.display()));
@@ -157,14 +157,14 @@ impl Mesh {
     }
 
     /// Writes a file into the mesh's rules as editors do: beside it, then renamed.
-    pub fn write(&self, name: &str, text: &str) {
+    pub(crate) fn write(&self, name: &str, text: &str) {
         let beside = self.folder.path().join("edited");
         std::fs::write(&beside, text).unwrap();
         std::fs::rename(&beside, self.rules.join(name)).unwrap();
     }
 
     /// Another verb (`ps`, `logs`, `stop`) on this mesh; its standard output.
-    pub fn verb(&self, arguments: &[&str]) -> String {
+    pub(crate) fn verb(&self, arguments: &[&str]) -> String {
         let mut command = leno();
         let (verb, rest) = arguments.split_first().unwrap();
         command.arg(verb).args(["--name", &self.name]).args(rest).env("XDG_RUNTIME_DIR", self.folder.path());
@@ -174,12 +174,12 @@ impl Mesh {
     }
 
     /// The process of the mesh.
-    pub fn pid(&self) -> u32 {
+    pub(crate) fn pid(&self) -> u32 {
         self.child.id()
     }
 
     /// Ends the mesh as Ctrl-C does, and waits.
-    pub fn stop(&mut self) -> std::process::ExitStatus {
+    pub(crate) fn stop(&mut self) -> std::process::ExitStatus {
         let pid = rustix::process::Pid::from_child(&self.child);
         rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
         self.child.wait().unwrap()

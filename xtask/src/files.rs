@@ -46,7 +46,8 @@ fn problems(source: &Source) -> Vec<String> {
     for (number, line) in (1..).zip(source.code()) {
         let code = line.split("//").next().unwrap_or_default();
         if !may_be_unsafe && (code.contains("unsafe {") || code.contains("unsafe fn")) {
-            problems.push(format!("{path}:{number}: unsafe code outside the files listed in xtask/src/files.rs"));
+            problems
+                .push(format!("{path}:{number}: unsafe code outside the files listed in xtask/src/files.rs"));
         }
         for (call, instead) in BANNED {
             if code.contains(call) {
@@ -70,15 +71,23 @@ mod tests {
     #[test]
     fn headers_sizes_and_bans_are_checked() {
         check("crates/a/src/lib.rs", "//! Fine.\n", &[]);
-        check("crates/a/src/lib.rs", "fn main() {}\n", &[
-            "crates/a/src/lib.rs:1: a module starts with a //! header: what, why, where to read next",
-        ]);
+        check(
+            "crates/a/src/lib.rs",
+            "fn main() {}\n",
+            &["crates/a/src/lib.rs:1: a module starts with a //! header: what, why, where to read next"],
+        );
         let long = format!("//! Long.\n{}", "fn f() {}\n".repeat(LIMIT));
         check("crates/a/src/lib.rs", &long, &["crates/a/src/lib.rs: 1001 lines of code, more than 1000"]);
         check("crates/a/tests/long.rs", &long, &[]);
-        check("crates/a/src/x.rs", "//! X.\nfn f() { unsafe { g() } }\n", &[
-            "crates/a/src/x.rs:2: unsafe code outside the files listed in xtask/src/files.rs",
-        ]);
-        check("crates/a/src/x.rs", "//! X.\n#[cfg(test)]\nmod t { fn f() { std::thread::sleep(d); } }\n", &[]);
+        check(
+            "crates/a/src/x.rs",
+            "//! X.\nfn f() { unsafe { g() } }\n",
+            &["crates/a/src/x.rs:2: unsafe code outside the files listed in xtask/src/files.rs"],
+        );
+        check(
+            "crates/a/src/x.rs",
+            "//! X.\n#[cfg(test)]\nmod t { fn f() { std::thread::sleep(d); } }\n",
+            &[],
+        );
     }
 }

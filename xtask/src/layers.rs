@@ -18,7 +18,10 @@ const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
     ("leno-node", &["leno-base"]),
     ("leno-samples", &[]),
     ("leno-testkit", &["leno-api", "leno-base", "leno-xds"]),
-    ("leno", &["leno-proxy", "leno-control", "leno-node", "leno-samples", "leno-xds", "leno-api", "leno-base"]),
+    (
+        "leno",
+        &["leno-proxy", "leno-control", "leno-node", "leno-samples", "leno-xds", "leno-api", "leno-base"],
+    ),
     ("xtask", &[]),
 ];
 
@@ -51,7 +54,8 @@ fn violations(metadata: &Value) -> Vec<String> {
         for dependency in package["dependencies"].as_array().into_iter().flatten() {
             let target = dependency["name"].as_str().unwrap_or_default();
             let for_tests = dependency["kind"] == "dev";
-            let fine = !ours(target) || allowed.contains(&target) || (for_tests && target == DEVELOPMENT_ONLY);
+            let fine =
+                !ours(target) || allowed.contains(&target) || (for_tests && target == DEVELOPMENT_ONLY);
             if !fine {
                 problems.push(format!("{name} must not depend on {target}"));
             }

@@ -16,7 +16,8 @@ pub(crate) struct Source {
 /// All `.rs` files of our own, sorted by path.
 pub(crate) fn all(root: &Path) -> Result<Vec<Source>> {
     let mut sources = Vec::new();
-    let mut folders: Vec<PathBuf> = ["crates", "samples", "xtask", "e2e"].iter().map(|name| root.join(name)).collect();
+    let mut folders: Vec<PathBuf> =
+        ["crates", "samples", "xtask", "e2e"].iter().map(|name| root.join(name)).collect();
     while let Some(folder) = folders.pop() {
         if !folder.is_dir() {
             continue;

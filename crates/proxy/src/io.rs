@@ -34,8 +34,14 @@ pub(crate) struct Accepted {
 }
 
 /// Sets a socket option that the API names by numbers (envoy.config.core.v3.SocketOption).
-pub(crate) fn set_raw_option(socket: &socket2::Socket, level: i32, name: i32, value: &[u8]) -> io::Result<()> {
-    let length = libc::socklen_t::try_from(value.len()).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+pub(crate) fn set_raw_option(
+    socket: &socket2::Socket,
+    level: i32,
+    name: i32,
+    value: &[u8],
+) -> io::Result<()> {
+    let length =
+        libc::socklen_t::try_from(value.len()).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
     // SAFETY: the descriptor is open as long as `socket` lives, and the pointer and length
     // describe `value`, which the kernel only reads.
     #[allow(unsafe_code, reason = "no safe wrapper takes an option by number")]

@@ -39,7 +39,8 @@ mod tests {
 
     #[test]
     fn only_code_of_the_binary_is_given_back() {
-        let line = |flags: &str, path: &str| format!("55e0a000-55e0c000 {flags} 0028d000 fe:00 5803265   {path}");
+        let line =
+            |flags: &str, path: &str| format!("55e0a000-55e0c000 {flags} 0028d000 fe:00 5803265   {path}");
         assert_eq!(code_range(&line("r-xp", "/opt/leno"), "/opt/leno"), Some((0x55e0_a000, 0x2000)));
         assert_eq!(code_range(&line("r--p", "/opt/leno"), "/opt/leno"), None);
         assert_eq!(code_range(&line("r-xp", "/lib/libc.so.6"), "/opt/leno"), None);

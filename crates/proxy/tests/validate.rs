@@ -6,7 +6,7 @@
 //!   - `ok`: accepted by both; `no`: refused by both, with Envoy's reason;
 //!   - `later`: accepted by Envoy, refused by us as "not supported yet", and for no other reason.
 //!
-//! With `ENVOY_BIN` set the recording is checked too, and written anew with `UPDATE_VERDICTS=1`.
+//! Where there is an Envoy the recording is checked too, and written anew with `UPDATE_VERDICTS=1`.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -176,7 +176,7 @@ fn envoys(binary: &Path, path: &Path) -> Verdict {
         .current_dir(folder)
         .stdin(Stdio::null())
         .output()
-        .expect("ENVOY_BIN can be started");
+        .expect("Envoy can be started");
     if output.status.success() {
         return Ok(());
     }
@@ -236,7 +236,7 @@ fn the_same_is_accepted_and_refused_as_by_envoy() {
         paths.push(path);
     }
     let ours = ask(&paths, ours);
-    let envoy = std::env::var_os("ENVOY_BIN").map(PathBuf::from);
+    let envoy = leno_testkit::envoy::binary();
     let verdicts = corpus().join("verdicts.txt");
     match &envoy {
         Some(binary) => {
@@ -267,7 +267,7 @@ fn the_same_is_accepted_and_refused_as_by_envoy() {
             assert_eq!(differing, None, "Envoy says something else than recorded: UPDATE_VERDICTS=1");
             assert_eq!(now.len(), then.len(), "UPDATE_VERDICTS=1");
         }
-        None => println!("ENVOY_BIN is not set: the recorded verdicts are not checked against an Envoy"),
+        None => println!("skipped: the recorded verdicts are not checked against an Envoy"),
     }
     let recorded = read(&verdicts);
     let recorded: BTreeMap<&str, &str> = recorded

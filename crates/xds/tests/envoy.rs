@@ -1,7 +1,7 @@
 //! A real Envoy under our server, in both variants: first configuration, changes, a cluster that
 //! warms again, a rejection, a lost stream.
 //!
-//! Needs the binary: its path in `ENVOY_BIN`. Without it, the tests say that they are skipped.
+//! Where there is no Envoy, the tests say that they are skipped.
 
 mod support;
 
@@ -144,7 +144,7 @@ struct Envoy {
 }
 
 impl Envoy {
-    fn start(binary: &str, mode: Mode, control_plane: SocketAddr) -> Self {
+    fn start(binary: &std::path::Path, mode: Mode, control_plane: SocketAddr) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let config = folder.path().join("envoy.yaml");
         let admin_path = folder.path().join("admin");
@@ -251,10 +251,7 @@ async fn upstream() -> SocketAddr {
 }
 
 async fn story(mode: Mode) {
-    let Ok(binary) = std::env::var("ENVOY_BIN") else {
-        println!("skipped: ENVOY_BIN does not name an Envoy binary");
-        return;
-    };
+    let Some(binary) = leno_testkit::envoy::binary() else { return };
     let upstream = upstream().await;
     let (mut control, service) = ControlPlane::start();
     let socket = TcpListener::bind("127.0.0.1:0").await.unwrap();

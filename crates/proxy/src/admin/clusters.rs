@@ -169,7 +169,11 @@ fn health_flags(host: &Host) -> String {
         HealthStatus::Draining => "/eds_status_draining",
     };
     let detected = if host.ejected { "/failed_outlier_check" } else { "" };
-    if discovered.is_empty() && detected.is_empty() { "healthy".to_owned() } else { [detected, discovered].concat() }
+    if discovered.is_empty() && detected.is_empty() {
+        "healthy".to_owned()
+    } else {
+        [detected, discovered].concat()
+    }
 }
 
 /// As C++ prints numbers (`{:g}`): six digits at most; -1 for none.

@@ -139,14 +139,16 @@ pub(crate) fn lower_proto(proto: proto::Cluster, source: Any, at: &mut Lower) ->
     let assignment = at.optional("load_assignment", load_assignment, assignment::lower);
     let kind = discovery_type(cluster_discovery_type, at);
     let original_dst = match (&kind, &lb_config) {
-        (Some(Kind::Plain(DiscoveryType::OriginalDst)), Some(proto::cluster::LbConfig::OriginalDstLbConfig(config))) => {
-            Some(config.clone())
-        }
+        (
+            Some(Kind::Plain(DiscoveryType::OriginalDst)),
+            Some(proto::cluster::LbConfig::OriginalDstLbConfig(config)),
+        ) => Some(config.clone()),
         _ => None,
     };
     let provided = matches!(kind, Some(Kind::Plain(DiscoveryType::OriginalDst)));
     let discovery = kind.and_then(|kind| {
-        let parts = Parts { name: &name, assignment, eds: eds_cluster_config, dns, cleanup_interval, original_dst };
+        let parts =
+            Parts { name: &name, assignment, eds: eds_cluster_config, dns, cleanup_interval, original_dst };
         lower_discovery(kind, parts, at)
     });
     let policy = at.value::<LbPolicy>("lb_policy", lb_policy);
@@ -165,19 +167,20 @@ pub(crate) fn lower_proto(proto: proto::Cluster, source: Any, at: &mut Lower) ->
     let http = protocol::lower(http, at);
     let circuit_breakers = lower_circuit_breakers(circuit_breakers, at);
     let outlier = at.optional("outlier_detection", outlier_detection, outlier::config::lower);
-    let tcp_keepalive = at.optional("upstream_connection_options", upstream_connection_options, |proto, at| {
-        let proto::UpstreamConnectionOptions {
-            tcp_keepalive,
-            set_local_interface_name_on_upstream_connections,
-            happy_eyeballs_config,
-        } = proto;
-        at.unsupported(
-            "set_local_interface_name_on_upstream_connections",
-            set_local_interface_name_on_upstream_connections,
-        );
-        at.unsupported("happy_eyeballs_config", happy_eyeballs_config.is_some());
-        tcp_keepalive.map(address::keepalive)
-    });
+    let tcp_keepalive =
+        at.optional("upstream_connection_options", upstream_connection_options, |proto, at| {
+            let proto::UpstreamConnectionOptions {
+                tcp_keepalive,
+                set_local_interface_name_on_upstream_connections,
+                happy_eyeballs_config,
+            } = proto;
+            at.unsupported(
+                "set_local_interface_name_on_upstream_connections",
+                set_local_interface_name_on_upstream_connections,
+            );
+            at.unsupported("happy_eyeballs_config", happy_eyeballs_config.is_some());
+            tcp_keepalive.map(address::keepalive)
+        });
     let bind = match upstream_bind_config {
         Some(bind) => at.field("upstream_bind_config", |at| address::bind_config(bind, at)),
         None => Some(at.scope().bind.clone().unwrap_or_default()),
@@ -314,7 +317,10 @@ fn lower_discovery(kind: Kind, parts: Parts<'_>, at: &mut Lower) -> Option<Disco
         }
         Kind::Plain(DiscoveryType::OriginalDst) => {
             if assignment.is_some() {
-                at.error_at("load_assignment", "ORIGINAL_DST clusters must have no load assignment configured");
+                at.error_at(
+                    "load_assignment",
+                    "ORIGINAL_DST clusters must have no load assignment configured",
+                );
             }
             let proto::cluster::OriginalDstLbConfig {
                 use_http_header,
@@ -339,7 +345,9 @@ fn lower_discovery(kind: Kind, parts: Parts<'_>, at: &mut Lower) -> Option<Disco
                 None => None,
             };
             Some(Discovery::OriginalDst {
-                cleanup_interval: at.duration("cleanup_interval", cleanup_interval).unwrap_or(Duration::from_secs(5)),
+                cleanup_interval: at
+                    .duration("cleanup_interval", cleanup_interval)
+                    .unwrap_or(Duration::from_secs(5)),
                 port_override,
                 http_header: use_http_header.then_some(http_header),
             })
@@ -387,8 +395,12 @@ fn lower_circuit_breakers(proto: Option<proto::CircuitBreakers>, at: &mut Lower)
                 max_connection_pools,
             } = proto;
             at.unsupported("max_connection_pools", max_connection_pools.is_some());
-            let index = usize::from(at.value::<core::RoutingPriority>("priority", priority)? == core::RoutingPriority::High);
-            let (Some(breakers), Some(seen)) = (both.get_mut(index), seen.get_mut(index)) else { return None };
+            let index = usize::from(
+                at.value::<core::RoutingPriority>("priority", priority)? == core::RoutingPriority::High,
+            );
+            let (Some(breakers), Some(seen)) = (both.get_mut(index), seen.get_mut(index)) else {
+                return None;
+            };
             // The first entry of a priority counts.
             if std::mem::replace(seen, true) {
                 return None;

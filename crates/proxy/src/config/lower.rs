@@ -31,7 +31,11 @@ pub(crate) struct ConfigError {
 
 impl fmt::Display for ConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.path.is_empty() { f.write_str(&self.message) } else { write!(f, "{}: {}", self.path, self.message) }
+        if self.path.is_empty() {
+            f.write_str(&self.message)
+        } else {
+            write!(f, "{}: {}", self.path, self.message)
+        }
     }
 }
 
@@ -157,13 +161,25 @@ impl Lower {
     }
 
     /// Lowers every element of a repeated field; elements that are refused are left out.
-    pub(crate) fn each<P, T>(&mut self, field: &str, items: Vec<P>, mut lower: impl FnMut(P, &mut Lower) -> Option<T>) -> Vec<T> {
+    pub(crate) fn each<P, T>(
+        &mut self,
+        field: &str,
+        items: Vec<P>,
+        mut lower: impl FnMut(P, &mut Lower) -> Option<T>,
+    ) -> Vec<T> {
         let items = items.into_iter().enumerate();
-        items.filter_map(|(index, item)| self.field(&format!("{field}[{index}]"), |at| lower(item, at))).collect()
+        items
+            .filter_map(|(index, item)| self.field(&format!("{field}[{index}]"), |at| lower(item, at)))
+            .collect()
     }
 
     /// Lowers an optional message field.
-    pub(crate) fn optional<P, T>(&mut self, field: &str, item: Option<P>, lower: impl FnOnce(P, &mut Lower) -> Option<T>) -> Option<T> {
+    pub(crate) fn optional<P, T>(
+        &mut self,
+        field: &str,
+        item: Option<P>,
+        lower: impl FnOnce(P, &mut Lower) -> Option<T>,
+    ) -> Option<T> {
         item.and_then(|item| self.field(field, |at| lower(item, at)))
     }
 
@@ -265,7 +281,11 @@ impl Lower {
     }
 
     /// A `google.protobuf.UInt32Value` or the like that must fit a smaller type.
-    pub(crate) fn narrow<S: Copy + fmt::Display, T: TryFrom<S>>(&mut self, field: &str, value: S) -> Option<T> {
+    pub(crate) fn narrow<S: Copy + fmt::Display, T: TryFrom<S>>(
+        &mut self,
+        field: &str,
+        value: S,
+    ) -> Option<T> {
         match T::try_from(value) {
             Ok(value) => Some(value),
             Err(_) => {

@@ -39,12 +39,15 @@ const BACKLOG: i32 = 4096;
 
 /// Binds the sockets of `listener` for so many workers.
 pub(crate) fn bind(listener: &Listener, workers: usize) -> Result<BoundListener, BindError> {
-    let mut bound = BoundListener { workers: (0..workers).map(|_| Vec::new()).collect(), addresses: Vec::new() };
+    let mut bound =
+        BoundListener { workers: (0..workers).map(|_| Vec::new()).collect(), addresses: Vec::new() };
     for address in &listener.addresses {
         let failed = |error: io::Error| BindError { address: address.to_string(), reason: describe(&error) };
         let (sockets, actual) = match address {
             ListenAddress::Ip(ip) => bind_ip(listener, *ip, workers).map_err(failed)?,
-            ListenAddress::Pipe(path, mode) => (bind_pipe(path, *mode, workers).map_err(failed)?, address.clone()),
+            ListenAddress::Pipe(path, mode) => {
+                (bind_pipe(path, *mode, workers).map_err(failed)?, address.clone())
+            }
         };
         bound.addresses.push(actual);
         let backlog = listener.backlog.map_or(BACKLOG, |backlog| i32::try_from(backlog).unwrap_or(i32::MAX));
@@ -63,7 +66,11 @@ pub(crate) fn describe(error: &io::Error) -> String {
 }
 
 /// One socket per worker with SO_REUSEPORT, else one that all share.
-fn bind_ip(listener: &Listener, address: SocketAddr, workers: usize) -> io::Result<(Vec<Socket>, ListenAddress)> {
+fn bind_ip(
+    listener: &Listener,
+    address: SocketAddr,
+    workers: usize,
+) -> io::Result<(Vec<Socket>, ListenAddress)> {
     let first = bind_one(listener, address)?;
     let actual = first.local_addr()?.as_socket().unwrap_or(address);
     let mut sockets = vec![first];
@@ -87,11 +94,20 @@ fn bind_one(listener: &Listener, address: SocketAddr) -> io::Result<Socket> {
         if address.is_ipv4() {
             socket.set_ip_transparent_v4(true)?;
         } else {
-            crate::io::set_raw_option(&socket, libc::IPPROTO_IPV6, libc::IPV6_TRANSPARENT, &1i32.to_ne_bytes())?;
+            crate::io::set_raw_option(
+                &socket,
+                libc::IPPROTO_IPV6,
+                libc::IPV6_TRANSPARENT,
+                &1i32.to_ne_bytes(),
+            )?;
         }
     }
     if listener.freebind {
-        if address.is_ipv4() { socket.set_freebind_v4(true)? } else { socket.set_freebind_v6(true)? };
+        if address.is_ipv4() {
+            socket.set_freebind_v4(true)?
+        } else {
+            socket.set_freebind_v6(true)?
+        };
     }
     for (level, name, value) in &listener.options {
         crate::io::set_raw_option(&socket, *level, *name, value)?;

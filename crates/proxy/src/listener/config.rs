@@ -124,25 +124,24 @@ pub(crate) fn lower_proto(
     // SO_REUSEPORT spreads connections over the workers; `exact_balance` asks for no more than
     // that. How many connections are accepted at once is our own business.
     let _: Option<u32> = max_connections_to_accept_per_socket_event;
-    let _: Option<()> = at
-        .optional("connection_balance_config", connection_balance_config, |proto, at| {
-            use proto::listener::connection_balance_config::BalanceType;
-            match proto.balance_type {
-                Some(BalanceType::ExactBalance(_)) => None,
-                Some(BalanceType::ExtendBalance(_)) => {
-                    at.unsupported("extend_balance", true);
-                    None
-                }
-                Some(BalanceType::CpuLocalityBalance(_)) => {
-                    at.unsupported("cpu_locality_balance", true);
-                    None
-                }
-                None => {
-                    at.error("a balance type is required");
-                    None
-                }
+    let _: Option<()> = at.optional("connection_balance_config", connection_balance_config, |proto, at| {
+        use proto::listener::connection_balance_config::BalanceType;
+        match proto.balance_type {
+            Some(BalanceType::ExactBalance(_)) => None,
+            Some(BalanceType::ExtendBalance(_)) => {
+                at.unsupported("extend_balance", true);
+                None
             }
-        });
+            Some(BalanceType::CpuLocalityBalance(_)) => {
+                at.unsupported("cpu_locality_balance", true);
+                None
+            }
+            None => {
+                at.error("a balance type is required");
+                None
+            }
+        }
+    });
     // Deviation: a failed health check (`/healthcheck/fail`) does not drain connections, so a
     // `drain_type` of MODIFY_ONLY changes nothing.
     let _ = at.value::<proto::listener::DrainType>("drain_type", drain_type)?;

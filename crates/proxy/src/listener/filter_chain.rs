@@ -294,12 +294,7 @@ mod tests {
     }
 
     fn chains(matches: &[&str]) -> Result<FilterChains, String> {
-        let chain = |name: &str| {
-            Arc::new(FilterChain {
-                name: name.into(),
-                network: NetworkFilters::Close,
-            })
-        };
+        let chain = |name: &str| Arc::new(FilterChain { name: name.into(), network: NetworkFilters::Close });
         let lowered = Lower::resource(|at| {
             let mut chains = FilterChains::default();
             for text in matches {

@@ -75,7 +75,10 @@ pub(crate) async fn run(
 }
 
 /// Reads until `inspect` has a verdict; the end of the stream or the limit means no.
-async fn read_until<T>(accepted: &mut Accepted, inspect: impl Fn(&[u8]) -> Verdict<T>) -> io::Result<Verdict<T>> {
+async fn read_until<T>(
+    accepted: &mut Accepted,
+    inspect: impl Fn(&[u8]) -> Verdict<T>,
+) -> io::Result<Verdict<T>> {
     loop {
         match inspect(&accepted.buffered) {
             Verdict::NeedMore if accepted.buffered.len() < LIMIT => {

@@ -28,7 +28,9 @@ pub(crate) trait LoadBalancer {
 /// A policy for a list of hosts; `start` spreads the workers' first choices.
 pub(crate) fn build(balancing: &Balancing, hosts: &[Rc<Host>], start: u64) -> Box<dyn LoadBalancer> {
     match balancing {
-        Balancing::RoundRobin | Balancing::ClusterProvided => Box::new(round_robin::RoundRobin::new(hosts, start)),
+        Balancing::RoundRobin | Balancing::ClusterProvided => {
+            Box::new(round_robin::RoundRobin::new(hosts, start))
+        }
         Balancing::LeastRequest { choices, bias } => {
             Box::new(least_request::LeastRequest::new(hosts, *choices, *bias))
         }

@@ -13,7 +13,10 @@ use crate::cluster::{Balancing, EndpointAddress, EndpointConfig};
 fn hosts(weights: &[u32]) -> Vec<Rc<Host>> {
     let host = |(index, weight): (usize, &u32)| {
         let address = SocketAddr::from(([10, 0, 0, index as u8], 80));
-        Rc::new(Host::new(EndpointConfig { weight: *weight, ..EndpointConfig::plain(EndpointAddress::Ip(address)) }))
+        Rc::new(Host::new(EndpointConfig {
+            weight: *weight,
+            ..EndpointConfig::plain(EndpointAddress::Ip(address))
+        }))
     };
     weights.iter().enumerate().map(host).collect()
 }

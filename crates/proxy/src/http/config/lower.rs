@@ -103,7 +103,10 @@ impl HttpConnectionManager {
         // Deviation: a draining HTTP/2 connection gets its last GOAWAY after a ping's round trip, when
         // the client has seen the first, instead of after `drain_timeout`.
         at.duration("drain_timeout", drain_timeout);
-        at.unsupported("stream_error_on_invalid_http_message", stream_error_on_invalid_http_message == Some(true));
+        at.unsupported(
+            "stream_error_on_invalid_http_message",
+            stream_error_on_invalid_http_message == Some(true),
+        );
         check_request_id(request_id_extension, at);
         at.unsupported("drain_timeout_jitter", drain_timeout_jitter.is_some());
         at.unsupported("access_log_flush_interval", access_log_flush_interval.is_some());

@@ -137,7 +137,11 @@ pub(crate) async fn forward(
 }
 
 /// The cluster of a route; noted for the log. `None`: there is none of that name.
-pub(crate) fn choose_cluster(stream: &mut Stream, selected: &Selected, route: &Forward) -> Option<Rc<WorkerCluster>> {
+pub(crate) fn choose_cluster(
+    stream: &mut Stream,
+    selected: &Selected,
+    route: &Forward,
+) -> Option<Rc<WorkerCluster>> {
     let name = match &route.cluster {
         ClusterChoice::Name(name) => name,
         ClusterChoice::Weighted { clusters, .. } => &clusters.get(selected.weighted?)?.name,
@@ -479,11 +483,7 @@ impl Router<'_, '_, '_> {
     }
 
     /// The response's head goes down.
-    async fn begin_response(
-        &mut self,
-        mut head: HeaderMap,
-        end: bool,
-    ) -> Result<(), Ended> {
+    async fn begin_response(&mut self, mut head: HeaderMap, end: bool) -> Result<(), Ended> {
         let Exchange { stream, chain, down, timer } = &mut self.exchange;
         let now = now();
         stream.deadlines.last = now;

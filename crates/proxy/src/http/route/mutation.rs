@@ -210,7 +210,11 @@ mod tests {
 
     fn check(rules: &[(&str, &str, i32)], remove: &[&str], expected: &Expect) {
         let add = rules.iter().map(|(key, value, action)| core::HeaderValueOption {
-            header: Some(core::HeaderValue { key: (*key).into(), value: (*value).into(), ..Default::default() }),
+            header: Some(core::HeaderValue {
+                key: (*key).into(),
+                value: (*value).into(),
+                ..Default::default()
+            }),
             append_action: *action,
             ..Default::default()
         });
@@ -243,7 +247,17 @@ mod tests {
 
     #[test]
     fn refused() {
-        check(&[(":path", "x", 0)], &["Host"], &expect!["request_headers_to_add[0].header.key: :-prefixed or host headers may not be modified; request_headers_to_remove[0]: :-prefixed or host headers may not be removed"]);
-        check(&[("a", "%NOPE%", 0)], &[], &expect!["request_headers_to_add[0].header.value: Not supported field in StreamInfo: NOPE"]);
+        check(
+            &[(":path", "x", 0)],
+            &["Host"],
+            &expect![
+                "request_headers_to_add[0].header.key: :-prefixed or host headers may not be modified; request_headers_to_remove[0]: :-prefixed or host headers may not be removed"
+            ],
+        );
+        check(
+            &[("a", "%NOPE%", 0)],
+            &[],
+            &expect!["request_headers_to_add[0].header.value: Not supported field in StreamInfo: NOPE"],
+        );
     }
 }

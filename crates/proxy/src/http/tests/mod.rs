@@ -108,7 +108,11 @@ impl Proxy {
                     server_name: None,
                     started: crate::http::stream::now(),
                 });
-                let accepted = Accepted { socket: Socket::Tcp(stream), buffered: BytesMut::new(), buffer_limit: 1 << 20 };
+                let accepted = Accepted {
+                    socket: Socket::Tcp(stream),
+                    buffered: BytesMut::new(),
+                    buffer_limit: 1 << 20,
+                };
                 let serving = super::connection::serve(
                     Rc::clone(&worker),
                     Arc::clone(&manager),

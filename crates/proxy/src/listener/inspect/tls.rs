@@ -95,7 +95,8 @@ fn parse(hello: &[u8]) -> Option<ClientHello> {
                     let kind = names.u8()?;
                     let name = names.vector()?;
                     if kind == 0 && found.server_name.is_none() {
-                        found.server_name = std::str::from_utf8(name.0).ok().map(|name| name.to_lowercase().into());
+                        found.server_name =
+                            std::str::from_utf8(name.0).ok().map(|name| name.to_lowercase().into());
                     }
                 }
             }
@@ -147,10 +148,13 @@ mod tests {
             for end in 0..bytes.len() {
                 assert_eq!(inspect(&bytes[..end]), Verdict::NeedMore, "{record} {end}");
             }
-            assert_eq!(inspect(&bytes), Verdict::Yes(ClientHello {
-                server_name: expected.server_name.clone(),
-                application_protocols: expected.application_protocols.clone()
-            }));
+            assert_eq!(
+                inspect(&bytes),
+                Verdict::Yes(ClientHello {
+                    server_name: expected.server_name.clone(),
+                    application_protocols: expected.application_protocols.clone()
+                })
+            );
         }
     }
 

@@ -81,7 +81,8 @@ impl TcpProxy {
             Some(proto::tcp_proxy::ClusterSpecifier::Cluster(name)) => vec![(Name::from(name), 1)],
             Some(proto::tcp_proxy::ClusterSpecifier::WeightedClusters(weighted)) => {
                 at.each("weighted_clusters.clusters", weighted.clusters, |cluster, at| {
-                    let proto::tcp_proxy::weighted_cluster::ClusterWeight { name, weight, metadata_match } = cluster;
+                    let proto::tcp_proxy::weighted_cluster::ClusterWeight { name, weight, metadata_match } =
+                        cluster;
                     at.unsupported("metadata_match", metadata_match.is_some());
                     Some((Name::from(name), u64::from(weight)))
                 })
@@ -105,7 +106,11 @@ impl TcpProxy {
             clusters,
             idle_timeout: at.timeout("idle_timeout", idle_timeout, Some(Duration::from_secs(3600))),
             max_connect_attempts: max_connect_attempts.unwrap_or(1).max(1),
-            max_duration: at.timeout("max_downstream_connection_duration", max_downstream_connection_duration, None),
+            max_duration: at.timeout(
+                "max_downstream_connection_duration",
+                max_downstream_connection_duration,
+                None,
+            ),
             access_logs: at.each("access_log", access_log, AccessLog::lower),
             log_on_connected,
             log_interval,

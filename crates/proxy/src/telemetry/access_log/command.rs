@@ -574,14 +574,7 @@ impl Value<'_> {
 impl<'a> FormatContext<'a> {
     /// The context of a stream that goes on, without headers.
     pub(crate) fn new(info: &'a StreamInfo) -> Self {
-        Self {
-            info,
-            request: None,
-            response: None,
-            trailers: None,
-            log_type: LogType::NotSet,
-            end: None,
-        }
+        Self { info, request: None, response: None, trailers: None, log_type: LogType::NotSet, end: None }
     }
 }
 
