@@ -144,7 +144,7 @@ struct Envoy {
 }
 
 impl Envoy {
-    fn start(binary: &std::path::Path, mode: Mode, control_plane: SocketAddr) -> Self {
+    fn start(binary: &Path, mode: Mode, control_plane: SocketAddr) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let config = folder.path().join("envoy.yaml");
         let admin_path = folder.path().join("admin");

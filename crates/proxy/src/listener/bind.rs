@@ -104,10 +104,10 @@ fn bind_one(listener: &Listener, address: SocketAddr) -> io::Result<Socket> {
     }
     if listener.freebind {
         if address.is_ipv4() {
-            socket.set_freebind_v4(true)?
+            socket.set_freebind_v4(true)?;
         } else {
-            socket.set_freebind_v6(true)?
-        };
+            socket.set_freebind_v6(true)?;
+        }
     }
     for (level, name, value) in &listener.options {
         crate::io::set_raw_option(&socket, *level, *name, value)?;

@@ -258,8 +258,12 @@ pub(crate) struct StatsStore {
 pub(crate) struct ThreadStats {
     blocks: Mutex<HashMap<Box<str>, SamePrefix>>,
     /// Blocks that the thread itself holds.
-    kept: Mutex<HashMap<Box<str>, SmallVec<[Arc<Block>; 1]>>>,
+    kept: Mutex<HashMap<Box<str>, Kept>>,
 }
+
+/// The blocks of one prefix that the thread itself holds, by and large one.
+#[derive(Debug, Default)]
+struct Kept(SmallVec<[Arc<Block>; 1]>);
 
 /// The blocks of scopes with one prefix, by and large one.
 #[derive(Debug, Default)]
@@ -328,12 +332,12 @@ impl ThreadStats {
     /// those of HTTP filters, or names that come with requests.
     pub(crate) fn keep(&self, prefix: &str, schema: &'static Schema) -> Arc<Block> {
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        let same_prefix = kept.get(prefix).into_iter().flatten();
-        if let Some(block) = same_prefix.into_iter().find(|block| std::ptr::eq(block.schema, schema)) {
+        let Kept(same_prefix) = kept.entry(prefix.into()).or_default();
+        if let Some(block) = same_prefix.iter().find(|block| std::ptr::eq(block.schema, schema)) {
             return Arc::clone(block);
         }
         let block = self.block(prefix, schema);
-        kept.entry(prefix.into()).or_default().push(Arc::clone(&block));
+        same_prefix.push(Arc::clone(&block));
         block
     }
 
