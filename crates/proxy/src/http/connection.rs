@@ -30,7 +30,7 @@ use crate::http::stats::HttpStats;
 use crate::http::stream::{Connection, now, refuse_request, serve_request};
 use crate::http::timer::Timer;
 use crate::io::{Accepted, Socket};
-use crate::telemetry::stream_info::ConnectionInfo;
+use crate::telemetry::stream_info::{ConnectionInfo, HeadSize};
 use crate::worker::Worker;
 
 /// Serves a connection to its end.
@@ -166,7 +166,7 @@ async fn serve_http1(
                 Box::pin(serve_request(
                     connection,
                     head,
-                    request.size,
+                    HeadSize { wire: request.size as u64, fields: request.fields },
                     Downstream::H1(&mut server),
                     &mut timer,
                 ))
@@ -381,7 +381,8 @@ async fn serve_stream(
 ) {
     let mut head = HeaderMap::new();
     let server = H2Server::new(request, respond, &mut head);
-    let size = head.byte_size();
+    let size = head.byte_size() as u64;
+    let size = HeadSize { wire: size, fields: size };
     let mut timer = Timer::default();
     // The crate limits the bytes of a head, not its fields.
     if head.len() > connection.manager.max_headers {

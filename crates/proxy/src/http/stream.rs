@@ -29,7 +29,7 @@ use crate::http::timer::{Deadlines, Expired, Timer};
 use crate::http::{normalize, redirect, upgrade};
 use crate::telemetry::access_log::LogType;
 use crate::telemetry::access_log::command::FormatContext;
-use crate::telemetry::stream_info::{ConnectionInfo, Protocol, ResponseFlags, StreamInfo};
+use crate::telemetry::stream_info::{ConnectionInfo, HeadSize, Protocol, ResponseFlags, StreamInfo};
 use crate::worker::Worker;
 
 /// What all streams of a downstream connection have in common.
@@ -98,11 +98,11 @@ pub(crate) struct Stream {
 pub(crate) async fn serve_request(
     connection: &Connection,
     head: HeaderMap,
-    head_bytes: usize,
+    size: HeadSize,
     mut down: Downstream<'_>,
     timer: &mut Timer,
 ) {
-    let mut stream = Stream::start(connection, head, head_bytes, &down);
+    let mut stream = Stream::start(connection, head, size, &down);
     let mut chain = Chain::default();
     let ended = stream.run(&mut chain, &mut down, timer).await;
     if let Err(ended) = ended {
@@ -119,7 +119,7 @@ pub(crate) async fn refuse_request(
     mut down: Downstream<'_>,
     timer: &mut Timer,
 ) {
-    let mut stream = Stream::start(connection, HeaderMap::default(), 0, &down);
+    let mut stream = Stream::start(connection, HeaderMap::default(), HeadSize::default(), &down);
     down.close_after_response();
     stream.end_early(reply.into(), &mut Chain::default(), &mut down);
     stream.flush(&mut down, timer).await;
@@ -127,7 +127,7 @@ pub(crate) async fn refuse_request(
 }
 
 impl Stream {
-    fn start(connection: &Connection, head: HeaderMap, head_bytes: usize, down: &Downstream<'_>) -> Self {
+    fn start(connection: &Connection, head: HeaderMap, size: HeadSize, down: &Downstream<'_>) -> Self {
         let now = now();
         let manager = Arc::clone(&connection.manager);
         let stats = Rc::clone(&connection.stats);
@@ -136,7 +136,7 @@ impl Stream {
         let complete = down.request_complete();
         let mut info =
             StreamInfo::new(Rc::clone(&connection.info), Some(down.protocol()), now, SystemTime::now());
-        info.request_header_bytes = head_bytes as u64;
+        info.request_head = size;
         info.request_complete = complete.then_some(now);
         let deadlines = Deadlines {
             last: now,
@@ -407,9 +407,8 @@ impl Stream {
             down.close_after_response();
         }
         self.info.response_code = head.status();
-        self.info.response_header_bytes = head.byte_size() as u64;
         self.info.first_downstream_tx = Some(now());
-        down.send_head(&head, end);
+        self.info.response_head = down.send_head(&head, end);
         self.response = head;
     }
 

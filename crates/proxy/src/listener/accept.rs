@@ -21,7 +21,7 @@ use crate::listener::filter_chain::ConnectionFacts;
 use crate::listener::inspect::{self, Inspected};
 use crate::listener::{FilterChain, Listener, NetworkFilters, original_dst};
 use crate::telemetry::stats::stats_scope;
-use crate::telemetry::stream_info::{ConnectionInfo, ResponseFlags, StreamInfo};
+use crate::telemetry::stream_info::{ConnectionInfo, ResponseFlags, StreamInfo, next_connection_id};
 use crate::worker::Worker;
 
 stats_scope! {
@@ -87,9 +87,6 @@ pub(crate) struct WorkerListener {
     /// How far its connections, new ones too, are asked to end.
     phase: Cell<Phase>,
 }
-
-/// Numbers connections over all workers: `%CONNECTION_ID%`.
-static NEXT_CONNECTION: AtomicU64 = AtomicU64::new(0);
 
 /// How long to wait after the system refused to accept (out of file descriptors).
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
@@ -244,7 +241,7 @@ pub(crate) async fn serve(
     };
     let chain = listener.config.chains.find(&facts).cloned();
     let info = Rc::new(ConnectionInfo {
-        id: NEXT_CONNECTION.fetch_add(1, Ordering::Relaxed),
+        id: next_connection_id(),
         remote,
         direct_remote: remote,
         local,

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Instant, SystemTime};
 
 use leno_base::Name;
@@ -127,6 +128,21 @@ impl Protocol {
     }
 }
 
+/// How long a head is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct HeadSize {
+    /// Its bytes on the wire (HTTP/2: before compression).
+    pub(crate) wire: u64,
+    /// `%DOWNSTREAM_HEADER_BYTES_...%`: as Envoy counts, without the first line and the last.
+    pub(crate) fields: u64,
+}
+
+/// Numbers connections, downstream and upstream, over all workers: `%CONNECTION_ID%`.
+pub(crate) fn next_connection_id() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    NEXT.fetch_add(1, Ordering::Relaxed)
+}
+
 /// The facts of one downstream connection, shared by its streams.
 #[derive(Debug)]
 pub(crate) struct ConnectionInfo {
@@ -225,9 +241,9 @@ pub(crate) struct StreamInfo {
     /// `%BYTES_SENT%`: body bytes to downstream.
     pub(crate) bytes_sent: u64,
     /// Bytes of the request and response heads as received or sent.
-    pub(crate) request_header_bytes: u64,
-    /// See `request_header_bytes`.
-    pub(crate) response_header_bytes: u64,
+    pub(crate) request_head: HeadSize,
+    /// See `request_head`.
+    pub(crate) response_head: HeadSize,
     /// Last byte of the request received (`%REQUEST_DURATION%`).
     pub(crate) request_complete: Option<Instant>,
     /// First byte of the response sent downstream.
@@ -269,8 +285,8 @@ impl StreamInfo {
             flags: ResponseFlags::default(),
             bytes_received: 0,
             bytes_sent: 0,
-            request_header_bytes: 0,
-            response_header_bytes: 0,
+            request_head: HeadSize::default(),
+            response_head: HeadSize::default(),
             request_complete: None,
             first_downstream_tx: None,
             last_downstream_tx: None,

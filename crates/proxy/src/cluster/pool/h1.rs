@@ -104,6 +104,11 @@ impl H1Lease {
         self.connection.as_ref().and_then(|connection| connection.local)
     }
 
+    /// The connection's number.
+    pub(crate) fn connection_id(&self) -> Option<u64> {
+        self.connection.as_ref().map(|connection| connection.count.id)
+    }
+
     /// Whether an earlier exchange ran on the connection.
     pub(crate) fn reused(&self) -> bool {
         self.connection.as_ref().is_some_and(|connection| connection.exchanges > 1)

@@ -31,6 +31,7 @@ pub(crate) struct H2Connection {
     draining: Cell<bool>,
     idle_since: Cell<Instant>,
     local: Option<SocketAddr>,
+    id: u64,
     target: Rc<Target>,
 }
 
@@ -72,6 +73,11 @@ impl H2Lease {
     /// Our address on the connection.
     pub(crate) fn local_address(&self) -> Option<SocketAddr> {
         self.connection.local
+    }
+
+    /// The connection's number.
+    pub(crate) fn connection_id(&self) -> u64 {
+        self.connection.id
     }
 
     /// Opens the stream with this head.
@@ -166,6 +172,7 @@ pub(super) async fn handshake(
         draining: Cell::new(false),
         idle_since: Cell::new(now()),
         local,
+        id: count.id,
         target: Rc::clone(target),
     });
     tokio::task::spawn_local(drive(driver, Rc::downgrade(&connection), count, settings.keepalive));

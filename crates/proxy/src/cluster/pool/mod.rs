@@ -23,6 +23,7 @@ use crate::cluster::worker_cluster::{Host, HostCounts, WorkerCluster};
 use crate::cluster::{Cluster, EndpointAddress, Http2Settings, UpstreamProtocol};
 use crate::http::codec::ResetReason;
 use crate::http::codec::side::Upstream;
+use crate::telemetry::stream_info::next_connection_id;
 
 pub(crate) mod connect;
 mod h1;
@@ -73,6 +74,8 @@ struct Target {
 
 /// Counts one open connection, from connect to close.
 struct Count {
+    /// `%UPSTREAM_CONNECTION_ID%`.
+    id: u64,
     target: Rc<Target>,
     started: Instant,
     _permit: Permit,
@@ -83,7 +86,7 @@ impl Count {
         target.stats.upstream_cx_active().inc();
         target.counts.cx_active.set(target.counts.cx_active.get() + 1);
         target.counts.cx_total.set(target.counts.cx_total.get() + 1);
-        Self { target: Rc::clone(target), started: now(), _permit: permit }
+        Self { id: next_connection_id(), target: Rc::clone(target), started: now(), _permit: permit }
     }
 }
 

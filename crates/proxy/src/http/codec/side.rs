@@ -11,7 +11,7 @@ use crate::http::codec::h1::server::H1Server;
 use crate::http::codec::h2::{H2Client, H2Server};
 use crate::http::codec::{DownstreamError, Frame, ResetReason};
 use crate::http::headers::HeaderMap;
-use crate::telemetry::stream_info::Protocol;
+use crate::telemetry::stream_info::{HeadSize, Protocol};
 
 /// The client's side.
 pub(crate) enum Downstream<'a> {
@@ -87,11 +87,15 @@ impl Downstream<'_> {
         }
     }
 
-    /// Sends the response's head.
-    pub(crate) fn send_head(&mut self, map: &HeaderMap, end: bool) {
+    /// Sends the response's head; gives its length.
+    pub(crate) fn send_head(&mut self, map: &HeaderMap, end: bool) -> HeadSize {
         match self {
             Downstream::H1(server) => server.send_head(map, end),
-            Downstream::H2(server) => server.send_head(map, end),
+            Downstream::H2(server) => {
+                server.send_head(map, end);
+                let size = map.byte_size() as u64;
+                HeadSize { wire: size, fields: size }
+            }
         }
     }
 
@@ -192,6 +196,23 @@ impl Upstream {
         match self {
             Upstream::H1(lease) => lease.local_address(),
             Upstream::H2 { lease, .. } => lease.local_address(),
+        }
+    }
+
+    /// `%UPSTREAM_CONNECTION_ID%`.
+    pub(crate) fn connection_id(&self) -> Option<u64> {
+        match self {
+            Upstream::H1(lease) => lease.connection_id(),
+            Upstream::H2 { lease, .. } => Some(lease.connection_id()),
+        }
+    }
+
+    /// Bytes that this exchange has sent and received on the wire. HTTP/2 does not count them by
+    /// stream.
+    pub(crate) fn wire_bytes(&mut self) -> (u64, u64) {
+        match self {
+            Upstream::H1(lease) => lease.client().wire_bytes(),
+            Upstream::H2 { .. } => (0, 0),
         }
     }
 

@@ -271,7 +271,14 @@ impl Router<'_, '_, '_> {
             }));
         };
         host.report(Report::Connected);
-        let outcome = self.converse(upstream, &host).await;
+        let mut upstream = upstream;
+        let outcome = self.converse(&mut upstream, &host).await;
+        let (sent, received) = upstream.wire_bytes();
+        let info = &mut self.exchange.stream.info.upstream;
+        // Of all attempts.
+        info.wire_bytes_sent += sent;
+        info.wire_bytes_received += received;
+        drop(upstream);
         active.count(&outcome, self.exchange.stream.info.response_code);
         outcome
     }
@@ -308,12 +315,13 @@ impl Router<'_, '_, '_> {
     }
 
     /// Sends the request and forwards the response, both at once.
-    async fn converse(&mut self, mut up: Upstream, host: &Host) -> Result<Outcome, Ended> {
+    async fn converse(&mut self, up: &mut Upstream, host: &Host) -> Result<Outcome, Ended> {
         let started = now();
         let stream = &mut *self.exchange.stream;
         stream.info.upstream.protocol = Some(up.protocol());
         stream.info.upstream.ready_at = Some(started);
         stream.info.upstream.local = up.local_address();
+        stream.info.upstream.connection_id = up.connection_id();
         stream.info.upstream.first_tx = Some(started);
         stream.deadlines.last = started;
         stream.deadlines.per_try =
@@ -324,14 +332,14 @@ impl Router<'_, '_, '_> {
             return Ok(self.broken(up, reason));
         }
         if !bodiless {
-            self.body.replay(&mut up);
+            self.body.replay(up);
         }
         let mut answered = false;
         let mut ended = false;
         let mut response = std::mem::take(&mut self.exchange.stream.response);
         while !ended {
-            match self.next_event(&mut up, answered, &mut response).await {
-                Event::Request(frame) => self.forward_request(frame, &mut up).await?,
+            match self.next_event(up, answered, &mut response).await {
+                Event::Request(frame) => self.forward_request(frame, up).await?,
                 Event::Interim => {
                     if response.status() != 100 || self.exchange.stream.manager.proxy_100_continue {
                         self.exchange.down.send_informational(&response);
@@ -343,7 +351,7 @@ impl Router<'_, '_, '_> {
                     if retriable {
                         match self.take_retry(true) {
                             verdict @ Verdict::Retry(..) => {
-                                drain(&mut up);
+                                drain(up);
                                 self.exchange.stream.response = response;
                                 return Ok(Outcome::RetriableResponse(verdict));
                             }
@@ -581,7 +589,7 @@ impl Router<'_, '_, '_> {
         }
     }
 
-    fn broken(&mut self, mut up: Upstream, reason: ResetReason) -> Outcome {
+    fn broken(&mut self, up: &mut Upstream, reason: ResetReason) -> Outcome {
         let untouched = if reason == ResetReason::RemoteRefused { Untouched::Surely } else { up.untouched() };
         up.reset();
         let started = untouched != Untouched::Surely;

@@ -171,8 +171,8 @@ pub(crate) const FACTS: &[(&str, Fact)] = &[
     ("DOWNSTREAM_DIRECT_REMOTE_ADDRESS", |cx| address(Some(cx.info.connection.direct_remote))),
     ("DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT", |cx| ip(Some(cx.info.connection.direct_remote))),
     ("DOWNSTREAM_DIRECT_REMOTE_PORT", |cx| port(Some(cx.info.connection.direct_remote))),
-    ("DOWNSTREAM_HEADER_BYTES_RECEIVED", |cx| Value::Number(cx.info.request_header_bytes)),
-    ("DOWNSTREAM_HEADER_BYTES_SENT", |cx| Value::Number(cx.info.response_header_bytes)),
+    ("DOWNSTREAM_HEADER_BYTES_RECEIVED", |cx| Value::Number(cx.info.request_head.fields)),
+    ("DOWNSTREAM_HEADER_BYTES_SENT", |cx| Value::Number(cx.info.response_head.fields)),
     ("DOWNSTREAM_LOCAL_ADDRESS", |cx| address(Some(cx.info.connection.local))),
     ("DOWNSTREAM_LOCAL_ADDRESS_WITHOUT_PORT", |cx| ip(Some(cx.info.connection.local))),
     ("DOWNSTREAM_LOCAL_DNS_SAN", NO_TLS),
@@ -198,9 +198,9 @@ pub(crate) const FACTS: &[(&str, Fact)] = &[
     ("DOWNSTREAM_TRANSPORT_FAILURE_REASON", NO_TLS),
     // Deviation: heads and bodies without the framing of chunks and HTTP/2.
     ("DOWNSTREAM_WIRE_BYTES_RECEIVED", |cx| {
-        Value::Number(cx.info.request_header_bytes + cx.info.bytes_received)
+        Value::Number(cx.info.request_head.wire + cx.info.bytes_received)
     }),
-    ("DOWNSTREAM_WIRE_BYTES_SENT", |cx| Value::Number(cx.info.response_header_bytes + cx.info.bytes_sent)),
+    ("DOWNSTREAM_WIRE_BYTES_SENT", |cx| Value::Number(cx.info.response_head.wire + cx.info.bytes_sent)),
     ("DURATION", |cx| millis(Some(cx.info.started), cx.end)),
     ("GRPC_STATUS_NUMBER", |cx| {
         grpc::status(cx).map_or(Value::Absent, |status| Value::Number(u64::from(status)))

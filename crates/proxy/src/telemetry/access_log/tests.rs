@@ -13,7 +13,9 @@ use super::format::Format;
 use super::{AccessLog, Filter, LogFormat, LogType};
 use crate::config::lower::Lower;
 use crate::http::headers::HeaderMap;
-use crate::telemetry::stream_info::{ConnectionInfo, FilterState, Protocol, ResponseFlags, StreamInfo};
+use crate::telemetry::stream_info::{
+    ConnectionInfo, FilterState, HeadSize, Protocol, ResponseFlags, StreamInfo,
+};
 
 fn headers(pairs: &[(&str, &str)]) -> HeaderMap {
     let mut headers = HeaderMap::new();
@@ -49,8 +51,8 @@ impl Sample {
         info.response_code = 200;
         info.response_code_details = Some("via upstream".into());
         info.bytes_sent = 2;
-        info.request_header_bytes = 71;
-        info.response_header_bytes = 131;
+        info.request_head = HeadSize { wire: 171, fields: 71 };
+        info.response_head = HeadSize { wire: 231, fields: 131 };
         info.request_complete = at(100);
         info.first_downstream_tx = at(3500);
         info.last_downstream_tx = at(3927);

@@ -196,6 +196,11 @@ impl H1Client {
         Poll::Ready(())
     }
 
+    /// Bytes of this exchange that were sent and received.
+    pub(crate) fn wire_bytes(&self) -> (u64, u64) {
+        (self.transport.sent - self.sent_before, self.transport.received - self.received_before)
+    }
+
     /// Whether nothing of this exchange has reached the network.
     pub(crate) fn nothing_sent(&self) -> bool {
         self.transport.sent == self.sent_before

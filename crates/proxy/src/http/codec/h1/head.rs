@@ -32,6 +32,8 @@ pub(crate) struct HeadLimits {
 pub(crate) struct RequestHead {
     /// Bytes of the head.
     pub(crate) size: usize,
+    /// Bytes of its fields as Envoy counts them (`counted`).
+    pub(crate) fields: u64,
     /// HTTP/1.0?
     pub(crate) http10: bool,
     /// How its body is framed.
@@ -200,6 +202,7 @@ pub(crate) fn parse_request(
         };
         Ok(Some(RequestHead {
             size,
+            fields: counted(request.headers),
             http10,
             body,
             keep_alive: if http10 { connection.keep_alive && !connection.close } else { !connection.close },
@@ -279,6 +282,12 @@ pub(crate) fn parse_response(
             keep_alive: keep_alive && body != BodyLength::UntilClose,
         }))
     })
+}
+
+/// The bytes of all names and values, and three for each field; three if there is none.
+fn counted(fields: &[httparse::Header<'_>]) -> u64 {
+    let texts: usize = fields.iter().map(|field| field.name.len() + field.value.len()).sum();
+    (texts + 3 * fields.len().max(1)) as u64
 }
 
 /// Runs `parse` with room for header fields: on the stack for ordinary limits.

@@ -10,6 +10,7 @@ use crate::http::codec::h1::head::{self, HeadLimits, RequestHead, ResponseShape,
 use crate::http::codec::{BodyLength, CodecError, DownstreamError, Frame};
 use crate::http::headers::HeaderMap;
 use crate::io::Socket;
+use crate::telemetry::stream_info::HeadSize;
 
 /// Bytes of later requests that are read ahead while one is served.
 const PIPELINE_LIMIT: usize = 64 * 1024;
@@ -17,6 +18,7 @@ const PIPELINE_LIMIT: usize = 64 * 1024;
 /// The facts while there is no request.
 const NO_REQUEST: RequestHead = RequestHead {
     size: 0,
+    fields: 0,
     http10: false,
     body: BodyLength::Empty,
     keep_alive: true,
@@ -255,14 +257,21 @@ impl H1Server {
         );
     }
 
-    /// Writes the response's head.
-    pub(crate) fn send_head(&mut self, map: &HeaderMap, end: bool) {
+    /// Writes the response's head; gives its length.
+    pub(crate) fn send_head(&mut self, map: &HeaderMap, end: bool) -> HeadSize {
         if self.owes_continue {
             // The client may or may not send the body now: nothing behind it can be told apart.
             self.close = true;
         }
         let shape = self.shape(end);
-        let length = head::write_response(self.transport.output.text().bytes(), map, shape, self.style);
+        let mut text = self.transport.output.text();
+        let before = text.bytes().len();
+        let length = head::write_response(text.bytes(), map, shape, self.style);
+        let written = text.bytes().get(before..).unwrap_or_default();
+        let first = memchr::memchr(b'\n', written).map_or(0, |at| at + 1);
+        let fields = written.len().saturating_sub(first + 2);
+        let size = HeadSize { wire: written.len() as u64, fields: fields as u64 };
+        drop(text);
         if length == BodyLength::UntilClose {
             self.close = true;
         } else if self.request.upgrade || self.connect {
@@ -271,6 +280,7 @@ impl H1Server {
         }
         self.writer = BodyWriter::new(length);
         self.responded = true;
+        size
     }
 
     fn shape(&self, end: bool) -> ResponseShape {
