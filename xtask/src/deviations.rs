@@ -43,18 +43,20 @@ fn render(sources: &[Source]) -> String {
     list
 }
 
-/// The texts of all deviation comments; one goes on over the comment lines that follow.
+/// The texts of all deviation comments, of any kind of comment; one goes on over the comment
+/// lines that follow, up to an empty one.
 fn comments(text: &str) -> Vec<String> {
     let mut found: Vec<String> = Vec::new();
     let mut open = false;
-    for line in text.lines().map(str::trim) {
-        if let Some(text) = line.strip_prefix("// Deviation:") {
-            found.push(text.trim().to_owned());
+    for line in text.lines() {
+        let comment = comment(line);
+        if let Some((_, text)) = comment.and_then(|comment| comment.split_once("Deviation: ")) {
+            found.push(text.to_owned());
             open = true;
-        } else if let (true, Some(more)) = (open, line.strip_prefix("// ")) {
+        } else if let (true, Some(more)) = (open, comment.filter(|comment| !comment.is_empty())) {
             if let Some(last) = found.last_mut() {
                 last.push(' ');
-                last.push_str(more.trim());
+                last.push_str(more);
             }
         } else {
             open = false;
@@ -63,13 +65,21 @@ fn comments(text: &str) -> Vec<String> {
     found
 }
 
+/// What a line that is a comment says.
+fn comment(line: &str) -> Option<&str> {
+    let line = line.trim();
+    let markers = ["//!", "///", "//"];
+    markers.iter().find_map(|marker| line.strip_prefix(marker)).map(str::trim)
+}
+
 #[cfg(test)]
 mod tests {
     use super::comments;
 
     #[test]
     fn comments_go_on_over_several_lines() {
-        let text = "x\n    // Deviation: Envoy closes here,\n    // we answer.\n    y // Deviation: no\n// Deviation: two\n";
+        let text = "x\n    // Deviation: Envoy closes here,\n    // we answer.\n    y // Deviation: no\n\
+                    //! Header. Deviation: two\n//!\n//! more\n";
         assert_eq!(comments(text), ["Envoy closes here, we answer.", "two"]);
     }
 }
