@@ -12,9 +12,7 @@ use std::sync::Arc;
 use k8s_openapi::api::apps::v1 as apps;
 use k8s_openapi::api::batch::v1 as batch;
 use k8s_openapi::api::core::v1 as core;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use leno_api::yaml::{self, Dialect, Node};
-use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 /// Namespace and name of an object.
@@ -260,15 +258,27 @@ fn is_manifest(path: &Path) -> bool {
     !hidden && matches!(extension, "yaml" | "yml" | "json")
 }
 
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
+/// What an object is and what it is called, read apart from the rest, so that a faulty object is
+/// still known to be the one that was good before.
 struct Head {
-    #[serde(default)]
-    api_version: String,
-    #[serde(default)]
+    group: String,
     kind: String,
-    #[serde(default)]
-    metadata: ObjectMeta,
+    key: Key,
+}
+
+impl Head {
+    fn of(document: &Node<'_>) -> Head {
+        let text = |node: Option<&Node<'_>>| node.and_then(Node::as_str).unwrap_or_default().to_owned();
+        let metadata = document.find("metadata");
+        let of_metadata = |name: &str| text(metadata.and_then(|metadata| metadata.find(name)));
+        let namespace = Some(of_metadata("namespace")).filter(|name| !name.is_empty());
+        let version = text(document.find("apiVersion"));
+        Head {
+            group: version.split_once('/').map_or("", |(group, _)| group).to_owned(),
+            kind: text(document.find("kind")),
+            key: Key::new(namespace.as_deref().unwrap_or("default"), &of_metadata("name")),
+        }
+    }
 }
 
 #[derive(Default)]
@@ -299,32 +309,36 @@ impl Reader {
     }
 
     fn read_object(&mut self, file: &Arc<str>, document: Node<'static>) {
-        let Ok((head, _)) = yaml::from_node::<Head>(&document) else { return };
+        let Head { group, kind, key } = Head::of(&document);
         let origin = Origin { file: file.clone(), document: Arc::new(document) };
-        let namespace =
-            head.metadata.namespace.as_deref().filter(|name| !name.is_empty()).unwrap_or("default");
-        let key = Key::new(namespace, head.metadata.name.as_deref().unwrap_or_default());
-        let group = head.api_version.split_once('/').map_or("", |(group, _)| group);
-        match (group, head.kind.as_str()) {
+        match (group.as_str(), kind.as_str()) {
             ("", "Namespace") => {
-                let labels = head.metadata.labels.unwrap_or_default();
-                self.objects.namespaces.entry(key.name).or_default().extend(labels);
+                // A faulty one is the control plane's to report, here and below.
+                let labels = match self.typed::<core::Namespace>(&origin, false) {
+                    Some(namespace) => namespace.metadata.labels,
+                    None => self.last.namespaces.get(&key.name).cloned(),
+                };
+                self.objects.namespaces.entry(key.name).or_default().extend(labels.unwrap_or_default());
             }
             ("", "Service") => {
-                if let Some(object) = self.typed::<core::Service>(&origin, false) {
-                    self.objects.services.insert(key.clone(), Service { key, object });
-                }
+                let service = match self.typed::<core::Service>(&origin, false) {
+                    Some(object) => Some(Service { key: key.clone(), object }),
+                    None => self.last.services.get(&key).cloned(),
+                };
+                self.objects.services.extend(service.map(|service| (key, service)));
             }
             ("", "ConfigMap") => {
-                if let Some(map) = self.typed::<core::ConfigMap>(&origin, true) {
-                    self.objects.config_maps.insert(key, map.data.unwrap_or_default());
-                }
+                let data = match self.typed::<core::ConfigMap>(&origin, true) {
+                    Some(map) => Some(map.data.unwrap_or_default()),
+                    None => self.last.config_maps.get(&key).cloned(),
+                };
+                self.objects.config_maps.extend(data.map(|data| (key, data)));
             }
             ("", "Secret") => self.read_secret(key, &origin),
             ("networking.istio.io", "Gateway") => self.read_gateway(key, origin),
             ("networking.istio.io", "ServiceEntry") => self.read_entry(key, &origin),
             ("apps" | "batch", _) | ("", "Pod" | "ReplicationController") => {
-                self.read_workload(&head.kind, key, origin);
+                self.read_workload(&kind, key, origin);
             }
             _ => {}
         }
@@ -400,7 +414,11 @@ impl Reader {
     }
 
     fn read_secret(&mut self, key: Key, origin: &Origin) {
-        let Some(secret) = self.typed::<core::Secret>(origin, true) else { return };
+        let Some(secret) = self.typed::<core::Secret>(origin, true) else {
+            let before = self.last.secrets.get(&key).cloned();
+            self.objects.secrets.extend(before.map(|before| (key, before)));
+            return;
+        };
         let mut values: BTreeMap<String, String> = BTreeMap::new();
         for (name, value) in secret.data.unwrap_or_default() {
             values.insert(name, String::from_utf8_lossy(&value.0).into_owned());
@@ -410,8 +428,11 @@ impl Reader {
     }
 
     fn read_gateway(&mut self, key: Key, origin: Origin) {
-        // A faulty one is the control plane's to report.
-        let Some(object) = self.typed::<gateway::Object>(&origin, false) else { return };
+        let Some(object) = self.typed::<gateway::Object>(&origin, false) else {
+            let before = self.last.gateways.iter().find(|gateway| gateway.key == key);
+            self.objects.gateways.extend(before.cloned());
+            return;
+        };
         let server = |(index, server): (usize, gateway::Server)| {
             let port = server.port?;
             let number = u16::try_from(port.number).ok().filter(|number| *number > 0)?;
@@ -426,7 +447,11 @@ impl Reader {
     }
 
     fn read_entry(&mut self, key: Key, origin: &Origin) {
-        let Some(object) = self.typed::<entry::Object>(origin, false) else { return };
+        let Some(object) = self.typed::<entry::Object>(origin, false) else {
+            let before = self.last.entries.iter().find(|entry| entry.key == key);
+            self.objects.entries.extend(before.cloned());
+            return;
+        };
         if object.spec.resolution.starts_with("DNS") {
             let message = "in network namespaces pods have no way out of this machine yet, so what DNS knows \
                            of cannot be reached from them";
@@ -604,5 +629,28 @@ mod tests {
             }
         }
         assert_eq!(folders.read(&[folder.path().to_owned()]).workloads, []);
+    }
+
+    #[test]
+    fn a_faulty_label_keeps_the_object_of_every_kind() {
+        let folder = tempfile::tempdir().unwrap();
+        let good = "apiVersion: v1\nkind: Namespace\nmetadata: {name: default, labels: {x: a}}\n---\n\
+                    apiVersion: v1\nkind: Service\nmetadata: {name: s, labels: {x: a}}\nspec: {ports: [{port: 80}]}\n---\n\
+                    apiVersion: v1\nkind: ConfigMap\nmetadata: {name: c, labels: {x: a}}\ndata: {k: v}\n---\n\
+                    apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: d, labels: {x: a}}\n\
+                    spec: {selector: {}, template: {spec: {containers: []}}}\n";
+        let mut folders = Folders::default();
+        let mut read = |text: &str| {
+            std::fs::write(folder.path().join("a.yaml"), text).unwrap();
+            folders.read(&[folder.path().to_owned()])
+        };
+        let before = read(good);
+        assert_eq!((before.services.len(), before.config_maps.len(), before.workloads.len()), (1, 1, 1));
+        let after = read(&good.replace("x: a", "x: 1"));
+        assert_eq!(after.namespaces, before.namespaces);
+        assert_eq!(after.services, before.services);
+        assert_eq!(after.config_maps, before.config_maps);
+        assert_eq!(after.workloads.len(), 1);
+        assert!(!after.problems.is_empty());
     }
 }
