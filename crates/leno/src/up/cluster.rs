@@ -22,6 +22,7 @@ use super::pilot::{self, Report};
 use super::plan::{self, Given, Plan, PodPlan, Publication, Settings};
 use super::pod::{self, Condition, Ending, Handle, News, World};
 use super::publish::{Published, Target};
+use super::services;
 use super::site::{Place, Site};
 use super::state::{Phase, StateFolder};
 
@@ -84,6 +85,8 @@ pub(crate) struct Cluster {
     published: BTreeMap<u16, Port>,
     control_plane: Option<Published>,
     state: StateFolder,
+    /// Services as the node leads to them.
+    services: Vec<leno_node::Service>,
     world: watch::Sender<Arc<World>>,
     news: mpsc::UnboundedSender<(Key, News)>,
     report: Report,
@@ -143,6 +146,7 @@ impl Cluster {
             published: BTreeMap::new(),
             control_plane: None,
             state,
+            services: Vec::new(),
             world: watch::channel(Arc::default()).0,
             news,
             report: Report::default(),
@@ -417,6 +421,7 @@ impl Cluster {
         if let Err(e) = self.state.write(&pods, &self.plan, &self.objects, &self.site.layout) {
             self.display.line(format!("cannot write to {}: {e}", self.state.path().display()));
         }
+        self.settle_services(&pods);
         let ready = pods.iter().filter(|(_, (_, phase))| *phase == Phase::Ready).map(|(key, _)| key.clone());
         let world = World {
             objects: self.objects.clone(),
@@ -434,6 +439,19 @@ impl Cluster {
         self.show_problems();
         self.say_ready();
         self.display.table(self.overview());
+    }
+
+    /// Makes the addresses of Services lead to ready pods, for pods without a sidecar.
+    fn settle_services(&mut self, pods: &BTreeMap<Key, (PodPlan, Phase)>) {
+        let Some(node) = &self.site.node else { return };
+        let services = services::of(&self.objects, &self.plan, pods);
+        if services == self.services {
+            return;
+        }
+        match node.services(&services) {
+            Ok(()) => self.services = services,
+            Err(e) => self.display.line(format!("services are not reachable without a sidecar: {e}")),
+        }
     }
 
     /// The virtual addresses that the control plane has for hosts of ServiceEntries.

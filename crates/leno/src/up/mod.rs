@@ -43,6 +43,7 @@ mod pod;
 mod probe;
 mod publish;
 mod runtime_dir;
+mod services;
 mod site;
 mod state;
 
