@@ -7,7 +7,7 @@ use std::rc::{Rc, Weak};
 use std::task::{Context, Poll, Waker};
 use std::time::Instant;
 
-use crate::cluster::pool::{Count, Pool, Target, Waiter, now, open_for_waiters};
+use crate::cluster::pool::{Count, Pool, Target, now, open_for_waiters};
 use crate::http::codec::h1::client::H1Client;
 use crate::http::codec::h1::head::{HeadLimits, WriteStyle};
 use crate::http::codec::side::Upstream;
@@ -19,6 +19,8 @@ pub(crate) struct H1Connection {
     count: Count,
     /// Exchanges begun on it.
     exchanges: u32,
+    /// It was idle in its pool, be it before its first exchange.
+    kept: bool,
     idle_since: Instant,
     local: Option<SocketAddr>,
     received: u64,
@@ -35,7 +37,7 @@ impl H1Connection {
         };
         let local = socket.local_address();
         let client = H1Client::new(socket, limits, WriteStyle::default());
-        Box::new(Self { client, count, exchanges: 0, idle_since: now(), local, received: 0, sent: 0 })
+        Box::new(Self { client, count, exchanges: 0, kept: false, idle_since: now(), local, received: 0, sent: 0 })
     }
 
     fn target(&self) -> &Rc<Target> {
@@ -109,9 +111,10 @@ impl H1Lease {
         self.connection.as_ref().map(|connection| connection.count.id)
     }
 
-    /// Whether an earlier exchange ran on the connection.
+    /// Whether an earlier exchange ran on the connection, or it was idle: then its server may
+    /// have closed it at any time.
     pub(crate) fn reused(&self) -> bool {
-        self.connection.as_ref().is_some_and(|connection| connection.exchanges > 1)
+        self.connection.as_ref().is_some_and(|connection| connection.kept || connection.exchanges > 1)
     }
 }
 
@@ -145,7 +148,8 @@ fn closed(pool: &Rc<RefCell<Pool>>, target: &Rc<Target>) {
     }
 }
 
-/// The idle connection that was used last, if it is alive.
+/// The idle connection that was used last, if it is alive as far as the reactor knows: that
+/// costs no system call, and leaves the race of a request with a close to `forward::retry`.
 pub(super) fn take(pool: &Rc<RefCell<Pool>>) -> Option<H1Lease> {
     loop {
         let mut connection = pool.borrow_mut().idle.pop()?;
@@ -159,21 +163,31 @@ pub(super) fn take(pool: &Rc<RefCell<Pool>>) -> Option<H1Lease> {
     }
 }
 
-/// Gives a connection to the first in line, or keeps it.
+/// Gives a connection to the first in line that can use it, or keeps it.
 pub(super) fn offer(pool: &Rc<RefCell<Pool>>, connection: Box<H1Connection>) {
     let mut connection = connection;
     loop {
-        let Some(Waiter { ready, http2 }) = pool.borrow_mut().waiters.pop_front() else {
-            keep(pool, connection);
+        let fresh = !connection.kept && connection.exchanges == 0;
+        let mut state = pool.borrow_mut();
+        // HTTP/2 has its own line, where a cluster follows its downstream's protocol.
+        let place = state.waiters.iter().position(|waiter| !waiter.http2 && (fresh || !waiter.fresh));
+        let Some(waiter) = place.and_then(|place| state.waiters.remove(place)) else {
+            // Whoever needs a fresh one and has none on its way may have this one's place.
+            let in_the_way = !fresh
+                && state.connecting < state.waiters.len()
+                && state.waiters.iter().any(|waiter| waiter.fresh && !waiter.ready.is_closed());
+            drop(state);
+            if in_the_way {
+                let target = Rc::clone(connection.target());
+                drop(connection);
+                closed(pool, &target);
+            } else {
+                keep(pool, connection);
+            }
             return;
         };
-        if http2 {
-            // Only where a cluster follows its downstream's protocol; HTTP/2 has its own line.
-            pool.borrow_mut().waiters.push_front(Waiter { ready, http2 });
-            keep(pool, connection);
-            return;
-        }
-        match ready.send(Ok(Upstream::H1(H1Lease::new(connection, pool)))) {
+        drop(state);
+        match waiter.ready.send(Ok(Upstream::H1(H1Lease::new(connection, pool)))) {
             Ok(()) => return,
             Err(Ok(Upstream::H1(mut lease))) => {
                 let Some(mut returned) = lease.connection.take() else { return };
@@ -188,6 +202,7 @@ pub(super) fn offer(pool: &Rc<RefCell<Pool>>, connection: Box<H1Connection>) {
 /// Puts a connection on the stack, watched for its end.
 fn keep(pool: &Rc<RefCell<Pool>>, mut connection: Box<H1Connection>) {
     connection.client.transport().release();
+    connection.kept = true;
     connection.idle_since = now();
     let keeper = pool.borrow().keeper.clone();
     let waker = keeper.as_ref().map_or(Waker::noop(), |keeper| keeper);
@@ -215,27 +230,23 @@ async fn watch(pool: Weak<RefCell<Pool>>, idle_timeout: Option<std::time::Durati
         loop {
             let Some(pool) = pool.upgrade() else { return Poll::Ready(()) };
             let now = now();
-            let mut gone = Vec::new();
             let mut state = pool.borrow_mut();
             state.keeper = Some(cx.waker().clone());
             let mut oldest: Option<Instant> = None;
-            let mut kept = Vec::with_capacity(state.idle.len());
-            for mut connection in state.idle.drain(..) {
+            let close = |connection: &mut Box<H1Connection>| {
                 let expired = idle_timeout
                     .is_some_and(|limit| now.saturating_duration_since(connection.idle_since) >= limit);
                 if expired {
                     connection.target().stats.upstream_cx_idle_timeout().inc();
                 }
                 if expired || connection.client.transport().poll_readable(cx).is_ready() {
-                    gone.push(connection);
-                } else {
-                    oldest = Some(
-                        oldest.map_or(connection.idle_since, |oldest| oldest.min(connection.idle_since)),
-                    );
-                    kept.push(connection);
+                    return true;
                 }
-            }
-            state.idle = kept;
+                oldest =
+                    Some(oldest.map_or(connection.idle_since, |oldest| oldest.min(connection.idle_since)));
+                false
+            };
+            let gone: Vec<_> = state.idle.extract_if(.., close).collect();
             state.open = state.open.saturating_sub(gone.len());
             let Some(oldest) = oldest else {
                 state.keeper = None;

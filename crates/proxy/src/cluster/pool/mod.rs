@@ -7,6 +7,11 @@
 //! wait, as in Envoy. What is acquired is a lease: dropping it gives the connection back, or
 //! closes it if its exchange is not complete.
 //!
+//! A request whose kept connection turned out to be dead asks for a fresh HTTP/1 connection, one
+//! that was neither used nor kept: servers tend to close their idle connections together, so the
+//! next idle one would be dead as well. Where the circuit breaker allows no further connection, a
+//! kept one gives way to it.
+//!
 //! Nothing here is awaited while the pool is borrowed, and leases are never dropped meanwhile.
 //! Reading order: this file, `h1`, `h2`, `connect`.
 
@@ -51,6 +56,8 @@ pub(crate) struct Pool {
 struct Waiter {
     ready: oneshot::Sender<Result<Upstream, PoolFailure>>,
     http2: bool,
+    /// Only a connection that was never used or kept will do; never with `http2`.
+    fresh: bool,
 }
 
 /// Why a request got no connection.
@@ -130,10 +137,18 @@ fn http2_settings(cluster: &Cluster, downstream_http2: bool) -> Option<&Http2Set
     }
 }
 
-/// A connection that can be had at once.
-pub(crate) fn try_acquire(cluster: &WorkerCluster, host: &Host, downstream_http2: bool) -> Option<Upstream> {
+/// A connection that can be had at once. `fresh`: no kept HTTP/1 connection will do; an HTTP/2
+/// connection tells by itself when it takes no more, so it may be any.
+pub(crate) fn try_acquire(
+    cluster: &WorkerCluster,
+    host: &Host,
+    downstream_http2: bool,
+    fresh: bool,
+) -> Option<Upstream> {
     if http2_settings(&cluster.config, downstream_http2).is_some() {
         h2::take(&host.pool).map(|lease| Upstream::H2 { lease, stream: None })
+    } else if fresh {
+        None
     } else {
         h1::take(&host.pool).map(Upstream::H1)
     }
@@ -147,9 +162,20 @@ pub(crate) async fn acquire(
     downstream_http2: bool,
     high_priority: bool,
 ) -> Result<Upstream, PoolFailure> {
-    if let Some(upstream) = try_acquire(cluster, host, downstream_http2) {
-        return Ok(upstream);
+    match try_acquire(cluster, host, downstream_http2, false) {
+        Some(upstream) => Ok(upstream),
+        None => wait(cluster, host, downstream_http2, high_priority, false).await,
     }
+}
+
+/// What [`acquire`] does when [`try_acquire`] has nothing; `fresh` as there.
+pub(crate) async fn wait(
+    cluster: &WorkerCluster,
+    host: &Host,
+    downstream_http2: bool,
+    high_priority: bool,
+    fresh: bool,
+) -> Result<Upstream, PoolFailure> {
     let stats = &cluster.stats;
     let Some(_pending) = Permit::take(&cluster.config, Resource::Pending, high_priority) else {
         stats.upstream_rq_pending_overflow().inc();
@@ -167,7 +193,7 @@ pub(crate) async fn acquire(
     });
     let (ready, waiting) = oneshot::channel();
     let http2 = http2_settings(&cluster.config, downstream_http2).is_some();
-    host.pool.borrow_mut().waiters.push_back(Waiter { ready, http2 });
+    host.pool.borrow_mut().waiters.push_back(Waiter { ready, http2, fresh: fresh && !http2 });
     open_for_waiters(&host.pool, &target, high_priority);
     match waiting.await {
         Ok(result) => result,
@@ -200,6 +226,14 @@ fn open_for_waiters(pool: &Rc<RefCell<Pool>>, target: &Rc<Target>, high_priority
         let permit = match Permit::take(&target.cluster, Resource::Connections, high_priority) {
             Some(permit) => permit,
             None => {
+                // Those in line cannot use the kept connections: the oldest makes room.
+                if !state.idle.is_empty() {
+                    let oldest = state.idle.remove(0);
+                    state.open = state.open.saturating_sub(1);
+                    drop(state);
+                    drop(oldest);
+                    continue;
+                }
                 target.stats.upstream_cx_overflow().inc();
                 // The first connection is always allowed, or the line would never move.
                 if state.open + state.connecting > 0 {

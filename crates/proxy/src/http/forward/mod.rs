@@ -232,12 +232,14 @@ impl Router<'_, '_, '_> {
             return Err(Reply::no_healthy_upstream().into());
         };
         let downstream_http2 = self.exchange.stream.info.protocol == Some(Protocol::Http2);
-        let upstream = match pool::try_acquire(&self.cluster, &host, downstream_http2) {
+        let fresh = self.retries.replayed();
+        let upstream = match pool::try_acquire(&self.cluster, &host, downstream_http2, fresh) {
             Some(upstream) => Ok(upstream),
             None => {
-                let acquire = pool::acquire(&self.cluster, &host, downstream_http2, self.route.high_priority);
+                let high_priority = self.route.high_priority;
+                let wait = pool::wait(&self.cluster, &host, downstream_http2, high_priority, fresh);
                 let Exchange { stream, down, timer, .. } = &mut self.exchange;
-                match stream.attend(down, timer, acquire).await {
+                match stream.attend(down, timer, wait).await {
                     Ok(acquired) => acquired,
                     Err(interrupted) => return self.interrupted(interrupted, false),
                 }

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use leno_testkit::http::{Action, Client, Scripted};
+use leno_testkit::http::{Action, Client, Scripted, Seen};
 
 use super::{Proxy, cluster, run, until};
 
@@ -156,6 +156,57 @@ fn a_kept_connection_that_closes_costs_no_request() {
         let (answers, upstream, _) = through("", fickle, &[GET, post]).await;
         assert_eq!(answers[1], Some((503, reset("connection termination"))));
         assert_eq!(upstream.seen().len(), 2);
+    });
+}
+
+#[test]
+fn kept_connections_that_close_together_cost_no_request() {
+    /// Answers the first request of each connection; a later one meets its end.
+    fn once_each() -> impl Fn(&Seen) -> Action + Send + Sync + 'static {
+        let used = std::sync::Mutex::new(std::collections::HashSet::new());
+        move |request| match used.lock().expect("no panic").insert(request.connection) {
+            true => Action::ok("ok"),
+            false => Action::SendAndClose(Vec::new()),
+        }
+    }
+    /// Keep-alive is promised, and not kept.
+    fn closing(_: &Seen) -> Action {
+        Action::SendAndClose(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok".to_vec())
+    }
+    async fn check(upstream: &Scripted, breakers: &str) {
+        let proxy = Proxy::start(&route(""), "", &[cluster("up", upstream.address, breakers)]).await;
+        let mut clients = Vec::new();
+        for _ in 0..16 {
+            clients.push(Client::connect(proxy.address).await.expect("a connection"));
+        }
+        for round in 0..8 {
+            let calls = clients.iter_mut().map(|client| client.call(GET));
+            let answers = futures_util::future::join_all(calls).await;
+            let good = answers.iter().all(|answer| *answer == Some((200, "ok".to_owned())));
+            assert!(good, "round {round}, {breakers}: {answers:?}");
+        }
+        assert_eq!(proxy.stat("cluster.up.upstream_rq_retry"), 0, "a replay is no retry");
+        assert_eq!(proxy.stat("cluster.up.upstream_rq_pending_active"), 0);
+    }
+    run(async {
+        let breaker = |limit: u32| format!("circuit_breakers: {{thresholds: [{{max_connections: {limit}}}]}}");
+        for breakers in [String::new(), breaker(1), breaker(3)] {
+            check(&Scripted::start(once_each()).await.expect("an upstream"), &breakers).await;
+            check(&Scripted::start(closing).await.expect("an upstream"), &breakers).await;
+        }
+        // With other connections to choose from, a POST is still not sent again.
+        let upstream = Scripted::start(once_each()).await.expect("an upstream");
+        let proxy = Proxy::start(&route(""), "", &[cluster("up", upstream.address, "")]).await;
+        let mut clients = Vec::new();
+        for _ in 0..3 {
+            clients.push(Client::connect(proxy.address).await.expect("a connection"));
+        }
+        let calls = clients.iter_mut().map(|client| client.call(GET));
+        let answers = futures_util::future::join_all(calls).await;
+        assert_eq!(answers, vec![Some((200, "ok".to_owned())); 3]);
+        let post = "POST / HTTP/1.1\r\nhost: h\r\ncontent-length: 1\r\n\r\nx";
+        assert_eq!(clients[0].call(post).await, Some((503, reset("connection termination"))));
+        assert_eq!(upstream.seen().len(), 4);
     });
 }
 
