@@ -47,6 +47,10 @@ async fn calls_of_one_connection_are_spread_over_all_replicas() {
     assert!(text.contains("replicas: 3"));
     std::fs::write(folder.path().join("echo.yaml"), text.replace("replicas: 3", "replicas: 4")).unwrap();
     mesh.wait_for("even calls over four replicas", even(4));
+
+    // A replica that dies takes no call with it, and is back.
+    mesh.kill("server");
+    mesh.wait_for_next("even calls after a replica died", even(4));
     let failed = mesh.lines().iter().filter_map(|line| read(line)).any(|(_, errors)| errors > 0);
     assert!(!failed, "{}", mesh.text());
 }

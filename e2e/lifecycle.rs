@@ -34,7 +34,7 @@ async fn a_mesh_that_is_killed_leaves_no_process() {
         return;
     }
     let mesh = Mesh::up("bookinfo", &Proxy::Leno);
-    let children = descendants(mesh.pid());
+    let children = mesh.processes();
     assert!(children.len() > 10, "{children:?}");
     let pid = rustix::process::Pid::from_raw(mesh.pid() as i32).unwrap();
     rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
@@ -53,12 +53,7 @@ async fn the_mesh_serves_while_the_control_plane_restarts() {
     let mesh = Mesh::up("bookinfo", &Proxy::Leno);
     let url = mesh.url("/productpage");
     ask_until(&url, &[], |answer| answer.status == 200).await;
-    let pilot = descendants(mesh.pid()).into_iter().find(|pid| {
-        let command = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        command.split(|byte| *byte == 0).any(|word| word == b"pilot")
-    });
-    let pilot = rustix::process::Pid::from_raw(pilot.expect("a control plane") as i32).unwrap();
-    rustix::process::kill_process(pilot, rustix::process::Signal::KILL).unwrap();
+    mesh.kill("pilot");
     let client = client();
     for _ in 0..50 {
         let answer = ask(&client, "GET", &url, &[]).await.unwrap();
@@ -70,25 +65,4 @@ async fn the_mesh_serves_while_the_control_plane_restarts() {
     for _ in 0..5 {
         ask_until(&url, &[], |answer| answer.body.contains("reviews-v3-")).await;
     }
-}
-
-/// All processes below one, as the host sees them.
-fn descendants(root: u32) -> Vec<u32> {
-    let mut parents = Vec::new();
-    for entry in std::fs::read_dir("/proc").unwrap().flatten() {
-        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else {
-            continue;
-        };
-        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-        // pid (name) state parent ...; the name may hold anything.
-        let parent = stat.rsplit_once(") ").and_then(|(_, rest)| rest.split(' ').nth(1)?.parse::<u32>().ok());
-        parents.extend(parent.map(|parent| (pid, parent)));
-    }
-    let mut found = vec![root];
-    let mut index = 0;
-    while let Some(parent) = found.get(index).copied() {
-        found.extend(parents.iter().filter(|(_, of)| *of == parent).map(|(pid, _)| *pid));
-        index += 1;
-    }
-    found.split_off(1)
 }

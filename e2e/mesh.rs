@@ -119,6 +119,29 @@ impl Mesh {
         found.unwrap_or_else(|| panic!("no {what} in\n{}", self.text()))
     }
 
+    /// Waits until a line that is printed from now on is as hoped.
+    pub(crate) fn wait_for_next(&self, what: &str, good: impl Fn(&str) -> bool) {
+        let seen = self.lines().len();
+        let found = self.output.wait(|lines| lines.iter().skip(seen).find(|line| good(line)).cloned());
+        assert!(found.is_some(), "no {what} in\n{}", self.text());
+    }
+
+    /// All processes of the mesh but its first, as the host sees them.
+    pub(crate) fn processes(&self) -> Vec<u32> {
+        descendants(self.pid())
+    }
+
+    /// Kills one of the mesh's processes that has a word in its command line.
+    pub(crate) fn kill(&self, word: &str) {
+        let has_word = |pid: &u32| {
+            let command = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            command.split(|byte| *byte == 0).any(|it| it == word.as_bytes())
+        };
+        let pid = self.processes().into_iter().find(has_word).expect("a process with this word");
+        let pid = rustix::process::Pid::from_raw(pid as i32).unwrap();
+        rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+    }
+
     /// How many lines with `text` were printed so far.
     pub(crate) fn count_lines(&self, text: &str) -> usize {
         self.output
@@ -225,4 +248,25 @@ fn free_address() -> Ipv4Addr {
     let [high, low] = (std::process::id() as u16).to_be_bytes();
     let number = NEXT.fetch_add(1, Ordering::Relaxed);
     Ipv4Addr::new(127, high.max(1), low, number as u8)
+}
+
+/// All processes below one.
+fn descendants(root: u32) -> Vec<u32> {
+    let mut parents = Vec::new();
+    for entry in std::fs::read_dir("/proc").unwrap().flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else {
+            continue;
+        };
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        // pid (name) state parent ...; the name may hold anything.
+        let parent = stat.rsplit_once(") ").and_then(|(_, rest)| rest.split(' ').nth(1)?.parse::<u32>().ok());
+        parents.extend(parent.map(|parent| (pid, parent)));
+    }
+    let mut found = vec![root];
+    let mut index = 0;
+    while let Some(parent) = found.get(index).copied() {
+        found.extend(parents.iter().filter(|(_, of)| *of == parent).map(|(pid, _)| *pid));
+        index += 1;
+    }
+    found.split_off(1)
 }
