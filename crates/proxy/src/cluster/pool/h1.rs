@@ -37,7 +37,16 @@ impl H1Connection {
         };
         let local = socket.local_address();
         let client = H1Client::new(socket, limits, WriteStyle::default());
-        Box::new(Self { client, count, exchanges: 0, kept: false, idle_since: now(), local, received: 0, sent: 0 })
+        Box::new(Self {
+            client,
+            count,
+            exchanges: 0,
+            kept: false,
+            idle_since: now(),
+            local,
+            received: 0,
+            sent: 0,
+        })
     }
 
     fn target(&self) -> &Rc<Target> {

@@ -4,8 +4,9 @@
 //! retry, if the endpoint cannot have acted on it (`Untouched`): a kept connection broke before
 //! a byte of it was sent, HTTP/2 refused the stream, or, for methods that are safe (RFC 9110
 //! section 9.2.1), a kept connection closed without a byte of an answer. The last is the race
-//! of an idle timeout with a new request, which Envoy lets its users see as `503 UC`. The replay
-//! goes by a fresh connection: kept ones often close together, and one replay must suffice.
+//! of an idle timeout with a new request, which Envoy lets its users see as `503 UC`.
+//!
+//! The replay goes by a fresh connection: kept ones often close together, and it must suffice.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -16,7 +16,7 @@ fn route(more: &str) -> String {
 /// What a client gets from an upstream with this script, and what the upstream saw.
 async fn through(
     more: &str,
-    script: impl Fn(&leno_testkit::http::Seen) -> Action + Send + Sync + 'static,
+    script: impl Fn(&Seen) -> Action + Send + Sync + 'static,
     requests: &[&str],
 ) -> (Vec<Option<(u16, String)>>, Scripted, Proxy) {
     let upstream = Scripted::start(script).await.expect("an upstream");
@@ -36,23 +36,21 @@ fn reset(reason: &str) -> String {
 #[test]
 fn a_broken_upstream_is_told_apart() {
     run(async {
-        let close = |_: &leno_testkit::http::Seen| Action::SendAndClose(Vec::new());
+        let close = |_: &Seen| Action::SendAndClose(Vec::new());
         let (answers, ..) = through("", close, &[GET]).await;
         assert_eq!(answers, [Some((503, reset("connection termination")))]);
-        let garbage = |_: &leno_testkit::http::Seen| Action::Send(b"xxxx\r\n\r\n".to_vec());
+        let garbage = |_: &Seen| Action::Send(b"xxxx\r\n\r\n".to_vec());
         let (answers, _, proxy) = through("", garbage, &[GET]).await;
         assert_eq!(answers, [Some((502, reset("protocol error")))]);
         assert_eq!(proxy.stat("cluster.up.upstream_rq_5xx"), 1);
-        let switch =
-            |_: &leno_testkit::http::Seen| Action::Send(b"HTTP/1.1 101 X\r\nupgrade: x\r\n\r\n".to_vec());
+        let switch = |_: &Seen| Action::Send(b"HTTP/1.1 101 X\r\nupgrade: x\r\n\r\n".to_vec());
         let (answers, ..) = through("", switch, &[GET]).await;
         assert_eq!(answers, [Some((502, reset("protocol error")))], "nobody asked for an upgrade");
-        let flood = |_: &leno_testkit::http::Seen| Action::Send(b"HTTP/1.1 100 X\r\n\r\n".repeat(100));
+        let flood = |_: &Seen| Action::Send(b"HTTP/1.1 100 X\r\n\r\n".repeat(100));
         let (answers, ..) = through("", flood, &[GET]).await;
         assert_eq!(answers, [Some((502, reset("protocol error")))]);
-        let half = |_: &leno_testkit::http::Seen| {
-            Action::SendAndClose(b"HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nabc".to_vec())
-        };
+        let half =
+            |_: &Seen| Action::SendAndClose(b"HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nabc".to_vec());
         let (answers, ..) = through("", half, &[GET]).await;
         assert_eq!(answers, [None], "the answer is cut off, and the connection with it");
     });
@@ -116,7 +114,7 @@ fn requests_wait_in_line_for_the_only_connection() {
 #[test]
 fn retries_by_status() {
     run(async {
-        let flaky = |request: &leno_testkit::http::Seen| {
+        let flaky = |request: &Seen| {
             if request.number < 2 { Action::status(503, "no") } else { Action::ok("yes") }
         };
         let policy = "retry_policy: {retry_on: 5xx, num_retries: 2, retry_back_off: {base_interval: 0.001s}}";
@@ -128,7 +126,7 @@ fn retries_by_status() {
         assert_eq!(seen[2].header("x-envoy-attempt-count"), Some("3"));
         assert_eq!(proxy.stat("cluster.up.upstream_rq_retry_success"), 1);
         assert_eq!(proxy.stat("cluster.up.upstream_rq_5xx"), 0, "retried answers are not the cluster's");
-        let never = |_: &leno_testkit::http::Seen| Action::status(503, "no");
+        let never = |_: &Seen| Action::status(503, "no");
         let (answers, upstream, _) = through(policy, never, &[GET]).await;
         assert_eq!((answers, upstream.seen().len()), (vec![Some((503, "no".to_owned()))], 3));
         let (answers, upstream, _) =
@@ -142,7 +140,7 @@ fn retries_by_status() {
 #[test]
 fn a_kept_connection_that_closes_costs_no_request() {
     run(async {
-        let fickle = |request: &leno_testkit::http::Seen| match (request.number, request.connection) {
+        let fickle = |request: &Seen| match (request.number, request.connection) {
             (0, _) => Action::ok("first"),
             (_, 0) => Action::SendAndClose(Vec::new()),
             _ => Action::ok("second"),
@@ -189,7 +187,8 @@ fn kept_connections_that_close_together_cost_no_request() {
         assert_eq!(proxy.stat("cluster.up.upstream_rq_pending_active"), 0);
     }
     run(async {
-        let breaker = |limit: u32| format!("circuit_breakers: {{thresholds: [{{max_connections: {limit}}}]}}");
+        let breaker =
+            |limit: u32| format!("circuit_breakers: {{thresholds: [{{max_connections: {limit}}}]}}");
         for breakers in [String::new(), breaker(1), breaker(3)] {
             check(&Scripted::start(once_each()).await.expect("an upstream"), &breakers).await;
             check(&Scripted::start(closing).await.expect("an upstream"), &breakers).await;
@@ -213,11 +212,11 @@ fn kept_connections_that_close_together_cost_no_request() {
 #[test]
 fn timeouts() {
     run(async {
-        let hang = |_: &leno_testkit::http::Seen| Action::Hang;
+        let hang = |_: &Seen| Action::Hang;
         let (answers, _, proxy) = through("timeout: 0.05s", hang, &[GET]).await;
         assert_eq!(answers, [Some((504, "upstream request timeout".to_owned()))]);
         assert_eq!(proxy.stat("cluster.up.upstream_rq_timeout"), 1);
-        let once = |request: &leno_testkit::http::Seen| {
+        let once = |request: &Seen| {
             if request.number == 0 { Action::Hang } else { Action::ok("late") }
         };
         let policy =
