@@ -152,7 +152,6 @@ pub(crate) struct H2Server {
     pub(crate) owes_continue: bool,
     /// A final response head was sent.
     pub(crate) responded: bool,
-    finished: bool,
 }
 
 impl H2Server {
@@ -177,7 +176,6 @@ impl H2Server {
             failed: None,
             owes_continue,
             responded: false,
-            finished: false,
         }
     }
 
@@ -242,12 +240,10 @@ impl H2Server {
             Ok(stream) => self.sender = Some(Sender::new(stream)),
             Err(error) => self.fail(downstream_error(&error)),
         }
-        self.finished = end;
     }
 
     /// Sends body bytes.
     pub(crate) fn send_data(&mut self, data: Bytes, end: bool) {
-        self.finished |= end;
         if let Some(sender) = &mut self.sender
             && let Err(error) = sender.send(data, end)
         {
@@ -257,7 +253,6 @@ impl H2Server {
 
     /// Ends the response with trailers.
     pub(crate) fn send_trailers(&mut self, trailers: &HeaderMap) {
-        self.finished = true;
         if let Some(sender) = &mut self.sender
             && let Err(error) = sender.stream.send_trailers(write_fields(trailers))
         {
@@ -291,12 +286,6 @@ impl H2Server {
             Some(sender) => sender.stream.send_reset(reason),
             None => self.respond.send_reset(reason),
         }
-        self.finished = true;
-    }
-
-    /// Whether the response was sent to its end.
-    pub(crate) fn finished(&self) -> bool {
-        self.finished
     }
 }
 

@@ -153,10 +153,8 @@ impl Downstream<'_> {
     pub(crate) fn abandon_request(&mut self) {
         match self {
             Downstream::H1(server) => server.close |= !server.request_complete(),
-            // The response is complete without the rest of the request (RFC 9113 section 8.1).
-            Downstream::H2(server) if server.finished() && !server.request_complete() => {
-                server.reset(h2::Reason::NO_ERROR);
-            }
+            // Dropping the stream resets it with NO_ERROR behind the response (RFC 9113 section
+            // 8.1); a reset from here would go out in place of what is still queued of it.
             Downstream::H2(_) => {}
         }
     }
