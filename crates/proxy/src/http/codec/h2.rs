@@ -167,16 +167,7 @@ impl H2Server {
         let owes_continue =
             map.get(Known::Expect).is_some_and(|value| value.eq_ignore_ascii_case(b"100-continue"));
         let owes_continue = owes_continue && !complete;
-        Self {
-            respond,
-            sender: None,
-            recv,
-            complete,
-            upgrade,
-            failed: None,
-            owes_continue,
-            responded: false,
-        }
+        Self { respond, sender: None, recv, complete, upgrade, failed: None, owes_continue, responded: false }
     }
 
     /// Whether the request has been read to its end.
