@@ -10,7 +10,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use leno_base::Name;
-use leno_base::drain::Phase;
 use leno_xds::client::grpc;
 use leno_xds::{Mode, TypeUrl};
 use tokio::signal::unix::{SignalKind, signal};
@@ -26,6 +25,7 @@ use crate::config::bootstrap::Bootstrap;
 use crate::config::discovery::{Ads, Applied, Discovery};
 use crate::config::lower::{Scope, UnknownFields};
 use crate::config::store::Store;
+use crate::listener::Direction;
 use crate::listener::accept::GlobalConnections;
 use crate::listener::bind;
 use crate::listener::sockets::Sockets;
@@ -34,9 +34,11 @@ use crate::options::Options;
 use crate::snapshot::Snapshot;
 use crate::telemetry::access_log::Sink;
 use crate::telemetry::access_log::sink::{LogFile, open};
-use crate::telemetry::server_stats::{ClusterManagerStats, ListenerManagerStats, ServerStats};
+use crate::telemetry::server_stats::{
+    ClusterManagerStats, DrainingResources, ListenerManagerStats, ServerStats,
+};
 use crate::telemetry::stats::{StatsStore, ThreadStats};
-use crate::worker::{self, Command, Handle};
+use crate::worker::{self, Command, DrainPolicy, Handle};
 
 /// Why a proxy could not run.
 #[derive(Debug, thiserror::Error)]
@@ -115,6 +117,8 @@ struct Server {
     records: Records,
     health_checks_fail: bool,
     draining: bool,
+    /// Listeners and filter chains that are gone, whose connections may not be.
+    draining_resources: DrainingResources,
     /// Beats for which everything has been in force.
     beats_live: u32,
     started: Instant,
@@ -165,8 +169,8 @@ impl Server {
         };
         stats.server.concurrency().set(concurrency as u64);
         let limit = GlobalConnections::new(bootstrap.max_connections);
-        let workers =
-            (0..concurrency).map(|index| worker::spawn(index, &all_stats, &limit, options.drain_time));
+        let policy = DrainPolicy::from(&options);
+        let workers = (0..concurrency).map(|index| worker::spawn(index, &all_stats, &limit, policy));
         let workers = workers.collect::<Result<_, _>>();
         let workers = workers.map_err(|error| RunError::System("cannot start a worker".to_owned(), error))?;
 
@@ -224,6 +228,7 @@ impl Server {
             records: Records::default(),
             health_checks_fail: false,
             draining: false,
+            draining_resources: DrainingResources::default(),
             beats_live: 0,
             started,
         };
@@ -268,7 +273,13 @@ impl Server {
             Event::Admin(command) => return self.administer(command),
             Event::Terminate => return Flow::End,
             Event::ReopenLogs => crate::telemetry::access_log::reopen(),
-            Event::StopListening { inbound_only } => self.tell(|| Command::StopListening { inbound_only }),
+            Event::StopListening { inbound_only } => {
+                let listeners = self.store.snapshot().listeners.values();
+                let stopped =
+                    listeners.filter(|listener| !inbound_only || listener.direction == Direction::Inbound);
+                self.stats.listeners.stopped((stopped.count() * self.workers.len()) as u64);
+                self.tell(|| Command::StopListening { inbound_only });
+            }
             Event::Beat => {
                 self.sample();
                 self.settle_down();
@@ -302,7 +313,8 @@ impl Server {
         let before = Arc::clone(self.store.snapshot());
         if let Some(snapshot) = self.store.settle() {
             self.stats.clusters.published(&before, &snapshot);
-            self.stats.listeners.published(&before, &snapshot);
+            self.stats.listeners.published(&before, &snapshot, self.workers.len());
+            self.draining_resources.follow(&before, &snapshot, self.options.drain_time);
             outlier::follow(&snapshot);
             self.watch_outliers(&snapshot);
             let mut sockets =
@@ -446,13 +458,14 @@ impl Server {
         self.sample();
     }
 
-    fn sample(&self) {
+    fn sample(&mut self) {
         let state = self.state();
         self.stats.server.state().set(state as u64);
         self.stats.server.live().set(u64::from(state == ServerState::Live));
         self.stats.server.uptime().set(self.started.elapsed().as_secs());
         self.stats.server.dynamic_unknown_fields().set(self.stats.unknown_fields.load(Ordering::Relaxed));
         self.stats.membership.sample();
+        self.draining_resources.sample(&self.stats.listeners);
     }
 
     /// Once, when a beat has passed since everything was in force: gives back memory that only
@@ -484,7 +497,10 @@ impl Server {
             admin::Command::DrainListeners { inbound_only, graceful, skip_exit } => {
                 self.drain(inbound_only, graceful, skip_exit);
             }
-            admin::Command::FailHealthChecks(fail) => self.health_checks_fail = fail,
+            admin::Command::FailHealthChecks(fail) => {
+                self.health_checks_fail = fail;
+                self.tell(|| Command::FailHealthChecks(fail));
+            }
             admin::Command::SetLogFilter(filter) => self.log.set(&filter),
         }
         Flow::Go
@@ -494,7 +510,7 @@ impl Server {
     /// the drain time.
     fn drain(&mut self, inbound_only: bool, graceful: bool, skip_exit: bool) {
         self.draining |= !inbound_only;
-        self.tell(|| Command::Drain { inbound_only, phase: Phase::Draining });
+        self.tell(|| Command::Drain { inbound_only, gradually: graceful });
         if skip_exit {
             return;
         }

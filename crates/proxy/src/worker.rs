@@ -53,9 +53,11 @@ pub(crate) enum Command {
     Drain {
         /// Only those of inbound listeners.
         inbound_only: bool,
-        /// How urgently.
-        phase: Phase,
+        /// Spread over the drain time, unless `--drain-strategy immediate`.
+        gradually: bool,
     },
+    /// The health checks of the proxy are to fail, or no longer (`/healthcheck/fail`).
+    FailHealthChecks(bool),
     /// Take no new connections; those that are there go on.
     StopListening {
         /// Only inbound listeners.
@@ -65,6 +67,28 @@ pub(crate) enum Command {
     Hosts(oneshot::Sender<Vec<HostReport>>),
     /// End.
     Stop,
+}
+
+/// How connections of removed listeners and filter chains end (`--drain-time-s`,
+/// `--drain-strategy`).
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct DrainPolicy {
+    /// How long they have to end by themselves.
+    pub(crate) time: Duration,
+    /// They are all asked at the beginning, not spread over the time.
+    pub(crate) immediate: bool,
+}
+
+impl Default for DrainPolicy {
+    fn default() -> Self {
+        Self::from(&crate::options::Options::default())
+    }
+}
+
+impl From<&crate::options::Options> for DrainPolicy {
+    fn from(options: &crate::options::Options) -> Self {
+        Self { time: options.drain_time, immediate: options.drain_immediately }
+    }
 }
 
 /// One worker's counts of one host.
@@ -107,14 +131,14 @@ pub(crate) fn spawn(
     index: usize,
     stats: &StatsStore,
     limit: &Arc<GlobalConnections>,
-    drain_time: Duration,
+    policy: DrainPolicy,
 ) -> std::io::Result<Handle> {
     let limit = Arc::clone(limit);
     let stats = stats.thread();
     let (commands, mailbox) = mpsc::unbounded_channel();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let thread = std::thread::Builder::new().name(format!("worker_{index}")).spawn(move || {
-        let worker = Rc::new(Worker::new(stats, limit).with_drain_time(drain_time));
+        let worker = Rc::new(Worker::new(stats, limit).with_drain_policy(policy));
         LocalSet::new().block_on(&runtime, worker.run(mailbox));
     })?;
     Ok(Handle { commands, thread: Some(thread) })
@@ -136,8 +160,10 @@ pub(crate) struct Worker {
     /// Listeners that are gone or were replaced, whose connections are not, and when those are
     /// to be closed at the latest.
     leaving: RefCell<Vec<(Instant, Rc<WorkerListener>)>>,
-    /// How long such connections have to end by themselves.
-    drain_time: Duration,
+    /// How such connections end.
+    policy: DrainPolicy,
+    /// Whether the health checks of the proxy are to fail.
+    failing: Cell<bool>,
     /// Listeners that take no new connections, whatever updates come.
     stopped: Cell<Stopped>,
     /// Stats of connection managers by prefix.
@@ -149,10 +175,9 @@ pub(crate) struct Worker {
 }
 
 impl Worker {
-    /// The same with another time for connections of removed listeners and filter chains to end
-    /// (`--drain-time-s`).
-    pub(crate) fn with_drain_time(self, drain_time: Duration) -> Self {
-        Self { drain_time, ..self }
+    /// The same with another way for connections of removed listeners and filter chains to end.
+    pub(crate) fn with_drain_policy(self, policy: DrainPolicy) -> Self {
+        Self { policy, ..self }
     }
 
     /// A worker without configuration.
@@ -166,7 +191,8 @@ impl Worker {
             destinations: RefCell::default(),
             accepting: RefCell::default(),
             leaving: RefCell::default(),
-            drain_time: crate::options::Options::default().drain_time,
+            policy: DrainPolicy::default(),
+            failing: Cell::new(false),
             stopped: Cell::new(Stopped::None),
             http_scopes: HttpScopes::default(),
             tcp_scopes: RefCell::default(),
@@ -191,7 +217,8 @@ impl Worker {
                     self.adopt_endpoints(&clusters, &assignment);
                 }
                 Some(Command::Regroup(cluster)) => self.regroup(&cluster),
-                Some(Command::Drain { inbound_only, phase }) => self.drain(inbound_only, phase),
+                Some(Command::Drain { inbound_only, gradually }) => self.drain(inbound_only, gradually),
+                Some(Command::FailHealthChecks(fail)) => self.fail_health_checks(fail),
                 Some(Command::StopListening { inbound_only }) => self.stop_listening(inbound_only),
                 Some(Command::Hosts(answer)) => drop(answer.send(self.host_reports())),
                 Some(Command::Stop) | None => return,
@@ -338,8 +365,15 @@ impl Worker {
 
     /// Asks the connections that a listener still has to end, and remembers to close them.
     fn leave(&self, listener: Rc<WorkerListener>) {
-        listener.drain(if self.drain_time.is_zero() { Phase::Closing } else { Phase::Draining });
-        self.leaving.borrow_mut().push((Instant::now() + self.drain_time, listener));
+        let DrainPolicy { time, immediate } = self.policy;
+        if time.is_zero() {
+            listener.drain(Phase::Closing);
+        } else if immediate {
+            listener.drain(Phase::Draining);
+        } else {
+            listener.drain_gradually(time);
+        }
+        self.leaving.borrow_mut().push((Instant::now() + time, listener));
     }
 
     fn adopt_endpoints(&self, clusters: &[Name], assignment: &Arc<Assignment>) {
@@ -390,16 +424,27 @@ impl Worker {
         }
     }
 
-    fn drain(&self, inbound_only: bool, phase: Phase) {
-        let listeners: Vec<_> = self.listeners.borrow().values().cloned().collect();
-        for listener in listeners {
-            if !inbound_only || listener.config.direction == Direction::Inbound {
-                listener.drain(phase);
+    fn drain(&self, inbound_only: bool, gradually: bool) {
+        for listener in self.listeners.borrow().values() {
+            if inbound_only && listener.config.direction != Direction::Inbound {
+                continue;
+            }
+            if gradually && !self.policy.immediate {
+                listener.drain_gradually(self.policy.time);
+            } else {
+                listener.drain(Phase::Draining);
             }
         }
-        if phase == Phase::Closing {
-            self.leaving.borrow().iter().for_each(|(_, listener)| listener.drain(phase));
-        }
+    }
+
+    fn fail_health_checks(&self, fail: bool) {
+        self.failing.set(fail);
+        self.listeners.borrow().values().for_each(|listener| listener.set_failing(fail));
+    }
+
+    /// Whether the health checks of the proxy are to fail (`/healthcheck/fail`).
+    pub(crate) fn is_failing(&self) -> bool {
+        self.failing.get()
     }
 
     fn stop_listening(&self, inbound_only: bool) {

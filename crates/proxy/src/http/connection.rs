@@ -139,6 +139,8 @@ async fn serve_http1(
     let mut counted = (0, 0);
     let mut requests = 0;
     loop {
+        // An update of the listener may have brought another one.
+        let manager = &*connection.current();
         let mut head = HeaderMap::default();
         match next_request(connection, &mut server, &mut head, &mut timer).await {
             Next::Close => break,
@@ -202,11 +204,10 @@ async fn next_request(
     head: &mut HeaderMap,
     timer: &mut Timer,
 ) -> Next {
-    let manager = &connection.manager;
+    let manager = connection.current();
     let idle = manager.idle_timeout.map(|limit| now() + limit);
     let age = manager.max_connection_duration.map(|limit| connection.info.started + limit);
     let mut began: Option<Instant> = None;
-    let mut draining = pin!(connection.drain.reached(Phase::Draining));
     poll_fn(|cx| {
         match server.poll_request(cx, head) {
             Poll::Ready(Ok(request)) => return Poll::Ready(Next::Request(request)),
@@ -220,10 +221,8 @@ async fn next_request(
             Poll::Pending => {}
         }
         if !server.has_input() {
-            if draining.as_mut().poll(cx).is_ready() {
-                connection.stats.downstream_cx_drain_close().inc();
-                return Poll::Ready(Next::Close);
-            }
+            // A drain ends it with the next response only, as in Envoy: a request may be on its
+            // way that would be lost otherwise.
             let expired = timer.poll(cx, idle.into_iter().chain(age).min());
             return expired.map(|()| {
                 if age.is_some_and(|age| now() >= age) {

@@ -36,7 +36,7 @@ use crate::worker::Worker;
 pub(crate) struct Connection {
     /// The worker.
     pub(crate) worker: Rc<Worker>,
-    /// The connection manager.
+    /// The connection manager as it was when the connection began.
     pub(crate) manager: Arc<HttpConnectionManager>,
     /// Its stats on this worker.
     pub(crate) stats: Rc<HttpStats>,
@@ -44,6 +44,14 @@ pub(crate) struct Connection {
     pub(crate) info: Rc<ConnectionInfo>,
     /// Asks the connection to end.
     pub(crate) drain: DrainWatch,
+}
+
+impl Connection {
+    /// The connection manager that the next request obeys: the filter chain's as it is now.
+    /// What the codec was set up with stays as it was when the connection began.
+    pub(crate) fn current(&self) -> Arc<HttpConnectionManager> {
+        self.drain.renewed().unwrap_or_else(|| Arc::clone(&self.manager))
+    }
 }
 
 /// Why a stream ends before its response was forwarded to its end.
@@ -129,8 +137,12 @@ pub(crate) async fn refuse_request(
 impl Stream {
     fn start(connection: &Connection, head: HeaderMap, size: HeadSize, down: &Downstream<'_>) -> Self {
         let now = now();
-        let manager = Arc::clone(&connection.manager);
-        let stats = Rc::clone(&connection.stats);
+        let manager = connection.current();
+        let stats = if manager.stat_prefix == connection.manager.stat_prefix {
+            Rc::clone(&connection.stats)
+        } else {
+            connection.worker.http_stats(&manager.stat_prefix)
+        };
         stats.downstream_rq_total().inc();
         stats.downstream_rq_active().inc();
         let complete = down.request_complete();

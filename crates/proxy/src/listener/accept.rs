@@ -86,6 +86,8 @@ pub(crate) struct WorkerListener {
     drains: RefCell<HashMap<*const FilterChain, Rc<Drain>>>,
     /// How far its connections, new ones too, are asked to end.
     phase: Cell<Phase>,
+    /// Whether connections end after their next response because health checks fail.
+    failing: Cell<bool>,
 }
 
 /// How long to wait after the system refused to accept (out of file descriptors).
@@ -96,12 +98,35 @@ impl WorkerListener {
     /// with their connections; `previous` is left with the others.
     pub(crate) fn new(config: Arc<Listener>, worker: &Worker, previous: Option<&WorkerListener>) -> Self {
         let stats = ListenerStats::new(worker.stats(), &format!("listener.{}.", config.stat_prefix));
-        let listener = Self { config, stats, drains: RefCell::default(), phase: Cell::new(Phase::Serving) };
+        let listener = Self {
+            config,
+            stats,
+            drains: RefCell::default(),
+            phase: Cell::new(Phase::Serving),
+            failing: Cell::new(false),
+        };
+        listener.failing.set(worker.is_failing() && !listener.config.drain_modify_only);
         if let Some(previous) = previous {
             let mut drains = previous.drains.borrow_mut();
-            let kept =
-                listener.config.chains.all().filter_map(|chain| drains.remove_entry(&Arc::as_ptr(chain)));
-            listener.drains.replace(kept.collect());
+            let mut kept = listener.drains.borrow_mut();
+            // Deviation: Envoy drains the connections of every chain of which anything changed.
+            // Here they go on, HTTP with the new settings from the next request on, as long as
+            // the new version has a chain with the same match or name that serves the same way.
+            for (old, new) in previous.config.chains.successors(&listener.config.chains) {
+                let Some(new) = new else { continue };
+                let Some(drain) = drains.remove(&Arc::as_ptr(old)) else { continue };
+                if let NetworkFilters::Http(manager) = &new.network
+                    && !Arc::ptr_eq(old, new)
+                {
+                    drain.renew(Arc::clone(manager));
+                }
+                drain.set_failing(listener.failing.get());
+                // Two that became one: the later connections watch one of them.
+                if let Some(other) = kept.insert(Arc::as_ptr(new), drain) {
+                    drains.insert(Arc::as_ptr(old), other);
+                }
+            }
+            drop((drains, kept));
             listener.phase.set(previous.phase.get());
         }
         listener
@@ -113,6 +138,18 @@ impl WorkerListener {
         self.drains.borrow().values().for_each(|drain| drain.advance(phase));
     }
 
+    /// Asks all connections to end by and by; those that are still to come see it at once.
+    pub(crate) fn drain_gradually(&self, over: Duration) {
+        self.phase.set(self.phase.get().max(Phase::Draining));
+        self.drains.borrow().values().for_each(|drain| drain.spread(over));
+    }
+
+    /// Health checks of the proxy fail, or no longer.
+    pub(crate) fn set_failing(&self, failing: bool) {
+        self.failing.set(failing && !self.config.drain_modify_only);
+        self.drains.borrow().values().for_each(|drain| drain.set_failing(self.failing.get()));
+    }
+
     /// Connections in its filter chains.
     pub(crate) fn connections(&self) -> usize {
         self.drains.borrow().values().map(|drain| drain.connections()).sum()
@@ -120,8 +157,12 @@ impl WorkerListener {
 
     fn drain_of(&self, chain: &Arc<FilterChain>) -> Rc<Drain> {
         let mut drains = self.drains.borrow_mut();
-        let drain = drains.entry(Arc::as_ptr(chain)).or_default();
-        drain.advance(self.phase.get());
+        let drain = drains.entry(Arc::as_ptr(chain)).or_insert_with(|| {
+            let drain = Drain::default();
+            drain.advance(self.phase.get());
+            drain.set_failing(self.failing.get());
+            Rc::new(drain)
+        });
         Rc::clone(drain)
     }
 }

@@ -142,9 +142,7 @@ pub(crate) fn lower_proto(
             }
         }
     });
-    // Deviation: a failed health check (`/healthcheck/fail`) does not drain connections, so a
-    // `drain_type` of MODIFY_ONLY changes nothing.
-    let _ = at.value::<proto::listener::DrainType>("drain_type", drain_type)?;
+    let drain_type = at.value::<proto::listener::DrainType>("drain_type", drain_type)?;
     let old_bind = deprecated_v1.and_then(|proto::listener::DeprecatedV1 { bind_to_port }| bind_to_port);
     let stat_prefix = address::name(stat_prefix).unwrap_or_else(|| Name::from(first.replace(':', "_")));
     Some(Listener {
@@ -175,6 +173,7 @@ pub(crate) fn lower_proto(
             core::TrafficDirection::Inbound => Direction::Inbound,
             core::TrafficDirection::Outbound => Direction::Outbound,
         },
+        drain_modify_only: drain_type == proto::listener::DrainType::ModifyOnly,
         added_via_api: at.scope().added_via_api,
         source,
         version: at.scope().version.clone(),
@@ -225,7 +224,7 @@ fn lower_chains(
 
 fn filter_chain(proto: proto::FilterChain, at: &mut Lower) -> Option<FilterChain> {
     let proto::FilterChain {
-        filter_chain_match: _,
+        filter_chain_match,
         filters,
         use_proxy_proto,
         // Read by extensions that we do not have.
@@ -280,7 +279,8 @@ fn filter_chain(proto: proto::FilterChain, at: &mut Lower) -> Option<FilterChain
     };
     // How long a handshake may take; plain text has none.
     at.timeout("transport_socket_connect_timeout", transport_socket_connect_timeout, None);
-    Some(FilterChain { name: name.into(), network })
+    let criteria = filter_chain_match.map(|criteria| criteria.encode_to_vec()).unwrap_or_default();
+    Some(FilterChain { name: name.into(), criteria: criteria.into(), network })
 }
 
 fn listener_filter(proto: proto::ListenerFilter, at: &mut Lower) -> Option<ListenerFilter> {

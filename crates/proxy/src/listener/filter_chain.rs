@@ -69,6 +69,40 @@ impl FilterChains {
         self.chains.iter().map(|(_, chain)| chain)
     }
 
+    fn is_default(&self, chain: &Arc<FilterChain>) -> bool {
+        self.default.as_ref().is_some_and(|default| Arc::ptr_eq(default, chain))
+    }
+
+    /// All chains but the default one.
+    fn matching(&self) -> impl Iterator<Item = &Arc<FilterChain>> {
+        self.all().filter(|chain| !self.is_default(chain))
+    }
+
+    /// Which chain of `next`, a later version of the listener, goes on for each chain of these:
+    /// the same one, or the one with the same match, else the same name, that serves
+    /// connections in the same way. Chains without are to be drained.
+    pub(crate) fn successors<'n>(
+        &self,
+        next: &'n FilterChains,
+    ) -> Vec<(&Arc<FilterChain>, Option<&'n Arc<FilterChain>>)> {
+        let same: HashMap<_, _> = next.all().map(|chain| (Arc::as_ptr(chain), chain)).collect();
+        let by_match: HashMap<_, _> = next.matching().map(|chain| (&*chain.criteria, chain)).collect();
+        let named = next.matching().filter(|chain| !chain.name.is_empty());
+        let by_name: HashMap<_, _> = named.map(|chain| (&*chain.name, chain)).collect();
+        let find = |chain: &Arc<FilterChain>| {
+            let like = |other: &&Arc<FilterChain>| chain.network.is_like(&other.network);
+            if let Some(same) = same.get(&Arc::as_ptr(chain)) {
+                return Some(*same);
+            }
+            if self.is_default(chain) {
+                return next.default.as_ref().filter(like);
+            }
+            let matched = by_match.get(&*chain.criteria).copied().filter(like);
+            matched.or_else(|| by_name.get(&*chain.name).copied().filter(like))
+        };
+        self.all().map(|chain| (chain, find(chain))).collect()
+    }
+
     /// The chain with this wire form, if there is one.
     pub(super) fn kept(&self, wire: &[u8]) -> Option<&Arc<FilterChain>> {
         self.chains.iter().find(|(other, _)| other == wire).map(|(_, chain)| chain)
@@ -294,7 +328,13 @@ mod tests {
     }
 
     fn chains(matches: &[&str]) -> Result<FilterChains, String> {
-        let chain = |name: &str| Arc::new(FilterChain { name: name.into(), network: NetworkFilters::Close });
+        let chain = |name: &str| {
+            Arc::new(FilterChain {
+                name: name.into(),
+                criteria: Box::default(),
+                network: NetworkFilters::Close,
+            })
+        };
         let lowered = Lower::resource(|at| {
             let mut chains = FilterChains::default();
             for text in matches {

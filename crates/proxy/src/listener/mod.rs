@@ -55,6 +55,8 @@ pub(crate) struct Listener {
     pub(crate) keepalive: Option<TcpKeepalive>,
     /// `traffic_direction`.
     pub(crate) direction: Direction,
+    /// `drain_type: MODIFY_ONLY`: failing health checks do not drain its connections.
+    pub(crate) drain_modify_only: bool,
     /// Whether it came by LDS.
     pub(crate) added_via_api: bool,
     /// The message as received, for /config_dump and for finding what changed.
@@ -123,6 +125,8 @@ pub(crate) enum ListenerPredicate {
 pub(crate) struct FilterChain {
     /// `name`.
     pub(crate) name: Name,
+    /// `filter_chain_match` as received, by which the listener's next version is compared.
+    pub(crate) criteria: Box<[u8]>,
     /// What serves the connection.
     pub(crate) network: NetworkFilters,
 }
@@ -136,6 +140,17 @@ pub(crate) enum NetworkFilters {
     Tcp(Arc<TcpProxy>),
     /// No filter: the connection is closed.
     Close,
+}
+
+impl NetworkFilters {
+    /// Whether connections that these serve can go on under `other`.
+    fn is_like(&self, other: &NetworkFilters) -> bool {
+        match self {
+            NetworkFilters::Http(_) => matches!(other, NetworkFilters::Http(_)),
+            NetworkFilters::Tcp(_) => matches!(other, NetworkFilters::Tcp(_)),
+            NetworkFilters::Close => matches!(other, NetworkFilters::Close),
+        }
+    }
 }
 
 pub(crate) mod accept;

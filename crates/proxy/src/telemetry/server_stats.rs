@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use leno_base::Name;
 use leno_xds::TypeUrl;
@@ -48,9 +48,15 @@ stats_scope! {
     /// `listener_manager.`
     struct ListenerScope {
         counter listener_added;
+        counter listener_create_failure;
+        counter listener_create_success;
+        counter listener_in_place_updated;
         counter listener_modified;
         counter listener_removed;
+        counter listener_stopped;
+        gauge total_filter_chains_draining;
         gauge total_listeners_active;
+        gauge total_listeners_draining;
         gauge total_listeners_warming;
         gauge workers_started;
         counter lds_update_attempt = "lds.update_attempt";
@@ -160,12 +166,19 @@ impl ListenerManagerStats {
         self.listeners.total_listeners_warming()
     }
 
-    /// Counts what one snapshot changes in another.
-    pub(crate) fn published(&self, before: &Snapshot, after: &Snapshot) {
+    /// Counts what one snapshot changes in another, for so many workers.
+    pub(crate) fn published(&self, before: &Snapshot, after: &Snapshot, workers: usize) {
         let [added, modified, removed] = changes(&before.listeners, &after.listeners);
+        self.listeners.listener_create_success().add((added + modified) * workers as u64);
         self.listeners.listener_added().add(added);
         self.listeners.listener_modified().add(modified);
+        self.listeners.listener_in_place_updated().add(modified);
         self.listeners.listener_removed().add(removed);
+    }
+
+    /// Counts listeners that stopped to accept, on all workers.
+    pub(crate) fn stopped(&self, count: u64) {
+        self.listeners.listener_stopped().add(count);
     }
 
     /// Counts an xDS update, if it was one of listeners.
@@ -182,6 +195,45 @@ impl ListenerManagerStats {
                 self.listeners.lds_update_time().set(unix_millis());
             }
         }
+    }
+}
+
+/// Listeners and filter chains that updates removed, for as long as their connections may live.
+#[derive(Debug, Default)]
+pub(crate) struct DrainingResources(Vec<DrainingUntil>);
+
+#[derive(Debug)]
+struct DrainingUntil {
+    deadline: Instant,
+    listeners: u64,
+    chains: u64,
+}
+
+impl DrainingResources {
+    /// Notes what one snapshot lacks of another.
+    pub(crate) fn follow(&mut self, before: &Snapshot, after: &Snapshot, drain_time: Duration) {
+        let mut gone = DrainingUntil { deadline: Instant::now() + drain_time, listeners: 0, chains: 0 };
+        for (name, old) in &before.listeners {
+            match after.listeners.get(name) {
+                None => gone.listeners += 1,
+                Some(new) if Arc::ptr_eq(old, new) => {}
+                Some(new) => {
+                    let successors = old.chains.successors(&new.chains);
+                    gone.chains += successors.iter().filter(|(_, next)| next.is_none()).count() as u64;
+                }
+            }
+        }
+        if gone.listeners + gone.chains > 0 {
+            self.0.push(gone);
+        }
+    }
+
+    /// Brings the gauges up to date.
+    pub(crate) fn sample(&mut self, stats: &ListenerManagerStats) {
+        let now = Instant::now();
+        self.0.retain(|gone| now < gone.deadline);
+        stats.listeners.total_listeners_draining().set(self.0.iter().map(|gone| gone.listeners).sum());
+        stats.listeners.total_filter_chains_draining().set(self.0.iter().map(|gone| gone.chains).sum());
     }
 }
 

@@ -138,7 +138,7 @@ async fn connect_from(source: &str, to: SocketAddr) -> TcpStream {
 }
 
 #[test]
-fn an_update_drains_only_the_chains_that_it_changes() {
+fn an_update_drains_only_the_chains_that_it_removes() {
     run(async {
         let proxy = Proxy::new(None);
         let (one, two) = (upstream("one").await, upstream("two").await);
@@ -161,10 +161,20 @@ fn an_update_drains_only_the_chains_that_it_changes() {
             add_listener(snapshot, &simple("l", "", &chains));
         });
         assert_eq!(proxy.address("l"), address, "the socket stays");
-        let after = proxy.worker.listener("l").expect("the listener");
-        assert_eq!((before.connections(), after.connections()), (1, 1));
+        let changed = proxy.worker.listener("l").expect("the listener");
+        assert_eq!((before.connections(), changed.connections()), (0, 2), "a changed chain goes on");
+        // Its sessions keep their cluster, new ones go to the new one.
         let mut third = connect_from("127.0.0.2", address).await;
         assert_eq!(said(&mut third, 3).await, "one");
+        drop(third);
+        until(|| changed.connections() == 2).await;
+
+        proxy.adopt(|snapshot| {
+            let chains = [chain("a", "one", "127.0.0.1"), chain("c", "one", "127.0.0.3")].join(", ");
+            add_listener(snapshot, &simple("l", "", &chains));
+        });
+        let after = proxy.worker.listener("l").expect("the listener");
+        assert_eq!((changed.connections(), after.connections()), (1, 1));
         // TCP goes on while its chain drains, and ends with the drain time.
         second.write_all(b"still").await.expect("sent");
         assert_eq!(said(&mut second, 5).await, "still");
@@ -172,8 +182,8 @@ fn an_update_drains_only_the_chains_that_it_changes() {
         assert_eq!(second.read(&mut [0]).await.expect("an orderly end"), 0);
         first.write_all(b"untouched").await.expect("sent");
         assert_eq!(said(&mut first, 9).await, "untouched");
-        until(|| before.connections() == 0).await;
-        assert_eq!(after.connections(), 2);
+        until(|| changed.connections() == 0).await;
+        assert_eq!(after.connections(), 1);
     });
 }
 
@@ -181,7 +191,8 @@ fn an_update_drains_only_the_chains_that_it_changes() {
 fn connections_of_a_removed_listener_end_with_the_drain_time() {
     run(async {
         let worker = Worker::new(StatsStore::default().thread(), GlobalConnections::new(None));
-        let proxy = Proxy { worker: Rc::new(worker.with_drain_time(Duration::ZERO)), ..Proxy::new(None) };
+        let at_once = super::DrainPolicy { time: Duration::ZERO, immediate: true };
+        let proxy = Proxy { worker: Rc::new(worker.with_drain_policy(at_once)), ..Proxy::new(None) };
         let one = upstream("one").await;
         proxy.adopt(|snapshot| {
             add_cluster(snapshot, cluster("name: one, connect_timeout: 1s"), one);

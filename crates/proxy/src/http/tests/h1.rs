@@ -4,6 +4,8 @@ use expect_test::expect;
 use leno_testkit::http::{Action, Client, Scripted};
 
 use super::{Proxy, cluster, run, until};
+use crate::config::lower::Lower;
+use crate::http::config::HttpConnectionManager;
 
 const ALL: &str = "[{match: {prefix: /}, route: {cluster: up}}]";
 
@@ -335,7 +337,9 @@ fn draining_ends_connections_after_the_answer() {
         busy.send("POST / HTTP/1.1\r\nhost: h\r\ncontent-length: 1\r\n\r\n").await.expect("sent");
         until(|| proxy.stat("http.t.downstream_rq_active") == 1).await;
         proxy.drain.advance(leno_base::drain::Phase::Draining);
-        assert_eq!(idle.rest().await, b"");
+        idle.send("GET / HTTP/1.1\r\nhost: h\r\n\r\n").await.expect("sent");
+        let (head, _) = idle.message().await.expect("one more answer");
+        assert!(head.contains("connection: close\r\n"), "{head}");
         busy.send("x").await.expect("sent");
         let (head, _) = busy.message().await.expect("an answer");
         assert!(head.contains("connection: close\r\n"), "{head}");
@@ -343,5 +347,25 @@ fn draining_ends_connections_after_the_answer() {
         drop(idle);
         until(|| proxy.stat("http.t.downstream_cx_active") == 0).await;
         assert_eq!(proxy.drain.connections(), 0);
+    });
+}
+
+#[test]
+fn the_next_request_obeys_the_settings_of_an_updated_listener() {
+    run(async {
+        let upstream = Scripted::start(|_| Action::ok("ok")).await.expect("an upstream");
+        let proxy = Proxy::start(ALL, "", &[cluster("up", upstream.address, "")]).await;
+        let mut client = Client::connect(proxy.address).await.expect("a connection");
+        let request = "GET / HTTP/1.1\r\nhost: h\r\n\r\n";
+        assert_eq!(client.call(request).await, Some((200, "ok".to_owned())));
+        let changed = "stat_prefix: changed\nroute_config:\n  virtual_hosts:\n  - {name: v, domains: ['*'], routes: \
+                       [{match: {prefix: /}, direct_response: {status: 403}}]}\nhttp_filters:\n- name: router\n  typed_config: \
+                       {'@type': type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}\n";
+        let proto = leno_api::decode_text(changed, "manager").unwrap_or_else(|errors| panic!("{errors}"));
+        let lowered = Lower::resource(|at| HttpConnectionManager::lower(proto, at));
+        proxy.drain.renew(lowered.unwrap_or_else(|why| panic!("{why}")));
+        assert_eq!(client.call(request).await, Some((403, String::new())));
+        assert_eq!(proxy.stat("http.changed.downstream_rq_total"), 1);
+        assert_eq!((proxy.stat("http.t.downstream_rq_total"), proxy.stat("http.t.downstream_cx_total")), (1, 1));
     });
 }
