@@ -86,6 +86,19 @@ pub fn to_wire(type_name: &str, node: &Node<'_>, source: &str) -> Result<Bytes, 
     checked(type_name, node, source).map(|(wire, _)| Bytes::from(wire))
 }
 
+/// [`to_wire`], with the warnings.
+///
+/// # Errors
+/// As [`to_wire`].
+pub fn to_wire_with_warnings(
+    type_name: &str,
+    node: &Node<'_>,
+    source: &str,
+) -> Result<Decoded<Bytes>, Errors> {
+    let (wire, warnings) = checked(type_name, node, source)?;
+    Ok(Decoded { message: Bytes::from(wire), warnings })
+}
+
 /// The only document of a text.
 fn parse_single<'t>(text: &'t str, source: &str) -> Result<Node<'t>, Errors> {
     let dialect = if source.ends_with(".json") { Dialect::Json } else { Dialect::Envoy };

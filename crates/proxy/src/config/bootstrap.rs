@@ -6,6 +6,7 @@
 #![allow(deprecated, reason = "deprecated fields are lowered, or refused by name, like all others")]
 
 use std::collections::HashSet;
+use std::ops::Range;
 use std::sync::Arc;
 
 use leno_api::proto::envoy::config::bootstrap::v3 as proto;
@@ -13,6 +14,8 @@ use leno_api::proto::envoy::config::cluster::v3::Cluster as ClusterProto;
 use leno_api::proto::envoy::config::core::v3 as core;
 use leno_api::proto::envoy::config::listener::v3::Listener as ListenerProto;
 use leno_base::Name;
+use prost::{Message, Name as _};
+use prost_types::Any;
 
 use crate::admin::AdminConfig;
 use crate::cluster::Cluster;
@@ -21,6 +24,7 @@ use crate::config::address::{self, Address};
 use crate::config::lower::{Lower, Scope, UnknownFields};
 use crate::config::runtime::Runtime;
 use crate::config::source::{ConfigSource, Origin, XdsServer, config_source, xds_server};
+use crate::config::wire::split;
 use crate::listener::{ListenAddress, Listener};
 use crate::telemetry::tags::StatsConfig;
 
@@ -49,13 +53,22 @@ pub(crate) struct Bootstrap {
     pub(crate) scope: Scope,
 }
 
-/// Lowers a bootstrap; its node is complete, with what the command line says.
-pub(crate) fn lower(proto: proto::Bootstrap, at: &mut Lower) -> Option<Bootstrap> {
-    let source = leno_api::any::pack(&proto);
+/// Lowers a bootstrap from its wire form; its node is complete, with what the command line says.
+/// Static clusters and listeners are decoded one by one.
+pub(crate) fn lower(wire: Vec<u8>, at: &mut Lower) -> Option<Bootstrap> {
+    const STATIC_RESOURCES: u32 = 2;
+    let Some((places, rest)) = split(&wire, STATIC_RESOURCES) else {
+        at.error("malformed message");
+        return None;
+    };
+    let resources = places.into_iter().filter_map(|place| wire.get(place)).collect::<Vec<_>>().concat();
+    let proto: proto::Bootstrap = decode(&rest, at)?;
+    let source = Any { type_url: proto::Bootstrap::type_url(), value: wire };
     let proto::Bootstrap {
         node,
         node_context_params,
-        static_resources,
+        // Read apart, see above.
+        static_resources: _,
         dynamic_resources,
         cluster_manager,
         hds_config,
@@ -144,11 +157,13 @@ pub(crate) fn lower(proto: proto::Bootstrap, at: &mut Lower) -> Option<Bootstrap
         runtime.add_layer(values.clone());
     }
     let max_connections = runtime.integer("overload.global_downstream_max_connections");
-    let proto::bootstrap::StaticResources { listeners, clusters, secrets } =
-        static_resources.unwrap_or_default();
+    let StaticResources { listeners, clusters, rest } = StaticResources::read(&resources, at)?;
+    let proto::bootstrap::StaticResources { listeners: _, clusters: _, secrets } = rest;
     at.unsupported("static_resources.secrets", !secrets.is_empty());
     let dynamic = dynamic_resources.unwrap_or_default();
-    let names = clusters.iter().map(|cluster| Name::new(&cluster.name)).collect::<HashSet<_>>();
+    let names =
+        clusters.iter().filter_map(|wire| Named::decode(*wire).ok()).map(|named| Name::new(&named.name));
+    let names = names.collect::<HashSet<_>>();
     *at.scope_mut() = Scope {
         node_id: node.id.as_str().into(),
         node_cluster: node.cluster.as_str().into(),
@@ -185,21 +200,63 @@ pub(crate) fn lower(proto: proto::Bootstrap, at: &mut Lower) -> Option<Bootstrap
     Some(Bootstrap { node, clusters, listeners, ads, cds, lds, admin, outlier_log, max_connections, scope })
 }
 
-fn lower_clusters(protos: Vec<ClusterProto>, at: &mut Lower) -> Vec<Cluster> {
+fn decode<T: Message + prost::Name + Default>(wire: &[u8], at: &mut Lower) -> Option<T> {
+    T::decode(wire).map_err(|error| at.error(format!("cannot decode {}: {error}", T::full_name()))).ok()
+}
+
+/// `static_resources`, not decoded yet where there may be thousands.
+struct StaticResources<'w> {
+    listeners: Vec<&'w [u8]>,
+    clusters: Vec<&'w [u8]>,
+    rest: proto::bootstrap::StaticResources,
+}
+
+impl<'w> StaticResources<'w> {
+    fn read(wire: &'w [u8], at: &mut Lower) -> Option<Self> {
+        const LISTENERS: u32 = 1;
+        const CLUSTERS: u32 = 2;
+        const SECRETS: u32 = 3;
+        let Some((listeners, _)) = split(wire, LISTENERS) else {
+            at.error_at("static_resources", "malformed message");
+            return None;
+        };
+        let (clusters, _) = split(wire, CLUSTERS)?;
+        let (secrets, _) = split(wire, SECRETS)?;
+        let slices =
+            |places: Vec<Range<usize>>| places.into_iter().filter_map(|place| wire.get(place)).collect();
+        let mut rest = proto::bootstrap::StaticResources::default();
+        let secrets: Vec<&[u8]> = slices(secrets);
+        for secret in secrets {
+            rest.secrets.push(at.field("static_resources.secrets", |at| decode(secret, at))?);
+        }
+        Some(Self { listeners: slices(listeners), clusters: slices(clusters), rest })
+    }
+}
+
+/// A cluster of which only the name is read.
+#[derive(Clone, PartialEq, Message)]
+struct Named {
+    #[prost(string, tag = "1")]
+    name: String,
+}
+
+fn lower_clusters(wires: Vec<&[u8]>, at: &mut Lower) -> Vec<Cluster> {
     let mut seen = HashSet::new();
-    at.each("clusters", protos, |proto, at| {
+    at.each("clusters", wires, |wire, at| {
+        let proto: ClusterProto = decode(wire, at)?;
         if !seen.insert(proto.name.clone()) {
             at.error_at("name", format!("cluster manager: duplicate cluster '{}'", proto.name));
         }
-        let source = leno_api::any::pack(&proto);
+        let source = Any { type_url: ClusterProto::type_url(), value: wire.to_vec() };
         crate::cluster::config::lower_proto(proto, source, at)
     })
 }
 
-fn lower_listeners(protos: Vec<ListenerProto>, at: &mut Lower) -> Vec<Listener> {
+fn lower_listeners(wires: Vec<&[u8]>, at: &mut Lower) -> Vec<Listener> {
     let mut listeners: Vec<Listener> = Vec::new();
-    at.each("listeners", protos, |proto, at| {
-        let source = leno_api::any::pack(&proto);
+    at.each("listeners", wires, |wire, at| {
+        let proto: ListenerProto = decode(wire, at)?;
+        let source = Any { type_url: ListenerProto::type_url(), value: wire.to_vec() };
         let listener = crate::listener::config::lower_proto(proto, source, None, at)?;
         // The same name again is an update.
         listeners.retain(|other| other.name != listener.name);

@@ -2,13 +2,16 @@
 
 use std::path::Path;
 
+use bytes::Bytes;
 use leno_api::proto::envoy::config::bootstrap::v3::Bootstrap as Proto;
+use leno_api::proto::envoy::config::core::v3 as core;
 use leno_api::yaml::{Dialect, Node, Position, Value, parse};
 use leno_api::{Error, Errors};
-use prost::Message;
+use prost::{Message, Name};
 
 use crate::config::bootstrap::{self, Bootstrap};
 use crate::config::lower::{ConfigError, Lower};
+use crate::config::wire::split;
 use crate::options::Options;
 
 /// The name of `--config-yaml` in errors.
@@ -21,26 +24,24 @@ const OVERLAY: &str = "--config-yaml";
 pub(crate) fn load(options: &Options) -> Result<Bootstrap, Vec<String>> {
     let sources = read(options)?;
     let mut problems = Vec::new();
-    let mut proto = Proto::default();
-    let mut trees: Vec<(&str, Node<'_>)> = Vec::new();
+    let mut wire = Vec::new();
     for source in &sources {
         match decode(source, options.allow_unknown_static_fields) {
-            // As Envoy merges: scalars are replaced, messages merged, lists appended.
-            Ok((message, tree)) => {
-                if let Err(error) = proto.merge(message.encode_to_vec().as_slice()) {
-                    problems.push(format!("{}: {error}", source.name));
-                }
-                trees.extend(tree.map(|tree| (source.name.as_str(), tree)));
-            }
+            // Messages are merged by joining their wire forms, as Envoy merges: scalars are
+            // replaced, messages merged, lists appended.
+            Ok(message) => wire.extend_from_slice(&message),
             Err(errors) => problems.extend(errors.iter().map(ToString::to_string)),
         }
     }
     if !problems.is_empty() {
         return Err(problems);
     }
-    complete_node(&mut proto, options);
-    let lowered = Lower::resource(|at| bootstrap::lower(proto, at));
+    complete_node(&mut wire, options);
+    let lowered = Lower::resource(|at| bootstrap::lower(wire, at));
     lowered.map_err(|rejected| {
+        // Read once more: until here the trees, which are large, were needed no longer.
+        let trees: Vec<_> =
+            sources.iter().filter_map(|source| Some((source.name.as_str(), tree(source)?))).collect();
         let mut errors: Vec<Error> = rejected.0.into_iter().map(|error| locate(error, &trees)).collect();
         errors.sort_by(|a, b| (&a.file, a.line, a.column).cmp(&(&b.file, b.line, b.column)));
         errors.iter().map(ToString::to_string).collect()
@@ -88,22 +89,31 @@ fn read_file(path: &Path) -> Result<Source, String> {
     }
 }
 
-/// A message and the tree that it was read from.
-type Read<'s> = (Proto, Option<Node<'s>>);
+/// The tree of a source's text.
+fn tree(source: &Source) -> Option<Node<'_>> {
+    match &source.content {
+        Content::Wire(_) => None,
+        Content::Text(text) => parse(text, dialect(source)).ok()?.into_iter().next(),
+    }
+}
 
-fn decode(source: &Source, allow_unknown: bool) -> Result<Read<'_>, Errors> {
+fn dialect(source: &Source) -> Dialect {
+    if source.name.ends_with(".json") { Dialect::Json } else { Dialect::Envoy }
+}
+
+/// The wire form of a source.
+fn decode(source: &Source, allow_unknown: bool) -> Result<Bytes, Errors> {
     let text = match &source.content {
         Content::Wire(bytes) => {
             let message = Proto::decode(bytes.as_slice());
-            return message.map(|message| (message, None)).map_err(|error| {
+            return message.map(|_| Bytes::copy_from_slice(bytes)).map_err(|error| {
                 Error::new(Position::default(), "", error.to_string()).in_file(&source.name).into()
             });
         }
         Content::Text(text) => text,
     };
-    let dialect = if source.name.ends_with(".json") { Dialect::Json } else { Dialect::Envoy };
     let mut documents =
-        parse(text, dialect).map_err(|error| Errors::from(error.in_file(&source.name)))?.into_iter();
+        parse(text, dialect(source)).map_err(|error| Errors::from(error.in_file(&source.name)))?.into_iter();
     let mut tree =
         documents.next().unwrap_or(Node { value: Value::Mapping(Vec::new()), position: Position::default() });
     if let Some(second) = documents.next() {
@@ -111,12 +121,12 @@ fn decode(source: &Source, allow_unknown: bool) -> Result<Read<'_>, Errors> {
         return Err(error.in_file(&source.name).into());
     }
     loop {
-        match leno_api::decode::decode_with_warnings::<Proto>(&tree, &source.name) {
+        match leno_api::decode::to_wire_with_warnings(&Proto::full_name(), &tree, &source.name) {
             Ok(decoded) => {
                 for warning in decoded.warnings {
                     tracing::warn!(target: "misc", "{warning}");
                 }
-                return Ok((decoded.message, Some(tree)));
+                return Ok(decoded.message);
             }
             Err(errors) if allow_unknown => {
                 let unknown: Vec<&Error> =
@@ -160,20 +170,26 @@ fn remove(node: &mut Node<'_>, places: &[Position]) -> bool {
 }
 
 /// Fills in what the command line says of the node and the file does not.
-fn complete_node(proto: &mut Proto, options: &Options) {
-    let node = proto.node.get_or_insert_default();
+fn complete_node(wire: &mut Vec<u8>, options: &Options) {
+    const NODE: u32 = 1;
+    let (nodes, _) = split(wire, NODE).unwrap_or_default();
+    let mut node = core::Node::default();
+    for place in nodes {
+        // What cannot be decoded is refused when the whole is.
+        let _ = node.merge(wire.get(place).unwrap_or_default());
+    }
+    let mut more = core::Node::default();
     if node.id.is_empty() {
-        node.id.clone_from(&options.service_node);
+        more.id.clone_from(&options.service_node);
     }
     if node.cluster.is_empty() {
-        node.cluster.clone_from(&options.service_cluster);
+        more.cluster.clone_from(&options.service_cluster);
     }
-    if !options.service_zone.is_empty() {
-        let locality = node.locality.get_or_insert_default();
-        if locality.zone.is_empty() {
-            locality.zone.clone_from(&options.service_zone);
-        }
+    if !options.service_zone.is_empty() && node.locality.is_none_or(|locality| locality.zone.is_empty()) {
+        more.locality =
+            Some(core::Locality { zone: options.service_zone.clone(), ..core::Locality::default() });
     }
+    wire.extend(Proto { node: Some(more), ..Proto::default() }.encode_to_vec());
 }
 
 /// Finds the text that an error of lowering is about.

@@ -167,10 +167,14 @@ impl Lower {
         items: Vec<P>,
         mut lower: impl FnMut(P, &mut Lower) -> Option<T>,
     ) -> Vec<T> {
-        let items = items.into_iter().enumerate();
-        items
-            .filter_map(|(index, item)| self.field(&format!("{field}[{index}]"), |at| lower(item, at)))
-            .collect()
+        // Not by `collect`: it would keep the allocation of the messages, which are many times the
+        // size of what they are lowered to.
+        let mut lowered = Vec::with_capacity(items.len());
+        for (index, item) in items.into_iter().enumerate() {
+            lowered.extend(self.field(&format!("{field}[{index}]"), |at| lower(item, at)));
+        }
+        lowered.shrink_to_fit();
+        lowered
     }
 
     /// Lowers an optional message field.

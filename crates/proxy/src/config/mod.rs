@@ -10,3 +10,4 @@ pub(crate) mod runtime;
 pub(crate) mod source;
 pub(crate) mod store;
 pub(crate) mod validate;
+pub(crate) mod wire;

@@ -256,7 +256,7 @@ fn filter_chain(proto: proto::FilterChain, at: &mut Lower) -> Option<FilterChain
         let lowered = at.field("typed_config", |at| {
             let any = at.extension(any)?;
             if leno_api::any::is::<hcm::HttpConnectionManager>(&any) {
-                return Some(NetworkFilters::Http(HttpConnectionManager::lower(at.unpack(&any)?, at)?));
+                return Some(NetworkFilters::Http(HttpConnectionManager::lower_wire(any, at)?));
             }
             if leno_api::any::is::<tcp_proxy::TcpProxy>(&any) {
                 return Some(NetworkFilters::Tcp(TcpProxy::lower(at.unpack(&any)?, at)?));

@@ -6,11 +6,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use leno_api::proto::envoy::config::core::v3 as core;
+use leno_api::proto::envoy::config::route::v3::RouteConfiguration;
 use leno_api::proto::envoy::extensions::filters::http::router::v3 as router;
 use leno_api::proto::envoy::extensions::filters::network::http_connection_manager::v3 as hcm;
 use leno_api::proto::envoy::extensions::request_id::uuid::v3::UuidRequestIdConfig;
 use leno_api::proto::envoy::r#type::v3::Percent;
 use leno_base::Name;
+use prost::Name as _;
 use prost_types::Any;
 
 use super::{
@@ -21,6 +23,7 @@ use crate::cluster::Http2Settings;
 use crate::config::address;
 use crate::config::lower::Lower;
 use crate::config::source::{Origin, config_source};
+use crate::config::wire::split;
 use crate::http::filters::{ChainedFilter, REGISTRY};
 use crate::http::route::RouteTable;
 use crate::http::route::table::pack;
@@ -28,10 +31,42 @@ use crate::telemetry::access_log::AccessLog;
 
 const HOUR: Duration = Duration::from_secs(3600);
 
+/// The number of the field `route_config`.
+const ROUTE_CONFIG: u32 = 4;
+
 impl HttpConnectionManager {
-    /// Lowers an HttpConnectionManager.
+    /// Lowers an HttpConnectionManager from its wire form. A large route table is many times
+    /// larger as messages, so it stays in wire form until its virtual hosts are lowered one by one.
+    pub(crate) fn lower_wire(mut any: Any, at: &mut Lower) -> Option<Arc<HttpConnectionManager>> {
+        let parts = split(&any.value, ROUTE_CONFIG);
+        let mut table = None;
+        if let Some((values, rest)) = parts
+            && let [range] = values.as_slice()
+        {
+            table = any.value.get(range.clone()).map(<[u8]>::to_vec);
+            any.value = rest;
+        }
+        let proto: hcm::HttpConnectionManager = at.unpack(&any)?;
+        if table.is_some() && proto.route_specifier.is_some() {
+            // Text cannot say this.
+            at.error("only one of route_config, rds and scoped_routes may be set");
+        }
+        let table = table.map(|value| Any { type_url: RouteConfiguration::type_url(), value });
+        Self::lower_with(proto, table, at)
+    }
+
+    /// Lowers a decoded HttpConnectionManager.
+    #[cfg(test)]
     pub(crate) fn lower(
         proto: hcm::HttpConnectionManager,
+        at: &mut Lower,
+    ) -> Option<Arc<HttpConnectionManager>> {
+        Self::lower_wire(leno_api::any::pack(&proto), at)
+    }
+
+    fn lower_with(
+        proto: hcm::HttpConnectionManager,
+        inline_table: Option<Any>,
         at: &mut Lower,
     ) -> Option<Arc<HttpConnectionManager>> {
         let hcm::HttpConnectionManager {
@@ -132,7 +167,7 @@ impl HttpConnectionManager {
         });
         let http2 = at.field("http2_protocol_options", |at| http2_options(http2_protocol_options, at));
         let (filters, router) = filter_chain(http_filters, at);
-        let routes = route_source(route_specifier, at);
+        let routes = route_source(route_specifier, inline_table, at);
         let strip_any = matches!(
             strip_port_mode,
             Some(hcm::http_connection_manager::StripPortMode::StripAnyHostPort(true))
@@ -294,9 +329,14 @@ fn upgrades(protos: Vec<hcm::http_connection_manager::UpgradeConfig>, at: &mut L
 
 fn route_source(
     proto: Option<hcm::http_connection_manager::RouteSpecifier>,
+    inline_table: Option<Any>,
     at: &mut Lower,
 ) -> Option<RouteSource> {
     use hcm::http_connection_manager::RouteSpecifier;
+    if let Some(table) = inline_table {
+        let table = at.field("route_config", |at| RouteTable::lower(table, None, true, at))?;
+        return Some(RouteSource::Static(Arc::new(table)));
+    }
     match proto {
         Some(RouteSpecifier::RouteConfig(table)) => {
             let table = at.field("route_config", |at| RouteTable::lower(pack(&table), None, true, at))?;

@@ -9,13 +9,13 @@ use std::sync::Arc;
 
 use leno_api::proto::envoy::config::route::v3 as proto;
 use leno_base::Name;
-use prost::encoding::{WireType, decode_key, decode_varint};
 use prost::{Message, Name as _};
 use prost_types::Any;
 use regex::bytes::Regex;
 
 use crate::config::address;
 use crate::config::lower::Lower;
+use crate::config::wire::split;
 use crate::http::filters::RouteOverrides;
 use crate::http::headers::{HeaderMap, Known};
 use crate::http::route::config::{self, TableSettings};
@@ -23,6 +23,9 @@ use crate::http::route::matcher::{CookieMatcher, HeaderMatcher, QueryMatcher, he
 use crate::http::route::{
     Action, ClusterChoice, PathRewrite, Redirect, RequireTls, Route, Selected, VirtualHost, filters, mutation,
 };
+
+/// The number of the field `virtual_hosts`.
+const VIRTUAL_HOSTS: u32 = 2;
 
 /// What a look-up may know apart from the request's headers.
 #[derive(Clone, Copy, Debug, Default)]
@@ -148,7 +151,7 @@ impl RouteTable {
         at: &mut Lower,
     ) -> Option<RouteTable> {
         let wire = source.value.as_slice();
-        let Some((ranges, rest)) = split(wire) else {
+        let Some((ranges, rest)) = split(wire, VIRTUAL_HOSTS) else {
             at.error(format!("cannot decode {}", proto::RouteConfiguration::full_name()));
             return None;
         };
@@ -226,46 +229,13 @@ impl RouteTable {
 
     /// The message without its virtual hosts.
     fn common_part(&self) -> Vec<u8> {
-        split(&self.source.value).map(|(_, rest)| rest).unwrap_or_default()
+        split(&self.source.value, VIRTUAL_HOSTS).map(|(_, rest)| rest).unwrap_or_default()
     }
 
     fn hosts_by_wire(&self) -> HashMap<&[u8], &Arc<Host>> {
         let slices = self.ranges.iter().map(|range| self.source.value.get(range.clone()).unwrap_or_default());
         slices.zip(&self.hosts).collect()
     }
-}
-
-/// Splits a RouteConfiguration in wire form into the places of its virtual hosts and everything
-/// else. `None`: it is malformed.
-fn split(wire: &[u8]) -> Option<(Vec<Range<usize>>, Vec<u8>)> {
-    const VIRTUAL_HOSTS: u32 = 2;
-    let mut hosts = Vec::new();
-    let mut rest = Vec::new();
-    let mut input = wire;
-    while !input.is_empty() {
-        let start = wire.len() - input.len();
-        let (tag, wire_type) = decode_key(&mut input).ok()?;
-        match wire_type {
-            WireType::Varint => {
-                decode_varint(&mut input).ok()?;
-            }
-            WireType::SixtyFourBit => input = input.get(8..)?,
-            WireType::ThirtyTwoBit => input = input.get(4..)?,
-            WireType::LengthDelimited => {
-                let length = usize::try_from(decode_varint(&mut input).ok()?).ok()?;
-                let begin = wire.len() - input.len();
-                input = input.get(length..)?;
-                if tag == VIRTUAL_HOSTS {
-                    hosts.push(begin..begin + length);
-                    continue;
-                }
-            }
-            // Groups: not in proto3.
-            WireType::StartGroup | WireType::EndGroup => return None,
-        }
-        rest.extend_from_slice(wire.get(start..wire.len() - input.len())?);
-    }
-    Some((hosts, rest))
 }
 
 /// Refuses routes to clusters that do not exist, as far as the scope knows which do.
