@@ -13,6 +13,7 @@ use std::time::Duration;
 use leno_base::Name;
 
 use crate::http::headers::HeaderMap;
+use crate::telemetry::stream_info::DynamicMetadata;
 
 pub(crate) mod config;
 pub(crate) mod discovery;
@@ -308,15 +309,39 @@ pub(crate) struct TcpKeepalive {
     pub(crate) interval: Option<u32>,
 }
 
-/// What a balancer may know of the request or session.
+/// What a balancer may know of the request or session. All of it is optional: the default is a
+/// pick of which nothing is known.
+#[derive(Clone, Copy, Default)]
 pub(crate) struct PickContext<'a> {
     /// The downstream connection's (restored) local address, for ORIGINAL_DST.
     pub(crate) original_dst: Option<SocketAddr>,
-    /// The request's headers, for `use_http_header`.
+    /// The request's headers, for `use_http_header` and `override_host_sources`.
     pub(crate) headers: Option<&'a HeaderMap>,
-    /// Endpoints already tried (`previous_hosts`): picked again only if nothing else is found
-    /// within `host_selection_retry_max_attempts`.
-    pub(crate) avoid: &'a [SocketAddr],
-    /// `host_selection_retry_max_attempts`.
-    pub(crate) avoid_attempts: u32,
+    /// The request's dynamic metadata, for `override_host_sources`.
+    pub(crate) metadata: Option<&'a DynamicMetadata>,
+    /// What the hash policies make of the request; hashing balancers take a random number
+    /// instead of `None`. Only computed where the cluster's balancer asks for it.
+    pub(crate) hash: Option<u64>,
+    /// What the endpoint's metadata must be (`metadata_match`).
+    pub(crate) metadata_match: Option<&'a lb::metadata::MetadataMatch>,
+    /// The endpoint that a session sticks to.
+    pub(crate) override_host: Option<OverrideHost<'a>>,
+    /// Retries: whether another host is wanted than this one. What is rejected is picked all
+    /// the same if `attempts` more tries find nothing better.
+    pub(crate) rejects: Option<&'a dyn Fn(&worker_cluster::Host) -> bool>,
+    /// `host_selection_retry_max_attempts`, with `rejects`.
+    pub(crate) attempts: u32,
+    /// Retries: priorities that get no load, as long as there are others (`previous_priorities`).
+    pub(crate) excluded_priorities: &'a [u32],
+    /// How many hosts were picked for this request before.
+    pub(crate) earlier_picks: u32,
+}
+
+/// The endpoint that a session sticks to.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct OverrideHost<'a> {
+    /// Its address as text.
+    pub(crate) address: &'a str,
+    /// Whether no other will do.
+    pub(crate) strict: bool,
 }

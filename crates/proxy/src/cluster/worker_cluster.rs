@@ -156,19 +156,18 @@ impl WorkerCluster {
         self.config.outlier.as_ref()?.watched(address)
     }
 
-    /// Picks an endpoint; `None`: none can be had (`UH`). Hosts to avoid are picked only if
-    /// `avoid_attempts` tries found nothing else.
+    /// Picks an endpoint; `None`: none can be had (`UH`).
     pub(crate) fn pick(&self, context: &PickContext<'_>) -> Option<Rc<Host>> {
         if let Discovery::OriginalDst { .. } = self.config.discovery {
             return self.pick_original_dst(context);
         }
         let mut set = self.hosts.borrow_mut();
         let mut picked = None;
-        for _ in 0..=context.avoid_attempts {
+        for _ in 0..=context.attempts {
             let host = set.draw(&mut self.random.borrow_mut(), &self.stats)?;
-            let avoided = host.address.is_some_and(|address| context.avoid.contains(&address));
+            let rejected = context.rejects.is_some_and(|rejects| rejects(&host));
             picked = Some(host);
-            if !avoided {
+            if !rejected {
                 break;
             }
         }

@@ -12,6 +12,7 @@ use crate::cluster::worker_cluster::Host;
 
 pub(crate) mod edf;
 pub(crate) mod least_request;
+pub(crate) mod metadata;
 pub(crate) mod priority;
 pub(crate) mod random;
 pub(crate) mod round_robin;

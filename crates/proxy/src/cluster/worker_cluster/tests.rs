@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use super::WorkerCluster;
+use super::{Host, WorkerCluster};
 use crate::cluster::{
     Assignment, EndpointAddress, EndpointConfig, HealthStatus, LocalityEndpoints, PickContext,
 };
@@ -14,8 +14,6 @@ fn worker_cluster(more: &str) -> WorkerCluster {
     WorkerCluster::new(config.into(), &StatsStore::default().thread(), 1)
 }
 
-const ANY: PickContext<'static> =
-    PickContext { original_dst: None, headers: None, avoid: &[], avoid_attempts: 0 };
 
 fn healths(statuses: &[HealthStatus]) -> Assignment {
     let endpoint = |(index, health): (usize, &HealthStatus)| {
@@ -34,7 +32,7 @@ fn picked(cluster: &WorkerCluster) -> Vec<u8> {
     let mut seen = std::collections::BTreeSet::new();
     for _ in 0..200 {
         if let Some(std::net::IpAddr::V4(ip)) =
-            cluster.pick(&ANY).and_then(|host| host.address).map(|address| address.ip())
+            cluster.pick(&PickContext::default()).and_then(|host| host.address).map(|address| address.ip())
         {
             seen.insert(ip.octets()[3]);
         }
@@ -65,7 +63,7 @@ fn without_panic_nobody_is_better_than_somebody_unhealthy() {
 #[test]
 fn a_cluster_without_hosts_panics_in_vain() {
     let cluster = worker_cluster("type: STATIC");
-    assert!(cluster.pick(&ANY).is_none());
+    assert!(cluster.pick(&PickContext::default()).is_none());
     assert_eq!(cluster.stats.lb_healthy_panic().value(), 1);
 }
 
@@ -91,8 +89,9 @@ fn hosts_keep_their_state_over_updates() {
 fn hosts_to_avoid_are_picked_only_if_there_is_no_other() {
     let cluster = worker_cluster("lb_policy: ROUND_ROBIN");
     cluster.update_hosts(&assignment(&["10.0.0.1:80", "10.0.0.2:80"]));
-    let avoid = ["10.0.0.1:80".parse().unwrap()];
-    let context = PickContext { avoid: &avoid, avoid_attempts: 3, ..ANY };
+    let rejected = Some("10.0.0.1:80".parse().unwrap());
+    let rejects = |host: &Host| host.address == rejected;
+    let context = PickContext { rejects: Some(&rejects), attempts: 3, ..PickContext::default() };
     for _ in 0..10 {
         assert_eq!(cluster.pick(&context).unwrap().address, Some("10.0.0.2:80".parse().unwrap()));
     }
@@ -103,8 +102,8 @@ fn hosts_to_avoid_are_picked_only_if_there_is_no_other() {
 #[test]
 fn original_destinations_are_hosts_while_they_are_used() {
     let cluster = worker_cluster("type: ORIGINAL_DST, lb_policy: CLUSTER_PROVIDED");
-    assert!(cluster.pick(&ANY).is_none(), "the connection was not redirected");
-    let context = PickContext { original_dst: Some("10.0.0.1:80".parse().unwrap()), ..ANY };
+    assert!(cluster.pick(&PickContext::default()).is_none(), "the connection was not redirected");
+    let context = PickContext { original_dst: Some("10.0.0.1:80".parse().unwrap()), ..PickContext::default() };
     let host = cluster.pick(&context).unwrap();
     assert!(Rc::ptr_eq(&host, &cluster.pick(&context).unwrap()));
     host.active.set(1);

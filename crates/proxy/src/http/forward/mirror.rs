@@ -68,7 +68,7 @@ fn shadow_host(authority: &[u8]) -> Vec<u8> {
 }
 
 async fn exchange(cluster: &Rc<WorkerCluster>, head: HeaderMap, pieces: Vec<bytes::Bytes>) -> Option<()> {
-    let context = PickContext { original_dst: None, headers: Some(&head), avoid: &[], avoid_attempts: 0 };
+    let context = PickContext { headers: Some(&head), ..PickContext::default() };
     let host = cluster.pick(&context)?;
     let mut upstream = match pool::acquire(cluster, &host, false, false).await {
         Ok(upstream) => upstream,

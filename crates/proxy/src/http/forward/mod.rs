@@ -289,11 +289,15 @@ impl Router<'_, '_, '_> {
         let stream = &mut *self.exchange.stream;
         stream.info.upstream.attempts += 1;
         let avoid_attempts = self.retries.avoid_attempts();
+        let tried = |host: &Host| host.address.is_some_and(|address| self.tried.contains(&address));
         let context = PickContext {
             original_dst: stream.info.connection.local_restored.then_some(stream.info.connection.local),
             headers: Some(&stream.request),
-            avoid: if avoid_attempts.is_some() { &self.tried } else { &[] },
-            avoid_attempts: avoid_attempts.unwrap_or(0),
+            metadata: Some(&stream.info.metadata),
+            rejects: if avoid_attempts.is_some() { Some(&tried) } else { None },
+            attempts: avoid_attempts.unwrap_or(0),
+            earlier_picks: stream.info.upstream.attempts - 1,
+            ..PickContext::default()
         };
         let host = self.cluster.pick(&context)?;
         stream.info.upstream.host = host.address;

@@ -231,9 +231,7 @@ impl Session<'_> {
         let connection = &self.info.borrow().connection;
         PickContext {
             original_dst: connection.local_restored.then_some(connection.local),
-            headers: None,
-            avoid: &[],
-            avoid_attempts: 0,
+            ..PickContext::default()
         }
     }
 
