@@ -1,5 +1,7 @@
 //! Small pieces of configuration for tests, lowered from YAML as if they came by xDS.
 
+use std::net::SocketAddr;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use leno_api::proto::envoy::config::cluster::v3::Cluster as ClusterProto;
@@ -9,6 +11,7 @@ use prost_types::Any;
 use crate::cluster::{Assignment, Cluster, EndpointAddress, EndpointConfig, LocalityEndpoints};
 use crate::config::lower::{Lower, Scope};
 use crate::listener::Listener;
+use crate::telemetry::stream_info::{ConnectionInfo, Protocol, StreamInfo};
 
 /// A cluster from YAML in flow style, without the outer braces.
 pub(crate) fn cluster(text: &str) -> Cluster {
@@ -74,4 +77,25 @@ pub(crate) fn assignment(addresses: &[&str]) -> Arc<Assignment> {
     let endpoints = addresses.iter().map(|text| EndpointConfig::plain(address(text))).collect();
     let localities = vec![LocalityEndpoints { endpoints, ..LocalityEndpoints::default() }];
     Arc::new(Assignment { localities, overprovisioning_factor: 140 })
+}
+
+/// The facts of a connection from this peer to 127.0.0.1:80.
+pub(crate) fn connection(peer: SocketAddr) -> ConnectionInfo {
+    let local = SocketAddr::from(([127, 0, 0, 1], 80));
+    ConnectionInfo {
+        id: 1,
+        remote: peer,
+        direct_remote: peer,
+        local,
+        direct_local: local,
+        local_restored: false,
+        server_name: None,
+        started: crate::http::stream::now(),
+    }
+}
+
+/// The facts of a request on such a connection.
+pub(crate) fn stream_info(connection: ConnectionInfo) -> StreamInfo {
+    let wall = std::time::SystemTime::UNIX_EPOCH;
+    StreamInfo::new(Rc::new(connection), Some(Protocol::Http11), crate::http::stream::now(), wall)
 }

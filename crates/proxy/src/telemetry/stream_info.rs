@@ -217,6 +217,14 @@ pub(crate) struct FilterState {
     pub(crate) typed: Option<serde_json::Value>,
 }
 
+impl FilterState {
+    /// The IP address that the text is, with or without a port.
+    pub(crate) fn ip(&self) -> Option<std::net::IpAddr> {
+        let with_port = || self.text.parse().map(|address: SocketAddr| address.ip()).ok();
+        self.text.parse().ok().or_else(with_port)
+    }
+}
+
 /// What is known of one stream or TCP session.
 #[derive(Debug)]
 pub(crate) struct StreamInfo {

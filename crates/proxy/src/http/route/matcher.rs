@@ -101,7 +101,7 @@ impl HeaderMatcher {
 }
 
 /// All values of a header in one text; borrowed if there is one only.
-fn joined<'v>(first: &'v [u8], rest: impl Iterator<Item = &'v [u8]>) -> Cow<'v, [u8]> {
+pub(crate) fn joined<'v>(first: &'v [u8], rest: impl Iterator<Item = &'v [u8]>) -> Cow<'v, [u8]> {
     let mut text = Cow::Borrowed(first);
     for value in rest {
         let text = text.to_mut();

@@ -1,0 +1,113 @@
+//! What matchers may know of a connection or a request. A kind of data implements what it has.
+
+use std::net::SocketAddr;
+
+use crate::http::headers::HeaderMap;
+use crate::listener::filter_chain::ConnectionFacts;
+use crate::telemetry::stream_info::{DynamicMetadata, FilterState, StreamInfo};
+
+/// The data that inputs read.
+pub(crate) trait Facts {
+    /// The (restored) local address.
+    fn destination(&self) -> Option<SocketAddr>;
+    /// The (restored, or for requests trusted) remote address.
+    fn source(&self) -> Option<SocketAddr>;
+    /// The peer of the socket itself.
+    fn direct_source(&self) -> Option<SocketAddr>;
+    /// SNI; empty: none.
+    fn server_name(&self) -> &str;
+    /// `tls` or `raw_buffer`; empty: not known.
+    fn transport(&self) -> &str {
+        ""
+    }
+    /// ALPN, or what the HTTP inspector found.
+    fn application_protocols(&self) -> &[Box<str>] {
+        &[]
+    }
+    /// What is known of the stream.
+    fn info(&self) -> Option<&StreamInfo> {
+        None
+    }
+    /// The request's head.
+    fn request(&self) -> Option<&HeaderMap> {
+        None
+    }
+    /// The response's head.
+    fn response(&self) -> Option<&HeaderMap> {
+        None
+    }
+    /// The response's trailers.
+    fn response_trailers(&self) -> Option<&HeaderMap> {
+        None
+    }
+    /// Dynamic metadata.
+    fn metadata(&self) -> Option<&DynamicMetadata> {
+        self.info().map(|info| &info.metadata)
+    }
+    /// An object of the filter state.
+    fn filter_state(&self, key: &str) -> Option<&FilterState> {
+        self.info().and_then(|info| info.filter_state.get(key))
+    }
+}
+
+/// A connection whose filter chain is chosen.
+impl Facts for ConnectionFacts<'_> {
+    fn destination(&self) -> Option<SocketAddr> {
+        Some(self.destination)
+    }
+
+    fn source(&self) -> Option<SocketAddr> {
+        Some(self.source)
+    }
+
+    fn direct_source(&self) -> Option<SocketAddr> {
+        Some(self.direct_source)
+    }
+
+    fn server_name(&self) -> &str {
+        self.server_name
+    }
+
+    fn transport(&self) -> &str {
+        self.transport
+    }
+
+    fn application_protocols(&self) -> &[Box<str>] {
+        self.application_protocols
+    }
+}
+
+/// A request, as a filter sees it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RequestFacts<'a> {
+    /// The stream.
+    pub(crate) info: &'a StreamInfo,
+    /// The request's head.
+    pub(crate) request: &'a HeaderMap,
+}
+
+impl Facts for RequestFacts<'_> {
+    fn destination(&self) -> Option<SocketAddr> {
+        Some(self.info.connection.local)
+    }
+
+    fn source(&self) -> Option<SocketAddr> {
+        Some(self.info.connection.remote)
+    }
+
+    fn direct_source(&self) -> Option<SocketAddr> {
+        Some(self.info.connection.direct_remote)
+    }
+
+    fn server_name(&self) -> &str {
+        self.info.connection.server_name.as_deref().unwrap_or_default()
+    }
+
+    fn info(&self) -> Option<&StreamInfo> {
+        Some(self.info)
+    }
+
+    fn request(&self) -> Option<&HeaderMap> {
+        Some(self.request)
+    }
+}
