@@ -23,6 +23,8 @@ const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
         "leno",
         &["leno-proxy", "leno-control", "leno-node", "leno-samples", "leno-xds", "leno-api", "leno-base"],
     ),
+    ("leno-bench", &["leno-proxy", "leno-testkit"]),
+    ("leno-fuzz", &["leno-proxy", "leno-api", "leno-base"]),
     ("xtask", &[]),
 ];
 

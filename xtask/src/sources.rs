@@ -17,7 +17,7 @@ pub(crate) struct Source {
 pub(crate) fn all(root: &Path) -> Result<Vec<Source>> {
     let mut sources = Vec::new();
     let mut folders: Vec<PathBuf> =
-        ["crates", "samples", "xtask", "e2e"].iter().map(|name| root.join(name)).collect();
+        ["crates", "samples", "bench", "fuzz", "xtask", "e2e"].iter().map(|name| root.join(name)).collect();
     while let Some(folder) = folders.pop() {
         if !folder.is_dir() {
             continue;

@@ -8,6 +8,8 @@ mod config;
 mod drain;
 #[cfg(test)]
 mod fixtures;
+#[doc(hidden)]
+pub mod fuzzing;
 mod http;
 mod io;
 mod listener;

@@ -106,7 +106,7 @@ impl Discovery {
     }
 
     /// A subscription whose requests go to `commander`.
-    fn new(commander: Commander, scope: Scope) -> Self {
+    pub(crate) fn new(commander: Commander, scope: Scope) -> Self {
         Self { commander, scope, endpoints: BTreeSet::new(), routes: BTreeSet::new() }
     }
 

@@ -10,7 +10,7 @@
 
 mod cors;
 mod fault;
-mod grpc_stats;
+pub(crate) mod grpc_stats;
 mod header_mutation;
 
 use std::any::Any;

@@ -4,7 +4,7 @@
 //! Not here: the Connect protocol, which Envoy counts in the same stats.
 
 mod config;
-mod frames;
+pub(crate) mod frames;
 #[cfg(test)]
 mod tests;
 

@@ -1,0 +1,89 @@
+//! What the kernel counts: cores, processor time and memory of the proxy.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+
+/// Which cores do what.
+#[derive(Clone, Debug)]
+pub(crate) struct Cores {
+    /// The proxy's.
+    pub(crate) proxy: Vec<usize>,
+    /// Those of load generator and back end.
+    pub(crate) load: Vec<usize>,
+    /// There are not enough of them: both share some.
+    pub(crate) shared: bool,
+}
+
+impl Cores {
+    /// Gives the proxy the last `wanted` of the cores that we may use, and us the others.
+    pub(crate) fn split(wanted: usize) -> Result<Self> {
+        let set = sched_getaffinity(None)?;
+        let all: Vec<usize> = (0..CpuSet::MAX_CPU).filter(|core| set.is_set(*core)).collect();
+        ensure!(!all.is_empty(), "no core may be used");
+        if wanted < all.len() {
+            let (load, proxy) = all.split_at(all.len() - wanted);
+            return Ok(Self { proxy: proxy.to_vec(), load: load.to_vec(), shared: false });
+        }
+        Ok(Self { proxy: all.clone(), load: all, shared: true })
+    }
+}
+
+/// Binds the calling thread, and what it starts from now on, to these cores.
+pub(crate) fn pin(cores: &[usize]) -> Result<()> {
+    let mut set = CpuSet::new();
+    for core in cores {
+        set.set(*core);
+    }
+    sched_setaffinity(None, &set).context("sched_setaffinity")
+}
+
+/// Allows as many open files as the system does, for us and for the proxies.
+pub(crate) fn raise_file_limit() -> Result<u64> {
+    let limit = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum })?;
+    Ok(limit.maximum.unwrap_or(u64::MAX))
+}
+
+/// Time on a core, user and kernel, of all threads of a process that live (schedstat): exact to
+/// the nanosecond.
+pub(crate) fn processor_time(pid: u32) -> Duration {
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let nanoseconds = threads.filter_map(|thread| {
+        let text = fs::read_to_string(thread.path().join("schedstat")).ok()?;
+        text.split(' ').next()?.parse().ok()
+    });
+    Duration::from_nanos(nanoseconds.sum())
+}
+
+/// Resident memory in MB (2^20): `VmRSS` for now, `VmHWM` for the most there was.
+pub(crate) fn memory(pid: u32, field: &str) -> f64 {
+    let text = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let value = text.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
+    let kilobytes: Option<f64> = value.and_then(|value| value.split_whitespace().next()?.parse().ok());
+    kilobytes.unwrap_or(0.0) / 1024.0
+}
+
+/// Time that cores have spent on anything since the machine started, in seconds.
+pub(crate) fn busy(cores: &[usize]) -> f64 {
+    let text = fs::read_to_string("/proc/stat").unwrap_or_default();
+    let of = |core: &usize| -> Option<f64> {
+        let line = text.lines().find_map(|line| line.strip_prefix(&format!("cpu{core} ")))?;
+        let times: Vec<f64> = line.split_whitespace().filter_map(|field| field.parse().ok()).collect();
+        let idle: f64 = times.get(3..5)?.iter().sum();
+        // Guest time is in user time too.
+        Some((times.get(..8)?.iter().sum::<f64>() - idle) / 100.0)
+    };
+    cores.iter().filter_map(of).sum()
+}
+
+/// Lets time pass.
+pub(crate) fn pause(duration: Duration) {
+    let end = Instant::now() + duration;
+    while let Some(left) = end.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) {
+        std::thread::park_timeout(left);
+    }
+}
