@@ -376,7 +376,8 @@ fn manager(more: &str) -> std::sync::Arc<HttpConnectionManager> {
     );
     let proto: ManagerProto =
         leno_api::decode_text(&text, "manager").unwrap_or_else(|errors| panic!("{errors}"));
-    let lowered = Lower::resource(|at| HttpConnectionManager::lower(proto, at));
+    let any = leno_api::any::pack(&proto);
+    let lowered = Lower::resource(|at| HttpConnectionManager::lower_wire(any, at));
     lowered.unwrap_or_else(|why| panic!("{why}"))
 }
 
@@ -531,20 +532,8 @@ fn lower_any(kind: u8, any: Any) {
         1 => drop(Lower::resource_in(scope, |at| crate::cluster::config::lower(&any, at)).is_ok()),
         2 => drop(Lower::resource_in(scope, |at| RouteTable::lower(any, None, true, at)).is_ok()),
         3 => drop(Lower::resource_in(scope, |at| crate::cluster::config::lower_assignment(&any, at)).is_ok()),
-        4 => drop(
-            Lower::resource_in(scope, |at| {
-                let proto: ManagerProto = at.decode(&any)?;
-                HttpConnectionManager::lower(proto, at)
-            })
-            .is_ok(),
-        ),
-        _ => drop(
-            Lower::resource_in(scope, |at| {
-                let proto: Bootstrap = at.decode(&any)?;
-                crate::config::bootstrap::lower(proto, at)
-            })
-            .is_ok(),
-        ),
+        4 => drop(Lower::resource_in(scope, |at| HttpConnectionManager::lower_wire(any, at)).is_ok()),
+        _ => drop(Lower::resource_in(scope, |at| crate::config::bootstrap::lower(any.value, at)).is_ok()),
     }
 }
 
