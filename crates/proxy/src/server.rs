@@ -19,7 +19,7 @@ use crate::admin::{self, DynamicResource, HostTable, RefusedResource, ResourceKi
 use crate::cluster::membership::Membership;
 use crate::cluster::{
     Assignment, Cluster, Discovery as ClusterDiscovery, DnsDiscovery, EndpointAddress, UpstreamProtocol,
-    outlier,
+    health, outlier,
 };
 use crate::config::bootstrap::Bootstrap;
 use crate::config::discovery::{Ads, Applied, Discovery};
@@ -57,6 +57,8 @@ enum Event {
     Xds(grpc::Event),
     /// Hosts of a cluster were ejected, or let in again.
     Ejected(Name),
+    /// A health check of this version of a cluster has changed something.
+    Checked(Arc<Cluster>, health::watch::Report),
     /// DNS found addresses of a cluster.
     Resolved(Name, Arc<DnsDiscovery>, Arc<Assignment>),
     /// From the admin interface.
@@ -110,6 +112,8 @@ struct Server {
     /// Outlier detection by cluster, likewise.
     outliers: HashMap<Name, (Arc<Cluster>, outlier::watch::Task)>,
     outlier_log: Option<Arc<LogFile>>,
+    /// Health checks by the address of the version of the cluster, which each of them holds.
+    health: HashMap<usize, health::watch::Watch>,
     events: mpsc::UnboundedSender<Event>,
     thread_stats: Arc<ThreadStats>,
     stats: MainStats,
@@ -220,6 +224,7 @@ impl Server {
             discovery,
             resolving: HashMap::new(),
             outliers: HashMap::new(),
+            health: HashMap::new(),
             outlier_log: bootstrap.outlier_log.map(|path| open(&Sink::File(path))),
             events,
             thread_stats: main_stats,
@@ -263,7 +268,8 @@ impl Server {
     fn handle(&mut self, event: Event) -> Flow {
         match event {
             Event::Xds(event) => self.discovered(event),
-            Event::Ejected(cluster) => self.tell(|| Command::Regroup(cluster.clone())),
+            Event::Ejected(cluster) => self.regroup(&cluster),
+            Event::Checked(cluster, report) => self.checked(&cluster, report),
             Event::Resolved(cluster, settings, assignment) => {
                 if self.store.put_resolved(&cluster, &settings, &assignment) {
                     self.publish_endpoints(&[cluster], &assignment);
@@ -310,6 +316,7 @@ impl Server {
         if self.store.is_settled() {
             return;
         }
+        self.check_health();
         let before = Arc::clone(self.store.snapshot());
         if let Some(snapshot) = self.store.settle() {
             self.stats.clusters.published(&before, &snapshot);
@@ -335,6 +342,24 @@ impl Server {
 
     /// The short cut for endpoints: one cluster, nothing else.
     fn publish_endpoints(&mut self, clusters: &[Name], assignment: &Arc<Assignment>) {
+        let mut plain = Vec::new();
+        for name in clusters {
+            let cluster = self.store.snapshot().clusters.get(name);
+            match cluster.and_then(|cluster| self.health.get_mut(&identity(cluster))) {
+                None => plain.push(name.clone()),
+                Some(watch) => {
+                    let in_force = watch.follow(assignment);
+                    self.store.keep(name, assignment, &in_force);
+                    self.tell_endpoints(std::slice::from_ref(name), &in_force);
+                }
+            }
+        }
+        if !plain.is_empty() {
+            self.tell_endpoints(&plain, assignment);
+        }
+    }
+
+    fn tell_endpoints(&mut self, clusters: &[Name], assignment: &Arc<Assignment>) {
         let known = clusters.iter().filter_map(|name| self.store.snapshot().clusters.get(name));
         known.filter_map(|cluster| cluster.outlier.as_ref()).for_each(|detector| detector.follow(assignment));
         for cluster in clusters {
@@ -372,6 +397,64 @@ impl Server {
                 };
                 (cluster, crate::cluster::discovery::start(name, settings, logical, found))
             });
+        }
+    }
+
+    /// Lets the workers choose anew among a cluster's hosts: verdicts on them have changed.
+    fn regroup(&mut self, cluster: &Name) {
+        self.tell(|| Command::Regroup(cluster.clone()));
+        self.stats.membership.recount(cluster);
+    }
+
+    /// Checks the hosts of clusters that have health checks, in force or warming, and no others.
+    fn check_health(&mut self) {
+        let wanted = self.store.checked_clusters();
+        let mut before = std::mem::take(&mut self.health);
+        for (cluster, assignment) in wanted {
+            let Some(mut watch) = before.remove(&identity(&cluster)).or_else(|| self.watch_health(&cluster))
+            else {
+                continue;
+            };
+            if let Some(assignment) = assignment {
+                let in_force = watch.follow(&assignment);
+                if !self.store.is_warming(&cluster) {
+                    self.store.keep(&cluster.name, &assignment, &in_force);
+                }
+            }
+            self.health.insert(identity(&cluster), watch);
+        }
+    }
+
+    fn watch_health(&self, cluster: &Arc<Cluster>) -> Option<health::watch::Watch> {
+        if let Some(before) = self.store.snapshot().clusters.get(&cluster.name) {
+            cluster.gauges.inherit(&before.gauges);
+        }
+        let (events, of) = (self.events.clone(), Arc::clone(cluster));
+        // Nobody listens once the proxy ends.
+        let report = move |report| drop(events.send(Event::Checked(Arc::clone(&of), report)));
+        health::watch::Watch::new(cluster, &self.thread_stats, report)
+    }
+
+    /// Follows a health check that has changed something.
+    fn checked(&mut self, cluster: &Arc<Cluster>, report: health::watch::Report) {
+        if report == health::watch::Report::First {
+            if self.store.is_warming(cluster) {
+                self.store.unsettle();
+                self.publish();
+            }
+            return;
+        }
+        let in_force = self.store.snapshot().clusters.get(&cluster.name);
+        if !in_force.is_some_and(|in_force| Arc::ptr_eq(in_force, cluster)) {
+            return;
+        }
+        let dropped = self.health.get_mut(&identity(cluster)).and_then(health::watch::Watch::drop_failed);
+        match dropped {
+            Some((discovered, in_force)) => {
+                self.store.keep(&cluster.name, &discovered, &in_force);
+                self.tell_endpoints(std::slice::from_ref(&cluster.name), &in_force);
+            }
+            None => self.regroup(&cluster.name),
         }
     }
 
@@ -561,6 +644,11 @@ impl Server {
             unready: self.store.unready(),
         }
     }
+}
+
+/// What tells versions of clusters apart, as long as they live.
+fn identity(cluster: &Arc<Cluster>) -> usize {
+    Arc::as_ptr(cluster) as usize
 }
 
 /// Whether the loop goes on.

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use crate::admin::json::{endpoint_address, endpoint_text, health_status, locality, object, text};
 use crate::admin::respond::{Query, Response};
 use crate::admin::{Answer, Asking, Context, Endpoint, HostCounts, HostTable, View};
+use crate::cluster::health::{Flag, Vitals};
 use crate::cluster::{Cluster, Discovery, EndpointConfig, HealthStatus, Locality};
 use crate::config::re2;
 
@@ -61,6 +62,8 @@ struct Host {
     counts: HostCounts,
     /// Whether outlier detection leaves it out.
     ejected: bool,
+    /// What active health checks say.
+    vitals: Option<Arc<Vitals>>,
     /// Of answers and of local origin, in percent.
     success_rates: [Option<f64>; 2],
 }
@@ -77,6 +80,7 @@ fn hosts_of(cluster: &Cluster, view: &View, hosts: &HostTable) -> Vec<Host> {
                 priority: 0,
                 counts: *counts,
                 ejected: false,
+                vitals: None,
                 success_rates: [None; 2],
             })
             .collect();
@@ -95,6 +99,7 @@ fn hosts_of(cluster: &Cluster, view: &View, hosts: &HostTable) -> Vec<Host> {
             priority: place.priority,
             counts: hosts.find(&cluster.name, &endpoint.address),
             ejected: monitor.as_ref().is_some_and(|monitor| monitor.is_ejected()),
+            vitals: cluster.health.as_ref().and_then(|health| health.vitals(&endpoint.address)),
             success_rates: monitor.map_or([None; 2], |monitor| monitor.success_rates()),
         }
     })
@@ -161,18 +166,28 @@ fn as_text(cluster: &Cluster, view: &View, hosts: &HostTable, out: &mut String) 
     Ok(())
 }
 
+/// The names of what is wrong with a host, in Envoy's order, or `healthy`.
 fn health_flags(host: &Host) -> String {
-    let discovered = match host.config.health {
-        HealthStatus::Healthy => "",
-        HealthStatus::Degraded => "/degraded_eds_health",
-        HealthStatus::Unhealthy => "/failed_eds_health",
-        HealthStatus::Draining => "/eds_status_draining",
-    };
-    let detected = if host.ejected { "/failed_outlier_check" } else { "" };
-    if discovered.is_empty() && detected.is_empty() {
-        "healthy".to_owned()
-    } else {
-        [detected, discovered].concat()
+    let eds = |status| host.config.health == status;
+    let flags = [
+        (host.has(Flag::FAILED), "/failed_active_hc"),
+        (host.ejected, "/failed_outlier_check"),
+        (eds(HealthStatus::Unhealthy), "/failed_eds_health"),
+        (host.has(Flag::DEGRADED), "/degraded_active_hc"),
+        (eds(HealthStatus::Degraded), "/degraded_eds_health"),
+        (host.has(Flag::PENDING_REMOVAL), "/pending_dynamic_removal"),
+        (host.has(Flag::PENDING), "/pending_active_hc"),
+        (host.has(Flag::EXCLUDED), "/excluded_via_immediate_hc_fail"),
+        (host.has(Flag::TIMED_OUT), "/active_hc_timeout"),
+        (eds(HealthStatus::Draining), "/eds_status_draining"),
+    ];
+    let set: String = flags.into_iter().filter(|(set, _)| *set).map(|(_, name)| name).collect();
+    if set.is_empty() { "healthy".to_owned() } else { set }
+}
+
+impl Host {
+    fn has(&self, flag: Flag) -> bool {
+        self.vitals.as_ref().is_some_and(|vitals| vitals.has(flag))
     }
 }
 
@@ -238,13 +253,20 @@ fn host_json(host: &Host) -> Value {
         object([("type", "GAUGE".into()), ("value", number(value)), ("name", name.into())])
     });
     let stats: Vec<Value> = counters.into_iter().chain(gauges).collect();
+    let flag = |set: bool| if set { true.into() } else { Value::Null };
     let health = object([
-        ("failed_outlier_check", if host.ejected { true.into() } else { Value::Null }),
+        ("failed_active_health_check", flag(host.has(Flag::FAILED))),
+        ("failed_outlier_check", flag(host.ejected)),
         (
             "failed_eds_health",
             if host.config.health == HealthStatus::Unhealthy { true.into() } else { Value::Null },
         ),
         ("eds_health_status", health_status(host.config.health).into()),
+        ("failed_active_degraded_check", flag(host.has(Flag::DEGRADED))),
+        ("pending_dynamic_removal", flag(host.has(Flag::PENDING_REMOVAL))),
+        ("pending_active_hc", flag(host.has(Flag::PENDING))),
+        ("excluded_via_immediate_hc_fail", flag(host.has(Flag::EXCLUDED))),
+        ("active_hc_timeout", flag(host.has(Flag::TIMED_OUT))),
     ]);
     let [success_rate, local_success_rate] = host.success_rates;
     // envoy.type.v3.Percent

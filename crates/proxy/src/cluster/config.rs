@@ -15,7 +15,10 @@ use prost_types::Any;
 use proto::cluster::{ClusterDiscoveryType, DiscoveryType, LbPolicy};
 
 use crate::cluster::stats::Gauges;
-use crate::cluster::{Assignment, BindConfig, CircuitBreakers, Cluster, Discovery, EndpointAddress, outlier};
+use crate::cluster::{
+    Assignment, BindConfig, CircuitBreakers, Cluster, Discovery, EndpointAddress, UpstreamProtocol, health,
+    outlier,
+};
 use crate::config::address;
 use crate::config::lower::Lower;
 use crate::config::source::{Origin, config_source};
@@ -83,8 +86,7 @@ pub(crate) fn lower_proto(proto: proto::Cluster, source: Any, at: &mut Lower) ->
         protocol_selection,
         upstream_connection_options,
         close_connections_on_host_health_failure,
-        // Both concern active health checks, which are refused.
-        ignore_health_on_host_removal: _,
+        ignore_health_on_host_removal,
         filters,
         load_balancing_policy,
         lrs_server,
@@ -104,10 +106,8 @@ pub(crate) fn lower_proto(proto: proto::Cluster, source: Any, at: &mut Lower) ->
         "per_connection_buffer_high_watermark_timeout",
         per_connection_buffer_high_watermark_timeout.is_some(),
     );
-    at.unsupported("health_checks", !health_checks.is_empty());
     at.unsupported("wait_for_warm_on_init", wait_for_warm_on_init == Some(false));
     at.unsupported("lb_subset_config", lb_subset_config.is_some());
-    at.unsupported("close_connections_on_host_health_failure", close_connections_on_host_health_failure);
     at.unsupported("filters", !filters.is_empty());
     at.unsupported("lrs_server", lrs_server.is_some());
     at.unsupported("lrs_report_endpoint_metrics", !lrs_report_endpoint_metrics.is_empty());
@@ -155,6 +155,8 @@ pub(crate) fn lower_proto(proto: proto::Cluster, source: Any, at: &mut Lower) ->
     let balancing = policy.and_then(|policy| {
         balancing::lower(policy, lb_config, load_balancing_policy, common_lb_config.as_ref(), provided, at)
     });
+    let ignore_new_hosts =
+        common_lb_config.as_ref().is_some_and(|common| common.ignore_new_hosts_until_first_hc);
     let panic_threshold = balancing::common(common_lb_config, at);
     let http = protocol::Fields {
         common_http_protocol_options,
@@ -187,8 +189,14 @@ pub(crate) fn lower_proto(proto: proto::Cluster, source: Any, at: &mut Lower) ->
     };
     let connect_timeout = at.duration("connect_timeout", connect_timeout).unwrap_or(Duration::from_secs(5));
     let metadata = address::metadata("metadata", metadata, at);
-    let name = Name::from(name);
     let http = http?;
+    let around = health::config::Surroundings {
+        ignore_new_hosts,
+        ignore_health_on_removal: ignore_health_on_host_removal,
+        http2: !matches!(http.protocol, UpstreamProtocol::Http1),
+    };
+    let health = health::config::lower(health_checks, &name, around, at);
+    let name = Name::from(name);
     Some(Cluster {
         stat_name: address::name(alt_stat_name).unwrap_or_else(|| name.clone()),
         name,
@@ -200,6 +208,8 @@ pub(crate) fn lower_proto(proto: proto::Cluster, source: Any, at: &mut Lower) ->
         circuit_breakers,
         gauges: Gauges::default(),
         outlier: outlier.map(|settings| Arc::new(outlier::Detector::new(settings))),
+        health: health.map(|settings| Arc::new(health::Checkup::new(settings))),
+        close_on_failure: close_connections_on_host_health_failure,
         pool: http.pool,
         buffer_limit: per_connection_buffer_limit_bytes.map_or(1 << 20, |limit| limit as usize),
         bind: bind.unwrap_or_else(BindConfig::default),

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use leno_base::Name;
 
 use crate::cluster::stats::Resource;
-use crate::cluster::{Assignment, Cluster, HealthStatus};
+use crate::cluster::{Assignment, Cluster, EndpointConfig, HealthStatus};
 use crate::snapshot::Snapshot;
 use crate::telemetry::stats::{ThreadStats, stats_scope};
 
@@ -78,6 +78,14 @@ impl Membership {
         }
     }
 
+    /// Counts a cluster's hosts again after verdicts on them have changed.
+    pub(crate) fn recount(&mut self, cluster: &str) {
+        if let Some(entry) = self.clusters.get_mut(cluster) {
+            let endpoints = entry.counted.clone();
+            entry.gauge(endpoints.as_deref());
+        }
+    }
+
     /// Counts the endpoints that a cluster has now.
     pub(crate) fn count(&mut self, cluster: &str, endpoints: Option<&Arc<Assignment>>) {
         let Some(entry) = self.clusters.get_mut(cluster) else { return };
@@ -93,6 +101,24 @@ impl Membership {
     /// Samples the circuit breakers.
     pub(crate) fn sample(&self) {
         self.clusters.values().for_each(Entry::sample);
+    }
+}
+
+impl Cluster {
+    /// A host's health by all that is known of it.
+    fn health_of(&self, endpoint: &EndpointConfig) -> HealthStatus {
+        let ejected = self.outlier.as_ref().and_then(|detector| detector.monitor(&endpoint.address));
+        if ejected.is_some_and(|monitor| monitor.is_ejected()) {
+            return HealthStatus::Unhealthy;
+        }
+        let vitals = self.health.as_ref().and_then(|health| health.vitals(&endpoint.address));
+        vitals.map_or(endpoint.health, |vitals| vitals.health(endpoint.health))
+    }
+
+    /// Whether a host counts for nothing in balancing.
+    fn excludes(&self, endpoint: &EndpointConfig) -> bool {
+        let vitals = self.health.as_ref().and_then(|health| health.vitals(&endpoint.address));
+        endpoint.health == HealthStatus::Draining || vitals.is_some_and(|vitals| vitals.is_excluded())
     }
 }
 
@@ -117,26 +143,35 @@ impl Entry {
     }
 
     fn count(&mut self, endpoints: Option<&Arc<Assignment>>) {
-        let hosts = |assignment: &Assignment| {
-            let endpoints = assignment.localities.iter().flat_map(|locality| &locality.endpoints);
-            let of = |status| endpoints.clone().filter(|endpoint| endpoint.health == status).count() as u64;
-            (endpoints.clone().count() as u64, of(HealthStatus::Healthy), of(HealthStatus::Degraded))
-        };
         let addresses = |assignment: &Assignment| {
             let endpoints = assignment.localities.iter().flat_map(|locality| &locality.endpoints);
             endpoints.map(|endpoint| endpoint.address.clone()).collect::<std::collections::HashSet<_>>()
         };
-        let (total, healthy, degraded) = endpoints.map_or((0, 0, 0), |now| hosts(now));
-        self.stats.membership_total().set(total);
-        self.stats.membership_healthy().set(healthy);
-        self.stats.membership_degraded().set(degraded);
-        self.stats.membership_excluded().set(0);
+        self.gauge(endpoints.map(|endpoints| &**endpoints));
         let before = self.counted.as_deref().map(addresses).unwrap_or_default();
         let now = endpoints.map(|now| addresses(now)).unwrap_or_default();
         if before != now {
             self.stats.membership_change().inc();
         }
         self.counted = endpoints.cloned();
+    }
+
+    fn gauge(&self, endpoints: Option<&Assignment>) {
+        let localities = endpoints.map(|endpoints| endpoints.localities.as_slice()).unwrap_or_default();
+        let (mut total, mut healthy, mut degraded, mut excluded) = (0, 0, 0, 0);
+        for endpoint in localities.iter().flat_map(|locality| &locality.endpoints) {
+            total += 1;
+            match self.config.health_of(endpoint) {
+                HealthStatus::Healthy => healthy += 1,
+                HealthStatus::Degraded => degraded += 1,
+                HealthStatus::Unhealthy | HealthStatus::Draining => {}
+            }
+            excluded += u64::from(self.config.excludes(endpoint));
+        }
+        self.stats.membership_total().set(total);
+        self.stats.membership_healthy().set(healthy);
+        self.stats.membership_degraded().set(degraded);
+        self.stats.membership_excluded().set(excluded);
     }
 
     fn sample(&self) {

@@ -17,6 +17,7 @@ use crate::telemetry::stream_info::DynamicMetadata;
 
 pub(crate) mod config;
 pub(crate) mod discovery;
+pub(crate) mod health;
 pub(crate) mod lb;
 pub(crate) mod membership;
 pub(crate) mod outlier;
@@ -47,6 +48,10 @@ pub(crate) struct Cluster {
     pub(crate) gauges: stats::Gauges,
     /// `outlier_detection`, with what it knows of the hosts.
     pub(crate) outlier: Option<Arc<outlier::Detector>>,
+    /// `health_checks`, with what they have found.
+    pub(crate) health: Option<Arc<health::Checkup>>,
+    /// `close_connections_on_host_health_failure`: TCP sessions too, not only idle connections.
+    pub(crate) close_on_failure: bool,
     /// Connection pool limits and idle timeout.
     pub(crate) pool: PoolLimits,
     /// `per_connection_buffer_limit_bytes`, 1 MiB by default.
@@ -93,6 +98,14 @@ pub(crate) enum Discovery {
         /// `use_http_header` with this header name, lower case.
         http_header: Option<Name>,
     },
+}
+
+impl Discovery {
+    /// Whether hosts come and go one by one, so that those which pass their health checks may
+    /// outlive what discovery says of them.
+    pub(crate) fn may_drop_hosts(&self) -> bool {
+        matches!(self, Discovery::Eds { .. } | Discovery::StrictDns(_))
+    }
 }
 
 /// DNS discovery's settings.
@@ -175,6 +188,21 @@ pub(crate) struct EndpointConfig {
     pub(crate) health: HealthStatus,
     /// `metadata`.
     pub(crate) metadata: Metadata,
+    /// `health_check_config`.
+    pub(crate) check: EndpointCheck,
+}
+
+/// How an endpoint's health is checked, where that differs from the endpoint itself.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct EndpointCheck {
+    /// `port_value`, if not 0.
+    pub(crate) port: Option<u16>,
+    /// `address`.
+    pub(crate) address: Option<EndpointAddress>,
+    /// `hostname`.
+    pub(crate) hostname: Option<Arc<str>>,
+    /// `disable_active_health_check`.
+    pub(crate) disabled: bool,
 }
 
 /// Where an endpoint listens.

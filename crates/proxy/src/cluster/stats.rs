@@ -4,7 +4,7 @@
 //! are the one thing that all workers share, as their limits are meant for the whole proxy.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use crate::cluster::Cluster;
 use crate::telemetry::stats::stats_scope;
@@ -99,7 +99,25 @@ impl ClusterStats {
 
 /// What circuit breakers limit, counted over all workers, by routing priority.
 #[derive(Debug, Default)]
-pub(crate) struct Gauges([PriorityGauges; 2]);
+pub(crate) struct Gauges {
+    priorities: [PriorityGauges; 2],
+    /// Whether a connection was ever asked for; health checks are rare before.
+    traffic: AtomicBool,
+}
+
+impl Gauges {
+    /// Whether any worker ever asked for a connection.
+    pub(crate) fn had_traffic(&self) -> bool {
+        self.traffic.load(Ordering::Relaxed)
+    }
+
+    /// Goes on with what a predecessor of the same cluster saw.
+    pub(crate) fn inherit(&self, before: &Gauges) {
+        if before.had_traffic() {
+            self.traffic.store(true, Ordering::Relaxed);
+        }
+    }
+}
 
 /// The gauges of one priority.
 #[derive(Debug, Default)]
@@ -142,6 +160,7 @@ impl Permit {
             return None;
         }
         gauge.fetch_add(1, Ordering::Relaxed);
+        cluster.saw(resource);
         Some(Permit { cluster: Arc::clone(cluster), resource, priority })
     }
 
@@ -149,6 +168,7 @@ impl Permit {
     pub(crate) fn force(cluster: &Arc<Cluster>, resource: Resource, high_priority: bool) -> Permit {
         let priority = usize::from(high_priority);
         cluster.gauge(resource, priority).fetch_add(1, Ordering::Relaxed);
+        cluster.saw(resource);
         Permit { cluster: Arc::clone(cluster), resource, priority }
     }
 }
@@ -161,12 +181,19 @@ impl Drop for Permit {
 
 impl Cluster {
     fn gauge(&self, resource: Resource, priority: usize) -> &AtomicU32 {
-        let gauges = if priority == 0 { &self.gauges.0[0] } else { &self.gauges.0[1] };
+        let [default, high] = &self.gauges.priorities;
+        let gauges = if priority == 0 { default } else { high };
         match resource {
             Resource::Connections => &gauges.connections,
             Resource::Pending => &gauges.pending,
             Resource::Requests => &gauges.requests,
             Resource::Retries => &gauges.retries,
+        }
+    }
+
+    fn saw(&self, resource: Resource) {
+        if resource == Resource::Connections && !self.gauges.had_traffic() {
+            self.gauges.traffic.store(true, Ordering::Relaxed);
         }
     }
 

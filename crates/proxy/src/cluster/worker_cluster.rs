@@ -7,14 +7,16 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use leno_base::rng::Rng;
+use tokio::sync::Notify;
 
+use crate::cluster::health::Vitals;
 use crate::cluster::lb::priority::{Census, Share, shares};
 use crate::cluster::lb::{LoadBalancer, build};
 use crate::cluster::outlier::{Report, Watched};
-use crate::cluster::pool::Pool;
+use crate::cluster::pool::{self, Pool};
 use crate::cluster::stats::ClusterStats;
 use crate::cluster::{
-    Assignment, Cluster, Discovery, EndpointAddress, EndpointConfig, HealthStatus, PickContext,
+    Assignment, Cluster, Discovery, EndpointAddress, EndpointCheck, EndpointConfig, HealthStatus, PickContext,
 };
 use crate::telemetry::stats::ThreadStats;
 
@@ -42,6 +44,13 @@ pub(crate) struct Host {
     pub(crate) counts: Rc<HostCounts>,
     /// Who is told how it does, if the cluster has outlier detection.
     outlier: Option<Watched>,
+    /// What active health checks know of it, if it is checked.
+    vitals: Option<Arc<Vitals>>,
+    /// Whether it was failing when the hosts were grouped last.
+    failing: Cell<bool>,
+    /// Wakes TCP sessions that must not outlive the host's health
+    /// (`close_connections_on_host_health_failure`).
+    pub(crate) failed: Rc<Notify>,
 }
 
 /// One worker's counts of one host (`/clusters`).
@@ -110,14 +119,17 @@ impl WorkerCluster {
                 if by_address.contains_key(&endpoint.address) {
                     continue;
                 }
+                let vitals = self.config.health.as_ref().and_then(|health| health.vitals(&endpoint.address));
                 let host = match previous.get(&endpoint.address) {
-                    Some(host) if host.config == *endpoint => Rc::clone(host),
-                    Some(host) => Rc::new(host.reconfigured(endpoint.clone())),
+                    Some(host) if host.config == *endpoint && same(&host.vitals, &vitals) => Rc::clone(host),
+                    Some(host) => Rc::new(Host { vitals, ..host.reconfigured(endpoint.clone()) }),
                     None => Rc::new(Host {
                         outlier: self.watched(&endpoint.address),
+                        vitals,
                         ..Host::new(endpoint.clone())
                     }),
                 };
+                host.drop_connections_if_failing(self.config.close_on_failure);
                 by_address.insert(endpoint.address.clone(), Rc::clone(&host));
                 priorities[priority].push(host);
             }
@@ -130,15 +142,13 @@ impl WorkerCluster {
         let mut set = HostSet { by_address, ..HostSet::default() };
         let mut census = Vec::with_capacity(priorities.len());
         for hosts in priorities {
-            // Ejected hosts are chosen in panic only, as unhealthy ones.
-            let usable = |host: &&Rc<Host>| !host.is_ejected();
             let of = |health| {
-                let of = hosts.iter().filter(usable).filter(|host| host.config.health == health);
+                let of = hosts.iter().filter(|host| host.health() == health);
                 of.cloned().collect::<Vec<_>>()
             };
             let (healthy, degraded) = (of(HealthStatus::Healthy), of(HealthStatus::Degraded));
             census.push(Census {
-                total: hosts.len() as u32,
+                total: hosts.iter().filter(|host| !host.is_excluded()).count() as u32,
                 healthy: healthy.len() as u32,
                 degraded: degraded.len() as u32,
             });
@@ -253,7 +263,8 @@ impl Host {
             EndpointAddress::Name(..) | EndpointAddress::Pipe(_) => None,
         };
         let (pool, active, counts) = (Rc::default(), Rc::default(), Rc::default());
-        Self { config, address, pool, active, counts, outlier: None }
+        let (failing, failed) = (Cell::new(false), Rc::default());
+        Self { config, address, pool, active, counts, outlier: None, vitals: None, failing, failed }
     }
 
     /// The same host with other settings (weight, health, metadata).
@@ -265,6 +276,9 @@ impl Host {
             active: Rc::clone(&self.active),
             counts: Rc::clone(&self.counts),
             outlier: self.outlier.clone(),
+            vitals: self.vitals.clone(),
+            failing: self.failing.clone(),
+            failed: Rc::clone(&self.failed),
         }
     }
 
@@ -275,16 +289,67 @@ impl Host {
         }
     }
 
+    /// Health as balancers see it: what discovery, health checks and outlier detection say.
+    pub(crate) fn health(&self) -> HealthStatus {
+        // Ejected hosts are chosen in panic only, as unhealthy ones.
+        if self.is_ejected() {
+            return HealthStatus::Unhealthy;
+        }
+        self.vitals.as_ref().map_or(self.config.health, |vitals| vitals.health(self.config.health))
+    }
+
+    /// Whether it counts for nothing, not even as a host that is there.
+    pub(crate) fn is_excluded(&self) -> bool {
+        self.config.health == HealthStatus::Draining
+            || self.vitals.as_ref().is_some_and(|vitals| vitals.is_excluded())
+    }
+
+    /// An answer said `x-envoy-immediate-health-check-fail`: the host fails its health checks
+    /// from now on. Without health checks nothing would ever let it in again.
+    pub(crate) fn fail_health_check(&self) {
+        if let Some(vitals) = &self.vitals {
+            vitals.fail_now();
+        }
+    }
+
+    /// Once when it begins to fail: new connections may lead to somebody who is well, so idle
+    /// ones are closed, and those in use are not used again.
+    fn drop_connections_if_failing(&self, sessions_too: bool) {
+        let failing = matches!(self.health(), HealthStatus::Unhealthy | HealthStatus::Draining);
+        if !self.failing.replace(failing) && failing {
+            pool::drain(&self.pool);
+            if sessions_too {
+                self.failed.notify_waiters();
+            }
+        }
+    }
+
     /// Whether outlier detection leaves it out now.
     pub(crate) fn is_ejected(&self) -> bool {
         self.outlier.as_ref().is_some_and(Watched::is_ejected)
     }
 }
 
+/// Whether both are what is known of one host.
+fn same(a: &Option<Arc<Vitals>>, b: &Option<Arc<Vitals>>) -> bool {
+    match (a, b) {
+        (Some(a), Some(b)) => Arc::ptr_eq(a, b),
+        (None, None) => true,
+        _ => false,
+    }
+}
+
 impl EndpointConfig {
     /// An endpoint of which only the address is known.
     pub(crate) fn plain(address: EndpointAddress) -> Self {
-        Self { address, hostname: None, weight: 1, health: HealthStatus::Healthy, metadata: Arc::default() }
+        Self {
+            address,
+            hostname: None,
+            weight: 1,
+            health: HealthStatus::Healthy,
+            metadata: Arc::default(),
+            check: EndpointCheck::default(),
+        }
     }
 }
 

@@ -48,6 +48,9 @@ pub(crate) struct Store {
     unsettled: bool,
     snapshot: Arc<Snapshot>,
     changed: bool,
+    /// By cluster: what discovery gave, and what is in force instead, as health checks keep hosts
+    /// that discovery drops.
+    kept: BTreeMap<Name, (Arc<Assignment>, Arc<Assignment>)>,
 }
 
 /// One resource: the version in force and the one that warms.
@@ -144,6 +147,7 @@ impl Store {
             self.unsettled = true;
             self.changed |= slot.active.is_some();
             self.resolved.remove(name);
+            self.kept.remove(name);
         }
         true
     }
@@ -334,6 +338,7 @@ impl Store {
                         || self.expired_endpoints.contains(&**service_name)
                 }
             };
+            let warm = warm && cluster.health.as_ref().is_none_or(|health| health.is_warm());
             if warm {
                 slot.active = slot.warming.take();
                 self.changed = true;
@@ -372,14 +377,10 @@ impl Store {
         let mut snapshot = Snapshot::default();
         for cluster in self.active_clusters() {
             let name = &cluster.name;
-            let endpoints = match &cluster.discovery {
-                Discovery::Static(assignment) => Some(Arc::clone(assignment)),
-                Discovery::OriginalDst { .. } => None,
-                Discovery::StrictDns(settings) | Discovery::LogicalDns(settings) => {
-                    resolved(&self.resolved, name, settings).cloned()
-                }
-                Discovery::Eds { service_name, .. } => self.assignments.get(&**service_name).cloned(),
-            };
+            let endpoints = self.discovered(cluster).map(|discovered| match self.kept.get(name) {
+                Some((of, kept)) if Arc::ptr_eq(of, &discovered) => Arc::clone(kept),
+                _ => discovered,
+            });
             snapshot.endpoints.extend(endpoints.map(|endpoints| (name.clone(), endpoints)));
             snapshot.clusters.insert(name.clone(), Arc::clone(cluster));
         }
@@ -388,6 +389,54 @@ impl Store {
         snapshot.listeners = listeners.collect();
         snapshot.routes = self.routes.iter().map(|(name, table)| (name.clone(), Arc::clone(table))).collect();
         snapshot
+    }
+
+    /// What discovery gave for a version of a cluster.
+    fn discovered(&self, cluster: &Cluster) -> Option<Arc<Assignment>> {
+        match &cluster.discovery {
+            Discovery::Static(assignment) => Some(Arc::clone(assignment)),
+            Discovery::OriginalDst { .. } => None,
+            Discovery::StrictDns(settings) | Discovery::LogicalDns(settings) => {
+                resolved(&self.resolved, &cluster.name, settings).cloned()
+            }
+            Discovery::Eds { service_name, .. } => self.assignments.get(&**service_name).cloned(),
+        }
+    }
+
+    /// Clusters with health checks, in force or warming, with what discovery gave for them.
+    pub(crate) fn checked_clusters(&self) -> Vec<(Arc<Cluster>, Option<Arc<Assignment>>)> {
+        let clusters = self.clusters.values().flat_map(|slot| slot.active.iter().chain(&slot.warming));
+        let checked = clusters.filter(|cluster| cluster.health.is_some());
+        let discovered = |cluster: &Cluster| {
+            // A cluster whose endpoints did not come in time warms without hosts.
+            let expired = || eds_name(cluster).is_some_and(|name| self.expired_endpoints.contains(name));
+            self.discovered(cluster).or_else(|| expired().then(Arc::default))
+        };
+        checked.map(|cluster| (Arc::clone(cluster), discovered(cluster))).collect()
+    }
+
+    /// In place of what discovery gave for a cluster, this is in force.
+    pub(crate) fn keep(&mut self, cluster: &Name, discovered: &Arc<Assignment>, in_force: &Arc<Assignment>) {
+        if Arc::ptr_eq(discovered, in_force) {
+            self.kept.remove(&**cluster);
+        } else {
+            self.kept.insert(cluster.clone(), (Arc::clone(discovered), Arc::clone(in_force)));
+        }
+        let in_snapshot = self.snapshot.endpoints.get(&**cluster);
+        if in_snapshot.is_some_and(|before| !Arc::ptr_eq(before, in_force)) {
+            self.set_endpoints(std::slice::from_ref(cluster), in_force);
+        }
+    }
+
+    /// Whether this version of a cluster still warms.
+    pub(crate) fn is_warming(&self, cluster: &Arc<Cluster>) -> bool {
+        let slot = self.clusters.get(&*cluster.name);
+        slot.and_then(|slot| slot.warming.as_ref()).is_some_and(|warming| Arc::ptr_eq(warming, cluster))
+    }
+
+    /// Something that the store does not see may have warmed a resource.
+    pub(crate) fn unsettle(&mut self) {
+        self.unsettled = true;
     }
 
     fn active_clusters(&self) -> impl Iterator<Item = &Arc<Cluster>> {

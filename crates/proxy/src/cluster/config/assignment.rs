@@ -7,7 +7,9 @@ use std::collections::HashMap;
 use leno_api::proto::envoy::config::core::v3 as core;
 use leno_api::proto::envoy::config::endpoint::v3 as proto;
 
-use crate::cluster::{Assignment, EndpointAddress, EndpointConfig, HealthStatus, LocalityEndpoints};
+use crate::cluster::{
+    Assignment, EndpointAddress, EndpointCheck, EndpointConfig, HealthStatus, LocalityEndpoints,
+};
 use crate::config::address::{self, Address};
 use crate::config::lower::Lower;
 
@@ -107,8 +109,7 @@ fn endpoint(proto: proto::LbEndpoint, at: &mut Lower) -> Option<EndpointConfig> 
     at.field("endpoint", |at| {
         let proto::Endpoint {
             address,
-            // It says how to check health, and health checks are refused.
-            health_check_config: _,
+            health_check_config,
             hostname,
             additional_addresses,
             observability_name,
@@ -126,7 +127,27 @@ fn endpoint(proto: proto::LbEndpoint, at: &mut Lower) -> Option<EndpointConfig> 
             weight: load_balancing_weight.unwrap_or(1),
             health,
             metadata,
+            check: at.optional("health_check_config", health_check_config, check).unwrap_or_default(),
         })
+    })
+}
+
+fn check(proto: proto::endpoint::HealthCheckConfig, at: &mut Lower) -> Option<EndpointCheck> {
+    let proto::endpoint::HealthCheckConfig { port_value, hostname, address, disable_active_health_check } =
+        proto;
+    let address = at.optional("address", address, |address, at| match address::address(address, at)? {
+        Address::Ip(address) => Some(EndpointAddress::Ip(address)),
+        Address::Pipe(path, _) => Some(EndpointAddress::Pipe(path)),
+        Address::Name(host, _) => {
+            at.error(format!("malformed IP address: {host}"));
+            None
+        }
+    });
+    Some(EndpointCheck {
+        port: Some(at.narrow("port_value", port_value)?).filter(|port: &u16| *port != 0),
+        address,
+        hostname: (!hostname.is_empty()).then(|| hostname.into()),
+        disabled: disable_active_health_check,
     })
 }
 

@@ -161,7 +161,7 @@ pub(super) fn common(proto: Option<CommonLbConfig>, at: &mut Lower) -> f64 {
         healthy_panic_threshold,
         // Updates are merged in our own way.
         update_merge_window: _,
-        // There are no active health checks.
+        // Lowered with the health checks.
         ignore_new_hosts_until_first_hc: _,
         close_connections_on_host_set_change,
         consistent_hashing_lb_config,

@@ -23,6 +23,8 @@ pub(crate) struct Settings {
     pub(super) max_ejection_percent: u32,
     /// `always_eject_one_host`.
     pub(super) always_eject_one: bool,
+    /// `successful_active_health_check_uneject_host`, true by default.
+    pub(super) uneject_on_passed_check: bool,
     /// `split_external_local_origin_errors`.
     pub(super) split_local_origin: bool,
     /// `consecutive_5xx`, 5 by default.
@@ -97,8 +99,7 @@ pub(crate) fn lower(proto: proto::OutlierDetection, at: &mut Lower) -> Option<Se
         failure_percentage_request_volume,
         max_ejection_time,
         max_ejection_time_jitter,
-        // Active health checks are refused.
-        successful_active_health_check_uneject_host: _,
+        successful_active_health_check_uneject_host,
         monitors,
         always_eject_one_host,
         detect_degraded_hosts,
@@ -121,6 +122,7 @@ pub(crate) fn lower(proto: proto::OutlierDetection, at: &mut Lower) -> Option<Se
         jitter: at.duration("max_ejection_time_jitter", max_ejection_time_jitter).unwrap_or_default(),
         max_ejection_percent: max_ejection_percent.unwrap_or(10),
         always_eject_one: always_eject_one_host.unwrap_or(false),
+        uneject_on_passed_check: successful_active_health_check_uneject_host.unwrap_or(true),
         split_local_origin: split_external_local_origin_errors,
         consecutive_5xx: consecutive_5xx.unwrap_or(5),
         consecutive_gateway_failure: consecutive_gateway_failure.unwrap_or(5),

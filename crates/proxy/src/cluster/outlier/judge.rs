@@ -126,6 +126,12 @@ impl Judge {
             // Enforced or not, the next streak counts from its beginning.
             monitor.end_streak(*streak);
         }
+        if let Notice::Passed(address) = notice
+            && let Some(monitor) = self.detector.monitor(address)
+            && monitor.is_ejected()
+        {
+            verdicts.extend(self.release(address, &monitor, now));
+        }
         self.count_ejected();
         verdicts
     }
@@ -166,6 +172,13 @@ impl Judge {
         if since < sentence.saturating_add(record.jitter) {
             return None;
         }
+        self.release(address, monitor, now)
+    }
+
+    /// Lets a host in.
+    fn release(&mut self, address: &EndpointAddress, monitor: &Monitor, now: Instant) -> Option<Verdict> {
+        let record = self.records.get_mut(address)?;
+        let since = now.saturating_duration_since(record.ejected_at?);
         record.unejected_at = Some(now);
         monitor.ejected.store(false, Ordering::Relaxed);
         for streak in [Streak::ServerErrors, Streak::GatewayFailures, Streak::LocalOrigin] {

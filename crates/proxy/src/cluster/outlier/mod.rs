@@ -104,6 +104,8 @@ fn http_status(grpc: &str) -> u16 {
 enum Notice {
     /// A host has failed as often in a row as is allowed.
     Failing(EndpointAddress, Streak),
+    /// A host has passed an active health check.
+    Passed(EndpointAddress),
     /// Hosts have left the cluster.
     Left,
 }
@@ -173,6 +175,15 @@ impl Detector {
     pub(crate) fn watched(self: &Arc<Self>, address: &EndpointAddress) -> Option<Watched> {
         let monitor = self.monitor(address)?;
         Some(Watched { detector: Arc::clone(self), monitor, address: address.clone() })
+    }
+
+    /// A host has passed an active health check: it is let in, if it was ejected.
+    pub(crate) fn passed_check(&self, address: &EndpointAddress) {
+        let ejected = || self.monitor(address).is_some_and(|monitor| monitor.is_ejected());
+        if self.settings.uneject_on_passed_check && ejected() {
+            // Nobody listens when the cluster is gone, and so is the host.
+            let _ = self.notices.send(Notice::Passed(address.clone()));
+        }
     }
 
     /// How a host does.

@@ -52,7 +52,8 @@ pub(crate) async fn open(cluster: &Cluster, address: &EndpointAddress) -> Result
     }
 }
 
-async fn attempt(cluster: &Cluster, address: &EndpointAddress) -> Result<Socket, ConnectError> {
+/// The same without a limit of time.
+pub(crate) async fn attempt(cluster: &Cluster, address: &EndpointAddress) -> Result<Socket, ConnectError> {
     match address {
         EndpointAddress::Ip(address) => {
             let socket = prepare(cluster, *address).map_err(|error| local(&error))?;

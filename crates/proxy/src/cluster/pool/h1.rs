@@ -4,8 +4,12 @@ use std::cell::RefCell;
 use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::rc::{Rc, Weak};
-use std::task::{Context, Poll, Waker};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, Wake, Waker};
 use std::time::Instant;
+
+use futures_util::task::AtomicWaker;
 
 use crate::cluster::pool::{Count, Pool, Target, now, open_for_waiters};
 use crate::http::codec::h1::client::H1Client;
@@ -21,6 +25,10 @@ pub(crate) struct H1Connection {
     exchanges: u32,
     /// It was idle in its pool, be it before its first exchange.
     kept: bool,
+    /// The pool's `drained` when it was opened.
+    drained: u32,
+    /// Rings when something happens to it while it is idle.
+    alarm: Option<Arc<Alarm>>,
     idle_since: Instant,
     local: Option<SocketAddr>,
     received: u64,
@@ -28,7 +36,7 @@ pub(crate) struct H1Connection {
 }
 
 impl H1Connection {
-    pub(super) fn new(socket: Socket, count: Count, target: &Target) -> Box<Self> {
+    pub(super) fn new(socket: Socket, count: Count, target: &Target, drained: u32) -> Box<Self> {
         let limits = HeadLimits {
             bytes: target.cluster.pool.max_response_head_bytes,
             fields: target.cluster.pool.max_headers,
@@ -42,6 +50,8 @@ impl H1Connection {
             count,
             exchanges: 0,
             kept: false,
+            drained,
+            alarm: None,
             idle_since: now(),
             local,
             received: 0,
@@ -61,6 +71,17 @@ impl H1Connection {
         stats.upstream_cx_rx_bytes_total().add(received - self.received);
         stats.upstream_cx_tx_bytes_total().add(sent - self.sent);
         (self.received, self.sent) = (received, sent);
+    }
+
+    /// Whether its server has closed it, or says something unasked, while it is idle. Cheap as
+    /// long as nothing happens.
+    fn has_ended(&mut self) -> bool {
+        let Some(alarm) = self.alarm.clone() else { return false };
+        if !alarm.rang.swap(false, Ordering::Relaxed) {
+            return false;
+        }
+        let waker = Waker::from(alarm);
+        self.client.transport().poll_readable(&mut Context::from_waker(&waker)).is_ready()
     }
 
     /// Whether its limits let another exchange begin on it.
@@ -131,7 +152,8 @@ impl Drop for H1Lease {
     fn drop(&mut self) {
         let Some(mut connection) = self.connection.take() else { return };
         connection.count_bytes();
-        if connection.client.reusable() && connection.may_live_on() {
+        let current = connection.drained == self.pool.borrow().drained;
+        if connection.client.reusable() && current && connection.may_live_on() {
             offer(&self.pool, connection);
         } else {
             let target = Rc::clone(connection.target());
@@ -213,52 +235,73 @@ fn keep(pool: &Rc<RefCell<Pool>>, mut connection: Box<H1Connection>) {
     connection.client.transport().release();
     connection.kept = true;
     connection.idle_since = now();
-    let keeper = pool.borrow().keeper.clone();
-    let waker = keeper.as_ref().map_or(Waker::noop(), |keeper| keeper);
-    if connection.client.transport().poll_readable(&mut Context::from_waker(waker)).is_ready() {
+    let keeper = Arc::clone(&pool.borrow().keeper);
+    let alarm =
+        connection.alarm.get_or_insert_with(|| Arc::new(Alarm { rang: AtomicBool::new(false), keeper }));
+    alarm.rang.store(false, Ordering::Relaxed);
+    let waker = Waker::from(Arc::clone(alarm));
+    if connection.client.transport().poll_readable(&mut Context::from_waker(&waker)).is_ready() {
         let target = Rc::clone(connection.target());
         drop(connection);
         closed(pool, &target);
         return;
     }
     let idle_timeout = connection.target().cluster.pool.idle_timeout;
-    pool.borrow_mut().idle.push(connection);
-    if keeper.is_none() {
-        // Stands for the keeper until it has been polled.
-        pool.borrow_mut().keeper = Some(Waker::noop().clone());
-        tokio::task::spawn_local(watch(Rc::downgrade(pool), idle_timeout));
+    let mut state = pool.borrow_mut();
+    state.idle.push(connection);
+    if !std::mem::replace(&mut state.kept, true) {
+        let keeper = Arc::clone(&state.keeper);
+        drop(state);
+        tokio::task::spawn_local(watch(Rc::downgrade(pool), keeper, idle_timeout));
+    }
+}
+
+/// Wakes the keeper for one idle connection, so that it need not look at all of them.
+struct Alarm {
+    rang: AtomicBool,
+    keeper: Arc<AtomicWaker>,
+}
+
+impl Wake for Alarm {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.rang.store(true, Ordering::Relaxed);
+        self.keeper.wake();
     }
 }
 
 /// Closes idle connections that their server has closed, or that have been idle for too long.
 /// Ends with the last idle connection.
-async fn watch(pool: Weak<RefCell<Pool>>, idle_timeout: Option<std::time::Duration>) {
+async fn watch(
+    pool: Weak<RefCell<Pool>>,
+    keeper: Arc<AtomicWaker>,
+    idle_timeout: Option<std::time::Duration>,
+) {
     let mut sleep =
         std::pin::pin!(tokio::time::sleep(idle_timeout.unwrap_or(std::time::Duration::from_secs(86_400))));
     poll_fn(|cx| {
+        // Before anything is looked at, so that no alarm is missed.
+        keeper.register(cx.waker());
         loop {
             let Some(pool) = pool.upgrade() else { return Poll::Ready(()) };
             let now = now();
             let mut state = pool.borrow_mut();
-            state.keeper = Some(cx.waker().clone());
-            let mut oldest: Option<Instant> = None;
-            let close = |connection: &mut Box<H1Connection>| {
-                let expired = idle_timeout
-                    .is_some_and(|limit| now.saturating_duration_since(connection.idle_since) >= limit);
-                if expired {
-                    connection.target().stats.upstream_cx_idle_timeout().inc();
-                }
-                if expired || connection.client.transport().poll_readable(cx).is_ready() {
-                    return true;
-                }
-                oldest =
-                    Some(oldest.map_or(connection.idle_since, |oldest| oldest.min(connection.idle_since)));
-                false
-            };
-            let gone: Vec<_> = state.idle.extract_if(.., close).collect();
+            // The stack is in the order of time: those that may be too old lie at its bottom.
+            let expired = idle_timeout.map_or(0, |limit| {
+                let old = |since: Instant| now.saturating_duration_since(since) >= limit;
+                state.idle.iter().take_while(|connection| old(connection.idle_since)).count()
+            });
+            let mut gone: Vec<_> = state.idle.drain(..expired).collect();
+            for connection in &gone {
+                connection.target().stats.upstream_cx_idle_timeout().inc();
+            }
+            gone.extend(state.idle.extract_if(.., |connection| connection.has_ended()));
             state.open = state.open.saturating_sub(gone.len());
-            let Some(oldest) = oldest else {
-                state.keeper = None;
+            let Some(oldest) = state.idle.first().map(|connection| connection.idle_since) else {
+                state.kept = false;
                 drop(state);
                 drop(gone);
                 return Poll::Ready(());

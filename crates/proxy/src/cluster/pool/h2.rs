@@ -36,6 +36,11 @@ pub(crate) struct H2Connection {
 }
 
 impl H2Connection {
+    /// Takes no further exchanges, and closes after the last.
+    pub(super) fn drain(&self) {
+        self.draining.set(true);
+    }
+
     /// Whether another exchange may begin on it now.
     fn has_room(&self) -> bool {
         if self.draining.get() {

@@ -21,6 +21,7 @@ use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::Instant;
 
+use futures_util::task::AtomicWaker;
 use tokio::sync::oneshot;
 
 use crate::cluster::stats::{ClusterStats, Permit, Resource};
@@ -49,8 +50,12 @@ pub(crate) struct Pool {
     connecting: usize,
     /// Connections that are open, idle or leased.
     open: usize,
+    /// Counts how often the pool was drained: connections of an earlier count are not kept.
+    drained: u32,
     /// Wakes the task that looks after idle connections.
-    keeper: Option<std::task::Waker>,
+    keeper: Arc<AtomicWaker>,
+    /// Whether there is such a task.
+    kept: bool,
 }
 
 struct Waiter {
@@ -119,12 +124,21 @@ impl Pool {
     }
 }
 
+/// Closes idle connections; those in use take no further requests.
+pub(crate) fn drain(pool: &Rc<RefCell<Pool>>) {
+    let mut state = pool.borrow_mut();
+    state.drained = state.drained.wrapping_add(1);
+    let idle = std::mem::take(&mut state.idle);
+    let streams = std::mem::take(&mut state.streams);
+    state.open = state.open.saturating_sub(idle.len() + streams.len());
+    drop(state);
+    streams.iter().for_each(|connection| connection.drain());
+}
+
 impl Drop for Pool {
     /// The task that looks after idle connections ends with them.
     fn drop(&mut self) {
-        if let Some(keeper) = self.keeper.take() {
-            keeper.wake();
-        }
+        self.keeper.wake();
     }
 }
 
@@ -256,7 +270,10 @@ async fn open(pool: Rc<RefCell<Pool>>, target: Rc<Target>, permit: Permit, http2
     let opened = match connect::open(&target.cluster, &target.address).await {
         Err(error) => Err(error),
         Ok(socket) if http2 => h2::handshake(socket, count, &target).await.map(Opened::H2),
-        Ok(socket) => Ok(Opened::H1(h1::H1Connection::new(socket, count, &target))),
+        Ok(socket) => {
+            let drained = pool.borrow().drained;
+            Ok(Opened::H1(h1::H1Connection::new(socket, count, &target, drained)))
+        }
     };
     if opened.is_ok() {
         target.stats.upstream_cx_connect_ms().record_ms(now().saturating_duration_since(started));

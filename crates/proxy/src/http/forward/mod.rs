@@ -353,6 +353,9 @@ impl Router<'_, '_, '_> {
                 }
                 Event::Head { end } => {
                     host.report(Report::answer(&response, self.exchange.stream.is_grpc()));
+                    if response.contains(Known::EnvoyImmediateHealthCheckFail) {
+                        host.fail_health_check();
+                    }
                     let retriable = self.retries.on_response(&response);
                     if retriable {
                         match self.take_retry(true) {

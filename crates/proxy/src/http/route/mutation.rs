@@ -47,6 +47,11 @@ pub(crate) trait Substitution {
 }
 
 impl HeaderMutations {
+    /// These rules, without removals.
+    pub(crate) fn of(add: Vec<HeaderRule>) -> Self {
+        Self { remove: Vec::new(), add }
+    }
+
     /// Whether nothing would be changed.
     pub(crate) fn is_empty(&self) -> bool {
         self.remove.is_empty() && self.add.is_empty()

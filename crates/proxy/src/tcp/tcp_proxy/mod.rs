@@ -124,7 +124,11 @@ impl Session<'_> {
             info.upstream.wire_bytes_received = moved.received;
         };
         let idle = self.proxy.idle_timeout;
-        let end = copy::bidirectional(&mut accepted.socket, &mut upstream, early, idle, account).await;
+        let end = tokio::select! {
+            end = copy::bidirectional(&mut accepted.socket, &mut upstream, early, idle, account) => end,
+            // `close_connections_on_host_health_failure`
+            () = open.host.failed.notified() => return,
+        };
         open.by_remote.set(matches!(end, End::Finished(Who::Upstream) | End::Upstream(_)));
         match end {
             // Envoy sets no flag when either side just closes, nor when time is up.

@@ -1,0 +1,248 @@
+//! Health checks of our proxy and of the real Envoy, side by side: hosts that answer both with
+//! the same script must end with the same flags and counts.
+//!
+//! Each case is a cluster of one host of its own. When a script is at its end, the host answers
+//! no more, and what the proxy has made of the answers until then is compared.
+
+use std::fmt::Write as _;
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use leno_proxy::Options;
+
+/// Nothing here takes that long, unless it hangs.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Name, the check (YAML), thresholds (healthy, unhealthy), and what the host does, in order: a
+/// status with flags (`d`: degraded, `x`: immediate failure), or `0`: it closes the connection.
+const CASES: &[(&str, &str, (u32, u32), &str)] = &[
+    ("first", "http_health_check: {path: /}", (3, 3), "200"),
+    ("first_bad", "http_health_check: {path: /}", (3, 3), "500 200 200"),
+    ("threshold", "http_health_check: {path: /}", (2, 2), "200 500 200 200"),
+    ("network", "http_health_check: {path: /}", (2, 3), "200 0 0"),
+    ("network_failed", "http_health_check: {path: /}", (2, 2), "200 0 0 200"),
+    (
+        "retriable",
+        "http_health_check: {path: /, retriable_statuses: [{start: 503, end: 504}]}",
+        (1, 2),
+        "200 503",
+    ),
+    (
+        "retried",
+        "http_health_check: {path: /, retriable_statuses: [{start: 503, end: 504}]}",
+        (1, 2),
+        "200 503 503",
+    ),
+    (
+        "expected",
+        "http_health_check: {path: /, expected_statuses: [{start: 200, end: 300}]}",
+        (1, 1),
+        "204 300",
+    ),
+    ("degraded", "http_health_check: {path: /}", (1, 1), "200d 200 200d"),
+    ("excluded", "http_health_check: {path: /}", (2, 1), "200 500x"),
+    ("included", "http_health_check: {path: /}", (1, 1), "200 500x 200"),
+    ("excluded_at_first", "http_health_check: {path: /}", (1, 1), "500x"),
+    ("body", "http_health_check: {path: /, receive: [{text: '6869'}]}", (1, 1), "200 204"),
+    ("fresh", "reuse_connection: false, http_health_check: {path: /}", (2, 2), "200 500 200 200 0"),
+];
+
+/// What a host answers to its n-th request; `None`: nothing any more.
+fn answer(script: &str, number: usize) -> Option<(Vec<u8>, bool)> {
+    let step = script.split(' ').nth(number)?;
+    let status: u16 = step.trim_end_matches(char::is_alphabetic).parse().expect("a status");
+    if status == 0 {
+        return Some((Vec::new(), true));
+    }
+    let mut head = format!("HTTP/1.1 {status} X\r\n");
+    if step.ends_with('d') {
+        head += "x-envoy-degraded: true\r\n";
+    }
+    if step.ends_with('x') {
+        head += "x-envoy-immediate-health-check-fail: true\r\n";
+    }
+    head += if status == 204 { "\r\n" } else { "content-length: 2\r\n\r\nhi" };
+    Some((head.into_bytes(), false))
+}
+
+/// A host with a script.
+fn host(script: &'static str) -> SocketAddr {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
+    let address = listener.local_addr().expect("an address");
+    let asked = Arc::new(AtomicUsize::new(0));
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let asked = Arc::clone(&asked);
+            std::thread::spawn(move || converse(stream, script, &asked));
+        }
+    });
+    address
+}
+
+fn converse(mut stream: TcpStream, script: &str, asked: &AtomicUsize) {
+    let mut head = Vec::new();
+    let mut byte = [0];
+    while stream.read(&mut byte).is_ok_and(|count| count > 0) {
+        head.push(byte[0]);
+        if !head.ends_with(b"\r\n\r\n") {
+            continue;
+        }
+        head.clear();
+        if let Some((bytes, close)) = answer(script, asked.fetch_add(1, Ordering::Relaxed)) {
+            let _ = stream.write_all(&bytes);
+            if close {
+                return;
+            }
+        }
+    }
+}
+
+/// A bootstrap with a cluster for each case.
+fn bootstrap() -> String {
+    let mut text = String::from(
+        "admin: {address: {socket_address: {address: 127.0.0.1, port_value: 0}}}\nstatic_resources:\n  clusters:\n",
+    );
+    for (name, check, (healthy, unhealthy), script) in CASES {
+        let port = host(script).port();
+        writeln!(
+            text,
+            "  - {{name: {name}, type: STATIC, connect_timeout: 1s, health_checks: [{{timeout: 60s, interval: 0.01s, \
+             no_traffic_interval: 0.01s, healthy_threshold: {healthy}, unhealthy_threshold: {unhealthy}, {check}}}], \
+             load_assignment: {{cluster_name: {name}, endpoints: [{{lb_endpoints: [{{endpoint: {{address: \
+             {{socket_address: {{address: 127.0.0.1, port_value: {port}}}}}}}}}]}}]}}}}"
+        )
+        .expect("a String takes all");
+    }
+    text
+}
+
+enum Proxy {
+    Ours(SocketAddr, JoinHandle<()>),
+    Envoy(SocketAddr, Child),
+}
+
+impl Proxy {
+    fn start(folder: &Path, envoy: Option<&Path>) -> Self {
+        std::fs::create_dir_all(folder).expect("a folder");
+        let (config, address) = (folder.join("bootstrap.yaml"), folder.join("admin"));
+        std::fs::write(&config, bootstrap()).expect("writable");
+        let admin = || wait("start", || std::fs::read_to_string(&address).ok()?.trim().parse().ok());
+        match envoy {
+            Some(envoy) => {
+                let child = Command::new(envoy)
+                    .arg("-c")
+                    .arg(&config)
+                    .arg("--admin-address-path")
+                    .arg(&address)
+                    .args(["--concurrency", "1", "--use-dynamic-base-id", "--log-level", "off"])
+                    .stdin(Stdio::null())
+                    .stdout(Stdio::null())
+                    .stderr(Stdio::null())
+                    .spawn()
+                    .expect("Envoy can be started");
+                Proxy::Envoy(admin(), child)
+            }
+            None => {
+                let options = Options {
+                    config_path: Some(config),
+                    admin_address_path: Some(address.clone()),
+                    concurrency: Some(1),
+                    log_level: "error".into(),
+                    ..Options::default()
+                };
+                let thread = std::thread::spawn(move || leno_proxy::run(options).expect("it runs"));
+                Proxy::Ours(admin(), thread)
+            }
+        }
+    }
+
+    fn admin(&self, method: &str, path: &str) -> String {
+        let (Proxy::Ours(address, _) | Proxy::Envoy(address, _)) = self;
+        let mut text = String::new();
+        if let Ok(mut stream) = TcpStream::connect(address) {
+            let head = format!("{method} {path} HTTP/1.1\r\nhost: admin\r\nconnection: close\r\n\r\n");
+            let _ = stream.write_all(head.as_bytes());
+            let _ = stream.read_to_string(&mut text);
+        }
+        text
+    }
+
+    /// What has come of each case, once all scripts are at their end.
+    fn outcomes(&self) -> Vec<String> {
+        let outcomes = CASES.iter().map(|(name, _, _, script)| {
+            let attempts = script.split(' ').count() + 1;
+            let path = format!("/stats?filter=cluster\\.{name}\\.");
+            let attempt = format!("cluster.{name}.health_check.attempt: {attempts}");
+            let stats = wait(name, || {
+                let stats = self.admin("GET", &path);
+                stats.lines().any(|line| line == attempt).then_some(stats)
+            });
+            let mut outcome = format!("{name}:");
+            for stat in [
+                "health_check.attempt",
+                "health_check.failure",
+                "health_check.healthy",
+                "health_check.network_failure",
+                "health_check.passive_failure",
+                "health_check.success",
+                "membership_degraded",
+                "membership_excluded",
+                "membership_healthy",
+                "membership_total",
+            ] {
+                let value = stats.lines().find_map(|line| {
+                    line.strip_prefix(&format!("cluster.{name}."))?.strip_prefix(stat)?.strip_prefix(": ")
+                });
+                write!(outcome, " {stat}={}", value.unwrap_or("none")).expect("a String takes all");
+            }
+            let clusters = self.admin("GET", &format!("/clusters?filter=^{name}$"));
+            let flags = clusters.lines().find_map(|line| line.split_once("::health_flags::"));
+            write!(outcome, " {}", flags.map_or("none", |(_, flags)| flags)).expect("a String takes all");
+            outcome
+        });
+        outcomes.collect()
+    }
+
+    fn stop(self) {
+        self.admin("POST", "/quitquitquit");
+        match self {
+            Proxy::Ours(_, thread) => thread.join().expect("it ends well"),
+            Proxy::Envoy(_, mut child) => drop(child.wait()),
+        }
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "there is no event to wait for")]
+fn wait<T>(what: &str, mut ready: impl FnMut() -> Option<T>) -> T {
+    let start = Instant::now();
+    loop {
+        if let Some(value) = ready() {
+            return value;
+        }
+        assert!(start.elapsed() < PATIENCE, "{what} takes too long");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+#[test]
+fn the_same_answers_lead_to_the_same_health() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let ours = Proxy::start(&folder.path().join("ours"), None);
+    let outcomes = ours.outcomes();
+    ours.stop();
+    assert_eq!(outcomes.len(), CASES.len());
+    let Some(binary) = leno_testkit::envoy::binary() else {
+        println!("skipped: no Envoy to compare with");
+        return;
+    };
+    let envoy = Proxy::start(&folder.path().join("envoy"), Some(&binary));
+    let theirs = envoy.outcomes();
+    envoy.stop();
+    assert_eq!(outcomes.join("\n"), theirs.join("\n"));
+}
