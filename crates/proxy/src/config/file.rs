@@ -190,6 +190,8 @@ fn complete_node(wire: &mut Vec<u8>, options: &Options) {
             Some(core::Locality { zone: options.service_zone.clone(), ..core::Locality::default() });
     }
     wire.extend(Proto { node: Some(more), ..Proto::default() }.encode_to_vec());
+    // It is kept for /config_dump.
+    wire.shrink_to_fit();
 }
 
 /// Finds the text that an error of lowering is about.
