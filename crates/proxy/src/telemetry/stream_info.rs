@@ -31,6 +31,8 @@ response_flags! {
     /// Upstream retry limit exceeded. Envoy prints flags as they were set, and this one always is
     /// before the failure that it goes with.
     UPSTREAM_RETRY_LIMIT_EXCEEDED = 15, "URX", "UpstreamRetryLimitExceeded";
+    /// Upstream overflow: a circuit breaker is open; likewise, where it is the one for retries.
+    UPSTREAM_OVERFLOW = 7, "UO", "UpstreamOverflow";
     /// Local service failed its health check (with 503).
     FAILED_LOCAL_HEALTH_CHECK = 0, "LH", "FailedLocalHealthCheck";
     /// No healthy upstream host (with 503).
@@ -45,8 +47,6 @@ response_flags! {
     UPSTREAM_CONNECTION_FAILURE = 5, "UF", "UpstreamConnectionFailure";
     /// Upstream connection termination.
     UPSTREAM_CONNECTION_TERMINATION = 6, "UC", "UpstreamConnectionTermination";
-    /// Upstream overflow: a circuit breaker is open.
-    UPSTREAM_OVERFLOW = 7, "UO", "UpstreamOverflow";
     /// No route, or no filter chain.
     NO_ROUTE_FOUND = 8, "NR", "NoRouteFound";
     /// Delay was injected.

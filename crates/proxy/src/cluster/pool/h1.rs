@@ -158,9 +158,16 @@ impl Drop for H1Lease {
         } else {
             let target = Rc::clone(connection.target());
             let stats = &target.stats;
-            if !connection.client.reusable() && connection.client.transport().eof {
-                stats.upstream_cx_destroy_remote_with_active_rq().inc();
+            if !connection.client.is_complete() {
                 stats.upstream_cx_destroy_with_active_rq().inc();
+                if connection.client.transport().eof {
+                    stats.upstream_cx_destroy_remote_with_active_rq().inc();
+                } else {
+                    stats.upstream_cx_destroy_local_with_active_rq().inc();
+                }
+            } else if !connection.client.transport().input.is_empty() {
+                // More than the answer.
+                stats.upstream_cx_protocol_error().inc();
             }
             drop(connection);
             closed(&self.pool, &target);

@@ -302,6 +302,7 @@ async fn open(pool: Rc<RefCell<Pool>>, target: Rc<Target>, permit: Permit, http2
                 target.stats.upstream_cx_connect_timeout().inc();
             }
             let waiters = std::mem::take(&mut pool.borrow_mut().waiters);
+            target.stats.upstream_rq_pending_failure_eject().add(waiters.len() as u64);
             let failure = PoolFailure { reason: error.reason(), detail: error.detail() };
             for waiter in waiters {
                 let _ = waiter.ready.send(Err(failure.clone()));

@@ -158,7 +158,7 @@ pub(crate) struct Transport {
     pub(crate) output: Output,
     /// The last read filled its buffer: the next one gets a large one.
     bulky: bool,
-    /// The peer has ended its direction.
+    /// The peer has ended its direction, or reset the connection.
     pub(crate) eof: bool,
     /// Bytes received since the connection began.
     pub(crate) received: u64,
@@ -196,7 +196,13 @@ impl Transport {
             self.input.reserve(room);
         }
         let before = self.input.len();
-        let count = ready!(pin!(self.socket.read_buf(&mut self.input)).poll(cx))?;
+        let count = match ready!(pin!(self.socket.read_buf(&mut self.input)).poll(cx)) {
+            Ok(count) => count,
+            Err(error) => {
+                self.eof = true;
+                return Poll::Ready(Err(error));
+            }
+        };
         self.bulky = self.input.capacity() == self.input.len() || (self.bulky && count >= SMALL);
         self.eof = count == 0;
         self.received += count as u64;

@@ -241,7 +241,12 @@ impl Router<'_, '_, '_> {
                 let Exchange { stream, down, timer, .. } = &mut self.exchange;
                 match stream.attend(down, timer, wait).await {
                     Ok(acquired) => acquired,
-                    Err(interrupted) => return self.interrupted(interrupted, false),
+                    Err(interrupted) => {
+                        if matches!(interrupted, Interrupted::Downstream(_)) {
+                            self.cluster.stats.upstream_rq_cancelled().inc();
+                        }
+                        return self.interrupted(interrupted, false);
+                    }
                 }
             }
         };
@@ -264,7 +269,7 @@ impl Router<'_, '_, '_> {
             }
         };
         let Some(active) = Active::new(&self.cluster, &host, self.route.high_priority) else {
-            self.cluster.stats.upstream_rq_pending_overflow().inc();
+            self.cluster.stats.upstream_rq_active_overflow().inc();
             return Ok(Outcome::Failed(Failure {
                 reason: ResetReason::Overflow,
                 transport: None,
@@ -564,17 +569,11 @@ impl Router<'_, '_, '_> {
         let stats = &self.cluster.stats;
         match interrupted {
             Interrupted::Downstream(error) => {
-                match error {
-                    DownstreamError::Protocol(_) => {}
-                    DownstreamError::Disconnected | DownstreamError::Reset => {
-                        stats.upstream_rq_cancelled().inc();
-                    }
-                }
-                stats.upstream_rq_tx_reset().inc();
+                self.count_reset();
                 Err(Ended::Downstream(error))
             }
             Interrupted::Expired(expired @ (Expired::PerTry | Expired::PerTryIdle)) => {
-                stats.upstream_rq_tx_reset().inc();
+                self.count_reset();
                 if expired == Expired::PerTry {
                     stats.upstream_rq_per_try_timeout().inc();
                 } else {
@@ -586,15 +585,22 @@ impl Router<'_, '_, '_> {
                 Ok(Outcome::TimedOut(expired))
             }
             Interrupted::Expired(expired) => {
-                stats.upstream_rq_tx_reset().inc();
+                self.count_reset();
                 if expired == Expired::Route {
                     stats.upstream_rq_timeout().inc();
-                }
-                if !answered {
-                    self.count_reply(504);
+                    if !answered {
+                        self.count_reply(504);
+                    }
                 }
                 Err(self.exchange.stream.expired(expired, self.exchange.down))
             }
+        }
+    }
+
+    /// Counts a reset that we send: an HTTP/1 connection is closed instead.
+    fn count_reset(&self) {
+        if self.exchange.stream.info.upstream.protocol == Some(Protocol::Http2) {
+            self.cluster.stats.upstream_rq_tx_reset().inc();
         }
     }
 

@@ -63,7 +63,8 @@ impl H1Client {
             writer: BodyWriter::Done,
             to_head: false,
             connect: false,
-            answered: false,
+            // Nothing is under way.
+            answered: true,
             interim: 0,
             keep_alive: true,
             parsed: 0,
@@ -163,9 +164,11 @@ impl H1Client {
                     self.reader = BodyReader::Done;
                     return Poll::Ready(Ok(Frame::End));
                 }
-                // A body that ends early is a protocol error, as Envoy's parser says.
-                Ok(0) => return Poll::Ready(Err(ResetReason::ProtocolError)),
-                Err(_) => return Poll::Ready(Err(ResetReason::ConnectionTermination)),
+                Err(_) if self.reader == BodyReader::UntilClose => {
+                    return Poll::Ready(Err(ResetReason::ConnectionTermination));
+                }
+                // A body that ends early, in order or not, is a protocol error, as Envoy's parser says.
+                Ok(0) | Err(_) => return Poll::Ready(Err(ResetReason::ProtocolError)),
                 Ok(_) => {}
             }
         }
@@ -213,14 +216,17 @@ impl H1Client {
 
     /// Whether the exchange is over in both directions and another may follow.
     pub(crate) fn reusable(&self) -> bool {
-        self.answered
+        self.is_complete()
             && self.keep_alive
             && !self.broken
-            && self.reader.is_done()
-            && self.writer == BodyWriter::Done
             && self.transport.output.len() == 0
             && self.transport.input.is_empty()
             && !self.transport.eof
+    }
+
+    /// Whether the exchange is over in both directions.
+    pub(crate) fn is_complete(&self) -> bool {
+        self.answered && self.reader.is_done() && self.writer == BodyWriter::Done
     }
 
     /// The transport, for the pool.
