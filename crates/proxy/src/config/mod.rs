@@ -4,6 +4,7 @@ pub(crate) mod address;
 pub(crate) mod bootstrap;
 pub(crate) mod discovery;
 pub(crate) mod file;
+pub(crate) mod filter_id;
 pub(crate) mod lower;
 pub(crate) mod re2;
 pub(crate) mod runtime;

@@ -44,7 +44,8 @@ pub(crate) async fn serve(
     let stats = worker.http_stats(&manager.stat_prefix);
     stats.downstream_cx_total().inc();
     stats.downstream_cx_active().inc();
-    let connection = Rc::new(Connection { worker, manager, stats, info, drain });
+    let buffer_limit = accepted.buffer_limit;
+    let connection = Rc::new(Connection { worker, manager, stats, info, drain, buffer_limit });
     let open = Open(Rc::clone(&connection));
     let serving = detect_and_serve(&connection, accepted);
     tokio::select! {

@@ -17,7 +17,7 @@ use leno_base::drain::Phase;
 
 use crate::drain::DrainWatch;
 use crate::http::codec::side::Downstream;
-use crate::http::codec::{DownstreamError, ResetReason};
+use crate::http::codec::{DownstreamError, Frame, ResetReason};
 use crate::http::config::{HttpConnectionManager, RouteSource, ServerHeader};
 use crate::http::filters::{Attend, Chain, Outcome, RouteOverrides};
 use crate::http::forward::{self, Exchange};
@@ -44,6 +44,8 @@ pub(crate) struct Connection {
     pub(crate) info: Rc<ConnectionInfo>,
     /// Asks the connection to end.
     pub(crate) drain: DrainWatch,
+    /// The listener's `per_connection_buffer_limit_bytes`: what filters may keep of a body.
+    pub(crate) buffer_limit: usize,
 }
 
 impl Connection {
@@ -94,6 +96,10 @@ pub(crate) struct Stream {
     pub(crate) random: u64,
     /// What is due when.
     pub(crate) deadlines: Deadlines,
+    /// Bytes of the request's body that a filter may keep back; else 413.
+    pub(crate) request_buffer_limit: usize,
+    /// Likewise of the response's; else 500.
+    pub(crate) response_buffer_limit: usize,
     /// Asks the connection to end.
     drain: DrainWatch,
     /// Counted and logged.
@@ -170,6 +176,8 @@ impl Stream {
             selected: None,
             internal: false,
             deadlines,
+            request_buffer_limit: connection.buffer_limit,
+            response_buffer_limit: connection.buffer_limit,
             drain: connection.drain.clone(),
             finished: false,
             grpc,
@@ -239,18 +247,25 @@ impl Stream {
         self.internal = origin.internal;
         self.route(head);
         self.check_upgrade(head, down)?;
-        *chain = Chain::open(self);
-        if chain.is_empty() {
-            return Ok(());
+        if let Some(limit) = self.selected.as_ref().and_then(|selected| selected.route.buffer_limit) {
+            self.request_buffer_limit = usize::try_from(limit).unwrap_or(usize::MAX);
         }
         let end = down.request_complete();
         chain.on_request(self, head, end, &mut Attendant { down, timer }).await
     }
 
-    /// Looks the route up. A filter that changed what routes depend on calls it again.
-    pub(crate) fn route(&mut self, head: &HeaderMap) {
+    /// Looks the route up again, for a filter that changed what it depends on (`clear_route_cache`).
+    pub(crate) fn refresh_route(&mut self, head: &HeaderMap) {
+        self.info.route_name = None;
+        self.info.virtual_host = None;
+        self.route(head);
+    }
+
+    /// Looks the route up.
+    fn route(&mut self, head: &HeaderMap) {
         let table = self.table();
-        let context = MatchContext { random: self.random, is_internal: self.internal };
+        let context =
+            MatchContext { random: self.random, is_internal: self.internal, info: Some(&self.info) };
         self.selected = table.and_then(|table| table.find(head, &context));
         if let Some(selected) = &self.selected {
             self.info.route_name = Some(selected.route.name.clone()).filter(|name| !name.is_empty());
@@ -353,9 +368,9 @@ impl Stream {
             }
             self.mutate_response(&selected, &mut head);
         }
-        let body = reply.write_body(&mut head, self.grpc);
+        let mut body = reply.write_body(&mut head, self.grpc);
+        chain.on_reply(self, &mut head, &mut body);
         let end = body.is_empty();
-        chain.on_reply(self, &mut head, end);
         self.finish_head(&mut head);
         self.info.bytes_received += down.answer_early(self.info.upstream.host.is_some());
         self.send_head(head, end, down);
@@ -577,6 +592,37 @@ impl Attend for Attendant<'_, '_> {
             Err(Interrupted::Downstream(error)) => Err(Ended::Downstream(error)),
             Err(Interrupted::Expired(expired)) => Err(stream.expired(expired, self.down)),
         }
+    }
+
+    async fn next_frame(&mut self, stream: &mut Stream) -> Result<Frame, Ended> {
+        let Attendant { down, timer } = self;
+        let next = poll_fn(|cx| {
+            match down.poll_frame(cx) {
+                Poll::Ready(Ok(frame)) => return Poll::Ready(Ok(frame)),
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(Interrupted::Downstream(error))),
+                Poll::Pending => {}
+            }
+            // What was promised to the client, e.g. that it may send its body.
+            if let Poll::Ready(Err(error)) = down.poll_flush(cx) {
+                return Poll::Ready(Err(Interrupted::Downstream(error)));
+            }
+            stream.deadlines.poll(cx, timer).map(|expired| Err(Interrupted::Expired(expired)))
+        });
+        let frame = match next.await {
+            Ok(frame) => frame,
+            Err(Interrupted::Downstream(error)) => return Err(Ended::Downstream(error)),
+            Err(Interrupted::Expired(expired)) => return Err(stream.expired(expired, self.down)),
+        };
+        let now = now();
+        stream.deadlines.last = now;
+        if let Frame::Data { data, .. } = &frame {
+            stream.info.bytes_received += data.len() as u64;
+        }
+        if frame.is_last() {
+            stream.info.request_complete = Some(now);
+            stream.deadlines.request = None;
+        }
+        Ok(frame)
     }
 }
 

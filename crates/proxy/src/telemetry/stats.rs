@@ -256,6 +256,8 @@ pub(crate) struct StatsStore {
 /// The blocks of one thread, by prefix.
 #[derive(Debug, Default)]
 pub(crate) struct ThreadStats {
+    /// Its place among the threads of the store.
+    index: usize,
     blocks: Mutex<HashMap<Box<str>, SamePrefix>>,
     /// Blocks that the thread itself holds.
     kept: Mutex<HashMap<Box<str>, Kept>>,
@@ -277,8 +279,9 @@ static HISTOGRAM: Schema = Schema(&[("", Kind::Histogram)]);
 impl StatsStore {
     /// A new thread's stats; each thread calls it once.
     pub(crate) fn thread(&self) -> Arc<ThreadStats> {
-        let thread = Arc::new(ThreadStats::default());
-        self.threads.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&thread));
+        let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
+        let thread = Arc::new(ThreadStats { index: threads.len(), ..ThreadStats::default() });
+        threads.push(Arc::clone(&thread));
         thread
     }
 
@@ -304,6 +307,11 @@ impl StatsStore {
 }
 
 impl ThreadStats {
+    /// Its place among the threads of the store, for `PerThread`.
+    pub(crate) fn index(&self) -> usize {
+        self.index
+    }
+
     /// This thread's block of a scope; the same one as long as somebody holds it, so counts
     /// survive an update of the cluster or listener that they belong to. Colons in the prefix
     /// become underscores, as in Envoy's names.

@@ -32,6 +32,11 @@ pub(crate) enum Frame {
 }
 
 impl Frame {
+    /// Whether it says nothing: no bytes, and no end.
+    pub(crate) fn is_nothing(&self) -> bool {
+        matches!(self, Frame::Data { data, end: false } if data.is_empty())
+    }
+
     /// Whether the message ends with this piece.
     pub(crate) fn is_last(&self) -> bool {
         !matches!(self, Frame::Data { end: false, .. })

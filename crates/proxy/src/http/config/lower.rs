@@ -11,7 +11,6 @@ use leno_api::proto::envoy::extensions::filters::http::router::v3 as router;
 use leno_api::proto::envoy::extensions::filters::network::http_connection_manager::v3 as hcm;
 use leno_api::proto::envoy::extensions::request_id::uuid::v3::UuidRequestIdConfig;
 use leno_api::proto::envoy::r#type::v3::Percent;
-use leno_base::Name;
 use prost::Name as _;
 use prost_types::Any;
 
@@ -21,6 +20,7 @@ use super::{
 };
 use crate::cluster::Http2Settings;
 use crate::config::address;
+use crate::config::filter_id::FilterId;
 use crate::config::lower::Lower;
 use crate::config::source::{Origin, config_source};
 use crate::config::wire::split;
@@ -411,7 +411,7 @@ fn filter_chain(protos: Vec<hcm::HttpFilter>, at: &mut Lower) -> (Vec<ChainedFil
             ));
         }
         let config = at.field("typed_config", |at| (registration.lower)(&any, at))?;
-        Some(ChainedFilter { name: Name::from(name), disabled, config })
+        Some(ChainedFilter { id: FilterId::of(&name), disabled, config })
     });
     if last.is_none() {
         at.error_at("http_filters", "a chain without filters is not supported yet");

@@ -1,13 +1,26 @@
-//! The HTTP filter seam: five hooks, synchronous first.
+//! The HTTP filter seam: hooks over a stream's messages, synchronous first.
 //!
-//! A chain is a list of `FilterConfig`s made when lowering; each request opens those that
-//! want to see it. Request hooks run in order, response hooks in reverse. The terminal
-//! `router` is no filter: a chain ends in `forward`. Only filters that do I/O return
-//! `Step::Await`. Per-route settings are resolved when lowering, into slots by position in
-//! the chain (`RouteOverrides`), so that no name is looked up per request.
+//! A chain is a list of [`FilterConfig`]s made when lowering. Each is shown the head of every
+//! request and says how much more it wants to see ([`Opening`]): nothing, so that a filter that
+//! only looks at heads costs neither memory nor a call later; the response's head and the
+//! trailers, which it handles without state of its own; or everything, with an object for this
+//! stream ([`HttpStreamFilter`]). Request hooks run in order, response hooks in reverse.
+//!
+//! A hook decides by a [`Step`]: it goes on, answers itself, holds back what it has until it has
+//! seen more (up to the stream's buffer limits: 413 for requests, 500 for responses), or waits
+//! for I/O. While a filter waits or holds, nothing is read that could not be sent: backpressure
+//! is that of the connection. Data may be replaced, swallowed (left empty) or appended to in any
+//! data hook. The terminal `router` is no filter: a chain ends in `forward`.
+//!
+//! Per-route settings are resolved when lowering, by [`FilterId`]: no name is looked up per
+//! request. Filters leave facts for those behind them, for routes and for access logs in
+//! `StreamInfo::{metadata, filter_state}`; one that changed what the route depends on calls
+//! `Stream::refresh_route`.
 //!
 //! To add one: a folder with the filter's Envoy name, and a line in `REGISTRY`.
+//! Reading order: this file (what a filter sees), `chain` (how hooks are called).
 
+mod chain;
 mod cors;
 mod fault;
 pub(crate) mod grpc_stats;
@@ -22,41 +35,110 @@ use std::sync::Arc;
 use bytes::Bytes;
 use smallvec::SmallVec;
 
+pub(crate) use self::chain::{Attend, Chain};
+use crate::config::filter_id::FilterId;
 use crate::config::lower::Lower;
 use crate::http::headers::HeaderMap;
 use crate::http::reply::Reply;
-use crate::http::stream::{Ended, Stream};
+use crate::http::stream::Stream;
 use crate::telemetry::stream_info::StreamInfo;
 
 /// A filter's place in a chain.
 #[derive(Debug)]
 pub(crate) struct ChainedFilter {
     /// `name`, which per-route settings refer to.
-    pub(crate) name: leno_base::Name,
+    pub(crate) id: FilterId,
     /// `disabled`: it runs only for routes that have settings for it (and do not disable it).
     pub(crate) disabled: bool,
     /// The filter.
     pub(crate) config: Arc<dyn FilterConfig>,
 }
 
-/// A filter as configured in one chain.
+/// A filter as configured in one chain. `settings` are the most specific per-route settings of
+/// this filter.
 pub(crate) trait FilterConfig: fmt::Debug + Send + Sync {
-    /// Opens the filter for one request; `None`: it does not want to see this one.
-    /// `settings` are the most specific per-route settings of this filter.
-    fn open(&self, stream: &Stream, settings: Option<&RouteSettings>) -> Option<Box<dyn HttpStreamFilter>>;
+    /// A request's head, before routing is final.
+    fn on_request(
+        &self,
+        stream: &mut Stream,
+        settings: Option<&RouteSettings>,
+        head: &mut HeaderMap,
+        end: bool,
+    ) -> Opening;
+
+    /// The request's trailers, for filters that said `Opening::Watch`; data that they are to
+    /// follow may be put into `data`.
+    fn on_request_trailers(
+        &self,
+        _stream: &mut Stream,
+        _settings: Option<&RouteSettings>,
+        _trailers: &mut HeaderMap,
+        _data: &mut Bytes,
+    ) -> Step {
+        Step::Continue
+    }
+
+    /// The response's head, for filters that said `Opening::Watch`, and the head of an answer of
+    /// our own to a request that the filter has not seen.
+    fn on_response(
+        &self,
+        _stream: &mut Stream,
+        _settings: Option<&RouteSettings>,
+        _head: &mut HeaderMap,
+        _end: bool,
+    ) -> Step {
+        Step::Continue
+    }
+
+    /// The response's trailers, for filters that said `Opening::Watch`.
+    fn on_response_trailers(
+        &self,
+        _stream: &mut Stream,
+        _settings: Option<&RouteSettings>,
+        _trailers: &mut HeaderMap,
+        _data: &mut Bytes,
+    ) -> Step {
+        Step::Continue
+    }
 }
 
-/// A filter at work on one request.
+/// How much of a stream a filter wants to see, and what happens next.
+pub(crate) enum Opening {
+    /// No more of it.
+    Done(Step),
+    /// The response's head and the trailers; the hooks of the `FilterConfig` are called.
+    Watch(Step),
+    /// All of it; the filter's own `on_request` is called at once.
+    Open(Box<dyn HttpStreamFilter>),
+}
+
+impl Opening {
+    /// The request is of no interest.
+    pub(crate) const PASS: Opening = Opening::Done(Step::Continue);
+}
+
+/// A filter at work on one request. While a data or trailers hook runs, the head is in
+/// `stream.request` or `stream.response`, and may be changed there as long as the filter holds it.
 pub(crate) trait HttpStreamFilter {
-    /// The request's head, before routing is final.
+    /// The request's head, before routing is final. `end`: there is no body.
     fn on_request(&mut self, _stream: &mut Stream, _head: &mut HeaderMap, _end: bool) -> Step {
         Step::Continue
     }
-    /// A piece of the request's body; the filter may change it.
+    /// A piece of the request's body; the filter may change it. `end`: it is the last, and there
+    /// are no trailers; an end without data comes as an empty piece.
     fn on_request_data(&mut self, _stream: &mut Stream, _data: &mut Bytes, _end: bool) -> Step {
         Step::Continue
     }
-    /// The response's head.
+    /// The request's trailers; data that they are to follow may be put into `data`.
+    fn on_request_trailers(
+        &mut self,
+        _stream: &mut Stream,
+        _trailers: &mut HeaderMap,
+        _data: &mut Bytes,
+    ) -> Step {
+        Step::Continue
+    }
+    /// The response's head, also that of an answer of our own, which can be changed only.
     fn on_response(&mut self, _stream: &mut Stream, _head: &mut HeaderMap, _end: bool) -> Step {
         Step::Continue
     }
@@ -64,8 +146,13 @@ pub(crate) trait HttpStreamFilter {
     fn on_response_data(&mut self, _stream: &mut Stream, _data: &mut Bytes, _end: bool) -> Step {
         Step::Continue
     }
-    /// The response's trailers.
-    fn on_response_trailers(&mut self, _stream: &mut Stream, _trailers: &mut HeaderMap) -> Step {
+    /// The response's trailers; data that they are to follow may be put into `data`.
+    fn on_response_trailers(
+        &mut self,
+        _stream: &mut Stream,
+        _trailers: &mut HeaderMap,
+        _data: &mut Bytes,
+    ) -> Step {
         Step::Continue
     }
     /// The stream has ended, however it ended.
@@ -74,8 +161,12 @@ pub(crate) trait HttpStreamFilter {
 
 /// What happens next.
 pub(crate) enum Step {
-    /// The next filter.
+    /// The next filter; what was held goes on too.
     Continue,
+    /// What the hook was called with, and what follows it, waits here until a later hook of this
+    /// filter goes on; pieces of the body are kept. At the end of the message it cannot wait any
+    /// longer: there this is `Continue`.
+    Hold,
     /// The stream ends here with this answer.
     Reply(Reply),
     /// The filter waits for I/O or time; its outcome decides.
@@ -86,6 +177,8 @@ pub(crate) enum Step {
 pub(crate) enum Outcome {
     /// The next filter.
     Continue,
+    /// The hook that waited is called once more, to use what its filter knows now.
+    Again,
     /// The stream ends here with this answer.
     Reply(Reply),
 }
@@ -107,17 +200,23 @@ impl RouteSettings {
         let levels = std::iter::successors(Some(self), |level| level.above.as_deref());
         levels.filter_map(|level| Arc::clone(&level.settings).downcast().ok()).collect()
     }
+
+    /// The settings of the most specific level that has some.
+    pub(crate) fn first<T: Send + Sync + 'static>(&self) -> Option<&T> {
+        let mut levels = std::iter::successors(Some(self), |level| level.above.as_deref());
+        levels.find_map(|level| level.settings.downcast_ref())
+    }
 }
 
-/// Settings by filter name (`typed_per_filter_config`), merged from the least to the most
-/// specific level when lowering.
+/// Settings by filter (`typed_per_filter_config`), merged from the least to the most specific
+/// level when lowering. Routes have settings for a few filters at most.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct RouteOverrides(pub(crate) Vec<(leno_base::Name, RouteSettings)>);
+pub(crate) struct RouteOverrides(pub(crate) Vec<(FilterId, Arc<RouteSettings>)>);
 
 impl RouteOverrides {
-    /// The settings of the filter with this name in the chain.
-    pub(crate) fn find(&self, name: &str) -> Option<&RouteSettings> {
-        self.0.iter().find(|(candidate, _)| &**candidate == name).map(|(_, settings)| settings)
+    /// The settings of the filters with this name in a chain.
+    pub(crate) fn find(&self, id: FilterId) -> Option<&Arc<RouteSettings>> {
+        self.0.iter().find(|(candidate, _)| *candidate == id).map(|(_, settings)| settings)
     }
 }
 
@@ -134,150 +233,6 @@ pub(crate) struct Registration {
     /// Lowers the per-route message.
     #[allow(clippy::type_complexity, reason = "a type alias would hide what is lowered")]
     pub(crate) lower_route: Option<fn(&prost_types::Any, &mut Lower) -> Option<Arc<dyn Any + Send + Sync>>>,
-}
-
-/// The filters at work on one request, in the order of the chain.
-#[derive(Default)]
-pub(crate) struct Chain {
-    filters: Vec<Box<dyn HttpStreamFilter>>,
-}
-
-/// What a step may wait for besides its own outcome: the stream knows deadlines and whether
-/// the client is still there.
-pub(crate) trait Attend {
-    /// Waits for an awaited step.
-    #[allow(clippy::type_complexity, reason = "a type alias would hide what is awaited")]
-    fn attend(
-        &mut self,
-        stream: &mut Stream,
-        step: Pin<Box<dyn Future<Output = Outcome>>>,
-    ) -> impl Future<Output = Result<Outcome, Ended>>;
-}
-
-impl Chain {
-    /// Opens the filters of the connection manager that want to see this request. The route
-    /// decides which settings they get; a request without a route gets the chain's own.
-    pub(crate) fn open(stream: &Stream) -> Self {
-        let configured = &stream.manager.filters;
-        if configured.is_empty() {
-            return Self::default();
-        }
-        let overrides = stream.overrides();
-        let mut filters = Vec::with_capacity(configured.len());
-        for filter in configured {
-            let settings = overrides.and_then(|overrides| overrides.find(&filter.name));
-            let disabled = settings.map_or(filter.disabled, |settings| settings.disabled);
-            if !disabled {
-                filters.extend(filter.config.open(stream, settings));
-            }
-        }
-        Self { filters }
-    }
-
-    /// Whether no filter sees this request.
-    pub(crate) fn is_empty(&self) -> bool {
-        self.filters.is_empty()
-    }
-
-    /// The request's head, first filter first. `Err`: the stream ends here.
-    pub(crate) async fn on_request(
-        &mut self,
-        stream: &mut Stream,
-        head: &mut HeaderMap,
-        end: bool,
-        attend: &mut impl Attend,
-    ) -> Result<(), Ended> {
-        for filter in &mut self.filters {
-            let step = filter.on_request(stream, head, end);
-            settle(step, stream, attend).await?;
-        }
-        Ok(())
-    }
-
-    /// A piece of the request's body.
-    pub(crate) async fn on_request_data(
-        &mut self,
-        stream: &mut Stream,
-        data: &mut Bytes,
-        end: bool,
-        attend: &mut impl Attend,
-    ) -> Result<(), Ended> {
-        for filter in &mut self.filters {
-            let step = filter.on_request_data(stream, data, end);
-            settle(step, stream, attend).await?;
-        }
-        Ok(())
-    }
-
-    /// The response's head, last filter first.
-    pub(crate) async fn on_response(
-        &mut self,
-        stream: &mut Stream,
-        head: &mut HeaderMap,
-        end: bool,
-        attend: &mut impl Attend,
-    ) -> Result<(), Ended> {
-        for filter in self.filters.iter_mut().rev() {
-            let step = filter.on_response(stream, head, end);
-            settle(step, stream, attend).await?;
-        }
-        Ok(())
-    }
-
-    /// The head of an answer that the proxy makes itself: filters may change it, not replace it.
-    pub(crate) fn on_reply(&mut self, stream: &mut Stream, head: &mut HeaderMap, end: bool) {
-        for filter in self.filters.iter_mut().rev() {
-            drop(filter.on_response(stream, head, end));
-        }
-    }
-
-    /// A piece of the response's body.
-    pub(crate) async fn on_response_data(
-        &mut self,
-        stream: &mut Stream,
-        data: &mut Bytes,
-        end: bool,
-        attend: &mut impl Attend,
-    ) -> Result<(), Ended> {
-        for filter in self.filters.iter_mut().rev() {
-            let step = filter.on_response_data(stream, data, end);
-            settle(step, stream, attend).await?;
-        }
-        Ok(())
-    }
-
-    /// The response's trailers.
-    pub(crate) async fn on_response_trailers(
-        &mut self,
-        stream: &mut Stream,
-        trailers: &mut HeaderMap,
-        attend: &mut impl Attend,
-    ) -> Result<(), Ended> {
-        for filter in self.filters.iter_mut().rev() {
-            let step = filter.on_response_trailers(stream, trailers);
-            settle(step, stream, attend).await?;
-        }
-        Ok(())
-    }
-
-    /// The stream has ended.
-    pub(crate) fn on_finish(&mut self, info: &StreamInfo) {
-        for filter in &mut self.filters {
-            filter.on_finish(info);
-        }
-    }
-}
-
-async fn settle(step: Step, stream: &mut Stream, attend: &mut impl Attend) -> Result<(), Ended> {
-    let outcome = match step {
-        Step::Continue => return Ok(()),
-        Step::Reply(reply) => Outcome::Reply(reply),
-        Step::Await(step) => attend.attend(stream, step).await?,
-    };
-    match outcome {
-        Outcome::Continue => Ok(()),
-        Outcome::Reply(reply) => Err(Ended::Reply(Box::new(reply))),
-    }
 }
 
 /// All HTTP filters, in alphabetic order of Envoy's names.

@@ -79,9 +79,13 @@ enum Outcome {
 /// What happened next in an attempt.
 enum Event {
     Request(Frame),
+    /// A part of the request that has passed the filters.
+    Filtered(Frame),
     Response(Frame),
     Interim,
-    Head { end: bool },
+    Head {
+        end: bool,
+    },
     Interrupted(Interrupted),
     Reset(ResetReason),
 }
@@ -117,7 +121,9 @@ pub(crate) async fn forward(
     } else {
         REPLAY_LIMIT
     };
-    let body = RequestBody::new(keep, exchange.down.request_complete());
+    // What filters held back of the body is still to be forwarded.
+    let complete = exchange.down.request_complete() && !exchange.chain.has_ready();
+    let body = RequestBody::new(keep, complete);
     let begun = now();
     let mut router = Router {
         exchange,
@@ -351,6 +357,7 @@ impl Router<'_, '_, '_> {
         while !ended {
             match self.next_event(up, answered, &mut response).await {
                 Event::Request(frame) => self.forward_request(frame, up).await?,
+                Event::Filtered(frame) => self.send_request(frame, up),
                 Event::Interim => {
                     if response.status() != 100 || self.exchange.stream.manager.proxy_100_continue {
                         self.exchange.down.send_informational(&response);
@@ -422,7 +429,7 @@ impl Router<'_, '_, '_> {
 
     /// The next thing that happens; writes what waits if nothing does.
     async fn next_event(&mut self, up: &mut Upstream, answered: bool, response: &mut HeaderMap) -> Event {
-        let Exchange { stream, down, timer, .. } = &mut self.exchange;
+        let Exchange { stream, chain, down, timer } = &mut self.exchange;
         let complete = self.body.complete;
         poll_fn(|cx| {
             if complete {
@@ -430,6 +437,9 @@ impl Router<'_, '_, '_> {
                     return Poll::Ready(Event::Interrupted(Interrupted::Downstream(error)));
                 }
             } else if up.poll_room(cx).is_ready() {
+                if let Some(frame) = chain.take_ready() {
+                    return Poll::Ready(Event::Filtered(frame));
+                }
                 match down.poll_frame(cx) {
                     Poll::Ready(Ok(frame)) => return Poll::Ready(Event::Request(frame)),
                     Poll::Ready(Err(error)) => {
@@ -465,25 +475,34 @@ impl Router<'_, '_, '_> {
         .await
     }
 
-    /// A piece of the request goes up.
-    async fn forward_request(&mut self, mut frame: Frame, up: &mut Upstream) -> Result<(), Ended> {
+    /// A piece of the request goes through the filters and up.
+    async fn forward_request(&mut self, frame: Frame, up: &mut Upstream) -> Result<(), Ended> {
         let Exchange { stream, chain, down, timer } = &mut self.exchange;
-        let now = now();
-        stream.deadlines.last = now;
-        if let Frame::Data { data, end } = &mut frame {
+        stream.deadlines.last = now();
+        if let Frame::Data { data, .. } = &frame {
             stream.info.bytes_received += data.len() as u64;
-            if !chain.is_empty() {
-                chain.on_request_data(stream, data, *end, &mut Attendant { down, timer }).await?;
-            }
         }
+        if chain.is_empty() {
+            self.send_request(frame, up);
+            return Ok(());
+        }
+        for frame in chain.on_request_frame(stream, frame, &mut Attendant { down, timer }).await? {
+            self.send_request(frame, up);
+        }
+        Ok(())
+    }
+
+    /// A piece of the request that has passed the filters goes up.
+    fn send_request(&mut self, frame: Frame, up: &mut Upstream) {
         self.body.forward(frame, Some(up));
         if self.body.complete {
-            self.exchange.stream.info.request_complete = Some(now);
-            self.exchange.stream.info.upstream.last_tx = Some(now);
+            let now = now();
+            let info = &mut self.exchange.stream.info;
+            info.request_complete = info.request_complete.or(Some(now));
+            info.upstream.last_tx = Some(now);
             self.request_completed();
             self.exchange.stream.deadlines.per_try = self.timeouts.per_try.map(|limit| now + limit);
         }
-        Ok(())
     }
 
     /// The request is complete: the route's timeout begins, copies are sent.
@@ -525,8 +544,19 @@ impl Router<'_, '_, '_> {
         }
         stream.mutate_response(self.selected, &mut head);
         if !chain.is_empty() {
-            chain.on_response(stream, &mut head, end, &mut Attendant { down, timer }).await?;
+            match chain.on_response(stream, head, end, &mut Attendant { down, timer }).await? {
+                Some(passed) => head = passed,
+                // It comes with the body.
+                None => return Ok(()),
+            }
         }
+        self.send_response(head, end);
+        Ok(())
+    }
+
+    /// The response's head goes down, filtered.
+    fn send_response(&mut self, mut head: HeaderMap, end: bool) {
+        let Exchange { stream, down, .. } = &mut self.exchange;
         stream.finish_head(&mut head);
         if !self.body.complete && upgrade::requested(&stream.request).is_none() {
             // The client may stop in the middle of its request now; Envoy says so at once too.
@@ -537,31 +567,40 @@ impl Router<'_, '_, '_> {
             stream.stats.downstream_cx_upgrades_total().inc();
         }
         stream.send_head(head, end, down);
-        Ok(())
     }
 
-    /// A piece of the response goes down.
+    /// A piece of the response goes through the filters and down.
     async fn forward_response(&mut self, frame: Frame) -> Result<(), Ended> {
         let Exchange { stream, chain, down, timer } = &mut self.exchange;
         stream.deadlines.last = now();
+        if chain.is_empty() {
+            self.send_response_frame(frame);
+            return Ok(());
+        }
+        let released = chain.on_response_frame(stream, frame, &mut Attendant { down, timer }).await?;
+        if let Some(head) = released.head {
+            self.send_response(head, false);
+        }
+        for frame in released.frames {
+            self.send_response_frame(frame);
+        }
+        Ok(())
+    }
+
+    /// A piece of the response goes down, filtered.
+    fn send_response_frame(&mut self, frame: Frame) {
+        let Exchange { stream, down, .. } = &mut self.exchange;
         match frame {
-            Frame::Data { mut data, end } => {
-                if !chain.is_empty() {
-                    chain.on_response_data(stream, &mut data, end, &mut Attendant { down, timer }).await?;
-                }
+            Frame::Data { data, end } => {
                 stream.info.bytes_sent += data.len() as u64;
                 down.send_data(data, end);
             }
             Frame::End => down.send_data(bytes::Bytes::new(), true),
-            Frame::Trailers(mut trailers) => {
-                if !chain.is_empty() {
-                    chain.on_response_trailers(stream, &mut trailers, &mut Attendant { down, timer }).await?;
-                }
+            Frame::Trailers(trailers) => {
                 down.send_trailers(&trailers);
                 stream.trailers = Some(trailers);
             }
         }
-        Ok(())
     }
 
     /// The client is gone, or time is up.

@@ -27,6 +27,7 @@ use crate::http::route::{
     Action, ClusterChoice, Forward, HostRewrite, Mirror, PathRewrite, Redirect, RequireTls, RetryPolicy,
     Route, RouteTable, VirtualHost, WeightedCluster, filters, policy,
 };
+use crate::matching::value;
 
 /// Envoy's route timeout where none is given.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(15);
@@ -235,8 +236,6 @@ fn route_match(proto: proto::RouteMatch, at: &mut Lower) -> Option<Condition> {
         path_specifier,
     } = proto;
     at.unsupported("tls_context", tls_context.is_some());
-    at.unsupported("dynamic_metadata", !dynamic_metadata.is_empty());
-    at.unsupported("filter_state", !filter_state.is_empty());
     let ignore_case = case_sensitive == Some(false);
     let path = match path_specifier {
         Some(PathSpecifier::Prefix(prefix)) => PathRule::Prefix(prefix.into(), ignore_case),
@@ -269,6 +268,8 @@ fn route_match(proto: proto::RouteMatch, at: &mut Lower) -> Option<Condition> {
         cookies: at.each("cookies", cookies, matcher::cookie_matcher),
         grpc: grpc.is_some(),
         fraction,
+        metadata: at.each("dynamic_metadata", dynamic_metadata, value::metadata),
+        filter_state: at.each("filter_state", filter_state, value::filter_state),
     })
 }
 

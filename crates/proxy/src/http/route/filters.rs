@@ -4,10 +4,10 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use leno_api::proto::envoy::config::route::v3 as proto;
-use leno_base::Name;
 use prost::Name as _;
 use prost_types::Any;
 
+use crate::config::filter_id::FilterId;
 use crate::config::lower::Lower;
 use crate::http::filters::{REGISTRY, RouteOverrides, RouteSettings};
 
@@ -25,9 +25,10 @@ pub(super) fn overrides(
         let settings =
             at.field(&format!("typed_per_filter_config[\"{name}\"]"), |at| settings(&name, any, at));
         if let Some(mut settings) = settings {
-            settings.above = above.find(&name).cloned().map(Arc::new);
-            merged.0.retain(|(other, _)| *other != name);
-            merged.0.push((Name::from(name), settings));
+            let id = FilterId::of(&name);
+            settings.above = above.find(id).cloned();
+            merged.0.retain(|(other, _)| *other != id);
+            merged.0.push((id, Arc::new(settings)));
         }
     }
     merged

@@ -23,17 +23,21 @@ use crate::http::route::matcher::{CookieMatcher, HeaderMatcher, QueryMatcher, he
 use crate::http::route::{
     Action, ClusterChoice, PathRewrite, Redirect, RequireTls, Route, Selected, VirtualHost, filters, mutation,
 };
+use crate::matching::value::{FilterStateMatcher, MetadataMatcher};
 
 /// The number of the field `virtual_hosts`.
 const VIRTUAL_HOSTS: u32 = 2;
+use crate::telemetry::stream_info::StreamInfo;
 
 /// What a look-up may know apart from the request's headers.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct MatchContext {
+pub(crate) struct MatchContext<'a> {
     /// A random number that stays the same for all look-ups of one request.
     pub(crate) random: u64,
     /// Whether the request comes from inside (`x-envoy-internal`).
     pub(crate) is_internal: bool,
+    /// The stream, for its dynamic metadata and filter state; `None`: it has none.
+    pub(crate) info: Option<&'a StreamInfo>,
 }
 
 /// A RouteConfiguration, lowered.
@@ -81,6 +85,8 @@ pub(super) struct Condition {
     pub(super) grpc: bool,
     /// `runtime_fraction`: (numerator, denominator).
     pub(super) fraction: Option<(u32, u32)>,
+    pub(super) metadata: Vec<MetadataMatcher>,
+    pub(super) filter_state: Vec<FilterStateMatcher>,
 }
 
 /// Path specifier of a RouteMatch; the flag ignores case. Query and fragment do not count.
@@ -109,7 +115,7 @@ struct Domains {
 
 impl RouteTable {
     /// Finds the route of a request; `None`: there is none (`NR`).
-    pub(crate) fn find(&self, head: &HeaderMap, context: &MatchContext) -> Option<Selected> {
+    pub(crate) fn find(&self, head: &HeaderMap, context: &MatchContext<'_>) -> Option<Selected> {
         let host = &**self.hosts.get(self.find_host(head)?)?;
         let tls_required = match host.virtual_host.require_tls {
             RequireTls::None => false,
@@ -311,7 +317,7 @@ impl<'h> RequestPath<'h> {
 }
 
 impl Condition {
-    fn matches(&self, request: &RequestPath<'_>, head: &HeaderMap, context: &MatchContext) -> bool {
+    fn matches(&self, request: &RequestPath<'_>, head: &HeaderMap, context: &MatchContext<'_>) -> bool {
         // What is cheap and most selective first.
         self.path.matches(request.path, head)
             && self.fraction.is_none_or(|(share, of)| context.random % u64::from(of) < u64::from(share))
@@ -319,6 +325,18 @@ impl Condition {
             && self.headers.iter().all(|header| header.matches(head))
             && self.query.iter().all(|parameter| parameter.matches(request.query))
             && self.cookies.iter().all(|cookie| cookie.matches(head))
+            && self.matches_stream(context)
+    }
+}
+
+impl Condition {
+    fn matches_stream(&self, context: &MatchContext<'_>) -> bool {
+        if self.metadata.is_empty() && self.filter_state.is_empty() {
+            return true;
+        }
+        let Some(info) = context.info else { return false };
+        self.metadata.iter().all(|matcher| matcher.matches(&info.metadata))
+            && self.filter_state.iter().all(|matcher| matcher.matches(info.filter_state.get(&*matcher.key)))
     }
 }
 

@@ -33,7 +33,7 @@ fn request(text: &str) -> HeaderMap {
 }
 
 /// What a request finds: `VIRTUAL_HOST/ROUTE`, and the weighted cluster's index.
-fn find(table: &RouteTable, text: &str, context: MatchContext) -> String {
+fn find(table: &RouteTable, text: &str, context: MatchContext<'_>) -> String {
     match table.find(&request(text), &context) {
         Some(found) => {
             let route = match &found.route.action {
@@ -187,7 +187,7 @@ fn shares_and_weights() {
             route: {weighted_clusters: {clusters: [{name: a, weight: 0}, {name: b, weight: 70}, {name: c, weight: 30}]}}
         "#,
     );
-    let at = |random| find(&table, "GET h /", MatchContext { random, is_internal: false });
+    let at = |random| find(&table, "GET h /", MatchContext { random, ..MatchContext::default() });
     assert_eq!([at(0), at(29), at(100)], ["h/some", "h/some", "h/some"]);
     assert_eq!([at(30), at(69), at(70), at(199)], ["h/rest#1", "h/rest#1", "h/rest#2", "h/rest#2"]);
 }
@@ -201,7 +201,7 @@ fn tls_is_required_of_all_or_of_strangers() {
         - {name: ext, domains: [ext], require_tls: EXTERNAL_ONLY, routes: [{name: r, match: {prefix: /}, non_forwarding_action: {}}]}
         "#,
     );
-    let at = |text, is_internal| find(&table, text, MatchContext { random: 0, is_internal });
+    let at = |text, is_internal| find(&table, text, MatchContext { is_internal, ..MatchContext::default() });
     assert_eq!(at("GET all /", true), "all/to https");
     assert_eq!(at("GET all / :scheme=https", false), "all/r");
     assert_eq!(at("GET ext /", false), "ext/to https");

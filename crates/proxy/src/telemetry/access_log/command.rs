@@ -503,14 +503,21 @@ fn find_metadata<'a>(
     namespace: &str,
     keys: &[Box<str>],
 ) -> Value<'a> {
-    let shared = |metadata: &Option<Metadata>| metadata.as_ref().and_then(|all| all.get(namespace).cloned());
-    let root = match of {
-        MetadataOf::Stream => cx.info.metadata.get(namespace).map(|map| Json::Object(map.clone())),
-        MetadataOf::Cluster => shared(&cx.info.upstream.cluster_metadata),
-        MetadataOf::Host => shared(&cx.info.upstream.host_metadata),
+    fn below<'v>(root: Option<&'v Json>, keys: &[Box<str>]) -> Option<&'v Json> {
+        keys.iter().try_fold(root?, |value, key| value.get(&**key))
+    }
+    fn shared<'v>(metadata: &'v Option<Metadata>, namespace: &str) -> Option<&'v Json> {
+        metadata.as_ref()?.get(namespace)
+    }
+    let found = match of {
+        MetadataOf::Stream => match keys.split_first() {
+            Some(_) => crate::matching::value::find_path(&cx.info.metadata, namespace, keys).cloned(),
+            None => cx.info.metadata.get(namespace).map(|map| Json::Object(map.clone())),
+        },
+        MetadataOf::Cluster => below(shared(&cx.info.upstream.cluster_metadata, namespace), keys).cloned(),
+        MetadataOf::Host => below(shared(&cx.info.upstream.host_metadata, namespace), keys).cloned(),
     };
-    let found = keys.iter().try_fold(root, |value, key| Some(value?.get_mut(&**key).map(Json::take)));
-    match found.flatten() {
+    match found {
         None | Some(Json::Null) => Value::Absent,
         Some(Json::String(value)) => owned(value),
         Some(mut value) => {

@@ -14,7 +14,7 @@ use crate::http::route::matcher::string;
 /// Lowers Cors, which says nothing: what is allowed is said by routes.
 pub(super) fn lower(any: &prost_types::Any, at: &mut Lower) -> Option<Arc<dyn FilterConfig>> {
     let proto::Cors {} = at.unpack(any)?;
-    Some(Arc::new(Cors))
+    Some(Arc::new(Cors::default()))
 }
 
 /// Lowers CorsPolicy.

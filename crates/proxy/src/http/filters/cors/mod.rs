@@ -12,13 +12,14 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 
-use crate::http::filters::{FilterConfig, HttpStreamFilter, Registration, RouteSettings, Step};
+use crate::http::filters::{FilterConfig, HttpStreamFilter, Opening, Registration, RouteSettings, Step};
 use crate::http::headers::{HeaderMap, Known};
 use crate::http::reply::Reply;
 use crate::http::route::Action;
 use crate::http::route::matcher::StringMatcher;
 use crate::http::stream::Stream;
-use crate::telemetry::stats::{ThreadStats, stats_scope};
+use crate::telemetry::per_thread::PerThread;
+use crate::telemetry::stats::stats_scope;
 
 /// This filter.
 pub(super) const REGISTRATION: Registration = Registration {
@@ -38,8 +39,10 @@ stats_scope! {
 }
 
 /// Cors.
-#[derive(Debug)]
-struct Cors;
+#[derive(Debug, Default)]
+struct Cors {
+    stats: PerThread<CorsStats>,
+}
 
 /// CorsPolicy of one level.
 #[derive(Debug)]
@@ -99,14 +102,37 @@ impl Policies {
 }
 
 impl FilterConfig for Cors {
-    fn open(&self, stream: &Stream, settings: Option<&RouteSettings>) -> Option<Box<dyn HttpStreamFilter>> {
-        // Redirects and direct responses are no resources.
-        match stream.selected.as_ref()?.route.action {
-            Action::Forward(_) | Action::NonForwarding => {}
-            Action::Redirect(_) | Action::Direct { .. } => return None,
+    fn on_request(
+        &self,
+        stream: &mut Stream,
+        settings: Option<&RouteSettings>,
+        head: &mut HeaderMap,
+        _end: bool,
+    ) -> Opening {
+        let (Some(settings), Some(selected)) = (settings, &stream.selected) else { return Opening::PASS };
+        if !head.contains(Known::Origin) {
+            return Opening::PASS;
         }
-        let policies = Policies(settings?.levels());
-        (!policies.0.is_empty()).then(|| Box::new(Sharing { policies, origin: None }) as _)
+        // Redirects and direct responses are no resources.
+        match selected.route.action {
+            Action::Forward(_) | Action::NonForwarding => {}
+            Action::Redirect(_) | Action::Direct { .. } => return Opening::PASS,
+        }
+        let policies = Policies(settings.levels());
+        if policies.0.is_empty() {
+            return Opening::PASS;
+        }
+        let mut sharing = Sharing { policies, origin: None, reply: None };
+        let thread = stream.worker.stats();
+        let stats = self
+            .stats
+            .of(thread, || CorsStats::kept(thread, &format!("http.{}.cors.", stream.manager.stat_prefix)));
+        sharing.reply = sharing.request(head, stream.worker.random(), stats);
+        if sharing.origin.is_none() {
+            // The response says nothing then.
+            return Opening::Done(sharing.reply.map_or(Step::Continue, Step::Reply));
+        }
+        Opening::Open(Box::new(sharing))
     }
 }
 
@@ -115,13 +141,13 @@ struct Sharing {
     policies: Policies,
     /// The request's origin, if it is allowed.
     origin: Option<Box<[u8]>>,
+    /// The answer to a preflight.
+    reply: Option<Reply>,
 }
 
 impl HttpStreamFilter for Sharing {
-    fn on_request(&mut self, stream: &mut Stream, head: &mut HeaderMap, _end: bool) -> Step {
-        let random = stream.worker.random();
-        let reply = self.request(head, random, stream.worker.stats(), &stream.manager.stat_prefix);
-        reply.map_or(Step::Continue, Step::Reply)
+    fn on_request(&mut self, _stream: &mut Stream, _head: &mut HeaderMap, _end: bool) -> Step {
+        self.reply.take().map_or(Step::Continue, Step::Reply)
     }
 
     fn on_response(&mut self, _stream: &mut Stream, head: &mut HeaderMap, _end: bool) -> Step {
@@ -132,17 +158,10 @@ impl HttpStreamFilter for Sharing {
 
 impl Sharing {
     /// Looks at a request; a preflight is answered.
-    fn request(
-        &mut self,
-        head: &HeaderMap,
-        random: u64,
-        stats: &ThreadStats,
-        stat_prefix: &str,
-    ) -> Option<Reply> {
+    fn request(&mut self, head: &HeaderMap, random: u64, stats: &CorsStats) -> Option<Reply> {
         let (enabled, counted) = self.policies.enabled(random);
         let origin = head.get(Known::Origin).filter(|origin| counted && !origin.is_empty())?;
         let allowed = self.policies.allows(origin);
-        let stats = CorsStats::kept(stats, &format!("http.{stat_prefix}.cors."));
         if allowed {
             stats.origin_valid().inc();
         } else {

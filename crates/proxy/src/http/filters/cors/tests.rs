@@ -7,7 +7,7 @@ use leno_api::proto::envoy::r#type::matcher::v3 as matcher;
 use leno_api::proto::envoy::r#type::v3::FractionalPercent;
 use prost_types::Any;
 
-use super::{Policies, Policy, Sharing, config};
+use super::{CorsStats, Policies, Policy, Sharing, config};
 use crate::config::lower::Lower;
 use crate::config::runtime::Runtime;
 use crate::http::filters::RouteSettings;
@@ -53,8 +53,9 @@ fn check(protos: &[proto::CorsPolicy], request: &[(&str, &str)], expected: &Expe
         head.append(name.as_bytes(), value.as_bytes());
     }
     let store = StatsStore::default();
-    let mut sharing = Sharing { policies: policies(protos), origin: None };
-    let reply = sharing.request(&head, 50, &store.thread(), "in");
+    let mut sharing = Sharing { policies: policies(protos), origin: None, reply: None };
+    let stats = CorsStats::kept(&store.thread(), "http.in.cors.");
+    let reply = sharing.request(&head, 50, &stats);
     let mut response = HeaderMap::new();
     let mut shown = match reply {
         Some(reply) => {

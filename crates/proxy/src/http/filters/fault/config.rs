@@ -10,22 +10,27 @@ use leno_api::proto::envoy::extensions::filters::http::fault::v3 as proto;
 use leno_api::proto::envoy::r#type::v3::FractionalPercent;
 use leno_base::Name;
 
-use super::{Abort, AbortStatus, Delay, Fault, FaultFilter, RateLimit, Share};
+use super::{Abort, AbortStatus, Delay, Fault, FaultFilter, FaultSettings, RateLimit, Share};
 use crate::config::address::object;
 use crate::config::lower::Lower;
 use crate::http::filters::FilterConfig;
 use crate::http::route::config::fraction;
 use crate::http::route::matcher::header;
+use crate::telemetry::per_thread::PerThread;
 
 /// Lowers the chain's HTTPFault.
 pub(super) fn lower(any: &prost_types::Any, at: &mut Lower) -> Option<Arc<dyn FilterConfig>> {
     let fault = lower_fault(any, at)?;
-    Some(Arc::new(FaultFilter { fault: Arc::new(fault), active: Arc::default() }))
+    Some(Arc::new(FaultFilter {
+        fault: Arc::new(fault),
+        active: Arc::default(),
+        stats: PerThread::default(),
+    }))
 }
 
 /// Lowers a route's HTTPFault.
 pub(super) fn lower_route(any: &prost_types::Any, at: &mut Lower) -> Option<Arc<dyn Any + Send + Sync>> {
-    Some(Arc::new(lower_fault(any, at)?))
+    Some(Arc::new(FaultSettings(Arc::new(lower_fault(any, at)?))))
 }
 
 fn lower_fault(any: &prost_types::Any, at: &mut Lower) -> Option<Fault> {

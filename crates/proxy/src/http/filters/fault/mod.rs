@@ -21,11 +21,14 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use self::pace::Pace;
 use crate::config::runtime::Runtime;
-use crate::http::filters::{FilterConfig, HttpStreamFilter, Outcome, Registration, RouteSettings, Step};
+use crate::http::filters::{
+    FilterConfig, HttpStreamFilter, Opening, Outcome, Registration, RouteSettings, Step,
+};
 use crate::http::headers::{HeaderMap, Known};
 use crate::http::reply::Reply;
 use crate::http::route::matcher::HeaderMatcher;
 use crate::http::stream::Stream;
+use crate::telemetry::per_thread::PerThread;
 use crate::telemetry::stats::{Block, ThreadStats, stats_scope};
 use crate::telemetry::stream_info::{ResponseFlags, StreamInfo};
 
@@ -57,6 +60,7 @@ struct FaultFilter {
     fault: Arc<Fault>,
     /// Faults at work in all workers, for `max_active_faults`.
     active: Arc<AtomicU64>,
+    stats: PerThread<FaultStats>,
 }
 
 /// HTTPFault, of the chain or of a route.
@@ -132,14 +136,47 @@ struct RateLimit {
 }
 
 impl FilterConfig for FaultFilter {
-    fn open(&self, _stream: &Stream, settings: Option<&RouteSettings>) -> Option<Box<dyn HttpStreamFilter>> {
-        let route = settings.and_then(|settings| settings.levels().into_iter().next());
-        let fault = route.unwrap_or_else(|| Arc::clone(&self.fault));
+    fn on_request(
+        &self,
+        stream: &mut Stream,
+        settings: Option<&RouteSettings>,
+        head: &mut HeaderMap,
+        _end: bool,
+    ) -> Opening {
+        let route = settings.and_then(RouteSettings::first::<FaultSettings>);
+        let fault = route.map_or(&self.fault, |FaultSettings(fault)| fault);
         if fault.delay.is_none() && fault.abort.is_none() && fault.rate_limit.is_none() {
-            return None;
+            return Opening::PASS;
         }
-        Some(Box::new(Injecting::new(fault, Arc::clone(&self.active))))
+        if let Some(wanted) = &fault.upstream_cluster {
+            let matched = stream.selected.as_ref().and_then(|selected| selected.cluster(head));
+            if matched != Some(wanted) {
+                return Opening::PASS;
+            }
+        }
+        let worker = Rc::clone(&stream.worker);
+        let Some(decided) = fault.decide(head, &mut || worker.random()) else { return Opening::PASS };
+        let prefix = || format!("http.{}.fault.", stream.manager.stat_prefix);
+        let thread = worker.stats();
+        let stats = self.stats.of(thread, || FaultStats::kept(thread, &prefix()));
+        let scope = Scope { thread, stats };
+        let mut filter = Injecting::new(Arc::clone(fault), Arc::clone(&self.active));
+        let step = filter.begin(decided, head, &mut stream.info, &scope);
+        filter.begun = Some(step);
+        Opening::Open(Box::new(filter))
     }
+}
+
+/// HTTPFault of a route.
+#[derive(Debug)]
+struct FaultSettings(Arc<Fault>);
+
+/// What happens to a request.
+struct Decided {
+    /// KiB/s.
+    rate: Option<u64>,
+    delay: Option<Duration>,
+    abort: Option<Reply>,
 }
 
 /// The filter at work.
@@ -149,19 +186,13 @@ struct Injecting {
     /// Several faults of one request count as one; shared with the delay that is running.
     active: Rc<RefCell<Option<Active>>>,
     pace: Option<Pace>,
+    /// What the request's head led to.
+    begun: Option<Step>,
 }
 
 impl HttpStreamFilter for Injecting {
-    fn on_request(&mut self, stream: &mut Stream, head: &mut HeaderMap, _end: bool) -> Step {
-        if let Some(wanted) = &self.fault.upstream_cluster {
-            let matched = stream.selected.as_ref().and_then(|selected| selected.cluster(head));
-            if matched != Some(wanted) {
-                return Step::Continue;
-            }
-        }
-        let worker = Rc::clone(&stream.worker);
-        let scope = Scope { thread: worker.stats(), stat_prefix: &stream.manager.stat_prefix };
-        self.request(head, &mut stream.info, &scope, &mut || worker.random())
+    fn on_request(&mut self, _stream: &mut Stream, _head: &mut HeaderMap, _end: bool) -> Step {
+        self.begun.take().unwrap_or(Step::Continue)
     }
 
     fn on_response_data(&mut self, _stream: &mut Stream, data: &mut Bytes, _end: bool) -> Step {
@@ -178,7 +209,7 @@ impl HttpStreamFilter for Injecting {
 /// Where faults are counted.
 struct Scope<'a> {
     thread: &'a ThreadStats,
-    stat_prefix: &'a str,
+    stats: &'a FaultStats,
 }
 
 /// A fault at work: it counts as active until it is dropped.
@@ -196,31 +227,22 @@ impl Drop for Active {
 
 impl Injecting {
     fn new(fault: Arc<Fault>, in_all: Arc<AtomicU64>) -> Self {
-        Self { fault, in_all, active: Rc::default(), pace: None }
+        Self { fault, in_all, active: Rc::default(), pace: None, begun: None }
     }
 
-    /// Decides what happens to a request and begins with it.
-    fn request(
+    /// Begins with what was decided for a request.
+    fn begin(
         &mut self,
+        decided: Decided,
         head: &HeaderMap,
         info: &mut StreamInfo,
         scope: &Scope<'_>,
-        random: &mut dyn FnMut() -> u64,
     ) -> Step {
         let fault = Arc::clone(&self.fault);
-        if !fault.matches(head) {
-            return Step::Continue;
-        }
+        let Decided { rate, delay, abort } = decided;
+        let stats = scope.stats.clone();
+        let prefix = scope.stats.block().prefix();
         let downstream = head.get_str(Known::EnvoyDownstreamServiceCluster);
-        let keys = ClusterKeys { runtime: &fault.runtime, cluster: downstream };
-        let rate = fault.rate_limit.as_ref().and_then(|limit| limit.decide(head, random));
-        let delay = fault.delay.as_ref().and_then(|delay| delay.decide(head, &keys, random));
-        let abort = fault.abort.as_ref().and_then(|abort| abort.decide(head, &keys, random));
-        if rate.is_none() && delay.is_none() && abort.is_none() {
-            return Step::Continue;
-        }
-        let prefix = format!("http.{}.fault.", scope.stat_prefix);
-        let stats = FaultStats::kept(scope.thread, &prefix);
         let cluster = downstream.filter(|cluster| fault.cluster_stats && !cluster.is_empty());
         // By downstream cluster, `http.STAT_PREFIX.fault.CLUSTER.` is counted too.
         let by_cluster =
@@ -321,6 +343,19 @@ impl Fault {
         let from_node =
             self.nodes.is_empty() || node().is_some_and(|node| self.nodes.iter().any(|n| **n == *node));
         from_node && self.headers.iter().all(|matcher| matcher.matches(head))
+    }
+
+    /// Decides what happens to a request; `None`: nothing.
+    fn decide(&self, head: &HeaderMap, random: &mut dyn FnMut() -> u64) -> Option<Decided> {
+        if !self.matches(head) {
+            return None;
+        }
+        let downstream = head.get_str(Known::EnvoyDownstreamServiceCluster);
+        let keys = ClusterKeys { runtime: &self.runtime, cluster: downstream };
+        let rate = self.rate_limit.as_ref().and_then(|limit| limit.decide(head, random));
+        let delay = self.delay.as_ref().and_then(|delay| delay.decide(head, &keys, random));
+        let abort = self.abort.as_ref().and_then(|abort| abort.decide(head, &keys, random));
+        (rate.is_some() || delay.is_some() || abort.is_some()).then_some(Decided { rate, delay, abort })
     }
 
     /// Tells access logs of a fault.

@@ -12,7 +12,7 @@ use prost_types::Any;
 use tokio::time::Instant;
 
 use super::pace::Pace;
-use super::{Fault, Injecting, Scope, config};
+use super::{Fault, FaultSettings, FaultStats, Injecting, Scope, config};
 use crate::config::lower::Lower;
 use crate::config::runtime::Runtime;
 use crate::http::filters::{Outcome, Step};
@@ -56,7 +56,9 @@ fn lower(fault: &proto::HttpFault, runtime: serde_json::Value) -> Result<Arc<Fau
     let mut at = Lower::default();
     at.scope_mut().runtime = Arc::new(layers);
     let lowered = config::lower_route(&any, &mut at);
-    Ok(at.finish(lowered).map_err(|rejected| rejected.to_string())?.downcast().unwrap())
+    let settings: Arc<FaultSettings> =
+        at.finish(lowered).map_err(|rejected| rejected.to_string())?.downcast().unwrap();
+    Ok(Arc::clone(&settings.0))
 }
 
 fn info() -> StreamInfo {
@@ -91,6 +93,21 @@ fn flags(info: &StreamInfo) -> String {
     set.map(|(_, short, _)| *short).collect::<Vec<_>>().join(",")
 }
 
+/// What a request leads to if all random numbers are this one.
+fn begin(
+    filter: &mut Injecting,
+    head: &HeaderMap,
+    info: &mut StreamInfo,
+    scope: &Scope<'_>,
+    random: u64,
+) -> Step {
+    let fault = Arc::clone(&filter.fault);
+    match fault.decide(head, &mut || random) {
+        Some(decided) => filter.begin(decided, head, info, scope),
+        None => Step::Continue,
+    }
+}
+
 /// Shows what becomes of a request whose random numbers are all 50: waiting, answer, stats
 /// while the stream lives.
 async fn run(fault: Arc<Fault>, request: &[(&str, &str)]) -> String {
@@ -100,11 +117,12 @@ async fn run(fault: Arc<Fault>, request: &[(&str, &str)]) -> String {
     }
     let store = StatsStore::default();
     let (thread, mut info) = (store.thread(), info());
-    let scope = Scope { thread: &thread, stat_prefix: "in" };
+    let stats_of_filter = FaultStats::kept(&thread, "http.in.fault.");
+    let scope = Scope { thread: &thread, stats: &stats_of_filter };
     let mut filter = Injecting::new(fault, Arc::default());
     let begun = Instant::now();
-    let outcome = match filter.request(&head, &mut info, &scope, &mut || 50) {
-        Step::Continue => Outcome::Continue,
+    let outcome = match begin(&mut filter, &head, &mut info, &scope, 50) {
+        Step::Continue | Step::Hold => Outcome::Continue,
         Step::Reply(reply) => Outcome::Reply(reply),
         Step::Await(step) => step.await,
     };
@@ -113,7 +131,7 @@ async fn run(fault: Arc<Fault>, request: &[(&str, &str)]) -> String {
         waited => format!("{} ms, ", waited.as_millis()),
     };
     match outcome {
-        Outcome::Continue => shown.push_str("goes on"),
+        Outcome::Continue | Outcome::Again => shown.push_str("goes on"),
         Outcome::Reply(reply) => {
             info.flags.insert(reply.flags);
             let body = String::from_utf8_lossy(&reply.body).into_owned();
@@ -285,16 +303,17 @@ async fn active_faults_are_limited_over_streams() {
     let (fault, in_all) = (lower(&fault, serde_json::json!({})).unwrap(), Arc::default());
     let store = StatsStore::default();
     let thread = store.thread();
-    let scope = Scope { thread: &thread, stat_prefix: "in" };
+    let stats_of_filter = FaultStats::kept(&thread, "http.in.fault.");
+    let scope = Scope { thread: &thread, stats: &stats_of_filter };
     let mut info = info();
     let mut filters = [(); 2].map(|()| Injecting::new(Arc::clone(&fault), Arc::clone(&in_all)));
-    let hit = filters.each_mut().map(|filter| {
-        matches!(filter.request(&HeaderMap::new(), &mut info, &scope, &mut || 0), Step::Reply(_))
-    });
+    let hit = filters
+        .each_mut()
+        .map(|filter| matches!(begin(filter, &HeaderMap::new(), &mut info, &scope, 0), Step::Reply(_)));
     assert_eq!(hit, [true, false]);
     drop(filters);
     let mut next = Injecting::new(fault, in_all);
-    assert!(matches!(next.request(&HeaderMap::new(), &mut info, &scope, &mut || 0), Step::Reply(_)));
+    assert!(matches!(begin(&mut next, &HeaderMap::new(), &mut info, &scope, 0), Step::Reply(_)));
     assert_eq!(stats(&store), " aborts_injected=2 active_faults=1 faults_overflow=1");
 }
 

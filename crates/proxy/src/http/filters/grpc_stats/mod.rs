@@ -14,7 +14,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use self::frames::Frames;
-use crate::http::filters::{FilterConfig, HttpStreamFilter, Registration, RouteSettings, Step};
+use crate::http::filters::{FilterConfig, HttpStreamFilter, Opening, Registration, RouteSettings, Step};
 use crate::http::headers::{HeaderMap, Known};
 use crate::http::stream::Stream;
 use crate::telemetry::stats::ThreadStats;
@@ -58,8 +58,17 @@ enum Methods {
 }
 
 impl FilterConfig for GrpcStats {
-    fn open(&self, stream: &Stream, _settings: Option<&RouteSettings>) -> Option<Box<dyn HttpStreamFilter>> {
-        stream.is_grpc().then(|| Box::new(InStream::new(&self.0, &stream.worker)) as _)
+    fn on_request(
+        &self,
+        stream: &mut Stream,
+        _settings: Option<&RouteSettings>,
+        _head: &mut HeaderMap,
+        _end: bool,
+    ) -> Opening {
+        if !stream.is_grpc() {
+            return Opening::PASS;
+        }
+        Opening::Open(Box::new(InStream::new(&self.0, &stream.worker)))
     }
 }
 
@@ -123,7 +132,12 @@ impl HttpStreamFilter for InStream {
         Step::Continue
     }
 
-    fn on_response_trailers(&mut self, _stream: &mut Stream, trailers: &mut HeaderMap) -> Step {
+    fn on_response_trailers(
+        &mut self,
+        _stream: &mut Stream,
+        trailers: &mut HeaderMap,
+        _data: &mut Bytes,
+    ) -> Step {
         self.call.response_trailers(trailers, self.worker.stats());
         Step::Continue
     }

@@ -40,12 +40,11 @@ fn lower_mutations(proto: proto::Mutations, at: &mut Lower) -> Mutations {
         response_trailers_mutations,
         request_trailers_mutations,
     } = proto;
-    // Filters do not see request trailers.
-    at.unsupported("request_trailers_mutations", !request_trailers_mutations.is_empty());
     Mutations {
         request: at.each("request_mutations", request_mutations, header_change),
         query: at.each("query_parameter_mutations", query_parameter_mutations, query_change),
         response: at.each("response_mutations", response_mutations, header_change),
+        request_trailers: at.each("request_trailers_mutations", request_trailers_mutations, header_change),
         response_trailers: at.each("response_trailers_mutations", response_trailers_mutations, header_change),
     }
 }

@@ -1,5 +1,5 @@
-//! `envoy.filters.http.header_mutation`: adds, changes and removes headers, response trailers
-//! and query parameters.
+//! `envoy.filters.http.header_mutation`: adds, changes and removes headers, trailers and query
+//! parameters.
 //!
 //! The filter's own changes come first, then those of all levels of the route's settings: the
 //! most specific first, or last with `most_specific_header_mutations_wins`. Unlike a route's
@@ -12,9 +12,11 @@ mod tests;
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use leno_base::Name;
+use smallvec::SmallVec;
 
-use crate::http::filters::{FilterConfig, HttpStreamFilter, Registration, RouteSettings, Step};
+use crate::http::filters::{FilterConfig, Opening, Registration, RouteSettings, Step};
 use crate::http::headers::{HeaderMap, Known};
 use crate::http::reply::Reply;
 use crate::http::route::matcher::StringMatcher;
@@ -48,6 +50,7 @@ struct Mutations {
     query: Vec<QueryChange>,
     response: Vec<HeaderChange>,
     response_trailers: Vec<HeaderChange>,
+    request_trailers: Vec<HeaderChange>,
 }
 
 /// One HeaderMutation.
@@ -81,8 +84,9 @@ enum QueryAction {
 
 impl HeaderMutation {
     /// All mutations for a request, in the order of application.
-    fn levels(&self, settings: Option<&RouteSettings>) -> Vec<Arc<Mutations>> {
-        let mut levels = vec![Arc::clone(&self.mutations)];
+    fn levels(&self, settings: Option<&RouteSettings>) -> SmallVec<[Arc<Mutations>; 4]> {
+        let mut levels: SmallVec<[Arc<Mutations>; 4]> = SmallVec::new();
+        levels.push(Arc::clone(&self.mutations));
         let route = settings.map(RouteSettings::levels::<Mutations>).unwrap_or_default();
         if self.most_specific_wins {
             levels.extend(route.into_iter().rev());
@@ -94,51 +98,66 @@ impl HeaderMutation {
 }
 
 impl FilterConfig for HeaderMutation {
-    fn open(&self, _stream: &Stream, settings: Option<&RouteSettings>) -> Option<Box<dyn HttpStreamFilter>> {
-        Some(Box::new(Mutating { levels: self.levels(settings), replied: false }))
-    }
-}
-
-/// The filter at work.
-struct Mutating {
-    levels: Vec<Arc<Mutations>>,
-    /// A response had lost its status; the answer in its place stays as it is.
-    replied: bool,
-}
-
-impl HttpStreamFilter for Mutating {
-    fn on_request(&mut self, stream: &mut Stream, head: &mut HeaderMap, _end: bool) -> Step {
+    fn on_request(
+        &self,
+        stream: &mut Stream,
+        settings: Option<&RouteSettings>,
+        head: &mut HeaderMap,
+        _end: bool,
+    ) -> Opening {
         let context = FormatContext::new(&stream.info);
-        for level in &self.levels {
+        for level in self.levels(settings) {
             level.change_request(head, &context);
         }
-        missing(head, false).map_or(Step::Continue, Step::Reply)
+        Opening::Watch(missing(head, false).map_or(Step::Continue, Step::Reply))
     }
 
-    fn on_response(&mut self, stream: &mut Stream, head: &mut HeaderMap, _end: bool) -> Step {
-        if self.replied {
-            return Step::Continue;
+    fn on_request_trailers(
+        &self,
+        stream: &mut Stream,
+        settings: Option<&RouteSettings>,
+        trailers: &mut HeaderMap,
+        _data: &mut Bytes,
+    ) -> Step {
+        let context = FormatContext { request: Some(&stream.request), ..FormatContext::new(&stream.info) };
+        for level in self.levels(settings) {
+            change_headers(&level.request_trailers, trailers, &context);
         }
+        Step::Continue
+    }
+
+    fn on_response(
+        &self,
+        stream: &mut Stream,
+        settings: Option<&RouteSettings>,
+        head: &mut HeaderMap,
+        _end: bool,
+    ) -> Step {
         // `%RESPONSE_CODE%` is known to values.
         stream.info.response_code = head.status();
         let context = FormatContext { request: Some(&stream.request), ..FormatContext::new(&stream.info) };
-        for level in &self.levels {
+        for level in self.levels(settings) {
             change_headers(&level.response, head, &context);
         }
         let Some(reply) = missing(head, true) else { return Step::Continue };
         // The head of an answer of our own is not replaced: it needs a status at least.
         head.set_status(reply.status);
-        self.replied = true;
         Step::Reply(reply)
     }
 
-    fn on_response_trailers(&mut self, stream: &mut Stream, trailers: &mut HeaderMap) -> Step {
+    fn on_response_trailers(
+        &self,
+        stream: &mut Stream,
+        settings: Option<&RouteSettings>,
+        trailers: &mut HeaderMap,
+        _data: &mut Bytes,
+    ) -> Step {
         let context = FormatContext {
             request: Some(&stream.request),
             response: Some(&stream.response),
             ..FormatContext::new(&stream.info)
         };
-        for level in &self.levels {
+        for level in self.levels(settings) {
             change_headers(&level.response_trailers, trailers, &InTrailers(context));
         }
         Step::Continue

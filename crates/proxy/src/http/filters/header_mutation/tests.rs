@@ -243,7 +243,6 @@ fn refused() {
     let refused = Lower::resource(|at| config::lower(&any, at)).map(drop).unwrap_err();
     let lines: Vec<_> = refused.0.iter().map(ToString::to_string).collect();
     expect![[r#"
-        mutations.request_trailers_mutations: not supported yet
         mutations.request_mutations[0].append.header.key: :-prefixed or host headers may not be modified
         mutations.request_mutations[1].action: value is required
         mutations.query_parameter_mutations[0]: only one of 'append'/'remove' can be specified
