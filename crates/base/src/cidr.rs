@@ -222,6 +222,11 @@ impl CidrSet {
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
+
+    /// All ranges, in no order.
+    pub fn iter(&self) -> impl Iterator<Item = &Cidr> {
+        self.0.iter().map(|(range, ())| range)
+    }
 }
 
 impl FromIterator<Cidr> for CidrSet {

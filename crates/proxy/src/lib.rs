@@ -14,10 +14,10 @@ mod http;
 mod io;
 mod listener;
 mod logging;
-#[allow(dead_code, unused_imports, reason = "filter chains and policies are about to use all of it")]
 mod matching;
 mod memory;
 mod options;
+mod rbac;
 mod server;
 mod snapshot;
 mod tcp;

@@ -261,6 +261,12 @@ impl Stream {
         self.route(head);
     }
 
+    /// The answer to a request of which more would have to be kept than may be; it is counted.
+    pub(crate) fn request_too_large(&self) -> Reply {
+        self.stats.downstream_rq_too_large().inc();
+        Reply::new(413, "request_payload_too_large", "Payload Too Large")
+    }
+
     /// Looks the route up.
     fn route(&mut self, head: &HeaderMap) {
         let table = self.table();

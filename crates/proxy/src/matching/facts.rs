@@ -2,7 +2,9 @@
 
 use std::net::SocketAddr;
 
+use crate::cluster::Metadata;
 use crate::http::headers::HeaderMap;
+use crate::http::route::Route;
 use crate::listener::filter_chain::ConnectionFacts;
 use crate::telemetry::stream_info::{DynamicMetadata, FilterState, StreamInfo};
 
@@ -14,6 +16,10 @@ pub(crate) trait Facts {
     fn source(&self) -> Option<SocketAddr>;
     /// The peer of the socket itself.
     fn direct_source(&self) -> Option<SocketAddr>;
+    /// The connection's remote address, whatever a request's headers say.
+    fn connection_source(&self) -> Option<SocketAddr> {
+        self.source()
+    }
     /// SNI; empty: none.
     fn server_name(&self) -> &str;
     /// `tls` or `raw_buffer`; empty: not known.
@@ -23,6 +29,18 @@ pub(crate) trait Facts {
     /// ALPN, or what the HTTP inspector found.
     fn application_protocols(&self) -> &[Box<str>] {
         &[]
+    }
+    /// Whether the peer presented a certificate, or one that was verified.
+    fn has_certificate(&self, _verified: bool) -> bool {
+        false
+    }
+    /// Shows the names of the peer's certificate until one is accepted; says whether one was.
+    fn find_peer_name(&self, _kind: PeerName, _accept: &mut dyn FnMut(&str) -> bool) -> bool {
+        false
+    }
+    /// Metadata of the request's route.
+    fn route_metadata(&self) -> Option<&Metadata> {
+        None
     }
     /// What is known of the stream.
     fn info(&self) -> Option<&StreamInfo> {
@@ -48,6 +66,17 @@ pub(crate) trait Facts {
     fn filter_state(&self, key: &str) -> Option<&FilterState> {
         self.info().and_then(|info| info.filter_state.get(key))
     }
+}
+
+/// Which names of a certificate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum PeerName {
+    /// URIs among the subject's alternative names.
+    Uri,
+    /// DNS names, likewise.
+    Dns,
+    /// The subject, as RFC 2253 writes it.
+    Subject,
 }
 
 /// A connection whose filter chain is chosen.
@@ -84,6 +113,8 @@ pub(crate) struct RequestFacts<'a> {
     pub(crate) info: &'a StreamInfo,
     /// The request's head.
     pub(crate) request: &'a HeaderMap,
+    /// Its route, if it has one yet.
+    pub(crate) route: Option<&'a Route>,
 }
 
 impl Facts for RequestFacts<'_> {
@@ -97,6 +128,16 @@ impl Facts for RequestFacts<'_> {
 
     fn direct_source(&self) -> Option<SocketAddr> {
         Some(self.info.connection.direct_remote)
+    }
+
+    fn connection_source(&self) -> Option<SocketAddr> {
+        // An address out of `x-forwarded-for` has no port.
+        let connection = &self.info.connection;
+        Some(if connection.remote.port() == 0 { connection.direct_remote } else { connection.remote })
+    }
+
+    fn route_metadata(&self) -> Option<&Metadata> {
+        self.route.and_then(|route| route.metadata.as_ref())
     }
 
     fn server_name(&self) -> &str {

@@ -204,7 +204,7 @@ fn requests() {
     let mut info = crate::fixtures::stream_info(connection(peer));
     let mut head = HeaderMap::new();
     let check = |info: &StreamInfo, head: &HeaderMap, expected: &str| {
-        assert_eq!(shown(&matcher, &RequestFacts { info, request: head }), expected);
+        assert_eq!(shown(&matcher, &RequestFacts { info, request: head, route: None }), expected);
     };
     head.append(b":path", b"/?p=1&q=a%20b");
     check(&info, &head, "-");
@@ -216,7 +216,7 @@ fn requests() {
     head.remove_named("x-a");
     info.filter_state.insert("s".into(), FilterState { text: "ax".into(), typed: None });
     check(&info, &head, "c");
-    info.metadata.entry("f".into()).or_default().insert("k".into(), serde_json::json!([1, 2]));
+    info.metadata.values_mut("f").insert("k".into(), serde_json::json!([1, 2]));
     check(&info, &head, "b");
     info.metadata.clear();
     info.connection = Rc::new(connection(address("10.1.1.1:1")));

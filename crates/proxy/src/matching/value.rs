@@ -78,6 +78,11 @@ impl MetadataMatcher {
         self.value.matches(find_path(metadata, &self.namespace, &self.path)) != self.invert
     }
 
+    /// Whether it matches where there are no metadata at all.
+    pub(crate) fn matches_nothing(&self) -> bool {
+        self.value.matches(None) != self.invert
+    }
+
     /// Whether metadata of the configuration match.
     pub(crate) fn matches_configured(&self, metadata: &crate::cluster::Metadata) -> bool {
         let root = metadata.get(&*self.namespace);

@@ -1,6 +1,7 @@
 //! What is known and told of traffic: stats, access logs, the facts of a stream.
 
 pub(crate) mod access_log;
+pub(crate) mod metadata;
 pub(crate) mod per_thread;
 pub(crate) mod scrape;
 pub(crate) mod server_stats;

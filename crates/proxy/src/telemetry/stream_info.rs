@@ -11,6 +11,7 @@ use std::time::{Instant, SystemTime};
 use leno_base::Name;
 
 use crate::cluster::Metadata;
+pub(crate) use crate::telemetry::metadata::DynamicMetadata;
 
 /// Envoy's response flags (`%RESPONSE_FLAGS%`), as a set.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -204,9 +205,6 @@ pub(crate) struct UpstreamInfo {
     /// See `wire_bytes_sent`.
     pub(crate) wire_bytes_received: u64,
 }
-
-/// Dynamic metadata of a stream: filter name → JSON object.
-pub(crate) type DynamicMetadata = BTreeMap<String, serde_json::Map<String, serde_json::Value>>;
 
 /// An object that a filter left for those behind it and for access logs.
 #[derive(Clone, Debug, PartialEq)]

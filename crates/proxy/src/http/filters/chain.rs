@@ -419,8 +419,7 @@ impl Kept {
         }
         match direction {
             Direction::Request if self.length > stream.request_buffer_limit => {
-                stream.stats.downstream_rq_too_large().inc();
-                Err(Reply::new(413, "request_payload_too_large", "Payload Too Large").into())
+                Err(stream.request_too_large().into())
             }
             Direction::Response if self.length > stream.response_buffer_limit => {
                 stream.stats.rs_too_large().inc();

@@ -20,11 +20,13 @@
 //! To add one: a folder with the filter's Envoy name, and a line in `REGISTRY`.
 //! Reading order: this file (what a filter sees), `chain` (how hooks are called).
 
+mod buffer;
 mod chain;
 mod cors;
 mod fault;
 pub(crate) mod grpc_stats;
 mod header_mutation;
+mod rbac;
 
 use std::any::Any;
 use std::fmt;
@@ -236,5 +238,11 @@ pub(crate) struct Registration {
 }
 
 /// All HTTP filters, in alphabetic order of Envoy's names.
-pub(crate) const REGISTRY: &[Registration] =
-    &[cors::REGISTRATION, fault::REGISTRATION, grpc_stats::REGISTRATION, header_mutation::REGISTRATION];
+pub(crate) const REGISTRY: &[Registration] = &[
+    buffer::REGISTRATION,
+    cors::REGISTRATION,
+    fault::REGISTRATION,
+    grpc_stats::REGISTRATION,
+    header_mutation::REGISTRATION,
+    rbac::REGISTRATION,
+];

@@ -20,7 +20,7 @@ use crate::cluster::worker_cluster::{Host, WorkerCluster};
 use crate::cluster::{PickContext, pool};
 use crate::http::codec::h1::client::Answer;
 use crate::http::codec::side::{Downstream, Untouched, Upstream};
-use crate::http::codec::{DownstreamError, Frame, ResetReason};
+use crate::http::codec::{Frame, ResetReason};
 use crate::http::filters::Chain;
 use crate::http::forward::active::Active;
 use crate::http::forward::body::RequestBody;

@@ -208,7 +208,7 @@ fn route(proto: proto::Route, table: &TableSettings, host: &HostSettings, at: &m
     if let Some(proto::Decorator { operation: _, propagate }) = decorator {
         at.unsupported("decorator.propagate", propagate == Some(false));
     }
-    address::metadata("metadata", metadata, at);
+    let metadata = metadata.map(|metadata| address::metadata("metadata", Some(metadata), at));
     at.unsupported("stat_prefix", !stat_prefix.is_empty());
     let own_limit = buffer_limit(per_request_buffer_limit_bytes, request_body_buffer_limit, at);
     let route = Route {
@@ -217,6 +217,7 @@ fn route(proto: proto::Route, table: &TableSettings, host: &HostSettings, at: &m
         response_headers: order(own_response, &host.response_headers, &table.response_headers),
         overrides,
         buffer_limit: own_limit.or(host.buffer_limit),
+        metadata,
         action: action?,
     };
     Some(Entry { condition: matched?, route: Arc::new(route) })

@@ -10,6 +10,7 @@ use std::time::Duration;
 use leno_base::Name;
 use regex::bytes::Regex;
 
+use crate::cluster::Metadata;
 use crate::http::filters::RouteOverrides;
 use crate::http::headers::HeaderMap;
 use crate::http::route::mutation::HeaderMutations;
@@ -86,6 +87,8 @@ pub(crate) struct Route {
     pub(crate) overrides: RouteOverrides,
     /// `per_request_buffer_limit_bytes` / `request_body_buffer_limit`.
     pub(crate) buffer_limit: Option<u64>,
+    /// `metadata`.
+    pub(crate) metadata: Option<Metadata>,
 }
 
 /// What is done with a matched request.

@@ -276,6 +276,7 @@ fn https_redirect() -> Route {
         response_headers: Vec::new(),
         overrides: RouteOverrides::default(),
         buffer_limit: None,
+        metadata: None,
     }
 }
 

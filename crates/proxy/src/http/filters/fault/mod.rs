@@ -28,6 +28,7 @@ use crate::http::headers::{HeaderMap, Known};
 use crate::http::reply::Reply;
 use crate::http::route::matcher::HeaderMatcher;
 use crate::http::stream::Stream;
+use crate::telemetry::metadata::Namespace;
 use crate::telemetry::per_thread::PerThread;
 use crate::telemetry::stats::{Block, ThreadStats, stats_scope};
 use crate::telemetry::stream_info::{ResponseFlags, StreamInfo};
@@ -81,7 +82,7 @@ struct Fault {
     /// Whether faults are counted by downstream cluster too.
     cluster_stats: bool,
     /// `filter_metadata`.
-    metadata: serde_json::Map<String, serde_json::Value>,
+    metadata: Arc<Namespace>,
     /// For keys that a request makes: those of its downstream cluster.
     runtime: Arc<Runtime>,
 }
@@ -360,9 +361,8 @@ impl Fault {
 
     /// Tells access logs of a fault.
     fn note(&self, info: &mut StreamInfo) {
-        if !self.metadata.is_empty() {
-            let metadata = info.metadata.entry(NAME.to_owned()).or_default();
-            metadata.extend(self.metadata.iter().map(|(key, value)| (key.clone(), value.clone())));
+        if !self.metadata.values().is_empty() {
+            info.metadata.merge(&self.metadata);
         }
     }
 }

@@ -139,7 +139,7 @@ async fn run(fault: Arc<Fault>, request: &[(&str, &str)]) -> String {
         }
     }
     shown.push_str(&format!(" [{}]{}", flags(&info), stats(&store)));
-    for (namespace, values) in &info.metadata {
+    for (namespace, values) in info.metadata.iter() {
         shown.push_str(&format!(" {namespace}={}", serde_json::Value::Object(values.clone())));
     }
     drop(filter);
