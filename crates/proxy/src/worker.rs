@@ -20,10 +20,11 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::{AbortHandle, LocalSet};
 use tokio::time::Instant;
 
+use crate::cluster::stats::{AnswerStats, RouteStats};
 use crate::cluster::worker_cluster::WorkerCluster;
 use crate::cluster::{Assignment, Discovery, EndpointAddress};
 use crate::http::route::RouteTable;
-use crate::http::stats::{HttpScopes, HttpStats};
+use crate::http::stats::{HttpScopes, HttpStats, RouteScopes};
 use crate::listener::accept::{GlobalConnections, WorkerListener, accept_loop};
 use crate::listener::bind::BoundSocket;
 use crate::listener::{Direction, ListenAddress, Listener};
@@ -168,6 +169,8 @@ pub(crate) struct Worker {
     stopped: Cell<Stopped>,
     /// Stats of connection managers by prefix.
     http_scopes: HttpScopes,
+    /// Stats of routes and virtual clusters by prefix.
+    route_scopes: RouteScopes,
     /// Stats of TCP proxies by prefix.
     tcp_scopes: RefCell<HashMap<Name, Rc<TcpStats>>>,
     /// State of the random generator (splitmix64).
@@ -195,6 +198,7 @@ impl Worker {
             failing: Cell::new(false),
             stopped: Cell::new(Stopped::None),
             http_scopes: HttpScopes::default(),
+            route_scopes: RouteScopes::default(),
             tcp_scopes: RefCell::default(),
             random: Cell::new(leno_base::rng::Rng::from_entropy().next_u64()),
         }
@@ -234,6 +238,16 @@ impl Worker {
     /// The stats of connection managers with this prefix.
     pub(crate) fn http_stats(&self, stat_prefix: &Name) -> Rc<HttpStats> {
         self.http_scopes.scope(&self.stats, stat_prefix)
+    }
+
+    /// The stats of a route or virtual cluster with this prefix.
+    pub(crate) fn route_stats(&self, prefix: &Name) -> Rc<RouteStats> {
+        self.route_scopes.route(&self.stats, prefix)
+    }
+
+    /// Counts of answers with this prefix.
+    pub(crate) fn answer_stats(&self, prefix: Name) -> Rc<AnswerStats> {
+        self.route_scopes.answers(&self.stats, prefix)
     }
 
     /// The stats of TCP proxies with this prefix.

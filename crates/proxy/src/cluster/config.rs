@@ -205,6 +205,7 @@ pub(crate) fn lower_proto(proto: proto::Cluster, source: Any, at: &mut Lower) ->
         panic_threshold,
         connect_timeout,
         protocol: http.protocol,
+        http: http.overrides,
         circuit_breakers,
         gauges: Gauges::default(),
         outlier: outlier.map(|settings| Arc::new(outlier::Detector::new(settings))),

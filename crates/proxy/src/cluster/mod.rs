@@ -13,6 +13,7 @@ use std::time::Duration;
 use leno_base::Name;
 
 use crate::http::headers::HeaderMap;
+use crate::http::route::{Mirror, RetryPolicy};
 use crate::telemetry::stream_info::DynamicMetadata;
 
 pub(crate) mod config;
@@ -42,6 +43,8 @@ pub(crate) struct Cluster {
     pub(crate) connect_timeout: Duration,
     /// HTTP protocol towards its endpoints.
     pub(crate) protocol: UpstreamProtocol,
+    /// What it says of requests beside the protocol.
+    pub(crate) http: ClusterHttp,
     /// Limits by routing priority: default and high.
     pub(crate) circuit_breakers: [CircuitBreakers; 2],
     /// What the circuit breakers have counted so far, over all workers: `Gauges::default()`.
@@ -266,6 +269,17 @@ pub(crate) enum UpstreamProtocol {
     Http2(Http2Settings),
     /// Whatever the downstream connection speaks.
     Downstream(Http2Settings),
+}
+
+/// What a cluster says of requests to it (HttpProtocolOptions).
+#[derive(Debug, Default)]
+pub(crate) struct ClusterHttp {
+    /// `retry_policy`: replaces the route's.
+    pub(crate) retry: Option<Arc<RetryPolicy>>,
+    /// `request_mirror_policies`: replace the route's, if there are some.
+    pub(crate) mirrors: Vec<Arc<Mirror>>,
+    /// `common_http_protocol_options.max_stream_duration`.
+    pub(crate) max_stream_duration: Option<Duration>,
 }
 
 /// Http2ProtocolOptions, as far as an endpoint of a connection sets them.

@@ -68,6 +68,7 @@ stats_scope! {
         counter upstream_rq_per_try_timeout;
         counter upstream_rq_retry;
         counter upstream_rq_retry_backoff_exponential;
+        counter upstream_rq_retry_backoff_ratelimited;
         counter upstream_rq_retry_limit_exceeded;
         counter upstream_rq_retry_overflow;
         counter upstream_rq_retry_success;
@@ -81,21 +82,65 @@ stats_scope! {
     }
 }
 
-impl ClusterStats {
-    /// Counts a response under its class and under its own status.
-    pub(crate) fn count_response(&self, status: u16) {
-        self.upstream_rq_completed().inc();
-        match status / 100 {
-            1 => self.upstream_rq_1xx().inc(),
-            2 => self.upstream_rq_2xx().inc(),
-            3 => self.upstream_rq_3xx().inc(),
-            4 => self.upstream_rq_4xx().inc(),
-            5 => self.upstream_rq_5xx().inc(),
-            _ => {}
-        }
-        self.block().count_status(status);
+stats_scope! {
+    /// `cluster.NAME.internal.`, `.external.` and `.canary.`: answers by who asked whom, and
+    /// `cluster.NAME.ALT.`, as `x-envoy-upstream-alt-stat-name` says.
+    pub(crate) struct AnswerStats {
+        counter upstream_rq_completed;
+        counter upstream_rq_1xx;
+        counter upstream_rq_2xx;
+        counter upstream_rq_3xx;
+        counter upstream_rq_4xx;
+        counter upstream_rq_5xx;
+        histogram upstream_rq_time;
     }
 }
+
+stats_scope! {
+    /// `vhost.NAME.vcluster.NAME.` and `vhost.NAME.route.PREFIX.`
+    pub(crate) struct RouteStats {
+        counter upstream_rq_completed;
+        counter upstream_rq_1xx;
+        counter upstream_rq_2xx;
+        counter upstream_rq_3xx;
+        counter upstream_rq_4xx;
+        counter upstream_rq_5xx;
+        counter upstream_rq_retry;
+        counter upstream_rq_retry_limit_exceeded;
+        counter upstream_rq_retry_overflow;
+        counter upstream_rq_retry_success;
+        counter upstream_rq_timeout;
+        counter upstream_rq_total;
+        histogram upstream_rq_time;
+    }
+}
+
+/// Counts of answers under their class and under their own status.
+macro_rules! count_responses {
+    ($($scope:ident)*) => { $(
+        impl $scope {
+            /// Counts a response under its class and under its own status; `coded`: not only as
+            /// one.
+            pub(crate) fn count_response(&self, status: u16, coded: bool) {
+                self.upstream_rq_completed().inc();
+                if !coded {
+                    return;
+                }
+                match status / 100 {
+                    1 => self.upstream_rq_1xx().inc(),
+                    2 => self.upstream_rq_2xx().inc(),
+                    3 => self.upstream_rq_3xx().inc(),
+                    4 => self.upstream_rq_4xx().inc(),
+                    5 => self.upstream_rq_5xx().inc(),
+                    _ => {}
+                }
+                self.block().count_status(status);
+            }
+        }
+    )* };
+}
+
+count_responses! { ClusterStats AnswerStats RouteStats }
 
 /// What circuit breakers limit, counted over all workers, by routing priority.
 #[derive(Debug, Default)]

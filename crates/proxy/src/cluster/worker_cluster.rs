@@ -1,6 +1,6 @@
 //! A worker's side of a cluster: current hosts, balancer, connection pools, stats.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -14,7 +14,7 @@ use crate::cluster::lb::priority::{Census, Share, shares};
 use crate::cluster::lb::{LoadBalancer, build};
 use crate::cluster::outlier::{Report, Watched};
 use crate::cluster::pool::{self, Pool};
-use crate::cluster::stats::ClusterStats;
+use crate::cluster::stats::{AnswerStats, ClusterStats};
 use crate::cluster::{
     Assignment, Cluster, Discovery, EndpointAddress, EndpointCheck, EndpointConfig, HealthStatus, PickContext,
 };
@@ -26,8 +26,35 @@ pub(crate) struct WorkerCluster {
     pub(crate) config: Arc<Cluster>,
     /// This worker's counts.
     pub(crate) stats: ClusterStats,
+    /// The same of its answers, by who asked whom: made when first used.
+    answers: [OnceCell<AnswerStats>; 4],
     hosts: RefCell<HostSet>,
     random: RefCell<Rng>,
+}
+
+/// Who asked, or whom: how answers are told apart in stats.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Asker {
+    /// A request from inside (`x-envoy-internal`).
+    Internal,
+    /// Any other.
+    External,
+    /// Whoever, but a canary answered.
+    Canary,
+    /// Whoever, but the answer was not taken: the request is tried again.
+    Retry,
+}
+
+impl Asker {
+    /// The name of the scope.
+    pub(crate) fn text(self) -> &'static str {
+        match self {
+            Asker::Internal => "internal",
+            Asker::External => "external",
+            Asker::Canary => "canary",
+            Asker::Retry => "retry",
+        }
+    }
 }
 
 /// One endpoint on one worker: what pools and balancers count per host.
@@ -98,9 +125,24 @@ impl WorkerCluster {
     /// A cluster without hosts yet; `seed` differs by worker.
     pub(crate) fn new(config: Arc<Cluster>, thread: &ThreadStats, seed: u64) -> Self {
         let stats = ClusterStats::new(thread, &format!("cluster.{}.", config.stat_name));
-        let cluster = Self { config, stats, hosts: RefCell::default(), random: RefCell::new(Rng::new(seed)) };
+        let (hosts, answers) = (RefCell::default(), Default::default());
+        let cluster = Self { config, stats, answers, hosts, random: RefCell::new(Rng::new(seed)) };
         cluster.update_hosts(&Assignment::default());
         cluster
+    }
+
+    /// Counts of answers by who asked whom.
+    pub(crate) fn answers(&self, thread: &ThreadStats, asker: Asker) -> &AnswerStats {
+        let [internal, external, canary, retry] = &self.answers;
+        let cell = match asker {
+            Asker::Internal => internal,
+            Asker::External => external,
+            Asker::Canary => canary,
+            Asker::Retry => retry,
+        };
+        cell.get_or_init(|| {
+            AnswerStats::new(thread, &format!("cluster.{}.{}.", self.config.stat_name, asker.text()))
+        })
     }
 
     /// Takes over a new set of endpoints. Hosts that stay keep their connections; those of
@@ -322,6 +364,12 @@ impl Host {
                 self.failed.notify_waiters();
             }
         }
+    }
+
+    /// Whether its `envoy.lb` metadata calls it a canary.
+    pub(crate) fn is_canary(&self) -> bool {
+        let labels = self.config.metadata.get("envoy.lb");
+        labels.and_then(|labels| labels.get("canary")) == Some(&serde_json::Value::Bool(true))
     }
 
     /// Whether outlier detection leaves it out now.

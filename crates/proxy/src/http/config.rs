@@ -7,10 +7,13 @@ use std::time::Duration;
 use leno_base::Name;
 
 use crate::cluster::Http2Settings;
+use crate::http::config::local_reply::LocalReplies;
 use crate::http::filters::ChainedFilter;
+use crate::http::headers::Known;
 use crate::http::route::RouteTable;
 use crate::telemetry::access_log::AccessLog;
 
+pub(crate) mod local_reply;
 pub(crate) mod lower;
 
 /// One HTTP connection manager: everything that a downstream HTTP connection obeys.
@@ -28,6 +31,8 @@ pub(crate) struct HttpConnectionManager {
     pub(crate) router: RouterConfig,
     /// `access_log`.
     pub(crate) access_logs: Vec<Arc<AccessLog>>,
+    /// `local_reply_config`.
+    pub(crate) local_replies: Option<Arc<LocalReplies>>,
     /// `server_name`, "envoy" by default.
     pub(crate) server_name: Arc<str>,
     /// `server_header_transformation`.
@@ -42,6 +47,8 @@ pub(crate) struct HttpConnectionManager {
     pub(crate) max_requests_per_connection: u32,
     /// `stream_idle_timeout`, 5 min by default; `None`: never.
     pub(crate) stream_idle_timeout: Option<Duration>,
+    /// `stream_flush_timeout`; `None`: as `stream_idle_timeout`; `Some(None)`: never.
+    pub(crate) stream_flush_timeout: Option<Option<Duration>>,
     /// `request_timeout`; `None`: never.
     pub(crate) request_timeout: Option<Duration>,
     /// `request_headers_timeout`; `None`: never.
@@ -129,12 +136,30 @@ pub(crate) enum RouteSource {
 }
 
 /// envoy.extensions.filters.http.router.v3.Router.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub(crate) struct RouterConfig {
     /// Do not add or honour `x-envoy-*` headers.
     pub(crate) suppress_envoy_headers: bool,
     /// `respect_expected_rq_timeout`.
     pub(crate) respect_expected_timeout: bool,
+    /// `dynamic_stats`: answers are counted by code, true by default.
+    pub(crate) dynamic_stats: bool,
+    /// `suppress_grpc_request_failure_code_stats`.
+    pub(crate) suppress_grpc_code_stats: bool,
+    /// `strict_check_headers`: these must be valid where they are present.
+    pub(crate) strict_headers: Vec<Known>,
+}
+
+impl Default for RouterConfig {
+    fn default() -> Self {
+        Self {
+            suppress_envoy_headers: false,
+            respect_expected_timeout: false,
+            dynamic_stats: true,
+            suppress_grpc_code_stats: false,
+            strict_headers: Vec::new(),
+        }
+    }
 }
 
 /// `server_header_transformation`.
@@ -203,6 +228,9 @@ pub(crate) struct Http1Settings {
     pub(crate) allow_absolute_url: bool,
     /// `enable_trailers`.
     pub(crate) enable_trailers: bool,
+    /// `override_stream_error_on_invalid_http_message`, else the connection manager's
+    /// `stream_error_on_invalid_http_message`: 400 does not close the connection.
+    pub(crate) stream_error: bool,
     /// `allow_chunked_length`.
     pub(crate) allow_chunked_length: bool,
     /// `header_key_format.proper_case_words`.

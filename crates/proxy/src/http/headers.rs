@@ -95,6 +95,7 @@ known_headers! {
     EnvoyOriginalHost = "x-envoy-original-host",
     EnvoyOriginalMethod = "x-envoy-original-method",
     EnvoyOriginalPath = "x-envoy-original-path",
+    EnvoyOriginalUrl = "x-envoy-original-url",
     EnvoyOverloaded = "x-envoy-overloaded",
     EnvoyRateLimited = "x-envoy-ratelimited",
     EnvoyRetriableHeaderNames = "x-envoy-retriable-header-names",
@@ -227,6 +228,11 @@ impl HeaderMap {
     /// Whether a known header is present.
     pub(crate) fn contains(&self, name: Known) -> bool {
         self.first[name as usize] != 0
+    }
+
+    /// Whether one of these headers is present.
+    pub(crate) fn contains_any(&self, names: &[Known]) -> bool {
+        names.iter().any(|name| self.contains(*name))
     }
 
     /// The first value of the header with this lower-case name.

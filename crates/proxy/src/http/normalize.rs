@@ -80,6 +80,17 @@ pub(crate) fn request(
     Ok(origin)
 }
 
+/// The same for a request that follows an internal redirect.
+pub(crate) fn again(
+    manager: &HttpConnectionManager,
+    info: &StreamInfo,
+    head: &mut HeaderMap,
+) -> Result<(), Reply> {
+    path(manager, head)?;
+    authority(manager, info, head);
+    Ok(())
+}
+
 /// Lists that came in several lines become one, as in Envoy: each is read and extended as one.
 fn join_lists(head: &mut HeaderMap) {
     const LISTS: [Known; 4] =
@@ -351,11 +362,11 @@ pub(crate) fn append_list(head: &mut HeaderMap, name: Known, value: &[u8], separ
 }
 
 /// This machine's own address, which Envoy appends for clients on the loopback interface.
-fn own_address(loopback: IpAddr) -> IpAddr {
+pub(crate) fn own_address(loopback: IpAddr) -> IpAddr {
     thread_local! {
         static OWN: RefCell<Option<IpAddr>> = const { RefCell::new(None) };
     }
-    if loopback.is_ipv6() {
+    if loopback.is_ipv6() || !loopback.is_loopback() {
         return loopback;
     }
     OWN.with_borrow_mut(|own| {

@@ -1,13 +1,26 @@
 //! Redirects: the new location that a route's RedirectAction gives.
 
-use crate::http::forward::head::rewritten_path;
+use crate::http::forward::head::{new_path, rewritten_path};
 use crate::http::headers::{HeaderMap, Known};
 use crate::http::reply::Reply;
 use crate::http::route::Redirect;
+use crate::telemetry::access_log::command::FormatContext;
 
 /// The answer to a request that is redirected.
-pub(crate) fn reply(rule: &Redirect, head: &HeaderMap) -> Reply {
-    Reply::new(rule.status, "direct_response", "").header("location", location(rule, head))
+pub(crate) fn reply(rule: &Redirect, head: &HeaderMap, context: &FormatContext<'_>) -> Reply {
+    let location = location(rule, head, rewritten(rule, head, context));
+    Reply::new(rule.status, "direct_response", "").header("location", location)
+}
+
+/// The URL of a request, as it came.
+pub(crate) fn own_location(head: &HeaderMap) -> Vec<u8> {
+    let scheme = head.get(Known::Scheme).unwrap_or(b"http");
+    [scheme, b"://", head.authority(), head.path()].concat()
+}
+
+/// The path that a redirect makes of a request's.
+fn rewritten(rule: &Redirect, head: &HeaderMap, context: &FormatContext<'_>) -> Option<Vec<u8>> {
+    if rule.path.is_some() { None } else { new_path(&rule.rewrite, head, context) }
 }
 
 /// A redirect that rewrites the path rewrites the request's own: access logs show it.
@@ -21,7 +34,7 @@ pub(crate) fn note_rewritten(rule: &Redirect, head: &mut HeaderMap) {
     }
 }
 
-fn location(rule: &Redirect, head: &HeaderMap) -> Vec<u8> {
+fn location(rule: &Redirect, head: &HeaderMap, rewritten: Option<Vec<u8>>) -> Vec<u8> {
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     let came_by = match head.get(Known::Scheme) {
         Some(b"https") => "https",
@@ -46,7 +59,7 @@ fn location(rule: &Redirect, head: &HeaderMap) -> Vec<u8> {
     let (_, query) = original.split_at(query_at);
     let mut path = match &rule.path {
         Some(path) => path.as_bytes().to_vec(),
-        None => rewritten_path(&rule.rewrite, original).unwrap_or_else(|| original.to_vec()),
+        None => rewritten.unwrap_or_else(|| original.to_vec()),
     };
     if rule.strip_query {
         let end = path.iter().position(|byte| *byte == b'?').unwrap_or(path.len());
@@ -71,7 +84,7 @@ fn split_port(authority: &str) -> (&str, &str) {
 
 #[cfg(test)]
 mod tests {
-    use super::location;
+    use super::{location, rewritten_path};
     use crate::http::headers::{HeaderMap, Known};
     use crate::http::route::{PathRewrite, Redirect};
 
@@ -92,7 +105,8 @@ mod tests {
         head.append_known(Known::Authority, authority.as_bytes());
         head.append_known(Known::Path, b"/old/x?q=1");
         head.append_known(Known::Scheme, b"http");
-        assert_eq!(String::from_utf8_lossy(&location(rule, &head)), expected);
+        let path = rewritten_path(&rule.rewrite, head.path()).filter(|_| rule.path.is_none());
+        assert_eq!(String::from_utf8_lossy(&location(rule, &head, path)), expected);
     }
 
     #[test]

@@ -8,6 +8,7 @@ use std::borrow::Cow;
 use bytes::Bytes;
 
 use crate::http::codec::{CodecError, ResetReason};
+use crate::http::config::local_reply::Rewritten;
 use crate::http::headers::{HeaderMap, Known};
 use crate::telemetry::stream_info::ResponseFlags;
 
@@ -56,6 +57,13 @@ impl Reply {
         value: impl Into<Cow<'static, [u8]>>,
     ) -> Self {
         self.headers.push((name.into(), value.into()));
+        self
+    }
+
+    /// The same with a gRPC status of its own.
+    #[must_use]
+    pub(crate) fn grpc(mut self, status: u32) -> Self {
+        self.grpc_status = Some(status);
         self
     }
 
@@ -136,6 +144,31 @@ impl Reply {
             }
         }
         self.body.clone()
+    }
+}
+
+impl Reply {
+    /// `write_body` for a reply that `local_reply_config` has changed.
+    pub(crate) fn write_rewritten(&self, new: Rewritten, map: &mut HeaderMap, grpc: bool) -> Bytes {
+        let changed = new.content_type.is_some() || new.body != self.body;
+        let content_type = new.content_type;
+        let status = new.status;
+        let reply = Reply { status, body: new.body, headers: Vec::new(), ..self.clone() };
+        if grpc {
+            map.set_status(200);
+            let mut reply = reply;
+            if content_type.as_deref() == Some("application/json") && reply.body.last() == Some(&b'\n') {
+                reply.body.truncate(reply.body.len() - 1);
+            }
+            return reply.write_body(map, grpc);
+        }
+        // Deviation: Envoy gives a body to a 204 too, which clients read as their next answer.
+        let reply = if matches!(status, 204 | 304) { Reply { body: Bytes::new(), ..reply } } else { reply };
+        if changed && reply.body != self.body {
+            let kind = content_type.as_deref().unwrap_or("text/plain");
+            map.set(Known::ContentType, kind.as_bytes());
+        }
+        reply.write_body(map, grpc)
     }
 }
 

@@ -6,6 +6,7 @@ use std::rc::Rc;
 
 use leno_base::Name;
 
+use crate::cluster::stats::{AnswerStats, RouteStats};
 use crate::telemetry::stats::{ThreadStats, stats_scope};
 
 stats_scope! {
@@ -61,6 +62,11 @@ stats_scope! {
         counter downstream_rq_ws_on_non_ws_route;
         counter no_cluster;
         counter no_route;
+        counter passthrough_internal_redirect_bad_location;
+        counter passthrough_internal_redirect_no_route;
+        counter passthrough_internal_redirect_predicate;
+        counter passthrough_internal_redirect_too_many_redirects;
+        counter passthrough_internal_redirect_unsafe_scheme;
         counter rq_direct_response;
         counter rq_redirect;
         counter rq_reset_after_downstream_response_started;
@@ -83,6 +89,36 @@ impl HttpStats {
             5 => self.downstream_rq_5xx().inc(),
             _ => {}
         }
+    }
+}
+
+/// The worker's scopes of routes, virtual clusters and `x-envoy-upstream-alt-stat-name`, by
+/// prefix.
+#[derive(Debug, Default)]
+pub(crate) struct RouteScopes {
+    routes: RefCell<HashMap<Name, Rc<RouteStats>>>,
+    answers: RefCell<HashMap<Name, Rc<AnswerStats>>>,
+}
+
+impl RouteScopes {
+    /// The scope with this prefix.
+    pub(crate) fn route(&self, thread: &ThreadStats, prefix: &Name) -> Rc<RouteStats> {
+        if let Some(stats) = self.routes.borrow().get(&**prefix) {
+            return Rc::clone(stats);
+        }
+        let stats = Rc::new(RouteStats::new(thread, prefix));
+        self.routes.borrow_mut().insert(prefix.clone(), Rc::clone(&stats));
+        stats
+    }
+
+    /// The scope with this prefix.
+    pub(crate) fn answers(&self, thread: &ThreadStats, prefix: Name) -> Rc<AnswerStats> {
+        if let Some(stats) = self.answers.borrow().get(&*prefix) {
+            return Rc::clone(stats);
+        }
+        let stats = Rc::new(AnswerStats::new(thread, &prefix));
+        self.answers.borrow_mut().insert(prefix, Rc::clone(&stats));
+        stats
     }
 }
 

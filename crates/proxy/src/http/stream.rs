@@ -6,6 +6,7 @@
 
 use std::borrow::Cow;
 use std::cell::RefCell;
+use std::collections::VecDeque;
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
 use std::rc::Rc;
@@ -13,6 +14,8 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant, SystemTime};
 
+use bytes::Bytes;
+use leno_base::Name;
 use leno_base::drain::Phase;
 
 use crate::drain::DrainWatch;
@@ -23,7 +26,7 @@ use crate::http::filters::{Attend, Chain, Outcome, RouteOverrides};
 use crate::http::forward::{self, Exchange};
 use crate::http::headers::{HeaderMap, Known};
 use crate::http::reply::Reply;
-use crate::http::route::{Action, ClusterChoice, MatchContext, RouteTable, Selected};
+use crate::http::route::{Action, BodyFormat, MatchContext, RouteTable, Selected};
 use crate::http::stats::HttpStats;
 use crate::http::timer::{Deadlines, Expired, Timer};
 use crate::http::{normalize, redirect, upgrade};
@@ -64,6 +67,8 @@ pub(crate) enum Ended {
     Downstream(DownstreamError),
     /// The response is cut off; flags and details are set.
     Aborted,
+    /// An internal redirect: the request goes its way again (`Stream::redirected`).
+    Redirected,
 }
 
 impl From<Reply> for Ended {
@@ -100,12 +105,31 @@ pub(crate) struct Stream {
     pub(crate) request_buffer_limit: usize,
     /// Likewise of the response's; else 500.
     pub(crate) response_buffer_limit: usize,
+    /// What internal redirects have made of the request.
+    pub(crate) redirected: Option<Box<Redirected>>,
     /// Asks the connection to end.
     drain: DrainWatch,
     /// Counted and logged.
     finished: bool,
     /// Whether the request speaks gRPC, as it came in.
     grpc: bool,
+}
+
+/// A request that follows an internal redirect.
+#[derive(Debug, Default)]
+pub(crate) struct Redirected {
+    /// Its head.
+    pub(crate) head: HeaderMap,
+    /// Its body.
+    pub(crate) body: VecDeque<Bytes>,
+    /// Redirects that it has followed.
+    pub(crate) count: u32,
+    /// The routes that they went from and to.
+    pub(crate) routes: Vec<(Name, Name)>,
+    /// See `Stream::internal`.
+    pub(crate) internal: bool,
+    /// The connection, as the first request made it known.
+    pub(crate) connection: Option<Rc<ConnectionInfo>>,
 }
 
 /// Serves one request; the downstream side is flushed, or broken, when it returns.
@@ -118,7 +142,19 @@ pub(crate) async fn serve_request(
 ) {
     let mut stream = Stream::start(connection, head, size, &down);
     let mut chain = Chain::default();
-    let ended = stream.run(&mut chain, &mut down, timer).await;
+    let mut ended = stream.run(&mut chain, &mut down, timer).await;
+    while let Err(Ended::Redirected) = ended {
+        // Each of its ways is counted and logged as a request, as in Envoy.
+        let mut redirected = stream.redirected.take().unwrap_or_default();
+        stream.finish(&mut chain, &mut down);
+        // Envoy counts the body of all ways.
+        let received = stream.info.bytes_received + redirected.body_len();
+        stream = Stream::start(connection, std::mem::take(&mut redirected.head), size, &down);
+        stream.info.bytes_received = received;
+        stream.redirected = Some(redirected);
+        chain = Chain::default();
+        ended = stream.run(&mut chain, &mut down, timer).await;
+    }
     if let Err(ended) = ended {
         stream.end_early(ended, &mut chain, &mut down);
     }
@@ -174,6 +210,7 @@ impl Stream {
             response: HeaderMap::new(),
             trailers: None,
             selected: None,
+            redirected: None,
             internal: false,
             deadlines,
             request_buffer_limit: connection.buffer_limit,
@@ -205,17 +242,41 @@ impl Stream {
                 forward::forward(exchange, &selected, route).await
             }
             Action::Redirect(rule) => {
-                self.stats.rq_redirect().inc();
-                let reply = redirect::reply(rule, &self.request);
+                // As in Envoy, where `rq_redirect` counts nothing any more.
+                self.stats.rq_direct_response().inc();
+                let reply = redirect::reply(rule, &self.request, &FormatContext::new(&self.info));
                 redirect::note_rewritten(rule, &mut self.request);
                 Err(reply.into())
             }
-            Action::Direct { status, body } => {
+            Action::Direct { status, body, format } => {
                 self.stats.rq_direct_response().inc();
-                Err(Reply::new(*status, "direct_response", body.clone()).into())
+                Err(self.direct_response(*status, body, format.as_deref()).into())
             }
             Action::NonForwarding => Err(Reply::route_not_found().into()),
         }
+    }
+
+    fn direct_response(&self, status: u16, body: &Bytes, format: Option<&BodyFormat>) -> Reply {
+        let Some(BodyFormat { format, content_type }) = format else {
+            return self.located(Reply::new(status, "direct_response", body.clone()));
+        };
+        let context = FormatContext {
+            request: Some(&self.request),
+            local_reply_body: Some(body),
+            ..FormatContext::new(&self.info)
+        };
+        let mut text = Vec::new();
+        format.format(&context, &mut text);
+        let reply = Reply::new(status, "direct_response", text);
+        self.located(reply.header("content-type", content_type.as_bytes().to_vec()))
+    }
+
+    /// A direct response that creates or redirects says where: here (RFC 9110 section 10.2.2).
+    fn located(&self, reply: Reply) -> Reply {
+        if reply.status != 201 && reply.status / 100 != 3 {
+            return reply;
+        }
+        reply.header("location", redirect::own_location(&self.request))
     }
 
     /// Normalizes, routes, and runs the request hooks.
@@ -226,8 +287,11 @@ impl Stream {
         down: &mut Downstream<'_>,
         timer: &mut Timer,
     ) -> Result<(), Ended> {
-        let random = [self.worker.random(), self.worker.random()];
         let manager = Arc::clone(&self.manager);
+        if self.redirected.is_some() {
+            return self.prepare_again(chain, head, down, timer).await;
+        }
+        let random = [self.worker.random(), self.worker.random()];
         if manager.proxy_100_continue {
             down.set_owes_continue(false);
         } else if head.contains(Known::Expect) {
@@ -237,12 +301,7 @@ impl Stream {
         }
         let origin = match normalize::request(&manager, &mut self.info, head, random) {
             Ok(origin) => origin,
-            Err(reply) => {
-                if reply.status == 400 {
-                    down.close_after_response();
-                }
-                return Err(reply.into());
-            }
+            Err(reply) => return Err(reply.into()),
         };
         self.internal = origin.internal;
         self.route(head);
@@ -252,6 +311,51 @@ impl Stream {
         }
         let end = down.request_complete();
         chain.on_request(self, head, end, &mut Attendant { down, timer }).await
+    }
+
+    /// The same for a request that follows an internal redirect: it is known who sent it.
+    async fn prepare_again(
+        &mut self,
+        chain: &mut Chain,
+        head: &mut HeaderMap,
+        down: &mut Downstream<'_>,
+        timer: &mut Timer,
+    ) -> Result<(), Ended> {
+        let mut bodiless = true;
+        if let Some(redirected) = &mut self.redirected {
+            self.internal = redirected.internal;
+            if let Some(connection) = redirected.connection.take() {
+                self.info.connection = connection;
+            }
+            bodiless = redirected.body.is_empty();
+        }
+        self.info.request_id = head.get_str(Known::XRequestId).map(Into::into);
+        normalize::again(&self.manager, &self.info, head)?;
+        self.route(head);
+        let mut attendant = Attendant { down, timer };
+        chain.on_request(self, head, bodiless, &mut attendant).await?;
+        if chain.is_empty() || bodiless {
+            return Ok(());
+        }
+        // The body goes through the filters once more.
+        let mut body = VecDeque::new();
+        let mut keep = |frame: Frame| {
+            if let Frame::Data { data, .. } = frame {
+                body.push_back(data);
+            }
+        };
+        while let Some(frame) = chain.take_ready() {
+            keep(frame);
+        }
+        while let Some(frame) = self.redirected.as_mut().and_then(|redirected| redirected.next_frame()) {
+            for frame in chain.on_request_frame(self, frame, &mut attendant).await? {
+                keep(frame);
+            }
+        }
+        if let Some(redirected) = &mut self.redirected {
+            redirected.body = body;
+        }
+        Ok(())
     }
 
     /// Looks the route up again, for a filter that changed what it depends on (`clear_route_cache`).
@@ -268,15 +372,33 @@ impl Stream {
     }
 
     /// Looks the route up.
-    fn route(&mut self, head: &HeaderMap) {
+    pub(crate) fn route(&mut self, head: &HeaderMap) {
         let table = self.table();
         let context =
             MatchContext { random: self.random, is_internal: self.internal, info: Some(&self.info) };
         self.selected = table.and_then(|table| table.find(head, &context));
-        if let Some(selected) = &self.selected {
-            self.info.route_name = Some(selected.route.name.clone()).filter(|name| !name.is_empty());
+        let selected = self.selected.take();
+        self.note_route(selected);
+    }
+
+    /// The cluster that the route leads to, if it leads to one, for the log.
+    pub(crate) fn note_target(&mut self) {
+        let upstream = &mut self.info.upstream;
+        (upstream.cluster, upstream.cluster_raw, upstream.cluster_metadata) = (None, None, None);
+        let Some(selected) = self.selected.clone() else { return };
+        if let Action::Forward(route) = &selected.route.action {
+            forward::choose_cluster(self, &selected, route);
+        }
+    }
+
+    /// Takes a route.
+    fn note_route(&mut self, selected: Option<Selected>) {
+        let name = selected.as_ref().map(|selected| &selected.route.name);
+        self.info.route_name = name.filter(|name| !name.is_empty()).cloned();
+        if let Some(selected) = &selected {
             self.info.virtual_host = Some(selected.virtual_host.name.clone());
         }
+        self.selected = selected;
     }
 
     fn table(&self) -> Option<Arc<RouteTable>> {
@@ -313,13 +435,7 @@ impl Stream {
     /// Per-route filter settings, the most specific ones.
     pub(crate) fn overrides(&self) -> Option<&RouteOverrides> {
         let selected = self.selected.as_ref()?;
-        let weighted = match (&selected.route.action, selected.weighted) {
-            (Action::Forward(route), Some(index)) => match &route.cluster {
-                ClusterChoice::Weighted { clusters, .. } => clusters.get(index),
-                _ => None,
-            },
-            _ => None,
-        };
+        let weighted = selected.weighted_cluster();
         Some(weighted.map_or(&selected.route.overrides, |cluster| &cluster.overrides))
     }
 
@@ -349,7 +465,7 @@ impl Stream {
                 self.info.response_code_details = Some(Cow::Borrowed("http2.remote_reset"));
                 self.stats.downstream_rq_rx_reset().inc();
             }
-            Ended::Aborted => self.cut_off(down),
+            Ended::Aborted | Ended::Redirected => self.cut_off(down),
         }
     }
 
@@ -363,6 +479,10 @@ impl Stream {
     fn reply(&mut self, reply: &Reply, chain: &mut Chain, down: &mut Downstream<'_>) {
         self.info.flags.insert(reply.flags);
         self.info.response_code_details = Some(reply.details.clone());
+        if reply.status == 400 && !self.manager.http1.stream_error {
+            // What does not understand a request does not trust what follows it.
+            down.close_after_response();
+        }
         let mut head = std::mem::take(&mut self.response);
         reply.write_head(&mut head, self.grpc);
         if let Some(selected) = self.selected.clone() {
@@ -374,7 +494,15 @@ impl Stream {
             }
             self.mutate_response(&selected, &mut head);
         }
-        let mut body = reply.write_body(&mut head, self.grpc);
+        let mut body = match &self.manager.local_replies {
+            None => reply.write_body(&mut head, self.grpc),
+            Some(replies) => {
+                let replies = Arc::clone(replies);
+                let body = reply.body.clone();
+                let new = replies.rewrite(&mut self.info, &self.request, &mut head, reply.status, body);
+                reply.write_rewritten(new, &mut head, self.grpc)
+            }
+        };
         chain.on_reply(self, &mut head, &mut body);
         let end = body.is_empty();
         self.finish_head(&mut head);
@@ -392,15 +520,7 @@ impl Stream {
     /// Header rules of the route, the attempt count.
     pub(crate) fn mutate_response(&self, selected: &Selected, head: &mut HeaderMap) {
         let route = &selected.route;
-        let weighted = match (&route.action, selected.weighted) {
-            (Action::Forward(forward), Some(index)) => match &forward.cluster {
-                ClusterChoice::Weighted { clusters, .. } => {
-                    clusters.get(index).map(|cluster| &cluster.response_headers)
-                }
-                _ => None,
-            },
-            _ => None,
-        };
+        let weighted = selected.weighted_cluster().map(|cluster| &cluster.response_headers);
         let context = FormatContext { request: Some(&self.request), ..FormatContext::new(&self.info) };
         for rules in weighted.into_iter().chain(&route.response_headers) {
             rules.apply(head, &context);
@@ -447,7 +567,8 @@ impl Stream {
 
     /// Writes what is left, as long as the client takes it.
     async fn flush(&mut self, down: &mut Downstream<'_>, timer: &mut Timer) {
-        let deadline = self.manager.stream_idle_timeout.map(|limit| now() + limit);
+        let configured = self.deadlines.flush.or(self.manager.stream_flush_timeout);
+        let deadline = configured.unwrap_or(self.deadlines.idle).map(|limit| now() + limit);
         let flushed = poll_fn(|cx| match down.poll_flush(cx) {
             Poll::Ready(result) => Poll::Ready(result.is_ok()),
             Poll::Pending => timer.poll(cx, deadline).map(|()| false),
@@ -509,11 +630,17 @@ impl Stream {
             }
             Expired::Duration => {
                 self.stats.downstream_rq_max_duration_reached().inc();
-                Reply::new(late, "max_duration_timeout", "downstream duration timeout")
+                Reply::new(late, "max_duration_timeout", "downstream duration timeout").grpc(4)
             }
             Expired::Route => Reply::upstream_timeout("response_timeout"),
             Expired::PerTry => Reply::upstream_timeout("upstream_per_try_timeout"),
             Expired::PerTryIdle => Reply::upstream_timeout("upstream_per_try_idle_timeout"),
+            Expired::Upstream => Reply::new(
+                late,
+                "upstream_max_stream_duration_reached",
+                "upstream max stream duration reached",
+            )
+            .flag(ResponseFlags::UPSTREAM_MAX_STREAM_DURATION_REACHED),
         };
         reply.into()
     }
@@ -536,7 +663,7 @@ impl Stream {
     }
 
     /// Ready when the client is gone or a deadline has passed.
-    fn poll_interrupted(
+    pub(crate) fn poll_interrupted(
         &self,
         cx: &mut Context<'_>,
         down: &mut Downstream<'_>,
@@ -575,7 +702,7 @@ pub(crate) enum Interrupted {
 impl Interrupted {
     /// Whether the upstream took too long.
     pub(crate) fn is_upstream_timeout(&self) -> bool {
-        matches!(self, Interrupted::Expired(Expired::Route | Expired::PerTry | Expired::PerTryIdle))
+        matches!(self, Interrupted::Expired(expired) if expired.is_upstream_timeout())
     }
 }
 
@@ -601,6 +728,9 @@ impl Attend for Attendant<'_, '_> {
     }
 
     async fn next_frame(&mut self, stream: &mut Stream) -> Result<Frame, Ended> {
+        if let Some(frame) = stream.redirected.as_mut().and_then(|redirected| redirected.next_frame()) {
+            return Ok(frame);
+        }
         let Attendant { down, timer } = self;
         let next = poll_fn(|cx| {
             match down.poll_frame(cx) {

@@ -55,6 +55,11 @@ pub(crate) struct Deadlines {
     pub(crate) per_try: Option<Instant>,
     /// `per_try_idle_timeout`.
     pub(crate) per_try_idle: Option<Duration>,
+    /// How long writing the end of a response may take; `None`: as long as `idle`;
+    /// `Some(None)`: for ever.
+    pub(crate) flush: Option<Option<Duration>>,
+    /// The cluster's `max_stream_duration`, of this attempt.
+    pub(crate) upstream: Option<Instant>,
 }
 
 /// Which deadline has passed.
@@ -72,6 +77,15 @@ pub(crate) enum Expired {
     PerTry,
     /// See `Deadlines::per_try_idle`.
     PerTryIdle,
+    /// See `Deadlines::upstream`.
+    Upstream,
+}
+
+impl Expired {
+    /// Whether the upstream took too long.
+    pub(crate) fn is_upstream_timeout(self) -> bool {
+        matches!(self, Expired::Route | Expired::PerTry | Expired::PerTryIdle)
+    }
 }
 
 impl Deadlines {
@@ -85,6 +99,8 @@ impl Deadlines {
             route: None,
             per_try: None,
             per_try_idle: None,
+            flush: None,
+            upstream: None,
         }
     }
 
@@ -95,6 +111,7 @@ impl Deadlines {
             (self.route, Expired::Route),
             (self.per_try, Expired::PerTry),
             (after_last(self.per_try_idle), Expired::PerTryIdle),
+            (self.upstream, Expired::Upstream),
             (self.duration, Expired::Duration),
             (self.request, Expired::Request),
             (after_last(self.idle), Expired::Idle),

@@ -75,7 +75,8 @@ pub(crate) fn scrape(store: &StatsStore, wanted: impl Fn(&str) -> bool) -> Vec<S
         for (index, (name, kind)) in first.schema().0.iter().enumerate() {
             let name = format!("{prefix}{name}");
             // Envoy makes these when the first such answer comes.
-            let on_demand = name.starts_with("cluster.") && name.ends_with("xx");
+            let on_demand =
+                (name.starts_with("cluster.") || name.starts_with("vhost.")) && name.ends_with("xx");
             if wanted(&name) {
                 let stat = sum(name, *kind, index, blocks);
                 if stat.used || !on_demand {

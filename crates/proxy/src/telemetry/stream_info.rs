@@ -258,7 +258,9 @@ pub(crate) struct StreamInfo {
     pub(crate) last_downstream_tx: Option<Instant>,
     /// `%ROUTE_NAME%`.
     pub(crate) route_name: Option<Name>,
-    /// `%VIRTUAL_CLUSTER_NAME%` is not kept; the virtual host's name is.
+    /// `%VIRTUAL_CLUSTER_NAME%`
+    pub(crate) virtual_cluster: Option<Name>,
+    /// The virtual host's name.
     pub(crate) virtual_host: Option<Name>,
     /// The upstream side.
     pub(crate) upstream: UpstreamInfo,
@@ -297,6 +299,7 @@ impl StreamInfo {
             first_downstream_tx: None,
             last_downstream_tx: None,
             route_name: None,
+            virtual_cluster: None,
             virtual_host: None,
             upstream: UpstreamInfo::default(),
             metadata: DynamicMetadata::new(),

@@ -10,9 +10,10 @@ use leno_api::proto::envoy::config::core::v3 as core;
 use leno_api::proto::envoy::extensions::upstreams::http::v3 as http;
 use prost_types::Any;
 
-use crate::cluster::{PoolLimits, UpstreamProtocol};
+use crate::cluster::{ClusterHttp, PoolLimits, UpstreamProtocol};
 use crate::config::lower::Lower;
 use crate::http::config::lower::{http1_options, http2_options, upstream_filters};
+use crate::http::route::policy;
 
 /// The fields of a Cluster that concern HTTP; all but the last are deprecated.
 pub(super) struct Fields {
@@ -28,6 +29,7 @@ pub(super) struct Fields {
 pub(super) struct Http {
     pub(super) protocol: UpstreamProtocol,
     pub(super) pool: PoolLimits,
+    pub(super) overrides: ClusterHttp,
 }
 
 /// Lowers HttpProtocolOptions, or the deprecated fields where there are none.
@@ -68,7 +70,7 @@ pub(super) fn lower(fields: Fields, at: &mut Lower) -> Option<Http> {
             "typed_extension_protocol_options[\"envoy.extensions.upstreams.http.v3.HttpProtocolOptions\"]";
         return at.field(key, |at| lower_options(options, max_requests_per_connection, at));
     }
-    let pool = at.field("common_http_protocol_options", |at| {
+    let (pool, max_stream_duration) = at.field("common_http_protocol_options", |at| {
         pool(common_http_protocol_options.unwrap_or_default(), max_requests_per_connection, at)
     });
     let selection = at.value::<ClusterProtocolSelection>("protocol_selection", protocol_selection)?;
@@ -85,7 +87,8 @@ pub(super) fn lower(fields: Fields, at: &mut Lower) -> Option<Http> {
         }
         UpstreamProtocol::Http1
     };
-    Some(Http { protocol, pool })
+    let overrides = ClusterHttp { max_stream_duration, ..ClusterHttp::default() };
+    Some(Http { protocol, pool, overrides })
 }
 
 fn lower_options(
@@ -107,11 +110,11 @@ fn lower_options(
     } = proto;
     at.unsupported("header_validation_config", header_validation_config.is_some());
     at.unsupported("outlier_detection", outlier_detection.is_some());
-    at.unsupported("request_mirror_policies", !request_mirror_policies.is_empty());
+    let mirrors = at.each("request_mirror_policies", request_mirror_policies, policy::mirror);
     at.unsupported("hash_policy", !hash_policy.is_empty());
-    at.unsupported("retry_policy", retry_policy.is_some());
+    let retry = at.optional("retry_policy", retry_policy, policy::retry);
     upstream_filters("http_filters", http_filters, at);
-    let pool = at.field("common_http_protocol_options", |at| {
+    let (pool, max_stream_duration) = at.field("common_http_protocol_options", |at| {
         pool(common_http_protocol_options.unwrap_or_default(), max_requests, at)
     });
     use http::http_protocol_options::UpstreamProtocolOptions as Options;
@@ -163,7 +166,8 @@ fn lower_options(
             return None;
         }
     };
-    Some(Http { protocol, pool })
+    let overrides = ClusterHttp { retry, mirrors, max_stream_duration };
+    Some(Http { protocol, pool, overrides })
 }
 
 /// HTTP/1 towards upstream has no settings yet; those of them that change what is sent are refused.
@@ -174,7 +178,12 @@ fn http1(proto: core::Http1ProtocolOptions, at: &mut Lower) {
     at.unsupported("allow_chunked_length", settings.allow_chunked_length);
 }
 
-fn pool(proto: core::HttpProtocolOptions, max_requests: Option<u32>, at: &mut Lower) -> PoolLimits {
+/// Gives the pool's limits, and the longest that a request may take.
+fn pool(
+    proto: core::HttpProtocolOptions,
+    max_requests: Option<u32>,
+    at: &mut Lower,
+) -> (PoolLimits, Option<Duration>) {
     let core::HttpProtocolOptions {
         idle_timeout,
         max_connection_duration,
@@ -186,13 +195,14 @@ fn pool(proto: core::HttpProtocolOptions, max_requests: Option<u32>, at: &mut Lo
         max_requests_per_connection,
     } = proto;
     at.unsupported("max_connection_duration_jitter", max_connection_duration_jitter.is_some());
-    at.unsupported("max_stream_duration", max_stream_duration.is_some());
+    let max_stream_duration = at.timeout("max_stream_duration", max_stream_duration, None);
     at.unsupported("headers_with_underscores_action", headers_with_underscores_action != 0);
-    PoolLimits {
+    let limits = PoolLimits {
         max_requests_per_connection: max_requests_per_connection.or(max_requests).unwrap_or(0),
         idle_timeout: at.timeout("idle_timeout", idle_timeout, Some(Duration::from_secs(3600))),
         max_connection_duration: at.timeout("max_connection_duration", max_connection_duration, None),
         max_response_head_bytes: max_response_headers_kb.unwrap_or(60) as usize * 1024,
         max_headers: max_headers_count.unwrap_or(100) as usize,
-    }
+    };
+    (limits, max_stream_duration)
 }

@@ -14,7 +14,6 @@ fn worker_cluster(more: &str) -> WorkerCluster {
     WorkerCluster::new(config.into(), &StatsStore::default().thread(), 1)
 }
 
-
 fn healths(statuses: &[HealthStatus]) -> Assignment {
     let endpoint = |(index, health): (usize, &HealthStatus)| {
         let address = EndpointAddress::Ip(([10, 0, 0, index as u8], 80).into());
@@ -103,7 +102,8 @@ fn hosts_to_avoid_are_picked_only_if_there_is_no_other() {
 fn original_destinations_are_hosts_while_they_are_used() {
     let cluster = worker_cluster("type: ORIGINAL_DST, lb_policy: CLUSTER_PROVIDED");
     assert!(cluster.pick(&PickContext::default()).is_none(), "the connection was not redirected");
-    let context = PickContext { original_dst: Some("10.0.0.1:80".parse().unwrap()), ..PickContext::default() };
+    let context =
+        PickContext { original_dst: Some("10.0.0.1:80".parse().unwrap()), ..PickContext::default() };
     let host = cluster.pick(&context).unwrap();
     assert!(Rc::ptr_eq(&host, &cluster.pick(&context).unwrap()));
     host.active.set(1);

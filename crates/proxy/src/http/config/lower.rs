@@ -16,7 +16,7 @@ use prost_types::Any;
 
 use super::{
     CodecType, EscapedSlashes, Http1Settings, HttpConnectionManager, RouteSource, RouterConfig, ServerHeader,
-    StripPort, Underscores, UpgradeType,
+    StripPort, Underscores, UpgradeType, local_reply,
 };
 use crate::cluster::Http2Settings;
 use crate::config::address;
@@ -25,6 +25,8 @@ use crate::config::lower::Lower;
 use crate::config::source::{Origin, config_source};
 use crate::config::wire::split;
 use crate::http::filters::{ChainedFilter, REGISTRY};
+use crate::http::forward::strict;
+use crate::http::headers::Known;
 use crate::http::route::RouteTable;
 use crate::http::route::table::pack;
 use crate::telemetry::access_log::AccessLog;
@@ -134,14 +136,9 @@ impl HttpConnectionManager {
         } = proto;
         at.unsupported("http1_safe_max_connection_duration", http1_safe_max_connection_duration);
         at.unsupported("http3_protocol_options", http3_protocol_options.is_some());
-        at.unsupported("stream_flush_timeout", stream_flush_timeout.is_some());
         // Deviation: a draining HTTP/2 connection gets its last GOAWAY after a ping's round trip, when
         // the client has seen the first, instead of after `drain_timeout`.
         at.duration("drain_timeout", drain_timeout);
-        at.unsupported(
-            "stream_error_on_invalid_http_message",
-            stream_error_on_invalid_http_message == Some(true),
-        );
         check_request_id(request_id_extension, at);
         at.unsupported("drain_timeout_jitter", drain_timeout_jitter.is_some());
         at.unsupported("access_log_flush_interval", access_log_flush_interval.is_some());
@@ -154,7 +151,6 @@ impl HttpConnectionManager {
             "represent_ipv4_remote_address_as_ipv4_mapped_ipv6",
             represent_ipv4_remote_address_as_ipv4_mapped_ipv6,
         );
-        at.unsupported("local_reply_config", local_reply_config.is_some());
         at.unsupported("path_normalization_options", path_normalization_options.is_some());
         at.unsupported("proxy_status_config", proxy_status_config.is_some());
         at.unsupported("typed_header_validation_config", typed_header_validation_config.is_some());
@@ -163,7 +159,11 @@ impl HttpConnectionManager {
 
         let common = common_options(common_http_protocol_options, at);
         let http1 = at.field("http_protocol_options", |at| {
-            http1_options(http_protocol_options.unwrap_or_default(), at)
+            let options = http_protocol_options.unwrap_or_default();
+            let overridden = options.override_stream_error_on_invalid_http_message;
+            let mut http1 = http1_options(options, at)?;
+            http1.stream_error = overridden.or(stream_error_on_invalid_http_message).unwrap_or(false);
+            Some(http1)
         });
         let http2 = at.field("http2_protocol_options", |at| http2_options(http2_protocol_options, at));
         let (filters, router) = filter_chain(http_filters, at);
@@ -230,6 +230,7 @@ impl HttpConnectionManager {
             filters,
             router,
             access_logs: at.each("access_log", access_log, AccessLog::lower),
+            local_replies: at.optional("local_reply_config", local_reply_config, local_reply::lower),
             server_name: if server_name.is_empty() { "envoy".into() } else { server_name.into() },
             server_header,
             idle_timeout: common.idle_timeout,
@@ -241,6 +242,8 @@ impl HttpConnectionManager {
                 stream_idle_timeout,
                 Some(Duration::from_secs(300)),
             ),
+            stream_flush_timeout: stream_flush_timeout
+                .map(|limit| at.timeout("stream_flush_timeout", Some(limit), None)),
             request_timeout: at.timeout("request_timeout", request_timeout, None),
             request_headers_timeout: at.timeout("request_headers_timeout", request_headers_timeout, None),
             delayed_close_timeout: at
@@ -421,7 +424,6 @@ fn filter_chain(protos: Vec<hcm::HttpFilter>, at: &mut Lower) -> (Vec<ChainedFil
 
 fn lower_router(any: &Any, at: &mut Lower) -> Option<RouterConfig> {
     let router::Router {
-        // What it would switch off, nobody asks for: our stats are not costly.
         dynamic_stats,
         // There is no tracing.
         start_child_span: _,
@@ -434,14 +436,24 @@ fn lower_router(any: &Any, at: &mut Lower) -> Option<RouterConfig> {
         upstream_http_filters,
         reject_connect_request_early_data,
     } = at.unpack(any)?;
-    at.unsupported("dynamic_stats", dynamic_stats == Some(false));
     at.unsupported("upstream_log", !upstream_log.is_empty());
-    at.unsupported("suppress_grpc_request_failure_code_stats", suppress_grpc_request_failure_code_stats);
     at.unsupported("upstream_log_options", upstream_log_options.is_some());
-    at.unsupported("strict_check_headers", !strict_check_headers.is_empty());
+    let strict_headers = at.each("strict_check_headers", strict_check_headers, |name, at| {
+        let known = Known::find(name.as_bytes()).filter(|known| strict::checks(*known));
+        if known.is_none() {
+            at.error("value must be one of the headers that can be checked");
+        }
+        known
+    });
     at.unsupported("reject_connect_request_early_data", reject_connect_request_early_data == Some(true));
     upstream_filters("upstream_http_filters", upstream_http_filters, at);
-    Some(RouterConfig { suppress_envoy_headers, respect_expected_timeout: respect_expected_rq_timeout })
+    Some(RouterConfig {
+        suppress_envoy_headers,
+        respect_expected_timeout: respect_expected_rq_timeout,
+        dynamic_stats: dynamic_stats != Some(false),
+        suppress_grpc_code_stats: suppress_grpc_request_failure_code_stats,
+        strict_headers,
+    })
 }
 
 /// Upstream HTTP filters: only the codec, which is what an empty list means too.
@@ -515,17 +527,14 @@ pub(crate) fn http1_options(proto: core::Http1ProtocolOptions, at: &mut Lower) -
         header_key_format,
         enable_trailers,
         allow_chunked_length,
-        override_stream_error_on_invalid_http_message,
+        // The connection manager's: upstream connections never outlive an invalid message.
+        override_stream_error_on_invalid_http_message: _,
         send_fully_qualified_url,
         // Which of Envoy's parsers is used.
         use_balsa_parser: _,
         allow_custom_methods,
         ignore_http_11_upgrade,
     } = proto;
-    at.unsupported(
-        "override_stream_error_on_invalid_http_message",
-        override_stream_error_on_invalid_http_message.is_some(),
-    );
     at.unsupported("send_fully_qualified_url", send_fully_qualified_url);
     at.unsupported("allow_custom_methods", allow_custom_methods);
     at.unsupported("ignore_http_11_upgrade", !ignore_http_11_upgrade.is_empty());
@@ -551,6 +560,7 @@ pub(crate) fn http1_options(proto: core::Http1ProtocolOptions, at: &mut Lower) -
         accept_http_10,
         default_host: (!default_host_for_http_10.is_empty()).then(|| default_host_for_http_10.into()),
         allow_absolute_url: allow_absolute_url.unwrap_or(true),
+        stream_error: false,
         enable_trailers,
         allow_chunked_length,
         proper_case,

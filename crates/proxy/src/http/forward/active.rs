@@ -36,8 +36,16 @@ impl Active {
             Err(Ended::Reply(reply)) if reply.flags.intersects(ResponseFlags::UPSTREAM_REQUEST_TIMEOUT) => {
                 increment(&counts.rq_timeout);
             }
+            Err(Ended::Redirected) => increment(&counts.rq_success),
             Err(Ended::Reply(_) | Ended::Downstream(_)) => {}
         }
+    }
+}
+
+impl Active {
+    /// The attempt was given up for another one.
+    pub(super) fn failed(&self) {
+        increment(&self.host.counts.rq_error);
     }
 }
 

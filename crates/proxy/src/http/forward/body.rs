@@ -1,6 +1,8 @@
 //! The request's body on its way up: what was sent is kept as long as it may have to be sent
 //! again.
 
+use std::collections::VecDeque;
+
 use bytes::Bytes;
 
 use crate::http::codec::Frame;
@@ -24,6 +26,12 @@ impl RequestBody {
     /// Keeps up to `limit` bytes.
     pub(crate) fn new(limit: usize, complete: bool) -> Self {
         Self { limit, complete, ..Self::default() }
+    }
+
+    /// A request that is forwarded again brings the body that was read before.
+    pub(crate) fn begin_with(&mut self, pieces: VecDeque<Bytes>) {
+        self.kept_len = pieces.iter().map(Bytes::len).sum();
+        self.kept = pieces.into();
     }
 
     /// Sends a piece, and keeps it.

@@ -1,14 +1,27 @@
 //! Request and response heads on their way through the router: rewriting, timeouts, the
 //! `x-envoy-*` headers.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use crate::cluster::ClusterHttp;
 use crate::cluster::worker_cluster::Host;
 use crate::http::config::RouterConfig;
 use crate::http::headers::{HeaderMap, Known};
-use crate::http::route::{ClusterChoice, Forward, HostRewrite, PathRewrite, Selected};
+use crate::http::route::mutation::evaluate;
+use crate::http::route::{Forward, HostRewrite, PathRewrite, RetryPolicy, Selected};
 use crate::http::stream::Stream;
 use crate::telemetry::access_log::command::FormatContext;
+
+/// Request headers that change timeouts.
+const REQUEST_HEADERS: &[Known] = &[
+    Known::EnvoyExpectedRqTimeoutMs,
+    Known::EnvoyHedgeOnPerTryTimeout,
+    Known::EnvoyUpstreamRqPerTryTimeoutMs,
+    Known::EnvoyUpstreamRqTimeoutAltResponse,
+    Known::EnvoyUpstreamRqTimeoutMs,
+    Known::EnvoyUpstreamStreamDurationMs,
+];
 
 /// The timeouts of one request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,20 +32,45 @@ pub(crate) struct Timeouts {
     pub(crate) per_try: Option<Duration>,
     /// Between bytes of an attempt.
     pub(crate) per_try_idle: Option<Duration>,
+    /// For each attempt, from its first byte to its last: the cluster's `max_stream_duration`.
+    pub(crate) upstream: Option<Duration>,
+    /// An attempt that is late goes on beside the next one.
+    pub(crate) hedge: bool,
+    /// `x-envoy-upstream-rq-timeout-alt-response`: who is late is answered with 204.
+    pub(crate) alternative: bool,
 }
 
 impl Timeouts {
     /// From the route, as overridden by the request's own headers, which are consumed.
-    pub(crate) fn read(route: &Forward, config: &RouterConfig, head: &mut HeaderMap) -> Self {
-        let retry = route.retry.as_deref();
+    pub(crate) fn read(
+        route: &Forward,
+        retry: Option<&Arc<RetryPolicy>>,
+        cluster: &ClusterHttp,
+        config: &RouterConfig,
+        grpc: bool,
+        head: &mut HeaderMap,
+    ) -> Self {
         let mut timeouts = Timeouts {
             global: route.timeout,
             per_try: retry.and_then(|retry| retry.per_try_timeout),
             per_try_idle: retry.and_then(|retry| retry.per_try_idle_timeout),
+            upstream: cluster.max_stream_duration,
+            hedge: route.hedge_on_per_try_timeout,
+            alternative: false,
         };
-        if config.suppress_envoy_headers {
-            return timeouts;
+        if let Some(max) = route.max_grpc_timeout.filter(|_| grpc) {
+            timeouts.global = old_grpc_timeout(max, route.grpc_timeout_offset, grpc_timeout(head));
         }
+        // Few requests say anything of the kind.
+        if !head.contains_any(REQUEST_HEADERS) {
+            return timeouts.bounded();
+        }
+        match head.get(Known::EnvoyHedgeOnPerTryTimeout) {
+            Some(b"true") => timeouts.hedge = true,
+            Some(b"false") => timeouts.hedge = false,
+            _ => {}
+        }
+        timeouts.alternative = head.remove(Known::EnvoyUpstreamRqTimeoutAltResponse);
         let millis = |name| head.get_str(name).and_then(|text| text.parse::<u64>().ok());
         let global = match millis(Known::EnvoyExpectedRqTimeoutMs).filter(|_| config.respect_expected_timeout)
         {
@@ -46,20 +84,35 @@ impl Timeouts {
         if let Some(limit) = per_try {
             timeouts.per_try = Some(Duration::from_millis(limit)).filter(|limit| !limit.is_zero());
         }
+        if let Some(limit) = head.get_str(Known::EnvoyUpstreamStreamDurationMs) {
+            let limit = limit.parse().ok().filter(|limit| *limit > 0).map(Duration::from_millis);
+            timeouts.upstream = limit.or(timeouts.upstream);
+            head.remove(Known::EnvoyUpstreamStreamDurationMs);
+        }
         head.remove(Known::EnvoyUpstreamRqTimeoutMs);
         head.remove(Known::EnvoyUpstreamRqPerTryTimeoutMs);
-        // An attempt cannot take longer than all of them.
-        if let (Some(per_try), Some(global)) = (timeouts.per_try, timeouts.global)
+        timeouts.bounded()
+    }
+
+    /// An attempt cannot take longer than all of them.
+    fn bounded(mut self) -> Self {
+        if let (Some(per_try), Some(global)) = (self.per_try, self.global)
             && per_try >= global
         {
-            timeouts.per_try = None;
+            self.per_try = None;
         }
-        timeouts
+        self
+    }
+
+    /// The status of an answer to who is late.
+    pub(crate) fn late_status(&self) -> u16 {
+        if self.alternative { 204 } else { 504 }
     }
 
     /// What the endpoint is told to keep to, `left` of the global timeout being left.
     pub(crate) fn expected(&self, left: Option<Duration>) -> Option<Duration> {
-        match (self.per_try, left) {
+        // Attempts that go on beside each other have all of the time.
+        match (self.per_try.filter(|_| !self.hedge), left) {
             (Some(per_try), Some(left)) => Some(per_try.min(left)),
             (per_try, left) => per_try.or(left),
         }
@@ -70,16 +123,20 @@ impl Timeouts {
 pub(crate) fn announce_attempt(
     stream: &Stream,
     selected: &Selected,
+    route: &Forward,
     timeouts: &Timeouts,
     left: Option<Duration>,
     attempt: u32,
     head: &mut HeaderMap,
 ) {
-    if !stream.manager.router.suppress_envoy_headers
-        && let Some(expected) = timeouts.expected(left)
-    {
+    if let Some(expected) = timeouts.expected(left) {
         let millis = u64::try_from(expected.as_millis()).unwrap_or(u64::MAX).max(1);
-        set_number(head, Known::EnvoyExpectedRqTimeoutMs, millis);
+        if !stream.manager.router.suppress_envoy_headers {
+            set_number(head, Known::EnvoyExpectedRqTimeoutMs, millis);
+        }
+        if route.max_grpc_timeout.is_some() && stream.is_grpc() {
+            set_grpc_timeout(head, millis);
+        }
     }
     if selected.virtual_host.include_request_attempt_count {
         set_number(head, Known::EnvoyAttemptCount, attempt.into());
@@ -87,7 +144,7 @@ pub(crate) fn announce_attempt(
 }
 
 /// The route's idle timeout and stream duration replace the connection manager's.
-pub(crate) fn apply_stream_limits(stream: &mut Stream, route: &Forward, head: &HeaderMap) {
+pub(crate) fn apply_stream_limits(stream: &mut Stream, route: &Forward, head: &mut HeaderMap) {
     if let Some(idle) = route.idle_timeout {
         stream.deadlines.idle = idle.filter(|limit| !limit.is_zero());
     }
@@ -96,14 +153,42 @@ pub(crate) fn apply_stream_limits(stream: &mut Stream, route: &Forward, head: &H
         stream.deadlines.duration = limit.map(|limit| started + limit);
     }
     if let Some(max) = route.grpc_timeout_max
-        && head.is_grpc()
         && let Some(wanted) = grpc_timeout(head)
     {
-        let limit = max.filter(|max| !max.is_zero()).map_or(wanted, |max| wanted.min(max));
-        let limit =
-            limit.checked_sub(route.grpc_timeout_offset).filter(|left| !left.is_zero()).unwrap_or(limit);
+        let limit = max.map_or(wanted, |max| wanted.min(max));
+        let limit = limit.saturating_sub(route.grpc_header_offset);
         stream.deadlines.duration = Some(started + limit);
+        set_grpc_timeout(head, u64::try_from(limit.as_millis()).unwrap_or(u64::MAX));
     }
+    if let Some(limit) = route.flush_timeout {
+        stream.deadlines.flush = Some(limit);
+    }
+}
+
+/// The deprecated `max_grpc_timeout` (`None`: unlimited) and `grpc_timeout_offset`: the timeout of
+/// a gRPC request that asks for `wanted`.
+fn old_grpc_timeout(max: Option<Duration>, offset: Duration, wanted: Option<Duration>) -> Option<Duration> {
+    let wanted = wanted.filter(|wanted| !wanted.is_zero());
+    let wanted = wanted.map(|wanted| if offset < wanted { wanted - offset } else { wanted });
+    match (wanted, max) {
+        (Some(wanted), Some(max)) => Some(wanted.min(max)),
+        (wanted, max) => wanted.or(max),
+    }
+}
+
+/// Writes `grpc-timeout`: at most 8 digits, in the smallest unit from milliseconds on.
+fn set_grpc_timeout(head: &mut HeaderMap, millis: u64) {
+    const MOST: u64 = 99_999_999;
+    let units = [(1, b'm'), (1_000, b'S'), (60_000, b'M'), (3_600_000, b'H')];
+    let (amount, unit) = units
+        .iter()
+        .map(|(size, unit)| (millis / size, *unit))
+        .find(|(amount, _)| *amount <= MOST)
+        .unwrap_or((MOST, b'H'));
+    set_number(head, Known::GrpcTimeout, amount);
+    let mut text = head.get(Known::GrpcTimeout).unwrap_or_default().to_vec();
+    text.push(unit);
+    head.set(Known::GrpcTimeout, &text);
 }
 
 /// `grpc-timeout`: at most 8 digits and a unit.
@@ -138,17 +223,33 @@ pub(crate) fn rewritten_path(rewrite: &PathRewrite, path: &[u8]) -> Option<Vec<u
             new
         }
         PathRewrite::Regex { pattern, with } => pattern.replace_all(plain, with.as_bytes()).into_owned(),
+        // Needs the whole request; see `new_path`.
+        PathRewrite::Format(_) => return None,
     };
     new.extend_from_slice(query);
     Some(new)
 }
 
+/// The path that a rewrite makes of a request's.
+pub(crate) fn new_path(
+    rewrite: &PathRewrite,
+    head: &HeaderMap,
+    context: &FormatContext<'_>,
+) -> Option<Vec<u8>> {
+    let PathRewrite::Format(format) = rewrite else { return rewritten_path(rewrite, head.path()) };
+    let path = evaluate(format, head, context);
+    // As in Envoy: what comes out empty rewrites nothing, and the query stays.
+    if path.is_empty() {
+        return None;
+    }
+    let original = head.path();
+    let query = original.iter().position(|byte| *byte == b'?').and_then(|at| original.get(at..));
+    Some([&path, query.unwrap_or_default()].concat())
+}
+
 /// Changes a request's head as the route says: header rules, host, path.
 pub(crate) fn prepare_request(stream: &Stream, selected: &Selected, route: &Forward, head: &mut HeaderMap) {
-    let weighted = match (&route.cluster, selected.weighted) {
-        (ClusterChoice::Weighted { clusters, .. }, Some(index)) => clusters.get(index),
-        _ => None,
-    };
+    let weighted = selected.weighted_cluster();
     let context = FormatContext::new(&stream.info);
     for rules in
         weighted.map(|cluster| &cluster.request_headers).into_iter().chain(&selected.route.request_headers)
@@ -166,6 +267,12 @@ pub(crate) fn prepare_request(stream: &Stream, selected: &Selected, route: &Forw
             let plain = head.path().get(..path_end).unwrap_or_default();
             Some(pattern.replace_all(plain, with.as_bytes()).into_owned())
         }
+        (HostRewrite::Format(format), None) => {
+            let context = FormatContext { request: Some(head), ..context };
+            let mut host = Vec::new();
+            format.format(&context, "-", &mut host);
+            Some(host).filter(|host| !host.is_empty())
+        }
         (HostRewrite::None | HostRewrite::Auto, None) => None,
     };
     if let Some(host) = host {
@@ -176,7 +283,7 @@ pub(crate) fn prepare_request(stream: &Stream, selected: &Selected, route: &Forw
             !stream.manager.router.suppress_envoy_headers,
         );
     }
-    if let Some(path) = rewritten_path(&route.path_rewrite, head.path()) {
+    if let Some(path) = new_path(&route.path_rewrite, head, &context) {
         if !stream.manager.router.suppress_envoy_headers && !head.contains(Known::EnvoyOriginalPath) {
             let original = head.path().to_vec();
             head.set(Known::EnvoyOriginalPath, &original);
@@ -234,7 +341,7 @@ pub(crate) fn set_number(head: &mut HeaderMap, name: Known, number: u64) {
 mod tests {
     use std::time::Duration;
 
-    use super::{grpc_timeout, rewritten_path, set_number};
+    use super::{grpc_timeout, old_grpc_timeout, rewritten_path, set_grpc_timeout, set_number};
     use crate::http::headers::{HeaderMap, Known};
     use crate::http::route::PathRewrite;
 
@@ -264,6 +371,30 @@ mod tests {
         for wrong in ["", "m", "5", "5x", "123456789m", "-5m"] {
             check(wrong, None);
         }
+    }
+
+    #[test]
+    fn grpc_timeouts_are_written_with_8_digits() {
+        let mut head = HeaderMap::new();
+        let cases = [(0, "0m"), (1500, "1500m"), (100_000_000, "100000S"), (u64::MAX, "99999999H")];
+        for (millis, text) in cases {
+            set_grpc_timeout(&mut head, millis);
+            assert_eq!(head.get_str(Known::GrpcTimeout), Some(text));
+        }
+    }
+
+    #[test]
+    fn the_old_grpc_timeouts() {
+        let seconds = |limit: u64| Some(Duration::from_secs(limit));
+        let check = |max, offset, wanted, expected| {
+            assert_eq!(old_grpc_timeout(max, Duration::from_secs(offset), wanted), expected);
+        };
+        check(None, 0, None, None);
+        check(None, 0, seconds(5), seconds(5));
+        check(seconds(3), 0, seconds(5), seconds(3));
+        check(seconds(3), 0, None, seconds(3));
+        check(seconds(9), 1, seconds(5), seconds(4));
+        check(seconds(9), 5, seconds(5), seconds(5));
     }
 
     #[test]

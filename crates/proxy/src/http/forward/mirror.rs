@@ -5,6 +5,7 @@
 
 use std::future::poll_fn;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use crate::cluster::PickContext;
 use crate::cluster::outlier::Report;
@@ -15,48 +16,75 @@ use crate::http::codec::h1::client::Answer;
 use crate::http::forward::active::Active;
 use crate::http::forward::body::RequestBody;
 use crate::http::headers::{HeaderMap, Known};
+use crate::http::normalize::{append_list, own_address};
 use crate::http::route::{ClusterChoice, Mirror};
-use crate::http::stream::now;
-use crate::worker::Worker;
+use crate::http::stream::{Stream, now};
+use crate::telemetry::access_log::command::FormatContext;
 
 /// How long a shadow request may take; Envoy uses the route's timeout.
 const LIMIT: std::time::Duration = std::time::Duration::from_secs(15);
 
-/// The shadow clusters that get a copy of this request.
-pub(crate) fn chosen(
-    worker: &Worker,
-    mirrors: &[std::sync::Arc<Mirror>],
-    head: &HeaderMap,
-) -> Vec<Rc<WorkerCluster>> {
-    let chosen = mirrors.iter().filter(|mirror| {
+/// A copy of a request that is to be made.
+pub(crate) struct Copy {
+    cluster: Rc<WorkerCluster>,
+    mirror: Arc<Mirror>,
+}
+
+/// The copies that are made of this request.
+pub(crate) fn chosen(stream: &Stream, mirrors: &[Arc<Mirror>], head: &HeaderMap) -> Vec<Copy> {
+    let worker = &stream.worker;
+    let mut copies = Vec::new();
+    for mirror in mirrors {
         let (numerator, denominator) = mirror.fraction;
-        worker.random() % u64::from(denominator.max(1)) < u64::from(numerator)
-    });
-    let cluster = |mirror: &std::sync::Arc<Mirror>| match &mirror.cluster {
-        ClusterChoice::Name(name) => worker.cluster(name),
-        ClusterChoice::Header(name) => {
-            worker.cluster(head.find(name).and_then(|name| std::str::from_utf8(name).ok())?)
+        // The same number for all, as in Envoy: shares of several mirrors overlap.
+        if stream.random % u64::from(denominator.max(1)) >= u64::from(numerator) {
+            continue;
         }
-        ClusterChoice::Weighted { .. } => None,
-    };
-    chosen.filter_map(cluster).collect()
+        let cluster = match &mirror.cluster {
+            ClusterChoice::Name(name) => worker.cluster(name),
+            ClusterChoice::Header(name) => {
+                let name = head.find(name).and_then(|name| std::str::from_utf8(name).ok());
+                name.and_then(|name| worker.cluster(name))
+            }
+            ClusterChoice::Weighted { .. } => None,
+        };
+        copies.extend(cluster.map(|cluster| Copy { cluster, mirror: Arc::clone(mirror) }));
+    }
+    copies
 }
 
 /// Sends copies of a complete request.
-pub(crate) fn send(clusters: Vec<Rc<WorkerCluster>>, head: &HeaderMap, body: &RequestBody) {
-    for cluster in clusters {
+pub(crate) fn send(copies: Vec<Copy>, stream: &Stream, body: &RequestBody) {
+    for Copy { cluster, mirror } in copies {
         if !body.complete || !body.can_replay() {
             cluster.stats.retry_or_shadow_abandoned().inc();
             continue;
         }
-        let mut head = head.clone();
-        let shadow = shadow_host(head.authority());
-        head.set(Known::Authority, &shadow);
+        let head = copied_head(&mirror, stream);
         let pieces = body.pieces().to_vec();
         tokio::task::spawn_local(async move {
             let _ = tokio::time::timeout(LIMIT, exchange(&cluster, head, pieces)).await;
         });
     }
+}
+
+/// The head of a copy: another host, from inside, and as the policy changes it.
+fn copied_head(mirror: &Mirror, stream: &Stream) -> HeaderMap {
+    let mut head = stream.request.clone();
+    let host = match &mirror.host_rewrite {
+        Some(host) => host.as_bytes().to_vec(),
+        None if mirror.host_suffix => shadow_host(head.authority()),
+        None => head.authority().to_vec(),
+    };
+    head.set(Known::Authority, &host);
+    let context = FormatContext::new(&stream.info);
+    for change in &mirror.changes {
+        change.apply(&mut head, &context);
+    }
+    head.set(Known::EnvoyInternal, b"true");
+    let own = own_address(stream.info.connection.direct_local.ip());
+    append_list(&mut head, Known::XForwardedFor, own.to_string().as_bytes(), b",");
+    head
 }
 
 /// `-shadow` behind the host, in front of the port.
@@ -111,7 +139,7 @@ async fn exchange(cluster: &Rc<WorkerCluster>, head: HeaderMap, pieces: Vec<byte
             }
         }
     }
-    cluster.stats.count_response(response.status());
+    cluster.stats.count_response(response.status(), true);
     cluster.stats.upstream_rq_time().record_ms(now().saturating_duration_since(started));
     Some(())
 }

@@ -8,17 +8,29 @@
 //!
 //! The replay goes by a fresh connection: kept ones often close together, and it must suffice.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use crate::cluster::Cluster;
 use crate::cluster::stats::{ClusterStats, Permit, Resource};
+use crate::cluster::worker_cluster::Host;
 use crate::http::codec::ResetReason;
 use crate::http::codec::side::Untouched;
-use crate::http::config::RouterConfig;
+use crate::http::forward::count::Scopes;
 use crate::http::headers::{HeaderMap, Known};
 use crate::http::route::policy::retry_on;
-use crate::http::route::{RetryOn, RetryPolicy};
+use crate::http::route::{OmitHost, ResetHeader, RetryOn, RetryPolicy};
+
+/// Request headers that are for retries alone.
+const REQUEST_HEADERS: &[Known] = &[
+    Known::EnvoyRetryOn,
+    Known::EnvoyRetryGrpcOn,
+    Known::EnvoyMaxRetries,
+    Known::EnvoyRetriableStatusCodes,
+    Known::EnvoyRetriableHeaderNames,
+    Known::EnvoyHedgeOnPerTryTimeout,
+];
 
 /// What a failed attempt leads to.
 #[derive(Debug)]
@@ -40,45 +52,52 @@ pub(crate) struct Retries {
     left: u32,
     done: u32,
     policy: Option<Arc<RetryPolicy>>,
-    status_codes: Vec<u16>,
-    header_names: Vec<Box<str>>,
+    /// What the request itself adds to the policy.
+    asked: Option<Box<Asked>>,
+    /// How long the last response asks to wait.
+    reset: Option<Duration>,
     replayed: bool,
     safe: bool,
 }
 
+/// The request headers `x-envoy-retriable-...`.
+#[derive(Debug, Default)]
+struct Asked {
+    status_codes: Vec<u16>,
+    header_names: Vec<Box<str>>,
+}
+
 impl Retries {
     /// From the route's policy and the request's own headers, which are consumed.
-    pub(crate) fn new(
-        policy: Option<&Arc<RetryPolicy>>,
-        config: &RouterConfig,
-        head: &mut HeaderMap,
-    ) -> Self {
-        let safe = matches!(head.method(), b"GET" | b"HEAD" | b"OPTIONS" | b"TRACE");
-        let policy = policy.filter(|policy| {
-            policy.request_headers.is_empty()
-                || policy.request_headers.iter().any(|matcher| matcher.matches(head))
-        });
+    pub(crate) fn new(policy: Option<&Arc<RetryPolicy>>, head: &mut HeaderMap) -> Self {
         let mut retries = Self {
             on: policy.map(|policy| policy.on).unwrap_or_default(),
             left: policy.map_or(1, |policy| policy.max_retries),
             done: 0,
             policy: policy.cloned(),
-            status_codes: Vec::new(),
-            header_names: Vec::new(),
+            asked: None,
+            reset: None,
             replayed: false,
-            safe,
+            safe: matches!(head.method(), b"GET" | b"HEAD" | b"OPTIONS" | b"TRACE"),
         };
-        if !config.suppress_envoy_headers {
+        // Few requests say anything of the kind.
+        if head.contains_any(REQUEST_HEADERS) {
             retries.read_headers(head);
+        }
+        let wanted = |policy: &&Arc<RetryPolicy>| {
+            policy.request_headers.is_empty()
+                || policy.request_headers.iter().any(|matcher| matcher.matches(head))
+        };
+        if policy.is_some_and(|policy| !wanted(&policy)) {
+            retries.on = RetryOn::default();
         }
         retries
     }
 
     fn read_headers(&mut self, head: &mut HeaderMap) {
-        for name in [Known::EnvoyRetryOn, Known::EnvoyRetryGrpcOn] {
+        for (name, of) in [(Known::EnvoyRetryOn, RetryOn::HTTP), (Known::EnvoyRetryGrpcOn, RetryOn::GRPC)] {
             if let Some(text) = head.get_str(name) {
-                self.on = self.on.union(retry_on(text));
-                head.remove(name);
+                self.on = self.on.union(retry_on(text).intersection(of));
             }
         }
         if self.on != RetryOn::default()
@@ -87,18 +106,15 @@ impl Retries {
             self.left = limit;
         }
         if let Some(text) = head.get_str(Known::EnvoyRetriableStatusCodes) {
-            self.status_codes.extend(text.split(',').filter_map(|code| code.trim().parse::<u16>().ok()));
+            let codes = text.split(',').filter_map(|code| code.trim().parse::<u16>().ok());
+            self.asked.get_or_insert_default().status_codes.extend(codes);
         }
         if let Some(text) = head.get_str(Known::EnvoyRetriableHeaderNames) {
-            self.header_names.extend(text.split(',').map(|name| name.trim().to_ascii_lowercase().into()));
+            let names = text.split(',').map(|name| name.trim().to_ascii_lowercase().into());
+            self.asked.get_or_insert_default().header_names.extend(names);
         }
-        for name in [
-            Known::EnvoyMaxRetries,
-            Known::EnvoyRetriableStatusCodes,
-            Known::EnvoyRetriableHeaderNames,
-            Known::EnvoyHedgeOnPerTryTimeout,
-        ] {
-            head.remove(name);
+        for name in REQUEST_HEADERS {
+            head.remove(*name);
         }
     }
 
@@ -107,15 +123,24 @@ impl Retries {
         self.on != RetryOn::default()
     }
 
-    /// Retries made so far.
-    pub(crate) fn done(&self) -> u32 {
-        self.done
+    /// Whether a retry keeps off this endpoint; `tried`: those that were.
+    pub(crate) fn omits(&self, host: &Host, tried: &[SocketAddr]) -> bool {
+        let Some(policy) = &self.policy else { return false };
+        let metadata = || host.config.metadata.get("envoy.lb");
+        policy.omit.iter().any(|omit| match omit {
+            OmitHost::Previous => host.address.is_some_and(|address| tried.contains(&address)),
+            OmitHost::Canary => host.is_canary(),
+            OmitHost::Metadata(labels) => {
+                let has = |(key, value): &(String, _)| metadata().and_then(|of| of.get(key)) == Some(value);
+                !labels.is_empty() && labels.iter().all(has)
+            }
+        })
     }
 
-    /// Endpoints that were tried are avoided, with so many attempts to find another.
-    pub(crate) fn avoid_attempts(&self) -> Option<u32> {
-        let policy = self.policy.as_ref().filter(|policy| policy.previous_hosts)?;
-        Some(policy.host_selection_attempts)
+    /// `host_selection_retry_max_attempts`: further tries to find an endpoint that is not omitted.
+    pub(crate) fn host_selection_attempts(&self) -> u32 {
+        let policy = self.policy.as_ref().filter(|policy| !policy.omit.is_empty());
+        policy.map_or(0, |policy| policy.host_selection_attempts)
     }
 
     /// Whether a broken attempt is replayed at once; see the module's text.
@@ -153,8 +178,22 @@ impl Retries {
         self.on.intersects(any)
     }
 
-    /// After a response head.
-    pub(crate) fn on_response(&self, head: &HeaderMap) -> bool {
+    /// After a response head that came at `wall`.
+    pub(crate) fn on_response(&mut self, head: &HeaderMap, wall: impl FnOnce() -> SystemTime) -> bool {
+        let wanted = self.would_retry(head);
+        self.reset = None;
+        if wanted && let Some(limits) = self.policy.as_ref().and_then(|policy| policy.rate_limited.as_ref()) {
+            let wall = wall();
+            let waits = limits.headers.iter().filter_map(|header| header.wait(head, wall));
+            self.reset = waits.filter(|wait| *wait <= limits.max).next();
+            // As Envoy: a millisecond is no limit.
+            self.reset = self.reset.filter(|wait| *wait > Duration::from_millis(1));
+        }
+        wanted
+    }
+
+    /// Whether a condition covers this response.
+    pub(crate) fn would_retry(&self, head: &HeaderMap) -> bool {
         if !self.enabled() {
             return false;
         }
@@ -164,18 +203,23 @@ impl Retries {
         let status = head.status();
         let policy_codes = self.policy.as_ref().map(|policy| &policy.status_codes[..]).unwrap_or_default();
         let policy_headers = self.policy.as_ref().map(|policy| &policy.headers[..]).unwrap_or_default();
+        let asked_codes = self.asked.as_ref().map(|asked| &asked.status_codes[..]).unwrap_or_default();
+        let asked_names = self.asked.as_ref().map(|asked| &asked.header_names[..]).unwrap_or_default();
         (self.on.intersects(RetryOn::SERVER_ERROR) && (500..600).contains(&status))
             || (self.on.intersects(RetryOn::GATEWAY_ERROR) && (502..=504).contains(&status))
             || (self.on.intersects(RetryOn::RETRIABLE_4XX) && status == 409)
             || (self.on.intersects(RetryOn::RETRIABLE_STATUS_CODES)
-                && (policy_codes.contains(&status) || self.status_codes.contains(&status)))
+                && (policy_codes.contains(&status) || asked_codes.contains(&status)))
             || (self.on.intersects(RetryOn::RETRIABLE_HEADERS)
                 && (policy_headers.iter().any(|matcher| matcher.matches(head))
-                    || self.header_names.iter().any(|name| head.find(name).is_some())))
+                    || asked_names.iter().any(|name| head.find(name).is_some())))
             || self.on_grpc(head)
     }
 
     fn on_grpc(&self, head: &HeaderMap) -> bool {
+        if !self.on.intersects(RetryOn::GRPC) {
+            return false;
+        }
         let condition = match head.get_str(Known::GrpcStatus) {
             Some("1") => RetryOn::GRPC_CANCELLED,
             Some("4") => RetryOn::GRPC_DEADLINE_EXCEEDED,
@@ -193,25 +237,43 @@ impl Retries {
         wanted: bool,
         cluster: &Arc<Cluster>,
         stats: &ClusterStats,
+        more: &Scopes,
         high_priority: bool,
         random: u64,
     ) -> Verdict {
         if !wanted {
+            if self.done > 0 {
+                // What was tried again is through.
+                stats.upstream_rq_retry_success().inc();
+                more.each(|stats| stats.upstream_rq_retry_success().inc());
+            }
             return Verdict::No;
         }
         if self.left == 0 {
             stats.upstream_rq_retry_limit_exceeded().inc();
+            more.each(|stats| stats.upstream_rq_retry_limit_exceeded().inc());
             return Verdict::LimitExceeded;
         }
+        self.left -= 1;
         let Some(permit) = Permit::take(cluster, Resource::Retries, high_priority) else {
             stats.upstream_rq_retry_overflow().inc();
+            more.each(|stats| stats.upstream_rq_retry_overflow().inc());
             return Verdict::Overflow;
         };
-        self.left -= 1;
-        let wait = self.back_off(random);
+        let wait = match self.reset.take() {
+            Some(reset) => {
+                stats.upstream_rq_retry_backoff_ratelimited().inc();
+                let millis = u64::try_from(reset.as_millis()).unwrap_or(u64::MAX);
+                reset + Duration::from_millis(random % (millis / 2).max(1))
+            }
+            None => {
+                stats.upstream_rq_retry_backoff_exponential().inc();
+                self.back_off(random)
+            }
+        };
         self.done += 1;
         stats.upstream_rq_retry().inc();
-        stats.upstream_rq_retry_backoff_exponential().inc();
+        more.each(|stats| stats.upstream_rq_retry().inc());
         Verdict::Retry(wait, permit)
     }
 
@@ -222,5 +284,73 @@ impl Retries {
         let ceiling = base.saturating_mul(1 << self.done.min(20)).min(max);
         let millis = u64::try_from(ceiling.as_millis()).unwrap_or(u64::MAX).max(1);
         Duration::from_millis(random % millis)
+    }
+}
+
+impl ResetHeader {
+    /// How long a response asks to wait.
+    fn wait(&self, head: &HeaderMap, wall: SystemTime) -> Option<Duration> {
+        let text = std::str::from_utf8(head.find(&self.name)?).ok()?;
+        let seconds = Duration::from_secs(text.parse().ok()?);
+        if !self.unix_timestamp {
+            return Some(seconds);
+        }
+        let now = wall.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        seconds.checked_sub(Duration::from_secs(now.as_secs())).filter(|left| !left.is_zero())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, SystemTime};
+
+    use super::{Known, Retries};
+    use crate::http::headers::HeaderMap;
+    use crate::http::route::{ResetHeader, RetryOn};
+
+    fn head(pairs: &[(&str, &str)]) -> HeaderMap {
+        let mut map = HeaderMap::new();
+        for (name, value) in pairs {
+            map.append(name.as_bytes(), value.as_bytes());
+        }
+        map
+    }
+
+    #[test]
+    fn requests_ask_for_retries_by_headers_that_are_consumed() {
+        let mut request = head(&[
+            (":method", "GET"),
+            ("x-envoy-retry-on", "5xx, unavailable, retriable-status-codes"),
+            ("x-envoy-retry-grpc-on", "cancelled, reset"),
+            ("x-envoy-max-retries", "7"),
+            ("x-envoy-retriable-status-codes", "418, x, 425"),
+        ]);
+        let retries = Retries::new(None, &mut request);
+        let http = RetryOn::SERVER_ERROR.union(RetryOn::RETRIABLE_STATUS_CODES);
+        assert_eq!(retries.on, http.union(RetryOn::GRPC_CANCELLED));
+        assert_eq!(retries.left, 7);
+        assert_eq!(request.len(), 1);
+        let answer = |status: &str| head(&[(":status", status)]);
+        assert!(["500", "599", "418", "425"].iter().all(|status| retries.would_retry(&answer(status))));
+        assert!(!retries.would_retry(&answer("404")));
+        assert!(retries.would_retry(&head(&[(":status", "200"), ("grpc-status", "1")])));
+        assert!(!retries.would_retry(&head(&[(":status", "200"), ("grpc-status", "14")])));
+        assert!(!retries.would_retry(&head(&[(":status", "503"), (Known::EnvoyRateLimited.text(), "true")])));
+    }
+
+    #[test]
+    fn limited_rates_say_when_to_come_again() {
+        let wall = SystemTime::UNIX_EPOCH + Duration::from_millis(1_000_700);
+        let check = |unix_timestamp, value: &str, expected: Option<u64>| {
+            let header = ResetHeader { name: "retry-after".into(), unix_timestamp };
+            let wait = header.wait(&head(&[("retry-after", value)]), wall);
+            assert_eq!(wait, expected.map(Duration::from_secs), "{value}");
+        };
+        check(false, "5", Some(5));
+        check(false, "x", None);
+        check(false, "-5", None);
+        check(true, "1003", Some(3));
+        check(true, "1000", None);
+        check(true, "7", None);
     }
 }

@@ -24,10 +24,14 @@ use crate::http::route::matcher::{self, header_name};
 use crate::http::route::mutation::{self, HeaderMutations};
 use crate::http::route::table::{Condition, Entry, Host, PathRule};
 use crate::http::route::{
-    Action, ClusterChoice, Forward, HostRewrite, Mirror, PathRewrite, Redirect, RequireTls, RetryPolicy,
-    Route, RouteTable, VirtualHost, WeightedCluster, filters, policy,
+    Action, BodyFormat, ClusterChoice, Forward, HostRewrite, Mirror, PathRewrite, Redirect, RequireTls,
+    RetryPolicy, Route, RouteTable, VirtualCluster, VirtualHost, WeightedCluster, WeightedTarget, filters,
+    policy,
 };
 use crate::matching::value;
+use crate::telemetry::access_log::LogFormat;
+use crate::telemetry::access_log::config::substitution_format;
+use crate::telemetry::access_log::format::Format;
 
 /// Envoy's route timeout where none is given.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(15);
@@ -50,7 +54,9 @@ struct HostSettings {
     mirrors: Vec<Arc<Mirror>>,
     overrides: RouteOverrides,
     retry: Option<Arc<RetryPolicy>>,
+    hedge_on_per_try_timeout: bool,
     buffer_limit: Option<u64>,
+    name: String,
 }
 
 /// Lowers one virtual host.
@@ -82,12 +88,12 @@ pub(super) fn virtual_host(proto: proto::VirtualHost, table: &TableSettings, at:
         route_specifiers,
     } = proto;
     at.unsupported("matcher", matcher.is_some());
-    at.unsupported("virtual_clusters", !virtual_clusters.is_empty());
-    at.unsupported("rate_limits", !rate_limits.is_empty());
+    at.each("rate_limits", rate_limits, |limit, at| -> Option<()> {
+        policy::check_rate_limit(limit, at);
+        None
+    });
     at.unsupported("cors", cors.is_some());
     at.unsupported("retry_policy_typed_config", retry_policy_typed_config.is_some());
-    at.unsupported("hedge_policy", hedge_policy.is_some());
-    at.unsupported("include_is_timeout_retry_header", include_is_timeout_retry_header);
     at.unsupported("route_specifiers", !route_specifiers.is_empty());
     use proto::virtual_host::TlsRequirementType as Tls;
     let require_tls = match at.value::<Tls>("require_tls", require_tls)? {
@@ -111,6 +117,8 @@ pub(super) fn virtual_host(proto: proto::VirtualHost, table: &TableSettings, at:
         mirrors: mirrors(request_mirror_policies, &table.mirrors, at),
         overrides: filters::overrides(&table.overrides, typed_per_filter_config, at),
         retry: at.optional("retry_policy", retry_policy, policy::retry),
+        hedge_on_per_try_timeout: hedge_policy.is_some_and(hedge),
+        name: name.clone(),
         buffer_limit: buffer_limit(per_request_buffer_limit_bytes, request_body_buffer_limit, at),
     };
     let entries = at.each("routes", routes, |proto, at| route(proto, table, &settings, at));
@@ -121,9 +129,38 @@ pub(super) fn virtual_host(proto: proto::VirtualHost, table: &TableSettings, at:
         require_tls,
         include_request_attempt_count,
         include_attempt_count_in_response,
+        include_is_timeout_retry: include_is_timeout_retry_header,
+        virtual_clusters: lower_virtual_clusters(&settings.name, virtual_clusters, at),
     };
     let domains = domains.into_iter().map(|domain| domain.to_ascii_lowercase().into()).collect();
     Some(Host { virtual_host: Arc::new(virtual_host), domains, entries })
+}
+
+/// Whether a HedgePolicy sends further requests. Envoy reads nothing else of it.
+fn hedge(proto: proto::HedgePolicy) -> bool {
+    let proto::HedgePolicy { initial_requests: _, additional_request_chance: _, hedge_on_per_try_timeout } =
+        proto;
+    hedge_on_per_try_timeout
+}
+
+fn lower_virtual_clusters(
+    host: &str,
+    protos: Vec<proto::VirtualCluster>,
+    at: &mut Lower,
+) -> Vec<VirtualCluster> {
+    let scope = |name: &str| Name::from(format!("vhost.{host}.vcluster.{name}."));
+    let mut clusters = at.each("virtual_clusters", protos, |proto, at| {
+        let proto::VirtualCluster { headers, name } = proto;
+        if headers.is_empty() {
+            at.error("virtual clusters must define 'headers'");
+        }
+        let headers = at.each("headers", headers, matcher::header);
+        Some(VirtualCluster { scope: scope(&name), name: Some(name.into()), headers })
+    });
+    if !clusters.is_empty() {
+        clusters.push(VirtualCluster { name: None, headers: Vec::new(), scope: scope("other") });
+    }
+    clusters
 }
 
 /// Lowers mirror policies; an empty list leaves those of the level above.
@@ -209,7 +246,8 @@ fn route(proto: proto::Route, table: &TableSettings, host: &HostSettings, at: &m
         at.unsupported("decorator.propagate", propagate == Some(false));
     }
     let metadata = metadata.map(|metadata| address::metadata("metadata", Some(metadata), at));
-    at.unsupported("stat_prefix", !stat_prefix.is_empty());
+    let stat_scope =
+        (!stat_prefix.is_empty()).then(|| format!("vhost.{}.route.{stat_prefix}.", host.name).into());
     let own_limit = buffer_limit(per_request_buffer_limit_bytes, request_body_buffer_limit, at);
     let route = Route {
         name: name.into(),
@@ -218,6 +256,7 @@ fn route(proto: proto::Route, table: &TableSettings, host: &HostSettings, at: &m
         overrides,
         buffer_limit: own_limit.or(host.buffer_limit),
         metadata,
+        stat_scope,
         action: action?,
     };
     Some(Entry { condition: matched?, route: Arc::new(route) })
@@ -314,18 +353,22 @@ fn forward(
     } = proto;
     at.unsupported("metadata_match", metadata_match.is_some());
     at.unsupported("path_rewrite_policy", path_rewrite_policy.is_some());
-    at.unsupported("path_rewrite", !path_rewrite.is_empty());
-    at.unsupported("flush_timeout", flush_timeout.is_some());
     at.unsupported("early_data_policy", early_data_policy.is_some());
     at.unsupported("retry_policy_typed_config", retry_policy_typed_config.is_some());
-    at.unsupported("rate_limits", !rate_limits.is_empty());
-    at.unsupported("include_vh_rate_limits", include_vh_rate_limits.is_some());
+    at.each("rate_limits", rate_limits, |limit, at| -> Option<()> {
+        policy::check_rate_limit(limit, at);
+        None
+    });
+    // As long as nothing limits rates.
+    let _ = include_vh_rate_limits;
     at.unsupported("cors", cors.is_some());
-    at.unsupported("internal_redirect_policy", internal_redirect_policy.is_some());
-    at.unsupported("internal_redirect_action", internal_redirect_action != 0);
-    at.unsupported("max_internal_redirects", max_internal_redirects.is_some());
-    at.unsupported("hedge_policy", hedge_policy.is_some());
-
+    let redirects = policy::internal_redirects(
+        internal_redirect_policy,
+        internal_redirect_action,
+        max_internal_redirects,
+        at,
+    );
+    let hedge_on_per_try_timeout = hedge_policy.map_or(host.hedge_on_per_try_timeout, hedge);
     use proto::route_action::ClusterNotFoundResponseCode as NotFound;
     let not_found = at.value::<NotFound>("cluster_not_found_response_code", cluster_not_found_response_code);
     let cluster_not_found_status = match not_found? {
@@ -360,6 +403,7 @@ fn forward(
             let (pattern, with) = at.field("regex_rewrite", |at| matcher::substitution(rewrite, at))?;
             PathRewrite::Regex { pattern, with }
         }
+        None if !path_rewrite.is_empty() => PathRewrite::Format(format("path_rewrite", &path_rewrite, at)?),
         None => prefix_rewrite_of(prefix_rewrite, path),
     };
     let limited = max_stream_duration.is_some();
@@ -396,13 +440,18 @@ fn forward(
         path_rewrite,
         host_rewrite: host_rewrite(host_rewrite_specifier, at)?,
         append_forwarded_host: append_x_forwarded_host,
-        // A limit of the stream's duration stands in for the default.
-        timeout: at.timeout("timeout", timeout, Some(DEFAULT_TIMEOUT).filter(|_| !limited)),
+        // A limit of the stream's duration stands in for it, as in Envoy.
+        timeout: at.timeout("timeout", timeout, Some(DEFAULT_TIMEOUT)).filter(|_| !limited),
+        max_grpc_timeout: old_grpc_max.filter(|_| !limited),
+        grpc_timeout_offset: old_grpc_offset.unwrap_or_default(),
         idle_timeout: switchable("idle_timeout", idle_timeout, at),
+        flush_timeout: switchable("flush_timeout", flush_timeout, at),
         max_stream_duration: max_stream,
-        grpc_timeout_max: grpc_max.or(old_grpc_max),
-        grpc_timeout_offset: grpc_offset.or(old_grpc_offset).unwrap_or_default(),
+        grpc_timeout_max: grpc_max,
+        grpc_header_offset: grpc_offset.unwrap_or_default(),
         retry,
+        redirects,
+        hedge_on_per_try_timeout,
         mirrors: mirrors(request_mirror_policies, &host.mirrors, at),
         high_priority: at.value::<core::RoutingPriority>("priority", priority)?
             == core::RoutingPriority::High,
@@ -465,9 +514,9 @@ fn host_rewrite(proto: Option<HostRewriteSpecifier>, at: &mut Lower) -> Option<H
                 at.field("host_rewrite_path_regex", |at| matcher::substitution(rewrite, at))?;
             HostRewrite::PathRegex { pattern, with }
         }
-        Some(HostRewriteSpecifier::HostRewrite(_)) => {
-            at.unsupported("host_rewrite", true);
-            return None;
+        Some(HostRewriteSpecifier::HostRewrite(text)) if text.is_empty() => HostRewrite::None,
+        Some(HostRewriteSpecifier::HostRewrite(text)) => {
+            HostRewrite::Format(format("host_rewrite", &text, at)?)
         }
     })
 }
@@ -478,7 +527,15 @@ fn weighted_clusters(
     at: &mut Lower,
 ) -> Option<ClusterChoice> {
     let proto::WeightedCluster { clusters, total_weight, runtime_key_prefix, random_value_specifier } = proto;
-    at.unsupported("random_value_specifier", random_value_specifier.is_some());
+    use proto::weighted_cluster::RandomValueSpecifier as Random;
+    let random_header = match random_value_specifier {
+        Some(Random::HeaderName(name)) if !name.is_empty() => Some(header_name(&name)),
+        Some(Random::UseHashPolicy(true)) => {
+            at.unsupported("use_hash_policy", true);
+            None
+        }
+        Some(Random::HeaderName(_) | Random::UseHashPolicy(false)) | None => None,
+    };
     let configured: u64 = clusters.iter().map(|cluster| u64::from(cluster.weight.unwrap_or(0))).sum();
     if configured == 0 {
         at.error("sum of weights in the weighted_cluster must be greater than 0");
@@ -503,7 +560,6 @@ fn weighted_clusters(
         if name.is_empty() == cluster_header.is_empty() {
             at.error("one and only one of name and cluster_header must be specified");
         }
-        at.unsupported("cluster_header", !cluster_header.is_empty());
         at.unsupported("metadata_match", metadata_match.is_some());
         use proto::weighted_cluster::cluster_weight::HostRewriteSpecifier::HostRewriteLiteral;
         let host_rewrite =
@@ -514,8 +570,13 @@ fn weighted_clusters(
         }
         let request = mutation::lower("request", request_headers_to_add, request_headers_to_remove, at);
         let response = mutation::lower("response", response_headers_to_add, response_headers_to_remove, at);
+        let cluster = if name.is_empty() {
+            WeightedTarget::Header(header_name(&cluster_header))
+        } else {
+            WeightedTarget::Name(name.into())
+        };
         Some(WeightedCluster {
-            name: name.into(),
+            cluster,
             weight,
             request_headers: Arc::new(request),
             response_headers: Arc::new(response),
@@ -524,7 +585,7 @@ fn weighted_clusters(
         })
     });
     let total = clusters.iter().map(|cluster| cluster.weight).sum::<u64>().max(1);
-    Some(ClusterChoice::Weighted { clusters, total })
+    Some(ClusterChoice::Weighted { clusters, total, random_header })
 }
 
 fn redirect(proto: proto::RedirectAction, path: Option<&PathRule>, at: &mut Lower) -> Option<Redirect> {
@@ -557,8 +618,10 @@ fn redirect(proto: proto::RedirectAction, path: Option<&PathRule>, at: &mut Lowe
             let (pattern, with) = at.field("regex_rewrite", |at| matcher::substitution(regex, at))?;
             rewrite = PathRewrite::Regex { pattern, with };
         }
-        Some(PathRewriteSpecifier::PathRewrite(_)) => at.unsupported("path_rewrite", true),
-        Some(PathRewriteSpecifier::PathRedirect(_)) | None => {}
+        Some(PathRewriteSpecifier::PathRewrite(text)) if !text.is_empty() => {
+            rewrite = PathRewrite::Format(format("path_rewrite", &text, at)?);
+        }
+        Some(PathRewriteSpecifier::PathRedirect(_) | PathRewriteSpecifier::PathRewrite(_)) | None => {}
     }
     let status = match at.value::<Code>("response_code", response_code)? {
         Code::MovedPermanently => 301,
@@ -589,7 +652,7 @@ fn redirect(proto: proto::RedirectAction, path: Option<&PathRule>, at: &mut Lowe
 
 fn direct_response(proto: proto::DirectResponseAction, limit: usize, at: &mut Lower) -> Option<Action> {
     let proto::DirectResponseAction { status, body, body_format } = proto;
-    at.unsupported("body_format", body_format.is_some());
+    let format = at.optional("body_format", body_format, body_format_string);
     let body = match body {
         Some(body) => at.field("body", |at| address::data_source(body, at))?,
         None => Bytes::new(),
@@ -597,7 +660,32 @@ fn direct_response(proto: proto::DirectResponseAction, limit: usize, at: &mut Lo
     if body.len() > limit {
         at.error_at("body", format!("response body size is {} bytes; maximum is {limit}", body.len()));
     }
-    Some(Action::Direct { status: at.narrow("status", status)?, body })
+    Some(Action::Direct { status: at.narrow("status", status)?, body, format: format.map(Box::new) })
+}
+
+fn format(field: &str, text: &str, at: &mut Lower) -> Option<Format> {
+    match Format::parse(text) {
+        Ok(format) => Some(format),
+        Err(error) => {
+            at.error_at(field, error);
+            None
+        }
+    }
+}
+
+/// Lowers the SubstitutionFormatString of a body.
+pub(crate) fn body_format_string(
+    proto: core::SubstitutionFormatString,
+    at: &mut Lower,
+) -> Option<BodyFormat> {
+    let content_type = proto.content_type.clone();
+    let format = substitution_format(proto, at)?;
+    let default = match &format {
+        LogFormat::Text { .. } => "text/plain",
+        LogFormat::Json { .. } => "application/json",
+    };
+    let content_type = if content_type.is_empty() { default.into() } else { content_type.into() };
+    Some(BodyFormat { format, content_type })
 }
 
 /// Lowers a FractionalPercent to (numerator, denominator).
@@ -627,8 +715,9 @@ pub(super) fn cluster_references(action: &Action) -> Vec<(String, &'static str, 
     match &forward.cluster {
         ClusterChoice::Name(name) => names.push(("route.cluster".to_owned(), "cluster", name)),
         ClusterChoice::Weighted { clusters, .. } => {
-            names.extend(clusters.iter().enumerate().map(|(index, cluster)| {
-                (format!("route.weighted_clusters.clusters[{index}].name"), "weighted cluster", &cluster.name)
+            names.extend(clusters.iter().enumerate().filter_map(|(index, cluster)| {
+                let WeightedTarget::Name(name) = &cluster.cluster else { return None };
+                Some((format!("route.weighted_clusters.clusters[{index}].name"), "weighted cluster", name))
             }));
         }
         ClusterChoice::Header(_) => {}

@@ -13,7 +13,9 @@ use regex::bytes::Regex;
 use crate::cluster::Metadata;
 use crate::http::filters::RouteOverrides;
 use crate::http::headers::HeaderMap;
-use crate::http::route::mutation::HeaderMutations;
+use crate::http::route::mutation::{HeaderChange, HeaderMutations};
+use crate::telemetry::access_log::LogFormat;
+use crate::telemetry::access_log::format::Format;
 
 pub(crate) mod config;
 mod filters;
@@ -36,12 +38,22 @@ pub(crate) struct Selected {
 }
 
 impl Selected {
+    /// The weighted cluster that was chosen, if the route has some.
+    pub(crate) fn weighted_cluster(&self) -> Option<&WeightedCluster> {
+        let Action::Forward(forward) = &self.route.action else { return None };
+        let ClusterChoice::Weighted { clusters, .. } = &forward.cluster else { return None };
+        clusters.get(self.weighted?)
+    }
+
     /// The name of the cluster that a request with this head goes to, if it goes to one.
     pub(crate) fn cluster<'a>(&'a self, head: &'a HeaderMap) -> Option<&'a str> {
         let Action::Forward(forward) = &self.route.action else { return None };
         match &forward.cluster {
             ClusterChoice::Name(name) => Some(name),
-            ClusterChoice::Weighted { clusters, .. } => Some(&clusters.get(self.weighted?)?.name),
+            ClusterChoice::Weighted { clusters, .. } => match &clusters.get(self.weighted?)?.cluster {
+                WeightedTarget::Name(name) => Some(name),
+                WeightedTarget::Header(name) => std::str::from_utf8(head.find(name)?).ok(),
+            },
             ClusterChoice::Header(name) => std::str::from_utf8(head.find(name)?).ok(),
         }
     }
@@ -58,6 +70,28 @@ pub(crate) struct VirtualHost {
     pub(crate) include_request_attempt_count: bool,
     /// `include_attempt_count_in_response`.
     pub(crate) include_attempt_count_in_response: bool,
+    /// `include_is_timeout_retry_header`.
+    pub(crate) include_is_timeout_retry: bool,
+    /// `virtual_clusters`, and the one for all other requests; empty: there are none.
+    pub(crate) virtual_clusters: Vec<VirtualCluster>,
+}
+
+/// A VirtualCluster: requests whose answers are counted on their own.
+#[derive(Debug)]
+pub(crate) struct VirtualCluster {
+    /// `name`; `None`: what no other matches.
+    pub(crate) name: Option<Name>,
+    /// All must match.
+    pub(crate) headers: Vec<matcher::HeaderMatcher>,
+    /// `vhost.NAME.vcluster.NAME.`
+    pub(crate) scope: Name,
+}
+
+impl VirtualHost {
+    /// The virtual cluster of a request; `None`: there are none.
+    pub(crate) fn virtual_cluster(&self, head: &HeaderMap) -> Option<&VirtualCluster> {
+        self.virtual_clusters.iter().find(|cluster| cluster.headers.iter().all(|header| header.matches(head)))
+    }
 }
 
 /// `require_tls`.
@@ -89,6 +123,8 @@ pub(crate) struct Route {
     pub(crate) buffer_limit: Option<u64>,
     /// `metadata`.
     pub(crate) metadata: Option<Metadata>,
+    /// `stat_prefix`: `vhost.NAME.route.PREFIX.`
+    pub(crate) stat_scope: Option<Name>,
 }
 
 /// What is done with a matched request.
@@ -104,6 +140,8 @@ pub(crate) enum Action {
         status: u16,
         /// Body.
         body: bytes::Bytes,
+        /// `body_format`: how the body is made.
+        format: Option<Box<BodyFormat>>,
     },
     /// `non_forwarding_action`: answered by a filter; else 404.
     NonForwarding,
@@ -122,20 +160,31 @@ pub(crate) struct Forward {
     pub(crate) host_rewrite: HostRewrite,
     /// `append_x_forwarded_host`.
     pub(crate) append_forwarded_host: bool,
-    /// `timeout`, 15 s by default; `None`: none.
+    /// `timeout`, 15 s by default; `None`: none. With `max_stream_duration` there is none.
     pub(crate) timeout: Option<Duration>,
+    /// The deprecated `max_grpc_timeout`, without `max_stream_duration`: `grpc-timeout` stands in
+    /// for `timeout`; `Some(None)`: unlimited.
+    pub(crate) max_grpc_timeout: Option<Option<Duration>>,
+    /// The deprecated `grpc_timeout_offset`.
+    pub(crate) grpc_timeout_offset: Duration,
     /// `idle_timeout`: `Some(None)` switches the stream idle timeout off.
     pub(crate) idle_timeout: Option<Option<Duration>>,
+    /// `flush_timeout`; `Some(None)`: no limit.
+    pub(crate) flush_timeout: Option<Option<Duration>>,
     /// `max_stream_duration.max_stream_duration`; `Some(None)`: no limit.
     pub(crate) max_stream_duration: Option<Option<Duration>>,
     /// `max_stream_duration.grpc_timeout_header_max`; `Some(None)`: header taken as it is.
     pub(crate) grpc_timeout_max: Option<Option<Duration>>,
     /// `max_stream_duration.grpc_timeout_header_offset`.
-    pub(crate) grpc_timeout_offset: Duration,
+    pub(crate) grpc_header_offset: Duration,
     /// The route's retry policy, else the virtual host's.
     pub(crate) retry: Option<Arc<RetryPolicy>>,
     /// `request_mirror_policies` of the route, else of the virtual host, else of the table.
     pub(crate) mirrors: Vec<Arc<Mirror>>,
+    /// `internal_redirect_policy`.
+    pub(crate) redirects: Option<Box<InternalRedirects>>,
+    /// `hedge_policy.hedge_on_per_try_timeout` of the route, else of the virtual host.
+    pub(crate) hedge_on_per_try_timeout: bool,
     /// `priority`: high?
     pub(crate) high_priority: bool,
     /// `upgrade_configs` of the route: lower-case type → enabled.
@@ -153,6 +202,8 @@ pub(crate) enum ClusterChoice {
         clusters: Vec<WeightedCluster>,
         /// Sum of weights, at least 1.
         total: u64,
+        /// `header_name`: the request header whose number chooses, instead of a random one.
+        random_header: Option<Name>,
     },
     /// The value of this (lower-case) request header.
     Header(Name),
@@ -162,7 +213,7 @@ pub(crate) enum ClusterChoice {
 #[derive(Debug)]
 pub(crate) struct WeightedCluster {
     /// The cluster.
-    pub(crate) name: Name,
+    pub(crate) cluster: WeightedTarget,
     /// Its share of `total`.
     pub(crate) weight: u64,
     /// Header rules that apply before the route's.
@@ -173,6 +224,24 @@ pub(crate) struct WeightedCluster {
     pub(crate) host_rewrite: Option<Box<str>>,
     /// Filter settings of this cluster on top of the route's: they replace the route's overrides.
     pub(crate) overrides: RouteOverrides,
+}
+
+/// Which cluster a weighted cluster is.
+#[derive(Debug)]
+pub(crate) enum WeightedTarget {
+    /// Always this one.
+    Name(Name),
+    /// The value of this (lower-case) request header.
+    Header(Name),
+}
+
+/// SubstitutionFormatString of a body.
+#[derive(Debug)]
+pub(crate) struct BodyFormat {
+    /// The format.
+    pub(crate) format: LogFormat,
+    /// `content_type`, else what the format is.
+    pub(crate) content_type: Box<str>,
 }
 
 /// How the path is rewritten when forwarding.
@@ -194,6 +263,8 @@ pub(crate) enum PathRewrite {
         /// Substitution in RE2 syntax, translated (`\1` → `${1}`).
         with: Box<str>,
     },
+    /// `path_rewrite`: what this format yields, query included.
+    Format(Format),
 }
 
 /// How `:authority` is rewritten when forwarding.
@@ -214,6 +285,8 @@ pub(crate) enum HostRewrite {
         /// Substitution.
         with: Box<str>,
     },
+    /// `host_rewrite`: what this format yields.
+    Format(Format),
 }
 
 /// RedirectAction, lowered.
@@ -242,6 +315,12 @@ pub(crate) struct Mirror {
     pub(crate) cluster: ClusterChoice,
     /// `runtime_fraction`: (numerator, denominator); all by default.
     pub(crate) fraction: (u32, u32),
+    /// Whether `-shadow` is appended to the host.
+    pub(crate) host_suffix: bool,
+    /// `host_rewrite_literal`.
+    pub(crate) host_rewrite: Option<Box<str>>,
+    /// `request_headers_mutations`.
+    pub(crate) changes: Vec<HeaderChange>,
 }
 
 /// RetryPolicy, lowered.
@@ -263,10 +342,67 @@ pub(crate) struct RetryPolicy {
     pub(crate) request_headers: Vec<matcher::HeaderMatcher>,
     /// `retry_back_off`: base (25 ms by default) and max (10 × base).
     pub(crate) back_off: (Duration, Duration),
-    /// `retry_host_predicate` has previous_hosts.
-    pub(crate) previous_hosts: bool,
+    /// `rate_limited_retry_back_off`.
+    pub(crate) rate_limited: Option<RateLimited>,
+    /// `retry_host_predicate`.
+    pub(crate) omit: Vec<OmitHost>,
     /// `host_selection_retry_max_attempts`, 1 by default.
     pub(crate) host_selection_attempts: u32,
+}
+
+/// Which endpoints a retry keeps off.
+#[derive(Debug)]
+pub(crate) enum OmitHost {
+    /// previous_hosts: those that were tried.
+    Previous,
+    /// omit_canary_hosts: those with `canary` in their metadata.
+    Canary,
+    /// omit_host_metadata: those whose `envoy.lb` metadata has all of these.
+    Metadata(Vec<(String, serde_json::Value)>),
+}
+
+/// RateLimitedRetryBackOff.
+#[derive(Debug)]
+pub(crate) struct RateLimited {
+    /// Response headers that say how long to wait, the first that does decides.
+    pub(crate) headers: Vec<ResetHeader>,
+    /// Longer waits are not believed; 5 min by default.
+    pub(crate) max: Duration,
+}
+
+/// ResetHeader.
+#[derive(Debug)]
+pub(crate) struct ResetHeader {
+    /// Lower case.
+    pub(crate) name: Name,
+    /// Seconds since 1970 instead of seconds from now.
+    pub(crate) unix_timestamp: bool,
+}
+
+/// InternalRedirectPolicy.
+#[derive(Debug)]
+pub(crate) struct InternalRedirects {
+    /// `max_internal_redirects`, 1 by default.
+    pub(crate) max: u32,
+    /// `redirect_response_codes`, 302 alone by default.
+    pub(crate) codes: Vec<u16>,
+    /// `allow_cross_scheme_redirect`.
+    pub(crate) cross_scheme: bool,
+    /// `predicates`, all of which must accept.
+    pub(crate) predicates: Vec<RedirectPredicate>,
+    /// `response_headers_to_copy`; lower case.
+    pub(crate) copied: Vec<Name>,
+}
+
+/// What a target route of an internal redirect must be.
+#[derive(Debug)]
+pub(crate) enum RedirectPredicate {
+    /// previous_routes: none that a redirect has come by.
+    Previous,
+    /// allow_listed_routes: one of these.
+    Listed(Vec<Name>),
+    /// safe_cross_scheme: https does not become http or the other way round, unless safely.
+    SafeCrossScheme,
 }
 
 /// `retry_on`, as a set.
@@ -296,6 +432,15 @@ impl RetryOn {
     pub(crate) fn intersects(self, other: RetryOn) -> bool {
         self.0 & other.0 != 0
     }
+
+    /// The conditions that are in both sets.
+    pub(crate) fn intersection(self, other: RetryOn) -> RetryOn {
+        RetryOn(self.0 & other.0)
+    }
+
+    /// What `x-envoy-retry-grpc-on` can ask for; `x-envoy-retry-on` all else.
+    pub(crate) const GRPC: RetryOn = RetryOn(0b11111 << 11);
+    pub(crate) const HTTP: RetryOn = RetryOn((1 << 11) - 1);
 
     /// Both sets together.
     pub(crate) fn union(self, other: RetryOn) -> RetryOn {

@@ -3,12 +3,14 @@
 
 #![allow(deprecated, reason = "deprecated fields are lowered, or refused by name, like all others")]
 
+use leno_api::proto::envoy::config::common::mutation_rules::v3 as rules;
 use leno_api::proto::envoy::config::core::v3 as core;
 use leno_base::Name;
 use smallvec::SmallVec;
 
 use crate::config::lower::Lower;
 use crate::http::headers::HeaderMap;
+use crate::http::route::matcher::{StringMatcher, header_name, string};
 use crate::telemetry::access_log::format::{Command, Format, Piece};
 
 /// Removals and additions of one level (route, virtual host, table, weighted cluster).
@@ -37,6 +39,30 @@ enum AppendAction {
     AddIfAbsent,
     OverwriteOrAdd,
     OverwriteIfExists,
+}
+
+/// One HeaderMutation: a change that sees those before it.
+#[derive(Clone, Debug)]
+pub(crate) enum HeaderChange {
+    /// `append`.
+    Add(HeaderRule),
+    /// `remove`; lower case.
+    Remove(Name),
+    /// `remove_on_match`, of names.
+    RemoveOnMatch(StringMatcher),
+}
+
+impl HeaderChange {
+    /// Makes the change.
+    pub(crate) fn apply(&self, headers: &mut HeaderMap, substitution: &dyn Substitution) {
+        match self {
+            HeaderChange::Add(rule) => rule.apply(headers, substitution),
+            HeaderChange::Remove(name) => {
+                headers.remove_named(name);
+            }
+            HeaderChange::RemoveOnMatch(matcher) => headers.retain(|name, _| !matcher.matches(name)),
+        }
+    }
 }
 
 /// What the commands in header values yield: appends the command's value for this message, and
@@ -142,6 +168,28 @@ pub(crate) fn lower(
         Some(name.to_ascii_lowercase().into())
     });
     HeaderMutations { remove, add }
+}
+
+/// Lowers a list of HeaderValueOptions that are added.
+pub(crate) fn lower_added(field: &str, add: Vec<core::HeaderValueOption>, at: &mut Lower) -> HeaderMutations {
+    HeaderMutations { remove: Vec::new(), add: at.each(field, add, rule) }
+}
+
+/// Lowers a HeaderMutation.
+pub(crate) fn change(proto: rules::HeaderMutation, at: &mut Lower) -> Option<HeaderChange> {
+    let rules::HeaderMutation { action } = proto;
+    use rules::header_mutation::{Action, RemoveOnMatch};
+    match action {
+        Some(Action::Append(option)) => at.field("append", |at| rule(option, at)).map(HeaderChange::Add),
+        Some(Action::Remove(name)) => Some(HeaderChange::Remove(header_name(&name))),
+        Some(Action::RemoveOnMatch(RemoveOnMatch { key_matcher })) => at.field("remove_on_match", |at| {
+            at.required("key_matcher", key_matcher, string).map(HeaderChange::RemoveOnMatch)
+        }),
+        None => {
+            at.error_at("action", "value is required");
+            None
+        }
+    }
 }
 
 /// Lowers a HeaderValueOption.

@@ -6,17 +6,30 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use leno_api::proto::envoy::config::route::v3 as proto;
+use leno_api::proto::envoy::extensions::internal_redirect as predicates;
+use leno_api::proto::envoy::extensions::retry::host::omit_canary_hosts::v3::OmitCanaryHostsPredicate;
+use leno_api::proto::envoy::extensions::retry::host::omit_host_metadata::v3::OmitHostMetadataConfig;
 use leno_api::proto::envoy::extensions::retry::host::previous_hosts::v3::PreviousHostsPredicate;
+use leno_base::Name;
 use proto::route_action::hash_policy::{self, PolicySpecifier};
 use proto::route_action::{HashPolicy as HashPolicyProto, RequestMirrorPolicy};
 
+use crate::config::address;
 use crate::config::lower::Lower;
 use crate::http::route::config::runtime_fraction;
 use crate::http::route::matcher::{self, header_name};
-use crate::http::route::{ClusterChoice, Mirror, RetryOn, RetryPolicy};
+use crate::http::route::mutation::change;
+use crate::http::route::{
+    ClusterChoice, InternalRedirects, Mirror, OmitHost, RateLimited, RedirectPredicate, ResetHeader, RetryOn,
+    RetryPolicy,
+};
+use crate::telemetry::access_log::format::Format;
 
 /// Envoy's back-off base where none is given.
 const DEFAULT_BACK_OFF: Duration = Duration::from_millis(25);
+
+/// How long Envoy believes a rate limit to last at most where nothing is configured.
+const DEFAULT_RESET_LIMIT: Duration = Duration::from_secs(300);
 
 /// The conditions of `retry_on`, HTTP and gRPC in one list, as Envoy reads them from the field.
 const CONDITIONS: &[(&str, RetryOn)] = &[
@@ -45,8 +58,18 @@ pub(crate) fn retry_on(text: &str) -> RetryOn {
     text.split(',').filter_map(|name| condition(name.trim())).fold(RetryOn::default(), RetryOn::union)
 }
 
+/// Whether `x-envoy-retry-on` may name this condition.
+pub(crate) fn is_http_retry_on(name: &str) -> bool {
+    retry_on(name).intersects(RetryOn::HTTP)
+}
+
+/// Whether `x-envoy-retry-grpc-on` may name this condition.
+pub(crate) fn is_grpc_retry_on(name: &str) -> bool {
+    retry_on(name).intersects(RetryOn::GRPC)
+}
+
 /// Lowers a RetryPolicy.
-pub(super) fn retry(proto: proto::RetryPolicy, at: &mut Lower) -> Option<Arc<RetryPolicy>> {
+pub(crate) fn retry(proto: proto::RetryPolicy, at: &mut Lower) -> Option<Arc<RetryPolicy>> {
     let proto::RetryPolicy {
         retry_on: on,
         num_retries,
@@ -65,7 +88,6 @@ pub(super) fn retry(proto: proto::RetryPolicy, at: &mut Lower) -> Option<Arc<Ret
     } = proto;
     at.unsupported("retry_priority", retry_priority.is_some());
     at.unsupported("retry_options_predicates", !retry_options_predicates.is_empty());
-    at.unsupported("rate_limited_retry_back_off", rate_limited_retry_back_off.is_some());
     at.unsupported("refresh_cluster_on_retry", refresh_cluster_on_retry);
     let predicates = at.each("retry_host_predicate", retry_host_predicate, |predicate, at| {
         let proto::retry_policy::RetryHostPredicate { name, config_type } = predicate;
@@ -77,7 +99,19 @@ pub(super) fn retry(proto: proto::RetryPolicy, at: &mut Lower) -> Option<Arc<Ret
         at.field("typed_config", |at| {
             let any = at.extension(any)?;
             if leno_api::any::is::<PreviousHostsPredicate>(&any) {
-                return at.unpack::<PreviousHostsPredicate>(&any).map(|PreviousHostsPredicate {}| ());
+                let PreviousHostsPredicate {} = at.unpack(&any)?;
+                return Some(OmitHost::Previous);
+            }
+            if leno_api::any::is::<OmitCanaryHostsPredicate>(&any) {
+                let OmitCanaryHostsPredicate {} = at.unpack(&any)?;
+                return Some(OmitHost::Canary);
+            }
+            if leno_api::any::is::<OmitHostMetadataConfig>(&any) {
+                let OmitHostMetadataConfig { metadata_match } = at.unpack(&any)?;
+                let metadata = address::metadata("metadata_match", metadata_match, at);
+                let labels = metadata.get("envoy.lb").and_then(|labels| labels.as_object());
+                let labels = labels.into_iter().flatten().map(|(key, value)| (key.clone(), value.clone()));
+                return Some(OmitHost::Metadata(labels.collect()));
             }
             at.unsupported_extension(&name, &any.type_url);
             None
@@ -94,6 +128,18 @@ pub(super) fn retry(proto: proto::RetryPolicy, at: &mut Lower) -> Option<Arc<Ret
         }
         Some((base, max))
     });
+    let rate_limited =
+        at.optional("rate_limited_retry_back_off", rate_limited_retry_back_off, |proto, at| {
+            let proto::retry_policy::RateLimitedRetryBackOff { reset_headers, max_interval } = proto;
+            let headers = at.each("reset_headers", reset_headers, |proto, at| {
+                let proto::retry_policy::ResetHeader { name, format } = proto;
+                use proto::retry_policy::ResetHeaderFormat as Format;
+                let unix_timestamp = at.value::<Format>("format", format)? == Format::UnixTimestamp;
+                Some(ResetHeader { name: header_name(&name), unix_timestamp })
+            });
+            let max = at.duration("max_interval", max_interval).unwrap_or(DEFAULT_RESET_LIMIT);
+            Some(RateLimited { headers, max })
+        });
     // What cannot be a status never matches.
     let status_codes =
         retriable_status_codes.into_iter().filter_map(|code| u16::try_from(code).ok()).collect();
@@ -106,7 +152,8 @@ pub(super) fn retry(proto: proto::RetryPolicy, at: &mut Lower) -> Option<Arc<Ret
         headers: at.each("retriable_headers", retriable_headers, matcher::header),
         request_headers: at.each("retriable_request_headers", retriable_request_headers, matcher::header),
         back_off: back_off.unwrap_or((DEFAULT_BACK_OFF, DEFAULT_BACK_OFF * 10)),
-        previous_hosts: !predicates.is_empty(),
+        rate_limited,
+        omit: predicates,
         host_selection_attempts: match u32::try_from(host_selection_retry_max_attempts) {
             Ok(0) | Err(_) => 1,
             Ok(attempts) => attempts,
@@ -133,7 +180,7 @@ pub(super) fn check_hash(proto: HashPolicyProto, at: &mut Lower) {
 }
 
 /// Lowers a RequestMirrorPolicy.
-pub(super) fn mirror(proto: RequestMirrorPolicy, at: &mut Lower) -> Option<Arc<Mirror>> {
+pub(crate) fn mirror(proto: RequestMirrorPolicy, at: &mut Lower) -> Option<Arc<Mirror>> {
     let RequestMirrorPolicy {
         cluster,
         cluster_header,
@@ -144,9 +191,6 @@ pub(super) fn mirror(proto: RequestMirrorPolicy, at: &mut Lower) -> Option<Arc<M
         request_headers_mutations,
         host_rewrite_literal,
     } = proto;
-    at.unsupported("disable_shadow_host_suffix_append", disable_shadow_host_suffix_append);
-    at.unsupported("request_headers_mutations", !request_headers_mutations.is_empty());
-    at.unsupported("host_rewrite_literal", !host_rewrite_literal.is_empty());
     let cluster = match (cluster.is_empty(), cluster_header.is_empty()) {
         (false, true) => ClusterChoice::Name(cluster.into()),
         (true, false) => ClusterChoice::Header(header_name(&cluster_header)),
@@ -161,5 +205,141 @@ pub(super) fn mirror(proto: RequestMirrorPolicy, at: &mut Lower) -> Option<Arc<M
         Some(fraction) => at.field("runtime_fraction", |at| runtime_fraction(fraction, at))?,
         None => (100, 100),
     };
-    Some(Arc::new(Mirror { cluster, fraction }))
+    Some(Arc::new(Mirror {
+        cluster,
+        fraction,
+        host_suffix: !disable_shadow_host_suffix_append,
+        host_rewrite: (!host_rewrite_literal.is_empty()).then(|| host_rewrite_literal.into()),
+        changes: at.each("request_headers_mutations", request_headers_mutations, change),
+    }))
+}
+
+/// Lowers an InternalRedirectPolicy, or the deprecated fields in its place.
+pub(super) fn internal_redirects(
+    policy: Option<proto::InternalRedirectPolicy>,
+    action: i32,
+    max: Option<u32>,
+    at: &mut Lower,
+) -> Option<Box<InternalRedirects>> {
+    use proto::route_action::InternalRedirectAction as Action;
+    let Some(policy) = policy else {
+        let action = at.value::<Action>("internal_redirect_action", action)?;
+        return (action == Action::HandleInternalRedirect).then(|| {
+            Box::new(InternalRedirects {
+                max: max.unwrap_or(1),
+                codes: vec![302],
+                cross_scheme: false,
+                predicates: Vec::new(),
+                copied: Vec::new(),
+            })
+        });
+    };
+    at.field("internal_redirect_policy", |at| {
+        let proto::InternalRedirectPolicy {
+            max_internal_redirects,
+            redirect_response_codes,
+            predicates,
+            allow_cross_scheme_redirect,
+            response_headers_to_copy,
+        } = policy;
+        let known = |code: &u32| matches!(code, 301 | 302 | 303 | 307 | 308);
+        // As Envoy: codes that are no redirects are left out, and nothing left means the default.
+        let codes = redirect_response_codes.iter().filter(|code| known(code));
+        let mut codes: Vec<u16> = codes.filter_map(|code| u16::try_from(*code).ok()).collect();
+        if codes.is_empty() {
+            codes.push(302);
+        }
+        let copied = at.each("response_headers_to_copy", response_headers_to_copy, |name, at| {
+            if name.starts_with(':') || name.eq_ignore_ascii_case("host") {
+                at.error(":-prefixed headers or Hosts may not be specified here.");
+                return None;
+            }
+            Some(Name::from(name.to_ascii_lowercase()))
+        });
+        Some(Box::new(InternalRedirects {
+            max: max_internal_redirects.unwrap_or(1),
+            codes,
+            cross_scheme: allow_cross_scheme_redirect,
+            predicates: at.each("predicates", predicates, redirect_predicate),
+            copied,
+        }))
+    })
+}
+
+fn redirect_predicate(
+    extension: leno_api::proto::envoy::config::core::v3::TypedExtensionConfig,
+    at: &mut Lower,
+) -> Option<RedirectPredicate> {
+    let name = extension.name;
+    let any = at.required("typed_config", extension.typed_config, |any, at| at.extension(any))?;
+    at.field("typed_config", |at| match leno_api::any::type_name(&any.type_url) {
+        "envoy.extensions.internal_redirect.previous_routes.v3.PreviousRoutesConfig" => {
+            let predicates::previous_routes::v3::PreviousRoutesConfig {} = at.unpack(&any)?;
+            Some(RedirectPredicate::Previous)
+        }
+        "envoy.extensions.internal_redirect.allow_listed_routes.v3.AllowListedRoutesConfig" => {
+            let predicates::allow_listed_routes::v3::AllowListedRoutesConfig { allowed_route_names } =
+                at.unpack(&any)?;
+            Some(RedirectPredicate::Listed(allowed_route_names.into_iter().map(Into::into).collect()))
+        }
+        "envoy.extensions.internal_redirect.safe_cross_scheme.v3.SafeCrossSchemeConfig" => {
+            let predicates::safe_cross_scheme::v3::SafeCrossSchemeConfig {} = at.unpack(&any)?;
+            Some(RedirectPredicate::SafeCrossScheme)
+        }
+        _ => {
+            at.unsupported_extension(&name, &any.type_url);
+            None
+        }
+    })
+}
+
+/// Checks a RateLimit. Only the rate limit filters read one, and they are refused as long as
+/// there are none.
+pub(super) fn check_rate_limit(proto: proto::RateLimit, at: &mut Lower) {
+    let proto::RateLimit {
+        stage: _,
+        disable_key: _,
+        actions,
+        limit: _,
+        hits_addend,
+        apply_on_stream_done: _,
+        x_ratelimit_option: _,
+    } = proto;
+    if let Some(proto::rate_limit::HitsAddend { number: _, format, is_negative_hits: _ }) = hits_addend
+        && !format.is_empty()
+        && let Err(error) = Format::parse(&format)
+    {
+        at.error_at("hits_addend.format", error);
+    }
+    use proto::rate_limit::action::ActionSpecifier as Action;
+    at.each("actions", actions, |proto::rate_limit::Action { action_specifier }, at| -> Option<()> {
+        match action_specifier {
+            Some(
+                Action::SourceCluster(_)
+                | Action::DestinationCluster(_)
+                | Action::RequestHeaders(_)
+                | Action::QueryParameters(_)
+                | Action::RemoteAddress(_)
+                | Action::GenericKey(_)
+                | Action::Metadata(_)
+                | Action::MaskedRemoteAddress(_),
+            ) => {}
+            Some(Action::HeaderValueMatch(matched)) => {
+                at.field("header_value_match", |at| at.each("headers", matched.headers, matcher::header));
+            }
+            Some(Action::QueryParameterValueMatch(matched)) => {
+                at.field("query_parameter_value_match", |at| {
+                    at.each("query_parameters", matched.query_parameters, matcher::query)
+                });
+            }
+            Some(Action::DynamicMetadata(_)) => at.error_at("dynamic_metadata", "disallowed: use metadata"),
+            Some(Action::RemoteAddressMatch(_)) => at.unsupported("remote_address_match", true),
+            Some(Action::Extension(extension)) => {
+                let type_url = extension.typed_config.map(|any| any.type_url).unwrap_or_default();
+                at.field("extension", |at| at.unsupported_extension(&extension.name, &type_url));
+            }
+            None => at.error("an action is required"),
+        }
+        None
+    });
 }

@@ -129,7 +129,7 @@ impl RouteTable {
             &host.entries.iter().find(|entry| entry.condition.matches(&request, head, context))?.route
         };
         let virtual_host = Arc::clone(&host.virtual_host);
-        let weighted = route.choose(context.random);
+        let weighted = route.choose(context.random, head);
         Some(Selected { virtual_host, route: Arc::clone(route), weighted })
     }
 
@@ -277,14 +277,24 @@ fn https_redirect() -> Route {
         overrides: RouteOverrides::default(),
         buffer_limit: None,
         metadata: None,
+        stat_scope: None,
     }
 }
 
 impl Route {
     /// Which of the weighted clusters a random number stands for.
-    fn choose(&self, random: u64) -> Option<usize> {
+    fn choose(&self, random: u64, head: &HeaderMap) -> Option<usize> {
         let Action::Forward(forward) = &self.action else { return None };
-        let ClusterChoice::Weighted { clusters, total } = &forward.cluster else { return None };
+        let ClusterChoice::Weighted { clusters, total, random_header } = &forward.cluster else {
+            return None;
+        };
+        let named = random_header.as_ref().and_then(|name| {
+            // As Envoy reads it: one header, a decimal number.
+            let mut values = head.find_all(name);
+            let value = values.next().filter(|_| values.next().is_none())?;
+            std::str::from_utf8(value).ok()?.parse::<u64>().ok()
+        });
+        let random = named.unwrap_or(random);
         let mut rest = random % total;
         for (index, cluster) in clusters.iter().enumerate() {
             if rest < cluster.weight {

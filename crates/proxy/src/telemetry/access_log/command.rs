@@ -38,6 +38,8 @@ pub(crate) struct FormatContext<'a> {
     pub(crate) log_type: LogType,
     /// When the stream ended; `None`: it has not.
     pub(crate) end: Option<Instant>,
+    /// The body of an answer of ours, for the formats that make one of it.
+    pub(crate) local_reply_body: Option<&'a [u8]>,
 }
 
 /// A command's value.
@@ -206,7 +208,7 @@ pub(crate) const FACTS: &[(&str, Fact)] = &[
         grpc::status(cx).map_or(Value::Absent, |status| Value::Number(u64::from(status)))
     }),
     // Only the formats of `local_reply_config` have it; elsewhere it is empty, as in Envoy.
-    ("LOCAL_REPLY_BODY", |_| text("")),
+    ("LOCAL_REPLY_BODY", |cx| Value::Text(Cow::Borrowed(cx.local_reply_body.unwrap_or_default()))),
     ("PROTOCOL", |cx| maybe(cx.info.protocol.map(Protocol::text))),
     ("QUERY_PARAMS", query_parameters),
     ("REQUESTED_SERVER_NAME", |cx| maybe(cx.info.connection.server_name.as_deref())),
@@ -251,8 +253,7 @@ pub(crate) const FACTS: &[(&str, Fact)] = &[
     ("UPSTREAM_TRANSPORT_FAILURE_REASON", |cx| maybe(cx.info.upstream.transport_failure.as_deref())),
     ("UPSTREAM_WIRE_BYTES_RECEIVED", |cx| Value::Number(cx.info.upstream.wire_bytes_received)),
     ("UPSTREAM_WIRE_BYTES_SENT", |cx| Value::Number(cx.info.upstream.wire_bytes_sent)),
-    // There are no virtual clusters: lowering refuses them.
-    ("VIRTUAL_CLUSTER_NAME", |_| Value::Absent),
+    ("VIRTUAL_CLUSTER_NAME", |cx| maybe(cx.info.virtual_cluster.as_deref())),
 ];
 
 /// Resolves a command that is known by name and whose argument is there if it must be.
@@ -581,7 +582,15 @@ impl Value<'_> {
 impl<'a> FormatContext<'a> {
     /// The context of a stream that goes on, without headers.
     pub(crate) fn new(info: &'a StreamInfo) -> Self {
-        Self { info, request: None, response: None, trailers: None, log_type: LogType::NotSet, end: None }
+        Self {
+            info,
+            request: None,
+            response: None,
+            trailers: None,
+            log_type: LogType::NotSet,
+            end: None,
+            local_reply_body: None,
+        }
     }
 }
 

@@ -181,7 +181,8 @@ fn template(proto: prost_types::Value, at: &mut Lower) -> Option<JsonTemplate> {
     })
 }
 
-fn lower_filter(proto: accesslog::AccessLogFilter, at: &mut Lower) -> Option<Filter> {
+/// Lowers an AccessLogFilter.
+pub(crate) fn lower_filter(proto: accesslog::AccessLogFilter, at: &mut Lower) -> Option<Filter> {
     use accesslog::access_log_filter::FilterSpecifier as Specifier;
     let Some(specifier) = proto.filter_specifier else {
         at.error("a filter is required");

@@ -3,16 +3,14 @@
 use std::any::Any;
 use std::sync::Arc;
 
-use leno_api::proto::envoy::config::common::mutation_rules::v3 as rules;
 use leno_api::proto::envoy::config::core::v3 as core;
 use leno_api::proto::envoy::extensions::filters::http::header_mutation::v3 as proto;
 use prost_types::value::Kind;
 
-use super::{HeaderChange, HeaderMutation, Mutations, QueryAction, QueryChange};
+use super::{HeaderMutation, Mutations, QueryAction, QueryChange};
 use crate::config::lower::Lower;
 use crate::http::filters::FilterConfig;
-use crate::http::route::matcher::{header_name, string};
-use crate::http::route::mutation::rule;
+use crate::http::route::mutation::change;
 use crate::telemetry::access_log::format::Format;
 
 /// Lowers HeaderMutation.
@@ -41,27 +39,11 @@ fn lower_mutations(proto: proto::Mutations, at: &mut Lower) -> Mutations {
         request_trailers_mutations,
     } = proto;
     Mutations {
-        request: at.each("request_mutations", request_mutations, header_change),
+        request: at.each("request_mutations", request_mutations, change),
         query: at.each("query_parameter_mutations", query_parameter_mutations, query_change),
-        response: at.each("response_mutations", response_mutations, header_change),
-        request_trailers: at.each("request_trailers_mutations", request_trailers_mutations, header_change),
-        response_trailers: at.each("response_trailers_mutations", response_trailers_mutations, header_change),
-    }
-}
-
-fn header_change(proto: rules::HeaderMutation, at: &mut Lower) -> Option<HeaderChange> {
-    let rules::HeaderMutation { action } = proto;
-    use rules::header_mutation::{Action, RemoveOnMatch};
-    match action {
-        Some(Action::Append(option)) => at.field("append", |at| rule(option, at)).map(HeaderChange::Add),
-        Some(Action::Remove(name)) => Some(HeaderChange::Remove(header_name(&name))),
-        Some(Action::RemoveOnMatch(RemoveOnMatch { key_matcher })) => at.field("remove_on_match", |at| {
-            at.required("key_matcher", key_matcher, string).map(HeaderChange::RemoveOnMatch)
-        }),
-        None => {
-            at.error_at("action", "value is required");
-            None
-        }
+        response: at.each("response_mutations", response_mutations, change),
+        request_trailers: at.each("request_trailers_mutations", request_trailers_mutations, change),
+        response_trailers: at.each("response_trailers_mutations", response_trailers_mutations, change),
     }
 }
 

@@ -13,14 +13,12 @@ mod tests;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use leno_base::Name;
 use smallvec::SmallVec;
 
 use crate::http::filters::{FilterConfig, Opening, Registration, RouteSettings, Step};
 use crate::http::headers::{HeaderMap, Known};
 use crate::http::reply::Reply;
-use crate::http::route::matcher::StringMatcher;
-use crate::http::route::mutation::{HeaderRule, Substitution, evaluate};
+use crate::http::route::mutation::{HeaderChange, Substitution, evaluate};
 use crate::http::stream::Stream;
 use crate::telemetry::access_log::command::FormatContext;
 use crate::telemetry::access_log::format::{Command, Format};
@@ -51,17 +49,6 @@ struct Mutations {
     response: Vec<HeaderChange>,
     response_trailers: Vec<HeaderChange>,
     request_trailers: Vec<HeaderChange>,
-}
-
-/// One HeaderMutation.
-#[derive(Debug)]
-enum HeaderChange {
-    /// `append`.
-    Add(HeaderRule),
-    /// `remove`; lower case.
-    Remove(Name),
-    /// `remove_on_match`, of names.
-    RemoveOnMatch(StringMatcher),
 }
 
 /// One KeyValueMutation.
@@ -178,13 +165,7 @@ impl Mutations {
 
 fn change_headers(changes: &[HeaderChange], headers: &mut HeaderMap, substitution: &dyn Substitution) {
     for change in changes {
-        match change {
-            HeaderChange::Add(rule) => rule.apply(headers, substitution),
-            HeaderChange::Remove(name) => {
-                headers.remove_named(name);
-            }
-            HeaderChange::RemoveOnMatch(matcher) => headers.retain(|name, _| !matcher.matches(name)),
-        }
+        change.apply(headers, substitution);
     }
 }
 

@@ -1,0 +1,432 @@
+//! One exchange with an endpoint: request and response move at the same time, in this one task.
+//!
+//! Each turn asks for the next thing that happened (`Event`), and what is buffered is written
+//! only when nothing more can be moved, so that a message that is there goes out in one write.
+
+use std::future::poll_fn;
+use std::task::Poll;
+
+use bytes::Bytes;
+
+use super::{Exchange, Leg, Outcome, Router, drain, internal_redirect, poll_hedged};
+use crate::cluster::outlier::Report;
+use crate::http::codec::h1::client::Answer;
+use crate::http::codec::side::Upstream;
+use crate::http::codec::{Frame, ResetReason};
+use crate::http::forward::head::set_number;
+use crate::http::forward::mirror;
+use crate::http::forward::retry::Verdict;
+use crate::http::headers::{HeaderMap, Known};
+use crate::http::stream::{Attendant, Ended, Interrupted, broken_off, now};
+use crate::http::timer::Expired;
+use crate::http::upgrade;
+
+/// What happened next in an attempt.
+enum Event {
+    Request(Frame),
+    /// A part of the request that has passed the filters.
+    Filtered(Frame),
+    Response(Frame),
+    Interim,
+    Head {
+        end: bool,
+    },
+    /// A parked attempt answered first.
+    Hedge(Box<Leg>),
+    Interrupted(Interrupted),
+    Reset(ResetReason),
+}
+
+impl Router<'_, '_, '_> {
+    /// Sends the request and forwards the response, both at once.
+    pub(super) async fn converse(&mut self, leg: &mut Leg) -> Result<Outcome, Ended> {
+        let started = leg.started;
+        let stream = &mut *self.exchange.stream;
+        stream.info.upstream.ready_at = Some(started);
+        stream.info.upstream.first_tx = Some(started);
+        stream.deadlines.last = started;
+        stream.deadlines.per_try =
+            self.timeouts.per_try.filter(|_| self.body.complete).map(|limit| started + limit);
+        stream.deadlines.per_try_idle = self.timeouts.per_try_idle;
+        stream.deadlines.upstream = self.timeouts.upstream.map(|limit| started + limit);
+        self.note_connection(&leg.up);
+        let bodiless = self.body.complete && self.body.is_empty();
+        if let Err(reason) = leg.up.send_head(&self.exchange.stream.request, bodiless) {
+            return Ok(self.broken(&mut leg.up, reason));
+        }
+        if !bodiless {
+            self.body.replay(&mut leg.up);
+        }
+        self.resume(leg).await
+    }
+
+    fn note_connection(&mut self, up: &Upstream) {
+        let info = &mut self.exchange.stream.info.upstream;
+        info.protocol = Some(up.protocol());
+        info.local = up.local_address();
+        info.connection_id = up.connection_id();
+    }
+
+    /// Goes on with a leg whose request was sent.
+    pub(super) async fn resume(&mut self, leg: &mut Leg) -> Result<Outcome, Ended> {
+        let mut answered = false;
+        let mut ended = false;
+        let mut response = std::mem::take(&mut self.exchange.stream.response);
+        while !ended {
+            let event = match leg.answer.take() {
+                Some((head, end)) => {
+                    response = head;
+                    Event::Head { end }
+                }
+                None => self.next_event(&mut leg.up, answered, &mut response).await,
+            };
+            match event {
+                Event::Request(frame) => self.forward_request(frame, &mut leg.up).await?,
+                Event::Filtered(frame) => self.send_request(frame, &mut leg.up),
+                Event::Interim => {
+                    let (stream, status) = (&*self.exchange.stream, response.status());
+                    let host = Some(&*leg.host);
+                    self.scopes.count_response(stream, &self.cluster, host, Some(&response), status);
+                    if response.status() != 100 || self.exchange.stream.manager.proxy_100_continue {
+                        self.exchange.down.send_informational(&response);
+                    }
+                }
+                Event::Hedge(mut winner) => {
+                    std::mem::swap(leg, &mut *winner);
+                    self.drop_leg(*winner);
+                    let host = std::rc::Rc::clone(&leg.host);
+                    self.note_host(&host);
+                    self.note_connection(&leg.up);
+                }
+                Event::Head { end } => {
+                    if let Some(outcome) = self.on_head(leg, &response) {
+                        self.exchange.stream.response = response;
+                        return Ok(outcome);
+                    }
+                    if internal_redirect::wanted(self.route, &response)
+                        && internal_redirect::set_up(self, &response)
+                    {
+                        if end {
+                            leg.up.reset()
+                        } else {
+                            drain(&mut leg.up)
+                        }
+                        self.exchange.stream.info.response_code = response.status();
+                        self.exchange.stream.response = response;
+                        return Err(Ended::Redirected);
+                    }
+                    answered = true;
+                    ended = end;
+                    self.body.forget();
+                    self.begin_response(leg, response, end).await?;
+                    response = HeaderMap::default();
+                }
+                Event::Response(frame) => {
+                    ended = frame.is_last();
+                    self.forward_response(frame).await?;
+                }
+                Event::Interrupted(Interrupted::Expired(Expired::PerTry))
+                    if self.timeouts.hedge && !answered =>
+                {
+                    if let Some(outcome) = self.hedge(leg) {
+                        self.exchange.stream.response = response;
+                        return Ok(outcome);
+                    }
+                }
+                Event::Interrupted(interrupted) => {
+                    leg.up.reset();
+                    if !answered && interrupted.is_upstream_timeout() && !leg.hedged {
+                        leg.host.report(Report::TimedOut);
+                    }
+                    self.exchange.stream.response =
+                        if answered { std::mem::take(&mut self.exchange.stream.response) } else { response };
+                    return self.interrupted(interrupted, answered);
+                }
+                Event::Reset(reason) => {
+                    if matches!(reason, ResetReason::RemoteReset | ResetReason::RemoteRefused) {
+                        self.cluster.stats.upstream_rq_rx_reset().inc();
+                    }
+                    if reason == ResetReason::ProtocolError {
+                        self.cluster.stats.upstream_cx_protocol_error().inc();
+                    }
+                    if answered {
+                        leg.host.report(Report::Failed);
+                        broken_off(&mut self.exchange.stream.info, reason);
+                        return Err(Ended::Aborted);
+                    }
+                    self.exchange.stream.response = response;
+                    let outcome = self.broken(&mut leg.up, reason);
+                    if leg.hedged && !self.hedged.is_empty() {
+                        leg.host.report(Report::Failed);
+                        return Ok(Outcome::GivenUp);
+                    }
+                    return Ok(outcome);
+                }
+            }
+        }
+        let ended = now();
+        self.exchange.stream.info.upstream.last_rx = Some(ended);
+        if self.body.complete {
+            let stream = &*self.exchange.stream;
+            let time = ended.saturating_duration_since(self.begun);
+            self.scopes.record_time(stream, &self.cluster, Some(&leg.host), &stream.response, time);
+        } else {
+            // The response is complete without the rest of the request.
+            leg.up.reset();
+        }
+        Ok(Outcome::Done)
+    }
+
+    /// A response's head is here: whether the attempt ends with it.
+    fn on_head(&mut self, leg: &mut Leg, response: &HeaderMap) -> Option<Outcome> {
+        leg.host.report(Report::answer(response, self.exchange.stream.is_grpc()));
+        if response.contains(Known::EnvoyImmediateHealthCheckFail) {
+            leg.host.fail_health_check();
+        }
+        if !self.retries.enabled() {
+            return None;
+        }
+        if leg.hedged {
+            // It was followed by another one already.
+            if self.hedged.is_empty() || !self.retries.would_retry(response) {
+                return None;
+            }
+            leg.up.reset();
+            return Some(Outcome::GivenUp);
+        }
+        let info = &self.exchange.stream.info;
+        let wall = || info.start_time + now().saturating_duration_since(info.started);
+        let wanted = self.retries.on_response(response, wall);
+        match self.take_retry(wanted) {
+            verdict @ Verdict::Retry(..) => {
+                let stream = &*self.exchange.stream;
+                self.scopes.count_retried(stream, &self.cluster, response.status());
+                drain(&mut leg.up);
+                Some(Outcome::RetriableResponse(verdict))
+            }
+            Verdict::No => None,
+            verdict => {
+                self.flag_verdict(&verdict);
+                if self.hedged.is_empty() {
+                    return None;
+                }
+                leg.up.reset();
+                Some(Outcome::GivenUp)
+            }
+        }
+    }
+
+    /// An attempt is late: the next one sets out beside it, if there are retries left.
+    fn hedge(&mut self, leg: &mut Leg) -> Option<Outcome> {
+        self.exchange.stream.deadlines.per_try = None;
+        if leg.hedged {
+            return None;
+        }
+        leg.host.report(Report::TimedOut);
+        leg.hedged = true;
+        if !self.retries.enabled() {
+            return None;
+        }
+        match self.take_retry(true) {
+            verdict @ Verdict::Retry(..) => Some(Outcome::Hedged(verdict)),
+            verdict => {
+                self.flag_verdict(&verdict);
+                None
+            }
+        }
+    }
+
+    /// An attempt that lost against another one.
+    fn drop_leg(&mut self, mut leg: Leg) {
+        leg.up.reset();
+        self.count_reset();
+        self.count_wire_bytes(&mut leg);
+    }
+
+    /// The next thing that happens; writes what waits if nothing does.
+    async fn next_event(&mut self, up: &mut Upstream, answered: bool, response: &mut HeaderMap) -> Event {
+        let Router { exchange, hedged, retries, body, .. } = self;
+        let Exchange { stream, chain, down, timer } = exchange;
+        let complete = body.complete;
+        poll_fn(|cx| {
+            if complete {
+                if let Poll::Ready(error) = down.poll_closed(cx) {
+                    return Poll::Ready(Event::Interrupted(Interrupted::Downstream(error)));
+                }
+            } else if up.poll_room(cx).is_ready() {
+                if let Some(frame) = chain.take_ready() {
+                    return Poll::Ready(Event::Filtered(frame));
+                }
+                match down.poll_frame(cx) {
+                    Poll::Ready(Ok(frame)) => return Poll::Ready(Event::Request(frame)),
+                    Poll::Ready(Err(error)) => {
+                        return Poll::Ready(Event::Interrupted(Interrupted::Downstream(error)));
+                    }
+                    Poll::Pending => {}
+                }
+            }
+            if !answered {
+                match up.poll_head(cx, response) {
+                    Poll::Ready(Ok(Answer::Interim)) => return Poll::Ready(Event::Interim),
+                    Poll::Ready(Ok(Answer::Final { end })) => return Poll::Ready(Event::Head { end }),
+                    Poll::Ready(Err(reason)) => return Poll::Ready(Event::Reset(reason)),
+                    Poll::Pending => {}
+                }
+                if !hedged.is_empty()
+                    && let Some(leg) = poll_hedged(cx, hedged, retries)
+                {
+                    return Poll::Ready(Event::Hedge(Box::new(leg)));
+                }
+            } else if let Poll::Ready(room) = down.poll_room(cx) {
+                if let Err(error) = room {
+                    return Poll::Ready(Event::Interrupted(Interrupted::Downstream(error)));
+                }
+                match up.poll_frame(cx) {
+                    Poll::Ready(Ok(frame)) => return Poll::Ready(Event::Response(frame)),
+                    Poll::Ready(Err(reason)) => return Poll::Ready(Event::Reset(reason)),
+                    Poll::Pending => {}
+                }
+            }
+            // Nothing can be moved: now is the time to write.
+            let _: Poll<()> = up.poll_flush(cx);
+            if let Poll::Ready(Err(error)) = down.poll_flush(cx) {
+                return Poll::Ready(Event::Interrupted(Interrupted::Downstream(error)));
+            }
+            stream.deadlines.poll(cx, timer).map(|expired| Event::Interrupted(Interrupted::Expired(expired)))
+        })
+        .await
+    }
+
+    /// A piece of the request goes through the filters and up.
+    async fn forward_request(&mut self, frame: Frame, up: &mut Upstream) -> Result<(), Ended> {
+        let Exchange { stream, chain, down, timer } = &mut self.exchange;
+        stream.deadlines.last = now();
+        if let Frame::Data { data, .. } = &frame {
+            stream.info.bytes_received += data.len() as u64;
+        }
+        if chain.is_empty() {
+            self.send_request(frame, up);
+            return Ok(());
+        }
+        for frame in chain.on_request_frame(stream, frame, &mut Attendant { down, timer }).await? {
+            self.send_request(frame, up);
+        }
+        Ok(())
+    }
+
+    /// A piece of the request that has passed the filters goes up.
+    fn send_request(&mut self, frame: Frame, up: &mut Upstream) {
+        self.body.forward(frame, Some(up));
+        if self.body.complete {
+            let now = now();
+            let info = &mut self.exchange.stream.info;
+            info.request_complete = info.request_complete.or(Some(now));
+            info.upstream.last_tx = Some(now);
+            self.request_completed();
+            self.exchange.stream.deadlines.per_try = self.timeouts.per_try.map(|limit| now + limit);
+        }
+    }
+
+    /// The request is complete: the route's timeout begins, copies are sent.
+    pub(super) fn request_completed(&mut self) {
+        if !self.body.complete {
+            return;
+        }
+        let stream = &mut *self.exchange.stream;
+        self.begun = now();
+        stream.deadlines.request = None;
+        if upgrade::requested(&stream.request).is_some() {
+            // The client's half of a tunnel has ended; the other may go on.
+            return;
+        }
+        stream.deadlines.route = self.timeouts.global.map(|limit| self.begun + limit);
+        if !self.mirrors.is_empty() {
+            mirror::send(std::mem::take(&mut self.mirrors), stream, &self.body);
+        }
+    }
+
+    /// The response's head goes down.
+    async fn begin_response(&mut self, leg: &Leg, mut head: HeaderMap, end: bool) -> Result<(), Ended> {
+        // Whatever else is under way has lost.
+        while let Some(other) = self.hedged.pop() {
+            self.drop_leg(other);
+        }
+        let Exchange { stream, chain, down, timer } = &mut self.exchange;
+        let now = now();
+        stream.deadlines.last = now;
+        stream.deadlines.per_try = None;
+        stream.info.upstream.first_rx = Some(now);
+        stream.info.response_code_details = Some("via_upstream".into());
+        // Header rules and filters may ask for it before the head is sent.
+        stream.info.response_code = head.status();
+        let (host, status) = (Some(&*leg.host), head.status());
+        self.scopes.count_response(stream, &self.cluster, host, Some(&head), status);
+        if !stream.manager.router.suppress_envoy_headers && self.body.complete {
+            let elapsed = now.saturating_duration_since(self.begun).as_millis();
+            set_number(
+                &mut head,
+                Known::EnvoyUpstreamServiceTime,
+                u64::try_from(elapsed).unwrap_or(u64::MAX),
+            );
+        }
+        stream.mutate_response(self.selected, &mut head);
+        if !chain.is_empty() {
+            match chain.on_response(stream, head, end, &mut Attendant { down, timer }).await? {
+                Some(passed) => head = passed,
+                // It comes with the body.
+                None => return Ok(()),
+            }
+        }
+        self.send_response(head, end);
+        Ok(())
+    }
+
+    /// The response's head goes down, filtered.
+    fn send_response(&mut self, mut head: HeaderMap, end: bool) {
+        let Exchange { stream, down, .. } = &mut self.exchange;
+        stream.finish_head(&mut head);
+        if !self.body.complete && upgrade::requested(&stream.request).is_none() {
+            // The client may stop in the middle of its request now; Envoy says so at once too.
+            down.close_after_response();
+        }
+        if head.status() == 101 {
+            stream.deadlines.route = None;
+            stream.stats.downstream_cx_upgrades_total().inc();
+        }
+        stream.send_head(head, end, down);
+    }
+
+    /// A piece of the response goes through the filters and down.
+    async fn forward_response(&mut self, frame: Frame) -> Result<(), Ended> {
+        let Exchange { stream, chain, down, timer } = &mut self.exchange;
+        stream.deadlines.last = now();
+        if chain.is_empty() {
+            self.send_response_frame(frame);
+            return Ok(());
+        }
+        let released = chain.on_response_frame(stream, frame, &mut Attendant { down, timer }).await?;
+        if let Some(head) = released.head {
+            self.send_response(head, false);
+        }
+        for frame in released.frames {
+            self.send_response_frame(frame);
+        }
+        Ok(())
+    }
+
+    /// A piece of the response goes down, filtered.
+    fn send_response_frame(&mut self, frame: Frame) {
+        let Exchange { stream, down, .. } = &mut self.exchange;
+        match frame {
+            Frame::Data { data, end } => {
+                stream.info.bytes_sent += data.len() as u64;
+                down.send_data(data, end);
+            }
+            Frame::End => down.send_data(Bytes::new(), true),
+            Frame::Trailers(trailers) => {
+                down.send_trailers(&trailers);
+                stream.trailers = Some(trailers);
+            }
+        }
+    }
+}
