@@ -483,7 +483,7 @@ impl Worker {
         });
         for cluster in self.clusters.borrow().values() {
             if let Discovery::OriginalDst { .. } = cluster.config.discovery {
-                cluster.forget_unused_hosts();
+                cluster.forget_unused_hosts(now);
             }
         }
     }
@@ -533,8 +533,8 @@ impl Stopped {
     }
 }
 
-/// How often unused hosts and finished listeners are forgotten. Envoy's `cleanup_interval` is
-/// 5 s by default and 60 s in Istio; an unused host costs a few hundred bytes, so one beat does.
+/// How often is looked whether hosts (`cleanup_interval`) and finished listeners are to be
+/// forgotten. An unused host costs a few hundred bytes, so shorter intervals than this wait.
 const CLEANUP: Duration = Duration::from_secs(5);
 
 /// Addresses that connections may be handed over for (`use_original_dst`).

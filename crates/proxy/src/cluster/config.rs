@@ -10,14 +10,16 @@ use leno_api::proto::envoy::config::cluster::v3 as proto;
 use leno_api::proto::envoy::config::core::v3 as core;
 use leno_api::proto::envoy::config::endpoint::v3::ClusterLoadAssignment;
 use leno_api::proto::envoy::extensions::clusters::dns::v3::DnsCluster;
+use leno_api::proto::envoy::r#type::metadata::v3::MetadataKey;
+use leno_api::proto::envoy::r#type::metadata::v3::metadata_key::{PathSegment, path_segment};
 use leno_base::Name;
 use prost_types::Any;
 use proto::cluster::{ClusterDiscoveryType, DiscoveryType, LbPolicy};
 
 use crate::cluster::stats::Gauges;
 use crate::cluster::{
-    Assignment, BindConfig, CircuitBreakers, Cluster, Discovery, EndpointAddress, UpstreamProtocol, health,
-    outlier,
+    Assignment, BindConfig, CircuitBreakers, Cluster, Discovery, EndpointAddress, HappyEyeballs,
+    UpstreamProtocol, health, outlier,
 };
 use crate::config::address;
 use crate::config::lower::Lower;
@@ -106,7 +108,6 @@ pub(crate) fn lower_proto(proto: proto::Cluster, source: Any, at: &mut Lower) ->
         "per_connection_buffer_high_watermark_timeout",
         per_connection_buffer_high_watermark_timeout.is_some(),
     );
-    at.unsupported("wait_for_warm_on_init", wait_for_warm_on_init == Some(false));
     at.unsupported("lb_subset_config", lb_subset_config.is_some());
     at.unsupported("filters", !filters.is_empty());
     at.unsupported("lrs_server", lrs_server.is_some());
@@ -169,7 +170,7 @@ pub(crate) fn lower_proto(proto: proto::Cluster, source: Any, at: &mut Lower) ->
     let http = protocol::lower(http, at);
     let circuit_breakers = lower_circuit_breakers(circuit_breakers, at);
     let outlier = at.optional("outlier_detection", outlier_detection, outlier::config::lower);
-    let tcp_keepalive =
+    let connection_options =
         at.optional("upstream_connection_options", upstream_connection_options, |proto, at| {
             let proto::UpstreamConnectionOptions {
                 tcp_keepalive,
@@ -180,9 +181,10 @@ pub(crate) fn lower_proto(proto: proto::Cluster, source: Any, at: &mut Lower) ->
                 "set_local_interface_name_on_upstream_connections",
                 set_local_interface_name_on_upstream_connections,
             );
-            at.unsupported("happy_eyeballs_config", happy_eyeballs_config.is_some());
-            tcp_keepalive.map(address::keepalive)
+            let eyeballs = at.optional("happy_eyeballs_config", happy_eyeballs_config, happy_eyeballs);
+            Some((tcp_keepalive.map(address::keepalive), eyeballs.unwrap_or_default()))
         });
+    let (tcp_keepalive, eyeballs) = connection_options.unwrap_or_default();
     let bind = match upstream_bind_config {
         Some(bind) => at.field("upstream_bind_config", |at| address::bind_config(bind, at)),
         None => Some(at.scope().bind.clone().unwrap_or_default()),
@@ -214,12 +216,35 @@ pub(crate) fn lower_proto(proto: proto::Cluster, source: Any, at: &mut Lower) ->
         pool: http.pool,
         buffer_limit: per_connection_buffer_limit_bytes.map_or(1 << 20, |limit| limit as usize),
         bind: bind.unwrap_or_else(BindConfig::default),
+        eyeballs,
         tcp_keepalive,
+        wait_for_warm: wait_for_warm_on_init != Some(false),
         added_via_api: at.scope().added_via_api,
         metadata,
         source,
         version: at.scope().version.clone(),
     })
+}
+
+fn happy_eyeballs(
+    proto: proto::upstream_connection_options::HappyEyeballsConfig,
+    at: &mut Lower,
+) -> Option<HappyEyeballs> {
+    use proto::upstream_connection_options::FirstAddressFamilyVersion as Version;
+    let proto::upstream_connection_options::HappyEyeballsConfig {
+        first_address_family_version,
+        first_address_family_count,
+    } = proto;
+    let v4_first = match at.value::<Version>("first_address_family_version", first_address_family_version)? {
+        Version::Default => None,
+        Version::V4 => Some(true),
+        Version::V6 => Some(false),
+        Version::Pipe | Version::Internal => {
+            at.unsupported("first_address_family_version", true);
+            return None;
+        }
+    };
+    Some(HappyEyeballs { v4_first, first_count: first_address_family_count.unwrap_or(1) as usize })
 }
 
 /// What a cluster's type says.
@@ -284,11 +309,13 @@ fn lower_discovery(kind: Kind, parts: Parts<'_>, at: &mut Lower) -> Option<Disco
         Kind::Plain(DiscoveryType::StrictDns) => {
             let dns = dns::lower(dns, assignment.unwrap_or_default(), at)?;
             at.field("load_assignment", |at| assignment::refuse_pipes(&dns.assignment, at));
+            assignment::refuse_others(&dns.assignment, at);
             Some(Discovery::StrictDns(dns.into()))
         }
         Kind::Plain(DiscoveryType::LogicalDns) => {
             let dns = dns::lower(dns, assignment.unwrap_or_default(), at)?;
             refuse_many(&dns.assignment, at);
+            assignment::refuse_others(&dns.assignment, at);
             Some(Discovery::LogicalDns(dns.into()))
         }
         Kind::Dns(settings) => {
@@ -297,9 +324,11 @@ fn lower_discovery(kind: Kind, parts: Parts<'_>, at: &mut Lower) -> Option<Disco
             })?;
             if single {
                 refuse_many(&dns.assignment, at);
+                assignment::refuse_others(&dns.assignment, at);
                 return Some(Discovery::LogicalDns(dns.into()));
             }
             at.field("load_assignment", |at| assignment::refuse_pipes(&dns.assignment, at));
+            assignment::refuse_others(&dns.assignment, at);
             Some(Discovery::StrictDns(dns.into()))
         }
         Kind::Plain(DiscoveryType::Eds) => {
@@ -339,7 +368,18 @@ fn lower_discovery(kind: Kind, parts: Parts<'_>, at: &mut Lower) -> Option<Disco
                 upstream_port_override,
                 metadata_key,
             } = original_dst.unwrap_or_default();
-            at.unsupported("original_dst_lb_config.metadata_key", metadata_key.is_some());
+            let metadata_key = at.optional("original_dst_lb_config.metadata_key", metadata_key, |key, at| {
+                let MetadataKey { key, path } = key;
+                let path = at.each("path", path, |PathSegment { segment }, at| match segment {
+                    Some(path_segment::Segment::Key(key)) => Some(key),
+                    Some(path_segment::Segment::Index(_)) => {
+                        at.unsupported("index", true);
+                        None
+                    }
+                    None => None,
+                });
+                Some((key, path))
+            });
             let http_header = if http_header_name.is_empty() {
                 Name::new("x-envoy-original-dst-host")
             } else {
@@ -360,6 +400,7 @@ fn lower_discovery(kind: Kind, parts: Parts<'_>, at: &mut Lower) -> Option<Disco
                     .duration("cleanup_interval", cleanup_interval)
                     .unwrap_or(Duration::from_secs(5)),
                 port_override,
+                metadata_key,
                 http_header: use_http_header.then_some(http_header),
             })
         }

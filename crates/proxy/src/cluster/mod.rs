@@ -61,8 +61,12 @@ pub(crate) struct Cluster {
     pub(crate) buffer_limit: usize,
     /// Socket options and source address of upstream connections.
     pub(crate) bind: BindConfig,
+    /// In which order a host's several addresses are tried.
+    pub(crate) eyeballs: HappyEyeballs,
     /// TCP keep-alive of upstream connections, if configured.
     pub(crate) tcp_keepalive: Option<TcpKeepalive>,
+    /// `wait_for_warm_on_init`: false for DNS clusters that serve before their names are resolved.
+    pub(crate) wait_for_warm: bool,
     /// Whether this cluster came from CDS (`added_via_api`).
     pub(crate) added_via_api: bool,
     /// `metadata`, for access logs and matching.
@@ -98,6 +102,8 @@ pub(crate) enum Discovery {
         cleanup_interval: Duration,
         /// `upstream_port_override`.
         port_override: Option<u16>,
+        /// `metadata_key`: where the request's dynamic metadata may name an address.
+        metadata_key: Option<(String, Vec<String>)>,
         /// `use_http_header` with this header name, lower case.
         http_header: Option<Name>,
     },
@@ -122,6 +128,10 @@ pub(crate) struct DnsDiscovery {
     pub(crate) failure_refresh: Option<(Duration, Duration)>,
     /// `respect_dns_ttl`.
     pub(crate) respect_ttl: bool,
+    /// `dns_min_refresh_rate`: what a shorter time to live counts as.
+    pub(crate) min_refresh: Duration,
+    /// The servers are asked by TCP only (`use_tcp_for_dns_lookups`).
+    pub(crate) tcp: bool,
     /// `dns_jitter`.
     pub(crate) jitter: Duration,
     /// `dns_lookup_family`.
@@ -193,6 +203,9 @@ pub(crate) struct EndpointConfig {
     pub(crate) metadata: Metadata,
     /// `health_check_config`.
     pub(crate) check: EndpointCheck,
+    /// `additional_addresses`, or what else DNS found for the name of a LOGICAL_DNS cluster: other
+    /// ways to the same host, tried by happy eyeballs.
+    pub(crate) others: Arc<[SocketAddr]>,
 }
 
 /// How an endpoint's health is checked, where that differs from the endpoint itself.
@@ -338,6 +351,22 @@ pub(crate) struct BindConfig {
     pub(crate) sources: Vec<SocketAddr>,
     /// Raw socket options: (level, name, value), set before connecting.
     pub(crate) options: Vec<(i32, i32, Vec<u8>)>,
+}
+
+/// `happy_eyeballs_config`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct HappyEyeballs {
+    /// `first_address_family_version` is V4; `None`: the family of the first address.
+    pub(crate) v4_first: Option<bool>,
+    /// `first_address_family_count`: so many addresses of the first family are tried for one of
+    /// the other.
+    pub(crate) first_count: usize,
+}
+
+impl Default for HappyEyeballs {
+    fn default() -> Self {
+        Self { v4_first: None, first_count: 1 }
+    }
 }
 
 /// TCP keep-alive.

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use leno_base::rng::Rng;
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 use crate::cluster::health::Vitals;
 use crate::cluster::lb::priority::{Census, Share, shares};
@@ -30,6 +31,8 @@ pub(crate) struct WorkerCluster {
     answers: [OnceCell<AnswerStats>; 4],
     hosts: RefCell<HostSet>,
     random: RefCell<Rng>,
+    /// When unused hosts were forgotten the last time.
+    cleaned: Cell<Instant>,
 }
 
 /// Who asked, or whom: how answers are told apart in stats.
@@ -125,8 +128,14 @@ impl WorkerCluster {
     /// A cluster without hosts yet; `seed` differs by worker.
     pub(crate) fn new(config: Arc<Cluster>, thread: &ThreadStats, seed: u64) -> Self {
         let stats = ClusterStats::new(thread, &format!("cluster.{}.", config.stat_name));
-        let (hosts, answers) = (RefCell::default(), Default::default());
-        let cluster = Self { config, stats, answers, hosts, random: RefCell::new(Rng::new(seed)) };
+        let cluster = Self {
+            config,
+            stats,
+            answers: Default::default(),
+            hosts: RefCell::default(),
+            random: RefCell::new(Rng::new(seed)),
+            cleaned: Cell::new(Instant::now()),
+        };
         cluster.update_hosts(&Assignment::default());
         cluster
     }
@@ -233,7 +242,8 @@ impl WorkerCluster {
 
     /// The original destination as a host, made on first use.
     fn pick_original_dst(&self, context: &PickContext<'_>) -> Option<Rc<Host>> {
-        let Discovery::OriginalDst { port_override, http_header, .. } = &self.config.discovery else {
+        let Discovery::OriginalDst { port_override, http_header, metadata_key, .. } = &self.config.discovery
+        else {
             return None;
         };
         let from_header = http_header.as_ref().and_then(|name| {
@@ -244,7 +254,16 @@ impl WorkerCluster {
             }
             address
         });
-        let mut address = from_header.or(context.original_dst)?;
+        let from_metadata = || {
+            let (name, path) = metadata_key.as_ref()?;
+            let value = value_at(context.metadata?.get(name)?, path)?.as_str()?;
+            let address = value.parse::<SocketAddr>().ok();
+            if address.is_none() {
+                self.stats.original_dst_host_invalid().inc();
+            }
+            address
+        };
+        let mut address = from_header.or_else(from_metadata).or(context.original_dst)?;
         if let Some(port) = port_override {
             address.set_port(*port);
         }
@@ -254,10 +273,14 @@ impl WorkerCluster {
         Some(Rc::clone(host))
     }
 
-    /// Forgets original-destination hosts without connections or requests. Called every
-    /// `cleanup_interval`.
-    pub(crate) fn forget_unused_hosts(&self) {
-        if let Discovery::OriginalDst { .. } = self.config.discovery {
+    /// Forgets original-destination hosts without connections or requests, if `cleanup_interval`
+    /// has passed since the last time.
+    pub(crate) fn forget_unused_hosts(&self, now: Instant) {
+        if let Discovery::OriginalDst { cleanup_interval, .. } = self.config.discovery {
+            if now.saturating_duration_since(self.cleaned.get()) < cleanup_interval {
+                return;
+            }
+            self.cleaned.set(now);
             let mut set = self.hosts.borrow_mut();
             set.by_address.retain(|_, host| host.active.get() > 0 || !host.pool.borrow().is_unused());
         }
@@ -378,6 +401,15 @@ impl Host {
     }
 }
 
+/// What lies in an object at a path.
+fn value_at<'a>(
+    object: &'a serde_json::Map<String, serde_json::Value>,
+    path: &[String],
+) -> Option<&'a serde_json::Value> {
+    let (first, rest) = path.split_first()?;
+    rest.iter().try_fold(object.get(first)?, |value, key| value.get(key))
+}
+
 /// Whether both are what is known of one host.
 fn same(a: &Option<Arc<Vitals>>, b: &Option<Arc<Vitals>>) -> bool {
     match (a, b) {
@@ -397,6 +429,7 @@ impl EndpointConfig {
             health: HealthStatus::Healthy,
             metadata: Arc::default(),
             check: EndpointCheck::default(),
+            others: Arc::default(),
         }
     }
 }

@@ -125,7 +125,7 @@ pub(crate) fn lower(wire: Vec<u8>, at: &mut Lower) -> Option<Bootstrap> {
     at.unsupported("use_tcp_for_dns_lookups", use_tcp_for_dns_lookups);
     at.unsupported("dns_resolution_config", dns_resolution_config.is_some());
     let resolvers = typed_resolver(typed_dns_resolver_config, at);
-    at.unsupported("typed_dns_resolver_config.typed_config.resolvers", !resolvers.is_empty());
+    at.unsupported("typed_dns_resolver_config.typed_config.resolvers", !resolvers.servers.is_empty());
     at.unsupported("fatal_actions", !fatal_actions.is_empty());
     at.unsupported("config_sources", !config_sources.is_empty());
     at.unsupported("default_config_source", default_config_source.is_some());

@@ -331,7 +331,7 @@ impl Store {
             let warm = match &cluster.discovery {
                 Discovery::Static(_) | Discovery::OriginalDst { .. } => true,
                 Discovery::StrictDns(settings) | Discovery::LogicalDns(settings) => {
-                    resolved(&self.resolved, &cluster.name, settings).is_some()
+                    resolved(&self.resolved, &cluster.name, settings).is_some() || !cluster.wait_for_warm
                 }
                 Discovery::Eds { service_name, .. } => {
                     self.assignments.contains_key(&**service_name)
@@ -410,7 +410,7 @@ impl Store {
         let discovered = |cluster: &Cluster| {
             // A cluster whose endpoints did not come in time warms without hosts.
             let expired = || eds_name(cluster).is_some_and(|name| self.expired_endpoints.contains(name));
-            self.discovered(cluster).or_else(|| expired().then(Arc::default))
+            self.discovered(cluster).or_else(|| (expired() || !cluster.wait_for_warm).then(Arc::default))
         };
         checked.map(|cluster| (Arc::clone(cluster), discovered(cluster))).collect()
     }

@@ -114,7 +114,20 @@ fn endpoint(proto: proto::LbEndpoint, at: &mut Lower) -> Option<EndpointConfig> 
             additional_addresses,
             observability_name,
         } = endpoint;
-        at.unsupported("additional_addresses", !additional_addresses.is_empty());
+        let others = at.each("additional_addresses", additional_addresses, |other, at| {
+            let proto::endpoint::AdditionalAddress { address } = other;
+            match at.required("address", address, address::address)? {
+                Address::Ip(address) => Some(address),
+                Address::Name(host, _) => {
+                    at.error_at("address", format!("malformed IP address: {host}"));
+                    None
+                }
+                Address::Pipe(..) => {
+                    at.unsupported("address.pipe", true);
+                    None
+                }
+            }
+        });
         at.unsupported("observability_name", !observability_name.is_empty());
         let address = match at.required("address", address, address::address)? {
             Address::Ip(address) => EndpointAddress::Ip(address),
@@ -127,6 +140,7 @@ fn endpoint(proto: proto::LbEndpoint, at: &mut Lower) -> Option<EndpointConfig> 
             weight: load_balancing_weight.unwrap_or(1),
             health,
             metadata,
+            others: others.into(),
             check: at.optional("health_check_config", health_check_config, check).unwrap_or_default(),
         })
     })
@@ -167,6 +181,12 @@ pub(super) fn refuse_pipes(assignment: &Assignment, at: &mut Lower) {
         EndpointAddress::Pipe(_) => Some("Unix sockets are not supported by DNS clusters".to_owned()),
         _ => None,
     });
+}
+
+/// Refuses further addresses, where DNS finds the addresses.
+pub(super) fn refuse_others(assignment: &Assignment, at: &mut Lower) {
+    let mut endpoints = assignment.localities.iter().flat_map(|locality| &locality.endpoints);
+    at.unsupported("additional_addresses of DNS clusters", endpoints.any(|one| !one.others.is_empty()));
 }
 
 fn refuse(assignment: &Assignment, at: &mut Lower, wrong: impl Fn(&EndpointAddress) -> Option<String>) {

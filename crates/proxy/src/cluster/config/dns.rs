@@ -33,19 +33,21 @@ pub(super) struct Fields {
 
 /// Lowers a DNS cluster's fields.
 pub(super) fn lower(fields: Fields, assignment: Assignment, at: &mut Lower) -> Option<DnsDiscovery> {
-    at.unsupported("use_tcp_for_dns_lookups", fields.use_tcp_for_dns_lookups);
+    let mut tcp = fields.use_tcp_for_dns_lookups;
     let mut resolvers = at.each("dns_resolvers", fields.dns_resolvers, resolver_address);
     if let Some(config) = fields.dns_resolution_config {
         let core::DnsResolutionConfig { resolvers: list, dns_resolver_options } = config;
         at.field("dns_resolution_config", |at| {
-            at.unsupported(
-                "dns_resolver_options",
-                dns_resolver_options.is_some_and(|o| o != Default::default()),
-            );
+            let servers = !list.is_empty();
+            tcp |= dns_resolver_options.is_some_and(|options| resolver_options(options, servers, at));
             resolvers.extend(at.each("resolvers", list, resolver_address));
         });
     }
-    resolvers.extend(typed_resolver(fields.typed_dns_resolver_config, at));
+    let typed = typed_resolver(fields.typed_dns_resolver_config, at);
+    resolvers.extend(typed.servers);
+    tcp |= typed.tcp;
+    // The system is asked in its own way.
+    at.unsupported("use_tcp_for_dns_lookups without resolvers", tcp && resolvers.is_empty());
     let failure = fields
         .dns_failure_refresh_rate
         .map(|proto::cluster::RefreshRate { base_interval, max_interval }| (base_interval, max_interval));
@@ -61,6 +63,8 @@ pub(super) fn lower(fields: Fields, assignment: Assignment, at: &mut Lower) -> O
         refresh: at.duration("dns_refresh_rate", fields.dns_refresh_rate).unwrap_or(DEFAULT_REFRESH),
         failure_refresh: failure_refresh(failure, at),
         respect_ttl: fields.respect_dns_ttl,
+        min_refresh: Duration::ZERO,
+        tcp,
         jitter: at.duration("dns_jitter", fields.dns_jitter).unwrap_or_default(),
         family,
         resolvers,
@@ -83,7 +87,8 @@ pub(super) fn lower_cluster(
         all_addresses_in_single_endpoint,
         dns_min_refresh_rate,
     } = proto;
-    at.unsupported("dns_min_refresh_rate", dns_min_refresh_rate.is_some());
+    let typed = typed_resolver(typed_dns_resolver_config, at);
+    at.unsupported("use_tcp_for_dns_lookups without resolvers", typed.tcp && typed.servers.is_empty());
     let failure = dns_failure_refresh_rate.map(
         |extension::dns_cluster::RefreshRate { base_interval, max_interval }| (base_interval, max_interval),
     );
@@ -99,9 +104,11 @@ pub(super) fn lower_cluster(
         refresh: at.duration("dns_refresh_rate", dns_refresh_rate).unwrap_or(DEFAULT_REFRESH),
         failure_refresh: failure_refresh(failure, at),
         respect_ttl: respect_dns_ttl,
+        min_refresh: at.duration("dns_min_refresh_rate", dns_min_refresh_rate).unwrap_or_default(),
+        tcp: typed.tcp,
         jitter: at.duration("dns_jitter", dns_jitter).unwrap_or_default(),
         family,
-        resolvers: typed_resolver(typed_dns_resolver_config, at),
+        resolvers: typed.servers,
     };
     Some((discovery, all_addresses_in_single_endpoint))
 }
@@ -131,9 +138,28 @@ fn resolver_address(proto: core::Address, at: &mut Lower) -> Option<SocketAddr> 
     }
 }
 
-/// Lowers `typed_dns_resolver_config` to the name servers to ask; empty: the system's.
-pub(crate) fn typed_resolver(proto: Option<core::TypedExtensionConfig>, at: &mut Lower) -> Vec<SocketAddr> {
-    let Some(core::TypedExtensionConfig { name, typed_config }) = proto else { return Vec::new() };
+/// Lowers DnsResolverOptions: whether only TCP is to be used. `servers`: some are given.
+fn resolver_options(proto: core::DnsResolverOptions, servers: bool, at: &mut Lower) -> bool {
+    let core::DnsResolverOptions { use_tcp_for_dns_lookups, no_default_search_domain } = proto;
+    // Given servers are asked for names as they are; the system is asked in its own way.
+    at.unsupported("dns_resolver_options.no_default_search_domain", no_default_search_domain && !servers);
+    use_tcp_for_dns_lookups
+}
+
+/// The servers to ask for names.
+#[derive(Default)]
+pub(crate) struct TypedResolver {
+    /// Empty: the system's.
+    pub(crate) servers: Vec<SocketAddr>,
+    /// By TCP only.
+    pub(crate) tcp: bool,
+}
+
+/// Lowers `typed_dns_resolver_config`.
+pub(crate) fn typed_resolver(proto: Option<core::TypedExtensionConfig>, at: &mut Lower) -> TypedResolver {
+    let Some(core::TypedExtensionConfig { name, typed_config }) = proto else {
+        return TypedResolver::default();
+    };
     at.field("typed_dns_resolver_config.typed_config", |at| {
         let any = at.extension(typed_config?)?;
         match leno_api::any::type_name(&any.type_url) {
@@ -155,10 +181,8 @@ pub(crate) fn typed_resolver(proto: Option<core::TypedExtensionConfig>, at: &mut
                 } = at.unpack(&any)?;
                 at.unsupported("use_resolvers_as_fallback", use_resolvers_as_fallback);
                 at.unsupported("filter_unroutable_families", filter_unroutable_families);
-                at.unsupported(
-                    "dns_resolver_options",
-                    dns_resolver_options.is_some_and(|o| o != Default::default()),
-                );
+                let servers = !resolvers.is_empty();
+                let tcp = dns_resolver_options.is_some_and(|options| resolver_options(options, servers, at));
                 at.unsupported("query_timeout_seconds", query_timeout_seconds.is_some());
                 at.unsupported("query_tries", query_tries.is_some());
                 at.unsupported("rotate_nameservers", rotate_nameservers);
@@ -166,7 +190,7 @@ pub(crate) fn typed_resolver(proto: Option<core::TypedExtensionConfig>, at: &mut
                 at.unsupported("max_udp_channel_duration", max_udp_channel_duration.is_some());
                 at.unsupported("reinit_channel_on_timeout", reinit_channel_on_timeout);
                 at.unsupported("qcache_max_ttl", qcache_max_ttl.is_some());
-                Some(at.each("resolvers", resolvers, resolver_address))
+                Some(TypedResolver { servers: at.each("resolvers", resolvers, resolver_address), tcp })
             }
             "envoy.extensions.network.dns_resolver.getaddrinfo.v3.GetAddrInfoDnsResolverConfig" => {
                 // The system's resolver, with threads and retries of its own.
@@ -174,7 +198,7 @@ pub(crate) fn typed_resolver(proto: Option<core::TypedExtensionConfig>, at: &mut
                     num_retries: _,
                     num_resolver_threads: _,
                 } = at.unpack(&any)?;
-                Some(Vec::new())
+                Some(TypedResolver::default())
             }
             _ => {
                 at.unsupported_extension(&name, &any.type_url);

@@ -127,7 +127,7 @@ impl Schedule {
                 let ttl = found
                     .ttl
                     .filter(|ttl| settings.respect_ttl && !ttl.is_zero() && !found.addresses.is_empty());
-                ttl.unwrap_or(settings.refresh)
+                ttl.map_or(settings.refresh, |ttl| ttl.max(settings.min_refresh))
             }
         };
         let jitter = u64::try_from(settings.jitter.as_millis()).unwrap_or(u64::MAX);
@@ -164,14 +164,19 @@ fn resolved(
                 continue;
             };
             let known = addresses.get(name).map(Vec::as_slice).unwrap_or_default();
-            let known = if logical { known.get(..1).unwrap_or_default() } else { known };
+            let (known, others) = match known {
+                [first, others @ ..] if logical => (std::slice::from_ref(first), others),
+                all => (all, &[][..]),
+            };
+            let others: Arc<[SocketAddr]> = others.iter().map(|ip| SocketAddr::new(*ip, *port)).collect();
             for ip in known {
                 let address = EndpointAddress::Ip(SocketAddr::new(*ip, *port));
                 // Envoy's hosts have the name that they were resolved from.
                 let hostname = endpoint.hostname.clone().filter(|hostname| !hostname.is_empty());
                 let hostname = Some(hostname.unwrap_or_else(|| Arc::clone(name)));
                 if !endpoints.iter().any(|other| other.address == address) {
-                    endpoints.push(EndpointConfig { address, hostname, ..endpoint.clone() });
+                    let others = Arc::clone(&others);
+                    endpoints.push(EndpointConfig { address, hostname, others, ..endpoint.clone() });
                 }
             }
         }

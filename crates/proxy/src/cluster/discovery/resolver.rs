@@ -52,7 +52,7 @@ impl Resolver {
         if settings.resolvers.is_empty() {
             return Resolver::System;
         }
-        let servers = settings.resolvers.iter().map(|server| server_config(*server)).collect();
+        let servers = settings.resolvers.iter().map(|server| server_config(*server, settings.tcp)).collect();
         let config = ResolverConfig::from_parts(None, Vec::new(), servers);
         let mut builder = TokioResolver::builder_with_config(config, TokioRuntimeProvider::default());
         let options = builder.options_mut();
@@ -72,8 +72,11 @@ impl Resolver {
     }
 }
 
-fn server_config(server: SocketAddr) -> NameServerConfig {
-    let mut connections = vec![ConnectionConfig::udp(), ConnectionConfig::tcp()];
+fn server_config(server: SocketAddr, tcp_only: bool) -> NameServerConfig {
+    let mut connections = vec![ConnectionConfig::tcp()];
+    if !tcp_only {
+        connections.insert(0, ConnectionConfig::udp());
+    }
     for connection in &mut connections {
         connection.port = server.port();
     }

@@ -48,6 +48,8 @@ fn settings(names: &[&str]) -> DnsDiscovery {
         refresh: Duration::from_secs(5),
         failure_refresh: None,
         respect_ttl: false,
+        min_refresh: Duration::ZERO,
+        tcp: false,
         jitter: Duration::ZERO,
         family: DnsFamily::Auto,
         resolvers: Vec::new(),
@@ -57,7 +59,10 @@ fn settings(names: &[&str]) -> DnsDiscovery {
 fn show(assignment: &Assignment) -> String {
     let endpoints = assignment.localities.iter().flat_map(|locality| &locality.endpoints);
     let shown = endpoints.map(|endpoint| match &endpoint.address {
-        EndpointAddress::Ip(address) => format!("{address} {}", endpoint.hostname.as_deref().unwrap_or("?")),
+        EndpointAddress::Ip(address) => {
+            let others: String = endpoint.others.iter().map(|other| format!("+{other}")).collect();
+            format!("{address}{others} {}", endpoint.hostname.as_deref().unwrap_or("?"))
+        }
         other => format!("{other:?}"),
     });
     shown.collect::<Vec<_>>().join(", ")
@@ -103,14 +108,14 @@ async fn all_addresses_are_endpoints_and_changes_are_told() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn logical_dns_takes_the_first_address_and_keeps_it() {
+async fn logical_dns_makes_one_host_of_all_addresses_and_keeps_it() {
     let answers = vec![
         found(&["10.0.0.1", "10.0.0.2"], None),
         found(&["10.0.0.1", "10.0.0.4"], None),
         found(&[], None),
     ];
     let (told, times) = play(settings(&["a"]), true, answers, 12).await;
-    assert_eq!(told, ["0s 10.0.0.1:80 a"]);
+    assert_eq!(told, ["0s 10.0.0.1:80+10.0.0.2:80 a", "5s 10.0.0.1:80+10.0.0.4:80 a"]);
     assert_eq!(times.len(), 3);
 }
 
@@ -135,6 +140,9 @@ async fn the_ttl_counts_where_it_is_respected() {
     respecting.respect_ttl = true;
     assert_eq!(play(respecting, false, answers(), 8).await.1, [0, 2000, 7000]);
     assert_eq!(play(settings(&["a"]), false, answers(), 8).await.1, [0, 5000]);
+    let mut at_least = settings(&["a"]);
+    (at_least.respect_ttl, at_least.min_refresh) = (true, Duration::from_secs(3));
+    assert_eq!(play(at_least, false, answers(), 8).await.1, [0, 3000, 8000]);
 }
 
 #[tokio::test(start_paused = true)]

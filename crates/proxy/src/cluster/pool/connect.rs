@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use socket2::{Domain, Protocol, Socket as RawSocket, Type};
 use tokio::net::{TcpSocket, UnixStream};
 
+use crate::cluster::pool::eyeballs;
 use crate::cluster::{BindConfig, Cluster, EndpointAddress};
 use crate::http::codec::ResetReason;
 use crate::io::{Socket, set_keepalive, set_raw_option};
@@ -45,8 +46,26 @@ impl ConnectError {
 }
 
 /// Opens a connection as the cluster says, within its `connect_timeout`. Counts nothing.
-pub(crate) async fn open(cluster: &Cluster, address: &EndpointAddress) -> Result<Socket, ConnectError> {
-    match tokio::time::timeout(cluster.connect_timeout, attempt(cluster, address)).await {
+/// `others`: more addresses of the same host.
+pub(crate) async fn open(
+    cluster: &Cluster,
+    address: &EndpointAddress,
+    others: &[SocketAddr],
+) -> Result<Socket, ConnectError> {
+    let attempt = async {
+        match address {
+            EndpointAddress::Ip(first) if !others.is_empty() => {
+                let addresses = eyeballs::order(*first, others, cluster.eyeballs);
+                eyeballs::race(addresses, async |address| {
+                    attempt(cluster, &EndpointAddress::Ip(address)).await
+                })
+                .await
+            }
+            // The future of a single attempt is large, and there are thousands of it.
+            _ => attempt(cluster, address).await,
+        }
+    };
+    match tokio::time::timeout(cluster.connect_timeout, attempt).await {
         Ok(result) => result,
         Err(_) => Err(ConnectError::Timeout),
     }

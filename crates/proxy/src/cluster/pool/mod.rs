@@ -17,6 +17,7 @@
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
+use std::net::SocketAddr;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::Instant;
@@ -32,6 +33,7 @@ use crate::http::codec::side::Upstream;
 use crate::telemetry::stream_info::next_connection_id;
 
 pub(crate) mod connect;
+mod eyeballs;
 mod h1;
 mod h2;
 
@@ -80,6 +82,7 @@ struct Target {
     cluster: Arc<Cluster>,
     stats: ClusterStats,
     address: EndpointAddress,
+    others: Arc<[SocketAddr]>,
     counts: Rc<HostCounts>,
     pool: Weak<RefCell<Pool>>,
 }
@@ -202,6 +205,7 @@ pub(crate) async fn wait(
         cluster: Arc::clone(&cluster.config),
         stats: stats.clone(),
         address: host.config.address.clone(),
+        others: Arc::clone(&host.config.others),
         counts: Rc::clone(&host.counts),
         pool: Rc::downgrade(&host.pool),
     });
@@ -267,7 +271,7 @@ async fn open(pool: Rc<RefCell<Pool>>, target: Rc<Target>, permit: Permit, http2
     target.stats.upstream_cx_total().inc();
     let started = now();
     let count = Count::new(&target, permit);
-    let opened = match connect::open(&target.cluster, &target.address).await {
+    let opened = match connect::open(&target.cluster, &target.address, &target.others).await {
         Err(error) => Err(error),
         Ok(socket) if http2 => h2::handshake(socket, count, &target).await.map(Opened::H2),
         Ok(socket) => {

@@ -107,9 +107,32 @@ fn original_destinations_are_hosts_while_they_are_used() {
     let host = cluster.pick(&context).unwrap();
     assert!(Rc::ptr_eq(&host, &cluster.pick(&context).unwrap()));
     host.active.set(1);
-    cluster.forget_unused_hosts();
+    let start = tokio::time::Instant::now();
+    let after = |seconds| start + std::time::Duration::from_secs(seconds);
+    cluster.forget_unused_hosts(after(6));
     assert_eq!(cluster.hosts().len(), 1);
     host.active.set(0);
-    cluster.forget_unused_hosts();
+    // `cleanup_interval` has not passed since the last time.
+    cluster.forget_unused_hosts(after(10));
+    assert_eq!(cluster.hosts().len(), 1);
+    cluster.forget_unused_hosts(after(11));
     assert_eq!(cluster.hosts().len(), 0);
+}
+
+#[test]
+fn dynamic_metadata_may_name_the_original_destination() {
+    let cluster = worker_cluster(
+        "type: ORIGINAL_DST, lb_policy: CLUSTER_PROVIDED, original_dst_lb_config: {metadata_key: {key: ns, path: [{key: a}, {key: b}]}}",
+    );
+    let picked = |metadata: serde_json::Value| {
+        let metadata = serde_json::from_value(metadata).expect("metadata");
+        let original_dst = Some("10.0.0.1:80".parse().expect("an address"));
+        let context = PickContext { original_dst, metadata: Some(&metadata), ..PickContext::default() };
+        cluster.pick(&context).and_then(|host| host.address).expect("a host").to_string()
+    };
+    assert_eq!(picked(serde_json::json!({"ns": {"a": {"b": "10.0.0.9:81"}}})), "10.0.0.9:81");
+    assert_eq!(picked(serde_json::json!({"ns": {"a": "10.0.0.9:81"}})), "10.0.0.1:80");
+    assert_eq!(cluster.stats.original_dst_host_invalid().value(), 0);
+    assert_eq!(picked(serde_json::json!({"ns": {"a": {"b": "nowhere"}}})), "10.0.0.1:80");
+    assert_eq!(cluster.stats.original_dst_host_invalid().value(), 1);
 }

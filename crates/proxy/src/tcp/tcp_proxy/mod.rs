@@ -181,7 +181,7 @@ impl Session<'_> {
             let stats = &cluster.stats;
             stats.upstream_cx_total().inc();
             stats.upstream_rq_pending_total().inc();
-            match open(&cluster.config, &host.config.address).await {
+            match open(&cluster.config, &host.config.address, &host.config.others).await {
                 Ok(socket) => {
                     host.report(Report::ConnectedForGood);
                     stats.upstream_cx_connect_ms().record_ms(started.elapsed());
