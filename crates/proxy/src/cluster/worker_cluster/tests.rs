@@ -124,15 +124,16 @@ fn dynamic_metadata_may_name_the_original_destination() {
     let cluster = worker_cluster(
         "type: ORIGINAL_DST, lb_policy: CLUSTER_PROVIDED, original_dst_lb_config: {metadata_key: {key: ns, path: [{key: a}, {key: b}]}}",
     );
-    let picked = |metadata: serde_json::Value| {
-        let metadata = serde_json::from_value(metadata).expect("metadata");
+    let picked = |metadata: &serde_json::Value| {
+        let mut said = crate::telemetry::metadata::DynamicMetadata::new();
+        *said.values_mut("ns") = metadata["ns"].as_object().cloned().expect("an object");
         let original_dst = Some("10.0.0.1:80".parse().expect("an address"));
-        let context = PickContext { original_dst, metadata: Some(&metadata), ..PickContext::default() };
+        let context = PickContext { original_dst, metadata: Some(&said), ..PickContext::default() };
         cluster.pick(&context).and_then(|host| host.address).expect("a host").to_string()
     };
-    assert_eq!(picked(serde_json::json!({"ns": {"a": {"b": "10.0.0.9:81"}}})), "10.0.0.9:81");
-    assert_eq!(picked(serde_json::json!({"ns": {"a": "10.0.0.9:81"}})), "10.0.0.1:80");
+    assert_eq!(picked(&serde_json::json!({"ns": {"a": {"b": "10.0.0.9:81"}}})), "10.0.0.9:81");
+    assert_eq!(picked(&serde_json::json!({"ns": {"a": "10.0.0.9:81"}})), "10.0.0.1:80");
     assert_eq!(cluster.stats.original_dst_host_invalid().value(), 0);
-    assert_eq!(picked(serde_json::json!({"ns": {"a": {"b": "nowhere"}}})), "10.0.0.1:80");
+    assert_eq!(picked(&serde_json::json!({"ns": {"a": {"b": "nowhere"}}})), "10.0.0.1:80");
     assert_eq!(cluster.stats.original_dst_host_invalid().value(), 1);
 }
