@@ -196,8 +196,14 @@ const YAML: &[&str] = &[
     "domains: ['*']",
 ];
 
-const LIMITS: HeadLimits =
-    HeadLimits { bytes: 60 * 1024, fields: 100, absolute_url: true, chunked_length: false };
+const LIMITS: HeadLimits = HeadLimits {
+    bytes: 60 * 1024,
+    fields: 100,
+    absolute_url: true,
+    chunked_length: false,
+    custom_methods: false,
+    keep_case: None,
+};
 
 /// Most of what `Debug` would show of a message, to compare two.
 fn fields(map: &HeaderMap) -> Vec<(Vec<u8>, Vec<u8>)> {

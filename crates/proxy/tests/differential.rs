@@ -325,9 +325,13 @@ fn serve(stream: TcpStream, script: &Mutex<Script>) {
 
 /// Takes out what differs between two runs: dates, identifiers, times, ports.
 fn normalise(text: &str) -> String {
+    if let Some(from) = text.strip_prefix("PROXY ") {
+        let words: Vec<&str> = from.split(' ').take(3).collect();
+        return format!("PROXY {} PORT PORT", words.join(" "));
+    }
     let (name, value) = text.split_once(": ").unwrap_or_default();
-    match name {
-        "date" => return "date: D".into(),
+    match name.to_ascii_lowercase().as_str() {
+        "date" => return format!("{name}: D"),
         "x-envoy-upstream-service-time" => return format!("{name}: N"),
         // What is left of the default when a request is tried again.
         "x-envoy-expected-rq-timeout-ms" if value.starts_with("14") || value.starts_with("13") => {
@@ -404,6 +408,11 @@ const LISTENERS: &[(&str, &str)] = &[
         "quiet",
         "http_filters: [{name: router, typed_config: {'@type': type.googleapis.com/envoy.extensions.filters.http.router.v3.Router, suppress_envoy_headers: true, dynamic_stats: false}}]\ninternal_address_config: {cidr_ranges: [{address_prefix: 10.0.0.0, prefix_len: 8}]}",
     ),
+    (
+        "cased",
+        "http_protocol_options: {header_key_format: {stateful_formatter: {name: p, typed_config: {'@type': type.googleapis.com/envoy.extensions.http.header_formatters.preserve_case.v3.PreserveCaseFormatterConfig, formatter_type_on_envoy_headers: PROPER_CASE}}}}",
+    ),
+    ("proper", "http_protocol_options: {header_key_format: {proper_case_words: {}}}"),
     ("errors", "stream_error_on_invalid_http_message: true"),
     (
         "checked",
@@ -618,7 +627,7 @@ fn converse(port: SocketAddr, case: &Case) -> String {
     for step in &case.steps {
         match step {
             Step::Send(bytes) => {
-                to_head = bytes.starts_with(b"HEAD ");
+                to_head = bytes.starts_with(b"HEAD ") || bytes.starts_with(b"CONNECT ");
                 if wire.stream.write_all(bytes).is_err() {
                     text += "--- cannot be sent\n";
                 }

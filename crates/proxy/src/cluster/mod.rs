@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use leno_base::Name;
 
+use crate::http::config::Http1Settings;
 use crate::http::headers::HeaderMap;
 use crate::http::route::{Mirror, RetryPolicy};
 use crate::telemetry::stream_info::DynamicMetadata;
@@ -291,6 +292,8 @@ pub(crate) struct ClusterHttp {
     pub(crate) retry: Option<Arc<RetryPolicy>>,
     /// `request_mirror_policies`: replace the route's, if there are some.
     pub(crate) mirrors: Vec<Arc<Mirror>>,
+    /// How HTTP/1 is spoken to it.
+    pub(crate) http1: Http1Settings,
     /// `common_http_protocol_options.max_stream_duration`.
     pub(crate) max_stream_duration: Option<Duration>,
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use leno_base::Name;
 
 use crate::cluster::Http2Settings;
+use crate::http::codec::h1::head::KeepCase;
 use crate::http::config::local_reply::LocalReplies;
 use crate::http::filters::ChainedFilter;
 use crate::http::headers::Known;
@@ -215,6 +216,26 @@ pub(crate) struct UpgradeType {
     pub(crate) name: Box<str>,
     /// `enabled`, true by default.
     pub(crate) enabled: bool,
+    /// `connect_config` of a route: a CONNECT ends here, its bytes go to the endpoint.
+    pub(crate) connect: Option<ConnectConfig>,
+}
+
+/// ConnectConfig.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ConnectConfig {
+    /// `proxy_protocol_config.version`.
+    pub(crate) proxy_protocol: Option<ProxyProtocol>,
+    /// `allow_post`: POST too.
+    pub(crate) allow_post: bool,
+}
+
+/// A version of the PROXY protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ProxyProtocol {
+    /// The text.
+    V1,
+    /// The bytes.
+    V2,
 }
 
 /// Http1ProtocolOptions.
@@ -236,5 +257,9 @@ pub(crate) struct Http1Settings {
     /// `header_key_format.proper_case_words`.
     pub(crate) proper_case: bool,
     /// `stateful_formatter` preserve_case.
-    pub(crate) preserve_case: bool,
+    pub(crate) keep_case: Option<KeepCase>,
+    /// `send_fully_qualified_url`, of a cluster.
+    pub(crate) whole_url: bool,
+    /// `allow_custom_methods`.
+    pub(crate) custom_methods: bool,
 }

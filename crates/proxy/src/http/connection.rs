@@ -133,8 +133,10 @@ async fn serve_http1(
         fields: manager.max_headers,
         absolute_url: manager.http1.allow_absolute_url,
         chunked_length: manager.http1.allow_chunked_length,
+        custom_methods: manager.http1.custom_methods,
+        keep_case: manager.http1.keep_case,
     };
-    let style = WriteStyle { proper_case: manager.http1.proper_case };
+    let style = WriteStyle { proper_case: manager.http1.proper_case, whole_url: false };
     let mut server = H1Server::new(socket, input, limits, style, manager.http1.enable_trailers);
     server.limit_buffers(buffer_limit);
     let mut counted = (0, 0);

@@ -28,16 +28,50 @@ macro_rules! known_headers {
                 match self { $(Known::$variant => $text,)* }
             }
 
-            /// Recognises a lower-case name.
-            #[allow(non_upper_case_globals, reason = "the constants are named as the variants")]
+            /// Recognises a lower-case name: a look-up in a table made at build time, and as a
+            /// rule one comparison at most.
             pub(crate) fn find(name: &[u8]) -> Option<Known> {
-                const fn bytes(text: &'static str) -> &'static [u8] { text.as_bytes() }
-                $(const $variant: &[u8] = bytes($text);)*
-                match name { $($variant => Some(Known::$variant),)* _ => None }
+                let mut slot = slot(name);
+                loop {
+                    let known = Known::ALL.get(usize::from(*SLOTS.get(slot)?)).copied()?;
+                    if known.text().as_bytes() == name {
+                        return Some(known);
+                    }
+                    slot = (slot + 1) % SLOTS.len();
+                }
             }
         }
     };
 }
+
+/// Where the search for a name begins: of its length, and of bytes that tell names apart.
+const fn slot(name: &[u8]) -> usize {
+    let length = name.len();
+    if length == 0 {
+        return 0;
+    }
+    let (first, middle, last) = (name[0] as usize, name[length / 2] as usize, name[length - 1] as usize);
+    let late = if length > 4 { name[length - 4] as usize } else { 0 };
+    (length * 37 + first * 7 + middle * 131 + last * 61 + late * 17) % SLOTS_LEN
+}
+
+/// Four times as many as there are names, so that most searches end where they begin.
+const SLOTS_LEN: usize = 1 << 8;
+
+/// Known names by `slot`; those that collide follow each other. `OTHER`: none.
+static SLOTS: [u8; SLOTS_LEN] = {
+    let mut slots = [OTHER; SLOTS_LEN];
+    let mut index = 0;
+    while index < Known::COUNT {
+        let mut at = slot(Known::ALL[index].text().as_bytes());
+        while slots[at] != OTHER {
+            at = (at + 1) % SLOTS_LEN;
+        }
+        slots[at] = index as u8;
+        index += 1;
+    }
+    slots
+};
 
 known_headers! {
     Method = ":method",
@@ -136,11 +170,37 @@ pub(crate) struct HeaderMap {
     entries: Vec<Entry>,
     /// For each known name, one more than the index of its first entry; 0: absent.
     first: [u16; Known::COUNT],
+    /// How HTTP/1 is to write the names, if not as they are stored.
+    case: Option<Box<OriginalCase>>,
+}
+
+/// How the names of a message were written (`preserve_case`).
+#[derive(Clone, Debug, Default)]
+pub(crate) struct OriginalCase {
+    names: Vec<Box<[u8]>>,
+    /// `formatter_type_on_envoy_headers: PROPER_CASE`: names that the message did not have.
+    pub(crate) proper_others: bool,
+    /// `forward_reason_phrase`: the phrase behind the status.
+    pub(crate) reason: Option<Box<str>>,
+}
+
+impl OriginalCase {
+    /// A name as it was written, if the message had it.
+    pub(crate) fn find(&self, name: &[u8]) -> Option<&[u8]> {
+        self.names.iter().find(|written| written.eq_ignore_ascii_case(name)).map(|written| &**written)
+    }
+
+    /// Notes how a name was written, the first time that it was.
+    pub(crate) fn remember(&mut self, name: &[u8]) {
+        if self.find(name).is_none() {
+            self.names.push(name.into());
+        }
+    }
 }
 
 impl Default for HeaderMap {
     fn default() -> Self {
-        Self { bytes: Vec::new(), entries: Vec::new(), first: [0; Known::COUNT] }
+        Self { bytes: Vec::new(), entries: Vec::new(), first: [0; Known::COUNT], case: None }
     }
 }
 
@@ -162,6 +222,17 @@ impl HeaderMap {
         self.bytes.clear();
         self.entries.clear();
         self.first = [0; Known::COUNT];
+        self.case = None;
+    }
+
+    /// How HTTP/1 is to write the names, if not as they are stored.
+    pub(crate) fn case(&self) -> Option<&OriginalCase> {
+        self.case.as_deref()
+    }
+
+    /// Sets how HTTP/1 is to write the names.
+    pub(crate) fn set_case(&mut self, case: OriginalCase) {
+        self.case = Some(Box::new(case));
     }
 
     /// Number of entries, pseudo-headers included.
@@ -439,6 +510,16 @@ mod tests {
         let map = block(&[(":Method", "GET"), ("X-Request-ID", "7"), ("X-Own", "a")]);
         assert_eq!(map.get(Known::XRequestId), Some(&b"7"[..]));
         assert_eq!(text(&map), ":method=GET x-request-id=7 x-own=a");
+    }
+
+    #[test]
+    fn all_known_names_are_found() {
+        for known in Known::ALL {
+            assert_eq!(Known::find(known.text().as_bytes()), Some(*known));
+        }
+        for other in ["", "a", ":", "x-envoy-", "hosts", "x-request-ie", "content-typf"] {
+            assert_eq!(Known::find(other.as_bytes()), None, "{other}");
+        }
     }
 
     #[test]

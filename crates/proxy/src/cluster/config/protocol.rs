@@ -12,6 +12,7 @@ use prost_types::Any;
 
 use crate::cluster::{ClusterHttp, PoolLimits, UpstreamProtocol};
 use crate::config::lower::Lower;
+use crate::http::config::Http1Settings;
 use crate::http::config::lower::{http1_options, http2_options, upstream_filters};
 use crate::http::route::policy;
 
@@ -73,6 +74,7 @@ pub(super) fn lower(fields: Fields, at: &mut Lower) -> Option<Http> {
     let (pool, max_stream_duration) = at.field("common_http_protocol_options", |at| {
         pool(common_http_protocol_options.unwrap_or_default(), max_requests_per_connection, at)
     });
+    let mut http1 = Http1Settings::default();
     let selection = at.value::<ClusterProtocolSelection>("protocol_selection", protocol_selection)?;
     let protocol = if selection == ClusterProtocolSelection::UseDownstreamProtocol {
         let http2 = at.field("http2_protocol_options", |at| http2_options(http2_protocol_options, at))?;
@@ -83,11 +85,11 @@ pub(super) fn lower(fields: Fields, at: &mut Lower) -> Option<Http> {
         )
     } else {
         if let Some(options) = http_protocol_options {
-            at.field("http_protocol_options", |at| http1(options, at));
+            http1 = at.field("http_protocol_options", |at| http1_options(options, at))?;
         }
         UpstreamProtocol::Http1
     };
-    let overrides = ClusterHttp { max_stream_duration, ..ClusterHttp::default() };
+    let overrides = ClusterHttp { http1, max_stream_duration, ..ClusterHttp::default() };
     Some(Http { protocol, pool, overrides })
 }
 
@@ -117,13 +119,14 @@ fn lower_options(
     let (pool, max_stream_duration) = at.field("common_http_protocol_options", |at| {
         pool(common_http_protocol_options.unwrap_or_default(), max_requests, at)
     });
+    let mut http1 = Http1Settings::default();
     use http::http_protocol_options::UpstreamProtocolOptions as Options;
     use http::http_protocol_options::explicit_http_config::ProtocolConfig;
     let protocol = match upstream_protocol_options {
         Some(Options::ExplicitHttpConfig(config)) => {
             at.field("explicit_http_config", |at| match config.protocol_config {
                 Some(ProtocolConfig::HttpProtocolOptions(options)) => {
-                    at.field("http_protocol_options", |at| http1(options, at));
+                    http1 = at.field("http_protocol_options", |at| http1_options(options, at))?;
                     Some(UpstreamProtocol::Http1)
                 }
                 Some(ProtocolConfig::Http2ProtocolOptions(options)) => {
@@ -150,7 +153,7 @@ fn lower_options(
                 } = config;
                 at.unsupported("http3_protocol_options", http3_protocol_options.is_some());
                 if let Some(options) = http_protocol_options {
-                    at.field("http_protocol_options", |at| http1(options, at));
+                    http1 = at.field("http_protocol_options", |at| http1_options(options, at))?;
                 }
                 let http2 =
                     at.field("http2_protocol_options", |at| http2_options(http2_protocol_options, at))?;
@@ -166,16 +169,8 @@ fn lower_options(
             return None;
         }
     };
-    let overrides = ClusterHttp { retry, mirrors, max_stream_duration };
+    let overrides = ClusterHttp { retry, mirrors, http1, max_stream_duration };
     Some(Http { protocol, pool, overrides })
-}
-
-/// HTTP/1 towards upstream has no settings yet; those of them that change what is sent are refused.
-fn http1(proto: core::Http1ProtocolOptions, at: &mut Lower) {
-    let Some(settings) = http1_options(proto, at) else { return };
-    at.unsupported("header_key_format", settings.proper_case || settings.preserve_case);
-    at.unsupported("enable_trailers", settings.enable_trailers);
-    at.unsupported("allow_chunked_length", settings.allow_chunked_length);
 }
 
 /// Gives the pool's limits, and the longest that a request may take.

@@ -37,14 +37,18 @@ pub(crate) struct H1Connection {
 
 impl H1Connection {
     pub(super) fn new(socket: Socket, count: Count, target: &Target, drained: u32) -> Box<Self> {
+        let http1 = &target.cluster.http.http1;
         let limits = HeadLimits {
             bytes: target.cluster.pool.max_response_head_bytes,
             fields: target.cluster.pool.max_headers,
             absolute_url: true,
-            chunked_length: false,
+            chunked_length: http1.allow_chunked_length,
+            custom_methods: true,
+            keep_case: http1.keep_case,
         };
+        let style = WriteStyle { proper_case: http1.proper_case, whole_url: http1.whole_url };
         let local = socket.local_address();
-        let client = H1Client::new(socket, limits, WriteStyle::default());
+        let client = H1Client::new(socket, limits, style, http1.enable_trailers);
         Box::new(Self {
             client,
             count,

@@ -36,6 +36,7 @@ pub(crate) mod connect;
 mod eyeballs;
 mod h1;
 mod h2;
+pub(crate) mod tunnel;
 
 pub(crate) use connect::ConnectError;
 pub(crate) use h1::H1Lease;
@@ -85,6 +86,19 @@ struct Target {
     others: Arc<[SocketAddr]>,
     counts: Rc<HostCounts>,
     pool: Weak<RefCell<Pool>>,
+}
+
+impl Target {
+    fn new(cluster: &WorkerCluster, host: &Host) -> Self {
+        Self {
+            cluster: Arc::clone(&cluster.config),
+            stats: cluster.stats.clone(),
+            address: host.config.address.clone(),
+            others: Arc::clone(&host.config.others),
+            counts: Rc::clone(&host.counts),
+            pool: Rc::downgrade(&host.pool),
+        }
+    }
 }
 
 /// Counts one open connection, from connect to close.
@@ -201,14 +215,7 @@ pub(crate) async fn wait(
     stats.upstream_rq_pending_total().inc();
     stats.upstream_rq_pending_active().inc();
     let _active = Pending(stats.clone());
-    let target = Rc::new(Target {
-        cluster: Arc::clone(&cluster.config),
-        stats: stats.clone(),
-        address: host.config.address.clone(),
-        others: Arc::clone(&host.config.others),
-        counts: Rc::clone(&host.counts),
-        pool: Rc::downgrade(&host.pool),
-    });
+    let target = Rc::new(Target::new(cluster, host));
     let (ready, waiting) = oneshot::channel();
     let http2 = http2_settings(&cluster.config, downstream_http2).is_some();
     host.pool.borrow_mut().waiters.push_back(Waiter { ready, http2, fresh: fresh && !http2 });

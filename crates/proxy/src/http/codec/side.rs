@@ -5,6 +5,7 @@ use std::task::{Context, Poll};
 
 use bytes::Bytes;
 
+use crate::cluster::pool::tunnel::Tunnel;
 use crate::cluster::pool::{H1Lease, H2Lease};
 use crate::http::codec::h1::client::Answer;
 use crate::http::codec::h1::server::H1Server;
@@ -178,14 +179,17 @@ pub(crate) enum Upstream {
         /// The stream, once it is open.
         stream: Option<Box<H2Client>>,
     },
+    /// Bytes alone: a CONNECT that ends here.
+    Tunnel(Box<Tunnel>),
 }
 
 impl Upstream {
     /// `%UPSTREAM_PROTOCOL%`.
-    pub(crate) fn protocol(&self) -> Protocol {
+    pub(crate) fn protocol(&self) -> Option<Protocol> {
         match self {
-            Upstream::H1(_) => Protocol::Http11,
-            Upstream::H2 { .. } => Protocol::Http2,
+            Upstream::H1(_) => Some(Protocol::Http11),
+            Upstream::H2 { .. } => Some(Protocol::Http2),
+            Upstream::Tunnel(_) => None,
         }
     }
 
@@ -194,6 +198,7 @@ impl Upstream {
         match self {
             Upstream::H1(lease) => lease.local_address(),
             Upstream::H2 { lease, .. } => lease.local_address(),
+            Upstream::Tunnel(tunnel) => tunnel.local_address(),
         }
     }
 
@@ -202,6 +207,7 @@ impl Upstream {
         match self {
             Upstream::H1(lease) => lease.connection_id(),
             Upstream::H2 { lease, .. } => Some(lease.connection_id()),
+            Upstream::Tunnel(tunnel) => Some(tunnel.connection_id()),
         }
     }
 
@@ -211,6 +217,7 @@ impl Upstream {
         match self {
             Upstream::H1(lease) => lease.client().wire_bytes(),
             Upstream::H2 { .. } => (0, 0),
+            Upstream::Tunnel(tunnel) => tunnel.wire_bytes(),
         }
     }
 
@@ -225,6 +232,7 @@ impl Upstream {
                 *stream = Some(Box::new(lease.open(map, end)?));
                 Ok(())
             }
+            Upstream::Tunnel(_) => Ok(()),
         }
     }
 
@@ -234,16 +242,17 @@ impl Upstream {
             Upstream::H1(lease) => lease.client().send_data(data, end),
             Upstream::H2 { stream: Some(stream), .. } => stream.send_data(data, end),
             Upstream::H2 { .. } => {}
+            Upstream::Tunnel(tunnel) => tunnel.send_data(data, end),
         }
     }
 
     /// Ends the request with trailers.
     pub(crate) fn send_trailers(&mut self, trailers: &HeaderMap) {
         match self {
-            // As Envoy does unless the cluster's `enable_trailers` says otherwise.
-            Upstream::H1(lease) => lease.client().send_data(Bytes::new(), true),
+            Upstream::H1(lease) => lease.client().send_trailers(trailers),
             Upstream::H2 { stream: Some(stream), .. } => stream.send_trailers(trailers),
             Upstream::H2 { .. } => {}
+            Upstream::Tunnel(tunnel) => tunnel.send_data(Bytes::new(), true),
         }
     }
 
@@ -252,6 +261,7 @@ impl Upstream {
         match self {
             Upstream::H1(lease) => lease.client().poll_flush(cx),
             Upstream::H2 { .. } => Poll::Ready(()),
+            Upstream::Tunnel(tunnel) => tunnel.poll_flush(cx),
         }
     }
 
@@ -261,6 +271,7 @@ impl Upstream {
             Upstream::H1(lease) => lease.client().poll_room(cx),
             Upstream::H2 { stream: Some(stream), .. } => stream.poll_room(cx),
             Upstream::H2 { .. } => Poll::Ready(()),
+            Upstream::Tunnel(tunnel) => tunnel.poll_room(cx),
         }
     }
 
@@ -274,6 +285,7 @@ impl Upstream {
             Upstream::H1(lease) => lease.client().poll_head(cx, map),
             Upstream::H2 { stream: Some(stream), .. } => stream.poll_head(cx, map),
             Upstream::H2 { .. } => Poll::Pending,
+            Upstream::Tunnel(_) => Poll::Ready(Ok(Tunnel::head(map))),
         }
     }
 
@@ -283,6 +295,7 @@ impl Upstream {
             Upstream::H1(lease) => lease.client().poll_frame(cx),
             Upstream::H2 { stream: Some(stream), .. } => stream.poll_frame(cx),
             Upstream::H2 { .. } => Poll::Pending,
+            Upstream::Tunnel(tunnel) => tunnel.poll_frame(cx),
         }
     }
 
@@ -299,7 +312,7 @@ impl Upstream {
                     (false, _) => Untouched::No,
                 }
             }
-            Upstream::H1(_) | Upstream::H2 { .. } => Untouched::No,
+            Upstream::H1(_) | Upstream::H2 { .. } | Upstream::Tunnel(_) => Untouched::No,
         }
     }
 

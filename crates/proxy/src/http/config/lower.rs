@@ -9,6 +9,8 @@ use leno_api::proto::envoy::config::core::v3 as core;
 use leno_api::proto::envoy::config::route::v3::RouteConfiguration;
 use leno_api::proto::envoy::extensions::filters::http::router::v3 as router;
 use leno_api::proto::envoy::extensions::filters::network::http_connection_manager::v3 as hcm;
+use leno_api::proto::envoy::extensions::http::header_formatters::preserve_case::v3::PreserveCaseFormatterConfig;
+use leno_api::proto::envoy::extensions::http::header_formatters::preserve_case::v3::preserve_case_formatter_config::FormatterTypeOnEnvoyHeaders;
 use leno_api::proto::envoy::extensions::request_id::uuid::v3::UuidRequestIdConfig;
 use leno_api::proto::envoy::r#type::v3::Percent;
 use prost::Name as _;
@@ -24,6 +26,7 @@ use crate::config::filter_id::FilterId;
 use crate::config::lower::Lower;
 use crate::config::source::{Origin, config_source};
 use crate::config::wire::split;
+use crate::http::codec::h1::head::KeepCase;
 use crate::http::filters::{ChainedFilter, REGISTRY};
 use crate::http::forward::strict;
 use crate::http::headers::Known;
@@ -326,7 +329,7 @@ fn upgrades(protos: Vec<hcm::http_connection_manager::UpgradeConfig>, at: &mut L
             at.error(format!("multiple upgrade configs with the same name: '{upgrade_type}'"));
         }
         seen.push(name.clone());
-        Some(UpgradeType { name, enabled: enabled.unwrap_or(true) })
+        Some(UpgradeType { name, enabled: enabled.unwrap_or(true), connect: None })
     })
 }
 
@@ -535,24 +538,27 @@ pub(crate) fn http1_options(proto: core::Http1ProtocolOptions, at: &mut Lower) -
         allow_custom_methods,
         ignore_http_11_upgrade,
     } = proto;
-    at.unsupported("send_fully_qualified_url", send_fully_qualified_url);
-    at.unsupported("allow_custom_methods", allow_custom_methods);
     at.unsupported("ignore_http_11_upgrade", !ignore_http_11_upgrade.is_empty());
     use core::http1_protocol_options::header_key_format::HeaderFormat;
-    let (mut proper_case, mut preserve_case) = (false, false);
+    let (mut proper_case, mut keep_case) = (false, None);
     match header_key_format.and_then(|format| format.header_format) {
         Some(HeaderFormat::ProperCaseWords(_)) => proper_case = true,
         Some(HeaderFormat::StatefulFormatter(extension)) => {
-            let type_url = extension.typed_config.map(|any| any.type_url).unwrap_or_default();
-            if type_url.ends_with(
-                "/envoy.extensions.http.header_formatters.preserve_case.v3.PreserveCaseFormatterConfig",
-            ) {
-                preserve_case = true;
-            } else {
-                at.field("header_key_format.stateful_formatter", |at| {
-                    at.unsupported_extension(&extension.name, &type_url);
-                });
-            }
+            keep_case = at.field("header_key_format.stateful_formatter", |at| {
+                let any = at.required("typed_config", extension.typed_config, |any, at| at.extension(any))?;
+                if !leno_api::any::is::<PreserveCaseFormatterConfig>(&any) {
+                    at.unsupported_extension(&extension.name, &any.type_url);
+                    return None;
+                }
+                let PreserveCaseFormatterConfig { forward_reason_phrase, formatter_type_on_envoy_headers } =
+                    at.unpack(&any)?;
+                let kind = at.value::<FormatterTypeOnEnvoyHeaders>(
+                    "formatter_type_on_envoy_headers",
+                    formatter_type_on_envoy_headers,
+                )?;
+                let proper_others = kind == FormatterTypeOnEnvoyHeaders::ProperCase;
+                Some(KeepCase { reason: forward_reason_phrase, proper_others })
+            });
         }
         None => {}
     }
@@ -564,7 +570,9 @@ pub(crate) fn http1_options(proto: core::Http1ProtocolOptions, at: &mut Lower) -
         enable_trailers,
         allow_chunked_length,
         proper_case,
-        preserve_case,
+        keep_case,
+        whole_url: send_fully_qualified_url,
+        custom_methods: allow_custom_methods,
     })
 }
 

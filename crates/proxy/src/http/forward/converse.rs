@@ -62,7 +62,7 @@ impl Router<'_, '_, '_> {
 
     fn note_connection(&mut self, up: &Upstream) {
         let info = &mut self.exchange.stream.info.upstream;
-        info.protocol = Some(up.protocol());
+        info.protocol = up.protocol();
         info.local = up.local_address();
         info.connection_id = up.connection_id();
     }

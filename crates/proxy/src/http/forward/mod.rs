@@ -34,6 +34,7 @@ use crate::http::reply::Reply;
 use crate::http::route::{ClusterChoice, Forward, RetryPolicy, Selected, WeightedTarget};
 use crate::http::stream::{Ended, Interrupted, Stream, now};
 use crate::http::timer::{Expired, Timer};
+use crate::http::upgrade;
 use crate::telemetry::stream_info::{Protocol, ResponseFlags};
 
 mod active;
@@ -333,13 +334,23 @@ impl Router<'_, '_, '_> {
         };
         let downstream_http2 = self.exchange.stream.info.protocol == Some(Protocol::Http2);
         let fresh = self.retries.replayed();
-        let upstream = match pool::try_acquire(&self.cluster, &host, downstream_http2, fresh) {
+        let terminated = upgrade::terminated(&self.exchange.stream.request, self.route);
+        let had = match terminated {
+            Some(_) => None,
+            None => pool::try_acquire(&self.cluster, &host, downstream_http2, fresh),
+        };
+        let upstream = match had {
             Some(upstream) => Ok(upstream),
             None => {
                 let high_priority = self.route.high_priority;
                 let cluster = Rc::clone(&self.cluster);
-                let wait = pool::wait(&cluster, &host, downstream_http2, high_priority, fresh);
-                match self.wait(wait).await {
+                let waited = if terminated.is_some() {
+                    let wait = pool::tunnel::open(&cluster, &host, high_priority);
+                    self.wait(async { Box::pin(wait).await.map(Upstream::Tunnel) }).await
+                } else {
+                    self.wait(pool::wait(&cluster, &host, downstream_http2, high_priority, fresh)).await
+                };
+                match waited {
                     Ok(Waited::Done(acquired)) => acquired,
                     Ok(Waited::Answered(leg)) => return self.take_leg(*leg).await,
                     Err(interrupted) => {
@@ -380,6 +391,12 @@ impl Router<'_, '_, '_> {
         };
         self.scopes.each(|stats| stats.upstream_rq_total().inc());
         host.report(Report::Connected);
+        let mut upstream = upstream;
+        if let Some(version) = terminated.and_then(|config| config.proxy_protocol) {
+            let connection = &self.exchange.stream.info.connection;
+            let announcement = upgrade::proxy_header(version, connection.remote, connection.local);
+            upstream.send_data(announcement.into(), false);
+        }
         let mut leg = Leg { up: upstream, host, active, started: now(), hedged: false, answer: None };
         let outcome = self.converse(&mut leg).await;
         self.settle(leg, outcome)

@@ -18,7 +18,7 @@ use proto::route_match::PathSpecifier;
 
 use crate::config::address;
 use crate::config::lower::Lower;
-use crate::http::config::UpgradeType;
+use crate::http::config::{ConnectConfig, ProxyProtocol, UpgradeType};
 use crate::http::filters::RouteOverrides;
 use crate::http::route::matcher::{self, header_name};
 use crate::http::route::mutation::{self, HeaderMutations};
@@ -464,22 +464,33 @@ fn upgrades(protos: Vec<proto::route_action::UpgradeConfig>, at: &mut Lower) -> 
     at.each("upgrade_configs", protos, |proto, at| {
         let proto::route_action::UpgradeConfig { upgrade_type, enabled, connect_config } = proto;
         let name = upgrade_type.to_ascii_lowercase();
-        if connect_config.is_some() {
-            if name == "connect" {
-                at.unsupported("connect_config", true);
-            } else {
-                at.error_at(
-                    "connect_config",
-                    format!("non-CONNECT upgrade type {upgrade_type} has ConnectConfig"),
-                );
+        let connect = at.optional("connect_config", connect_config, |config, at| {
+            if name != "connect" {
+                at.error(format!("non-CONNECT upgrade type {upgrade_type} has ConnectConfig"));
+                return None;
             }
-        }
+            let proto::route_action::upgrade_config::ConnectConfig { proxy_protocol_config, allow_post } =
+                config;
+            let proxy_protocol = at.optional("proxy_protocol_config", proxy_protocol_config, proxy_protocol);
+            Some(ConnectConfig { proxy_protocol, allow_post })
+        });
         if seen.iter().any(|other| *other.name == name) {
             at.error(format!("duplicate upgrade {name}"));
         }
-        let upgrade = UpgradeType { name: name.into(), enabled: enabled.unwrap_or(true) };
+        let upgrade = UpgradeType { name: name.into(), enabled: enabled.unwrap_or(true), connect };
         seen.push(upgrade.clone());
         Some(upgrade)
+    })
+}
+
+fn proxy_protocol(proto: core::ProxyProtocolConfig, at: &mut Lower) -> Option<ProxyProtocol> {
+    let core::ProxyProtocolConfig { version, pass_through_tlvs, added_tlvs } = proto;
+    at.unsupported("pass_through_tlvs", pass_through_tlvs.is_some());
+    at.unsupported("added_tlvs", !added_tlvs.is_empty());
+    use core::proxy_protocol_config::Version;
+    Some(match at.value::<Version>("version", version)? {
+        Version::V1 => ProxyProtocol::V1,
+        Version::V2 => ProxyProtocol::V2,
     })
 }
 

@@ -228,7 +228,7 @@ impl BodyWriter {
             let bytes = text.bytes();
             bytes.extend_from_slice(b"0\r\n");
             for (name, value) in trailers.into_iter().flat_map(HeaderMap::iter) {
-                super::head::write_field(bytes, name, value, false);
+                super::head::write_field(bytes, name, value, super::head::Case::Lower);
             }
             bytes.extend_from_slice(b"\r\n");
         }

@@ -32,6 +32,7 @@ pub(crate) struct H1Client {
     transport: Transport,
     limits: HeadLimits,
     style: WriteStyle,
+    enable_trailers: bool,
     reader: BodyReader,
     writer: BodyWriter,
     to_head: bool,
@@ -54,11 +55,12 @@ pub(crate) struct H1Client {
 
 impl H1Client {
     /// A fresh connection.
-    pub(crate) fn new(socket: Socket, limits: HeadLimits, style: WriteStyle) -> Self {
+    pub(crate) fn new(socket: Socket, limits: HeadLimits, style: WriteStyle, enable_trailers: bool) -> Self {
         Self {
             transport: Transport::new(socket, BytesMut::new()),
             limits,
             style,
+            enable_trailers,
             reader: BodyReader::Done,
             writer: BodyWriter::Done,
             to_head: false,
@@ -95,6 +97,13 @@ impl H1Client {
     pub(crate) fn send_data(&mut self, data: Bytes, end: bool) {
         self.ending = end && self.tunnel;
         self.writer.data(&mut self.transport.output, data, end);
+    }
+
+    /// Ends the request with trailers.
+    pub(crate) fn send_trailers(&mut self, trailers: &HeaderMap) {
+        self.ending = self.tunnel;
+        let trailers = self.enable_trailers.then_some(trailers);
+        self.writer.trailers(&mut self.transport.output, trailers);
     }
 
     /// The response's head, into `map`.
@@ -154,8 +163,7 @@ impl H1Client {
         loop {
             match self.reader.decode(&mut self.transport.input) {
                 Err(_) => return Poll::Ready(Err(ResetReason::ProtocolError)),
-                // As Envoy does unless the cluster's `enable_trailers` says otherwise.
-                Ok(Some(Frame::Trailers(_))) => return Poll::Ready(Ok(Frame::End)),
+                Ok(Some(Frame::Trailers(_))) if !self.enable_trailers => return Poll::Ready(Ok(Frame::End)),
                 Ok(Some(frame)) => return Poll::Ready(Ok(frame)),
                 Ok(None) => {}
             }

@@ -12,7 +12,7 @@
 use std::mem::MaybeUninit;
 
 use crate::http::codec::{BodyLength, CODEC_ERROR, CodecError};
-use crate::http::headers::{HeaderMap, Known};
+use crate::http::headers::{HeaderMap, Known, OriginalCase};
 
 /// Limits and options of one direction of a connection.
 #[derive(Clone, Copy, Debug)]
@@ -25,6 +25,32 @@ pub(crate) struct HeadLimits {
     pub(crate) absolute_url: bool,
     /// `allow_chunked_length`: transfer-encoding wins over content-length instead of an error.
     pub(crate) chunked_length: bool,
+    /// `allow_custom_methods`.
+    pub(crate) custom_methods: bool,
+    /// `preserve_case`: how names were written is kept.
+    pub(crate) keep_case: Option<KeepCase>,
+}
+
+/// PreserveCaseFormatterConfig.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct KeepCase {
+    /// `forward_reason_phrase`.
+    pub(crate) reason: bool,
+    /// `formatter_type_on_envoy_headers: PROPER_CASE`.
+    pub(crate) proper_others: bool,
+}
+
+impl KeepCase {
+    /// How the names of a message are written.
+    fn read(self, fields: &[httparse::Header<'_>], reason: Option<&str>) -> OriginalCase {
+        let mut case = OriginalCase::default();
+        case.proper_others = self.proper_others;
+        for field in fields {
+            case.remember(field.name.as_bytes());
+        }
+        case.reason = reason.filter(|_| self.reason).map(Into::into);
+        case
+    }
 }
 
 /// What the codec needs to know of a request besides its headers.
@@ -117,10 +143,14 @@ pub(crate) fn parse_request(
         check_size(input, size, request.headers.len(), limits)?;
         let method = request.method.unwrap_or_default();
         let target = request.path.unwrap_or_default();
-        if !METHODS.contains(&method) || !target.bytes().all(|byte| byte.is_ascii_graphic()) {
+        let known_method = limits.custom_methods || METHODS.contains(&method);
+        if !known_method || !target.bytes().all(|byte| byte.is_ascii_graphic()) {
             return Err(CODEC_ERROR);
         }
         map.clear();
+        if let Some(keep) = limits.keep_case {
+            map.set_case(keep.read(request.headers, None));
+        }
         map.append_known(Known::Method, method.as_bytes());
         let http10 = request.version == Some(0);
         let mut connection = Connection::default();
@@ -235,6 +265,9 @@ pub(crate) fn parse_response(
             return Err(CODEC_ERROR);
         }
         map.clear();
+        if let Some(keep) = limits.keep_case {
+            map.set_case(keep.read(response.headers, response.reason));
+        }
         map.set_status(status);
         let http10 = response.version == Some(0);
         let mut connection = Connection::default();
@@ -487,6 +520,30 @@ impl Framing {
 pub(crate) struct WriteStyle {
     /// `proper_case_words`: `Content-Type` instead of `content-type`.
     pub(crate) proper_case: bool,
+    /// `send_fully_qualified_url`: the request line has a whole URL.
+    pub(crate) whole_url: bool,
+}
+
+/// How names are written.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Case<'m> {
+    /// As they are stored.
+    Lower,
+    /// Words begin with a capital.
+    Proper,
+    /// As the message had them when it came.
+    Original(&'m OriginalCase),
+}
+
+impl<'m> Case<'m> {
+    /// A message knows better than its connection.
+    fn of(map: &'m HeaderMap, style: WriteStyle) -> Self {
+        match map.case() {
+            Some(case) => Case::Original(case),
+            None if style.proper_case => Case::Proper,
+            None => Case::Lower,
+        }
+    }
 }
 
 /// Writes a request head. Says how its body is to be written.
@@ -499,18 +556,24 @@ pub(crate) fn write_request(
     let method = map.method();
     let connect = method == b"CONNECT" && !map.contains(Known::Protocol);
     let upgrade = map.get(Known::Upgrade);
+    let case = Case::of(map, style);
     bytes.extend_from_slice(method);
     bytes.push(b' ');
+    if style.whole_url && !connect {
+        bytes.extend_from_slice(map.get(Known::Scheme).unwrap_or(b"http"));
+        bytes.extend_from_slice(b"://");
+        bytes.extend_from_slice(map.authority());
+    }
     bytes.extend_from_slice(if connect { map.authority() } else { map.path() });
     bytes.extend_from_slice(b" HTTP/1.1\r\n");
-    write_field(bytes, b"host", map.authority(), style.proper_case);
+    write_field(bytes, b"host", map.authority(), case);
     let mut length = None;
     for (known, name, value) in map.iter_known() {
         if known == Some(Known::ContentLength) {
             length = Some(value);
         }
         if name.first() != Some(&b':') {
-            write_field(bytes, name, value, style.proper_case);
+            write_field(bytes, name, value, case);
         }
     }
     let body = if connect || upgrade.is_some() {
@@ -518,17 +581,17 @@ pub(crate) fn write_request(
     } else if end {
         let bodiless = matches!(method, b"GET" | b"HEAD" | b"DELETE" | b"TRACE" | b"CONNECT");
         if length.is_none() && !bodiless {
-            write_field(bytes, b"content-length", b"0", style.proper_case);
+            write_field(bytes, b"content-length", b"0", case);
         }
         BodyLength::Empty
     } else if let Some(length) = length {
         BodyLength::Known(std::str::from_utf8(length).ok().and_then(|text| text.parse().ok()).unwrap_or(0))
     } else {
-        write_field(bytes, b"transfer-encoding", b"chunked", style.proper_case);
+        write_field(bytes, b"transfer-encoding", b"chunked", case);
         BodyLength::Chunked
     };
     if upgrade.is_some() && !map.contains(Known::Connection) {
-        write_field(bytes, b"connection", b"upgrade", style.proper_case);
+        write_field(bytes, b"connection", b"upgrade", case);
     }
     bytes.extend_from_slice(b"\r\n");
     body
@@ -560,7 +623,9 @@ pub(crate) fn write_response(
     bytes.extend_from_slice(if shape.http10 { b"HTTP/1.0 " } else { b"HTTP/1.1 " });
     bytes.extend_from_slice(map.get(Known::Status).unwrap_or(b"500"));
     bytes.push(b' ');
-    bytes.extend_from_slice(reason(status).as_bytes());
+    let case = Case::of(map, style);
+    let phrase = map.case().and_then(|case| case.reason.as_deref()).unwrap_or_else(|| reason(status));
+    bytes.extend_from_slice(phrase.as_bytes());
     bytes.extend_from_slice(b"\r\n");
     let mut length = None;
     for (known, name, value) in map.iter_known() {
@@ -571,7 +636,7 @@ pub(crate) fn write_response(
             _ => {}
         }
         if name.first() != Some(&b':') {
-            write_field(bytes, name, value, style.proper_case);
+            write_field(bytes, name, value, case);
         }
     }
     let bodiless = shape.to_head || status < 200 || status == 204 || status == 304;
@@ -591,41 +656,48 @@ pub(crate) fn write_response(
     let tunnel = body == BodyLength::UntilClose && (status == 101 || shape.tunnel);
     if status == 101 {
         if !map.contains(Known::Connection) {
-            write_field(bytes, b"connection", b"upgrade", style.proper_case);
+            write_field(bytes, b"connection", b"upgrade", case);
         }
     } else if (shape.close || body == BodyLength::UntilClose) && !tunnel {
-        write_field(bytes, b"connection", b"close", style.proper_case);
+        write_field(bytes, b"connection", b"close", case);
     } else if shape.http10 && status >= 200 {
-        write_field(bytes, b"connection", b"keep-alive", style.proper_case);
+        write_field(bytes, b"connection", b"keep-alive", case);
     }
     // What a GET would get, as Envoy says it: a body of unknown length.
     let told_to_head =
         shape.to_head && length.is_none() && status >= 200 && !matches!(status, 204 | 304) && !shape.http10;
     if body == BodyLength::Chunked || (told_to_head && body == BodyLength::Empty) {
-        write_field(bytes, b"transfer-encoding", b"chunked", style.proper_case);
+        write_field(bytes, b"transfer-encoding", b"chunked", case);
     } else if shape.end && length.is_none() && !bodiless && body == BodyLength::Empty {
-        write_field(bytes, b"content-length", b"0", style.proper_case);
+        write_field(bytes, b"content-length", b"0", case);
     }
     bytes.extend_from_slice(b"\r\n");
     body
 }
 
 /// Writes one field line.
-pub(crate) fn write_field(bytes: &mut Vec<u8>, name: &[u8], value: &[u8], proper_case: bool) {
-    let start = bytes.len();
-    bytes.extend_from_slice(name);
-    if proper_case {
-        let mut first = true;
-        for byte in bytes.iter_mut().skip(start) {
-            if first {
-                byte.make_ascii_uppercase();
-            }
-            first = *byte == b'-';
-        }
+pub(crate) fn write_field(bytes: &mut Vec<u8>, name: &[u8], value: &[u8], case: Case<'_>) {
+    match case {
+        Case::Lower => bytes.extend_from_slice(name),
+        Case::Proper => write_proper(bytes, name),
+        Case::Original(original) => match original.find(name) {
+            Some(written) => bytes.extend_from_slice(written),
+            None if original.proper_others => write_proper(bytes, name),
+            None => bytes.extend_from_slice(name),
+        },
     }
     bytes.extend_from_slice(b": ");
     bytes.extend_from_slice(value);
     bytes.extend_from_slice(b"\r\n");
+}
+
+/// A capital at the beginning and behind all that is neither letter nor digit.
+fn write_proper(bytes: &mut Vec<u8>, name: &[u8]) {
+    let mut first = true;
+    for byte in name {
+        bytes.push(if first { byte.to_ascii_uppercase() } else { *byte });
+        first = !byte.is_ascii_alphanumeric();
+    }
 }
 
 /// The reason phrase of a status.

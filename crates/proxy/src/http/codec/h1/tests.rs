@@ -11,7 +11,14 @@ use super::head::{
 use crate::http::codec::{BodyLength, Frame};
 use crate::http::headers::HeaderMap;
 
-const LIMITS: HeadLimits = HeadLimits { bytes: 4096, fields: 20, absolute_url: true, chunked_length: false };
+const LIMITS: HeadLimits = HeadLimits {
+    bytes: 4096,
+    fields: 20,
+    absolute_url: true,
+    chunked_length: false,
+    custom_methods: false,
+    keep_case: None,
+};
 
 fn request(head: &str, expected: &Expect) {
     let mut map = HeaderMap::new();
@@ -224,7 +231,10 @@ fn written_heads() {
     }
     let mut bytes = Vec::new();
     assert_eq!(write_request(&mut bytes, &map, true, WriteStyle::default()), BodyLength::Empty);
-    assert_eq!(write_request(&mut bytes, &map, false, WriteStyle { proper_case: true }), BodyLength::Chunked);
+    assert_eq!(
+        write_request(&mut bytes, &map, false, WriteStyle { proper_case: true, whole_url: false }),
+        BodyLength::Chunked
+    );
     expect![[r#"
         POST /p HTTP/1.1
         host: h
