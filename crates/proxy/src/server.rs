@@ -695,7 +695,10 @@ fn ads(bootstrap: &Bootstrap) -> Result<Option<Ads>, RunError> {
     let endpoints = assignment.localities.iter().flat_map(|locality| &locality.endpoints);
     let endpoints: Vec<EndpointAddress> = endpoints.map(|endpoint| endpoint.address.clone()).collect();
     let keepalive = match &cluster.protocol {
-        UpstreamProtocol::Http2(settings) => settings.keepalive,
+        UpstreamProtocol::Http2(settings) => {
+            let pings = settings.keepalive.as_ref();
+            pings.and_then(|pings| pings.interval.map(|interval| (interval, pings.timeout)))
+        }
         UpstreamProtocol::Http1 | UpstreamProtocol::Downstream(_) => None,
     };
     Ok(Some(Ads {

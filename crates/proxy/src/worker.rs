@@ -7,7 +7,7 @@
 //! Everything in here is `!Send` and reached through `Rc`. The main thread talks to a worker
 //! through its mailbox only.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::rc::Rc;
@@ -24,6 +24,7 @@ use crate::cluster::stats::{AnswerStats, RouteStats};
 use crate::cluster::worker_cluster::WorkerCluster;
 use crate::cluster::{Assignment, Discovery, EndpointAddress};
 use crate::http::route::RouteTable;
+use crate::http::codec::h2::stats::Http2Stats;
 use crate::http::stats::{HttpScopes, HttpStats, RouteScopes};
 use crate::listener::accept::{GlobalConnections, WorkerListener, accept_loop};
 use crate::listener::bind::BoundSocket;
@@ -171,6 +172,8 @@ pub(crate) struct Worker {
     http_scopes: HttpScopes,
     /// Stats of routes and virtual clusters by prefix.
     route_scopes: RouteScopes,
+    /// Stats of downstream HTTP/2 connections, once there is one.
+    http2_stats: OnceCell<Http2Stats>,
     /// Stats of TCP proxies by prefix.
     tcp_scopes: RefCell<HashMap<Name, Rc<TcpStats>>>,
     /// State of the random generator (splitmix64).
@@ -199,6 +202,7 @@ impl Worker {
             stopped: Cell::new(Stopped::None),
             http_scopes: HttpScopes::default(),
             route_scopes: RouteScopes::default(),
+            http2_stats: OnceCell::new(),
             tcp_scopes: RefCell::default(),
             random: Cell::new(leno_base::rng::Rng::from_entropy().next_u64()),
         }
@@ -248,6 +252,11 @@ impl Worker {
     /// Counts of answers with this prefix.
     pub(crate) fn answer_stats(&self, prefix: Name) -> Rc<AnswerStats> {
         self.route_scopes.answers(&self.stats, prefix)
+    }
+
+    /// The stats of downstream HTTP/2 connections.
+    pub(crate) fn http2_stats(&self) -> Http2Stats {
+        self.http2_stats.get_or_init(|| Http2Stats::new(&self.stats, "http2.")).clone()
     }
 
     /// The stats of TCP proxies with this prefix.

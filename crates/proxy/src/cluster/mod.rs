@@ -311,8 +311,51 @@ pub(crate) struct Http2Settings {
     pub(crate) allow_connect: bool,
     /// `hpack_table_size`, 4096 by default.
     pub(crate) hpack_table_size: u32,
-    /// `connection_keepalive`: (interval, timeout).
-    pub(crate) keepalive: Option<(Duration, Duration)>,
+    /// `enable_huffman_encoding`, true by default.
+    pub(crate) huffman: bool,
+    /// `disallow_obs_text`: values are ASCII.
+    pub(crate) ascii_only: bool,
+    /// `override_stream_error_on_invalid_http_message`: an invalid message ends its stream only;
+    /// `None`: as the connection manager says.
+    pub(crate) stream_errors: Option<bool>,
+    /// `connection_keepalive`.
+    pub(crate) keepalive: Option<KeepaliveSettings>,
+    /// `custom_settings_parameters`: identifiers and values.
+    pub(crate) custom: Vec<(u16, u32)>,
+    /// Limits against abuse.
+    pub(crate) flood: FloodLimits,
+}
+
+/// `connection_keepalive`.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct KeepaliveSettings {
+    /// `interval` between an answer and the next ping; `None`: no such pings.
+    pub(crate) interval: Option<Duration>,
+    /// `timeout` of an answer.
+    pub(crate) timeout: Duration,
+    /// `interval_jitter`: up to so many percent are added to the interval; 15 by default.
+    pub(crate) jitter: f64,
+    /// `connection_idle_interval`: after so long without a byte, a ping goes ahead of a stream.
+    pub(crate) idle_interval: Option<Duration>,
+}
+
+/// Limits of Http2ProtocolOptions against peers that keep us busy for nothing.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct FloodLimits {
+    /// `max_outbound_frames` that wait to be written, 10,000 by default.
+    pub(crate) outbound_frames: u32,
+    /// `max_outbound_control_frames` of those, 1,000 by default.
+    pub(crate) outbound_control_frames: u32,
+    /// `max_consecutive_inbound_frames_with_empty_payload`, 1 by default.
+    pub(crate) consecutive_empty_frames: u32,
+    /// `max_inbound_priority_frames_per_stream`, 100 by default.
+    pub(crate) priority_frames_per_stream: u32,
+    /// `max_inbound_window_update_frames_per_data_frame_sent`, 10 by default.
+    pub(crate) window_updates_per_data_frame: u32,
+    /// `stream_reset_burst`, 1,000 by default.
+    pub(crate) reset_burst: u64,
+    /// `stream_reset_rate` a second, 33 by default.
+    pub(crate) reset_rate: u64,
 }
 
 /// Thresholds of one priority; `u32::MAX` for no limit.

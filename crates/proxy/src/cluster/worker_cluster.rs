@@ -18,7 +18,9 @@ use crate::cluster::pool::{self, Pool};
 use crate::cluster::stats::{AnswerStats, ClusterStats};
 use crate::cluster::{
     Assignment, Cluster, Discovery, EndpointAddress, EndpointCheck, EndpointConfig, HealthStatus, PickContext,
+    UpstreamProtocol,
 };
+use crate::http::codec::h2::stats::Http2Stats;
 use crate::telemetry::stats::ThreadStats;
 
 /// One cluster on one worker.
@@ -29,6 +31,8 @@ pub(crate) struct WorkerCluster {
     pub(crate) stats: ClusterStats,
     /// The same of its answers, by who asked whom: made when first used.
     answers: [OnceCell<AnswerStats>; 4],
+    /// Counts of its HTTP/2 connections, if it may have some.
+    pub(crate) http2: Option<Http2Stats>,
     hosts: RefCell<HostSet>,
     random: RefCell<Rng>,
     /// When unused hosts were forgotten the last time.
@@ -128,10 +132,13 @@ impl WorkerCluster {
     /// A cluster without hosts yet; `seed` differs by worker.
     pub(crate) fn new(config: Arc<Cluster>, thread: &ThreadStats, seed: u64) -> Self {
         let stats = ClusterStats::new(thread, &format!("cluster.{}.", config.stat_name));
+        let http2 = (config.protocol != UpstreamProtocol::Http1)
+            .then(|| Http2Stats::new(thread, &format!("cluster.{}.http2.", config.stat_name)));
         let cluster = Self {
             config,
             stats,
             answers: Default::default(),
+            http2,
             hosts: RefCell::default(),
             random: RefCell::new(Rng::new(seed)),
             cleaned: Cell::new(Instant::now()),

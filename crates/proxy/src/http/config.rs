@@ -14,6 +14,7 @@ use crate::http::headers::Known;
 use crate::http::route::RouteTable;
 use crate::telemetry::access_log::AccessLog;
 
+mod http2;
 pub(crate) mod local_reply;
 pub(crate) mod lower;
 
@@ -66,6 +67,10 @@ pub(crate) struct HttpConnectionManager {
     pub(crate) http1: Http1Settings,
     /// HTTP/2 settings.
     pub(crate) http2: Http2Settings,
+    /// `stream_error_on_invalid_http_message`: an invalid HTTP/2 message ends its stream only.
+    pub(crate) stream_errors: bool,
+    /// `drain_timeout`, 5 s by default: between the two GOAWAYs of an HTTP/2 connection.
+    pub(crate) drain_timeout: Duration,
     /// `use_remote_address`.
     pub(crate) use_remote_address: bool,
     /// `xff_num_trusted_hops`.

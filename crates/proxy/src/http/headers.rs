@@ -20,8 +20,10 @@ macro_rules! known_headers {
         pub(crate) enum Known { $($variant,)* }
 
         impl Known {
-            const ALL: &'static [Known] = &[$(Known::$variant,)*];
-            const COUNT: usize = Known::ALL.len();
+            /// All of them, in order.
+            pub(crate) const ALL: &'static [Known] = &[$(Known::$variant,)*];
+            /// How many there are.
+            pub(crate) const COUNT: usize = Known::ALL.len();
 
             /// The lower-case name.
             pub(crate) const fn text(self) -> &'static str {
@@ -235,11 +237,6 @@ impl HeaderMap {
         self.case = Some(Box::new(case));
     }
 
-    /// Number of entries, pseudo-headers included.
-    pub(crate) fn len(&self) -> usize {
-        self.entries.len()
-    }
-
     /// Bytes of all names and values, as Envoy counts a header block (names, values, no separators).
     pub(crate) fn byte_size(&self) -> usize {
         self.entries.iter().map(|entry| entry.name.len as usize + entry.value.len as usize).sum()
@@ -261,6 +258,14 @@ impl HeaderMap {
         let text = name.text().as_bytes();
         self.bytes.extend_from_slice(text);
         self.push(Span { start, len: text.len() as u32 }, value, name as u8);
+    }
+
+    /// Appends a header whose lower-case name was looked up already.
+    pub(crate) fn append_found(&mut self, known: Option<Known>, name: &[u8], value: &[u8]) {
+        let start = self.bytes.len();
+        self.bytes.extend_from_slice(name);
+        let name = Span { start: start as u32, len: name.len() as u32 };
+        self.push(name, value, known.map_or(OTHER, |known| known as u8));
     }
 
     fn push(&mut self, name: Span, value: &[u8], known: u8) {
@@ -339,19 +344,6 @@ impl HeaderMap {
             let known = Known::ALL.get(usize::from(entry.known)).copied();
             (known, self.slice(entry.name), self.slice(entry.value))
         })
-    }
-
-    /// A shared copy of the block's bytes, of which `shared_value` cuts values without copying.
-    pub(crate) fn share(&self) -> bytes::Bytes {
-        bytes::Bytes::copy_from_slice(&self.bytes)
-    }
-
-    /// The value of the entry at this position in `iter`, out of `shared` (see `share`).
-    pub(crate) fn shared_value(&self, shared: &bytes::Bytes, index: usize) -> Option<bytes::Bytes> {
-        let span = self.entries.get(index)?.value;
-        let start = span.start as usize;
-        let end = start + span.len as usize;
-        (end <= shared.len()).then(|| shared.slice(start..end))
     }
 
     /// Sets a known header to one value: the first entry is overwritten in place, others go.

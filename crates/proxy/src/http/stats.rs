@@ -57,6 +57,7 @@ stats_scope! {
         counter downstream_rq_rx_reset;
         counter downstream_rq_timeout;
         counter downstream_rq_too_large;
+        counter downstream_rq_too_many_premature_resets;
         counter downstream_rq_total;
         counter downstream_rq_tx_reset;
         counter downstream_rq_ws_on_non_ws_route;

@@ -587,6 +587,7 @@ impl Stream {
             self.stats.downstream_rq_response_before_rq_complete().inc();
         }
         down.abandon_request();
+        self.info.stream_wire_bytes = down.wire_bytes();
         chain.on_finish(&self.info);
         self.account();
     }

@@ -3,26 +3,45 @@
 //! Arming a runtime timer for each of several timeouts of each request would cost more than
 //! parsing it. A connection has one timer; it is armed when a deadline lies before the time it
 //! is armed for, and when it fires early it is armed again for the real deadline. So a request
-//! that ends in time never touches the runtime's timer wheel.
+//! that ends in time never touches the runtime's timer wheel. The streams of an HTTP/2 connection
+//! share the connection's timer in the same way (`Timers`).
 
+use std::cell::RefCell;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use tokio::time::Sleep;
 
 /// A timer that is armed rarely.
 #[derive(Debug, Default)]
-pub(crate) struct Timer {
-    sleep: Option<Pin<Box<Sleep>>>,
+pub(crate) struct Timer(Kind);
+
+#[derive(Debug)]
+enum Kind {
+    /// It has the runtime wake it.
+    Own(Option<Pin<Box<Sleep>>>),
+    /// It is one of many that share one.
+    Shared { timers: Rc<Timers>, place: usize },
+}
+
+impl Default for Kind {
+    fn default() -> Self {
+        Kind::Own(None)
+    }
 }
 
 impl Timer {
     /// Ready when the deadline has passed.
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>, deadline: Option<Instant>) -> Poll<()> {
         let Some(deadline) = deadline else { return Poll::Pending };
+        let sleep = match &mut self.0 {
+            Kind::Own(sleep) => sleep,
+            Kind::Shared { timers, place } => return timers.arm(*place, cx, deadline),
+        };
         let deadline = tokio::time::Instant::from_std(deadline);
-        let sleep = self.sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
+        let sleep = sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
         loop {
             if sleep.deadline() > deadline {
                 sleep.as_mut().reset(deadline);
@@ -35,6 +54,98 @@ impl Timer {
             }
             sleep.as_mut().reset(deadline);
         }
+    }
+}
+
+impl Drop for Timer {
+    fn drop(&mut self) {
+        if let Kind::Shared { timers, place } = &self.0 {
+            timers.free(*place);
+        }
+    }
+}
+
+/// The timers of all streams of one connection: its task asks `next` and tells `fire`.
+#[derive(Debug, Default)]
+pub(crate) struct Timers(RefCell<Places>);
+
+#[derive(Debug, Default)]
+struct Places {
+    places: Vec<Place>,
+    free: Vec<usize>,
+    /// No deadline is earlier.
+    next: Option<Instant>,
+}
+
+#[derive(Debug, Default)]
+struct Place {
+    deadline: Option<Instant>,
+    waker: Option<Waker>,
+}
+
+impl Timers {
+    /// One more timer.
+    pub(crate) fn timer(self: &Rc<Self>) -> Timer {
+        let mut state = self.0.borrow_mut();
+        let place = match state.free.pop() {
+            Some(place) => place,
+            None => {
+                state.places.push(Place::default());
+                state.places.len() - 1
+            }
+        };
+        Timer(Kind::Shared { timers: Rc::clone(self), place })
+    }
+
+    fn arm(&self, place: usize, cx: &Context<'_>, deadline: Instant) -> Poll<()> {
+        let mut state = self.0.borrow_mut();
+        let Some(place) = state.places.get_mut(place) else { return Poll::Pending };
+        if place.deadline.is_none_or(|armed| armed > deadline) {
+            if tokio::time::Instant::now().into_std() >= deadline {
+                return Poll::Ready(());
+            }
+            place.deadline = Some(deadline);
+        }
+        match &place.waker {
+            Some(waker) if waker.will_wake(cx.waker()) => {}
+            _ => place.waker = Some(cx.waker().clone()),
+        }
+        if state.next.is_none_or(|next| next > deadline) {
+            state.next = Some(deadline);
+        }
+        Poll::Pending
+    }
+
+    fn free(&self, place: usize) {
+        let mut state = self.0.borrow_mut();
+        if let Some(entry) = state.places.get_mut(place) {
+            *entry = Place::default();
+            state.free.push(place);
+        }
+    }
+
+    /// When `fire` is to be called next, at the latest.
+    pub(crate) fn next(&self) -> Option<Instant> {
+        self.0.borrow().next
+    }
+
+    /// Wakes all whose deadline has passed.
+    pub(crate) fn fire(&self, now: Instant) {
+        let mut state = self.0.borrow_mut();
+        let mut next: Option<Instant> = None;
+        for place in &mut state.places {
+            match place.deadline {
+                Some(deadline) if deadline <= now => {
+                    place.deadline = None;
+                    if let Some(waker) = place.waker.take() {
+                        waker.wake();
+                    }
+                }
+                Some(deadline) => next = Some(next.map_or(deadline, |next| next.min(deadline))),
+                None => {}
+            }
+        }
+        state.next = next;
     }
 }
 
@@ -130,9 +241,49 @@ impl Deadlines {
 #[cfg(test)]
 mod tests {
     use std::future::poll_fn;
+    use std::rc::Rc;
+    use std::task::Poll;
     use std::time::Duration;
 
-    use super::{Deadlines, Expired, Timer};
+    use super::{Deadlines, Expired, Timer, Timers};
+
+    #[tokio::test(start_paused = true)]
+    async fn timers_that_share_one_fire_each_at_its_time() {
+        let timers = Rc::new(Timers::default());
+        let start = tokio::time::Instant::now().into_std();
+        let second = Duration::from_secs(1);
+        let mut waiting: Vec<(Timer, u32)> = [3, 1, 2].into_iter().map(|at| (timers.timer(), at)).collect();
+        let mut own = Timer::default();
+        let mut fired = Vec::new();
+        poll_fn(|cx| {
+            waiting.retain_mut(|(timer, at)| {
+                let due = timer.poll(cx, Some(start + *at * second)).is_ready();
+                if due {
+                    fired.push((*at, start.elapsed_secs()));
+                }
+                !due
+            });
+            if waiting.is_empty() {
+                return Poll::Ready(());
+            }
+            while own.poll(cx, timers.next()).is_ready() {
+                timers.fire(tokio::time::Instant::now().into_std());
+            }
+            Poll::Pending
+        })
+        .await;
+        assert_eq!(fired, [(1, 1), (2, 2), (3, 3)]);
+    }
+
+    trait Elapsed {
+        fn elapsed_secs(&self) -> u64;
+    }
+
+    impl Elapsed for std::time::Instant {
+        fn elapsed_secs(&self) -> u64 {
+            tokio::time::Instant::now().into_std().duration_since(*self).as_secs()
+        }
+    }
 
     #[tokio::test(start_paused = true)]
     async fn the_earliest_deadline_wins_whatever_the_timer_was_armed_for() {

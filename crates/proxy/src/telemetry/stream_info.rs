@@ -132,7 +132,7 @@ impl Protocol {
 /// How long a head is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct HeadSize {
-    /// Its bytes on the wire (HTTP/2: before compression).
+    /// Its bytes on the wire (HTTP/2: with the heads of its frames).
     pub(crate) wire: u64,
     /// `%DOWNSTREAM_HEADER_BYTES_...%`: as Envoy counts, without the first line and the last.
     pub(crate) fields: u64,
@@ -250,6 +250,8 @@ pub(crate) struct StreamInfo {
     pub(crate) request_head: HeadSize,
     /// See `request_head`.
     pub(crate) response_head: HeadSize,
+    /// HTTP/2: bytes of the stream's frames, received and sent.
+    pub(crate) stream_wire_bytes: Option<(u64, u64)>,
     /// Last byte of the request received (`%REQUEST_DURATION%`).
     pub(crate) request_complete: Option<Instant>,
     /// First byte of the response sent downstream.
@@ -295,6 +297,7 @@ impl StreamInfo {
             bytes_sent: 0,
             request_head: HeadSize::default(),
             response_head: HeadSize::default(),
+            stream_wire_bytes: None,
             request_complete: None,
             first_downstream_tx: None,
             last_downstream_tx: None,

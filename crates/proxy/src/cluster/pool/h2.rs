@@ -1,27 +1,33 @@
 //! HTTP/2 connections: many exchanges at a time, each a lease on one place.
 
 use std::cell::{Cell, RefCell};
-use std::future::{Future, poll_fn};
+use std::future::poll_fn;
 use std::net::SocketAddr;
-use std::pin::pin;
 use std::rc::{Rc, Weak};
-use std::task::{Context, Poll, Waker};
-use std::time::{Duration, Instant};
+use std::task::{Context, Poll};
+use std::time::Instant;
 
-use bytes::Bytes;
-use h2::client::SendRequest;
+use bytes::BytesMut;
 
 use crate::cluster::pool::connect::ConnectError;
 use crate::cluster::pool::{Count, Pool, Target, http2_settings, now, open_for_waiters};
 use crate::http::codec::ResetReason;
-use crate::http::codec::h2::{H2Client, client};
+use crate::http::codec::buffer::Transport;
+use crate::http::codec::h2::H2Client;
+use crate::http::codec::h2::link::{Link, Read};
+use crate::http::codec::h2::message::HeadRules;
+use crate::http::codec::h2::session::{Role, Rules, Session};
 use crate::http::codec::side::Upstream;
 use crate::http::headers::HeaderMap;
+use crate::http::timer::Timer;
 use crate::io::Socket;
+
+/// Reads in one turn before others have theirs.
+const READS: usize = 8;
 
 /// One open HTTP/2 connection. The task that drives it ends when nobody holds it any more.
 pub(crate) struct H2Connection {
-    send: RefCell<SendRequest<Bytes>>,
+    session: Rc<RefCell<Session>>,
     /// Leases on it.
     active: Cell<u32>,
     /// Exchanges begun on it.
@@ -46,14 +52,20 @@ impl H2Connection {
         if self.draining.get() {
             return false;
         }
-        let mut send = self.send.borrow_mut();
-        // An error here is a GOAWAY or the end of the connection.
-        if let Poll::Ready(Err(_)) = send.poll_ready(&mut Context::from_waker(Waker::noop())) {
+        let session = self.session.borrow();
+        if !session.takes_streams() {
             self.draining.set(true);
             return false;
         }
-        let theirs = u32::try_from(send.current_max_send_streams()).unwrap_or(u32::MAX);
+        let theirs = session.peer_max_streams();
         self.active.get() < self.limit.min(theirs)
+    }
+}
+
+impl Drop for H2Connection {
+    /// Neither the pool nor a stream holds it: it says goodbye, and its driver ends.
+    fn drop(&mut self) {
+        self.session.borrow_mut().goaway();
     }
 }
 
@@ -87,7 +99,7 @@ impl H2Lease {
 
     /// Opens the stream with this head.
     pub(crate) fn open(&self, map: &HeaderMap, end: bool) -> Result<H2Client, ResetReason> {
-        H2Client::open(&mut self.connection.send.borrow_mut(), map, end)
+        H2Client::open(&self.connection.session, map, end, now())
     }
 }
 
@@ -157,20 +169,31 @@ fn forget(pool: &Rc<RefCell<Pool>>, connection: &Rc<H2Connection>) {
     state.open = state.open.saturating_sub(removed);
 }
 
-/// Speaks the preface, and starts the task that drives the connection.
-pub(super) async fn handshake(
+/// Makes a connection of a socket, and starts the task that drives it.
+pub(super) fn connect(
     socket: Socket,
     count: Count,
     target: &Rc<Target>,
 ) -> Result<Rc<H2Connection>, ConnectError> {
-    let Some(settings) = http2_settings(&target.cluster, true) else {
+    let (Some(settings), Some(stats)) = (http2_settings(&target.cluster, true), &target.http2) else {
         return Err(ConnectError::Handshake);
     };
-    let builder = client(settings, target.cluster.pool.max_response_head_bytes);
+    let limits = &target.cluster.pool;
+    let rules = Rules {
+        settings: settings.clone(),
+        heads: HeadRules {
+            max_bytes: limits.max_response_head_bytes,
+            max_fields: limits.max_headers,
+            ascii_only: settings.ascii_only,
+            extended_connect: false,
+        },
+        stream_errors: settings.stream_errors.unwrap_or(false),
+    };
     let local = socket.local_address();
-    let (send, driver) = builder.handshake::<_, Bytes>(socket).await.map_err(|_| ConnectError::Handshake)?;
+    let session = Session::new(Role::Client, rules, stats.clone(), now(), count.id);
+    let link = Link::new(Transport::new(socket, BytesMut::new()), session, now());
     let connection = Rc::new(H2Connection {
-        send: RefCell::new(send),
+        session: Rc::clone(&link.session),
         active: Cell::new(0),
         exchanges: Cell::new(0),
         limit: settings.max_concurrent_streams.max(1),
@@ -180,75 +203,159 @@ pub(super) async fn handshake(
         id: count.id,
         target: Rc::clone(target),
     });
-    tokio::task::spawn_local(drive(driver, Rc::downgrade(&connection), count, settings.keepalive));
+    tokio::task::spawn_local(drive(link, Rc::downgrade(&connection), count));
     Ok(connection)
 }
 
-/// Drives a connection to its end, with its timeouts: idle, age, unanswered pings.
-async fn drive(
-    mut driver: h2::client::Connection<Socket, Bytes>,
+/// Drives a connection to its end.
+async fn drive(link: Link, connection: Weak<H2Connection>, count: Count) {
+    let mut driver = Driver { link, connection, count, counted: (0, 0), timer: Timer::default() };
+    let remote = poll_fn(|cx| driver.poll(cx)).await;
+    let Driver { link, connection, count, .. } = driver;
+    let stats = &count.target.stats;
+    let connection = connection.upgrade();
+    let busy = connection.as_ref().is_some_and(|connection| connection.active.get() > 0);
+    if remote {
+        stats.upstream_cx_destroy_remote().inc();
+    } else {
+        stats.upstream_cx_destroy_local().inc();
+    }
+    if busy {
+        stats.upstream_cx_destroy_with_active_rq().inc();
+        if remote {
+            stats.upstream_cx_destroy_remote_with_active_rq().inc();
+        } else {
+            stats.upstream_cx_destroy_local_with_active_rq().inc();
+        }
+    }
+    if let Some(connection) = connection {
+        connection.leave();
+        if let Some(pool) = count.target.pool.upgrade() {
+            open_for_waiters(&pool, &count.target, false);
+        }
+    }
+    drop(link);
+}
+
+impl H2Connection {
+    /// Takes no further streams, and leaves its pool.
+    fn leave(self: &Rc<Self>) {
+        self.draining.set(true);
+        if let Some(pool) = self.target.pool.upgrade() {
+            forget(&pool, self);
+        }
+    }
+
+    /// Ends it if it is too old, or was idle for too long; gives when to ask again.
+    fn check_age(self: &Rc<Self>, started: Instant) -> Option<Instant> {
+        if self.draining.get() {
+            return None;
+        }
+        let now = now();
+        let limits = &self.target.cluster.pool;
+        let stats = &self.target.stats;
+        let old = limits.max_connection_duration.map(|age| started + age);
+        if old.is_some_and(|old| now >= old) {
+            stats.upstream_cx_max_duration_reached().inc();
+            self.leave();
+            return None;
+        }
+        let idle = limits.idle_timeout.map(|limit| {
+            // In use, it is looked at a few times per timeout: closing a little late does no harm.
+            if self.active.get() > 0 { now + limit / 8 } else { self.idle_since.get() + limit }
+        });
+        if self.active.get() == 0 && idle.is_some_and(|idle| now >= idle) {
+            stats.upstream_cx_idle_timeout().inc();
+            self.leave();
+            return None;
+        }
+        old.into_iter().chain(idle).min()
+    }
+}
+
+/// What drives one connection.
+struct Driver {
+    link: Link,
     connection: Weak<H2Connection>,
     count: Count,
-    keepalive: Option<(Duration, Duration)>,
-) {
-    let target = Rc::clone(&count.target);
-    let limits = &target.cluster.pool;
-    let mut ping = keepalive.and_then(|_| driver.ping_pong());
-    let mut pinger = pin!(crate::http::codec::h2::keep_alive(ping.as_mut(), keepalive));
-    let mut housekeeping = pin!(async {
-        // Looked at a few times per timeout: closing a little late does no harm.
-        let Some(tick) = limits.idle_timeout.into_iter().chain(limits.max_connection_duration).min() else {
-            return std::future::pending::<()>().await;
-        };
-        let tick = (tick / 8).max(Duration::from_millis(1));
-        loop {
-            tokio::time::sleep(tick).await;
-            let Some(connection) = connection.upgrade() else { return std::future::pending().await };
-            let now = now();
-            let old = limits
-                .max_connection_duration
-                .is_some_and(|age| now.saturating_duration_since(count.started) >= age);
-            let idle = connection.active.get() == 0
-                && limits
-                    .idle_timeout
-                    .is_some_and(|limit| now.saturating_duration_since(connection.idle_since.get()) >= limit);
-            if old || idle {
-                if old {
-                    target.stats.upstream_cx_max_duration_reached().inc();
-                } else {
-                    target.stats.upstream_cx_idle_timeout().inc();
+    /// Bytes received and sent that stats know of.
+    counted: (u64, u64),
+    timer: Timer,
+}
+
+impl Driver {
+    /// Reads, then writes all that streams have written since. Ready when the connection is over:
+    /// whether its other end ended it.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
+        self.link.session.borrow_mut().begin_driving(cx.waker());
+        let mut remote = false;
+        for reads in 0.. {
+            match self.link.poll_read(cx, now) {
+                Poll::Pending => break,
+                Poll::Ready(Read::End) => {
+                    remote = true;
+                    self.link.session.borrow_mut().lost();
+                    break;
                 }
-                connection.draining.set(true);
-                if let Some(pool) = target.pool.upgrade() {
-                    forget(&pool, &connection);
+                Poll::Ready(Read::Frames) if reads == READS => {
+                    cx.waker().wake_by_ref();
+                    break;
                 }
-                // Its last handle ends the connection gracefully.
-                drop(connection);
-                return std::future::pending().await;
+                Poll::Ready(Read::Frames) => {}
             }
         }
-    });
-    let remote = poll_fn(|cx| {
-        if let Poll::Ready(result) = std::pin::Pin::new(&mut driver).poll(cx) {
-            return Poll::Ready(result.is_err());
-        }
-        if pinger.as_mut().poll(cx).is_ready() {
-            return Poll::Ready(true);
-        }
-        let _: Poll<()> = housekeeping.as_mut().poll(cx);
-        Poll::Pending
-    })
-    .await;
-    if remote {
-        target.stats.upstream_cx_destroy_remote().inc();
-    } else {
-        target.stats.upstream_cx_destroy_local().inc();
-    }
-    if let Some(connection) = connection.upgrade() {
-        connection.draining.set(true);
-        if let Some(pool) = target.pool.upgrade() {
-            forget(&pool, &connection);
-            open_for_waiters(&pool, &target, false);
+        self.follow_peer();
+        loop {
+            if !remote && !self.link.session.borrow().is_aborted() {
+                let written = self.link.poll_write(cx);
+                remote = matches!(written, Poll::Ready(Err(_)));
+            }
+            self.count_bytes();
+            if remote || self.link.session.borrow().is_finished() {
+                self.link.session.borrow_mut().lost();
+                return Poll::Ready(remote || self.link.session.borrow().is_violated());
+            }
+            let age = self.connection.upgrade().and_then(|connection| connection.check_age(self.count.started));
+            let ping = self.link.session.borrow().keepalive_deadline();
+            if self.timer.poll(cx, age.into_iter().chain(ping).min()).is_pending() {
+                return if self.link.session.borrow().is_finished() { continue_later(cx) } else { Poll::Pending };
+            }
+            let mut session = self.link.session.borrow_mut();
+            if !session.keep_alive(now()) {
+                session.lost();
+            }
         }
     }
+
+    /// The peer may have changed how many streams it takes, or take no more.
+    fn follow_peer(&self) {
+        let Some(connection) = self.connection.upgrade() else { return };
+        let Some(pool) = self.count.target.pool.upgrade() else { return };
+        if !self.link.session.borrow().takes_streams() {
+            if !connection.draining.get() {
+                if self.link.session.borrow().is_told_to_go() {
+                    self.count.target.stats.upstream_cx_close_notify().inc();
+                }
+                connection.leave();
+                drop(connection);
+                open_for_waiters(&pool, &self.count.target, false);
+            }
+        } else if !pool.borrow().waiters.is_empty() {
+            serve_waiters(&pool);
+        }
+    }
+
+    fn count_bytes(&mut self) {
+        let (received, sent) = (self.link.transport.received, self.link.transport.sent);
+        let stats = &self.count.target.stats;
+        stats.upstream_cx_rx_bytes_total().add(received - self.counted.0);
+        stats.upstream_cx_tx_bytes_total().add(sent - self.counted.1);
+        self.counted = (received, sent);
+    }
+}
+
+/// Something has changed since it was looked at.
+fn continue_later(cx: &Context<'_>) -> Poll<bool> {
+    cx.waker().wake_by_ref();
+    Poll::Pending
 }

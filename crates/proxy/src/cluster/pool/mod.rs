@@ -29,6 +29,7 @@ use crate::cluster::stats::{ClusterStats, Permit, Resource};
 use crate::cluster::worker_cluster::{Host, HostCounts, WorkerCluster};
 use crate::cluster::{Cluster, EndpointAddress, Http2Settings, UpstreamProtocol};
 use crate::http::codec::ResetReason;
+use crate::http::codec::h2::stats::Http2Stats;
 use crate::http::codec::side::Upstream;
 use crate::telemetry::stream_info::next_connection_id;
 
@@ -85,6 +86,8 @@ struct Target {
     address: EndpointAddress,
     others: Arc<[SocketAddr]>,
     counts: Rc<HostCounts>,
+    /// Where HTTP/2 connections count, if the cluster may have some.
+    http2: Option<Http2Stats>,
     pool: Weak<RefCell<Pool>>,
 }
 
@@ -96,6 +99,7 @@ impl Target {
             address: host.config.address.clone(),
             others: Arc::clone(&host.config.others),
             counts: Rc::clone(&host.counts),
+            http2: cluster.http2.clone(),
             pool: Rc::downgrade(&host.pool),
         }
     }
@@ -280,7 +284,7 @@ async fn open(pool: Rc<RefCell<Pool>>, target: Rc<Target>, permit: Permit, http2
     let count = Count::new(&target, permit);
     let opened = match connect::open(&target.cluster, &target.address, &target.others).await {
         Err(error) => Err(error),
-        Ok(socket) if http2 => h2::handshake(socket, count, &target).await.map(Opened::H2),
+        Ok(socket) if http2 => h2::connect(socket, count, &target).map(Opened::H2),
         Ok(socket) => {
             let drained = pool.borrow().drained;
             Ok(Opened::H1(h1::H1Connection::new(socket, count, &target, drained)))

@@ -46,11 +46,13 @@ fn give_read_buffer(mut buffer: BytesMut) {
     });
 }
 
-fn take_write_buffer() -> Vec<u8> {
+/// An empty buffer to write to, from the worker's free list.
+pub(crate) fn take_write_buffer() -> Vec<u8> {
     WRITE_BUFFERS.with_borrow_mut(Vec::pop).unwrap_or_else(|| Vec::with_capacity(4096))
 }
 
-fn give_write_buffer(mut buffer: Vec<u8>) {
+/// Gives such a buffer back.
+pub(crate) fn give_write_buffer(mut buffer: Vec<u8>) {
     buffer.clear();
     WRITE_BUFFERS.with_borrow_mut(|kept| {
         if kept.len() < KEPT && buffer.capacity() > 0 && buffer.capacity() <= 2 * SMALL {

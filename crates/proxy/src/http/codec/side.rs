@@ -93,8 +93,7 @@ impl Downstream<'_> {
         match self {
             Downstream::H1(server) => server.send_head(map, end),
             Downstream::H2(server) => {
-                server.send_head(map, end);
-                let size = map.byte_size() as u64;
+                let size = server.send_head(map, end);
                 HeadSize { wire: size, fields: size }
             }
         }
@@ -120,7 +119,7 @@ impl Downstream<'_> {
     pub(crate) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), DownstreamError>> {
         match self {
             Downstream::H1(server) => server.poll_flush(cx),
-            Downstream::H2(server) => server.poll_flush(),
+            Downstream::H2(server) => server.poll_flush(cx),
         }
     }
 
@@ -136,7 +135,7 @@ impl Downstream<'_> {
     pub(crate) fn reset(&mut self) {
         match self {
             Downstream::H1(server) => server.close = true,
-            Downstream::H2(server) => server.reset(h2::Reason::INTERNAL_ERROR),
+            Downstream::H2(server) => server.reset(),
         }
     }
 
@@ -154,9 +153,17 @@ impl Downstream<'_> {
     pub(crate) fn abandon_request(&mut self) {
         match self {
             Downstream::H1(server) => server.close |= !server.request_complete(),
-            // Dropping the stream resets it with NO_ERROR behind the response (RFC 9113 section
-            // 8.1); a reset from here would go out in place of what is still queued of it.
+            // The stream is reset with NO_ERROR behind the response (RFC 9113 section 8.1) when its
+            // handle is dropped.
             Downstream::H2(_) => {}
+        }
+    }
+
+    /// HTTP/2: bytes of the stream's frames, received and sent.
+    pub(crate) fn wire_bytes(&self) -> Option<(u64, u64)> {
+        match self {
+            Downstream::H1(_) => None,
+            Downstream::H2(server) => Some(server.wire_bytes()),
         }
     }
 
@@ -211,11 +218,14 @@ impl Upstream {
         }
     }
 
-    /// Bytes that this exchange has sent and received on the wire. HTTP/2 does not count them by
-    /// stream.
+    /// Bytes that this exchange has sent and received on the wire.
     pub(crate) fn wire_bytes(&mut self) -> (u64, u64) {
         match self {
             Upstream::H1(lease) => lease.client().wire_bytes(),
+            Upstream::H2 { stream: Some(stream), .. } => {
+                let (received, sent) = stream.wire_bytes();
+                (sent, received)
+            }
             Upstream::H2 { .. } => (0, 0),
             Upstream::Tunnel(tunnel) => tunnel.wire_bytes(),
         }

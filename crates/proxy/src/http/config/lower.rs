@@ -12,15 +12,14 @@ use leno_api::proto::envoy::extensions::filters::network::http_connection_manage
 use leno_api::proto::envoy::extensions::http::header_formatters::preserve_case::v3::PreserveCaseFormatterConfig;
 use leno_api::proto::envoy::extensions::http::header_formatters::preserve_case::v3::preserve_case_formatter_config::FormatterTypeOnEnvoyHeaders;
 use leno_api::proto::envoy::extensions::request_id::uuid::v3::UuidRequestIdConfig;
-use leno_api::proto::envoy::r#type::v3::Percent;
 use prost::Name as _;
 use prost_types::Any;
 
+pub(crate) use super::http2::http2_options;
 use super::{
     CodecType, EscapedSlashes, Http1Settings, HttpConnectionManager, RouteSource, RouterConfig, ServerHeader,
     StripPort, Underscores, UpgradeType, local_reply,
 };
-use crate::cluster::Http2Settings;
 use crate::config::address;
 use crate::config::filter_id::FilterId;
 use crate::config::lower::Lower;
@@ -35,6 +34,7 @@ use crate::http::route::table::pack;
 use crate::telemetry::access_log::AccessLog;
 
 const HOUR: Duration = Duration::from_secs(3600);
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The number of the field `route_config`.
 const ROUTE_CONFIG: u32 = 4;
@@ -140,8 +140,8 @@ impl HttpConnectionManager {
         at.unsupported("http1_safe_max_connection_duration", http1_safe_max_connection_duration);
         at.unsupported("http3_protocol_options", http3_protocol_options.is_some());
         // Deviation: a draining HTTP/2 connection gets its last GOAWAY after a ping's round trip, when
-        // the client has seen the first, instead of after `drain_timeout`.
-        at.duration("drain_timeout", drain_timeout);
+        // the client has seen the first; after `drain_timeout` at the latest.
+        let drain_timeout = at.duration("drain_timeout", drain_timeout).unwrap_or(DRAIN_TIMEOUT);
         check_request_id(request_id_extension, at);
         at.unsupported("drain_timeout_jitter", drain_timeout_jitter.is_some());
         at.unsupported("access_log_flush_interval", access_log_flush_interval.is_some());
@@ -257,6 +257,8 @@ impl HttpConnectionManager {
             underscores: common.underscores,
             http1: http1?,
             http2: http2?,
+            stream_errors: stream_error_on_invalid_http_message.unwrap_or(false),
+            drain_timeout,
             use_remote_address: use_remote_address.unwrap_or(false),
             xff_trusted_hops: xff_num_trusted_hops,
             skip_xff_append,
@@ -573,84 +575,5 @@ pub(crate) fn http1_options(proto: core::Http1ProtocolOptions, at: &mut Lower) -
         keep_case,
         whole_url: send_fully_qualified_url,
         custom_methods: allow_custom_methods,
-    })
-}
-
-/// Lowers Http2ProtocolOptions, of a connection manager or of a cluster.
-pub(crate) fn http2_options(
-    proto: Option<core::Http2ProtocolOptions>,
-    at: &mut Lower,
-) -> Option<Http2Settings> {
-    let core::Http2ProtocolOptions {
-        hpack_table_size,
-        max_concurrent_streams,
-        initial_stream_window_size,
-        initial_connection_window_size,
-        allow_connect,
-        allow_metadata,
-        max_outbound_frames,
-        max_outbound_control_frames,
-        max_consecutive_inbound_frames_with_empty_payload,
-        max_inbound_priority_frames_per_stream,
-        max_inbound_window_update_frames_per_data_frame_sent,
-        stream_error_on_invalid_http_messaging,
-        override_stream_error_on_invalid_http_message,
-        custom_settings_parameters,
-        connection_keepalive,
-        // Which of Envoy's codecs is used.
-        use_oghttp2_codec: _,
-        max_metadata_size,
-        enable_huffman_encoding,
-        max_header_field_size_kb,
-        disallow_obs_text,
-        stream_reset_burst,
-        stream_reset_rate,
-    } = proto.unwrap_or_default();
-    at.unsupported("allow_metadata", allow_metadata);
-    // The codec limits floods in its own way.
-    at.unsupported("max_outbound_frames", max_outbound_frames.is_some());
-    at.unsupported("max_outbound_control_frames", max_outbound_control_frames.is_some());
-    at.unsupported(
-        "max_consecutive_inbound_frames_with_empty_payload",
-        max_consecutive_inbound_frames_with_empty_payload.is_some(),
-    );
-    at.unsupported(
-        "max_inbound_priority_frames_per_stream",
-        max_inbound_priority_frames_per_stream.is_some(),
-    );
-    at.unsupported(
-        "max_inbound_window_update_frames_per_data_frame_sent",
-        max_inbound_window_update_frames_per_data_frame_sent.is_some(),
-    );
-    at.unsupported("stream_error_on_invalid_http_messaging", stream_error_on_invalid_http_messaging);
-    at.unsupported(
-        "override_stream_error_on_invalid_http_message",
-        override_stream_error_on_invalid_http_message.is_some(),
-    );
-    at.unsupported("custom_settings_parameters", !custom_settings_parameters.is_empty());
-    at.unsupported("max_metadata_size", max_metadata_size.is_some());
-    at.unsupported("enable_huffman_encoding", enable_huffman_encoding.is_some());
-    at.unsupported("max_header_field_size_kb", max_header_field_size_kb.is_some());
-    at.unsupported("disallow_obs_text", disallow_obs_text.is_some());
-    at.unsupported("stream_reset_burst", stream_reset_burst.is_some());
-    at.unsupported("stream_reset_rate", stream_reset_rate.is_some());
-    let keepalive = at.optional("connection_keepalive", connection_keepalive, |proto, at| {
-        let core::KeepaliveSettings { interval, timeout, interval_jitter, connection_idle_interval } = proto;
-        let exactly_default = |jitter: Option<Percent>| jitter.is_none_or(|Percent { value }| value == 15.0);
-        at.unsupported("interval_jitter", !exactly_default(interval_jitter));
-        at.unsupported("connection_idle_interval", connection_idle_interval.is_some());
-        let timeout = at.duration("timeout", timeout);
-        match at.duration("interval", interval) {
-            Some(interval) => Some((interval, timeout?)),
-            None => None,
-        }
-    });
-    Some(Http2Settings {
-        max_concurrent_streams: max_concurrent_streams.unwrap_or(1024),
-        stream_window: initial_stream_window_size.unwrap_or(16 << 20),
-        connection_window: initial_connection_window_size.unwrap_or(24 << 20),
-        allow_connect,
-        hpack_table_size: hpack_table_size.unwrap_or(4096),
-        keepalive,
     })
 }

@@ -198,11 +198,15 @@ pub(crate) const FACTS: &[(&str, Fact)] = &[
     ("DOWNSTREAM_TLS_SESSION_ID", NO_TLS),
     ("DOWNSTREAM_TLS_VERSION", NO_TLS),
     ("DOWNSTREAM_TRANSPORT_FAILURE_REASON", NO_TLS),
-    // Deviation: heads and bodies without the framing of chunks and HTTP/2.
+    // Deviation: heads and bodies without the framing of HTTP/1's chunks.
     ("DOWNSTREAM_WIRE_BYTES_RECEIVED", |cx| {
-        Value::Number(cx.info.request_head.wire + cx.info.bytes_received)
+        let http1 = cx.info.request_head.wire + cx.info.bytes_received;
+        Value::Number(cx.info.stream_wire_bytes.map_or(http1, |(received, _)| received))
     }),
-    ("DOWNSTREAM_WIRE_BYTES_SENT", |cx| Value::Number(cx.info.response_head.wire + cx.info.bytes_sent)),
+    ("DOWNSTREAM_WIRE_BYTES_SENT", |cx| {
+        let http1 = cx.info.response_head.wire + cx.info.bytes_sent;
+        Value::Number(cx.info.stream_wire_bytes.map_or(http1, |(_, sent)| sent))
+    }),
     ("DURATION", |cx| millis(Some(cx.info.started), cx.end)),
     ("GRPC_STATUS_NUMBER", |cx| {
         grpc::status(cx).map_or(Value::Absent, |status| Value::Number(u64::from(status)))

@@ -1,37 +1,35 @@
 //! One downstream connection: which protocol, which request is next, when it ends.
 //!
 //! HTTP/1 requests are served one after the other in the connection's own task; between them
-//! the task holds no buffers and only a small future. HTTP/2 streams are futures in the
-//! connection's task too: all that are ready run, then the connection writes once for all.
+//! the task holds no buffers and only a small future. HTTP/2 is in `h2`.
 
 use std::future::{Future, poll_fn};
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::Poll;
 use std::time::Instant;
 
-use bytes::{Buf, Bytes, BytesMut};
-use futures_util::stream::{FuturesUnordered, StreamExt};
+use bytes::BytesMut;
 use leno_base::drain::Phase;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::drain::DrainWatch;
 use crate::http::codec::CodecError;
 use crate::http::codec::buffer::Transport;
 use crate::http::codec::h1::head::{HeadLimits, RequestHead, WriteStyle};
 use crate::http::codec::h1::server::{H1Server, NoRequest};
-use crate::http::codec::h2::{self, H2Server, PREFACE};
+use crate::http::codec::h2::PREFACE;
 use crate::http::codec::side::Downstream;
 use crate::http::config::{CodecType, HttpConnectionManager};
 use crate::http::headers::{HeaderMap, Known};
 use crate::http::reply::Reply;
-use crate::http::stats::HttpStats;
 use crate::http::stream::{Connection, now, refuse_request, serve_request};
 use crate::http::timer::Timer;
 use crate::io::{Accepted, Socket};
 use crate::telemetry::stream_info::{ConnectionInfo, HeadSize};
 use crate::worker::Worker;
+
+mod h2;
 
 /// Serves a connection to its end.
 pub(crate) async fn serve(
@@ -81,7 +79,7 @@ async fn detect_and_serve(connection: &Rc<Connection>, accepted: Accepted) {
     };
     let (socket, input) = transport.into_parts();
     if http2 {
-        Box::pin(serve_http2(connection, socket, input, timer)).await;
+        Box::pin(h2::serve(connection, Transport::new(socket, input), timer)).await;
     } else {
         serve_http1(connection, socket, input, timer, accepted.buffer_limit).await;
     }
@@ -279,183 +277,4 @@ async fn close(connection: &Connection, transport: &mut Transport, timer: &mut T
         timer.poll(cx, deadline).map(|()| connection.stats.downstream_cx_delayed_close_timeout().inc())
     })
     .await;
-}
-
-async fn serve_http2(connection: &Rc<Connection>, socket: Socket, input: BytesMut, mut timer: Timer) {
-    let manager = &connection.manager;
-    let stats = &connection.stats;
-    stats.downstream_cx_http2_total().inc();
-    stats.downstream_cx_http2_active().inc();
-    let builder = h2::server(&manager.http2, manager.max_request_head_bytes);
-    let io = Prefixed { input, socket, stats: Rc::clone(stats) };
-    if let Ok(server) = builder.handshake::<_, Bytes>(io).await {
-        drive_http2(connection, server, &mut timer).await;
-    } else {
-        stats.downstream_cx_protocol_error().inc();
-    }
-    stats.downstream_cx_http2_active().dec();
-}
-
-async fn drive_http2(
-    connection: &Rc<Connection>,
-    mut server: ::h2::server::Connection<Prefixed, Bytes>,
-    timer: &mut Timer,
-) {
-    let manager = &connection.manager;
-    let stats = &connection.stats;
-    let mut ping = manager.http2.keepalive.and_then(|_| server.ping_pong());
-    let mut pinger = pin!(h2::keep_alive(ping.as_mut(), manager.http2.keepalive));
-    let mut draining = pin!(connection.drain.reached(Phase::Draining));
-    let age = manager.max_connection_duration.map(|limit| connection.info.started + limit);
-    let mut streams = FuturesUnordered::new();
-    let mut requests = 0;
-    let mut closed = false;
-    let mut leaving = false;
-    let mut idle_since = now();
-    poll_fn(|cx| {
-        loop {
-            // All streams that are ready run first; the connection then writes once for them.
-            while let Poll::Ready(Some(())) = streams.poll_next_unpin(cx) {
-                idle_since = now();
-            }
-            if closed {
-                return if streams.is_empty() { Poll::Ready(()) } else { Poll::Pending };
-            }
-            match server.poll_accept(cx) {
-                Poll::Ready(Some(Ok((request, respond)))) => {
-                    stats.downstream_rq_http2_total().inc();
-                    requests += 1;
-                    streams.push(serve_stream(Rc::clone(connection), request, respond));
-                    if manager.max_requests_per_connection > 0
-                        && requests >= manager.max_requests_per_connection
-                        && !leaving
-                    {
-                        stats.downstream_cx_max_requests_reached().inc();
-                        leaving = true;
-                        server.graceful_shutdown();
-                    }
-                }
-                Poll::Ready(Some(Err(error))) => {
-                    if !error.is_io() {
-                        stats.downstream_cx_protocol_error().inc();
-                    }
-                    closed = true;
-                }
-                Poll::Ready(None) => {
-                    stats.downstream_cx_destroy_remote().inc();
-                    closed = true;
-                }
-                Poll::Pending => break,
-            }
-        }
-        if !leaving && draining.as_mut().poll(cx).is_ready() {
-            stats.downstream_cx_drain_close().inc();
-            leaving = true;
-            server.graceful_shutdown();
-            cx.waker().wake_by_ref();
-        }
-        if pinger.as_mut().poll(cx).is_ready() {
-            return Poll::Ready(());
-        }
-        let idle = manager.idle_timeout.filter(|_| streams.is_empty()).map(|limit| idle_since + limit);
-        if timer.poll(cx, idle.into_iter().chain(age.filter(|_| !leaving)).min()).is_ready() {
-            if age.is_some_and(|age| now() >= age) && !leaving {
-                stats.downstream_cx_max_duration_reached().inc();
-            } else {
-                stats.downstream_cx_idle_timeout().inc();
-                if leaving {
-                    return Poll::Ready(());
-                }
-            }
-            leaving = true;
-            server.graceful_shutdown();
-            cx.waker().wake_by_ref();
-        }
-        Poll::Pending
-    })
-    .await;
-}
-
-async fn serve_stream(
-    connection: Rc<Connection>,
-    request: http::Request<::h2::RecvStream>,
-    respond: ::h2::server::SendResponse<Bytes>,
-) {
-    let mut head = HeaderMap::new();
-    let server = H2Server::new(request, respond, &mut head);
-    let size = head.byte_size() as u64;
-    let size = HeadSize { wire: size, fields: size };
-    let mut timer = Timer::default();
-    // The crate limits the bytes of a head, not its fields.
-    if head.len() > connection.manager.max_headers {
-        let error = CodecError { status: 431, details: "http2.too_many_headers" };
-        refuse_request(&connection, Reply::protocol_error(error), Downstream::H2(server), &mut timer).await;
-        return;
-    }
-    serve_request(&connection, head, size, Downstream::H2(server), &mut timer).await;
-}
-
-/// A socket in front of which bytes were read already.
-struct Prefixed {
-    input: BytesMut,
-    socket: Socket,
-    stats: Rc<HttpStats>,
-}
-
-impl AsyncRead for Prefixed {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<std::io::Result<()>> {
-        if !self.input.is_empty() {
-            let count = self.input.len().min(buf.remaining());
-            buf.put_slice(self.input.get(..count).unwrap_or_default());
-            self.input.advance(count);
-            self.stats.downstream_cx_rx_bytes_total().add(count as u64);
-            return Poll::Ready(Ok(()));
-        }
-        let before = buf.filled().len();
-        let result = Pin::new(&mut self.socket).poll_read(cx, buf);
-        self.stats.downstream_cx_rx_bytes_total().add((buf.filled().len() - before) as u64);
-        result
-    }
-}
-
-impl AsyncWrite for Prefixed {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<std::io::Result<usize>> {
-        let result = Pin::new(&mut self.socket).poll_write(cx, buf);
-        if let Poll::Ready(Ok(count)) = result {
-            self.stats.downstream_cx_tx_bytes_total().add(count as u64);
-        }
-        result
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[std::io::IoSlice<'_>],
-    ) -> Poll<std::io::Result<usize>> {
-        let result = Pin::new(&mut self.socket).poll_write_vectored(cx, bufs);
-        if let Poll::Ready(Ok(count)) = result {
-            self.stats.downstream_cx_tx_bytes_total().add(count as u64);
-        }
-        result
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        true
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        Pin::new(&mut self.socket).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        Pin::new(&mut self.socket).poll_shutdown(cx)
-    }
 }
