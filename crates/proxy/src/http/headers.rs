@@ -237,6 +237,12 @@ impl HeaderMap {
         self.case = Some(Box::new(case));
     }
 
+    /// Number of entries, pseudo-headers included.
+    #[cfg(test)]
+    pub(crate) fn len(&self) -> usize {
+        self.entries.len()
+    }
+
     /// Bytes of all names and values, as Envoy counts a header block (names, values, no separators).
     pub(crate) fn byte_size(&self) -> usize {
         self.entries.iter().map(|entry| entry.name.len as usize + entry.value.len as usize).sum()

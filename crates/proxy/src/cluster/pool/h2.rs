@@ -315,10 +315,15 @@ impl Driver {
                 self.link.session.borrow_mut().lost();
                 return Poll::Ready(remote || self.link.session.borrow().is_violated());
             }
-            let age = self.connection.upgrade().and_then(|connection| connection.check_age(self.count.started));
+            let age =
+                self.connection.upgrade().and_then(|connection| connection.check_age(self.count.started));
             let ping = self.link.session.borrow().keepalive_deadline();
             if self.timer.poll(cx, age.into_iter().chain(ping).min()).is_pending() {
-                return if self.link.session.borrow().is_finished() { continue_later(cx) } else { Poll::Pending };
+                return if self.link.session.borrow().is_finished() {
+                    continue_later(cx)
+                } else {
+                    Poll::Pending
+                };
             }
             let mut session = self.link.session.borrow_mut();
             if !session.keep_alive(now()) {

@@ -45,9 +45,8 @@ pub(crate) fn http2_options(
         (3, "max_concurrent_streams", max_concurrent_streams.is_some()),
         (4, "initial_stream_window_size", initial_stream_window_size.is_some()),
     ];
-    let custom = at.field("custom_settings_parameters", |at| {
-        custom_settings(custom_settings_parameters, &named, at)
-    });
+    let custom =
+        at.field("custom_settings_parameters", |at| custom_settings(custom_settings_parameters, &named, at));
     // A parameter that has a name is obeyed however it was set.
     let of = |identifier: u16, value: Option<u32>, default: u32| {
         let custom = custom.iter().find(|(other, _)| *other == identifier).map(|(_, value)| *value);

@@ -3,8 +3,7 @@
 //! HTTP/1 requests are served one after the other in the connection's own task; between them
 //! the task holds no buffers and only a small future. HTTP/2 is in `h2`.
 
-use std::future::{Future, poll_fn};
-use std::pin::pin;
+use std::future::poll_fn;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;

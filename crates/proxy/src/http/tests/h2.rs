@@ -15,7 +15,7 @@ const ALL: &str = "[{match: {prefix: /}, route: {cluster: up, timeout: 0s}}]";
 
 /// An upstream that sends back each piece of a request as it comes, then trailers. Paths say
 /// otherwise: `/refuse` refuses the first stream, `/reset` resets.
-async fn echo() -> SocketAddr {
+pub(super) async fn echo() -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = listener.local_addr().expect("an address");
     tokio::task::spawn_local(async move {

@@ -27,6 +27,7 @@ mod failures;
 mod filters;
 mod h1;
 mod h2;
+mod h2_conformance;
 mod outlier;
 
 /// A proxy with one listener, on the test's own thread.

@@ -179,9 +179,14 @@ mod tests {
 
     #[test]
     fn half_of_the_streams_may_be_reset_prematurely() {
-        for (premature, ended, rapid) in
-            [(0, 0, false), (249, 249, false), (250, 250, true), (250, 400, true), (250, 501, false), (300, 600, true)]
-        {
+        for (premature, ended, rapid) in [
+            (0, 0, false),
+            (249, 249, false),
+            (250, 250, true),
+            (250, 400, true),
+            (250, 501, false),
+            (300, 600, true),
+        ] {
             assert_eq!(is_rapid(premature, ended), rapid, "{premature} of {ended}");
         }
     }

@@ -163,7 +163,11 @@ pub(crate) fn finish_headers(out: &mut Vec<u8>, start: usize, stream: u32, end: 
     let len = out.len() - start - HEAD;
     let end_stream = if end { flag::END_STREAM } else { 0 };
     if len <= max {
-        patch(out, start, FrameHead { len, kind: kind::HEADERS, flags: end_stream | flag::END_HEADERS, stream });
+        patch(
+            out,
+            start,
+            FrameHead { len, kind: kind::HEADERS, flags: end_stream | flag::END_HEADERS, stream },
+        );
         return 1;
     }
     let rest = out.split_off(start + HEAD + max);

@@ -99,7 +99,12 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
 
     fn settings() -> KeepaliveSettings {
-        KeepaliveSettings { interval: Some(10 * SECOND), timeout: 2 * SECOND, jitter: 50.0, idle_interval: None }
+        KeepaliveSettings {
+            interval: Some(10 * SECOND),
+            timeout: 2 * SECOND,
+            jitter: 50.0,
+            idle_interval: None,
+        }
     }
 
     #[test]

@@ -263,7 +263,7 @@ fn is_token(text: &[u8]) -> bool {
 }
 
 fn is_authority(text: &[u8]) -> bool {
-    text.iter().all(|byte| byte.is_ascii_alphanumeric() || b"-_.~!$&'()*+,;=:@%[]".contains(byte))
+    text.iter().all(|byte| byte.is_ascii_alphanumeric() || b"-_.~!$&'()*+,;=:%[]".contains(byte))
 }
 
 fn is_scheme(text: &[u8]) -> bool {
@@ -291,7 +291,8 @@ pub(crate) fn write_request(encoder: &mut Encoder, out: &mut Vec<u8>, map: &Head
 /// Writes a response's head.
 pub(crate) fn write_response(encoder: &mut Encoder, out: &mut Vec<u8>, map: &HeaderMap, status: u16) {
     encoder.begin(out);
-    let digits = [b'0' + (status / 100 % 10) as u8, b'0' + (status / 10 % 10) as u8, b'0' + (status % 10) as u8];
+    let digits =
+        [b'0' + (status / 100 % 10) as u8, b'0' + (status / 10 % 10) as u8, b'0' + (status % 10) as u8];
     pseudo(encoder, out, Known::Status, &digits);
     write_fields(encoder, out, map);
 }

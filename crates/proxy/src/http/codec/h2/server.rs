@@ -30,9 +30,13 @@ impl H2Server {
     /// Takes over a stream with its head.
     pub(crate) fn new(session: &Rc<RefCell<Session>>, accepted: Accepted) -> (Self, HeaderMap) {
         let Accepted { slot, head, upgrade, wire: _ } = accepted;
-        let complete =
-            session.borrow_mut().streams.at(slot).is_some_and(|stream| stream.recv_done && stream.inbox.is_empty());
-        let expects = head.get(Known::Expect).is_some_and(|value| value.eq_ignore_ascii_case(b"100-continue"));
+        let complete = session
+            .borrow_mut()
+            .streams
+            .at(slot)
+            .is_some_and(|stream| stream.recv_done && stream.inbox.is_empty());
+        let expects =
+            head.get(Known::Expect).is_some_and(|value| value.eq_ignore_ascii_case(b"100-continue"));
         let owes_continue = expects && !complete;
         let session = Rc::clone(session);
         (Self { session, slot, complete, upgrade, owes_continue, responded: false }, head)
@@ -90,12 +94,18 @@ impl H2Server {
 
     /// Ready when nothing of the response waits in the stream. The connection writes.
     pub(crate) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), DownstreamError>> {
-        self.session.borrow_mut().poll_sent(self.slot, cx).map(|over| over.map_or(Ok(()), |over| Err(error(over))))
+        self.session
+            .borrow_mut()
+            .poll_sent(self.slot, cx)
+            .map(|over| over.map_or(Ok(()), |over| Err(error(over))))
     }
 
     /// Ready when more of the response may be sent.
     pub(crate) fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), DownstreamError>> {
-        self.session.borrow_mut().poll_room(self.slot, cx).map(|over| over.map_or(Ok(()), |over| Err(error(over))))
+        self.session
+            .borrow_mut()
+            .poll_room(self.slot, cx)
+            .map(|over| over.map_or(Ok(()), |over| Err(error(over))))
     }
 
     /// Cuts the response off.

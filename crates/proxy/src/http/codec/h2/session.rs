@@ -244,9 +244,11 @@ impl Session {
         if !self.settings_seen && (head.kind != kind::SETTINGS || head.has(flag::ACK)) {
             return Err(PROTOCOL);
         }
-        if self.block.as_ref().is_some_and(|block| {
-            head.kind != kind::CONTINUATION || head.stream != block.head.stream
-        }) {
+        if self
+            .block
+            .as_ref()
+            .is_some_and(|block| head.kind != kind::CONTINUATION || head.stream != block.head.stream)
+        {
             return Err(PROTOCOL);
         }
         if input.len() < HEAD + head.len {
@@ -330,7 +332,8 @@ impl Session {
         if unexpected || mismatch {
             input.advance(head.len);
             self.give_back_connection(head.len);
-            return self.malformed(slot, Malformed::Messaging("http2.violation.of.messaging.rule"));
+            self.mismatched(slot);
+            return Ok(());
         }
         stream.recv_done |= end;
         if stream.held && len > 0 {
@@ -386,7 +389,9 @@ impl Session {
         }
         // As many as the largest head needs, compressed as badly as can be.
         let limit = self.rules.heads.max_bytes + 32 * self.rules.heads.max_fields;
-        if block.bytes.len() > limit + DEFAULT_MAX_FRAME || block.continuations > 8 + limit / DEFAULT_MAX_FRAME {
+        if block.bytes.len() > limit + DEFAULT_MAX_FRAME
+            || block.continuations > 8 + limit / DEFAULT_MAX_FRAME
+        {
             return Err(Fault(Reason::ENHANCE_YOUR_CALM));
         }
         self.block = Some(block);
@@ -413,8 +418,9 @@ impl Session {
             return self.skip_block(block);
         }
         let mut map = HeaderMap::default();
-        let facts = message::read(&mut self.decoder, block, MessageKind::Request, &self.rules.heads, &mut map)
-            .map_err(|_| Fault(Reason::COMPRESSION_ERROR))?;
+        let facts =
+            message::read(&mut self.decoder, block, MessageKind::Request, &self.rules.heads, &mut map)
+                .map_err(|_| Fault(Reason::COMPRESSION_ERROR))?;
         if self.open >= self.rules.settings.max_concurrent_streams as usize {
             self.write_reset(head.stream, Reason::REFUSED_STREAM);
             self.note_premature();
@@ -538,6 +544,13 @@ impl Session {
         }
     }
 
+    /// A body is not what its head announced: that ends its stream only, in Envoy too.
+    fn mismatched(&mut self, slot: Slot) {
+        self.stats.rx_messaging_error().inc();
+        self.note_premature();
+        self.reset(slot, Reason::PROTOCOL_ERROR, Over::Violation);
+    }
+
     fn on_reset(&mut self, head: FrameHead, payload: &[u8], now: Instant) -> Result<(), Fault> {
         if head.len != 4 {
             return Err(FRAME_SIZE);
@@ -598,7 +611,9 @@ impl Session {
                 setting::HEADER_TABLE_SIZE => self.encoder.allow(value as usize),
                 setting::ENABLE_PUSH if value > u32::from(self.role == Role::Server) => return Err(PROTOCOL),
                 setting::MAX_CONCURRENT_STREAMS => self.peer_max_streams = value,
-                setting::INITIAL_WINDOW_SIZE if i64::from(value) > LARGEST_WINDOW => return Err(FLOW_CONTROL),
+                setting::INITIAL_WINDOW_SIZE if i64::from(value) > LARGEST_WINDOW => {
+                    return Err(FLOW_CONTROL);
+                }
                 setting::INITIAL_WINDOW_SIZE => window = i64::from(value),
                 setting::MAX_FRAME_SIZE if !(1 << 14..1 << 24).contains(&value) => return Err(PROTOCOL),
                 setting::MAX_FRAME_SIZE => self.peer_max_frame = value as usize,

@@ -71,7 +71,8 @@ const fn build() -> Tables {
                     let spare = FAST_BITS - length as u32;
                     let mut fill = 0;
                     while fill < 1 << spare {
-                        tables.fast[((next as usize) << spare) + fill] = ((length as u16) << 8) | symbol as u16;
+                        tables.fast[((next as usize) << spare) + fill] =
+                            ((length as u16) << 8) | symbol as u16;
                         fill += 1;
                     }
                 }
@@ -109,8 +110,7 @@ pub(crate) fn decode(code: &[u8], text: &mut Vec<u8>) -> Result<(), Invalid> {
             ((window << (32 - bits)) | ((1 << (32 - bits)) - 1)) as u32
         };
         let fast = TABLES.fast[(ahead >> (32 - FAST_BITS)) as usize];
-        let (length, symbol) =
-            if fast > 0 { (u32::from(fast >> 8), fast & 0xff) } else { find_long(ahead) };
+        let (length, symbol) = if fast > 0 { (u32::from(fast >> 8), fast & 0xff) } else { find_long(ahead) };
         if length > bits {
             // What is left is padding: less than a byte, all ones.
             let rest = window & ((1 << bits) - 1);
