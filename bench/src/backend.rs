@@ -62,7 +62,8 @@ impl Backend {
         kinds.extend([Speaks::Http2, Speaks::Echo]);
         let mut listeners = Vec::new();
         for speaks in kinds {
-            let socket = rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::STREAM, None)?;
+            let socket =
+                rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::STREAM, None)?;
             rustix::net::bind(&socket, &SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))?;
             // More than any case opens at once.
             rustix::net::listen(&socket, 4096)?;
@@ -127,11 +128,14 @@ fn serve(listeners: &[(Speaks, TcpListener)], stop: &AtomicBool) -> Result<()> {
     let mut answers = Answers {
         canned: HashMap::new(),
         // :status 200 is entry 8.
-        head: Block::new(&[8], &[
-            ("content-type", "text/plain"),
-            ("content-length", &length),
-            ("date", "Sat, 21 Nov 2026 00:00:00 GMT"),
-        ]),
+        head: Block::new(
+            &[8],
+            &[
+                ("content-type", "text/plain"),
+                ("content-length", &length),
+                ("date", "Sat, 21 Nov 2026 00:00:00 GMT"),
+            ],
+        ),
         echo_head: Block::unindexed(&[8], &[("content-type", "application/grpc")]),
         body: pattern(BODY),
     };
@@ -184,9 +188,7 @@ impl Peer {
     fn attend(&mut self, answers: &mut Answers, poller: &Poller, token: usize) -> Result<bool> {
         let open = self.stream.fill()? != Some(0);
         match &mut self.protocol {
-            Protocol::Http1 { continued } => {
-                while http1(&mut self.stream, answers, continued)? {}
-            }
+            Protocol::Http1 { continued } => while http1(&mut self.stream, answers, continued)? {},
             Protocol::Http2(endpoint) => http2(endpoint, &mut self.stream, answers)?,
             Protocol::Echo => {
                 let Stream { input, output, .. } = &mut self.stream;
@@ -246,7 +248,8 @@ fn http1(stream: &mut Stream, answers: &mut Answers, continued: &mut bool) -> Re
 
 /// The answer to `GET path`, made once and sent again as it is.
 fn canned(path: &str) -> Vec<u8> {
-    let size = path.strip_prefix("/b/").and_then(|rest| rest.split('?').next()).and_then(|size| size.parse().ok());
+    let size =
+        path.strip_prefix("/b/").and_then(|rest| rest.split('?').next()).and_then(|size| size.parse().ok());
     let body = pattern(size.unwrap_or(BODY));
     let date = "date: Sat, 21 Nov 2026 00:00:00 GMT\r\n";
     if !path.ends_with("?c") {

@@ -29,7 +29,7 @@ pub(crate) struct Config {
 }
 
 /// How a case measures.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Kind {
     /// Requests at full speed, then at a fixed rate (a second; 0: no such phase).
     Load {
@@ -91,7 +91,13 @@ const fn fresh(connections: usize, body: usize) -> Kind {
     Kind::Load { connections, slots: 1, body, rate: 0.0, fresh: true }
 }
 
-const fn case(name: &'static str, summary: &'static str, traffic: Traffic, config: Config, kind: Kind) -> Case {
+const fn case(
+    name: &'static str,
+    summary: &'static str,
+    traffic: Traffic,
+    config: Config,
+    kind: Kind,
+) -> Case {
     Case { name, summary, traffic, config, kind, size: Size::None, sizes: &[1] }
 }
 
@@ -111,15 +117,69 @@ pub(crate) const CASES: &[Case] = &[
         Config { istio_filters: true, ..PLAIN },
         load(64, 1, KIB, 4000.0),
     ),
-    case("h2", "HTTP/2 on both sides, 1 KiB, 8 connections x 100 streams", Traffic::Http2, PLAIN, load(8, 100, KIB, 4000.0)),
-    case("mtls", "as h1, over TLS 1.3 with client certificates", Traffic::Http1, MTLS, load(64, 1, KIB, 4000.0)),
-    case("h2mtls", "as h2, over TLS 1.3 with client certificates", Traffic::Http2, MTLS, load(8, 100, KIB, 4000.0)),
-    case("handshake", "a full mutual TLS handshake for each request, 16 at a time", Traffic::Http1, MTLS, fresh(16, KIB)),
-    case("body10k", "HTTP/1.1 keep-alive, 10 KiB, 64 connections", Traffic::Http1, PLAIN, load(64, 1, 10 * KIB, 3000.0)),
-    case("body1m", "HTTP/1.1 keep-alive, 1 MiB, 16 connections", Traffic::Http1, PLAIN, load(16, 1, KIB * KIB, 150.0)),
-    case("grpc", "gRPC streams, 16-byte messages back and forth, 8 connections x 32 streams", Traffic::Grpc, PLAIN, load(8, 32, 16, 4000.0)),
-    case("tcp", "TCP proxy, 64 KiB back and forth, 16 connections", Traffic::Tcp, PLAIN, load(16, 1, 64 * KIB, 1000.0)),
-    case("tcpconn", "TCP proxy, a new connection for each KiB, 16 at a time", Traffic::Tcp, PLAIN, fresh(16, KIB)),
+    case(
+        "h2",
+        "HTTP/2 on both sides, 1 KiB, 8 connections x 100 streams",
+        Traffic::Http2,
+        PLAIN,
+        load(8, 100, KIB, 4000.0),
+    ),
+    case(
+        "mtls",
+        "as h1, over TLS 1.3 with client certificates",
+        Traffic::Http1,
+        MTLS,
+        load(64, 1, KIB, 4000.0),
+    ),
+    case(
+        "h2mtls",
+        "as h2, over TLS 1.3 with client certificates",
+        Traffic::Http2,
+        MTLS,
+        load(8, 100, KIB, 4000.0),
+    ),
+    case(
+        "handshake",
+        "a full mutual TLS handshake for each request, 16 at a time",
+        Traffic::Http1,
+        MTLS,
+        fresh(16, KIB),
+    ),
+    case(
+        "body10k",
+        "HTTP/1.1 keep-alive, 10 KiB, 64 connections",
+        Traffic::Http1,
+        PLAIN,
+        load(64, 1, 10 * KIB, 3000.0),
+    ),
+    case(
+        "body1m",
+        "HTTP/1.1 keep-alive, 1 MiB, 16 connections",
+        Traffic::Http1,
+        PLAIN,
+        load(16, 1, KIB * KIB, 150.0),
+    ),
+    case(
+        "grpc",
+        "gRPC streams, 16-byte messages back and forth, 8 connections x 32 streams",
+        Traffic::Grpc,
+        PLAIN,
+        load(8, 32, 16, 4000.0),
+    ),
+    case(
+        "tcp",
+        "TCP proxy, 64 KiB back and forth, 16 connections",
+        Traffic::Tcp,
+        PLAIN,
+        load(16, 1, 64 * KIB, 1000.0),
+    ),
+    case(
+        "tcpconn",
+        "TCP proxy, a new connection for each KiB, 16 at a time",
+        Traffic::Tcp,
+        PLAIN,
+        fresh(16, KIB),
+    ),
     case(
         "log",
         "as h1, with an access log to a file",
@@ -142,12 +202,24 @@ pub(crate) const CASES: &[Case] = &[
         load(64, 1, KIB, 4000.0),
     ),
     sized(
-        case("hosts", "as h1, N virtual hosts, each asked in turn", Traffic::Http1, PLAIN, load(64, 1, KIB, 0.0)),
+        case(
+            "hosts",
+            "as h1, N virtual hosts, each asked in turn",
+            Traffic::Http1,
+            PLAIN,
+            load(64, 1, KIB, 0.0),
+        ),
         Size::Hosts,
         &[10, 10_000],
     ),
     sized(
-        case("clusters", "as h1, N clusters, each asked in turn", Traffic::Http1, PLAIN, load(64, 1, KIB, 0.0)),
+        case(
+            "clusters",
+            "as h1, N clusters, each asked in turn",
+            Traffic::Http1,
+            PLAIN,
+            load(64, 1, KIB, 0.0),
+        ),
         Size::Clusters,
         &[10, 10_000],
     ),
@@ -162,7 +234,13 @@ pub(crate) const CASES: &[Case] = &[
         &[1, 2],
     ),
     sized(
-        case("scale", "time to load N clusters with a virtual host each, and memory", Traffic::Http1, PLAIN, Kind::Scale),
+        case(
+            "scale",
+            "time to load N clusters with a virtual host each, and memory",
+            Traffic::Http1,
+            PLAIN,
+            Kind::Scale,
+        ),
         Size::Clusters,
         &[10_000],
     ),
@@ -223,7 +301,10 @@ mod tests {
             let wanted = parse(list).map_err(|error| error.to_string())?;
             Ok(wanted.iter().flat_map(|wanted| wanted.sizes.iter().map(|size| wanted.label(*size))).collect())
         };
-        assert_eq!(labels("h1,hosts,idle:5"), Ok(["h1", "hosts:10", "hosts:10000", "idle:5"].map(String::from).to_vec()));
+        assert_eq!(
+            labels("h1,hosts,idle:5"),
+            Ok(["h1", "hosts:10", "hosts:10000", "idle:5"].map(String::from).to_vec())
+        );
         assert_eq!(labels("h1:3"), Err("case h1 has no size".to_owned()));
         assert!(labels("nope").is_err_and(|error| error.starts_with("no case \"nope\"; there are h1, ")));
         assert!(labels("idle:x").is_err() && labels("idle:0").is_err());

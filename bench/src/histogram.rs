@@ -55,6 +55,9 @@ mod tests {
         for micros in 1..=1000 {
             histogram.record(Duration::from_micros(micros));
         }
-        assert_eq!([0.5, 0.99, 0.999, 1.0].map(|share| histogram.quantile(share)), [500.0, 990.0, 999.0, 1000.0]);
+        assert_eq!(
+            [0.5, 0.99, 0.999, 1.0].map(|share| histogram.quantile(share)),
+            [500.0, 990.0, 999.0, 1000.0]
+        );
     }
 }

@@ -18,17 +18,22 @@ pub(crate) struct Cores {
     pub(crate) shared: bool,
 }
 
+/// The cores that the calling thread may use.
+pub(crate) fn cores() -> Result<Vec<usize>> {
+    let set = sched_getaffinity(None)?;
+    let all: Vec<usize> = (0..CpuSet::MAX_CPU).filter(|core| set.is_set(*core)).collect();
+    ensure!(!all.is_empty(), "no core may be used");
+    Ok(all)
+}
+
 impl Cores {
-    /// Gives the proxy the last `wanted` of the cores that we may use, and us the others.
-    pub(crate) fn split(wanted: usize) -> Result<Self> {
-        let set = sched_getaffinity(None)?;
-        let all: Vec<usize> = (0..CpuSet::MAX_CPU).filter(|core| set.is_set(*core)).collect();
-        ensure!(!all.is_empty(), "no core may be used");
+    /// Gives the proxy the last `wanted` of all cores, and us the others.
+    pub(crate) fn split(all: &[usize], wanted: usize) -> Self {
         if wanted < all.len() {
             let (load, proxy) = all.split_at(all.len() - wanted);
-            return Ok(Self { proxy: proxy.to_vec(), load: load.to_vec(), shared: false });
+            return Self { proxy: proxy.to_vec(), load: load.to_vec(), shared: false };
         }
-        Ok(Self { proxy: all.clone(), load: all, shared: true })
+        Self { proxy: all.to_vec(), load: all.to_vec(), shared: true }
     }
 }
 
@@ -54,7 +59,7 @@ pub(crate) fn processor_time(pid: u32) -> Duration {
     let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
     let nanoseconds = threads.filter_map(|thread| {
         let text = fs::read_to_string(thread.path().join("schedstat")).ok()?;
-        text.split(' ').next()?.parse().ok()
+        text.split(' ').next()?.parse::<u64>().ok()
     });
     Duration::from_nanos(nanoseconds.sum())
 }

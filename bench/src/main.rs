@@ -1,2 +1,206 @@
-//! Benchmark.
-fn main() {}
+//! Leno beside Envoy: the project's benchmark. README.md says what is measured and how to read it.
+//!
+//! The proxies run on cores of their own, load generator (`load`) and back end (`backend`) on the
+//! others, as threads of this program. `session` has the order of things: start a proxy, ask
+//! whether it answers rightly (`verify`), load it, read what the kernel counted (`machine`).
+//! `report` makes medians and ratios. `micro` counts instructions under callgrind instead.
+
+mod backend;
+mod cases;
+mod config;
+mod histogram;
+mod load;
+mod machine;
+mod micro;
+mod peers;
+mod poll;
+mod report;
+mod session;
+mod verify;
+mod wire;
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use clap::Parser as _;
+use serde_json::json;
+
+use crate::backend::Backend;
+use crate::peers::Peer;
+use crate::session::{CaseResult, Options};
+
+/// As in `leno`: figures of its own code mean something only with its allocator.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Measures Leno beside Envoy on the same configuration
+#[derive(Debug, clap::Parser)]
+#[command(name = "leno-bench", args_conflicts_with_subcommands = true)]
+struct Arguments {
+    #[command(subcommand)]
+    verb: Option<Verb>,
+    /// Cases with commas (h1,idle:500,hosts:10:1000) or `all`
+    #[arg(default_value = "h1")]
+    cases: String,
+    /// Rounds, in each of which every proxy has its turn
+    #[arg(long, default_value_t = 5, value_name = "N")]
+    rounds: usize,
+    /// Seconds at full speed in each turn
+    #[arg(long, default_value_t = 2.5, value_name = "SECONDS")]
+    saturated: f64,
+    /// Seconds at the fixed rate in each turn
+    #[arg(long, default_value_t = 2.5, value_name = "SECONDS")]
+    fixed: f64,
+    /// Requests a second at the fixed rate, instead of the case's
+    #[arg(long, value_name = "NUMBER")]
+    rate: Option<f64>,
+    /// The `leno` to measure; by default it is built
+    #[arg(long, value_name = "PATH")]
+    proxy: Option<PathBuf>,
+    /// Measure ours alone
+    #[arg(long)]
+    alone: bool,
+    /// Write all figures to this file
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Compare with goals; the status is 1 if one is missed
+    #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = GOALS)]
+    check: Option<PathBuf>,
+    /// Every case for an instant and in small sizes, ours alone: does the harness work?
+    #[arg(long)]
+    quick: bool,
+    /// Keep configurations and logs in this folder
+    #[arg(long, value_name = "FOLDER")]
+    keep: Option<PathBuf>,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Verb {
+    /// Count instructions of parts of the proxy under callgrind
+    Micro(micro::Arguments),
+    /// What `--quick` measures: the proxy in this binary
+    #[command(hide = true)]
+    Proxy {
+        #[arg(short = 'c')]
+        config: PathBuf,
+        #[arg(long)]
+        concurrency: usize,
+        #[arg(long)]
+        log_level: String,
+    },
+}
+
+const GOALS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/goals.json");
+
+/// Cases of `--quick`; what the proxy does not support yet is reported and skipped there.
+const QUICK: &str = "h1,h1istio,h2,mtls,h2mtls,handshake,body10k,body1m,grpc,tcp,tcpconn,log,ringhash,maglev,\
+                     hosts:2:20,clusters:2:20,conns:2:50,cores:1,scale:20,idle:50";
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let outcome = match arguments.verb {
+        Some(Verb::Micro(micro)) => micro::run(&micro),
+        Some(Verb::Proxy { config, concurrency, log_level }) => {
+            let options = leno_proxy::Options {
+                config_path: Some(config),
+                concurrency: Some(concurrency),
+                log_level,
+                ..leno_proxy::Options::default()
+            };
+            leno_proxy::run(options).map(|()| true).map_err(|error| anyhow::anyhow!("{error}"))
+        }
+        None => measure(&arguments),
+    };
+    match outcome {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("leno-bench: {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+/// Runs the cases; whether all proxies answered rightly and all goals were met.
+fn measure(arguments: &Arguments) -> Result<bool> {
+    ensure!(arguments.rounds > 0, "--rounds: at least one");
+    let seconds = |text: f64| Duration::try_from_secs_f64(text).context("a number of seconds");
+    let cores = machine::cores()?;
+    let mut options = Options {
+        cores: cores.clone(),
+        rounds: arguments.rounds,
+        saturated: seconds(arguments.saturated)?,
+        fixed: seconds(arguments.fixed)?,
+        warm_up: Duration::from_millis(500),
+        rate: arguments.rate,
+    };
+    let mut list = arguments.cases.as_str();
+    let mut peers = Vec::new();
+    if arguments.quick {
+        let instant = Duration::from_millis(100);
+        options.rounds = 1;
+        (options.saturated, options.fixed, options.warm_up) = (instant, instant, instant / 4);
+        options.rate = Some(200.0);
+        list = QUICK;
+        peers.push(Peer::leno(std::env::current_exe()?));
+    } else {
+        if !arguments.alone {
+            let envoy =
+                leno_testkit::envoy::binary().context("no Envoy to compare with (--alone does without)")?;
+            peers.push(Peer::envoy(envoy));
+        }
+        peers.push(Peer::leno(ours(arguments.proxy.as_deref())?));
+    }
+    let wanted = cases::parse(list)?;
+    session::check_files(&wanted, machine::raise_file_limit()?)?;
+    machine::pin(&machine::Cores::split(&cores, 1).load)?;
+    let temporary = tempfile::tempdir()?;
+    let folder = arguments.keep.as_deref().unwrap_or(temporary.path());
+    std::fs::create_dir_all(folder)?;
+    wire::tls::make(folder)?;
+    let backend = Backend::start(config::ENDPOINTS)?;
+    let mut state =
+        SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(1, |time| time.as_nanos());
+    let mut random = move |bound: usize| {
+        state = state.wrapping_mul(0x2360_ed05_1fc6_5da4_4385_df64_9fcc_f645).wrapping_add(1);
+        usize::try_from((state >> 96) % bound as u128).unwrap_or(0)
+    };
+    let mut results: Vec<CaseResult> = Vec::new();
+    for wanted in &wanted {
+        let result = session::run(wanted, &peers, &backend, folder, &options, &mut random)?;
+        print!("{}", result.table());
+        results.push(result);
+        if let Some(path) = &arguments.json {
+            let all: Vec<serde_json::Value> = results.iter().map(CaseResult::json).collect();
+            std::fs::write(path, format!("{:#}\n", json!({ "results": all })))?;
+        }
+    }
+    let mut met = true;
+    if let Some(path) = &arguments.check {
+        let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
+        let (lines, all) = report::check(&serde_json::from_str(&text)?, &results)?;
+        print!("{lines}");
+        met = all;
+    }
+    Ok(met && !results.iter().any(CaseResult::has_refused))
+}
+
+/// The `leno` to measure: the one that was named, else built by the cargo that runs us.
+fn ours(named: Option<&Path>) -> Result<PathBuf> {
+    if let Some(path) = named {
+        ensure!(path.is_file(), "--proxy {} is no file", path.display());
+        return Ok(path.canonicalize()?);
+    }
+    let own = std::env::current_exe()?;
+    let Some(cargo) = std::env::var_os("CARGO") else { bail!("--proxy PATH says which leno to measure") };
+    let mut command = Command::new(cargo);
+    command.args(["build", "--quiet", "--package", "leno", "--bin", "leno"]);
+    if own.parent().is_some_and(|folder| folder.ends_with("release")) {
+        command.arg("--release");
+    }
+    command.current_dir(env!("CARGO_MANIFEST_DIR"));
+    ensure!(command.status()?.success(), "leno cannot be built");
+    Ok(own.with_file_name("leno"))
+}

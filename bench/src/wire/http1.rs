@@ -59,7 +59,8 @@ fn chunks(head: usize, bytes: &[u8]) -> Parsed {
     loop {
         let rest = bytes.get(at..).unwrap_or_default();
         let Some(line) = memmem::find(rest, b"\r\n") else { return Parsed::Partial };
-        let digits = rest.get(..line).unwrap_or_default().split(|byte| *byte == b';').next().unwrap_or_default();
+        let digits =
+            rest.get(..line).unwrap_or_default().split(|byte| *byte == b';').next().unwrap_or_default();
         let Some(size) =
             std::str::from_utf8(digits).ok().and_then(|digits| usize::from_str_radix(digits, 16).ok())
         else {
@@ -85,7 +86,8 @@ mod tests {
         let complete = |size, head, body: &[u8]| Parsed::Complete { size, head, body: body.to_vec() };
         let by_length = b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabcdef";
         assert_eq!(parse(by_length), complete(41, 38, b"abc"));
-        let chunked = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nab\r\n1;x\r\nc\r\n0\r\n\r\nmore";
+        let chunked =
+            b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nab\r\n1;x\r\nc\r\n0\r\n\r\nmore";
         assert_eq!(parse(chunked), complete(chunked.len() - 4, 47, b"abc"));
         assert_eq!(parse(&chunked[..60]), Parsed::Partial);
         assert_eq!(parse(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n"), Parsed::Invalid);

@@ -86,7 +86,13 @@ impl Stream {
         // The handshake goes on, or a ticket is acknowledged; output may wait for it.
         self.flush()?;
         let closed = count == 0 || state.peer_has_closed();
-        Ok(if plain > 0 { Some(plain) } else if closed { Some(0) } else { None })
+        Ok(if plain > 0 {
+            Some(plain)
+        } else if closed {
+            Some(0)
+        } else {
+            None
+        })
     }
 }
 

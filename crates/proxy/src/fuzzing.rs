@@ -196,7 +196,8 @@ const YAML: &[&str] = &[
     "domains: ['*']",
 ];
 
-const LIMITS: HeadLimits = HeadLimits {
+/// Limits of ordinary heads.
+pub(crate) const LIMITS: HeadLimits = HeadLimits {
     bytes: 60 * 1024,
     fields: 100,
     absolute_url: true,
@@ -331,7 +332,7 @@ fn read_body(mut reader: BodyReader, input: &mut BytesMut) -> Body {
 }
 
 /// Splits a text input into lines: the path, the host, then headers.
-fn head(input: &[u8]) -> HeaderMap {
+pub(crate) fn head(input: &[u8]) -> HeaderMap {
     let mut lines = input.split(|byte| *byte == b'\n');
     let mut map = HeaderMap::new();
     map.append(b":method", b"GET");
@@ -347,7 +348,8 @@ fn head(input: &[u8]) -> HeaderMap {
     map
 }
 
-fn stream_info() -> StreamInfo {
+/// A stream of which nothing is known.
+pub(crate) fn stream_info() -> StreamInfo {
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 80));
     let connection = ConnectionInfo {
         id: 1,

@@ -3,6 +3,8 @@
 //! Start reading in `worker` (how a request flows) or `server` (the main thread).
 
 mod admin;
+#[doc(hidden)]
+pub mod bench;
 mod cluster;
 mod config;
 mod drain;

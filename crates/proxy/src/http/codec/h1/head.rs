@@ -107,7 +107,6 @@ const METHODS: &[&str] = &[
     "MKCALENDAR",
     "MKCOL",
     "MOVE",
-    "M-SEARCH",
     "NOTIFY",
     "PROPFIND",
     "PROPPATCH",
@@ -162,6 +161,9 @@ pub(crate) fn parse_request(
         for field in request.headers.iter().filter(|field| field.name.eq_ignore_ascii_case("connection")) {
             connection.read(field.value);
         }
+        if connection.names_forwarding() {
+            return Err(CodecError::bad("http1.connection_header_rejected"));
+        }
         // No standard header, but clients of forward proxies send it, and Envoy obeys it.
         let mut proxy_connection = Connection::default();
         for field in request.headers.iter().filter(|field| known(field.name) == Some(Known::ProxyConnection))
@@ -200,7 +202,8 @@ pub(crate) fn parse_request(
                     if !valid_authority(field.value) {
                         return Err(CodecError::bad("http.invalid_authority"));
                     }
-                    if authority.is_none() {
+                    // Named by `connection` it stops here as all others do, and is missed then.
+                    if authority.is_none() && !connection.names("host") {
                         map.append_known(Known::Authority, field.value);
                     }
                 }
@@ -481,6 +484,15 @@ impl<'a> Connection<'a> {
 
     fn names(&self, name: &str) -> bool {
         self.named.iter().any(|named| named.eq_ignore_ascii_case(name.as_bytes()))
+    }
+
+    /// Whether it would take off what says where the request comes from or goes to: no honest
+    /// client asks for that, and Envoy refuses it too.
+    fn names_forwarding(&self) -> bool {
+        const FORWARDING: [&[u8]; 3] = [b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto"];
+        self.named.iter().any(|named| {
+            named.contains(&b':') || FORWARDING.iter().any(|name| named.eq_ignore_ascii_case(name))
+        })
     }
 }
 
