@@ -424,9 +424,7 @@ fn target_authority<'t>(
     let (Some(rest), true) = (rest, limits.absolute_url) else { return Err(CODEC_ERROR) };
     let at = rest.find(['/', '?', '#']).unwrap_or(rest.len());
     let (authority, path) = rest.split_at(at);
-    if authority.is_empty() || !valid_authority(authority.as_bytes()) {
-        return Err(INVALID);
-    }
+    let authority = url_authority(authority).ok_or(INVALID)?;
     if path.starts_with('/') {
         map.append_known(Known::Path, path.as_bytes());
     } else {
@@ -447,6 +445,37 @@ fn known(name: &str) -> Option<Known> {
 /// No control characters but tab; httparse has refused most already.
 fn valid_value(value: &[u8]) -> bool {
     value.iter().all(|byte| *byte >= 0x20 && *byte != 0x7f || *byte == b'\t')
+}
+
+/// Host and port of a URL's authority, without the user in front, if they are well-formed: a name
+/// of letters, digits, dots and hyphens, or an IPv6 address in brackets, then perhaps a port. As
+/// strict as Envoy; a `host` header may have more.
+pub(crate) fn url_authority(authority: &str) -> Option<&str> {
+    let authority = match authority.split_once('@') {
+        Some((user, rest)) if valid_authority(user.as_bytes()) => rest,
+        Some(_) => return None,
+        None => authority,
+    };
+    let (host, port) = if let Some(rest) = authority.strip_prefix('[') {
+        let (address, rest) = rest.split_once(']')?;
+        address.parse::<std::net::Ipv6Addr>().ok()?;
+        (None, rest)
+    } else {
+        let at = authority.find(':').unwrap_or(authority.len());
+        let (host, port) = authority.split_at(at);
+        (Some(host), port)
+    };
+    let name = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-');
+    if host.is_some_and(|host| host.is_empty() || !host.bytes().all(name)) {
+        return None;
+    }
+    if !port.is_empty() {
+        let digits = port.strip_prefix(':')?;
+        if !digits.bytes().all(|byte| byte.is_ascii_digit()) || digits.parse::<u16>().is_err() {
+            return None;
+        }
+    }
+    Some(authority)
 }
 
 /// Characters of a host and port (RFC 3986 section 3.2, without user information).

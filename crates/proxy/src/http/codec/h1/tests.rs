@@ -307,3 +307,25 @@ proptest! {
         let _ = read_body(BodyLength::Chunked, &input, &[3, 50]);
     }
 }
+
+#[test]
+fn authorities_of_urls_are_as_strict_as_envoys() {
+    let accepted = [
+        ("evil.test", "evil.test"),
+        ("A-b.C:80", "A-b.C:80"),
+        ("user:pw@h:080", "h:080"),
+        ("[::1]", "[::1]"),
+        ("[::1]:65535", "[::1]:65535"),
+        (".a..b", ".a..b"),
+    ];
+    for (authority, host) in accepted {
+        assert_eq!(super::head::url_authority(authority), Some(host), "{authority}");
+    }
+    let refused = [
+        "", "h:", "http:", "a*b", "a_b", "a%41b", "::1", "a:b", "a:65536", "a:+8", "@", "user@", "u@h@x",
+        "a@:80", ":80", "[a]", "[::1", "a]", "[::1]x",
+    ];
+    for authority in refused {
+        assert_eq!(super::head::url_authority(authority), None, "{authority}");
+    }
+}
