@@ -597,7 +597,8 @@ impl Stream {
         let end = now();
         self.stats.downstream_rq_active().dec();
         self.stats.downstream_rq_time().record_ms(end.saturating_duration_since(self.info.started));
-        if self.info.response_code > 0 {
+        // Answers to health checks are not counted, as in Envoy.
+        if self.info.response_code > 0 && !self.info.health_check {
             self.stats.count_response(self.info.response_code);
         }
         if self.manager.access_logs.is_empty() {

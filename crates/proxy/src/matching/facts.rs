@@ -152,3 +152,38 @@ impl Facts for RequestFacts<'_> {
         Some(self.request)
     }
 }
+
+/// A request whose route is looked up.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RouteFacts<'a> {
+    /// The stream; `None`: only the head is known.
+    pub(crate) info: Option<&'a StreamInfo>,
+    /// The request's head.
+    pub(crate) request: &'a HeaderMap,
+}
+
+impl Facts for RouteFacts<'_> {
+    fn destination(&self) -> Option<SocketAddr> {
+        Some(self.info?.connection.local)
+    }
+
+    fn source(&self) -> Option<SocketAddr> {
+        Some(self.info?.connection.remote)
+    }
+
+    fn direct_source(&self) -> Option<SocketAddr> {
+        Some(self.info?.connection.direct_remote)
+    }
+
+    fn server_name(&self) -> &str {
+        self.info.and_then(|info| info.connection.server_name.as_deref()).unwrap_or_default()
+    }
+
+    fn info(&self) -> Option<&StreamInfo> {
+        self.info
+    }
+
+    fn request(&self) -> Option<&HeaderMap> {
+        Some(self.request)
+    }
+}

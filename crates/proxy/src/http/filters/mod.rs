@@ -26,7 +26,10 @@ mod cors;
 mod fault;
 pub(crate) mod grpc_stats;
 mod header_mutation;
+mod health_check;
 mod rbac;
+mod set_filter_state;
+mod set_metadata;
 
 use std::any::Any;
 use std::fmt;
@@ -244,5 +247,8 @@ pub(crate) const REGISTRY: &[Registration] = &[
     fault::REGISTRATION,
     grpc_stats::REGISTRATION,
     header_mutation::REGISTRATION,
+    health_check::REGISTRATION,
     rbac::REGISTRATION,
+    set_filter_state::REGISTRATION,
+    set_metadata::REGISTRATION,
 ];

@@ -28,7 +28,7 @@ use crate::http::route::{
     RetryPolicy, Route, RouteTable, VirtualCluster, VirtualHost, WeightedCluster, WeightedTarget, filters,
     policy,
 };
-use crate::matching::value;
+use crate::matching::{self, Place, value};
 use crate::telemetry::access_log::LogFormat;
 use crate::telemetry::access_log::config::substitution_format;
 use crate::telemetry::access_log::format::Format;
@@ -87,7 +87,6 @@ pub(super) fn virtual_host(proto: proto::VirtualHost, table: &TableSettings, at:
         metadata,
         route_specifiers,
     } = proto;
-    at.unsupported("matcher", matcher.is_some());
     at.each("rate_limits", rate_limits, |limit, at| -> Option<()> {
         policy::check_rate_limit(limit, at);
         None
@@ -121,7 +120,22 @@ pub(super) fn virtual_host(proto: proto::VirtualHost, table: &TableSettings, at:
         name: name.clone(),
         buffer_limit: buffer_limit(per_request_buffer_limit_bytes, request_body_buffer_limit, at),
     };
+    if matcher.is_some() && !routes.is_empty() {
+        at.error("cannot set both matcher and routes on virtual host");
+    }
     let entries = at.each("routes", routes, |proto, at| route(proto, table, &settings, at));
+    let matcher = at.optional("matcher", matcher, |proto, at| {
+        matching::lower(proto, Place::REQUEST, at, &mut |action, at| {
+            at.required("typed_config", action.typed_config, |any, at| {
+                let any = at.extension(any)?;
+                if leno_api::any::is::<proto::RouteList>(&any) {
+                    let proto::RouteList { routes } = at.unpack(&any)?;
+                    return Some(at.each("routes", routes, |proto, at| route(proto, table, &settings, at)));
+                }
+                Some(vec![route(at.unpack(&any)?, table, &settings, at)?])
+            })
+        })
+    });
     // As that of the table.
     address::metadata("metadata", metadata, at);
     let virtual_host = VirtualHost {
@@ -133,7 +147,7 @@ pub(super) fn virtual_host(proto: proto::VirtualHost, table: &TableSettings, at:
         virtual_clusters: lower_virtual_clusters(&settings.name, virtual_clusters, at),
     };
     let domains = domains.into_iter().map(|domain| domain.to_ascii_lowercase().into()).collect();
-    Some(Host { virtual_host: Arc::new(virtual_host), domains, entries })
+    Some(Host { virtual_host: Arc::new(virtual_host), domains, entries, matcher })
 }
 
 /// Whether a HedgePolicy sends further requests. Envoy reads nothing else of it.

@@ -23,6 +23,8 @@ use crate::http::route::matcher::{CookieMatcher, HeaderMatcher, QueryMatcher, he
 use crate::http::route::{
     Action, ClusterChoice, PathRewrite, Redirect, RequireTls, Route, Selected, VirtualHost, filters, mutation,
 };
+use crate::matching::Matcher;
+use crate::matching::facts::RouteFacts;
 use crate::matching::value::{FilterStateMatcher, MetadataMatcher};
 
 /// The number of the field `virtual_hosts`.
@@ -66,6 +68,8 @@ pub(super) struct Host {
     /// Lower case.
     pub(super) domains: Vec<Name>,
     pub(super) entries: Vec<Entry>,
+    /// `matcher`: chooses the routes that are tried, in place of `entries`.
+    pub(super) matcher: Option<Matcher<Vec<Entry>>>,
 }
 
 /// A route and when it applies.
@@ -126,7 +130,11 @@ impl RouteTable {
             &self.https_redirect
         } else {
             let request = RequestPath::new(head, self.ignore_path_parameters);
-            &host.entries.iter().find(|entry| entry.condition.matches(&request, head, context))?.route
+            let entries = match &host.matcher {
+                None => &host.entries,
+                Some(matcher) => matcher.find(&RouteFacts { info: context.info, request: head })?,
+            };
+            &entries.iter().find(|entry| entry.condition.matches(&request, head, context))?.route
         };
         let virtual_host = Arc::clone(&host.virtual_host);
         let weighted = route.choose(context.random, head);
@@ -253,6 +261,14 @@ fn check_clusters(hosts: &[Arc<Host>], at: &mut Lower) {
                 if !known.contains(name) {
                     let path = format!("virtual_hosts[{host_index}].routes[{route_index}].{field}");
                     at.error_at(&path, format!("route: unknown {kind} '{name}'"));
+                }
+            }
+        }
+        for entry in host.matcher.iter().flat_map(Matcher::actions).flatten() {
+            for (field, kind, name) in config::cluster_references(&entry.route.action) {
+                if !known.contains(name) {
+                    let path = format!("virtual_hosts[{host_index}].matcher");
+                    at.error_at(&path, format!("{field}: route: unknown {kind} '{name}'"));
                 }
             }
         }
