@@ -436,6 +436,7 @@ const LISTENERS: &[(&str, &str)] = &[
         "named",
         "{server_name: mine, server_header_transformation: APPEND_IF_ABSENT, via: here, generate_request_id: false}",
     ),
+    ("filters", include_str!("differential/filters.yaml")),
 ];
 
 /// The bootstrap file for a proxy in `folder`.

@@ -173,6 +173,7 @@ pub(crate) fn lower(wire: Vec<u8>, at: &mut Lower) -> Option<Bootstrap> {
         added_via_api: false,
         version: String::new(),
         unknown_fields: UnknownFields::Ignore,
+        filter_name: leno_base::Name::default(),
     };
     let (bind, outlier_log) =
         at.field("cluster_manager", |at| lower_cluster_manager(cluster_manager.unwrap_or_default(), at));

@@ -79,6 +79,8 @@ pub(crate) struct Scope {
     pub(crate) added_via_api: bool,
     /// `version_info` of the update that brought it; empty for static ones.
     pub(crate) version: String,
+    /// The name of the HTTP filter that is being lowered.
+    pub(crate) filter_name: Name,
     /// What to do about unknown fields of resources that come by xDS.
     pub(crate) unknown_fields: UnknownFields,
 }

@@ -35,6 +35,9 @@ use crate::telemetry::access_log::command::FormatContext;
 use crate::telemetry::stream_info::{ConnectionInfo, HeadSize, Protocol, ResponseFlags, StreamInfo};
 use crate::worker::Worker;
 
+/// Details of the answer to a request whose body filters cannot keep.
+const TOO_LARGE: &str = "request_payload_too_large";
+
 /// What all streams of a downstream connection have in common.
 pub(crate) struct Connection {
     /// The worker.
@@ -368,7 +371,7 @@ impl Stream {
     /// The answer to a request of which more would have to be kept than may be; it is counted.
     pub(crate) fn request_too_large(&self) -> Reply {
         self.stats.downstream_rq_too_large().inc();
-        Reply::new(413, "request_payload_too_large", "Payload Too Large")
+        Reply::new(413, TOO_LARGE, "Payload Too Large")
     }
 
     /// Looks the route up.
@@ -493,6 +496,10 @@ impl Stream {
                 forward::choose_cluster(self, &selected, route);
             }
             self.mutate_response(&selected, &mut head);
+        }
+        if reply.details == TOO_LARGE {
+            // Even if the rest of the request has come by now.
+            down.close_after_response();
         }
         let mut body = match &self.manager.local_replies {
             None => reply.write_body(&mut head, self.grpc),

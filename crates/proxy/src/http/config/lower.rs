@@ -13,6 +13,7 @@ use leno_api::proto::envoy::extensions::http::header_formatters::preserve_case::
 use leno_api::proto::envoy::extensions::http::header_formatters::preserve_case::v3::preserve_case_formatter_config::FormatterTypeOnEnvoyHeaders;
 use leno_api::proto::envoy::extensions::request_id::uuid::v3::UuidRequestIdConfig;
 use prost::Name as _;
+use leno_base::Name;
 use prost_types::Any;
 
 pub(crate) use super::http2::http2_options;
@@ -418,6 +419,7 @@ fn filter_chain(protos: Vec<hcm::HttpFilter>, at: &mut Lower) -> (Vec<ChainedFil
                 registration.name
             ));
         }
+        at.scope_mut().filter_name = Name::new(&name);
         let config = at.field("typed_config", |at| (registration.lower)(&any, at))?;
         Some(ChainedFilter { id: FilterId::of(&name), disabled, config })
     });

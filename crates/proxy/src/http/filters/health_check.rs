@@ -143,6 +143,8 @@ impl FilterConfig for HealthCheck {
 impl HealthCheck {
     fn answer(&self, cached: Option<(u16, bool)>, worker: &Worker, stats: &HealthCheckStats) -> Reply {
         let mut degraded = false;
+        let healthy =
+            if self.clusters.is_empty() { "health_check_ok" } else { "health_check_ok_cluster_healthy" };
         let (status, details) = if worker.is_failing() {
             (503, "health_check_failed")
         } else if let Some((status, was_degraded)) = cached {
@@ -153,7 +155,7 @@ impl HealthCheck {
             self.clusters
                 .iter()
                 .find_map(|(name, percent)| unhealthy(name, *percent, worker, stats))
-                .map_or((200, "health_check_ok"), |details| (503, details))
+                .map_or((200, healthy), |details| (503, details))
         };
         if degraded {
             stats.degraded().inc();

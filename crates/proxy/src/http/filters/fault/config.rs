@@ -10,19 +10,19 @@ use leno_api::proto::envoy::extensions::filters::http::fault::v3 as proto;
 use leno_api::proto::envoy::r#type::v3::FractionalPercent;
 use leno_base::Name;
 
-use super::{Abort, AbortStatus, Delay, Fault, FaultFilter, FaultSettings, NAME, RateLimit, Share};
+use super::{Abort, AbortStatus, Delay, Fault, FaultFilter, FaultSettings, RateLimit, Share};
 use crate::config::address::object;
 use crate::config::lower::Lower;
 use crate::http::filters::FilterConfig;
 use crate::http::route::config::fraction;
 use crate::http::route::matcher::header;
-use crate::telemetry::metadata::Namespace;
 use crate::telemetry::per_thread::PerThread;
 
 /// Lowers the chain's HTTPFault.
 pub(super) fn lower(any: &prost_types::Any, at: &mut Lower) -> Option<Arc<dyn FilterConfig>> {
     let fault = lower_fault(any, at)?;
     Some(Arc::new(FaultFilter {
+        name: at.scope().filter_name.clone(),
         fault: Arc::new(fault),
         active: Arc::default(),
         stats: PerThread::default(),
@@ -81,8 +81,8 @@ fn lower_fault(any: &prost_types::Any, at: &mut Lower) -> Option<Fault> {
         max_active: max_active.or(max_active_faults.map(u64::from)).unwrap_or(u64::MAX),
         cluster_stats: !disable_downstream_cluster_stats,
         metadata: match filter_metadata.map(object) {
-            Some(serde_json::Value::Object(map)) => Namespace::new(NAME, map),
-            _ => Namespace::new(NAME, serde_json::Map::new()),
+            Some(serde_json::Value::Object(map)) => map,
+            _ => serde_json::Map::new(),
         },
         runtime,
     })

@@ -28,7 +28,6 @@ use crate::http::headers::{HeaderMap, Known};
 use crate::http::reply::Reply;
 use crate::http::route::matcher::HeaderMatcher;
 use crate::http::stream::Stream;
-use crate::telemetry::metadata::Namespace;
 use crate::telemetry::per_thread::PerThread;
 use crate::telemetry::stats::{Block, ThreadStats, stats_scope};
 use crate::telemetry::stream_info::{ResponseFlags, StreamInfo};
@@ -58,6 +57,8 @@ stats_scope! {
 /// The filter as configured in a chain.
 #[derive(Debug)]
 struct FaultFilter {
+    /// Its name in the chain.
+    name: Name,
     fault: Arc<Fault>,
     /// Faults at work in all workers, for `max_active_faults`.
     active: Arc<AtomicU64>,
@@ -82,7 +83,7 @@ struct Fault {
     /// Whether faults are counted by downstream cluster too.
     cluster_stats: bool,
     /// `filter_metadata`.
-    metadata: Arc<Namespace>,
+    metadata: serde_json::Map<String, serde_json::Value>,
     /// For keys that a request makes: those of its downstream cluster.
     runtime: Arc<Runtime>,
 }
@@ -160,7 +161,7 @@ impl FilterConfig for FaultFilter {
         let prefix = || format!("http.{}.fault.", stream.manager.stat_prefix);
         let thread = worker.stats();
         let stats = self.stats.of(thread, || FaultStats::kept(thread, &prefix()));
-        let scope = Scope { thread, stats };
+        let scope = Scope { thread, stats, name: &self.name };
         let mut filter = Injecting::new(Arc::clone(fault), Arc::clone(&self.active));
         let step = filter.begin(decided, head, &mut stream.info, &scope);
         filter.begun = Some(step);
@@ -211,6 +212,8 @@ impl HttpStreamFilter for Injecting {
 struct Scope<'a> {
     thread: &'a ThreadStats,
     stats: &'a FaultStats,
+    /// The filter's name in the chain, under which faults are told of in dynamic metadata.
+    name: &'a str,
 }
 
 /// A fault at work: it counts as active until it is dropped.
@@ -260,11 +263,11 @@ impl Injecting {
                 counter.cell(0).inc();
             }
             info.flags.insert(ResponseFlags::DELAY_INJECTED);
-            fault.note(info);
+            fault.note(info, scope.name);
             return self.delay(delay, abort.map(aborting));
         }
         if let Some(abort) = abort.filter(|_| self.activate(&stats)) {
-            fault.note(info);
+            fault.note(info, scope.name);
             return Step::Reply(aborting(abort).reply());
         }
         Step::Continue
@@ -360,9 +363,10 @@ impl Fault {
     }
 
     /// Tells access logs of a fault.
-    fn note(&self, info: &mut StreamInfo) {
-        if !self.metadata.values().is_empty() {
-            info.metadata.merge(&self.metadata);
+    fn note(&self, info: &mut StreamInfo, namespace: &str) {
+        if !self.metadata.is_empty() {
+            let values = self.metadata.iter().map(|(key, value)| (key.clone(), value.clone()));
+            info.metadata.values_mut(namespace).extend(values);
         }
     }
 }

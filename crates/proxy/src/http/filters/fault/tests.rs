@@ -118,7 +118,7 @@ async fn run(fault: Arc<Fault>, request: &[(&str, &str)]) -> String {
     let store = StatsStore::default();
     let (thread, mut info) = (store.thread(), info());
     let stats_of_filter = FaultStats::kept(&thread, "http.in.fault.");
-    let scope = Scope { thread: &thread, stats: &stats_of_filter };
+    let scope = Scope { thread: &thread, stats: &stats_of_filter, name: "envoy.filters.http.fault" };
     let mut filter = Injecting::new(fault, Arc::default());
     let begun = Instant::now();
     let outcome = match begin(&mut filter, &head, &mut info, &scope, 50) {
@@ -304,7 +304,7 @@ async fn active_faults_are_limited_over_streams() {
     let store = StatsStore::default();
     let thread = store.thread();
     let stats_of_filter = FaultStats::kept(&thread, "http.in.fault.");
-    let scope = Scope { thread: &thread, stats: &stats_of_filter };
+    let scope = Scope { thread: &thread, stats: &stats_of_filter, name: "envoy.filters.http.fault" };
     let mut info = info();
     let mut filters = [(); 2].map(|()| Injecting::new(Arc::clone(&fault), Arc::clone(&in_all)));
     let hit = filters

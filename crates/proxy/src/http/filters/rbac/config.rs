@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use leno_api::proto::envoy::extensions::filters::http::rbac::v3 as proto;
 
-use super::{Rbac, RbacFilter, RouteRbac};
+use super::{NAMESPACE, Rbac, RbacFilter, RouteRbac};
 use crate::config::lower::Lower;
 use crate::http::filters::FilterConfig;
 use crate::matching::Place;
@@ -19,8 +19,9 @@ pub(super) fn lower(any: &prost_types::Any, at: &mut Lower) -> Option<Arc<dyn Fi
         if prefix.is_empty() || prefix.ends_with('.') { prefix.into() } else { format!("{prefix}.").into() }
     };
     let prefixes = [dotted(&proto.rules_stat_prefix), dotted(&proto.shadow_rules_stat_prefix)];
+    let labels = [proto.rules_stat_prefix.as_str().into(), proto.shadow_rules_stat_prefix.as_str().into()];
     let rbac = lower_rbac(proto, at)?;
-    Some(Arc::new(RbacFilter { rbac, prefixes, stats: PerThread::default() }))
+    Some(Arc::new(RbacFilter { rbac, prefixes, labels, stats: PerThread::default() }))
 }
 
 /// Lowers RBACPerRoute.
@@ -42,7 +43,7 @@ fn lower_rbac(proto: proto::Rbac, at: &mut Lower) -> Option<Rbac> {
         track_per_rule_stats,
     } = proto;
     let labels = |prefix: &str, kind: &str, hints| Labels {
-        namespace: "envoy.filters.http.rbac",
+        namespace: NAMESPACE,
         policy: format!("{prefix}{kind}_effective_policy_id"),
         result: format!("{prefix}{kind}_engine_result"),
         hints,
@@ -60,6 +61,7 @@ fn lower_rbac(proto: proto::Rbac, at: &mut Lower) -> Option<Rbac> {
         enforced: engine(["rules", "matcher"], rules, matcher, &enforced),
         shadow: engine(["shadow_rules", "shadow_matcher"], shadow_rules, shadow_matcher, &shadow),
         per_rule: track_per_rule_stats,
+        labelled: [!rules_stat_prefix.is_empty(), !shadow_rules_stat_prefix.is_empty()],
     })
 }
 

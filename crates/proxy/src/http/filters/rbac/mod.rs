@@ -25,6 +25,9 @@ pub(super) const REGISTRATION: Registration = Registration {
     lower_route: Some(config::lower_route),
 };
 
+/// Of dynamic metadata, whatever the filter is called.
+const NAMESPACE: &str = "envoy.filters.http.rbac";
+
 stats_scope! {
     /// `http.STAT_PREFIX.rbac.RULES_STAT_PREFIX.`
     struct RbacStats {
@@ -47,6 +50,8 @@ struct RbacFilter {
     rbac: Rbac,
     /// `rules_stat_prefix` and `shadow_rules_stat_prefix`, with a dot at the end if there is one.
     prefixes: [Box<str>; 2],
+    /// The same as they are configured, for keys of dynamic metadata.
+    labels: [Box<str>; 2],
     stats: PerThread<(RbacStats, ShadowStats)>,
 }
 
@@ -59,6 +64,8 @@ struct Rbac {
     shadow: Option<Engine>,
     /// `track_per_rule_stats`.
     per_rule: bool,
+    /// Whether it has stat prefixes of its own, for the two.
+    labelled: [bool; 2],
 }
 
 /// RBACPerRoute; `None`: the filter does nothing there.
@@ -96,7 +103,7 @@ impl FilterConfig for RbacFilter {
             if rbac.per_rule {
                 count_rule(outcome, shadow_stats.block().prefix(), name, thread);
             }
-            note(outcome, &mut stream.info.metadata);
+            self.note(outcome, rbac, 1, &mut stream.info.metadata);
         }
         let Some(engine) = &rbac.enforced else { return Opening::PASS };
         let outcome = judge(engine, stream, head);
@@ -106,7 +113,7 @@ impl FilterConfig for RbacFilter {
         if rbac.per_rule {
             count_rule(outcome, stats.block().prefix(), name, stream.worker.stats());
         }
-        note(outcome, &mut stream.info.metadata);
+        self.note(outcome, rbac, 0, &mut stream.info.metadata);
         if outcome.allowed {
             return Opening::PASS;
         }
@@ -114,16 +121,29 @@ impl FilterConfig for RbacFilter {
     }
 }
 
+impl RbacFilter {
+    /// Tells of an outcome. `which`: the enforced one, or that of the shadow rules.
+    fn note(&self, outcome: &Outcome, rbac: &Rbac, which: usize, metadata: &mut DynamicMetadata) {
+        let label = self.labels.get(which).filter(|label| !label.is_empty());
+        match label {
+            // A route without prefix has the chain's.
+            Some(label) if !rbac.labelled.get(which).copied().unwrap_or(true) => {
+                let values = metadata.values_mut(NAMESPACE);
+                values.extend(
+                    outcome.note.values().iter().map(|(key, value)| (format!("{label}{key}"), value.clone())),
+                );
+            }
+            _ => metadata.merge(&outcome.note),
+        }
+        if let Some(hint) = &outcome.log_hint {
+            metadata.merge(hint);
+        }
+    }
+}
+
 fn judge<'e>(engine: &'e Engine, stream: &Stream, head: &HeaderMap) -> &'e Outcome {
     let route = stream.selected.as_ref().map(|selected| &*selected.route);
     engine.judge(&RequestFacts { info: &stream.info, request: head, route })
-}
-
-fn note(outcome: &Outcome, metadata: &mut DynamicMetadata) {
-    metadata.merge(&outcome.note);
-    if let Some(hint) = &outcome.log_hint {
-        metadata.merge(hint);
-    }
 }
 
 /// `policy.NAME.`, below the prefix.
