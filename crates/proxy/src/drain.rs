@@ -73,6 +73,11 @@ impl Drain {
         }
     }
 
+    /// Has every connection look at its timers.
+    pub(crate) fn wake(&self) {
+        self.shared.changed.notify_waiters();
+    }
+
     /// Whether connections are to end after their next response because health checks fail.
     pub(crate) fn set_failing(&self, failing: bool) {
         self.shared.failing.set(failing);

@@ -91,6 +91,7 @@ pub(crate) fn connection(peer: SocketAddr) -> ConnectionInfo {
         local_restored: false,
         server_name: None,
         started: crate::http::stream::now(),
+        found: crate::telemetry::stream_info::Found::default(),
     }
 }
 

@@ -360,6 +360,7 @@ pub(crate) fn stream_info() -> StreamInfo {
         local_restored: false,
         server_name: None,
         started: Instant::now(),
+        found: crate::telemetry::stream_info::Found::default(),
     };
     StreamInfo::new(Rc::new(connection), None, Instant::now(), SystemTime::UNIX_EPOCH)
 }

@@ -98,6 +98,14 @@ impl Socket {
         }
     }
 
+    /// The peer's address, if it is an IP address.
+    pub(crate) fn peer_address(&self) -> Option<std::net::SocketAddr> {
+        match self {
+            Socket::Tcp(stream) => stream.peer_addr().ok(),
+            Socket::Unix(_) => None,
+        }
+    }
+
     /// The local address, if it is an IP address.
     pub(crate) fn local_address(&self) -> Option<std::net::SocketAddr> {
         match self {

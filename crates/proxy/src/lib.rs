@@ -19,6 +19,8 @@ mod logging;
 mod matching;
 mod memory;
 mod options;
+mod overload;
+mod proxy_protocol;
 mod rbac;
 mod server;
 mod snapshot;

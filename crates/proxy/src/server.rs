@@ -31,6 +31,7 @@ use crate::listener::bind;
 use crate::listener::sockets::Sockets;
 use crate::logging::LogFilter;
 use crate::options::Options;
+use crate::overload;
 use crate::snapshot::Snapshot;
 use crate::telemetry::access_log::Sink;
 use crate::telemetry::access_log::sink::{LogFile, open};
@@ -72,6 +73,8 @@ enum Event {
         /// Only inbound listeners.
         inbound_only: bool,
     },
+    /// Time to look how loaded resources are.
+    SampleOverload,
     /// Once in a while: gauges that are sampled.
     Beat,
 }
@@ -123,6 +126,7 @@ struct Server {
     draining: bool,
     /// Listeners and filter chains that are gone, whose connections may not be.
     draining_resources: DrainingResources,
+    overload: Option<overload::monitor::Watch>,
     /// Beats for which everything has been in force.
     beats_live: u32,
     started: Instant,
@@ -174,7 +178,7 @@ impl Server {
         stats.server.concurrency().set(concurrency as u64);
         let limit = GlobalConnections::new(bootstrap.max_connections);
         let policy = DrainPolicy::from(&options);
-        let workers = (0..concurrency).map(|index| worker::spawn(index, &all_stats, &limit, policy));
+        let workers = (0..concurrency).map(|index| worker::spawn(index, &all_stats, &limit, policy, bootstrap.scope.internal_buffer));
         let workers = workers.collect::<Result<_, _>>();
         let workers = workers.map_err(|error| RunError::System("cannot start a worker".to_owned(), error))?;
 
@@ -216,6 +220,15 @@ impl Server {
             }
             None => (None, None),
         };
+        let overload = bootstrap.overload.map(|plan| {
+            let (events, mut ticks) = (events.clone(), tokio::time::interval(plan.refresh));
+            tokio::spawn(async move {
+                while events.send(Event::SampleOverload).is_ok() {
+                    ticks.tick().await;
+                }
+            });
+            overload::monitor::Watch::new(plan, &main_stats)
+        });
         let server = Self {
             options,
             store,
@@ -234,6 +247,7 @@ impl Server {
             health_checks_fail: false,
             draining: false,
             draining_resources: DrainingResources::default(),
+            overload,
             beats_live: 0,
             started,
         };
@@ -285,6 +299,11 @@ impl Server {
                     listeners.filter(|listener| !inbound_only || listener.direction == Direction::Inbound);
                 self.stats.listeners.stopped((stopped.count() * self.workers.len()) as u64);
                 self.tell(|| Command::StopListening { inbound_only });
+            }
+            Event::SampleOverload => {
+                if let Some(levels) = self.overload.as_mut().and_then(overload::monitor::Watch::sample) {
+                    self.tell(|| Command::Overload(levels));
+                }
             }
             Event::Beat => {
                 self.sample();

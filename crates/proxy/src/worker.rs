@@ -28,7 +28,8 @@ use crate::http::route::RouteTable;
 use crate::http::stats::{HttpScopes, HttpStats, RouteScopes};
 use crate::listener::accept::{GlobalConnections, WorkerListener, accept_loop};
 use crate::listener::bind::BoundSocket;
-use crate::listener::{Direction, ListenAddress, Listener};
+use crate::listener::{Direction, ListenAddress, Listener, internal};
+use crate::overload::{Levels, Overload};
 use crate::snapshot::Snapshot;
 use crate::tcp::tcp_proxy::TcpStats;
 use crate::telemetry::stats::{StatsStore, ThreadStats};
@@ -65,6 +66,8 @@ pub(crate) enum Command {
         /// Only inbound listeners.
         inbound_only: bool,
     },
+    /// So overloaded the proxy is.
+    Overload(Levels),
     /// Say what is counted per host.
     Hosts(oneshot::Sender<Vec<HostReport>>),
     /// End.
@@ -134,13 +137,14 @@ pub(crate) fn spawn(
     stats: &StatsStore,
     limit: &Arc<GlobalConnections>,
     policy: DrainPolicy,
+    internal_buffer: Option<usize>,
 ) -> std::io::Result<Handle> {
     let limit = Arc::clone(limit);
     let stats = stats.thread();
     let (commands, mailbox) = mpsc::unbounded_channel();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let thread = std::thread::Builder::new().name(format!("worker_{index}")).spawn(move || {
-        let worker = Rc::new(Worker::new(stats, limit).with_drain_policy(policy));
+        let worker = Rc::new(Worker { index, internal_buffer, ..Worker::new(stats, limit).with_drain_policy(policy) });
         LocalSet::new().block_on(&runtime, worker.run(mailbox));
     })?;
     Ok(Handle { commands, thread: Some(thread) })
@@ -168,6 +172,12 @@ pub(crate) struct Worker {
     failing: Cell<bool>,
     /// Listeners that take no new connections, whatever updates come.
     stopped: Cell<Stopped>,
+    /// How overloaded the proxy is.
+    overload: Overload,
+    /// Its number among the workers.
+    index: usize,
+    /// The size of internal connections' buffers.
+    internal_buffer: Option<usize>,
     /// Stats of connection managers by prefix.
     http_scopes: HttpScopes,
     /// Stats of routes and virtual clusters by prefix.
@@ -199,6 +209,9 @@ impl Worker {
             leaving: RefCell::default(),
             policy: DrainPolicy::default(),
             failing: Cell::new(false),
+            overload: Overload::default(),
+            index: 0,
+            internal_buffer: None,
             stopped: Cell::new(Stopped::None),
             http_scopes: HttpScopes::default(),
             route_scopes: RouteScopes::default(),
@@ -227,6 +240,7 @@ impl Worker {
                 Some(Command::Regroup(cluster)) => self.regroup(&cluster),
                 Some(Command::Drain { inbound_only, gradually }) => self.drain(inbound_only, gradually),
                 Some(Command::FailHealthChecks(fail)) => self.fail_health_checks(fail),
+                Some(Command::Overload(levels)) => self.set_overload(levels),
                 Some(Command::StopListening { inbound_only }) => self.stop_listening(inbound_only),
                 Some(Command::Hosts(answer)) => drop(answer.send(self.host_reports())),
                 Some(Command::Stop) | None => return,
@@ -325,6 +339,7 @@ impl Worker {
     /// Takes over a new configuration. What did not change keeps its state; requests under way
     /// keep what they hold.
     pub(crate) fn adopt(self: &Rc<Self>, snapshot: Arc<Snapshot>, sockets: Vec<(Name, Vec<BoundSocket>)>) {
+        internal::register(self);
         let replaced = self.adopt_clusters(&snapshot);
         self.adopt_listeners(&snapshot);
         *self.snapshot.borrow_mut() = snapshot;
@@ -463,6 +478,27 @@ impl Worker {
     fn fail_health_checks(&self, fail: bool) {
         self.failing.set(fail);
         self.listeners.borrow().values().for_each(|listener| listener.set_failing(fail));
+    }
+
+    fn set_overload(&self, levels: Levels) {
+        self.overload.set(levels);
+        // Timers that run already are to be as short as new ones.
+        self.listeners.borrow().values().for_each(|listener| listener.wake());
+    }
+
+    /// How overloaded the proxy is.
+    pub(crate) fn overload(&self) -> &Overload {
+        &self.overload
+    }
+
+    /// The size of internal connections' buffers, if there may be any.
+    pub(crate) fn internal_buffer(&self) -> Option<usize> {
+        self.internal_buffer
+    }
+
+    /// Its number among the workers.
+    pub(crate) fn index(&self) -> usize {
+        self.index
     }
 
     /// Whether the health checks of the proxy are to fail (`/healthcheck/fail`).

@@ -215,6 +215,7 @@ fn log(
         local_restored: false,
         server_name: None,
         started,
+        found: crate::telemetry::stream_info::Found::default(),
     };
     let protocol = match head.version {
         hyper::Version::HTTP_10 => Protocol::Http10,

@@ -53,6 +53,9 @@ pub(super) fn endpoint_address(address: &EndpointAddress) -> Value {
         EndpointAddress::Ip(address) => socket_address(&address.ip().to_string(), address.port()),
         EndpointAddress::Name(name, port) => socket_address(name, *port),
         EndpointAddress::Pipe(path) => json!({"pipe": {"path": &**path}}),
+        EndpointAddress::Internal(listener, id) => {
+            json!({"envoy_internal_address": {"server_listener_name": &**listener, "endpoint_id": &**id}})
+        }
     }
 }
 

@@ -10,6 +10,8 @@ use leno_api::proto::envoy::config::cluster::v3 as proto;
 use leno_api::proto::envoy::config::core::v3 as core;
 use leno_api::proto::envoy::config::endpoint::v3::ClusterLoadAssignment;
 use leno_api::proto::envoy::extensions::clusters::dns::v3::DnsCluster;
+use leno_api::proto::envoy::extensions::transport_sockets::internal_upstream::v3::InternalUpstreamTransport;
+use leno_api::proto::envoy::extensions::transport_sockets::proxy_protocol::v3::ProxyProtocolUpstreamTransport;
 use leno_api::proto::envoy::r#type::metadata::v3::MetadataKey;
 use leno_api::proto::envoy::r#type::metadata::v3::metadata_key::{PathSegment, path_segment};
 use leno_base::Name;
@@ -18,12 +20,13 @@ use proto::cluster::{ClusterDiscoveryType, DiscoveryType, LbPolicy};
 
 use crate::cluster::stats::Gauges;
 use crate::cluster::{
-    Assignment, BindConfig, CircuitBreakers, Cluster, Discovery, EndpointAddress, HappyEyeballs,
+    Assignment, BindConfig, CircuitBreakers, Cluster, Discovery, EndpointAddress, HappyEyeballs, Passthrough,
     UpstreamProtocol, health, outlier,
 };
 use crate::config::address;
 use crate::config::lower::Lower;
 use crate::config::source::{Origin, config_source};
+use crate::proxy_protocol::UpstreamHeader;
 
 mod assignment;
 mod balancing;
@@ -124,6 +127,8 @@ pub(crate) fn lower_proto(proto: proto::Cluster, source: Any, at: &mut Lower) ->
         address::raw_transport_socket("transport_socket", transport_socket, at);
         None::<()>
     });
+    let (passthrough, transport_socket) = internal_upstream(transport_socket, at);
+    let (proxy_header, transport_socket) = proxy_header(transport_socket, at);
     address::raw_transport_socket("transport_socket", transport_socket, at);
 
     let dns = dns::Fields {
@@ -217,6 +222,8 @@ pub(crate) fn lower_proto(proto: proto::Cluster, source: Any, at: &mut Lower) ->
         buffer_limit: per_connection_buffer_limit_bytes.map_or(1 << 20, |limit| limit as usize),
         bind: bind.unwrap_or_else(BindConfig::default),
         eyeballs,
+        passthrough,
+        proxy_header,
         tcp_keepalive,
         wait_for_warm: wait_for_warm_on_init != Some(false),
         added_via_api: at.scope().added_via_api,
@@ -245,6 +252,69 @@ fn happy_eyeballs(
         }
     };
     Some(HappyEyeballs { v4_first, first_count: first_address_family_count.unwrap_or(1) as usize })
+}
+
+/// Looks for an internal upstream transport socket, which is around another one.
+fn internal_upstream(
+    proto: Option<core::TransportSocket>,
+    at: &mut Lower,
+) -> (Vec<Passthrough>, Option<core::TransportSocket>) {
+    let Some(core::TransportSocket { name, config_type: Some(core::transport_socket::ConfigType::TypedConfig(any)) }) = proto
+    else {
+        return (Vec::new(), proto);
+    };
+    let found = at.field("transport_socket.typed_config", |at| {
+        let any = at.extension(any)?;
+        if !leno_api::any::is::<InternalUpstreamTransport>(&any) {
+            let config_type = Some(core::transport_socket::ConfigType::TypedConfig(any));
+            return Some((Vec::new(), Some(core::TransportSocket { name, config_type })));
+        }
+        let InternalUpstreamTransport { passthrough_metadata, transport_socket } = at.unpack(&any)?;
+        if transport_socket.is_none() {
+            at.error_at("transport_socket", "value is required");
+        }
+        let passthrough = at.each("passthrough_metadata", passthrough_metadata, |source, at| {
+            use leno_api::proto::envoy::r#type::metadata::v3::metadata_kind::Kind;
+            let of_cluster = match source.kind.and_then(|kind| kind.kind) {
+                Some(Kind::Host(_)) => false,
+                Some(Kind::Cluster(_)) => true,
+                Some(Kind::Request(_) | Kind::Route(_)) => {
+                    at.error_at("kind", "type is not supported");
+                    return None;
+                }
+                None => {
+                    at.error_at("kind", "value is required");
+                    return None;
+                }
+            };
+            Some(Passthrough { namespace: source.name.into(), of_cluster })
+        });
+        Some((passthrough, transport_socket))
+    });
+    found.unwrap_or_default()
+}
+
+/// Looks for a PROXY protocol transport socket, which is around another one.
+fn proxy_header(
+    proto: Option<core::TransportSocket>,
+    at: &mut Lower,
+) -> (Option<Arc<UpstreamHeader>>, Option<core::TransportSocket>) {
+    let Some(core::TransportSocket {
+        name,
+        config_type: Some(core::transport_socket::ConfigType::TypedConfig(any)),
+    }) = proto
+    else {
+        return (None, proto);
+    };
+    let Some(any) = at.field("transport_socket.typed_config", |at| at.extension(any)) else {
+        return (None, None);
+    };
+    if !leno_api::any::is::<ProxyProtocolUpstreamTransport>(&any) {
+        let config_type = Some(core::transport_socket::ConfigType::TypedConfig(any));
+        return (None, Some(core::TransportSocket { name, config_type }));
+    }
+    let lowered = at.field("transport_socket.typed_config", |at| UpstreamHeader::lower(at.unpack(&any)?, at));
+    lowered.map_or((None, None), |(header, inner)| (Some(Arc::new(header)), inner))
 }
 
 /// What a cluster's type says.

@@ -64,6 +64,10 @@ pub(crate) struct Cluster {
     pub(crate) bind: BindConfig,
     /// In which order a host's several addresses are tried.
     pub(crate) eyeballs: HappyEyeballs,
+    /// `passthrough_metadata` of its internal connections (envoy.transport_sockets.internal_upstream).
+    pub(crate) passthrough: Vec<Passthrough>,
+    /// The PROXY protocol header that its connections begin with, if any.
+    pub(crate) proxy_header: Option<Arc<crate::proxy_protocol::UpstreamHeader>>,
     /// TCP keep-alive of upstream connections, if configured.
     pub(crate) tcp_keepalive: Option<TcpKeepalive>,
     /// `wait_for_warm_on_init`: false for DNS clusters that serve before their names are resolved.
@@ -222,6 +226,15 @@ pub(crate) struct EndpointCheck {
     pub(crate) disabled: bool,
 }
 
+/// Metadata that internal connections take along.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Passthrough {
+    /// The namespace.
+    pub(crate) namespace: Box<str>,
+    /// The cluster's, not the endpoint's.
+    pub(crate) of_cluster: bool,
+}
+
 /// Where an endpoint listens.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum EndpointAddress {
@@ -231,6 +244,8 @@ pub(crate) enum EndpointAddress {
     Name(Arc<str>, u16),
     /// A Unix socket's path; `@...` is abstract.
     Pipe(Arc<str>),
+    /// An internal listener of this proxy, and `endpoint_id`, which tells its endpoints apart.
+    Internal(Arc<str>, Arc<str>),
 }
 
 impl fmt::Display for EndpointAddress {
@@ -239,6 +254,7 @@ impl fmt::Display for EndpointAddress {
             EndpointAddress::Ip(address) => address.fmt(f),
             EndpointAddress::Name(name, port) => write!(f, "{name}:{port}"),
             EndpointAddress::Pipe(path) => f.write_str(path),
+            EndpointAddress::Internal(listener, id) => write!(f, "envoy://{listener}/{id}"),
         }
     }
 }

@@ -14,6 +14,7 @@ use crate::cluster::health::Vitals;
 use crate::cluster::lb::priority::{Census, Share, shares};
 use crate::cluster::lb::{LoadBalancer, build};
 use crate::cluster::outlier::{Report, Watched};
+use crate::cluster::pool::via::{OwnPools, Via};
 use crate::cluster::pool::{self, Pool};
 use crate::cluster::stats::{AnswerStats, ClusterStats};
 use crate::cluster::{
@@ -72,6 +73,8 @@ pub(crate) struct Host {
     pub(crate) address: Option<SocketAddr>,
     /// Connections to it. An update of the endpoint's settings keeps them.
     pub(crate) pool: Rc<RefCell<Pool>>,
+    /// Connections to it that are not for all requests.
+    own_pools: Rc<OwnPools>,
     /// Requests and sessions under way.
     pub(crate) active: Rc<Cell<u32>>,
     /// What `/clusters` shows of it.
@@ -332,11 +335,11 @@ impl Host {
     pub(crate) fn new(config: EndpointConfig) -> Self {
         let address = match config.address {
             EndpointAddress::Ip(address) => Some(address),
-            EndpointAddress::Name(..) | EndpointAddress::Pipe(_) => None,
+            EndpointAddress::Name(..) | EndpointAddress::Pipe(_) | EndpointAddress::Internal(..) => None,
         };
         let (pool, active, counts) = (Rc::default(), Rc::default(), Rc::default());
         let (failing, failed) = (Cell::new(false), Rc::default());
-        Self { config, address, pool, active, counts, outlier: None, vitals: None, failing, failed }
+        Self { config, address, pool, own_pools: Rc::default(), active, counts, outlier: None, vitals: None, failing, failed }
     }
 
     /// The same host with other settings (weight, health, metadata).
@@ -345,6 +348,7 @@ impl Host {
             config,
             address: self.address,
             pool: Rc::clone(&self.pool),
+            own_pools: Rc::clone(&self.own_pools),
             active: Rc::clone(&self.active),
             counts: Rc::clone(&self.counts),
             outlier: self.outlier.clone(),
@@ -352,6 +356,12 @@ impl Host {
             failing: self.failing.clone(),
             failed: Rc::clone(&self.failed),
         }
+    }
+
+    /// The same host with connections that take something over of a downstream connection.
+    pub(crate) fn via(&self, via: Via) -> Rc<Self> {
+        let pool = self.own_pools.find(via);
+        Rc::new(Self { pool, ..self.reconfigured(self.config.clone()) })
     }
 
     /// Tells outlier detection, if there is any, how something ended.
@@ -390,6 +400,7 @@ impl Host {
         let failing = matches!(self.health(), HealthStatus::Unhealthy | HealthStatus::Draining);
         if !self.failing.replace(failing) && failing {
             pool::drain(&self.pool);
+            self.own_pools.drain();
             if sessions_too {
                 self.failed.notify_waiters();
             }

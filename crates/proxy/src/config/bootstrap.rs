@@ -13,6 +13,7 @@ use leno_api::proto::envoy::config::bootstrap::v3 as proto;
 use leno_api::proto::envoy::config::cluster::v3::Cluster as ClusterProto;
 use leno_api::proto::envoy::config::core::v3 as core;
 use leno_api::proto::envoy::config::listener::v3::Listener as ListenerProto;
+use leno_api::proto::envoy::extensions::bootstrap::internal_listener::v3::InternalListener as InternalListenerProto;
 use leno_base::Name;
 use prost::{Message, Name as _};
 use prost_types::Any;
@@ -26,6 +27,7 @@ use crate::config::runtime::Runtime;
 use crate::config::source::{ConfigSource, Origin, XdsServer, config_source, xds_server};
 use crate::config::wire::split;
 use crate::listener::{ListenAddress, Listener};
+use crate::overload::Plan;
 use crate::telemetry::tags::StatsConfig;
 
 /// What a proxy starts with, lowered.
@@ -47,7 +49,10 @@ pub(crate) struct Bootstrap {
     pub(crate) admin: Option<AdminConfig>,
     /// `cluster_manager.outlier_detection.event_log_path`, if any.
     pub(crate) outlier_log: Option<Arc<str>>,
-    /// Runtime key `overload.global_downstream_max_connections`.
+    /// `overload_manager`.
+    pub(crate) overload: Option<Plan>,
+    /// The overload manager's limit of connections, else runtime key
+    /// `overload.global_downstream_max_connections`.
     pub(crate) max_connections: Option<u64>,
     /// What resources that come later are lowered in.
     pub(crate) scope: Scope,
@@ -118,7 +123,6 @@ pub(crate) fn lower(wire: Vec<u8>, at: &mut Lower) -> Option<Bootstrap> {
     at.unsupported("watchdog", watchdog.is_some());
     at.unsupported("watchdogs", watchdogs.is_some());
     at.unsupported("tracing", tracing.is_some_and(|tracing| tracing.http.is_some()));
-    at.unsupported("overload_manager", overload_manager.is_some());
     at.unsupported("enable_dispatcher_stats", enable_dispatcher_stats);
     at.unsupported("header_prefix", !header_prefix.is_empty());
     at.unsupported("stats_server_version_override", stats_server_version_override.is_some());
@@ -141,11 +145,14 @@ pub(crate) fn lower(wire: Vec<u8>, at: &mut Lower) -> Option<Bootstrap> {
     at.unsupported("memory_allocator_manager", memory_allocator_manager.is_some());
     at.unsupported("enable_worker_cpu_affinity", enable_worker_cpu_affinity);
     at.unsupported("stats_eviction", stats_eviction.is_some());
+    let mut internal_buffer = None;
     at.each("bootstrap_extensions", bootstrap_extensions, |extension, at| {
-        let type_url = extension.typed_config.map(|any| any.type_url).unwrap_or_default();
-        // It only makes internal listeners possible, and those are refused.
-        if !type_url.ends_with("/envoy.extensions.bootstrap.internal_listener.v3.InternalListener") {
-            at.unsupported_extension(&extension.name, &type_url);
+        let any = extension.typed_config.unwrap_or_default();
+        if leno_api::any::is::<InternalListenerProto>(&any) {
+            let InternalListenerProto { buffer_size_kb } = at.field("typed_config", |at| at.unpack(&any))?;
+            internal_buffer = Some(buffer_size_kb.unwrap_or(1024) as usize * 1024);
+        } else {
+            at.unsupported_extension(&extension.name, &any.type_url);
         }
         None::<()>
     });
@@ -156,7 +163,10 @@ pub(crate) fn lower(wire: Vec<u8>, at: &mut Lower) -> Option<Bootstrap> {
     for (_, values) in &runtime_layers {
         runtime.add_layer(values.clone());
     }
-    let max_connections = runtime.integer("overload.global_downstream_max_connections");
+    let overload = at.optional("overload_manager", overload_manager, Plan::lower);
+    let max_connections = overload.as_ref().and_then(|plan| plan.max_connections);
+    let max_connections =
+        max_connections.or_else(|| runtime.integer("overload.global_downstream_max_connections"));
     let StaticResources { listeners, clusters, rest } = StaticResources::read(&resources, at)?;
     let proto::bootstrap::StaticResources { listeners: _, clusters: _, secrets } = rest;
     at.unsupported("static_resources.secrets", !secrets.is_empty());
@@ -170,6 +180,7 @@ pub(crate) fn lower(wire: Vec<u8>, at: &mut Lower) -> Option<Bootstrap> {
         clusters: Some(Arc::new(names)),
         runtime: Arc::new(runtime),
         bind: None,
+        internal_buffer,
         added_via_api: false,
         version: String::new(),
         unknown_fields: UnknownFields::Ignore,
@@ -198,7 +209,7 @@ pub(crate) fn lower(wire: Vec<u8>, at: &mut Lower) -> Option<Bootstrap> {
     let mut scope = at.scope().clone();
     // Which clusters exist changes from here on.
     scope.clusters = None;
-    Some(Bootstrap { node, clusters, listeners, ads, cds, lds, admin, outlier_log, max_connections, scope })
+    Some(Bootstrap { node, clusters, listeners, ads, cds, lds, admin, outlier_log, overload, max_connections, scope })
 }
 
 fn decode<T: Message + prost::Name + Default>(wire: &[u8], at: &mut Lower) -> Option<T> {

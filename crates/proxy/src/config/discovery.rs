@@ -269,6 +269,9 @@ async fn connect(ads: Arc<Ads>, attempt: usize) -> Result<tonic::transport::Chan
     let target = match endpoint {
         EndpointAddress::Ip(address) => Target::Tcp(*address),
         EndpointAddress::Pipe(path) => Target::Unix(std::path::PathBuf::from(&**path)),
+        EndpointAddress::Internal(..) => {
+            return Err(unavailable("the control plane cannot be reached by an internal listener"));
+        }
         EndpointAddress::Name(name, port) => {
             let found = tokio::net::lookup_host((&**name, *port)).await;
             let address = found.map_err(|error| unavailable(&format!("{name}: {error}")))?.next();

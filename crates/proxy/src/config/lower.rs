@@ -75,6 +75,9 @@ pub(crate) struct Scope {
     pub(crate) runtime: Arc<Runtime>,
     /// `cluster_manager.upstream_bind_config`, for clusters without their own.
     pub(crate) bind: Option<BindConfig>,
+    /// Whether there may be internal listeners (envoy.bootstrap.internal_listener), and the size of
+    /// their buffers in bytes (`buffer_size_kb`, 1 MiB by default).
+    pub(crate) internal_buffer: Option<usize>,
     /// Whether the resource came by xDS.
     pub(crate) added_via_api: bool,
     /// `version_info` of the update that brought it; empty for static ones.

@@ -392,6 +392,7 @@ fn with_remote(connection: &ConnectionInfo, remote: SocketAddr) -> Rc<Connection
         local_restored: connection.local_restored,
         server_name: connection.server_name.clone(),
         started: connection.started,
+        found: crate::telemetry::stream_info::Found::default(),
     })
 }
 

@@ -30,6 +30,7 @@ use crate::http::route::{Action, BodyFormat, MatchContext, RouteTable, Selected}
 use crate::http::stats::HttpStats;
 use crate::http::timer::{Deadlines, Expired, Timer};
 use crate::http::{normalize, redirect, upgrade};
+use crate::overload::{Reaction, Timed};
 use crate::telemetry::access_log::LogType;
 use crate::telemetry::access_log::command::FormatContext;
 use crate::telemetry::stream_info::{ConnectionInfo, HeadSize, Protocol, ResponseFlags, StreamInfo};
@@ -197,7 +198,9 @@ impl Stream {
         info.request_complete = complete.then_some(now);
         let deadlines = Deadlines {
             last: now,
-            idle: manager.stream_idle_timeout,
+            idle: manager
+                .stream_idle_timeout
+                .map(|limit| connection.worker.overload().scaled(Timed::StreamIdle, limit)),
             request: manager.request_timeout.filter(|_| !complete).map(|limit| now + limit),
             duration: manager.max_stream_duration.map(|limit| now + limit),
             ..Deadlines::new(now)
@@ -231,6 +234,12 @@ impl Stream {
         down: &mut Downstream<'_>,
         timer: &mut Timer,
     ) -> Result<(), Ended> {
+        if self.is_shed() {
+            // Nothing else is done for it.
+            self.stats.downstream_rq_overload_close().inc();
+            let reply = Reply::new(503, "overload", "envoy overloaded");
+            return Err(reply.flag(ResponseFlags::OVERLOAD_MANAGER).into());
+        }
         let mut head = std::mem::take(&mut self.request);
         let outcome = self.prepare(chain, &mut head, down, timer).await;
         self.request = head;
@@ -280,6 +289,14 @@ impl Stream {
             return reply;
         }
         reply.header("location", redirect::own_location(&self.request))
+    }
+
+    /// Whether the overload manager wants this request to be turned away.
+    fn is_shed(&self) -> bool {
+        let (overload, random) = (self.worker.overload(), || self.worker.random());
+        !overload.is_calm()
+            && (overload.calls_for(Reaction::StopAcceptingRequests, random)
+                || overload.sheds(Reaction::ShedRequest, self.worker.stats(), random))
     }
 
     /// Normalizes, routes, and runs the request hooks.
@@ -564,6 +581,12 @@ impl Stream {
     pub(crate) fn send_head(&mut self, head: HeaderMap, end: bool, down: &mut Downstream<'_>) {
         if self.drain.phase() >= Phase::Draining && self.info.protocol != Some(Protocol::Http2) {
             self.stats.downstream_cx_drain_close().inc();
+            down.close_after_response();
+        } else if !self.worker.overload().is_calm()
+            && self.info.protocol != Some(Protocol::Http2)
+            && self.worker.overload().calls_for(Reaction::DisableHttpKeepalive, || self.worker.random())
+        {
+            self.stats.downstream_cx_overload_disable_keepalive().inc();
             down.close_after_response();
         }
         self.info.response_code = head.status();

@@ -18,19 +18,32 @@ use leno_base::drain::Phase;
 use crate::drain::Drain;
 use crate::io::{Accepted, Socket};
 use crate::listener::filter_chain::ConnectionFacts;
-use crate::listener::inspect::{self, Inspected};
-use crate::listener::{FilterChain, Listener, NetworkFilters, original_dst};
+use crate::listener::inspect::{self, FilterStats, Inspected};
+use crate::listener::{FilterChain, Listener, NetworkFilters, internal, network, original_dst};
+use crate::overload::Reaction;
 use crate::telemetry::stats::stats_scope;
-use crate::telemetry::stream_info::{ConnectionInfo, ResponseFlags, StreamInfo, next_connection_id};
+use crate::telemetry::stream_info::{ConnectionInfo, Found, ResponseFlags, StreamInfo, next_connection_id};
 use crate::worker::Worker;
+
+stats_scope! {
+    /// `listener.ADDRESS.worker_N.`
+    pub(crate) struct WorkerListenerStats {
+        counter downstream_cx_total;
+        gauge downstream_cx_active;
+    }
+}
 
 stats_scope! {
     /// `listener.ADDRESS.`
     pub(crate) struct ListenerStats {
         counter downstream_cx_total;
         counter downstream_cx_destroy;
+        counter downstream_cx_overflow;
+        counter downstream_cx_overload_reject;
         gauge downstream_cx_active;
         histogram downstream_cx_length_ms;
+        counter downstream_listener_filter_error;
+        counter downstream_listener_filter_remote_close;
         counter downstream_global_cx_overflow;
         counter downstream_pre_cx_timeout;
         gauge downstream_pre_cx_active;
@@ -54,6 +67,11 @@ impl GlobalConnections {
     /// `None`: no limit.
     pub(crate) fn new(limit: Option<u64>) -> Arc<Self> {
         Arc::new(Self { open: AtomicU64::new(0), limit: limit.unwrap_or(u64::MAX) })
+    }
+
+    /// Whether this is the limit.
+    pub(crate) fn is_limited_to(&self, limit: Option<u64>) -> bool {
+        self.limit == limit.unwrap_or(u64::MAX)
     }
 
     /// Takes a place; `None`: all are taken. Without a limit nothing is counted.
@@ -82,6 +100,9 @@ pub(crate) struct WorkerListener {
     /// Its configuration.
     pub(crate) config: Arc<Listener>,
     stats: ListenerStats,
+    worker_stats: WorkerListenerStats,
+    /// Of its listener filters, in order.
+    filter_stats: Vec<FilterStats>,
     /// How the connections of each filter chain are asked to end, by the chain's identity.
     drains: RefCell<HashMap<*const FilterChain, Rc<Drain>>>,
     /// How far its connections, new ones too, are asked to end.
@@ -97,10 +118,15 @@ impl WorkerListener {
     /// The worker's side of `config`. It takes over the filter chains that `previous` has too,
     /// with their connections; `previous` is left with the others.
     pub(crate) fn new(config: Arc<Listener>, worker: &Worker, previous: Option<&WorkerListener>) -> Self {
-        let stats = ListenerStats::new(worker.stats(), &format!("listener.{}.", config.stat_prefix));
+        let prefix = format!("listener.{}.", config.stat_prefix);
+        let stats = ListenerStats::new(worker.stats(), &prefix);
+        let prefix = format!("{prefix}worker_{}.", worker.index());
+        let worker_stats = WorkerListenerStats::new(worker.stats(), &prefix);
         let listener = Self {
+            filter_stats: FilterStats::all(&config, worker.stats()),
             config,
             stats,
+            worker_stats,
             drains: RefCell::default(),
             phase: Cell::new(Phase::Serving),
             failing: Cell::new(false),
@@ -144,6 +170,11 @@ impl WorkerListener {
         self.drains.borrow().values().for_each(|drain| drain.spread(over));
     }
 
+    /// Has every connection look at its timers.
+    pub(crate) fn wake(&self) {
+        self.drains.borrow().values().for_each(|drain| drain.wake());
+    }
+
     /// Health checks of the proxy fail, or no longer.
     pub(crate) fn set_failing(&self, failing: bool) {
         self.failing.set(failing && !self.config.drain_modify_only);
@@ -153,6 +184,33 @@ impl WorkerListener {
     /// Connections in its filter chains.
     pub(crate) fn connections(&self) -> usize {
         self.drains.borrow().values().map(|drain| drain.connections()).sum()
+    }
+
+    /// Whether a new connection may come in, with its places among all of them.
+    fn admit(&self, worker: &Worker) -> Option<[Place; 2]> {
+        let overload = worker.overload();
+        if !overload.is_calm() && !self.config.bypass_overload {
+            let random = || worker.random();
+            if overload.calls_for(Reaction::RejectIncomingConnections, random)
+                || overload.sheds(Reaction::ShedAccept, worker.stats(), random)
+            {
+                self.stats.downstream_cx_overload_reject().inc();
+                return None;
+            }
+        }
+        let global = match self.config.ignore_global_limit {
+            true => Some(Place(None)),
+            false => worker.connections().take(),
+        };
+        let Some(global) = global else {
+            self.stats.downstream_global_cx_overflow().inc();
+            return None;
+        };
+        let Some(own) = self.config.connections.take() else {
+            self.stats.downstream_cx_overflow().inc();
+            return None;
+        };
+        Some([global, own])
     }
 
     fn drain_of(&self, chain: &Arc<FilterChain>) -> Rc<Drain> {
@@ -179,6 +237,11 @@ pub(crate) enum ListenSocket {
 /// so that an update needs no new socket.
 pub(crate) async fn accept_loop(worker: Rc<Worker>, listener: leno_base::Name, socket: ListenSocket) {
     loop {
+        if !worker.overload().is_calm()
+            && worker.listener(&listener).is_none_or(|listener| !listener.config.bypass_overload)
+        {
+            worker.overload().until_over(Reaction::StopAcceptingConnections).await;
+        }
         let accepted = match &socket {
             ListenSocket::Tcp(socket) => match socket.accept().await {
                 Ok((stream, remote)) => tcp_addresses(stream, remote),
@@ -199,14 +262,11 @@ pub(crate) async fn accept_loop(worker: Rc<Worker>, listener: leno_base::Name, s
             }
         };
         let Some(listener) = worker.listener(&listener) else { continue };
-        let Some(place) = worker.connections().take() else {
-            listener.stats.downstream_global_cx_overflow().inc();
-            continue;
-        };
+        let Some(places) = listener.admit(&worker) else { continue };
         let worker = Rc::clone(&worker);
         tokio::task::spawn_local(async move {
             serve(worker, listener, socket, remote, local, None).await;
-            drop(place);
+            drop(places);
         });
     }
 }
@@ -234,36 +294,60 @@ fn is_about_one_connection(error: &std::io::Error) -> bool {
     matches!(error.kind(), ConnectionAborted | ConnectionReset | Interrupted | NotConnected | InvalidInput)
 }
 
+/// Takes a connection of an internal listener; false: it may not come in.
+pub(super) fn take_internal(
+    worker: &Rc<Worker>,
+    listener: &Rc<WorkerListener>,
+    socket: Socket,
+    found: Found,
+) -> bool {
+    let Some(places) = listener.admit(worker) else { return false };
+    let (worker, listener) = (Rc::clone(worker), Rc::clone(listener));
+    tokio::task::spawn_local(async move {
+        serve_found(worker, listener, socket, Inspected { found, ..Inspected::new(UNIX_PEER, UNIX_PEER) }).await;
+        drop(places);
+    });
+    true
+}
+
 /// The story of one connection up to its network filters. `original`: its original destination,
 /// if that is known before any listener filter ran.
 pub(crate) async fn serve(
     worker: Rc<Worker>,
-    mut listener: Rc<WorkerListener>,
+    listener: Rc<WorkerListener>,
     socket: Socket,
     remote: SocketAddr,
     direct_local: SocketAddr,
     original: Option<SocketAddr>,
 ) {
+    let mut found = Inspected::new(remote, direct_local);
+    found.restored = original.is_some();
+    found.local = original.unwrap_or(direct_local);
+    serve_found(worker, listener, socket, found).await;
+}
+
+/// The same with what is known already.
+async fn serve_found(
+    worker: Rc<Worker>,
+    mut listener: Rc<WorkerListener>,
+    socket: Socket,
+    mut found: Inspected,
+) {
     let started = Instant::now();
+    let (remote, direct_local) = (found.remote, found.direct_local);
     let mut accepted =
         Accepted { socket, buffered: BytesMut::new(), buffer_limit: listener.config.buffer_limit };
-    let mut local = original.unwrap_or(direct_local);
-    let mut restored = original.is_some();
-    let mut inspected = Inspected::default();
-    let filters = inspect::run(&listener.config, &mut accepted, &mut inspected, &mut local, &mut restored);
-    if !with_timeout(&listener, filters).await {
+    if !inspect(&listener, &mut accepted, &mut found).await {
         return;
     }
     if listener.config.use_original_dst
-        && restored
-        && let Some(other) = worker.listener_for_destination(local)
+        && found.restored
+        && let Some(other) = worker.listener_for_destination(found.local)
         && other.config.name != listener.config.name
     {
         // Handed over once: the other listener's own filters run, then its chains match.
         listener = other;
-        let filters =
-            inspect::run(&listener.config, &mut accepted, &mut inspected, &mut local, &mut restored);
-        if !with_timeout(&listener, filters).await {
+        if !inspect(&listener, &mut accepted, &mut found).await {
             return;
         }
     }
@@ -271,34 +355,51 @@ pub(crate) async fn serve(
         // It may have changed while its filters ran.
         listener = updated;
     }
-    let server_name = inspected.server_name.take();
     let facts = ConnectionFacts {
-        destination: local,
-        source: remote,
+        destination: found.local,
+        source: found.remote,
         direct_source: remote,
-        server_name: server_name.as_deref().unwrap_or_default(),
-        transport: if inspected.tls { "tls" } else { "raw_buffer" },
-        application_protocols: &inspected.application_protocols,
+        server_name: found.server_name.as_deref().unwrap_or_default(),
+        transport: if found.tls { "tls" } else { "raw_buffer" },
+        application_protocols: &found.application_protocols,
     };
     let chain = listener.config.chains.find(&facts).cloned();
-    let info = Rc::new(ConnectionInfo {
+    let mut info = ConnectionInfo {
         id: next_connection_id(),
-        remote,
+        remote: found.remote,
         direct_remote: remote,
-        local,
+        local: found.local,
         direct_local,
-        local_restored: restored,
-        server_name,
+        local_restored: found.restored,
+        server_name: found.server_name,
         started,
-    });
+        found: found.found,
+    };
     let Some(chain) = chain else {
-        no_chain(&listener, &info);
+        no_chain(&listener, &Rc::new(info));
         return;
     };
     let counted = Counted::new(&listener, started);
     let drain = listener.drain_of(&chain);
     let watch = drain.watch();
+    let filters = tokio::select! {
+        filters = network::run(&chain.filters, &worker, &mut accepted, &mut info) => filters,
+        () = watch.reached(Phase::Closing) => Err(""),
+    };
+    let info = Rc::new(info);
+    let _filters = match filters {
+        Ok(filters) => filters,
+        Err(why) => {
+            drop(counted);
+            let mut facts = StreamInfo::new(info, None, started, SystemTime::now() - started.elapsed());
+            facts.termination_details = (!why.is_empty()).then(|| why.into());
+            log(&listener, &facts);
+            return;
+        }
+    };
     match &chain.network {
+        NetworkFilters::Http(_)
+            if worker.overload().sheds(Reaction::ShedCodec, worker.stats(), || worker.random()) => {}
         NetworkFilters::Http(manager) => {
             let manager = Arc::clone(manager);
             crate::http::connection::serve(worker, manager, accepted, Rc::clone(&info), watch).await;
@@ -311,6 +412,11 @@ pub(crate) async fn serve(
             proxy.log(&facts);
             return;
         }
+        NetworkFilters::Echo => tokio::select! {
+            () = crate::tcp::simple::echo(accepted) => {}
+            () = watch.reached(Phase::Closing) => {}
+        },
+        NetworkFilters::Direct(response) => crate::tcp::simple::respond(accepted, response).await,
         NetworkFilters::Close => {}
     }
     drop(counted);
@@ -321,20 +427,30 @@ pub(crate) async fn serve(
 }
 
 /// Runs the listener filters within their time; false: the connection is to be closed.
-async fn with_timeout(listener: &WorkerListener, filters: impl Future<Output = std::io::Result<()>>) -> bool {
+async fn inspect(listener: &WorkerListener, accepted: &mut Accepted, found: &mut Inspected) -> bool {
     if listener.config.listener_filters.is_empty() {
         return true;
     }
-    listener.stats.downstream_pre_cx_active().inc();
+    let stats = &listener.stats;
+    stats.downstream_pre_cx_active().inc();
+    let filters = inspect::run(&listener.config, &listener.filter_stats, accepted, found);
     let outcome = match listener.config.listener_filters_timeout {
         Some(limit) => tokio::time::timeout(limit, filters).await,
         None => Ok(filters.await),
     };
-    listener.stats.downstream_pre_cx_active().dec();
+    stats.downstream_pre_cx_active().dec();
     match outcome {
-        Ok(done) => done.is_ok(),
+        Ok(Ok(())) => true,
+        Ok(Err(error)) => {
+            if error.kind() == std::io::ErrorKind::InvalidData {
+                stats.downstream_listener_filter_error().inc();
+            } else {
+                stats.downstream_listener_filter_remote_close().inc();
+            }
+            false
+        }
         Err(_) => {
-            listener.stats.downstream_pre_cx_timeout().inc();
+            stats.downstream_pre_cx_timeout().inc();
             listener.config.continue_on_timeout
         }
     }
@@ -359,6 +475,7 @@ fn log(listener: &WorkerListener, facts: &StreamInfo) {
 /// Counts a connection while it lives.
 struct Counted {
     stats: ListenerStats,
+    worker_stats: WorkerListenerStats,
     started: Instant,
 }
 
@@ -367,27 +484,32 @@ impl Counted {
         let stats = listener.stats.clone();
         stats.downstream_cx_total().inc();
         stats.downstream_cx_active().inc();
-        Self { stats, started }
+        let worker_stats = listener.worker_stats.clone();
+        worker_stats.downstream_cx_total().inc();
+        worker_stats.downstream_cx_active().inc();
+        Self { stats, worker_stats, started }
     }
 }
 
 impl Drop for Counted {
     fn drop(&mut self) {
         self.stats.downstream_cx_active().dec();
+        self.worker_stats.downstream_cx_active().dec();
         self.stats.downstream_cx_destroy().inc();
         self.stats.downstream_cx_length_ms().record_ms(self.started.elapsed());
     }
 }
 
-/// Restores the original destination, if the system knows one.
-pub(super) fn restore(socket: &Socket, local: &mut SocketAddr, restored: &mut bool) {
-    if let Socket::Tcp(stream) = socket
-        && let Some(destination) = original_dst::of(stream)
-    {
-        let destination = unmapped(destination);
-        if destination != *local {
-            *local = destination;
-            *restored = true;
+/// Restores the original destination, if the system knows one. A transparent socket's own local
+/// address is the original one (TPROXY).
+pub(super) fn restore(socket: &Socket, transparent: bool, found: &mut Inspected) {
+    let Socket::Tcp(stream) = socket else { return internal::restore(found) };
+    match original_dst::of(stream).map(unmapped) {
+        Some(destination) if destination != found.local => {
+            found.local = destination;
+            found.restored = true;
         }
+        Some(_) => {}
+        None => found.restored |= transparent,
     }
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use leno_api::proto::envoy::config::core::v3 as core;
 use leno_api::proto::envoy::config::listener::v3 as proto;
 use leno_api::proto::envoy::extensions::filters::listener as filters;
+use leno_api::proto::envoy::extensions::filters::network as network_filters;
 use leno_api::proto::envoy::extensions::filters::network::http_connection_manager::v3 as hcm;
 use leno_api::proto::envoy::extensions::filters::network::tcp_proxy::v3 as tcp_proxy;
 use leno_base::Name;
@@ -17,10 +18,13 @@ use prost_types::Any;
 use crate::config::address::{self, Address};
 use crate::config::lower::Lower;
 use crate::http::config::HttpConnectionManager;
+use crate::listener::accept::GlobalConnections;
 use crate::listener::filter_chain::FilterChains;
+use crate::listener::inspect::TlsInspection;
+use crate::listener::proxy_protocol::ProxyProtocol;
 use crate::listener::{
     Direction, FilterChain, ListenAddress, Listener, ListenerFilter, ListenerFilterKind, ListenerPredicate,
-    NetworkFilters,
+    NetworkFilters, OriginalSource, network,
 };
 use crate::tcp::tcp_proxy::TcpProxy;
 use crate::telemetry::access_log::AccessLog;
@@ -76,14 +80,12 @@ pub(crate) fn lower_proto(
         bind_to_port,
         enable_mptcp,
         ignore_global_conn_limit,
-        // The overload manager is refused.
-        bypass_overload_manager: _,
+        bypass_overload_manager,
         tcp_keepalive,
         listener_specifier,
     } = proto;
     at.unsupported("stats_matcher", stats_matcher.is_some());
     at.unsupported("fcds_config", fcds_config.is_some());
-    at.unsupported("filter_chain_matcher", filter_chain_matcher.is_some());
     at.unsupported(
         "per_connection_buffer_high_watermark_timeout",
         per_connection_buffer_high_watermark_timeout.is_some(),
@@ -91,30 +93,45 @@ pub(crate) fn lower_proto(
     at.unsupported("udp_listener_config", udp_listener_config.is_some());
     at.unsupported("api_listener", api_listener.is_some());
     at.unsupported("enable_mptcp", enable_mptcp);
-    at.unsupported("internal_listener", listener_specifier.is_some());
-    // Without a limit there is nothing to ignore.
-    let limited = at.scope().runtime.value("overload.global_downstream_max_connections").is_some();
-    at.unsupported("ignore_global_conn_limit", ignore_global_conn_limit && limited);
+    let internal = listener_specifier.is_some();
+    if internal {
+        internal_only(&address, &additional_addresses, &socket_options, at);
+    }
 
     let mut addresses: Vec<ListenAddress> = Vec::new();
     let mut ipv4_compatible = false;
     let mut listen_address = |address, at: &mut Lower| listen_address(address, &mut ipv4_compatible, at);
-    addresses.extend(at.required("address", address, &mut listen_address));
+    if !internal {
+        addresses.extend(at.required("address", address, &mut listen_address));
+    }
     addresses.extend(at.each("additional_addresses", additional_addresses, |additional, at| {
         let proto::AdditionalAddress { address, socket_options, tcp_keepalive } = additional;
         at.unsupported("socket_options", socket_options.is_some());
         at.unsupported("tcp_keepalive", tcp_keepalive.is_some());
         at.required("address", address, &mut listen_address)
     }));
-    let first = addresses.first().map(ToString::to_string).unwrap_or_default();
+    let first = match internal {
+        true => format!("envoy://{name}/"),
+        false => addresses.first().map(ToString::to_string).unwrap_or_default(),
+    };
     if filter_chains.is_empty() && default_filter_chain.is_none() {
         at.error_at("filter_chains", format!("error adding listener '{first}': no filter chains specified"));
     }
-    let chains = lower_chains(filter_chains, default_filter_chain, previous, at);
+    let use_proxy_proto = filter_chains.first().is_some_and(|chain| chain.use_proxy_proto == Some(true));
+    let mut chains =
+        lower_chains(filter_chains, default_filter_chain, filter_chain_matcher.is_some(), previous, at);
+    if let Some(matcher) = filter_chain_matcher {
+        at.field("filter_chain_matcher", |at| chains.set_matcher(matcher, at));
+    }
     let mut listener_filters = at.each("listener_filters", listener_filters, listener_filter);
     if use_original_dst == Some(true) {
         // It brings the filter that finds the destination with it.
         listener_filters.push(ListenerFilter { kind: ListenerFilterKind::OriginalDst, disabled: None });
+    }
+    if use_proxy_proto {
+        let filter = ProxyProtocol::lower(Default::default(), at)?;
+        listener_filters
+            .push(ListenerFilter { kind: ListenerFilterKind::ProxyProtocol(filter), disabled: None });
     }
     let mut options = address::socket_options("socket_options", socket_options, at);
     if let Some(length) = tcp_fast_open_queue_length {
@@ -145,11 +162,18 @@ pub(crate) fn lower_proto(
     let drain_type = at.value::<proto::listener::DrainType>("drain_type", drain_type)?;
     let old_bind = deprecated_v1.and_then(|proto::listener::DeprecatedV1 { bind_to_port }| bind_to_port);
     let stat_prefix = address::name(stat_prefix).unwrap_or_else(|| Name::from(first.replace(':', "_")));
+    let name = address::name(name).unwrap_or_else(|| Name::from(first));
+    let limit =
+        at.scope().runtime.integer(&format!("envoy.resource_limits.listener.{name}.connection_limit"));
+    let counted =
+        previous.map(|previous| &previous.connections).filter(|counted| counted.is_limited_to(limit));
     Some(Listener {
-        name: address::name(name).unwrap_or_else(|| Name::from(first)),
+        connections: counted.map_or_else(|| GlobalConnections::new(limit), Arc::clone),
+        name,
         stat_prefix,
         addresses,
-        bind_to_port: bind_to_port.or(old_bind).unwrap_or(true),
+        internal,
+        bind_to_port: bind_to_port.or(old_bind).unwrap_or(true) && !internal,
         use_original_dst: use_original_dst.unwrap_or(false),
         listener_filters,
         listener_filters_timeout: at.timeout(
@@ -173,11 +197,35 @@ pub(crate) fn lower_proto(
             core::TrafficDirection::Inbound => Direction::Inbound,
             core::TrafficDirection::Outbound => Direction::Outbound,
         },
+        bypass_overload: bypass_overload_manager,
+        ignore_global_limit: ignore_global_conn_limit,
         drain_modify_only: drain_type == proto::listener::DrainType::ModifyOnly,
         added_via_api: at.scope().added_via_api,
         source,
         version: at.scope().version.clone(),
     })
+}
+
+/// Refuses what makes no sense without a socket, as Envoy does.
+fn internal_only(
+    address: &Option<core::Address>,
+    additional: &[proto::AdditionalAddress],
+    socket_options: &[core::SocketOption],
+    at: &mut Lower,
+) {
+    if at.scope().internal_buffer.is_none() {
+        at.error_at(
+            "internal_listener",
+            "error adding listener: internal listener not enabled: bootstrap extension envoy.bootstrap.internal_listener is missing",
+        );
+    }
+    if address.is_some() {
+        at.error_at("address", "error adding listener: internal listeners must not have an address");
+    }
+    if !additional.is_empty() {
+        at.error_at("additional_addresses", "error adding listener: internal listeners must not have addresses");
+    }
+    at.unsupported("socket_options", !socket_options.is_empty());
 }
 
 /// Lowers an address to listen at; sets the flag for one that takes IPv4 too.
@@ -198,6 +246,7 @@ fn listen_address(mut proto: core::Address, ipv4: &mut bool, at: &mut Lower) -> 
 fn lower_chains(
     protos: Vec<proto::FilterChain>,
     default: Option<proto::FilterChain>,
+    with_matcher: bool,
     previous: Option<&Listener>,
     at: &mut Lower,
 ) -> FilterChains {
@@ -213,7 +262,11 @@ fn lower_chains(
     };
     at.each("filter_chains", protos, |proto, at| {
         let (criteria, wire, chain) = lower(proto, at)?;
-        chains.add(criteria, wire, &chain, at);
+        if with_matcher {
+            chains.add_named(wire, &chain, at);
+        } else {
+            chains.add(criteria, wire, &chain, at);
+        }
         None::<()>
     });
     if let Some((_, wire, chain)) = at.optional("default_filter_chain", default, lower) {
@@ -226,17 +279,18 @@ fn filter_chain(proto: proto::FilterChain, at: &mut Lower) -> Option<FilterChain
     let proto::FilterChain {
         filter_chain_match,
         filters,
-        use_proxy_proto,
+        // Of the listener's first chain; it brings a listener filter with it.
+        use_proxy_proto: _,
         // Read by extensions that we do not have.
         metadata: _,
         transport_socket,
         transport_socket_connect_timeout,
         name,
     } = proto;
-    at.unsupported("use_proxy_proto", use_proxy_proto == Some(true));
     address::raw_transport_socket("transport_socket", transport_socket, at);
     let last = filters.len().checked_sub(1);
-    let mut network = None;
+    let mut network: Option<NetworkFilters> = None;
+    let mut before = Vec::new();
     let mut index = 0;
     at.each("filters", filters, |filter, at| {
         let is_last = Some(index) == last;
@@ -253,6 +307,7 @@ fn filter_chain(proto: proto::FilterChain, at: &mut Lower) -> Option<FilterChain
                 return None;
             }
         };
+        let mut terminal = true;
         let lowered = at.field("typed_config", |at| {
             let any = at.extension(any)?;
             if leno_api::any::is::<hcm::HttpConnectionManager>(&any) {
@@ -261,16 +316,34 @@ fn filter_chain(proto: proto::FilterChain, at: &mut Lower) -> Option<FilterChain
             if leno_api::any::is::<tcp_proxy::TcpProxy>(&any) {
                 return Some(NetworkFilters::Tcp(TcpProxy::lower(at.unpack(&any)?, at)?));
             }
-            at.unsupported_extension(&name, &any.type_url);
+            if leno_api::any::is::<network_filters::echo::v3::Echo>(&any) {
+                let network_filters::echo::v3::Echo {} = at.unpack(&any)?;
+                return Some(NetworkFilters::Echo);
+            }
+            if leno_api::any::is::<network_filters::direct_response::v3::Config>(&any) {
+                let network_filters::direct_response::v3::Config { response } = at.unpack(&any)?;
+                let bytes = at.optional("response", response, address::data_source);
+                return Some(NetworkFilters::Direct(bytes.unwrap_or_default()));
+            }
+            match network::lower(&any, at) {
+                Some(filter) => {
+                    before.extend(filter);
+                    terminal = false;
+                }
+                None => at.unsupported_extension(&name, &any.type_url),
+            }
             None
-        })?;
-        if is_last {
-            network = Some(lowered);
-        } else {
+        });
+        if terminal && !is_last {
             at.error(format!(
                 "terminal filter named {name} must be the last filter in a network filter chain."
             ));
+        } else if !terminal && is_last {
+            at.error(format!(
+                "non-terminal filter named {name} is the last filter in a network filter chain."
+            ));
         }
+        network = network.take().or(lowered);
         None::<()>
     });
     let network = match last {
@@ -280,7 +353,7 @@ fn filter_chain(proto: proto::FilterChain, at: &mut Lower) -> Option<FilterChain
     // How long a handshake may take; plain text has none.
     at.timeout("transport_socket_connect_timeout", transport_socket_connect_timeout, None);
     let criteria = filter_chain_match.map(|criteria| criteria.encode_to_vec()).unwrap_or_default();
-    Some(FilterChain { name: name.into(), criteria: criteria.into(), network })
+    Some(FilterChain { name: name.into(), criteria: criteria.into(), filters: before, network })
 }
 
 fn listener_filter(proto: proto::ListenerFilter, at: &mut Lower) -> Option<ListenerFilter> {
@@ -313,19 +386,25 @@ fn listener_filter(proto: proto::ListenerFilter, at: &mut Lower) -> Option<Liste
                 let filters::tls_inspector::v3::TlsInspector {
                     enable_ja3_fingerprinting,
                     enable_ja4_fingerprinting,
-                    // How much is read at first; it only saves memory.
+                    // How much is read at first; reading is by what there is here.
                     initial_read_buffer_size: _,
                     close_connection_on_client_hello_parsing_errors,
                     max_client_hello_size,
                 } = at.unpack(&any)?;
                 at.unsupported("enable_ja3_fingerprinting", enable_ja3_fingerprinting == Some(true));
                 at.unsupported("enable_ja4_fingerprinting", enable_ja4_fingerprinting == Some(true));
-                at.unsupported(
-                    "close_connection_on_client_hello_parsing_errors",
-                    close_connection_on_client_hello_parsing_errors,
-                );
-                at.unsupported("max_client_hello_size", max_client_hello_size.is_some());
-                Some(ListenerFilterKind::TlsInspector)
+                let limit = max_client_hello_size.map_or(16 << 10, |limit| limit as usize);
+                Some(ListenerFilterKind::TlsInspector(TlsInspection {
+                    limit,
+                    only_tls: close_connection_on_client_hello_parsing_errors,
+                }))
+            }
+            "envoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtocol" => {
+                ProxyProtocol::lower(at.unpack(&any)?, at).map(ListenerFilterKind::ProxyProtocol)
+            }
+            "envoy.extensions.filters.listener.original_src.v3.OriginalSrc" => {
+                let filters::original_src::v3::OriginalSrc { bind_port, mark } = at.unpack(&any)?;
+                Some(ListenerFilterKind::OriginalSrc(OriginalSource { mark, port: bind_port }))
             }
             _ => {
                 at.unsupported_extension(&name, &any.type_url);

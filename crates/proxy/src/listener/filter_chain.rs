@@ -12,12 +12,14 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
 use leno_api::proto::envoy::config::listener::v3 as proto;
+use leno_api::proto::xds::r#type::matcher::v3 as xds;
 use leno_base::{Cidr, CidrMap};
 use proto::filter_chain_match::ConnectionSourceType;
 
 use crate::config::address;
 use crate::config::lower::Lower;
 use crate::listener::FilterChain;
+use crate::matching::{self, Matcher, Place};
 
 /// What is known of a connection when its chain is chosen.
 #[derive(Clone, Copy, Debug)]
@@ -41,6 +43,9 @@ pub(crate) struct ConnectionFacts<'a> {
 pub(crate) struct FilterChains {
     by_port: Ports,
     default: Option<Arc<FilterChain>>,
+    /// `filter_chain_matcher`, which chooses instead of the chains' own criteria; `None` inside:
+    /// it names a chain that does not exist.
+    matcher: Option<Matcher<Option<Arc<FilterChain>>>>,
     /// All chains, the default one last, with their wire form, by which the next version of the
     /// listener recognises what it can keep.
     chains: Vec<(Vec<u8>, Arc<FilterChain>)>,
@@ -61,7 +66,11 @@ type Ports = HashMap<u16, Destinations>;
 impl FilterChains {
     /// The chain that serves a connection; `None`: it is closed.
     pub(crate) fn find(&self, facts: &ConnectionFacts<'_>) -> Option<&Arc<FilterChain>> {
-        self.matched(facts).or(self.default.as_ref())
+        match self.matcher.as_ref().map(|matcher| matcher.find(facts)) {
+            Some(Some(chosen)) => chosen.as_ref(),
+            Some(None) => self.default.as_ref(),
+            None => self.matched(facts).or(self.default.as_ref()),
+        }
     }
 
     /// All chains, the default one included.
@@ -97,7 +106,9 @@ impl FilterChains {
             if self.is_default(chain) {
                 return next.default.as_ref().filter(like);
             }
-            let matched = by_match.get(&*chain.criteria).copied().filter(like);
+            // With a matcher they have no criteria, only names.
+            let by_criteria = self.matcher.is_none() && next.matcher.is_none();
+            let matched = by_match.get(&*chain.criteria).copied().filter(|_| by_criteria).filter(like);
             matched.or_else(|| by_name.get(&*chain.name).copied().filter(like))
         };
         self.all().map(|chain| (chain, find(chain))).collect()
@@ -118,6 +129,28 @@ impl FilterChains {
         let (_, types) = direct.longest(facts.direct_source.ip())?;
         let (_, ports) = by_source_type(types, facts)?.longest(facts.source.ip())?;
         exact_or_any(ports, &facts.source.port())
+    }
+
+    /// Adds a chain that `filter_chain_matcher` may name.
+    pub(super) fn add_named(&mut self, wire: Vec<u8>, chain: &Arc<FilterChain>, at: &mut Lower) {
+        if chain.name.is_empty() {
+            at.error_at("name", "\"name\" field is required when using a listener matcher");
+        } else if self.chains.iter().any(|(_, other)| other.name == chain.name) {
+            at.error_at("name", format!("\"name\" field is duplicated with value '{}'", chain.name));
+        }
+        self.chains.push((wire, Arc::clone(chain)));
+    }
+
+    /// Lowers `filter_chain_matcher`, which names chains that are there already.
+    pub(super) fn set_matcher(&mut self, proto: xds::Matcher, at: &mut Lower) {
+        let chains: HashMap<_, _> =
+            self.matching().map(|chain| (chain.name.clone(), Arc::clone(chain))).collect();
+        let matcher = matching::lower(proto, Place::CONNECTION, at, &mut |action, at| {
+            let any = at.required("typed_config", action.typed_config, |any, _| Some(any))?;
+            let name: String = at.field("typed_config", |at| at.unpack(&any))?;
+            Some(chains.get(name.as_str()).cloned())
+        });
+        self.matcher = matcher;
     }
 
     /// Adds a chain that serves what matches.
@@ -327,14 +360,16 @@ mod tests {
         criteria
     }
 
+    fn chain(name: &str) -> Arc<FilterChain> {
+        Arc::new(FilterChain {
+            name: name.into(),
+            criteria: Box::default(),
+            filters: Vec::new(),
+            network: NetworkFilters::Close,
+        })
+    }
+
     fn chains(matches: &[&str]) -> Result<FilterChains, String> {
-        let chain = |name: &str| {
-            Arc::new(FilterChain {
-                name: name.into(),
-                criteria: Box::default(),
-                network: NetworkFilters::Close,
-            })
-        };
         let lowered = Lower::resource(|at| {
             let mut chains = FilterChains::default();
             for text in matches {
@@ -420,5 +455,36 @@ mod tests {
                 "filter_chain_match.server_names[0]: error adding filter chain: partial wildcards are not supported in server_names: a*.com"
             ],
         );
+    }
+
+    #[test]
+    fn a_matcher_chooses_by_name() {
+        let lowered = Lower::resource(|at| {
+            let mut chains = FilterChains::default();
+            for name in ["a", "b", "other"] {
+                chains.add_named(Vec::new(), &chain(name), at);
+            }
+            chains.add_default(Vec::new(), &chain("default"));
+            let text = "matcher_tree: {input: {name: port, typed_config: {'@type': type.googleapis.com/envoy.extensions.matching.\
+                        common_inputs.network.v3.DestinationPortInput}}, exact_match_map: {map: {'80': {action: {name: a, typed_config: \
+                        {'@type': type.googleapis.com/google.protobuf.StringValue, value: a}}}, '81': {action: {name: a, typed_config: \
+                        {'@type': type.googleapis.com/google.protobuf.StringValue, value: nobody}}}}}}";
+            chains.set_matcher(leno_api::decode_text(text, "matcher").unwrap_or_else(|e| panic!("{e}")), at);
+            Some(chains)
+        });
+        let chains = lowered.unwrap_or_else(|why| panic!("{why}"));
+        let found = [80, 81, 82].map(|port| {
+            let source = "127.0.0.1:1".parse().expect("an address");
+            let facts = ConnectionFacts {
+                destination: format!("127.0.0.1:{port}").parse().expect("an address"),
+                source,
+                direct_source: source,
+                server_name: "",
+                transport: "raw_buffer",
+                application_protocols: &[],
+            };
+            chains.find(&facts).map(|chain| chain.name.to_string())
+        });
+        assert_eq!(found, [Some("a".to_owned()), None, Some("default".to_owned())]);
     }
 }

@@ -23,7 +23,9 @@ pub(crate) struct Listener {
     pub(crate) stat_prefix: Name,
     /// `address` and `additional_addresses`.
     pub(crate) addresses: Vec<ListenAddress>,
-    /// `bind_to_port`, true by default.
+    /// `internal_listener`: only connections of this proxy's own clusters come in.
+    pub(crate) internal: bool,
+    /// `bind_to_port`, true by default; never for internal ones.
     pub(crate) bind_to_port: bool,
     /// `use_original_dst`: hand the connection to the listener of its original destination.
     pub(crate) use_original_dst: bool,
@@ -55,6 +57,13 @@ pub(crate) struct Listener {
     pub(crate) keepalive: Option<TcpKeepalive>,
     /// `traffic_direction`.
     pub(crate) direction: Direction,
+    /// `bypass_overload_manager`: the overload manager stops and rejects nothing here.
+    pub(crate) bypass_overload: bool,
+    /// `ignore_global_conn_limit`.
+    pub(crate) ignore_global_limit: bool,
+    /// Its connections, limited by runtime key `envoy.resource_limits.listener.NAME.connection_limit`;
+    /// the next version goes on counting.
+    pub(crate) connections: Arc<accept::GlobalConnections>,
     /// `drain_type: MODIFY_ONLY`: failing health checks do not drain its connections.
     pub(crate) drain_modify_only: bool,
     /// Whether it came by LDS.
@@ -95,14 +104,28 @@ pub(crate) struct ListenerFilter {
 }
 
 /// The listener filters that this proxy has.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) enum ListenerFilterKind {
     /// envoy.filters.listener.original_dst
     OriginalDst,
     /// envoy.filters.listener.http_inspector
     HttpInspector,
     /// envoy.filters.listener.tls_inspector
-    TlsInspector,
+    TlsInspector(inspect::TlsInspection),
+    /// envoy.filters.listener.proxy_protocol
+    ProxyProtocol(Arc<proxy_protocol::ProxyProtocol>),
+    /// envoy.filters.listener.original_src
+    OriginalSrc(OriginalSource),
+}
+
+/// How upstream connections take over the source address of the downstream one
+/// (envoy.filters.listener.original_src).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct OriginalSource {
+    /// `mark` of their packets; 0: none.
+    pub(crate) mark: u32,
+    /// `bind_port`: the port too.
+    pub(crate) port: bool,
 }
 
 /// ListenerFilterChainMatchPredicate.
@@ -127,6 +150,8 @@ pub(crate) struct FilterChain {
     pub(crate) name: Name,
     /// `filter_chain_match` as received, by which the listener's next version is compared.
     pub(crate) criteria: Box<[u8]>,
+    /// `filters` but the last, in order.
+    pub(crate) filters: Vec<Arc<dyn network::NetworkFilterConfig>>,
     /// What serves the connection.
     pub(crate) network: NetworkFilters,
 }
@@ -138,6 +163,10 @@ pub(crate) enum NetworkFilters {
     Http(Arc<HttpConnectionManager>),
     /// TCP proxy.
     Tcp(Arc<TcpProxy>),
+    /// envoy.filters.network.echo: what comes is sent back.
+    Echo,
+    /// envoy.filters.network.direct_response: these bytes, then the end.
+    Direct(bytes::Bytes),
     /// No filter: the connection is closed.
     Close,
 }
@@ -148,6 +177,8 @@ impl NetworkFilters {
         match self {
             NetworkFilters::Http(_) => matches!(other, NetworkFilters::Http(_)),
             NetworkFilters::Tcp(_) => matches!(other, NetworkFilters::Tcp(_)),
+            NetworkFilters::Echo => matches!(other, NetworkFilters::Echo),
+            NetworkFilters::Direct(_) => matches!(other, NetworkFilters::Direct(_)),
             NetworkFilters::Close => matches!(other, NetworkFilters::Close),
         }
     }
@@ -158,5 +189,8 @@ pub(crate) mod bind;
 pub(crate) mod config;
 pub(crate) mod filter_chain;
 pub(crate) mod inspect;
+pub(crate) mod internal;
+pub(crate) mod network;
 pub(crate) mod original_dst;
+pub(crate) mod proxy_protocol;
 pub(crate) mod sockets;

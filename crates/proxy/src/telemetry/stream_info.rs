@@ -11,6 +11,8 @@ use std::time::{Instant, SystemTime};
 use leno_base::Name;
 
 use crate::cluster::Metadata;
+use crate::listener::OriginalSource;
+use crate::proxy_protocol::Origin;
 pub(crate) use crate::telemetry::metadata::DynamicMetadata;
 
 /// Envoy's response flags (`%RESPONSE_FLAGS%`), as a set.
@@ -163,6 +165,21 @@ pub(crate) struct ConnectionInfo {
     pub(crate) server_name: Option<Box<str>>,
     /// When the connection was accepted.
     pub(crate) started: Instant,
+    /// What listener and network filters found out.
+    pub(crate) found: Found,
+}
+
+/// What listener and network filters leave for those behind them.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Found {
+    /// Dynamic metadata of the connection. TCP sessions have it, requests do not (as in Envoy).
+    pub(crate) metadata: DynamicMetadata,
+    /// Filter state of the connection, which its requests see too.
+    pub(crate) filter_state: BTreeMap<String, FilterState>,
+    /// The PROXY protocol header that the connection began with.
+    pub(crate) origin: Option<Box<Origin>>,
+    /// Upstream connections are to come from the downstream address.
+    pub(crate) original_source: Option<OriginalSource>,
 }
 
 /// The facts about the upstream attempt that answered (or the last one).
@@ -284,7 +301,11 @@ impl StreamInfo {
         now: Instant,
         wall: SystemTime,
     ) -> Self {
+        let found = &connection.found;
+        let metadata = if protocol.is_none() { found.metadata.clone() } else { DynamicMetadata::new() };
         Self {
+            metadata,
+            filter_state: found.filter_state.clone(),
             connection,
             start_time: wall,
             started: now,
@@ -305,8 +326,6 @@ impl StreamInfo {
             virtual_cluster: None,
             virtual_host: None,
             upstream: UpstreamInfo::default(),
-            metadata: DynamicMetadata::new(),
-            filter_state: BTreeMap::new(),
             request_id: None,
             health_check: false,
         }

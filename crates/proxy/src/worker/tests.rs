@@ -438,3 +438,243 @@ fn an_accept_loop_serves_a_unix_socket() {
         assert_eq!(&text, b"one");
     });
 }
+
+/// A server that sends back, behind a space, what came first.
+async fn repeater() -> SocketAddr {
+    let socket = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = socket.local_addr().expect("an address");
+    tokio::task::spawn_local(async move {
+        while let Ok((mut stream, _)) = socket.accept().await {
+            tokio::task::spawn_local(async move {
+                let mut bytes = Vec::new();
+                while !bytes.ends_with(b"!") && matches!(stream.read_buf(&mut bytes).await, Ok(1..)) {}
+                let _ = stream.write_all(bytes.escape_ascii().to_string().as_bytes()).await;
+            });
+        }
+    });
+    address
+}
+
+const PROXY_PROTOCOL: &str = "listener_filters: [{name: pp, typed_config: {'@type': \
+    type.googleapis.com/envoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtocol, \
+    stat_prefix: p, pass_through_tlvs: {match_type: INCLUDE_ALL}, disallowed_versions: [V1]}}],";
+
+fn with_header(version: &str) -> String {
+    format!(
+        "name: one, connect_timeout: 1s, transport_socket: {{name: pp, typed_config: {{'@type': \
+         type.googleapis.com/envoy.extensions.transport_sockets.proxy_protocol.v3.ProxyProtocolUpstreamTransport, \
+         config: {{version: {version}, pass_through_tlvs: {{match_type: INCLUDE, tlv_type: [224]}}, added_tlvs: [{{type: 238, value: b3du}}]}}, \
+         transport_socket: {{name: raw, typed_config: {{'@type': \
+         type.googleapis.com/envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer}}}}}}}}"
+    )
+}
+
+#[test]
+fn proxy_protocol_headers_are_read_and_written() {
+    run(async {
+        let proxy = Proxy::new(None);
+        let one = repeater().await;
+        let header = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x14\x01\x02\x03\x04\x05\x06\x07\x08\0\x01\0\x02\xe0\0\x01x\xe1\0\x01y";
+        for (version, expected) in [
+            ("V1", "PROXY TCP4 1.2.3.4 5.6.7.8 1 2\\r\\nhello!"),
+            (
+                "V2",
+                "\\r\\n\\r\\n\\x00\\r\\nQUIT\\n!\\x11\\x00\\x16\\x01\\x02\\x03\\x04\\x05\\x06\\x07\\x08\\x00\\x01\\x00\\x02\\xee\\x00\\x03own\\xe0\\x00\\x01xhello!",
+            ),
+        ] {
+            proxy.adopt(|snapshot| {
+                add_cluster(snapshot, cluster(&with_header(version)), one);
+                add_listener(snapshot, &simple("l", PROXY_PROTOCOL, &chain("a", "one", "1.2.3.4")));
+            });
+            let mut client = TcpStream::connect(proxy.address("l")).await.expect("a connection");
+            client.write_all(header).await.expect("sent");
+            client.write_all(b"hello!").await.expect("sent");
+            let mut answer = String::new();
+            client.read_to_string(&mut answer).await.expect("an answer");
+            assert_eq!(answer, expected);
+        }
+        assert_eq!(proxy.stat("proxy_proto.p.versions.v2.found"), 2);
+        for (bytes, stat) in [
+            (&b"PROXY TCP4 1.2.3.4 5.6.7.8 1 2\r\n"[..], "proxy_proto.p.versions.v1.disallowed"),
+            (b"GET / HTTP/1.1\r\n", "proxy_proto.p.not_found_disallowed"),
+            (b"\r\n\r\n\0\r\nQUIT\n\x31\x11\0\0", "proxy_proto.p.versions.v2.error"),
+        ] {
+            let mut client = TcpStream::connect(proxy.address("l")).await.expect("a connection");
+            client.write_all(bytes).await.expect("sent");
+            assert_eq!(client.read(&mut [0]).await.unwrap_or(0), 0);
+            assert_eq!(proxy.stat(stat), 1, "{stat}");
+        }
+        assert_eq!(proxy.stat("listener.l.downstream_listener_filter_error"), 3);
+    });
+}
+
+#[test]
+fn network_filters_see_a_connection_in_front_of_the_last_one() {
+    run(async {
+        let proxy = Proxy::new(None);
+        let filters = |last: &str| {
+            format!(
+                "{{filters: [{{name: limit, typed_config: {{'@type': \
+                 type.googleapis.com/envoy.extensions.filters.network.connection_limit.v3.ConnectionLimit, stat_prefix: c, \
+                 max_connections: 1}}}}, {{name: last, typed_config: {{'@type': type.googleapis.com/envoy.extensions.filters.\
+                 network.{last}}}}}]}}"
+            )
+        };
+        proxy.adopt(|snapshot| {
+            add_listener(snapshot, &simple("l", "", &filters("echo.v3.Echo")));
+            let response = "direct_response.v3.Config, response: {inline_string: away}";
+            add_listener(snapshot, &simple("d", "", &filters(response)));
+        });
+        let mut first = TcpStream::connect(proxy.address("l")).await.expect("a connection");
+        first.write_all(b"echo").await.expect("sent");
+        assert_eq!(said(&mut first, 4).await, "echo");
+        let mut second = TcpStream::connect(proxy.address("l")).await.expect("a connection");
+        assert_eq!(second.read(&mut [0]).await.unwrap_or(0), 0, "one is the limit");
+        assert_eq!(proxy.stat("connection_limit.c.limited_connections"), 1);
+        drop(first);
+        until(|| proxy.stat("connection_limit.c.active_connections") == 0).await;
+        let mut third = TcpStream::connect(proxy.address("d")).await.expect("a connection");
+        let mut answer = String::new();
+        third.read_to_string(&mut answer).await.expect("an answer");
+        assert_eq!(answer, "away");
+    });
+}
+
+#[test]
+fn an_overloaded_proxy_sheds_load() {
+    run(async {
+        let proxy = Proxy::new(None);
+        let one = upstream("one").await;
+        proxy.adopt(|snapshot| {
+            add_cluster(snapshot, cluster("name: one, connect_timeout: 1s"), one);
+            add_listener(snapshot, &simple("l", "", &chain("a", "one", "127.0.0.1")));
+            add_listener(
+                snapshot,
+                &simple("b", "bypass_overload_manager: true,", &chain("a", "one", "127.0.0.1")),
+            );
+        });
+        let proto = leno_api::decode_text(
+            "resource_monitors: [{name: a, typed_config: {'@type': type.googleapis.com/envoy.extensions.resource_monitors.\
+             injected_resource.v3.InjectedResourceConfig, filename: f}}]\nactions:\n- name: envoy.overload_actions.reject_incoming_connections\n  \
+             triggers: [{name: a, threshold: {value: 0.5}}]\n- name: envoy.overload_actions.stop_accepting_connections\n  \
+             triggers: [{name: a, threshold: {value: 0.9}}]",
+            "overload",
+        );
+        let proto = proto.unwrap_or_else(|errors| panic!("{errors}"));
+        let plan = crate::config::lower::Lower::resource(|at| crate::overload::Plan::lower(proto, at));
+        let plan = plan.unwrap_or_else(|why| panic!("{why}"));
+        let connect =
+            async |listener: &str| TcpStream::connect(proxy.address(listener)).await.expect("a connection");
+        proxy.worker.set_overload(plan.levels(&[0.6]));
+        assert_eq!(connect("l").await.read(&mut [0]).await.unwrap_or(0), 0, "closed at once");
+        assert_eq!(proxy.stat("listener.l.downstream_cx_overload_reject"), 1);
+        assert_eq!(said(&mut connect("b").await, 3).await, "one");
+
+        proxy.worker.set_overload(plan.levels(&[1.0]));
+        // The accept that waited already still took one.
+        let _ = connect("l").await.read(&mut [0]).await;
+        let mut waiting = connect("l").await;
+        let mut byte = [0];
+        let mut early = Box::pin(waiting.read(&mut byte));
+        for _ in 0..100 {
+            assert!(futures_util::poll!(early.as_mut()).is_pending(), "it waits to be accepted");
+            tokio::task::yield_now().await;
+        }
+        drop(early);
+        proxy.worker.set_overload(plan.levels(&[0.0]));
+        assert_eq!(said(&mut waiting, 3).await, "one");
+    });
+}
+
+#[test]
+fn a_listener_has_a_limit_of_its_own() {
+    run(async {
+        let proxy = Proxy::new(None);
+        let one = upstream("one").await;
+        let mut runtime = crate::config::runtime::Runtime::default();
+        runtime.add_layer(serde_json::json!({"envoy.resource_limits.listener.l.connection_limit": 1}));
+        let scope = crate::config::lower::Scope { runtime: Arc::new(runtime), ..Default::default() };
+        let lowered = |previous: Option<&Listener>, more: &str| {
+            let source =
+                crate::fixtures::listener_message(&simple("l", more, &chain("a", "one", "127.0.0.1")));
+            let lower =
+                |at: &mut crate::config::lower::Lower| crate::listener::config::lower(&source, previous, at);
+            let lowered = crate::config::lower::Lower::resource_in(scope.clone(), lower);
+            Arc::new(lowered.unwrap_or_else(|why| panic!("{why}")))
+        };
+        proxy.adopt(|snapshot| {
+            add_cluster(snapshot, cluster("name: one, connect_timeout: 1s"), one);
+            snapshot.listeners.insert("l".into(), lowered(None, ""));
+        });
+        let mut first = TcpStream::connect(proxy.address("l")).await.expect("a connection");
+        assert_eq!(said(&mut first, 3).await, "one");
+        proxy.adopt(|snapshot| {
+            let changed = lowered(snapshot.listeners.get("l").map(|old| &**old), "tcp_backlog_size: 5,");
+            snapshot.listeners.insert("l".into(), changed);
+        });
+        let mut second = TcpStream::connect(proxy.address("l")).await.expect("a connection");
+        assert_eq!(second.read(&mut [0]).await.unwrap_or(0), 0, "the next version goes on counting");
+        assert_eq!(proxy.stat("listener.l.downstream_cx_overflow"), 1);
+        assert_eq!(proxy.stat("listener.l.worker_0.downstream_cx_active"), 1);
+    });
+}
+
+#[test]
+fn internal_listeners_take_connections_of_clusters() {
+    run(async {
+        let proxy = Proxy::new(None);
+        let (one, two) = (upstream("one").await, upstream("two").await);
+        let mut scope = crate::config::lower::Scope { internal_buffer: Some(1 << 20), ..Default::default() };
+        scope.added_via_api = true;
+        let filters = tcp_filters("cluster: dst");
+        let text = format!(
+            "name: inside, internal_listener: {{}}, listener_filters: [{{name: dst, typed_config: {{'@type': \
+             type.googleapis.com/envoy.extensions.filters.listener.original_dst.v3.OriginalDst}}}}], filter_chains: [{{{filters}}}]"
+        );
+        let source = crate::fixtures::listener_message(&text);
+        let inside = crate::config::lower::Lower::resource_in(scope, |at| {
+            crate::listener::config::lower(&source, None, at)
+        });
+        let inside = inside.unwrap_or_else(|why| panic!("{why}"));
+        let endpoint = |address: SocketAddr| {
+            format!(
+                "{{endpoint: {{address: {{envoy_internal_address: {{server_listener_name: inside, endpoint_id: '{address}'}}}}}}, \
+                 metadata: {{filter_metadata: {{envoy.filters.listener.original_dst: {{local: '{address}'}}}}}}}}"
+            )
+        };
+        let inner = format!(
+            "name: inner, connect_timeout: 1s, load_assignment: {{cluster_name: inner, endpoints: [{{lb_endpoints: [{}, {}]}}]}}, \
+             transport_socket: {{name: internal, typed_config: {{'@type': \
+             type.googleapis.com/envoy.extensions.transport_sockets.internal_upstream.v3.InternalUpstreamTransport, \
+             passthrough_metadata: [{{kind: {{host: {{}}}}, name: envoy.filters.listener.original_dst}}], transport_socket: \
+             {{name: raw, typed_config: {{'@type': type.googleapis.com/envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer}}}}}}}}",
+            endpoint(one),
+            endpoint(two)
+        );
+        proxy.adopt(|snapshot| {
+            let inner = cluster(&inner);
+            if let Discovery::Static(assignment) = &inner.discovery {
+                snapshot.endpoints.insert(inner.name.clone(), Arc::clone(assignment));
+            }
+            snapshot.clusters.insert(inner.name.clone(), Arc::new(inner));
+            let dst = cluster("name: dst, connect_timeout: 1s, type: ORIGINAL_DST, lb_policy: CLUSTER_PROVIDED");
+            snapshot.clusters.insert(dst.name.clone(), Arc::new(dst));
+            snapshot.listeners.insert(inside.name.clone(), Arc::new(inside));
+            add_listener(snapshot, &simple("l", "", &chain("a", "inner", "127.0.0.1")));
+        });
+        let mut answers = Vec::new();
+        for _ in 0..2 {
+            let mut client = TcpStream::connect(proxy.address("l")).await.expect("a connection");
+            answers.push(said(&mut client, 3).await);
+            client.write_all(b"echo").await.expect("sent");
+            assert_eq!(said(&mut client, 4).await, "echo");
+            client.shutdown().await.expect("half-closed");
+            assert_eq!(client.read(&mut [0]).await.expect("an orderly end"), 0);
+        }
+        answers.sort();
+        assert_eq!(answers, ["one", "two"]);
+        proxy.adopt(|snapshot| drop(snapshot.listeners.remove("inside")));
+        let mut client = TcpStream::connect(proxy.address("l")).await.expect("a connection");
+        assert_eq!(client.read(&mut [0]).await.unwrap_or(0), 0, "nobody is inside");
+    });
+}

@@ -129,11 +129,16 @@ fn endpoint(proto: proto::LbEndpoint, at: &mut Lower) -> Option<EndpointConfig> 
             }
         });
         at.unsupported("observability_name", !observability_name.is_empty());
-        let address = match at.required("address", address, address::address)? {
-            Address::Ip(address) => EndpointAddress::Ip(address),
-            Address::Name(host, port) => EndpointAddress::Name(host, port),
-            Address::Pipe(path, _) => EndpointAddress::Pipe(path),
-        };
+        let address = at.required("address", address, |address, at| {
+            if let Some(core::address::Address::EnvoyInternalAddress(internal)) = address.address {
+                return at.field("envoy_internal_address", |at| internal_address(internal, at));
+            }
+            Some(match address::address(address, at)? {
+                Address::Ip(address) => EndpointAddress::Ip(address),
+                Address::Name(host, port) => EndpointAddress::Name(host, port),
+                Address::Pipe(path, _) => EndpointAddress::Pipe(path),
+            })
+        })?;
         Some(EndpointConfig {
             address,
             hostname: (!hostname.is_empty()).then(|| hostname.into()),
@@ -144,6 +149,20 @@ fn endpoint(proto: proto::LbEndpoint, at: &mut Lower) -> Option<EndpointConfig> 
             check: at.optional("health_check_config", health_check_config, check).unwrap_or_default(),
         })
     })
+}
+
+fn internal_address(proto: core::EnvoyInternalAddress, at: &mut Lower) -> Option<EndpointAddress> {
+    let core::EnvoyInternalAddress { endpoint_id, address_name_specifier } = proto;
+    use core::envoy_internal_address::AddressNameSpecifier;
+    match address_name_specifier {
+        Some(AddressNameSpecifier::ServerListenerName(name)) => {
+            Some(EndpointAddress::Internal(name.into(), endpoint_id.into()))
+        }
+        None => {
+            at.error("server_listener_name is required");
+            None
+        }
+    }
 }
 
 fn check(proto: proto::endpoint::HealthCheckConfig, at: &mut Lower) -> Option<EndpointCheck> {
@@ -179,6 +198,9 @@ pub(super) fn refuse_names(assignment: &Assignment, at: &mut Lower) {
 pub(super) fn refuse_pipes(assignment: &Assignment, at: &mut Lower) {
     refuse(assignment, at, |address| match address {
         EndpointAddress::Pipe(_) => Some("Unix sockets are not supported by DNS clusters".to_owned()),
+        EndpointAddress::Internal(..) => {
+            Some("internal listeners are not supported by DNS clusters".to_owned())
+        }
         _ => None,
     });
 }

@@ -142,7 +142,7 @@ fn names(assignment: &Assignment) -> Vec<Arc<str>> {
     let mut names: Vec<Arc<str>> = endpoints
         .filter_map(|endpoint| match &endpoint.address {
             EndpointAddress::Name(name, _) => Some(Arc::clone(name)),
-            EndpointAddress::Ip(_) | EndpointAddress::Pipe(_) => None,
+            EndpointAddress::Ip(_) | EndpointAddress::Pipe(_) | EndpointAddress::Internal(..) => None,
         })
         .collect();
     names.sort_unstable();

@@ -68,6 +68,9 @@ fn address(address: &EndpointAddress) -> Value {
         EndpointAddress::Ip(ip) => socket(ip.ip().to_string(), ip.port()),
         EndpointAddress::Name(name, port) => socket(name.to_string(), *port),
         EndpointAddress::Pipe(path) => json!({"pipe": {"path": &**path, "mode": 0}}),
+        EndpointAddress::Internal(listener, id) => {
+            json!({"envoy_internal_address": {"server_listener_name": &**listener, "endpoint_id": &**id}})
+        }
     }
 }
 

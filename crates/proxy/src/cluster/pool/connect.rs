@@ -2,15 +2,19 @@
 //! HTTP pools and the TCP proxy.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 
 use socket2::{Domain, Protocol, Socket as RawSocket, Type};
+use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpSocket, UnixStream};
 
 use crate::cluster::pool::eyeballs;
-use crate::cluster::{BindConfig, Cluster, EndpointAddress};
+use crate::cluster::pool::via::{self, Via};
+use crate::cluster::{BindConfig, Cluster, EndpointAddress, Metadata};
 use crate::http::codec::ResetReason;
 use crate::io::{Socket, set_keepalive, set_raw_option};
+use crate::listener::internal;
+use crate::proxy_protocol::{self, UpstreamHeader};
 
 /// Why there is no connection. The text is `%UPSTREAM_TRANSPORT_FAILURE_REASON%`.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -46,23 +50,27 @@ impl ConnectError {
 }
 
 /// Opens a connection as the cluster says, within its `connect_timeout`. Counts nothing.
-/// `others`: more addresses of the same host.
+/// `others`: more addresses of the same host; `metadata`: the host's, which an internal
+/// connection may take along; `via`: what is taken over of the downstream connection that it is
+/// for.
 pub(crate) async fn open(
     cluster: &Cluster,
     address: &EndpointAddress,
     others: &[SocketAddr],
+    metadata: &Metadata,
+    via: Option<&Via>,
 ) -> Result<Socket, ConnectError> {
     let attempt = async {
         match address {
             EndpointAddress::Ip(first) if !others.is_empty() => {
                 let addresses = eyeballs::order(*first, others, cluster.eyeballs);
                 eyeballs::race(addresses, async |address| {
-                    attempt(cluster, &EndpointAddress::Ip(address)).await
+                    attempt(cluster, &EndpointAddress::Ip(address), metadata, via).await
                 })
                 .await
             }
             // The future of a single attempt is large, and there are thousands of it.
-            _ => attempt(cluster, address).await,
+            _ => attempt(cluster, address, metadata, via).await,
         }
     };
     match tokio::time::timeout(cluster.connect_timeout, attempt).await {
@@ -72,10 +80,41 @@ pub(crate) async fn open(
 }
 
 /// The same without a limit of time.
-pub(crate) async fn attempt(cluster: &Cluster, address: &EndpointAddress) -> Result<Socket, ConnectError> {
+pub(crate) async fn attempt(
+    cluster: &Cluster,
+    address: &EndpointAddress,
+    metadata: &Metadata,
+    via: Option<&Via>,
+) -> Result<Socket, ConnectError> {
+    let mut socket = connect(cluster, address, metadata, via).await?;
+    if let Some(settings) = &cluster.proxy_header {
+        // Before anything else, a TLS handshake too.
+        send_proxy_header(&mut socket, settings, via).await?;
+    }
+    Ok(socket)
+}
+
+async fn send_proxy_header(
+    socket: &mut Socket,
+    settings: &UpstreamHeader,
+    via: Option<&Via>,
+) -> Result<(), ConnectError> {
+    let none = SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), 0);
+    let (from, to) = (socket.local_address().unwrap_or(none), socket.peer_address().unwrap_or(none));
+    let origin = via.and_then(|via| via.origin.as_ref());
+    let header = proxy_protocol::write::header(settings, origin, from, to);
+    socket.write_all(&header).await.map_err(|error| classify(&error))
+}
+
+async fn connect(
+    cluster: &Cluster,
+    address: &EndpointAddress,
+    metadata: &Metadata,
+    via: Option<&Via>,
+) -> Result<Socket, ConnectError> {
     match address {
         EndpointAddress::Ip(address) => {
-            let socket = prepare(cluster, *address).map_err(|error| local(&error))?;
+            let socket = prepare(cluster, *address, via).map_err(|error| local(&error))?;
             let stream = socket.connect(*address).await.map_err(|error| classify(&error))?;
             // Small writes are already gathered by the codecs; waiting for more only adds latency.
             stream.set_nodelay(true).map_err(|error| local(&error))?;
@@ -87,6 +126,10 @@ pub(crate) async fn attempt(cluster: &Cluster, address: &EndpointAddress) -> Res
                 Some(name) => connect_abstract(name).map_err(|error| classify(&error))?,
             };
             Ok(Socket::Unix(stream))
+        }
+        EndpointAddress::Internal(listener, _) => {
+            let passed = via::passed(cluster, metadata);
+            internal::connect(listener, passed).map_err(|error| local(&error))
         }
         EndpointAddress::Name(name, _) => Err(ConnectError::Local(format!("{name} is not resolved").into())),
     }
@@ -107,7 +150,7 @@ fn connect_abstract(_name: &str) -> io::Result<UnixStream> {
 }
 
 /// A socket with everything set that must be set before it connects.
-fn prepare(cluster: &Cluster, address: SocketAddr) -> io::Result<TcpSocket> {
+fn prepare(cluster: &Cluster, address: SocketAddr, via: Option<&Via>) -> io::Result<TcpSocket> {
     let socket = RawSocket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_nonblocking(true)?;
     let BindConfig { sources, options } = &cluster.bind;
@@ -117,7 +160,21 @@ fn prepare(cluster: &Cluster, address: SocketAddr) -> io::Result<TcpSocket> {
     if let Some(keepalive) = &cluster.tcp_keepalive {
         set_keepalive(&socket, keepalive)?;
     }
-    if let Some(source) = sources.iter().find(|source| source.is_ipv4() == address.is_ipv4()) {
+    if let Some(source) = via.and_then(|via| via.source) {
+        // The address of somebody else: the system must be told that it is meant.
+        let (level, name) = if source.is_ipv4() {
+            (libc::SOL_IP, libc::IP_TRANSPARENT)
+        } else {
+            (libc::SOL_IPV6, libc::IPV6_TRANSPARENT)
+        };
+        set_raw_option(&socket, level, name, &1i32.to_ne_bytes())?;
+    }
+    if let Some(mark) = via.map(|via| via.mark).filter(|mark| *mark != 0) {
+        set_raw_option(&socket, libc::SOL_SOCKET, libc::SO_MARK, &mark.to_ne_bytes())?;
+    }
+    let own = via.and_then(|via| via.source.as_ref());
+    let configured = || sources.iter().find(|source| source.is_ipv4() == address.is_ipv4());
+    if let Some(source) = own.or_else(configured) {
         // The port is chosen when connecting, so that one source address serves more than
         // 64 k connections. A kernel without the option gives fewer.
         #[cfg(target_os = "linux")]

@@ -27,7 +27,7 @@ use tokio::sync::oneshot;
 
 use crate::cluster::stats::{ClusterStats, Permit, Resource};
 use crate::cluster::worker_cluster::{Host, HostCounts, WorkerCluster};
-use crate::cluster::{Cluster, EndpointAddress, Http2Settings, UpstreamProtocol};
+use crate::cluster::{Cluster, EndpointAddress, Http2Settings, Metadata, UpstreamProtocol};
 use crate::http::codec::ResetReason;
 use crate::http::codec::h2::stats::Http2Stats;
 use crate::http::codec::side::Upstream;
@@ -38,6 +38,7 @@ mod eyeballs;
 mod h1;
 mod h2;
 pub(crate) mod tunnel;
+pub(crate) mod via;
 
 pub(crate) use connect::ConnectError;
 pub(crate) use h1::H1Lease;
@@ -46,6 +47,8 @@ pub(crate) use h2::H2Lease;
 /// The connections to one endpoint and who waits for one.
 #[derive(Default)]
 pub(crate) struct Pool {
+    /// What its connections take over of a downstream connection; `None`: they are for all.
+    via: Option<Rc<via::Via>>,
     #[allow(clippy::vec_box, reason = "connections move between pool and lease for each request")]
     idle: Vec<Box<h1::H1Connection>>,
     streams: Vec<Rc<h2::H2Connection>>,
@@ -85,6 +88,7 @@ struct Target {
     stats: ClusterStats,
     address: EndpointAddress,
     others: Arc<[SocketAddr]>,
+    metadata: Metadata,
     counts: Rc<HostCounts>,
     /// Where HTTP/2 connections count, if the cluster may have some.
     http2: Option<Http2Stats>,
@@ -97,6 +101,7 @@ impl Target {
             cluster: Arc::clone(&cluster.config),
             stats: cluster.stats.clone(),
             address: host.config.address.clone(),
+            metadata: Arc::clone(&host.config.metadata),
             others: Arc::clone(&host.config.others),
             counts: Rc::clone(&host.counts),
             http2: cluster.http2.clone(),
@@ -282,7 +287,8 @@ async fn open(pool: Rc<RefCell<Pool>>, target: Rc<Target>, permit: Permit, http2
     target.stats.upstream_cx_total().inc();
     let started = now();
     let count = Count::new(&target, permit);
-    let opened = match connect::open(&target.cluster, &target.address, &target.others).await {
+    let via = pool.borrow().via.clone();
+    let opened = match connect::open(&target.cluster, &target.address, &target.others, &target.metadata, via.as_deref()).await {
         Err(error) => Err(error),
         Ok(socket) if http2 => h2::connect(socket, count, &target).map(Opened::H2),
         Ok(socket) => {

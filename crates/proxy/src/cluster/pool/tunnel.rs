@@ -43,7 +43,9 @@ pub(crate) async fn open(
     stats.upstream_rq_pending_total().inc();
     let started = now();
     let count = Count::new(&target, permit);
-    match connect::open(&target.cluster, &target.address, &target.others).await {
+    let via = host.pool.borrow().via.clone();
+    let Target { cluster: config, address, others, metadata, .. } = &*target;
+    match connect::open(config, address, others, metadata, via.as_deref()).await {
         Ok(socket) => {
             stats.upstream_cx_connect_ms().record_ms(now().saturating_duration_since(started));
             let local = socket.local_address();

@@ -25,6 +25,7 @@ use crate::http::reply::Reply;
 use crate::http::stream::{Connection, now, refuse_request, serve_request};
 use crate::http::timer::Timer;
 use crate::io::{Accepted, Socket};
+use crate::overload::Timed;
 use crate::telemetry::stream_info::{ConnectionInfo, HeadSize};
 use crate::worker::Worker;
 
@@ -205,10 +206,13 @@ async fn next_request(
     timer: &mut Timer,
 ) -> Next {
     let manager = connection.current();
-    let idle = manager.idle_timeout.map(|limit| now() + limit);
+    let since = now();
+    let overload = connection.worker.overload();
     let age = manager.max_connection_duration.map(|limit| connection.info.started + limit);
     let mut began: Option<Instant> = None;
     poll_fn(|cx| {
+        // Looked at again when overload changes how long it is.
+        let idle = manager.idle_timeout.map(|limit| since + overload.scaled(Timed::ConnectionIdle, limit));
         match server.poll_request(cx, head) {
             Poll::Ready(Ok(request)) => return Poll::Ready(Next::Request(request)),
             Poll::Ready(Err(NoRequest::Closed)) => {

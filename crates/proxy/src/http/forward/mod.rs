@@ -19,6 +19,7 @@ use smallvec::SmallVec;
 use crate::cluster::outlier::Report;
 use crate::cluster::stats::Permit;
 use crate::cluster::worker_cluster::{Host, WorkerCluster};
+use crate::cluster::pool::via::Via;
 use crate::cluster::{PickContext, pool};
 use crate::http::codec::ResetReason;
 use crate::http::codec::h1::client::Answer;
@@ -446,7 +447,10 @@ impl Router<'_, '_, '_> {
             earlier_picks: attempts - 1,
             ..PickContext::default()
         };
-        let host = self.cluster.pick(&context)?;
+        let mut host = self.cluster.pick(&context)?;
+        if let Some(via) = Via::of_request(&self.cluster.config, &stream.info.connection) {
+            host = host.via(via);
+        }
         self.tried.extend(host.address);
         self.note_host(&host);
         let stream = &mut *self.exchange.stream;

@@ -108,6 +108,7 @@ impl Proxy {
                     local_restored: false,
                     server_name: None,
                     started: crate::http::stream::now(),
+                    found: crate::telemetry::stream_info::Found::default(),
                 });
                 let accepted = Accepted {
                     socket: Socket::Tcp(stream),

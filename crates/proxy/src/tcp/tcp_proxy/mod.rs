@@ -14,10 +14,12 @@ use leno_base::drain::Phase;
 use crate::cluster::PickContext;
 use crate::cluster::outlier::Report;
 use crate::cluster::pool::connect::{ConnectError, open};
+use crate::cluster::pool::via::Via;
 use crate::cluster::stats::{ClusterStats, Permit, Resource};
 use crate::cluster::worker_cluster::{Host, WorkerCluster};
 use crate::drain::DrainWatch;
 use crate::io::{Accepted, Socket};
+use crate::listener::network::TCP_PROXY_CLUSTER;
 use crate::tcp::copy::{self, End, Moved, Who};
 use crate::telemetry::access_log::AccessLog;
 use crate::telemetry::stats::stats_scope;
@@ -147,7 +149,8 @@ impl Session<'_> {
 
     /// Connects to a host of the chosen cluster, trying again up to `max_connect_attempts`.
     async fn connect(&self) -> Option<(Rc<WorkerCluster>, Open, Socket)> {
-        let name = self.choose_cluster();
+        let chosen = self.info.borrow().filter_state.get(TCP_PROXY_CLUSTER).map(|state| state.text.clone());
+        let name = chosen.as_deref().unwrap_or_else(|| self.choose_cluster());
         let Some(cluster) = self.worker.cluster(name) else {
             self.stats.downstream_cx_no_route().inc();
             self.info.borrow_mut().flags.insert(ResponseFlags::NO_CLUSTER_FOUND);
@@ -181,7 +184,8 @@ impl Session<'_> {
             let stats = &cluster.stats;
             stats.upstream_cx_total().inc();
             stats.upstream_rq_pending_total().inc();
-            match open(&cluster.config, &host.config.address, &host.config.others).await {
+            let via = Via::of_session(&cluster.config, &self.info.borrow().connection);
+            match open(&cluster.config, &host.config.address, &host.config.others, &host.config.metadata, via.as_ref()).await {
                 Ok(socket) => {
                     host.report(Report::ConnectedForGood);
                     stats.upstream_cx_connect_ms().record_ms(started.elapsed());

@@ -67,6 +67,7 @@ impl Proxy {
             local_restored: false,
             server_name: None,
             started: Instant::now(),
+            found: crate::telemetry::stream_info::Found::default(),
         });
         let accepted =
             Accepted { socket: Socket::Tcp(stream), buffered: BytesMut::from(early), buffer_limit: 1 << 20 };

@@ -44,6 +44,7 @@ impl Sample {
             local_restored: false,
             server_name: None,
             started,
+            found: crate::telemetry::stream_info::Found::default(),
         };
         let wall = UNIX_EPOCH + Duration::from_micros(1_795_297_293_399_141);
         let mut info = StreamInfo::new(Rc::new(connection), Some(Protocol::Http11), started, wall);

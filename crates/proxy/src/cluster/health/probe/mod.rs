@@ -110,7 +110,7 @@ pub(super) use http::Verdicts;
 /// A connection to where the host is checked, made as the cluster makes its own; the timeout of
 /// the check is the only one.
 async fn connect(target: &Target) -> Option<Socket> {
-    connect::attempt(&target.cluster, &target.address).await.ok()
+    connect::attempt(&target.cluster, &target.address, &Arc::default(), None).await.ok()
 }
 
 /// The task that drives a connection; it ends with this.
@@ -155,6 +155,7 @@ fn headers(
             local_restored: false,
             server_name: None,
             started: now,
+            found: crate::telemetry::stream_info::Found::default(),
         };
         let mut info = StreamInfo::new(Rc::new(connection), Some(protocol), now, SystemTime::now());
         if let EndpointAddress::Ip(address) = &target.host {

@@ -73,6 +73,7 @@ fn info() -> StreamInfo {
         local_restored: false,
         server_name: None,
         started: now,
+        found: crate::telemetry::stream_info::Found::default(),
     };
     StreamInfo::new(Rc::new(connection), None, now, SystemTime::UNIX_EPOCH)
 }

@@ -28,6 +28,7 @@ fn info() -> StreamInfo {
         local_restored: false,
         server_name: None,
         started: now,
+        found: crate::telemetry::stream_info::Found::default(),
     };
     let mut info = StreamInfo::new(Rc::new(connection), None, now, SystemTime::UNIX_EPOCH);
     info.upstream.last_tx = Some(now);

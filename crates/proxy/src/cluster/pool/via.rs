@@ -1,0 +1,91 @@
+//! What upstream connections take over of the downstream connection that they are made for: its
+//! source address (envoy.filters.listener.original_src), or what their PROXY protocol header
+//! says. Such connections have pools of their own, one for each `Via`.
+
+use std::cell::RefCell;
+use std::net::SocketAddr;
+use std::rc::Rc;
+
+use crate::cluster::{Cluster, Metadata};
+use crate::cluster::pool::Pool;
+use crate::proxy_protocol::Origin;
+use crate::telemetry::stream_info::{ConnectionInfo, DynamicMetadata};
+
+/// What is taken over.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Via {
+    /// For the PROXY protocol header.
+    pub(crate) origin: Option<Origin>,
+    /// Where connections come from; port 0: any.
+    pub(crate) source: Option<SocketAddr>,
+    /// SO_MARK of their packets; 0: none.
+    pub(crate) mark: u32,
+}
+
+/// The metadata that an internal connection to this endpoint takes along.
+pub(crate) fn passed(cluster: &Cluster, endpoint: &Metadata) -> DynamicMetadata {
+    let mut passed = DynamicMetadata::new();
+    for source in &cluster.passthrough {
+        let from = if source.of_cluster { &cluster.metadata } else { endpoint };
+        if let Some(serde_json::Value::Object(values)) = from.get(&*source.namespace) {
+            passed.values_mut(&source.namespace).extend(values.clone());
+        }
+    }
+    passed
+}
+
+impl Via {
+    /// What connections for requests take over; most take over nothing.
+    pub(crate) fn of_request(cluster: &Cluster, connection: &ConnectionInfo) -> Option<Self> {
+        let found = &connection.found;
+        if found.origin.is_none() && found.original_source.is_none() {
+            return None;
+        }
+        let origin = found.origin.as_deref().filter(|_| cluster.proxy_header.is_some());
+        Self::of(origin.cloned(), connection)
+    }
+
+    /// What the connection of a TCP session takes over.
+    pub(crate) fn of_session(cluster: &Cluster, connection: &ConnectionInfo) -> Option<Self> {
+        let own = || Origin { source: connection.remote, destination: connection.local, tlvs: Vec::new() };
+        let origin = cluster
+            .proxy_header
+            .is_some()
+            .then(|| connection.found.origin.as_deref().cloned().unwrap_or_else(own));
+        Self::of(origin, connection)
+    }
+
+    fn of(origin: Option<Origin>, connection: &ConnectionInfo) -> Option<Self> {
+        let Some(source) = connection.found.original_source else {
+            return origin.is_some().then(|| Self { origin, ..Self::default() });
+        };
+        let port = if source.port { connection.remote.port() } else { 0 };
+        let address = SocketAddr::new(connection.remote.ip(), port);
+        Some(Self { origin, source: Some(address), mark: source.mark })
+    }
+}
+
+/// The pools of one endpoint that are not for everybody.
+#[derive(Default)]
+pub(crate) struct OwnPools(RefCell<Vec<Rc<RefCell<Pool>>>>);
+
+impl OwnPools {
+    /// The pool for these connections; unused ones are forgotten meanwhile.
+    pub(crate) fn find(&self, via: Via) -> Rc<RefCell<Pool>> {
+        let mut pools = self.0.borrow_mut();
+        let wanted = |pool: &Rc<RefCell<Pool>>| pool.borrow().via.as_deref() == Some(&via);
+        if let Some(pool) = pools.iter().find(|pool| wanted(pool)) {
+            return Rc::clone(pool);
+        }
+        pools.retain(|pool| Rc::strong_count(pool) > 1 || !pool.borrow().is_unused());
+        let pool = Rc::new(RefCell::new(Pool::default()));
+        pool.borrow_mut().via = Some(Rc::new(via));
+        pools.push(Rc::clone(&pool));
+        pool
+    }
+
+    /// Closes what is idle and lets what is in use end, in all of them.
+    pub(crate) fn drain(&self) {
+        self.0.borrow().iter().for_each(super::drain);
+    }
+}
