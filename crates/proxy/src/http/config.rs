@@ -8,12 +8,15 @@ use leno_base::Name;
 
 use crate::cluster::Http2Settings;
 use crate::http::codec::h1::head::KeepCase;
+use crate::http::config::detection::Detection;
 use crate::http::config::local_reply::LocalReplies;
 use crate::http::filters::ChainedFilter;
 use crate::http::headers::Known;
 use crate::http::route::RouteTable;
+use crate::http::route::mutation::HeaderChange;
 use crate::telemetry::access_log::AccessLog;
 
+pub(crate) mod detection;
 mod http2;
 pub(crate) mod local_reply;
 pub(crate) mod lower;
@@ -75,6 +78,16 @@ pub(crate) struct HttpConnectionManager {
     pub(crate) use_remote_address: bool,
     /// `xff_num_trusted_hops`.
     pub(crate) xff_trusted_hops: u32,
+    /// `original_ip_detection_extensions`: the first that knows decides.
+    pub(crate) detections: Vec<Detection>,
+    /// `early_header_mutation_extensions`.
+    pub(crate) early_changes: Vec<HeaderChange>,
+    /// `flush_access_log_on_new_request`.
+    pub(crate) log_new_requests: bool,
+    /// `access_log_flush_interval`.
+    pub(crate) log_interval: Option<Duration>,
+    /// `flush_log_on_tunnel_successfully_established`.
+    pub(crate) log_tunnels: bool,
     /// `skip_xff_append`.
     pub(crate) skip_xff_append: bool,
     /// `internal_address_config`; `None`: RFC 1918, RFC 4193 and loopback as Envoy 1.40 defaults.

@@ -459,7 +459,13 @@ impl HeaderMap {
 
     /// `:status` as a number; 0 if absent or malformed.
     pub(crate) fn status(&self) -> u16 {
-        self.get_str(Known::Status).and_then(|text| text.parse().ok()).unwrap_or(0)
+        match self.get(Known::Status) {
+            Some([a @ b'0'..=b'9', b @ b'0'..=b'9', c @ b'0'..=b'9']) => {
+                u16::from(a - b'0') * 100 + u16::from(b - b'0') * 10 + u16::from(c - b'0')
+            }
+            Some(text) => std::str::from_utf8(text).ok().and_then(|text| text.parse().ok()).unwrap_or(0),
+            None => 0,
+        }
     }
 
     /// Sets `:status`.

@@ -11,6 +11,7 @@ use crate::http::codec::h1::head::valid_authority;
 use crate::http::config::{EscapedSlashes, HttpConnectionManager, StripPort, Underscores};
 use crate::http::headers::{HeaderMap, Known};
 use crate::http::reply::Reply;
+use crate::telemetry::access_log::command::FormatContext;
 use crate::telemetry::stream_info::{ConnectionInfo, StreamInfo};
 
 /// Headers that are removed from requests of an edge's clients.
@@ -55,6 +56,13 @@ pub(crate) fn request(
 ) -> Result<Origin, Reply> {
     underscores(manager, head)?;
     join_lists(head);
+    if !manager.early_changes.is_empty() {
+        let context = FormatContext::new(info);
+        for change in &manager.early_changes {
+            change.apply(head, &context);
+        }
+        join_lists(head);
+    }
     if !head.contains(Known::Authority) {
         return Err(Reply::new(400, "missing_host_header", ""));
     }
@@ -69,7 +77,7 @@ pub(crate) fn request(
         path(manager, head)?;
     }
     authority(manager, info, head);
-    let origin = trust(manager, info, head);
+    let origin = trust(manager, info, head)?;
     if manager.generate_request_id {
         let edge = manager.use_remote_address && !origin.internal;
         if !head.contains(Known::XRequestId) || (edge && !manager.preserve_external_request_id) {
@@ -258,7 +266,11 @@ fn authority(manager: &HttpConnectionManager, info: &StreamInfo, head: &mut Head
 }
 
 /// Who the client is and what it may say of itself.
-fn trust(manager: &HttpConnectionManager, info: &mut StreamInfo, head: &mut HeaderMap) -> Origin {
+fn trust(
+    manager: &HttpConnectionManager,
+    info: &mut StreamInfo,
+    head: &mut HeaderMap,
+) -> Result<Origin, Reply> {
     let peer = info.connection.remote;
     let forwarded = head.contains(Known::XForwardedFor);
     let mut client = peer.ip();
@@ -282,6 +294,18 @@ fn trust(manager: &HttpConnectionManager, info: &mut StreamInfo, head: &mut Head
         }
         if manager.append_forwarded_port && (distrusted || !head.contains(Known::XForwardedPort)) {
             head.set(Known::XForwardedPort, info.connection.local.port().to_string().as_bytes());
+        }
+    } else if !manager.detections.is_empty() {
+        checkable = false;
+        for detection in &manager.detections {
+            let found = detection.detect(peer.ip(), head)?;
+            if detection.appends() {
+                append_forwarded_for(head, own_address(peer.ip()));
+            }
+            if let Some(found) = found {
+                (client, checkable) = (found.address, found.checkable);
+                break;
+            }
         }
     } else if let Some((address, single)) = nth_last(head, manager.xff_trusted_hops) {
         client = address;
@@ -331,11 +355,11 @@ fn trust(manager: &HttpConnectionManager, info: &mut StreamInfo, head: &mut Head
     if !manager.via.is_empty() {
         append_list(head, Known::Via, manager.via.as_bytes(), b", ");
     }
-    Origin { internal }
+    Ok(Origin { internal })
 }
 
 /// The address at position `skip` from the end of `x-forwarded-for`, and whether it is alone.
-fn nth_last(head: &HeaderMap, skip: u32) -> Option<(IpAddr, bool)> {
+pub(crate) fn nth_last(head: &HeaderMap, skip: u32) -> Option<(IpAddr, bool)> {
     let values: Vec<&[u8]> = head.find_all(Known::XForwardedFor.text()).collect();
     let joined = values.join(&b","[..]);
     let text = std::str::from_utf8(&joined).ok()?;

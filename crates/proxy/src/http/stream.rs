@@ -203,6 +203,7 @@ impl Stream {
                 .map(|limit| connection.worker.overload().scaled(Timed::StreamIdle, limit)),
             request: manager.request_timeout.filter(|_| !complete).map(|limit| now + limit),
             duration: manager.max_stream_duration.map(|limit| now + limit),
+            log: manager.log_interval.map(|interval| now + interval),
             ..Deadlines::new(now)
         };
         let grpc = head.is_grpc();
@@ -326,6 +327,10 @@ impl Stream {
         self.internal = origin.internal;
         self.route(head);
         self.check_upgrade(head, down)?;
+        if self.manager.log_new_requests {
+            self.note_target();
+            self.log(LogType::DownstreamStart, Some(head));
+        }
         if let Some(limit) = self.selected.as_ref().and_then(|selected| selected.route.buffer_limit) {
             self.request_buffer_limit = usize::try_from(limit).unwrap_or(usize::MAX);
         }
@@ -622,6 +627,20 @@ impl Stream {
         self.account();
     }
 
+    /// Writes access logs for something else than the request's end.
+    pub(crate) fn log(&self, log_type: LogType, request: Option<&HeaderMap>) {
+        let context = FormatContext {
+            request: request.or(Some(&self.request)),
+            response: Some(&self.response),
+            trailers: self.trailers.as_deref(),
+            log_type,
+            ..FormatContext::new(&self.info)
+        };
+        for log in &self.manager.access_logs {
+            log.log(&context);
+        }
+    }
+
     fn account(&mut self) {
         self.finished = true;
         let end = now();
@@ -667,6 +686,8 @@ impl Stream {
             Expired::Route => Reply::upstream_timeout("response_timeout"),
             Expired::PerTry => Reply::upstream_timeout("upstream_per_try_timeout"),
             Expired::PerTryIdle => Reply::upstream_timeout("upstream_per_try_idle_timeout"),
+            // Whoever waits has logged, and gone on.
+            Expired::Log => return Ended::Aborted,
             Expired::Upstream => Reply::new(
                 late,
                 "upstream_max_stream_duration_reached",
@@ -694,9 +715,22 @@ impl Stream {
         .await
     }
 
+    /// Ready when a deadline has passed; writes the periodic logs meanwhile.
+    pub(crate) fn poll_deadlines(&mut self, cx: &mut Context<'_>, timer: &mut Timer) -> Poll<Expired> {
+        loop {
+            match self.deadlines.poll(cx, timer) {
+                Poll::Ready(Expired::Log) => {
+                    self.log(LogType::DownstreamPeriodic, None);
+                    self.deadlines.log = self.manager.log_interval.map(|interval| now() + interval);
+                }
+                polled => return polled,
+            }
+        }
+    }
+
     /// Ready when the client is gone or a deadline has passed.
     pub(crate) fn poll_interrupted(
-        &self,
+        &mut self,
         cx: &mut Context<'_>,
         down: &mut Downstream<'_>,
         timer: &mut Timer,
@@ -707,7 +741,7 @@ impl Stream {
         if let Poll::Ready(Err(error)) = down.poll_flush(cx) {
             return Poll::Ready(Interrupted::Downstream(error));
         }
-        self.deadlines.poll(cx, timer).map(Interrupted::Expired)
+        self.poll_deadlines(cx, timer).map(Interrupted::Expired)
     }
 }
 
@@ -774,7 +808,7 @@ impl Attend for Attendant<'_, '_> {
             if let Poll::Ready(Err(error)) = down.poll_flush(cx) {
                 return Poll::Ready(Err(Interrupted::Downstream(error)));
             }
-            stream.deadlines.poll(cx, timer).map(|expired| Err(Interrupted::Expired(expired)))
+            stream.poll_deadlines(cx, timer).map(|expired| Err(Interrupted::Expired(expired)))
         });
         let frame = match next.await {
             Ok(frame) => frame,

@@ -169,6 +169,8 @@ pub(crate) struct Deadlines {
     /// How long writing the end of a response may take; `None`: as long as `idle`;
     /// `Some(None)`: for ever.
     pub(crate) flush: Option<Option<Duration>>,
+    /// When the access logs are written next (`access_log_flush_interval`).
+    pub(crate) log: Option<Instant>,
     /// The cluster's `max_stream_duration`, of this attempt.
     pub(crate) upstream: Option<Instant>,
 }
@@ -190,6 +192,8 @@ pub(crate) enum Expired {
     PerTryIdle,
     /// See `Deadlines::upstream`.
     Upstream,
+    /// See `Deadlines::log`: nothing ends.
+    Log,
 }
 
 impl Expired {
@@ -211,6 +215,7 @@ impl Deadlines {
             per_try: None,
             per_try_idle: None,
             flush: None,
+            log: None,
             upstream: None,
         }
     }
@@ -223,6 +228,7 @@ impl Deadlines {
             (self.per_try, Expired::PerTry),
             (after_last(self.per_try_idle), Expired::PerTryIdle),
             (self.upstream, Expired::Upstream),
+            (self.log, Expired::Log),
             (self.duration, Expired::Duration),
             (self.request, Expired::Request),
             (after_last(self.idle), Expired::Idle),

@@ -9,6 +9,7 @@ use leno_api::proto::envoy::config::core::v3 as core;
 use leno_api::proto::envoy::config::route::v3::RouteConfiguration;
 use leno_api::proto::envoy::extensions::filters::http::router::v3 as router;
 use leno_api::proto::envoy::extensions::filters::network::http_connection_manager::v3 as hcm;
+use leno_api::proto::envoy::extensions::http::early_header_mutation::header_mutation::v3::HeaderMutation as EarlyHeaderMutation;
 use leno_api::proto::envoy::extensions::http::header_formatters::preserve_case::v3::PreserveCaseFormatterConfig;
 use leno_api::proto::envoy::extensions::http::header_formatters::preserve_case::v3::preserve_case_formatter_config::FormatterTypeOnEnvoyHeaders;
 use leno_api::proto::envoy::extensions::request_id::uuid::v3::UuidRequestIdConfig;
@@ -19,7 +20,7 @@ use prost_types::Any;
 pub(crate) use super::http2::http2_options;
 use super::{
     CodecType, EscapedSlashes, Http1Settings, HttpConnectionManager, RouteSource, RouterConfig, ServerHeader,
-    StripPort, Underscores, UpgradeType, local_reply,
+    StripPort, Underscores, UpgradeType, detection, local_reply,
 };
 use crate::config::address;
 use crate::config::filter_id::FilterId;
@@ -31,6 +32,7 @@ use crate::http::filters::{ChainedFilter, REGISTRY};
 use crate::http::forward::strict;
 use crate::http::headers::Known;
 use crate::http::route::RouteTable;
+use crate::http::route::mutation::{HeaderChange, change};
 use crate::http::route::table::pack;
 use crate::telemetry::access_log::AccessLog;
 
@@ -145,11 +147,6 @@ impl HttpConnectionManager {
         let drain_timeout = at.duration("drain_timeout", drain_timeout).unwrap_or(DRAIN_TIMEOUT);
         check_request_id(request_id_extension, at);
         at.unsupported("drain_timeout_jitter", drain_timeout_jitter.is_some());
-        at.unsupported("access_log_flush_interval", access_log_flush_interval.is_some());
-        at.unsupported("flush_access_log_on_new_request", flush_access_log_on_new_request);
-        at.unsupported("access_log_options", access_log_options.is_some());
-        at.unsupported("original_ip_detection_extensions", !original_ip_detection_extensions.is_empty());
-        at.unsupported("early_header_mutation_extensions", !early_header_mutation_extensions.is_empty());
         at.unsupported("forward_client_cert_matcher", forward_client_cert_matcher.is_some());
         at.unsupported(
             "represent_ipv4_remote_address_as_ipv4_mapped_ipv6",
@@ -159,6 +156,18 @@ impl HttpConnectionManager {
         at.unsupported("proxy_status_config", proxy_status_config.is_some());
         at.unsupported("typed_header_validation_config", typed_header_validation_config.is_some());
         at.unsupported("forward_proto_config", forward_proto_config.is_some());
+        let logging =
+            logging(access_log_options, access_log_flush_interval, flush_access_log_on_new_request, at);
+        let detections =
+            at.each("original_ip_detection_extensions", original_ip_detection_extensions, detection::lower);
+        if !detections.is_empty() && use_remote_address == Some(true) {
+            at.error("Original IP detection extensions and use_remote_address may not be mixed");
+        }
+        if !detections.is_empty() && xff_num_trusted_hops > 0 {
+            at.error("Original IP detection extensions and xff_num_trusted_hops may not be mixed");
+        }
+        let early_changes =
+            at.each("early_header_mutation_extensions", early_header_mutation_extensions, early_changes);
         lower_tracing(tracing, at);
 
         let common = common_options(common_http_protocol_options, at);
@@ -262,6 +271,11 @@ impl HttpConnectionManager {
             drain_timeout,
             use_remote_address: use_remote_address.unwrap_or(false),
             xff_trusted_hops: xff_num_trusted_hops,
+            detections,
+            early_changes: early_changes.into_iter().flatten().collect(),
+            log_new_requests: logging.new_requests,
+            log_interval: logging.interval,
+            log_tunnels: logging.tunnels,
             skip_xff_append,
             internal_addresses,
             via: via.into(),
@@ -288,6 +302,54 @@ impl HttpConnectionManager {
             routes: routes?,
         }))
     }
+}
+
+/// HcmAccessLogOptions: when logs are written besides at a request's end.
+struct Logging {
+    new_requests: bool,
+    interval: Option<Duration>,
+    tunnels: bool,
+}
+
+fn logging(
+    options: Option<hcm::http_connection_manager::HcmAccessLogOptions>,
+    interval: Option<prost_types::Duration>,
+    new_requests: bool,
+    at: &mut Lower,
+) -> Logging {
+    let Some(options) = options else {
+        let interval = at.duration("access_log_flush_interval", interval);
+        return Logging { new_requests, interval, tunnels: false };
+    };
+    at.field("access_log_options", |at| {
+        if interval.is_some() || new_requests {
+            at.error("Only one of access_log_options and the fields that it replaces can be specified");
+        }
+        let hcm::http_connection_manager::HcmAccessLogOptions {
+            access_log_flush_interval,
+            flush_access_log_on_new_request,
+            flush_log_on_tunnel_successfully_established,
+        } = options;
+        Logging {
+            new_requests: flush_access_log_on_new_request,
+            interval: at.duration("access_log_flush_interval", access_log_flush_interval),
+            tunnels: flush_log_on_tunnel_successfully_established,
+        }
+    })
+}
+
+/// Lowers one of early_header_mutation_extensions.
+fn early_changes(extension: core::TypedExtensionConfig, at: &mut Lower) -> Option<Vec<HeaderChange>> {
+    let name = extension.name;
+    let any = at.required("typed_config", extension.typed_config, |any, at| at.extension(any))?;
+    at.field("typed_config", |at| {
+        if !leno_api::any::is::<EarlyHeaderMutation>(&any) {
+            at.unsupported_extension(&name, &any.type_url);
+            return None;
+        }
+        let EarlyHeaderMutation { mutations } = at.unpack(&any)?;
+        Some(at.each("mutations", mutations, change))
+    })
 }
 
 /// Tracing without a tracer changes nothing, as long as the bootstrap names none, which is

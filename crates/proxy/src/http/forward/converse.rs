@@ -20,6 +20,7 @@ use crate::http::headers::{HeaderMap, Known};
 use crate::http::stream::{Attendant, Ended, Interrupted, broken_off, now};
 use crate::http::timer::Expired;
 use crate::http::upgrade;
+use crate::telemetry::access_log::LogType;
 
 /// What happened next in an attempt.
 enum Event {
@@ -292,7 +293,7 @@ impl Router<'_, '_, '_> {
             if let Poll::Ready(Err(error)) = down.poll_flush(cx) {
                 return Poll::Ready(Event::Interrupted(Interrupted::Downstream(error)));
             }
-            stream.deadlines.poll(cx, timer).map(|expired| Event::Interrupted(Interrupted::Expired(expired)))
+            stream.poll_deadlines(cx, timer).map(|expired| Event::Interrupted(Interrupted::Expired(expired)))
         })
         .await
     }
@@ -393,7 +394,12 @@ impl Router<'_, '_, '_> {
             stream.deadlines.route = None;
             stream.stats.downstream_cx_upgrades_total().inc();
         }
+        let tunnel =
+            head.status() == 101 || stream.request.method() == b"CONNECT" && head.status() / 100 == 2;
         stream.send_head(head, end, down);
+        if tunnel && stream.manager.log_tunnels {
+            stream.log(LogType::DownstreamTunnelSuccessfullyEstablished, None);
+        }
     }
 
     /// A piece of the response goes through the filters and down.

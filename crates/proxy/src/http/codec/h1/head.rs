@@ -166,8 +166,8 @@ pub(crate) fn parse_request(
         }
         // No standard header, but clients of forward proxies send it, and Envoy obeys it.
         let mut proxy_connection = Connection::default();
-        for field in request.headers.iter().filter(|field| known(field.name) == Some(Known::ProxyConnection))
-        {
+        let named = |field: &&httparse::Header<'_>| field.name.eq_ignore_ascii_case("proxy-connection");
+        for field in request.headers.iter().filter(named) {
             proxy_connection.read(field.value);
         }
         connection.close |= proxy_connection.close;
