@@ -76,7 +76,7 @@ pub(crate) fn assignment(addresses: &[&str]) -> Arc<Assignment> {
         |text: &&str| EndpointAddress::Ip(text.parse().unwrap_or_else(|_| panic!("{text} is no address")));
     let endpoints = addresses.iter().map(|text| EndpointConfig::plain(address(text))).collect();
     let localities = vec![LocalityEndpoints { endpoints, ..LocalityEndpoints::default() }];
-    Arc::new(Assignment { localities, overprovisioning_factor: 140 })
+    Arc::new(Assignment { localities, overprovisioning_factor: 140, ..Assignment::default() })
 }
 
 /// The facts of a connection from this peer to 127.0.0.1:80.

@@ -20,6 +20,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::{AbortHandle, LocalSet};
 use tokio::time::Instant;
 
+use crate::cluster::lb::zone::LocalHosts;
 use crate::cluster::stats::{AnswerStats, RouteStats};
 use crate::cluster::worker_cluster::WorkerCluster;
 use crate::cluster::{Assignment, Discovery, EndpointAddress};
@@ -158,6 +159,8 @@ pub(crate) struct Worker {
     snapshot: RefCell<Arc<Snapshot>>,
     /// The worker's side of the clusters that it has used.
     clusters: RefCell<HashMap<Name, Rc<WorkerCluster>>>,
+    /// The hosts of the cluster that this proxy belongs to, for zone-aware routing.
+    local_hosts: Rc<LocalHosts>,
     listeners: RefCell<HashMap<Name, Rc<WorkerListener>>>,
     /// Listeners by the address that connections may be handed over for.
     destinations: RefCell<HashMap<SocketAddr, Name>>,
@@ -203,6 +206,7 @@ impl Worker {
             connections,
             snapshot: RefCell::default(),
             clusters: RefCell::default(),
+            local_hosts: Rc::default(),
             listeners: RefCell::default(),
             destinations: RefCell::default(),
             accepting: RefCell::default(),
@@ -295,12 +299,18 @@ impl Worker {
         }
         let snapshot = self.snapshot.borrow();
         let config = snapshot.clusters.get(name)?;
-        let cluster = WorkerCluster::new(Arc::clone(config), &self.stats, self.random());
+        let cluster = WorkerCluster::new(Arc::clone(config), &self.stats, self.random(), &self.local_hosts);
         if let Some(assignment) = snapshot.endpoints.get(name) {
             cluster.update_hosts(assignment);
         }
         let cluster = Rc::new(cluster);
         self.clusters.borrow_mut().insert(config.name.clone(), Rc::clone(&cluster));
+        let local = config.here.cluster.clone().filter(|local| *local != config.name);
+        drop(snapshot);
+        if let Some(local) = local {
+            // From now on its hosts matter.
+            self.cluster(&local);
+        }
         Some(cluster)
     }
 

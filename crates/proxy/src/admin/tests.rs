@@ -86,7 +86,8 @@ fn view() -> View {
         ..EndpointConfig::plain(EndpointAddress::Ip("10.0.0.1:80".parse().unwrap()))
     };
     let place = LocalityEndpoints { endpoints: vec![endpoint], priority: 1, ..LocalityEndpoints::default() };
-    let assignment = Assignment { localities: vec![place], overprovisioning_factor: 140 };
+    let assignment =
+        Assignment { localities: vec![place], overprovisioning_factor: 140, ..Assignment::default() };
     let mut snapshot = Snapshot::default();
     let cluster = leno_api::proto::envoy::config::cluster::v3::Cluster {
         name: "c".into(),

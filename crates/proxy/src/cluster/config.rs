@@ -31,8 +31,10 @@ use crate::proxy_protocol::UpstreamHeader;
 mod assignment;
 mod balancing;
 mod dns;
+mod policies;
 pub(crate) use dns::typed_resolver;
 mod protocol;
+mod subset;
 
 /// Lowers a cluster from its wire form.
 pub(crate) fn lower(source: &Any, at: &mut Lower) -> Option<Cluster> {
@@ -111,7 +113,6 @@ pub(crate) fn lower_proto(proto: proto::Cluster, source: Any, at: &mut Lower) ->
         "per_connection_buffer_high_watermark_timeout",
         per_connection_buffer_high_watermark_timeout.is_some(),
     );
-    at.unsupported("lb_subset_config", lb_subset_config.is_some());
     at.unsupported("filters", !filters.is_empty());
     at.unsupported("lrs_server", lrs_server.is_some());
     at.unsupported("lrs_report_endpoint_metrics", !lrs_report_endpoint_metrics.is_empty());
@@ -157,13 +158,30 @@ pub(crate) fn lower_proto(proto: proto::Cluster, source: Any, at: &mut Lower) ->
             Parts { name: &name, assignment, eds: eds_cluster_config, dns, cleanup_interval, original_dst };
         lower_discovery(kind, parts, at)
     });
+    let by_hostname = common_lb_config
+        .as_ref()
+        .and_then(|common| common.consistent_hashing_lb_config)
+        .is_some_and(|hashing| hashing.use_hostname_for_hashing);
+    if by_hostname && !matches!(discovery, None | Some(Discovery::StrictDns(_))) {
+        at.error_at(
+            "common_lb_config.consistent_hashing_lb_config.use_hostname_for_hashing",
+            "Cannot use hostname for consistent hashing loadbalancing for clusters that are not of type STRICT_DNS",
+        );
+    }
     let policy = at.value::<LbPolicy>("lb_policy", lb_policy);
-    let balancing = policy.and_then(|policy| {
-        balancing::lower(policy, lb_config, load_balancing_policy, common_lb_config.as_ref(), provided, at)
-    });
     let ignore_new_hosts =
         common_lb_config.as_ref().is_some_and(|common| common.ignore_new_hosts_until_first_hc);
-    let panic_threshold = balancing::common(common_lb_config, at);
+    let balancing = policy.and_then(|policy| {
+        let fields = balancing::Fields {
+            policy,
+            lb_config,
+            subset: lb_subset_config,
+            extensions: load_balancing_policy,
+            common: common_lb_config,
+            provided,
+        };
+        balancing::lower(fields, at)
+    });
     let http = protocol::Fields {
         common_http_protocol_options,
         http_protocol_options,
@@ -197,6 +215,7 @@ pub(crate) fn lower_proto(proto: proto::Cluster, source: Any, at: &mut Lower) ->
     let connect_timeout = at.duration("connect_timeout", connect_timeout).unwrap_or(Duration::from_secs(5));
     let metadata = address::metadata("metadata", metadata, at);
     let http = http?;
+    let balancing = balancing?;
     let around = health::config::Surroundings {
         ignore_new_hosts,
         ignore_health_on_removal: ignore_health_on_host_removal,
@@ -208,8 +227,11 @@ pub(crate) fn lower_proto(proto: proto::Cluster, source: Any, at: &mut Lower) ->
         stat_name: address::name(alt_stat_name).unwrap_or_else(|| name.clone()),
         name,
         discovery: discovery?,
-        balancing: balancing?,
-        panic_threshold,
+        balancing: balancing.balancing,
+        here: Arc::clone(&at.scope().here),
+        panic_threshold: balancing.panic_threshold,
+        override_status: balancing.override_status,
+        close_on_host_change: balancing.close_on_host_change,
         connect_timeout,
         protocol: http.protocol,
         http: http.overrides,

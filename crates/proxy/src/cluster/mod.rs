@@ -27,6 +27,8 @@ pub(crate) mod pool;
 pub(crate) mod stats;
 pub(crate) mod worker_cluster;
 
+pub(crate) use lb::settings::Balancing;
+
 /// A cluster as configured (envoy.config.cluster.v3.Cluster), lowered.
 #[derive(Debug)]
 pub(crate) struct Cluster {
@@ -38,8 +40,15 @@ pub(crate) struct Cluster {
     pub(crate) discovery: Discovery,
     /// How one is chosen.
     pub(crate) balancing: Balancing,
-    /// `common_lb_config.healthy_panic_threshold`, percent; 50 by default, 0: never panic.
+    /// Where this proxy is, for zone-aware routing.
+    pub(crate) here: Arc<lb::settings::Here>,
+    /// `common_lb_config.healthy_panic_threshold`, whole percent; 50 by default, 0: never panic.
     pub(crate) panic_threshold: f64,
+    /// `common_lb_config.override_host_status`: of which health a host may be that a session
+    /// sticks to.
+    pub(crate) override_status: OverrideStatus,
+    /// `common_lb_config.close_connections_on_host_set_change`.
+    pub(crate) close_on_host_change: bool,
     /// `connect_timeout`, 5 s by default.
     pub(crate) connect_timeout: Duration,
     /// HTTP protocol towards its endpoints.
@@ -167,6 +176,8 @@ pub(crate) struct Assignment {
     pub(crate) localities: Vec<LocalityEndpoints>,
     /// `policy.overprovisioning_factor`, percent; 140 by default.
     pub(crate) overprovisioning_factor: u32,
+    /// `policy.weighted_priority_health`: hosts count by their weights for their priority's health.
+    pub(crate) weighted_priority_health: bool,
 }
 
 /// Endpoints of one locality and priority.
@@ -270,24 +281,6 @@ pub(crate) enum HealthStatus {
     Unhealthy,
     /// DRAINING: as if unhealthy.
     Draining,
-}
-
-/// How an endpoint is chosen.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) enum Balancing {
-    /// Weighted round robin.
-    RoundRobin,
-    /// Power of `choices` choices.
-    LeastRequest {
-        /// `choice_count`, at least 2.
-        choices: u32,
-        /// `active_request_bias`, 1.0 by default.
-        bias: f64,
-    },
-    /// Uniform by weight.
-    Random,
-    /// The discovery names the endpoint itself (ORIGINAL_DST).
-    ClusterProvided,
 }
 
 /// The HTTP protocol spoken to a cluster's endpoints (HttpProtocolOptions).
@@ -468,6 +461,19 @@ pub(crate) struct PickContext<'a> {
     pub(crate) excluded_priorities: &'a [u32],
     /// How many hosts were picked for this request before.
     pub(crate) earlier_picks: u32,
+}
+
+/// `override_host_status`: DRAINING hosts are left out unless they are asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct OverrideStatus {
+    /// UNKNOWN or HEALTHY.
+    pub(crate) healthy: bool,
+    /// DEGRADED.
+    pub(crate) degraded: bool,
+    /// UNHEALTHY or TIMEOUT, or ejected.
+    pub(crate) unhealthy: bool,
+    /// DRAINING.
+    pub(crate) draining: bool,
 }
 
 /// The endpoint that a session sticks to.

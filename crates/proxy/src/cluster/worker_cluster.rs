@@ -5,23 +5,29 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use leno_base::rng::Rng;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::cluster::health::Vitals;
-use crate::cluster::lb::priority::{Census, Share, shares};
-use crate::cluster::lb::{LoadBalancer, build};
+use crate::cluster::lb::facts::HostFacts;
+use crate::cluster::lb::hosts::{Gathering, Hosts};
+use crate::cluster::lb::orca::LoadReport;
+use crate::cluster::lb::settings::{Balancing, Localities, Spread};
+use crate::cluster::lb::zone::LocalHosts;
+use crate::cluster::lb::{Balancer, Surroundings, Turn, build};
 use crate::cluster::outlier::{Report, Watched};
 use crate::cluster::pool::via::{OwnPools, Via};
 use crate::cluster::pool::{self, Pool};
 use crate::cluster::stats::{AnswerStats, ClusterStats};
 use crate::cluster::{
-    Assignment, Cluster, Discovery, EndpointAddress, EndpointCheck, EndpointConfig, HealthStatus, PickContext,
-    UpstreamProtocol,
+    Assignment, Cluster, Discovery, EndpointAddress, EndpointCheck, EndpointConfig, HealthStatus,
+    OverrideHost, PickContext, UpstreamProtocol,
 };
 use crate::http::codec::h2::stats::Http2Stats;
+use crate::http::headers::HeaderMap;
 use crate::telemetry::stats::ThreadStats;
 
 /// One cluster on one worker.
@@ -34,6 +40,7 @@ pub(crate) struct WorkerCluster {
     answers: [OnceCell<AnswerStats>; 4],
     /// Counts of its HTTP/2 connections, if it may have some.
     pub(crate) http2: Option<Http2Stats>,
+    around: Surroundings,
     hosts: RefCell<HostSet>,
     random: RefCell<Rng>,
     /// When unused hosts were forgotten the last time.
@@ -71,6 +78,8 @@ pub(crate) struct Host {
     pub(crate) config: EndpointConfig,
     /// Its IP address, or `None` for a pipe.
     pub(crate) address: Option<SocketAddr>,
+    /// Its priority.
+    pub(crate) priority: u32,
     /// Connections to it. An update of the endpoint's settings keeps them.
     pub(crate) pool: Rc<RefCell<Pool>>,
     /// Connections to it that are not for all requests.
@@ -79,6 +88,8 @@ pub(crate) struct Host {
     pub(crate) active: Rc<Cell<u32>>,
     /// What `/clusters` shows of it.
     pub(crate) counts: Rc<HostCounts>,
+    /// What balancers have learnt of it.
+    pub(crate) facts: Rc<HostFacts>,
     /// Who is told how it does, if the cluster has outlier detection.
     outlier: Option<Watched>,
     /// What active health checks know of it, if it is checked.
@@ -109,39 +120,33 @@ pub(crate) struct HostCounts {
     pub(crate) rq_timeout: Cell<u64>,
 }
 
-/// The hosts of one cluster, by priority, with a balancer for each list.
+/// The hosts of one cluster.
 #[derive(Default)]
 struct HostSet {
     by_address: HashMap<EndpointAddress, Rc<Host>>,
-    priorities: Vec<Priority>,
-    shares: Vec<Share>,
-}
-
-/// The hosts of one priority.
-struct Priority {
-    healthy: Group,
-    degraded: Group,
-    /// For panic: whatever their health.
-    all: Group,
-}
-
-/// A list of hosts with the balancer that works on it.
-struct Group {
-    hosts: Vec<Rc<Host>>,
-    balancer: Box<dyn LoadBalancer>,
+    /// As balancers see them; `None`: the balancer has taken them.
+    hosts: Option<Hosts>,
+    /// Made of the hosts when the first of them is picked.
+    balancer: Option<Box<dyn Balancer>>,
 }
 
 impl WorkerCluster {
     /// A cluster without hosts yet; `seed` differs by worker.
-    pub(crate) fn new(config: Arc<Cluster>, thread: &ThreadStats, seed: u64) -> Self {
+    pub(crate) fn new(config: Arc<Cluster>, thread: &ThreadStats, seed: u64, local: &Rc<LocalHosts>) -> Self {
         let stats = ClusterStats::new(thread, &format!("cluster.{}.", config.stat_name));
         let http2 = (config.protocol != UpstreamProtocol::Http1)
             .then(|| Http2Stats::new(thread, &format!("cluster.{}.http2.", config.stat_name)));
+        let around = Surroundings {
+            stats: stats.clone(),
+            panic_threshold: config.panic_threshold,
+            local: Rc::clone(local),
+        };
         let cluster = Self {
             config,
             stats,
             answers: Default::default(),
             http2,
+            around,
             hosts: RefCell::default(),
             random: RefCell::new(Rng::new(seed)),
             cleaned: Cell::new(Instant::now()),
@@ -169,58 +174,59 @@ impl WorkerCluster {
     pub(crate) fn update_hosts(&self, assignment: &Assignment) {
         let previous = std::mem::take(&mut self.hosts.borrow_mut().by_address);
         let mut by_address: HashMap<EndpointAddress, Rc<Host>> = HashMap::with_capacity(previous.len());
-        // There is always a first priority, even if it is empty.
-        let mut priorities: Vec<Vec<Rc<Host>>> = vec![Vec::new()];
+        let mut gathering = Gathering::default();
+        let renew = self.config.close_on_host_change && differs(&previous, assignment);
+        let now = Instant::now().into_std();
         for locality in &assignment.localities {
-            let priority = locality.priority as usize;
-            if priorities.len() <= priority {
-                priorities.resize_with(priority + 1, Vec::new);
-            }
+            let mut hosts = Vec::with_capacity(locality.endpoints.len());
             for endpoint in &locality.endpoints {
                 if by_address.contains_key(&endpoint.address) {
                     continue;
                 }
+                let before = previous.get(&endpoint.address);
+                let priority = locality.priority;
                 let vitals = self.config.health.as_ref().and_then(|health| health.vitals(&endpoint.address));
-                let host = match previous.get(&endpoint.address) {
-                    Some(host) if host.config == *endpoint && same(&host.vitals, &vitals) => Rc::clone(host),
-                    Some(host) => Rc::new(Host { vitals, ..host.reconfigured(endpoint.clone()) }),
+                let host = match before {
+                    // Requests under way end on the connections that they have.
+                    Some(host) if renew => Rc::new(Host {
+                        pool: Rc::default(),
+                        vitals,
+                        ..host.reconfigured(endpoint.clone(), priority)
+                    }),
+                    Some(host)
+                        if host.config == *endpoint
+                            && host.priority == priority
+                            && same(&host.vitals, &vitals) =>
+                    {
+                        Rc::clone(host)
+                    }
+                    Some(host) => Rc::new(Host { vitals, ..host.reconfigured(endpoint.clone(), priority) }),
                     None => Rc::new(Host {
                         outlier: self.watched(&endpoint.address),
                         vitals,
+                        priority,
                         ..Host::new(endpoint.clone())
                     }),
                 };
+                if host.health() == HealthStatus::Healthy {
+                    // Whoever passes its checks again starts slowly again.
+                    host.facts.healthy(now, host.vitals.is_some() && host.failing.get());
+                }
                 host.drop_connections_if_failing(self.config.close_on_failure);
                 by_address.insert(endpoint.address.clone(), Rc::clone(&host));
-                priorities[priority].push(host);
+                hosts.push(host);
             }
+            gathering.add(&locality.locality, locality.priority, locality.weight, hosts);
         }
-        let mut random = self.random.borrow_mut();
-        let group = |hosts: Vec<Rc<Host>>, random: &mut Rng| Group {
-            balancer: build(&self.config.balancing, &hosts, random.next_u64()),
-            hosts,
-        };
-        let mut set = HostSet { by_address, ..HostSet::default() };
-        let mut census = Vec::with_capacity(priorities.len());
-        for hosts in priorities {
-            let of = |health| {
-                let of = hosts.iter().filter(|host| host.health() == health);
-                of.cloned().collect::<Vec<_>>()
-            };
-            let (healthy, degraded) = (of(HealthStatus::Healthy), of(HealthStatus::Degraded));
-            census.push(Census {
-                total: hosts.iter().filter(|host| !host.is_excluded()).count() as u32,
-                healthy: healthy.len() as u32,
-                degraded: degraded.len() as u32,
-            });
-            set.priorities.push(Priority {
-                healthy: group(healthy, &mut random),
-                degraded: group(degraded, &mut random),
-                all: group(hosts, &mut random),
-            });
+        let is_local = self.config.here.cluster.as_ref() == Some(&self.config.name);
+        let local =
+            (is_local || tells_localities(&self.config.balancing)).then_some(&self.config.here.locality);
+        let (factor, weighted) = (assignment.overprovisioning_factor, assignment.weighted_priority_health);
+        let hosts = gathering.finish(local, factor, weighted);
+        if is_local {
+            self.around.local.follow(&hosts);
         }
-        set.shares = shares(&census, assignment.overprovisioning_factor, self.config.panic_threshold);
-        *self.hosts.borrow_mut() = set;
+        *self.hosts.borrow_mut() = HostSet { by_address, hosts: Some(hosts), balancer: None };
     }
 
     fn watched(&self, address: &EndpointAddress) -> Option<Watched> {
@@ -232,17 +238,53 @@ impl WorkerCluster {
         if let Discovery::OriginalDst { .. } = self.config.discovery {
             return self.pick_original_dst(context);
         }
-        let mut set = self.hosts.borrow_mut();
-        let mut picked = None;
-        for _ in 0..=context.attempts {
-            let host = set.draw(&mut self.random.borrow_mut(), &self.stats)?;
-            let rejected = context.rejects.is_some_and(|rejects| rejects(&host));
-            picked = Some(host);
-            if !rejected {
-                break;
+        if let Some(wanted) = context.override_host {
+            match self.find_override(wanted) {
+                Some(host) => return Some(host),
+                None if wanted.strict => return None,
+                None => {}
             }
         }
-        picked
+        let mut set = self.hosts.borrow_mut();
+        let random = &mut *self.random.borrow_mut();
+        if let Some(hosts) = set.hosts.take() {
+            set.balancer = Some(build(&self.config.balancing, hosts, &self.around, random.next_u64()));
+        }
+        set.balancer.as_mut()?.pick(&mut Turn { context, random, around: &self.around })
+    }
+
+    /// The host that a session sticks to, if its health allows.
+    fn find_override(&self, wanted: OverrideHost<'_>) -> Option<Rc<Host>> {
+        let set = self.hosts.borrow();
+        let host = set.by_address.get(&crate::cluster::lb::address(wanted.address))?;
+        let allowed = self.config.override_status;
+        let fits = match host.health() {
+            HealthStatus::Healthy => allowed.healthy,
+            HealthStatus::Degraded => allowed.degraded,
+            HealthStatus::Unhealthy => allowed.unhealthy,
+            HealthStatus::Draining => allowed.draining,
+        };
+        fits.then(|| Rc::clone(host))
+    }
+
+    /// Whether what endpoints report of their load is read.
+    pub(crate) fn wants_load_reports(&self) -> bool {
+        self.config.balancing.load_reports().is_some()
+    }
+
+    /// Reads what a response's headers or trailers report of the endpoint's load; false: nothing.
+    pub(crate) fn note_load(&self, host: &Host, headers: &HeaderMap) -> bool {
+        let Some(wanted) = self.config.balancing.load_reports() else { return false };
+        let Some(report) = LoadReport::read(headers) else { return false };
+        host.facts.report(&report, wanted, Instant::now().into_std());
+        true
+    }
+
+    /// An endpoint took so long to answer.
+    pub(crate) fn note_latency(&self, host: &Host, latency: Duration) {
+        if let Some(settings) = self.config.balancing.latencies() {
+            host.facts.answered_after(latency, settings, Instant::now().into_std());
+        }
     }
 
     /// All hosts, in no particular order.
@@ -297,36 +339,22 @@ impl WorkerCluster {
     }
 }
 
-impl HostSet {
-    /// One draw: a priority by its share, then a host by the policy.
-    fn draw(&mut self, random: &mut Rng, stats: &ClusterStats) -> Option<Rc<Host>> {
-        let (index, degraded) = match self.shares.as_slice() {
-            [only] if only.healthy == 100 => (0, false),
-            shares => {
-                let mut point = random.below(100) as u32;
-                let parts = shares.iter().enumerate().map(|(index, share)| (index, false, share.healthy));
-                let parts = parts
-                    .chain(shares.iter().enumerate().map(|(index, share)| (index, true, share.degraded)));
-                let found = parts.into_iter().find(|(_, _, percent)| {
-                    let hit = point < *percent;
-                    point = point.saturating_sub(*percent);
-                    hit
-                });
-                found.map(|(index, degraded, _)| (index, degraded))?
-            }
-        };
-        let panic = self.shares.get(index).is_some_and(|share| share.panic);
-        if panic {
-            stats.lb_healthy_panic().inc();
-        }
-        let priority = self.priorities.get_mut(index)?;
-        let group = match (panic, degraded) {
-            (true, _) => &mut priority.all,
-            (false, true) => &mut priority.degraded,
-            (false, false) => &mut priority.healthy,
-        };
-        let chosen = group.balancer.choose(&group.hosts, &mut || random.next_u64())?;
-        group.hosts.get(chosen).cloned()
+/// Whether an assignment has other hosts.
+fn differs(hosts: &HashMap<EndpointAddress, Rc<Host>>, assignment: &Assignment) -> bool {
+    let endpoints = assignment.localities.iter().flat_map(|locality| &locality.endpoints);
+    let addresses: std::collections::HashSet<_> = endpoints.map(|endpoint| &endpoint.address).collect();
+    addresses.len() != hosts.len() || !addresses.into_iter().all(|address| hosts.contains_key(address))
+}
+
+/// Whether the balancer wants to know which host is where.
+fn tells_localities(balancing: &Balancing) -> bool {
+    match balancing {
+        Balancing::Spread(Spread { localities, .. }) => *localities != Localities::Ignored,
+        Balancing::Hash(hashing) => hashing.locality_weighted,
+        Balancing::Subset(subsets) => tells_localities(&subsets.inner),
+        Balancing::OverrideHost(overrides) => tells_localities(&overrides.inner),
+        Balancing::LoadAware(_) => true,
+        Balancing::ClusterProvided => false,
     }
 }
 
@@ -339,18 +367,35 @@ impl Host {
         };
         let (pool, active, counts) = (Rc::default(), Rc::default(), Rc::default());
         let (failing, failed) = (Cell::new(false), Rc::default());
-        Self { config, address, pool, own_pools: Rc::default(), active, counts, outlier: None, vitals: None, failing, failed }
+        let (facts, own_pools) = (Rc::default(), Rc::default());
+        let (outlier, vitals) = (None, None);
+        Self {
+            config,
+            address,
+            priority: 0,
+            pool,
+            own_pools,
+            active,
+            counts,
+            facts,
+            outlier,
+            vitals,
+            failing,
+            failed,
+        }
     }
 
-    /// The same host with other settings (weight, health, metadata).
-    fn reconfigured(&self, config: EndpointConfig) -> Self {
+    /// The same host with other settings (weight, health, metadata, priority).
+    fn reconfigured(&self, config: EndpointConfig, priority: u32) -> Self {
         Self {
             config,
             address: self.address,
+            priority,
             pool: Rc::clone(&self.pool),
             own_pools: Rc::clone(&self.own_pools),
             active: Rc::clone(&self.active),
             counts: Rc::clone(&self.counts),
+            facts: Rc::clone(&self.facts),
             outlier: self.outlier.clone(),
             vitals: self.vitals.clone(),
             failing: self.failing.clone(),

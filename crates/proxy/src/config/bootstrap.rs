@@ -21,6 +21,7 @@ use prost_types::Any;
 use crate::admin::AdminConfig;
 use crate::cluster::Cluster;
 use crate::cluster::config::typed_resolver;
+use crate::cluster::lb::settings::Here;
 use crate::config::address::{self, Address};
 use crate::config::lower::{Lower, Scope, UnknownFields};
 use crate::config::runtime::Runtime;
@@ -179,6 +180,7 @@ pub(crate) fn lower(wire: Vec<u8>, at: &mut Lower) -> Option<Bootstrap> {
         node_cluster: node.cluster.as_str().into(),
         clusters: Some(Arc::new(names)),
         runtime: Arc::new(runtime),
+        here: Arc::default(),
         bind: None,
         internal_buffer,
         added_via_api: false,
@@ -186,9 +188,11 @@ pub(crate) fn lower(wire: Vec<u8>, at: &mut Lower) -> Option<Bootstrap> {
         unknown_fields: UnknownFields::Ignore,
         filter_name: leno_base::Name::default(),
     };
-    let (bind, outlier_log) =
+    let (bind, outlier_log, local_cluster) =
         at.field("cluster_manager", |at| lower_cluster_manager(cluster_manager.unwrap_or_default(), at));
     at.scope_mut().bind = bind;
+    let here = Here { cluster: local_cluster, locality: address::locality(node.locality.clone()) };
+    at.scope_mut().here = Arc::new(here);
     let stats_config =
         at.field("stats_config", |at| StatsConfig::lower(stats_config.unwrap_or_default(), at));
     let mut admin = admin.and_then(|admin| at.field("admin", |at| lower_admin(admin, at)));
@@ -327,11 +331,11 @@ fn lower_dynamic(proto: proto::bootstrap::DynamicResources, at: &mut Lower) -> D
     (ads, cds, lds)
 }
 
-/// The default of upstream bind settings, and where ejections are logged.
+/// The default of upstream bind settings, where ejections are logged, and the local cluster.
 fn lower_cluster_manager(
     proto: proto::ClusterManager,
     at: &mut Lower,
-) -> (Option<crate::cluster::BindConfig>, Option<Arc<str>>) {
+) -> (Option<crate::cluster::BindConfig>, Option<Arc<str>>, Option<Name>) {
     let proto::ClusterManager {
         local_cluster_name,
         outlier_detection,
@@ -340,14 +344,19 @@ fn lower_cluster_manager(
         // When clusters are built is our own business.
         enable_deferred_cluster_creation: _,
     } = proto;
-    at.unsupported("local_cluster_name", !local_cluster_name.is_empty());
     let log = outlier_detection.and_then(|outlier| {
         let proto::cluster_manager::OutlierDetection { event_log_path, event_service } = outlier;
         at.unsupported("outlier_detection.event_service", event_service.is_some());
         (!event_log_path.is_empty()).then(|| event_log_path.into())
     });
     at.unsupported("load_stats_config", load_stats_config.is_some());
-    (at.optional("upstream_bind_config", upstream_bind_config, address::bind_config), log)
+    let local = address::name(local_cluster_name);
+    if let (Some(local), Some(known)) = (&local, &at.scope().clusters)
+        && !known.contains(local)
+    {
+        at.error_at("local_cluster_name", format!("local cluster '{local}' must be defined"));
+    }
+    (at.optional("upstream_bind_config", upstream_bind_config, address::bind_config), log, local)
 }
 
 fn lower_runtime(proto: proto::LayeredRuntime, at: &mut Lower) -> Option<Vec<(String, serde_json::Value)>> {

@@ -18,6 +18,7 @@ use leno_base::Name;
 use prost_types::Any;
 
 use crate::cluster::BindConfig;
+use crate::cluster::lb::settings::Here;
 use crate::config::runtime::Runtime;
 
 /// One refused field.
@@ -73,6 +74,8 @@ pub(crate) struct Scope {
     pub(crate) clusters: Option<Arc<HashSet<Name>>>,
     /// The layered runtime, for fields with a `runtime_key`.
     pub(crate) runtime: Arc<Runtime>,
+    /// Where this proxy is: `node.locality` and `cluster_manager.local_cluster_name`.
+    pub(crate) here: Arc<Here>,
     /// `cluster_manager.upstream_bind_config`, for clusters without their own.
     pub(crate) bind: Option<BindConfig>,
     /// Whether there may be internal listeners (envoy.bootstrap.internal_listener), and the size of

@@ -182,11 +182,22 @@ pub(crate) struct Found {
     pub(crate) original_source: Option<OriginalSource>,
 }
 
+/// The endpoint that a request's session sticks to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct StickyHost {
+    /// Its address as text.
+    pub(crate) address: Box<str>,
+    /// Whether no other will do.
+    pub(crate) strict: bool,
+}
+
 /// The facts about the upstream attempt that answered (or the last one).
 #[derive(Clone, Debug, Default)]
 pub(crate) struct UpstreamInfo {
     /// The chosen endpoint: `%UPSTREAM_HOST%`.
     pub(crate) host: Option<SocketAddr>,
+    /// The endpoint that a filter wants the request to go to.
+    pub(crate) override_host: Option<Box<StickyHost>>,
     /// The endpoint's configured hostname.
     pub(crate) hostname: Option<Arc<str>>,
     /// `%UPSTREAM_LOCAL_ADDRESS%`.

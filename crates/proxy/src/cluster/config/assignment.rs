@@ -27,7 +27,6 @@ pub(super) fn lower(proto: proto::ClusterLoadAssignment, at: &mut Lower) -> Opti
     at.field("policy", |at| {
         at.unsupported("drop_overloads", !drop_overloads.is_empty());
         at.unsupported("endpoint_stale_after", endpoint_stale_after.is_some());
-        at.unsupported("weighted_priority_health", weighted_priority_health);
     });
     let localities = at.each("endpoints", endpoints, locality);
     // Priorities must follow on each other, and the weights of one must not overflow.
@@ -52,7 +51,11 @@ pub(super) fn lower(proto: proto::ClusterLoadAssignment, at: &mut Lower) -> Opti
             );
         }
     }
-    Some(Assignment { localities, overprovisioning_factor: overprovisioning_factor.unwrap_or(140) })
+    Some(Assignment {
+        localities,
+        overprovisioning_factor: overprovisioning_factor.unwrap_or(140),
+        weighted_priority_health,
+    })
 }
 
 fn locality(proto: proto::LocalityLbEndpoints, at: &mut Lower) -> Option<LocalityEndpoints> {

@@ -44,7 +44,7 @@ fn settings(names: &[&str]) -> DnsDiscovery {
     let localities =
         vec![LocalityEndpoints { endpoints: endpoints.collect(), ..LocalityEndpoints::default() }];
     DnsDiscovery {
-        assignment: Assignment { localities, overprovisioning_factor: 140 },
+        assignment: Assignment { localities, overprovisioning_factor: 140, ..Assignment::default() },
         refresh: Duration::from_secs(5),
         failure_refresh: None,
         respect_ttl: false,

@@ -500,7 +500,11 @@ async fn hosts_that_are_well_outlive_what_discovery_says() {
         let endpoints = addresses.iter().map(|address| EndpointConfig::plain(EndpointAddress::Ip(*address)));
         let locality =
             crate::cluster::LocalityEndpoints { endpoints: endpoints.collect(), ..Default::default() };
-        Arc::new(Assignment { localities: vec![locality], overprovisioning_factor: 140 })
+        Arc::new(Assignment {
+            localities: vec![locality],
+            overprovisioning_factor: 140,
+            ..Assignment::default()
+        })
     };
     let count = |assignment: &Assignment| -> usize {
         assignment.localities.iter().map(|locality| locality.endpoints.len()).sum()

@@ -8,6 +8,8 @@ use std::collections::BinaryHeap;
 #[derive(Debug, Default)]
 pub(crate) struct Edf {
     heap: BinaryHeap<Entry>,
+    /// Weights that do not change, for `next_fixed`.
+    fixed: Box<[f64]>,
     now: f64,
     /// Breaks ties in order of insertion.
     order: u64,
@@ -34,18 +36,41 @@ impl Edf {
         schedule
     }
 
+    /// A schedule by weights that stay as they are; those that are 0 are left out.
+    pub(crate) fn fixed(weights: &[f64], skip: u64) -> Self {
+        let mut schedule = Self { fixed: weights.into(), ..Self::default() };
+        for (index, weight) in weights.iter().enumerate().filter(|(_, weight)| **weight > 0.0) {
+            schedule.insert(index, *weight);
+        }
+        for _ in 0..skip {
+            schedule.next_fixed();
+        }
+        schedule
+    }
+
+    /// The next index of a schedule by fixed weights.
+    pub(crate) fn next_fixed(&mut self) -> Option<usize> {
+        let fixed = std::mem::take(&mut self.fixed);
+        let next = self.next(|index| fixed.get(index).copied().unwrap_or(1.0));
+        self.fixed = fixed;
+        next
+    }
+
     fn insert(&mut self, index: usize, weight: f64) {
         self.order += 1;
         let deadline = self.now + 1.0 / weight.max(f64::MIN_POSITIVE);
         self.heap.push(Entry { deadline, order: self.order, index });
     }
 
-    /// The next index; it goes back in with the weight that `weight` gives now.
+    /// The next index; it stays in with the weight that `weight` gives now.
     pub(crate) fn next(&mut self, weight: impl FnOnce(usize) -> f64) -> Option<usize> {
-        let entry = self.heap.pop()?;
-        self.now = entry.deadline;
-        self.insert(entry.index, weight(entry.index));
-        Some(entry.index)
+        let mut first = self.heap.peek_mut()?;
+        let index = first.index;
+        self.now = first.deadline;
+        self.order += 1;
+        first.deadline = self.now + 1.0 / weight(index).max(f64::MIN_POSITIVE);
+        first.order = self.order;
+        Some(index)
     }
 }
 

@@ -20,9 +20,15 @@ pub(crate) struct MetadataMatch {
 }
 
 impl MetadataMatch {
-    /// The criteria of `filter_metadata`; `None`: it says nothing to balancers.
-    pub(crate) fn new(metadata: &Metadata) -> Option<Self> {
-        Some(Self::from_object(metadata.get(NAMESPACE)?.as_object()?))
+    /// The criteria of `filter_metadata` on top of those of the level above; `None`: nobody says
+    /// anything to balancers.
+    pub(crate) fn merge(above: Option<&Self>, metadata: &Metadata) -> Option<Box<Self>> {
+        let own = metadata.get(NAMESPACE).and_then(Value::as_object);
+        Some(Box::new(match (above, own) {
+            (Some(above), Some(own)) => above.merged(own),
+            (Some(above), None) => above.clone(),
+            (None, own) => Self::from_object(own?),
+        }))
     }
 
     /// The criteria that an object spells out.

@@ -12,10 +12,40 @@
 pub(crate) struct Census {
     /// All hosts.
     pub(crate) total: u32,
+    /// Of them, those that are not counted yet.
+    pub(crate) excluded: u32,
     /// Healthy ones.
     pub(crate) healthy: u32,
     /// Degraded ones.
     pub(crate) degraded: u32,
+    /// The same by weight with `weighted_priority_health`, else once more: all but those that
+    /// are excluded.
+    pub(crate) total_weight: u64,
+    /// See `total_weight`.
+    pub(crate) healthy_weight: u64,
+    /// See `total_weight`.
+    pub(crate) degraded_weight: u64,
+}
+
+impl Census {
+    /// Percentage of healthy and degraded hosts.
+    pub(crate) fn available_percent(&self) -> f64 {
+        let counted = self.total - self.excluded;
+        if counted == 0 { 0.0 } else { 100.0 * f64::from(self.healthy + self.degraded) / f64::from(counted) }
+    }
+
+    /// Health and what degraded hosts add to it, percent.
+    fn health(&self, overprovisioning: u32) -> (u32, u32) {
+        let percent = |weight: u64| {
+            // Sums of 32-bit weights times a percentage: 128 bits are enough for all of them.
+            let percent = u128::from(overprovisioning) * u128::from(weight);
+            percent.checked_div(u128::from(self.total_weight)).map_or(0, |percent| percent.min(100) as u32)
+        };
+        if self.total == self.excluded {
+            return (0, 0);
+        }
+        (percent(self.healthy_weight), percent(self.degraded_weight))
+    }
 }
 
 /// What one priority gets.
@@ -31,18 +61,12 @@ pub(crate) struct Share {
 
 /// Shares of all priorities; they sum up to 100 unless there is no priority at all.
 pub(crate) fn shares(census: &[Census], overprovisioning: u32, panic_threshold: f64) -> Vec<Share> {
-    let health = |hosts: u32, total: u32| {
-        let percent = u64::from(overprovisioning) * u64::from(hosts) / u64::from(total.max(1));
-        percent.min(100) as u32
-    };
-    let healthy: Vec<u32> = census.iter().map(|one| health(one.healthy, one.total)).collect();
-    let degraded: Vec<u32> = census.iter().map(|one| health(one.degraded, one.total)).collect();
-    let total = (healthy.iter().sum::<u32>() + degraded.iter().sum::<u32>()).min(100);
+    let health: Vec<(u32, u32)> = census.iter().map(|one| one.health(overprovisioning)).collect();
+    let total = health.iter().map(|(healthy, degraded)| healthy + degraded).sum::<u32>().min(100);
 
     let mut shares = vec![Share::default(); census.len()];
     for (share, one) in shares.iter_mut().zip(census) {
-        let percent = 100.0 * f64::from(one.healthy + one.degraded) / f64::from(one.total.max(1));
-        share.panic = total < 100 && percent < panic_threshold;
+        share.panic = total < 100 && one.available_percent() < panic_threshold;
     }
     if shares.iter().all(|share| share.panic) {
         by_hosts(census, &mut shares);
@@ -55,22 +79,63 @@ pub(crate) fn shares(census: &[Census], overprovisioning: u32, panic_threshold: 
         }
         return shares;
     }
-    let mut left = 100;
-    for (share, health) in shares.iter_mut().zip(&healthy) {
-        share.healthy = (health * 100 / total).min(left);
-        left -= share.healthy;
+    distribute(&health, total, &mut shares);
+    shares
+}
+
+/// Shares without some priorities, for retries; where nothing else is available they are taken
+/// all the same.
+pub(crate) fn shares_without(
+    excluded: &[u32],
+    census: &[Census],
+    overprovisioning: u32,
+    usual: &[Share],
+) -> Vec<Share> {
+    let mut health: Vec<(u32, u32)> = census.iter().map(|one| one.health(overprovisioning)).collect();
+    for priority in excluded {
+        if let Some(health) = health.get_mut(*priority as usize) {
+            *health = (0, 0);
+        }
     }
-    for (share, health) in shares.iter_mut().zip(&degraded) {
-        share.degraded = (health * 100 / total).min(left);
-        left -= share.degraded;
-    }
-    // What rounding left over goes to the first priority that gets anything.
-    if let Some(first) = shares.iter_mut().find(|share| share.healthy > 0) {
-        first.healthy += left;
-    } else if let Some(first) = shares.iter_mut().find(|share| share.degraded > 0) {
-        first.degraded += left;
+    let total = health.iter().map(|(healthy, degraded)| healthy + degraded).sum::<u32>().min(100);
+    let mut shares = usual.to_vec();
+    if total > 0 {
+        shares.iter_mut().for_each(|share| *share = Share { panic: share.panic, ..Share::default() });
+        distribute(&health, total, &mut shares);
     }
     shares
+}
+
+fn distribute(health: &[(u32, u32)], total: u32, shares: &mut [Share]) {
+    let mut left = 100;
+    for (share, (healthy, _)) in shares.iter_mut().zip(health) {
+        share.healthy = (healthy * 100 / total).min(left);
+        left -= share.healthy;
+    }
+    for (share, (_, degraded)) in shares.iter_mut().zip(health) {
+        share.degraded = (degraded * 100 / total).min(left);
+        left -= share.degraded;
+    }
+    // What rounding left over goes to the first priority that can take anything.
+    let first = |of: fn(&(u32, u32)) -> u32| health.iter().position(|one| of(one) > 0);
+    if let Some(share) = first(|health| health.0).and_then(|index| shares.get_mut(index)) {
+        share.healthy += left;
+    } else if let Some(share) = first(|health| health.1).and_then(|index| shares.get_mut(index)) {
+        share.degraded += left;
+    }
+}
+
+/// Draws a priority with a number below 100: which, and whether its degraded hosts are meant.
+pub(crate) fn draw(shares: &[Share], mut point: u32) -> Option<(usize, bool)> {
+    let mut within = |percent: u32| {
+        let hit = point < percent;
+        point = point.saturating_sub(percent);
+        hit
+    };
+    if let Some(index) = shares.iter().position(|share| within(share.healthy)) {
+        return Some((index, false));
+    }
+    shares.iter().position(|share| within(share.degraded)).map(|index| (index, true))
 }
 
 /// Everything is in panic: each priority gets load by its number of hosts.
@@ -89,11 +154,23 @@ fn by_hosts(census: &[Census], shares: &mut [Share]) {
 
 #[cfg(test)]
 mod tests {
-    use super::{Census, Share, shares};
+    use super::{Census, Share, draw, shares, shares_without};
+
+    fn census(total: u32, healthy: u32, degraded: u32) -> Census {
+        Census {
+            total,
+            excluded: 0,
+            healthy,
+            degraded,
+            total_weight: total.into(),
+            healthy_weight: healthy.into(),
+            degraded_weight: degraded.into(),
+        }
+    }
 
     fn check(hosts: &[(u32, u32, u32)], expected: &[(u32, u32, bool)]) {
         let census: Vec<Census> =
-            hosts.iter().map(|&(total, healthy, degraded)| Census { total, healthy, degraded }).collect();
+            hosts.iter().map(|&(total, healthy, degraded)| census(total, healthy, degraded)).collect();
         let expected: Vec<Share> =
             expected.iter().map(|&(healthy, degraded, panic)| Share { healthy, degraded, panic }).collect();
         assert_eq!(shares(&census, 140, 50.0), expected, "{hosts:?}");
@@ -128,7 +205,7 @@ mod tests {
 
     #[test]
     fn without_a_panic_threshold_nobody_is_chosen() {
-        let none = shares(&[Census { total: 3, healthy: 0, degraded: 0 }], 140, 0.0);
+        let none = shares(&[census(3, 0, 0)], 140, 0.0);
         assert_eq!(none, [Share { healthy: 100, degraded: 0, panic: false }]);
     }
 
@@ -136,5 +213,40 @@ mod tests {
     fn degraded_hosts_come_after_healthy_ones() {
         check(&[(10, 5, 5)], &[(70, 30, false)]);
         check(&[(10, 0, 10), (10, 5, 0)], &[(0, 30, false), (70, 0, false)]);
+    }
+
+    #[test]
+    fn hosts_may_count_by_weight_or_not_at_all_yet() {
+        let weighted = Census { total_weight: 10, healthy_weight: 1, ..census(2, 1, 0) };
+        let next = census(2, 2, 0);
+        assert_eq!(shares(&[weighted, next], 140, 50.0)[0], Share { healthy: 14, degraded: 0, panic: false });
+        let pending = Census { excluded: 3, total_weight: 1, ..census(4, 1, 0) };
+        assert_eq!(shares(&[pending, next], 140, 50.0)[0].healthy, 100);
+    }
+
+    #[test]
+    fn retries_leave_priorities_out() {
+        let hosts = [census(2, 2, 0), census(2, 2, 0), census(2, 1, 0)];
+        let usual = shares(&hosts, 140, 50.0);
+        let healthy = |excluded: &[u32]| {
+            shares_without(excluded, &hosts, 140, &usual)
+                .iter()
+                .map(|share| share.healthy)
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(healthy(&[]), [100, 0, 0]);
+        assert_eq!(healthy(&[0]), [0, 100, 0]);
+        assert_eq!(healthy(&[0, 1]), [0, 0, 100]);
+        assert_eq!(healthy(&[0, 1, 2]), [100, 0, 0]);
+    }
+
+    #[test]
+    fn a_draw_hits_each_priority_in_turn() {
+        let share = |healthy, degraded| Share { healthy, degraded, panic: false };
+        let shares = [share(30, 10), share(40, 20)];
+        let drawn = [0, 29, 30, 69, 70, 79, 80, 99].map(|point| draw(&shares, point).unwrap());
+        let [a, b, c, d] = [(0, false), (1, false), (0, true), (1, true)];
+        assert_eq!(drawn, [a, a, b, b, c, c, d, d]);
+        assert_eq!(draw(&[], 5), None);
     }
 }

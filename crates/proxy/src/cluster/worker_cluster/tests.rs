@@ -11,7 +11,7 @@ use crate::telemetry::stats::StatsStore;
 
 fn worker_cluster(more: &str) -> WorkerCluster {
     let config = cluster(&format!("name: a, connect_timeout: 1s, {more}"));
-    WorkerCluster::new(config.into(), &StatsStore::default().thread(), 1)
+    WorkerCluster::new(config.into(), &StatsStore::default().thread(), 1, &Default::default())
 }
 
 fn healths(statuses: &[HealthStatus]) -> Assignment {
@@ -23,6 +23,7 @@ fn healths(statuses: &[HealthStatus]) -> Assignment {
     Assignment {
         localities: vec![LocalityEndpoints { endpoints, ..LocalityEndpoints::default() }],
         overprovisioning_factor: 140,
+        ..Assignment::default()
     }
 }
 

@@ -181,6 +181,7 @@ impl Router<'_, '_, '_> {
     /// A response's head is here: whether the attempt ends with it.
     fn on_head(&mut self, leg: &mut Leg, response: &HeaderMap) -> Option<Outcome> {
         leg.host.report(Report::answer(response, self.exchange.stream.is_grpc()));
+        self.affinity.answered(&self.cluster, &leg.host, response, leg.started);
         if response.contains(Known::EnvoyImmediateHealthCheckFail) {
             leg.host.fail_health_check();
         }
@@ -370,6 +371,7 @@ impl Router<'_, '_, '_> {
                 u64::try_from(elapsed).unwrap_or(u64::MAX),
             );
         }
+        self.affinity.set_cookies(&mut head);
         stream.mutate_response(self.selected, &mut head);
         if !chain.is_empty() {
             match chain.on_response(stream, head, end, &mut Attendant { down, timer }).await? {
@@ -406,6 +408,9 @@ impl Router<'_, '_, '_> {
     async fn forward_response(&mut self, frame: Frame) -> Result<(), Ended> {
         let Exchange { stream, chain, down, timer } = &mut self.exchange;
         stream.deadlines.last = now();
+        if let Frame::Trailers(trailers) = &frame {
+            self.affinity.trailers(&self.cluster, self.host.as_ref(), trailers);
+        }
         if chain.is_empty() {
             self.send_response_frame(frame);
             return Ok(());

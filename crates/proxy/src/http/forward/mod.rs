@@ -26,6 +26,7 @@ use crate::http::codec::h1::client::Answer;
 use crate::http::codec::side::{Downstream, Untouched, Upstream};
 use crate::http::filters::Chain;
 use crate::http::forward::active::Active;
+use crate::http::forward::affinity::Affinity;
 use crate::http::forward::body::RequestBody;
 use crate::http::forward::count::Scopes;
 use crate::http::forward::head::{Timeouts, announce_attempt, apply_stream_limits};
@@ -39,6 +40,7 @@ use crate::http::upgrade;
 use crate::telemetry::stream_info::{Protocol, ResponseFlags};
 
 mod active;
+mod affinity;
 pub(crate) mod body;
 mod converse;
 mod count;
@@ -129,6 +131,7 @@ pub(crate) async fn forward(
         stream.stats.no_cluster().inc();
         return Err(Reply::cluster_not_found(route.cluster_not_found_status).into());
     };
+    let affinity = Affinity::new(&cluster, selected, route, stream);
     let mut head = std::mem::take(&mut stream.request);
     let prepared = prepare(stream, selected, route, &cluster, &mut head);
     stream.request = head;
@@ -157,6 +160,7 @@ pub(crate) async fn forward(
         body,
         mirrors,
         begun,
+        affinity,
         tried: SmallVec::new(),
         host: None,
         hedged: Vec::new(),
@@ -246,6 +250,7 @@ struct Router<'a, 'd, 'r> {
     body: RequestBody,
     mirrors: Vec<mirror::Copy>,
     begun: Instant,
+    affinity: Affinity,
     tried: SmallVec<[SocketAddr; 2]>,
     /// Who was tried last.
     host: Option<Rc<Host>>,
@@ -439,15 +444,12 @@ impl Router<'_, '_, '_> {
         let omitted = |host: &Host| self.retries.omits(host, &self.tried);
         let omits = attempts > 1 && self.retries.host_selection_attempts() > 0;
         let context = PickContext {
-            original_dst: stream.info.connection.local_restored.then_some(stream.info.connection.local),
-            headers: Some(&stream.request),
-            metadata: Some(&stream.info.metadata),
             rejects: if omits { Some(&omitted) } else { None },
             attempts: self.retries.host_selection_attempts(),
-            earlier_picks: attempts - 1,
-            ..PickContext::default()
+            ..self.affinity.context(self.selected, stream)
         };
         let mut host = self.cluster.pick(&context)?;
+        Affinity::chosen(&self.cluster, &host, &mut stream.info);
         if let Some(via) = Via::of_request(&self.cluster.config, &stream.info.connection) {
             host = host.via(via);
         }

@@ -16,10 +16,12 @@ use leno_base::Name;
 use proto::route_action::{ClusterSpecifier, HostRewriteSpecifier};
 use proto::route_match::PathSpecifier;
 
+use crate::cluster::lb::metadata::MetadataMatch;
 use crate::config::address;
 use crate::config::lower::Lower;
 use crate::http::config::{ConnectConfig, ProxyProtocol, UpgradeType};
 use crate::http::filters::RouteOverrides;
+use crate::http::route::hash_policy::HashPolicies;
 use crate::http::route::matcher::{self, header_name};
 use crate::http::route::mutation::{self, HeaderMutations};
 use crate::http::route::table::{Condition, Entry, Host, PathRule};
@@ -365,7 +367,6 @@ fn forward(
         cluster_specifier,
         host_rewrite_specifier,
     } = proto;
-    at.unsupported("metadata_match", metadata_match.is_some());
     at.unsupported("path_rewrite_policy", path_rewrite_policy.is_some());
     at.unsupported("early_data_policy", early_data_policy.is_some());
     at.unsupported("retry_policy_typed_config", retry_policy_typed_config.is_some());
@@ -383,6 +384,7 @@ fn forward(
         at,
     );
     let hedge_on_per_try_timeout = hedge_policy.map_or(host.hedge_on_per_try_timeout, hedge);
+    let metadata_match = policy::metadata_match(metadata_match, at);
     use proto::route_action::ClusterNotFoundResponseCode as NotFound;
     let not_found = at.value::<NotFound>("cluster_not_found_response_code", cluster_not_found_response_code);
     let cluster_not_found_status = match not_found? {
@@ -393,9 +395,9 @@ fn forward(
     let cluster = match cluster_specifier {
         Some(ClusterSpecifier::Cluster(name)) => Some(ClusterChoice::Name(name.into())),
         Some(ClusterSpecifier::ClusterHeader(name)) => Some(ClusterChoice::Header(header_name(&name))),
-        Some(ClusterSpecifier::WeightedClusters(weighted)) => {
-            at.field("weighted_clusters", |at| weighted_clusters(weighted, overrides, at))
-        }
+        Some(ClusterSpecifier::WeightedClusters(weighted)) => at.field("weighted_clusters", |at| {
+            weighted_clusters(weighted, overrides, metadata_match.as_deref(), at)
+        }),
         Some(ClusterSpecifier::ClusterSpecifierPlugin(_)) => {
             at.unsupported("cluster_specifier_plugin", true);
             None
@@ -444,10 +446,7 @@ fn forward(
     if retry.is_none() {
         retry.clone_from(&host.retry);
     }
-    at.each("hash_policy", hash_policy, |policy, at| -> Option<()> {
-        policy::check_hash(policy, at);
-        None
-    });
+    let hash = HashPolicies::lower("hash_policy", hash_policy, at);
     Some(Forward {
         cluster: cluster?,
         cluster_not_found_status,
@@ -463,6 +462,8 @@ fn forward(
         max_stream_duration: max_stream,
         grpc_timeout_max: grpc_max,
         grpc_header_offset: grpc_offset.unwrap_or_default(),
+        hash,
+        metadata_match,
         retry,
         redirects,
         hedge_on_per_try_timeout,
@@ -549,6 +550,7 @@ fn host_rewrite(proto: Option<HostRewriteSpecifier>, at: &mut Lower) -> Option<H
 fn weighted_clusters(
     proto: proto::WeightedCluster,
     above: &RouteOverrides,
+    metadata_above: Option<&MetadataMatch>,
     at: &mut Lower,
 ) -> Option<ClusterChoice> {
     let proto::WeightedCluster { clusters, total_weight, runtime_key_prefix, random_value_specifier } = proto;
@@ -585,7 +587,8 @@ fn weighted_clusters(
         if name.is_empty() == cluster_header.is_empty() {
             at.error("one and only one of name and cluster_header must be specified");
         }
-        at.unsupported("metadata_match", metadata_match.is_some());
+        let metadata = address::metadata("metadata_match", metadata_match, at);
+        let metadata_match = MetadataMatch::merge(metadata_above, &metadata);
         use proto::weighted_cluster::cluster_weight::HostRewriteSpecifier::HostRewriteLiteral;
         let host_rewrite =
             host_rewrite_specifier.map(|HostRewriteLiteral(text)| text).filter(|text| !text.is_empty());
@@ -603,6 +606,7 @@ fn weighted_clusters(
         Some(WeightedCluster {
             cluster,
             weight,
+            metadata_match,
             request_headers: Arc::new(request),
             response_headers: Arc::new(response),
             host_rewrite: host_rewrite.map(Into::into),

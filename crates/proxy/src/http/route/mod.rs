@@ -11,14 +11,17 @@ use leno_base::Name;
 use regex::bytes::Regex;
 
 use crate::cluster::Metadata;
+use crate::cluster::lb::metadata::MetadataMatch;
 use crate::http::filters::RouteOverrides;
 use crate::http::headers::HeaderMap;
+use crate::http::route::hash_policy::HashPolicies;
 use crate::http::route::mutation::{HeaderChange, HeaderMutations};
 use crate::telemetry::access_log::LogFormat;
 use crate::telemetry::access_log::format::Format;
 
 pub(crate) mod config;
 mod filters;
+pub(crate) mod hash_policy;
 pub(crate) mod matcher;
 pub(crate) mod mutation;
 pub(crate) mod policy;
@@ -55,6 +58,17 @@ impl Selected {
                 WeightedTarget::Header(name) => std::str::from_utf8(head.find(name)?).ok(),
             },
             ClusterChoice::Header(name) => std::str::from_utf8(head.find(name)?).ok(),
+        }
+    }
+
+    /// What the endpoint's metadata must be, as far as the route says.
+    pub(crate) fn metadata_match(&self) -> Option<&MetadataMatch> {
+        let Action::Forward(forward) = &self.route.action else { return None };
+        match (&forward.cluster, self.weighted) {
+            (ClusterChoice::Weighted { clusters, .. }, Some(index)) => {
+                clusters.get(index)?.metadata_match.as_deref()
+            }
+            _ => forward.metadata_match.as_deref(),
         }
     }
 }
@@ -177,6 +191,10 @@ pub(crate) struct Forward {
     pub(crate) grpc_timeout_max: Option<Option<Duration>>,
     /// `max_stream_duration.grpc_timeout_header_offset`.
     pub(crate) grpc_header_offset: Duration,
+    /// `hash_policy`, for hashing balancers.
+    pub(crate) hash: Option<HashPolicies>,
+    /// `metadata_match`: what the endpoint's metadata must be.
+    pub(crate) metadata_match: Option<Box<MetadataMatch>>,
     /// The route's retry policy, else the virtual host's.
     pub(crate) retry: Option<Arc<RetryPolicy>>,
     /// `request_mirror_policies` of the route, else of the virtual host, else of the table.
@@ -216,6 +234,8 @@ pub(crate) struct WeightedCluster {
     pub(crate) cluster: WeightedTarget,
     /// Its share of `total`.
     pub(crate) weight: u64,
+    /// `metadata_match`, on top of the route's.
+    pub(crate) metadata_match: Option<Box<MetadataMatch>>,
     /// Header rules that apply before the route's.
     pub(crate) request_headers: Arc<HeaderMutations>,
     /// Likewise for responses.

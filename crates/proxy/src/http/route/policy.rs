@@ -1,19 +1,20 @@
-//! Lowering of what a route may say about retries, hashing and mirroring.
+//! Lowering of what a route may say about retries, endpoints and mirroring.
 
 #![allow(deprecated, reason = "deprecated fields are lowered, or refused by name, like all others")]
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use leno_api::proto::envoy::config::core::v3::Metadata;
 use leno_api::proto::envoy::config::route::v3 as proto;
 use leno_api::proto::envoy::extensions::internal_redirect as predicates;
 use leno_api::proto::envoy::extensions::retry::host::omit_canary_hosts::v3::OmitCanaryHostsPredicate;
 use leno_api::proto::envoy::extensions::retry::host::omit_host_metadata::v3::OmitHostMetadataConfig;
 use leno_api::proto::envoy::extensions::retry::host::previous_hosts::v3::PreviousHostsPredicate;
 use leno_base::Name;
-use proto::route_action::hash_policy::{self, PolicySpecifier};
-use proto::route_action::{HashPolicy as HashPolicyProto, RequestMirrorPolicy};
+use proto::route_action::RequestMirrorPolicy;
 
+use crate::cluster::lb::metadata::MetadataMatch;
 use crate::config::address;
 use crate::config::lower::Lower;
 use crate::http::route::config::runtime_fraction;
@@ -161,22 +162,10 @@ pub(crate) fn retry(proto: proto::RetryPolicy, at: &mut Lower) -> Option<Arc<Ret
     }))
 }
 
-/// Checks a HashPolicy. Only hashing balancers read one (RING_HASH, MAGLEV, which are refused as
-/// long as there are none); all others ignore it, as in Envoy.
-pub(super) fn check_hash(proto: HashPolicyProto, at: &mut Lower) {
-    let HashPolicyProto { terminal: _, policy_specifier } = proto;
-    match policy_specifier {
-        Some(PolicySpecifier::Header(hash_policy::Header { header_name: _, regex_rewrite })) => {
-            at.unsupported("header.regex_rewrite", regex_rewrite.is_some());
-        }
-        Some(PolicySpecifier::Cookie(hash_policy::Cookie { name: _, ttl, path: _, attributes })) => {
-            at.unsupported("cookie.attributes", !attributes.is_empty());
-            at.duration("cookie.ttl", ttl);
-        }
-        Some(PolicySpecifier::ConnectionProperties(_) | PolicySpecifier::QueryParameter(_)) => {}
-        Some(PolicySpecifier::FilterState(_)) => at.unsupported("filter_state", true),
-        None => at.error("a policy is required"),
-    }
+/// Lowers `metadata_match`; `None`: it says nothing to balancers.
+pub(super) fn metadata_match(proto: Option<Metadata>, at: &mut Lower) -> Option<Box<MetadataMatch>> {
+    let metadata = address::metadata("metadata_match", proto, at);
+    MetadataMatch::merge(None, &metadata)
 }
 
 /// Lowers a RequestMirrorPolicy.

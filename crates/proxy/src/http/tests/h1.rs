@@ -370,6 +370,9 @@ fn the_next_request_obeys_the_settings_of_an_updated_listener() {
         proxy.drain.renew(lowered.unwrap_or_else(|why| panic!("{why}")));
         assert_eq!(client.call(request).await, Some((403, String::new())));
         assert_eq!(proxy.stat("http.changed.downstream_rq_total"), 1);
-        assert_eq!((proxy.stat("http.t.downstream_rq_total"), proxy.stat("http.t.downstream_cx_total")), (1, 1));
+        assert_eq!(
+            (proxy.stat("http.t.downstream_rq_total"), proxy.stat("http.t.downstream_cx_total")),
+            (1, 1)
+        );
     });
 }

@@ -6,11 +6,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use leno_api::proto::envoy::extensions::filters::network::tcp_proxy::v3 as proto;
-use leno_api::proto::envoy::r#type::v3::hash_policy::PolicySpecifier;
-use leno_base::Name;
+use leno_api::proto::envoy::r#type::v3::hash_policy::{FilterState, PolicySpecifier, SourceIp};
 
+use crate::cluster::lb::metadata::MetadataMatch;
+use crate::config::address;
 use crate::config::lower::Lower;
-use crate::tcp::tcp_proxy::TcpProxy;
+use crate::tcp::tcp_proxy::{Destination, TcpHash, TcpProxy};
 use crate::telemetry::access_log::AccessLog;
 
 impl TcpProxy {
@@ -41,7 +42,6 @@ impl TcpProxy {
             cluster_specifier,
         } = proto;
         at.unsupported("on_demand", on_demand.is_some());
-        at.unsupported("metadata_match", metadata_match.is_some());
         at.unsupported("downstream_idle_timeout", downstream_idle_timeout.is_some());
         at.unsupported("upstream_idle_timeout", upstream_idle_timeout.is_some());
         at.unsupported("backoff_options", backoff_options.is_some());
@@ -77,14 +77,22 @@ impl TcpProxy {
             log_interval =
                 at.duration("access_log_options.access_log_flush_interval", access_log_flush_interval);
         }
+        let metadata = address::metadata("metadata_match", metadata_match, at);
+        let above = MetadataMatch::merge(None, &metadata);
         let clusters = match cluster_specifier {
-            Some(proto::tcp_proxy::ClusterSpecifier::Cluster(name)) => vec![(Name::from(name), 1)],
+            Some(proto::tcp_proxy::ClusterSpecifier::Cluster(name)) => {
+                vec![Destination { cluster: name.into(), weight: 1, metadata_match: above.clone() }]
+            }
             Some(proto::tcp_proxy::ClusterSpecifier::WeightedClusters(weighted)) => {
                 at.each("weighted_clusters.clusters", weighted.clusters, |cluster, at| {
                     let proto::tcp_proxy::weighted_cluster::ClusterWeight { name, weight, metadata_match } =
                         cluster;
-                    at.unsupported("metadata_match", metadata_match.is_some());
-                    Some((Name::from(name), u64::from(weight)))
+                    let metadata = address::metadata("metadata_match", metadata_match, at);
+                    Some(Destination {
+                        cluster: name.into(),
+                        weight: u64::from(weight),
+                        metadata_match: MetadataMatch::merge(above.as_deref(), &metadata),
+                    })
                 })
             }
             None => {
@@ -92,18 +100,19 @@ impl TcpProxy {
                 return None;
             }
         };
-        // Read by hashing balancers only, which this proxy does not have yet.
-        at.each("hash_policy", hash_policy, |policy, at| {
-            match policy.policy_specifier {
-                Some(PolicySpecifier::SourceIp(_)) => {}
-                Some(PolicySpecifier::FilterState(_)) => at.unsupported("filter_state", true),
-                None => at.error("a policy is required"),
+        let hash = at.each("hash_policy", hash_policy, |policy, at| match policy.policy_specifier {
+            Some(PolicySpecifier::SourceIp(SourceIp {})) => Some(TcpHash::SourceIp),
+            Some(PolicySpecifier::FilterState(FilterState { key })) => Some(TcpHash::FilterState(key.into())),
+            None => {
+                at.error("a policy is required");
+                None
             }
-            None::<()>
         });
         Some(Arc::new(TcpProxy {
             stat_prefix: stat_prefix.into(),
             clusters,
+            // There is one at most.
+            hash: hash.into_iter().next(),
             idle_timeout: at.timeout("idle_timeout", idle_timeout, Some(Duration::from_secs(3600))),
             max_connect_attempts: max_connect_attempts.unwrap_or(1).max(1),
             max_duration: at.timeout(

@@ -12,12 +12,14 @@ use leno_base::Name;
 use leno_base::drain::Phase;
 
 use crate::cluster::PickContext;
+use crate::cluster::lb::metadata::MetadataMatch;
 use crate::cluster::outlier::Report;
 use crate::cluster::pool::connect::{ConnectError, open};
 use crate::cluster::pool::via::Via;
 use crate::cluster::stats::{ClusterStats, Permit, Resource};
 use crate::cluster::worker_cluster::{Host, WorkerCluster};
 use crate::drain::DrainWatch;
+use crate::http::route::hash_policy::{hash_bytes, hash_ip};
 use crate::io::{Accepted, Socket};
 use crate::listener::network::TCP_PROXY_CLUSTER;
 use crate::tcp::copy::{self, End, Moved, Who};
@@ -33,8 +35,10 @@ pub(crate) mod config;
 pub(crate) struct TcpProxy {
     /// Scope of its stats: `tcp.STAT_PREFIX.`.
     pub(crate) stat_prefix: Name,
-    /// `cluster` or `weighted_clusters` with their weights; never empty.
-    pub(crate) clusters: Vec<(Name, u64)>,
+    /// `cluster` or `weighted_clusters`; never empty.
+    pub(crate) clusters: Vec<Destination>,
+    /// `hash_policy`, for hashing balancers.
+    pub(crate) hash: Option<TcpHash>,
     /// `idle_timeout`, 1 h by default; `None`: never.
     pub(crate) idle_timeout: Option<Duration>,
     /// `max_connect_attempts`, 1 by default.
@@ -47,6 +51,26 @@ pub(crate) struct TcpProxy {
     pub(crate) log_on_connected: bool,
     /// `access_log_options.access_log_flush_interval`.
     pub(crate) log_interval: Option<Duration>,
+}
+
+/// Where a session may go.
+#[derive(Debug)]
+pub(crate) struct Destination {
+    /// The cluster.
+    pub(crate) cluster: Name,
+    /// Its weight among the others.
+    pub(crate) weight: u64,
+    /// `metadata_match`, with that of the whole proxy below it.
+    pub(crate) metadata_match: Option<Box<MetadataMatch>>,
+}
+
+/// What a session's hash is computed of.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum TcpHash {
+    /// The client's address without port.
+    SourceIp,
+    /// An object that a filter left.
+    FilterState(Box<str>),
 }
 
 stats_scope! {
@@ -95,6 +119,17 @@ impl TcpProxy {
     /// Writes a line to each access log.
     pub(crate) fn log(&self, info: &StreamInfo) {
         self.access_logs.iter().for_each(|log| log.connection(info));
+    }
+}
+
+impl TcpHash {
+    fn hash(&self, info: &StreamInfo) -> Option<u64> {
+        match self {
+            TcpHash::SourceIp => Some(hash_ip(info.connection.remote.ip())),
+            TcpHash::FilterState(key) => {
+                info.filter_state.get(&**key).map(|object| hash_bytes(object.text.as_bytes()))
+            }
+        }
     }
 }
 
@@ -150,7 +185,8 @@ impl Session<'_> {
     /// Connects to a host of the chosen cluster, trying again up to `max_connect_attempts`.
     async fn connect(&self) -> Option<(Rc<WorkerCluster>, Open, Socket)> {
         let chosen = self.info.borrow().filter_state.get(TCP_PROXY_CLUSTER).map(|state| state.text.clone());
-        let name = chosen.as_deref().unwrap_or_else(|| self.choose_cluster());
+        let destination = self.choose_cluster()?;
+        let name = chosen.as_deref().unwrap_or(&destination.cluster);
         let Some(cluster) = self.worker.cluster(name) else {
             self.stats.downstream_cx_no_route().inc();
             self.info.borrow_mut().flags.insert(ResponseFlags::NO_CLUSTER_FOUND);
@@ -163,7 +199,7 @@ impl Session<'_> {
             upstream.cluster_metadata = Some(Arc::clone(&cluster.config.metadata));
         }
         for attempt in 1..=self.proxy.max_connect_attempts {
-            let Some(host) = cluster.pick(&self.pick_context()) else {
+            let Some(host) = self.pick(&cluster, destination, attempt - 1) else {
                 cluster.stats.upstream_cx_none_healthy().inc();
                 self.info.borrow_mut().flags.insert(ResponseFlags::NO_HEALTHY_UPSTREAM);
                 return None;
@@ -222,25 +258,33 @@ impl Session<'_> {
         None
     }
 
-    fn choose_cluster(&self) -> &str {
+    fn choose_cluster(&self) -> Option<&Destination> {
         let clusters = &self.proxy.clusters;
-        let total: u64 = clusters.iter().map(|(_, weight)| weight).sum();
+        let total: u64 = clusters.iter().map(|one| one.weight).sum();
         let mut point = self.worker.random() % total.max(1);
-        for (name, weight) in clusters {
-            if point < *weight {
-                return name;
+        for one in clusters {
+            if point < one.weight {
+                return Some(one);
             }
-            point -= weight;
+            point -= one.weight;
         }
-        clusters.first().map_or("", |(name, _)| name)
+        clusters.first()
     }
 
-    fn pick_context(&self) -> PickContext<'static> {
-        let connection = &self.info.borrow().connection;
-        PickContext {
-            original_dst: connection.local_restored.then_some(connection.local),
+    fn pick(&self, cluster: &WorkerCluster, to: &Destination, earlier_picks: u32) -> Option<Rc<Host>> {
+        let info = self.info.borrow();
+        let hash = cluster.config.balancing.hashing().and_then(|hashing| match &hashing.policy {
+            Some(policies) => policies.hash(None, &info).hash,
+            None => self.proxy.hash.as_ref()?.hash(&info),
+        });
+        cluster.pick(&PickContext {
+            original_dst: info.connection.local_restored.then_some(info.connection.local),
+            metadata: Some(&info.metadata),
+            hash,
+            metadata_match: to.metadata_match.as_deref(),
+            earlier_picks,
             ..PickContext::default()
-        }
+        })
     }
 
     async fn duration_limit(&self) {
