@@ -406,7 +406,7 @@ impl Host {
     /// The same host with connections that take something over of a downstream connection.
     pub(crate) fn via(&self, via: Via) -> Rc<Self> {
         let pool = self.own_pools.find(via);
-        Rc::new(Self { pool, ..self.reconfigured(self.config.clone()) })
+        Rc::new(Self { pool, ..self.reconfigured(self.config.clone(), self.priority) })
     }
 
     /// Tells outlier detection, if there is any, how something ended.
