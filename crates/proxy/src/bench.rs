@@ -127,7 +127,7 @@ fn pick(policy: &str, times: u64) {
     let Discovery::Static(assignment) = &config.discovery else { return };
     let assignment = Arc::clone(assignment);
     let stats = Arc::new(StatsStore::default());
-    let cluster = WorkerCluster::new(Arc::new(config), &stats.thread(), 1);
+    let cluster = WorkerCluster::new(Arc::new(config), &stats.thread(), 1, &Default::default());
     cluster.update_hosts(&assignment);
     for hash in 0..times {
         let context =
