@@ -30,3 +30,11 @@ bless:
 # Rewrite docs/deviations.md from the comments
 deviations:
     cargo xtask deviations
+
+# The benchmark beside Envoy, e.g. `just bench h1,h2 --rounds 3`
+bench *arguments:
+    cargo run --release -p leno-bench -- {{arguments}}
+
+# One fuzz target under libFuzzer, e.g. `just fuzz h1_request 600`
+fuzz target seconds="600":
+    fuzz/long {{target}} {{seconds}}

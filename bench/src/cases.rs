@@ -308,6 +308,6 @@ mod tests {
         assert_eq!(labels("h1:3"), Err("case h1 has no size".to_owned()));
         assert!(labels("nope").is_err_and(|error| error.starts_with("no case \"nope\"; there are h1, ")));
         assert!(labels("idle:x").is_err() && labels("idle:0").is_err());
-        assert!(labels("all").is_ok_and(|labels| labels.len() == 26));
+        assert!(labels("all").is_ok_and(|labels| labels.len() == 25));
     }
 }

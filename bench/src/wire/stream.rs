@@ -1,8 +1,10 @@
 //! A non-blocking TCP stream, with TLS or without, and the bytes that wait to be written.
 
-use std::io::{self, ErrorKind, Read, Write};
+use std::io::{self, ErrorKind, Read as _, Write as _};
 use std::net::TcpStream;
 
+use rustix::buffer::spare_capacity;
+use rustix::io::Errno;
 use rustls::Connection as Tls;
 
 /// One end of a connection.
@@ -97,14 +99,10 @@ impl Stream {
 }
 
 fn read_into(socket: &mut TcpStream, input: &mut Vec<u8>) -> io::Result<Option<usize>> {
-    let before = input.len();
-    input.resize(before + READ, 0);
-    let outcome = socket.read(input.get_mut(before..).unwrap_or_default());
-    let count = *outcome.as_ref().unwrap_or(&0);
-    input.truncate(before + count);
-    match outcome {
+    input.reserve(READ);
+    match rustix::io::read(&*socket, spare_capacity(input)) {
         Ok(count) => Ok(Some(count)),
-        Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(None),
-        Err(error) => Err(error),
+        Err(Errno::WOULDBLOCK) => Ok(None),
+        Err(error) => Err(error.into()),
     }
 }
