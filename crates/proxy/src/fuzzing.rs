@@ -30,7 +30,7 @@ use crate::config::re2;
 use crate::config::store::Store;
 use crate::http::codec::h1::body::BodyReader;
 use crate::http::codec::h1::head::{HeadLimits, WriteStyle, parse_request, parse_response, write_request};
-use crate::http::codec::{BodyLength, Frame};
+use crate::http::codec::{BodyLength, Frame, h2};
 use crate::http::config::HttpConnectionManager;
 use crate::http::filters::grpc_stats::frames;
 use crate::http::headers::HeaderMap;
@@ -58,6 +58,9 @@ pub const TARGETS: &[Target] = &[
     Target { name: "h1_request", run: h1_request, dictionary: HTTP1 },
     Target { name: "h1_response", run: h1_response, dictionary: HTTP1 },
     Target { name: "h1_body", run: h1_body, dictionary: HTTP1 },
+    Target { name: "h2_server", run: h2::fuzz::server, dictionary: HTTP2 },
+    Target { name: "h2_client", run: h2::fuzz::client, dictionary: HTTP2 },
+    Target { name: "hpack", run: h2::fuzz::hpack, dictionary: HTTP2 },
     Target { name: "normalize", run: normalize, dictionary: PATHS },
     Target { name: "route", run: route, dictionary: PATHS },
     Target { name: "tls_inspector", run: tls_inspector, dictionary: &["\u{16}\u{3}\u{1}", "\u{0}\u{0}"] },
@@ -69,6 +72,31 @@ pub const TARGETS: &[Target] = &[
     Target { name: "lower_wire", run: lower_wire, dictionary: &["type.googleapis.com/envoy."] },
     Target { name: "lower_text", run: lower_text, dictionary: YAML },
     Target { name: "xds_delta", run: xds_delta, dictionary: &["type.googleapis.com/envoy."] },
+];
+
+const HTTP2: &[&str] = &[
+    "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+    // Frames: SETTINGS, its acknowledgement, PING, GOAWAY, RST_STREAM, WINDOW_UPDATE, PRIORITY.
+    "\0\0\0\x04\0\0\0\0\0",
+    "\0\0\0\x04\x01\0\0\0\0",
+    "\0\0\x06\x04\0\0\0\0\0\0\x04\0\0\0\0",
+    "\0\0\x08\x06\0\0\0\0\012345678",
+    "\0\0\x08\x07\0\0\0\0\0\0\0\0\x01\0\0\0\0",
+    "\0\0\x04\x03\0\0\0\0\x01\0\0\0\x08",
+    "\0\0\x04\x08\0\0\0\0\x01\0\0\x7f\x7f",
+    "\0\0\x04\x08\0\0\0\0\0\0\0\x7f\x7f",
+    "\0\0\x05\x02\0\0\0\0\x01\0\0\0\x03\x07",
+    // A request, a response, DATA, trailers, a CONTINUATION.
+    "\0\0\x0a\x01\x05\0\0\0\x01\0\x07:method\x03GET\0\x05:path\x01/",
+    "\0\0\x0d\x01\x04\0\0\0\x01\0\x07:status\x03200",
+    "\0\0\x03\0\x01\0\0\0\x01abc",
+    "\0\0\x04\0\x08\0\0\0\x01\x02a\0\0",
+    "\0\0\x06\x01\x05\0\0\0\x01\0\x01a\x01b\0",
+    "\0\0\x06\x09\x04\0\0\0\x01\0\x01a\x01b\0",
+    "\0\x0acontent-length\x013",
+    "\0\x0atransfer-encoding\x07chunked",
+    "@\x01a\x01b",
+    "?\x20",
 ];
 
 const HTTP1: &[&str] = &[

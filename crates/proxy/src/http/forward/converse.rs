@@ -266,6 +266,9 @@ impl Router<'_, '_, '_> {
                     }
                     Poll::Pending => {}
                 }
+            } else if let Poll::Ready(error) = down.poll_closed(cx) {
+                // The upload is held up: HTTP/2 tells all the same that the client is gone.
+                return Poll::Ready(Event::Interrupted(Interrupted::Downstream(error)));
             }
             if !answered {
                 match up.poll_head(cx, response) {

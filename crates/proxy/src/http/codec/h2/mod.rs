@@ -21,6 +21,7 @@ use crate::http::codec::h2::frame::setting;
 pub(crate) mod client;
 mod flood;
 pub(crate) mod frame;
+pub(crate) mod fuzz;
 pub(crate) mod hpack;
 mod keepalive;
 pub(crate) mod link;

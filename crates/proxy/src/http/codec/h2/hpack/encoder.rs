@@ -10,8 +10,8 @@ use std::collections::VecDeque;
 use super::{DEFAULT_TABLE_SIZE, OVERHEAD, huffman, table, write_integer};
 use crate::http::headers::Known;
 
-/// Places for hashes; the table of 4 KiB holds at most 128 entries.
-const PLACES: usize = 512;
+/// Places for hashes: a table of 4 KiB holds at most 128 entries, and seldom half as many.
+const PLACES: usize = 256;
 /// Values below this length are short enough to be guessed one by one from sizes on the wire.
 const SHORT_SECRET: usize = 20;
 
@@ -36,17 +36,18 @@ pub(crate) struct Encoder {
     max_size: usize,
     /// The largest table that we want.
     wanted: usize,
-    /// Entries ever made: the newest one's number.
-    made: u32,
+    /// Entries ever made: the newest one's number. It may wrap around, as what is found by it is
+    /// compared.
+    made: u16,
     /// Sizes to announce in front of the next block: the smallest one in between, and the last.
     announce: Option<(usize, usize)>,
     huffman: bool,
     /// By the hash of name and value: an entry's number.
-    fields: Box<[u32; PLACES]>,
+    fields: Box<[u16; PLACES]>,
     /// By the hash of a name: an entry's number.
-    names: Box<[u32; PLACES]>,
+    names: Box<[u16; PLACES]>,
     /// Hashes of fields that were seen and not kept.
-    seen: Box<[u32; PLACES]>,
+    seen: Box<[u16; PLACES]>,
 }
 
 impl Encoder {
@@ -117,7 +118,7 @@ impl Encoder {
             0 => self.find(self.names[name_place], name, None).unwrap_or(0),
             index => index,
         };
-        let tag = (field_hash >> 32) as u32 | 1;
+        let tag = (field_hash >> 32) as u16 | 1;
         let size = name.len() + value.len() + OVERHEAD;
         // One that fills much of the table is not worth what it drives out.
         let keep = size <= self.max_size / 2 && (index == 0 || self.seen[place] == tag);
@@ -138,8 +139,8 @@ impl Encoder {
     }
 
     /// The index of the entry with this number, if it is still there and has this name (and value).
-    fn find(&self, number: u32, name: &[u8], value: Option<&[u8]>) -> Option<usize> {
-        let age = self.made.wrapping_sub(number) as usize;
+    fn find(&self, number: u16, name: &[u8], value: Option<&[u8]>) -> Option<usize> {
+        let age = usize::from(self.made.wrapping_sub(number));
         let place = self.entries.len().checked_sub(age + 1)?;
         let entry = self.entries.get(place)?;
         let (entry_name, entry_value) = entry.bytes.split_at_checked(entry.name_len)?;
