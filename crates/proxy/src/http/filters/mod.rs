@@ -27,6 +27,8 @@ mod fault;
 pub(crate) mod grpc_stats;
 mod header_mutation;
 mod health_check;
+#[cfg(test)]
+mod probe;
 mod rbac;
 mod set_filter_state;
 mod set_metadata;
@@ -248,6 +250,8 @@ pub(crate) const REGISTRY: &[Registration] = &[
     grpc_stats::REGISTRATION,
     header_mutation::REGISTRATION,
     health_check::REGISTRATION,
+    #[cfg(test)]
+    probe::REGISTRATION,
     rbac::REGISTRATION,
     set_filter_state::REGISTRATION,
     set_metadata::REGISTRATION,

@@ -150,7 +150,7 @@ fn value(proto: common::FilterStateValue, at: &mut Lower) -> Option<StateValue> 
         key,
         value,
     } = proto;
-    // Nothing goes to internal listeners.
+    // Objects stay with their stream: none goes along to internal listeners.
     at.unsupported("shared_with_upstream", shared_with_upstream != 0);
     let Some(common::filter_state_value::Key::ObjectKey(key)) = key else {
         at.error_at("key", "value is required");

@@ -29,6 +29,7 @@ mod h1;
 mod h2;
 mod h2_conformance;
 mod outlier;
+mod seam;
 
 /// A proxy with one listener, on the test's own thread.
 struct Proxy {

@@ -42,24 +42,86 @@ async fn check(filters: &[&str], request: &str, answer: &'static str, expected: 
 }
 
 const OK: &str = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
-const CHUNKED: &str =
-    "POST / HTTP/1.1\r\nhost: h\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n7\r\n world\n\r\n0\r\n\r\n";
+const CHUNKED: &str = "POST / HTTP/1.1\r\nhost: h\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n7\r\n world\n\r\n0\r\n\r\n";
 
 #[test]
 fn a_request_is_held_changed_and_goes_on() {
     run(async {
-        check(&["mark", "upper request", "ask"], CHUNKED, OK, &expect![[""]]).await;
-        check(&["upper request", "upper request"], CHUNKED, OK, &expect![[""]]).await;
-        check(&["ask"], "GET / HTTP/1.1\r\nhost: h\r\n\r\n", OK, &expect![[""]]).await;
+        check(
+            &["mark", "upper request", "ask"],
+            CHUNKED,
+            OK,
+            &expect![[r#"
+            > POST / HTTP/1.1
+            > content-length: 12
+            > x-asked: 1
+            > "HELLO WORLD\n"
+            HTTP/1.1 200 OK
+            content-length: 2
+            x-marked: 1
+            "ok"
+        "#]],
+        )
+        .await;
+        check(
+            &["upper request", "upper request"],
+            CHUNKED,
+            OK,
+            &expect![[r#"
+            > POST / HTTP/1.1
+            > content-length: 12
+            > "HELLO WORLD\n"
+            HTTP/1.1 200 OK
+            content-length: 2
+            "ok"
+        "#]],
+        )
+        .await;
+        check(
+            &["ask"],
+            "GET / HTTP/1.1\r\nhost: h\r\n\r\n",
+            OK,
+            &expect![[r#"
+            > GET / HTTP/1.1
+            > x-asked: 1
+            > ""
+            HTTP/1.1 200 OK
+            content-length: 2
+            "ok"
+        "#]],
+        )
+        .await;
     });
 }
 
 #[test]
 fn pieces_of_a_body_are_kept_back() {
     run(async {
-        check(&["lines"], CHUNKED, OK, &expect![[""]]).await;
+        check(
+            &["lines"],
+            CHUNKED,
+            OK,
+            &expect![[r#"
+            > POST / HTTP/1.1
+            > "hello world\n"
+            HTTP/1.1 200 OK
+            content-length: 2
+            "ok"
+        "#]],
+        )
+        .await;
         let limited = CHUNKED.replace("POST /", "POST /small");
-        check(&["lines"], &limited.replace(" world\n", " world "), OK, &expect![[""]]).await;
+        check(
+            &["lines"],
+            &limited.replace(" world\n", " world "),
+            OK,
+            &expect![[r#"
+            HTTP/1.1 413 Payload Too Large
+            content-length: 17
+            "Payload Too Large"
+        "#]],
+        )
+        .await;
     });
 }
 
@@ -68,8 +130,45 @@ fn a_response_is_held_and_changed() {
     run(async {
         let get = "GET / HTTP/1.1\r\nhost: h\r\n\r\n";
         let answer = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n3\r\ndef\r\n0\r\n\r\n";
-        check(&["mark", "upper response"], get, answer, &expect![[""]]).await;
-        check(&["upper response", "mark", "keep response"], get, answer, &expect![[""]]).await;
-        check(&["upper response"], get, "HTTP/1.1 204 No Content\r\n\r\n", &expect![[""]]).await;
+        check(
+            &["mark", "upper response"],
+            get,
+            answer,
+            &expect![[r#"
+            > GET / HTTP/1.1
+            > ""
+            HTTP/1.1 200 OK
+            content-length: 6
+            x-marked: 1
+            "ABCDEF"
+        "#]],
+        )
+        .await;
+        check(
+            &["upper response", "mark", "keep response"],
+            get,
+            answer,
+            &expect![[r#"
+            > GET / HTTP/1.1
+            > ""
+            HTTP/1.1 200 OK
+            x-marked: 1
+            content-length: 6
+            "ABCDEF"
+        "#]],
+        )
+        .await;
+        check(
+            &["upper response"],
+            get,
+            "HTTP/1.1 204 No Content\r\n\r\n",
+            &expect![[r#"
+            > GET / HTTP/1.1
+            > ""
+            HTTP/1.1 204 No Content
+            ""
+        "#]],
+        )
+        .await;
     });
 }
