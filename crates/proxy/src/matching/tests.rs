@@ -161,7 +161,7 @@ fn refused() {
             "matcher_list.matchers[0].predicate.single_predicate.custom_match.typed_config: threshold cannot be greater than modulo: 3 > 2"
         ],
     );
-    let metadata = "input: {name: i, typed_config: {'@type': $NET.DynamicMetadataInput, filter: f, path: [{key: k}]}}, value_match: {exact: a}";
+    let metadata = "input: {name: i, typed_config: {'@type': $NET.SourceIPInput}}, custom_match: {name: m, typed_config: {'@type': $IN.metadata.v3.Metadata, value: {present_match: true}}}";
     check(
         &format!(
             "{{matcher_list: {{matchers: [{{predicate: {{single_predicate: {{{metadata}}}}}, on_match: {{{a}}}}}]}}}}"

@@ -21,8 +21,8 @@ pub(super) const REGISTRATION: Registration = Registration {
     name: "envoy.filters.http.set_metadata",
     config_type: "envoy.extensions.filters.http.set_metadata.v3.Config",
     lower,
-    route_type: None,
-    lower_route: None,
+    route_type: Some("envoy.extensions.filters.http.set_metadata.v3.Config"),
+    lower_route: Some(lower_route),
 };
 
 stats_scope! {
@@ -39,6 +39,10 @@ struct SetMetadata {
     stats: PerThread<SetMetadataStats>,
 }
 
+/// Config of a route, which takes the place of the chain's.
+#[derive(Debug)]
+struct RouteEntries(Vec<Entry>);
+
 /// Metadata.
 #[derive(Debug)]
 struct Entry {
@@ -54,12 +58,14 @@ impl FilterConfig for SetMetadata {
     fn on_request(
         &self,
         stream: &mut Stream,
-        _settings: Option<&RouteSettings>,
+        settings: Option<&RouteSettings>,
         _head: &mut HeaderMap,
         _end: bool,
     ) -> Opening {
         let metadata = &mut stream.info.metadata;
-        for Entry { namespace, overwrite, said } in &self.entries {
+        let route = settings.and_then(RouteSettings::first::<RouteEntries>);
+        let entries = route.map_or(&self.entries, |RouteEntries(entries)| entries);
+        for Entry { namespace, overwrite, said } in entries {
             if metadata.get(namespace).is_none() {
                 metadata.merge(said);
             } else if *overwrite {
@@ -92,6 +98,14 @@ fn merge(into: &mut Map<String, Value>, from: &Map<String, Value>) {
 }
 
 fn lower(any: &prost_types::Any, at: &mut Lower) -> Option<Arc<dyn FilterConfig>> {
+    Some(Arc::new(SetMetadata { entries: lower_entries(any, at)?, stats: PerThread::default() }))
+}
+
+fn lower_route(any: &prost_types::Any, at: &mut Lower) -> Option<Arc<dyn std::any::Any + Send + Sync>> {
+    Some(Arc::new(RouteEntries(lower_entries(any, at)?)))
+}
+
+fn lower_entries(any: &prost_types::Any, at: &mut Lower) -> Option<Vec<Entry>> {
     let proto::Config { metadata_namespace, value, metadata } = at.unpack(any)?;
     let entry = |namespace: String, overwrite, value: Option<prost_types::Struct>| {
         let values = match value.map(object) {
@@ -110,7 +124,7 @@ fn lower(any: &prost_types::Any, at: &mut Lower) -> Option<Arc<dyn FilterConfig>
         // Without a value there is nothing to say.
         value.map(|value| entry(metadata_namespace, allow_overwrite, Some(value)))
     }));
-    Some(Arc::new(SetMetadata { entries, stats: PerThread::default() }))
+    Some(entries)
 }
 
 #[cfg(test)]
