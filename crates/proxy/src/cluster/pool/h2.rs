@@ -214,7 +214,7 @@ async fn drive(link: Link, connection: Weak<H2Connection>, count: Count) {
     let Driver { link, connection, count, .. } = driver;
     let stats = &count.target.stats;
     let connection = connection.upgrade();
-    let busy = connection.as_ref().is_some_and(|connection| connection.active.get() > 0);
+    let busy = link.session.borrow().cut() > 0;
     if remote {
         stats.upstream_cx_destroy_remote().inc();
     } else {

@@ -8,10 +8,10 @@ use std::task::Poll;
 
 use bytes::Bytes;
 
-use super::{Exchange, Leg, Outcome, Router, drain, internal_redirect, poll_hedged};
+use super::{Exchange, Failure, Leg, Outcome, Router, drain, internal_redirect, poll_hedged};
 use crate::cluster::outlier::Report;
 use crate::http::codec::h1::client::Answer;
-use crate::http::codec::side::Upstream;
+use crate::http::codec::side::{Untouched, Upstream};
 use crate::http::codec::{Frame, ResetReason};
 use crate::http::forward::head::set_number;
 use crate::http::forward::mirror;
@@ -53,7 +53,9 @@ impl Router<'_, '_, '_> {
         self.note_connection(&leg.up);
         let bodiless = self.body.complete && self.body.is_empty();
         if let Err(reason) = leg.up.send_head(&self.exchange.stream.request, bodiless) {
-            return Ok(self.broken(&mut leg.up, reason));
+            // Nothing of it was sent: the connection ended while nobody looked.
+            let untouched = Untouched::Surely;
+            return Ok(Outcome::Failed(Failure { reason, transport: None, untouched, started: false }));
         }
         if !bodiless {
             self.body.replay(&mut leg.up);
@@ -144,13 +146,8 @@ impl Router<'_, '_, '_> {
                     return self.interrupted(interrupted, answered);
                 }
                 Event::Reset(reason) => {
-                    if matches!(reason, ResetReason::RemoteReset | ResetReason::RemoteRefused) {
-                        self.cluster.stats.upstream_rq_rx_reset().inc();
-                    }
-                    if reason == ResetReason::ProtocolError {
-                        self.cluster.stats.upstream_cx_protocol_error().inc();
-                    }
                     if answered {
+                        self.count_broken(reason);
                         leg.host.report(Report::Failed);
                         broken_off(&mut self.exchange.stream.info, reason);
                         return Err(Ended::Aborted);

@@ -17,9 +17,9 @@ use std::time::{Duration, Instant};
 use smallvec::SmallVec;
 
 use crate::cluster::outlier::Report;
+use crate::cluster::pool::via::Via;
 use crate::cluster::stats::Permit;
 use crate::cluster::worker_cluster::{Host, WorkerCluster};
-use crate::cluster::pool::via::Via;
 use crate::cluster::{PickContext, pool};
 use crate::http::codec::ResetReason;
 use crate::http::codec::h1::client::Answer;
@@ -604,8 +604,27 @@ impl Router<'_, '_, '_> {
         }
     }
 
+    /// Counts the end of an HTTP/2 stream before its response's; of HTTP/1, connections are
+    /// counted.
+    fn count_broken(&self, reason: ResetReason) {
+        let stats = &self.cluster.stats;
+        if reason == ResetReason::ProtocolError {
+            stats.upstream_cx_protocol_error().inc();
+        }
+        if self.exchange.stream.info.upstream.protocol == Some(Protocol::Http2) {
+            match reason {
+                ResetReason::RemoteReset => stats.upstream_rq_rx_reset().inc(),
+                ResetReason::ProtocolError => stats.upstream_rq_tx_reset().inc(),
+                // Envoy's name for it is older than its use here.
+                ResetReason::ConnectionTermination => stats.upstream_rq_pending_failure_eject().inc(),
+                _ => {}
+            }
+        }
+    }
+
     fn broken(&mut self, up: &mut Upstream, reason: ResetReason) -> Outcome {
         let untouched = if reason == ResetReason::RemoteRefused { Untouched::Surely } else { up.untouched() };
+        self.count_broken(reason);
         up.reset();
         let started = untouched != Untouched::Surely;
         Outcome::Failed(Failure { reason, transport: None, untouched, started })

@@ -34,7 +34,7 @@ impl Session {
     ) -> Result<Slot, ResetReason> {
         if !self.takes_streams() {
             // Nothing of it has reached the endpoint.
-            return Err(ResetReason::RemoteRefused);
+            return Err(ResetReason::ConnectionTermination);
         }
         if let Some(payload) = self.keepalive.before_stream(now, self.last_read) {
             frame::ping(&mut self.out, payload, false);

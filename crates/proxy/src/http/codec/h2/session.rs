@@ -114,6 +114,8 @@ pub(crate) struct Session {
     pub(super) pending_total: usize,
     /// Streams of which not both directions are over.
     pub(super) open: usize,
+    /// Streams that were open when the connection was lost.
+    cut: usize,
     /// The last stream of the peer.
     last_peer: u32,
     /// The next stream of ours.
@@ -170,6 +172,7 @@ impl Session {
             peer_max_streams: ASSUMED_STREAMS,
             pending_total: 0,
             open: 0,
+            cut: 0,
             last_peer: 0,
             next_local: 1,
             goaway_sent: None,
@@ -798,7 +801,13 @@ impl Session {
     /// The connection is gone: all its streams are over.
     pub(crate) fn lost(&mut self) {
         self.abort = true;
+        self.cut += self.open;
         self.end_all(Over::Lost);
+    }
+
+    /// Streams that ended because the connection was lost.
+    pub(crate) fn cut(&self) -> usize {
+        self.cut
     }
 
     fn end_all(&mut self, over: Over) {
