@@ -145,7 +145,8 @@ pub(crate) fn spawn(
     let (commands, mailbox) = mpsc::unbounded_channel();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let thread = std::thread::Builder::new().name(format!("worker_{index}")).spawn(move || {
-        let worker = Rc::new(Worker { index, internal_buffer, ..Worker::new(stats, limit).with_drain_policy(policy) });
+        let worker =
+            Rc::new(Worker { index, internal_buffer, ..Worker::new(stats, limit).with_drain_policy(policy) });
         LocalSet::new().block_on(&runtime, worker.run(mailbox));
     })?;
     Ok(Handle { commands, thread: Some(thread) })

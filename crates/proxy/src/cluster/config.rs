@@ -281,7 +281,10 @@ fn internal_upstream(
     proto: Option<core::TransportSocket>,
     at: &mut Lower,
 ) -> (Vec<Passthrough>, Option<core::TransportSocket>) {
-    let Some(core::TransportSocket { name, config_type: Some(core::transport_socket::ConfigType::TypedConfig(any)) }) = proto
+    let Some(core::TransportSocket {
+        name,
+        config_type: Some(core::transport_socket::ConfigType::TypedConfig(any)),
+    }) = proto
     else {
         return (Vec::new(), proto);
     };

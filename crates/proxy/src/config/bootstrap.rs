@@ -213,7 +213,19 @@ pub(crate) fn lower(wire: Vec<u8>, at: &mut Lower) -> Option<Bootstrap> {
     let mut scope = at.scope().clone();
     // Which clusters exist changes from here on.
     scope.clusters = None;
-    Some(Bootstrap { node, clusters, listeners, ads, cds, lds, admin, outlier_log, overload, max_connections, scope })
+    Some(Bootstrap {
+        node,
+        clusters,
+        listeners,
+        ads,
+        cds,
+        lds,
+        admin,
+        outlier_log,
+        overload,
+        max_connections,
+        scope,
+    })
 }
 
 fn decode<T: Message + prost::Name + Default>(wire: &[u8], at: &mut Lower) -> Option<T> {

@@ -532,7 +532,9 @@ fn rds(listener: &Listener) -> impl Iterator<Item = (&Name, Option<Duration>)> {
             RouteSource::Rds { name, initial_fetch_timeout } => Some((name, *initial_fetch_timeout)),
             RouteSource::Static(_) => None,
         },
-        NetworkFilters::Tcp(_) | NetworkFilters::Echo | NetworkFilters::Direct(_) | NetworkFilters::Close => None,
+        NetworkFilters::Tcp(_) | NetworkFilters::Echo | NetworkFilters::Direct(_) | NetworkFilters::Close => {
+            None
+        }
     })
 }
 

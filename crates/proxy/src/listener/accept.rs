@@ -304,7 +304,8 @@ pub(super) fn take_internal(
     let Some(places) = listener.admit(worker) else { return false };
     let (worker, listener) = (Rc::clone(worker), Rc::clone(listener));
     tokio::task::spawn_local(async move {
-        serve_found(worker, listener, socket, Inspected { found, ..Inspected::new(UNIX_PEER, UNIX_PEER) }).await;
+        serve_found(worker, listener, socket, Inspected { found, ..Inspected::new(UNIX_PEER, UNIX_PEER) })
+            .await;
         drop(places);
     });
     true

@@ -223,7 +223,10 @@ fn internal_only(
         at.error_at("address", "error adding listener: internal listeners must not have an address");
     }
     if !additional.is_empty() {
-        at.error_at("additional_addresses", "error adding listener: internal listeners must not have addresses");
+        at.error_at(
+            "additional_addresses",
+            "error adding listener: internal listeners must not have addresses",
+        );
     }
     at.unsupported("socket_options", !socket_options.is_empty());
 }

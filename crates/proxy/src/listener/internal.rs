@@ -41,7 +41,8 @@ pub(crate) fn register(worker: &Rc<Worker>) {
 pub(crate) fn connect(name: &str, metadata: DynamicMetadata) -> io::Result<Socket> {
     let worker = WORKER.with_borrow(Weak::upgrade);
     let listener = worker.as_ref().and_then(|worker| worker.listener(name));
-    let (Some(worker), Some(listener)) = (worker, listener.filter(|listener| listener.config.internal)) else {
+    let (Some(worker), Some(listener)) = (worker, listener.filter(|listener| listener.config.internal))
+    else {
         return Err(io::Error::new(io::ErrorKind::ConnectionRefused, "no internal listener"));
     };
     let (near, far) = UnixStream::pair()?;
@@ -63,9 +64,8 @@ pub(crate) const ORIGINAL_DST: &str = "envoy.filters.listener.original_dst";
 /// Restores the destination that the upstream side passed on.
 pub(super) fn restore(found: &mut Inspected) {
     let object = found.found.metadata.get(ORIGINAL_DST);
-    let address = |key: &str| -> Option<SocketAddr> {
-        object?.get(key).and_then(Value::as_str)?.parse().ok()
-    };
+    let address =
+        |key: &str| -> Option<SocketAddr> { object?.get(key).and_then(Value::as_str)?.parse().ok() };
     let (local, remote) = (address("local"), address("remote"));
     if let Some(local) = local {
         found.local = local;

@@ -1,8 +1,9 @@
 //! Copies bytes both ways between two sockets until both directions have ended.
 //!
 //! Each direction owns a buffer only while it has bytes to carry, so an idle session holds
-//! none. The end of one direction is passed on as a half-close; the other goes on.
+//! none; the worker keeps some for the next that has bytes. The end of one direction is passed on as a half-close; the other goes on.
 
+use std::cell::RefCell;
 use std::future::poll_fn;
 use std::io;
 use std::pin::{Pin, pin};
@@ -17,6 +18,25 @@ use crate::io::Socket;
 
 /// Bytes carried at once.
 const CHUNK: usize = 64 * 1024;
+/// Buffers that a worker keeps for reuse.
+const KEPT: usize = 16;
+
+thread_local! {
+    static BUFFERS: RefCell<Vec<BytesMut>> = const { RefCell::new(Vec::new()) };
+}
+
+fn take_buffer() -> BytesMut {
+    BUFFERS.with_borrow_mut(Vec::pop).unwrap_or_else(|| BytesMut::with_capacity(CHUNK))
+}
+
+fn give_buffer(mut buffer: BytesMut) {
+    buffer.clear();
+    BUFFERS.with_borrow_mut(|kept| {
+        if kept.len() < KEPT && buffer.try_reclaim(CHUNK) {
+            kept.push(buffer);
+        }
+    });
+}
 
 /// Why a session ended.
 #[derive(Debug)]
@@ -146,7 +166,9 @@ impl Direction {
             }
             match self.poll_fill(cx, from) {
                 Poll::Pending => {
-                    self.buffer = BytesMut::new();
+                    if self.buffer.capacity() > 0 {
+                        give_buffer(std::mem::take(&mut self.buffer));
+                    }
                     return Poll::Pending;
                 }
                 Poll::Ready(Ok(0)) => self.ended = Ended::Reading,
@@ -157,7 +179,12 @@ impl Direction {
     }
 
     fn poll_fill(&mut self, cx: &mut Context<'_>, from: &mut Socket) -> Poll<io::Result<usize>> {
-        self.buffer.reserve(CHUNK);
+        ready!(from.poll_read_ready(cx))?;
+        if self.buffer.capacity() == 0 {
+            self.buffer = take_buffer();
+        } else if !self.buffer.try_reclaim(CHUNK) {
+            self.buffer.reserve(CHUNK);
+        }
         // The future keeps no state between polls, so a new one each time loses nothing.
         pin!(from.read_buf(&mut self.buffer)).poll(cx)
     }

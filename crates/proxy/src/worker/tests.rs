@@ -657,7 +657,8 @@ fn internal_listeners_take_connections_of_clusters() {
                 snapshot.endpoints.insert(inner.name.clone(), Arc::clone(assignment));
             }
             snapshot.clusters.insert(inner.name.clone(), Arc::new(inner));
-            let dst = cluster("name: dst, connect_timeout: 1s, type: ORIGINAL_DST, lb_policy: CLUSTER_PROVIDED");
+            let dst =
+                cluster("name: dst, connect_timeout: 1s, type: ORIGINAL_DST, lb_policy: CLUSTER_PROVIDED");
             snapshot.clusters.insert(dst.name.clone(), Arc::new(dst));
             snapshot.listeners.insert(inside.name.clone(), Arc::new(inside));
             add_listener(snapshot, &simple("l", "", &chain("a", "inner", "127.0.0.1")));

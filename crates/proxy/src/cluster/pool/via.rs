@@ -6,8 +6,8 @@ use std::cell::RefCell;
 use std::net::SocketAddr;
 use std::rc::Rc;
 
-use crate::cluster::{Cluster, Metadata};
 use crate::cluster::pool::Pool;
+use crate::cluster::{Cluster, Metadata};
 use crate::proxy_protocol::Origin;
 use crate::telemetry::stream_info::{ConnectionInfo, DynamicMetadata};
 

@@ -5,13 +5,15 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use leno_api::proto::envoy::config::core::v3 as core;
 use leno_api::proto::envoy::extensions::filters::network::tcp_proxy::v3 as proto;
 use leno_api::proto::envoy::r#type::v3::hash_policy::{FilterState, PolicySpecifier, SourceIp};
 
 use crate::cluster::lb::metadata::MetadataMatch;
 use crate::config::address;
 use crate::config::lower::Lower;
-use crate::tcp::tcp_proxy::{Destination, TcpHash, TcpProxy};
+use crate::proxy_protocol::Tlv;
+use crate::tcp::tcp_proxy::{Destination, TcpHash, TcpProxy, TlvMerge};
 use crate::telemetry::access_log::AccessLog;
 
 impl TcpProxy {
@@ -44,20 +46,33 @@ impl TcpProxy {
         at.unsupported("on_demand", on_demand.is_some());
         at.unsupported("downstream_idle_timeout", downstream_idle_timeout.is_some());
         at.unsupported("upstream_idle_timeout", upstream_idle_timeout.is_some());
-        at.unsupported("backoff_options", backoff_options.is_some());
         at.unsupported("tunneling_config", tunneling_config.is_some());
-        at.unsupported(
-            "max_downstream_connection_duration_jitter_percentage",
-            max_downstream_connection_duration_jitter_percentage.is_some(),
-        );
-        at.unsupported("proxy_protocol_tlvs", !proxy_protocol_tlvs.is_empty());
-        at.unsupported("proxy_protocol_tlv_merge_policy", proxy_protocol_tlv_merge_policy != 0);
-        let immediate = proto::UpstreamConnectMode::Immediate as i32;
-        at.unsupported("upstream_connect_mode", upstream_connect_mode != immediate);
-        if upstream_connect_mode == immediate {
-            at.unsupported("max_early_data_bytes", max_early_data_bytes.is_some());
+        let backoff = at.optional("backoff_options", backoff_options, |proto, at| {
+            let core::BackoffStrategy { base_interval, max_interval } = proto;
+            let base = at.required("base_interval", base_interval, |base, at| at.duration("", Some(base)))?;
+            let max = at.duration("max_interval", max_interval).unwrap_or(base * 10);
+            if max < base {
+                at.error_at("max_interval", "max_interval must be greater or equal to base_interval");
+            }
+            Some((base, max))
+        });
+        let tlvs = at.each("proxy_protocol_tlvs", proxy_protocol_tlvs, |tlv, at| {
+            let core::TlvEntry { r#type, value, format_string } = tlv;
+            at.unsupported("format_string", format_string.is_some());
+            Some(Tlv { kind: at.narrow("type", r#type)?, value })
+        });
+        use proto::ProxyProtocolTlvMergePolicy as Policy;
+        let tlv_merge =
+            at.value::<Policy>("proxy_protocol_tlv_merge_policy", proxy_protocol_tlv_merge_policy)?;
+        use proto::UpstreamConnectMode as Mode;
+        let mode = at.value::<Mode>("upstream_connect_mode", upstream_connect_mode)?;
+        if mode != Mode::Immediate && max_early_data_bytes.is_none() {
+            at.error_at(
+                "upstream_connect_mode",
+                "max_early_data_bytes must be set when upstream_connect_mode is not IMMEDIATE",
+            );
         }
-        at.unsupported("check_drain_close", check_drain_close == Some(true));
+        let mut log_on_start = false;
         let mut log_on_connected = flush_access_log_on_connected;
         let mut log_interval = at.duration("access_log_flush_interval", access_log_flush_interval);
         if let Some(options) = access_log_options {
@@ -72,7 +87,7 @@ impl TcpProxy {
                     "only one of access_log_options or access_log_flush_interval and flush_access_log_on_connected can be specified",
                 );
             }
-            at.unsupported("access_log_options.flush_access_log_on_start", flush_access_log_on_start);
+            log_on_start = flush_access_log_on_start;
             log_on_connected = flush_access_log_on_connected;
             log_interval =
                 at.duration("access_log_options.access_log_flush_interval", access_log_flush_interval);
@@ -113,6 +128,20 @@ impl TcpProxy {
             clusters,
             // There is one at most.
             hash: hash.into_iter().next(),
+            backoff,
+            tlvs,
+            tlv_merge: match tlv_merge {
+                Policy::AddIfAbsent => TlvMerge::AddIfAbsent,
+                Policy::OverwriteByTypeIfExistsOrAdd => TlvMerge::OverwriteByType,
+                Policy::AppendIfExistsOrAdd => TlvMerge::Append,
+            },
+            // The handshake is over when a session begins.
+            early_data: (mode == Mode::OnDownstreamData)
+                .then_some(max_early_data_bytes.unwrap_or(0) as usize),
+            closes_on_drain: check_drain_close == Some(true),
+            duration_jitter: max_downstream_connection_duration_jitter_percentage
+                .map_or(0.0, |jitter| jitter.value / 100.0),
+            log_on_start,
             idle_timeout: at.timeout("idle_timeout", idle_timeout, Some(Duration::from_secs(3600))),
             max_connect_attempts: max_connect_attempts.unwrap_or(1).max(1),
             max_duration: at.timeout(

@@ -4,24 +4,27 @@
 //! `max_connect_attempts`), copy, account. `config` lowers.
 
 use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use leno_base::Name;
 use leno_base::drain::Phase;
+use leno_base::{Backoff, Name, Rng};
+use tokio::io::AsyncReadExt;
 
-use crate::cluster::PickContext;
 use crate::cluster::lb::metadata::MetadataMatch;
 use crate::cluster::outlier::Report;
 use crate::cluster::pool::connect::{ConnectError, open};
 use crate::cluster::pool::via::Via;
 use crate::cluster::stats::{ClusterStats, Permit, Resource};
 use crate::cluster::worker_cluster::{Host, WorkerCluster};
+use crate::cluster::{EndpointConfig, PickContext};
 use crate::drain::DrainWatch;
 use crate::http::route::hash_policy::{hash_bytes, hash_ip};
 use crate::io::{Accepted, Socket};
 use crate::listener::network::TCP_PROXY_CLUSTER;
+use crate::proxy_protocol::Tlv;
 use crate::tcp::copy::{self, End, Moved, Who};
 use crate::telemetry::access_log::AccessLog;
 use crate::telemetry::stats::stats_scope;
@@ -39,6 +42,21 @@ pub(crate) struct TcpProxy {
     pub(crate) clusters: Vec<Destination>,
     /// `hash_policy`, for hashing balancers.
     pub(crate) hash: Option<TcpHash>,
+    /// `backoff_options`: how long to wait before another attempt to connect, and at most.
+    pub(crate) backoff: Option<(Duration, Duration)>,
+    /// `proxy_protocol_tlvs`.
+    pub(crate) tlvs: Vec<Tlv>,
+    /// `proxy_protocol_tlv_merge_policy`.
+    pub(crate) tlv_merge: TlvMerge,
+    /// `upstream_connect_mode: ON_DOWNSTREAM_DATA`: so many bytes are read at most before upstream
+    /// is connected to.
+    pub(crate) early_data: Option<usize>,
+    /// `check_drain_close`.
+    pub(crate) closes_on_drain: bool,
+    /// `max_downstream_connection_duration_jitter_percentage`, as a share.
+    pub(crate) duration_jitter: f64,
+    /// `access_log_options.flush_access_log_on_start`.
+    pub(crate) log_on_start: bool,
     /// `idle_timeout`, 1 h by default; `None`: never.
     pub(crate) idle_timeout: Option<Duration>,
     /// `max_connect_attempts`, 1 by default.
@@ -73,6 +91,17 @@ pub(crate) enum TcpHash {
     FilterState(Box<str>),
 }
 
+/// What becomes of configured values where the connection brought a PROXY protocol header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum TlvMerge {
+    /// They are left out.
+    AddIfAbsent,
+    /// They replace those of their types.
+    OverwriteByType,
+    /// They come behind.
+    Append,
+}
+
 stats_scope! {
     /// `tcp.STAT_PREFIX.`
     pub(crate) struct TcpStats {
@@ -99,6 +128,9 @@ pub(crate) async fn serve(
     stats.downstream_cx_total().inc();
     let wall = SystemTime::now() - connection.started.elapsed();
     let info = StreamInfo::new(Rc::clone(&connection), None, connection.started, wall);
+    if proxy.log_on_start {
+        proxy.log(&info);
+    }
     let session = Session { worker, proxy, stats: &stats, info: RefCell::new(info) };
     tokio::select! {
         () = session.run(accepted) => {}
@@ -106,7 +138,7 @@ pub(crate) async fn serve(
             stats.max_downstream_connection_duration().inc();
             session.info.borrow_mut().flags.insert(ResponseFlags::DURATION_TIMEOUT);
         }
-        () = drain.reached(Phase::Closing) => {}
+        () = drain.reached(if proxy.closes_on_drain { Phase::Draining } else { Phase::Closing }) => {}
         () = session.periodic_log() => {}
     }
     let info = session.info.into_inner();
@@ -143,6 +175,11 @@ struct Session<'a> {
 
 impl Session<'_> {
     async fn run(&self, mut accepted: Accepted) {
+        if let Some(limit) = self.proxy.early_data
+            && !read_early(&mut accepted, limit).await
+        {
+            return;
+        }
         let Some((cluster, open, mut upstream)) = self.connect().await else { return };
         if self.proxy.log_on_connected {
             self.proxy.log(&self.info.borrow());
@@ -198,7 +235,14 @@ impl Session<'_> {
             upstream.cluster_raw = Some(cluster.config.name.clone());
             upstream.cluster_metadata = Some(Arc::clone(&cluster.config.metadata));
         }
+        let mut wait =
+            self.proxy.backoff.map(|(base, max)| Backoff::new(base, max, Rng::new(self.worker.random())));
         for attempt in 1..=self.proxy.max_connect_attempts {
+            if let Some(backoff) = &mut wait
+                && attempt > 1
+            {
+                tokio::time::sleep(backoff.next_wait()).await;
+            }
             let Some(host) = self.pick(&cluster, destination, attempt - 1) else {
                 cluster.stats.upstream_cx_none_healthy().inc();
                 self.info.borrow_mut().flags.insert(ResponseFlags::NO_HEALTHY_UPSTREAM);
@@ -220,8 +264,9 @@ impl Session<'_> {
             let stats = &cluster.stats;
             stats.upstream_cx_total().inc();
             stats.upstream_rq_pending_total().inc();
-            let via = Via::of_session(&cluster.config, &self.info.borrow().connection);
-            match open(&cluster.config, &host.config.address, &host.config.others, &host.config.metadata, via.as_ref()).await {
+            let via = self.via(&cluster);
+            let EndpointConfig { address, others, metadata, .. } = &host.config;
+            match open(&cluster.config, address, others, metadata, via.as_ref()).await {
                 Ok(socket) => {
                     host.report(Report::ConnectedForGood);
                     stats.upstream_cx_connect_ms().record_ms(started.elapsed());
@@ -271,6 +316,24 @@ impl Session<'_> {
         clusters.first()
     }
 
+    /// What the upstream connection takes over, with configured values for its header.
+    fn via(&self, cluster: &WorkerCluster) -> Option<Via> {
+        let info = self.info.borrow();
+        let mut via = Via::of_session(&cluster.config, &info.connection)?;
+        if let Some(origin) = &mut via.origin {
+            let configured = &self.proxy.tlvs;
+            match self.proxy.tlv_merge {
+                TlvMerge::AddIfAbsent if info.connection.found.origin.is_some() => {}
+                TlvMerge::OverwriteByType => {
+                    origin.tlvs.retain(|tlv| configured.iter().all(|other| other.kind != tlv.kind));
+                    origin.tlvs.extend_from_slice(configured);
+                }
+                TlvMerge::AddIfAbsent | TlvMerge::Append => origin.tlvs.extend_from_slice(configured),
+            }
+        }
+        Some(via)
+    }
+
     fn pick(&self, cluster: &WorkerCluster, to: &Destination, earlier_picks: u32) -> Option<Rc<Host>> {
         let info = self.info.borrow();
         let hash = cluster.config.balancing.hashing().and_then(|hashing| match &hashing.policy {
@@ -289,7 +352,11 @@ impl Session<'_> {
 
     async fn duration_limit(&self) {
         match self.proxy.max_duration {
-            Some(limit) => tokio::time::sleep(limit).await,
+            Some(limit) => {
+                let share = (self.worker.random() >> 11) as f64 / (1u64 << 53) as f64;
+                let jitter = limit.mul_f64(share * self.proxy.duration_jitter);
+                tokio::time::sleep(limit + jitter).await;
+            }
             None => std::future::pending().await,
         }
     }
@@ -302,6 +369,15 @@ impl Session<'_> {
             self.proxy.log(&self.info.borrow());
         }
     }
+}
+
+/// Waits for the first bytes, and reads no more than so many; false: the client is gone.
+async fn read_early(accepted: &mut Accepted, limit: usize) -> bool {
+    if accepted.buffered.is_empty() && limit > 0 {
+        let mut early = (&mut accepted.socket).take(limit as u64);
+        return matches!(early.read_buf(&mut accepted.buffered).await, Ok(1..));
+    }
+    !accepted.buffered.is_empty() || poll_fn(|cx| accepted.socket.poll_read_ready(cx)).await.is_ok()
 }
 
 /// Counts a session with its cluster and host while it lives.

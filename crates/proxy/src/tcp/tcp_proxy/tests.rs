@@ -325,3 +325,50 @@ fn clusters_are_chosen_by_weight() {
         assert!((115..=185).contains(&chosen[0]), "{chosen:?}");
     });
 }
+
+#[test]
+fn upstream_may_wait_for_the_first_bytes() {
+    run(async {
+        let (upstream, mut accepted) = scripted().await;
+        let proxy = Proxy::new(&[("up", "", &[upstream])]);
+        let lazy = "cluster: up, upstream_connect_mode: ON_DOWNSTREAM_DATA, max_early_data_bytes: 3";
+        let (mut client, serving) = proxy.session(lazy, "").await;
+        for _ in 0..100 {
+            tokio::task::yield_now().await;
+        }
+        assert!(accepted.try_recv().is_err(), "nobody asked for it yet");
+        client.write_all(b"hello").await.expect("sent");
+        client.shutdown().await.expect("half-closed");
+        let mut stream = accepted.recv().await.expect("a connection");
+        let mut seen = String::new();
+        stream.read_to_string(&mut seen).await.expect("all of it");
+        assert_eq!(seen, "hello");
+        drop(stream);
+        ended(serving).await;
+    });
+}
+
+/// A listener whose connections the test takes itself.
+async fn scripted() -> (SocketAddr, tokio::sync::mpsc::UnboundedReceiver<TcpStream>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = listener.local_addr().expect("an address");
+    let (send, receive) = tokio::sync::mpsc::unbounded_channel();
+    tokio::task::spawn_local(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let _ = send.send(stream);
+        }
+    });
+    (address, receive)
+}
+
+#[test]
+fn a_drain_ends_a_session_that_asks_for_it() {
+    run(async {
+        let (upstream, mut accepted) = scripted().await;
+        let proxy = Proxy::new(&[("up", "", &[upstream])]);
+        let (_client, serving) = proxy.session("cluster: up, check_drain_close: true", "").await;
+        let _stream = accepted.recv().await.expect("a connection");
+        proxy.drain.advance(Phase::Draining);
+        ended(serving).await;
+    });
+}
