@@ -114,6 +114,8 @@ struct Server {
     resolving: HashMap<Name, (Arc<Cluster>, crate::cluster::discovery::Task)>,
     /// Outlier detection by cluster, likewise.
     outliers: HashMap<Name, (Arc<Cluster>, outlier::watch::Task)>,
+    /// Resolving for the DNS caches of dynamic forward proxies, likewise.
+    caches: HashMap<Name, (Arc<Cluster>, crate::cluster::discovery::Task)>,
     outlier_log: Option<Arc<LogFile>>,
     /// Health checks by the address of the version of the cluster, which each of them holds.
     health: HashMap<usize, health::watch::Watch>,
@@ -237,6 +239,7 @@ impl Server {
             discovery,
             resolving: HashMap::new(),
             outliers: HashMap::new(),
+            caches: HashMap::new(),
             health: HashMap::new(),
             outlier_log: bootstrap.outlier_log.map(|path| open(&Sink::File(path))),
             events,
@@ -343,6 +346,7 @@ impl Server {
             self.draining_resources.follow(&before, &snapshot, self.options.drain_time);
             outlier::follow(&snapshot);
             self.watch_outliers(&snapshot);
+            self.fill_caches(&snapshot);
             let mut sockets =
                 self.sockets.take(snapshot.listeners.values().map(|listener| &**listener)).into_iter();
             self.tell(|| Command::Adopt {
@@ -489,6 +493,19 @@ impl Server {
                 outlier::watch::start(cluster, &self.thread_stats, self.outlier_log.clone(), changed)
             {
                 self.outliers.insert(name.clone(), (Arc::clone(cluster), task));
+            }
+        }
+    }
+
+    /// Resolves for the DNS caches of the clusters in force, and no others.
+    fn fill_caches(&mut self, snapshot: &Snapshot) {
+        self.caches.retain(|name, (cluster, _)| {
+            snapshot.clusters.get(name).is_some_and(|current| Arc::ptr_eq(current, cluster))
+        });
+        for (name, cluster) in &snapshot.clusters {
+            let ClusterDiscovery::DynamicForwardProxy(cache) = &cluster.discovery else { continue };
+            if let Some(task) = crate::cluster::dns_cache::resolve::start(cache, &self.thread_stats) {
+                self.caches.insert(name.clone(), (Arc::clone(cluster), task));
             }
         }
     }
@@ -707,7 +724,9 @@ fn ads(bootstrap: &Bootstrap) -> Result<Option<Ads>, RunError> {
     let assignment = match &cluster.discovery {
         ClusterDiscovery::Static(assignment) => &**assignment,
         ClusterDiscovery::StrictDns(dns) | ClusterDiscovery::LogicalDns(dns) => &dns.assignment,
-        ClusterDiscovery::Eds { .. } | ClusterDiscovery::OriginalDst { .. } => {
+        ClusterDiscovery::Eds { .. }
+        | ClusterDiscovery::OriginalDst { .. }
+        | ClusterDiscovery::DynamicForwardProxy(_) => {
             return Err(refuse(format!("cluster '{}' must be STATIC or resolved by DNS", server.cluster)));
         }
     };

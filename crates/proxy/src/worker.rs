@@ -538,7 +538,7 @@ impl Worker {
             listener.connections() > 0 || (now < *deadline && Rc::strong_count(listener) > 1)
         });
         for cluster in self.clusters.borrow().values() {
-            if let Discovery::OriginalDst { .. } = cluster.config.discovery {
+            if cluster.config.discovery.is_open_ended() {
                 cluster.forget_unused_hosts(now);
             }
         }

@@ -71,7 +71,7 @@ struct Host {
 /// The endpoints of a cluster. Those of original-destination clusters are known to the
 /// workers only.
 fn hosts_of(cluster: &Cluster, view: &View, hosts: &HostTable) -> Vec<Host> {
-    if let Discovery::OriginalDst { .. } = cluster.discovery {
+    if cluster.discovery.is_open_ended() {
         let used = hosts.0.get(&*cluster.name).into_iter().flatten();
         let mut used: Vec<Host> = used
             .map(|(address, counts)| Host {

@@ -10,6 +10,8 @@ use leno_api::proto::envoy::config::cluster::v3 as proto;
 use leno_api::proto::envoy::config::core::v3 as core;
 use leno_api::proto::envoy::config::endpoint::v3::ClusterLoadAssignment;
 use leno_api::proto::envoy::extensions::clusters::dns::v3::DnsCluster;
+use leno_api::proto::envoy::extensions::clusters::dynamic_forward_proxy::v3::ClusterConfig as DynamicCluster;
+use leno_api::proto::envoy::extensions::clusters::dynamic_forward_proxy::v3::cluster_config::ClusterImplementationSpecifier;
 use leno_api::proto::envoy::extensions::transport_sockets::internal_upstream::v3::InternalUpstreamTransport;
 use leno_api::proto::envoy::extensions::transport_sockets::proxy_protocol::v3::ProxyProtocolUpstreamTransport;
 use leno_api::proto::envoy::r#type::metadata::v3::MetadataKey;
@@ -21,7 +23,7 @@ use proto::cluster::{ClusterDiscoveryType, DiscoveryType, LbPolicy};
 use crate::cluster::stats::Gauges;
 use crate::cluster::{
     Assignment, BindConfig, CircuitBreakers, Cluster, Discovery, EndpointAddress, HappyEyeballs, Passthrough,
-    UpstreamProtocol, health, outlier,
+    UpstreamProtocol, dns_cache, health, outlier,
 };
 use crate::config::address;
 use crate::config::lower::Lower;
@@ -30,7 +32,7 @@ use crate::proxy_protocol::UpstreamHeader;
 
 mod assignment;
 mod balancing;
-mod dns;
+pub(crate) mod dns;
 mod policies;
 pub(crate) use dns::typed_resolver;
 mod protocol;
@@ -152,7 +154,7 @@ pub(crate) fn lower_proto(proto: proto::Cluster, source: Any, at: &mut Lower) ->
         ) => Some(config.clone()),
         _ => None,
     };
-    let provided = matches!(kind, Some(Kind::Plain(DiscoveryType::OriginalDst)));
+    let provided = matches!(kind, Some(Kind::Plain(DiscoveryType::OriginalDst) | Kind::Dynamic(_)));
     let discovery = kind.and_then(|kind| {
         let parts =
             Parts { name: &name, assignment, eds: eds_cluster_config, dns, cleanup_interval, original_dst };
@@ -347,6 +349,8 @@ enum Kind {
     Plain(DiscoveryType),
     /// envoy.clusters.dns with settings of its own; true: all addresses are one logical endpoint.
     Dns(Box<DnsCluster>),
+    /// envoy.clusters.dynamic_forward_proxy.
+    Dynamic(Box<DynamicCluster>),
 }
 
 fn discovery_type(proto: Option<ClusterDiscoveryType>, at: &mut Lower) -> Option<Kind> {
@@ -361,6 +365,9 @@ fn discovery_type(proto: Option<ClusterDiscoveryType>, at: &mut Lower) -> Option
                 };
                 if leno_api::any::is::<DnsCluster>(&any) {
                     return Some(Kind::Dns(Box::new(at.field("typed_config", |at| at.unpack(&any))?)));
+                }
+                if leno_api::any::is::<DynamicCluster>(&any) {
+                    return Some(Kind::Dynamic(Box::new(at.field("typed_config", |at| at.unpack(&any))?)));
                 }
                 // The plain types have names as extensions too.
                 let plain = match name.as_str() {
@@ -425,6 +432,10 @@ fn lower_discovery(kind: Kind, parts: Parts<'_>, at: &mut Lower) -> Option<Disco
             at.field("load_assignment", |at| assignment::refuse_pipes(&dns.assignment, at));
             assignment::refuse_others(&dns.assignment, at);
             Some(Discovery::StrictDns(dns.into()))
+        }
+        Kind::Dynamic(settings) => {
+            at.unsupported("load_assignment of a dynamic forward proxy", assignment.is_some());
+            at.field("cluster_type.typed_config", |at| dynamic_cluster(*settings, at))
         }
         Kind::Plain(DiscoveryType::Eds) => {
             let Some(proto::cluster::EdsClusterConfig { eds_config, service_name }) = eds else {
@@ -498,6 +509,30 @@ fn lower_discovery(kind: Kind, parts: Parts<'_>, at: &mut Lower) -> Option<Disco
                 metadata_key,
                 http_header: use_http_header.then_some(http_header),
             })
+        }
+    }
+}
+
+fn dynamic_cluster(proto: DynamicCluster, at: &mut Lower) -> Option<Discovery> {
+    let DynamicCluster {
+        // It concerns names in certificates.
+        allow_insecure_cluster_options: _,
+        allow_coalesced_connections,
+        cluster_implementation_specifier,
+    } = proto;
+    at.unsupported("allow_coalesced_connections", allow_coalesced_connections);
+    match cluster_implementation_specifier {
+        Some(ClusterImplementationSpecifier::DnsCacheConfig(config)) => {
+            let settings = at.field("dns_cache_config", |at| dns_cache::config::lower(config, at))?;
+            Some(Discovery::DynamicForwardProxy(Arc::new(dns_cache::DnsCache::new(settings))))
+        }
+        Some(ClusterImplementationSpecifier::SubClustersConfig(_)) => {
+            at.unsupported("sub_clusters_config", true);
+            None
+        }
+        None => {
+            at.unsupported("cluster_implementation_specifier that is not set", true);
+            None
         }
     }
 }

@@ -19,6 +19,7 @@ use crate::telemetry::stream_info::DynamicMetadata;
 
 pub(crate) mod config;
 pub(crate) mod discovery;
+pub(crate) mod dns_cache;
 pub(crate) mod health;
 pub(crate) mod lb;
 pub(crate) mod membership;
@@ -121,9 +122,23 @@ pub(crate) enum Discovery {
         /// `use_http_header` with this header name, lower case.
         http_header: Option<Name>,
     },
+    /// The host that the request names (envoy.clusters.dynamic_forward_proxy).
+    DynamicForwardProxy(Arc<dns_cache::DnsCache>),
+}
+
+impl PartialEq for dns_cache::DnsCache {
+    /// Caches are equal that were configured alike.
+    fn eq(&self, other: &Self) -> bool {
+        self.settings == other.settings
+    }
 }
 
 impl Discovery {
+    /// Whether requests bring the hosts, and only workers know which there are.
+    pub(crate) fn is_open_ended(&self) -> bool {
+        matches!(self, Discovery::OriginalDst { .. } | Discovery::DynamicForwardProxy(_))
+    }
+
     /// Whether hosts come and go one by one, so that those which pass their health checks may
     /// outlive what discovery says of them.
     pub(crate) fn may_drop_hosts(&self) -> bool {

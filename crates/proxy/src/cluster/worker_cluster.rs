@@ -11,6 +11,7 @@ use leno_base::rng::Rng;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use crate::cluster::dns_cache::{self, DnsCache};
 use crate::cluster::health::Vitals;
 use crate::cluster::lb::facts::HostFacts;
 use crate::cluster::lb::hosts::{Gathering, Hosts};
@@ -43,6 +44,8 @@ pub(crate) struct WorkerCluster {
     around: Surroundings,
     hosts: RefCell<HostSet>,
     random: RefCell<Rng>,
+    /// Hosts of a dynamic forward proxy that were used here, by their keys.
+    dynamic: RefCell<HashMap<Arc<str>, DynamicHost>>,
     /// When unused hosts were forgotten the last time.
     cleaned: Cell<Instant>,
 }
@@ -120,6 +123,14 @@ pub(crate) struct HostCounts {
     pub(crate) rq_timeout: Cell<u64>,
 }
 
+/// One host of a dynamic forward proxy.
+struct DynamicHost {
+    entry: Arc<dns_cache::Entry>,
+    /// The entry's version that the host was made of.
+    version: u64,
+    host: Rc<Host>,
+}
+
 /// The hosts of one cluster.
 #[derive(Default)]
 struct HostSet {
@@ -149,6 +160,7 @@ impl WorkerCluster {
             around,
             hosts: RefCell::default(),
             random: RefCell::new(Rng::new(seed)),
+            dynamic: RefCell::default(),
             cleaned: Cell::new(Instant::now()),
         };
         cluster.update_hosts(&Assignment::default());
@@ -235,8 +247,10 @@ impl WorkerCluster {
 
     /// Picks an endpoint; `None`: none can be had (`UH`).
     pub(crate) fn pick(&self, context: &PickContext<'_>) -> Option<Rc<Host>> {
-        if let Discovery::OriginalDst { .. } = self.config.discovery {
-            return self.pick_original_dst(context);
+        match &self.config.discovery {
+            Discovery::OriginalDst { .. } => return self.pick_original_dst(context),
+            Discovery::DynamicForwardProxy(cache) => return self.pick_dynamic(cache, context),
+            _ => {}
         }
         if let Some(wanted) = context.override_host {
             match self.find_override(wanted) {
@@ -289,7 +303,53 @@ impl WorkerCluster {
 
     /// All hosts, in no particular order.
     pub(crate) fn hosts(&self) -> Vec<Rc<Host>> {
-        self.hosts.borrow().by_address.values().cloned().collect()
+        let set = self.hosts.borrow();
+        let dynamic = self.dynamic.borrow();
+        set.by_address.values().chain(dynamic.values().map(|known| &known.host)).cloned().collect()
+    }
+
+    /// Whether a dynamic forward proxy's host was used before and has an address, so that the
+    /// cache need not be asked.
+    pub(crate) fn knows(&self, cache: &DnsCache, authority: &[u8]) -> bool {
+        let key = std::str::from_utf8(authority).ok().and_then(dns_cache::key);
+        let dynamic = self.dynamic.borrow();
+        let known = key.and_then(|key| dynamic.get(&*key)).filter(|known| !known.entry.is_gone());
+        known.is_some_and(|known| {
+            cache.touch(&known.entry);
+            true
+        })
+    }
+
+    /// The host that the request names, if its name is resolved. An address that changes moves
+    /// new connections only.
+    fn pick_dynamic(&self, cache: &DnsCache, context: &PickContext<'_>) -> Option<Rc<Host>> {
+        let key = dns_cache::key(std::str::from_utf8(context.headers?.authority()).ok()?)?;
+        let mut dynamic = self.dynamic.borrow_mut();
+        let known = dynamic.get(&*key).filter(|known| !known.entry.is_gone());
+        let entry = match known {
+            Some(known) if known.version == known.entry.version() => {
+                cache.touch(&known.entry);
+                return Some(Rc::clone(&known.host));
+            }
+            Some(known) => Arc::clone(&known.entry),
+            None => cache.find(&key)?,
+        };
+        // Read first: whatever changes then makes another version.
+        let version = entry.version();
+        let addresses = entry.addresses();
+        let (first, others) = addresses.split_first()?;
+        let config = EndpointConfig {
+            hostname: Some(Arc::clone(&entry.key)),
+            others: others.into(),
+            ..EndpointConfig::plain(EndpointAddress::Ip(*first))
+        };
+        let host = Rc::new(match known {
+            Some(known) => Host { address: Some(*first), ..known.host.reconfigured(config, 0) },
+            None => Host::new(config),
+        });
+        cache.touch(&entry);
+        dynamic.insert(Arc::clone(&entry.key), DynamicHost { version, host: Rc::clone(&host), entry });
+        Some(host)
     }
 
     /// The original destination as a host, made on first use.
@@ -328,6 +388,7 @@ impl WorkerCluster {
     /// Forgets original-destination hosts without connections or requests, if `cleanup_interval`
     /// has passed since the last time.
     pub(crate) fn forget_unused_hosts(&self, now: Instant) {
+        self.dynamic.borrow_mut().retain(|_, known| !known.entry.is_gone());
         if let Discovery::OriginalDst { cleanup_interval, .. } = self.config.discovery {
             if now.saturating_duration_since(self.cleaned.get()) < cleanup_interval {
                 return;

@@ -187,6 +187,7 @@ pub(crate) fn lower(wire: Vec<u8>, at: &mut Lower) -> Option<Bootstrap> {
         version: String::new(),
         unknown_fields: UnknownFields::Ignore,
         filter_name: Name::default(),
+        dns_caches: Arc::default(),
     };
     let (bind, outlier_log, local_cluster) =
         at.field("cluster_manager", |at| lower_cluster_manager(cluster_manager.unwrap_or_default(), at));

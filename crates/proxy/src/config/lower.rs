@@ -17,8 +17,8 @@ use std::time::Duration;
 use leno_base::Name;
 use prost_types::Any;
 
-use crate::cluster::BindConfig;
 use crate::cluster::lb::settings::Here;
+use crate::cluster::{BindConfig, dns_cache};
 use crate::config::runtime::Runtime;
 
 /// One refused field.
@@ -89,6 +89,8 @@ pub(crate) struct Scope {
     pub(crate) filter_name: Name,
     /// What to do about unknown fields of resources that come by xDS.
     pub(crate) unknown_fields: UnknownFields,
+    /// The DNS caches of dynamic forward proxies by name, which must agree on each.
+    pub(crate) dns_caches: Arc<dns_cache::config::Known>,
 }
 
 /// What to do about fields that the API of this proxy does not have. In files they are refused

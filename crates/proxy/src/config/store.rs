@@ -329,7 +329,9 @@ impl Store {
         for slot in self.clusters.values_mut() {
             let Some(cluster) = &slot.warming else { continue };
             let warm = match &cluster.discovery {
-                Discovery::Static(_) | Discovery::OriginalDst { .. } => true,
+                Discovery::Static(_) | Discovery::OriginalDst { .. } | Discovery::DynamicForwardProxy(_) => {
+                    true
+                }
                 Discovery::StrictDns(settings) | Discovery::LogicalDns(settings) => {
                     resolved(&self.resolved, &cluster.name, settings).is_some() || !cluster.wait_for_warm
                 }
@@ -395,7 +397,7 @@ impl Store {
     fn discovered(&self, cluster: &Cluster) -> Option<Arc<Assignment>> {
         match &cluster.discovery {
             Discovery::Static(assignment) => Some(Arc::clone(assignment)),
-            Discovery::OriginalDst { .. } => None,
+            Discovery::OriginalDst { .. } | Discovery::DynamicForwardProxy(_) => None,
             Discovery::StrictDns(settings) | Discovery::LogicalDns(settings) => {
                 resolved(&self.resolved, &cluster.name, settings).cloned()
             }
@@ -509,7 +511,10 @@ fn resolved<'a>(
 fn dns_settings(cluster: &Cluster) -> Option<&Arc<DnsDiscovery>> {
     match &cluster.discovery {
         Discovery::StrictDns(settings) | Discovery::LogicalDns(settings) => Some(settings),
-        Discovery::Static(_) | Discovery::Eds { .. } | Discovery::OriginalDst { .. } => None,
+        Discovery::Static(_)
+        | Discovery::Eds { .. }
+        | Discovery::OriginalDst { .. }
+        | Discovery::DynamicForwardProxy(_) => None,
     }
 }
 

@@ -19,20 +19,24 @@ use crate::config::lower::Lower;
 const DEFAULT_REFRESH: Duration = Duration::from_secs(5);
 
 /// The fields of a Cluster that concern DNS.
-pub(super) struct Fields {
-    pub(super) dns_refresh_rate: Option<prost_types::Duration>,
-    pub(super) dns_jitter: Option<prost_types::Duration>,
-    pub(super) dns_failure_refresh_rate: Option<proto::cluster::RefreshRate>,
-    pub(super) respect_dns_ttl: bool,
-    pub(super) dns_lookup_family: i32,
-    pub(super) dns_resolvers: Vec<core::Address>,
-    pub(super) use_tcp_for_dns_lookups: bool,
-    pub(super) dns_resolution_config: Option<core::DnsResolutionConfig>,
-    pub(super) typed_dns_resolver_config: Option<core::TypedExtensionConfig>,
+pub(in crate::cluster) struct Fields {
+    pub(in crate::cluster) dns_refresh_rate: Option<prost_types::Duration>,
+    pub(in crate::cluster) dns_jitter: Option<prost_types::Duration>,
+    pub(in crate::cluster) dns_failure_refresh_rate: Option<proto::cluster::RefreshRate>,
+    pub(in crate::cluster) respect_dns_ttl: bool,
+    pub(in crate::cluster) dns_lookup_family: i32,
+    pub(in crate::cluster) dns_resolvers: Vec<core::Address>,
+    pub(in crate::cluster) use_tcp_for_dns_lookups: bool,
+    pub(in crate::cluster) dns_resolution_config: Option<core::DnsResolutionConfig>,
+    pub(in crate::cluster) typed_dns_resolver_config: Option<core::TypedExtensionConfig>,
 }
 
 /// Lowers a DNS cluster's fields.
-pub(super) fn lower(fields: Fields, assignment: Assignment, at: &mut Lower) -> Option<DnsDiscovery> {
+pub(in crate::cluster) fn lower(
+    fields: Fields,
+    assignment: Assignment,
+    at: &mut Lower,
+) -> Option<DnsDiscovery> {
     let mut tcp = fields.use_tcp_for_dns_lookups;
     let mut resolvers = at.each("dns_resolvers", fields.dns_resolvers, resolver_address);
     if let Some(config) = fields.dns_resolution_config {

@@ -27,6 +27,13 @@ use crate::cluster::{Assignment, DnsDiscovery, EndpointAddress, EndpointConfig, 
 #[derive(Debug)]
 pub(crate) struct Task(tokio::task::JoinHandle<()>);
 
+impl Task {
+    /// Runs until the task is dropped.
+    pub(crate) fn spawn(task: impl Future<Output = ()> + Send + 'static) -> Self {
+        Self(tokio::spawn(task))
+    }
+}
+
 impl Drop for Task {
     fn drop(&mut self) {
         self.0.abort();
@@ -43,7 +50,7 @@ pub(crate) fn start(
 ) -> Task {
     let resolver = Resolver::new(&settings);
     let rng = Rng::from_entropy();
-    Task(tokio::spawn(run(cluster, settings, logical, resolver, rng, found)))
+    Task::spawn(run(cluster, settings, logical, resolver, rng, found))
 }
 
 /// The task.

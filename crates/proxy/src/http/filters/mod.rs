@@ -23,6 +23,7 @@
 mod buffer;
 mod chain;
 mod cors;
+mod dynamic_forward_proxy;
 mod fault;
 pub(crate) mod grpc_stats;
 mod header_mutation;
@@ -246,6 +247,7 @@ pub(crate) struct Registration {
 pub(crate) const REGISTRY: &[Registration] = &[
     buffer::REGISTRATION,
     cors::REGISTRATION,
+    dynamic_forward_proxy::REGISTRATION,
     fault::REGISTRATION,
     grpc_stats::REGISTRATION,
     header_mutation::REGISTRATION,
