@@ -90,6 +90,8 @@ pub(crate) fn connection(peer: SocketAddr) -> ConnectionInfo {
         direct_local: local,
         local_restored: false,
         server_name: None,
+        tls: None,
+        transport_failure: None,
         started: crate::http::stream::now(),
         found: crate::telemetry::stream_info::Found::default(),
     }

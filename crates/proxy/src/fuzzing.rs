@@ -387,6 +387,8 @@ pub(crate) fn stream_info() -> StreamInfo {
         direct_local: address,
         local_restored: false,
         server_name: None,
+        tls: None,
+        transport_failure: None,
         started: Instant::now(),
         found: crate::telemetry::stream_info::Found::default(),
     };

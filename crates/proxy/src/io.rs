@@ -11,6 +11,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 
 use crate::cluster::TcpKeepalive;
+use crate::tls::stream::TlsStream;
 
 /// A connected stream socket.
 #[derive(Debug)]
@@ -19,6 +20,8 @@ pub(crate) enum Socket {
     Tcp(TcpStream),
     /// Unix domain.
     Unix(UnixStream),
+    /// TLS over either.
+    Tls(Box<TlsStream>),
 }
 
 /// An accepted connection as it leaves the listener filters: the bytes that they had to read
@@ -74,27 +77,33 @@ pub(crate) fn unix_address(path: &str) -> io::Result<socket2::SockAddr> {
 
 impl Socket {
     /// Ready when reading would not wait; needs no buffer.
-    pub(crate) fn poll_read_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    pub(crate) fn poll_read_ready(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self {
             Socket::Tcp(stream) => stream.poll_read_ready(cx),
             Socket::Unix(stream) => stream.poll_read_ready(cx),
+            Socket::Tls(stream) => stream.poll_read_ready(cx),
         }
     }
 
     /// Reads without waiting.
-    pub(crate) fn try_read(&self, bytes: &mut [u8]) -> io::Result<usize> {
+    pub(crate) fn try_read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
         match self {
             Socket::Tcp(stream) => stream.try_read(bytes),
             Socket::Unix(stream) => stream.try_read(bytes),
+            Socket::Tls(stream) => stream.try_read(bytes),
         }
     }
 
     /// Makes closing it a reset (RST) instead of an orderly end, to pass on one that came from
     /// the other side.
     pub(crate) fn reset_on_close(&self) {
-        if let Socket::Tcp(stream) = self {
-            // Of no importance if the connection is gone already.
-            let _ = socket2::SockRef::from(stream).set_linger(Some(Duration::ZERO));
+        match self {
+            Socket::Tcp(stream) => {
+                // Of no importance if the connection is gone already.
+                let _ = socket2::SockRef::from(stream).set_linger(Some(Duration::ZERO));
+            }
+            Socket::Unix(_) => {}
+            Socket::Tls(stream) => stream.socket().reset_on_close(),
         }
     }
 
@@ -103,6 +112,7 @@ impl Socket {
         match self {
             Socket::Tcp(stream) => stream.peer_addr().ok(),
             Socket::Unix(_) => None,
+            Socket::Tls(stream) => stream.socket().peer_address(),
         }
     }
 
@@ -111,6 +121,7 @@ impl Socket {
         match self {
             Socket::Tcp(stream) => stream.local_addr().ok(),
             Socket::Unix(_) => None,
+            Socket::Tls(stream) => stream.socket().local_address(),
         }
     }
 }
@@ -120,6 +131,7 @@ impl AsyncRead for Socket {
         match self.get_mut() {
             Socket::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
             Socket::Unix(stream) => Pin::new(stream).poll_read(cx, buf),
+            Socket::Tls(stream) => stream.poll_read(cx, buf),
         }
     }
 }
@@ -129,6 +141,7 @@ impl AsyncWrite for Socket {
         match self.get_mut() {
             Socket::Tcp(stream) => Pin::new(stream).poll_write(cx, buf),
             Socket::Unix(stream) => Pin::new(stream).poll_write(cx, buf),
+            Socket::Tls(stream) => stream.poll_write(cx, buf),
         }
     }
 
@@ -140,6 +153,7 @@ impl AsyncWrite for Socket {
         match self.get_mut() {
             Socket::Tcp(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
             Socket::Unix(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+            Socket::Tls(stream) => stream.poll_write_vectored(cx, bufs),
         }
     }
 
@@ -151,6 +165,7 @@ impl AsyncWrite for Socket {
         match self.get_mut() {
             Socket::Tcp(stream) => Pin::new(stream).poll_flush(cx),
             Socket::Unix(stream) => Pin::new(stream).poll_flush(cx),
+            Socket::Tls(stream) => stream.poll_flush(cx),
         }
     }
 
@@ -158,6 +173,7 @@ impl AsyncWrite for Socket {
         match self.get_mut() {
             Socket::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
             Socket::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
+            Socket::Tls(stream) => stream.poll_shutdown(cx),
         }
     }
 }

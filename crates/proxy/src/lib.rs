@@ -26,6 +26,7 @@ mod server;
 mod snapshot;
 mod tcp;
 mod telemetry;
+mod tls;
 mod worker;
 
 pub use config::validate::{Summary, validate};

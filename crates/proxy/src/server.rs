@@ -180,7 +180,8 @@ impl Server {
         stats.server.concurrency().set(concurrency as u64);
         let limit = GlobalConnections::new(bootstrap.max_connections);
         let policy = DrainPolicy::from(&options);
-        let workers = (0..concurrency).map(|index| worker::spawn(index, &all_stats, &limit, policy, bootstrap.scope.internal_buffer));
+        let workers = (0..concurrency)
+            .map(|index| worker::spawn(index, &all_stats, &limit, policy, bootstrap.scope.internal_buffer));
         let workers = workers.collect::<Result<_, _>>();
         let workers = workers.map_err(|error| RunError::System("cannot start a worker".to_owned(), error))?;
 
@@ -737,7 +738,7 @@ fn ads(bootstrap: &Bootstrap) -> Result<Option<Ads>, RunError> {
             let pings = settings.keepalive.as_ref();
             pings.and_then(|pings| pings.interval.map(|interval| (interval, pings.timeout)))
         }
-        UpstreamProtocol::Http1 | UpstreamProtocol::Downstream(_) => None,
+        UpstreamProtocol::Http1 | UpstreamProtocol::Downstream(_) | UpstreamProtocol::Auto(_) => None,
     };
     Ok(Some(Ads {
         mode: if server.delta { Mode::Delta } else { Mode::Sotw },

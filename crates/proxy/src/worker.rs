@@ -258,6 +258,11 @@ impl Worker {
         &self.stats
     }
 
+    /// The same, for those whose stats' names come with what they count.
+    pub(crate) fn shared_stats(&self) -> Arc<ThreadStats> {
+        Arc::clone(&self.stats)
+    }
+
     /// The stats of connection managers with this prefix.
     pub(crate) fn http_stats(&self, stat_prefix: &Name) -> Rc<HttpStats> {
         self.http_scopes.scope(&self.stats, stat_prefix)

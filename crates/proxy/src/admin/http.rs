@@ -214,6 +214,8 @@ fn log(
         direct_local: local,
         local_restored: false,
         server_name: None,
+        tls: None,
+        transport_failure: None,
         started,
         found: crate::telemetry::stream_info::Found::default(),
     };

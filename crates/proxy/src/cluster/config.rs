@@ -3,6 +3,7 @@
 
 #![allow(deprecated, reason = "deprecated fields are lowered, or refused by name, like all others")]
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,12 +24,13 @@ use proto::cluster::{ClusterDiscoveryType, DiscoveryType, LbPolicy};
 use crate::cluster::stats::Gauges;
 use crate::cluster::{
     Assignment, BindConfig, CircuitBreakers, Cluster, Discovery, EndpointAddress, HappyEyeballs, Passthrough,
-    UpstreamProtocol, dns_cache, health, outlier,
+    TransportMatch, UpstreamProtocol, dns_cache, health, outlier,
 };
 use crate::config::address;
 use crate::config::lower::Lower;
 use crate::config::source::{Origin, config_source};
 use crate::proxy_protocol::UpstreamHeader;
+use crate::tls::config::upstream;
 
 mod assignment;
 mod balancing;
@@ -69,8 +71,7 @@ pub(crate) fn lower_proto(proto: proto::Cluster, source: Any, at: &mut Lower) ->
         health_checks,
         max_requests_per_connection,
         circuit_breakers,
-        // Server names are for TLS.
-        upstream_http_protocol_options: _,
+        upstream_http_protocol_options,
         common_http_protocol_options,
         http_protocol_options,
         http2_protocol_options,
@@ -124,15 +125,21 @@ pub(crate) fn lower_proto(proto: proto::Cluster, source: Any, at: &mut Lower) ->
     at.unsupported("preconnect_policy", preconnect_policy.is_some());
     at.unsupported("connection_pool_per_downstream_connection", connection_pool_per_downstream_connection);
     at.unsupported("queuing_policies", queuing_policies.is_some());
-    at.each("transport_socket_matches", transport_socket_matches, |matching, at| {
-        let proto::cluster::TransportSocketMatch { name: _, r#match: _, transport_socket } = matching;
-        // Whichever endpoint matches: it is plain text all the same.
-        address::raw_transport_socket("transport_socket", transport_socket, at);
-        None::<()>
+    let mut names = HashSet::new();
+    let transport_matches = at.each("transport_socket_matches", transport_socket_matches, |matching, at| {
+        let proto::cluster::TransportSocketMatch { name, r#match, transport_socket } = matching;
+        if !names.insert(name.clone()) {
+            at.error_at("name", format!("Multiple transport sockets have the name '{name}'"));
+        }
+        let values = match address::object(r#match.unwrap_or_default()) {
+            serde_json::Value::Object(values) => values,
+            _ => serde_json::Map::new(),
+        };
+        Some(TransportMatch { values, transport: upstream(transport_socket, at)? })
     });
     let (passthrough, transport_socket) = internal_upstream(transport_socket, at);
     let (proxy_header, transport_socket) = proxy_header(transport_socket, at);
-    address::raw_transport_socket("transport_socket", transport_socket, at);
+    let transport = upstream(transport_socket, at);
 
     let dns = dns::Fields {
         dns_refresh_rate,
@@ -184,6 +191,9 @@ pub(crate) fn lower_proto(proto: proto::Cluster, source: Any, at: &mut Lower) ->
         };
         balancing::lower(fields, at)
     });
+    let tls = transport.iter().chain(transport_matches.iter().map(|matching| &matching.transport));
+    let tls = tls.into_iter().any(|transport| transport.tls().is_some());
+    protocol::server_names(upstream_http_protocol_options, tls, at);
     let http = protocol::Fields {
         common_http_protocol_options,
         http_protocol_options,
@@ -191,6 +201,7 @@ pub(crate) fn lower_proto(proto: proto::Cluster, source: Any, at: &mut Lower) ->
         protocol_selection,
         max_requests_per_connection,
         typed_extension_protocol_options,
+        tls,
     };
     let http = protocol::lower(http, at);
     let circuit_breakers = lower_circuit_breakers(circuit_breakers, at);
@@ -235,6 +246,8 @@ pub(crate) fn lower_proto(proto: proto::Cluster, source: Any, at: &mut Lower) ->
         override_status: balancing.override_status,
         close_on_host_change: balancing.close_on_host_change,
         connect_timeout,
+        transport: transport?,
+        transport_matches,
         protocol: http.protocol,
         http: http.overrides,
         circuit_breakers,

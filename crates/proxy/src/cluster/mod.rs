@@ -16,6 +16,7 @@ use crate::http::config::Http1Settings;
 use crate::http::headers::HeaderMap;
 use crate::http::route::{Mirror, RetryPolicy};
 use crate::telemetry::stream_info::DynamicMetadata;
+use crate::tls::{Transport, UpstreamTls};
 
 pub(crate) mod config;
 pub(crate) mod discovery;
@@ -50,8 +51,12 @@ pub(crate) struct Cluster {
     pub(crate) override_status: OverrideStatus,
     /// `common_lb_config.close_connections_on_host_set_change`.
     pub(crate) close_on_host_change: bool,
-    /// `connect_timeout`, 5 s by default.
+    /// `connect_timeout`, 5 s by default; a TLS handshake included.
     pub(crate) connect_timeout: Duration,
+    /// `transport_socket`: what lies between the cluster and its endpoints.
+    pub(crate) transport: Transport<UpstreamTls>,
+    /// `transport_socket_matches` in order: for endpoints with such metadata.
+    pub(crate) transport_matches: Vec<TransportMatch>,
     /// HTTP protocol towards its endpoints.
     pub(crate) protocol: UpstreamProtocol,
     /// What it says of requests beside the protocol.
@@ -90,6 +95,34 @@ pub(crate) struct Cluster {
     pub(crate) source: prost_types::Any,
     /// `version_info` of the update that brought it; empty for static ones.
     pub(crate) version: String,
+}
+
+/// A transport socket for endpoints whose metadata below `envoy.transport_socket_match` has all
+/// of these values.
+#[derive(Debug)]
+pub(crate) struct TransportMatch {
+    /// The values.
+    pub(crate) values: serde_json::Map<String, serde_json::Value>,
+    /// What then lies in between.
+    pub(crate) transport: Transport<UpstreamTls>,
+}
+
+impl Cluster {
+    /// What lies between the cluster and an endpoint with this metadata.
+    pub(crate) fn transport_to(&self, endpoint: &Metadata) -> &Transport<UpstreamTls> {
+        let values = endpoint.get("envoy.transport_socket_match");
+        let has = |key: &String, value: &serde_json::Value| {
+            values.and_then(|values| values.get(key)).is_some_and(|own| own == value)
+        };
+        let fits = |candidate: &&TransportMatch| candidate.values.iter().all(|(key, value)| has(key, value));
+        self.transport_matches.iter().find(fits).map_or(&self.transport, |found| &found.transport)
+    }
+
+    /// All TLS settings towards its endpoints.
+    pub(crate) fn tls(&self) -> impl Iterator<Item = &Arc<UpstreamTls>> {
+        let matches = self.transport_matches.iter().map(|matching| &matching.transport);
+        std::iter::once(&self.transport).chain(matches).filter_map(Transport::tls)
+    }
 }
 
 /// `filter_metadata`: namespace → JSON object.
@@ -307,6 +340,8 @@ pub(crate) enum UpstreamProtocol {
     Http2(Http2Settings),
     /// Whatever the downstream connection speaks.
     Downstream(Http2Settings),
+    /// What ALPN says: HTTP/2 if it was agreed upon.
+    Auto(Http2Settings),
 }
 
 /// What a cluster says of requests to it (HttpProtocolOptions).

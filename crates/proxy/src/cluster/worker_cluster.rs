@@ -30,6 +30,8 @@ use crate::cluster::{
 use crate::http::codec::h2::stats::Http2Stats;
 use crate::http::headers::HeaderMap;
 use crate::telemetry::stats::ThreadStats;
+use crate::tls::stats::TlsStats;
+use crate::tls::{Transport, UpstreamTls};
 
 /// One cluster on one worker.
 pub(crate) struct WorkerCluster {
@@ -42,6 +44,8 @@ pub(crate) struct WorkerCluster {
     /// Counts of its HTTP/2 connections, if it may have some.
     pub(crate) http2: Option<Http2Stats>,
     around: Surroundings,
+    /// Those of handshakes, if there are any.
+    pub(crate) tls_stats: Option<Rc<TlsStats>>,
     hosts: RefCell<HostSet>,
     random: RefCell<Rng>,
     /// Hosts of a dynamic forward proxy that were used here, by their keys.
@@ -83,6 +87,8 @@ pub(crate) struct Host {
     pub(crate) address: Option<SocketAddr>,
     /// Its priority.
     pub(crate) priority: u32,
+    /// What lies between.
+    pub(crate) transport: Transport<UpstreamTls>,
     /// Connections to it. An update of the endpoint's settings keeps them.
     pub(crate) pool: Rc<RefCell<Pool>>,
     /// Connections to it that are not for all requests.
@@ -143,8 +149,15 @@ struct HostSet {
 
 impl WorkerCluster {
     /// A cluster without hosts yet; `seed` differs by worker.
-    pub(crate) fn new(config: Arc<Cluster>, thread: &ThreadStats, seed: u64, local: &Rc<LocalHosts>) -> Self {
-        let stats = ClusterStats::new(thread, &format!("cluster.{}.", config.stat_name));
+    pub(crate) fn new(
+        config: Arc<Cluster>,
+        thread: &Arc<ThreadStats>,
+        seed: u64,
+        local: &Rc<LocalHosts>,
+    ) -> Self {
+        let scope = format!("cluster.{}.", config.stat_name);
+        let stats = ClusterStats::new(thread, &scope);
+        let tls_stats = config.tls().next().map(|_| Rc::new(TlsStats::new(thread, &scope, false)));
         let http2 = (config.protocol != UpstreamProtocol::Http1)
             .then(|| Http2Stats::new(thread, &format!("cluster.{}.http2.", config.stat_name)));
         let around = Surroundings {
@@ -158,6 +171,7 @@ impl WorkerCluster {
             answers: Default::default(),
             http2,
             around,
+            tls_stats,
             hosts: RefCell::default(),
             random: RefCell::new(Rng::new(seed)),
             dynamic: RefCell::default(),
@@ -198,7 +212,16 @@ impl WorkerCluster {
                 let before = previous.get(&endpoint.address);
                 let priority = locality.priority;
                 let vitals = self.config.health.as_ref().and_then(|health| health.vitals(&endpoint.address));
+                let transport = self.config.transport_to(&endpoint.metadata);
                 let host = match before {
+                    // Connections of another kind are not the same host's.
+                    Some(host) if !host.transport.is_same(transport) => Rc::new(Host {
+                        pool: Rc::default(),
+                        own_pools: Rc::default(),
+                        transport: transport.clone(),
+                        vitals,
+                        ..host.reconfigured(endpoint.clone(), priority)
+                    }),
                     // Requests under way end on the connections that they have.
                     Some(host) if renew => Rc::new(Host {
                         pool: Rc::default(),
@@ -214,6 +237,7 @@ impl WorkerCluster {
                     }
                     Some(host) => Rc::new(Host { vitals, ..host.reconfigured(endpoint.clone(), priority) }),
                     None => Rc::new(Host {
+                        transport: self.config.transport_to(&endpoint.metadata).clone(),
                         outlier: self.watched(&endpoint.address),
                         vitals,
                         priority,
@@ -380,7 +404,11 @@ impl WorkerCluster {
             address.set_port(*port);
         }
         let mut set = self.hosts.borrow_mut();
-        let new = || Rc::new(Host::new(EndpointConfig::plain(EndpointAddress::Ip(address))));
+        let new = || {
+            let config = EndpointConfig::plain(EndpointAddress::Ip(address));
+            let transport = self.config.transport_to(&config.metadata).clone();
+            Rc::new(Host { transport, ..Host::new(config) })
+        };
         let host = set.by_address.entry(EndpointAddress::Ip(address)).or_insert_with(new);
         Some(Rc::clone(host))
     }
@@ -420,7 +448,7 @@ fn tells_localities(balancing: &Balancing) -> bool {
 }
 
 impl Host {
-    /// A host that was never connected to.
+    /// A host that was never connected to, in plain text.
     pub(crate) fn new(config: EndpointConfig) -> Self {
         let address = match config.address {
             EndpointAddress::Ip(address) => Some(address),
@@ -434,6 +462,7 @@ impl Host {
             config,
             address,
             priority: 0,
+            transport: Transport::Raw,
             pool,
             own_pools,
             active,
@@ -452,6 +481,7 @@ impl Host {
             config,
             address: self.address,
             priority,
+            transport: self.transport.clone(),
             pool: Rc::clone(&self.pool),
             own_pools: Rc::clone(&self.own_pools),
             active: Rc::clone(&self.active),

@@ -276,22 +276,6 @@ pub(crate) fn data_source(proto: core::DataSource, at: &mut Lower) -> Option<Byt
     }
 }
 
-/// Refuses a transport socket other than plain text.
-pub(crate) fn raw_transport_socket(field: &str, proto: Option<core::TransportSocket>, at: &mut Lower) {
-    let Some(core::TransportSocket { name, config_type }) = proto else { return };
-    at.field(field, |at| {
-        let Some(core::transport_socket::ConfigType::TypedConfig(any)) = config_type else {
-            // Without a type the name decides, and Envoy refuses that by default.
-            at.error_at("typed_config", format!("transport socket '{name}' must have a typed config"));
-            return;
-        };
-        let Some(any) = at.extension(any) else { return };
-        if !any.type_url.ends_with("/envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer") {
-            at.field("typed_config", |at| at.unsupported_extension(&name, &any.type_url));
-        }
-    });
-}
-
 /// A name, if the text is not empty.
 pub(crate) fn name(text: String) -> Option<Name> {
     (!text.is_empty()).then(|| text.into())

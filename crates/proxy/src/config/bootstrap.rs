@@ -5,7 +5,7 @@
 
 #![allow(deprecated, reason = "deprecated fields are lowered, or refused by name, like all others")]
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -170,7 +170,6 @@ pub(crate) fn lower(wire: Vec<u8>, at: &mut Lower) -> Option<Bootstrap> {
         max_connections.or_else(|| runtime.integer("overload.global_downstream_max_connections"));
     let StaticResources { listeners, clusters, rest } = StaticResources::read(&resources, at)?;
     let proto::bootstrap::StaticResources { listeners: _, clusters: _, secrets } = rest;
-    at.unsupported("static_resources.secrets", !secrets.is_empty());
     let dynamic = dynamic_resources.unwrap_or_default();
     let names =
         clusters.iter().filter_map(|wire| Named::decode(*wire).ok()).map(|named| Name::new(&named.name));
@@ -183,6 +182,7 @@ pub(crate) fn lower(wire: Vec<u8>, at: &mut Lower) -> Option<Bootstrap> {
         here: Arc::default(),
         bind: None,
         internal_buffer,
+        secrets: Arc::default(),
         added_via_api: false,
         version: String::new(),
         unknown_fields: UnknownFields::Ignore,
@@ -194,6 +194,14 @@ pub(crate) fn lower(wire: Vec<u8>, at: &mut Lower) -> Option<Bootstrap> {
     at.scope_mut().bind = bind;
     let here = Here { cluster: local_cluster, locality: address::locality(node.locality.clone()) };
     at.scope_mut().here = Arc::new(here);
+    // Before whatever refers to them.
+    let mut found = HashMap::new();
+    at.each("static_resources.secrets", secrets, |secret, at| {
+        let (name, secret) = crate::tls::config::secret(secret, at)?;
+        found.insert(name, secret);
+        None::<()>
+    });
+    at.scope_mut().secrets = Arc::new(found);
     let stats_config =
         at.field("stats_config", |at| StatsConfig::lower(stats_config.unwrap_or_default(), at));
     let mut admin = admin.and_then(|admin| at.field("admin", |at| lower_admin(admin, at)));

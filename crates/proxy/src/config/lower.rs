@@ -8,7 +8,7 @@
 //! named in `unsupported`. Nothing is ignored silently. Lowering is pure: `--mode validate`,
 //! xDS updates, tests and fuzz targets call the same functions.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -20,6 +20,7 @@ use prost_types::Any;
 use crate::cluster::lb::settings::Here;
 use crate::cluster::{BindConfig, dns_cache};
 use crate::config::runtime::Runtime;
+use crate::tls::config::Secret;
 
 /// One refused field.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -81,6 +82,8 @@ pub(crate) struct Scope {
     /// Whether there may be internal listeners (envoy.bootstrap.internal_listener), and the size of
     /// their buffers in bytes (`buffer_size_kb`, 1 MiB by default).
     pub(crate) internal_buffer: Option<usize>,
+    /// `static_resources.secrets`.
+    pub(crate) secrets: Arc<HashMap<Name, Secret>>,
     /// Whether the resource came by xDS.
     pub(crate) added_via_api: bool,
     /// `version_info` of the update that brought it; empty for static ones.

@@ -7,6 +7,7 @@ use std::time::Duration;
 use leno_base::Name;
 
 use crate::cluster::Http2Settings;
+use crate::http::client_cert::ClientCertDetails;
 use crate::http::codec::h1::head::KeepCase;
 use crate::http::config::detection::Detection;
 use crate::http::config::local_reply::LocalReplies;
@@ -120,9 +121,8 @@ pub(crate) struct HttpConnectionManager {
     pub(crate) upgrades: Vec<UpgradeType>,
     /// `add_user_agent`: set it and the downstream service cluster/node headers.
     pub(crate) add_user_agent: bool,
-    /// `forward_client_cert_details: ALWAYS_FORWARD_ONLY`: `x-forwarded-client-cert` is kept; it
-    /// is removed otherwise, as there is no mutual TLS.
-    pub(crate) keep_client_cert: bool,
+    /// `forward_client_cert_details` and `set_current_client_cert_details`.
+    pub(crate) client_cert: ClientCertDetails,
     /// The node's id and cluster, for the headers above.
     pub(crate) service_node: Arc<str>,
     /// See `service_node`.

@@ -1,6 +1,7 @@
 //! HTTP: connections, streams, routes, filters, forwarding.
 //! Reading order: `connection`, `stream` (the story of one request), `route`, `filters`, `forward`.
 
+pub(crate) mod client_cert;
 pub(crate) mod codec;
 pub(crate) mod config;
 pub(crate) mod connection;

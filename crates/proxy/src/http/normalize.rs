@@ -6,6 +6,7 @@ use std::cell::RefCell;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::rc::Rc;
 
+use crate::http::client_cert;
 use crate::http::codec::CodecError;
 use crate::http::codec::h1::head::valid_authority;
 use crate::http::config::{EscapedSlashes, HttpConnectionManager, StripPort, Underscores};
@@ -272,6 +273,7 @@ fn trust(
     head: &mut HeaderMap,
 ) -> Result<Origin, Reply> {
     let peer = info.connection.remote;
+    let own_scheme: &[u8] = if info.connection.tls.is_some() { b"https" } else { b"http" };
     let forwarded = head.contains(Known::XForwardedFor);
     let mut client = peer.ip();
     let mut checkable = true;
@@ -290,7 +292,7 @@ fn trust(
         }
         let distrusted = manager.xff_trusted_hops == 0;
         if distrusted || !head.contains(Known::XForwardedProto) {
-            head.set(Known::XForwardedProto, b"http");
+            head.set(Known::XForwardedProto, own_scheme);
         }
         if manager.append_forwarded_port && (distrusted || !head.contains(Known::XForwardedPort)) {
             head.set(Known::XForwardedPort, info.connection.local.port().to_string().as_bytes());
@@ -314,7 +316,7 @@ fn trust(
         checkable = false;
     }
     if !head.contains(Known::XForwardedProto) {
-        head.set(Known::XForwardedProto, b"http");
+        head.set(Known::XForwardedProto, own_scheme);
     }
     if let Some(scheme) = &manager.scheme_overwrite {
         head.set(Known::Scheme, scheme.as_bytes());
@@ -326,9 +328,7 @@ fn trust(
     if client != peer.ip() {
         info.connection = with_remote(&info.connection, SocketAddr::new(client, 0));
     }
-    if !manager.keep_client_cert {
-        head.remove(Known::XForwardedClientCert);
-    }
+    client_cert::forward(&manager.client_cert, info.connection.tls.as_deref(), head);
     let internal = checkable && manager.internal_addresses.as_ref().is_some_and(|set| set.contains(client));
     let edge = manager.use_remote_address && !internal;
     if internal {
@@ -415,6 +415,8 @@ fn with_remote(connection: &ConnectionInfo, remote: SocketAddr) -> Rc<Connection
         direct_local: connection.direct_local,
         local_restored: connection.local_restored,
         server_name: connection.server_name.clone(),
+        tls: connection.tls.clone(),
+        transport_failure: connection.transport_failure.clone(),
         started: connection.started,
         found: crate::telemetry::stream_info::Found::default(),
     })

@@ -4,7 +4,7 @@
 //! filters, hand-over to the listener of the original destination, filter chain, network
 //! filters. Next: `inspect`, `filter_chain`, then `http::connection` or `tcp::tcp_proxy`.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::rc::Rc;
@@ -23,6 +23,8 @@ use crate::listener::{FilterChain, Listener, NetworkFilters, internal, network, 
 use crate::overload::Reaction;
 use crate::telemetry::stats::stats_scope;
 use crate::telemetry::stream_info::{ConnectionInfo, Found, ResponseFlags, StreamInfo, next_connection_id};
+use crate::tls::stats::TlsStats;
+use crate::tls::{DownstreamTls, NoSession, Transport};
 use crate::worker::Worker;
 
 stats_scope! {
@@ -47,6 +49,7 @@ stats_scope! {
         counter downstream_global_cx_overflow;
         counter downstream_pre_cx_timeout;
         gauge downstream_pre_cx_active;
+        counter downstream_cx_transport_socket_connect_timeout;
         counter no_filter_chain_match;
     }
 }
@@ -103,6 +106,8 @@ pub(crate) struct WorkerListener {
     worker_stats: WorkerListenerStats,
     /// Of its listener filters, in order.
     filter_stats: Vec<FilterStats>,
+    /// Made by the first handshake, or with the listener if it has TLS.
+    tls_stats: OnceCell<Rc<TlsStats>>,
     /// How the connections of each filter chain are asked to end, by the chain's identity.
     drains: RefCell<HashMap<*const FilterChain, Rc<Drain>>>,
     /// How far its connections, new ones too, are asked to end.
@@ -127,10 +132,14 @@ impl WorkerListener {
             config,
             stats,
             worker_stats,
+            tls_stats: OnceCell::new(),
             drains: RefCell::default(),
             phase: Cell::new(Phase::Serving),
             failing: Cell::new(false),
         };
+        if listener.config.chains.all().any(|chain| chain.transport.tls().is_some()) {
+            listener.tls_stats(worker);
+        }
         listener.failing.set(worker.is_failing() && !listener.config.drain_modify_only);
         if let Some(previous) = previous {
             let mut drains = previous.drains.borrow_mut();
@@ -211,6 +220,15 @@ impl WorkerListener {
             return None;
         };
         Some([global, own])
+    }
+
+    /// The counts of its handshakes.
+    fn tls_stats(&self, worker: &Worker) -> Rc<TlsStats> {
+        let new = || {
+            let scope = format!("listener.{}.", self.config.stat_prefix);
+            Rc::new(TlsStats::new(&worker.shared_stats(), &scope, true))
+        };
+        Rc::clone(self.tls_stats.get_or_init(new))
     }
 
     fn drain_of(&self, chain: &Arc<FilterChain>) -> Rc<Drain> {
@@ -373,6 +391,8 @@ async fn serve_found(
         direct_local,
         local_restored: found.restored,
         server_name: found.server_name,
+        tls: None,
+        transport_failure: None,
         started,
         found: found.found,
     };
@@ -383,6 +403,21 @@ async fn serve_found(
     let counted = Counted::new(&listener, started);
     let drain = listener.drain_of(&chain);
     let watch = drain.watch();
+    if let Transport::Tls(tls) = &chain.transport {
+        // Boxed: its state is large, and gone when the connection is served.
+        let shaken = Box::pin(shake_hands(&worker, &listener, &chain, tls, accepted, &mut info));
+        accepted = tokio::select! {
+            shaken = shaken => match shaken {
+                Some(accepted) => accepted,
+                None => {
+                    drop(counted);
+                    log_end(&listener, Rc::new(info), started);
+                    return;
+                }
+            },
+            () = watch.reached(Phase::Closing) => return,
+        };
+    }
     let filters = tokio::select! {
         filters = network::run(&chain.filters, &worker, &mut accepted, &mut info) => filters,
         () = watch.reached(Phase::Closing) => Err(""),
@@ -421,9 +456,49 @@ async fn serve_found(
         NetworkFilters::Close => {}
     }
     drop(counted);
+    log_end(&listener, info, started);
+}
+
+/// Makes a TLS session of an accepted connection; `None`: it is to be closed.
+async fn shake_hands(
+    worker: &Worker,
+    listener: &WorkerListener,
+    chain: &FilterChain,
+    tls: &DownstreamTls,
+    accepted: Accepted,
+    info: &mut ConnectionInfo,
+) -> Option<Accepted> {
+    let stats = listener.tls_stats(worker);
+    let Accepted { socket, buffered, buffer_limit } = accepted;
+    let handshake = crate::tls::accept(tls, Some(&*stats), socket, buffered);
+    let outcome = match chain.handshake_timeout {
+        Some(limit) => match tokio::time::timeout(limit, handshake).await {
+            Ok(outcome) => outcome,
+            Err(_) => {
+                listener.stats.downstream_cx_transport_socket_connect_timeout().inc();
+                return None;
+            }
+        },
+        None => handshake.await,
+    };
+    match outcome {
+        Ok((socket, session)) => {
+            info.tls = Some(Rc::new(session));
+            Some(Accepted { socket, buffered: BytesMut::new(), buffer_limit })
+        }
+        Err(NoSession { reason, info: known }) => {
+            info.transport_failure = reason;
+            info.tls = known.map(|known| Rc::new(*known));
+            None
+        }
+    }
+}
+
+/// Tells the listener's access logs of a connection that has ended.
+fn log_end(listener: &WorkerListener, info: Rc<ConnectionInfo>, started: Instant) {
     if !listener.config.access_logs.is_empty() {
         let facts = StreamInfo::new(info, None, started, SystemTime::now() - started.elapsed());
-        log(&listener, &facts);
+        log(listener, &facts);
     }
 }
 

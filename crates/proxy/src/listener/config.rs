@@ -290,7 +290,7 @@ fn filter_chain(proto: proto::FilterChain, at: &mut Lower) -> Option<FilterChain
         transport_socket_connect_timeout,
         name,
     } = proto;
-    address::raw_transport_socket("transport_socket", transport_socket, at);
+    let transport = crate::tls::config::downstream(transport_socket, at);
     let last = filters.len().checked_sub(1);
     let mut network: Option<NetworkFilters> = None;
     let mut before = Vec::new();
@@ -353,10 +353,17 @@ fn filter_chain(proto: proto::FilterChain, at: &mut Lower) -> Option<FilterChain
         Some(_) => network?,
         None => NetworkFilters::Close,
     };
-    // How long a handshake may take; plain text has none.
-    at.timeout("transport_socket_connect_timeout", transport_socket_connect_timeout, None);
+    let handshake_timeout =
+        at.timeout("transport_socket_connect_timeout", transport_socket_connect_timeout, None);
     let criteria = filter_chain_match.map(|criteria| criteria.encode_to_vec()).unwrap_or_default();
-    Some(FilterChain { name: name.into(), criteria: criteria.into(), filters: before, network })
+    Some(FilterChain {
+        name: name.into(),
+        criteria: criteria.into(),
+        transport: transport?,
+        handshake_timeout,
+        filters: before,
+        network,
+    })
 }
 
 fn listener_filter(proto: proto::ListenerFilter, at: &mut Lower) -> Option<ListenerFilter> {

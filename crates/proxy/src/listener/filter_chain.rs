@@ -365,6 +365,8 @@ mod tests {
             name: name.into(),
             criteria: Box::default(),
             filters: Vec::new(),
+            transport: crate::tls::Transport::Raw,
+            handshake_timeout: None,
             network: NetworkFilters::Close,
         })
     }

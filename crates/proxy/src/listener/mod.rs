@@ -13,6 +13,7 @@ use crate::cluster::TcpKeepalive;
 use crate::http::config::HttpConnectionManager;
 use crate::tcp::tcp_proxy::TcpProxy;
 use crate::telemetry::access_log::AccessLog;
+use crate::tls::{DownstreamTls, Transport};
 
 /// A listener as configured (envoy.config.listener.v3.Listener), lowered.
 #[derive(Debug)]
@@ -152,6 +153,10 @@ pub(crate) struct FilterChain {
     pub(crate) criteria: Box<[u8]>,
     /// `filters` but the last, in order.
     pub(crate) filters: Vec<Arc<dyn network::NetworkFilterConfig>>,
+    /// What lies below the filters.
+    pub(crate) transport: Transport<DownstreamTls>,
+    /// `transport_socket_connect_timeout`: how long a handshake may take; `None`: for ever.
+    pub(crate) handshake_timeout: Option<Duration>,
     /// What serves the connection.
     pub(crate) network: NetworkFilters,
 }

@@ -159,6 +159,8 @@ impl Direction {
                 self.buffer.advance(written);
                 *moved += written as u64;
             }
+            // TLS may hold sealed bytes that the socket did not take.
+            ready!(Pin::new(&mut *to).poll_flush(cx)).map_err(Side::Write)?;
             if self.ended == Ended::Reading {
                 ready!(Pin::new(&mut *to).poll_shutdown(cx)).map_err(Side::Write)?;
                 self.ended = Ended::Yes;

@@ -14,6 +14,7 @@ use crate::cluster::Metadata;
 use crate::listener::OriginalSource;
 use crate::proxy_protocol::Origin;
 pub(crate) use crate::telemetry::metadata::DynamicMetadata;
+use crate::tls::TlsInfo;
 
 /// Envoy's response flags (`%RESPONSE_FLAGS%`), as a set.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -163,6 +164,10 @@ pub(crate) struct ConnectionInfo {
     pub(crate) local_restored: bool,
     /// SNI, if TLS was inspected: `%REQUESTED_SERVER_NAME%`.
     pub(crate) server_name: Option<Box<str>>,
+    /// The TLS session, if it is one.
+    pub(crate) tls: Option<Rc<TlsInfo>>,
+    /// `%DOWNSTREAM_TRANSPORT_FAILURE_REASON%`: why there is no TLS session.
+    pub(crate) transport_failure: Option<Box<str>>,
     /// When the connection was accepted.
     pub(crate) started: Instant,
     /// What listener and network filters found out.
@@ -214,6 +219,8 @@ pub(crate) struct UpstreamInfo {
     pub(crate) connection_id: Option<u64>,
     /// `%UPSTREAM_PROTOCOL%`.
     pub(crate) protocol: Option<Protocol>,
+    /// The TLS session, if it is one.
+    pub(crate) tls: Option<Rc<TlsInfo>>,
     /// `%UPSTREAM_TRANSPORT_FAILURE_REASON%`.
     pub(crate) transport_failure: Option<Box<str>>,
     /// `%UPSTREAM_REQUEST_ATTEMPT_COUNT%`.

@@ -24,6 +24,8 @@ pub(super) struct Fields {
     pub(super) protocol_selection: i32,
     pub(super) max_requests_per_connection: Option<u32>,
     pub(super) typed_extension_protocol_options: HashMap<String, Any>,
+    /// Whether TLS is spoken to some of its endpoints.
+    pub(super) tls: bool,
 }
 
 /// Protocol and pool limits.
@@ -42,6 +44,7 @@ pub(super) fn lower(fields: Fields, at: &mut Lower) -> Option<Http> {
         protocol_selection,
         max_requests_per_connection,
         typed_extension_protocol_options,
+        tls,
     } = fields;
     let mut options = None;
     for (name, any) in typed_extension_protocol_options {
@@ -69,7 +72,7 @@ pub(super) fn lower(fields: Fields, at: &mut Lower) -> Option<Http> {
         }
         let key =
             "typed_extension_protocol_options[\"envoy.extensions.upstreams.http.v3.HttpProtocolOptions\"]";
-        return at.field(key, |at| lower_options(options, max_requests_per_connection, at));
+        return at.field(key, |at| lower_options(options, max_requests_per_connection, tls, at));
     }
     let (pool, max_stream_duration) = at.field("common_http_protocol_options", |at| {
         pool(common_http_protocol_options.unwrap_or_default(), max_requests_per_connection, at)
@@ -93,15 +96,29 @@ pub(super) fn lower(fields: Fields, at: &mut Lower) -> Option<Http> {
     Some(Http { protocol, pool, overrides })
 }
 
+/// Server names that follow requests; they matter for TLS only.
+pub(super) fn server_names(proto: Option<core::UpstreamHttpProtocolOptions>, tls: bool, at: &mut Lower) {
+    let Some(core::UpstreamHttpProtocolOptions { auto_sni, auto_san_validation, override_auto_sni_header }) =
+        proto
+    else {
+        return;
+    };
+    at.field("upstream_http_protocol_options", |at| {
+        at.unsupported("auto_sni", tls && auto_sni);
+        at.unsupported("auto_san_validation", tls && auto_san_validation);
+        at.unsupported("override_auto_sni_header", tls && !override_auto_sni_header.is_empty());
+    });
+}
+
 fn lower_options(
     proto: http::HttpProtocolOptions,
     max_requests: Option<u32>,
+    tls: bool,
     at: &mut Lower,
 ) -> Option<Http> {
     let http::HttpProtocolOptions {
         common_http_protocol_options,
-        // Server names are for TLS.
-        upstream_http_protocol_options: _,
+        upstream_http_protocol_options,
         http_filters,
         header_validation_config,
         outlier_detection,
@@ -110,6 +127,7 @@ fn lower_options(
         retry_policy,
         upstream_protocol_options,
     } = proto;
+    server_names(upstream_http_protocol_options, tls, at);
     at.unsupported("header_validation_config", header_validation_config.is_some());
     at.unsupported("outlier_detection", outlier_detection.is_some());
     let mirrors = at.each("request_mirror_policies", request_mirror_policies, policy::mirror);
@@ -160,10 +178,21 @@ fn lower_options(
                 Some(UpstreamProtocol::Downstream(http2))
             })?
         }
-        Some(Options::AutoConfig(_)) => {
-            at.unsupported("auto_config", true);
-            return None;
-        }
+        Some(Options::AutoConfig(config)) => at.field("auto_config", |at| {
+            let http::http_protocol_options::AutoHttpConfig {
+                http_protocol_options,
+                http2_protocol_options,
+                http3_protocol_options,
+                alternate_protocols_cache_options,
+            } = config;
+            at.unsupported("http3_protocol_options", http3_protocol_options.is_some());
+            at.unsupported("alternate_protocols_cache_options", alternate_protocols_cache_options.is_some());
+            if let Some(options) = http_protocol_options {
+                http1 = at.field("http_protocol_options", |at| http1_options(options, at))?;
+            }
+            let http2 = at.field("http2_protocol_options", |at| http2_options(http2_protocol_options, at))?;
+            Some(UpstreamProtocol::Auto(http2))
+        })?,
         None => {
             at.error("upstream_protocol_options: value is required");
             return None;

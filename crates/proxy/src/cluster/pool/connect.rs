@@ -3,6 +3,7 @@
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::rc::Rc;
 
 use socket2::{Domain, Protocol, Socket as RawSocket, Type};
 use tokio::io::AsyncWriteExt;
@@ -15,6 +16,8 @@ use crate::http::codec::ResetReason;
 use crate::io::{Socket, set_keepalive, set_raw_option};
 use crate::listener::internal;
 use crate::proxy_protocol::{self, UpstreamHeader};
+use crate::tls::stats::TlsStats;
+use crate::tls::{NoSession, TlsInfo, Transport, UpstreamTls};
 
 /// Why there is no connection. The text is `%UPSTREAM_TRANSPORT_FAILURE_REASON%`.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -28,6 +31,9 @@ pub(crate) enum ConnectError {
     /// The network or the endpoint refused.
     #[error("delayed connect error: {0}")]
     Remote(Box<str>),
+    /// There is no TLS session.
+    #[error("{0}")]
+    Tls(Box<str>),
     /// The connection was lost before it could be used.
     #[error("connection lost in the handshake")]
     Handshake,
@@ -39,47 +45,87 @@ impl ConnectError {
         match self {
             ConnectError::Timeout => ResetReason::ConnectionTimeout,
             ConnectError::Local(_) => ResetReason::LocalConnectionFailure,
-            ConnectError::Remote(_) | ConnectError::Handshake => ResetReason::RemoteConnectionFailure,
+            ConnectError::Remote(_) | ConnectError::Tls(_) | ConnectError::Handshake => {
+                ResetReason::RemoteConnectionFailure
+            }
         }
     }
 
     /// The transport's own words, as far as Envoy has some.
     pub(crate) fn detail(&self) -> Option<Box<str>> {
-        matches!(self, ConnectError::Local(_) | ConnectError::Remote(_)).then(|| self.to_string().into())
+        let words = matches!(self, ConnectError::Local(_) | ConnectError::Remote(_) | ConnectError::Tls(_));
+        words.then(|| self.to_string().into())
     }
 }
 
-/// Opens a connection as the cluster says, within its `connect_timeout`. Counts nothing.
-/// `others`: more addresses of the same host; `metadata`: the host's, which an internal
-/// connection may take along; `via`: what is taken over of the downstream connection that it is
-/// for.
-pub(crate) async fn open(
-    cluster: &Cluster,
-    address: &EndpointAddress,
-    others: &[SocketAddr],
-    metadata: &Metadata,
-    via: Option<&Via>,
-) -> Result<Socket, ConnectError> {
-    let attempt = async {
-        match address {
-            EndpointAddress::Ip(first) if !others.is_empty() => {
-                let addresses = eyeballs::order(*first, others, cluster.eyeballs);
-                eyeballs::race(addresses, async |address| {
-                    attempt(cluster, &EndpointAddress::Ip(address), metadata, via).await
-                })
-                .await
-            }
-            // The future of a single attempt is large, and there are thousands of it.
-            _ => attempt(cluster, address, metadata, via).await,
-        }
-    };
-    match tokio::time::timeout(cluster.connect_timeout, attempt).await {
+/// Whom to connect to, and how.
+#[derive(Clone, Copy)]
+pub(crate) struct Peer<'a> {
+    /// The cluster, whose settings hold.
+    pub(crate) cluster: &'a Cluster,
+    /// Where the endpoint listens.
+    pub(crate) address: &'a EndpointAddress,
+    /// More addresses of the same host.
+    pub(crate) others: &'a [SocketAddr],
+    /// The host's metadata, which an internal connection may take along.
+    pub(crate) metadata: &'a Metadata,
+    /// What is taken over of the downstream connection that it is for.
+    pub(crate) via: Option<&'a Via>,
+    /// Its host name, for `auto_host_sni`.
+    pub(crate) hostname: Option<&'a str>,
+    /// What lies between.
+    pub(crate) transport: &'a Transport<UpstreamTls>,
+    /// Counts of handshakes, if somebody counts them.
+    pub(crate) stats: Option<&'a TlsStats>,
+}
+
+/// Opens a connection as the cluster says, within its `connect_timeout`. Counts nothing but
+/// handshakes.
+pub(crate) async fn open(peer: Peer<'_>) -> Result<(Socket, Option<Rc<TlsInfo>>), ConnectError> {
+    match tokio::time::timeout(peer.cluster.connect_timeout, whole(peer)).await {
         Ok(result) => result,
         Err(_) => Err(ConnectError::Timeout),
     }
 }
 
-/// The same without a limit of time.
+async fn whole(peer: Peer<'_>) -> Result<(Socket, Option<Rc<TlsInfo>>), ConnectError> {
+    let Peer { cluster, address, others, metadata, via, .. } = peer;
+    let socket = match address {
+        EndpointAddress::Ip(first) if !others.is_empty() => {
+            let addresses = eyeballs::order(*first, others, cluster.eyeballs);
+            eyeballs::race(addresses, async |address| {
+                attempt(cluster, &EndpointAddress::Ip(address), metadata, via).await
+            })
+            .await?
+        }
+        // The future of a single attempt is large, and there are thousands of it.
+        _ => attempt(cluster, address, metadata, via).await?,
+    };
+    secure(peer, socket).await
+}
+
+/// Puts on a socket what lies between the cluster and the endpoint.
+pub(crate) async fn secure(
+    peer: Peer<'_>,
+    socket: Socket,
+) -> Result<(Socket, Option<Rc<TlsInfo>>), ConnectError> {
+    let Some(tls) = peer.transport.tls() else { return Ok((socket, None)) };
+    let settings = &tls.settings;
+    let hostname = peer.hostname.filter(|name| settings.auto_host_sni && !name.is_empty());
+    let address = match peer.address {
+        EndpointAddress::Ip(address) => Some(*address),
+        EndpointAddress::Name(..) | EndpointAddress::Pipe(_) | EndpointAddress::Internal(..) => None,
+    };
+    let name = crate::tls::server_name(hostname.or(settings.sni.as_deref()), address);
+    // Boxed: its state is large, and gone when the connection is there.
+    match Box::pin(crate::tls::connect(tls, peer.stats, socket, name)).await {
+        Ok((socket, info)) => Ok((socket, Some(Rc::new(info)))),
+        Err(NoSession { reason: Some(words), .. }) => Err(ConnectError::Tls(words)),
+        Err(NoSession { reason: None, .. }) => Err(ConnectError::Handshake),
+    }
+}
+
+/// A connection to one address without TLS, and without a limit of time.
 pub(crate) async fn attempt(
     cluster: &Cluster,
     address: &EndpointAddress,

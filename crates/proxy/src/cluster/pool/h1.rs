@@ -16,6 +16,7 @@ use crate::http::codec::h1::client::H1Client;
 use crate::http::codec::h1::head::{HeadLimits, WriteStyle};
 use crate::http::codec::side::Upstream;
 use crate::io::Socket;
+use crate::tls::TlsInfo;
 
 /// One open HTTP/1 connection.
 pub(crate) struct H1Connection {
@@ -140,6 +141,11 @@ impl H1Lease {
         self.connection.as_ref().and_then(|connection| connection.local)
     }
 
+    /// Its TLS session.
+    pub(crate) fn tls(&self) -> Option<&Rc<TlsInfo>> {
+        self.connection.as_ref().and_then(|connection| connection.count.tls.as_ref())
+    }
+
     /// The connection's number.
     pub(crate) fn connection_id(&self) -> Option<u64> {
         self.connection.as_ref().map(|connection| connection.count.id)
@@ -212,7 +218,7 @@ pub(super) fn offer(pool: &Rc<RefCell<Pool>>, connection: Box<H1Connection>) {
         let fresh = !connection.kept && connection.exchanges == 0;
         let mut state = pool.borrow_mut();
         // HTTP/2 has its own line, where a cluster follows its downstream's protocol.
-        let place = state.waiters.iter().position(|waiter| !waiter.http2 && (fresh || !waiter.fresh));
+        let place = state.waiters.iter().position(|waiter| waiter.http1 && (fresh || !waiter.fresh));
         let Some(waiter) = place.and_then(|place| state.waiters.remove(place)) else {
             // Whoever needs a fresh one and has none on its way may have this one's place.
             let in_the_way = !fresh

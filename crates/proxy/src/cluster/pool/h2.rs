@@ -21,6 +21,7 @@ use crate::http::codec::side::Upstream;
 use crate::http::headers::HeaderMap;
 use crate::http::timer::Timer;
 use crate::io::Socket;
+use crate::tls::TlsInfo;
 
 /// Reads in one turn before others have theirs.
 const READS: usize = 8;
@@ -38,6 +39,7 @@ pub(crate) struct H2Connection {
     idle_since: Cell<Instant>,
     local: Option<SocketAddr>,
     id: u64,
+    tls: Option<Rc<TlsInfo>>,
     target: Rc<Target>,
 }
 
@@ -90,6 +92,11 @@ impl H2Lease {
     /// Our address on the connection.
     pub(crate) fn local_address(&self) -> Option<SocketAddr> {
         self.connection.local
+    }
+
+    /// Its TLS session.
+    pub(crate) fn tls(&self) -> Option<&Rc<TlsInfo>> {
+        self.connection.tls.as_ref()
     }
 
     /// The connection's number.
@@ -201,6 +208,7 @@ pub(super) fn connect(
         idle_since: Cell::new(now()),
         local,
         id: count.id,
+        tls: count.tls.clone(),
         target: Rc::clone(target),
     });
     tokio::task::spawn_local(drive(link, Rc::downgrade(&connection), count));

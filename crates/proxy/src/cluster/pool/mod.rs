@@ -25,6 +25,7 @@ use std::time::Instant;
 use futures_util::task::AtomicWaker;
 use tokio::sync::oneshot;
 
+use crate::cluster::pool::via::Via;
 use crate::cluster::stats::{ClusterStats, Permit, Resource};
 use crate::cluster::worker_cluster::{Host, HostCounts, WorkerCluster};
 use crate::cluster::{Cluster, EndpointAddress, Http2Settings, Metadata, UpstreamProtocol};
@@ -32,6 +33,8 @@ use crate::http::codec::ResetReason;
 use crate::http::codec::h2::stats::Http2Stats;
 use crate::http::codec::side::Upstream;
 use crate::telemetry::stream_info::next_connection_id;
+use crate::tls::stats::TlsStats;
+use crate::tls::{TlsInfo, Transport, UpstreamTls};
 
 pub(crate) mod connect;
 mod eyeballs;
@@ -67,6 +70,9 @@ pub(crate) struct Pool {
 
 struct Waiter {
     ready: oneshot::Sender<Result<Upstream, PoolFailure>>,
+    /// An HTTP/1 connection will do.
+    http1: bool,
+    /// An HTTP/2 connection will do; either will where ALPN decides.
     http2: bool,
     /// Only a connection that was never used or kept will do; never with `http2`.
     fresh: bool,
@@ -89,6 +95,9 @@ struct Target {
     address: EndpointAddress,
     others: Arc<[SocketAddr]>,
     metadata: Metadata,
+    hostname: Option<Arc<str>>,
+    transport: Transport<UpstreamTls>,
+    tls_stats: Option<Rc<TlsStats>>,
     counts: Rc<HostCounts>,
     /// Where HTTP/2 connections count, if the cluster may have some.
     http2: Option<Http2Stats>,
@@ -103,9 +112,25 @@ impl Target {
             address: host.config.address.clone(),
             metadata: Arc::clone(&host.config.metadata),
             others: Arc::clone(&host.config.others),
+            hostname: host.config.hostname.clone(),
+            transport: host.transport.clone(),
+            tls_stats: cluster.tls_stats.clone(),
             counts: Rc::clone(&host.counts),
             http2: cluster.http2.clone(),
             pool: Rc::downgrade(&host.pool),
+        }
+    }
+
+    fn peer<'a>(&'a self, via: Option<&'a Via>) -> connect::Peer<'a> {
+        connect::Peer {
+            cluster: &self.cluster,
+            address: &self.address,
+            others: &self.others,
+            metadata: &self.metadata,
+            via,
+            hostname: self.hostname.as_deref(),
+            transport: &self.transport,
+            stats: self.tls_stats.as_deref(),
         }
     }
 }
@@ -116,6 +141,7 @@ struct Count {
     id: u64,
     target: Rc<Target>,
     started: Instant,
+    tls: Option<Rc<TlsInfo>>,
     _permit: Permit,
 }
 
@@ -124,7 +150,13 @@ impl Count {
         target.stats.upstream_cx_active().inc();
         target.counts.cx_active.set(target.counts.cx_active.get() + 1);
         target.counts.cx_total.set(target.counts.cx_total.get() + 1);
-        Self { id: next_connection_id(), target: Rc::clone(target), started: now(), _permit: permit }
+        Self {
+            id: next_connection_id(),
+            target: Rc::clone(target),
+            started: now(),
+            tls: None,
+            _permit: permit,
+        }
     }
 }
 
@@ -172,7 +204,7 @@ impl Drop for Pool {
 fn http2_settings(cluster: &Cluster, downstream_http2: bool) -> Option<&Http2Settings> {
     match &cluster.protocol {
         UpstreamProtocol::Http1 => None,
-        UpstreamProtocol::Http2(settings) => Some(settings),
+        UpstreamProtocol::Http2(settings) | UpstreamProtocol::Auto(settings) => Some(settings),
         UpstreamProtocol::Downstream(settings) => downstream_http2.then_some(settings),
     }
 }
@@ -185,12 +217,19 @@ pub(crate) fn try_acquire(
     downstream_http2: bool,
     fresh: bool,
 ) -> Option<Upstream> {
-    if http2_settings(&cluster.config, downstream_http2).is_some() {
-        h2::take(&host.pool).map(|lease| Upstream::H2 { lease, stream: None })
-    } else if fresh {
-        None
-    } else {
-        h1::take(&host.pool).map(Upstream::H1)
+    let (http1, http2) = protocols(&cluster.config, downstream_http2);
+    let multiplexed = || h2::take(&host.pool).map(|lease| Upstream::H2 { lease, stream: None });
+    let found = if http2 { multiplexed() } else { None };
+    found.or_else(|| if http1 && !fresh { h1::take(&host.pool).map(Upstream::H1) } else { None })
+}
+
+/// Whether connections of HTTP/1 and of HTTP/2 will do.
+fn protocols(cluster: &Cluster, downstream_http2: bool) -> (bool, bool) {
+    match &cluster.protocol {
+        UpstreamProtocol::Http1 => (true, false),
+        UpstreamProtocol::Http2(_) => (false, true),
+        UpstreamProtocol::Downstream(_) => (!downstream_http2, downstream_http2),
+        UpstreamProtocol::Auto(_) => (true, true),
     }
 }
 
@@ -226,8 +265,8 @@ pub(crate) async fn wait(
     let _active = Pending(stats.clone());
     let target = Rc::new(Target::new(cluster, host));
     let (ready, waiting) = oneshot::channel();
-    let http2 = http2_settings(&cluster.config, downstream_http2).is_some();
-    host.pool.borrow_mut().waiters.push_back(Waiter { ready, http2, fresh: fresh && !http2 });
+    let (http1, http2) = protocols(&cluster.config, downstream_http2);
+    host.pool.borrow_mut().waiters.push_back(Waiter { ready, http1, http2, fresh: fresh && http1 });
     open_for_waiters(&host.pool, &target, high_priority);
     match waiting.await {
         Ok(result) => result,
@@ -251,6 +290,7 @@ fn open_for_waiters(pool: &Rc<RefCell<Pool>>, target: &Rc<Target>, high_priority
         let mut state = pool.borrow_mut();
         state.waiters.retain(|waiter| !waiter.ready.is_closed());
         let Some(next) = state.waiters.front() else { return };
+        // Where ALPN decides, HTTP/2 is assumed first; if it was not, more are opened then.
         let http2 = next.http2;
         let settings = if http2 { http2_settings(&target.cluster, true) } else { None };
         let each = settings.map_or(1, |settings| settings.max_concurrent_streams.clamp(1, 1024) as usize);
@@ -286,14 +326,22 @@ fn open_for_waiters(pool: &Rc<RefCell<Pool>>, target: &Rc<Target>, high_priority
 async fn open(pool: Rc<RefCell<Pool>>, target: Rc<Target>, permit: Permit, http2: bool) {
     target.stats.upstream_cx_total().inc();
     let started = now();
-    let count = Count::new(&target, permit);
+    let mut count = Count::new(&target, permit);
     let via = pool.borrow().via.clone();
-    let opened = match connect::open(&target.cluster, &target.address, &target.others, &target.metadata, via.as_deref()).await {
+    let opened = match connect::open(target.peer(via.as_deref())).await {
         Err(error) => Err(error),
-        Ok(socket) if http2 => h2::connect(socket, count, &target).map(Opened::H2),
-        Ok(socket) => {
-            let drained = pool.borrow().drained;
-            Ok(Opened::H1(h1::H1Connection::new(socket, count, &target, drained)))
+        Ok((socket, tls)) => {
+            let http2 = match target.cluster.protocol {
+                UpstreamProtocol::Auto(_) => tls.as_ref().is_some_and(|tls| tls.is_http2()),
+                _ => http2,
+            };
+            count.tls = tls;
+            if http2 {
+                h2::connect(socket, count, &target).map(Opened::H2)
+            } else {
+                let drained = pool.borrow().drained;
+                Ok(Opened::H1(h1::H1Connection::new(socket, count, &target, drained)))
+            }
         }
     };
     if opened.is_ok() {
@@ -307,6 +355,9 @@ async fn open(pool: Rc<RefCell<Pool>>, target: Rc<Target>, permit: Permit, http2
                 Opened::H1(connection) => {
                     target.stats.upstream_cx_http1_total().inc();
                     h1::offer(&pool, connection);
+                    if matches!(target.cluster.protocol, UpstreamProtocol::Auto(_)) {
+                        open_for_waiters(&pool, &target, false);
+                    }
                 }
                 Opened::H2(connection) => {
                     target.stats.upstream_cx_http2_total().inc();

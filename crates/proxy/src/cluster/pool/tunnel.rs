@@ -14,6 +14,7 @@ use crate::http::codec::buffer::Transport;
 use crate::http::codec::h1::client::Answer;
 use crate::http::codec::{Frame, ResetReason};
 use crate::http::headers::HeaderMap;
+use crate::tls::TlsInfo;
 
 /// An open connection, for one request alone.
 pub(crate) struct Tunnel {
@@ -42,11 +43,11 @@ pub(crate) async fn open(
     stats.upstream_cx_total().inc();
     stats.upstream_rq_pending_total().inc();
     let started = now();
-    let count = Count::new(&target, permit);
+    let mut count = Count::new(&target, permit);
     let via = host.pool.borrow().via.clone();
-    let Target { cluster: config, address, others, metadata, .. } = &*target;
-    match connect::open(config, address, others, metadata, via.as_deref()).await {
-        Ok(socket) => {
+    match connect::open(target.peer(via.as_deref())).await {
+        Ok((socket, tls)) => {
+            count.tls = tls;
             stats.upstream_cx_connect_ms().record_ms(now().saturating_duration_since(started));
             let local = socket.local_address();
             let transport = Transport::new(socket, BytesMut::new());
@@ -68,6 +69,11 @@ pub(crate) async fn open(
 }
 
 impl Tunnel {
+    /// Its TLS session.
+    pub(crate) fn tls(&self) -> Option<&Rc<TlsInfo>> {
+        self.count.tls.as_ref()
+    }
+
     /// Our address on it.
     pub(crate) fn local_address(&self) -> Option<SocketAddr> {
         self.local

@@ -198,11 +198,17 @@ impl Transport {
             self.input.reserve(room);
         }
         let before = self.input.len();
-        let count = match ready!(pin!(self.socket.read_buf(&mut self.input)).poll(cx)) {
-            Ok(count) => count,
-            Err(error) => {
+        let read = pin!(self.socket.read_buf(&mut self.input)).poll(cx);
+        let count = match read {
+            Poll::Ready(Ok(count)) => count,
+            Poll::Ready(Err(error)) => {
                 self.eof = true;
                 return Poll::Ready(Err(error));
+            }
+            Poll::Pending => {
+                // TLS may have had something that was not for us.
+                self.release_input();
+                return Poll::Pending;
             }
         };
         self.bulky = self.input.capacity() == self.input.len() || (self.bulky && count >= SMALL);
@@ -254,7 +260,8 @@ impl Transport {
             self.sent += count as u64;
             self.output.advance(count);
         }
-        Poll::Ready(Ok(()))
+        // TLS may hold sealed bytes that the socket did not take.
+        Pin::new(&mut self.socket).poll_flush(cx)
     }
 
     /// Ready when more may be written: flushes above the high-water mark.

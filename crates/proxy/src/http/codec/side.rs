@@ -13,6 +13,7 @@ use crate::http::codec::h2::{H2Client, H2Server};
 use crate::http::codec::{DownstreamError, Frame, ResetReason};
 use crate::http::headers::HeaderMap;
 use crate::telemetry::stream_info::{HeadSize, Protocol};
+use crate::tls::TlsInfo;
 
 /// The client's side.
 pub(crate) enum Downstream<'a> {
@@ -206,6 +207,15 @@ impl Upstream {
             Upstream::H1(lease) => lease.local_address(),
             Upstream::H2 { lease, .. } => lease.local_address(),
             Upstream::Tunnel(tunnel) => tunnel.local_address(),
+        }
+    }
+
+    /// The connection's TLS session.
+    pub(crate) fn tls(&self) -> Option<&Rc<TlsInfo>> {
+        match self {
+            Upstream::H1(lease) => lease.tls(),
+            Upstream::H2 { lease, .. } => lease.tls(),
+            Upstream::Tunnel(tunnel) => tunnel.tls(),
         }
     }
 

@@ -27,6 +27,7 @@ use crate::config::filter_id::FilterId;
 use crate::config::lower::Lower;
 use crate::config::source::{Origin, config_source};
 use crate::config::wire::split;
+use crate::http::client_cert::{ClientCertDetails, Forward};
 use crate::http::codec::h1::head::KeepCase;
 use crate::http::filters::{ChainedFilter, REGISTRY};
 use crate::http::forward::strict;
@@ -115,7 +116,7 @@ impl HttpConnectionManager {
             always_set_request_id_in_response,
             forward_client_cert_details,
             // What it would set comes from a client certificate, and there is no TLS.
-            set_current_client_cert_details: _,
+            set_current_client_cert_details,
             forward_client_cert_matcher,
             proxy_100_continue,
             represent_ipv4_remote_address_as_ipv4_mapped_ipv6,
@@ -219,10 +220,18 @@ impl HttpConnectionManager {
             Slashes::UnescapeAndForward => EscapedSlashes::UnescapeForward,
         };
         use enums::ForwardClientCertDetails as Xfcc;
-        // All others keep the header for mutual TLS only.
-        let keep_client_cert = at
-            .value::<Xfcc>("forward_client_cert_details", forward_client_cert_details)?
-            == Xfcc::AlwaysForwardOnly;
+        let forward = match at.value::<Xfcc>("forward_client_cert_details", forward_client_cert_details)? {
+            Xfcc::Sanitize => Forward::Sanitize,
+            Xfcc::ForwardOnly => Forward::ForwardOnly,
+            Xfcc::AppendForward => Forward::Append,
+            Xfcc::SanitizeSet => Forward::Set,
+            Xfcc::AlwaysForwardOnly => Forward::Always,
+        };
+        let enums::SetCurrentClientCertDetails { subject, cert, chain, dns, uri, issuer, format } =
+            set_current_client_cert_details.unwrap_or_default();
+        at.unsupported("set_current_client_cert_details.format", format != 0);
+        let subject = subject.unwrap_or(false);
+        let client_cert = ClientCertDetails { forward, cert, chain, subject, uri, dns, issuer };
         let internal_addresses = internal_address_config.map(|config| {
             at.field("internal_address_config", |at| {
                 let enums::InternalAddressConfig { unix_sockets, cidr_ranges } = config;
@@ -296,7 +305,7 @@ impl HttpConnectionManager {
             scheme_overwrite,
             upgrades: upgrades(upgrade_configs, at),
             add_user_agent: add_user_agent.unwrap_or(false),
-            keep_client_cert,
+            client_cert,
             service_node,
             service_cluster,
             routes: routes?,

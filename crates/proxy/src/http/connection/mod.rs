@@ -72,9 +72,13 @@ async fn detect_and_serve(connection: &Rc<Connection>, accepted: Accepted) {
     let http2 = match connection.manager.codec {
         CodecType::Http1 => false,
         CodecType::Http2 => true,
-        CodecType::Auto => match detect(connection, &mut transport, &mut timer).await {
-            Some(http2) => http2,
-            None => return,
+        // ALPN decides where it was spoken.
+        CodecType::Auto => match connection.info.tls.as_ref().and_then(|tls| tls.alpn.as_deref()) {
+            Some(protocol) => protocol == "h2",
+            None => match detect(connection, &mut transport, &mut timer).await {
+                Some(http2) => http2,
+                None => return,
+            },
         },
     };
     let (socket, input) = transport.into_parts();

@@ -67,6 +67,7 @@ impl Router<'_, '_, '_> {
         let info = &mut self.exchange.stream.info.upstream;
         info.protocol = up.protocol();
         info.local = up.local_address();
+        info.tls = up.tls().cloned();
         info.connection_id = up.connection_id();
     }
 

@@ -109,6 +109,8 @@ impl Proxy {
                     direct_local: address,
                     local_restored: false,
                     server_name: None,
+                    tls: None,
+                    transport_failure: None,
                     started: crate::http::stream::now(),
                     found: crate::telemetry::stream_info::Found::default(),
                 });

@@ -15,7 +15,7 @@ use tokio::io::AsyncReadExt;
 
 use crate::cluster::lb::metadata::MetadataMatch;
 use crate::cluster::outlier::Report;
-use crate::cluster::pool::connect::{ConnectError, open};
+use crate::cluster::pool::connect::{ConnectError, Peer, open};
 use crate::cluster::pool::via::Via;
 use crate::cluster::stats::{ClusterStats, Permit, Resource};
 use crate::cluster::worker_cluster::{Host, WorkerCluster};
@@ -265,14 +265,25 @@ impl Session<'_> {
             stats.upstream_cx_total().inc();
             stats.upstream_rq_pending_total().inc();
             let via = self.via(&cluster);
-            let EndpointConfig { address, others, metadata, .. } = &host.config;
-            match open(&cluster.config, address, others, metadata, via.as_ref()).await {
-                Ok(socket) => {
+            let EndpointConfig { address, others, metadata, hostname, .. } = &host.config;
+            let peer = Peer {
+                cluster: &cluster.config,
+                address,
+                others,
+                metadata,
+                via: via.as_ref(),
+                hostname: hostname.as_deref(),
+                transport: &host.transport,
+                stats: cluster.tls_stats.as_deref(),
+            };
+            match open(peer).await {
+                Ok((socket, tls)) => {
                     host.report(Report::ConnectedForGood);
                     stats.upstream_cx_connect_ms().record_ms(started.elapsed());
                     let upstream = &mut self.info.borrow_mut().upstream;
                     upstream.ready_at = Some(Instant::now());
                     upstream.local = socket.local_address();
+                    upstream.tls = tls;
                     return Some((Rc::clone(&cluster), Open::new(&cluster, host, permit), socket));
                 }
                 Err(error) => {

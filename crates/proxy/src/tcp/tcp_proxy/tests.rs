@@ -66,6 +66,8 @@ impl Proxy {
             direct_local: local,
             local_restored: false,
             server_name: None,
+            tls: None,
+            transport_failure: None,
             started: Instant::now(),
             found: crate::telemetry::stream_info::Found::default(),
         });

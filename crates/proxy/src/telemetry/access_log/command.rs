@@ -11,6 +11,7 @@ use std::net::SocketAddr;
 use std::time::{Instant, SystemTime};
 
 use leno_base::rng::Rng;
+use leno_tls::{Certificate, PeerCertificates};
 use serde_json::Value as Json;
 
 use crate::cluster::Metadata;
@@ -22,6 +23,7 @@ use crate::telemetry::access_log::format::Command;
 use crate::telemetry::access_log::grpc;
 use crate::telemetry::access_log::time::TimeFormat;
 use crate::telemetry::stream_info::{Protocol, ResponseFlags, StreamInfo};
+use crate::tls::TlsInfo;
 
 /// What a format string is applied to.
 #[derive(Clone, Copy)]
@@ -71,6 +73,8 @@ pub(crate) enum Operator {
     StartTime(TimeFormat),
     /// `EMIT_TIME`.
     EmitTime(TimeFormat),
+    /// `DOWNSTREAM_PEER_CERT_V_START` and the like: whose certificate, its end instead of its start.
+    Validity(Side, bool, TimeFormat),
     /// `PATH`: with query; which header.
     Path(bool, PathSource),
     /// `QUERY_PARAM`.
@@ -157,8 +161,85 @@ fn size<'a>(headers: Option<&HeaderMap>) -> Value<'a> {
     Value::Number(headers.map_or(0, HeaderMap::byte_size) as u64)
 }
 
-/// TLS facts of a connection without TLS.
-const NO_TLS: Fact = |_| Value::Absent;
+/// Facts that rustls does not tell: session identifiers.
+const NOT_TOLD: Fact = |_| Value::Absent;
+
+/// A text; absent if it is empty, as Envoy has it of what certificates say.
+fn said<'a>(text: String) -> Value<'a> {
+    if text.is_empty() { Value::Absent } else { owned(text) }
+}
+
+fn joined<'a, 'i>(names: impl Iterator<Item = &'i str>) -> Value<'a> {
+    said(names.collect::<Vec<_>>().join(","))
+}
+
+type Side = for<'a> fn(&'a StreamInfo) -> Option<&'a TlsInfo>;
+
+fn downstream(info: &StreamInfo) -> Option<&TlsInfo> {
+    info.connection.tls.as_deref()
+}
+
+fn upstream(info: &StreamInfo) -> Option<&TlsInfo> {
+    info.upstream.tls.as_deref()
+}
+
+/// What the peer's certificate says.
+fn peer<'a>(cx: &FormatContext<'a>, side: Side, tell: fn(&Certificate) -> Value<'a>) -> Value<'a> {
+    let own = side(cx.info).and_then(|tls| tls.peer.as_ref()?.own());
+    own.map_or(Value::Absent, tell)
+}
+
+/// What is told of the certificates that the peer has shown.
+fn shown<'a>(cx: &FormatContext<'a>, side: Side, tell: fn(&PeerCertificates) -> String) -> Value<'a> {
+    side(cx.info).and_then(|tls| tls.peer.as_ref()).map_or(Value::Absent, |peer| said(tell(peer)))
+}
+
+/// What our own certificate says.
+fn local<'a>(cx: &FormatContext<'a>, side: Side, tell: fn(&Certificate) -> Value<'a>) -> Value<'a> {
+    let own = side(cx.info).and_then(|tls| tls.local.as_ref());
+    own.map_or(Value::Absent, |own| tell(own.certificate()))
+}
+
+fn cipher<'a>(cx: &FormatContext<'a>, side: Side) -> Value<'a> {
+    maybe(side(cx.info).and_then(|tls| tls.cipher).map(leno_tls::cipher_name))
+}
+
+fn group<'a>(cx: &FormatContext<'a>, side: Side) -> Value<'a> {
+    maybe(side(cx.info).and_then(|tls| tls.group).map(leno_tls::group_name))
+}
+
+fn version<'a>(cx: &FormatContext<'a>, side: Side) -> Value<'a> {
+    maybe(side(cx.info).and_then(|tls| tls.version).map(leno_tls::version_name))
+}
+
+/// Names of one kind, joined by commas.
+fn dns(certificate: &Certificate) -> Value<'static> {
+    joined(certificate.dns_names())
+}
+
+fn uris(certificate: &Certificate) -> Value<'static> {
+    joined(certificate.uris())
+}
+
+fn addresses(certificate: &Certificate) -> Value<'static> {
+    said(certificate.addresses().map(|address| address.to_string()).collect::<Vec<_>>().join(","))
+}
+
+fn emails(certificate: &Certificate) -> Value<'static> {
+    joined(certificate.emails())
+}
+
+fn other_names(certificate: &Certificate) -> Value<'static> {
+    joined(certificate.other_names())
+}
+
+fn subject(certificate: &Certificate) -> Value<'static> {
+    said(certificate.subject_text())
+}
+
+fn issuer(certificate: &Certificate) -> Value<'static> {
+    said(certificate.issuer_text())
+}
 
 /// Commands without argument, in alphabetic order.
 pub(crate) const FACTS: &[(&str, Fact)] = &[
@@ -177,27 +258,50 @@ pub(crate) const FACTS: &[(&str, Fact)] = &[
     ("DOWNSTREAM_HEADER_BYTES_SENT", |cx| Value::Number(cx.info.response_head.fields)),
     ("DOWNSTREAM_LOCAL_ADDRESS", |cx| address(Some(cx.info.connection.local))),
     ("DOWNSTREAM_LOCAL_ADDRESS_WITHOUT_PORT", |cx| ip(Some(cx.info.connection.local))),
-    ("DOWNSTREAM_LOCAL_DNS_SAN", NO_TLS),
+    ("DOWNSTREAM_LOCAL_DNS_SAN", |cx| local(cx, downstream, dns)),
+    ("DOWNSTREAM_LOCAL_EMAIL_SAN", |cx| local(cx, downstream, emails)),
+    ("DOWNSTREAM_LOCAL_IP_SAN", |cx| local(cx, downstream, addresses)),
+    ("DOWNSTREAM_LOCAL_OTHERNAME_SAN", |cx| local(cx, downstream, other_names)),
     ("DOWNSTREAM_LOCAL_PORT", |cx| port(Some(cx.info.connection.local))),
-    ("DOWNSTREAM_LOCAL_SUBJECT", NO_TLS),
-    ("DOWNSTREAM_LOCAL_URI_SAN", NO_TLS),
-    ("DOWNSTREAM_PEER_CERT", NO_TLS),
-    ("DOWNSTREAM_PEER_CERT_V_END", NO_TLS),
-    ("DOWNSTREAM_PEER_CERT_V_START", NO_TLS),
-    ("DOWNSTREAM_PEER_DNS_SAN", NO_TLS),
-    ("DOWNSTREAM_PEER_FINGERPRINT_1", NO_TLS),
-    ("DOWNSTREAM_PEER_FINGERPRINT_256", NO_TLS),
-    ("DOWNSTREAM_PEER_ISSUER", NO_TLS),
-    ("DOWNSTREAM_PEER_SERIAL", NO_TLS),
-    ("DOWNSTREAM_PEER_SUBJECT", NO_TLS),
-    ("DOWNSTREAM_PEER_URI_SAN", NO_TLS),
+    ("DOWNSTREAM_LOCAL_SUBJECT", |cx| local(cx, downstream, subject)),
+    ("DOWNSTREAM_LOCAL_URI_SAN", |cx| local(cx, downstream, uris)),
+    ("DOWNSTREAM_PEER_CERT", |cx| shown(cx, downstream, PeerCertificates::pem)),
+    ("DOWNSTREAM_PEER_CHAIN_FINGERPRINTS_1", |cx| {
+        shown(cx, downstream, |peer| peer.each(PeerCertificates::sha1_of))
+    }),
+    ("DOWNSTREAM_PEER_CHAIN_FINGERPRINTS_256", |cx| {
+        shown(cx, downstream, |peer| peer.each(PeerCertificates::sha256_of))
+    }),
+    ("DOWNSTREAM_PEER_CHAIN_SERIALS", |cx| {
+        shown(cx, downstream, |peer| peer.each(PeerCertificates::serial_of))
+    }),
+    ("DOWNSTREAM_PEER_DNS_SAN", |cx| peer(cx, downstream, dns)),
+    ("DOWNSTREAM_PEER_EMAIL_SAN", |cx| peer(cx, downstream, emails)),
+    ("DOWNSTREAM_PEER_FINGERPRINT_1", |cx| shown(cx, downstream, PeerCertificates::sha1)),
+    ("DOWNSTREAM_PEER_FINGERPRINT_256", |cx| shown(cx, downstream, PeerCertificates::sha256)),
+    ("DOWNSTREAM_PEER_IP_SAN", |cx| peer(cx, downstream, addresses)),
+    ("DOWNSTREAM_PEER_ISSUER", |cx| peer(cx, downstream, issuer)),
+    ("DOWNSTREAM_PEER_ISSUER_FINGERPRINT_256", |cx| {
+        shown(cx, downstream, |peer| peer.of_issuer(PeerCertificates::sha256_of))
+    }),
+    ("DOWNSTREAM_PEER_ISSUER_SERIAL", |cx| {
+        shown(cx, downstream, |peer| peer.of_issuer(PeerCertificates::serial_of))
+    }),
+    ("DOWNSTREAM_PEER_OTHERNAME_SAN", |cx| peer(cx, downstream, other_names)),
+    ("DOWNSTREAM_PEER_SERIAL", |cx| peer(cx, downstream, |own| said(own.serial()))),
+    ("DOWNSTREAM_PEER_SUBJECT", |cx| peer(cx, downstream, subject)),
+    ("DOWNSTREAM_PEER_URI_SAN", |cx| peer(cx, downstream, uris)),
     ("DOWNSTREAM_REMOTE_ADDRESS", |cx| address(Some(cx.info.connection.remote))),
     ("DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT", |cx| ip(Some(cx.info.connection.remote))),
     ("DOWNSTREAM_REMOTE_PORT", |cx| port(Some(cx.info.connection.remote))),
-    ("DOWNSTREAM_TLS_CIPHER", NO_TLS),
-    ("DOWNSTREAM_TLS_SESSION_ID", NO_TLS),
-    ("DOWNSTREAM_TLS_VERSION", NO_TLS),
-    ("DOWNSTREAM_TRANSPORT_FAILURE_REASON", NO_TLS),
+    ("DOWNSTREAM_TLS_CIPHER", |cx| cipher(cx, downstream)),
+    ("DOWNSTREAM_TLS_GROUP", |cx| group(cx, downstream)),
+    ("DOWNSTREAM_TLS_SESSION_ID", NOT_TOLD),
+    ("DOWNSTREAM_TLS_VERSION", |cx| version(cx, downstream)),
+    ("DOWNSTREAM_TRANSPORT_FAILURE_REASON", |cx| {
+        let reason = cx.info.connection.transport_failure.as_deref();
+        reason.map_or(Value::Absent, |reason| owned(reason.replace(' ', "_")))
+    }),
     // Deviation: heads and bodies without the framing of HTTP/1's chunks.
     ("DOWNSTREAM_WIRE_BYTES_RECEIVED", |cx| {
         let http1 = cx.info.request_head.wire + cx.info.bytes_received;
@@ -242,18 +346,24 @@ pub(crate) const FACTS: &[(&str, Fact)] = &[
     ("UPSTREAM_LOCAL_ADDRESS", |cx| address(cx.info.upstream.local)),
     ("UPSTREAM_LOCAL_ADDRESS_WITHOUT_PORT", |cx| ip(cx.info.upstream.local)),
     ("UPSTREAM_LOCAL_PORT", |cx| port(cx.info.upstream.local)),
-    ("UPSTREAM_PEER_CERT", NO_TLS),
-    ("UPSTREAM_PEER_ISSUER", NO_TLS),
-    ("UPSTREAM_PEER_SUBJECT", NO_TLS),
-    ("UPSTREAM_PEER_URI_SAN", NO_TLS),
+    ("UPSTREAM_PEER_CERT", |cx| shown(cx, upstream, PeerCertificates::pem)),
+    ("UPSTREAM_LOCAL_DNS_SAN", |cx| local(cx, upstream, dns)),
+    ("UPSTREAM_LOCAL_IP_SAN", |cx| local(cx, upstream, addresses)),
+    ("UPSTREAM_LOCAL_URI_SAN", |cx| local(cx, upstream, uris)),
+    ("UPSTREAM_PEER_DNS_SAN", |cx| peer(cx, upstream, dns)),
+    ("UPSTREAM_PEER_IP_SAN", |cx| peer(cx, upstream, addresses)),
+    ("UPSTREAM_PEER_ISSUER", |cx| peer(cx, upstream, issuer)),
+    ("UPSTREAM_PEER_SUBJECT", |cx| peer(cx, upstream, subject)),
+    ("UPSTREAM_PEER_URI_SAN", |cx| peer(cx, upstream, uris)),
     ("UPSTREAM_PROTOCOL", |cx| maybe(cx.info.upstream.protocol.map(Protocol::text))),
     ("UPSTREAM_REMOTE_ADDRESS", |cx| address(cx.info.upstream.host)),
     ("UPSTREAM_REMOTE_ADDRESS_WITHOUT_PORT", |cx| ip(cx.info.upstream.host)),
     ("UPSTREAM_REMOTE_PORT", |cx| port(cx.info.upstream.host)),
     ("UPSTREAM_REQUEST_ATTEMPT_COUNT", |cx| Value::Number(u64::from(cx.info.upstream.attempts))),
-    ("UPSTREAM_TLS_CIPHER", NO_TLS),
-    ("UPSTREAM_TLS_SESSION_ID", NO_TLS),
-    ("UPSTREAM_TLS_VERSION", NO_TLS),
+    ("UPSTREAM_TLS_CIPHER", |cx| cipher(cx, upstream)),
+    ("UPSTREAM_TLS_GROUP", |cx| group(cx, upstream)),
+    ("UPSTREAM_TLS_SESSION_ID", NOT_TOLD),
+    ("UPSTREAM_TLS_VERSION", |cx| version(cx, upstream)),
     ("UPSTREAM_TRANSPORT_FAILURE_REASON", |cx| maybe(cx.info.upstream.transport_failure.as_deref())),
     ("UPSTREAM_WIRE_BYTES_RECEIVED", |cx| Value::Number(cx.info.upstream.wire_bytes_received)),
     ("UPSTREAM_WIRE_BYTES_SENT", |cx| Value::Number(cx.info.upstream.wire_bytes_sent)),
@@ -276,6 +386,16 @@ pub(crate) fn resolve(name: &'static str, argument: Option<&str>) -> Result<Oper
         ("TRAILER", Some(names)) => Ok(header(Block::Trailers, names)),
         ("START_TIME", format) => Ok(Operator::StartTime(time_format(format)?)),
         ("EMIT_TIME", format) => Ok(Operator::EmitTime(time_format(format)?)),
+        ("DOWNSTREAM_PEER_CERT_V_START", format) => {
+            Ok(Operator::Validity(downstream, false, time_format(format)?))
+        }
+        ("DOWNSTREAM_PEER_CERT_V_END", format) => {
+            Ok(Operator::Validity(downstream, true, time_format(format)?))
+        }
+        ("UPSTREAM_PEER_CERT_V_START", format) => {
+            Ok(Operator::Validity(upstream, false, time_format(format)?))
+        }
+        ("UPSTREAM_PEER_CERT_V_END", format) => Ok(Operator::Validity(upstream, true, time_format(format)?)),
         ("PATH", options) => path(options.unwrap_or_default()),
         ("QUERY_PARAM", Some(name)) => Ok(Operator::QueryParameter(name.into())),
         ("DYNAMIC_METADATA", Some(path)) => metadata(MetadataOf::Stream, path),
@@ -299,10 +419,7 @@ pub(crate) fn resolve(name: &'static str, argument: Option<&str>) -> Result<Oper
             Err(format!("RESPONSE_CODE_DETAILS: invalid argument '{other}'"))
         }
         (name, argument) => match FACTS.iter().find(|(fact, _)| *fact == name) {
-            // A time format of a certificate's dates; nothing has certificates.
-            Some((_, fact)) if argument.is_none() || name.starts_with("DOWNSTREAM_PEER_CERT_V_") => {
-                Ok(Operator::Fact(*fact))
-            }
+            Some((_, fact)) if argument.is_none() => Ok(Operator::Fact(*fact)),
             Some(_) => Err(format!("{name}: its argument is not supported yet")),
             None => Err(format!("{name} is not supported yet")),
         },
@@ -407,6 +524,12 @@ impl Operator {
             }
             Operator::StartTime(format) => owned(format.format(cx.info.start_time)),
             Operator::EmitTime(format) => owned(format.format(SystemTime::now())),
+            Operator::Validity(side, end, format) => {
+                let own = side(cx.info).and_then(|tls| tls.peer.as_ref()?.own());
+                let Some((start, expiry)) = own.map(Certificate::validity) else { return Value::Absent };
+                let seconds = u64::try_from(if *end { expiry } else { start }).unwrap_or(0);
+                owned(format.format(std::time::UNIX_EPOCH + std::time::Duration::from_secs(seconds)))
+            }
             Operator::Path(with_query, source) => {
                 let Some(path) = cx.request.and_then(|request| source.find(request)) else {
                     return Value::Absent;

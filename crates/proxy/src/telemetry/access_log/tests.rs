@@ -43,6 +43,8 @@ impl Sample {
             direct_local: "127.0.0.1:19801".parse().unwrap(),
             local_restored: false,
             server_name: None,
+            tls: None,
+            transport_failure: None,
             started,
             found: crate::telemetry::stream_info::Found::default(),
         };

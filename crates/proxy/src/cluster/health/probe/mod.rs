@@ -21,6 +21,7 @@ use crate::http::route::mutation::HeaderMutations;
 use crate::io::Socket;
 use crate::telemetry::access_log::command::FormatContext;
 use crate::telemetry::stream_info::{ConnectionInfo, Protocol, StreamInfo};
+use crate::tls::{Transport, UpstreamTls};
 
 mod grpc;
 mod http;
@@ -37,6 +38,8 @@ pub(super) struct Target {
     pub(super) host: EndpointAddress,
     /// Where it is checked (`health_check_config`).
     pub(super) address: EndpointAddress,
+    /// What lies between.
+    pub(super) transport: Transport<UpstreamTls>,
     /// `health_check_config.hostname`
     pub(super) hostname: Option<Arc<str>>,
 }
@@ -48,7 +51,9 @@ impl Target {
         if let (Some(port), EndpointAddress::Ip(ip)) = (check.port, &mut address) {
             ip.set_port(port);
         }
-        Self { cluster, settings, host: endpoint.address.clone(), address, hostname: check.hostname.clone() }
+        let transport = cluster.transport_to(&endpoint.metadata).clone();
+        let host = endpoint.address.clone();
+        Self { cluster, settings, host, address, transport, hostname: check.hostname.clone() }
     }
 
     /// The name that the host is addressed by.
@@ -110,7 +115,19 @@ pub(super) use http::Verdicts;
 /// A connection to where the host is checked, made as the cluster makes its own; the timeout of
 /// the check is the only one.
 async fn connect(target: &Target) -> Option<Socket> {
-    connect::attempt(&target.cluster, &target.address, &Arc::default(), None).await.ok()
+    let metadata = Arc::default();
+    let socket = connect::attempt(&target.cluster, &target.address, &metadata, None).await.ok()?;
+    let peer = connect::Peer {
+        cluster: &target.cluster,
+        address: &target.address,
+        others: &[],
+        metadata: &metadata,
+        via: None,
+        hostname: target.hostname.as_deref(),
+        transport: &target.transport,
+        stats: None,
+    };
+    connect::secure(peer, socket).await.ok().map(|(socket, _)| socket)
 }
 
 /// The task that drives a connection; it ends with this.
@@ -154,6 +171,8 @@ fn headers(
             direct_local: local,
             local_restored: false,
             server_name: None,
+            tls: None,
+            transport_failure: None,
             started: now,
             found: crate::telemetry::stream_info::Found::default(),
         };

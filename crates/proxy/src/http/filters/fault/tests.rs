@@ -72,6 +72,8 @@ fn info() -> StreamInfo {
         direct_local: address,
         local_restored: false,
         server_name: None,
+        tls: None,
+        transport_failure: None,
         started: now,
         found: crate::telemetry::stream_info::Found::default(),
     };
