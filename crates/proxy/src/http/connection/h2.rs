@@ -24,6 +24,7 @@ use crate::http::codec::h2::session::{Accepted, Role, Rules, Session};
 use crate::http::codec::side::Downstream;
 use crate::http::stream::{Connection, now, serve_request};
 use crate::http::timer::{Timer, Timers};
+use crate::overload::Timed;
 use crate::telemetry::stream_info::HeadSize;
 
 /// Reads in one turn before others have theirs.
@@ -93,6 +94,7 @@ impl Goodbye {
 async fn drive(connection: &Rc<Connection>, link: &mut Link, timer: &mut Timer) {
     let manager = &connection.manager;
     let stats = &connection.stats;
+    let overload = connection.worker.overload();
     let timers = Rc::new(Timers::default());
     let mut draining = pin!(connection.drain.reached(Phase::Draining));
     let age = manager.max_connection_duration.map(|limit| connection.info.started + limit);
@@ -153,7 +155,9 @@ async fn drive(connection: &Rc<Connection>, link: &mut Link, timer: &mut Timer) 
                 // A client that does not read what is left is not waited for.
                 close_by = Some(now() + manager.delayed_close_timeout);
             }
-            let idle = manager.idle_timeout.filter(|_| streams.is_empty()).map(|limit| idle_since + limit);
+            // Overload may shorten it.
+            let scaled = |limit| idle_since + overload.scaled(Timed::ConnectionIdle, limit);
+            let idle = manager.idle_timeout.filter(|_| streams.is_empty()).map(scaled);
             let own = [
                 idle.filter(|_| !goodbye.has_begun()),
                 age.filter(|_| !goodbye.has_begun()),

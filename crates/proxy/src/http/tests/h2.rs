@@ -231,3 +231,69 @@ fn draining_sends_goaway() {
         super::until(|| proxy.stat("http.t.downstream_cx_active") == 0).await;
     });
 }
+
+#[test]
+fn many_streams_of_many_connections_pass_at_once() {
+    run(async {
+        let proxy = Proxy::start(ALL, "", &[cluster("up", echo().await, HTTP2)]).await;
+        let calls = (0..3).map(|_| async {
+            let client = connect(proxy.address).await;
+            for _ in 0..2 {
+                let calls = (0..100).map(|number: usize| {
+                    let mut client = client.clone();
+                    async move {
+                        let (response, mut send) = client.send_request(post("/s"), false).expect("sent");
+                        send.send_data(vec![7; number * 50].into(), true).expect("sent");
+                        let response = response.await.expect("an answer");
+                        assert_eq!(response.status(), 200);
+                        assert_eq!(read(response.into_body()).await.0.len(), number * 50);
+                    }
+                });
+                futures_util::future::join_all(calls).await;
+            }
+        });
+        futures_util::future::join_all(calls).await;
+        super::until(|| proxy.stat("cluster.up.upstream_rq_active") == 0).await;
+        super::until(|| proxy.stat("http2.streams_active") == 0).await;
+        assert_eq!(proxy.stat("cluster.up.http2.streams_active"), 0);
+        assert_eq!(proxy.stat("http.t.downstream_rq_2xx"), 600);
+    });
+}
+
+#[test]
+fn streams_wait_for_an_upstream_that_takes_few() {
+    run(async {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("an address");
+        tokio::task::spawn_local(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                tokio::task::spawn_local(async move {
+                    let mut server = h2::server::Builder::new();
+                    let handshake = server.max_concurrent_streams(2).handshake(stream).await;
+                    let mut connection = handshake.expect("a handshake");
+                    while let Some(Ok((request, respond))) = connection.accept().await {
+                        tokio::task::spawn_local(answer(request, respond));
+                    }
+                });
+            }
+        });
+        let limits = format!("circuit_breakers: {{thresholds: [{{max_connections: 1}}]}}\n{HTTP2}");
+        let proxy = Proxy::start(ALL, "", &[cluster("up", address, &limits)]).await;
+        let client = connect(proxy.address).await;
+        for _ in 0..2 {
+            let calls = (0..7).map(|_| {
+                let mut client = client.clone();
+                async move {
+                    let (response, mut send) = client.send_request(post("/s"), false).expect("sent");
+                    send.send_data("abc".into(), true).expect("sent");
+                    let response = response.await.expect("an answer");
+                    (response.status().as_u16(), read(response.into_body()).await.0)
+                }
+            });
+            for answer in futures_util::future::join_all(calls).await {
+                assert_eq!(answer, (200, b"abc".to_vec()));
+            }
+        }
+        assert_eq!(proxy.stat("cluster.up.upstream_cx_total"), 1);
+    });
+}

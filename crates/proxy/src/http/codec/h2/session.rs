@@ -812,9 +812,16 @@ impl Session {
 
     fn end_all(&mut self, over: Over) {
         self.dead = true;
-        self.accepted.clear();
+        // Requests that nobody has taken yet are forgotten.
+        for accepted in std::mem::take(&mut self.accepted) {
+            if let Some(stream) = self.streams.at(accepted.slot) {
+                stream.held = false;
+            }
+        }
         for slot in self.streams.all() {
             self.end_stream(slot, over);
+            // Some were over before.
+            self.settle(slot);
         }
     }
 

@@ -251,7 +251,7 @@ fn goodbyes_spare_the_streams_that_were_seen() {
     assert!(pair.server.borrow().notice_seen());
     assert!(!pair.client.borrow().takes_streams());
     let refused = H2Client::open(&pair.client, &request(), true, pair.now).map(|_| ());
-    assert_eq!(refused, Err(ResetReason::RemoteRefused));
+    assert_eq!(refused, Err(ResetReason::ConnectionTermination));
     pair.server.borrow_mut().goaway();
     assert!(!pair.server.borrow().is_finished());
     respond(&mut server, true);
