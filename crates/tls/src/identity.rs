@@ -283,7 +283,7 @@ impl rustls::client::ResolvesClientCert for OneIdentity {
     fn resolve(
         &self,
         _root_hint_subjects: &[&[u8]],
-        schemes: &[rustls::SignatureScheme],
+        schemes: &[SignatureScheme],
     ) -> Option<Arc<CertifiedKey>> {
         let key = self.0.certified();
         key.key.choose_scheme(schemes)?;

@@ -175,6 +175,17 @@ impl ValidationRules {
         !matches!(self.trust, Trust::Nobody) || self.has_checks()
     }
 
+    /// All CA certificates.
+    pub fn trusted(&self) -> Vec<Arc<Certificate>> {
+        match &self.trust {
+            Trust::Nobody => Vec::new(),
+            Trust::Bundle(bundle) => bundle.certificates().to_vec(),
+            Trust::Spiffe(domains) => {
+                domains.iter().flat_map(|(_, bundle)| bundle.certificates().to_vec()).collect()
+            }
+        }
+    }
+
     /// Whether there are CRLs apart from those of the trust bundle.
     pub fn has_revocations(&self) -> bool {
         !self.revocations.is_empty()

@@ -9,8 +9,8 @@ use leno_api::proto::envoy::config::core::v3 as core;
 use leno_api::proto::envoy::extensions::transport_sockets::tls::v3 as proto;
 use leno_base::Name;
 use leno_tls::{
-    ClientSettings, Identity, NameKind, NameMatcher, Parameters, Revocations, ServerSettings, Source,
-    StaplePolicy, TextMatcher, TicketKey, TicketKeys, Trust, TrustBundle, ValidationRules, Version,
+    Certificate, ClientSettings, Identity, NameKind, NameMatcher, Parameters, Revocations, ServerSettings,
+    Source, StaplePolicy, TextMatcher, TicketKey, TicketKeys, Trust, TrustBundle, ValidationRules, Version,
 };
 use rustls::KeyLog;
 
@@ -177,21 +177,14 @@ impl DownstreamTls {
         Ok(())
     }
 
-    /// The secrets that it refers to.
-    pub(crate) fn secrets(&self) -> impl Iterator<Item = &SecretRef> {
-        let settings = &self.settings;
-        let certificates = settings.certificates.iter().filter_map(Piece::awaited);
-        certificates.chain(&settings.validation.awaited).chain(settings.tickets.awaited())
-    }
-
     /// Our certificates that are configured in place, for /certs.
     pub(crate) fn identities(&self) -> impl Iterator<Item = &Arc<Identity>> {
         self.settings.certificates.iter().filter_map(Piece::here)
     }
 
     /// The CA certificates that are configured in place, for /certs.
-    pub(crate) fn rules(&self) -> &ValidationRules {
-        &self.settings.validation.rules
+    pub(crate) fn trusted(&self) -> Vec<Arc<Certificate>> {
+        self.settings.validation.rules.trusted()
     }
 }
 
@@ -224,31 +217,19 @@ impl UpstreamTls {
         Ok(())
     }
 
-    /// The secrets that it refers to.
-    pub(crate) fn secrets(&self) -> impl Iterator<Item = &SecretRef> {
-        let certificate = self.settings.certificate.iter().filter_map(Piece::awaited);
-        certificate.chain(&self.settings.validation.awaited)
-    }
-
     /// Our certificate if it is configured in place, for /certs.
     pub(crate) fn identities(&self) -> impl Iterator<Item = &Arc<Identity>> {
         self.settings.certificate.iter().filter_map(Piece::here)
     }
 
     /// The CA certificates that are configured in place, for /certs.
-    pub(crate) fn rules(&self) -> &ValidationRules {
-        &self.settings.validation.rules
+    pub(crate) fn trusted(&self) -> Vec<Arc<Certificate>> {
+        self.settings.validation.rules.trusted()
     }
 }
 
 impl<T> Piece<T> {
-    fn awaited(&self) -> Option<&SecretRef> {
-        match self {
-            Piece::Here(_) => None,
-            Piece::Awaited(wanted) => Some(wanted),
-        }
-    }
-
+    /// What is there.
     fn here(&self) -> Option<&T> {
         match self {
             Piece::Here(piece) => Some(piece),

@@ -113,8 +113,6 @@ pub(crate) struct TlsInfo {
     pub(crate) group: Option<NamedGroup>,
     /// The protocol that was agreed upon (ALPN).
     pub(crate) alpn: Option<Box<str>>,
-    /// SNI.
-    pub(crate) server_name: Option<Box<str>>,
     /// What the peer has shown.
     pub(crate) peer: Option<PeerCertificates>,
     /// What we have shown.
@@ -128,7 +126,6 @@ impl TlsInfo {
             cipher: session.negotiated_cipher_suite().map(|suite| suite.suite()),
             group: session.negotiated_key_exchange_group().map(|group| group.name()),
             alpn: session.alpn_protocol().map(|name| String::from_utf8_lossy(name).into()),
-            server_name: findings.server_name.clone(),
             peer: session
                 .peer_certificates()
                 .or(findings.refused.as_deref())

@@ -51,7 +51,7 @@ pub(crate) use h2::H2Lease;
 #[derive(Default)]
 pub(crate) struct Pool {
     /// What its connections take over of a downstream connection; `None`: they are for all.
-    via: Option<Rc<via::Via>>,
+    via: Option<Rc<Via>>,
     #[allow(clippy::vec_box, reason = "connections move between pool and lease for each request")]
     idle: Vec<Box<h1::H1Connection>>,
     streams: Vec<Rc<h2::H2Connection>>,
