@@ -510,6 +510,30 @@ fn facts(side: &str) -> String {
     both.iter().chain(more).map(|fact| format!("%{side}_{fact}%")).collect::<Vec<_>>().join(" ")
 }
 
+/// Filters that judge who the client is, by shadow rules, and a text that tells their judgements.
+fn judges() -> (String, String) {
+    let principals = [
+        ("any", "authenticated: {}"),
+        ("uri", "authenticated: {principal_name: {exact: 'spiffe://td.test/ns/a'}}"),
+        ("prefix", "authenticated: {principal_name: {prefix: 'spiffe://'}}"),
+        ("subject", "authenticated: {principal_name: {contains: CN}}"),
+        ("nobody", "not_id: {authenticated: {principal_name: {prefix: 'spiffe://'}}}"),
+    ];
+    let mut filters = String::new();
+    let mut judged = String::new();
+    for (name, principal) in principals {
+        let _ = write!(
+            filters,
+            "{{name: rbac_{name}, typed_config: {{\"@type\": type.googleapis.com/envoy.extensions.filters.http.rbac.v3.RBAC, \
+             shadow_rules_stat_prefix: {name}_, shadow_rules: {{policies: {{p: {{permissions: [{{any: true}}], \
+             principals: [{{{principal}}}]}}}}}}}}}}, "
+        );
+        let _ =
+            write!(judged, " {name}=%DYNAMIC_METADATA(envoy.filters.http.rbac:{name}_shadow_engine_result)%");
+    }
+    (filters, judged)
+}
+
 const ADMIN: &str = "admin: {address: {socket_address: {address: 127.0.0.1, port_value: 0}}}";
 
 fn server_config(scenarios: &[&(&str, &str, &str, u16)], files: &[(&str, String)]) -> String {
@@ -518,6 +542,7 @@ fn server_config(scenarios: &[&(&str, &str, &str, u16)], files: &[(&str, String)
         let (name, context) = (names(name), fill(context, files));
         let context = context.strip_prefix('{').and_then(|text| text.strip_suffix('}')).unwrap_or(&context);
         let log = facts("DOWNSTREAM");
+        let (rbac, judged) = judges();
         let _ = write!(
             text,
             r#"  - name: {name}
@@ -533,14 +558,14 @@ fn server_config(scenarios: &[&(&str, &str, &str, u16)], files: &[(&str, String)
           stat_prefix: hcm
           forward_client_cert_details: SANITIZE_SET
           set_current_client_cert_details: {{subject: true, cert: true, chain: true, dns: true, uri: true}}
-          http_filters: [{{name: router, typed_config: {{"@type": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}}}}]
+          http_filters: [{rbac}{{name: router, typed_config: {{"@type": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}}}}]
           route_config:
             virtual_hosts:
             - name: all
               domains: ["*"]
               routes: [{{match: {{prefix: /}}, direct_response: {{status: 200}}}}]
               response_headers_to_add:
-              - header: {{key: x-seen, value: "%PROTOCOL% %REQ(x-forwarded-proto)% xfcc=%REQ(x-forwarded-client-cert)%"}}
+              - header: {{key: x-seen, value: "%PROTOCOL% %REQ(x-forwarded-proto)% xfcc=%REQ(x-forwarded-client-cert)%{judged}"}}
 "#
         );
     }

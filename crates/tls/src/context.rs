@@ -102,21 +102,23 @@ impl ServerSettings {
         config.alpn_protocols.clone_from(&self.alpn);
         config.ignore_client_order = !self.prefer_client_suites;
         config.key_log = self.key_log.clone().unwrap_or_else(|| Arc::new(NoKeyLog));
-        config.session_storage = if self.stateful {
+        // A resumed session would not say that its client was not trusted: there are none then.
+        let resumes = !self.rules.accept_untrusted;
+        config.session_storage = if self.stateful && resumes {
             Arc::new(ServerSessions::new(self.session_timeout))
         } else {
             Arc::new(NoServerSessionStorage {})
         };
         config.ticketer = match &self.tickets {
-            TicketKeys::Automatic => Arc::new(AutomaticTickets {
+            TicketKeys::Automatic if resumes => Arc::new(AutomaticTickets {
                 inner: rustls::crypto::aws_lc_rs::Ticketer::new().map_err(|error| error.to_string())?,
                 lifetime: self.session_timeout,
             }),
-            TicketKeys::Given(keys) => Arc::new(
+            TicketKeys::Given(keys) if resumes => Arc::new(
                 Tickets::new(keys, &self.digest(), self.session_timeout)
                     .ok_or("Failed to initialize session ticket keys")?,
             ),
-            TicketKeys::None => {
+            _ => {
                 // TLS 1.3 resumes by tickets only, in Envoy.
                 config.send_tls13_tickets = 0;
                 Arc::new(NoTickets)

@@ -7,6 +7,7 @@ use crate::http::headers::HeaderMap;
 use crate::http::route::Route;
 use crate::listener::filter_chain::ConnectionFacts;
 use crate::telemetry::stream_info::{DynamicMetadata, FilterState, StreamInfo};
+use crate::tls::TlsInfo;
 
 /// The data that inputs read.
 pub(crate) trait Facts {
@@ -30,13 +31,26 @@ pub(crate) trait Facts {
     fn application_protocols(&self) -> &[Box<str>] {
         &[]
     }
-    /// Whether the peer presented a certificate, or one that was verified.
-    fn has_certificate(&self, _verified: bool) -> bool {
-        false
+    /// The connection's TLS session, if it has one.
+    fn tls(&self) -> Option<&TlsInfo> {
+        self.info().and_then(|info| info.connection.tls.as_deref())
+    }
+    /// Whether the connection is one of TLS.
+    fn is_secure(&self) -> bool {
+        self.tls().is_some()
+    }
+    /// Whether the peer presented a certificate that was verified.
+    fn is_verified(&self) -> bool {
+        self.tls().is_some_and(|tls| tls.trusted)
     }
     /// Shows the names of the peer's certificate until one is accepted; says whether one was.
-    fn find_peer_name(&self, _kind: PeerName, _accept: &mut dyn FnMut(&str) -> bool) -> bool {
-        false
+    fn find_peer_name(&self, kind: PeerName, accept: &mut dyn FnMut(&str) -> bool) -> bool {
+        let Some(peer) = self.tls().and_then(|tls| tls.peer.as_ref()?.own()) else { return false };
+        match kind {
+            PeerName::Uri => peer.uris().any(accept),
+            PeerName::Dns => peer.dns_names().any(accept),
+            PeerName::Subject => accept(&peer.subject_text()),
+        }
     }
     /// Metadata of the request's route.
     fn route_metadata(&self) -> Option<&Metadata> {

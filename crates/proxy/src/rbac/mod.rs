@@ -180,10 +180,10 @@ impl Rule {
                         && ports.is_none_or(|(start, end)| (start..=end).contains(&address.port().into()))
                 })
             }
-            Rule::Certificate => facts.has_certificate(false),
+            Rule::Certificate => facts.is_secure(),
             Rule::Principal(texts) => principal(texts, facts),
             Rule::Verified(name) => {
-                facts.has_certificate(true)
+                facts.is_verified()
                     && name.as_ref().is_none_or(|(kind, matcher)| {
                         facts.find_peer_name(*kind, &mut |name| matcher.matches(name.as_bytes()))
                     })
@@ -226,20 +226,14 @@ fn path(facts: &impl Facts) -> Option<&[u8]> {
     path.get(..end)
 }
 
-/// The subject counts only where there are no URIs and no DNS names.
+/// One of the certificate's URIs, DNS names or its subject, in this order, as Envoy does whatever
+/// its documentation says of the subject.
 fn principal(texts: &Texts, facts: &impl Facts) -> bool {
-    if !facts.has_certificate(false) {
-        return false;
-    }
-    let mut named = false;
-    let mut accept = |name: &str| {
-        named = true;
-        texts.matches(name.as_bytes())
-    };
-    if facts.find_peer_name(PeerName::Uri, &mut accept) || facts.find_peer_name(PeerName::Dns, &mut accept) {
-        return true;
-    }
-    !named && facts.find_peer_name(PeerName::Subject, &mut |name| texts.matches(name.as_bytes()))
+    let mut accept = |name: &str| texts.matches(name.as_bytes());
+    facts.is_secure()
+        && (facts.find_peer_name(PeerName::Uri, &mut accept)
+            || facts.find_peer_name(PeerName::Dns, &mut accept)
+            || facts.find_peer_name(PeerName::Subject, &mut accept))
 }
 
 /// A set of one address range or more.

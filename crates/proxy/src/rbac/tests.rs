@@ -48,7 +48,10 @@ impl Facts for Request {
     fn filter_state(&self, key: &str) -> Option<&FilterState> {
         self.upstream.as_ref().filter(|_| key == "envoy.stream.upstream_address")
     }
-    fn has_certificate(&self, _verified: bool) -> bool {
+    fn is_secure(&self) -> bool {
+        self.certificate
+    }
+    fn is_verified(&self) -> bool {
         self.certificate
     }
     fn find_peer_name(&self, kind: PeerName, accept: &mut dyn FnMut(&str) -> bool) -> bool {
@@ -180,7 +183,7 @@ fn principals() {
         ("authenticated: {}".to_owned(), [false, true, true, true]),
         (name("spiffe://td/ns/a/sa/b"), [false, true, false, false]),
         (name("d"), [false, true, true, false]),
-        (name("CN=s"), [false, false, false, true]),
+        (name("CN=s"), [false, true, true, true]),
         ("authenticated: {principal_name: {safe_regex: {regex: '.*/ns/a/.*'}}}".to_owned(), [false, true, false, false]),
         (format!("or_ids: {{ids: [{{{}}}, {{{}}}]}}", name("x"), name("d")), [false, true, true, false]),
         (format!("not_id: {{{}}}", name("d")), [true, false, false, true]),

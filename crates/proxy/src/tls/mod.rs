@@ -115,6 +115,8 @@ pub(crate) struct TlsInfo {
     pub(crate) alpn: Option<Box<str>>,
     /// What the peer has shown.
     pub(crate) peer: Option<PeerCertificates>,
+    /// Whether that was found to be in order, not merely let pass (`ACCEPT_UNTRUSTED`).
+    pub(crate) trusted: bool,
     /// What we have shown.
     pub(crate) local: Option<Arc<Identity>>,
 }
@@ -130,6 +132,7 @@ impl TlsInfo {
                 .peer_certificates()
                 .or(findings.refused.as_deref())
                 .and_then(|chain| PeerCertificates::new(chain.to_vec())),
+            trusted: session.peer_certificates().is_some() && findings.failure.is_none(),
             local: findings.local.clone(),
         }
     }
