@@ -9,19 +9,16 @@
 
 use std::collections::VecDeque;
 use std::fmt::Write as _;
-use std::io::{Read, Write};
+use std::io::Write;
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
 
-use leno_proxy::Options;
 use serde_json::Value;
 
-/// Nothing here takes that long, unless it hangs.
-const PATIENCE: Duration = Duration::from_secs(5);
+mod support;
+
+use support::{Proxy, Wire, dead_port};
 
 /// One step of a conversation, from the client's side.
 #[derive(Debug)]
@@ -190,94 +187,57 @@ impl Backend {
     }
 }
 
-/// Bytes of a connection.
-struct Wire {
-    stream: TcpStream,
-    input: Vec<u8>,
-}
-
-impl Wire {
-    fn fill(&mut self) -> bool {
-        let mut buffer = [0; 16 * 1024];
-        match self.stream.read(&mut buffer) {
-            Ok(0) | Err(_) => false,
-            Ok(count) => {
-                self.input.extend_from_slice(&buffer[..count]);
-                true
-            }
-        }
-    }
-
-    /// Up to and with `end`; all there is if the peer stops before.
-    fn until(&mut self, end: &[u8]) -> Vec<u8> {
+/// A body behind this head, with the head's normalised text in front.
+fn message(wire: &mut Wire, head: &[u8], bodiless: bool, until_close: bool) -> String {
+    let head = String::from_utf8_lossy(head);
+    let mut lines = head.trim_end().split("\r\n");
+    let first = lines.next().unwrap_or_default().to_owned();
+    let mut fields: Vec<String> = lines.map(normalise).collect();
+    let value = |name: &str| {
+        fields.iter().find_map(|field| {
+            let (field, value) = field.split_once(": ")?;
+            field.eq_ignore_ascii_case(name).then(|| value.to_owned())
+        })
+    };
+    let mut body = String::new();
+    if bodiless {
+    } else if value("transfer-encoding").is_some() {
         loop {
-            if let Some(at) = self.input.windows(end.len()).position(|window| window == end) {
-                return self.input.drain(..at + end.len()).collect();
+            let size = wire.until(b"\r\n");
+            let size = String::from_utf8_lossy(&size);
+            let Ok(size) = usize::from_str_radix(size.trim(), 16) else { break };
+            if size == 0 {
+                let trailer = wire.until(b"\r\n");
+                body += &String::from_utf8_lossy(&trailer);
+                break;
             }
-            if !self.fill() {
-                return std::mem::take(&mut self.input);
-            }
+            let data = wire.exactly(size + 2);
+            body += String::from_utf8_lossy(&data).trim_end();
         }
+    } else if let Some(length) = value("content-length") {
+        let data = wire.exactly(length.parse().unwrap_or(0));
+        body += &String::from_utf8_lossy(&data);
+    } else if until_close {
+        while wire.fill() {}
+        body += &String::from_utf8_lossy(&std::mem::take(&mut wire.input));
     }
-
-    fn exactly(&mut self, count: usize) -> Vec<u8> {
-        while self.input.len() < count && self.fill() {}
-        let count = count.min(self.input.len());
-        self.input.drain(..count).collect()
+    fields.sort();
+    let mut text = normalise(&first);
+    for field in fields {
+        text.push('\n');
+        text += &field;
     }
-
-    /// A body behind this head, with the head's normalised text in front.
-    fn message(&mut self, head: &[u8], bodiless: bool, until_close: bool) -> String {
-        let head = String::from_utf8_lossy(head);
-        let mut lines = head.trim_end().split("\r\n");
-        let first = lines.next().unwrap_or_default().to_owned();
-        let mut fields: Vec<String> = lines.map(normalise).collect();
-        let value = |name: &str| {
-            fields.iter().find_map(|field| {
-                let (field, value) = field.split_once(": ")?;
-                field.eq_ignore_ascii_case(name).then(|| value.to_owned())
-            })
-        };
-        let mut body = String::new();
-        if bodiless {
-        } else if value("transfer-encoding").is_some() {
-            loop {
-                let size = self.until(b"\r\n");
-                let size = String::from_utf8_lossy(&size);
-                let Ok(size) = usize::from_str_radix(size.trim(), 16) else { break };
-                if size == 0 {
-                    let trailer = self.until(b"\r\n");
-                    body += &String::from_utf8_lossy(&trailer);
-                    break;
-                }
-                let data = self.exactly(size + 2);
-                body += String::from_utf8_lossy(&data).trim_end();
-            }
-        } else if let Some(length) = value("content-length") {
-            let data = self.exactly(length.parse().unwrap_or(0));
-            body += &String::from_utf8_lossy(&data);
-        } else if until_close {
-            while self.fill() {}
-            body += &String::from_utf8_lossy(&std::mem::take(&mut self.input));
-        }
-        fields.sort();
-        let mut text = normalise(&first);
-        for field in fields {
-            text.push('\n');
-            text += &field;
-        }
-        if !body.is_empty() {
-            text.push('\n');
-            text += &normalise(&body);
-        }
-        text
+    if !body.is_empty() {
+        text.push('\n');
+        text += &normalise(&body);
     }
+    text
 }
 
 /// Answers as the script says, `early` without waiting for the request's body. `hang` says nothing, `close` nothing either but closes; a last
 /// line `close` closes behind the answer.
 fn serve(stream: TcpStream, script: &Mutex<Script>) {
-    let mut wire = Wire { stream, input: Vec::new() };
+    let mut wire = Wire::new(stream);
     loop {
         let head = wire.until(b"\r\n\r\n");
         if head.is_empty() {
@@ -288,7 +248,7 @@ fn serve(stream: TcpStream, script: &Mutex<Script>) {
             let script = lock();
             (script.case, script.answers.front().is_some_and(|answer| answer.starts_with(b"early\r\n")))
         };
-        let request = wire.message(&head, early, false);
+        let request = message(&mut wire, &head, early, false);
         let answer = {
             let mut script = lock();
             if script.case != case {
@@ -362,28 +322,10 @@ fn normalise(text: &str) -> String {
     out
 }
 
-/// A proxy that runs.
-struct Proxy {
-    name: &'static str,
-    admin: SocketAddr,
+/// A proxy that runs, and the server behind it.
+struct Side {
+    proxy: Proxy,
     backend: Backend,
-    log: PathBuf,
-    process: Process,
-}
-
-enum Process {
-    Thread(JoinHandle<()>),
-    Child(Killed),
-}
-
-/// A process that does not outlive a test that fails.
-struct Killed(Child);
-
-impl Drop for Killed {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
 }
 
 /// Listeners and what is special about their connection managers.
@@ -466,8 +408,9 @@ fn bootstrap(folder: &Path, backend: SocketAddr, dead: SocketAddr) -> String {
         .replace("BACKEND_PORT", &backend.port().to_string())
         .replace("DEAD_PORT", &dead.port().to_string());
     let log = folder.join("access.log");
+    let manager = file("manager.yaml").replace("LOG_FILE", &log.display().to_string());
     for (name, options) in LISTENERS {
-        let mut manager = yaml(&file("manager.yaml").replace("ACCESS_LOG", &log.display().to_string()));
+        let mut manager = yaml(&manager);
         let object = manager.as_object_mut().expect("an object");
         object.insert("route_config".into(), routes.clone());
         if let Value::Object(options) = yaml(options) {
@@ -487,78 +430,19 @@ fn yaml(text: &str) -> Value {
     documents.first().map(leno_api::yaml::Node::to_json).unwrap_or_default()
 }
 
-impl Proxy {
+impl Side {
     fn start(name: &'static str, folder: &Path, dead: SocketAddr, envoy: Option<&Path>) -> Self {
-        let folder = folder.join(name);
-        std::fs::create_dir_all(&folder).expect("a folder");
         let backend = Backend::start();
-        let config = folder.join("bootstrap.yaml");
-        std::fs::write(&config, bootstrap(&folder, backend.address, dead)).expect("written");
-        let address = folder.join("admin");
-        let process = match envoy {
-            Some(envoy) => {
-                let output = std::fs::File::create(folder.join("output")).expect("a file");
-                let child = Command::new(envoy)
-                    .arg("-c")
-                    .arg(&config)
-                    .arg("--admin-address-path")
-                    .arg(&address)
-                    .args(["--concurrency", "1", "--use-dynamic-base-id", "--log-level", "error"])
-                    .args(["--file-flush-interval-msec", "50"])
-                    .stdin(Stdio::null())
-                    .stdout(Stdio::null())
-                    .stderr(output)
-                    .spawn();
-                Process::Child(Killed(child.expect("Envoy starts")))
-            }
-            None => {
-                let options = Options {
-                    config_path: Some(config),
-                    admin_address_path: Some(address.clone()),
-                    concurrency: Some(1),
-                    log_level: "error".into(),
-                    file_flush_interval: Duration::from_millis(50),
-                    ..Options::default()
-                };
-                Process::Thread(std::thread::spawn(move || leno_proxy::run(options).expect("it runs")))
-            }
-        };
-        let admin = wait(|| std::fs::read_to_string(&address).ok()?.trim().parse().ok());
-        let Some(admin) = admin else {
-            panic!(
-                "{name} did not start: {}",
-                std::fs::read_to_string(folder.join("output")).unwrap_or_default()
-            )
-        };
-        let proxy = Self { name, admin, backend, log: folder.join("access.log"), process };
-        let ready = wait(|| proxy.admin("GET", "/ready").contains("LIVE").then_some(()));
-        let output = || std::fs::read_to_string(folder.join("output")).unwrap_or_default();
-        assert!(ready.is_some(), "{name} does not become ready: {}", output());
-        proxy
-    }
-
-    fn admin(&self, method: &str, path: &str) -> String {
-        let mut text = String::new();
-        if let Ok(mut stream) = TcpStream::connect(self.admin) {
-            let head = format!("{method} {path} HTTP/1.1\r\nhost: admin\r\nconnection: close\r\n\r\n");
-            let _ = stream.write_all(head.as_bytes());
-            let _ = stream.read_to_string(&mut text);
-        }
-        text
-    }
-
-    fn port(&self, listener: &str) -> SocketAddr {
-        let text = self.admin("GET", "/listeners");
-        let line = text.lines().find_map(|line| line.strip_prefix(listener)?.strip_prefix("::"));
-        line.and_then(|address| address.parse().ok()).unwrap_or_else(|| panic!("{}: {text}", self.name))
+        let proxy = Proxy::start(name, folder, envoy, |folder| bootstrap(folder, backend.address, dead));
+        Self { proxy, backend }
     }
 
     /// What comes of each case; the last is the access log.
     fn run(&self, cases: &[Case]) -> Vec<String> {
         let ports: Vec<(&str, SocketAddr)> =
-            LISTENERS.iter().map(|(name, _)| (*name, self.port(name))).collect();
+            LISTENERS.iter().map(|(name, _)| (*name, self.proxy.port(name))).collect();
         let (_, main) = ports.first().expect("there are listeners");
-        let mut mark = Wire { stream: connect(*main), input: Vec::new() };
+        let mut mark = Wire::connect(*main);
         let mut results = Vec::new();
         for case in cases {
             let listener = ports.iter().find(|(name, _)| *name == case.listener);
@@ -579,7 +463,7 @@ impl Proxy {
 
     /// Counters of the router that all cases together leave behind.
     fn router_stats(&self) -> String {
-        let text = self.admin("GET", "/stats?usedonly");
+        let text = self.proxy.admin("GET", "/stats?usedonly");
         let wanted = |line: &&str| {
             // Others differ by the cases that differ on purpose.
             let scope = line.starts_with("vhost.") || line.starts_with("cluster.limited.");
@@ -598,50 +482,30 @@ impl Proxy {
         })
     }
 
-    /// Ends the proxy; gives the lines of its access log, by case.
+    /// Ends the proxy; gives the lines of its access logs, by case. When the client goes away it
+    /// is a matter of chance which comes first, a request's line or its attempt's.
     fn stop(self) -> Vec<String> {
-        self.admin("POST", "/quitquitquit");
-        match self.process {
-            Process::Thread(thread) => thread.join().expect("it ends well"),
-            Process::Child(mut child) => assert!(child.0.wait().expect("it ends").success()),
-        }
-        let text = std::fs::read_to_string(&self.log).unwrap_or_default();
-        let mut cases = vec![String::new()];
+        let folder = self.proxy.stop();
+        let text = std::fs::read_to_string(folder.join("access.log")).unwrap_or_default();
+        let mut cases = vec![Vec::new()];
         for line in text.lines() {
             if line.contains("path=/mark ") {
-                cases.push(String::new());
+                cases.push(Vec::new());
             } else if let Some(case) = cases.last_mut() {
-                *case += "\n--- the log says\n";
-                *case += &normalise(line).replace(' ', "\n");
+                case.push(normalise(line).replace(' ', "\n"));
             }
         }
-        cases
+        let said = |lines: &mut Vec<String>| {
+            lines.sort();
+            lines.iter().fold(String::new(), |text, line| text + "\n--- the log says\n" + line)
+        };
+        cases.iter_mut().map(said).collect()
     }
-}
-
-/// Asks until there is an answer: another process does not tell when it is ready.
-#[expect(clippy::disallowed_methods, reason = "there is no event to wait for")]
-fn wait<T>(mut condition: impl FnMut() -> Option<T>) -> Option<T> {
-    let start = Instant::now();
-    while start.elapsed() < 4 * PATIENCE {
-        if let Some(value) = condition() {
-            return Some(value);
-        }
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    None
-}
-
-fn connect(address: SocketAddr) -> TcpStream {
-    let stream = TcpStream::connect(address).expect("the proxy listens");
-    stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
-    stream.set_nodelay(true).expect("an option");
-    stream
 }
 
 /// Has the client's side of the conversation; in the end, says whether the connection is open.
 fn converse(port: SocketAddr, case: &Case) -> String {
-    let mut wire = Wire { stream: connect(port), input: Vec::new() };
+    let mut wire = Wire::connect(port);
     let mut text = String::new();
     let mut to_head = false;
     let mut open = true;
@@ -667,7 +531,7 @@ fn converse(port: SocketAddr, case: &Case) -> String {
                 let head = wire.until(b"\r\n\r\n");
                 let status = head.get(9..12).unwrap_or_default();
                 let bodiless = to_head || status.starts_with(b"1") || status == b"204" || status == b"304";
-                let message = wire.message(&head, bodiless, true);
+                let message = message(&mut wire, &head, bodiless, true);
                 let _ = writeln!(text, "--- the client gets\n{message}");
             }
         }
@@ -686,19 +550,16 @@ fn converse(port: SocketAddr, case: &Case) -> String {
 fn same_as_envoy() {
     let Some(envoy) = leno_testkit::envoy::binary() else { return };
     let folder = tempfile::tempdir().expect("a folder");
-    // Bound but not listening: connections to it are refused.
-    let dead = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).expect("a socket");
-    dead.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into()).expect("a port");
-    let refused = dead.local_addr().ok().and_then(|address| address.as_socket()).expect("an address");
+    let (_socket, refused) = dead_port();
     let cases = cases();
     let both = std::thread::scope(|scope| {
         let sides = [("ours", None), ("envoy", Some(envoy.as_path()))].map(|(name, binary)| {
             let (folder, cases) = (folder.path(), &cases);
             scope.spawn(move || {
-                let proxy = Proxy::start(name, folder, refused, binary);
-                let mut results = proxy.run(cases);
-                results.push(proxy.router_stats());
-                let logs = proxy.stop();
+                let side = Side::start(name, folder, refused, binary);
+                let mut results = side.run(cases);
+                results.push(side.router_stats());
+                let logs = side.stop();
                 assert_eq!(logs.len(), cases.len() + 1, "{name}: lines of the access log");
                 for (result, log) in results.iter_mut().zip(logs) {
                     *result += &log;

@@ -12,6 +12,7 @@ use crate::http::codec::h1::head::KeepCase;
 use crate::http::config::detection::Detection;
 use crate::http::config::local_reply::LocalReplies;
 use crate::http::filters::ChainedFilter;
+use crate::http::forward::upstream_log::UpstreamLog;
 use crate::http::headers::Known;
 use crate::http::route::RouteTable;
 use crate::http::route::mutation::HeaderChange;
@@ -167,6 +168,8 @@ pub(crate) struct RouterConfig {
     pub(crate) suppress_grpc_code_stats: bool,
     /// `strict_check_headers`: these must be valid where they are present.
     pub(crate) strict_headers: Vec<Known>,
+    /// `upstream_log`.
+    pub(crate) upstream_log: Option<Arc<UpstreamLog>>,
 }
 
 impl Default for RouterConfig {
@@ -177,6 +180,7 @@ impl Default for RouterConfig {
             dynamic_stats: true,
             suppress_grpc_code_stats: false,
             strict_headers: Vec::new(),
+            upstream_log: None,
         }
     }
 }

@@ -23,6 +23,7 @@ use crate::http::codec::side::Downstream;
 use crate::http::codec::{DownstreamError, Frame, ResetReason};
 use crate::http::config::{HttpConnectionManager, RouteSource, ServerHeader};
 use crate::http::filters::{Attend, Chain, Outcome, RouteOverrides};
+use crate::http::forward::upstream_log::AttemptLogs;
 use crate::http::forward::{self, Exchange};
 use crate::http::headers::{HeaderMap, Known};
 use crate::http::reply::Reply;
@@ -109,10 +110,14 @@ pub(crate) struct Stream {
     pub(crate) request_buffer_limit: usize,
     /// Likewise of the response's; else 500.
     pub(crate) response_buffer_limit: usize,
+    /// Attempts to be logged (`upstream_log`).
+    pub(crate) attempt_logs: AttemptLogs,
     /// What internal redirects have made of the request.
     pub(crate) redirected: Option<Box<Redirected>>,
     /// Asks the connection to end.
     drain: DrainWatch,
+    /// When the access logs are written next; `Deadlines::log` is for those of attempts too.
+    next_log: Option<Instant>,
     /// Counted and logged.
     finished: bool,
     /// Whether the request speaks gRPC, as it came in.
@@ -207,6 +212,7 @@ impl Stream {
             ..Deadlines::new(now)
         };
         let grpc = head.is_grpc();
+        let attempt_logs = AttemptLogs::new(&manager, &connection.info);
         Self {
             worker: Rc::clone(&connection.worker),
             random: connection.worker.random(),
@@ -217,8 +223,10 @@ impl Stream {
             response: HeaderMap::new(),
             trailers: None,
             selected: None,
+            attempt_logs,
             redirected: None,
             internal: false,
+            next_log: deadlines.log,
             deadlines,
             request_buffer_limit: connection.buffer_limit,
             response_buffer_limit: connection.buffer_limit,
@@ -643,6 +651,7 @@ impl Stream {
 
     fn account(&mut self) {
         self.finished = true;
+        self.end_attempts();
         let end = now();
         self.stats.downstream_rq_active().dec();
         self.stats.downstream_rq_time().record_ms(end.saturating_duration_since(self.info.started));
@@ -720,8 +729,13 @@ impl Stream {
         loop {
             match self.deadlines.poll(cx, timer) {
                 Poll::Ready(Expired::Log) => {
-                    self.log(LogType::DownstreamPeriodic, None);
-                    self.deadlines.log = self.manager.log_interval.map(|interval| now() + interval);
+                    let now = now();
+                    if self.next_log.is_some_and(|next| next <= now) {
+                        self.log(LogType::DownstreamPeriodic, None);
+                        self.next_log = self.manager.log_interval.map(|interval| now + interval);
+                    }
+                    self.log_attempts(now);
+                    self.deadlines.log = [self.next_log, self.attempt_logs.next()].into_iter().flatten().min();
                 }
                 polled => return polled,
             }

@@ -241,6 +241,21 @@ pub(crate) struct UpstreamInfo {
     pub(crate) wire_bytes_received: u64,
 }
 
+impl UpstreamInfo {
+    /// Another attempt begins: what is known of the connection of the last one is not of it.
+    pub(crate) fn begin_again(&mut self) {
+        self.local = None;
+        self.connection_id = None;
+        self.protocol = None;
+        self.transport_failure = None;
+        self.ready_at = None;
+        self.first_tx = None;
+        self.last_tx = None;
+        self.first_rx = None;
+        self.last_rx = None;
+    }
+}
+
 /// An object that a filter left for those behind it and for access logs.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct FilterState {

@@ -5,6 +5,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use leno_api::proto::envoy::config::accesslog::v3 as accesslog;
 use leno_api::proto::envoy::config::core::v3 as core;
 use leno_api::proto::envoy::config::route::v3::RouteConfiguration;
 use leno_api::proto::envoy::extensions::filters::http::router::v3 as router;
@@ -31,6 +32,7 @@ use crate::http::client_cert::{ClientCertDetails, Forward};
 use crate::http::codec::h1::head::KeepCase;
 use crate::http::filters::{ChainedFilter, REGISTRY};
 use crate::http::forward::strict;
+use crate::http::forward::upstream_log::UpstreamLog;
 use crate::http::headers::Known;
 use crate::http::route::RouteTable;
 use crate::http::route::mutation::{HeaderChange, change};
@@ -514,8 +516,7 @@ fn lower_router(any: &Any, at: &mut Lower) -> Option<RouterConfig> {
         upstream_http_filters,
         reject_connect_request_early_data,
     } = at.unpack(any)?;
-    at.unsupported("upstream_log", !upstream_log.is_empty());
-    at.unsupported("upstream_log_options", upstream_log_options.is_some());
+    let upstream_log = lower_upstream_log(upstream_log, upstream_log_options, at);
     let strict_headers = at.each("strict_check_headers", strict_check_headers, |name, at| {
         let known = Known::find(name.as_bytes()).filter(|known| strict::checks(*known));
         if known.is_none() {
@@ -531,7 +532,26 @@ fn lower_router(any: &Any, at: &mut Lower) -> Option<RouterConfig> {
         dynamic_stats: dynamic_stats != Some(false),
         suppress_grpc_code_stats: suppress_grpc_request_failure_code_stats,
         strict_headers,
+        upstream_log,
     })
+}
+
+/// Lowers `upstream_log` and `upstream_log_options`; `None`: there is nothing to write to.
+fn lower_upstream_log(
+    logs: Vec<accesslog::AccessLog>,
+    options: Option<router::router::UpstreamAccessLogOptions>,
+    at: &mut Lower,
+) -> Option<Arc<UpstreamLog>> {
+    let logs = at.each("upstream_log", logs, AccessLog::lower);
+    let (when_ready, interval) = at.field("upstream_log_options", |at| {
+        let router::router::UpstreamAccessLogOptions {
+            flush_upstream_log_on_upstream_stream,
+            upstream_log_flush_interval,
+        } = options.unwrap_or_default();
+        let interval = at.duration("upstream_log_flush_interval", upstream_log_flush_interval);
+        (flush_upstream_log_on_upstream_stream, interval)
+    });
+    (!logs.is_empty()).then(|| Arc::new(UpstreamLog { logs, when_ready, interval }))
 }
 
 /// Upstream HTTP filters: only the codec, which is what an empty list means too.

@@ -99,6 +99,11 @@ impl RequestBody {
         self.kept.is_empty() && self.trailers.is_none() && !self.overflowed
     }
 
+    /// How many bytes are kept.
+    pub(crate) fn kept_len(&self) -> usize {
+        self.kept.iter().map(Bytes::len).sum()
+    }
+
     /// All of a complete, kept body.
     pub(crate) fn pieces(&self) -> &[Bytes] {
         &self.kept

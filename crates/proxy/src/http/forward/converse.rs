@@ -21,6 +21,7 @@ use crate::http::stream::{Attendant, Ended, Interrupted, broken_off, now};
 use crate::http::timer::Expired;
 use crate::http::upgrade;
 use crate::telemetry::access_log::LogType;
+use crate::telemetry::stream_info::ResponseFlags;
 
 /// What happened next in an attempt.
 enum Event {
@@ -51,6 +52,7 @@ impl Router<'_, '_, '_> {
         stream.deadlines.per_try_idle = self.timeouts.per_try_idle;
         stream.deadlines.upstream = self.timeouts.upstream.map(|limit| started + limit);
         self.note_connection(&leg.up);
+        self.exchange.stream.ready_attempt();
         let bodiless = self.body.complete && self.body.is_empty();
         if let Err(reason) = leg.up.send_head(&self.exchange.stream.request, bodiless) {
             // Nothing of it was sent: the connection ended while nobody looked.
@@ -59,6 +61,11 @@ impl Router<'_, '_, '_> {
         }
         if !bodiless {
             self.body.replay(&mut leg.up);
+            let replayed = self.body.kept_len();
+            self.exchange.stream.note_attempt(|log| log.sent(replayed));
+        }
+        if self.body.complete {
+            self.exchange.stream.info.upstream.last_tx = Some(started);
         }
         self.resume(leg).await
     }
@@ -98,11 +105,13 @@ impl Router<'_, '_, '_> {
                 Event::Hedge(mut winner) => {
                     std::mem::swap(leg, &mut *winner);
                     self.drop_leg(*winner);
+                    self.exchange.stream.resume_attempt(leg.number);
                     let host = std::rc::Rc::clone(&leg.host);
                     self.note_host(&host);
                     self.note_connection(&leg.up);
                 }
                 Event::Head { end } => {
+                    self.exchange.stream.note_attempt(|log| log.answered(&response));
                     if let Some(outcome) = self.on_head(leg, &response) {
                         self.exchange.stream.response = response;
                         return Ok(outcome);
@@ -151,6 +160,7 @@ impl Router<'_, '_, '_> {
                         self.count_broken(reason);
                         leg.host.report(Report::Failed);
                         broken_off(&mut self.exchange.stream.info, reason);
+                        self.exchange.stream.note_attempt(|log| log.flag(reason.flag()));
                         return Err(Ended::Aborted);
                     }
                     self.exchange.stream.response = response;
@@ -223,6 +233,7 @@ impl Router<'_, '_, '_> {
             return None;
         }
         leg.host.report(Report::TimedOut);
+        self.exchange.stream.note_attempt(|log| log.flag(ResponseFlags::UPSTREAM_REQUEST_TIMEOUT));
         leg.hedged = true;
         if !self.retries.enabled() {
             return None;
@@ -237,10 +248,11 @@ impl Router<'_, '_, '_> {
     }
 
     /// An attempt that lost against another one.
-    fn drop_leg(&mut self, mut leg: Leg) {
+    pub(super) fn drop_leg(&mut self, mut leg: Leg) {
         leg.up.reset();
         self.count_reset();
-        self.count_wire_bytes(&mut leg);
+        let bytes = self.count_wire_bytes(&mut leg);
+        self.exchange.stream.end_parked_attempt(leg.number, bytes);
     }
 
     /// The next thing that happens; writes what waits if nothing does.
@@ -276,7 +288,7 @@ impl Router<'_, '_, '_> {
                     Poll::Pending => {}
                 }
                 if !hedged.is_empty()
-                    && let Some(leg) = poll_hedged(cx, hedged, retries)
+                    && let Some(leg) = poll_hedged(cx, hedged, retries, stream)
                 {
                     return Poll::Ready(Event::Hedge(Box::new(leg)));
                 }
@@ -319,6 +331,9 @@ impl Router<'_, '_, '_> {
 
     /// A piece of the request that has passed the filters goes up.
     fn send_request(&mut self, frame: Frame, up: &mut Upstream) {
+        if let Frame::Data { data, .. } = &frame {
+            self.exchange.stream.note_attempt(|log| log.sent(data.len()));
+        }
         self.body.forward(frame, Some(up));
         if self.body.complete {
             let now = now();
@@ -409,6 +424,11 @@ impl Router<'_, '_, '_> {
     async fn forward_response(&mut self, frame: Frame) -> Result<(), Ended> {
         let Exchange { stream, chain, down, timer } = &mut self.exchange;
         stream.deadlines.last = now();
+        match &frame {
+            Frame::Data { data, .. } => stream.note_attempt(|log| log.received(data.len())),
+            Frame::Trailers(trailers) => stream.note_attempt(|log| log.trailers(trailers)),
+            Frame::End => {}
+        }
         if let Frame::Trailers(trailers) = &frame {
             self.affinity.trailers(&self.cluster, self.host.as_ref(), trailers);
         }

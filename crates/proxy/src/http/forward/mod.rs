@@ -20,7 +20,7 @@ use crate::cluster::outlier::Report;
 use crate::cluster::pool::via::Via;
 use crate::cluster::stats::Permit;
 use crate::cluster::worker_cluster::{Host, WorkerCluster};
-use crate::cluster::{PickContext, pool};
+use crate::cluster::{HealthStatus, PickContext, pool};
 use crate::http::codec::ResetReason;
 use crate::http::codec::h1::client::Answer;
 use crate::http::codec::side::{Downstream, Untouched, Upstream};
@@ -49,6 +49,7 @@ mod internal_redirect;
 pub(crate) mod mirror;
 pub(crate) mod retry;
 pub(crate) mod strict;
+pub(crate) mod upstream_log;
 
 /// Bytes of a request that are kept for a replay when no retry policy asks for more.
 const REPLAY_LIMIT: usize = 64 * 1024;
@@ -94,6 +95,8 @@ enum Outcome {
 /// An exchange with one endpoint.
 struct Leg {
     up: Upstream,
+    /// Of all attempts, from 1.
+    number: u32,
     host: Rc<Host>,
     active: Active,
     started: Instant,
@@ -166,7 +169,11 @@ pub(crate) async fn forward(
         hedged: Vec::new(),
     };
     router.request_completed();
-    router.run().await
+    let outcome = router.run().await;
+    while let Some(leg) = router.hedged.pop() {
+        router.drop_leg(leg);
+    }
+    outcome
 }
 
 /// What a request's head says, and what became of it.
@@ -264,9 +271,15 @@ impl Router<'_, '_, '_> {
         let mut next = Next::Attempt;
         loop {
             let outcome = match next {
-                Next::Attempt => self.attempt().await?,
-                Next::Resume(leg) => self.take_leg(*leg).await?,
+                Next::Attempt => self.attempt().await,
+                Next::Resume(leg) => self.take_leg(*leg).await,
             };
+            if let Ok(Outcome::Failed(failure)) = &outcome {
+                let flag = failure.reason.flag();
+                self.exchange.stream.note_attempt(|log| log.flag(flag));
+            }
+            self.exchange.stream.end_attempt();
+            let outcome = outcome?;
             self.exchange.stream.deadlines.per_try = None;
             self.exchange.stream.deadlines.per_try_idle = None;
             self.exchange.stream.deadlines.upstream = None;
@@ -403,7 +416,8 @@ impl Router<'_, '_, '_> {
             let announcement = upgrade::proxy_header(version, connection.remote, connection.local);
             upstream.send_data(announcement.into(), false);
         }
-        let mut leg = Leg { up: upstream, host, active, started: now(), hedged: false, answer: None };
+        let number = self.exchange.stream.info.upstream.attempts;
+        let mut leg = Leg { up: upstream, number, host, active, started: now(), hedged: false, answer: None };
         let outcome = self.converse(&mut leg).await;
         self.settle(leg, outcome)
     }
@@ -411,6 +425,8 @@ impl Router<'_, '_, '_> {
     /// A leg that was parked is the one that counts from now on.
     async fn take_leg(&mut self, mut leg: Leg) -> Result<Outcome, Ended> {
         self.note_host(&leg.host);
+        self.exchange.stream.end_attempt();
+        self.exchange.stream.resume_attempt(leg.number);
         let outcome = self.resume(&mut leg).await;
         self.settle(leg, outcome)
     }
@@ -420,6 +436,7 @@ impl Router<'_, '_, '_> {
         if let Ok(Outcome::Hedged(_)) = outcome {
             leg.hedged = true;
             self.hedged.push(leg);
+            self.exchange.stream.park_attempt();
             return outcome;
         }
         self.count_wire_bytes(&mut leg);
@@ -429,31 +446,45 @@ impl Router<'_, '_, '_> {
         outcome
     }
 
-    fn count_wire_bytes(&mut self, leg: &mut Leg) {
+    fn count_wire_bytes(&mut self, leg: &mut Leg) -> (u64, u64) {
         let (sent, received) = leg.up.wire_bytes();
         let info = &mut self.exchange.stream.info.upstream;
         // Of all attempts.
         info.wire_bytes_sent += sent;
         info.wire_bytes_received += received;
+        (sent, received)
     }
 
     fn pick(&mut self) -> Option<Rc<Host>> {
         let stream = &mut *self.exchange.stream;
         stream.info.upstream.attempts += 1;
         let attempts = stream.info.upstream.attempts;
+        if attempts > 1 {
+            let cluster = &self.cluster;
+            self.retries.exclude_priorities(|| {
+                let available =
+                    |host: &Rc<Host>| matches!(host.health(), HealthStatus::Healthy | HealthStatus::Degraded);
+                cluster.hosts().iter().filter(|host| available(host)).map(|host| host.priority).collect()
+            });
+        }
         let omitted = |host: &Host| self.retries.omits(host, &self.tried);
         let omits = attempts > 1 && self.retries.host_selection_attempts() > 0;
         let context = PickContext {
             rejects: if omits { Some(&omitted) } else { None },
             attempts: self.retries.host_selection_attempts(),
+            excluded_priorities: self.retries.excluded_priorities(),
             ..self.affinity.context(self.selected, stream)
         };
         let mut host = self.cluster.pick(&context)?;
+        self.retries.attempted(&host);
         Affinity::chosen(&self.cluster, &host, &mut stream.info);
         if let Some(via) = Via::of_request(&self.cluster.config, &stream.info.connection) {
             host = host.via(via);
         }
         self.tried.extend(host.address);
+        if attempts > 1 {
+            self.exchange.stream.info.upstream.begin_again();
+        }
         self.note_host(&host);
         let stream = &mut *self.exchange.stream;
         let mut head = std::mem::take(&mut stream.request);
@@ -467,6 +498,7 @@ impl Router<'_, '_, '_> {
             announce_attempt(stream, self.selected, self.route, &self.timeouts, left, attempts, &mut head);
         }
         stream.request = head;
+        stream.begin_attempt();
         Some(host)
     }
 
@@ -488,7 +520,7 @@ impl Router<'_, '_, '_> {
             if let Poll::Ready(value) = future.as_mut().poll(cx) {
                 return Poll::Ready(Ok(Waited::Done(value)));
             }
-            if let Some(leg) = poll_hedged(cx, hedged, retries) {
+            if let Some(leg) = poll_hedged(cx, hedged, retries, stream) {
                 return Poll::Ready(Ok(Waited::Answered(Box::new(leg))));
             }
             stream.poll_interrupted(cx, down, timer).map(Err)
@@ -570,6 +602,11 @@ impl Router<'_, '_, '_> {
             }
             Interrupted::Expired(expired @ (Expired::PerTry | Expired::PerTryIdle | Expired::Upstream)) => {
                 self.count_reset();
+                self.exchange.stream.note_attempt(|log| match expired {
+                    Expired::PerTry => log.flag(ResponseFlags::UPSTREAM_REQUEST_TIMEOUT),
+                    Expired::PerTryIdle => log.flag(ResponseFlags::STREAM_IDLE_TIMEOUT),
+                    _ => {}
+                });
                 match expired {
                     Expired::PerTry => stats.upstream_rq_per_try_timeout().inc(),
                     Expired::Upstream => stats.upstream_rq_max_duration_reached().inc(),
@@ -633,7 +670,12 @@ impl Router<'_, '_, '_> {
 
 /// The first of the parked attempts that has answered well enough to be taken. Those that broke,
 /// or whose answer another attempt may better, go.
-fn poll_hedged(cx: &mut Context<'_>, hedged: &mut Vec<Leg>, retries: &Retries) -> Option<Leg> {
+fn poll_hedged(
+    cx: &mut Context<'_>,
+    hedged: &mut Vec<Leg>,
+    retries: &Retries,
+    stream: &mut Stream,
+) -> Option<Leg> {
     let mut index = 0;
     while let Some(leg) = hedged.get_mut(index) {
         let mut head = HeaderMap::default();
@@ -649,12 +691,14 @@ fn poll_hedged(cx: &mut Context<'_>, hedged: &mut Vec<Leg>, retries: &Retries) -
                 }
                 leg.up.reset();
                 leg.active.failed();
+                stream.end_parked_attempt(leg.number, leg.up.wire_bytes());
             }
             Poll::Ready(Err(_)) => {
                 let mut leg = hedged.remove(index);
                 leg.host.report(Report::Failed);
                 leg.up.reset();
                 leg.active.failed();
+                stream.end_parked_attempt(leg.number, leg.up.wire_bytes());
             }
         }
     }

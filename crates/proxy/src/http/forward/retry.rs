@@ -12,6 +12,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use smallvec::SmallVec;
+
 use crate::cluster::Cluster;
 use crate::cluster::stats::{ClusterStats, Permit, Resource};
 use crate::cluster::worker_cluster::Host;
@@ -58,6 +60,10 @@ pub(crate) struct Retries {
     reset: Option<Duration>,
     replayed: bool,
     safe: bool,
+    /// With previous_priorities: those of the hosts that were tried.
+    attempted: SmallVec<[u32; 4]>,
+    /// Of them, those that the next attempt keeps off.
+    excluded: SmallVec<[u32; 4]>,
 }
 
 /// The request headers `x-envoy-retriable-...`.
@@ -79,6 +85,8 @@ impl Retries {
             reset: None,
             replayed: false,
             safe: matches!(head.method(), b"GET" | b"HEAD" | b"OPTIONS" | b"TRACE"),
+            attempted: SmallVec::new(),
+            excluded: SmallVec::new(),
         };
         // Few requests say anything of the kind.
         if head.contains_any(REQUEST_HEADERS) {
@@ -141,6 +149,38 @@ impl Retries {
     pub(crate) fn host_selection_attempts(&self) -> u32 {
         let policy = self.policy.as_ref().filter(|policy| !policy.omit.is_empty());
         policy.map_or(0, |policy| policy.host_selection_attempts)
+    }
+
+    /// A host was chosen.
+    pub(crate) fn attempted(&mut self, host: &Host) {
+        if self.policy.as_ref().is_some_and(|policy| policy.previous_priorities.is_some()) {
+            self.attempted.push(host.priority);
+        }
+    }
+
+    /// Before another attempt: with previous_priorities, what was tried is excluded after every
+    /// `update_frequency` attempts. `available`: the priorities of hosts that can be had; when
+    /// none is left, all begins anew.
+    pub(crate) fn exclude_priorities(&mut self, available: impl FnOnce() -> Vec<u32>) {
+        let Some(every) = self.policy.as_ref().and_then(|policy| policy.previous_priorities) else { return };
+        let count = u32::try_from(self.attempted.len()).unwrap_or(u32::MAX);
+        if count == 0 || !count.is_multiple_of(every.get()) {
+            return;
+        }
+        self.excluded.extend(self.attempted.iter().copied());
+        self.excluded.sort_unstable();
+        self.excluded.dedup();
+        if available().iter().all(|priority| self.excluded.contains(priority)) {
+            self.attempted.clear();
+            self.excluded.clear();
+        }
+    }
+
+    /// The priorities that the next attempt keeps off.
+    pub(crate) fn excluded_priorities(&self) -> &[u32] {
+        let count = u32::try_from(self.attempted.len()).unwrap_or(u32::MAX);
+        let every = self.policy.as_ref().and_then(|policy| policy.previous_priorities);
+        if every.is_some_and(|every| count < every.get()) { &[] } else { &self.excluded }
     }
 
     /// Whether a broken attempt is replayed at once; see the module's text.

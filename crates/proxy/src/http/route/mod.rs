@@ -4,6 +4,7 @@
 //! shared by all workers. Reading order: this file (the types), `table` (finding),
 //! `matcher`, `mutation` (header rules), `config` (lowering).
 
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -368,6 +369,8 @@ pub(crate) struct RetryPolicy {
     pub(crate) omit: Vec<OmitHost>,
     /// `host_selection_retry_max_attempts`, 1 by default.
     pub(crate) host_selection_attempts: u32,
+    /// `retry_priority`: previous_priorities, with its `update_frequency`.
+    pub(crate) previous_priorities: Option<NonZeroU32>,
 }
 
 /// Which endpoints a retry keeps off.

@@ -2,6 +2,7 @@
 
 #![allow(deprecated, reason = "deprecated fields are lowered, or refused by name, like all others")]
 
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,6 +12,7 @@ use leno_api::proto::envoy::extensions::internal_redirect as predicates;
 use leno_api::proto::envoy::extensions::retry::host::omit_canary_hosts::v3::OmitCanaryHostsPredicate;
 use leno_api::proto::envoy::extensions::retry::host::omit_host_metadata::v3::OmitHostMetadataConfig;
 use leno_api::proto::envoy::extensions::retry::host::previous_hosts::v3::PreviousHostsPredicate;
+use leno_api::proto::envoy::extensions::retry::priority::previous_priorities::v3::PreviousPrioritiesConfig;
 use leno_base::Name;
 use proto::route_action::RequestMirrorPolicy;
 
@@ -87,8 +89,13 @@ pub(crate) fn retry(proto: proto::RetryPolicy, at: &mut Lower) -> Option<Arc<Ret
         retriable_request_headers,
         refresh_cluster_on_retry,
     } = proto;
-    at.unsupported("retry_priority", retry_priority.is_some());
-    at.unsupported("retry_options_predicates", !retry_options_predicates.is_empty());
+    let previous_priorities = at.optional("retry_priority", retry_priority, previous_priorities);
+    at.each("retry_options_predicates", retry_options_predicates, |predicate, at| {
+        // There are none that come with Envoy either.
+        let type_url = predicate.typed_config.map(|any| any.type_url).unwrap_or_default();
+        at.unsupported_extension(&predicate.name, &type_url);
+        None::<()>
+    });
     at.unsupported("refresh_cluster_on_retry", refresh_cluster_on_retry);
     let predicates = at.each("retry_host_predicate", retry_host_predicate, |predicate, at| {
         let proto::retry_policy::RetryHostPredicate { name, config_type } = predicate;
@@ -159,7 +166,30 @@ pub(crate) fn retry(proto: proto::RetryPolicy, at: &mut Lower) -> Option<Arc<Ret
             Ok(0) | Err(_) => 1,
             Ok(attempts) => attempts,
         },
+        previous_priorities,
     }))
+}
+
+fn previous_priorities(proto: proto::retry_policy::RetryPriority, at: &mut Lower) -> Option<NonZeroU32> {
+    let proto::retry_policy::RetryPriority { name, config_type } = proto;
+    let Some(proto::retry_policy::retry_priority::ConfigType::TypedConfig(any)) = config_type else {
+        at.error_at("typed_config", format!("retry priority '{name}' must have a typed config"));
+        return None;
+    };
+    at.field("typed_config", |at| {
+        let any = at.extension(any)?;
+        if !leno_api::any::is::<PreviousPrioritiesConfig>(&any) {
+            at.unsupported_extension(&name, &any.type_url);
+            return None;
+        }
+        let PreviousPrioritiesConfig { update_frequency } = at.unpack(&any)?;
+        let frequency = u32::try_from(update_frequency).ok().and_then(NonZeroU32::new);
+        if frequency.is_none() {
+            // Deviation: Envoy notices when a request is to be tried again, and ends then.
+            at.error_at("update_frequency", "value must be greater than 0");
+        }
+        frequency
+    })
 }
 
 /// Lowers `metadata_match`; `None`: it says nothing to balancers.
