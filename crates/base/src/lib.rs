@@ -10,11 +10,13 @@ pub mod cidr;
 pub mod clock;
 pub mod drain;
 pub mod duration;
+pub mod hash;
 pub mod name;
 pub mod rng;
 
 pub use backoff::Backoff;
 pub use cidr::{Cidr, CidrMap, CidrSet};
 pub use clock::Clock;
+pub use hash::FastHash;
 pub use name::Name;
 pub use rng::Rng;

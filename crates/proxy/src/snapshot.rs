@@ -5,7 +5,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use leno_base::Name;
+use leno_base::{FastHash, Name};
 
 use crate::cluster::{Assignment, Cluster};
 use crate::http::route::RouteTable;
@@ -21,5 +21,5 @@ pub(crate) struct Snapshot {
     /// Current endpoints by cluster name (resolved addresses only).
     pub(crate) endpoints: HashMap<Name, Arc<Assignment>>,
     /// RDS tables by name.
-    pub(crate) routes: HashMap<Name, Arc<RouteTable>>,
+    pub(crate) routes: HashMap<Name, Arc<RouteTable>, FastHash>,
 }

@@ -14,8 +14,8 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use leno_base::Name;
 use leno_base::drain::Phase;
+use leno_base::{FastHash, Name};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{AbortHandle, LocalSet};
 use tokio::time::Instant;
@@ -159,7 +159,7 @@ pub(crate) struct Worker {
     /// The adopted configuration.
     snapshot: RefCell<Arc<Snapshot>>,
     /// The worker's side of the clusters that it has used.
-    clusters: RefCell<HashMap<Name, Rc<WorkerCluster>>>,
+    clusters: RefCell<HashMap<Name, Rc<WorkerCluster>, FastHash>>,
     /// The hosts of the cluster that this proxy belongs to, for zone-aware routing.
     local_hosts: Rc<LocalHosts>,
     listeners: RefCell<HashMap<Name, Rc<WorkerListener>>>,

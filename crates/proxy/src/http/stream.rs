@@ -141,21 +141,21 @@ pub(crate) struct Redirected {
     pub(crate) connection: Option<Rc<ConnectionInfo>>,
 }
 
-/// Serves one request; the downstream side is flushed, or broken, when it returns.
+/// Serves one request; the downstream side is flushed, or broken, when it returns: the time of that.
 pub(crate) async fn serve_request(
     connection: &Connection,
     head: HeaderMap,
     size: HeadSize,
     mut down: Downstream<'_>,
     timer: &mut Timer,
-) {
+) -> Instant {
     let mut stream = Stream::start(connection, head, size, &down);
     let mut chain = Chain::default();
     let mut ended = stream.run(&mut chain, &mut down, timer).await;
     while let Err(Ended::Redirected) = ended {
         // Each of its ways is counted and logged as a request, as in Envoy.
         let mut redirected = stream.redirected.take().unwrap_or_default();
-        stream.finish(&mut chain, &mut down);
+        stream.finish(&mut chain, &mut down, now());
         // Envoy counts the body of all ways.
         let received = stream.info.bytes_received + redirected.body_len();
         stream = Stream::start(connection, std::mem::take(&mut redirected.head), size, &down);
@@ -167,8 +167,9 @@ pub(crate) async fn serve_request(
     if let Err(ended) = ended {
         stream.end_early(ended, &mut chain, &mut down);
     }
-    stream.flush(&mut down, timer).await;
-    stream.finish(&mut chain, &mut down);
+    let end = stream.flush(&mut down, timer).await;
+    stream.finish(&mut chain, &mut down, end);
+    end
 }
 
 /// Answers what could not be read as a request; it is logged and counted like one.
@@ -181,8 +182,8 @@ pub(crate) async fn refuse_request(
     let mut stream = Stream::start(connection, HeaderMap::default(), HeadSize::default(), &down);
     down.close_after_response();
     stream.end_early(reply.into(), &mut Chain::default(), &mut down);
-    stream.flush(&mut down, timer).await;
-    stream.finish(&mut Chain::default(), &mut down);
+    let end = stream.flush(&mut down, timer).await;
+    stream.finish(&mut Chain::default(), &mut down, end);
 }
 
 impl Stream {
@@ -542,9 +543,10 @@ impl Stream {
         };
         chain.on_reply(self, &mut head, &mut body);
         let end = body.is_empty();
-        self.finish_head(&mut head);
+        let now = now();
+        self.finish_head(&mut head, now);
         self.info.bytes_received += down.answer_early(self.info.upstream.host.is_some());
-        self.send_head(head, end, down);
+        self.send_head(head, end, now, down);
         if !end {
             if self.request.method() != b"HEAD" {
                 self.info.bytes_sent += body.len() as u64;
@@ -568,7 +570,7 @@ impl Stream {
     }
 
     /// What the connection manager itself says in every response.
-    pub(crate) fn finish_head(&self, head: &mut HeaderMap) {
+    pub(crate) fn finish_head(&self, head: &mut HeaderMap, now: Instant) {
         if self.manager.request_id_in_response
             && let Some(id) = self.request.get(Known::XRequestId)
         {
@@ -578,7 +580,7 @@ impl Stream {
             normalize::append_list(head, Known::Via, self.manager.via.as_bytes(), b", ");
         }
         if !head.contains(Known::Date) {
-            append_date(head, self.info.start_time + (now().saturating_duration_since(self.info.started)));
+            append_date(head, self.info.start_time + now.saturating_duration_since(self.info.started));
         }
         let own = self.manager.server_name.as_bytes();
         match self.manager.server_header {
@@ -591,7 +593,7 @@ impl Stream {
     }
 
     /// Sends a finished response head and keeps it for the log.
-    pub(crate) fn send_head(&mut self, head: HeaderMap, end: bool, down: &mut Downstream<'_>) {
+    pub(crate) fn send_head(&mut self, head: HeaderMap, end: bool, now: Instant, down: &mut Downstream<'_>) {
         if self.drain.phase() >= Phase::Draining && self.info.protocol != Some(Protocol::Http2) {
             self.stats.downstream_cx_drain_close().inc();
             down.close_after_response();
@@ -603,36 +605,43 @@ impl Stream {
             down.close_after_response();
         }
         self.info.response_code = head.status();
-        self.info.first_downstream_tx = Some(now());
+        self.info.first_downstream_tx = Some(now);
         self.info.response_head = down.send_head(&head, end);
         self.response = head;
     }
 
-    /// Writes what is left, as long as the client takes it.
-    async fn flush(&mut self, down: &mut Downstream<'_>, timer: &mut Timer) {
+    /// Writes what is left, as long as the client takes it; says when that was done.
+    async fn flush(&mut self, down: &mut Downstream<'_>, timer: &mut Timer) -> Instant {
         let configured = self.deadlines.flush.or(self.manager.stream_flush_timeout);
-        let deadline = configured.unwrap_or(self.deadlines.idle).map(|limit| now() + limit);
+        let limit = configured.unwrap_or(self.deadlines.idle);
+        // Most clients take everything at once: no clock is read for them.
+        let mut deadline = None;
         let flushed = poll_fn(|cx| match down.poll_flush(cx) {
             Poll::Ready(result) => Poll::Ready(result.is_ok()),
-            Poll::Pending => timer.poll(cx, deadline).map(|()| false),
+            Poll::Pending => {
+                let deadline = *deadline.get_or_insert_with(|| limit.map(|limit| now() + limit));
+                timer.poll(cx, deadline).map(|()| false)
+            }
         })
         .await;
+        let end = now();
         if flushed {
-            self.info.last_downstream_tx = Some(now());
+            self.info.last_downstream_tx = Some(end);
         } else {
             down.reset();
         }
+        end
     }
 
     /// The end of every stream: filters, stats, access logs.
-    fn finish(&mut self, chain: &mut Chain, down: &mut Downstream<'_>) {
+    fn finish(&mut self, chain: &mut Chain, down: &mut Downstream<'_>, end: Instant) {
         if !down.request_complete() && down.responded() {
             self.stats.downstream_rq_response_before_rq_complete().inc();
         }
         down.abandon_request();
         self.info.stream_wire_bytes = down.wire_bytes();
         chain.on_finish(&self.info);
-        self.account();
+        self.account(end);
     }
 
     /// Writes access logs for something else than the request's end.
@@ -649,10 +658,9 @@ impl Stream {
         }
     }
 
-    fn account(&mut self) {
+    fn account(&mut self, end: Instant) {
         self.finished = true;
         self.end_attempts();
-        let end = now();
         self.stats.downstream_rq_active().dec();
         self.stats.downstream_rq_time().record_ms(end.saturating_duration_since(self.info.started));
         // Answers to health checks are not counted, as in Envoy.
@@ -765,7 +773,7 @@ impl Drop for Stream {
         if !self.finished {
             self.info.flags.insert(ResponseFlags::DOWNSTREAM_CONNECTION_TERMINATION);
             self.info.response_code_details = Some(Cow::Borrowed("downstream_local_disconnect"));
-            self.account();
+            self.account(now());
         }
     }
 }

@@ -21,7 +21,7 @@ pub(crate) struct Timer(Kind);
 #[derive(Debug)]
 enum Kind {
     /// It has the runtime wake it.
-    Own(Option<Pin<Box<Sleep>>>),
+    Own(Option<Armed>),
     /// It is one of many that share one.
     Shared { timers: Rc<Timers>, place: usize },
 }
@@ -32,21 +32,48 @@ impl Default for Kind {
     }
 }
 
+/// A runtime timer, and who it wakes.
+#[derive(Debug)]
+struct Armed {
+    sleep: Pin<Box<Sleep>>,
+    waker: Option<Waker>,
+}
+
+impl Armed {
+    /// Whether the runtime will wake this task in time, so that there is nothing to do.
+    fn will_do(&self, cx: &Context<'_>, deadline: tokio::time::Instant) -> bool {
+        self.sleep.deadline() <= deadline
+            && !self.sleep.is_elapsed()
+            && self.waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker()))
+    }
+}
+
 impl Timer {
     /// Ready when the deadline has passed.
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>, deadline: Option<Instant>) -> Poll<()> {
         let Some(deadline) = deadline else { return Poll::Pending };
-        let sleep = match &mut self.0 {
-            Kind::Own(sleep) => sleep,
+        let armed = match &mut self.0 {
+            Kind::Own(armed) => armed,
             Kind::Shared { timers, place } => return timers.arm(*place, cx, deadline),
         };
         let deadline = tokio::time::Instant::from_std(deadline);
-        let sleep = sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
+        let armed = armed.get_or_insert_with(|| Armed {
+            sleep: Box::pin(tokio::time::sleep_until(deadline)),
+            waker: None,
+        });
+        if armed.will_do(cx, deadline) {
+            return Poll::Pending;
+        }
+        armed.waker = None;
+        let sleep = &mut armed.sleep;
         loop {
             if sleep.deadline() > deadline {
                 sleep.as_mut().reset(deadline);
             }
+            // A task that has used up its turn is put off, and nothing is registered then.
+            let registers = tokio::task::coop::has_budget_remaining();
             if sleep.as_mut().poll(cx).is_pending() {
+                armed.waker = registers.then(|| cx.waker().clone());
                 return Poll::Pending;
             }
             if tokio::time::Instant::now() >= deadline {

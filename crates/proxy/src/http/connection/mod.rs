@@ -143,11 +143,12 @@ async fn serve_http1(
     server.limit_buffers(buffer_limit);
     let mut counted = (0, 0);
     let mut requests = 0;
+    let mut since = now();
     loop {
         // An update of the listener may have brought another one.
         let manager = &*connection.current();
         let mut head = HeaderMap::default();
-        match next_request(connection, &mut server, &mut head, &mut timer).await {
+        match next_request(connection, manager, &mut server, &mut head, &mut timer, since).await {
             Next::Close => break,
             Next::Invalid(reply) => {
                 stats.downstream_cx_protocol_error().inc();
@@ -170,7 +171,7 @@ async fn serve_http1(
                     break;
                 }
                 // Boxed, so that a connection between requests stays small.
-                Box::pin(serve_request(
+                since = Box::pin(serve_request(
                     connection,
                     head,
                     HeadSize { wire: request.size as u64, fields: request.fields },
@@ -203,14 +204,15 @@ fn prepare_http10(manager: &HttpConnectionManager, head: &mut HeaderMap) -> bool
     true
 }
 
+/// Waits for a request on a connection that is idle `since` then.
 async fn next_request(
     connection: &Connection,
+    manager: &HttpConnectionManager,
     server: &mut H1Server,
     head: &mut HeaderMap,
     timer: &mut Timer,
+    since: Instant,
 ) -> Next {
-    let manager = connection.current();
-    let since = now();
     let overload = connection.worker.overload();
     let age = manager.max_connection_duration.map(|limit| connection.info.started + limit);
     let mut began: Option<Instant> = None;

@@ -5,6 +5,7 @@
 
 use std::future::poll_fn;
 use std::task::Poll;
+use std::time::Instant;
 
 use bytes::Bytes;
 
@@ -173,7 +174,7 @@ impl Router<'_, '_, '_> {
                 }
             }
         }
-        let ended = now();
+        let ended = self.exchange.stream.deadlines.last;
         self.exchange.stream.info.upstream.last_rx = Some(ended);
         if self.body.complete {
             let stream = &*self.exchange.stream;
@@ -340,24 +341,24 @@ impl Router<'_, '_, '_> {
             let info = &mut self.exchange.stream.info;
             info.request_complete = info.request_complete.or(Some(now));
             info.upstream.last_tx = Some(now);
-            self.request_completed();
+            self.request_completed(now);
             self.exchange.stream.deadlines.per_try = self.timeouts.per_try.map(|limit| now + limit);
         }
     }
 
     /// The request is complete: the route's timeout begins, copies are sent.
-    pub(super) fn request_completed(&mut self) {
+    pub(super) fn request_completed(&mut self, now: Instant) {
         if !self.body.complete {
             return;
         }
         let stream = &mut *self.exchange.stream;
-        self.begun = now();
+        self.begun = now;
         stream.deadlines.request = None;
         if upgrade::requested(&stream.request).is_some() {
             // The client's half of a tunnel has ended; the other may go on.
             return;
         }
-        stream.deadlines.route = self.timeouts.global.map(|limit| self.begun + limit);
+        stream.deadlines.route = self.timeouts.global.map(|limit| now + limit);
         if !self.mirrors.is_empty() {
             mirror::send(std::mem::take(&mut self.mirrors), stream, &self.body);
         }
@@ -389,21 +390,21 @@ impl Router<'_, '_, '_> {
         }
         self.affinity.set_cookies(&mut head);
         stream.mutate_response(self.selected, &mut head);
-        if !chain.is_empty() {
-            match chain.on_response(stream, head, end, &mut Attendant { down, timer }).await? {
-                Some(passed) => head = passed,
-                // It comes with the body.
-                None => return Ok(()),
-            }
+        if chain.is_empty() {
+            self.send_response(head, end, now);
+            return Ok(());
         }
-        self.send_response(head, end);
+        // `None`: it comes with the body.
+        if let Some(passed) = chain.on_response(stream, head, end, &mut Attendant { down, timer }).await? {
+            self.send_response(passed, end, self::now());
+        }
         Ok(())
     }
 
     /// The response's head goes down, filtered.
-    fn send_response(&mut self, mut head: HeaderMap, end: bool) {
+    fn send_response(&mut self, mut head: HeaderMap, end: bool, now: Instant) {
         let Exchange { stream, down, .. } = &mut self.exchange;
-        stream.finish_head(&mut head);
+        stream.finish_head(&mut head, now);
         if !self.body.complete && upgrade::requested(&stream.request).is_none() {
             // The client may stop in the middle of its request now; Envoy says so at once too.
             down.close_after_response();
@@ -414,7 +415,7 @@ impl Router<'_, '_, '_> {
         }
         let tunnel =
             head.status() == 101 || stream.request.method() == b"CONNECT" && head.status() / 100 == 2;
-        stream.send_head(head, end, down);
+        stream.send_head(head, end, now, down);
         if tunnel && stream.manager.log_tunnels {
             stream.log(LogType::DownstreamTunnelSuccessfullyEstablished, None);
         }
@@ -438,7 +439,7 @@ impl Router<'_, '_, '_> {
         }
         let released = chain.on_response_frame(stream, frame, &mut Attendant { down, timer }).await?;
         if let Some(head) = released.head {
-            self.send_response(head, false);
+            self.send_response(head, false, now());
         }
         for frame in released.frames {
             self.send_response_frame(frame);

@@ -151,7 +151,8 @@ pub(crate) async fn forward(
     if let Some(again) = stream.redirected.as_mut() {
         body.begin_with(std::mem::take(&mut again.body));
     }
-    let begun = now();
+    // Without filters nothing was waited for since the request came.
+    let begun = if exchange.chain.is_empty() { stream.deadlines.last } else { now() };
     let mut router = Router {
         exchange,
         selected,
@@ -168,7 +169,7 @@ pub(crate) async fn forward(
         host: None,
         hedged: Vec::new(),
     };
-    router.request_completed();
+    router.request_completed(begun);
     let outcome = router.run().await;
     while let Some(leg) = router.hedged.pop() {
         router.drop_leg(leg);
@@ -346,6 +347,7 @@ impl Router<'_, '_, '_> {
 
     /// One attempt, from picking an endpoint to the end of its response.
     async fn attempt(&mut self) -> Result<Outcome, Ended> {
+        let first = self.host.is_none();
         let Some(host) = self.pick() else {
             self.cluster.stats.upstream_cx_none_healthy().inc();
             self.count_reply(503);
@@ -358,6 +360,7 @@ impl Router<'_, '_, '_> {
             Some(_) => None,
             None => pool::try_acquire(&self.cluster, &host, downstream_http2, fresh),
         };
+        let at_once = first && had.is_some();
         let upstream = match had {
             Some(upstream) => Ok(upstream),
             None => {
@@ -417,7 +420,8 @@ impl Router<'_, '_, '_> {
             upstream.send_data(announcement.into(), false);
         }
         let number = self.exchange.stream.info.upstream.attempts;
-        let mut leg = Leg { up: upstream, number, host, active, started: now(), hedged: false, answer: None };
+        let started = if at_once { self.begun } else { now() };
+        let mut leg = Leg { up: upstream, number, host, active, started, hedged: false, answer: None };
         let outcome = self.converse(&mut leg).await;
         self.settle(leg, outcome)
     }

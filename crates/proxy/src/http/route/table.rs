@@ -8,7 +8,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use leno_api::proto::envoy::config::route::v3 as proto;
-use leno_base::Name;
+use leno_base::{FastHash, Name};
 use prost::{Message, Name as _};
 use prost_types::Any;
 use regex::bytes::Regex;
@@ -108,11 +108,11 @@ pub(super) enum PathRule {
 /// Virtual hosts (by index) by domain.
 #[derive(Debug, Default)]
 struct Domains {
-    exact: HashMap<Name, usize>,
+    exact: HashMap<Name, usize, FastHash>,
     /// `*.example.com`, as `.example.com`, by length, longest first.
-    suffixes: Vec<(usize, HashMap<Name, usize>)>,
+    suffixes: Vec<(usize, HashMap<Name, usize, FastHash>)>,
     /// `example.*`, as `example.`, likewise.
-    prefixes: Vec<(usize, HashMap<Name, usize>)>,
+    prefixes: Vec<(usize, HashMap<Name, usize, FastHash>)>,
     /// `*`
     any: Option<usize>,
 }
@@ -387,8 +387,8 @@ impl PathRule {
 impl Domains {
     fn new(hosts: &[Arc<Host>], table: &str, at: &mut Lower) -> Domains {
         let mut domains = Domains::default();
-        let mut suffixes: HashMap<usize, HashMap<Name, usize>> = HashMap::new();
-        let mut prefixes: HashMap<usize, HashMap<Name, usize>> = HashMap::new();
+        let mut suffixes: HashMap<usize, HashMap<Name, usize, FastHash>> = HashMap::new();
+        let mut prefixes: HashMap<usize, HashMap<Name, usize, FastHash>> = HashMap::new();
         let mut seen: HashSet<&Name> = HashSet::new();
         for (index, host) in hosts.iter().enumerate() {
             for (place, domain) in host.domains.iter().enumerate() {
@@ -431,11 +431,11 @@ impl Domains {
             return Some(*index);
         }
         // A wildcard stands for at least one character.
-        let suffix = |(length, map): &(usize, HashMap<Name, usize>)| {
+        let suffix = |(length, map): &(usize, HashMap<Name, usize, FastHash>)| {
             let start = host.len().checked_sub(*length).filter(|start| *start > 0)?;
             map.get(host.get(start..)?).copied()
         };
-        let prefix = |(length, map): &(usize, HashMap<Name, usize>)| {
+        let prefix = |(length, map): &(usize, HashMap<Name, usize, FastHash>)| {
             if *length >= host.len() {
                 return None;
             }
