@@ -35,12 +35,21 @@ struct Shared {
     /// While the proxy fails its health checks, connections end after their next response.
     failing: Cell<bool>,
     changed: Notify,
+    /// How often `changed` was rung.
+    changes: Cell<u64>,
     /// Watches that exist; the drain is complete at 0.
     watches: Cell<usize>,
     /// Watches that were ever made, which places each in the spread.
     made: Cell<u32>,
     /// The chain's connection manager, if it is newer than the one that the connections began with.
     manager: RefCell<Option<Arc<HttpConnectionManager>>>,
+}
+
+impl Shared {
+    fn announce(&self) {
+        self.changes.set(self.changes.get() + 1);
+        self.changed.notify_waiters();
+    }
 }
 
 impl Drain {
@@ -60,7 +69,7 @@ impl Drain {
         let later = self.shared.spread.take().is_some();
         if phase > self.shared.phase.get() || (later && phase == self.shared.phase.get()) {
             self.shared.phase.set(phase);
-            self.shared.changed.notify_waiters();
+            self.shared.announce();
         }
     }
 
@@ -69,13 +78,13 @@ impl Drain {
         if self.shared.phase.get() == Phase::Serving {
             self.shared.spread.set(Some((Instant::now(), over)));
             self.shared.phase.set(Phase::Draining);
-            self.shared.changed.notify_waiters();
+            self.shared.announce();
         }
     }
 
     /// Has every connection look at its timers.
     pub(crate) fn wake(&self) {
-        self.shared.changed.notify_waiters();
+        self.shared.announce();
     }
 
     /// Whether connections are to end after their next response because health checks fail.
@@ -110,6 +119,12 @@ impl DrainWatch {
             Phase::Draining if self.due().is_some_and(|due| Instant::now() < due) => Phase::Serving,
             phase => phase,
         }
+    }
+
+    /// Grows with all that `reached` waits for. As long as it is the same there is no need to poll
+    /// that again.
+    pub(crate) fn changes(&self) -> u64 {
+        self.shared.changes.get()
     }
 
     /// When this connection is to begin to drain, if that is not now.

@@ -201,8 +201,7 @@ fn closed(pool: &Rc<RefCell<Pool>>, target: &Rc<Target>) {
 pub(super) fn take(pool: &Rc<RefCell<Pool>>) -> Option<H1Lease> {
     loop {
         let mut connection = pool.borrow_mut().idle.pop()?;
-        let readable = connection.client.transport().poll_readable(&mut Context::from_waker(Waker::noop()));
-        if readable.is_pending() && connection.may_live_on() {
+        if connection.client.transport().is_quiet() && connection.may_live_on() {
             return Some(H1Lease::new(connection, pool));
         }
         let target = Rc::clone(connection.target());

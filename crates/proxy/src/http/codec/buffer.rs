@@ -236,6 +236,17 @@ impl Transport {
         }
     }
 
+    /// Whether nothing has come on the idle connection, as far as the reactor knows: that costs no
+    /// system call as a rule, and nobody is registered to be woken.
+    pub(crate) fn is_quiet(&mut self) -> bool {
+        if self.eof || !self.input.is_empty() {
+            return false;
+        }
+        let read = self.socket.try_read(&mut [0; 1]);
+        self.eof = !read.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock);
+        !self.eof
+    }
+
     /// Writes all that waits.
     pub(crate) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while self.output.len() > 0 {

@@ -3,7 +3,8 @@
 //! HTTP/1 requests are served one after the other in the connection's own task; between them
 //! the task holds no buffers and only a small future. HTTP/2 is in `h2`.
 
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
@@ -45,13 +46,29 @@ pub(crate) async fn serve(
     let buffer_limit = accepted.buffer_limit;
     let connection = Rc::new(Connection { worker, manager, stats, info, drain, buffer_limit });
     let open = Open(Rc::clone(&connection));
-    let serving = detect_and_serve(&connection, accepted);
-    tokio::select! {
-        biased;
-        () = serving => {}
-        () = connection.drain.reached(Phase::Closing) => connection.stats.downstream_cx_destroy_local().inc(),
-    }
+    serve_until_closing(&connection, accepted).await;
     drop(open);
+}
+
+/// Serves a connection to its end, or until the drain closes it.
+async fn serve_until_closing(connection: &Rc<Connection>, accepted: Accepted) {
+    let mut serving = pin!(detect_and_serve(connection, accepted));
+    let mut closing = pin!(connection.drain.reached(Phase::Closing));
+    let mut seen = None;
+    poll_fn(|cx| {
+        if serving.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(());
+        }
+        // This task is registered with the drain from the first time on: a request need not pay
+        // for that again.
+        let changes = Some(connection.drain.changes());
+        if seen == changes {
+            return Poll::Pending;
+        }
+        seen = changes;
+        closing.as_mut().poll(cx).map(|()| connection.stats.downstream_cx_destroy_local().inc())
+    })
+    .await;
 }
 
 /// Counts one open connection.

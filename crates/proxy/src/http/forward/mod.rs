@@ -152,7 +152,7 @@ pub(crate) async fn forward(
         body.begin_with(std::mem::take(&mut again.body));
     }
     // Without filters nothing was waited for since the request came.
-    let begun = if exchange.chain.is_empty() { stream.deadlines.last } else { now() };
+    let begun = if stream.manager.filters.is_empty() { stream.deadlines.last } else { now() };
     let mut router = Router {
         exchange,
         selected,
