@@ -23,7 +23,7 @@ use tokio::time::Instant;
 use crate::cluster::lb::zone::LocalHosts;
 use crate::cluster::stats::{AnswerStats, RouteStats};
 use crate::cluster::worker_cluster::WorkerCluster;
-use crate::cluster::{Assignment, Discovery, EndpointAddress};
+use crate::cluster::{Assignment, EndpointAddress};
 use crate::http::codec::h2::stats::Http2Stats;
 use crate::http::route::RouteTable;
 use crate::http::stats::{HttpScopes, HttpStats, RouteScopes};

@@ -364,7 +364,7 @@ fn cases(to: &[SocketAddr]) -> Vec<Case> {
     };
     cases.extend([
         shares("rr-weights", json!({}), weighted(), 300),
-        shares("rr-localities", weighted_localities.clone(), localities(), 400),
+        shares("rr-localities", weighted_localities, localities(), 400),
         shares("rr-priorities", json!({}), priorities(4), 600),
         shares("rr-zones", json!({}), localities(), 800),
         shares("least-request-weights", json!({"lb_policy": "LEAST_REQUEST"}), weighted(), 300),

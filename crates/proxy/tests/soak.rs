@@ -344,12 +344,12 @@ async fn nothing_is_lost_and_nothing_grows() {
         let breaker = breakers.get(index).expect("one of them");
         // Half a second broken, half a second whole.
         let _ = breaker.send(step % 2 == 1);
-        if step % 2 == 0 {
+        if step.is_multiple_of(2) {
             configure(&control, front.port(), &endpoints, step / 2);
         }
         memory.push(proxy.memory());
         descriptors.push(proxy.descriptors());
-        if step % 120 == 0 {
+        if step.is_multiple_of(120) {
             report(start, &tally, &memory, &descriptors);
         }
     }

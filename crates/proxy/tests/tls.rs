@@ -371,8 +371,8 @@ impl Drop for Killed {
 }
 
 impl Proxy {
-    fn start(kind: &Kind, folder: PathBuf, config: &str) -> Self {
-        std::fs::create_dir_all(&folder).expect("a folder");
+    fn start(kind: &Kind, folder: &Path, config: &str) -> Self {
+        std::fs::create_dir_all(folder).expect("a folder");
         let path = folder.join("bootstrap.yaml");
         std::fs::write(&path, config.replace("LOG_PATH", &folder.join("log").display().to_string()))
             .expect("written");
@@ -410,7 +410,7 @@ impl Proxy {
         let admin = wait(|| std::fs::read_to_string(&address).ok()?.trim().parse().ok());
         let output = || std::fs::read_to_string(folder.join("output")).unwrap_or_default();
         let Some(admin) = admin else { panic!("{kind:?} did not start: {}", output()) };
-        let proxy = Self { admin, folder: folder.clone(), process };
+        let proxy = Self { admin, folder: folder.to_owned(), process };
         let ready = wait(|| proxy.admin("GET", "/ready").contains("LIVE").then_some(()));
         assert!(ready.is_some(), "{kind:?} does not become ready: {}", output());
         proxy
@@ -638,9 +638,9 @@ fn run(
     scenarios: &[&(&str, &str, &str, u16)],
     files: &[(&str, String)],
 ) -> BTreeMap<String, (u16, String, String)> {
-    let server = Proxy::start(server, folder.join("server"), &server_config(scenarios, files));
+    let server = Proxy::start(server, &folder.join("server"), &server_config(scenarios, files));
     let client =
-        Proxy::start(client, folder.join("client"), &client_config(scenarios, files, &server.ports()));
+        Proxy::start(client, &folder.join("client"), &client_config(scenarios, files, &server.ports()));
     let ports = client.ports();
     let mut answers = BTreeMap::new();
     for (name, ..) in scenarios {
@@ -656,7 +656,7 @@ fn run(
     let mut client_log = client.stop();
     let mut server_stats = server.stats("listener");
     let mut server_log = server.stop();
-    let mut told = |name: &str, what: &mut BTreeMap<String, Vec<String>>| {
+    let told = |name: &str, what: &mut BTreeMap<String, Vec<String>>| {
         what.remove(name).unwrap_or_default().join("\n")
     };
     answers

@@ -52,7 +52,7 @@ impl TrustBundle {
                         bundle.add(certificate);
                     }
                 }
-                SectionKind::Crl => bundle.revocations.add(der)?,
+                SectionKind::Crl => bundle.revocations.add(&der)?,
                 _ => {}
             }
         }
@@ -87,7 +87,7 @@ impl Revocations {
     pub fn parse(pem: &[u8]) -> Result<Self, String> {
         let mut revocations = Self::default();
         for crl in CertificateRevocationListDer::pem_slice_iter(pem) {
-            revocations.add(crl.map_err(|error| format!("malformed PEM: {error}"))?.to_vec())?;
+            revocations.add(&crl.map_err(|error| format!("malformed PEM: {error}"))?)?;
         }
         if revocations.0.is_empty() {
             return Err("there is no CRL in it".to_owned());
@@ -95,8 +95,8 @@ impl Revocations {
         Ok(revocations)
     }
 
-    fn add(&mut self, der: Vec<u8>) -> Result<(), String> {
-        let (_, parsed) = CertificateRevocationList::from_der(&der)
+    fn add(&mut self, der: &[u8]) -> Result<(), String> {
+        let (_, parsed) = CertificateRevocationList::from_der(der)
             .map_err(|error| format!("not a certificate revocation list: {error}"))?;
         let serial = |serial: &[u8]| strip(serial).to_vec();
         let crl = Crl {
@@ -104,7 +104,7 @@ impl Revocations {
             next_update: parsed.next_update().map(|time| time.timestamp()),
             revoked: parsed.iter_revoked_certificates().map(|entry| serial(entry.raw_serial())).collect(),
             unhandled_critical: parsed.extensions().iter().any(|extension| extension.critical),
-            der: der.clone(),
+            der: der.to_vec(),
         };
         let issuer = parsed.issuer().as_raw().to_vec();
         self.0.entry(issuer).or_default().push(Arc::new(crl));

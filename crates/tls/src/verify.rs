@@ -274,11 +274,8 @@ impl PeerVerifier {
         }
         match server.filter(|_| self.match_server_name) {
             // It takes the place of the configured names.
-            Some(ServerName::DnsName(name)) => {
-                if !names_host(&peer, name.as_ref()) {
-                    return Err(refused(Rule::Names, "SAN matcher"));
-                }
-            }
+            Some(ServerName::DnsName(name)) if names_host(&peer, name.as_ref()) => {}
+            Some(ServerName::DnsName(_)) => return Err(refused(Rule::Names, "SAN matcher")),
             _ if !rules.names.is_empty() && !rules.names.iter().any(|matcher| matcher.matches(&peer)) => {
                 return Err(refused(Rule::Names, "SAN matcher"));
             }

@@ -12,7 +12,7 @@ pub(crate) enum Forward {
     #[default]
     Sanitize,
     /// It is kept as it is, if the client has shown a certificate.
-    ForwardOnly,
+    Keep,
     /// The client's certificate is added behind what is there.
     Append,
     /// The client's certificate takes its place.
@@ -52,7 +52,7 @@ pub(crate) fn forward(details: &ClientCertDetails, session: Option<&TlsInfo>, he
         head.remove(Known::XForwardedClientCert);
         return;
     };
-    if details.forward == Forward::ForwardOnly {
+    if details.forward == Forward::Keep {
         return;
     }
     let mut value = details.describe(session);

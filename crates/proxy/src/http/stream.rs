@@ -743,7 +743,8 @@ impl Stream {
                         self.next_log = self.manager.log_interval.map(|interval| now + interval);
                     }
                     self.log_attempts(now);
-                    self.deadlines.log = [self.next_log, self.attempt_logs.next()].into_iter().flatten().min();
+                    self.deadlines.log =
+                        [self.next_log, self.attempt_logs.next()].into_iter().flatten().min();
                 }
                 polled => return polled,
             }

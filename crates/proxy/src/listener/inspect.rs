@@ -186,9 +186,9 @@ async fn inspect_tls(
         Verdict::Yes(hello) => {
             stats.tls_found().inc();
             if hello.server_name.is_some() {
-                stats.sni_found().inc()
+                stats.sni_found().inc();
             } else {
-                stats.sni_not_found().inc()
+                stats.sni_not_found().inc();
             }
             if hello.application_protocols.is_empty() {
                 stats.alpn_not_found().inc();

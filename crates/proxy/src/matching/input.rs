@@ -235,12 +235,12 @@ fn known(type_name: &str, any: &prost_types::Any, place: Place, at: &mut Lower) 
             "network.v3.ServerNameInput" => Some(Input::ServerName),
             "network.v3.TransportProtocolInput" if !place.http => Some(Input::TransportProtocol),
             "network.v3.ApplicationProtocolInput" if !place.http => Some(Input::ApplicationProtocol),
-            "network.v3.FilterStateInput" => at.unpack::<network::FilterStateInput>(any).and_then(
-                |network::FilterStateInput { key, field }| {
+            "network.v3.FilterStateInput" => {
+                at.unpack::<network::FilterStateInput>(any).map(|network::FilterStateInput { key, field }| {
                     at.unsupported("field", !field.is_empty());
-                    Some(Input::FilterState(key.into()))
-                },
-            ),
+                    Input::FilterState(key.into())
+                })
+            }
             "network.v3.DynamicMetadataInput" => {
                 at.unpack(any).map(|network::DynamicMetadataInput { filter, path }| {
                     use network::dynamic_metadata_input::path_segment::Segment;

@@ -190,7 +190,6 @@ pub(crate) fn filter_state(proto: proto::FilterStateMatcher, at: &mut Lower) -> 
 /// Lowers xds.core.v3.CidrRange.
 pub(super) fn range(proto: leno_api::proto::xds::core::v3::CidrRange, at: &mut Lower) -> Option<Cidr> {
     let leno_api::proto::xds::core::v3::CidrRange { address_prefix, prefix_len } = proto;
-    let prefix_len = prefix_len.map(Into::into);
     let range = leno_api::proto::envoy::config::core::v3::CidrRange { address_prefix, prefix_len };
     crate::config::address::cidr(range, at)
 }

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::overload::{Levels, Plan, Reaction};
+use crate::overload::{Levels, Plan};
 use crate::telemetry::server_stats::Memory;
 use crate::telemetry::stats::{ThreadStats, stats_scope};
 

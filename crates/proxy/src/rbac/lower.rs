@@ -281,7 +281,9 @@ fn add(alternatives: &mut Vec<Rule>, rule: Rule) {
                 return;
             }
             (Rule::Ip(which, into), Rule::Ip(of, ranges)) if which == of => {
-                ranges.iter().for_each(|range| drop(into.insert(*range)));
+                for range in ranges.iter() {
+                    into.insert(*range);
+                }
                 return;
             }
             _ => {}

@@ -86,21 +86,21 @@ mod tests {
 
     use super::{DynamicMetadata, Namespace};
 
-    fn map(value: Value) -> Map<String, Value> {
+    fn map(value: &Value) -> Map<String, Value> {
         value.as_object().cloned().unwrap_or_default()
     }
 
     #[test]
     fn merging_replaces_values_and_leaves_what_is_shared() {
         let (first, second) =
-            (Namespace::new("n", map(json!({"a": 1, "b": 1}))), Namespace::new("n", map(json!({"b": 2}))));
+            (Namespace::new("n", map(&json!({"a": 1, "b": 1}))), Namespace::new("n", map(&json!({"b": 2}))));
         let mut metadata = DynamicMetadata::new();
         metadata.merge(&second);
         metadata.merge(&first);
         metadata.merge(&second);
         metadata.values_mut("m").insert("c".into(), json!(3));
-        assert_eq!(metadata.get("n"), Some(&map(json!({"a": 1, "b": 2}))));
-        assert_eq!(metadata.get("m"), Some(&map(json!({"c": 3}))));
+        assert_eq!(metadata.get("n"), Some(&map(&json!({"a": 1, "b": 2}))));
+        assert_eq!(metadata.get("m"), Some(&map(&json!({"c": 3}))));
         assert_eq!(first.values().len() + second.values().len(), 3);
         assert_eq!(metadata.get("x"), None);
     }

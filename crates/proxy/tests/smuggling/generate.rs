@@ -93,7 +93,7 @@ fn case(number: usize, random: &mut Random) -> Case {
     match &request.body {
         Body::None => {}
         Body::Length(content) => {
-            request.lines.push(format!("Content-Length: {}", content.len()).into_bytes())
+            request.lines.push(format!("Content-Length: {}", content.len()).into_bytes());
         }
         Body::Chunked(..) => request.lines.push(b"Transfer-Encoding: chunked".to_vec()),
     }

@@ -65,14 +65,11 @@ pub(super) async fn run(
                 lookups.push(look_up(&cache, &resolver, entry, Duration::ZERO, failures));
             }
             Some((entry, answer, mut failures)) = lookups.next(), if !lookups.is_empty() => {
-                let wait = match conclude(&cache, &stats, &entry, answer, &mut failures) {
-                    Some(wait) => wait,
-                    None => {
-                        cache.forget(&entry);
-                        stats.host_removed().inc();
-                        stats.num_hosts().dec();
-                        continue;
-                    }
+                let Some(wait) = conclude(&cache, &stats, &entry, answer, &mut failures) else {
+                    cache.forget(&entry);
+                    stats.host_removed().inc();
+                    stats.num_hosts().dec();
+                    continue;
                 };
                 stats.dns_query_attempt().inc();
                 lookups.push(look_up(&cache, &resolver, entry, wait, failures));

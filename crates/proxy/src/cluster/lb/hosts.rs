@@ -98,6 +98,7 @@ pub(crate) struct LocalityHosts {
 /// What is put together to `Hosts`.
 #[derive(Default)]
 pub(crate) struct Gathering {
+    #[allow(clippy::type_complexity, reason = "names for each part would say no more than this does")]
     priorities: Vec<(Vec<Rc<Host>>, BTreeMap<Locality, (u32, Vec<Rc<Host>>)>)>,
 }
 

@@ -36,8 +36,8 @@ impl OverrideHostBalancer {
             OverrideSource::Metadata(namespace, path) => text_at(context.metadata?, namespace, path),
         });
         let named = lists.flat_map(|list| list.split(',')).map(str::trim).filter(|name| !name.is_empty());
-        let known = named.filter_map(|name| self.hosts.get(&address(name)));
-        known.cloned().nth(context.earlier_picks as usize)
+        let mut known = named.filter_map(|name| self.hosts.get(&address(name)));
+        known.nth(context.earlier_picks as usize).cloned()
     }
 }
 

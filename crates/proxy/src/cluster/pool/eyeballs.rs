@@ -106,7 +106,7 @@ mod tests {
         let result = race(addresses, async |address: SocketAddr| {
             *begun.borrow_mut() += &format!("{}@{} ", address.port(), start.elapsed().as_millis());
             tokio::time::sleep(Duration::from_millis(address.port().into())).await;
-            if address.port() % 2 == 0 { Ok(address.port()) } else { Err(address.port()) }
+            if address.port().is_multiple_of(2) { Ok(address.port()) } else { Err(address.port()) }
         })
         .await;
         (result, start.elapsed().as_millis(), begun.into_inner())

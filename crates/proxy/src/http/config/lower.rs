@@ -69,10 +69,10 @@ impl HttpConnectionManager {
     /// Lowers a decoded HttpConnectionManager.
     #[cfg(test)]
     pub(crate) fn lower(
-        proto: hcm::HttpConnectionManager,
+        proto: &hcm::HttpConnectionManager,
         at: &mut Lower,
     ) -> Option<Arc<HttpConnectionManager>> {
-        Self::lower_wire(leno_api::any::pack(&proto), at)
+        Self::lower_wire(leno_api::any::pack(proto), at)
     }
 
     fn lower_with(
@@ -224,7 +224,7 @@ impl HttpConnectionManager {
         use enums::ForwardClientCertDetails as Xfcc;
         let forward = match at.value::<Xfcc>("forward_client_cert_details", forward_client_cert_details)? {
             Xfcc::Sanitize => Forward::Sanitize,
-            Xfcc::ForwardOnly => Forward::ForwardOnly,
+            Xfcc::ForwardOnly => Forward::Keep,
             Xfcc::AppendForward => Forward::Append,
             Xfcc::SanitizeSet => Forward::Set,
             Xfcc::AlwaysForwardOnly => Forward::Always,

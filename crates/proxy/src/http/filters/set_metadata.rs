@@ -133,14 +133,14 @@ mod tests {
 
     use super::merge;
 
-    fn map(value: Value) -> Map<String, Value> {
+    fn map(value: &Value) -> Map<String, Value> {
         value.as_object().cloned().unwrap_or_default()
     }
 
     #[test]
     fn values_are_merged_as_envoy_does() {
-        let mut values = map(json!({"a": 1, "l": ["x"], "s": {"q": "w", "n": {"a": 1}}}));
-        merge(&mut values, &map(json!({"a": "3", "l": ["z"], "s": {"r": "t", "n": {"b": 2}}, "m": "5"})));
+        let mut values = map(&json!({"a": 1, "l": ["x"], "s": {"q": "w", "n": {"a": 1}}}));
+        merge(&mut values, &map(&json!({"a": "3", "l": ["z"], "s": {"r": "t", "n": {"b": 2}}, "m": "5"})));
         let merged =
             json!({"a": "3", "l": ["x", "z"], "s": {"q": "w", "r": "t", "n": {"a": 1, "b": 2}}, "m": "5"});
         assert_eq!(Value::Object(values), merged);

@@ -121,9 +121,9 @@ impl Router<'_, '_, '_> {
                         && internal_redirect::set_up(self, &response)
                     {
                         if end {
-                            leg.up.reset()
+                            leg.up.reset();
                         } else {
-                            drain(&mut leg.up)
+                            drain(&mut leg.up);
                         }
                         self.exchange.stream.info.response_code = response.status();
                         self.exchange.stream.response = response;

@@ -224,8 +224,8 @@ impl Retries {
         self.reset = None;
         if wanted && let Some(limits) = self.policy.as_ref().and_then(|policy| policy.rate_limited.as_ref()) {
             let wall = wall();
-            let waits = limits.headers.iter().filter_map(|header| header.wait(head, wall));
-            self.reset = waits.filter(|wait| *wait <= limits.max).next();
+            let mut waits = limits.headers.iter().filter_map(|header| header.wait(head, wall));
+            self.reset = waits.find(|wait| *wait <= limits.max);
             // As Envoy: a millisecond is no limit.
             self.reset = self.reset.filter(|wait| *wait > Duration::from_millis(1));
         }

@@ -38,7 +38,7 @@ enum Source {
     Header(Name, Option<(Regex, Box<str>)>),
     Cookie(Box<CookieSource>),
     /// The client's address without port.
-    SourceIp,
+    Address,
     /// The first value of a query parameter.
     Query(Box<str>),
     /// An object that a filter left.
@@ -107,7 +107,7 @@ impl Source {
                 cookies.push(cookie.set(&value, ttl));
                 Some(hash_bytes(value.as_bytes()))
             }
-            Source::SourceIp => Some(hash_ip(info.connection.remote.ip())),
+            Source::Address => Some(hash_ip(info.connection.remote.ip())),
             Source::Query(name) => {
                 // As it is written, without percent-decoding, as in Envoy.
                 let path = headers?.path();
@@ -192,7 +192,7 @@ fn lower(proto: proto::HashPolicy, at: &mut Lower) -> Option<HashPolicy> {
             Source::Cookie(Box::new(CookieSource { name: name.into(), ttl, path: path.into(), attributes }))
         }
         Some(PolicySpecifier::ConnectionProperties(ConnectionProperties { source_ip: true })) => {
-            Source::SourceIp
+            Source::Address
         }
         // It says that nothing of the connection counts.
         Some(PolicySpecifier::ConnectionProperties(ConnectionProperties { source_ip: false })) => {

@@ -366,7 +366,7 @@ fn the_next_request_obeys_the_settings_of_an_updated_listener() {
                        [{match: {prefix: /}, direct_response: {status: 403}}]}\nhttp_filters:\n- name: router\n  typed_config: \
                        {'@type': type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}\n";
         let proto = leno_api::decode_text(changed, "manager").unwrap_or_else(|errors| panic!("{errors}"));
-        let lowered = Lower::resource(|at| HttpConnectionManager::lower(proto, at));
+        let lowered = Lower::resource(|at| HttpConnectionManager::lower(&proto, at));
         proxy.drain.renew(lowered.unwrap_or_else(|why| panic!("{why}")));
         assert_eq!(client.call(request).await, Some((403, String::new())));
         assert_eq!(proxy.stat("http.changed.downstream_rq_total"), 1);

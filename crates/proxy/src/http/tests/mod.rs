@@ -78,7 +78,7 @@ impl Proxy {
         );
         let proto: Proto =
             leno_api::decode_text(&text, "manager").unwrap_or_else(|errors| panic!("{errors}"));
-        let manager = Lower::resource(|at| HttpConnectionManager::lower(proto, at))
+        let manager = Lower::resource(|at| HttpConnectionManager::lower(&proto, at))
             .unwrap_or_else(|why| panic!("{why}"));
         let mut snapshot = Snapshot::default();
         for text in clusters {
