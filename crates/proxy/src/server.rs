@@ -727,7 +727,8 @@ fn ads(bootstrap: &Bootstrap) -> Result<Option<Ads>, RunError> {
         ClusterDiscovery::StrictDns(dns) | ClusterDiscovery::LogicalDns(dns) => &dns.assignment,
         ClusterDiscovery::Eds { .. }
         | ClusterDiscovery::OriginalDst { .. }
-        | ClusterDiscovery::DynamicForwardProxy(_) => {
+        | ClusterDiscovery::DynamicForwardProxy(_)
+        | ClusterDiscovery::Aggregate(_) => {
             return Err(refuse(format!("cluster '{}' must be STATIC or resolved by DNS", server.cluster)));
         }
     };

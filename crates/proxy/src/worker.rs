@@ -192,6 +192,8 @@ pub(crate) struct Worker {
     tcp_scopes: RefCell<HashMap<Name, Rc<TcpStats>>>,
     /// State of the random generator (splitmix64).
     random: Cell<u64>,
+    /// How often clusters or their hosts have changed.
+    host_changes: Cell<u64>,
 }
 
 impl Worker {
@@ -223,6 +225,7 @@ impl Worker {
             http2_stats: OnceCell::new(),
             tcp_scopes: RefCell::default(),
             random: Cell::new(leno_base::rng::Rng::from_entropy().next_u64()),
+            host_changes: Cell::new(0),
         }
     }
 
@@ -320,6 +323,15 @@ impl Worker {
         Some(cluster)
     }
 
+    /// How often clusters, their hosts or those hosts' health have changed.
+    pub(crate) fn host_changes(&self) -> u64 {
+        self.host_changes.get()
+    }
+
+    fn note_host_change(&self) {
+        self.host_changes.set(self.host_changes.get() + 1);
+    }
+
     /// The current RDS table with this name; `None`: not received yet.
     pub(crate) fn routes(&self, name: &str) -> Option<Arc<RouteTable>> {
         self.snapshot.borrow().routes.get(name).cloned()
@@ -370,6 +382,7 @@ impl Worker {
 
     /// Takes out what changed or is gone, and returns it; the rest gets its new endpoints.
     fn adopt_clusters(&self, snapshot: &Snapshot) -> Vec<Rc<WorkerCluster>> {
+        self.note_host_change();
         let mut replaced = Vec::new();
         self.clusters.borrow_mut().retain(|name, cluster| {
             let kept = snapshot.clusters.get(name).is_some_and(|config| Arc::ptr_eq(config, &cluster.config));
@@ -380,6 +393,8 @@ impl Worker {
         });
         let before = self.snapshot.borrow();
         for (name, cluster) in self.clusters.borrow().iter() {
+            // What it refers to may be gone, and is not kept alive.
+            cluster.chain.take();
             let (old, new) = (before.endpoints.get(name), snapshot.endpoints.get(name));
             let same = match (old, new) {
                 (Some(old), Some(new)) => Arc::ptr_eq(old, new),
@@ -431,6 +446,7 @@ impl Worker {
     }
 
     fn adopt_endpoints(&self, clusters: &[Name], assignment: &Arc<Assignment>) {
+        self.note_host_change();
         for name in clusters {
             if let Some(cluster) = self.clusters.borrow().get(name) {
                 cluster.update_hosts(assignment);
@@ -471,6 +487,7 @@ impl Worker {
 
     /// Chooses among those hosts of a cluster from now on that are not ejected.
     pub(crate) fn regroup(&self, name: &Name) {
+        self.note_host_change();
         let snapshot = self.snapshot.borrow();
         if let (Some(cluster), Some(hosts)) = (self.clusters.borrow().get(name), snapshot.endpoints.get(name))
         {

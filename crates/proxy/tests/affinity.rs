@@ -13,6 +13,9 @@ use leno_proxy::Options;
 use serde_json::{Value, json};
 use twox_hash::XxHash64;
 
+#[path = "affinity/aggregate.rs"]
+mod aggregate;
+
 /// Nothing here takes that long, unless it hangs.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -24,7 +27,7 @@ struct Case {
     name: &'static str,
     /// More of the cluster, on top of its assignment.
     cluster: Value,
-    /// `endpoints` of its assignment.
+    /// `endpoints` of its assignment; null: it has none.
     endpoints: Value,
     /// More of the route's action.
     route: Value,
@@ -38,6 +41,8 @@ enum Compare {
     Each,
     /// The share of each endpoint, within 6 per cent of all requests.
     Shares,
+    /// Only that there are answers.
+    Nothing,
 }
 
 /// A server that answers with its own number, to HTTP and to anything else that ends in an
@@ -389,10 +394,11 @@ fn bootstrap(cases: &[Case], to: &[SocketAddr]) -> Value {
     let mut clusters: Vec<Value> = cases
         .iter()
         .map(|case| {
-            let mut cluster = json!({
-                "name": case.name, "connect_timeout": "2s",
-                "load_assignment": {"cluster_name": case.name, "endpoints": case.endpoints},
-            });
+            let mut cluster = json!({"name": case.name, "connect_timeout": "2s"});
+            if !case.endpoints.is_null() {
+                let assignment = json!({"cluster_name": case.name, "endpoints": case.endpoints});
+                merge(&mut cluster, &json!({"load_assignment": assignment}));
+            }
             merge(&mut cluster, &case.cluster);
             cluster
         })
@@ -426,10 +432,12 @@ fn bootstrap(cases: &[Case], to: &[SocketAddr]) -> Value {
             "@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router",
         }}],
     });
-    let tcp = json!({
-        "@type": "type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy",
-        "stat_prefix": "x", "cluster": "ring", "hash_policy": [{"source_ip": {}}],
-    });
+    let tcp = |cluster: &str| {
+        json!({
+            "@type": "type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy",
+            "stat_prefix": "x", "cluster": cluster, "hash_policy": [{"source_ip": {}}],
+        })
+    };
     let listener = |name: &str, config: &Value| {
         json!({
             "name": name,
@@ -441,7 +449,9 @@ fn bootstrap(cases: &[Case], to: &[SocketAddr]) -> Value {
         "node": {"id": "n", "cluster": "c", "locality": {"zone": "a"}},
         "admin": {"address": {"socket_address": {"address": "127.0.0.1", "port_value": 0}}},
         "cluster_manager": {"local_cluster_name": "local"},
-        "static_resources": {"listeners": [listener("http", &manager), listener("tcp", &tcp)], "clusters": clusters},
+        "static_resources": {"listeners": [
+            listener("http", &manager), listener("tcp", &tcp("ring")), listener("aggregate", &tcp("agg-ring")),
+        ], "clusters": clusters},
     })
 }
 
@@ -547,15 +557,15 @@ fn play(proxy: &Proxy, cases: &[Case]) -> Vec<Vec<String>> {
     cases.iter().map(play).collect()
 }
 
-/// By the client's address: a TCP session, and a request that no other policy says anything of.
-fn by_address(proxy: &Proxy) -> Vec<(String, String)> {
-    let (http, tcp) = (proxy.listener("http"), proxy.listener("tcp"));
+/// By the client's address: a TCP session, one to an aggregate cluster, and a request that no other policy says anything of.
+fn by_address(proxy: &Proxy) -> Vec<[String; 3]> {
+    let [http, tcp, aggregate] = ["http", "tcp", "aggregate"].map(|name| proxy.listener(name));
     let sources = (2..40).map(|last| Ipv4Addr::new(127, 0, 0, last));
     let ask_both = |from| {
-        let (_, session) = ask(&mut connect(tcp, from), "hello\r\n\r\n");
+        let [session, strung] = [tcp, aggregate].map(|to| ask(&mut connect(to, from), "hello\r\n\r\n").1);
         let request = "GET /sources-terminal HTTP/1.1\r\nhost: a\r\n\r\n";
         let (_, request) = ask(&mut connect(http, from), request);
-        (session, request)
+        [session, strung, request]
     };
     sources.map(ask_both).collect()
 }
@@ -593,7 +603,8 @@ fn a_mixed_fleet_agrees() {
     let Some(envoy) = leno_testkit::envoy::binary() else { return };
     let folder = tempfile::tempdir().expect("a folder");
     let to = backends();
-    let cases = cases(&to);
+    let mut cases = cases(&to);
+    cases.extend(aggregate::cases(&to));
     let config = bootstrap(&cases, &to);
     let ours = Proxy::start(&folder.path().join("ours"), &config, None);
     let theirs = Proxy::start(&folder.path().join("envoy"), &config, Some(&envoy));
@@ -616,6 +627,7 @@ fn a_mixed_fleet_agrees() {
                     );
                 }
             }
+            Compare::Nothing => assert_eq!(ours.len(), theirs.len(), "{}", case.name),
             Compare::Shares => {
                 let (ours, theirs) = (share_of(&ours), share_of(&theirs));
                 let names = ours.keys().chain(theirs.keys());
@@ -628,6 +640,13 @@ fn a_mixed_fleet_agrees() {
         }
     }
     assert!(failures.is_empty(), "{failures}");
+    for count in aggregate::COUNTS {
+        let read = |proxy: &Proxy| {
+            let stats = proxy.admin(&format!("/stats?filter=cluster.{count}$"));
+            stats.lines().find(|line| line.contains(count)).map(str::to_owned)
+        };
+        assert_eq!(read(&ours), read(&theirs), "{count}");
+    }
     assert_eq!(by_address(&ours), by_address(&theirs));
     assert_eq!(cookies(&ours), cookies(&theirs));
 }

@@ -10,6 +10,7 @@ use std::time::Duration;
 use leno_api::proto::envoy::config::cluster::v3 as proto;
 use leno_api::proto::envoy::config::core::v3 as core;
 use leno_api::proto::envoy::config::endpoint::v3::ClusterLoadAssignment;
+use leno_api::proto::envoy::extensions::clusters::aggregate::v3::ClusterConfig as AggregateCluster;
 use leno_api::proto::envoy::extensions::clusters::dns::v3::DnsCluster;
 use leno_api::proto::envoy::extensions::clusters::dynamic_forward_proxy::v3::ClusterConfig as DynamicCluster;
 use leno_api::proto::envoy::extensions::clusters::dynamic_forward_proxy::v3::cluster_config::ClusterImplementationSpecifier;
@@ -161,7 +162,8 @@ pub(crate) fn lower_proto(proto: proto::Cluster, source: Any, at: &mut Lower) ->
         ) => Some(config.clone()),
         _ => None,
     };
-    let provided = matches!(kind, Some(Kind::Plain(DiscoveryType::OriginalDst) | Kind::Dynamic(_)));
+    let provided =
+        matches!(kind, Some(Kind::Plain(DiscoveryType::OriginalDst) | Kind::Dynamic(_) | Kind::Aggregate(_)));
     let discovery = kind.and_then(|kind| {
         let parts =
             Parts { name: &name, assignment, eds: eds_cluster_config, dns, cleanup_interval, original_dst };
@@ -364,6 +366,8 @@ enum Kind {
     Dns(Box<DnsCluster>),
     /// envoy.clusters.dynamic_forward_proxy.
     Dynamic(Box<DynamicCluster>),
+    /// envoy.clusters.aggregate.
+    Aggregate(AggregateCluster),
 }
 
 fn discovery_type(proto: Option<ClusterDiscoveryType>, at: &mut Lower) -> Option<Kind> {
@@ -381,6 +385,9 @@ fn discovery_type(proto: Option<ClusterDiscoveryType>, at: &mut Lower) -> Option
                 }
                 if leno_api::any::is::<DynamicCluster>(&any) {
                     return Some(Kind::Dynamic(Box::new(at.field("typed_config", |at| at.unpack(&any))?)));
+                }
+                if leno_api::any::is::<AggregateCluster>(&any) {
+                    return Some(Kind::Aggregate(at.field("typed_config", |at| at.unpack(&any))?));
                 }
                 // The plain types have names as extensions too.
                 let plain = match name.as_str() {
@@ -445,6 +452,10 @@ fn lower_discovery(kind: Kind, parts: Parts<'_>, at: &mut Lower) -> Option<Disco
             at.field("load_assignment", |at| assignment::refuse_pipes(&dns.assignment, at));
             assignment::refuse_others(&dns.assignment, at);
             Some(Discovery::StrictDns(dns.into()))
+        }
+        Kind::Aggregate(AggregateCluster { clusters }) => {
+            at.unsupported("load_assignment of an aggregate cluster", assignment.is_some());
+            Some(Discovery::Aggregate(clusters.into_iter().map(Name::from).collect()))
         }
         Kind::Dynamic(settings) => {
             at.unsupported("load_assignment of a dynamic forward proxy", assignment.is_some());

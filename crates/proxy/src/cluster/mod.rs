@@ -18,6 +18,7 @@ use crate::http::route::{Mirror, RetryPolicy};
 use crate::telemetry::stream_info::DynamicMetadata;
 use crate::tls::{Transport, UpstreamTls};
 
+pub(crate) mod aggregate;
 pub(crate) mod config;
 pub(crate) mod discovery;
 pub(crate) mod dns_cache;
@@ -157,6 +158,8 @@ pub(crate) enum Discovery {
     },
     /// The host that the request names (envoy.clusters.dynamic_forward_proxy).
     DynamicForwardProxy(Arc<dns_cache::DnsCache>),
+    /// The priorities of other clusters, one cluster after the other (envoy.clusters.aggregate).
+    Aggregate(Arc<[Name]>),
 }
 
 impl PartialEq for dns_cache::DnsCache {
@@ -511,6 +514,17 @@ pub(crate) struct PickContext<'a> {
     pub(crate) excluded_priorities: &'a [u32],
     /// How many hosts were picked for this request before.
     pub(crate) earlier_picks: u32,
+    /// Where an aggregate cluster has drawn already: the priority for a balancer that draws one.
+    pub(crate) drawn: Option<Drawn>,
+}
+
+/// A priority that was drawn for a cluster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Drawn {
+    /// Its index.
+    pub(crate) priority: usize,
+    /// Its degraded hosts are meant.
+    pub(crate) degraded: bool,
 }
 
 /// `override_host_status`: DRAINING hosts are left out unless they are asked for.

@@ -11,11 +11,13 @@ use leno_base::rng::Rng;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use crate::cluster::aggregate::Chain;
 use crate::cluster::dns_cache::{self, DnsCache};
 use crate::cluster::health::Vitals;
 use crate::cluster::lb::facts::HostFacts;
 use crate::cluster::lb::hosts::{Gathering, Hosts};
 use crate::cluster::lb::orca::LoadReport;
+use crate::cluster::lb::priority::Census;
 use crate::cluster::lb::settings::{Balancing, Localities, Spread};
 use crate::cluster::lb::zone::LocalHosts;
 use crate::cluster::lb::{Balancer, Surroundings, Turn, build};
@@ -52,6 +54,8 @@ pub(crate) struct WorkerCluster {
     dynamic: RefCell<HashMap<Arc<str>, DynamicHost>>,
     /// When unused hosts were forgotten the last time.
     cleaned: Cell<Instant>,
+    /// Of an aggregate cluster: its members.
+    pub(crate) chain: RefCell<Chain>,
 }
 
 /// Who asked, or whom: how answers are told apart in stats.
@@ -145,6 +149,10 @@ struct HostSet {
     hosts: Option<Hosts>,
     /// Made of the hosts when the first of them is picked.
     balancer: Option<Box<dyn Balancer>>,
+    /// `overprovisioning_factor`, percent.
+    overprovisioning: u32,
+    /// `weighted_priority_health`.
+    weighted_health: bool,
 }
 
 impl WorkerCluster {
@@ -176,6 +184,7 @@ impl WorkerCluster {
             random: RefCell::new(Rng::new(seed)),
             dynamic: RefCell::default(),
             cleaned: Cell::new(Instant::now()),
+            chain: RefCell::default(),
         };
         cluster.update_hosts(&Assignment::default());
         cluster
@@ -262,14 +271,21 @@ impl WorkerCluster {
         if is_local {
             self.around.local.follow(&hosts);
         }
-        *self.hosts.borrow_mut() = HostSet { by_address, hosts: Some(hosts), balancer: None };
+        *self.hosts.borrow_mut() = HostSet {
+            by_address,
+            hosts: Some(hosts),
+            balancer: None,
+            overprovisioning: factor,
+            weighted_health: weighted,
+        };
     }
 
     fn watched(&self, address: &EndpointAddress) -> Option<Watched> {
         self.config.outlier.as_ref()?.watched(address)
     }
 
-    /// Picks an endpoint; `None`: none can be had (`UH`).
+    /// Picks an endpoint; `None`: none can be had (`UH`). Aggregate clusters have none of their own:
+    /// `Worker::pick` asks their members.
     pub(crate) fn pick(&self, context: &PickContext<'_>) -> Option<Rc<Host>> {
         match &self.config.discovery {
             Discovery::OriginalDst { .. } => return self.pick_original_dst(context),
@@ -289,6 +305,28 @@ impl WorkerCluster {
             set.balancer = Some(build(&self.config.balancing, hosts, &self.around, random.next_u64()));
         }
         set.balancer.as_mut()?.pick(&mut Turn { context, random, around: &self.around })
+    }
+
+    /// What is known of its priorities, for aggregate clusters. Original-destination clusters and
+    /// dynamic forward proxies have none.
+    pub(crate) fn census(&self) -> Vec<Census> {
+        if self.config.discovery.is_open_ended() {
+            return Vec::new();
+        }
+        let set = self.hosts.borrow();
+        let mut census: Vec<Census> = Vec::new();
+        for host in set.by_address.values() {
+            let priority = host.priority as usize;
+            if census.len() <= priority {
+                let empty = Census { overprovisioning: set.overprovisioning, ..Census::default() };
+                census.resize(priority + 1, empty);
+            }
+            if let Some(census) = census.get_mut(priority) {
+                let weight = if set.weighted_health { u64::from(host.config.weight) } else { 1 };
+                census.count(host.health(), host.is_excluded(), weight);
+            }
+        }
+        census
     }
 
     /// The host that a session sticks to, if its health allows.

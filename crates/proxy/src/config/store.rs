@@ -329,9 +329,10 @@ impl Store {
         for slot in self.clusters.values_mut() {
             let Some(cluster) = &slot.warming else { continue };
             let warm = match &cluster.discovery {
-                Discovery::Static(_) | Discovery::OriginalDst { .. } | Discovery::DynamicForwardProxy(_) => {
-                    true
-                }
+                Discovery::Static(_)
+                | Discovery::OriginalDst { .. }
+                | Discovery::DynamicForwardProxy(_)
+                | Discovery::Aggregate(_) => true,
                 Discovery::StrictDns(settings) | Discovery::LogicalDns(settings) => {
                     resolved(&self.resolved, &cluster.name, settings).is_some() || !cluster.wait_for_warm
                 }
@@ -397,7 +398,9 @@ impl Store {
     fn discovered(&self, cluster: &Cluster) -> Option<Arc<Assignment>> {
         match &cluster.discovery {
             Discovery::Static(assignment) => Some(Arc::clone(assignment)),
-            Discovery::OriginalDst { .. } | Discovery::DynamicForwardProxy(_) => None,
+            Discovery::OriginalDst { .. } | Discovery::DynamicForwardProxy(_) | Discovery::Aggregate(_) => {
+                None
+            }
             Discovery::StrictDns(settings) | Discovery::LogicalDns(settings) => {
                 resolved(&self.resolved, &cluster.name, settings).cloned()
             }
@@ -514,7 +517,8 @@ fn dns_settings(cluster: &Cluster) -> Option<&Arc<DnsDiscovery>> {
         Discovery::Static(_)
         | Discovery::Eds { .. }
         | Discovery::OriginalDst { .. }
-        | Discovery::DynamicForwardProxy(_) => None,
+        | Discovery::DynamicForwardProxy(_)
+        | Discovery::Aggregate(_) => None,
     }
 }
 

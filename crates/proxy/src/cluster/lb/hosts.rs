@@ -227,6 +227,7 @@ impl Hosts {
                 total_weight: count(&hosts.all) - excluded_weight,
                 healthy_weight: count(&hosts.healthy),
                 degraded_weight: count(&hosts.degraded),
+                overprovisioning: self.overprovisioning,
             }
         });
         priorities.collect()

@@ -7,6 +7,8 @@
 //! smaller share of healthy and degraded hosts than the panic threshold sends to all its hosts
 //! alike; where all priorities do, each gets load by its number of hosts.
 
+use crate::cluster::HealthStatus;
+
 /// What is known of one priority.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Census {
@@ -25,9 +27,32 @@ pub(crate) struct Census {
     pub(crate) healthy_weight: u64,
     /// See `total_weight`.
     pub(crate) degraded_weight: u64,
+    /// `overprovisioning_factor`, percent.
+    pub(crate) overprovisioning: u32,
 }
 
 impl Census {
+    /// One more host with this weight (1 where weights do not count).
+    pub(crate) fn count(&mut self, health: HealthStatus, excluded: bool, weight: u64) {
+        self.total += 1;
+        if excluded {
+            self.excluded += 1;
+        } else {
+            self.total_weight += weight;
+        }
+        match health {
+            HealthStatus::Healthy => {
+                self.healthy += 1;
+                self.healthy_weight += weight;
+            }
+            HealthStatus::Degraded => {
+                self.degraded += 1;
+                self.degraded_weight += weight;
+            }
+            HealthStatus::Unhealthy | HealthStatus::Draining => {}
+        }
+    }
+
     /// Percentage of healthy and degraded hosts.
     pub(crate) fn available_percent(&self) -> f64 {
         let counted = self.total - self.excluded;
@@ -35,10 +60,10 @@ impl Census {
     }
 
     /// Health and what degraded hosts add to it, percent.
-    fn health(&self, overprovisioning: u32) -> (u32, u32) {
+    fn health(&self) -> (u32, u32) {
         let percent = |weight: u64| {
             // Sums of 32-bit weights times a percentage: 128 bits are enough for all of them.
-            let percent = u128::from(overprovisioning) * u128::from(weight);
+            let percent = u128::from(self.overprovisioning) * u128::from(weight);
             percent.checked_div(u128::from(self.total_weight)).map_or(0, |percent| percent.min(100) as u32)
         };
         if self.total == self.excluded {
@@ -60,8 +85,8 @@ pub(crate) struct Share {
 }
 
 /// Shares of all priorities; they sum up to 100 unless there is no priority at all.
-pub(crate) fn shares(census: &[Census], overprovisioning: u32, panic_threshold: f64) -> Vec<Share> {
-    let health: Vec<(u32, u32)> = census.iter().map(|one| one.health(overprovisioning)).collect();
+pub(crate) fn shares(census: &[Census], panic_threshold: f64) -> Vec<Share> {
+    let health: Vec<(u32, u32)> = census.iter().map(|one| one.health()).collect();
     let total = health.iter().map(|(healthy, degraded)| healthy + degraded).sum::<u32>().min(100);
 
     let mut shares = vec![Share::default(); census.len()];
@@ -85,13 +110,8 @@ pub(crate) fn shares(census: &[Census], overprovisioning: u32, panic_threshold: 
 
 /// Shares without some priorities, for retries; where nothing else is available they are taken
 /// all the same.
-pub(crate) fn shares_without(
-    excluded: &[u32],
-    census: &[Census],
-    overprovisioning: u32,
-    usual: &[Share],
-) -> Vec<Share> {
-    let mut health: Vec<(u32, u32)> = census.iter().map(|one| one.health(overprovisioning)).collect();
+pub(crate) fn shares_without(excluded: &[u32], census: &[Census], usual: &[Share]) -> Vec<Share> {
+    let mut health: Vec<(u32, u32)> = census.iter().map(|one| one.health()).collect();
     for priority in excluded {
         if let Some(health) = health.get_mut(*priority as usize) {
             *health = (0, 0);
@@ -165,6 +185,7 @@ mod tests {
             total_weight: total.into(),
             healthy_weight: healthy.into(),
             degraded_weight: degraded.into(),
+            overprovisioning: 140,
         }
     }
 
@@ -173,7 +194,7 @@ mod tests {
             hosts.iter().map(|&(total, healthy, degraded)| census(total, healthy, degraded)).collect();
         let expected: Vec<Share> =
             expected.iter().map(|&(healthy, degraded, panic)| Share { healthy, degraded, panic }).collect();
-        assert_eq!(shares(&census, 140, 50.0), expected, "{hosts:?}");
+        assert_eq!(shares(&census, 50.0), expected, "{hosts:?}");
     }
 
     #[test]
@@ -205,7 +226,7 @@ mod tests {
 
     #[test]
     fn without_a_panic_threshold_nobody_is_chosen() {
-        let none = shares(&[census(3, 0, 0)], 140, 0.0);
+        let none = shares(&[census(3, 0, 0)], 0.0);
         assert_eq!(none, [Share { healthy: 100, degraded: 0, panic: false }]);
     }
 
@@ -219,20 +240,17 @@ mod tests {
     fn hosts_may_count_by_weight_or_not_at_all_yet() {
         let weighted = Census { total_weight: 10, healthy_weight: 1, ..census(2, 1, 0) };
         let next = census(2, 2, 0);
-        assert_eq!(shares(&[weighted, next], 140, 50.0)[0], Share { healthy: 14, degraded: 0, panic: false });
+        assert_eq!(shares(&[weighted, next], 50.0)[0], Share { healthy: 14, degraded: 0, panic: false });
         let pending = Census { excluded: 3, total_weight: 1, ..census(4, 1, 0) };
-        assert_eq!(shares(&[pending, next], 140, 50.0)[0].healthy, 100);
+        assert_eq!(shares(&[pending, next], 50.0)[0].healthy, 100);
     }
 
     #[test]
     fn retries_leave_priorities_out() {
         let hosts = [census(2, 2, 0), census(2, 2, 0), census(2, 1, 0)];
-        let usual = shares(&hosts, 140, 50.0);
+        let usual = shares(&hosts, 50.0);
         let healthy = |excluded: &[u32]| {
-            shares_without(excluded, &hosts, 140, &usual)
-                .iter()
-                .map(|share| share.healthy)
-                .collect::<Vec<_>>()
+            shares_without(excluded, &hosts, &usual).iter().map(|share| share.healthy).collect::<Vec<_>>()
         };
         assert_eq!(healthy(&[]), [100, 0, 0]);
         assert_eq!(healthy(&[0]), [0, 100, 0]);

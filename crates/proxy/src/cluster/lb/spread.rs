@@ -17,7 +17,6 @@ pub(super) struct SpreadBalancer {
     settings: Spread,
     shares: Vec<Share>,
     census: Vec<Census>,
-    overprovisioning: u32,
     priorities: Vec<Priority>,
     /// With zone-aware routing: that of the first priority.
     routing: Option<Routing>,
@@ -42,20 +41,12 @@ impl SpreadBalancer {
     pub(super) fn new(settings: Spread, hosts: Hosts, around: &Surroundings, seed: u64) -> Self {
         let census = hosts.census();
         let overprovisioning = hosts.overprovisioning;
-        let shares = priority::shares(&census, overprovisioning, around.panic_threshold);
+        let shares = priority::shares(&census, around.panic_threshold);
         let priorities =
             hosts.priorities.into_iter().map(|hosts| Priority::new(&settings, hosts, overprovisioning, seed));
         let priorities: Vec<Priority> = priorities.collect();
-        let mut balancer = Self {
-            settings,
-            shares,
-            census,
-            overprovisioning,
-            priorities,
-            routing: None,
-            weights_due: None,
-            seed,
-        };
+        let mut balancer =
+            Self { settings, shares, census, priorities, routing: None, weights_due: None, seed };
         balancer.route(around);
         balancer
     }
@@ -69,14 +60,16 @@ impl SpreadBalancer {
     }
 
     fn pick_once(&mut self, turn: &mut Turn<'_, '_>) -> Option<Rc<Host>> {
+        let drawn = turn.context.drawn.filter(|drawn| drawn.priority < self.priorities.len());
         let (index, degraded) = match self.shares.as_slice() {
+            _ if let Some(drawn) = drawn => (drawn.priority, drawn.degraded),
             [only] if only.healthy == 100 => (0, false),
             shares if turn.context.excluded_priorities.is_empty() => {
                 priority::draw(shares, turn.random.below(100) as u32)?
             }
             shares => {
                 let excluded = turn.context.excluded_priorities;
-                let shares = priority::shares_without(excluded, &self.census, self.overprovisioning, shares);
+                let shares = priority::shares_without(excluded, &self.census, shares);
                 priority::draw(&shares, turn.random.below(100) as u32)?
             }
         };

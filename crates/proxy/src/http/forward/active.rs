@@ -43,6 +43,11 @@ impl Active {
 }
 
 impl Active {
+    /// Whose host it is.
+    pub(super) fn cluster(&self) -> &Rc<WorkerCluster> {
+        &self.cluster
+    }
+
     /// The attempt was given up for another one.
     pub(super) fn failed(&self) {
         increment(&self.host.counts.rq_error);

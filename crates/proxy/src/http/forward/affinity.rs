@@ -33,16 +33,17 @@ pub(super) struct Affinity {
 impl Affinity {
     /// For a request as it came, before the route rewrites it.
     pub(super) fn new(
-        cluster: &WorkerCluster,
+        cluster: &Rc<WorkerCluster>,
         selected: &Selected,
         route: &Forward,
         stream: &Stream,
     ) -> Self {
         let mut affinity = Self::default();
-        if let Some(hashing) = cluster.config.balancing.hashing()
-            && let Some(policies) = hashing.policy.as_ref().or(route.hash.as_ref())
-        {
-            let hashed = policies.hash(Some(&stream.request), &stream.info);
+        let hashed = stream.worker.with_hashing(cluster, |hashing| {
+            let policies = hashing.policy.as_ref().or(route.hash.as_ref())?;
+            Some(policies.hash(Some(&stream.request), &stream.info))
+        });
+        if let Some(hashed) = hashed {
             affinity.hash = hashed.hash;
             affinity.cookies = hashed.cookies;
         }

@@ -190,7 +190,7 @@ impl Router<'_, '_, '_> {
     /// A response's head is here: whether the attempt ends with it.
     fn on_head(&mut self, leg: &mut Leg, response: &HeaderMap) -> Option<Outcome> {
         leg.host.report(Report::answer(response, self.exchange.stream.is_grpc()));
-        self.affinity.answered(&self.cluster, &leg.host, response, leg.started);
+        self.affinity.answered(&self.member, &leg.host, response, leg.started);
         if response.contains(Known::EnvoyImmediateHealthCheckFail) {
             leg.host.fail_health_check();
         }
@@ -431,7 +431,7 @@ impl Router<'_, '_, '_> {
             Frame::End => {}
         }
         if let Frame::Trailers(trailers) = &frame {
-            self.affinity.trailers(&self.cluster, self.host.as_ref(), trailers);
+            self.affinity.trailers(&self.member, self.host.as_ref(), trailers);
         }
         if chain.is_empty() {
             self.send_response_frame(frame);

@@ -8,6 +8,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use crate::cluster::PickContext;
+use crate::cluster::aggregate::Picked;
 use crate::cluster::outlier::Report;
 use crate::cluster::pool;
 use crate::cluster::worker_cluster::WorkerCluster;
@@ -20,6 +21,7 @@ use crate::http::normalize::{append_list, own_address};
 use crate::http::route::{ClusterChoice, Mirror};
 use crate::http::stream::{Stream, now};
 use crate::telemetry::access_log::command::FormatContext;
+use crate::worker::Worker;
 
 /// How long a shadow request may take; Envoy uses the route's timeout.
 const LIMIT: std::time::Duration = std::time::Duration::from_secs(15);
@@ -62,8 +64,9 @@ pub(crate) fn send(copies: Vec<Copy>, stream: &Stream, body: &RequestBody) {
         }
         let head = copied_head(&mirror, stream);
         let pieces = body.pieces().to_vec();
+        let worker = Rc::clone(&stream.worker);
         tokio::task::spawn_local(async move {
-            let _ = tokio::time::timeout(LIMIT, exchange(&cluster, head, pieces)).await;
+            let _ = tokio::time::timeout(LIMIT, exchange(&worker, &cluster, head, pieces)).await;
         });
     }
 }
@@ -95,10 +98,15 @@ fn shadow_host(authority: &[u8]) -> Vec<u8> {
     [host, b"-shadow", port].concat()
 }
 
-async fn exchange(cluster: &Rc<WorkerCluster>, head: HeaderMap, pieces: Vec<bytes::Bytes>) -> Option<()> {
+async fn exchange(
+    worker: &Worker,
+    cluster: &Rc<WorkerCluster>,
+    head: HeaderMap,
+    pieces: Vec<bytes::Bytes>,
+) -> Option<()> {
     let context = PickContext { headers: Some(&head), ..PickContext::default() };
-    let host = cluster.pick(&context)?;
-    let mut upstream = match pool::acquire(cluster, &host, false, false).await {
+    let Picked { cluster: member, host, .. } = worker.pick(cluster, &context)?;
+    let mut upstream = match pool::acquire(&member, &host, false, false).await {
         Ok(upstream) => upstream,
         Err(failure) => {
             if failure.reason != ResetReason::Overflow {
@@ -108,7 +116,7 @@ async fn exchange(cluster: &Rc<WorkerCluster>, head: HeaderMap, pieces: Vec<byte
         }
     };
     host.report(Report::Connected);
-    let _active = Active::new(cluster, &host, false)?;
+    let _active = Active::new(&member, &host, false)?;
     let grpc = head.is_grpc();
     let started = now();
     let end = pieces.is_empty();

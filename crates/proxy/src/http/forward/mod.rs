@@ -16,11 +16,12 @@ use std::time::{Duration, Instant};
 
 use smallvec::SmallVec;
 
+use crate::cluster::aggregate::Picked;
 use crate::cluster::outlier::Report;
 use crate::cluster::pool::via::Via;
 use crate::cluster::stats::Permit;
 use crate::cluster::worker_cluster::{Host, WorkerCluster};
-use crate::cluster::{HealthStatus, PickContext, pool};
+use crate::cluster::{PickContext, pool};
 use crate::http::codec::ResetReason;
 use crate::http::codec::h1::client::Answer;
 use crate::http::codec::side::{Downstream, Untouched, Upstream};
@@ -157,6 +158,7 @@ pub(crate) async fn forward(
         exchange,
         selected,
         route,
+        member: Rc::clone(&cluster),
         cluster,
         scopes,
         timeouts,
@@ -252,6 +254,8 @@ struct Router<'a, 'd, 'r> {
     selected: &'r Selected,
     route: &'r Forward,
     cluster: Rc<WorkerCluster>,
+    /// Whose endpoint was picked last: another one only of an aggregate cluster.
+    member: Rc<WorkerCluster>,
     scopes: Scopes,
     timeouts: Timeouts,
     retries: Retries,
@@ -358,14 +362,14 @@ impl Router<'_, '_, '_> {
         let terminated = upgrade::terminated(&self.exchange.stream.request, self.route);
         let had = match terminated {
             Some(_) => None,
-            None => pool::try_acquire(&self.cluster, &host, downstream_http2, fresh),
+            None => pool::try_acquire(&self.member, &host, downstream_http2, fresh),
         };
         let at_once = first && had.is_some();
         let upstream = match had {
             Some(upstream) => Ok(upstream),
             None => {
                 let high_priority = self.route.high_priority;
-                let cluster = Rc::clone(&self.cluster);
+                let cluster = Rc::clone(&self.member);
                 let waited = if terminated.is_some() {
                     let wait = pool::tunnel::open(&cluster, &host, high_priority);
                     self.wait(async { Box::pin(wait).await.map(Upstream::Tunnel) }).await
@@ -377,7 +381,7 @@ impl Router<'_, '_, '_> {
                     Ok(Waited::Answered(leg)) => return self.take_leg(*leg).await,
                     Err(interrupted) => {
                         if matches!(interrupted, Interrupted::Downstream(_)) {
-                            self.cluster.stats.upstream_rq_cancelled().inc();
+                            self.member.stats.upstream_rq_cancelled().inc();
                         }
                         return self.interrupted(interrupted, false);
                     }
@@ -402,8 +406,8 @@ impl Router<'_, '_, '_> {
                 }));
             }
         };
-        let Some(active) = Active::new(&self.cluster, &host, self.route.high_priority) else {
-            self.cluster.stats.upstream_rq_active_overflow().inc();
+        let Some(active) = Active::new(&self.member, &host, self.route.high_priority) else {
+            self.member.stats.upstream_rq_active_overflow().inc();
             return Ok(Outcome::Failed(Failure {
                 reason: ResetReason::Overflow,
                 transport: None,
@@ -429,6 +433,7 @@ impl Router<'_, '_, '_> {
     /// A leg that was parked is the one that counts from now on.
     async fn take_leg(&mut self, mut leg: Leg) -> Result<Outcome, Ended> {
         self.note_host(&leg.host);
+        self.member = Rc::clone(leg.active.cluster());
         self.exchange.stream.end_attempt();
         self.exchange.stream.resume_attempt(leg.number);
         let outcome = self.resume(&mut leg).await;
@@ -465,11 +470,7 @@ impl Router<'_, '_, '_> {
         let attempts = stream.info.upstream.attempts;
         if attempts > 1 {
             let cluster = &self.cluster;
-            self.retries.exclude_priorities(|| {
-                let available =
-                    |host: &Rc<Host>| matches!(host.health(), HealthStatus::Healthy | HealthStatus::Degraded);
-                cluster.hosts().iter().filter(|host| available(host)).map(|host| host.priority).collect()
-            });
+            self.retries.exclude_priorities(|| stream.worker.priorities(cluster));
         }
         let omitted = |host: &Host| self.retries.omits(host, &self.tried);
         let omits = attempts > 1 && self.retries.host_selection_attempts() > 0;
@@ -479,10 +480,11 @@ impl Router<'_, '_, '_> {
             excluded_priorities: self.retries.excluded_priorities(),
             ..self.affinity.context(self.selected, stream)
         };
-        let mut host = self.cluster.pick(&context)?;
-        self.retries.attempted(&host);
-        Affinity::chosen(&self.cluster, &host, &mut stream.info);
-        if let Some(via) = Via::of_request(&self.cluster.config, &stream.info.connection) {
+        let Picked { cluster, mut host, priority } = stream.worker.pick(&self.cluster, &context)?;
+        self.member = cluster;
+        self.retries.attempted(priority);
+        Affinity::chosen(&self.member, &host, &mut stream.info);
+        if let Some(via) = Via::of_request(&self.member.config, &stream.info.connection) {
             host = host.via(via);
         }
         self.tried.extend(host.address);
@@ -641,14 +643,14 @@ impl Router<'_, '_, '_> {
     /// Counts a reset that we send: an HTTP/1 connection is closed instead.
     fn count_reset(&self) {
         if self.exchange.stream.info.upstream.protocol == Some(Protocol::Http2) {
-            self.cluster.stats.upstream_rq_tx_reset().inc();
+            self.member.stats.upstream_rq_tx_reset().inc();
         }
     }
 
     /// Counts the end of an HTTP/2 stream before its response's; of HTTP/1, connections are
     /// counted.
     fn count_broken(&self, reason: ResetReason) {
-        let stats = &self.cluster.stats;
+        let stats = &self.member.stats;
         if reason == ResetReason::ProtocolError {
             stats.upstream_cx_protocol_error().inc();
         }

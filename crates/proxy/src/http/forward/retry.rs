@@ -151,10 +151,10 @@ impl Retries {
         policy.map_or(0, |policy| policy.host_selection_attempts)
     }
 
-    /// A host was chosen.
-    pub(crate) fn attempted(&mut self, host: &Host) {
+    /// A host of this priority was chosen.
+    pub(crate) fn attempted(&mut self, priority: u32) {
         if self.policy.as_ref().is_some_and(|policy| policy.previous_priorities.is_some()) {
-            self.attempted.push(host.priority);
+            self.attempted.push(priority);
         }
     }
 

@@ -13,6 +13,7 @@ use leno_base::drain::Phase;
 use leno_base::{Backoff, Name, Rng};
 use tokio::io::AsyncReadExt;
 
+use crate::cluster::aggregate::Picked;
 use crate::cluster::lb::metadata::MetadataMatch;
 use crate::cluster::outlier::Report;
 use crate::cluster::pool::connect::{ConnectError, Peer, open};
@@ -243,13 +244,14 @@ impl Session<'_> {
             {
                 tokio::time::sleep(backoff.next_wait()).await;
             }
-            let Some(host) = self.pick(&cluster, destination, attempt - 1) else {
+            let Some(Picked { cluster: member, host, .. }) = self.pick(&cluster, destination, attempt - 1)
+            else {
                 cluster.stats.upstream_cx_none_healthy().inc();
                 self.info.borrow_mut().flags.insert(ResponseFlags::NO_HEALTHY_UPSTREAM);
                 return None;
             };
-            let Some(permit) = Permit::take(&cluster.config, Resource::Connections, false) else {
-                cluster.stats.upstream_cx_overflow().inc();
+            let Some(permit) = Permit::take(&member.config, Resource::Connections, false) else {
+                member.stats.upstream_cx_overflow().inc();
                 self.info.borrow_mut().flags.insert(ResponseFlags::UPSTREAM_OVERFLOW);
                 return None;
             };
@@ -261,20 +263,20 @@ impl Session<'_> {
                 upstream.attempts = attempt;
             }
             let started = Instant::now();
-            let stats = &cluster.stats;
+            let stats = &member.stats;
             stats.upstream_cx_total().inc();
             stats.upstream_rq_pending_total().inc();
-            let via = self.via(&cluster);
+            let via = self.via(&member);
             let EndpointConfig { address, others, metadata, hostname, .. } = &host.config;
             let peer = Peer {
-                cluster: &cluster.config,
+                cluster: &member.config,
                 address,
                 others,
                 metadata,
                 via: via.as_ref(),
                 hostname: hostname.as_deref(),
                 transport: &host.transport,
-                stats: cluster.tls_stats.as_deref(),
+                stats: member.tls_stats.as_deref(),
             };
             match open(peer).await {
                 Ok((socket, tls)) => {
@@ -284,7 +286,8 @@ impl Session<'_> {
                     upstream.ready_at = Some(Instant::now());
                     upstream.local = socket.local_address();
                     upstream.tls = tls;
-                    return Some((Rc::clone(&cluster), Open::new(&cluster, host, permit), socket));
+                    let open = Open::new(&member, host, permit);
+                    return Some((member, open, socket));
                 }
                 Err(error) => {
                     match error {
@@ -345,20 +348,21 @@ impl Session<'_> {
         Some(via)
     }
 
-    fn pick(&self, cluster: &WorkerCluster, to: &Destination, earlier_picks: u32) -> Option<Rc<Host>> {
+    fn pick(&self, cluster: &Rc<WorkerCluster>, to: &Destination, earlier_picks: u32) -> Option<Picked> {
         let info = self.info.borrow();
-        let hash = cluster.config.balancing.hashing().and_then(|hashing| match &hashing.policy {
+        let hash = self.worker.with_hashing(cluster, |hashing| match &hashing.policy {
             Some(policies) => policies.hash(None, &info).hash,
             None => self.proxy.hash.as_ref()?.hash(&info),
         });
-        cluster.pick(&PickContext {
+        let context = PickContext {
             original_dst: info.connection.local_restored.then_some(info.connection.local),
             metadata: Some(&info.metadata),
             hash,
             metadata_match: to.metadata_match.as_deref(),
             earlier_picks,
             ..PickContext::default()
-        })
+        };
+        self.worker.pick(cluster, &context)
     }
 
     async fn duration_limit(&self) {

@@ -97,7 +97,6 @@ pub(super) struct HashBalancer {
     settings: Arc<Hashing>,
     census: Vec<Census>,
     shares: Vec<Share>,
-    overprovisioning: u32,
     priorities: Vec<Priority>,
 }
 
@@ -117,12 +116,11 @@ struct Ready {
 impl HashBalancer {
     pub(super) fn new(settings: Arc<Hashing>, hosts: Hosts, around: &Surroundings) -> Self {
         let census = hosts.census();
-        let overprovisioning = hosts.overprovisioning;
-        let shares = priority::shares(&census, overprovisioning, around.panic_threshold);
+        let shares = priority::shares(&census, around.panic_threshold);
         let priorities = hosts.priorities.into_iter().zip(&shares);
         let priorities =
             priorities.map(|(hosts, share)| Priority { hosts, panic: share.panic, ready: None }).collect();
-        Self { settings, census, shares, overprovisioning, priorities }
+        Self { settings, census, shares, priorities }
     }
 }
 
@@ -135,8 +133,7 @@ impl Balancer for HashBalancer {
         let (index, _) = if excluded.is_empty() {
             priority::draw(&self.shares, point)?
         } else {
-            let shares =
-                priority::shares_without(excluded, &self.census, self.overprovisioning, &self.shares);
+            let shares = priority::shares_without(excluded, &self.census, &self.shares);
             priority::draw(&shares, point)?
         };
         let priority = self.priorities.get_mut(index)?;
