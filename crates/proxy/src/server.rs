@@ -39,6 +39,8 @@ use crate::telemetry::server_stats::{
     ClusterManagerStats, DrainingResources, ListenerManagerStats, ServerStats,
 };
 use crate::telemetry::stats::{StatsStore, ThreadStats};
+use crate::tls::secrets::Refilled;
+use crate::tls::stats::count_refill;
 use crate::worker::{self, Command, DrainPolicy, Handle};
 
 /// Why a proxy could not run.
@@ -512,7 +514,10 @@ impl Server {
     }
 
     fn record(&mut self, applied: Applied) {
-        let Applied { type_url, version, endpoints, outcomes, removed } = applied;
+        let Applied { type_url, version, endpoints, outcomes, removed, refilled } = applied;
+        for Refilled { scope, server } in refilled {
+            count_refill(&self.thread_stats, &scope, server);
+        }
         for (clusters, assignment) in endpoints {
             self.publish_endpoints(&clusters, &assignment);
         }
@@ -679,7 +684,24 @@ impl Server {
             lds_version: version(TypeUrl::Listener),
             updated: self.records.updated.clone(),
             unready: self.store.unready(),
+            secrets: self.secrets(),
         }
+    }
+}
+
+impl Server {
+    /// The secrets that are wanted, with what has come of each.
+    fn secrets(&self) -> Vec<(Name, Option<DynamicResource>)> {
+        let wanted = self.store.wanted_secrets().into_keys();
+        let shown = wanted.map(|key| {
+            let known = self.store.secrets().known(&key).map(|known| DynamicResource {
+                source: known.source.clone(),
+                version: known.version.clone(),
+                updated: known.updated,
+            });
+            (key.name, known)
+        });
+        shown.collect()
     }
 }
 
@@ -722,6 +744,13 @@ fn ads(bootstrap: &Bootstrap) -> Result<Option<Ads>, RunError> {
     let refuse = |text: String| RunError::Config(vec![format!("dynamic_resources.ads_config: {text}")]);
     let cluster = bootstrap.clusters.iter().find(|cluster| cluster.name == server.cluster);
     let cluster = cluster.ok_or_else(|| refuse(format!("unknown cluster '{}'", server.cluster)))?;
+    if cluster.tls().next().is_some() {
+        // It must not be reached in plain text.
+        return Err(refuse(format!(
+            "transport_socket of cluster '{}': TLS to a control plane is not supported yet",
+            server.cluster
+        )));
+    }
     let assignment = match &cluster.discovery {
         ClusterDiscovery::Static(assignment) => &**assignment,
         ClusterDiscovery::StrictDns(dns) | ClusterDiscovery::LogicalDns(dns) => &dns.assignment,

@@ -20,6 +20,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 use tokio_stream::wrappers::TcpListenerStream;
 
+#[path = "xds/secrets.rs"]
+mod secrets;
 #[allow(dead_code, reason = "shared with the tests of the protocol, which use all of it")]
 #[path = "../../xds/tests/support/mod.rs"]
 mod support;

@@ -37,11 +37,11 @@ fn certificates(view: &View) -> Vec<Value> {
     let chain =
         |identity: &std::sync::Arc<leno_tls::Identity>| identity.chain().iter().map(describe).collect();
     for tls in view.snapshot.clusters.values().flat_map(|cluster| cluster.tls()) {
-        add(tls.trusted(), tls.identities().map(chain).collect());
+        add(tls.trusted(), tls.identities().iter().map(chain).collect());
     }
     for listener in view.snapshot.listeners.values() {
         for tls in listener.chains.all().filter_map(|chain| chain.transport.tls()) {
-            add(tls.trusted(), tls.identities().map(chain).collect());
+            add(tls.trusted(), tls.identities().iter().map(chain).collect());
         }
     }
     all

@@ -2,9 +2,11 @@
 
 use std::time::SystemTime;
 
+use leno_api::proto::envoy::config::bootstrap::v3::Bootstrap;
 use leno_api::proto::envoy::config::listener::v3 as listener;
 use leno_api::proto::envoy::config::route::v3 as route;
 use leno_api::proto::envoy::extensions::filters::network::http_connection_manager::v3 as manager;
+use leno_api::proto::envoy::extensions::transport_sockets::tls::v3 as tls;
 use prost::{Message, Name as _};
 use regex::bytes::Regex;
 use serde_json::{Map, Value, json};
@@ -70,7 +72,7 @@ fn dump<'a>(context: &'a Context, query: &'a Query) -> Asking<'a> {
             listeners(context, &view, &names),
             scoped_routes(),
             routes(context, &view, &names),
-            secrets(),
+            secrets(context, &view, &names),
         ]);
         select(&parts, query)
     })
@@ -319,10 +321,53 @@ fn scoped_routes() -> Part {
     Part { name: "ScopedRoutesConfigDump", fields: Map::new(), known, lists: &[] }
 }
 
-/// There are no secrets without TLS, likewise.
-fn secrets() -> Part {
-    let known = &["static_secrets", "dynamic_active_secrets", "dynamic_warming_secrets"];
-    Part { name: "SecretsConfigDump", fields: Map::new(), known, lists: &[] }
+/// Secrets, those of the bootstrap too; keys are hidden.
+fn secrets(context: &Context, view: &View, names: &Names) -> Part {
+    let bootstrap = Bootstrap::decode(context.server.bootstrap.value.as_slice());
+    let fixed = bootstrap.ok().and_then(|bootstrap| bootstrap.static_resources).unwrap_or_default().secrets;
+    let fixed = fixed.iter().filter(|secret| names.wanted(&secret.name)).map(|secret| {
+        let source = prost_types::Any { type_url: tls::Secret::type_url(), value: secret.encode_to_vec() };
+        json!({"name": secret.name, "last_updated": date(context.server.started_at), "secret": any(&source)})
+    });
+    let fixed: Vec<Value> = fixed.collect();
+    let (mut active, mut warming) = (Vec::new(), Vec::new());
+    for (name, known) in view.secrets.iter().filter(|(name, _)| names.wanted(name)) {
+        match known {
+            Some(known) => active.push(json!({
+                "name": name.as_str(),
+                "version_info": known.version,
+                "last_updated": date(known.updated),
+                "secret": any(&known.source),
+            })),
+            None => {
+                let empty = tls::Secret { name: name.to_string(), r#type: None };
+                let source =
+                    prost_types::Any { type_url: tls::Secret::type_url(), value: empty.encode_to_vec() };
+                warming.push(json!({
+                    "name": name.as_str(),
+                    "version_info": "uninitialized",
+                    "last_updated": date(context.server.started_at),
+                    "secret": any(&source),
+                }));
+            }
+        }
+    }
+    const DYNAMIC: [&str; 6] =
+        ["name", "version_info", "last_updated", "secret", "error_state", "client_status"];
+    Part {
+        name: "SecretsConfigDump",
+        fields: fields([
+            ("static_secrets", fixed.into()),
+            ("dynamic_active_secrets", active.into()),
+            ("dynamic_warming_secrets", warming.into()),
+        ]),
+        known: &["static_secrets", "dynamic_active_secrets", "dynamic_warming_secrets"],
+        lists: &[
+            ("static_secrets", "SecretsConfigDump.StaticSecret", &["name", "last_updated", "secret"]),
+            ("dynamic_active_secrets", "SecretsConfigDump.DynamicSecret", &DYNAMIC),
+            ("dynamic_warming_secrets", "SecretsConfigDump.DynamicSecret", &DYNAMIC),
+        ],
+    }
 }
 
 /// The route tables that a listener's connection managers have inline.

@@ -142,6 +142,8 @@ pub(crate) struct View {
     pub(crate) bound: BTreeMap<Name, Vec<ListenAddress>>,
     /// What initialisation still waits for: `/init_dump`, by init manager.
     pub(crate) unready: Vec<(String, Vec<String>)>,
+    /// Secrets that are to come by SDS, by name, with those that did.
+    pub(crate) secrets: Vec<(Name, Option<DynamicResource>)>,
 }
 
 /// A resource as it came by xDS.

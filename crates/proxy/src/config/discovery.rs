@@ -4,10 +4,10 @@
 //! acknowledge or reject with every reason. A resource that is refused leaves its last good
 //! version serving. `Discovery::follow` asks for what the store refers to now.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use leno_base::{Name, Rng};
 use leno_xds::client::grpc::{self, Commander, ConnectError, Connection, Event, Target};
@@ -18,8 +18,10 @@ use tokio::sync::mpsc;
 
 use crate::cluster::{Assignment, EndpointAddress};
 use crate::config::lower::{Lower, Rejected, Scope};
+use crate::config::source::Origin;
 use crate::config::store::Store;
 use crate::listener::sockets::Sockets;
+use crate::tls::secrets::{KnownSecret, Refilled, SecretKey, fill_cluster, fill_listener};
 
 /// The aggregated stream as the bootstrap describes it.
 #[derive(Clone, Debug)]
@@ -50,6 +52,7 @@ pub(crate) struct Discovery {
     scope: Scope,
     endpoints: BTreeSet<Name>,
     routes: BTreeSet<Name>,
+    secrets: BTreeSet<Name>,
 }
 
 /// What an update did, for stats and for the caller to publish.
@@ -65,6 +68,8 @@ pub(crate) struct Applied {
     pub(crate) removed: Vec<Name>,
     /// Clusters in force whose endpoints alone changed, with these endpoints.
     pub(crate) endpoints: Vec<(Vec<Name>, Arc<Assignment>)>,
+    /// TLS contexts that were made anew.
+    pub(crate) refilled: Vec<Refilled>,
 }
 
 /// What became of one resource.
@@ -107,7 +112,13 @@ impl Discovery {
 
     /// A subscription whose requests go to `commander`.
     pub(crate) fn new(commander: Commander, scope: Scope) -> Self {
-        Self { commander, scope, endpoints: BTreeSet::new(), routes: BTreeSet::new() }
+        Self {
+            commander,
+            scope,
+            endpoints: BTreeSet::new(),
+            routes: BTreeSet::new(),
+            secrets: BTreeSet::new(),
+        }
     }
 
     /// Brings an update into the store and answers it.
@@ -122,6 +133,13 @@ impl Discovery {
                 }
                 removed
             }
+            TypeUrl::Secret => {
+                // One that is there stays.
+                // Deviation: a control plane that says that there is none is not waited for; in
+                // Envoy the listener warms for ever, as the answer ends `initial_fetch_timeout`.
+                store.expire_secret(SecretKey { name: name.clone(), origin: Origin::Ads });
+                false
+            }
             // Endpoints and routes are forgotten when nothing refers to them (as Envoy does).
             _ => false,
         });
@@ -131,6 +149,7 @@ impl Discovery {
             outcomes: Vec::new(),
             removed,
             endpoints: Vec::new(),
+            refilled: Vec::new(),
         };
         for resource in added {
             let Resource { name, version, body } = resource;
@@ -143,6 +162,9 @@ impl Discovery {
                 TypeUrl::Route => put_routes(&name, &source, scope, store),
                 TypeUrl::Endpoint => put_endpoints(&name, &source, scope, store)
                     .map(|changed| applied.endpoints.extend(changed)),
+                TypeUrl::Secret => {
+                    put_secret(&name, &source, scope, store).map(|refilled| applied.refilled.extend(refilled))
+                }
                 _ => Err(Rejected::because(format!("{type_url} was never subscribed"))),
             };
             let refused = outcome.err().map(|rejected| rejected.to_string());
@@ -182,11 +204,16 @@ impl Discovery {
             (TypeUrl::Route, Interest::Names(names)) => {
                 names.into_iter().for_each(|name| store.expire_routes(name));
             }
+            (TypeUrl::Secret, Interest::Names(names)) => {
+                names
+                    .into_iter()
+                    .for_each(|name| store.expire_secret(SecretKey { name, origin: Origin::Ads }));
+            }
             _ => {}
         }
     }
 
-    /// Asks for the endpoints and routes that the store refers to now, and for no others.
+    /// Asks for the endpoints, routes and secrets that the store refers to now, and for no others.
     pub(crate) fn follow(&mut self, store: &Store) {
         let (endpoints, routes) = (store.wanted_endpoints(), store.wanted_routes());
         for name in endpoints.difference(&self.endpoints) {
@@ -199,7 +226,14 @@ impl Discovery {
             self.commander.subscribe(TypeUrl::Route, Interest::name(name.clone()), timeout);
         }
         self.unsubscribe(TypeUrl::Route, self.routes.difference(&routes).cloned().collect());
-        (self.endpoints, self.routes) = (endpoints, routes);
+        let secrets = store.wanted_secrets().into_iter().filter(|(key, _)| key.origin == Origin::Ads);
+        let secrets: BTreeMap<Name, _> = secrets.map(|(key, timeout)| (key.name, timeout)).collect();
+        for (name, timeout) in secrets.iter().filter(|(name, _)| !self.secrets.contains(*name)) {
+            self.commander.subscribe(TypeUrl::Secret, Interest::name(name.clone()), *timeout);
+        }
+        let gone = self.secrets.iter().filter(|name| !secrets.contains_key(*name));
+        self.unsubscribe(TypeUrl::Secret, gone.cloned().collect());
+        (self.endpoints, self.routes, self.secrets) = (endpoints, routes, secrets.into_keys().collect());
     }
 
     fn unsubscribe(&self, type_url: TypeUrl, names: Vec<Name>) {
@@ -214,6 +248,7 @@ fn put_cluster(name: &str, source: &Any, scope: Scope, store: &mut Store) -> Res
         return Ok(());
     }
     let cluster = Lower::resource_in(scope, |at| crate::cluster::config::lower(source, at))?;
+    fill_cluster(&cluster, store.secrets()).map_err(Rejected::because)?;
     store.put_cluster(cluster);
     Ok(())
 }
@@ -232,6 +267,7 @@ fn put_listener(
     let listener = Lower::resource_in(scope, |at| {
         crate::listener::config::lower(source, previous.map(|listener| &**listener), at)
     })?;
+    fill_listener(&listener, store.secrets()).map_err(Rejected::because)?;
     sockets.bind(&listener).map_err(|error| Rejected::because(error.to_string()))?;
     store.put_listener(Arc::new(listener));
     Ok(())
@@ -258,6 +294,25 @@ fn put_endpoints(
     let assignment = Arc::new(assignment);
     let users = store.put_assignment(name.clone(), Arc::clone(&assignment));
     Ok((!users.is_empty()).then_some((users, assignment)))
+}
+
+/// Returns the contexts that were made anew.
+fn put_secret(name: &Name, source: &Any, scope: Scope, store: &mut Store) -> Result<Vec<Refilled>, Rejected> {
+    let key = SecretKey { name: name.clone(), origin: Origin::Ads };
+    if store.has_secret(&key, source, &scope.version) {
+        return Ok(Vec::new());
+    }
+    let version = scope.version.clone();
+    let lowered = Lower::resource_in(scope, |at| crate::tls::config::dynamic_secret(source, at));
+    let put = lowered.and_then(|secret| {
+        let known = KnownSecret { secret, source: source.clone(), version, updated: SystemTime::now() };
+        store.put_secret(key.clone(), known).map_err(Rejected::because)
+    });
+    if put.is_err() {
+        // Nothing waits for a secret that is refused: so it is in Envoy.
+        store.expire_secret(key);
+    }
+    put
 }
 
 /// Connects to the next endpoint of the cluster.

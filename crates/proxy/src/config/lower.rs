@@ -20,7 +20,7 @@ use prost_types::Any;
 use crate::cluster::lb::settings::Here;
 use crate::cluster::{BindConfig, dns_cache};
 use crate::config::runtime::Runtime;
-use crate::tls::config::Secret;
+use crate::tls::secrets::Secret;
 
 /// One refused field.
 #[derive(Clone, Debug, PartialEq, Eq)]

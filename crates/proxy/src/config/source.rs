@@ -21,7 +21,7 @@ pub(crate) struct ConfigSource {
 }
 
 /// The place that resources come from.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Origin {
     /// The aggregated stream of the bootstrap's `ads_config`.
     Ads,
@@ -32,7 +32,7 @@ pub(crate) enum Origin {
 }
 
 /// An xDS server and how to talk to it (ApiConfigSource).
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct XdsServer {
     /// The cluster that it is reached by.
     pub(crate) cluster: Name,

@@ -2,7 +2,7 @@
 //! what has to be published.
 //!
 //! A cluster is *warm* when its endpoints are known (EDS answered or timed out, DNS resolved
-//! once), a listener when its routes are. A changed resource serves only when it is warm; the
+//! once), a listener when its routes are; both when their secrets are. A changed resource serves only when it is warm; the
 //! one that it replaces serves until then. `settle` moves what has become warm into the next
 //! `Snapshot`. The store does no I/O: it says what is wanted and is told what came.
 
@@ -18,6 +18,7 @@ use crate::http::config::RouteSource;
 use crate::http::route::RouteTable;
 use crate::listener::{Listener, NetworkFilters};
 use crate::snapshot::Snapshot;
+use crate::tls::secrets::{self, KnownSecret, Refilled, SecretKey, SecretRef, SecretTable};
 
 /// All configuration, on the main thread.
 #[derive(Debug, Default)]
@@ -28,6 +29,7 @@ pub(crate) struct Store {
     routes: BTreeMap<Name, Arc<RouteTable>>,
     /// By EDS name.
     assignments: BTreeMap<Name, Arc<Assignment>>,
+    secrets: SecretTable,
     /// By cluster name, from DNS, with the settings that it was found by: a changed cluster must
     /// not serve what its predecessor's names resolved to.
     resolved: BTreeMap<Name, Vec<Resolved>>,
@@ -263,6 +265,48 @@ impl Store {
         }
     }
 
+    /// Takes a secret that came by SDS, and gives it to those who refer to it; these.
+    ///
+    /// # Errors
+    /// Why one of them cannot do with it: then all keep what they have.
+    pub(crate) fn put_secret(
+        &mut self,
+        key: SecretKey,
+        version: KnownSecret,
+    ) -> Result<Vec<Refilled>, String> {
+        let listeners = self.listeners.values().flat_map(|slot| slot.active.iter().chain(&slot.warming));
+        let clusters = self.clusters.values().flat_map(|slot| slot.active.iter().chain(&slot.warming));
+        let refilled = self.secrets.put(key, version, listeners, clusters)?;
+        self.unsettled = true;
+        Ok(refilled)
+    }
+
+    /// Whether this very secret is there already.
+    pub(crate) fn has_secret(&mut self, key: &SecretKey, source: &Any, version: &str) -> bool {
+        self.secrets.seen(key, source, version)
+    }
+
+    /// This secret did not come in time, or was refused: its users start without, and refuse
+    /// connections.
+    pub(crate) fn expire_secret(&mut self, key: SecretKey) {
+        self.unsettled |= self.secrets.expire(key);
+    }
+
+    /// The secrets that came by SDS.
+    pub(crate) fn secrets(&self) -> &SecretTable {
+        &self.secrets
+    }
+
+    /// Secrets that listeners and clusters in force or warming refer to, with how long each is
+    /// waited for.
+    pub(crate) fn wanted_secrets(&self) -> BTreeMap<SecretKey, Option<Duration>> {
+        let listeners = self.listeners.values().flat_map(|slot| slot.active.iter().chain(&slot.warming));
+        let clusters = self.clusters.values().flat_map(|slot| slot.active.iter().chain(&slot.warming));
+        let of_listeners = listeners.flat_map(|listener| secrets::of_listener(listener));
+        let of_clusters = clusters.flat_map(|cluster| secrets::of_cluster(cluster));
+        of_listeners.chain(of_clusters).map(|wanted| (wanted.key.clone(), wanted.timeout)).collect()
+    }
+
     /// The first CDS update was taken, or did not come in time.
     pub(crate) fn clusters_came(&mut self) {
         self.unsettled |= std::mem::take(&mut self.awaits_clusters);
@@ -291,14 +335,27 @@ impl Store {
         if !clusters.is_empty() {
             unready.push(("init manager Server".to_owned(), clusters));
         }
+        for (name, slot) in &self.clusters {
+            let Some(cluster) = &slot.warming else { continue };
+            let targets = self.missing_secrets(secrets::of_cluster(cluster)).collect();
+            unready.push((format!("init manager Cluster {name}"), targets));
+        }
         for (name, slot) in &self.listeners {
             let Some(listener) = &slot.warming else { continue };
             let missing = rds_names(listener).filter(|name| !self.routes.contains_key(&***name));
-            let targets =
-                missing.map(|name| format!("target RdsRouteConfigSubscription init {name}")).collect();
+            let routes = missing.map(|name| format!("target RdsRouteConfigSubscription init {name}"));
+            let targets = routes.chain(self.missing_secrets(secrets::of_listener(listener))).collect();
             unready.push((format!("init manager Listener-init-target {name}"), targets));
         }
         unready
+    }
+
+    fn missing_secrets<'s>(
+        &'s self,
+        wanted: impl Iterator<Item = &'s SecretRef>,
+    ) -> impl Iterator<Item = String> {
+        let missing = wanted.filter(|wanted| !self.secrets.has(std::iter::once(*wanted)));
+        missing.map(|wanted| format!("target SdsApi {}", wanted.key.name))
     }
 
     /// Whether nothing came since the last `settle` that it could act on, nor anybody else who
@@ -341,7 +398,9 @@ impl Store {
                         || self.expired_endpoints.contains(&**service_name)
                 }
             };
-            let warm = warm && cluster.health.as_ref().is_none_or(|health| health.is_warm());
+            let warm = warm
+                && self.secrets.has(secrets::of_cluster(cluster))
+                && cluster.health.as_ref().is_none_or(|health| health.is_warm());
             if warm {
                 slot.active = slot.warming.take();
                 self.changed = true;
@@ -353,14 +412,16 @@ impl Store {
         let (routes, expired) = (&self.routes, &self.expired_routes);
         for slot in self.listeners.values_mut() {
             let Some(listener) = &slot.warming else { continue };
-            if rds_names(listener).all(|name| routes.contains_key(&**name) || expired.contains(&**name)) {
+            let has_routes =
+                rds_names(listener).all(|name| routes.contains_key(&**name) || expired.contains(&**name));
+            if has_routes && self.secrets.has(secrets::of_listener(listener)) {
                 slot.active = slot.warming.take();
                 self.changed = true;
             }
         }
     }
 
-    /// Drops endpoints and routes that nothing refers to.
+    /// Drops endpoints, routes and secrets that nothing refers to.
     fn forget_unused(&mut self) {
         let endpoints = self.wanted_endpoints();
         self.assignments.retain(|name, _| endpoints.contains(name));
@@ -368,6 +429,8 @@ impl Store {
         let routes = self.wanted_routes();
         self.routes.retain(|name, _| routes.contains(name));
         self.expired_routes.retain(|name| routes.contains(name));
+        let secrets = self.wanted_secrets().into_keys().collect();
+        self.secrets.retain(&secrets);
         let clusters = &self.clusters;
         for (name, known) in &mut self.resolved {
             let Some(slot) = clusters.get(name) else { continue };

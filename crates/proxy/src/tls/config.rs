@@ -9,35 +9,21 @@ use leno_api::proto::envoy::config::core::v3 as core;
 use leno_api::proto::envoy::extensions::transport_sockets::tls::v3 as proto;
 use leno_base::Name;
 use leno_tls::{
-    Certificate, ClientSettings, Identity, NameKind, NameMatcher, Parameters, Revocations, ServerSettings,
-    Source, StaplePolicy, TextMatcher, TicketKey, TicketKeys, Trust, TrustBundle, ValidationRules, Version,
+    Identity, NameKind, NameMatcher, Parameters, Revocations, Source, StaplePolicy, TextMatcher, TicketKey,
+    TicketKeys, Trust, TrustBundle, ValidationRules, Version,
 };
+use prost_types::Any;
 use rustls::KeyLog;
 
 use crate::config::lower::Lower;
-use crate::config::source::{ConfigSource, Origin, config_source};
+use crate::config::source::{Origin, config_source};
 use crate::http::route::matcher::{self, StringMatcher};
+use crate::tls::secrets::{NoSecrets, Secret, SecretKey, SecretRef};
 use crate::tls::{DownstreamTls, Slot, Transport, UpstreamTls};
 
-/// A secret as it is referred to.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) struct SecretRef {
-    /// Its name.
-    pub(crate) name: Name,
-    /// Where it comes from.
-    pub(crate) source: ConfigSource,
-}
+mod fill;
 
-/// A secret, lowered.
-#[derive(Clone, Debug)]
-pub(crate) enum Secret {
-    /// A certificate with its key.
-    Certificate(Arc<Identity>),
-    /// What peers must show.
-    Validation(Arc<ValidationRules>),
-    /// Keys of session tickets.
-    TicketKeys(TicketKeys),
-}
+pub(crate) use fill::Fill;
 
 /// Part of a context: there, or a secret to come.
 #[derive(Clone, Debug)]
@@ -88,154 +74,6 @@ pub(crate) struct UpstreamSettings {
     enforce_rsa_key_usage: bool,
     max_session_keys: u32,
     key_log: Option<Arc<KeyLogFile>>,
-}
-
-/// Finds secrets.
-pub(crate) trait Secrets {
-    /// The secret that is referred to, if it is there.
-    fn find(&self, wanted: &SecretRef) -> Option<Secret>;
-}
-
-/// No secrets: what is configured in place is all there is.
-pub(crate) struct NoSecrets;
-
-impl Secrets for NoSecrets {
-    fn find(&self, _wanted: &SecretRef) -> Option<Secret> {
-        None
-    }
-}
-
-/// What comes of filling a context's slot.
-type Filled = Result<(), String>;
-
-impl Piece<Arc<Identity>> {
-    fn resolve(&self, secrets: &dyn Secrets) -> Result<Option<Arc<Identity>>, String> {
-        match self {
-            Piece::Here(identity) => Ok(Some(Arc::clone(identity))),
-            Piece::Awaited(wanted) => match secrets.find(wanted) {
-                None => Ok(None),
-                Some(Secret::Certificate(identity)) => Ok(Some(identity)),
-                Some(_) => Err(format!("secret '{}' is not a TLS certificate", wanted.name)),
-            },
-        }
-    }
-}
-
-impl Validation {
-    fn resolve(&self, secrets: &dyn Secrets) -> Result<Option<Arc<ValidationRules>>, String> {
-        let Some(wanted) = &self.awaited else { return Ok(Some(Arc::new(self.rules.clone()))) };
-        let merged = match secrets.find(wanted) {
-            None => return Ok(None),
-            Some(Secret::Validation(rules)) => self.rules.merged(&rules),
-            Some(_) => return Err(format!("secret '{}' is not a validation context", wanted.name)),
-        };
-        check_rules(&merged)?;
-        Ok(Some(Arc::new(merged)))
-    }
-}
-
-impl DownstreamTls {
-    /// Makes what handshakes need of the secrets that are there. While one is missing,
-    /// connections are refused.
-    ///
-    /// # Errors
-    /// What does not fit together; handshakes go on with what was there.
-    pub(crate) fn fill(&self, secrets: &dyn Secrets) -> Filled {
-        let settings = &self.settings;
-        let mut identities = Vec::new();
-        for certificate in &settings.certificates {
-            match certificate.resolve(secrets)? {
-                Some(identity) => identities.push(identity),
-                None => return Ok(()),
-            }
-        }
-        let Some(rules) = settings.validation.resolve(secrets)? else { return Ok(()) };
-        let tickets = match &settings.tickets {
-            Piece::Here(tickets) => tickets.clone(),
-            Piece::Awaited(wanted) => match secrets.find(wanted) {
-                None => return Ok(()),
-                Some(Secret::TicketKeys(keys)) => keys,
-                Some(_) => return Err(format!("secret '{}' is not session ticket keys", wanted.name)),
-            },
-        };
-        let server = ServerSettings {
-            parameters: settings.parameters.clone(),
-            alpn: settings.alpn.clone(),
-            identities,
-            rules,
-            require_client_certificate: settings.require_client_certificate,
-            require_name: settings.require_sni,
-            full_scan: settings.full_scan,
-            staple_policy: settings.staple_policy,
-            tickets,
-            stateful: settings.stateful,
-            session_timeout: settings.session_timeout,
-            prefer_client_suites: settings.prefer_client_ciphers,
-            key_log: settings.key_log.clone().map(|log| log as Arc<dyn KeyLog>),
-        };
-        self.context.set(Some(Arc::new(server.build()?)));
-        Ok(())
-    }
-
-    /// Our certificates that are configured in place, for /certs.
-    pub(crate) fn identities(&self) -> impl Iterator<Item = &Arc<Identity>> {
-        self.settings.certificates.iter().filter_map(Piece::here)
-    }
-
-    /// The CA certificates that are configured in place, for /certs.
-    pub(crate) fn trusted(&self) -> Vec<Arc<Certificate>> {
-        self.settings.validation.rules.trusted()
-    }
-}
-
-impl UpstreamTls {
-    /// See [`DownstreamTls::fill`].
-    ///
-    /// # Errors
-    /// Likewise.
-    pub(crate) fn fill(&self, secrets: &dyn Secrets) -> Filled {
-        let settings = &self.settings;
-        let identity = match &settings.certificate {
-            None => None,
-            Some(certificate) => match certificate.resolve(secrets)? {
-                None => return Ok(()),
-                identity => identity,
-            },
-        };
-        let Some(rules) = settings.validation.resolve(secrets)? else { return Ok(()) };
-        let client = ClientSettings {
-            parameters: settings.parameters.clone(),
-            alpn: settings.alpn.clone(),
-            identity,
-            rules,
-            match_server_name: settings.match_server_name,
-            enforce_rsa_key_usage: settings.enforce_rsa_key_usage,
-            max_session_keys: settings.max_session_keys,
-            key_log: settings.key_log.clone().map(|log| log as Arc<dyn KeyLog>),
-        };
-        self.context.set(Some(client.build()?));
-        Ok(())
-    }
-
-    /// Our certificate if it is configured in place, for /certs.
-    pub(crate) fn identities(&self) -> impl Iterator<Item = &Arc<Identity>> {
-        self.settings.certificate.iter().filter_map(Piece::here)
-    }
-
-    /// The CA certificates that are configured in place, for /certs.
-    pub(crate) fn trusted(&self) -> Vec<Arc<Certificate>> {
-        self.settings.validation.rules.trusted()
-    }
-}
-
-impl<T> Piece<T> {
-    /// What is there.
-    fn here(&self) -> Option<&T> {
-        match self {
-            Piece::Here(piece) => Some(piece),
-            Piece::Awaited(_) => None,
-        }
-    }
 }
 
 /// Lowers the transport socket of a filter chain.
@@ -340,7 +178,7 @@ fn downstream_context(proto: proto::DownstreamTlsContext, at: &mut Lower) -> Opt
         prefer_client_ciphers,
         key_log: common.key_log,
     };
-    let tls = DownstreamTls { settings, context: Slot::new(None) };
+    let tls = DownstreamTls { settings, context: Slot::new(None), shown: Slot::new(None) };
     if let Err(error) = tls.fill(&NoSecrets) {
         at.error(error);
     }
@@ -393,7 +231,7 @@ fn upstream_context(proto: proto::UpstreamTlsContext, at: &mut Lower) -> Option<
         max_session_keys: max_session_keys.unwrap_or(1),
         key_log: common.key_log,
     };
-    let tls = UpstreamTls { settings, context: Slot::new(None) };
+    let tls = UpstreamTls { settings, context: Slot::new(None), shown: Slot::new(None) };
     if let Err(error) = tls.fill(&NoSecrets) {
         at.error(error);
     }
@@ -577,7 +415,7 @@ fn lower_parameters(
 /// Bytes and where they came from.
 fn source(field: &str, proto: Option<core::DataSource>, at: &mut Lower) -> Option<Source> {
     let mut proto = proto?;
-    // It only concerns secrets that come by SDS, whose files are watched by `secrets`.
+    // It only concerns secrets that come by SDS: see `refers_to_files`.
     proto.watched_directory = None;
     let place = match &proto.specifier {
         Some(core::data_source::Specifier::Filename(path)) => path.clone(),
@@ -592,7 +430,7 @@ fn certificate(proto: proto::TlsCertificate, at: &mut Lower) -> Option<Arc<Ident
         certificate_chain,
         private_key,
         pkcs12,
-        // Of files of secrets that come by SDS: `secrets` watches those.
+        // It only concerns secrets that come by SDS: see `refers_to_files`.
         watched_directory: _,
         private_key_provider,
         password,
@@ -661,7 +499,7 @@ fn validation(proto: proto::CertificateValidationContext, at: &mut Lower) -> Opt
         trusted_ca,
         ca_certificate_provider_instance,
         system_root_certs,
-        // Of files of secrets that come by SDS: `secrets` watches those.
+        // It only concerns secrets that come by SDS: see `refers_to_files`.
         watched_directory: _,
         verify_certificate_spki,
         verify_certificate_hash,
@@ -891,12 +729,52 @@ fn reference(proto: proto::SdsSecretConfig, at: &mut Lower) -> Option<Reference>
         }
         Some(source) => at.field("sds_config", |at| {
             let source = config_source(source, at)?;
-            if matches!(source.origin, Origin::Ads | Origin::Grpc(_) | Origin::File(_)) {
-                at.error("secrets from elsewhere (SDS) are not supported yet");
-                return None;
+            match source.origin {
+                Origin::Ads => {}
+                Origin::Grpc(_) => {
+                    at.unsupported("api_config_source", true);
+                    return None;
+                }
+                Origin::File(_) => {
+                    at.unsupported("path_config_source", true);
+                    return None;
+                }
             }
-            Some(Reference::Awaited(SecretRef { name: name.into(), source }))
+            let key = SecretKey { name: name.into(), origin: source.origin };
+            Some(Reference::Awaited(SecretRef { key, timeout: source.initial_fetch_timeout }))
         }),
+    }
+}
+
+/// Lowers a Secret that comes by SDS.
+pub(crate) fn dynamic_secret(source: &Any, at: &mut Lower) -> Option<Secret> {
+    let proto: proto::Secret = at.unpack(source)?;
+    if refers_to_files(&proto) {
+        at.error("files of secrets that come by SDS are not supported yet");
+        return None;
+    }
+    secret(proto, at).map(|(_, secret)| secret)
+}
+
+/// Whether parts of a secret lie in files, which would have to be watched.
+fn refers_to_files(secret: &proto::Secret) -> bool {
+    use proto::secret::Type;
+    let is_file = |source: &Option<core::DataSource>| {
+        let specifier = source.as_ref().and_then(|source| source.specifier.as_ref());
+        matches!(specifier, Some(core::data_source::Specifier::Filename(_)))
+    };
+    match &secret.r#type {
+        Some(Type::TlsCertificate(certificate)) => {
+            certificate.watched_directory.is_some()
+                || [&certificate.certificate_chain, &certificate.private_key, &certificate.ocsp_staple]
+                    .into_iter()
+                    .any(is_file)
+        }
+        Some(Type::ValidationContext(context)) => {
+            context.watched_directory.is_some() || is_file(&context.trusted_ca) || is_file(&context.crl)
+        }
+        Some(Type::SessionTicketKeys(keys)) => keys.keys.iter().cloned().any(|key| is_file(&Some(key))),
+        Some(Type::GenericSecret(_)) | None => false,
     }
 }
 

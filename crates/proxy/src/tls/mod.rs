@@ -9,7 +9,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::BytesMut;
-use leno_tls::{Findings, Identity, PeerCertificates, ServerContext};
+use leno_tls::{Findings, Identity, PeerCertificates, ServerContext, ValidationRules};
 use rustls::client::UnbufferedClientConnection;
 use rustls::pki_types::ServerName;
 use rustls::server::UnbufferedServerConnection;
@@ -23,6 +23,7 @@ use crate::tls::stats::TlsStats;
 use crate::tls::stream::{HandshakeFailure, Session, TlsStream};
 
 pub(crate) mod config;
+pub(crate) mod secrets;
 pub(crate) mod stats;
 pub(crate) mod stream;
 
@@ -84,6 +85,13 @@ impl<T> Slot<T> {
     }
 }
 
+/// What a context was made of.
+#[derive(Debug)]
+struct Shown {
+    identities: Vec<Arc<Identity>>,
+    rules: Arc<ValidationRules>,
+}
+
 /// TLS of a filter chain (DownstreamTlsContext).
 #[derive(Debug)]
 pub(crate) struct DownstreamTls {
@@ -91,6 +99,8 @@ pub(crate) struct DownstreamTls {
     pub(crate) settings: DownstreamSettings,
     /// What handshakes are made from.
     pub(crate) context: Slot<ServerContext>,
+    /// What that was made of, for /certs.
+    shown: Slot<Shown>,
 }
 
 /// TLS towards the endpoints of a cluster (UpstreamTlsContext).
@@ -100,6 +110,8 @@ pub(crate) struct UpstreamTls {
     pub(crate) settings: UpstreamSettings,
     /// What handshakes are made from.
     pub(crate) context: Slot<ClientConfig>,
+    /// What that was made of, for /certs.
+    shown: Slot<Shown>,
 }
 
 /// What is known of a TLS session.

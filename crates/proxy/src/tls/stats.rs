@@ -132,3 +132,10 @@ impl TlsStats {
         }
     }
 }
+
+/// Counts, on the main thread, that a context was made anew because a secret has come or changed;
+/// `scope` as in [`TlsStats::new`].
+pub(crate) fn count_refill(thread: &ThreadStats, scope: &str, server: bool) {
+    let factory = if server { "server_ssl_socket_factory" } else { "client_ssl_socket_factory" };
+    thread.count(&format!("{scope}{factory}.ssl_context_update_by_sds").replace(':', "_"), 1);
+}

@@ -1,0 +1,302 @@
+//! Secrets that come by SDS and change under connections that stay.
+
+use std::io::{Error, ErrorKind, Read, Write};
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use leno_api::proto::envoy::config::listener::v3::Listener;
+use leno_api::proto::envoy::extensions::transport_sockets::tls::v3::Secret;
+use leno_xds::{Mode, Resource, TypeUrl};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, SanType};
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::{ClientConfig, ClientConnection, DigitallySignedStruct, SignatureScheme, StreamOwned};
+
+use super::{PATIENCE, Proxy, Server, rejected, resource};
+
+/// A certificate with its key, in PEM.
+#[derive(Clone)]
+struct Pair {
+    certificate: String,
+    key: String,
+}
+
+impl Pair {
+    /// As a secret.
+    fn secret(&self, name: &str) -> Resource {
+        secret(
+            name,
+            &format!(
+                "tls_certificate: {{certificate_chain: {{inline_string: {:?}}}, private_key: {{inline_string: {:?}}}}}",
+                self.certificate, self.key
+            ),
+        )
+    }
+
+    fn der(&self) -> CertificateDer<'static> {
+        CertificateDer::from_pem_slice(self.certificate.as_bytes()).expect("a certificate")
+    }
+}
+
+type Authority = CertifiedIssuer<'static, KeyPair>;
+
+fn authority(name: &str) -> Authority {
+    let mut params = CertificateParams::default();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.distinguished_name.push(DnType::CommonName, name);
+    CertifiedIssuer::self_signed(params, KeyPair::generate().expect("a key")).expect("a CA")
+}
+
+fn pair(issuer: &Authority, uri: &str) -> Pair {
+    let mut params = CertificateParams::default();
+    params.subject_alt_names.push(SanType::URI(uri.try_into().expect("ASCII")));
+    params.use_authority_key_identifier_extension = true;
+    let key = KeyPair::generate().expect("a key");
+    let certificate = params.signed_by(&key, issuer).expect("signed").pem();
+    Pair { certificate, key: key.serialize_pem() }
+}
+
+fn secret(name: &str, text: &str) -> Resource {
+    resource::<Secret>(name, &format!("{{name: {name}, {text}}}"))
+}
+
+fn trust(name: &str, authority: &Authority) -> Resource {
+    secret(name, &format!("validation_context: {{trusted_ca: {{inline_string: {:?}}}}}", authority.pem()))
+}
+
+/// A listener that answers every request, below this DownstreamTlsContext.
+fn listener(name: &str, context: &str) -> Resource {
+    let text = format!(
+        "{{name: {name}, stat_prefix: {name}, address: {{socket_address: {{address: 127.0.0.1, port_value: 0}}}}, \
+         filter_chains: [{{transport_socket: {{name: tls, typed_config: {{'@type': type.googleapis.com/envoy.\
+         extensions.transport_sockets.tls.v3.DownstreamTlsContext, {context}}}}}, filters: [{{name: hcm, typed_config: \
+         {{'@type': type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.\
+         HttpConnectionManager, stat_prefix: {name}, route_config: {{virtual_hosts: [{{name: all, domains: ['*'], \
+         routes: [{{match: {{prefix: /}}, direct_response: {{status: 200, body: {{inline_string: here}}}}}}]}}]}}, \
+         http_filters: [{{name: router, typed_config: {{'@type': type.googleapis.com/envoy.extensions.filters.http.\
+         router.v3.Router}}}}]}}}}]}}]}}"
+    );
+    resource::<Listener>(name, &text)
+}
+
+fn sds(name: &str) -> String {
+    format!("{{name: {name}, sds_config: {{ads: {{}}, resource_api_version: V3}}}}")
+}
+
+/// Takes whatever certificate the server shows: which it is, the test looks at.
+#[derive(Debug)]
+struct Anything;
+
+impl ServerCertVerifier for Anything {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        rustls::crypto::aws_lc_rs::default_provider().signature_verification_algorithms.supported_schemes()
+    }
+}
+
+/// A connection; what it does blocks, so it is done beside the runtime.
+struct Client(StreamOwned<ClientConnection, std::net::TcpStream>);
+
+impl Client {
+    /// Connects, asks once, and gives the connection with the certificate that it was shown.
+    async fn connect(
+        address: SocketAddr,
+        own: Option<&Pair>,
+    ) -> Result<(Self, CertificateDer<'static>), Error> {
+        let own = own.map(|own| {
+            (vec![own.der()], PrivateKeyDer::from_pem_slice(own.key.as_bytes()).expect("a private key"))
+        });
+        let connecting = tokio::task::spawn_blocking(move || {
+            let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+            let config = ClientConfig::builder_with_provider(provider)
+                .with_safe_default_protocol_versions()
+                .expect("versions")
+                .dangerous()
+                .with_custom_certificate_verifier(Arc::new(Anything));
+            let config = match own {
+                Some((chain, key)) => config.with_client_auth_cert(chain, key).expect("they fit"),
+                None => config.with_no_client_auth(),
+            };
+            let name = ServerName::try_from("server.test").expect("a name");
+            let session = ClientConnection::new(Arc::new(config), name).expect("a session");
+            // What is in force listens as soon as the worker has heard of it.
+            let socket = loop {
+                match std::net::TcpStream::connect(address) {
+                    Err(error) if error.kind() == ErrorKind::ConnectionRefused => {}
+                    connected => break connected?,
+                }
+            };
+            socket.set_read_timeout(Some(PATIENCE))?;
+            let mut client = Self(StreamOwned::new(session, socket));
+            client.ask()?;
+            let shown = client.0.conn.peer_certificates().and_then(<[_]>::first);
+            let shown = shown.expect("a certificate").clone().into_owned();
+            Ok((client, shown))
+        });
+        connecting.await.expect("no panic")
+    }
+
+    fn ask(&mut self) -> Result<(), Error> {
+        self.0.write_all(b"GET / HTTP/1.1\r\nhost: test\r\n\r\n")?;
+        let mut answer = Vec::new();
+        while !answer.ends_with(b"\r\n\r\nhere") {
+            let mut part = [0; 1024];
+            match self.0.read(&mut part)? {
+                0 => return Err(Error::other("closed")),
+                count => answer.extend_from_slice(&part[..count]),
+            }
+        }
+        Ok(())
+    }
+
+    /// Asks again.
+    async fn again(mut self) -> Self {
+        let asking = tokio::task::spawn_blocking(move || {
+            self.ask().expect("the connection stays");
+            self
+        });
+        asking.await.expect("no panic")
+    }
+}
+
+/// Waits until the page has this in it.
+async fn until_shown(proxy: &Proxy, request: &str, wanted: &str) -> String {
+    let asking = async {
+        loop {
+            let page = proxy.page(request).await;
+            if page.contains(wanted) {
+                return page;
+            }
+        }
+    };
+    tokio::time::timeout(PATIENCE, asking).await.unwrap_or_else(|_| panic!("never {wanted} at {request}"))
+}
+
+async fn until_stat(proxy: &Proxy, name: &str, value: &str) {
+    until_shown(proxy, &format!("GET /stats?filter=^{name}$"), &format!("{name}: {value}\n")).await;
+}
+
+async fn story(mode: Mode) {
+    let ca = authority("ca");
+    let (one, two) = (pair(&ca, "spiffe://td.test/one"), pair(&ca, "spiffe://td.test/two"));
+    let mut server = Server::start(([127, 0, 0, 1], 0).into()).await;
+    let proxy = Proxy::start(mode, server.address).await;
+
+    // A listener warms until its secret is there.
+    let plain = format!("common_tls_context: {{tls_certificate_sds_secret_configs: [{}]}}", sds("server"));
+    server.control.set(TypeUrl::Cluster, vec![]);
+    server.control.set(TypeUrl::Listener, vec![listener("l", &plain)]);
+    until_shown(&proxy, "GET /init_dump", "target SdsApi server").await;
+    until_shown(&proxy, "GET /config_dump?resource=dynamic_warming_secrets", "uninitialized").await;
+    assert_eq!(proxy.page("GET /listeners").await, "");
+    assert_eq!(proxy.page("GET /ready").await.trim(), "INITIALIZING");
+    server.control.set(TypeUrl::Secret, vec![one.secret("server")]);
+    let address = proxy.listening("l").await;
+    let (client, shown) = Client::connect(address, None).await.expect("a session");
+    assert_eq!(shown, one.der());
+    let updates = "listener.l.server_ssl_socket_factory.ssl_context_update_by_sds";
+    until_stat(&proxy, updates, "1").await;
+
+    // Rotation: who is in stays, who comes sees the new certificate.
+    server.control.set(TypeUrl::Secret, vec![two.secret("server")]);
+    until_stat(&proxy, updates, "2").await;
+    let client = client.again().await;
+    let (_, shown) = Client::connect(address, None).await.expect("a session");
+    assert_eq!(shown, two.der());
+    let page = proxy.page("GET /config_dump?resource=dynamic_active_secrets").await;
+    assert!(page.contains("[redacted]") && !page.contains("PRIVATE"), "{page}");
+    assert!(proxy.page("GET /certs").await.contains("spiffe://td.test/two"));
+
+    // A key that is another's is refused, and the last good pair stays.
+    let bad = Pair { key: one.key.clone(), ..two.clone() };
+    server.control.set(TypeUrl::Secret, vec![bad.secret("server")]);
+    let message = rejected(&mut server, &TypeUrl::Secret).await;
+    assert!(message.starts_with("server: tls_certificate"), "{message}");
+    // So is what is no certificate at all.
+    server.control.set(TypeUrl::Secret, vec![trust("server", &ca)]);
+    let message = rejected(&mut server, &TypeUrl::Secret).await;
+    assert_eq!(message, "server: secret 'server' is not a TLS certificate");
+    let (_, shown) = Client::connect(address, None).await.expect("a session");
+    assert_eq!(shown, two.der());
+
+    // Mutual TLS: rules that are configured in place, with a CA that comes and changes.
+    let other = authority("other");
+    let mutual = format!(
+        "require_client_certificate: true, common_tls_context: {{tls_certificate_sds_secret_configs: [{}], \
+         combined_validation_context: {{default_validation_context: {{match_typed_subject_alt_names: [{{san_type: URI, \
+         matcher: {{prefix: 'spiffe://td.test/'}}}}]}}, validation_context_sds_secret_config: {}}}}}",
+        sds("server"),
+        sds("roots")
+    );
+    let (friend, stranger) = (pair(&ca, "spiffe://td.test/a"), pair(&ca, "spiffe://elsewhere.test/a"));
+    let newcomer = pair(&other, "spiffe://td.test/b");
+    server.control.set(TypeUrl::Secret, vec![two.secret("server"), trust("roots", &ca)]);
+    server.control.set(TypeUrl::Listener, vec![listener("l", &plain), listener("m", &mutual)]);
+    let second = proxy.listening("m").await;
+    let (known, _) = Client::connect(second, Some(&friend)).await.expect("a session");
+    for refused in [Some(&stranger), Some(&newcomer), None] {
+        assert!(Client::connect(second, refused).await.is_err());
+    }
+    server.control.set(TypeUrl::Secret, vec![two.secret("server"), trust("roots", &other)]);
+    let updates = "listener.m.server_ssl_socket_factory.ssl_context_update_by_sds";
+    let before = proxy.stat(updates).await;
+    assert!(!before.is_empty());
+    let let_in = async { while Client::connect(second, Some(&newcomer)).await.is_err() {} };
+    tokio::time::timeout(PATIENCE, let_in).await.expect("the new CA is trusted");
+    assert!(Client::connect(second, Some(&friend)).await.is_err());
+    known.again().await;
+    client.again().await;
+
+    // A secret that never comes: the listener listens, and refuses everybody.
+    let absent = "common_tls_context: {tls_certificate_sds_secret_configs: [{name: absent, sds_config: {ads: {}, \
+                  initial_fetch_timeout: 0.05s}}]}";
+    server.control.set(TypeUrl::Listener, vec![listener("late", absent)]);
+    let third = proxy.listening("late").await;
+    assert!(Client::connect(third, None).await.is_err());
+    until_stat(&proxy, "listener.late.server_ssl_socket_factory.downstream_context_secrets_not_ready", "1")
+        .await;
+    // It may still come.
+    server.control.set(TypeUrl::Secret, vec![one.secret("absent")]);
+    let let_in = async { while Client::connect(third, None).await.is_err() {} };
+    tokio::time::timeout(PATIENCE, let_in).await.expect("the secret came");
+    proxy.stop().await;
+}
+
+#[tokio::test]
+async fn state_of_the_world() {
+    story(Mode::Sotw).await;
+}
+
+#[tokio::test]
+async fn delta() {
+    story(Mode::Delta).await;
+}
