@@ -188,6 +188,19 @@ fn routes_for(criteria: &str, action: &str) -> Resource {
 
 const GET: &str = "GET / HTTP/1.1\r\nhost: test\r\n\r\n";
 
+/// A connection to a listener in force, which listens as soon as the worker has heard of it.
+async fn connected(address: SocketAddr) -> Client {
+    let connecting = async {
+        loop {
+            match Client::connect(address).await {
+                Err(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => {}
+                connected => return connected.expect("a connection"),
+            }
+        }
+    };
+    tokio::time::timeout(PATIENCE, connecting).await.expect("it listens")
+}
+
 /// Asks on one connection until the answer is this; the connection must not close meanwhile.
 async fn until_answered(client: &mut Client, expected: (u16, &str)) {
     let asking = async {
@@ -226,7 +239,7 @@ async fn story(mode: Mode) {
     server.control.set(TypeUrl::Route, vec![routes("route: {cluster: a}")]);
     let address = proxy.listening("l").await;
     assert_eq!(proxy.page("GET /ready").await.trim(), "LIVE");
-    let mut client = Client::connect(address).await.expect("a connection");
+    let mut client = connected(address).await;
     until_answered(&mut client, (200, "one")).await;
 
     // Routes and endpoints change under a connection that stays.
@@ -260,7 +273,7 @@ async fn story(mode: Mode) {
     );
     assert!(message.contains("bad: filter_chains[0].filter_chain_match"), "{message}");
     let second = proxy.listening("m").await;
-    until_answered(&mut Client::connect(second).await.expect("a connection"), (200, "two")).await;
+    until_answered(&mut connected(second).await, (200, "two")).await;
     server.control.set(TypeUrl::Listener, vec![listener("l", 0, ""), listener("m", 0, "")]);
     server.control.set(TypeUrl::Route, vec![routes_for("safe_regex: {regex: '('}", "route: {cluster: a}")]);
     let message = rejected(&mut server, &TypeUrl::Route).await;
@@ -291,7 +304,7 @@ async fn story(mode: Mode) {
     let gone = async { while TcpStream::connect(address).await.is_ok() {} };
     tokio::time::timeout(PATIENCE, gone).await.expect("nobody listens");
     assert!(client.call(GET).await.is_none_or(|(status, _)| status == 200));
-    until_answered(&mut Client::connect(second).await.expect("a connection"), (200, "back")).await;
+    until_answered(&mut connected(second).await, (200, "back")).await;
     assert_eq!(proxy.stat("listener_manager.listener_removed").await, "1");
     proxy.stop().await;
 }
