@@ -16,6 +16,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use serde_json::Value;
 
+mod differential {
+    mod http2;
+}
 mod support;
 
 use support::{Proxy, Wire, dead_port};

@@ -190,7 +190,13 @@ pub(crate) fn parse_request(
                     Known::Connection | Known::KeepAlive | Known::ProxyConnection | Known::Http2Settings,
                 ) => {}
                 Some(Known::Upgrade) => upgrade = Some(field.value),
-                Some(Known::Te) if !field.value.eq_ignore_ascii_case(b"trailers") => {}
+                // Of all that it may ask for trailers alone concern the endpoint, even though
+                // `connection` must name the field.
+                Some(Known::Te) => {
+                    if field.value.eq_ignore_ascii_case(b"trailers") {
+                        map.append_known(Known::Te, field.value);
+                    }
+                }
                 Some(Known::Expect) => {
                     expects_continue = field.value.eq_ignore_ascii_case(b"100-continue");
                     map.append_known(Known::Expect, field.value);

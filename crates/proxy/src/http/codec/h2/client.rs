@@ -19,7 +19,8 @@ use crate::http::headers::{HeaderMap, Known};
 pub(crate) struct H2Client {
     session: Rc<RefCell<Session>>,
     slot: Slot,
-    upgrade: bool,
+    /// What the request wants to be upgraded to: 200 is said as 101.
+    upgrade: Option<Box<[u8]>>,
     /// The request was sent to its end.
     request_done: bool,
     /// The final head was read.
@@ -35,8 +36,8 @@ impl H2Client {
         end: bool,
         now: Instant,
     ) -> Result<Self, ResetReason> {
-        let upgrade = map.contains(Known::Upgrade);
-        let end = end && !upgrade;
+        let upgrade: Option<Box<[u8]>> = map.get(Known::Upgrade).map(Into::into);
+        let end = end && upgrade.is_none();
         let slot = session.borrow_mut().open_request(map, end, now)?;
         let session = Rc::clone(session);
         Ok(Self { session, slot, upgrade, request_done: end, answered: false, response_done: false })
@@ -74,8 +75,11 @@ impl H2Client {
         if status < 200 {
             return Poll::Ready(Ok(Answer::Interim));
         }
-        if self.upgrade && status == 200 {
+        if status == 200
+            && let Some(kind) = &self.upgrade
+        {
             map.set_status(101);
+            map.set(Known::Upgrade, kind);
         }
         self.answered = true;
         self.response_done = end;

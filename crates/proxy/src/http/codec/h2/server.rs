@@ -20,6 +20,8 @@ pub(crate) struct H2Server {
     complete: bool,
     /// The request was an extended CONNECT (RFC 8441): 101 is said as 200.
     upgrade: bool,
+    /// The request was HEAD: the response has no body, whatever is sent as one.
+    to_head: bool,
     /// `100 Continue` is still owed.
     pub(crate) owes_continue: bool,
     /// A final response head was sent.
@@ -39,7 +41,8 @@ impl H2Server {
             head.get(Known::Expect).is_some_and(|value| value.eq_ignore_ascii_case(b"100-continue"));
         let owes_continue = expects && !complete;
         let session = Rc::clone(session);
-        (Self { session, slot, complete, upgrade, owes_continue, responded: false }, head)
+        let to_head = head.method() == b"HEAD";
+        (Self { session, slot, complete, upgrade, to_head, owes_continue, responded: false }, head)
     }
 
     /// Whether the request has been read to its end.
@@ -84,6 +87,7 @@ impl H2Server {
 
     /// Sends body bytes.
     pub(crate) fn send_data(&mut self, data: Bytes, end: bool) {
+        let data = if self.to_head { Bytes::new() } else { data };
         self.session.borrow_mut().send_data(self.slot, data, end);
     }
 

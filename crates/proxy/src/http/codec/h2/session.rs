@@ -532,7 +532,8 @@ impl Session {
             Malformed::TooLarge => {
                 self.stats.header_overflow().inc();
                 self.note_premature();
-                self.reset(slot, Reason::INTERNAL_ERROR, Over::Violation);
+                // Whoever waits for the message is told that the peer has reset it, as in Envoy.
+                self.reset(slot, Reason::INTERNAL_ERROR, Over::Remote(Reason::INTERNAL_ERROR));
                 Ok(())
             }
             Malformed::Messaging(_) => {
