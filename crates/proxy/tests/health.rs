@@ -50,6 +50,21 @@ const CASES: &[(&str, &str, (u32, u32), &str)] = &[
     ("included", "http_health_check: {path: /}", (1, 1), "200 500x 200"),
     ("excluded_at_first", "http_health_check: {path: /}", (1, 1), "500x"),
     ("body", "http_health_check: {path: /, receive: [{text: '6869'}]}", (1, 1), "200 204"),
+    ("tls", "http_health_check: {path: /}", (2, 2), "200 500 200 200"),
+    ("tls_closing", "reuse_connection: false, http_health_check: {path: /}", (1, 1), "200 0 200"),
+    ("tls_alpn", "tls_options: {alpn_protocols: [hc]}, http_health_check: {path: /}", (1, 1), "200 500"),
+    (
+        "tls_criteria",
+        "transport_socket_match_criteria: {kind: secret}, http_health_check: {path: /}",
+        (1, 1),
+        "200 500 200",
+    ),
+    (
+        "plain_criteria",
+        "transport_socket_match_criteria: {kind: other}, http_health_check: {path: /}",
+        (1, 1),
+        "200 500 200",
+    ),
     ("fresh", "reuse_connection: false, http_health_check: {path: /}", (2, 2), "200 500 200 200 0"),
 ];
 
@@ -71,21 +86,68 @@ fn answer(script: &str, number: usize) -> Option<(Vec<u8>, bool)> {
     Some((head.into_bytes(), false))
 }
 
+/// What the cluster of a case says besides. Hosts whose names begin with `tls` speak nothing else,
+/// and no other application protocol than `hc` if they are offered some.
+fn transport(name: &str) -> &'static str {
+    match name {
+        "tls" | "tls_closing" => {
+            "transport_socket: {name: tls, typed_config: {\"@type\": type.googleapis.com/envoy.extensions.\
+             transport_sockets.tls.v3.UpstreamTlsContext, sni: host.test}},"
+        }
+        "tls_alpn" => {
+            "transport_socket: {name: tls, typed_config: {\"@type\": type.googleapis.com/envoy.extensions.\
+             transport_sockets.tls.v3.UpstreamTlsContext, sni: host.test, common_tls_context: \
+             {alpn_protocols: [h9]}}},"
+        }
+        "tls_criteria" | "plain_criteria" => {
+            "transport_socket_matches: [{name: secret, match: {kind: secret}, transport_socket: {name: tls, \
+             typed_config: {\"@type\": type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.\
+             UpstreamTlsContext, sni: host.test}}}],"
+        }
+        _ => "",
+    }
+}
+
+/// A certificate that nobody has to trust.
+fn server_config() -> Arc<rustls::ServerConfig> {
+    let key = rcgen::KeyPair::generate().expect("a key");
+    let params = rcgen::CertificateParams::new(vec!["host.test".to_owned()]).expect("a name");
+    let certificate = params.self_signed(&key).expect("a certificate");
+    let key = rustls::pki_types::PrivatePkcs8KeyDer::from(key.serialize_der());
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let mut config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .expect("versions")
+        .with_no_client_auth()
+        .with_single_cert(vec![certificate.der().clone()], key.into())
+        .expect("a key that fits");
+    config.alpn_protocols = vec![b"hc".to_vec()];
+    Arc::new(config)
+}
+
 /// A host with a script.
-fn host(script: &'static str) -> SocketAddr {
+fn host(name: &str, script: &'static str) -> SocketAddr {
+    let tls = name.starts_with("tls").then(server_config);
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
     let address = listener.local_addr().expect("an address");
     let asked = Arc::new(AtomicUsize::new(0));
     std::thread::spawn(move || {
         for stream in listener.incoming().flatten() {
             let asked = Arc::clone(&asked);
-            std::thread::spawn(move || converse(stream, script, &asked));
+            let tls = tls.clone();
+            std::thread::spawn(move || match tls {
+                None => converse(stream, script, &asked),
+                Some(tls) => {
+                    let session = rustls::ServerConnection::new(tls).expect("a session");
+                    converse(rustls::StreamOwned::new(session, stream), script, &asked);
+                }
+            });
         }
     });
     address
 }
 
-fn converse(mut stream: TcpStream, script: &str, asked: &AtomicUsize) {
+fn converse(mut stream: impl Read + Write, script: &str, asked: &AtomicUsize) {
     let mut head = Vec::new();
     let mut byte = [0];
     while stream.read(&mut byte).is_ok_and(|count| count > 0) {
@@ -109,10 +171,10 @@ fn bootstrap() -> String {
         "admin: {address: {socket_address: {address: 127.0.0.1, port_value: 0}}}\nstatic_resources:\n  clusters:\n",
     );
     for (name, check, (healthy, unhealthy), script) in CASES {
-        let port = host(script).port();
+        let (port, transport) = (host(name, script).port(), transport(name));
         writeln!(
             text,
-            "  - {{name: {name}, type: STATIC, connect_timeout: 1s, health_checks: [{{timeout: 60s, interval: 0.01s, \
+            "  - {{name: {name}, type: STATIC, connect_timeout: 1s, {transport} health_checks: [{{timeout: 60s, interval: 0.01s, \
              no_traffic_interval: 0.01s, healthy_threshold: {healthy}, unhealthy_threshold: {unhealthy}, {check}}}], \
              load_assignment: {{cluster_name: {name}, endpoints: [{{lb_endpoints: [{{endpoint: {{address: \
              {{socket_address: {{address: 127.0.0.1, port_value: {port}}}}}}}}}]}}]}}}}"

@@ -111,7 +111,11 @@ pub(crate) struct TransportMatch {
 impl Cluster {
     /// What lies between the cluster and an endpoint with this metadata.
     pub(crate) fn transport_to(&self, endpoint: &Metadata) -> &Transport<UpstreamTls> {
-        let values = endpoint.get("envoy.transport_socket_match");
+        self.transport_matching(endpoint.get("envoy.transport_socket_match"))
+    }
+
+    /// The transport socket for these values of `envoy.transport_socket_match`.
+    pub(crate) fn transport_matching(&self, values: Option<&serde_json::Value>) -> &Transport<UpstreamTls> {
         let has = |key: &String, value: &serde_json::Value| {
             values.and_then(|values| values.get(key)).is_some_and(|own| own == value)
         };

@@ -211,19 +211,24 @@ pub(crate) async fn accept(
     Ok((socket, info))
 }
 
-/// Shakes hands with a server that is known by this name.
+/// Shakes hands with a server that is known by this name. `alpn`: what is offered in place of the
+/// configured protocols, unless it is empty.
 pub(crate) async fn connect(
     tls: &UpstreamTls,
+    alpn: &[Vec<u8>],
     stats: Option<&TlsStats>,
     socket: Socket,
     server: ServerName<'static>,
 ) -> Result<(Socket, TlsInfo), NoSession> {
-    let Some(config) = tls.context.current() else {
+    let Some(mut config) = tls.context.current() else {
         if let Some(stats) = stats {
             stats.not_ready(false);
         }
         return Err(NoSession::because("TLS error: Secret is not supplied by SDS"));
     };
+    if !alpn.is_empty() {
+        Arc::make_mut(&mut config).alpn_protocols = alpn.to_vec();
+    }
     let session = UnbufferedClientConnection::new(config, server).map_err(|error| words(&error))?;
     let stream = TlsStream::new(socket, Session::Client(session), Vec::new());
     let mut findings = Findings::default();

@@ -11,6 +11,7 @@ use leno_api::proto::envoy::config::core::v3 as core;
 use leno_api::proto::envoy::extensions::health_check::event_sinks::file::v3::HealthCheckEventFileSink;
 use leno_api::proto::envoy::r#type::v3 as types;
 
+use crate::config::address;
 use crate::config::lower::Lower;
 use crate::http::route::matcher::{self, StringMatcher};
 use crate::http::route::mutation::{self, HeaderMutations};
@@ -61,6 +62,11 @@ pub(crate) struct Settings {
     pub(super) logs: Vec<Arc<LogFile>>,
     /// Runtime's `health_check.min_interval` and `health_check.max_interval`, ms.
     pub(super) bounds: (u64, u64),
+    /// `tls_options.alpn_protocols`; empty: those of the transport socket.
+    pub(super) alpn: Vec<Vec<u8>>,
+    /// `transport_socket_match_criteria`: what `transport_socket_matches` are compared with in place
+    /// of the endpoint's metadata.
+    pub(super) transport_criteria: Option<serde_json::Value>,
     /// `common_lb_config.ignore_new_hosts_until_first_hc`
     pub(super) ignore_new_hosts: bool,
     /// `ignore_health_on_host_removal`
@@ -189,9 +195,8 @@ fn one(proto: core::HealthCheck, cluster: &str, around: Surroundings, at: &mut L
         health_checker,
     } = proto;
     at.unsupported("event_service", event_service.is_some());
-    // Both concern TLS transport sockets, which clusters do not have yet.
-    at.unsupported("tls_options", tls_options.is_some());
-    at.unsupported("transport_socket_match_criteria", transport_socket_match_criteria.is_some());
+    let alpn = tls_options.map(|core::health_check::TlsOptions { alpn_protocols }| alpn_protocols);
+    let alpn = alpn.unwrap_or_default().into_iter().map(String::into_bytes).collect();
     let mut logs: Vec<Arc<LogFile>> = Vec::new();
     if !event_log_path.is_empty() {
         logs.push(open(&Sink::File(event_log_path.into())));
@@ -278,6 +283,8 @@ fn one(proto: core::HealthCheck, cluster: &str, around: Surroundings, at: &mut L
             runtime.integer("health_check.min_interval").unwrap_or(0),
             runtime.integer("health_check.max_interval").unwrap_or(u64::MAX),
         ),
+        alpn,
+        transport_criteria: transport_socket_match_criteria.map(address::object),
         ignore_new_hosts: around.ignore_new_hosts,
         ignore_health_on_removal: around.ignore_health_on_removal,
     })

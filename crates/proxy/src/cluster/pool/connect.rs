@@ -75,6 +75,8 @@ pub(crate) struct Peer<'a> {
     pub(crate) hostname: Option<&'a str>,
     /// What lies between.
     pub(crate) transport: &'a Transport<UpstreamTls>,
+    /// What is offered by ALPN in place of what the transport socket says; empty: nothing else.
+    pub(crate) alpn: &'a [Vec<u8>],
     /// Counts of handshakes, if somebody counts them.
     pub(crate) stats: Option<&'a TlsStats>,
 }
@@ -118,7 +120,7 @@ pub(crate) async fn secure(
     };
     let name = crate::tls::server_name(hostname.or(settings.sni.as_deref()), address);
     // Boxed: its state is large, and gone when the connection is there.
-    match Box::pin(crate::tls::connect(tls, peer.stats, socket, name)).await {
+    match Box::pin(crate::tls::connect(tls, peer.alpn, peer.stats, socket, name)).await {
         Ok((socket, info)) => Ok((socket, Some(Rc::new(info)))),
         Err(NoSession { reason: Some(words), .. }) => Err(ConnectError::Tls(words)),
         Err(NoSession { reason: None, .. }) => Err(ConnectError::Handshake),

@@ -130,6 +130,7 @@ impl Target {
             via,
             hostname: self.hostname.as_deref(),
             transport: &self.transport,
+            alpn: &[],
             stats: self.tls_stats.as_deref(),
         }
     }

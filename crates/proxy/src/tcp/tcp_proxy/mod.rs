@@ -276,6 +276,7 @@ impl Session<'_> {
                 via: via.as_ref(),
                 hostname: hostname.as_deref(),
                 transport: &host.transport,
+                alpn: &[],
                 stats: member.tls_stats.as_deref(),
             };
             match open(peer).await {

@@ -51,7 +51,11 @@ impl Target {
         if let (Some(port), EndpointAddress::Ip(ip)) = (check.port, &mut address) {
             ip.set_port(port);
         }
-        let transport = cluster.transport_to(&endpoint.metadata).clone();
+        let transport = match &settings.transport_criteria {
+            Some(criteria) => cluster.transport_matching(Some(criteria)),
+            None => cluster.transport_to(&endpoint.metadata),
+        };
+        let transport = transport.clone();
         let host = endpoint.address.clone();
         Self { cluster, settings, host, address, transport, hostname: check.hostname.clone() }
     }
@@ -125,6 +129,7 @@ async fn connect(target: &Target) -> Option<Socket> {
         via: None,
         hostname: target.hostname.as_deref(),
         transport: &target.transport,
+        alpn: &target.settings.alpn,
         stats: None,
     };
     connect::secure(peer, socket).await.ok().map(|(socket, _)| socket)
@@ -202,7 +207,8 @@ fn absolute(target: &Target, authority: &str, path: &::http::Uri) -> Option<::ht
     let authority = ::http::uri::Authority::try_from(authority)
         .or_else(|_| ::http::uri::Authority::try_from(target.address.to_string()));
     let path = path.path_and_query().map_or("/", |path| path.as_str());
-    ::http::Uri::builder().scheme("http").authority(authority.ok()?).path_and_query(path).build().ok()
+    let scheme = if target.transport.tls().is_some() { "https" } else { "http" };
+    ::http::Uri::builder().scheme(scheme).authority(authority.ok()?).path_and_query(path).build().ok()
 }
 
 /// Whether all parts are there, one after the other, whatever is between them.
