@@ -299,6 +299,11 @@ fn the_same_answers_lead_to_the_same_health() {
     let outcomes = ours.outcomes();
     ours.stop();
     assert_eq!(outcomes.len(), CASES.len());
+    for outcome in outcomes.iter().filter(|outcome| outcome.starts_with("tls")) {
+        // One that closes its connection is meant to.
+        let failures = if outcome.starts_with("tls_closing:") { 1 } else { 0 };
+        assert!(outcome.contains(&format!("network_failure={failures} ")), "no session: {outcome}");
+    }
     let Some(binary) = leno_testkit::envoy::binary() else {
         println!("skipped: no Envoy to compare with");
         return;
