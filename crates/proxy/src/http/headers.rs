@@ -26,6 +26,7 @@ macro_rules! known_headers {
             pub(crate) const COUNT: usize = Known::ALL.len();
 
             /// The lower-case name.
+            #[inline]
             pub(crate) const fn text(self) -> &'static str {
                 match self { $(Known::$variant => $text,)* }
             }
@@ -165,6 +166,11 @@ struct Entry {
     known: u8,
 }
 
+/// Room for an ordinary message's names and values.
+const ORDINARY_BYTES: usize = 1024;
+/// Room for an ordinary message's headers.
+const ORDINARY_ENTRIES: usize = 24;
+
 /// The headers of one message, in order.
 #[derive(Clone)]
 pub(crate) struct HeaderMap {
@@ -209,13 +215,15 @@ impl Default for HeaderMap {
 impl HeaderMap {
     /// An empty block with room for an ordinary message.
     pub(crate) fn new() -> Self {
-        Self { bytes: Vec::with_capacity(1024), entries: Vec::with_capacity(24), ..Self::default() }
+        let (bytes, entries) = (Vec::with_capacity(ORDINARY_BYTES), Vec::with_capacity(ORDINARY_ENTRIES));
+        Self { bytes, entries, ..Self::default() }
     }
 
     /// Makes room for an ordinary message in a block that has none yet.
     pub(crate) fn prepare(&mut self) {
         if self.bytes.capacity() == 0 {
-            *self = Self::new();
+            self.bytes.reserve_exact(ORDINARY_BYTES);
+            self.entries.reserve_exact(ORDINARY_ENTRIES);
         }
     }
 

@@ -6,8 +6,6 @@ use std::cell::RefCell;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::rc::Rc;
 
-use smallvec::SmallVec;
-
 use crate::http::client_cert;
 use crate::http::codec::CodecError;
 use crate::http::codec::h1::head::valid_authority;
@@ -352,7 +350,7 @@ fn trust(
         }
     }
     if edge {
-        head.set(Known::EnvoyExternalAddress, &text_of(client));
+        with_text(client, |text| head.set(Known::EnvoyExternalAddress, text));
     }
     if !manager.via.is_empty() {
         append_list(head, Known::Via, manager.via.as_bytes(), b", ");
@@ -372,27 +370,26 @@ pub(crate) fn nth_last(head: &HeaderMap, skip: u32) -> Option<(IpAddr, bool)> {
 }
 
 fn append_forwarded_for(head: &mut HeaderMap, address: IpAddr) {
-    append_list(head, Known::XForwardedFor, &text_of(address), b",");
+    with_text(address, |text| append_list(head, Known::XForwardedFor, text, b","));
 }
 
 /// An address as text. Formatting by the standard library would take longer than parsing the
 /// request's first line; IPv4 needs none of its care.
-fn text_of(address: IpAddr) -> SmallVec<[u8; 40]> {
-    let IpAddr::V4(address) = address else { return address.to_string().as_bytes().into() };
-    let mut text = SmallVec::new();
+fn with_text(address: IpAddr, then: impl FnOnce(&[u8])) {
+    let IpAddr::V4(address) = address else { return then(address.to_string().as_bytes()) };
+    let mut text = [b'.'; 15];
+    let mut at = 0;
     for (index, octet) in address.octets().into_iter().enumerate() {
-        if index > 0 {
-            text.push(b'.');
+        // The dots are there already.
+        at += usize::from(index > 0);
+        for (least, digit) in [(100, octet / 100), (10, octet / 10 % 10), (0, octet % 10)] {
+            if octet >= least {
+                text[at] = b'0' + digit;
+                at += 1;
+            }
         }
-        if octet >= 100 {
-            text.push(b'0' + octet / 100);
-        }
-        if octet >= 10 {
-            text.push(b'0' + octet / 10 % 10);
-        }
-        text.push(b'0' + octet % 10);
     }
-    text
+    then(&text[..at]);
 }
 
 /// Appends to a list-valued header, joining what is there.
@@ -447,32 +444,24 @@ fn with_remote(connection: &ConnectionInfo, remote: SocketAddr) -> Rc<Connection
 /// A random UUID, version 4. The version's nibble doubles as Envoy's trace reason: 4 says that
 /// the request is not traced.
 fn uuid(random: [u64; 2]) -> [u8; 36] {
-    let mut bytes = [0u8; 16];
-    for (half, number) in bytes.chunks_mut(8).zip(random) {
-        half.copy_from_slice(&number.to_be_bytes());
-    }
+    /// Where the digits of each byte stand.
+    const PLACES: [usize; 16] = [0, 2, 4, 6, 9, 11, 14, 16, 19, 21, 24, 26, 28, 30, 32, 34];
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    let [high, low] = random;
+    let high = high & !0xf000 | 0x4000;
+    let low = low & !(0b11 << 62) | 0b10 << 62;
+    let number = u128::from(high) << 64 | u128::from(low);
     let mut text = [b'-'; 36];
-    let mut at = 0;
-    for (index, byte) in bytes.into_iter().enumerate() {
-        let byte = match index {
-            6 => byte & 0x0f | 0x40,
-            8 => byte & 0x3f | 0x80,
-            _ => byte,
-        };
-        if matches!(index, 4 | 6 | 8 | 10) {
-            at += 1;
-        }
-        for nibble in [byte >> 4, byte & 15] {
-            text[at] = b"0123456789abcdef"[usize::from(nibble)];
-            at += 1;
-        }
+    for (byte, place) in number.to_be_bytes().into_iter().zip(PLACES) {
+        text[place] = DIGITS[usize::from(byte >> 4)];
+        text[place + 1] = DIGITS[usize::from(byte & 15)];
     }
     text
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{remove_dots, text_of, unescape_slashes, unescape_unreserved, uuid};
+    use super::{remove_dots, unescape_slashes, unescape_unreserved, uuid, with_text};
 
     #[test]
     fn dots_are_resolved() {
@@ -506,7 +495,7 @@ mod tests {
     fn addresses_read_as_the_standard_library_writes_them() {
         for text in ["0.0.0.0", "9.10.99.100", "127.0.0.1", "255.254.200.109", "::1", "2001:db8::a"] {
             let address: std::net::IpAddr = text.parse().expect("an address");
-            assert_eq!(String::from_utf8_lossy(&text_of(address)), text);
+            with_text(address, |written| assert_eq!(String::from_utf8_lossy(written), text));
         }
     }
 

@@ -377,8 +377,8 @@ impl Router<'_, '_, '_> {
         stream.info.upstream.first_rx = Some(now);
         stream.info.response_code_details = Some("via_upstream".into());
         // Header rules and filters may ask for it before the head is sent.
-        stream.info.response_code = head.status();
         let (host, status) = (Some(&*leg.host), head.status());
+        stream.info.response_code = status;
         self.scopes.count_response(stream, &self.cluster, host, Some(&head), status);
         if !stream.manager.router.suppress_envoy_headers && self.body.complete {
             let elapsed = now.saturating_duration_since(self.begun).as_millis();
@@ -409,12 +409,12 @@ impl Router<'_, '_, '_> {
             // The client may stop in the middle of its request now; Envoy says so at once too.
             down.close_after_response();
         }
-        if head.status() == 101 {
+        let status = head.status();
+        if status == 101 {
             stream.deadlines.route = None;
             stream.stats.downstream_cx_upgrades_total().inc();
         }
-        let tunnel =
-            head.status() == 101 || stream.request.method() == b"CONNECT" && head.status() / 100 == 2;
+        let tunnel = status == 101 || stream.request.method() == b"CONNECT" && status / 100 == 2;
         stream.send_head(head, end, now, down);
         if tunnel && stream.manager.log_tunnels {
             stream.log(LogType::DownstreamTunnelSuccessfullyEstablished, None);
