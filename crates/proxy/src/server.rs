@@ -4,11 +4,12 @@
 //! DNS, and the admin interface; workers get what it publishes. `run` is the whole life of a
 //! proxy; `Server::handle` is the loop's body.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
+use leno_api::proto::envoy::config::core::v3::Node;
 use leno_base::Name;
 use leno_xds::client::grpc;
 use leno_xds::{Mode, TypeUrl};
@@ -18,12 +19,12 @@ use tokio::sync::{mpsc, oneshot};
 use crate::admin::{self, DynamicResource, HostTable, RefusedResource, ResourceKind, ServerState, View};
 use crate::cluster::membership::Membership;
 use crate::cluster::{
-    Assignment, Cluster, Discovery as ClusterDiscovery, DnsDiscovery, EndpointAddress, UpstreamProtocol,
-    health, outlier,
+    Assignment, Cluster, Discovery as ClusterDiscovery, DnsDiscovery, UpstreamProtocol, health, outlier,
 };
 use crate::config::bootstrap::Bootstrap;
-use crate::config::discovery::{Ads, Applied, Discovery};
+use crate::config::discovery::{Ads, Applied, Discovery, XdsCluster, XdsClusters};
 use crate::config::lower::{Scope, UnknownFields};
+use crate::config::source::{Origin, XdsServer};
 use crate::config::store::Store;
 use crate::listener::Direction;
 use crate::listener::accept::GlobalConnections;
@@ -58,6 +59,8 @@ pub enum RunError {
 enum Event {
     /// From the control plane.
     Xds(grpc::Event),
+    /// From a server of secrets.
+    Secrets(XdsServer, grpc::Event),
     /// Hosts of a cluster were ejected, or let in again.
     Ejected(Name),
     /// A health check of this version of a cluster has changed something.
@@ -112,6 +115,12 @@ struct Server {
     sockets: Sockets,
     workers: Vec<Handle>,
     discovery: Option<Discovery>,
+    /// Streams for secrets alone (SDS).
+    secret_streams: BTreeMap<XdsServer, SecretStream>,
+    /// Who we are.
+    node: Node,
+    /// What lowering needs to know of the bootstrap.
+    scope: Scope,
     /// DNS tasks by cluster, with the configuration that each works for.
     resolving: HashMap<Name, (Arc<Cluster>, crate::cluster::discovery::Task)>,
     /// Outlier detection by cluster, likewise.
@@ -134,6 +143,18 @@ struct Server {
     /// Beats for which everything has been in force.
     beats_live: u32,
     started: Instant,
+}
+
+/// A stream for secrets, and the task that passes on what comes by it.
+struct SecretStream {
+    discovery: Discovery,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Drop for SecretStream {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
 }
 
 /// The main thread's own stats.
@@ -187,7 +208,8 @@ impl Server {
         let workers = workers.collect::<Result<_, _>>();
         let workers = workers.map_err(|error| RunError::System("cannot start a worker".to_owned(), error))?;
 
-        let ads = ads(&bootstrap)?;
+        let known = Arc::new(xds_clusters(&bootstrap.clusters));
+        let ads = ads(&bootstrap, &known)?;
         let awaits = |wanted: fn(&Ads) -> bool| ads.as_ref().is_some_and(wanted);
         let mut store =
             Store::new(awaits(|ads| ads.clusters.is_some()), awaits(|ads| ads.listeners.is_some()));
@@ -201,6 +223,13 @@ impl Server {
                 refused.push(format!("error adding listener named '{}': {error}", listener.name));
             }
             store.put_listener(Arc::new(listener));
+        }
+        for key in store.wanted_secrets().into_keys() {
+            if let Origin::Grpc(server) = &key.origin
+                && let Err(error) = known.check(&server.cluster)
+            {
+                refused.push(format!("secret '{}': {error}", key.name));
+            }
         }
         if !refused.is_empty() {
             return Err(RunError::Config(refused));
@@ -217,10 +246,11 @@ impl Server {
             })?;
             tokio::spawn(admin::serve(socket, Arc::new(context)));
         }
+        let unknown_fields = unknown_fields(&options, &stats.unknown_fields);
+        let scope = Scope { unknown_fields, xds_clusters: Some(Arc::clone(&known)), ..bootstrap.scope };
         let (discovery, xds) = match ads {
             Some(ads) => {
-                let unknown_fields = unknown_fields(&options, &stats.unknown_fields);
-                let (discovery, events) = Discovery::start(ads, Scope { unknown_fields, ..bootstrap.scope });
+                let (discovery, events) = Discovery::start(ads, Origin::Ads, scope.clone());
                 (Some(discovery), Some(events))
             }
             None => (None, None),
@@ -240,6 +270,9 @@ impl Server {
             sockets,
             workers,
             discovery,
+            secret_streams: BTreeMap::new(),
+            node: bootstrap.node,
+            scope,
             resolving: HashMap::new(),
             outliers: HashMap::new(),
             caches: HashMap::new(),
@@ -288,6 +321,7 @@ impl Server {
     fn handle(&mut self, event: Event) -> Flow {
         match event {
             Event::Xds(event) => self.discovered(event),
+            Event::Secrets(server, event) => self.secrets_came(&server, event),
             Event::Ejected(cluster) => self.regroup(&cluster),
             Event::Checked(cluster, report) => self.checked(&cluster, report),
             Event::Resolved(cluster, settings, assignment) => {
@@ -364,6 +398,56 @@ impl Server {
         if let Some(discovery) = &mut self.discovery {
             discovery.follow(&self.store);
         }
+        self.follow_secrets();
+    }
+
+    /// Has a stream to each server of secrets that is referred to, and to no other.
+    fn follow_secrets(&mut self) {
+        let wanted = self.store.wanted_secrets().into_keys().filter_map(|key| match key.origin {
+            Origin::Grpc(server) => Some(server),
+            Origin::Ads | Origin::File(_) => None,
+        });
+        let wanted: BTreeSet<XdsServer> = wanted.collect();
+        self.secret_streams.retain(|server, _| wanted.contains(server));
+        for server in wanted {
+            if !self.secret_streams.contains_key(&server) {
+                let known = self.scope.xds_clusters.as_deref();
+                // Whatever refers to another cluster was refused.
+                let Some(Ok(cluster)) = known.map(|known| known.find(&server.cluster)) else { continue };
+                let (ads, origin) = (stream(&server, cluster, &self.node), Origin::Grpc(server.clone()));
+                let (discovery, mut incoming) = Discovery::start(ads, origin, self.scope.clone());
+                let (events, from) = (self.events.clone(), server.clone());
+                let task = tokio::spawn(async move {
+                    while let Some(event) = incoming.recv().await {
+                        // Nobody listens once the proxy ends.
+                        let _ = events.send(Event::Secrets(from.clone(), event));
+                    }
+                });
+                self.secret_streams.insert(server.clone(), SecretStream { discovery, task });
+            }
+            if let Some(stream) = self.secret_streams.get_mut(&server) {
+                stream.discovery.follow(&self.store);
+            }
+        }
+    }
+
+    fn secrets_came(&mut self, server: &XdsServer, event: grpc::Event) {
+        let Some(SecretStream { discovery, .. }) = self.secret_streams.get_mut(server) else { return };
+        match event {
+            grpc::Event::Connected => {}
+            grpc::Event::Disconnected { error, retry_in } => {
+                let cluster = server.cluster.as_str();
+                tracing::warn!(target: "config", cluster, error, ?retry_in, "the server of secrets is away");
+            }
+            grpc::Event::Expired(expired) => discovery.expire(expired, &mut self.store),
+            grpc::Event::Update(update) if update.type_url == TypeUrl::Secret => {
+                let applied = discovery.apply(update, &mut self.store, &mut self.sockets);
+                self.record(applied);
+            }
+            // Nothing else was asked for.
+            grpc::Event::Update(_) => {}
+        }
+        self.publish();
     }
 
     /// The short cut for endpoints: one cluster, nothing else.
@@ -739,30 +823,54 @@ fn processors() -> usize {
 }
 
 /// The aggregated stream that the bootstrap asks for, reached through a cluster of its own.
-fn ads(bootstrap: &Bootstrap) -> Result<Option<Ads>, RunError> {
+fn ads(bootstrap: &Bootstrap, known: &XdsClusters) -> Result<Option<Ads>, RunError> {
     let Some(server) = &bootstrap.ads else { return Ok(None) };
     let refuse = |text: String| RunError::Config(vec![format!("dynamic_resources.ads_config: {text}")]);
-    let cluster = bootstrap.clusters.iter().find(|cluster| cluster.name == server.cluster);
-    let cluster = cluster.ok_or_else(|| refuse(format!("unknown cluster '{}'", server.cluster)))?;
+    let cluster = known.find(&server.cluster).map_err(refuse)?;
+    Ok(Some(Ads {
+        clusters: bootstrap.cds.as_ref().map(|source| source.initial_fetch_timeout),
+        listeners: bootstrap.lds.as_ref().map(|source| source.initial_fetch_timeout),
+        ..stream(server, cluster, &bootstrap.node)
+    }))
+}
+
+/// A stream to this server, to which nothing is subscribed yet.
+fn stream(server: &XdsServer, cluster: &XdsCluster, node: &Node) -> Ads {
+    Ads {
+        mode: if server.delta { Mode::Delta } else { Mode::Sotw },
+        node: node.clone(),
+        node_on_first_message_only: server.node_on_first_only,
+        cluster: cluster.clone(),
+        authority: server.authority.as_deref().unwrap_or(&server.cluster).to_owned(),
+        clusters: None,
+        listeners: None,
+    }
+}
+
+/// Which of the bootstrap's clusters the xDS client can use.
+fn xds_clusters(clusters: &[Cluster]) -> XdsClusters {
+    XdsClusters(clusters.iter().map(|cluster| (cluster.name.clone(), xds_cluster(cluster))).collect())
+}
+
+fn xds_cluster(cluster: &Cluster) -> Result<XdsCluster, String> {
+    let name = &cluster.name;
     if cluster.tls().next().is_some() {
         // It must not be reached in plain text.
-        return Err(refuse(format!(
-            "transport_socket of cluster '{}': TLS to a control plane is not supported yet",
-            server.cluster
-        )));
+        return Err(format!(
+            "transport_socket of cluster '{name}': TLS to a control plane is not supported yet"
+        ));
     }
     let assignment = match &cluster.discovery {
         ClusterDiscovery::Static(assignment) => &**assignment,
         ClusterDiscovery::StrictDns(dns) | ClusterDiscovery::LogicalDns(dns) => &dns.assignment,
         ClusterDiscovery::Eds { .. }
         | ClusterDiscovery::OriginalDst { .. }
-        | ClusterDiscovery::DynamicForwardProxy(_)
-        | ClusterDiscovery::Aggregate(_) => {
-            return Err(refuse(format!("cluster '{}' must be STATIC or resolved by DNS", server.cluster)));
+        | ClusterDiscovery::Aggregate(_)
+        | ClusterDiscovery::DynamicForwardProxy(_) => {
+            return Err(format!("cluster '{name}' must be STATIC or resolved by DNS"));
         }
     };
     let endpoints = assignment.localities.iter().flat_map(|locality| &locality.endpoints);
-    let endpoints: Vec<EndpointAddress> = endpoints.map(|endpoint| endpoint.address.clone()).collect();
     let keepalive = match &cluster.protocol {
         UpstreamProtocol::Http2(settings) => {
             let pings = settings.keepalive.as_ref();
@@ -770,15 +878,9 @@ fn ads(bootstrap: &Bootstrap) -> Result<Option<Ads>, RunError> {
         }
         UpstreamProtocol::Http1 | UpstreamProtocol::Downstream(_) | UpstreamProtocol::Auto(_) => None,
     };
-    Ok(Some(Ads {
-        mode: if server.delta { Mode::Delta } else { Mode::Sotw },
-        node: bootstrap.node.clone(),
-        node_on_first_message_only: server.node_on_first_only,
-        endpoints,
-        authority: server.authority.as_deref().unwrap_or(&server.cluster).to_owned(),
+    Ok(XdsCluster {
+        endpoints: endpoints.map(|endpoint| endpoint.address.clone()).collect(),
         connect_timeout: cluster.connect_timeout,
         keepalive,
-        clusters: bootstrap.cds.as_ref().map(|source| source.initial_fetch_timeout),
-        listeners: bootstrap.lds.as_ref().map(|source| source.initial_fetch_timeout),
-    }))
+    })
 }

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::Path;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -13,12 +14,15 @@ use leno_base::Name;
 use leno_proxy::{Options, RunError};
 use leno_testkit::http::{Action, Client, Scripted};
 use leno_xds::server::Event;
+use leno_xds::server::grpc::DiscoveryService;
 use leno_xds::{Mode, Resource, TypeUrl};
 use prost::Message;
 use support::{ControlPlane, Seen};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 use tokio_stream::wrappers::TcpListenerStream;
+use tonic::codegen::Service;
+use tonic::server::NamedService;
 
 #[path = "xds/secrets.rs"]
 mod secrets;
@@ -40,7 +44,8 @@ impl Server {
         let listener = TcpListener::bind(address).await.expect("a port");
         let address = listener.local_addr().expect("an address");
         let (control, service) = ControlPlane::start();
-        let server = tonic::transport::Server::builder().add_service(service);
+        let secrets = SecretDiscovery(service.clone());
+        let server = tonic::transport::Server::builder().add_service(service).add_service(secrets);
         let serving = tokio::spawn(async move {
             server.serve_with_incoming(TcpListenerStream::new(listener)).await.expect("it serves");
         });
@@ -52,6 +57,31 @@ impl Server {
         self.serving.abort();
         let _ = self.serving.await;
         self.address
+    }
+}
+
+/// The same service under the name of that for secrets alone.
+#[derive(Clone)]
+struct SecretDiscovery(DiscoveryService);
+
+impl NamedService for SecretDiscovery {
+    const NAME: &'static str = "envoy.service.secret.v3.SecretDiscoveryService";
+}
+
+impl Service<http::Request<tonic::body::Body>> for SecretDiscovery {
+    type Response = http::Response<tonic::body::Body>;
+    type Error = std::convert::Infallible;
+    type Future = <DiscoveryService as Service<http::Request<tonic::body::Body>>>::Future;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, mut request: http::Request<tonic::body::Body>) -> Self::Future {
+        let mut modes = [Mode::Sotw, Mode::Delta].into_iter();
+        let mode = modes.find(|mode| TypeUrl::Secret.path(*mode) == Some(request.uri().path()));
+        *request.uri_mut() = http::Uri::from_static(mode.expect("a method of the service").path());
+        self.0.call(request)
     }
 }
 

@@ -183,6 +183,7 @@ pub(crate) fn lower(wire: Vec<u8>, at: &mut Lower) -> Option<Bootstrap> {
         bind: None,
         internal_buffer,
         secrets: Arc::default(),
+        xds_clusters: None,
         added_via_api: false,
         version: String::new(),
         unknown_fields: UnknownFields::Ignore,

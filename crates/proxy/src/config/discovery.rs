@@ -4,7 +4,7 @@
 //! acknowledge or reject with every reason. A resource that is refused leaves its last good
 //! version serving. `Discovery::follow` asks for what the store refers to now.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
@@ -23,7 +23,44 @@ use crate::config::store::Store;
 use crate::listener::sockets::Sockets;
 use crate::tls::secrets::{KnownSecret, Refilled, SecretKey, fill_cluster, fill_listener};
 
-/// The aggregated stream as the bootstrap describes it.
+/// Clusters of the bootstrap by which xDS servers can be reached, or why not.
+#[derive(Debug, Default)]
+pub(crate) struct XdsClusters(pub(crate) HashMap<Name, Result<XdsCluster, String>>);
+
+/// A cluster as the xDS client, which has connections of its own, sees it.
+#[derive(Clone, Debug)]
+pub(crate) struct XdsCluster {
+    /// Endpoints in order of trial.
+    pub(crate) endpoints: Vec<EndpointAddress>,
+    /// `connect_timeout`.
+    pub(crate) connect_timeout: Duration,
+    /// HTTP/2 keep-alive: interval and timeout.
+    pub(crate) keepalive: Option<(Duration, Duration)>,
+}
+
+impl XdsClusters {
+    /// The cluster of this name.
+    ///
+    /// # Errors
+    /// Why there is none that an xDS server can be reached by.
+    pub(crate) fn find(&self, name: &str) -> Result<&XdsCluster, String> {
+        match self.0.get(name) {
+            Some(Ok(cluster)) => Ok(cluster),
+            Some(Err(error)) => Err(error.clone()),
+            None => Err(format!("unknown gRPC client cluster '{name}'")),
+        }
+    }
+
+    /// Whether there is one.
+    ///
+    /// # Errors
+    /// Likewise.
+    pub(crate) fn check(&self, name: &str) -> Result<(), String> {
+        self.find(name).map(|_| ())
+    }
+}
+
+/// The aggregated stream as the bootstrap describes it, or one for secrets alone.
 #[derive(Clone, Debug)]
 pub(crate) struct Ads {
     /// `api_type`.
@@ -32,14 +69,10 @@ pub(crate) struct Ads {
     pub(crate) node: leno_api::proto::envoy::config::core::v3::Node,
     /// `set_node_on_first_message_only`.
     pub(crate) node_on_first_message_only: bool,
-    /// Endpoints of the cluster that the stream goes to, in order of trial.
-    pub(crate) endpoints: Vec<EndpointAddress>,
+    /// The cluster that the stream goes to.
+    pub(crate) cluster: XdsCluster,
     /// `:authority` of the stream.
     pub(crate) authority: String,
-    /// The cluster's `connect_timeout`.
-    pub(crate) connect_timeout: Duration,
-    /// The cluster's HTTP/2 keep-alive: interval and timeout.
-    pub(crate) keepalive: Option<(Duration, Duration)>,
     /// Whether clusters come by it, with their initial fetch timeout (`None`: wait for ever).
     pub(crate) clusters: Option<Option<Duration>>,
     /// Whether listeners come by it, likewise.
@@ -50,6 +83,8 @@ pub(crate) struct Ads {
 pub(crate) struct Discovery {
     commander: Commander,
     scope: Scope,
+    /// What secrets of this stream are known by.
+    origin: Origin,
     endpoints: BTreeSet<Name>,
     routes: BTreeSet<Name>,
     secrets: BTreeSet<Name>,
@@ -91,7 +126,7 @@ const QUEUE: usize = 16;
 impl Discovery {
     /// Opens the stream and subscribes to what the bootstrap wants. `scope` is what lowering
     /// needs to know of the bootstrap.
-    pub(crate) fn start(ads: Ads, scope: Scope) -> (Self, mpsc::Receiver<Event>) {
+    pub(crate) fn start(ads: Ads, origin: Origin, scope: Scope) -> (Self, mpsc::Receiver<Event>) {
         let (commander, commands) = grpc::commands();
         let (send, events) = mpsc::channel(QUEUE);
         let mut config = Config::new(ads.mode, ads.node.clone());
@@ -102,19 +137,21 @@ impl Discovery {
                 commander.subscribe(type_url, Interest::Wildcard, *timeout);
             }
         }
-        let path = ads.mode.path();
+        let alone = (origin != Origin::Ads).then(|| TypeUrl::Secret.path(ads.mode)).flatten();
+        let path = alone.unwrap_or_else(|| ads.mode.path());
         let ads = Arc::new(ads);
         let next = Arc::new(AtomicUsize::new(0));
         let connector = move || connect(Arc::clone(&ads), next.fetch_add(1, Ordering::Relaxed));
         tokio::spawn(grpc::run(connector, path, client, commands, send));
-        (Self::new(commander, scope), events)
+        (Self { origin, ..Self::new(commander, scope) }, events)
     }
 
-    /// A subscription whose requests go to `commander`.
+    /// An aggregated subscription whose requests go to `commander`.
     pub(crate) fn new(commander: Commander, scope: Scope) -> Self {
         Self {
             commander,
             scope,
+            origin: Origin::Ads,
             endpoints: BTreeSet::new(),
             routes: BTreeSet::new(),
             secrets: BTreeSet::new(),
@@ -137,7 +174,7 @@ impl Discovery {
                 // One that is there stays.
                 // Deviation: a control plane that says that there is none is not waited for; in
                 // Envoy the listener warms for ever, as the answer ends `initial_fetch_timeout`.
-                store.expire_secret(SecretKey { name: name.clone(), origin: Origin::Ads });
+                store.expire_secret(SecretKey { name: name.clone(), origin: self.origin.clone() });
                 false
             }
             // Endpoints and routes are forgotten when nothing refers to them (as Envoy does).
@@ -162,9 +199,8 @@ impl Discovery {
                 TypeUrl::Route => put_routes(&name, &source, scope, store),
                 TypeUrl::Endpoint => put_endpoints(&name, &source, scope, store)
                     .map(|changed| applied.endpoints.extend(changed)),
-                TypeUrl::Secret => {
-                    put_secret(&name, &source, scope, store).map(|refilled| applied.refilled.extend(refilled))
-                }
+                TypeUrl::Secret => put_secret(&name, &source, &self.origin, scope, store)
+                    .map(|refilled| applied.refilled.extend(refilled)),
                 _ => Err(Rejected::because(format!("{type_url} was never subscribed"))),
             };
             let refused = outcome.err().map(|rejected| rejected.to_string());
@@ -205,9 +241,8 @@ impl Discovery {
                 names.into_iter().for_each(|name| store.expire_routes(name));
             }
             (TypeUrl::Secret, Interest::Names(names)) => {
-                names
-                    .into_iter()
-                    .for_each(|name| store.expire_secret(SecretKey { name, origin: Origin::Ads }));
+                let key = |name| SecretKey { name, origin: self.origin.clone() };
+                names.into_iter().for_each(|name| store.expire_secret(key(name)));
             }
             _ => {}
         }
@@ -215,6 +250,10 @@ impl Discovery {
 
     /// Asks for the endpoints, routes and secrets that the store refers to now, and for no others.
     pub(crate) fn follow(&mut self, store: &Store) {
+        self.follow_secrets(store);
+        if self.origin != Origin::Ads {
+            return;
+        }
         let (endpoints, routes) = (store.wanted_endpoints(), store.wanted_routes());
         for name in endpoints.difference(&self.endpoints) {
             let timeout = store.endpoints_timeout(name);
@@ -226,14 +265,18 @@ impl Discovery {
             self.commander.subscribe(TypeUrl::Route, Interest::name(name.clone()), timeout);
         }
         self.unsubscribe(TypeUrl::Route, self.routes.difference(&routes).cloned().collect());
-        let secrets = store.wanted_secrets().into_iter().filter(|(key, _)| key.origin == Origin::Ads);
+        (self.endpoints, self.routes) = (endpoints, routes);
+    }
+
+    fn follow_secrets(&mut self, store: &Store) {
+        let secrets = store.wanted_secrets().into_iter().filter(|(key, _)| key.origin == self.origin);
         let secrets: BTreeMap<Name, _> = secrets.map(|(key, timeout)| (key.name, timeout)).collect();
         for (name, timeout) in secrets.iter().filter(|(name, _)| !self.secrets.contains(*name)) {
             self.commander.subscribe(TypeUrl::Secret, Interest::name(name.clone()), *timeout);
         }
         let gone = self.secrets.iter().filter(|name| !secrets.contains_key(*name));
         self.unsubscribe(TypeUrl::Secret, gone.cloned().collect());
-        (self.endpoints, self.routes, self.secrets) = (endpoints, routes, secrets.into_keys().collect());
+        self.secrets = secrets.into_keys().collect();
     }
 
     fn unsubscribe(&self, type_url: TypeUrl, names: Vec<Name>) {
@@ -297,8 +340,14 @@ fn put_endpoints(
 }
 
 /// Returns the contexts that were made anew.
-fn put_secret(name: &Name, source: &Any, scope: Scope, store: &mut Store) -> Result<Vec<Refilled>, Rejected> {
-    let key = SecretKey { name: name.clone(), origin: Origin::Ads };
+fn put_secret(
+    name: &Name,
+    source: &Any,
+    origin: &Origin,
+    scope: Scope,
+    store: &mut Store,
+) -> Result<Vec<Refilled>, Rejected> {
+    let key = SecretKey { name: name.clone(), origin: origin.clone() };
     if store.has_secret(&key, source, &scope.version) {
         return Ok(Vec::new());
     }
@@ -318,7 +367,7 @@ fn put_secret(name: &Name, source: &Any, scope: Scope, store: &mut Store) -> Res
 /// Connects to the next endpoint of the cluster.
 async fn connect(ads: Arc<Ads>, attempt: usize) -> Result<tonic::transport::Channel, ConnectError> {
     let unavailable = |text: &str| ConnectError::Transport(text.to_owned());
-    let endpoints = &ads.endpoints;
+    let endpoints = &ads.cluster.endpoints;
     let endpoint =
         endpoints.get(attempt % endpoints.len().max(1)).ok_or_else(|| unavailable("no endpoint"))?;
     let target = match endpoint {
@@ -335,8 +384,8 @@ async fn connect(ads: Arc<Ads>, attempt: usize) -> Result<tonic::transport::Chan
     };
     let connection = Connection {
         authority: ads.authority.clone(),
-        connect_timeout: ads.connect_timeout,
-        keepalive: ads.keepalive,
+        connect_timeout: ads.cluster.connect_timeout,
+        keepalive: ads.cluster.keepalive,
     };
     grpc::connect(&target, &connection).await
 }

@@ -19,6 +19,7 @@ use prost_types::Any;
 
 use crate::cluster::lb::settings::Here;
 use crate::cluster::{BindConfig, dns_cache};
+use crate::config::discovery::XdsClusters;
 use crate::config::runtime::Runtime;
 use crate::tls::secrets::Secret;
 
@@ -84,6 +85,9 @@ pub(crate) struct Scope {
     pub(crate) internal_buffer: Option<usize>,
     /// `static_resources.secrets`.
     pub(crate) secrets: Arc<HashMap<Name, Secret>>,
+    /// What xDS servers can be reached by; `None` while the bootstrap is lowered, which is checked
+    /// as a whole.
+    pub(crate) xds_clusters: Option<Arc<XdsClusters>>,
     /// Whether the resource came by xDS.
     pub(crate) added_via_api: bool,
     /// `version_info` of the update that brought it; empty for static ones.

@@ -729,11 +729,17 @@ fn reference(proto: proto::SdsSecretConfig, at: &mut Lower) -> Option<Reference>
         }
         Some(source) => at.field("sds_config", |at| {
             let source = config_source(source, at)?;
-            match source.origin {
+            match &source.origin {
                 Origin::Ads => {}
-                Origin::Grpc(_) => {
-                    at.unsupported("api_config_source", true);
-                    return None;
+                Origin::Grpc(server) => {
+                    at.field("api_config_source", |at| {
+                        at.unsupported("grpc_services[0].initial_metadata", !server.metadata.is_empty());
+                        if let Some(Err(error)) =
+                            at.scope().xds_clusters.as_ref().map(|known| known.check(&server.cluster))
+                        {
+                            at.error_at("grpc_services[0].envoy_grpc.cluster_name", error);
+                        }
+                    });
                 }
                 Origin::File(_) => {
                     at.unsupported("path_config_source", true);

@@ -291,12 +291,46 @@ async fn story(mode: Mode) {
     proxy.stop().await;
 }
 
+/// A server of secrets apart from the control plane, reached through a cluster of the bootstrap,
+/// by a stream of its own.
+async fn servers_of_secrets(mode: Mode) {
+    let ca = authority("ca");
+    let (one, two) = (pair(&ca, "spiffe://td.test/one"), pair(&ca, "spiffe://td.test/two"));
+    let mut server = Server::start(([127, 0, 0, 1], 0).into()).await;
+    let proxy = Proxy::start(mode, server.address).await;
+    let api_type = if mode == Mode::Delta { "DELTA_GRPC" } else { "GRPC" };
+    let by = |cluster: &str| {
+        format!(
+            "common_tls_context: {{tls_certificate_sds_secret_configs: [{{name: server, sds_config: \
+             {{resource_api_version: V3, api_config_source: {{api_type: {api_type}, transport_api_version: V3, \
+             grpc_services: [{{envoy_grpc: {{cluster_name: {cluster}}}}}]}}}}}}]}}"
+        )
+    };
+    server.control.set(TypeUrl::Cluster, vec![]);
+    server.control.set(TypeUrl::Secret, vec![one.secret("server")]);
+    server.control.set(TypeUrl::Listener, vec![listener("l", &by("xds")), listener("m", &by("unknown"))]);
+    let message = rejected(&mut server, &TypeUrl::Listener).await;
+    assert!(message.ends_with("unknown gRPC client cluster 'unknown'"), "{message}");
+    let address = proxy.listening("l").await;
+    let (client, shown) = Client::connect(address, None).await.expect("a session");
+    assert_eq!(shown, one.der());
+    server.control.set(TypeUrl::Secret, vec![two.secret("server")]);
+    let updates = "listener.l.server_ssl_socket_factory.ssl_context_update_by_sds";
+    until_stat(&proxy, updates, "2").await;
+    client.again().await;
+    let (_, shown) = Client::connect(address, None).await.expect("a session");
+    assert_eq!(shown, two.der());
+    proxy.stop().await;
+}
+
 #[tokio::test]
 async fn state_of_the_world() {
     story(Mode::Sotw).await;
+    servers_of_secrets(Mode::Sotw).await;
 }
 
 #[tokio::test]
 async fn delta() {
     story(Mode::Delta).await;
+    servers_of_secrets(Mode::Delta).await;
 }
