@@ -168,7 +168,8 @@ pub(crate) struct Wire {
 impl Wire {
     /// Connects.
     pub(crate) fn connect(address: SocketAddr) -> Self {
-        Self::new(TcpStream::connect(address).expect("the proxy listens"))
+        // A proxy is live a moment before its workers listen.
+        Self::new(wait(|| TcpStream::connect(address).ok()).expect("the proxy listens"))
     }
 
     /// Takes over a connection.

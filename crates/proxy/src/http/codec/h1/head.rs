@@ -192,11 +192,10 @@ pub(crate) fn parse_request(
                 Some(Known::Upgrade) => upgrade = Some(field.value),
                 // Of all that it may ask for trailers alone concern the endpoint, even though
                 // `connection` must name the field.
-                Some(Known::Te) => {
-                    if field.value.eq_ignore_ascii_case(b"trailers") {
-                        map.append_known(Known::Te, field.value);
-                    }
+                Some(Known::Te) if field.value.eq_ignore_ascii_case(b"trailers") => {
+                    map.append_known(Known::Te, field.value);
                 }
+                Some(Known::Te) => {}
                 Some(Known::Expect) => {
                     expects_continue = field.value.eq_ignore_ascii_case(b"100-continue");
                     map.append_known(Known::Expect, field.value);
