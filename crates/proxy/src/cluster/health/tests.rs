@@ -268,7 +268,7 @@ fn what_cannot_be_is_refused() {
         ),
         "",
         &expect![
-            "health_checks[0].tls_options: not supported yet; health_checks[0].custom_health_check: extension 'envoy.health_checkers.redis' () is not supported yet"
+            "health_checks[0].custom_health_check: extension 'envoy.health_checkers.redis' () is not supported yet"
         ],
     );
 }
