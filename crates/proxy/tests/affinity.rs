@@ -368,18 +368,18 @@ fn cases(to: &[SocketAddr]) -> Vec<Case> {
         compare: Compare::Shares,
     };
     cases.extend([
-        shares("rr-weights", json!({}), weighted(), 300),
-        shares("rr-localities", weighted_localities, localities(), 400),
-        shares("rr-priorities", json!({}), priorities(4), 600),
-        shares("rr-zones", json!({}), localities(), 800),
-        shares("least-request-weights", json!({"lb_policy": "LEAST_REQUEST"}), weighted(), 300),
+        shares("rr-weights", json!({}), weighted(), 900),
+        shares("rr-localities", weighted_localities, localities(), 1500),
+        shares("rr-priorities", json!({}), priorities(4), 1500),
+        shares("rr-zones", json!({}), localities(), 1500),
+        shares("least-request-weights", json!({"lb_policy": "LEAST_REQUEST"}), weighted(), 900),
         shares(
             "random-zones-unhealthy",
             json!({"lb_policy": "RANDOM", "common_lb_config": {"zone_aware_lb_config": {
                 "routing_enabled": {"value": 50}, "min_cluster_size": 3,
             }}}),
             localities(),
-            1200,
+            1500,
         ),
     ]);
     cases
@@ -633,7 +633,15 @@ fn a_mixed_fleet_agrees() {
                 let names = ours.keys().chain(theirs.keys());
                 let share =
                     |of: &BTreeMap<&str, f64>, name: &&str| of.get(*name).copied().unwrap_or_default();
-                if names.into_iter().any(|name| (share(&ours, name) - share(&theirs, name)).abs() > 6.0) {
+                // Five standard deviations of the difference of two samples: chance alone fails one
+                // run in a million.
+                let differs = |name: &&str| {
+                    let (ours, theirs) = (share(&ours, name), share(&theirs, name));
+                    let mean = (ours + theirs) / 200.0;
+                    let deviation = (2.0 * mean * (1.0 - mean) / case.requests.len() as f64).sqrt();
+                    (ours - theirs).abs() > 500.0 * deviation + 0.5
+                };
+                if names.into_iter().any(differs) {
                     failures += &format!("{}: {ours:?} instead of {theirs:?}\n", case.name);
                 }
             }

@@ -55,7 +55,7 @@ pub(super) fn cases(to: &[SocketAddr]) -> Vec<Case> {
         case(name, cluster, Value::Null, route, requests, compare)
     };
     let shares = |name, members: &[&str], more: Value| {
-        aggregate(name, members, more, json!({}), plain(500), Compare::Shares)
+        aggregate(name, members, more, json!({}), plain(1500), Compare::Shares)
     };
     let none = || json!({});
     let by_header = || json!({"hash_policy": [{"header": {"header_name": "x-key"}}]});
@@ -131,7 +131,7 @@ pub(super) fn cases(to: &[SocketAddr]) -> Vec<Case> {
             &["member-half", "member-ring"],
             none(),
             by_header(),
-            by_key(500),
+            by_key(1500),
             Compare::Shares,
         ),
     ]
