@@ -6,6 +6,7 @@
 //! Start with [`name::Name`] (every resource has one) and [`clock`]; the rest is independent.
 
 pub mod backoff;
+pub mod base64;
 pub mod cidr;
 pub mod clock;
 pub mod drain;

@@ -826,6 +826,9 @@ fn processors() -> usize {
 fn ads(bootstrap: &Bootstrap, known: &XdsClusters) -> Result<Option<Ads>, RunError> {
     let Some(server) = &bootstrap.ads else { return Ok(None) };
     let refuse = |text: String| RunError::Config(vec![format!("dynamic_resources.ads_config: {text}")]);
+    if !server.metadata.is_empty() {
+        return Err(refuse("grpc_services[0].initial_metadata: not supported yet".to_owned()));
+    }
     let cluster = known.find(&server.cluster).map_err(refuse)?;
     Ok(Some(Ads {
         clusters: bootstrap.cds.as_ref().map(|source| source.initial_fetch_timeout),

@@ -688,27 +688,7 @@ fn sha256_hex(text: &str) -> Option<[u8; 32]> {
 
 /// 44 digits of base64.
 fn sha256_base64(text: &str) -> Option<[u8; 32]> {
-    let digits = text.strip_suffix('=')?;
-    let mut bits = 0_u32;
-    let mut count = 0;
-    let mut bytes = Vec::with_capacity(33);
-    for digit in digits.bytes() {
-        let value = match digit {
-            b'A'..=b'Z' => digit - b'A',
-            b'a'..=b'z' => digit - b'a' + 26,
-            b'0'..=b'9' => digit - b'0' + 52,
-            b'+' => 62,
-            b'/' => 63,
-            _ => return None,
-        };
-        bits = bits << 6 | u32::from(value);
-        count += 6;
-        if count >= 8 {
-            count -= 8;
-            bytes.push((bits >> count & 0xff) as u8);
-        }
-    }
-    bytes.try_into().ok()
+    leno_base::base64::decode(text.strip_suffix('=')?.as_bytes())?.try_into().ok()
 }
 
 /// A reference to a secret: one of the bootstrap's is there already.

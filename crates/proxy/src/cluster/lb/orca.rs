@@ -90,7 +90,7 @@ fn from_json(text: &[u8]) -> Option<OrcaLoadReport> {
 }
 
 fn from_binary(text: &[u8]) -> Option<OrcaLoadReport> {
-    OrcaLoadReport::decode(base64(text)?.as_slice()).ok()
+    OrcaLoadReport::decode(leno_base::base64::decode(text.trim_ascii())?.as_slice()).ok()
 }
 
 /// `name: value` or `name=value`, separated by commas; a name that comes twice, one that is not
@@ -124,31 +124,6 @@ fn from_text<'a>(lines: impl Iterator<Item = &'a [u8]>) -> Option<OrcaLoadReport
         }
     }
     Some(report)
-}
-
-/// Decodes base64 with or without padding.
-fn base64(text: &[u8]) -> Option<Vec<u8>> {
-    let text = text.trim_ascii();
-    let end = text.iter().rposition(|byte| *byte != b'=').map_or(0, |last| last + 1);
-    let mut bytes = Vec::with_capacity(text.len() * 3 / 4);
-    let (mut bits, mut count) = (0u32, 0);
-    for byte in text.get(..end)? {
-        let value = match byte {
-            b'A'..=b'Z' => byte - b'A',
-            b'a'..=b'z' => byte - b'a' + 26,
-            b'0'..=b'9' => byte - b'0' + 52,
-            b'+' => 62,
-            b'/' => 63,
-            _ => return None,
-        };
-        bits = bits << 6 | u32::from(value);
-        count += 6;
-        if count >= 8 {
-            count -= 8;
-            bytes.push((bits >> count) as u8);
-        }
-    }
-    Some(bytes)
 }
 
 #[cfg(test)]
