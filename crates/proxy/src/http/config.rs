@@ -120,6 +120,8 @@ pub(crate) struct HttpConnectionManager {
     pub(crate) scheme_overwrite: Option<Arc<str>>,
     /// `upgrade_configs`: upgrade types allowed, lower case; `CONNECT` too.
     pub(crate) upgrades: Vec<UpgradeType>,
+    /// Those among them that have `filters` of their own, which take the place of the chain's.
+    pub(crate) upgrade_filters: Vec<(Box<str>, Vec<ChainedFilter>)>,
     /// `add_user_agent`: set it and the downstream service cluster/node headers.
     pub(crate) add_user_agent: bool,
     /// `forward_client_cert_details` and `set_current_client_cert_details`.
@@ -170,6 +172,26 @@ pub(crate) struct RouterConfig {
     pub(crate) strict_headers: Vec<Known>,
     /// `upstream_log`.
     pub(crate) upstream_log: Option<Arc<UpstreamLog>>,
+}
+
+impl RouterConfig {
+    /// Whether it does the same as the other; with logs of their own, two never do.
+    fn is_like(&self, other: &RouterConfig) -> bool {
+        let facts = |router: &RouterConfig| {
+            let RouterConfig {
+                suppress_envoy_headers,
+                respect_expected_timeout,
+                dynamic_stats,
+                suppress_grpc_code_stats,
+                strict_headers,
+                upstream_log,
+            } = router.clone();
+            let flags =
+                [suppress_envoy_headers, respect_expected_timeout, dynamic_stats, suppress_grpc_code_stats];
+            upstream_log.is_none().then_some((flags, strict_headers))
+        };
+        facts(self).is_some() && facts(self) == facts(other)
+    }
 }
 
 impl Default for RouterConfig {

@@ -1,6 +1,8 @@
 //! HTTP: connections, streams, routes, filters, forwarding.
-//! Reading order: `connection`, `stream` (the story of one request), `route`, `filters`, `forward`.
+//! Reading order: `connection`, `stream` (the story of one request), `route`, `filters`, `forward`; `client` makes
+//! requests of the proxy's own.
 
+pub(crate) mod client;
 pub(crate) mod client_cert;
 pub(crate) mod codec;
 pub(crate) mod config;

@@ -7,8 +7,7 @@
 use std::borrow::Cow;
 use std::cell::RefCell;
 use std::collections::VecDeque;
-use std::future::{Future, poll_fn};
-use std::pin::{Pin, pin};
+use std::future::poll_fn;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -22,7 +21,7 @@ use crate::drain::DrainWatch;
 use crate::http::codec::side::Downstream;
 use crate::http::codec::{DownstreamError, Frame, ResetReason};
 use crate::http::config::{HttpConnectionManager, RouteSource, ServerHeader};
-use crate::http::filters::{Attend, Chain, Outcome, RouteOverrides};
+use crate::http::filters::{Attend, Chain, Part, RouteOverrides};
 use crate::http::forward::upstream_log::AttemptLogs;
 use crate::http::forward::{self, Exchange};
 use crate::http::headers::{HeaderMap, Known};
@@ -164,8 +163,10 @@ pub(crate) async fn serve_request(
         chain = Chain::default();
         ended = stream.run(&mut chain, &mut down, timer).await;
     }
-    if let Err(ended) = ended {
-        stream.end_early(ended, &mut chain, &mut down);
+    if let Err(ended) = ended
+        && let Some((head, body)) = stream.end_early(ended, &chain, &mut down)
+    {
+        Box::pin(stream.reply_through(head, body, &mut chain, &mut down, timer)).await;
     }
     let end = stream.flush(&mut down, timer).await;
     stream.finish(&mut chain, &mut down, end);
@@ -181,9 +182,12 @@ pub(crate) async fn refuse_request(
 ) {
     let mut stream = Stream::start(connection, HeaderMap::default(), HeadSize::default(), &down);
     down.close_after_response();
-    stream.end_early(reply.into(), &mut Chain::default(), &mut down);
+    let mut chain = Chain::default();
+    if let Some((head, body)) = stream.end_early(reply.into(), &chain, &mut down) {
+        Box::pin(stream.reply_through(head, body, &mut chain, &mut down, timer)).await;
+    }
     let end = stream.flush(&mut down, timer).await;
-    stream.finish(&mut Chain::default(), &mut down, end);
+    stream.finish(&mut chain, &mut down, end);
 }
 
 impl Stream {
@@ -335,7 +339,7 @@ impl Stream {
         };
         self.internal = origin.internal;
         self.route(head);
-        self.check_upgrade(head, down)?;
+        self.check_upgrade(head, chain, down)?;
         if self.manager.log_new_requests {
             self.note_target();
             self.log(LogType::DownstreamStart, Some(head));
@@ -372,20 +376,7 @@ impl Stream {
             return Ok(());
         }
         // The body goes through the filters once more.
-        let mut body = VecDeque::new();
-        let mut keep = |frame: Frame| {
-            if let Frame::Data { data, .. } = frame {
-                body.push_back(data);
-            }
-        };
-        while let Some(frame) = chain.take_ready() {
-            keep(frame);
-        }
-        while let Some(frame) = self.redirected.as_mut().and_then(|redirected| redirected.next_frame()) {
-            for frame in chain.on_request_frame(self, frame, &mut attendant).await? {
-                keep(frame);
-            }
-        }
+        let body = chain.pass_body(self, &mut attendant).await?;
         if let Some(redirected) = &mut self.redirected {
             redirected.body = body;
         }
@@ -442,13 +433,19 @@ impl Stream {
         }
     }
 
-    fn check_upgrade(&mut self, head: &HeaderMap, down: &mut Downstream<'_>) -> Result<(), Ended> {
+    fn check_upgrade(
+        &mut self,
+        head: &HeaderMap,
+        chain: &mut Chain,
+        down: &mut Downstream<'_>,
+    ) -> Result<(), Ended> {
         let Some(kind) = upgrade::requested(head) else { return Ok(()) };
         let route = match self.selected.as_ref().map(|selected| &selected.route.action) {
             Some(Action::Forward(route)) => Some(&**route),
             _ => None,
         };
         if upgrade::allowed(kind, &self.manager, route) {
+            chain.choose(kind, &self.manager);
             // What follows an upgrade is no request body: only idle timeouts apply.
             self.deadlines.request = None;
             return Ok(());
@@ -473,19 +470,20 @@ impl Stream {
         Some(weighted.map_or(&selected.route.overrides, |cluster| &cluster.overrides))
     }
 
-    /// Ends with an answer of our own, or cuts off the one that has begun.
-    fn end_early(&mut self, ended: Ended, chain: &mut Chain, down: &mut Downstream<'_>) {
-        match ended {
-            Ended::Reply(reply) if down.responded() => {
-                self.info.flags.insert(reply.flags);
-                self.info.response_code_details = Some(reply.details);
-                self.cut_off(down);
-            }
-            Ended::Reply(reply) => self.reply(&reply, chain, down),
+    /// Ends with an answer of our own, or cuts off the one that has begun. Some: the answer is to
+    /// go through the filters (`reply_through`).
+    fn end_early(
+        &mut self,
+        ended: Ended,
+        chain: &Chain,
+        down: &mut Downstream<'_>,
+    ) -> Option<(HeaderMap, Bytes)> {
+        let reply = match ended {
+            Ended::Reply(reply) => reply,
             Ended::Downstream(DownstreamError::Protocol(error)) => {
                 self.stats.downstream_cx_protocol_error().inc();
                 down.close_after_response();
-                self.end_early(Reply::protocol_error(error).into(), chain, down);
+                Box::new(Reply::protocol_error(error))
             }
             Ended::Downstream(DownstreamError::Disconnected) => {
                 self.info.flags.insert(ResponseFlags::DOWNSTREAM_CONNECTION_TERMINATION);
@@ -493,13 +491,86 @@ impl Stream {
                 self.stats.downstream_cx_destroy_remote_active_rq().inc();
                 self.stats.downstream_cx_destroy_active_rq().inc();
                 down.reset();
+                return None;
             }
             Ended::Downstream(DownstreamError::Reset) => {
                 self.info.flags.insert(ResponseFlags::DOWNSTREAM_REMOTE_RESET);
                 self.info.response_code_details = Some(Cow::Borrowed("http2.remote_reset"));
                 self.stats.downstream_rq_rx_reset().inc();
+                return None;
             }
-            Ended::Aborted | Ended::Redirected => self.cut_off(down),
+            Ended::Aborted | Ended::Redirected => {
+                self.cut_off(down);
+                return None;
+            }
+        };
+        if down.responded() {
+            self.info.flags.insert(reply.flags);
+            self.info.response_code_details = Some(reply.details);
+            self.cut_off(down);
+            return None;
+        }
+        let (head, body) = self.reply(&reply, down);
+        if !chain.has_none(&self.manager) && !chain.is_responding() {
+            return Some((head, body));
+        }
+        let end = body.is_empty();
+        self.begin_reply(head, end, down);
+        if !end {
+            self.send_reply_data(body, true, down);
+        }
+        down.abandon_request();
+        None
+    }
+
+    /// Sends an answer of our own as the filters let it pass.
+    async fn reply_through(
+        &mut self,
+        head: HeaderMap,
+        body: Bytes,
+        chain: &mut Chain,
+        down: &mut Downstream<'_>,
+        timer: &mut Timer,
+    ) {
+        chain.push_reply(head, body, self);
+        let sent = poll_fn(|cx| {
+            loop {
+                if let Err(ended) = chain.advance_response(cx, self) {
+                    return Poll::Ready(Err(ended));
+                }
+                while let Some(part) = chain.take_response() {
+                    let last = match part {
+                        Part::Head { end } => {
+                            let head = std::mem::take(&mut self.response);
+                            self.begin_reply(head, end, down);
+                            end
+                        }
+                        Part::Frame(Frame::Data { data, end }) => {
+                            self.send_reply_data(data, end, down);
+                            end
+                        }
+                        Part::Frame(Frame::Trailers(trailers)) => {
+                            down.send_trailers(&trailers);
+                            self.trailers = Some(trailers);
+                            true
+                        }
+                        Part::Frame(Frame::End) => {
+                            down.send_data(Bytes::new(), true);
+                            true
+                        }
+                    };
+                    if last {
+                        down.abandon_request();
+                        return Poll::Ready(Ok(()));
+                    }
+                }
+                return Attendant { down, timer }.poll_ended(cx, self).map(Err);
+            }
+        })
+        .await;
+        if let Err(ended) = sent {
+            // A second answer goes past the filters.
+            let _: Option<_> = self.end_early(ended, chain, down);
         }
     }
 
@@ -509,8 +580,8 @@ impl Stream {
         down.reset();
     }
 
-    /// Sends an answer of our own.
-    fn reply(&mut self, reply: &Reply, chain: &mut Chain, down: &mut Downstream<'_>) {
+    /// Makes the head and body of an answer of our own.
+    fn reply(&mut self, reply: &Reply, down: &mut Downstream<'_>) -> (HeaderMap, Bytes) {
         self.info.flags.insert(reply.flags);
         self.info.response_code_details = Some(reply.details.clone());
         if reply.status == 400 && !self.manager.http1.stream_error {
@@ -532,7 +603,7 @@ impl Stream {
             // Even if the rest of the request has come by now.
             down.close_after_response();
         }
-        let mut body = match &self.manager.local_replies {
+        let body = match &self.manager.local_replies {
             None => reply.write_body(&mut head, self.grpc),
             Some(replies) => {
                 let replies = Arc::clone(replies);
@@ -541,19 +612,23 @@ impl Stream {
                 reply.write_rewritten(new, &mut head, self.grpc)
             }
         };
-        chain.on_reply(self, &mut head, &mut body);
-        let end = body.is_empty();
+        (head, body)
+    }
+
+    /// Sends the head of an answer of our own.
+    fn begin_reply(&mut self, mut head: HeaderMap, end: bool, down: &mut Downstream<'_>) {
         let now = now();
         self.finish_head(&mut head, now);
         self.info.bytes_received += down.answer_early(self.info.upstream.host.is_some());
         self.send_head(head, end, now, down);
-        if !end {
-            if self.request.method() != b"HEAD" {
-                self.info.bytes_sent += body.len() as u64;
-            }
-            down.send_data(body, true);
+    }
+
+    /// Sends a piece of its body.
+    fn send_reply_data(&mut self, data: Bytes, end: bool, down: &mut Downstream<'_>) {
+        if self.request.method() != b"HEAD" {
+            self.info.bytes_sent += data.len() as u64;
         }
-        down.abandon_request();
+        down.send_data(data, end);
     }
 
     /// Header rules of the route, the attempt count.
@@ -715,23 +790,6 @@ impl Stream {
         reply.into()
     }
 
-    /// Waits for something while the client and the clock are watched.
-    pub(crate) async fn attend<T>(
-        &mut self,
-        down: &mut Downstream<'_>,
-        timer: &mut Timer,
-        future: impl Future<Output = T>,
-    ) -> Result<T, Interrupted> {
-        let mut future = pin!(future);
-        poll_fn(|cx| {
-            if let Poll::Ready(value) = future.as_mut().poll(cx) {
-                return Poll::Ready(Ok(value));
-            }
-            self.poll_interrupted(cx, down, timer).map(Err)
-        })
-        .await
-    }
-
     /// Ready when a deadline has passed; writes the periodic logs meanwhile.
     pub(crate) fn poll_deadlines(&mut self, cx: &mut Context<'_>, timer: &mut Timer) -> Poll<Expired> {
         loop {
@@ -758,7 +816,7 @@ impl Stream {
         down: &mut Downstream<'_>,
         timer: &mut Timer,
     ) -> Poll<Interrupted> {
-        if let Poll::Ready(error) = down.poll_closed(cx) {
+        if let Poll::Ready(error) = down.poll_gone(cx) {
             return Poll::Ready(Interrupted::Downstream(error));
         }
         if let Poll::Ready(Err(error)) = down.poll_flush(cx) {
@@ -804,39 +862,21 @@ pub(crate) struct Attendant<'a, 'd> {
 }
 
 impl Attend for Attendant<'_, '_> {
-    async fn attend(
-        &mut self,
-        stream: &mut Stream,
-        step: Pin<Box<dyn Future<Output = Outcome>>>,
-    ) -> Result<Outcome, Ended> {
-        match stream.attend(self.down, self.timer, step).await {
-            Ok(outcome) => Ok(outcome),
-            Err(Interrupted::Downstream(error)) => Err(Ended::Downstream(error)),
-            Err(Interrupted::Expired(expired)) => Err(stream.expired(expired, self.down)),
-        }
-    }
-
-    async fn next_frame(&mut self, stream: &mut Stream) -> Result<Frame, Ended> {
+    fn poll_frame(&mut self, cx: &mut Context<'_>, stream: &mut Stream) -> Poll<Result<Frame, Ended>> {
         if let Some(frame) = stream.redirected.as_mut().and_then(|redirected| redirected.next_frame()) {
-            return Ok(frame);
+            return Poll::Ready(Ok(frame));
         }
-        let Attendant { down, timer } = self;
-        let next = poll_fn(|cx| {
-            match down.poll_frame(cx) {
-                Poll::Ready(Ok(frame)) => return Poll::Ready(Ok(frame)),
-                Poll::Ready(Err(error)) => return Poll::Ready(Err(Interrupted::Downstream(error))),
-                Poll::Pending => {}
+        let frame = match self.down.poll_frame(cx) {
+            Poll::Ready(Ok(frame)) => frame,
+            Poll::Ready(Err(error)) => return Poll::Ready(Err(Ended::Downstream(error))),
+            Poll::Pending => {
+                // What was promised to the client, e.g. that it may send its body.
+                if let Poll::Ready(Err(error)) = self.down.poll_flush(cx) {
+                    return Poll::Ready(Err(Ended::Downstream(error)));
+                }
+                let expired = stream.poll_deadlines(cx, self.timer);
+                return expired.map(|expired| Err(stream.expired(expired, self.down)));
             }
-            // What was promised to the client, e.g. that it may send its body.
-            if let Poll::Ready(Err(error)) = down.poll_flush(cx) {
-                return Poll::Ready(Err(Interrupted::Downstream(error)));
-            }
-            stream.poll_deadlines(cx, timer).map(|expired| Err(Interrupted::Expired(expired)))
-        });
-        let frame = match next.await {
-            Ok(frame) => frame,
-            Err(Interrupted::Downstream(error)) => return Err(Ended::Downstream(error)),
-            Err(Interrupted::Expired(expired)) => return Err(stream.expired(expired, self.down)),
         };
         let now = now();
         stream.deadlines.last = now;
@@ -847,7 +887,14 @@ impl Attend for Attendant<'_, '_> {
             stream.info.request_complete = Some(now);
             stream.deadlines.request = None;
         }
-        Ok(frame)
+        Poll::Ready(Ok(frame))
+    }
+
+    fn poll_ended(&mut self, cx: &mut Context<'_>, stream: &mut Stream) -> Poll<Ended> {
+        stream.poll_interrupted(cx, self.down, self.timer).map(|interrupted| match interrupted {
+            Interrupted::Downstream(error) => Ended::Downstream(error),
+            Interrupted::Expired(expired) => stream.expired(expired, self.down),
+        })
     }
 }
 

@@ -165,11 +165,11 @@ fn query<'f>(request: Option<&'f HeaderMap>, name: &str) -> Value<'f> {
     let Some(start) = memchr::memchr(b'?', path) else { return Value::Absent };
     let query = path.get(start + 1..).unwrap_or_default();
     let query = query.split(|byte| *byte == b'#').next().unwrap_or(query);
-    query_value(query, name.as_bytes()).map_or(Value::Absent, |value| Value::Text(decode(value)))
+    query_value(query, name.as_bytes()).map_or(Value::Absent, |value| Value::Text(percent_decode(value)))
 }
 
 /// Undoes percent-encoding.
-fn decode(value: &[u8]) -> Cow<'_, [u8]> {
+pub(crate) fn percent_decode(value: &[u8]) -> Cow<'_, [u8]> {
     if !value.contains(&b'%') {
         return Cow::Borrowed(value);
     }

@@ -14,6 +14,7 @@ use leno_base::{CidrMap, CidrSet};
 use twox_hash::XxHash64;
 
 pub(crate) use self::facts::Facts;
+pub(crate) use self::input::percent_decode;
 use self::input::{Input, Value};
 use self::value::ValueMatcher;
 use crate::http::route::matcher::StringMatcher;

@@ -81,6 +81,15 @@ impl Downstream<'_> {
         }
     }
 
+    /// Ready when the client has gone away, also while a part of the request is still to be read;
+    /// HTTP/1 reads a bounded part of it ahead for this.
+    pub(crate) fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<DownstreamError> {
+        match self {
+            Downstream::H1(server) => server.poll_gone(cx),
+            Downstream::H2(server) => server.poll_closed(cx),
+        }
+    }
+
     /// Sends an interim response.
     pub(crate) fn send_informational(&mut self, map: &HeaderMap) {
         match self {

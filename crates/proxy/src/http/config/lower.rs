@@ -182,7 +182,9 @@ impl HttpConnectionManager {
             Some(http1)
         });
         let http2 = at.field("http2_protocol_options", |at| http2_options(http2_protocol_options, at));
-        let (filters, router) = filter_chain(http_filters, at);
+        let (filters, router) = filter_chain("http_filters", http_filters, at);
+        let router = router.unwrap_or_default();
+        let (upgrades, upgrade_filters) = upgrades(upgrade_configs, &router, at);
         let routes = route_source(route_specifier, inline_table, at);
         let strip_any = matches!(
             strip_port_mode,
@@ -305,7 +307,8 @@ impl HttpConnectionManager {
             proxy_100_continue,
             append_forwarded_port: append_x_forwarded_port,
             scheme_overwrite,
-            upgrades: upgrades(upgrade_configs, at),
+            upgrades,
+            upgrade_filters,
             add_user_agent: add_user_agent.unwrap_or(false),
             client_cert,
             service_node,
@@ -395,18 +398,30 @@ fn check_request_id(proto: Option<hcm::RequestIdExtension>, at: &mut Lower) {
     });
 }
 
-fn upgrades(protos: Vec<hcm::http_connection_manager::UpgradeConfig>, at: &mut Lower) -> Vec<UpgradeType> {
+#[allow(clippy::type_complexity, reason = "as they are in the connection manager")]
+fn upgrades(
+    protos: Vec<hcm::http_connection_manager::UpgradeConfig>,
+    router: &RouterConfig,
+    at: &mut Lower,
+) -> (Vec<UpgradeType>, Vec<(Box<str>, Vec<ChainedFilter>)>) {
     let mut seen: Vec<Box<str>> = Vec::new();
-    at.each("upgrade_configs", protos, |proto, at| {
+    let mut own = Vec::new();
+    let upgrades = at.each("upgrade_configs", protos, |proto, at| {
         let hcm::http_connection_manager::UpgradeConfig { upgrade_type, filters, enabled } = proto;
-        at.unsupported("filters", !filters.is_empty());
         let name: Box<str> = upgrade_type.to_ascii_lowercase().into();
         if seen.contains(&name) {
             at.error(format!("multiple upgrade configs with the same name: '{upgrade_type}'"));
         }
         seen.push(name.clone());
+        if !filters.is_empty() {
+            let (filters, its_router) = filter_chain("filters", filters, at);
+            // One router serves all chains of a connection manager.
+            at.unsupported("filters.router", its_router.is_some_and(|its| !its.is_like(router)));
+            own.push((name.clone(), filters));
+        }
         Some(UpgradeType { name, enabled: enabled.unwrap_or(true), connect: None })
-    })
+    });
+    (upgrades, own)
 }
 
 fn route_source(
@@ -447,11 +462,16 @@ fn route_source(
 }
 
 /// Lowers the HTTP filters: all but the last from the registry, the last is the router.
-fn filter_chain(protos: Vec<hcm::HttpFilter>, at: &mut Lower) -> (Vec<ChainedFilter>, RouterConfig) {
+/// `None`: it has no router, which is an error, or its configuration is one.
+fn filter_chain(
+    field: &str,
+    protos: Vec<hcm::HttpFilter>,
+    at: &mut Lower,
+) -> (Vec<ChainedFilter>, Option<RouterConfig>) {
     let last = protos.len().checked_sub(1);
     let mut router = None;
     let mut index = 0;
-    let filters = at.each("http_filters", protos, |proto, at| {
+    let filters = at.each(field, protos, |proto, at| {
         let is_last = Some(index) == last;
         index += 1;
         let hcm::HttpFilter { name, is_optional, disabled, config_type } = proto;
@@ -497,9 +517,9 @@ fn filter_chain(protos: Vec<hcm::HttpFilter>, at: &mut Lower) -> (Vec<ChainedFil
         Some(ChainedFilter { id: FilterId::of(&name), disabled, config })
     });
     if last.is_none() {
-        at.error_at("http_filters", "a chain without filters is not supported yet");
+        at.error_at(field, "a chain without filters is not supported yet");
     }
-    (filters, router.unwrap_or_default())
+    (filters, router)
 }
 
 fn lower_router(any: &Any, at: &mut Lower) -> Option<RouterConfig> {

@@ -1,84 +1,70 @@
 //! How the hooks of a chain are called: order, holding back, limits, answers of our own.
 //!
-//! The request's head goes through all filters before the request is forwarded. A filter that
-//! holds it has the body read here ([`Chain::on_request`]); what passed all filters by then
-//! waits in `ready` for the forwarder. Once forwarding has begun, each frame goes through on its
-//! own, and a filter may keep pieces of the body back.
+//! The request's head goes through all filters before the request is forwarded
+//! ([`Chain::on_request`]); as long as a filter holds it, the body is read here. From then on
+//! whoever moves the messages brings part after part to the two lanes (`lane`) and takes what has
+//! passed all filters; a hook that waits blocks its lane, and nothing else.
+//!
+//! A chain of which no filter wants to see more than the head is empty: the forwarder asks once
+//! per event ([`Chain::is_empty`]), and then does without it.
 
 use std::collections::VecDeque;
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use smallvec::SmallVec;
 
-use super::{ChainedFilter, HttpStreamFilter, Opening, Outcome, RouteSettings, Step};
+use super::lane::{Direction, Lane, Live, Part, settings};
+use super::{ChainedFilter, Opening, Outcome, RouteSettings, Step, Waiting};
 use crate::http::codec::Frame;
+use crate::http::config::HttpConnectionManager;
 use crate::http::headers::HeaderMap;
-use crate::http::reply::Reply;
 use crate::http::stream::{Ended, Stream};
+use crate::telemetry::stream_info::StreamInfo;
 
 /// The filters of one stream that want to see more of it, in the order of the chain.
 #[derive(Default)]
 pub(crate) struct Chain {
-    live: SmallVec<[Live; 4]>,
+    /// `None`: there are none, and nothing waits for them.
+    open: Option<Box<Open>>,
     /// Filters of the chain up to here have seen the request.
     seen: usize,
-    /// Frames of the request that have passed the live filters up to `passed`.
-    ready: VecDeque<Frame>,
-    passed: usize,
-    /// The live filter that holds the response's head, and whether it is a whole response.
-    head_holder: Option<usize>,
-    /// The filter that answered in place of a response: it is not asked about its answer.
-    answered: Option<usize>,
+    /// A response has begun its way through the filters.
+    responding: bool,
+    /// The upgrade whose own filters these are (`HttpConnectionManager::upgrade_filters`).
+    upgrade: Option<usize>,
 }
 
-/// A filter that sees a stream.
-struct Live {
-    /// Its place in the chain.
-    index: usize,
-    /// `None`: the hooks of its configuration are called.
-    filter: Option<Box<dyn HttpStreamFilter>>,
-    /// Pieces of the request's body that it keeps, and those of the response's.
-    request: Kept,
-    response: Kept,
+struct Open {
+    live: SmallVec<[Live; 4]>,
+    request: Lane,
+    response: Lane,
 }
 
-/// Pieces of a body that are kept back.
-#[derive(Default)]
-struct Kept {
-    /// Whether the filter holds.
-    holding: bool,
-    pieces: Vec<Bytes>,
-    length: usize,
+impl Open {
+    fn new() -> Self {
+        Self {
+            live: SmallVec::new(),
+            request: Lane::new(Direction::Request),
+            response: Lane::new(Direction::Response),
+        }
+    }
 }
 
-/// What may go down to the client.
-#[derive(Default)]
-pub(crate) struct Released {
-    /// The response's head, if it was held until now.
-    pub(crate) head: Option<HeaderMap>,
-    /// What follows, in order.
-    pub(crate) frames: SmallVec<[Frame; 1]>,
-}
-
-/// What a step may wait for besides its own outcome: the stream knows deadlines and whether
+/// What a waiting hook of a request's head waits with: the stream knows deadlines and whether
 /// the client is still there.
 pub(crate) trait Attend {
-    /// Waits for an awaited step.
-    #[allow(clippy::type_complexity, reason = "a type alias would hide what is awaited")]
-    fn attend(
-        &mut self,
-        stream: &mut Stream,
-        step: Pin<Box<dyn Future<Output = Outcome>>>,
-    ) -> impl Future<Output = Result<Outcome, Ended>>;
+    /// The next frame of the request, or why there will be none.
+    fn poll_frame(&mut self, cx: &mut Context<'_>, stream: &mut Stream) -> Poll<Result<Frame, Ended>>;
 
-    /// The next frame of the request.
-    fn next_frame(&mut self, stream: &mut Stream) -> impl Future<Output = Result<Frame, Ended>>;
+    /// Ready when the client is gone or a deadline has passed.
+    fn poll_ended(&mut self, cx: &mut Context<'_>, stream: &mut Stream) -> Poll<Ended>;
 }
 
-/// What became of a step.
+/// What became of a step of a request's head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Flow {
     Go,
@@ -86,17 +72,32 @@ enum Flow {
     Again,
 }
 
-/// Which way a message goes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Direction {
-    Request,
-    Response,
-}
-
 impl Chain {
     /// Whether no filter wants to see more.
     pub(crate) fn is_empty(&self) -> bool {
-        self.live.is_empty()
+        self.open.is_none()
+    }
+
+    /// The request asks for this upgrade, and may: its own filters are run, if it has some.
+    pub(crate) fn choose(&mut self, upgrade: &[u8], manager: &HttpConnectionManager) {
+        let mut all = manager.upgrade_filters.iter();
+        self.upgrade = all.position(|(name, _)| name.as_bytes().eq_ignore_ascii_case(upgrade));
+    }
+
+    /// The filters that it runs.
+    fn filters<'m>(&self, manager: &'m HttpConnectionManager) -> &'m [ChainedFilter] {
+        filters(manager, self.upgrade)
+    }
+
+    /// Whether it has no filter at all.
+    pub(crate) fn has_none(&self, manager: &HttpConnectionManager) -> bool {
+        self.filters(manager).is_empty()
+    }
+
+    /// Whether a response has begun its way through the filters: an answer of our own in its
+    /// place is shown to none of them, as in Envoy.
+    pub(crate) fn is_responding(&self) -> bool {
+        self.responding
     }
 
     /// The request's head, first filter first; with the body as long as a filter holds it.
@@ -108,26 +109,20 @@ impl Chain {
         end: bool,
         attend: &mut impl Attend,
     ) -> Result<(), Ended> {
-        if stream.manager.filters.is_empty() {
+        if self.filters(&stream.manager).is_empty() {
             return Ok(());
         }
         let manager = Arc::clone(&stream.manager);
-        for (index, configured) in manager.filters.iter().enumerate() {
+        for (index, configured) in self.filters(&manager).iter().enumerate() {
             self.seen = index + 1;
             let Ok(settings) = settings(configured, stream) else { continue };
             let flow = self.open(configured, settings.as_deref(), index, stream, head, end, attend).await?;
             if flow == Flow::Hold && !end {
                 stream.request = std::mem::take(head);
-                let gathered = Box::pin(self.gather(stream, attend)).await;
+                let gathered = Box::pin(self.gather(stream, &manager, attend)).await;
                 *head = std::mem::take(&mut stream.request);
                 gathered?;
             }
-        }
-        if !self.ready.is_empty() {
-            stream.request = std::mem::take(head);
-            let passed = Box::pin(self.pass_ready(stream, self.live.len(), attend)).await;
-            *head = std::mem::take(&mut stream.request);
-            passed?;
         }
         Ok(())
     }
@@ -147,7 +142,7 @@ impl Chain {
             let opening = configured.config.on_request(stream, settings, head, end);
             let (mut step, filter) = match opening {
                 Opening::Done(Step::Continue | Step::Hold) => return Ok(Flow::Go),
-                Opening::Done(step) => match settle(step, stream, attend).await? {
+                Opening::Done(step) => match self.settle(step, stream, end, attend).await? {
                     Flow::Again => continue,
                     Flow::Go | Flow::Hold => return Ok(Flow::Go),
                 },
@@ -155,357 +150,272 @@ impl Chain {
                 Opening::Open(mut filter) => (filter.on_request(stream, head, end), Some(filter)),
             };
             let watches = filter.is_none();
-            let place = self.live.len();
-            let (request, response) = (Kept::default(), Kept::default());
-            self.live.push(Live { index, filter, request, response });
+            let open = self.open.get_or_insert_with(|| Box::new(Open::new()));
+            let place = open.live.len();
+            open.request.lengthen(place);
+            open.live.push(Live::new(index, filter));
             loop {
-                let flow = settle(step, stream, attend).await?;
-                let live = self.live.get_mut(place);
-                match (flow, live.and_then(|live| live.filter.as_mut())) {
-                    (Flow::Again, Some(filter)) => step = filter.on_request(stream, head, end),
-                    // A configuration's hook that said `Watch` has nothing to be asked again for.
-                    (Flow::Again | Flow::Go, _) => return Ok(Flow::Go),
-                    (Flow::Hold, _) if watches => return Ok(Flow::Go),
-                    (Flow::Hold, _) => {
-                        if let Some(live) = self.live.get_mut(place) {
-                            live.request.holding = true;
-                        }
+                let flow = self.settle(step, stream, end, attend).await?;
+                let live = self.open.as_mut().and_then(|open| open.live.get_mut(place));
+                match (flow, live) {
+                    (Flow::Again, Some(Live { filter: Some(filter), .. })) => {
+                        step = filter.on_request(stream, head, end);
+                    }
+                    (Flow::Hold, Some(live)) if !watches => {
+                        live.hold_request();
                         return Ok(Flow::Hold);
                     }
+                    // A configuration's hook that said `Watch` has nothing to be asked again for.
+                    _ => return Ok(Flow::Go),
                 }
             }
         }
+    }
+
+    /// What becomes of a step of a request's head.
+    async fn settle(
+        &mut self,
+        step: Step,
+        stream: &mut Stream,
+        end: bool,
+        attend: &mut impl Attend,
+    ) -> Result<Flow, Ended> {
+        let outcome = match step {
+            Step::Continue => return Ok(Flow::Go),
+            Step::Hold => return Ok(Flow::Hold),
+            Step::Reply(reply) => Outcome::Reply(reply),
+            Step::Await(until) => self.wait(until, false, stream, attend).await?,
+            Step::AwaitBuffering(until) => self.wait(until, !end, stream, attend).await?,
+        };
+        match outcome {
+            Outcome::Continue => Ok(Flow::Go),
+            Outcome::Again => Ok(Flow::Again),
+            Outcome::Reply(reply) => Err(reply.into()),
+        }
+    }
+
+    /// Waits for a hook of the request's head; `buffers`: the body is read meanwhile.
+    async fn wait(
+        &mut self,
+        mut until: Waiting,
+        buffers: bool,
+        stream: &mut Stream,
+        attend: &mut impl Attend,
+    ) -> Result<Outcome, Ended> {
+        poll_fn(|cx| {
+            if let Poll::Ready(outcome) = Pin::new(&mut until).poll(cx) {
+                return Poll::Ready(Ok(outcome));
+            }
+            while buffers && !self.open.as_ref().is_some_and(|open| open.request.is_complete()) {
+                let Poll::Ready(frame) = attend.poll_frame(cx, stream) else { return Poll::Pending };
+                let open = self.open.get_or_insert_with(|| Box::new(Open::new()));
+                let buffered = frame.and_then(|frame| open.request.buffer(Part::Frame(frame), stream));
+                if let Err(ended) = buffered {
+                    return Poll::Ready(Err(ended));
+                }
+            }
+            attend.poll_ended(cx, stream).map(Err)
+        })
+        .await
     }
 
     /// Reads the body until the last live filter lets the head go.
-    async fn gather(&mut self, stream: &mut Stream, attend: &mut impl Attend) -> Result<(), Ended> {
-        let end = self.live.len();
-        self.pass_ready(stream, end, attend).await?;
-        while self.live.last().is_some_and(|live| live.request.holding) {
-            let frame = attend.next_frame(stream).await?;
-            let mut out = SmallVec::new();
-            self.pass(Direction::Request, frame, 0, end, stream, attend, &mut out).await?;
-            self.ready.extend(out);
-        }
-        Ok(())
-    }
-
-    /// Has the frames that are there pass the filters up to `end`.
-    async fn pass_ready(
+    async fn gather(
         &mut self,
         stream: &mut Stream,
-        end: usize,
+        manager: &HttpConnectionManager,
         attend: &mut impl Attend,
     ) -> Result<(), Ended> {
-        let from = std::mem::replace(&mut self.passed, end);
-        for frame in std::mem::take(&mut self.ready) {
-            let mut out = SmallVec::new();
-            self.pass(Direction::Request, frame, from, end, stream, attend, &mut out).await?;
-            self.ready.extend(out);
-        }
-        Ok(())
-    }
-
-    /// Whether a part of the request waits that has passed all filters.
-    pub(crate) fn has_ready(&self) -> bool {
-        !self.ready.is_empty()
-    }
-
-    /// The next part of the request that has passed all filters before it was forwarded.
-    pub(crate) fn take_ready(&mut self) -> Option<Frame> {
-        self.ready.pop_front()
-    }
-
-    /// A frame of the request; gives what goes up.
-    pub(crate) async fn on_request_frame(
-        &mut self,
-        stream: &mut Stream,
-        frame: Frame,
-        attend: &mut impl Attend,
-    ) -> Result<SmallVec<[Frame; 1]>, Ended> {
-        let mut out = SmallVec::new();
-        let end = self.live.len();
-        self.pass(Direction::Request, frame, 0, end, stream, attend, &mut out).await?;
-        Ok(out)
-    }
-
-    /// The response's head, last filter first; `None`: a filter holds it, it comes later.
-    pub(crate) async fn on_response(
-        &mut self,
-        stream: &mut Stream,
-        head: HeaderMap,
-        end: bool,
-        attend: &mut impl Attend,
-    ) -> Result<Option<HeaderMap>, Ended> {
-        let from = self.live.len();
-        self.response_head(stream, head, end, from, attend).await
-    }
-
-    /// The head's way through the live filters below `from`.
-    async fn response_head(
-        &mut self,
-        stream: &mut Stream,
-        mut head: HeaderMap,
-        end: bool,
-        from: usize,
-        attend: &mut impl Attend,
-    ) -> Result<Option<HeaderMap>, Ended> {
-        let manager = Arc::clone(&stream.manager);
-        for (place, live) in self.live.iter_mut().enumerate().take(from).rev() {
+        let filters = self.filters(manager);
+        let Some(open) = &mut self.open else { return Ok(()) };
+        let Open { live, request, .. } = &mut **open;
+        poll_fn(|cx| {
             loop {
-                let step = match (&mut live.filter, manager.filters.get(live.index)) {
-                    (Some(filter), _) => filter.on_response(stream, &mut head, end),
-                    (None, Some(configured)) => {
-                        let settings = settings(configured, stream).unwrap_or_default();
-                        configured.config.on_response(stream, settings.as_deref(), &mut head, end)
-                    }
-                    (None, None) => Step::Continue,
-                };
-                if matches!(step, Step::Reply(_)) {
-                    self.answered = Some(live.index);
+                if let Err(ended) = request.advance(live, filters, stream, cx) {
+                    return Poll::Ready(Err(ended));
                 }
-                match settle(step, stream, attend).await? {
-                    Flow::Again => {}
-                    Flow::Hold if !end => {
-                        live.response.holding = true;
-                        self.head_holder = Some(place);
-                        stream.response = head;
-                        return Ok(None);
-                    }
-                    Flow::Go | Flow::Hold => break,
+                let held = live.last().is_some_and(Live::holds_request);
+                if !held || request.is_complete() && request.is_empty() {
+                    return Poll::Ready(Ok(()));
+                }
+                // What has passed all filters so far has others in front of it, later.
+                if request.is_blocked() {
+                    return attend.poll_ended(cx, stream).map(Err);
+                }
+                let Poll::Ready(frame) = attend.poll_frame(cx, stream) else { return Poll::Pending };
+                let pushed = frame.and_then(|frame| request.push(Part::Frame(frame), stream));
+                if let Err(ended) = pushed {
+                    return Poll::Ready(Err(ended));
                 }
             }
-        }
-        Ok(Some(head))
+        })
+        .await
     }
 
-    /// A frame of the response; gives what goes down.
-    pub(crate) async fn on_response_frame(
+    /// Has all of a request's body pass the filters, before it is forwarded; gives its data.
+    pub(crate) async fn pass_body(
         &mut self,
         stream: &mut Stream,
-        frame: Frame,
         attend: &mut impl Attend,
-    ) -> Result<Released, Ended> {
-        let mut released = Released::default();
-        let Some(holder) = self.head_holder else {
-            let from = self.live.len();
-            self.pass(Direction::Response, frame, from, 0, stream, attend, &mut released.frames).await?;
-            return Ok(released);
-        };
-        // The filters in front of the holder have not seen the head yet.
-        let from = self.live.len();
-        let mut frames: SmallVec<[Frame; 1]> = SmallVec::new();
-        self.pass(Direction::Response, frame, from, holder, stream, attend, &mut frames).await?;
-        if self.live.get(holder).is_some_and(|live| live.response.holding) {
-            return Ok(released);
-        }
-        self.head_holder = None;
-        let head = std::mem::take(&mut stream.response);
-        released.head = Box::pin(self.response_head(stream, head, false, holder, attend)).await?;
-        if released.head.is_none() {
-            for frame in frames {
-                let more = Box::pin(self.on_response_frame(stream, frame, attend)).await?;
-                released.head = more.head.or(released.head);
-                released.frames.extend(more.frames);
-            }
-            return Ok(released);
-        }
-        for frame in frames {
-            self.pass(Direction::Response, frame, holder, 0, stream, attend, &mut released.frames).await?;
-        }
-        Ok(released)
-    }
-
-    /// A frame's way through the live filters: requests from `from` up to below `to`, responses
-    /// from below `from` down to `to`. What passes all of them goes to `out`.
-    #[allow(clippy::too_many_arguments, reason = "one loop for both directions")]
-    async fn pass(
-        &mut self,
-        direction: Direction,
-        frame: Frame,
-        from: usize,
-        to: usize,
-        stream: &mut Stream,
-        attend: &mut impl Attend,
-        out: &mut SmallVec<[Frame; 1]>,
-    ) -> Result<(), Ended> {
-        // Frames that wait in front of a filter, with its distance from `from`.
-        let mut work: VecDeque<(Frame, usize)> = VecDeque::new();
-        let mut next = Some((frame, 0));
-        let count = from.abs_diff(to);
-        while let Some((mut frame, mut step)) = next.take().or_else(|| work.pop_front()) {
-            let passed = loop {
-                if step == count {
-                    break Some(frame);
-                }
-                let place = match direction {
-                    Direction::Request => from + step,
-                    Direction::Response => from - step - 1,
-                };
-                step += 1;
-                let Some(live) = self.live.get_mut(place) else { continue };
-                let (flow, ahead) = visit(live, direction, &mut frame, stream, attend).await?;
-                let kept = match direction {
-                    Direction::Request => &mut live.request,
-                    Direction::Response => &mut live.response,
-                };
-                if flow == Flow::Hold && !frame.is_last() {
-                    kept.holding = true;
-                    kept.keep(frame, direction, stream)?;
-                    break None;
-                }
-                kept.holding = false;
-                if !kept.pieces.is_empty() || !ahead.is_empty() {
-                    // What was kept goes first.
-                    kept.length = 0;
-                    let pieces = std::mem::take(&mut kept.pieces).into_iter();
-                    work.push_front((frame, step));
-                    let ahead = Some(ahead).filter(|data| !data.is_empty());
-                    for data in pieces.chain(ahead).rev() {
-                        work.push_front((Frame::Data { data, end: false }, step));
+    ) -> Result<VecDeque<Bytes>, Ended> {
+        let mut body = VecDeque::new();
+        poll_fn(|cx| {
+            loop {
+                match self.poll_request(cx, stream) {
+                    Poll::Ready(Err(ended)) => return Poll::Ready(Err(ended)),
+                    Poll::Ready(Ok(frame)) => {
+                        let last = frame.is_last();
+                        if let Frame::Data { data, .. } = frame {
+                            body.push_back(data);
+                        }
+                        if last {
+                            return Poll::Ready(Ok(()));
+                        }
+                        continue;
                     }
-                    break None;
+                    Poll::Pending => {}
                 }
-            };
-            out.extend(passed.filter(|frame| !frame.is_nothing()));
-        }
-        Ok(())
+                if !self.takes_request() {
+                    return attend.poll_ended(cx, stream).map(Err);
+                }
+                let Poll::Ready(frame) = attend.poll_frame(cx, stream) else { return Poll::Pending };
+                let pushed = frame.and_then(|frame| self.push_request(frame, stream));
+                if let Err(ended) = pushed {
+                    return Poll::Ready(Err(ended));
+                }
+            }
+        })
+        .await?;
+        Ok(body)
     }
 
-    /// The head and body of an answer that the proxy makes itself: filters may change them, not
-    /// replace them. Filters that have not seen the request are asked too.
-    pub(crate) fn on_reply(&mut self, stream: &mut Stream, head: &mut HeaderMap, body: &mut Bytes) {
+    /// Whether a part of the request is on its way through the filters.
+    pub(crate) fn has_request(&self) -> bool {
+        self.open.as_ref().is_some_and(|open| !open.request.is_empty())
+    }
+
+    /// Whether the next frame of the request may be brought: no hook waits, or one lets it be
+    /// buffered.
+    pub(crate) fn takes_request(&self) -> bool {
+        self.open.as_ref().is_none_or(|open| open.request.takes_more())
+    }
+
+    /// Brings a frame of the request.
+    pub(crate) fn push_request(&mut self, frame: Frame, stream: &Stream) -> Result<(), Ended> {
+        let Some(open) = &mut self.open else { return Ok(()) };
+        open.request.push(Part::Frame(frame), stream)
+    }
+
+    /// Moves the request on; says whether there is something to take.
+    pub(crate) fn advance_request(
+        &mut self,
+        cx: &mut Context<'_>,
+        stream: &mut Stream,
+    ) -> Result<bool, Ended> {
+        let upgrade = self.upgrade;
+        let Some(open) = &mut self.open else { return Ok(false) };
+        if !open.request.is_empty() {
+            let manager = Arc::clone(&stream.manager);
+            open.request.advance(&mut open.live, filters(&manager, upgrade), stream, cx)?;
+        }
+        Ok(open.request.has_ready())
+    }
+
+    /// The next frame of the request that has passed all filters.
+    pub(crate) fn take_request(&mut self) -> Option<Frame> {
+        match self.open.as_mut()?.request.pop()? {
+            Part::Frame(frame) => Some(frame),
+            // There are none of requests.
+            Part::Head { .. } => None,
+        }
+    }
+
+    fn poll_request(&mut self, cx: &mut Context<'_>, stream: &mut Stream) -> Poll<Result<Frame, Ended>> {
+        match self.advance_request(cx, stream) {
+            Err(ended) => Poll::Ready(Err(ended)),
+            Ok(_) => self.take_request().map_or(Poll::Pending, |frame| Poll::Ready(Ok(frame))),
+        }
+    }
+
+    /// An interim response.
+    pub(crate) fn on_informational(&mut self, stream: &mut Stream, head: &mut HeaderMap) {
+        let live = self.open.iter_mut().flat_map(|open| open.live.iter_mut().rev());
+        for filter in live.filter_map(|live| live.filter.as_mut()) {
+            filter.on_informational(stream, head);
+        }
+    }
+
+    /// Brings the response's head.
+    pub(crate) fn push_response(&mut self, head: HeaderMap, end: bool, stream: &mut Stream) {
+        self.responding = true;
+        stream.response = head;
+        if let Some(open) = &mut self.open {
+            // A head has no length: there is no limit to exceed.
+            let _: Result<(), Ended> = open.response.push(Part::Head { end }, stream);
+        }
+    }
+
+    /// Whether the next frame of the response may be brought.
+    pub(crate) fn takes_response(&self) -> bool {
+        self.open.as_ref().is_none_or(|open| open.response.takes_more())
+    }
+
+    /// Brings a frame of the response.
+    pub(crate) fn push_response_frame(&mut self, frame: Frame, stream: &Stream) -> Result<(), Ended> {
+        let Some(open) = &mut self.open else { return Ok(()) };
+        open.response.push(Part::Frame(frame), stream)
+    }
+
+    /// Moves the response on; says whether there is something to take.
+    pub(crate) fn advance_response(
+        &mut self,
+        cx: &mut Context<'_>,
+        stream: &mut Stream,
+    ) -> Result<bool, Ended> {
+        let upgrade = self.upgrade;
+        let Some(open) = &mut self.open else { return Ok(false) };
+        if !open.response.is_empty() {
+            let manager = Arc::clone(&stream.manager);
+            open.response.advance(&mut open.live, filters(&manager, upgrade), stream, cx)?;
+        }
+        Ok(open.response.has_ready())
+    }
+
+    /// The next part of the response that has passed all filters.
+    pub(crate) fn take_response(&mut self) -> Option<Part> {
+        self.open.as_mut()?.response.pop()
+    }
+
+    /// Brings an answer that the proxy makes itself. All filters see it, those too that have not
+    /// seen the request; not those that wanted to see no more of it than its head.
+    pub(crate) fn push_reply(&mut self, head: HeaderMap, body: Bytes, stream: &mut Stream) {
         let manager = Arc::clone(&stream.manager);
-        let end = body.is_empty();
-        for (index, configured) in manager.filters.iter().enumerate().rev() {
-            if self.answered == Some(index) {
-                continue;
-            }
-            let live = self.live.iter_mut().find(|live| live.index == index);
-            match live {
-                Some(Live { filter: Some(filter), .. }) => drop(filter.on_response(stream, head, end)),
-                None if index < self.seen => {}
-                _ => {
-                    if let Ok(settings) = settings(configured, stream) {
-                        drop(configured.config.on_response(stream, settings.as_deref(), head, end));
-                    }
-                }
+        for (index, configured) in self.filters(&manager).iter().enumerate().skip(self.seen) {
+            if settings(configured, stream).is_ok() {
+                let open = self.open.get_or_insert_with(|| Box::new(Open::new()));
+                open.live.push(Live::new(index, None));
             }
         }
-        if !end {
-            for live in self.live.iter_mut().rev().filter(|live| self.answered != Some(live.index)) {
-                if let Some(filter) = &mut live.filter {
-                    drop(filter.on_response_data(stream, body, true));
-                }
-            }
+        // As an answer of our own has no limit, there is none to exceed.
+        self.open.get_or_insert_with(|| Box::new(Open::new()));
+        self.push_response(head, body.is_empty(), stream);
+        if !body.is_empty() {
+            let _: Result<(), Ended> =
+                self.push_response_frame(Frame::Data { data: body, end: true }, stream);
         }
     }
 
     /// The stream has ended.
-    pub(crate) fn on_finish(&mut self, info: &crate::telemetry::stream_info::StreamInfo) {
-        for filter in self.live.iter_mut().filter_map(|live| live.filter.as_mut()) {
+    pub(crate) fn on_finish(&mut self, info: &StreamInfo) {
+        let live = self.open.iter_mut().flat_map(|open| &mut open.live);
+        for filter in live.filter_map(|live| live.filter.as_mut()) {
             filter.on_finish(info);
         }
     }
 }
 
-impl Kept {
-    /// Keeps a piece of a body, within the stream's limit.
-    fn keep(&mut self, frame: Frame, direction: Direction, stream: &Stream) -> Result<(), Ended> {
-        let Frame::Data { data, .. } = frame else { return Ok(()) };
-        self.length += data.len();
-        if !data.is_empty() {
-            self.pieces.push(data);
-        }
-        match direction {
-            Direction::Request if self.length > stream.request_buffer_limit => {
-                Err(stream.request_too_large().into())
-            }
-            Direction::Response if self.length > stream.response_buffer_limit => {
-                stream.stats.rs_too_large().inc();
-                Err(Reply::new(500, "response_payload_too_large", "Internal Server Error").into())
-            }
-            Direction::Request | Direction::Response => Ok(()),
-        }
-    }
-}
-
-/// One filter's data or trailers hook. Gives data that trailers are to follow.
-async fn visit(
-    live: &mut Live,
-    direction: Direction,
-    frame: &mut Frame,
-    stream: &mut Stream,
-    attend: &mut impl Attend,
-) -> Result<(Flow, Bytes), Ended> {
-    let manager = live.filter.is_none().then(|| Arc::clone(&stream.manager));
-    let configured = manager.as_ref().and_then(|manager| manager.filters.get(live.index));
-    let mut ahead = Bytes::new();
-    loop {
-        let step = match (&mut *frame, &mut live.filter) {
-            (Frame::Data { data, end }, Some(filter)) => match direction {
-                Direction::Request => filter.on_request_data(stream, data, *end),
-                Direction::Response => filter.on_response_data(stream, data, *end),
-            },
-            (Frame::End, Some(filter)) => {
-                let mut data = Bytes::new();
-                let step = match direction {
-                    Direction::Request => filter.on_request_data(stream, &mut data, true),
-                    Direction::Response => filter.on_response_data(stream, &mut data, true),
-                };
-                if !data.is_empty() {
-                    *frame = Frame::Data { data, end: true };
-                }
-                step
-            }
-            (Frame::Trailers(trailers), Some(filter)) => match direction {
-                Direction::Request => filter.on_request_trailers(stream, trailers, &mut ahead),
-                Direction::Response => filter.on_response_trailers(stream, trailers, &mut ahead),
-            },
-            (Frame::Trailers(trailers), None) => match configured {
-                Some(configured) => {
-                    let settings = settings(configured, stream).unwrap_or_default();
-                    let (config, settings) = (&configured.config, settings.as_deref());
-                    match direction {
-                        Direction::Request => {
-                            config.on_request_trailers(stream, settings, trailers, &mut ahead)
-                        }
-                        Direction::Response => {
-                            config.on_response_trailers(stream, settings, trailers, &mut ahead)
-                        }
-                    }
-                }
-                None => Step::Continue,
-            },
-            (Frame::Data { .. } | Frame::End, None) => Step::Continue,
-        };
-        match settle(step, stream, attend).await? {
-            Flow::Again => {}
-            flow => return Ok((flow, ahead)),
-        }
-    }
-}
-
-/// The per-route settings of a filter; `Err`: it is disabled for the stream.
-fn settings(configured: &ChainedFilter, stream: &Stream) -> Result<Option<Arc<RouteSettings>>, Disabled> {
-    let settings = stream.overrides().and_then(|overrides| overrides.find(configured.id));
-    let disabled = settings.map_or(configured.disabled, |settings| settings.disabled);
-    if disabled { Err(Disabled) } else { Ok(settings.cloned()) }
-}
-
-/// A filter does not run for a stream.
-struct Disabled;
-
-async fn settle(step: Step, stream: &mut Stream, attend: &mut impl Attend) -> Result<Flow, Ended> {
-    let outcome = match step {
-        Step::Continue => return Ok(Flow::Go),
-        Step::Hold => return Ok(Flow::Hold),
-        Step::Reply(reply) => Outcome::Reply(reply),
-        Step::Await(step) => attend.attend(stream, step).await?,
-    };
-    match outcome {
-        Outcome::Continue => Ok(Flow::Go),
-        Outcome::Again => Ok(Flow::Again),
-        Outcome::Reply(reply) => Err(Ended::Reply(Box::new(reply))),
-    }
+/// The filters of the connection manager, or of one of its upgrades.
+fn filters(manager: &HttpConnectionManager, upgrade: Option<usize>) -> &[ChainedFilter] {
+    let own = upgrade.and_then(|index| manager.upgrade_filters.get(index));
+    own.map_or(&manager.filters, |(_, filters)| filters)
 }

@@ -1,24 +1,54 @@
 //! The HTTP filter seam: hooks over a stream's messages, synchronous first.
 //!
+//! # How a filter sees a stream
+//!
 //! A chain is a list of [`FilterConfig`]s made when lowering. Each is shown the head of every
 //! request and says how much more it wants to see ([`Opening`]): nothing, so that a filter that
 //! only looks at heads costs neither memory nor a call later; the response's head and the
 //! trailers, which it handles without state of its own; or everything, with an object for this
-//! stream ([`HttpStreamFilter`]). Request hooks run in order, response hooks in reverse.
+//! stream ([`HttpStreamFilter`]). Request hooks run in the order of the chain, response hooks in
+//! reverse: head, then data in pieces, then trailers, each hook once per piece. The end comes as
+//! `end` of the last head or piece, or as trailers. Interim responses are shown too. The terminal
+//! `router` is no filter: a chain ends in `forward`, a plain function.
 //!
-//! A hook decides by a [`Step`]: it goes on, answers itself, holds back what it has until it has
-//! seen more (up to the stream's buffer limits: 413 for requests, 500 for responses), or waits
-//! for I/O. While a filter waits or holds, nothing is read that could not be sent: backpressure
-//! is that of the connection. Data may be replaced, swallowed (left empty) or appended to in any
-//! data hook. The terminal `router` is no filter: a chain ends in `forward`.
+//! # What a hook decides
+//!
+//! A [`Step`]. *Continue*. *Hold*: what it has waits until it has seen more; a held head may be
+//! changed in `Stream::request` or `Stream::response` by the later hooks of whoever holds it.
+//! *Reply*: the stream ends with an answer of our own. *Wait*: for I/O or time, and its
+//! [`Outcome`] says how it goes on; `Outcome::Again` calls the hook once more. A hook may replace
+//! data, swallow it (leave it empty), or append to it.
+//!
+//! What is kept is bounded by `Stream::{request_buffer_limit, response_buffer_limit}`: beyond, the
+//! answer is 413 to requests and 500 in place of responses. A hook that waits with
+//! [`Step::wait`] has nothing kept: what follows is not read, so that the peer is held back by
+//! flow control. With [`Step::wait_buffering`] it is read and kept.
+//!
+//! While a hook of one direction waits or holds, the other direction goes on: a response that has
+//! begun flows while a later piece of its request waits. Deadlines and resets are noticed
+//! meanwhile, and a client that goes away; then what is waited for is dropped. A response cannot
+//! begin before the request's head has passed all filters.
+//!
+//! # Answers of our own
+//!
+//! Any hook may answer, and so may the connection manager and the router (no route, no host, late).
+//! If no response has begun its way through the filters, the answer takes the response's way
+//! through all of them, those included that have not seen the request: they are asked by
+//! `FilterConfig::{on_response, on_response_trailers}`. It can be changed, held and waited with like
+//! a response. An answer in place of a response that has begun its way is shown to no filter
+//! (Envoy's direct local reply), and when the response's head is gone, the stream is cut off.
+//!
+//! # Facts
 //!
 //! Per-route settings are resolved when lowering, by [`FilterId`]: no name is looked up per
 //! request. Filters leave facts for those behind them, for routes and for access logs in
 //! `StreamInfo::{metadata, filter_state}`; one that changed what the route depends on calls
-//! `Stream::refresh_route`.
+//! `Stream::refresh_route` (`clear_route_cache`). A filter that asks a service uses `http::client`.
+//! Stats are found once per worker by `PerThread`.
 //!
 //! To add one: a folder with the filter's Envoy name, and a line in `REGISTRY`.
-//! Reading order: this file (what a filter sees), `chain` (how hooks are called).
+//! Reading order: this file (what a filter sees), `chain` (how hooks are called), `lane` (how parts
+//! of a message move).
 
 mod buffer;
 mod chain;
@@ -28,8 +58,9 @@ mod fault;
 pub(crate) mod grpc_stats;
 mod header_mutation;
 mod health_check;
+mod lane;
 #[cfg(test)]
-mod probe;
+pub(crate) mod probe;
 mod rbac;
 mod set_filter_state;
 mod set_metadata;
@@ -39,11 +70,13 @@ use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use smallvec::SmallVec;
 
 pub(crate) use self::chain::{Attend, Chain};
+pub(crate) use self::lane::Part;
 use crate::config::filter_id::FilterId;
 use crate::config::lower::Lower;
 use crate::http::headers::HeaderMap;
@@ -146,7 +179,9 @@ pub(crate) trait HttpStreamFilter {
     ) -> Step {
         Step::Continue
     }
-    /// The response's head, also that of an answer of our own, which can be changed only.
+    /// An interim response (1xx) that is passed on; it can be changed only.
+    fn on_informational(&mut self, _stream: &mut Stream, _head: &mut HeaderMap) {}
+    /// The response's head, also that of an answer of our own.
     fn on_response(&mut self, _stream: &mut Stream, _head: &mut HeaderMap, _end: bool) -> Step {
         Step::Continue
     }
@@ -167,18 +202,48 @@ pub(crate) trait HttpStreamFilter {
     fn on_finish(&mut self, _info: &StreamInfo) {}
 }
 
-/// What happens next.
+/// What happens next. Envoy's names in brackets.
 pub(crate) enum Step {
-    /// The next filter; what was held goes on too.
+    /// The next filter; what was held goes on too (`Continue`).
     Continue,
     /// What the hook was called with, and what follows it, waits here until a later hook of this
-    /// filter goes on; pieces of the body are kept. At the end of the message it cannot wait any
+    /// filter goes on; pieces of the body are kept up to the stream's limit (`StopIteration` of a
+    /// head, `StopIterationAndBuffer` of data). At the end of the message it cannot wait any
     /// longer: there this is `Continue`.
     Hold,
-    /// The stream ends here with this answer.
+    /// The stream ends here with this answer; if a response has begun, it is cut off.
     Reply(Reply),
-    /// The filter waits for I/O or time; its outcome decides.
-    Await(Pin<Box<dyn Future<Output = Outcome>>>),
+    /// The filter waits for I/O or time; its outcome decides. No further hook of this direction
+    /// is called meanwhile, and nothing is read that would have to be kept
+    /// (`StopAllIterationAndWatermark`). Made by [`Step::wait`].
+    Await(Waiting),
+    /// The same, but what comes meanwhile is read and kept, up to the stream's limit
+    /// (`StopAllIterationAndBuffer`). Made by [`Step::wait_buffering`].
+    AwaitBuffering(Waiting),
+}
+
+impl Step {
+    /// See [`Step::Await`].
+    pub(crate) fn wait(until: impl Future<Output = Outcome> + 'static) -> Self {
+        Step::Await(Waiting(Box::pin(until)))
+    }
+
+    /// See [`Step::AwaitBuffering`].
+    #[cfg_attr(not(test), expect(dead_code, reason = "for filters that need the body at once afterwards"))]
+    pub(crate) fn wait_buffering(until: impl Future<Output = Outcome> + 'static) -> Self {
+        Step::AwaitBuffering(Waiting(Box::pin(until)))
+    }
+}
+
+/// What a filter waits for. It is dropped, and so cancelled, when the stream ends first.
+pub(crate) struct Waiting(Pin<Box<dyn Future<Output = Outcome>>>);
+
+impl Future for Waiting {
+    type Output = Outcome;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Outcome> {
+        self.0.as_mut().poll(cx)
+    }
 }
 
 /// The outcome of an awaited step.

@@ -1,5 +1,8 @@
 //! A filter for tests of the seam: its configuration, a StringValue, says what it does.
+//!
+//! What waits does so until the test opens the gate of its thread.
 
+use std::cell::Cell;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -9,6 +12,7 @@ use crate::http::filters::{
     FilterConfig, HttpStreamFilter, Opening, Outcome, Registration, RouteSettings, Step,
 };
 use crate::http::headers::{HeaderMap, Known};
+use crate::http::reply::Reply;
 use crate::http::stream::Stream;
 
 /// This filter.
@@ -19,6 +23,22 @@ pub(super) const REGISTRATION: Registration = Registration {
     route_type: None,
     lower_route: None,
 };
+
+thread_local! {
+    static OPEN: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Lets everything go on that waits in this thread, or comes to.
+pub(crate) fn open_gate() {
+    OPEN.set(true);
+}
+
+async fn gate() -> Outcome {
+    while !OPEN.get() {
+        tokio::task::yield_now().await;
+    }
+    Outcome::Continue
+}
 
 #[derive(Debug)]
 struct Probe(String);
@@ -59,12 +79,14 @@ impl HttpStreamFilter for Probing {
     fn on_request(&mut self, _stream: &mut Stream, head: &mut HeaderMap, _end: bool) -> Step {
         match self.what.as_str() {
             "upper request" => Step::Hold,
+            "wait for head" => Step::wait(gate()),
+            "buffer" => Step::wait_buffering(gate()),
             "ask" if !self.asked => {
                 self.asked = true;
-                Step::Await(Box::pin(async {
+                Step::wait(async {
                     tokio::task::yield_now().await;
                     Outcome::Again
-                }))
+                })
             }
             "ask" => {
                 head.set_named("x-asked", b"1");
@@ -81,6 +103,8 @@ impl HttpStreamFilter for Probing {
                 stream.request.set(Known::ContentLength, data.len().to_string().as_bytes());
                 step
             }
+            "wait for data" if data.starts_with(b"wait") => Step::wait(gate()),
+            "refuse data" => Step::Reply(Reply::new(403, "probe", "no data")),
             // Whole lines only: the rest waits for the next piece.
             "lines" if !end && !data.ends_with(b"\n") => Step::Hold,
             _ => Step::Continue,
@@ -100,6 +124,12 @@ impl HttpStreamFilter for Probing {
         Step::Continue
     }
 
+    fn on_informational(&mut self, _stream: &mut Stream, head: &mut HeaderMap) {
+        if self.what == "mark" {
+            head.set_named("x-marked", b"1");
+        }
+    }
+
     fn on_response(&mut self, _stream: &mut Stream, head: &mut HeaderMap, end: bool) -> Step {
         match self.what.as_str() {
             "upper response" if !end => {
@@ -110,6 +140,8 @@ impl HttpStreamFilter for Probing {
                 head.set_named("x-marked", b"1");
                 Step::Continue
             }
+            "wait for response" => Step::wait(gate()),
+            "refuse response" => Step::Reply(Reply::new(403, "probe", "no response")),
             _ => Step::Continue,
         }
     }
@@ -124,6 +156,8 @@ impl HttpStreamFilter for Probing {
                 step
             }
             "keep response" if !end => Step::Hold,
+            "wait for data" if data.starts_with(b"wait") => Step::wait(gate()),
+            "refuse response data" => Step::Reply(Reply::new(403, "probe", "no data")),
             _ => Step::Continue,
         }
     }

@@ -9,7 +9,7 @@ use crate::http::stream::Ended;
 use crate::telemetry::stream_info::ResponseFlags;
 
 /// Counts one request under way at a host.
-pub(super) struct Active {
+pub(crate) struct Active {
     cluster: Rc<WorkerCluster>,
     host: Rc<Host>,
     _permit: Permit,
@@ -17,7 +17,7 @@ pub(super) struct Active {
 
 impl Active {
     /// `None`: the circuit breaker for requests is open.
-    pub(super) fn new(cluster: &Rc<WorkerCluster>, host: &Rc<Host>, high_priority: bool) -> Option<Self> {
+    pub(crate) fn new(cluster: &Rc<WorkerCluster>, host: &Rc<Host>, high_priority: bool) -> Option<Self> {
         let permit = Permit::take(&cluster.config, Resource::Requests, high_priority)?;
         cluster.stats.upstream_rq_total().inc();
         cluster.stats.upstream_rq_active().inc();
@@ -48,8 +48,14 @@ impl Active {
         &self.cluster
     }
 
-    /// The attempt was given up for another one.
-    pub(super) fn failed(&self) {
+    /// The answer to a call of our own is complete.
+    pub(crate) fn answered(&self, status: u16) {
+        let counts = &self.host.counts;
+        increment(if status < 500 { &counts.rq_success } else { &counts.rq_error });
+    }
+
+    /// The attempt broke, or was given up for another one.
+    pub(crate) fn failed(&self) {
         increment(&self.host.counts.rq_error);
     }
 }

@@ -4,7 +4,7 @@
 //! only when nothing more can be moved, so that a message that is there goes out in one write.
 
 use std::future::poll_fn;
-use std::task::Poll;
+use std::task::{Context, Poll};
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -12,13 +12,14 @@ use bytes::Bytes;
 use super::{Exchange, Failure, Leg, Outcome, Router, drain, internal_redirect, poll_hedged};
 use crate::cluster::outlier::Report;
 use crate::http::codec::h1::client::Answer;
-use crate::http::codec::side::{Untouched, Upstream};
+use crate::http::codec::side::{Downstream, Untouched, Upstream};
 use crate::http::codec::{Frame, ResetReason};
+use crate::http::filters::{Chain, Part};
 use crate::http::forward::head::set_number;
 use crate::http::forward::mirror;
 use crate::http::forward::retry::Verdict;
 use crate::http::headers::{HeaderMap, Known};
-use crate::http::stream::{Attendant, Ended, Interrupted, broken_off, now};
+use crate::http::stream::{Ended, Interrupted, Stream, broken_off, now};
 use crate::http::timer::Expired;
 use crate::http::upgrade;
 use crate::telemetry::access_log::LogType;
@@ -30,6 +31,10 @@ enum Event {
     /// A part of the request that has passed the filters.
     Filtered(Frame),
     Response(Frame),
+    /// A part of the response that has passed the filters.
+    Passed(Part),
+    /// A filter ends the stream.
+    Ended(Ended),
     Interim,
     Head {
         end: bool,
@@ -82,6 +87,8 @@ impl Router<'_, '_, '_> {
     /// Goes on with a leg whose request was sent.
     pub(super) async fn resume(&mut self, leg: &mut Leg) -> Result<Outcome, Ended> {
         let mut answered = false;
+        // Whether upstream's end of the response came, and whether it has passed the filters.
+        let mut received = false;
         let mut ended = false;
         let mut response = std::mem::take(&mut self.exchange.stream.response);
         while !ended {
@@ -90,17 +97,27 @@ impl Router<'_, '_, '_> {
                     response = head;
                     Event::Head { end }
                 }
-                None => self.next_event(&mut leg.up, answered, &mut response).await,
+                None => self.next_event(&mut leg.up, answered, received, &mut response).await,
             };
             match event {
-                Event::Request(frame) => self.forward_request(frame, &mut leg.up).await?,
+                Event::Request(frame) => self.forward_request(frame, &mut leg.up)?,
                 Event::Filtered(frame) => self.send_request(frame, &mut leg.up),
+                Event::Passed(part) => ended = self.send_response_part(part),
+                Event::Ended(ended) => {
+                    if !received {
+                        leg.up.reset();
+                        self.count_reset();
+                    }
+                    return Err(ended);
+                }
                 Event::Interim => {
                     let (stream, status) = (&*self.exchange.stream, response.status());
                     let host = Some(&*leg.host);
                     self.scopes.count_response(stream, &self.cluster, host, Some(&response), status);
                     if response.status() != 100 || self.exchange.stream.manager.proxy_100_continue {
-                        self.exchange.down.send_informational(&response);
+                        let Exchange { stream, chain, down, .. } = &mut self.exchange;
+                        chain.on_informational(stream, &mut response);
+                        down.send_informational(&response);
                     }
                 }
                 Event::Hedge(mut winner) => {
@@ -130,14 +147,14 @@ impl Router<'_, '_, '_> {
                         return Err(Ended::Redirected);
                     }
                     answered = true;
-                    ended = end;
+                    received = end;
                     self.body.forget();
-                    self.begin_response(leg, response, end).await?;
+                    ended = self.begin_response(leg, response, end);
                     response = HeaderMap::default();
                 }
                 Event::Response(frame) => {
-                    ended = frame.is_last();
-                    self.forward_response(frame).await?;
+                    received = frame.is_last();
+                    ended = self.forward_response(frame)?;
                 }
                 Event::Interrupted(Interrupted::Expired(Expired::PerTry))
                     if self.timeouts.hedge && !answered =>
@@ -257,19 +274,35 @@ impl Router<'_, '_, '_> {
     }
 
     /// The next thing that happens; writes what waits if nothing does.
-    async fn next_event(&mut self, up: &mut Upstream, answered: bool, response: &mut HeaderMap) -> Event {
+    async fn next_event(
+        &mut self,
+        up: &mut Upstream,
+        answered: bool,
+        received: bool,
+        response: &mut HeaderMap,
+    ) -> Event {
         let Router { exchange, hedged, retries, body, .. } = self;
         let Exchange { stream, chain, down, timer } = exchange;
         let complete = body.complete;
         poll_fn(|cx| {
+            // A direction that is held up by a filter is not read.
+            let mut held = [false, received];
+            if !chain.is_empty() {
+                if let Poll::Ready(event) = poll_filters(cx, chain, stream, up, down) {
+                    return Poll::Ready(event);
+                }
+                held = [!chain.takes_request(), received || !chain.takes_response()];
+            }
+            let [request_held, response_held] = held;
             if complete {
                 if let Poll::Ready(error) = down.poll_closed(cx) {
                     return Poll::Ready(Event::Interrupted(Interrupted::Downstream(error)));
                 }
-            } else if up.poll_room(cx).is_ready() {
-                if let Some(frame) = chain.take_ready() {
-                    return Poll::Ready(Event::Filtered(frame));
+            } else if request_held {
+                if let Poll::Ready(error) = down.poll_gone(cx) {
+                    return Poll::Ready(Event::Interrupted(Interrupted::Downstream(error)));
                 }
+            } else if up.poll_room(cx).is_ready() {
                 match down.poll_frame(cx) {
                     Poll::Ready(Ok(frame)) => return Poll::Ready(Event::Request(frame)),
                     Poll::Ready(Err(error)) => {
@@ -293,7 +326,7 @@ impl Router<'_, '_, '_> {
                 {
                     return Poll::Ready(Event::Hedge(Box::new(leg)));
                 }
-            } else if let Poll::Ready(room) = down.poll_room(cx) {
+            } else if !response_held && let Poll::Ready(room) = down.poll_room(cx) {
                 if let Err(error) = room {
                     return Poll::Ready(Event::Interrupted(Interrupted::Downstream(error)));
                 }
@@ -313,9 +346,9 @@ impl Router<'_, '_, '_> {
         .await
     }
 
-    /// A piece of the request goes through the filters and up.
-    async fn forward_request(&mut self, frame: Frame, up: &mut Upstream) -> Result<(), Ended> {
-        let Exchange { stream, chain, down, timer } = &mut self.exchange;
+    /// A piece of the request goes up, or to the filters.
+    fn forward_request(&mut self, frame: Frame, up: &mut Upstream) -> Result<(), Ended> {
+        let Exchange { stream, chain, .. } = &mut self.exchange;
         stream.deadlines.last = now();
         if let Frame::Data { data, .. } = &frame {
             stream.info.bytes_received += data.len() as u64;
@@ -324,10 +357,7 @@ impl Router<'_, '_, '_> {
             self.send_request(frame, up);
             return Ok(());
         }
-        for frame in chain.on_request_frame(stream, frame, &mut Attendant { down, timer }).await? {
-            self.send_request(frame, up);
-        }
-        Ok(())
+        chain.push_request(frame, stream)
     }
 
     /// A piece of the request that has passed the filters goes up.
@@ -364,13 +394,13 @@ impl Router<'_, '_, '_> {
         }
     }
 
-    /// The response's head goes down.
-    async fn begin_response(&mut self, leg: &Leg, mut head: HeaderMap, end: bool) -> Result<(), Ended> {
+    /// The response's head goes down, or to the filters; says whether the response has ended.
+    fn begin_response(&mut self, leg: &Leg, mut head: HeaderMap, end: bool) -> bool {
         // Whatever else is under way has lost.
         while let Some(other) = self.hedged.pop() {
             self.drop_leg(other);
         }
-        let Exchange { stream, chain, down, timer } = &mut self.exchange;
+        let Exchange { stream, chain, .. } = &mut self.exchange;
         let now = now();
         stream.deadlines.last = now;
         stream.deadlines.per_try = None;
@@ -392,13 +422,10 @@ impl Router<'_, '_, '_> {
         stream.mutate_response(self.selected, &mut head);
         if chain.is_empty() {
             self.send_response(head, end, now);
-            return Ok(());
+            return end;
         }
-        // `None`: it comes with the body.
-        if let Some(passed) = chain.on_response(stream, head, end, &mut Attendant { down, timer }).await? {
-            self.send_response(passed, end, self::now());
-        }
-        Ok(())
+        chain.push_response(head, end, stream);
+        false
     }
 
     /// The response's head goes down, filtered.
@@ -421,9 +448,9 @@ impl Router<'_, '_, '_> {
         }
     }
 
-    /// A piece of the response goes through the filters and down.
-    async fn forward_response(&mut self, frame: Frame) -> Result<(), Ended> {
-        let Exchange { stream, chain, down, timer } = &mut self.exchange;
+    /// A piece of the response goes down, or to the filters; says whether the response has ended.
+    fn forward_response(&mut self, frame: Frame) -> Result<bool, Ended> {
+        let Exchange { stream, chain, .. } = &mut self.exchange;
         stream.deadlines.last = now();
         match &frame {
             Frame::Data { data, .. } => stream.note_attempt(|log| log.received(data.len())),
@@ -434,17 +461,28 @@ impl Router<'_, '_, '_> {
             self.affinity.trailers(&self.member, self.host.as_ref(), trailers);
         }
         if chain.is_empty() {
+            let last = frame.is_last();
             self.send_response_frame(frame);
-            return Ok(());
+            return Ok(last);
         }
-        let released = chain.on_response_frame(stream, frame, &mut Attendant { down, timer }).await?;
-        if let Some(head) = released.head {
-            self.send_response(head, false, now());
+        chain.push_response_frame(frame, stream)?;
+        Ok(false)
+    }
+
+    /// A part of the response that has passed the filters goes down; says whether it is the last.
+    fn send_response_part(&mut self, part: Part) -> bool {
+        match part {
+            Part::Head { end } => {
+                let head = std::mem::take(&mut self.exchange.stream.response);
+                self.send_response(head, end, now());
+                end
+            }
+            Part::Frame(frame) => {
+                let last = frame.is_last();
+                self.send_response_frame(frame);
+                last
+            }
         }
-        for frame in released.frames {
-            self.send_response_frame(frame);
-        }
-        Ok(())
     }
 
     /// A piece of the response goes down, filtered.
@@ -461,5 +499,35 @@ impl Router<'_, '_, '_> {
                 stream.trailers = Some(trailers);
             }
         }
+    }
+}
+
+/// Moves on what the filters have of both directions; ready with what has passed all of them.
+fn poll_filters(
+    cx: &mut Context<'_>,
+    chain: &mut Chain,
+    stream: &mut Stream,
+    up: &mut Upstream,
+    down: &mut Downstream<'_>,
+) -> Poll<Event> {
+    match chain.advance_request(cx, stream) {
+        Ok(true) if up.poll_room(cx).is_ready() => {
+            if let Some(frame) = chain.take_request() {
+                return Poll::Ready(Event::Filtered(frame));
+            }
+        }
+        Ok(_) => {}
+        Err(ended) => return Poll::Ready(Event::Ended(ended)),
+    }
+    match chain.advance_response(cx, stream) {
+        Ok(true) => match down.poll_room(cx) {
+            Poll::Ready(Ok(())) => {
+                chain.take_response().map_or(Poll::Pending, |part| Poll::Ready(Event::Passed(part)))
+            }
+            Poll::Ready(Err(error)) => Poll::Ready(Event::Interrupted(Interrupted::Downstream(error))),
+            Poll::Pending => Poll::Pending,
+        },
+        Ok(false) => Poll::Pending,
+        Err(ended) => Poll::Ready(Event::Ended(ended)),
     }
 }

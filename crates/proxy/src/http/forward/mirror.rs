@@ -3,25 +3,16 @@
 //! Deviation: the copy is sent when the request is complete, and only if it fits in the
 //! buffer; Envoy streams it along.
 
-use std::future::poll_fn;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use crate::cluster::PickContext;
-use crate::cluster::aggregate::Picked;
-use crate::cluster::outlier::Report;
-use crate::cluster::pool;
 use crate::cluster::worker_cluster::WorkerCluster;
-use crate::http::codec::ResetReason;
-use crate::http::codec::h1::client::Answer;
-use crate::http::forward::active::Active;
+use crate::http::client::{self, Answer, Call, CallError, Wanted};
 use crate::http::forward::body::RequestBody;
 use crate::http::headers::{HeaderMap, Known};
-use crate::http::normalize::{append_list, own_address};
 use crate::http::route::{ClusterChoice, Mirror};
-use crate::http::stream::{Stream, now};
+use crate::http::stream::Stream;
 use crate::telemetry::access_log::command::FormatContext;
-use crate::worker::Worker;
 
 /// How long a shadow request may take; Envoy uses the route's timeout.
 const LIMIT: std::time::Duration = std::time::Duration::from_secs(15);
@@ -63,10 +54,11 @@ pub(crate) fn send(copies: Vec<Copy>, stream: &Stream, body: &RequestBody) {
             continue;
         }
         let head = copied_head(&mirror, stream);
-        let pieces = body.pieces().to_vec();
+        let body = body.pieces().to_vec();
         let worker = Rc::clone(&stream.worker);
+        let call = Call { head, body, timeout: Some(LIMIT), answer: Wanted::Nothing };
         tokio::task::spawn_local(async move {
-            let _ = tokio::time::timeout(LIMIT, exchange(&worker, &cluster, head, pieces)).await;
+            let _: Result<Answer, CallError> = client::send(&worker, &cluster, call).await;
         });
     }
 }
@@ -84,9 +76,7 @@ fn copied_head(mirror: &Mirror, stream: &Stream) -> HeaderMap {
     for change in &mirror.changes {
         change.apply(&mut head, &context);
     }
-    head.set(Known::EnvoyInternal, b"true");
-    let own = own_address(stream.info.connection.direct_local.ip());
-    append_list(&mut head, Known::XForwardedFor, own.to_string().as_bytes(), b",");
+    client::announce(&mut head, stream.info.connection.direct_local.ip());
     head
 }
 
@@ -96,60 +86,6 @@ fn shadow_host(authority: &[u8]) -> Vec<u8> {
     let colon = colon.filter(|at| !authority.get(*at..).unwrap_or_default().contains(&b']'));
     let (host, port) = authority.split_at(colon.unwrap_or(authority.len()));
     [host, b"-shadow", port].concat()
-}
-
-async fn exchange(
-    worker: &Worker,
-    cluster: &Rc<WorkerCluster>,
-    head: HeaderMap,
-    pieces: Vec<bytes::Bytes>,
-) -> Option<()> {
-    let context = PickContext { headers: Some(&head), ..PickContext::default() };
-    let Picked { cluster: member, host, .. } = worker.pick(cluster, &context)?;
-    let mut upstream = match pool::acquire(&member, &host, false, false).await {
-        Ok(upstream) => upstream,
-        Err(failure) => {
-            if failure.reason != ResetReason::Overflow {
-                host.report(Report::Failed);
-            }
-            return None;
-        }
-    };
-    host.report(Report::Connected);
-    let _active = Active::new(&member, &host, false)?;
-    let grpc = head.is_grpc();
-    let started = now();
-    let end = pieces.is_empty();
-    upstream.send_head(&head, end).ok()?;
-    let last = pieces.len();
-    for (index, piece) in pieces.into_iter().enumerate() {
-        upstream.send_data(piece, index + 1 == last);
-    }
-    let mut response = HeaderMap::new();
-    loop {
-        let answer = poll_fn(|cx| {
-            let _ = upstream.poll_flush(cx);
-            upstream.poll_head(cx, &mut response)
-        });
-        let Ok(answer) = answer.await else {
-            host.report(Report::Failed);
-            return None;
-        };
-        match answer {
-            Answer::Interim => {}
-            Answer::Final { end } => {
-                host.report(Report::answer(&response, grpc));
-                if end {
-                    break;
-                }
-                while !poll_fn(|cx| upstream.poll_frame(cx)).await.ok()?.is_last() {}
-                break;
-            }
-        }
-    }
-    cluster.stats.count_response(response.status(), true);
-    cluster.stats.upstream_rq_time().record_ms(now().saturating_duration_since(started));
-    Some(())
 }
 
 #[cfg(test)]

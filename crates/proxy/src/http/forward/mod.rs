@@ -40,7 +40,7 @@ use crate::http::timer::{Expired, Timer};
 use crate::http::upgrade;
 use crate::telemetry::stream_info::{Protocol, ResponseFlags};
 
-mod active;
+pub(crate) mod active;
 mod affinity;
 pub(crate) mod body;
 mod converse;
@@ -147,13 +147,13 @@ pub(crate) async fn forward(
         REPLAY_LIMIT
     };
     // What filters held back of the body is still to be forwarded.
-    let complete = exchange.down.request_complete() && !exchange.chain.has_ready();
+    let complete = exchange.down.request_complete() && !exchange.chain.has_request();
     let mut body = RequestBody::new(keep, complete);
     if let Some(again) = stream.redirected.as_mut() {
         body.begin_with(std::mem::take(&mut again.body));
     }
     // Without filters nothing was waited for since the request came.
-    let begun = if stream.manager.filters.is_empty() { stream.deadlines.last } else { now() };
+    let begun = if exchange.chain.has_none(&stream.manager) { stream.deadlines.last } else { now() };
     let mut router = Router {
         exchange,
         selected,

@@ -211,8 +211,13 @@ impl H1Server {
 
     /// Ready when the client has gone away while its request is served.
     pub(crate) fn poll_closed(&mut self, cx: &mut Context<'_>) -> Poll<DownstreamError> {
+        if self.reader.is_done() { self.poll_gone(cx) } else { Poll::Pending }
+    }
+
+    /// The same while a part of the request is still to be read: that is read ahead.
+    pub(crate) fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<DownstreamError> {
         // The end of the client's half of a tunnel is no end of the tunnel.
-        if !self.reader.is_done() || self.request.body == BodyLength::UntilClose {
+        if self.request.body == BodyLength::UntilClose {
             return Poll::Pending;
         }
         loop {

@@ -78,11 +78,11 @@ impl FilterConfig for DynamicForwardProxy {
             }
             Some(Load::Ready(entry)) if entry.addresses().is_empty() => Step::Reply(unresolved()),
             Some(Load::Ready(_)) => Step::Continue,
-            Some(Load::Loading(entry)) => Step::Await(Box::pin(async move {
+            Some(Load::Loading(entry)) => Step::wait(async move {
                 let addresses = entry.wait().await;
                 drop(waiting);
                 if addresses.is_empty() { Outcome::Reply(unresolved()) } else { Outcome::Continue }
-            })),
+            }),
         })
     }
 }

@@ -200,10 +200,10 @@ impl HttpStreamFilter for Injecting {
     fn on_response_data(&mut self, _stream: &mut Stream, data: &mut Bytes, _end: bool) -> Step {
         let due = self.pace.as_mut().and_then(|pace| pace.pass(data.len(), Instant::now()));
         due.map_or(Step::Continue, |due| {
-            Step::Await(Box::pin(async move {
+            Step::wait(async move {
                 sleep_until(due).await;
                 Outcome::Continue
-            }))
+            })
         })
     }
 }
@@ -293,7 +293,7 @@ impl Injecting {
     fn delay(&self, delay: Duration, abort: Option<Aborting>) -> Step {
         let active = Rc::clone(&self.active);
         let stays_active = self.fault.rate_limit.is_some();
-        Step::Await(Box::pin(async move {
+        Step::wait(async move {
             sleep(delay).await;
             if let Some(abort) = abort {
                 return Outcome::Reply(abort.reply());
@@ -302,7 +302,7 @@ impl Injecting {
                 active.borrow_mut().take();
             }
             Outcome::Continue
-        }))
+        })
     }
 }
 

@@ -127,7 +127,7 @@ async fn run(fault: Arc<Fault>, request: &[(&str, &str)]) -> String {
     let outcome = match begin(&mut filter, &head, &mut info, &scope, 50) {
         Step::Continue | Step::Hold => Outcome::Continue,
         Step::Reply(reply) => Outcome::Reply(reply),
-        Step::Await(step) => step.await,
+        Step::Await(step) | Step::AwaitBuffering(step) => step.await,
     };
     let mut shown = match begun.elapsed() {
         Duration::ZERO => String::new(),
