@@ -13,7 +13,7 @@ pub struct Name(Arc<str>);
 impl Name {
     /// A name with storage of its own.
     pub fn new(text: &str) -> Self {
-        Self(Arc::from(text))
+        if text.is_empty() { Self::default() } else { Self(Arc::from(text)) }
     }
 
     /// The text.
@@ -49,7 +49,8 @@ impl AsRef<str> for Name {
 
 impl Default for Name {
     fn default() -> Self {
-        Self::new("")
+        // The empty text has no storage of its own.
+        Self(Arc::default())
     }
 }
 
@@ -61,7 +62,7 @@ impl From<&str> for Name {
 
 impl From<String> for Name {
     fn from(text: String) -> Self {
-        Self(Arc::from(text))
+        if text.is_empty() { Self::default() } else { Self(Arc::from(text)) }
     }
 }
 

@@ -13,8 +13,12 @@ use crate::cluster::worker_cluster::WorkerCluster;
 use crate::cluster::{Discovery, PickContext};
 use crate::config::lower::Lower;
 use crate::fuzzing::{LIMITS, head, stream_info};
-use crate::http::codec::h1::head::{WriteStyle, parse_request, parse_response, write_request};
-use crate::http::headers::HeaderMap;
+use crate::http::codec::h1::head::{
+    ResponseShape, WriteStyle, parse_request, parse_response, write_request, write_response,
+};
+use crate::http::codec::h2::hpack::decoder::Decoder;
+use crate::http::codec::h2::hpack::encoder::Encoder;
+use crate::http::headers::{HeaderMap, Known};
 use crate::http::route::{MatchContext, RouteTable, mutation};
 use crate::http::stats::HttpStats;
 use crate::telemetry::access_log::command::FormatContext;
@@ -36,6 +40,10 @@ pub const PARTS: &[Part] = &[
     Part { name: "h1_parse_request", times: 20_000, run: parse },
     Part { name: "h1_parse_response", times: 20_000, run: parse_answer },
     Part { name: "h1_write_request", times: 20_000, run: write },
+    Part { name: "h1_forward_response", times: 20_000, run: forward_answer },
+    Part { name: "hpack_decode_first", times: 20_000, run: |times| decode_block(1, times) },
+    Part { name: "hpack_decode_known", times: 20_000, run: |times| decode_block(3, times) },
+    Part { name: "hpack_encode_known", times: 20_000, run: encode_block },
     Part { name: "route_10", times: 20_000, run: |times| find_route(10, times) },
     Part { name: "route_10000", times: 20_000, run: |times| find_route(10_000, times) },
     Part { name: "pick_round_robin", times: 20_000, run: |times| pick("ROUND_ROBIN", times) },
@@ -57,6 +65,9 @@ const REQUEST: &[u8] =
 
 const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 357\r\n\
     date: Sat, 21 Nov 2026 00:00:00 GMT\r\nserver: app\r\nx-powered-by: Servlet/3.1\r\n\r\n";
+
+const ANSWER_SHAPE: ResponseShape =
+    ResponseShape { end: false, to_head: false, tunnel: false, http10: false, close: false };
 
 fn parse(times: u64) {
     let mut map = HeaderMap::new();
@@ -81,6 +92,70 @@ fn write(times: u64) {
     for _ in 0..times {
         out.clear();
         black_box(write_request(&mut out, black_box(&map), true, WriteStyle::default()));
+    }
+}
+
+/// A response head on its way: parsed, what the proxy adds put in, and written.
+fn forward_answer(times: u64) {
+    let mut map = HeaderMap::new();
+    let mut out = Vec::with_capacity(4096);
+    for _ in 0..times {
+        map.prepare();
+        black_box(parse_response(black_box(ANSWER), &LIMITS, false, &mut map).is_ok());
+        map.set(Known::EnvoyUpstreamServiceTime, b"3");
+        map.set(Known::Server, b"envoy");
+        out.clear();
+        black_box(write_response(&mut out, black_box(&map), ANSWER_SHAPE, WriteStyle::default()));
+    }
+}
+
+/// A request as a block that this encoder makes of it now.
+fn block(encoder: &mut Encoder, out: &mut Vec<u8>) {
+    let request = head(
+        b"/productpage?u=normal\nreviews.default.svc.cluster.local:9080\n\
+          user-agent: Mozilla/5.0 (X11; Linux x86_64)\naccept: text/html,application/xhtml+xml\n\
+          accept-encoding: gzip, deflate\nx-request-id: 463ac35c-9f64-413a-9d48-485a3953bb61\n\
+          x-b3-traceid: 463ac35c9f6413ad48485a3953bb6124",
+    );
+    out.clear();
+    encoder.begin(out);
+    for (known, name, value) in request.iter_known() {
+        encoder.field(out, known, name, value);
+    }
+}
+
+/// Decodes the block of a connection's first request, or of a later one, whose fields are in the
+/// dynamic table.
+fn decode_block(of: usize, times: u64) {
+    let (mut encoder, mut decoder) = (Encoder::new(4096, true), Decoder::default());
+    let mut bytes = Vec::new();
+    for _ in 0..of {
+        block(&mut encoder, &mut bytes);
+        assert!(decoder.decode(&bytes, |_| {}).is_ok(), "what was encoded can be decoded");
+    }
+    for _ in 0..times {
+        let decoded = decoder.decode(black_box(&bytes), |field| {
+            black_box((field.known, field.name, field.value));
+        });
+        black_box(decoded.is_ok());
+    }
+}
+
+/// Encodes a request of which the dynamic table has everything that it keeps.
+fn encode_block(times: u64) {
+    let mut encoder = Encoder::new(4096, true);
+    let mut out = Vec::with_capacity(4096);
+    for _ in 0..3 {
+        block(&mut encoder, &mut out);
+    }
+    let request = head(b"/productpage?u=normal\nreviews.default.svc.cluster.local:9080\naccept: text/html");
+    for _ in 0..times {
+        out.clear();
+        encoder.begin(&mut out);
+        for (known, name, value) in black_box(&request).iter_known() {
+            encoder.field(&mut out, known, name, value);
+        }
+        black_box(out.len());
     }
 }
 

@@ -28,7 +28,8 @@ fn lowered_cluster(text: &str, added_via_api: bool) -> Cluster {
         leno_api::decode_text(&format!("{{{text}}}"), "cluster").unwrap_or_else(|errors| panic!("{errors}"));
     let source = leno_api::any::pack(&proto);
     let scope = Scope { added_via_api, ..Scope::default() };
-    let lowered = Lower::resource_in(scope, |at| crate::cluster::config::lower_proto(proto, source, at));
+    let lowered =
+        Lower::resource_in(scope, |at| crate::cluster::config::lower_proto(proto, source.value.into(), at));
     lowered.unwrap_or_else(|why| panic!("{why}"))
 }
 

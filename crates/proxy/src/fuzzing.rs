@@ -572,7 +572,9 @@ fn lower_any(kind: u8, any: Any) {
         2 => drop(Lower::resource_in(scope, |at| RouteTable::lower(any, None, true, at)).is_ok()),
         3 => drop(Lower::resource_in(scope, |at| crate::cluster::config::lower_assignment(&any, at)).is_ok()),
         4 => drop(Lower::resource_in(scope, |at| HttpConnectionManager::lower_wire(any, at)).is_ok()),
-        _ => drop(Lower::resource_in(scope, |at| crate::config::bootstrap::lower(any.value, at)).is_ok()),
+        _ => drop(
+            Lower::resource_in(scope, |at| crate::config::bootstrap::lower(any.value.into(), at)).is_ok(),
+        ),
     }
 }
 

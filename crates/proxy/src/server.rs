@@ -162,7 +162,7 @@ struct MainStats {
     server: ServerStats,
     clusters: ClusterManagerStats,
     listeners: ListenerManagerStats,
-    membership: Membership,
+    membership: Arc<Membership>,
     /// Unknown fields of xDS resources so far.
     unknown_fields: Arc<AtomicU64>,
 }
@@ -197,10 +197,12 @@ impl Server {
             server: ServerStats::new(&main_stats, "server."),
             clusters: ClusterManagerStats::new(&main_stats, "cluster_manager."),
             listeners: ListenerManagerStats::new(&main_stats, "listener_manager."),
-            membership: Membership::new(Arc::clone(&main_stats)),
+            membership: Arc::default(),
             unknown_fields: Arc::default(),
         };
         stats.server.concurrency().set(concurrency as u64);
+        let membership: Arc<Membership> = Arc::clone(&stats.membership);
+        all_stats.add(membership);
         let limit = GlobalConnections::new(bootstrap.max_connections);
         let policy = DrainPolicy::from(&options);
         let workers = (0..concurrency)
@@ -513,7 +515,6 @@ impl Server {
     /// Lets the workers choose anew among a cluster's hosts: verdicts on them have changed.
     fn regroup(&mut self, cluster: &Name) {
         self.tell(|| Command::Regroup(cluster.clone()));
-        self.stats.membership.recount(cluster);
     }
 
     /// Checks the hosts of clusters that have health checks, in force or warming, and no others.
@@ -673,7 +674,6 @@ impl Server {
         self.stats.server.live().set(u64::from(state == ServerState::Live));
         self.stats.server.uptime().set(self.started.elapsed().as_secs());
         self.stats.server.dynamic_unknown_fields().set(self.stats.unknown_fields.load(Ordering::Relaxed));
-        self.stats.membership.sample();
         self.draining_resources.sample(&self.stats.listeners);
     }
 
@@ -851,7 +851,7 @@ fn stream(server: &XdsServer, cluster: &XdsCluster, node: &Node) -> Ads {
 }
 
 /// Which of the bootstrap's clusters the xDS client can use.
-fn xds_clusters(clusters: &[Cluster]) -> XdsClusters {
+fn xds_clusters(clusters: &[Arc<Cluster>]) -> XdsClusters {
     XdsClusters(clusters.iter().map(|cluster| (cluster.name.clone(), xds_cluster(cluster))).collect())
 }
 

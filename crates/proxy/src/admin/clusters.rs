@@ -120,7 +120,7 @@ fn as_text(cluster: &Cluster, view: &View, hosts: &HostTable, out: &mut String) 
             writeln!(out, "{name}::outlier::{fact}::{}", percent(rate))?;
         }
     }
-    for (priority, limits) in ["default", "high"].iter().zip(&cluster.circuit_breakers) {
+    for (priority, limits) in ["default", "high"].iter().zip(cluster.circuit_breakers.iter()) {
         writeln!(out, "{name}::{priority}_priority::max_connections::{}", limits.max_connections)?;
         writeln!(out, "{name}::{priority}_priority::max_pending_requests::{}", limits.max_pending_requests)?;
         writeln!(out, "{name}::{priority}_priority::max_requests::{}", limits.max_requests)?;
@@ -212,15 +212,16 @@ fn is_canary(endpoint: &EndpointConfig) -> bool {
 /// envoy.admin.v3.ClusterStatus.
 fn as_json(cluster: &Cluster, view: &View, hosts: &HostTable) -> Value {
     let statuses: Vec<Value> = hosts_of(cluster, view, hosts).iter().map(host_json).collect();
-    let thresholds = ["DEFAULT", "HIGH"].iter().zip(&cluster.circuit_breakers).map(|(priority, limits)| {
-        object([
-            ("priority", if *priority == "HIGH" { json!(priority) } else { Value::Null }),
-            ("max_connections", limits.max_connections.into()),
-            ("max_pending_requests", limits.max_pending_requests.into()),
-            ("max_requests", limits.max_requests.into()),
-            ("max_retries", limits.max_retries.into()),
-        ])
-    });
+    let thresholds =
+        ["DEFAULT", "HIGH"].iter().zip(cluster.circuit_breakers.iter()).map(|(priority, limits)| {
+            object([
+                ("priority", if *priority == "HIGH" { json!(priority) } else { Value::Null }),
+                ("max_connections", limits.max_connections.into()),
+                ("max_pending_requests", limits.max_pending_requests.into()),
+                ("max_requests", limits.max_requests.into()),
+                ("max_retries", limits.max_retries.into()),
+            ])
+        });
     let eds_name = match &cluster.discovery {
         Discovery::Eds { service_name, .. } => text(service_name),
         _ => Value::Null,

@@ -25,8 +25,8 @@ pub(crate) struct AdminConfig {
     pub(crate) access_logs: Vec<Arc<AccessLog>>,
     /// `stats_config`.
     pub(crate) stats_config: StatsConfig,
-    /// The whole bootstrap as read, a packed envoy.config.bootstrap.v3.Bootstrap.
-    pub(crate) bootstrap: prost_types::Any,
+    /// The whole bootstrap as read, an envoy.config.bootstrap.v3.Bootstrap in wire form.
+    pub(crate) bootstrap: bytes::Bytes,
     /// `layered_runtime`, lowest layer first: name, values.
     pub(crate) runtime_layers: Vec<(String, serde_json::Value)>,
 }

@@ -3,6 +3,7 @@
 use std::time::SystemTime;
 
 use leno_api::proto::envoy::config::bootstrap::v3::Bootstrap;
+use leno_api::proto::envoy::config::cluster::v3::Cluster as ClusterProto;
 use leno_api::proto::envoy::config::listener::v3 as listener;
 use leno_api::proto::envoy::config::route::v3 as route;
 use leno_api::proto::envoy::extensions::filters::network::http_connection_manager::v3 as manager;
@@ -11,7 +12,9 @@ use prost::{Message, Name as _};
 use regex::bytes::Regex;
 use serde_json::{Map, Value, json};
 
-use crate::admin::json::{any, endpoint_address, health_status, locality, masked, object, text, unpacked};
+use crate::admin::json::{
+    any, endpoint_address, health_status, locality, masked, object, packed, text, unpacked,
+};
 use crate::admin::respond::{Query, Response};
 use crate::admin::{Answer, Asking, Context, Endpoint, RefusedResource, ResourceKind, View};
 use crate::cluster::{Assignment, Cluster, LocalityEndpoints};
@@ -150,7 +153,7 @@ fn bootstrap(context: &Context) -> Part {
     Part {
         name: "BootstrapConfigDump",
         fields: fields([
-            ("bootstrap", unpacked(&context.server.bootstrap)),
+            ("bootstrap", unpacked::<Bootstrap>(&context.server.bootstrap)),
             ("last_updated", date(context.server.started_at)),
         ]),
         known: &["bootstrap", "last_updated"],
@@ -188,7 +191,7 @@ fn clusters(context: &Context, view: &View, names: &Names) -> Part {
         let error = refused(view, ResourceKind::Cluster, &cluster.name).map_or(Value::Null, error_state);
         object([
             ("version_info", text(&cluster.version)),
-            ("cluster", any(&cluster.source)),
+            ("cluster", packed::<ClusterProto>(&cluster.source)),
             ("last_updated", updated(context, view, ResourceKind::Cluster, &cluster.name)),
             ("error_state", error),
         ])
@@ -237,7 +240,7 @@ fn listeners(context: &Context, view: &View, names: &Names) -> Part {
         let newest = versions.iter().rev().flatten().next();
         if let Some(listener) = newest.filter(|listener| !listener.added_via_api) {
             fixed.push(json!({
-                "listener": any(&listener.source),
+                "listener": packed::<listener::Listener>(&listener.source),
                 "last_updated": updated(context, view, ResourceKind::Listener, &listener.name),
             }));
             continue;
@@ -246,7 +249,7 @@ fn listeners(context: &Context, view: &View, names: &Names) -> Part {
             listener.map_or(Value::Null, |listener| {
                 object([
                     ("version_info", text(&listener.version)),
-                    ("listener", any(&listener.source)),
+                    ("listener", packed::<listener::Listener>(&listener.source)),
                     ("last_updated", updated(context, view, ResourceKind::Listener, &listener.name)),
                 ])
             })
@@ -323,7 +326,7 @@ fn scoped_routes() -> Part {
 
 /// Secrets, those of the bootstrap too; keys are hidden.
 fn secrets(context: &Context, view: &View, names: &Names) -> Part {
-    let bootstrap = Bootstrap::decode(context.server.bootstrap.value.as_slice());
+    let bootstrap = Bootstrap::decode(&*context.server.bootstrap);
     let fixed = bootstrap.ok().and_then(|bootstrap| bootstrap.static_resources).unwrap_or_default().secrets;
     let fixed = fixed.iter().filter(|secret| names.wanted(&secret.name)).map(|secret| {
         let source = prost_types::Any { type_url: tls::Secret::type_url(), value: secret.encode_to_vec() };
@@ -372,7 +375,7 @@ fn secrets(context: &Context, view: &View, names: &Names) -> Part {
 
 /// The route tables that a listener's connection managers have inline.
 fn inline_routes(listener: &Listener) -> Vec<route::RouteConfiguration> {
-    let Ok(message) = listener::Listener::decode(listener.source.value.as_slice()) else { return Vec::new() };
+    let Ok(message) = listener::Listener::decode(&*listener.source) else { return Vec::new() };
     let chains = message.filter_chains.into_iter().chain(message.default_filter_chain);
     let filters = chains.flat_map(|chain| chain.filters);
     let managers = filters.filter_map(|filter| {

@@ -27,9 +27,14 @@ pub(super) fn any(message: &prost_types::Any) -> Value {
     encoded.unwrap_or_else(|error| json!({"@type": message.type_url, "error": error.to_string()}))
 }
 
-/// A packed message without its `@type`.
-pub(super) fn unpacked(message: &prost_types::Any) -> Value {
-    let mut value = any(message);
+/// A message in wire form with its `@type`.
+pub(super) fn packed<T: prost::Name>(wire: &[u8]) -> Value {
+    any(&prost_types::Any { type_url: T::type_url(), value: wire.to_vec() })
+}
+
+/// The same without its `@type`.
+pub(super) fn unpacked<T: prost::Name>(wire: &[u8]) -> Value {
+    let mut value = packed::<T>(wire);
     if let Some(fields) = value.as_object_mut() {
         fields.shift_remove("@type");
     }

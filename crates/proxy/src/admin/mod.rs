@@ -85,8 +85,8 @@ pub(crate) struct ServerFacts {
     pub(crate) started_at: SystemTime,
     /// Worker threads.
     pub(crate) concurrency: usize,
-    /// The bootstrap as read, a packed envoy.config.bootstrap.v3.Bootstrap.
-    pub(crate) bootstrap: prost_types::Any,
+    /// The bootstrap as read, an envoy.config.bootstrap.v3.Bootstrap in wire form.
+    pub(crate) bootstrap: bytes::Bytes,
     /// `layered_runtime`, lowest layer first: name, values.
     pub(crate) runtime_layers: Vec<(String, serde_json::Value)>,
     /// The command line.

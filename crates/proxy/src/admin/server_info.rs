@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use leno_api::proto::envoy::config::bootstrap::v3::Bootstrap;
 use leno_base::duration::format_proto;
 use serde_json::{Value, json};
 
@@ -35,7 +36,7 @@ fn show(context: &Context) -> Asking<'_> {
             "hot_restart_version": "disabled",
             "command_line_options": command_line(context),
         });
-        let mut bootstrap = unpacked(&context.server.bootstrap);
+        let mut bootstrap = unpacked::<Bootstrap>(&context.server.bootstrap);
         if let (Some(node), Some(info)) = (bootstrap.get_mut("node"), info.as_object_mut()) {
             info.insert("node".to_owned(), node.take());
         }

@@ -59,10 +59,7 @@ fn context(view: View) -> (Arc<Context>, mpsc::UnboundedReceiver<String>, Sample
         ..bootstrap::Bootstrap::default()
     };
     let config = AdminConfig {
-        bootstrap: prost_types::Any {
-            type_url: bootstrap::Bootstrap::type_url(),
-            value: message.encode_to_vec(),
-        },
+        bootstrap: message.encode_to_vec().into(),
         runtime_layers: vec![
             ("low".into(), json!({"a": {"b": 1}, "c": "x"})),
             ("high".into(), json!({"a.b": 2})),

@@ -7,6 +7,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use leno_api::proto::envoy::config::cluster::v3 as proto;
 use leno_api::proto::envoy::config::core::v3 as core;
 use leno_api::proto::envoy::config::endpoint::v3::ClusterLoadAssignment;
@@ -24,7 +25,7 @@ use proto::cluster::{ClusterDiscoveryType, DiscoveryType, LbPolicy};
 
 use crate::cluster::stats::Gauges;
 use crate::cluster::{
-    Assignment, BindConfig, CircuitBreakers, Cluster, Discovery, EndpointAddress, HappyEyeballs, Passthrough,
+    Assignment, CircuitBreakers, Cluster, Discovery, EndpointAddress, HappyEyeballs, Passthrough,
     TransportMatch, UpstreamProtocol, dns_cache, health, outlier,
 };
 use crate::config::address;
@@ -44,7 +45,7 @@ mod subset;
 /// Lowers a cluster from its wire form.
 pub(crate) fn lower(source: &Any, at: &mut Lower) -> Option<Cluster> {
     let proto = at.decode(source)?;
-    lower_proto(proto, source.clone(), at)
+    lower_proto(proto, Bytes::copy_from_slice(&source.value), at)
 }
 
 /// Lowers a ClusterLoadAssignment from its wire form, as EDS brings it.
@@ -56,7 +57,7 @@ pub(crate) fn lower_assignment(source: &Any, at: &mut Lower) -> Option<Assignmen
 }
 
 /// Lowers a decoded cluster; `source` is its wire form.
-pub(crate) fn lower_proto(proto: proto::Cluster, source: Any, at: &mut Lower) -> Option<Cluster> {
+pub(crate) fn lower_proto(proto: proto::Cluster, source: Bytes, at: &mut Lower) -> Option<Cluster> {
     let proto::Cluster {
         transport_socket_matches,
         transport_socket_matcher,
@@ -206,7 +207,9 @@ pub(crate) fn lower_proto(proto: proto::Cluster, source: Any, at: &mut Lower) ->
         tls,
     };
     let http = protocol::lower(http, at);
-    let circuit_breakers = lower_circuit_breakers(circuit_breakers, at);
+    let circuit_breakers = at.field("circuit_breakers", |at| {
+        at.shared(circuit_breakers.unwrap_or_default(), |proto, at| Some(lower_circuit_breakers(proto, at)))
+    });
     let outlier = at.optional("outlier_detection", outlier_detection, outlier::config::lower);
     let connection_options =
         at.optional("upstream_connection_options", upstream_connection_options, |proto, at| {
@@ -224,7 +227,7 @@ pub(crate) fn lower_proto(proto: proto::Cluster, source: Any, at: &mut Lower) ->
         });
     let (tcp_keepalive, eyeballs) = connection_options.unwrap_or_default();
     let bind = match upstream_bind_config {
-        Some(bind) => at.field("upstream_bind_config", |at| address::bind_config(bind, at)),
+        Some(bind) => at.field("upstream_bind_config", |at| address::bind_config(bind, at)).map(Arc::new),
         None => Some(at.scope().bind.clone().unwrap_or_default()),
     };
     let connect_timeout = at.duration("connect_timeout", connect_timeout).unwrap_or(Duration::from_secs(5));
@@ -237,7 +240,7 @@ pub(crate) fn lower_proto(proto: proto::Cluster, source: Any, at: &mut Lower) ->
         http2: !matches!(http.protocol, UpstreamProtocol::Http1),
     };
     let health = health::config::lower(health_checks, &name, around, at);
-    let name = Name::from(name);
+    let name = at.cluster_name(name);
     Some(Cluster {
         stat_name: address::name(alt_stat_name).unwrap_or_else(|| name.clone()),
         name,
@@ -252,14 +255,14 @@ pub(crate) fn lower_proto(proto: proto::Cluster, source: Any, at: &mut Lower) ->
         transport_matches,
         protocol: http.protocol,
         http: http.overrides,
-        circuit_breakers,
+        circuit_breakers: circuit_breakers?,
         gauges: Gauges::default(),
         outlier: outlier.map(|settings| Arc::new(outlier::Detector::new(settings))),
         health: health.map(|settings| Arc::new(health::Checkup::new(settings))),
         close_on_failure: close_connections_on_host_health_failure,
         pool: http.pool,
         buffer_limit: per_connection_buffer_limit_bytes.map_or(1 << 20, |limit| limit as usize),
-        bind: bind.unwrap_or_else(BindConfig::default),
+        bind: bind.unwrap_or_default(),
         eyeballs,
         passthrough,
         proxy_header,
@@ -268,7 +271,7 @@ pub(crate) fn lower_proto(proto: proto::Cluster, source: Any, at: &mut Lower) ->
         added_via_api: at.scope().added_via_api,
         metadata,
         source,
-        version: at.scope().version.clone(),
+        version: at.scope().version.as_str().into(),
     })
 }
 
@@ -575,7 +578,8 @@ fn refuse_many(assignment: &Assignment, at: &mut Lower) {
     }
 }
 
-fn lower_circuit_breakers(proto: Option<proto::CircuitBreakers>, at: &mut Lower) -> [CircuitBreakers; 2] {
+/// Lowers a CircuitBreakers, by priority.
+fn lower_circuit_breakers(proto: proto::CircuitBreakers, at: &mut Lower) -> [CircuitBreakers; 2] {
     let default = CircuitBreakers {
         max_connections: 1024,
         max_pending_requests: 1024,
@@ -585,48 +589,46 @@ fn lower_circuit_breakers(proto: Option<proto::CircuitBreakers>, at: &mut Lower)
         track_remaining: false,
     };
     let mut both = [default.clone(), default];
-    let Some(proto::CircuitBreakers { thresholds, per_host_thresholds }) = proto else { return both };
+    let proto::CircuitBreakers { thresholds, per_host_thresholds } = proto;
     let mut seen = [false; 2];
-    at.field("circuit_breakers", |at| {
-        at.unsupported("per_host_thresholds", !per_host_thresholds.is_empty());
-        at.each("thresholds", thresholds, |proto, at| {
-            let proto::circuit_breakers::Thresholds {
-                priority,
-                max_connections,
-                max_pending_requests,
-                max_requests,
-                max_retries,
-                retry_budget,
-                track_remaining,
-                max_connection_pools,
-            } = proto;
-            at.unsupported("max_connection_pools", max_connection_pools.is_some());
-            let index = usize::from(
-                at.value::<core::RoutingPriority>("priority", priority)? == core::RoutingPriority::High,
-            );
-            let (Some(breakers), Some(seen)) = (both.get_mut(index), seen.get_mut(index)) else {
-                return None;
-            };
-            // The first entry of a priority counts.
-            if std::mem::replace(seen, true) {
-                return None;
-            }
-            breakers.max_connections = max_connections.unwrap_or(1024);
-            breakers.max_pending_requests = max_pending_requests.unwrap_or(1024);
-            breakers.max_requests = max_requests.unwrap_or(1024);
-            breakers.max_retries = max_retries.unwrap_or(3);
-            breakers.track_remaining = track_remaining;
-            breakers.retry_budget = retry_budget.map(|budget| {
-                let proto::circuit_breakers::thresholds::RetryBudget {
-                    budget_percent,
-                    budget_interval,
-                    min_retry_concurrency,
-                } = budget;
-                at.unsupported("retry_budget.budget_interval", budget_interval.is_some());
-                (budget_percent.map_or(20.0, |percent| percent.value), min_retry_concurrency.unwrap_or(3))
-            });
-            None::<()>
-        })
+    at.unsupported("per_host_thresholds", !per_host_thresholds.is_empty());
+    at.each("thresholds", thresholds, |proto, at| {
+        let proto::circuit_breakers::Thresholds {
+            priority,
+            max_connections,
+            max_pending_requests,
+            max_requests,
+            max_retries,
+            retry_budget,
+            track_remaining,
+            max_connection_pools,
+        } = proto;
+        at.unsupported("max_connection_pools", max_connection_pools.is_some());
+        let index = usize::from(
+            at.value::<core::RoutingPriority>("priority", priority)? == core::RoutingPriority::High,
+        );
+        let (Some(breakers), Some(seen)) = (both.get_mut(index), seen.get_mut(index)) else {
+            return None;
+        };
+        // The first entry of a priority counts.
+        if std::mem::replace(seen, true) {
+            return None;
+        }
+        breakers.max_connections = max_connections.unwrap_or(1024);
+        breakers.max_pending_requests = max_pending_requests.unwrap_or(1024);
+        breakers.max_requests = max_requests.unwrap_or(1024);
+        breakers.max_retries = max_retries.unwrap_or(3);
+        breakers.track_remaining = track_remaining;
+        breakers.retry_budget = retry_budget.map(|budget| {
+            let proto::circuit_breakers::thresholds::RetryBudget {
+                budget_percent,
+                budget_interval,
+                min_retry_concurrency,
+            } = budget;
+            at.unsupported("retry_budget.budget_interval", budget_interval.is_some());
+            (budget_percent.map_or(20.0, |percent| percent.value), min_retry_concurrency.unwrap_or(3))
+        });
+        None::<()>
     });
     both
 }

@@ -1,15 +1,16 @@
-//! How many hosts each cluster has, and how full its circuit breakers are: gauges that the main
-//! thread alone sets, since workers would count the same hosts once each.
+//! How many hosts each cluster has, and how full its circuit breakers are. The main thread alone
+//! knows (workers would count the same hosts once each), and computes it when somebody looks: kept
+//! as blocks of counters, that of 10,000 clusters would be 14 MB.
 
-use std::collections::HashMap;
-use std::sync::Arc;
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use leno_base::Name;
 
 use crate::cluster::stats::Resource;
-use crate::cluster::{Assignment, Cluster, EndpointConfig, HealthStatus};
+use crate::cluster::{Assignment, Cluster, EndpointAddress, EndpointConfig, HealthStatus};
 use crate::snapshot::Snapshot;
-use crate::telemetry::stats::{ThreadStats, stats_scope};
+use crate::telemetry::stats::{Block, Computed, stats_scope};
 
 stats_scope! {
     /// `cluster.NAME.`
@@ -44,63 +45,59 @@ stats_scope! {
     }
 }
 
-/// The gauges of all clusters in force.
+/// What is known of all clusters in force. The lock is never waited for: both sides that take it,
+/// the main loop and the admin interface, are on the main thread.
+#[derive(Debug, Default)]
 pub(crate) struct Membership {
-    thread: Arc<ThreadStats>,
-    clusters: HashMap<Name, Entry>,
+    clusters: Mutex<HashMap<Name, Entry>>,
 }
 
+#[derive(Debug)]
 struct Entry {
     config: Arc<Cluster>,
-    /// What was counted last; held so that an equal pointer means the same endpoints.
-    counted: Option<Arc<Assignment>>,
-    stats: MembershipStats,
-    breakers: [BreakerStats; 2],
-    remaining: [Option<RemainingStats>; 2],
+    /// The endpoints; held so that an equal pointer means the same ones.
+    endpoints: Option<Arc<Assignment>>,
+    /// `membership_change`.
+    changes: u64,
 }
 
 impl Membership {
-    /// Counts in this thread's blocks.
-    pub(crate) fn new(thread: Arc<ThreadStats>) -> Self {
-        Self { thread, clusters: HashMap::new() }
-    }
-
     /// Follows the clusters and endpoints of a snapshot.
-    pub(crate) fn follow(&mut self, snapshot: &Snapshot) {
-        self.clusters.retain(|name, _| snapshot.clusters.contains_key(name));
+    pub(crate) fn follow(&self, snapshot: &Snapshot) {
+        let mut clusters = self.clusters();
+        clusters.retain(|name, _| snapshot.clusters.contains_key(name));
         for (name, config) in &snapshot.clusters {
-            if self.clusters.get(name).is_none_or(|entry| !Arc::ptr_eq(&entry.config, config)) {
-                let counted = self.clusters.get(name).and_then(|entry| entry.counted.clone());
-                let entry = Entry::new(&self.thread, Arc::clone(config), counted);
-                self.clusters.insert(name.clone(), entry);
+            let new = || Entry { config: Arc::clone(config), endpoints: None, changes: 0 };
+            let entry = clusters.entry(name.clone()).or_insert_with(new);
+            if !Arc::ptr_eq(&entry.config, config) {
+                entry.config = Arc::clone(config);
             }
-            self.count(name, snapshot.endpoints.get(name));
+            entry.follow(snapshot.endpoints.get(name));
         }
     }
 
-    /// Counts a cluster's hosts again after verdicts on them have changed.
-    pub(crate) fn recount(&mut self, cluster: &str) {
-        if let Some(entry) = self.clusters.get_mut(cluster) {
-            let endpoints = entry.counted.clone();
-            entry.gauge(endpoints.as_deref());
+    /// Follows the endpoints of a cluster.
+    pub(crate) fn count(&self, cluster: &str, endpoints: Option<&Arc<Assignment>>) {
+        if let Some(entry) = self.clusters().get_mut(cluster) {
+            entry.follow(endpoints);
         }
     }
 
-    /// Counts the endpoints that a cluster has now.
-    pub(crate) fn count(&mut self, cluster: &str, endpoints: Option<&Arc<Assignment>>) {
-        let Some(entry) = self.clusters.get_mut(cluster) else { return };
-        let same = match (&entry.counted, endpoints) {
-            (Some(before), Some(now)) => Arc::ptr_eq(before, now) && entry.stats.membership_total().is_used(),
-            _ => false,
-        };
-        if !same {
-            entry.count(endpoints);
-        }
+    fn clusters(&self) -> MutexGuard<'_, HashMap<Name, Entry>> {
+        self.clusters.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Computed for Membership {
+    fn blocks(&self) -> Vec<Arc<Block>> {
+        let clusters = self.clusters();
+        let mut blocks = Vec::with_capacity(clusters.len() * 3);
+        clusters.values().for_each(|entry| entry.show(&mut blocks));
+        blocks
     }
 
-    /// Samples the circuit breakers.
-    pub(crate) fn sample(&self) {
-        self.clusters.values().for_each(Entry::sample);
+    fn reset(&self) {
+        self.clusters().values_mut().for_each(|entry| entry.changes = 0);
     }
 }
 
@@ -123,43 +120,60 @@ impl Cluster {
 }
 
 impl Entry {
-    fn new(thread: &ThreadStats, config: Arc<Cluster>, counted: Option<Arc<Assignment>>) -> Self {
-        let scope = format!("cluster.{}.", config.stat_name);
-        let prefix = |priority: &str| format!("{scope}circuit_breakers.{priority}.");
-        let remaining = |priority: usize, name: &str| {
-            let tracked = config.circuit_breakers.get(priority).is_some_and(|limits| limits.track_remaining);
-            tracked.then(|| RemainingStats::new(thread, &prefix(name)))
+    fn follow(&mut self, endpoints: Option<&Arc<Assignment>>) {
+        let same = match (&self.endpoints, endpoints) {
+            (Some(before), Some(now)) => Arc::ptr_eq(before, now),
+            (None, None) => true,
+            _ => false,
         };
-        Self {
-            stats: MembershipStats::new(thread, &scope),
-            breakers: [
-                BreakerStats::new(thread, &prefix("default")),
-                BreakerStats::new(thread, &prefix("high")),
-            ],
-            remaining: [remaining(0, "default"), remaining(1, "high")],
-            counted,
-            config,
+        if same {
+            return;
         }
-    }
-
-    fn count(&mut self, endpoints: Option<&Arc<Assignment>>) {
-        let addresses = |assignment: &Assignment| {
-            let endpoints = assignment.localities.iter().flat_map(|locality| &locality.endpoints);
-            endpoints.map(|endpoint| endpoint.address.clone()).collect::<std::collections::HashSet<_>>()
-        };
-        self.gauge(endpoints.map(|endpoints| &**endpoints));
-        let before = self.counted.as_deref().map(addresses).unwrap_or_default();
+        let before = self.endpoints.as_deref().map(addresses).unwrap_or_default();
         let now = endpoints.map(|now| addresses(now)).unwrap_or_default();
-        if before != now {
-            self.stats.membership_change().inc();
-        }
-        self.counted = endpoints.cloned();
+        self.changes += u64::from(before != now);
+        self.endpoints = endpoints.cloned();
     }
 
-    fn gauge(&self, endpoints: Option<&Assignment>) {
-        let localities = endpoints.map(|endpoints| endpoints.localities.as_slice()).unwrap_or_default();
+    fn show(&self, blocks: &mut Vec<Arc<Block>>) {
+        let scope = format!("cluster.{}.", self.config.stat_name);
+        let hosts = MembershipStats::detached(&scope);
+        hosts.membership_change().set(self.changes);
+        self.count_hosts(&hosts);
+        blocks.push(hosts.into_block());
+        for (priority, (name, limits)) in
+            ["default", "high"].into_iter().zip(&*self.config.circuit_breakers).enumerate()
+        {
+            let prefix = format!("{scope}circuit_breakers.{name}.");
+            let left = |resource| {
+                self.config.limit(resource, priority).saturating_sub(self.config.in_use(resource, priority))
+            };
+            let [cx, rq, pending, retries] =
+                [Resource::Connections, Resource::Requests, Resource::Pending, Resource::Retries].map(left);
+            let breakers = BreakerStats::detached(&prefix);
+            breakers.cx_open().set(u64::from(cx == 0));
+            // There is no limit of pools.
+            breakers.cx_pool_open().set(0);
+            breakers.rq_open().set(u64::from(rq == 0));
+            breakers.rq_pending_open().set(u64::from(pending == 0));
+            breakers.rq_retry_open().set(u64::from(retries == 0));
+            blocks.push(breakers.into_block());
+            if limits.track_remaining {
+                let remaining = RemainingStats::detached(&prefix);
+                remaining.remaining_cx().set(cx.into());
+                remaining.remaining_cx_pools().set(u64::from(u32::MAX));
+                remaining.remaining_rq().set(rq.into());
+                remaining.remaining_pending().set(pending.into());
+                remaining.remaining_retries().set(retries.into());
+                blocks.push(remaining.into_block());
+            }
+        }
+    }
+
+    fn count_hosts(&self, stats: &MembershipStats) {
+        let localities = self.endpoints.as_deref().map(|endpoints| endpoints.localities.as_slice());
         let (mut total, mut healthy, mut degraded, mut excluded) = (0, 0, 0, 0);
-        for endpoint in localities.iter().flat_map(|locality| &locality.endpoints) {
+        for endpoint in localities.unwrap_or_default().iter().flat_map(|locality| &locality.endpoints) {
             total += 1;
             match self.config.health_of(endpoint) {
                 HealthStatus::Healthy => healthy += 1,
@@ -168,32 +182,15 @@ impl Entry {
             }
             excluded += u64::from(self.config.excludes(endpoint));
         }
-        self.stats.membership_total().set(total);
-        self.stats.membership_healthy().set(healthy);
-        self.stats.membership_degraded().set(degraded);
-        self.stats.membership_excluded().set(excluded);
+        stats.membership_total().set(total);
+        stats.membership_healthy().set(healthy);
+        stats.membership_degraded().set(degraded);
+        stats.membership_excluded().set(excluded);
     }
+}
 
-    fn sample(&self) {
-        for (priority, breakers) in self.breakers.iter().enumerate() {
-            let left = |resource| {
-                self.config.limit(resource, priority).saturating_sub(self.config.in_use(resource, priority))
-            };
-            let [cx, rq, pending, retries] =
-                [Resource::Connections, Resource::Requests, Resource::Pending, Resource::Retries].map(left);
-            breakers.cx_open().set(u64::from(cx == 0));
-            // There is no limit of pools.
-            breakers.cx_pool_open().set(0);
-            breakers.rq_open().set(u64::from(rq == 0));
-            breakers.rq_pending_open().set(u64::from(pending == 0));
-            breakers.rq_retry_open().set(u64::from(retries == 0));
-            if let Some(Some(remaining)) = self.remaining.get(priority) {
-                remaining.remaining_cx().set(cx.into());
-                remaining.remaining_cx_pools().set(u64::from(u32::MAX));
-                remaining.remaining_rq().set(rq.into());
-                remaining.remaining_pending().set(pending.into());
-                remaining.remaining_retries().set(retries.into());
-            }
-        }
-    }
+/// The addresses of all endpoints.
+fn addresses(assignment: &Assignment) -> HashSet<&EndpointAddress> {
+    let endpoints = assignment.localities.iter().flat_map(|locality| &locality.endpoints);
+    endpoints.map(|endpoint| &endpoint.address).collect()
 }

@@ -10,6 +10,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use leno_base::Name;
 
 use crate::http::config::Http1Settings;
@@ -63,7 +64,7 @@ pub(crate) struct Cluster {
     /// What it says of requests beside the protocol.
     pub(crate) http: ClusterHttp,
     /// Limits by routing priority: default and high.
-    pub(crate) circuit_breakers: [CircuitBreakers; 2],
+    pub(crate) circuit_breakers: Arc<[CircuitBreakers; 2]>,
     /// What the circuit breakers have counted so far, over all workers: `Gauges::default()`.
     pub(crate) gauges: stats::Gauges,
     /// `outlier_detection`, with what it knows of the hosts.
@@ -77,7 +78,7 @@ pub(crate) struct Cluster {
     /// `per_connection_buffer_limit_bytes`, 1 MiB by default.
     pub(crate) buffer_limit: usize,
     /// Socket options and source address of upstream connections.
-    pub(crate) bind: BindConfig,
+    pub(crate) bind: Arc<BindConfig>,
     /// In which order a host's several addresses are tried.
     pub(crate) eyeballs: HappyEyeballs,
     /// `passthrough_metadata` of its internal connections (envoy.transport_sockets.internal_upstream).
@@ -92,10 +93,10 @@ pub(crate) struct Cluster {
     pub(crate) added_via_api: bool,
     /// `metadata`, for access logs and matching.
     pub(crate) metadata: Metadata,
-    /// The message as received, for /config_dump.
-    pub(crate) source: prost_types::Any,
+    /// The message as received, for /config_dump. Static clusters share the bootstrap's memory.
+    pub(crate) source: Bytes,
     /// `version_info` of the update that brought it; empty for static ones.
-    pub(crate) version: String,
+    pub(crate) version: Box<str>,
 }
 
 /// A transport socket for endpoints whose metadata below `envoy.transport_socket_match` has all
@@ -344,11 +345,11 @@ pub(crate) enum UpstreamProtocol {
     /// HTTP/1.1.
     Http1,
     /// HTTP/2 with prior knowledge.
-    Http2(Http2Settings),
+    Http2(Box<Http2Settings>),
     /// Whatever the downstream connection speaks.
-    Downstream(Http2Settings),
+    Downstream(Box<Http2Settings>),
     /// What ALPN says: HTTP/2 if it was agreed upon.
-    Auto(Http2Settings),
+    Auto(Box<Http2Settings>),
 }
 
 /// What a cluster says of requests to it (HttpProtocolOptions).

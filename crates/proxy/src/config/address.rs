@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use bytes::Bytes;
 use leno_api::proto::envoy::config::core::v3 as core;
@@ -224,6 +224,10 @@ pub(crate) fn locality(proto: Option<core::Locality>) -> Locality {
 pub(crate) fn metadata(field: &str, proto: Option<core::Metadata>, at: &mut Lower) -> Metadata {
     let core::Metadata { filter_metadata, typed_filter_metadata } = proto.unwrap_or_default();
     at.field(field, |at| at.unsupported("typed_filter_metadata", !typed_filter_metadata.is_empty()));
+    if filter_metadata.is_empty() {
+        static NONE: LazyLock<Metadata> = LazyLock::new(Metadata::default);
+        return Arc::clone(&NONE);
+    }
     let namespaces = filter_metadata.into_iter().map(|(key, value)| (key, object(value)));
     Metadata::new(namespaces.collect::<BTreeMap<_, _>>())
 }

@@ -6,17 +6,16 @@
 #![allow(deprecated, reason = "deprecated fields are lowered, or refused by name, like all others")]
 
 use std::collections::{HashMap, HashSet};
-use std::ops::Range;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use leno_api::proto::envoy::config::bootstrap::v3 as proto;
 use leno_api::proto::envoy::config::cluster::v3::Cluster as ClusterProto;
 use leno_api::proto::envoy::config::core::v3 as core;
 use leno_api::proto::envoy::config::listener::v3::Listener as ListenerProto;
 use leno_api::proto::envoy::extensions::bootstrap::internal_listener::v3::InternalListener as InternalListenerProto;
 use leno_base::Name;
-use prost::{Message, Name as _};
-use prost_types::Any;
+use prost::Message;
 
 use crate::admin::AdminConfig;
 use crate::cluster::Cluster;
@@ -26,7 +25,7 @@ use crate::config::address::{self, Address};
 use crate::config::lower::{Lower, Scope, UnknownFields};
 use crate::config::runtime::Runtime;
 use crate::config::source::{ConfigSource, Origin, XdsServer, config_source, xds_server};
-use crate::config::wire::split;
+use crate::config::wire::{places, split};
 use crate::listener::{ListenAddress, Listener};
 use crate::overload::Plan;
 use crate::telemetry::tags::StatsConfig;
@@ -37,7 +36,7 @@ pub(crate) struct Bootstrap {
     /// Who we are, as the control plane is told.
     pub(crate) node: core::Node,
     /// Static clusters.
-    pub(crate) clusters: Vec<Cluster>,
+    pub(crate) clusters: Vec<Arc<Cluster>>,
     /// Static listeners.
     pub(crate) listeners: Vec<Listener>,
     /// `dynamic_resources.ads_config`.
@@ -60,16 +59,17 @@ pub(crate) struct Bootstrap {
 }
 
 /// Lowers a bootstrap from its wire form; its node is complete, with what the command line says.
-/// Static clusters and listeners are decoded one by one.
-pub(crate) fn lower(wire: Vec<u8>, at: &mut Lower) -> Option<Bootstrap> {
+/// Static clusters and listeners are decoded one by one, and keep their parts of it.
+pub(crate) fn lower(wire: Bytes, at: &mut Lower) -> Option<Bootstrap> {
     const STATIC_RESOURCES: u32 = 2;
-    let Some((places, rest)) = split(&wire, STATIC_RESOURCES) else {
+    let Some((resources, rest)) = split(&wire, STATIC_RESOURCES) else {
         at.error("malformed message");
         return None;
     };
-    let resources = places.into_iter().filter_map(|place| wire.get(place)).collect::<Vec<_>>().concat();
+    // Several are merged, as text on the command line comes after that of a file.
+    let resources: Vec<Bytes> = resources.into_iter().map(|place| wire.slice(place)).collect();
     let proto: proto::Bootstrap = decode(&rest, at)?;
-    let source = Any { type_url: proto::Bootstrap::type_url(), value: wire };
+    let source = wire;
     let proto::Bootstrap {
         node,
         node_context_params,
@@ -172,7 +172,7 @@ pub(crate) fn lower(wire: Vec<u8>, at: &mut Lower) -> Option<Bootstrap> {
     let proto::bootstrap::StaticResources { listeners: _, clusters: _, secrets } = rest;
     let dynamic = dynamic_resources.unwrap_or_default();
     let names =
-        clusters.iter().filter_map(|wire| Named::decode(*wire).ok()).map(|named| Name::new(&named.name));
+        clusters.iter().filter_map(|wire| Named::decode(&**wire).ok()).map(|named| Name::from(named.name));
     let names = names.collect::<HashSet<_>>();
     *at.scope_mut() = Scope {
         node_id: node.id.as_str().into(),
@@ -192,7 +192,7 @@ pub(crate) fn lower(wire: Vec<u8>, at: &mut Lower) -> Option<Bootstrap> {
     };
     let (bind, outlier_log, local_cluster) =
         at.field("cluster_manager", |at| lower_cluster_manager(cluster_manager.unwrap_or_default(), at));
-    at.scope_mut().bind = bind;
+    at.scope_mut().bind = bind.map(Arc::new);
     let here = Here { cluster: local_cluster, locality: address::locality(node.locality.clone()) };
     at.scope_mut().here = Arc::new(here);
     // Before whatever refers to them.
@@ -243,31 +243,35 @@ fn decode<T: Message + prost::Name + Default>(wire: &[u8], at: &mut Lower) -> Op
 }
 
 /// `static_resources`, not decoded yet where there may be thousands.
-struct StaticResources<'w> {
-    listeners: Vec<&'w [u8]>,
-    clusters: Vec<&'w [u8]>,
+struct StaticResources {
+    listeners: Vec<Bytes>,
+    clusters: Vec<Bytes>,
     rest: proto::bootstrap::StaticResources,
 }
 
-impl<'w> StaticResources<'w> {
-    fn read(wire: &'w [u8], at: &mut Lower) -> Option<Self> {
+impl StaticResources {
+    fn read(wires: &[Bytes], at: &mut Lower) -> Option<Self> {
         const LISTENERS: u32 = 1;
         const CLUSTERS: u32 = 2;
         const SECRETS: u32 = 3;
-        let Some((listeners, _)) = split(wire, LISTENERS) else {
+        let values = |field| {
+            let mut all = Vec::new();
+            for wire in wires {
+                all.extend(places(wire, field)?.into_iter().map(|place| wire.slice(place)));
+            }
+            Some(all)
+        };
+        let (Some(listeners), Some(clusters), Some(secrets)) =
+            (values(LISTENERS), values(CLUSTERS), values(SECRETS))
+        else {
             at.error_at("static_resources", "malformed message");
             return None;
         };
-        let (clusters, _) = split(wire, CLUSTERS)?;
-        let (secrets, _) = split(wire, SECRETS)?;
-        let slices =
-            |places: Vec<Range<usize>>| places.into_iter().filter_map(|place| wire.get(place)).collect();
         let mut rest = proto::bootstrap::StaticResources::default();
-        let secrets: Vec<&[u8]> = slices(secrets);
         for secret in secrets {
-            rest.secrets.push(at.field("static_resources.secrets", |at| decode(secret, at))?);
+            rest.secrets.push(at.field("static_resources.secrets", |at| decode(&secret, at))?);
         }
-        Some(Self { listeners: slices(listeners), clusters: slices(clusters), rest })
+        Some(Self { listeners, clusters, rest })
     }
 }
 
@@ -278,24 +282,22 @@ struct Named {
     name: String,
 }
 
-fn lower_clusters(wires: Vec<&[u8]>, at: &mut Lower) -> Vec<Cluster> {
+fn lower_clusters(wires: Vec<Bytes>, at: &mut Lower) -> Vec<Arc<Cluster>> {
     let mut seen = HashSet::new();
     at.each("clusters", wires, |wire, at| {
-        let proto: ClusterProto = decode(wire, at)?;
+        let proto: ClusterProto = decode(&wire, at)?;
         if !seen.insert(proto.name.clone()) {
             at.error_at("name", format!("cluster manager: duplicate cluster '{}'", proto.name));
         }
-        let source = Any { type_url: ClusterProto::type_url(), value: wire.to_vec() };
-        crate::cluster::config::lower_proto(proto, source, at)
+        crate::cluster::config::lower_proto(proto, wire, at).map(Arc::new)
     })
 }
 
-fn lower_listeners(wires: Vec<&[u8]>, at: &mut Lower) -> Vec<Listener> {
+fn lower_listeners(wires: Vec<Bytes>, at: &mut Lower) -> Vec<Listener> {
     let mut listeners: Vec<Listener> = Vec::new();
     at.each("listeners", wires, |wire, at| {
-        let proto: ListenerProto = decode(wire, at)?;
-        let source = Any { type_url: ListenerProto::type_url(), value: wire.to_vec() };
-        let listener = crate::listener::config::lower_proto(proto, source, None, at)?;
+        let proto: ListenerProto = decode(&wire, at)?;
+        let listener = crate::listener::config::lower_proto(proto, wire, None, at)?;
         // The same name again is an update.
         listeners.retain(|other| other.name != listener.name);
         let meant = |address: &ListenAddress| {

@@ -287,7 +287,7 @@ impl Discovery {
 }
 
 fn put_cluster(name: &str, source: &Any, scope: Scope, store: &mut Store) -> Result<(), Rejected> {
-    if !store.takes_cluster(name, source) {
+    if !store.takes_cluster(name, &source.value) {
         return Ok(());
     }
     let cluster = Lower::resource_in(scope, |at| crate::cluster::config::lower(source, at))?;
@@ -303,7 +303,7 @@ fn put_listener(
     store: &mut Store,
     sockets: &mut Sockets,
 ) -> Result<(), Rejected> {
-    if !store.takes_listener(name, source) {
+    if !store.takes_listener(name, &source.value) {
         return Ok(());
     }
     let previous = store.newest_listener(name);

@@ -37,7 +37,7 @@ pub(crate) fn load(options: &Options) -> Result<Bootstrap, Vec<String>> {
         return Err(problems);
     }
     complete_node(&mut wire, options);
-    let lowered = Lower::resource(|at| bootstrap::lower(wire, at));
+    let lowered = Lower::resource(|at| bootstrap::lower(wire.into(), at));
     lowered.map_err(|rejected| {
         // Read once more: until here the trees, which are large, were needed no longer.
         let trees: Vec<_> =

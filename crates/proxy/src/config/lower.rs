@@ -8,6 +8,7 @@
 //! named in `unsupported`. Nothing is ignored silently. Lowering is pure: `--mode validate`,
 //! xDS updates, tests and fuzz targets call the same functions.
 
+use std::any::{Any, TypeId};
 use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::sync::Arc;
@@ -15,7 +16,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use leno_base::Name;
-use prost_types::Any;
 
 use crate::cluster::lb::settings::Here;
 use crate::cluster::{BindConfig, dns_cache};
@@ -79,7 +79,7 @@ pub(crate) struct Scope {
     /// Where this proxy is: `node.locality` and `cluster_manager.local_cluster_name`.
     pub(crate) here: Arc<Here>,
     /// `cluster_manager.upstream_bind_config`, for clusters without their own.
-    pub(crate) bind: Option<BindConfig>,
+    pub(crate) bind: Option<Arc<BindConfig>>,
     /// Whether there may be internal listeners (envoy.bootstrap.internal_listener), and the size of
     /// their buffers in bytes (`buffer_size_kb`, 1 MiB by default).
     pub(crate) internal_buffer: Option<usize>,
@@ -119,6 +119,8 @@ pub(crate) struct Lower {
     path: String,
     errors: Vec<ConfigError>,
     scope: Scope,
+    /// What messages were lowered to that are equal in many places, by type and wire form.
+    shared: HashMap<(TypeId, Vec<u8>), Arc<dyn Any + Send + Sync>>,
 }
 
 impl Lower {
@@ -194,6 +196,31 @@ impl Lower {
         lowered
     }
 
+    /// Lowers a message that is the same in many places of a large configuration; equal ones share
+    /// what they are lowered to. Lowering must follow from the message and the scope alone.
+    pub(crate) fn shared<P: prost::Message, T: Send + Sync + 'static>(
+        &mut self,
+        proto: P,
+        lower: impl FnOnce(P, &mut Lower) -> Option<T>,
+    ) -> Option<Arc<T>> {
+        let key = (TypeId::of::<T>(), proto.encode_to_vec());
+        if let Some(known) = self.shared.get(&key).map(Arc::clone).and_then(|known| known.downcast().ok()) {
+            return Some(known);
+        }
+        let before = self.errors.len();
+        let lowered = Arc::new(lower(proto, self)?);
+        if self.errors.len() == before {
+            self.shared.insert(key, Arc::<T>::clone(&lowered));
+        }
+        Some(lowered)
+    }
+
+    /// A cluster's name; known clusters' names are not stored again.
+    pub(crate) fn cluster_name(&self, name: String) -> Name {
+        let known = self.scope.clusters.as_ref().and_then(|clusters| clusters.get(name.as_str()));
+        known.cloned().unwrap_or_else(|| name.into())
+    }
+
     /// Lowers an optional message field.
     pub(crate) fn optional<P, T>(
         &mut self,
@@ -227,7 +254,10 @@ impl Lower {
     }
 
     /// Unpacks a typed extension config of the expected type.
-    pub(crate) fn unpack<T: prost::Message + prost::Name + Default>(&mut self, any: &Any) -> Option<T> {
+    pub(crate) fn unpack<T: prost::Message + prost::Name + Default>(
+        &mut self,
+        any: &prost_types::Any,
+    ) -> Option<T> {
         if any.type_url.rsplit('/').next() != Some(T::full_name().as_str()) {
             self.error(format!("expected {}, got {}", T::full_name(), any.type_url));
             return None;
@@ -243,7 +273,7 @@ impl Lower {
 
     /// Unpacks the `typed_config` of an extension, whatever type it is expected to be, looking
     /// through `TypedStruct`.
-    pub(crate) fn extension(&mut self, any: Any) -> Option<Any> {
+    pub(crate) fn extension(&mut self, any: prost_types::Any) -> Option<prost_types::Any> {
         if !any.type_url.ends_with(".TypedStruct") {
             return Some(any);
         }
@@ -264,7 +294,10 @@ impl Lower {
     }
 
     /// Decodes a resource as it came by xDS and checks its `validate.rules`.
-    pub(crate) fn decode<T: prost::Message + prost::Name + Default>(&mut self, any: &Any) -> Option<T> {
+    pub(crate) fn decode<T: prost::Message + prost::Name + Default>(
+        &mut self,
+        any: &prost_types::Any,
+    ) -> Option<T> {
         let message = self.unpack(any)?;
         let before = self.errors.len();
         let report = leno_api::validate::inspect(&T::full_name(), &any.value);

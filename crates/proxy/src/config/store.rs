@@ -82,7 +82,7 @@ impl<T: Versioned> Slot<T> {
 
     /// Whether a version that comes by xDS is to be taken. What the bootstrap defines cannot be
     /// changed by xDS; Envoy accepts such an update and lets it lie.
-    fn takes(&self, source: &Any) -> bool {
+    fn takes(&self, source: &[u8]) -> bool {
         self.newest().is_none_or(|newest| newest.added_via_api() && newest.source() != source)
     }
 
@@ -95,12 +95,12 @@ impl<T: Versioned> Slot<T> {
 
 /// What clusters and listeners have in common.
 trait Versioned {
-    fn source(&self) -> &Any;
+    fn source(&self) -> &[u8];
     fn added_via_api(&self) -> bool;
 }
 
 impl Versioned for Cluster {
-    fn source(&self) -> &Any {
+    fn source(&self) -> &[u8] {
         &self.source
     }
 
@@ -110,7 +110,7 @@ impl Versioned for Cluster {
 }
 
 impl Versioned for Listener {
-    fn source(&self) -> &Any {
+    fn source(&self) -> &[u8] {
         &self.source
     }
 
@@ -126,17 +126,18 @@ impl Store {
     }
 
     /// Takes a new or changed cluster; false: it is what we have, or not to be changed.
-    pub(crate) fn put_cluster(&mut self, cluster: Cluster) -> bool {
+    pub(crate) fn put_cluster(&mut self, cluster: impl Into<Arc<Cluster>>) -> bool {
+        let cluster = cluster.into();
         if !self.takes_cluster(&cluster.name, &cluster.source) {
             return false;
         }
-        self.clusters.entry(cluster.name.clone()).or_default().put(Arc::new(cluster));
+        self.clusters.entry(cluster.name.clone()).or_default().put(cluster);
         self.unsettled = true;
         true
     }
 
     /// Whether a cluster's message is news, so that it is worth lowering.
-    pub(crate) fn takes_cluster(&self, name: &str, source: &Any) -> bool {
+    pub(crate) fn takes_cluster(&self, name: &str, source: &[u8]) -> bool {
         self.clusters.get(name).is_none_or(|slot| slot.takes(source))
     }
 
@@ -165,7 +166,7 @@ impl Store {
     }
 
     /// Whether a listener's message is news, so that it is worth lowering.
-    pub(crate) fn takes_listener(&self, name: &str, source: &Any) -> bool {
+    pub(crate) fn takes_listener(&self, name: &str, source: &[u8]) -> bool {
         self.listeners.get(name).is_none_or(|slot| slot.takes(source))
     }
 

@@ -5,6 +5,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use leno_api::proto::envoy::config::core::v3 as core;
 use leno_api::proto::envoy::config::listener::v3 as proto;
 use leno_api::proto::envoy::extensions::filters::listener as filters;
@@ -17,6 +18,7 @@ use prost_types::Any;
 
 use crate::config::address::{self, Address};
 use crate::config::lower::Lower;
+use crate::config::wire::Fingerprint;
 use crate::http::config::HttpConnectionManager;
 use crate::listener::accept::GlobalConnections;
 use crate::listener::filter_chain::FilterChains;
@@ -33,13 +35,13 @@ use crate::telemetry::access_log::AccessLog;
 /// from there, so that their connections need not end.
 pub(crate) fn lower(source: &Any, previous: Option<&Listener>, at: &mut Lower) -> Option<Listener> {
     let proto = at.decode(source)?;
-    lower_proto(proto, source.clone(), previous, at)
+    lower_proto(proto, Bytes::copy_from_slice(&source.value), previous, at)
 }
 
 /// Lowers a decoded listener; `source` is its wire form.
 pub(crate) fn lower_proto(
     proto: proto::Listener,
-    source: Any,
+    source: Bytes,
     previous: Option<&Listener>,
     at: &mut Lower,
 ) -> Option<Listener> {
@@ -255,9 +257,9 @@ fn lower_chains(
 ) -> FilterChains {
     let mut chains = FilterChains::default();
     let lower = |proto: proto::FilterChain, at: &mut Lower| {
-        let wire = proto.encode_to_vec();
+        let wire = Fingerprint::of(&proto.encode_to_vec());
         let criteria = proto.filter_chain_match.clone();
-        let chain = match previous.and_then(|listener| listener.chains.kept(&wire)) {
+        let chain = match previous.and_then(|listener| listener.chains.kept(wire)) {
             Some(chain) => Arc::clone(chain),
             None => Arc::new(filter_chain(proto, at)?),
         };

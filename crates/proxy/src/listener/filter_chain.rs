@@ -18,6 +18,7 @@ use proto::filter_chain_match::ConnectionSourceType;
 
 use crate::config::address;
 use crate::config::lower::Lower;
+use crate::config::wire::Fingerprint;
 use crate::listener::FilterChain;
 use crate::matching::{self, Matcher, Place};
 
@@ -46,9 +47,9 @@ pub(crate) struct FilterChains {
     /// `filter_chain_matcher`, which chooses instead of the chains' own criteria; `None` inside:
     /// it names a chain that does not exist.
     matcher: Option<Matcher<Option<Arc<FilterChain>>>>,
-    /// All chains, the default one last, with their wire form, by which the next version of the
-    /// listener recognises what it can keep.
-    chains: Vec<(Vec<u8>, Arc<FilterChain>)>,
+    /// All chains, the default one last, with the fingerprints of their messages, by which the next
+    /// version of the listener recognises what it can keep.
+    chains: Vec<(Fingerprint, Arc<FilterChain>)>,
 }
 
 // The steps, last one first. A key of `Default::default()` (0, "") means: whatever it is.
@@ -114,9 +115,9 @@ impl FilterChains {
         self.all().map(|chain| (chain, find(chain))).collect()
     }
 
-    /// The chain with this wire form, if there is one.
-    pub(super) fn kept(&self, wire: &[u8]) -> Option<&Arc<FilterChain>> {
-        self.chains.iter().find(|(other, _)| other == wire).map(|(_, chain)| chain)
+    /// The chain of this message, if there is one.
+    pub(super) fn kept(&self, wire: Fingerprint) -> Option<&Arc<FilterChain>> {
+        self.chains.iter().find(|(other, _)| *other == wire).map(|(_, chain)| chain)
     }
 
     fn matched(&self, facts: &ConnectionFacts<'_>) -> Option<&Arc<FilterChain>> {
@@ -132,7 +133,7 @@ impl FilterChains {
     }
 
     /// Adds a chain that `filter_chain_matcher` may name.
-    pub(super) fn add_named(&mut self, wire: Vec<u8>, chain: &Arc<FilterChain>, at: &mut Lower) {
+    pub(super) fn add_named(&mut self, wire: Fingerprint, chain: &Arc<FilterChain>, at: &mut Lower) {
         if chain.name.is_empty() {
             at.error_at("name", "\"name\" field is required when using a listener matcher");
         } else if self.chains.iter().any(|(_, other)| other.name == chain.name) {
@@ -157,7 +158,7 @@ impl FilterChains {
     pub(super) fn add(
         &mut self,
         proto: Option<proto::FilterChainMatch>,
-        wire: Vec<u8>,
+        wire: Fingerprint,
         chain: &Arc<FilterChain>,
         at: &mut Lower,
     ) {
@@ -173,7 +174,7 @@ impl FilterChains {
     }
 
     /// Sets the chain that serves what no other does.
-    pub(super) fn add_default(&mut self, wire: Vec<u8>, chain: &Arc<FilterChain>) {
+    pub(super) fn add_default(&mut self, wire: Fingerprint, chain: &Arc<FilterChain>) {
         self.chains.push((wire, Arc::clone(chain)));
         self.default = Some(Arc::clone(chain));
     }
@@ -334,6 +335,7 @@ mod tests {
 
     use super::{ConnectionFacts, FilterChains, proto};
     use crate::config::lower::Lower;
+    use crate::config::wire::Fingerprint;
     use crate::listener::{FilterChain, NetworkFilters};
 
     fn cidr(text: &str) -> CidrRange {
@@ -375,7 +377,7 @@ mod tests {
         let lowered = Lower::resource(|at| {
             let mut chains = FilterChains::default();
             for text in matches {
-                chains.add(Some(criteria(text)), Vec::new(), &chain(text), at);
+                chains.add(Some(criteria(text)), Fingerprint::of(b""), &chain(text), at);
             }
             Some(chains)
         });
@@ -464,9 +466,9 @@ mod tests {
         let lowered = Lower::resource(|at| {
             let mut chains = FilterChains::default();
             for name in ["a", "b", "other"] {
-                chains.add_named(Vec::new(), &chain(name), at);
+                chains.add_named(Fingerprint::of(b""), &chain(name), at);
             }
-            chains.add_default(Vec::new(), &chain("default"));
+            chains.add_default(Fingerprint::of(b""), &chain("default"));
             let text = "matcher_tree: {input: {name: port, typed_config: {'@type': type.googleapis.com/envoy.extensions.matching.\
                         common_inputs.network.v3.DestinationPortInput}}, exact_match_map: {map: {'80': {action: {name: a, typed_config: \
                         {'@type': type.googleapis.com/google.protobuf.StringValue, value: a}}}, '81': {action: {name: a, typed_config: \

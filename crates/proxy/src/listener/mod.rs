@@ -70,7 +70,7 @@ pub(crate) struct Listener {
     /// Whether it came by LDS.
     pub(crate) added_via_api: bool,
     /// The message as received, for /config_dump and for finding what changed.
-    pub(crate) source: prost_types::Any,
+    pub(crate) source: bytes::Bytes,
     /// `version_info` of the update that brought it.
     pub(crate) version: String,
 }

@@ -252,7 +252,7 @@ impl Sampled {
 
     /// Brings them up to date; `store` is where all listeners count.
     pub(crate) fn sample(&self, store: &StatsStore) {
-        let active = store.blocks().into_iter().filter(|block| block.prefix().starts_with("listener."));
+        let active = store.counted().into_iter().filter(|block| block.prefix().starts_with("listener."));
         let active = active.filter_map(|block| {
             let index = block.schema().0.iter().position(|(name, _)| *name == "downstream_cx_active")?;
             Some(block.cell(index).value())

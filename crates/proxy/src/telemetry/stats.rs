@@ -11,6 +11,7 @@
 
 use std::borrow::Cow;
 use std::collections::HashMap;
+use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::Duration;
@@ -115,6 +116,11 @@ impl Histogram<'_> {
 }
 
 impl Block {
+    /// A block of no thread, for [`Computed`] stats.
+    pub(crate) fn detached(prefix: &str, schema: &'static Schema) -> Self {
+        Self::new(schema, &shown(prefix))
+    }
+
     fn new(schema: &'static Schema, prefix: &str) -> Self {
         let values = schema.0.iter().map(|_| AtomicU64::new(0)).collect();
         Self {
@@ -251,6 +257,16 @@ impl Buckets {
 #[derive(Debug, Default)]
 pub(crate) struct StatsStore {
     threads: Mutex<Vec<Arc<ThreadStats>>>,
+    computed: Mutex<Vec<Arc<dyn Computed>>>,
+}
+
+/// Stats that are computed when somebody looks, instead of being kept for each of many scopes.
+pub(crate) trait Computed: fmt::Debug + Send + Sync {
+    /// All of them now, in blocks made for the purpose (`detached`).
+    fn blocks(&self) -> Vec<Arc<Block>>;
+
+    /// Sets the counters among them to 0.
+    fn reset(&self);
 }
 
 /// The blocks of one thread, by prefix.
@@ -271,6 +287,14 @@ struct Kept(SmallVec<[Arc<Block>; 1]>);
 #[derive(Debug, Default)]
 struct SamePrefix(SmallVec<[Weak<Block>; 1]>);
 
+/// Colons in the prefix become underscores, as in Envoy's names.
+fn shown(prefix: &str) -> Cow<'_, str> {
+    match prefix.contains(':') {
+        true => Cow::Owned(prefix.replace(':', "_")),
+        false => Cow::Borrowed(prefix),
+    }
+}
+
 /// One counter whose whole name is the prefix.
 static COUNTER: Schema = Schema(&[("", Kind::Counter)]);
 /// One histogram whose whole name is the prefix.
@@ -285,8 +309,22 @@ impl StatsStore {
         thread
     }
 
-    /// Every living block of every thread; blocks of one scope share prefix and schema.
+    /// From now on these are shown too.
+    pub(crate) fn add(&self, computed: Arc<dyn Computed>) {
+        self.computed.lock().unwrap_or_else(PoisonError::into_inner).push(computed);
+    }
+
+    /// Every living block of every thread, and what is computed; blocks of one scope share prefix
+    /// and schema.
     pub(crate) fn blocks(&self) -> Vec<Arc<Block>> {
+        let mut all = self.counted();
+        let computed = self.computed.lock().unwrap_or_else(PoisonError::into_inner);
+        all.extend(computed.iter().flat_map(|computed| computed.blocks()));
+        all
+    }
+
+    /// Every living block of every thread.
+    pub(crate) fn counted(&self) -> Vec<Arc<Block>> {
         let threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
         let mut all = Vec::new();
         for thread in threads.iter() {
@@ -302,7 +340,9 @@ impl StatsStore {
 
     /// Sets all counters to 0, for those who look.
     pub(crate) fn reset_counters(&self) {
-        self.blocks().iter().for_each(|block| block.reset());
+        self.counted().iter().for_each(|block| block.reset());
+        let computed = self.computed.lock().unwrap_or_else(PoisonError::into_inner);
+        computed.iter().for_each(|computed| computed.reset());
     }
 }
 
@@ -316,10 +356,7 @@ impl ThreadStats {
     /// survive an update of the cluster or listener that they belong to. Colons in the prefix
     /// become underscores, as in Envoy's names.
     pub(crate) fn block(&self, prefix: &str, schema: &'static Schema) -> Arc<Block> {
-        let prefix = match prefix.contains(':') {
-            true => Cow::Owned(prefix.replace(':', "_")),
-            false => Cow::Borrowed(prefix),
-        };
+        let prefix = shown(prefix);
         let mut blocks = self.blocks.lock().unwrap_or_else(PoisonError::into_inner);
         if !blocks.contains_key(&*prefix) {
             blocks.insert((*prefix).into(), SamePrefix::default());
@@ -399,6 +436,17 @@ macro_rules! stats_scope {
                 /// The same, for a scope that the thread itself holds (`ThreadStats::keep`).
                 $vis fn kept(thread: &$crate::telemetry::stats::ThreadStats, prefix: &str) -> Self {
                     Self { block: thread.keep(prefix, Self::SCHEMA) }
+                }
+
+                /// A scope of no thread, for [`Computed`](crate::telemetry::stats::Computed) stats.
+                $vis fn detached(prefix: &str) -> Self {
+                    let block = $crate::telemetry::stats::Block::detached(prefix, Self::SCHEMA);
+                    Self { block: std::sync::Arc::new(block) }
+                }
+
+                /// The block itself, to be shown.
+                $vis fn into_block(self) -> std::sync::Arc<$crate::telemetry::stats::Block> {
+                    self.block
                 }
 
                 /// The block itself, e.g. to count statuses.

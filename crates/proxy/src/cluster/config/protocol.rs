@@ -81,11 +81,10 @@ pub(super) fn lower(fields: Fields, at: &mut Lower) -> Option<Http> {
     let selection = at.value::<ClusterProtocolSelection>("protocol_selection", protocol_selection)?;
     let protocol = if selection == ClusterProtocolSelection::UseDownstreamProtocol {
         let http2 = at.field("http2_protocol_options", |at| http2_options(http2_protocol_options, at))?;
-        UpstreamProtocol::Downstream(http2)
+        UpstreamProtocol::Downstream(Box::new(http2))
     } else if http2_protocol_options.is_some() {
-        UpstreamProtocol::Http2(
-            at.field("http2_protocol_options", |at| http2_options(http2_protocol_options, at))?,
-        )
+        let http2 = at.field("http2_protocol_options", |at| http2_options(http2_protocol_options, at))?;
+        UpstreamProtocol::Http2(Box::new(http2))
     } else {
         if let Some(options) = http_protocol_options {
             http1 = at.field("http_protocol_options", |at| http1_options(options, at))?;
@@ -150,7 +149,7 @@ fn lower_options(
                 Some(ProtocolConfig::Http2ProtocolOptions(options)) => {
                     let options =
                         at.field("http2_protocol_options", |at| http2_options(Some(options), at))?;
-                    Some(UpstreamProtocol::Http2(options))
+                    Some(UpstreamProtocol::Http2(Box::new(options)))
                 }
                 Some(ProtocolConfig::Http3ProtocolOptions(_)) => {
                     at.unsupported("http3_protocol_options", true);
@@ -175,7 +174,7 @@ fn lower_options(
                 }
                 let http2 =
                     at.field("http2_protocol_options", |at| http2_options(http2_protocol_options, at))?;
-                Some(UpstreamProtocol::Downstream(http2))
+                Some(UpstreamProtocol::Downstream(Box::new(http2)))
             })?
         }
         Some(Options::AutoConfig(config)) => at.field("auto_config", |at| {
@@ -191,7 +190,7 @@ fn lower_options(
                 http1 = at.field("http_protocol_options", |at| http1_options(options, at))?;
             }
             let http2 = at.field("http2_protocol_options", |at| http2_options(http2_protocol_options, at))?;
-            Some(UpstreamProtocol::Auto(http2))
+            Some(UpstreamProtocol::Auto(Box::new(http2)))
         })?,
         None => {
             at.error("upstream_protocol_options: value is required");

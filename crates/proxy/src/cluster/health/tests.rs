@@ -32,7 +32,7 @@ fn cluster(hosts: &[SocketAddr], check: &str, more: &str) -> Result<Arc<Cluster>
         endpoints.join(", ")
     );
     let proto = leno_api::decode_text(&text, "cluster").map_err(|errors| errors.to_string())?;
-    let cluster = Lower::resource(|at| lower_proto(proto, prost_types::Any::default(), at));
+    let cluster = Lower::resource(|at| lower_proto(proto, bytes::Bytes::new(), at));
     cluster.map(Arc::new).map_err(|why| why.to_string())
 }
 
@@ -492,9 +492,7 @@ async fn hosts_that_are_well_outlive_what_discovery_says() {
             "name: up\ntype: EDS\neds_cluster_config: {{eds_config: {{ads: {{}}}}}}\nhealth_checks: [{{{PLAIN}}}]\n{more}"
         );
         let proto = leno_api::decode_text(&text, "cluster").unwrap_or_else(|errors| panic!("{errors}"));
-        Arc::new(
-            Lower::resource(|at| lower_proto(proto, prost_types::Any::default(), at)).expect("a cluster"),
-        )
+        Arc::new(Lower::resource(|at| lower_proto(proto, bytes::Bytes::new(), at)).expect("a cluster"))
     };
     let of = |addresses: &[SocketAddr]| {
         let endpoints = addresses.iter().map(|address| EndpointConfig::plain(EndpointAddress::Ip(*address)));

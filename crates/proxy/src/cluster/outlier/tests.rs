@@ -26,8 +26,7 @@ fn cluster(detection: &str, hosts: u16) -> Result<Cluster, String> {
         hosts.join(", ")
     );
     let proto: ClusterProto = leno_api::decode_text(&text, "cluster").map_err(|errors| errors.to_string())?;
-    let lowered =
-        Lower::resource(|at| crate::cluster::config::lower_proto(proto, prost_types::Any::default(), at));
+    let lowered = Lower::resource(|at| crate::cluster::config::lower_proto(proto, bytes::Bytes::new(), at));
     lowered.map_err(|why| why.to_string())
 }
 

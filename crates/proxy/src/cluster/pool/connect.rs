@@ -201,7 +201,7 @@ fn connect_abstract(_name: &str) -> io::Result<UnixStream> {
 fn prepare(cluster: &Cluster, address: SocketAddr, via: Option<&Via>) -> io::Result<TcpSocket> {
     let socket = RawSocket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_nonblocking(true)?;
-    let BindConfig { sources, options } = &cluster.bind;
+    let BindConfig { sources, options } = &*cluster.bind;
     for (level, name, value) in options {
         set_raw_option(&socket, *level, *name, value)?;
     }

@@ -24,7 +24,7 @@ use crate::http::filters::RouteOverrides;
 use crate::http::route::hash_policy::HashPolicies;
 use crate::http::route::matcher::{self, header_name};
 use crate::http::route::mutation::{self, HeaderMutations};
-use crate::http::route::table::{Condition, Entry, Host, PathRule};
+use crate::http::route::table::{Condition, Entry, Host, More, PathRule};
 use crate::http::route::{
     Action, BodyFormat, ClusterChoice, Forward, HostRewrite, Mirror, PathRewrite, Redirect, RequireTls,
     RetryPolicy, Route, RouteTable, VirtualCluster, VirtualHost, WeightedCluster, WeightedTarget, filters,
@@ -148,8 +148,14 @@ pub(super) fn virtual_host(proto: proto::VirtualHost, table: &TableSettings, at:
         include_is_timeout_retry: include_is_timeout_retry_header,
         virtual_clusters: lower_virtual_clusters(&settings.name, virtual_clusters, at),
     };
-    let domains = domains.into_iter().map(|domain| domain.to_ascii_lowercase().into()).collect();
-    Some(Host { virtual_host: Arc::new(virtual_host), domains, entries, matcher })
+    // Not by `collect`, which would keep the larger allocation of the strings.
+    let mut names = Vec::with_capacity(domains.len());
+    names.extend(domains.into_iter().map(|mut domain| {
+        domain.make_ascii_lowercase();
+        Name::from(domain)
+    }));
+    let domains = names.into_boxed_slice();
+    Some(Host { virtual_host: Arc::new(virtual_host), domains, entries, matcher: matcher.map(Box::new) })
 }
 
 /// Whether a HedgePolicy sends further requests. Envoy reads nothing else of it.
@@ -317,8 +323,7 @@ fn route_match(proto: proto::RouteMatch, at: &mut Lower) -> Option<Condition> {
         Some(fraction) => Some(at.field("runtime_fraction", |at| runtime_fraction(fraction, at))?),
         None => None,
     };
-    Some(Condition {
-        path,
+    let more = More {
         headers: at.each("headers", headers, matcher::header),
         query: at.each("query_parameters", query_parameters, matcher::query),
         cookies: at.each("cookies", cookies, matcher::cookie_matcher),
@@ -326,7 +331,8 @@ fn route_match(proto: proto::RouteMatch, at: &mut Lower) -> Option<Condition> {
         fraction,
         metadata: at.each("dynamic_metadata", dynamic_metadata, value::metadata),
         filter_state: at.each("filter_state", filter_state, value::filter_state),
-    })
+    };
+    Some(Condition { path, more: (!more.is_empty()).then(|| Box::new(more)) })
 }
 
 fn forward(
@@ -393,7 +399,7 @@ fn forward(
         NotFound::InternalServerError => 500,
     };
     let cluster = match cluster_specifier {
-        Some(ClusterSpecifier::Cluster(name)) => Some(ClusterChoice::Name(name.into())),
+        Some(ClusterSpecifier::Cluster(name)) => Some(ClusterChoice::Name(at.cluster_name(name))),
         Some(ClusterSpecifier::ClusterHeader(name)) => Some(ClusterChoice::Header(header_name(&name))),
         Some(ClusterSpecifier::WeightedClusters(weighted)) => at.field("weighted_clusters", |at| {
             weighted_clusters(weighted, overrides, metadata_match.as_deref(), at)

@@ -71,8 +71,12 @@ pub(crate) fn is_grpc_retry_on(name: &str) -> bool {
     retry_on(name).intersects(RetryOn::GRPC)
 }
 
-/// Lowers a RetryPolicy.
+/// Lowers a RetryPolicy, of which large configurations have many that are equal.
 pub(crate) fn retry(proto: proto::RetryPolicy, at: &mut Lower) -> Option<Arc<RetryPolicy>> {
+    at.shared(proto, lower_retry)
+}
+
+fn lower_retry(proto: proto::RetryPolicy, at: &mut Lower) -> Option<RetryPolicy> {
     let proto::RetryPolicy {
         retry_on: on,
         num_retries,
@@ -151,7 +155,7 @@ pub(crate) fn retry(proto: proto::RetryPolicy, at: &mut Lower) -> Option<Arc<Ret
     // What cannot be a status never matches.
     let status_codes =
         retriable_status_codes.into_iter().filter_map(|code| u16::try_from(code).ok()).collect();
-    Some(Arc::new(RetryPolicy {
+    Some(RetryPolicy {
         on: retry_on(&on),
         max_retries: num_retries.unwrap_or(1),
         per_try_timeout: at.timeout("per_try_timeout", per_try_timeout, None),
@@ -167,7 +171,7 @@ pub(crate) fn retry(proto: proto::RetryPolicy, at: &mut Lower) -> Option<Arc<Ret
             Ok(attempts) => attempts,
         },
         previous_priorities,
-    }))
+    })
 }
 
 fn previous_priorities(proto: proto::retry_policy::RetryPriority, at: &mut Lower) -> Option<NonZeroU32> {

@@ -4,7 +4,6 @@
 //! wildcards; routes of a virtual host are tried in order, as the configuration demands.
 
 use std::collections::{HashMap, HashSet};
-use std::ops::Range;
 use std::sync::Arc;
 
 use leno_api::proto::envoy::config::route::v3 as proto;
@@ -15,7 +14,7 @@ use regex::bytes::Regex;
 
 use crate::config::address;
 use crate::config::lower::Lower;
-use crate::config::wire::split;
+use crate::config::wire::{Fingerprint, split};
 use crate::http::filters::RouteOverrides;
 use crate::http::headers::{HeaderMap, Known};
 use crate::http::route::config::{self, TableSettings};
@@ -55,10 +54,9 @@ pub(crate) struct RouteTable {
     domains: Domains,
     /// What requests get that must use TLS and do not.
     https_redirect: Arc<Route>,
-    /// The message as received, for /config_dump and for finding what changed.
-    pub(crate) source: Any,
-    /// Where each virtual host lies in `source`.
-    ranges: Vec<Range<usize>>,
+    /// The message without its virtual hosts, and each of these: for finding what an update changes.
+    common: Fingerprint,
+    prints: Box<[Fingerprint]>,
 }
 
 /// A virtual host with its routes.
@@ -66,10 +64,10 @@ pub(crate) struct RouteTable {
 pub(super) struct Host {
     pub(super) virtual_host: Arc<VirtualHost>,
     /// Lower case.
-    pub(super) domains: Vec<Name>,
+    pub(super) domains: Box<[Name]>,
     pub(super) entries: Vec<Entry>,
     /// `matcher`: chooses the routes that are tried, in place of `entries`.
-    pub(super) matcher: Option<Matcher<Vec<Entry>>>,
+    pub(super) matcher: Option<Box<Matcher<Vec<Entry>>>>,
 }
 
 /// A route and when it applies.
@@ -83,6 +81,13 @@ pub(super) struct Entry {
 #[derive(Debug)]
 pub(super) struct Condition {
     pub(super) path: PathRule,
+    /// Whatever else is asked for; most routes ask for nothing else.
+    pub(super) more: Option<Box<More>>,
+}
+
+/// What a RouteMatch asks for beside the path.
+#[derive(Debug)]
+pub(super) struct More {
     pub(super) headers: Vec<HeaderMatcher>,
     pub(super) query: Vec<QueryMatcher>,
     pub(super) cookies: Vec<CookieMatcher>,
@@ -169,6 +174,7 @@ impl RouteTable {
             at.error(format!("cannot decode {}", proto::RouteConfiguration::full_name()));
             return None;
         };
+        let print = Fingerprint::of(&rest);
         let common = Any { type_url: source.type_url.clone(), value: rest };
         let proto::RouteConfiguration {
             name,
@@ -213,11 +219,14 @@ impl RouteTable {
             most_specific_wins: most_specific_header_mutations_wins,
             max_direct_response: max_direct_response_body_size_bytes.map_or(4096, |limit| limit as usize),
         };
-        let reusable = previous.filter(|previous| previous.common_part() == common.value);
-        let reusable = reusable.map(RouteTable::hosts_by_wire).unwrap_or_default();
-        let hosts = at.each("virtual_hosts", ranges.clone(), |range, at| {
+        let reusable = previous.filter(|previous| previous.common == print);
+        let reusable = reusable.map(RouteTable::hosts_by_print).unwrap_or_default();
+        let mut prints = Vec::with_capacity(ranges.len());
+        let hosts = at.each("virtual_hosts", ranges, |range, at| {
             let slice = wire.get(range)?;
-            if let Some(host) = reusable.get(slice) {
+            let print = Fingerprint::of(slice);
+            prints.push(print);
+            if let Some(host) = reusable.get(&print) {
                 return Some(Arc::clone(host));
             }
             let any = Any { type_url: proto::VirtualHost::type_url(), value: slice.to_vec() };
@@ -236,19 +245,13 @@ impl RouteTable {
             hosts,
             domains,
             https_redirect: Arc::new(https_redirect()),
-            ranges,
-            source,
+            common: print,
+            prints: prints.into(),
         })
     }
 
-    /// The message without its virtual hosts.
-    fn common_part(&self) -> Vec<u8> {
-        split(&self.source.value, VIRTUAL_HOSTS).map(|(_, rest)| rest).unwrap_or_default()
-    }
-
-    fn hosts_by_wire(&self) -> HashMap<&[u8], &Arc<Host>> {
-        let slices = self.ranges.iter().map(|range| self.source.value.get(range.clone()).unwrap_or_default());
-        slices.zip(&self.hosts).collect()
+    fn hosts_by_print(&self) -> HashMap<Fingerprint, &Arc<Host>> {
+        self.prints.iter().copied().zip(&self.hosts).collect()
     }
 }
 
@@ -264,7 +267,7 @@ fn check_clusters(hosts: &[Arc<Host>], at: &mut Lower) {
                 }
             }
         }
-        for entry in host.matcher.iter().flat_map(Matcher::actions).flatten() {
+        for entry in host.matcher.iter().flat_map(|matcher| matcher.actions()).flatten() {
             for (field, kind, name) in config::cluster_references(&entry.route.action) {
                 if !known.contains(name) {
                     let path = format!("virtual_hosts[{host_index}].matcher");
@@ -347,16 +350,32 @@ impl Condition {
     fn matches(&self, request: &RequestPath<'_>, head: &HeaderMap, context: &MatchContext<'_>) -> bool {
         // What is cheap and most selective first.
         self.path.matches(request.path, head)
-            && self.fraction.is_none_or(|(share, of)| context.random % u64::from(of) < u64::from(share))
+            && self.more.as_ref().is_none_or(|more| more.matches(request, head, context))
+    }
+}
+
+impl More {
+    /// Whether nothing is asked for.
+    pub(super) fn is_empty(&self) -> bool {
+        let More { headers, query, cookies, grpc, fraction, metadata, filter_state } = self;
+        headers.is_empty()
+            && query.is_empty()
+            && cookies.is_empty()
+            && !grpc
+            && fraction.is_none()
+            && metadata.is_empty()
+            && filter_state.is_empty()
+    }
+
+    fn matches(&self, request: &RequestPath<'_>, head: &HeaderMap, context: &MatchContext<'_>) -> bool {
+        self.fraction.is_none_or(|(share, of)| context.random % u64::from(of) < u64::from(share))
             && (!self.grpc || head.is_grpc())
             && self.headers.iter().all(|header| header.matches(head))
             && self.query.iter().all(|parameter| parameter.matches(request.query))
             && self.cookies.iter().all(|cookie| cookie.matches(head))
             && self.matches_stream(context)
     }
-}
 
-impl Condition {
     fn matches_stream(&self, context: &MatchContext<'_>) -> bool {
         if self.metadata.is_empty() && self.filter_state.is_empty() {
             return true;

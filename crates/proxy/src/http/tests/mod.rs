@@ -85,7 +85,7 @@ impl Proxy {
         for text in clusters {
             let proto: ClusterProto =
                 leno_api::decode_text(text, "cluster").unwrap_or_else(|errors| panic!("{errors}"));
-            let lowered = Lower::resource(|at| lower_proto(proto, prost_types::Any::default(), at));
+            let lowered = Lower::resource(|at| lower_proto(proto, bytes::Bytes::new(), at));
             let lowered = lowered.unwrap_or_else(|why| panic!("{why}"));
             if let Discovery::Static(assignment) = &lowered.discovery {
                 snapshot.endpoints.insert(lowered.name.clone(), Arc::clone(assignment));
