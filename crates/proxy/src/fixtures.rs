@@ -83,23 +83,16 @@ pub(crate) fn assignment(addresses: &[&str]) -> Arc<Assignment> {
 /// The facts of a connection from this peer to 127.0.0.1:80.
 pub(crate) fn connection(peer: SocketAddr) -> ConnectionInfo {
     let local = SocketAddr::from(([127, 0, 0, 1], 80));
-    ConnectionInfo {
-        id: 1,
-        remote: peer,
-        direct_remote: peer,
-        local,
-        direct_local: local,
-        local_restored: false,
-        server_name: None,
-        tls: None,
-        transport_failure: None,
-        started: crate::http::stream::now(),
-        found: crate::telemetry::stream_info::Found::default(),
-    }
+    ConnectionInfo::plain(1, peer, local, crate::http::stream::now())
 }
 
 /// The facts of a request on such a connection.
 pub(crate) fn stream_info(connection: ConnectionInfo) -> StreamInfo {
     let wall = std::time::SystemTime::UNIX_EPOCH;
     StreamInfo::new(Rc::new(connection), Some(Protocol::Http11), crate::http::stream::now(), wall)
+}
+
+/// The facts of a request on a connection within this machine.
+pub(crate) fn local_stream() -> StreamInfo {
+    stream_info(connection(([127, 0, 0, 1], 80).into()))
 }

@@ -379,19 +379,7 @@ pub(crate) fn head(input: &[u8]) -> HeaderMap {
 /// A stream of which nothing is known.
 pub(crate) fn stream_info() -> StreamInfo {
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 80));
-    let connection = ConnectionInfo {
-        id: 1,
-        remote: address,
-        direct_remote: address,
-        local: address,
-        direct_local: address,
-        local_restored: false,
-        server_name: None,
-        tls: None,
-        transport_failure: None,
-        started: Instant::now(),
-        found: crate::telemetry::stream_info::Found::default(),
-    };
+    let connection = ConnectionInfo::plain(1, address, address, Instant::now());
     StreamInfo::new(Rc::new(connection), None, Instant::now(), SystemTime::UNIX_EPOCH)
 }
 

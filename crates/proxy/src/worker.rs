@@ -468,12 +468,12 @@ impl Worker {
         }
         let mut tasks = Vec::new();
         for socket in sockets {
-            match socket.listen() {
+            match socket.into_listening() {
                 Ok(socket) => {
                     let task = accept_loop(Rc::clone(self), listener.clone(), socket);
                     tasks.push(tokio::task::spawn_local(task).abort_handle());
                 }
-                Err(error) => tracing::error!(target: "config", %listener, %error, "cannot listen"),
+                Err(error) => tracing::error!(target: "config", %listener, %error, "cannot accept"),
             }
         }
         self.accepting.borrow_mut().insert(listener, tasks);

@@ -5,19 +5,15 @@
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
 
-use leno_proxy::Options;
 use serde_json::{Value, json};
 use twox_hash::XxHash64;
 
 #[path = "affinity/aggregate.rs"]
 mod aggregate;
+mod support;
 
-/// Nothing here takes that long, unless it hangs.
-const PATIENCE: Duration = Duration::from_secs(20);
+use support::{PATIENCE, Proxy};
 
 /// Endpoints of all clusters.
 const COUNT: usize = 12;
@@ -455,82 +451,6 @@ fn bootstrap(cases: &[Case], to: &[SocketAddr]) -> Value {
     })
 }
 
-/// A proxy that runs; Envoy is killed in the end.
-struct Proxy {
-    admin: SocketAddr,
-    child: Option<Child>,
-}
-
-impl Drop for Proxy {
-    fn drop(&mut self) {
-        if let Some(child) = &mut self.child {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
-    }
-}
-
-impl Proxy {
-    fn start(folder: &Path, config: &Value, envoy: Option<&Path>) -> Self {
-        std::fs::create_dir_all(folder).expect("a folder");
-        let (file, address) = (folder.join("bootstrap.json"), folder.join("admin"));
-        std::fs::write(&file, config.to_string()).expect("written");
-        let child = envoy.map(|envoy| {
-            let output = std::fs::File::create(folder.join("output")).expect("a file");
-            let mut command = Command::new(envoy);
-            command.arg("-c").arg(&file).arg("--admin-address-path").arg(&address);
-            command.args(["--concurrency", "1", "--use-dynamic-base-id", "--log-level", "error"]);
-            command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(output);
-            command.spawn().expect("Envoy starts")
-        });
-        if child.is_none() {
-            let options = Options {
-                config_path: Some(file),
-                admin_address_path: Some(address.clone()),
-                concurrency: Some(1),
-                log_level: "error".into(),
-                ..Options::default()
-            };
-            std::thread::spawn(move || leno_proxy::run(options).expect("it runs"));
-        }
-        let output = || std::fs::read_to_string(folder.join("output")).unwrap_or_default();
-        let admin = wait(|| std::fs::read_to_string(&address).ok()?.trim().parse().ok());
-        let proxy = Self { admin: admin.unwrap_or_else(|| panic!("did not start: {}", output())), child };
-        let ready = wait(|| proxy.admin("/ready").contains("LIVE").then_some(()));
-        assert!(ready.is_some(), "does not become ready: {}", output());
-        proxy
-    }
-
-    fn admin(&self, path: &str) -> String {
-        let mut text = String::new();
-        if let Ok(mut stream) = TcpStream::connect(self.admin) {
-            let head = format!("GET {path} HTTP/1.1\r\nhost: admin\r\nconnection: close\r\n\r\n");
-            let _ = stream.write_all(head.as_bytes());
-            let _ = stream.read_to_string(&mut text);
-        }
-        text
-    }
-
-    fn listener(&self, name: &str) -> SocketAddr {
-        let text = self.admin("/listeners");
-        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix("::"));
-        line.and_then(|address| address.parse().ok()).unwrap_or_else(|| panic!("no {name}: {text}"))
-    }
-}
-
-/// Asks until there is an answer: another process does not tell when it is ready.
-#[expect(clippy::disallowed_methods, reason = "there is no event to wait for")]
-fn wait<T>(mut condition: impl FnMut() -> Option<T>) -> Option<T> {
-    let start = Instant::now();
-    while start.elapsed() < PATIENCE {
-        if let Some(value) = condition() {
-            return Some(value);
-        }
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    None
-}
-
 /// Connects from an address of this machine.
 fn connect(to: SocketAddr, from: Ipv4Addr) -> TcpStream {
     let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).expect("a socket");
@@ -544,7 +464,7 @@ fn connect(to: SocketAddr, from: Ipv4Addr) -> TcpStream {
 
 /// Which endpoint each request of each case got, as `status endpoint`.
 fn play(proxy: &Proxy, cases: &[Case]) -> Vec<Vec<String>> {
-    let http = proxy.listener("http");
+    let http = proxy.port("http");
     let mut stream = connect(http, Ipv4Addr::LOCALHOST);
     let play = |case: &Case| {
         let one = |(head, behind): &(String, String)| {
@@ -559,7 +479,7 @@ fn play(proxy: &Proxy, cases: &[Case]) -> Vec<Vec<String>> {
 
 /// By the client's address: a TCP session, one to an aggregate cluster, and a request that no other policy says anything of.
 fn by_address(proxy: &Proxy) -> Vec<[String; 3]> {
-    let [http, tcp, aggregate] = ["http", "tcp", "aggregate"].map(|name| proxy.listener(name));
+    let [http, tcp, aggregate] = ["http", "tcp", "aggregate"].map(|name| proxy.port(name));
     let sources = (2..40).map(|last| Ipv4Addr::new(127, 0, 0, last));
     let ask_both = |from| {
         let [session, strung] = [tcp, aggregate].map(|to| ask(&mut connect(to, from), "hello\r\n\r\n").1);
@@ -573,7 +493,7 @@ fn by_address(proxy: &Proxy) -> Vec<[String; 3]> {
 /// Cookies that a request without gets, with what must be in them taken out; then the endpoint
 /// for the first one, again and again.
 fn cookies(proxy: &Proxy) -> Vec<String> {
-    let http = proxy.listener("http");
+    let http = proxy.port("http");
     let mut stream = connect(http, Ipv4Addr::LOCALHOST);
     let addresses = format!("{}{}", stream.local_addr().expect("one"), stream.peer_addr().expect("one"));
     let value = format!("{:016x}", XxHash64::oneshot(0, addresses.as_bytes()));
@@ -605,9 +525,9 @@ fn a_mixed_fleet_agrees() {
     let to = backends();
     let mut cases = cases(&to);
     cases.extend(aggregate::cases(&to));
-    let config = bootstrap(&cases, &to);
-    let ours = Proxy::start(&folder.path().join("ours"), &config, None);
-    let theirs = Proxy::start(&folder.path().join("envoy"), &config, Some(&envoy));
+    let config = bootstrap(&cases, &to).to_string();
+    let start = |name, envoy| Proxy::start(name, folder.path(), envoy, |_| config.clone());
+    let (ours, theirs) = (start("ours", None), start("envoy", Some(envoy.as_path())));
 
     let mut failures = String::new();
     for ((case, ours), theirs) in cases.iter().zip(play(&ours, &cases)).zip(play(&theirs, &cases)) {
@@ -650,11 +570,13 @@ fn a_mixed_fleet_agrees() {
     assert!(failures.is_empty(), "{failures}");
     for count in aggregate::COUNTS {
         let read = |proxy: &Proxy| {
-            let stats = proxy.admin(&format!("/stats?filter=cluster.{count}$"));
+            let stats = proxy.admin("GET", &format!("/stats?filter=cluster.{count}$"));
             stats.lines().find(|line| line.contains(count)).map(str::to_owned)
         };
         assert_eq!(read(&ours), read(&theirs), "{count}");
     }
     assert_eq!(by_address(&ours), by_address(&theirs));
     assert_eq!(cookies(&ours), cookies(&theirs));
+    ours.stop();
+    theirs.stop();
 }

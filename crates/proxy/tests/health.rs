@@ -6,18 +6,13 @@
 
 use std::fmt::Write as _;
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
 
-use leno_proxy::Options;
+mod support;
 
-/// Nothing here takes that long, unless it hangs.
-const PATIENCE: Duration = Duration::from_secs(20);
+use support::{Proxy, wait};
 
 /// Name, the check (YAML), thresholds (healthy, unhealthy), and what the host does, in order: a
 /// status with flags (`d`: degraded, `x`: immediate failure), or `0`: it closes the connection.
@@ -184,119 +179,48 @@ fn bootstrap() -> String {
     text
 }
 
-enum Proxy {
-    Ours(SocketAddr, JoinHandle<()>),
-    Envoy(SocketAddr, Child),
-}
-
-impl Proxy {
-    fn start(folder: &Path, envoy: Option<&Path>) -> Self {
-        std::fs::create_dir_all(folder).expect("a folder");
-        let (config, address) = (folder.join("bootstrap.yaml"), folder.join("admin"));
-        std::fs::write(&config, bootstrap()).expect("writable");
-        let admin = || wait("start", || std::fs::read_to_string(&address).ok()?.trim().parse().ok());
-        match envoy {
-            Some(envoy) => {
-                let child = Command::new(envoy)
-                    .arg("-c")
-                    .arg(&config)
-                    .arg("--admin-address-path")
-                    .arg(&address)
-                    .args(["--concurrency", "1", "--use-dynamic-base-id", "--log-level", "off"])
-                    .stdin(Stdio::null())
-                    .stdout(Stdio::null())
-                    .stderr(Stdio::null())
-                    .spawn()
-                    .expect("Envoy can be started");
-                Proxy::Envoy(admin(), child)
-            }
-            None => {
-                let options = Options {
-                    config_path: Some(config),
-                    admin_address_path: Some(address.clone()),
-                    concurrency: Some(1),
-                    log_level: "error".into(),
-                    ..Options::default()
-                };
-                let thread = std::thread::spawn(move || leno_proxy::run(options).expect("it runs"));
-                Proxy::Ours(admin(), thread)
-            }
-        }
-    }
-
-    fn admin(&self, method: &str, path: &str) -> String {
-        let (Proxy::Ours(address, _) | Proxy::Envoy(address, _)) = self;
-        let mut text = String::new();
-        if let Ok(mut stream) = TcpStream::connect(address) {
-            let head = format!("{method} {path} HTTP/1.1\r\nhost: admin\r\nconnection: close\r\n\r\n");
-            let _ = stream.write_all(head.as_bytes());
-            let _ = stream.read_to_string(&mut text);
-        }
-        text
-    }
-
-    /// What has come of each case, once all scripts are at their end.
-    fn outcomes(&self) -> Vec<String> {
-        let outcomes = CASES.iter().map(|(name, _, _, script)| {
-            let attempts = script.split(' ').count() + 1;
-            let path = format!("/stats?filter=cluster\\.{name}\\.");
-            let attempt = format!("cluster.{name}.health_check.attempt: {attempts}");
-            let stats = wait(name, || {
-                let stats = self.admin("GET", &path);
-                stats.lines().any(|line| line == attempt).then_some(stats)
+/// What has come of each case, once all scripts are at their end.
+fn outcomes_of(proxy: &Proxy) -> Vec<String> {
+    let outcomes = CASES.iter().map(|(name, _, _, script)| {
+        let attempts = script.split(' ').count() + 1;
+        let path = format!("/stats?filter=cluster\\.{name}\\.");
+        let attempt = format!("cluster.{name}.health_check.attempt: {attempts}");
+        let stats = wait(|| {
+            let stats = proxy.admin("GET", &path);
+            stats.lines().any(|line| line == attempt).then_some(stats)
+        })
+        .unwrap_or_else(|| panic!("{name} takes too long"));
+        let mut outcome = format!("{name}:");
+        for stat in [
+            "health_check.attempt",
+            "health_check.failure",
+            "health_check.healthy",
+            "health_check.network_failure",
+            "health_check.passive_failure",
+            "health_check.success",
+            "membership_degraded",
+            "membership_excluded",
+            "membership_healthy",
+            "membership_total",
+        ] {
+            let value = stats.lines().find_map(|line| {
+                line.strip_prefix(&format!("cluster.{name}."))?.strip_prefix(stat)?.strip_prefix(": ")
             });
-            let mut outcome = format!("{name}:");
-            for stat in [
-                "health_check.attempt",
-                "health_check.failure",
-                "health_check.healthy",
-                "health_check.network_failure",
-                "health_check.passive_failure",
-                "health_check.success",
-                "membership_degraded",
-                "membership_excluded",
-                "membership_healthy",
-                "membership_total",
-            ] {
-                let value = stats.lines().find_map(|line| {
-                    line.strip_prefix(&format!("cluster.{name}."))?.strip_prefix(stat)?.strip_prefix(": ")
-                });
-                write!(outcome, " {stat}={}", value.unwrap_or("none")).expect("a String takes all");
-            }
-            let clusters = self.admin("GET", &format!("/clusters?filter=^{name}$"));
-            let flags = clusters.lines().find_map(|line| line.split_once("::health_flags::"));
-            write!(outcome, " {}", flags.map_or("none", |(_, flags)| flags)).expect("a String takes all");
-            outcome
-        });
-        outcomes.collect()
-    }
-
-    fn stop(self) {
-        self.admin("POST", "/quitquitquit");
-        match self {
-            Proxy::Ours(_, thread) => thread.join().expect("it ends well"),
-            Proxy::Envoy(_, mut child) => drop(child.wait()),
+            write!(outcome, " {stat}={}", value.unwrap_or("none")).expect("a String takes all");
         }
-    }
-}
-
-#[expect(clippy::disallowed_methods, reason = "there is no event to wait for")]
-fn wait<T>(what: &str, mut ready: impl FnMut() -> Option<T>) -> T {
-    let start = Instant::now();
-    loop {
-        if let Some(value) = ready() {
-            return value;
-        }
-        assert!(start.elapsed() < PATIENCE, "{what} takes too long");
-        std::thread::sleep(Duration::from_millis(10));
-    }
+        let clusters = proxy.admin("GET", &format!("/clusters?filter=^{name}$"));
+        let flags = clusters.lines().find_map(|line| line.split_once("::health_flags::"));
+        write!(outcome, " {}", flags.map_or("none", |(_, flags)| flags)).expect("a String takes all");
+        outcome
+    });
+    outcomes.collect()
 }
 
 #[test]
 fn the_same_answers_lead_to_the_same_health() {
     let folder = tempfile::tempdir().expect("a temporary folder");
-    let ours = Proxy::start(&folder.path().join("ours"), None);
-    let outcomes = ours.outcomes();
+    let ours = Proxy::start("ours", folder.path(), None, |_| bootstrap());
+    let outcomes = outcomes_of(&ours);
     ours.stop();
     assert_eq!(outcomes.len(), CASES.len());
     for outcome in outcomes.iter().filter(|outcome| outcome.starts_with("tls")) {
@@ -308,8 +232,8 @@ fn the_same_answers_lead_to_the_same_health() {
         println!("skipped: no Envoy to compare with");
         return;
     };
-    let envoy = Proxy::start(&folder.path().join("envoy"), Some(&binary));
-    let theirs = envoy.outcomes();
+    let envoy = Proxy::start("envoy", folder.path(), Some(&binary), |_| bootstrap());
+    let theirs = outcomes_of(&envoy);
     envoy.stop();
     assert_eq!(outcomes.join("\n"), theirs.join("\n"));
 }

@@ -7,22 +7,18 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
 
-use leno_proxy::Options;
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer, CustomExtension,
     DnType, ExtendedKeyUsagePurpose, IsCa, KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams, SanType,
     SerialNumber, date_time_ymd,
 };
 
-/// Nothing here takes that long, unless it hangs.
-const PATIENCE: Duration = Duration::from_secs(20);
+mod support;
+
+use support::{Proxy, exchange};
 
 /// (name, server's context, client's context, the status that the client's side answers with).
 const SCENARIOS: &[(&str, &str, &str, u16)] = &[
@@ -341,150 +337,34 @@ fn certificates(files: &Files) -> Vec<(&'static str, String)> {
     ]
 }
 
-/// Which program.
-#[derive(Clone, Debug)]
-enum Kind {
-    Ours,
-    Envoy(PathBuf),
-}
-
-/// A proxy that runs.
-struct Proxy {
-    folder: PathBuf,
-    admin: SocketAddr,
-    process: Process,
-}
-
-enum Process {
-    Thread(JoinHandle<()>),
-    Child(Killed),
-}
-
-/// A process that does not outlive a test that fails.
-struct Killed(Child);
-
-impl Drop for Killed {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-impl Proxy {
-    fn start(kind: &Kind, folder: &Path, config: &str) -> Self {
-        std::fs::create_dir_all(folder).expect("a folder");
-        let path = folder.join("bootstrap.yaml");
-        std::fs::write(&path, config.replace("LOG_PATH", &folder.join("log").display().to_string()))
-            .expect("written");
-        let address = folder.join("admin");
-        let process = match kind {
-            Kind::Envoy(envoy) => {
-                let output = std::fs::File::create(folder.join("output")).expect("a file");
-                let child = Command::new(envoy)
-                    .arg("-c")
-                    .arg(&path)
-                    .arg("--admin-address-path")
-                    .arg(&address)
-                    .args(["--concurrency", "1", "--use-dynamic-base-id", "--log-level", "error"])
-                    .stdin(Stdio::null())
-                    .stdout(Stdio::null())
-                    .stderr(output)
-                    .spawn();
-                Process::Child(Killed(child.expect("Envoy starts")))
-            }
-            Kind::Ours => {
-                let options = Options {
-                    config_path: Some(path),
-                    admin_address_path: Some(address.clone()),
-                    concurrency: Some(1),
-                    log_level: "error".into(),
-                    ..Options::default()
-                };
-                Process::Thread(std::thread::spawn(move || {
-                    if let Err(error) = leno_proxy::run(options) {
-                        panic!("{error}");
-                    }
-                }))
-            }
+/// Stats of TLS by scenario.
+fn stats_of(proxy: &Proxy, scope: &str) -> BTreeMap<String, Vec<String>> {
+    let mut stats: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for line in proxy.admin("GET", "/stats").lines() {
+        let Some((scenario, stat)) =
+            line.strip_prefix(scope).and_then(|rest| rest.strip_prefix('.')?.split_once(".ssl."))
+        else {
+            continue;
         };
-        let admin = wait(|| std::fs::read_to_string(&address).ok()?.trim().parse().ok());
-        let output = || std::fs::read_to_string(folder.join("output")).unwrap_or_default();
-        let Some(admin) = admin else { panic!("{kind:?} did not start: {}", output()) };
-        let proxy = Self { admin, folder: folder.to_owned(), process };
-        let ready = wait(|| proxy.admin("GET", "/ready").contains("LIVE").then_some(()));
-        assert!(ready.is_some(), "{kind:?} does not become ready: {}", output());
-        proxy
-    }
-
-    fn admin(&self, method: &str, path: &str) -> String {
-        let head = format!("{method} {path} HTTP/1.1\r\nhost: admin\r\nconnection: close\r\n\r\n");
-        exchange(self.admin, &head)
-    }
-
-    /// Ports by listener.
-    fn ports(&self) -> BTreeMap<String, SocketAddr> {
-        let text = self.admin("GET", "/listeners");
-        let lines = text.lines().filter_map(|line| line.split_once("::"));
-        lines.filter_map(|(name, address)| Some((name.to_owned(), address.trim().parse().ok()?))).collect()
-    }
-
-    /// Stats of TLS by scenario.
-    fn stats(&self, scope: &str) -> BTreeMap<String, Vec<String>> {
-        let mut stats: BTreeMap<String, Vec<String>> = BTreeMap::new();
-        for line in self.admin("GET", "/stats").lines() {
-            let Some((scenario, stat)) =
-                line.strip_prefix(scope).and_then(|rest| rest.strip_prefix('.')?.split_once(".ssl."))
-            else {
-                continue;
-            };
-            // rustls always asks for a staple, and does not tell who else does.
-            let told = !stat.contains("certificate.") && !stat.contains("ocsp_staple");
-            if told && !stat.ends_with(": 0") {
-                stats.entry(scenario.to_owned()).or_default().push(format!("ssl.{stat}"));
-            }
+        // rustls always asks for a staple, and does not tell who else does.
+        let told = !stat.contains("certificate.") && !stat.contains("ocsp_staple");
+        if told && !stat.ends_with(": 0") {
+            stats.entry(scenario.to_owned()).or_default().push(format!("ssl.{stat}"));
         }
-        stats
     }
-
-    /// Ends the proxy; gives the lines of its access log by scenario.
-    fn stop(self) -> BTreeMap<String, Vec<String>> {
-        self.admin("POST", "/quitquitquit");
-        match self.process {
-            Process::Thread(thread) => thread.join().expect("it ends well"),
-            Process::Child(mut child) => assert!(child.0.wait().expect("it ends").success()),
-        }
-        let mut lines: BTreeMap<String, Vec<String>> = BTreeMap::new();
-        for line in std::fs::read_to_string(self.folder.join("log")).unwrap_or_default().lines() {
-            if let Some((scenario, rest)) = line.split_once(": ") {
-                lines.entry(scenario.to_owned()).or_default().push(rest.to_owned());
-            }
-        }
-        lines
-    }
+    stats
 }
 
-/// Sends a head and reads to the end.
-fn exchange(address: SocketAddr, head: &str) -> String {
-    let mut text = Vec::new();
-    if let Ok(mut stream) = TcpStream::connect(address) {
-        let _ = stream.set_read_timeout(Some(PATIENCE));
-        let _ = stream.write_all(head.as_bytes());
-        let _ = stream.read_to_end(&mut text);
-    }
-    String::from_utf8_lossy(&text).into_owned()
-}
-
-/// Asks until there is an answer: another process does not tell when it is ready.
-#[expect(clippy::disallowed_methods, reason = "there is no event to wait for")]
-fn wait<T>(mut condition: impl FnMut() -> Option<T>) -> Option<T> {
-    let start = Instant::now();
-    while start.elapsed() < PATIENCE {
-        if let Some(value) = condition() {
-            return Some(value);
+/// Ends a proxy; gives the lines of its access log by scenario.
+fn stop(proxy: Proxy) -> BTreeMap<String, Vec<String>> {
+    let folder = proxy.stop();
+    let mut lines: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for line in std::fs::read_to_string(folder.join("log")).unwrap_or_default().lines() {
+        if let Some((scenario, rest)) = line.split_once(": ") {
+            lines.entry(scenario.to_owned()).or_default().push(rest.to_owned());
         }
-        std::thread::sleep(Duration::from_millis(20));
     }
-    None
+    lines
 }
 
 fn names(text: &str) -> String {
@@ -632,15 +512,19 @@ fn fill(context: &str, files: &[(&str, String)]) -> String {
 /// What comes of all scenarios between a client and a server of these kinds: by scenario, what
 /// the client's and what the server's side tells.
 fn run(
-    client: &Kind,
-    server: &Kind,
+    client: Option<&Path>,
+    server: Option<&Path>,
     folder: &Path,
     scenarios: &[&(&str, &str, &str, u16)],
     files: &[(&str, String)],
 ) -> BTreeMap<String, (u16, String, String)> {
-    let server = Proxy::start(server, &folder.join("server"), &server_config(scenarios, files));
+    let log =
+        |text: String, folder: &Path| text.replace("LOG_PATH", &folder.join("log").display().to_string());
+    let server =
+        Proxy::start("server", folder, server, |folder| log(server_config(scenarios, files), folder));
+    let ports = server.ports();
     let client =
-        Proxy::start(client, &folder.join("client"), &client_config(scenarios, files, &server.ports()));
+        Proxy::start("client", folder, client, |folder| log(client_config(scenarios, files, &ports), folder));
     let ports = client.ports();
     let mut answers = BTreeMap::new();
     for (name, ..) in scenarios {
@@ -652,10 +536,10 @@ fn run(
         let seen = head.lines().find_map(|line| line.strip_prefix("x-seen: ")).unwrap_or_default();
         answers.insert(name, (status, format!("{seen}\n{body}")));
     }
-    let mut client_stats = client.stats("cluster");
-    let mut client_log = client.stop();
-    let mut server_stats = server.stats("listener");
-    let mut server_log = server.stop();
+    let mut client_stats = stats_of(&client, "cluster");
+    let mut client_log = stop(client);
+    let mut server_stats = stats_of(&server, "listener");
+    let mut server_log = stop(server);
     let told = |name: &str, what: &mut BTreeMap<String, Vec<String>>| {
         what.remove(name).unwrap_or_default().join("\n")
     };
@@ -676,7 +560,7 @@ fn all_pairs_agree() {
     let scenarios: Vec<_> = SCENARIOS.iter().filter(|(name, ..)| name.contains(&only)).collect();
     let folder = tempfile::tempdir().expect("a folder");
     let files = certificates(&Files(folder.path().to_owned()));
-    let ours = run(&Kind::Ours, &Kind::Ours, &folder.path().join("oo"), &scenarios, &files);
+    let ours = run(None, None, &folder.path().join("oo"), &scenarios, &files);
     let mut wrong = String::new();
     for (name, _, _, status) in &scenarios {
         let (answered, client, server) = &ours[&names(name)];
@@ -692,12 +576,9 @@ fn all_pairs_agree() {
         println!("skipped: there is no Envoy to compare with");
         return;
     };
-    let envoy = Kind::Envoy(envoy);
-    let pairs = [
-        ("both Envoy", &envoy, &envoy),
-        ("ours to Envoy", &Kind::Ours, &envoy),
-        ("Envoy to ours", &envoy, &Kind::Ours),
-    ];
+    let envoy = Some(envoy.as_path());
+    let pairs =
+        [("both Envoy", envoy, envoy), ("ours to Envoy", None, envoy), ("Envoy to ours", envoy, None)];
     for (pair, client, server) in pairs {
         let theirs = run(client, server, &folder.path().join(names(pair)), &scenarios, &files);
         for (name, own) in &ours {

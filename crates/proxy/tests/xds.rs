@@ -218,17 +218,9 @@ fn routes_for(criteria: &str, action: &str) -> Resource {
 
 const GET: &str = "GET / HTTP/1.1\r\nhost: test\r\n\r\n";
 
-/// A connection to a listener in force, which listens as soon as the worker has heard of it.
+/// A connection to a listener in force.
 async fn connected(address: SocketAddr) -> Client {
-    let connecting = async {
-        loop {
-            match Client::connect(address).await {
-                Err(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => {}
-                connected => return connected.expect("a connection"),
-            }
-        }
-    };
-    tokio::time::timeout(PATIENCE, connecting).await.expect("it listens")
+    Client::connect(address).await.expect("it listens")
 }
 
 /// Asks on one connection until the answer is this; the connection must not close meanwhile.

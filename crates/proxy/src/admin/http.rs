@@ -206,19 +206,7 @@ fn log(
     if context.access_logs.is_empty() {
         return;
     }
-    let connection = ConnectionInfo {
-        id: 0,
-        remote: peer,
-        direct_remote: peer,
-        local,
-        direct_local: local,
-        local_restored: false,
-        server_name: None,
-        tls: None,
-        transport_failure: None,
-        started,
-        found: crate::telemetry::stream_info::Found::default(),
-    };
+    let connection = ConnectionInfo::plain(0, peer, local, started);
     let protocol = match head.version {
         hyper::Version::HTTP_10 => Protocol::Http10,
         hyper::Version::HTTP_2 => Protocol::Http2,

@@ -18,7 +18,7 @@ pub(crate) struct BoundListener {
     pub(crate) addresses: Vec<ListenAddress>,
 }
 
-/// A bound socket that does not listen yet.
+/// A bound socket that listens when its listener comes into force.
 #[derive(Debug)]
 pub(crate) struct BoundSocket {
     socket: Socket,
@@ -141,9 +141,13 @@ fn bind_pipe(path: &str, mode: u32, workers: usize) -> io::Result<Vec<Socket>> {
 }
 
 impl BoundSocket {
-    /// Starts to listen, on the runtime of the calling worker.
-    pub(crate) fn listen(self) -> io::Result<ListenSocket> {
-        self.socket.listen(self.backlog)?;
+    /// Listens from now on: connections wait until a worker accepts them.
+    pub(super) fn listen(&self) -> io::Result<()> {
+        self.socket.listen(self.backlog)
+    }
+
+    /// Hands the socket to the runtime of the calling worker, to accept on it.
+    pub(crate) fn into_listening(self) -> io::Result<ListenSocket> {
         let descriptor = OwnedFd::from(self.socket);
         if self.unix {
             let socket = std::os::unix::net::UnixListener::from(descriptor);

@@ -107,7 +107,8 @@ impl Sockets {
     }
 
     /// Takes the sockets that the workers do not have yet, of listeners in force: for each
-    /// worker, by listener.
+    /// worker, by listener. They listen already, so that nobody is refused who has heard that
+    /// the proxy is ready; the workers accept as soon as they have the configuration.
     pub(crate) fn take<'a>(
         &mut self,
         active: impl Iterator<Item = &'a Listener>,
@@ -120,6 +121,9 @@ impl Sockets {
             }
             let Some(bound) = entry.pending.take() else { continue };
             for (worker, sockets) in by_worker.iter_mut().zip(bound.workers) {
+                for error in sockets.iter().filter_map(|socket| socket.listen().err()) {
+                    tracing::error!(target: "config", listener = %listener.name, %error, "cannot listen");
+                }
                 worker.push((listener.name.clone(), sockets));
             }
         }

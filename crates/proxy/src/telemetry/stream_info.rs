@@ -174,6 +174,25 @@ pub(crate) struct ConnectionInfo {
     pub(crate) found: Found,
 }
 
+impl ConnectionInfo {
+    /// The facts of a connection of which nothing but its addresses is known.
+    pub(crate) fn plain(id: u64, remote: SocketAddr, local: SocketAddr, started: Instant) -> Self {
+        Self {
+            id,
+            remote,
+            direct_remote: remote,
+            local,
+            direct_local: local,
+            local_restored: false,
+            server_name: None,
+            tls: None,
+            transport_failure: None,
+            started,
+            found: Found::default(),
+        }
+    }
+}
+
 /// What listener and network filters leave for those behind them.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Found {

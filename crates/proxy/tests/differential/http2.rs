@@ -423,16 +423,7 @@ fn converse(port: SocketAddr, case: &Case) -> String {
 }
 
 async fn ask_http2(port: SocketAddr, ask: &Ask) -> String {
-    // A proxy is live a moment before its workers listen.
-    let listening = async {
-        loop {
-            if let Ok(stream) = tokio::net::TcpStream::connect(port).await {
-                return stream;
-            }
-            tokio::task::yield_now().await;
-        }
-    };
-    let stream = tokio::time::timeout(PATIENCE, listening).await.expect("the proxy listens");
+    let stream = tokio::net::TcpStream::connect(port).await.expect("the proxy listens");
     let mut builder = h2::client::Builder::new();
     builder.max_header_list_size(1 << 20);
     let (send, connection) = builder.handshake::<_, Bytes>(stream).await.expect("a handshake");

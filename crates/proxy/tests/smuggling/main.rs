@@ -13,24 +13,21 @@
 
 mod backend;
 mod generate;
+#[path = "../support/mod.rs"]
+mod support;
 
 use std::collections::BTreeMap;
-use std::io::{Read as _, Write as _};
-use std::net::{SocketAddr, TcpStream};
+use std::net::SocketAddr;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
-use leno_proxy::Options;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::Semaphore;
 
 use crate::backend::{Backend, Seen};
 use crate::generate::Case;
+use crate::support::{PATIENCE, Proxy};
 
-/// Nothing takes that long, unless it hangs.
-const PATIENCE: Duration = Duration::from_secs(20);
 /// Conversations at once.
 const AT_ONCE: usize = 96;
 
@@ -87,66 +84,20 @@ fn bootstrap(ports: [u16; 2]) -> String {
 }
 
 /// A proxy before its two servers.
-struct Proxy {
+struct Fronted {
+    proxy: Proxy,
     /// By server.
     ports: [SocketAddr; 2],
     servers: [Backend; 2],
-    admin: SocketAddr,
-    child: Option<Child>,
 }
 
-impl Drop for Proxy {
-    fn drop(&mut self) {
-        if let Some(child) = &mut self.child {
-            let _ = child.kill();
-            let _ = child.wait();
-        } else {
-            ask(self.admin, "POST", "/quitquitquit");
-        }
-    }
-}
-
-impl Proxy {
+impl Fronted {
     async fn start(name: &'static str, folder: &Path, envoy: Option<&Path>) -> Self {
         let servers = [Backend::start(true).await, Backend::start(false).await];
         let text = bootstrap([servers[0].port, servers[1].port]);
-        let (config, address) = (folder.join(format!("{name}.yaml")), folder.join(format!("{name}.admin")));
-        std::fs::write(&config, text).expect("written");
-        let child = envoy.map(|envoy| {
-            Command::new(envoy)
-                .arg("-c")
-                .arg(&config)
-                .arg("--admin-address-path")
-                .arg(&address)
-                .args(["--concurrency", "1", "--use-dynamic-base-id", "--log-level", "error"])
-                .stdin(Stdio::null())
-                .stdout(Stdio::null())
-                .stderr(Stdio::null())
-                .spawn()
-                .expect("Envoy starts")
-        });
-        if envoy.is_none() {
-            let options = Options {
-                config_path: Some(config),
-                admin_address_path: Some(address.clone()),
-                concurrency: Some(1),
-                log_level: "error".into(),
-                ..Options::default()
-            };
-            std::thread::spawn(move || leno_proxy::run(options).expect("it runs"));
-        }
-        let admin = wait(|| std::fs::read_to_string(&address).ok()?.trim().parse().ok()).await;
-        let ports = wait(|| {
-            let text = ask(admin, "GET", "/listeners");
-            let port = |name: &str| {
-                let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix("::"))?;
-                line.parse().ok()
-            };
-            ask(admin, "GET", "/ready").contains("LIVE").then_some(())?;
-            Some([port(SERVERS[0])?, port(SERVERS[1])?])
-        });
-        let ports = ports.await;
-        Self { ports, servers, admin, child }
+        let proxy = tokio::task::block_in_place(|| Proxy::start(name, folder, envoy, |_| text));
+        let ports = SERVERS.map(|server| proxy.port(server));
+        Self { proxy, ports, servers }
     }
 
     /// Sends the cases to one server; what it read of each, by case and id.
@@ -211,28 +162,6 @@ async fn converse(port: SocketAddr, bytes: &[u8], last: &str) -> String {
     }
 }
 
-fn ask(admin: SocketAddr, method: &str, path: &str) -> String {
-    let mut text = String::new();
-    if let Ok(mut stream) = TcpStream::connect(admin) {
-        let head = format!("{method} {path} HTTP/1.1\r\nhost: admin\r\nconnection: close\r\n\r\n");
-        let _ = stream.write_all(head.as_bytes());
-        let _ = stream.read_to_string(&mut text);
-    }
-    text
-}
-
-/// Asks until there is an answer: another process does not tell when it is ready.
-async fn wait<T>(mut condition: impl FnMut() -> Option<T>) -> T {
-    let start = Instant::now();
-    loop {
-        if let Some(value) = condition() {
-            return value;
-        }
-        assert!(start.elapsed() < PATIENCE, "the proxy does not start");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-}
-
 /// What is wrong with what a server read.
 fn problems(seen: &[Seen], strict: bool) -> Vec<String> {
     let mut problems = Vec::new();
@@ -282,9 +211,9 @@ async fn compare() {
     cases.retain(|case| only.is_none_or(|only| case.number as u64 == only));
     let cases = Arc::new(cases);
     let folder = tempfile::tempdir().expect("a folder");
-    let ours = Proxy::start("ours", folder.path(), None).await;
+    let ours = Fronted::start("ours", folder.path(), None).await;
     let envoy = match &envoy {
-        Some(envoy) => Some(Proxy::start("envoy", folder.path(), Some(envoy)).await),
+        Some(envoy) => Some(Fronted::start("envoy", folder.path(), Some(envoy)).await),
         None => None,
     };
     let mut failures = Vec::new();
@@ -345,6 +274,10 @@ async fn compare() {
                 ));
             }
         }
+    }
+    ours.proxy.stop();
+    if let Some(envoy) = envoy {
+        envoy.proxy.stop();
     }
     let shown: Vec<String> = failures.iter().take(20).cloned().collect();
     assert!(failures.is_empty(), "{} failures\n{}", failures.len(), shown.join("\n"));

@@ -3,6 +3,7 @@
 
 #![allow(dead_code, reason = "not every test needs everything")]
 
+use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
@@ -87,20 +88,20 @@ impl Proxy {
 
     /// Asks the admin interface; gives the whole response.
     pub(crate) fn admin(&self, method: &str, path: &str) -> String {
-        let mut text = String::new();
-        if let Ok(mut stream) = TcpStream::connect(self.admin) {
-            let head = format!("{method} {path} HTTP/1.1\r\nhost: admin\r\nconnection: close\r\n\r\n");
-            let _ = stream.write_all(head.as_bytes());
-            let _ = stream.read_to_string(&mut text);
-        }
-        text
+        exchange(self.admin, &format!("{method} {path} HTTP/1.1\r\nhost: admin\r\nconnection: close\r\n\r\n"))
+    }
+
+    /// Where listeners listen, by name.
+    pub(crate) fn ports(&self) -> BTreeMap<String, SocketAddr> {
+        let text = self.admin("GET", "/listeners");
+        let lines = text.lines().filter_map(|line| line.split_once("::"));
+        lines.filter_map(|(name, address)| Some((name.to_owned(), address.trim().parse().ok()?))).collect()
     }
 
     /// Where a listener listens.
     pub(crate) fn port(&self, listener: &str) -> SocketAddr {
-        let text = self.admin("GET", "/listeners");
-        let line = text.lines().find_map(|line| line.strip_prefix(listener)?.strip_prefix("::"));
-        line.and_then(|address| address.parse().ok()).unwrap_or_else(|| panic!("{}: {text}", self.name))
+        let ports = self.ports();
+        *ports.get(listener).unwrap_or_else(|| panic!("{}: no {listener} in {ports:?}", self.name))
     }
 
     /// Ends the proxy and waits until it is gone; its files are in the folder that this gives.
@@ -112,6 +113,17 @@ impl Proxy {
         }
         self.folder
     }
+}
+
+/// Sends a head and reads to the end; nothing if nobody listens.
+pub(crate) fn exchange(address: SocketAddr, head: &str) -> String {
+    let mut bytes = Vec::new();
+    if let Ok(mut stream) = TcpStream::connect(address) {
+        let _ = stream.set_read_timeout(Some(PATIENCE));
+        let _ = stream.write_all(head.as_bytes());
+        let _ = stream.read_to_end(&mut bytes);
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
 }
 
 /// Asks until there is an answer: another process does not tell when it is ready.
@@ -168,8 +180,7 @@ pub(crate) struct Wire {
 impl Wire {
     /// Connects.
     pub(crate) fn connect(address: SocketAddr) -> Self {
-        // A proxy is live a moment before its workers listen.
-        Self::new(wait(|| TcpStream::connect(address).ok()).expect("the proxy listens"))
+        Self::new(TcpStream::connect(address).expect("the proxy listens"))
     }
 
     /// Takes over a connection.

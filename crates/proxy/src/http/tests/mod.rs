@@ -102,19 +102,7 @@ impl Proxy {
         let proxy = Proxy { address, worker: Rc::clone(&worker), drain: Rc::clone(&drain), stats };
         tokio::task::spawn_local(async move {
             while let Ok((stream, remote)) = listener.accept().await {
-                let info = Rc::new(ConnectionInfo {
-                    id: 1,
-                    remote,
-                    direct_remote: remote,
-                    local: address,
-                    direct_local: address,
-                    local_restored: false,
-                    server_name: None,
-                    tls: None,
-                    transport_failure: None,
-                    started: crate::http::stream::now(),
-                    found: crate::telemetry::stream_info::Found::default(),
-                });
+                let info = Rc::new(ConnectionInfo::plain(1, remote, address, crate::http::stream::now()));
                 let accepted = Accepted {
                     socket: Socket::Tcp(stream),
                     buffered: BytesMut::new(),

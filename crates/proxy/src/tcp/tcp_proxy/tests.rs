@@ -58,19 +58,7 @@ impl Proxy {
         let local = listener.local_addr().expect("an address");
         let client = TcpStream::connect(local).await.expect("a connection");
         let (stream, remote) = listener.accept().await.expect("it");
-        let info = Rc::new(ConnectionInfo {
-            id: 1,
-            remote,
-            direct_remote: remote,
-            local,
-            direct_local: local,
-            local_restored: false,
-            server_name: None,
-            tls: None,
-            transport_failure: None,
-            started: Instant::now(),
-            found: crate::telemetry::stream_info::Found::default(),
-        });
+        let info = Rc::new(ConnectionInfo::plain(1, remote, local, Instant::now()));
         let accepted =
             Accepted { socket: Socket::Tcp(stream), buffered: BytesMut::from(early), buffer_limit: 1 << 20 };
         let (worker, watch) = (Rc::clone(&self.worker), self.drain.watch());

@@ -168,19 +168,7 @@ fn headers(
     if !mutations.is_empty() {
         let local = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 0);
         let now = Instant::now();
-        let connection = ConnectionInfo {
-            id: 0,
-            remote: local,
-            direct_remote: local,
-            local,
-            direct_local: local,
-            local_restored: false,
-            server_name: None,
-            tls: None,
-            transport_failure: None,
-            started: now,
-            found: crate::telemetry::stream_info::Found::default(),
-        };
+        let connection = ConnectionInfo::plain(0, local, local, now);
         let mut info = StreamInfo::new(Rc::new(connection), Some(protocol), now, SystemTime::now());
         if let EndpointAddress::Ip(address) = &target.host {
             info.upstream.host = Some(*address);

@@ -1,7 +1,5 @@
-use std::net::{Ipv4Addr, SocketAddr};
-use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use expect_test::{Expect, expect};
 use leno_api::proto::envoy::config::route::v3 as route;
@@ -15,11 +13,12 @@ use super::pace::Pace;
 use super::{Fault, FaultSettings, FaultStats, Injecting, Scope, config};
 use crate::config::lower::Lower;
 use crate::config::runtime::Runtime;
+use crate::fixtures::local_stream;
 use crate::http::filters::{Outcome, Step};
 use crate::http::headers::HeaderMap;
 use crate::telemetry::scrape::{Sample, scrape};
 use crate::telemetry::stats::StatsStore;
-use crate::telemetry::stream_info::{ConnectionInfo, ResponseFlags, StreamInfo};
+use crate::telemetry::stream_info::{ResponseFlags, StreamInfo};
 
 use common::fault_delay::{FaultDelaySecifier, HeaderDelay};
 use common::fault_rate_limit::{FixedLimit, HeaderLimit, LimitType};
@@ -61,25 +60,6 @@ fn lower(fault: &proto::HttpFault, runtime: serde_json::Value) -> Result<Arc<Fau
     Ok(Arc::clone(&settings.0))
 }
 
-fn info() -> StreamInfo {
-    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 80));
-    let now = std::time::Instant::now();
-    let connection = ConnectionInfo {
-        id: 1,
-        remote: address,
-        direct_remote: address,
-        local: address,
-        direct_local: address,
-        local_restored: false,
-        server_name: None,
-        tls: None,
-        transport_failure: None,
-        started: now,
-        found: crate::telemetry::stream_info::Found::default(),
-    };
-    StreamInfo::new(Rc::new(connection), None, now, SystemTime::UNIX_EPOCH)
-}
-
 /// Non-zero stats without `http.in.fault.`.
 fn stats(store: &StatsStore) -> String {
     let shown = scrape(store, |_| true).into_iter().filter_map(|stat| match stat.value {
@@ -119,7 +99,7 @@ async fn run(fault: Arc<Fault>, request: &[(&str, &str)]) -> String {
         head.append(name.as_bytes(), value.as_bytes());
     }
     let store = StatsStore::default();
-    let (thread, mut info) = (store.thread(), info());
+    let (thread, mut info) = (store.thread(), local_stream());
     let stats_of_filter = FaultStats::kept(&thread, "http.in.fault.");
     let scope = Scope { thread: &thread, stats: &stats_of_filter, name: "envoy.filters.http.fault" };
     let mut filter = Injecting::new(fault, Arc::default());
@@ -308,7 +288,7 @@ async fn active_faults_are_limited_over_streams() {
     let thread = store.thread();
     let stats_of_filter = FaultStats::kept(&thread, "http.in.fault.");
     let scope = Scope { thread: &thread, stats: &stats_of_filter, name: "envoy.filters.http.fault" };
-    let mut info = info();
+    let mut info = local_stream();
     let mut filters = [(); 2].map(|()| Injecting::new(Arc::clone(&fault), Arc::clone(&in_all)));
     let hit = filters
         .each_mut()

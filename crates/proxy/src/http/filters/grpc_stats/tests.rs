@@ -1,7 +1,5 @@
-use std::net::{Ipv4Addr, SocketAddr};
-use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use expect_test::{Expect, expect};
 use leno_api::proto::envoy::config::core::v3 as core;
@@ -14,25 +12,11 @@ use crate::config::lower::Lower;
 use crate::http::headers::HeaderMap;
 use crate::telemetry::scrape::{Sample, scrape};
 use crate::telemetry::stats::StatsStore;
-use crate::telemetry::stream_info::{ConnectionInfo, StreamInfo};
+use crate::telemetry::stream_info::StreamInfo;
 
 fn info() -> StreamInfo {
-    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 80));
+    let mut info = crate::fixtures::local_stream();
     let now = Instant::now();
-    let connection = ConnectionInfo {
-        id: 1,
-        remote: address,
-        direct_remote: address,
-        local: address,
-        direct_local: address,
-        local_restored: false,
-        server_name: None,
-        tls: None,
-        transport_failure: None,
-        started: now,
-        found: crate::telemetry::stream_info::Found::default(),
-    };
-    let mut info = StreamInfo::new(Rc::new(connection), None, now, SystemTime::UNIX_EPOCH);
     info.upstream.last_tx = Some(now);
     info.upstream.last_rx = Some(now + Duration::from_millis(12));
     info

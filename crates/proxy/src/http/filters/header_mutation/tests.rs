@@ -1,7 +1,4 @@
-use std::net::{Ipv4Addr, SocketAddr};
-use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
 
 use expect_test::{Expect, expect};
 use leno_api::proto::envoy::config::common::mutation_rules::v3 as rules;
@@ -12,28 +9,10 @@ use prost_types::Any;
 
 use super::{HeaderMutation, InTrailers, Mutations, change_headers, config, missing};
 use crate::config::lower::Lower;
+use crate::fixtures::local_stream;
 use crate::http::filters::RouteSettings;
 use crate::http::headers::HeaderMap;
 use crate::telemetry::access_log::command::FormatContext;
-use crate::telemetry::stream_info::{ConnectionInfo, StreamInfo};
-
-fn info() -> StreamInfo {
-    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 80));
-    let connection = ConnectionInfo {
-        id: 1,
-        remote: address,
-        direct_remote: address,
-        local: address,
-        direct_local: address,
-        local_restored: false,
-        server_name: None,
-        tls: None,
-        transport_failure: None,
-        started: Instant::now(),
-        found: crate::telemetry::stream_info::Found::default(),
-    };
-    StreamInfo::new(Rc::new(connection), None, Instant::now(), SystemTime::UNIX_EPOCH)
-}
 
 fn head(pairs: &[(&str, &str)]) -> HeaderMap {
     let mut head = HeaderMap::new();
@@ -79,7 +58,7 @@ fn lower_route(mutations: proto::Mutations) -> Result<Arc<Mutations>, String> {
 
 fn check_request(mutations: proto::Mutations, request: &[(&str, &str)], expected: &Expect) {
     let mut head = head(request);
-    let info = info();
+    let info = local_stream();
     lower_route(mutations).unwrap().change_request(&mut head, &FormatContext::new(&info));
     let mut shown = format!("{head:?}");
     if let Some(reply) = missing(&head, false) {
@@ -154,7 +133,7 @@ fn queries() {
     };
     let check = |path, expected: &Expect| {
         let mut head = head(&[(":path", path), ("x-b", "0")]);
-        let info = info();
+        let info = local_stream();
         lower_route(mutations()).unwrap().change_request(&mut head, &FormatContext::new(&info));
         expected.assert_eq(std::str::from_utf8(head.path()).unwrap());
     };
@@ -186,7 +165,7 @@ fn responses_and_trailers_see_the_request() {
         ..Default::default()
     })
     .unwrap();
-    let (request, info) = (head(&[("x-b", "q")]), info());
+    let (request, info) = (head(&[("x-b", "q")]), local_stream());
     let mut response = head(&[(":status", "200"), ("x-up", "1"), ("x-up", "2")]);
     let context = FormatContext { request: Some(&request), ..FormatContext::new(&info) };
     change_headers(&mutations.response, &mut response, &context);
@@ -210,7 +189,7 @@ fn levels_come_after_the_filter() {
     let check = |most_specific_wins, expected: Expect| {
         let filter = HeaderMutation { mutations: level("filter"), most_specific_wins };
         let mut head = HeaderMap::new();
-        let info = info();
+        let info = local_stream();
         for level in filter.levels(Some(&route)) {
             level.change_request(&mut head, &FormatContext::new(&info));
         }
