@@ -36,11 +36,12 @@ use crate::http::filters::grpc_stats::frames;
 use crate::http::headers::HeaderMap;
 use crate::http::normalize;
 use crate::http::route::{MatchContext, RouteTable, mutation};
-use crate::listener::inspect::{self, Verdict};
 use crate::listener::sockets::Sockets;
 use crate::telemetry::access_log::command::FormatContext;
 use crate::telemetry::access_log::format::Format;
 use crate::telemetry::stream_info::{ConnectionInfo, StreamInfo};
+
+mod connection;
 
 /// What can be fuzzed.
 #[derive(Clone, Copy)]
@@ -63,8 +64,27 @@ pub const TARGETS: &[Target] = &[
     Target { name: "hpack", run: h2::fuzz::hpack, dictionary: HTTP2 },
     Target { name: "normalize", run: normalize, dictionary: PATHS },
     Target { name: "route", run: route, dictionary: PATHS },
-    Target { name: "tls_inspector", run: tls_inspector, dictionary: &["\u{16}\u{3}\u{1}", "\u{0}\u{0}"] },
-    Target { name: "http_inspector", run: http_inspector, dictionary: HTTP1 },
+    Target {
+        name: "tls_inspector",
+        run: connection::tls_inspector,
+        dictionary: &["\u{16}\u{3}\u{1}", "\u{0}\u{0}"],
+    },
+    Target { name: "http_inspector", run: connection::http_inspector, dictionary: HTTP1 },
+    Target {
+        name: "proxy_protocol",
+        run: connection::proxy_protocol,
+        dictionary: &["PROXY TCP4 ", "PROXY UNKNOWN\r\n", "\r\n\r\n\0\r\nQUIT\n!\u{11}\0\u{c}"],
+    },
+    Target {
+        name: "certificate",
+        run: connection::certificate,
+        dictionary: &["0\u{3}", "\u{6}\u{3}U\u{1d}\u{11}", "\u{6}\u{3}U\u{1d}\u{1e}", "\u{17}\u{d}"],
+    },
+    Target {
+        name: "load_report",
+        run: connection::load_report,
+        dictionary: &["JSON ", "BIN ", "TEXT ", "cpu_utilization", "named_metrics.", "rps_fractional", "="],
+    },
     Target { name: "grpc_frames", run: grpc_frames, dictionary: &["\u{0}\u{0}\u{0}\u{0}\u{1}x"] },
     Target { name: "access_log_format", run: access_log_format, dictionary: FORMATS },
     Target { name: "re2", run: regex, dictionary: REGEXES },
@@ -467,23 +487,6 @@ fn route(input: &[u8]) {
         let second = table.find(&map, &context).map(|found| found.virtual_host.name.clone());
         assert_eq!(first, second);
     });
-}
-
-/// A verdict once given holds however much more comes.
-fn settled<T: PartialEq + std::fmt::Debug>(input: &[u8], inspect: impl Fn(&[u8]) -> Verdict<T>) {
-    let whole = inspect(input);
-    let part = inspect(input.get(..input.len() / 2).unwrap_or_default());
-    assert!(part == Verdict::NeedMore || part == whole, "{part:?}, then {whole:?}");
-}
-
-/// ClientHellos.
-fn tls_inspector(input: &[u8]) {
-    settled(input, inspect::tls::inspect);
-}
-
-/// First bytes of plain connections.
-fn http_inspector(input: &[u8]) {
-    settled(input, inspect::http::inspect);
 }
 
 /// gRPC messages counted at once and byte by byte.

@@ -1,6 +1,7 @@
 //! The socket of a downstream or upstream connection.
 
 use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsRawFd;
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -34,6 +35,14 @@ pub(crate) struct Accepted {
     pub(crate) buffered: BytesMut,
     /// The listener's `per_connection_buffer_limit_bytes`.
     pub(crate) buffer_limit: usize,
+}
+
+/// 127.0.0.1 or ::1. The rest of 127.0.0.0/8 is as good as any other address, as in Envoy.
+pub(crate) fn is_localhost(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(address) => address == Ipv4Addr::LOCALHOST,
+        IpAddr::V6(address) => address == Ipv6Addr::LOCALHOST,
+    }
 }
 
 /// Sets a socket option that the API names by numbers (envoy.config.core.v3.SocketOption).

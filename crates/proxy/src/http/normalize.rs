@@ -12,6 +12,7 @@ use crate::http::codec::h1::head::valid_authority;
 use crate::http::config::{EscapedSlashes, HttpConnectionManager, StripPort, Underscores};
 use crate::http::headers::{HeaderMap, Known};
 use crate::http::reply::Reply;
+use crate::io::is_localhost;
 use crate::telemetry::access_log::command::FormatContext;
 use crate::telemetry::stream_info::{ConnectionInfo, StreamInfo};
 
@@ -287,7 +288,7 @@ fn trust(
         if !manager.skip_xff_append {
             append_forwarded_for(
                 head,
-                if peer.ip().is_loopback() { own_address(peer.ip()) } else { peer.ip() },
+                if is_localhost(peer.ip()) { own_address(peer.ip()) } else { peer.ip() },
             );
         }
         let distrusted = manager.xff_trusted_hops == 0;
@@ -409,7 +410,7 @@ pub(crate) fn own_address(loopback: IpAddr) -> IpAddr {
     thread_local! {
         static OWN: RefCell<Option<IpAddr>> = const { RefCell::new(None) };
     }
-    if loopback.is_ipv6() || !loopback.is_loopback() {
+    if loopback.is_ipv6() || !is_localhost(loopback) {
         return loopback;
     }
     OWN.with_borrow_mut(|own| {

@@ -19,6 +19,7 @@ use proto::filter_chain_match::ConnectionSourceType;
 use crate::config::address;
 use crate::config::lower::Lower;
 use crate::config::wire::Fingerprint;
+use crate::io::is_localhost;
 use crate::listener::FilterChain;
 use crate::matching::{self, Matcher, Place};
 
@@ -235,7 +236,7 @@ fn by_server_name<'m>(names: &'m ServerNames, name: &str) -> Option<&'m Transpor
 fn by_source_type<'m>(types: &'m SourceTypes, facts: &ConnectionFacts<'_>) -> Option<&'m SourceRanges> {
     let [any, local, external] = types;
     let source = facts.source.ip();
-    let is_local = source.is_loopback() || source == facts.destination.ip();
+    let is_local = is_localhost(source) || source == facts.destination.ip();
     let specific = if is_local { local } else { external };
     [specific, any].into_iter().find(|ranges| !ranges.is_empty())
 }

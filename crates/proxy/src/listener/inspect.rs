@@ -15,7 +15,7 @@ use crate::io::Accepted;
 use crate::listener::accept;
 use crate::listener::proxy_protocol::{ProxyProtocol, ProxyProtocolStats};
 use crate::listener::{Listener, ListenerFilterKind, ListenerPredicate};
-use crate::proxy_protocol::read::{Reading, read};
+use crate::proxy_protocol::read::{Reading, begun, read};
 use crate::telemetry::stats::{ThreadStats, stats_scope};
 use crate::telemetry::stream_info::Found;
 
@@ -239,13 +239,19 @@ async fn read_proxy_header(
     found: &mut Inspected,
 ) -> io::Result<()> {
     loop {
+        // Where none is needed, one that is not allowed is none.
+        let passed_over = begun(&accepted.buffered).is_some_and(|version| filter.disallows(version));
         match read(&accepted.buffered) {
+            _ if filter.optional && passed_over => {
+                stats.not_found_allowed().inc();
+                return Ok(());
+            }
             Reading::NeedMore => {}
             Reading::Absent if filter.optional => {
                 stats.not_found_allowed().inc();
                 return Ok(());
             }
-            Reading::Absent => {
+            Reading::Absent | Reading::Endless => {
                 stats.not_found_disallowed().inc();
                 return Err(io::ErrorKind::InvalidData.into());
             }

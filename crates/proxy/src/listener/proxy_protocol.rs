@@ -121,10 +121,13 @@ impl ProxyProtocol {
             for rule in self.rules.iter().filter(|rule| rule.kind == tlv.kind) {
                 let value =
                     Value::String(if rule.base64 { base64(&tlv.value) } else { sanitized(&tlv.value) });
+                // Of several values of one type, the last one stays in filter state and the first in
+                // dynamic metadata, as in Envoy.
                 if self.filter_state {
                     objects.insert(rule.key.to_string(), value);
                 } else {
-                    found.metadata.values_mut(&rule.namespace).insert(rule.key.to_string(), value);
+                    let values = found.metadata.values_mut(&rule.namespace);
+                    values.entry(rule.key.to_string()).or_insert(value);
                 }
             }
         }
@@ -156,6 +159,7 @@ impl ProxyProtocolStats {
     }
 
     pub(super) fn disallowed(&self, version: Version) -> io::Error {
+        self.found(version);
         match version {
             Version::V1 => self.v1_disallowed().inc(),
             Version::V2 => self.v2_disallowed().inc(),
@@ -241,7 +245,7 @@ mod tests {
             "rules: [{tlv_type: 224, on_tlv_present: {key: k}}, {tlv_type: 225, on_tlv_present: {key: l, \
              metadata_namespace: ns, value_string_encoding: BASE64}}]",
             &expect![[
-                r#"{"envoy.filters.listener.proxy_protocol":{"k":"c"},"ns":{"l":"Yg=="}}  1.1.1.1:1 2.2.2.2:2 []"#
+                r#"{"envoy.filters.listener.proxy_protocol":{"k":"a"},"ns":{"l":"Yg=="}}  1.1.1.1:1 2.2.2.2:2 []"#
             ]],
         );
         check(

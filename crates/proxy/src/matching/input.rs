@@ -17,6 +17,7 @@ use super::value::find_path;
 use crate::config::lower::Lower;
 use crate::http::headers::{HeaderMap, Known};
 use crate::http::route::matcher::{header_name, joined, query_value};
+use crate::io::is_localhost;
 use crate::telemetry::stream_info::FilterState;
 
 /// An input.
@@ -108,7 +109,7 @@ impl Input {
             Input::SourceType => {
                 let local = match (facts.source(), facts.destination()) {
                     (Some(source), Some(destination)) => {
-                        source.ip() == destination.ip() || source.ip().is_loopback()
+                        source.ip() == destination.ip() || is_localhost(source.ip())
                     }
                     _ => false,
                 };

@@ -11,8 +11,8 @@ use super::{Tlv, Version};
 const V1: &[u8] = b"PROXY ";
 /// The beginning of version 2.
 const V2: &[u8] = b"\r\n\r\n\0\r\nQUIT\n";
-/// The longest line of version 1, with its end.
-const V1_LIMIT: usize = 107;
+/// The longest line of version 1, with its end: one byte more than its specification has, as Envoy.
+const V1_LIMIT: usize = 108;
 
 /// What the first bytes of a connection are.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,6 +21,8 @@ pub(crate) enum Reading {
     NeedMore,
     /// No header at all.
     Absent,
+    /// A line of version 1 that does not end in time.
+    Endless,
     /// A header that breaks the rules of its version.
     Invalid(Version),
     /// A header.
@@ -55,7 +57,18 @@ pub(crate) fn version(bytes: &[u8]) -> Option<Version> {
     }
 }
 
+/// The version whose header the bytes begin with for certain.
+pub(crate) fn begun(bytes: &[u8]) -> Option<Version> {
+    version(bytes).filter(|version| match version {
+        Version::V1 => bytes.len() >= V1.len(),
+        Version::V2 => bytes.len() >= V2.len(),
+    })
+}
+
 /// Reads a header off the front of `bytes`.
+///
+// Deviation: a line of version 1 may hold neither NUL, nor the scope of an address, nor a space at
+// its end; Envoy reads such lines as if they did not.
 pub(crate) fn read(bytes: &[u8]) -> Reading {
     match version(bytes) {
         None => Reading::Absent,
@@ -67,7 +80,7 @@ pub(crate) fn read(bytes: &[u8]) -> Reading {
 fn read_v1(bytes: &[u8]) -> Reading {
     let seen = bytes.get(..V1_LIMIT).unwrap_or(bytes);
     let Some(end) = seen.windows(2).position(|pair| pair == b"\r\n") else {
-        return if bytes.len() < V1_LIMIT { Reading::NeedMore } else { Reading::Invalid(Version::V1) };
+        return if bytes.len() < V1_LIMIT { Reading::NeedMore } else { Reading::Endless };
     };
     let line = seen.get(..end).and_then(|line| std::str::from_utf8(line).ok());
     let Some(addresses) = line.and_then(line_addresses) else { return Reading::Invalid(Version::V1) };
@@ -237,7 +250,7 @@ mod tests {
         ] {
             check(format!("PROXY {line}\r\n").as_bytes(), &expect!["Invalid(V1)"]);
         }
-        check(format!("PROXY UNKNOWN {}\r\n", "x".repeat(100)).as_bytes(), &expect!["Invalid(V1)"]);
+        check(format!("PROXY UNKNOWN {}\r\n", "x".repeat(100)).as_bytes(), &expect!["Endless"]);
         check(b"PROXY TCP4 1.2.3.4 5.6.7.8 1 2\n", &expect!["NeedMore"]);
         check(b"GET / HTTP/1.1\r\n", &expect!["Absent"]);
         check(b"PROXIES", &expect!["Absent"]);

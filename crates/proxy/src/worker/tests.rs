@@ -381,8 +381,8 @@ fn redirected_connections_are_handed_over_and_inspected_there() {
         client.write_all(b"GET / HTTP/1.1\r\n\r\n").await.expect("sent");
         assert_eq!(said(&mut client, 4 + 18).await, "httpGET / HTTP/1.1\r\n\r\n");
         let mut client = redirected(&proxy, "capture", "10.9.9.9:80").await;
-        client.write_all(b"plain").await.expect("sent");
-        assert_eq!(said(&mut client, 8).await, "twoplain");
+        client.write_all(b"plain\n").await.expect("sent");
+        assert_eq!(said(&mut client, 9).await, "twoplain\n");
         // Nobody has this one: the capturing listener serves it itself.
         let mut client = redirected(&proxy, "capture", "10.9.9.8:80").await;
         assert_eq!(said(&mut client, 3).await, "one");
