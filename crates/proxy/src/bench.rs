@@ -13,9 +13,8 @@ use crate::cluster::worker_cluster::WorkerCluster;
 use crate::cluster::{Discovery, PickContext};
 use crate::config::lower::Lower;
 use crate::fuzzing::{LIMITS, head, stream_info};
-use crate::http::codec::h1::head::{
-    ResponseShape, WriteStyle, parse_request, parse_response, write_request, write_response,
-};
+use crate::http::codec::h1::head::{parse_request, parse_response};
+use crate::http::codec::h1::write::{ResponseShape, WriteStyle, write_request, write_response};
 use crate::http::codec::h2::hpack::decoder::Decoder;
 use crate::http::codec::h2::hpack::encoder::Encoder;
 use crate::http::headers::{HeaderMap, Known};
@@ -72,7 +71,6 @@ const ANSWER_SHAPE: ResponseShape =
 fn parse(times: u64) {
     let mut map = HeaderMap::new();
     for _ in 0..times {
-        map.prepare();
         black_box(parse_request(black_box(REQUEST), &LIMITS, &mut map).is_ok());
     }
 }
@@ -80,7 +78,6 @@ fn parse(times: u64) {
 fn parse_answer(times: u64) {
     let mut map = HeaderMap::new();
     for _ in 0..times {
-        map.prepare();
         black_box(parse_response(black_box(ANSWER), &LIMITS, false, &mut map).is_ok());
     }
 }

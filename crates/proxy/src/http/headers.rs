@@ -6,148 +6,23 @@
 //! as in Envoy, so that matchers, mutations and formatters need no special case; codecs write
 //! them where their protocol wants them. `host` of HTTP/1 is stored as `:authority`.
 //!
-//! Names that the proxy itself reads are `Known`: they are recognised once, when the entry is
-//! made, and found by one array look-up.
+//! Names that the proxy itself reads are `Known` (`known`): they are recognised once, when the
+//! entry is made, and found by one array look-up. Their text is not in the buffer.
+//!
+//! A map is a pointer: it is moved a lot, and most that are made stay empty. What it points to
+//! comes from the worker's free list and goes back there. Entries that are removed stay as marks,
+//! so that what is behind them need not be moved and found anew.
+//!
+//! HTTP/1 heads are not taken apart but kept as they came (`Lines`): the entries are spans of the
+//! copy, and lines that nobody changed are written as they are, several at once.
 
+use std::cell::RefCell;
 use std::fmt;
+use std::ops::Range;
 
-/// Declares the known names: enum, text and recognition in one table.
-macro_rules! known_headers {
-    ($($variant:ident = $text:literal,)*) => {
-        /// A header name that the proxy itself reads or writes.
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-        #[repr(u8)]
-        pub(crate) enum Known { $($variant,)* }
+mod known;
 
-        impl Known {
-            /// All of them, in order.
-            pub(crate) const ALL: &'static [Known] = &[$(Known::$variant,)*];
-            /// How many there are.
-            pub(crate) const COUNT: usize = Known::ALL.len();
-
-            /// The lower-case name.
-            #[inline]
-            pub(crate) const fn text(self) -> &'static str {
-                match self { $(Known::$variant => $text,)* }
-            }
-
-            /// Recognises a lower-case name: a look-up in a table made at build time, and as a
-            /// rule one comparison at most.
-            pub(crate) fn find(name: &[u8]) -> Option<Known> {
-                let mut slot = slot(name);
-                loop {
-                    let known = Known::ALL.get(usize::from(*SLOTS.get(slot)?)).copied()?;
-                    if known.text().as_bytes() == name {
-                        return Some(known);
-                    }
-                    slot = (slot + 1) % SLOTS.len();
-                }
-            }
-        }
-    };
-}
-
-/// Where the search for a name begins: of its length, and of bytes that tell names apart.
-const fn slot(name: &[u8]) -> usize {
-    let length = name.len();
-    if length == 0 {
-        return 0;
-    }
-    let (first, middle, last) = (name[0] as usize, name[length / 2] as usize, name[length - 1] as usize);
-    let late = if length > 4 { name[length - 4] as usize } else { 0 };
-    (length * 37 + first * 7 + middle * 131 + last * 61 + late * 17) % SLOTS_LEN
-}
-
-/// Four times as many as there are names, so that most searches end where they begin.
-const SLOTS_LEN: usize = 1 << 8;
-
-/// Known names by `slot`; those that collide follow each other. `OTHER`: none.
-static SLOTS: [u8; SLOTS_LEN] = {
-    let mut slots = [OTHER; SLOTS_LEN];
-    let mut index = 0;
-    while index < Known::COUNT {
-        let mut at = slot(Known::ALL[index].text().as_bytes());
-        while slots[at] != OTHER {
-            at = (at + 1) % SLOTS_LEN;
-        }
-        slots[at] = index as u8;
-        index += 1;
-    }
-    slots
-};
-
-known_headers! {
-    Method = ":method",
-    Path = ":path",
-    Authority = ":authority",
-    Scheme = ":scheme",
-    Status = ":status",
-    Protocol = ":protocol",
-    AcceptEncoding = "accept-encoding",
-    Authorization = "authorization",
-    Connection = "connection",
-    ContentLength = "content-length",
-    ContentType = "content-type",
-    Cookie = "cookie",
-    Date = "date",
-    Expect = "expect",
-    GrpcMessage = "grpc-message",
-    GrpcStatus = "grpc-status",
-    GrpcTimeout = "grpc-timeout",
-    Http2Settings = "http2-settings",
-    KeepAlive = "keep-alive",
-    Location = "location",
-    Origin = "origin",
-    ProxyConnection = "proxy-connection",
-    Referer = "referer",
-    Server = "server",
-    SetCookie = "set-cookie",
-    Te = "te",
-    Trailer = "trailer",
-    TransferEncoding = "transfer-encoding",
-    Upgrade = "upgrade",
-    UserAgent = "user-agent",
-    Via = "via",
-    XForwardedClientCert = "x-forwarded-client-cert",
-    XForwardedFor = "x-forwarded-for",
-    XForwardedHost = "x-forwarded-host",
-    XForwardedPort = "x-forwarded-port",
-    XForwardedProto = "x-forwarded-proto",
-    XRequestId = "x-request-id",
-    EnvoyAttemptCount = "x-envoy-attempt-count",
-    EnvoyDecoratorOperation = "x-envoy-decorator-operation",
-    EnvoyDegraded = "x-envoy-degraded",
-    EnvoyDownstreamServiceCluster = "x-envoy-downstream-service-cluster",
-    EnvoyDownstreamServiceNode = "x-envoy-downstream-service-node",
-    EnvoyExpectedRqTimeoutMs = "x-envoy-expected-rq-timeout-ms",
-    EnvoyExternalAddress = "x-envoy-external-address",
-    EnvoyForceTrace = "x-envoy-force-trace",
-    EnvoyHedgeOnPerTryTimeout = "x-envoy-hedge-on-per-try-timeout",
-    EnvoyImmediateHealthCheckFail = "x-envoy-immediate-health-check-fail",
-    EnvoyInternal = "x-envoy-internal",
-    EnvoyIpTags = "x-envoy-ip-tags",
-    EnvoyIsTimeoutRetry = "x-envoy-is-timeout-retry",
-    EnvoyLocalOverloaded = "x-envoy-local-overloaded",
-    EnvoyMaxRetries = "x-envoy-max-retries",
-    EnvoyOriginalHost = "x-envoy-original-host",
-    EnvoyOriginalMethod = "x-envoy-original-method",
-    EnvoyOriginalPath = "x-envoy-original-path",
-    EnvoyOriginalUrl = "x-envoy-original-url",
-    EnvoyOverloaded = "x-envoy-overloaded",
-    EnvoyRateLimited = "x-envoy-ratelimited",
-    EnvoyRetriableHeaderNames = "x-envoy-retriable-header-names",
-    EnvoyRetriableStatusCodes = "x-envoy-retriable-status-codes",
-    EnvoyRetryGrpcOn = "x-envoy-retry-grpc-on",
-    EnvoyRetryOn = "x-envoy-retry-on",
-    EnvoyUpstreamAltStatName = "x-envoy-upstream-alt-stat-name",
-    EnvoyUpstreamCanary = "x-envoy-upstream-canary",
-    EnvoyUpstreamHealthCheckedCluster = "x-envoy-upstream-healthchecked-cluster",
-    EnvoyUpstreamRqPerTryTimeoutMs = "x-envoy-upstream-rq-per-try-timeout-ms",
-    EnvoyUpstreamRqTimeoutAltResponse = "x-envoy-upstream-rq-timeout-alt-response",
-    EnvoyUpstreamRqTimeoutMs = "x-envoy-upstream-rq-timeout-ms",
-    EnvoyUpstreamServiceTime = "x-envoy-upstream-service-time",
-    EnvoyUpstreamStreamDurationMs = "x-envoy-upstream-stream-duration-ms",
-}
+pub(crate) use known::{Known, KnownSet};
 
 /// A run of bytes in the buffer.
 #[derive(Clone, Copy, Debug)]
@@ -156,30 +31,97 @@ struct Span {
     len: u32,
 }
 
+impl Span {
+    #[inline]
+    fn of(range: Range<usize>) -> Self {
+        Self { start: range.start as u32, len: (range.end - range.start) as u32 }
+    }
+
+    #[inline]
+    fn range(self) -> Range<usize> {
+        self.start as usize..self.start as usize + self.len as usize
+    }
+}
+
 /// No known name: the value of `Entry::known` for all other headers.
 const OTHER: u8 = u8::MAX;
+/// The entry was removed.
+const GONE: u8 = u8::MAX - 1;
 
 #[derive(Clone, Copy, Debug)]
 struct Entry {
+    /// Means nothing if the name is known, unless `line` is set.
     name: Span,
     value: Span,
     known: u8,
+    /// In the buffer the entry is a line of HTTP/1: the lower-case name, a colon, a space, the
+    /// value and CRLF.
+    line: bool,
 }
 
 /// Room for an ordinary message's names and values.
 const ORDINARY_BYTES: usize = 1024;
 /// Room for an ordinary message's headers.
-const ORDINARY_ENTRIES: usize = 24;
+const ORDINARY_ENTRIES: usize = 32;
+/// Blocks that a worker keeps for reuse.
+const KEPT: usize = 128;
 
 /// The headers of one message, in order.
+#[derive(Clone, Default)]
+pub(crate) struct HeaderMap(Option<Box<Block>>);
+
+/// What a map points to. None is as good as an empty one.
 #[derive(Clone)]
-pub(crate) struct HeaderMap {
+struct Block {
     bytes: Vec<u8>,
     entries: Vec<Entry>,
-    /// For each known name, one more than the index of its first entry; 0: absent.
+    /// Known names that are there.
+    present: KnownSet,
+    /// Those that are there more than once.
+    repeated: KnownSet,
+    /// For each known name that is there, the index of its first entry.
     first: [u16; Known::COUNT],
     /// How HTTP/1 is to write the names, if not as they are stored.
     case: Option<Box<OriginalCase>>,
+}
+
+static EMPTY: Block = Block::new(Vec::new(), Vec::new());
+
+thread_local! {
+    #[allow(clippy::vec_box, reason = "the boxes are what is kept")]
+    static BLOCKS: RefCell<Vec<Box<Block>>> = const { RefCell::new(Vec::new()) };
+}
+
+/// A block from the worker's free list, or a new one.
+fn take_block() -> Box<Block> {
+    let kept = BLOCKS.try_with(|kept| kept.borrow_mut().pop()).ok().flatten();
+    kept.unwrap_or_else(|| {
+        let (bytes, entries) = (Vec::with_capacity(ORDINARY_BYTES), Vec::with_capacity(ORDINARY_ENTRIES));
+        Box::new(Block::new(bytes, entries))
+    })
+}
+
+impl Drop for HeaderMap {
+    #[inline]
+    fn drop(&mut self) {
+        if let Some(block) = self.0.take() {
+            give_block(block);
+        }
+    }
+}
+
+fn give_block(mut block: Box<Block>) {
+    if block.bytes.capacity() > 8 * ORDINARY_BYTES || block.entries.capacity() > 4 * ORDINARY_ENTRIES {
+        return;
+    }
+    block.clear();
+    // At the end of a thread there is no list any more.
+    let _ = BLOCKS.try_with(|kept| {
+        let mut kept = kept.borrow_mut();
+        if kept.len() < KEPT {
+            kept.push(block);
+        }
+    });
 }
 
 /// How the names of a message were written (`preserve_case`).
@@ -206,108 +148,200 @@ impl OriginalCase {
     }
 }
 
-impl Default for HeaderMap {
-    fn default() -> Self {
-        Self { bytes: Vec::new(), entries: Vec::new(), first: [0; Known::COUNT], case: None }
+impl Block {
+    const fn new(bytes: Vec<u8>, entries: Vec<Entry>) -> Self {
+        let (present, repeated) = (KnownSet::EMPTY, KnownSet::EMPTY);
+        Self { bytes, entries, present, repeated, first: [0; Known::COUNT], case: None }
+    }
+
+    fn clear(&mut self) {
+        self.bytes.clear();
+        self.entries.clear();
+        self.present = KnownSet::EMPTY;
+        self.repeated = KnownSet::EMPTY;
+        self.case = None;
+    }
+
+    #[inline]
+    fn slice(&self, span: Span) -> &[u8] {
+        &self.bytes[span.range()]
+    }
+
+    #[inline]
+    fn name(&self, entry: &Entry) -> &[u8] {
+        match Known::ALL.get(usize::from(entry.known)) {
+            Some(known) => known.text().as_bytes(),
+            None => self.slice(entry.name),
+        }
+    }
+
+    /// Appends bytes to the buffer.
+    #[inline]
+    fn store(&mut self, value: &[u8]) -> Span {
+        let start = self.bytes.len();
+        self.bytes.extend_from_slice(value);
+        Span::of(start..start + value.len())
+    }
+
+    #[inline]
+    fn push(&mut self, entry: Entry) {
+        if let Some(known) = Known::ALL.get(usize::from(entry.known)) {
+            self.index(*known, self.entries.len());
+        }
+        self.entries.push(entry);
+    }
+
+    /// Notes that an entry has a known name.
+    #[inline]
+    fn index(&mut self, known: Known, at: usize) {
+        if self.present.contains(known) {
+            self.repeated.insert(known);
+        } else {
+            self.present.insert(known);
+            self.first[known as usize] = at as u16;
+        }
+    }
+
+    /// The first entry of a known name.
+    #[inline]
+    fn place(&self, name: Known) -> Option<usize> {
+        self.present.contains(name).then(|| usize::from(self.first[name as usize]))
+    }
+
+    #[inline]
+    fn get(&self, name: Known) -> Option<&[u8]> {
+        let entry = self.entries.get(self.place(name)?)?;
+        Some(self.slice(entry.value))
+    }
+
+    /// Marks the entries of a known name as removed, from one on.
+    fn forget(&mut self, name: Known, from: usize) {
+        for entry in self.entries.iter_mut().skip(from) {
+            if entry.known == name as u8 {
+                entry.known = GONE;
+            }
+        }
+    }
+
+    /// Gives an entry another value: in the old one's place if there is room.
+    #[inline]
+    fn replace(&mut self, at: usize, value: &[u8]) {
+        let Some(entry) = self.entries.get_mut(at) else { return };
+        let old = entry.value.range();
+        entry.line &= value.len() == old.len();
+        if value.len() <= old.len() {
+            entry.value = Span::of(old.start..old.start + value.len());
+            self.bytes[old.start..old.start + value.len()].copy_from_slice(value);
+        } else {
+            let start = self.bytes.len();
+            entry.value = Span::of(start..start + value.len());
+            self.bytes.extend_from_slice(value);
+        }
+    }
+
+    /// Finds the known names anew.
+    fn reindex(&mut self) {
+        self.present = KnownSet::EMPTY;
+        self.repeated = KnownSet::EMPTY;
+        for at in 0..self.entries.len() {
+            if let Some(known) = Known::ALL.get(usize::from(self.entries[at].known)) {
+                self.index(*known, at);
+            }
+        }
     }
 }
 
 impl HeaderMap {
-    /// An empty block with room for an ordinary message.
-    pub(crate) fn new() -> Self {
-        let (bytes, entries) = (Vec::with_capacity(ORDINARY_BYTES), Vec::with_capacity(ORDINARY_ENTRIES));
-        Self { bytes, entries, ..Self::default() }
+    /// An empty block.
+    pub(crate) const fn new() -> Self {
+        Self(None)
     }
 
-    /// Makes room for an ordinary message in a block that has none yet.
-    pub(crate) fn prepare(&mut self) {
-        if self.bytes.capacity() == 0 {
-            self.bytes.reserve_exact(ORDINARY_BYTES);
-            self.entries.reserve_exact(ORDINARY_ENTRIES);
-        }
+    #[inline]
+    fn block(&self) -> &Block {
+        self.0.as_deref().unwrap_or(&EMPTY)
+    }
+
+    #[inline]
+    fn block_mut(&mut self) -> &mut Block {
+        self.0.get_or_insert_with(take_block)
     }
 
     /// Removes everything and keeps the allocations.
     pub(crate) fn clear(&mut self) {
-        self.bytes.clear();
-        self.entries.clear();
-        self.first = [0; Known::COUNT];
-        self.case = None;
+        if let Some(block) = &mut self.0 {
+            block.clear();
+        }
+    }
+
+    /// Begins to fill the map with a head of HTTP/1; what it had goes.
+    #[inline]
+    pub(crate) fn lines(&mut self) -> Lines<'_> {
+        let block = self.block_mut();
+        block.clear();
+        Lines { block, finished: false, capitals: false }
     }
 
     /// How HTTP/1 is to write the names, if not as they are stored.
     pub(crate) fn case(&self) -> Option<&OriginalCase> {
-        self.case.as_deref()
+        self.block().case.as_deref()
     }
 
     /// Sets how HTTP/1 is to write the names.
     pub(crate) fn set_case(&mut self, case: OriginalCase) {
-        self.case = Some(Box::new(case));
+        self.block_mut().case = Some(Box::new(case));
     }
 
     /// Number of entries, pseudo-headers included.
     #[cfg(test)]
     pub(crate) fn len(&self) -> usize {
-        self.entries.len()
+        self.iter().count()
     }
 
     /// Bytes of all names and values, as Envoy counts a header block (names, values, no separators).
     pub(crate) fn byte_size(&self) -> usize {
-        self.entries.iter().map(|entry| entry.name.len as usize + entry.value.len as usize).sum()
+        self.iter().map(|(name, value)| name.len() + value.len()).sum()
     }
 
     /// Appends a header; `name` may be in any case.
     pub(crate) fn append(&mut self, name: &[u8], value: &[u8]) {
-        let start = self.bytes.len();
-        self.bytes.extend_from_slice(name);
-        self.bytes[start..].make_ascii_lowercase();
-        let known = Known::find(&self.bytes[start..]).map_or(OTHER, |known| known as u8);
-        let name = Span { start: start as u32, len: name.len() as u32 };
-        self.push(name, value, known);
+        match Known::find_in_any_case(name) {
+            Some((known, _)) => self.append_known(known, value),
+            None => {
+                let block = self.block_mut();
+                let name = block.store(name);
+                block.bytes[name.range()].make_ascii_lowercase();
+                let value = block.store(value);
+                block.push(Entry { name, value, known: OTHER, line: false });
+            }
+        }
     }
 
     /// Appends a known header.
+    #[inline]
     pub(crate) fn append_known(&mut self, name: Known, value: &[u8]) {
-        let start = self.bytes.len() as u32;
-        let text = name.text().as_bytes();
-        self.bytes.extend_from_slice(text);
-        self.push(Span { start, len: text.len() as u32 }, value, name as u8);
+        let block = self.block_mut();
+        let value = block.store(value);
+        block.push(Entry { name: Span { start: 0, len: 0 }, value, known: name as u8, line: false });
     }
 
     /// Appends a header whose lower-case name was looked up already.
+    #[inline]
     pub(crate) fn append_found(&mut self, known: Option<Known>, name: &[u8], value: &[u8]) {
-        let start = self.bytes.len();
-        self.bytes.extend_from_slice(name);
-        let name = Span { start: start as u32, len: name.len() as u32 };
-        self.push(name, value, known.map_or(OTHER, |known| known as u8));
-    }
-
-    fn push(&mut self, name: Span, value: &[u8], known: u8) {
-        let value = self.store(value);
-        if let Some(first) = self.first.get_mut(usize::from(known))
-            && *first == 0
-        {
-            *first = self.entries.len() as u16 + 1;
-        }
-        self.entries.push(Entry { name, value, known });
-    }
-
-    fn store(&mut self, value: &[u8]) -> Span {
-        let start = self.bytes.len() as u32;
-        self.bytes.extend_from_slice(value);
-        Span { start, len: value.len() as u32 }
-    }
-
-    fn slice(&self, span: Span) -> &[u8] {
-        let start = span.start as usize;
-        &self.bytes[start..start + span.len as usize]
+        let Some(known) = known else {
+            let block = self.block_mut();
+            let name = block.store(name);
+            let value = block.store(value);
+            block.push(Entry { name, value, known: OTHER, line: false });
+            return;
+        };
+        self.append_known(known, value);
     }
 
     /// The first value of a known header.
+    #[inline]
     pub(crate) fn get(&self, name: Known) -> Option<&[u8]> {
-        let first = usize::from(self.first[name as usize]);
-        let entry = self.entries.get(first.checked_sub(1)?)?;
-        Some(self.slice(entry.value))
+        self.block().get(name)
     }
 
     /// The first value of a known header as text; a value that is not UTF-8 reads as absent.
@@ -316,11 +350,25 @@ impl HeaderMap {
     }
 
     /// Whether a known header is present.
+    #[inline]
     pub(crate) fn contains(&self, name: Known) -> bool {
-        self.first[name as usize] != 0
+        self.block().present.contains(name)
+    }
+
+    /// Which of these headers are present.
+    #[inline]
+    pub(crate) fn present(&self, names: KnownSet) -> KnownSet {
+        self.block().present.and(names)
+    }
+
+    /// Which of these headers are present more than once.
+    #[inline]
+    pub(crate) fn repeated(&self, names: KnownSet) -> KnownSet {
+        self.block().repeated.and(names)
     }
 
     /// Whether one of these headers is present.
+    #[inline]
     pub(crate) fn contains_any(&self, names: &[Known]) -> bool {
         names.iter().any(|name| self.contains(*name))
     }
@@ -332,122 +380,177 @@ impl HeaderMap {
 
     /// All values of the header with this lower-case name, in order.
     pub(crate) fn find_all<'a, 'n>(&'a self, name: &'n str) -> impl Iterator<Item = &'a [u8]> + use<'a, 'n> {
+        let block = self.block();
         let known = Known::find(name.as_bytes());
-        let from = match known {
-            Some(known) => match self.first[known as usize] {
-                0 => self.entries.len(),
-                first => usize::from(first) - 1,
+        let range = match known {
+            Some(known) => match block.place(known) {
+                None => 0..0,
+                Some(first) if block.repeated.contains(known) => first..block.entries.len(),
+                Some(first) => first..first + 1,
             },
-            None => 0,
+            None => 0..block.entries.len(),
         };
         let known = known.map_or(OTHER, |known| known as u8);
-        self.entries[from..].iter().filter_map(move |entry| {
-            let same = entry.known == known && (known != OTHER || self.slice(entry.name) == name.as_bytes());
-            same.then(|| self.slice(entry.value))
+        block.entries[range].iter().filter_map(move |entry| {
+            let same = entry.known == known && (known != OTHER || block.slice(entry.name) == name.as_bytes());
+            same.then(|| block.slice(entry.value))
         })
     }
 
     /// All headers as (name, value), in order, pseudo-headers included.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
-        self.entries.iter().map(|entry| (self.slice(entry.name), self.slice(entry.value)))
+        self.iter_known().map(|(_, name, value)| (name, value))
     }
 
     /// All headers with their known name, in order, pseudo-headers included.
     pub(crate) fn iter_known(&self) -> impl Iterator<Item = (Option<Known>, &[u8], &[u8])> {
-        self.entries.iter().map(|entry| {
+        let block = self.block();
+        block.entries.iter().filter(|entry| entry.known != GONE).map(|entry| {
             let known = Known::ALL.get(usize::from(entry.known)).copied();
-            (known, self.slice(entry.name), self.slice(entry.value))
+            let name = known.map_or_else(|| block.slice(entry.name), |known| known.text().as_bytes());
+            (known, name, block.slice(entry.value))
         })
+    }
+
+    /// Writes all headers but pseudo-headers and `without` as lines of HTTP/1. Lines that came as
+    /// such and stand beside each other are one copy.
+    pub(crate) fn write_lines(&self, out: &mut Vec<u8>, without: KnownSet) {
+        let block = self.block();
+        let mut run = 0..0;
+        for entry in &block.entries {
+            let known = Known::ALL.get(usize::from(entry.known)).copied();
+            let skipped = match known {
+                Some(known) => known.is_pseudo() || without.contains(known),
+                None => entry.known == GONE,
+            };
+            if skipped {
+                continue;
+            }
+            if entry.line {
+                let start = entry.name.start as usize;
+                if start != run.end {
+                    out.extend_from_slice(&block.bytes[run]);
+                    run = start..start;
+                }
+                run.end = entry.value.range().end + 2;
+                continue;
+            }
+            out.extend_from_slice(&block.bytes[run]);
+            run = 0..0;
+            match known {
+                Some(known) => out.extend_from_slice(known.line().as_bytes()),
+                None => {
+                    let name = block.slice(entry.name);
+                    if name.first() == Some(&b':') {
+                        continue;
+                    }
+                    out.extend_from_slice(name);
+                    out.extend_from_slice(b": ");
+                }
+            }
+            out.extend_from_slice(block.slice(entry.value));
+            out.extend_from_slice(b"\r\n");
+        }
+        out.extend_from_slice(&block.bytes[run]);
+    }
+
+    /// About how many bytes the map takes when it is written.
+    #[inline]
+    pub(crate) fn written_size(&self) -> usize {
+        let block = self.block();
+        block.bytes.len() + 32 * block.entries.len()
     }
 
     /// Sets a known header to one value: the first entry is overwritten in place, others go.
     pub(crate) fn set(&mut self, name: Known, value: &[u8]) {
-        let first = usize::from(self.first[name as usize]);
-        if first == 0 {
+        let block = self.block_mut();
+        let Some(first) = block.place(name) else {
             self.append_known(name, value);
             return;
-        }
-        let value = self.store(value);
-        self.entries[first - 1].value = value;
-        if self.entries[first..].iter().any(|entry| entry.known == name as u8) {
-            let mut index = 0;
-            self.entries.retain(|entry| {
-                index += 1;
-                index <= first || entry.known != name as u8
-            });
-            self.reindex();
+        };
+        block.replace(first, value);
+        if block.repeated.contains(name) {
+            block.repeated.remove(name);
+            block.forget(name, first + 1);
         }
     }
 
     /// Sets the header with this name (any case) to one value.
     pub(crate) fn set_named(&mut self, name: &str, value: &[u8]) {
-        let lower = name.to_ascii_lowercase();
-        match Known::find(lower.as_bytes()) {
-            Some(known) => self.set(known, value),
-            None => {
-                let place = self.entries.iter().position(|entry| self.slice(entry.name) == lower.as_bytes());
-                let Some(place) = place else {
-                    self.append(lower.as_bytes(), value);
-                    return;
-                };
-                let value = self.store(value);
-                self.entries[place].value = value;
-                self.retain_from(place + 1, |entry_name| entry_name != lower.as_bytes());
-            }
+        if let Some((known, _)) = Known::find_in_any_case(name.as_bytes()) {
+            self.set(known, value);
+            return;
         }
+        let block = self.block_mut();
+        let same = |block: &Block, entry: &Entry| {
+            entry.known == OTHER && block.slice(entry.name).eq_ignore_ascii_case(name.as_bytes())
+        };
+        let Some(place) = block.entries.iter().position(|entry| same(block, entry)) else {
+            self.append(name.as_bytes(), value);
+            return;
+        };
+        block.replace(place, value);
+        self.remove_others(name, place + 1);
     }
 
     /// Removes a known header; says whether it was there.
     pub(crate) fn remove(&mut self, name: Known) -> bool {
-        if self.first[name as usize] == 0 {
+        if !self.contains(name) {
             return false;
         }
-        self.entries.retain(|entry| entry.known != name as u8);
-        self.reindex();
+        let block = self.block_mut();
+        let first = usize::from(block.first[name as usize]);
+        block.present.remove(name);
+        if block.repeated.contains(name) {
+            block.repeated.remove(name);
+            block.forget(name, first);
+        } else if let Some(entry) = block.entries.get_mut(first) {
+            entry.known = GONE;
+        }
         true
+    }
+
+    /// Removes known headers.
+    #[inline]
+    pub(crate) fn remove_set(&mut self, names: KnownSet) {
+        for name in self.present(names).iter() {
+            self.remove(name);
+        }
     }
 
     /// Removes all headers with this name (any case); says whether one was there.
     pub(crate) fn remove_named(&mut self, name: &str) -> bool {
-        let lower = name.to_ascii_lowercase();
-        match Known::find(lower.as_bytes()) {
-            Some(known) => self.remove(known),
-            None => self.retain_from(0, |entry_name| entry_name != lower.as_bytes()),
+        match Known::find_in_any_case(name.as_bytes()) {
+            Some((known, _)) => self.remove(known),
+            None => self.remove_others(name, 0),
         }
     }
 
-    /// Keeps the headers for which `keep(name, value)` holds.
-    pub(crate) fn retain(&mut self, mut keep: impl FnMut(&[u8], &[u8]) -> bool) {
-        let bytes = &self.bytes;
-        let slice = |span: Span| &bytes[span.start as usize..][..span.len as usize];
-        self.entries.retain(|entry| keep(slice(entry.name), slice(entry.value)));
-        self.reindex();
-    }
-
-    fn retain_from(&mut self, from: usize, keep: impl Fn(&[u8]) -> bool) -> bool {
-        let before = self.entries.len();
-        let bytes = &self.bytes;
-        let mut index = 0;
-        self.entries.retain(|entry| {
-            index += 1;
-            index <= from || keep(&bytes[entry.name.start as usize..][..entry.name.len as usize])
-        });
-        let removed = self.entries.len() != before;
-        if removed {
-            self.reindex();
+    /// Removes the headers with this name, which is no known one, from an entry on.
+    fn remove_others(&mut self, name: &str, from: usize) -> bool {
+        let Some(block) = &mut self.0 else { return false };
+        let mut removed = false;
+        for entry in block.entries.iter_mut().skip(from) {
+            let same =
+                entry.known == OTHER && block.bytes[entry.name.range()].eq_ignore_ascii_case(name.as_bytes());
+            if same {
+                entry.known = GONE;
+                removed = true;
+            }
         }
         removed
     }
 
-    fn reindex(&mut self) {
-        self.first = [0; Known::COUNT];
-        for (index, entry) in self.entries.iter().enumerate() {
-            if let Some(first) = self.first.get_mut(usize::from(entry.known))
-                && *first == 0
-            {
-                *first = index as u16 + 1;
+    /// Keeps the headers for which `keep(name, value)` holds.
+    pub(crate) fn retain(&mut self, mut keep: impl FnMut(&[u8], &[u8]) -> bool) {
+        let Some(block) = &mut self.0 else { return };
+        for at in 0..block.entries.len() {
+            let entry = &block.entries[at];
+            if entry.known != GONE && !keep(block.name(entry), block.slice(entry.value)) {
+                block.entries[at].known = GONE;
             }
         }
+        block.reindex();
     }
 
     /// `:method`, empty if absent.
@@ -492,6 +595,66 @@ impl HeaderMap {
     }
 }
 
+/// A map that is filled with the head of an HTTP/1 message while the head is read: entries are
+/// spans of it. Until it is finished, and if it never is, the map is empty.
+pub(crate) struct Lines<'m> {
+    block: &'m mut Block,
+    finished: bool,
+    /// A name has capitals.
+    capitals: bool,
+}
+
+impl Lines<'_> {
+    /// Appends an entry of a part of the head that is no line of its own.
+    #[inline]
+    pub(crate) fn push(&mut self, known: Known, value: Range<usize>) {
+        let (name, value) = (Span { start: 0, len: 0 }, Span::of(value));
+        self.block.push(Entry { name, value, known: known as u8, line: false });
+    }
+
+    /// Appends a line's entry. `plain`: between name and value are a colon and a space, and CRLF
+    /// is behind the value. `capitals`: the name has some.
+    #[inline]
+    pub(crate) fn push_line(
+        &mut self,
+        known: Option<Known>,
+        name: Range<usize>,
+        value: Range<usize>,
+        plain: bool,
+        capitals: bool,
+    ) {
+        self.capitals |= capitals;
+        let known = known.map_or(OTHER, |known| known as u8);
+        self.block.push(Entry { name: Span::of(name), value: Span::of(value), known, line: plain });
+    }
+
+    /// The head is complete: these are its bytes.
+    #[inline]
+    pub(crate) fn finish(&mut self, head: &[u8]) {
+        self.finished = true;
+        self.block.bytes.extend_from_slice(head);
+        if self.capitals {
+            self.lower();
+        }
+    }
+
+    fn lower(&mut self) {
+        let Block { bytes, entries, .. } = &mut *self.block;
+        for entry in entries.iter() {
+            bytes[entry.name.range()].make_ascii_lowercase();
+        }
+    }
+}
+
+impl Drop for Lines<'_> {
+    #[inline]
+    fn drop(&mut self) {
+        if !self.finished {
+            self.block.clear();
+        }
+    }
+}
+
 impl fmt::Debug for HeaderMap {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let text = |bytes| String::from_utf8_lossy(bytes);
@@ -501,7 +664,7 @@ impl fmt::Debug for HeaderMap {
 
 #[cfg(test)]
 mod tests {
-    use super::{HeaderMap, Known};
+    use super::{HeaderMap, Known, KnownSet};
 
     fn block(pairs: &[(&str, &str)]) -> HeaderMap {
         let mut map = HeaderMap::new();
@@ -522,16 +685,6 @@ mod tests {
         let map = block(&[(":Method", "GET"), ("X-Request-ID", "7"), ("X-Own", "a")]);
         assert_eq!(map.get(Known::XRequestId), Some(&b"7"[..]));
         assert_eq!(text(&map), ":method=GET x-request-id=7 x-own=a");
-    }
-
-    #[test]
-    fn all_known_names_are_found() {
-        for known in Known::ALL {
-            assert_eq!(Known::find(known.text().as_bytes()), Some(*known));
-        }
-        for other in ["", "a", ":", "x-envoy-", "hosts", "x-request-ie", "content-typf"] {
-            assert_eq!(Known::find(other.as_bytes()), None, "{other}");
-        }
     }
 
     #[test]
@@ -560,6 +713,71 @@ mod tests {
         assert_eq!(all("set-cookie"), "a,b");
         assert_eq!(all("x"), "1,2");
         assert_eq!(all("absent"), "");
+    }
+
+    #[test]
+    fn values_are_replaced_in_place_if_there_is_room() {
+        let mut map = block(&[("via", "long value"), ("x", "1"), ("te", "t")]);
+        map.set(Known::Via, b"new");
+        map.set(Known::Te, b"trailers");
+        map.set_named("x", b"22");
+        assert_eq!(text(&map), "via=new x=22 te=trailers");
+        map.retain(|name, _| name != b"via");
+        assert_eq!(text(&map), "x=22 te=trailers");
+        assert_eq!((map.get(Known::Via), map.get(Known::Te)), (None, Some(&b"trailers"[..])));
+        assert_eq!((map.len(), map.byte_size()), (2, 13));
+    }
+
+    #[test]
+    fn what_was_removed_can_come_again() {
+        let mut map = block(&[("te", "a"), ("te", "b"), ("x", "1")]);
+        assert!(map.remove(Known::Te));
+        assert!(!map.remove(Known::Te));
+        map.append(b"Te", b"c");
+        map.append(b"te", b"d");
+        assert_eq!(text(&map), "x=1 te=c te=d");
+        assert_eq!(map.find_all("te").count(), 2);
+        map.clear();
+        assert_eq!((map.find("x"), map.get(Known::Te)), (None, None));
+    }
+
+    #[test]
+    fn lines_are_written_as_they_came_unless_they_were_changed() {
+        let head = b"skip\r\nA: 1\r\nte:2\r\nserver: old\r\nB: 3\r\nc: 4\r\n\r\n";
+        let mut map = HeaderMap::new();
+        let mut lines = map.lines();
+        lines.push(Known::Method, 0..4);
+        lines.push_line(None, 6..7, 9..10, true, true);
+        lines.push_line(Some(Known::Te), 12..14, 15..16, false, false);
+        lines.push_line(Some(Known::Server), 18..24, 26..29, true, false);
+        lines.push_line(None, 31..32, 34..35, true, true);
+        lines.push_line(None, 37..38, 40..41, true, false);
+        lines.finish(head);
+        drop(lines);
+        let written = |map: &HeaderMap, without: &[Known]| {
+            let mut out = Vec::new();
+            map.write_lines(&mut out, KnownSet::of(without));
+            String::from_utf8(out).expect("text").replace("\r\n", "|")
+        };
+        assert_eq!(text(&map), ":method=skip a=1 te=2 server=old b=3 c=4");
+        assert_eq!(written(&map, &[]), "a: 1|te: 2|server: old|b: 3|c: 4|");
+        assert_eq!(written(&map, &[Known::Server]), "a: 1|te: 2|b: 3|c: 4|");
+        map.set(Known::Server, b"own");
+        assert_eq!(written(&map, &[]), "a: 1|te: 2|server: own|b: 3|c: 4|");
+        map.set(Known::Server, b"x");
+        map.set_named("b", b"long");
+        map.append_known(Known::Date, b"now");
+        assert_eq!(written(&map, &[Known::Te]), "a: 1|server: x|b: long|c: 4|date: now|");
+        map.remove_named("C");
+        map.remove(Known::Server);
+        assert_eq!(written(&map, &[]), "a: 1|te: 2|b: long|date: now|");
+    }
+
+    #[test]
+    fn a_head_that_is_not_finished_leaves_the_map_empty() {
+        let mut map = block(&[("x", "1")]);
+        map.lines().push(Known::Method, 0..4);
+        assert_eq!((map.len(), map.get(Known::Method)), (0, None));
     }
 
     #[test]

@@ -69,7 +69,7 @@ impl Reply {
 
     /// The answer to a message that breaks the protocol.
     pub(crate) fn protocol_error(error: CodecError) -> Self {
-        let reason = crate::http::codec::h1::head::reason(error.status);
+        let reason = crate::http::codec::h1::write::reason(error.status);
         Reply::new(error.status, error.details, reason).flag(ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR)
     }
 

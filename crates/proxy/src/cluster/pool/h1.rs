@@ -13,7 +13,8 @@ use futures_util::task::AtomicWaker;
 
 use crate::cluster::pool::{Count, Pool, Target, now, open_for_waiters};
 use crate::http::codec::h1::client::H1Client;
-use crate::http::codec::h1::head::{HeadLimits, WriteStyle};
+use crate::http::codec::h1::head::HeadLimits;
+use crate::http::codec::h1::write::WriteStyle;
 use crate::http::codec::side::Upstream;
 use crate::io::Socket;
 use crate::tls::TlsInfo;

@@ -5,12 +5,14 @@ use bytes::{Buf, Bytes, BytesMut};
 
 use crate::http::codec::buffer::Output;
 use crate::http::codec::{BodyLength, CODEC_ERROR, CodecError, Frame};
-use crate::http::headers::HeaderMap;
+use crate::http::headers::{HeaderMap, KnownSet};
 
 /// Longest chunk-size line with extensions; Envoy limits extensions likewise.
 const MAX_CHUNK_LINE: usize = 4096;
 /// Longest trailer section.
 const MAX_TRAILERS: usize = 60 * 1024;
+/// Most fields of it.
+const MAX_TRAILER_FIELDS: usize = 64;
 
 /// What is left to read of a body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -166,16 +168,8 @@ fn trailers(input: &mut BytesMut) -> Result<Option<Option<Box<HeaderMap>>>, Code
         };
     };
     let section = input.split_to(end + 4);
-    let mut fields = [httparse::EMPTY_HEADER; 64];
-    let parsed = httparse::parse_headers(&section, &mut fields).map_err(|error| match error {
-        httparse::Error::TooManyHeaders => CodecError { status: 431, details: "http1.too_many_trailers" },
-        _ => CODEC_ERROR,
-    })?;
-    let httparse::Status::Complete((_, fields)) = parsed else { return Err(CODEC_ERROR) };
     let mut map = Box::new(HeaderMap::default());
-    for field in fields.iter() {
-        map.append(field.name.as_bytes(), field.value);
-    }
+    super::head::parse_trailers(&section, MAX_TRAILER_FIELDS, &mut map)?;
     Ok(Some(Some(map)))
 }
 
@@ -227,8 +221,8 @@ impl BodyWriter {
             let mut text = output.text();
             let bytes = text.bytes();
             bytes.extend_from_slice(b"0\r\n");
-            for (name, value) in trailers.into_iter().flat_map(HeaderMap::iter) {
-                super::head::write_field(bytes, name, value, super::head::Case::Lower);
+            if let Some(trailers) = trailers {
+                trailers.write_lines(bytes, KnownSet::EMPTY);
             }
             bytes.extend_from_slice(b"\r\n");
         }

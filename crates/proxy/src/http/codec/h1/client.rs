@@ -6,7 +6,8 @@ use bytes::{Buf, Bytes, BytesMut};
 
 use crate::http::codec::buffer::Transport;
 use crate::http::codec::h1::body::{BodyReader, BodyWriter};
-use crate::http::codec::h1::head::{self, HeadLimits, WriteStyle};
+use crate::http::codec::h1::head::{self, HeadLimits};
+use crate::http::codec::h1::write::{self, WriteStyle};
 use crate::http::codec::{BodyLength, Frame, ResetReason};
 use crate::http::headers::HeaderMap;
 use crate::io::Socket;
@@ -88,7 +89,7 @@ impl H1Client {
         self.reader = BodyReader::Done;
         self.received_before = self.transport.received;
         self.sent_before = self.transport.sent;
-        let length = head::write_request(self.transport.output.text().bytes(), map, end, self.style);
+        let length = write::write_request(self.transport.output.text().bytes(), map, end, self.style);
         self.tunnel = length == BodyLength::UntilClose;
         self.writer = BodyWriter::new(length);
     }

@@ -1,7 +1,8 @@
-//! Heads of HTTP/1 messages: parsing them strictly, and writing them.
+//! Heads of HTTP/1 messages, parsed strictly.
 //!
-//! httparse splits the lines; what it lets pass and HTTP forbids, or Envoy refuses, is refused
-//! here. Headers that speak of this connection only (`connection` and what it names,
+//! One pass finds the lines, recognises the names and takes from them what the codec must know;
+//! the entries of the map are spans of the head, which is copied as a whole when it is complete.
+//! What HTTP forbids, or Envoy refuses, is refused. Headers that speak of this connection only (`connection` and what it names,
 //! `transfer-encoding`, `keep-alive`, `proxy-connection`) stop here; `upgrade` passes with an
 //! upgrade. `host` becomes `:authority`.
 //!
@@ -9,8 +10,9 @@
 //! refused with 400; Envoy 1.40 reads the first two and joins the third with a comma. Each has
 //! been used to smuggle requests past a proxy (RFC 9112 sections 2.2, 5.2 and 3.2 allow refusing).
 
-use std::mem::MaybeUninit;
+use std::ops::Range;
 
+use crate::http::codec::h1::scan;
 use crate::http::codec::{BodyLength, CODEC_ERROR, CodecError};
 use crate::http::headers::{HeaderMap, Known, OriginalCase};
 
@@ -41,14 +43,10 @@ pub(crate) struct KeepCase {
 }
 
 impl KeepCase {
-    /// How the names of a message are written.
-    fn read(self, fields: &[httparse::Header<'_>], reason: Option<&str>) -> OriginalCase {
+    /// How the names of a message are written, none being known yet.
+    fn begin(self) -> OriginalCase {
         let mut case = OriginalCase::default();
         case.proper_others = self.proper_others;
-        for field in fields {
-            case.remember(field.name.as_bytes());
-        }
-        case.reason = reason.filter(|_| self.reason).map(Into::into);
         case
     }
 }
@@ -86,7 +84,7 @@ pub(crate) struct ResponseHead {
 }
 
 /// Methods that Envoy's HTTP/1 codec knows; it refuses others.
-const METHODS: &[&str] = &[
+pub(super) const METHODS: &[&str] = &[
     "GET",
     "POST",
     "PUT",
@@ -122,258 +120,526 @@ const METHODS: &[&str] = &[
     "UNSUBSCRIBE",
 ];
 
+/// However many are allowed.
+const MOST_FIELDS: usize = 16 * 1024;
+
 const TOO_LARGE: CodecError = CodecError { status: 431, details: "http1.headers_too_large" };
 const TOO_MANY: CodecError = CodecError { status: 431, details: "http1.too_many_headers" };
 const CONFLICT: CodecError = CodecError::bad("http1.content_length_and_chunked_not_allowed");
 
-/// Parses a request head at the start of `input` into `map`; `None`: it is not complete yet.
+/// Why a head cannot be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stop {
+    /// It is not complete.
+    Incomplete,
+    /// The first line is none.
+    FirstLine,
+    /// A line is none.
+    Line,
+    /// A value has what no value may have.
+    Value,
+    /// There are more fields than are taken.
+    TooMany,
+    /// What it says is refused.
+    Refused(CodecError),
+}
+
+impl From<CodecError> for Stop {
+    fn from(error: CodecError) -> Self {
+        Stop::Refused(error)
+    }
+}
+
+impl Stop {
+    /// What it means: more is needed, or an error.
+    #[cold]
+    fn verdict<T>(self, input: &[u8], limits: &HeadLimits) -> Result<Option<T>, CodecError> {
+        let too_large = input.len() > limits.bytes;
+        match self {
+            Stop::Incomplete if too_large => Err(TOO_LARGE),
+            Stop::Incomplete => Ok(None),
+            Stop::FirstLine if names_version(input) => {
+                Err(CodecError { status: 426, details: "low_version" })
+            }
+            Stop::Value => Err(CodecError::bad("http1.invalid_characters")),
+            Stop::TooMany => Err(TOO_MANY),
+            Stop::FirstLine | Stop::Line if too_large => Err(TOO_LARGE),
+            Stop::FirstLine | Stop::Line => Err(CODEC_ERROR),
+            Stop::Refused(error) => Err(error),
+        }
+    }
+}
+
+/// Parses a request head at the start of `input` into `map`; `None`: it is not complete yet, and
+/// the map is empty.
 pub(crate) fn parse_request(
     input: &[u8],
     limits: &HeadLimits,
     map: &mut HeaderMap,
 ) -> Result<Option<RequestHead>, CodecError> {
-    with_fields(limits.fields, |fields| {
-        let mut request = httparse::Request::new(&mut []);
-        let size = match request.parse_with_uninit_headers(input, fields) {
-            Ok(httparse::Status::Complete(size)) => size,
-            Ok(httparse::Status::Partial) => return incomplete(input, limits),
-            Err(error) => return Err(request_error(error, input, limits)),
-        };
-        check_size(input, size, request.headers.len(), limits)?;
-        let method = request.method.unwrap_or_default();
-        let target = request.path.unwrap_or_default();
-        let known_method = limits.custom_methods || METHODS.contains(&method);
-        if !known_method || !target.bytes().all(|byte| byte.is_ascii_graphic()) {
-            return Err(CODEC_ERROR);
+    match request(input, limits, map) {
+        Ok(head) => Ok(Some(head)),
+        Err(stop) => {
+            map.clear();
+            stop.verdict(input, limits)
         }
-        map.clear();
-        if let Some(keep) = limits.keep_case {
-            map.set_case(keep.read(request.headers, None));
+    }
+}
+
+fn request(input: &[u8], limits: &HeadLimits, map: &mut HeaderMap) -> Result<RequestHead, Stop> {
+    let start = skip_blank_lines(input)?;
+    let method_end = method_end(input, start)?;
+    let method = input.get(start..method_end).unwrap_or_default();
+    let target_start = method_end + 1;
+    let (target_end, ascii) = request_target(input, target_start)?;
+    let (http10, mut at) = version(input, target_end + 1)?;
+    at = line_end(input, at)?;
+
+    let mut lines = map.lines();
+    let mut case = limits.keep_case.map(KeepCase::begin);
+    lines.push(Known::Method, start..method_end);
+    let target = target(method, input.get(target_start..target_end).unwrap_or_default(), limits);
+    let (authority, path) = match &target {
+        Ok(target) => (target.authority.clone(), target.path.clone()),
+        Err(_) => (None, None),
+    };
+    let within = |part: Range<usize>| part.start + target_start..part.end + target_start;
+    if let Some(path) = path {
+        lines.push(Known::Path, within(path));
+    }
+    let whole = authority.is_some();
+    if let Some(authority) = authority {
+        lines.push(Known::Authority, within(authority));
+    }
+
+    let mut connection = Connection::default();
+    // No standard header, but clients of forward proxies send it, and Envoy obeys it.
+    let mut proxy_connection = Connection::default();
+    let mut framing = Framing::default();
+    let mut host = false;
+    let mut upgrade = None;
+    let mut expects_continue = false;
+    // The first thing that is refused of what the fields say; what they look like comes first.
+    let mut wrong = None;
+    let (mut fields, mut counted) = (0, 0);
+    while let Some(field) = next_field(input, at)? {
+        at = field.next;
+        fields += 1;
+        counted += field.name.len() + field.value.len();
+        if fields > limits.fields.min(MOST_FIELDS) {
+            return Err(Stop::TooMany);
         }
-        map.append_known(Known::Method, method.as_bytes());
-        let http10 = request.version == Some(0);
-        let mut connection = Connection::default();
-        let mut framing = Framing::default();
-        let mut host = None;
-        let mut upgrade = None;
-        let mut expects_continue = false;
-        // `connection` may stand behind what it names, so it is read first.
-        for field in request.headers.iter().filter(|field| field.name.eq_ignore_ascii_case("connection")) {
-            connection.read(field.value);
+        let name = input.get(field.name.clone()).unwrap_or_default();
+        let value = input.get(field.value.clone()).unwrap_or_default();
+        if let Some(case) = &mut case {
+            case.remember(name);
         }
-        if connection.names_forwarding() {
-            return Err(CodecError::bad("http1.connection_header_rejected"));
-        }
-        // No standard header, but clients of forward proxies send it, and Envoy obeys it.
-        let mut proxy_connection = Connection::default();
-        let named = |field: &&httparse::Header<'_>| field.name.eq_ignore_ascii_case("proxy-connection");
-        for field in request.headers.iter().filter(named) {
-            proxy_connection.read(field.value);
-        }
-        connection.close |= proxy_connection.close;
-        let authority = target_authority(method, target, limits, map)?;
-        if let Some(authority) = authority {
-            map.append_known(Known::Authority, authority.as_bytes());
-        }
-        for field in request.headers.iter() {
-            if !valid_value(field.value) {
-                return Err(CodecError::bad("http1.invalid_characters"));
+        match field.known {
+            None if is_host(name) => {
+                if std::mem::replace(&mut host, true) {
+                    wrong = wrong.or(Some(CODEC_ERROR));
+                } else if !valid_authority(value) {
+                    wrong = wrong.or(Some(CodecError::bad("http.invalid_authority")));
+                } else if !whole {
+                    lines.push(Known::Authority, field.value);
+                }
+                continue;
             }
-            let name = field.name;
-            match known(name) {
-                Some(Known::ContentLength) => {
-                    framing.length(field.value)?;
-                    map.append_known(Known::ContentLength, field.value);
-                }
-                Some(Known::TransferEncoding) => framing.encoding(field.value, true)?,
-                Some(
-                    Known::Connection | Known::KeepAlive | Known::ProxyConnection | Known::Http2Settings,
-                ) => {}
-                Some(Known::Upgrade) => upgrade = Some(field.value),
-                // Of all that it may ask for trailers alone concern the endpoint, even though
-                // `connection` must name the field.
-                Some(Known::Te) if field.value.eq_ignore_ascii_case(b"trailers") => {
-                    map.append_known(Known::Te, field.value);
-                }
-                Some(Known::Te) => {}
-                Some(Known::Expect) => {
-                    expects_continue = field.value.eq_ignore_ascii_case(b"100-continue");
-                    map.append_known(Known::Expect, field.value);
-                }
-                None if name.eq_ignore_ascii_case("host") => {
-                    if host.replace(field.value).is_some() {
-                        return Err(CODEC_ERROR);
-                    }
-                    if !valid_authority(field.value) {
-                        return Err(CodecError::bad("http.invalid_authority"));
-                    }
-                    // Named by `connection` it stops here as all others do, and is missed then.
-                    if authority.is_none() && !connection.names("host") {
-                        map.append_known(Known::Authority, field.value);
-                    }
-                }
-                Some(known) if !connection.names(name) => map.append_known(known, field.value),
-                None if !connection.names(name) => map.append(name.as_bytes(), field.value),
-                _ => {}
+            Some(Known::ContentLength) => wrong = wrong.or(framing.length(value).err()),
+            Some(Known::TransferEncoding) => {
+                wrong = wrong.or(framing.encoding(value, true).err());
+                continue;
             }
-        }
-        let upgrade = upgrade.filter(|kind| connection.upgrade && !kind.eq_ignore_ascii_case(b"h2c"));
-        if let Some(kind) = upgrade {
-            map.append_known(Known::Upgrade, kind);
-            // Goes with it, as it was written.
-            map.append_known(Known::Connection, connection.text);
-        }
-        if framing.chunked && framing.length.is_some() {
-            if !limits.chunked_length {
-                return Err(CONFLICT);
+            Some(Known::Connection) => {
+                connection.read(value, field.value);
+                continue;
             }
-            map.remove(Known::ContentLength);
+            Some(Known::ProxyConnection) => {
+                proxy_connection.read(value, field.value);
+                continue;
+            }
+            Some(Known::KeepAlive | Known::Http2Settings) => continue,
+            Some(Known::Upgrade) => {
+                upgrade = Some(field.value);
+                continue;
+            }
+            // Of all that it may ask for trailers alone concern the endpoint, even though
+            // `connection` must name the field.
+            Some(Known::Te) if !value.eq_ignore_ascii_case(b"trailers") => continue,
+            Some(Known::Expect) => expects_continue = value.eq_ignore_ascii_case(b"100-continue"),
+            _ => {}
         }
-        if framing.chunked && http10 {
-            return Err(CODEC_ERROR);
+        lines.push_line(field.known, field.name, field.value, field.plain, field.capitals);
+    }
+    let size = at + 2;
+    check_size(size, limits)?;
+    let known_method = limits.custom_methods || is_method(method);
+    if !known_method || !ascii {
+        return Err(CODEC_ERROR.into());
+    }
+    if connection.names_forwarding() {
+        return Err(CodecError::bad("http1.connection_header_rejected").into());
+    }
+    let target = target?;
+    if let Some(wrong) = wrong {
+        return Err(wrong.into());
+    }
+    let kind = |span: &Range<usize>| input.get(span.clone()).unwrap_or_default();
+    let upgrade = upgrade.filter(|span| connection.upgrade && !kind(span).eq_ignore_ascii_case(b"h2c"));
+    if let Some(kind) = &upgrade {
+        lines.push(Known::Upgrade, kind.clone());
+        // Goes with it, as it was written.
+        lines.push(Known::Connection, connection.text.clone());
+    }
+    lines.finish(input.get(..size).unwrap_or_default());
+    drop(lines);
+    if !connection.named.is_empty() {
+        remove_named(map, &connection, whole);
+    }
+    if !target.rooted {
+        let path = [b"/", map.path()].concat();
+        map.set(Known::Path, &path);
+    }
+    if let Some(case) = case {
+        map.set_case(case);
+    }
+    if framing.chunked && framing.length.is_some() {
+        if !limits.chunked_length {
+            return Err(CONFLICT.into());
         }
-        let body = match framing.length {
-            _ if method == "CONNECT" || upgrade.is_some() => BodyLength::UntilClose,
-            _ if framing.chunked => BodyLength::Chunked,
-            Some(length) => BodyLength::Known(length),
-            None => BodyLength::Empty,
-        };
-        Ok(Some(RequestHead {
-            size,
-            fields: counted(request.headers),
-            http10,
-            body,
-            keep_alive: if http10 { connection.keep_alive && !connection.close } else { !connection.close },
-            expects_continue,
-            upgrade: upgrade.is_some(),
-        }))
+        map.remove(Known::ContentLength);
+    }
+    if framing.chunked && http10 {
+        return Err(CODEC_ERROR.into());
+    }
+    let body = match framing.length {
+        _ if method == b"CONNECT" || upgrade.is_some() => BodyLength::UntilClose,
+        _ if framing.chunked => BodyLength::Chunked,
+        Some(length) => BodyLength::Known(length),
+        None => BodyLength::Empty,
+    };
+    let close = connection.close || proxy_connection.close;
+    Ok(RequestHead {
+        size,
+        // Three for each field, and three if there is none.
+        fields: (counted + 3 * fields.max(1)) as u64,
+        http10,
+        body,
+        keep_alive: !close && (!http10 || connection.keep_alive),
+        expects_continue,
+        upgrade: upgrade.is_some(),
     })
 }
 
-/// Parses a response head at the start of `input` into `map`; `None`: it is not complete yet.
-/// `to_head`: the request was HEAD.
+/// Removes what `connection` names; `whole`: the target has the authority.
+fn remove_named(map: &mut HeaderMap, connection: &Connection<'_>, whole: bool) {
+    let kept = [Known::ContentLength, Known::Te, Known::Expect, Known::Upgrade, Known::Connection];
+    for name in &connection.named {
+        // Named by `connection` it stops here as all others do, and is missed then.
+        if is_host(name) && !whole {
+            map.remove(Known::Authority);
+        }
+        let known = Known::find_in_any_case(name).map(|(known, _)| known);
+        if known.is_none_or(|known| !kept.contains(&known))
+            && let Ok(name) = std::str::from_utf8(name)
+        {
+            map.remove_named(name);
+        }
+    }
+}
+
+/// Parses a response head at the start of `input` into `map`; `None`: it is not complete yet, and
+/// the map is empty. `to_head`: the request was HEAD.
 pub(crate) fn parse_response(
     input: &[u8],
     limits: &HeadLimits,
     to_head: bool,
     map: &mut HeaderMap,
 ) -> Result<Option<ResponseHead>, CodecError> {
-    with_fields(limits.fields, |fields| {
-        let mut response = httparse::Response::new(&mut []);
-        let config = httparse::ParserConfig::default();
-        let size = match config.parse_response_with_uninit_headers(&mut response, input, fields) {
-            Ok(httparse::Status::Complete(size)) => size,
-            Ok(httparse::Status::Partial) => return incomplete(input, limits),
-            Err(httparse::Error::TooManyHeaders) => return Err(TOO_MANY),
-            Err(_) => return Err(CODEC_ERROR),
-        };
-        check_size(input, size, response.headers.len(), limits)?;
-        let status = response.code.unwrap_or(0);
-        if !(100..=599).contains(&status) {
-            return Err(CODEC_ERROR);
+    match response(input, limits, to_head, map) {
+        Ok(head) => Ok(Some(head)),
+        Err(stop) => {
+            map.clear();
+            // There is no version that would be answered differently.
+            let stop = if stop == Stop::FirstLine { Stop::Line } else { stop };
+            stop.verdict(input, limits).map_err(|error| match stop {
+                Stop::Line | Stop::Value => CODEC_ERROR,
+                _ => error,
+            })
         }
-        map.clear();
-        if let Some(keep) = limits.keep_case {
-            map.set_case(keep.read(response.headers, response.reason));
+    }
+}
+
+fn response(
+    input: &[u8],
+    limits: &HeadLimits,
+    to_head: bool,
+    map: &mut HeaderMap,
+) -> Result<ResponseHead, Stop> {
+    let start = skip_blank_lines(input)?;
+    let (http10, at) = version(input, start)?;
+    let code = status_code(input, at)?;
+    let (reason, mut at) = reason_phrase(input, code.end)?;
+
+    let mut lines = map.lines();
+    let mut case = limits.keep_case.map(KeepCase::begin);
+    let digits = input.get(code.clone()).unwrap_or_default();
+    let status = digits.iter().fold(0, |sum, digit| sum * 10 + u16::from(digit - b'0'));
+    lines.push(Known::Status, code);
+    let mut connection = Connection::default();
+    let mut framing = Framing::default();
+    let mut wrong = None;
+    let mut fields = 0;
+    while let Some(field) = next_field(input, at)? {
+        at = field.next;
+        fields += 1;
+        if fields > limits.fields.min(MOST_FIELDS) {
+            return Err(Stop::TooMany);
         }
-        map.set_status(status);
-        let http10 = response.version == Some(0);
-        let mut connection = Connection::default();
-        let mut framing = Framing::default();
-        for field in response.headers.iter() {
-            if !valid_value(field.value) {
-                return Err(CodecError::bad("http1.invalid_characters"));
+        let value = input.get(field.value.clone()).unwrap_or_default();
+        if let Some(case) = &mut case {
+            case.remember(input.get(field.name.clone()).unwrap_or_default());
+        }
+        match field.known {
+            Some(Known::ContentLength) => wrong = wrong.or(framing.length(value).err()),
+            Some(Known::TransferEncoding) => {
+                wrong = wrong.or(framing.encoding(value, false).err());
+                continue;
             }
-            match known(field.name) {
-                Some(Known::ContentLength) => {
-                    framing.length(field.value)?;
-                    map.append_known(Known::ContentLength, field.value);
+            Some(Known::Connection) => {
+                connection.read(value, field.value.clone());
+                if status != 101 {
+                    continue;
                 }
-                Some(Known::TransferEncoding) => framing.encoding(field.value, false)?,
-                Some(Known::Connection) => {
-                    connection.read(field.value);
-                    if status == 101 {
-                        map.append_known(Known::Connection, field.value);
-                    }
-                }
-                Some(Known::KeepAlive | Known::ProxyConnection) => {}
-                Some(Known::Upgrade) if status != 101 => {}
-                Some(known) => map.append_known(known, field.value),
-                None => map.append(field.name.as_bytes(), field.value),
             }
+            Some(Known::KeepAlive | Known::ProxyConnection) => continue,
+            Some(Known::Upgrade) if status != 101 => continue,
+            _ => {}
         }
-        if framing.chunked && framing.length.is_some() {
-            if !limits.chunked_length {
-                return Err(CONFLICT);
+        lines.push_line(field.known, field.name, field.value, field.plain, field.capitals);
+    }
+    let size = at + 2;
+    check_size(size, limits)?;
+    if !(100..=599).contains(&status) {
+        return Err(CODEC_ERROR.into());
+    }
+    if let Some(wrong) = wrong {
+        return Err(wrong.into());
+    }
+    lines.finish(input.get(..size).unwrap_or_default());
+    drop(lines);
+    if let (Some(mut case), Some(keep)) = (case, limits.keep_case) {
+        // A phrase that is no text is forgotten.
+        let phrase = input.get(reason).filter(|phrase| phrase.is_ascii());
+        let phrase = phrase.and_then(|phrase| std::str::from_utf8(phrase).ok()).unwrap_or_default();
+        case.reason = keep.reason.then(|| phrase.into());
+        map.set_case(case);
+    }
+    if framing.chunked && framing.length.is_some() {
+        if !limits.chunked_length {
+            return Err(CONFLICT.into());
+        }
+        map.remove(Known::ContentLength);
+    }
+    let body = match framing.length {
+        _ if status == 101 => BodyLength::UntilClose,
+        _ if to_head || status < 200 || status == 204 || status == 304 => BodyLength::Empty,
+        _ if framing.chunked => BodyLength::Chunked,
+        Some(length) => BodyLength::Known(length),
+        None => BodyLength::UntilClose,
+    };
+    let keep_alive = !connection.close && (!http10 || connection.keep_alive);
+    Ok(ResponseHead { size, status, body, keep_alive: keep_alive && body != BodyLength::UntilClose })
+}
+
+/// Parses the trailer section that `input` is, into `map`.
+pub(super) fn parse_trailers(input: &[u8], most: usize, map: &mut HeaderMap) -> Result<(), CodecError> {
+    let mut read = || {
+        let mut lines = map.lines();
+        let (mut at, mut fields) = (0, 0);
+        while let Some(field) = next_field(input, at)? {
+            at = field.next;
+            fields += 1;
+            if fields > most {
+                return Err(Stop::TooMany);
             }
-            map.remove(Known::ContentLength);
+            lines.push_line(field.known, field.name, field.value, field.plain, field.capitals);
         }
-        let body = match framing.length {
-            _ if status == 101 => BodyLength::UntilClose,
-            _ if to_head || status < 200 || status == 204 || status == 304 => BodyLength::Empty,
-            _ if framing.chunked => BodyLength::Chunked,
-            Some(length) => BodyLength::Known(length),
-            None => BodyLength::UntilClose,
-        };
-        let keep_alive = if http10 { connection.keep_alive && !connection.close } else { !connection.close };
-        Ok(Some(ResponseHead {
-            size,
-            status,
-            body,
-            keep_alive: keep_alive && body != BodyLength::UntilClose,
-        }))
+        lines.finish(input);
+        Ok(())
+    };
+    read().map_err(|stop| match stop {
+        Stop::TooMany => CodecError { status: 431, details: "http1.too_many_trailers" },
+        _ => CODEC_ERROR,
     })
 }
 
-/// The bytes of all names and values, and three for each field; three if there is none.
-fn counted(fields: &[httparse::Header<'_>]) -> u64 {
-    let texts: usize = fields.iter().map(|field| field.name.len() + field.value.len()).sum();
-    (texts + 3 * fields.len().max(1)) as u64
-}
-
-/// Runs `parse` with room for header fields: on the stack for ordinary limits.
-fn with_fields<'b, T>(limit: usize, parse: impl FnOnce(&mut [MaybeUninit<httparse::Header<'b>>]) -> T) -> T {
-    if limit < 128 {
-        parse(&mut [const { MaybeUninit::uninit() }; 128])
-    } else {
-        let mut fields = Vec::new();
-        fields.resize_with(limit.min(16 * 1024) + 1, MaybeUninit::uninit);
-        parse(&mut fields)
-    }
-}
-
-fn incomplete<T>(input: &[u8], limits: &HeadLimits) -> Result<Option<T>, CodecError> {
-    let bare = memchr::memchr_iter(b'\n', input).any(|at| at > 0 && input.get(at - 1) != Some(&b'\r'));
-    if bare {
-        return Err(CODEC_ERROR);
-    }
-    if input.len() > limits.bytes { Err(TOO_LARGE) } else { Ok(None) }
-}
-
-fn check_size(input: &[u8], size: usize, fields: usize, limits: &HeadLimits) -> Result<(), CodecError> {
-    if size > limits.bytes {
-        return Err(TOO_LARGE);
-    }
-    if fields > limits.fields {
-        return Err(TOO_MANY);
-    }
-    let head = input.get(..size).unwrap_or_default();
-    if memchr::memchr_iter(b'\n', head).any(|at| at > 0 && head.get(at - 1) != Some(&b'\r')) {
-        return Err(CODEC_ERROR);
-    }
-    Ok(())
-}
-
-fn request_error(error: httparse::Error, input: &[u8], limits: &HeadLimits) -> CodecError {
-    match error {
-        httparse::Error::TooManyHeaders => TOO_MANY,
-        httparse::Error::Version | httparse::Error::Token if names_version(input) => {
-            CodecError { status: 426, details: "low_version" }
+/// Empty lines in front of a message are ignored (RFC 9112 section 2.2), and one LF.
+#[inline]
+fn skip_blank_lines(input: &[u8]) -> Result<usize, Stop> {
+    let mut at = usize::from(input.first() == Some(&b'\n'));
+    loop {
+        match input.get(at) {
+            None => return Err(Stop::Incomplete),
+            Some(b'\r') => at = line_end(input, at)?,
+            Some(_) => return Ok(at),
         }
-        httparse::Error::HeaderValue => CodecError::bad("http1.invalid_characters"),
-        _ if input.len() > limits.bytes => TOO_LARGE,
-        _ => CODEC_ERROR,
     }
+}
+
+/// Behind the CRLF that must be here. A bare LF is refused.
+#[inline]
+fn line_end(input: &[u8], at: usize) -> Result<usize, Stop> {
+    match input.get(at..).unwrap_or_default() {
+        [b'\r', b'\n', ..] => Ok(at + 2),
+        [] | [b'\r'] => Err(Stop::Incomplete),
+        _ => Err(Stop::Line),
+    }
+}
+
+/// The space behind the method.
+#[inline]
+fn method_end(input: &[u8], start: usize) -> Result<usize, Stop> {
+    let rest = input.get(start..).unwrap_or_default();
+    if rest.starts_with(b"GET ") {
+        return Ok(start + 3);
+    }
+    let length = rest.iter().position(|byte| !scan::token(&[*byte]).0).unwrap_or(rest.len());
+    match rest.get(length) {
+        Some(b' ') if length > 0 => Ok(start + length),
+        None => Err(Stop::Incomplete),
+        Some(_) => Err(Stop::FirstLine),
+    }
+}
+
+/// The space behind the target, and whether the target is ASCII.
+#[inline]
+fn request_target(input: &[u8], start: usize) -> Result<(usize, bool), Stop> {
+    let (mut at, mut ascii) = (start, true);
+    loop {
+        at = scan::target_end(input, at);
+        match input.get(at) {
+            None => return Err(Stop::Incomplete),
+            Some(b' ') if at > start => return Ok((at, ascii)),
+            // Refused when the head is complete.
+            Some(0x80..) => ascii = false,
+            Some(_) => return Err(Stop::FirstLine),
+        }
+        at += 1;
+    }
+}
+
+/// Whether the version here is HTTP/1.0, and what is behind it.
+#[inline]
+fn version(input: &[u8], start: usize) -> Result<(bool, usize), Stop> {
+    let rest = input.get(start..).unwrap_or_default();
+    match rest.first_chunk::<8>() {
+        Some(b"HTTP/1.1") => Ok((false, start + 8)),
+        Some(b"HTTP/1.0") => Ok((true, start + 8)),
+        Some(_) => Err(Stop::FirstLine),
+        None if b"HTTP/1.".starts_with(rest) => Err(Stop::Incomplete),
+        None => Err(Stop::FirstLine),
+    }
+}
+
+/// The three digits of the status behind a space.
+#[inline]
+fn status_code(input: &[u8], start: usize) -> Result<Range<usize>, Stop> {
+    for (offset, byte) in input.iter().skip(start).take(4).enumerate() {
+        let valid = if offset == 0 { *byte == b' ' } else { byte.is_ascii_digit() };
+        if !valid {
+            return Err(Stop::FirstLine);
+        }
+    }
+    if input.len() < start + 4 { Err(Stop::Incomplete) } else { Ok(start + 1..start + 4) }
+}
+
+/// The reason phrase, if there is one, and what is behind its line.
+#[inline]
+fn reason_phrase(input: &[u8], at: usize) -> Result<(Range<usize>, usize), Stop> {
+    match input.get(at) {
+        None => Err(Stop::Incomplete),
+        Some(b' ') => {
+            let end = scan::value_end(input, at + 1);
+            Ok((at + 1..end, line_end(input, end)?))
+        }
+        Some(_) => Ok((at..at, line_end(input, at)?)),
+    }
+}
+
+/// A field line.
+struct Field {
+    name: Range<usize>,
+    known: Option<Known>,
+    /// Without white space at its ends.
+    value: Range<usize>,
+    /// Where the next line begins.
+    next: usize,
+    /// Nothing but a colon and a space is between name and value, and nothing behind the value.
+    plain: bool,
+    /// The name has capitals.
+    capitals: bool,
+}
+
+/// Reads the line that begins here (RFC 9112 section 5); `None`: it is the empty one, and its CRLF
+/// is here.
+#[inline(always)]
+fn next_field(input: &[u8], start: usize) -> Result<Option<Field>, Stop> {
+    if let Some(b'\r' | b'\n') = input.get(start) {
+        return line_end(input, start).map(|_| None);
+    }
+    let colon = scan::name_end(input, start);
+    let name = input.get(start..colon).unwrap_or_default();
+    let (known, capitals) = match Known::find_in_any_case(name) {
+        // A pseudo-header's colon would have ended the name.
+        Some((known, capitals)) => (Some(known), capitals),
+        None => {
+            let (valid, capitals) = scan::token(name);
+            if !valid {
+                return Err(Stop::Line);
+            }
+            (None, capitals)
+        }
+    };
+    match input.get(colon) {
+        None => return Err(Stop::Incomplete),
+        Some(b':') if colon > start => {}
+        Some(_) => return Err(Stop::Line),
+    }
+    let mut from = colon + 1;
+    while let Some(b' ' | b'\t') = input.get(from) {
+        from += 1;
+    }
+    let stop = scan::value_end(input, from);
+    match input.get(stop..).unwrap_or_default() {
+        [b'\r', b'\n', ..] => {}
+        [] | [b'\r'] => return Err(Stop::Incomplete),
+        [b'\n', ..] => return Err(Stop::Line),
+        _ => return Err(Stop::Value),
+    }
+    let mut end = stop;
+    while end > from && matches!(input.get(end - 1), Some(b' ' | b'\t')) {
+        end -= 1;
+    }
+    let plain = from == colon + 2 && end == stop && input.get(colon + 1) == Some(&b' ');
+    Ok(Some(Field { name: start..colon, known, value: from..end, next: stop + 2, plain, capitals }))
+}
+
+/// Whether a name is `host`, in any case.
+#[inline]
+fn is_host(name: &[u8]) -> bool {
+    name.len() == 4 && name.eq_ignore_ascii_case(b"host")
+}
+
+/// Whether Envoy's HTTP/1 codec knows a method.
+#[inline]
+fn is_method(method: &[u8]) -> bool {
+    method == b"GET" || method == b"POST" || METHODS.iter().any(|known| known.as_bytes() == method)
+}
+
+#[inline]
+fn check_size(size: usize, limits: &HeadLimits) -> Result<(), CodecError> {
+    if size > limits.bytes { Err(TOO_LARGE) } else { Ok(()) }
 }
 
 /// Whether the request line's third word is an HTTP version at all, or missing as in HTTP/0.9.
@@ -388,70 +654,66 @@ fn names_version(input: &[u8]) -> bool {
         && words.next().is_none_or(|word| word.starts_with(b"HTTP/"))
 }
 
-/// Reads the request target; gives the authority of an absolute or authority form.
-fn target_authority<'t>(
-    method: &str,
-    target: &'t str,
-    limits: &HeadLimits,
-    map: &mut HeaderMap,
-) -> Result<Option<&'t str>, CodecError> {
+/// What a request's target says, as parts of it.
+#[derive(Clone, Debug, Default)]
+struct Target {
+    path: Option<Range<usize>>,
+    /// Of the absolute and the authority form.
+    authority: Option<Range<usize>>,
+    /// The path begins with a slash, or needs none.
+    rooted: bool,
+}
+
+/// Reads the request target (RFC 9112 section 3.2), which is ASCII, or will be refused.
+#[inline]
+fn target(method: &[u8], target: &[u8], limits: &HeadLimits) -> Result<Target, CodecError> {
+    if target.first() == Some(&b'/') && method != b"CONNECT" {
+        return Ok(Target { path: Some(0..target.len()), authority: None, rooted: true });
+    }
+    odd_target(method, target, limits)
+}
+
+#[cold]
+fn odd_target(method: &[u8], target: &[u8], limits: &HeadLimits) -> Result<Target, CodecError> {
     const INVALID: CodecError = CodecError::bad("http1.invalid_url");
-    if method == "CONNECT" {
+    let Ok(target) = std::str::from_utf8(target) else { return Err(CODEC_ERROR) };
+    if method == b"CONNECT" {
         // Authority form: host and port, no path (RFC 9112 section 3.2.3).
         let port = target.rsplit_once(':').map(|(_, port)| port).ok_or(INVALID)?;
         if port.parse::<u16>().is_err() || !valid_authority(target.as_bytes()) {
             return Err(INVALID);
         }
-        return Ok(Some(target));
-    }
-    if target.starts_with('/') {
-        map.append_known(Known::Path, target.as_bytes());
-        return Ok(None);
+        return Ok(Target { path: None, authority: Some(0..target.len()), rooted: true });
     }
     if target == "*" {
-        if method != "OPTIONS" {
+        if method != b"OPTIONS" {
             return Err(INVALID);
         }
-        map.append_known(Known::Path, b"*");
-        return Ok(None);
+        return Ok(Target { path: Some(0..1), authority: None, rooted: true });
     }
     let scheme = target.get(..8).unwrap_or(target);
-    let rest = if scheme.get(..7).is_some_and(|scheme| scheme.eq_ignore_ascii_case("http://")) {
-        target.get(7..)
+    let start = if scheme.get(..7).is_some_and(|scheme| scheme.eq_ignore_ascii_case("http://")) {
+        Some(7)
     } else if scheme.eq_ignore_ascii_case("https://") {
-        target.get(8..)
+        Some(8)
     } else {
         None
     };
-    if rest.is_none() && limits.absolute_url && target.contains("://") {
+    if start.is_none() && limits.absolute_url && target.contains("://") {
         return Err(CodecError::bad("http1.invalid_scheme"));
     }
-    let (Some(rest), true) = (rest, limits.absolute_url) else { return Err(CODEC_ERROR) };
-    let at = rest.find(['/', '?', '#']).unwrap_or(rest.len());
-    let (authority, path) = rest.split_at(at);
-    let authority = url_authority(authority).ok_or(INVALID)?;
-    if path.starts_with('/') {
-        map.append_known(Known::Path, path.as_bytes());
-    } else {
-        map.append_known(Known::Path, format!("/{path}").as_bytes());
-    }
-    Ok(Some(authority))
-}
-
-/// Looks a name up in any case without allocating.
-fn known(name: &str) -> Option<Known> {
-    let mut lower = [0u8; 48];
-    let lower = lower.get_mut(..name.len())?;
-    lower.copy_from_slice(name.as_bytes());
-    lower.make_ascii_lowercase();
-    Known::find(lower)
-}
-
-/// No control characters but tab; httparse has refused most already.
-fn valid_value(value: &[u8]) -> bool {
-    // Counted to the end, so that the compiler makes one comparison of many bytes at a time.
-    let control = |byte: &&u8| **byte < 0x20 && **byte != b'\t' || **byte == 0x7f;
-    value.iter().filter(control).count() == 0
+    let (Some(start), true) = (start, limits.absolute_url) else { return Err(CODEC_ERROR) };
+    let rest = target.get(start..).unwrap_or_default();
+    let length = rest.find(['/', '?', '#']).unwrap_or(rest.len());
+    let (authority, path) = rest.split_at(length);
+    let host = url_authority(authority).ok_or(INVALID)?;
+    let end = start + length;
+    Ok(Target {
+        path: Some(end..target.len()),
+        // The user in front of it goes.
+        authority: Some(end - host.len()..end),
+        rooted: path.starts_with('/'),
+    })
 }
 
 /// Host and port of a URL's authority, without the user in front, if they are well-formed: a name
@@ -487,7 +749,8 @@ pub(crate) fn url_authority(authority: &str) -> Option<&str> {
 
 /// Characters of a host and port (RFC 3986 section 3.2, without user information).
 pub(crate) fn valid_authority(value: &[u8]) -> bool {
-    value.iter().all(|byte| AUTHORITY[usize::from(*byte)])
+    // Without a way out in the middle: that would cost more than it saves.
+    value.iter().fold(true, |valid, byte| valid & AUTHORITY[usize::from(*byte)])
 }
 
 /// The characters that `valid_authority` lets pass, by their codes.
@@ -510,8 +773,8 @@ static AUTHORITY: [bool; 256] = {
 /// What a `connection` header says.
 #[derive(Default)]
 struct Connection<'a> {
-    /// The last value as it was written.
-    text: &'a [u8],
+    /// Where the last value is, as it was written.
+    text: Range<usize>,
     close: bool,
     keep_alive: bool,
     upgrade: bool,
@@ -520,8 +783,8 @@ struct Connection<'a> {
 }
 
 impl<'a> Connection<'a> {
-    fn read(&mut self, value: &'a [u8]) {
-        self.text = value;
+    fn read(&mut self, value: &'a [u8], text: Range<usize>) {
+        self.text = text;
         for token in value.split(|byte| *byte == b',').map(<[u8]>::trim_ascii) {
             if token.eq_ignore_ascii_case(b"close") {
                 self.close = true;
@@ -533,10 +796,6 @@ impl<'a> Connection<'a> {
                 self.named.push(token);
             }
         }
-    }
-
-    fn names(&self, name: &str) -> bool {
-        self.named.iter().any(|named| named.eq_ignore_ascii_case(name.as_bytes()))
     }
 
     /// Whether it would take off what says where the request comes from or goes to: no honest
@@ -577,205 +836,5 @@ impl Framing {
         }
         let status = if request { 501 } else { 502 };
         Err(CodecError { status, details: "http1.invalid_transfer_encoding" })
-    }
-}
-
-/// How heads are written on a connection.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct WriteStyle {
-    /// `proper_case_words`: `Content-Type` instead of `content-type`.
-    pub(crate) proper_case: bool,
-    /// `send_fully_qualified_url`: the request line has a whole URL.
-    pub(crate) whole_url: bool,
-}
-
-/// How names are written.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Case<'m> {
-    /// As they are stored.
-    Lower,
-    /// Words begin with a capital.
-    Proper,
-    /// As the message had them when it came.
-    Original(&'m OriginalCase),
-}
-
-impl<'m> Case<'m> {
-    /// A message knows better than its connection.
-    fn of(map: &'m HeaderMap, style: WriteStyle) -> Self {
-        match map.case() {
-            Some(case) => Case::Original(case),
-            None if style.proper_case => Case::Proper,
-            None => Case::Lower,
-        }
-    }
-}
-
-/// Writes a request head. Says how its body is to be written.
-pub(crate) fn write_request(
-    bytes: &mut Vec<u8>,
-    map: &HeaderMap,
-    end: bool,
-    style: WriteStyle,
-) -> BodyLength {
-    let method = map.method();
-    let connect = method == b"CONNECT" && !map.contains(Known::Protocol);
-    let upgrade = map.get(Known::Upgrade);
-    let case = Case::of(map, style);
-    bytes.extend_from_slice(method);
-    bytes.push(b' ');
-    if style.whole_url && !connect {
-        bytes.extend_from_slice(map.get(Known::Scheme).unwrap_or(b"http"));
-        bytes.extend_from_slice(b"://");
-        bytes.extend_from_slice(map.authority());
-    }
-    bytes.extend_from_slice(if connect { map.authority() } else { map.path() });
-    bytes.extend_from_slice(b" HTTP/1.1\r\n");
-    write_field(bytes, b"host", map.authority(), case);
-    let mut length = None;
-    for (known, name, value) in map.iter_known() {
-        if known == Some(Known::ContentLength) {
-            length = Some(value);
-        }
-        if name.first() != Some(&b':') {
-            write_field(bytes, name, value, case);
-        }
-    }
-    let body = if connect || upgrade.is_some() {
-        BodyLength::UntilClose
-    } else if end {
-        let bodiless = matches!(method, b"GET" | b"HEAD" | b"DELETE" | b"TRACE" | b"CONNECT");
-        if length.is_none() && !bodiless {
-            write_field(bytes, b"content-length", b"0", case);
-        }
-        BodyLength::Empty
-    } else if let Some(length) = length {
-        BodyLength::Known(std::str::from_utf8(length).ok().and_then(|text| text.parse().ok()).unwrap_or(0))
-    } else {
-        write_field(bytes, b"transfer-encoding", b"chunked", case);
-        BodyLength::Chunked
-    };
-    if upgrade.is_some() && !map.contains(Known::Connection) {
-        write_field(bytes, b"connection", b"upgrade", case);
-    }
-    bytes.extend_from_slice(b"\r\n");
-    body
-}
-
-/// What a response head must take into account.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct ResponseShape {
-    /// The response has no body behind its head.
-    pub(crate) end: bool,
-    /// The request was HEAD.
-    pub(crate) to_head: bool,
-    /// The request was CONNECT or an upgrade: a success has bytes both ways behind it.
-    pub(crate) tunnel: bool,
-    /// The client speaks HTTP/1.0: no chunks.
-    pub(crate) http10: bool,
-    /// The connection closes behind the response.
-    pub(crate) close: bool,
-}
-
-/// Writes a response head. Says how its body is to be written.
-pub(crate) fn write_response(
-    bytes: &mut Vec<u8>,
-    map: &HeaderMap,
-    shape: ResponseShape,
-    style: WriteStyle,
-) -> BodyLength {
-    let status = map.status();
-    bytes.extend_from_slice(if shape.http10 { b"HTTP/1.0 " } else { b"HTTP/1.1 " });
-    bytes.extend_from_slice(map.get(Known::Status).unwrap_or(b"500"));
-    bytes.push(b' ');
-    let case = Case::of(map, style);
-    let phrase = map.case().and_then(|case| case.reason.as_deref()).unwrap_or_else(|| reason(status));
-    bytes.extend_from_slice(phrase.as_bytes());
-    bytes.extend_from_slice(b"\r\n");
-    let mut length = None;
-    for (known, name, value) in map.iter_known() {
-        match known {
-            Some(Known::ContentLength) if status < 200 || status == 204 => continue,
-            Some(Known::ContentLength) => length = Some(value),
-            Some(Known::Upgrade) if status != 101 => continue,
-            _ => {}
-        }
-        if name.first() != Some(&b':') {
-            write_field(bytes, name, value, case);
-        }
-    }
-    let bodiless = shape.to_head || status < 200 || status == 204 || status == 304;
-    let told =
-        length.map(|text| std::str::from_utf8(text).ok().and_then(|text| text.parse().ok()).unwrap_or(0));
-    let body = if status == 101 || (shape.tunnel && (200..300).contains(&status)) {
-        BodyLength::UntilClose
-    } else if shape.end || bodiless {
-        BodyLength::Empty
-    } else {
-        match told {
-            Some(length) => BodyLength::Known(length),
-            None if shape.http10 => BodyLength::UntilClose,
-            None => BodyLength::Chunked,
-        }
-    };
-    let tunnel = body == BodyLength::UntilClose && (status == 101 || shape.tunnel);
-    if status == 101 {
-        if !map.contains(Known::Connection) {
-            write_field(bytes, b"connection", b"upgrade", case);
-        }
-    } else if (shape.close || body == BodyLength::UntilClose) && !tunnel {
-        write_field(bytes, b"connection", b"close", case);
-    } else if shape.http10 && status >= 200 {
-        write_field(bytes, b"connection", b"keep-alive", case);
-    }
-    // What a GET would get, as Envoy says it: a body of unknown length.
-    let told_to_head =
-        shape.to_head && length.is_none() && status >= 200 && !matches!(status, 204 | 304) && !shape.http10;
-    if body == BodyLength::Chunked || (told_to_head && body == BodyLength::Empty) {
-        write_field(bytes, b"transfer-encoding", b"chunked", case);
-    } else if shape.end && length.is_none() && !bodiless && body == BodyLength::Empty {
-        write_field(bytes, b"content-length", b"0", case);
-    }
-    bytes.extend_from_slice(b"\r\n");
-    body
-}
-
-/// Writes one field line.
-pub(crate) fn write_field(bytes: &mut Vec<u8>, name: &[u8], value: &[u8], case: Case<'_>) {
-    match case {
-        Case::Lower => bytes.extend_from_slice(name),
-        Case::Proper => write_proper(bytes, name),
-        Case::Original(original) => match original.find(name) {
-            Some(written) => bytes.extend_from_slice(written),
-            None if original.proper_others => write_proper(bytes, name),
-            None => bytes.extend_from_slice(name),
-        },
-    }
-    bytes.extend_from_slice(b": ");
-    bytes.extend_from_slice(value);
-    bytes.extend_from_slice(b"\r\n");
-}
-
-/// A capital at the beginning and behind all that is neither letter nor digit.
-fn write_proper(bytes: &mut Vec<u8>, name: &[u8]) {
-    let mut first = true;
-    for byte in name {
-        bytes.push(if first { byte.to_ascii_uppercase() } else { *byte });
-        first = !byte.is_ascii_alphanumeric();
-    }
-}
-
-/// The reason phrase of a status.
-pub(crate) fn reason(status: u16) -> &'static str {
-    match status {
-        // What Envoy writes differently from the registry.
-        203 => "Non-Authoritative Information",
-        413 => "Payload Too Large",
-        418 | 451 => "Unknown",
-        599 => "Last Unassigned Server Error Code",
-        _ => http::StatusCode::from_u16(status)
-            .ok()
-            .and_then(|code| code.canonical_reason())
-            .unwrap_or("Unknown"),
     }
 }

@@ -1,4 +1,4 @@
-//! HTTP/1.1, both sides: heads (`head`), bodies (`body`) and the two ends of a connection
+//! HTTP/1.1, both sides: heads (`head`, `write`), bodies (`body`) and the two ends of a connection
 //! (`server`, `client`). Parsing is strict and works on byte buffers; RFC 9112 throughout.
 //!
 //! Deviation: interim answers such as 103 are forwarded (RFC 8297), where Envoy drops them.
@@ -16,7 +16,11 @@
 pub(crate) mod body;
 pub(crate) mod client;
 pub(crate) mod head;
+mod scan;
 pub(crate) mod server;
+pub(crate) mod write;
 
+#[cfg(test)]
+mod oracle;
 #[cfg(test)]
 mod tests;

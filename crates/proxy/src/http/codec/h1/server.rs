@@ -6,7 +6,8 @@ use bytes::{Buf, Bytes, BytesMut};
 
 use crate::http::codec::buffer::Transport;
 use crate::http::codec::h1::body::{BodyReader, BodyWriter};
-use crate::http::codec::h1::head::{self, HeadLimits, RequestHead, ResponseShape, WriteStyle};
+use crate::http::codec::h1::head::{self, HeadLimits, RequestHead};
+use crate::http::codec::h1::write::{self, ResponseShape, WriteStyle};
 use crate::http::codec::{BodyLength, CodecError, DownstreamError, Frame};
 use crate::http::headers::HeaderMap;
 use crate::io::Socket;
@@ -110,7 +111,6 @@ impl H1Server {
         loop {
             self.skip_blank_lines();
             if self.transport.input.len() > self.parsed && self.worth_parsing() {
-                map.prepare();
                 match head::parse_request(&self.transport.input, &self.limits, map) {
                     Err(error) => return Poll::Ready(Err(NoRequest::Invalid(error))),
                     Ok(None) => self.parsed = self.transport.input.len(),
@@ -254,7 +254,7 @@ impl H1Server {
             self.owes_continue = false;
         }
         let shape = self.shape(true);
-        head::write_response(
+        write::write_response(
             self.transport.output.text().bytes(),
             map,
             ResponseShape { close: false, ..shape },
@@ -271,7 +271,7 @@ impl H1Server {
         let shape = self.shape(end);
         let mut text = self.transport.output.text();
         let before = text.bytes().len();
-        let length = head::write_response(text.bytes(), map, shape, self.style);
+        let length = write::write_response(text.bytes(), map, shape, self.style);
         let written = text.bytes().get(before..).unwrap_or_default();
         let first = memchr::memchr(b'\n', written).map_or(0, |at| at + 1);
         let fields = written.len().saturating_sub(first + 2);

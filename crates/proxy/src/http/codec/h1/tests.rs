@@ -2,13 +2,13 @@
 
 use bytes::BytesMut;
 use expect_test::{Expect, expect};
-use proptest::prelude::{Strategy, any, prop, prop_assert_eq, proptest};
+use proptest::prelude::{Just, ProptestConfig, Strategy, any, prop, prop_assert_eq, prop_oneof, proptest};
 
 use super::body::BodyReader;
-use super::head::{
-    HeadLimits, ResponseShape, WriteStyle, parse_request, parse_response, write_request, write_response,
-};
-use crate::http::codec::{BodyLength, Frame};
+use super::head::{HeadLimits, parse_request, parse_response};
+use super::oracle;
+use super::write::{ResponseShape, WriteStyle, write_request, write_response};
+use crate::http::codec::{BodyLength, CodecError, Frame};
 use crate::http::headers::HeaderMap;
 
 const LIMITS: HeadLimits = HeadLimits {
@@ -272,6 +272,78 @@ fn written_heads() {
     .assert_eq(&String::from_utf8_lossy(&bytes).replace("\r\n", "\n"));
 }
 
+/// Lines of heads, good and bad, and pieces of such.
+fn head_text(first: &'static [&'static str]) -> impl Strategy<Value = Vec<u8>> {
+    const FIELDS: &[&str] = &[
+        "Host: h.test:80",
+        "host: other",
+        "HOST:x y",
+        "Content-Length: 3",
+        "content-length:4",
+        "content-length: +4",
+        "Transfer-Encoding: chunked",
+        "transfer-encoding: gzip",
+        "Connection: close",
+        "connection: keep-alive, X-A, host",
+        "connection: upgrade, te",
+        "Connection: x-forwarded-for",
+        "proxy-connection: close",
+        "keep-alive: timeout=3",
+        "Upgrade: websocket",
+        "upgrade: h2c",
+        "http2-settings: x",
+        "TE: trailers",
+        "te: gzip",
+        "expect: 100-continue",
+        "X-A: 1",
+        "x-a:2  ",
+        "x-b:",
+        "x-c: \t ",
+        "x-c: a\tb \x7f",
+        "user-agent: Mozilla/5.0 (X11; Linux x86_64) and much more of the kind, to the end",
+        "x-envoy-upstream-rq-timeout-alt-response: 204",
+        "X_Under.Score~1: \u{e9}",
+        " folded",
+        "a b: c",
+        "a : c",
+        ": c",
+        "no colon",
+        "\0: x",
+        "",
+    ];
+    let line = prop_oneof![40 => prop::sample::select(FIELDS).prop_map(str::as_bytes).prop_map(<[u8]>::to_vec),
+        1 => prop::collection::vec(any::<u8>(), 0..20)];
+    let end = prop_oneof![60 => Just("\r\n"), 1 => Just("\n"), 1 => Just("\r"), 1 => Just("")];
+    let lines = prop::collection::vec((line, end), 0..9);
+    (prop::sample::select(first), lines, any::<usize>(), 0..4u8).prop_map(|(first, lines, cut, kind)| {
+        let mut text = first.as_bytes().to_vec();
+        for (line, end) in lines {
+            text.extend_from_slice(&line);
+            text.extend_from_slice(end.as_bytes());
+        }
+        text.extend_from_slice(b"\r\nrest");
+        match kind {
+            0 => text.truncate(cut % (text.len() + 1)),
+            1 => {
+                let at = cut % text.len();
+                text[at] = (cut >> 32) as u8;
+            }
+            _ => {}
+        }
+        text
+    })
+}
+
+/// What was read, or only that and how it was refused: of several things that are wrong, which one
+/// is told is not compared.
+fn verdict<T: std::fmt::Debug>(read: &Result<Option<T>, CodecError>, map: &HeaderMap) -> String {
+    match read {
+        Ok(Some(head)) => format!("{head:?} {:?}", map.iter().collect::<Vec<_>>()),
+        Ok(None) => "incomplete".to_owned(),
+        Err(_) => "refused".to_owned(),
+    }
+}
+
 fn chunked_text() -> impl Strategy<Value = Vec<u8>> {
     prop::collection::vec(prop::collection::vec(any::<u8>(), 1..40), 0..5).prop_map(|chunks| {
         let mut text = Vec::new();
@@ -283,6 +355,56 @@ fn chunked_text() -> impl Strategy<Value = Vec<u8>> {
         text.extend_from_slice(b"0\r\nt: v\r\n\r\nrest");
         text
     })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2000))]
+
+    #[test]
+    fn requests_read_as_by_httparse(text in head_text(&[
+        "GET /s HTTP/1.1\r\n",
+        "GET /a-rather-long/path?with=query HTTP/1.1\r\n",
+        "\r\nPOST / HTTP/1.0\r\n",
+        "\nPURGE / HTTP/1.1\r\n",
+        "CONNECT h:80 HTTP/1.1\r\n",
+        "OPTIONS * HTTP/1.1\r\n",
+        "GET http://u@h.test:80?x HTTP/1.1\r\n",
+        "GET HTTPS://h.test/x HTTP/1.1\r\n",
+        "GET ftp://h.test/x HTTP/1.1\r\n",
+        "GET /\u{e9} HTTP/1.1\r\n",
+        "GET /s HTTP/1.2\r\n",
+        "GET  /s HTTP/1.1\r\n",
+        "G(T /s HTTP/1.1\r\n",
+        "GET /s\r\n",
+    ])) {
+        let (mut own, mut other) = (HeaderMap::new(), HeaderMap::new());
+        let (first, second) =
+            (parse_request(&text, &LIMITS, &mut own), oracle::parse_request(&text, &LIMITS, &mut other));
+        prop_assert_eq!(verdict(&first, &own), verdict(&second, &other));
+        if let (Err(first), Err(second)) = (first, second)
+            && text.is_ascii()
+        {
+            prop_assert_eq!(first.status == 426, second.status == 426);
+        }
+    }
+
+    #[test]
+    fn responses_read_as_by_httparse(to_head in any::<bool>(), text in head_text(&[
+        "HTTP/1.1 200 OK\r\n",
+        "HTTP/1.0 404\r\n",
+        "HTTP/1.1 101 Switching\r\n",
+        "HTTP/1.1 204 \r\n",
+        "\r\nHTTP/1.1 600 x\r\n",
+        "HTTP/1.1 20 x\r\n",
+        "HTTP/1.1  200 x\r\n",
+        "HTTP/1.1 200 \u{e9}\u{1}\r\n",
+        "HTTP/1.1 200x\r\n",
+    ])) {
+        let (mut own, mut other) = (HeaderMap::new(), HeaderMap::new());
+        let first = parse_response(&text, &LIMITS, to_head, &mut own);
+        let second = oracle::parse_response(&text, &LIMITS, to_head, &mut other);
+        prop_assert_eq!(verdict(&first, &own), verdict(&second, &other));
+    }
 }
 
 proptest! {

@@ -90,7 +90,6 @@ const PROTOCOL: u8 = 32;
 
 impl<'a> Reader<'a> {
     fn new(kind: MessageKind, rules: &'a HeadRules, map: &'a mut HeaderMap) -> Self {
-        map.prepare();
         Self {
             kind,
             rules,
