@@ -369,8 +369,8 @@ impl HeaderMap {
 
     /// Whether one of these headers is present.
     #[inline]
-    pub(crate) fn contains_any(&self, names: &[Known]) -> bool {
-        names.iter().any(|name| self.contains(*name))
+    pub(crate) fn contains_any(&self, names: KnownSet) -> bool {
+        !self.present(names).is_empty()
     }
 
     /// The first value of the header with this lower-case name.

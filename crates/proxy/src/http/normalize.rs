@@ -10,23 +10,23 @@ use crate::http::client_cert;
 use crate::http::codec::CodecError;
 use crate::http::codec::h1::head::valid_authority;
 use crate::http::config::{EscapedSlashes, HttpConnectionManager, StripPort, Underscores};
-use crate::http::headers::{HeaderMap, Known};
+use crate::http::headers::{HeaderMap, Known, KnownSet};
 use crate::http::reply::Reply;
 use crate::io::is_localhost;
 use crate::telemetry::access_log::command::FormatContext;
-use crate::telemetry::stream_info::{ConnectionInfo, StreamInfo};
+use crate::telemetry::stream_info::{ConnectionInfo, Protocol, StreamInfo};
 
 /// Headers that are removed from requests of an edge's clients.
-const NOT_FROM_OUTSIDE: &[Known] = &[
+const NOT_FROM_OUTSIDE: KnownSet = KnownSet::of(&[
     Known::EnvoyDecoratorOperation,
     Known::EnvoyDownstreamServiceCluster,
     Known::EnvoyDownstreamServiceNode,
     Known::EnvoyOriginalHost,
     Known::EnvoyOriginalPath,
-];
+]);
 
 /// Headers that only internal requests may have, on an edge or not.
-const INTERNAL_ONLY: &[Known] = &[
+const INTERNAL_ONLY: KnownSet = KnownSet::of(&[
     Known::EnvoyRetriableStatusCodes,
     Known::EnvoyRetriableHeaderNames,
     Known::EnvoyRetryOn,
@@ -40,7 +40,8 @@ const INTERNAL_ONLY: &[Known] = &[
     Known::EnvoyForceTrace,
     Known::EnvoyHedgeOnPerTryTimeout,
     Known::EnvoyIpTags,
-];
+    Known::EnvoyInternal,
+]);
 
 /// What normalization found out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,7 +69,9 @@ pub(crate) fn request(
     if !head.contains(Known::Authority) {
         return Err(Reply::new(400, "missing_host_header", ""));
     }
-    if !valid_authority(head.authority()) {
+    // The codec of HTTP/1 has looked at it already.
+    let checked = matches!(info.protocol, Some(Protocol::Http10 | Protocol::Http11));
+    if !checked && !valid_authority(head.authority()) {
         return Err(Reply::protocol_error(CodecError::bad("http.invalid_authority")));
     }
     let connect = head.method() == b"CONNECT";
@@ -103,13 +106,11 @@ pub(crate) fn again(
 
 /// Lists that came in several lines become one, as in Envoy: each is read and extended as one.
 fn join_lists(head: &mut HeaderMap) {
-    const LISTS: [Known; 4] =
-        [Known::XForwardedFor, Known::XForwardedHost, Known::XForwardedClientCert, Known::Via];
-    for name in LISTS {
-        if head.contains(name) && head.find_all(name.text()).nth(1).is_some() {
-            let joined = head.find_all(name.text()).collect::<Vec<_>>().join(&b","[..]);
-            head.set(name, &joined);
-        }
+    const LISTS: KnownSet =
+        KnownSet::of(&[Known::XForwardedFor, Known::XForwardedHost, Known::XForwardedClientCert, Known::Via]);
+    for name in head.repeated(LISTS).iter() {
+        let joined = head.find_all(name.text()).collect::<Vec<_>>().join(&b","[..]);
+        head.set(name, &joined);
     }
 }
 
@@ -136,8 +137,11 @@ fn path(manager: &HttpConnectionManager, head: &mut HeaderMap) -> Result<(), Rep
     if plain {
         return Ok(());
     }
-    let end = original.iter().position(|byte| *byte == b'?').unwrap_or(original.len());
+    let end = memchr::memchr(b'?', original).unwrap_or(original.len());
     let (path, query) = original.split_at(end);
+    if is_normal(path) {
+        return Ok(());
+    }
     let mut normal = Cow::Borrowed(path);
     let mut redirect = false;
     if manager.escaped_slashes != EscapedSlashes::Keep {
@@ -168,6 +172,20 @@ fn path(manager: &HttpConnectionManager, head: &mut HeaderMap) -> Result<(), Rep
         }
     }
     Ok(())
+}
+
+/// Whether there is nothing in a path that normalization could change, whatever it is to do.
+fn is_normal(path: &[u8]) -> bool {
+    let mut previous = 0;
+    path.iter().all(|byte| {
+        let dull = match byte {
+            b'%' | b'\\' => false,
+            b'/' | b'.' => previous != b'/',
+            _ => true,
+        };
+        previous = *byte;
+        dull
+    })
 }
 
 /// `%2F` and `%5C` to slashes.
@@ -335,11 +353,10 @@ fn trust(
     if internal {
         head.set(Known::EnvoyInternal, b"true");
     } else {
-        let outside = if edge { NOT_FROM_OUTSIDE } else { &[] };
-        for name in outside.iter().chain(INTERNAL_ONLY) {
-            head.remove(*name);
+        if edge {
+            head.remove_set(NOT_FROM_OUTSIDE);
         }
-        head.remove(Known::EnvoyInternal);
+        head.remove_set(INTERNAL_ONLY);
     }
     if manager.add_user_agent {
         head.set(Known::EnvoyDownstreamServiceCluster, manager.service_cluster.as_bytes());
@@ -445,24 +462,37 @@ fn with_remote(connection: &ConnectionInfo, remote: SocketAddr) -> Rc<Connection
 /// A random UUID, version 4. The version's nibble doubles as Envoy's trace reason: 4 says that
 /// the request is not traced.
 fn uuid(random: [u64; 2]) -> [u8; 36] {
-    /// Where the digits of each byte stand.
-    const PLACES: [usize; 16] = [0, 2, 4, 6, 9, 11, 14, 16, 19, 21, 24, 26, 28, 30, 32, 34];
-    const DIGITS: &[u8; 16] = b"0123456789abcdef";
     let [high, low] = random;
     let high = high & !0xf000 | 0x4000;
     let low = low & !(0b11 << 62) | 0b10 << 62;
-    let number = u128::from(high) << 64 | u128::from(low);
+    let [a, b] = [hex((high >> 32) as u32), hex(high as u32)];
+    let [c, d] = [hex((low >> 32) as u32), hex(low as u32)];
     let mut text = [b'-'; 36];
-    for (byte, place) in number.to_be_bytes().into_iter().zip(PLACES) {
-        text[place] = DIGITS[usize::from(byte >> 4)];
-        text[place + 1] = DIGITS[usize::from(byte & 15)];
-    }
+    text[..8].copy_from_slice(&a);
+    text[9..13].copy_from_slice(&b[..4]);
+    text[14..18].copy_from_slice(&b[4..]);
+    text[19..23].copy_from_slice(&c[..4]);
+    text[24..28].copy_from_slice(&c[4..]);
+    text[28..].copy_from_slice(&d);
     text
+}
+
+/// The eight digits of a number, all at once: each gets a byte of its own, to which `0` is added,
+/// or what leads to the letters.
+fn hex(number: u32) -> [u8; 8] {
+    const EACH: u64 = 0x0101_0101_0101_0101;
+    let spread = u64::from(number);
+    let spread = (spread | spread << 16) & 0x0000_ffff_0000_ffff;
+    let spread = (spread | spread << 8) & 0x00ff_00ff_00ff_00ff;
+    let spread = (spread | spread << 4) & (0x0f * EACH);
+    let letters = (spread + 6 * EACH) >> 4 & EACH;
+    let text = spread + u64::from(b'0') * EACH + letters * u64::from(b'a' - b'0' - 10);
+    text.to_be_bytes()
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{remove_dots, unescape_slashes, unescape_unreserved, uuid, with_text};
+    use super::{is_normal, remove_dots, unescape_slashes, unescape_unreserved, uuid, with_text};
 
     #[test]
     fn dots_are_resolved() {
@@ -481,6 +511,7 @@ mod tests {
         ] {
             assert_eq!(String::from_utf8_lossy(&remove_dots(path.as_bytes())), expected, "{path}");
             assert_eq!(remove_dots(expected.as_bytes()), expected.as_bytes(), "idempotent: {path}");
+            assert!(path == expected || !is_normal(path.as_bytes()), "{path}");
         }
     }
 
@@ -490,6 +521,9 @@ mod tests {
         assert_eq!(normal("/%61%2e%2E%2f%zz%4"), "/a..%2f%zz%4");
         assert_eq!(normal("/a\\b"), "/a/b");
         assert_eq!(&*unescape_slashes(b"/a%2Fb%5cc%61"), b"/a/b\\c%61");
+        for (path, normal) in [("/a.b/c-d/", true), ("/%61", false), ("/\\", false), ("/a//b", false)] {
+            assert_eq!(is_normal(path.as_bytes()), normal, "{path}");
+        }
     }
 
     #[test]
@@ -504,5 +538,7 @@ mod tests {
     fn request_ids_are_uuids_of_version_4() {
         let text = uuid([u64::MAX, 0]);
         assert_eq!(String::from_utf8_lossy(&text), "ffffffff-ffff-4fff-8000-000000000000");
+        let text = uuid([0x0123_4567_89ab_cdef, 0x89ab_cdef_0123_4567]);
+        assert_eq!(String::from_utf8_lossy(&text), "01234567-89ab-4def-89ab-cdef01234567");
     }
 }

@@ -7,21 +7,21 @@ use std::time::Duration;
 use crate::cluster::ClusterHttp;
 use crate::cluster::worker_cluster::Host;
 use crate::http::config::RouterConfig;
-use crate::http::headers::{HeaderMap, Known};
+use crate::http::headers::{HeaderMap, Known, KnownSet};
 use crate::http::route::mutation::evaluate;
 use crate::http::route::{Forward, HostRewrite, PathRewrite, RetryPolicy, Selected};
 use crate::http::stream::Stream;
 use crate::telemetry::access_log::command::FormatContext;
 
 /// Request headers that change timeouts.
-const REQUEST_HEADERS: &[Known] = &[
+const REQUEST_HEADERS: KnownSet = KnownSet::of(&[
     Known::EnvoyExpectedRqTimeoutMs,
     Known::EnvoyHedgeOnPerTryTimeout,
     Known::EnvoyUpstreamRqPerTryTimeoutMs,
     Known::EnvoyUpstreamRqTimeoutAltResponse,
     Known::EnvoyUpstreamRqTimeoutMs,
     Known::EnvoyUpstreamStreamDurationMs,
-];
+]);
 
 /// The timeouts of one request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -212,6 +212,9 @@ pub(crate) fn grpc_timeout(head: &HeaderMap) -> Option<Duration> {
 
 /// The path that a rewrite makes of this one; `None`: it stays.
 pub(crate) fn rewritten_path(rewrite: &PathRewrite, path: &[u8]) -> Option<Vec<u8>> {
+    if let PathRewrite::None = rewrite {
+        return None;
+    }
     let end = path.iter().position(|byte| *byte == b'?').unwrap_or(path.len());
     let (plain, query) = path.split_at(end);
     let mut new = match rewrite {
@@ -256,7 +259,6 @@ pub(crate) fn prepare_request(stream: &Stream, selected: &Selected, route: &Forw
     {
         rules.apply(head, &context);
     }
-    let path_end = head.path().iter().position(|byte| *byte == b'?').unwrap_or(head.path().len());
     let host = match (&route.host_rewrite, weighted.and_then(|cluster| cluster.host_rewrite.as_deref())) {
         (_, Some(literal)) => Some(literal.as_bytes().to_vec()),
         (HostRewrite::Literal(literal), None) => Some(literal.as_bytes().to_vec()),
@@ -264,7 +266,7 @@ pub(crate) fn prepare_request(stream: &Stream, selected: &Selected, route: &Forw
             head.find(name).filter(|value| !value.is_empty()).map(<[u8]>::to_vec)
         }
         (HostRewrite::PathRegex { pattern, with }, None) => {
-            let plain = head.path().get(..path_end).unwrap_or_default();
+            let plain = head.path().split(|byte| *byte == b'?').next().unwrap_or_default();
             Some(pattern.replace_all(plain, with.as_bytes()).into_owned())
         }
         (HostRewrite::Format(format), None) => {

@@ -20,19 +20,19 @@ use crate::cluster::worker_cluster::Host;
 use crate::http::codec::ResetReason;
 use crate::http::codec::side::Untouched;
 use crate::http::forward::count::Scopes;
-use crate::http::headers::{HeaderMap, Known};
+use crate::http::headers::{HeaderMap, Known, KnownSet};
 use crate::http::route::policy::retry_on;
 use crate::http::route::{OmitHost, ResetHeader, RetryOn, RetryPolicy};
 
 /// Request headers that are for retries alone.
-const REQUEST_HEADERS: &[Known] = &[
+const REQUEST_HEADERS: KnownSet = KnownSet::of(&[
     Known::EnvoyRetryOn,
     Known::EnvoyRetryGrpcOn,
     Known::EnvoyMaxRetries,
     Known::EnvoyRetriableStatusCodes,
     Known::EnvoyRetriableHeaderNames,
     Known::EnvoyHedgeOnPerTryTimeout,
-];
+]);
 
 /// What a failed attempt leads to.
 #[derive(Debug)]
@@ -121,9 +121,7 @@ impl Retries {
             let names = text.split(',').map(|name| name.trim().to_ascii_lowercase().into());
             self.asked.get_or_insert_default().header_names.extend(names);
         }
-        for name in REQUEST_HEADERS {
-            head.remove(*name);
-        }
+        head.remove_set(REQUEST_HEADERS);
     }
 
     /// Whether there is any condition: only then is a body kept for retries.
