@@ -37,6 +37,29 @@ impl Cores {
     }
 }
 
+/// What figures depend on, for who reads them.
+pub(crate) fn facts(cores: &[usize]) -> String {
+    let cpu = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let field = |name: &str| {
+        let line = cpu.lines().find(|line| line.starts_with(name))?;
+        line.split_once(':').map(|(_, value)| value.trim().to_owned())
+    };
+    let model = field("model name").unwrap_or_else(|| std::env::consts::ARCH.to_owned());
+    let guest = field("flags").is_some_and(|flags| flags.split(' ').any(|flag| flag == "hypervisor"));
+    let memory = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let kilobytes: Option<f64> = memory
+        .lines()
+        .find_map(|line| line.strip_prefix("MemTotal:"))
+        .and_then(|value| value.split_whitespace().next()?.parse().ok());
+    format!(
+        "{} cores of {model}{}, {:.0} GiB, Linux {}",
+        cores.len(),
+        if guest { " (a virtual machine)" } else { "" },
+        kilobytes.unwrap_or(0.0) / 1024.0 / 1024.0,
+        rustix::system::uname().release().to_string_lossy()
+    )
+}
+
 /// Binds the calling thread, and what it starts from now on, to these cores.
 pub(crate) fn pin(cores: &[usize]) -> Result<()> {
     let mut set = CpuSet::new();

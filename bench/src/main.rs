@@ -14,8 +14,10 @@ mod machine;
 mod micro;
 mod peers;
 mod poll;
+mod record;
 mod report;
 mod session;
+mod summary;
 mod verify;
 mod wire;
 
@@ -25,7 +27,6 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::Parser as _;
-use serde_json::json;
 
 use crate::backend::Backend;
 use crate::peers::Peer;
@@ -65,6 +66,12 @@ struct Arguments {
     /// Write all figures to this file
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Write the goals with what was measured, and how figures grow with size, as Markdown
+    #[arg(long, value_name = "FILE")]
+    markdown: Option<PathBuf>,
+    /// Take cases that are in the file of --json already from there
+    #[arg(long, requires = "json")]
+    resume: bool,
     /// Compare with goals; the status is 1 if one is missed
     #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = GOALS)]
     check: Option<PathBuf>,
@@ -167,15 +174,37 @@ fn measure(arguments: &Arguments) -> Result<bool> {
         state = state.wrapping_mul(0x2360_ed05_1fc6_5da4_4385_df64_9fcc_f645).wrapping_add(1);
         usize::try_from((state >> 96) % bound as u128).unwrap_or(0)
     };
+    let facts = record::Facts {
+        machine: machine::facts(&cores),
+        rounds: options.rounds,
+        seconds: [options.saturated, options.fixed].map(|time| time.as_secs_f64()),
+        rate: options.rate,
+        proxies: peers.iter().map(Peer::version).collect(),
+    };
     let mut results: Vec<CaseResult> = Vec::new();
-    for wanted in &wanted {
+    if let Some(path) = arguments.json.as_deref().filter(|path| arguments.resume && path.exists()) {
+        results = record::read(path, &facts, &wanted, &peers).with_context(|| path.display().to_string())?;
+    }
+    let known: Vec<&str> = results.iter().map(|result| result.wanted.case.name).collect();
+    let mut left: Vec<&cases::Wanted> =
+        wanted.iter().filter(|wanted| !known.contains(&wanted.case.name)).collect();
+    left.reverse();
+    eprintln!("{}", facts.machine);
+    while let Some(wanted) = left.last() {
+        let time: Duration = left.iter().map(|wanted| session::estimate(wanted, &peers, &options)).sum();
+        eprintln!("{} of {} cases to go, about {}", left.len(), results.len() + left.len(), minutes(time));
         let result = session::run(wanted, &peers, &backend, folder, &options, &mut random)?;
+        left.pop();
         print!("{}", result.table());
         results.push(result);
         if let Some(path) = &arguments.json {
-            let all: Vec<serde_json::Value> = results.iter().map(CaseResult::json).collect();
-            std::fs::write(path, format!("{:#}\n", json!({ "results": all })))?;
+            record::write(path, &facts, &results)?;
         }
+    }
+    if let Some(path) = &arguments.markdown {
+        let goals = std::fs::read_to_string(arguments.check.as_deref().unwrap_or(Path::new(GOALS)))?;
+        let text = summary::markdown(&serde_json::from_str(&goals)?, &facts, &results)?;
+        std::fs::write(path, text)?;
     }
     let mut met = true;
     if let Some(path) = &arguments.check {
@@ -185,6 +214,13 @@ fn measure(arguments: &Arguments) -> Result<bool> {
         met = all;
     }
     Ok(met && !results.iter().any(CaseResult::has_refused))
+}
+
+fn minutes(time: Duration) -> String {
+    match time.as_secs() {
+        seconds @ 0..90 => format!("{seconds} s"),
+        seconds => format!("{} min", seconds.div_ceil(60)),
+    }
 }
 
 /// The `leno` to measure: the one that was named, else built by the cargo that runs us.

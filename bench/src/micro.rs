@@ -1,10 +1,11 @@
 //! Instruction counts of parts of the proxy, by callgrind: the same from run to run where time is
 //! not. Each part runs N and 2N times in a process of its own; the difference by N is what one
-//! takes, free of what starting costs.
+//! takes, free of what starting costs. `--check` compares with what was recorded.
 
+use std::collections::BTreeMap;
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, TcpStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -34,10 +35,22 @@ pub(crate) struct Arguments {
     /// Only parts whose names contain this
     #[arg(default_value = "")]
     filter: String,
+    /// Compare with what was recorded; the status is 1 if a part takes more
+    #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = BASELINE)]
+    check: Option<PathBuf>,
+    /// Record what is counted
+    #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = BASELINE, conflicts_with = "check")]
+    update: Option<PathBuf>,
+    /// How much more than recorded a part may take, percent
+    #[arg(long, default_value_t = 5.0, value_name = "PERCENT")]
+    tolerance: f64,
     /// Run one part this many times and do nothing else
     #[arg(long, hide = true)]
     times: Option<u64>,
 }
+
+/// Instructions of one run by part, as recorded.
+const BASELINE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/micro.json");
 
 /// Prints the table. Without valgrind it says so.
 pub(crate) fn run(arguments: &Arguments) -> Result<bool> {
@@ -53,21 +66,77 @@ pub(crate) fn run(arguments: &Arguments) -> Result<bool> {
         println!("skipped: valgrind is not installed");
         return Ok(true);
     }
-    println!("| part | instructions |\n|---|---|");
+    let recorded = match &arguments.check {
+        Some(path) => read(path)?,
+        None => BTreeMap::new(),
+    };
+    let mut counted = match &arguments.update {
+        Some(path) if path.exists() => read(path)?,
+        _ => BTreeMap::new(),
+    };
+    match arguments.check.is_some() {
+        true => println!("| part | instructions | recorded | change | |\n|---|---|---|---|---|"),
+        false => println!("| part | instructions |\n|---|---|"),
+    }
     let mut failed = false;
     for part in parts().filter(|part| part.name.contains(&arguments.filter)) {
         let times = part.times;
         let both =
             instructions(part.name, 2 * times).and_then(|more| Ok((more, instructions(part.name, times)?)));
         match both {
-            Ok((more, less)) => println!("| {} | {} |", part.name, more.saturating_sub(less) / times),
+            Ok((more, less)) => {
+                #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
+                let count = more.saturating_sub(less) as f64 / times as f64;
+                // Less than one instruction is what the start differs by.
+                let count = (count * 10.0).round() / 10.0;
+                let verdict = arguments.check.is_some().then(|| {
+                    let (text, fine) = judge(count, recorded.get(part.name).copied(), arguments.tolerance);
+                    failed |= !fine;
+                    text
+                });
+                println!("| {} | {} |{}", part.name, shown(count), verdict.unwrap_or_default());
+                counted.insert(part.name.to_owned(), count);
+            }
             Err(error) => {
                 println!("| {} | {error:#} |", part.name);
                 failed |= !error.to_string().starts_with("not supported yet");
             }
         }
     }
+    if let Some(path) = &arguments.update {
+        std::fs::write(path, format!("{:#}\n", serde_json::json!(counted)))?;
+    }
     Ok(!failed)
+}
+
+fn read(path: &Path) -> Result<BTreeMap<String, f64>> {
+    let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
+    let value: serde_json::Value = serde_json::from_str(&text)?;
+    let parts = value.as_object().context("what was recorded is an object of parts")?;
+    let number = |(part, count): (&String, &serde_json::Value)| {
+        Ok((part.clone(), count.as_f64().with_context(|| format!("{part}: a number"))?))
+    };
+    parts.iter().map(number).collect()
+}
+
+/// The further cells of a row, and whether the part takes no more than it may.
+fn judge(count: f64, recorded: Option<f64>, tolerance: f64) -> (String, bool) {
+    let Some(recorded) = recorded.filter(|recorded| *recorded > 0.0) else {
+        return (" - | - | not recorded |".to_owned(), true);
+    };
+    let change = (count / recorded - 1.0) * 100.0;
+    // An instruction more is no growth of what takes a handful.
+    let fine = change <= tolerance || count - recorded <= 1.0;
+    let verdict = match change {
+        _ if !fine => "**GREW**",
+        change if change < -tolerance => "less: record it",
+        _ => "",
+    };
+    (format!(" {} | {change:+.1} % | {verdict} |", shown(recorded)), fine)
+}
+
+fn shown(count: f64) -> String {
+    if count < 100.0 { format!("{count:.1}") } else { format!("{count:.0}") }
 }
 
 fn parts() -> impl Iterator<Item = &'static Part> {
@@ -175,4 +244,19 @@ fn instructions(part: &str, times: u64) -> Result<u64> {
     let line = text.lines().find_map(|line| line.split_once("Collected : "));
     line.and_then(|(_, number)| number.trim().parse().ok())
         .with_context(|| format!("{part}: callgrind says no number"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::judge;
+
+    #[test]
+    fn growth_is_judged() {
+        let check = |count, recorded| judge(count, recorded, 5.0);
+        assert_eq!(check(1049.0, Some(1000.0)), (" 1000 | +4.9 % |  |".to_owned(), true));
+        assert_eq!(check(1051.0, Some(1000.0)), (" 1000 | +5.1 % | **GREW** |".to_owned(), false));
+        assert_eq!(check(900.0, Some(1000.0)), (" 1000 | -10.0 % | less: record it |".to_owned(), true));
+        assert_eq!(check(6.0, Some(5.0)), (" 5.0 | +20.0 % |  |".to_owned(), true));
+        assert_eq!(check(6.0, None), (" - | - | not recorded |".to_owned(), true));
+    }
 }

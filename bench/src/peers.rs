@@ -33,6 +33,17 @@ impl Peer {
         Self { name: "leno", program, arguments: &["proxy", "--log-level", "error"] }
     }
 
+    /// Its name and what it says of its version.
+    pub(crate) fn version(&self) -> String {
+        let output = Command::new(&self.program).arg("--version").stdin(Stdio::null()).output();
+        let text =
+            output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
+        let line = text.lines().map(str::trim).find(|line| !line.is_empty()).unwrap_or("?");
+        // Envoy: "…/envoy  version: COMMIT/1.40.0/Clean/RELEASE/BoringSSL".
+        let version = line.split_once("version: ").map_or(line, |(_, version)| version);
+        format!("{}: {version}", self.name)
+    }
+
     /// Starts it on `cores` with a configuration file, and waits until it listens.
     pub(crate) fn start(&self, config: &Path, port: u16, workers: usize, cores: &[usize]) -> Result<Running> {
         let log = config.with_extension("log");

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::session::{CaseResult, Figures, Taker, is_sized};
 
 /// Columns of tables: figure, title, decimals.
-const COLUMNS: &[(&str, &str, usize)] = &[
+pub(crate) const COLUMNS: &[(&str, &str, usize)] = &[
     ("rps", "req/s", 0),
     ("mbps", "MB/s", 0),
     ("core", "proxy core", 2),
@@ -28,7 +28,7 @@ const COLUMNS: &[(&str, &str, usize)] = &[
 
 /// Ratios to the base in the same round: name, figure, whether it is base / this (higher is
 /// better) or this / base (lower is better).
-const RATIOS: &[(&str, &str, bool)] = &[
+pub(crate) const RATIOS: &[(&str, &str, bool)] = &[
     ("cpu_ratio_sat", "cpu_sat", true),
     ("cpu_ratio_fixed", "cpu_fixed", true),
     ("rps_ratio", "rps", false),
@@ -43,9 +43,9 @@ const RATIOS: &[(&str, &str, bool)] = &[
 /// Median, lowest and highest.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Spread {
-    median: f64,
-    lowest: f64,
-    highest: f64,
+    pub(crate) median: f64,
+    pub(crate) lowest: f64,
+    pub(crate) highest: f64,
 }
 
 impl Spread {
@@ -61,7 +61,7 @@ impl Spread {
         Some(Self { median, lowest, highest })
     }
 
-    fn text(&self, decimals: usize) -> String {
+    pub(crate) fn text(&self, decimals: usize) -> String {
         let Self { median, lowest, highest } = self;
         if lowest == highest {
             return format!("{median:.decimals$}");
@@ -70,7 +70,8 @@ impl Spread {
     }
 }
 
-fn figure(taker: &Taker, name: &str) -> Option<Spread> {
+/// The spread of a figure over the rounds.
+pub(crate) fn figure(taker: &Taker, name: &str) -> Option<Spread> {
     Spread::of(taker.rounds.iter().filter_map(|round| round.0.get(name).copied()).collect())
 }
 
@@ -85,7 +86,7 @@ fn ratio(taker: &Taker, base: &Taker, name: &str, inverted: bool) -> Option<Spre
 
 impl CaseResult {
     /// The proxy that ratios are taken to, in the same size.
-    fn base(&self, taker: &Taker) -> Option<&Taker> {
+    pub(crate) fn base(&self, taker: &Taker) -> Option<&Taker> {
         let first = self.takers.first()?.peer;
         let base = self.takers.iter().find(|other| other.peer == first && other.size == taker.size)?;
         (base.peer != taker.peer).then_some(base)
@@ -99,7 +100,7 @@ impl CaseResult {
     }
 
     /// Every metric of a proxy: figures, ratios and, for sizes, `growth`.
-    fn metrics(&self, taker: &Taker) -> Vec<(&'static str, Spread)> {
+    pub(crate) fn metrics(&self, taker: &Taker) -> Vec<(&'static str, Spread)> {
         let figures = COLUMNS.iter().filter_map(|(name, ..)| Some((*name, figure(taker, name)?)));
         let mut all: Vec<(&'static str, Spread)> = figures.collect();
         if let Some(base) = self.base(taker) {
@@ -224,21 +225,46 @@ pub(crate) fn check(goals: &Value, results: &[CaseResult]) -> Result<(String, bo
 }
 
 fn judge(spread: Option<Spread>, bound: &Value) -> Result<(String, bool)> {
-    let number = |name: &str| bound.get(name).and_then(Value::as_f64);
-    let (goal, sign, higher) = match (number("at_least"), number("at_most")) {
-        (Some(goal), None) => (goal, ">=", true),
-        (None, Some(goal)) => (goal, "<=", false),
-        _ => bail!("a bound is at_least or at_most"),
-    };
+    let bound = Bound::read(bound)?;
+    let (goal, sign) = (bound.goal, if bound.higher { ">=" } else { "<=" });
     let Some(spread) = spread else { return Ok((format!("not measured, {sign} {goal}"), false)) };
-    let holds = |goal: f64| if higher { spread.median >= goal } else { spread.median <= goal };
-    let floor = match number("floor") {
-        Some(floor) if !holds(goal) => {
-            format!(" (floor {floor}: {})", if holds(floor) { "met" } else { "missed" })
+    let met = bound.holds(goal, spread);
+    let floor = match bound.floor {
+        Some(floor) if !met => {
+            format!(" (floor {floor}: {})", if bound.holds(floor, spread) { "met" } else { "missed" })
         }
         _ => String::new(),
     };
-    Ok((format!("{}, {sign} {goal}{floor}", spread.text(2)), holds(goal)))
+    Ok((format!("{}, {sign} {goal}{floor}", spread.text(2)), met))
+}
+
+/// A goal for one figure.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Bound {
+    /// What is wanted.
+    pub(crate) goal: f64,
+    /// What would still do.
+    pub(crate) floor: Option<f64>,
+    /// More is better.
+    pub(crate) higher: bool,
+}
+
+impl Bound {
+    /// Reads `{"at_least": 6, "floor": 4}` or `{"at_most": ...}`.
+    pub(crate) fn read(bound: &Value) -> Result<Self> {
+        let number = |name: &str| bound.get(name).and_then(Value::as_f64);
+        let (goal, higher) = match (number("at_least"), number("at_most")) {
+            (Some(goal), None) => (goal, true),
+            (None, Some(goal)) => (goal, false),
+            _ => bail!("a bound is at_least or at_most"),
+        };
+        Ok(Self { goal, floor: number("floor"), higher })
+    }
+
+    /// Whether the median is on the right side of a limit.
+    pub(crate) fn holds(&self, limit: f64, spread: Spread) -> bool {
+        if self.higher { spread.median >= limit } else { spread.median <= limit }
+    }
 }
 
 #[cfg(test)]

@@ -104,6 +104,39 @@ pub(crate) fn run(
     Ok(result)
 }
 
+/// About how long a case takes, for who waits: what is waited for in every turn, and what starting
+/// and checking took on a machine of 2 cores.
+pub(crate) fn estimate(wanted: &Wanted, peers: &[Peer], options: &Options) -> Duration {
+    let case = &wanted.case;
+    let mut all = Duration::ZERO;
+    for (peer, size) in peers.iter().flat_map(|peer| wanted.sizes.iter().map(move |size| (peer, *size))) {
+        let large = match case.size {
+            Size::Clusters | Size::Hosts => u32::try_from(size).unwrap_or(u32::MAX),
+            Size::None | Size::Connections | Size::Cores => 0,
+        };
+        let (start, each) = match peer.name {
+            "envoy" => (Duration::from_millis(800), Duration::from_micros(1200)),
+            _ => (Duration::from_millis(200), Duration::from_micros(60)),
+        };
+        let turn = match case.kind {
+            Kind::Scale => options.warm_up.max(Duration::from_secs(2)),
+            Kind::Idle => {
+                let requests = Duration::from_millis(u64::try_from(size).unwrap_or(u64::MAX) / 2);
+                options.warm_up + (requests + Duration::from_millis(500)) * 2
+            }
+            Kind::Load { rate, .. } => {
+                let fixed = rate > 0.0 && !options.fixed.is_zero();
+                let fixed = if fixed { options.warm_up + options.fixed } else { Duration::ZERO };
+                options.warm_up * 2 + options.saturated + fixed
+            }
+        };
+        let rounds = u32::try_from(options.rounds).unwrap_or(u32::MAX);
+        let check = Duration::from_millis(500);
+        all += (start + each * large + turn) * rounds + check;
+    }
+    all
+}
+
 /// One proxy's turn in a round.
 struct Turn<'a> {
     case: &'a Case,
