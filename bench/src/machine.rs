@@ -71,6 +71,9 @@ pub(crate) fn pin(cores: &[usize]) -> Result<()> {
 
 /// Allows as many open files as the system does, for us and for the proxies.
 pub(crate) fn raise_file_limit() -> Result<u64> {
+    // More than is allowed now can be had by root alone.
+    let enough = Some(100_000);
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: enough, maximum: enough });
     let limit = getrlimit(Resource::Nofile);
     setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum })?;
     Ok(limit.maximum.unwrap_or(u64::MAX))

@@ -41,7 +41,7 @@ impl Peer {
         let line = text.lines().map(str::trim).find(|line| !line.is_empty()).unwrap_or("?");
         // Envoy: "…/envoy  version: COMMIT/1.40.0/Clean/RELEASE/BoringSSL".
         let version = line.split_once("version: ").map_or(line, |(_, version)| version);
-        format!("{}: {version}", self.name)
+        if version.starts_with(self.name) { version.to_owned() } else { format!("{} {version}", self.name) }
     }
 
     /// Starts it on `cores` with a configuration file, and waits until it listens.

@@ -157,16 +157,8 @@ impl Turn<'_> {
             ));
         }
         machine::pin(&cores.load)?;
-        let site = Site {
-            port: free_port()?,
-            admin: free_port()?,
-            backend: self.backend,
-            folder: self.folder,
-            size: self.size,
-        };
-        let path = self.folder.join(format!("{}-{}.yaml", self.peer.name, self.case.name));
-        std::fs::write(&path, config::bootstrap(self.case, &site))?;
-        let mut proxy = self.peer.start(&path, site.port, workers, &cores.proxy)?;
+        // A port that was free may be taken meanwhile.
+        let mut proxy = self.start(workers, &cores).or_else(|_| self.start(workers, &cores))?;
         let mut figures = Figures::default();
         let outcome = match self.case.kind {
             Kind::Scale => self.scale(&proxy, verify, &mut figures),
@@ -177,6 +169,20 @@ impl Turn<'_> {
         proxy.check()?;
         outcome?;
         Ok(figures)
+    }
+
+    /// Starts the proxy on ports that are free.
+    fn start(&self, workers: usize, cores: &Cores) -> Result<Running> {
+        let site = Site {
+            port: free_port()?,
+            admin: free_port()?,
+            backend: self.backend,
+            folder: self.folder,
+            size: self.size,
+        };
+        let path = self.folder.join(format!("{}-{}.yaml", self.peer.name, self.case.name));
+        std::fs::write(&path, config::bootstrap(self.case, &site))?;
+        self.peer.start(&path, site.port, workers, &cores.proxy)
     }
 
     fn plan(&self, proxy: &Running) -> Result<Plan> {
@@ -373,16 +379,20 @@ pub(crate) fn is_sized(case: &Case) -> bool {
     case.size != Size::None
 }
 
+/// Open files that a case needs, of the proxy and of us.
+pub(crate) fn files(case: &Case, size: usize) -> u64 {
+    let files = match case.size {
+        Size::Connections => size * 3,
+        Size::Clusters if case.kind != Kind::Scale => size * 2,
+        Size::None | Size::Hosts | Size::Clusters | Size::Cores => 1000,
+    };
+    u64::try_from(files).unwrap_or(u64::MAX)
+}
+
 /// Fails early if the machine cannot hold what a case opens.
 pub(crate) fn check_files(wanted: &[Wanted], limit: u64) -> Result<()> {
-    let most = wanted.iter().flat_map(|wanted| {
-        wanted.sizes.iter().map(|size| match wanted.case.size {
-            Size::Connections => size * 3,
-            Size::Clusters if wanted.case.kind != Kind::Scale => size * 2,
-            _ => 1000,
-        })
-    });
+    let most = wanted.iter().flat_map(|wanted| wanted.sizes.iter().map(|size| files(&wanted.case, *size)));
     let most = most.max().unwrap_or(0);
-    ensure!(u64::try_from(most)? < limit, "{most} open files are needed, {limit} allowed (ulimit -n)");
+    ensure!(most < limit, "{most} open files are needed, {limit} allowed (ulimit -n)");
     Ok(())
 }

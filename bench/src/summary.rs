@@ -60,13 +60,17 @@ pub(crate) fn markdown(goals: &Value, facts: &Facts, results: &[CaseResult]) -> 
         text += "\n| case | proxy | CPU us/request | by that of the smallest size |\n|---|---|---|---|\n";
         text += &growth;
     }
-    text += "\n| case | us/request, saturated: Envoy / Leno | ratio | fixed rate: Envoy / Leno | ratio | p50, p99 us: Envoy | Leno |\n|---|---|---|---|---|---|---|\n";
+    let mut figures = String::new();
     for result in results {
         for taker in result.takers.iter().filter(|taker| taker.peer == "leno") {
             if let Some(row) = figures_row(result, taker) {
-                let _ = writeln!(text, "| {} | {row} |", result.wanted.label(taker.size));
+                let _ = writeln!(figures, "| {} | {row} |", result.wanted.label(taker.size));
             }
         }
+    }
+    if !figures.is_empty() {
+        text += "\n| case | us/request, saturated: Envoy / Leno | ratio | fixed rate: Envoy / Leno | ratio | p50, p99 us: Envoy | Leno |\n|---|---|---|---|---|---|---|\n";
+        text += &figures;
     }
     Ok(text)
 }

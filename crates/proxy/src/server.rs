@@ -377,22 +377,22 @@ impl Server {
         if self.store.is_settled() {
             return;
         }
-        self.check_health();
         let before = Arc::clone(self.store.snapshot());
+        self.check_health();
         if let Some(snapshot) = self.store.settle() {
             self.stats.clusters.published(&before, &snapshot);
             self.stats.listeners.published(&before, &snapshot, self.workers.len());
             self.draining_resources.follow(&before, &snapshot, self.options.drain_time);
-            outlier::follow(&snapshot);
-            self.watch_outliers(&snapshot);
-            self.fill_caches(&snapshot);
+            outlier::follow(&before, &snapshot);
+            self.watch_outliers(&before, &snapshot);
+            self.fill_caches(&before, &snapshot);
             let mut sockets =
                 self.sockets.take(snapshot.listeners.values().map(|listener| &**listener)).into_iter();
             self.tell(|| Command::Adopt {
                 snapshot: Arc::clone(&snapshot),
                 sockets: sockets.next().unwrap_or_default(),
             });
-            self.count(&snapshot);
+            self.count(&before, &snapshot);
         }
         self.stats.clusters.warming_clusters().set(self.store.warming_clusters().count() as u64);
         self.stats.listeners.total_listeners_warming().set(self.store.warming_listeners().count() as u64);
@@ -570,11 +570,11 @@ impl Server {
     }
 
     /// Watches the hosts of clusters that have outlier detection, and no others.
-    fn watch_outliers(&mut self, snapshot: &Snapshot) {
-        self.outliers.retain(|name, (cluster, _)| {
-            snapshot.clusters.get(name).is_some_and(|current| Arc::ptr_eq(current, cluster))
-        });
-        for (name, cluster) in &snapshot.clusters {
+    fn watch_outliers(&mut self, before: &Snapshot, snapshot: &Snapshot) {
+        for change in before.clusters.changes(&snapshot.clusters) {
+            let name = change.name;
+            self.outliers.remove(name);
+            let Some(cluster) = change.after else { continue };
             let (events, of) = (self.events.clone(), name.clone());
             let changed = move || drop(events.send(Event::Ejected(of.clone())));
             if let Some(task) =
@@ -586,11 +586,19 @@ impl Server {
     }
 
     /// Resolves for the DNS caches of the clusters in force, and no others.
-    fn fill_caches(&mut self, snapshot: &Snapshot) {
+    fn fill_caches(&mut self, before: &Snapshot, snapshot: &Snapshot) {
+        let has_cache = |cluster: Option<&Arc<Cluster>>| {
+            cluster.is_some_and(|c| matches!(c.discovery, ClusterDiscovery::DynamicForwardProxy(_)))
+        };
+        let mut changes = before.clusters.changes(&snapshot.clusters);
+        if !changes.any(|change| has_cache(change.before) || has_cache(change.after)) {
+            return;
+        }
+        // Clusters may share one cache, so all of them are looked at.
         self.caches.retain(|name, (cluster, _)| {
             snapshot.clusters.get(name).is_some_and(|current| Arc::ptr_eq(current, cluster))
         });
-        for (name, cluster) in &snapshot.clusters {
+        for (name, cluster) in snapshot.clusters.iter() {
             let ClusterDiscovery::DynamicForwardProxy(cache) = &cluster.discovery else { continue };
             if let Some(task) = crate::cluster::dns_cache::resolve::start(cache, &self.thread_stats) {
                 self.caches.insert(name.clone(), (Arc::clone(cluster), task));
@@ -659,12 +667,12 @@ impl Server {
         self.stats.listeners.updated(&type_url, accepted);
     }
 
-    fn count(&mut self, snapshot: &Snapshot) {
+    fn count(&mut self, before: &Snapshot, snapshot: &Snapshot) {
         self.stats.clusters.active_clusters().set(snapshot.clusters.len() as u64);
         self.stats.listeners.total_listeners_active().set(snapshot.listeners.len() as u64);
         let routes = &snapshot.routes;
         self.records.routes.retain(|name, _| routes.contains_key(name));
-        self.stats.membership.follow(snapshot);
+        self.stats.membership.follow(before, snapshot);
         self.sample();
     }
 

@@ -11,15 +11,19 @@ use crate::cluster::{Assignment, Cluster};
 use crate::http::route::RouteTable;
 use crate::listener::Listener;
 
+mod shared_map;
+
+pub(crate) use shared_map::SharedMap;
+
 /// The whole configuration that traffic depends on, warmed.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Snapshot {
     /// By name.
     pub(crate) listeners: HashMap<Name, Arc<Listener>>,
     /// By name.
-    pub(crate) clusters: HashMap<Name, Arc<Cluster>>,
+    pub(crate) clusters: SharedMap<Cluster>,
     /// Current endpoints by cluster name (resolved addresses only).
-    pub(crate) endpoints: HashMap<Name, Arc<Assignment>>,
+    pub(crate) endpoints: SharedMap<Assignment>,
     /// RDS tables by name.
     pub(crate) routes: HashMap<Name, Arc<RouteTable>, FastHash>,
 }

@@ -62,17 +62,22 @@ struct Entry {
 }
 
 impl Membership {
-    /// Follows the clusters and endpoints of a snapshot.
-    pub(crate) fn follow(&self, snapshot: &Snapshot) {
+    /// Follows the clusters and endpoints from one snapshot to the next.
+    pub(crate) fn follow(&self, before: &Snapshot, snapshot: &Snapshot) {
         let mut clusters = self.clusters();
-        clusters.retain(|name, _| snapshot.clusters.contains_key(name));
-        for (name, config) in &snapshot.clusters {
+        for change in before.clusters.changes(&snapshot.clusters) {
+            let Some(config) = change.after else {
+                clusters.remove(change.name);
+                continue;
+            };
             let new = || Entry { config: Arc::clone(config), endpoints: None, changes: 0 };
-            let entry = clusters.entry(name.clone()).or_insert_with(new);
-            if !Arc::ptr_eq(&entry.config, config) {
-                entry.config = Arc::clone(config);
+            let entry = clusters.entry(change.name.clone()).or_insert_with(new);
+            entry.config = Arc::clone(config);
+        }
+        for change in before.endpoints.changes(&snapshot.endpoints) {
+            if let Some(entry) = clusters.get_mut(change.name) {
+                entry.follow(change.after);
             }
-            entry.follow(snapshot.endpoints.get(name));
         }
     }
 

@@ -50,6 +50,8 @@ pub(crate) struct Store {
     unsettled: bool,
     snapshot: Arc<Snapshot>,
     changed: bool,
+    /// Clusters that have come into force or are gone since the last snapshot.
+    touched: BTreeSet<Name>,
     /// By cluster: what discovery gave, and what is in force instead, as health checks keep hosts
     /// that discovery drops.
     kept: BTreeMap<Name, (Arc<Assignment>, Arc<Assignment>)>,
@@ -148,7 +150,10 @@ impl Store {
         }
         if let Some(slot) = self.clusters.remove(name) {
             self.unsettled = true;
-            self.changed |= slot.active.is_some();
+            if slot.active.is_some() {
+                self.changed = true;
+                self.touched.insert(name.into());
+            }
             self.resolved.remove(name);
             self.kept.remove(name);
         }
@@ -379,7 +384,7 @@ impl Store {
             return None;
         }
         self.forget_unused();
-        self.snapshot = Arc::new(self.build());
+        self.snapshot = self.build();
         Some(Arc::clone(&self.snapshot))
     }
 
@@ -403,6 +408,7 @@ impl Store {
                 && self.secrets.has(secrets::of_cluster(cluster))
                 && cluster.health.as_ref().is_none_or(|health| health.is_warm());
             if warm {
+                self.touched.insert(cluster.name.clone());
                 slot.active = slot.warming.take();
                 self.changed = true;
             }
@@ -440,22 +446,30 @@ impl Store {
         }
     }
 
-    fn build(&self) -> Snapshot {
-        let mut snapshot = Snapshot::default();
-        for cluster in self.active_clusters() {
-            let name = &cluster.name;
-            let endpoints = self.discovered(cluster).map(|discovered| match self.kept.get(name) {
+    /// The next snapshot, which shares with this one whatever has not changed.
+    fn build(&mut self) -> Arc<Snapshot> {
+        let mut snapshot = Snapshot::clone(&self.snapshot);
+        for name in std::mem::take(&mut self.touched) {
+            let Some(cluster) = self.clusters.get(&*name).and_then(|slot| slot.active.as_ref()) else {
+                snapshot.clusters.remove(&name);
+                snapshot.endpoints.remove(&name);
+                continue;
+            };
+            let endpoints = self.discovered(cluster).map(|discovered| match self.kept.get(&name) {
                 Some((of, kept)) if Arc::ptr_eq(of, &discovered) => Arc::clone(kept),
                 _ => discovered,
             });
-            snapshot.endpoints.extend(endpoints.map(|endpoints| (name.clone(), endpoints)));
-            snapshot.clusters.insert(name.clone(), Arc::clone(cluster));
+            match endpoints {
+                Some(endpoints) => snapshot.endpoints.insert(name.clone(), endpoints),
+                None => snapshot.endpoints.remove(&name),
+            }
+            snapshot.clusters.insert(name, Arc::clone(cluster));
         }
         let listeners =
             self.listeners.iter().filter_map(|(name, slot)| Some((name.clone(), slot.active.clone()?)));
         snapshot.listeners = listeners.collect();
         snapshot.routes = self.routes.iter().map(|(name, table)| (name.clone(), Arc::clone(table))).collect();
-        snapshot
+        Arc::new(snapshot)
     }
 
     /// What discovery gave for a version of a cluster.

@@ -114,7 +114,14 @@ impl ClusterManagerStats {
 
     /// Counts what one snapshot changes in another.
     pub(crate) fn published(&self, before: &Snapshot, after: &Snapshot) {
-        let [added, modified, removed] = changes(&before.clusters, &after.clusters);
+        let [mut added, mut modified, mut removed] = [0; 3];
+        for change in before.clusters.changes(&after.clusters) {
+            match (change.before, change.after) {
+                (None, _) => added += 1,
+                (Some(_), Some(_)) => modified += 1,
+                (Some(_), None) => removed += 1,
+            }
+        }
         self.clusters.cluster_added().add(added);
         self.clusters.cluster_modified().add(modified);
         self.clusters.cluster_removed().add(removed);

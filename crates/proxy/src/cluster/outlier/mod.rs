@@ -203,10 +203,14 @@ impl Detector {
     }
 }
 
-/// All detectors learn the hosts of their clusters.
-pub(crate) fn follow(snapshot: &Snapshot) {
-    for (name, cluster) in &snapshot.clusters {
-        if let (Some(detector), Some(assignment)) = (&cluster.outlier, snapshot.endpoints.get(name)) {
+/// The detectors of clusters that have changed from one snapshot to the next, or whose hosts have,
+/// learn the hosts.
+pub(crate) fn follow(before: &Snapshot, snapshot: &Snapshot) {
+    let clusters = before.clusters.changes(&snapshot.clusters).map(|change| change.name);
+    let endpoints = before.endpoints.changes(&snapshot.endpoints).map(|change| change.name);
+    for name in clusters.chain(endpoints) {
+        let detector = snapshot.clusters.get(name).and_then(|cluster| cluster.outlier.as_ref());
+        if let (Some(detector), Some(assignment)) = (detector, snapshot.endpoints.get(name)) {
             detector.follow(assignment);
         }
     }

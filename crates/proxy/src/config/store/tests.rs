@@ -56,7 +56,7 @@ fn table() -> Arc<RouteTable> {
 
 fn show(snapshot: &Snapshot) -> String {
     let mut lines = Vec::new();
-    for (name, cluster) in &snapshot.clusters {
+    for (name, cluster) in snapshot.clusters.iter() {
         let hosts = snapshot.endpoints.get(name).map(|endpoints| {
             let endpoints = endpoints.localities.iter().flat_map(|locality| &locality.endpoints);
             endpoints.map(|endpoint| endpoint.address.to_string()).collect::<Vec<_>>().join(" ")

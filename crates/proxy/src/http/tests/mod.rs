@@ -92,7 +92,7 @@ impl Proxy {
             }
             snapshot.clusters.insert(lowered.name.clone(), Arc::new(lowered));
         }
-        crate::cluster::outlier::follow(&snapshot);
+        crate::cluster::outlier::follow(&Snapshot::default(), &snapshot);
         let stats = Arc::new(StatsStore::default());
         let worker = Rc::new(Worker::new(stats.thread(), GlobalConnections::new(None)));
         worker.adopt(Arc::new(snapshot), Vec::new());
