@@ -16,8 +16,9 @@ use std::time::Duration;
 
 use leno_base::drain::Phase;
 use leno_base::{FastHash, Name};
+use tokio::runtime::LocalOptions;
 use tokio::sync::{mpsc, oneshot};
-use tokio::task::{AbortHandle, LocalSet};
+use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 use crate::cluster::lb::zone::LocalHosts;
@@ -143,13 +144,34 @@ pub(crate) fn spawn(
     let limit = Arc::clone(limit);
     let stats = stats.thread();
     let (commands, mailbox) = mpsc::unbounded_channel();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let (ready, readiness) = std::sync::mpsc::sync_channel(1);
     let thread = std::thread::Builder::new().name(format!("worker_{index}")).spawn(move || {
+        // A runtime of local tasks cannot leave its thread.
+        let options = LocalOptions::default();
+        let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build_local(options) {
+            Ok(runtime) => runtime,
+            Err(error) => {
+                let _ = ready.send(Err(error));
+                return;
+            }
+        };
+        let _ = ready.send(Ok(()));
         let worker =
             Rc::new(Worker { index, internal_buffer, ..Worker::new(stats, limit).with_drain_policy(policy) });
-        LocalSet::new().block_on(&runtime, worker.run(mailbox));
+        // A task of its own: what `block_on` is given itself would be polled in each turn of the
+        // runtime, whoever was woken.
+        let run = runtime.spawn_local(worker.run(mailbox));
+        if let Err(error) = runtime.block_on(run)
+            && error.is_panic()
+        {
+            std::panic::resume_unwind(error.into_panic());
+        }
     })?;
-    Ok(Handle { commands, thread: Some(thread) })
+    let handle = Handle { commands, thread: Some(thread) };
+    match readiness.recv() {
+        Ok(ready) => ready.map(|()| handle),
+        Err(_) => Err(std::io::Error::other("a worker ended at its start")),
+    }
 }
 
 /// One worker's world.
@@ -160,6 +182,9 @@ pub(crate) struct Worker {
     snapshot: RefCell<Arc<Snapshot>>,
     /// The worker's side of the clusters that it has used.
     clusters: RefCell<HashMap<Name, Rc<WorkerCluster>, FastHash>>,
+    /// Some of them, by where the names lie that routes know them by: a request's cluster is found
+    /// without a look at its name.
+    recent: RefCell<[Option<(Name, Rc<WorkerCluster>)>; RECENT]>,
     /// The hosts of the cluster that this proxy belongs to, for zone-aware routing.
     local_hosts: Rc<LocalHosts>,
     listeners: RefCell<HashMap<Name, Rc<WorkerListener>>>,
@@ -209,6 +234,7 @@ impl Worker {
             connections,
             snapshot: RefCell::default(),
             clusters: RefCell::default(),
+            recent: RefCell::new([const { None }; RECENT]),
             local_hosts: Rc::default(),
             listeners: RefCell::default(),
             destinations: RefCell::default(),
@@ -323,6 +349,22 @@ impl Worker {
         Some(cluster)
     }
 
+    /// The same by a name out of the configuration, which lies where it lay for the last request.
+    pub(crate) fn cluster_named(&self, name: &Name) -> Option<Rc<WorkerCluster>> {
+        // Allocations begin at multiples of 16 and more.
+        let place = (name.as_ptr() as usize >> 4) % RECENT;
+        if let Some(Some((known, cluster))) = self.recent.borrow().get(place)
+            && known.same_storage(name)
+        {
+            return Some(Rc::clone(cluster));
+        }
+        let cluster = self.cluster(name)?;
+        if let Some(place) = self.recent.borrow_mut().get_mut(place) {
+            *place = Some((name.clone(), Rc::clone(&cluster)));
+        }
+        Some(cluster)
+    }
+
     /// How often clusters, their hosts or those hosts' health have changed.
     pub(crate) fn host_changes(&self) -> u64 {
         self.host_changes.get()
@@ -383,6 +425,7 @@ impl Worker {
     /// Takes out what changed or is gone, and returns it; the rest gets its new endpoints.
     fn adopt_clusters(&self, snapshot: &Snapshot) -> Vec<Rc<WorkerCluster>> {
         self.note_host_change();
+        self.recent.replace([const { None }; RECENT]);
         let mut replaced = Vec::new();
         self.clusters.borrow_mut().retain(|name, cluster| {
             let kept = snapshot.clusters.get(name).is_some_and(|config| Arc::ptr_eq(config, &cluster.config));
@@ -610,6 +653,9 @@ impl Stopped {
         }
     }
 }
+
+/// Clusters that are found by where their names lie.
+const RECENT: usize = 64;
 
 /// How often is looked whether hosts (`cleanup_interval`) and finished listeners are to be
 /// forgotten. An unused host costs a few hundred bytes, so shorter intervals than this wait.

@@ -32,6 +32,7 @@ use crate::cluster::{
 use crate::http::codec::h2::stats::Http2Stats;
 use crate::http::headers::HeaderMap;
 use crate::telemetry::stats::ThreadStats;
+use crate::telemetry::stream_info::ClusterFacts;
 use crate::tls::stats::TlsStats;
 use crate::tls::{Transport, UpstreamTls};
 
@@ -39,6 +40,8 @@ use crate::tls::{Transport, UpstreamTls};
 pub(crate) struct WorkerCluster {
     /// Its configuration.
     pub(crate) config: Arc<Cluster>,
+    /// What logs say of it.
+    pub(crate) facts: Rc<ClusterFacts>,
     /// This worker's counts.
     pub(crate) stats: ClusterStats,
     /// The same of its answers, by who asked whom: made when first used.
@@ -174,6 +177,7 @@ impl WorkerCluster {
             local: Rc::clone(local),
         };
         let cluster = Self {
+            facts: Rc::new(ClusterFacts::from(&*config)),
             config,
             stats,
             answers: Default::default(),

@@ -26,7 +26,7 @@ use crate::http::forward::upstream_log::AttemptLogs;
 use crate::http::forward::{self, Exchange};
 use crate::http::headers::{HeaderMap, Known};
 use crate::http::reply::Reply;
-use crate::http::route::{Action, BodyFormat, MatchContext, RouteTable, Selected};
+use crate::http::route::{Action, BodyFormat, MatchContext, Selected};
 use crate::http::stats::HttpStats;
 use crate::http::timer::{Deadlines, Expired, Timer};
 use crate::http::{normalize, redirect, upgrade};
@@ -141,6 +141,7 @@ pub(crate) struct Redirected {
 }
 
 /// Serves one request; the downstream side is flushed, or broken, when it returns: the time of that.
+#[inline]
 pub(crate) async fn serve_request(
     connection: &Connection,
     head: HeaderMap,
@@ -150,7 +151,8 @@ pub(crate) async fn serve_request(
 ) -> Instant {
     let mut stream = Stream::start(connection, head, size, &down);
     let mut chain = Chain::default();
-    let mut ended = stream.run(&mut chain, &mut down, timer).await;
+    // Large futures are not moved but made where they stay: that is what `pin!` is for here.
+    let mut ended = pin!(stream.run(&mut chain, &mut down, timer)).await;
     while let Err(Ended::Redirected) = ended {
         // Each of its ways is counted and logged as a request, as in Envoy.
         let mut redirected = stream.redirected.take().unwrap_or_default();
@@ -161,14 +163,16 @@ pub(crate) async fn serve_request(
         stream.info.bytes_received = received;
         stream.redirected = Some(redirected);
         chain = Chain::default();
-        ended = stream.run(&mut chain, &mut down, timer).await;
+        ended = Box::pin(stream.run(&mut chain, &mut down, timer)).await;
     }
+    // A response that was forwarded as it came has ended just now.
+    let at = (ended.is_ok() && chain.is_empty()).then_some(stream.deadlines.last);
     if let Err(ended) = ended
         && let Some((head, body)) = stream.end_early(ended, &chain, &mut down)
     {
         Box::pin(stream.reply_through(head, body, &mut chain, &mut down, timer)).await;
     }
-    let end = stream.flush(&mut down, timer).await;
+    let end = pin!(stream.flush(&mut down, timer, at)).await;
     stream.finish(&mut chain, &mut down, end);
     end
 }
@@ -186,7 +190,7 @@ pub(crate) async fn refuse_request(
     if let Some((head, body)) = stream.end_early(reply.into(), &chain, &mut down) {
         Box::pin(stream.reply_through(head, body, &mut chain, &mut down, timer)).await;
     }
-    let end = stream.flush(&mut down, timer).await;
+    let end = stream.flush(&mut down, timer, None).await;
     stream.finish(&mut chain, &mut down, end);
 }
 
@@ -194,7 +198,8 @@ impl Stream {
     fn start(connection: &Connection, head: HeaderMap, size: HeadSize, down: &Downstream<'_>) -> Self {
         let now = now();
         let manager = connection.current();
-        let stats = if manager.stat_prefix == connection.manager.stat_prefix {
+        let same = Arc::ptr_eq(&manager, &connection.manager);
+        let stats = if same || manager.stat_prefix == connection.manager.stat_prefix {
             Rc::clone(&connection.stats)
         } else {
             connection.worker.http_stats(&manager.stat_prefix)
@@ -255,7 +260,7 @@ impl Stream {
             return Err(reply.flag(ResponseFlags::OVERLOAD_MANAGER).into());
         }
         let mut head = std::mem::take(&mut self.request);
-        let outcome = self.prepare(chain, &mut head, down, timer).await;
+        let outcome = pin!(self.prepare(chain, &mut head, down, timer)).await;
         self.request = head;
         outcome?;
         let Some(selected) = self.selected.clone() else {
@@ -265,7 +270,7 @@ impl Stream {
         match &selected.route.action {
             Action::Forward(route) => {
                 let exchange = Exchange { stream: self, chain, down, timer };
-                forward::forward(exchange, &selected, route).await
+                pin!(forward::forward(exchange, &selected, route)).await
             }
             Action::Redirect(rule) => {
                 // As in Envoy, where `rq_redirect` counts nothing any more.
@@ -321,19 +326,18 @@ impl Stream {
         down: &mut Downstream<'_>,
         timer: &mut Timer,
     ) -> Result<(), Ended> {
-        let manager = Arc::clone(&self.manager);
         if self.redirected.is_some() {
-            return self.prepare_again(chain, head, down, timer).await;
+            return Box::pin(self.prepare_again(chain, head, down, timer)).await;
         }
         let random = [self.worker.random(), self.worker.random()];
-        if manager.proxy_100_continue {
+        if self.manager.proxy_100_continue {
             down.set_owes_continue(false);
         } else if head.contains(Known::Expect) {
             // Answered by us, whatever becomes of the request, as Envoy does.
             down.send_continue();
             head.remove(Known::Expect);
         }
-        let origin = match normalize::request(&manager, &mut self.info, head, random) {
+        let origin = match normalize::request(&self.manager, &mut self.info, head, random) {
             Ok(origin) => origin,
             Err(reply) => return Err(reply.into()),
         };
@@ -348,7 +352,7 @@ impl Stream {
             self.request_buffer_limit = usize::try_from(limit).unwrap_or(usize::MAX);
         }
         let end = down.request_complete();
-        chain.on_request(self, head, end, &mut Attendant { down, timer }).await
+        pin!(chain.on_request(self, head, end, &mut Attendant { down, timer })).await
     }
 
     /// The same for a request that follows an internal redirect: it is known who sent it.
@@ -398,18 +402,20 @@ impl Stream {
 
     /// Looks the route up.
     pub(crate) fn route(&mut self, head: &HeaderMap) {
-        let table = self.table();
         let context =
             MatchContext { random: self.random, is_internal: self.internal, info: Some(&self.info) };
-        self.selected = table.and_then(|table| table.find(head, &context));
-        let selected = self.selected.take();
+        let selected = match &self.manager.routes {
+            RouteSource::Static(table) => table.find(head, &context),
+            RouteSource::Rds { name, .. } => {
+                self.worker.routes(name).and_then(|table| table.find(head, &context))
+            }
+        };
         self.note_route(selected);
     }
 
     /// The cluster that the route leads to, if it leads to one, for the log.
     pub(crate) fn note_target(&mut self) {
-        let upstream = &mut self.info.upstream;
-        (upstream.cluster, upstream.cluster_raw, upstream.cluster_metadata) = (None, None, None);
+        self.info.upstream.cluster = None;
         let Some(selected) = self.selected.clone() else { return };
         if let Action::Forward(route) = &selected.route.action {
             forward::choose_cluster(self, &selected, route);
@@ -424,13 +430,6 @@ impl Stream {
             self.info.virtual_host = Some(selected.virtual_host.name.clone());
         }
         self.selected = selected;
-    }
-
-    fn table(&self) -> Option<Arc<RouteTable>> {
-        match &self.manager.routes {
-            RouteSource::Static(table) => Some(Arc::clone(table)),
-            RouteSource::Rds { name, .. } => self.worker.routes(name),
-        }
     }
 
     fn check_upgrade(
@@ -685,8 +684,9 @@ impl Stream {
         self.response = head;
     }
 
-    /// Writes what is left, as long as the client takes it; says when that was done.
-    async fn flush(&mut self, down: &mut Downstream<'_>, timer: &mut Timer) -> Instant {
+    /// Writes what is left, as long as the client takes it; says when that was done: `at`, if that
+    /// is known and the client takes all of it at once.
+    async fn flush(&mut self, down: &mut Downstream<'_>, timer: &mut Timer, at: Option<Instant>) -> Instant {
         let configured = self.deadlines.flush.or(self.manager.stream_flush_timeout);
         let limit = configured.unwrap_or(self.deadlines.idle);
         // Most clients take everything at once: no clock is read for them.
@@ -699,7 +699,7 @@ impl Stream {
             }
         })
         .await;
-        let end = now();
+        let end = at.filter(|_| deadline.is_none()).unwrap_or_else(now);
         if flushed {
             self.info.last_downstream_tx = Some(end);
         } else {

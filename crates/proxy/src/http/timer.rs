@@ -250,18 +250,23 @@ impl Deadlines {
     /// What is due next.
     fn next(&self) -> Option<(Instant, Expired)> {
         let after_last = |limit: Option<Duration>| limit.map(|limit| self.last + limit);
-        let all = [
-            (self.route, Expired::Route),
-            (self.per_try, Expired::PerTry),
-            (after_last(self.per_try_idle), Expired::PerTryIdle),
-            (self.upstream, Expired::Upstream),
-            (self.log, Expired::Log),
-            (self.duration, Expired::Duration),
-            (self.request, Expired::Request),
-            (after_last(self.idle), Expired::Idle),
-        ];
-        let due = all.into_iter().filter_map(|(at, what)| at.map(|at| (at, what)));
-        due.min_by_key(|(at, _)| *at)
+        let mut next: Option<(Instant, Expired)> = None;
+        let mut consider = |at: Option<Instant>, what| {
+            if let Some(at) = at
+                && next.is_none_or(|(earliest, _)| at < earliest)
+            {
+                next = Some((at, what));
+            }
+        };
+        consider(self.route, Expired::Route);
+        consider(self.per_try, Expired::PerTry);
+        consider(after_last(self.per_try_idle), Expired::PerTryIdle);
+        consider(self.upstream, Expired::Upstream);
+        consider(self.log, Expired::Log);
+        consider(self.duration, Expired::Duration);
+        consider(self.request, Expired::Request);
+        consider(after_last(self.idle), Expired::Idle);
+        next
     }
 
     /// Ready when one has passed.

@@ -10,7 +10,7 @@ use std::time::{Instant, SystemTime};
 
 use leno_base::Name;
 
-use crate::cluster::Metadata;
+use crate::cluster::{Cluster, Metadata};
 use crate::listener::OriginalSource;
 use crate::proxy_protocol::Origin;
 pub(crate) use crate::telemetry::metadata::DynamicMetadata;
@@ -215,6 +215,27 @@ pub(crate) struct StickyHost {
     pub(crate) strict: bool,
 }
 
+/// What logs say of a cluster.
+#[derive(Debug)]
+pub(crate) struct ClusterFacts {
+    /// `%UPSTREAM_CLUSTER%`: alt_stat_name or name.
+    pub(crate) stat_name: Name,
+    /// `%UPSTREAM_CLUSTER_RAW%`: the name.
+    pub(crate) name: Name,
+    /// `%CLUSTER_METADATA(...)%`.
+    pub(crate) metadata: Metadata,
+}
+
+impl From<&Cluster> for ClusterFacts {
+    fn from(cluster: &Cluster) -> Self {
+        Self {
+            stat_name: cluster.stat_name.clone(),
+            name: cluster.name.clone(),
+            metadata: Arc::clone(&cluster.metadata),
+        }
+    }
+}
+
 /// The facts about the upstream attempt that answered (or the last one).
 #[derive(Clone, Debug, Default)]
 pub(crate) struct UpstreamInfo {
@@ -226,14 +247,10 @@ pub(crate) struct UpstreamInfo {
     pub(crate) hostname: Option<Arc<str>>,
     /// `%UPSTREAM_LOCAL_ADDRESS%`.
     pub(crate) local: Option<SocketAddr>,
-    /// `%UPSTREAM_CLUSTER%`: alt_stat_name or name.
-    pub(crate) cluster: Option<Name>,
-    /// `%UPSTREAM_CLUSTER_RAW%`: the name.
-    pub(crate) cluster_raw: Option<Name>,
+    /// The chosen cluster.
+    pub(crate) cluster: Option<Rc<ClusterFacts>>,
     /// The endpoint's metadata: `%UPSTREAM_METADATA(...)%`.
     pub(crate) host_metadata: Option<Metadata>,
-    /// The cluster's metadata: `%CLUSTER_METADATA(...)%`.
-    pub(crate) cluster_metadata: Option<Metadata>,
     /// Number of the upstream connection: `%UPSTREAM_CONNECTION_ID%`.
     pub(crate) connection_id: Option<u64>,
     /// `%UPSTREAM_PROTOCOL%`.

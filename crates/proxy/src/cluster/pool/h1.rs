@@ -29,8 +29,8 @@ pub(crate) struct H1Connection {
     kept: bool,
     /// The pool's `drained` when it was opened.
     drained: u32,
-    /// Rings when something happens to it while it is idle.
-    alarm: Option<Arc<Alarm>>,
+    /// Rings when something happens to it while it is idle, by this waker.
+    alarm: Option<(Arc<Alarm>, Waker)>,
     idle_since: Instant,
     local: Option<SocketAddr>,
     received: u64,
@@ -82,12 +82,11 @@ impl H1Connection {
     /// Whether its server has closed it, or says something unasked, while it is idle. Cheap as
     /// long as nothing happens.
     fn has_ended(&mut self) -> bool {
-        let Some(alarm) = self.alarm.clone() else { return false };
+        let Some((alarm, waker)) = &self.alarm else { return false };
         if !alarm.rang.swap(false, Ordering::Relaxed) {
             return false;
         }
-        let waker = Waker::from(alarm);
-        self.client.transport().poll_readable(&mut Context::from_waker(&waker)).is_ready()
+        self.client.transport().poll_readable(&mut Context::from_waker(waker)).is_ready()
     }
 
     /// Whether its limits let another exchange begin on it.
@@ -123,12 +122,19 @@ impl Drop for H1Connection {
 pub(crate) struct H1Lease {
     connection: Option<Box<H1Connection>>,
     pool: Rc<RefCell<Pool>>,
+    /// When its exchange was through, if anybody knows without asking the clock.
+    ended: Option<Instant>,
 }
 
 impl H1Lease {
     fn new(mut connection: Box<H1Connection>, pool: &Rc<RefCell<Pool>>) -> Self {
         connection.exchanges += 1;
-        Self { connection: Some(connection), pool: Rc::clone(pool) }
+        Self { connection: Some(connection), pool: Rc::clone(pool), ended: None }
+    }
+
+    /// The exchange is through, just now.
+    pub(crate) fn ended(&mut self, now: Instant) {
+        self.ended = Some(now);
     }
 
     /// The connection's codec.
@@ -165,6 +171,7 @@ impl Drop for H1Lease {
         connection.count_bytes();
         let current = connection.drained == self.pool.borrow().drained;
         if connection.client.reusable() && current && connection.may_live_on() {
+            connection.idle_since = self.ended.unwrap_or_else(now);
             offer(&self.pool, connection);
         } else {
             let target = Rc::clone(connection.target());
@@ -217,6 +224,11 @@ pub(super) fn offer(pool: &Rc<RefCell<Pool>>, connection: Box<H1Connection>) {
     loop {
         let fresh = !connection.kept && connection.exchanges == 0;
         let mut state = pool.borrow_mut();
+        if state.waiters.is_empty() {
+            drop(state);
+            keep(pool, connection);
+            return;
+        }
         // HTTP/2 has its own line, where a cluster follows its downstream's protocol.
         let place = state.waiters.iter().position(|waiter| waiter.http1 && (fresh || !waiter.fresh));
         let Some(waiter) = place.and_then(|place| state.waiters.remove(place)) else {
@@ -251,13 +263,14 @@ pub(super) fn offer(pool: &Rc<RefCell<Pool>>, connection: Box<H1Connection>) {
 fn keep(pool: &Rc<RefCell<Pool>>, mut connection: Box<H1Connection>) {
     connection.client.transport().release();
     connection.kept = true;
-    connection.idle_since = now();
-    let keeper = Arc::clone(&pool.borrow().keeper);
-    let alarm =
-        connection.alarm.get_or_insert_with(|| Arc::new(Alarm { rang: AtomicBool::new(false), keeper }));
+    let H1Connection { client, alarm, .. } = &mut *connection;
+    let (alarm, waker) = alarm.get_or_insert_with(|| {
+        let keeper = Arc::clone(&pool.borrow().keeper);
+        let alarm = Arc::new(Alarm { rang: AtomicBool::new(false), keeper });
+        (Arc::clone(&alarm), Waker::from(alarm))
+    });
     alarm.rang.store(false, Ordering::Relaxed);
-    let waker = Waker::from(Arc::clone(alarm));
-    if connection.client.transport().poll_readable(&mut Context::from_waker(&waker)).is_ready() {
+    if client.transport().poll_readable(&mut Context::from_waker(waker)).is_ready() {
         let target = Rc::clone(connection.target());
         drop(connection);
         closed(pool, &target);

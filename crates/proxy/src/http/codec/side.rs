@@ -2,6 +2,7 @@
 
 use std::rc::Rc;
 use std::task::{Context, Poll};
+use std::time::Instant;
 
 use bytes::Bytes;
 
@@ -342,6 +343,13 @@ impl Upstream {
                 }
             }
             Upstream::H1(_) | Upstream::H2 { .. } | Upstream::Tunnel(_) => Untouched::No,
+        }
+    }
+
+    /// The exchange is through, just now: what is counted from then on need not ask the clock.
+    pub(crate) fn ended(&mut self, now: Instant) {
+        if let Upstream::H1(lease) = self {
+            lease.ended(now);
         }
     }
 

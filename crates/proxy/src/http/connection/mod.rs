@@ -164,7 +164,8 @@ async fn serve_http1(
     let mut since = now();
     loop {
         // An update of the listener may have brought another one.
-        let manager = &*connection.current();
+        let renewed = connection.drain.renewed();
+        let manager = renewed.as_deref().unwrap_or(&connection.manager);
         let mut head = HeaderMap::default();
         match next_request(connection, manager, &mut server, &mut head, &mut timer, since).await {
             Next::Close => break,
@@ -188,15 +189,13 @@ async fn serve_http1(
                         .await;
                     break;
                 }
-                // Boxed, so that a connection between requests stays small.
-                since = Box::pin(serve_request(
-                    connection,
-                    head,
-                    HeadSize { wire: request.size as u64, fields: request.fields },
-                    Downstream::H1(&mut server),
-                    &mut timer,
-                ))
-                .await;
+                // Boxed, so that a connection between requests stays small; made in its place, as
+                // it is too large to be moved for each request.
+                let size = HeadSize { wire: request.size as u64, fields: request.fields };
+                let down = Downstream::H1(&mut server);
+                let place = Box::new_uninit();
+                let serving = Box::write(place, serve_request(connection, head, size, down, &mut timer));
+                since = Box::into_pin(serving).await;
             }
         }
         count_bytes(connection, server.transport(), &mut counted);

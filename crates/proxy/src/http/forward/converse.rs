@@ -4,6 +4,7 @@
 //! only when nothing more can be moved, so that a message that is there goes out in one write.
 
 use std::future::poll_fn;
+use std::pin::pin;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
@@ -46,8 +47,8 @@ enum Event {
 }
 
 impl Router<'_, '_, '_> {
-    /// Sends the request and forwards the response, both at once.
-    pub(super) async fn converse(&mut self, leg: &mut Leg) -> Result<Outcome, Ended> {
+    /// Sends the request, as far as it is there; `resume` is what follows. `Some`: that failed.
+    pub(super) fn set_out(&mut self, leg: &mut Leg) -> Option<Outcome> {
         let started = leg.started;
         let stream = &mut *self.exchange.stream;
         stream.info.upstream.ready_at = Some(started);
@@ -63,7 +64,7 @@ impl Router<'_, '_, '_> {
         if let Err(reason) = leg.up.send_head(&self.exchange.stream.request, bodiless) {
             // Nothing of it was sent: the connection ended while nobody looked.
             let untouched = Untouched::Surely;
-            return Ok(Outcome::Failed(Failure { reason, transport: None, untouched, started: false }));
+            return Some(Outcome::Failed(Failure { reason, transport: None, untouched, started: false }));
         }
         if !bodiless {
             self.body.replay(&mut leg.up);
@@ -73,7 +74,7 @@ impl Router<'_, '_, '_> {
         if self.body.complete {
             self.exchange.stream.info.upstream.last_tx = Some(started);
         }
-        self.resume(leg).await
+        None
     }
 
     fn note_connection(&mut self, up: &Upstream) {
@@ -84,7 +85,8 @@ impl Router<'_, '_, '_> {
         info.connection_id = up.connection_id();
     }
 
-    /// Goes on with a leg whose request was sent.
+    /// Forwards the response of a leg that has set out, and what is left of the request, both at
+    /// once.
     pub(super) async fn resume(&mut self, leg: &mut Leg) -> Result<Outcome, Ended> {
         let mut answered = false;
         // Whether upstream's end of the response came, and whether it has passed the filters.
@@ -97,7 +99,7 @@ impl Router<'_, '_, '_> {
                     response = head;
                     Event::Head { end }
                 }
-                None => self.next_event(&mut leg.up, answered, received, &mut response).await,
+                None => pin!(self.next_event(&mut leg.up, answered, received, &mut response)).await,
             };
             match event {
                 Event::Request(frame) => self.forward_request(frame, &mut leg.up)?,
@@ -281,7 +283,7 @@ impl Router<'_, '_, '_> {
         received: bool,
         response: &mut HeaderMap,
     ) -> Event {
-        let Router { exchange, hedged, retries, body, .. } = self;
+        let Router { exchange, hedged, retries, body, turn, .. } = self;
         let Exchange { stream, chain, down, timer } = exchange;
         let complete = body.complete;
         poll_fn(|cx| {
@@ -294,10 +296,9 @@ impl Router<'_, '_, '_> {
                 held = [!chain.takes_request(), received || !chain.takes_response()];
             }
             let [request_held, response_held] = held;
+            let mut watch_client = complete;
             if complete {
-                if let Poll::Ready(error) = down.poll_closed(cx) {
-                    return Poll::Ready(Event::Interrupted(Interrupted::Downstream(error)));
-                }
+                // Nothing more is read.
             } else if request_held {
                 if let Poll::Ready(error) = down.poll_gone(cx) {
                     return Poll::Ready(Event::Interrupted(Interrupted::Downstream(error)));
@@ -310,9 +311,9 @@ impl Router<'_, '_, '_> {
                     }
                     Poll::Pending => {}
                 }
-            } else if let Poll::Ready(error) = down.poll_closed(cx) {
+            } else {
                 // The upload is held up: HTTP/2 tells all the same that the client is gone.
-                return Poll::Ready(Event::Interrupted(Interrupted::Downstream(error)));
+                watch_client = true;
             }
             if !answered {
                 match up.poll_head(cx, response) {
@@ -336,11 +337,15 @@ impl Router<'_, '_, '_> {
                     Poll::Pending => {}
                 }
             }
-            // Nothing can be moved: now is the time to write.
+            // Nothing can be moved: now is the time to look after the client, and to write.
+            if watch_client && let Poll::Ready(error) = down.poll_closed(cx) {
+                return Poll::Ready(Event::Interrupted(Interrupted::Downstream(error)));
+            }
             let _: Poll<()> = up.poll_flush(cx);
             if let Poll::Ready(Err(error)) = down.poll_flush(cx) {
                 return Poll::Ready(Event::Interrupted(Interrupted::Downstream(error)));
             }
+            *turn = None;
             stream.poll_deadlines(cx, timer).map(|expired| Event::Interrupted(Interrupted::Expired(expired)))
         })
         .await
@@ -348,8 +353,9 @@ impl Router<'_, '_, '_> {
 
     /// A piece of the request goes up, or to the filters.
     fn forward_request(&mut self, frame: Frame, up: &mut Upstream) -> Result<(), Ended> {
+        let now = self.now();
         let Exchange { stream, chain, .. } = &mut self.exchange;
-        stream.deadlines.last = now();
+        stream.deadlines.last = now;
         if let Frame::Data { data, .. } = &frame {
             stream.info.bytes_received += data.len() as u64;
         }
@@ -367,7 +373,7 @@ impl Router<'_, '_, '_> {
         }
         self.body.forward(frame, Some(up));
         if self.body.complete {
-            let now = now();
+            let now = self.now();
             let info = &mut self.exchange.stream.info;
             info.request_complete = info.request_complete.or(Some(now));
             info.upstream.last_tx = Some(now);
@@ -400,8 +406,8 @@ impl Router<'_, '_, '_> {
         while let Some(other) = self.hedged.pop() {
             self.drop_leg(other);
         }
+        let now = self.now();
         let Exchange { stream, chain, .. } = &mut self.exchange;
-        let now = now();
         stream.deadlines.last = now;
         stream.deadlines.per_try = None;
         stream.info.upstream.first_rx = Some(now);
@@ -450,8 +456,9 @@ impl Router<'_, '_, '_> {
 
     /// A piece of the response goes down, or to the filters; says whether the response has ended.
     fn forward_response(&mut self, frame: Frame) -> Result<bool, Ended> {
+        let now = self.now();
         let Exchange { stream, chain, .. } = &mut self.exchange;
-        stream.deadlines.last = now();
+        stream.deadlines.last = now;
         match &frame {
             Frame::Data { data, .. } => stream.note_attempt(|log| log.received(data.len())),
             Frame::Trailers(trailers) => stream.note_attempt(|log| log.trailers(trailers)),
@@ -474,7 +481,8 @@ impl Router<'_, '_, '_> {
         match part {
             Part::Head { end } => {
                 let head = std::mem::take(&mut self.exchange.stream.response);
-                self.send_response(head, end, now());
+                let now = self.now();
+                self.send_response(head, end, now);
                 end
             }
             Part::Frame(frame) => {

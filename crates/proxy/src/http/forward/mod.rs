@@ -166,13 +166,14 @@ pub(crate) async fn forward(
         body,
         mirrors,
         begun,
+        turn: Some(begun),
         affinity,
         tried: SmallVec::new(),
         host: None,
         hedged: Vec::new(),
     };
     router.request_completed(begun);
-    let outcome = router.run().await;
+    let outcome = pin!(router.run()).await;
     while let Some(leg) = router.hedged.pop() {
         router.drop_leg(leg);
     }
@@ -196,11 +197,10 @@ fn prepare(
     head: &mut HeaderMap,
 ) -> Result<Prepared, Ended> {
     let scopes = Scopes::new(stream, selected, cluster, head);
-    let manager = Arc::clone(&stream.manager);
-    strict::check(&manager.router.strict_headers, head)?;
+    strict::check(&stream.manager.router.strict_headers, head)?;
     let policy = retry_policy(route, cluster);
     let grpc = stream.is_grpc();
-    let timeouts = Timeouts::read(route, policy, &cluster.config.http, &manager.router, grpc, head);
+    let timeouts = Timeouts::read(route, policy, &cluster.config.http, &stream.manager.router, grpc, head);
     let retries = Retries::new(policy, head);
     apply_stream_limits(stream, route, head);
     announce_attempt(stream, selected, route, &timeouts, timeouts.global, 1, head);
@@ -231,10 +231,10 @@ pub(crate) fn choose_cluster(
         stream.worker.cluster(value)
     };
     let cluster = match &route.cluster {
-        ClusterChoice::Name(name) => stream.worker.cluster(name)?,
+        ClusterChoice::Name(name) => stream.worker.cluster_named(name)?,
         ClusterChoice::Header(name) => named(name)?,
         ClusterChoice::Weighted { clusters, .. } => match &clusters.get(selected.weighted?)?.cluster {
-            WeightedTarget::Name(name) => stream.worker.cluster(name)?,
+            WeightedTarget::Name(name) => stream.worker.cluster_named(name)?,
             WeightedTarget::Header(name) => named(name)?,
         },
     };
@@ -243,9 +243,7 @@ pub(crate) fn choose_cluster(
 }
 
 fn note_cluster(stream: &mut Stream, cluster: &WorkerCluster) {
-    stream.info.upstream.cluster = Some(cluster.config.stat_name.clone());
-    stream.info.upstream.cluster_raw = Some(cluster.config.name.clone());
-    stream.info.upstream.cluster_metadata = Some(Arc::clone(&cluster.config.metadata));
+    stream.info.upstream.cluster = Some(Rc::clone(&cluster.facts));
 }
 
 /// One request being forwarded.
@@ -262,6 +260,8 @@ struct Router<'a, 'd, 'r> {
     body: RequestBody,
     mirrors: Vec<mirror::Copy>,
     begun: Instant,
+    /// When what is done now began: as long as nothing is waited for, the clock need not be read.
+    turn: Option<Instant>,
     affinity: Affinity,
     tried: SmallVec<[SocketAddr; 2]>,
     /// Who was tried last.
@@ -276,8 +276,8 @@ impl Router<'_, '_, '_> {
         let mut next = Next::Attempt;
         loop {
             let outcome = match next {
-                Next::Attempt => self.attempt().await,
-                Next::Resume(leg) => self.take_leg(*leg).await,
+                Next::Attempt => pin!(self.attempt()).await,
+                Next::Resume(leg) => Box::pin(self.take_leg(*leg)).await,
             };
             if let Ok(Outcome::Failed(failure)) = &outcome {
                 let flag = failure.reason.flag();
@@ -290,14 +290,16 @@ impl Router<'_, '_, '_> {
             self.exchange.stream.deadlines.upstream = None;
             next = match outcome {
                 Outcome::Done => return Ok(()),
-                Outcome::Failed(failure) => self.after_failure(failure).await?,
+                Outcome::Failed(failure) => Box::pin(self.after_failure(failure)).await?,
                 Outcome::RetriableResponse(Verdict::Retry(wait, permit)) => {
-                    self.back_off(wait, permit, false).await?
+                    Box::pin(self.back_off(wait, permit, false)).await?
                 }
-                Outcome::Hedged(Verdict::Retry(wait, permit)) => self.back_off(wait, permit, true).await?,
+                Outcome::Hedged(Verdict::Retry(wait, permit)) => {
+                    Box::pin(self.back_off(wait, permit, true)).await?
+                }
                 Outcome::RetriableResponse(_) | Outcome::Hedged(_) => Next::Attempt,
                 Outcome::GivenUp => self.resume_hedged(),
-                Outcome::TimedOut(expired) => self.after_timeout(expired).await?,
+                Outcome::TimedOut(expired) => Box::pin(self.after_timeout(expired)).await?,
             };
         }
     }
@@ -351,7 +353,6 @@ impl Router<'_, '_, '_> {
 
     /// One attempt, from picking an endpoint to the end of its response.
     async fn attempt(&mut self) -> Result<Outcome, Ended> {
-        let first = self.host.is_none();
         let Some(host) = self.pick() else {
             self.cluster.stats.upstream_cx_none_healthy().inc();
             self.count_reply(503);
@@ -364,7 +365,6 @@ impl Router<'_, '_, '_> {
             Some(_) => None,
             None => pool::try_acquire(&self.member, &host, downstream_http2, fresh),
         };
-        let at_once = first && had.is_some();
         let upstream = match had {
             Some(upstream) => Ok(upstream),
             None => {
@@ -372,13 +372,14 @@ impl Router<'_, '_, '_> {
                 let cluster = Rc::clone(&self.member);
                 let waited = if terminated.is_some() {
                     let wait = pool::tunnel::open(&cluster, &host, high_priority);
-                    self.wait(async { Box::pin(wait).await.map(Upstream::Tunnel) }).await
+                    Box::pin(self.wait(async { wait.await.map(Upstream::Tunnel) })).await
                 } else {
-                    self.wait(pool::wait(&cluster, &host, downstream_http2, high_priority, fresh)).await
+                    let wait = pool::wait(&cluster, &host, downstream_http2, high_priority, fresh);
+                    Box::pin(self.wait(wait)).await
                 };
                 match waited {
                     Ok(Waited::Done(acquired)) => acquired,
-                    Ok(Waited::Answered(leg)) => return self.take_leg(*leg).await,
+                    Ok(Waited::Answered(leg)) => return Box::pin(self.take_leg(*leg)).await,
                     Err(interrupted) => {
                         if matches!(interrupted, Interrupted::Downstream(_)) {
                             self.member.stats.upstream_rq_cancelled().inc();
@@ -424,9 +425,12 @@ impl Router<'_, '_, '_> {
             upstream.send_data(announcement.into(), false);
         }
         let number = self.exchange.stream.info.upstream.attempts;
-        let started = if at_once { self.begun } else { now() };
+        let started = self.now();
         let mut leg = Leg { up: upstream, number, host, active, started, hedged: false, answer: None };
-        let outcome = self.converse(&mut leg).await;
+        let outcome = match self.set_out(&mut leg) {
+            Some(outcome) => Ok(outcome),
+            None => pin!(self.resume(&mut leg)).await,
+        };
         self.settle(leg, outcome)
     }
 
@@ -449,6 +453,9 @@ impl Router<'_, '_, '_> {
             return outcome;
         }
         self.count_wire_bytes(&mut leg);
+        if let Ok(Outcome::Done) = outcome {
+            leg.up.ended(self.exchange.stream.deadlines.last);
+        }
         let Leg { up, active, .. } = leg;
         drop(up);
         active.count(&outcome, self.exchange.stream.info.response_code);
@@ -462,6 +469,11 @@ impl Router<'_, '_, '_> {
         info.wire_bytes_sent += sent;
         info.wire_bytes_received += received;
         (sent, received)
+    }
+
+    /// The time of this turn.
+    fn now(&mut self) -> Instant {
+        *self.turn.get_or_insert_with(now)
     }
 
     fn pick(&mut self) -> Option<Rc<Host>> {
@@ -519,6 +531,7 @@ impl Router<'_, '_, '_> {
     /// Waits for something before the next attempt, while the client, the clock and the attempts
     /// that go on are watched.
     async fn wait<T>(&mut self, future: impl Future<Output = T>) -> Result<Waited<T>, Interrupted> {
+        self.turn = None;
         let mut future = pin!(future);
         let Router { exchange, hedged, retries, .. } = self;
         let Exchange { stream, down, timer, .. } = exchange;

@@ -134,8 +134,6 @@ fn upstream_facts(own: &UpstreamInfo, first_rx: Option<Instant>, of: &UpstreamIn
         attempts: 0,
         first_rx,
         cluster: own.cluster.clone(),
-        cluster_raw: own.cluster_raw.clone(),
-        cluster_metadata: own.cluster_metadata.clone(),
         ..of.clone()
     }
 }
@@ -152,8 +150,6 @@ impl Stream {
         info.route_name.clone_from(&self.info.route_name);
         info.health_check = self.info.health_check;
         info.upstream.cluster.clone_from(&self.info.upstream.cluster);
-        info.upstream.cluster_raw.clone_from(&self.info.upstream.cluster_raw);
-        info.upstream.cluster_metadata.clone_from(&self.info.upstream.cluster_metadata);
         let next = settings.interval.map(|interval| started + interval);
         self.attempt_logs.open.push(AttemptLog {
             settings: Arc::clone(settings),

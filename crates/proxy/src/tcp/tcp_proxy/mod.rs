@@ -232,9 +232,7 @@ impl Session<'_> {
         };
         {
             let upstream = &mut self.info.borrow_mut().upstream;
-            upstream.cluster = Some(cluster.config.stat_name.clone());
-            upstream.cluster_raw = Some(cluster.config.name.clone());
-            upstream.cluster_metadata = Some(Arc::clone(&cluster.config.metadata));
+            upstream.cluster = Some(Rc::clone(&cluster.facts));
         }
         let mut wait =
             self.proxy.backoff.map(|(base, max)| Backoff::new(base, max, Rng::new(self.worker.random())));

@@ -105,7 +105,7 @@ fn check(info: &StreamInfo, expected: Expect) {
     let told = format!(
         "flags {} cluster {} host {} attempts {} failure {:?} received {} sent {}",
         if flags.is_empty() { "-" } else { &flags },
-        upstream.cluster.as_ref().map_or("-", |name| name),
+        upstream.cluster.as_ref().map_or("-", |facts| &facts.stat_name),
         if upstream.host.is_some() { "some" } else { "none" },
         upstream.attempts,
         upstream.transport_failure.as_deref(),
@@ -306,7 +306,7 @@ fn clusters_are_chosen_by_weight() {
         for _ in 0..200 {
             let (_client, serving) = proxy.session(weighted, "").await;
             let info = ended(serving).await;
-            match info.upstream.cluster.as_deref() {
+            match info.upstream.cluster.as_ref().map(|facts| &*facts.stat_name) {
                 Some("a") => chosen[0] += 1,
                 Some("b") => chosen[1] += 1,
                 other => panic!("{other:?}"),

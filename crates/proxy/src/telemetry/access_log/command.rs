@@ -10,6 +10,7 @@ use std::fmt::Write;
 use std::net::SocketAddr;
 use std::time::{Instant, SystemTime};
 
+use leno_base::Name;
 use leno_base::rng::Rng;
 use leno_tls::{Certificate, PeerCertificates};
 use serde_json::Value as Json;
@@ -22,7 +23,7 @@ use crate::telemetry::access_log::LogType;
 use crate::telemetry::access_log::format::Command;
 use crate::telemetry::access_log::grpc;
 use crate::telemetry::access_log::time::TimeFormat;
-use crate::telemetry::stream_info::{Protocol, ResponseFlags, StreamInfo};
+use crate::telemetry::stream_info::{ClusterFacts, Protocol, ResponseFlags, StreamInfo};
 use crate::tls::TlsInfo;
 
 /// What a format string is applied to.
@@ -137,6 +138,10 @@ fn owned<'a>(value: String) -> Value<'a> {
 
 fn maybe(value: Option<&str>) -> Value<'_> {
     value.map_or(Value::Absent, text)
+}
+
+fn cluster_name<'a>(cx: &FormatContext<'a>, name: fn(&ClusterFacts) -> &Name) -> Value<'a> {
+    maybe(cx.info.upstream.cluster.as_deref().map(|facts| &**name(facts)))
 }
 
 fn address<'a>(address: Option<SocketAddr>) -> Value<'a> {
@@ -334,8 +339,8 @@ pub(crate) const FACTS: &[(&str, Fact)] = &[
     ("ROUTE_NAME", |cx| maybe(cx.info.route_name.as_deref().filter(|name| !name.is_empty()))),
     ("STREAM_ID", |cx| maybe(cx.info.request_id.as_deref())),
     ("UNIQUE_ID", |_| owned(random_uuid())),
-    ("UPSTREAM_CLUSTER", |cx| maybe(cx.info.upstream.cluster.as_deref())),
-    ("UPSTREAM_CLUSTER_RAW", |cx| maybe(cx.info.upstream.cluster_raw.as_deref())),
+    ("UPSTREAM_CLUSTER", |cx| cluster_name(cx, |facts| &facts.stat_name)),
+    ("UPSTREAM_CLUSTER_RAW", |cx| cluster_name(cx, |facts| &facts.name)),
     ("UPSTREAM_CONNECTION_ID", |cx| cx.info.upstream.connection_id.map_or(Value::Absent, Value::Number)),
     ("UPSTREAM_CONNECTION_POOL_READY_DURATION", |cx| {
         millis(Some(cx.info.started), cx.info.upstream.ready_at)
@@ -634,16 +639,21 @@ fn find_metadata<'a>(
     fn below<'v>(root: Option<&'v Json>, keys: &[Box<str>]) -> Option<&'v Json> {
         keys.iter().try_fold(root?, |value, key| value.get(&**key))
     }
-    fn shared<'v>(metadata: &'v Option<Metadata>, namespace: &str) -> Option<&'v Json> {
-        metadata.as_ref()?.get(namespace)
+    fn shared<'v>(metadata: Option<&'v Metadata>, namespace: &str) -> Option<&'v Json> {
+        metadata?.get(namespace)
     }
     let found = match of {
         MetadataOf::Stream => match keys.split_first() {
             Some(_) => crate::matching::value::find_path(&cx.info.metadata, namespace, keys).cloned(),
             None => cx.info.metadata.get(namespace).map(|map| Json::Object(map.clone())),
         },
-        MetadataOf::Cluster => below(shared(&cx.info.upstream.cluster_metadata, namespace), keys).cloned(),
-        MetadataOf::Host => below(shared(&cx.info.upstream.host_metadata, namespace), keys).cloned(),
+        MetadataOf::Cluster => {
+            let metadata = cx.info.upstream.cluster.as_ref().map(|facts| &facts.metadata);
+            below(shared(metadata, namespace), keys).cloned()
+        },
+        MetadataOf::Host => {
+            below(shared(cx.info.upstream.host_metadata.as_ref(), namespace), keys).cloned()
+        }
     };
     match found {
         None | Some(Json::Null) => Value::Absent,

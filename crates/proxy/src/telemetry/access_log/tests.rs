@@ -14,6 +14,7 @@ use super::{AccessLog, Filter, LogFormat, LogType};
 use crate::config::lower::Lower;
 use crate::http::headers::HeaderMap;
 use crate::telemetry::stream_info::{
+    ClusterFacts,
     ConnectionInfo, FilterState, HeadSize, Protocol, ResponseFlags, StreamInfo,
 };
 
@@ -63,14 +64,17 @@ impl Sample {
         info.request_id = Some("75f28955-9d59-40b8-8a84-953b2f99b311".into());
         info.upstream.host = Some("127.0.0.1:19802".parse().unwrap());
         info.upstream.hostname = Some("hn:80".into());
-        info.upstream.cluster = Some("c1".into());
         info.upstream.first_tx = at(400);
         info.upstream.first_rx = at(3400);
         info.upstream.last_rx = at(3450);
         info.upstream.attempts = 1;
         let metadata =
             [("ns".to_owned(), serde_json::json!({"k": "v", "l": [1, "a"], "o": {"x": 1.5, "b": true}}))];
-        info.upstream.cluster_metadata = Some(std::sync::Arc::new(metadata.into_iter().collect()));
+        info.upstream.cluster = Some(Rc::new(ClusterFacts {
+            stat_name: "c1".into(),
+            name: "c1".into(),
+            metadata: std::sync::Arc::new(metadata.into_iter().collect()),
+        }));
         info.filter_state.insert("io.x".into(), FilterState { text: "fs".into(), typed: None });
         let typed = Some(serde_json::json!({"count": "2"}));
         info.filter_state.insert("io.z".into(), FilterState { text: "2".into(), typed });

@@ -20,7 +20,7 @@ use crate::http::headers::HeaderMap;
 use crate::http::route::mutation::HeaderMutations;
 use crate::io::Socket;
 use crate::telemetry::access_log::command::FormatContext;
-use crate::telemetry::stream_info::{ConnectionInfo, Protocol, StreamInfo};
+use crate::telemetry::stream_info::{ClusterFacts, ConnectionInfo, Protocol, StreamInfo};
 use crate::tls::{Transport, UpstreamTls};
 
 mod grpc;
@@ -173,8 +173,7 @@ fn headers(
         if let EndpointAddress::Ip(address) = &target.host {
             info.upstream.host = Some(*address);
         }
-        info.upstream.cluster = Some(target.cluster.stat_name.clone());
-        info.upstream.cluster_raw = Some(target.cluster.name.clone());
+        info.upstream.cluster = Some(Rc::new(ClusterFacts::from(&*target.cluster)));
         mutations.apply(&mut map, &FormatContext::new(&info));
     }
     let fields = map.iter().filter_map(|(name, value)| {
