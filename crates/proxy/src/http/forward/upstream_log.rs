@@ -130,12 +130,7 @@ impl AttemptLog {
 /// The stream's upstream facts as those of an attempt at the cluster that `own` names: the
 /// stream may have been routed anew meanwhile.
 fn upstream_facts(own: &UpstreamInfo, first_rx: Option<Instant>, of: &UpstreamInfo) -> UpstreamInfo {
-    UpstreamInfo {
-        attempts: 0,
-        first_rx,
-        cluster: own.cluster.clone(),
-        ..of.clone()
-    }
+    UpstreamInfo { attempts: 0, first_rx, cluster: own.cluster.clone(), ..of.clone() }
 }
 
 impl Stream {

@@ -650,10 +650,8 @@ fn find_metadata<'a>(
         MetadataOf::Cluster => {
             let metadata = cx.info.upstream.cluster.as_ref().map(|facts| &facts.metadata);
             below(shared(metadata, namespace), keys).cloned()
-        },
-        MetadataOf::Host => {
-            below(shared(cx.info.upstream.host_metadata.as_ref(), namespace), keys).cloned()
         }
+        MetadataOf::Host => below(shared(cx.info.upstream.host_metadata.as_ref(), namespace), keys).cloned(),
     };
     match found {
         None | Some(Json::Null) => Value::Absent,

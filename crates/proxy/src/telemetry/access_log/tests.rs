@@ -14,8 +14,7 @@ use super::{AccessLog, Filter, LogFormat, LogType};
 use crate::config::lower::Lower;
 use crate::http::headers::HeaderMap;
 use crate::telemetry::stream_info::{
-    ClusterFacts,
-    ConnectionInfo, FilterState, HeadSize, Protocol, ResponseFlags, StreamInfo,
+    ClusterFacts, ConnectionInfo, FilterState, HeadSize, Protocol, ResponseFlags, StreamInfo,
 };
 
 fn headers(pairs: &[(&str, &str)]) -> HeaderMap {
