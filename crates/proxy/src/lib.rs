@@ -24,6 +24,7 @@ mod proxy_protocol;
 mod rbac;
 mod server;
 mod snapshot;
+mod splice;
 mod tcp;
 mod telemetry;
 mod tls;

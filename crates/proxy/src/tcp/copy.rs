@@ -1,7 +1,9 @@
 //! Copies bytes both ways between two sockets until both directions have ended.
 //!
 //! Each direction owns a buffer only while it has bytes to carry, so an idle session holds
-//! none; the worker keeps some for the next that has bytes. The end of one direction is passed on as a half-close; the other goes on.
+//! none; the worker keeps some for the next that has bytes. Where much comes at once, and neither
+//! side is TLS, bytes pass inside the kernel instead ([`crate::splice`]). The end of one direction
+//! is passed on as a half-close; the other goes on.
 
 use std::cell::RefCell;
 use std::future::poll_fn;
@@ -15,9 +17,12 @@ use tokio::io::{AsyncReadExt, AsyncWrite};
 use tokio::time::Instant;
 
 use crate::io::Socket;
+use crate::splice::{self, Pipe};
 
 /// Bytes carried at once.
 const CHUNK: usize = 64 * 1024;
+/// A read of so many bytes announces more: they are spliced. One of fewer is copied again.
+const MUCH: usize = 16 * 1024;
 /// Buffers that a worker keeps for reuse.
 const KEPT: usize = 16;
 
@@ -78,8 +83,8 @@ pub(crate) async fn bidirectional(
     idle: Option<Duration>,
     mut moved: impl FnMut(Moved),
 ) -> End {
-    let mut to_upstream = Direction { buffer: early, ended: Ended::No };
-    let mut to_downstream = Direction { buffer: BytesMut::new(), ended: Ended::No };
+    let mut to_upstream = Direction::new(early);
+    let mut to_downstream = Direction::new(BytesMut::new());
     let mut total = Moved::default();
     let mut first_to_end = None;
     let mut timer = idle.map(|limit| (limit, Box::pin(tokio::time::sleep(limit))));
@@ -135,10 +140,18 @@ enum Ended {
 
 struct Direction {
     buffer: BytesMut,
+    /// With bytes that passed by; the buffer is empty then.
+    pipe: Option<Pipe>,
+    /// The last read brought much.
+    bulky: bool,
     ended: Ended,
 }
 
 impl Direction {
+    fn new(early: BytesMut) -> Self {
+        Self { buffer: early, pipe: None, bulky: false, ended: Ended::No }
+    }
+
     /// Moves what can be moved now; ready when this direction has ended.
     fn poll(
         &mut self,
@@ -159,6 +172,18 @@ impl Direction {
                 self.buffer.advance(written);
                 *moved += written as u64;
             }
+            if let Some(pipe) = &mut self.pipe {
+                match ready!(pipe.poll_drain(cx, to, moved)) {
+                    Ok(()) => {}
+                    Err(error) if error.kind() == io::ErrorKind::Unsupported => {
+                        if let Some(pipe) = self.pipe.take() {
+                            self.buffer = pipe.into_bytes().map_err(Side::Write)?.into();
+                        }
+                        continue;
+                    }
+                    Err(error) => return Poll::Ready(Err(Side::Write(error))),
+                }
+            }
             // TLS may hold sealed bytes that the socket did not take.
             ready!(Pin::new(&mut *to).poll_flush(cx)).map_err(Side::Write)?;
             if self.ended == Ended::Reading {
@@ -166,17 +191,39 @@ impl Direction {
                 self.ended = Ended::Yes;
                 return Poll::Ready(Ok(()));
             }
-            match self.poll_fill(cx, from) {
+            let filled = if self.bulky { self.poll_splice(cx, from, to) } else { self.poll_fill(cx, from) };
+            match filled {
                 Poll::Pending => {
+                    self.pipe = None;
                     if self.buffer.capacity() > 0 {
                         give_buffer(std::mem::take(&mut self.buffer));
                     }
                     return Poll::Pending;
                 }
                 Poll::Ready(Ok(0)) => self.ended = Ended::Reading,
-                Poll::Ready(Ok(_)) => {}
+                Poll::Ready(Ok(count)) => self.bulky = count >= MUCH,
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(Side::Read(error))),
             }
+        }
+    }
+
+    /// Takes bytes into a pipe, or copies them if they cannot be spliced.
+    fn poll_splice(
+        &mut self,
+        cx: &mut Context<'_>,
+        from: &mut Socket,
+        to: &Socket,
+    ) -> Poll<io::Result<usize>> {
+        if !splice::possible(from, to) {
+            return self.poll_fill(cx, from);
+        }
+        let Some(pipe) = self.pipe.take().or_else(Pipe::take) else { return self.poll_fill(cx, from) };
+        match self.pipe.insert(pipe).poll_fill(cx, from, splice::CHUNK) {
+            Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::Unsupported => {
+                self.pipe = None;
+                self.poll_fill(cx, from)
+            }
+            other => other,
         }
     }
 
@@ -198,10 +245,11 @@ mod tests {
 
     use bytes::BytesMut;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    use tokio::net::UnixStream;
+    use tokio::net::{TcpListener, TcpStream, UnixStream};
 
-    use super::{End, Who, bidirectional};
+    use super::{End, Moved, Who, bidirectional};
     use crate::io::Socket;
+    use crate::splice;
 
     #[tokio::test]
     async fn both_directions_and_half_close_are_carried() {
@@ -226,6 +274,52 @@ mod tests {
         let (end, moved) = copying.await.unwrap();
         assert!(matches!(end, End::Finished(Who::Downstream)), "{end:?}");
         assert_eq!((moved.sent, moved.received), (4, 4));
+    }
+
+    async fn connection() -> (TcpStream, Socket) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (near, far) = tokio::join!(TcpStream::connect(listener.local_addr().unwrap()), listener.accept());
+        (near.unwrap(), Socket::Tcp(far.unwrap().0))
+    }
+
+    #[tokio::test]
+    async fn much_passes_by_and_is_counted() {
+        const MANY: usize = 4 << 20;
+        let pattern = |salt: usize| (0..MANY).map(|at| ((at * 7 + at / 251 + salt) % 256) as u8).collect();
+        let (up, down): (Vec<u8>, Vec<u8>) = (pattern(1), pattern(2));
+        let (client, mut near) = connection().await;
+        let (server, mut far) = connection().await;
+        let mut moved = Moved::default();
+        let copying = async {
+            let end =
+                bidirectional(&mut near, &mut far, BytesMut::from("early"), None, |now| moved = now).await;
+            assert!(matches!(end, End::Finished(Who::Downstream)), "{end:?}");
+            drop((near, far));
+        };
+        let (mut client_in, mut client_out) = client.into_split();
+        let (mut server_in, mut server_out) = server.into_split();
+        let sending = async {
+            client_out.write_all(&up).await.unwrap();
+            client_out.shutdown().await.unwrap();
+        };
+        let answering = async {
+            // The first half while the request is still coming, the other when it has ended.
+            server_out.write_all(&down[..MANY / 2]).await.unwrap();
+            let mut seen = Vec::new();
+            server_in.read_to_end(&mut seen).await.unwrap();
+            server_out.write_all(&down[MANY / 2..]).await.unwrap();
+            server_out.shutdown().await.unwrap();
+            seen
+        };
+        let receiving = async {
+            let mut seen = Vec::new();
+            client_in.read_to_end(&mut seen).await.unwrap();
+            seen
+        };
+        let ((), (), sent, received) = tokio::join!(copying, sending, answering, receiving);
+        assert!(sent[..5] == *b"early" && sent[5..] == up && received == down);
+        assert_eq!((moved.sent, moved.received), (MANY as u64 + 5, MANY as u64));
+        assert!(splice::idle_pipes() > 0, "nothing was spliced");
     }
 
     #[tokio::test(start_paused = true)]

@@ -15,17 +15,18 @@ use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWrite};
 
 use crate::io::Socket;
+use crate::splice::{self, Pipe};
 
 /// Size of ordinary buffers.
 const SMALL: usize = 16 * 1024;
 /// Size of read buffers of connections whose reads fill the ordinary ones.
-const LARGE: usize = 64 * 1024;
+const LARGE: usize = 256 * 1024;
 /// Buffers that a worker keeps for reuse, of each kind.
 const KEPT: usize = 64;
 /// Pieces up to this size are copied behind what waits to be written already.
 const COPY_LIMIT: usize = 16 * 1024;
 /// When so much waits to be written, the other side is not read, unless less is configured.
-const HIGH_WATER: usize = 128 * 1024;
+const HIGH_WATER: usize = 256 * 1024;
 
 thread_local! {
     static READ_BUFFERS: RefCell<Vec<BytesMut>> = const { RefCell::new(Vec::new()) };
@@ -284,6 +285,46 @@ impl Transport {
     pub(crate) fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.poll_flush(cx))?;
         Pin::new(&mut self.socket).poll_shutdown(cx)
+    }
+
+    /// Whether bytes can pass from here to `to` unseen: nothing that was read waits here.
+    pub(crate) fn splices_to(&self, to: &Transport) -> bool {
+        self.input.is_empty() && !self.eof && splice::possible(&self.socket, &to.socket)
+    }
+
+    /// Whether reading brings much at once.
+    pub(crate) fn is_bulky(&self) -> bool {
+        self.bulky
+    }
+
+    /// Takes up to `limit` bytes into a pipe; 0: the end of the stream.
+    pub(crate) fn poll_splice_in(
+        &mut self,
+        cx: &mut Context<'_>,
+        pipe: &mut Pipe,
+        limit: usize,
+    ) -> Poll<io::Result<usize>> {
+        let outcome = ready!(pipe.poll_fill(cx, &self.socket, limit));
+        match &outcome {
+            Ok(count) => {
+                self.eof = *count == 0;
+                self.received += *count as u64;
+                self.bulky = *count >= SMALL;
+            }
+            Err(error) => self.eof = error.kind() != io::ErrorKind::Unsupported,
+        }
+        Poll::Ready(outcome)
+    }
+
+    /// Writes what waits, then what is in the pipe.
+    pub(crate) fn poll_splice_out(&mut self, cx: &mut Context<'_>, pipe: &mut Pipe) -> Poll<io::Result<()>> {
+        ready!(self.poll_flush(cx))?;
+        pipe.poll_drain(cx, &self.socket, &mut self.sent)
+    }
+
+    /// How much may wait to be written.
+    pub(crate) fn high_water(&self) -> usize {
+        self.high_water
     }
 
     /// Gives an empty read buffer back to the worker.

@@ -66,6 +66,16 @@ impl RequestBody {
         }
     }
 
+    /// Whether what comes has to be looked at: it is kept for a further attempt.
+    pub(crate) fn keeps(&self) -> bool {
+        !self.overflowed && self.limit > 0
+    }
+
+    /// Bytes went by that were not kept.
+    pub(crate) fn passed(&mut self) {
+        self.overflowed = true;
+    }
+
     /// Sends again what was kept.
     pub(crate) fn replay(&self, upstream: &mut Upstream) {
         let last = self.kept.len().checked_sub(1);

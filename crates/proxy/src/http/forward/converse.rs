@@ -10,6 +10,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 
+use super::bulk::{Bulk, Step};
 use super::{Exchange, Failure, Leg, Outcome, Router, drain, internal_redirect, poll_hedged};
 use crate::cluster::outlier::Report;
 use crate::http::codec::h1::client::Answer;
@@ -36,6 +37,10 @@ enum Event {
     Passed(Part),
     /// A filter ends the stream.
     Ended(Ended),
+    /// A part of the request's body passed by, and whether it was the last.
+    RequestPassed(usize, bool),
+    /// A part of the response's body passed by, and whether it was the last.
+    ResponsePassed(usize, bool),
     Interim,
     Head {
         end: bool,
@@ -92,6 +97,7 @@ impl Router<'_, '_, '_> {
         // Whether upstream's end of the response came, and whether it has passed the filters.
         let mut received = false;
         let mut ended = false;
+        let mut bulk = (Bulk::default(), Bulk::default());
         let mut response = std::mem::take(&mut self.exchange.stream.response);
         while !ended {
             let event = match leg.answer.take() {
@@ -99,7 +105,9 @@ impl Router<'_, '_, '_> {
                     response = head;
                     Event::Head { end }
                 }
-                None => pin!(self.next_event(&mut leg.up, answered, received, &mut response)).await,
+                None => {
+                    pin!(self.next_event(&mut leg.up, answered, received, &mut response, &mut bulk)).await
+                }
             };
             match event {
                 Event::Request(frame) => self.forward_request(frame, &mut leg.up)?,
@@ -157,6 +165,11 @@ impl Router<'_, '_, '_> {
                 Event::Response(frame) => {
                     received = frame.is_last();
                     ended = self.forward_response(frame)?;
+                }
+                Event::RequestPassed(count, end) => self.request_passed(count, end, &mut leg.up),
+                Event::ResponsePassed(count, end) => {
+                    (received, ended) = (end, end);
+                    self.response_passed(count, end);
                 }
                 Event::Interrupted(Interrupted::Expired(Expired::PerTry))
                     if self.timeouts.hedge && !answered =>
@@ -282,6 +295,7 @@ impl Router<'_, '_, '_> {
         answered: bool,
         received: bool,
         response: &mut HeaderMap,
+        (bulk_up, bulk_down): &mut (Bulk, Bulk),
     ) -> Event {
         let Router { exchange, hedged, retries, body, turn, .. } = self;
         let Exchange { stream, chain, down, timer } = exchange;
@@ -304,7 +318,18 @@ impl Router<'_, '_, '_> {
                     return Poll::Ready(Event::Interrupted(Interrupted::Downstream(error)));
                 }
             } else if up.poll_room(cx).is_ready() {
-                match down.poll_frame(cx) {
+                let unseen = chain.is_empty() && !body.keeps();
+                let passed =
+                    if unseen { bulk_up.poll_request(cx, down, up) } else { Poll::Ready(Step::Copy) };
+                let frame = match passed {
+                    Poll::Ready(Step::Copy) => down.poll_frame(cx),
+                    Poll::Ready(Step::Passed { count, end }) => {
+                        return Poll::Ready(Event::RequestPassed(count, end));
+                    }
+                    Poll::Ready(Step::Failed(error)) => Poll::Ready(Err(error)),
+                    Poll::Pending => Poll::Pending,
+                };
+                match frame {
                     Poll::Ready(Ok(frame)) => return Poll::Ready(Event::Request(frame)),
                     Poll::Ready(Err(error)) => {
                         return Poll::Ready(Event::Interrupted(Interrupted::Downstream(error)));
@@ -331,7 +356,23 @@ impl Router<'_, '_, '_> {
                 if let Err(error) = room {
                     return Poll::Ready(Event::Interrupted(Interrupted::Downstream(error)));
                 }
-                match up.poll_frame(cx) {
+                let passed = if chain.is_empty() {
+                    bulk_down.poll_response(cx, up, down)
+                } else {
+                    Poll::Ready(Step::Copy)
+                };
+                let frame = match passed {
+                    Poll::Ready(Step::Copy) => up.poll_frame(cx),
+                    Poll::Ready(Step::Passed { count, end }) => {
+                        return Poll::Ready(Event::ResponsePassed(count, end));
+                    }
+                    Poll::Ready(Step::Failed(Ok(reason))) => Poll::Ready(Err(reason)),
+                    Poll::Ready(Step::Failed(Err(error))) => {
+                        return Poll::Ready(Event::Interrupted(Interrupted::Downstream(error)));
+                    }
+                    Poll::Pending => Poll::Pending,
+                };
+                match frame {
                     Poll::Ready(Ok(frame)) => return Poll::Ready(Event::Response(frame)),
                     Poll::Ready(Err(reason)) => return Poll::Ready(Event::Reset(reason)),
                     Poll::Pending => {}
@@ -379,6 +420,29 @@ impl Router<'_, '_, '_> {
             info.upstream.last_tx = Some(now);
             self.request_completed(now);
             self.exchange.stream.deadlines.per_try = self.timeouts.per_try.map(|limit| now + limit);
+        }
+    }
+
+    /// A part of the request's body went up unseen.
+    fn request_passed(&mut self, count: usize, end: bool, up: &mut Upstream) {
+        let stream = &mut *self.exchange.stream;
+        stream.deadlines.last = now();
+        stream.info.bytes_received += count as u64;
+        stream.note_attempt(|log| log.sent(count));
+        self.body.passed();
+        if end {
+            self.send_request(Frame::End, up);
+        }
+    }
+
+    /// A part of the response's body went down unseen.
+    fn response_passed(&mut self, count: usize, end: bool) {
+        let stream = &mut *self.exchange.stream;
+        stream.deadlines.last = now();
+        stream.info.bytes_sent += count as u64;
+        stream.note_attempt(|log| log.received(count));
+        if end {
+            self.send_response_frame(Frame::End);
         }
     }
 

@@ -43,6 +43,7 @@ use crate::telemetry::stream_info::{Protocol, ResponseFlags};
 pub(crate) mod active;
 mod affinity;
 pub(crate) mod body;
+mod bulk;
 mod converse;
 mod count;
 pub(crate) mod head;

@@ -23,6 +23,7 @@ use crate::telemetry::stats::StatsStore;
 use crate::telemetry::stream_info::ConnectionInfo;
 use crate::worker::Worker;
 
+mod bulk;
 mod client;
 mod dynamic_forward_proxy;
 mod failures;

@@ -12,9 +12,12 @@ use leno_api::proto::envoy::r#type::v3::hash_policy::{FilterState, PolicySpecifi
 use crate::cluster::lb::metadata::MetadataMatch;
 use crate::config::address;
 use crate::config::lower::Lower;
+use crate::http::route::mutation;
 use crate::proxy_protocol::Tlv;
+use crate::tcp::tcp_proxy::tunnel::Tunneling;
 use crate::tcp::tcp_proxy::{Destination, TcpHash, TcpProxy, TlvMerge};
 use crate::telemetry::access_log::AccessLog;
+use crate::telemetry::access_log::format::Format;
 
 impl TcpProxy {
     /// Lowers a TcpProxy.
@@ -46,7 +49,7 @@ impl TcpProxy {
         at.unsupported("on_demand", on_demand.is_some());
         at.unsupported("downstream_idle_timeout", downstream_idle_timeout.is_some());
         at.unsupported("upstream_idle_timeout", upstream_idle_timeout.is_some());
-        at.unsupported("tunneling_config", tunneling_config.is_some());
+        let tunneling = at.optional("tunneling_config", tunneling_config, lower_tunneling);
         let backoff = at.optional("backoff_options", backoff_options, |proto, at| {
             let core::BackoffStrategy { base_interval, max_interval } = proto;
             let base = at.required("base_interval", base_interval, |base, at| at.duration("", Some(base)))?;
@@ -142,6 +145,7 @@ impl TcpProxy {
             duration_jitter: max_downstream_connection_duration_jitter_percentage
                 .map_or(0.0, |jitter| jitter.value / 100.0),
             log_on_start,
+            tunneling,
             idle_timeout: at.timeout("idle_timeout", idle_timeout, Some(Duration::from_secs(3600))),
             max_connect_attempts: max_connect_attempts.unwrap_or(1).max(1),
             max_duration: at.timeout(
@@ -153,5 +157,44 @@ impl TcpProxy {
             log_on_connected,
             log_interval,
         }))
+    }
+}
+
+fn lower_tunneling(proto: proto::tcp_proxy::TunnelingConfig, at: &mut Lower) -> Option<Tunneling> {
+    let proto::tcp_proxy::TunnelingConfig {
+        hostname,
+        use_post,
+        headers_to_add,
+        propagate_response_headers,
+        post_path,
+        propagate_response_trailers,
+        request_id_extension,
+        request_id_header,
+        request_id_metadata_key,
+        formatters,
+    } = proto;
+    at.unsupported("request_id_extension", request_id_extension.is_some());
+    at.unsupported("request_id_header", !request_id_header.is_empty());
+    at.unsupported("request_id_metadata_key", !request_id_metadata_key.is_empty());
+    at.unsupported("formatters", !formatters.is_empty());
+    if !use_post && !post_path.is_empty() {
+        at.error_at("post_path", "Can't set a post path when POST method isn't used");
+    }
+    if hostname.is_empty() {
+        at.error_at("hostname", "value length must be at least 1 characters");
+    }
+    let headers = mutation::lower_added("headers_to_add", headers_to_add, at);
+    match Format::parse(&hostname) {
+        Ok(hostname) => Some(Tunneling {
+            hostname,
+            post_path: use_post.then(|| if post_path.is_empty() { "/".into() } else { post_path.into() }),
+            headers,
+            keep_headers: propagate_response_headers,
+            keep_trailers: propagate_response_trailers,
+        }),
+        Err(error) => {
+            at.error_at("hostname", error);
+            None
+        }
     }
 }

@@ -1,7 +1,8 @@
 //! envoy.filters.network.tcp_proxy: one upstream connection for each downstream connection.
 //!
 //! `serve` is the story of one session: choose a cluster, connect (again, up to
-//! `max_connect_attempts`), copy, account. `config` lowers.
+//! `max_connect_attempts`), copy, account. `tunnel` goes through an HTTP proxy instead of
+//! connecting to the endpoint. `config` lowers.
 
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
@@ -16,23 +17,29 @@ use tokio::io::AsyncReadExt;
 use crate::cluster::aggregate::Picked;
 use crate::cluster::lb::metadata::MetadataMatch;
 use crate::cluster::outlier::Report;
+use crate::cluster::pool;
 use crate::cluster::pool::connect::{ConnectError, Peer, open};
 use crate::cluster::pool::via::Via;
 use crate::cluster::stats::{ClusterStats, Permit, Resource};
 use crate::cluster::worker_cluster::{Host, WorkerCluster};
 use crate::cluster::{EndpointConfig, PickContext};
 use crate::drain::DrainWatch;
+use crate::http::codec::ResetReason;
+use crate::http::codec::side::Upstream;
+use crate::http::headers::HeaderMap;
 use crate::http::route::hash_policy::{hash_bytes, hash_ip};
 use crate::io::{Accepted, Socket};
 use crate::listener::network::TCP_PROXY_CLUSTER;
 use crate::proxy_protocol::Tlv;
 use crate::tcp::copy::{self, End, Moved, Who};
+use crate::tcp::tcp_proxy::tunnel::{OpenStream, Refused, Tunneling};
 use crate::telemetry::access_log::AccessLog;
 use crate::telemetry::stats::stats_scope;
 use crate::telemetry::stream_info::{ConnectionInfo, ResponseFlags, StreamInfo};
 use crate::worker::Worker;
 
 pub(crate) mod config;
+mod tunnel;
 
 /// A TCP proxy as configured, lowered.
 #[derive(Debug)]
@@ -58,6 +65,8 @@ pub(crate) struct TcpProxy {
     pub(crate) duration_jitter: f64,
     /// `access_log_options.flush_access_log_on_start`.
     pub(crate) log_on_start: bool,
+    /// `tunneling_config`.
+    pub(crate) tunneling: Option<Tunneling>,
     /// `idle_timeout`, 1 h by default; `None`: never.
     pub(crate) idle_timeout: Option<Duration>,
     /// `max_connect_attempts`, 1 by default.
@@ -181,10 +190,18 @@ impl Session<'_> {
         {
             return;
         }
-        let Some((cluster, open, mut upstream)) = self.connect().await else { return };
+        let Some((cluster, to)) = self.connect(&mut accepted).await else { return };
         if self.proxy.log_on_connected {
             self.proxy.log(&self.info.borrow());
         }
+        match to {
+            To::Endpoint(open, upstream) => self.copy(accepted, &cluster, &open, upstream).await,
+            To::Tunnel(open, upstream) => self.carry(accepted, &open, upstream).await,
+        }
+    }
+
+    /// Bytes pass between two sockets.
+    async fn copy(&self, mut accepted: Accepted, cluster: &WorkerCluster, open: &Open, mut upstream: Socket) {
         let early = std::mem::take(&mut accepted.buffered);
         let mut counted = Moved::default();
         let account = |moved: Moved| {
@@ -192,36 +209,81 @@ impl Session<'_> {
             counted = moved;
             cluster.stats.upstream_cx_tx_bytes_total().add(sent);
             cluster.stats.upstream_cx_rx_bytes_total().add(received);
-            let mut info = self.info.borrow_mut();
-            info.bytes_received = moved.sent;
-            info.bytes_sent = moved.received;
-            info.upstream.wire_bytes_sent = moved.sent;
-            info.upstream.wire_bytes_received = moved.received;
+            self.account(moved, (moved.sent, moved.received));
         };
-        let idle = self.proxy.idle_timeout;
+        let idle = self.idle_timeout();
         let end = tokio::select! {
             end = copy::bidirectional(&mut accepted.socket, &mut upstream, early, idle, account) => end,
             // `close_connections_on_host_health_failure`
             () = open.host.failed.notified() => return,
         };
         open.by_remote.set(matches!(end, End::Finished(Who::Upstream) | End::Upstream(_)));
+        if matches!(end, End::Downstream) {
+            // A reset is passed on as one.
+            upstream.reset_on_close();
+        }
+        self.ended(&end, &accepted.socket);
+    }
+
+    /// Bytes pass between a socket and an HTTP stream.
+    async fn carry(&self, mut accepted: Accepted, open: &OpenStream, mut upstream: Upstream) {
+        let early = std::mem::take(&mut accepted.buffered);
+        let trailers = |trailers: &HeaderMap| {
+            if let Some(tunneling) = &self.proxy.tunneling {
+                tunneling.note_trailers(trailers, &mut self.info.borrow_mut());
+            }
+        };
+        let (sent, received) = {
+            let earlier = &self.info.borrow().upstream;
+            (earlier.wire_bytes_sent, earlier.wire_bytes_received)
+        };
+        // Deviation: Envoy counts the bytes of a tunnel twice here, as its HTTP stream's and as the
+        // session's.
+        let account = |moved, wire: (u64, u64)| self.account(moved, (sent + wire.0, received + wire.1));
+        let idle = self.idle_timeout();
+        let end = tokio::select! {
+            end = tunnel::carry(&mut accepted.socket, early, &mut upstream, idle, account, trailers) => end,
+            () = open.host.failed.notified() => End::Idle,
+        };
+        if !matches!(end, End::Finished(_)) {
+            upstream.reset();
+        }
+        self.ended(&end, &accepted.socket);
+    }
+
+    /// Notes how many bytes have moved, and how many of upstream's were on the wire.
+    fn account(&self, moved: Moved, (sent, received): (u64, u64)) {
+        let mut info = self.info.borrow_mut();
+        info.bytes_received = moved.sent;
+        info.bytes_sent = moved.received;
+        info.upstream.wire_bytes_sent = sent;
+        info.upstream.wire_bytes_received = received;
+    }
+
+    /// `idle_timeout`, which filters may have set for this session.
+    fn idle_timeout(&self) -> Option<Duration> {
+        let info = self.info.borrow();
+        let own = info.filter_state.get(IDLE_TIMEOUT).and_then(|state| state.text.parse().ok());
+        own.map(Duration::from_millis).or(self.proxy.idle_timeout)
+    }
+
+    /// Notes how bytes stopped to pass.
+    fn ended(&self, end: &End, downstream: &Socket) {
         match end {
             // Envoy sets no flag when either side just closes, nor when time is up.
-            End::Finished(_) => {}
+            End::Finished(_) | End::Downstream => {}
             End::Idle => self.stats.idle_timeout().inc(),
-            // A reset is passed on as one.
-            End::Downstream => upstream.reset_on_close(),
             End::Upstream(error) => {
                 if error.kind() == std::io::ErrorKind::ConnectionReset {
                     self.info.borrow_mut().flags.insert(ResponseFlags::UPSTREAM_REMOTE_RESET);
-                    accepted.socket.reset_on_close();
+                    downstream.reset_on_close();
                 }
             }
         }
     }
 
     /// Connects to a host of the chosen cluster, trying again up to `max_connect_attempts`.
-    async fn connect(&self) -> Option<(Rc<WorkerCluster>, Open, Socket)> {
+    async fn connect(&self, accepted: &mut Accepted) -> Option<(Rc<WorkerCluster>, To)> {
         let chosen = self.info.borrow().filter_state.get(TCP_PROXY_CLUSTER).map(|state| state.text.clone());
         let destination = self.choose_cluster()?;
         let name = chosen.as_deref().unwrap_or(&destination.cluster);
@@ -234,8 +296,11 @@ impl Session<'_> {
             let upstream = &mut self.info.borrow_mut().upstream;
             upstream.cluster = Some(Rc::clone(&cluster.facts));
         }
+        let tunneling = self.proxy.tunneling.as_ref().filter(|_| !self.goes_direct());
         let mut wait =
             self.proxy.backoff.map(|(base, max)| Backoff::new(base, max, Rng::new(self.worker.random())));
+        // What it says of the session is what is known before a host is.
+        let request = tunneling.map(|tunneling| tunneling.request(&self.info.borrow()));
         for attempt in 1..=self.proxy.max_connect_attempts {
             if let Some(backoff) = &mut wait
                 && attempt > 1
@@ -248,18 +313,20 @@ impl Session<'_> {
                 self.info.borrow_mut().flags.insert(ResponseFlags::NO_HEALTHY_UPSTREAM);
                 return None;
             };
+            if let (Some(tunneling), Some(request)) = (tunneling, &request) {
+                self.note_host(&host, attempt);
+                match self.open_tunnel(tunneling, request, &member, &host, accepted).await {
+                    Ok(to) => return Some((member, to)),
+                    Err(Next::Attempt) => continue,
+                    Err(Next::End) => return None,
+                }
+            }
             let Some(permit) = Permit::take(&member.config, Resource::Connections, false) else {
                 member.stats.upstream_cx_overflow().inc();
                 self.info.borrow_mut().flags.insert(ResponseFlags::UPSTREAM_OVERFLOW);
                 return None;
             };
-            {
-                let upstream = &mut self.info.borrow_mut().upstream;
-                upstream.host = host.address;
-                upstream.hostname = host.config.hostname.clone();
-                upstream.host_metadata = Some(Arc::clone(&host.config.metadata));
-                upstream.attempts = attempt;
-            }
+            self.note_host(&host, attempt);
             let started = Instant::now();
             let stats = &member.stats;
             stats.upstream_cx_total().inc();
@@ -286,7 +353,7 @@ impl Session<'_> {
                     upstream.local = socket.local_address();
                     upstream.tls = tls;
                     let open = Open::new(&member, host, permit);
-                    return Some((member, open, socket));
+                    return Some((member, To::Endpoint(open, socket)));
                 }
                 Err(error) => {
                     match error {
@@ -305,7 +372,8 @@ impl Session<'_> {
                     } else {
                         stats.upstream_cx_destroy_remote().inc();
                     }
-                    self.info.borrow_mut().upstream.transport_failure = Some(error.to_string().into());
+                    let words = error.to_string().replace(' ', "_");
+                    self.info.borrow_mut().upstream.transport_failure = Some(words.into());
                 }
             }
         }
@@ -314,6 +382,88 @@ impl Session<'_> {
         info.flags.insert(ResponseFlags::UPSTREAM_CONNECTION_FAILURE);
         info.flags.insert(ResponseFlags::UPSTREAM_RETRY_LIMIT_EXCEEDED);
         None
+    }
+
+    fn note_host(&self, host: &Host, attempt: u32) {
+        let upstream = &mut self.info.borrow_mut().upstream;
+        upstream.host = host.address;
+        upstream.hostname = host.config.hostname.clone();
+        upstream.host_metadata = Some(Arc::clone(&host.config.metadata));
+        upstream.attempts = attempt;
+    }
+
+    /// Whether a filter has this session go without its tunnel.
+    fn goes_direct(&self) -> bool {
+        self.info.borrow().filter_state.get(tunnel::DISABLE).is_some_and(|state| state.text == "true")
+    }
+
+    /// Asks the host for a tunnel.
+    async fn open_tunnel(
+        &self,
+        tunneling: &Tunneling,
+        request: &HeaderMap,
+        member: &Rc<WorkerCluster>,
+        host: &Rc<Host>,
+        accepted: &mut Accepted,
+    ) -> Result<To, Next> {
+        let host = self.via(member).map_or_else(|| Rc::clone(host), |via| host.via(via));
+        let mut upstream = match pool::acquire(member, &host, false, false).await {
+            Ok(upstream) => upstream,
+            Err(failure) if failure.reason == ResetReason::Overflow => {
+                self.info.borrow_mut().flags.insert(ResponseFlags::UPSTREAM_OVERFLOW);
+                return Err(Next::End);
+            }
+            Err(failure) => {
+                let late = failure.reason == ResetReason::ConnectionTimeout;
+                host.report(if late { Report::TimedOut } else { Report::Failed });
+                let detail = failure.detail.map(|detail| detail.replace(' ', "_").into());
+                self.info.borrow_mut().upstream.transport_failure = detail;
+                return Err(Next::Attempt);
+            }
+        };
+        let Some(open) = OpenStream::new(member, &host) else {
+            member.stats.upstream_rq_active_overflow().inc();
+            self.info.borrow_mut().flags.insert(ResponseFlags::UPSTREAM_OVERFLOW);
+            return Err(Next::End);
+        };
+        host.report(Report::Connected);
+        let Accepted { socket, buffered, .. } = accepted;
+        let (answer, outcome) =
+            tunnel::establish(&mut upstream, request, socket, buffered, self.idle_timeout()).await;
+        let mut info = self.info.borrow_mut();
+        if answer.status() > 0 {
+            tunneling.note_headers(&answer, &mut info);
+        }
+        match outcome {
+            Ok(()) => {
+                info.upstream.ready_at = Some(Instant::now());
+                info.upstream.local = upstream.local_address();
+                info.upstream.tls = upstream.tls().cloned();
+                info.upstream.connection_id = upstream.connection_id();
+                return Ok(To::Tunnel(open, upstream));
+            }
+            Err(Refused::Status(status)) => {
+                // Of all attempts.
+                let (sent, received) = upstream.wire_bytes();
+                info.upstream.wire_bytes_sent += sent;
+                info.upstream.wire_bytes_received += received;
+                info.upstream.transport_failure = Some(format!("tunnel_response:{status}").into());
+            }
+            Err(Refused::Reset(reason)) => {
+                info.upstream.transport_failure = Some(reason.text().replace(' ', "_").into());
+            }
+            Err(Refused::Downstream) => {
+                upstream.reset();
+                return Err(Next::End);
+            }
+            Err(Refused::Idle) => {
+                upstream.reset();
+                self.stats.idle_timeout().inc();
+                return Err(Next::End);
+            }
+        }
+        upstream.reset();
+        Err(Next::Attempt)
     }
 
     fn choose_cluster(&self) -> Option<&Destination> {
@@ -392,6 +542,25 @@ async fn read_early(accepted: &mut Accepted, limit: usize) -> bool {
         return matches!(early.read_buf(&mut accepted.buffered).await, Ok(1..));
     }
     !accepted.buffered.is_empty() || poll_fn(|cx| accepted.socket.poll_read_ready(cx)).await.is_ok()
+}
+
+/// Filter state: how long this session may be idle, instead of `idle_timeout`.
+const IDLE_TIMEOUT: &str = "envoy.tcp_proxy.per_connection_idle_timeout_ms";
+
+/// Where a session's bytes go.
+enum To {
+    /// To the endpoint itself.
+    Endpoint(Open, Socket),
+    /// Through an HTTP stream.
+    Tunnel(OpenStream, Upstream),
+}
+
+/// What follows an attempt to open a tunnel that failed.
+enum Next {
+    /// Another one, if there is one left.
+    Attempt,
+    /// The end of the session.
+    End,
 }
 
 /// Counts a session with its cluster and host while it lives.

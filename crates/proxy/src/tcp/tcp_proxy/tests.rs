@@ -250,9 +250,7 @@ fn failures_to_connect() {
         };
         check(
             "cluster: down, max_connect_attempts: 2",
-            expect![[
-                r#"flags URX,UF cluster down host some attempts 2 failure Some("delayed connect error: Connection refused") received 0 sent 0"#
-            ]],
+            expect![[r#"flags URX,UF cluster down host some attempts 2 failure Some("delayed_connect_error:_Connection_refused") received 0 sent 0"#]],
         )
         .await;
         check(

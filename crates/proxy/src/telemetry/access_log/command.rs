@@ -331,8 +331,8 @@ pub(crate) const FACTS: &[(&str, Fact)] = &[
     ("RESPONSE_CODE", |cx| Value::Number(u64::from(cx.info.response_code))),
     ("RESPONSE_CODE_DETAILS", response_code_details),
     ("RESPONSE_DURATION", |cx| millis(Some(cx.info.started), cx.info.upstream.first_rx)),
-    ("RESPONSE_FLAGS", |cx| flags(cx.info.flags, |short, _| short)),
-    ("RESPONSE_FLAGS_LONG", |cx| flags(cx.info.flags, |_, long| long)),
+    ("RESPONSE_FLAGS", |cx| flags(cx.info, |short, _| short)),
+    ("RESPONSE_FLAGS_LONG", |cx| flags(cx.info, |_, long| long)),
     ("RESPONSE_HEADERS_BYTES", |cx| size(cx.response)),
     ("RESPONSE_TRAILERS_BYTES", |cx| size(cx.trailers)),
     ("RESPONSE_TX_DURATION", |cx| millis(cx.info.upstream.first_rx, cx.info.last_downstream_tx)),
@@ -602,15 +602,24 @@ fn response_code_details<'a>(cx: &FormatContext<'a>) -> Value<'a> {
     }
 }
 
-fn flags<'a>(flags: ResponseFlags, name: fn(&'static str, &'static str) -> &'static str) -> Value<'a> {
+fn flags<'a>(info: &StreamInfo, name: fn(&'static str, &'static str) -> &'static str) -> Value<'a> {
     let mut out = String::new();
-    for (flag, short, long) in ResponseFlags::ALL {
-        if flags.intersects(*flag) {
-            if !out.is_empty() {
-                out.push(',');
-            }
-            out.push_str(name(short, long));
+    let mut add = |short, long| {
+        if !out.is_empty() {
+            out.push(',');
         }
+        out.push_str(name(short, long));
+    };
+    // Envoy prints flags as they were set: sessions without HTTP run out of attempts only after the
+    // failure of the last.
+    let session = info.protocol.is_none();
+    let late = |flag| session && flag == ResponseFlags::UPSTREAM_RETRY_LIMIT_EXCEEDED;
+    let set = || ResponseFlags::ALL.iter().filter(|(flag, ..)| info.flags.intersects(*flag));
+    for (_, short, long) in set().filter(|(flag, ..)| !late(*flag)) {
+        add(short, long);
+    }
+    for (_, short, long) in set().filter(|(flag, ..)| late(*flag)) {
+        add(short, long);
     }
     if out.is_empty() { text("-") } else { owned(out) }
 }

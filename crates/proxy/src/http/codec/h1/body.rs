@@ -56,6 +56,26 @@ impl BodyReader {
         self == BodyReader::Done
     }
 
+    /// Bytes that follow with no framing among them: they may pass without being looked at. 0: there
+    /// are none such.
+    pub(crate) fn unframed(self) -> u64 {
+        match self {
+            BodyReader::Length(left) => left,
+            BodyReader::UntilClose => u64::MAX,
+            BodyReader::Done | BodyReader::Chunked(_) => 0,
+        }
+    }
+
+    /// So many of the bytes without framing have passed.
+    pub(crate) fn pass(&mut self, count: u64) {
+        if let BodyReader::Length(left) = self {
+            *left = left.saturating_sub(count);
+            if *left == 0 {
+                *self = BodyReader::Done;
+            }
+        }
+    }
+
     /// The next piece in `input`; `None`: more input is needed.
     pub(crate) fn decode(&mut self, input: &mut BytesMut) -> Result<Option<Frame>, CodecError> {
         loop {

@@ -238,6 +238,21 @@ impl H1Client {
         self.answered && self.reader.is_done() && self.writer == BodyWriter::Done
     }
 
+    /// Where the response's body comes from, for bytes that pass unseen.
+    pub(crate) fn bulk_source(&mut self) -> Option<(&mut Transport, &mut BodyReader)> {
+        self.answered.then_some((&mut self.transport, &mut self.reader))
+    }
+
+    /// Where the request's body goes as it is, if it does.
+    pub(crate) fn bulk_sink(&mut self) -> Option<&mut Transport> {
+        (self.writer == BodyWriter::Plain && !self.broken).then_some(&mut self.transport)
+    }
+
+    /// Writing failed: what the server has said may still be read.
+    pub(crate) fn note_broken(&mut self) {
+        self.broken = true;
+    }
+
     /// The transport, for the pool.
     pub(crate) fn transport(&mut self) -> &mut Transport {
         &mut self.transport

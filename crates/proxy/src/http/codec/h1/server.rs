@@ -329,6 +329,16 @@ impl H1Server {
             && !self.transport.eof
     }
 
+    /// Where the request's body comes from, for bytes that pass unseen.
+    pub(crate) fn bulk_source(&mut self) -> Option<(&mut Transport, &mut BodyReader)> {
+        (!self.owes_continue).then_some((&mut self.transport, &mut self.reader))
+    }
+
+    /// Where the response's body goes as it is, if it does.
+    pub(crate) fn bulk_sink(&mut self) -> Option<&mut Transport> {
+        (self.writer == BodyWriter::Plain).then_some(&mut self.transport)
+    }
+
     /// The transport, for closing and for counting bytes.
     pub(crate) fn transport(&mut self) -> &mut Transport {
         &mut self.transport
