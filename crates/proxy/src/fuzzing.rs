@@ -253,6 +253,7 @@ pub(crate) const LIMITS: HeadLimits = HeadLimits {
     chunked_length: false,
     custom_methods: false,
     keep_case: None,
+    ignored_upgrades: None,
 };
 
 /// Most of what `Debug` would show of a message, to compare two.

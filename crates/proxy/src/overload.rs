@@ -77,10 +77,22 @@ pub(crate) enum Reaction {
     ShedRequest,
     /// Load shed point: a connection is closed when its first byte comes.
     ShedCodec,
+    /// Load shed point: an HTTP/1 request is answered with 500, and its connection closed.
+    ShedHttp1,
+    /// Load shed point: connections on which something comes end when it is convenient.
+    GoAway,
+    /// Load shed point: connections on which something comes end at once.
+    GoAwayAndClose,
+    /// Load shed point: a request is answered with 503 before any filter sees it.
+    ShedFilters,
+    /// Load shed point: no connection is made for a request.
+    ShedUpstream,
+    /// Load shed point: a TCP session ends before it has an endpoint.
+    ShedTcp,
 }
 
 /// How many of them there are.
-const REACTIONS: usize = 9;
+const REACTIONS: usize = 15;
 
 impl Reaction {
     /// All, in the order of their numbers, with the names that configuration and stats use.
@@ -94,6 +106,12 @@ impl Reaction {
         (Reaction::ShedAccept, "envoy.load_shed_points.tcp_listener_accept"),
         (Reaction::ShedRequest, "envoy.load_shed_points.http_connection_manager_decode_headers"),
         (Reaction::ShedCodec, "envoy.load_shed_points.hcm_ondata_creating_codec"),
+        (Reaction::ShedHttp1, "envoy.load_shed_points.http1_server_abort_dispatch"),
+        (Reaction::GoAway, "envoy.load_shed_points.http2_server_go_away_on_dispatch"),
+        (Reaction::GoAwayAndClose, "envoy.load_shed_points.http2_server_go_away_and_close_on_dispatch"),
+        (Reaction::ShedFilters, "envoy.load_shed_points.http_downstream_filter_check"),
+        (Reaction::ShedUpstream, "envoy.load_shed_points.connection_pool_new_connection"),
+        (Reaction::ShedTcp, "envoy.load_shed_points.tcp_proxy_upstream_connect"),
     ];
 
     /// The name that configuration and stats use.
@@ -119,10 +137,12 @@ pub(crate) enum Timed {
     TransportConnect,
     /// `HTTP_DOWNSTREAM_CONNECTION_MAX`
     ConnectionMax,
+    /// `HTTP_DOWNSTREAM_STREAM_FLUSH`
+    StreamFlush,
 }
 
 /// How many of them there are.
-const TIMERS: usize = 4;
+const TIMERS: usize = 5;
 
 /// How short a timer may become.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -17,7 +17,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use serde_json::Value;
 
 mod differential {
+    mod clusters;
     mod http2;
+    mod overload;
 }
 mod support;
 
@@ -402,7 +404,52 @@ const LISTENERS: &[(&str, &str)] = &[
         "{server_name: mine, server_header_transformation: APPEND_IF_ABSENT, via: here, generate_request_id: false}",
     ),
     ("filters", include_str!("differential/filters.yaml")),
+    ("status", "{proxy_status_config: {}, stream_idle_timeout: 0.4s}"),
+    (
+        "coded",
+        "{server_name: mine, proxy_status_config: {set_recommended_response_code: true, use_node_id: true, remove_response_flags: true}}",
+    ),
+    ("bare", "{server_name: mine, proxy_status_config: {literal_proxy_name: literal, remove_details: true}}"),
+    (
+        "ignored",
+        "{upgrade_configs: [{upgrade_type: websocket}], http_protocol_options: {ignore_http_11_upgrade: [{prefix: TLS/}, {exact: Foo}]}}",
+    ),
+    (
+        "scoped",
+        r#"scoped_routes:
+  name: s
+  scope_key_builder: {fragments: [{header_value_extractor: {name: X-K, element_separator: ";", index: 1}}]}
+  rds_config_source: {ads: {}}
+  scoped_route_configurations_list:
+    scoped_route_configurations:
+    - {name: one, key: {fragments: [{string_key: b}]}, route_configuration: {name: one, virtual_hosts: [{name: v, domains: ["*"], routes: [{match: {prefix: /}, direct_response: {status: 200, body: {inline_string: one}}}]}]}}
+    - {name: two, key: {fragments: [{string_key: c=d}]}, route_configuration: {name: two, virtual_hosts: [{name: v, domains: ["*"], routes: [{match: {prefix: /}, direct_response: {status: 200, body: {inline_string: two}}}]}]}}"#,
+    ),
+    (
+        "scoped_twice",
+        r#"scoped_routes:
+  name: s
+  scope_key_builder:
+    fragments:
+    - {header_value_extractor: {name: X-K, element_separator: ";", element: {separator: "=", key: vip}}}
+    - {header_value_extractor: {name: X-L, index: 0}}
+  rds_config_source: {ads: {}}
+  scoped_route_configurations_list:
+    scoped_route_configurations:
+    - {name: one, key: {fragments: [{string_key: "1"}, {string_key: why}]}, route_configuration: {name: one, virtual_hosts: [{name: v, domains: ["*"], routes: [{match: {prefix: /}, direct_response: {status: 200, body: {inline_string: one}}}]}]}}
+    - {name: two, key: {fragments: [{string_key: ""}, {string_key: why}]}, route_configuration: {name: two, virtual_hosts: [{name: v, domains: ["*"], routes: [{match: {prefix: /}, direct_response: {status: 200, body: {inline_string: two}}}]}]}}"#,
+    ),
+    ("proxied", "{forward_proto_config: {https_destination_ports: [443], http_destination_ports: [80]}}"),
+    (
+        "proxied_edge",
+        "{use_remote_address: true, forward_proto_config: {https_destination_ports: [443], http_destination_ports: [80]}}",
+    ),
 ];
+
+/// In front of listeners whose names begin with `proxied`.
+const PROXY_PROTOCOL: &str = "\n    listener_filters: [{name: p, typed_config: {'@type': \
+    type.googleapis.com/envoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtocol, \
+    allow_requests_without_proxy_protocol: true}}]";
 
 /// The bootstrap file for a proxy in `folder`.
 fn bootstrap(folder: &Path, backend: SocketAddr, dead: SocketAddr) -> String {
@@ -419,10 +466,14 @@ fn bootstrap(folder: &Path, backend: SocketAddr, dead: SocketAddr) -> String {
         if let Value::Object(options) = yaml(options) {
             object.extend(options);
         }
+        if object.contains_key("scoped_routes") {
+            object.remove("route_config");
+        }
         let _ = write!(
             text,
-            "\n  - name: {name}\n    address: {{socket_address: {{address: 127.0.0.1, port_value: 0}}}}\n    \
-             filter_chains: [{{filters: [{{name: hcm, typed_config: {manager}}}]}}]\n"
+            "\n  - name: {name}\n    address: {{socket_address: {{address: 127.0.0.1, port_value: 0}}}}{}\n    \
+             filter_chains: [{{filters: [{{name: hcm, typed_config: {manager}}}]}}]\n",
+            if name.starts_with("proxied") { PROXY_PROTOCOL } else { "" }
         );
     }
     text

@@ -62,6 +62,7 @@ struct Host {
     counts: HostCounts,
     /// Whether outlier detection leaves it out.
     ejected: bool,
+    degraded: bool,
     /// What active health checks say.
     vitals: Option<Arc<Vitals>>,
     /// Of answers and of local origin, in percent.
@@ -80,6 +81,7 @@ fn hosts_of(cluster: &Cluster, view: &View, hosts: &HostTable) -> Vec<Host> {
                 priority: 0,
                 counts: *counts,
                 ejected: false,
+                degraded: false,
                 vitals: None,
                 success_rates: [None; 2],
             })
@@ -99,6 +101,7 @@ fn hosts_of(cluster: &Cluster, view: &View, hosts: &HostTable) -> Vec<Host> {
             priority: place.priority,
             counts: hosts.find(&cluster.name, &endpoint.address),
             ejected: monitor.as_ref().is_some_and(|monitor| monitor.is_ejected()),
+            degraded: monitor.as_ref().is_some_and(|monitor| monitor.is_degraded()),
             vitals: cluster.health.as_ref().and_then(|health| health.vitals(&endpoint.address)),
             success_rates: monitor.map_or([None; 2], |monitor| monitor.success_rates()),
         }
@@ -174,6 +177,7 @@ fn health_flags(host: &Host) -> String {
         (host.ejected, "/failed_outlier_check"),
         (eds(HealthStatus::Unhealthy), "/failed_eds_health"),
         (host.has(Flag::DEGRADED), "/degraded_active_hc"),
+        (host.degraded, "/degraded_outlier_detection"),
         (eds(HealthStatus::Degraded), "/degraded_eds_health"),
         (host.has(Flag::PENDING_REMOVAL), "/pending_dynamic_removal"),
         (host.has(Flag::PENDING), "/pending_active_hc"),

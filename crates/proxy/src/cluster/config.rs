@@ -23,6 +23,7 @@ use leno_base::Name;
 use prost_types::Any;
 use proto::cluster::{ClusterDiscoveryType, DiscoveryType, LbPolicy};
 
+use crate::cluster::extras::Extras;
 use crate::cluster::stats::Gauges;
 use crate::cluster::{
     Assignment, CircuitBreakers, Cluster, Discovery, EndpointAddress, HappyEyeballs, Passthrough,
@@ -37,6 +38,7 @@ use crate::tls::config::upstream;
 mod assignment;
 mod balancing;
 pub(crate) mod dns;
+mod extras;
 mod policies;
 pub(crate) use dns::typed_resolver;
 mod protocol;
@@ -121,12 +123,12 @@ pub(crate) fn lower_proto(proto: proto::Cluster, source: Bytes, at: &mut Lower) 
     at.unsupported("filters", !filters.is_empty());
     at.unsupported("lrs_server", lrs_server.is_some());
     at.unsupported("lrs_report_endpoint_metrics", !lrs_report_endpoint_metrics.is_empty());
-    at.unsupported("track_timeout_budgets", track_timeout_budgets);
     at.unsupported("upstream_config", upstream_config.is_some());
-    at.unsupported("track_cluster_stats", track_cluster_stats.is_some());
-    at.unsupported("preconnect_policy", preconnect_policy.is_some());
-    at.unsupported("connection_pool_per_downstream_connection", connection_pool_per_downstream_connection);
-    at.unsupported("queuing_policies", queuing_policies.is_some());
+    let (budgets, sizes) = extras::tracked(track_cluster_stats, at);
+    let preconnect = at.optional("preconnect_policy", preconnect_policy, extras::preconnect);
+    if let Some(proto::cluster::QueuingPolicies { pending_rq_policy }) = queuing_policies {
+        at.unsupported("queuing_policies.pending_rq_policy", pending_rq_policy.is_some());
+    }
     let mut names = HashSet::new();
     let transport_matches = at.each("transport_socket_matches", transport_socket_matches, |matching, at| {
         let proto::cluster::TransportSocketMatch { name, r#match, transport_socket } = matching;
@@ -233,6 +235,14 @@ pub(crate) fn lower_proto(proto: proto::Cluster, source: Bytes, at: &mut Lower) 
     let connect_timeout = at.duration("connect_timeout", connect_timeout).unwrap_or(Duration::from_secs(5));
     let metadata = address::metadata("metadata", metadata, at);
     let http = http?;
+    let extras = Extras {
+        preconnect,
+        per_connection: connection_pool_per_downstream_connection,
+        sizes,
+        timeout_budgets: budgets || track_timeout_budgets,
+        errors: http.errors,
+        hashing: http.hashing.map(Arc::new),
+    };
     let balancing = balancing?;
     let around = health::config::Surroundings {
         ignore_new_hosts,
@@ -269,6 +279,7 @@ pub(crate) fn lower_proto(proto: proto::Cluster, source: Bytes, at: &mut Lower) 
         tcp_keepalive,
         wait_for_warm: wait_for_warm_on_init != Some(false),
         added_via_api: at.scope().added_via_api,
+        extras: extras.any().then(|| Box::new(extras)),
         metadata,
         source,
         version: at.scope().version.as_str().into(),

@@ -7,8 +7,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use leno_base::Name;
 
+use crate::cluster::lb::settings::TableKind;
 use crate::cluster::stats::Resource;
-use crate::cluster::{Assignment, Cluster, EndpointAddress, EndpointConfig, HealthStatus};
+use crate::cluster::{
+    Assignment, Balancing, Cluster, Discovery, EndpointAddress, EndpointConfig, HealthStatus,
+};
 use crate::snapshot::Snapshot;
 use crate::telemetry::stats::{Block, Computed, stats_scope};
 
@@ -42,6 +45,31 @@ stats_scope! {
         gauge remaining_pending;
         gauge remaining_retries;
         gauge remaining_rq;
+    }
+}
+
+stats_scope! {
+    /// `cluster.NAME.ring_hash_lb.`
+    struct RingStats {
+        gauge max_hashes_per_host;
+        gauge min_hashes_per_host;
+        gauge size;
+    }
+}
+
+stats_scope! {
+    /// `cluster.NAME.maglev_lb.`
+    struct MaglevStats {
+        gauge max_entries_per_host;
+        gauge min_entries_per_host;
+    }
+}
+
+stats_scope! {
+    /// `dns_cache.NAME.circuit_breakers.`
+    struct CacheBreakerStats {
+        gauge rq_pending_open;
+        gauge rq_pending_remaining;
     }
 }
 
@@ -109,12 +137,17 @@ impl Computed for Membership {
 impl Cluster {
     /// A host's health by all that is known of it.
     fn health_of(&self, endpoint: &EndpointConfig) -> HealthStatus {
-        let ejected = self.outlier.as_ref().and_then(|detector| detector.monitor(&endpoint.address));
-        if ejected.is_some_and(|monitor| monitor.is_ejected()) {
+        let monitor = self.outlier.as_ref().and_then(|detector| detector.monitor(&endpoint.address));
+        if monitor.as_ref().is_some_and(|monitor| monitor.is_ejected()) {
             return HealthStatus::Unhealthy;
         }
         let vitals = self.health.as_ref().and_then(|health| health.vitals(&endpoint.address));
-        vitals.map_or(endpoint.health, |vitals| vitals.health(endpoint.health))
+        match vitals.map_or(endpoint.health, |vitals| vitals.health(endpoint.health)) {
+            HealthStatus::Healthy if monitor.is_some_and(|monitor| monitor.is_degraded()) => {
+                HealthStatus::Degraded
+            }
+            other => other,
+        }
     }
 
     /// Whether a host counts for nothing in balancing.
@@ -146,6 +179,7 @@ impl Entry {
         hosts.membership_change().set(self.changes);
         self.count_hosts(&hosts);
         blocks.push(hosts.into_block());
+        self.show_kind(&scope, blocks);
         for (priority, (name, limits)) in
             ["default", "high"].into_iter().zip(&*self.config.circuit_breakers).enumerate()
         {
@@ -171,6 +205,35 @@ impl Entry {
                 remaining.remaining_pending().set(pending.into());
                 remaining.remaining_retries().set(retries.into());
                 blocks.push(remaining.into_block());
+            }
+        }
+    }
+
+    /// Gauges of certain kinds of clusters.
+    fn show_kind(&self, scope: &str, blocks: &mut Vec<Arc<Block>>) {
+        if let Discovery::DynamicForwardProxy(cache) = &self.config.discovery {
+            let prefix = format!("dns_cache.{}.circuit_breakers.", cache.settings.name);
+            let stats = CacheBreakerStats::detached(&prefix);
+            let left = cache.pending_left();
+            stats.rq_pending_open().set(u64::from(left == 0));
+            stats.rq_pending_remaining().set(left);
+            blocks.push(stats.into_block());
+        }
+        let Balancing::Hash(hashing) = self.config.balancing.innermost() else { return };
+        let places = hashing.shelf.places();
+        match hashing.table {
+            TableKind::Ring { .. } => {
+                let stats = RingStats::detached(&format!("{scope}ring_hash_lb."));
+                stats.size().set(places.all);
+                stats.min_hashes_per_host().set(places.least);
+                stats.max_hashes_per_host().set(places.most);
+                blocks.push(stats.into_block());
+            }
+            TableKind::Maglev(_) => {
+                let stats = MaglevStats::detached(&format!("{scope}maglev_lb."));
+                stats.min_entries_per_host().set(places.least);
+                stats.max_entries_per_host().set(places.most);
+                blocks.push(stats.into_block());
             }
         }
     }

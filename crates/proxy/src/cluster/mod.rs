@@ -23,6 +23,7 @@ pub(crate) mod aggregate;
 pub(crate) mod config;
 pub(crate) mod discovery;
 pub(crate) mod dns_cache;
+pub(crate) mod extras;
 pub(crate) mod health;
 pub(crate) mod lb;
 pub(crate) mod membership;
@@ -91,6 +92,8 @@ pub(crate) struct Cluster {
     pub(crate) wait_for_warm: bool,
     /// Whether this cluster came from CDS (`added_via_api`).
     pub(crate) added_via_api: bool,
+    /// What few clusters have.
+    pub(crate) extras: Option<Box<extras::Extras>>,
     /// `metadata`, for access logs and matching.
     pub(crate) metadata: Metadata,
     /// The message as received, for /config_dump. Static clusters share the bootstrap's memory.
@@ -122,6 +125,16 @@ impl Cluster {
         };
         let fits = |candidate: &&TransportMatch| candidate.values.iter().all(|(key, value)| has(key, value));
         self.transport_matches.iter().find(fits).map_or(&self.transport, |found| &found.transport)
+    }
+
+    /// `preconnect_policy`, if there is one.
+    pub(crate) fn preconnect(&self) -> Option<&pool::preconnect::Preconnect> {
+        self.extras.as_ref()?.preconnect.as_ref()
+    }
+
+    /// Whether each downstream connection has its own connections to the endpoints.
+    pub(crate) fn per_connection(&self) -> bool {
+        self.extras.as_ref().is_some_and(|extras| extras.per_connection)
     }
 
     /// All TLS settings towards its endpoints.
@@ -234,6 +247,8 @@ pub(crate) struct Assignment {
     pub(crate) overprovisioning_factor: u32,
     /// `policy.weighted_priority_health`: hosts count by their weights for their priority's health.
     pub(crate) weighted_priority_health: bool,
+    /// `policy.drop_overloads`: of a million requests so many are turned away.
+    pub(crate) drops: u32,
 }
 
 /// Endpoints of one locality and priority.

@@ -26,7 +26,6 @@ stats_scope! {
         gauge lb_subsets_single_host_per_subset_duplicate;
         counter lb_zone_cluster_too_small;
         counter lb_zone_no_capacity_left;
-        counter lb_zone_number_differs;
         counter lb_zone_routing_all_directly;
         counter lb_zone_routing_cross_zone;
         counter lb_zone_routing_sampled;
@@ -93,6 +92,7 @@ stats_scope! {
         counter upstream_rq_tx_reset;
         histogram upstream_cx_connect_ms;
         histogram upstream_cx_length_ms;
+        histogram upstream_rq_per_cx;
         histogram upstream_rq_time;
     }
 }

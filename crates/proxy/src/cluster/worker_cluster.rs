@@ -1,7 +1,7 @@
 //! A worker's side of a cluster: current hosts, balancer, connection pools, stats.
 
 use std::cell::{Cell, OnceCell, RefCell};
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -13,12 +13,13 @@ use tokio::time::Instant;
 
 use crate::cluster::aggregate::Chain;
 use crate::cluster::dns_cache::{self, DnsCache};
+use crate::cluster::extras::Tracked;
 use crate::cluster::health::Vitals;
 use crate::cluster::lb::facts::HostFacts;
 use crate::cluster::lb::hosts::{Gathering, Hosts};
 use crate::cluster::lb::orca::LoadReport;
 use crate::cluster::lb::priority::Census;
-use crate::cluster::lb::settings::{Balancing, Localities, Spread};
+use crate::cluster::lb::settings::{Balancing, Localities, Policy, Spread};
 use crate::cluster::lb::zone::LocalHosts;
 use crate::cluster::lb::{Balancer, Surroundings, Turn, build};
 use crate::cluster::outlier::{Report, Watched};
@@ -57,6 +58,10 @@ pub(crate) struct WorkerCluster {
     dynamic: RefCell<HashMap<Arc<str>, DynamicHost>>,
     /// When unused hosts were forgotten the last time.
     cleaned: Cell<Instant>,
+    /// What it counts besides, if anything.
+    pub(crate) tracked: Option<Box<Tracked>>,
+    /// Of a million requests so many are turned away.
+    pub(crate) drops: Cell<u32>,
     /// Of an aggregate cluster: its members.
     pub(crate) chain: RefCell<Chain>,
 }
@@ -156,6 +161,8 @@ struct HostSet {
     overprovisioning: u32,
     /// `weighted_priority_health`.
     weighted_health: bool,
+    /// Picks that were made ahead of their requests (`predictive_preconnect_ratio`).
+    foreseen: VecDeque<Rc<Host>>,
 }
 
 impl WorkerCluster {
@@ -176,10 +183,16 @@ impl WorkerCluster {
             panic_threshold: config.panic_threshold,
             local: Rc::clone(local),
         };
+        if matches!(config.balancing, Balancing::Subset(_)) {
+            stats.lb_subsets_single_host_per_subset_duplicate().add(0);
+        }
+        let tracked = Tracked::new(config.extras.as_deref(), thread, &scope);
         let cluster = Self {
             facts: Rc::new(ClusterFacts::from(&*config)),
             config,
             stats,
+            tracked,
+            drops: Cell::new(0),
             answers: Default::default(),
             http2,
             around,
@@ -211,6 +224,7 @@ impl WorkerCluster {
     /// Takes over a new set of endpoints. Hosts that stay keep their connections; those of
     /// hosts that go are closed when their last request ends.
     pub(crate) fn update_hosts(&self, assignment: &Assignment) {
+        self.drops.set(assignment.drops);
         let previous = std::mem::take(&mut self.hosts.borrow_mut().by_address);
         let mut by_address: HashMap<EndpointAddress, Rc<Host>> = HashMap::with_capacity(previous.len());
         let mut gathering = Gathering::default();
@@ -281,6 +295,7 @@ impl WorkerCluster {
             balancer: None,
             overprovisioning: factor,
             weighted_health: weighted,
+            foreseen: VecDeque::new(),
         };
     }
 
@@ -304,11 +319,40 @@ impl WorkerCluster {
             }
         }
         let mut set = self.hosts.borrow_mut();
+        if !set.foreseen.is_empty()
+            && context.metadata_match.is_none()
+            && context.rejects.is_none()
+            && let Some(host) = set.foreseen.pop_front()
+        {
+            return Some(host);
+        }
+        self.pick_of(&mut set, context)
+    }
+
+    fn pick_of(&self, set: &mut HostSet, context: &PickContext<'_>) -> Option<Rc<Host>> {
         let random = &mut *self.random.borrow_mut();
         if let Some(hosts) = set.hosts.take() {
             set.balancer = Some(build(&self.config.balancing, hosts, &self.around, random.next_u64()));
         }
         set.balancer.as_mut()?.pick(&mut Turn { context, random, around: &self.around })
+    }
+
+    /// The host that a request to come will be given. `None`: the policy cannot tell, or as many are
+    /// foreseen as there are hosts.
+    pub(crate) fn peek(&self) -> Option<Rc<Host>> {
+        let Balancing::Spread(Spread { policy: Policy::RoundRobin { .. } | Policy::Random, .. }) =
+            &self.config.balancing
+        else {
+            return None;
+        };
+        let mut set = self.hosts.borrow_mut();
+        let healthy = set.by_address.values().filter(|host| host.health() == HealthStatus::Healthy).count();
+        if set.foreseen.len() >= healthy {
+            return None;
+        }
+        let host = self.pick_of(&mut set, &PickContext::default())?;
+        set.foreseen.push_back(Rc::clone(&host));
+        Some(host)
     }
 
     /// What is known of its priorities, for aggregate clusters. Original-destination clusters and
@@ -549,13 +593,25 @@ impl Host {
         }
     }
 
+    /// An answer said `x-envoy-degraded`.
+    pub(crate) fn note_degraded(&self) {
+        if let Some(outlier) = &self.outlier {
+            outlier.note_degraded();
+        }
+    }
+
     /// Health as balancers see it: what discovery, health checks and outlier detection say.
     pub(crate) fn health(&self) -> HealthStatus {
         // Ejected hosts are chosen in panic only, as unhealthy ones.
         if self.is_ejected() {
             return HealthStatus::Unhealthy;
         }
-        self.vitals.as_ref().map_or(self.config.health, |vitals| vitals.health(self.config.health))
+        let health =
+            self.vitals.as_ref().map_or(self.config.health, |vitals| vitals.health(self.config.health));
+        if health == HealthStatus::Healthy && self.outlier.as_ref().is_some_and(Watched::is_degraded) {
+            return HealthStatus::Degraded;
+        }
+        health
     }
 
     /// Whether it counts for nothing, not even as a host that is there.

@@ -168,6 +168,8 @@ pub(crate) fn int_option(level: i32, name: i32, value: i32) -> RawOption {
     (level, name, value.to_ne_bytes().to_vec())
 }
 
+const DEFAULT_SELECTOR: &str = "envoy.config.upstream.local_address_selector.v3.DefaultLocalAddressSelector";
+
 /// Lowers `upstream_bind_config`.
 pub(crate) fn bind_config(proto: core::BindConfig, at: &mut Lower) -> Option<BindConfig> {
     let core::BindConfig {
@@ -179,7 +181,15 @@ pub(crate) fn bind_config(proto: core::BindConfig, at: &mut Lower) -> Option<Bin
         local_address_selector,
         validate_network_namespaces,
     } = proto;
-    at.unsupported("local_address_selector", local_address_selector.is_some());
+    at.optional("local_address_selector", local_address_selector, |selector, at| {
+        let core::TypedExtensionConfig { name, typed_config } = selector;
+        let any = at.required("typed_config", typed_config, |any, at| at.extension(any))?;
+        // What it says of itself is what is done: the first source address of the endpoint's family.
+        if leno_api::any::type_name(&any.type_url) != DEFAULT_SELECTOR {
+            at.field("typed_config", |at| at.unsupported_extension(&name, &any.type_url));
+        }
+        None::<()>
+    });
     at.unsupported("validate_network_namespaces", validate_network_namespaces);
     if !extra_source_addresses.is_empty() && !additional_source_addresses.is_empty() {
         at.error("cannot specify both extra_source_addresses and additional_source_addresses");

@@ -617,7 +617,7 @@ fn rds(listener: &Listener) -> impl Iterator<Item = (&Name, Option<Duration>)> {
     listener.chains.all().filter_map(|chain| match &chain.network {
         NetworkFilters::Http(manager) => match &manager.routes {
             RouteSource::Rds { name, initial_fetch_timeout } => Some((name, *initial_fetch_timeout)),
-            RouteSource::Static(_) => None,
+            RouteSource::Static(_) | RouteSource::Scoped(_) => None,
         },
         NetworkFilters::Tcp(_) | NetworkFilters::Echo | NetworkFilters::Direct(_) | NetworkFilters::Close => {
             None

@@ -15,13 +15,21 @@ use crate::http::filters::ChainedFilter;
 use crate::http::forward::upstream_log::UpstreamLog;
 use crate::http::headers::Known;
 use crate::http::route::RouteTable;
+use crate::http::route::matcher::StringMatcher;
 use crate::http::route::mutation::HeaderChange;
 use crate::telemetry::access_log::AccessLog;
 
 pub(crate) mod detection;
+mod forward_proto;
 mod http2;
 pub(crate) mod local_reply;
 pub(crate) mod lower;
+mod proxy_status;
+mod scoped;
+
+pub(crate) use forward_proto::ForwardProto;
+pub(crate) use proxy_status::ProxyStatus;
+pub(crate) use scoped::Scopes;
 
 /// One HTTP connection manager: everything that a downstream HTTP connection obeys.
 #[derive(Debug)]
@@ -48,6 +56,11 @@ pub(crate) struct HttpConnectionManager {
     pub(crate) idle_timeout: Option<Duration>,
     /// `common_http_protocol_options.max_connection_duration`.
     pub(crate) max_connection_duration: Option<Duration>,
+    /// `max_connection_duration_jitter`: up to so many percent are added to it.
+    pub(crate) duration_jitter: f64,
+    /// `http1_safe_max_connection_duration`: an HTTP/1 connection that is too old ends with its next
+    /// response, and is not closed while it is idle.
+    pub(crate) safe_max_duration: bool,
     /// `common_http_protocol_options.max_stream_duration`.
     pub(crate) max_stream_duration: Option<Duration>,
     /// `common_http_protocol_options.max_requests_per_connection`; 0: none.
@@ -76,6 +89,8 @@ pub(crate) struct HttpConnectionManager {
     pub(crate) stream_errors: bool,
     /// `drain_timeout`, 5 s by default: between the two GOAWAYs of an HTTP/2 connection.
     pub(crate) drain_timeout: Duration,
+    /// `drain_timeout_jitter`: up to so many percent are added to it.
+    pub(crate) drain_jitter: f64,
     /// `use_remote_address`.
     pub(crate) use_remote_address: bool,
     /// `xff_num_trusted_hops`.
@@ -118,6 +133,16 @@ pub(crate) struct HttpConnectionManager {
     pub(crate) append_forwarded_port: bool,
     /// `scheme_header_transformation.scheme_to_overwrite`.
     pub(crate) scheme_overwrite: Option<Arc<str>>,
+    /// `scheme_header_transformation.match_upstream`: `:scheme` is what the endpoint is spoken to with.
+    pub(crate) scheme_of_upstream: bool,
+    /// `forward_proto_config`.
+    pub(crate) forward_proto: Option<Box<ForwardProto>>,
+    /// `proxy_status_config`.
+    pub(crate) proxy_status: Option<Box<ProxyStatus>>,
+    /// `append_local_overload`: answers of the overload manager say so.
+    pub(crate) append_local_overload: bool,
+    /// `add_proxy_protocol_connection_state`: PROXY protocol headers upstream speak of the client.
+    pub(crate) announce_client: bool,
     /// `upgrade_configs`: upgrade types allowed, lower case; `CONNECT` too.
     pub(crate) upgrades: Vec<UpgradeType>,
     /// Those among them that have `filters` of their own, which take the place of the chain's.
@@ -148,6 +173,8 @@ pub(crate) enum CodecType {
 pub(crate) enum RouteSource {
     /// Inline.
     Static(Arc<RouteTable>),
+    /// Inline, by what the request's headers say.
+    Scoped(Arc<Scopes>),
     /// By RDS; looked up in the snapshot for each request.
     Rds {
         /// The name to ask for.
@@ -283,7 +310,7 @@ pub(crate) enum ProxyProtocol {
 }
 
 /// Http1ProtocolOptions.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Http1Settings {
     /// `accept_http_10`.
     pub(crate) accept_http_10: bool,
@@ -306,4 +333,6 @@ pub(crate) struct Http1Settings {
     pub(crate) whole_url: bool,
     /// `allow_custom_methods`.
     pub(crate) custom_methods: bool,
+    /// `ignore_http_11_upgrade`: upgrades to these are not asked for; `None`: none.
+    pub(crate) ignored_upgrades: Option<Arc<Vec<StringMatcher>>>,
 }

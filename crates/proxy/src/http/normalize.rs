@@ -292,7 +292,8 @@ fn trust(
     head: &mut HeaderMap,
 ) -> Result<Origin, Reply> {
     let peer = info.connection.remote;
-    let own_scheme: &[u8] = if info.connection.tls.is_some() { b"https" } else { b"http" };
+    let by_port = manager.forward_proto.as_ref().and_then(|ports| ports.scheme(&info.connection));
+    let own_scheme: &[u8] = by_port.unwrap_or(if info.connection.tls.is_some() { b"https" } else { b"http" });
     let forwarded = head.contains(Known::XForwardedFor);
     let mut client = peer.ip();
     let mut checkable = true;

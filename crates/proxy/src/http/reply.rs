@@ -88,6 +88,14 @@ impl Reply {
         Reply::new(503, "no_healthy_upstream", "no healthy upstream").flag(ResponseFlags::NO_HEALTHY_UPSTREAM)
     }
 
+    /// The cluster's endpoints are to be spared (`UDO`).
+    pub(crate) fn dropped() -> Self {
+        let reply = Reply::new(503, "unconditional_drop_overload", "unconditional drop overload");
+        reply
+            .flag(ResponseFlags::UNCONDITIONAL_DROP_OVERLOAD)
+            .header("x-envoy-unconditional-drop-overload", b"true".as_slice())
+    }
+
     /// The upstream side failed before it answered.
     pub(crate) fn upstream_failure(reason: ResetReason, transport: Option<&str>, retried: bool) -> Self {
         let status = if reason == ResetReason::ProtocolError { 502 } else { 503 };

@@ -22,6 +22,7 @@ stats_scope! {
         counter downstream_cx_destroy_remote_active_rq;
         counter downstream_cx_drain_close;
         gauge downstream_cx_http1_active;
+        counter downstream_cx_http1_soft_drain;
         counter downstream_cx_http1_total;
         gauge downstream_cx_http2_active;
         counter downstream_cx_http2_total;
@@ -31,6 +32,8 @@ stats_scope! {
         counter downstream_cx_overload_disable_keepalive;
         counter downstream_cx_protocol_error;
         counter downstream_cx_rx_bytes_total;
+        gauge downstream_cx_ssl_active;
+        counter downstream_cx_ssl_total;
         counter downstream_cx_total;
         counter downstream_cx_tx_bytes_total;
         gauge downstream_cx_upgrades_active;
@@ -69,6 +72,7 @@ stats_scope! {
         counter passthrough_internal_redirect_too_many_redirects;
         counter passthrough_internal_redirect_unsafe_scheme;
         counter rq_direct_response;
+        counter rq_overload_local_reply;
         counter rq_redirect;
         counter rq_reset_after_downstream_response_started;
         counter rq_total;

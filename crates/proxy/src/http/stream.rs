@@ -257,7 +257,10 @@ impl Stream {
         if self.is_shed() {
             // Nothing else is done for it.
             self.stats.downstream_rq_overload_close().inc();
-            let reply = Reply::new(503, "overload", "envoy overloaded");
+            let mut reply = Reply::new(503, "overload", "envoy overloaded");
+            if self.manager.append_local_overload {
+                reply = reply.header(Known::EnvoyLocalOverloaded.text(), b"true".as_slice());
+            }
             return Err(reply.flag(ResponseFlags::OVERLOAD_MANAGER).into());
         }
         let mut head = std::mem::take(&mut self.request);
@@ -319,6 +322,18 @@ impl Stream {
                 || overload.sheds(Reaction::ShedRequest, self.worker.stats(), random))
     }
 
+    /// Whether the overload manager wants the request to be turned away before filters see it.
+    fn check_filters_shed(&self) -> Result<(), Reply> {
+        let overload = self.worker.overload();
+        if overload.is_calm()
+            || !overload.sheds(Reaction::ShedFilters, self.worker.stats(), || self.worker.random())
+        {
+            return Ok(());
+        }
+        self.stats.rq_overload_local_reply().inc();
+        Err(Reply::new(503, "overload", "envoy overloaded").flag(ResponseFlags::OVERLOAD_MANAGER))
+    }
+
     /// Normalizes, routes, and runs the request hooks.
     async fn prepare(
         &mut self,
@@ -345,6 +360,7 @@ impl Stream {
         self.internal = origin.internal;
         self.route(head);
         self.check_upgrade(head, chain, down)?;
+        self.check_filters_shed()?;
         if self.manager.log_new_requests {
             self.note_target();
             self.log(LogType::DownstreamStart, Some(head));
@@ -407,6 +423,9 @@ impl Stream {
             MatchContext { random: self.random, is_internal: self.internal, info: Some(&self.info) };
         let selected = match &self.manager.routes {
             RouteSource::Static(table) => table.find(head, &context),
+            RouteSource::Scoped(scopes) => {
+                scopes.find(head).and_then(|table| table.find(head, &context))
+            }
             RouteSource::Rds { name, .. } => {
                 self.worker.routes(name).and_then(|table| table.find(head, &context))
             }
@@ -665,6 +684,12 @@ impl Stream {
             }
             ServerHeader::AppendIfAbsent | ServerHeader::PassThrough => {}
         }
+        if let Some(status) = &self.manager.proxy_status
+            // What could not be read as a request is answered by Envoy's codec, which says nothing.
+            && !self.request.method().is_empty()
+        {
+            status.apply(&self.info, head);
+        }
     }
 
     /// Sends a finished response head and keeps it for the log.
@@ -677,6 +702,7 @@ impl Stream {
             && self.worker.overload().calls_for(Reaction::DisableHttpKeepalive, || self.worker.random())
         {
             self.stats.downstream_cx_overload_disable_keepalive().inc();
+            self.stats.downstream_cx_drain_close().inc();
             down.close_after_response();
         }
         self.info.response_code = head.status();
@@ -690,12 +716,14 @@ impl Stream {
     async fn flush(&mut self, down: &mut Downstream<'_>, timer: &mut Timer, at: Option<Instant>) -> Instant {
         let configured = self.deadlines.flush.or(self.manager.stream_flush_timeout);
         let limit = configured.unwrap_or(self.deadlines.idle);
+        let overload = self.worker.overload();
         // Most clients take everything at once: no clock is read for them.
         let mut deadline = None;
         let flushed = poll_fn(|cx| match down.poll_flush(cx) {
             Poll::Ready(result) => Poll::Ready(result.is_ok()),
             Poll::Pending => {
-                let deadline = *deadline.get_or_insert_with(|| limit.map(|limit| now() + limit));
+                let scaled = |limit| now() + overload.scaled(Timed::StreamFlush, limit);
+                let deadline = *deadline.get_or_insert_with(|| limit.map(scaled));
                 timer.poll(cx, deadline).map(|()| false)
             }
         })

@@ -20,7 +20,7 @@ use crate::io::{Accepted, Socket};
 use crate::listener::filter_chain::ConnectionFacts;
 use crate::listener::inspect::{self, FilterStats, Inspected};
 use crate::listener::{FilterChain, Listener, NetworkFilters, internal, network, original_dst};
-use crate::overload::Reaction;
+use crate::overload::{Reaction, Timed};
 use crate::telemetry::stats::stats_scope;
 use crate::telemetry::stream_info::{ConnectionInfo, Found, ResponseFlags, StreamInfo, next_connection_id};
 use crate::tls::stats::TlsStats;
@@ -434,8 +434,11 @@ async fn serve_found(
         }
     };
     match &chain.network {
-        NetworkFilters::Http(_)
-            if worker.overload().sheds(Reaction::ShedCodec, worker.stats(), || worker.random()) => {}
+        NetworkFilters::Http(manager)
+            if worker.overload().sheds(Reaction::ShedCodec, worker.stats(), || worker.random()) =>
+        {
+            worker.http_stats(&manager.stat_prefix).downstream_rq_overload_close().inc();
+        }
         NetworkFilters::Http(manager) => {
             let manager = Arc::clone(manager);
             crate::http::connection::serve(worker, manager, accepted, Rc::clone(&info), watch).await;
@@ -471,7 +474,8 @@ async fn shake_hands(
     let stats = listener.tls_stats(worker);
     let Accepted { socket, buffered, buffer_limit } = accepted;
     let handshake = crate::tls::accept(tls, Some(&*stats), socket, buffered);
-    let outcome = match chain.handshake_timeout {
+    let scaled = |limit| worker.overload().scaled(Timed::TransportConnect, limit);
+    let outcome = match chain.handshake_timeout.map(scaled) {
         Some(limit) => match tokio::time::timeout(limit, handshake).await {
             Ok(outcome) => outcome,
             Err(_) => {

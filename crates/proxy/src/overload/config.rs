@@ -12,16 +12,16 @@ use crate::overload::monitor::Kind;
 use crate::overload::{Plan, Reaction, TIMERS, Timed, TimerScale, Trigger};
 
 /// Overload actions that Envoy has and this proxy does not.
-const OTHER_ACTIONS: &[&str] = &["envoy.overload_actions.reset_high_memory_stream"];
+const OTHER_ACTIONS: &[&str] = &[
+    "envoy.overload_actions.close_idle_http_connections",
+    "envoy.overload_actions.reset_high_memory_stream",
+];
 
 /// Load shed points that Envoy has and this proxy does not.
 const OTHER_POINTS: &[&str] = &[
-    "envoy.load_shed_points.http1_server_abort_dispatch",
-    "envoy.load_shed_points.http2_server_go_away_on_dispatch",
-    "envoy.load_shed_points.http2_server_go_away_and_close_on_dispatch",
     "envoy.load_shed_points.http3_server_go_away_and_close_on_dispatch",
-    "envoy.load_shed_points.http_downstream_filter_check",
-    "envoy.load_shed_points.connection_pool_new_connection",
+    "envoy.load_shed_points.http3_server_go_away_on_dispatch",
+    "envoy.load_shed_points.tcp_proxy_on_data",
 ];
 
 impl Plan {
@@ -147,10 +147,7 @@ impl Plan {
             TimerType::HttpDownstreamStreamIdle => Timed::StreamIdle,
             TimerType::TransportSocketConnect => Timed::TransportConnect,
             TimerType::HttpDownstreamConnectionMax => Timed::ConnectionMax,
-            TimerType::HttpDownstreamStreamFlush => {
-                at.unsupported("timer", true);
-                return None;
-            }
+            TimerType::HttpDownstreamStreamFlush => Timed::StreamFlush,
             TimerType::Unspecified => {
                 at.error_at("timer", "a timer is required");
                 return None;

@@ -62,6 +62,18 @@ pub(crate) const BOUNDS: [f64; 19] = [
     3_600_000.0,
 ];
 
+/// Ends of names of clusters, virtual clusters and routes that Envoy makes when the first such
+/// answer comes, or only for clusters of subsets.
+const ON_DEMAND: [&str; 7] = [
+    ".upstream_rq_1xx",
+    ".upstream_rq_2xx",
+    ".upstream_rq_3xx",
+    ".upstream_rq_4xx",
+    ".upstream_rq_5xx",
+    ".upstream_rq_time",
+    ".lb_subsets_single_host_per_subset_duplicate",
+];
+
 /// Sums all stats whose full name `wanted` accepts, in the order of names.
 pub(crate) fn scrape(store: &StatsStore, wanted: impl Fn(&str) -> bool) -> Vec<Stat> {
     let mut scopes: HashMap<(String, usize), Vec<Arc<Block>>> = HashMap::new();
@@ -74,9 +86,8 @@ pub(crate) fn scrape(store: &StatsStore, wanted: impl Fn(&str) -> bool) -> Vec<S
         let Some(first) = blocks.first() else { continue };
         for (index, (name, kind)) in first.schema().0.iter().enumerate() {
             let name = format!("{prefix}{name}");
-            // Envoy makes these when the first such answer comes.
-            let on_demand =
-                (name.starts_with("cluster.") || name.starts_with("vhost.")) && name.ends_with("xx");
+            let on_demand = (name.starts_with("cluster.") || name.starts_with("vhost."))
+                && ON_DEMAND.iter().any(|end| name.ends_with(end));
             if wanted(&name) {
                 let stat = sum(name, *kind, index, blocks);
                 if stat.used || !on_demand {

@@ -12,6 +12,7 @@ use crate::cluster::{
 };
 use crate::config::address::{self, Address};
 use crate::config::lower::Lower;
+use crate::http::route::config::fraction;
 
 /// Lowers a ClusterLoadAssignment.
 pub(super) fn lower(proto: proto::ClusterLoadAssignment, at: &mut Lower) -> Option<Assignment> {
@@ -24,9 +25,9 @@ pub(super) fn lower(proto: proto::ClusterLoadAssignment, at: &mut Lower) -> Opti
         endpoint_stale_after,
         weighted_priority_health,
     } = policy.unwrap_or_default();
-    at.field("policy", |at| {
-        at.unsupported("drop_overloads", !drop_overloads.is_empty());
+    let drops = at.field("policy", |at| {
         at.unsupported("endpoint_stale_after", endpoint_stale_after.is_some());
+        drops(drop_overloads, at)
     });
     let localities = at.each("endpoints", endpoints, locality);
     // Priorities must follow on each other, and the weights of one must not overflow.
@@ -55,7 +56,32 @@ pub(super) fn lower(proto: proto::ClusterLoadAssignment, at: &mut Lower) -> Opti
         localities,
         overprovisioning_factor: overprovisioning_factor.unwrap_or(140),
         weighted_priority_health,
+        drops,
     })
+}
+
+/// Of a million requests, how many are to be dropped.
+fn drops(protos: Vec<proto::cluster_load_assignment::policy::DropOverload>, at: &mut Lower) -> u32 {
+    if protos.len() > 1 {
+        let count = protos.len();
+        let message =
+            format!("Cluster drop_overloads config has {count} categories. Envoy only support one.");
+        at.error_at("drop_overloads", message);
+    }
+    let shares = at.each("drop_overloads", protos, |proto, at| {
+        let proto::cluster_load_assignment::policy::DropOverload { category: _, drop_percentage } = proto;
+        let (numerator, denominator) = fraction(drop_percentage.unwrap_or_default(), at);
+        if numerator > denominator {
+            at.error("Cluster drop_overloads config is invalid. The valid range is 0~1.");
+        }
+        Some(u32::try_from(u64::from(numerator) * 1_000_000 / u64::from(denominator)).unwrap_or(0))
+    });
+    let configured = shares.first().copied().unwrap_or(0);
+    // Whole percent; the smaller one counts.
+    let limit = at.scope().runtime.integer("load_balancing_policy.drop_overload_limit");
+    limit
+        .and_then(|limit| u32::try_from(limit).ok())
+        .map_or(configured, |limit| configured.min(limit.saturating_mul(10_000)))
 }
 
 fn locality(proto: proto::LocalityLbEndpoints, at: &mut Lower) -> Option<LocalityEndpoints> {

@@ -10,10 +10,13 @@ use leno_api::proto::envoy::config::core::v3 as core;
 use leno_api::proto::envoy::extensions::upstreams::http::v3 as http;
 use prost_types::Any;
 
+use super::extras;
+use crate::cluster::extras::AnswerMatch;
 use crate::cluster::{ClusterHttp, PoolLimits, UpstreamProtocol};
 use crate::config::lower::Lower;
 use crate::http::config::Http1Settings;
 use crate::http::config::lower::{http1_options, http2_options, upstream_filters};
+use crate::http::route::hash_policy::HashPolicies;
 use crate::http::route::policy;
 
 /// The fields of a Cluster that concern HTTP; all but the last are deprecated.
@@ -33,6 +36,10 @@ pub(super) struct Http {
     pub(super) protocol: UpstreamProtocol,
     pub(super) pool: PoolLimits,
     pub(super) overrides: ClusterHttp,
+    /// Which answers are errors to outlier detection.
+    pub(super) errors: Option<AnswerMatch>,
+    /// `hash_policy`.
+    pub(super) hashing: Option<HashPolicies>,
 }
 
 /// Lowers HttpProtocolOptions, or the deprecated fields where there are none.
@@ -87,12 +94,17 @@ pub(super) fn lower(fields: Fields, at: &mut Lower) -> Option<Http> {
         UpstreamProtocol::Http2(Box::new(http2))
     } else {
         if let Some(options) = http_protocol_options {
-            http1 = at.field("http_protocol_options", |at| http1_options(options, at))?;
+            http1 = at.field("http_protocol_options", |at| upstream_http1(options, at))?;
         }
         UpstreamProtocol::Http1
     };
     let overrides = ClusterHttp { http1, max_stream_duration, ..ClusterHttp::default() };
-    Some(Http { protocol, pool, overrides })
+    Some(Http { protocol, pool, overrides, errors: None, hashing: None })
+}
+
+fn upstream_http1(proto: core::Http1ProtocolOptions, at: &mut Lower) -> Option<Http1Settings> {
+    at.unsupported("ignore_http_11_upgrade", !proto.ignore_http_11_upgrade.is_empty());
+    http1_options(proto, at)
 }
 
 /// Server names that follow requests; they matter for TLS only.
@@ -128,9 +140,9 @@ fn lower_options(
     } = proto;
     server_names(upstream_http_protocol_options, tls, at);
     at.unsupported("header_validation_config", header_validation_config.is_some());
-    at.unsupported("outlier_detection", outlier_detection.is_some());
+    let errors = at.optional("outlier_detection", outlier_detection, extras::errors);
     let mirrors = at.each("request_mirror_policies", request_mirror_policies, policy::mirror);
-    at.unsupported("hash_policy", !hash_policy.is_empty());
+    let hashing = HashPolicies::lower("hash_policy", hash_policy, at);
     let retry = at.optional("retry_policy", retry_policy, policy::retry);
     upstream_filters("http_filters", http_filters, at);
     let (pool, max_stream_duration) = at.field("common_http_protocol_options", |at| {
@@ -143,7 +155,7 @@ fn lower_options(
         Some(Options::ExplicitHttpConfig(config)) => {
             at.field("explicit_http_config", |at| match config.protocol_config {
                 Some(ProtocolConfig::HttpProtocolOptions(options)) => {
-                    http1 = at.field("http_protocol_options", |at| http1_options(options, at))?;
+                    http1 = at.field("http_protocol_options", |at| upstream_http1(options, at))?;
                     Some(UpstreamProtocol::Http1)
                 }
                 Some(ProtocolConfig::Http2ProtocolOptions(options)) => {
@@ -170,7 +182,7 @@ fn lower_options(
                 } = config;
                 at.unsupported("http3_protocol_options", http3_protocol_options.is_some());
                 if let Some(options) = http_protocol_options {
-                    http1 = at.field("http_protocol_options", |at| http1_options(options, at))?;
+                    http1 = at.field("http_protocol_options", |at| upstream_http1(options, at))?;
                 }
                 let http2 =
                     at.field("http2_protocol_options", |at| http2_options(http2_protocol_options, at))?;
@@ -187,7 +199,7 @@ fn lower_options(
             at.unsupported("http3_protocol_options", http3_protocol_options.is_some());
             at.unsupported("alternate_protocols_cache_options", alternate_protocols_cache_options.is_some());
             if let Some(options) = http_protocol_options {
-                http1 = at.field("http_protocol_options", |at| http1_options(options, at))?;
+                http1 = at.field("http_protocol_options", |at| upstream_http1(options, at))?;
             }
             let http2 = at.field("http2_protocol_options", |at| http2_options(http2_protocol_options, at))?;
             Some(UpstreamProtocol::Auto(Box::new(http2)))
@@ -198,7 +210,7 @@ fn lower_options(
         }
     };
     let overrides = ClusterHttp { retry, mirrors, http1, max_stream_duration };
-    Some(Http { protocol, pool, overrides })
+    Some(Http { protocol, pool, overrides, errors, hashing })
 }
 
 /// Gives the pool's limits, and the longest that a request may take.
@@ -210,14 +222,14 @@ fn pool(
     let core::HttpProtocolOptions {
         idle_timeout,
         max_connection_duration,
-        max_connection_duration_jitter,
+        // Envoy has it for downstream connections only.
+        max_connection_duration_jitter: _,
         max_headers_count,
         max_response_headers_kb,
         max_stream_duration,
         headers_with_underscores_action,
         max_requests_per_connection,
     } = proto;
-    at.unsupported("max_connection_duration_jitter", max_connection_duration_jitter.is_some());
     let max_stream_duration = at.timeout("max_stream_duration", max_stream_duration, None);
     at.unsupported("headers_with_underscores_action", headers_with_underscores_action != 0);
     let limits = PoolLimits {

@@ -164,6 +164,11 @@ impl DnsCache {
         Some(Waiting(Arc::clone(self)))
     }
 
+    /// How many more requests may wait.
+    pub(crate) fn pending_left(&self) -> u64 {
+        u64::from(self.settings.max_pending.saturating_sub(self.pending.load(Ordering::Relaxed)))
+    }
+
     /// Notes that a host is used.
     pub(crate) fn touch(&self, entry: &Entry) {
         entry.used.store(self.now(), Ordering::Relaxed);

@@ -295,7 +295,7 @@ impl Balancing {
     }
 
     /// The policy inside that chooses a host of what the others leave.
-    fn innermost(&self) -> &Balancing {
+    pub(crate) fn innermost(&self) -> &Balancing {
         match self {
             Balancing::Subset(subsets) => subsets.inner.innermost(),
             Balancing::OverrideHost(overrides) => overrides.inner.innermost(),

@@ -25,6 +25,8 @@ pub(crate) struct Settings {
     pub(super) always_eject_one: bool,
     /// `successful_active_health_check_uneject_host`, true by default.
     pub(super) uneject_on_passed_check: bool,
+    /// `detect_degraded_hosts`.
+    pub(super) detect_degraded: bool,
     /// `split_external_local_origin_errors`.
     pub(super) split_local_origin: bool,
     /// `consecutive_5xx`, 5 by default.
@@ -105,7 +107,6 @@ pub(crate) fn lower(proto: proto::OutlierDetection, at: &mut Lower) -> Option<Se
         detect_degraded_hosts,
     } = proto;
     at.unsupported("monitors", !monitors.is_empty());
-    at.unsupported("detect_degraded_hosts", detect_degraded_hosts == Some(true));
     let interval = at.duration("interval", interval).unwrap_or(Duration::from_secs(10));
     let base = at.duration("base_ejection_time", base_ejection_time).unwrap_or(Duration::from_secs(30));
     let max =
@@ -123,6 +124,7 @@ pub(crate) fn lower(proto: proto::OutlierDetection, at: &mut Lower) -> Option<Se
         max_ejection_percent: max_ejection_percent.unwrap_or(10),
         always_eject_one: always_eject_one_host.unwrap_or(false),
         uneject_on_passed_check: successful_active_health_check_uneject_host.unwrap_or(true),
+        detect_degraded: detect_degraded_hosts == Some(true),
         split_local_origin: split_external_local_origin_errors,
         consecutive_5xx: consecutive_5xx.unwrap_or(5),
         consecutive_gateway_failure: consecutive_gateway_failure.unwrap_or(5),

@@ -65,6 +65,8 @@ pub(super) enum Action {
     Eject { cause: Cause, evidence: Evidence, enforced: bool },
     /// Let it in again.
     Uneject,
+    /// Prefer others, or no longer.
+    Degrade(bool),
 }
 
 /// Percentages that led to an ejection.
@@ -93,6 +95,9 @@ struct Record {
     jitter: Duration,
     ejected_at: Option<Instant>,
     unejected_at: Option<Instant>,
+    /// By how much the base ejection time is multiplied for its degradation.
+    degradations: u32,
+    degraded_at: Option<Instant>,
 }
 
 /// The rate of one host in the interval that ends.
@@ -101,6 +106,12 @@ struct Sample {
     monitor: Arc<Monitor>,
     rate: f64,
     volume: u64,
+}
+
+impl Record {
+    fn verdict(&self, address: &EndpointAddress, action: Action) -> Verdict {
+        Verdict { address: address.clone(), action, ejections: self.ejections, since: None }
+    }
 }
 
 impl Judge {
@@ -132,6 +143,17 @@ impl Judge {
         {
             verdicts.extend(self.release(address, &monitor, now));
         }
+        if let Notice::Degraded(address) = notice
+            && let Some(monitor) = self.detector.monitor(address)
+            && !monitor.is_degraded()
+        {
+            self.stats.ejections_detected_degradation().inc();
+            let record = self.records.entry(address.clone()).or_default();
+            record.degradations = record.degradations.saturating_add(1);
+            record.degraded_at = Some(now);
+            monitor.degraded.store(true, Ordering::Relaxed);
+            verdicts.push(record.verdict(address, Action::Degrade(true)));
+        }
         self.count_ejected();
         verdicts
     }
@@ -150,12 +172,30 @@ impl Judge {
         self.records.retain(|address, _| hosts.iter().any(|(host, _)| host == address));
         for (address, monitor) in &hosts {
             verdicts.extend(self.parole(address, monitor, now));
+            verdicts.extend(self.recover(address, monitor, now));
         }
         for origin in [Origin::External, Origin::Local] {
             self.compare(&hosts, origin, now, &mut verdicts);
         }
         self.count_ejected();
         verdicts
+    }
+
+    /// Prefers a host again that was degraded for long enough.
+    fn recover(&mut self, address: &EndpointAddress, monitor: &Monitor, now: Instant) -> Option<Verdict> {
+        let settings = &self.detector.settings;
+        let record = self.records.get_mut(address)?;
+        if !monitor.is_degraded() {
+            record.degradations = record.degradations.saturating_sub(1);
+            return None;
+        }
+        let since = now.saturating_duration_since(record.degraded_at?);
+        let base = settings.base_ejection_time.saturating_mul(record.degradations);
+        if since < base.min(settings.max_ejection_time) {
+            return None;
+        }
+        monitor.degraded.store(false, Ordering::Relaxed);
+        Some(record.verdict(address, Action::Degrade(false)))
     }
 
     /// Lets a host in whose time is over.

@@ -42,6 +42,8 @@ pub(crate) struct Detector {
 #[derive(Debug, Default)]
 pub(crate) struct Monitor {
     ejected: AtomicBool,
+    /// It said so itself (`detect_degraded_hosts`).
+    degraded: AtomicBool,
     /// Failures in a row, by [`Streak`].
     streaks: [AtomicU32; 3],
     /// This interval's answers, by [`Origin`].
@@ -104,6 +106,8 @@ fn http_status(grpc: &str) -> u16 {
 enum Notice {
     /// A host has failed as often in a row as is allowed.
     Failing(EndpointAddress, Streak),
+    /// A host has said that it is degraded.
+    Degraded(EndpointAddress),
     /// A host has passed an active health check.
     Passed(EndpointAddress),
     /// Hosts have left the cluster.
@@ -222,6 +226,11 @@ impl Monitor {
         self.ejected.load(Ordering::Relaxed)
     }
 
+    /// Whether it has lately said that it is degraded.
+    pub(crate) fn is_degraded(&self) -> bool {
+        self.degraded.load(Ordering::Relaxed)
+    }
+
     /// Success rate of the last interval in percent, of answers and of local origin; `None`:
     /// there were too few, or it was ejected.
     pub(crate) fn success_rates(&self) -> [Option<f64>; 2] {
@@ -257,6 +266,19 @@ impl Monitor {
 }
 
 impl Watched {
+    /// Whether the host has lately said that it is degraded.
+    pub(crate) fn is_degraded(&self) -> bool {
+        self.monitor.is_degraded()
+    }
+
+    /// The host has said that it is degraded.
+    pub(crate) fn note_degraded(&self) {
+        if self.detector.settings.detect_degraded && !self.is_degraded() {
+            // Nobody listens when the cluster is gone, and so is the host.
+            let _ = self.detector.notices.send(Notice::Degraded(self.address.clone()));
+        }
+    }
+
     /// Whether the host is left out now.
     pub(crate) fn is_ejected(&self) -> bool {
         self.monitor.is_ejected()

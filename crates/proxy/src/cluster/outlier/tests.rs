@@ -8,7 +8,7 @@ use expect_test::{Expect, expect};
 use leno_api::proto::envoy::config::cluster::v3::Cluster as ClusterProto;
 use leno_base::rng::Rng;
 
-use super::judge::{Judge, OutlierStats, Verdict};
+use super::judge::{Action, Judge, OutlierStats, Verdict};
 use super::{Report, watch};
 use crate::cluster::{Assignment, Cluster, Discovery, EndpointAddress};
 use crate::config::lower::Lower;
@@ -62,6 +62,23 @@ fn play(detection: &str, hosts: u16, script: &str) -> String {
             let (hosts, report) = word.split_once(':').expect("HOSTS:REPORTxTIMES");
             let (report, times) = report.split_once('x').unwrap_or((report, "1"));
             let (first, last) = hosts.split_once('-').unwrap_or((hosts, hosts));
+            if report == "degraded" {
+                let host = detector.watched(&address(first.parse().expect("a host"))).expect("a host");
+                host.note_degraded();
+                while let Ok(notice) = inbox.try_recv() {
+                    for verdict in judge.notice(&notice, now) {
+                        writeln!(
+                            out,
+                            "{} s: {} {:?}",
+                            now.duration_since(start).as_secs(),
+                            verdict.address,
+                            verdict.action
+                        )
+                        .unwrap();
+                    }
+                }
+                continue;
+            }
             let report = match report {
                 "connected" => Report::Connected,
                 "session" => Report::ConnectedForGood,
@@ -78,6 +95,17 @@ fn play(detection: &str, hosts: u16, script: &str) -> String {
             verdicts.extend(judge.notice(&notice, now));
         }
         for verdict in verdicts {
+            if let Action::Degrade(_) = verdict.action {
+                writeln!(
+                    out,
+                    "{} s: {} {:?}",
+                    now.duration_since(start).as_secs(),
+                    verdict.address,
+                    verdict.action
+                )
+                .unwrap();
+                continue;
+            }
             let event = watch::event("c", &verdict, UNIX_EPOCH);
             let text = |field: &str| {
                 event.get(field).and_then(|value| value.as_str()).unwrap_or_default().to_owned()
@@ -522,8 +550,25 @@ fn what_is_refused() {
         "outlier_detection: outlier detector's max_ejection_time cannot be smaller than base_ejection_time"
     ]
     .assert_eq(&refused("{base_ejection_time: 10s, max_ejection_time: 9s}"));
-    expect!["outlier_detection.monitors: not supported yet; outlier_detection.detect_degraded_hosts: not supported yet"].assert_eq(&refused(
+    expect!["outlier_detection.monitors: not supported yet"].assert_eq(&refused(
         "{monitors: [{name: m, typed_config: {'@type': type.googleapis.com/google.protobuf.Empty}}], detect_degraded_hosts: true}",
     ));
     assert_eq!(refused("{base_ejection_time: 400s}"), "", "the longest ejection grows with it");
+}
+
+#[test]
+fn a_degraded_host_recovers_later_each_time() {
+    let detection =
+        "{detect_degraded_hosts: true, base_ejection_time: 10s, interval: 5s, max_ejection_time: 25s}";
+    let said = play(detection, 2, "0:degraded 0:degraded +5 +5 0:degraded +5 +5 +5 +5 1:degraded");
+    expect![[r#"
+        0 s: 10.0.0.1:0 Degrade(true)
+        10 s: 10.0.0.1:0 Degrade(false)
+        10 s: 10.0.0.1:0 Degrade(true)
+        30 s: 10.0.0.1:0 Degrade(false)
+        30 s: 10.0.0.1:1 Degrade(true)
+        ejections_detected_degradation: 3
+    "#]]
+    .assert_eq(&said);
+    assert_eq!(play("{}", 1, "0:degraded +5"), "", "not asked for");
 }

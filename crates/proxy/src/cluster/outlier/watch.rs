@@ -51,8 +51,10 @@ pub(crate) fn start(
             };
             if let Some(log) = &log {
                 let now = SystemTime::now();
+                let told = |verdict: &&Verdict| !matches!(verdict.action, Action::Degrade(_));
                 verdicts
                     .iter()
+                    .filter(told)
                     .for_each(|verdict| log.write(format!("{}\n", event(&name, verdict, now)).as_bytes()));
             }
             for verdict in &verdicts {
@@ -76,7 +78,8 @@ impl Verdict {
 pub(super) fn event(cluster: &str, verdict: &Verdict, now: SystemTime) -> Value {
     let (kind, action, enforced) = match &verdict.action {
         Action::Eject { cause, enforced, .. } => (cause.name(), "EJECT", *enforced),
-        Action::Uneject => ("CONSECUTIVE_5XX", "UNEJECT", false),
+        // Degradation is not logged.
+        Action::Uneject | Action::Degrade(_) => ("CONSECUTIVE_5XX", "UNEJECT", false),
     };
     let mut fields = serde_json::Map::new();
     let mut put = |name: &str, value: Value| drop(fields.insert(name.to_owned(), value));

@@ -47,6 +47,7 @@ impl H1Connection {
             chunked_length: http1.allow_chunked_length,
             custom_methods: true,
             keep_case: http1.keep_case,
+            ignored_upgrades: None,
         };
         let style = WriteStyle { proper_case: http1.proper_case, whole_url: http1.whole_url };
         let local = socket.local_address();
@@ -110,6 +111,7 @@ impl Drop for H1Connection {
     fn drop(&mut self) {
         self.count_bytes();
         let stats = &self.count.target.stats;
+        stats.upstream_rq_per_cx().record(self.exchanges.into());
         if self.client.transport().eof {
             stats.upstream_cx_destroy_remote().inc();
         } else {

@@ -49,6 +49,20 @@ impl H2Connection {
         self.draining.set(true);
     }
 
+    /// Exchanges under way.
+    pub(super) fn active(&self) -> usize {
+        self.active.get() as usize
+    }
+
+    /// How many more exchanges may begin on it now.
+    pub(super) fn room(&self) -> usize {
+        if !self.has_room() {
+            return 0;
+        }
+        let theirs = self.session.borrow().peer_max_streams();
+        self.limit.min(theirs).saturating_sub(self.active.get()) as usize
+    }
+
     /// Whether another exchange may begin on it now.
     fn has_room(&self) -> bool {
         if self.draining.get() {
@@ -67,6 +81,7 @@ impl H2Connection {
 impl Drop for H2Connection {
     /// Neither the pool nor a stream holds it: it says goodbye, and its driver ends.
     fn drop(&mut self) {
+        self.target.stats.upstream_rq_per_cx().record(self.exchanges.get().into());
         self.session.borrow_mut().goaway();
     }
 }

@@ -40,6 +40,7 @@ pub(crate) mod connect;
 mod eyeballs;
 mod h1;
 mod h2;
+pub(crate) mod preconnect;
 pub(crate) mod tunnel;
 pub(crate) mod via;
 
@@ -221,7 +222,11 @@ pub(crate) fn try_acquire(
     let (http1, http2) = protocols(&cluster.config, downstream_http2);
     let multiplexed = || h2::take(&host.pool).map(|lease| Upstream::H2 { lease, stream: None });
     let found = if http2 { multiplexed() } else { None };
-    found.or_else(|| if http1 && !fresh { h1::take(&host.pool).map(Upstream::H1) } else { None })
+    let found = found.or_else(|| if http1 && !fresh { h1::take(&host.pool).map(Upstream::H1) } else { None });
+    if cluster.config.extras.is_some() && found.is_some() {
+        preconnect::keep_ratio(cluster, host, downstream_http2, false);
+    }
+    found
 }
 
 /// Whether connections of HTTP/1 and of HTTP/2 will do.
@@ -269,6 +274,9 @@ pub(crate) async fn wait(
     let (http1, http2) = protocols(&cluster.config, downstream_http2);
     host.pool.borrow_mut().waiters.push_back(Waiter { ready, http1, http2, fresh: fresh && http1 });
     open_for_waiters(&host.pool, &target, high_priority);
+    if cluster.config.extras.is_some() {
+        preconnect::keep_ratio(cluster, host, downstream_http2, high_priority);
+    }
     match waiting.await {
         Ok(result) => result,
         // Cannot happen while the pool lives, and the host keeps it.

@@ -20,6 +20,8 @@ pub(crate) struct Via {
     pub(crate) source: Option<SocketAddr>,
     /// SO_MARK of their packets; 0: none.
     pub(crate) mark: u32,
+    /// The downstream connection that they are for alone (`connection_pool_per_downstream_connection`).
+    pub(crate) own: Option<u64>,
 }
 
 /// The metadata that an internal connection to this endpoint takes along.
@@ -36,13 +38,16 @@ pub(crate) fn passed(cluster: &Cluster, endpoint: &Metadata) -> DynamicMetadata 
 
 impl Via {
     /// What connections for requests take over; most take over nothing.
-    pub(crate) fn of_request(cluster: &Cluster, connection: &ConnectionInfo) -> Option<Self> {
+    /// `announce`: PROXY protocol headers are to speak of the client.
+    pub(crate) fn of_request(cluster: &Cluster, connection: &ConnectionInfo, announce: bool) -> Option<Self> {
         let found = &connection.found;
-        if found.origin.is_none() && found.original_source.is_none() {
+        let own = cluster.per_connection().then_some(connection.id);
+        if found.origin.is_none() && found.original_source.is_none() && own.is_none() {
             return None;
         }
-        let origin = found.origin.as_deref().filter(|_| cluster.proxy_header.is_some());
-        Self::of(origin.cloned(), connection)
+        let origin = found.origin.as_deref().filter(|_| announce && cluster.proxy_header.is_some());
+        let via = Self::of(origin.cloned(), connection);
+        if own.is_some() { Some(Self { own, ..via.unwrap_or_default() }) } else { via }
     }
 
     /// What the connection of a TCP session takes over.
@@ -61,7 +66,7 @@ impl Via {
         };
         let port = if source.port { connection.remote.port() } else { 0 };
         let address = SocketAddr::new(connection.remote.ip(), port);
-        Some(Self { origin, source: Some(address), mark: source.mark })
+        Some(Self { origin, source: Some(address), mark: source.mark, own: None })
     }
 }
 

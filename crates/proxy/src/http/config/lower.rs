@@ -20,8 +20,8 @@ use prost_types::Any;
 
 pub(crate) use super::http2::http2_options;
 use super::{
-    CodecType, EscapedSlashes, Http1Settings, HttpConnectionManager, RouteSource, RouterConfig, ServerHeader,
-    StripPort, Underscores, UpgradeType, detection, local_reply,
+    CodecType, EscapedSlashes, ForwardProto, Http1Settings, HttpConnectionManager, ProxyStatus, RouteSource,
+    RouterConfig, Scopes, ServerHeader, StripPort, Underscores, UpgradeType, detection, local_reply,
 };
 use crate::config::address;
 use crate::config::filter_id::FilterId;
@@ -35,6 +35,7 @@ use crate::http::forward::strict;
 use crate::http::forward::upstream_log::UpstreamLog;
 use crate::http::headers::Known;
 use crate::http::route::RouteTable;
+use crate::http::route::matcher::string;
 use crate::http::route::mutation::{HeaderChange, change};
 use crate::http::route::table::pack;
 use crate::telemetry::access_log::AccessLog;
@@ -135,30 +136,24 @@ impl HttpConnectionManager {
             proxy_status_config,
             typed_header_validation_config,
             append_x_forwarded_port,
-            // Its header is added when the overload manager sheds load, which is refused.
-            append_local_overload: _,
-            // There is no PROXY protocol whose state it could add.
-            add_proxy_protocol_connection_state: _,
+            append_local_overload,
+            add_proxy_protocol_connection_state,
             forward_proto_config,
             route_specifier,
             strip_port_mode,
         } = proto;
-        at.unsupported("http1_safe_max_connection_duration", http1_safe_max_connection_duration);
         at.unsupported("http3_protocol_options", http3_protocol_options.is_some());
         // Deviation: a draining HTTP/2 connection gets its last GOAWAY after a ping's round trip, when
         // the client has seen the first; after `drain_timeout` at the latest.
         let drain_timeout = at.duration("drain_timeout", drain_timeout).unwrap_or(DRAIN_TIMEOUT);
         check_request_id(request_id_extension, at);
-        at.unsupported("drain_timeout_jitter", drain_timeout_jitter.is_some());
         at.unsupported("forward_client_cert_matcher", forward_client_cert_matcher.is_some());
         at.unsupported(
             "represent_ipv4_remote_address_as_ipv4_mapped_ipv6",
             represent_ipv4_remote_address_as_ipv4_mapped_ipv6,
         );
         at.unsupported("path_normalization_options", path_normalization_options.is_some());
-        at.unsupported("proxy_status_config", proxy_status_config.is_some());
         at.unsupported("typed_header_validation_config", typed_header_validation_config.is_some());
-        at.unsupported("forward_proto_config", forward_proto_config.is_some());
         let logging =
             logging(access_log_options, access_log_flush_interval, flush_access_log_on_new_request, at);
         let detections =
@@ -243,13 +238,12 @@ impl HttpConnectionManager {
                 address::cidrs("cidr_ranges", cidr_ranges, at)
             })
         });
-        let scheme_overwrite = scheme_header_transformation.and_then(|proto| {
-            let core::SchemeHeaderTransformation { match_upstream, transformation } = proto;
-            at.unsupported("scheme_header_transformation.match_upstream", match_upstream);
-            transformation.map(
-                |core::scheme_header_transformation::Transformation::SchemeToOverwrite(scheme)| scheme.into(),
-            )
-        });
+        let core::SchemeHeaderTransformation { match_upstream, transformation } =
+            scheme_header_transformation.unwrap_or_default();
+        let scheme_overwrite = transformation.map(
+            |core::scheme_header_transformation::Transformation::SchemeToOverwrite(scheme)| scheme.into(),
+        );
+        let server_name: Arc<str> = if server_name.is_empty() { "envoy".into() } else { server_name.into() };
         Some(Arc::new(HttpConnectionManager {
             stat_prefix: stat_prefix.into(),
             codec,
@@ -257,10 +251,14 @@ impl HttpConnectionManager {
             router,
             access_logs: at.each("access_log", access_log, AccessLog::lower),
             local_replies: at.optional("local_reply_config", local_reply_config, local_reply::lower),
-            server_name: if server_name.is_empty() { "envoy".into() } else { server_name.into() },
+            proxy_status: proxy_status_config
+                .map(|proto| ProxyStatus::lower(proto, &service_node, &server_name)),
+            server_name,
             server_header,
             idle_timeout: common.idle_timeout,
             max_connection_duration: common.max_connection_duration,
+            duration_jitter: common.duration_jitter,
+            safe_max_duration: http1_safe_max_connection_duration,
             max_stream_duration: common.max_stream_duration,
             max_requests_per_connection: common.max_requests_per_connection,
             stream_idle_timeout: at.timeout(
@@ -282,6 +280,7 @@ impl HttpConnectionManager {
             http2: http2?,
             stream_errors: stream_error_on_invalid_http_message.unwrap_or(false),
             drain_timeout,
+            drain_jitter: drain_timeout_jitter.map_or(0.0, |percent| percent.value),
             use_remote_address: use_remote_address.unwrap_or(false),
             xff_trusted_hops: xff_num_trusted_hops,
             detections,
@@ -309,6 +308,10 @@ impl HttpConnectionManager {
             scheme_overwrite,
             upgrades,
             upgrade_filters,
+            scheme_of_upstream: match_upstream,
+            forward_proto: forward_proto_config.map(ForwardProto::lower),
+            append_local_overload,
+            announce_client: add_proxy_protocol_connection_state != Some(false),
             add_user_agent: add_user_agent.unwrap_or(false),
             client_cert,
             service_node,
@@ -450,9 +453,8 @@ fn route_source(
                 Some(RouteSource::Rds { name: route_config_name.into(), initial_fetch_timeout })
             })
         }
-        Some(RouteSpecifier::ScopedRoutes(_)) => {
-            at.unsupported("scoped_routes", true);
-            None
+        Some(RouteSpecifier::ScopedRoutes(scoped)) => {
+            at.field("scoped_routes", |at| Scopes::lower(scoped, at)).map(RouteSource::Scoped)
         }
         None => {
             at.error("one of rds, route_config and scoped_routes is required");
@@ -599,6 +601,8 @@ pub(crate) fn upstream_filters(field: &str, protos: Vec<hcm::HttpFilter>, at: &m
 struct CommonOptions {
     idle_timeout: Option<Duration>,
     max_connection_duration: Option<Duration>,
+    /// Percent.
+    duration_jitter: f64,
     max_headers: usize,
     max_stream_duration: Option<Duration>,
     underscores: Underscores,
@@ -617,13 +621,15 @@ fn common_options(proto: Option<core::HttpProtocolOptions>, at: &mut Lower) -> C
             headers_with_underscores_action,
             max_requests_per_connection,
         } = proto.unwrap_or_default();
-        at.unsupported("max_connection_duration_jitter", max_connection_duration_jitter.is_some());
-        at.unsupported("max_response_headers_kb", max_response_headers_kb.is_some());
+        if max_response_headers_kb.is_some() {
+            at.error("Error: max_response_headers_kb cannot be set on http_connection_manager.");
+        }
         use core::http_protocol_options::HeadersWithUnderscoresAction as Action;
         let action = at.value::<Action>("headers_with_underscores_action", headers_with_underscores_action);
         CommonOptions {
             idle_timeout: at.timeout("idle_timeout", idle_timeout, Some(HOUR)),
             max_connection_duration: at.timeout("max_connection_duration", max_connection_duration, None),
+            duration_jitter: max_connection_duration_jitter.map_or(0.0, |percent| percent.value),
             max_headers: max_headers_count.unwrap_or(100) as usize,
             max_stream_duration: at.timeout("max_stream_duration", max_stream_duration, None),
             underscores: match action {
@@ -653,7 +659,7 @@ pub(crate) fn http1_options(proto: core::Http1ProtocolOptions, at: &mut Lower) -
         allow_custom_methods,
         ignore_http_11_upgrade,
     } = proto;
-    at.unsupported("ignore_http_11_upgrade", !ignore_http_11_upgrade.is_empty());
+    let ignored = at.each("ignore_http_11_upgrade", ignore_http_11_upgrade, string);
     use core::http1_protocol_options::header_key_format::HeaderFormat;
     let (mut proper_case, mut keep_case) = (false, None);
     match header_key_format.and_then(|format| format.header_format) {
@@ -688,5 +694,6 @@ pub(crate) fn http1_options(proto: core::Http1ProtocolOptions, at: &mut Lower) -
         keep_case,
         whole_url: send_fully_qualified_url,
         custom_methods: allow_custom_methods,
+        ignored_upgrades: (!ignored.is_empty()).then(|| Arc::new(ignored)),
     })
 }

@@ -15,7 +15,7 @@ use std::time::Instant;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use leno_base::drain::Phase;
 
-use super::{close, count_bytes};
+use super::{close, count_bytes, end_of, jitter, max_age};
 use crate::http::codec::buffer::Transport;
 use crate::http::codec::h2::H2Server;
 use crate::http::codec::h2::link::{Link, Read};
@@ -24,7 +24,7 @@ use crate::http::codec::h2::session::{Accepted, Role, Rules, Session};
 use crate::http::codec::side::Downstream;
 use crate::http::stream::{Connection, now, serve_request};
 use crate::http::timer::{Timer, Timers};
-use crate::overload::Timed;
+use crate::overload::{Reaction, Timed};
 use crate::telemetry::stream_info::HeadSize;
 
 /// Reads in one turn before others have theirs.
@@ -72,7 +72,8 @@ impl Goodbye {
     fn begin(&mut self, connection: &Connection, link: &Link) {
         if self.due.is_none() {
             link.session.borrow_mut().shutdown_notice();
-            self.due = Some(now() + connection.manager.drain_timeout);
+            let (limit, percent) = (connection.manager.drain_timeout, connection.manager.drain_jitter);
+            self.due = Some(now() + limit + jitter(connection, limit, percent));
         }
     }
 
@@ -97,21 +98,45 @@ async fn drive(connection: &Rc<Connection>, link: &mut Link, timer: &mut Timer) 
     let overload = connection.worker.overload();
     let timers = Rc::new(Timers::default());
     let mut draining = pin!(connection.drain.reached(Phase::Draining));
-    let age = manager.max_connection_duration.map(|limit| connection.info.started + limit);
+    let max_age = max_age(connection);
     let mut streams = FuturesUnordered::new();
     let mut requests: u32 = 0;
     let mut goodbye = Goodbye { due: None };
     let mut idle_since = now();
     let mut counted = (0, 0);
     let mut close_by = None;
+    let (mut fresh, mut shed) = (true, false);
     poll_fn(|cx| {
         link.session.borrow_mut().begin_driving(cx.waker());
         let mut reads = READS;
         loop {
             let read = link.poll_read(cx, now);
-            loop {
+            // What came with the first bytes is there before anything is read.
+            let came = std::mem::take(&mut fresh) || read == Poll::Ready(Read::Frames);
+            if came && !overload.is_calm() && close_by.is_none() {
+                let sheds =
+                    |point| overload.sheds(point, connection.worker.stats(), || connection.worker.random());
+                if sheds(Reaction::GoAwayAndClose) {
+                    goodbye.begin(connection, link);
+                    link.session.borrow_mut().goaway_unserved();
+                    stats.downstream_cx_destroy_local().inc();
+                    shed = true;
+                    close_by = Some(now());
+                } else if sheds(Reaction::GoAway) {
+                    goodbye.begin(connection, link);
+                }
+            }
+            while !shed {
                 let Some(accepted) = link.session.borrow_mut().accept() else { break };
                 stats.downstream_rq_http2_total().inc();
+                if !overload.is_calm()
+                    && !goodbye.has_begun()
+                    && overload.calls_for(Reaction::DisableHttpKeepalive, || connection.worker.random())
+                {
+                    stats.downstream_cx_overload_disable_keepalive().inc();
+                    stats.downstream_cx_drain_close().inc();
+                    goodbye.begin(connection, link);
+                }
                 requests = requests.saturating_add(1);
                 streams.push(serve_stream(Rc::clone(connection), link, accepted, &timers));
                 if manager.max_requests_per_connection > 0
@@ -158,6 +183,7 @@ async fn drive(connection: &Rc<Connection>, link: &mut Link, timer: &mut Timer) 
             // Overload may shorten it.
             let scaled = |limit| idle_since + overload.scaled(Timed::ConnectionIdle, limit);
             let idle = manager.idle_timeout.filter(|_| streams.is_empty()).map(scaled);
+            let age = end_of(connection, max_age);
             let own = [
                 idle.filter(|_| !goodbye.has_begun()),
                 age.filter(|_| !goodbye.has_begun()),

@@ -8,7 +8,7 @@ use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 use leno_base::drain::Phase;
@@ -27,7 +27,7 @@ use crate::http::reply::Reply;
 use crate::http::stream::{Connection, now, refuse_request, serve_request};
 use crate::http::timer::Timer;
 use crate::io::{Accepted, Socket};
-use crate::overload::Timed;
+use crate::overload::{Reaction, Timed};
 use crate::telemetry::stream_info::{ConnectionInfo, HeadSize};
 use crate::worker::Worker;
 
@@ -44,6 +44,10 @@ pub(crate) async fn serve(
     let stats = worker.http_stats(&manager.stat_prefix);
     stats.downstream_cx_total().inc();
     stats.downstream_cx_active().inc();
+    if info.tls.is_some() {
+        stats.downstream_cx_ssl_total().inc();
+        stats.downstream_cx_ssl_active().inc();
+    }
     let buffer_limit = accepted.buffer_limit;
     let connection = Rc::new(Connection { worker, manager, stats, info, drain, buffer_limit });
     let open = Open(Rc::clone(&connection));
@@ -79,6 +83,9 @@ impl Drop for Open {
     fn drop(&mut self) {
         let stats = &self.0.stats;
         stats.downstream_cx_active().dec();
+        if self.0.info.tls.is_some() {
+            stats.downstream_cx_ssl_active().dec();
+        }
         stats.downstream_cx_destroy().inc();
         stats.downstream_cx_length_ms().record_ms(now().saturating_duration_since(self.0.info.started));
     }
@@ -155,6 +162,7 @@ async fn serve_http1(
         chunked_length: manager.http1.allow_chunked_length,
         custom_methods: manager.http1.custom_methods,
         keep_case: manager.http1.keep_case,
+        ignored_upgrades: manager.http1.ignored_upgrades.clone(),
     };
     let style = WriteStyle { proper_case: manager.http1.proper_case, whole_url: false };
     let mut server = H1Server::new(socket, input, limits, style, manager.http1.enable_trailers);
@@ -162,12 +170,13 @@ async fn serve_http1(
     let mut counted = (0, 0);
     let mut requests = 0;
     let mut since = now();
+    let age = max_age(connection);
     loop {
         // An update of the listener may have brought another one.
         let renewed = connection.drain.renewed();
         let manager = renewed.as_deref().unwrap_or(&connection.manager);
         let mut head = HeaderMap::default();
-        match next_request(connection, manager, &mut server, &mut head, &mut timer, since).await {
+        match next_request(connection, manager, &mut server, &mut head, &mut timer, since, age).await {
             Next::Close => break,
             Next::Invalid(reply) => {
                 stats.downstream_cx_protocol_error().inc();
@@ -175,11 +184,33 @@ async fn serve_http1(
                 break;
             }
             Next::Request(request) => {
+                match shed(connection) {
+                    None => {}
+                    Some(Shed::Drain) => server.close = true,
+                    Some(Shed::Close) => {
+                        stats.downstream_cx_destroy_local().inc();
+                        break;
+                    }
+                    Some(Shed::Abort) => {
+                        stats.downstream_rq_overload_close().inc();
+                        let reply = Reply::new(500, "overload", "Internal Server Error");
+                        let down = Downstream::H1(&mut server);
+                        Box::pin(refuse_request(connection, reply, down, &mut timer)).await;
+                        break;
+                    }
+                }
                 stats.downstream_rq_http1_total().inc();
                 requests += 1;
                 if manager.max_requests_per_connection > 0 && requests >= manager.max_requests_per_connection
                 {
                     stats.downstream_cx_max_requests_reached().inc();
+                    server.close = true;
+                } else if end_of(connection, age).is_some_and(|end| now() >= end) {
+                    // A client that is never idle is told to go, too.
+                    stats.downstream_cx_max_duration_reached().inc();
+                    if manager.safe_max_duration {
+                        stats.downstream_cx_http1_soft_drain().inc();
+                    }
                     server.close = true;
                 }
                 if request.http10 && !prepare_http10(manager, &mut head) {
@@ -208,6 +239,53 @@ async fn serve_http1(
     close(connection, server.transport(), &mut timer).await;
 }
 
+/// What overload makes of a connection on which something comes.
+enum Shed {
+    /// It ends when that is convenient.
+    Drain,
+    /// It ends now.
+    Close,
+    /// HTTP/1: its request is refused, and it ends.
+    Abort,
+}
+
+fn shed(connection: &Connection) -> Option<Shed> {
+    let worker = &connection.worker;
+    let overload = worker.overload();
+    if overload.is_calm() {
+        return None;
+    }
+    let sheds = |point| overload.sheds(point, worker.stats(), || worker.random());
+    if sheds(Reaction::ShedHttp1) {
+        Some(Shed::Abort)
+    } else if sheds(Reaction::GoAwayAndClose) {
+        Some(Shed::Close)
+    } else {
+        sheds(Reaction::GoAway).then_some(Shed::Drain)
+    }
+}
+
+/// How long the connection may last.
+fn max_age(connection: &Connection) -> Option<Duration> {
+    let limit = connection.manager.max_connection_duration?;
+    Some(limit + jitter(connection, limit, connection.manager.duration_jitter))
+}
+
+/// When it has lasted for so long, as overload has it.
+fn end_of(connection: &Connection, age: Option<Duration>) -> Option<Instant> {
+    let overload = connection.worker.overload();
+    age.map(|limit| connection.info.started + overload.scaled(Timed::ConnectionMax, limit))
+}
+
+/// Up to so many percent of a duration.
+fn jitter(connection: &Connection, of: Duration, percent: f64) -> Duration {
+    if percent <= 0.0 {
+        return Duration::ZERO;
+    }
+    let share = (connection.worker.random() >> 11) as f64 / (1u64 << 53) as f64;
+    of.mul_f64(share * percent / 100.0)
+}
+
 /// HTTP/1.0 is refused unless configured; false: refuse.
 fn prepare_http10(manager: &HttpConnectionManager, head: &mut HeaderMap) -> bool {
     if !manager.http1.accept_http_10 {
@@ -229,13 +307,16 @@ async fn next_request(
     head: &mut HeaderMap,
     timer: &mut Timer,
     since: Instant,
+    age: Option<Duration>,
 ) -> Next {
     let overload = connection.worker.overload();
-    let age = manager.max_connection_duration.map(|limit| connection.info.started + limit);
+    // Safely: only with a response.
+    let age = age.filter(|_| !manager.safe_max_duration);
     let mut began: Option<Instant> = None;
     poll_fn(|cx| {
         // Looked at again when overload changes how long it is.
         let idle = manager.idle_timeout.map(|limit| since + overload.scaled(Timed::ConnectionIdle, limit));
+        let age = end_of(connection, age);
         match server.poll_request(cx, head) {
             Poll::Ready(Ok(request)) => return Poll::Ready(Next::Request(request)),
             Poll::Ready(Err(NoRequest::Closed)) => {

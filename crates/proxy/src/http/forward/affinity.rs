@@ -40,7 +40,8 @@ impl Affinity {
     ) -> Self {
         let mut affinity = Self::default();
         let hashed = stream.worker.with_hashing(cluster, |hashing| {
-            let policies = hashing.policy.as_ref().or(route.hash.as_ref())?;
+            let own = cluster.config.extras.as_ref().and_then(|extras| extras.hashing.as_deref());
+            let policies = hashing.policy.as_ref().or(own).or(route.hash.as_ref())?;
             Some(policies.hash(Some(&stream.request), &stream.info))
         });
         if let Some(hashed) = hashed {

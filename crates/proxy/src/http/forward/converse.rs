@@ -221,7 +221,14 @@ impl Router<'_, '_, '_> {
 
     /// A response's head is here: whether the attempt ends with it.
     fn on_head(&mut self, leg: &mut Leg, response: &HeaderMap) -> Option<Outcome> {
-        leg.host.report(Report::answer(response, self.exchange.stream.is_grpc()));
+        let errors = self.member.config.extras.as_ref().and_then(|extras| extras.errors.as_ref());
+        leg.host.report(match errors {
+            Some(errors) => errors.report(response),
+            None => Report::answer(response, self.exchange.stream.is_grpc()),
+        });
+        if response.contains(Known::EnvoyDegraded) {
+            leg.host.note_degraded();
+        }
         self.affinity.answered(&self.member, &leg.host, response, leg.started);
         if response.contains(Known::EnvoyImmediateHealthCheckFail) {
             leg.host.fail_health_check();

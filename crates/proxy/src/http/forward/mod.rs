@@ -38,6 +38,7 @@ use crate::http::route::{ClusterChoice, Forward, RetryPolicy, Selected, Weighted
 use crate::http::stream::{Ended, Interrupted, Stream, now};
 use crate::http::timer::{Expired, Timer};
 use crate::http::upgrade;
+use crate::overload::Reaction;
 use crate::telemetry::stream_info::{Protocol, ResponseFlags};
 
 pub(crate) mod active;
@@ -141,6 +142,10 @@ pub(crate) async fn forward(
     let prepared = prepare(stream, selected, route, &cluster, &mut head);
     stream.request = head;
     let Prepared { scopes, timeouts, retries, mirrors } = prepared?;
+    if cluster.drops.get() > 0 && stream.worker.random() % 1_000_000 < u64::from(cluster.drops.get()) {
+        scopes.count_response(stream, &cluster, None, None, 503);
+        return Err(Reply::dropped().into());
+    }
     let keep = if retries.enabled() || !mirrors.is_empty() || route.redirects.is_some() {
         let limit = selected.route.buffer_limit.and_then(|limit| usize::try_from(limit).ok());
         limit.unwrap_or(cluster.config.buffer_limit)
@@ -175,6 +180,9 @@ pub(crate) async fn forward(
     };
     router.request_completed(begun);
     let outcome = pin!(router.run()).await;
+    if let Some(tracked) = router.cluster.tracked.as_ref().filter(|_| router.body.complete) {
+        tracked.whole(now().saturating_duration_since(router.begun), router.timeouts.global);
+    }
     while let Some(leg) = router.hedged.pop() {
         router.drop_leg(leg);
     }
@@ -361,6 +369,9 @@ impl Router<'_, '_, '_> {
         };
         let downstream_http2 = self.exchange.stream.info.protocol == Some(Protocol::Http2);
         let fresh = self.retries.replayed();
+        if self.member.config.extras.is_some() {
+            pool::preconnect::anticipate(&self.member, downstream_http2, self.route.high_priority);
+        }
         let terminated = upgrade::terminated(&self.exchange.stream.request, self.route);
         let had = match terminated {
             Some(_) => None,
@@ -368,6 +379,9 @@ impl Router<'_, '_, '_> {
         };
         let upstream = match had {
             Some(upstream) => Ok(upstream),
+            None if self.sheds_connection() => {
+                Err(pool::PoolFailure { reason: ResetReason::Overflow, detail: None })
+            }
             None => {
                 let high_priority = self.route.high_priority;
                 let cluster = Rc::clone(&self.member);
@@ -457,6 +471,13 @@ impl Router<'_, '_, '_> {
         if let Ok(Outcome::Done) = outcome {
             leg.up.ended(self.exchange.stream.deadlines.last);
         }
+        if let Some(tracked) = &self.member.tracked {
+            let stream = &*self.exchange.stream;
+            let answered = matches!(outcome, Ok(Outcome::Done));
+            let response = answered.then_some((&stream.response, stream.info.bytes_sent));
+            tracked.attempt((&stream.request, stream.info.bytes_received), response);
+            tracked.per_try(now().saturating_duration_since(leg.started), self.timeouts.per_try);
+        }
         let Leg { up, active, .. } = leg;
         drop(up);
         active.count(&outcome, self.exchange.stream.info.response_code);
@@ -475,6 +496,13 @@ impl Router<'_, '_, '_> {
     /// The time of this turn.
     fn now(&mut self) -> Instant {
         *self.turn.get_or_insert_with(now)
+    }
+
+    /// Whether overload lets no connection be made for the request.
+    fn sheds_connection(&self) -> bool {
+        let worker = &self.exchange.stream.worker;
+        let overload = worker.overload();
+        !overload.is_calm() && overload.sheds(Reaction::ShedUpstream, worker.stats(), || worker.random())
     }
 
     fn pick(&mut self) -> Option<Rc<Host>> {
@@ -497,7 +525,8 @@ impl Router<'_, '_, '_> {
         self.member = cluster;
         self.retries.attempted(priority);
         Affinity::chosen(&self.member, &host, &mut stream.info);
-        if let Some(via) = Via::of_request(&self.member.config, &stream.info.connection) {
+        let announce = stream.manager.announce_client;
+        if let Some(via) = Via::of_request(&self.member.config, &stream.info.connection, announce) {
             host = host.via(via);
         }
         self.tried.extend(host.address);
@@ -509,6 +538,10 @@ impl Router<'_, '_, '_> {
         let mut head = std::mem::take(&mut stream.request);
         let tell_original = !stream.manager.router.suppress_envoy_headers;
         head::rewrite_for_host(self.route, &host, tell_original, &mut head);
+        if stream.manager.scheme_of_upstream {
+            let scheme: &[u8] = if host.transport.tls().is_some() { b"https" } else { b"http" };
+            head.set(Known::Scheme, scheme);
+        }
         if attempts > 1 {
             let spent = now().saturating_duration_since(self.begun);
             // In whole milliseconds, as Envoy counts.

@@ -30,6 +30,7 @@ use crate::http::headers::HeaderMap;
 use crate::http::route::hash_policy::{hash_bytes, hash_ip};
 use crate::io::{Accepted, Socket};
 use crate::listener::network::TCP_PROXY_CLUSTER;
+use crate::overload::Reaction;
 use crate::proxy_protocol::Tlv;
 use crate::tcp::copy::{self, End, Moved, Who};
 use crate::tcp::tcp_proxy::tunnel::{OpenStream, Refused, Tunneling};
@@ -115,6 +116,7 @@ pub(crate) enum TlvMerge {
 stats_scope! {
     /// `tcp.STAT_PREFIX.`
     pub(crate) struct TcpStats {
+        counter downstream_cx_overload_close;
         counter downstream_cx_total;
         counter downstream_cx_no_route;
         counter downstream_cx_rx_bytes_total;
@@ -188,6 +190,9 @@ impl Session<'_> {
         if let Some(limit) = self.proxy.early_data
             && !read_early(&mut accepted, limit).await
         {
+            return;
+        }
+        if self.is_shed() {
             return;
         }
         let Some((cluster, to)) = self.connect(&mut accepted).await else { return };
@@ -280,6 +285,20 @@ impl Session<'_> {
                 }
             }
         }
+    }
+
+    /// Whether overload lets it have no endpoint.
+    fn is_shed(&self) -> bool {
+        let (worker, overload) = (self.worker, self.worker.overload());
+        if overload.is_calm() {
+            return false;
+        }
+        let sheds = |point| overload.sheds(point, worker.stats(), || worker.random());
+        if sheds(Reaction::ShedTcp) {
+            self.stats.downstream_cx_overload_close().inc();
+            return true;
+        }
+        sheds(Reaction::ShedUpstream)
     }
 
     /// Connects to a host of the chosen cluster, trying again up to `max_connect_attempts`.

@@ -603,6 +603,16 @@ fn response_code_details<'a>(cx: &FormatContext<'a>) -> Value<'a> {
 }
 
 fn flags<'a>(info: &StreamInfo, name: fn(&'static str, &'static str) -> &'static str) -> Value<'a> {
+    let out = flag_names(info, name);
+    if out.is_empty() { text("-") } else { owned(out) }
+}
+
+/// What `%RESPONSE_FLAGS%` shows; empty for none.
+pub(crate) fn short_flags(info: &StreamInfo) -> String {
+    flag_names(info, |short, _| short)
+}
+
+fn flag_names(info: &StreamInfo, name: fn(&'static str, &'static str) -> &'static str) -> String {
     let mut out = String::new();
     let mut add = |short, long| {
         if !out.is_empty() {
@@ -621,7 +631,7 @@ fn flags<'a>(info: &StreamInfo, name: fn(&'static str, &'static str) -> &'static
     for (_, short, long) in set().filter(|(flag, ..)| late(*flag)) {
         add(short, long);
     }
-    if out.is_empty() { text("-") } else { owned(out) }
+    out
 }
 
 fn upstream_host_name<'a>(cx: &FormatContext<'a>, with_port: bool) -> Value<'a> {

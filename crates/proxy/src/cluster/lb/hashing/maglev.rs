@@ -78,6 +78,14 @@ impl Maglev {
         }
     }
 
+    /// Who is at each place.
+    pub(super) fn hosts(&self) -> Box<dyn Iterator<Item = usize> + '_> {
+        match self {
+            Maglev::Narrow(table) => Box::new(table.iter().map(|host| usize::from(*host))),
+            Maglev::Wide(table) => Box::new(table.iter().map(|host| *host as usize)),
+        }
+    }
+
     pub(super) fn find(&self, mut hash: u64, attempt: u32) -> Option<usize> {
         if attempt > 0 {
             // Another try: most bits of the hash change.

@@ -37,6 +37,35 @@ pub(crate) struct Table {
     kind: TableKind,
     made_of: Vec<Part>,
     entries: Entries,
+    places: Places,
+}
+
+/// How the places of a table are spread over its hosts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Places {
+    /// All of them.
+    pub(crate) all: u64,
+    /// Of the host that has the fewest.
+    pub(crate) least: u64,
+    /// Of the host that has the most.
+    pub(crate) most: u64,
+}
+
+impl Places {
+    /// `hosts`: who is at each place, of so many.
+    fn count(hosts: impl Iterator<Item = usize>, count: usize) -> Self {
+        let mut each = vec![0u64; count];
+        for host in hosts {
+            if let Some(places) = each.get_mut(host) {
+                *places += 1;
+            }
+        }
+        Self {
+            all: each.iter().sum(),
+            least: each.iter().copied().min().unwrap_or(0),
+            most: each.iter().copied().max().unwrap_or(0),
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -70,6 +99,15 @@ impl Shelf {
     }
 }
 
+impl Shelf {
+    /// How the places of the newest table are spread.
+    pub(crate) fn places(&self) -> Places {
+        let tables = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let newest = tables.iter().rev().find_map(Weak::upgrade);
+        newest.map_or_else(Places::default, |table| table.places)
+    }
+}
+
 impl Table {
     fn new(kind: TableKind, made_of: Vec<Part>) -> Self {
         let entries = match kind {
@@ -79,7 +117,14 @@ impl Table {
             }
             TableKind::Maglev(size) => Entries::Maglev(maglev::Maglev::new(&made_of, size)),
         };
-        Self { kind, made_of, entries }
+        let places = match &entries {
+            Entries::None => Places::default(),
+            Entries::Ring(ring) => Places::count(ring.hosts(), made_of.len()),
+            // Envoy needs no table for one host, and counts one entry.
+            Entries::Maglev(_) if made_of.len() == 1 => Places { all: 1, least: 1, most: 1 },
+            Entries::Maglev(maglev) => Places::count(maglev.hosts(), made_of.len()),
+        };
+        Self { kind, made_of, entries, places }
     }
 
     /// The index of the host for a hash; `attempt` counts from 0 where a retry wants another.

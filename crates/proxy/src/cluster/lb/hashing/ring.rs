@@ -49,6 +49,11 @@ impl Ring {
         Self { hashes: hashes.into(), hosts: hosts.into() }
     }
 
+    /// Who is at each place.
+    pub(super) fn hosts(&self) -> impl Iterator<Item = usize> {
+        self.hosts.iter().map(|host| *host as usize)
+    }
+
     pub(super) fn find(&self, hash: u64, attempt: u32) -> Option<usize> {
         let at = self.hashes.partition_point(|one| *one < hash);
         // Behind the last one the ring begins again. Another try takes a neighbour.

@@ -11,13 +11,15 @@
 //! been used to smuggle requests past a proxy (RFC 9112 sections 2.2, 5.2 and 3.2 allow refusing).
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use crate::http::codec::h1::scan;
 use crate::http::codec::{BodyLength, CODEC_ERROR, CodecError};
 use crate::http::headers::{HeaderMap, Known, OriginalCase};
+use crate::http::route::matcher::StringMatcher;
 
 /// Limits and options of one direction of a connection.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct HeadLimits {
     /// Most bytes of a head.
     pub(crate) bytes: usize,
@@ -31,6 +33,8 @@ pub(crate) struct HeadLimits {
     pub(crate) custom_methods: bool,
     /// `preserve_case`: how names were written is kept.
     pub(crate) keep_case: Option<KeepCase>,
+    /// `ignore_http_11_upgrade`; `None`: every upgrade counts.
+    pub(crate) ignored_upgrades: Option<Arc<Vec<StringMatcher>>>,
 }
 
 /// PreserveCaseFormatterConfig.
@@ -286,6 +290,11 @@ fn request(input: &[u8], limits: &HeadLimits, map: &mut HeaderMap) -> Result<Req
     }
     let kind = |span: &Range<usize>| input.get(span.clone()).unwrap_or_default();
     let upgrade = upgrade.filter(|span| connection.upgrade && !kind(span).eq_ignore_ascii_case(b"h2c"));
+    let heeded = match (&limits.ignored_upgrades, &upgrade) {
+        (Some(ignored), Some(span)) => Some(heeded_upgrades(kind(span), ignored)),
+        _ => None,
+    };
+    let upgrade = upgrade.filter(|_| heeded.as_ref().is_none_or(|kinds| !kinds.is_empty()));
     if let Some(kind) = &upgrade {
         lines.push(Known::Upgrade, kind.clone());
         // Goes with it, as it was written.
@@ -293,6 +302,9 @@ fn request(input: &[u8], limits: &HeadLimits, map: &mut HeaderMap) -> Result<Req
     }
     lines.finish(input.get(..size).unwrap_or_default());
     drop(lines);
+    if let Some(kinds) = heeded.filter(|_| upgrade.is_some()) {
+        map.set(Known::Upgrade, &kinds);
+    }
     if !connection.named.is_empty() {
         remove_named(map, &connection, whole);
     }
@@ -346,6 +358,13 @@ fn remove_named(map: &mut HeaderMap, connection: &Connection<'_>, whole: bool) {
             map.remove_named(name);
         }
     }
+}
+
+/// What an `upgrade` header asks for besides what is ignored.
+fn heeded_upgrades(kinds: &[u8], ignored: &[StringMatcher]) -> Vec<u8> {
+    let kinds = kinds.split(|byte| *byte == b',').map(<[u8]>::trim_ascii);
+    let heeded = kinds.filter(|kind| !ignored.iter().any(|matcher| matcher.matches(kind)));
+    heeded.collect::<Vec<_>>().join(&b","[..])
 }
 
 /// Parses a response head at the start of `input` into `map`; `None`: it is not complete yet, and

@@ -1,5 +1,7 @@
 //! What the HTTP/1 codec accepts and refuses, and that it does not matter how bytes arrive.
 
+use std::sync::Arc;
+
 use bytes::BytesMut;
 use expect_test::{Expect, expect};
 use proptest::prelude::{Just, ProptestConfig, Strategy, any, prop, prop_assert_eq, prop_oneof, proptest};
@@ -10,6 +12,7 @@ use super::oracle;
 use super::write::{ResponseShape, WriteStyle, write_request, write_response};
 use crate::http::codec::{BodyLength, CodecError, Frame};
 use crate::http::headers::HeaderMap;
+use crate::http::route::matcher::StringMatcher;
 
 const LIMITS: HeadLimits = HeadLimits {
     bytes: 4096,
@@ -18,6 +21,7 @@ const LIMITS: HeadLimits = HeadLimits {
     chunked_length: false,
     custom_methods: false,
     keep_case: None,
+    ignored_upgrades: None,
 };
 
 fn request(head: &str, expected: &Expect) {
@@ -450,4 +454,20 @@ fn authorities_of_urls_are_as_strict_as_envoys() {
     for authority in refused {
         assert_eq!(super::head::url_authority(authority), None, "{authority}");
     }
+}
+
+#[test]
+fn ignored_upgrades_are_not_asked_for() {
+    let ignored =
+        vec![StringMatcher::Prefix("TLS/".into(), false), StringMatcher::Exact("Foo".into(), false)];
+    let limits = HeadLimits { ignored_upgrades: Some(Arc::new(ignored)), ..LIMITS };
+    let upgrade = |kinds: &str| {
+        let head = get(&format!("connection: upgrade\r\nupgrade: {kinds}\r\n"));
+        let mut map = HeaderMap::new();
+        let parsed = parse_request(head.as_bytes(), &limits, &mut map).unwrap().unwrap();
+        (parsed.upgrade, map.find("upgrade").map(|kind| String::from_utf8_lossy(kind).into_owned()))
+    };
+    assert_eq!(upgrade("TLS/1.0, Foo"), (false, None));
+    assert_eq!(upgrade("TLS/1.0, websocket"), (true, Some("websocket".to_owned())));
+    assert_eq!(upgrade("foo"), (true, Some("foo".to_owned())));
 }

@@ -861,6 +861,15 @@ impl Session {
         self.want_write();
     }
 
+    /// The same before all streams that were not accepted yet: their client may try them elsewhere.
+    pub(crate) fn goaway_unserved(&mut self) {
+        let first = self.accepted.front().map(|accepted| accepted.slot);
+        if let Some(stream) = first.and_then(|slot| self.streams.at(slot)) {
+            self.last_peer = stream.id.saturating_sub(2);
+        }
+        self.goaway();
+    }
+
     /// Whether nothing more will happen on the connection: it failed, or it said goodbye and its
     /// last stream has ended.
     pub(crate) fn is_finished(&self) -> bool {
