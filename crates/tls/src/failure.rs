@@ -7,6 +7,8 @@ use crate::verify::{Failure, Rule};
 
 /// Number of BoringSSL's library of these reasons, in its place.
 const LIBRARY: u32 = 16 << 24;
+/// The same of the system's.
+const SYSTEM_LIBRARY: u32 = 2 << 24;
 
 /// How a handshake or connection failed, as Envoy words it.
 pub fn describe(error: &Error, failure: Option<&Failure>) -> String {
@@ -20,6 +22,17 @@ pub fn describe(error: &Error, failure: Option<&Failure>) -> String {
         "TLS_error:|{}:SSL routines:OPENSSL_internal:{reason}{detail}:TLS_error_end",
         LIBRARY + u32::from(number)
     )
+}
+
+/// How the system failed during a handshake; `None`: the peer has closed in order.
+pub fn describe_socket(error: &std::io::Error) -> Option<String> {
+    let number = error.raw_os_error().and_then(|number| u32::try_from(number).ok())?;
+    let text = error.to_string();
+    let text = text.split(" (os error").next().unwrap_or(&text);
+    Some(format!(
+        "TLS_error:|{}:system library:OPENSSL_internal:{text}:TLS_error_end",
+        SYSTEM_LIBRARY + number
+    ))
 }
 
 /// What is read instead of TLS looks like plain HTTP: BoringSSL has a word for that.

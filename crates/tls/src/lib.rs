@@ -24,7 +24,7 @@ mod verify;
 
 pub use certificate::{AltName, Certificate, KeyKind};
 pub use context::{ClientSettings, ServerContext, ServerSettings};
-pub use failure::{describe, is_missing_certificate, is_refused_certificate, plain_http};
+pub use failure::{describe, describe_socket, is_missing_certificate, is_refused_certificate, plain_http};
 pub use identity::{Identity, IdentityError, Source};
 pub use names::{NameKind, NameMatcher, TextMatcher};
 pub use ocsp::StaplePolicy;

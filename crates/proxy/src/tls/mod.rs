@@ -272,7 +272,10 @@ async fn complete(
             let info = Some(Box::new(TlsInfo::new(stream.state(), findings)));
             Err(NoSession { reason: Some(text.into()), info })
         }
-        Err(HandshakeFailure::Socket) => Err(NoSession::default()),
+        Err(HandshakeFailure::Socket(error)) => {
+            let reason = leno_tls::describe_socket(&error).map(Into::into);
+            Err(NoSession { reason, info: None })
+        }
     }
 }
 

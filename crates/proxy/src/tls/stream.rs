@@ -300,7 +300,7 @@ pub(crate) enum HandshakeFailure {
     /// TLS refused: what, and the first bytes that the peer sent.
     Tls(rustls::Error, [u8; 5]),
     /// The socket failed, or its peer has closed it.
-    Socket,
+    Socket(io::Error),
 }
 
 impl TlsStream {
@@ -358,7 +358,7 @@ impl TlsStream {
                 Ok(progress) => {
                     std::future::poll_fn(|cx| self.poll_send(cx))
                         .await
-                        .map_err(|_| HandshakeFailure::Socket)?;
+                        .map_err(HandshakeFailure::Socket)?;
                     match progress {
                         Progress::Handshake => {}
                         Progress::Traffic | Progress::Closed => {
@@ -375,7 +375,7 @@ impl TlsStream {
                     return Err(HandshakeFailure::Tls(error, first));
                 }
             }
-            self.receive().await.map_err(|_| HandshakeFailure::Socket)?;
+            self.receive().await.map_err(HandshakeFailure::Socket)?;
         }
     }
 

@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 use std::io::Write as _;
 use std::net::Shutdown;
 
+use crate::faults::tls;
 use crate::support::{Flag, Wire};
 
 /// One thing that goes wrong.
@@ -20,6 +21,8 @@ pub(crate) struct Row {
     pub(crate) endpoint: Endpoint,
     /// The client: gets its connection and the row's name, writes down what it sees.
     pub(crate) client: fn(&mut Wire, &str, &mut String, &Flag),
+    /// Connecting is given up after 0.3 s; else there is time enough on the busiest machine.
+    pub(crate) connect_timeout: bool,
     /// Only what the client sees is compared.
     pub(crate) answer_only: bool,
     /// Whether we differ on purpose.
@@ -35,6 +38,8 @@ pub(crate) enum Endpoint {
     Full,
     /// Does this with each connection, which have numbers from 0; may say that the request is here.
     Serves(fn(Wire, usize, &Flag)),
+    /// Serves TLS.
+    Secure(tls::Server),
 }
 
 /// Whether a row differs from Envoy.
@@ -44,13 +49,16 @@ pub(crate) enum Deviation {
     None,
     /// It does, for this reason.
     Because(&'static str),
+    /// It may, by chance: only the status is compared.
+    Chance(&'static str),
 }
 
+const RACE: &str = "whether a connection or its end is noticed first";
 const REPLAYED: &str = "a request that the endpoint has refused is replayed once without a policy";
-const OK: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
-const RETRY: &str = "retry_policy: {retry_on: \"5xx,reset,connect-failure\", num_retries: 2, retry_back_off: {base_interval: 0.001s, max_interval: 0.002s}}";
+pub(crate) const OK: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
+pub(crate) const RETRY: &str = "retry_policy: {retry_on: \"5xx,reset,connect-failure\", num_retries: 2, retry_back_off: {base_interval: 0.001s, max_interval: 0.002s}}";
 
-fn row(name: &'static str, endpoint: Endpoint) -> Row {
+pub(crate) fn row(name: &'static str, endpoint: Endpoint) -> Row {
     Row {
         name,
         cluster: "",
@@ -58,33 +66,42 @@ fn row(name: &'static str, endpoint: Endpoint) -> Row {
         http2: false,
         endpoint,
         client: get,
+        connect_timeout: matches!(endpoint, Endpoint::Full),
         answer_only: false,
         deviation: Deviation::None,
     }
 }
 
 impl Row {
-    fn cluster(self, cluster: &'static str) -> Self {
+    pub(crate) fn cluster(self, cluster: &'static str) -> Self {
         Self { cluster, ..self }
     }
 
-    fn route(self, route: &'static str) -> Self {
+    pub(crate) fn route(self, route: &'static str) -> Self {
         Self { route, ..self }
     }
 
-    fn http2(self) -> Self {
+    pub(crate) fn http2(self) -> Self {
         Self { http2: true, ..self }
     }
 
-    fn client(self, client: fn(&mut Wire, &str, &mut String, &Flag)) -> Self {
+    pub(crate) fn client(self, client: fn(&mut Wire, &str, &mut String, &Flag)) -> Self {
         Self { client, ..self }
+    }
+
+    pub(crate) fn connect_timeout(self) -> Self {
+        Self { connect_timeout: true, ..self }
     }
 
     fn answer_only(self) -> Self {
         Self { answer_only: true, ..self }
     }
 
-    fn but(self, why: &'static str) -> Self {
+    fn chance(self, why: &'static str) -> Self {
+        Self { deviation: Deviation::Chance(why), ..self }
+    }
+
+    pub(crate) fn but(self, why: &'static str) -> Self {
         Self { deviation: Deviation::Because(why), ..self }
     }
 }
@@ -99,7 +116,7 @@ pub(crate) fn rows() -> Vec<Row> {
         row("connect-timeout", Full),
         row("connect-timeout-retried", Full).route(RETRY),
         row("closed-at-once", Serves(|_, _, _| {})),
-        row("reset-at-once", Serves(|wire, _, _| wire.reset())),
+        row("reset-at-once", Serves(|wire, _, _| wire.reset())).chance(RACE),
         row("dns-strict", Dead).cluster(
             "type: STRICT_DNS, load_assignment: {cluster_name: x, endpoints: [{lb_endpoints: [{endpoint: {address: {socket_address: {address: no-such-host.invalid, port_value: 1}}}}]}]}, ",
         ),
@@ -188,7 +205,9 @@ pub(crate) fn rows() -> Vec<Row> {
         row("idle-closed", Serves(|mut wire, _, flag| {
             wire.until(b"\r\n\r\n");
             let _ = wire.stream.write_all(OK);
-            drop(wire);
+            let _ = wire.stream.shutdown(Shutdown::Write);
+            // The proxy closes once it has heard of it.
+            while wire.fill() {}
             flag.raise();
         })).client(|wire, name, seen, flag| {
             get(wire, name, seen, flag);
@@ -270,6 +289,7 @@ pub(crate) fn rows() -> Vec<Row> {
         }).but("what came before the bad chunk is passed on; Envoy parses what it has read at once"),
     ];
     rows.extend(http2_rows());
+    rows.extend(tls::rows());
     rows
 }
 
@@ -277,7 +297,7 @@ fn http2_rows() -> Vec<Row> {
     use Endpoint::{Dead, Serves};
     vec![
         row("h2-refused", Dead).http2(),
-        row("h2-closed-at-once", Serves(|_, _, _| {})).http2().but(REPLAYED),
+        row("h2-closed-at-once", Serves(|_, _, _| {})).http2().chance(RACE),
         row("h2-speaks-http1", Serves(|wire, _, _| answer(wire, OK))).http2(),
         row("h2-garbage", Serves(|wire, _, _| answer(wire, b"garbage garbage garbage garbage"))).http2(),
         row("h2-refuses-stream", Serves(|wire, _, _| frames(wire, &[rst(7)]))).http2().but(REPLAYED),
@@ -313,7 +333,7 @@ fn http2_rows() -> Vec<Row> {
 
 // Clients.
 
-fn send_get(wire: &mut Wire, name: &str) {
+pub(crate) fn send_get(wire: &mut Wire, name: &str) {
     let _ = write!(wire.stream, "GET /{name}/ HTTP/1.1\r\nhost: a\r\n\r\n");
 }
 
@@ -328,7 +348,7 @@ fn get(wire: &mut Wire, name: &str, seen: &mut String, _: &Flag) {
 }
 
 /// The status line and what of the head tells something; gives the body's length.
-fn head_only(wire: &mut Wire, seen: &mut String) -> Option<usize> {
+pub(crate) fn head_only(wire: &mut Wire, seen: &mut String) -> Option<usize> {
     let head = wire.until(b"\r\n\r\n");
     let head = String::from_utf8_lossy(&head);
     let mut length = None;
@@ -366,7 +386,7 @@ fn whole(wire: &mut Wire, seen: &mut String) {
 }
 
 /// What is left of a response that is cut off: how much of it comes may differ.
-fn rest_is_cut(wire: &mut Wire, seen: &mut String) {
+pub(crate) fn rest_is_cut(wire: &mut Wire, seen: &mut String) {
     while wire.fill() {}
     *seen += if wire.input.ends_with(b"0\r\n\r\n") { "complete\n" } else { "cut\n" };
 }
