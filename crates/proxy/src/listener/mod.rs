@@ -126,6 +126,7 @@ pub(crate) struct OriginalSource {
     /// `mark` of their packets; 0: none.
     pub(crate) mark: u32,
     /// `bind_port`: the port too.
+    // Deviation: `bind_port` of original_src is honoured; Envoy accepts it and has never done anything with it.
     pub(crate) port: bool,
 }
 
