@@ -27,6 +27,7 @@ use prost_types::Any;
 use crate::config::discovery::Discovery;
 use crate::config::lower::{Lower, Scope};
 use crate::config::re2;
+use crate::config::source::Origin;
 use crate::config::store::Store;
 use crate::http::codec::h1::body::BodyReader;
 use crate::http::codec::h1::head::{HeadLimits, parse_request, parse_response};
@@ -621,12 +622,11 @@ fn xds_delta(input: &[u8]) {
     }
     client.on_connected();
     while client.next_request().is_some() {}
-    let Some(update) = client.on_response(response) else { return };
+    let Some(update) = client.on_response(now, response) else { return };
     let (commander, _commands) = grpc::commands();
-    let mut discovery = Discovery::new(commander, Scope::default());
+    let mut discovery = Discovery::new(Some(commander), Origin::Ads, Scope::default());
     let mut store = Store::new(true, false);
     let applied = discovery.apply(update, &mut store, &mut Sockets::new(1));
     drop(applied);
     store.settle();
-    discovery.follow(&store);
 }

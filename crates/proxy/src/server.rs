@@ -9,22 +9,19 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
-use leno_api::proto::envoy::config::core::v3::Node;
 use leno_base::Name;
-use leno_xds::client::grpc;
-use leno_xds::{Mode, TypeUrl};
+use leno_xds::TypeUrl;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::admin::{self, DynamicResource, HostTable, RefusedResource, ResourceKind, ServerState, View};
 use crate::cluster::membership::Membership;
-use crate::cluster::{
-    Assignment, Cluster, Discovery as ClusterDiscovery, DnsDiscovery, UpstreamProtocol, health, outlier,
-};
+use crate::cluster::{Assignment, Cluster, Discovery as ClusterDiscovery, DnsDiscovery, health, outlier};
 use crate::config::bootstrap::Bootstrap;
-use crate::config::discovery::{Ads, Applied, Discovery, XdsCluster, XdsClusters};
+use crate::config::discovery::Applied;
+use crate::config::discovery::control_plane::XdsClusters;
+use crate::config::discovery::sources::{Incoming, Settings, Sources};
 use crate::config::lower::{Scope, UnknownFields};
-use crate::config::source::{Origin, XdsServer};
 use crate::config::store::Store;
 use crate::listener::Direction;
 use crate::listener::accept::GlobalConnections;
@@ -40,6 +37,7 @@ use crate::telemetry::server_stats::{
     ClusterManagerStats, DrainingResources, ListenerManagerStats, ServerStats,
 };
 use crate::telemetry::stats::{StatsStore, ThreadStats};
+use crate::tls::expiry::Expirations;
 use crate::tls::secrets::Refilled;
 use crate::tls::stats::count_refill;
 use crate::worker::{self, Command, DrainPolicy, Handle};
@@ -57,10 +55,8 @@ pub enum RunError {
 
 /// Everything that the main loop reacts to.
 enum Event {
-    /// From the control plane.
-    Xds(grpc::Event),
-    /// From a server of secrets.
-    Secrets(XdsServer, grpc::Event),
+    /// From a control plane, or a file.
+    Xds(Incoming),
     /// Hosts of a cluster were ejected, or let in again.
     Ejected(Name),
     /// A health check of this version of a cluster has changed something.
@@ -114,13 +110,8 @@ struct Server {
     store: Store,
     sockets: Sockets,
     workers: Vec<Handle>,
-    discovery: Option<Discovery>,
-    /// Streams for secrets alone (SDS).
-    secret_streams: BTreeMap<XdsServer, SecretStream>,
-    /// Who we are.
-    node: Node,
-    /// What lowering needs to know of the bootstrap.
-    scope: Scope,
+    /// Where resources come from that are not in the bootstrap.
+    sources: Sources,
     /// DNS tasks by cluster, with the configuration that each works for.
     resolving: HashMap<Name, (Arc<Cluster>, crate::cluster::discovery::Task)>,
     /// Outlier detection by cluster, likewise.
@@ -145,24 +136,13 @@ struct Server {
     started: Instant,
 }
 
-/// A stream for secrets, and the task that passes on what comes by it.
-struct SecretStream {
-    discovery: Discovery,
-    task: tokio::task::JoinHandle<()>,
-}
-
-impl Drop for SecretStream {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
-}
-
 /// The main thread's own stats.
 struct MainStats {
     server: ServerStats,
     clusters: ClusterManagerStats,
     listeners: ListenerManagerStats,
     membership: Arc<Membership>,
+    expirations: Expirations,
     /// Unknown fields of xDS resources so far.
     unknown_fields: Arc<AtomicU64>,
 }
@@ -179,7 +159,7 @@ struct Records {
 /// The sources of events.
 struct Events {
     main: mpsc::UnboundedReceiver<Event>,
-    xds: Option<mpsc::Receiver<grpc::Event>>,
+    xds: mpsc::Receiver<Incoming>,
     admin: mpsc::UnboundedReceiver<admin::Command>,
 }
 
@@ -198,6 +178,7 @@ impl Server {
             clusters: ClusterManagerStats::new(&main_stats, "cluster_manager."),
             listeners: ListenerManagerStats::new(&main_stats, "listener_manager."),
             membership: Arc::default(),
+            expirations: Expirations::new(Arc::clone(&main_stats)),
             unknown_fields: Arc::default(),
         };
         stats.server.concurrency().set(concurrency as u64);
@@ -210,11 +191,7 @@ impl Server {
         let workers = workers.collect::<Result<_, _>>();
         let workers = workers.map_err(|error| RunError::System("cannot start a worker".to_owned(), error))?;
 
-        let known = Arc::new(xds_clusters(&bootstrap.clusters));
-        let ads = ads(&bootstrap, &known)?;
-        let awaits = |wanted: fn(&Ads) -> bool| ads.as_ref().is_some_and(wanted);
-        let mut store =
-            Store::new(awaits(|ads| ads.clusters.is_some()), awaits(|ads| ads.listeners.is_some()));
+        let mut store = Store::new(bootstrap.cds.is_some(), bootstrap.lds.is_some());
         let mut sockets = Sockets::new(concurrency);
         let mut refused = Vec::new();
         for cluster in bootstrap.clusters {
@@ -226,16 +203,25 @@ impl Server {
             }
             store.put_listener(Arc::new(listener));
         }
-        for key in store.wanted_secrets().into_keys() {
-            if let Origin::Grpc(server) = &key.origin
-                && let Err(error) = known.check(&server.cluster)
-            {
-                refused.push(format!("secret '{}': {error}", key.name));
+        let known = XdsClusters::new(store.newest_clusters());
+        let unknown_fields = unknown_fields(&options, &stats.unknown_fields);
+        let settings = Settings {
+            ads: bootstrap.ads,
+            clusters: bootstrap.cds,
+            listeners: bootstrap.lds,
+            node: bootstrap.node,
+            scope: Scope { unknown_fields, xds_clusters: Some(Arc::new(known)), ..bootstrap.scope },
+        };
+        let started = Sources::start(settings, &main_stats);
+        let sources = started.and_then(|(sources, xds)| sources.check(&store).map(|()| (sources, xds)));
+        let (sources, xds) = match sources {
+            Ok(started) if refused.is_empty() => started,
+            Ok(_) => return Err(RunError::Config(refused)),
+            Err(more) => {
+                refused.extend(more);
+                return Err(RunError::Config(refused));
             }
-        }
-        if !refused.is_empty() {
-            return Err(RunError::Config(refused));
-        }
+        };
 
         let (events, main) = mpsc::unbounded_channel();
         let (commands, admin_commands) = mpsc::unbounded_channel();
@@ -248,15 +234,6 @@ impl Server {
             })?;
             tokio::spawn(admin::serve(socket, Arc::new(context)));
         }
-        let unknown_fields = unknown_fields(&options, &stats.unknown_fields);
-        let scope = Scope { unknown_fields, xds_clusters: Some(Arc::clone(&known)), ..bootstrap.scope };
-        let (discovery, xds) = match ads {
-            Some(ads) => {
-                let (discovery, events) = Discovery::start(ads, Origin::Ads, scope.clone());
-                (Some(discovery), Some(events))
-            }
-            None => (None, None),
-        };
         let overload = bootstrap.overload.map(|plan| {
             let (events, mut ticks) = (events.clone(), tokio::time::interval(plan.refresh));
             tokio::spawn(async move {
@@ -271,10 +248,7 @@ impl Server {
             store,
             sockets,
             workers,
-            discovery,
-            secret_streams: BTreeMap::new(),
-            node: bootstrap.node,
-            scope,
+            sources,
             resolving: HashMap::new(),
             outliers: HashMap::new(),
             caches: HashMap::new(),
@@ -307,7 +281,7 @@ impl Server {
         loop {
             let event = tokio::select! {
                 Some(event) = events.main.recv() => event,
-                Some(event) = next(&mut events.xds) => Event::Xds(event),
+                Some(incoming) = events.xds.recv() => Event::Xds(incoming),
                 Some(command) = events.admin.recv() => Event::Admin(command),
                 _ = terminate.recv() => Event::Terminate,
                 _ = interrupt.recv() => Event::Terminate,
@@ -322,8 +296,12 @@ impl Server {
 
     fn handle(&mut self, event: Event) -> Flow {
         match event {
-            Event::Xds(event) => self.discovered(event),
-            Event::Secrets(server, event) => self.secrets_came(&server, event),
+            Event::Xds(incoming) => {
+                if let Some(applied) = self.sources.handle(incoming, &mut self.store, &mut self.sockets) {
+                    self.record(applied);
+                }
+                self.publish();
+            }
             Event::Ejected(cluster) => self.regroup(&cluster),
             Event::Checked(cluster, report) => self.checked(&cluster, report),
             Event::Resolved(cluster, settings, assignment) => {
@@ -355,23 +333,6 @@ impl Server {
         Flow::Go
     }
 
-    fn discovered(&mut self, event: grpc::Event) {
-        let Some(discovery) = &mut self.discovery else { return };
-        match event {
-            grpc::Event::Connected => self.stats.clusters.connected_state().set(1),
-            grpc::Event::Disconnected { error, retry_in } => {
-                self.stats.clusters.connected_state().set(0);
-                tracing::warn!(target: "config", error, ?retry_in, "the control plane is away");
-            }
-            grpc::Event::Expired(expired) => discovery.expire(expired, &mut self.store),
-            grpc::Event::Update(update) => {
-                let applied = discovery.apply(update, &mut self.store, &mut self.sockets);
-                self.record(applied);
-            }
-        }
-        self.publish();
-    }
-
     /// Gives the workers what has become warm, and follows new references.
     fn publish(&mut self) {
         if self.store.is_settled() {
@@ -397,59 +358,7 @@ impl Server {
         self.stats.clusters.warming_clusters().set(self.store.warming_clusters().count() as u64);
         self.stats.listeners.total_listeners_warming().set(self.store.warming_listeners().count() as u64);
         self.resolve();
-        if let Some(discovery) = &mut self.discovery {
-            discovery.follow(&self.store);
-        }
-        self.follow_secrets();
-    }
-
-    /// Has a stream to each server of secrets that is referred to, and to no other.
-    fn follow_secrets(&mut self) {
-        let wanted = self.store.wanted_secrets().into_keys().filter_map(|key| match key.origin {
-            Origin::Grpc(server) => Some(server),
-            Origin::Ads | Origin::File(_) => None,
-        });
-        let wanted: BTreeSet<XdsServer> = wanted.collect();
-        self.secret_streams.retain(|server, _| wanted.contains(server));
-        for server in wanted {
-            if !self.secret_streams.contains_key(&server) {
-                let known = self.scope.xds_clusters.as_deref();
-                // Whatever refers to another cluster was refused.
-                let Some(Ok(cluster)) = known.map(|known| known.find(&server.cluster)) else { continue };
-                let (ads, origin) = (stream(&server, cluster, &self.node), Origin::Grpc(server.clone()));
-                let (discovery, mut incoming) = Discovery::start(ads, origin, self.scope.clone());
-                let (events, from) = (self.events.clone(), server.clone());
-                let task = tokio::spawn(async move {
-                    while let Some(event) = incoming.recv().await {
-                        // Nobody listens once the proxy ends.
-                        let _ = events.send(Event::Secrets(from.clone(), event));
-                    }
-                });
-                self.secret_streams.insert(server.clone(), SecretStream { discovery, task });
-            }
-            if let Some(stream) = self.secret_streams.get_mut(&server) {
-                stream.discovery.follow(&self.store);
-            }
-        }
-    }
-
-    fn secrets_came(&mut self, server: &XdsServer, event: grpc::Event) {
-        let Some(SecretStream { discovery, .. }) = self.secret_streams.get_mut(server) else { return };
-        match event {
-            grpc::Event::Connected => {}
-            grpc::Event::Disconnected { error, retry_in } => {
-                let cluster = server.cluster.as_str();
-                tracing::warn!(target: "config", cluster, error, ?retry_in, "the server of secrets is away");
-            }
-            grpc::Event::Expired(expired) => discovery.expire(expired, &mut self.store),
-            grpc::Event::Update(update) if update.type_url == TypeUrl::Secret => {
-                let applied = discovery.apply(update, &mut self.store, &mut self.sockets);
-                self.record(applied);
-            }
-            // Nothing else was asked for.
-            grpc::Event::Update(_) => {}
-        }
-        self.publish();
+        self.sources.follow(&self.store);
     }
 
     /// The short cut for endpoints: one cluster, nothing else.
@@ -608,6 +517,9 @@ impl Server {
 
     fn record(&mut self, applied: Applied) {
         let Applied { type_url, version, endpoints, outcomes, removed, refilled } = applied;
+        if !refilled.is_empty() {
+            self.stats.expirations.follow(self.store.snapshot());
+        }
         for Refilled { scope, server } in refilled {
             count_refill(&self.thread_stats, &scope, server);
         }
@@ -663,22 +575,24 @@ impl Server {
         if accepted {
             self.records.versions.insert(type_url.clone(), version.to_string());
         }
-        self.stats.clusters.updated(&type_url, accepted);
-        self.stats.listeners.updated(&type_url, accepted);
     }
 
     fn count(&mut self, before: &Snapshot, snapshot: &Snapshot) {
         self.stats.clusters.active_clusters().set(snapshot.clusters.len() as u64);
         self.stats.listeners.total_listeners_active().set(snapshot.listeners.len() as u64);
         let routes = &snapshot.routes;
-        self.records.routes.retain(|name, _| routes.contains_key(name));
+        let names: BTreeSet<&Name> = routes.keys().map(|key| &key.name).collect();
+        self.records.routes.retain(|name, _| names.contains(name));
         self.stats.membership.follow(before, snapshot);
+        self.stats.expirations.follow(snapshot);
         self.sample();
     }
 
     fn sample(&mut self) {
         let state = self.state();
         self.stats.server.state().set(state as u64);
+        let days = self.stats.expirations.days(SystemTime::now());
+        self.stats.server.days_until_first_cert_expiring().set(days);
         self.stats.server.live().set(u64::from(state == ServerState::Live));
         self.stats.server.uptime().set(self.started.elapsed().as_secs());
         self.stats.server.dynamic_unknown_fields().set(self.stats.unknown_fields.load(Ordering::Relaxed));
@@ -808,13 +722,6 @@ enum Flow {
     End,
 }
 
-async fn next(events: &mut Option<mpsc::Receiver<grpc::Event>>) -> Option<grpc::Event> {
-    match events {
-        Some(events) => events.recv().await,
-        None => None,
-    }
-}
-
 /// What `--reject-unknown-dynamic-fields` and `--ignore-unknown-dynamic-fields` say.
 fn unknown_fields(options: &Options, count: &Arc<AtomicU64>) -> UnknownFields {
     if options.reject_unknown_dynamic_fields {
@@ -828,70 +735,4 @@ fn unknown_fields(options: &Options, count: &Arc<AtomicU64>) -> UnknownFields {
 
 fn processors() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
-}
-
-/// The aggregated stream that the bootstrap asks for, reached through a cluster of its own.
-fn ads(bootstrap: &Bootstrap, known: &XdsClusters) -> Result<Option<Ads>, RunError> {
-    let Some(server) = &bootstrap.ads else { return Ok(None) };
-    let refuse = |text: String| RunError::Config(vec![format!("dynamic_resources.ads_config: {text}")]);
-    if !server.metadata.is_empty() {
-        return Err(refuse("grpc_services[0].initial_metadata: not supported yet".to_owned()));
-    }
-    let cluster = known.find(&server.cluster).map_err(refuse)?;
-    Ok(Some(Ads {
-        clusters: bootstrap.cds.as_ref().map(|source| source.initial_fetch_timeout),
-        listeners: bootstrap.lds.as_ref().map(|source| source.initial_fetch_timeout),
-        ..stream(server, cluster, &bootstrap.node)
-    }))
-}
-
-/// A stream to this server, to which nothing is subscribed yet.
-fn stream(server: &XdsServer, cluster: &XdsCluster, node: &Node) -> Ads {
-    Ads {
-        mode: if server.delta { Mode::Delta } else { Mode::Sotw },
-        node: node.clone(),
-        node_on_first_message_only: server.node_on_first_only,
-        cluster: cluster.clone(),
-        authority: server.authority.as_deref().unwrap_or(&server.cluster).to_owned(),
-        clusters: None,
-        listeners: None,
-    }
-}
-
-/// Which of the bootstrap's clusters the xDS client can use.
-fn xds_clusters(clusters: &[Arc<Cluster>]) -> XdsClusters {
-    XdsClusters(clusters.iter().map(|cluster| (cluster.name.clone(), xds_cluster(cluster))).collect())
-}
-
-fn xds_cluster(cluster: &Cluster) -> Result<XdsCluster, String> {
-    let name = &cluster.name;
-    if cluster.tls().next().is_some() {
-        // It must not be reached in plain text.
-        return Err(format!(
-            "transport_socket of cluster '{name}': TLS to a control plane is not supported yet"
-        ));
-    }
-    let assignment = match &cluster.discovery {
-        ClusterDiscovery::Static(assignment) => &**assignment,
-        ClusterDiscovery::StrictDns(dns) | ClusterDiscovery::LogicalDns(dns) => &dns.assignment,
-        ClusterDiscovery::Eds { .. }
-        | ClusterDiscovery::OriginalDst { .. }
-        | ClusterDiscovery::Aggregate(_)
-        | ClusterDiscovery::DynamicForwardProxy(_) => {
-            return Err(format!("cluster '{name}' must be STATIC or resolved by DNS"));
-        }
-    };
-    let endpoints = assignment.localities.iter().flat_map(|locality| &locality.endpoints);
-    let keepalive = match &cluster.protocol {
-        UpstreamProtocol::Http2(settings) => {
-            let pings = settings.keepalive.as_ref();
-            pings.and_then(|pings| pings.interval.map(|interval| (interval, pings.timeout)))
-        }
-        UpstreamProtocol::Http1 | UpstreamProtocol::Downstream(_) | UpstreamProtocol::Auto(_) => None,
-    };
-    Ok(XdsCluster {
-        endpoints: endpoints.map(|endpoint| endpoint.address.clone()).collect(),
-        connect_timeout: cluster.connect_timeout,
-        keepalive,
-    })
 }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use leno_base::{FastHash, Name};
 
 use crate::cluster::{Assignment, Cluster};
+use crate::config::source::ResourceKey;
 use crate::http::route::RouteTable;
 use crate::listener::Listener;
 
@@ -24,6 +25,6 @@ pub(crate) struct Snapshot {
     pub(crate) clusters: SharedMap<Cluster>,
     /// Current endpoints by cluster name (resolved addresses only).
     pub(crate) endpoints: SharedMap<Assignment>,
-    /// RDS tables by name.
-    pub(crate) routes: HashMap<Name, Arc<RouteTable>, FastHash>,
+    /// RDS tables.
+    pub(crate) routes: HashMap<ResourceKey, Arc<RouteTable>, FastHash>,
 }

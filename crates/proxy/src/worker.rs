@@ -25,6 +25,7 @@ use crate::cluster::lb::zone::LocalHosts;
 use crate::cluster::stats::{AnswerStats, RouteStats};
 use crate::cluster::worker_cluster::WorkerCluster;
 use crate::cluster::{Assignment, EndpointAddress};
+use crate::config::source::ResourceKey;
 use crate::http::codec::h2::stats::Http2Stats;
 use crate::http::route::RouteTable;
 use crate::http::stats::{HttpScopes, HttpStats, RouteScopes};
@@ -374,9 +375,9 @@ impl Worker {
         self.host_changes.set(self.host_changes.get() + 1);
     }
 
-    /// The current RDS table with this name; `None`: not received yet.
-    pub(crate) fn routes(&self, name: &str) -> Option<Arc<RouteTable>> {
-        self.snapshot.borrow().routes.get(name).cloned()
+    /// The current RDS table of this name and origin; `None`: not received yet.
+    pub(crate) fn routes(&self, table: &ResourceKey) -> Option<Arc<RouteTable>> {
+        self.snapshot.borrow().routes.get(table).cloned()
     }
 
     /// The listener with this name.

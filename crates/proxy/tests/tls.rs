@@ -114,6 +114,36 @@ const SCENARIOS: &[(&str, &str, &str, u16)] = &[
         503,
     ),
     (
+        "auto sni for a.wild.test",
+        "common_tls_context: {tls_certificates: [SERVER]}",
+        "{sni: conf.test, common_tls_context: {validation_context: {trusted_ca: CA}}}",
+        200,
+    ),
+    (
+        "auto sni for A.wild.test:8080",
+        "common_tls_context: {tls_certificates: [SERVER]}",
+        "{sni: conf.test, common_tls_context: {validation_context: {trusted_ca: CA}}}",
+        200,
+    ),
+    (
+        "auto sni for elsewhere.test",
+        "common_tls_context: {tls_certificates: [SERVER], tls_params: {tls_maximum_protocol_version: TLSv1_2}}",
+        "{sni: server.test, common_tls_context: {validation_context: {trusted_ca: CA}}}",
+        503,
+    ),
+    (
+        "auto sni for 10.1.2.3",
+        "common_tls_context: {tls_certificates: [SERVER], tls_params: {tls_maximum_protocol_version: TLSv1_2}}",
+        "{sni: server.test, common_tls_context: {validation_context: {trusted_ca: CA}}}",
+        503,
+    ),
+    (
+        "http2 offers itself",
+        "common_tls_context: {tls_certificates: [SERVER], alpn_protocols: [h2, http/1.1]}",
+        "sni: server.test",
+        200,
+    ),
+    (
         "server expired",
         "common_tls_context: {tls_certificates: [EXPIRED]}",
         "common_tls_context: {validation_context: {trusted_ca: CA}}",
@@ -368,7 +398,7 @@ fn stop(proxy: Proxy) -> BTreeMap<String, Vec<String>> {
 }
 
 fn names(text: &str) -> String {
-    text.replace(' ', "_")
+    text.replace([' ', ':'], "_")
 }
 
 /// What both sides log of the other.
@@ -466,6 +496,11 @@ fn client_config(
         let port = ports.get(&name).expect("the server listens").port();
         let auto = if context.contains("alpn_protocols") {
             "auto_config: {}"
+        } else if name.starts_with("http2") {
+            "explicit_http_config: {http2_protocol_options: {}}"
+        } else if name.starts_with("auto_sni") {
+            "upstream_http_protocol_options: {auto_sni: true, auto_san_validation: true}, \
+             explicit_http_config: {http_protocol_options: {}}"
         } else {
             "explicit_http_config: {http_protocol_options: {}}"
         };
@@ -528,9 +563,11 @@ fn run(
     let ports = client.ports();
     let mut answers = BTreeMap::new();
     for (name, ..) in scenarios {
+        let host = name.split_once(" for ").map_or("a.test", |(_, host)| host);
         let name = names(name);
         let address = *ports.get(&name).expect("the client listens");
-        let answer = exchange(address, "GET / HTTP/1.1\r\nhost: a.test\r\nconnection: close\r\n\r\n");
+        let answer =
+            exchange(address, &format!("GET / HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n"));
         let status = answer.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or(0);
         let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
         let seen = head.lines().find_map(|line| line.strip_prefix("x-seen: ")).unwrap_or_default();

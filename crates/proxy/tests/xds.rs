@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::Path;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -20,12 +21,16 @@ use prost::Message;
 use support::{ControlPlane, Seen};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
-use tokio_stream::wrappers::TcpListenerStream;
+use tokio_stream::wrappers::{TcpListenerStream, UnixListenerStream};
 use tonic::codegen::Service;
 use tonic::server::NamedService;
 
+#[path = "support/mod.rs"]
+mod proxies;
 #[path = "xds/secrets.rs"]
 mod secrets;
+#[path = "xds/sources.rs"]
+mod sources;
 #[allow(dead_code, reason = "shared with the tests of the protocol, which use all of it")]
 #[path = "../../xds/tests/support/mod.rs"]
 mod support;
@@ -37,19 +42,47 @@ struct Server {
     control: ControlPlane,
     serving: JoinHandle<()>,
     address: SocketAddr,
+    tokens: Tokens,
 }
 
 impl Server {
     async fn start(address: SocketAddr) -> Self {
         let listener = TcpListener::bind(address).await.expect("a port");
         let address = listener.local_addr().expect("an address");
+        Self::serve(address, TcpListenerStream::new(listener))
+    }
+
+    /// The same on a Unix socket.
+    async fn start_unix(path: &Path) -> Self {
+        let listener = tokio::net::UnixListener::bind(path).expect("a socket");
+        Self::serve(([127, 0, 0, 1], 0).into(), UnixListenerStream::new(listener))
+    }
+
+    fn serve<S, IO>(address: SocketAddr, incoming: S) -> Self
+    where
+        S: tokio_stream::Stream<Item = std::io::Result<IO>> + Send + 'static,
+        IO: tokio::io::AsyncRead + tokio::io::AsyncWrite + tonic::transport::server::Connected,
+        IO: Send + Unpin + 'static,
+    {
         let (control, service) = ControlPlane::start();
-        let secrets = SecretDiscovery(service.clone());
-        let server = tonic::transport::Server::builder().add_service(service).add_service(secrets);
+        let tokens = Arc::default();
+        let inner = || (service.clone(), Arc::clone(&tokens));
+        let server = tonic::transport::Server::builder()
+            .add_service(service.clone())
+            .add_service(SecretDiscovery(inner()))
+            .add_service(ClusterDiscovery(inner()))
+            .add_service(EndpointDiscovery(inner()))
+            .add_service(ListenerDiscovery(inner()))
+            .add_service(RouteDiscovery(inner()));
         let serving = tokio::spawn(async move {
-            server.serve_with_incoming(TcpListenerStream::new(listener)).await.expect("it serves");
+            server.serve_with_incoming(incoming).await.expect("it serves");
         });
-        Self { control, serving, address }
+        Self { control, serving, address, tokens }
+    }
+
+    /// What streams for a single type said by `x-token`, since the last call.
+    fn seen_metadata(&self) -> Vec<String> {
+        std::mem::take(&mut *self.tokens.lock().expect("no panic"))
     }
 
     /// Ends it, streams included; the address is free again.
@@ -60,30 +93,45 @@ impl Server {
     }
 }
 
-/// The same service under the name of that for secrets alone.
-#[derive(Clone)]
-struct SecretDiscovery(DiscoveryService);
+/// What streams said of themselves.
+type Tokens = Arc<std::sync::Mutex<Vec<String>>>;
 
-impl NamedService for SecretDiscovery {
-    const NAME: &'static str = "envoy.service.secret.v3.SecretDiscoveryService";
+/// The same service under the name of that for one type alone.
+macro_rules! service {
+    ($service:ident, $type_url:ident, $name:literal) => {
+        #[derive(Clone)]
+        struct $service((DiscoveryService, Tokens));
+
+        impl NamedService for $service {
+            const NAME: &'static str = $name;
+        }
+
+        impl Service<http::Request<tonic::body::Body>> for $service {
+            type Response = http::Response<tonic::body::Body>;
+            type Error = std::convert::Infallible;
+            type Future = <DiscoveryService as Service<http::Request<tonic::body::Body>>>::Future;
+
+            fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+                Poll::Ready(Ok(()))
+            }
+
+            fn call(&mut self, mut request: http::Request<tonic::body::Body>) -> Self::Future {
+                let token = request.headers().get("x-token").and_then(|token| token.to_str().ok());
+                self.0.1.lock().expect("no panic").push(token.unwrap_or_default().to_owned());
+                let mut modes = [Mode::Sotw, Mode::Delta].into_iter();
+                let mode = modes.find(|mode| TypeUrl::$type_url.path(*mode) == Some(request.uri().path()));
+                *request.uri_mut() = http::Uri::from_static(mode.expect("a method of the service").path());
+                self.0.0.call(request)
+            }
+        }
+    };
 }
 
-impl Service<http::Request<tonic::body::Body>> for SecretDiscovery {
-    type Response = http::Response<tonic::body::Body>;
-    type Error = std::convert::Infallible;
-    type Future = <DiscoveryService as Service<http::Request<tonic::body::Body>>>::Future;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, mut request: http::Request<tonic::body::Body>) -> Self::Future {
-        let mut modes = [Mode::Sotw, Mode::Delta].into_iter();
-        let mode = modes.find(|mode| TypeUrl::Secret.path(*mode) == Some(request.uri().path()));
-        *request.uri_mut() = http::Uri::from_static(mode.expect("a method of the service").path());
-        self.0.call(request)
-    }
-}
+service!(SecretDiscovery, Secret, "envoy.service.secret.v3.SecretDiscoveryService");
+service!(ClusterDiscovery, Cluster, "envoy.service.cluster.v3.ClusterDiscoveryService");
+service!(EndpointDiscovery, Endpoint, "envoy.service.endpoint.v3.EndpointDiscoveryService");
+service!(ListenerDiscovery, Listener, "envoy.service.listener.v3.ListenerDiscoveryService");
+service!(RouteDiscovery, Route, "envoy.service.route.v3.RouteDiscoveryService");
 
 /// A proxy in a thread of its own.
 struct Proxy {

@@ -92,12 +92,18 @@ impl ServerSettings {
             .map_err(|error| error.to_string())?;
         let verifier =
             PeerVerifier::of_clients(Arc::clone(&self.rules), self.require_client_certificate, &provider);
+        let verifier = verifier.map(|verifier| verifier.limited(self.parameters.schemes()));
         let builder = match verifier {
             Some(verifier) => builder.with_client_cert_verifier(Arc::new(verifier)),
             None => builder.with_client_cert_verifier(WebPkiClientVerifier::no_client_auth()),
         };
-        let selector =
-            Selector::new(&self.identities, self.full_scan, self.require_name, self.staple_policy)?;
+        let identities = match self.parameters.schemes() {
+            None => self.identities.clone(),
+            Some(schemes) => {
+                self.identities.iter().map(|identity| Arc::new(identity.limited(schemes))).collect()
+            }
+        };
+        let selector = Selector::new(&identities, self.full_scan, self.require_name, self.staple_policy)?;
         let mut config = builder.with_cert_resolver(Arc::new(selector));
         config.alpn_protocols.clone_from(&self.alpn);
         config.ignore_client_order = !self.prefer_client_suites;
@@ -178,10 +184,17 @@ impl ClientSettings {
             self.match_server_name,
             self.enforce_rsa_key_usage,
             &provider,
-        );
+        )
+        .limited(self.parameters.schemes());
         let builder = builder.dangerous().with_custom_certificate_verifier(Arc::new(verifier));
         let mut config = match &self.identity {
-            Some(identity) => builder.with_client_cert_resolver(Arc::new(OneIdentity(Arc::clone(identity)))),
+            Some(identity) => {
+                let identity = match self.parameters.schemes() {
+                    None => Arc::clone(identity),
+                    Some(schemes) => Arc::new(identity.limited(schemes)),
+                };
+                builder.with_client_cert_resolver(Arc::new(OneIdentity(identity)))
+            }
             None => builder.with_no_client_auth(),
         };
         config.alpn_protocols.clone_from(&self.alpn);

@@ -12,6 +12,7 @@ use rustls::{SignatureAlgorithm, SignatureScheme};
 use crate::certificate::{AltName, Certificate, KeyKind};
 use crate::ocsp::{self, StaplePolicy};
 use crate::params::sort_schemes;
+use crate::pkcs8;
 
 /// A certificate chain with its key.
 #[derive(Debug)]
@@ -50,13 +51,15 @@ pub struct Source {
 }
 
 impl Identity {
-    /// Reads a chain and its key, in PEM, and an OCSP response, in DER.
+    /// Reads a chain and its key, in PEM, and an OCSP response, in DER. The password is for a key
+    /// that is encrypted.
     ///
     /// # Errors
     /// What is wrong with which.
     pub fn load(
         chain: &Source,
         key: &Source,
+        password: Option<&[u8]>,
         staple: Option<&Source>,
         provider: &CryptoProvider,
     ) -> Result<Self, IdentityError> {
@@ -79,13 +82,18 @@ impl Identity {
         if let Some(refused) = refused {
             return Err(IdentityError::Kind(chain.place.clone(), refused));
         }
-        let private = PrivateKeyDer::from_pem_slice(&key.bytes).map_err(|error| match error {
-            rustls::pki_types::pem::Error::NoItemsFound => {
-                let encrypted = memchr::memmem::find(&key.bytes, b"ENCRYPTED PRIVATE KEY").is_some();
-                bad_key(if encrypted { "the key is encrypted" } else { "there is no key in it" }.to_owned())
+        let private = match password.filter(|_| pkcs8::is_encrypted(&key.bytes)) {
+            Some(password) => {
+                pkcs8::decrypt(&key.bytes, password).map_err(|error| bad_key(error.to_owned()))?
             }
-            error => bad_key(format!("malformed PEM: {error}")),
-        })?;
+            None => PrivateKeyDer::from_pem_slice(&key.bytes).map_err(|error| match error {
+                rustls::pki_types::pem::Error::NoItemsFound if pkcs8::is_encrypted(&key.bytes) => {
+                    bad_key("the key is encrypted".to_owned())
+                }
+                rustls::pki_types::pem::Error::NoItemsFound => bad_key("there is no key in it".to_owned()),
+                error => bad_key(format!("malformed PEM: {error}")),
+            })?,
+        };
         let signer = provider.key_provider.load_private_key(private);
         let signer = signer.map_err(|error| bad_key(error.to_string()))?;
         let mut certified = CertifiedKey::new(ders, Arc::new(Signer(signer)));
@@ -117,6 +125,13 @@ impl Identity {
     /// What rustls signs with.
     pub(crate) fn certified(&self) -> &Arc<CertifiedKey> {
         &self.key
+    }
+
+    /// The same, signing by these schemes only, in this order of preference.
+    pub(crate) fn limited(&self, schemes: &Arc<[SignatureScheme]>) -> Self {
+        let mut key = CertifiedKey::clone(&self.key);
+        key.key = Arc::new(Limited { signer: Arc::clone(&key.key), schemes: Arc::clone(schemes) });
+        Self { key: Arc::new(key), chain: self.chain.clone(), staple_until: self.staple_until }
     }
 
     fn is_ecdsa(&self) -> bool {
@@ -160,6 +175,28 @@ impl SigningKey for Signer {
 
     fn algorithm(&self) -> SignatureAlgorithm {
         self.0.algorithm()
+    }
+}
+
+/// Signs by some schemes only (`signature_algorithms`).
+#[derive(Debug)]
+struct Limited {
+    signer: Arc<dyn SigningKey>,
+    schemes: Arc<[SignatureScheme]>,
+}
+
+impl SigningKey for Limited {
+    fn choose_scheme(&self, offered: &[SignatureScheme]) -> Option<Box<dyn rustls::sign::Signer>> {
+        let common = self.schemes.iter().filter(|scheme| offered.contains(scheme));
+        common.into_iter().find_map(|scheme| self.signer.choose_scheme(&[*scheme]))
+    }
+
+    fn public_key(&self) -> Option<SubjectPublicKeyInfoDer<'_>> {
+        self.signer.public_key()
+    }
+
+    fn algorithm(&self) -> SignatureAlgorithm {
+        self.signer.algorithm()
     }
 }
 

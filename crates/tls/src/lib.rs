@@ -18,6 +18,7 @@ mod ocsp;
 mod params;
 mod path;
 mod peer;
+mod pkcs8;
 mod session;
 mod trust;
 mod verify;
@@ -32,7 +33,7 @@ pub use params::{Parameters, Version, cipher_name, group_name, scheme_name, vers
 pub use peer::PeerCertificates;
 pub use session::{TicketKey, TicketKeys};
 pub use trust::{Revocations, TrustBundle};
-pub use verify::{Failure, Findings, PeerVerifier, Rule, Trust, ValidationRules, take_findings};
+pub use verify::{Failure, Findings, PeerVerifier, Rule, Trust, ValidationRules, expect_name, take_findings};
 
 /// Seconds since the epoch.
 fn now() -> i64 {

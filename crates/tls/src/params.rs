@@ -26,7 +26,11 @@ pub struct Parameters {
     pub maximum: Version,
     /// Cipher suites of TLS 1.2 in order of preference; those of TLS 1.3 are fixed.
     suites: Vec<SupportedCipherSuite>,
+    /// Those of TLS 1.3.
+    suites13: &'static [SupportedCipherSuite],
     groups: Vec<&'static dyn SupportedKxGroup>,
+    /// The only signatures that are made and accepted, in order of preference; `None`: all.
+    schemes: Option<Arc<[SignatureScheme]>>,
 }
 
 /// Suites of TLS 1.3 in BoringSSL's order on machines that have AES instructions.
@@ -59,6 +63,22 @@ const LEGACY: [&str; 9] = [
     "ECDHE-RSA-AES128-SHA256",
 ];
 
+/// Signature schemes by BoringSSL's names for them. SHA-1 is not accepted by anybody any more.
+const SCHEMES: [(&str, Option<SignatureScheme>); 12] = [
+    ("rsa_pkcs1_sha1", None),
+    ("ecdsa_sha1", None),
+    ("rsa_pkcs1_sha256", Some(SignatureScheme::RSA_PKCS1_SHA256)),
+    ("rsa_pkcs1_sha384", Some(SignatureScheme::RSA_PKCS1_SHA384)),
+    ("rsa_pkcs1_sha512", Some(SignatureScheme::RSA_PKCS1_SHA512)),
+    ("ecdsa_secp256r1_sha256", Some(SignatureScheme::ECDSA_NISTP256_SHA256)),
+    ("ecdsa_secp384r1_sha384", Some(SignatureScheme::ECDSA_NISTP384_SHA384)),
+    ("ecdsa_secp521r1_sha512", Some(SignatureScheme::ECDSA_NISTP521_SHA512)),
+    ("rsa_pss_rsae_sha256", Some(SignatureScheme::RSA_PSS_SHA256)),
+    ("rsa_pss_rsae_sha384", Some(SignatureScheme::RSA_PSS_SHA384)),
+    ("rsa_pss_rsae_sha512", Some(SignatureScheme::RSA_PSS_SHA512)),
+    ("ed25519", Some(SignatureScheme::ED25519)),
+];
+
 const GROUPS: [(&str, NamedGroup, &dyn SupportedKxGroup); 4] = [
     ("X25519MLKEM768", NamedGroup::X25519MLKEM768, kx_group::X25519MLKEM768),
     ("X25519", NamedGroup::X25519, kx_group::X25519),
@@ -72,7 +92,9 @@ impl Default for Parameters {
             minimum: Version::Tls12,
             maximum: Version::Tls13,
             suites: TLS12.iter().map(|(_, suite)| *suite).collect(),
+            suites13: &TLS13,
             groups: vec![kx_group::X25519MLKEM768, kx_group::X25519, kx_group::SECP256R1],
+            schemes: None,
         }
     }
 }
@@ -134,6 +156,64 @@ impl Parameters {
         Ok(())
     }
 
+    /// Sets `signature_algorithms`.
+    ///
+    /// # Errors
+    /// Some are not known, or none can be had.
+    pub fn set_schemes(&mut self, names: &[String]) -> Result<(), String> {
+        let mut schemes = Vec::new();
+        for name in names.iter().flat_map(|name| name.split(':')) {
+            match SCHEMES.iter().find(|(known, _)| *known == name) {
+                Some((_, scheme)) => schemes.extend(*scheme),
+                None => {
+                    return Err(format!("Failed to initialize TLS signature algorithms {}", names.join(":")));
+                }
+            }
+        }
+        // Deviation: signatures by SHA-1 are known but neither made nor accepted. A list that has
+        // better ones works without them; one that has not is refused.
+        if schemes.is_empty() {
+            return Err(format!("signature algorithms are not supported: {}", names.join(", ")));
+        }
+        self.schemes = Some(schemes.into());
+        Ok(())
+    }
+
+    /// Follows the compliance policy `FIPS_202205`, whatever was set before: what BoringSSL's policy
+    /// of this name lets pass.
+    pub fn set_fips(&mut self) {
+        const FIPS13: [SupportedCipherSuite; 2] =
+            [suites::TLS13_AES_128_GCM_SHA256, suites::TLS13_AES_256_GCM_SHA384];
+        self.minimum = Version::Tls12;
+        self.maximum = Version::Tls13;
+        self.suites13 = &FIPS13;
+        self.suites = vec![
+            suites::TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256,
+            suites::TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256,
+            suites::TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384,
+            suites::TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384,
+        ];
+        self.groups = vec![kx_group::SECP256R1, kx_group::SECP384R1];
+        self.schemes = Some(
+            [
+                SignatureScheme::RSA_PKCS1_SHA256,
+                SignatureScheme::RSA_PKCS1_SHA384,
+                SignatureScheme::RSA_PKCS1_SHA512,
+                SignatureScheme::ECDSA_NISTP256_SHA256,
+                SignatureScheme::ECDSA_NISTP384_SHA384,
+                SignatureScheme::RSA_PSS_SHA256,
+                SignatureScheme::RSA_PSS_SHA384,
+                SignatureScheme::RSA_PSS_SHA512,
+            ]
+            .into(),
+        );
+    }
+
+    /// The only signatures that are made and accepted, if not all are.
+    pub(crate) fn schemes(&self) -> Option<&Arc<[SignatureScheme]>> {
+        self.schemes.as_ref()
+    }
+
     /// Checks that the range of versions is one.
     ///
     /// # Errors
@@ -152,7 +232,7 @@ impl Parameters {
     }
 
     pub(crate) fn provider(&self) -> Arc<CryptoProvider> {
-        let cipher_suites = TLS13.iter().chain(&self.suites).copied().collect();
+        let cipher_suites = self.suites13.iter().chain(&self.suites).copied().collect();
         Arc::new(CryptoProvider { cipher_suites, kx_groups: self.groups.clone(), ..default_provider() })
     }
 }
@@ -239,6 +319,11 @@ mod tests {
             error,
             "Failed to initialize cipher suites ECDHE-RSA-AES128-GCM-SHA256:ROT13. The following ciphers were rejected when tried individually: ROT13"
         );
+        assert!(parameters.set_schemes(&names(&["rsa_pss_rsae_sha256:ecdsa_sha1"])).is_ok());
+        assert_eq!(parameters.schemes().map(|schemes| schemes.len()), Some(1));
+        assert!(parameters.set_schemes(&names(&["rsa_pkcs1_sha1"])).is_err());
+        let error = parameters.set_schemes(&names(&["bogus"])).unwrap_err();
+        assert_eq!(error, "Failed to initialize TLS signature algorithms bogus");
         assert!(parameters.set_curves(&names(&["P-256", "P-521"])).is_err());
         assert!(parameters.set_curves(&names(&["X25519MLKEM768", "P-384"])).is_ok());
     }

@@ -114,6 +114,14 @@ impl Findings {
 
 thread_local! {
     static FINDINGS: RefCell<Findings> = RefCell::default();
+    static EXPECTED: RefCell<Option<Arc<str>>> = const { RefCell::new(None) };
+}
+
+/// Until the next call, servers that are verified on this thread must show a certificate for this
+/// host, a DNS name or an address, beside what their rules ask for. Rules that trust nobody ask for
+/// nothing, and then it is not looked at.
+pub fn expect_name(name: Option<Arc<str>>) {
+    EXPECTED.set(name);
 }
 
 /// What verification has found out on this thread since the last call.
@@ -140,6 +148,8 @@ pub struct PeerVerifier {
     /// `enforce_rsa_key_usage`.
     enforce_key_usage: bool,
     hints: Vec<DistinguishedName>,
+    /// The only signatures that peers may make, if not all are (`signature_algorithms`).
+    schemes: Option<Arc<[SignatureScheme]>>,
 }
 
 impl ValidationRules {
@@ -215,7 +225,15 @@ impl PeerVerifier {
         };
         let mandatory = required || rules.has_checks();
         let algorithms = provider.signature_verification_algorithms;
-        Some(Self { rules, algorithms, mandatory, match_server_name: false, enforce_key_usage: false, hints })
+        Some(Self {
+            rules,
+            algorithms,
+            mandatory,
+            match_server_name: false,
+            enforce_key_usage: false,
+            hints,
+            schemes: None,
+        })
     }
 
     /// A verifier of servers.
@@ -226,7 +244,29 @@ impl PeerVerifier {
         provider: &CryptoProvider,
     ) -> Self {
         let algorithms = provider.signature_verification_algorithms;
-        Self { rules, algorithms, mandatory: true, match_server_name, enforce_key_usage, hints: Vec::new() }
+        let hints = Vec::new();
+        Self {
+            rules,
+            algorithms,
+            mandatory: true,
+            match_server_name,
+            enforce_key_usage,
+            hints,
+            schemes: None,
+        }
+    }
+
+    /// The same, for peers that may sign by these schemes only; `None`: by any.
+    pub(crate) fn limited(self, schemes: Option<&Arc<[SignatureScheme]>>) -> Self {
+        Self { schemes: schemes.cloned(), ..self }
+    }
+
+    /// Whether a peer may sign by this scheme.
+    fn allows(&self, scheme: SignatureScheme) -> Result<(), Error> {
+        if self.schemes.as_ref().is_none_or(|schemes| schemes.contains(&scheme)) {
+            return Ok(());
+        }
+        Err(rustls::PeerMisbehaved::SignedHandshakeWithUnadvertisedSigScheme.into())
     }
 
     fn verify(
@@ -271,6 +311,22 @@ impl PeerVerifier {
         let signs = peer.key_usage.is_none_or(|usage| usage & key_usage::DIGITAL_SIGNATURE != 0);
         if self.enforce_key_usage && matches!(peer.key_kind(), KeyKind::Rsa(_)) && !signs {
             return Err(refused(Rule::KeyUsage, "KEY_USAGE_BIT_INCORRECT"));
+        }
+        let expected = server.and_then(|_| EXPECTED.with_borrow(Clone::clone));
+        if let Some(name) = expected.filter(|_| !matches!(rules.trust, Trust::Nobody)) {
+            let is_for = match name.parse() {
+                Ok(address) => peer.alt_names.contains(&AltName::Ip(address)),
+                Err(_) => names_host(&peer, &name),
+            };
+            if !is_for {
+                let names: Vec<String> = peer.alt_names.iter().filter_map(AltName::text).collect();
+                let text = format!(
+                    "verify cert failed: verify SAN list, expected SANs: [{name}], certificate SANs: [{}]",
+                    names.join(", ")
+                );
+                let error = CertificateError::Other(OtherError(Arc::new(Refused("verify SAN list"))));
+                return Err((Failure { rule: Rule::Names, text }, error));
+            }
         }
         match server.filter(|_| self.match_server_name) {
             // It takes the place of the configured names.
@@ -333,6 +389,9 @@ impl PeerVerifier {
     fn schemes(&self) -> Vec<SignatureScheme> {
         let mut schemes = self.algorithms.supported_schemes();
         sort_schemes(&mut schemes);
+        if let Some(allowed) = &self.schemes {
+            schemes = allowed.iter().copied().filter(|scheme| schemes.contains(scheme)).collect();
+        }
         schemes
     }
 
@@ -343,6 +402,7 @@ impl PeerVerifier {
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
         FINDINGS.with_borrow_mut(|findings| findings.scheme = Some(signed.scheme));
+        self.allows(signed.scheme)?;
         verify_tls12_signature(message, cert, signed, &self.algorithms)
     }
 
@@ -353,6 +413,7 @@ impl PeerVerifier {
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
         FINDINGS.with_borrow_mut(|findings| findings.scheme = Some(signed.scheme));
+        self.allows(signed.scheme)?;
         verify_tls13_signature(message, cert, signed, &self.algorithms)
     }
 }

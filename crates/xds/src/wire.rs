@@ -112,9 +112,9 @@ pub struct ReceivedResource {
     /// Name of the resource.
     #[prost(string, tag = "3")]
     pub name: String,
-    /// Encoded `google.protobuf.Duration`: only its presence is of interest.
-    #[prost(bytes = "bytes", optional, tag = "6")]
-    pub ttl: Option<Bytes>,
+    /// How long it lives unless it is sent again.
+    #[prost(message, optional, tag = "6")]
+    pub ttl: Option<prost_types::Duration>,
 }
 
 impl Request {

@@ -50,7 +50,7 @@ impl Proxy {
             let (target, connection) = (target.clone(), connection.clone());
             async move { grpc::connect(&target, &connection).await }
         };
-        tokio::spawn(grpc::run(connector, mode.path(), client, commands, sender));
+        tokio::spawn(grpc::run(connector, mode.path(), http::HeaderMap::new(), client, commands, sender));
         Self { commander, events }
     }
 
@@ -192,7 +192,7 @@ async fn a_method_that_the_server_does_not_have_is_an_error() {
         Ok::<_, Infallible>(tonic::transport::Endpoint::from_shared(uri).unwrap().connect().await.unwrap())
     };
     let path = TypeUrl::Secret.path(Mode::Sotw).unwrap();
-    tokio::spawn(grpc::run(connector, path, client, commands, sender));
+    tokio::spawn(grpc::run(connector, path, http::HeaderMap::new(), client, commands, sender));
     commander.subscribe(TypeUrl::Secret, Interest::name("default"), None);
     let event = tokio::time::timeout(Duration::from_secs(20), events.recv()).await.unwrap();
     let Some(Event::Disconnected { error, .. }) = event else { panic!("{event:?}") };

@@ -130,8 +130,8 @@ fn as_text(cluster: &Cluster, view: &View, hosts: &HostTable, out: &mut String) 
         writeln!(out, "{name}::{priority}_priority::max_retries::{}", limits.max_retries)?;
     }
     writeln!(out, "{name}::added_via_api::{}", cluster.added_via_api)?;
-    if let Discovery::Eds { service_name, .. } = &cluster.discovery {
-        writeln!(out, "{name}::eds_service_name::{service_name}")?;
+    if let Discovery::Eds { service, .. } = &cluster.discovery {
+        writeln!(out, "{name}::eds_service_name::{}", service.name)?;
     }
     for host in hosts_of(cluster, view, hosts) {
         let address = endpoint_text(&host.config.address);
@@ -227,7 +227,7 @@ fn as_json(cluster: &Cluster, view: &View, hosts: &HostTable) -> Value {
             ])
         });
     let eds_name = match &cluster.discovery {
-        Discovery::Eds { service_name, .. } => text(service_name),
+        Discovery::Eds { service, .. } => text(&service.name),
         _ => Value::Null,
     };
     object([

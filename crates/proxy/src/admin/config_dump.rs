@@ -403,7 +403,7 @@ fn endpoints(view: &View, names: &Names) -> Part {
     for cluster in clusters {
         let Some(assignment) = view.snapshot.endpoints.get(&*cluster.name) else { continue };
         let name = match &cluster.discovery {
-            crate::cluster::Discovery::Eds { service_name, .. } => service_name,
+            crate::cluster::Discovery::Eds { service, .. } => &service.name,
             _ => &cluster.name,
         };
         if names.wanted(name) {

@@ -31,7 +31,7 @@ use crate::cluster::{
 };
 use crate::config::address;
 use crate::config::lower::Lower;
-use crate::config::source::{Origin, config_source};
+use crate::config::source::{ResourceKey, config_source};
 use crate::proxy_protocol::UpstreamHeader;
 use crate::tls::config::upstream;
 
@@ -198,7 +198,6 @@ pub(crate) fn lower_proto(proto: proto::Cluster, source: Bytes, at: &mut Lower) 
     });
     let tls = transport.iter().chain(transport_matches.iter().map(|matching| &matching.transport));
     let tls = tls.into_iter().any(|transport| transport.tls().is_some());
-    protocol::server_names(upstream_http_protocol_options, tls, at);
     let http = protocol::Fields {
         common_http_protocol_options,
         http_protocol_options,
@@ -206,6 +205,7 @@ pub(crate) fn lower_proto(proto: proto::Cluster, source: Bytes, at: &mut Lower) 
         protocol_selection,
         max_requests_per_connection,
         typed_extension_protocol_options,
+        upstream_http_protocol_options,
         tls,
     };
     let http = protocol::lower(http, at);
@@ -489,12 +489,9 @@ fn lower_discovery(kind: Kind, parts: Parts<'_>, at: &mut Lower) -> Option<Disco
                         return None;
                     }
                 };
-                if source.origin != Origin::Ads {
-                    at.unsupported("eds_config", true);
-                    return None;
-                }
+                let service = address::name(service_name).unwrap_or_else(|| Name::new(name));
                 Some(Discovery::Eds {
-                    service_name: address::name(service_name).unwrap_or_else(|| Name::new(name)),
+                    service: ResourceKey { name: service, origin: source.origin },
                     initial_fetch_timeout: source.initial_fetch_timeout,
                 })
             })

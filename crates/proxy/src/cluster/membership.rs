@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use leno_base::Name;
 
 use crate::cluster::lb::settings::TableKind;
-use crate::cluster::stats::Resource;
+use crate::cluster::stats::{Resource, UpdateStats};
 use crate::cluster::{
     Assignment, Balancing, Cluster, Discovery, EndpointAddress, EndpointConfig, HealthStatus,
 };
@@ -180,6 +180,8 @@ impl Entry {
         self.count_hosts(&hosts);
         blocks.push(hosts.into_block());
         self.show_kind(&scope, blocks);
+        // Those that count more are `config::discovery`'s.
+        blocks.push(UpdateStats::detached(&scope).into_block());
         for (priority, (name, limits)) in
             ["default", "high"].into_iter().zip(&*self.config.circuit_breakers).enumerate()
         {

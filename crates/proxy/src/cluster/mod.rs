@@ -13,6 +13,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use leno_base::Name;
 
+use crate::config::source::ResourceKey;
 use crate::http::config::Http1Settings;
 use crate::http::headers::HeaderMap;
 use crate::http::route::{Mirror, RetryPolicy};
@@ -159,7 +160,7 @@ pub(crate) enum Discovery {
     /// By EDS under this name.
     Eds {
         /// `service_name`, else the cluster's name.
-        service_name: Name,
+        service: ResourceKey,
         /// How long a new cluster waits for its first assignment; `None`: for ever.
         initial_fetch_timeout: Option<Duration>,
     },
@@ -378,6 +379,19 @@ pub(crate) struct ClusterHttp {
     pub(crate) http1: Http1Settings,
     /// `common_http_protocol_options.max_stream_duration`.
     pub(crate) max_stream_duration: Option<Duration>,
+    /// `upstream_http_protocol_options`: endpoints are called by what requests ask for.
+    pub(crate) server_names: Option<ServerNames>,
+}
+
+/// How TLS servers are called by the host that requests ask for (UpstreamHttpProtocolOptions).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct ServerNames {
+    /// `auto_sni`: their SNI is that host, unless it is an address.
+    pub(crate) sni: bool,
+    /// `auto_san_validation`: their certificate must be for it.
+    pub(crate) san: bool,
+    /// `override_auto_sni_header`: where the host is looked for before the authority.
+    pub(crate) header: Option<Box<str>>,
 }
 
 /// Http2ProtocolOptions, as far as an endpoint of a connection sets them.

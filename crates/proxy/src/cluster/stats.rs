@@ -10,6 +10,17 @@ use crate::cluster::Cluster;
 use crate::telemetry::stats::stats_scope;
 
 stats_scope! {
+    /// `cluster.NAME.`: what the main thread counts of a cluster's discovery.
+    pub(crate) struct UpdateStats {
+        counter update_attempt;
+        counter update_empty;
+        counter update_failure;
+        counter update_no_rebuild;
+        counter update_success;
+    }
+}
+
+stats_scope! {
     /// `cluster.NAME.`: one worker's counts of one cluster.
     pub(crate) struct ClusterStats {
         counter assignment_stale;
@@ -31,11 +42,6 @@ stats_scope! {
         counter lb_zone_routing_sampled;
         counter original_dst_host_invalid;
         counter retry_or_shadow_abandoned;
-        counter update_attempt;
-        counter update_empty;
-        counter update_failure;
-        counter update_no_rebuild;
-        counter update_success;
         gauge upstream_cx_active;
         counter upstream_cx_close_notify;
         counter upstream_cx_connect_attempts_exceeded;

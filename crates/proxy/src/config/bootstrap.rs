@@ -24,7 +24,7 @@ use crate::cluster::lb::settings::Here;
 use crate::config::address::{self, Address};
 use crate::config::lower::{Lower, Scope, UnknownFields};
 use crate::config::runtime::Runtime;
-use crate::config::source::{ConfigSource, Origin, XdsServer, config_source, xds_server};
+use crate::config::source::{ConfigSource, XdsServer, config_source, xds_server};
 use crate::config::wire::{places, split};
 use crate::listener::{ListenAddress, Listener};
 use crate::overload::Plan;
@@ -41,9 +41,9 @@ pub(crate) struct Bootstrap {
     pub(crate) listeners: Vec<Listener>,
     /// `dynamic_resources.ads_config`.
     pub(crate) ads: Option<XdsServer>,
-    /// `dynamic_resources.cds_config`; its origin is the aggregated stream.
+    /// `dynamic_resources.cds_config`.
     pub(crate) cds: Option<ConfigSource>,
-    /// `dynamic_resources.lds_config`; its origin is the aggregated stream.
+    /// `dynamic_resources.lds_config`.
     pub(crate) lds: Option<ConfigSource>,
     /// `admin`, if it has an address.
     pub(crate) admin: Option<AdminConfig>,
@@ -319,9 +319,6 @@ fn lower_listeners(wires: Vec<Bytes>, at: &mut Lower) -> Vec<Listener> {
     listeners
 }
 
-const OTHER_SOURCE: &str =
-    "only the aggregated stream (ads) is supported, other sources are not supported yet";
-
 type Dynamic = (Option<XdsServer>, Option<ConfigSource>, Option<ConfigSource>);
 
 fn lower_dynamic(proto: proto::bootstrap::DynamicResources, at: &mut Lower) -> Dynamic {
@@ -335,23 +332,8 @@ fn lower_dynamic(proto: proto::bootstrap::DynamicResources, at: &mut Lower) -> D
     at.unsupported("lds_resources_locator", !lds_resources_locator.is_empty());
     at.unsupported("cds_resources_locator", !cds_resources_locator.is_empty());
     let ads = at.optional("ads_config", ads_config, xds_server);
-    let aggregated = |source: core::ConfigSource, at: &mut Lower| {
-        let source = config_source(source, at)?;
-        if source.origin != Origin::Ads {
-            at.error(OTHER_SOURCE);
-            return None;
-        }
-        Some(source)
-    };
-    let cds = at.optional("cds_config", cds_config, aggregated);
-    let lds = at.optional("lds_config", lds_config, |source, at| {
-        use core::config_source::ConfigSourceSpecifier::{Path, PathConfigSource};
-        if matches!(source.config_source_specifier, Some(Path(_) | PathConfigSource(_))) {
-            at.error(OTHER_SOURCE);
-            return None;
-        }
-        aggregated(source, at)
-    });
+    let cds = at.optional("cds_config", cds_config, config_source);
+    let lds = at.optional("lds_config", lds_config, config_source);
     (ads, cds, lds)
 }
 

@@ -19,7 +19,7 @@ use leno_base::Name;
 
 use crate::cluster::lb::settings::Here;
 use crate::cluster::{BindConfig, dns_cache};
-use crate::config::discovery::XdsClusters;
+use crate::config::discovery::control_plane::XdsClusters;
 use crate::config::runtime::Runtime;
 use crate::tls::secrets::Secret;
 

@@ -11,4 +11,5 @@ pub(crate) mod runtime;
 pub(crate) mod source;
 pub(crate) mod store;
 pub(crate) mod validate;
+pub(crate) mod watch;
 pub(crate) mod wire;

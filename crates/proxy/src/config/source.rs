@@ -2,7 +2,9 @@
 
 #![allow(deprecated, reason = "deprecated fields are lowered, or refused by name, like all others")]
 
+use std::hash::{Hash, Hasher};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use leno_api::proto::envoy::config::core::v3 as core;
@@ -20,15 +22,58 @@ pub(crate) struct ConfigSource {
     pub(crate) initial_fetch_timeout: Option<Duration>,
 }
 
-/// The place that resources come from.
+/// The place that resources come from. Cheap to clone.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Origin {
     /// The aggregated stream of the bootstrap's `ads_config`.
     Ads,
-    /// A stream of its own.
-    Grpc(XdsServer),
+    /// A stream of its own for each type of resource.
+    Grpc(Arc<XdsServer>),
     /// A file with a DiscoveryResponse, watched.
-    File(PathBuf),
+    File(Arc<FileSource>),
+}
+
+/// What tells resources of a type apart: the same name means something else elsewhere.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct ResourceKey {
+    /// Its name.
+    pub(crate) name: Name,
+    /// Where it comes from.
+    pub(crate) origin: Origin,
+}
+
+impl Hash for ResourceKey {
+    /// By name: hardly ever are there two of the same name.
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.name.hash(state);
+    }
+}
+
+#[cfg(test)]
+impl From<&str> for ResourceKey {
+    /// One of the aggregated stream.
+    fn from(name: &str) -> Self {
+        Self { name: name.into(), origin: Origin::Ads }
+    }
+}
+
+/// A file with resources (PathConfigSource).
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct FileSource {
+    /// `path`.
+    pub(crate) path: PathBuf,
+    /// `watched_directory`: the file is read again when anything is moved into this folder, rather
+    /// than when the file itself is moved into its place.
+    pub(crate) directory: Option<WatchedDirectory>,
+}
+
+/// A folder that is watched in place of the files in it (WatchedDirectory).
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct WatchedDirectory {
+    /// `path`.
+    pub(crate) path: PathBuf,
+    /// `watch_modify`: files that are written in place count too.
+    pub(crate) modify: bool,
 }
 
 /// An xDS server and how to talk to it (ApiConfigSource).
@@ -62,29 +107,30 @@ pub(crate) fn config_source(proto: core::ConfigSource, at: &mut Lower) -> Option
     let origin = match config_source_specifier {
         // Without an aggregated stream nothing ever comes, but Envoy accepts that.
         Some(Specifier::Ads(core::AggregatedConfigSource {})) => Origin::Ads,
-        Some(Specifier::Path(path)) => file("path", path, at)?,
+        Some(Specifier::Path(path)) => file("path", path, None, at)?,
         Some(Specifier::PathConfigSource(source)) => at.field("path_config_source", |at| {
             let core::PathConfigSource { path, watched_directory, poll_interval } = source;
-            at.unsupported("watched_directory", watched_directory.is_some());
             at.unsupported("poll_interval", poll_interval.is_some());
-            file("path", path, at)
+            file("path", path, watched_directory, at)
         })?,
         Some(Specifier::ApiConfigSource(source)) => {
-            Origin::Grpc(at.field("api_config_source", |at| xds_server(source, at))?)
+            Origin::Grpc(Arc::new(at.field("api_config_source", |at| xds_server(source, at))?))
         }
-        Some(Specifier::Self_(_)) => {
-            at.unsupported("self", true);
-            return None;
-        }
-        None => {
-            at.error("one of ads, api_config_source, path_config_source and self is required");
+        // Envoy does not know `self` either, and says the same.
+        Some(Specifier::Self_(_)) | None => {
+            at.error("missing config source specifier: one of ads, api_config_source and path_config_source");
             return None;
         }
     };
     Some(ConfigSource { origin, initial_fetch_timeout })
 }
 
-fn file(field: &str, path: String, at: &mut Lower) -> Option<Origin> {
+fn file(
+    field: &str,
+    path: String,
+    directory: Option<core::WatchedDirectory>,
+    at: &mut Lower,
+) -> Option<Origin> {
     let path = PathBuf::from(path);
     if !path.exists() {
         at.error_at(
@@ -96,7 +142,22 @@ fn file(field: &str, path: String, at: &mut Lower) -> Option<Origin> {
         );
         return None;
     }
-    Some(Origin::File(path))
+    let directory = match directory {
+        None => None,
+        Some(directory) => Some(at.field("watched_directory", |at| watched_directory(directory, at))?),
+    };
+    Some(Origin::File(Arc::new(FileSource { path, directory })))
+}
+
+/// Lowers a WatchedDirectory.
+pub(crate) fn watched_directory(proto: core::WatchedDirectory, at: &mut Lower) -> Option<WatchedDirectory> {
+    let core::WatchedDirectory { path, watch_modify } = proto;
+    let path = PathBuf::from(path);
+    if !path.is_dir() {
+        at.error_at("path", format!("unable to watch '{}': there is no such folder", path.display()));
+        return None;
+    }
+    Some(WatchedDirectory { path, modify: watch_modify })
 }
 
 /// Lowers an ApiConfigSource.
@@ -150,11 +211,7 @@ pub(crate) fn xds_server(proto: core::ApiConfigSource, at: &mut Lower) -> Option
         let core::GrpcService { timeout, initial_metadata, retry_policy, target_specifier } = service;
         at.duration("timeout", timeout);
         at.unsupported("retry_policy", retry_policy.is_some());
-        let metadata = at.each("initial_metadata", initial_metadata, |header, at| {
-            let core::HeaderValue { key, value, raw_value } = header;
-            at.unsupported("raw_value", !raw_value.is_empty());
-            Some((key.into(), value.into()))
-        });
+        let metadata = at.each("initial_metadata", initial_metadata, metadata);
         let envoy = match target_specifier {
             Some(core::grpc_service::TargetSpecifier::EnvoyGrpc(envoy)) => envoy,
             Some(core::grpc_service::TargetSpecifier::GoogleGrpc(_)) => {
@@ -182,6 +239,10 @@ pub(crate) fn xds_server(proto: core::ApiConfigSource, at: &mut Lower) -> Option
             {
                 at.error_at("cluster_name", format!("unknown gRPC client cluster '{cluster_name}'"));
             }
+            if let Some(Err(error)) = at.scope().xds_clusters.as_ref().map(|known| known.check(&cluster_name))
+            {
+                at.error_at("cluster_name", error);
+            }
             Some(XdsServer {
                 cluster: cluster_name.into(),
                 authority: (!authority.is_empty()).then(|| authority.into()),
@@ -191,4 +252,18 @@ pub(crate) fn xds_server(proto: core::ApiConfigSource, at: &mut Lower) -> Option
             })
         })
     })
+}
+
+/// A header of streams. What Envoy would put in for `%COMMANDS%` is not known here.
+fn metadata(header: core::HeaderValue, at: &mut Lower) -> Option<(Box<str>, Box<str>)> {
+    let core::HeaderValue { key, value, raw_value } = header;
+    at.unsupported("raw_value", !raw_value.is_empty());
+    at.unsupported("value", value.contains('%'));
+    if http::HeaderName::try_from(&key).is_err() {
+        at.error_at("key", format!("'{key}' is not a header name"));
+    }
+    if http::HeaderValue::try_from(&value).is_err() {
+        at.error_at("value", "is not a header value");
+    }
+    Some((key.into(), value.into()))
 }

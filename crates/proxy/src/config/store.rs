@@ -14,28 +14,29 @@ use leno_base::Name;
 use prost_types::Any;
 
 use crate::cluster::{Assignment, Cluster, Discovery, DnsDiscovery};
+use crate::config::source::ResourceKey;
 use crate::http::config::RouteSource;
 use crate::http::route::RouteTable;
 use crate::listener::{Listener, NetworkFilters};
 use crate::snapshot::Snapshot;
-use crate::tls::secrets::{self, KnownSecret, Refilled, SecretKey, SecretRef, SecretTable};
+use crate::tls::secrets::{self, KnownSecret, Refilled, SecretRef, SecretTable};
 
 /// All configuration, on the main thread.
 #[derive(Debug, Default)]
 pub(crate) struct Store {
     clusters: BTreeMap<Name, Slot<Cluster>>,
     listeners: BTreeMap<Name, Slot<Listener>>,
-    /// By RDS name.
-    routes: BTreeMap<Name, Arc<RouteTable>>,
-    /// By EDS name.
-    assignments: BTreeMap<Name, Arc<Assignment>>,
+    /// That came by RDS.
+    routes: BTreeMap<ResourceKey, Arc<RouteTable>>,
+    /// That came by EDS.
+    assignments: BTreeMap<ResourceKey, Arc<Assignment>>,
     secrets: SecretTable,
     /// By cluster name, from DNS, with the settings that it was found by: a changed cluster must
     /// not serve what its predecessor's names resolved to.
     resolved: BTreeMap<Name, Vec<Resolved>>,
-    /// Names that did not come within their initial fetch timeout; they hold up nothing.
-    expired_endpoints: BTreeSet<Name>,
-    expired_routes: BTreeSet<Name>,
+    /// What did not come within its initial fetch timeout: it holds up nothing.
+    expired_endpoints: BTreeSet<ResourceKey>,
+    expired_routes: BTreeSet<ResourceKey>,
     /// Whether listeners may start: clusters of the bootstrap and of the first CDS update are
     /// warm, as Envoy's init manager has it.
     clusters_ready: bool,
@@ -193,30 +194,30 @@ impl Store {
     }
 
     /// Takes a route table that came by RDS.
-    pub(crate) fn put_routes(&mut self, name: Name, table: Arc<RouteTable>) {
-        self.expired_routes.remove(&*name);
-        self.routes.insert(name, table);
+    pub(crate) fn put_routes(&mut self, key: ResourceKey, table: Arc<RouteTable>) {
+        self.expired_routes.remove(&key);
+        self.routes.insert(key, table);
         self.changed = true;
         self.unsettled = true;
     }
 
-    /// The table of an RDS name.
-    pub(crate) fn routes(&self, name: &str) -> Option<&Arc<RouteTable>> {
-        self.routes.get(name)
+    /// A table that came by RDS.
+    pub(crate) fn routes(&self, key: &ResourceKey) -> Option<&Arc<RouteTable>> {
+        self.routes.get(key)
     }
 
     /// Takes endpoints that came by EDS; returns the clusters in force whose endpoints they are.
-    pub(crate) fn put_assignment(&mut self, name: Name, assignment: Arc<Assignment>) -> Vec<Name> {
-        self.expired_endpoints.remove(&*name);
-        if self.assignments.get(&*name).is_some_and(|current| **current == *assignment) {
+    pub(crate) fn put_assignment(&mut self, key: ResourceKey, assignment: Arc<Assignment>) -> Vec<Name> {
+        self.expired_endpoints.remove(&key);
+        if self.assignments.get(&key).is_some_and(|current| **current == *assignment) {
             return Vec::new();
         }
-        let awaited = self.warming_clusters().any(|cluster| eds_name(cluster) == Some(&name));
+        let awaited = self.warming_clusters().any(|cluster| eds(cluster).is_some_and(|(of, _)| *of == key));
         self.unsettled |= awaited;
-        let users = self.active_clusters().filter(|cluster| eds_name(cluster) == Some(&name));
+        let users = self.active_clusters().filter(|cluster| eds(cluster).is_some_and(|(of, _)| *of == key));
         let users: Vec<Name> = users.map(|cluster| cluster.name.clone()).collect();
         self.set_endpoints(&users, &assignment);
-        self.assignments.insert(name, assignment);
+        self.assignments.insert(key, assignment);
         users
     }
 
@@ -255,18 +256,18 @@ impl Store {
         }
     }
 
-    /// Endpoints of this EDS name did not come in time: its clusters start without.
-    pub(crate) fn expire_endpoints(&mut self, name: Name) {
-        if !self.assignments.contains_key(&*name) {
-            self.expired_endpoints.insert(name);
+    /// Endpoints did not come in time: their clusters start without.
+    pub(crate) fn expire_endpoints(&mut self, key: ResourceKey) {
+        if !self.assignments.contains_key(&key) {
+            self.expired_endpoints.insert(key);
             self.unsettled = true;
         }
     }
 
-    /// Routes of this RDS name did not come in time: its listeners start without (404).
-    pub(crate) fn expire_routes(&mut self, name: Name) {
-        if !self.routes.contains_key(&*name) {
-            self.expired_routes.insert(name);
+    /// Routes did not come in time: their listeners start without (404).
+    pub(crate) fn expire_routes(&mut self, key: ResourceKey) {
+        if !self.routes.contains_key(&key) {
+            self.expired_routes.insert(key);
             self.unsettled = true;
         }
     }
@@ -277,7 +278,7 @@ impl Store {
     /// Why one of them cannot do with it: then all keep what they have.
     pub(crate) fn put_secret(
         &mut self,
-        key: SecretKey,
+        key: ResourceKey,
         version: KnownSecret,
     ) -> Result<Vec<Refilled>, String> {
         let listeners = self.listeners.values().flat_map(|slot| slot.active.iter().chain(&slot.warming));
@@ -288,13 +289,13 @@ impl Store {
     }
 
     /// Whether this very secret is there already.
-    pub(crate) fn has_secret(&mut self, key: &SecretKey, source: &Any, version: &str) -> bool {
+    pub(crate) fn has_secret(&mut self, key: &ResourceKey, source: &Any, version: &str) -> bool {
         self.secrets.seen(key, source, version)
     }
 
     /// This secret did not come in time, or was refused: its users start without, and refuse
     /// connections.
-    pub(crate) fn expire_secret(&mut self, key: SecretKey) {
+    pub(crate) fn expire_secret(&mut self, key: ResourceKey) {
         self.unsettled |= self.secrets.expire(key);
     }
 
@@ -305,7 +306,7 @@ impl Store {
 
     /// Secrets that listeners and clusters in force or warming refer to, with how long each is
     /// waited for.
-    pub(crate) fn wanted_secrets(&self) -> BTreeMap<SecretKey, Option<Duration>> {
+    pub(crate) fn wanted_secrets(&self) -> BTreeMap<ResourceKey, Option<Duration>> {
         let listeners = self.listeners.values().flat_map(|slot| slot.active.iter().chain(&slot.warming));
         let clusters = self.clusters.values().flat_map(|slot| slot.active.iter().chain(&slot.warming));
         let of_listeners = listeners.flat_map(|listener| secrets::of_listener(listener));
@@ -348,8 +349,9 @@ impl Store {
         }
         for (name, slot) in &self.listeners {
             let Some(listener) = &slot.warming else { continue };
-            let missing = rds_names(listener).filter(|name| !self.routes.contains_key(&***name));
-            let routes = missing.map(|name| format!("target RdsRouteConfigSubscription init {name}"));
+            let missing = rds(listener).filter(|(table, _, _)| !self.routes.contains_key(table));
+            let routes =
+                missing.map(|(table, _, _)| format!("target RdsRouteConfigSubscription init {}", table.name));
             let targets = routes.chain(self.missing_secrets(secrets::of_listener(listener))).collect();
             unready.push((format!("init manager Listener-init-target {name}"), targets));
         }
@@ -399,9 +401,8 @@ impl Store {
                 Discovery::StrictDns(settings) | Discovery::LogicalDns(settings) => {
                     resolved(&self.resolved, &cluster.name, settings).is_some() || !cluster.wait_for_warm
                 }
-                Discovery::Eds { service_name, .. } => {
-                    self.assignments.contains_key(&**service_name)
-                        || self.expired_endpoints.contains(&**service_name)
+                Discovery::Eds { service, .. } => {
+                    self.assignments.contains_key(service) || self.expired_endpoints.contains(service)
                 }
             };
             let warm = warm
@@ -420,7 +421,7 @@ impl Store {
         for slot in self.listeners.values_mut() {
             let Some(listener) = &slot.warming else { continue };
             let has_routes =
-                rds_names(listener).all(|name| routes.contains_key(&**name) || expired.contains(&**name));
+                rds(listener).all(|(table, _, _)| routes.contains_key(table) || expired.contains(table));
             if has_routes && self.secrets.has(secrets::of_listener(listener)) {
                 slot.active = slot.warming.take();
                 self.changed = true;
@@ -431,11 +432,11 @@ impl Store {
     /// Drops endpoints, routes and secrets that nothing refers to.
     fn forget_unused(&mut self) {
         let endpoints = self.wanted_endpoints();
-        self.assignments.retain(|name, _| endpoints.contains(name));
-        self.expired_endpoints.retain(|name| endpoints.contains(name));
+        self.assignments.retain(|key, _| endpoints.contains(key));
+        self.expired_endpoints.retain(|key| endpoints.contains(key));
         let routes = self.wanted_routes();
-        self.routes.retain(|name, _| routes.contains(name));
-        self.expired_routes.retain(|name| routes.contains(name));
+        self.routes.retain(|key, _| routes.contains(key));
+        self.expired_routes.retain(|key| routes.contains(key));
         let secrets = self.wanted_secrets().into_keys().collect();
         self.secrets.retain(&secrets);
         let clusters = &self.clusters;
@@ -468,7 +469,7 @@ impl Store {
         let listeners =
             self.listeners.iter().filter_map(|(name, slot)| Some((name.clone(), slot.active.clone()?)));
         snapshot.listeners = listeners.collect();
-        snapshot.routes = self.routes.iter().map(|(name, table)| (name.clone(), Arc::clone(table))).collect();
+        snapshot.routes = self.routes.iter().map(|(key, table)| (key.clone(), Arc::clone(table))).collect();
         Arc::new(snapshot)
     }
 
@@ -482,7 +483,7 @@ impl Store {
             Discovery::StrictDns(settings) | Discovery::LogicalDns(settings) => {
                 resolved(&self.resolved, &cluster.name, settings).cloned()
             }
-            Discovery::Eds { service_name, .. } => self.assignments.get(&**service_name).cloned(),
+            Discovery::Eds { service, .. } => self.assignments.get(service).cloned(),
         }
     }
 
@@ -492,7 +493,7 @@ impl Store {
         let checked = clusters.filter(|cluster| cluster.health.is_some());
         let discovered = |cluster: &Cluster| {
             // A cluster whose endpoints did not come in time warms without hosts.
-            let expired = || eds_name(cluster).is_some_and(|name| self.expired_endpoints.contains(name));
+            let expired = || eds(cluster).is_some_and(|(key, _)| self.expired_endpoints.contains(key));
             self.discovered(cluster).or_else(|| (expired() || !cluster.wait_for_warm).then(Arc::default))
         };
         checked.map(|cluster| (Arc::clone(cluster), discovered(cluster))).collect()
@@ -522,37 +523,37 @@ impl Store {
         self.unsettled = true;
     }
 
+    /// All clusters, each in its newest version.
+    pub(crate) fn newest_clusters(&self) -> impl Iterator<Item = &Arc<Cluster>> {
+        self.clusters.values().filter_map(Slot::newest)
+    }
+
     fn active_clusters(&self) -> impl Iterator<Item = &Arc<Cluster>> {
         self.clusters.values().filter_map(|slot| slot.active.as_ref())
     }
 
-    /// EDS names that clusters in force or warming refer to.
-    pub(crate) fn wanted_endpoints(&self) -> BTreeSet<Name> {
-        let clusters = self.clusters.values().flat_map(|slot| slot.active.iter().chain(&slot.warming));
-        clusters.filter_map(|cluster| eds_name(cluster).cloned()).collect()
+    /// Endpoints that clusters in force or warming refer to.
+    fn wanted_endpoints(&self) -> BTreeSet<ResourceKey> {
+        self.eds_users().map(|(key, _, _)| key.clone()).collect()
     }
 
-    /// How long the clusters of an EDS name wait for it.
-    pub(crate) fn endpoints_timeout(&self, name: &str) -> Option<Duration> {
-        self.clusters.values().flat_map(|slot| &slot.warming).find_map(|cluster| match &cluster.discovery {
-            Discovery::Eds { service_name, initial_fetch_timeout } if **service_name == *name => {
-                *initial_fetch_timeout
-            }
-            _ => None,
-        })
+    /// Clusters whose endpoints come by EDS, in force or warming: what they ask for, how long they
+    /// wait for it, and the scope of their stats.
+    pub(crate) fn eds_users(&self) -> impl Iterator<Item = (&ResourceKey, Option<Duration>, &Name)> {
+        let clusters = self.clusters.values().flat_map(|slot| slot.warming.iter().chain(&slot.active));
+        clusters.filter_map(|cluster| eds(cluster).map(|(key, timeout)| (key, timeout, &cluster.stat_name)))
     }
 
-    /// RDS names that listeners in force or warming refer to.
-    pub(crate) fn wanted_routes(&self) -> BTreeSet<Name> {
-        let listeners = self.listeners.values().flat_map(|slot| slot.active.iter().chain(&slot.warming));
-        listeners.flat_map(|listener| rds_names(listener)).cloned().collect()
+    /// Routes that listeners in force or warming refer to.
+    fn wanted_routes(&self) -> BTreeSet<ResourceKey> {
+        self.rds_users().map(|(key, _, _)| key.clone()).collect()
     }
 
-    /// How long the listeners of an RDS name wait for it.
-    pub(crate) fn routes_timeout(&self, wanted: &str) -> Option<Duration> {
-        let mut asked =
-            self.listeners.values().flat_map(|slot| &slot.warming).flat_map(|listener| rds(listener));
-        asked.find(|(name, _)| ***name == *wanted)?.1
+    /// Connection managers whose routes come by RDS, of listeners in force or warming: what they
+    /// ask for, how long their listeners wait for it, and their `stat_prefix`.
+    pub(crate) fn rds_users(&self) -> impl Iterator<Item = (&ResourceKey, Option<Duration>, &Name)> {
+        let listeners = self.listeners.values().flat_map(|slot| slot.warming.iter().chain(&slot.active));
+        listeners.flat_map(|listener| rds(listener))
     }
 
     /// Clusters whose endpoints DNS finds: those in force or warming, the newest of each name.
@@ -600,23 +601,22 @@ fn dns_settings(cluster: &Cluster) -> Option<&Arc<DnsDiscovery>> {
     }
 }
 
-fn eds_name(cluster: &Cluster) -> Option<&Name> {
+/// What a cluster asks of EDS, and how long it waits for it.
+fn eds(cluster: &Cluster) -> Option<(&ResourceKey, Option<Duration>)> {
     match &cluster.discovery {
-        Discovery::Eds { service_name, .. } => Some(service_name),
+        Discovery::Eds { service, initial_fetch_timeout } => Some((service, *initial_fetch_timeout)),
         _ => None,
     }
 }
 
-/// RDS names that a listener's connection managers refer to.
-fn rds_names(listener: &Listener) -> impl Iterator<Item = &Name> {
-    rds(listener).map(|(name, _)| name)
-}
-
-/// The same with the time that each is waited for.
-fn rds(listener: &Listener) -> impl Iterator<Item = (&Name, Option<Duration>)> {
+/// What a listener's connection managers ask of RDS, how long each waits for it, and its
+/// `stat_prefix`.
+fn rds(listener: &Listener) -> impl Iterator<Item = (&ResourceKey, Option<Duration>, &Name)> {
     listener.chains.all().filter_map(|chain| match &chain.network {
         NetworkFilters::Http(manager) => match &manager.routes {
-            RouteSource::Rds { name, initial_fetch_timeout } => Some((name, *initial_fetch_timeout)),
+            RouteSource::Rds { table, initial_fetch_timeout } => {
+                Some((table, *initial_fetch_timeout, &manager.stat_prefix))
+            }
             RouteSource::Static(_) | RouteSource::Scoped(_) => None,
         },
         NetworkFilters::Tcp(_) | NetworkFilters::Echo | NetworkFilters::Direct(_) | NetworkFilters::Close => {

@@ -7,6 +7,7 @@ use std::time::Duration;
 use leno_base::Name;
 
 use crate::cluster::Http2Settings;
+use crate::config::source::ResourceKey;
 use crate::http::client_cert::ClientCertDetails;
 use crate::http::codec::h1::head::KeepCase;
 use crate::http::config::detection::Detection;
@@ -177,8 +178,8 @@ pub(crate) enum RouteSource {
     Scoped(Arc<Scopes>),
     /// By RDS; looked up in the snapshot for each request.
     Rds {
-        /// The name to ask for.
-        name: Name,
+        /// What to ask for, and where.
+        table: ResourceKey,
         /// How long a listener waits for it before it serves without; `None`: for ever.
         initial_fetch_timeout: Option<Duration>,
     },

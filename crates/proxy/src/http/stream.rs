@@ -425,8 +425,8 @@ impl Stream {
         let selected = match &self.manager.routes {
             RouteSource::Static(table) => table.find(head, &context),
             RouteSource::Scoped(scopes) => scopes.find(head).and_then(|table| table.find(head, &context)),
-            RouteSource::Rds { name, .. } => {
-                self.worker.routes(name).and_then(|table| table.find(head, &context))
+            RouteSource::Rds { table, .. } => {
+                self.worker.routes(table).and_then(|table| table.find(head, &context))
             }
         };
         self.note_route(selected);

@@ -1,12 +1,11 @@
 //! Stats of the proxy as a whole: `server.`, `cluster_manager.`, `listener_manager.`,
-//! `control_plane.`, `filesystem.`. The main thread counts them; their names are Envoy's.
+//! `filesystem.`. The main thread counts them; their names are Envoy's.
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use leno_base::Name;
-use leno_xds::TypeUrl;
 
 use crate::snapshot::Snapshot;
 use crate::telemetry::access_log::sink;
@@ -16,6 +15,7 @@ stats_scope! {
     /// `server.`
     pub(crate) struct ServerStats {
         gauge concurrency;
+        gauge days_until_first_cert_expiring;
         counter dynamic_unknown_fields;
         gauge hot_restart_epoch;
         gauge live;
@@ -37,10 +37,6 @@ stats_scope! {
         counter cluster_added;
         counter cluster_modified;
         counter cluster_removed;
-        counter cds_update_attempt = "cds.update_attempt";
-        counter cds_update_rejected = "cds.update_rejected";
-        counter cds_update_success = "cds.update_success";
-        gauge cds_update_time = "cds.update_time";
     }
 }
 
@@ -59,17 +55,6 @@ stats_scope! {
         gauge total_listeners_draining;
         gauge total_listeners_warming;
         gauge workers_started;
-        counter lds_update_attempt = "lds.update_attempt";
-        counter lds_update_rejected = "lds.update_rejected";
-        counter lds_update_success = "lds.update_success";
-        gauge lds_update_time = "lds.update_time";
-    }
-}
-
-stats_scope! {
-    /// `control_plane.`
-    struct ControlPlaneScope {
-        gauge connected_state;
     }
 }
 
@@ -86,20 +71,16 @@ stats_scope! {
     }
 }
 
-/// `cluster_manager.`, and the stream that clusters come by.
+/// `cluster_manager.`
 #[derive(Clone, Debug)]
 pub(crate) struct ClusterManagerStats {
     clusters: ClusterScope,
-    control_plane: ControlPlaneScope,
 }
 
 impl ClusterManagerStats {
     /// The calling thread's stats.
     pub(crate) fn new(thread: &ThreadStats, prefix: &str) -> Self {
-        Self {
-            clusters: ClusterScope::new(thread, prefix),
-            control_plane: ControlPlaneScope::new(thread, "control_plane."),
-        }
+        Self { clusters: ClusterScope::new(thread, prefix) }
     }
 
     /// Clusters in force.
@@ -125,27 +106,6 @@ impl ClusterManagerStats {
         self.clusters.cluster_added().add(added);
         self.clusters.cluster_modified().add(modified);
         self.clusters.cluster_removed().add(removed);
-    }
-
-    /// 1 while the control plane is connected.
-    pub(crate) fn connected_state(&self) -> Cell<'_> {
-        self.control_plane.connected_state()
-    }
-
-    /// Counts an xDS update, if it was one of clusters.
-    pub(crate) fn updated(&self, type_url: &TypeUrl, accepted: bool) {
-        if *type_url == TypeUrl::Cluster {
-            self.clusters.cds_update_attempt().inc();
-            let outcome = if accepted {
-                self.clusters.cds_update_success()
-            } else {
-                self.clusters.cds_update_rejected()
-            };
-            outcome.inc();
-            if accepted {
-                self.clusters.cds_update_time().set(unix_millis());
-            }
-        }
     }
 }
 
@@ -186,22 +146,6 @@ impl ListenerManagerStats {
     /// Counts listeners that stopped to accept, on all workers.
     pub(crate) fn stopped(&self, count: u64) {
         self.listeners.listener_stopped().add(count);
-    }
-
-    /// Counts an xDS update, if it was one of listeners.
-    pub(crate) fn updated(&self, type_url: &TypeUrl, accepted: bool) {
-        if *type_url == TypeUrl::Listener {
-            self.listeners.lds_update_attempt().inc();
-            let outcome = if accepted {
-                self.listeners.lds_update_success()
-            } else {
-                self.listeners.lds_update_rejected()
-            };
-            outcome.inc();
-            if accepted {
-                self.listeners.lds_update_time().set(unix_millis());
-            }
-        }
     }
 }
 
@@ -319,29 +263,9 @@ fn changes<T>(before: &HashMap<Name, Arc<T>>, after: &HashMap<Name, Arc<T>>) -> 
     counts
 }
 
-fn unix_millis() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
-}
-
 #[cfg(test)]
 mod tests {
-    use leno_xds::TypeUrl;
-
-    use super::{ClusterManagerStats, Memory};
-    use crate::telemetry::stats::StatsStore;
-
-    #[test]
-    fn updates_of_other_kinds_are_not_counted() {
-        let store = StatsStore::default();
-        let stats = ClusterManagerStats::new(&store.thread(), "cluster_manager.");
-        stats.updated(&TypeUrl::Listener, true);
-        stats.updated(&TypeUrl::Cluster, true);
-        stats.updated(&TypeUrl::Cluster, false);
-        assert_eq!(stats.clusters.cds_update_attempt().value(), 2);
-        assert_eq!(stats.clusters.cds_update_success().value(), 1);
-        assert_eq!(stats.clusters.cds_update_rejected().value(), 1);
-    }
+    use super::Memory;
 
     #[test]
     fn changes_between_two_versions() {

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::BytesMut;
 use leno_tls::{Findings, Identity, PeerCertificates, ServerContext, ValidationRules};
-use rustls::client::UnbufferedClientConnection;
+use rustls::client::{Resumption, UnbufferedClientConnection};
 use rustls::pki_types::ServerName;
 use rustls::server::UnbufferedServerConnection;
 use rustls::{CipherSuite, ClientConfig, CommonState, NamedGroup, ProtocolVersion};
@@ -23,6 +23,7 @@ use crate::tls::stats::TlsStats;
 use crate::tls::stream::{HandshakeFailure, Session, TlsStream};
 
 pub(crate) mod config;
+pub(crate) mod expiry;
 pub(crate) mod secrets;
 pub(crate) mod stats;
 pub(crate) mod stream;
@@ -211,14 +212,32 @@ pub(crate) async fn accept(
     Ok((socket, info))
 }
 
-/// Shakes hands with a server that is known by this name. `alpn`: what is offered in place of the
-/// configured protocols, unless it is empty.
+/// Which protocols a client offers by ALPN.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Offer<'a> {
+    /// Those of the transport socket.
+    Configured,
+    /// These, whatever the transport socket says.
+    Instead(&'a [Vec<u8>]),
+    /// Those of the transport socket, if it has some, else these.
+    Otherwise(&'static [&'static [u8]]),
+}
+
+/// Whom a client connects to.
+pub(crate) struct Callee {
+    /// What it is called (SNI).
+    pub(crate) name: ServerName<'static>,
+    /// Another host that its certificate must be for, if any (`auto_san_validation`).
+    pub(crate) expected: Option<Arc<str>>,
+}
+
+/// Shakes hands with a server.
 pub(crate) async fn connect(
     tls: &UpstreamTls,
-    alpn: &[Vec<u8>],
+    offer: Offer<'_>,
     stats: Option<&TlsStats>,
     socket: Socket,
-    server: ServerName<'static>,
+    callee: Callee,
 ) -> Result<(Socket, TlsInfo), NoSession> {
     let Some(mut config) = tls.context.current() else {
         if let Some(stats) = stats {
@@ -226,11 +245,24 @@ pub(crate) async fn connect(
         }
         return Err(NoSession::because("TLS error: Secret is not supplied by SDS"));
     };
-    if !alpn.is_empty() {
-        Arc::make_mut(&mut config).alpn_protocols = alpn.to_vec();
+    match offer {
+        Offer::Instead(protocols) if !protocols.is_empty() => {
+            Arc::make_mut(&mut config).alpn_protocols = protocols.to_vec();
+        }
+        Offer::Otherwise(protocols) if config.alpn_protocols.is_empty() && !protocols.is_empty() => {
+            let protocols = protocols.iter().map(|protocol| protocol.to_vec());
+            Arc::make_mut(&mut config).alpn_protocols = protocols.collect();
+        }
+        Offer::Configured | Offer::Instead(_) | Offer::Otherwise(_) => {}
     }
-    let session = UnbufferedClientConnection::new(config, server).map_err(|error| words(&error))?;
-    let stream = TlsStream::new(socket, Session::Client(session), Vec::new());
+    let Callee { name, expected } = callee;
+    if expected.is_some() {
+        // Another connection's session may not have been checked for this host.
+        Arc::make_mut(&mut config).resumption = Resumption::disabled();
+    }
+    let session = UnbufferedClientConnection::new(config, name).map_err(|error| words(&error))?;
+    let mut stream = TlsStream::new(socket, Session::Client(session), Vec::new());
+    stream.expect(expected);
     let mut findings = Findings::default();
     let (socket, info) = complete(stream, stats, &mut findings).await?;
     Ok((socket, info))

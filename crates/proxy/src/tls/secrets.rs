@@ -7,12 +7,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use leno_base::Name;
 use leno_tls::{Identity, TicketKeys, ValidationRules};
 use prost_types::Any;
 
 use crate::cluster::Cluster;
-use crate::config::source::Origin;
+use crate::config::source::ResourceKey;
 use crate::listener::Listener;
 use crate::tls::config::Fill;
 use crate::tls::{DownstreamTls, UpstreamTls};
@@ -28,20 +27,11 @@ pub(crate) enum Secret {
     TicketKeys(TicketKeys),
 }
 
-/// What tells secrets apart: the same name means something else elsewhere.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct SecretKey {
-    /// Its name.
-    pub(crate) name: Name,
-    /// Where it comes from.
-    pub(crate) origin: Origin,
-}
-
 /// A secret as it is referred to (SdsSecretConfig).
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct SecretRef {
     /// Which.
-    pub(crate) key: SecretKey,
+    pub(crate) key: ResourceKey,
     /// `initial_fetch_timeout`: how long to wait for it before going on without; `None`: for ever.
     pub(crate) timeout: Option<Duration>,
 }
@@ -49,14 +39,14 @@ pub(crate) struct SecretRef {
 /// Finds secrets.
 pub(crate) trait Secrets {
     /// The secret, if it is there.
-    fn find(&self, wanted: &SecretKey) -> Option<Secret>;
+    fn find(&self, wanted: &ResourceKey) -> Option<Secret>;
 }
 
 /// No secrets: what is configured in place is all there is.
 pub(crate) struct NoSecrets;
 
 impl Secrets for NoSecrets {
-    fn find(&self, _wanted: &SecretKey) -> Option<Secret> {
+    fn find(&self, _wanted: &ResourceKey) -> Option<Secret> {
         None
     }
 }
@@ -86,13 +76,13 @@ pub(crate) struct Refilled {
 /// The secrets that came by SDS.
 #[derive(Debug, Default)]
 pub(crate) struct SecretTable {
-    known: BTreeMap<SecretKey, KnownSecret>,
+    known: BTreeMap<ResourceKey, KnownSecret>,
     /// Those that did not come in time, or were refused: nothing waits for them.
-    expired: BTreeSet<SecretKey>,
+    expired: BTreeSet<ResourceKey>,
 }
 
 impl Secrets for SecretTable {
-    fn find(&self, wanted: &SecretKey) -> Option<Secret> {
+    fn find(&self, wanted: &ResourceKey) -> Option<Secret> {
         self.known.get(wanted).map(|known| known.secret.clone())
     }
 }
@@ -100,12 +90,12 @@ impl Secrets for SecretTable {
 /// The table with one secret replaced.
 struct Trial<'t> {
     table: &'t SecretTable,
-    key: &'t SecretKey,
+    key: &'t ResourceKey,
     secret: &'t Secret,
 }
 
 impl Secrets for Trial<'_> {
-    fn find(&self, wanted: &SecretKey) -> Option<Secret> {
+    fn find(&self, wanted: &ResourceKey) -> Option<Secret> {
         if wanted == self.key { Some(self.secret.clone()) } else { self.table.find(wanted) }
     }
 }
@@ -118,7 +108,7 @@ impl SecretTable {
     /// Why a context cannot be made with it: then nothing has changed.
     pub(crate) fn put<'c>(
         &mut self,
-        key: SecretKey,
+        key: ResourceKey,
         version: KnownSecret,
         listeners: impl Iterator<Item = &'c Arc<Listener>>,
         clusters: impl Iterator<Item = &'c Arc<Cluster>>,
@@ -157,7 +147,7 @@ impl SecretTable {
     }
 
     /// The version that is there, if its message is this: it is only seen again.
-    pub(crate) fn seen(&mut self, key: &SecretKey, source: &Any, version: &str) -> bool {
+    pub(crate) fn seen(&mut self, key: &ResourceKey, source: &Any, version: &str) -> bool {
         let Some(known) = self.known.get_mut(key).filter(|known| known.source == *source) else {
             return false;
         };
@@ -166,7 +156,7 @@ impl SecretTable {
     }
 
     /// Nothing waits for this secret any longer; true: something may have.
-    pub(crate) fn expire(&mut self, key: SecretKey) -> bool {
+    pub(crate) fn expire(&mut self, key: ResourceKey) -> bool {
         !self.known.contains_key(&key) && self.expired.insert(key)
     }
 
@@ -176,13 +166,13 @@ impl SecretTable {
     }
 
     /// Forgets all others.
-    pub(crate) fn retain(&mut self, wanted: &BTreeSet<SecretKey>) {
+    pub(crate) fn retain(&mut self, wanted: &BTreeSet<ResourceKey>) {
         self.known.retain(|key, _| wanted.contains(key));
         self.expired.retain(|key| wanted.contains(key));
     }
 
     /// The version that is there.
-    pub(crate) fn known(&self, key: &SecretKey) -> Option<&KnownSecret> {
+    pub(crate) fn known(&self, key: &ResourceKey) -> Option<&KnownSecret> {
         self.known.get(key)
     }
 }
@@ -219,6 +209,6 @@ fn server_side(listener: &Listener) -> impl Iterator<Item = &Arc<DownstreamTls>>
     listener.chains.all().filter_map(|chain| chain.transport.tls())
 }
 
-fn wants(tls: &impl Fill, key: &SecretKey) -> bool {
+fn wants(tls: &impl Fill, key: &ResourceKey) -> bool {
     tls.awaited().iter().any(|wanted| wanted.key == *key)
 }

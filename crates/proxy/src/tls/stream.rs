@@ -11,6 +11,7 @@
 use std::cell::RefCell;
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use leno_tls::Findings;
@@ -68,6 +69,8 @@ pub(crate) struct TlsStream {
     closing: bool,
     /// The peer has broken the protocol: nothing can be read or written any more.
     failed: bool,
+    /// What the server's certificate must be for, in the handshake.
+    expected: Option<Arc<str>>,
 }
 
 /// How far the session is after what it was given.
@@ -317,7 +320,13 @@ impl TlsStream {
             ended: false,
             closing: false,
             failed: false,
+            expected: None,
         }
+    }
+
+    /// The server's certificate must be for this host too.
+    pub(crate) fn expect(&mut self, name: Option<Arc<str>>) {
+        self.expected = name;
     }
 
     /// What was negotiated.
@@ -348,8 +357,10 @@ impl TlsStream {
             let mut start = 0;
             let mut sink = Sink { reader: None, aside: &mut self.plain, closed: false };
             let mut incoming = std::mem::take(&mut self.incoming);
+            leno_tls::expect_name(self.expected.clone());
             let outcome =
                 self.session.advance(&mut incoming, &mut start, &mut self.outgoing, &mut sink, Seal::Nothing);
+            leno_tls::expect_name(None);
             findings.add(leno_tls::take_findings());
             self.ended |= sink.closed;
             incoming.drain(..start.min(incoming.len()));
@@ -362,6 +373,7 @@ impl TlsStream {
                     match progress {
                         Progress::Handshake => {}
                         Progress::Traffic | Progress::Closed => {
+                            self.expected = None;
                             self.shrink();
                             return Ok(());
                         }

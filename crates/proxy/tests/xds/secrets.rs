@@ -2,6 +2,7 @@
 
 use std::io::{Error, ErrorKind, Read, Write};
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 
 use leno_api::proto::envoy::config::listener::v3::Listener;
@@ -13,7 +14,8 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::{ClientConfig, ClientConnection, DigitallySignedStruct, SignatureScheme, StreamOwned};
 
-use super::{PATIENCE, Proxy, Server, rejected, resource};
+use super::sources::Tested;
+use super::{PATIENCE, Proxy, Server, proxies, rejected, resource};
 
 /// A certificate with its key, in PEM.
 #[derive(Clone)]
@@ -333,4 +335,271 @@ async fn state_of_the_world() {
 async fn delta() {
     story(Mode::Delta).await;
     servers_of_secrets(Mode::Delta).await;
+}
+
+/// Certificates in files, for a proxy in front of the control plane that asks for one.
+pub(super) struct Pki(std::path::PathBuf);
+
+/// Makes them, unless they are there.
+pub(super) fn pki(folder: &Path) -> Pki {
+    let folder = folder.join("pki");
+    if std::fs::create_dir(&folder).is_ok() {
+        let ca = authority("control");
+        let write = |name: &str, text: &str| std::fs::write(folder.join(name), text).expect("written");
+        write("ca.pem", &ca.pem());
+        for name in ["server", "client"] {
+            let pair = pair(&ca, &format!("spiffe://control.test/{name}"));
+            write(&format!("{name}.pem"), &pair.certificate);
+            write(&format!("{name}.key"), &pair.key);
+        }
+    }
+    Pki(folder)
+}
+
+impl Pki {
+    fn context(&self, own: &str, peer: &str) -> String {
+        let path = |name: String| self.0.join(name).display().to_string();
+        format!(
+            "tls_certificates: [{{certificate_chain: {{filename: '{}'}}, private_key: {{filename: '{}'}}}}], \
+             alpn_protocols: [h2], validation_context: {{trusted_ca: {{filename: '{}'}}, match_typed_subject_alt_names: \
+             [{{san_type: URI, matcher: {{exact: 'spiffe://control.test/{peer}'}}}}]}}",
+            path(format!("{own}.pem")),
+            path(format!("{own}.key")),
+            path("ca.pem".to_owned())
+        )
+    }
+
+    /// The bootstrap of a proxy that lets nobody through to `target` without a certificate.
+    pub(super) fn front(&self, target: SocketAddr) -> String {
+        let (ip, port) = (target.ip(), target.port());
+        format!(
+            r#"
+admin: {{address: {{socket_address: {{address: 127.0.0.1, port_value: 0}}}}}}
+static_resources:
+  listeners:
+  - name: front
+    address: {{socket_address: {{address: 127.0.0.1, port_value: 0}}}}
+    filter_chains:
+    - transport_socket: {{name: tls, typed_config: {{"@type": type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext, require_client_certificate: true, common_tls_context: {{{}}}}}}}
+      filters: [{{name: tcp, typed_config: {{"@type": type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy, stat_prefix: tcp, cluster: target}}}}]
+  clusters:
+  - name: target
+    connect_timeout: 5s
+    load_assignment: {{cluster_name: target, endpoints: [{{lb_endpoints: [{{endpoint: {{address: {{socket_address: {{address: {ip}, port_value: {port}}}}}}}}}]}}]}}
+"#,
+            self.context("server", "client")
+        )
+    }
+
+    /// The transport socket of a cluster that leads there.
+    pub(super) fn client(&self) -> String {
+        format!(
+            "transport_socket: {{name: tls, typed_config: {{\"@type\": type.googleapis.com/envoy.extensions.\
+             transport_sockets.tls.v3.UpstreamTlsContext, sni: control.test, common_tls_context: {{{}}}}}}}",
+            self.context("client", "server")
+        )
+    }
+}
+
+/// A proxy with one listener, below this DownstreamTlsContext.
+fn tls_bootstrap(context: &str, clusters: &str) -> String {
+    format!(
+        r#"
+node: {{id: proxy, cluster: test}}
+admin: {{address: {{socket_address: {{address: 127.0.0.1, port_value: 0}}}}}}
+static_resources:
+  listeners:
+  - name: l
+    address: {{socket_address: {{address: 127.0.0.1, port_value: 0}}}}
+    filter_chains:
+    - transport_socket: {{name: tls, typed_config: {{"@type": type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext, {context}}}}}
+      filters:
+      - name: hcm
+        typed_config:
+          "@type": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
+          stat_prefix: h
+          route_config: {{virtual_hosts: [{{name: all, domains: ['*'], routes: [{{match: {{prefix: /}}, direct_response: {{status: 200, body: {{inline_string: here}}}}}}]}}]}}
+          http_filters: [{{name: router, typed_config: {{"@type": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}}}}]
+  clusters: {clusters}
+"#
+    )
+}
+
+/// Connects until this certificate is shown.
+async fn until_certificate(address: SocketAddr, own: Option<&Pair>, expected: &Pair) -> Client {
+    let connecting = async {
+        loop {
+            match Client::connect(address, own).await {
+                Ok((client, shown)) if shown == expected.der() => return client,
+                _ => {}
+            }
+        }
+    };
+    tokio::time::timeout(PATIENCE, connecting).await.expect("the certificate is shown")
+}
+
+/// As Istio's agent serves it: a Unix socket, the names `default` and `ROOTCA`.
+#[tokio::test(flavor = "multi_thread")]
+async fn from_an_agent_on_a_unix_socket() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let ca = authority("ca");
+    let friend = pair(&ca, "spiffe://td.test/friend");
+    let pairs = ["one", "two", "three"].map(|name| pair(&ca, &format!("spiffe://td.test/{name}")));
+    let sds = |name: &str| {
+        format!(
+            "{{name: {name}, sds_config: {{initial_fetch_timeout: 20s, resource_api_version: V3, api_config_source: \
+             {{api_type: GRPC, transport_api_version: V3, set_node_on_first_message_only: true, grpc_services: \
+             [{{envoy_grpc: {{cluster_name: sds-grpc}}}}]}}}}}}"
+        )
+    };
+    let context = format!(
+        "require_client_certificate: true, common_tls_context: {{tls_certificate_sds_secret_configs: [{}], \
+         combined_validation_context: {{default_validation_context: {{match_typed_subject_alt_names: [{{san_type: URI, \
+         matcher: {{prefix: 'spiffe://td.test/'}}}}]}}, validation_context_sds_secret_config: {}}}}}",
+        sds("default"),
+        sds("ROOTCA")
+    );
+    let mut all = Vec::new();
+    for (name, envoy) in Tested::kinds() {
+        let socket = folder.path().join(format!("{name}.socket"));
+        let mut server = Server::start_unix(&socket).await;
+        let clusters = format!(
+            "[{{name: sds-grpc, connect_timeout: 1s, typed_extension_protocol_options: \
+             {{envoy.extensions.upstreams.http.v3.HttpProtocolOptions: {{'@type': type.googleapis.com/envoy.extensions.\
+             upstreams.http.v3.HttpProtocolOptions, explicit_http_config: {{http2_protocol_options: {{}}}}}}}}, \
+             load_assignment: {{cluster_name: sds-grpc, endpoints: [{{lb_endpoints: [{{endpoint: {{address: {{pipe: {{path: \
+             '{}'}}}}}}}}]}}]}}}}]",
+            socket.display()
+        );
+        let set = |server: &Server, own: &Pair| {
+            server.control.set(TypeUrl::Secret, vec![own.secret("default"), trust("ROOTCA", &ca)]);
+        };
+        set(&server, &pairs[0]);
+        let (path, bootstrap) = (folder.path().to_owned(), tls_bootstrap(&context, &clusters));
+        let proxy = tokio::task::spawn_blocking(move || {
+            Tested(proxies::Proxy::start(name, &path, envoy.as_deref(), |_| bootstrap))
+        });
+        let proxy = Arc::new(proxy.await.expect("it starts"));
+        let address = proxy.0.port("l");
+        let first = until_certificate(address, Some(&friend), &pairs[0]).await;
+        assert!(Client::connect(address, None).await.is_err());
+        // Rotation.
+        set(&server, &pairs[1]);
+        let second = until_certificate(address, Some(&friend), &pairs[1]).await;
+        // A key that is not the certificate's.
+        set(&server, &Pair { key: pairs[0].key.clone(), ..pairs[2].clone() });
+        rejected(&mut server, &TypeUrl::Secret).await;
+        let of = Arc::clone(&proxy);
+        let told =
+            move |name: &'static str, value| tokio::task::spawn_blocking(move || of.until_stat(name, value));
+        told("sds.default.update_rejected", 1).await.expect("counted");
+        until_certificate(address, Some(&friend), &pairs[1]).await;
+        // The agent ends the streams, and serves another certificate to those that follow.
+        set(&server, &pairs[2]);
+        server.control.close_streams();
+        until_certificate(address, Some(&friend), &pairs[2]).await;
+        first.again().await;
+        second.again().await;
+        let counts = tokio::task::spawn_blocking(move || {
+            let counts = proxy.counts();
+            let Ok(proxy) = Arc::try_unwrap(proxy) else { panic!("{name} is used") };
+            proxy.0.stop();
+            counts
+        });
+        all.push(counts.await.expect("it ends"));
+    }
+    // How often streams were opened meanwhile is a matter of time.
+    let lasting = |counts: &String| {
+        let lines = counts.lines().filter(|line| line.starts_with("sds."));
+        let lines = lines.filter(|line| {
+            !["attempt", "failure", "success", "connected"].iter().any(|stat| line.contains(stat))
+        });
+        lines.map(|line| format!("{line}\n")).collect::<String>()
+    };
+    if let [ours, theirs] = &all[..] {
+        super::sources::pretty(&lasting(theirs), &lasting(ours));
+    }
+}
+
+/// Secrets in a file that name other files, which a link is switched to, as kubelet does.
+#[tokio::test(flavor = "multi_thread")]
+async fn from_files() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let ca = authority("ca");
+    let pairs = ["one", "two", "three"].map(|name| pair(&ca, &format!("spiffe://td.test/{name}")));
+    let mut all = Vec::new();
+    for (name, envoy) in Tested::kinds() {
+        let own = folder.path().join(format!("{name}-secrets"));
+        std::fs::create_dir(&own).expect("a folder");
+        let switch = |version: u32, pair: &Pair| {
+            let data = own.join(format!("..{version}"));
+            std::fs::create_dir(&data).expect("a folder");
+            std::fs::write(data.join("tls.crt"), &pair.certificate).expect("written");
+            std::fs::write(data.join("tls.key"), &pair.key).expect("written");
+            std::os::unix::fs::symlink(data, own.join("..tmp")).expect("a link");
+            std::fs::rename(own.join("..tmp"), own.join("..data")).expect("moved");
+        };
+        switch(1, &pairs[0]);
+        for file in ["tls.crt", "tls.key"] {
+            std::os::unix::fs::symlink(Path::new("..data").join(file), own.join(file)).expect("a link");
+        }
+        let at = own.display();
+        let file = own.join("sds.yaml");
+        let text = |secret: &str| {
+            format!(
+                "version_info: '1'\nresources: [{{'@type': type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.\
+                 Secret, name: server, {secret}}}]\n"
+            )
+        };
+        let by_name = format!(
+            "tls_certificate: {{certificate_chain: {{filename: '{at}/tls.crt'}}, private_key: {{filename: \
+             '{at}/tls.key'}}, watched_directory: {{path: '{at}'}}}}"
+        );
+        std::fs::write(&file, text(&by_name)).expect("written");
+        let context = format!(
+            "common_tls_context: {{tls_certificate_sds_secret_configs: [{{name: server, sds_config: \
+             {{path_config_source: {{path: '{}'}}}}}}]}}",
+            file.display()
+        );
+        let (path, bootstrap) = (folder.path().to_owned(), tls_bootstrap(&context, "[]"));
+        let proxy = tokio::task::spawn_blocking(move || {
+            Tested(proxies::Proxy::start(name, &path, envoy.as_deref(), |_| bootstrap))
+        });
+        let proxy = Arc::new(proxy.await.expect("it starts"));
+        let told = |name: &'static str, value| {
+            let of = Arc::clone(&proxy);
+            tokio::task::spawn_blocking(move || of.until_stat(name, value))
+        };
+        let address = proxy.0.port("l");
+        let first = until_certificate(address, None, &pairs[0]).await;
+        switch(2, &pairs[1]);
+        let second = until_certificate(address, None, &pairs[1]).await;
+        // A key that is not the certificate's.
+        switch(3, &Pair { key: pairs[0].key.clone(), ..pairs[2].clone() });
+        told("sds.server.key_rotation_failed", 1).await.expect("counted");
+        until_certificate(address, None, &pairs[1]).await;
+        switch(4, &pairs[2]);
+        until_certificate(address, None, &pairs[2]).await;
+        // Another secret takes the file's place.
+        let inline = format!(
+            "tls_certificate: {{certificate_chain: {{inline_string: {:?}}}, private_key: {{inline_string: {:?}}}}}",
+            pairs[0].certificate, pairs[0].key
+        );
+        let temporary = own.join("temporary");
+        std::fs::write(&temporary, text(&inline)).expect("written");
+        std::fs::rename(temporary, &file).expect("moved");
+        until_certificate(address, None, &pairs[0]).await;
+        first.again().await;
+        second.again().await;
+        let counts = tokio::task::spawn_blocking(move || {
+            let counts = proxy.counts();
+            let Ok(proxy) = Arc::try_unwrap(proxy) else { panic!("{name} is used") };
+            proxy.0.stop();
+            counts
+        });
+        all.push(counts.await.expect("it ends"));
+    }
+    if let [ours, theirs] = &all[..] {
+        super::sources::pretty(theirs, ours);
+    }
 }

@@ -11,7 +11,9 @@ use std::collections::VecDeque;
 use std::pin::pin;
 use std::time::Duration;
 
-use http::uri::PathAndQuery;
+use http::HeaderMap;
+use http::uri::{PathAndQuery, Uri};
+use hyper_util::rt::TokioIo;
 use leno_base::Name;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, sleep_until};
@@ -76,6 +78,14 @@ pub enum Event {
     Update(Update),
     /// A subscription had no answer in time.
     Expired(Expired),
+    /// The time to live of resources is over: they are to be forgotten as if the server had
+    /// removed them. There is nothing to answer.
+    Outlived {
+        /// The type.
+        type_url: TypeUrl,
+        /// What has gone.
+        names: Vec<Name>,
+    },
 }
 
 /// Sends commands to [`run`]. Dropping the last clone ends it.
@@ -147,9 +157,6 @@ pub struct Connection {
 /// Why a connection cannot be made.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
-    /// The path of a Unix socket that is not Unicode.
-    #[error("the path of the Unix socket {0:?} is not Unicode")]
-    Path(std::path::PathBuf),
     /// Not a host name.
     #[error("{0:?} cannot be an HTTP authority")]
     Authority(String),
@@ -166,29 +173,52 @@ impl From<tonic::transport::Error> for ConnectError {
 
 /// Connects without TLS.
 pub async fn connect(target: &Target, connection: &Connection) -> Result<Channel, ConnectError> {
-    let endpoint = match target {
-        Target::Tcp(address) => Endpoint::from_shared(format!("http://{address}"))?,
-        Target::Unix(path) => {
-            let path = path.to_str().ok_or_else(|| ConnectError::Path(path.clone()))?;
-            Endpoint::from_shared(format!("unix:{path}"))?
+    let failed = |error: std::io::Error| ConnectError::Transport(error.to_string());
+    let late = || ConnectError::Transport("the connection was not established in time".to_owned());
+    let limit = connection.connect_timeout;
+    match target {
+        Target::Tcp(address) => {
+            let connecting = tokio::time::timeout(limit, tokio::net::TcpStream::connect(address));
+            let stream = connecting.await.map_err(|_| late())?.map_err(failed)?;
+            stream.set_nodelay(true).map_err(failed)?;
+            over(stream, connection).await
         }
-    };
+        Target::Unix(path) => {
+            let connecting = tokio::time::timeout(limit, tokio::net::UnixStream::connect(path));
+            over(connecting.await.map_err(|_| late())?.map_err(failed)?, connection).await
+        }
+    }
+}
+
+/// Speaks HTTP/2 over a connection that is there, with TLS or without. When it ends, so does the
+/// channel.
+pub async fn over<IO>(io: IO, connection: &Connection) -> Result<Channel, ConnectError>
+where
+    IO: tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + Unpin + 'static,
+{
     let authority = format!("http://{}", connection.authority);
     let origin = authority.parse().map_err(|_| ConnectError::Authority(connection.authority.clone()))?;
-    let mut endpoint = endpoint.origin(origin).connect_timeout(connection.connect_timeout).tcp_nodelay(true);
+    // Where it leads is settled already: the address of the endpoint is not looked at.
+    let mut endpoint = Endpoint::from_static("http://control.plane").origin(origin);
     if let Some((interval, timeout)) = connection.keepalive {
         endpoint = endpoint.http2_keep_alive_interval(interval).keep_alive_timeout(timeout);
         endpoint = endpoint.keep_alive_while_idle(true);
     }
-    Ok(endpoint.connect().await?)
+    let mut io = Some(TokioIo::new(io));
+    let connector = tower::service_fn(move |_: Uri| {
+        let io = io.take().ok_or_else(|| std::io::Error::from(std::io::ErrorKind::NotConnected));
+        std::future::ready(io)
+    });
+    Ok(endpoint.connect_with_connector(connector).await?)
 }
 
 /// Keeps a stream of the method `path` ([`crate::Mode::path`], [`TypeUrl::path`]) open until the
 /// [`Commander`] is dropped or nobody receives events. `connector` makes a connection, and is
-/// asked anew each time.
+/// asked anew each time. `metadata`: headers of the stream (`GrpcService.initial_metadata`).
 pub async fn run<C, F, E>(
     mut connector: C,
     path: &'static str,
+    metadata: HeaderMap,
     client: Client,
     commands: Commands,
     events: mpsc::Sender<Event>,
@@ -201,7 +231,7 @@ pub async fn run<C, F, E>(
     loop {
         let opened = match shell.during(connector()).await {
             Err(Ended) => return,
-            Ok(Ok(channel)) => shell.stream(channel, path).await,
+            Ok(Ok(channel)) => shell.stream(channel, path, metadata.clone()).await,
             Ok(Err(error)) => Ok(error.to_string()),
         };
         let Ok(error) = opened else { return };
@@ -238,13 +268,18 @@ impl Shell {
     }
 
     /// One stream, from opening to its end. Returns why it ended.
-    async fn stream(&mut self, channel: Channel, path: &'static str) -> Result<String, Ended> {
+    async fn stream(
+        &mut self,
+        channel: Channel,
+        path: &'static str,
+        metadata: HeaderMap,
+    ) -> Result<String, Ended> {
         // Small: what is not taken stays in the state machine, where it merges with what follows.
         let (requests, outgoing) = mpsc::channel(1);
         self.client.on_connected();
         let codec = ClientCodec(self.client.mode());
         // Some servers answer nothing, not even headers, before they have read a request.
-        let mut opening = pin!(open(channel, path, codec, outgoing));
+        let mut opening = pin!(open(channel, path, metadata, codec, outgoing));
         let mut incoming: Option<Streaming<Received>> = None;
         let mut writable = true;
         loop {
@@ -260,7 +295,8 @@ impl Shell {
                 },
                 received = next(incoming.as_mut()), if incoming.is_some() && room => match received {
                     Ok(Some(response)) => {
-                        self.outbox.extend(self.client.on_response(response).map(Event::Update));
+                        let now = Instant::now().into_std();
+                        self.outbox.extend(self.client.on_response(now, response).map(Event::Update));
                     }
                     Ok(None) => return Ok("the server ended the stream".to_owned()),
                     Err(status) => return Ok(describe(&status)),
@@ -296,6 +332,9 @@ impl Shell {
             () = wait_until(deadline) => {
                 let expired = self.client.on_deadline(Instant::now().into_std());
                 self.outbox.extend(expired.into_iter().map(Event::Expired));
+                let outlived = self.client.outlived(Instant::now().into_std());
+                self.outbox
+                    .extend(outlived.into_iter().map(|(type_url, names)| Event::Outlived { type_url, names }));
             }
         }
         Ok(())
@@ -319,13 +358,15 @@ fn obey(client: &mut Client, command: Command) {
 async fn open(
     channel: Channel,
     path: &'static str,
+    metadata: HeaderMap,
     codec: ClientCodec,
     outgoing: mpsc::Receiver<Request>,
 ) -> Result<Streaming<Received>, Status> {
     // A whole configuration in one message has no natural limit; Envoy sets none either.
     let mut grpc = Grpc::new(channel).max_decoding_message_size(usize::MAX);
     grpc.ready().await.map_err(|error| Status::unavailable(chain(&error)))?;
-    let request = tonic::Request::new(ReceiverStream::new(outgoing));
+    let mut request = tonic::Request::new(ReceiverStream::new(outgoing));
+    *request.metadata_mut() = tonic::metadata::MetadataMap::from_headers(metadata);
     let response = grpc.streaming(request, PathAndQuery::from_static(path), codec).await?;
     Ok(response.into_inner())
 }

@@ -9,10 +9,9 @@
 //!   `version_info` in SotW, `initial_resource_versions` in delta);
 //! - while an update of a type is worked on, requests of the types that depend on it wait
 //!   ([`TypeUrl::pauses`]), so that they go out once, with the final list of names;
-//! - a subscription that gets no answer in time is reported by [`Client::on_deadline`], and stays.
-//!
-//! Not done: a resource's time to live (`Resource.ttl`) is not counted down, the resource stays;
-//! the first use is logged. Heartbeats, which only prolong it, are acknowledged and dropped.
+//! - a subscription that gets no answer in time is reported by [`Client::on_deadline`], and stays;
+//! - a resource with a time to live (`Resource.ttl`) that is not sent again in time is reported by
+//!   [`Client::outlived`]; a heartbeat, which is a resource without a message, only prolongs it.
 //!
 //! Read next: [`topic`] (private) for the state of one type.
 
@@ -151,7 +150,6 @@ pub struct Client {
     connected: bool,
     node_sent: bool,
     next_serial: u64,
-    ttl_mentioned: bool,
 }
 
 impl Client {
@@ -166,7 +164,6 @@ impl Client {
             connected: false,
             node_sent: false,
             next_serial: 0,
-            ttl_mentioned: false,
         }
     }
 
@@ -245,7 +242,7 @@ impl Client {
 
     /// A response came. Returns what it changes; nothing if it was malformed (then a NACK is due)
     /// or about something that nobody wants.
-    pub fn on_response(&mut self, response: Received) -> Option<Update> {
+    pub fn on_response(&mut self, now: Instant, response: Received) -> Option<Update> {
         // The server works: the next loss starts with the shortest wait.
         self.backoff.reset();
         let (type_url, nonce, content) = match response {
@@ -271,10 +268,7 @@ impl Client {
                 return None;
             }
         };
-        if content.has_ttl && !self.ttl_mentioned {
-            self.ttl_mentioned = true;
-            tracing::warn!(%type_url, "resources with a time to live are kept until the server removes them");
-        }
+        topic.live(now, &content);
         // While an update is worked on, what has gone since must be told, wanted or not: it may be
         // wanted again by the time of the verdict.
         if !topic.is_wanted() && !topic.has_handed_out() {
@@ -340,9 +334,16 @@ impl Client {
         })
     }
 
-    /// When [`Client::on_deadline`] wants to be called.
+    /// When [`Client::on_deadline`] and [`Client::outlived`] want to be called.
     pub fn deadline(&self) -> Option<Instant> {
         self.topics.values().filter_map(Topic::deadline).min()
+    }
+
+    /// What has outlived its time to live, each once. Call it when [`Client::deadline`] has come.
+    pub fn outlived(&mut self, now: Instant) -> Vec<(TypeUrl, Vec<Name>)> {
+        let outlived =
+            self.topics.iter_mut().map(|(type_url, topic)| (type_url.clone(), topic.outlived(now)));
+        outlived.filter(|(_, names)| !names.is_empty()).collect()
     }
 
     /// Reports subscriptions whose time is up, each once.
@@ -377,27 +378,42 @@ struct Content {
     version: Name,
     resources: Vec<Resource>,
     removed: Vec<Name>,
-    has_ttl: bool,
+    /// How long what is in it lives, heartbeats included; `None`: for ever.
+    lives: Vec<(Name, Option<Duration>)>,
+}
+
+/// The version and the resources of a `DiscoveryResponse` that lies in a file: all of them must be
+/// of this type.
+///
+/// # Errors
+/// What is malformed.
+pub fn read_file(type_url: &TypeUrl, mut response: ReceivedSotw) -> Result<(Name, Vec<Resource>), String> {
+    type_url.as_str().clone_into(&mut response.type_url);
+    let content = read_sotw(response)?;
+    Ok((content.version, content.resources))
 }
 
 fn read_sotw(response: ReceivedSotw) -> Result<Content, String> {
     const WRAPPER: &str = "type.googleapis.com/envoy.service.discovery.v3.Resource";
     let version = Name::from(response.version_info);
     let mut content =
-        Content { version: version.clone(), resources: Vec::new(), removed: Vec::new(), has_ttl: false };
+        Content { version: version.clone(), resources: Vec::new(), removed: Vec::new(), lives: Vec::new() };
     let mut seen = HashSet::new();
     for any in response.resources {
         // A SotW resource comes bare, or in a wrapper that adds a name and a time to live.
-        let (name, any) = if any.type_url == WRAPPER {
+        let (name, ttl, any) = if any.type_url == WRAPPER {
             let wrapper: crate::wire::ReceivedResource = prost::Message::decode(any.value)
                 .map_err(|error| format!("malformed resource wrapper: {error}"))?;
-            content.has_ttl |= wrapper.ttl.is_some();
+            let (name, ttl) = (Name::from(wrapper.name), wrapper.ttl.map(time_to_live));
             match wrapper.resource {
-                Some(inner) => (Name::from(wrapper.name), inner),
-                None => continue,
+                Some(inner) => (name, ttl, inner),
+                None => {
+                    content.lives.push((name, ttl));
+                    continue;
+                }
             }
         } else {
-            (Name::default(), any)
+            (Name::default(), None, any)
         };
         check_type(&any, &response.type_url)?;
         let name = if name.is_empty() {
@@ -408,9 +424,15 @@ fn read_sotw(response: ReceivedSotw) -> Result<Content, String> {
         if !seen.insert(name.clone()) {
             return Err(format!("duplicate resource {name} found in response"));
         }
+        content.lives.push((name.clone(), ttl));
         content.resources.push(Resource::new(name, version.clone(), any.value));
     }
     Ok(content)
+}
+
+/// Negative ones are over at once.
+fn time_to_live(ttl: prost_types::Duration) -> Duration {
+    Duration::try_from(ttl).unwrap_or_default()
 }
 
 fn read_delta(response: ReceivedDelta) -> Result<Content, String> {
@@ -418,14 +440,14 @@ fn read_delta(response: ReceivedDelta) -> Result<Content, String> {
         version: Name::from(response.system_version_info),
         resources: Vec::new(),
         removed: response.removed_resources.into_iter().map(Name::from).collect(),
-        has_ttl: false,
+        lives: Vec::new(),
     };
     let mut seen = HashSet::new();
     for resource in response.resources {
-        content.has_ttl |= resource.ttl.is_some();
+        let name = Name::from(resource.name);
+        content.lives.push((name.clone(), resource.ttl.map(time_to_live)));
         let Some(any) = resource.resource else { continue };
         check_type(&any, &response.type_url)?;
-        let name = Name::from(resource.name);
         if !seen.insert(name.clone()) {
             return Err(format!("duplicate name {name} found among added/updated resources"));
         }

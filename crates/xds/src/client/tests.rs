@@ -96,7 +96,7 @@ impl Play {
     }
 
     fn deliver(&mut self, response: Received) -> Option<Receipt> {
-        let update = self.client.on_response(response);
+        let update = self.client.on_response(self.clock.now(), response);
         if let Some(update) = &update {
             let names: Vec<&str> = update.added.iter().map(|resource| resource.name.as_str()).collect();
             let full = if update.full { " full" } else { "" };
@@ -426,6 +426,7 @@ fn malformed_responses_are_rejected_at_once() {
 fn wrapped_resources_and_heartbeats() {
     use prost::Message;
     let mut play = Play::new(Mode::Sotw);
+    let start = play.clock.now();
     play.subscribe(&TypeUrl::Listener, &["*"]);
     play.connect();
     play.log.clear();
@@ -435,7 +436,7 @@ fn wrapped_resources_and_heartbeats() {
             version: "9".into(),
             resource,
             name: "outer".into(),
-            ttl: Some(Bytes::from_static(b"\x08\x05")),
+            ttl: Some(prost_types::Duration { seconds: 5, nanos: 0 }),
         }
         .encode_to_vec()
         .into(),
@@ -454,6 +455,35 @@ fn wrapped_resources_and_heartbeats() {
           > LDS [] version 1 nonce 1
     "#]]
     .assert_eq(&play.log);
+    // A heartbeat two seconds later prolongs it; then nothing comes any more.
+    let beat = |play: &mut Play, nonce: &str, content: Vec<Any>| {
+        let receipt = play.deliver(Received::Sotw(ReceivedSotw {
+            version_info: "1".into(),
+            resources: content,
+            type_url: TypeUrl::Listener.to_string(),
+            nonce: nonce.into(),
+        }));
+        play.ack(receipt);
+    };
+    let seconds = |seconds| start + Duration::from_secs(seconds);
+    play.clock.advance(Duration::from_secs(2));
+    play.log.clear();
+    beat(&mut play, "2", vec![wrap(None)]);
+    expect![[r#"
+          update 1 full [] -[]
+        ack LDS
+          > LDS [] version 1 nonce 2
+    "#]]
+    .assert_eq(&play.log);
+    assert_eq!(play.client.deadline(), Some(seconds(7)));
+    assert!(play.client.outlived(seconds(6)).is_empty());
+    assert_eq!(play.client.outlived(seconds(7)), [(TypeUrl::Listener, vec![Name::new("outer")])]);
+    assert_eq!(play.client.accepted(&TypeUrl::Listener).count(), 0);
+    assert_eq!(play.client.deadline(), None);
+    // Without a time to live it stays.
+    let inner = Any { type_url: TypeUrl::Listener.to_string(), value: named("plain") };
+    beat(&mut play, "3", vec![inner]);
+    assert_eq!(play.client.deadline(), None);
 }
 
 #[test]
@@ -580,10 +610,10 @@ fn error_texts_are_cut_between_characters() {
     play.client.next_request();
     let receipt = play
         .client
-        .on_response(Received::Sotw(ReceivedSotw {
-            type_url: TypeUrl::Cluster.to_string(),
-            ..Default::default()
-        }))
+        .on_response(
+            play.clock.now(),
+            Received::Sotw(ReceivedSotw { type_url: TypeUrl::Cluster.to_string(), ..Default::default() }),
+        )
         .unwrap()
         .receipt;
     play.client.nack(&receipt, &Rejection::whole("ü".repeat(5000)));

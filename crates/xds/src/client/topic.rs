@@ -1,7 +1,7 @@
 //! What a client knows about one type of resource, and the requests that follow from it.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use leno_api::proto::envoy::config::core::v3::Node;
 use leno_api::proto::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DiscoveryRequest};
@@ -52,6 +52,8 @@ pub(super) struct Topic {
     /// Deadlines of first answers.
     waiting: BTreeMap<Name, Instant>,
     waiting_wildcard: Option<Instant>,
+    /// When resources with a time to live are to be forgotten.
+    lives_until: BTreeMap<Name, Instant>,
 }
 
 /// A verdict to be sent.
@@ -92,7 +94,32 @@ impl Topic {
             to_unsubscribe: BTreeSet::new(),
             waiting: BTreeMap::new(),
             waiting_wildcard: None,
+            lives_until: BTreeMap::new(),
         }
+    }
+
+    /// Notes how long what came lives.
+    pub(super) fn live(&mut self, now: Instant, content: &Content) {
+        for (name, ttl) in &content.lives {
+            match ttl {
+                Some(ttl) => self.lives_until.insert(name.clone(), now + *ttl),
+                None => self.lives_until.remove(name),
+            };
+        }
+        for name in &content.removed {
+            self.lives_until.remove(name);
+        }
+    }
+
+    /// What has outlived its time to live; the server may send it again.
+    pub(super) fn outlived(&mut self, now: Instant) -> Vec<Name> {
+        let over = self.lives_until.extract_if(.., |_, until| *until <= now).map(|(name, _)| name);
+        let over: Vec<Name> = over.collect();
+        for name in &over {
+            self.versions.remove(name);
+        }
+        // What nobody wants any more is gone already.
+        over.into_iter().filter(|name| self.wildcard || self.names.contains(name)).collect()
     }
 
     pub(super) fn is_wanted(&self) -> bool {
@@ -162,6 +189,7 @@ impl Topic {
             }
             self.dirty = true;
             self.waiting.remove(name);
+            self.lives_until.remove(name);
             self.to_subscribe.remove(name);
             self.renewed.remove(name);
             // Harmless if the server never saw the subscription, needed if it did.
@@ -208,18 +236,21 @@ impl Topic {
         receipt: &Receipt,
         full: bool,
     ) -> (Vec<Resource>, Vec<Name>) {
-        let Content { version, resources: mut added, mut removed, .. } = content;
+        let Content { version, resources: mut added, mut removed, lives } = content;
         // A server may send more than was asked for. Virtual hosts come under names that are made
         // from the ones asked for.
         if !self.wildcard && receipt.type_url != TypeUrl::VirtualHost {
             added.retain(|resource| self.names.contains(&resource.name));
         }
         if full {
-            removed = self.absent(&added);
+            removed = self.absent(&lives);
         }
         self.waiting_wildcard = None;
         for name in added.iter().map(|resource| &resource.name).chain(&removed) {
             self.waiting.remove(name);
+        }
+        for name in &removed {
+            self.lives_until.remove(name);
         }
         self.handed_out.push_back(HandedOut {
             receipt: receipt.clone(),
@@ -233,8 +264,9 @@ impl Topic {
 
     /// What the proxy holds or may hold and a whole state lacks. What has never come is not in it:
     /// the response may be older than the request for it.
-    fn absent(&self, added: &[Resource]) -> Vec<Name> {
-        let present: BTreeSet<&Name> = added.iter().map(|resource| &resource.name).collect();
+    fn absent(&self, lives: &[(Name, Option<Duration>)]) -> Vec<Name> {
+        // A heartbeat says that it is still there.
+        let present: BTreeSet<&Name> = lives.iter().map(|(name, _)| name).collect();
         let underway = self.handed_out.iter().flat_map(|update| update.added.iter().map(|(name, _)| name));
         let held: BTreeSet<&Name> = self.versions.keys().chain(underway).collect();
         held.difference(&present).map(|name| (*name).clone()).collect()
@@ -343,7 +375,8 @@ impl Topic {
     }
 
     pub(super) fn deadline(&self) -> Option<Instant> {
-        self.waiting.values().copied().chain(self.waiting_wildcard).min()
+        let lives = self.lives_until.values().copied();
+        self.waiting.values().copied().chain(self.waiting_wildcard).chain(lives).min()
     }
 
     pub(super) fn expire(&mut self, now: Instant) -> Vec<Interest> {

@@ -12,7 +12,7 @@ use prost_types::Any;
 
 use super::extras;
 use crate::cluster::extras::AnswerMatch;
-use crate::cluster::{ClusterHttp, PoolLimits, UpstreamProtocol};
+use crate::cluster::{ClusterHttp, PoolLimits, ServerNames, UpstreamProtocol};
 use crate::config::lower::Lower;
 use crate::http::config::Http1Settings;
 use crate::http::config::lower::{http1_options, http2_options, upstream_filters};
@@ -27,6 +27,7 @@ pub(super) struct Fields {
     pub(super) protocol_selection: i32,
     pub(super) max_requests_per_connection: Option<u32>,
     pub(super) typed_extension_protocol_options: HashMap<String, Any>,
+    pub(super) upstream_http_protocol_options: Option<core::UpstreamHttpProtocolOptions>,
     /// Whether TLS is spoken to some of its endpoints.
     pub(super) tls: bool,
 }
@@ -51,6 +52,7 @@ pub(super) fn lower(fields: Fields, at: &mut Lower) -> Option<Http> {
         protocol_selection,
         max_requests_per_connection,
         typed_extension_protocol_options,
+        upstream_http_protocol_options,
         tls,
     } = fields;
     let mut options = None;
@@ -98,7 +100,8 @@ pub(super) fn lower(fields: Fields, at: &mut Lower) -> Option<Http> {
         }
         UpstreamProtocol::Http1
     };
-    let overrides = ClusterHttp { http1, max_stream_duration, ..ClusterHttp::default() };
+    let server_names = server_names(upstream_http_protocol_options, tls);
+    let overrides = ClusterHttp { http1, max_stream_duration, server_names, ..ClusterHttp::default() };
     Some(Http { protocol, pool, overrides, errors: None, hashing: None })
 }
 
@@ -108,17 +111,14 @@ fn upstream_http1(proto: core::Http1ProtocolOptions, at: &mut Lower) -> Option<H
 }
 
 /// Server names that follow requests; they matter for TLS only.
-pub(super) fn server_names(proto: Option<core::UpstreamHttpProtocolOptions>, tls: bool, at: &mut Lower) {
-    let Some(core::UpstreamHttpProtocolOptions { auto_sni, auto_san_validation, override_auto_sni_header }) =
-        proto
-    else {
-        return;
-    };
-    at.field("upstream_http_protocol_options", |at| {
-        at.unsupported("auto_sni", tls && auto_sni);
-        at.unsupported("auto_san_validation", tls && auto_san_validation);
-        at.unsupported("override_auto_sni_header", tls && !override_auto_sni_header.is_empty());
-    });
+fn server_names(proto: Option<core::UpstreamHttpProtocolOptions>, tls: bool) -> Option<ServerNames> {
+    let core::UpstreamHttpProtocolOptions { auto_sni, auto_san_validation, override_auto_sni_header } =
+        proto?;
+    // Without one of the two a header means nothing.
+    let wanted = tls && (auto_sni || auto_san_validation);
+    let header =
+        (!override_auto_sni_header.is_empty()).then(|| override_auto_sni_header.to_ascii_lowercase().into());
+    wanted.then_some(ServerNames { sni: auto_sni, san: auto_san_validation, header })
 }
 
 fn lower_options(
@@ -138,7 +138,7 @@ fn lower_options(
         retry_policy,
         upstream_protocol_options,
     } = proto;
-    server_names(upstream_http_protocol_options, tls, at);
+    let server_names = server_names(upstream_http_protocol_options, tls);
     at.unsupported("header_validation_config", header_validation_config.is_some());
     let errors = at.optional("outlier_detection", outlier_detection, extras::errors);
     let mirrors = at.each("request_mirror_policies", request_mirror_policies, policy::mirror);
@@ -209,7 +209,7 @@ fn lower_options(
             return None;
         }
     };
-    let overrides = ClusterHttp { retry, mirrors, http1, max_stream_duration };
+    let overrides = ClusterHttp { retry, mirrors, http1, max_stream_duration, server_names };
     Some(Http { protocol, pool, overrides, errors, hashing })
 }
 

@@ -17,7 +17,7 @@ use crate::io::{Socket, set_keepalive, set_raw_option};
 use crate::listener::internal;
 use crate::proxy_protocol::{self, UpstreamHeader};
 use crate::tls::stats::TlsStats;
-use crate::tls::{NoSession, TlsInfo, Transport, UpstreamTls};
+use crate::tls::{Callee, NoSession, Offer, TlsInfo, Transport, UpstreamTls};
 
 /// Why there is no connection. The text is `%UPSTREAM_TRANSPORT_FAILURE_REASON%`.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -75,8 +75,8 @@ pub(crate) struct Peer<'a> {
     pub(crate) hostname: Option<&'a str>,
     /// What lies between.
     pub(crate) transport: &'a Transport<UpstreamTls>,
-    /// What is offered by ALPN in place of what the transport socket says; empty: nothing else.
-    pub(crate) alpn: &'a [Vec<u8>],
+    /// What is offered by ALPN.
+    pub(crate) offer: Offer<'a>,
     /// Counts of handshakes, if somebody counts them.
     pub(crate) stats: Option<&'a TlsStats>,
 }
@@ -118,9 +118,13 @@ pub(crate) async fn secure(
         EndpointAddress::Ip(address) => Some(*address),
         EndpointAddress::Name(..) | EndpointAddress::Pipe(_) | EndpointAddress::Internal(..) => None,
     };
-    let name = crate::tls::server_name(hostname.or(settings.sni.as_deref()), address);
+    let sni = peer.via.and_then(|via| via.sni.as_deref()).or(hostname).or(settings.sni.as_deref());
+    let callee = Callee {
+        name: crate::tls::server_name(sni, address),
+        expected: peer.via.and_then(|via| via.san.clone()),
+    };
     // Boxed: its state is large, and gone when the connection is there.
-    match Box::pin(crate::tls::connect(tls, peer.alpn, peer.stats, socket, name)).await {
+    match Box::pin(crate::tls::connect(tls, peer.offer, peer.stats, socket, callee)).await {
         Ok((socket, info)) => Ok((socket, Some(Rc::new(info)))),
         Err(NoSession { reason: Some(words), .. }) => Err(ConnectError::Tls(words)),
         Err(NoSession { reason: None, .. }) => Err(ConnectError::Handshake),

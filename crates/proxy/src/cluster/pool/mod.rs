@@ -34,7 +34,7 @@ use crate::http::codec::h2::stats::Http2Stats;
 use crate::http::codec::side::Upstream;
 use crate::telemetry::stream_info::next_connection_id;
 use crate::tls::stats::TlsStats;
-use crate::tls::{TlsInfo, Transport, UpstreamTls};
+use crate::tls::{Offer, TlsInfo, Transport, UpstreamTls};
 
 pub(crate) mod connect;
 mod eyeballs;
@@ -122,7 +122,13 @@ impl Target {
         }
     }
 
-    fn peer<'a>(&'a self, via: Option<&'a Via>) -> connect::Peer<'a> {
+    /// Whom a connection goes to, for HTTP/2 where the cluster leaves that open.
+    fn peer<'a>(&'a self, via: Option<&'a Via>, http2: bool) -> connect::Peer<'a> {
+        let offered: &'static [&'static [u8]] = match (&self.cluster.protocol, http2) {
+            (UpstreamProtocol::Auto(_), _) => &[b"h2", b"http/1.1"],
+            (UpstreamProtocol::Http2(_), _) | (UpstreamProtocol::Downstream(_), true) => &[b"h2"],
+            (UpstreamProtocol::Http1, _) | (UpstreamProtocol::Downstream(_), false) => &[b"http/1.1"],
+        };
         connect::Peer {
             cluster: &self.cluster,
             address: &self.address,
@@ -131,7 +137,7 @@ impl Target {
             via,
             hostname: self.hostname.as_deref(),
             transport: &self.transport,
-            alpn: &[],
+            offer: Offer::Otherwise(offered),
             stats: self.tls_stats.as_deref(),
         }
     }
@@ -337,7 +343,7 @@ async fn open(pool: Rc<RefCell<Pool>>, target: Rc<Target>, permit: Permit, http2
     let started = now();
     let mut count = Count::new(&target, permit);
     let via = pool.borrow().via.clone();
-    let opened = match connect::open(target.peer(via.as_deref())).await {
+    let opened = match connect::open(target.peer(via.as_deref(), http2)).await {
         Err(error) => Err(error),
         Ok((socket, tls)) => {
             let http2 = match target.cluster.protocol {

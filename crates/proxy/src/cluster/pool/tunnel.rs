@@ -45,7 +45,7 @@ pub(crate) async fn open(
     let started = now();
     let mut count = Count::new(&target, permit);
     let via = host.pool.borrow().via.clone();
-    match connect::open(target.peer(via.as_deref())).await {
+    match connect::open(target.peer(via.as_deref(), false)).await {
         Ok((socket, tls)) => {
             count.tls = tls;
             stats.upstream_cx_connect_ms().record_ms(now().saturating_duration_since(started));

@@ -3,11 +3,13 @@
 //! says. Such connections have pools of their own, one for each `Via`.
 
 use std::cell::RefCell;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
+use std::sync::Arc;
 
 use crate::cluster::pool::Pool;
 use crate::cluster::{Cluster, Metadata};
+use crate::http::headers::HeaderMap;
 use crate::proxy_protocol::Origin;
 use crate::telemetry::stream_info::{ConnectionInfo, DynamicMetadata};
 
@@ -22,6 +24,10 @@ pub(crate) struct Via {
     pub(crate) mark: u32,
     /// The downstream connection that they are for alone (`connection_pool_per_downstream_connection`).
     pub(crate) own: Option<u64>,
+    /// What TLS servers are called, in place of what the transport socket says (`auto_sni`).
+    pub(crate) sni: Option<Arc<str>>,
+    /// What their certificates must be for (`auto_san_validation`).
+    pub(crate) san: Option<Arc<str>>,
 }
 
 /// The metadata that an internal connection to this endpoint takes along.
@@ -38,16 +44,30 @@ pub(crate) fn passed(cluster: &Cluster, endpoint: &Metadata) -> DynamicMetadata 
 
 impl Via {
     /// What connections for requests take over; most take over nothing.
-    /// `announce`: PROXY protocol headers are to speak of the client.
-    pub(crate) fn of_request(cluster: &Cluster, connection: &ConnectionInfo, announce: bool) -> Option<Self> {
+    /// `announce`: PROXY protocol headers are to speak of the client. `host`: what the request asks
+    /// for, if endpoints are called by it.
+    pub(crate) fn of_request(
+        cluster: &Cluster,
+        connection: &ConnectionInfo,
+        announce: bool,
+        host: Option<&Arc<str>>,
+    ) -> Option<Self> {
         let found = &connection.found;
         let own = cluster.per_connection().then_some(connection.id);
-        if found.origin.is_none() && found.original_source.is_none() && own.is_none() {
+        let named = cluster.http.server_names.as_ref().zip(host);
+        if found.origin.is_none() && found.original_source.is_none() && own.is_none() && named.is_none() {
             return None;
         }
         let origin = found.origin.as_deref().filter(|_| announce && cluster.proxy_header.is_some());
         let via = Self::of(origin.cloned(), connection);
-        if own.is_some() { Some(Self { own, ..via.unwrap_or_default() }) } else { via }
+        let via = if own.is_some() { Some(Self { own, ..via.unwrap_or_default() }) } else { via };
+        let Some((names, host)) = named else { return via };
+        let is_address = host.parse::<IpAddr>().is_ok();
+        Some(Self {
+            sni: (names.sni && !is_address).then(|| Arc::clone(host)),
+            san: names.san.then(|| Arc::clone(host)),
+            ..via.unwrap_or_default()
+        })
     }
 
     /// What the connection of a TCP session takes over.
@@ -66,8 +86,23 @@ impl Via {
         };
         let port = if source.port { connection.remote.port() } else { 0 };
         let address = SocketAddr::new(connection.remote.ip(), port);
-        Some(Self { origin, source: Some(address), mark: source.mark, own: None })
+        Some(Self { origin, source: Some(address), mark: source.mark, ..Self::default() })
     }
+}
+
+/// The host that a request asks for, as far as this cluster's endpoints are called by it.
+pub(crate) fn host(cluster: &Cluster, head: &HeaderMap) -> Option<Arc<str>> {
+    let names = cluster.http.server_names.as_ref()?;
+    let header = names.header.as_ref().and_then(|header| head.find(header));
+    let authority = std::str::from_utf8(header.unwrap_or_else(|| head.authority())).ok()?;
+    let host = match authority.strip_prefix('[') {
+        Some(address) => address.split(']').next().unwrap_or_default(),
+        None => match authority.rsplit_once(':') {
+            Some((host, port)) if port.bytes().all(|digit| digit.is_ascii_digit()) => host,
+            _ => authority,
+        },
+    };
+    (!host.is_empty()).then(|| host.into())
 }
 
 /// The pools of one endpoint that are not for everybody.

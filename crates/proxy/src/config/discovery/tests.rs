@@ -14,8 +14,10 @@ use leno_xds::{Mode, TypeUrl};
 use prost::Message;
 use prost_types::Any;
 
+use super::sources::{Feed, wanted};
 use super::{Applied, Discovery};
 use crate::config::lower::{Scope, UnknownFields};
+use crate::config::source::Origin;
 use crate::config::store::Store;
 use crate::fixtures::{at_port, listener_message, rds_filters, tcp_filters};
 use crate::listener::sockets::Sockets;
@@ -41,8 +43,20 @@ impl Proxy {
         }
         client.on_connected();
         let (commander, _) = grpc::commands();
-        let discovery = Discovery::new(commander, Scope { unknown_fields, ..Scope::default() });
+        let scope = Scope { unknown_fields, xds_clusters: Some(Arc::default()), ..Scope::default() };
+        let discovery = Discovery::new(Some(commander), Origin::Ads, scope);
         Self { discovery, client, store: Store::new(true, true), sockets: Sockets::new(1), version: 0 }
+    }
+
+    /// Asks for what the store refers to now.
+    fn follow(&mut self) {
+        let wanted = wanted(&self.store).remove(&Feed::Ads).unwrap_or_default();
+        self.discovery.follow(wanted);
+    }
+
+    fn asked(&self) -> Vec<String> {
+        let asked = self.discovery.asked.keys();
+        asked.map(|(type_url, name)| format!("{} {name}", type_url.short())).collect()
     }
 
     /// Takes a response with the whole state of a type, as the control plane would send it.
@@ -57,7 +71,7 @@ impl Proxy {
             type_url: type_url.as_str().to_owned(),
             nonce: self.version.to_string(),
         };
-        let update = self.client.on_response(Received::Sotw(response)).expect("an update");
+        let update = self.client.on_response(Instant::now(), Received::Sotw(response)).expect("an update");
         self.client.ack(&update.receipt);
         let applied = self.discovery.apply(update, &mut self.store, &mut self.sockets);
         self.store.settle();
@@ -125,7 +139,7 @@ fn each_resource_is_judged_for_itself_and_the_last_good_version_stays() {
         expect![[r#"
             a: accepted
             b: connect_timeout: value must be greater than 0s
-            c: eds_cluster_config.eds_config: not supported yet"#]],
+            c: eds_cluster_config.eds_config.api_config_source.grpc_services[0].envoy_grpc.cluster_name: unknown gRPC client cluster 'x'"#]],
     );
     assert!(proxy.store.snapshot().clusters.contains_key("a"));
     // The refused change leaves what serves; what is not there any more goes.
@@ -211,8 +225,8 @@ fn endpoints_go_to_the_clusters_in_force_and_references_are_followed() {
     let mut proxy = Proxy::new(UnknownFields::Ignore);
     let eds = cluster("name: a, type: EDS, eds_cluster_config: {service_name: s, eds_config: {ads: {}}}");
     proxy.take(&TypeUrl::Cluster, vec![eds]);
-    proxy.discovery.follow(&proxy.store);
-    assert_eq!(proxy.discovery.endpoints, ["s".into()].into());
+    proxy.follow();
+    assert_eq!(proxy.asked(), ["EDS s"]);
     let endpoints = |port: u16| {
         let text = format!(
             "{{cluster_name: s, endpoints: [{{lb_endpoints: [{{endpoint: {{address: {{socket_address: \
@@ -232,7 +246,6 @@ fn endpoints_go_to_the_clusters_in_force_and_references_are_followed() {
         listener_message(&format!("name: l, {}, filter_chains: [{{{}}}]", at_port(0), rds_filters("r")));
     proxy.take(&TypeUrl::Listener, vec![rds]);
     proxy.take(&TypeUrl::Cluster, Vec::new());
-    proxy.discovery.follow(&proxy.store);
-    assert_eq!(proxy.discovery.routes, ["r".into()].into());
-    assert!(proxy.discovery.endpoints.is_empty(), "nothing refers to them any more");
+    proxy.follow();
+    assert_eq!(proxy.asked(), ["RDS r"], "nothing refers to the endpoints any more");
 }

@@ -67,7 +67,7 @@ fn show(snapshot: &Snapshot) -> String {
     lines.extend(
         snapshot.listeners.iter().map(|(name, listener)| format!("listener {name}/{}", listener.stat_prefix)),
     );
-    lines.extend(snapshot.routes.keys().map(|name| format!("routes {name}")));
+    lines.extend(snapshot.routes.keys().map(|key| format!("routes {}", key.name)));
     lines.sort();
     lines.join("\n")
 }
@@ -93,7 +93,7 @@ fn a_cluster_waits_for_its_endpoints() {
     assert!(store.put_cluster(version("a", 1, EDS)));
     check(&mut store, expect!["none"]);
     assert_eq!(store.wanted_endpoints(), ["s".into()].into());
-    assert_eq!(store.endpoints_timeout("s"), Some(Duration::from_secs(7)));
+    assert_eq!(store.eds_users().next().unwrap().1, Some(Duration::from_secs(7)));
     assert_eq!(store.warming_clusters().count(), 1);
     assert!(!store.is_live());
     assert!(store.put_assignment("s".into(), assignment(&["10.0.0.1:80"])).is_empty());
@@ -246,7 +246,7 @@ fn listeners_wait_for_the_first_clusters_and_for_their_routes() {
     );
     store.listeners_came();
     assert_eq!(store.wanted_routes(), ["r".into()].into());
-    assert_eq!(store.routes_timeout("r"), Some(Duration::from_secs(3)));
+    assert_eq!(store.rds_users().next().unwrap().1, Some(Duration::from_secs(3)));
     expect![[r#"
         [("init manager Listener-init-target l", ["target RdsRouteConfigSubscription init r"])]"#]]
     .assert_eq(&format!("{:?}", store.unready()));
@@ -280,7 +280,7 @@ fn listeners_wait_for_the_first_clusters_and_for_their_routes() {
             listener t/1"#]],
     );
     assert_eq!(store.wanted_routes(), ["q".into()].into());
-    assert!(store.routes("r").is_none(), "nothing refers to it");
+    assert!(store.routes(&"r".into()).is_none(), "nothing refers to it");
 }
 
 #[test]

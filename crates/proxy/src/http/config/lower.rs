@@ -26,7 +26,7 @@ use super::{
 use crate::config::address;
 use crate::config::filter_id::FilterId;
 use crate::config::lower::Lower;
-use crate::config::source::{Origin, config_source};
+use crate::config::source::{ResourceKey, config_source};
 use crate::config::wire::split;
 use crate::http::client_cert::{ClientCertDetails, Forward};
 use crate::http::codec::h1::head::KeepCase;
@@ -445,12 +445,9 @@ fn route_source(
         Some(RouteSpecifier::Rds(hcm::Rds { config_source: source, route_config_name })) => {
             at.field("rds", |at| {
                 let source = at.required("config_source", source, config_source)?;
-                if source.origin != Origin::Ads {
-                    at.unsupported("config_source", true);
-                    return None;
-                }
                 let initial_fetch_timeout = source.initial_fetch_timeout;
-                Some(RouteSource::Rds { name: route_config_name.into(), initial_fetch_timeout })
+                let table = ResourceKey { name: route_config_name.into(), origin: source.origin };
+                Some(RouteSource::Rds { table, initial_fetch_timeout })
             })
         }
         Some(RouteSpecifier::ScopedRoutes(scoped)) => {

@@ -18,7 +18,7 @@ use smallvec::SmallVec;
 
 use crate::cluster::aggregate::Picked;
 use crate::cluster::outlier::Report;
-use crate::cluster::pool::via::Via;
+use crate::cluster::pool::via::{self, Via};
 use crate::cluster::stats::Permit;
 use crate::cluster::worker_cluster::{Host, WorkerCluster};
 use crate::cluster::{PickContext, pool};
@@ -175,6 +175,7 @@ pub(crate) async fn forward(
         turn: Some(begun),
         affinity,
         tried: SmallVec::new(),
+        asked_for: None,
         host: None,
         hedged: Vec::new(),
     };
@@ -273,6 +274,8 @@ struct Router<'a, 'd, 'r> {
     turn: Option<Instant>,
     affinity: Affinity,
     tried: SmallVec<[SocketAddr; 2]>,
+    /// The host that endpoints are called by (`auto_sni`).
+    asked_for: Option<Arc<str>>,
     /// Who was tried last.
     host: Option<Rc<Host>>,
     /// Attempts that were late and go on.
@@ -525,8 +528,13 @@ impl Router<'_, '_, '_> {
         self.member = cluster;
         self.retries.attempted(priority);
         Affinity::chosen(&self.member, &host, &mut stream.info);
-        let announce = stream.manager.announce_client;
-        if let Some(via) = Via::of_request(&self.member.config, &stream.info.connection, announce) {
+        if attempts == 1 {
+            // Later attempts may find what the first one's endpoint made of it.
+            self.asked_for = via::host(&self.member.config, &stream.request);
+        }
+        let (announce, host_name) = (stream.manager.announce_client, self.asked_for.as_ref());
+        let via = Via::of_request(&self.member.config, &stream.info.connection, announce, host_name);
+        if let Some(via) = via {
             host = host.via(via);
         }
         self.tried.extend(host.address);

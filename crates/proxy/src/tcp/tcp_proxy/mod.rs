@@ -37,6 +37,7 @@ use crate::tcp::tcp_proxy::tunnel::{OpenStream, Refused, Tunneling};
 use crate::telemetry::access_log::AccessLog;
 use crate::telemetry::stats::stats_scope;
 use crate::telemetry::stream_info::{ConnectionInfo, ResponseFlags, StreamInfo};
+use crate::tls::Offer;
 use crate::worker::Worker;
 
 pub(crate) mod config;
@@ -360,7 +361,7 @@ impl Session<'_> {
                 via: via.as_ref(),
                 hostname: hostname.as_deref(),
                 transport: &host.transport,
-                alpn: &[],
+                offer: Offer::Configured,
                 stats: member.tls_stats.as_deref(),
             };
             match open(peer).await {

@@ -5,12 +5,14 @@
 
 use std::sync::Arc;
 
+use leno_base::Name;
 use leno_tls::{
     Certificate, ClientSettings, Identity, ServerContext, ServerSettings, TicketKeys, ValidationRules,
 };
 use rustls::{ClientConfig, KeyLog};
 
-use super::{Piece, Validation, check_rules};
+use super::validation::check_rules;
+use super::{Piece, Validation};
 use crate::tls::secrets::{Secret, SecretRef, Secrets};
 use crate::tls::{DownstreamTls, Shown, Slot, UpstreamTls};
 
@@ -202,6 +204,33 @@ impl UpstreamTls {
     pub(crate) fn trusted(&self) -> Vec<Arc<Certificate>> {
         trusted(&self.shown)
     }
+}
+
+/// When the certificates of a context expire, by what stats call them: seconds since the epoch.
+pub(crate) trait Expires {
+    /// Of each name the first; the names may repeat.
+    fn expirations(&self) -> Vec<(Name, i64)>;
+}
+
+impl Expires for DownstreamTls {
+    fn expirations(&self) -> Vec<(Name, i64)> {
+        expirations(&self.shown, &self.settings.names, &self.settings.validation)
+    }
+}
+
+impl Expires for UpstreamTls {
+    fn expirations(&self) -> Vec<(Name, i64)> {
+        expirations(&self.shown, self.settings.name.as_slice(), &self.settings.validation)
+    }
+}
+
+fn expirations(shown: &Slot<Shown>, names: &[Name], validation: &Validation) -> Vec<(Name, i64)> {
+    let Some(shown) = shown.current() else { return Vec::new() };
+    let own = names.iter().zip(&shown.identities);
+    let own = own.map(|(name, identity)| (name.clone(), identity.certificate().validity().1));
+    let trusted = shown.rules.trusted();
+    let ca = trusted.iter().map(|certificate| certificate.validity().1).min();
+    own.chain(ca.map(|expires| (validation.name.clone(), expires))).collect()
 }
 
 fn identities(shown: &Slot<Shown>) -> Vec<Arc<Identity>> {

@@ -21,7 +21,7 @@ use crate::http::route::mutation::HeaderMutations;
 use crate::io::Socket;
 use crate::telemetry::access_log::command::FormatContext;
 use crate::telemetry::stream_info::{ClusterFacts, ConnectionInfo, Protocol, StreamInfo};
-use crate::tls::{Transport, UpstreamTls};
+use crate::tls::{Offer, Transport, UpstreamTls};
 
 mod grpc;
 mod http;
@@ -129,7 +129,7 @@ async fn connect(target: &Target) -> Option<Socket> {
         via: None,
         hostname: target.hostname.as_deref(),
         transport: &target.transport,
-        alpn: &target.settings.alpn,
+        offer: Offer::Instead(&target.settings.alpn),
         stats: None,
     };
     connect::secure(peer, socket).await.ok().map(|(socket, _)| socket)
