@@ -28,6 +28,7 @@ mod splice;
 mod tcp;
 mod telemetry;
 mod tls;
+mod token_bucket;
 mod worker;
 
 pub use config::validate::{Summary, validate};

@@ -10,6 +10,7 @@ pub(crate) mod re2;
 pub(crate) mod runtime;
 pub(crate) mod source;
 pub(crate) mod store;
+pub(crate) mod token_bucket;
 pub(crate) mod validate;
 pub(crate) mod watch;
 pub(crate) mod wire;

@@ -5,7 +5,10 @@
 
 use std::collections::BTreeMap;
 
+use leno_api::proto::envoy::config::core::v3::RuntimeFeatureFlag;
 use serde_json::Value;
+
+use crate::config::lower::Lower;
 
 /// What all layers together say, flattened to dotted keys.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -80,6 +83,16 @@ impl Runtime {
     /// All keys and values.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&str, &Value)> {
         self.0.iter().map(|(key, value)| (key.as_str(), value))
+    }
+}
+
+/// Lowers a `RuntimeFeatureFlag`; on where there is none.
+pub(crate) fn flag(proto: Option<RuntimeFeatureFlag>, at: &Lower) -> bool {
+    let Some(RuntimeFeatureFlag { default_value, runtime_key }) = proto else { return true };
+    match at.scope().runtime.value(&runtime_key) {
+        Some(Value::Bool(on)) => *on,
+        Some(Value::String(text)) if text == "true" || text == "false" => text == "true",
+        _ => default_value.unwrap_or(false),
     }
 }
 

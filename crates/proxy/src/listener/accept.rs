@@ -356,8 +356,13 @@ async fn serve_found(
     let (remote, direct_local) = (found.remote, found.direct_local);
     let mut accepted =
         Accepted { socket, buffered: BytesMut::new(), buffer_limit: listener.config.buffer_limit };
-    if !inspect(&listener, &mut accepted, &mut found).await {
-        return;
+    match inspect(&listener, &mut accepted, &mut found).await {
+        Inspection::Done => {}
+        Inspection::Refused => {
+            log_end(&listener, Rc::new(known(found, remote, direct_local, started)), started);
+            return;
+        }
+        Inspection::Failed => return,
     }
     if listener.config.use_original_dst
         && found.restored
@@ -366,8 +371,13 @@ async fn serve_found(
     {
         // Handed over once: the other listener's own filters run, then its chains match.
         listener = other;
-        if !inspect(&listener, &mut accepted, &mut found).await {
-            return;
+        match inspect(&listener, &mut accepted, &mut found).await {
+            Inspection::Done => {}
+            Inspection::Refused => {
+                log_end(&listener, Rc::new(known(found, remote, direct_local, started)), started);
+                return;
+            }
+            Inspection::Failed => return,
         }
     }
     if let Some(updated) = worker.listener(&listener.config.name) {
@@ -383,19 +393,7 @@ async fn serve_found(
         application_protocols: &found.application_protocols,
     };
     let chain = listener.config.chains.find(&facts).cloned();
-    let mut info = ConnectionInfo {
-        id: next_connection_id(),
-        remote: found.remote,
-        direct_remote: remote,
-        local: found.local,
-        direct_local,
-        local_restored: found.restored,
-        server_name: found.server_name,
-        tls: None,
-        transport_failure: None,
-        started,
-        found: found.found,
-    };
+    let mut info = known(found, remote, direct_local, started);
     let Some(chain) = chain else {
         no_chain(&listener, &Rc::new(info));
         return;
@@ -420,7 +418,7 @@ async fn serve_found(
     }
     let filters = tokio::select! {
         filters = network::run(&chain.filters, &worker, &mut accepted, &mut info) => filters,
-        () = watch.reached(Phase::Closing) => Err(""),
+        () = watch.reached(Phase::Closing) => Err("".into()),
     };
     let info = Rc::new(info);
     let _filters = match filters {
@@ -428,7 +426,7 @@ async fn serve_found(
         Err(why) => {
             drop(counted);
             let mut facts = StreamInfo::new(info, None, started, SystemTime::now() - started.elapsed());
-            facts.termination_details = (!why.is_empty()).then(|| why.into());
+            facts.termination_details = (!why.is_empty()).then_some(why);
             log(&listener, &facts);
             return;
         }
@@ -460,6 +458,23 @@ async fn serve_found(
     }
     drop(counted);
     log_end(&listener, info, started);
+}
+
+/// What is known of a connection when its listener filters have run.
+fn known(found: Inspected, remote: SocketAddr, direct_local: SocketAddr, started: Instant) -> ConnectionInfo {
+    ConnectionInfo {
+        id: next_connection_id(),
+        remote: found.remote,
+        direct_remote: remote,
+        local: found.local,
+        direct_local,
+        local_restored: found.restored,
+        server_name: found.server_name,
+        tls: None,
+        transport_failure: None,
+        started,
+        found: found.found,
+    }
 }
 
 /// Makes a TLS session of an accepted connection; `None`: it is to be closed.
@@ -506,10 +521,20 @@ fn log_end(listener: &WorkerListener, info: Rc<ConnectionInfo>, started: Instant
     }
 }
 
-/// Runs the listener filters within their time; false: the connection is to be closed.
-async fn inspect(listener: &WorkerListener, accepted: &mut Accepted, found: &mut Inspected) -> bool {
+/// What comes of listener filters.
+enum Inspection {
+    /// The connection goes on.
+    Done,
+    /// It is to be closed: its client or what it sent is to blame.
+    Failed,
+    /// It is to be closed, as a filter wants it.
+    Refused,
+}
+
+/// Runs the listener filters within their time.
+async fn inspect(listener: &WorkerListener, accepted: &mut Accepted, found: &mut Inspected) -> Inspection {
     if listener.config.listener_filters.is_empty() {
-        return true;
+        return Inspection::Done;
     }
     let stats = &listener.stats;
     stats.downstream_pre_cx_active().inc();
@@ -520,18 +545,21 @@ async fn inspect(listener: &WorkerListener, accepted: &mut Accepted, found: &mut
     };
     stats.downstream_pre_cx_active().dec();
     match outcome {
-        Ok(Ok(())) => true,
-        Ok(Err(error)) => {
-            if error.kind() == std::io::ErrorKind::InvalidData {
+        Ok(Ok(())) => Inspection::Done,
+        Ok(Err(error)) => match error.kind() {
+            std::io::ErrorKind::PermissionDenied => Inspection::Refused,
+            std::io::ErrorKind::InvalidData => {
                 stats.downstream_listener_filter_error().inc();
-            } else {
-                stats.downstream_listener_filter_remote_close().inc();
+                Inspection::Failed
             }
-            false
-        }
+            _ => {
+                stats.downstream_listener_filter_remote_close().inc();
+                Inspection::Failed
+            }
+        },
         Err(_) => {
             stats.downstream_pre_cx_timeout().inc();
-            listener.config.continue_on_timeout
+            if listener.config.continue_on_timeout { Inspection::Done } else { Inspection::Failed }
         }
     }
 }

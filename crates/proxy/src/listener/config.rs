@@ -19,6 +19,7 @@ use prost_types::Any;
 use crate::config::address::{self, Address};
 use crate::config::lower::Lower;
 use crate::config::wire::Fingerprint;
+use crate::config::{runtime, token_bucket};
 use crate::http::config::HttpConnectionManager;
 use crate::listener::accept::GlobalConnections;
 use crate::listener::filter_chain::FilterChains;
@@ -26,7 +27,7 @@ use crate::listener::inspect::TlsInspection;
 use crate::listener::proxy_protocol::ProxyProtocol;
 use crate::listener::{
     Direction, FilterChain, ListenAddress, Listener, ListenerFilter, ListenerFilterKind, ListenerPredicate,
-    NetworkFilters, OriginalSource, network,
+    ListenerRateLimit, NetworkFilters, OriginalSource, network,
 };
 use crate::tcp::tcp_proxy::TcpProxy;
 use crate::telemetry::access_log::AccessLog;
@@ -413,6 +414,21 @@ fn listener_filter(proto: proto::ListenerFilter, at: &mut Lower) -> Option<Liste
             }
             "envoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtocol" => {
                 ProxyProtocol::lower(at.unpack(&any)?, at).map(ListenerFilterKind::ProxyProtocol)
+            }
+            "envoy.extensions.filters.listener.local_ratelimit.v3.LocalRateLimit" => {
+                let filters::local_ratelimit::v3::LocalRateLimit {
+                    stat_prefix,
+                    token_bucket,
+                    runtime_enabled,
+                } = at.unpack(&any)?;
+                if stat_prefix.is_empty() {
+                    at.error_at("stat_prefix", "value length must be at least 1 characters");
+                }
+                Some(ListenerFilterKind::LocalRateLimit(Arc::new(ListenerRateLimit {
+                    prefix: format!("listener_local_ratelimit.{stat_prefix}.").into(),
+                    bucket: at.required("token_bucket", token_bucket, token_bucket::lower)?,
+                    enabled: runtime::flag(runtime_enabled, at),
+                })))
             }
             "envoy.extensions.filters.listener.original_src.v3.OriginalSrc" => {
                 let filters::original_src::v3::OriginalSrc { bind_port, mark } = at.unpack(&any)?;

@@ -7,6 +7,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::Buf;
 use tokio::io::AsyncReadExt;
@@ -48,6 +49,13 @@ stats_scope! {
     }
 }
 
+stats_scope! {
+    /// `listener_local_ratelimit.STAT_PREFIX.`
+    pub(crate) struct ListenerRateLimitStats {
+        counter rate_limited;
+    }
+}
+
 /// The stats of a listener filter, made once for each listener.
 #[derive(Debug)]
 pub(crate) enum FilterStats {
@@ -59,6 +67,8 @@ pub(crate) enum FilterStats {
     Http(HttpInspectorStats),
     /// PROXY protocol.
     ProxyProtocol(ProxyProtocolStats),
+    /// Local rate limit.
+    RateLimit(ListenerRateLimitStats),
 }
 
 impl FilterStats {
@@ -71,6 +81,9 @@ impl FilterStats {
             }
             ListenerFilterKind::HttpInspector => {
                 FilterStats::Http(HttpInspectorStats::new(thread, "http_inspector."))
+            }
+            ListenerFilterKind::LocalRateLimit(filter) => {
+                FilterStats::RateLimit(ListenerRateLimitStats::new(thread, &filter.prefix))
             }
             ListenerFilterKind::ProxyProtocol(filter) => {
                 FilterStats::ProxyProtocol(ProxyProtocolStats::new(thread, &filter.stats))
@@ -142,7 +155,8 @@ pub(crate) struct TlsInspection {
 const HTTP_LIMIT: usize = 64 * 1024;
 
 /// Runs the listener's filters in order on one connection. An error means that it is to be
-/// closed: `UnexpectedEof` if the client was the one to close it.
+/// closed: `UnexpectedEof` if the client was the one to close it, `PermissionDenied` if a filter
+/// did that counts it itself.
 pub(crate) async fn run(
     listener: &Listener,
     stats: &[FilterStats],
@@ -166,6 +180,12 @@ pub(crate) async fn run(
             }
             (ListenerFilterKind::ProxyProtocol(filter), FilterStats::ProxyProtocol(stats)) => {
                 read_proxy_header(accepted, filter, stats, found).await?;
+            }
+            (ListenerFilterKind::LocalRateLimit(limit), FilterStats::RateLimit(stats)) => {
+                if limit.enabled && !limit.bucket.take(Instant::now()) {
+                    stats.rate_limited().inc();
+                    return Err(io::ErrorKind::PermissionDenied.into());
+                }
             }
             // Each filter has the stats of its kind.
             _ => {}

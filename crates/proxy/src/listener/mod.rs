@@ -117,6 +117,19 @@ pub(crate) enum ListenerFilterKind {
     ProxyProtocol(Arc<proxy_protocol::ProxyProtocol>),
     /// envoy.filters.listener.original_src
     OriginalSrc(OriginalSource),
+    /// envoy.filters.listener.local_ratelimit
+    LocalRateLimit(Arc<ListenerRateLimit>),
+}
+
+/// `local_ratelimit`: sockets beyond the rate are closed.
+#[derive(Debug, PartialEq)]
+pub(crate) struct ListenerRateLimit {
+    /// `listener_local_ratelimit.STAT_PREFIX.`
+    pub(crate) prefix: Box<str>,
+    /// Over all workers.
+    pub(crate) bucket: crate::token_bucket::TokenBucket,
+    /// `runtime_enabled`.
+    pub(crate) enabled: bool,
 }
 
 /// How upstream connections take over the source address of the downstream one

@@ -6,7 +6,7 @@ use crate::cluster::Metadata;
 use crate::http::headers::HeaderMap;
 use crate::http::route::Route;
 use crate::listener::filter_chain::ConnectionFacts;
-use crate::telemetry::stream_info::{DynamicMetadata, FilterState, StreamInfo};
+use crate::telemetry::stream_info::{ConnectionInfo, DynamicMetadata, FilterState, StreamInfo};
 use crate::tls::TlsInfo;
 
 /// The data that inputs read.
@@ -51,6 +51,10 @@ pub(crate) trait Facts {
             PeerName::Dns => peer.dns_names().any(accept),
             PeerName::Subject => accept(&peer.subject_text()),
         }
+    }
+    /// What is known of the connection.
+    fn connection(&self) -> Option<&ConnectionInfo> {
+        self.info().map(|info| &*info.connection)
     }
     /// Metadata of the request's route.
     fn route_metadata(&self) -> Option<&Metadata> {
@@ -117,6 +121,59 @@ impl Facts for ConnectionFacts<'_> {
 
     fn application_protocols(&self) -> &[Box<str>] {
         self.application_protocols
+    }
+}
+
+/// A connection, as a network filter sees it.
+#[derive(Debug)]
+pub(crate) struct NetworkFacts<'a> {
+    connection: &'a ConnectionInfo,
+    /// There are none, which is not the same as not to know.
+    headers: HeaderMap,
+}
+
+impl<'a> NetworkFacts<'a> {
+    /// Of this connection.
+    pub(crate) fn new(connection: &'a ConnectionInfo) -> Self {
+        Self { connection, headers: HeaderMap::default() }
+    }
+}
+
+impl Facts for NetworkFacts<'_> {
+    fn destination(&self) -> Option<SocketAddr> {
+        Some(self.connection.local)
+    }
+
+    fn source(&self) -> Option<SocketAddr> {
+        Some(self.connection.remote)
+    }
+
+    fn direct_source(&self) -> Option<SocketAddr> {
+        Some(self.connection.direct_remote)
+    }
+
+    fn server_name(&self) -> &str {
+        self.connection.server_name.as_deref().unwrap_or_default()
+    }
+
+    fn tls(&self) -> Option<&TlsInfo> {
+        self.connection.tls.as_deref()
+    }
+
+    fn connection(&self) -> Option<&ConnectionInfo> {
+        Some(self.connection)
+    }
+
+    fn request(&self) -> Option<&HeaderMap> {
+        Some(&self.headers)
+    }
+
+    fn metadata(&self) -> Option<&DynamicMetadata> {
+        Some(&self.connection.found.metadata)
+    }
+
+    fn filter_state(&self, key: &str) -> Option<&FilterState> {
+        self.connection.found.filter_state.get(key)
     }
 }
 

@@ -11,7 +11,7 @@ use leno_api::proto::xds::core::v3::TypedExtensionConfig;
 use leno_base::Name;
 use serde_json::Value as Json;
 
-use super::facts::Facts;
+use super::facts::{Facts, PeerName};
 use super::lower::Place;
 use super::value::find_path;
 use crate::config::lower::Lower;
@@ -38,6 +38,8 @@ pub(super) enum Input {
     FilterState(Box<str>),
     /// Namespace and path; only for the metadata matcher.
     DynamicMetadata(Box<str>, Vec<Box<str>>),
+    /// Names of the peer's certificate, joined by commas.
+    Peer(PeerName),
     RequestHeader(Name),
     ResponseHeader(Name),
     ResponseTrailer(Name),
@@ -125,6 +127,17 @@ impl Input {
             }
             Input::DynamicMetadata(namespace, path) => {
                 Value::Json(facts.metadata().and_then(|metadata| find_path(metadata, namespace, path)))
+            }
+            Input::Peer(kind) => {
+                let mut names = String::new();
+                facts.find_peer_name(*kind, &mut |name| {
+                    if !names.is_empty() {
+                        names.push(',');
+                    }
+                    names.push_str(name);
+                    false
+                });
+                if names.is_empty() { Value::Absent } else { Value::Text(Cow::Owned(names.into_bytes())) }
             }
             Input::RequestHeader(name) => header(facts.request(), name),
             Input::ResponseHeader(name) => header(facts.response(), name),
@@ -249,6 +262,9 @@ fn known(type_name: &str, any: &prost_types::Any, place: Place, at: &mut Lower) 
                     Input::DynamicMetadata(filter.into(), keys.map(|Segment::Key(key)| key.into()).collect())
                 })
             }
+            "ssl.v3.UriSanInput" => Some(Input::Peer(PeerName::Uri)),
+            "ssl.v3.DnsSanInput" => Some(Input::Peer(PeerName::Dns)),
+            "ssl.v3.SubjectInput" => Some(Input::Peer(PeerName::Subject)),
             "environment_variable.v3.Config" => at.unpack(any).map(|environment::Config { name }| {
                 Input::Constant(std::env::var(name).ok().map(Into::into))
             }),

@@ -5,7 +5,7 @@
 //! lowers the actions) and evaluated against [`Facts`], which each kind of data implements:
 //! connections whose filter chain is chosen, requests that a policy judges. Maps are found by
 //! hashing, prefixes and address ranges by one look-up per length in use.
-//! Reading order: this file (evaluation), `facts`, `input`, `lower`; `value` holds the matchers
+//! Reading order: this file (evaluation), `facts`, `input`, `lower`; `cel` (conditions); `value` holds the matchers
 //! of single values, which route conditions and RBAC use too.
 
 use std::collections::HashMap;
@@ -19,6 +19,7 @@ use self::input::{Input, Value};
 use self::value::ValueMatcher;
 use crate::http::route::matcher::StringMatcher;
 
+pub(crate) mod cel;
 pub(crate) mod facts;
 mod input;
 mod lower;

@@ -171,14 +171,14 @@ fn refused() {
             "matcher_list.matchers[0].predicate.single_predicate: Unsupported data input type for this matcher"
         ],
     );
-    let ssl = "input: {name: i, typed_config: {'@type': type.googleapis.com/envoy.extensions.matching.common_inputs.ssl.v3.SubjectInput}}, value_match: {exact: a}";
+    let unknown = "input: {name: i, typed_config: {'@type': type.googleapis.com/google.protobuf.StringValue, value: a}}, value_match: {exact: a}";
     check(
         &format!(
-            "{{matcher_list: {{matchers: [{{predicate: {{single_predicate: {{{ssl}}}}}, on_match: {{{a}}}}}]}}}}"
+            "{{matcher_list: {{matchers: [{{predicate: {{single_predicate: {{{unknown}}}}}, on_match: {{{a}}}}}]}}}}"
         ),
         &[],
         &expect![
-            "matcher_list.matchers[0].predicate.single_predicate.input.typed_config: extension 'i' (type.googleapis.com/envoy.extensions.matching.common_inputs.ssl.v3.SubjectInput) is not supported yet"
+            "matcher_list.matchers[0].predicate.single_predicate.input.typed_config: extension 'i' (type.googleapis.com/google.protobuf.StringValue) is not supported yet"
         ],
     );
 }

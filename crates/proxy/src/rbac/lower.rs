@@ -25,6 +25,7 @@ use crate::config::address::cidr;
 use crate::config::lower::Lower;
 use crate::config::re2;
 use crate::http::route::matcher::{StringMatcher, header, string};
+use crate::matching::cel::{self, Condition};
 use crate::matching::facts::PeerName;
 use crate::matching::{self, Place, value};
 use crate::telemetry::metadata::Namespace;
@@ -76,8 +77,8 @@ pub(crate) fn from_rules(rules: proto::Rbac, labels: &Labels, at: &mut Lower) ->
     let mut named: Vec<_> = policies.into_iter().collect();
     named.sort_by(|(a, _), (b, _)| a.cmp(b));
     let policies = named.into_iter().filter_map(|(name, policy)| {
-        let parts = at.field(&format!("policies[\"{name}\"]"), |at| parts(policy, at))?;
-        Some(Policy { parts, outcome: labels.outcome(Some(name.into()), action, true) })
+        let (parts, condition) = at.field(&format!("policies[\"{name}\"]"), |at| parts(policy, at))?;
+        Some(Policy { parts, condition, outcome: labels.outcome(Some(name.into()), action, true) })
     });
     let policies = policies.collect();
     Some(Engine { decide: Decide::Policies(policies), otherwise: labels.outcome(None, action, false) })
@@ -102,12 +103,18 @@ pub(crate) fn from_matcher(
     Some(Engine { decide: Decide::Matcher(tree), otherwise: labels.outcome(None, Action::Allow, false) })
 }
 
-fn parts(policy: proto::Policy, at: &mut Lower) -> Option<[Rule; 2]> {
+fn parts(policy: proto::Policy, at: &mut Lower) -> Option<([Rule; 2], Option<Condition>)> {
     let proto::Policy { permissions, principals, condition, checked_condition, cel_config } = policy;
-    at.unsupported("condition", condition.is_some());
-    at.unsupported("checked_condition", checked_condition.is_some());
-    // It says how conditions are evaluated.
-    let _ = cel_config;
+    let condition = condition.map(|expr| ("condition", expr));
+    let condition = condition.or_else(|| {
+        // Whether types fit was checked by whoever made it; here they are looked at anyway.
+        let checked = checked_condition?;
+        Some(("checked_condition.expr", checked.expr.unwrap_or_default()))
+    });
+    let condition = match condition {
+        Some((field, expr)) => Some(at.field(field, |at| cel::lower(expr, cel_config, at))?),
+        None => None,
+    };
     if permissions.is_empty() {
         at.error_at("permissions", "value must contain at least 1 item(s)");
     }
@@ -118,7 +125,7 @@ fn parts(policy: proto::Policy, at: &mut Lower) -> Option<[Rule; 2]> {
     let principals = or(at.each("principals", principals, principal));
     let mut parts = [permissions, principals];
     parts.sort_by_key(Rule::cost);
-    Some(parts)
+    Some((parts, condition))
 }
 
 fn permission(proto: proto::Permission, at: &mut Lower) -> Option<Rule> {

@@ -17,6 +17,7 @@ use regex::bytes::Regex;
 
 use crate::http::headers::Known;
 use crate::http::route::matcher::{HeaderMatcher, StringMatcher};
+use crate::matching::cel::Condition;
 use crate::matching::facts::PeerName;
 use crate::matching::value::{FilterStateMatcher, MetadataMatcher};
 use crate::matching::{Facts, Matcher};
@@ -61,6 +62,8 @@ pub(crate) struct Outcome {
 #[derive(Debug)]
 struct Policy {
     parts: [Rule; 2],
+    /// `condition`: it must hold too.
+    condition: Option<Condition>,
     outcome: Outcome,
 }
 
@@ -117,7 +120,10 @@ impl Engine {
     pub(crate) fn judge(&self, facts: &impl Facts) -> &Outcome {
         let found = match &self.decide {
             Decide::Policies(policies) => {
-                let matched = |policy: &&Policy| policy.parts.iter().all(|rule| rule.holds(facts));
+                let matched = |policy: &&Policy| {
+                    policy.parts.iter().all(|rule| rule.holds(facts))
+                        && policy.condition.as_ref().is_none_or(|condition| condition.holds(facts))
+                };
                 policies.iter().find(matched).map(|policy| &policy.outcome)
             }
             Decide::Matcher(matcher) => matcher.find(facts),

@@ -212,8 +212,14 @@ fn refused() {
         ]],
     );
     check(
-        "permissions: [{any: true}], principals: [{any: true}], condition: {const_expr: {bool_value: true}}",
-        &expect![[r#"policies["p"].condition: not supported yet"#]],
+        "permissions: [{any: true}], principals: [{any: true}], condition: {ident_expr: {name: response}}",
+        &expect![[r#"policies["p"].condition.ident_expr.name: not supported yet"#]],
+    );
+    check(
+        "permissions: [{any: true}], principals: [{any: true}], condition: {comprehension_expr: {}}",
+        &expect![[
+            r#"policies["p"].condition: failed to create an expression: Comprehension support is disabled"#
+        ]],
     );
 }
 

@@ -74,7 +74,6 @@ impl DynamicMetadata {
     }
 
     /// All namespaces, in the order in which they were made.
-    #[cfg(test)]
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&str, &Map<String, Value>)> {
         self.0.iter().map(|namespace| (&*namespace.name, &namespace.values))
     }

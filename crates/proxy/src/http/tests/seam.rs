@@ -364,3 +364,31 @@ fn an_upgrade_may_have_filters_of_its_own() {
         assert!(!String::from_utf8_lossy(&answer).contains("x-marked"));
     });
 }
+
+#[test]
+fn resets_and_deadlines_are_noticed_while_a_filter_waits() {
+    run(async {
+        let routes = "[{match: {prefix: /}, route: {cluster: up}}]";
+        let up = [cluster("up", "127.0.0.1:1".parse().expect("an address"), "")];
+        let proxy = Proxy::start_with(&probes(&["wait for head"]), routes, "", &up).await;
+        let stream = TcpStream::connect(proxy.address).await.expect("a connection");
+        let (send, connection) = h2::client::handshake(stream).await.expect("a handshake");
+        tokio::task::spawn_local(connection);
+        let request = http::Request::post("http://h/").body(()).expect("a request");
+        let mut send = send.ready().await.expect("ready");
+        let (_response, mut body) = send.send_request(request, false).expect("sent");
+        body.send_data(bytes::Bytes::from_static(b"a part"), false).expect("sent");
+        until(|| proxy.stat("http.t.downstream_rq_active") == 1).await;
+        body.send_reset(h2::Reason::CANCEL);
+        until(|| proxy.stat("http.t.downstream_rq_rx_reset") == 1).await;
+        assert_eq!(proxy.stat("http.t.downstream_rq_active"), 0);
+
+        let idle = "stream_idle_timeout: 0.03s";
+        let proxy = Proxy::start_with(&probes(&["mark", "wait for head"]), routes, idle, &up).await;
+        let mut client = Client::connect(proxy.address).await.expect("a connection");
+        client.send("GET / HTTP/1.1\r\nhost: h\r\n\r\n").await.expect("sent");
+        let (head, body) = client.message().await.expect("an answer");
+        assert!(head.starts_with("HTTP/1.1 504") && head.contains("x-marked: 1"), "{head}");
+        assert_eq!(body, b"stream timeout");
+    });
+}
