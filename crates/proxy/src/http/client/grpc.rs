@@ -1,7 +1,6 @@
 //! Unary gRPC calls. Messages are bytes here: whoever calls encodes and decodes them.
 
 use std::net::IpAddr;
-use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
@@ -47,7 +46,7 @@ const ANSWER_LIMIT: usize = 4 << 20;
 ///
 /// # Errors
 /// A status of the service's, or what stands for an exchange that failed.
-pub(crate) async fn unary(worker: Rc<Worker>, cluster: &str, unary: Unary<'_>) -> Result<Bytes, Status> {
+pub(crate) async fn unary(worker: &Worker, cluster: &str, unary: &Unary<'_>) -> Result<Bytes, Status> {
     let path = format!("/{}/{}", unary.service, unary.method);
     let mut request = Call::new("POST", unary.authority.unwrap_or(cluster), &path, unary.local);
     request.head.append_known(Known::Te, b"trailers");
@@ -61,7 +60,7 @@ pub(crate) async fn unary(worker: Rc<Worker>, cluster: &str, unary: Unary<'_>) -
     request.timeout = unary.timeout;
     request.answer = Wanted::All(ANSWER_LIMIT);
     request.body = vec![frame(&unary.message)];
-    let answer = call(worker, cluster, request).await;
+    let answer = call(worker, cluster, &request).await;
     read(answer)
 }
 

@@ -131,14 +131,14 @@ pub(crate) fn announce(head: &mut HeaderMap, local: IpAddr) {
 ///
 /// # Errors
 /// Whatever happens but an answer; a status of 500 is one.
-pub(crate) async fn call(worker: Rc<Worker>, cluster: &str, call: Call) -> Result<Answer, CallError> {
+pub(crate) async fn call(worker: &Worker, cluster: &str, call: &Call) -> Result<Answer, CallError> {
     let stats = ClientStats::kept(worker.stats(), "http.async-client.");
     stats.rq_total().inc();
     let Some(cluster) = worker.cluster(cluster) else {
         stats.no_cluster().inc();
         return Err(CallError::NoCluster);
     };
-    send(&worker, &cluster, call).await
+    send(worker, &cluster, call).await
 }
 
 /// The same with the cluster at hand, not counted below `http.async-client.`.
@@ -148,10 +148,10 @@ pub(crate) async fn call(worker: Rc<Worker>, cluster: &str, call: Call) -> Resul
 pub(crate) async fn send(
     worker: &Worker,
     cluster: &Rc<WorkerCluster>,
-    call: Call,
+    call: &Call,
 ) -> Result<Answer, CallError> {
     let started = now();
-    let exchange = exchange(worker, cluster, &call);
+    let exchange = exchange(worker, cluster, call);
     let outcome = match call.timeout {
         None => exchange.await,
         Some(limit) => match tokio::time::timeout(limit, exchange).await {

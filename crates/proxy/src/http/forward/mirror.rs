@@ -58,7 +58,7 @@ pub(crate) fn send(copies: Vec<Copy>, stream: &Stream, body: &RequestBody) {
         let worker = Rc::clone(&stream.worker);
         let call = Call { head, body, timeout: Some(LIMIT), answer: Wanted::Nothing };
         tokio::task::spawn_local(async move {
-            let _: Result<Answer, CallError> = client::send(&worker, &cluster, call).await;
+            let _: Result<Answer, CallError> = client::send(&worker, &cluster, &call).await;
         });
     }
 }

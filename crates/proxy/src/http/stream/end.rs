@@ -22,7 +22,7 @@ use crate::http::headers::{HeaderMap, Known};
 use crate::http::normalize;
 use crate::http::reply::Reply;
 use crate::http::route::{Action, Selected};
-use crate::http::timer::Timer;
+use crate::http::timer::{Deadlines, Timer};
 use crate::overload::{Reaction, Timed};
 use crate::telemetry::access_log::LogType;
 use crate::telemetry::access_log::command::FormatContext;
@@ -92,39 +92,42 @@ impl Stream {
         timer: &mut Timer,
     ) {
         chain.push_reply(head, body, self);
+        // What was due to upstream and client is settled; a passed deadline does not end it again.
+        let now = now();
+        let Deadlines { idle, duration, flush, log, .. } = self.deadlines;
+        let duration = duration.filter(|at| *at > now);
+        self.deadlines = Deadlines { idle, duration, flush, log, ..Deadlines::new(now) };
         let sent = poll_fn(|cx| {
-            loop {
-                if let Err(ended) = chain.advance_response(cx, self) {
-                    return Poll::Ready(Err(ended));
-                }
-                while let Some(part) = chain.take_response() {
-                    let last = match part {
-                        Part::Head { end } => {
-                            let head = std::mem::take(&mut self.response);
-                            self.begin_reply(head, end, down);
-                            end
-                        }
-                        Part::Frame(Frame::Data { data, end }) => {
-                            self.send_reply_data(data, end, down);
-                            end
-                        }
-                        Part::Frame(Frame::Trailers(trailers)) => {
-                            down.send_trailers(&trailers);
-                            self.trailers = Some(trailers);
-                            true
-                        }
-                        Part::Frame(Frame::End) => {
-                            down.send_data(Bytes::new(), true);
-                            true
-                        }
-                    };
-                    if last {
-                        down.abandon_request();
-                        return Poll::Ready(Ok(()));
-                    }
-                }
-                return Attendant { down, timer }.poll_ended(cx, self).map(Err);
+            if let Err(ended) = chain.advance_response(cx, self) {
+                return Poll::Ready(Err(ended));
             }
+            while let Some(part) = chain.take_response() {
+                let last = match part {
+                    Part::Head { end } => {
+                        let head = std::mem::take(&mut self.response);
+                        self.begin_reply(head, end, down);
+                        end
+                    }
+                    Part::Frame(Frame::Data { data, end }) => {
+                        self.send_reply_data(data, end, down);
+                        end
+                    }
+                    Part::Frame(Frame::Trailers(trailers)) => {
+                        down.send_trailers(&trailers);
+                        self.trailers = Some(trailers);
+                        true
+                    }
+                    Part::Frame(Frame::End) => {
+                        down.send_data(Bytes::new(), true);
+                        true
+                    }
+                };
+                if last {
+                    down.abandon_request();
+                    return Poll::Ready(Ok(()));
+                }
+            }
+            Attendant { down, timer }.poll_ended(cx, self).map(Err)
         })
         .await;
         if let Err(ended) = sent {

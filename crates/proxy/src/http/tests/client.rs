@@ -31,10 +31,10 @@ fn a_call_is_answered_and_counted() {
         let upstream = upstream.await.expect("an upstream");
         let empty = "name: empty\ntype: STATIC\nload_assignment: {cluster_name: empty}\n".to_owned();
         let proxy = Proxy::start("[]", "", &[cluster("up", upstream.address, ""), empty]).await;
-        let worker = || Rc::clone(&proxy.worker);
+        let worker = &*proxy.worker;
         let mut post = Call::new("POST", "service", "/a", LOCAL);
         post.body = vec![Bytes::from_static(b"ab"), Bytes::from_static(b"c")];
-        let answer = call(worker(), "up", post).await.expect("an answer");
+        let answer = call(worker, "up", &post).await.expect("an answer");
         assert_eq!((answer.head.status(), &answer.body[..]), (200, &b"xxxxxxxxxx"[..]));
         let seen = upstream.seen();
         assert_eq!(seen[0].body, b"abc");
@@ -42,13 +42,13 @@ fn a_call_is_answered_and_counted() {
         assert_eq!(seen[0].header("x-forwarded-for"), Some("10.0.0.1"));
         assert_eq!(seen[0].header("host"), Some("service"));
         let short = Call { answer: Wanted::All(9), ..get("/") };
-        assert_eq!(call(worker(), "up", short).await.map(drop), Err(CallError::TooLong));
+        assert_eq!(call(worker, "up", &short).await.map(drop), Err(CallError::TooLong));
         let nothing = Call { answer: Wanted::Nothing, ..get("/") };
-        assert_eq!(call(worker(), "up", nothing).await.map(|answer| answer.body), Ok(Bytes::new()));
-        assert_eq!(call(worker(), "none", get("/")).await.map(drop), Err(CallError::NoCluster));
-        assert_eq!(call(worker(), "empty", get("/")).await.map(drop), Err(CallError::NoHost));
+        assert_eq!(call(worker, "up", &nothing).await.map(|answer| answer.body), Ok(Bytes::new()));
+        assert_eq!(call(worker, "none", &get("/")).await.map(drop), Err(CallError::NoCluster));
+        assert_eq!(call(worker, "empty", &get("/")).await.map(drop), Err(CallError::NoHost));
         let broken = Err(CallError::Failed(ResetReason::ConnectionTermination));
-        assert_eq!(call(worker(), "up", get("/close")).await.map(drop), broken);
+        assert_eq!(call(worker, "up", &get("/close")).await.map(drop), broken);
         for (stat, value) in [
             ("http.async-client.rq_total", 6),
             ("http.async-client.no_cluster", 1),
@@ -69,7 +69,7 @@ fn a_call_ends_in_time_and_leaves_nothing_behind() {
         let upstream = Scripted::start(|_: &Seen| Action::Hang).await.expect("an upstream");
         let proxy = Proxy::start("[]", "", &[cluster("up", upstream.address, "")]).await;
         let late = Call { timeout: Some(Duration::from_millis(20)), ..get("/") };
-        let outcome = call(Rc::clone(&proxy.worker), "up", late).await;
+        let outcome = call(&proxy.worker, "up", &late).await;
         assert_eq!(outcome.map(drop), Err(CallError::Timeout));
         assert_eq!(proxy.stat("cluster.up.upstream_rq_timeout"), 1);
         assert_eq!(proxy.stat("cluster.up.upstream_rq_active"), 0);
@@ -95,7 +95,7 @@ fn a_unary_call_carries_a_message_each_way() {
                     timeout,
                     local: LOCAL,
                 };
-                unary(worker, cluster, call).await
+                unary(&worker, cluster, &call).await
             }
         };
         assert_eq!(ask("Call", "up").await, Ok(Bytes::from_static(b"message")));
