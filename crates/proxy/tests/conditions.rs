@@ -1,6 +1,8 @@
 //! CEL conditions of RBAC, ours beside the real Envoy's: each row is an expression that a route's
 //! policy asks, and a request says whether it holds there.
 
+#![allow(clippy::needless_pass_by_value, reason = "expressions are put together of expressions")]
+
 use std::fmt::Write as _;
 use std::io::Write as _;
 use std::path::Path;

@@ -181,13 +181,13 @@ pub(crate) async fn run(
             (ListenerFilterKind::ProxyProtocol(filter), FilterStats::ProxyProtocol(stats)) => {
                 read_proxy_header(accepted, filter, stats, found).await?;
             }
-            (ListenerFilterKind::LocalRateLimit(limit), FilterStats::RateLimit(stats)) => {
-                if limit.enabled && !limit.bucket.take(Instant::now()) {
-                    stats.rate_limited().inc();
-                    return Err(io::ErrorKind::PermissionDenied.into());
-                }
+            (ListenerFilterKind::LocalRateLimit(limit), FilterStats::RateLimit(stats))
+                if limit.enabled && !limit.bucket.take(Instant::now()) =>
+            {
+                stats.rate_limited().inc();
+                return Err(io::ErrorKind::PermissionDenied.into());
             }
-            // Each filter has the stats of its kind.
+            // Each filter has the stats of its kind; a socket within its rate goes on.
             _ => {}
         }
     }

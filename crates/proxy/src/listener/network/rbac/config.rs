@@ -109,7 +109,10 @@ fn refuse(input: &str) -> Option<String> {
     let refused = match input.strip_prefix(NETWORK) {
         Some(name) => matches!(
             name,
-            "SourceTypeInput" | "NetworkNamespaceInput" | "TransportProtocolInput" | "ApplicationProtocolInput"
+            "SourceTypeInput"
+                | "NetworkNamespaceInput"
+                | "TransportProtocolInput"
+                | "ApplicationProtocolInput"
         ),
         None => input.starts_with("envoy.type.matcher.v3."),
     };

@@ -87,9 +87,9 @@ impl NetworkFilter for Judging {
             let outcome = engine.judge(&NetworkFacts::new(connection));
             let stats = &self.shadow_stats;
             if outcome.allowed {
-                stats.shadow_allowed().inc()
+                stats.shadow_allowed().inc();
             } else {
-                stats.shadow_denied().inc()
+                stats.shadow_denied().inc();
             }
             connection.found.metadata.merge(&outcome.note);
         }
