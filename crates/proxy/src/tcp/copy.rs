@@ -74,17 +74,18 @@ pub(crate) struct Moved {
     pub(crate) received: u64,
 }
 
-/// Copies until the end. `early` are bytes of downstream that were read already; `moved` is
-/// kept up to date so that a cancelled session can still be accounted.
+/// Copies until the end. `early` are bytes of downstream that were read already; no more than
+/// `limit` are under way in a pipe; `moved` is kept up to date so that a cancelled session can still be accounted.
 pub(crate) async fn bidirectional(
     downstream: &mut Socket,
     upstream: &mut Socket,
     early: BytesMut,
+    limit: usize,
     idle: Option<Duration>,
     mut moved: impl FnMut(Moved),
 ) -> End {
-    let mut to_upstream = Direction::new(early);
-    let mut to_downstream = Direction::new(BytesMut::new());
+    let mut to_upstream = Direction::new(early, limit);
+    let mut to_downstream = Direction::new(BytesMut::new(), limit);
     let mut total = Moved::default();
     let mut first_to_end = None;
     let mut timer = idle.map(|limit| (limit, Box::pin(tokio::time::sleep(limit))));
@@ -144,12 +145,14 @@ struct Direction {
     pipe: Option<Pipe>,
     /// The last read brought much.
     bulky: bool,
+    /// Bytes that may be in the pipe.
+    limit: usize,
     ended: Ended,
 }
 
 impl Direction {
-    fn new(early: BytesMut) -> Self {
-        Self { buffer: early, pipe: None, bulky: false, ended: Ended::No }
+    fn new(early: BytesMut, limit: usize) -> Self {
+        Self { buffer: early, pipe: None, bulky: false, limit: limit.min(splice::CHUNK), ended: Ended::No }
     }
 
     /// Moves what can be moved now; ready when this direction has ended.
@@ -214,11 +217,11 @@ impl Direction {
         from: &mut Socket,
         to: &Socket,
     ) -> Poll<io::Result<usize>> {
-        if !splice::possible(from, to) {
+        if (self.limit as u64) < splice::WORTH || !splice::possible(from, to) {
             return self.poll_fill(cx, from);
         }
         let Some(pipe) = self.pipe.take().or_else(Pipe::take) else { return self.poll_fill(cx, from) };
-        match self.pipe.insert(pipe).poll_fill(cx, from, splice::CHUNK) {
+        match self.pipe.insert(pipe).poll_fill(cx, from, self.limit) {
             Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::Unsupported => {
                 self.pipe = None;
                 self.poll_fill(cx, from)
@@ -258,7 +261,9 @@ mod tests {
         let copying = tokio::spawn(async move {
             let (mut down, mut up) = (Socket::Unix(proxy_down), Socket::Unix(proxy_up));
             let mut moved = Default::default();
-            let end = bidirectional(&mut down, &mut up, BytesMut::from("ab"), None, |now| moved = now).await;
+            let end =
+                bidirectional(&mut down, &mut up, BytesMut::from("ab"), usize::MAX, None, |now| moved = now)
+                    .await;
             (end, moved)
         });
         client.write_all(b"cd").await.unwrap();
@@ -291,8 +296,10 @@ mod tests {
         let (server, mut far) = connection().await;
         let mut moved = Moved::default();
         let copying = async {
-            let end =
-                bidirectional(&mut near, &mut far, BytesMut::from("early"), None, |now| moved = now).await;
+            let end = bidirectional(&mut near, &mut far, BytesMut::from("early"), usize::MAX, None, |now| {
+                moved = now;
+            })
+            .await;
             assert!(matches!(end, End::Finished(Who::Downstream)), "{end:?}");
             drop((near, far));
         };
@@ -328,7 +335,7 @@ mod tests {
         let (_server, proxy_up) = UnixStream::pair().unwrap();
         let (mut down, mut up) = (Socket::Unix(proxy_down), Socket::Unix(proxy_up));
         let idle = Some(Duration::from_secs(60));
-        let end = bidirectional(&mut down, &mut up, BytesMut::new(), idle, |_| {}).await;
+        let end = bidirectional(&mut down, &mut up, BytesMut::new(), usize::MAX, idle, |_| {}).await;
         assert!(matches!(end, End::Idle), "{end:?}");
     }
 }

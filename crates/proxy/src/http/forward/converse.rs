@@ -432,8 +432,9 @@ impl Router<'_, '_, '_> {
 
     /// A part of the request's body went up unseen.
     fn request_passed(&mut self, count: usize, end: bool, up: &mut Upstream) {
+        let now = self.now();
         let stream = &mut *self.exchange.stream;
-        stream.deadlines.last = now();
+        stream.deadlines.last = now;
         stream.info.bytes_received += count as u64;
         stream.note_attempt(|log| log.sent(count));
         self.body.passed();
@@ -444,8 +445,9 @@ impl Router<'_, '_, '_> {
 
     /// A part of the response's body went down unseen.
     fn response_passed(&mut self, count: usize, end: bool) {
+        let now = self.now();
         let stream = &mut *self.exchange.stream;
-        stream.deadlines.last = now();
+        stream.deadlines.last = now;
         stream.info.bytes_sent += count as u64;
         stream.note_attempt(|log| log.received(count));
         if end {

@@ -209,6 +209,7 @@ impl Session<'_> {
     /// Bytes pass between two sockets.
     async fn copy(&self, mut accepted: Accepted, cluster: &WorkerCluster, open: &Open, mut upstream: Socket) {
         let early = std::mem::take(&mut accepted.buffered);
+        let limit = accepted.buffer_limit;
         let mut counted = Moved::default();
         let account = |moved: Moved| {
             let (sent, received) = (moved.sent - counted.sent, moved.received - counted.received);
@@ -219,7 +220,7 @@ impl Session<'_> {
         };
         let idle = self.idle_timeout();
         let end = tokio::select! {
-            end = copy::bidirectional(&mut accepted.socket, &mut upstream, early, idle, account) => end,
+            end = copy::bidirectional(&mut accepted.socket, &mut upstream, early, limit, idle, account) => end,
             // `close_connections_on_host_health_failure`
             () = open.host.failed.notified() => return,
         };
