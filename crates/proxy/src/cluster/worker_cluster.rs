@@ -319,9 +319,12 @@ impl WorkerCluster {
             }
         }
         let mut set = self.hosts.borrow_mut();
+        // Only what asks for nothing special takes what was foreseen.
         if !set.foreseen.is_empty()
             && context.metadata_match.is_none()
             && context.rejects.is_none()
+            && context.excluded_priorities.is_empty()
+            && context.drawn.is_none()
             && let Some(host) = set.foreseen.pop_front()
         {
             return Some(host);

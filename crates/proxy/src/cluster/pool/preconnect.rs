@@ -1,10 +1,7 @@
 //! Connections that are opened before a request needs them (`preconnect_policy`), counted as Envoy
 //! counts: of one endpoint, as many streams are provided for as are open or wait, times the ratio;
 //! of a cluster likewise, where the endpoints that the balancer will choose next get a connection.
-//!
-//! Deviation: Envoy compares the streams of one cluster with the connections of all clusters of a
-//! worker; here each cluster counts for itself. TCP proxies open their connections when they have a
-//! session.
+//! TCP proxies open their connections when they have a session.
 
 use std::rc::Rc;
 
@@ -67,6 +64,8 @@ pub(crate) fn anticipate(cluster: &WorkerCluster, downstream_http2: bool, high_p
         return;
     }
     let each = places(cluster, downstream_http2);
+    // Deviation: Envoy compares a cluster's streams with the connections of all clusters of a worker;
+    // here each cluster counts for itself.
     // Those that were just opened do not count themselves yet.
     for opened in 0..AT_ONCE {
         let stats = &cluster.stats;
