@@ -126,8 +126,9 @@ async fn drive(connection: &Rc<Connection>, link: &mut Link, timer: &mut Timer) 
                     goodbye.begin(connection, link);
                 }
             }
-            while !shed {
-                let Some(accepted) = link.session.borrow_mut().accept() else { break };
+            loop {
+                let accepted = if shed { None } else { link.session.borrow_mut().accept() };
+                let Some(accepted) = accepted else { break };
                 stats.downstream_rq_http2_total().inc();
                 if !overload.is_calm()
                     && !goodbye.has_begun()
