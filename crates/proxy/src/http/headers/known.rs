@@ -104,56 +104,57 @@ known_headers! {
 
 /// Known names that are looked for together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct KnownSet(u128);
+pub(crate) struct KnownSet([u64; 2]);
 
 impl KnownSet {
     /// None.
-    pub(crate) const EMPTY: KnownSet = KnownSet(0);
+    pub(crate) const EMPTY: KnownSet = KnownSet([0; 2]);
 
     /// These.
     pub(crate) const fn of(names: &[Known]) -> Self {
-        let mut set = 0;
+        let mut set = KnownSet::EMPTY;
         let mut index = 0;
         while index < names.len() {
-            set |= 1 << names[index] as u8;
+            let name = names[index] as usize;
+            set.0[name / 64] |= 1 << (name % 64);
             index += 1;
         }
-        KnownSet(set)
+        set
     }
 
     /// Those of both.
     #[inline]
     pub(crate) const fn and(self, other: KnownSet) -> KnownSet {
-        KnownSet(self.0 & other.0)
+        KnownSet([self.0[0] & other.0[0], self.0[1] & other.0[1]])
     }
 
     /// Whether there is none.
     #[inline]
     pub(crate) const fn is_empty(self) -> bool {
-        self.0 == 0
+        self.0[0] | self.0[1] == 0
     }
 
     /// Whether this one is in it.
     #[inline]
     pub(crate) const fn contains(self, name: Known) -> bool {
-        self.0 >> (name as u8) & 1 != 0
+        self.0[name as usize / 64] >> (name as usize % 64) & 1 != 0
     }
 
     /// Puts it in.
     #[inline]
     pub(crate) fn insert(&mut self, name: Known) {
-        self.0 |= 1 << name as u8;
+        self.0[name as usize / 64] |= 1 << (name as usize % 64);
     }
 
     /// Takes it out.
     #[inline]
     pub(crate) fn remove(&mut self, name: Known) {
-        self.0 &= !(1 << name as u8);
+        self.0[name as usize / 64] &= !(1 << (name as usize % 64));
     }
 
     /// Those in it, in order.
     pub(crate) fn iter(self) -> impl Iterator<Item = Known> {
-        let mut left = self.0;
+        let mut left = u128::from(self.0[1]) << 64 | u128::from(self.0[0]);
         std::iter::from_fn(move || {
             let known = Known::ALL.get(left.trailing_zeros() as usize).copied()?;
             left &= left - 1;

@@ -626,6 +626,8 @@ fn next_field(input: &[u8], start: usize) -> Result<Option<Field>, Stop> {
         Some(_) => return Err(Stop::Line),
     }
     let mut from = colon + 1;
+    // One space as a rule.
+    from += usize::from(input.get(from) == Some(&b' '));
     while let Some(b' ' | b'\t') = input.get(from) {
         from += 1;
     }

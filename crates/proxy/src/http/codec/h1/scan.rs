@@ -20,19 +20,19 @@ const fn equal(word: u64, byte: u8) -> u64 {
     below(word ^ byte as u64 * EACH, 1)
 }
 
-/// Finds the first byte from `from` on that `stops`, whose marks `marks` gives for eight bytes; the
-/// length if there is none.
+/// Finds the first byte of a text that `stops`, of which `marks` tells for eight bytes; the length
+/// if there is none.
 #[inline]
-fn find(input: &[u8], from: usize, marks: impl Fn(u64) -> u64, stops: impl Fn(u8) -> bool) -> usize {
-    let mut at = from;
-    while let Some(chunk) = input.get(at..).and_then(<[u8]>::first_chunk::<8>) {
-        let found = marks(u64::from_le_bytes(*chunk));
+fn find(text: &[u8], marks: impl Fn(u64) -> u64, stops: impl Fn(u8) -> bool) -> usize {
+    let (words, rest) = text.as_chunks::<8>();
+    let mut at = 0;
+    for word in words {
+        let found = marks(u64::from_le_bytes(*word));
         if found != 0 {
             return at + (found.trailing_zeros() / 8) as usize;
         }
         at += 8;
     }
-    let rest = input.get(at..).unwrap_or_default();
     at + rest.iter().position(|byte| stops(*byte)).unwrap_or(rest.len())
 }
 
@@ -42,16 +42,18 @@ fn find(input: &[u8], from: usize, marks: impl Fn(u64) -> u64, stops: impl Fn(u8
 pub(super) fn value_end(input: &[u8], from: usize) -> usize {
     let mut at = from;
     loop {
+        let rest = input.get(at..).unwrap_or_default();
+        let mut skipped = 0;
         // Long values: the compiler makes few instructions of this.
-        while let Some(chunk) = input.get(at..).and_then(<[u8]>::first_chunk::<16>) {
-            let found = chunk.iter().fold(false, |found, byte| found | (*byte < 0x20) | (*byte == 0x7f));
-            if found {
+        for chunk in rest.as_chunks::<16>().0 {
+            if chunk.iter().fold(false, |found, byte| found | (*byte < 0x20) | (*byte == 0x7f)) {
                 break;
             }
-            at += 16;
+            skipped += 16;
         }
-        at =
-            find(input, at, |word| below(word, 0x20) | equal(word, 0x7f), |byte| byte < 0x20 || byte == 0x7f);
+        let marks = |word| below(word, 0x20) | equal(word, 0x7f);
+        at += skipped
+            + find(rest.get(skipped..).unwrap_or_default(), marks, |byte| byte < 0x20 || byte == 0x7f);
         if input.get(at) != Some(&b'\t') {
             return at;
         }
@@ -63,14 +65,15 @@ pub(super) fn value_end(input: &[u8], from: usize) -> usize {
 /// character.
 #[inline]
 pub(super) fn name_end(input: &[u8], from: usize) -> usize {
-    find(input, from, |word| below(word, 0x21) | equal(word, b':'), |byte| byte < 0x21 || byte == b':')
+    let rest = input.get(from..).unwrap_or_default();
+    from + find(rest, |word| below(word, 0x21) | equal(word, b':'), |byte| byte < 0x21 || byte == b':')
 }
 
 /// The end of what may stand in a request's target: visible ASCII.
 #[inline]
 pub(super) fn target_end(input: &[u8], from: usize) -> usize {
     let marks = |word: u64| below(word, 0x21) | equal(word, 0x7f) | word & TOP;
-    find(input, from, marks, |byte| !byte.is_ascii_graphic())
+    from + find(input.get(from..).unwrap_or_default(), marks, |byte| !byte.is_ascii_graphic())
 }
 
 /// What a byte is in a name: nothing (0), a token character, or one in capitals.

@@ -182,7 +182,11 @@ fn write_fields(bytes: &mut Vec<u8>, map: &HeaderMap, without: KnownSet, case: C
 
 /// A length; what is none reads as 0.
 fn number(digits: &[u8]) -> u64 {
-    std::str::from_utf8(digits).ok().and_then(|text| text.parse().ok()).unwrap_or(0)
+    // Of so many digits none is too large.
+    if digits.len() > 19 || !digits.iter().all(u8::is_ascii_digit) {
+        return 0;
+    }
+    digits.iter().fold(0, |number, digit| number * 10 + u64::from(digit - b'0'))
 }
 
 /// Writes one field line.
