@@ -426,17 +426,19 @@ impl HeaderMap {
             if skipped {
                 continue;
             }
-            if entry.line {
-                let start = entry.name.start as usize;
-                if start != run.end {
-                    out.extend_from_slice(&block.bytes[run]);
-                    run = start..start;
-                }
+            let start = entry.name.start as usize;
+            if entry.line && start == run.end {
                 run.end = entry.value.range().end + 2;
                 continue;
             }
-            out.extend_from_slice(&block.bytes[run]);
-            run = 0..0;
+            if !run.is_empty() {
+                out.extend_from_slice(&block.bytes[run]);
+                run = 0..0;
+            }
+            if entry.line {
+                run = start..entry.value.range().end + 2;
+                continue;
+            }
             match known {
                 Some(known) => out.extend_from_slice(known.line().as_bytes()),
                 None => {
@@ -451,7 +453,9 @@ impl HeaderMap {
             out.extend_from_slice(block.slice(entry.value));
             out.extend_from_slice(b"\r\n");
         }
-        out.extend_from_slice(&block.bytes[run]);
+        if !run.is_empty() {
+            out.extend_from_slice(&block.bytes[run]);
+        }
     }
 
     /// About how many bytes the map takes when it is written.
