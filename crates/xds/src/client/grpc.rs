@@ -320,8 +320,12 @@ impl Shell {
         let deadline = self.client.deadline();
         tokio::select! {
             command = self.commands.recv() => {
-                let command = command.ok_or(Ended)?;
-                obey(&mut self.client, command);
+                obey(&mut self.client, command.ok_or(Ended)?);
+                // All that are there: thousands of subscriptions are one request with all names, not
+                // thousands of requests with all names so far.
+                while let Ok(command) = self.commands.try_recv() {
+                    obey(&mut self.client, command);
+                }
             }
             permit = self.events.reserve(), if !self.outbox.is_empty() => {
                 let permit = permit.map_err(|_| Ended)?;
