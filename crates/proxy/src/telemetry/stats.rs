@@ -29,9 +29,21 @@ pub(crate) enum Kind {
     Histogram,
 }
 
-/// The stats of one kind of scope: (name below the prefix, kind), in index order.
+/// The stats of one kind of scope: (name below the prefix, kind), in index order; and the index of
+/// the first histogram, before which a block has room for none.
 #[derive(Debug)]
-pub(crate) struct Schema(pub(crate) &'static [(&'static str, Kind)]);
+pub(crate) struct Schema(pub(crate) &'static [(&'static str, Kind)], usize);
+
+impl Schema {
+    /// Of these stats.
+    pub(crate) const fn new(stats: &'static [(&'static str, Kind)]) -> Self {
+        let mut first = 0;
+        while first < stats.len() && !matches!(stats[first].1, Kind::Histogram) {
+            first += 1;
+        }
+        Self(stats, first)
+    }
+}
 
 /// One thread's values of one scope.
 #[derive(Debug)]
@@ -39,9 +51,11 @@ pub(crate) struct Block {
     schema: &'static Schema,
     prefix: Box<str>,
     values: Box<[AtomicU64]>,
+    /// From the schema's first histogram on.
     histograms: OnceLock<Box<[Buckets]>>,
-    /// Counters by HTTP status (100..=599), for `upstream_rq_200` and the like.
-    statuses: OnceLock<Box<[AtomicU64]>>,
+    /// Counters by HTTP status (100..=599), for `upstream_rq_200` and the like; each class is
+    /// allocated when its first status is counted.
+    statuses: OnceLock<Box<[OnceLock<Box<[AtomicU64]>>; 5]>>,
     /// What the counters had at the last reset: only their owner may write them.
     baseline: Mutex<Option<Baseline>>,
 }
@@ -176,29 +190,35 @@ impl Block {
 
     /// The histogram at a schema index (made by `stats_scope!`).
     pub(crate) fn histogram(&self, index: usize) -> Histogram<'_> {
-        let all = self.histograms.get_or_init(|| self.schema.0.iter().map(|_| Buckets::default()).collect());
-        Histogram(&all[index])
+        let Schema(stats, first) = self.schema;
+        let all =
+            self.histograms.get_or_init(|| stats[*first..].iter().map(|_| Buckets::default()).collect());
+        Histogram(&all[index - first])
     }
 
     /// The recorded buckets of a histogram, if anything was recorded in this block.
     pub(crate) fn recorded(&self, index: usize) -> Option<&Buckets> {
-        self.histograms.get().and_then(|all| all.get(index))
+        self.histograms.get().and_then(|all| all.get(index.checked_sub(self.schema.1)?))
     }
 
     /// Counts one HTTP status under its own name.
     pub(crate) fn count_status(&self, status: u16) {
-        let all = self.statuses.get_or_init(|| (0..500).map(|_| AtomicU64::new(0)).collect());
-        if let Some(value) = usize::from(status).checked_sub(100).and_then(|index| all.get(index)) {
-            Cell(value).inc();
+        let status = usize::from(status);
+        let classes = self.statuses.get_or_init(Box::default);
+        if let Some(class) = (status / 100).checked_sub(1).and_then(|class| classes.get(class)) {
+            let class = class.get_or_init(|| (0..100).map(|_| AtomicU64::new(0)).collect());
+            Cell(&class[status % 100]).inc();
         }
     }
 
     /// All statuses counted so far: (status, count).
     pub(crate) fn statuses(&self) -> impl Iterator<Item = (u16, u64)> {
-        let all = self.statuses.get().map(|all| &all[..]).unwrap_or_default();
-        let counted = all.iter().map(|value| value.load(Ordering::Relaxed)).zip(100u16..);
-        let counted = counted.map(|(count, status)| (count & !USED, status));
-        counted.filter(|(count, _)| *count > 0).map(|(count, status)| (status, count))
+        let classes = self.statuses.get().map(|classes| &classes[..]).unwrap_or_default();
+        let counted = classes.iter().zip(1u16..).flat_map(|(class, first)| {
+            let class = class.get().map(|class| &class[..]).unwrap_or_default();
+            class.iter().zip(first * 100..).map(|(count, status)| (status, Cell(count).value()))
+        });
+        counted.filter(|(_, count)| *count > 0)
     }
 }
 
@@ -296,9 +316,9 @@ fn shown(prefix: &str) -> Cow<'_, str> {
 }
 
 /// One counter whose whole name is the prefix.
-static COUNTER: Schema = Schema(&[("", Kind::Counter)]);
+static COUNTER: Schema = Schema::new(&[("", Kind::Counter)]);
 /// One histogram whose whole name is the prefix.
-static HISTOGRAM: Schema = Schema(&[("", Kind::Histogram)]);
+static HISTOGRAM: Schema = Schema::new(&[("", Kind::Histogram)]);
 
 impl StatsStore {
     /// A new thread's stats; each thread calls it once.
@@ -417,7 +437,7 @@ macro_rules! stats_scope {
             enum Index { $($stat,)* }
 
             /// A static, not a constant: schemas are told apart by their addresses.
-            static STATS: $crate::telemetry::stats::Schema = $crate::telemetry::stats::Schema(&[
+            static STATS: $crate::telemetry::stats::Schema = $crate::telemetry::stats::Schema::new(&[
                 $((
                     $crate::telemetry::stats::stats_scope!(@name $stat $($text)?),
                     $crate::telemetry::stats::stats_scope!(@kind $kind),
@@ -560,6 +580,18 @@ mod tests {
         assert_eq!(buckets[..5], [(0, 1, 1), (7, 1, 1), (99, 1, 1), (100, 10, 2), (12_000, 1_000, 1)]);
         assert_eq!(buckets.len(), 6);
         assert_eq!(Sample::SCHEMA.0[2].0, "rq_time");
+    }
+
+    #[test]
+    fn a_block_has_room_for_histograms_and_statuses_that_there_are() {
+        let store = StatsStore::default();
+        let sample = Sample::new(&store.thread(), "x.");
+        sample.time().record(7);
+        sample.block().count_status(204);
+        assert_eq!(sample.block().histograms.get().map(|all| all.len()), Some(1));
+        let classes = sample.block().statuses.get().map(|classes| classes.iter().map(|c| c.get().is_some()));
+        assert_eq!(classes.map(Iterator::collect::<Vec<_>>), Some(vec![false, true, false, false, false]));
+        assert!(sample.block().recorded(0).is_none() && sample.block().recorded(2).is_some());
     }
 
     #[test]
