@@ -17,7 +17,7 @@ const fn below(word: u64, limit: u8) -> u64 {
 /// The top bits of the bytes that are `byte`. Behind the first such byte others may be marked too.
 #[inline]
 const fn equal(word: u64, byte: u8) -> u64 {
-    below(word ^ byte as u64 * EACH, 1)
+    below(word ^ (byte as u64 * EACH), 1)
 }
 
 /// Finds the first byte of a text that `stops`, of which `marks` tells for eight bytes; the length
