@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 /// A shared string. Compares, hashes and orders as `str` does, so that maps keyed by `Name` are
 /// searched with `&str`; equal names that share storage compare without looking at the bytes.
-#[derive(Clone)]
+#[derive(Clone, Default)]
 pub struct Name(Arc<str>);
 
 impl Name {
@@ -44,13 +44,6 @@ impl Borrow<str> for Name {
 impl AsRef<str> for Name {
     fn as_ref(&self) -> &str {
         &self.0
-    }
-}
-
-impl Default for Name {
-    fn default() -> Self {
-        // The empty text has no storage of its own.
-        Self(Arc::default())
     }
 }
 

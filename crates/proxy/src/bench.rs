@@ -166,7 +166,7 @@ fn find_route(hosts: usize, times: u64) {
     let text = format!("{{name: r, virtual_hosts: [{}]}}", hosts.join(", "));
     let proto: RouteConfiguration = leno_api::decode_text(&text, "r").unwrap_or_default();
     let any = leno_api::any::pack(&proto);
-    let table = Lower::resource(|at| RouteTable::lower(any, None, false, at));
+    let table = Lower::resource(|at| RouteTable::lower(&any, None, false, at));
     let table = table.unwrap_or_else(|why| panic!("{why}"));
     let map = head(b"/productpage\nsvc-7.ns.svc.cluster.local\nuser-agent: x\naccept: */*");
     assert!(table.find(&map, &MatchContext::default()).is_some(), "there is a route");

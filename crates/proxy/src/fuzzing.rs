@@ -477,7 +477,7 @@ fn routes() -> RouteTable {
     let proto: RouteConfiguration =
         leno_api::decode_text(ROUTE_TABLE, "routes").unwrap_or_else(|errors| panic!("{errors}"));
     let source = leno_api::any::pack(&proto);
-    let lowered = Lower::resource(|at| RouteTable::lower(source, None, false, at));
+    let lowered = Lower::resource(|at| RouteTable::lower(&source, None, false, at));
     lowered.unwrap_or_else(|why| panic!("{why}"))
 }
 
@@ -563,7 +563,7 @@ fn lower_any(kind: u8, any: Any) {
     match kind % 6 {
         0 => drop(Lower::resource_in(scope, |at| crate::listener::config::lower(&any, None, at)).is_ok()),
         1 => drop(Lower::resource_in(scope, |at| crate::cluster::config::lower(&any, at)).is_ok()),
-        2 => drop(Lower::resource_in(scope, |at| RouteTable::lower(any, None, true, at)).is_ok()),
+        2 => drop(Lower::resource_in(scope, |at| RouteTable::lower(&any, None, true, at)).is_ok()),
         3 => drop(Lower::resource_in(scope, |at| crate::cluster::config::lower_assignment(&any, at)).is_ok()),
         4 => drop(Lower::resource_in(scope, |at| HttpConnectionManager::lower_wire(any, at)).is_ok()),
         _ => drop(

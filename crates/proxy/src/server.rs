@@ -4,7 +4,7 @@
 //! DNS, and the admin interface; workers get what it publishes. `run` is the whole life of a
 //! proxy; `Server::handle` is the loop's body.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
@@ -14,7 +14,7 @@ use leno_xds::TypeUrl;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 
-use crate::admin::{self, DynamicResource, HostTable, RefusedResource, ResourceKind, ServerState, View};
+use crate::admin::{self, DynamicResource, HostTable, ServerState, View};
 use crate::cluster::membership::Membership;
 use crate::cluster::{Assignment, Cluster, Discovery as ClusterDiscovery, DnsDiscovery, health, outlier};
 use crate::config::bootstrap::Bootstrap;
@@ -41,6 +41,10 @@ use crate::tls::expiry::Expirations;
 use crate::tls::secrets::Refilled;
 use crate::tls::stats::count_refill;
 use crate::worker::{self, Command, DrainPolicy, Handle};
+
+mod records;
+
+use records::Records;
 
 /// Why a proxy could not run.
 #[derive(Debug, thiserror::Error)]
@@ -119,8 +123,8 @@ struct Server {
     /// Resolving for the DNS caches of dynamic forward proxies, likewise.
     caches: HashMap<Name, (Arc<Cluster>, crate::cluster::discovery::Task)>,
     outlier_log: Option<Arc<LogFile>>,
-    /// Health checks by the address of the version of the cluster, which each of them holds.
-    health: HashMap<usize, health::watch::Watch>,
+    /// Health checks by cluster: of the version in force, and of the one that warms.
+    health: HashMap<Name, Vec<(Arc<Cluster>, health::watch::Watch)>>,
     events: mpsc::UnboundedSender<Event>,
     thread_stats: Arc<ThreadStats>,
     stats: MainStats,
@@ -145,15 +149,6 @@ struct MainStats {
     expirations: Expirations,
     /// Unknown fields of xDS resources so far.
     unknown_fields: Arc<AtomicU64>,
-}
-
-/// What is remembered of updates for /config_dump.
-#[derive(Default)]
-struct Records {
-    updated: HashMap<(ResourceKind, Name), SystemTime>,
-    refused: BTreeMap<(TypeUrl, Name), RefusedResource>,
-    routes: BTreeMap<Name, DynamicResource>,
-    versions: HashMap<TypeUrl, String>,
 }
 
 /// The sources of events.
@@ -298,7 +293,7 @@ impl Server {
         match event {
             Event::Xds(incoming) => {
                 if let Some(applied) = self.sources.handle(incoming, &mut self.store, &mut self.sockets) {
-                    self.record(applied);
+                    self.applied(applied);
                 }
                 self.publish();
             }
@@ -339,7 +334,8 @@ impl Server {
             return;
         }
         let before = Arc::clone(self.store.snapshot());
-        self.check_health();
+        let news = self.store.news();
+        self.check_health(&news);
         if let Some(snapshot) = self.store.settle() {
             self.stats.clusters.published(&before, &snapshot);
             self.stats.listeners.published(&before, &snapshot, self.workers.len());
@@ -355,10 +351,12 @@ impl Server {
             });
             self.count(&before, &snapshot);
         }
-        self.stats.clusters.warming_clusters().set(self.store.warming_clusters().count() as u64);
-        self.stats.listeners.total_listeners_warming().set(self.store.warming_listeners().count() as u64);
-        self.resolve();
-        self.sources.follow(&self.store);
+        let (clusters, listeners) = self.store.count_warming();
+        self.stats.clusters.warming_clusters().set(clusters as u64);
+        self.stats.listeners.total_listeners_warming().set(listeners as u64);
+        self.forget_checks(&news);
+        news.iter().for_each(|name| self.resolve(name));
+        self.sources.follow(&mut self.store);
     }
 
     /// The short cut for endpoints: one cluster, nothing else.
@@ -366,7 +364,7 @@ impl Server {
         let mut plain = Vec::new();
         for name in clusters {
             let cluster = self.store.snapshot().clusters.get(name);
-            match cluster.and_then(|cluster| self.health.get_mut(&identity(cluster))) {
+            match cluster.and_then(|cluster| watch_of(&mut self.health, cluster)) {
                 None => plain.push(name.clone()),
                 Some(watch) => {
                     let in_force = watch.follow(assignment);
@@ -395,30 +393,27 @@ impl Server {
         }
     }
 
-    /// Starts resolving what the store refers to now, and ends what it does not.
-    fn resolve(&mut self) {
-        let wanted = self.store.dns_clusters();
-        self.resolving.retain(|name, (cluster, _)| {
-            wanted.get(name).is_some_and(|wanted| wanted.discovery == cluster.discovery)
-        });
-        for (name, cluster) in wanted {
-            let settings = match &cluster.discovery {
-                ClusterDiscovery::StrictDns(settings) | ClusterDiscovery::LogicalDns(settings) => {
-                    Arc::clone(settings)
-                }
-                _ => continue,
-            };
-            let logical = matches!(cluster.discovery, ClusterDiscovery::LogicalDns(_));
-            let events = self.events.clone();
-            self.resolving.entry(name.clone()).or_insert_with(|| {
-                let by = Arc::clone(&settings);
-                let found = move |name, assignment| {
-                    // Nobody listens once the proxy ends.
-                    let _ = events.send(Event::Resolved(name, Arc::clone(&by), assignment));
-                };
-                (cluster, crate::cluster::discovery::start(name, settings, logical, found))
-            });
+    /// Starts resolving for a cluster as it is now, and ends what it does not need any more.
+    fn resolve(&mut self, name: &Name) {
+        let wanted = self.store.dns_cluster(name);
+        let current = self.resolving.get(name).map(|(cluster, _)| &cluster.discovery);
+        if current == wanted.map(|wanted| &wanted.discovery) {
+            return;
         }
+        self.resolving.remove(name);
+        let Some(cluster) = wanted else { return };
+        let (settings, logical) = match &cluster.discovery {
+            ClusterDiscovery::StrictDns(settings) => (Arc::clone(settings), false),
+            ClusterDiscovery::LogicalDns(settings) => (Arc::clone(settings), true),
+            _ => return,
+        };
+        let (events, by) = (self.events.clone(), Arc::clone(&settings));
+        let found = move |name, assignment| {
+            // Nobody listens once the proxy ends.
+            let _ = events.send(Event::Resolved(name, Arc::clone(&by), assignment));
+        };
+        let task = crate::cluster::discovery::start(name.clone(), settings, logical, found);
+        self.resolving.insert(name.clone(), (Arc::clone(cluster), task));
     }
 
     /// Lets the workers choose anew among a cluster's hosts: verdicts on them have changed.
@@ -426,22 +421,33 @@ impl Server {
         self.tell(|| Command::Regroup(cluster.clone()));
     }
 
-    /// Checks the hosts of clusters that have health checks, in force or warming, and no others.
-    fn check_health(&mut self) {
-        let wanted = self.store.checked_clusters();
-        let mut before = std::mem::take(&mut self.health);
-        for (cluster, assignment) in wanted {
-            let Some(mut watch) = before.remove(&identity(&cluster)).or_else(|| self.watch_health(&cluster))
-            else {
+    /// Checks the hosts of those of these clusters that have health checks, in force or warming.
+    fn check_health(&mut self, news: &[Name]) {
+        let checked: Vec<_> = news.iter().flat_map(|name| self.store.checked(name)).collect();
+        for (cluster, assignment) in checked {
+            if watch_of(&mut self.health, &cluster).is_none() {
+                let Some(watch) = self.watch_health(&cluster) else { continue };
+                let watches = self.health.entry(cluster.name.clone()).or_default();
+                watches.push((Arc::clone(&cluster), watch));
+            }
+            let (Some(watch), Some(assignment)) = (watch_of(&mut self.health, &cluster), assignment) else {
                 continue;
             };
-            if let Some(assignment) = assignment {
-                let in_force = watch.follow(&assignment);
-                if !self.store.is_warming(&cluster) {
-                    self.store.keep(&cluster.name, &assignment, &in_force);
-                }
+            let in_force = watch.follow(&assignment);
+            if !self.store.is_warming(&cluster) {
+                self.store.keep(&cluster.name, &assignment, &in_force);
             }
-            self.health.insert(identity(&cluster), watch);
+        }
+    }
+
+    /// Ends checks for versions of these clusters that are gone.
+    fn forget_checks(&mut self, news: &[Name]) {
+        for name in news {
+            let Some(watches) = self.health.get_mut(name) else { continue };
+            watches.retain(|(cluster, _)| self.store.has(cluster));
+            if watches.is_empty() {
+                self.health.remove(name);
+            }
         }
     }
 
@@ -459,7 +465,7 @@ impl Server {
     fn checked(&mut self, cluster: &Arc<Cluster>, report: health::watch::Report) {
         if report == health::watch::Report::First {
             if self.store.is_warming(cluster) {
-                self.store.unsettle();
+                self.store.unsettle(&cluster.name);
                 self.publish();
             }
             return;
@@ -468,7 +474,7 @@ impl Server {
         if !in_force.is_some_and(|in_force| Arc::ptr_eq(in_force, cluster)) {
             return;
         }
-        let dropped = self.health.get_mut(&identity(cluster)).and_then(health::watch::Watch::drop_failed);
+        let dropped = watch_of(&mut self.health, cluster).and_then(health::watch::Watch::drop_failed);
         match dropped {
             Some((discovered, in_force)) => {
                 self.store.keep(&cluster.name, &discovered, &in_force);
@@ -515,76 +521,25 @@ impl Server {
         }
     }
 
-    fn record(&mut self, applied: Applied) {
-        let Applied { type_url, version, endpoints, outcomes, removed, refilled } = applied;
-        if !refilled.is_empty() {
-            self.stats.expirations.follow(self.store.snapshot());
-        }
-        for Refilled { scope, server } in refilled {
+    /// Follows what an update did.
+    fn applied(&mut self, mut applied: Applied) {
+        let refilled = std::mem::take(&mut applied.refilled);
+        self.stats.expirations.refilled(&refilled, self.store.snapshot());
+        for Refilled { scope, server, .. } in refilled {
             count_refill(&self.thread_stats, &scope, server);
         }
-        for (clusters, assignment) in endpoints {
+        for (clusters, assignment) in std::mem::take(&mut applied.endpoints) {
             self.publish_endpoints(&clusters, &assignment);
         }
-        let now = SystemTime::now();
-        let mut accepted = true;
-        for name in removed {
-            let kind =
-                if type_url == TypeUrl::Cluster { ResourceKind::Cluster } else { ResourceKind::Listener };
-            self.records.updated.remove(&(kind, name.clone()));
-            self.records.refused.remove(&(type_url.clone(), name));
-        }
-        for outcome in outcomes {
-            let key = (type_url.clone(), outcome.name.clone());
-            let kind = match type_url {
-                TypeUrl::Cluster => ResourceKind::Cluster,
-                TypeUrl::Listener => ResourceKind::Listener,
-                TypeUrl::Route => ResourceKind::Route,
-                _ => {
-                    accepted &= outcome.refused.is_none();
-                    continue;
-                }
-            };
-            match outcome.refused {
-                Some(details) => {
-                    accepted = false;
-                    let refused = RefusedResource {
-                        kind,
-                        name: outcome.name,
-                        source: Some(outcome.source),
-                        version: outcome.version,
-                        details,
-                        at: now,
-                    };
-                    self.records.refused.insert(key, refused);
-                }
-                None => {
-                    self.records.refused.remove(&key);
-                    self.records.updated.insert((kind, outcome.name.clone()), now);
-                    if kind == ResourceKind::Route {
-                        let dynamic = DynamicResource {
-                            source: outcome.source,
-                            version: outcome.version,
-                            updated: now,
-                        };
-                        self.records.routes.insert(outcome.name, dynamic);
-                    }
-                }
-            }
-        }
-        if accepted {
-            self.records.versions.insert(type_url.clone(), version.to_string());
-        }
+        self.records.record(applied, SystemTime::now());
     }
 
     fn count(&mut self, before: &Snapshot, snapshot: &Snapshot) {
         self.stats.clusters.active_clusters().set(snapshot.clusters.len() as u64);
         self.stats.listeners.total_listeners_active().set(snapshot.listeners.len() as u64);
-        let routes = &snapshot.routes;
-        let names: BTreeSet<&Name> = routes.keys().map(|key| &key.name).collect();
-        self.records.routes.retain(|name, _| names.contains(name));
+        self.records.keep_routes(snapshot);
         self.stats.membership.follow(before, snapshot);
-        self.stats.expirations.follow(snapshot);
+        self.stats.expirations.follow(before, snapshot);
         self.sample();
     }
 
@@ -675,7 +630,6 @@ impl Server {
 
     fn view(&self) -> View {
         let snapshot = Arc::clone(self.store.snapshot());
-        let version = |type_url: TypeUrl| self.records.versions.get(&type_url).cloned().unwrap_or_default();
         let bound =
             snapshot.listeners.keys().map(|name| (name.clone(), self.sockets.addresses(name).to_vec()));
         View {
@@ -684,11 +638,11 @@ impl Server {
             snapshot,
             warming_clusters: self.store.warming_clusters().cloned().collect(),
             warming_listeners: self.store.warming_listeners().cloned().collect(),
-            routes: self.records.routes.values().cloned().collect(),
-            refused: self.records.refused.values().cloned().collect(),
-            cds_version: version(TypeUrl::Cluster),
-            lds_version: version(TypeUrl::Listener),
-            updated: self.records.updated.clone(),
+            routes: self.records.routes(),
+            refused: self.records.refused(),
+            cds_version: self.records.version(&TypeUrl::Cluster),
+            lds_version: self.records.version(&TypeUrl::Listener),
+            updated: self.records.updated().clone(),
             unready: self.store.unready(),
             secrets: self.secrets(),
         }
@@ -698,22 +652,26 @@ impl Server {
 impl Server {
     /// The secrets that are wanted, with what has come of each.
     fn secrets(&self) -> Vec<(Name, Option<DynamicResource>)> {
-        let wanted = self.store.wanted_secrets().into_keys();
+        let wanted = self.store.wanted_secrets().into_iter();
         let shown = wanted.map(|key| {
-            let known = self.store.secrets().known(&key).map(|known| DynamicResource {
+            let known = self.store.secrets().known(key).map(|known| DynamicResource {
                 source: known.source.clone(),
                 version: known.version.clone(),
                 updated: known.updated,
             });
-            (key.name, known)
+            (key.name.clone(), known)
         });
         shown.collect()
     }
 }
 
-/// What tells versions of clusters apart, as long as they live.
-fn identity(cluster: &Arc<Cluster>) -> usize {
-    Arc::as_ptr(cluster) as usize
+/// The health checks of one version of a cluster.
+fn watch_of<'w>(
+    watches: &'w mut HashMap<Name, Vec<(Arc<Cluster>, health::watch::Watch)>>,
+    cluster: &Arc<Cluster>,
+) -> Option<&'w mut health::watch::Watch> {
+    let of_name = watches.get_mut(&cluster.name)?.iter_mut();
+    of_name.filter(|(of, _)| Arc::ptr_eq(of, cluster)).map(|(_, watch)| watch).next()
 }
 
 /// Whether the loop goes on.

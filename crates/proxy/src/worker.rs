@@ -185,6 +185,7 @@ pub(crate) struct Worker {
     clusters: RefCell<HashMap<Name, Rc<WorkerCluster>, FastHash>>,
     /// Some of them, by where the names lie that routes know them by: a request's cluster is found
     /// without a look at its name.
+    #[allow(clippy::type_complexity, reason = "a name for it would say no more")]
     recent: RefCell<[Option<(Name, Rc<WorkerCluster>)>; RECENT]>,
     /// The hosts of the cluster that this proxy belongs to, for zone-aware routing.
     local_hosts: Rc<LocalHosts>,

@@ -90,7 +90,7 @@ fn hosts_of(cluster: &Cluster, view: &View, hosts: &HostTable) -> Vec<Host> {
         return used;
     }
     let localities =
-        view.snapshot.endpoints.get(&*cluster.name).map(|assignment| assignment.localities.as_slice());
+        view.snapshot.endpoints.get(&cluster.name).map(|assignment| assignment.localities.as_slice());
     let localities = localities.unwrap_or_default().iter();
     let all = localities.flat_map(|place| place.endpoints.iter().map(move |endpoint| (place, endpoint)));
     all.map(|(place, endpoint)| {

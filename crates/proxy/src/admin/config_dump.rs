@@ -401,7 +401,7 @@ fn endpoints(view: &View, names: &Names) -> Part {
     clusters.sort_unstable_by(|a, b| a.name.as_str().cmp(b.name.as_str()));
     let (mut fixed, mut dynamic) = (Vec::new(), Vec::new());
     for cluster in clusters {
-        let Some(assignment) = view.snapshot.endpoints.get(&*cluster.name) else { continue };
+        let Some(assignment) = view.snapshot.endpoints.get(&cluster.name) else { continue };
         let name = match &cluster.discovery {
             crate::cluster::Discovery::Eds { service, .. } => &service.name,
             _ => &cluster.name,

@@ -32,6 +32,13 @@ mod stats;
 /// Resources by type and name, with how long each is waited for (`None`: for ever).
 type Wanted = BTreeMap<(TypeUrl, Name), Option<Duration>>;
 
+/// What is wanted of one place, as far as that may have changed.
+#[derive(Default)]
+struct Moves {
+    wanted: Wanted,
+    gone: Vec<(TypeUrl, Name)>,
+}
+
 /// What is known of one place that resources come from.
 pub(crate) struct Discovery {
     /// Takes requests; `None`: a file, which cannot be asked.
@@ -216,26 +223,32 @@ impl Discovery {
         }
     }
 
-    /// Asks for these, and for nothing else that has a name; true: something new is among them.
-    fn follow(&mut self, wanted: Wanted) -> bool {
+    /// Asks for what is wanted now and was not, and no more for what is not; true: something new is
+    /// among it.
+    fn follow(&mut self, moves: Moves) -> bool {
         let mut news = false;
-        for (key, timeout) in wanted.iter().filter(|(key, _)| !self.asked.contains_key(*key)) {
+        for (of, timeout) in moves.wanted {
+            if self.asked.contains_key(&of) {
+                continue;
+            }
             news = true;
             if let Some(commander) = &self.commander {
-                commander.subscribe(key.0.clone(), Interest::name(key.1.clone()), *timeout);
+                commander.subscribe(of.0.clone(), Interest::name(of.1.clone()), timeout);
             }
+            self.asked.insert(of, timeout);
         }
-        let mut gone: BTreeMap<&TypeUrl, Vec<Name>> = BTreeMap::new();
-        for (type_url, name) in self.asked.keys().filter(|key| !wanted.contains_key(*key)) {
-            gone.entry(type_url).or_default().push(name.clone());
+        let mut gone: BTreeMap<TypeUrl, Vec<Name>> = BTreeMap::new();
+        for of in moves.gone {
+            if self.asked.remove(&of).is_some() {
+                gone.entry(of.0).or_default().push(of.1);
+            }
         }
         if let Some(commander) = &self.commander {
             for (type_url, names) in gone {
-                commander.unsubscribe(type_url.clone(), Interest::Names(names));
+                commander.unsubscribe(type_url, Interest::Names(names));
             }
         }
-        self.tables.retain(|name, _| wanted.contains_key(&(TypeUrl::Route, name.clone())));
-        self.asked = wanted;
+        self.tables.retain(|name, _| self.asked.contains_key(&(TypeUrl::Route, name.clone())));
         news
     }
 }

@@ -5,12 +5,16 @@
 //! once), a listener when its routes are; both when their secrets are. A changed resource serves only when it is warm; the
 //! one that it replaces serves until then. `settle` moves what has become warm into the next
 //! `Snapshot`. The store does no I/O: it says what is wanted and is told what came.
+//!
+//! An update costs what it changes, however many clusters there are: `table` finds those that it is
+//! about.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use leno_base::Name;
+use leno_xds::TypeUrl;
 use prost_types::Any;
 
 use crate::cluster::{Assignment, Cluster, Discovery, DnsDiscovery};
@@ -21,11 +25,16 @@ use crate::listener::{Listener, NetworkFilters};
 use crate::snapshot::Snapshot;
 use crate::tls::secrets::{self, KnownSecret, Refilled, SecretRef, SecretTable};
 
+mod table;
+
+pub(crate) use table::{Reference, Want};
+use table::{Slot, Table, Versioned};
+
 /// All configuration, on the main thread.
 #[derive(Debug, Default)]
 pub(crate) struct Store {
-    clusters: BTreeMap<Name, Slot<Cluster>>,
-    listeners: BTreeMap<Name, Slot<Listener>>,
+    clusters: Table<Cluster>,
+    listeners: Table<Listener>,
     /// That came by RDS.
     routes: BTreeMap<ResourceKey, Arc<RouteTable>>,
     /// That came by EDS.
@@ -56,13 +65,10 @@ pub(crate) struct Store {
     /// By cluster: what discovery gave, and what is in force instead, as health checks keep hosts
     /// that discovery drops.
     kept: BTreeMap<Name, (Arc<Assignment>, Arc<Assignment>)>,
-}
-
-/// One resource: the version in force and the one that warms.
-#[derive(Debug)]
-struct Slot<T> {
-    active: Option<Arc<T>>,
-    warming: Option<Arc<T>>,
+    /// What came of these may have no user: to be forgotten, if so.
+    loose: BTreeSet<Reference>,
+    /// What may be wanted now and was not, or the other way round: for who asks for it.
+    moved: BTreeSet<Reference>,
 }
 
 /// What DNS found for one version of a cluster.
@@ -72,53 +78,52 @@ struct Resolved {
     assignment: Arc<Assignment>,
 }
 
-impl<T> Default for Slot<T> {
-    fn default() -> Self {
-        Self { active: None, warming: None }
-    }
-}
-
-impl<T: Versioned> Slot<T> {
-    fn newest(&self) -> Option<&Arc<T>> {
-        self.warming.as_ref().or(self.active.as_ref())
-    }
-
-    /// Whether a version that comes by xDS is to be taken. What the bootstrap defines cannot be
-    /// changed by xDS; Envoy accepts such an update and lets it lie.
-    fn takes(&self, source: &[u8]) -> bool {
-        self.newest().is_none_or(|newest| newest.added_via_api() && newest.source() != source)
-    }
-
-    /// Puts a version that is to be taken, unless it is the one in force: then nothing warms.
-    fn put(&mut self, version: Arc<T>) {
-        let in_force = self.active.as_ref().is_some_and(|active| active.source() == version.source());
-        self.warming = (!in_force).then_some(version);
-    }
-}
-
-/// What clusters and listeners have in common.
-trait Versioned {
-    fn source(&self) -> &[u8];
-    fn added_via_api(&self) -> bool;
-}
-
 impl Versioned for Cluster {
+    fn name(&self) -> &Name {
+        &self.name
+    }
+
     fn source(&self) -> &[u8] {
         &self.source
     }
 
     fn added_via_api(&self) -> bool {
         self.added_via_api
+    }
+
+    fn wants(&self) -> Vec<Want> {
+        let endpoints = match &self.discovery {
+            Discovery::Eds { service, initial_fetch_timeout } => Some(Want {
+                reference: Reference::endpoints(service),
+                timeout: *initial_fetch_timeout,
+                user: self.stat_name.clone(),
+            }),
+            _ => None,
+        };
+        endpoints.into_iter().chain(secrets::of_cluster(self).map(secret)).collect()
     }
 }
 
 impl Versioned for Listener {
+    fn name(&self) -> &Name {
+        &self.name
+    }
+
     fn source(&self) -> &[u8] {
         &self.source
     }
 
     fn added_via_api(&self) -> bool {
         self.added_via_api
+    }
+
+    fn wants(&self) -> Vec<Want> {
+        let routes = rds(self).map(|(table, timeout, prefix)| Want {
+            reference: Reference::routes(table),
+            timeout,
+            user: prefix.clone(),
+        });
+        routes.chain(secrets::of_listener(self).map(secret)).collect()
     }
 }
 
@@ -130,75 +135,69 @@ impl Store {
 
     /// Takes a new or changed cluster; false: it is what we have, or not to be changed.
     pub(crate) fn put_cluster(&mut self, cluster: impl Into<Arc<Cluster>>) -> bool {
-        let cluster = cluster.into();
-        if !self.takes_cluster(&cluster.name, &cluster.source) {
-            return false;
-        }
-        self.clusters.entry(cluster.name.clone()).or_default().put(cluster);
-        self.unsettled = true;
-        true
+        let news = self.clusters.put(cluster.into());
+        self.unsettled |= news;
+        news
     }
 
     /// Whether a cluster's message is news, so that it is worth lowering.
     pub(crate) fn takes_cluster(&self, name: &str, source: &[u8]) -> bool {
-        self.clusters.get(name).is_none_or(|slot| slot.takes(source))
+        self.clusters.takes(name, source)
     }
 
     /// Forgets a cluster that came by xDS; false: there is none of that name.
     pub(crate) fn remove_cluster(&mut self, name: &str) -> bool {
-        if !self.clusters.get(name).and_then(Slot::newest).is_some_and(|newest| newest.added_via_api) {
-            return false;
+        let Some(slot) = self.clusters.remove(name) else { return false };
+        self.unsettled = true;
+        if slot.active.is_some() {
+            self.changed = true;
+            self.touched.insert(name.into());
         }
-        if let Some(slot) = self.clusters.remove(name) {
-            self.unsettled = true;
-            if slot.active.is_some() {
-                self.changed = true;
-                self.touched.insert(name.into());
-            }
-            self.resolved.remove(name);
-            self.kept.remove(name);
-        }
+        self.resolved.remove(name);
+        self.kept.remove(name);
         true
     }
 
     /// Takes a new or changed listener; false: it is what we have, or not to be changed.
     pub(crate) fn put_listener(&mut self, listener: Arc<Listener>) -> bool {
-        if !self.takes_listener(&listener.name, &listener.source) {
-            return false;
-        }
-        self.listeners.entry(listener.name.clone()).or_default().put(listener);
-        self.unsettled = true;
-        true
+        let news = self.listeners.put(listener);
+        self.unsettled |= news;
+        news
     }
 
     /// Whether a listener's message is news, so that it is worth lowering.
     pub(crate) fn takes_listener(&self, name: &str, source: &[u8]) -> bool {
-        self.listeners.get(name).is_none_or(|slot| slot.takes(source))
+        self.listeners.takes(name, source)
     }
 
     /// The newest version of a listener, in force or warming.
     pub(crate) fn newest_listener(&self, name: &str) -> Option<&Arc<Listener>> {
-        self.listeners.get(name)?.newest()
+        self.listeners.slot(name)?.newest()
     }
 
     /// Forgets a listener that came by xDS; false: there is none of that name.
     pub(crate) fn remove_listener(&mut self, name: &str) -> bool {
-        if !self.newest_listener(name).is_some_and(|newest| newest.added_via_api) {
-            return false;
-        }
-        if let Some(slot) = self.listeners.remove(name) {
-            self.unsettled = true;
-            self.changed |= slot.active.is_some();
-        }
+        let Some(slot) = self.listeners.remove(name) else { return false };
+        self.unsettled = true;
+        self.changed |= slot.active.is_some();
         true
     }
 
     /// Takes a route table that came by RDS.
     pub(crate) fn put_routes(&mut self, key: ResourceKey, table: Arc<RouteTable>) {
+        self.came(Reference::routes(&key));
         self.expired_routes.remove(&key);
         self.routes.insert(key, table);
         self.changed = true;
         self.unsettled = true;
+    }
+
+    /// Something came of this: who waits for it may be warm.
+    fn came(&mut self, reference: Reference) {
+        let users = [self.clusters.note_users(&reference), self.listeners.note_users(&reference)];
+        if users == [false; 2] {
+            self.loose.insert(reference);
+        }
     }
 
     /// A table that came by RDS.
@@ -212,10 +211,19 @@ impl Store {
         if self.assignments.get(&key).is_some_and(|current| **current == *assignment) {
             return Vec::new();
         }
-        let awaited = self.warming_clusters().any(|cluster| eds(cluster).is_some_and(|(of, _)| *of == key));
-        self.unsettled |= awaited;
-        let users = self.active_clusters().filter(|cluster| eds(cluster).is_some_and(|(of, _)| *of == key));
-        let users: Vec<Name> = users.map(|cluster| cluster.name.clone()).collect();
+        let reference = Reference::endpoints(&key);
+        let uses = |version: &Option<Arc<Cluster>>| {
+            version.as_deref().and_then(eds).is_some_and(|service| *service == key)
+        };
+        let mut users = Vec::new();
+        for name in self.clusters.users(&reference) {
+            let Some(slot) = self.clusters.slot(name) else { continue };
+            self.unsettled |= uses(&slot.warming);
+            if uses(&slot.active) {
+                users.push(name.clone());
+            }
+        }
+        self.came(reference);
         self.set_endpoints(&users, &assignment);
         self.assignments.insert(key, assignment);
         users
@@ -229,14 +237,17 @@ impl Store {
         settings: &Arc<DnsDiscovery>,
         assignment: &Arc<Assignment>,
     ) -> bool {
-        let Some(slot) = self.clusters.get(&**cluster) else { return false };
+        let Some(slot) = self.clusters.slot(cluster) else { return false };
         let by_these =
             |version: &Option<Arc<Cluster>>| version.as_deref().and_then(dns_settings) == Some(settings);
         let (active, warming) = (by_these(&slot.active), by_these(&slot.warming));
         if !active && !warming {
             return false;
         }
-        self.unsettled |= warming;
+        if warming {
+            self.unsettled = true;
+            self.clusters.note(cluster);
+        }
         let known = self.resolved.entry(cluster.clone()).or_default();
         known.retain(|known| known.settings != *settings);
         known.push(Resolved { settings: Arc::clone(settings), assignment: Arc::clone(assignment) });
@@ -259,6 +270,7 @@ impl Store {
     /// Endpoints did not come in time: their clusters start without.
     pub(crate) fn expire_endpoints(&mut self, key: ResourceKey) {
         if !self.assignments.contains_key(&key) {
+            self.came(Reference::endpoints(&key));
             self.expired_endpoints.insert(key);
             self.unsettled = true;
         }
@@ -267,6 +279,7 @@ impl Store {
     /// Routes did not come in time: their listeners start without (404).
     pub(crate) fn expire_routes(&mut self, key: ResourceKey) {
         if !self.routes.contains_key(&key) {
+            self.came(Reference::routes(&key));
             self.expired_routes.insert(key);
             self.unsettled = true;
         }
@@ -281,9 +294,16 @@ impl Store {
         key: ResourceKey,
         version: KnownSecret,
     ) -> Result<Vec<Refilled>, String> {
-        let listeners = self.listeners.values().flat_map(|slot| slot.active.iter().chain(&slot.warming));
-        let clusters = self.clusters.values().flat_map(|slot| slot.active.iter().chain(&slot.warming));
-        let refilled = self.secrets.put(key, version, listeners, clusters)?;
+        let reference = Reference::secret(&key);
+        let listeners = self.listeners.users(&reference).filter_map(|name| self.listeners.slot(name));
+        let clusters = self.clusters.users(&reference).filter_map(|name| self.clusters.slot(name));
+        let refilled = self.secrets.put(
+            key,
+            version,
+            listeners.flat_map(Slot::versions),
+            clusters.flat_map(Slot::versions),
+        )?;
+        self.came(reference);
         self.unsettled = true;
         Ok(refilled)
     }
@@ -296,6 +316,7 @@ impl Store {
     /// This secret did not come in time, or was refused: its users start without, and refuse
     /// connections.
     pub(crate) fn expire_secret(&mut self, key: ResourceKey) {
+        self.came(Reference::secret(&key));
         self.unsettled |= self.secrets.expire(key);
     }
 
@@ -304,14 +325,10 @@ impl Store {
         &self.secrets
     }
 
-    /// Secrets that listeners and clusters in force or warming refer to, with how long each is
-    /// waited for.
-    pub(crate) fn wanted_secrets(&self) -> BTreeMap<ResourceKey, Option<Duration>> {
-        let listeners = self.listeners.values().flat_map(|slot| slot.active.iter().chain(&slot.warming));
-        let clusters = self.clusters.values().flat_map(|slot| slot.active.iter().chain(&slot.warming));
-        let of_listeners = listeners.flat_map(|listener| secrets::of_listener(listener));
-        let of_clusters = clusters.flat_map(|cluster| secrets::of_cluster(cluster));
-        of_listeners.chain(of_clusters).map(|wanted| (wanted.key.clone(), wanted.timeout)).collect()
+    /// Secrets that listeners and clusters in force or warming refer to.
+    pub(crate) fn wanted_secrets(&self) -> BTreeSet<&ResourceKey> {
+        let references = self.references().filter(|reference| reference.type_url == TypeUrl::Secret);
+        references.map(|reference| &reference.key).collect()
     }
 
     /// The first CDS update was taken, or did not come in time.
@@ -337,23 +354,21 @@ impl Store {
     /// What initialisation still waits for, as /init_dump shows it.
     pub(crate) fn unready(&self) -> Vec<(String, Vec<String>)> {
         let mut unready = Vec::new();
-        let clusters = self.clusters.iter().filter(|(_, slot)| slot.warming.is_some());
-        let clusters: Vec<String> = clusters.map(|(name, _)| format!("Cluster {name}")).collect();
+        let clusters: Vec<String> =
+            self.clusters.warming().map(|cluster| format!("Cluster {}", cluster.name)).collect();
         if !clusters.is_empty() {
             unready.push(("init manager Server".to_owned(), clusters));
         }
-        for (name, slot) in &self.clusters {
-            let Some(cluster) = &slot.warming else { continue };
+        for cluster in self.clusters.warming() {
             let targets = self.missing_secrets(secrets::of_cluster(cluster)).collect();
-            unready.push((format!("init manager Cluster {name}"), targets));
+            unready.push((format!("init manager Cluster {}", cluster.name), targets));
         }
-        for (name, slot) in &self.listeners {
-            let Some(listener) = &slot.warming else { continue };
+        for listener in self.listeners.warming() {
             let missing = rds(listener).filter(|(table, _, _)| !self.routes.contains_key(table));
             let routes =
                 missing.map(|(table, _, _)| format!("target RdsRouteConfigSubscription init {}", table.name));
             let targets = routes.chain(self.missing_secrets(secrets::of_listener(listener))).collect();
-            unready.push((format!("init manager Listener-init-target {name}"), targets));
+            unready.push((format!("init manager Listener-init-target {}", listener.name), targets));
         }
         unready
     }
@@ -376,12 +391,12 @@ impl Store {
     pub(crate) fn settle(&mut self) -> Option<Arc<Snapshot>> {
         self.unsettled = false;
         self.warm_clusters();
-        self.clusters_ready |=
-            !self.awaits_clusters && self.clusters.values().all(|slot| slot.active.is_some());
+        self.clusters_ready |= !self.awaits_clusters && self.clusters.all_serve();
         if self.clusters_ready {
             self.warm_listeners();
-            self.live |= !self.awaits_listeners && self.listeners.values().all(|slot| slot.active.is_some());
+            self.live |= !self.awaits_listeners && self.listeners.all_serve();
         }
+        self.see_moved();
         if !std::mem::take(&mut self.changed) {
             return None;
         }
@@ -391,59 +406,82 @@ impl Store {
     }
 
     fn warm_clusters(&mut self) {
-        for slot in self.clusters.values_mut() {
-            let Some(cluster) = &slot.warming else { continue };
-            let warm = match &cluster.discovery {
-                Discovery::Static(_)
-                | Discovery::OriginalDst { .. }
-                | Discovery::DynamicForwardProxy(_)
-                | Discovery::Aggregate(_) => true,
-                Discovery::StrictDns(settings) | Discovery::LogicalDns(settings) => {
-                    resolved(&self.resolved, &cluster.name, settings).is_some() || !cluster.wait_for_warm
-                }
-                Discovery::Eds { service, .. } => {
-                    self.assignments.contains_key(service) || self.expired_endpoints.contains(service)
-                }
-            };
-            let warm = warm
-                && self.secrets.has(secrets::of_cluster(cluster))
-                && cluster.health.as_ref().is_none_or(|health| health.is_warm());
-            if warm {
-                self.touched.insert(cluster.name.clone());
-                slot.active = slot.warming.take();
+        for name in self.clusters.take_news() {
+            let warming = self.clusters.slot(&name).and_then(|slot| slot.warming.as_ref());
+            if warming.is_some_and(|cluster| self.is_warm(cluster)) {
+                self.clusters.activate(&name);
+                self.touched.insert(name.clone());
+                self.changed = true;
+            }
+            self.forget_resolved(&name);
+        }
+    }
+
+    fn is_warm(&self, cluster: &Cluster) -> bool {
+        let has_endpoints = match &cluster.discovery {
+            Discovery::Static(_)
+            | Discovery::OriginalDst { .. }
+            | Discovery::DynamicForwardProxy(_)
+            | Discovery::Aggregate(_) => true,
+            Discovery::StrictDns(settings) | Discovery::LogicalDns(settings) => {
+                resolved(&self.resolved, &cluster.name, settings).is_some() || !cluster.wait_for_warm
+            }
+            Discovery::Eds { service, .. } => {
+                self.assignments.contains_key(service) || self.expired_endpoints.contains(service)
+            }
+        };
+        has_endpoints
+            && self.secrets.has(secrets::of_cluster(cluster))
+            && cluster.health.as_ref().is_none_or(|health| health.is_warm())
+    }
+
+    fn warm_listeners(&mut self) {
+        let (routes, expired) = (&self.routes, &self.expired_routes);
+        for name in self.listeners.take_news() {
+            let warming = self.listeners.slot(&name).and_then(|slot| slot.warming.as_ref());
+            let is_warm = warming.is_some_and(|listener| {
+                rds(listener).all(|(table, _, _)| routes.contains_key(table) || expired.contains(table))
+                    && self.secrets.has(secrets::of_listener(listener))
+            });
+            if is_warm {
+                self.listeners.activate(&name);
                 self.changed = true;
             }
         }
     }
 
-    fn warm_listeners(&mut self) {
-        let (routes, expired) = (&self.routes, &self.expired_routes);
-        for slot in self.listeners.values_mut() {
-            let Some(listener) = &slot.warming else { continue };
-            let has_routes =
-                rds(listener).all(|(table, _, _)| routes.contains_key(table) || expired.contains(table));
-            if has_routes && self.secrets.has(secrets::of_listener(listener)) {
-                slot.active = slot.warming.take();
-                self.changed = true;
-            }
+    /// Drops what DNS found for versions of a cluster that are gone.
+    fn forget_resolved(&mut self, name: &Name) {
+        let Some(known) = self.resolved.get_mut(&**name) else { return };
+        let Some(slot) = self.clusters.slot(name) else { return };
+        known.retain(|known| slot.versions().any(|version| dns_settings(version) == Some(&known.settings)));
+    }
+
+    fn see_moved(&mut self) {
+        for moved in [self.clusters.take_moved(), self.listeners.take_moved()] {
+            self.loose.extend(moved.iter().cloned());
+            self.moved.extend(moved);
         }
     }
 
     /// Drops endpoints, routes and secrets that nothing refers to.
     fn forget_unused(&mut self) {
-        let endpoints = self.wanted_endpoints();
-        self.assignments.retain(|key, _| endpoints.contains(key));
-        self.expired_endpoints.retain(|key| endpoints.contains(key));
-        let routes = self.wanted_routes();
-        self.routes.retain(|key, _| routes.contains(key));
-        self.expired_routes.retain(|key| routes.contains(key));
-        let secrets = self.wanted_secrets().into_keys().collect();
-        self.secrets.retain(&secrets);
-        let clusters = &self.clusters;
-        for (name, known) in &mut self.resolved {
-            let Some(slot) = clusters.get(name) else { continue };
-            let versions = || slot.active.iter().chain(&slot.warming);
-            known.retain(|known| versions().any(|version| dns_settings(version) == Some(&known.settings)));
+        for reference in std::mem::take(&mut self.loose) {
+            if self.refers_to(&reference) {
+                continue;
+            }
+            let Reference { type_url, key } = reference;
+            match type_url {
+                TypeUrl::Endpoint => {
+                    self.assignments.remove(&key);
+                    self.expired_endpoints.remove(&key);
+                }
+                TypeUrl::Route => {
+                    self.routes.remove(&key);
+                    self.expired_routes.remove(&key);
+                }
+                _ => self.secrets.forget(&key),
+            }
         }
     }
 
@@ -451,7 +489,7 @@ impl Store {
     fn build(&mut self) -> Arc<Snapshot> {
         let mut snapshot = Snapshot::clone(&self.snapshot);
         for name in std::mem::take(&mut self.touched) {
-            let Some(cluster) = self.clusters.get(&*name).and_then(|slot| slot.active.as_ref()) else {
+            let Some(cluster) = self.clusters.slot(&name).and_then(|slot| slot.active.as_ref()) else {
                 snapshot.clusters.remove(&name);
                 snapshot.endpoints.remove(&name);
                 continue;
@@ -467,7 +505,7 @@ impl Store {
             snapshot.clusters.insert(name, Arc::clone(cluster));
         }
         let listeners =
-            self.listeners.iter().filter_map(|(name, slot)| Some((name.clone(), slot.active.clone()?)));
+            self.listeners.slots().filter_map(|(name, slot)| Some((name.clone(), slot.active.clone()?)));
         snapshot.listeners = listeners.collect();
         snapshot.routes = self.routes.iter().map(|(key, table)| (key.clone(), Arc::clone(table))).collect();
         Arc::new(snapshot)
@@ -487,13 +525,14 @@ impl Store {
         }
     }
 
-    /// Clusters with health checks, in force or warming, with what discovery gave for them.
-    pub(crate) fn checked_clusters(&self) -> Vec<(Arc<Cluster>, Option<Arc<Assignment>>)> {
-        let clusters = self.clusters.values().flat_map(|slot| slot.active.iter().chain(&slot.warming));
+    /// The versions of a cluster that have health checks, in force or warming, with what discovery
+    /// gave for them.
+    pub(crate) fn checked(&self, name: &str) -> Vec<(Arc<Cluster>, Option<Arc<Assignment>>)> {
+        let clusters = self.clusters.slot(name).into_iter().flat_map(Slot::versions);
         let checked = clusters.filter(|cluster| cluster.health.is_some());
         let discovered = |cluster: &Cluster| {
             // A cluster whose endpoints did not come in time warms without hosts.
-            let expired = || eds(cluster).is_some_and(|(key, _)| self.expired_endpoints.contains(key));
+            let expired = || eds(cluster).is_some_and(|key| self.expired_endpoints.contains(key));
             self.discovered(cluster).or_else(|| (expired() || !cluster.wait_for_warm).then(Arc::default))
         };
         checked.map(|cluster| (Arc::clone(cluster), discovered(cluster))).collect()
@@ -506,7 +545,7 @@ impl Store {
         } else {
             self.kept.insert(cluster.clone(), (Arc::clone(discovered), Arc::clone(in_force)));
         }
-        let in_snapshot = self.snapshot.endpoints.get(&**cluster);
+        let in_snapshot = self.snapshot.endpoints.get(cluster);
         if in_snapshot.is_some_and(|before| !Arc::ptr_eq(before, in_force)) {
             self.set_endpoints(std::slice::from_ref(cluster), in_force);
         }
@@ -514,54 +553,57 @@ impl Store {
 
     /// Whether this version of a cluster still warms.
     pub(crate) fn is_warming(&self, cluster: &Arc<Cluster>) -> bool {
-        let slot = self.clusters.get(&*cluster.name);
+        let slot = self.clusters.slot(&cluster.name);
         slot.and_then(|slot| slot.warming.as_ref()).is_some_and(|warming| Arc::ptr_eq(warming, cluster))
     }
 
-    /// Something that the store does not see may have warmed a resource.
-    pub(crate) fn unsettle(&mut self) {
+    /// Whether this version of a cluster is in force, or warms.
+    pub(crate) fn has(&self, cluster: &Arc<Cluster>) -> bool {
+        let slot = self.clusters.slot(&cluster.name);
+        slot.is_some_and(|slot| slot.versions().any(|version| Arc::ptr_eq(version, cluster)))
+    }
+
+    /// Something that the store does not see may have warmed this cluster.
+    pub(crate) fn unsettle(&mut self, cluster: &Name) {
         self.unsettled = true;
+        self.clusters.note(cluster);
+    }
+
+    /// The clusters that something came for since the last `settle`, gone ones among them. What
+    /// alone came are endpoints of clusters in force: those are not.
+    pub(crate) fn news(&self) -> Vec<Name> {
+        self.clusters.news().iter().cloned().collect()
     }
 
     /// All clusters, each in its newest version.
     pub(crate) fn newest_clusters(&self) -> impl Iterator<Item = &Arc<Cluster>> {
-        self.clusters.values().filter_map(Slot::newest)
+        self.clusters.slots().filter_map(|(_, slot)| slot.newest())
     }
 
-    fn active_clusters(&self) -> impl Iterator<Item = &Arc<Cluster>> {
-        self.clusters.values().filter_map(|slot| slot.active.as_ref())
+    /// A cluster's newest version, if it is one whose endpoints DNS finds.
+    pub(crate) fn dns_cluster(&self, name: &str) -> Option<&Arc<Cluster>> {
+        self.clusters.slot(name)?.newest().filter(|cluster| dns_settings(cluster).is_some())
     }
 
-    /// Endpoints that clusters in force or warming refer to.
-    fn wanted_endpoints(&self) -> BTreeSet<ResourceKey> {
-        self.eds_users().map(|(key, _, _)| key.clone()).collect()
+    /// What clusters and listeners in force or warming refer to; some of it more than once.
+    pub(crate) fn references(&self) -> impl Iterator<Item = &Reference> {
+        self.clusters.references().chain(self.listeners.references())
     }
 
-    /// Clusters whose endpoints come by EDS, in force or warming: what they ask for, how long they
-    /// wait for it, and the scope of their stats.
-    pub(crate) fn eds_users(&self) -> impl Iterator<Item = (&ResourceKey, Option<Duration>, &Name)> {
-        let clusters = self.clusters.values().flat_map(|slot| slot.warming.iter().chain(&slot.active));
-        clusters.filter_map(|cluster| eds(cluster).map(|(key, timeout)| (key, timeout, &cluster.stat_name)))
+    /// Whether one of them refers to this.
+    pub(crate) fn refers_to(&self, reference: &Reference) -> bool {
+        self.clusters.refers_to(reference) || self.listeners.refers_to(reference)
     }
 
-    /// Routes that listeners in force or warming refer to.
-    fn wanted_routes(&self) -> BTreeSet<ResourceKey> {
-        self.rds_users().map(|(key, _, _)| key.clone()).collect()
+    /// How those that refer to this want it: of each kind, first those that warm.
+    pub(crate) fn wants(&self, reference: &Reference) -> impl Iterator<Item = Want> {
+        self.listeners.wants(reference).chain(self.clusters.wants(reference))
     }
 
-    /// Connection managers whose routes come by RDS, of listeners in force or warming: what they
-    /// ask for, how long their listeners wait for it, and their `stat_prefix`.
-    pub(crate) fn rds_users(&self) -> impl Iterator<Item = (&ResourceKey, Option<Duration>, &Name)> {
-        let listeners = self.listeners.values().flat_map(|slot| slot.warming.iter().chain(&slot.active));
-        listeners.flat_map(|listener| rds(listener))
-    }
-
-    /// Clusters whose endpoints DNS finds: those in force or warming, the newest of each name.
-    pub(crate) fn dns_clusters(&self) -> HashMap<Name, Arc<Cluster>> {
-        let newest = self.clusters.values().filter_map(|slot| slot.warming.as_ref().or(slot.active.as_ref()));
-        let by_dns =
-            newest.filter(|c| matches!(c.discovery, Discovery::StrictDns(_) | Discovery::LogicalDns(_)));
-        by_dns.map(|cluster| (cluster.name.clone(), Arc::clone(cluster))).collect()
+    /// What has come to be referred to since the last call, or has ceased to be, or may have.
+    pub(crate) fn take_moved(&mut self) -> BTreeSet<Reference> {
+        self.see_moved();
+        std::mem::take(&mut self.moved)
     }
 
     /// What workers see.
@@ -571,12 +613,23 @@ impl Store {
 
     /// Clusters that are not warm yet, for /config_dump.
     pub(crate) fn warming_clusters(&self) -> impl Iterator<Item = &Arc<Cluster>> {
-        self.clusters.values().filter_map(|slot| slot.warming.as_ref())
+        self.clusters.warming()
     }
 
     /// Listeners that are not warm yet, for /config_dump.
     pub(crate) fn warming_listeners(&self) -> impl Iterator<Item = &Arc<Listener>> {
-        self.listeners.values().filter_map(|slot| slot.warming.as_ref())
+        self.listeners.warming()
+    }
+
+    /// How many clusters and listeners are not warm yet.
+    pub(crate) fn count_warming(&self) -> (usize, usize) {
+        (self.clusters.count_warming(), self.listeners.count_warming())
+    }
+
+    /// How many clusters were looked at so far.
+    #[cfg(test)]
+    pub(crate) fn visits(&self) -> usize {
+        self.clusters.visits()
     }
 }
 
@@ -601,12 +654,16 @@ fn dns_settings(cluster: &Cluster) -> Option<&Arc<DnsDiscovery>> {
     }
 }
 
-/// What a cluster asks of EDS, and how long it waits for it.
-fn eds(cluster: &Cluster) -> Option<(&ResourceKey, Option<Duration>)> {
+/// What a cluster asks of EDS.
+fn eds(cluster: &Cluster) -> Option<&ResourceKey> {
     match &cluster.discovery {
-        Discovery::Eds { service, initial_fetch_timeout } => Some((service, *initial_fetch_timeout)),
+        Discovery::Eds { service, .. } => Some(service),
         _ => None,
     }
+}
+
+fn secret(secret: &SecretRef) -> Want {
+    Want { reference: Reference::secret(&secret.key), timeout: secret.timeout, user: Name::default() }
 }
 
 /// What a listener's connection managers ask of RDS, how long each waits for it, and its

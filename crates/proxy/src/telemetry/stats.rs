@@ -55,6 +55,7 @@ pub(crate) struct Block {
     histograms: OnceLock<Box<[Buckets]>>,
     /// Counters by HTTP status (100..=599), for `upstream_rq_200` and the like; each class is
     /// allocated when its first status is counted.
+    #[allow(clippy::type_complexity, reason = "a name for it would say no more")]
     statuses: OnceLock<Box<[OnceLock<Box<[AtomicU64]>>; 5]>>,
     /// What the counters had at the last reset: only their owner may write them.
     baseline: Mutex<Option<Baseline>>,

@@ -1,13 +1,18 @@
 //! When certificates expire: `SCOPE.ssl.certificate.NAME.expiration_unix_time_seconds`, and
 //! `server.days_until_first_cert_expiring`. The main thread counts, as it fills the contexts.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use leno_base::Name;
+
+use crate::cluster::Cluster;
+use crate::listener::Listener;
 use crate::snapshot::Snapshot;
 use crate::telemetry::stats::{ThreadStats, stats_scope};
 use crate::tls::config::Expires;
+use crate::tls::secrets::Refilled;
 
 stats_scope! {
     /// `SCOPE.ssl.certificate.NAME.`
@@ -16,12 +21,18 @@ stats_scope! {
     }
 }
 
-/// The gauges of all contexts in force.
+/// The gauges of all contexts in force. Costs what changes: of ten thousand clusters, those that
+/// are new or have new certificates.
 pub(crate) struct Expirations {
     thread: Arc<ThreadStats>,
-    scopes: HashMap<String, CertificateScope>,
-    /// The first of all, seconds since the epoch.
-    first: Option<i64>,
+    /// By listener and by cluster: names of gauges, and when what they are about expires, in
+    /// seconds since the epoch.
+    listeners: HashMap<Name, Vec<(String, i64)>>,
+    clusters: HashMap<Name, Vec<(String, i64)>>,
+    /// By name, with how many refer to it.
+    scopes: HashMap<String, (CertificateScope, usize)>,
+    /// How many expire when.
+    times: BTreeMap<i64, usize>,
 }
 
 /// Envoy's number of days where there is no certificate.
@@ -31,41 +42,95 @@ const SECONDS_PER_DAY: i64 = 24 * 3600;
 
 impl Expirations {
     pub(crate) fn new(thread: Arc<ThreadStats>) -> Self {
-        Self { thread, scopes: HashMap::new(), first: None }
+        let (listeners, clusters) = (HashMap::new(), HashMap::new());
+        Self { thread, listeners, clusters, scopes: HashMap::new(), times: BTreeMap::new() }
     }
 
-    /// Follows what is in force.
-    pub(crate) fn follow(&mut self, snapshot: &Snapshot) {
-        let mut before = std::mem::take(&mut self.scopes);
-        self.first = None;
-        let mut expires = |scope: &str, context: &dyn Expires| {
-            for (name, at) in context.expirations() {
-                self.first = Some(self.first.map_or(at, |first| first.min(at)));
-                let prefix = format!("{scope}ssl.certificate.{name}.").replace(':', "_");
-                let known = before.remove(&prefix).or_else(|| self.scopes.remove(&prefix));
-                let scope = known.unwrap_or_else(|| CertificateScope::new(&self.thread, &prefix));
-                scope.expiration_unix_time_seconds().set(u64::try_from(at).unwrap_or(0));
-                self.scopes.insert(prefix, scope);
-            }
-        };
-        for listener in snapshot.listeners.values() {
-            let scope = format!("listener.{}.", listener.stat_prefix);
-            for tls in listener.chains.all().filter_map(|chain| chain.transport.tls()) {
-                expires(&scope, &**tls);
+    /// Follows what is in force from one snapshot to the next.
+    pub(crate) fn follow(&mut self, before: &Snapshot, snapshot: &Snapshot) {
+        let gone = before.listeners.keys().filter(|name| !snapshot.listeners.contains_key(*name));
+        gone.for_each(|name| self.see_listener(name, None));
+        for (name, listener) in &snapshot.listeners {
+            if !before.listeners.get(name).is_some_and(|before| Arc::ptr_eq(before, listener)) {
+                self.see_listener(name, Some(listener));
             }
         }
-        for cluster in snapshot.clusters.values() {
-            for tls in cluster.tls() {
-                expires(&format!("cluster.{}.", cluster.stat_name), &**tls);
+        for change in before.clusters.changes(&snapshot.clusters) {
+            self.see_cluster(change.name, change.after.map(|cluster| &**cluster));
+        }
+    }
+
+    /// Contexts of these were made anew.
+    pub(crate) fn refilled(&mut self, refilled: &[Refilled], snapshot: &Snapshot) {
+        for Refilled { server, owner, .. } in refilled {
+            match server {
+                true => self.see_listener(owner, snapshot.listeners.get(owner).map(|listener| &**listener)),
+                false => self.see_cluster(owner, snapshot.clusters.get(owner).map(|cluster| &**cluster)),
+            }
+        }
+    }
+
+    fn see_listener(&mut self, name: &Name, listener: Option<&Listener>) {
+        let now = listener.into_iter().flat_map(|listener| {
+            let scope = format!("listener.{}.", listener.stat_prefix);
+            let contexts = listener.chains.all().filter_map(|chain| chain.transport.tls());
+            contexts.flat_map(move |tls| expirations(&scope, &**tls))
+        });
+        let now: Vec<_> = now.collect();
+        now.iter().for_each(|gauge| self.add(gauge));
+        let before = if now.is_empty() {
+            self.listeners.remove(name)
+        } else {
+            self.listeners.insert(name.clone(), now)
+        };
+        before.into_iter().flatten().for_each(|gauge| self.remove(&gauge));
+    }
+
+    fn see_cluster(&mut self, name: &Name, cluster: Option<&Cluster>) {
+        let now = cluster.into_iter().flat_map(|cluster| {
+            cluster.tls().flat_map(|tls| expirations(&format!("cluster.{}.", cluster.stat_name), &**tls))
+        });
+        let now: Vec<_> = now.collect();
+        now.iter().for_each(|gauge| self.add(gauge));
+        let before =
+            if now.is_empty() { self.clusters.remove(name) } else { self.clusters.insert(name.clone(), now) };
+        before.into_iter().flatten().for_each(|gauge| self.remove(&gauge));
+    }
+
+    fn add(&mut self, (name, at): &(String, i64)) {
+        *self.times.entry(*at).or_default() += 1;
+        let new = || (CertificateScope::new(&self.thread, name), 0);
+        let (scope, users) = self.scopes.entry(name.clone()).or_insert_with(new);
+        *users += 1;
+        scope.expiration_unix_time_seconds().set(u64::try_from(*at).unwrap_or(0));
+    }
+
+    fn remove(&mut self, (name, at): &(String, i64)) {
+        if let Some(count) = self.times.get_mut(at) {
+            *count -= 1;
+            if *count == 0 {
+                self.times.remove(at);
+            }
+        }
+        if let Some((_, users)) = self.scopes.get_mut(name) {
+            *users -= 1;
+            if *users == 0 {
+                self.scopes.remove(name);
             }
         }
     }
 
     /// Whole days until the first certificate expires; 0 if one has.
     pub(crate) fn days(&self, now: SystemTime) -> u64 {
-        let Some(first) = self.first else { return NEVER };
+        let Some((first, _)) = self.times.first_key_value() else { return NEVER };
         let now = now.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         let left = first.saturating_sub(i64::try_from(now).unwrap_or(i64::MAX));
         u64::try_from(left / SECONDS_PER_DAY).unwrap_or(0)
     }
+}
+
+/// The gauges of a context's certificates.
+fn expirations(scope: &str, context: &dyn Expires) -> Vec<(String, i64)> {
+    let named = context.expirations().into_iter();
+    named.map(|(name, at)| (format!("{scope}ssl.certificate.{name}.").replace(':', "_"), at)).collect()
 }

@@ -3,18 +3,19 @@
 //! The main thread's store owns the table. A new version of a secret is tried on all its users
 //! first; if one of them cannot do with it, it is refused and the last good one stays.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use leno_base::Name;
 use leno_tls::{Identity, TicketKeys, ValidationRules};
 use prost_types::Any;
 
 use crate::cluster::Cluster;
 use crate::config::source::ResourceKey;
 use crate::listener::Listener;
+use crate::tls::DownstreamTls;
 use crate::tls::config::Fill;
-use crate::tls::{DownstreamTls, UpstreamTls};
 
 /// A secret, lowered.
 #[derive(Clone, Debug)]
@@ -71,6 +72,8 @@ pub(crate) struct Refilled {
     pub(crate) scope: String,
     /// Of a listener.
     pub(crate) server: bool,
+    /// The listener's or the cluster's name.
+    pub(crate) owner: Name,
 }
 
 /// The secrets that came by SDS.
@@ -114,24 +117,25 @@ impl SecretTable {
         clusters: impl Iterator<Item = &'c Arc<Cluster>>,
     ) -> Result<Vec<Refilled>, String> {
         let trial = Trial { table: self, key: &key, secret: &version.secret };
-        let mut servers: Vec<(&Arc<DownstreamTls>, _)> = Vec::new();
-        let mut clients: Vec<(&Arc<UpstreamTls>, _)> = Vec::new();
+        let (mut servers, mut clients) = (Vec::new(), Vec::new());
+        // Ten thousand clusters may refer to one secret: what was seen is looked up.
+        let (mut seen_servers, mut seen_clients) = (HashSet::new(), HashSet::new());
         let mut refilled = Vec::new();
         for listener in listeners {
             for tls in server_side(listener) {
-                if servers.iter().all(|(known, _)| !Arc::ptr_eq(known, tls)) && wants(&**tls, &key) {
+                if wants(&**tls, &key) && seen_servers.insert(Arc::as_ptr(tls)) {
                     servers.push((tls, tls.prepare(&trial)?));
                     let scope = format!("listener.{}.", listener.stat_prefix);
-                    refilled.push(Refilled { scope, server: true });
+                    refilled.push(Refilled { scope, server: true, owner: listener.name.clone() });
                 }
             }
         }
         for cluster in clusters {
             for tls in cluster.tls() {
-                if clients.iter().all(|(known, _)| !Arc::ptr_eq(known, tls)) && wants(&**tls, &key) {
+                if wants(&**tls, &key) && seen_clients.insert(Arc::as_ptr(tls)) {
                     clients.push((tls, tls.prepare(&trial)?));
-                    refilled
-                        .push(Refilled { scope: format!("cluster.{}.", cluster.stat_name), server: false });
+                    let scope = format!("cluster.{}.", cluster.stat_name);
+                    refilled.push(Refilled { scope, server: false, owner: cluster.name.clone() });
                 }
             }
         }
@@ -165,10 +169,10 @@ impl SecretTable {
         wanted.all(|wanted| self.known.contains_key(&wanted.key) || self.expired.contains(&wanted.key))
     }
 
-    /// Forgets all others.
-    pub(crate) fn retain(&mut self, wanted: &BTreeSet<ResourceKey>) {
-        self.known.retain(|key, _| wanted.contains(key));
-        self.expired.retain(|key| wanted.contains(key));
+    /// Forgets a secret that nothing refers to.
+    pub(crate) fn forget(&mut self, key: &ResourceKey) {
+        self.known.remove(key);
+        self.expired.remove(key);
     }
 
     /// The version that is there.

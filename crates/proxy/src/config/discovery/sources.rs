@@ -22,10 +22,10 @@ use tokio::task::JoinHandle;
 use super::control_plane::{self, ControlPlane};
 use super::file::{self, FileError};
 use super::stats::{ControlPlaneScope, Counts, Ending};
-use super::{Applied, Discovery, Outcome, Wanted};
+use super::{Applied, Discovery, Moves, Outcome};
 use crate::config::lower::Scope;
 use crate::config::source::{ConfigSource, FileSource, Origin, ResourceKey, XdsServer};
-use crate::config::store::Store;
+use crate::config::store::{Reference, Store};
 use crate::config::watch::{Watched, Watches};
 use crate::listener::sockets::Sockets;
 use crate::telemetry::stats::ThreadStats;
@@ -194,6 +194,8 @@ impl Sources {
             sources.running.insert(Feed::Ads, running);
         }
         for (type_url, source) in sources.whole_types() {
+            let key = ResourceKey { name: Name::default(), origin: source.origin.clone() };
+            sources.counts.add(&type_url, &key, &BTreeSet::from([Name::default()]), false);
             let feed = Feed::new(&type_url, &source.origin);
             if !sources.running.contains_key(&feed) {
                 let running = sources.open(&feed);
@@ -221,65 +223,71 @@ impl Sources {
     /// What cannot.
     pub(crate) fn check(&self, store: &Store) -> Result<(), Vec<String>> {
         let known = self.settings.scope.xds_clusters.clone().unwrap_or_default();
-        let refused = wanted(store).into_iter().filter_map(|(feed, asked)| {
+        let mut asked: BTreeMap<Feed, BTreeSet<(&TypeUrl, &Name)>> = BTreeMap::new();
+        for Reference { type_url, key } in store.references() {
+            asked.entry(Feed::new(type_url, &key.origin)).or_default().insert((type_url, &key.name));
+        }
+        let refused = asked.into_iter().filter_map(|(feed, asked)| {
             let Feed::Grpc(_, server) = feed else { return None };
             let error = known.check(&server.cluster).err()?;
-            let names = asked.keys().map(|(type_url, name)| format!("{} '{name}'", type_url.short()));
+            let names = asked.into_iter().map(|(type_url, name)| format!("{} '{name}'", type_url.short()));
             Some(format!("{}: {error}", names.collect::<Vec<_>>().join(", ")))
         });
         let refused: Vec<String> = refused.collect();
         if refused.is_empty() { Ok(()) } else { Err(refused) }
     }
 
-    /// Asks for what the store refers to now, where it comes from, and for nothing else.
-    pub(crate) fn follow(&mut self, store: &Store) {
-        self.follow_counts(store);
-        let mut wanted = wanted(store);
-        let mut permanent: BTreeSet<Feed> = BTreeSet::new();
-        permanent.extend(self.settings.ads.as_ref().map(|_| Feed::Ads));
-        for (type_url, source) in self.whole_types() {
-            permanent.insert(Feed::new(&type_url, &source.origin));
-        }
-        self.running.retain(|feed, _| wanted.contains_key(feed) || permanent.contains(feed));
-        for feed in permanent {
-            wanted.entry(feed).or_default();
-        }
-        for (feed, asked) in wanted {
-            let opened = !self.running.contains_key(&feed);
+    /// Asks for what the store refers to now, where it comes from, and for nothing else. Looks at
+    /// what has changed since the last call.
+    pub(crate) fn follow(&mut self, store: &mut Store) {
+        let moved = store.take_moved();
+        self.follow_counts(store, &moved);
+        for (feed, moves) in moves(store, &moved) {
+            let opened = !moves.wanted.is_empty() && !self.running.contains_key(&feed);
             if opened {
                 let running = self.open(&feed);
                 self.running.insert(feed.clone(), running);
             }
             let Some(running) = self.running.get_mut(&feed) else { continue };
             // One that was opened just now is read anyway.
-            if running.discovery.follow(asked)
+            if running.discovery.follow(moves)
                 && !opened
                 && let Some(again) = &running.again
             {
                 again.notify_one();
             }
-            if running.connected {
-                self.counts.connected(feed.type_url(), &feed.origin(), true);
+            if running.discovery.asked.is_empty() && !self.is_permanent(&feed) {
+                self.running.remove(&feed);
             }
         }
-        let secrets = store.wanted_secrets();
-        self.secret_files.retain(|key, _| secrets.contains_key(key));
+        self.secret_files.retain(|key, _| store.refers_to(&Reference::secret(key)));
     }
 
-    fn follow_counts(&mut self, store: &Store) {
-        let mut before = self.counts.keeping();
-        for (type_url, source) in self.whole_types() {
-            let key = ResourceKey { name: Name::default(), origin: source.origin };
-            self.counts.keep(&mut before, &type_url, &key, &Name::default());
+    /// Whether it stays open when nothing refers to it: it is the bootstrap's.
+    fn is_permanent(&self, feed: &Feed) -> bool {
+        let whole = || self.whole_types().into_iter().map(|(of, source)| Feed::new(&of, &source.origin));
+        match feed {
+            Feed::Ads => self.settings.ads.is_some(),
+            Feed::Grpc(..) | Feed::File(..) => whole().any(|permanent| permanent == *feed),
         }
-        for (key, _, user) in store.eds_users() {
-            self.counts.keep(&mut before, &TypeUrl::Endpoint, key, user);
+    }
+
+    /// New subscriptions count before the others cease to, as they may share counters.
+    fn follow_counts(&mut self, store: &Store, moved: &BTreeSet<Reference>) {
+        let users = moved.iter().map(|reference| {
+            let wants = store.wants(reference);
+            // All users of a secret count as one.
+            let most = if reference.type_url == TypeUrl::Secret { 1 } else { usize::MAX };
+            (reference, wants.take(most).map(|want| want.user).collect())
+        });
+        let users: Vec<(&Reference, BTreeSet<Name>)> = users.collect();
+        for (Reference { type_url, key }, users) in &users {
+            let connected = || self.running.get(&Feed::new(type_url, &key.origin));
+            let connected = connected().is_some_and(|running| running.connected);
+            self.counts.add(type_url, key, users, connected);
         }
-        for (key, _, user) in store.rds_users() {
-            self.counts.keep(&mut before, &TypeUrl::Route, key, user);
-        }
-        for key in store.wanted_secrets().keys() {
-            self.counts.keep(&mut before, &TypeUrl::Secret, key, &Name::default());
+        for (Reference { type_url, key }, users) in &users {
+            self.counts.retain(type_url, key, users);
         }
     }
 
@@ -625,24 +633,19 @@ impl Running {
     }
 }
 
-/// What a store refers to, by where it comes from.
-pub(crate) fn wanted(store: &Store) -> BTreeMap<Feed, Wanted> {
-    let mut wanted: BTreeMap<Feed, Wanted> = BTreeMap::new();
-    let mut want = |type_url: TypeUrl, key: &ResourceKey, timeout| {
-        let feed = wanted.entry(Feed::new(&type_url, &key.origin)).or_default();
-        // Of those that warm, which come first.
-        feed.entry((type_url, key.name.clone())).or_insert(timeout);
-    };
-    for (key, timeout, _) in store.eds_users() {
-        want(TypeUrl::Endpoint, key, timeout);
+/// What has become of these references, by where they point to.
+pub(super) fn moves(store: &Store, moved: &BTreeSet<Reference>) -> BTreeMap<Feed, Moves> {
+    let mut moves: BTreeMap<Feed, Moves> = BTreeMap::new();
+    for reference in moved {
+        let Reference { type_url, key } = reference;
+        let moves = moves.entry(Feed::new(type_url, &key.origin)).or_default();
+        let of = (type_url.clone(), key.name.clone());
+        match store.wants(reference).next() {
+            Some(want) => drop(moves.wanted.insert(of, want.timeout)),
+            None => moves.gone.push(of),
+        }
     }
-    for (key, timeout, _) in store.rds_users() {
-        want(TypeUrl::Route, key, timeout);
-    }
-    for (key, timeout) in store.wanted_secrets() {
-        want(TypeUrl::Secret, &key, timeout);
-    }
-    wanted
+    moves
 }
 
 fn mode(delta: bool) -> Mode {

@@ -2,7 +2,7 @@
 //! `http.PREFIX.rds.NAME.` and `sds.NAME.`, as Envoy does. `version`, a hash of 64 bits, and
 //! `version_text` are not shown: values here have 62 bits.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -192,31 +192,41 @@ pub(super) struct Counts {
     subscriptions: HashMap<(TypeUrl, ResourceKey), Vec<Subscription>>,
 }
 
-/// Those subscriptions that go on, while the others are forgotten.
-pub(super) struct Keeping(HashMap<(TypeUrl, ResourceKey), Vec<Subscription>>);
-
 impl Counts {
     pub(super) fn new(thread: &Arc<ThreadStats>) -> Self {
         Self { thread: Arc::clone(thread), subscriptions: HashMap::new() }
     }
 
-    /// Begins to say which subscriptions there are now.
-    pub(super) fn keeping(&mut self) -> Keeping {
-        Keeping(std::mem::take(&mut self.subscriptions))
-    }
-
-    /// There is this one, for this user.
-    pub(super) fn keep(&mut self, before: &mut Keeping, type_url: &TypeUrl, key: &ResourceKey, user: &Name) {
-        let of = (type_url.clone(), key.clone());
-        let known = before.0.get_mut(&of).and_then(|known| {
-            let position = known.iter().position(|known| known.user == *user)?;
-            Some(known.swap_remove(position))
-        });
-        let kept = self.subscriptions.entry(of).or_default();
-        if kept.iter().any(|kept| kept.user == *user) {
+    /// There are these users of a resource, and maybe others. `connected`: its stream is open.
+    pub(super) fn add(
+        &mut self,
+        type_url: &TypeUrl,
+        key: &ResourceKey,
+        users: &BTreeSet<Name>,
+        connected: bool,
+    ) {
+        if users.is_empty() {
             return;
         }
-        kept.push(known.unwrap_or_else(|| Subscription::new(&self.thread, type_url, key, user)));
+        let known = self.subscriptions.entry((type_url.clone(), key.clone())).or_default();
+        let before: BTreeSet<Name> = known.iter().map(|known| known.user.clone()).collect();
+        for user in users.difference(&before) {
+            let subscription = Subscription::new(&self.thread, type_url, key, user);
+            if let Some(control_plane) = subscription.control_plane.as_ref().filter(|_| connected) {
+                control_plane.connected_state().set(1);
+            }
+            known.push(subscription);
+        }
+    }
+
+    /// There are no others.
+    pub(super) fn retain(&mut self, type_url: &TypeUrl, key: &ResourceKey, users: &BTreeSet<Name>) {
+        let of = (type_url.clone(), key.clone());
+        if users.is_empty() {
+            self.subscriptions.remove(&of);
+        } else if let Some(known) = self.subscriptions.get_mut(&of) {
+            known.retain(|known| users.contains(&known.user));
+        }
     }
 
     /// An attempt ended.

@@ -14,7 +14,7 @@ use leno_xds::{Mode, TypeUrl};
 use prost::Message;
 use prost_types::Any;
 
-use super::sources::{Feed, wanted};
+use super::sources::{Feed, moves};
 use super::{Applied, Discovery};
 use crate::config::lower::{Scope, UnknownFields};
 use crate::config::source::Origin;
@@ -50,8 +50,9 @@ impl Proxy {
 
     /// Asks for what the store refers to now.
     fn follow(&mut self) {
-        let wanted = wanted(&self.store).remove(&Feed::Ads).unwrap_or_default();
-        self.discovery.follow(wanted);
+        let moved = self.store.take_moved();
+        let moves = moves(&self.store, &moved).remove(&Feed::Ads).unwrap_or_default();
+        self.discovery.follow(moves);
     }
 
     fn asked(&self) -> Vec<String> {

@@ -8,7 +8,7 @@ use std::time::Duration;
 use expect_test::{Expect, expect};
 use leno_base::Name;
 
-use super::Store;
+use super::{Reference, Store};
 use crate::cluster::Discovery;
 use crate::config::lower::Lower;
 use crate::fixtures::{assignment, at_port, cluster, listener, rds_filters, static_cluster, tcp_filters};
@@ -51,7 +51,7 @@ fn table() -> Arc<RouteTable> {
     let proto: leno_api::proto::envoy::config::route::v3::RouteConfiguration =
         leno_api::decode_text("name: r", "routes").unwrap();
     let source = leno_api::any::pack(&proto);
-    Arc::new(Lower::resource(|at| RouteTable::lower(source, None, false, at)).unwrap())
+    Arc::new(Lower::resource(|at| RouteTable::lower(&source, None, false, at)).unwrap())
 }
 
 fn show(snapshot: &Snapshot) -> String {
@@ -81,10 +81,20 @@ fn check(store: &mut Store, expected: Expect) {
 }
 
 fn settings(store: &Store, name: &str) -> Arc<crate::cluster::DnsDiscovery> {
-    match &store.dns_clusters().get(name).expect("a DNS cluster").discovery {
+    match &store.dns_cluster(name).expect("a DNS cluster").discovery {
         Discovery::StrictDns(settings) => Arc::clone(settings),
         other => panic!("{other:?}"),
     }
+}
+
+/// What is referred to, in order.
+fn referred(store: &Store) -> Vec<String> {
+    let all = store.references().map(|of| format!("{} {}", of.type_url.short(), of.key.name));
+    all.collect()
+}
+
+fn timeout(store: &Store, reference: &Reference) -> Option<Duration> {
+    store.wants(reference).next().expect("somebody wants it").timeout
 }
 
 #[test]
@@ -92,8 +102,8 @@ fn a_cluster_waits_for_its_endpoints() {
     let mut store = Store::new(false, false);
     assert!(store.put_cluster(version("a", 1, EDS)));
     check(&mut store, expect!["none"]);
-    assert_eq!(store.wanted_endpoints(), ["s".into()].into());
-    assert_eq!(store.eds_users().next().unwrap().1, Some(Duration::from_secs(7)));
+    assert_eq!(referred(&store), ["EDS s"]);
+    assert_eq!(timeout(&store, &Reference::endpoints(&"s".into())), Some(Duration::from_secs(7)));
     assert_eq!(store.warming_clusters().count(), 1);
     assert!(!store.is_live());
     assert!(store.put_assignment("s".into(), assignment(&["10.0.0.1:80"])).is_empty());
@@ -116,10 +126,10 @@ fn a_changed_cluster_serves_when_it_is_warm_and_its_predecessor_until_then() {
     assert_eq!(store.put_assignment("s".into(), assignment(&["10.0.0.2:80"])), ["a".into()] as [Name; 1]);
     assert!(store.is_settled(), "nobody but the workers has to know");
     expect!["cluster a/1: 10.0.0.2:80"].assert_eq(&show(store.snapshot()));
-    assert_eq!(store.wanted_endpoints(), ["other".into(), "s".into()].into());
+    assert_eq!(referred(&store), ["EDS other", "EDS s"]);
     store.put_assignment("other".into(), assignment(&["10.0.0.3:80"]));
     check(&mut store, expect!["cluster a/2: 10.0.0.3:80"]);
-    assert_eq!(store.wanted_endpoints(), ["other".into()].into());
+    assert_eq!(referred(&store), ["EDS other"]);
     assert!(store.is_live());
 }
 
@@ -245,8 +255,8 @@ fn listeners_wait_for_the_first_clusters_and_for_their_routes() {
             listener t/1"#]],
     );
     store.listeners_came();
-    assert_eq!(store.wanted_routes(), ["r".into()].into());
-    assert_eq!(store.rds_users().next().unwrap().1, Some(Duration::from_secs(3)));
+    assert_eq!(referred(&store), ["EDS s", "RDS r"]);
+    assert_eq!(timeout(&store, &Reference::routes(&"r".into())), Some(Duration::from_secs(3)));
     expect![[r#"
         [("init manager Listener-init-target l", ["target RdsRouteConfigSubscription init r"])]"#]]
     .assert_eq(&format!("{:?}", store.unready()));
@@ -279,7 +289,7 @@ fn listeners_wait_for_the_first_clusters_and_for_their_routes() {
             listener l/2
             listener t/1"#]],
     );
-    assert_eq!(store.wanted_routes(), ["q".into()].into());
+    assert_eq!(referred(&store), ["EDS q", "EDS s", "RDS q"]);
     assert!(store.routes(&"r".into()).is_none(), "nothing refers to it");
 }
 
@@ -312,7 +322,7 @@ fn what_is_removed_is_gone_with_what_only_it_referred_to() {
     assert!(store.remove_cluster("a") && store.remove_cluster("d") && store.remove_listener("l"));
     assert!(!store.remove_cluster("a") && !store.remove_listener("l"), "they are gone");
     check(&mut store, expect![""]);
-    assert!(store.dns_clusters().is_empty() && store.wanted_endpoints().is_empty());
+    assert!(store.dns_cluster("d").is_none() && referred(&store).is_empty());
     assert!(store.assignments.is_empty() && store.resolved.is_empty() && store.routes.is_empty());
     // One that only warms leaves no trace.
     store.put_cluster(version("a", 1, EDS));
@@ -330,4 +340,48 @@ fn what_the_bootstrap_has_is_not_changed_by_xds() {
     assert!(!store.remove_cluster("a"));
     check(&mut store, expect!["none"]);
     expect!["cluster a/1: "].assert_eq(&show(store.snapshot()));
+}
+
+/// How many clusters are looked at when, among so many, endpoints of one change, it is changed
+/// itself, its endpoints come, and one goes; with what is asked of discovery after each.
+fn visits(clusters: usize) -> Vec<usize> {
+    let kind = |number: usize| EDS.replace("service_name: s", &format!("service_name: s{number}"));
+    let mut store = Store::new(false, false);
+    for number in 0..clusters {
+        store.put_cluster(version(&format!("c{number}"), 1, &kind(number)));
+        let moved = store.put_assignment(format!("s{number}").as_str().into(), assignment(&[]));
+        assert!(moved.is_empty());
+    }
+    store.put_listener(tcp_listener("t", "1"));
+    assert_eq!(store.settle().expect("all are warm").clusters.len(), clusters);
+    store.take_moved();
+    let mut visits = Vec::new();
+    let mut step = |change: &dyn Fn(&mut Store)| {
+        let before = store.visits();
+        change(&mut store);
+        for name in store.news() {
+            store.checked(&name);
+            store.dns_cluster(&name);
+        }
+        store.settle();
+        let moved = store.take_moved();
+        let wants = moved.iter().flat_map(|reference| store.wants(reference)).count();
+        assert!(wants <= 3 && store.count_warming().0 <= 1);
+        visits.push(store.visits() - before);
+    };
+    step(&|store| {
+        assert_eq!(store.put_assignment("s5".into(), assignment(&["10.0.0.1:80"])).len(), 1);
+    });
+    step(&|store| assert!(store.put_cluster(version("c5", 2, &kind(99_999)))));
+    step(&|store| assert!(store.put_assignment("s99999".into(), assignment(&["10.0.0.2:80"])).is_empty()));
+    step(&|store| store.expire_secret("x".into()));
+    step(&|store| assert!(store.remove_cluster("c7")));
+    visits
+}
+
+#[test]
+fn an_update_costs_what_it_changes_however_many_clusters_there_are() {
+    let few = visits(10);
+    assert_eq!(few, visits(10_000));
+    assert!(few.iter().all(|visits| *visits < 20), "{few:?}");
 }

@@ -434,12 +434,12 @@ fn route_source(
 ) -> Option<RouteSource> {
     use hcm::http_connection_manager::RouteSpecifier;
     if let Some(table) = inline_table {
-        let table = at.field("route_config", |at| RouteTable::lower(table, None, true, at))?;
+        let table = at.field("route_config", |at| RouteTable::lower(&table, None, true, at))?;
         return Some(RouteSource::Static(Arc::new(table)));
     }
     match proto {
         Some(RouteSpecifier::RouteConfig(table)) => {
-            let table = at.field("route_config", |at| RouteTable::lower(pack(&table), None, true, at))?;
+            let table = at.field("route_config", |at| RouteTable::lower(&pack(&table), None, true, at))?;
             Some(RouteSource::Static(Arc::new(table)))
         }
         Some(RouteSpecifier::Rds(hcm::Rds { config_source: source, route_config_name })) => {

@@ -171,7 +171,7 @@ fn scope(proto: route::ScopedRouteConfiguration, at: &mut Lower) -> Option<(Vec<
             None::<()>
         })
     });
-    let table = at.field("route_configuration", |at| RouteTable::lower(pack(&table), None, true, at))?;
+    let table = at.field("route_configuration", |at| RouteTable::lower(&pack(&table), None, true, at))?;
     Some((parts, Arc::new(table)))
 }
 

@@ -771,5 +771,5 @@ pub(crate) fn lower(
     previous: Option<&RouteTable>,
     at: &mut Lower,
 ) -> Option<RouteTable> {
-    RouteTable::lower(source.clone(), previous, false, at)
+    RouteTable::lower(source, previous, false, at)
 }

@@ -165,7 +165,7 @@ impl RouteTable {
     /// taken over from there, if nothing that concerns all of them has changed.
     /// `validate_clusters` is the default of the field with this name: true for inline tables.
     pub(crate) fn lower(
-        source: Any,
+        source: &Any,
         previous: Option<&RouteTable>,
         validate_clusters: bool,
         at: &mut Lower,

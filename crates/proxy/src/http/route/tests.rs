@@ -14,7 +14,7 @@ fn decode(yaml: &str) -> proto::RouteConfiguration {
 
 fn lower(yaml: &str) -> RouteTable {
     let table = super::pack(&decode(yaml));
-    Lower::resource(|at| RouteTable::lower(table, None, false, at))
+    Lower::resource(|at| RouteTable::lower(&table, None, false, at))
         .unwrap_or_else(|errors| panic!("{errors}"))
 }
 
@@ -222,8 +222,7 @@ fn clusters_are_checked_where_they_are_known() {
     ));
     let scope = Scope { clusters: Some(std::sync::Arc::new(["there".into()].into())), ..Scope::default() };
     let check = |validate| {
-        let lowered =
-            Lower::resource_in(scope.clone(), |at| RouteTable::lower(table.clone(), None, validate, at));
+        let lowered = Lower::resource_in(scope.clone(), |at| RouteTable::lower(&table, None, validate, at));
         lowered.map(drop).map_err(|rejected| rejected.to_string())
     };
     assert_eq!(check(false), Ok(()));
@@ -243,7 +242,7 @@ fn unchanged_virtual_hosts_are_kept() {
         )))
     };
     let lower = |source, previous: Option<&RouteTable>| {
-        Lower::resource(|at| RouteTable::lower(source, previous, false, at))
+        Lower::resource(|at| RouteTable::lower(&source, previous, false, at))
             .unwrap_or_else(|error| panic!("{error}"))
     };
     let first = lower(table("b", ""), None);
@@ -261,7 +260,7 @@ fn unchanged_virtual_hosts_are_kept() {
 fn malformed_tables_are_refused() {
     for wire in [&b"\x12\xff"[..], &b"\x12\x05\x0a"[..], &b"\x0b"[..], &b"\xff\xff\xff\xff\xff\xff"[..]] {
         let source = prost_types::Any { type_url: super::pack(&decode("{}")).type_url, value: wire.to_vec() };
-        assert!(Lower::resource(|at| RouteTable::lower(source, None, false, at)).is_err(), "{wire:?}");
+        assert!(Lower::resource(|at| RouteTable::lower(&source, None, false, at)).is_err(), "{wire:?}");
     }
 }
 
@@ -321,7 +320,7 @@ proptest! {
             ..Default::default()
         });
         let table = proto::RouteConfiguration { virtual_hosts: virtual_hosts.collect(), ..Default::default() };
-        let table = Lower::resource(|at| RouteTable::lower(super::pack(&table), None, false, at));
+        let table = Lower::resource(|at| RouteTable::lower(&super::pack(&table), None, false, at));
         let table = table.unwrap_or_else(|errors| panic!("{errors}"));
         for host in hosts {
             let found = table.find_host(&request(&format!("GET {host} /")));
