@@ -34,7 +34,7 @@ use crate::session::{CaseResult, Options};
 
 /// As in `leno`: figures of its own code mean something only with its allocator.
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: leno_proxy::Allocator = leno_proxy::Allocator;
 
 /// Measures Leno beside Envoy on the same configuration
 #[derive(Debug, clap::Parser)]

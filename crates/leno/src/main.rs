@@ -8,9 +8,8 @@ mod cli;
 mod up;
 mod verb;
 
-/// A proxy allocates and frees in the same worker thread nearly always, which mimalloc is made for.
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: leno_proxy::Allocator = leno_proxy::Allocator;
 
 fn main() -> ExitCode {
     cli::run(std::env::args_os().collect())

@@ -1,14 +1,16 @@
 //! The socket of a downstream or upstream connection.
 
+use std::future::Future;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::os::fd::AsRawFd;
-use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::os::fd::{AsFd, AsRawFd};
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use bytes::BytesMut;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use bytes::{BufMut, BytesMut};
+use rustix::net::{RecvFlags, SendFlags, recv, send};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, Interest, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 
 use crate::cluster::TcpKeepalive;
@@ -84,6 +86,125 @@ pub(crate) fn unix_address(path: &str) -> io::Result<socket2::SockAddr> {
     }
 }
 
+/// A socket that the reactor knows.
+///
+/// Its system calls are made here and not by tokio's streams: one question for readiness in place
+/// of two, and none of what the C library does around calls that a thread may be cancelled in.
+trait Plain: AsFd {
+    /// Ready when reading would not wait.
+    fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
+
+    /// Ready when writing would not wait.
+    fn poll_writable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
+
+    /// Makes a call if the socket is ready for it as far as is known; a call that would have to
+    /// wait makes known that it is not.
+    fn try_call(&self, interest: Interest, call: impl FnOnce() -> io::Result<usize>) -> io::Result<usize>;
+
+    /// A call that handles up to `most` bytes. One that handles fewer has taken all that was there
+    /// (or filled all the room), so that the next one need not be made to find that out: an edge
+    /// tells when there is more (epoll(7), question 9).
+    fn try_once(
+        &self,
+        interest: Interest,
+        most: usize,
+        call: impl FnOnce() -> rustix::io::Result<usize>,
+    ) -> io::Result<usize> {
+        let mut some = None;
+        let outcome = self.try_call(interest, || {
+            let count = call()?;
+            if 0 < count && count < most {
+                some = Some(count);
+                return Err(io::ErrorKind::WouldBlock.into());
+            }
+            Ok(count)
+        });
+        some.map_or(outcome, Ok)
+    }
+
+    /// Reads without waiting.
+    fn receive(&self, bytes: &mut [u8]) -> io::Result<usize> {
+        let most = bytes.len();
+        self.try_once(Interest::READABLE, most, || Ok(recv(self, bytes, RecvFlags::empty())?.0))
+    }
+}
+
+impl Plain for TcpStream {
+    fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.poll_read_ready(cx)
+    }
+
+    fn poll_writable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.poll_write_ready(cx)
+    }
+
+    fn try_call(&self, interest: Interest, call: impl FnOnce() -> io::Result<usize>) -> io::Result<usize> {
+        self.try_io(interest, call)
+    }
+}
+
+impl Plain for UnixStream {
+    fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.poll_read_ready(cx)
+    }
+
+    fn poll_writable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.poll_write_ready(cx)
+    }
+
+    fn try_call(&self, interest: Interest, call: impl FnOnce() -> io::Result<usize>) -> io::Result<usize> {
+        self.try_io(interest, call)
+    }
+}
+
+/// Reads once. Readiness is asked for each time, also where it is known that there is something:
+/// that is what makes a task that reads and reads give way to others.
+fn poll_receive(
+    stream: &impl Plain,
+    cx: &mut Context<'_>,
+    buffer: &mut BytesMut,
+    mut ready: bool,
+) -> Poll<io::Result<usize>> {
+    loop {
+        if !ready {
+            ready!(stream.poll_readable(cx))?;
+        }
+        ready = false;
+        // SAFETY: `recv` writes to the room and reads nothing of it.
+        #[allow(unsafe_code, reason = "room that was never written to is not to be written twice")]
+        let room = unsafe { buffer.chunk_mut().as_uninit_slice_mut() };
+        let most = room.len();
+        let received = stream.try_once(Interest::READABLE, most, || {
+            let ((bytes, _), _) = recv(stream, room, RecvFlags::empty())?;
+            Ok(bytes.len())
+        });
+        match received {
+            Ok(count) => {
+                // SAFETY: `recv` has written to so many bytes of the room.
+                #[allow(unsafe_code, reason = "see above")]
+                unsafe {
+                    buffer.advance_mut(count);
+                }
+                return Poll::Ready(Ok(count));
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Poll::Ready(Err(error)),
+        }
+    }
+}
+
+/// Writes once. Sockets have room as a rule, so who is to be woken is said only if there is none.
+fn poll_send(stream: &impl Plain, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    loop {
+        let sent =
+            stream.try_once(Interest::WRITABLE, bytes.len(), || send(stream, bytes, SendFlags::NOSIGNAL));
+        match sent {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => ready!(stream.poll_writable(cx))?,
+            outcome => return Poll::Ready(outcome),
+        }
+    }
+}
+
 impl Socket {
     /// Ready when reading would not wait; needs no buffer.
     pub(crate) fn poll_read_ready(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -97,9 +218,25 @@ impl Socket {
     /// Reads without waiting.
     pub(crate) fn try_read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
         match self {
-            Socket::Tcp(stream) => stream.try_read(bytes),
-            Socket::Unix(stream) => stream.try_read(bytes),
+            Socket::Tcp(stream) => stream.receive(bytes),
+            Socket::Unix(stream) => stream.receive(bytes),
             Socket::Tls(stream) => stream.try_read(bytes),
+        }
+    }
+
+    /// Reads once, behind what is in the buffer: the number of bytes, 0 at the end of the stream.
+    /// `ready` says that `poll_read_ready` was so just now, which is not asked again then.
+    pub(crate) fn poll_read_buf(
+        &mut self,
+        cx: &mut Context<'_>,
+        buffer: &mut BytesMut,
+        ready: bool,
+    ) -> Poll<io::Result<usize>> {
+        match self {
+            Socket::Tcp(stream) => poll_receive(stream, cx, buffer, ready),
+            Socket::Unix(stream) => poll_receive(stream, cx, buffer, ready),
+            // The future keeps no state between polls, so a new one each time loses nothing.
+            Socket::Tls(_) => pin!(self.read_buf(buffer)).poll(cx),
         }
     }
 
@@ -148,8 +285,8 @@ impl AsyncRead for Socket {
 impl AsyncWrite for Socket {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         match self.get_mut() {
-            Socket::Tcp(stream) => Pin::new(stream).poll_write(cx, buf),
-            Socket::Unix(stream) => Pin::new(stream).poll_write(cx, buf),
+            Socket::Tcp(stream) => poll_send(stream, cx, buf),
+            Socket::Unix(stream) => poll_send(stream, cx, buf),
             Socket::Tls(stream) => stream.poll_write(cx, buf),
         }
     }
@@ -184,5 +321,63 @@ impl AsyncWrite for Socket {
             Socket::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
             Socket::Tls(stream) => stream.poll_shutdown(cx),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+    use std::io::ErrorKind;
+    use std::pin::Pin;
+    use std::task::{Context, Poll, Waker};
+
+    use bytes::BytesMut;
+    use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt, Interest};
+    use tokio::net::UnixStream;
+
+    use super::Socket;
+
+    #[tokio::test]
+    async fn a_read_that_takes_all_is_the_last_until_more_comes() {
+        let (mut peer, stream) = UnixStream::pair().unwrap();
+        let mut socket = Socket::Unix(stream);
+        let mut buffer = BytesMut::with_capacity(100);
+        for text in ["some", "more"] {
+            peer.write_all(text.as_bytes()).await.unwrap();
+            buffer.clear();
+            let count = poll_fn(|cx| socket.poll_read_buf(cx, &mut buffer, false)).await.unwrap();
+            assert_eq!((count, &buffer[..]), (4, text.as_bytes()));
+            let Socket::Unix(stream) = &socket else { unreachable!() };
+            let asked = stream.try_io(Interest::READABLE, || -> std::io::Result<()> { unreachable!() });
+            assert_eq!(asked.unwrap_err().kind(), ErrorKind::WouldBlock);
+        }
+        // One that fills its room may have left something.
+        peer.write_all(b"abc").await.unwrap();
+        poll_fn(|cx| socket.poll_read_ready(cx)).await.unwrap();
+        let mut two = [0; 2];
+        assert_eq!(socket.try_read(&mut two).unwrap(), 2);
+        assert_eq!(socket.try_read(&mut two).unwrap(), 1);
+        assert_eq!(socket.try_read(&mut two).unwrap_err().kind(), ErrorKind::WouldBlock);
+        drop(peer);
+        assert_eq!(poll_fn(|cx| socket.poll_read_buf(cx, &mut buffer, false)).await.unwrap(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_full_socket_is_waited_for() {
+        let (mut peer, stream) = UnixStream::pair().unwrap();
+        let mut socket = Socket::Unix(stream);
+        let chunk = vec![7; 100_000];
+        let mut sent = 0;
+        let mut cx = Context::from_waker(Waker::noop());
+        while let Poll::Ready(count) = Pin::new(&mut socket).poll_write(&mut cx, &chunk) {
+            sent += count.unwrap();
+        }
+        assert!(sent > 0);
+        let writing = poll_fn(|cx| Pin::new(&mut socket).poll_write(cx, &chunk));
+        let mut got = vec![0; sent];
+        let (written, read) = tokio::join!(writing, peer.read_exact(&mut got));
+        assert!(written.unwrap() > 0);
+        assert_eq!(read.unwrap(), sent);
+        assert!(got.iter().all(|&byte| byte == 7));
     }
 }

@@ -3,6 +3,7 @@
 //! Start reading in `worker` (how a request flows) or `server` (the main thread).
 
 mod admin;
+mod allocator;
 #[doc(hidden)]
 pub mod bench;
 mod cluster;
@@ -31,6 +32,7 @@ mod tls;
 mod token_bucket;
 mod worker;
 
+pub use allocator::Allocator;
 pub use config::validate::{Summary, validate};
 pub use options::Options;
 pub use server::{RunError, run};

@@ -8,12 +8,12 @@
 use std::cell::RefCell;
 use std::future::poll_fn;
 use std::io;
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
-use tokio::io::{AsyncReadExt, AsyncWrite};
+use tokio::io::AsyncWrite;
 use tokio::time::Instant;
 
 use crate::io::Socket;
@@ -237,8 +237,7 @@ impl Direction {
         } else if !self.buffer.try_reclaim(CHUNK) {
             self.buffer.reserve(CHUNK);
         }
-        // The future keeps no state between polls, so a new one each time loses nothing.
-        pin!(from.read_buf(&mut self.buffer)).poll(cx)
+        from.poll_read_buf(cx, &mut self.buffer, true)
     }
 }
 

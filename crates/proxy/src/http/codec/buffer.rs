@@ -6,13 +6,12 @@
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
-use std::future::Future;
 use std::io;
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes, BytesMut};
-use tokio::io::{AsyncReadExt, AsyncWrite};
+use tokio::io::AsyncWrite;
 
 use crate::io::Socket;
 use crate::splice::{self, Pipe};
@@ -189,8 +188,9 @@ impl Transport {
         if self.eof {
             return Poll::Ready(Ok(0));
         }
-        if self.input.capacity() == 0 {
-            // Holds no buffer while there is nothing to read.
+        // Holds no buffer while there is nothing to read.
+        let empty = self.input.capacity() == 0;
+        if empty {
             ready!(self.socket.poll_read_ready(cx))?;
             self.input = take_read_buffer();
         }
@@ -199,8 +199,7 @@ impl Transport {
             self.input.reserve(room);
         }
         let before = self.input.len();
-        let read = pin!(self.socket.read_buf(&mut self.input)).poll(cx);
-        let count = match read {
+        let count = match self.socket.poll_read_buf(cx, &mut self.input, empty) {
             Poll::Ready(Ok(count)) => count,
             Poll::Ready(Err(error)) => {
                 self.eof = true;
