@@ -16,7 +16,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::admin::{self, DynamicResource, HostTable, ServerState, View};
 use crate::cluster::membership::Membership;
-use crate::cluster::{Assignment, Cluster, Discovery as ClusterDiscovery, DnsDiscovery, health, outlier};
+use crate::cluster::{Assignment, Cluster, DnsDiscovery, health, outlier};
 use crate::config::bootstrap::Bootstrap;
 use crate::config::discovery::Applied;
 use crate::config::discovery::control_plane::XdsClusters;
@@ -42,8 +42,10 @@ use crate::tls::secrets::Refilled;
 use crate::tls::stats::count_refill;
 use crate::worker::{self, Command, DrainPolicy, Handle};
 
+mod beside;
 mod records;
 
+use beside::watch_of;
 use records::Records;
 
 /// Why a proxy could not run.
@@ -118,10 +120,10 @@ struct Server {
     sources: Sources,
     /// DNS tasks by cluster, with the configuration that each works for.
     resolving: HashMap<Name, (Arc<Cluster>, crate::cluster::discovery::Task)>,
-    /// Outlier detection by cluster, likewise.
-    outliers: HashMap<Name, (Arc<Cluster>, outlier::watch::Task)>,
-    /// Resolving for the DNS caches of dynamic forward proxies, likewise.
-    caches: HashMap<Name, (Arc<Cluster>, crate::cluster::discovery::Task)>,
+    /// Outlier detection by cluster.
+    outliers: HashMap<Name, outlier::watch::Task>,
+    /// Resolving for the DNS caches of dynamic forward proxies, by cluster.
+    caches: HashMap<Name, crate::cluster::discovery::Task>,
     outlier_log: Option<Arc<LogFile>>,
     /// Health checks by cluster: of the version in force, and of the one that warms.
     health: HashMap<Name, Vec<(Arc<Cluster>, health::watch::Watch)>>,
@@ -387,137 +389,14 @@ impl Server {
         self.tell(|| Command::Endpoints { clusters: clusters.to_vec(), assignment: Arc::clone(assignment) });
     }
 
-    fn tell(&self, mut command: impl FnMut() -> Command) {
-        for worker in &self.workers {
-            worker.tell(command());
-        }
-    }
-
-    /// Starts resolving for a cluster as it is now, and ends what it does not need any more.
-    fn resolve(&mut self, name: &Name) {
-        let wanted = self.store.dns_cluster(name);
-        let current = self.resolving.get(name).map(|(cluster, _)| &cluster.discovery);
-        if current == wanted.map(|wanted| &wanted.discovery) {
-            return;
-        }
-        self.resolving.remove(name);
-        let Some(cluster) = wanted else { return };
-        let (settings, logical) = match &cluster.discovery {
-            ClusterDiscovery::StrictDns(settings) => (Arc::clone(settings), false),
-            ClusterDiscovery::LogicalDns(settings) => (Arc::clone(settings), true),
-            _ => return,
-        };
-        let (events, by) = (self.events.clone(), Arc::clone(&settings));
-        let found = move |name, assignment| {
-            // Nobody listens once the proxy ends.
-            let _ = events.send(Event::Resolved(name, Arc::clone(&by), assignment));
-        };
-        let task = crate::cluster::discovery::start(name.clone(), settings, logical, found);
-        self.resolving.insert(name.clone(), (Arc::clone(cluster), task));
-    }
-
     /// Lets the workers choose anew among a cluster's hosts: verdicts on them have changed.
     fn regroup(&mut self, cluster: &Name) {
         self.tell(|| Command::Regroup(cluster.clone()));
     }
 
-    /// Checks the hosts of those of these clusters that have health checks, in force or warming.
-    fn check_health(&mut self, news: &[Name]) {
-        let checked: Vec<_> = news.iter().flat_map(|name| self.store.checked(name)).collect();
-        for (cluster, assignment) in checked {
-            if watch_of(&mut self.health, &cluster).is_none() {
-                let Some(watch) = self.watch_health(&cluster) else { continue };
-                let watches = self.health.entry(cluster.name.clone()).or_default();
-                watches.push((Arc::clone(&cluster), watch));
-            }
-            let (Some(watch), Some(assignment)) = (watch_of(&mut self.health, &cluster), assignment) else {
-                continue;
-            };
-            let in_force = watch.follow(&assignment);
-            if !self.store.is_warming(&cluster) {
-                self.store.keep(&cluster.name, &assignment, &in_force);
-            }
-        }
-    }
-
-    /// Ends checks for versions of these clusters that are gone.
-    fn forget_checks(&mut self, news: &[Name]) {
-        for name in news {
-            let Some(watches) = self.health.get_mut(name) else { continue };
-            watches.retain(|(cluster, _)| self.store.has(cluster));
-            if watches.is_empty() {
-                self.health.remove(name);
-            }
-        }
-    }
-
-    fn watch_health(&self, cluster: &Arc<Cluster>) -> Option<health::watch::Watch> {
-        if let Some(before) = self.store.snapshot().clusters.get(&cluster.name) {
-            cluster.gauges.inherit(&before.gauges);
-        }
-        let (events, of) = (self.events.clone(), Arc::clone(cluster));
-        // Nobody listens once the proxy ends.
-        let report = move |report| drop(events.send(Event::Checked(Arc::clone(&of), report)));
-        health::watch::Watch::new(cluster, &self.thread_stats, report)
-    }
-
-    /// Follows a health check that has changed something.
-    fn checked(&mut self, cluster: &Arc<Cluster>, report: health::watch::Report) {
-        if report == health::watch::Report::First {
-            if self.store.is_warming(cluster) {
-                self.store.unsettle(&cluster.name);
-                self.publish();
-            }
-            return;
-        }
-        let in_force = self.store.snapshot().clusters.get(&cluster.name);
-        if !in_force.is_some_and(|in_force| Arc::ptr_eq(in_force, cluster)) {
-            return;
-        }
-        let dropped = watch_of(&mut self.health, cluster).and_then(health::watch::Watch::drop_failed);
-        match dropped {
-            Some((discovered, in_force)) => {
-                self.store.keep(&cluster.name, &discovered, &in_force);
-                self.tell_endpoints(std::slice::from_ref(&cluster.name), &in_force);
-            }
-            None => self.regroup(&cluster.name),
-        }
-    }
-
-    /// Watches the hosts of clusters that have outlier detection, and no others.
-    fn watch_outliers(&mut self, before: &Snapshot, snapshot: &Snapshot) {
-        for change in before.clusters.changes(&snapshot.clusters) {
-            let name = change.name;
-            self.outliers.remove(name);
-            let Some(cluster) = change.after else { continue };
-            let (events, of) = (self.events.clone(), name.clone());
-            let changed = move || drop(events.send(Event::Ejected(of.clone())));
-            if let Some(task) =
-                outlier::watch::start(cluster, &self.thread_stats, self.outlier_log.clone(), changed)
-            {
-                self.outliers.insert(name.clone(), (Arc::clone(cluster), task));
-            }
-        }
-    }
-
-    /// Resolves for the DNS caches of the clusters in force, and no others.
-    fn fill_caches(&mut self, before: &Snapshot, snapshot: &Snapshot) {
-        let has_cache = |cluster: Option<&Arc<Cluster>>| {
-            cluster.is_some_and(|c| matches!(c.discovery, ClusterDiscovery::DynamicForwardProxy(_)))
-        };
-        let mut changes = before.clusters.changes(&snapshot.clusters);
-        if !changes.any(|change| has_cache(change.before) || has_cache(change.after)) {
-            return;
-        }
-        // Clusters may share one cache, so all of them are looked at.
-        self.caches.retain(|name, (cluster, _)| {
-            snapshot.clusters.get(name).is_some_and(|current| Arc::ptr_eq(current, cluster))
-        });
-        for (name, cluster) in snapshot.clusters.iter() {
-            let ClusterDiscovery::DynamicForwardProxy(cache) = &cluster.discovery else { continue };
-            if let Some(task) = crate::cluster::dns_cache::resolve::start(cache, &self.thread_stats) {
-                self.caches.insert(name.clone(), (Arc::clone(cluster), task));
-            }
+    fn tell(&self, mut command: impl FnMut() -> Command) {
+        for worker in &self.workers {
+            worker.tell(command());
         }
     }
 
@@ -663,15 +542,6 @@ impl Server {
         });
         shown.collect()
     }
-}
-
-/// The health checks of one version of a cluster.
-fn watch_of<'w>(
-    watches: &'w mut HashMap<Name, Vec<(Arc<Cluster>, health::watch::Watch)>>,
-    cluster: &Arc<Cluster>,
-) -> Option<&'w mut health::watch::Watch> {
-    let of_name = watches.get_mut(&cluster.name)?.iter_mut();
-    of_name.filter(|(of, _)| Arc::ptr_eq(of, cluster)).map(|(_, watch)| watch).next()
 }
 
 /// Whether the loop goes on.

@@ -134,3 +134,33 @@ fn expirations(scope: &str, context: &dyn Expires) -> Vec<(String, i64)> {
     let named = context.expirations().into_iter();
     named.map(|(name, at)| (format!("{scope}ssl.certificate.{name}.").replace(':', "_"), at)).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::{Duration, UNIX_EPOCH};
+
+    use super::{Expirations, NEVER, SECONDS_PER_DAY};
+    use crate::telemetry::stats::StatsStore;
+
+    #[test]
+    fn the_first_to_expire_is_known_as_certificates_come_and_go() {
+        let mut expirations = Expirations::new(Arc::new(StatsStore::default()).thread());
+        let days = |expirations: &Expirations| expirations.days(UNIX_EPOCH + Duration::from_secs(1));
+        let gauge = |name: &str, days: i64| (name.to_owned(), days * SECONDS_PER_DAY + 1);
+        assert_eq!(days(&expirations), NEVER);
+        // Two share a gauge, and two expire at the same time.
+        let all = [gauge("a", 9), gauge("a", 9), gauge("b", 5), gauge("c", 9)];
+        all.iter().for_each(|gauge| expirations.add(gauge));
+        assert_eq!((days(&expirations), expirations.scopes.len()), (5, 3));
+        expirations.remove(&all[2]);
+        assert_eq!((days(&expirations), expirations.scopes.len()), (9, 2));
+        expirations.remove(&all[0]);
+        expirations.remove(&all[3]);
+        assert_eq!((days(&expirations), expirations.scopes.len()), (9, 1));
+        expirations.remove(&all[1]);
+        assert_eq!((days(&expirations), expirations.scopes.len()), (NEVER, 0));
+        expirations.add(&("expired".to_owned(), -1));
+        assert_eq!(days(&expirations), 0);
+    }
+}
