@@ -338,7 +338,9 @@ impl Transport {
         self.release_input();
         if self.output.len() == 0 && self.output.flat.capacity() > 0 {
             give_write_buffer(std::mem::take(&mut self.output.flat));
-            self.output.pieces = VecDeque::new();
+            if self.output.pieces.capacity() > 0 {
+                self.output.pieces = VecDeque::new();
+            }
         }
     }
 
