@@ -8,7 +8,7 @@
 //! through its mailbox only.
 
 use std::cell::{Cell, OnceCell, RefCell};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -187,6 +187,8 @@ pub(crate) struct Worker {
     /// without a look at its name.
     #[allow(clippy::type_complexity, reason = "a name for it would say no more")]
     recent: RefCell<[Option<(Name, Rc<WorkerCluster>)>; RECENT]>,
+    /// Aggregate clusters that refer to others of these.
+    chained: RefCell<HashSet<Name>>,
     /// The hosts of the cluster that this proxy belongs to, for zone-aware routing.
     local_hosts: Rc<LocalHosts>,
     listeners: RefCell<HashMap<Name, Rc<WorkerListener>>>,
@@ -237,6 +239,7 @@ impl Worker {
             snapshot: RefCell::default(),
             clusters: RefCell::default(),
             recent: RefCell::new([const { None }; RECENT]),
+            chained: RefCell::default(),
             local_hosts: Rc::default(),
             listeners: RefCell::default(),
             destinations: RefCell::default(),
@@ -372,6 +375,11 @@ impl Worker {
         self.host_changes.get()
     }
 
+    /// An aggregate cluster holds others from now on.
+    pub(crate) fn note_chain(&self, cluster: &Name) {
+        self.chained.borrow_mut().insert(cluster.clone());
+    }
+
     fn note_host_change(&self) {
         self.host_changes.set(self.host_changes.get() + 1);
     }
@@ -428,25 +436,21 @@ impl Worker {
     fn adopt_clusters(&self, snapshot: &Snapshot) -> Vec<Rc<WorkerCluster>> {
         self.note_host_change();
         self.recent.replace([const { None }; RECENT]);
-        let mut replaced = Vec::new();
-        self.clusters.borrow_mut().retain(|name, cluster| {
-            let kept = snapshot.clusters.get(name).is_some_and(|config| Arc::ptr_eq(config, &cluster.config));
-            if !kept {
-                replaced.push(Rc::clone(cluster));
-            }
-            kept
-        });
         let before = self.snapshot.borrow();
-        for (name, cluster) in self.clusters.borrow().iter() {
-            // What it refers to may be gone, and is not kept alive.
-            cluster.chain.take();
-            let (old, new) = (before.endpoints.get(name), snapshot.endpoints.get(name));
-            let same = match (old, new) {
-                (Some(old), Some(new)) => Arc::ptr_eq(old, new),
-                (old, new) => old.is_none() && new.is_none(),
-            };
-            if !same {
-                cluster.update_hosts(new.map_or(&Assignment::default(), |new| new));
+        let mut clusters = self.clusters.borrow_mut();
+        let changes = before.clusters.changes(&snapshot.clusters);
+        let replaced = changes.filter_map(|change| clusters.remove(change.name)).collect();
+        drop(clusters);
+        let clusters = self.clusters.borrow();
+        for name in self.chained.take() {
+            if let Some(cluster) = clusters.get(&name) {
+                // What it refers to may be gone, and is not kept alive.
+                cluster.chain.take();
+            }
+        }
+        for change in before.endpoints.changes(&snapshot.endpoints) {
+            if let Some(cluster) = clusters.get(change.name) {
+                cluster.update_hosts(change.after.map_or(&Assignment::default(), |new| new));
             }
         }
         replaced

@@ -117,6 +117,7 @@ impl Worker {
         let chain = Chain::new(members, cluster.config.panic_threshold);
         // Asking for members may have made some of them: only now is the count what it will be.
         cluster.chain.replace(Chain { made_at: Some(self.host_changes()), ..chain });
+        self.note_chain(&cluster.config.name);
     }
 }
 
