@@ -141,6 +141,7 @@ fn measure(arguments: &Arguments) -> Result<bool> {
         saturated: seconds(arguments.saturated)?,
         fixed: seconds(arguments.fixed)?,
         warm_up: Duration::from_millis(500),
+        settle: Duration::from_secs(2),
         rate: arguments.rate,
     };
     let mut list = arguments.cases.as_str();
@@ -148,7 +149,8 @@ fn measure(arguments: &Arguments) -> Result<bool> {
     if arguments.quick {
         let instant = Duration::from_millis(100);
         options.rounds = 1;
-        (options.saturated, options.fixed, options.warm_up) = (instant, instant, instant / 4);
+        (options.saturated, options.fixed) = (instant, instant);
+        (options.warm_up, options.settle) = (instant / 4, instant / 4);
         options.rate = Some(200.0);
         list = QUICK;
         peers.push(Peer::leno(std::env::current_exe()?));

@@ -26,6 +26,8 @@ pub(crate) struct Options {
     pub(crate) fixed: Duration,
     /// Time before anything is counted.
     pub(crate) warm_up: Duration,
+    /// Time from the first answer until a proxy has given back what only its start needed.
+    pub(crate) settle: Duration,
     /// Instead of the case's rate.
     pub(crate) rate: Option<f64>,
 }
@@ -119,15 +121,15 @@ pub(crate) fn estimate(wanted: &Wanted, peers: &[Peer], options: &Options) -> Du
             _ => (Duration::from_millis(200), Duration::from_micros(60)),
         };
         let turn = match case.kind {
-            Kind::Scale => options.warm_up.max(Duration::from_secs(2)),
+            Kind::Scale => options.settle,
             Kind::Idle => {
                 let requests = Duration::from_millis(u64::try_from(size).unwrap_or(u64::MAX) / 2);
-                options.warm_up + (requests + Duration::from_millis(500)) * 2
+                options.warm_up + options.settle + (requests + Duration::from_millis(500)) * 2
             }
             Kind::Load { rate, .. } => {
                 let fixed = rate > 0.0 && !options.fixed.is_zero();
                 let fixed = if fixed { options.warm_up + options.fixed } else { Duration::ZERO };
-                options.warm_up * 2 + options.saturated + fixed
+                options.settle + options.warm_up + options.saturated + fixed
             }
         };
         let rounds = u32::try_from(options.rounds).unwrap_or(u32::MAX);
@@ -243,7 +245,7 @@ impl Turn<'_> {
     fn load(&self, proxy: &Running, verify: bool, cores: &Cores, figures: &mut Figures) -> Result<()> {
         let Kind::Load { rate, .. } = self.case.kind else { return Ok(()) };
         let pid = proxy.pid();
-        machine::pause(self.options.warm_up);
+        machine::pause(self.options.settle);
         figures.set("rss_mb", machine::memory(pid, "VmRSS"));
         if verify {
             verify::check(self.case, self.size, proxy, self.folder)?;
@@ -316,7 +318,7 @@ impl Turn<'_> {
         figures.set("load_s", proxy.started.elapsed().as_secs_f64());
         let pid = proxy.pid();
         figures.set("load_cpu_s", machine::processor_time(pid).as_secs_f64());
-        machine::pause(self.options.warm_up.max(Duration::from_secs(2)));
+        machine::pause(self.options.settle);
         figures.set("rss_mb", machine::memory(pid, "VmRSS"));
         figures.set("peak_mb", machine::memory(pid, "VmHWM"));
         if verify {
@@ -334,7 +336,7 @@ impl Turn<'_> {
         // Pools of buffers and of connections to the back end are not what is counted.
         let one = Plan { connections: 1, ..self.plan(proxy)? };
         fine(&Load::open(one)?.run(self.options.warm_up, None)?.0)?;
-        machine::pause(Duration::from_millis(500));
+        machine::pause(self.options.settle);
         let before = machine::memory(pid, "VmRSS");
         figures.set("rss_mb", before);
         let mut load = Load::open(self.plan(proxy)?)?;

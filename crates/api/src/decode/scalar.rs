@@ -145,7 +145,8 @@ fn read<'n>(kind: Kind, scalar: &'n Scalar<'_>) -> Result<Decoded<'n>, Fault> {
         },
         Kind::Bytes => match scalar.kind {
             yaml::Kind::String => {
-                return decode_base64(&scalar.text).map(Decoded::Bytes).ok_or(Fault::Other("invalid base64"));
+                let bytes = leno_base::base64::decode_json(scalar.text.as_bytes());
+                return bytes.map(Decoded::Bytes).ok_or(Fault::Other("invalid base64"));
             }
             _ => return Err(expected(kind)),
         },
@@ -243,32 +244,4 @@ fn decimal(text: &str) -> Option<f64> {
         return None;
     }
     text.parse().ok()
-}
-
-/// Base64 in either alphabet, padded or not.
-fn decode_base64(text: &str) -> Option<Vec<u8>> {
-    let digits = text.trim_end_matches('=');
-    // One digit alone has not enough bits for a byte.
-    if digits.len() % 4 == 1 || text.len() - digits.len() > 2 {
-        return None;
-    }
-    let mut bytes = Vec::with_capacity(digits.len() / 4 * 3 + 2);
-    let (mut bits, mut count) = (0_u32, 0);
-    for digit in digits.bytes() {
-        let value = match digit {
-            b'A'..=b'Z' => digit - b'A',
-            b'a'..=b'z' => digit - b'a' + 26,
-            b'0'..=b'9' => digit - b'0' + 52,
-            b'+' | b'-' => 62,
-            b'/' | b'_' => 63,
-            _ => return None,
-        };
-        bits = (bits << 6 | u32::from(value)) & 0xff_ffff;
-        count += 6;
-        if count >= 8 {
-            count -= 8;
-            bytes.push((bits >> count & 0xff) as u8);
-        }
-    }
-    Some(bytes)
 }

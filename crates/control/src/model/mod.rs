@@ -4,7 +4,6 @@
 //! An object with an error is refused as a whole (its last good version stays); what is only not
 //! supported yet is a warning. Nothing is ignored in silence.
 
-pub(crate) mod base64;
 pub(crate) mod check;
 pub(crate) mod destination_rule;
 pub(crate) mod diagnostic;

@@ -75,7 +75,7 @@ fn http_route(check: &mut Check, rule: &HttpRoute) {
                     check.invalid("only one of string and bytes may be given");
                 }
                 if let Some(bytes) = &body.bytes
-                    && crate::model::base64::decode(bytes).is_none()
+                    && leno_base::base64::decode_json(bytes.as_bytes()).is_none()
                 {
                     check.at("bytes", |check| check.invalid("not base64"));
                 }

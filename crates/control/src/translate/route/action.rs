@@ -1,9 +1,11 @@
 //! What becomes of a request that a rule matches: forwarding, redirect, direct response.
 
+use leno_base::base64;
+
 use crate::model::virtual_service::{
     DerivePort, Destination, DirectResponse, HeaderOperations, Headers, HttpRoute, Percent, Redirect, Retries,
 };
-use crate::model::{base64, duration::Span};
+use crate::model::duration::Span;
 use crate::registry::Service;
 use crate::translate::name;
 use crate::translate::proto::{core, route, ty};
@@ -221,7 +223,9 @@ pub(crate) fn direct_response(response: &DirectResponse) -> route::DirectRespons
     use core::data_source::Specifier;
     let body = response.body.as_ref().and_then(|body| match (&body.string, &body.bytes) {
         (Some(text), _) => Some(Specifier::InlineString(text.clone())),
-        (None, Some(bytes)) => base64::decode(bytes).map(|bytes| Specifier::InlineBytes(bytes.into())),
+        (None, Some(bytes)) => {
+            base64::decode_json(bytes.as_bytes()).map(|bytes| Specifier::InlineBytes(bytes.into()))
+        }
         (None, None) => None,
     });
     route::DirectResponseAction {
