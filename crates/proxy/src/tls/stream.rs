@@ -367,9 +367,7 @@ impl TlsStream {
             self.incoming = incoming;
             match outcome {
                 Ok(progress) => {
-                    std::future::poll_fn(|cx| self.poll_send(cx))
-                        .await
-                        .map_err(HandshakeFailure::Socket)?;
+                    std::future::poll_fn(|cx| self.poll_send(cx)).await.map_err(HandshakeFailure::Socket)?;
                     match progress {
                         Progress::Handshake => {}
                         Progress::Traffic | Progress::Closed => {

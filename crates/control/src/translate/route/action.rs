@@ -2,10 +2,10 @@
 
 use leno_base::base64;
 
+use crate::model::duration::Span;
 use crate::model::virtual_service::{
     DerivePort, Destination, DirectResponse, HeaderOperations, Headers, HttpRoute, Percent, Redirect, Retries,
 };
-use crate::model::duration::Span;
 use crate::registry::Service;
 use crate::translate::name;
 use crate::translate::proto::{core, route, ty};
