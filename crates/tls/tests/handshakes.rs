@@ -31,7 +31,7 @@ fn params(names: &[SanType]) -> CertificateParams {
     params
 }
 
-fn identity(issuer: &Authority, params: CertificateParams) -> Arc<Identity> {
+fn identity(issuer: &Authority, params: &CertificateParams) -> Arc<Identity> {
     let key = KeyPair::generate().unwrap();
     let chain = params.signed_by(&key, issuer).unwrap().pem();
     let source = |text: String| Source { bytes: text.into_bytes(), place: "<inline>".to_owned() };
@@ -148,7 +148,7 @@ fn version(maximum: Version) -> Parameters {
 #[test]
 fn sessions_are_resumed_by_tickets_and_from_the_store() {
     let ca = authority("ca");
-    let own = identity(&ca, params(&[dns("server.test")]));
+    let own = identity(&ca, &params(&[dns("server.test")]));
     for maximum in [Version::Tls12, Version::Tls13] {
         let shakes = |server: ServerSettings, keys: u32| {
             let settings = ClientSettings {
@@ -177,7 +177,7 @@ fn sessions_are_resumed_by_tickets_and_from_the_store() {
 #[test]
 fn given_keys_resume_between_servers_and_over_rotation() {
     let ca = authority("ca");
-    let own = identity(&ca, params(&[dns("server.test")]));
+    let own = identity(&ca, &params(&[dns("server.test")]));
     let key = |fill: u8| TicketKey::new(&[fill; TicketKey::LENGTH], "<inline>").unwrap();
     let with = |keys: &[TicketKey]| {
         ServerSettings { tickets: TicketKeys::Given(keys.to_vec()), ..server(&own) }.build().unwrap().config
@@ -210,7 +210,7 @@ fn spiffe_bundles_by_trust_domain() {
     let check = |issuer: &Authority, names: &[SanType], usages: &[KeyUsagePurpose], expected: &str| {
         let mut params = params(names);
         params.key_usages = usages.to_vec();
-        let server = server(&identity(issuer, params)).build().unwrap();
+        let server = server(&identity(issuer, &params)).build().unwrap();
         assert_eq!(shake(&client(rules.clone()).build().unwrap(), &server.config), expected, "{names:?}");
     };
     check(&ca, &[uri("spiffe://one.test/a")], &[], "full");
@@ -223,7 +223,7 @@ fn spiffe_bundles_by_trust_domain() {
     // Names are looked at besides.
     let matcher = TextMatcher::Exact("spiffe://one.test/b".into(), false);
     let rules = ValidationRules { names: vec![NameMatcher { kind: NameKind::Uri, matcher }], ..rules };
-    let server = server(&identity(&ca, params(&[uri("spiffe://one.test/a")]))).build().unwrap();
+    let server = server(&identity(&ca, &params(&[uri("spiffe://one.test/a")]))).build().unwrap();
     assert_eq!(shake(&client(rules).build().unwrap(), &server.config), "names");
 }
 
@@ -235,7 +235,7 @@ fn pins_revocations_and_expected_names() {
     };
     let mut revoked = params(&[dns("server.test")]);
     revoked.serial_number = Some(SerialNumber::from(7u64));
-    let (own, revoked) = (identity(&ca, params(&[dns("server.test")])), identity(&ca, revoked));
+    let (own, revoked) = (identity(&ca, &params(&[dns("server.test")])), identity(&ca, &revoked));
     let context = |identity: &Arc<Identity>| server(identity).build().unwrap().config;
     let with = |rules: ValidationRules, identity: &Arc<Identity>| {
         shake(&client(rules).build().unwrap(), &context(identity))
@@ -243,7 +243,7 @@ fn pins_revocations_and_expected_names() {
     let pin = digest(own.certificate().der());
     let pinned = ValidationRules { hashes: vec![[0; 32], pin], ..ValidationRules::default() };
     assert_eq!(with(pinned.clone(), &own), "full");
-    assert_eq!(with(pinned.clone(), &revoked), "pins");
+    assert_eq!(with(pinned, &revoked), "pins");
     // Beside a trusted CA both must hold.
     let both = ValidationRules { hashes: vec![pin], ..trusting(&authority("other")) };
     assert_eq!(with(both, &own), "chain");
@@ -281,7 +281,7 @@ fn pins_revocations_and_expected_names() {
 #[test]
 fn signatures_are_limited_to_those_of_the_list() {
     let ca = authority("ca");
-    let own = identity(&ca, params(&[dns("server.test")]));
+    let own = identity(&ca, &params(&[dns("server.test")]));
     let limited = |names: &[&str]| {
         let mut parameters = Parameters::default();
         parameters.set_schemes(&names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>()).unwrap();
