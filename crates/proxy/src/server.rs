@@ -273,6 +273,9 @@ impl Server {
         let mut terminate = signals(SignalKind::terminate())?;
         let mut interrupt = signals(SignalKind::interrupt())?;
         let mut reopen = signals(SignalKind::user_defined1())?;
+        // Of a terminal that was closed, or of a supervisor that wants files read again: those are
+        // watched anyway. As in Envoy it ends nothing.
+        let mut hang_up = signals(SignalKind::hangup())?;
         let mut beat = tokio::time::interval(BEAT);
         self.publish();
         loop {
@@ -283,6 +286,10 @@ impl Server {
                 _ = terminate.recv() => Event::Terminate,
                 _ = interrupt.recv() => Event::Terminate,
                 _ = reopen.recv() => Event::ReopenLogs,
+                _ = hang_up.recv() => {
+                    tracing::warn!("caught and eating SIGHUP");
+                    continue;
+                }
                 _ = beat.tick() => Event::Beat,
             };
             if let Flow::End = self.handle(event) {

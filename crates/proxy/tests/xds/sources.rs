@@ -175,6 +175,9 @@ fn files(name: &'static str, envoy: Option<&Path>, folder: &Path, upstreams: [So
     proxy.until_stat("cluster.a.update_rejected", 2);
     put(&own, "eds.yaml", &response(3, ""));
     proxy.until_stat("cluster.a.update_empty", 1);
+    // Nothing at all is not the same as no resources.
+    put(&own, "cds.yaml", "# cut off\n");
+    proxy.until_stat("cluster_manager.cds.update_failure", 1);
     put(&own, "rds.json", &to_json(&response(3, &table("other", here))));
     proxy.until_stat("http.h.rds.r.update_rejected", 1);
     put(&own, "rds.json", &to_json(&response(3, &assignment("r", upstreams[0]))));

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use leno_api::proto::envoy::service::discovery::v3::DiscoveryResponse;
-use leno_api::yaml::{Dialect, parse};
+use leno_api::yaml::{Dialect, Node, parse};
 use leno_base::Name;
 use leno_xds::wire::ReceivedSotw;
 use leno_xds::{Resource, TypeUrl};
@@ -41,7 +41,12 @@ pub(super) fn read(path: &Path, type_url: &TypeUrl) -> Result<Content, FileError
     } else {
         let text = String::from_utf8(bytes).map_err(|_| unreadable(format!("{name}: it is not UTF-8")))?;
         let dialect = if name.ends_with(".json") { Dialect::Json } else { Dialect::Envoy };
-        parse(&text, dialect).map_err(|error| unreadable(error.in_file(&name).to_string()))?;
+        let documents =
+            parse(&text, dialect).map_err(|error| unreadable(error.in_file(&name).to_string()))?;
+        // Nothing is no set of resources, not even an empty one: a file that was cut off.
+        if documents.first().is_none_or(Node::is_null) {
+            return Err(unreadable(format!("{name}: it is empty")));
+        }
         // Deviation: unknown fields and values of a wrong type are counted as `update_rejected`, as
         // violated constraints are; Envoy counts them as `update_failure`.
         let response: Result<DiscoveryResponse, _> = leno_api::decode_text(&text, &name);

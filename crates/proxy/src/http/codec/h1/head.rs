@@ -226,6 +226,7 @@ fn request(input: &[u8], limits: &HeadLimits, map: &mut HeaderMap) -> Result<Req
     // The first thing that is refused of what the fields say; what they look like comes first.
     let mut wrong = None;
     let (mut fields, mut counted) = (0, 0);
+    let mut oversized_te = false;
     while let Some(field) = next_field(input, at)? {
         at = field.next;
         fields += 1;
@@ -269,7 +270,14 @@ fn request(input: &[u8], limits: &HeadLimits, map: &mut HeaderMap) -> Result<Req
             }
             // Of all that it may ask for trailers alone concern the endpoint, even though
             // `connection` must name the field.
-            Some(Known::Te) if !value.eq_ignore_ascii_case(b"trailers") => continue,
+            Some(Known::Te) if !value.eq_ignore_ascii_case(b"trailers") => {
+                oversized_te |= value.len() > MOST_TE;
+                if let Some(token) = trailers_token(value) {
+                    let start = field.value.start + token.start;
+                    lines.push(Known::Te, start..start + token.len());
+                }
+                continue;
+            }
             Some(Known::Expect) => expects_continue = value.eq_ignore_ascii_case(b"100-continue"),
             _ => {}
         }
@@ -281,7 +289,7 @@ fn request(input: &[u8], limits: &HeadLimits, map: &mut HeaderMap) -> Result<Req
     if !known_method || !ascii {
         return Err(CODEC_ERROR.into());
     }
-    if connection.names_forwarding() {
+    if connection.is_refused(oversized_te) {
         return Err(CodecError::bad("http1.connection_header_rejected").into());
     }
     let target = target?;
@@ -663,16 +671,22 @@ fn check_size(size: usize, limits: &HeadLimits) -> Result<(), CodecError> {
     if size > limits.bytes { Err(TOO_LARGE) } else { Ok(()) }
 }
 
-/// Whether the request line's third word is an HTTP version at all, or missing as in HTTP/0.9.
-fn names_version(input: &[u8]) -> bool {
+/// Whether the request line is one of another version of HTTP: it says so in its third word, or
+/// has none as in HTTP/0.9.
+pub(super) fn names_version(input: &[u8]) -> bool {
     let line = input.split(|byte| *byte == b'\n').next().unwrap_or_default();
     let line = line.strip_suffix(b"\r").unwrap_or(line);
-    let mut words = line.split(|byte| *byte == b' ').filter(|word| !word.is_empty());
-    let method = words.next().and_then(|word| std::str::from_utf8(word).ok()).unwrap_or_default();
-    let target = words.next().unwrap_or_default();
-    METHODS.contains(&method)
+    let mut words = line.split(|byte| *byte == b' ');
+    let (method, target) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
+    let (version, more) = (words.next(), words.next());
+    is_method(method)
         && target.starts_with(b"/")
-        && words.next().is_none_or(|word| word.starts_with(b"HTTP/"))
+        && target.iter().all(u8::is_ascii_graphic)
+        && more.is_none()
+        && version.is_none_or(|version| {
+            matches!(version, [b'H', b'T', b'T', b'P', b'/', major, b'.', minor]
+                if major.is_ascii_digit() && minor.is_ascii_digit())
+        })
 }
 
 /// What a request's target says, as parts of it.
@@ -791,6 +805,26 @@ static AUTHORITY: [bool; 256] = {
     allowed
 };
 
+/// Most words of a request's `connection` headers, as in Envoy.
+const MOST_WORDS: usize = 9;
+
+/// Most bytes of a `te` that `connection` names, as in Envoy.
+const MOST_TE: usize = 256;
+
+/// Where `trailers` stands in a list of what a client takes.
+fn trailers_token(value: &[u8]) -> Option<Range<usize>> {
+    let mut start = 0;
+    for part in value.split(|byte| *byte == b',') {
+        let leading = part.len() - part.trim_ascii_start().len();
+        let token = part.trim_ascii();
+        if token.eq_ignore_ascii_case(b"trailers") {
+            return Some(start + leading..start + leading + token.len());
+        }
+        start += part.len() + 1;
+    }
+    None
+}
+
 /// What a `connection` header says.
 #[derive(Default)]
 struct Connection<'a> {
@@ -799,33 +833,42 @@ struct Connection<'a> {
     close: bool,
     keep_alive: bool,
     upgrade: bool,
-    /// Names of other headers that speak of this connection only.
+    /// Names of other headers that speak of this connection only, as far as they may go.
     named: smallvec::SmallVec<[&'a [u8]; 2]>,
+    /// Words of all values.
+    words: usize,
 }
 
 impl<'a> Connection<'a> {
     fn read(&mut self, value: &'a [u8], text: Range<usize>) {
         self.text = text;
         for token in value.split(|byte| *byte == b',').map(<[u8]>::trim_ascii) {
+            if token.is_empty() {
+                continue;
+            }
+            self.words += 1;
             if token.eq_ignore_ascii_case(b"close") {
                 self.close = true;
             } else if token.eq_ignore_ascii_case(b"keep-alive") {
                 self.keep_alive = true;
             } else if token.eq_ignore_ascii_case(b"upgrade") {
                 self.upgrade = true;
-            } else if !token.is_empty() {
+            } else if self.words <= MOST_WORDS {
                 self.named.push(token);
             }
         }
     }
 
-    /// Whether it would take off what says where the request comes from or goes to: no honest
-    /// client asks for that, and Envoy refuses it too.
-    fn names_forwarding(&self) -> bool {
+    /// Whether it would take off what says where the request comes from or goes to, or a `te` as
+    /// large as no honest one, or names more than it has reason to: Envoy refuses these too.
+    fn is_refused(&self, oversized_te: bool) -> bool {
         const FORWARDING: [&[u8]; 3] = [b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto"];
-        self.named.iter().any(|named| {
-            named.contains(&b':') || FORWARDING.iter().any(|name| named.eq_ignore_ascii_case(name))
-        })
+        self.words > MOST_WORDS
+            || self.named.iter().any(|named| {
+                named.contains(&b':')
+                    || FORWARDING.iter().any(|name| named.eq_ignore_ascii_case(name))
+                    || (oversized_te && named.eq_ignore_ascii_case(b"te"))
+            })
     }
 }
 

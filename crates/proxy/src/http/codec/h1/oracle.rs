@@ -3,7 +3,9 @@
 
 use std::mem::MaybeUninit;
 
-use super::head::{HeadLimits, METHODS, RequestHead, ResponseHead, url_authority, valid_authority};
+use super::head::{
+    HeadLimits, METHODS, RequestHead, ResponseHead, names_version, url_authority, valid_authority,
+};
 use crate::http::codec::{BodyLength, CODEC_ERROR, CodecError};
 use crate::http::headers::{HeaderMap, Known};
 
@@ -43,7 +45,7 @@ pub(super) fn parse_request(
         for field in request.headers.iter().filter(|field| field.name.eq_ignore_ascii_case("connection")) {
             connection.read(field.value);
         }
-        if connection.names_forwarding() {
+        if connection.names_forwarding() || connection.words > 9 {
             return Err(CodecError::bad("http1.connection_header_rejected"));
         }
         // No standard header, but clients of forward proxies send it, and Envoy obeys it.
@@ -76,6 +78,9 @@ pub(super) fn parse_request(
                 // `connection` must name the field.
                 Some(Known::Te) if field.value.eq_ignore_ascii_case(b"trailers") => {
                     map.append_known(Known::Te, field.value);
+                }
+                Some(Known::Te) if has_trailers(field.value) => {
+                    map.append_known(Known::Te, b"trailers");
                 }
                 Some(Known::Te) => {}
                 Some(Known::Expect) => {
@@ -237,6 +242,11 @@ fn check_size(input: &[u8], size: usize, fields: usize, limits: &HeadLimits) -> 
     Ok(())
 }
 
+/// Whether `trailers` is in a list.
+fn has_trailers(value: &[u8]) -> bool {
+    value.split(|byte| *byte == b',').any(|token| token.trim_ascii().eq_ignore_ascii_case(b"trailers"))
+}
+
 fn request_error(error: httparse::Error, input: &[u8], limits: &HeadLimits) -> CodecError {
     match error {
         httparse::Error::TooManyHeaders => TOO_MANY,
@@ -247,18 +257,6 @@ fn request_error(error: httparse::Error, input: &[u8], limits: &HeadLimits) -> C
         _ if input.len() > limits.bytes => TOO_LARGE,
         _ => CODEC_ERROR,
     }
-}
-
-/// Whether the request line's third word is an HTTP version at all, or missing as in HTTP/0.9.
-fn names_version(input: &[u8]) -> bool {
-    let line = input.split(|byte| *byte == b'\n').next().unwrap_or_default();
-    let line = line.strip_suffix(b"\r").unwrap_or(line);
-    let mut words = line.split(|byte| *byte == b' ').filter(|word| !word.is_empty());
-    let method = words.next().and_then(|word| std::str::from_utf8(word).ok()).unwrap_or_default();
-    let target = words.next().unwrap_or_default();
-    METHODS.contains(&method)
-        && target.starts_with(b"/")
-        && words.next().is_none_or(|word| word.starts_with(b"HTTP/"))
 }
 
 /// Reads the request target; gives the authority of an absolute or authority form.
@@ -337,12 +335,14 @@ struct Connection<'a> {
     upgrade: bool,
     /// Names of other headers that speak of this connection only.
     named: smallvec::SmallVec<[&'a [u8]; 2]>,
+    words: usize,
 }
 
 impl<'a> Connection<'a> {
     fn read(&mut self, value: &'a [u8]) {
         self.text = value;
         for token in value.split(|byte| *byte == b',').map(<[u8]>::trim_ascii) {
+            self.words += usize::from(!token.is_empty());
             if token.eq_ignore_ascii_case(b"close") {
                 self.close = true;
             } else if token.eq_ignore_ascii_case(b"keep-alive") {

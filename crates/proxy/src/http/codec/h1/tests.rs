@@ -68,8 +68,33 @@ fn targets() {
     request("FOO /s HTTP/1.1\r\nHost: h\r\n\r\n", &expect!["400 http1.codec_error"]);
     request("G@T /s HTTP/1.1\r\nHost: h\r\n\r\n", &expect!["400 http1.codec_error"]);
     request("GET /s HTTP/2.0\r\nHost: h\r\n\r\n", &expect!["426 low_version"]);
+    for line in ["GET /s HTTP/01.1", "GET /\x7f HTTP/1.1", "GET  /s HTTP/1.1", "GET /s  HTTP/1.1"] {
+        request(&format!("{line}\r\nHost: h\r\n\r\n"), &expect!["400 http1.codec_error"]);
+    }
     request("GET /s HTTP/1.0\r\nHost: h\r\n\r\n", &expect!["Empty close :method=GET :path=/s :authority=h"]);
     request("\x16\x03\x01\r\n\r\n", &expect!["400 http1.codec_error"]);
+}
+
+#[test]
+fn what_connection_and_te_may_say() {
+    let names = |count: usize| (0..count).map(|at| at.to_string()).collect::<Vec<_>>().join(", ");
+    request(
+        &get(&format!("connection: {}\r\n3: x\r\n", names(9))),
+        &expect!["Empty :method=GET :path=/s :authority=h"],
+    );
+    for fields in [
+        format!("connection: {}\r\n", names(10)),
+        format!("connection: {}\r\nconnection: a, b, c, d, e\r\n", names(5)),
+        format!("te: {}\r\nconnection: te\r\n", "x".repeat(257)),
+        "connection: x-forwarded-for\r\n".to_owned(),
+    ] {
+        request(&get(&fields), &expect!["400 http1.connection_header_rejected"]);
+    }
+    request(
+        &get("te: gzip;q=0.5 , Trailers,x\r\n"),
+        &expect!["Empty :method=GET :path=/s :authority=h te=Trailers"],
+    );
+    request(&get("te: gzip, trailers2\r\n"), &expect!["Empty :method=GET :path=/s :authority=h"]);
 }
 
 #[test]
@@ -384,7 +409,10 @@ proptest! {
         let (mut own, mut other) = (HeaderMap::new(), HeaderMap::new());
         let (first, second) =
             (parse_request(&text, &LIMITS, &mut own), oracle::parse_request(&text, &LIMITS, &mut other));
-        prop_assert_eq!(verdict(&first, &own), verdict(&second, &other));
+        // Of a head that is not finished httparse has looked at more: whether its target is UTF-8.
+        if !matches!((&first, &second), (Ok(None), Err(_))) || std::str::from_utf8(&text).is_ok() {
+            prop_assert_eq!(verdict(&first, &own), verdict(&second, &other));
+        }
         if let (Err(first), Err(second)) = (first, second)
             && text.is_ascii()
         {
