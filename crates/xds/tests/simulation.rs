@@ -174,7 +174,7 @@ impl World {
                     && let Some(bytes) = link.to_client.pop_front()
                 {
                     let received = Received::decode(self.mode, bytes.as_slice()).unwrap();
-                    if let Some(update) = self.client.on_response(std::time::Instant::now(), received) {
+                    if let Some(update) = self.client.on_response(Instant::now(), received) {
                         let kind = TYPES.iter().position(|known| *known == update.type_url).unwrap();
                         self.note(|| format!("    {update:?}"));
                         self.holdings[kind].updates.push_back(update);
