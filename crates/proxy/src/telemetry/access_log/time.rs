@@ -24,7 +24,7 @@ enum Part {
 }
 
 /// Letters of strftime that are understood, apart from `f` and `E`.
-const LETTERS: &str = "YmdHMSeyjaAbBhTFDRIplkCnsZztuwGVgcxXrUWN%";
+const LETTERS: &str = "YmdHMSeyjaAbBhTFDRIplkCsZztuwGVgcxXrUWN%";
 
 const DAYS: [&str; 7] = ["Sunday", "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday"];
 const MONTHS: [&str; 12] = [
@@ -52,7 +52,7 @@ impl TimeFormat {
     /// Parses a format.
     ///
     /// # Errors
-    /// Letters that are not understood.
+    /// Letters that are not understood, and the one for a new line.
     pub(crate) fn parse(text: &str) -> Result<Self, String> {
         let mut parts = Vec::new();
         let mut plain = String::new();
@@ -75,6 +75,10 @@ impl TimeFormat {
                     (Some(digit @ '1'..='9'), Some('f')) => Part::Fraction(digit as usize - '0' as usize),
                     _ => return Err(format!("time format '{text}' is not supported")),
                 },
+                // What is written may become the value of a header. The words are Envoy's.
+                Some('n') => {
+                    return Err("Invalid header configuration. Format string contains newline.".to_owned());
+                }
                 Some(letter) if LETTERS.contains(letter) => Part::Letter(letter),
                 Some(letter) => return Err(format!("time format '{text}': '%{letter}' is not supported")),
                 None => return Err(format!("time format '{text}' ends in '%'")),
@@ -213,7 +217,6 @@ impl Civil {
             'N' => write!(out, "{:09}", self.nanos),
             'z' => out.write_str("+0000"),
             'Z' => out.write_str("UTC"),
-            'n' => out.write_char('\n'),
             't' => out.write_char('\t'),
             _ => out.write_char('%'),
         }
@@ -298,6 +301,7 @@ mod tests {
         );
         check("%G-W%V", 1_609_459_200_000, &expect!["2020-W53"]);
         check("%Q", 0, &expect!["time format '%Q': '%Q' is not supported"]);
+        check("%F%n", 0, &expect!["Invalid header configuration. Format string contains newline."]);
         check("50%", 0, &expect!["time format '50%' ends in '%'"]);
         assert_eq!(super::rfc3339_millis(UNIX_EPOCH), "1970-01-01T00:00:00.000Z");
         assert_eq!(super::rfc3339_millis(UNIX_EPOCH - Duration::from_millis(1)), "1969-12-31T23:59:59.999Z");
