@@ -288,11 +288,10 @@ fn ask(name: &'static str, folder: &Path, envoy: Option<&Path>) -> Vec<String> {
     let mut told = Vec::new();
     for (index, (language, condition)) in rows().into_iter().enumerate() {
         let mut wire = Wire::connect(port);
-        let mut request = format!("POST /r?q=1 HTTP/1.1\r\nhost: host\r\nrow: {index}\r\n");
+        let mut request = format!("GET /r?q=1 HTTP/1.1\r\nhost: host\r\nrow: {index}\r\n");
         request.push_str(
             "x-a: 1\r\nx-a: 2\r\nuser-agent: agent\r\nreferer: from\r\ncontent-length: 3\r\n\r\nabc",
         );
-        let request = request.replace("POST", "GET");
         wire.stream.write_all(request.as_bytes()).expect("sent");
         let answer = wire.until(b"\r\n");
         let mut row = String::from_utf8_lossy(&answer).split(' ').nth(1).unwrap_or_default().to_owned();

@@ -8,7 +8,7 @@ use std::rc::Rc;
 
 use crate::http::client_cert;
 use crate::http::codec::CodecError;
-use crate::http::codec::h1::head::valid_authority;
+use crate::http::codec::h1::target::valid_authority;
 use crate::http::config::{EscapedSlashes, HttpConnectionManager, StripPort, Underscores};
 use crate::http::headers::{HeaderMap, Known, KnownSet};
 use crate::http::reply::Reply;

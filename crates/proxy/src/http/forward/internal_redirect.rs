@@ -159,7 +159,7 @@ impl<'l> Target<'l> {
         let rest = rest.split(|byte| *byte == b'#').next().unwrap_or_default();
         let end = rest.iter().position(|byte| matches!(byte, b'/' | b'?')).unwrap_or(rest.len());
         let (authority, path) = rest.split_at(end);
-        if authority.is_empty() || !crate::http::codec::h1::head::valid_authority(authority) {
+        if authority.is_empty() || !crate::http::codec::h1::target::valid_authority(authority) {
             return None;
         }
         if path.iter().any(|byte| !byte.is_ascii_graphic()) {

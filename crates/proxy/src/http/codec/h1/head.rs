@@ -2,9 +2,9 @@
 //!
 //! One pass finds the lines, recognises the names and takes from them what the codec must know;
 //! the entries of the map are spans of the head, which is copied as a whole when it is complete.
-//! What HTTP forbids, or Envoy refuses, is refused. Headers that speak of this connection only (`connection` and what it names,
-//! `transfer-encoding`, `keep-alive`, `proxy-connection`) stop here; `upgrade` passes with an
-//! upgrade. `host` becomes `:authority`.
+//! What HTTP forbids, or Envoy refuses, is refused. Headers that speak of this connection only
+//! (`connection` and what it names, `transfer-encoding`, `keep-alive`, `proxy-connection`) stop
+//! here; `upgrade` passes with an upgrade. `host` becomes `:authority`.
 //!
 //! Deviation: a line that ends in a bare LF, a folded header line and a second `host` are
 //! refused with 400; Envoy 1.40 reads the first two and joins the third with a comma. Each has
@@ -13,7 +13,9 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use crate::http::codec::h1::fields::{Connection, Framing, MOST_TE, trailers_token};
 use crate::http::codec::h1::scan;
+use crate::http::codec::h1::target::{target, valid_authority};
 use crate::http::codec::{BodyLength, CODEC_ERROR, CodecError};
 use crate::http::headers::{HeaderMap, Known, OriginalCase};
 use crate::http::route::matcher::StringMatcher;
@@ -687,218 +689,4 @@ pub(super) fn names_version(input: &[u8]) -> bool {
             matches!(version, [b'H', b'T', b'T', b'P', b'/', major, b'.', minor]
                 if major.is_ascii_digit() && minor.is_ascii_digit())
         })
-}
-
-/// What a request's target says, as parts of it.
-#[derive(Clone, Debug, Default)]
-struct Target {
-    path: Option<Range<usize>>,
-    /// Of the absolute and the authority form.
-    authority: Option<Range<usize>>,
-    /// The path begins with a slash, or needs none.
-    rooted: bool,
-}
-
-/// Reads the request target (RFC 9112 section 3.2), which is ASCII, or will be refused.
-#[inline]
-fn target(method: &[u8], target: &[u8], limits: &HeadLimits) -> Result<Target, CodecError> {
-    if target.first() == Some(&b'/') && method != b"CONNECT" {
-        return Ok(Target { path: Some(0..target.len()), authority: None, rooted: true });
-    }
-    odd_target(method, target, limits)
-}
-
-#[cold]
-fn odd_target(method: &[u8], target: &[u8], limits: &HeadLimits) -> Result<Target, CodecError> {
-    const INVALID: CodecError = CodecError::bad("http1.invalid_url");
-    let Ok(target) = std::str::from_utf8(target) else { return Err(CODEC_ERROR) };
-    if method == b"CONNECT" {
-        // Authority form: host and port, no path (RFC 9112 section 3.2.3).
-        let port = target.rsplit_once(':').map(|(_, port)| port).ok_or(INVALID)?;
-        if port.parse::<u16>().is_err() || !valid_authority(target.as_bytes()) {
-            return Err(INVALID);
-        }
-        return Ok(Target { path: None, authority: Some(0..target.len()), rooted: true });
-    }
-    if target == "*" {
-        if method != b"OPTIONS" {
-            return Err(INVALID);
-        }
-        return Ok(Target { path: Some(0..1), authority: None, rooted: true });
-    }
-    let scheme = target.get(..8).unwrap_or(target);
-    let start = if scheme.get(..7).is_some_and(|scheme| scheme.eq_ignore_ascii_case("http://")) {
-        Some(7)
-    } else if scheme.eq_ignore_ascii_case("https://") {
-        Some(8)
-    } else {
-        None
-    };
-    if start.is_none() && limits.absolute_url && target.contains("://") {
-        return Err(CodecError::bad("http1.invalid_scheme"));
-    }
-    let (Some(start), true) = (start, limits.absolute_url) else { return Err(CODEC_ERROR) };
-    let rest = target.get(start..).unwrap_or_default();
-    let length = rest.find(['/', '?', '#']).unwrap_or(rest.len());
-    let (authority, path) = rest.split_at(length);
-    let host = url_authority(authority).ok_or(INVALID)?;
-    let end = start + length;
-    Ok(Target {
-        path: Some(end..target.len()),
-        // The user in front of it goes.
-        authority: Some(end - host.len()..end),
-        rooted: path.starts_with('/'),
-    })
-}
-
-/// Host and port of a URL's authority, without the user in front, if they are well-formed: a name
-/// of letters, digits, dots and hyphens, or an IPv6 address in brackets, then perhaps a port. As
-/// strict as Envoy; a `host` header may have more.
-pub(crate) fn url_authority(authority: &str) -> Option<&str> {
-    let authority = match authority.split_once('@') {
-        Some((user, rest)) if valid_authority(user.as_bytes()) => rest,
-        Some(_) => return None,
-        None => authority,
-    };
-    let (host, port) = if let Some(rest) = authority.strip_prefix('[') {
-        let (address, rest) = rest.split_once(']')?;
-        address.parse::<std::net::Ipv6Addr>().ok()?;
-        (None, rest)
-    } else {
-        let at = authority.find(':').unwrap_or(authority.len());
-        let (host, port) = authority.split_at(at);
-        (Some(host), port)
-    };
-    let name = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-');
-    if host.is_some_and(|host| host.is_empty() || !host.bytes().all(name)) {
-        return None;
-    }
-    if !port.is_empty() {
-        let digits = port.strip_prefix(':')?;
-        if !digits.bytes().all(|byte| byte.is_ascii_digit()) || digits.parse::<u16>().is_err() {
-            return None;
-        }
-    }
-    Some(authority)
-}
-
-/// Characters of a host and port (RFC 3986 section 3.2, without user information).
-pub(crate) fn valid_authority(value: &[u8]) -> bool {
-    // Without a way out in the middle: that would cost more than it saves.
-    value.iter().fold(true, |valid, byte| valid & AUTHORITY[usize::from(*byte)])
-}
-
-/// The characters that `valid_authority` lets pass, by their codes.
-static AUTHORITY: [bool; 256] = {
-    let mut allowed = [false; 256];
-    let others = b"-._~%!$&'()*+,;=:[]@";
-    let mut code = 0;
-    while code < allowed.len() {
-        allowed[code] = (code as u8).is_ascii_alphanumeric();
-        code += 1;
-    }
-    let mut index = 0;
-    while index < others.len() {
-        allowed[others[index] as usize] = true;
-        index += 1;
-    }
-    allowed
-};
-
-/// Most words of a request's `connection` headers, as in Envoy.
-const MOST_WORDS: usize = 9;
-
-/// Most bytes of a `te` that `connection` names, as in Envoy.
-const MOST_TE: usize = 256;
-
-/// Where `trailers` stands in a list of what a client takes.
-fn trailers_token(value: &[u8]) -> Option<Range<usize>> {
-    let mut start = 0;
-    for part in value.split(|byte| *byte == b',') {
-        let leading = part.len() - part.trim_ascii_start().len();
-        let token = part.trim_ascii();
-        if token.eq_ignore_ascii_case(b"trailers") {
-            return Some(start + leading..start + leading + token.len());
-        }
-        start += part.len() + 1;
-    }
-    None
-}
-
-/// What a `connection` header says.
-#[derive(Default)]
-struct Connection<'a> {
-    /// Where the last value is, as it was written.
-    text: Range<usize>,
-    close: bool,
-    keep_alive: bool,
-    upgrade: bool,
-    /// Names of other headers that speak of this connection only, as far as they may go.
-    named: smallvec::SmallVec<[&'a [u8]; 2]>,
-    /// Words of all values.
-    words: usize,
-}
-
-impl<'a> Connection<'a> {
-    fn read(&mut self, value: &'a [u8], text: Range<usize>) {
-        self.text = text;
-        for token in value.split(|byte| *byte == b',').map(<[u8]>::trim_ascii) {
-            if token.is_empty() {
-                continue;
-            }
-            self.words += 1;
-            if token.eq_ignore_ascii_case(b"close") {
-                self.close = true;
-            } else if token.eq_ignore_ascii_case(b"keep-alive") {
-                self.keep_alive = true;
-            } else if token.eq_ignore_ascii_case(b"upgrade") {
-                self.upgrade = true;
-            } else if self.words <= MOST_WORDS {
-                self.named.push(token);
-            }
-        }
-    }
-
-    /// Whether it would take off what says where the request comes from or goes to, or a `te` as
-    /// large as no honest one, or names more than it has reason to: Envoy refuses these too.
-    fn is_refused(&self, oversized_te: bool) -> bool {
-        const FORWARDING: [&[u8]; 3] = [b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto"];
-        self.words > MOST_WORDS
-            || self.named.iter().any(|named| {
-                named.contains(&b':')
-                    || FORWARDING.iter().any(|name| named.eq_ignore_ascii_case(name))
-                    || (oversized_te && named.eq_ignore_ascii_case(b"te"))
-            })
-    }
-}
-
-/// What content-length and transfer-encoding say.
-#[derive(Default)]
-struct Framing {
-    length: Option<u64>,
-    chunked: bool,
-}
-
-impl Framing {
-    fn length(&mut self, value: &[u8]) -> Result<(), CodecError> {
-        // A list of equal lengths is legal to accept; Envoy refuses it, and so do we.
-        if value.is_empty()
-            || value.len() > 19
-            || !value.iter().all(u8::is_ascii_digit)
-            || self.length.is_some()
-        {
-            return Err(CODEC_ERROR);
-        }
-        self.length = Some(value.iter().fold(0, |sum, digit| sum * 10 + u64::from(digit - b'0')));
-        Ok(())
-    }
-
-    fn encoding(&mut self, value: &[u8], request: bool) -> Result<(), CodecError> {
-        if value.eq_ignore_ascii_case(b"chunked") && !self.chunked {
-            self.chunked = true;
-            return Ok(());
-        }
-        let status = if request { 501 } else { 502 };
-        Err(CodecError { status, details: "http1.invalid_transfer_encoding" })
-    }
 }

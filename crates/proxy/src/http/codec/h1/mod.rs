@@ -1,4 +1,4 @@
-//! HTTP/1.1, both sides: heads (`head`, `write`), bodies (`body`) and the two ends of a connection
+//! HTTP/1.1, both sides: heads (`head`, its `target` and `fields`, `write`), bodies (`body`) and the two ends of a connection
 //! (`server`, `client`). Parsing is strict and works on byte buffers; RFC 9112 throughout.
 //!
 //! Deviation: interim answers such as 103 are forwarded (RFC 8297), where Envoy drops them.
@@ -15,9 +15,11 @@
 
 pub(crate) mod body;
 pub(crate) mod client;
+mod fields;
 pub(crate) mod head;
 mod scan;
 pub(crate) mod server;
+pub(crate) mod target;
 pub(crate) mod write;
 
 #[cfg(test)]

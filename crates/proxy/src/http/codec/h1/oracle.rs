@@ -3,9 +3,9 @@
 
 use std::mem::MaybeUninit;
 
-use super::head::{
-    HeadLimits, METHODS, RequestHead, ResponseHead, names_version, url_authority, valid_authority,
-};
+use super::fields::Framing;
+use super::head::{HeadLimits, METHODS, RequestHead, ResponseHead, names_version};
+use super::target::{url_authority, valid_authority};
 use crate::http::codec::{BodyLength, CODEC_ERROR, CodecError};
 use crate::http::headers::{HeaderMap, Known};
 
@@ -366,36 +366,5 @@ impl<'a> Connection<'a> {
         self.named.iter().any(|named| {
             named.contains(&b':') || FORWARDING.iter().any(|name| named.eq_ignore_ascii_case(name))
         })
-    }
-}
-
-/// What content-length and transfer-encoding say.
-#[derive(Default)]
-struct Framing {
-    length: Option<u64>,
-    chunked: bool,
-}
-
-impl Framing {
-    fn length(&mut self, value: &[u8]) -> Result<(), CodecError> {
-        // A list of equal lengths is legal to accept; Envoy refuses it, and so do we.
-        if value.is_empty()
-            || value.len() > 19
-            || !value.iter().all(u8::is_ascii_digit)
-            || self.length.is_some()
-        {
-            return Err(CODEC_ERROR);
-        }
-        self.length = Some(value.iter().fold(0, |sum, digit| sum * 10 + u64::from(digit - b'0')));
-        Ok(())
-    }
-
-    fn encoding(&mut self, value: &[u8], request: bool) -> Result<(), CodecError> {
-        if value.eq_ignore_ascii_case(b"chunked") && !self.chunked {
-            self.chunked = true;
-            return Ok(());
-        }
-        let status = if request { 501 } else { 502 };
-        Err(CodecError { status, details: "http1.invalid_transfer_encoding" })
     }
 }

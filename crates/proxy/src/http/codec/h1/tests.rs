@@ -473,14 +473,14 @@ fn authorities_of_urls_are_as_strict_as_envoys() {
         (".a..b", ".a..b"),
     ];
     for (authority, host) in accepted {
-        assert_eq!(super::head::url_authority(authority), Some(host), "{authority}");
+        assert_eq!(super::target::url_authority(authority), Some(host), "{authority}");
     }
     let refused = [
         "", "h:", "http:", "a*b", "a_b", "a%41b", "::1", "a:b", "a:65536", "a:+8", "@", "user@", "u@h@x",
         "a@:80", ":80", "[a]", "[::1", "a]", "[::1]x",
     ];
     for authority in refused {
-        assert_eq!(super::head::url_authority(authority), None, "{authority}");
+        assert_eq!(super::target::url_authority(authority), None, "{authority}");
     }
 }
 
