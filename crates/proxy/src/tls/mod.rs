@@ -284,11 +284,11 @@ async fn complete(
 ) -> Result<(Socket, TlsInfo), NoSession> {
     match stream.handshake(findings).await {
         Ok(()) => {
-            let state = stream.state();
             if let Some(stats) = stats {
-                stats.established(state, findings);
+                stats.established(stream.state(), findings);
+                stream.count_faults(stats.counts().clone());
             }
-            let info = TlsInfo::new(state, findings);
+            let info = TlsInfo::new(stream.state(), findings);
             Ok((Socket::Tls(Box::new(stream)), info))
         }
         Err(HandshakeFailure::Tls(error, first)) => {

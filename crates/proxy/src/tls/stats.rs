@@ -60,6 +60,11 @@ impl TlsStats {
         }
     }
 
+    /// The counters that have fixed names.
+    pub(crate) fn counts(&self) -> &SslStats {
+        &self.counts
+    }
+
     /// Counts a session that was agreed upon.
     pub(crate) fn established(&self, session: &CommonState, findings: &Findings) {
         let counts = &self.counts;

@@ -22,6 +22,7 @@ use rustls::unbuffered::{ConnectionState, EncodeError, EncryptError, UnbufferedS
 use tokio::io::{AsyncWrite, ReadBuf};
 
 use crate::io::Socket;
+use crate::tls::stats::SslStats;
 
 /// Bytes that are read at once, at most.
 const READ: usize = 64 * 1024;
@@ -71,6 +72,8 @@ pub(crate) struct TlsStream {
     failed: bool,
     /// What the server's certificate must be for, in the handshake.
     expected: Option<Arc<str>>,
+    /// Once there is a session: where its faults are counted.
+    counts: Option<SslStats>,
 }
 
 /// How far the session is after what it was given.
@@ -321,12 +324,18 @@ impl TlsStream {
             closing: false,
             failed: false,
             expected: None,
+            counts: None,
         }
     }
 
     /// The server's certificate must be for this host too.
     pub(crate) fn expect(&mut self, name: Option<Arc<str>>) {
         self.expected = name;
+    }
+
+    /// Faults of the session, which is made now, are counted here (`ssl.connection_error`).
+    pub(crate) fn count_faults(&mut self, counts: SslStats) {
+        self.counts = Some(counts);
     }
 
     /// What was negotiated.
@@ -392,6 +401,10 @@ impl TlsStream {
     /// Gives the session up, with the alert that it has to send.
     fn fail(&mut self) {
         self.failed = true;
+        if let Some(counts) = &self.counts {
+            // In Envoy closing such a session fails in its turn and counts again.
+            counts.connection_error().add(2);
+        }
         self.session.last_words(&mut self.incoming, &mut self.outgoing);
         self.incoming = Vec::new();
     }
