@@ -24,6 +24,7 @@ use crate::analyze::Analysis;
 use crate::debug;
 use crate::debug::http::Question;
 use crate::model::diagnostic::{Diagnostic, Severity};
+use crate::model::switches::{SwitchInput, Switches};
 use crate::model::{Change, ObjectRef, inputs};
 use crate::push::{Push, Refusal};
 use crate::source::files::Files;
@@ -236,6 +237,9 @@ impl Loop {
     fn new(ready: Arc<AtomicBool>) -> Loop {
         let mut graph = Graph::new();
         inputs::register(&mut graph);
+        let mut batch = Batch::new();
+        batch.set::<SwitchInput>((), Switches::read(|name| std::env::var(name).ok()));
+        graph.commit(batch);
         Loop {
             graph,
             push: Push::default(),

@@ -7,7 +7,7 @@ use crate::model::Key;
 use crate::model::diagnostic::Finding;
 use crate::model::inputs::Gateways;
 use crate::registry::targets::Workload;
-use crate::scope::gateways::AttachedGateways;
+use crate::scope::gateways::{AttachedGateways, Clash};
 
 /// Faults of a Gateway.
 pub(super) struct GatewayFindings;
@@ -24,12 +24,28 @@ impl Query for GatewayFindings {
         let attached = cx.get::<AttachedGateways>(&workload);
         let own = attached.conflicts.iter().filter(|conflict| conflict.gateway == *key);
         own.map(|conflict| {
-            let message = if conflict.winner == *key {
-                format!("port {} is used by another server of this gateway in another way", conflict.port)
-            } else {
-                format!("port {} is used by the gateway {} in another way", conflict.port, conflict.winner)
+            let path = format!("spec.servers[{}]", conflict.index);
+            let (path, message) = match &conflict.why {
+                Clash::Port(winner) if winner == key => (
+                    format!("{path}.port.number"),
+                    format!(
+                        "port {} is used by another server of this gateway in another way",
+                        conflict.port
+                    ),
+                ),
+                Clash::Port(winner) => (
+                    format!("{path}.port.number"),
+                    format!("port {} is used by the gateway {winner} in another way", conflict.port),
+                ),
+                Clash::Hosts(hosts) => (
+                    format!("{path}.hosts"),
+                    format!("{} on port {} belong to older servers", hosts.join(", "), conflict.port),
+                ),
+                Clash::PortName => (
+                    format!("{path}.port.name"),
+                    format!("another server on port {} has the same name", conflict.port),
+                ),
             };
-            let path = format!("spec.servers[{}].port.number", conflict.index);
             warning("port-conflict", path, format!("{message}, so this server is left out"))
         })
         .collect()

@@ -12,7 +12,6 @@ use leno_derive::{Cx, Query};
 use crate::model::diagnostic::{Finding, Severity};
 use crate::model::inputs::{DestinationRules, Gateways, ServiceEntries, VirtualServices};
 use crate::model::{Key, Kind, ObjectRef};
-use crate::registry::protocol::Protocol;
 use crate::registry::{Resolution, ServicesOf, Visible, VisibleOnPort, full_name};
 use crate::scope::fit;
 
@@ -83,7 +82,7 @@ impl Query for EntryFindings {
                 continue;
             }
             for (index, port) in service.ports.iter().enumerate() {
-                if port.protocol != Protocol::Tcp {
+                if !port.protocol.is_tcp() {
                     continue;
                 }
                 let others = cx.get::<VisibleOnPort>(&(key.namespace.clone(), port.number));

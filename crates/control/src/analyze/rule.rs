@@ -10,9 +10,10 @@ use crate::model::diagnostic::Finding;
 use crate::model::inputs::Gateways;
 use crate::model::virtual_service::{Destination, HttpMatch, MESH};
 use crate::registry::{self, Visible};
+use crate::scope::delegate::Missing;
 use crate::scope::policy::{MergedPolicy, Policies, PolicyKey};
-use crate::scope::rules::{MeshRules, Named, Rule};
-use crate::scope::{Role, Viewer, intersection};
+use crate::scope::rules::{Named, Rule, mesh_rules};
+use crate::scope::{Families, ProxyOptions, Role, Viewer, delegate, intersection};
 
 /// Faults of a VirtualService.
 pub(super) struct RuleFindings;
@@ -28,6 +29,7 @@ impl Query for RuleFindings {
         for (path, destination) in rule.spec.destinations() {
             check_destination(cx, &rule, &path, destination, &mut findings);
         }
+        check_delegates(cx, &rule, &mut findings);
         check_gateways(cx, &rule, &mut findings);
         check_hosts(cx, &rule, &mut findings);
         check_order(&rule, &mut findings);
@@ -68,8 +70,14 @@ fn check_destination(
     if destination.subset.is_empty() {
         return;
     }
-    let viewer =
-        Viewer { role: Role::Sidecar, captures: true, namespace: namespace.clone(), labels: BTreeMap::new() };
+    let viewer = Viewer {
+        role: Role::Sidecar,
+        captures: true,
+        families: Families::default(),
+        options: ProxyOptions::default(),
+        namespace: namespace.clone(),
+        labels: BTreeMap::new(),
+    };
     let key = PolicyKey { viewer, host: host.clone(), namespace: service.namespace().to_owned() };
     let rules = cx.get::<Policies>(&key);
     let merged = cx.get::<MergedPolicy>(&rules);
@@ -84,6 +92,35 @@ fn check_destination(
                 destination.subset
             ),
         ));
+    }
+}
+
+/// A delegate must be there, be one, and have rules that lie within its root's.
+fn check_delegates(cx: &Cx<'_>, rule: &Rule, findings: &mut Vec<Finding>) {
+    for (index, http) in rule.spec.http.iter().enumerate() {
+        let Some(named) = &http.delegate else { continue };
+        let path = format!("spec.http[{index}].delegate");
+        let key = delegate::key(named, &rule.meta.namespace);
+        let found = match delegate::find(cx, &key, &rule.meta.namespace) {
+            Ok(found) => found,
+            Err(missing) => {
+                let why = match missing {
+                    Missing::Absent => format!("there is no VirtualService {key}"),
+                    Missing::Root => format!("{key} has hosts, so it is no delegate"),
+                    Missing::Hidden => {
+                        format!("{key} is not exported to the namespace {}", rule.meta.namespace)
+                    }
+                };
+                findings.push(warning("unknown-delegate", path, format!("{why}: the rule is left out")));
+                continue;
+            }
+        };
+        for (own, other) in found.spec.http.iter().enumerate() {
+            if delegate::merge(http, other).is_none() {
+                let message = format!("http[{own}] of {key} matches more than this rule, so it is left out");
+                findings.push(warning("conflicting-delegate", path.clone(), message));
+            }
+        }
     }
 }
 
@@ -117,7 +154,7 @@ fn check_hosts(cx: &Cx<'_>, rule: &Rule, findings: &mut Vec<Finding>) {
     if !rule.applies_to(MESH) {
         return;
     }
-    let rules = cx.get::<MeshRules>(&rule.meta.namespace);
+    let rules = mesh_rules(cx, &rule.meta.namespace);
     let visible = cx.get::<Visible>(&rule.meta.namespace);
     for (index, host) in rule.spec.hosts.iter().enumerate() {
         let path = format!("spec.hosts[{index}]");

@@ -16,6 +16,11 @@ impl Span {
         leno_api::duration::to_proto(self.0)
     }
 
+    /// Reads Go's duration syntax.
+    pub(crate) fn parse(text: &str) -> Option<Span> {
+        parse(text)
+    }
+
     /// Whether it is zero.
     pub(crate) fn is_zero(self) -> bool {
         self.0.is_zero()

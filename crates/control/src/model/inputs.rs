@@ -92,6 +92,8 @@ pub(crate) fn register(graph: &mut Graph) {
     graph.register::<PodsByLabel>();
     graph.register::<ServicesByNamespace>();
     graph.register::<EntriesByHost>();
+    graph.register::<crate::scope::rules::ByGateway>();
+    graph.register::<crate::scope::rules::ByHost>();
 }
 
 /// Adds a change to a batch.

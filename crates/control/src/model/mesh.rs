@@ -22,6 +22,8 @@ pub(crate) struct MeshConfig {
     pub(crate) default_service_export_to: Vec<String>,
     pub(crate) default_virtual_service_export_to: Vec<String>,
     pub(crate) default_destination_rule_export_to: Vec<String>,
+    /// The retries of routes whose rules say nothing of them.
+    pub(crate) default_http_retry_policy: Option<crate::model::virtual_service::Retries>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -60,6 +62,7 @@ impl Default for MeshConfig {
             default_service_export_to: Vec::new(),
             default_virtual_service_export_to: Vec::new(),
             default_destination_rule_export_to: Vec::new(),
+            default_http_retry_policy: None,
         }
     }
 }

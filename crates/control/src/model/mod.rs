@@ -15,6 +15,7 @@ pub(crate) mod mesh;
 pub(crate) mod read;
 pub(crate) mod service_entry;
 pub(crate) mod string_match;
+pub(crate) mod switches;
 pub(crate) mod virtual_service;
 
 use std::collections::BTreeMap;

@@ -10,8 +10,9 @@ use prost_types::Value;
 use prost_types::value::Kind;
 
 use crate::model::Key;
+use crate::model::duration::Span;
 use crate::model::inputs::Pods;
-use crate::scope::{Interception, ProxyKey, Role};
+use crate::scope::{Families, Interception, ProxyKey, ProxyOptions, Role};
 
 /// The port of the explicit HTTP proxy unless the metadata says otherwise; Istio's.
 const HTTP_PROXY_PORT: u16 = 15080;
@@ -90,6 +91,14 @@ pub(crate) fn parse(graph: &Graph, node: &core::Node) -> Result<Node, BadNode> {
         },
         _ => Interception::Redirect,
     };
+    let http10 = matches!(field("HTTP10"), Some(Kind::StringValue(flag)) if flag == "1");
+    let idle_timeout = match field("IDLE_TIMEOUT") {
+        Some(Kind::StringValue(text)) if !text.is_empty() => {
+            let span = Span::parse(text).filter(|span| !span.is_zero());
+            Some(span.ok_or_else(|| BadNode::Metadata("IDLE_TIMEOUT", format!("{text:?} is no duration")))?)
+        }
+        _ => None,
+    };
     // A gateway does not intercept anything. Without namespaces of its own it has only its address.
     let interception = match interception {
         Interception::Tproxy if role == Role::Router => Interception::Redirect,
@@ -98,8 +107,31 @@ pub(crate) fn parse(graph: &Graph, node: &core::Node) -> Result<Node, BadNode> {
     Ok(Node {
         name: name.to_owned(),
         id: node.id.clone(),
-        key: ProxyKey { role, namespace, labels, interception },
+        key: ProxyKey {
+            role,
+            namespace,
+            labels,
+            interception,
+            families: families(ip, field("INSTANCE_IPS")),
+            options: ProxyOptions { http10, idle_timeout },
+        },
     })
+}
+
+/// The kinds of addresses that a proxy has: those that it names, else that of its identifier.
+fn families(ip: &str, addresses: Option<&Kind>) -> Families {
+    let named = match addresses {
+        Some(Kind::StringValue(text)) if !text.is_empty() => text.as_str(),
+        _ => ip,
+    };
+    let addresses = named.split(',').filter_map(|address| address.trim().parse::<IpAddr>().ok());
+    let (v4, v6): (Vec<IpAddr>, Vec<IpAddr>) =
+        addresses.partition(|address| address.to_canonical().is_ipv4());
+    match (v4.is_empty(), v6.is_empty()) {
+        (_, true) => Families::V4,
+        (true, false) => Families::V6,
+        (false, false) => Families::Both,
+    }
 }
 
 fn http_proxy_port(field: Option<&Kind>) -> Result<u16, BadNode> {

@@ -21,6 +21,7 @@ use crate::model::inputs::{EntriesByHost, MeshConfigs, ServiceEntries, Services}
 use crate::model::mesh::MeshConfig;
 use crate::model::service_entry::{self, ServiceEntry};
 use crate::model::{Config, Key, Kind, ObjectRef, kube};
+use crate::scope::Families;
 
 /// The DNS suffix of the cluster.
 pub(crate) const DOMAIN: &str = "cluster.local";
@@ -97,6 +98,19 @@ impl Export {
                 to => to == namespace,
             })
     }
+
+    /// Which of competing objects that a namespace sees counts first: 0 for one that is exported to
+    /// its own namespace by name, 1 for one that names another's, 2 for one that all see; `None` if
+    /// the namespace does not see it.
+    pub(crate) fn rank(&self, namespace: &str) -> Option<u8> {
+        if self.to.is_empty() || self.to.iter().any(|to| to == "*") {
+            return Some(2);
+        }
+        if self.to.iter().any(|to| to == "~") || !self.reaches(namespace) {
+            return None;
+        }
+        Some(u8::from(self.namespace != namespace))
+    }
 }
 
 impl Service {
@@ -113,6 +127,11 @@ impl Service {
     /// The port with a number.
     pub(crate) fn port(&self, number: u16) -> Option<&Port> {
         self.ports.iter().find(|port| port.number == number)
+    }
+
+    /// Its virtual addresses that are single addresses and that a client can reach.
+    pub(crate) fn vips_for(&self, families: Families) -> impl Iterator<Item = IpAddr> {
+        self.vips().filter(move |address| families.includes(*address))
     }
 
     /// Its virtual addresses that are single addresses.

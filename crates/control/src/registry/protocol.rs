@@ -5,10 +5,22 @@
 pub(crate) enum Protocol {
     /// HTTP/1.1.
     Http,
-    /// HTTP/2 without negotiation, as gRPC.
+    /// HTTP/2 without negotiation.
     Http2,
-    /// Bytes, TLS among them.
+    /// gRPC over HTTP/2.
+    Grpc,
+    /// gRPC as browsers speak it, over HTTP/2.
+    GrpcWeb,
+    /// Bytes.
     Tcp,
+    /// TLS that is not ended here, HTTPS among it.
+    Tls,
+    /// MongoDB, whose server speaks first.
+    Mongo,
+    /// Redis.
+    Redis,
+    /// MySQL, whose server speaks first.
+    MySql,
     /// Not declared: the proxy looks at the first bytes.
     Auto,
     /// UDP or SCTP, which proxies do not carry.
@@ -35,8 +47,14 @@ impl Protocol {
     pub(crate) fn of_name(name: &str) -> Protocol {
         match name.to_ascii_lowercase().as_str() {
             "http" | "http_proxy" => Protocol::Http,
-            "http2" | "grpc" | "grpc-web" => Protocol::Http2,
-            "tcp" | "https" | "tls" | "mongo" | "redis" | "mysql" => Protocol::Tcp,
+            "http2" => Protocol::Http2,
+            "grpc" => Protocol::Grpc,
+            "grpc-web" => Protocol::GrpcWeb,
+            "tcp" => Protocol::Tcp,
+            "https" | "tls" => Protocol::Tls,
+            "mongo" => Protocol::Mongo,
+            "redis" => Protocol::Redis,
+            "mysql" => Protocol::MySql,
             "udp" => Protocol::Datagram,
             _ => Protocol::Auto,
         }
@@ -45,19 +63,40 @@ impl Protocol {
     /// The protocol that a port name such as `grpc-catalog` begins with.
     fn of_port_name(name: &str) -> Protocol {
         if name.to_ascii_lowercase().starts_with("grpc-web") {
-            return Protocol::Http2;
+            return Protocol::GrpcWeb;
         }
         Protocol::of_name(name.split('-').next().unwrap_or_default())
     }
 
     /// Whether routes by HTTP rules apply: declared HTTP, or possibly found to be.
     pub(crate) fn is_http_or_auto(self) -> bool {
-        matches!(self, Protocol::Http | Protocol::Http2 | Protocol::Auto)
+        self.is_http() || self == Protocol::Auto
     }
 
     /// Whether it is declared HTTP of either version.
     pub(crate) fn is_http(self) -> bool {
-        matches!(self, Protocol::Http | Protocol::Http2)
+        self == Protocol::Http || self.is_http2()
+    }
+
+    /// Whether it is declared HTTP/2 of any kind.
+    pub(crate) fn is_http2(self) -> bool {
+        matches!(self, Protocol::Http2 | Protocol::Grpc | Protocol::GrpcWeb)
+    }
+
+    /// Whether it is declared gRPC of either kind.
+    pub(crate) fn is_grpc(self) -> bool {
+        matches!(self, Protocol::Grpc | Protocol::GrpcWeb)
+    }
+
+    /// Whether it is declared not to be HTTP, but still carried.
+    pub(crate) fn is_tcp(self) -> bool {
+        matches!(self, Protocol::Tcp | Protocol::Tls | Protocol::Mongo | Protocol::Redis | Protocol::MySql)
+    }
+
+    /// Whether its server speaks first, so that looking at the client's first bytes would wait for
+    /// ever.
+    pub(crate) fn is_server_first(self) -> bool {
+        matches!(self, Protocol::Mongo | Protocol::MySql)
     }
 }
 
@@ -73,10 +112,15 @@ mod tests {
         check(9080, "http", None, Protocol::Http);
         check(9080, "http-web", None, Protocol::Http);
         check(9080, "httpx", None, Protocol::Auto);
-        check(9080, "grpc-web-ui", None, Protocol::Http2);
-        check(9080, "grpc", None, Protocol::Http2);
-        check(9080, "GRPC-x", None, Protocol::Http2);
-        check(443, "https", None, Protocol::Tcp);
+        check(9080, "http2-web", None, Protocol::Http2);
+        check(9080, "grpc-web-ui", None, Protocol::GrpcWeb);
+        check(9080, "grpc", None, Protocol::Grpc);
+        check(9080, "GRPC-x", None, Protocol::Grpc);
+        check(443, "https", None, Protocol::Tls);
+        check(443, "tls-db", None, Protocol::Tls);
+        check(27017, "mongo", None, Protocol::Mongo);
+        check(3306, "mysql", None, Protocol::MySql);
+        check(6379, "redis-x", None, Protocol::Redis);
         check(3306, "", None, Protocol::Tcp);
         check(3306, "http", None, Protocol::Http);
         check(80, "", None, Protocol::Auto);

@@ -1,14 +1,69 @@
-//! Which servers a gateway proxy has: the Gateways that select it, merged by port.
+//! Which servers a gateway proxy has: the Gateways that select it, merged by port as Istio does.
+//!
+//! Servers are taken oldest Gateway first. Servers of plain HTTP on one port share a route
+//! configuration; servers of TLS on one port are told apart by SNI, so no host may occur twice; what
+//! cannot share its port with an older server is left out, and reported as a [`Conflict`].
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use leno_derive::{Cx, Query};
 
-use crate::model::gateway::{Gateway, Server, ServerProtocol};
+use crate::model::gateway::{Gateway, Server, ServerTlsMode};
 use crate::model::inputs::Gateways;
+use crate::model::switches::SwitchInput;
 use crate::model::{Config, Key};
 use crate::registry::instances::selects;
-use crate::registry::targets::{Targets, Workload};
+use crate::registry::targets::{Target, Targets, Workload};
+use crate::translate::name;
+
+/// What a server does with connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ServerKind {
+    /// HTTP in plain text.
+    Http,
+    /// HTTP over TLS that ends here.
+    Https,
+    /// Bytes in plain text.
+    Tcp,
+    /// Bytes over TLS that ends here.
+    Tls,
+    /// TLS that goes on to where rules say.
+    Passthrough,
+    /// TLS that goes on to the cluster that its SNI names.
+    AutoPassthrough,
+}
+
+impl ServerKind {
+    /// What a server's port and TLS settings ask for; `None` for a protocol that is not known.
+    pub(crate) fn of(server: &Server) -> Option<ServerKind> {
+        let protocol = server.port.as_ref()?.protocol.to_ascii_uppercase();
+        let tls = server.tls.as_ref();
+        let through = match tls.map(|tls| tls.mode.unwrap_or(ServerTlsMode::Passthrough)) {
+            Some(ServerTlsMode::Passthrough) => Some(ServerKind::Passthrough),
+            Some(ServerTlsMode::AutoPassthrough) => Some(ServerKind::AutoPassthrough),
+            _ => None,
+        };
+        match protocol.as_str() {
+            "HTTP" | "HTTP2" | "GRPC" | "GRPC-WEB" => Some(ServerKind::Http),
+            "HTTPS" => {
+                Some(through.unwrap_or(if tls.is_some() { ServerKind::Https } else { ServerKind::Tcp }))
+            }
+            "TLS" | "TCP" | "MONGO" | "REDIS" | "MYSQL" => {
+                Some(through.unwrap_or(if tls.is_some() { ServerKind::Tls } else { ServerKind::Tcp }))
+            }
+            _ => None,
+        }
+    }
+
+    /// Whether its connections are told apart by SNI.
+    fn is_tls(self) -> bool {
+        matches!(
+            self,
+            ServerKind::Https | ServerKind::Tls | ServerKind::Passthrough | ServerKind::AutoPassthrough
+        )
+    }
+}
 
 /// A port that a gateway proxy listens on.
 #[derive(Clone, Debug, PartialEq)]
@@ -17,7 +72,6 @@ pub(crate) struct GatewayPort {
     pub(crate) bind: String,
     /// The port of the proxy, after the translation that its Service does.
     pub(crate) port: u16,
-    pub(crate) protocol: ServerProtocol,
     /// Those who share it, oldest Gateway first.
     pub(crate) servers: Vec<GatewayServer>,
 }
@@ -28,9 +82,12 @@ pub(crate) struct GatewayServer {
     pub(crate) gateway: Key,
     /// Its place in the Gateway's list.
     pub(crate) index: usize,
+    pub(crate) kind: ServerKind,
     pub(crate) server: Arc<Server>,
     /// The port that its author wrote.
     pub(crate) number: u16,
+    /// The name of its route configuration; empty where no HTTP is spoken.
+    pub(crate) route: String,
 }
 
 impl GatewayServer {
@@ -38,23 +95,65 @@ impl GatewayServer {
     pub(crate) fn gateway_name(&self) -> String {
         self.gateway.to_string()
     }
+
+    /// Its hosts, each with the namespace that a prefix restricts it to.
+    pub(crate) fn hosts(&self) -> impl Iterator<Item = (Option<&str>, &str)> {
+        self.server.hosts().map(|(namespace, host)| match namespace {
+            Some(".") => (Some(self.gateway.namespace.as_str()), host),
+            namespace => (namespace, host),
+        })
+    }
+
+    /// The hosts that a rule of a namespace may use.
+    pub(crate) fn hosts_for<'s>(&'s self, namespace: &'s str) -> impl Iterator<Item = &'s str> {
+        self.hosts().filter(move |(only, _)| only.is_none_or(|only| only == namespace)).map(|(_, host)| host)
+    }
+
+    /// The server names that its connections ask for, sorted.
+    pub(crate) fn sni_hosts(&self) -> Vec<String> {
+        let hosts: BTreeSet<&str> = self.hosts().map(|(_, host)| host).collect();
+        hosts.into_iter().map(str::to_owned).collect()
+    }
+
+    /// Whether requests in plain text are sent to the HTTPS port.
+    pub(crate) fn redirects(&self) -> bool {
+        self.server.tls.as_ref().is_some_and(|tls| tls.https_redirect)
+    }
 }
 
-/// A server that is left out, as it wants a port that another uses in another way.
+/// A server that is left out.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Conflict {
     pub(crate) gateway: Key,
     pub(crate) index: usize,
     pub(crate) port: u16,
-    /// The Gateway that has the port.
-    pub(crate) winner: Key,
+    pub(crate) why: Clash,
+}
+
+/// Why a server is left out.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Clash {
+    /// An older server, of the Gateway given, uses the port in another way.
+    Port(Key),
+    /// Older servers of TLS on the port have these hosts.
+    Hosts(Vec<String>),
+    /// Another server of the same Gateway and port has the same port name.
+    PortName,
 }
 
 /// The ports of a gateway proxy.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Attached {
+    /// In the order of their numbers and addresses.
     pub(crate) ports: Vec<GatewayPort>,
     pub(crate) conflicts: Vec<Conflict>,
+}
+
+impl Attached {
+    /// All servers in a route configuration's name, in the order in which they count.
+    pub(crate) fn servers_of<'a>(&'a self, route: &'a str) -> impl Iterator<Item = &'a GatewayServer> {
+        self.ports.iter().flat_map(|port| &port.servers).filter(move |server| server.route == route)
+    }
 }
 
 /// What a gateway workload listens on.
@@ -66,55 +165,102 @@ impl Query for AttachedGateways {
     const NAME: &'static str = "attached-gateways";
 
     fn derive(cx: &Cx<'_>, workload: &Workload) -> Attached {
+        let scoped = cx.input::<SwitchInput>(&()).is_some_and(|switches| switches.scope_gateway_to_namespace);
         let mut gateways: Vec<Arc<Config<Gateway>>> = cx
             .all::<Gateways>()
             .iter()
+            .filter(|key| !scoped || key.namespace == workload.namespace)
             .filter_map(|key| cx.input::<Gateways>(key))
             .filter(|gateway| selects(&gateway.spec.selector, &workload.labels))
             .collect();
         gateways.sort_by(|a, b| a.meta.age().cmp(&b.meta.age()));
         let targets = cx.get::<Targets>(workload);
-        let mut attached = Attached::default();
+        let mut merge = Merge::default();
         for gateway in gateways {
             for (index, server) in gateway.spec.servers.iter().enumerate() {
-                let Some(number) = server.port.as_ref().and_then(|port| u16::try_from(port.number).ok())
-                else {
-                    continue;
-                };
-                let protocol = server.protocol();
-                if !matches!(protocol, ServerProtocol::Http | ServerProtocol::Tcp) {
-                    continue;
-                }
-                // The Service in front of the gateway leads port 80 to, say, 8080 of the pod.
-                let port =
-                    targets.iter().find(|target| target.port == number).map_or(number, |found| found.target);
-                let server = GatewayServer {
-                    gateway: gateway.meta.key(),
-                    index,
-                    server: Arc::new(server.clone()),
-                    number,
-                };
-                attached.add(server, protocol, port);
+                merge.add(&gateway.meta.key(), index, server, &targets);
             }
         }
-        attached.ports.sort_by(|a, b| (a.port, &a.bind).cmp(&(b.port, &b.bind)));
-        attached
+        merge.attached.ports.sort_by(|a, b| (a.port, &a.bind).cmp(&(b.port, &b.bind)));
+        merge.attached
     }
 }
 
-impl Attached {
-    fn add(&mut self, server: GatewayServer, protocol: ServerProtocol, port: u16) {
-        let bind = server.server.bind.clone();
-        match self.ports.iter_mut().find(|present| present.port == port && present.bind == bind) {
-            None => self.ports.push(GatewayPort { bind, port, protocol, servers: vec![server] }),
-            // One TCP server owns its port: there is nothing to tell two of them apart by.
-            Some(present) if present.protocol == ServerProtocol::Http && protocol == ServerProtocol::Http => {
-                present.servers.push(server);
+/// The state of merging.
+#[derive(Default)]
+struct Merge {
+    attached: Attached,
+    /// For each port, the first server of plain text: its address, its kind and its Gateway.
+    plain: BTreeMap<u16, (String, ServerKind, Key)>,
+    /// For each port, the hosts of servers with TLS settings and the address of each.
+    hosts: BTreeMap<u16, BTreeMap<String, String>>,
+    routes: BTreeSet<String>,
+}
+
+impl Merge {
+    fn add(&mut self, gateway: &Key, index: usize, server: &Server, targets: &[Target]) {
+        let Some(number) = server.port.as_ref().and_then(|port| u16::try_from(port.number).ok()) else {
+            return;
+        };
+        let Some(kind) = ServerKind::of(server) else { return };
+        // The Service in front of the gateway leads port 80 to, say, 8080 of the pod.
+        let port = targets.iter().find(|target| target.port == number).map_or(number, |found| found.target);
+        let bind = server.bind.clone();
+        let route = match kind {
+            ServerKind::Http => name::gateway_route(port, &bind),
+            ServerKind::Https => {
+                let port_name = server.port.as_ref().map_or("", |port| &port.name);
+                name::gateway_tls_route(number, port_name, &gateway.name, &gateway.namespace, &bind)
             }
-            Some(present) => {
-                let winner = present.servers.first().map(|first| first.gateway.clone()).unwrap_or_default();
-                self.conflicts.push(Conflict { gateway: server.gateway, index: server.index, port, winner });
-            }
+            _ => String::new(),
+        };
+        let server = GatewayServer {
+            gateway: gateway.clone(),
+            index,
+            kind,
+            server: Arc::new(server.clone()),
+            number,
+            route,
+        };
+        if let Some(why) = self.clash(&server, port, &bind) {
+            let gateway = gateway.clone();
+            self.attached.conflicts.push(Conflict { gateway, index, port, why });
+            return;
         }
+        if !kind.is_tls() {
+            self.plain.entry(port).or_insert_with(|| (bind.clone(), kind, gateway.clone()));
+        }
+        if kind == ServerKind::Https {
+            self.routes.insert(server.route.clone());
+        }
+        match self.attached.ports.iter_mut().find(|present| present.port == port && present.bind == bind) {
+            Some(present) => present.servers.push(server),
+            None => self.attached.ports.push(GatewayPort { bind, port, servers: vec![server] }),
+        }
+    }
+
+    /// Why a server cannot be had beside those before it.
+    fn clash(&mut self, server: &GatewayServer, port: u16, bind: &str) -> Option<Clash> {
+        if server.server.tls.is_some() {
+            let known = self.hosts.entry(port).or_default();
+            // Whoever restricts a host to a namespace still asks for the same SNI.
+            let hosts: Vec<String> = server.sni_hosts();
+            let taken: Vec<String> = hosts
+                .iter()
+                .filter(|host| known.get(*host).is_some_and(|other| other == bind))
+                .cloned()
+                .collect();
+            if !taken.is_empty() {
+                return Some(Clash::Hosts(taken));
+            }
+            known.extend(hosts.into_iter().map(|host| (host, bind.to_owned())));
+        }
+        if let Some((other, kind, winner)) = self.plain.get(&port)
+            && other == bind
+            && !(*kind == ServerKind::Http && server.kind == ServerKind::Http)
+        {
+            return Some(Clash::Port(winner.clone()));
+        }
+        (server.kind == ServerKind::Https && self.routes.contains(&server.route)).then_some(Clash::PortName)
     }
 }

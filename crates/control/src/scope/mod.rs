@@ -5,7 +5,9 @@
 //! - `rules.rs`: which VirtualServices apply; `policy.rs`: which DestinationRules, merged;
 //!   `gateways.rs`: which servers a gateway proxy has.
 
+pub(crate) mod delegate;
 pub(crate) mod gateways;
+pub(crate) mod outbound;
 pub(crate) mod policy;
 pub(crate) mod rules;
 
@@ -14,6 +16,7 @@ use std::net::IpAddr;
 
 use leno_derive::{Cx, Query};
 
+use crate::model::duration::Span;
 use crate::model::inputs::{DestinationRules, VirtualServices};
 use crate::registry::targets::Workload;
 
@@ -44,6 +47,37 @@ pub(crate) struct ProxyKey {
     pub(crate) namespace: String,
     pub(crate) labels: BTreeMap<String, String>,
     pub(crate) interception: Interception,
+    pub(crate) families: Families,
+    pub(crate) options: ProxyOptions,
+}
+
+/// What a proxy asks for by the metadata of its node.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct ProxyOptions {
+    /// `HTTP10`: to accept HTTP/1.0.
+    pub(crate) http10: bool,
+    /// `IDLE_TIMEOUT`: how long connections may be idle.
+    pub(crate) idle_timeout: Option<Span>,
+}
+
+/// The kinds of addresses that a proxy can reach.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) enum Families {
+    #[default]
+    V4,
+    V6,
+    Both,
+}
+
+impl Families {
+    /// Whether such an address can be reached.
+    pub(crate) fn includes(self, address: IpAddr) -> bool {
+        match self {
+            Families::V4 => address.to_canonical().is_ipv4(),
+            Families::V6 => address.to_canonical().is_ipv6(),
+            Families::Both => true,
+        }
+    }
 }
 
 impl ProxyKey {
@@ -64,6 +98,8 @@ impl ProxyKey {
         Viewer {
             role: self.role,
             captures: self.captures(),
+            families: self.families,
+            options: self.options,
             namespace: self.namespace.clone(),
             labels: labels.map(|(name, value)| (name.clone(), value.clone())).collect(),
         }
@@ -77,6 +113,8 @@ pub(crate) struct Viewer {
     pub(crate) role: Role,
     /// Whether the address that the caller wanted is known.
     pub(crate) captures: bool,
+    pub(crate) families: Families,
+    pub(crate) options: ProxyOptions,
     pub(crate) namespace: String,
     pub(crate) labels: BTreeMap<String, String>,
 }
@@ -95,7 +133,8 @@ impl Query for SelectingLabels {
             let Some(rule) = cx.input::<VirtualServices>(&key) else { continue };
             let http = rule.spec.http.iter().flat_map(|rule| &rule.r#match).map(|found| &found.source_labels);
             let tcp = rule.spec.tcp.iter().flat_map(|rule| &rule.r#match).map(|found| &found.source_labels);
-            names.extend(http.chain(tcp).flat_map(|labels| labels.keys().cloned()));
+            let tls = rule.spec.tls.iter().flat_map(|rule| &rule.r#match).map(|found| &found.source_labels);
+            names.extend(http.chain(tcp).chain(tls).flat_map(|labels| labels.keys().cloned()));
         }
         for key in cx.all::<DestinationRules>() {
             let Some(rule) = cx.input::<DestinationRules>(&key) else { continue };

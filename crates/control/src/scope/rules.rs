@@ -1,13 +1,18 @@
-//! Which VirtualServices apply to whom.
+//! Which VirtualServices apply to which proxies, in the order in which they count.
+//!
+//! Nobody walks all of them for one host: two orders over the objects (by host, by gateway) lead to
+//! the few that matter, so that a change of one VirtualService reaches only what its hosts and
+//! gateways have to do with. `delegate.rs` puts the rules of delegates in their roots' places.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use leno_derive::{Cx, Query};
+use leno_derive::{Cx, Index, Query};
 
-use super::fit;
+use super::{delegate, fit};
 use crate::model::inputs::VirtualServices;
 use crate::model::virtual_service::{Destination, MESH, VirtualService};
-use crate::model::{Key, Kind, Meta, ObjectRef};
+use crate::model::{Config, Key, Kind, Meta, ObjectRef};
 use crate::registry::{Export, Mesh, full_name};
 
 /// A VirtualService with all names in full.
@@ -17,6 +22,8 @@ pub(crate) struct Rule {
     /// Hosts and destinations are full names; gateways are `mesh` or `namespace/name`.
     pub(crate) spec: VirtualService,
     pub(crate) export_to: Export,
+    /// The objects that it is made of: itself and its delegates.
+    pub(crate) origins: Vec<ObjectRef>,
 }
 
 impl Rule {
@@ -31,7 +38,7 @@ impl Rule {
     }
 }
 
-/// A VirtualService by name, with full names.
+/// A VirtualService by name with full names, roots and delegates alike, each as it was written.
 pub(crate) struct Named;
 
 impl Query for Named {
@@ -46,60 +53,169 @@ impl Query for Named {
         complete(&mut spec, &key.namespace);
         let default = &mesh.default_virtual_service_export_to;
         let export_to = Export::new(&key.namespace, &spec.export_to, default);
-        Some(Arc::new(Rule { meta: object.meta.clone(), spec, export_to }))
+        let origins = vec![key.of(Kind::VirtualService)];
+        Some(Arc::new(Rule { meta: object.meta.clone(), spec, export_to, origins }))
     }
 }
 
-/// All rules that a namespace sees, oldest first.
-pub(crate) struct VisibleRules;
+/// A VirtualService as proxies get it: with the rules of its delegates. `None` for delegates
+/// themselves, which have no hosts.
+pub(crate) struct Whole;
 
-impl Query for VisibleRules {
-    type Key = String;
+impl Query for Whole {
+    type Key = Key;
+    type Value = Option<Arc<Rule>>;
+    const NAME: &'static str = "whole-rule";
+
+    fn derive(cx: &Cx<'_>, key: &Key) -> Option<Arc<Rule>> {
+        let rule = cx.get::<Named>(key).as_ref().clone()?;
+        if rule.spec.hosts.is_empty() {
+            return None;
+        }
+        if rule.spec.http.iter().all(|http| http.delegate.is_none()) {
+            return Some(rule);
+        }
+        Some(Arc::new(delegate::merged(cx, &rule)))
+    }
+}
+
+/// VirtualServices by the gateways that they apply to, `mesh` among them.
+pub(crate) struct ByGateway;
+
+impl Index for ByGateway {
+    type Of = VirtualServices;
+    type Bucket = String;
+    const NAME: &'static str = "virtual-services-by-gateway";
+
+    fn buckets(key: &Key, object: &Config<VirtualService>) -> Vec<String> {
+        object.spec.gateways().map(|gateway| full_gateway(gateway, &key.namespace)).collect()
+    }
+}
+
+/// VirtualServices for sidecars by their hosts: exact ones by themselves and, so that a wildcard
+/// service finds them, by each wildcard that includes them; wildcards by themselves.
+pub(crate) struct ByHost;
+
+impl Index for ByHost {
+    type Of = VirtualServices;
+    type Bucket = HostBucket;
+    const NAME: &'static str = "virtual-services-by-host";
+
+    fn buckets(key: &Key, object: &Config<VirtualService>) -> Vec<HostBucket> {
+        if !object.spec.gateways().any(|gateway| gateway == MESH) {
+            return Vec::new();
+        }
+        let mut buckets = Vec::new();
+        for host in &object.spec.hosts {
+            let host = full_name(host, &key.namespace).to_ascii_lowercase();
+            if host.starts_with('*') {
+                buckets.push(HostBucket::Named(wildcard_bucket(&host)));
+            } else {
+                buckets.extend(parents(&host).map(HostBucket::Below));
+                buckets.push(HostBucket::Named(host));
+            }
+        }
+        buckets
+    }
+}
+
+/// A group of VirtualServices in the order by hosts.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) enum HostBucket {
+    /// Those that name the host, or a wildcard by its own spelling.
+    Named(String),
+    /// Those that name a host below a wildcard.
+    Below(String),
+}
+
+/// The wildcards that include a host, but for `*`, nearest first.
+fn parents(host: &str) -> impl Iterator<Item = String> + '_ {
+    host.match_indices('.').map(|(at, _)| format!("*{}", &host[at..]))
+}
+
+/// Where a wildcard is looked for: `*-x.com` has no place among the parents of a host, so it is
+/// kept with those that include everything.
+fn wildcard_bucket(host: &str) -> String {
+    if host.starts_with("*.") { host.to_owned() } else { "*".to_owned() }
+}
+
+/// The rules that apply to a gateway (`namespace/name`), or to sidecars (`mesh`), as far as a
+/// namespace sees them: those that only it sees first, then those exported to it by name, then those
+/// for all; oldest first.
+pub(crate) struct GatewayRules;
+
+impl Query for GatewayRules {
+    type Key = (String, String);
     type Value = Vec<Arc<Rule>>;
-    const NAME: &'static str = "visible-rules";
+    const NAME: &'static str = "gateway-rules";
 
-    fn derive(cx: &Cx<'_>, namespace: &String) -> Vec<Arc<Rule>> {
-        let keys = cx.all::<VirtualServices>();
-        let mut rules: Vec<Arc<Rule>> = keys
-            .iter()
-            .filter_map(|key| cx.get::<Named>(key).as_ref().clone())
-            .filter(|rule| rule.export_to.reaches(namespace))
-            .collect();
-        rules.sort_by(|a, b| a.meta.age().cmp(&b.meta.age()));
+    fn derive(cx: &Cx<'_>, (namespace, gateway): &(String, String)) -> Vec<Arc<Rule>> {
+        ordered(cx, namespace, cx.bucket::<ByGateway>(gateway))
+    }
+}
+
+/// The rules for the sidecars of a namespace.
+pub(crate) fn mesh_rules(cx: &Cx<'_>, namespace: &str) -> Arc<Vec<Arc<Rule>>> {
+    cx.get::<GatewayRules>(&(namespace.to_owned(), MESH.to_owned()))
+}
+
+/// The rules for the sidecars of a namespace that have to do with a host: that name it or a
+/// wildcard that includes it, or, if it is a wildcard itself, that name a host below it. Ordered as
+/// [`GatewayRules`] are.
+pub(crate) struct HostRules;
+
+impl Query for HostRules {
+    type Key = (String, String);
+    type Value = Vec<Arc<Rule>>;
+    const NAME: &'static str = "host-rules";
+
+    fn derive(cx: &Cx<'_>, (namespace, host): &(String, String)) -> Vec<Arc<Rule>> {
+        let mut buckets = BTreeSet::from(["*".to_owned(), host.clone()]);
+        buckets.extend(parents(host));
+        let mut buckets: Vec<HostBucket> = buckets.into_iter().map(HostBucket::Named).collect();
+        if host.starts_with('*') {
+            buckets.push(HostBucket::Below(host.clone()));
+        }
+        let keys: BTreeSet<Key> = buckets.iter().flat_map(|bucket| cx.bucket::<ByHost>(bucket)).collect();
+        let mut rules = ordered(cx, namespace, keys);
+        let meets = |pattern: &String| {
+            let pattern = pattern.to_ascii_lowercase();
+            fit(&pattern, host).is_some() || fit(host, &pattern).is_some()
+        };
+        rules.retain(|rule| rule.spec.hosts.iter().any(meets));
         rules
     }
 }
 
-/// The rules that apply to the sidecars of a namespace, oldest first.
-pub(crate) struct MeshRules;
-
-impl Query for MeshRules {
-    type Key = String;
-    type Value = Vec<Arc<Rule>>;
-    const NAME: &'static str = "mesh-rules";
-
-    fn derive(cx: &Cx<'_>, namespace: &String) -> Vec<Arc<Rule>> {
-        cx.get::<VisibleRules>(namespace).iter().filter(|rule| rule.applies_to(MESH)).cloned().collect()
-    }
+/// The rules of the given names that a namespace sees, in the order in which they count.
+fn ordered(cx: &Cx<'_>, namespace: &str, keys: impl IntoIterator<Item = Key>) -> Vec<Arc<Rule>> {
+    let mut rules: Vec<(u8, Arc<Rule>)> = keys
+        .into_iter()
+        .filter_map(|key| cx.get::<Whole>(&key).as_ref().clone())
+        .filter_map(|rule| Some((rule.export_to.rank(namespace)?, rule)))
+        .collect();
+    rules.sort_by(|(a, one), (b, other)| (a, one.meta.age()).cmp(&(b, other.meta.age())));
+    rules.into_iter().map(|(_, rule)| rule).collect()
 }
 
-/// Of rules ordered by age, the one that a host belongs to: the one that names it most exactly, and
-/// of equals the oldest.
-pub(crate) fn owner<'r>(
-    rules: &'r [Arc<Rule>],
-    host: &str,
-    of: impl Fn(&Rule) -> bool,
-) -> Option<&'r Arc<Rule>> {
+/// Of rules in the order in which they count, those whose HTTP rules may be the ones for a host:
+/// all that name it; else the one that names the narrowest wildcard, of equals the first.
+pub(crate) fn candidates<'r>(rules: &'r [Arc<Rule>], host: &str) -> Vec<&'r Arc<Rule>> {
+    let mut exact = Vec::new();
     let mut best: Option<(usize, &Arc<Rule>)> = None;
-    for rule in rules.iter().filter(|rule| of(rule)) {
-        let Some(found) = rule.spec.hosts.iter().filter_map(|pattern| fit(pattern, host)).max() else {
-            continue;
-        };
-        if best.is_none_or(|(most, _)| found > most) {
-            best = Some((found, rule));
+    for rule in rules {
+        for pattern in &rule.spec.hosts {
+            if pattern.eq_ignore_ascii_case(host) {
+                exact.push(rule);
+                break;
+            }
+            let found = fit(&pattern.to_ascii_lowercase(), host);
+            if let Some(found) = found.filter(|found| best.is_none_or(|(most, _)| *found > most)) {
+                best = Some((found, rule));
+            }
         }
     }
-    best.map(|(_, rule)| rule)
+    if exact.is_empty() { best.into_iter().map(|(_, rule)| rule).collect() } else { exact }
 }
 
 /// Replaces short names by full ones.
@@ -107,27 +223,25 @@ fn complete(spec: &mut VirtualService, namespace: &str) {
     for host in &mut spec.hosts {
         *host = full_name(host, namespace);
     }
-    for gateway in &mut spec.gateways {
-        *gateway = full_gateway(gateway, namespace);
-    }
+    let gateways = |gateways: &mut Vec<String>| {
+        gateways.iter_mut().for_each(|gateway| *gateway = full_gateway(gateway, namespace));
+    };
+    gateways(&mut spec.gateways);
     let destination =
         |destination: &mut Destination| destination.host = full_name(&destination.host, namespace);
     for rule in &mut spec.http {
         rule.route.iter_mut().for_each(|target| destination(&mut target.destination));
         rule.mirror.iter_mut().for_each(destination);
         rule.mirrors.iter_mut().for_each(|mirror| destination(&mut mirror.destination));
-        for gateway in rule.r#match.iter_mut().flat_map(|found| &mut found.gateways) {
-            *gateway = full_gateway(gateway, namespace);
-        }
+        rule.r#match.iter_mut().for_each(|found| gateways(&mut found.gateways));
     }
     for rule in &mut spec.tcp {
         rule.route.iter_mut().for_each(|target| destination(&mut target.destination));
-        for gateway in rule.r#match.iter_mut().flat_map(|found| &mut found.gateways) {
-            *gateway = full_gateway(gateway, namespace);
-        }
+        rule.r#match.iter_mut().for_each(|found| gateways(&mut found.gateways));
     }
     for rule in &mut spec.tls {
         rule.route.iter_mut().for_each(|target| destination(&mut target.destination));
+        rule.r#match.iter_mut().for_each(|found| gateways(&mut found.gateways));
     }
 }
 
@@ -140,5 +254,18 @@ pub(crate) fn full_gateway(gateway: &str, namespace: &str) -> String {
         Some((".", name)) => format!("{namespace}/{name}"),
         Some(_) => gateway.to_owned(),
         None => format!("{namespace}/{gateway}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{parents, wildcard_bucket};
+
+    #[test]
+    fn a_host_has_the_wildcards_above_it_for_parents() {
+        assert_eq!(parents("a.b.c").collect::<Vec<_>>(), ["*.b.c", "*.c"]);
+        assert_eq!(parents("a").count(), 0);
+        assert_eq!(wildcard_bucket("*.b"), "*.b");
+        assert_eq!(wildcard_bucket("*-a.b"), "*");
     }
 }

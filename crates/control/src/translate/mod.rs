@@ -11,6 +11,7 @@ pub(crate) mod listener;
 pub(crate) mod name;
 pub(crate) mod resource;
 pub(crate) mod route;
+pub(crate) mod secret;
 #[cfg(test)]
 mod tests;
 

@@ -54,6 +54,24 @@ pub(crate) fn gateway_route(port: u16, bind: &str) -> String {
     if bind.is_empty() { format!("http.{port}") } else { format!("http.{port}.{bind}") }
 }
 
+/// The name of a gateway's route configuration for HTTP over TLS, of which each server has its own.
+pub(crate) fn gateway_tls_route(
+    port: u16,
+    port_name: &str,
+    name: &str,
+    namespace: &str,
+    bind: &str,
+) -> String {
+    let bind = if bind.is_empty() { String::new() } else { format!(".{bind}") };
+    format!("https.{port}.{port_name}.{name}.{namespace}{bind}")
+}
+
+/// The SNI by which a gateway with AUTO_PASSTHROUGH finds a cluster, and the cluster's name:
+/// `outbound_.9080_.v1_.reviews.default.svc.cluster.local`.
+pub(crate) fn outbound_sni(port: u16, subset: &str, host: &str) -> String {
+    format!("outbound_.{port}_.{subset}_.{host}")
+}
+
 /// The name of a virtual host: `reviews.default.svc.cluster.local:9080`.
 pub(crate) fn virtual_host(host: &str, port: u16) -> String {
     match host.parse::<IpAddr>() {
@@ -69,7 +87,10 @@ pub(crate) fn config_path(kind: &str, namespace: &str, name: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{Outbound, gateway_route, inbound, listener, outbound, parse_outbound, virtual_host};
+    use super::{
+        Outbound, gateway_route, gateway_tls_route, inbound, listener, outbound, outbound_sni,
+        parse_outbound, virtual_host,
+    };
 
     #[test]
     fn names_are_istios() {
@@ -79,6 +100,9 @@ mod tests {
         assert_eq!(listener("0.0.0.0", 9080), "0.0.0.0_9080");
         assert_eq!(gateway_route(8080, ""), "http.8080");
         assert_eq!(gateway_route(8080, "10.0.0.1"), "http.8080.10.0.0.1");
+        assert_eq!(gateway_tls_route(443, "https", "web", "a", ""), "https.443.https.web.a");
+        assert_eq!(gateway_tls_route(443, "https", "web", "a", "10.0.0.1"), "https.443.https.web.a.10.0.0.1");
+        assert_eq!(outbound_sni(80, "v1", "a.b"), "outbound_.80_.v1_.a.b");
         assert_eq!(virtual_host("a.b", 80), "a.b:80");
         assert_eq!(virtual_host("2001:db8::1", 80), "[2001:db8::1]:80");
     }

@@ -19,8 +19,10 @@ use serde_json::{Map, Value, json};
 
 use crate::analyze::Analysis;
 use crate::model::diagnostic::Diagnostic;
+use crate::model::duration::Span;
 use crate::model::inputs;
-use crate::scope::{Interception, ProxyKey, Role};
+use crate::model::switches::{SwitchInput, Switches};
+use crate::scope::{Families, Interception, ProxyKey, ProxyOptions, Role};
 use crate::source::files::{Files, Look};
 use crate::translate::cluster::Clusters;
 use crate::translate::endpoint::Endpoints;
@@ -43,6 +45,13 @@ struct Proxy {
     tproxy: bool,
     #[serde(default)]
     explicit: Option<String>,
+    /// `v4`, `v6` or `both`.
+    #[serde(default)]
+    families: Option<String>,
+    #[serde(default)]
+    http10: bool,
+    #[serde(default)]
+    idle_timeout: Option<String>,
 }
 
 fn default_namespace() -> String {
@@ -61,6 +70,16 @@ impl Proxy {
             namespace: self.namespace.clone(),
             labels: self.labels.clone(),
             interception: explicit.unwrap_or(captured),
+            families: match self.families.as_deref() {
+                None | Some("v4") => Families::V4,
+                Some("v6") => Families::V6,
+                Some("both") => Families::Both,
+                Some(other) => panic!("{other:?} is none of v4, v6, both"),
+            },
+            options: ProxyOptions {
+                http10: self.http10,
+                idle_timeout: self.idle_timeout.as_deref().map(|text| Span::parse(text).expect("a duration")),
+            },
         }
     }
 }
@@ -79,8 +98,8 @@ fn goldens() {
 }
 
 fn run(case: &Path) -> Result<(), String> {
-    let (graph, diagnostics) = load(&case.join("input.yaml"));
-    let mut expected = BTreeSet::from(["input.yaml".to_owned(), "proxies.yaml".to_owned()]);
+    let (graph, diagnostics) = load(case);
+    let mut expected = BTreeSet::from(["input.yaml", "proxies.yaml", "environment.yaml"].map(str::to_owned));
     let mut failures = String::new();
     let mut compare = |name: String, found: &str| {
         let path = case.join(&name);
@@ -112,7 +131,8 @@ fn run(case: &Path) -> Result<(), String> {
 }
 
 /// Reads a mesh, and tells what is wrong with it, with places.
-fn load(input: &Path) -> (Graph, String) {
+fn load(case: &Path) -> (Graph, String) {
+    let input = &case.join("input.yaml");
     let mut files = Files::new(vec![input.to_owned()]);
     let changes = files.scan(Look::Inside, Instant::now());
     let mut graph = Graph::new();
@@ -125,6 +145,7 @@ fn load(input: &Path) -> (Graph, String) {
         }
         inputs::apply(change, &mut batch);
     }
+    batch.set::<SwitchInput>((), switches(&case.join("environment.yaml")));
     graph.commit(batch);
     let mut all = files.diagnostics().as_ref().clone();
     for (object, finding) in graph.get::<Analysis>(&()).iter() {
@@ -139,6 +160,16 @@ fn load(input: &Path) -> (Graph, String) {
     let file = input.display().to_string();
     let lines = all.iter().map(|diagnostic| format!("{:?} {diagnostic}\n", diagnostic.severity));
     (graph, lines.collect::<String>().replace(&file, "input.yaml"))
+}
+
+/// The switches that a case's environment, if it has one, sets.
+fn switches(path: &Path) -> Switches {
+    let text = fs::read_to_string(path).unwrap_or_default();
+    let documents = yaml::parse(&text, Dialect::Kubernetes).expect("YAML");
+    let variables = documents.first().map(|document| {
+        yaml::from_node::<std::collections::BTreeMap<String, String>>(document).expect("texts by name").0
+    });
+    Switches::read(|name| variables.as_ref()?.get(name).cloned())
 }
 
 /// All resources of a proxy, as it would ask for them.
@@ -201,7 +232,30 @@ fn validate(name: &str, case: &Path, configuration: &Value) -> Option<String> {
     }
     let mut listeners = list("listeners");
     listeners.iter_mut().for_each(|listener| inline_routes(listener, &list("routes")));
-    let bootstrap = json!({ "static_resources": { "clusters": clusters, "listeners": listeners } });
+    // Where secrets come from: the agent, which every bootstrap of Istio's knows, and the stream.
+    clusters.extend(["sds-grpc", "xds-grpc"].map(|name| {
+        json!({
+            "name": name,
+            "type": "STATIC",
+            "typed_extension_protocol_options": {
+                "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
+                    "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
+                    "explicit_http_config": { "http2_protocol_options": {} },
+                },
+            },
+        })
+    }));
+    let bootstrap = json!({
+        "node": { "id": "golden", "cluster": "golden" },
+        "dynamic_resources": {
+            "ads_config": {
+                "api_type": "GRPC",
+                "transport_api_version": "V3",
+                "grpc_services": [{ "envoy_grpc": { "cluster_name": "xds-grpc" } }],
+            },
+        },
+        "static_resources": { "clusters": clusters, "listeners": listeners },
+    });
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("bootstrap.json");
     fs::write(&path, bootstrap.to_string()).expect("writable");

@@ -235,9 +235,14 @@ fn metadata(key: &ClusterKey, service: &Service, rule: Option<&Key>) -> core::Me
 fn http_version(protocol: Protocol) -> HttpVersion {
     match protocol {
         Protocol::Http => HttpVersion::One,
-        Protocol::Http2 => HttpVersion::Two,
+        Protocol::Http2 | Protocol::Grpc | Protocol::GrpcWeb => HttpVersion::Two,
         Protocol::Auto => HttpVersion::Downstream,
-        Protocol::Tcp | Protocol::Datagram => HttpVersion::None,
+        Protocol::Tcp
+        | Protocol::Tls
+        | Protocol::Mongo
+        | Protocol::Redis
+        | Protocol::MySql
+        | Protocol::Datagram => HttpVersion::None,
     }
 }
 

@@ -47,6 +47,16 @@ const QUOTED: [&str; 6] = [
     "upstream_host",
 ];
 
+/// The loggers of a listener itself: connections that no chain takes are logged there alone.
+pub(super) fn listener_log(mesh: &MeshConfig) -> Vec<accesslog::AccessLog> {
+    use accesslog::access_log_filter::FilterSpecifier;
+    let unmatched = accesslog::ResponseFlagFilter { flags: vec!["NR".to_owned()] };
+    let filter =
+        accesslog::AccessLogFilter { filter_specifier: Some(FilterSpecifier::ResponseFlagFilter(unmatched)) };
+    let loggers = access_log(mesh).into_iter();
+    loggers.map(|logger| accesslog::AccessLog { filter: Some(filter.clone()), ..logger }).collect()
+}
+
 /// The loggers of a proxy: one or none.
 pub(super) fn access_log(mesh: &MeshConfig) -> Vec<accesslog::AccessLog> {
     use core::substitution_format_string::Format;

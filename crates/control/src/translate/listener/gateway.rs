@@ -1,26 +1,38 @@
-//! A gateway's listeners: one per port that its Gateways ask for.
+//! A gateway's listeners: one per address and port that its Gateways ask for, with a chain for all
+//! servers of plain HTTP, and one for each of the others.
 
+use std::collections::HashSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use leno_derive::{Cx, Query};
 
-use super::bare;
-use super::http::{Routes, Side, connection_manager};
-use super::tcp::{tcp_chains, tcp_proxy};
-use crate::model::Kind;
-use crate::model::gateway::ServerProtocol;
-use crate::model::mesh::MeshConfig;
-use crate::registry::Mesh;
+use super::access_log::listener_log;
+use super::chain::{Chain, merge};
+use super::filters::{FilterScope, Side};
+use super::http::{Routes, connection_manager, stat_prefix};
+use super::tcp::Wanted;
+use super::{Frame, bare, bound, tls, tls_inspector};
+use crate::model::virtual_service::RouteDestination;
+use crate::model::{Kind, ObjectRef};
+use crate::registry::Visible;
+use crate::registry::protocol::Protocol;
 use crate::registry::targets::Workload;
-use crate::scope::Viewer;
-use crate::scope::gateways::{AttachedGateways, GatewayPort};
-use crate::scope::intersection;
-use crate::scope::rules::VisibleRules;
+use crate::scope::gateways::{AttachedGateways, GatewayPort, GatewayServer, ServerKind};
+use crate::scope::policy::MergedPolicy;
+use crate::scope::rules::{GatewayRules, Rule};
+use crate::scope::{Viewer, fit};
+use crate::translate::cluster::policies;
 use crate::translate::name;
-use crate::translate::proto::{core, listener};
+use crate::translate::proto::core;
 use crate::translate::resource::Resource;
+use crate::translate::route::gateway::hosts_of;
 use crate::translate::route::rule::Place;
+
+/// What the mesh's own mutual TLS offers as protocols, by which AUTO_PASSTHROUGH keeps everybody
+/// else out.
+const MESH_PROTOCOLS: &[&str] =
+    &["istio", "istio-peer-exchange", "istio-http/1.0", "istio-http/1.1", "istio-h2"];
 
 /// All listeners of a gateway workload, which binds the address given unless a Gateway says more.
 pub(super) struct GatewayListeners;
@@ -31,63 +43,190 @@ impl Query for GatewayListeners {
     const NAME: &'static str = "gateway-listeners";
 
     fn derive(cx: &Cx<'_>, (viewer, workload, own): &Self::Key) -> Vec<Arc<Resource>> {
-        let mesh = cx.get::<Mesh>(&());
+        let frame = Frame::new(cx, viewer.options);
         let attached = cx.get::<AttachedGateways>(workload);
+        let scope = FilterScope {
+            side: Side::Gateway,
+            namespace: workload.namespace.clone(),
+            labels: workload.labels.clone(),
+        };
+        let maker = Maker { cx, frame: &frame, scope: &scope, viewer };
         let ports = attached.ports.iter();
-        ports.filter_map(|port| build(cx, &mesh, viewer, port, *own)).map(Arc::new).collect()
+        ports.filter_map(|port| maker.listener(port, *own)).map(Arc::new).collect()
     }
 }
 
-/// The listener of a port; `None` if there is nothing that it could do with a connection.
-fn build(
-    cx: &Cx<'_>,
-    mesh: &MeshConfig,
-    viewer: &Viewer,
-    port: &GatewayPort,
-    own: Option<IpAddr>,
-) -> Option<Resource> {
-    let host = if port.bind.is_empty() { "0.0.0.0" } else { &port.bind };
-    let name = name::listener(host, port.port);
-    let bound = own.filter(|_| port.bind.is_empty()).map_or_else(|| host.to_owned(), |own| own.to_string());
-    let mut message = bare(&name, &bound, port.port, core::TrafficDirection::Outbound);
-    let mut origins: Vec<_> = port.servers.iter().map(|server| server.gateway.of(Kind::Gateway)).collect();
-    if port.protocol == ServerProtocol::Http {
-        let routes = Routes::Named(name::gateway_route(port.port, &port.bind));
-        message.filter_chains.push(listener::FilterChain {
-            filters: vec![connection_manager(mesh, Side::Gateway, &name, routes)],
-            ..listener::FilterChain::default()
-        });
-        return Some(Resource::new(&name, &message, origins));
+struct Maker<'a, 'c> {
+    cx: &'a Cx<'c>,
+    frame: &'a Frame,
+    scope: &'a FilterScope,
+    viewer: &'a Viewer,
+}
+
+impl Maker<'_, '_> {
+    /// The listener of a port; `None` if there is nothing that it could do with a connection.
+    fn listener(&self, port: &GatewayPort, own: Option<IpAddr>) -> Option<Resource> {
+        let wildcards = self.frame.wildcards(self.viewer.families);
+        let hosts: Vec<String> = match port.bind.as_str() {
+            "" => wildcards.iter().map(|&host| host.to_owned()).collect(),
+            bind => vec![bind.to_owned()],
+        };
+        let name = name::listener(hosts.first().map_or("", String::as_str), port.port);
+        let bound_to = own.filter(|_| port.bind.is_empty()).map_or(hosts, |own| vec![own.to_string()]);
+        let mut origins: Vec<_> =
+            port.servers.iter().map(|server| server.gateway.of(Kind::Gateway)).collect();
+        let mut chains = Vec::new();
+        let mut sni = HashSet::new();
+        for server in &port.servers {
+            let more = self.chains(server, &name, &mut sni, &mut origins);
+            merge(&mut chains, more);
+        }
+        if chains.is_empty() {
+            return None;
+        }
+        let direction = core::TrafficDirection::Outbound;
+        let mut message = bound(bare(&name, &bound_to, port.port, direction));
+        if chains.iter().any(Chain::needs_tls_inspector) {
+            message.listener_filters.push(tls_inspector());
+        }
+        message.access_log = listener_log(&self.frame.mesh);
+        message.filter_chains = chains.into_iter().map(Chain::build).collect();
+        Some(Resource::new(&name, &message, origins))
     }
-    let rules = cx.get::<VisibleRules>(&viewer.namespace);
-    for server in &port.servers {
-        let gateway = server.gateway_name();
-        let place = Place { viewer, gateway: &gateway, port: server.number };
-        for rule in rules.iter().filter(|rule| rule.applies_to(&gateway)) {
-            let meets = server
-                .server
-                .hosts()
-                .any(|(_, exposed)| rule.spec.hosts.iter().any(|host| intersection(exposed, host).is_some()));
-            if !meets {
-                continue;
+
+    /// The chains of a server. `sni` are the server names that rules have taken on the port.
+    fn chains(
+        &self,
+        server: &GatewayServer,
+        listener: &str,
+        sni: &mut HashSet<String>,
+        origins: &mut Vec<ObjectRef>,
+    ) -> Vec<Chain> {
+        let terminated = || Chain {
+            sni: if server.kind == ServerKind::Http { Vec::new() } else { server.sni_hosts() },
+            tls: tls::context(server).map(Box::new),
+            ..Chain::default()
+        };
+        match server.kind {
+            ServerKind::Http | ServerKind::Https => {
+                let own = &server.server.name;
+                let named = server.kind == ServerKind::Https && !own.is_empty();
+                let prefix = if named { own.clone() } else { stat_prefix(Side::Gateway, listener) };
+                let protocol = server.server.port.as_ref().map(|port| Protocol::of_name(&port.protocol));
+                let routes = Routes::Named(server.route.clone());
+                let manager = connection_manager(self.cx, self.frame, self.scope, prefix, routes, protocol);
+                vec![Chain { filters: vec![manager], ..terminated() }]
             }
-            for chain in tcp_chains(cx, rule, place) {
-                let all = chain.ranges.is_empty();
-                if all && message.filter_chains.iter().any(|present| present.filter_chain_match.is_none()) {
-                    // Nothing could tell the two apart: the older rule has the port.
-                    continue;
-                }
-                origins.push(rule.object());
-                message.filter_chains.push(listener::FilterChain {
-                    filter_chain_match: (!all).then(|| listener::FilterChainMatch {
-                        prefix_ranges: chain.ranges.clone(),
-                        ..listener::FilterChainMatch::default()
-                    }),
-                    filters: vec![tcp_proxy(mesh, &name, &chain.upstream)],
-                    ..listener::FilterChain::default()
-                });
+            ServerKind::Tcp | ServerKind::Tls => {
+                let Some((rule, targets)) = self.tcp_targets(server) else { return Vec::new() };
+                origins.extend(rule.origins.iter().cloned());
+                let place = self.place(server);
+                let filters = self.wanted(&place).to_targets(&targets, &rule.meta);
+                let chain = terminated();
+                // A server of plain bytes has nothing to tell its connections apart by.
+                let names = if server.kind == ServerKind::Tcp { Vec::new() } else { chain.sni.clone() };
+                vec![Chain { sni: names, filters, ..chain }]
             }
+            ServerKind::Passthrough => self.passed_on(server, sni, origins),
+            ServerKind::AutoPassthrough => self.passed_on_by_name(server),
         }
     }
-    (!message.filter_chains.is_empty()).then(|| Resource::new(&name, &message, origins))
+
+    fn place(&self, server: &GatewayServer) -> Place {
+        Place {
+            viewer: self.viewer.clone(),
+            gateway: server.gateway_name(),
+            port: server.number,
+            tls: server.server.tls.is_some(),
+        }
+    }
+
+    fn wanted<'a>(&'a self, place: &'a Place) -> Wanted<'a, 'a> {
+        Wanted { cx: self.cx, frame: self.frame, place, scope: self.scope }
+    }
+
+    /// The rules that are bound to a server's Gateway and have a host in common with it.
+    fn rules(&self, server: &GatewayServer) -> Vec<Arc<Rule>> {
+        let key = (self.viewer.namespace.clone(), server.gateway_name());
+        let rules = self.cx.get::<GatewayRules>(&key);
+        rules.iter().filter(|rule| !hosts_of(server, rule).is_empty()).cloned().collect()
+    }
+
+    /// Where a server of bytes leads: the first TCP rule for its port.
+    fn tcp_targets(&self, server: &GatewayServer) -> Option<(Arc<Rule>, Vec<RouteDestination>)> {
+        let gateway = server.gateway_name();
+        let number = u32::from(server.number);
+        let admits = |port: u32, gateways: &[String]| {
+            (port == 0 || port == number) && (gateways.is_empty() || gateways.contains(&gateway))
+        };
+        self.rules(server).into_iter().find_map(|rule| {
+            let found = rule.spec.tcp.iter().find(|tcp| {
+                let mut matches = tcp.r#match.iter();
+                !tcp.route.is_empty()
+                    && (tcp.r#match.is_empty() || matches.any(|found| admits(found.port, &found.gateways)))
+            });
+            let targets = found?.route.clone();
+            Some((rule, targets))
+        })
+    }
+
+    /// The chains of TLS that goes on to where TLS rules say.
+    fn passed_on(
+        &self,
+        server: &GatewayServer,
+        sni: &mut HashSet<String>,
+        origins: &mut Vec<ObjectRef>,
+    ) -> Vec<Chain> {
+        let place = self.place(server);
+        let mut chains = Vec::new();
+        for rule in self.rules(server) {
+            for tls in rule.spec.tls.iter().filter(|tls| !tls.route.is_empty()) {
+                for found in &tls.r#match {
+                    let here = (found.port == 0 || found.port == u32::from(server.number))
+                        && (found.gateways.is_empty() || found.gateways.contains(&place.gateway));
+                    // Envoy refuses two chains for one name: the older rule has it.
+                    if !here || found.sni_hosts.iter().any(|name| sni.contains(name)) {
+                        continue;
+                    }
+                    sni.extend(found.sni_hosts.iter().cloned());
+                    origins.extend(rule.origins.iter().cloned());
+                    chains.push(Chain {
+                        sni: found.sni_hosts.clone(),
+                        filters: self.wanted(&place).to_targets(&tls.route, &rule.meta),
+                        ..Chain::default()
+                    });
+                }
+            }
+        }
+        chains
+    }
+
+    /// The chains of the mesh's own TLS that goes on to the cluster that its server name names:
+    /// one for each port and subset of the services that the server exposes.
+    fn passed_on_by_name(&self, server: &GatewayServer) -> Vec<Chain> {
+        let hosts = server.sni_hosts();
+        let place = self.place(server);
+        let mut chains = Vec::new();
+        let visible = self.cx.get::<Visible>(&self.viewer.namespace);
+        let exposed = visible.values().filter(|service| {
+            !service.external && hosts.iter().any(|host| fit(host, &service.id.host).is_some())
+        });
+        for service in exposed {
+            let merged = self.cx.get::<MergedPolicy>(&policies(self.cx, self.viewer, service));
+            let subsets = merged.subsets.iter().map(|subset| subset.name.as_str());
+            let subsets: Vec<&str> = std::iter::once("").chain(subsets).collect();
+            for port in service.ports.iter().filter(|port| port.protocol != Protocol::Datagram) {
+                for subset in &subsets {
+                    let cluster = name::outbound_sni(port.number, subset, &service.id.host);
+                    chains.push(Chain {
+                        sni: vec![cluster.clone()],
+                        application_protocols: MESH_PROTOCOLS,
+                        filters: self.wanted(&place).to_named(cluster, subset, &merged),
+                        ..Chain::default()
+                    });
+                }
+            }
+        }
+        chains
+    }
 }

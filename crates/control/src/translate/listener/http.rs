@@ -1,28 +1,20 @@
 //! The HTTP connection manager, as each kind of listener has it.
 
-use leno_api::proto::envoy::extensions::filters::http as filters;
 use leno_api::proto::envoy::extensions::filters::network::http_connection_manager::v3 as hcm;
 use leno_api::proto::envoy::extensions::request_id::uuid::v3::UuidRequestIdConfig;
-use prost::{Message, Name};
+use leno_derive::Cx;
 
 use super::access_log::access_log;
-use super::filter;
-use crate::model::mesh::MeshConfig;
-use crate::translate::proto::{listener, route};
+use super::filters::{self, FilterScope, Side};
+use super::{Frame, filter};
+use crate::registry::protocol::Protocol;
+use crate::translate::proto::{core, listener, route};
 use crate::translate::resource::{ads, pack};
 
 /// What Istio's proxies call themselves to clients; outbound they go by Envoy's own name.
 const SERVER_NAME: &str = "istio-envoy";
 
-/// On which side of the mesh an HTTP connection manager works.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Side {
-    Inbound,
-    Outbound,
-    Gateway,
-}
-
-/// Where its routes come from.
+/// Where routes come from.
 #[derive(Debug)]
 pub(super) enum Routes {
     /// From the stream, by name.
@@ -31,30 +23,54 @@ pub(super) enum Routes {
     Inline(Box<route::RouteConfiguration>),
 }
 
-/// The network filter.
-pub(super) fn connection_manager(
-    mesh: &MeshConfig,
-    side: Side,
-    address: &str,
-    routes: Routes,
-) -> listener::Filter {
-    use hcm::http_connection_manager as parts;
-    let prefix = match side {
+/// The prefix of statistics for a listener's or a chain's name. The semicolon ends the address for
+/// the rule that takes it out of the names of statistics.
+pub(super) fn stat_prefix(side: Side, name: &str) -> String {
+    let side = match side {
         Side::Inbound => "inbound",
         Side::Outbound | Side::Gateway => "outbound",
     };
+    format!("{side}_{name};")
+}
+
+/// The network filter. `protocol` is what is declared of the port.
+pub(super) fn connection_manager(
+    cx: &Cx<'_>,
+    frame: &Frame,
+    scope: &FilterScope,
+    stat_prefix: String,
+    routes: Routes,
+    protocol: Option<Protocol>,
+) -> listener::Filter {
+    use hcm::http_connection_manager as parts;
+    let side = scope.side;
+    let accept_http10 = frame.switches.http10 || frame.options.http10;
+    let http1 =
+        core::Http1ProtocolOptions { accept_http_10: accept_http10, ..core::Http1ProtocolOptions::default() };
+    let http2 = side == Side::Inbound && protocol.is_some_and(Protocol::is_http2);
+    let idle = frame.options.idle_timeout;
     let mut message = hcm::HttpConnectionManager {
-        // The semicolon ends the address for the rule that takes it out of the names of statistics.
-        stat_prefix: format!("{prefix}_{address};"),
+        stat_prefix,
         route_specifier: Some(match routes {
             Routes::Named(name) => {
                 parts::RouteSpecifier::Rds(hcm::Rds { config_source: Some(ads()), route_config_name: name })
             }
             Routes::Inline(configuration) => parts::RouteSpecifier::RouteConfig(*configuration),
         }),
-        http_filters: http_filters(),
-        access_log: access_log(mesh),
-        use_remote_address: Some(side == Side::Gateway),
+        http_filters: filters::http(cx, scope, protocol),
+        access_log: access_log(&frame.mesh),
+        use_remote_address: Some(match side {
+            Side::Gateway => true,
+            Side::Outbound => frame.switches.sidecar_use_remote_address,
+            Side::Inbound => false,
+        }),
+        // A gateway has its options even where they are Envoy's own.
+        http_protocol_options: (side == Side::Gateway || accept_http10).then_some(http1),
+        http2_protocol_options: http2.then(core::Http2ProtocolOptions::default),
+        common_http_protocol_options: idle.map(|idle| core::HttpProtocolOptions {
+            idle_timeout: Some(idle.to_proto()),
+            ..core::HttpProtocolOptions::default()
+        }),
         upgrade_configs: vec![parts::UpgradeConfig {
             upgrade_type: "websocket".to_owned(),
             ..parts::UpgradeConfig::default()
@@ -62,6 +78,7 @@ pub(super) fn connection_manager(
         stream_idle_timeout: Some(prost_types::Duration::default()),
         normalize_path: Some(true),
         path_with_escaped_slashes_action: parts::PathWithEscapedSlashesAction::KeepUnchanged as i32,
+        proxy_100_continue: true,
         request_id_extension: Some(hcm::RequestIdExtension {
             typed_config: Some(pack(&UuidRequestIdConfig {
                 use_request_id_for_trace_sampling: Some(true),
@@ -85,32 +102,4 @@ pub(super) fn connection_manager(
         });
     }
     filter("envoy.filters.network.http_connection_manager", &message)
-}
-
-/// The HTTP filters, in Istio's order.
-///
-/// Deviation: `istio.metadata_exchange`, `istio.alpn` and `istio.stats` are left out, as an Envoy
-/// that was not built by Istio refuses them.
-fn http_filters() -> Vec<hcm::HttpFilter> {
-    let stats = filters::grpc_stats::v3::FilterConfig {
-        emit_filter_state: true,
-        per_method_stat_specifier: Some(
-            filters::grpc_stats::v3::filter_config::PerMethodStatSpecifier::StatsForAllMethods(false),
-        ),
-        ..filters::grpc_stats::v3::FilterConfig::default()
-    };
-    vec![
-        http_filter("envoy.filters.http.grpc_stats", &stats),
-        http_filter("envoy.filters.http.fault", &filters::fault::v3::HttpFault::default()),
-        http_filter("envoy.filters.http.cors", &filters::cors::v3::Cors::default()),
-        http_filter("envoy.filters.http.router", &filters::router::v3::Router::default()),
-    ]
-}
-
-fn http_filter<T: Message + Name>(name: &str, config: &T) -> hcm::HttpFilter {
-    hcm::HttpFilter {
-        name: name.to_owned(),
-        config_type: Some(hcm::http_filter::ConfigType::TypedConfig(pack(config))),
-        ..hcm::HttpFilter::default()
-    }
 }

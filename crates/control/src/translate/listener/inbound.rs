@@ -1,169 +1,225 @@
-//! A sidecar's listener for what calls its workload: `virtualInbound` (15006), with a chain per
-//! port of the workload that a service leads to, and chains for all other ports.
+//! A sidecar's listener for what calls its workload: `virtualInbound` (15006), with chains for all
+//! other ports and one or two for each port of the workload that a service leads to.
 //!
 //! Mutual TLS will add chains with `transport_protocol: tls` beside those here, which is why these
 //! already ask for `raw_buffer`.
 
+use std::collections::BTreeMap;
+
 use leno_derive::{Cx, Query};
 
-use super::http::{Routes, Side, connection_manager};
-use super::tcp::{Upstream, plain_chain, tcp_proxy};
-use super::{RAW_BUFFER, bare, inspect_http, plain_http_match};
-use crate::model::mesh::MeshConfig;
-use crate::registry::Mesh;
+use super::access_log::listener_log;
+use super::filters::{FilterScope, Side};
+use super::http::{Routes, connection_manager, stat_prefix};
+use super::tcp::{to_fixed, to_nowhere};
+use super::{Frame, RAW_BUFFER, bare, bound, http_inspector, listener_filter};
 use crate::registry::protocol::Protocol;
-use crate::registry::targets::{Target, Targets, Workload};
+use crate::registry::targets::{Targets, Workload};
+use crate::scope::{Families, ProxyOptions};
 use crate::translate::name;
 use crate::translate::proto::{core, listener, route, ty};
-use crate::translate::resource::{Resource, pack};
+use crate::translate::resource::Resource;
+use crate::translate::route::{matcher, retry};
 
 /// Where captured inbound connections arrive.
 const INBOUND_PORT: u16 = 15006;
 
-/// A request that the workload has not seen may be sent again.
-const RETRY_ON: &str = "reset-before-request";
+/// The mark of connections with their client's address, by which iptables knows them.
+const TPROXY_MARK: u32 = 1337;
 
-/// The listener of a workload; the flag is for TPROXY, which keeps the client's address.
+/// What the inbound listener depends on.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct InboundKey {
+    pub(super) workload: Workload,
+    /// For TPROXY, which keeps the client's address.
+    pub(super) transparent: bool,
+    pub(super) families: Families,
+    pub(super) options: ProxyOptions,
+}
+
+/// The listener of a workload.
 pub(super) struct VirtualInbound;
 
 impl Query for VirtualInbound {
-    type Key = (Workload, bool);
+    type Key = InboundKey;
     type Value = Resource;
     const NAME: &'static str = "virtual-inbound";
 
-    fn derive(cx: &Cx<'_>, (workload, transparent): &(Workload, bool)) -> Resource {
-        let mesh = cx.get::<Mesh>(&());
-        let targets = cx.get::<Targets>(workload);
-        let mut message =
-            bare(name::VIRTUAL_INBOUND, "0.0.0.0", INBOUND_PORT, core::TrafficDirection::Inbound);
-        message.transparent = transparent.then_some(true);
-        message.listener_filters.push(original_dst());
-        // A connection made to the proxy itself would be sent to the proxy again, for ever.
-        let mut black_hole = plain_chain(&mesh, "virtualInbound-blackhole", name::BLACK_HOLE_CLUSTER);
-        black_hole.filter_chain_match = Some(port_match(INBOUND_PORT));
-        message.filter_chains.push(black_hole);
-        let mut declared = Vec::new();
+    fn derive(cx: &Cx<'_>, key: &InboundKey) -> Resource {
+        let frame = Frame::new(cx, key.options);
+        let scope = FilterScope {
+            side: Side::Inbound,
+            namespace: key.workload.namespace.clone(),
+            labels: key.workload.labels.clone(),
+        };
+        let maker = Maker { cx, frame: &frame, scope: &scope, wildcard: frame.wildcards(key.families) };
+        let mut chains = vec![maker.black_hole()];
+        chains.extend(maker.port_chains(&Inbound {
+            port: 0,
+            protocol: Protocol::Auto,
+            cluster: name::INBOUND_PASSTHROUGH_CLUSTER.to_owned(),
+            operation: ":0/*".to_owned(),
+            service_port: 0,
+        }));
+        let targets = cx.get::<Targets>(&key.workload);
         for group in targets.chunk_by(|a, b| a.target == b.target) {
+            // Of two services on one port the older decides.
             let Some(first) = group.first() else { continue };
-            let protocol = first.service.port(first.port).map_or(Protocol::Auto, |port| port.protocol);
-            if protocol != Protocol::Auto {
-                declared.push(first.target);
-            }
-            add_port(&mesh, &mut message, first, protocol);
+            chains.extend(maker.port_chains(&Inbound {
+                port: first.target,
+                protocol: first.service.port(first.port).map_or(Protocol::Auto, |port| port.protocol),
+                cluster: name::inbound(first.target),
+                operation: format!("{}:{}/*", first.service.id.host, first.port),
+                service_port: first.port,
+            }));
         }
-        add_rest(&mesh, &mut message);
-        inspect_http(&mut message, unless_declared(&declared));
+        let direction = core::TrafficDirection::Inbound;
+        let message = bare(name::VIRTUAL_INBOUND, maker.wildcard, INBOUND_PORT, direction);
+        let mut message = bound(message);
+        message.transparent = key.transparent.then_some(true);
+        message.continue_on_listener_filters_timeout = true;
+        message.listener_filters_timeout = Some(prost_types::Duration::default());
+        message.listener_filters = listener_filters(&chains, key.transparent);
+        message.access_log = listener_log(&frame.mesh);
+        message.filter_chains = chains;
         let origins = targets.iter().map(|target| target.service.id.object.clone()).collect();
         Resource::new(name::VIRTUAL_INBOUND, &message, origins)
     }
 }
 
-/// Adds the chains of one port.
-fn add_port(mesh: &MeshConfig, message: &mut listener::Listener, target: &Target, protocol: Protocol) {
-    let port = target.target;
-    let name = name::listener("0.0.0.0", port);
-    let cluster = name::inbound(port);
-    if protocol.is_http_or_auto() {
-        let mut found = port_match(port);
-        RAW_BUFFER.clone_into(&mut found.transport_protocol);
-        if protocol == Protocol::Auto {
-            found.application_protocols = plain_http_match().application_protocols;
+/// A port of the workload.
+struct Inbound {
+    /// Its number; 0 for all that no service leads to.
+    port: u16,
+    protocol: Protocol,
+    cluster: String,
+    /// What a trace calls its requests.
+    operation: String,
+    /// The port of the service that leads to it.
+    service_port: u16,
+}
+
+struct Maker<'a, 'c> {
+    cx: &'a Cx<'c>,
+    frame: &'a Frame,
+    scope: &'a FilterScope,
+    wildcard: &'static [&'static str],
+}
+
+impl Maker<'_, '_> {
+    /// A connection made to the proxy itself would be sent to the proxy again, for ever.
+    fn black_hole(&self) -> listener::FilterChain {
+        listener::FilterChain {
+            name: "virtualInbound-blackhole".to_owned(),
+            filter_chain_match: Some(port_match(INBOUND_PORT)),
+            filters: to_nowhere(self.cx, self.scope),
+            ..listener::FilterChain::default()
         }
-        let operation = format!("{}:{}/*", target.service.id.host, target.port);
-        let routes = Routes::Inline(Box::new(configuration(
-            &cluster,
-            &format!("inbound|http|{}", target.port),
-            operation,
-        )));
-        message.filter_chains.push(listener::FilterChain {
-            name: name.clone(),
-            filter_chain_match: Some(found),
-            filters: vec![connection_manager(mesh, Side::Inbound, &name, routes)],
-            ..listener::FilterChain::default()
-        });
     }
-    if !protocol.is_http() {
-        let mut found = port_match(port);
-        RAW_BUFFER.clone_into(&mut found.transport_protocol);
-        message.filter_chains.push(listener::FilterChain {
-            name,
-            filter_chain_match: Some(found),
-            filters: vec![tcp_proxy(mesh, &cluster, &Upstream::Cluster(cluster.clone()))],
-            ..listener::FilterChain::default()
-        });
+
+    /// The chains of one port: for HTTP, for bytes, or for both.
+    fn port_chains(&self, inbound: &Inbound) -> Vec<listener::FilterChain> {
+        let all = inbound.port == 0;
+        let own = name::listener(self.wildcard.first().copied().unwrap_or_default(), inbound.port);
+        let mut chains = Vec::new();
+        if inbound.protocol.is_http_or_auto() {
+            let mut found = port_match(inbound.port);
+            RAW_BUFFER.clone_into(&mut found.transport_protocol);
+            if inbound.protocol == Protocol::Auto {
+                found.application_protocols =
+                    self.frame.plain_http().iter().map(|&protocol| protocol.to_owned()).collect();
+            }
+            let prefix = if all { format!("{};", inbound.cluster) } else { stat_prefix(Side::Inbound, &own) };
+            let routes = Routes::Inline(Box::new(self.routes(inbound)));
+            let protocol = Some(inbound.protocol);
+            chains.push(listener::FilterChain {
+                name: if all { "virtualInbound-catchall-http".to_owned() } else { own.clone() },
+                filter_chain_match: Some(found),
+                filters: vec![connection_manager(self.cx, self.frame, self.scope, prefix, routes, protocol)],
+                ..listener::FilterChain::default()
+            });
+        }
+        if !inbound.protocol.is_http() {
+            let mut found = port_match(inbound.port);
+            RAW_BUFFER.clone_into(&mut found.transport_protocol);
+            chains.push(listener::FilterChain {
+                name: if all { name::VIRTUAL_INBOUND.to_owned() } else { own },
+                filter_chain_match: Some(found),
+                filters: to_fixed(self.cx, self.frame, self.scope, &inbound.cluster, &inbound.cluster),
+                ..listener::FilterChain::default()
+            });
+        }
+        chains
     }
-}
 
-/// Adds the chains for ports that no service leads to.
-fn add_rest(mesh: &MeshConfig, message: &mut listener::Listener) {
-    let cluster = name::INBOUND_PASSTHROUGH_CLUSTER;
-    let routes = Routes::Inline(Box::new(configuration(cluster, "inbound|http|0", ":0/*".to_owned())));
-    message.filter_chains.push(listener::FilterChain {
-        name: "virtualInbound-catchall-http".to_owned(),
-        filter_chain_match: Some(plain_http_match()),
-        filters: vec![connection_manager(mesh, Side::Inbound, "0.0.0.0_0", routes)],
-        ..listener::FilterChain::default()
-    });
-    let mut chain = plain_chain(mesh, name::VIRTUAL_INBOUND, cluster);
-    chain.filter_chain_match = Some(listener::FilterChainMatch {
-        transport_protocol: RAW_BUFFER.to_owned(),
-        ..listener::FilterChainMatch::default()
-    });
-    message.filter_chains.push(chain);
-}
-
-/// The routes of an inbound chain: everything to the workload.
-fn configuration(cluster: &str, host: &str, operation: String) -> route::RouteConfiguration {
-    let action = route::RouteAction {
-        timeout: Some(prost_types::Duration::default()),
-        max_stream_duration: Some(route::route_action::MaxStreamDuration {
-            max_stream_duration: Some(prost_types::Duration::default()),
-            grpc_timeout_header_max: Some(prost_types::Duration::default()),
-            ..route::route_action::MaxStreamDuration::default()
-        }),
-        retry_policy: (cluster != name::INBOUND_PASSTHROUGH_CLUSTER).then(|| route::RetryPolicy {
-            retry_on: RETRY_ON.to_owned(),
-            num_retries: Some(2),
-            ..route::RetryPolicy::default()
-        }),
-        cluster_specifier: Some(route::route_action::ClusterSpecifier::Cluster(cluster.to_owned())),
-        ..route::RouteAction::default()
-    };
-    let message = route::Route {
-        name: "default".to_owned(),
-        r#match: Some(route::RouteMatch {
-            path_specifier: Some(route::route_match::PathSpecifier::Prefix("/".to_owned())),
-            ..route::RouteMatch::default()
-        }),
-        decorator: Some(route::Decorator { operation, ..route::Decorator::default() }),
-        action: Some(route::route::Action::Route(action)),
-        ..route::Route::default()
-    };
-    route::RouteConfiguration {
-        name: cluster.to_owned(),
-        virtual_hosts: vec![route::VirtualHost {
-            name: host.to_owned(),
-            domains: vec!["*".to_owned()],
-            routes: vec![message],
-            ..route::VirtualHost::default()
-        }],
-        validate_clusters: Some(false),
-        ..route::RouteConfiguration::default()
+    /// The routes of a port: everything to the workload.
+    fn routes(&self, inbound: &Inbound) -> route::RouteConfiguration {
+        // "reset-before-request" does not go well with streams of gRPC.
+        let retries = (!inbound.protocol.is_grpc()).then(retry::inbound);
+        let action = route::RouteAction {
+            timeout: Some(prost_types::Duration::default()),
+            max_stream_duration: Some(route::route_action::MaxStreamDuration {
+                max_stream_duration: Some(prost_types::Duration::default()),
+                grpc_timeout_header_max: Some(prost_types::Duration::default()),
+                ..route::route_action::MaxStreamDuration::default()
+            }),
+            retry_policy: retries,
+            cluster_specifier: Some(route::route_action::ClusterSpecifier::Cluster(inbound.cluster.clone())),
+            ..route::RouteAction::default()
+        };
+        let operation = inbound.operation.clone();
+        let message = route::Route {
+            name: "default".to_owned(),
+            r#match: Some(matcher::everything()),
+            decorator: Some(route::Decorator { operation, ..route::Decorator::default() }),
+            action: Some(route::route::Action::Route(action)),
+            ..route::Route::default()
+        };
+        route::RouteConfiguration {
+            name: inbound.cluster.clone(),
+            virtual_hosts: vec![route::VirtualHost {
+                name: format!("inbound|http|{}", inbound.service_port),
+                domains: vec!["*".to_owned()],
+                routes: vec![message],
+                ..route::VirtualHost::default()
+            }],
+            validate_clusters: Some(false),
+            ..route::RouteConfiguration::default()
+        }
     }
 }
 
-/// No looking at ports whose protocol is declared: it costs, and servers may speak first.
-fn unless_declared(ports: &[u16]) -> Option<listener::ListenerFilterChainMatchPredicate> {
+/// What must be known of a connection before its chain is: where it was meant to go, and what it
+/// speaks, but not on ports where that is declared: it costs, and servers may speak first.
+fn listener_filters(chains: &[listener::FilterChain], transparent: bool) -> Vec<listener::ListenerFilter> {
+    use leno_api::proto::envoy::extensions::filters::listener::original_dst::v3::OriginalDst;
+    use leno_api::proto::envoy::extensions::filters::listener::original_src::v3::OriginalSrc;
+    let mut filters =
+        vec![listener_filter("envoy.filters.listener.original_dst", &OriginalDst::default(), None)];
+    if transparent {
+        let config = OriginalSrc { mark: TPROXY_MARK, ..OriginalSrc::default() };
+        filters.push(listener_filter("envoy.filters.listener.original_src", &config, None));
+    }
+    let mut looks: BTreeMap<u32, bool> = BTreeMap::new();
+    for found in chains.iter().filter_map(|chain| chain.filter_chain_match.as_ref()) {
+        *looks.entry(found.destination_port.unwrap_or(0)).or_default() |=
+            !found.application_protocols.is_empty();
+    }
+    let declared: Vec<u32> = looks.into_iter().filter(|(_, looks)| !looks).map(|(port, _)| port).collect();
+    filters.push(http_inspector(on_ports(&declared)));
+    filters
+}
+
+/// Holds for connections to certain ports; `None` for none.
+fn on_ports(ports: &[u32]) -> Option<listener::ListenerFilterChainMatchPredicate> {
     use listener::listener_filter_chain_match_predicate::{MatchSet, Rule};
-    let mut rules: Vec<listener::ListenerFilterChainMatchPredicate> = ports
-        .iter()
-        .map(|port| listener::ListenerFilterChainMatchPredicate {
-            rule: Some(Rule::DestinationPortRange(ty::v3::Int32Range {
-                start: i32::from(*port),
-                end: i32::from(*port) + 1,
-            })),
-        })
-        .collect();
+    let range = |port: &u32| {
+        let start = i32::try_from(*port).unwrap_or(i32::MAX - 1);
+        listener::ListenerFilterChainMatchPredicate {
+            rule: Some(Rule::DestinationPortRange(ty::v3::Int32Range { start, end: start + 1 })),
+        }
+    };
+    let mut rules: Vec<_> = ports.iter().map(range).collect();
     match rules.len() {
         0 | 1 => rules.pop(),
         _ => Some(listener::ListenerFilterChainMatchPredicate {
@@ -172,18 +228,9 @@ fn unless_declared(ports: &[u16]) -> Option<listener::ListenerFilterChainMatchPr
     }
 }
 
-fn original_dst() -> listener::ListenerFilter {
-    use leno_api::proto::envoy::extensions::filters::listener::original_dst::v3::OriginalDst;
-    listener::ListenerFilter {
-        name: "envoy.filters.listener.original_dst".to_owned(),
-        config_type: Some(listener::listener_filter::ConfigType::TypedConfig(pack(&OriginalDst::default()))),
-        ..listener::ListenerFilter::default()
-    }
-}
-
 fn port_match(port: u16) -> listener::FilterChainMatch {
     listener::FilterChainMatch {
-        destination_port: Some(u32::from(port)),
+        destination_port: (port != 0).then(|| u32::from(port)),
         ..listener::FilterChainMatch::default()
     }
 }

@@ -1,16 +1,21 @@
 //! LDS: where each proxy listens and what it does with connections.
 //!
-//! - `outbound.rs`: a sidecar's listeners for what its workload calls;
+//! - `outbound.rs`: a sidecar's listeners for what its workload calls, with `capture.rs`, the one
+//!   that all of it arrives at;
 //! - `inbound.rs`: the one for what calls its workload;
-//! - `gateway.rs`: a gateway's ports;
-//! - `http.rs`, `tcp.rs`, `access_log.rs`: the filters that these consist of.
+//! - `gateway.rs`: a gateway's ports, with `tls.rs`;
+//! - `chain.rs`, `http.rs`, `tcp.rs`, `filters.rs`, `access_log.rs`: what these consist of.
 
 mod access_log;
+mod capture;
+mod chain;
+pub(crate) mod filters;
 mod gateway;
 mod http;
 mod inbound;
 mod outbound;
 mod tcp;
+mod tls;
 
 use std::sync::Arc;
 
@@ -18,13 +23,22 @@ use leno_derive::{Cx, Query};
 
 use super::proto::{core, listener};
 use super::resource::{Resource, address, pack};
-use crate::scope::{Interception, ProxyKey, Role};
+use crate::model::mesh::MeshConfig;
+use crate::model::switches::{SwitchInput, Switches};
+use crate::registry::Mesh;
+use crate::scope::{Families, Interception, ProxyKey, ProxyOptions, Role};
 
 /// What HTTP in plain text looks like to the http inspector.
-const PLAIN_HTTP: [&str; 3] = ["http/1.0", "http/1.1", "h2c"];
+const PLAIN_HTTP: &[&str] = &["http/1.1", "h2c"];
+
+/// The same where HTTP/1.0 is accepted.
+const PLAIN_HTTP_WITH_10: &[&str] = &["http/1.0", "http/1.1", "h2c"];
 
 /// The transport of a connection that is not TLS.
 const RAW_BUFFER: &str = "raw_buffer";
+
+/// How much the TLS inspector reads at first, bytes; Istio's.
+const TLS_INSPECTOR_BUFFER: u32 = 512;
 
 /// All listeners of a proxy. A root.
 pub(crate) struct Listeners;
@@ -46,60 +60,108 @@ impl Query for Listeners {
                 cx.get::<gateway::GatewayListeners>(&key).as_ref().clone()
             }
             (Role::Sidecar, Interception::Explicit { address, port }) => {
-                vec![Arc::new(outbound::explicit(cx, address, port))]
+                vec![Arc::new(capture::explicit(cx, &proxy.viewer(cx), address, port))]
             }
             (Role::Sidecar, Interception::Redirect | Interception::Tproxy) => {
                 let transparent = proxy.interception == Interception::Tproxy;
-                let inbound = cx.get::<inbound::VirtualInbound>(&(proxy.workload(), transparent));
-                let mut listeners = vec![Arc::new(outbound::virtual_outbound(cx)), inbound];
-                listeners.extend(cx.get::<outbound::OutboundListeners>(&proxy.viewer(cx)).iter().cloned());
+                let key = inbound::InboundKey {
+                    workload: proxy.workload(),
+                    transparent,
+                    families: proxy.families,
+                    options: proxy.options,
+                };
+                let viewer = proxy.viewer(cx);
+                let captured = capture::virtual_outbound(cx, &viewer, transparent);
+                let mut listeners = vec![Arc::new(captured), cx.get::<inbound::VirtualInbound>(&key)];
+                listeners.extend(cx.get::<outbound::OutboundListeners>(&viewer).iter().cloned());
                 listeners
             }
         }
     }
 }
 
-/// A listener without filter chains.
-fn bare(name: &str, host: &str, port: u16, direction: core::TrafficDirection) -> listener::Listener {
+/// What all listeners of a proxy are made with.
+pub(super) struct Frame {
+    mesh: Arc<MeshConfig>,
+    switches: Switches,
+    options: ProxyOptions,
+}
+
+impl Frame {
+    fn new(cx: &Cx<'_>, options: ProxyOptions) -> Frame {
+        let switches =
+            cx.input::<SwitchInput>(&()).map_or_else(Switches::default, |found| found.as_ref().clone());
+        Frame { mesh: cx.get::<Mesh>(&()), switches, options }
+    }
+
+    /// What the http inspector must find for a connection to count as HTTP.
+    fn plain_http(&self) -> &'static [&'static str] {
+        if self.switches.http10 { PLAIN_HTTP_WITH_10 } else { PLAIN_HTTP }
+    }
+
+    /// The addresses that stand for all, the main one first.
+    fn wildcards(&self, families: Families) -> &'static [&'static str] {
+        match families {
+            Families::V4 => &["0.0.0.0"],
+            Families::V6 => &["::"],
+            Families::Both if self.switches.dual_stack => &["0.0.0.0", "::"],
+            Families::Both => &["0.0.0.0"],
+        }
+    }
+}
+
+/// A listener without filter chains, at one or several addresses of which the first gives the name
+/// if there is no other.
+fn bare<S: AsRef<str>>(
+    name: &str,
+    hosts: &[S],
+    port: u16,
+    direction: core::TrafficDirection,
+) -> listener::Listener {
+    let mut addresses = hosts.iter().map(|host| address(host.as_ref(), port));
     listener::Listener {
         name: name.to_owned(),
-        address: Some(address(host, port)),
+        address: addresses.next(),
+        additional_addresses: addresses
+            .map(|address| listener::AdditionalAddress {
+                address: Some(address),
+                ..listener::AdditionalAddress::default()
+            })
+            .collect(),
         traffic_direction: direction as i32,
         ..listener::Listener::default()
     }
 }
 
-/// A listener that is reached from `virtualOutbound` only.
-fn captured(name: &str, host: &str, port: u16) -> listener::Listener {
-    listener::Listener {
-        bind_to_port: Some(false),
-        ..bare(name, host, port, core::TrafficDirection::Outbound)
-    }
+/// A listener of the operating system's: it takes one connection at a time, so that the workers
+/// share them.
+fn bound(message: listener::Listener) -> listener::Listener {
+    listener::Listener { max_connections_to_accept_per_socket_event: Some(1), ..message }
 }
 
-/// Makes a listener tell HTTP from other protocols by the first bytes, waiting as long as it takes.
-fn inspect_http(
-    message: &mut listener::Listener,
-    disabled: Option<listener::ListenerFilterChainMatchPredicate>,
-) {
+/// The listener filter that tells HTTP from other protocols by the first bytes.
+fn http_inspector(disabled: Option<listener::ListenerFilterChainMatchPredicate>) -> listener::ListenerFilter {
     use leno_api::proto::envoy::extensions::filters::listener::http_inspector::v3::HttpInspector;
-    message.listener_filters.push(listener::ListenerFilter {
-        name: "envoy.filters.listener.http_inspector".to_owned(),
-        filter_disabled: disabled,
-        config_type: Some(listener::listener_filter::ConfigType::TypedConfig(
-            pack(&HttpInspector::default()),
-        )),
-    });
-    message.listener_filters_timeout = Some(prost_types::Duration::default());
-    message.continue_on_listener_filters_timeout = true;
+    listener_filter("envoy.filters.listener.http_inspector", &HttpInspector::default(), disabled)
 }
 
-/// The condition of a chain for plain HTTP among other protocols.
-fn plain_http_match() -> listener::FilterChainMatch {
-    listener::FilterChainMatch {
-        transport_protocol: RAW_BUFFER.to_owned(),
-        application_protocols: PLAIN_HTTP.iter().map(|&protocol| protocol.to_owned()).collect(),
-        ..listener::FilterChainMatch::default()
+/// The listener filter that finds TLS, the server name asked for and the protocols offered.
+fn tls_inspector() -> listener::ListenerFilter {
+    use leno_api::proto::envoy::extensions::filters::listener::tls_inspector::v3::TlsInspector;
+    let config =
+        TlsInspector { initial_read_buffer_size: Some(TLS_INSPECTOR_BUFFER), ..TlsInspector::default() };
+    listener_filter("envoy.filters.listener.tls_inspector", &config, None)
+}
+
+fn listener_filter<T: prost::Message + prost::Name>(
+    name: &str,
+    config: &T,
+    disabled: Option<listener::ListenerFilterChainMatchPredicate>,
+) -> listener::ListenerFilter {
+    listener::ListenerFilter {
+        name: name.to_owned(),
+        filter_disabled: disabled,
+        config_type: Some(listener::listener_filter::ConfigType::TypedConfig(pack(config))),
     }
 }
 

@@ -1,36 +1,35 @@
 //! A sidecar's listeners for what its workload calls.
 //!
-//! Connections arrive at `virtualOutbound` (15001) by iptables and are handed to the listener of
-//! their original destination, which does not bind: `0.0.0.0_9080` for HTTP, which tells services
-//! apart by the host header, and `10.96.0.5_3306` for the rest, which must go by the address.
+//! Connections arrive at `virtualOutbound` by iptables and are handed to the listener of their
+//! original destination, which does not bind: `0.0.0.0_9080` for HTTP, which tells services apart by
+//! the host header, and `10.96.0.5_3306` for the rest, which must go by the address. Services that
+//! meet at one address and port share its listener: HTTP and bytes by looking at the first bytes,
+//! bytes and bytes by addresses and server names; where nothing tells them apart the older counts.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use leno_derive::{Cx, Query};
 
-use super::http::{Routes, Side, connection_manager};
-use super::tcp::{TcpChain, Upstream, plain_chain, tcp_chains, tcp_proxy};
-use super::{bare, captured, inspect_http, plain_http_match};
+use super::capture::to_unknown;
+use super::chain::{Chain, merge};
+use super::filters::Side;
+use super::http::{Routes, connection_manager, stat_prefix};
+use super::tcp::{Wanted, service_chains};
+use super::{Frame, RAW_BUFFER, bare, http_inspector, tls_inspector};
 use crate::model::ObjectRef;
-use crate::model::mesh::{MeshConfig, OutboundMode};
+use crate::model::inputs::ServiceEntries;
 use crate::model::virtual_service::MESH;
 use crate::registry::instances::Instances;
 use crate::registry::protocol::Protocol;
-use crate::registry::{Mesh, Resolution, Service, Visible, VisibleOnPort};
+use crate::registry::{Port, Resolution, Service, Visible, VisibleOnPort};
 use crate::scope::Viewer;
-use crate::scope::rules::{MeshRules, owner};
+use crate::scope::rules::HostRules;
 use crate::translate::name;
 use crate::translate::proto::{core, listener};
-use crate::translate::resource::{Resource, cidr};
+use crate::translate::resource::Resource;
 use crate::translate::route::rule::Place;
-
-/// Where captured outbound connections arrive.
-const OUTBOUND_PORT: u16 = 15001;
-
-/// All addresses.
-const WILDCARD: &str = "0.0.0.0";
 
 /// The listeners that `virtualOutbound` hands connections to.
 pub(super) struct OutboundListeners;
@@ -65,215 +64,207 @@ impl Query for PortListeners {
     const NAME: &'static str = "port-listeners";
 
     fn derive(cx: &Cx<'_>, (viewer, port): &(Viewer, u16)) -> Vec<Arc<Resource>> {
-        let services = cx.get::<VisibleOnPort>(&(viewer.namespace.clone(), *port));
-        let mesh = cx.get::<Mesh>(&());
-        let mut wildcard = Wildcard::default();
-        let mut listeners: Vec<(String, Resource)> = Vec::new();
-        for service in services.iter() {
-            let Some(protocol) = service.port(*port).map(|port| port.protocol) else { continue };
-            let object = service.id.object.clone();
-            let vips: Vec<IpAddr> = service.vips().collect();
-            match protocol {
-                Protocol::Http | Protocol::Http2 => {
-                    wildcard.http = true;
-                    wildcard.origins.push(object);
-                }
-                Protocol::Auto if vips.is_empty() && service.addresses.is_empty() => {
-                    wildcard.http = true;
-                    wildcard.origins.push(object);
-                }
-                Protocol::Auto | Protocol::Tcp => {
-                    let chains = chains_of(cx, viewer, service, *port);
-                    for address in addresses(cx, service) {
-                        let name = name::listener(address, *port);
-                        let message = if protocol == Protocol::Auto {
-                            sniffed(&mesh, &name, address, *port, service, &chains)
-                        } else {
-                            let mut message = captured(&name, &address.to_string(), *port);
-                            add_tcp(&mesh, &mut message, service, *port, &[], &chains);
-                            message
-                        };
-                        listeners.push((name.clone(), Resource::new(&name, &message, vec![object.clone()])));
-                    }
-                    let ranges: Vec<_> = service
-                        .addresses
-                        .iter()
-                        .filter(|text| text.contains('/'))
-                        .filter_map(|text| cidr(text))
-                        .collect();
-                    let anywhere = service.addresses.is_empty()
-                        && service.resolution == Resolution::OriginalDst
-                        && !service.is_kubernetes();
-                    if !ranges.is_empty() || anywhere {
-                        wildcard.tcp.push(WildcardTcp { service: Arc::clone(service), ranges, chains });
-                        wildcard.origins.push(object);
-                    }
-                }
-                Protocol::Datagram => {}
+        let frame = Frame::new(cx, viewer.options);
+        let mut services = cx.get::<VisibleOnPort>(&(viewer.namespace.clone(), *port)).as_ref().clone();
+        services.sort_by(|a, b| (&a.created, &a.id).cmp(&(&b.created, &b.id)));
+        let place = Place { viewer: viewer.clone(), gateway: MESH.to_owned(), port: *port, tls: false };
+        let mut map = Map { cx, frame: &frame, place: &place, entries: BTreeMap::new() };
+        for service in &services {
+            if let Some(port) = service.port(*port) {
+                map.add(service, port);
             }
         }
-        if wildcard.http || !wildcard.tcp.is_empty() {
-            let name = name::listener(WILDCARD, *port);
-            let message = wildcard.build(&mesh, &name, *port);
-            listeners.push((name.clone(), Resource::new(&name, &message, wildcard.origins)));
-        }
-        // Two services may claim one address; the first keeps it.
-        listeners.sort_by(|a, b| a.0.cmp(&b.0));
-        listeners.dedup_by(|a, b| a.0 == b.0);
-        listeners.into_iter().map(|(_, resource)| Arc::new(resource)).collect()
+        let entries = std::mem::take(&mut map.entries);
+        entries.into_values().map(|entry| Arc::new(map.build(entry))).collect()
     }
 }
 
-/// What shares the listener for all addresses of a port.
-#[derive(Default)]
-struct Wildcard {
-    http: bool,
-    tcp: Vec<WildcardTcp>,
+/// The listeners of a port as they come together, by their main addresses.
+struct Map<'a, 'c> {
+    cx: &'a Cx<'c>,
+    frame: &'a Frame,
+    place: &'a Place,
+    entries: BTreeMap<String, Entry>,
+}
+
+/// A listener as it comes together.
+struct Entry {
+    /// Its addresses, the main one first.
+    binds: Vec<String>,
+    /// What it carries, while it carries only one protocol of bytes; `None` once it looks at the
+    /// first bytes.
+    only: Option<Protocol>,
+    chains: Vec<Chain>,
     origins: Vec<ObjectRef>,
 }
 
-/// A service of bytes without an address of its own.
-struct WildcardTcp {
-    service: Arc<Service>,
-    /// The addresses that are the service's; all, if empty.
-    ranges: Vec<core::CidrRange>,
-    chains: Vec<TcpChain>,
+/// Where a service of bytes listens.
+struct Spot {
+    binds: Vec<String>,
+    /// The addresses that are the service's, if it shares the listener.
+    ranges: Vec<String>,
+    /// Whether the listener's address belongs to the service.
+    alone: bool,
 }
 
-impl Wildcard {
-    fn build(&self, mesh: &MeshConfig, name: &str, port: u16) -> listener::Listener {
-        let mut message = captured(name, WILDCARD, port);
-        for tcp in self.tcp.iter().filter(|tcp| !tcp.ranges.is_empty()) {
-            add_tcp(mesh, &mut message, &tcp.service, port, &tcp.ranges, &tcp.chains);
+impl Map<'_, '_> {
+    fn add(&mut self, service: &Arc<Service>, port: &Port) {
+        let object = service.id.object.clone();
+        if port.protocol.is_http() {
+            let binds = self.wildcards();
+            let chains = vec![self.http_chain(None, &binds)];
+            return self.insert(binds, port.protocol, chains, object);
         }
-        if self.http {
-            // Anything might come to such a port, as calls to what is no service of the mesh.
-            let address = name::listener(WILDCARD, port);
-            let filter = connection_manager(mesh, Side::Outbound, &address, Routes::Named(port.to_string()));
-            message.filter_chains.push(listener::FilterChain {
-                filter_chain_match: Some(plain_http_match()),
-                filters: vec![filter],
-                ..listener::FilterChain::default()
-            });
-            message.default_filter_chain = Some(rest(mesh, "PassthroughFilterChain"));
-            inspect_http(&mut message, None);
-        } else if let Some(tcp) = self.tcp.iter().find(|tcp| tcp.ranges.is_empty()) {
-            add_tcp(mesh, &mut message, &tcp.service, port, &[], &tcp.chains);
-        } else {
-            message.default_filter_chain = Some(rest(mesh, "PassthroughFilterChain"));
+        if port.protocol == Protocol::Datagram {
+            return;
         }
-        message
+        let host = service.id.host.to_ascii_lowercase();
+        let rules = self.cx.get::<HostRules>(&(self.place.viewer.namespace.clone(), host));
+        for spot in self.spots(service, port) {
+            let scope = self.place.viewer.filter_scope(Side::Outbound);
+            let wanted = Wanted { cx: self.cx, frame: self.frame, place: self.place, scope: &scope };
+            let mut chains = service_chains(&wanted, service, &rules, &spot.ranges, spot.alone);
+            // Of several services whose protocol is not declared only the first brings the chain for
+            // HTTP, as the routes are those of the port.
+            let main = spot.binds.first().map_or("", String::as_str);
+            let first = self.entries.get(main).is_none_or(|entry| entry.only.is_some());
+            if port.protocol == Protocol::Auto && first {
+                let only = spot.alone.then_some(service);
+                chains.push(self.http_chain(only, &spot.binds));
+            }
+            self.insert(spot.binds, port.protocol, chains, object.clone());
+        }
     }
-}
 
-/// A listener for a service whose protocol is found by looking.
-fn sniffed(
-    mesh: &MeshConfig,
-    name: &str,
-    address: IpAddr,
-    port: u16,
-    service: &Service,
-    chains: &[TcpChain],
-) -> listener::Listener {
-    let mut message = captured(name, &address.to_string(), port);
-    let route = name::virtual_host(&service.id.host, port);
-    message.filter_chains.push(listener::FilterChain {
-        filter_chain_match: Some(plain_http_match()),
-        filters: vec![connection_manager(mesh, Side::Outbound, name, Routes::Named(route))],
-        ..listener::FilterChain::default()
-    });
-    let cluster = name::outbound(port, "", &service.id.host);
-    let upstream = chains.iter().find(|chain| chain.ranges.is_empty());
-    let upstream =
-        upstream.map_or_else(|| Upstream::Cluster(cluster.clone()), |chain| chain.upstream.clone());
-    message.default_filter_chain = Some(listener::FilterChain {
-        filters: vec![tcp_proxy(mesh, &cluster, &upstream)],
-        ..listener::FilterChain::default()
-    });
-    inspect_http(&mut message, None);
-    message
-}
-
-/// The TCP rules for a service, or none if no rule speaks of it.
-fn chains_of(cx: &Cx<'_>, viewer: &Viewer, service: &Service, port: u16) -> Vec<TcpChain> {
-    let rules = cx.get::<MeshRules>(&viewer.namespace);
-    let rule = owner(&rules, &service.id.host, |rule| !rule.spec.tcp.is_empty());
-    rule.map(|rule| tcp_chains(cx, rule, Place { viewer, gateway: MESH, port })).unwrap_or_default()
-}
-
-/// Adds a service's chains: those of its rules, and the one to the service itself where they leave
-/// something over. `ranges` are the addresses that are the service's, if it shares the listener.
-fn add_tcp(
-    mesh: &MeshConfig,
-    message: &mut listener::Listener,
-    service: &Service,
-    port: u16,
-    ranges: &[core::CidrRange],
-    chains: &[TcpChain],
-) {
-    let cluster = name::outbound(port, "", &service.id.host);
-    let own = TcpChain { ranges: Vec::new(), upstream: Upstream::Cluster(cluster.clone()) };
-    let complete = chains.iter().any(|chain| chain.ranges.is_empty());
-    for chain in chains.iter().chain((!complete).then_some(&own)) {
-        let ranges = if chain.ranges.is_empty() { ranges } else { &chain.ranges };
-        let prefix = match &chain.upstream {
-            Upstream::Cluster(name) => name,
-            Upstream::Weighted(_) => &cluster,
+    /// Adds the chains of a service to the listener at an address.
+    fn insert(&mut self, binds: Vec<String>, protocol: Protocol, chains: Vec<Chain>, origin: ObjectRef) {
+        let Some(main) = binds.first().cloned() else { return };
+        let only = protocol.is_tcp().then_some(protocol);
+        let Some(entry) = self.entries.get_mut(&main) else {
+            self.entries.insert(main, Entry { binds, only, chains, origins: vec![origin] });
+            return;
         };
-        message.filter_chains.push(listener::FilterChain {
-            filter_chain_match: (!ranges.is_empty()).then(|| listener::FilterChainMatch {
-                prefix_ranges: ranges.to_vec(),
-                ..listener::FilterChainMatch::default()
-            }),
-            filters: vec![tcp_proxy(mesh, prefix, &chain.upstream)],
-            ..listener::FilterChain::default()
-        });
+        // Looking at the first bytes would hold up a server that speaks first.
+        let waits = |protocol: Option<Protocol>| protocol.is_some_and(Protocol::is_server_first);
+        if (waits(only) || waits(entry.only)) && only != entry.only {
+            return;
+        }
+        entry.origins.push(origin);
+        if protocol.is_http() && entry.only.is_none() {
+            // Its routes are found by the chain for HTTP that is there.
+            return;
+        }
+        merge(&mut entry.chains, chains);
+        if only.is_none() {
+            entry.only = None;
+        }
     }
-}
 
-/// The addresses that tell a service of bytes from others: its own, or those of the pods of a
-/// headless one.
-fn addresses(cx: &Cx<'_>, service: &Service) -> Vec<IpAddr> {
-    if service.is_kubernetes() && service.resolution == Resolution::OriginalDst {
-        let instances = cx.get::<Instances>(&service.id);
-        return instances.iter().filter_map(|instance| instance.address.parse().ok()).collect();
+    /// Where a service of bytes, or of what is found by looking, listens.
+    fn spots(&self, service: &Service, port: &Port) -> Vec<Spot> {
+        let families = self.place.viewer.families;
+        let own = |binds: Vec<String>| Spot { binds, ranges: Vec::new(), alone: true };
+        if service.addresses.is_empty() {
+            if service.resolution == Resolution::OriginalDst {
+                let instances = self.cx.get::<Instances>(&service.id);
+                let served = instances.iter().filter(|instance| instance.ports.contains_key(&port.number));
+                let addresses: BTreeSet<IpAddr> =
+                    served.filter_map(|instance| instance.address.parse().ok()).collect();
+                // A headless service without pods has nobody to talk to, and may get some soon.
+                if !addresses.is_empty() || service.is_kubernetes() || self.selects_workloads(service) {
+                    // Deviation: istiod leaves out the address of the workload itself, which costs
+                    // it a configuration per replica; what a workload calls at its own address does
+                    // not come here.
+                    return addresses.iter().map(|address| own(vec![address.to_string()])).collect();
+                }
+            }
+            return vec![Spot { binds: self.wildcards(), ranges: Vec::new(), alone: false }];
+        }
+        let (ranges, _): (Vec<&String>, Vec<&String>) =
+            service.addresses.iter().partition(|address| address.contains('/'));
+        let addresses: Vec<String> = service.vips_for(families).map(|address| address.to_string()).collect();
+        let mut spots = Vec::new();
+        if service.is_kubernetes() {
+            // The addresses of a Service are one address in several families.
+            let binds = if self.frame.switches.dual_stack {
+                addresses
+            } else {
+                addresses.into_iter().take(1).collect()
+            };
+            spots.extend((!binds.is_empty()).then(|| own(binds)));
+        } else {
+            spots.extend(addresses.into_iter().map(|address| own(vec![address])));
+        }
+        spots.extend(ranges.into_iter().map(|range| Spot {
+            binds: self.wildcards(),
+            ranges: vec![range.clone()],
+            alone: false,
+        }));
+        spots
     }
-    service.vips().collect()
-}
 
-/// The listener that all captured outbound connections arrive at.
-pub(super) fn virtual_outbound(cx: &Cx<'_>) -> Resource {
-    let mesh = cx.get::<Mesh>(&());
-    let mut message = bare(name::VIRTUAL_OUTBOUND, WILDCARD, OUTBOUND_PORT, core::TrafficDirection::Outbound);
-    message.use_original_dst = Some(true);
-    // A connection made to the proxy itself would be sent to the proxy again, for ever.
-    let mut black_hole = plain_chain(&mesh, "virtualOutbound-blackhole", name::BLACK_HOLE_CLUSTER);
-    black_hole.filter_chain_match = Some(listener::FilterChainMatch {
-        destination_port: Some(u32::from(OUTBOUND_PORT)),
-        ..listener::FilterChainMatch::default()
-    });
-    message.filter_chains = vec![black_hole, rest(&mesh, "virtualOutbound-catchall-tcp")];
-    Resource::new(name::VIRTUAL_OUTBOUND, &message, Vec::new())
-}
+    fn wildcards(&self) -> Vec<String> {
+        let wildcards = self.frame.wildcards(self.place.viewer.families);
+        wildcards.iter().map(|&address| address.to_owned()).collect()
+    }
 
-/// The chain for what is no service of the mesh.
-fn rest(mesh: &MeshConfig, name: &str) -> listener::FilterChain {
-    let cluster = match mesh.outbound_traffic_policy.mode {
-        OutboundMode::AllowAny => name::PASSTHROUGH_CLUSTER,
-        OutboundMode::RegistryOnly => name::BLACK_HOLE_CLUSTER,
-    };
-    plain_chain(mesh, name, cluster)
-}
+    fn selects_workloads(&self, service: &Service) -> bool {
+        let entry = self.cx.input::<ServiceEntries>(&service.id.object.key());
+        entry.is_some_and(|entry| entry.spec.workload_selector.is_some())
+    }
 
-/// The listener of a sidecar that its workload uses as its HTTP proxy.
-pub(super) fn explicit(cx: &Cx<'_>, address: IpAddr, port: u16) -> Resource {
-    let mesh = cx.get::<Mesh>(&());
-    let name = name::listener(address, port);
-    let mut message = bare(&name, &address.to_string(), port, core::TrafficDirection::Outbound);
-    let routes = Routes::Named(name::HTTP_PROXY.to_owned());
-    message.filter_chains.push(listener::FilterChain {
-        filters: vec![connection_manager(&mesh, Side::Outbound, &name, routes)],
-        ..listener::FilterChain::default()
-    });
-    Resource::new(&name, &message, Vec::new())
+    /// The chain for HTTP among other protocols: of a service that has its address to itself, or of
+    /// all on the port.
+    fn http_chain(&self, service: Option<&Arc<Service>>, binds: &[String]) -> Chain {
+        let port = self.place.port;
+        let routes = match service {
+            Some(service) => name::virtual_host(&service.id.host, port),
+            None => port.to_string(),
+        };
+        let name = name::listener(binds.first().map_or("", String::as_str), port);
+        let prefix = stat_prefix(Side::Outbound, &name);
+        let scope = self.place.viewer.filter_scope(Side::Outbound);
+        let manager = connection_manager(self.cx, self.frame, &scope, prefix, Routes::Named(routes), None);
+        Chain {
+            application_protocols: self.frame.plain_http(),
+            transport_protocol: RAW_BUFFER,
+            filters: vec![manager],
+            ..Chain::default()
+        }
+    }
+
+    fn build(&self, entry: Entry) -> Resource {
+        let port = self.place.port;
+        let name = name::listener(entry.binds.first().map_or("", String::as_str), port);
+        let mut message = bare(&name, &entry.binds, port, core::TrafficDirection::Outbound);
+        message.bind_to_port = Some(false);
+        message.continue_on_listener_filters_timeout = true;
+        message.listener_filters_timeout = Some(prost_types::Duration::default());
+        if entry.chains.iter().any(Chain::needs_tls_inspector) {
+            message.listener_filters.push(tls_inspector());
+        }
+        if entry.chains.iter().any(|chain| !chain.application_protocols.is_empty()) {
+            message.listener_filters.push(http_inspector(None));
+        }
+        // What matches everything is the default, so that a connection that matches one condition of
+        // a chain and not another is not dropped.
+        let (all, some): (Vec<Chain>, Vec<Chain>) = entry.chains.into_iter().partition(Chain::is_match_all);
+        message.filter_chains = some.into_iter().map(Chain::build).collect();
+        let default = all.into_iter().next().map(Chain::build);
+        match default {
+            Some(only) if message.filter_chains.is_empty() => message.filter_chains.push(only),
+            Some(default) => message.default_filter_chain = Some(default),
+            None => {
+                let viewer = &self.place.viewer;
+                let scope = viewer.filter_scope(Side::Outbound);
+                message.default_filter_chain = Some(listener::FilterChain {
+                    name: "PassthroughFilterChain".to_owned(),
+                    filter_chain_match: Some(listener::FilterChainMatch::default()),
+                    filters: to_unknown(self.cx, self.frame, viewer, &scope),
+                    ..listener::FilterChain::default()
+                });
+            }
+        }
+        Resource::new(&name, &message, entry.origins)
+    }
 }

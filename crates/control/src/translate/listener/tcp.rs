@@ -1,112 +1,283 @@
-//! The TCP proxy filter, and the TCP rules of VirtualServices.
+//! The TCP proxy filter, and the TCP and TLS rules of VirtualServices for sidecars.
 
-use leno_api::proto::envoy::extensions::filters::network::tcp_proxy::v3 as tcp_proxy;
+use std::sync::Arc;
+
+use leno_api::proto::envoy::extensions::filters::network::tcp_proxy::v3 as proxy;
 use leno_derive::Cx;
 
 use super::access_log::access_log;
-use super::filter;
-use crate::model::mesh::MeshConfig;
-use crate::model::virtual_service::{L4Match, RouteDestination};
-use crate::registry::Visible;
+use super::chain::Chain;
+use super::filters::{self, FilterScope, Side};
+use super::{Frame, filter};
+use crate::model::Meta;
+use crate::model::virtual_service::{L4Match, RouteDestination, TlsMatch};
 use crate::registry::instances::selects;
+use crate::registry::protocol::Protocol;
+use crate::registry::{Service, Visible};
+use crate::scope::Viewer;
+use crate::scope::policy::{Merged, MergedPolicy};
 use crate::scope::rules::Rule;
-use crate::translate::proto::{core, listener};
-use crate::translate::resource::cidr;
+use crate::translate::cluster::policies;
+use crate::translate::name;
+use crate::translate::proto::{core, listener, ty};
+use crate::translate::resource::{istio_metadata, text};
 use crate::translate::route::action;
 use crate::translate::route::rule::Place;
 
-/// Where a connection goes.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Upstream {
-    Cluster(String),
-    /// With weights, of which at least one is not 0.
-    Weighted(Vec<(String, u32)>),
+/// Where chains of bytes are wanted.
+pub(super) struct Wanted<'a, 'c> {
+    pub(super) cx: &'a Cx<'c>,
+    pub(super) frame: &'a Frame,
+    pub(super) place: &'a Place,
+    pub(super) scope: &'a FilterScope,
 }
 
-/// A TCP rule at a place: the addresses that it is for (all, if empty) and where it leads.
-#[derive(Clone, Debug, PartialEq)]
-pub(super) struct TcpChain {
-    pub(super) ranges: Vec<core::CidrRange>,
-    pub(super) upstream: Upstream,
-}
+impl Wanted<'_, '_> {
+    fn viewer(&self) -> &Viewer {
+        &self.place.viewer
+    }
 
-/// The network filter. `prefix` names it in statistics.
-pub(super) fn tcp_proxy(mesh: &MeshConfig, prefix: &str, upstream: &Upstream) -> listener::Filter {
-    use tcp_proxy::tcp_proxy::ClusterSpecifier;
-    use tcp_proxy::tcp_proxy::WeightedCluster;
-    use tcp_proxy::tcp_proxy::weighted_cluster::ClusterWeight;
-    let specifier = match upstream {
-        Upstream::Cluster(name) => ClusterSpecifier::Cluster(name.clone()),
-        Upstream::Weighted(clusters) => {
-            let clusters = clusters.iter().map(|(name, weight)| ClusterWeight {
-                name: name.clone(),
-                weight: *weight,
-                ..ClusterWeight::default()
-            });
-            ClusterSpecifier::WeightedClusters(WeightedCluster { clusters: clusters.collect() })
+    /// The filters that lead to where a rule says.
+    pub(super) fn to_targets(&self, targets: &[RouteDestination], meta: &Meta) -> Vec<listener::Filter> {
+        use proxy::tcp_proxy::weighted_cluster::ClusterWeight;
+        use proxy::tcp_proxy::{ClusterSpecifier, WeightedCluster};
+        let visible = self.cx.get::<Visible>(&self.viewer().namespace);
+        let cluster = |target: &RouteDestination| {
+            let service = visible.get(&target.destination.host).map(AsRef::as_ref);
+            action::cluster(&target.destination, service, self.place.port)
+        };
+        let first = targets.first().and_then(|target| visible.get(&target.destination.host));
+        let policy = first.map(|service| self.policy(service));
+        if let [only] = targets {
+            return self.to_cluster(cluster(only), &only.destination.subset, policy.as_deref());
         }
-    };
-    let message = tcp_proxy::TcpProxy {
-        stat_prefix: prefix.to_owned(),
-        access_log: access_log(mesh),
-        cluster_specifier: Some(specifier),
-        ..tcp_proxy::TcpProxy::default()
-    };
-    filter("envoy.filters.network.tcp_proxy", &message)
-}
+        let clusters = targets.iter().filter_map(|target| {
+            let weight = u32::try_from(target.weight).ok().filter(|weight| *weight > 0)?;
+            Some(ClusterWeight { name: cluster(target), weight, ..ClusterWeight::default() })
+        });
+        let clusters = WeightedCluster { clusters: clusters.collect() };
+        let prefix = format!("{}.{}", meta.name, meta.namespace);
+        let message = self.proxy(prefix, ClusterSpecifier::WeightedClusters(clusters), "", policy.as_deref());
+        self.complete(&message)
+    }
 
-/// A chain that matches everything and leads to one cluster.
-pub(super) fn plain_chain(mesh: &MeshConfig, name: &str, cluster: &str) -> listener::FilterChain {
-    listener::FilterChain {
-        name: name.to_owned(),
-        filters: vec![tcp_proxy(mesh, cluster, &Upstream::Cluster(cluster.to_owned()))],
-        ..listener::FilterChain::default()
+    /// The filters that lead to a port of a service.
+    pub(super) fn to_service(&self, service: &Service) -> Vec<listener::Filter> {
+        let cluster = name::outbound(self.place.port, "", &service.id.host);
+        self.to_cluster(cluster, "", Some(&self.policy(service)))
+    }
+
+    /// The filters that lead to a cluster of a gateway with AUTO_PASSTHROUGH: TLS goes through it
+    /// whole, so it is not wrapped into a tunnel.
+    pub(super) fn to_named(&self, cluster: String, subset: &str, policy: &Merged) -> Vec<listener::Filter> {
+        let specifier = proxy::tcp_proxy::ClusterSpecifier::Cluster(cluster.clone());
+        let message = self.proxy(cluster, specifier, subset, Some(policy));
+        self.complete(&proxy::TcpProxy { tunneling_config: None, ..message })
+    }
+
+    fn to_cluster(&self, cluster: String, subset: &str, policy: Option<&Merged>) -> Vec<listener::Filter> {
+        let specifier = proxy::tcp_proxy::ClusterSpecifier::Cluster(cluster.clone());
+        self.complete(&self.proxy(cluster, specifier, subset, policy))
+    }
+
+    fn policy(&self, service: &Service) -> Arc<Merged> {
+        self.cx.get::<MergedPolicy>(&policies(self.cx, self.viewer(), service))
+    }
+
+    /// The filter's configuration with what DestinationRules say of connections.
+    fn proxy(
+        &self,
+        stat_prefix: String,
+        specifier: proxy::tcp_proxy::ClusterSpecifier,
+        subset: &str,
+        policy: Option<&Merged>,
+    ) -> proxy::TcpProxy {
+        let general = policy.map(|merged| &merged.traffic_policy);
+        let pool = general.and_then(|policy| policy.connection_pool.as_ref()?.tcp.as_ref());
+        let own = policy.and_then(|merged| merged.subset(subset)?.traffic_policy.as_ref());
+        let tunnel = if subset.is_empty() { general } else { own }.and_then(|policy| policy.tunnel.as_ref());
+        let balancer =
+            own.and_then(|policy| policy.load_balancer.as_ref()).or_else(|| general?.load_balancer.as_ref());
+        let by_address = balancer
+            .and_then(|balancer| balancer.consistent_hash.as_ref())
+            .is_some_and(|hash| hash.use_source_ip == Some(true));
+        let idle = pool.and_then(|tcp| tcp.idle_timeout).or(self.frame.options.idle_timeout);
+        proxy::TcpProxy {
+            stat_prefix,
+            access_log: access_log(&self.frame.mesh),
+            cluster_specifier: Some(specifier),
+            idle_timeout: idle.map(crate::model::duration::Span::to_proto),
+            max_downstream_connection_duration: pool
+                .and_then(|tcp| tcp.max_connection_duration)
+                .map(crate::model::duration::Span::to_proto),
+            hash_policy: by_address.then(by_source).into_iter().collect(),
+            tunneling_config: tunnel.map(|tunnel| proxy::tcp_proxy::TunnelingConfig {
+                hostname: name::virtual_host(
+                    &tunnel.target_host,
+                    u16::try_from(tunnel.target_port).unwrap_or(0),
+                ),
+                use_post: tunnel.protocol == "POST",
+                ..proxy::tcp_proxy::TunnelingConfig::default()
+            }),
+            ..proxy::TcpProxy::default()
+        }
+    }
+
+    fn complete(&self, message: &proxy::TcpProxy) -> Vec<listener::Filter> {
+        let mut filters = filters::network(self.cx, self.scope);
+        filters.push(filter("envoy.filters.network.tcp_proxy", message));
+        filters
     }
 }
 
-/// The TCP rules of a VirtualService at a place, up to the first that catches all.
-pub(super) fn tcp_chains(cx: &Cx<'_>, rule: &Rule, place: Place<'_>) -> Vec<TcpChain> {
+/// The chains of a sidecar for a service whose port carries bytes: those of the rules for its host
+/// and, where they leave something over, the one to the service itself. `ranges` are the addresses
+/// that are the service's where it shares its listener, `alone` says that the listener's address
+/// belongs to it.
+pub(super) fn service_chains(
+    wanted: &Wanted<'_, '_>,
+    service: &Service,
+    rules: &[Arc<Rule>],
+    ranges: &[String],
+    alone: bool,
+) -> Vec<Chain> {
+    if service.port(wanted.place.port).is_some_and(|port| port.protocol == Protocol::Tls) {
+        tls_chains(wanted, service, rules, ranges, alone)
+    } else {
+        tcp_chains(wanted, service, rules, ranges)
+    }
+}
+
+fn tls_chains(
+    wanted: &Wanted<'_, '_>,
+    service: &Service,
+    rules: &[Arc<Rule>],
+    ranges: &[String],
+    alone: bool,
+) -> Vec<Chain> {
     let mut chains = Vec::new();
-    for tcp in &rule.spec.tcp {
-        let matches: Vec<&L4Match> = tcp.r#match.iter().filter(|found| admits(found, place)).collect();
-        if matches.is_empty() && !tcp.r#match.is_empty() {
-            continue;
+    let mut handled = Vec::new();
+    for rule in rules {
+        for tls in rule.spec.tls.iter().filter(|tls| !tls.route.is_empty()) {
+            for found in tls.r#match.iter().filter(|found| admits_tls(found, wanted.place)) {
+                // Of two conditions that a connection cannot tell apart the first counts.
+                let condition = (&found.sni_hosts, &found.destination_subnets);
+                if handled.contains(&condition) {
+                    continue;
+                }
+                handled.push(condition);
+                let own =
+                    if found.destination_subnets.is_empty() { ranges } else { &found.destination_subnets };
+                chains.push(Chain {
+                    sni: found.sni_hosts.clone(),
+                    ranges: own.to_vec(),
+                    metadata: Some(metadata(&rule.meta)),
+                    filters: wanted.to_targets(&tls.route, &rule.meta),
+                    ..Chain::default()
+                });
+            }
         }
-        let upstream = upstream(cx, &tcp.route, place);
-        let all = matches.is_empty() || matches.iter().any(|found| found.destination_subnets.is_empty());
-        let subnets = matches.iter().flat_map(|found| &found.destination_subnets);
-        let ranges = if all { Vec::new() } else { subnets.filter_map(|subnet| cidr(subnet)).collect() };
-        chains.push(TcpChain { ranges, upstream });
-        if all {
-            break;
-        }
+    }
+    if chains.is_empty() {
+        // Where the address does not tell the service, the name that is asked for must.
+        let sni = if alone { Vec::new() } else { vec![service.id.host.clone()] };
+        let filters = wanted.to_service(service);
+        chains.push(Chain { sni, ranges: ranges.to_vec(), filters, ..Chain::default() });
     }
     chains
 }
 
-fn admits(conditions: &L4Match, place: Place<'_>) -> bool {
-    if conditions.port != 0 && conditions.port != u32::from(place.port) {
-        return false;
+fn tcp_chains(
+    wanted: &Wanted<'_, '_>,
+    service: &Service,
+    rules: &[Arc<Rule>],
+    ranges: &[String],
+) -> Vec<Chain> {
+    let mut chains = Vec::new();
+    for rule in rules {
+        for tcp in rule.spec.tcp.iter().filter(|tcp| !tcp.route.is_empty()) {
+            let found: Vec<&L4Match> =
+                tcp.r#match.iter().filter(|found| admits(found, wanted.place)).collect();
+            if found.is_empty() && !tcp.r#match.is_empty() {
+                continue;
+            }
+            let all = found.is_empty() || found.iter().any(|found| found.destination_subnets.is_empty());
+            let subnets: Vec<String> =
+                found.iter().flat_map(|found| found.destination_subnets.iter().cloned()).collect();
+            chains.push(Chain {
+                ranges: if all { ranges.to_vec() } else { subnets },
+                metadata: all.then(|| metadata(&rule.meta)),
+                filters: wanted.to_targets(&tcp.route, &rule.meta),
+                ..Chain::default()
+            });
+            if all {
+                return chains;
+            }
+        }
     }
-    if !conditions.gateways.is_empty() {
-        return conditions.gateways.iter().any(|gateway| gateway == place.gateway);
-    }
-    selects(&conditions.source_labels, &place.viewer.labels)
+    let own = Chain { ranges: ranges.to_vec(), filters: wanted.to_service(service), ..Chain::default() };
+    // A rule for exactly the service's addresses leaves nothing over.
+    super::chain::merge(&mut chains, vec![own]);
+    chains
+}
+
+fn admits(conditions: &L4Match, place: &Place) -> bool {
+    (conditions.port == 0 || conditions.port == u32::from(place.port))
+        && (conditions.gateways.is_empty() || conditions.gateways.contains(&place.gateway))
+        && selects(&conditions.source_labels, &place.viewer.labels)
         && (conditions.source_namespace.is_empty() || conditions.source_namespace == place.viewer.namespace)
 }
 
-fn upstream(cx: &Cx<'_>, targets: &[RouteDestination], place: Place<'_>) -> Upstream {
-    let visible = cx.get::<Visible>(&place.viewer.namespace);
-    let cluster = |target: &RouteDestination| {
-        let service = visible.get(&target.destination.host).map(AsRef::as_ref);
-        action::cluster(&target.destination, service, place.port)
+fn admits_tls(conditions: &TlsMatch, place: &Place) -> bool {
+    (conditions.port == 0 || conditions.port == u32::from(place.port))
+        && (conditions.gateways.is_empty() || conditions.gateways.contains(&place.gateway))
+        && selects(&conditions.source_labels, &place.viewer.labels)
+        && (conditions.source_namespace.is_empty() || conditions.source_namespace == place.viewer.namespace)
+}
+
+/// Notes the rule that a chain comes from.
+fn metadata(meta: &Meta) -> core::Metadata {
+    let path = name::config_path("virtual-service", &meta.namespace, &meta.name);
+    istio_metadata([("config", text(path))])
+}
+
+fn by_source() -> ty::v3::HashPolicy {
+    use ty::v3::hash_policy::{PolicySpecifier, SourceIp};
+    ty::v3::HashPolicy { policy_specifier: Some(PolicySpecifier::SourceIp(SourceIp {})) }
+}
+
+/// The filters that lead to a cluster that is no service's, as the passthrough cluster.
+pub(super) fn to_fixed(
+    cx: &Cx<'_>,
+    frame: &Frame,
+    scope: &FilterScope,
+    prefix: &str,
+    cluster: &str,
+) -> Vec<listener::Filter> {
+    let message = proxy::TcpProxy {
+        stat_prefix: prefix.to_owned(),
+        access_log: access_log(&frame.mesh),
+        cluster_specifier: Some(proxy::tcp_proxy::ClusterSpecifier::Cluster(cluster.to_owned())),
+        idle_timeout: frame.options.idle_timeout.map(crate::model::duration::Span::to_proto),
+        ..proxy::TcpProxy::default()
     };
-    if let [only] = targets {
-        return Upstream::Cluster(cluster(only));
-    }
-    let weighted = targets.iter().filter_map(|target| {
-        let weight = u32::try_from(target.weight).ok().filter(|weight| *weight > 0)?;
-        Some((cluster(target), weight))
-    });
-    Upstream::Weighted(weighted.collect())
+    let mut filters = match scope.side {
+        Side::Outbound => filters::counting(cx, scope),
+        _ => filters::network(cx, scope),
+    };
+    filters.push(filter("envoy.filters.network.tcp_proxy", &message));
+    filters
+}
+
+/// The filters that refuse a connection.
+pub(super) fn to_nowhere(cx: &Cx<'_>, scope: &FilterScope) -> Vec<listener::Filter> {
+    let cluster = name::BLACK_HOLE_CLUSTER.to_owned();
+    let message = proxy::TcpProxy {
+        stat_prefix: cluster.clone(),
+        cluster_specifier: Some(proxy::tcp_proxy::ClusterSpecifier::Cluster(cluster)),
+        ..proxy::TcpProxy::default()
+    };
+    let mut filters = filters::counting(cx, scope);
+    filters.push(filter("envoy.filters.network.tcp_proxy", &message));
+    filters
 }

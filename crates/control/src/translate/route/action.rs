@@ -9,21 +9,14 @@ use crate::model::virtual_service::{
 use crate::registry::Service;
 use crate::translate::name;
 use crate::translate::proto::{core, route, ty};
-use crate::translate::resource::pack;
 
 use super::matcher::regex;
-
-/// The retries that Istio gives to every route: those that cannot harm, as the server has not
-/// begun, and 503, which proxies answer themselves.
-const RETRY_ON: &str = "connect-failure,refused-stream,unavailable,cancelled,retriable-status-codes";
-const RETRY_CODES: [u32; 1] = [503];
-const RETRIES: u32 = 2;
-
-/// How many times another host is looked for when a retry would go to one that failed.
-const OTHER_HOST_ATTEMPTS: i64 = 5;
+use super::{filter, retry};
 
 /// The cluster that a destination stands for: its port, else the only one of the service, else the
 /// one that the request came in on.
+// Deviation: for sidecars istiod looks at the port that the request came in on before the only port of
+// the service, though its documentation says otherwise, and names a cluster that does not exist.
 pub(crate) fn cluster(destination: &Destination, service: Option<&Service>, port: u16) -> String {
     let only = service.and_then(|service| match service.ports.as_slice() {
         [port] => Some(port.number),
@@ -34,10 +27,14 @@ pub(crate) fn cluster(destination: &Destination, service: Option<&Service>, port
 }
 
 /// The default route to a cluster, without any rule.
-pub(crate) fn forward(cluster: String) -> route::RouteAction {
+pub(super) fn forward(
+    cluster: String,
+    retries: Option<&Retries>,
+    hash: Option<route::route_action::HashPolicy>,
+) -> route::RouteAction {
     route::RouteAction {
-        timeout: Some(prost_types::Duration::default()),
-        retry_policy: Some(retry_policy(None)),
+        retry_policy: retry::outbound(retries, false),
+        hash_policy: hash.into_iter().collect(),
         cluster_specifier: Some(route::route_action::ClusterSpecifier::Cluster(cluster)),
         ..unlimited()
     }
@@ -53,21 +50,25 @@ pub(crate) fn unlimited() -> route::RouteAction {
     }
 }
 
-/// Forwarding as a rule asks for; `cluster_of` names clusters. Sets header changes on `message`.
+/// What forwarding needs to know of a destination.
+pub(super) struct Target {
+    pub(super) cluster: String,
+    pub(super) hash: Option<route::route_action::HashPolicy>,
+}
+
+/// Forwarding as a rule asks for; `target_of` looks destinations up, `retries` are the mesh's. Sets
+/// header changes on `message`.
 #[allow(deprecated)] // max_grpc_timeout, see above
-pub(crate) fn rule_forward(
+pub(super) fn rule_forward(
     rule: &HttpRoute,
     message: &mut route::Route,
-    cluster_of: impl Fn(&Destination) -> String,
+    retries: Option<&Retries>,
+    target_of: impl Fn(&Destination) -> Target,
 ) -> route::RouteAction {
     let timeout = rule.timeout.map_or_else(prost_types::Duration::default, Span::to_proto);
     let mut action = route::RouteAction {
         timeout: Some(timeout),
         max_grpc_timeout: Some(timeout),
-        retry_policy: match &rule.retries {
-            Some(retries) if retries.attempts == 0 => None,
-            retries => Some(retry_policy(retries.as_ref())),
-        },
         ..route::RouteAction::default()
     };
     if let Some(rewrite) = &rule.rewrite {
@@ -83,32 +84,39 @@ pub(crate) fn rule_forward(
     let authority =
         rule.rewrite.as_ref().map(|rewrite| rewrite.authority.clone()).filter(|name| !name.is_empty());
     let mut host = authority.or_else(|| rule.headers.as_ref().and_then(host_in));
+    let mut hashed = false;
     if let [only] = rule.route.as_slice() {
         if let Some(headers) = &only.headers {
             change_headers(headers, message);
             host = host.or_else(|| host_in(headers));
         }
-        let cluster = cluster_of(&only.destination);
-        action.cluster_specifier = Some(route::route_action::ClusterSpecifier::Cluster(cluster));
+        let target = target_of(&only.destination);
+        hashed = target.hash.is_some();
+        action.hash_policy.extend(target.hash);
+        action.cluster_specifier = Some(route::route_action::ClusterSpecifier::Cluster(target.cluster));
     } else {
-        let clusters = rule.route.iter().filter_map(|target| {
-            let weight = u32::try_from(target.weight).ok().filter(|weight| *weight > 0)?;
+        let mut clusters = Vec::new();
+        for part in &rule.route {
+            // Istio leaves out what has no weight if there is something else.
+            let Some(weight) = u32::try_from(part.weight).ok().filter(|weight| *weight > 0) else { continue };
+            let target = target_of(&part.destination);
+            action.hash_policy.extend(target.hash);
             let mut cluster = route::weighted_cluster::ClusterWeight {
-                name: cluster_of(&target.destination),
+                name: target.cluster,
                 weight: Some(weight),
                 ..route::weighted_cluster::ClusterWeight::default()
             };
-            if let Some(headers) = &target.headers {
+            if let Some(headers) = &part.headers {
                 change_weighted_headers(headers, &mut cluster);
             }
-            Some(cluster)
-        });
-        let clusters =
-            route::WeightedCluster { clusters: clusters.collect(), ..route::WeightedCluster::default() };
+            clusters.push(cluster);
+        }
+        let clusters = route::WeightedCluster { clusters, ..route::WeightedCluster::default() };
         action.cluster_specifier = Some(route::route_action::ClusterSpecifier::WeightedClusters(clusters));
     }
+    action.retry_policy = retry::outbound(rule.retries.as_ref().or(retries), hashed);
     action.host_rewrite_specifier = host.map(route::route_action::HostRewriteSpecifier::HostRewriteLiteral);
-    action.request_mirror_policies = mirrors(rule, cluster_of);
+    action.request_mirror_policies = mirrors(rule, |destination| target_of(destination).cluster);
     action
 }
 
@@ -116,75 +124,34 @@ fn mirrors(
     rule: &HttpRoute,
     cluster_of: impl Fn(&Destination) -> String,
 ) -> Vec<route::route_action::RequestMirrorPolicy> {
-    let general =
-        rule.mirror_percentage.or(rule.mirror_percent.map(|percent| Percent { value: f64::from(percent) }));
+    let whole = |percent: u32| ty::v3::FractionalPercent {
+        numerator: percent,
+        denominator: ty::v3::fractional_percent::DenominatorType::Hundred as i32,
+    };
+    let share = |percentage: Option<Percent>| percentage.map(filter::fraction);
+    let general = share(rule.mirror_percentage).or(rule.mirror_percent.map(whole));
     let single = rule.mirror.iter().map(|destination| (destination, general));
-    let several = rule.mirrors.iter().map(|mirror| (&mirror.destination, mirror.percentage));
+    let several = rule.mirrors.iter().map(|mirror| (&mirror.destination, share(mirror.percentage)));
     single
         .chain(several)
-        .filter_map(|(destination, percent)| {
-            let percent = percent.map_or(100.0, |percent| percent.value);
-            (percent > 0.0).then(|| route::route_action::RequestMirrorPolicy {
+        .filter_map(|(destination, fraction)| {
+            let fraction = fraction.unwrap_or_else(|| whole(100));
+            (fraction.numerator > 0).then(|| route::route_action::RequestMirrorPolicy {
                 cluster: cluster_of(destination),
                 runtime_fraction: Some(core::RuntimeFractionalPercent {
-                    default_value: Some(ty::v3::FractionalPercent {
-                        // 0 to 100 with four decimals; validated, so it fits.
-                        numerator: (percent * 10_000.0).round() as u32,
-                        denominator: ty::v3::fractional_percent::DenominatorType::Million as i32,
-                    }),
+                    default_value: Some(fraction),
                     ..core::RuntimeFractionalPercent::default()
                 }),
+                trace_sampled: Some(false),
+                disable_shadow_host_suffix_append: true,
                 ..route::route_action::RequestMirrorPolicy::default()
             })
         })
         .collect()
 }
 
-/// The retries that a rule asks for, or else the default.
-fn retry_policy(retries: Option<&Retries>) -> route::RetryPolicy {
-    let mut policy = route::RetryPolicy {
-        retry_on: RETRY_ON.to_owned(),
-        num_retries: Some(RETRIES),
-        retriable_status_codes: RETRY_CODES.to_vec(),
-        ..route::RetryPolicy::default()
-    };
-    if let Some(retries) = retries {
-        policy.num_retries = Some(u32::try_from(retries.attempts).unwrap_or(0));
-        policy.per_try_timeout = retries.per_try_timeout.map(Span::to_proto);
-        policy.retry_back_off = retries.backoff.map(|base| route::retry_policy::RetryBackOff {
-            base_interval: Some(base.to_proto()),
-            ..route::retry_policy::RetryBackOff::default()
-        });
-        if !retries.retry_on.is_empty() {
-            (policy.retry_on, policy.retriable_status_codes) = retry_on(&retries.retry_on);
-        }
-    }
-    if retries.is_none_or(|retries| retries.retry_ignore_previous_hosts != Some(false)) {
-        let predicate = leno_api::proto::envoy::extensions::retry::host::previous_hosts::v3::PreviousHostsPredicate::default();
-        policy.retry_host_predicate = vec![route::retry_policy::RetryHostPredicate {
-            name: "envoy.retry_host_predicates.previous_hosts".to_owned(),
-            config_type: Some(route::retry_policy::retry_host_predicate::ConfigType::TypedConfig(pack(
-                &predicate,
-            ))),
-        }];
-        policy.host_selection_retry_max_attempts = OTHER_HOST_ATTEMPTS;
-    }
-    policy
-}
-
-/// Istio allows status codes among the conditions; Envoy wants them apart.
-fn retry_on(text: &str) -> (String, Vec<u32>) {
-    let parts = text.split(',').map(str::trim).filter(|part| !part.is_empty());
-    let (codes, mut conditions): (Vec<&str>, Vec<&str>) = parts.partition(|part| part.parse::<u32>().is_ok());
-    let codes: Vec<u32> = codes.iter().filter_map(|code| code.parse().ok()).collect();
-    if !codes.is_empty() && !conditions.contains(&"retriable-status-codes") {
-        conditions.push("retriable-status-codes");
-    }
-    (conditions.join(","), codes)
-}
-
-/// A redirect; `port` is the one that the request came in on.
-pub(crate) fn redirect(redirect: &Redirect, port: u16) -> route::RedirectAction {
+/// A redirect; `port` is the one that the request came in on, perhaps over TLS.
+pub(super) fn redirect(redirect: &Redirect, port: u16, tls: bool) -> route::RedirectAction {
     use route::redirect_action::{PathRewriteSpecifier, RedirectResponseCode, SchemeRewriteSpecifier};
     let code = match redirect.redirect_code {
         302 => RedirectResponseCode::Found,
@@ -206,7 +173,12 @@ pub(crate) fn redirect(redirect: &Redirect, port: u16) -> route::RedirectAction 
         (None, Some(DerivePort::FromProtocolDefault) | None) => 0,
     };
     // The port that goes without saying is left out of the Location header.
-    let implied = matches!((redirect.scheme.as_str(), port), ("https", 443) | ("http", 80));
+    let scheme = match redirect.scheme.as_str() {
+        "" if tls => "https",
+        "" => "http",
+        scheme => scheme,
+    };
+    let implied = matches!((scheme, port), ("https", 443) | ("http", 80));
     route::RedirectAction {
         host_redirect: redirect.authority.clone(),
         port_redirect: if implied { 0 } else { port },
@@ -219,7 +191,7 @@ pub(crate) fn redirect(redirect: &Redirect, port: u16) -> route::RedirectAction 
 }
 
 /// A fixed response.
-pub(crate) fn direct_response(response: &DirectResponse) -> route::DirectResponseAction {
+pub(super) fn direct_response(response: &DirectResponse) -> route::DirectResponseAction {
     use core::data_source::Specifier;
     let body = response.body.as_ref().and_then(|body| match (&body.string, &body.bytes) {
         (Some(text), _) => Some(Specifier::InlineString(text.clone())),
@@ -237,25 +209,25 @@ pub(crate) fn direct_response(response: &DirectResponse) -> route::DirectRespons
 }
 
 /// Adds a rule's header changes to a route.
-pub(crate) fn change_headers(headers: &Headers, message: &mut route::Route) {
+pub(super) fn change_headers(headers: &Headers, message: &mut route::Route) {
     if let Some(request) = &headers.request {
         message.request_headers_to_add.extend(additions(request));
-        message.request_headers_to_remove.extend(request.remove.iter().cloned());
+        message.request_headers_to_remove.extend(removals(request));
     }
     if let Some(response) = &headers.response {
         message.response_headers_to_add.extend(additions(response));
-        message.response_headers_to_remove.extend(response.remove.iter().cloned());
+        message.response_headers_to_remove.extend(removals(response));
     }
 }
 
 fn change_weighted_headers(headers: &Headers, cluster: &mut route::weighted_cluster::ClusterWeight) {
     if let Some(request) = &headers.request {
         cluster.request_headers_to_add = additions(request);
-        cluster.request_headers_to_remove.clone_from(&request.remove);
+        cluster.request_headers_to_remove = removals(request).collect();
     }
     if let Some(response) = &headers.response {
         cluster.response_headers_to_add = additions(response);
-        cluster.response_headers_to_remove.clone_from(&response.remove);
+        cluster.response_headers_to_remove = removals(response).collect();
     }
     cluster.host_rewrite_specifier = host_in(headers)
         .map(route::weighted_cluster::cluster_weight::HostRewriteSpecifier::HostRewriteLiteral);
@@ -274,19 +246,29 @@ fn additions(operations: &HeaderOperations) -> Vec<core::HeaderValueOption> {
             ..core::HeaderValueOption::default()
         }
     };
-    let set = operations.set.iter().filter(|(name, _)| !is_host(name));
+    let set = operations.set.iter().filter(|(name, _)| !is_internal(name));
     let set = set.map(option(HeaderAppendAction::OverwriteIfExistsOrAdd));
-    let add = operations.add.iter().filter(|(name, _)| !is_host(name));
+    let add = operations.add.iter().filter(|(name, _)| !is_internal(name));
     set.chain(add.map(option(HeaderAppendAction::AppendIfExistsOrAdd))).collect()
 }
 
-/// The host that a rule sets by way of a header.
+fn removals(operations: &HeaderOperations) -> impl Iterator<Item = String> + '_ {
+    operations.remove.iter().filter(|name| !is_internal(name)).cloned()
+}
+
+/// The host that a rule sets by way of a header; to set it counts more than to add it.
 fn host_in(headers: &Headers) -> Option<String> {
     let request = headers.request.as_ref()?;
-    let found = request.set.iter().find(|(name, _)| is_host(name));
+    let found =
+        request.set.iter().chain(&request.add).find(|(name, value)| is_host(name) && !value.is_empty());
     found.map(|(_, value)| value.clone())
 }
 
 fn is_host(name: &str) -> bool {
     name.eq_ignore_ascii_case("host") || name.eq_ignore_ascii_case(":authority")
+}
+
+/// What Envoy does not let header rules change.
+fn is_internal(name: &str) -> bool {
+    name.starts_with(':') || name.eq_ignore_ascii_case("host")
 }

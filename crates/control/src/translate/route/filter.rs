@@ -20,13 +20,13 @@ const FAULT: &str = "envoy.filters.http.fault";
 const CORS: &str = "envoy.filters.http.cors";
 
 /// The settings of filters for the routes of a rule.
-pub(crate) fn settings(rule: &HttpRoute) -> HashMap<String, Any> {
+pub(super) fn settings(rule: &HttpRoute) -> HashMap<String, Any> {
     let mut entries = Vec::new();
     if let Some(policy) = &rule.cors_policy {
         entries.push((CORS.to_owned(), pack(&cors(policy))));
     }
-    if let Some(injected) = &rule.fault {
-        entries.push((FAULT.to_owned(), pack(&inject(injected))));
+    if let Some(message) = rule.fault.as_ref().and_then(inject) {
+        entries.push((FAULT.to_owned(), pack(&message)));
     }
     in_order(&entries)
 }
@@ -43,7 +43,8 @@ fn in_order(entries: &[(String, Any)]) -> HashMap<String, Any> {
     }
 }
 
-fn inject(injected: &Fault) -> fault::HttpFault {
+/// The faults of a rule; `None` if it has only such as Envoy does not know.
+fn inject(injected: &Fault) -> Option<fault::HttpFault> {
     let delay = injected.delay.as_ref().and_then(|delay| {
         Some(common::FaultDelay {
             percentage: Some(share(delay.percentage, delay.percent)),
@@ -64,21 +65,30 @@ fn inject(injected: &Fault) -> fault::HttpFault {
             ..fault::FaultAbort::default()
         })
     });
-    fault::HttpFault { delay, abort, ..fault::HttpFault::default() }
+    if delay.is_none() && abort.is_none() {
+        return None;
+    }
+    Some(fault::HttpFault { delay, abort, ..fault::HttpFault::default() })
 }
 
 /// Of how many requests; none, if nothing is said.
 fn share(percentage: Option<Percent>, percent: i32) -> ty::v3::FractionalPercent {
     use ty::v3::fractional_percent::DenominatorType;
-    match percentage {
-        Some(Percent { value }) => ty::v3::FractionalPercent {
-            numerator: (value * 10_000.0).round() as u32,
-            denominator: DenominatorType::Million as i32,
-        },
-        None => ty::v3::FractionalPercent {
+    percentage.map_or_else(
+        || ty::v3::FractionalPercent {
             numerator: u32::try_from(percent).unwrap_or(0),
             denominator: DenominatorType::Hundred as i32,
         },
+        fraction,
+    )
+}
+
+/// A percentage with four decimals, of which Envoy has no more.
+pub(super) fn fraction(percentage: Percent) -> ty::v3::FractionalPercent {
+    ty::v3::FractionalPercent {
+        // Validated to be 0 to 100, so it fits.
+        numerator: (percentage.value * 10_000.0).round() as u32,
+        denominator: ty::v3::fractional_percent::DenominatorType::Million as i32,
     }
 }
 

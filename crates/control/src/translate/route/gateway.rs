@@ -1,18 +1,19 @@
-//! The route configurations of gateways: one per port, with the hosts that Gateways expose there
-//! and the rules that are bound to them.
+//! The route configurations of gateways: one for all servers of plain HTTP on a port, one for each
+//! server of HTTP over TLS, with the hosts that Gateways expose there and the rules that are bound
+//! to them.
 
-use std::collections::BTreeMap;
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use leno_derive::{Cx, Query};
 
-use super::rule::{Place, http_routes};
+use super::rule::{Place, routes_of};
 use super::{Hosts, matcher};
-use crate::model::Kind;
-use crate::model::gateway::ServerProtocol;
+use crate::model::{Key, Kind};
 use crate::registry::targets::Workload;
-use crate::scope::gateways::{AttachedGateways, GatewayPort, GatewayServer};
-use crate::scope::rules::{Rule, VisibleRules};
+use crate::scope::gateways::{AttachedGateways, GatewayServer, ServerKind};
+use crate::scope::rules::{GatewayRules, Rule};
 use crate::scope::{Viewer, intersection};
 use crate::translate::name;
 use crate::translate::proto::route;
@@ -36,10 +37,9 @@ impl Query for GatewayRoute {
 
     fn derive(cx: &Cx<'_>, key: &GatewayRouteKey) -> Option<Arc<Resource>> {
         let attached = cx.get::<AttachedGateways>(&key.workload);
-        let port = attached.ports.iter().find(|port| {
-            port.protocol == ServerProtocol::Http && name::gateway_route(port.port, &port.bind) == key.name
-        })?;
-        Some(configuration(cx, &key.viewer, port, &key.name))
+        let servers: Vec<&GatewayServer> = attached.servers_of(&key.name).collect();
+        let first = servers.first()?;
+        Some(configuration(cx, &key.viewer, &servers, first.number, &key.name))
     }
 }
 
@@ -48,76 +48,115 @@ impl Query for GatewayRoute {
 struct Exposed {
     port: u16,
     routes: Vec<route::Route>,
+    /// Whose routes these are, in order. Hosts that agree in this share a virtual host.
+    sources: Vec<(Key, String)>,
     require_tls: bool,
 }
 
-fn configuration(cx: &Cx<'_>, viewer: &Viewer, port: &GatewayPort, name: &str) -> Arc<Resource> {
-    let rules = cx.get::<VisibleRules>(&viewer.namespace);
-    let mut exposed: BTreeMap<String, Exposed> = BTreeMap::new();
+fn configuration(
+    cx: &Cx<'_>,
+    viewer: &Viewer,
+    servers: &[&GatewayServer],
+    port: u16,
+    name: &str,
+) -> Arc<Resource> {
+    let mut exposed: BTreeMap<Rank, Exposed> = BTreeMap::new();
     let mut hosts = Hosts::default();
-    for server in &port.servers {
+    for server in servers {
         hosts.origins.push(server.gateway.of(Kind::Gateway));
         let gateway = server.gateway_name();
-        let place = Place { viewer, gateway: &gateway, port: server.number };
-        let redirect = server.server.tls.as_ref().is_some_and(|tls| tls.https_redirect);
-        for rule in rules.iter().filter(|rule| rule.applies_to(&gateway)) {
-            let routes = http_routes(cx, rule, place);
+        let tls = server.kind == ServerKind::Https || server.redirects();
+        let place = Place { viewer: viewer.clone(), gateway: gateway.clone(), port: server.number, tls };
+        let rules = cx.get::<GatewayRules>(&(viewer.namespace.clone(), gateway.clone()));
+        for rule in rules.iter() {
+            let meeting = hosts_of(server, rule);
+            if meeting.is_empty() {
+                continue;
+            }
+            let routes = routes_of(cx, rule, &place);
             if routes.is_empty() {
                 continue;
             }
-            for host in hosts_of(server, rule) {
-                hosts.origins.push(rule.object());
-                let entry = exposed.entry(host).or_default();
+            hosts.origins.extend(rule.origins.iter().cloned());
+            for host in meeting {
+                let entry = exposed.entry(Rank::of(&host)).or_default();
                 entry.port = server.number;
-                entry.require_tls |= redirect;
-                // One rule may be bound to several gateways that share the port and the host.
-                for route in &routes {
+                entry.require_tls |= server.redirects();
+                let source = (rule.meta.key(), gateway.clone());
+                // One rule may be bound to several servers that share the port and the host.
+                if entry.sources.contains(&source) {
+                    continue;
+                }
+                entry.sources.push(source);
+                for route in routes.iter() {
                     if !entry.routes.contains(route) {
                         entry.routes.push(route.clone());
                     }
                 }
             }
         }
-        if redirect {
-            for (_, host) in server.server.hosts() {
-                let entry = exposed.entry(host.to_owned()).or_default();
+        if server.redirects() {
+            for (_, host) in server.hosts() {
+                let entry = exposed.entry(Rank::of(&host.to_ascii_lowercase())).or_default();
                 entry.port = server.number;
                 entry.require_tls = true;
             }
         }
     }
-    for (host, mut entry) in exposed {
+    let is_empty = exposed.is_empty();
+    for (domains, mut entry) in collapsed(exposed) {
         // Of several rules for one host, what catches all must come last.
         entry.routes.sort_by_key(|route| route.r#match.as_ref().is_some_and(matcher::is_catch_all));
-        let added = hosts.add(name::virtual_host(&host, entry.port), vec![host], entry.routes);
+        let Some(primary) = domains.first() else { continue };
+        let added = hosts.add(name::virtual_host(primary, entry.port), domains, entry.routes);
         if let Some(added) = added.filter(|_| entry.require_tls) {
             added.require_tls = route::virtual_host::TlsRequirementType::All as i32;
         }
     }
-    if hosts.hosts.is_empty() {
+    hosts.sort();
+    if is_empty {
         // Without any route every request is answered 404.
-        let number = port.servers.first().map_or(port.port, |server| server.number);
-        if let Some(added) = hosts.add(format!("blackhole:{number}"), vec!["*".to_owned()], Vec::new()) {
+        if let Some(added) = hosts.add(format!("blackhole:{port}"), vec!["*".to_owned()], Vec::new()) {
             added.include_request_attempt_count = false;
         }
     }
     hosts.finish(name, true)
 }
 
-/// The hosts on which a rule and a server meet.
+/// A host in the order in which Istio names virtual hosts: exact ones first, then the longest, then
+/// by the alphabet.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Rank(bool, Reverse<usize>, String);
+
+impl Rank {
+    fn of(host: &str) -> Rank {
+        Rank(host.starts_with('*'), Reverse(host.len()), host.to_owned())
+    }
+}
+
+/// Makes hosts with the same routes share a virtual host, as a rule with many hosts would else be
+/// sent as many times.
+fn collapsed(exposed: BTreeMap<Rank, Exposed>) -> Vec<(Vec<String>, Exposed)> {
+    let mut collapsed: Vec<(Vec<String>, Exposed)> = Vec::new();
+    let mut places: HashMap<(Vec<(Key, String)>, bool), usize> = HashMap::new();
+    for (Rank(_, _, host), entry) in exposed {
+        let key = (entry.sources.clone(), entry.require_tls);
+        let place = *places.entry(key).or_insert(collapsed.len());
+        match collapsed.get_mut(place) {
+            Some((domains, present)) if present.routes == entry.routes => domains.push(host),
+            _ => collapsed.push((vec![host], entry)),
+        }
+    }
+    collapsed
+}
+
+/// The hosts on which a rule and a server meet, in lower case.
 pub(crate) fn hosts_of(server: &GatewayServer, rule: &Rule) -> Vec<String> {
     let mut found = Vec::new();
-    for (namespace, exposed) in server.server.hosts() {
-        let allowed = match namespace {
-            None => true,
-            Some(".") => rule.meta.namespace == server.gateway.namespace,
-            Some(namespace) => rule.meta.namespace == namespace,
-        };
-        if !allowed {
-            continue;
-        }
+    for exposed in server.hosts_for(&rule.meta.namespace) {
+        let exposed = exposed.to_ascii_lowercase();
         for host in &rule.spec.hosts {
-            if let Some(host) = intersection(exposed, host)
+            if let Some(host) = intersection(&exposed, &host.to_ascii_lowercase())
                 && !found.iter().any(|present| present == host)
             {
                 found.push(host.to_owned());

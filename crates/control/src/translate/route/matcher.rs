@@ -19,13 +19,19 @@ pub(crate) fn route_match(conditions: Option<&HttpMatch>) -> route::RouteMatch {
             message.path_specifier = Some(route::route_match::PathSpecifier::SafeRegex(regex(pattern)));
         }
     }
-    if conditions.ignore_uri_case {
-        message.case_sensitive = Some(false);
-    }
+    message.case_sensitive = Some(!conditions.ignore_uri_case);
     for (name, wanted) in &conditions.headers {
-        message.headers.push(header(name, wanted));
+        match claim(name) {
+            Some(claim) => message.dynamic_metadata.push(claim_value(claim, wanted)),
+            None => message.headers.push(header(name, wanted)),
+        }
     }
     for (name, unwanted) in &conditions.without_headers {
+        if let Some(claim) = claim(name) {
+            let matcher = claim_value(claim, unwanted);
+            message.dynamic_metadata.push(matcher::MetadataMatcher { invert: true, ..matcher });
+            continue;
+        }
         message.headers.push(route::HeaderMatcher {
             invert_match: true,
             // A header that is not there does not have the value; Envoy would not look at it.
@@ -33,6 +39,7 @@ pub(crate) fn route_match(conditions: Option<&HttpMatch>) -> route::RouteMatch {
             ..header(name, unwanted)
         });
     }
+    message.headers.sort_by(|a, b| a.name.cmp(&b.name));
     let pseudo = [
         (":method", &conditions.method),
         (":authority", &conditions.authority),
@@ -72,7 +79,10 @@ pub(crate) fn is_catch_all(message: &route::RouteMatch) -> bool {
         Some(route::route_match::PathSpecifier::SafeRegex(pattern)) => pattern.regex == ".*",
         _ => false,
     };
-    all_paths && message.headers.is_empty() && message.query_parameters.is_empty()
+    all_paths
+        && message.headers.is_empty()
+        && message.query_parameters.is_empty()
+        && message.dynamic_metadata.is_empty()
 }
 
 /// An RE2 pattern.
@@ -90,6 +100,47 @@ fn header(name: &str, wanted: &StringMatch) -> route::HeaderMatcher {
         name: name.to_owned(),
         header_match_specifier: Some(specifier),
         ..route::HeaderMatcher::default()
+    }
+}
+
+/// The claim of a JWT that a header's name stands for: `@request.auth.claims.a.b` or
+/// `@request.auth.claims[a][b]`, outermost name first.
+pub(crate) fn claim(name: &str) -> Option<Vec<&str>> {
+    const PREFIX: &str = "@request.auth.claims";
+    let (prefix, rest) = name.split_at_checked(PREFIX.len())?;
+    if !prefix.eq_ignore_ascii_case(PREFIX) {
+        return None;
+    }
+    if let Some(path) = rest.strip_prefix('.').filter(|path| !path.is_empty()) {
+        return Some(path.split('.').collect());
+    }
+    let path = rest.strip_prefix('[')?.strip_suffix(']').filter(|path| !path.is_empty())?;
+    Some(path.split("][").collect())
+}
+
+/// A claim's condition: on a text, or on one of a list of texts. The JWT filter leaves claims in
+/// the request's metadata.
+fn claim_value(claim: Vec<&str>, wanted: &StringMatch) -> matcher::MetadataMatcher {
+    use matcher::value_matcher::MatchPattern;
+    let value = |pattern| matcher::ValueMatcher { match_pattern: Some(pattern) };
+    let value = match string(wanted) {
+        None => value(MatchPattern::PresentMatch(true)),
+        Some(text) => {
+            let text = value(MatchPattern::StringMatch(text));
+            let one_of = matcher::list_matcher::MatchPattern::OneOf(Box::new(text.clone()));
+            let list = matcher::ListMatcher { match_pattern: Some(one_of) };
+            let list = value(MatchPattern::ListMatch(Box::new(list)));
+            value(MatchPattern::OrMatch(matcher::OrMatcher { value_matchers: vec![list, text] }))
+        }
+    };
+    let key = |key: &str| matcher::metadata_matcher::PathSegment {
+        segment: Some(matcher::metadata_matcher::path_segment::Segment::Key(key.to_owned())),
+    };
+    matcher::MetadataMatcher {
+        filter: "envoy.filters.http.jwt_authn".to_owned(),
+        path: std::iter::once("payload").chain(claim).map(key).collect(),
+        value: Some(value),
+        ..matcher::MetadataMatcher::default()
     }
 }
 

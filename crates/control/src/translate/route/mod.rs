@@ -2,12 +2,15 @@
 //!
 //! - `sidecar.rs`: a route configuration per outbound port, or the one of the explicit proxy;
 //! - `gateway.rs`: one per port of a gateway;
-//! - `rule.rs`: an HTTP rule of a VirtualService as Envoy routes, with `matcher.rs` and `action.rs`.
+//! - `rule.rs`: an HTTP rule of a VirtualService as Envoy routes, with `matcher.rs`, `action.rs`,
+//!   `retry.rs`, `hash.rs` (what decides on the endpoint) and `filter.rs` (faults and CORS).
 
 pub(crate) mod action;
 mod filter;
-mod gateway;
-mod matcher;
+pub(crate) mod gateway;
+mod hash;
+pub(crate) mod matcher;
+pub(crate) mod retry;
 pub(crate) mod rule;
 mod sidecar;
 
@@ -84,6 +87,11 @@ impl Hosts {
             ..route::VirtualHost::default()
         });
         self.hosts.last_mut()
+    }
+
+    /// Puts the virtual hosts in the order of their names.
+    fn sort(&mut self) {
+        self.hosts.sort_by(|a, b| a.name.cmp(&b.name));
     }
 
     /// The finished configuration.

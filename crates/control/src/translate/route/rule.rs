@@ -1,28 +1,33 @@
 //! The HTTP rules of a VirtualService as Envoy routes.
 
-use leno_derive::Cx;
+use std::sync::Arc;
 
-use super::{action, filter, matcher};
+use leno_derive::{Cx, Query};
+
+use super::{action, filter, hash, matcher};
+use crate::model::Key;
 use crate::model::virtual_service::{Destination, HttpMatch, HttpRoute};
-use crate::registry::Visible;
 use crate::registry::instances::selects;
+use crate::registry::{Mesh, Visible};
 use crate::scope::Viewer;
-use crate::scope::rules::Rule;
+use crate::scope::rules::{Rule, Whole};
 use crate::translate::name;
 use crate::translate::proto::route;
 use crate::translate::resource::{istio_metadata, text};
 
 /// Where routes are wanted.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Place<'a> {
-    pub(crate) viewer: &'a Viewer,
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Place {
+    pub(crate) viewer: Viewer,
     /// `mesh`, or `namespace/name` of a gateway.
-    pub(crate) gateway: &'a str,
+    pub(crate) gateway: String,
     /// The port that requests come in on, as its author numbers it.
     pub(crate) port: u16,
+    /// Whether they come over TLS that ends there.
+    pub(crate) tls: bool,
 }
 
-impl Place<'_> {
+impl Place {
     /// Whether a condition is for this place at all. As in Istio, one that names gateways does not
     /// look at the client.
     fn admits(&self, conditions: &HttpMatch) -> bool {
@@ -30,7 +35,7 @@ impl Place<'_> {
             return false;
         }
         if !conditions.gateways.is_empty() {
-            return conditions.gateways.iter().any(|gateway| gateway == self.gateway);
+            return conditions.gateways.contains(&self.gateway);
         }
         selects(&conditions.source_labels, &self.viewer.labels)
             && (conditions.source_namespace.is_empty()
@@ -38,8 +43,29 @@ impl Place<'_> {
     }
 }
 
-/// The routes of a rule at a place, up to the first that catches all.
-pub(crate) fn http_routes(cx: &Cx<'_>, rule: &Rule, place: Place<'_>) -> Vec<route::Route> {
+/// The routes of a VirtualService at a place, up to the first that catches all. Shared by all
+/// virtual hosts that have them.
+pub(crate) struct RuleRoutes;
+
+impl Query for RuleRoutes {
+    type Key = (Key, Place);
+    type Value = Vec<route::Route>;
+    const NAME: &'static str = "rule-routes";
+
+    fn derive(cx: &Cx<'_>, (key, place): &(Key, Place)) -> Vec<route::Route> {
+        match cx.get::<Whole>(key).as_ref() {
+            Some(rule) => http_routes(cx, rule, place),
+            None => Vec::new(),
+        }
+    }
+}
+
+/// Those routes by the rule itself.
+pub(crate) fn routes_of(cx: &Cx<'_>, rule: &Rule, place: &Place) -> Arc<Vec<route::Route>> {
+    cx.get::<RuleRoutes>(&(rule.meta.key(), place.clone()))
+}
+
+fn http_routes(cx: &Cx<'_>, rule: &Rule, place: &Place) -> Vec<route::Route> {
     let mut routes = Vec::new();
     for http in &rule.spec.http {
         let conditions: Vec<Option<&HttpMatch>> = if http.r#match.is_empty() {
@@ -64,7 +90,7 @@ fn http_route(
     rule: &Rule,
     http: &HttpRoute,
     conditions: Option<&HttpMatch>,
-    place: Place<'_>,
+    place: &Place,
 ) -> Option<route::Route> {
     let meta = &rule.meta;
     let path = name::config_path("virtual-service", &meta.namespace, &meta.name);
@@ -85,19 +111,25 @@ fn http_route(
         action::change_headers(headers, &mut message);
     }
     let action = if let Some(redirect) = &http.redirect {
-        route::route::Action::Redirect(action::redirect(redirect, place.port))
+        route::route::Action::Redirect(action::redirect(redirect, place.port, place.tls))
     } else if let Some(response) = &http.direct_response {
         route::route::Action::DirectResponse(action::direct_response(response))
     } else if http.route.is_empty() {
-        // A delegate, which validation has reported.
+        // Nothing to do with the request, which validation has reported.
         return None;
     } else {
         let visible = cx.get::<Visible>(&place.viewer.namespace);
-        let cluster_of = |destination: &Destination| {
+        let target_of = |destination: &Destination| {
             let service = visible.get(&destination.host).map(AsRef::as_ref);
-            action::cluster(destination, service, place.port)
+            action::Target {
+                cluster: action::cluster(destination, service, place.port),
+                hash: service
+                    .and_then(|service| hash::of_destination(cx, &place.viewer, service, destination)),
+            }
         };
-        route::route::Action::Route(action::rule_forward(http, &mut message, cluster_of))
+        let mesh = cx.get::<Mesh>(&());
+        let retries = mesh.default_http_retry_policy.as_ref();
+        route::route::Action::Route(action::rule_forward(http, &mut message, retries, target_of))
     };
     message.action = Some(action);
     let operation = operation(&message, &meta.name, place.port);

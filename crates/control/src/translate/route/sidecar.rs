@@ -1,18 +1,25 @@
 //! The route configurations of sidecars: one per outbound port, one per service whose protocol is
 //! not declared, or the one of the explicit HTTP proxy.
+//!
+//! A virtual host is made of the routes of the rule that a service's host belongs to, or of the
+//! route to the service itself ([`ServiceRoutes`], derived for each service). Rules also bring hosts
+//! that are no services: on port 80 always, as Istio does, on other ports beside a service that the
+//! same rule is for.
 
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use leno_derive::{Cx, Query};
 
-use super::rule::{Place, http_routes, operation};
-use super::{Hosts, action, matcher};
-use crate::model::mesh::OutboundMode;
+use super::rule::{Place, operation, routes_of};
+use super::{Hosts, action, hash, matcher};
+use crate::model::Key;
 use crate::model::virtual_service::MESH;
 use crate::registry::{DOMAIN, Mesh, Resolution, Service, Visible, VisibleOnPort};
-use crate::scope::Viewer;
-use crate::scope::rules::{MeshRules, Rule, owner};
+use crate::scope::outbound::{OutboundPolicy, Unknown};
+use crate::scope::rules::{HostRules, Rule, candidates, mesh_rules};
+use crate::scope::{Families, Viewer, fit};
 use crate::translate::name;
 use crate::translate::proto::route;
 use crate::translate::resource::Resource;
@@ -30,24 +37,29 @@ impl Query for OutboundRoute {
     const NAME: &'static str = "outbound-route";
 
     fn derive(cx: &Cx<'_>, (viewer, name): &(Viewer, String)) -> Option<Arc<Resource>> {
-        let (only, port) = match name.rsplit_once(':') {
-            Some((host, port)) => (Some(host), port.parse().ok()?),
-            None => (None, name.parse().ok()?),
-        };
-        let rules = cx.get::<MeshRules>(&viewer.namespace);
-        let services = cx.get::<VisibleOnPort>(&(viewer.namespace.clone(), port));
         let mut hosts = Hosts::default();
-        let wanted = |service: &&Arc<Service>| {
-            only.is_none_or(|only| service.id.host == only)
-                && service.port(port).is_some_and(|port| port.protocol.is_http_or_auto())
-        };
-        for service in services.iter().filter(wanted) {
-            add_service(cx, &mut hosts, viewer, &rules, service, port, |domain| vec![domain]);
+        if let Some((host, port)) = name.rsplit_once(':') {
+            let port = port.parse().ok()?;
+            let visible = cx.get::<Visible>(&viewer.namespace);
+            let service = visible.get(host).filter(|service| carries_http(service, port))?;
+            let found = cx.get::<ServiceRoutes>(&(viewer.clone(), host.to_owned(), port));
+            hosts.origins.extend(found.origins.iter().cloned().chain([service.id.object.clone()]));
+            // The listener is the service's own, so there is nothing to tell hosts apart for.
+            hosts.add(name.clone(), vec!["*".to_owned()], found.routes.clone());
+            return Some(hosts.finish(name, true));
         }
-        if only.is_none() && port == PLAIN_HTTP {
-            add_foreign_hosts(cx, &mut hosts, viewer, &rules, &services);
+        let port: u16 = name.parse().ok()?;
+        let services = cx.get::<VisibleOnPort>(&(viewer.namespace.clone(), port));
+        for draft in drafts(cx, viewer, &services, port) {
+            hosts.origins.extend(draft.origins);
+            let mut domains = draft.host.map_or_else(Vec::new, |host| vec![host]);
+            if let Some(service) = &draft.service {
+                domains = own_domains(service, viewer, &services);
+            }
+            hosts.add(draft.name, domains, draft.routes);
         }
-        add_rest(cx, &mut hosts);
+        hosts.sort();
+        hosts.add_rest(cx, viewer);
         Some(hosts.finish(name, true))
     }
 }
@@ -62,19 +74,31 @@ impl Query for HttpProxyRoute {
     const NAME: &'static str = "http-proxy-route";
 
     fn derive(cx: &Cx<'_>, viewer: &Viewer) -> Resource {
-        let rules = cx.get::<MeshRules>(&viewer.namespace);
+        let visible = cx.get::<Visible>(&viewer.namespace);
+        let ports: BTreeSet<u16> = visible
+            .values()
+            .flat_map(|service| service.ports.iter())
+            .filter(|port| port.protocol.is_http_or_auto())
+            .map(|port| port.number)
+            .chain([PLAIN_HTTP])
+            .collect();
         let mut hosts = Hosts::default();
-        for service in cx.get::<Visible>(&viewer.namespace).values() {
-            for port in service.ports.iter().filter(|port| port.protocol.is_http_or_auto()) {
-                let number = port.number;
-                add_service(cx, &mut hosts, viewer, &rules, service, number, |domain| {
-                    let with_port = name::virtual_host(domain.trim_matches(['[', ']']), number);
-                    if number == PLAIN_HTTP { vec![domain, with_port] } else { vec![with_port] }
+        for port in ports {
+            let services = cx.get::<VisibleOnPort>(&(viewer.namespace.clone(), port));
+            for draft in drafts(cx, viewer, &services, port) {
+                hosts.origins.extend(draft.origins);
+                let mut domains = draft.host.map_or_else(Vec::new, |host| vec![host]);
+                if let Some(service) = &draft.service {
+                    domains = own_domains(service, viewer, &services);
+                }
+                let domains = domains.into_iter().flat_map(|domain| {
+                    let with_port = name::virtual_host(domain.trim_matches(['[', ']']), port);
+                    if port == PLAIN_HTTP { vec![domain, with_port] } else { vec![with_port] }
                 });
+                hosts.add(draft.name, domains.collect(), draft.routes);
             }
         }
-        let services = cx.get::<VisibleOnPort>(&(viewer.namespace.clone(), PLAIN_HTTP));
-        add_foreign_hosts(cx, &mut hosts, viewer, &rules, &services);
+        hosts.sort();
         // Deviation: without the original destination there is nowhere to pass unknown hosts on to,
         // whatever the mesh allows.
         hosts.add("block_all".to_owned(), vec!["*".to_owned()], vec![block_all()]);
@@ -82,78 +106,150 @@ impl Query for HttpProxyRoute {
     }
 }
 
-/// Adds a service's virtual host, with the routes of the rule that owns its host, if there is one.
-fn add_service(
-    cx: &Cx<'_>,
-    hosts: &mut Hosts,
-    viewer: &Viewer,
-    rules: &[Arc<Rule>],
-    service: &Service,
-    port: u16,
-    spell: impl Fn(String) -> Vec<String>,
-) {
-    let host = &service.id.host;
-    let place = Place { viewer, gateway: MESH, port };
-    let mut routes = Vec::new();
-    if let Some(rule) = owner(rules, host, |rule| !rule.spec.http.is_empty()) {
-        routes = http_routes(cx, rule, place);
-        hosts.origins.push(rule.object());
-    }
-    if routes.is_empty() {
-        routes.push(default_route(host, port));
-    }
-    hosts.origins.push(service.id.object.clone());
-    let domains = domains(service, &viewer.namespace).into_iter().flat_map(spell).collect();
-    hosts.add(name::virtual_host(host, port), domains, routes);
+/// A virtual host before its domains are known.
+struct Draft {
+    name: String,
+    /// For a host that is no service.
+    host: Option<String>,
+    service: Option<Arc<Service>>,
+    routes: Vec<route::Route>,
+    origins: Vec<crate::model::ObjectRef>,
 }
 
-/// Adds virtual hosts for what rules name that is no service on the port.
-fn add_foreign_hosts(
-    cx: &Cx<'_>,
-    hosts: &mut Hosts,
-    viewer: &Viewer,
-    rules: &[Arc<Rule>],
-    services: &[Arc<Service>],
-) {
-    let place = Place { viewer, gateway: MESH, port: PLAIN_HTTP };
+/// The virtual hosts of a port: those that rules bring in the order of the rules, then those of the
+/// services that no rule is for.
+fn drafts(cx: &Cx<'_>, viewer: &Viewer, services: &[Arc<Service>], port: u16) -> Vec<Draft> {
+    let place = Place { viewer: viewer.clone(), gateway: MESH.to_owned(), port, tls: false };
+    let known: HashSet<String> =
+        services.iter().map(|service| service.id.host.to_ascii_lowercase()).collect();
+    let mut owned: BTreeMap<Key, Vec<Draft>> = BTreeMap::new();
+    let mut rest = Vec::new();
+    let mut rules: Vec<Arc<Rule>> = Vec::new();
+    if port == PLAIN_HTTP {
+        rules.extend(mesh_rules(cx, &viewer.namespace).iter().cloned());
+    }
+    for service in services.iter().filter(|service| carries_http(service, port)) {
+        let host = &service.id.host;
+        if port != PLAIN_HTTP {
+            let found = cx.get::<HostRules>(&(viewer.namespace.clone(), host.to_ascii_lowercase()));
+            rules.extend(found.iter().cloned());
+        }
+        let found = cx.get::<ServiceRoutes>(&(viewer.clone(), host.clone(), port));
+        let draft = Draft {
+            name: name::virtual_host(host, port),
+            host: None,
+            service: Some(Arc::clone(service)),
+            routes: found.routes.clone(),
+            origins: found.origins.iter().cloned().chain([service.id.object.clone()]).collect(),
+        };
+        match &found.rule {
+            Some(rule) => owned.entry(rule.clone()).or_default().push(draft),
+            None => rest.push(draft),
+        }
+    }
+    rules.sort_by(|a, b| {
+        let rank = |rule: &Rule| rule.export_to.rank(&viewer.namespace);
+        (rank(a), a.meta.age()).cmp(&(rank(b), b.meta.age()))
+    });
+    rules.dedup_by(|a, b| a.meta.key() == b.meta.key());
+    let mut drafts = Vec::new();
     for rule in rules.iter().filter(|rule| !rule.spec.http.is_empty()) {
-        for host in &rule.spec.hosts {
-            if services.iter().any(|service| service.id.host == *host) {
-                continue;
-            }
-            let routes = http_routes(cx, rule, place);
-            if routes.is_empty() {
-                continue;
-            }
-            let mut domains = vec![host.clone()];
-            domains.extend(short_names(host, &viewer.namespace));
-            hosts.origins.push(rule.object());
-            hosts.add(name::virtual_host(host, PLAIN_HTTP), domains, routes);
+        let services = owned.remove(&rule.meta.key()).unwrap_or_default();
+        if port == PLAIN_HTTP || !services.is_empty() {
+            let routes = routes_of(cx, rule, &place);
+            let foreign = rule.spec.hosts.iter().filter(|host| !is_known(host, &known));
+            drafts.extend(foreign.filter(|_| !routes.is_empty()).map(|host| Draft {
+                name: name::virtual_host(&host.to_ascii_lowercase(), port),
+                host: Some(bracketed(&host.to_ascii_lowercase())),
+                service: None,
+                routes: routes.as_ref().clone(),
+                origins: rule.origins.clone(),
+            }));
         }
+        drafts.extend(services);
+    }
+    drafts.extend(rest);
+    drafts
+}
+
+/// Whether a host of a rule is that of a service, or a wildcard that includes one.
+fn is_known(host: &str, known: &HashSet<String>) -> bool {
+    let host = host.to_ascii_lowercase();
+    known.contains(&host) || (host.starts_with('*') && known.iter().any(|known| fit(&host, known).is_some()))
+}
+
+fn carries_http(service: &Service, port: u16) -> bool {
+    service.port(port).is_some_and(|port| port.protocol.is_http_or_auto())
+}
+
+/// What a client's requests to a service on a port go through.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Routes {
+    /// The rule that they come from, if any.
+    rule: Option<Key>,
+    pub(super) routes: Vec<route::Route>,
+    pub(super) origins: Vec<crate::model::ObjectRef>,
+}
+
+/// The routes to a service that a namespace sees: of the first rule for its host that has any here,
+/// else the route to the service itself.
+pub(super) struct ServiceRoutes;
+
+impl Query for ServiceRoutes {
+    type Key = (Viewer, String, u16);
+    type Value = Routes;
+    const NAME: &'static str = "service-routes";
+
+    fn derive(cx: &Cx<'_>, (viewer, host, port): &(Viewer, String, u16)) -> Routes {
+        let place = Place { viewer: viewer.clone(), gateway: MESH.to_owned(), port: *port, tls: false };
+        let rules = cx.get::<HostRules>(&(viewer.namespace.clone(), host.to_ascii_lowercase()));
+        for rule in candidates(&rules, &host.to_ascii_lowercase()) {
+            let routes = routes_of(cx, rule, &place);
+            if !routes.is_empty() {
+                let origins = rule.origins.clone();
+                return Routes { rule: Some(rule.meta.key()), routes: routes.as_ref().clone(), origins };
+            }
+        }
+        let visible = cx.get::<Visible>(&viewer.namespace);
+        let hash = visible.get(host).and_then(|service| hash::of_service(cx, viewer, service, *port));
+        let mesh = cx.get::<Mesh>(&());
+        let cluster = name::outbound(*port, "", host);
+        let action = action::forward(cluster, mesh.default_http_retry_policy.as_ref(), hash);
+        let mut message = route::Route {
+            name: "default".to_owned(),
+            r#match: Some(matcher::everything()),
+            action: Some(route::route::Action::Route(action)),
+            ..route::Route::default()
+        };
+        let operation = operation(&message, host, *port);
+        message.decorator = Some(route::Decorator { operation, ..route::Decorator::default() });
+        Routes { rule: None, routes: vec![message], origins: Vec::new() }
     }
 }
 
-/// Adds the virtual host for all other hosts.
-fn add_rest(cx: &Cx<'_>, hosts: &mut Hosts) {
-    let all = vec!["*".to_owned()];
-    match cx.get::<Mesh>(&()).outbound_traffic_policy.mode {
-        OutboundMode::AllowAny => {
-            let action = route::RouteAction {
-                cluster_specifier: Some(route::route_action::ClusterSpecifier::Cluster(
-                    name::PASSTHROUGH_CLUSTER.to_owned(),
-                )),
-                ..action::unlimited()
-            };
-            let message = route::Route {
-                name: "allow_any".to_owned(),
-                r#match: Some(matcher::everything()),
-                action: Some(route::route::Action::Route(action)),
-                ..route::Route::default()
-            };
-            hosts.add("allow_any".to_owned(), all, vec![message]);
-        }
-        OutboundMode::RegistryOnly => {
-            hosts.add("block_all".to_owned(), all, vec![block_all()]);
+impl Hosts {
+    /// Adds the virtual host for all other hosts.
+    fn add_rest(&mut self, cx: &Cx<'_>, viewer: &Viewer) {
+        let all = vec!["*".to_owned()];
+        match cx.get::<OutboundPolicy>(viewer).as_ref() {
+            Unknown::Pass => {
+                let action = route::RouteAction {
+                    cluster_specifier: Some(route::route_action::ClusterSpecifier::Cluster(
+                        name::PASSTHROUGH_CLUSTER.to_owned(),
+                    )),
+                    ..action::unlimited()
+                };
+                let message = route::Route {
+                    name: "allow_any".to_owned(),
+                    r#match: Some(matcher::everything()),
+                    action: Some(route::route::Action::Route(action)),
+                    ..route::Route::default()
+                };
+                self.add("allow_any".to_owned(), all, vec![message]);
+            }
+            Unknown::Refuse => {
+                self.add("block_all".to_owned(), all, vec![block_all()]);
+            }
         }
     }
 }
@@ -170,34 +266,40 @@ fn block_all() -> route::Route {
     }
 }
 
-/// The route to a service that no rule speaks of.
-fn default_route(host: &str, port: u16) -> route::Route {
-    let mut message = route::Route {
-        name: "default".to_owned(),
-        r#match: Some(matcher::everything()),
-        action: Some(route::route::Action::Route(action::forward(name::outbound(port, "", host)))),
-        ..route::Route::default()
-    };
-    let operation = operation(&message, host, port);
-    message.decorator = Some(route::Decorator { operation, ..route::Decorator::default() });
-    message
+/// A service's domains but for short forms that are the full names of others on the port: a service
+/// called `example.com.svc.cluster.local` must not take the requests to `example.com`.
+fn own_domains(service: &Service, viewer: &Viewer, services: &[Arc<Service>]) -> Vec<String> {
+    let mut domains = domains(service, &viewer.namespace, viewer.families);
+    domains.retain(|domain| {
+        services.iter().all(|other| other.id.host != *domain || other.id.host == service.id.host)
+    });
+    domains
 }
 
 /// All spellings of a service's host that a client in a namespace may use, and its addresses.
-fn domains(service: &Service, namespace: &str) -> Vec<String> {
+fn domains(service: &Service, namespace: &str, families: Families) -> Vec<String> {
     let host = &service.id.host;
-    let mut domains = vec![host.clone()];
+    let mut domains = vec![bracketed(host)];
+    if host.parse::<IpAddr>().is_err() {
+        // The same name, made absolute for resolvers.
+        domains.push(format!("{host}."));
+    }
     domains.extend(short_names(host, namespace));
     if service.is_kubernetes() && service.resolution == Resolution::OriginalDst {
         // The pods of a headless service have names of their own below that of the service.
         let pods: Vec<String> = domains.iter().map(|domain| format!("*.{domain}")).collect();
         domains.extend(pods);
     }
-    domains.extend(service.vips().map(|address| match address {
-        IpAddr::V4(address) => address.to_string(),
-        IpAddr::V6(address) => format!("[{address}]"),
-    }));
+    domains.extend(service.vips_for(families).map(|address| bracketed(&address.to_string())));
     domains
+}
+
+/// A host as it stands in a host header: addresses of version 6 in brackets.
+fn bracketed(host: &str) -> String {
+    match host.parse::<IpAddr>() {
+        Ok(IpAddr::V6(address)) => format!("[{address}]"),
+        _ => host.to_owned(),
+    }
 }
 
 /// The short forms of a Kubernetes Service's name.

@@ -11,7 +11,7 @@ use proptest::{collection, proptest};
 use super::whole;
 use crate::model::read::{self, Read};
 use crate::model::{Change, ObjectRef, inputs};
-use crate::scope::{Interception, ProxyKey, Role};
+use crate::scope::{Families, Interception, ProxyKey, ProxyOptions, Role};
 use crate::source::Origin;
 
 /// An event: an object in some form, or its end.
@@ -99,6 +99,8 @@ fn keys() -> Vec<ProxyKey> {
         namespace: "default".to_owned(),
         labels: labels(app),
         interception,
+        families: Families::default(),
+        options: ProxyOptions::default(),
     };
     let explicit = Interception::Explicit { address: [127, 0, 0, 9].into(), port: 15080 };
     vec![

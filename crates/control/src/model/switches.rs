@@ -1,0 +1,45 @@
+//! Switches of the control plane itself, read once at its start from environment variables under the
+//! names that istiod gives them.
+
+use leno_derive::Input;
+
+/// The switches; all are off by default, as in istiod.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Switches {
+    /// `PILOT_SCOPE_GATEWAY_TO_NAMESPACE`: a gateway workload takes Gateways of its own namespace
+    /// only.
+    pub(crate) scope_gateway_to_namespace: bool,
+    /// `PILOT_HTTP10`: all proxies accept HTTP/1.0.
+    pub(crate) http10: bool,
+    /// `PILOT_SIDECAR_USE_REMOTE_ADDRESS`: sidecars trust the address of their workload's
+    /// connections, so that it is in x-forwarded-for.
+    pub(crate) sidecar_use_remote_address: bool,
+    /// `ISTIO_DUAL_STACK`: proxies with addresses of both families listen on both.
+    pub(crate) dual_stack: bool,
+}
+
+impl Switches {
+    /// Reads them; `variable` gives the value of an environment variable.
+    pub(crate) fn read(variable: impl Fn(&str) -> Option<String>) -> Switches {
+        let on = |name: &str| {
+            variable(name)
+                .is_some_and(|value| matches!(value.as_str(), "1" | "t" | "T" | "true" | "TRUE" | "True"))
+        };
+        Switches {
+            scope_gateway_to_namespace: on("PILOT_SCOPE_GATEWAY_TO_NAMESPACE"),
+            http10: on("PILOT_HTTP10"),
+            sidecar_use_remote_address: on("PILOT_SIDECAR_USE_REMOTE_ADDRESS"),
+            dual_stack: on("ISTIO_DUAL_STACK"),
+        }
+    }
+}
+
+/// The switches as an input of the derivation graph; without a value they are off.
+#[derive(Debug)]
+pub(crate) struct SwitchInput;
+
+impl Input for SwitchInput {
+    type Key = ();
+    type Value = Switches;
+    const NAME: &'static str = "switches";
+}

@@ -1,0 +1,78 @@
+//! Where a sidecar gets hold of what its workload calls: the listener behind iptables, or the one
+//! that the workload uses as its HTTP proxy.
+
+use std::net::IpAddr;
+
+use leno_derive::Cx;
+
+use super::access_log::listener_log;
+use super::filters::{FilterScope, Side};
+use super::http::{Routes, connection_manager, stat_prefix};
+use super::tcp::{to_fixed, to_nowhere};
+use super::{Frame, bare, bound};
+use crate::scope::Viewer;
+use crate::scope::outbound::{OutboundPolicy, Unknown};
+use crate::translate::name;
+use crate::translate::proto::{core, listener};
+use crate::translate::resource::Resource;
+
+/// Where captured outbound connections arrive.
+const OUTBOUND_PORT: u16 = 15001;
+
+/// The listener that all captured outbound connections arrive at.
+pub(super) fn virtual_outbound(cx: &Cx<'_>, viewer: &Viewer, transparent: bool) -> Resource {
+    let frame = Frame::new(cx, viewer.options);
+    let scope = viewer.filter_scope(Side::Outbound);
+    let hosts = frame.wildcards(viewer.families);
+    let message = bare(name::VIRTUAL_OUTBOUND, hosts, OUTBOUND_PORT, core::TrafficDirection::Outbound);
+    let mut message = bound(message);
+    message.use_original_dst = Some(true);
+    message.transparent = transparent.then_some(true);
+    message.access_log = listener_log(&frame.mesh);
+    // A connection made to the proxy itself would be sent to the proxy again, for ever.
+    let black_hole = listener::FilterChain {
+        name: "virtualOutbound-blackhole".to_owned(),
+        filter_chain_match: Some(listener::FilterChainMatch {
+            destination_port: Some(u32::from(OUTBOUND_PORT)),
+            ..listener::FilterChainMatch::default()
+        }),
+        filters: to_nowhere(cx, &scope),
+        ..listener::FilterChain::default()
+    };
+    let rest = listener::FilterChain {
+        name: "virtualOutbound-catchall-tcp".to_owned(),
+        filters: to_unknown(cx, &frame, viewer, &scope),
+        ..listener::FilterChain::default()
+    };
+    message.filter_chains = vec![black_hole, rest];
+    Resource::new(name::VIRTUAL_OUTBOUND, &message, Vec::new())
+}
+
+/// The filters for what is no service of the mesh.
+pub(super) fn to_unknown(
+    cx: &Cx<'_>,
+    frame: &Frame,
+    viewer: &Viewer,
+    scope: &FilterScope,
+) -> Vec<listener::Filter> {
+    let cluster = match cx.get::<OutboundPolicy>(viewer).as_ref() {
+        Unknown::Pass => name::PASSTHROUGH_CLUSTER,
+        Unknown::Refuse => name::BLACK_HOLE_CLUSTER,
+    };
+    to_fixed(cx, frame, scope, cluster, cluster)
+}
+
+/// The listener of a sidecar that its workload uses as its HTTP proxy.
+pub(super) fn explicit(cx: &Cx<'_>, viewer: &Viewer, address: IpAddr, port: u16) -> Resource {
+    let frame = Frame::new(cx, viewer.options);
+    let scope = viewer.filter_scope(Side::Outbound);
+    let name = name::listener(address, port);
+    let mut message = bound(bare(&name, &[address.to_string()], port, core::TrafficDirection::Outbound));
+    let routes = Routes::Named(name::HTTP_PROXY.to_owned());
+    let prefix = stat_prefix(Side::Outbound, &name);
+    message.filter_chains.push(listener::FilterChain {
+        filters: vec![connection_manager(cx, &frame, &scope, prefix, routes, None)],
+        ..listener::FilterChain::default()
+    });
+    Resource::new(&name, &message, Vec::new())
+}

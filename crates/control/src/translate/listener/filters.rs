@@ -1,0 +1,137 @@
+//! Which filters stand before the last one of a chain, in Istio's order.
+//!
+//! The filters of other features than routing come from [`Slots`]: one query per place and scope, so
+//! that a feature plugs in here, and its changes reach only the listeners whose filters differ.
+//!
+//! Deviation: `istio.metadata_exchange`, `istio.alpn` and `istio.stats` are left out, as an Envoy
+//! that was not built by Istio refuses them; and `envoy.filters.network.mongo_proxy`, which only
+//! counts.
+
+use std::collections::BTreeMap;
+
+use leno_api::proto::envoy::extensions::filters::http as filters;
+use leno_api::proto::envoy::extensions::filters::network::http_connection_manager::v3 as hcm;
+use leno_derive::{Cx, Query};
+use prost::{Message, Name};
+
+use crate::registry::protocol::Protocol;
+use crate::scope::Viewer;
+use crate::translate::proto::listener;
+use crate::translate::resource::pack;
+
+/// On which side of the mesh a chain works.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Side {
+    Inbound,
+    Outbound,
+    Gateway,
+}
+
+/// Whose filters: what rules select workloads by, and the side.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct FilterScope {
+    pub(crate) side: Side,
+    pub(crate) namespace: String,
+    /// On the outbound side those that some rule looks at, on the others all.
+    pub(crate) labels: BTreeMap<String, String>,
+}
+
+impl Viewer {
+    /// Whose filters its chains have.
+    pub(crate) fn filter_scope(&self, side: Side) -> FilterScope {
+        FilterScope { side, namespace: self.namespace.clone(), labels: self.labels.clone() }
+    }
+}
+
+/// A place among the filters that another feature fills.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Slot {
+    /// Who the peer is, for all that follow.
+    PeerMetadata,
+    /// Authorization by a provider (CUSTOM).
+    CustomAuthorization,
+    /// Tokens of requests.
+    Authentication,
+    /// Authorization by rules.
+    Authorization,
+    /// What connections and requests are counted by.
+    Telemetry,
+}
+
+/// The filters of one slot, for HTTP and for bytes.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Filled {
+    pub(crate) http: Vec<hcm::HttpFilter>,
+    pub(crate) network: Vec<listener::Filter>,
+}
+
+/// What features put into a slot.
+pub(crate) struct Slots;
+
+impl Query for Slots {
+    type Key = (Slot, FilterScope);
+    type Value = Filled;
+    const NAME: &'static str = "filter-slots";
+
+    fn derive(_: &Cx<'_>, (slot, _): &(Slot, FilterScope)) -> Filled {
+        match slot {
+            // The kinds that would fill these are not translated yet, and reported when read.
+            Slot::PeerMetadata
+            | Slot::CustomAuthorization
+            | Slot::Authentication
+            | Slot::Authorization
+            | Slot::Telemetry => Filled::default(),
+        }
+    }
+}
+
+/// The HTTP filters of a connection manager.
+pub(super) fn http(cx: &Cx<'_>, scope: &FilterScope, protocol: Option<Protocol>) -> Vec<hcm::HttpFilter> {
+    let slot = |slot| cx.get::<Slots>(&(slot, scope.clone())).http.clone();
+    let mut all = slot(Slot::PeerMetadata);
+    all.extend(slot(Slot::CustomAuthorization));
+    all.extend(slot(Slot::Authentication));
+    all.extend(slot(Slot::Authorization));
+    if protocol == Some(Protocol::GrpcWeb) {
+        all.push(http_filter("envoy.filters.http.grpc_web", &filters::grpc_web::v3::GrpcWeb::default()));
+    }
+    all.push(grpc_stats());
+    all.push(http_filter("envoy.filters.http.fault", &filters::fault::v3::HttpFault::default()));
+    all.push(http_filter("envoy.filters.http.cors", &filters::cors::v3::Cors::default()));
+    all.extend(slot(Slot::Telemetry));
+    all.push(http_filter("envoy.filters.http.router", &filters::router::v3::Router::default()));
+    all
+}
+
+/// The network filters of a chain that carries bytes, before the one that forwards them.
+pub(super) fn network(cx: &Cx<'_>, scope: &FilterScope) -> Vec<listener::Filter> {
+    let slot = |slot| cx.get::<Slots>(&(slot, scope.clone())).network.clone();
+    let mut all = slot(Slot::PeerMetadata);
+    all.extend(slot(Slot::CustomAuthorization));
+    all.extend(slot(Slot::Authorization));
+    all.extend(slot(Slot::Telemetry));
+    all
+}
+
+/// Those for connections that are not let through to anybody.
+pub(super) fn counting(cx: &Cx<'_>, scope: &FilterScope) -> Vec<listener::Filter> {
+    cx.get::<Slots>(&(Slot::Telemetry, scope.clone())).network.clone()
+}
+
+fn grpc_stats() -> hcm::HttpFilter {
+    use filters::grpc_stats::v3::filter_config::PerMethodStatSpecifier;
+    let config = filters::grpc_stats::v3::FilterConfig {
+        emit_filter_state: true,
+        per_method_stat_specifier: Some(PerMethodStatSpecifier::StatsForAllMethods(false)),
+        ..filters::grpc_stats::v3::FilterConfig::default()
+    };
+    http_filter("envoy.filters.http.grpc_stats", &config)
+}
+
+fn http_filter<T: Message + Name>(name: &str, config: &T) -> hcm::HttpFilter {
+    hcm::HttpFilter {
+        name: name.to_owned(),
+        config_type: Some(hcm::http_filter::ConfigType::TypedConfig(pack(config))),
+        ..hcm::HttpFilter::default()
+    }
+}
