@@ -11,8 +11,8 @@
 //! Upgrades: an extended CONNECT (RFC 8441) reads as a GET with `upgrade`, and a response 101
 //! is written as 200 to it; upstream the other way round.
 //!
-//! Reading order: this file, `session`, `send`, `server` and `client`, `link`, `message`, `hpack`,
-//! `frame`, `streams`, `flood`, `keepalive`.
+//! Reading order: this file, `session`, `receive`, `send`, `server` and `client`, `link`,
+//! `message`, `hpack`, `frame`, `streams`, `flood`, `keepalive`.
 
 use crate::cluster::Http2Settings;
 use crate::http::codec::buffer;
@@ -26,6 +26,7 @@ pub(crate) mod hpack;
 mod keepalive;
 pub(crate) mod link;
 pub(crate) mod message;
+mod receive;
 mod send;
 pub(crate) mod server;
 pub(crate) mod session;
