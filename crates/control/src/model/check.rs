@@ -86,10 +86,19 @@ impl Check {
         self.error("invalid-value", message);
     }
 
-    /// Reports a field that Leno reads but does not honour yet, if it is there.
-    pub(crate) fn unsupported(&mut self, field: &str, present: bool) {
-        if present {
-            self.at(field, |check| check.warn("unsupported-field", "not supported yet, has no effect"));
+    /// Of some fields at most one may be given.
+    pub(crate) fn at_most_one(&mut self, fields: &[(&str, bool)]) {
+        if fields.iter().filter(|(_, given)| *given).count() > 1 {
+            self.invalid(format!("only one of {} may be given", listed(fields)));
+        }
+    }
+
+    /// Of some fields one must be given.
+    pub(crate) fn exactly_one(&mut self, fields: &[(&str, bool)]) {
+        match fields.iter().filter(|(_, given)| *given).count() {
+            0 => self.invalid(format!("one of {} is needed", listed(fields))),
+            1 => {}
+            _ => self.invalid(format!("only one of {} may be given", listed(fields))),
         }
     }
 
@@ -172,6 +181,16 @@ impl Check {
                 }
             });
         }
+    }
+}
+
+/// Names as `a, b and c`.
+fn listed(fields: &[(&str, bool)]) -> String {
+    let names: Vec<&str> = fields.iter().map(|(name, _)| *name).collect();
+    match names.split_last() {
+        Some((last, [])) => (*last).to_owned(),
+        Some((last, rest)) => format!("{} and {last}", rest.join(", ")),
+        None => String::new(),
     }
 }
 

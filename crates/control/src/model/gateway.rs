@@ -11,7 +11,9 @@ use super::diagnostic::Finding;
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct Gateway {
+    /// List of listeners.
     pub(crate) servers: Vec<Server>,
+    /// Labels of gateway pods (any ns unless scoped).
     pub(crate) selector: BTreeMap<String, String>,
 }
 
@@ -19,50 +21,80 @@ pub(crate) struct Gateway {
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct Server {
+    /// Port to listen on.
     pub(crate) port: Option<Port>,
+    /// IP or unix socket to bind.
     pub(crate) bind: String,
+    /// [ns/]host exposed, wildcard prefix.
     pub(crate) hosts: Vec<String>,
+    /// TLS settings.
     pub(crate) tls: Option<ServerTls>,
+    /// Loopback or unix endpoint fallback.
     pub(crate) default_endpoint: String,
+    /// Server name for stats.
     pub(crate) name: String,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct Port {
+    /// Port number.
     pub(crate) number: u32,
+    /// HTTP/HTTPS/GRPC/GRPC-WEB/HTTP2/MONGO/TCP/TLS.
     pub(crate) protocol: String,
+    /// Label of the port.
     pub(crate) name: String,
+    /// Deprecated.
     pub(crate) target_port: u32,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct ServerTls {
+    /// 301 to https.
     pub(crate) https_redirect: bool,
+    /// PASSTHROUGH/SIMPLE/MUTUAL/AUTO_PASSTHROUGH/ISTIO_MUTUAL/OPTIONAL_MUTUAL.
     pub(crate) mode: Option<ServerTlsMode>,
+    /// Cert path.
     pub(crate) server_certificate: String,
+    /// Key path.
     pub(crate) private_key: String,
+    /// Client CA path.
     pub(crate) ca_certificates: String,
+    /// CRL path.
     pub(crate) ca_crl: String,
+    /// Secret name (cert,key[,ca]).
     pub(crate) credential_name: String,
+    /// Several secrets (RSA+ECDSA).
     pub(crate) credential_names: Vec<String>,
+    /// Secret/configmap with CA only.
     pub(crate) ca_cert_credential_name: String,
+    /// Several file certificates.
     pub(crate) tls_certificates: Vec<TlsCertificate>,
+    /// Accepted client SANs.
     pub(crate) subject_alt_names: Vec<String>,
+    /// Pinned SPKI hashes.
     pub(crate) verify_certificate_spki: Vec<String>,
+    /// Pinned cert hashes.
     pub(crate) verify_certificate_hash: Vec<String>,
+    /// TLS_AUTO..TLSV1_3; default 1.2.
     pub(crate) min_protocol_version: Option<TlsVersion>,
+    /// TLS_AUTO..TLSV1_3.
     pub(crate) max_protocol_version: Option<TlsVersion>,
+    /// Cipher list.
     pub(crate) cipher_suites: Vec<String>,
+    /// Accept unverified client cert (Gateway API).
     pub(crate) insecure_skip_verify: Option<bool>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct TlsCertificate {
+    /// Cert path.
     pub(crate) server_certificate: String,
+    /// Key path.
     pub(crate) private_key: String,
+    /// CA path.
     pub(crate) ca_certificates: String,
 }
 
@@ -127,7 +159,7 @@ impl Server {
 }
 
 impl Gateway {
-    /// Everything that is wrong or has no effect.
+    /// Everything that is wrong with it.
     pub(crate) fn validate(&self) -> Vec<Finding> {
         let mut check = Check::spec();
         if self.servers.is_empty() {
@@ -164,7 +196,6 @@ fn server_fields(check: &mut Check, server: &Server) {
             if port.name.is_empty() {
                 check.at("name", |check| check.invalid("must not be empty"));
             }
-            check.unsupported("targetPort", port.target_port != 0);
         }
     });
     if server.hosts.is_empty() {
@@ -178,13 +209,12 @@ fn server_fields(check: &mut Check, server: &Server) {
             check.invalid("the part before / must be a namespace, '.' or '*'");
         }
     });
-    check.unsupported("defaultEndpoint", !server.default_endpoint.is_empty());
     if !server.bind.is_empty() && server.bind.parse::<std::net::IpAddr>().is_err() {
         check.at("bind", |check| check.error("unsupported-field", "only addresses can be bound so far"));
     }
-    if server.protocol() == ServerProtocol::Tls {
-        check.warn("unsupported-field", "TLS is not supported yet, the server is left out");
-    } else if let Some(tls) = &server.tls {
+    if server.protocol() != ServerProtocol::Tls
+        && let Some(tls) = &server.tls
+    {
         let rest = ServerTls { https_redirect: tls.https_redirect, ..ServerTls::default() };
         if *tls != rest {
             check.at("tls", |check| check.invalid("a server without TLS can have httpsRedirect only"));

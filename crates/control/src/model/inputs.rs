@@ -2,35 +2,127 @@
 
 use leno_derive::{Batch, Graph, Index, Input};
 
+use super::authorization_policy::AuthorizationPolicy;
 use super::destination_rule::DestinationRule;
+use super::envoy_filter::EnvoyFilter;
 use super::gateway::Gateway;
+use super::ingress::{Ingress, IngressClass};
 use super::mesh::MeshConfig;
+use super::peer_authentication::PeerAuthentication;
+use super::proxy_config::ProxyConfig;
+use super::request_authentication::RequestAuthentication;
 use super::service_entry::ServiceEntry;
+use super::sidecar::Sidecar;
+use super::telemetry::Telemetry;
 use super::virtual_service::VirtualService;
-use super::{Change, Config, Key, Kind, Object, ObjectRef, kube};
+use super::workload_entry::WorkloadEntry;
+use super::workload_group::WorkloadGroup;
+use super::{Change, Config, Key, Kind, Object, ObjectRef, gateway_api, kube};
 
 macro_rules! inputs {
-    ($($name:ident: $value:ty = $label:literal;)*) => {$(
-        #[doc = concat!("All objects of the kind ", $label, ".")]
-        #[derive(Debug)]
-        pub(crate) struct $name;
-        impl Input for $name {
-            type Key = Key;
-            type Value = $value;
-            const NAME: &'static str = $label;
+    ($($kind:ident => $name:ident: $value:ty;)*) => {
+        $(
+            #[doc = concat!("All objects of the kind ", stringify!($kind), ".")]
+            #[derive(Debug)]
+            pub(crate) struct $name;
+            impl Input for $name {
+                type Key = Key;
+                type Value = $value;
+                const NAME: &'static str = stringify!($kind);
+            }
+        )*
+
+        fn set(reference: &ObjectRef, object: Object, batch: &mut Batch) {
+            let key = reference.key();
+            match object {
+                $(Object::$kind(value) => {
+                    batch.set::<$name>(key, value);
+                })*
+            }
         }
-    )*};
+
+        fn remove(reference: &ObjectRef, batch: &mut Batch) {
+            let key = reference.key();
+            match reference.kind {
+                $(Kind::$kind => {
+                    batch.remove::<$name>(&key);
+                })*
+            }
+        }
+    };
 }
 
 inputs! {
-    Services: kube::Service = "Service";
-    EndpointSlices: kube::EndpointSlice = "EndpointSlice";
-    Pods: kube::Pod = "Pod";
-    MeshConfigs: MeshConfig = "MeshConfig";
-    ServiceEntries: Config<ServiceEntry> = "ServiceEntry";
-    VirtualServices: Config<VirtualService> = "VirtualService";
-    DestinationRules: Config<DestinationRule> = "DestinationRule";
-    Gateways: Config<Gateway> = "Gateway";
+    Service => Services: kube::Service;
+    EndpointSlice => EndpointSlices: kube::EndpointSlice;
+    Endpoints => EndpointsObjects: kube::Endpoints;
+    Pod => Pods: kube::Pod;
+    Node => Nodes: kube::Node;
+    Namespace => Namespaces: kube::Namespace;
+    Secret => Secrets: kube::Secret;
+    ConfigMap => ConfigMaps: kube::ConfigMap;
+    Ingress => Ingresses: Config<Ingress>;
+    IngressClass => IngressClasses: Config<IngressClass>;
+    MeshConfig => MeshConfigs: MeshConfig;
+    ServiceEntry => ServiceEntries: Config<ServiceEntry>;
+    WorkloadEntry => WorkloadEntries: Config<WorkloadEntry>;
+    WorkloadGroup => WorkloadGroups: Config<WorkloadGroup>;
+    VirtualService => VirtualServices: Config<VirtualService>;
+    DestinationRule => DestinationRules: Config<DestinationRule>;
+    Gateway => Gateways: Config<Gateway>;
+    Sidecar => Sidecars: Config<Sidecar>;
+    EnvoyFilter => EnvoyFilters: Config<EnvoyFilter>;
+    ProxyConfig => ProxyConfigs: Config<ProxyConfig>;
+    PeerAuthentication => PeerAuthentications: Config<PeerAuthentication>;
+    RequestAuthentication => RequestAuthentications: Config<RequestAuthentication>;
+    AuthorizationPolicy => AuthorizationPolicies: Config<AuthorizationPolicy>;
+    Telemetry => Telemetries: Config<Telemetry>;
+    GatewayClass => GatewayClasses: Config<gateway_api::gateway::GatewayClass>;
+    KubernetesGateway => KubernetesGateways: Config<gateway_api::gateway::Gateway>;
+    ListenerSet => ListenerSets: Config<gateway_api::gateway::ListenerSet>;
+    HttpRoute => HttpRoutes: Config<gateway_api::route::HttpRoute>;
+    GrpcRoute => GrpcRoutes: Config<gateway_api::route::GrpcRoute>;
+    TlsRoute => TlsRoutes: Config<gateway_api::route::TlsRoute>;
+    TcpRoute => TcpRoutes: Config<gateway_api::route::TcpRoute>;
+    UdpRoute => UdpRoutes: Config<gateway_api::route::UdpRoute>;
+    ReferenceGrant => ReferenceGrants: Config<gateway_api::policy::ReferenceGrant>;
+    BackendTlsPolicy => BackendTlsPolicies: Config<gateway_api::policy::BackendTlsPolicy>;
+    BackendTrafficPolicy => BackendTrafficPolicies: Config<gateway_api::policy::BackendTrafficPolicy>;
+}
+
+macro_rules! by_namespace {
+    ($($name:ident of $input:ident: $value:ty = $label:literal;)*) => {
+        $(
+            #[doc = concat!("The objects of `", stringify!($input), "` by namespace.")]
+            pub(crate) struct $name;
+
+            impl Index for $name {
+                type Of = $input;
+                type Bucket = String;
+                const NAME: &'static str = $label;
+
+                fn buckets(key: &Key, _: &$value) -> Vec<String> {
+                    vec![key.namespace.clone()]
+                }
+            }
+        )*
+
+        fn register_by_namespace(graph: &mut Graph) {
+            $(graph.register::<$name>();)*
+        }
+    };
+}
+
+by_namespace! {
+    ServicesByNamespace of Services: kube::Service = "services-by-namespace";
+    SidecarsByNamespace of Sidecars: Config<Sidecar> = "sidecars-by-namespace";
+    EnvoyFiltersByNamespace of EnvoyFilters: Config<EnvoyFilter> = "envoy-filters-by-namespace";
+    ProxyConfigsByNamespace of ProxyConfigs: Config<ProxyConfig> = "proxy-configs-by-namespace";
+    PeerAuthenticationsByNamespace of PeerAuthentications: Config<PeerAuthentication> = "peer-authentications-by-namespace";
+    RequestAuthenticationsByNamespace of RequestAuthentications: Config<RequestAuthentication> = "request-authentications-by-namespace";
+    AuthorizationPoliciesByNamespace of AuthorizationPolicies: Config<AuthorizationPolicy> = "authorization-policies-by-namespace";
+    TelemetriesByNamespace of Telemetries: Config<Telemetry> = "telemetries-by-namespace";
+    ReferenceGrantsByNamespace of ReferenceGrants: Config<gateway_api::policy::ReferenceGrant> = "reference-grants-by-namespace";
 }
 
 /// EndpointSlices by the Service that they belong to.
@@ -60,16 +152,20 @@ impl Index for PodsByLabel {
     }
 }
 
-/// Services by namespace.
-pub(crate) struct ServicesByNamespace;
+/// WorkloadEntries by namespace and one of their labels, so that a selector looks at few of them.
+pub(crate) struct WorkloadEntriesByLabel;
 
-impl Index for ServicesByNamespace {
-    type Of = Services;
-    type Bucket = String;
-    const NAME: &'static str = "services-by-namespace";
+impl Index for WorkloadEntriesByLabel {
+    type Of = WorkloadEntries;
+    type Bucket = (String, String, String);
+    const NAME: &'static str = "workload-entries-by-label";
 
-    fn buckets(key: &Key, _: &kube::Service) -> Vec<String> {
-        vec![key.namespace.clone()]
+    fn buckets(_: &Key, entry: &Config<WorkloadEntry>) -> Vec<(String, String, String)> {
+        // The object's labels count too, but for those that its spec has as well.
+        let mut labels = entry.meta.labels.clone();
+        labels.extend(entry.spec.labels.clone());
+        let namespace = &entry.meta.namespace;
+        labels.into_iter().map(|(name, value)| (namespace.clone(), name, value)).collect()
     }
 }
 
@@ -90,7 +186,8 @@ impl Index for EntriesByHost {
 pub(crate) fn register(graph: &mut Graph) {
     graph.register::<SlicesByService>();
     graph.register::<PodsByLabel>();
-    graph.register::<ServicesByNamespace>();
+    graph.register::<WorkloadEntriesByLabel>();
+    register_by_namespace(graph);
     graph.register::<EntriesByHost>();
     graph.register::<crate::scope::rules::ByGateway>();
     graph.register::<crate::scope::rules::ByHost>();
@@ -102,32 +199,4 @@ pub(crate) fn apply(change: Change, batch: &mut Batch) {
         Change::Set(reference, object, _) => set(&reference, *object, batch),
         Change::Remove(reference) => remove(&reference, batch),
     }
-}
-
-fn set(reference: &ObjectRef, object: Object, batch: &mut Batch) {
-    let key = reference.key();
-    match object {
-        Object::Service(value) => batch.set::<Services>(key, value),
-        Object::EndpointSlice(value) => batch.set::<EndpointSlices>(key, value),
-        Object::Pod(value) => batch.set::<Pods>(key, value),
-        Object::MeshConfig(value) => batch.set::<MeshConfigs>(key, value),
-        Object::ServiceEntry(value) => batch.set::<ServiceEntries>(key, value),
-        Object::VirtualService(value) => batch.set::<VirtualServices>(key, value),
-        Object::DestinationRule(value) => batch.set::<DestinationRules>(key, value),
-        Object::Gateway(value) => batch.set::<Gateways>(key, value),
-    };
-}
-
-fn remove(reference: &ObjectRef, batch: &mut Batch) {
-    let key = reference.key();
-    match reference.kind {
-        Kind::Service => batch.remove::<Services>(&key),
-        Kind::EndpointSlice => batch.remove::<EndpointSlices>(&key),
-        Kind::Pod => batch.remove::<Pods>(&key),
-        Kind::MeshConfig => batch.remove::<MeshConfigs>(&key),
-        Kind::ServiceEntry => batch.remove::<ServiceEntries>(&key),
-        Kind::VirtualService => batch.remove::<VirtualServices>(&key),
-        Kind::DestinationRule => batch.remove::<DestinationRules>(&key),
-        Kind::Gateway => batch.remove::<Gateways>(&key),
-    };
 }

@@ -9,8 +9,10 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::diagnostic::{Finding, Severity};
+use super::gateway_api::GROUP;
 use super::mesh::MeshConfig;
-use super::{Config, Kind, Meta, Object, ObjectRef, kube, service_entry};
+use super::mesh::network::MeshNetworks;
+use super::{Config, Kind, Meta, Object, ObjectRef, kube, service_entry, support};
 
 /// What became of a node.
 #[derive(Debug)]
@@ -27,8 +29,8 @@ pub(crate) enum Read {
 enum Treatment {
     /// It is read.
     Read(Kind),
-    /// It asks for something that Leno does not do yet, and says so.
-    Unsupported(Severity),
+    /// It asks for something that Leno does not do yet, and is told so.
+    Unsupported,
 }
 
 /// One row of the list of kinds.
@@ -51,34 +53,55 @@ const fn row(
 
 const NETWORKING: &str = "networking.istio.io";
 const SECURITY: &str = "security.istio.io";
-const ISTIO: &[&str] = &["v1", "v1beta1", "v1alpha3"];
-const WARNING: Treatment = Treatment::Unsupported(Severity::Warning);
-/// For kinds whose absence makes the mesh less safe than its author believes.
-const ERROR: Treatment = Treatment::Unsupported(Severity::Error);
+const EXTENSIONS: &str = "extensions.istio.io";
+const GATEWAY_X: &str = "gateway.networking.x-k8s.io";
+const INGRESS: &str = "networking.k8s.io";
+
+const V1: &[&str] = &["v1"];
+const NETWORKING_VERSIONS: &[&str] = &["v1", "v1beta1", "v1alpha3"];
+const SECURITY_VERSIONS: &[&str] = &["v1", "v1beta1"];
+/// The versions in which the kinds of the Gateway API have been served; their shapes agree.
+const GATEWAY_VERSIONS: &[&str] = &["v1", "v1beta1", "v1alpha3", "v1alpha2"];
 
 /// The kinds that mean something to a mesh.
 const KINDS: &[Row] = &[
-    row("", &["v1"], "Service", Treatment::Read(Kind::Service)),
-    row("", &["v1"], "Pod", Treatment::Read(Kind::Pod)),
-    row("", &["v1"], "ConfigMap", Treatment::Read(Kind::MeshConfig)),
-    row("discovery.k8s.io", &["v1"], "EndpointSlice", Treatment::Read(Kind::EndpointSlice)),
-    row(NETWORKING, ISTIO, "ServiceEntry", Treatment::Read(Kind::ServiceEntry)),
-    row(NETWORKING, ISTIO, "VirtualService", Treatment::Read(Kind::VirtualService)),
-    row(NETWORKING, ISTIO, "DestinationRule", Treatment::Read(Kind::DestinationRule)),
-    row(NETWORKING, ISTIO, "Gateway", Treatment::Read(Kind::Gateway)),
-    row(NETWORKING, &[], "Sidecar", WARNING),
-    row(NETWORKING, &[], "WorkloadEntry", WARNING),
-    row(NETWORKING, &[], "WorkloadGroup", WARNING),
-    row(NETWORKING, &[], "EnvoyFilter", WARNING),
-    row(NETWORKING, &[], "ProxyConfig", WARNING),
-    row(SECURITY, &[], "AuthorizationPolicy", ERROR),
-    row(SECURITY, &[], "PeerAuthentication", ERROR),
-    row(SECURITY, &[], "RequestAuthentication", ERROR),
-    row("telemetry.istio.io", &[], "Telemetry", WARNING),
-    row("extensions.istio.io", &[], "WasmPlugin", WARNING),
-    row("extensions.istio.io", &[], "TrafficExtension", WARNING),
-    row("networking.k8s.io", &[], "Ingress", WARNING),
-    row("", &["v1"], "Endpoints", WARNING),
+    row("", V1, "Service", Treatment::Read(Kind::Service)),
+    row("", V1, "Pod", Treatment::Read(Kind::Pod)),
+    row("", V1, "Node", Treatment::Read(Kind::Node)),
+    row("", V1, "Namespace", Treatment::Read(Kind::Namespace)),
+    row("", V1, "Secret", Treatment::Read(Kind::Secret)),
+    row("", V1, "ConfigMap", Treatment::Read(Kind::ConfigMap)),
+    row("", V1, "Endpoints", Treatment::Read(Kind::Endpoints)),
+    row("discovery.k8s.io", V1, "EndpointSlice", Treatment::Read(Kind::EndpointSlice)),
+    row(INGRESS, V1, "Ingress", Treatment::Read(Kind::Ingress)),
+    row(INGRESS, V1, "IngressClass", Treatment::Read(Kind::IngressClass)),
+    row(NETWORKING, NETWORKING_VERSIONS, "ServiceEntry", Treatment::Read(Kind::ServiceEntry)),
+    row(NETWORKING, NETWORKING_VERSIONS, "WorkloadEntry", Treatment::Read(Kind::WorkloadEntry)),
+    row(NETWORKING, NETWORKING_VERSIONS, "WorkloadGroup", Treatment::Read(Kind::WorkloadGroup)),
+    row(NETWORKING, NETWORKING_VERSIONS, "VirtualService", Treatment::Read(Kind::VirtualService)),
+    row(NETWORKING, NETWORKING_VERSIONS, "DestinationRule", Treatment::Read(Kind::DestinationRule)),
+    row(NETWORKING, NETWORKING_VERSIONS, "Gateway", Treatment::Read(Kind::Gateway)),
+    row(NETWORKING, NETWORKING_VERSIONS, "Sidecar", Treatment::Read(Kind::Sidecar)),
+    row(NETWORKING, &["v1alpha3"], "EnvoyFilter", Treatment::Read(Kind::EnvoyFilter)),
+    row(NETWORKING, &["v1beta1"], "ProxyConfig", Treatment::Read(Kind::ProxyConfig)),
+    row(SECURITY, SECURITY_VERSIONS, "AuthorizationPolicy", Treatment::Read(Kind::AuthorizationPolicy)),
+    row(SECURITY, SECURITY_VERSIONS, "PeerAuthentication", Treatment::Read(Kind::PeerAuthentication)),
+    row(SECURITY, SECURITY_VERSIONS, "RequestAuthentication", Treatment::Read(Kind::RequestAuthentication)),
+    row("telemetry.istio.io", &["v1", "v1alpha1"], "Telemetry", Treatment::Read(Kind::Telemetry)),
+    row(EXTENSIONS, &[], "WasmPlugin", Treatment::Unsupported),
+    row(EXTENSIONS, &[], "TrafficExtension", Treatment::Unsupported),
+    row(GROUP, GATEWAY_VERSIONS, "GatewayClass", Treatment::Read(Kind::GatewayClass)),
+    row(GROUP, GATEWAY_VERSIONS, "Gateway", Treatment::Read(Kind::KubernetesGateway)),
+    row(GROUP, GATEWAY_VERSIONS, "ListenerSet", Treatment::Read(Kind::ListenerSet)),
+    row(GROUP, GATEWAY_VERSIONS, "HTTPRoute", Treatment::Read(Kind::HttpRoute)),
+    row(GROUP, GATEWAY_VERSIONS, "GRPCRoute", Treatment::Read(Kind::GrpcRoute)),
+    row(GROUP, GATEWAY_VERSIONS, "TLSRoute", Treatment::Read(Kind::TlsRoute)),
+    row(GROUP, GATEWAY_VERSIONS, "TCPRoute", Treatment::Read(Kind::TcpRoute)),
+    row(GROUP, GATEWAY_VERSIONS, "UDPRoute", Treatment::Read(Kind::UdpRoute)),
+    row(GROUP, GATEWAY_VERSIONS, "ReferenceGrant", Treatment::Read(Kind::ReferenceGrant)),
+    row(GROUP, &["v1", "v1alpha3"], "BackendTLSPolicy", Treatment::Read(Kind::BackendTlsPolicy)),
+    row(GATEWAY_X, &["v1alpha1"], "XListenerSet", Treatment::Read(Kind::ListenerSet)),
+    row(GATEWAY_X, &["v1alpha1"], "XBackendTrafficPolicy", Treatment::Read(Kind::BackendTrafficPolicy)),
 ];
 
 /// API groups of Kubernetes whose other kinds are tolerated.
@@ -110,8 +133,12 @@ const TOLERATED_GROUPS: [&str; 22] = [
 /// The namespace of objects that name none.
 pub(crate) const DEFAULT_NAMESPACE: &str = "default";
 
-/// The ConfigMap and the key in it that hold the MeshConfig.
-const MESH_CONFIG_MAP: (&str, &str) = ("istio", "mesh");
+/// The ConfigMap that holds the MeshConfig.
+const MESH_CONFIG_MAP: &str = "istio";
+/// Its key with the MeshConfig.
+const MESH: &str = "mesh";
+/// Its key with the MeshNetworks; may be missing.
+const MESH_NETWORKS: &str = "meshNetworks";
 
 /// What every object begins with.
 #[derive(Deserialize)]
@@ -133,6 +160,7 @@ struct Envelope<T, S> {
     _kind: String,
     #[serde(rename = "metadata")]
     _metadata: ObjectMeta,
+    #[serde(default)]
     spec: T,
     #[serde(default, rename = "status")]
     _status: S,
@@ -165,11 +193,6 @@ pub(crate) fn read(node: &Node<'_>) -> Read {
     let Some(row) = KINDS.iter().find(|row| row.group == group && row.kind == head.kind) else {
         let findings = if TOLERATED_GROUPS.contains(&group) {
             Vec::new()
-        } else if group == "gateway.networking.k8s.io" {
-            vec![warning(
-                "unsupported-kind",
-                "the Gateway API is not supported yet, has no effect".to_owned(),
-            )]
         } else {
             vec![warning(
                 "unknown-kind",
@@ -179,12 +202,9 @@ pub(crate) fn read(node: &Node<'_>) -> Read {
         return skipped(findings);
     };
     match row.treatment {
-        Treatment::Unsupported(severity) => skipped(vec![Finding {
-            severity,
-            code: "unsupported-kind",
-            path: String::new(),
-            message: format!("{} is not supported yet, has no effect", head.kind),
-        }]),
+        Treatment::Unsupported => {
+            skipped(vec![warning("unsupported-kind", support::whole(&head.kind, support::NO_EFFECT))])
+        }
         Treatment::Read(_) if !row.versions.is_empty() && !row.versions.contains(&version) => {
             skipped(vec![fault(
                 "unknown-kind",
@@ -192,8 +212,15 @@ pub(crate) fn read(node: &Node<'_>) -> Read {
                 format!("version {version:?} of {} is not known, use {}", head.kind, row.versions.join(", ")),
             )])
         }
-        Treatment::Read(Kind::MeshConfig) if meta.name != MESH_CONFIG_MAP.0 => skipped(Vec::new()),
         Treatment::Read(kind) => {
+            let kind = match kind {
+                Kind::ConfigMap if meta.name == MESH_CONFIG_MAP => Kind::MeshConfig,
+                kind => kind,
+            };
+            let mut meta = meta;
+            if kind.is_cluster_scoped() {
+                meta.namespace.clear();
+            }
             let reference = ObjectRef { kind, namespace: meta.namespace.clone(), name: meta.name.clone() };
             if reference.name.is_empty() {
                 let message = "a name is needed".to_owned();
@@ -215,39 +242,92 @@ pub(crate) fn read(node: &Node<'_>) -> Read {
 
 /// Reads the part that is particular to a kind.
 fn read_kind(kind: Kind, meta: Meta, node: &Node<'_>) -> (Option<Object>, Vec<Finding>) {
-    match kind {
+    let none = |_: &Meta| Vec::new();
+    let (object, mut findings) = match kind {
         Kind::Service => typed::<core::Service>(node, |service| {
             let (service, findings) = kube::service(meta, service);
             (Object::Service(service), findings)
         }),
         Kind::Pod => typed::<core::Pod>(node, |pod| (Object::Pod(kube::pod(meta, pod)), Vec::new())),
+        Kind::Node => typed::<core::Node>(node, |node| (Object::Node(kube::node(meta, node)), Vec::new())),
+        Kind::Namespace => {
+            typed::<core::Namespace>(node, |_| (Object::Namespace(kube::Namespace { meta }), Vec::new()))
+        }
+        Kind::Secret => secret(meta, node),
+        Kind::ConfigMap => typed::<core::ConfigMap>(node, |map| {
+            (Object::ConfigMap(kube::secret::config_map(meta, map)), Vec::new())
+        }),
+        Kind::Endpoints => typed::<core::Endpoints>(node, |endpoints| {
+            let (endpoints, findings) = kube::endpoints(meta, endpoints);
+            (Object::Endpoints(endpoints), findings)
+        }),
         Kind::EndpointSlice => typed::<discovery::EndpointSlice>(node, |slice| {
             let (slice, findings) = kube::endpoint_slice(meta, slice);
             (Object::EndpointSlice(slice), findings)
         }),
-        Kind::MeshConfig => mesh_config(node),
+        Kind::MeshConfig => return mesh_config(node),
         Kind::ServiceEntry => {
             typed::<Envelope<service_entry::ServiceEntry, service_entry::Status>>(node, |entry| {
                 let findings = entry.spec.validate();
                 (Object::ServiceEntry(Config { meta, spec: entry.spec }), findings)
             })
         }
-        Kind::VirtualService => typed::<Envelope<_, Value>>(node, |object| {
-            let spec: super::virtual_service::VirtualService = object.spec;
-            let findings = spec.validate();
-            (Object::VirtualService(Config { meta, spec }), findings)
-        }),
-        Kind::DestinationRule => typed::<Envelope<_, Value>>(node, |object| {
-            let spec: super::destination_rule::DestinationRule = object.spec;
-            let findings = spec.validate();
-            (Object::DestinationRule(Config { meta, spec }), findings)
-        }),
-        Kind::Gateway => typed::<Envelope<_, Value>>(node, |object| {
-            let spec: super::gateway::Gateway = object.spec;
-            let findings = spec.validate();
-            (Object::Gateway(Config { meta, spec }), findings)
-        }),
+        Kind::Ingress => spec(meta, node, |spec: &super::Ingress, _| spec.validate(), Object::Ingress),
+        Kind::VirtualService => {
+            spec(meta, node, |spec: &super::VirtualService, _| spec.validate(), Object::VirtualService)
+        }
+        Kind::DestinationRule => {
+            spec(meta, node, |spec: &super::DestinationRule, _| spec.validate(), Object::DestinationRule)
+        }
+        Kind::Gateway => spec(meta, node, |spec: &super::Gateway, _| spec.validate(), Object::Gateway),
+        Kind::IngressClass => spec(meta, node, |_, meta| none(meta), Object::IngressClass),
+        Kind::WorkloadEntry => spec(meta, node, |_, meta| none(meta), Object::WorkloadEntry),
+        Kind::WorkloadGroup => spec(meta, node, |_, meta| none(meta), Object::WorkloadGroup),
+        Kind::Sidecar => spec(meta, node, |_, meta| none(meta), Object::Sidecar),
+        Kind::EnvoyFilter => spec(meta, node, |_, meta| none(meta), Object::EnvoyFilter),
+        Kind::ProxyConfig => spec(meta, node, |_, meta| none(meta), Object::ProxyConfig),
+        Kind::PeerAuthentication => spec(meta, node, |_, meta| none(meta), Object::PeerAuthentication),
+        Kind::RequestAuthentication => spec(meta, node, |_, meta| none(meta), Object::RequestAuthentication),
+        Kind::AuthorizationPolicy => spec(meta, node, |_, meta| none(meta), Object::AuthorizationPolicy),
+        Kind::Telemetry => spec(meta, node, |_, meta| none(meta), Object::Telemetry),
+        Kind::GatewayClass => spec(meta, node, |_, meta| none(meta), Object::GatewayClass),
+        Kind::KubernetesGateway => spec(meta, node, |_, meta| none(meta), Object::KubernetesGateway),
+        Kind::ListenerSet => spec(meta, node, |_, meta| none(meta), Object::ListenerSet),
+        Kind::HttpRoute => spec(meta, node, |_, meta| none(meta), Object::HttpRoute),
+        Kind::GrpcRoute => spec(meta, node, |_, meta| none(meta), Object::GrpcRoute),
+        Kind::TlsRoute => spec(meta, node, |_, meta| none(meta), Object::TlsRoute),
+        Kind::TcpRoute => spec(meta, node, |_, meta| none(meta), Object::TcpRoute),
+        Kind::UdpRoute => spec(meta, node, |_, meta| none(meta), Object::UdpRoute),
+        Kind::ReferenceGrant => spec(meta, node, |_, meta| none(meta), Object::ReferenceGrant),
+        Kind::BackendTlsPolicy => spec(meta, node, |_, meta| none(meta), Object::BackendTlsPolicy),
+        Kind::BackendTrafficPolicy => spec(meta, node, |_, meta| none(meta), Object::BackendTrafficPolicy),
+    };
+    findings.extend(support::findings(kind, node));
+    (object, findings)
+}
+
+/// Reads an object of which only the `spec` is particular.
+fn spec<T: DeserializeOwned + Default>(
+    meta: Meta,
+    node: &Node<'_>,
+    validate: impl FnOnce(&T, &Meta) -> Vec<Finding>,
+    wrap: impl FnOnce(Config<T>) -> Object,
+) -> (Option<Object>, Vec<Finding>) {
+    typed::<Envelope<T, Value>>(node, |object| {
+        let findings = validate(&object.spec, &meta);
+        (wrap(Config { meta, spec: object.spec }), findings)
+    })
+}
+
+/// Reads a Secret; what is wrong with it is told without its content.
+fn secret(meta: Meta, node: &Node<'_>) -> (Option<Object>, Vec<Finding>) {
+    let (object, mut findings) = typed::<core::Secret>(node, |secret| {
+        (Object::Secret(kube::secret::secret(meta, secret)), Vec::new())
+    });
+    for finding in findings.iter_mut().filter(|finding| finding.severity == Severity::Error) {
+        "cannot be read; the content of Secrets is not shown".clone_into(&mut finding.message);
     }
+    (object, findings)
 }
 
 /// Reads a serde type; unknown fields become warnings.
@@ -272,40 +352,64 @@ fn typed<T: DeserializeOwned>(
 
 /// Reads the YAML inside the ConfigMap.
 fn mesh_config(node: &Node<'_>) -> (Option<Object>, Vec<Finding>) {
-    let path = format!("data.{}", MESH_CONFIG_MAP.1);
-    let text = node.find("data").and_then(|data| data.find(MESH_CONFIG_MAP.1)).and_then(Node::as_str);
-    let Some(text) = text else {
-        let message = format!("the key {:?} with the MeshConfig is missing", MESH_CONFIG_MAP.1);
+    let mut findings = Vec::new();
+    let text = |key| node.find("data").and_then(|data| data.find(key)).and_then(Node::as_str);
+    let Some(mesh) = text(MESH) else {
+        let message = format!("the key {MESH:?} with the MeshConfig is missing");
         return (None, vec![fault("invalid-value", "data".to_owned(), message)]);
     };
-    // Places inside the text are not those of the file; the path and the message say which field.
-    let refuse = |message: String| (None, vec![fault("invalid-value", path.clone(), message)]);
+    let mut config = embedded(MESH, mesh, &mut findings, |config: &MeshConfig, document| {
+        let mut findings = config.validate();
+        findings.extend(support::findings(Kind::MeshConfig, document));
+        findings
+    });
+    if let Some(networks) = text(MESH_NETWORKS) {
+        let networks =
+            embedded(MESH_NETWORKS, networks, &mut findings, |networks: &MeshNetworks, document| {
+                let mut findings = networks.validate();
+                findings.extend(support::networks(document));
+                findings
+            });
+        match (&mut config, networks) {
+            (Some(config), Some(networks)) => config.networks = networks,
+            _ => config = None,
+        }
+    }
+    (config.map(Object::MeshConfig), findings)
+}
+
+/// Reads a document that is the text of a key of a ConfigMap. Places inside the text are not those
+/// of the file; the path and the message say which field is meant.
+fn embedded<T: DeserializeOwned + Default>(
+    key: &str,
+    text: &str,
+    findings: &mut Vec<Finding>,
+    check: impl FnOnce(&T, &Node<'_>) -> Vec<Finding>,
+) -> Option<T> {
+    let path = format!("data.{key}");
     let documents = match yaml::parse(text, Dialect::Kubernetes) {
         Ok(documents) => documents,
-        Err(error) => return refuse(error.to_string()),
+        Err(error) => {
+            findings.push(fault("invalid-value", path, error.to_string()));
+            return None;
+        }
     };
-    let Some(document) = documents.first() else {
-        return (Some(Object::MeshConfig(MeshConfig::default())), Vec::new());
-    };
-    match yaml::from_node::<MeshConfig>(document) {
-        Ok((config, unknown)) => {
-            let mut findings: Vec<Finding> = unknown
-                .into_iter()
-                .map(|field| Finding {
-                    severity: Severity::Warning,
-                    code: "unsupported-field",
-                    path: path.clone(),
-                    message: format!("{}: not supported yet, has no effect", field.path),
-                })
-                .collect();
-            findings.extend(config.validate().into_iter().map(|finding| Finding {
+    let Some(document) = documents.first() else { return Some(T::default()) };
+    match yaml::from_node::<T>(document) {
+        Ok((value, unknown)) => {
+            let unknown = unknown.into_iter().map(|field| unknown_field(field, "unknown-field"));
+            findings.extend(unknown.chain(check(&value, document)).map(|finding| Finding {
                 message: format!("{}: {}", finding.path, finding.message),
                 path: path.clone(),
                 ..finding
             }));
-            (Some(Object::MeshConfig(config)), findings)
+            Some(value)
         }
-        Err(error) => refuse(format!("{}: {}", error.path, error.message)),
+        Err(error) => {
+            let message = with_hint(error.message, error.suggestion);
+            findings.push(fault("invalid-value", path, format!("{}: {message}", error.path)));
+            None
+        }
     }
 }
 

@@ -1,34 +1,49 @@
 //! `ServiceEntry`: a service that Kubernetes does not know, in or outside the mesh.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::HashSet;
 
 use serde::Deserialize;
 use serde_json::Value;
 
 use super::check::{Check, is_cidr_or_address};
 use super::diagnostic::Finding;
+use super::selector::WorkloadLabels;
+use super::workload_entry::WorkloadEntry;
 
 /// The `spec` of a ServiceEntry.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct ServiceEntry {
+    /// DNS names added to the registry.
     pub(crate) hosts: Vec<String>,
+    /// VIPs or CIDRs.
     pub(crate) addresses: Vec<String>,
+    /// Service ports.
     pub(crate) ports: Vec<ServicePort>,
+    /// MESH_EXTERNAL / MESH_INTERNAL.
     pub(crate) location: Location,
+    /// NONE/STATIC/DNS/DNS_ROUND_ROBIN/DYNAMIC_DNS.
     pub(crate) resolution: Resolution,
+    /// Inline endpoints.
     pub(crate) endpoints: Vec<WorkloadEntry>,
-    pub(crate) workload_selector: Option<LabelSelector>,
+    /// Select WorkloadEntries and Pods.
+    pub(crate) workload_selector: Option<WorkloadLabels>,
+    /// Visibility.
     pub(crate) export_to: Vec<String>,
+    /// SANs expected of the service.
     pub(crate) subject_alt_names: Vec<String>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct ServicePort {
+    /// Port.
     pub(crate) number: u32,
+    /// Protocol name.
     pub(crate) protocol: String,
+    /// Port name.
     pub(crate) name: String,
+    /// Endpoint port.
     pub(crate) target_port: u32,
 }
 
@@ -56,45 +71,32 @@ pub(crate) enum Resolution {
     DynamicDns,
 }
 
-/// An endpoint; also the `spec` of the kind of the same name.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
-#[serde(default, rename_all = "camelCase")]
-pub(crate) struct WorkloadEntry {
-    pub(crate) address: String,
-    pub(crate) ports: BTreeMap<String, u32>,
-    pub(crate) labels: BTreeMap<String, String>,
-    pub(crate) network: String,
-    pub(crate) locality: String,
-    pub(crate) weight: u32,
-    pub(crate) service_account: String,
-}
-
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
-#[serde(default, rename_all = "camelCase")]
-pub(crate) struct LabelSelector {
-    pub(crate) labels: BTreeMap<String, String>,
-}
-
 /// What the control plane writes into `status`; read so that it is not taken for a mistake, and
 /// for addresses that were allocated before.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct Status {
+    /// Conditions.
     pub(crate) conditions: Vec<Value>,
+    /// Analysis messages.
     pub(crate) validation_messages: Vec<Value>,
+    /// Generation seen.
     pub(crate) observed_generation: Value,
+    /// Auto-allocated IPs.
     pub(crate) addresses: Vec<StatusAddress>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct StatusAddress {
+    /// Allocated IP.
     pub(crate) value: String,
+    /// Host it belongs to.
     pub(crate) host: String,
 }
 
 impl ServiceEntry {
-    /// Everything that is wrong or has no effect.
+    /// Everything that is wrong with it.
     pub(crate) fn validate(&self) -> Vec<Finding> {
         let mut check = Check::spec();
         if self.hosts.is_empty() {
@@ -116,11 +118,6 @@ impl ServiceEntry {
             }
         });
         self.validate_ports(&mut check);
-        if self.resolution == Resolution::DynamicDns {
-            check.at("resolution", |check| {
-                check.error("unsupported-field", "DYNAMIC_DNS is not supported yet");
-            });
-        }
         if self.resolution == Resolution::None && !self.endpoints.is_empty() {
             check.at("endpoints", |check| check.invalid("endpoints need resolution STATIC or DNS"));
         }
@@ -137,8 +134,6 @@ impl ServiceEntry {
             check.at("workloadSelector", |check| check.at("labels", |check| check.labels(&selector.labels)));
         }
         check.export_to(&self.export_to);
-        // Harmless while nothing is encrypted: there is no certificate to compare with.
-        check.unsupported("subjectAltNames", !self.subject_alt_names.is_empty());
         check.into_findings()
     }
 
@@ -171,7 +166,7 @@ impl ServiceEntry {
         let is_address = endpoint.address.parse::<std::net::IpAddr>().is_ok();
         check.at("address", |check| {
             if endpoint.address.starts_with("unix://") {
-                check.error("unsupported-field", "unix sockets are not supported yet");
+                // A path, about which nothing can be said here.
             } else if endpoint.address.is_empty() {
                 check.invalid("must not be empty");
             } else if self.resolution == Resolution::Static && !is_address {
@@ -191,6 +186,5 @@ impl ServiceEntry {
             }
         });
         check.at("labels", |check| check.labels(&endpoint.labels));
-        check.unsupported("network", !endpoint.network.is_empty());
     }
 }

@@ -6,7 +6,9 @@ use serde::Deserialize;
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct StringMatch {
+    /// Exact string.
     pub(crate) exact: Option<String>,
+    /// Prefix string.
     pub(crate) prefix: Option<String>,
     /// RE2, must match the whole text; `*` means "is present".
     pub(crate) regex: Option<String>,

@@ -25,7 +25,7 @@ impl Query for OutboundPolicy {
 
     fn derive(cx: &Cx<'_>, _: &Viewer) -> Unknown {
         match cx.get::<Mesh>(&()).outbound_traffic_policy.mode {
-            OutboundMode::AllowAny => Unknown::Pass,
+            OutboundMode::AllowAny | OutboundMode::AllowAnyDynamicDns => Unknown::Pass,
             OutboundMode::RegistryOnly => Unknown::Refuse,
         }
     }

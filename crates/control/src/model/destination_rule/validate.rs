@@ -1,17 +1,17 @@
-//! What a DestinationRule must look like, and which of its fields have no effect yet.
+//! What a DestinationRule must look like.
 
 use std::collections::HashSet;
 
 use super::{
-    ClientTls, ClientTlsMode, ConnectionPool, ConsistentHash, DestinationRule, LoadBalancer,
-    OutlierDetection, RetryBudget, Simple, TrafficPolicy,
+    ConnectionPool, ConsistentHash, DestinationRule, LoadBalancer, OutlierDetection, RetryBudget, Simple,
+    TrafficPolicy,
 };
 use crate::model::check::{Check, is_dns_label};
 use crate::model::diagnostic::Finding;
 use crate::model::duration::Span;
 
 impl DestinationRule {
-    /// Everything that is wrong or has no effect.
+    /// Everything that is wrong with it.
     pub(crate) fn validate(&self) -> Vec<Finding> {
         let mut check = Check::spec();
         check.at("host", |check| check.host(&self.host));
@@ -44,13 +44,7 @@ impl DestinationRule {
 }
 
 fn traffic_policy(check: &mut Check, policy: &TrafficPolicy) {
-    port_policy(
-        check,
-        &policy.load_balancer,
-        &policy.connection_pool,
-        &policy.outlier_detection,
-        &policy.tls,
-    );
+    port_policy(check, &policy.load_balancer, &policy.connection_pool, &policy.outlier_detection);
     let mut ports = HashSet::new();
     check.each("portLevelSettings", &policy.port_level_settings, |check, setting| {
         check.at("port", |check| match &setting.port {
@@ -62,16 +56,8 @@ fn traffic_policy(check: &mut Check, policy: &TrafficPolicy) {
             }
             None => check.invalid("a port is needed"),
         });
-        port_policy(
-            check,
-            &setting.load_balancer,
-            &setting.connection_pool,
-            &setting.outlier_detection,
-            &setting.tls,
-        );
+        port_policy(check, &setting.load_balancer, &setting.connection_pool, &setting.outlier_detection);
     });
-    check.unsupported("tunnel", policy.tunnel.is_some());
-    check.unsupported("proxyProtocol", policy.proxy_protocol.is_some());
     if let Some(budget) = &policy.retry_budget {
         check.at("retryBudget", |check| retry_budget(check, budget));
     }
@@ -82,7 +68,6 @@ fn port_policy(
     balancer: &Option<LoadBalancer>,
     pool: &Option<ConnectionPool>,
     outliers: &Option<OutlierDetection>,
-    tls: &Option<ClientTls>,
 ) {
     if let Some(balancer) = balancer {
         check.at("loadBalancer", |check| load_balancer(check, balancer));
@@ -92,9 +77,6 @@ fn port_policy(
     }
     if let Some(outliers) = outliers {
         check.at("outlierDetection", |check| outlier_detection(check, outliers));
-    }
-    if let Some(tls) = tls {
-        check.at("tls", |check| client_tls(check, tls));
     }
 }
 
@@ -108,10 +90,6 @@ fn load_balancer(check: &mut Check, balancer: &LoadBalancer) {
     if balancer.simple == Some(Simple::LeastConn) {
         check.at("simple", |check| check.warn("deprecated", "LEAST_CONN is deprecated, use LEAST_REQUEST"));
     }
-    check.unsupported("localityLbSetting", balancer.locality_lb_setting.is_some());
-    check.unsupported("zoneAwareLbSetting", balancer.zone_aware_lb_setting.is_some());
-    check.unsupported("warmupDurationSecs", balancer.warmup_duration_secs.is_some());
-    check.unsupported("warmup", balancer.warmup.is_some());
 }
 
 fn consistent_hash(check: &mut Check, hash: &ConsistentHash) {
@@ -127,7 +105,6 @@ fn consistent_hash(check: &mut Check, hash: &ConsistentHash) {
     if hash.ring_hash.is_some() && hash.maglev.is_some() {
         check.invalid("only one of ringHash and maglev may be given");
     }
-    check.warn("unsupported-field", "not supported yet, the default load balancer is used");
 }
 
 fn connection_pool(check: &mut Check, pool: &ConnectionPool) {
@@ -171,31 +148,6 @@ fn outlier_detection(check: &mut Check, outliers: &OutlierDetection) {
             check.warn("deprecated", "is deprecated, use consecutiveGatewayErrors");
         });
     }
-    check.unsupported(
-        "outlierDetectionHttpErrorCodes",
-        !outliers.outlier_detection_http_error_codes.is_empty(),
-    );
-}
-
-fn client_tls(check: &mut Check, tls: &ClientTls) {
-    // Plain text is what is sent either way, so DISABLE is honoured and the mesh's own mutual TLS
-    // is merely not there yet; asking for TLS to a third party must not silently send plain text.
-    match tls.mode {
-        None | Some(ClientTlsMode::Disable) => {}
-        Some(ClientTlsMode::IstioMutual) => {
-            check.at("mode", |check| {
-                check.warn(
-                    "unsupported-field",
-                    "mutual TLS is not supported yet, traffic is sent in plain text",
-                );
-            });
-        }
-        Some(ClientTlsMode::Simple | ClientTlsMode::Mutual) => {
-            check.at("mode", |check| {
-                check.error("unsupported-field", "TLS to the service is not supported yet");
-            });
-        }
-    }
 }
 
 fn retry_budget(check: &mut Check, budget: &RetryBudget) {
@@ -204,7 +156,6 @@ fn retry_budget(check: &mut Check, budget: &RetryBudget) {
     {
         check.at("percent", |check| check.invalid(format!("{percent} is not between 0 and 100")));
     }
-    check.unsupported("budgetInterval", budget.budget_interval.is_some());
 }
 
 fn not_negative(check: &mut Check, field: &str, value: i32) {

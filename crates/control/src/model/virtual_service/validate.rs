@@ -1,4 +1,4 @@
-//! What a VirtualService must look like, and which of its fields have no effect yet.
+//! What a VirtualService must look like.
 
 use super::{
     Destination, Fault, GRPC_STATUSES, HeaderOperations, Headers, HttpMatch, HttpRoute, L4Match, Percent,
@@ -14,7 +14,7 @@ const MOST_BODY: usize = 1 << 20;
 const REDIRECT_CODES: [u32; 6] = [0, 301, 302, 303, 307, 308];
 
 impl VirtualService {
-    /// Everything that is wrong or has no effect.
+    /// Everything that is wrong with it.
     pub(crate) fn validate(&self) -> Vec<Finding> {
         let mut check = Check::spec();
         if self.hosts.is_empty() {
@@ -31,7 +31,6 @@ impl VirtualService {
             check.each("match", &rule.r#match, l4_match);
             l4_destinations(check, &rule.route);
         });
-        check.unsupported("tls", !self.tls.is_empty());
         check.into_findings()
     }
 }
@@ -128,10 +127,6 @@ fn http_route(check: &mut Check, rule: &HttpRoute) {
     if let Some(headers) = &rule.headers {
         check.at("headers", |check| header_changes(check, headers));
     }
-    if rule.delegate.is_some() {
-        // Left out, requests would fall to rules that are not meant for them.
-        check.at("delegate", |check| check.error("unsupported-field", "delegation is not supported yet"));
-    }
     if let Some(injected) = &rule.fault {
         check.at("fault", |check| fault(check, injected));
     }
@@ -153,7 +148,6 @@ fn fault(check: &mut Check, injected: &Fault) {
     }
     if let Some(delay) = &injected.delay {
         check.at("delay", |check| {
-            check.unsupported("exponentialDelay", delay.exponential_delay.is_some());
             if delay.fixed_delay.is_none_or(|delay| delay.0.as_millis() == 0) {
                 check.at("fixedDelay", |check| check.invalid("must be 1ms or more"));
             }
@@ -170,7 +164,6 @@ fn fault(check: &mut Check, injected: &Fault) {
     }
     if let Some(abort) = &injected.abort {
         check.at("abort", |check| {
-            check.unsupported("http2Error", abort.http2_error.is_some());
             match (abort.http_status, &abort.grpc_status) {
                 (Some(status), None) if (200..600).contains(&status) => {}
                 (Some(status), None) => {
@@ -206,13 +199,6 @@ fn http_match(check: &mut Check, matcher: &HttpMatch) {
     }
     check.header_matches("headers", &matcher.headers);
     check.header_matches("withoutHeaders", &matcher.without_headers);
-    check.at("headers", |check| {
-        for name in matcher.headers.keys().filter(|name| name.starts_with("@request.auth.claims")) {
-            check.key(name, |check| {
-                check.error("unsupported-field", "routing by JWT claims is not supported yet");
-            });
-        }
-    });
     check.at("queryParams", |check| {
         for (name, part) in &matcher.query_params {
             check.key(name, |check| check.string_match(part));
@@ -236,7 +222,6 @@ fn l4_match(check: &mut Check, matcher: &L4Match) {
     }
     check.at("sourceLabels", |check| check.labels(&matcher.source_labels));
     check.each("gateways", &matcher.gateways, gateway_name);
-    check.unsupported("sourceSubnet", !matcher.source_subnet.is_empty());
 }
 
 fn l4_destinations(check: &mut Check, targets: &[RouteDestination]) {
@@ -309,7 +294,6 @@ fn retry_policy(check: &mut Check, retries: &Retries) {
     if retries.backoff.is_some_and(|backoff| backoff.is_zero()) {
         check.at("backoff", |check| check.invalid("must be more than 0"));
     }
-    check.unsupported("retryRemoteLocalities", retries.retry_remote_localities == Some(true));
     check.at("retryOn", |check| {
         for condition in retries.retry_on.split(',').map(str::trim).filter(|condition| !condition.is_empty())
         {

@@ -3,6 +3,8 @@
 //! They are read with `k8s-openapi`'s types and kept in these: a Pod's full form is large, and every
 //! field kept is one whose change disturbs what was derived from it.
 
+pub(crate) mod secret;
+
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
@@ -10,6 +12,7 @@ use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1 as discovery;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
+pub(crate) use self::secret::{ConfigMap, Secret};
 use super::Meta;
 use super::check::Check;
 use super::diagnostic::Finding;
@@ -86,6 +89,36 @@ pub(crate) struct SliceEndpoint {
     pub(crate) ready: bool,
     /// The pod behind it, in the same namespace.
     pub(crate) pod: Option<String>,
+}
+
+/// A Namespace; its labels say how its pods take part in the mesh.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Namespace {
+    pub(crate) meta: Meta,
+}
+
+/// A Node; its labels say where it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Node {
+    pub(crate) meta: Meta,
+    /// Addresses inside the cluster.
+    pub(crate) internal: Vec<IpAddr>,
+    /// Addresses by which others reach it.
+    pub(crate) external: Vec<IpAddr>,
+}
+
+/// Endpoints: what came before EndpointSlices, written by hand for Services without a selector.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Endpoints {
+    pub(crate) meta: Meta,
+    pub(crate) subsets: Vec<EndpointSubset>,
+}
+
+/// Addresses of which each serves all of the ports.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct EndpointSubset {
+    pub(crate) ports: Vec<SlicePort>,
+    pub(crate) endpoints: Vec<SliceEndpoint>,
 }
 
 /// The label that names the Service of an EndpointSlice.
@@ -205,8 +238,43 @@ pub(crate) fn endpoint_slice(meta: Meta, slice: discovery::EndpointSlice) -> (En
             pod: pod.and_then(|target| target.name.clone()),
         });
     });
-    if slice.address_type == "FQDN" {
-        check.at("addressType", |check| check.warn("unsupported-field", "FQDN endpoints are not supported"));
-    }
     (EndpointSlice { meta, service, ports, endpoints }, check.into_findings())
+}
+
+/// Reduces a Node.
+pub(crate) fn node(meta: Meta, node: core::Node) -> Node {
+    let addresses = node.status.unwrap_or_default().addresses.unwrap_or_default();
+    let of = |wanted: &str| {
+        let chosen = addresses.iter().filter(|address| address.type_ == wanted);
+        chosen.filter_map(|address| address.address.parse().ok()).collect()
+    };
+    Node { meta, internal: of("InternalIP"), external: of("ExternalIP") }
+}
+
+/// Reduces an Endpoints.
+pub(crate) fn endpoints(meta: Meta, endpoints: core::Endpoints) -> (Endpoints, Vec<Finding>) {
+    let mut check = Check::default();
+    let mut subsets = Vec::new();
+    check.each("subsets", &endpoints.subsets.unwrap_or_default(), |check, subset| {
+        let ports = subset.ports.iter().flatten().filter_map(|port| {
+            let number = u16::try_from(port.port).ok()?;
+            Some(SlicePort { name: port.name.clone().unwrap_or_default(), number })
+        });
+        let mut found = Vec::new();
+        for (field, list, ready) in [
+            ("addresses", &subset.addresses, true),
+            ("notReadyAddresses", &subset.not_ready_addresses, false),
+        ] {
+            check.each(field, list.as_deref().unwrap_or_default(), |check, address| {
+                let Ok(ip) = address.ip.parse() else {
+                    return check.at("ip", |check| check.invalid(format!("{:?} is no address", address.ip)));
+                };
+                let pod = address.target_ref.as_ref().filter(|target| target.kind.as_deref() == Some("Pod"));
+                let pod = pod.and_then(|target| target.name.clone());
+                found.push(SliceEndpoint { addresses: vec![ip], ready, pod });
+            });
+        }
+        subsets.push(EndpointSubset { ports: ports.collect(), endpoints: found });
+    });
+    (Endpoints { meta, subsets }, check.into_findings())
 }

@@ -1,0 +1,507 @@
+//! What is read but not honoured yet: one table of fields per kind.
+//!
+//! Whoever makes a field work deletes its row here and adds a golden in which the field occurs. A
+//! kind of which nothing is honoured has the row `spec`, which hides its other rows. The tables are
+//! walked over every object as it was written; a field that is there is reported with its place:
+//! [`warn`] if the object is merely less than its author hopes, [`error`] (which refuses the
+//! object; its last good version stays) if the mesh would be less safe than its author believes, or
+//! traffic would go where it must not.
+//!
+//! # Patterns
+//!
+//! A path is written as in the reports, with these additions:
+//!
+//! - `http[]` walks into all elements of a list, `customTags{}` into all values of a map,
+//!   `headers{@request.auth.*}` into those values whose keys begin so (or are such, without `*`);
+//! - `**` stands for any number of fields, elements and values: `spec.**.tls.mode`;
+//! - `=VALUE` at the end means that value only, `=PREFIX*` values that begin so, `!=VALUE` all
+//!   others; case does not matter.
+//!
+//! A field counts as not there if it is null, or an empty list, map or text.
+//!
+//! `docs/compatibility.md` is made from these tables and the goldens.
+
+use leno_api::yaml::{Node, Value};
+
+use super::Kind;
+use super::diagnostic::{Finding, Severity};
+
+/// The effect that most unsupported fields have.
+pub(crate) const NO_EFFECT: &str = "has no effect";
+
+/// A field that is not honoured yet.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Row {
+    /// The pattern of its path.
+    pub(crate) path: &'static str,
+    pub(crate) severity: Severity,
+    /// What happens instead: a clause that follows "not supported yet, ".
+    pub(crate) effect: &'static str,
+}
+
+/// The object is used; the field has no effect, or the effect given.
+const fn warn(path: &'static str, effect: &'static str) -> Row {
+    Row { path, severity: Severity::Warning, effect }
+}
+
+/// The object is refused.
+const fn error(path: &'static str, effect: &'static str) -> Row {
+    Row { path, severity: Severity::Error, effect }
+}
+
+/// The rows of a kind.
+pub(crate) fn rows(kind: Kind) -> &'static [Row] {
+    match kind {
+        Kind::Service => SERVICE,
+        Kind::EndpointSlice => ENDPOINT_SLICE,
+        // What the mesh reads of these has an effect, or is looked up by what refers to it.
+        Kind::Pod | Kind::Node | Kind::Namespace | Kind::Secret | Kind::ConfigMap => &[],
+        Kind::Endpoints => ENDPOINTS,
+        Kind::Ingress | Kind::IngressClass => INGRESS,
+        Kind::MeshConfig => MESH_CONFIG,
+        Kind::ServiceEntry => SERVICE_ENTRY,
+        Kind::WorkloadEntry => WORKLOAD_ENTRY,
+        Kind::WorkloadGroup => WORKLOAD_GROUP,
+        Kind::VirtualService => VIRTUAL_SERVICE,
+        Kind::DestinationRule => DESTINATION_RULE,
+        Kind::Gateway => GATEWAY,
+        Kind::Sidecar => SIDECAR,
+        Kind::EnvoyFilter => ENVOY_FILTER,
+        Kind::ProxyConfig => PROXY_CONFIG,
+        Kind::PeerAuthentication => PEER_AUTHENTICATION,
+        Kind::RequestAuthentication => REQUEST_AUTHENTICATION,
+        Kind::AuthorizationPolicy => AUTHORIZATION_POLICY,
+        Kind::Telemetry => TELEMETRY,
+        Kind::GatewayClass => GATEWAY_CLASS,
+        Kind::KubernetesGateway => KUBERNETES_GATEWAY,
+        Kind::ListenerSet => LISTENER_SET,
+        Kind::HttpRoute => HTTP_ROUTE,
+        Kind::GrpcRoute => GRPC_ROUTE,
+        Kind::TlsRoute => TLS_ROUTE,
+        Kind::TcpRoute => TCP_ROUTE,
+        Kind::UdpRoute => UDP_ROUTE,
+        Kind::ReferenceGrant => REFERENCE_GRANT,
+        Kind::BackendTlsPolicy => BACKEND_TLS_POLICY,
+        Kind::BackendTrafficPolicy => BACKEND_TRAFFIC_POLICY,
+    }
+}
+
+const SERVICE: &[Row] = &[
+    warn("spec.externalIPs", "traffic to these addresses is treated as unknown"),
+    warn("spec.internalTrafficPolicy=Local", "endpoints on other nodes get traffic too"),
+    warn("spec.trafficDistribution", "all endpoints get the same share"),
+];
+
+const ENDPOINT_SLICE: &[Row] = &[warn("addressType=FQDN", "the endpoints are left out")];
+
+const ENDPOINTS: &[Row] = &[warn("subsets", "write an EndpointSlice instead")];
+
+const INGRESS: &[Row] = &[warn("spec", NO_EFFECT)];
+
+/// Fields of the MeshConfig itself: paths begin below the key `mesh`.
+const MESH_CONFIG: &[Row] = &[
+    warn("proxyListenPort!=15001", NO_EFFECT),
+    warn("proxyInboundListenPort!=15006", NO_EFFECT),
+    warn("proxyHttpPort!=0", NO_EFFECT),
+    warn("connectTimeout!=10s", NO_EFFECT),
+    warn("hboneIdleTimeout", NO_EFFECT),
+    warn("protocolDetectionTimeout", NO_EFFECT),
+    warn("tcpKeepalive", NO_EFFECT),
+    warn("ingressClass", NO_EFFECT),
+    warn("ingressService", NO_EFFECT),
+    warn("ingressControllerMode", NO_EFFECT),
+    warn("ingressSelector", NO_EFFECT),
+    warn("enableTracing=true", NO_EFFECT),
+    warn("enableEnvoyAccessLogService=true", NO_EFFECT),
+    warn("disableEnvoyListenerLog", NO_EFFECT),
+    warn("defaultConfig.configPath", NO_EFFECT),
+    warn("defaultConfig.binaryPath", NO_EFFECT),
+    warn("defaultConfig.serviceCluster", NO_EFFECT),
+    warn("defaultConfig.tracingServiceName", NO_EFFECT),
+    warn("defaultConfig.drainDuration", NO_EFFECT),
+    warn("defaultConfig.discoveryAddress", NO_EFFECT),
+    warn("defaultConfig.discoveryRefreshDelay", NO_EFFECT),
+    warn("defaultConfig.zipkinAddress", NO_EFFECT),
+    warn("defaultConfig.statsdUdpAddress", NO_EFFECT),
+    warn("defaultConfig.envoyMetricsServiceAddress", NO_EFFECT),
+    warn("defaultConfig.proxyAdminPort", NO_EFFECT),
+    warn("defaultConfig.availabilityZone", NO_EFFECT),
+    warn("defaultConfig.controlPlaneAuthPolicy", NO_EFFECT),
+    warn("defaultConfig.customConfigFile", NO_EFFECT),
+    warn("defaultConfig.statNameLength", NO_EFFECT),
+    warn("defaultConfig.concurrency", NO_EFFECT),
+    warn("defaultConfig.proxyBootstrapTemplatePath", NO_EFFECT),
+    warn("defaultConfig.interceptionMode", NO_EFFECT),
+    warn("defaultConfig.tracing", NO_EFFECT),
+    warn("defaultConfig.sds", NO_EFFECT),
+    warn("defaultConfig.envoyAccessLogService", NO_EFFECT),
+    warn("defaultConfig.envoyMetricsService", NO_EFFECT),
+    warn("defaultConfig.proxyMetadata", NO_EFFECT),
+    warn("defaultConfig.runtimeValues", NO_EFFECT),
+    warn("defaultConfig.statusPort", NO_EFFECT),
+    warn("defaultConfig.extraStatTags", NO_EFFECT),
+    warn("defaultConfig.gatewayTopology", NO_EFFECT),
+    warn("defaultConfig.terminationDrainDuration", NO_EFFECT),
+    warn("defaultConfig.meshId", NO_EFFECT),
+    warn("defaultConfig.readinessProbe", NO_EFFECT),
+    warn("defaultConfig.proxyStatsMatcher", NO_EFFECT),
+    warn("defaultConfig.holdApplicationUntilProxyStarts", NO_EFFECT),
+    warn("defaultConfig.caCertificatesPem", NO_EFFECT),
+    warn("defaultConfig.image", NO_EFFECT),
+    warn("defaultConfig.privateKeyProvider", NO_EFFECT),
+    warn("defaultConfig.proxyHeaders", NO_EFFECT),
+    warn("defaultConfig.fileFlushInterval", NO_EFFECT),
+    warn("defaultConfig.fileFlushMinSizeKb", NO_EFFECT),
+    warn("defaultConfig.statsCompression", NO_EFFECT),
+    warn("defaultConfig.connectionSettings", NO_EFFECT),
+    warn("outboundTrafficPolicy.mode=ALLOW_ANY_DYNAMIC_DNS", "is treated as ALLOW_ANY"),
+    warn("outboundTrafficPolicy.tls", NO_EFFECT),
+    warn("inboundTrafficPolicy.mode=LOCALHOST", NO_EFFECT),
+    warn("configSources", NO_EFFECT),
+    warn("enableAutoMtls=true", "traffic is sent in plain text"),
+    warn("trustDomain!=cluster.local", NO_EFFECT),
+    warn("trustDomainAliases", NO_EFFECT),
+    warn("caCertificates", NO_EFFECT),
+    warn("localityLbSetting", NO_EFFECT),
+    warn("zoneAwareLbSetting", NO_EFFECT),
+    warn("dnsRefreshRate", NO_EFFECT),
+    warn("h2UpgradePolicy=UPGRADE", NO_EFFECT),
+    warn("inboundClusterStatName", NO_EFFECT),
+    warn("outboundClusterStatName", NO_EFFECT),
+    warn("certificates", NO_EFFECT),
+    warn("serviceSettings", NO_EFFECT),
+    warn("serviceScopeConfigs", NO_EFFECT),
+    warn("enablePrometheusMerge", NO_EFFECT),
+    warn("verifyCertificateAtClient", NO_EFFECT),
+    warn("ca", NO_EFFECT),
+    warn("extensionProviders[].envoyExtAuthzHttp", NO_EFFECT),
+    warn("extensionProviders[].envoyExtAuthzGrpc", NO_EFFECT),
+    warn("extensionProviders[].zipkin", NO_EFFECT),
+    warn("extensionProviders[].lightstep", NO_EFFECT),
+    warn("extensionProviders[].datadog", NO_EFFECT),
+    warn("extensionProviders[].stackdriver", NO_EFFECT),
+    warn("extensionProviders[].opencensus", NO_EFFECT),
+    warn("extensionProviders[].skywalking", NO_EFFECT),
+    warn("extensionProviders[].opentelemetry", NO_EFFECT),
+    warn("extensionProviders[].prometheus", NO_EFFECT),
+    warn("extensionProviders[].envoyFileAccessLog", NO_EFFECT),
+    warn("extensionProviders[].envoyHttpAls", NO_EFFECT),
+    warn("extensionProviders[].envoyTcpAls", NO_EFFECT),
+    warn("extensionProviders[].envoyOtelAls", NO_EFFECT),
+    warn("extensionProviders[].sds", NO_EFFECT),
+    warn("defaultProviders", NO_EFFECT),
+    warn("discoverySelectors", NO_EFFECT),
+    warn("pathNormalization", NO_EFFECT),
+    warn("meshMTLS", NO_EFFECT),
+    warn("tlsDefaults", NO_EFFECT),
+    warn("defaultTrafficPolicy", NO_EFFECT),
+    warn("serviceEntryVisibility", NO_EFFECT),
+];
+
+/// Fields of the MeshNetworks: paths begin below the key `meshNetworks`.
+const MESH_NETWORKS: &[Row] = &[
+    warn("networks{}.endpoints", NO_EFFECT), //
+    warn("networks{}.gateways", NO_EFFECT),
+];
+
+const SERVICE_ENTRY: &[Row] = &[
+    error("spec.resolution=DYNAMIC_DNS", NO_EFFECT),
+    error("spec.endpoints[].address=unix://*", "sockets of the file system cannot be reached"),
+    warn("spec.endpoints[].network", NO_EFFECT),
+    // Harmless while nothing is encrypted: there is no certificate to compare with.
+    warn("spec.subjectAltNames", NO_EFFECT),
+];
+
+const WORKLOAD_ENTRY: &[Row] = &[warn("spec", NO_EFFECT)];
+
+const WORKLOAD_GROUP: &[Row] = &[warn("spec", NO_EFFECT)];
+
+const VIRTUAL_SERVICE: &[Row] = &[
+    error("spec.http[].match[].headers{@request.auth.claims*}", "the rule would be for all requests"),
+    error("spec.http[].match[].withoutHeaders{@request.auth.claims*}", "the rule would be for all requests"),
+    // Left out, requests would fall to rules that are not meant for them.
+    error("spec.http[].delegate", "the rule would be missing"),
+    warn("spec.http[].retries.retryRemoteLocalities=true", NO_EFFECT),
+    warn("spec.http[].fault.delay.exponentialDelay", NO_EFFECT),
+    warn("spec.http[].fault.abort.http2Error", NO_EFFECT),
+    warn("spec.tls", NO_EFFECT),
+    warn("spec.tcp[].match[].sourceSubnet", NO_EFFECT),
+];
+
+const DESTINATION_RULE: &[Row] = &[
+    warn("spec.**.loadBalancer.consistentHash", "the default load balancer is used"),
+    warn("spec.**.loadBalancer.localityLbSetting", NO_EFFECT),
+    warn("spec.**.loadBalancer.zoneAwareLbSetting", NO_EFFECT),
+    warn("spec.**.loadBalancer.warmupDurationSecs", NO_EFFECT),
+    warn("spec.**.loadBalancer.warmup", NO_EFFECT),
+    warn("spec.**.outlierDetection.outlierDetectionHttpErrorCodes", NO_EFFECT),
+    // Plain text is what is sent either way, so DISABLE is honoured and the mesh's own mutual TLS
+    // is merely not there yet; asking for TLS to a third party must not silently send plain text.
+    warn("spec.**.tls.mode=ISTIO_MUTUAL", "traffic is sent in plain text"),
+    error("spec.**.tls.mode=SIMPLE", "traffic would be sent in plain text"),
+    error("spec.**.tls.mode=MUTUAL", "traffic would be sent in plain text"),
+    warn("spec.**.tunnel", NO_EFFECT),
+    warn("spec.**.proxyProtocol", NO_EFFECT),
+    warn("spec.**.retryBudget.budgetInterval", NO_EFFECT),
+];
+
+const GATEWAY: &[Row] = &[
+    warn("spec.servers[].port.protocol=HTTPS", "the server is left out"),
+    warn("spec.servers[].port.protocol=TLS", "the server is left out"),
+    warn("spec.servers[].port.targetPort", NO_EFFECT),
+    warn("spec.servers[].defaultEndpoint", NO_EFFECT),
+];
+
+const SIDECAR: &[Row] = &[warn("spec", NO_EFFECT)];
+
+const ENVOY_FILTER: &[Row] = &[warn("spec", NO_EFFECT)];
+
+const PROXY_CONFIG: &[Row] = &[warn("spec", NO_EFFECT)];
+
+const PEER_AUTHENTICATION: &[Row] = &[error("spec", NO_EFFECT)];
+
+const REQUEST_AUTHENTICATION: &[Row] = &[error("spec", NO_EFFECT)];
+
+const AUTHORIZATION_POLICY: &[Row] = &[error("spec", NO_EFFECT)];
+
+const TELEMETRY: &[Row] = &[warn("spec", NO_EFFECT)];
+
+const GATEWAY_CLASS: &[Row] = &[warn("spec", NO_EFFECT)];
+
+const KUBERNETES_GATEWAY: &[Row] = &[warn("spec", NO_EFFECT)];
+
+const LISTENER_SET: &[Row] = &[warn("spec", NO_EFFECT)];
+
+const HTTP_ROUTE: &[Row] = &[warn("spec", NO_EFFECT)];
+
+const GRPC_ROUTE: &[Row] = &[warn("spec", NO_EFFECT)];
+
+const TLS_ROUTE: &[Row] = &[warn("spec", NO_EFFECT)];
+
+const TCP_ROUTE: &[Row] = &[warn("spec", NO_EFFECT)];
+
+/// Proxies of a mesh do not carry datagrams, so this one stays.
+const UDP_ROUTE: &[Row] = &[warn("spec", NO_EFFECT)];
+
+const REFERENCE_GRANT: &[Row] = &[warn("spec", NO_EFFECT)];
+
+const BACKEND_TLS_POLICY: &[Row] = &[warn("spec", "traffic is sent in plain text")];
+
+const BACKEND_TRAFFIC_POLICY: &[Row] = &[warn("spec", NO_EFFECT)];
+
+/// Reports what of an object is not honoured yet. `node` is the whole object, or of the kind
+/// MeshConfig the document inside the ConfigMap.
+pub(crate) fn findings(kind: Kind, node: &Node<'_>) -> Vec<Finding> {
+    let rows = rows(kind);
+    if let Some(row) = rows.iter().find(|row| row.path == "spec") {
+        let message = whole(&kind.to_string(), row.effect);
+        return vec![Finding {
+            severity: row.severity,
+            code: "unsupported-kind",
+            path: String::new(),
+            message,
+        }];
+    }
+    walk_all(rows, node)
+}
+
+/// Reports what of a MeshNetworks document is not honoured yet.
+pub(crate) fn networks(node: &Node<'_>) -> Vec<Finding> {
+    walk_all(MESH_NETWORKS, node)
+}
+
+/// What is said of a kind of which nothing is honoured.
+pub(crate) fn whole(kind: &str, effect: &str) -> String {
+    format!("{kind} is not supported yet, {effect}")
+}
+
+fn walk_all(rows: &[Row], node: &Node<'_>) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    for row in rows {
+        let (steps, condition) = parse(row.path);
+        let mut found = Vec::new();
+        walk(node, &steps, condition, String::new(), &mut found);
+        findings.extend(found.into_iter().map(|path| Finding {
+            severity: row.severity,
+            code: "unsupported-field",
+            path,
+            message: format!("not supported yet, {}", row.effect),
+        }));
+    }
+    findings
+}
+
+/// One part of a pattern.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step<'a> {
+    /// A field.
+    Field(&'a str),
+    /// All elements of a list.
+    Elements,
+    /// The values of a map whose keys look so.
+    Values(&'a str),
+    /// Any number of the others.
+    Any,
+}
+
+/// Which values are meant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Condition<'a> {
+    Present,
+    Is(&'a str),
+    IsNot(&'a str),
+}
+
+/// Takes a pattern apart.
+fn parse(pattern: &str) -> (Vec<Step<'_>>, Condition<'_>) {
+    let (path, condition) = match pattern.split_once("!=") {
+        Some((path, value)) => (path, Condition::IsNot(value)),
+        None => match pattern.split_once('=') {
+            Some((path, value)) => (path, Condition::Is(value)),
+            None => (pattern, Condition::Present),
+        },
+    };
+    let mut steps = Vec::new();
+    let mut rest = path;
+    while !rest.is_empty() {
+        if let Some(after) = rest.strip_prefix('.') {
+            rest = after;
+        } else if let Some(after) = rest.strip_prefix("[]") {
+            steps.push(Step::Elements);
+            rest = after;
+        } else if let Some((keys, after)) = rest.strip_prefix('{').and_then(|rest| rest.split_once('}')) {
+            steps.push(Step::Values(keys));
+            rest = after;
+        } else {
+            let (field, after) = rest.split_at(rest.find(['.', '[', '{']).unwrap_or(rest.len()));
+            steps.push(if field == "**" { Step::Any } else { Step::Field(field) });
+            rest = after;
+        }
+    }
+    (steps, condition)
+}
+
+/// Collects the paths of what a pattern means below a node.
+fn walk(
+    node: &Node<'_>,
+    steps: &[Step<'_>],
+    condition: Condition<'_>,
+    path: String,
+    found: &mut Vec<String>,
+) {
+    let Some((step, rest)) = steps.split_first() else {
+        if is_there(node) && holds(node, condition) {
+            found.push(path);
+        }
+        return;
+    };
+    match step {
+        Step::Field(name) => {
+            if let Some(value) = node.find(name) {
+                walk(value, rest, condition, join(&path, name), found);
+            }
+        }
+        Step::Elements => {
+            for (index, item) in node.items().iter().enumerate() {
+                walk(item, rest, condition, format!("{path}[{index}]"), found);
+            }
+        }
+        Step::Values(keys) => {
+            for entry in node.entries() {
+                if keys.is_empty() || is_like(&entry.key, keys) {
+                    walk(&entry.value, rest, condition, join(&path, &entry.key), found);
+                }
+            }
+        }
+        Step::Any => {
+            walk(node, rest, condition, path.clone(), found);
+            for entry in node.entries() {
+                walk(&entry.value, steps, condition, join(&path, &entry.key), found);
+            }
+            for (index, item) in node.items().iter().enumerate() {
+                walk(item, steps, condition, format!("{path}[{index}]"), found);
+            }
+        }
+    }
+}
+
+fn join(path: &str, key: &str) -> String {
+    if !key.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-')) {
+        format!("{path}[{key:?}]")
+    } else if path.is_empty() {
+        key.to_owned()
+    } else {
+        format!("{path}.{key}")
+    }
+}
+
+fn is_there(node: &Node<'_>) -> bool {
+    match &node.value {
+        Value::Sequence(items) => !items.is_empty(),
+        Value::Mapping(entries) => !entries.is_empty(),
+        Value::Scalar(scalar) => !node.is_null() && !scalar.text.is_empty(),
+    }
+}
+
+fn holds(node: &Node<'_>, condition: Condition<'_>) -> bool {
+    let is = |wanted| matches!(&node.value, Value::Scalar(scalar) if is_like(&scalar.text, wanted));
+    match condition {
+        Condition::Present => true,
+        Condition::Is(value) => is(value),
+        Condition::IsNot(value) => !is(value),
+    }
+}
+
+/// Whether a text is another, or begins so if that ends in `*`.
+fn is_like(text: &str, wanted: &str) -> bool {
+    match wanted.strip_suffix('*') {
+        Some(prefix) => text.get(..prefix.len()).is_some_and(|text| text.eq_ignore_ascii_case(prefix)),
+        None => text.eq_ignore_ascii_case(wanted),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use expect_test::{Expect, expect};
+    use leno_api::yaml::{self, Dialect};
+
+    use super::{Row, walk_all, warn};
+
+    fn check(rows: &[Row], text: &str, expected: Expect) {
+        let documents = yaml::parse(text, Dialect::Kubernetes).unwrap();
+        let found: Vec<_> = walk_all(rows, &documents[0]).into_iter().map(|finding| finding.path).collect();
+        expected.assert_eq(&found.join("\n"));
+    }
+
+    #[test]
+    fn patterns_find_what_they_mean() {
+        check(
+            &[
+                warn("spec.a[].b", ""),
+                warn("spec.c{}.d", ""),
+                warn("spec.e{@x.*}", ""),
+                warn("spec.nothing", ""),
+            ],
+            "spec: {a: [{b: 1}, {c: 1}, {b: }, {b: 2}], c: {k: {d: x}, l: {}}, e: {'@x.y[z]': {f: 1}, g: {h: 1}}}",
+            expect![[r#"
+                spec.a[0].b
+                spec.a[3].b
+                spec.c.k.d
+                spec.e["@x.y[z]"]"#]],
+        );
+        check(
+            &[warn("spec.**.tls.mode=simple", ""), warn("spec.**.tls.n!=1", ""), warn("spec.u=unix://*", "")],
+            "spec: {tls: {mode: SIMPLE, n: 1}, a: [{tls: {mode: MUTUAL, n: 2}}], b: {c: {tls: {mode: Simple}}}, u: unix:///x}",
+            expect![[r#"
+                spec.tls.mode
+                spec.b.c.tls.mode
+                spec.a[0].tls.n
+                spec.u"#]],
+        );
+        check(
+            &[warn("a", ""), warn("b", ""), warn("c", ""), warn("d", "")],
+            "{a: [], b: {}, c: '', d: 0}",
+            expect!["d"],
+        );
+    }
+}

@@ -1,0 +1,107 @@
+//! `WorkloadGroup`: the template of WorkloadEntries, and how their readiness is probed.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+
+use super::workload_entry::WorkloadEntry;
+
+/// The `spec` of a WorkloadGroup.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub(crate) struct WorkloadGroup {
+    /// Labels/annotations of created entries.
+    pub(crate) metadata: Option<TemplateMeta>,
+    /// WorkloadEntry template (required).
+    pub(crate) template: Option<WorkloadEntry>,
+    /// Readiness probe run by agent.
+    pub(crate) probe: Option<ReadinessProbe>,
+}
+
+/// What every entry made from the group carries.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub(crate) struct TemplateMeta {
+    /// Labels to attach.
+    pub(crate) labels: BTreeMap<String, String>,
+    /// Annotations to attach.
+    pub(crate) annotations: BTreeMap<String, String>,
+}
+
+/// How it is found out whether a workload is ready.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub(crate) struct ReadinessProbe {
+    /// Delay before probing.
+    pub(crate) initial_delay_seconds: i32,
+    /// Probe timeout.
+    pub(crate) timeout_seconds: i32,
+    /// Probe period.
+    pub(crate) period_seconds: i32,
+    /// Successes to be healthy.
+    pub(crate) success_threshold: i32,
+    /// Failures to be unhealthy.
+    pub(crate) failure_threshold: i32,
+    /// HTTP probe.
+    pub(crate) http_get: Option<HttpProbe>,
+    /// TCP probe.
+    pub(crate) tcp_socket: Option<TcpProbe>,
+    /// Command probe.
+    pub(crate) exec: Option<ExecProbe>,
+    /// GRPC health probe.
+    pub(crate) grpc: Option<GrpcProbe>,
+}
+
+/// A probe by an HTTP request.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub(crate) struct HttpProbe {
+    /// Path.
+    pub(crate) path: String,
+    /// Port.
+    pub(crate) port: u32,
+    /// Host.
+    pub(crate) host: String,
+    /// HTTP/HTTPS.
+    pub(crate) scheme: String,
+    /// Extra headers.
+    pub(crate) http_headers: Vec<HttpHeader>,
+}
+
+/// A header of a probe's request.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub(crate) struct HttpHeader {
+    /// Header name.
+    pub(crate) name: String,
+    /// Header value.
+    pub(crate) value: String,
+}
+
+/// A probe by a TCP connection.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub(crate) struct TcpProbe {
+    /// Host.
+    pub(crate) host: String,
+    /// Port.
+    pub(crate) port: u32,
+}
+
+/// A probe by a command.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub(crate) struct ExecProbe {
+    /// Argv.
+    pub(crate) command: Vec<String>,
+}
+
+/// A probe by `grpc.health.v1`.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub(crate) struct GrpcProbe {
+    /// Port.
+    pub(crate) port: u32,
+    /// Grpc.health.v1 service name.
+    pub(crate) service: String,
+}
