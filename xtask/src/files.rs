@@ -18,6 +18,7 @@ const UNSAFE: &[&str] = &[
     "crates/proxy/src/allocator.rs",
     "crates/proxy/src/io.rs",
     "crates/proxy/src/memory.rs",
+    "crates/proxy/src/text.rs",
     "crates/node/src/",
 ];
 

@@ -28,6 +28,7 @@ mod snapshot;
 mod splice;
 mod tcp;
 mod telemetry;
+mod text;
 mod tls;
 mod token_bucket;
 mod worker;

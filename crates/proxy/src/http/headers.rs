@@ -14,7 +14,8 @@
 //! so that what is behind them need not be moved and found anew.
 //!
 //! HTTP/1 heads are not taken apart but kept as they came (`Lines`): the entries are spans of the
-//! copy, and lines that nobody changed are written as they are, several at once.
+//! copy, and lines that nobody changed are written as they are, several at once. What is added to
+//! such a head is stored as a line too.
 
 use std::cell::RefCell;
 use std::fmt;
@@ -23,6 +24,8 @@ use std::ops::Range;
 mod known;
 
 pub(crate) use known::{Known, KnownSet};
+
+use crate::text;
 
 /// A run of bytes in the buffer.
 #[derive(Clone, Copy, Debug)]
@@ -83,6 +86,8 @@ struct Block {
     first: [u16; Known::COUNT],
     /// How HTTP/1 is to write the names, if not as they are stored.
     case: Option<Box<OriginalCase>>,
+    /// The map came as lines of HTTP/1, and so will most likely be written as such.
+    lines: bool,
 }
 
 static EMPTY: Block = Block::new(Vec::new(), Vec::new());
@@ -151,7 +156,7 @@ impl OriginalCase {
 impl Block {
     const fn new(bytes: Vec<u8>, entries: Vec<Entry>) -> Self {
         let (present, repeated) = (KnownSet::EMPTY, KnownSet::EMPTY);
-        Self { bytes, entries, present, repeated, first: [0; Known::COUNT], case: None }
+        Self { bytes, entries, present, repeated, first: [0; Known::COUNT], case: None, lines: false }
     }
 
     fn clear(&mut self) {
@@ -160,6 +165,7 @@ impl Block {
         self.present = KnownSet::EMPTY;
         self.repeated = KnownSet::EMPTY;
         self.case = None;
+        self.lines = false;
     }
 
     #[inline]
@@ -179,8 +185,18 @@ impl Block {
     #[inline]
     fn store(&mut self, value: &[u8]) -> Span {
         let start = self.bytes.len();
-        self.bytes.extend_from_slice(value);
+        text::append(&mut self.bytes, [value]);
         Span::of(start..start + value.len())
+    }
+
+    /// Appends a line of a known name: the spans of name and value.
+    #[inline]
+    fn store_line(&mut self, name: Known, value: &[u8]) -> (Span, Span) {
+        let line = name.line().as_bytes();
+        let start = self.bytes.len();
+        let value_at = start + line.len();
+        text::append(&mut self.bytes, [line, value, b"\r\n"]);
+        (Span::of(start..value_at - 2), Span::of(value_at..value_at + value.len()))
     }
 
     #[inline]
@@ -226,16 +242,26 @@ impl Block {
     /// Gives an entry another value: in the old one's place if there is room.
     #[inline]
     fn replace(&mut self, at: usize, value: &[u8]) {
-        let Some(entry) = self.entries.get_mut(at) else { return };
-        let old = entry.value.range();
-        entry.line &= value.len() == old.len();
-        if value.len() <= old.len() {
-            entry.value = Span::of(old.start..old.start + value.len());
-            self.bytes[old.start..old.start + value.len()].copy_from_slice(value);
+        let Some(&Entry { value: old, known, .. }) = self.entries.get(at) else { return };
+        let known = Known::ALL.get(usize::from(known)).filter(|known| self.lines && !known.is_pseudo());
+        let old = old.range();
+        let in_place = Span::of(old.start..old.start + value.len());
+        let (name, value, line) = if value.len() == old.len() {
+            self.bytes[old].copy_from_slice(value);
+            return;
+        } else if let Some(known) = known {
+            let (name, value) = self.store_line(*known, value);
+            (Some(name), value, true)
+        } else if value.len() < old.len() {
+            self.bytes[in_place.range()].copy_from_slice(value);
+            (None, in_place, false)
         } else {
-            let start = self.bytes.len();
-            entry.value = Span::of(start..start + value.len());
-            self.bytes.extend_from_slice(value);
+            (None, self.store(value), false)
+        };
+        if let Some(entry) = self.entries.get_mut(at) {
+            entry.name = name.unwrap_or(entry.name);
+            entry.value = value;
+            entry.line = line;
         }
     }
 
@@ -321,8 +347,12 @@ impl HeaderMap {
     #[inline]
     pub(crate) fn append_known(&mut self, name: Known, value: &[u8]) {
         let block = self.block_mut();
-        let value = block.store(value);
-        block.push(Entry { name: Span { start: 0, len: 0 }, value, known: name as u8, line: false });
+        let line = block.lines && !name.is_pseudo();
+        let (span, value) = match line {
+            true => block.store_line(name, value),
+            false => (Span { start: 0, len: 0 }, block.store(value)),
+        };
+        block.push(Entry { name: span, value, known: name as u8, line });
     }
 
     /// Appends a header whose lower-case name was looked up already.
@@ -346,7 +376,7 @@ impl HeaderMap {
 
     /// The first value of a known header as text; a value that is not UTF-8 reads as absent.
     pub(crate) fn get_str(&self, name: Known) -> Option<&str> {
-        self.get(name).and_then(|value| std::str::from_utf8(value).ok())
+        self.get(name).and_then(text::from_bytes)
     }
 
     /// Whether a known header is present.
@@ -432,29 +462,26 @@ impl HeaderMap {
                 continue;
             }
             if !run.is_empty() {
-                out.extend_from_slice(&block.bytes[run]);
+                text::append(out, [&block.bytes[run]]);
                 run = 0..0;
             }
             if entry.line {
                 run = start..entry.value.range().end + 2;
                 continue;
             }
+            let value = block.slice(entry.value);
             match known {
-                Some(known) => out.extend_from_slice(known.line().as_bytes()),
+                Some(known) => text::append(out, [known.line().as_bytes(), value, b"\r\n"]),
                 None => {
                     let name = block.slice(entry.name);
-                    if name.first() == Some(&b':') {
-                        continue;
+                    if name.first() != Some(&b':') {
+                        text::append(out, [name, b": ", value, b"\r\n"]);
                     }
-                    out.extend_from_slice(name);
-                    out.extend_from_slice(b": ");
                 }
             }
-            out.extend_from_slice(block.slice(entry.value));
-            out.extend_from_slice(b"\r\n");
         }
         if !run.is_empty() {
-            out.extend_from_slice(&block.bytes[run]);
+            text::append(out, [&block.bytes[run]]);
         }
     }
 
@@ -558,6 +585,7 @@ impl HeaderMap {
     }
 
     /// `:method`, empty if absent.
+    #[inline]
     pub(crate) fn method(&self) -> &[u8] {
         self.get(Known::Method).unwrap_or_default()
     }
@@ -636,7 +664,8 @@ impl Lines<'_> {
     #[inline]
     pub(crate) fn finish(&mut self, head: &[u8]) {
         self.finished = true;
-        self.block.bytes.extend_from_slice(head);
+        self.block.lines = true;
+        text::append(&mut self.block.bytes, [head]);
         if self.capitals {
             self.lower();
         }
@@ -771,7 +800,14 @@ mod tests {
         map.set(Known::Server, b"x");
         map.set_named("b", b"long");
         map.append_known(Known::Date, b"now");
-        assert_eq!(written(&map, &[Known::Te]), "a: 1|server: x|b: long|c: 4|date: now|");
+        map.append_known(Known::Path, b"/");
+        map.append_known(Known::Via, b"1");
+        map.set(Known::Via, b"own");
+        map.set(Known::Via, b"our");
+        assert_eq!(written(&map, &[Known::Te]), "a: 1|server: x|b: long|c: 4|date: now|via: our|");
+        assert_eq!((map.get(Known::Via), map.get(Known::Path)), (Some(&b"our"[..]), Some(&b"/"[..])));
+        map.remove(Known::Via);
+        map.remove(Known::Path);
         map.remove_named("C");
         map.remove(Known::Server);
         assert_eq!(written(&map, &[]), "a: 1|te: 2|b: long|date: now|");

@@ -3,17 +3,20 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::ops::Deref;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Instant, SystemTime};
 
 use leno_base::Name;
+use smallvec::SmallVec;
 
 use crate::cluster::{Cluster, Metadata};
 use crate::listener::OriginalSource;
 use crate::proxy_protocol::Origin;
 pub(crate) use crate::telemetry::metadata::DynamicMetadata;
+use crate::text;
 use crate::tls::TlsInfo;
 
 /// Envoy's response flags (`%RESPONSE_FLAGS%`), as a set.
@@ -309,6 +312,24 @@ impl FilterState {
     }
 }
 
+/// The text of a request id. As a rule it is a UUID, which has room in it.
+#[derive(Clone, Debug)]
+pub(crate) struct RequestId(SmallVec<[u8; 40]>);
+
+impl From<&str> for RequestId {
+    fn from(text: &str) -> Self {
+        Self(SmallVec::from_slice(text.as_bytes()))
+    }
+}
+
+impl Deref for RequestId {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        text::from_bytes(&self.0).unwrap_or_default()
+    }
+}
+
 /// What is known of one stream or TCP session.
 #[derive(Debug)]
 pub(crate) struct StreamInfo {
@@ -357,7 +378,7 @@ pub(crate) struct StreamInfo {
     /// `%FILTER_STATE(...)%`.
     pub(crate) filter_state: BTreeMap<String, FilterState>,
     /// `x-request-id`, as logged or traced.
-    pub(crate) request_id: Option<Box<str>>,
+    pub(crate) request_id: Option<RequestId>,
     /// The request passed the health check filter.
     pub(crate) health_check: bool,
 }

@@ -29,6 +29,7 @@ use crate::matching::value::{FilterStateMatcher, MetadataMatcher};
 /// The number of the field `virtual_hosts`.
 const VIRTUAL_HOSTS: u32 = 2;
 use crate::telemetry::stream_info::StreamInfo;
+use crate::text;
 
 /// What a look-up may know apart from the request's headers.
 #[derive(Clone, Copy, Debug, Default)]
@@ -151,7 +152,7 @@ impl RouteTable {
             Some(header) => head.find(header).unwrap_or_default(),
             None => head.authority(),
         };
-        let Ok(host) = std::str::from_utf8(host) else { return self.domains.any };
+        let Some(host) = text::from_bytes(host) else { return self.domains.any };
         let host = if self.ignore_port { without_port(host) } else { host };
         // To the end, which is quicker than looking for a way out in the middle.
         if host.bytes().fold(false, |any, byte| any | byte.is_ascii_uppercase()) {

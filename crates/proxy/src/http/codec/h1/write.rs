@@ -5,6 +5,7 @@
 
 use crate::http::codec::BodyLength;
 use crate::http::headers::{HeaderMap, Known, KnownSet, OriginalCase};
+use crate::text::append;
 
 /// More than the first line and what is added to the fields take as a rule.
 const ROOM: usize = 256;
@@ -52,21 +53,19 @@ pub(crate) fn write_request(
     let upgrade = map.contains(Known::Upgrade);
     let case = Case::of(map, style);
     bytes.reserve(ROOM + map.written_size());
-    bytes.extend_from_slice(method);
-    bytes.push(b' ');
+    let authority = map.authority();
+    let target = if connect { authority } else { map.path() };
     if style.whole_url && !connect {
-        bytes.extend_from_slice(map.get(Known::Scheme).unwrap_or(b"http"));
-        bytes.extend_from_slice(b"://");
-        bytes.extend_from_slice(map.authority());
-    }
-    bytes.extend_from_slice(if connect { map.authority() } else { map.path() });
-    bytes.extend_from_slice(b" HTTP/1.1\r\n");
-    if let Case::Lower = case {
-        bytes.extend_from_slice(b"host: ");
-        bytes.extend_from_slice(map.authority());
-        bytes.extend_from_slice(b"\r\n");
+        let scheme = map.get(Known::Scheme).unwrap_or(b"http");
+        append(bytes, [method, b" ", scheme, b"://", authority, target]);
     } else {
-        write_field(bytes, b"host", map.authority(), case);
+        append(bytes, [method, b" ", target]);
+    }
+    if let Case::Lower = case {
+        append(bytes, [b" HTTP/1.1\r\nhost: ", authority, b"\r\n"]);
+    } else {
+        append(bytes, [b" HTTP/1.1\r\n"]);
+        write_field(bytes, b"host", authority, case);
     }
     write_fields(bytes, map, KnownSet::EMPTY, case);
     let length = map.get(Known::ContentLength);
@@ -87,7 +86,7 @@ pub(crate) fn write_request(
     if upgrade && !map.contains(Known::Connection) {
         write_field(bytes, b"connection", b"upgrade", case);
     }
-    bytes.extend_from_slice(b"\r\n");
+    append(bytes, [b"\r\n"]);
     body
 }
 
@@ -115,13 +114,11 @@ pub(crate) fn write_response(
 ) -> BodyLength {
     let status = map.status();
     bytes.reserve(ROOM + map.written_size());
-    bytes.extend_from_slice(if shape.http10 { b"HTTP/1.0 " } else { b"HTTP/1.1 " });
-    bytes.extend_from_slice(map.get(Known::Status).unwrap_or(b"500"));
-    bytes.push(b' ');
+    let version: &[u8; 9] = if shape.http10 { b"HTTP/1.0 " } else { b"HTTP/1.1 " };
     let case = Case::of(map, style);
     let phrase = map.case().and_then(|case| case.reason.as_deref()).unwrap_or_else(|| reason(status));
-    bytes.extend_from_slice(phrase.as_bytes());
-    bytes.extend_from_slice(b"\r\n");
+    let code = map.get(Known::Status).unwrap_or(b"500");
+    append(bytes, [version, code, b" ", phrase.as_bytes(), b"\r\n"]);
     // A length that there is no body of, and the end of an upgrade that was refused.
     let mut without = KnownSet::EMPTY;
     if status < 200 || status == 204 {
@@ -163,7 +160,7 @@ pub(crate) fn write_response(
     } else if shape.end && length.is_none() && !bodiless && body == BodyLength::Empty {
         write_field(bytes, b"content-length", b"0", case);
     }
-    bytes.extend_from_slice(b"\r\n");
+    append(bytes, [b"\r\n"]);
     body
 }
 
@@ -200,9 +197,7 @@ pub(crate) fn write_field(bytes: &mut Vec<u8>, name: &[u8], value: &[u8], case: 
             None => bytes.extend_from_slice(name),
         },
     }
-    bytes.extend_from_slice(b": ");
-    bytes.extend_from_slice(value);
-    bytes.extend_from_slice(b"\r\n");
+    append(bytes, [b": ", value, b"\r\n"]);
 }
 
 /// A capital at the beginning and behind all that is neither letter nor digit.
