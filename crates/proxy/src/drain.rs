@@ -19,7 +19,7 @@ use leno_base::drain::Phase;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use crate::http::config::HttpConnectionManager;
+use crate::http::config::{HttpConnectionManager, Manager};
 
 /// The side that ends connections.
 #[derive(Debug, Default)]
@@ -42,7 +42,7 @@ struct Shared {
     /// Watches that were ever made, which places each in the spread.
     made: Cell<u32>,
     /// The chain's connection manager, if it is newer than the one that the connections began with.
-    manager: RefCell<Option<Arc<HttpConnectionManager>>>,
+    manager: RefCell<Option<Manager>>,
 }
 
 impl Shared {
@@ -94,7 +94,7 @@ impl Drain {
 
     /// The chain has this connection manager from now on.
     pub(crate) fn renew(&self, manager: Arc<HttpConnectionManager>) {
-        *self.shared.manager.borrow_mut() = Some(manager);
+        *self.shared.manager.borrow_mut() = Some(manager.into());
     }
 
     /// Connections that are still there.
@@ -156,7 +156,7 @@ impl DrainWatch {
 
     /// The connection manager of the chain as it is now, if that is not the one that the
     /// connection began with.
-    pub(crate) fn renewed(&self) -> Option<Arc<HttpConnectionManager>> {
+    pub(crate) fn renewed(&self) -> Option<Manager> {
         self.shared.manager.borrow().clone()
     }
 }

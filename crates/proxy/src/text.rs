@@ -1,6 +1,11 @@
 //! Bytes appended and read as text on the way of every message, where what the standard library
-//! does for each call adds up: room is made once for several runs, and text that is ASCII is told
-//! by looking at words. The only unsafe code of the HTTP path.
+//! does for each call adds up: room is made once for several runs, text that is ASCII is told by
+//! looking at words, and sixteen bytes are compared at once. The only unsafe code of the HTTP path.
+
+#[cfg(target_arch = "x86_64")]
+use std::arch::x86_64::{
+    __m128i, _mm_cmpeq_epi8, _mm_loadu_si128, _mm_max_epu8, _mm_min_epu8, _mm_movemask_epi8, _mm_set1_epi8,
+};
 
 /// Appends runs of bytes, one behind the other; room for all of them is made at once.
 ///
@@ -33,9 +38,133 @@ pub(crate) fn from_bytes(bytes: &[u8]) -> Option<&str> {
     }
 }
 
+/// The first place of one of two bytes.
+#[inline]
+pub(crate) fn find_either(text: &[u8], one: u8, other: u8) -> Option<usize> {
+    let mut at = 0;
+    while let Some(bytes) = text.get(at..).and_then(<[u8]>::first_chunk) {
+        let bytes = Sixteen::of(bytes);
+        let found = bytes.equal(one) | bytes.equal(other);
+        if found != 0 {
+            return Some(at + found.trailing_zeros() as usize);
+        }
+        at += 16;
+    }
+    let rest = text.get(at..).unwrap_or_default();
+    rest.iter().position(|byte| *byte == one || *byte == other).map(|place| at + place)
+}
+
+/// Sixteen bytes that are compared at once: each comparison has a bit for each byte, the lowest for
+/// the first one.
+#[derive(Clone, Copy)]
+pub(crate) struct Sixteen(#[cfg(target_arch = "x86_64")] __m128i, #[cfg(not(target_arch = "x86_64"))] [u8; 16]);
+
+#[cfg(target_arch = "x86_64")]
+#[allow(unsafe_code, reason = "SSE2 is what every x86-64 has")]
+impl Sixteen {
+    /// These.
+    #[inline(always)]
+    pub(crate) fn of(bytes: &[u8; 16]) -> Self {
+        // SAFETY: it reads the sixteen bytes, wherever they lie.
+        Self(unsafe { _mm_loadu_si128(bytes.as_ptr().cast()) })
+    }
+
+    /// Those that are this one.
+    #[inline(always)]
+    pub(crate) fn equal(self, byte: u8) -> u32 {
+        // SAFETY: arithmetic.
+        unsafe { _mm_movemask_epi8(_mm_cmpeq_epi8(self.0, _mm_set1_epi8(byte as i8))) as u32 }
+    }
+
+    /// Those that are at most this one.
+    #[inline(always)]
+    pub(crate) fn up_to(self, byte: u8) -> u32 {
+        // SAFETY: arithmetic.
+        unsafe {
+            let lesser = _mm_min_epu8(self.0, _mm_set1_epi8(byte as i8));
+            _mm_movemask_epi8(_mm_cmpeq_epi8(lesser, self.0)) as u32
+        }
+    }
+
+    /// Those that are at least this one.
+    #[inline(always)]
+    pub(crate) fn from(self, byte: u8) -> u32 {
+        // SAFETY: arithmetic.
+        unsafe {
+            let greater = _mm_max_epu8(self.0, _mm_set1_epi8(byte as i8));
+            _mm_movemask_epi8(_mm_cmpeq_epi8(greater, self.0)) as u32
+        }
+    }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+impl Sixteen {
+    /// These.
+    #[inline(always)]
+    pub(crate) fn of(bytes: &[u8; 16]) -> Self {
+        Self(*bytes)
+    }
+
+    fn all(self, holds: impl Fn(u8) -> bool) -> u32 {
+        self.0.iter().rev().fold(0, |bits, byte| bits << 1 | u32::from(holds(*byte)))
+    }
+
+    /// Those that are this one.
+    #[inline(always)]
+    pub(crate) fn equal(self, byte: u8) -> u32 {
+        self.all(|own| own == byte)
+    }
+
+    /// Those that are at most this one.
+    #[inline(always)]
+    pub(crate) fn up_to(self, byte: u8) -> u32 {
+        self.all(|own| own <= byte)
+    }
+
+    /// Those that are at least this one.
+    #[inline(always)]
+    pub(crate) fn from(self, byte: u8) -> u32 {
+        self.all(|own| own >= byte)
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use super::{append, from_bytes};
+    use super::{Sixteen, append, find_either, from_bytes};
+
+    #[test]
+    fn either_is_found() {
+        let text = b"0123456789abcdef0123456?89#?";
+        for end in 0..=text.len() {
+            let text = text.get(..end).unwrap_or_default();
+            let check = |one, other| {
+                let expected = text.iter().position(|byte| *byte == one || *byte == other);
+                assert_eq!(find_either(text, one, other), expected);
+            };
+            check(b'?', b'#');
+            check(b'#', b'9');
+            check(b'#', b'#');
+        }
+    }
+
+    #[test]
+    fn sixteen_bytes_are_compared_as_one_is() {
+        let mut bytes = [0; 16];
+        for start in 0..=u8::MAX {
+            for (at, byte) in bytes.iter_mut().enumerate() {
+                *byte = start.wrapping_add((at * 17) as u8);
+            }
+            for limit in [0, 0x1f, 0x20, b':', 0x7f, 0x80, 0xff] {
+                let all = |holds: &dyn Fn(u8) -> bool| {
+                    bytes.iter().rev().fold(0, |bits, byte| bits << 1 | u32::from(holds(*byte)))
+                };
+                let wide = Sixteen::of(&bytes);
+                assert_eq!(wide.equal(limit), all(&|byte| byte == limit));
+                assert_eq!(wide.up_to(limit), all(&|byte| byte <= limit));
+                assert_eq!(wide.from(limit), all(&|byte| byte >= limit));
+            }
+        }
+    }
 
     #[test]
     fn runs_are_appended_in_order() {

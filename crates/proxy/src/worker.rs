@@ -27,7 +27,7 @@ use crate::cluster::worker_cluster::WorkerCluster;
 use crate::cluster::{Assignment, EndpointAddress};
 use crate::config::source::ResourceKey;
 use crate::http::codec::h2::stats::Http2Stats;
-use crate::http::route::RouteTable;
+use crate::http::route::{Found, RouteTable, Selected};
 use crate::http::stats::{HttpScopes, HttpStats, RouteScopes};
 use crate::listener::accept::{GlobalConnections, WorkerListener, accept_loop};
 use crate::listener::bind::BoundSocket;
@@ -187,6 +187,8 @@ pub(crate) struct Worker {
     /// without a look at its name.
     #[allow(clippy::type_complexity, reason = "a name for it would say no more")]
     recent: RefCell<[Option<(Name, Rc<WorkerCluster>)>; RECENT]>,
+    /// Routes that were taken of late, by where they lie.
+    selected: RefCell<[Option<Rc<Selected>>; RECENT]>,
     /// Aggregate clusters that refer to others of these.
     chained: RefCell<HashSet<Name>>,
     /// The hosts of the cluster that this proxy belongs to, for zone-aware routing.
@@ -239,6 +241,7 @@ impl Worker {
             snapshot: RefCell::default(),
             clusters: RefCell::default(),
             recent: RefCell::new([const { None }; RECENT]),
+            selected: RefCell::new([const { None }; RECENT]),
             chained: RefCell::default(),
             local_hosts: Rc::default(),
             listeners: RefCell::default(),
@@ -384,9 +387,26 @@ impl Worker {
         self.host_changes.set(self.host_changes.get() + 1);
     }
 
-    /// The current RDS table of this name and origin; `None`: not received yet.
-    pub(crate) fn routes(&self, table: &ResourceKey) -> Option<Arc<RouteTable>> {
-        self.snapshot.borrow().routes.get(table).cloned()
+    /// Gives the current RDS table of this name and origin to a function; `None`: not received yet.
+    pub(crate) fn with_routes<T>(&self, table: &ResourceKey, then: impl FnOnce(&RouteTable) -> T) -> Option<T> {
+        self.snapshot.borrow().routes.get(table).map(|table| then(table))
+    }
+
+    /// What was found in a route table, shared with the last requests that were served alike:
+    /// counting who uses what all workers share takes locked instructions.
+    pub(crate) fn select(&self, found: &Found<'_>) -> Rc<Selected> {
+        let place = (Arc::as_ptr(found.route) as usize >> 4).wrapping_add(found.weighted.unwrap_or(0)) % RECENT;
+        let mut kept = self.selected.borrow_mut();
+        if let Some(Some(selected)) = kept.get(place)
+            && found.is(selected)
+        {
+            return Rc::clone(selected);
+        }
+        let selected = Rc::new(found.select());
+        if let Some(kept) = kept.get_mut(place) {
+            *kept = Some(Rc::clone(&selected));
+        }
+        selected
     }
 
     /// The listener with this name.
@@ -436,6 +456,7 @@ impl Worker {
     fn adopt_clusters(&self, snapshot: &Snapshot) -> Vec<Rc<WorkerCluster>> {
         self.note_host_change();
         self.recent.replace([const { None }; RECENT]);
+        self.selected.replace([const { None }; RECENT]);
         let before = self.snapshot.borrow();
         let mut clusters = self.clusters.borrow_mut();
         let changes = before.clusters.changes(&snapshot.clusters);

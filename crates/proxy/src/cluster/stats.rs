@@ -219,15 +219,7 @@ impl Permit {
     /// Takes one unit; `None`: the circuit breaker is open.
     pub(crate) fn take(cluster: &Arc<Cluster>, resource: Resource, high_priority: bool) -> Option<Permit> {
         let priority = usize::from(high_priority);
-        let limit = cluster.limit(resource, priority);
-        let gauge = cluster.gauge(resource, priority);
-        // Two workers may overshoot the limit by one each, as Envoy's threads may.
-        if gauge.load(Ordering::Relaxed) >= limit {
-            return None;
-        }
-        gauge.fetch_add(1, Ordering::Relaxed);
-        cluster.saw(resource);
-        Some(Permit { cluster: Arc::clone(cluster), resource, priority })
+        cluster.take(resource, priority).then(|| Permit { cluster: Arc::clone(cluster), resource, priority })
     }
 
     /// Takes one unit without asking the circuit breaker.
@@ -241,11 +233,29 @@ impl Permit {
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        self.cluster.gauge(self.resource, self.priority).fetch_sub(1, Ordering::Relaxed);
+        self.cluster.give_back(self.resource, self.priority);
     }
 }
 
 impl Cluster {
+    /// Takes one unit of a resource, which is to be given back: for those who hold the cluster
+    /// anyway. False: the circuit breaker is open.
+    pub(crate) fn take(&self, resource: Resource, priority: usize) -> bool {
+        let gauge = self.gauge(resource, priority);
+        // Two workers may overshoot the limit by one each, as Envoy's threads may.
+        if gauge.load(Ordering::Relaxed) >= self.limit(resource, priority) {
+            return false;
+        }
+        gauge.fetch_add(1, Ordering::Relaxed);
+        self.saw(resource);
+        true
+    }
+
+    /// Gives back what was taken.
+    pub(crate) fn give_back(&self, resource: Resource, priority: usize) {
+        self.gauge(resource, priority).fetch_sub(1, Ordering::Relaxed);
+    }
+
     fn gauge(&self, resource: Resource, priority: usize) -> &AtomicU32 {
         let [default, high] = &self.gauges.priorities;
         let gauges = if priority == 0 { default } else { high };

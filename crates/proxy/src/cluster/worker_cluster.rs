@@ -94,7 +94,9 @@ impl Asker {
 /// One endpoint on one worker: what pools and balancers count per host.
 pub(crate) struct Host {
     /// As configured, address resolved.
-    pub(crate) config: EndpointConfig,
+    pub(crate) config: Rc<EndpointConfig>,
+    /// Whether its `envoy.lb` metadata calls it a canary.
+    canary: bool,
     /// Its IP address, or `None` for a pipe.
     pub(crate) address: Option<SocketAddr>,
     /// Its priority.
@@ -256,7 +258,7 @@ impl WorkerCluster {
                         ..host.reconfigured(endpoint.clone(), priority)
                     }),
                     Some(host)
-                        if host.config == *endpoint
+                        if *host.config == *endpoint
                             && host.priority == priority
                             && same(&host.vitals, &vitals) =>
                     {
@@ -548,7 +550,8 @@ impl Host {
         let (facts, own_pools) = (Rc::default(), Rc::default());
         let (outlier, vitals) = (None, None);
         Self {
-            config,
+            canary: is_canary(&config),
+            config: Rc::new(config),
             address,
             priority: 0,
             transport: Transport::Raw,
@@ -566,10 +569,16 @@ impl Host {
 
     /// The same host with other settings (weight, health, metadata, priority).
     fn reconfigured(&self, config: EndpointConfig, priority: u32) -> Self {
+        Self { canary: is_canary(&config), config: Rc::new(config), priority, ..self.another() }
+    }
+
+    /// The same host once more: what it counts and what is known of it is shared.
+    fn another(&self) -> Self {
         Self {
-            config,
+            config: Rc::clone(&self.config),
+            canary: self.canary,
             address: self.address,
-            priority,
+            priority: self.priority,
             transport: self.transport.clone(),
             pool: Rc::clone(&self.pool),
             own_pools: Rc::clone(&self.own_pools),
@@ -586,7 +595,7 @@ impl Host {
     /// The same host with connections that take something over of a downstream connection.
     pub(crate) fn via(&self, via: Via) -> Rc<Self> {
         let pool = self.own_pools.find(via);
-        Rc::new(Self { pool, ..self.reconfigured(self.config.clone(), self.priority) })
+        Rc::new(Self { pool, ..self.another() })
     }
 
     /// Tells outlier detection, if there is any, how something ended.
@@ -646,14 +655,19 @@ impl Host {
 
     /// Whether its `envoy.lb` metadata calls it a canary.
     pub(crate) fn is_canary(&self) -> bool {
-        let labels = self.config.metadata.get("envoy.lb");
-        labels.and_then(|labels| labels.get("canary")) == Some(&serde_json::Value::Bool(true))
+        self.canary
     }
 
     /// Whether outlier detection leaves it out now.
     pub(crate) fn is_ejected(&self) -> bool {
         self.outlier.as_ref().is_some_and(Watched::is_ejected)
     }
+}
+
+/// Whether an endpoint's `envoy.lb` metadata calls it a canary.
+fn is_canary(config: &EndpointConfig) -> bool {
+    let labels = config.metadata.get("envoy.lb");
+    labels.and_then(|labels| labels.get("canary")) == Some(&serde_json::Value::Bool(true))
 }
 
 /// What lies in an object at a path.

@@ -1,6 +1,8 @@
 //! The HTTP connection manager's configuration, lowered
 //! (envoy.extensions.filters.network.http_connection_manager.v3).
 
+use std::ops::Deref;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -31,6 +33,36 @@ mod scoped;
 pub(crate) use forward_proto::ForwardProto;
 pub(crate) use proxy_status::ProxyStatus;
 pub(crate) use scoped::Scopes;
+
+/// A connection manager as a worker's connections and streams hold it: counting who uses it takes
+/// no locked instruction.
+#[derive(Clone, Debug)]
+pub(crate) struct Manager(Rc<Held>);
+
+#[derive(Debug)]
+struct Held(Arc<HttpConnectionManager>);
+
+impl Manager {
+    /// Whether this is the same one.
+    pub(crate) fn is(&self, other: &Manager) -> bool {
+        Arc::ptr_eq(&self.0.0, &other.0.0)
+    }
+}
+
+impl From<Arc<HttpConnectionManager>> for Manager {
+    fn from(manager: Arc<HttpConnectionManager>) -> Self {
+        Self(Rc::new(Held(manager)))
+    }
+}
+
+impl Deref for Manager {
+    type Target = HttpConnectionManager;
+
+    #[inline]
+    fn deref(&self) -> &HttpConnectionManager {
+        &self.0.0
+    }
+}
 
 /// One HTTP connection manager: everything that a downstream HTTP connection obeys.
 #[derive(Debug)]

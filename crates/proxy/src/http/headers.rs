@@ -591,16 +591,19 @@ impl HeaderMap {
     }
 
     /// `:path` with query, empty if absent.
+    #[inline]
     pub(crate) fn path(&self) -> &[u8] {
         self.get(Known::Path).unwrap_or_default()
     }
 
     /// `:authority`, empty if absent.
+    #[inline]
     pub(crate) fn authority(&self) -> &[u8] {
         self.get(Known::Authority).unwrap_or_default()
     }
 
     /// `:status` as a number; 0 if absent or malformed.
+    #[inline]
     pub(crate) fn status(&self) -> u16 {
         match self.get(Known::Status) {
             Some([a @ b'0'..=b'9', b @ b'0'..=b'9', c @ b'0'..=b'9']) => {

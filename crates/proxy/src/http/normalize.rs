@@ -396,20 +396,36 @@ fn append_forwarded_for(head: &mut HeaderMap, address: IpAddr) {
 /// request's first line; IPv4 needs none of its care.
 fn with_text(address: IpAddr, then: impl FnOnce(&[u8])) {
     let IpAddr::V4(address) = address else { return then(address.to_string().as_bytes()) };
-    let mut text = [b'.'; 15];
+    let mut text = [0; 16];
     let mut at = 0;
-    for (index, octet) in address.octets().into_iter().enumerate() {
-        // The dots are there already.
-        at += usize::from(index > 0);
-        for (least, digit) in [(100, octet / 100), (10, octet / 10 % 10), (0, octet % 10)] {
-            if octet >= least {
-                text[at] = b'0' + digit;
-                at += 1;
-            }
+    for octet in address.octets() {
+        let (digits, length) = OCTETS[usize::from(octet)];
+        // Whole words: what is behind the dot is overwritten by the next octet.
+        if let Some(place) = text.get_mut(at..at + 4) {
+            place.copy_from_slice(&digits);
         }
+        at += usize::from(length);
     }
-    then(&text[..at]);
+    then(text.get(..at - 1).unwrap_or_default());
 }
+
+/// The digits of each octet with a dot behind them, and the length of that.
+static OCTETS: [([u8; 4], u8); 256] = {
+    let mut octets = [([b'.'; 4], 2); 256];
+    let mut octet = 0;
+    while octet < 256 {
+        let digits = [octet / 100, octet / 10 % 10, octet % 10];
+        let length = if octet >= 100 { 3 } else if octet >= 10 { 2 } else { 1 };
+        let mut at = 0;
+        while at < length {
+            octets[octet].0[at] = b'0' + digits[3 - length + at] as u8;
+            at += 1;
+        }
+        octets[octet].1 = length as u8 + 1;
+        octet += 1;
+    }
+    octets
+};
 
 /// Appends to a list-valued header, joining what is there.
 pub(crate) fn append_list(head: &mut HeaderMap, name: Known, value: &[u8], separator: &[u8]) {
@@ -468,14 +484,24 @@ fn uuid(random: [u64; 2]) -> [u8; 36] {
     let low = low & !(0b11 << 62) | 0b10 << 62;
     let [a, b] = [hex((high >> 32) as u32), hex(high as u32)];
     let [c, d] = [hex((low >> 32) as u32), hex(low as u32)];
+    let [b0, b1, b2, b3, b4, b5, b6, b7] = b;
+    let [c0, c1, c2, c3, c4, c5, c6, c7] = c;
     let mut text = [b'-'; 36];
-    text[..8].copy_from_slice(&a);
-    text[9..13].copy_from_slice(&b[..4]);
-    text[14..18].copy_from_slice(&b[4..]);
-    text[19..23].copy_from_slice(&c[..4]);
-    text[24..28].copy_from_slice(&c[4..]);
-    text[28..].copy_from_slice(&d);
+    put(&mut text, 0, a);
+    put(&mut text, 9, [b0, b1, b2, b3]);
+    put(&mut text, 14, [b4, b5, b6, b7]);
+    put(&mut text, 19, [c0, c1, c2, c3]);
+    put(&mut text, 24, [c4, c5, c6, c7]);
+    put(&mut text, 28, d);
     text
+}
+
+/// Puts bytes in their place; one store, as their number is known.
+#[inline(always)]
+fn put<const N: usize>(text: &mut [u8; 36], at: usize, bytes: [u8; N]) {
+    if let Some(place) = text.get_mut(at..).and_then(<[u8]>::first_chunk_mut) {
+        *place = bytes;
+    }
 }
 
 /// The eight digits of a number, all at once: each gets a byte of its own, to which `0` is added,

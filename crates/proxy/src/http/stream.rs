@@ -8,7 +8,6 @@
 use std::collections::VecDeque;
 use std::pin::pin;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Instant, SystemTime};
 
@@ -18,13 +17,13 @@ use leno_base::Name;
 use crate::drain::DrainWatch;
 use crate::http::codec::side::Downstream;
 use crate::http::codec::{DownstreamError, Frame};
-use crate::http::config::{HttpConnectionManager, RouteSource};
+use crate::http::config::{Manager, RouteSource};
 use crate::http::filters::{Attend, Chain, RouteOverrides};
 use crate::http::forward::upstream_log::AttemptLogs;
 use crate::http::forward::{self, Exchange};
 use crate::http::headers::{HeaderMap, Known};
 use crate::http::reply::Reply;
-use crate::http::route::{Action, BodyFormat, MatchContext, Selected};
+use crate::http::route::{Action, BodyFormat, MatchContext, RouteTable, Selected};
 use crate::http::stats::HttpStats;
 use crate::http::timer::{Deadlines, Expired, Timer};
 use crate::http::{normalize, redirect, upgrade};
@@ -46,7 +45,7 @@ pub(crate) struct Connection {
     /// The worker.
     pub(crate) worker: Rc<Worker>,
     /// The connection manager as it was when the connection began.
-    pub(crate) manager: Arc<HttpConnectionManager>,
+    pub(crate) manager: Manager,
     /// Its stats on this worker.
     pub(crate) stats: Rc<HttpStats>,
     /// The connection's facts.
@@ -60,8 +59,8 @@ pub(crate) struct Connection {
 impl Connection {
     /// The connection manager that the next request obeys: the filter chain's as it is now.
     /// What the codec was set up with stays as it was when the connection began.
-    pub(crate) fn current(&self) -> Arc<HttpConnectionManager> {
-        self.drain.renewed().unwrap_or_else(|| Arc::clone(&self.manager))
+    pub(crate) fn current(&self) -> Manager {
+        self.drain.renewed().unwrap_or_else(|| self.manager.clone())
     }
 }
 
@@ -88,7 +87,7 @@ pub(crate) struct Stream {
     /// The worker.
     pub(crate) worker: Rc<Worker>,
     /// The connection manager.
-    pub(crate) manager: Arc<HttpConnectionManager>,
+    pub(crate) manager: Manager,
     /// Its stats on this worker.
     pub(crate) stats: Rc<HttpStats>,
     /// What logs, stats and filters read.
@@ -100,7 +99,7 @@ pub(crate) struct Stream {
     /// The response's trailers.
     pub(crate) trailers: Option<Box<HeaderMap>>,
     /// The route taken.
-    pub(crate) selected: Option<Selected>,
+    pub(crate) selected: Option<Rc<Selected>>,
     /// Whether the request comes from inside.
     pub(crate) internal: bool,
     /// Random number of this request, for all its matches.
@@ -200,7 +199,7 @@ impl Stream {
     fn start(connection: &Connection, head: HeaderMap, size: HeadSize, down: &Downstream<'_>) -> Self {
         let now = now();
         let manager = connection.current();
-        let same = Arc::ptr_eq(&manager, &connection.manager);
+        let same = manager.is(&connection.manager);
         let stats = if same || manager.stat_prefix == connection.manager.stat_prefix {
             Rc::clone(&connection.stats)
         } else {
@@ -407,8 +406,6 @@ impl Stream {
 
     /// Looks the route up again, for a filter that changed what it depends on (`clear_route_cache`).
     pub(crate) fn refresh_route(&mut self, head: &HeaderMap) {
-        self.info.route_name = None;
-        self.info.virtual_host = None;
         self.route(head);
     }
 
@@ -422,14 +419,16 @@ impl Stream {
     pub(crate) fn route(&mut self, head: &HeaderMap) {
         let context =
             MatchContext { random: self.random, is_internal: self.internal, info: Some(&self.info) };
-        let selected = match &self.manager.routes {
-            RouteSource::Static(table) => table.find(head, &context),
-            RouteSource::Scoped(scopes) => scopes.find(head).and_then(|table| table.find(head, &context)),
-            RouteSource::Rds { table, .. } => {
-                self.worker.routes(table).and_then(|table| table.find(head, &context))
-            }
+        let found = |table: &RouteTable| {
+            table.find(head, &context).map(|found| self.worker.select(&found))
         };
-        self.note_route(selected);
+        let selected = match &self.manager.routes {
+            RouteSource::Static(table) => found(table),
+            RouteSource::Scoped(scopes) => scopes.find(head).and_then(|table| found(table)),
+            RouteSource::Rds { table, .. } => self.worker.with_routes(table, found).flatten(),
+        };
+        self.info.route = selected.as_ref().map(|selected| Rc::clone(&selected.names));
+        self.selected = selected;
     }
 
     /// The cluster that the route leads to, if it leads to one, for the log.
@@ -439,16 +438,6 @@ impl Stream {
         if let Action::Forward(route) = &selected.route.action {
             forward::choose_cluster(self, &selected, route);
         }
-    }
-
-    /// Takes a route.
-    fn note_route(&mut self, selected: Option<Selected>) {
-        let name = selected.as_ref().map(|selected| &selected.route.name);
-        self.info.route_name = name.filter(|name| !name.is_empty()).cloned();
-        if let Some(selected) = &selected {
-            self.info.virtual_host = Some(selected.virtual_host.name.clone());
-        }
-        self.selected = selected;
     }
 
     fn check_upgrade(

@@ -8,6 +8,7 @@ use crate::http::headers::{HeaderMap, Known};
 use crate::http::route::Forward;
 
 /// The upgrade that a request asks for, if any; `CONNECT` counts as one.
+#[inline]
 pub(crate) fn requested(head: &HeaderMap) -> Option<&[u8]> {
     if head.method() == b"CONNECT" { Some(b"connect") } else { head.get(Known::Upgrade) }
 }

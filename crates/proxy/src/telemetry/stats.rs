@@ -84,16 +84,19 @@ pub(crate) struct Cell<'a>(&'a AtomicU64);
 
 impl Cell<'_> {
     /// Adds one.
+    #[inline]
     pub(crate) fn inc(self) {
         self.add(1);
     }
 
     /// Takes one off (gauges only).
+    #[inline]
     pub(crate) fn dec(self) {
         self.0.store(self.0.load(Ordering::Relaxed).wrapping_sub(1) | USED, Ordering::Relaxed);
     }
 
     /// Adds.
+    #[inline]
     pub(crate) fn add(self, delta: u64) {
         self.0.store(self.0.load(Ordering::Relaxed).wrapping_add(delta) | USED, Ordering::Relaxed);
     }
@@ -185,11 +188,13 @@ impl Block {
     }
 
     /// The counter or gauge at a schema index (made by `stats_scope!`).
+    #[inline]
     pub(crate) fn cell(&self, index: usize) -> Cell<'_> {
         Cell(&self.values[index])
     }
 
     /// The histogram at a schema index (made by `stats_scope!`).
+    #[inline]
     pub(crate) fn histogram(&self, index: usize) -> Histogram<'_> {
         let Schema(stats, first) = self.schema;
         let all =
@@ -203,6 +208,7 @@ impl Block {
     }
 
     /// Counts one HTTP status under its own name.
+    #[inline]
     pub(crate) fn count_status(&self, status: u16) {
         let status = usize::from(status);
         let classes = self.statuses.get_or_init(Box::default);
@@ -485,11 +491,13 @@ macro_rules! stats_scope {
     (@kind gauge) => { $crate::telemetry::stats::Kind::Gauge };
     (@kind histogram) => { $crate::telemetry::stats::Kind::Histogram };
     (@method [$vis:vis] histogram $stat:ident) => {
+        #[inline]
         $vis fn $stat(&self) -> $crate::telemetry::stats::Histogram<'_> {
             self.block.histogram(Index::$stat as usize)
         }
     };
     (@method [$vis:vis] $kind:ident $stat:ident) => {
+        #[inline]
         $vis fn $stat(&self) -> $crate::telemetry::stats::Cell<'_> {
             self.block.cell(Index::$stat as usize)
         }

@@ -12,7 +12,7 @@ use std::time::{Instant, SystemTime};
 use leno_base::Name;
 use smallvec::SmallVec;
 
-use crate::cluster::{Cluster, Metadata};
+use crate::cluster::{Cluster, EndpointConfig, Metadata};
 use crate::listener::OriginalSource;
 use crate::proxy_protocol::Origin;
 pub(crate) use crate::telemetry::metadata::DynamicMetadata;
@@ -246,14 +246,12 @@ pub(crate) struct UpstreamInfo {
     pub(crate) host: Option<SocketAddr>,
     /// The endpoint that a filter wants the request to go to.
     pub(crate) override_host: Option<Box<StickyHost>>,
-    /// The endpoint's configured hostname.
-    pub(crate) hostname: Option<Arc<str>>,
     /// `%UPSTREAM_LOCAL_ADDRESS%`.
     pub(crate) local: Option<SocketAddr>,
     /// The chosen cluster.
     pub(crate) cluster: Option<Rc<ClusterFacts>>,
-    /// The endpoint's metadata: `%UPSTREAM_METADATA(...)%`.
-    pub(crate) host_metadata: Option<Metadata>,
+    /// The endpoint's settings: its hostname, and its metadata (`%UPSTREAM_METADATA(...)%`).
+    pub(crate) endpoint: Option<Rc<EndpointConfig>>,
     /// Number of the upstream connection: `%UPSTREAM_CONNECTION_ID%`.
     pub(crate) connection_id: Option<u64>,
     /// `%UPSTREAM_PROTOCOL%`.
@@ -312,6 +310,15 @@ impl FilterState {
     }
 }
 
+/// What a route is called.
+#[derive(Clone, Debug)]
+pub(crate) struct RouteNames {
+    /// `%ROUTE_NAME%`; may be empty.
+    pub(crate) route: Name,
+    /// The virtual host's name.
+    pub(crate) virtual_host: Name,
+}
+
 /// The text of a request id. As a rule it is a UUID, which has room in it.
 #[derive(Clone, Debug)]
 pub(crate) struct RequestId(SmallVec<[u8; 40]>);
@@ -365,12 +372,10 @@ pub(crate) struct StreamInfo {
     pub(crate) first_downstream_tx: Option<Instant>,
     /// Last byte of the response sent downstream.
     pub(crate) last_downstream_tx: Option<Instant>,
-    /// `%ROUTE_NAME%`.
-    pub(crate) route_name: Option<Name>,
+    /// What the route that was taken is called, and its virtual host.
+    pub(crate) route: Option<Rc<RouteNames>>,
     /// `%VIRTUAL_CLUSTER_NAME%`
     pub(crate) virtual_cluster: Option<Name>,
-    /// The virtual host's name.
-    pub(crate) virtual_host: Option<Name>,
     /// The upstream side.
     pub(crate) upstream: UpstreamInfo,
     /// `%DYNAMIC_METADATA(...)%`.
@@ -384,6 +389,11 @@ pub(crate) struct StreamInfo {
 }
 
 impl StreamInfo {
+    /// `%ROUTE_NAME%`, if a route was taken that has a name.
+    pub(crate) fn route_name(&self) -> Option<&str> {
+        self.route.as_ref().map(|names| &*names.route).filter(|name| !name.is_empty())
+    }
+
     /// The facts at the start of a stream on `connection`.
     pub(crate) fn new(
         connection: Rc<ConnectionInfo>,
@@ -412,9 +422,8 @@ impl StreamInfo {
             request_complete: None,
             first_downstream_tx: None,
             last_downstream_tx: None,
-            route_name: None,
+            route: None,
             virtual_cluster: None,
-            virtual_host: None,
             upstream: UpstreamInfo::default(),
             request_id: None,
             health_check: false,

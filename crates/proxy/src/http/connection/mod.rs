@@ -21,7 +21,7 @@ use crate::http::codec::h1::server::{H1Server, NoRequest};
 use crate::http::codec::h1::write::WriteStyle;
 use crate::http::codec::h2::PREFACE;
 use crate::http::codec::side::Downstream;
-use crate::http::config::{CodecType, HttpConnectionManager};
+use crate::http::config::{CodecType, HttpConnectionManager, Manager};
 use crate::http::headers::{HeaderMap, Known};
 use crate::http::reply::Reply;
 use crate::http::stream::{Connection, now, refuse_request, serve_request};
@@ -49,6 +49,7 @@ pub(crate) async fn serve(
         stats.downstream_cx_ssl_active().inc();
     }
     let buffer_limit = accepted.buffer_limit;
+    let manager = Manager::from(manager);
     let connection = Rc::new(Connection { worker, manager, stats, info, drain, buffer_limit });
     let open = Open(Rc::clone(&connection));
     serve_until_closing(&connection, accepted).await;

@@ -11,7 +11,6 @@
 use std::collections::VecDeque;
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
@@ -112,7 +111,7 @@ impl Chain {
         if self.filters(&stream.manager).is_empty() {
             return Ok(());
         }
-        let manager = Arc::clone(&stream.manager);
+        let manager = stream.manager.clone();
         for (index, configured) in self.filters(&manager).iter().enumerate() {
             self.seen = index + 1;
             let Ok(settings) = settings(configured, stream) else { continue };
@@ -315,7 +314,7 @@ impl Chain {
         let upgrade = self.upgrade;
         let Some(open) = &mut self.open else { return Ok(false) };
         if !open.request.is_empty() {
-            let manager = Arc::clone(&stream.manager);
+            let manager = stream.manager.clone();
             open.request.advance(&mut open.live, filters(&manager, upgrade), stream, cx)?;
         }
         Ok(open.request.has_ready())
@@ -375,7 +374,7 @@ impl Chain {
         let upgrade = self.upgrade;
         let Some(open) = &mut self.open else { return Ok(false) };
         if !open.response.is_empty() {
-            let manager = Arc::clone(&stream.manager);
+            let manager = stream.manager.clone();
             open.response.advance(&mut open.live, filters(&manager, upgrade), stream, cx)?;
         }
         Ok(open.response.has_ready())
@@ -389,7 +388,7 @@ impl Chain {
     /// Brings an answer that the proxy makes itself. All filters see it, those too that have not
     /// seen the request; not those that wanted to see no more of it than its head.
     pub(crate) fn push_reply(&mut self, head: HeaderMap, body: Bytes, stream: &mut Stream) {
-        let manager = Arc::clone(&stream.manager);
+        let manager = stream.manager.clone();
         for (index, configured) in self.filters(&manager).iter().enumerate().skip(self.seen) {
             if settings(configured, stream).is_ok() {
                 let open = self.open.get_or_insert_with(|| Box::new(Open::new()));

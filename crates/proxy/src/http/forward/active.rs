@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use crate::cluster::stats::{Permit, Resource};
+use crate::cluster::stats::Resource;
 use crate::cluster::worker_cluster::{Host, WorkerCluster};
 use crate::http::forward::Outcome;
 use crate::http::stream::Ended;
@@ -12,18 +12,22 @@ use crate::telemetry::stream_info::ResponseFlags;
 pub(crate) struct Active {
     cluster: Rc<WorkerCluster>,
     host: Rc<Host>,
-    _permit: Permit,
+    /// Of the circuit breaker: 0 default, 1 high.
+    priority: usize,
 }
 
 impl Active {
     /// `None`: the circuit breaker for requests is open.
     pub(crate) fn new(cluster: &Rc<WorkerCluster>, host: &Rc<Host>, high_priority: bool) -> Option<Self> {
-        let permit = Permit::take(&cluster.config, Resource::Requests, high_priority)?;
+        let priority = usize::from(high_priority);
+        if !cluster.config.take(Resource::Requests, priority) {
+            return None;
+        }
         cluster.stats.upstream_rq_total().inc();
         cluster.stats.upstream_rq_active().inc();
         host.active.set(host.active.get() + 1);
         increment(&host.counts.rq_total);
-        Some(Self { cluster: Rc::clone(cluster), host: Rc::clone(host), _permit: permit })
+        Some(Self { cluster: Rc::clone(cluster), host: Rc::clone(host), priority })
     }
 
     /// Counts how the attempt went for its host.
@@ -66,6 +70,7 @@ fn increment(count: &std::cell::Cell<u64>) {
 
 impl Drop for Active {
     fn drop(&mut self) {
+        self.cluster.config.give_back(Resource::Requests, self.priority);
         self.cluster.stats.upstream_rq_active().dec();
         self.host.active.set(self.host.active.get().saturating_sub(1));
     }

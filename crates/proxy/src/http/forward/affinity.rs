@@ -121,6 +121,9 @@ impl Affinity {
 
     /// Gives the client the cookies that keep it at its endpoint.
     pub(super) fn set_cookies(&mut self, head: &mut HeaderMap) {
+        if self.cookies.is_empty() {
+            return;
+        }
         for cookie in std::mem::take(&mut self.cookies) {
             head.append_known(Known::SetCookie, cookie.as_bytes());
         }

@@ -1,7 +1,6 @@
 //! Request and response heads on their way through the router: rewriting, timeouts, the
 //! `x-envoy-*` headers.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use crate::cluster::ClusterHttp;
@@ -44,7 +43,7 @@ impl Timeouts {
     /// From the route, as overridden by the request's own headers, which are consumed.
     pub(crate) fn read(
         route: &Forward,
-        retry: Option<&Arc<RetryPolicy>>,
+        retry: Option<&RetryPolicy>,
         cluster: &ClusterHttp,
         config: &RouterConfig,
         grpc: bool,
@@ -253,6 +252,13 @@ pub(crate) fn new_path(
 /// Changes a request's head as the route says: header rules, host, path.
 pub(crate) fn prepare_request(stream: &Stream, selected: &Selected, route: &Forward, head: &mut HeaderMap) {
     let weighted = selected.weighted_cluster();
+    let plain = weighted.is_none()
+        && selected.route.request_headers.is_empty()
+        && matches!(route.host_rewrite, HostRewrite::None | HostRewrite::Auto)
+        && matches!(route.path_rewrite, PathRewrite::None);
+    if plain {
+        return;
+    }
     let context = FormatContext::new(&stream.info);
     for rules in
         weighted.map(|cluster| &cluster.request_headers).into_iter().chain(&selected.route.request_headers)

@@ -137,9 +137,11 @@ pub(crate) async fn forward(
         stream.stats.no_cluster().inc();
         return Err(Reply::cluster_not_found(route.cluster_not_found_status).into());
     };
+    // Whose retry policy is borrowed.
+    let lender = Rc::clone(&cluster);
     let affinity = Affinity::new(&cluster, selected, route, stream);
     let mut head = std::mem::take(&mut stream.request);
-    let prepared = prepare(stream, selected, route, &cluster, &mut head);
+    let prepared = prepare(stream, selected, route, &lender, &mut head);
     stream.request = head;
     let Prepared { scopes, timeouts, retries, mirrors } = prepared?;
     if cluster.drops.get() > 0 && stream.worker.random() % 1_000_000 < u64::from(cluster.drops.get()) {
@@ -191,21 +193,21 @@ pub(crate) async fn forward(
 }
 
 /// What a request's head says, and what became of it.
-struct Prepared {
+struct Prepared<'p> {
     scopes: Scopes,
     timeouts: Timeouts,
-    retries: Retries,
+    retries: Retries<'p>,
     mirrors: Vec<mirror::Copy>,
 }
 
 /// Reads the router's own headers and rewrites the head.
-fn prepare(
+fn prepare<'p>(
     stream: &mut Stream,
     selected: &Selected,
-    route: &Forward,
-    cluster: &WorkerCluster,
+    route: &'p Forward,
+    cluster: &'p WorkerCluster,
     head: &mut HeaderMap,
-) -> Result<Prepared, Ended> {
+) -> Result<Prepared<'p>, Ended> {
     let scopes = Scopes::new(stream, selected, cluster, head);
     strict::check(&stream.manager.router.strict_headers, head)?;
     let policy = retry_policy(route, cluster);
@@ -226,8 +228,8 @@ fn prepare(
 }
 
 /// The cluster's retry policy replaces the route's.
-fn retry_policy<'p>(route: &'p Forward, cluster: &'p WorkerCluster) -> Option<&'p Arc<RetryPolicy>> {
-    cluster.config.http.retry.as_ref().or(route.retry.as_ref())
+fn retry_policy<'p>(route: &'p Forward, cluster: &'p WorkerCluster) -> Option<&'p RetryPolicy> {
+    cluster.config.http.retry.as_deref().or(route.retry.as_deref())
 }
 
 /// The cluster of a route; noted for the log. `None`: there is none of that name.
@@ -266,7 +268,7 @@ struct Router<'a, 'd, 'r> {
     member: Rc<WorkerCluster>,
     scopes: Scopes,
     timeouts: Timeouts,
-    retries: Retries,
+    retries: Retries<'r>,
     body: RequestBody,
     mirrors: Vec<mirror::Copy>,
     begun: Instant,
@@ -537,7 +539,9 @@ impl Router<'_, '_, '_> {
         if let Some(via) = via {
             host = host.via(via);
         }
-        self.tried.extend(host.address);
+        if let Some(address) = host.address {
+            self.tried.push(address);
+        }
         if attempts > 1 {
             self.exchange.stream.info.upstream.begin_again();
         }
@@ -565,8 +569,7 @@ impl Router<'_, '_, '_> {
     fn note_host(&mut self, host: &Rc<Host>) {
         let info = &mut self.exchange.stream.info.upstream;
         info.host = host.address;
-        info.hostname.clone_from(&host.config.hostname);
-        info.host_metadata = Some(Arc::clone(&host.config.metadata));
+        info.endpoint = Some(Rc::clone(&host.config));
         self.host = Some(Rc::clone(host));
     }
 
@@ -734,7 +737,7 @@ impl Router<'_, '_, '_> {
 fn poll_hedged(
     cx: &mut Context<'_>,
     hedged: &mut Vec<Leg>,
-    retries: &Retries,
+    retries: &Retries<'_>,
     stream: &mut Stream,
 ) -> Option<Leg> {
     let mut index = 0;

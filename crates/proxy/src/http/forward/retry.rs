@@ -49,11 +49,11 @@ pub(crate) enum Verdict {
 
 /// What can still be tried for one request.
 #[derive(Debug)]
-pub(crate) struct Retries {
+pub(crate) struct Retries<'p> {
     on: RetryOn,
     left: u32,
     done: u32,
-    policy: Option<Arc<RetryPolicy>>,
+    policy: Option<&'p RetryPolicy>,
     /// What the request itself adds to the policy.
     asked: Option<Box<Asked>>,
     /// How long the last response asks to wait.
@@ -73,14 +73,14 @@ struct Asked {
     header_names: Vec<Box<str>>,
 }
 
-impl Retries {
+impl<'p> Retries<'p> {
     /// From the route's policy and the request's own headers, which are consumed.
-    pub(crate) fn new(policy: Option<&Arc<RetryPolicy>>, head: &mut HeaderMap) -> Self {
+    pub(crate) fn new(policy: Option<&'p RetryPolicy>, head: &mut HeaderMap) -> Self {
         let mut retries = Self {
             on: policy.map(|policy| policy.on).unwrap_or_default(),
             left: policy.map_or(1, |policy| policy.max_retries),
             done: 0,
-            policy: policy.cloned(),
+            policy,
             asked: None,
             reset: None,
             replayed: false,
@@ -92,11 +92,11 @@ impl Retries {
         if head.contains_any(REQUEST_HEADERS) {
             retries.read_headers(head);
         }
-        let wanted = |policy: &&Arc<RetryPolicy>| {
+        let wanted = |policy: &RetryPolicy| {
             policy.request_headers.is_empty()
                 || policy.request_headers.iter().any(|matcher| matcher.matches(head))
         };
-        if policy.is_some_and(|policy| !wanted(&policy)) {
+        if policy.is_some_and(|policy| !wanted(policy)) {
             retries.on = RetryOn::default();
         }
         retries
@@ -131,7 +131,7 @@ impl Retries {
 
     /// Whether a retry keeps off this endpoint; `tried`: those that were.
     pub(crate) fn omits(&self, host: &Host, tried: &[SocketAddr]) -> bool {
-        let Some(policy) = &self.policy else { return false };
+        let Some(policy) = self.policy else { return false };
         let metadata = || host.config.metadata.get("envoy.lb");
         policy.omit.iter().any(|omit| match omit {
             OmitHost::Previous => host.address.is_some_and(|address| tried.contains(&address)),
@@ -145,13 +145,13 @@ impl Retries {
 
     /// `host_selection_retry_max_attempts`: further tries to find an endpoint that is not omitted.
     pub(crate) fn host_selection_attempts(&self) -> u32 {
-        let policy = self.policy.as_ref().filter(|policy| !policy.omit.is_empty());
+        let policy = self.policy.filter(|policy| !policy.omit.is_empty());
         policy.map_or(0, |policy| policy.host_selection_attempts)
     }
 
     /// A host of this priority was chosen.
     pub(crate) fn attempted(&mut self, priority: u32) {
-        if self.policy.as_ref().is_some_and(|policy| policy.previous_priorities.is_some()) {
+        if self.policy.is_some_and(|policy| policy.previous_priorities.is_some()) {
             self.attempted.push(priority);
         }
     }
@@ -160,7 +160,7 @@ impl Retries {
     /// `update_frequency` attempts. `available`: the priorities of hosts that can be had; when
     /// none is left, all begins anew.
     pub(crate) fn exclude_priorities(&mut self, available: impl FnOnce() -> Vec<u32>) {
-        let Some(every) = self.policy.as_ref().and_then(|policy| policy.previous_priorities) else { return };
+        let Some(every) = self.policy.and_then(|policy| policy.previous_priorities) else { return };
         let count = u32::try_from(self.attempted.len()).unwrap_or(u32::MAX);
         if count == 0 || !count.is_multiple_of(every.get()) {
             return;
@@ -177,7 +177,7 @@ impl Retries {
     /// The priorities that the next attempt keeps off.
     pub(crate) fn excluded_priorities(&self) -> &[u32] {
         let count = u32::try_from(self.attempted.len()).unwrap_or(u32::MAX);
-        let every = self.policy.as_ref().and_then(|policy| policy.previous_priorities);
+        let every = self.policy.and_then(|policy| policy.previous_priorities);
         if every.is_some_and(|every| count < every.get()) { &[] } else { &self.excluded }
     }
 
@@ -220,7 +220,7 @@ impl Retries {
     pub(crate) fn on_response(&mut self, head: &HeaderMap, wall: impl FnOnce() -> SystemTime) -> bool {
         let wanted = self.would_retry(head);
         self.reset = None;
-        if wanted && let Some(limits) = self.policy.as_ref().and_then(|policy| policy.rate_limited.as_ref()) {
+        if wanted && let Some(limits) = self.policy.and_then(|policy| policy.rate_limited.as_ref()) {
             let wall = wall();
             let mut waits = limits.headers.iter().filter_map(|header| header.wait(head, wall));
             self.reset = waits.find(|wait| *wait <= limits.max);
@@ -239,8 +239,8 @@ impl Retries {
             return self.on.intersects(RetryOn::ENVOY_RATELIMITED);
         }
         let status = head.status();
-        let policy_codes = self.policy.as_ref().map(|policy| &policy.status_codes[..]).unwrap_or_default();
-        let policy_headers = self.policy.as_ref().map(|policy| &policy.headers[..]).unwrap_or_default();
+        let policy_codes = self.policy.map(|policy| &policy.status_codes[..]).unwrap_or_default();
+        let policy_headers = self.policy.map(|policy| &policy.headers[..]).unwrap_or_default();
         let asked_codes = self.asked.as_ref().map(|asked| &asked.status_codes[..]).unwrap_or_default();
         let asked_names = self.asked.as_ref().map(|asked| &asked.header_names[..]).unwrap_or_default();
         (self.on.intersects(RetryOn::SERVER_ERROR) && (500..600).contains(&status))
@@ -318,7 +318,7 @@ impl Retries {
     /// Full jitter: uniform below `base * 2^n`, at most `max`.
     fn back_off(&self, random: u64) -> Duration {
         let default = (Duration::from_millis(25), Duration::from_millis(250));
-        let (base, max) = self.policy.as_ref().map_or(default, |policy| policy.back_off);
+        let (base, max) = self.policy.map_or(default, |policy| policy.back_off);
         let ceiling = base.saturating_mul(1 << self.done.min(20)).min(max);
         let millis = u64::try_from(ceiling.as_millis()).unwrap_or(u64::MAX).max(1);
         Duration::from_millis(random % millis)

@@ -142,7 +142,7 @@ impl Stream {
         let of_http = Some(Protocol::Http11);
         let mut info = StreamInfo::new(connection, of_http, started, SystemTime::now());
         info.filter_state.clear();
-        info.route_name.clone_from(&self.info.route_name);
+        info.route.clone_from(&self.info.route);
         info.health_check = self.info.health_check;
         info.upstream.cluster.clone_from(&self.info.upstream.cluster);
         let next = settings.interval.map(|interval| started + interval);

@@ -5,6 +5,7 @@
 //! `matcher`, `mutation` (header rules), `config` (lowering).
 
 use std::num::NonZeroU32;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,6 +20,7 @@ use crate::http::route::hash_policy::HashPolicies;
 use crate::http::route::mutation::{HeaderChange, HeaderMutations};
 use crate::telemetry::access_log::LogFormat;
 use crate::telemetry::access_log::format::Format;
+use crate::telemetry::stream_info::RouteNames;
 
 pub(crate) mod config;
 mod filters;
@@ -31,7 +33,8 @@ pub(crate) mod table;
 pub(crate) use table::{MatchContext, RouteTable};
 
 /// A matched route with what weighted choices were made for this request.
-#[derive(Clone, Debug)]
+/// A worker shares it between the requests that are served alike (`Worker::select`).
+#[derive(Debug)]
 pub(crate) struct Selected {
     /// The virtual host.
     pub(crate) virtual_host: Arc<VirtualHost>,
@@ -39,6 +42,40 @@ pub(crate) struct Selected {
     pub(crate) route: Arc<Route>,
     /// Index into the route's weighted clusters, if it has some.
     pub(crate) weighted: Option<usize>,
+    /// What both are called, for logs.
+    pub(crate) names: Rc<RouteNames>,
+}
+
+/// The same as it is found: in the route table.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Found<'t> {
+    /// See `Selected::virtual_host`.
+    pub(crate) virtual_host: &'t Arc<VirtualHost>,
+    /// See `Selected::route`.
+    pub(crate) route: &'t Arc<Route>,
+    /// See `Selected::weighted`.
+    pub(crate) weighted: Option<usize>,
+}
+
+impl Found<'_> {
+    /// Whether this is what was selected there.
+    pub(crate) fn is(&self, selected: &Selected) -> bool {
+        Arc::ptr_eq(self.route, &selected.route)
+            && Arc::ptr_eq(self.virtual_host, &selected.virtual_host)
+            && self.weighted == selected.weighted
+    }
+
+    /// Takes it out of the table.
+    pub(crate) fn select(&self) -> Selected {
+        let names =
+            RouteNames { route: self.route.name.clone(), virtual_host: self.virtual_host.name.clone() };
+        Selected {
+            virtual_host: Arc::clone(self.virtual_host),
+            route: Arc::clone(self.route),
+            weighted: self.weighted,
+            names: Rc::new(names),
+        }
+    }
 }
 
 impl Selected {

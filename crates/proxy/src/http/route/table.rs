@@ -20,7 +20,7 @@ use crate::http::headers::{HeaderMap, Known};
 use crate::http::route::config::{self, TableSettings};
 use crate::http::route::matcher::{CookieMatcher, HeaderMatcher, QueryMatcher, header_name, starts_with};
 use crate::http::route::{
-    Action, ClusterChoice, PathRewrite, Redirect, RequireTls, Route, Selected, VirtualHost, filters, mutation,
+    Action, ClusterChoice, Found, PathRewrite, Redirect, RequireTls, Route, VirtualHost, filters, mutation,
 };
 use crate::matching::Matcher;
 use crate::matching::facts::RouteFacts;
@@ -125,7 +125,7 @@ struct Domains {
 
 impl RouteTable {
     /// Finds the route of a request; `None`: there is none (`NR`).
-    pub(crate) fn find(&self, head: &HeaderMap, context: &MatchContext<'_>) -> Option<Selected> {
+    pub(crate) fn find(&self, head: &HeaderMap, context: &MatchContext<'_>) -> Option<Found<'_>> {
         let host = &**self.hosts.get(self.find_host(head)?)?;
         let tls_required = match host.virtual_host.require_tls {
             RequireTls::None => false,
@@ -142,9 +142,8 @@ impl RouteTable {
             };
             &entries.iter().find(|entry| entry.condition.matches(&request, head, context))?.route
         };
-        let virtual_host = Arc::clone(&host.virtual_host);
         let weighted = route.choose(context.random, head);
-        Some(Selected { virtual_host, route: Arc::clone(route), weighted })
+        Some(Found { virtual_host: &host.virtual_host, route, weighted })
     }
 
     fn find_host(&self, head: &HeaderMap) -> Option<usize> {
@@ -336,10 +335,13 @@ struct RequestPath<'h> {
 impl<'h> RequestPath<'h> {
     fn new(head: &'h HeaderMap, ignore_parameters: bool) -> Self {
         let whole = head.path();
-        let whole = memchr::memchr(b'#', whole).map_or(whole, |end| &whole[..end]);
-        let (mut path, query) = match memchr::memchr(b'?', whole) {
-            Some(place) => (&whole[..place], &whole[place + 1..]),
+        let (mut path, query) = match text::find_either(whole, b'?', b'#') {
             None => (whole, &b""[..]),
+            Some(end) if whole[end] == b'#' => (&whole[..end], &b""[..]),
+            Some(end) => {
+                let query = &whole[end + 1..];
+                (&whole[..end], memchr::memchr(b'#', query).map_or(query, |end| &query[..end]))
+            }
         };
         if ignore_parameters && let Some(end) = memchr::memchr(b';', path) {
             path = &path[..end];

@@ -5,6 +5,7 @@
 use std::borrow::Cow;
 use std::cell::RefCell;
 use std::future::poll_fn;
+use std::ops::Range;
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant, SystemTime};
@@ -197,9 +198,11 @@ impl Stream {
     pub(crate) fn mutate_response(&self, selected: &Selected, head: &mut HeaderMap) {
         let route = &selected.route;
         let weighted = selected.weighted_cluster().map(|cluster| &cluster.response_headers);
-        let context = FormatContext { request: Some(&self.request), ..FormatContext::new(&self.info) };
-        for rules in weighted.into_iter().chain(&route.response_headers) {
-            rules.apply(head, &context);
+        if weighted.is_some() || !route.response_headers.is_empty() {
+            let context = FormatContext { request: Some(&self.request), ..FormatContext::new(&self.info) };
+            for rules in weighted.into_iter().chain(&route.response_headers) {
+                rules.apply(head, &context);
+            }
         }
         if selected.virtual_host.include_attempt_count_in_response && self.info.upstream.attempts > 0 {
             head.set(Known::EnvoyAttemptCount, self.info.upstream.attempts.to_string().as_bytes());
@@ -217,7 +220,7 @@ impl Stream {
             normalize::append_list(head, Known::Via, self.manager.via.as_bytes(), b", ");
         }
         if !head.contains(Known::Date) {
-            append_date(head, self.info.start_time + now.saturating_duration_since(self.info.started));
+            append_date(head, now, &self.info);
         }
         let own = self.manager.server_name.as_bytes();
         match self.manager.server_header {
@@ -355,16 +358,24 @@ pub(crate) fn broken_off(info: &mut StreamInfo, reason: ResetReason) {
 }
 
 /// Appends `date`; its text is made once a second.
-fn append_date(head: &mut HeaderMap, wall: SystemTime) {
+fn append_date(head: &mut HeaderMap, now: Instant, info: &StreamInfo) {
     thread_local! {
-        static DATE: RefCell<(u64, String)> = const { RefCell::new((0, String::new())) };
+        /// The text, and from when to when it holds.
+        static DATE: RefCell<Option<(String, Range<Instant>)>> = const { RefCell::new(None) };
     }
-    let second = wall.duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO).as_secs();
-    DATE.with_borrow_mut(|(made, text)| {
-        if *made != second || text.is_empty() {
-            *made = second;
-            *text = httpdate::fmt_http_date(wall);
-        }
+    DATE.with_borrow_mut(|made| {
+        let (text, _) = match made {
+            Some(made) if made.1.contains(&now) => made,
+            made => made.insert(date(now, info)),
+        };
         head.append_known(Known::Date, text.as_bytes());
     });
+}
+
+/// The date of now, and from when to when that is the second.
+fn date(now: Instant, info: &StreamInfo) -> (String, Range<Instant>) {
+    let wall = info.start_time + now.saturating_duration_since(info.started);
+    let spent = wall.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().subsec_nanos();
+    let end = now + (Duration::from_secs(1) - Duration::from_nanos(spent.into()));
+    (httpdate::fmt_http_date(wall), now..end)
 }

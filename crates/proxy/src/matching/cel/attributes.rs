@@ -67,11 +67,11 @@ impl Root {
             Root::Xds => {
                 let info = facts.info().ok_or(Failed)?;
                 let name = match field {
-                    "route_name" => &info.route_name,
-                    "virtual_host_name" => &info.virtual_host,
+                    "route_name" => info.route_name(),
+                    "virtual_host_name" => info.route.as_ref().map(|names| &*names.virtual_host),
                     _ => return Err(Failed),
                 };
-                Ok(Value::text_of(name.as_deref().unwrap_or_default()))
+                Ok(Value::text_of(name.unwrap_or_default()))
             }
         }
     }

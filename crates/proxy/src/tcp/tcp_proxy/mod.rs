@@ -353,7 +353,7 @@ impl Session<'_> {
             stats.upstream_cx_total().inc();
             stats.upstream_rq_pending_total().inc();
             let via = self.via(&member);
-            let EndpointConfig { address, others, metadata, hostname, .. } = &host.config;
+            let EndpointConfig { address, others, metadata, hostname, .. } = &*host.config;
             let peer = Peer {
                 cluster: &member.config,
                 address,
@@ -408,8 +408,7 @@ impl Session<'_> {
     fn note_host(&self, host: &Host, attempt: u32) {
         let upstream = &mut self.info.borrow_mut().upstream;
         upstream.host = host.address;
-        upstream.hostname = host.config.hostname.clone();
-        upstream.host_metadata = Some(Arc::clone(&host.config.metadata));
+        upstream.endpoint = Some(Rc::clone(&host.config));
         upstream.attempts = attempt;
     }
 

@@ -336,7 +336,7 @@ pub(crate) const FACTS: &[(&str, Fact)] = &[
     ("RESPONSE_HEADERS_BYTES", |cx| size(cx.response)),
     ("RESPONSE_TRAILERS_BYTES", |cx| size(cx.trailers)),
     ("RESPONSE_TX_DURATION", |cx| millis(cx.info.upstream.first_rx, cx.info.last_downstream_tx)),
-    ("ROUTE_NAME", |cx| maybe(cx.info.route_name.as_deref().filter(|name| !name.is_empty()))),
+    ("ROUTE_NAME", |cx| maybe(cx.info.route_name())),
     ("STREAM_ID", |cx| maybe(cx.info.request_id.as_deref())),
     ("UNIQUE_ID", |_| owned(random_uuid())),
     ("UPSTREAM_CLUSTER", |cx| cluster_name(cx, |facts| &facts.stat_name)),
@@ -636,7 +636,8 @@ fn flag_names(info: &StreamInfo, name: fn(&'static str, &'static str) -> &'stati
 
 fn upstream_host_name<'a>(cx: &FormatContext<'a>, with_port: bool) -> Value<'a> {
     let upstream = &cx.info.upstream;
-    match upstream.hostname.as_deref().filter(|name| !name.is_empty()) {
+    let hostname = upstream.endpoint.as_ref().and_then(|endpoint| endpoint.hostname.as_deref());
+    match hostname.filter(|name| !name.is_empty()) {
         Some(name) if with_port => text(name),
         Some(name) => match name.rsplit_once(':') {
             Some((host, port)) if !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit()) => {
@@ -670,7 +671,10 @@ fn find_metadata<'a>(
             let metadata = cx.info.upstream.cluster.as_ref().map(|facts| &facts.metadata);
             below(shared(metadata, namespace), keys).cloned()
         }
-        MetadataOf::Host => below(shared(cx.info.upstream.host_metadata.as_ref(), namespace), keys).cloned(),
+        MetadataOf::Host => {
+            let metadata = cx.info.upstream.endpoint.as_ref().map(|endpoint| &endpoint.metadata);
+            below(shared(metadata, namespace), keys).cloned()
+        }
     };
     match found {
         None | Some(Json::Null) => Value::Absent,

@@ -11,10 +11,11 @@ use prost::Message;
 use super::command::FormatContext;
 use super::format::Format;
 use super::{AccessLog, Filter, LogFormat, LogType};
+use crate::cluster::{EndpointAddress, EndpointConfig};
 use crate::config::lower::Lower;
 use crate::http::headers::HeaderMap;
 use crate::telemetry::stream_info::{
-    ClusterFacts, ConnectionInfo, FilterState, HeadSize, Protocol, ResponseFlags, StreamInfo,
+    ClusterFacts, ConnectionInfo, FilterState, HeadSize, Protocol, ResponseFlags, RouteNames, StreamInfo,
 };
 
 fn headers(pairs: &[(&str, &str)]) -> HeaderMap {
@@ -59,10 +60,11 @@ impl Sample {
         info.request_complete = at(100);
         info.first_downstream_tx = at(3500);
         info.last_downstream_tx = at(3927);
-        info.route_name = Some("r".into());
+        info.route = Some(Rc::new(RouteNames { route: "r".into(), virtual_host: "v".into() }));
         info.request_id = Some("75f28955-9d59-40b8-8a84-953b2f99b311".into());
         info.upstream.host = Some("127.0.0.1:19802".parse().unwrap());
-        info.upstream.hostname = Some("hn:80".into());
+        let endpoint = EndpointConfig::plain(EndpointAddress::Ip("127.0.0.1:19802".parse().unwrap()));
+        info.upstream.endpoint = Some(Rc::new(EndpointConfig { hostname: Some("hn:80".into()), ..endpoint }));
         info.upstream.first_tx = at(400);
         info.upstream.first_rx = at(3400);
         info.upstream.last_rx = at(3450);

@@ -1,6 +1,8 @@
-//! Finding the byte at which a part of a head ends: eight or sixteen bytes at a time, in safe code
-//! that needs no particular processor. Everything that is not between `from` and the position that
-//! is found is of the right kind, so that nothing is looked at twice.
+//! Finding the byte at which a part of a head ends: sixteen bytes at a time (`text::Sixteen`), and
+//! eight where no sixteen are left. Everything that is not between `from` and the position that is
+//! found is of the right kind, so that nothing is looked at twice.
+
+use crate::text::Sixteen;
 
 /// One in each byte.
 const EACH: u64 = 0x0101_0101_0101_0101;
@@ -20,12 +22,24 @@ const fn equal(word: u64, byte: u8) -> u64 {
     below(word ^ (byte as u64 * EACH), 1)
 }
 
-/// Finds the first byte of a text that `stops`, of which `marks` tells for eight bytes; the length
-/// if there is none.
+/// Finds the first byte of a text that `stops`, of which `wide` tells for sixteen bytes and `marks`
+/// for eight; the length if there is none.
 #[inline]
-fn find(text: &[u8], marks: impl Fn(u64) -> u64, stops: impl Fn(u8) -> bool) -> usize {
-    let (words, rest) = text.as_chunks::<8>();
+fn find(
+    text: &[u8],
+    wide: impl Fn(Sixteen) -> u32,
+    marks: impl Fn(u64) -> u64,
+    stops: impl Fn(u8) -> bool,
+) -> usize {
     let mut at = 0;
+    while let Some(bytes) = text.get(at..).and_then(<[u8]>::first_chunk) {
+        let found = wide(Sixteen::of(bytes));
+        if found != 0 {
+            return at + found.trailing_zeros() as usize;
+        }
+        at += 16;
+    }
+    let (words, rest) = text.get(at..).unwrap_or_default().as_chunks::<8>();
     for word in words {
         let found = marks(u64::from_le_bytes(*word));
         if found != 0 {
@@ -43,17 +57,9 @@ pub(super) fn value_end(input: &[u8], from: usize) -> usize {
     let mut at = from;
     loop {
         let rest = input.get(at..).unwrap_or_default();
-        let mut skipped = 0;
-        // Long values: the compiler makes few instructions of this.
-        for chunk in rest.as_chunks::<16>().0 {
-            if chunk.iter().fold(false, |found, byte| found | (*byte < 0x20) | (*byte == 0x7f)) {
-                break;
-            }
-            skipped += 16;
-        }
+        let wide = |bytes: Sixteen| bytes.up_to(0x1f) | bytes.equal(0x7f);
         let marks = |word| below(word, 0x20) | equal(word, 0x7f);
-        at += skipped
-            + find(rest.get(skipped..).unwrap_or_default(), marks, |byte| byte < 0x20 || byte == 0x7f);
+        at += find(rest, wide, marks, |byte| byte < 0x20 || byte == 0x7f);
         if input.get(at) != Some(&b'\t') {
             return at;
         }
@@ -66,14 +72,16 @@ pub(super) fn value_end(input: &[u8], from: usize) -> usize {
 #[inline]
 pub(super) fn name_end(input: &[u8], from: usize) -> usize {
     let rest = input.get(from..).unwrap_or_default();
-    from + find(rest, |word| below(word, 0x21) | equal(word, b':'), |byte| byte < 0x21 || byte == b':')
+    let wide = |bytes: Sixteen| bytes.up_to(0x20) | bytes.equal(b':');
+    from + find(rest, wide, |word| below(word, 0x21) | equal(word, b':'), |byte| byte < 0x21 || byte == b':')
 }
 
 /// The end of what may stand in a request's target: visible ASCII.
 #[inline]
 pub(super) fn target_end(input: &[u8], from: usize) -> usize {
+    let wide = |bytes: Sixteen| bytes.up_to(0x20) | bytes.from(0x7f);
     let marks = |word: u64| below(word, 0x21) | equal(word, 0x7f) | word & TOP;
-    from + find(input.get(from..).unwrap_or_default(), marks, |byte| !byte.is_ascii_graphic())
+    from + find(input.get(from..).unwrap_or_default(), wide, marks, |byte| !byte.is_ascii_graphic())
 }
 
 /// What a byte is in a name: nothing (0), a token character, or one in capitals.
