@@ -27,6 +27,47 @@ pub(crate) fn append<const N: usize>(to: &mut Vec<u8>, runs: [&[u8]; N]) {
     unsafe { to.set_len(end) };
 }
 
+/// Appends the first `length` bytes of a name, a value and CRLF.
+///
+/// # Panics
+/// As `append`, and if the name is not so long.
+#[inline]
+#[allow(unsafe_code, reason = "a copy of a length that the compiler knows is a few moves")]
+pub(crate) fn append_line<const N: usize>(to: &mut Vec<u8>, name: &[u8; N], length: usize, value: &[u8]) {
+    assert!(length <= N, "a name is within its room");
+    to.reserve(N.saturating_add(2).saturating_add(value.len()));
+    let start = to.len();
+    // SAFETY: there is room for all of the name's N bytes, the value and two more behind what is
+    // there, and the value begins no later than behind those N. None of it lies in `to`, which is
+    // borrowed mutably. Up to the new length everything is written.
+    unsafe {
+        let place = to.as_mut_ptr().add(start);
+        std::ptr::copy_nonoverlapping(name.as_ptr(), place, N);
+        std::ptr::copy_nonoverlapping(value.as_ptr(), place.add(length), value.len());
+        let end = length + value.len();
+        std::ptr::copy_nonoverlapping(b"\r\n".as_ptr(), place.add(end), 2);
+        to.set_len(start + end + 2);
+    }
+}
+
+/// Whether there is a letter in upper case.
+#[inline]
+pub(crate) fn has_capitals(text: &[u8]) -> bool {
+    let capitals = |bytes: &[u8; 16]| {
+        let bytes = Sixteen::of(bytes);
+        bytes.from(b'A') & bytes.up_to(b'Z') != 0
+    };
+    let (chunks, rest) = text.as_chunks();
+    if chunks.iter().any(capitals) {
+        return true;
+    }
+    match text.last_chunk() {
+        // Some are looked at twice.
+        Some(last) => !rest.is_empty() && capitals(last),
+        None => rest.iter().any(u8::is_ascii_uppercase),
+    }
+}
+
 /// Bytes as text, if they are UTF-8; quick if they are ASCII.
 #[inline]
 #[allow(unsafe_code, reason = "that it is ASCII was checked")]
@@ -57,7 +98,10 @@ pub(crate) fn find_either(text: &[u8], one: u8, other: u8) -> Option<usize> {
 /// Sixteen bytes that are compared at once: each comparison has a bit for each byte, the lowest for
 /// the first one.
 #[derive(Clone, Copy)]
-pub(crate) struct Sixteen(#[cfg(target_arch = "x86_64")] __m128i, #[cfg(not(target_arch = "x86_64"))] [u8; 16]);
+pub(crate) struct Sixteen(
+    #[cfg(target_arch = "x86_64")] __m128i,
+    #[cfg(not(target_arch = "x86_64"))] [u8; 16],
+);
 
 #[cfg(target_arch = "x86_64")]
 #[allow(unsafe_code, reason = "SSE2 is what every x86-64 has")]
@@ -130,7 +174,33 @@ impl Sixteen {
 
 #[cfg(test)]
 mod tests {
-    use super::{Sixteen, append, find_either, from_bytes};
+    use super::{Sixteen, append, append_line, find_either, from_bytes, has_capitals};
+
+    #[test]
+    fn lines_are_appended() {
+        let mut to = b"a".to_vec();
+        append_line(&mut to, b"name: \0\0", 6, b"value");
+        append_line(&mut to, b"te: ", 4, b"");
+        assert_eq!(String::from_utf8_lossy(&to), "aname: value\r\nte: \r\n");
+    }
+
+    #[test]
+    fn capitals_are_found_wherever_they_are() {
+        for length in 0..50 {
+            let mut text = vec![b'@'; length];
+            for byte in [b'[', b'`', b'a', b'z', 0xc1] {
+                text.fill(byte);
+                assert!(!has_capitals(&text));
+            }
+            for at in 0..length {
+                for letter in [b'A', b'Q', b'Z'] {
+                    text[at] = letter;
+                    assert!(has_capitals(&text), "{at} of {length}");
+                }
+                text[at] = b'-';
+            }
+        }
+    }
 
     #[test]
     fn either_is_found() {
@@ -181,7 +251,9 @@ mod tests {
 
     #[test]
     fn text_is_what_is_utf8() {
-        for bytes in [&b""[..], b"plain text that is longer than a word", "grün".as_bytes(), b"\xff", b"abcdefgh\xc3"] {
+        for bytes in
+            [&b""[..], b"plain text that is longer than a word", "grün".as_bytes(), b"\xff", b"abcdefgh\xc3"]
+        {
             assert_eq!(from_bytes(bytes), std::str::from_utf8(bytes).ok());
         }
     }

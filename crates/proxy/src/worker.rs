@@ -388,14 +388,19 @@ impl Worker {
     }
 
     /// Gives the current RDS table of this name and origin to a function; `None`: not received yet.
-    pub(crate) fn with_routes<T>(&self, table: &ResourceKey, then: impl FnOnce(&RouteTable) -> T) -> Option<T> {
+    pub(crate) fn with_routes<T>(
+        &self,
+        table: &ResourceKey,
+        then: impl FnOnce(&RouteTable) -> T,
+    ) -> Option<T> {
         self.snapshot.borrow().routes.get(table).map(|table| then(table))
     }
 
     /// What was found in a route table, shared with the last requests that were served alike:
     /// counting who uses what all workers share takes locked instructions.
     pub(crate) fn select(&self, found: &Found<'_>) -> Rc<Selected> {
-        let place = (Arc::as_ptr(found.route) as usize >> 4).wrapping_add(found.weighted.unwrap_or(0)) % RECENT;
+        let place =
+            (Arc::as_ptr(found.route) as usize >> 4).wrapping_add(found.weighted.unwrap_or(0)) % RECENT;
         let mut kept = self.selected.borrow_mut();
         if let Some(Some(selected)) = kept.get(place)
             && found.is(selected)

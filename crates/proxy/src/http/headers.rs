@@ -192,10 +192,10 @@ impl Block {
     /// Appends a line of a known name: the spans of name and value.
     #[inline]
     fn store_line(&mut self, name: Known, value: &[u8]) -> (Span, Span) {
-        let line = name.line().as_bytes();
+        let (line, length) = name.wide_line();
         let start = self.bytes.len();
-        let value_at = start + line.len();
-        text::append(&mut self.bytes, [line, value, b"\r\n"]);
+        let value_at = start + length;
+        text::append_line(&mut self.bytes, line, length, value);
         (Span::of(start..value_at - 2), Span::of(value_at..value_at + value.len()))
     }
 
@@ -471,7 +471,7 @@ impl HeaderMap {
             }
             let value = block.slice(entry.value);
             match known {
-                Some(known) => text::append(out, [known.line().as_bytes(), value, b"\r\n"]),
+                Some(known) => text::append(out, [known.line(), value, b"\r\n"]),
                 None => {
                     let name = block.slice(entry.name);
                     if name.first() != Some(&b':') {

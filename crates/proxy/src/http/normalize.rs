@@ -415,7 +415,13 @@ static OCTETS: [([u8; 4], u8); 256] = {
     let mut octet = 0;
     while octet < 256 {
         let digits = [octet / 100, octet / 10 % 10, octet % 10];
-        let length = if octet >= 100 { 3 } else if octet >= 10 { 2 } else { 1 };
+        let length = if octet >= 100 {
+            3
+        } else if octet >= 10 {
+            2
+        } else {
+            1
+        };
         let mut at = 0;
         while at < length {
             octets[octet].0[at] = b'0' + digits[3 - length + at] as u8;

@@ -419,9 +419,7 @@ impl Stream {
     pub(crate) fn route(&mut self, head: &HeaderMap) {
         let context =
             MatchContext { random: self.random, is_internal: self.internal, info: Some(&self.info) };
-        let found = |table: &RouteTable| {
-            table.find(head, &context).map(|found| self.worker.select(&found))
-        };
+        let found = |table: &RouteTable| table.find(head, &context).map(|found| self.worker.select(&found));
         let selected = match &self.manager.routes {
             RouteSource::Static(table) => found(table),
             RouteSource::Scoped(scopes) => scopes.find(head).and_then(|table| found(table)),

@@ -25,7 +25,7 @@ macro_rules! known_headers {
         static TEXTS: [&str; Known::COUNT] = NAMES;
 
         /// The same with what stands between name and value of a line.
-        static LINES: [&str; Known::COUNT] = [$(concat!($text, ": "),)*];
+        static LINES: [Line; Known::COUNT] = [$(Line::of(concat!($text, ": ")),)*];
     };
 }
 
@@ -174,8 +174,16 @@ impl Known {
 
     /// The lower-case name, a colon and a space.
     #[inline]
-    pub(crate) fn line(self) -> &'static str {
-        LINES[self as usize]
+    pub(crate) fn line(self) -> &'static [u8] {
+        let Line { text, length } = &LINES[self as usize];
+        text.get(..usize::from(*length)).unwrap_or_default()
+    }
+
+    /// The same, in room that is as large for all names: so it is quick to copy. Its length.
+    #[inline]
+    pub(crate) fn wide_line(self) -> (&'static [u8; WIDE], usize) {
+        let Line { text, length } = &LINES[self as usize];
+        (text, usize::from(*length))
     }
 
     /// Whether it is a pseudo-header.
@@ -203,6 +211,28 @@ impl Known {
             name != known.text().as_bytes()
         };
         Some((known, capitals))
+    }
+}
+
+/// Room for the longest name, a colon and a space.
+pub(crate) const WIDE: usize = 48;
+
+/// A name, a colon and a space.
+struct Line {
+    text: [u8; WIDE],
+    length: u8,
+}
+
+impl Line {
+    const fn of(text: &str) -> Self {
+        let bytes = text.as_bytes();
+        let mut line = Line { text: [0; WIDE], length: bytes.len() as u8 };
+        let mut at = 0;
+        while at < bytes.len() {
+            line.text[at] = bytes[at];
+            at += 1;
+        }
+        line
     }
 }
 
@@ -332,7 +362,10 @@ mod tests {
             assert_eq!(Known::find(upper.as_bytes()), None, "{upper}");
             let found = Known::find_in_any_case(name.as_bytes());
             assert_eq!(found.map(|(known, _)| known), Some(*known), "{name}");
-            assert_eq!(known.line(), format!("{name}: "));
+            let line = format!("{name}: ");
+            assert_eq!(known.line(), line.as_bytes());
+            let (wide, length) = known.wide_line();
+            assert_eq!((wide.get(..length), length), (Some(known.line()), line.len()));
             assert_eq!(known.is_pseudo(), name.starts_with(':'));
         }
     }

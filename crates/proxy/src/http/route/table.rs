@@ -153,8 +153,7 @@ impl RouteTable {
         };
         let Some(host) = text::from_bytes(host) else { return self.domains.any };
         let host = if self.ignore_port { without_port(host) } else { host };
-        // To the end, which is quicker than looking for a way out in the middle.
-        if host.bytes().fold(false, |any, byte| any | byte.is_ascii_uppercase()) {
+        if text::has_capitals(host.as_bytes()) {
             self.domains.find(&host.to_ascii_lowercase())
         } else {
             self.domains.find(host)
