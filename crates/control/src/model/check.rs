@@ -9,6 +9,9 @@ use std::net::IpAddr;
 use super::diagnostic::{Finding, Severity};
 use super::string_match::StringMatch;
 
+/// Begins the name of what looks like a header and is a claim of a JWT.
+const CLAIMS: &str = "@request.auth.claims";
+
 /// The collector: where the walk is, and what it found.
 #[derive(Debug, Default)]
 pub(crate) struct Check {
@@ -141,7 +144,13 @@ impl Check {
         self.at(field, |check| {
             for (name, matcher) in matches {
                 check.key(name, |check| {
-                    if !is_header_name(name.trim_start_matches(':')) {
+                    if name.to_ascii_lowercase().starts_with(CLAIMS) {
+                        if crate::translate::route::matcher::claim(name).is_none() {
+                            check.invalid(format!(
+                                "{name:?} names no claim: use {CLAIMS}.NAME or {CLAIMS}[NAME]"
+                            ));
+                        }
+                    } else if !is_header_name(name.trim_start_matches(':')) {
                         check.invalid(format!("{name:?} is no header name"));
                     }
                     check.string_match(matcher);

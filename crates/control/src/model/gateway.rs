@@ -123,6 +123,9 @@ pub(crate) enum TlsVersion {
     V1_3,
 }
 
+/// How many certificates a server may have.
+const MOST_CERTIFICATES: usize = 2;
+
 /// What a server's `port.protocol` asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ServerProtocol {
@@ -130,7 +133,7 @@ pub(crate) enum ServerProtocol {
     Http,
     /// TCP or a protocol treated as such.
     Tcp,
-    /// HTTPS or TLS: not supported yet.
+    /// HTTPS or TLS.
     Tls,
     /// No known protocol.
     Unknown,
@@ -212,12 +215,70 @@ fn server_fields(check: &mut Check, server: &Server) {
     if !server.bind.is_empty() && server.bind.parse::<std::net::IpAddr>().is_err() {
         check.at("bind", |check| check.error("unsupported-field", "only addresses can be bound so far"));
     }
-    if server.protocol() != ServerProtocol::Tls
-        && let Some(tls) = &server.tls
-    {
+    if server.protocol() == ServerProtocol::Tls {
+        check.at("tls", |check| match &server.tls {
+            None => check.invalid("a server of HTTPS or TLS needs it"),
+            Some(tls) => tls_settings(check, tls),
+        });
+    } else if let Some(tls) = &server.tls {
         let rest = ServerTls { https_redirect: tls.https_redirect, ..ServerTls::default() };
         if *tls != rest {
             check.at("tls", |check| check.invalid("a server without TLS can have httpsRedirect only"));
         }
+    }
+}
+
+/// The certificates that a mode needs, and what else must agree.
+fn tls_settings(check: &mut Check, tls: &ServerTls) {
+    let named = !tls.credential_name.is_empty() || !tls.credential_names.is_empty();
+    let files = !tls.server_certificate.is_empty() || !tls.private_key.is_empty();
+    if !tls.credential_name.is_empty() && !tls.credential_names.is_empty() {
+        check.at("credentialNames", |check| {
+            check.invalid("only one of credentialName and credentialNames may be given")
+        });
+    }
+    if named && (files || !tls.tls_certificates.is_empty()) {
+        check.at("credentialName", |check| check.invalid("only one of credentials and files may be given"));
+    }
+    check.each("tlsCertificates", &tls.tls_certificates, |check, certificate| {
+        if certificate.server_certificate.is_empty() || certificate.private_key.is_empty() {
+            check.invalid("serverCertificate and privateKey are needed");
+        }
+    });
+    let several = tls.credential_names.len().max(tls.tls_certificates.len());
+    if several > MOST_CERTIFICATES {
+        check.invalid(format!(
+            "{several} certificates are more than {MOST_CERTIFICATES}: one RSA and one ECDSA"
+        ));
+    }
+    let mode = tls.mode.unwrap_or(ServerTlsMode::Passthrough);
+    let certificates = named || !tls.tls_certificates.is_empty();
+    match mode {
+        ServerTlsMode::Passthrough | ServerTlsMode::AutoPassthrough => {}
+        ServerTlsMode::IstioMutual => {
+            if certificates || files || !tls.ca_certificates.is_empty() {
+                check.at("mode", |check| check.invalid("ISTIO_MUTUAL has the certificates of the workload"));
+            }
+        }
+        ServerTlsMode::Simple | ServerTlsMode::Mutual | ServerTlsMode::OptionalMutual => {
+            if !certificates && (tls.server_certificate.is_empty() || tls.private_key.is_empty()) {
+                check.invalid("credentialName, or serverCertificate and privateKey, are needed");
+            }
+            if mode != ServerTlsMode::Simple && !named && tls.ca_certificates.is_empty() {
+                check.at("caCertificates", |check| check.invalid("are needed to verify clients"));
+            }
+        }
+    }
+    let number = |version: Option<TlsVersion>| match version {
+        None | Some(TlsVersion::Auto) => None,
+        Some(TlsVersion::V1_0) => Some(0),
+        Some(TlsVersion::V1_1) => Some(1),
+        Some(TlsVersion::V1_2) => Some(2),
+        Some(TlsVersion::V1_3) => Some(3),
+    };
+    if let (Some(least), Some(most)) = (number(tls.min_protocol_version), number(tls.max_protocol_version))
+        && least > most
+    {
+        check.at("maxProtocolVersion", |check| check.invalid("is less than minProtocolVersion"));
     }
 }

@@ -100,12 +100,8 @@ const INGRESS: &[Row] = &[warn("spec", NO_EFFECT)];
 
 /// Fields of the MeshConfig itself: paths begin below the key `mesh`.
 const MESH_CONFIG: &[Row] = &[
-    warn("proxyListenPort!=15001", NO_EFFECT),
-    warn("proxyInboundListenPort!=15006", NO_EFFECT),
-    warn("proxyHttpPort!=0", NO_EFFECT),
     warn("connectTimeout!=10s", NO_EFFECT),
     warn("hboneIdleTimeout", NO_EFFECT),
-    warn("protocolDetectionTimeout", NO_EFFECT),
     warn("tcpKeepalive", NO_EFFECT),
     warn("ingressClass", NO_EFFECT),
     warn("ingressService", NO_EFFECT),
@@ -113,7 +109,6 @@ const MESH_CONFIG: &[Row] = &[
     warn("ingressSelector", NO_EFFECT),
     warn("enableTracing=true", NO_EFFECT),
     warn("enableEnvoyAccessLogService=true", NO_EFFECT),
-    warn("disableEnvoyListenerLog", NO_EFFECT),
     warn("defaultConfig.configPath", NO_EFFECT),
     warn("defaultConfig.binaryPath", NO_EFFECT),
     warn("defaultConfig.serviceCluster", NO_EFFECT),
@@ -140,7 +135,6 @@ const MESH_CONFIG: &[Row] = &[
     warn("defaultConfig.runtimeValues", NO_EFFECT),
     warn("defaultConfig.statusPort", NO_EFFECT),
     warn("defaultConfig.extraStatTags", NO_EFFECT),
-    warn("defaultConfig.gatewayTopology", NO_EFFECT),
     warn("defaultConfig.terminationDrainDuration", NO_EFFECT),
     warn("defaultConfig.meshId", NO_EFFECT),
     warn("defaultConfig.readinessProbe", NO_EFFECT),
@@ -149,11 +143,13 @@ const MESH_CONFIG: &[Row] = &[
     warn("defaultConfig.caCertificatesPem", NO_EFFECT),
     warn("defaultConfig.image", NO_EFFECT),
     warn("defaultConfig.privateKeyProvider", NO_EFFECT),
-    warn("defaultConfig.proxyHeaders", NO_EFFECT),
+    warn("defaultConfig.proxyHeaders.metadataExchangeHeaders", NO_EFFECT),
     warn("defaultConfig.fileFlushInterval", NO_EFFECT),
     warn("defaultConfig.fileFlushMinSizeKb", NO_EFFECT),
     warn("defaultConfig.statsCompression", NO_EFFECT),
-    warn("defaultConfig.connectionSettings", NO_EFFECT),
+    warn("defaultConfig.connectionSettings.clusterPerConnectionBufferLimitBytes", NO_EFFECT),
+    warn("defaultConfig.connectionSettings.listenerConnectionLimit", NO_EFFECT),
+    warn("defaultConfig.connectionSettings.globalDownstreamConnectionLimit", NO_EFFECT),
     warn("outboundTrafficPolicy.mode=ALLOW_ANY_DYNAMIC_DNS", "is treated as ALLOW_ANY"),
     warn("outboundTrafficPolicy.tls", NO_EFFECT),
     warn("inboundTrafficPolicy.mode=LOCALHOST", NO_EFFECT),
@@ -191,9 +187,7 @@ const MESH_CONFIG: &[Row] = &[
     warn("extensionProviders[].sds", NO_EFFECT),
     warn("defaultProviders", NO_EFFECT),
     warn("discoverySelectors", NO_EFFECT),
-    warn("pathNormalization", NO_EFFECT),
     warn("meshMTLS", NO_EFFECT),
-    warn("tlsDefaults", NO_EFFECT),
     warn("defaultTrafficPolicy", NO_EFFECT),
     warn("serviceEntryVisibility", NO_EFFECT),
 ];
@@ -217,14 +211,8 @@ const WORKLOAD_ENTRY: &[Row] = &[warn("spec", NO_EFFECT)];
 const WORKLOAD_GROUP: &[Row] = &[warn("spec", NO_EFFECT)];
 
 const VIRTUAL_SERVICE: &[Row] = &[
-    error("spec.http[].match[].headers{@request.auth.claims*}", "the rule would be for all requests"),
-    error("spec.http[].match[].withoutHeaders{@request.auth.claims*}", "the rule would be for all requests"),
-    // Left out, requests would fall to rules that are not meant for them.
-    error("spec.http[].delegate", "the rule would be missing"),
-    warn("spec.http[].retries.retryRemoteLocalities=true", NO_EFFECT),
     warn("spec.http[].fault.delay.exponentialDelay", NO_EFFECT),
     warn("spec.http[].fault.abort.http2Error", NO_EFFECT),
-    warn("spec.tls", NO_EFFECT),
     warn("spec.tcp[].match[].sourceSubnet", NO_EFFECT),
 ];
 
@@ -245,12 +233,8 @@ const DESTINATION_RULE: &[Row] = &[
     warn("spec.**.retryBudget.budgetInterval", NO_EFFECT),
 ];
 
-const GATEWAY: &[Row] = &[
-    warn("spec.servers[].port.protocol=HTTPS", "the server is left out"),
-    warn("spec.servers[].port.protocol=TLS", "the server is left out"),
-    warn("spec.servers[].port.targetPort", NO_EFFECT),
-    warn("spec.servers[].defaultEndpoint", NO_EFFECT),
-];
+const GATEWAY: &[Row] =
+    &[warn("spec.servers[].port.targetPort", NO_EFFECT), warn("spec.servers[].defaultEndpoint", NO_EFFECT)];
 
 const SIDECAR: &[Row] = &[warn("spec", NO_EFFECT)];
 

@@ -2,7 +2,7 @@
 
 use super::{
     Destination, Fault, GRPC_STATUSES, HeaderOperations, Headers, HttpMatch, HttpRoute, L4Match, Percent,
-    Redirect, Retries, RouteDestination, VirtualService,
+    Redirect, Retries, RouteDestination, TlsMatch, VirtualService,
 };
 use crate::model::check::{Check, is_cidr_or_address, is_header_name};
 use crate::model::diagnostic::Finding;
@@ -18,7 +18,7 @@ impl VirtualService {
     pub(crate) fn validate(&self) -> Vec<Finding> {
         let mut check = Check::spec();
         if self.hosts.is_empty() {
-            check.at("hosts", |check| check.invalid("at least one host is needed"));
+            self.validate_delegate(&mut check);
         }
         check.each("hosts", &self.hosts, |check, host| check.host(host));
         check.each("gateways", &self.gateways, gateway_name);
@@ -31,8 +31,53 @@ impl VirtualService {
             check.each("match", &rule.r#match, l4_match);
             l4_destinations(check, &rule.route);
         });
+        check.each("tls", &self.tls, |check, rule| {
+            if rule.r#match.is_empty() {
+                check.at("match", |check| check.invalid("a match with sniHosts is needed"));
+            }
+            check.each("match", &rule.r#match, |check, found| tls_match(check, found, &self.hosts));
+            l4_destinations(check, &rule.route);
+        });
         check.into_findings()
     }
+
+    /// Without hosts it is a delegate: it has HTTP rules only, and cannot delegate further.
+    fn validate_delegate(&self, check: &mut Check) {
+        let needed = "at least one host is needed; without, it is a delegate, which has http only";
+        if !self.gateways.is_empty() || !self.tls.is_empty() || !self.tcp.is_empty() {
+            check.at("hosts", |check| check.invalid(needed));
+        }
+        check.each("http", &self.http, |check, rule| {
+            if rule.delegate.is_some() {
+                check.at("delegate", |check| check.invalid("a delegate cannot delegate"));
+            }
+        });
+    }
+}
+
+fn tls_match(check: &mut Check, matcher: &TlsMatch, hosts: &[String]) {
+    if matcher.sni_hosts.is_empty() {
+        check.at("sniHosts", |check| check.invalid("at least one is needed"));
+    }
+    check.each("sniHosts", &matcher.sni_hosts, |check, name| {
+        check.host(name);
+        let within =
+            |host: &String| name == host || host.strip_prefix('*').is_some_and(|end| name.ends_with(end));
+        // Short names are completed later, so only what is complete can be compared.
+        if name.contains('.') && hosts.iter().all(|host| host.contains('.') && !within(host)) {
+            check.warn("no-effect", format!("{name:?} is within none of the hosts"));
+        }
+    });
+    check.each("destinationSubnets", &matcher.destination_subnets, |check, subnet| {
+        if !is_cidr_or_address(subnet) {
+            check.invalid(format!("{subnet:?} is neither an address nor a CIDR range"));
+        }
+    });
+    if matcher.port != 0 {
+        check.at("port", |check| check.port(matcher.port));
+    }
+    check.at("sourceLabels", |check| check.labels(&matcher.source_labels));
+    check.each("gateways", &matcher.gateways, gateway_name);
 }
 
 fn gateway_name(check: &mut Check, name: &String) {

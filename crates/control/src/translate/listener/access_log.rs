@@ -50,6 +50,9 @@ const QUOTED: [&str; 6] = [
 /// The loggers of a listener itself: connections that no chain takes are logged there alone.
 pub(super) fn listener_log(mesh: &MeshConfig) -> Vec<accesslog::AccessLog> {
     use accesslog::access_log_filter::FilterSpecifier;
+    if mesh.disable_envoy_listener_log {
+        return Vec::new();
+    }
     let unmatched = accesslog::ResponseFlagFilter { flags: vec!["NR".to_owned()] };
     let filter =
         accesslog::AccessLogFilter { filter_specifier: Some(FilterSpecifier::ResponseFlagFilter(unmatched)) };

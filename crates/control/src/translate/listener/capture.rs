@@ -1,7 +1,7 @@
 //! Where a sidecar gets hold of what its workload calls: the listener behind iptables, or the one
 //! that the workload uses as its HTTP proxy.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use leno_derive::Cx;
 
@@ -10,21 +10,19 @@ use super::filters::{FilterScope, Side};
 use super::http::{Routes, connection_manager, stat_prefix};
 use super::tcp::{to_fixed, to_nowhere};
 use super::{Frame, bare, bound};
-use crate::scope::Viewer;
 use crate::scope::outbound::{OutboundPolicy, Unknown};
+use crate::scope::{Families, Viewer};
 use crate::translate::name;
 use crate::translate::proto::{core, listener};
 use crate::translate::resource::Resource;
-
-/// Where captured outbound connections arrive.
-const OUTBOUND_PORT: u16 = 15001;
 
 /// The listener that all captured outbound connections arrive at.
 pub(super) fn virtual_outbound(cx: &Cx<'_>, viewer: &Viewer, transparent: bool) -> Resource {
     let frame = Frame::new(cx, viewer.options);
     let scope = viewer.filter_scope(Side::Outbound);
     let hosts = frame.wildcards(viewer.families);
-    let message = bare(name::VIRTUAL_OUTBOUND, hosts, OUTBOUND_PORT, core::TrafficDirection::Outbound);
+    let port = frame.outbound_port();
+    let message = bare(name::VIRTUAL_OUTBOUND, hosts, port, core::TrafficDirection::Outbound);
     let mut message = bound(message);
     message.use_original_dst = Some(true);
     message.transparent = transparent.then_some(true);
@@ -33,7 +31,7 @@ pub(super) fn virtual_outbound(cx: &Cx<'_>, viewer: &Viewer, transparent: bool) 
     let black_hole = listener::FilterChain {
         name: "virtualOutbound-blackhole".to_owned(),
         filter_chain_match: Some(listener::FilterChainMatch {
-            destination_port: Some(u32::from(OUTBOUND_PORT)),
+            destination_port: Some(u32::from(port)),
             ..listener::FilterChainMatch::default()
         }),
         filters: to_nowhere(cx, &scope),
@@ -46,6 +44,18 @@ pub(super) fn virtual_outbound(cx: &Cx<'_>, viewer: &Viewer, transparent: bool) 
     };
     message.filter_chains = vec![black_hole, rest];
     Resource::new(name::VIRTUAL_OUTBOUND, &message, Vec::new())
+}
+
+/// The listener that a workload may use as its HTTP proxy beside what is captured
+/// (`proxyHttpPort`); `None` if the mesh wants none.
+pub(super) fn http_proxy(cx: &Cx<'_>, viewer: &Viewer) -> Option<Resource> {
+    let frame = Frame::new(cx, viewer.options);
+    let port = u16::try_from(frame.mesh.proxy_http_port).ok().filter(|port| *port != 0)?;
+    let address = match viewer.families {
+        Families::V6 => IpAddr::from(Ipv6Addr::LOCALHOST),
+        Families::V4 | Families::Both => IpAddr::from(Ipv4Addr::LOCALHOST),
+    };
+    Some(explicit(cx, viewer, address, port))
 }
 
 /// The filters for what is no service of the mesh.

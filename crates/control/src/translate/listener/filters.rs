@@ -14,6 +14,8 @@ use leno_api::proto::envoy::extensions::filters::network::http_connection_manage
 use leno_derive::{Cx, Query};
 use prost::{Message, Name};
 
+use super::proxy_config;
+use crate::model::mesh::MeshConfig;
 use crate::registry::protocol::Protocol;
 use crate::scope::Viewer;
 use crate::translate::proto::listener;
@@ -86,7 +88,12 @@ impl Query for Slots {
 }
 
 /// The HTTP filters of a connection manager.
-pub(super) fn http(cx: &Cx<'_>, scope: &FilterScope, protocol: Option<Protocol>) -> Vec<hcm::HttpFilter> {
+pub(super) fn http(
+    cx: &Cx<'_>,
+    mesh: &MeshConfig,
+    scope: &FilterScope,
+    protocol: Option<Protocol>,
+) -> Vec<hcm::HttpFilter> {
     let slot = |slot| cx.get::<Slots>(&(slot, scope.clone())).http.clone();
     let mut all = slot(Slot::PeerMetadata);
     all.extend(slot(Slot::CustomAuthorization));
@@ -99,7 +106,11 @@ pub(super) fn http(cx: &Cx<'_>, scope: &FilterScope, protocol: Option<Protocol>)
     all.push(http_filter("envoy.filters.http.fault", &filters::fault::v3::HttpFault::default()));
     all.push(http_filter("envoy.filters.http.cors", &filters::cors::v3::Cors::default()));
     all.extend(slot(Slot::Telemetry));
-    all.push(http_filter("envoy.filters.http.router", &filters::router::v3::Router::default()));
+    let router = filters::router::v3::Router {
+        suppress_envoy_headers: proxy_config::hides_debug_headers(mesh),
+        ..filters::router::v3::Router::default()
+    };
+    all.push(http_filter("envoy.filters.http.router", &router));
     all
 }
 

@@ -5,6 +5,7 @@ use std::collections::HashSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use leno_api::proto::envoy::extensions::filters::listener::proxy_protocol::v3::ProxyProtocol;
 use leno_derive::{Cx, Query};
 
 use super::access_log::listener_log;
@@ -12,7 +13,7 @@ use super::chain::{Chain, merge};
 use super::filters::{FilterScope, Side};
 use super::http::{Routes, connection_manager, stat_prefix};
 use super::tcp::Wanted;
-use super::{Frame, bare, bound, tls, tls_inspector};
+use super::{Frame, bare, bound, listener_filter, proxy_config, tls, tls_inspector};
 use crate::model::virtual_service::RouteDestination;
 use crate::model::{Kind, ObjectRef};
 use crate::registry::Visible;
@@ -86,6 +87,15 @@ impl Maker<'_, '_> {
         }
         let direction = core::TrafficDirection::Outbound;
         let mut message = bound(bare(&name, &bound_to, port.port, direction));
+        if proxy_config::expects_proxy_protocol(&self.frame.mesh) {
+            let config = ProxyProtocol::default();
+            message.listener_filters.push(listener_filter(
+                "envoy.filters.listener.proxy_protocol",
+                &config,
+                None,
+            ));
+        }
+        message.per_connection_buffer_limit_bytes = proxy_config::buffer_limit(&self.frame.mesh);
         if chains.iter().any(Chain::needs_tls_inspector) {
             message.listener_filters.push(tls_inspector());
         }
@@ -104,7 +114,7 @@ impl Maker<'_, '_> {
     ) -> Vec<Chain> {
         let terminated = || Chain {
             sni: if server.kind == ServerKind::Http { Vec::new() } else { server.sni_hosts() },
-            tls: tls::context(server).map(Box::new),
+            tls: tls::context(server, &self.frame.mesh).map(Box::new),
             ..Chain::default()
         };
         match server.kind {

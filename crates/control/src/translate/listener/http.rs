@@ -6,13 +6,10 @@ use leno_derive::Cx;
 
 use super::access_log::access_log;
 use super::filters::{self, FilterScope, Side};
-use super::{Frame, filter};
+use super::{Frame, filter, proxy_config};
 use crate::registry::protocol::Protocol;
 use crate::translate::proto::{core, listener, route};
 use crate::translate::resource::{ads, pack};
-
-/// What Istio's proxies call themselves to clients; outbound they go by Envoy's own name.
-const SERVER_NAME: &str = "istio-envoy";
 
 /// Where routes come from.
 #[derive(Debug)]
@@ -57,7 +54,7 @@ pub(super) fn connection_manager(
             }
             Routes::Inline(configuration) => parts::RouteSpecifier::RouteConfig(*configuration),
         }),
-        http_filters: filters::http(cx, scope, protocol),
+        http_filters: filters::http(cx, &frame.mesh, scope, protocol),
         access_log: access_log(&frame.mesh),
         use_remote_address: Some(match side {
             Side::Gateway => true,
@@ -76,8 +73,6 @@ pub(super) fn connection_manager(
             ..parts::UpgradeConfig::default()
         }],
         stream_idle_timeout: Some(prost_types::Duration::default()),
-        normalize_path: Some(true),
-        path_with_escaped_slashes_action: parts::PathWithEscapedSlashesAction::KeepUnchanged as i32,
         proxy_100_continue: true,
         request_id_extension: Some(hcm::RequestIdExtension {
             typed_config: Some(pack(&UuidRequestIdConfig {
@@ -87,19 +82,6 @@ pub(super) fn connection_manager(
         }),
         ..hcm::HttpConnectionManager::default()
     };
-    if side != Side::Outbound {
-        SERVER_NAME.clone_into(&mut message.server_name);
-        message.forward_client_cert_details = match side {
-            Side::Gateway => parts::ForwardClientCertDetails::SanitizeSet,
-            Side::Inbound | Side::Outbound => parts::ForwardClientCertDetails::AppendForward,
-        } as i32;
-        message.set_current_client_cert_details = Some(parts::SetCurrentClientCertDetails {
-            subject: Some(true),
-            cert: side == Side::Gateway,
-            dns: true,
-            uri: true,
-            ..parts::SetCurrentClientCertDetails::default()
-        });
-    }
+    proxy_config::apply(&mut message, &frame.mesh, side);
     filter("envoy.filters.network.http_connection_manager", &message)
 }

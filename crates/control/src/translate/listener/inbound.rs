@@ -1,4 +1,4 @@
-//! A sidecar's listener for what calls its workload: `virtualInbound` (15006), with chains for all
+//! A sidecar's listener for what calls its workload: `virtualInbound` (by default 15006), with chains for all
 //! other ports and one or two for each port of the workload that a service leads to.
 //!
 //! Mutual TLS will add chains with `transport_protocol: tls` beside those here, which is why these
@@ -20,9 +20,6 @@ use crate::translate::name;
 use crate::translate::proto::{core, listener, route, ty};
 use crate::translate::resource::Resource;
 use crate::translate::route::{matcher, retry};
-
-/// Where captured inbound connections arrive.
-const INBOUND_PORT: u16 = 15006;
 
 /// The mark of connections with their client's address, by which iptables knows them.
 const TPROXY_MARK: u32 = 1337;
@@ -74,11 +71,11 @@ impl Query for VirtualInbound {
             }));
         }
         let direction = core::TrafficDirection::Inbound;
-        let message = bare(name::VIRTUAL_INBOUND, maker.wildcard, INBOUND_PORT, direction);
+        let message = bare(name::VIRTUAL_INBOUND, maker.wildcard, frame.inbound_port(), direction);
         let mut message = bound(message);
         message.transparent = key.transparent.then_some(true);
         message.continue_on_listener_filters_timeout = true;
-        message.listener_filters_timeout = Some(prost_types::Duration::default());
+        message.listener_filters_timeout = Some(frame.mesh.protocol_detection_timeout.to_proto());
         message.listener_filters = listener_filters(&chains, key.transparent);
         message.access_log = listener_log(&frame.mesh);
         message.filter_chains = chains;
@@ -111,7 +108,7 @@ impl Maker<'_, '_> {
     fn black_hole(&self) -> listener::FilterChain {
         listener::FilterChain {
             name: "virtualInbound-blackhole".to_owned(),
-            filter_chain_match: Some(port_match(INBOUND_PORT)),
+            filter_chain_match: Some(port_match(self.frame.inbound_port())),
             filters: to_nowhere(self.cx, self.scope),
             ..listener::FilterChain::default()
         }

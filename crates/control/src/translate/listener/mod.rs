@@ -4,7 +4,8 @@
 //!   that all of it arrives at;
 //! - `inbound.rs`: the one for what calls its workload;
 //! - `gateway.rs`: a gateway's ports, with `tls.rs`;
-//! - `chain.rs`, `http.rs`, `tcp.rs`, `filters.rs`, `access_log.rs`: what these consist of.
+//! - `chain.rs`, `http.rs`, `tcp.rs`, `filters.rs`, `access_log.rs`: what these consist of;
+//!   `proxy_config.rs`: what the mesh's settings say of HTTP.
 
 mod access_log;
 mod capture;
@@ -14,6 +15,7 @@ mod gateway;
 mod http;
 mod inbound;
 mod outbound;
+mod proxy_config;
 mod tcp;
 mod tls;
 
@@ -27,6 +29,10 @@ use crate::model::mesh::MeshConfig;
 use crate::model::switches::{SwitchInput, Switches};
 use crate::registry::Mesh;
 use crate::scope::{Families, Interception, ProxyKey, ProxyOptions, Role};
+
+/// Istio's ports for captured connections, if the mesh's are none.
+const OUTBOUND_PORT: u16 = 15001;
+const INBOUND_PORT: u16 = 15006;
 
 /// What HTTP in plain text looks like to the http inspector.
 const PLAIN_HTTP: &[&str] = &["http/1.1", "h2c"];
@@ -73,6 +79,7 @@ impl Query for Listeners {
                 let viewer = proxy.viewer(cx);
                 let captured = capture::virtual_outbound(cx, &viewer, transparent);
                 let mut listeners = vec![Arc::new(captured), cx.get::<inbound::VirtualInbound>(&key)];
+                listeners.extend(capture::http_proxy(cx, &viewer).map(Arc::new));
                 listeners.extend(cx.get::<outbound::OutboundListeners>(&viewer).iter().cloned());
                 listeners
             }
@@ -92,6 +99,16 @@ impl Frame {
         let switches =
             cx.input::<SwitchInput>(&()).map_or_else(Switches::default, |found| found.as_ref().clone());
         Frame { mesh: cx.get::<Mesh>(&()), switches, options }
+    }
+
+    /// Where captured outbound connections arrive.
+    fn outbound_port(&self) -> u16 {
+        u16::try_from(self.mesh.proxy_listen_port).unwrap_or(OUTBOUND_PORT)
+    }
+
+    /// Where captured inbound connections arrive.
+    fn inbound_port(&self) -> u16 {
+        u16::try_from(self.mesh.proxy_inbound_listen_port).unwrap_or(INBOUND_PORT)
     }
 
     /// What the http inspector must find for a connection to count as HTTP.

@@ -19,6 +19,7 @@ use super::http::{Routes, connection_manager, stat_prefix};
 use super::tcp::{Wanted, service_chains};
 use super::{Frame, RAW_BUFFER, bare, http_inspector, tls_inspector};
 use crate::model::ObjectRef;
+use crate::model::duration::Span;
 use crate::model::inputs::ServiceEntries;
 use crate::model::virtual_service::MESH;
 use crate::registry::instances::Instances;
@@ -239,13 +240,16 @@ impl Map<'_, '_> {
         let mut message = bare(&name, &entry.binds, port, core::TrafficDirection::Outbound);
         message.bind_to_port = Some(false);
         message.continue_on_listener_filters_timeout = true;
-        message.listener_filters_timeout = Some(prost_types::Duration::default());
         if entry.chains.iter().any(Chain::needs_tls_inspector) {
             message.listener_filters.push(tls_inspector());
         }
-        if entry.chains.iter().any(|chain| !chain.application_protocols.is_empty()) {
+        let sniffs = entry.chains.iter().any(|chain| !chain.application_protocols.is_empty());
+        if sniffs {
             message.listener_filters.push(http_inspector(None));
         }
+        // Without looking at HTTP there is nothing to wait for but a handshake.
+        let wait = if sniffs { self.frame.mesh.protocol_detection_timeout } else { Span::default() };
+        message.listener_filters_timeout = Some(wait.to_proto());
         // What matches everything is the default, so that a connection that matches one condition of
         // a chain and not another is not dropped.
         let (all, some): (Vec<Chain>, Vec<Chain>) = entry.chains.into_iter().partition(Chain::is_match_all);

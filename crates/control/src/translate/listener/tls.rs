@@ -3,6 +3,7 @@
 use leno_api::proto::envoy::extensions::transport_sockets::tls::v3 as tls;
 
 use crate::model::gateway::{ServerTls, ServerTlsMode, TlsVersion};
+use crate::model::mesh::{MeshConfig, TlsParameters, TlsProtocol};
 use crate::scope::gateways::{GatewayServer, ServerKind};
 use crate::translate::proto::{core, ty};
 use crate::translate::secret::{self, CA_SUFFIX, CERTIFICATE, ROOT};
@@ -14,7 +15,7 @@ const HTTP: &[&str] = &["h2", "http/1.1"];
 const MESH_BYTES: &[&str] = &["istio-peer-exchange", "h2", "http/1.1"];
 
 /// The context of a server that ends TLS; `None` for others.
-pub(super) fn context(server: &GatewayServer) -> Option<tls::DownstreamTlsContext> {
+pub(super) fn context(server: &GatewayServer, mesh: &MeshConfig) -> Option<tls::DownstreamTlsContext> {
     if !matches!(server.kind, ServerKind::Https | ServerKind::Tls) {
         return None;
     }
@@ -35,7 +36,7 @@ pub(super) fn context(server: &GatewayServer) -> Option<tls::DownstreamTlsContex
     };
     common.tls_certificate_sds_secret_configs = certificates;
     if mode != ServerTlsMode::IstioMutual {
-        common.tls_params = parameters(settings);
+        common.tls_params = parameters(settings, mesh.tls_defaults.as_ref());
     }
     let validation = validation(settings);
     common.validation_context_type = if validates {
@@ -124,20 +125,30 @@ fn validation(settings: &ServerTls) -> tls::CertificateValidationContext {
     }
 }
 
-/// Versions and ciphers; `None` if the server says nothing of them.
-fn parameters(settings: &ServerTls) -> Option<tls::TlsParameters> {
-    use tls::tls_parameters::TlsProtocol;
+/// Versions and ciphers: the server's, where it says nothing the mesh's; `None` if neither does.
+fn parameters(settings: &ServerTls, defaults: Option<&TlsParameters>) -> Option<tls::TlsParameters> {
+    use tls::tls_parameters::TlsProtocol as Version;
     let version = |version: Option<TlsVersion>| match version {
-        None | Some(TlsVersion::Auto) => TlsProtocol::TlsAuto,
-        Some(TlsVersion::V1_0) => TlsProtocol::TlSv10,
-        Some(TlsVersion::V1_1) => TlsProtocol::TlSv11,
-        Some(TlsVersion::V1_2) => TlsProtocol::TlSv12,
-        Some(TlsVersion::V1_3) => TlsProtocol::TlSv13,
-    } as i32;
+        None | Some(TlsVersion::Auto) => None,
+        Some(TlsVersion::V1_0) => Some(Version::TlSv10 as i32),
+        Some(TlsVersion::V1_1) => Some(Version::TlSv11 as i32),
+        Some(TlsVersion::V1_2) => Some(Version::TlSv12 as i32),
+        Some(TlsVersion::V1_3) => Some(Version::TlSv13 as i32),
+    };
+    let default = match defaults.map_or(TlsProtocol::default(), |defaults| defaults.min_protocol_version) {
+        TlsProtocol::Auto => Version::TlsAuto,
+        TlsProtocol::V1_2 => Version::TlSv12,
+        TlsProtocol::V1_3 => Version::TlSv13,
+    };
+    let ciphers = match defaults {
+        Some(defaults) if settings.cipher_suites.is_empty() => &defaults.cipher_suites,
+        _ => &settings.cipher_suites,
+    };
     let parameters = tls::TlsParameters {
-        tls_minimum_protocol_version: version(settings.min_protocol_version),
-        tls_maximum_protocol_version: version(settings.max_protocol_version),
-        cipher_suites: settings.cipher_suites.clone(),
+        tls_minimum_protocol_version: version(settings.min_protocol_version).unwrap_or(default as i32),
+        tls_maximum_protocol_version: version(settings.max_protocol_version).unwrap_or_default(),
+        cipher_suites: ciphers.clone(),
+        ecdh_curves: defaults.map(|defaults| defaults.ecdh_curves.clone()).unwrap_or_default(),
         ..tls::TlsParameters::default()
     };
     (parameters != tls::TlsParameters::default()).then_some(parameters)

@@ -11,6 +11,7 @@ use leno_derive::{Cx, Query};
 use super::rule::{Place, routes_of};
 use super::{Hosts, matcher};
 use crate::model::{Key, Kind};
+use crate::registry::Mesh;
 use crate::registry::targets::Workload;
 use crate::scope::gateways::{AttachedGateways, GatewayServer, ServerKind};
 use crate::scope::rules::{GatewayRules, Rule};
@@ -61,7 +62,7 @@ fn configuration(
     name: &str,
 ) -> Arc<Resource> {
     let mut exposed: BTreeMap<Rank, Exposed> = BTreeMap::new();
-    let mut hosts = Hosts::default();
+    let mut hosts = Hosts::new(&cx.get::<Mesh>(&()));
     for server in servers {
         hosts.origins.push(server.gateway.of(Kind::Gateway));
         let gateway = server.gateway_name();

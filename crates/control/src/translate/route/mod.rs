@@ -21,6 +21,7 @@ use leno_derive::{Cx, Query};
 use super::proto::route;
 use super::resource::Resource;
 use crate::model::ObjectRef;
+use crate::model::mesh::MeshConfig;
 use crate::scope::{Interception, ProxyKey, Role};
 
 /// Istio's limit for the body of a direct response.
@@ -50,6 +51,9 @@ impl Query for Route {
                 }
                 Some(cx.get::<sidecar::HttpProxyRoute>(&proxy.viewer(cx)))
             }
+            (Role::Sidecar, _) if name == super::name::HTTP_PROXY => {
+                Some(cx.get::<sidecar::HttpProxyRoute>(&proxy.viewer(cx)))
+            }
             (Role::Sidecar, _) => {
                 cx.get::<sidecar::OutboundRoute>(&(proxy.viewer(cx), name.clone())).as_ref().clone()
             }
@@ -57,15 +61,34 @@ impl Query for Route {
     }
 }
 
+/// Whether a request whose host is changed says what it was.
+fn notes_host(mesh: &MeshConfig) -> bool {
+    let headers = mesh.default_config.proxy_headers.as_ref();
+    headers.and_then(|headers| headers.x_forwarded_host.as_ref()?.enabled) == Some(true)
+}
+
 /// Virtual hosts as they are gathered, and the objects that they come from.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Hosts {
+    /// Whether servers are told how often a request has been tried.
+    attempt_count: bool,
     hosts: Vec<route::VirtualHost>,
     origins: Vec<ObjectRef>,
     domains: std::collections::HashSet<String>,
 }
 
 impl Hosts {
+    fn new(mesh: &MeshConfig) -> Hosts {
+        let headers = mesh.default_config.proxy_headers.as_ref();
+        let disabled = headers.and_then(|headers| headers.attempt_count.as_ref()?.disabled);
+        Hosts {
+            attempt_count: disabled != Some(true),
+            hosts: Vec::new(),
+            origins: Vec::new(),
+            domains: std::collections::HashSet::new(),
+        }
+    }
+
     /// Adds a virtual host with those of its domains that no earlier one has: Envoy refuses a
     /// configuration in which a domain occurs twice.
     fn add(
@@ -83,7 +106,7 @@ impl Hosts {
             name,
             domains,
             routes,
-            include_request_attempt_count: true,
+            include_request_attempt_count: self.attempt_count,
             ..route::VirtualHost::default()
         });
         self.hosts.last_mut()

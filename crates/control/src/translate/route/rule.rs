@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use leno_derive::{Cx, Query};
 
-use super::{action, filter, hash, matcher};
+use super::{action, filter, hash, matcher, notes_host};
 use crate::model::Key;
 use crate::model::virtual_service::{Destination, HttpMatch, HttpRoute};
 use crate::registry::instances::selects;
@@ -129,7 +129,9 @@ fn http_route(
         };
         let mesh = cx.get::<Mesh>(&());
         let retries = mesh.default_http_retry_policy.as_ref();
-        route::route::Action::Route(action::rule_forward(http, &mut message, retries, target_of))
+        let mut action = action::rule_forward(http, &mut message, retries, target_of);
+        action.append_x_forwarded_host = http.rewrite.is_some() && notes_host(&mesh);
+        route::route::Action::Route(action)
     };
     message.action = Some(action);
     let operation = operation(&message, &meta.name, place.port);

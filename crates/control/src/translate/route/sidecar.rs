@@ -13,7 +13,7 @@ use std::sync::Arc;
 use leno_derive::{Cx, Query};
 
 use super::rule::{Place, operation, routes_of};
-use super::{Hosts, action, hash, matcher};
+use super::{Hosts, action, hash, matcher, notes_host};
 use crate::model::Key;
 use crate::model::virtual_service::MESH;
 use crate::registry::{DOMAIN, Mesh, Resolution, Service, Visible, VisibleOnPort};
@@ -37,7 +37,7 @@ impl Query for OutboundRoute {
     const NAME: &'static str = "outbound-route";
 
     fn derive(cx: &Cx<'_>, (viewer, name): &(Viewer, String)) -> Option<Arc<Resource>> {
-        let mut hosts = Hosts::default();
+        let mut hosts = Hosts::new(&cx.get::<Mesh>(&()));
         if let Some((host, port)) = name.rsplit_once(':') {
             let port = port.parse().ok()?;
             let visible = cx.get::<Visible>(&viewer.namespace);
@@ -82,7 +82,7 @@ impl Query for HttpProxyRoute {
             .map(|port| port.number)
             .chain([PLAIN_HTTP])
             .collect();
-        let mut hosts = Hosts::default();
+        let mut hosts = Hosts::new(&cx.get::<Mesh>(&()));
         for port in ports {
             let services = cx.get::<VisibleOnPort>(&(viewer.namespace.clone(), port));
             for draft in drafts(cx, viewer, &services, port) {
@@ -234,6 +234,7 @@ impl Hosts {
         match cx.get::<OutboundPolicy>(viewer).as_ref() {
             Unknown::Pass => {
                 let action = route::RouteAction {
+                    append_x_forwarded_host: notes_host(&cx.get::<Mesh>(&())),
                     cluster_specifier: Some(route::route_action::ClusterSpecifier::Cluster(
                         name::PASSTHROUGH_CLUSTER.to_owned(),
                     )),
