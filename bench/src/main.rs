@@ -14,6 +14,7 @@ mod machine;
 mod micro;
 mod peers;
 mod poll;
+mod push;
 mod record;
 mod report;
 mod session;
@@ -87,6 +88,11 @@ struct Arguments {
 enum Verb {
     /// Count instructions of parts of the proxy under callgrind
     Micro(micro::Arguments),
+    /// How long changes take to reach all proxies from the control plane, and what they cost it
+    Push(push::Arguments),
+    /// What `push` measures: the control plane in this binary
+    #[command(hide = true)]
+    Control(push::ControlArguments),
     /// What `--quick` measures: the proxy in this binary
     #[command(hide = true)]
     Proxy {
@@ -109,6 +115,8 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let outcome = match arguments.verb {
         Some(Verb::Micro(micro)) => micro::run(&micro),
+        Some(Verb::Push(arguments)) => push::run(&arguments),
+        Some(Verb::Control(arguments)) => push::control(arguments),
         Some(Verb::Proxy { config, concurrency, log_level }) => {
             let options = leno_proxy::Options {
                 config_path: Some(config),

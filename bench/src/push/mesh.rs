@@ -1,0 +1,212 @@
+//! A mesh of any size as a folder of YAML, and the changes that are made to it.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use leno_api::proto::envoy::config::core::v3::Node;
+use prost_types::value::Kind;
+use prost_types::{Struct, Value};
+
+/// How many services share a namespace.
+const PER_NAMESPACE: usize = 100;
+
+/// Every how many-th service has a VirtualService, and a DestinationRule.
+const WITH_RULE: usize = 10;
+
+/// The first port.
+const FIRST_PORT: usize = 8000;
+
+/// How large it is.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Size {
+    pub(super) services: usize,
+    pub(super) endpoints: usize,
+    pub(super) ports: usize,
+}
+
+/// A folder with a mesh.
+#[derive(Debug)]
+pub(super) struct Mesh {
+    folder: PathBuf,
+    size: Size,
+}
+
+/// Files to be written, as one change.
+#[derive(Debug)]
+pub(super) struct Files(Vec<(PathBuf, String)>);
+
+impl Files {
+    /// Writes them, each whole or not at all.
+    pub(super) fn write(&self) -> io::Result<()> {
+        for (path, text) in &self.0 {
+            let draft = path.with_extension("draft");
+            fs::write(&draft, text)?;
+            fs::rename(draft, path)?;
+        }
+        Ok(())
+    }
+}
+
+/// What tells a change from all others: names contain it.
+pub(super) fn mark(number: u32) -> String {
+    format!("mark{number:06}")
+}
+
+/// The same for endpoints: an address.
+pub(super) fn address_mark(number: u32) -> String {
+    format!("11.{}.{}.{}", 100 + number / 10_000, 100 + number / 100 % 100, 100 + number % 100)
+}
+
+impl Mesh {
+    /// Writes a mesh into a folder, which must not be there yet.
+    pub(super) fn write(folder: &Path, size: Size) -> io::Result<Mesh> {
+        fs::create_dir_all(folder)?;
+        let mesh = Mesh { folder: folder.to_owned(), size };
+        for service in 0..size.services {
+            let mut files =
+                Files(vec![mesh.service(&name(service), service), mesh.slice(&name(service), service, None)]);
+            if service % WITH_RULE == 0 {
+                files.0.push(mesh.rule(service, "old"));
+                files.0.push(mesh.policy(service, "old"));
+            }
+            files.write()?;
+        }
+        Ok(mesh)
+    }
+
+    pub(super) fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// The names of the route configurations of every sidecar.
+    pub(super) fn route_names(&self) -> Vec<String> {
+        (0..self.size.ports.min(self.size.services)).map(|port| (FIRST_PORT + port).to_string()).collect()
+    }
+
+    /// Sidecars, spread over the services' workloads.
+    pub(super) fn nodes(&self, count: usize) -> Vec<Node> {
+        let node = |index: usize| {
+            let service = index % self.size.services;
+            let namespace = namespace(service);
+            let ip = format!("10.{}.{}.{}", 200 + (index >> 16), index >> 8 & 255, index & 255);
+            let text = |text: String| Value { kind: Some(Kind::StringValue(text)) };
+            let labels = Struct { fields: [("app".to_owned(), text(name(service)))].into() };
+            let fields = [
+                ("NAMESPACE".to_owned(), text(namespace.clone())),
+                ("LABELS".to_owned(), Value { kind: Some(Kind::StructValue(labels)) }),
+            ];
+            Node {
+                id: format!(
+                    "sidecar~{ip}~{}-{index}.{namespace}~{namespace}.svc.cluster.local",
+                    name(service)
+                ),
+                metadata: Some(Struct { fields: fields.into() }),
+                ..Node::default()
+            }
+        };
+        (0..count).map(node).collect()
+    }
+
+    /// One endpoint of one service gets another address.
+    pub(super) fn move_endpoint(&self, number: u32) -> Files {
+        let service = self.any(number);
+        Files(vec![self.slice(&name(service), service, Some(&address_mark(number)))])
+    }
+
+    /// A VirtualService gets another route.
+    pub(super) fn change_rule(&self, number: u32) -> Files {
+        Files(vec![self.rule(self.any(number) / WITH_RULE * WITH_RULE, &mark(number))])
+    }
+
+    /// A DestinationRule gets another subset in place of the last.
+    pub(super) fn change_policy(&self, number: u32) -> Files {
+        Files(vec![self.policy(self.any(number) / WITH_RULE * WITH_RULE, &mark(number))])
+    }
+
+    /// New services, in a namespace of their own if there are many.
+    pub(super) fn add_services(&self, number: u32, count: usize) -> Files {
+        let all = (0..count).flat_map(|index| {
+            let name = format!("{}-{index:02}", mark(number));
+            // The number of a service decides the namespace.
+            let service =
+                if count == 1 { self.any(number) } else { self.size.services + number as usize * 100 };
+            [self.service(&name, service + index), self.slice(&name, service + index, None)]
+        });
+        Files(all.collect())
+    }
+
+    /// A service, other ones for neighbouring numbers.
+    fn any(&self, number: u32) -> usize {
+        (number as usize).wrapping_mul(7919) % self.size.services
+    }
+
+    fn port(&self, service: usize) -> usize {
+        FIRST_PORT + service % self.size.ports.min(self.size.services)
+    }
+
+    fn service(&self, name: &str, service: usize) -> (PathBuf, String) {
+        let text = format!(
+            "apiVersion: v1\nkind: Service\nmetadata: {{name: {name}, namespace: {}}}\n\
+             spec: {{clusterIP: {}, selector: {{app: {name}}}, ports: [{{name: http, port: {}, targetPort: 8080}}]}}\n",
+            namespace(service),
+            address(10, 96, service),
+            self.port(service),
+        );
+        (self.folder.join(format!("service-{name}.yaml")), text)
+    }
+
+    fn slice(&self, name: &str, service: usize, moved: Option<&str>) -> (PathBuf, String) {
+        let count = (self.size.endpoints / self.size.services).max(1);
+        let mut endpoints = String::new();
+        for index in 0..count {
+            let own = address(10, 0, service * count + index);
+            let address = moved.filter(|_| index == 0).unwrap_or(&own);
+            endpoints += &format!("- addresses: ['{address}']\n  conditions: {{ready: true}}\n");
+        }
+        let text = format!(
+            "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\n\
+             metadata: {{name: {name}-1, namespace: {}, labels: {{kubernetes.io/service-name: {name}}}}}\n\
+             addressType: IPv4\nports: [{{name: http, port: 8080, protocol: TCP}}]\nendpoints:\n{endpoints}",
+            namespace(service),
+        );
+        (self.folder.join(format!("slice-{name}.yaml")), text)
+    }
+
+    fn rule(&self, service: usize, mark: &str) -> (PathBuf, String) {
+        let name = name(service);
+        let text = format!(
+            "apiVersion: networking.istio.io/v1\nkind: VirtualService\n\
+             metadata: {{name: {name}, namespace: {}}}\nspec:\n  hosts: [{name}]\n  http:\n\
+             \x20 - match: [{{uri: {{prefix: /{mark}}}}}]\n    route: [{{destination: {{host: {name}}}}}]\n    timeout: 5s\n\
+             \x20 - route: [{{destination: {{host: {name}}}}}]\n",
+            namespace(service),
+        );
+        (self.folder.join(format!("rule-{name}.yaml")), text)
+    }
+
+    fn policy(&self, service: usize, mark: &str) -> (PathBuf, String) {
+        let name = name(service);
+        let text = format!(
+            "apiVersion: networking.istio.io/v1\nkind: DestinationRule\n\
+             metadata: {{name: {name}, namespace: {}}}\nspec:\n  host: {name}\n\
+             \x20 trafficPolicy: {{connectionPool: {{http: {{http2MaxRequests: 1000}}}}}}\n\
+             \x20 subsets: [{{name: {mark}, labels: {{version: {mark}}}}}]\n",
+            namespace(service),
+        );
+        (self.folder.join(format!("policy-{name}.yaml")), text)
+    }
+}
+
+fn name(service: usize) -> String {
+    format!("svc-{service}")
+}
+
+fn namespace(service: usize) -> String {
+    format!("ns-{}", service / PER_NAMESPACE)
+}
+
+/// An address that no other number has.
+fn address(first: u8, second: usize, number: usize) -> String {
+    format!("{first}.{}.{}.{}", second + (number >> 16), number >> 8 & 255, number & 255)
+}
