@@ -36,6 +36,9 @@ const TICK: Duration = Duration::from_millis(250);
 /// How many events may wait for the loop before their senders do.
 const QUEUE: usize = 1024;
 
+/// How long to wait at least between two looks for faults.
+const ANALYZE_EVERY: Duration = Duration::from_millis(200);
+
 /// After how many ticks unused values are forgotten.
 const COLLECT_EVERY: u32 = 40;
 
@@ -153,6 +156,9 @@ impl Server {
                 Event::Tick => control.on_tick(),
                 Event::Shutdown => break,
             }
+            if queue.is_empty() {
+                control.on_idle();
+            }
         }
         // Streams end as their senders are dropped with the loop.
         drop(control);
@@ -229,6 +235,9 @@ struct Loop {
     refusals: Vec<Diagnostic>,
     /// All that is wrong, as last printed.
     diagnostics: Vec<Diagnostic>,
+    /// Something has changed since faults were last looked for.
+    unanalyzed: bool,
+    analyzed_at: Instant,
     ready: Arc<AtomicBool>,
     ticks: u32,
 }
@@ -248,6 +257,8 @@ impl Loop {
             analysis: Vec::new(),
             refusals: Vec::new(),
             diagnostics: Vec::new(),
+            unanalyzed: false,
+            analyzed_at: Instant::now(),
             ready,
             ticks: 0,
         }
@@ -270,20 +281,18 @@ impl Loop {
             tracing::info!(changes = count, %revision, "configuration changed");
             self.push.on_change(&self.graph, Instant::now());
         }
-        self.analysis = self.analyze();
-        self.refusals = self.refused();
-        self.tell_diagnostics();
+        // Proxies come first: what is wrong is found when they have been told.
+        self.unanalyzed = true;
         if !self.ready.swap(true, Ordering::AcqRel) {
             tracing::info!("ready");
         }
     }
 
     fn on_stream(&mut self, event: StreamEvent) {
-        let refusals = self.push.refusal_count();
-        let is_request = matches!(event, StreamEvent::Request { .. });
-        self.push.on_stream(&mut self.graph, event, Instant::now());
+        let refusals = self.push.refusal_changes();
+        self.push.on_stream(&self.graph, event, Instant::now());
         // A refusal is worth printing at once, and so is its end.
-        if self.push.refusal_count() != refusals || (is_request && refusals > 0) {
+        if self.push.refusal_changes() != refusals {
             self.refusals = self.refused();
             self.tell_diagnostics();
         }
@@ -293,11 +302,33 @@ impl Loop {
         self.push.on_tick(Instant::now());
         self.ticks = self.ticks.wrapping_add(1);
         if self.ticks.is_multiple_of(COLLECT_EVERY) {
+            self.push.tidy(&mut self.graph, Instant::now());
             self.graph.collect();
         }
     }
 
+    /// Nothing else is to be done at the moment.
+    fn on_idle(&mut self) {
+        let now = Instant::now();
+        if self.unanalyzed && now.duration_since(self.analyzed_at) >= ANALYZE_EVERY {
+            self.examine();
+            // Looking takes long in a large mesh, and must not make everything else slow.
+            self.analyzed_at = Instant::now();
+        }
+    }
+
+    /// Looks for faults.
+    fn examine(&mut self) {
+        self.unanalyzed = false;
+        self.analysis = self.analyze();
+        self.refusals = self.refused();
+        self.tell_diagnostics();
+    }
+
     fn on_ask(&mut self, question: &Question) -> Option<Value> {
+        if matches!(question, Question::Diagnostics) && self.unanalyzed {
+            self.examine();
+        }
         match question {
             Question::Sync => Some(debug::syncz(&self.push)),
             Question::Config => Some(debug::configz(&self.origins)),

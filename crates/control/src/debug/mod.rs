@@ -42,7 +42,7 @@ fn sync_of(session: &Session) -> Value {
                 "status": status,
                 "sent": subscription.version().as_str(),
                 "acked": subscription.acked_version().as_str(),
-                "resources": subscription.sent_resources().count(),
+                "resources": subscription.sent_count(),
             });
             if let (Some(message), Some(fields)) = (subscription.rejection(), fields.as_object_mut()) {
                 fields.insert("error".to_owned(), Value::from(message));
@@ -111,10 +111,9 @@ pub(crate) fn registryz(graph: &Graph) -> Value {
 /// `/debug/config_dump?proxyID=`: all that a proxy should have; `None` if it is not connected.
 pub(crate) fn config_dump(push: &Push, proxy: &str) -> Option<Value> {
     let session = push.sessions().find(|session| session.node == proxy || session.node_id == proxy)?;
-    let group = push.group(session)?;
     let mut dump = serde_json::Map::new();
     for type_url in [TypeUrl::Cluster, TypeUrl::Endpoint, TypeUrl::Listener, TypeUrl::Route] {
-        let resources = group.resources(&type_url)?;
+        let resources = push.resources(session, &type_url)?;
         let name = type_url.as_str().rsplit('/').next().unwrap_or_default().to_owned();
         let all: Vec<Value> = resources
             .iter()

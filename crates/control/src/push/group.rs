@@ -1,7 +1,8 @@
-//! What proxies of one kind should have, ready to be sent.
+//! What proxies of one kind should have: what they share with others as clients, and what is theirs.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Instant;
 
 use leno_base::Name;
 use leno_derive::Graph;
@@ -9,182 +10,132 @@ use leno_xds::TypeUrl;
 use leno_xds::server::Resources;
 use leno_xds::server::grpc::StreamId;
 
+use super::view::{View, named};
 use crate::model::ObjectRef;
 use crate::scope::ProxyKey;
-use crate::translate::cluster::Clusters;
-use crate::translate::endpoint::Endpoints;
-use crate::translate::listener::Listeners;
+use crate::scope::client::ClientOf;
+use crate::translate::cluster::OwnClusters;
+use crate::translate::listener::OwnListeners;
 use crate::translate::resource::Resource;
-use crate::translate::route::Route;
 
 /// The resources for all proxies with one key, and who these are.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Group {
     pub(crate) members: BTreeSet<StreamId>,
+    /// Which view it shares.
+    pub(crate) client: Arc<ProxyKey>,
+    own_clusters: Option<Arc<Vec<Arc<Resource>>>>,
+    own_listeners: Option<Arc<Vec<Arc<Resource>>>>,
+    /// Those of the view and its own.
     clusters: Resources,
-    cluster_list: Arc<Vec<Arc<Resource>>>,
     listeners: Resources,
-    listener_list: Arc<Vec<Arc<Resource>>>,
-    endpoints: Resources,
-    routes: Resources,
-    route_origins: BTreeMap<Name, Vec<ObjectRef>>,
-    /// What was asked of the graph, and is kept up to date there.
-    roots: BTreeSet<(TypeUrl, Name)>,
+    /// Since when it has no members.
+    pub(crate) empty_since: Option<Instant>,
 }
 
 impl Group {
+    /// A group without members.
+    pub(crate) fn new(graph: &Graph, key: &ProxyKey) -> Group {
+        Group {
+            members: BTreeSet::new(),
+            client: graph.get::<ClientOf>(key),
+            own_clusters: None,
+            own_listeners: None,
+            clusters: Resources::default(),
+            listeners: Resources::default(),
+            empty_since: None,
+        }
+    }
+
     /// The resources of a type; `None` for types that this control plane does not serve.
-    pub(crate) fn resources(&self, type_url: &TypeUrl) -> Option<&Resources> {
+    pub(crate) fn resources<'r>(&'r self, view: &'r View, type_url: &TypeUrl) -> Option<&'r Resources> {
         match type_url {
             TypeUrl::Cluster => Some(&self.clusters),
-            TypeUrl::Endpoint => Some(&self.endpoints),
+            TypeUrl::Endpoint => Some(&view.endpoints),
             TypeUrl::Listener => Some(&self.listeners),
-            TypeUrl::Route => Some(&self.routes),
+            TypeUrl::Route => Some(&view.routes),
             _ => None,
         }
     }
 
-    /// All clusters as they were derived; the same `Arc` as long as they do not change.
-    pub(crate) fn cluster_list(&self) -> &Arc<Vec<Arc<Resource>>> {
-        &self.cluster_list
-    }
-
     /// The names of the resources of a type, and the objects that each comes from.
-    pub(crate) fn origins(&self, type_url: &TypeUrl) -> Vec<(&str, &[ObjectRef])> {
-        match type_url {
-            TypeUrl::Cluster => named(&self.cluster_list),
-            TypeUrl::Listener => named(&self.listener_list),
-            TypeUrl::Route => {
-                self.route_origins.iter().map(|(name, origins)| (name.as_str(), origins.as_slice())).collect()
-            }
-            _ => Vec::new(),
-        }
+    pub(crate) fn origins<'r>(
+        &'r self,
+        view: &'r View,
+        type_url: &TypeUrl,
+    ) -> Vec<(&'r str, &'r [ObjectRef])> {
+        let mut origins = view.origins(type_url);
+        let own = match type_url {
+            TypeUrl::Cluster => &self.own_clusters,
+            TypeUrl::Listener => &self.own_listeners,
+            _ => &None,
+        };
+        origins.extend(own.as_deref().map(|list| named(list)).unwrap_or_default());
+        origins
     }
 
-    /// Asks the graph for what a session wants. The names only matter for endpoints and routes:
-    /// everybody gets all clusters and listeners.
-    pub(crate) fn load(
-        &mut self,
-        graph: &Graph,
-        key: &ProxyKey,
-        type_url: &TypeUrl,
-        names: &[Name],
-        version: &Name,
-    ) {
-        let version = || version.clone();
+    /// Asks the graph for what is its own of a type.
+    pub(crate) fn load(&mut self, graph: &Graph, key: &ProxyKey, type_url: &TypeUrl) {
         match type_url {
-            TypeUrl::Cluster if self.roots.insert((type_url.clone(), Name::default())) => {
-                self.set_clusters(graph.get::<Clusters>(key), version());
+            TypeUrl::Cluster if self.own_clusters.is_none() => {
+                self.own_clusters = Some(graph.get::<OwnClusters>(key));
             }
-            TypeUrl::Listener if self.roots.insert((type_url.clone(), Name::default())) => {
-                self.set_listeners(graph.get::<Listeners>(key), version());
-            }
-            TypeUrl::Endpoint => {
-                for name in names {
-                    if self.roots.insert((type_url.clone(), name.clone())) {
-                        let endpoints = graph.get::<Endpoints>(&(key.clone(), name.to_string()));
-                        self.set_endpoints(endpoints.as_deref(), version());
-                    }
-                }
-            }
-            TypeUrl::Route => {
-                for name in names {
-                    if self.roots.insert((type_url.clone(), name.clone())) {
-                        let route = graph.get::<Route>(&(key.clone(), name.to_string()));
-                        self.set_route(name, route.as_deref(), version());
-                    }
-                }
+            TypeUrl::Listener if self.own_listeners.is_none() => {
+                self.own_listeners = Some(graph.get::<OwnListeners>(key));
             }
             _ => {}
         }
     }
 
-    /// New clusters.
-    pub(crate) fn set_clusters(&mut self, list: Arc<Vec<Arc<Resource>>>, version: Name) {
-        self.clusters = collect(&list, version);
-        self.cluster_list = list;
+    /// New clusters of its own.
+    pub(crate) fn set_clusters(&mut self, own: Arc<Vec<Arc<Resource>>>) {
+        self.own_clusters = Some(own);
     }
 
-    /// New listeners.
-    pub(crate) fn set_listeners(&mut self, list: Arc<Vec<Arc<Resource>>>, version: Name) {
-        self.listeners = collect(&list, version);
-        self.listener_list = list;
+    /// New listeners of its own.
+    pub(crate) fn set_listeners(&mut self, own: Arc<Vec<Arc<Resource>>>) {
+        self.own_listeners = Some(own);
     }
 
-    /// New endpoints of a cluster. Those of a cluster that is gone stay until nobody asks for them:
-    /// a proxy that still has the cluster may still have routes to it.
-    pub(crate) fn set_endpoints(&mut self, endpoints: Option<&Resource>, version: Name) {
-        if let Some(endpoints) = endpoints {
-            self.endpoints.insert(endpoints.wire.clone());
-        }
-        self.endpoints.set_version(version);
-    }
-
-    /// A new route configuration.
-    pub(crate) fn set_route(&mut self, name: &str, route: Option<&Resource>, version: Name) {
-        match route {
-            Some(route) => {
-                self.routes.insert(route.wire.clone());
-                self.route_origins.insert(route.wire.name.clone(), route.origins.clone());
+    /// Takes in what has changed of a type, in the view or of its own.
+    pub(crate) fn combine(&mut self, view: &View, type_url: &TypeUrl, version: &Name) {
+        match type_url {
+            TypeUrl::Cluster => {
+                self.clusters = combine(&view.clusters, self.own_clusters.as_deref(), version);
             }
-            None => {
-                self.routes.remove(name);
-                self.route_origins.remove(name);
+            TypeUrl::Listener => {
+                self.listeners = combine(&view.listeners, self.own_listeners.as_deref(), version);
             }
+            _ => {}
         }
-        self.routes.set_version(version);
     }
 
-    /// Lets go of endpoints and routes that are not wanted any more.
-    pub(crate) fn release(
-        &mut self,
-        graph: &mut Graph,
-        key: &ProxyKey,
-        wanted: impl Fn(&TypeUrl, &str) -> bool,
-    ) {
-        let unwanted: Vec<(TypeUrl, Name)> = self
-            .roots
-            .iter()
-            .filter(|(type_url, name)| !name.is_empty() && !wanted(type_url, name))
-            .cloned()
-            .collect();
-        for root in unwanted {
-            self.release_root(graph, key, &root);
-            self.roots.remove(&root);
+    /// Takes in what is there of a type, unless it has been before.
+    pub(crate) fn combine_first(&mut self, view: &View, type_url: &TypeUrl) {
+        let (shared, own) = match type_url {
+            TypeUrl::Cluster => (&view.clusters, &self.clusters),
+            TypeUrl::Listener => (&view.listeners, &self.listeners),
+            _ => return,
+        };
+        if own.version().is_empty() {
+            self.combine(view, type_url, &shared.version().clone());
         }
     }
 
     /// Lets go of everything.
-    pub(crate) fn release_all(&mut self, graph: &mut Graph, key: &ProxyKey) {
-        for root in std::mem::take(&mut self.roots) {
-            self.release_root(graph, key, &root);
-        }
-    }
-
-    fn release_root(&mut self, graph: &mut Graph, key: &ProxyKey, (type_url, name): &(TypeUrl, Name)) {
-        match type_url {
-            TypeUrl::Cluster => graph.release::<Clusters>(key),
-            TypeUrl::Listener => graph.release::<Listeners>(key),
-            TypeUrl::Endpoint => {
-                graph.release::<Endpoints>(&(key.clone(), name.to_string()));
-                self.endpoints.remove(name);
-            }
-            TypeUrl::Route => {
-                graph.release::<Route>(&(key.clone(), name.to_string()));
-                self.routes.remove(name);
-                self.route_origins.remove(name);
-            }
-            _ => {}
-        }
+    pub(crate) fn release(self, graph: &mut Graph, key: &ProxyKey) {
+        graph.release::<ClientOf>(key);
+        graph.release::<OwnClusters>(key);
+        graph.release::<OwnListeners>(key);
     }
 }
 
-fn collect(list: &[Arc<Resource>], version: Name) -> Resources {
-    let mut resources: Resources = list.iter().map(|resource| resource.wire.clone()).collect();
-    resources.set_version(version);
+/// What is shared, and what is added to it: this copies little of the former.
+fn combine(shared: &Resources, own: Option<&Vec<Arc<Resource>>>, version: &Name) -> Resources {
+    let mut resources = shared.clone();
+    for resource in own.into_iter().flatten() {
+        resources.insert(resource.wire.clone());
+    }
+    resources.set_version(version.clone());
     resources
-}
-
-fn named(list: &[Arc<Resource>]) -> Vec<(&str, &[ObjectRef])> {
-    list.iter().map(|resource| (resource.name(), resource.origins.as_slice())).collect()
 }

@@ -1,41 +1,60 @@
 //! Brings proxies up to date: who is connected, what each has, and what it must get next.
 //!
 //! - `node.rs`: who a proxy says it is;
-//! - `group.rs`: proxies that are alike share one [`group::Group`] with all resources;
+//! - `view.rs`: proxies that are the same as clients share one [`View`] with what they call;
+//! - `group.rs`: of these, proxies that are alike in all share one [`Group`], with what is theirs;
 //! - `session.rs`: one stream, and the order in which it is told things.
 //!
-//! [`Push`] joins the three. It is driven by the control loop and does nothing by itself.
+//! [`Push`] joins them. It is driven by the control loop and does nothing by itself. A change costs
+//! what it changes in views and groups, and a look at each session that must be told of it.
 
 pub(crate) mod group;
 pub(crate) mod node;
 pub(crate) mod session;
+pub(crate) mod view;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::time::Instant;
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use leno_base::Name;
 use leno_derive::Graph;
 use leno_xds::TypeUrl;
+use leno_xds::server::Resources;
 use leno_xds::server::grpc::{Connected, StreamEvent, StreamId};
 use tonic::Status;
 
 use self::group::Group;
 use self::session::{Said, Session};
+use self::view::View;
 use crate::model::ObjectRef;
 use crate::model::diagnostic::{Diagnostic, Finding, Severity};
 use crate::scope::ProxyKey;
+use crate::scope::client::ClientOf;
 use crate::scope::gateways::AttachedGateways;
-use crate::translate::cluster::Clusters;
+use crate::translate::cluster::{OwnClusters, SharedClusters};
 use crate::translate::endpoint::Endpoints;
-use crate::translate::listener::Listeners;
+use crate::translate::listener::{OwnListeners, SharedListeners};
 use crate::translate::name;
 use crate::translate::route::Route;
+
+/// How long what was made for a kind of proxy is kept without any: a connection that was lost is
+/// mostly made again at once, and most of them together.
+const KEEP: Duration = Duration::from_secs(30);
 
 /// All connected proxies.
 #[derive(Debug, Default)]
 pub(crate) struct Push {
     sessions: BTreeMap<StreamId, Session>,
-    groups: HashMap<ProxyKey, Group>,
+    groups: HashMap<Arc<ProxyKey>, Group>,
+    /// By what their proxies are as clients.
+    views: HashMap<Arc<ProxyKey>, View>,
+    /// Those in which something may not be wanted any more.
+    untidy: HashSet<Arc<ProxyKey>>,
+    /// Sessions whose proxies refuse something.
+    refusing: BTreeSet<StreamId>,
+    /// How often what is refused may have changed.
+    refusal_changes: u64,
 }
 
 /// A refusal by a proxy, and the objects that may be to blame.
@@ -52,25 +71,27 @@ impl Push {
         self.sessions.values()
     }
 
-    /// What a session's proxy should have.
-    pub(crate) fn group(&self, session: &Session) -> Option<&Group> {
-        self.groups.get(&session.key)
+    /// What a session's proxy should have of a type, as far as it or its like have asked for it.
+    pub(crate) fn resources(&self, session: &Session, type_url: &TypeUrl) -> Option<&Resources> {
+        let group = self.groups.get(&session.key)?;
+        group.resources(self.views.get(&group.client)?, type_url)
     }
 
     /// Acts on what happened on a stream.
-    pub(crate) fn on_stream(&mut self, graph: &mut Graph, event: StreamEvent, now: Instant) {
+    pub(crate) fn on_stream(&mut self, graph: &Graph, event: StreamEvent, now: Instant) {
         match event {
             StreamEvent::Connected(connected) => self.connect(graph, *connected),
             StreamEvent::Request { id, request } => {
                 let Some(session) = self.sessions.get_mut(&id) else { return };
                 let said = session.on_request(*request);
+                self.note_refusals(id);
                 for said in said {
                     self.on_said(graph, id, said);
                 }
                 self.pump(id, now);
             }
             StreamEvent::Ready { id } => self.pump(id, now),
-            StreamEvent::Closed { id, error } => self.disconnect(graph, id, error.as_deref()),
+            StreamEvent::Closed { id, error } => self.disconnect(id, error.as_deref(), now),
         }
     }
 
@@ -78,25 +99,38 @@ impl Push {
     pub(crate) fn on_change(&mut self, graph: &Graph, now: Instant) {
         let version = version(graph);
         let mut touched = BTreeSet::new();
-        for (key, clusters) in graph.changed::<Clusters>() {
-            let Some(group) = self.groups.get_mut(&key) else { continue };
-            group.set_clusters(clusters, version.clone());
-            mark(&mut self.sessions, group, &TypeUrl::Cluster, None, &mut touched);
+        for (key, client) in graph.changed::<ClientOf>() {
+            self.move_group(graph, &key, client, &version, &mut touched);
         }
-        for ((key, name), endpoints) in graph.changed::<Endpoints>() {
-            let Some(group) = self.groups.get_mut(&key) else { continue };
-            group.set_endpoints(endpoints.as_deref(), version.clone());
-            mark(&mut self.sessions, group, &TypeUrl::Endpoint, Some(&name), &mut touched);
+        for (client, clusters) in graph.changed::<SharedClusters>() {
+            let Some(view) = self.views.get_mut(&client) else { continue };
+            view.set_clusters(clusters, version.clone());
+            self.mark_view(&client, &TypeUrl::Cluster, None, &version, &mut touched);
         }
-        for (key, listeners) in graph.changed::<Listeners>() {
+        for (key, clusters) in graph.changed::<OwnClusters>() {
             let Some(group) = self.groups.get_mut(&key) else { continue };
-            group.set_listeners(listeners, version.clone());
-            mark(&mut self.sessions, group, &TypeUrl::Listener, None, &mut touched);
+            group.set_clusters(clusters);
+            self.mark_group(&key, &TypeUrl::Cluster, None, &version, &mut touched);
         }
-        for ((key, name), route) in graph.changed::<Route>() {
+        for ((client, name), endpoints) in graph.changed::<Endpoints>() {
+            let Some(view) = self.views.get_mut(&client) else { continue };
+            view.set_endpoints(endpoints.as_deref(), version.clone());
+            self.mark_view(&client, &TypeUrl::Endpoint, Some(&name), &version, &mut touched);
+        }
+        for (client, listeners) in graph.changed::<SharedListeners>() {
+            let Some(view) = self.views.get_mut(&client) else { continue };
+            view.set_listeners(listeners, version.clone());
+            self.mark_view(&client, &TypeUrl::Listener, None, &version, &mut touched);
+        }
+        for (key, listeners) in graph.changed::<OwnListeners>() {
             let Some(group) = self.groups.get_mut(&key) else { continue };
-            group.set_route(&name, route.as_deref(), version.clone());
-            mark(&mut self.sessions, group, &TypeUrl::Route, Some(&name), &mut touched);
+            group.set_listeners(listeners);
+            self.mark_group(&key, &TypeUrl::Listener, None, &version, &mut touched);
+        }
+        for ((client, name), route) in graph.changed::<Route>() {
+            let Some(view) = self.views.get_mut(&client) else { continue };
+            view.set_route(&name, route.as_deref(), version.clone());
+            self.mark_view(&client, &TypeUrl::Route, Some(&name), &version, &mut touched);
         }
         for id in touched {
             self.pump(id, now);
@@ -112,19 +146,55 @@ impl Push {
         }
     }
 
-    /// How many refusals stand.
-    pub(crate) fn refusal_count(&self) -> usize {
-        self.sessions.values().map(|session| session.refusals().count()).sum()
+    /// Lets go of what nobody has wanted for a while.
+    pub(crate) fn tidy(&mut self, graph: &mut Graph, now: Instant) {
+        let is_over = |group: &Group| {
+            group.empty_since.is_some_and(|since| now.saturating_duration_since(since) >= KEEP)
+        };
+        for (key, group) in self.groups.extract_if(|_, group| is_over(group)) {
+            if let Some(view) = self.views.get_mut(&group.client) {
+                view.groups.remove(&key);
+                self.untidy.insert(Arc::clone(&group.client));
+            }
+            group.release(graph, &key);
+        }
+        for client in std::mem::take(&mut self.untidy) {
+            let Some(view) = self.views.get_mut(&client) else { continue };
+            if view.groups.is_empty() {
+                if let Some(view) = self.views.remove(&client) {
+                    view.release(graph, &client);
+                }
+                continue;
+            }
+            let groups = view.groups.iter().filter_map(|key| self.groups.get(key));
+            let members: Vec<&Session> =
+                groups.flat_map(|group| &group.members).filter_map(|id| self.sessions.get(id)).collect();
+            if members.is_empty() {
+                // They may come again, and want the same.
+                self.untidy.insert(client);
+                continue;
+            }
+            view.release_unwanted(graph, &client, |type_url, name| {
+                members.iter().any(|session| session.wants(type_url, name))
+            });
+        }
+    }
+
+    /// A number that is another one when what is refused may have changed.
+    pub(crate) fn refusal_changes(&self) -> u64 {
+        self.refusal_changes
     }
 
     /// All refusals that stand.
     pub(crate) fn refusals(&self, graph: &Graph) -> Vec<Refusal> {
         let mut refusals = Vec::new();
-        for session in self.sessions.values() {
+        for session in self.refusing.iter().filter_map(|id| self.sessions.get(id)) {
             let Some(group) = self.groups.get(&session.key) else { continue };
+            let Some(view) = self.views.get(&group.client) else { continue };
             for (type_url, message) in session.refusals() {
                 let text = format!("{} refused the {} update: {message}", session.node, type_url.short());
-                let blamed = blame(graph, &session.key, group, type_url, message);
+                let origins = group.origins(view, type_url);
+                let blamed = blame(graph, &session.key, &origins, type_url, message);
                 let finding = |path: String| Finding {
                     severity: Severity::Error,
                     code: "nack",
@@ -153,36 +223,68 @@ impl Push {
             }
         };
         tracing::info!(node = node.id, ?mode, "proxy connected");
-        let group = self.groups.entry(node.key.clone()).or_default();
-        group.members.insert(id);
-        self.sessions.insert(id, Session::new(id, node, mode, sender));
+        let key = match self.groups.get_key_value(&node.key) {
+            Some((key, _)) => Arc::clone(key),
+            None => self.add_group(graph, Arc::new(node.key.clone())),
+        };
+        if let Some(group) = self.groups.get_mut(&key) {
+            group.members.insert(id);
+            group.empty_since = None;
+        }
+        self.sessions.insert(id, Session::new(id, node, key, mode, sender));
     }
 
-    fn disconnect(&mut self, graph: &mut Graph, id: StreamId, error: Option<&str>) {
+    fn add_group(&mut self, graph: &Graph, key: Arc<ProxyKey>) -> Arc<ProxyKey> {
+        let group = Group::new(graph, &key);
+        let view = self.views.entry(Arc::clone(&group.client)).or_default();
+        view.groups.insert(Arc::clone(&key));
+        self.groups.insert(Arc::clone(&key), group);
+        key
+    }
+
+    fn disconnect(&mut self, id: StreamId, error: Option<&str>, now: Instant) {
         let Some(session) = self.sessions.remove(&id) else { return };
         tracing::info!(node = session.node, error, "proxy disconnected");
+        if self.refusing.remove(&id) {
+            self.refusal_changes += 1;
+        }
         let Some(group) = self.groups.get_mut(&session.key) else { return };
         group.members.remove(&id);
         if group.members.is_empty() {
-            group.release_all(graph, &session.key);
-            self.groups.remove(&session.key);
-        } else {
-            self.release_unused(graph, &session.key);
+            group.empty_since = Some(now);
+        }
+        self.untidy.insert(Arc::clone(&group.client));
+    }
+
+    fn note_refusals(&mut self, id: StreamId) {
+        let refuses = self.sessions.get(&id).is_some_and(|session| session.refusals().next().is_some());
+        let refused = if refuses { !self.refusing.insert(id) } else { self.refusing.remove(&id) };
+        if refuses || refused {
+            self.refusal_changes += 1;
         }
     }
 
-    fn on_said(&mut self, graph: &mut Graph, id: StreamId, said: Said) {
+    fn on_said(&mut self, graph: &Graph, id: StreamId, said: Said) {
         let Some(session) = self.sessions.get_mut(&id) else { return };
         let Some(group) = self.groups.get_mut(&session.key) else { return };
         match said {
             Said::Wants { type_url, names } => {
-                group.load(graph, &session.key, &type_url, &names, &version(graph));
-                session.owe(&type_url, &names);
+                let Some(view) = self.views.get_mut(&group.client) else { return };
+                let version = version(graph);
+                let is_new = view.load(graph, &group.client, &type_url, &names, &version);
+                group.load(graph, &session.key, &type_url);
+                session.owe(&type_url);
+                if is_new && matches!(type_url, TypeUrl::Cluster | TypeUrl::Listener) {
+                    for key in &view.groups {
+                        if let Some(group) = self.groups.get_mut(key) {
+                            group.combine(view, &type_url, &version);
+                        }
+                    }
+                } else {
+                    group.combine_first(view, &type_url);
+                }
             }
-            Said::Unwanted => {
-                let key = session.key.clone();
-                self.release_unused(graph, &key);
-            }
+            Said::Unwanted => drop(self.untidy.insert(Arc::clone(&group.client))),
             Said::Refused { type_url, message } => {
                 tracing::error!(
                     node = session.node,
@@ -194,19 +296,76 @@ impl Push {
         }
     }
 
-    /// Lets go of names that no session of a group wants any more.
-    fn release_unused(&mut self, graph: &mut Graph, key: &ProxyKey) {
+    /// A group's proxies have become other clients than they were: a rule has begun or ceased to
+    /// tell them from others.
+    fn move_group(
+        &mut self,
+        graph: &Graph,
+        key: &ProxyKey,
+        client: Arc<ProxyKey>,
+        version: &Name,
+        touched: &mut BTreeSet<StreamId>,
+    ) {
+        let Some((key, _)) = self.groups.get_key_value(key) else { return };
+        let key = Arc::clone(key);
+        let Some(group) = self.groups.get_mut(&key) else { return };
+        let before = std::mem::replace(&mut group.client, Arc::clone(&client));
+        if let Some(view) = self.views.get_mut(&before) {
+            view.groups.remove(&key);
+            self.untidy.insert(before);
+        }
+        let view = self.views.entry(Arc::clone(&client)).or_default();
+        view.groups.insert(key);
+        for id in &group.members {
+            let Some(session) = self.sessions.get_mut(id) else { continue };
+            for (type_url, names) in session.wanted() {
+                view.load(graph, &client, &type_url, &names, version);
+                session.owe(&type_url);
+            }
+            touched.insert(session.id);
+        }
+        for type_url in [TypeUrl::Cluster, TypeUrl::Listener] {
+            group.combine(view, &type_url, version);
+        }
+    }
+
+    /// Notes that the sessions of a view have something to get.
+    fn mark_view(
+        &mut self,
+        client: &ProxyKey,
+        type_url: &TypeUrl,
+        name: Option<&str>,
+        version: &Name,
+        touched: &mut BTreeSet<StreamId>,
+    ) {
+        let Some(view) = self.views.get(client) else { return };
+        for key in &view.groups {
+            let Some(group) = self.groups.get_mut(key) else { continue };
+            group.combine(view, type_url, version);
+            mark(&mut self.sessions, group, type_url, name, touched);
+        }
+    }
+
+    /// Notes that the sessions of a group have something to get.
+    fn mark_group(
+        &mut self,
+        key: &ProxyKey,
+        type_url: &TypeUrl,
+        name: Option<&str>,
+        version: &Name,
+        touched: &mut BTreeSet<StreamId>,
+    ) {
         let Some(group) = self.groups.get_mut(key) else { return };
-        let members: Vec<&Session> = group.members.iter().filter_map(|id| self.sessions.get(id)).collect();
-        group.release(graph, key, |type_url, name| {
-            members.iter().any(|session| session.wants(type_url, name))
-        });
+        let Some(view) = self.views.get(&group.client) else { return };
+        group.combine(view, type_url, version);
+        mark(&mut self.sessions, group, type_url, name, touched);
     }
 
     fn pump(&mut self, id: StreamId, now: Instant) {
         let Some(session) = self.sessions.get_mut(&id) else { return };
-        if let Some(group) = self.groups.get(&session.key) {
-            session.pump(group, now);
+        let Some(group) = self.groups.get(&session.key) else { return };
+        if let Some(view) = self.views.get(&group.client) {
+            session.pump(group, view, now);
         }
     }
 }
@@ -237,16 +396,16 @@ fn mark(
 fn blame(
     graph: &Graph,
     key: &ProxyKey,
-    group: &Group,
+    origins: &[(&str, &[ObjectRef])],
     type_url: &TypeUrl,
     message: &str,
 ) -> Vec<(ObjectRef, String)> {
     let mut blamed = Vec::new();
-    for (name, origins) in group.origins(type_url) {
+    for (name, origins) in origins {
         if !message.contains(name) {
             continue;
         }
-        for object in origins {
+        for object in *origins {
             blamed.push((object.clone(), String::new()));
         }
         if *type_url == TypeUrl::Listener {
@@ -254,7 +413,7 @@ fn blame(
             let attached = graph.peek::<AttachedGateways>(&key.workload());
             for port in &attached.ports {
                 let host = if port.bind.is_empty() { "0.0.0.0" } else { &port.bind };
-                if name::listener(host, port.port) != *name {
+                if name::listener(host, port.port) != **name {
                     continue;
                 }
                 for server in &port.servers {

@@ -13,13 +13,13 @@ use std::time::{Duration, Instant};
 use leno_base::Name;
 use leno_xds::server::grpc::{Sender, StreamId};
 use leno_xds::server::{Event, Resources, Scope, Stream};
-use leno_xds::wire::Request;
-use leno_xds::{Mode, TypeUrl};
+use leno_xds::wire::{Request, Response};
+use leno_xds::{Mode, Resource, TypeUrl};
 
 use super::group::Group;
 use super::node::Node;
+use super::view::View;
 use crate::scope::ProxyKey;
-use crate::translate::resource::Resource;
 
 /// How long listeners and routes wait for a proxy to take clusters and endpoints, or a cluster
 /// lingers. A proxy that does not answer in this time is told the rest all the same.
@@ -47,39 +47,36 @@ pub(crate) struct Session {
     pub(crate) node: String,
     /// The proxy's whole identifier.
     pub(crate) node_id: String,
-    pub(crate) key: ProxyKey,
+    pub(crate) key: Arc<ProxyKey>,
     stream: Stream,
     sender: Sender,
-    /// What may be out of date at the proxy, by type in push order.
-    pending: BTreeMap<TypeUrl, Pending>,
+    /// Types of which something may be out of date at the proxy, in push order.
+    pending: BTreeSet<TypeUrl>,
     /// The clusters last sent, to know which of them have gone since.
-    sent_clusters: Arc<Vec<Arc<Resource>>>,
+    sent_clusters: Resources,
     /// Clusters that have gone but that the proxy may still have routes to.
-    lingering: BTreeMap<Name, Arc<Resource>>,
+    lingering: BTreeMap<Name, Resource>,
+    /// Clusters that were sent and whose endpoints were not asked for yet: they are still being
+    /// taken in.
+    awaiting: BTreeSet<Name>,
     /// Since when something is held back.
     held_since: Option<Instant>,
 }
 
-/// What may be out of date of a type.
-#[derive(Debug, Default)]
-struct Pending {
-    all: bool,
-    names: BTreeSet<Name>,
-}
-
 impl Session {
     /// A session on which nothing was asked for yet.
-    pub(crate) fn new(id: StreamId, node: Node, mode: Mode, sender: Sender) -> Session {
+    pub(crate) fn new(id: StreamId, node: Node, key: Arc<ProxyKey>, mode: Mode, sender: Sender) -> Session {
         Session {
             id,
             node: node.name,
             node_id: node.id,
-            key: node.key,
+            key,
             stream: Stream::new(mode, Name::new(CONTROL_PLANE)),
             sender,
-            pending: BTreeMap::new(),
-            sent_clusters: Arc::default(),
+            pending: BTreeSet::new(),
+            sent_clusters: Resources::default(),
             lingering: BTreeMap::new(),
+            awaiting: BTreeSet::new(),
             held_since: None,
         }
     }
@@ -94,7 +91,14 @@ impl Session {
         let mut said = Vec::new();
         for event in self.stream.on_request(request) {
             match event {
-                Event::Subscribed { type_url, names, .. } => said.push(Said::Wants { type_url, names }),
+                Event::Subscribed { type_url, names, .. } => {
+                    if type_url == TypeUrl::Endpoint && !self.awaiting.is_empty() {
+                        for name in &names {
+                            self.awaiting.remove(name);
+                        }
+                    }
+                    said.push(Said::Wants { type_url, names });
+                }
                 Event::Unsubscribed { .. } => said.push(Said::Unwanted),
                 Event::Ack { .. } => {}
                 Event::Nack { type_url, message, .. } => said.push(Said::Refused { type_url, message }),
@@ -104,10 +108,8 @@ impl Session {
     }
 
     /// Notes that the proxy has asked for resources.
-    pub(crate) fn owe(&mut self, type_url: &TypeUrl, names: &[Name]) {
-        let pending = self.pending.entry(type_url.clone()).or_default();
-        pending.all |= matches!(type_url, TypeUrl::Cluster | TypeUrl::Listener);
-        pending.names.extend(names.iter().cloned());
+    pub(crate) fn owe(&mut self, type_url: &TypeUrl) {
+        self.pending.insert(type_url.clone());
     }
 
     /// Notes that resources have changed; false if the proxy does not want them.
@@ -116,12 +118,16 @@ impl Session {
         if name.is_some_and(|name| !subscription.wants(name)) {
             return false;
         }
-        let pending = self.pending.entry(type_url.clone()).or_default();
-        match name {
-            Some(name) => drop(pending.names.insert(Name::new(name))),
-            None => pending.all = true,
+        if !self.pending.contains(type_url) {
+            self.pending.insert(type_url.clone());
         }
         true
+    }
+
+    /// All that the proxy has asked for.
+    pub(crate) fn wanted(&self) -> Vec<(TypeUrl, Vec<Name>)> {
+        let wanted = self.stream.subscriptions();
+        wanted.map(|(type_url, wanted)| (type_url.clone(), wanted.names().cloned().collect())).collect()
     }
 
     /// Whether the proxy wants a resource.
@@ -131,7 +137,7 @@ impl Session {
 
     /// Whether the proxy may not have the newest of a type: it was not told yet or has not answered.
     pub(crate) fn is_behind(&self, type_url: &TypeUrl) -> bool {
-        self.pending.contains_key(type_url) || self.stream.is_outstanding(type_url)
+        self.pending.contains(type_url) || self.stream.is_outstanding(type_url)
     }
 
     /// Whether there is something to tell when time has passed.
@@ -147,11 +153,11 @@ impl Session {
     }
 
     /// Sends what can be sent now.
-    pub(crate) fn pump(&mut self, group: &Group, now: Instant) {
+    pub(crate) fn pump(&mut self, group: &Group, view: &View, now: Instant) {
         while self.sender.is_ready() {
-            let Some(type_url) = self.next(group, now) else { return };
-            let pending = self.pending.remove(&type_url).unwrap_or_default();
-            let Some(response) = self.respond(group, &type_url, &pending) else { continue };
+            let Some(type_url) = self.next(now) else { return };
+            self.pending.remove(&type_url);
+            let Some(response) = self.respond(group, view, &type_url) else { continue };
             if self.sender.send(response).is_err() {
                 // The stream has ended; that it has will be told.
                 return;
@@ -160,29 +166,31 @@ impl Session {
     }
 
     /// The type to tell about next, if there is one that need not wait.
-    fn next(&mut self, group: &Group, now: Instant) -> Option<TypeUrl> {
-        let settled = self.is_settled_below(group);
+    fn next(&mut self, now: Instant) -> Option<TypeUrl> {
         let mut held = false;
         let mut next = None;
-        for type_url in self.pending.keys() {
+        for type_url in &self.pending {
             // An answer that was asked for is given; anything else waits for the answer to the last.
             if self.stream.is_outstanding(type_url) && !self.stream.is_owed(type_url) {
                 continue;
             }
             let upper = matches!(type_url, TypeUrl::Listener | TypeUrl::Route);
-            if upper && !settled && !self.is_impatient(now) {
+            if upper && !self.is_settled_below() && !self.is_impatient(now) {
                 held = true;
                 continue;
             }
             next = Some(type_url.clone());
             break;
         }
+        if next.is_some() && self.is_impatient(now) {
+            // What was waited for will not come.
+            self.awaiting.clear();
+        }
         if next.is_none() && self.pending.is_empty() && !self.lingering.is_empty() {
             let taken = [TypeUrl::Cluster, TypeUrl::Endpoint, TypeUrl::Listener, TypeUrl::Route];
             if taken.iter().all(|type_url| !self.stream.is_outstanding(type_url)) || self.is_impatient(now) {
                 self.lingering.clear();
                 self.held_since = None;
-                self.pending.entry(TypeUrl::Cluster).or_default().all = true;
                 return Some(TypeUrl::Cluster);
             }
             held = true;
@@ -196,62 +204,64 @@ impl Session {
     }
 
     fn is_impatient(&self, now: Instant) -> bool {
-        self.held_since.is_some_and(|since| now.duration_since(since) >= PATIENCE)
+        self.held_since.is_some_and(|since| now.saturating_duration_since(since) >= PATIENCE)
     }
 
     /// Whether the proxy has taken all clusters and their endpoints.
-    fn is_settled_below(&self, group: &Group) -> bool {
-        for type_url in [TypeUrl::Cluster, TypeUrl::Endpoint] {
-            if self.pending.contains_key(&type_url)
-                || self.stream.is_outstanding(&type_url)
-                || self.stream.is_owed(&type_url)
-            {
-                return false;
-            }
-        }
-        let Some(clusters) = self.stream.subscription(&TypeUrl::Cluster) else { return true };
-        // A cluster whose endpoints were not asked for yet is still being taken in.
-        let endpoints = self.stream.subscription(&TypeUrl::Endpoint);
-        group
-            .cluster_list()
-            .iter()
-            .filter(|cluster| cluster.needs_endpoints && clusters.wants(cluster.name()))
-            .all(|cluster| endpoints.is_some_and(|endpoints| endpoints.wants(cluster.name())))
+    fn is_settled_below(&self) -> bool {
+        self.awaiting.is_empty()
+            && [TypeUrl::Cluster, TypeUrl::Endpoint].iter().all(|type_url| {
+                !self.pending.contains(type_url)
+                    && !self.stream.is_outstanding(type_url)
+                    && !self.stream.is_owed(type_url)
+            })
     }
 
-    fn respond(
-        &mut self,
-        group: &Group,
-        type_url: &TypeUrl,
-        pending: &Pending,
-    ) -> Option<leno_xds::wire::Response> {
-        let resources = group.resources(type_url)?;
-        if *type_url == TypeUrl::Cluster {
-            self.note_gone(group);
-            if !self.lingering.is_empty() {
-                let mut resources: Resources = resources.clone();
-                for cluster in self.lingering.values() {
-                    resources.insert(cluster.wire.clone());
-                }
-                return self.stream.push(type_url, &resources, Scope::All);
-            }
+    fn respond(&mut self, group: &Group, view: &View, type_url: &TypeUrl) -> Option<Response> {
+        let resources = group.resources(view, type_url)?;
+        if *type_url != TypeUrl::Cluster {
+            return self.stream.push(type_url, resources, Scope::All);
         }
-        let names: Vec<Name> = pending.names.iter().cloned().collect();
-        let scope = if pending.all { Scope::All } else { Scope::Changed(&names) };
-        self.stream.push(type_url, resources, scope)
+        self.note_gone(resources);
+        let response = if self.lingering.is_empty() {
+            self.stream.push(type_url, resources, Scope::All)
+        } else {
+            let mut resources = resources.clone();
+            for cluster in self.lingering.values() {
+                resources.insert(cluster.clone());
+            }
+            self.stream.push(type_url, &resources, Scope::All)
+        }?;
+        self.note_awaited(view, &response);
+        Some(response)
     }
 
     /// Compares the clusters with those last sent: what has gone lingers.
-    fn note_gone(&mut self, group: &Group) {
-        let now = group.cluster_list();
-        if Arc::ptr_eq(now, &self.sent_clusters) {
-            return;
+    fn note_gone(&mut self, now: &Resources) {
+        for (name, present) in now.changes_since(&self.sent_clusters) {
+            if present.is_some() {
+                self.lingering.remove(&name);
+            } else if let Some(cluster) = self.sent_clusters.find(&name) {
+                self.lingering.insert(name, cluster.clone());
+            }
         }
-        let present: BTreeSet<&str> = now.iter().map(|cluster| cluster.name()).collect();
-        for cluster in self.sent_clusters.iter().filter(|cluster| !present.contains(cluster.name())) {
-            self.lingering.insert(cluster.wire.name.clone(), Arc::clone(cluster));
+        self.sent_clusters = now.clone();
+    }
+
+    /// Notes whose endpoints the proxy will ask for before it can use the clusters of a response.
+    fn note_awaited(&mut self, view: &View, response: &Response) {
+        let endpoints = self.stream.subscription(&TypeUrl::Endpoint);
+        if response.mode == Mode::Sotw {
+            self.awaiting.clear();
         }
-        self.lingering.retain(|name, _| !present.contains(name.as_str()));
-        self.sent_clusters = Arc::clone(now);
+        for name in &response.removed {
+            self.awaiting.remove(name);
+        }
+        for cluster in &response.resources {
+            let asked = endpoints.is_some_and(|endpoints| endpoints.wants(&cluster.name));
+            if !asked && view.needs_endpoints(&cluster.name) {
+                self.awaiting.insert(cluster.name.clone());
+            }
+        }
     }
 }

@@ -2,9 +2,11 @@
 //!
 //! - [`ProxyKey`]: everything that translation may know of a proxy. Proxies with the same key share
 //!   every derivation and every encoded byte.
+//! - `client.rs`: what of a proxy matters to what it calls: nearly all proxies share that;
 //! - `rules.rs`: which VirtualServices apply; `policy.rs`: which DestinationRules, merged;
 //!   `gateways.rs`: which servers a gateway proxy has.
 
+pub(crate) mod client;
 pub(crate) mod delegate;
 pub(crate) mod gateways;
 pub(crate) mod outbound;

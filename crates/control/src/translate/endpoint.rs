@@ -12,7 +12,8 @@ use crate::registry::instances::Instances;
 use crate::scope::ProxyKey;
 use crate::scope::policy::MergedPolicy;
 
-/// The endpoints that a proxy asks for by a cluster's name; `None` if it has no such cluster. A root.
+/// The endpoints that a proxy asks for by a cluster's name; `None` if it has no such cluster. A root
+/// for a proxy as a client, see [`crate::scope::client::ClientOf`].
 pub(crate) struct Endpoints;
 
 impl Query for Endpoints {

@@ -1,9 +1,12 @@
 //! Derivations that end in protobuf bytes: listeners, routes, clusters and endpoints.
 //!
 //! Everything here is pure: functions of a [`leno_derive::Cx`] and a key, without I/O, clock,
-//! randomness or async. The roots, which `crate::push` asks for, are [`cluster::Clusters`],
-//! [`listener::Listeners`], [`route::Route`] and [`endpoint::Endpoints`]. Names are Istio's, see
-//! `name.rs`.
+//! randomness or async. Names are Istio's, see `name.rs`.
+//!
+//! The roots, which `crate::push` asks for: what a proxy has as a client and shares with its like,
+//! [`cluster::SharedClusters`], [`endpoint::Endpoints`], [`listener::SharedListeners`] and
+//! [`route::Route`], each for the proxy as [`crate::scope::client::ClientOf`] sees it; and what is its
+//! own, [`cluster::OwnClusters`] and [`listener::OwnListeners`].
 
 pub(crate) mod cluster;
 pub(crate) mod endpoint;

@@ -18,9 +18,15 @@
 //!   In SotW it asks for them, but the request may look like an acknowledgement or be stale; in
 //!   delta it does not even ask. So after clusters were sent, endpoints are sent again.
 //!
+//! What thousands of streams know of thousands of resources would be large if each kept lists of its
+//! own. Nearly all know the same, so each keeps the state that it was last brought up to, which is
+//! shared, and the difference from it; see [`Resources`].
+//!
 //! Read next: [`subscription`] (private), the state of one type; [`grpc`], the shell.
 
 pub mod grpc;
+mod overlay;
+mod resources;
 mod subscription;
 
 #[cfg(test)]
@@ -31,74 +37,11 @@ use std::collections::BTreeMap;
 use leno_api::proto::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DiscoveryRequest};
 use leno_base::Name;
 
-use crate::types::{Mode, Resource, TypeUrl, WILDCARD};
+use crate::types::{Mode, TypeUrl, WILDCARD};
 use crate::wire::{Request, Response};
+pub use resources::Resources;
 use subscription::SotwRequest;
 pub use subscription::Subscription;
-
-/// All resources of a type that exist for a client, by name, or at least those that it may ask
-/// for. Shares the resources' bytes with everyone else.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Resources {
-    version: Name,
-    by_name: BTreeMap<Name, Resource>,
-}
-
-impl Resources {
-    /// A state without resources. `version` goes into `version_info` or `system_version_info`,
-    /// for people to read; what has changed is decided by the versions of the resources.
-    pub fn new(version: Name) -> Self {
-        Self { version, by_name: BTreeMap::new() }
-    }
-
-    /// Adds a resource, in place of one with the same name.
-    pub fn insert(&mut self, resource: Resource) {
-        self.by_name.insert(resource.name.clone(), resource);
-    }
-
-    /// Takes a resource away; false if there was none.
-    pub fn remove(&mut self, name: &str) -> bool {
-        self.by_name.remove(name).is_some()
-    }
-
-    /// Sets the version of the whole.
-    pub fn set_version(&mut self, version: Name) {
-        self.version = version;
-    }
-
-    /// The version of the whole.
-    pub fn version(&self) -> &Name {
-        &self.version
-    }
-
-    /// The resource of this name.
-    pub fn find(&self, name: &str) -> Option<&Resource> {
-        self.by_name.get(name)
-    }
-
-    /// All resources in order of their names.
-    pub fn iter(&self) -> impl Iterator<Item = &Resource> {
-        self.by_name.values()
-    }
-
-    /// How many there are.
-    pub fn len(&self) -> usize {
-        self.by_name.len()
-    }
-
-    /// True if there is none.
-    pub fn is_empty(&self) -> bool {
-        self.by_name.is_empty()
-    }
-}
-
-impl FromIterator<Resource> for Resources {
-    fn from_iter<I: IntoIterator<Item = Resource>>(resources: I) -> Self {
-        let mut all = Self::default();
-        resources.into_iter().for_each(|resource| all.insert(resource));
-        all
-    }
-}
 
 /// Which resources a push has to look at.
 #[derive(Clone, Copy, Debug)]

@@ -1,14 +1,18 @@
 //! What one stream's client wants of one type, what it has been sent, and what is due.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
 
 use leno_base::Name;
 
+use super::overlay::Overlay;
 use super::{Change, Event, Resources, Scope, is_wildcard};
 use crate::types::{Resource, TypeUrl};
 
 /// How many unanswered delta responses are remembered by nonce, against clients that never answer.
 const MAX_UNANSWERED: usize = 64;
+
+/// Up to so many names each is looked at, rather than what has changed among all resources.
+const FEW: usize = 64;
 
 /// The state of one type on one stream.
 #[derive(Debug, Default)]
@@ -16,9 +20,10 @@ pub struct Subscription {
     wildcard: bool,
     /// A name was given at some time: an empty list means nothing from then on.
     named: bool,
-    names: BTreeSet<Name>,
-    /// What the client has, or will have when it has read everything.
-    sent: BTreeMap<Name, Name>,
+    /// Without versions.
+    names: Overlay,
+    /// What the client has, or will have when it has read everything. Only what is wanted.
+    sent: Overlay,
     /// What was unsubscribed while responses were under way. If the client wants everything before
     /// it has read them, it takes these as well, and must learn if they are gone.
     dropped: BTreeSet<Name>,
@@ -69,7 +74,7 @@ impl Subscription {
 
     /// The names that are wanted, without the wildcard.
     pub fn names(&self) -> impl Iterator<Item = &Name> {
-        self.names.iter()
+        self.names.iter().map(|(name, _)| name)
     }
 
     /// True if a resource of this name is wanted.
@@ -80,6 +85,11 @@ impl Subscription {
     /// Names and versions of what the client has been sent, or said that it has.
     pub fn sent_resources(&self) -> impl Iterator<Item = (&Name, &Name)> {
         self.sent.iter()
+    }
+
+    /// How many resources the client has been sent, or said that it has.
+    pub fn sent_count(&self) -> usize {
+        self.sent.len()
     }
 
     /// Nonce of the last response; empty if there was none.
@@ -119,22 +129,28 @@ impl Subscription {
     pub(super) fn replace_names(&mut self, names: Vec<Name>, kind: SotwRequest) -> Change {
         let is_new = kind == SotwRequest::First;
         let explicit = names.iter().any(is_wildcard);
-        let names: BTreeSet<Name> = names.into_iter().filter(|name| !is_wildcard(name)).collect();
+        let mut names: Vec<Name> = names.into_iter().filter(|name| !is_wildcard(name)).collect();
+        names.sort_unstable();
+        names.dedup();
         self.named |= explicit || !names.is_empty();
         let wildcard = explicit || !self.named;
-        let unwanted: Vec<Name> = self.names.difference(&names).cloned().collect();
-        let added: Vec<Name> = names.difference(&self.names).cloned().collect();
+        let (unwanted, added) = self.compare_names(&names);
         let unchanged = added.is_empty() && unwanted.is_empty() && wildcard == self.wildcard;
         let follows_clusters = kind != SotwRequest::Stale && std::mem::take(&mut self.clusters_sent);
         let again = (kind == SotwRequest::Repeated && unchanged) || follows_clusters;
         let wildcard_is_new = !self.wildcard || (explicit && !self.explicit_wildcard);
         let mut change = Change {
-            wanted: if again { names.iter().cloned().collect() } else { added },
+            wanted: if again { names } else { added.clone() },
             unwanted,
             wildcard_wanted: wildcard && (again || is_new || wildcard_is_new),
             wildcard_unwanted: self.wildcard && !wildcard,
         };
-        self.names = names;
+        for name in added {
+            self.names.insert(name, Name::default());
+        }
+        for name in &change.unwanted {
+            self.names.remove(name);
+        }
         self.wildcard = wildcard;
         self.explicit_wildcard = explicit;
         self.asked.retain(|name| self.names.contains(name));
@@ -157,10 +173,20 @@ impl Subscription {
         change
     }
 
+    /// Names that are wanted so far and not in a sorted list, and those of the list that are new.
+    fn compare_names(&self, names: &[Name]) -> (Vec<Name>, Vec<Name>) {
+        let added: Vec<Name> = names.iter().filter(|name| !self.names.contains(name)).cloned().collect();
+        if self.names.len() + added.len() == names.len() {
+            return (Vec::new(), added);
+        }
+        let gone = self.names().filter(|name| names.binary_search(name).is_err());
+        (gone.cloned().collect(), added)
+    }
+
     /// The client wants everything again. What it has been sent is not forgotten: it must still
     /// learn of what is gone.
     fn send_all_again(&mut self) {
-        self.sent.values_mut().for_each(|version| *version = Name::default());
+        self.sent = self.sent.iter().map(|(name, _)| (name.clone(), Name::default())).collect();
     }
 
     /// Delta, first request: what the client has from another stream.
@@ -194,25 +220,38 @@ impl Subscription {
                 self.send_all_again();
             }
             for name in std::mem::take(&mut self.dropped) {
-                self.sent.entry(name).or_default();
+                if !self.sent.contains(&name) {
+                    self.sent.insert(name, Name::default());
+                }
             }
         }
         self.wildcard |= change.wildcard_wanted;
         for name in subscribe.into_iter().filter(|name| !is_wildcard(name)) {
-            self.names.insert(name.clone());
+            self.names.insert(name.clone(), Name::default());
             change.wanted.push(name);
         }
         self.forget_unwanted(&change);
         if self.wildcard {
             // Whether the client keeps what the wildcard still covers is not laid down: answer.
             for name in &change.unwanted {
-                self.sent.entry(name.clone()).and_modify(|version| *version = Name::default());
+                if self.sent.contains(name) {
+                    self.sent.insert(name.clone(), Name::default());
+                }
                 self.asked.insert(name.clone());
             }
         }
         self.note_wanted(&change, is_new);
-        if !self.wildcard {
-            self.sent.retain(|name, _| self.names.contains(name));
+        if !self.wildcard && (is_new || change.wildcard_unwanted) {
+            let unwanted: Vec<Name> = self
+                .sent
+                .iter()
+                .map(|(name, _)| name)
+                .filter(|name| !self.names.contains(name))
+                .cloned()
+                .collect();
+            for name in unwanted {
+                self.sent.remove(&name);
+            }
             self.asked.retain(|name| self.names.contains(name));
         }
         if self.unanswered.is_empty() {
@@ -222,17 +261,24 @@ impl Subscription {
     }
 
     fn forget_unwanted(&mut self, change: &Change) {
-        let (wildcard, names) = (self.wildcard, &self.names);
-        let forget_all = change.wildcard_unwanted;
-        let forgotten = self.sent.extract_if(.., |name, _| {
+        if self.wildcard {
             // What the wildcard still covers, the client still has.
-            !wildcard && !names.contains(name) && (forget_all || change.unwanted.contains(name))
-        });
-        let forgotten = forgotten.map(|(name, _)| name);
-        if self.unanswered.is_empty() {
-            forgotten.for_each(drop);
+            return;
+        }
+        let forgotten: Vec<Name> = if change.wildcard_unwanted {
+            self.sent
+                .iter()
+                .map(|(name, _)| name)
+                .filter(|name| !self.names.contains(name))
+                .cloned()
+                .collect()
         } else {
-            self.dropped.extend(forgotten);
+            change.unwanted.iter().filter(|name| !self.names.contains(name)).cloned().collect()
+        };
+        for name in forgotten {
+            if self.sent.remove(&name) && !self.unanswered.is_empty() {
+                self.dropped.insert(name);
+            }
         }
     }
 
@@ -244,7 +290,7 @@ impl Subscription {
             if !is_new {
                 self.sent.remove(name);
             }
-            if !self.sent.contains_key(name) {
+            if !self.sent.contains(name) {
                 self.asked.insert(name.clone());
             }
         }
@@ -287,7 +333,7 @@ impl Subscription {
 
     pub(super) fn ask_again(&mut self, names: &[Name]) {
         for name in names {
-            let has = self.sent.remove(name).is_some();
+            let has = self.sent.remove(name);
             if has || self.names.contains(name) {
                 self.asked.insert(name.clone());
             }
@@ -296,38 +342,62 @@ impl Subscription {
 
     /// Delta: what has changed, and what is gone or was asked for and does not exist.
     pub(super) fn plan_delta(&mut self, resources: &Resources, scope: Scope<'_>) -> Option<Plan> {
+        if self.takes_everything() {
+            let due = self.asked_all || !resources.is_empty();
+            return due.then(|| (self.take_everything(resources), Vec::new(), Vec::new()));
+        }
         let mut plan = Plan::default();
         for name in self.candidates(resources, scope) {
             let asked = self.asked.remove(&name);
             match resources.find(&name) {
                 Some(resource) => self.plan_resource(resource, &mut plan),
-                None if self.sent.remove(&name).is_some() || asked => plan.1.push(name),
+                None if self.sent.remove(&name) || asked => plan.1.push(name),
                 None => {}
             }
         }
         self.unchecked = false;
+        self.share(resources);
         (self.asked_all || !plan.0.is_empty() || !plan.1.is_empty()).then_some(plan)
+    }
+
+    /// Whether the client has nothing yet and wants all there is.
+    fn takes_everything(&self) -> bool {
+        self.wildcard && self.sent.is_empty() && self.names.is_empty() && self.asked.is_empty()
+    }
+
+    fn take_everything(&mut self, resources: &Resources) -> Vec<Resource> {
+        self.unchecked = false;
+        self.sent = Overlay::of(resources);
+        resources.iter().cloned().collect()
+    }
+
+    /// Tells what is wanted and has been sent by the state that others share.
+    fn share(&mut self, resources: &Resources) {
+        self.sent.rebase(resources, true);
+        self.names.rebase(resources, false);
     }
 
     /// SotW of LDS and CDS: everything, if anything has changed.
     pub(super) fn plan_whole(&mut self, resources: &Resources) -> Option<Plan> {
+        if self.takes_everything() {
+            let due = self.asked_all || !resources.is_empty();
+            return due.then(|| (self.take_everything(resources), Vec::new(), Vec::new()));
+        }
         let mut plan = Plan::default();
-        let mut whole = Vec::new();
-        for resource in resources.iter() {
-            if self.wants(&resource.name) {
-                self.plan_resource(resource, &mut plan);
-                whole.push(resource.clone());
+        let mut gone = false;
+        for name in self.candidates(resources, Scope::All) {
+            match resources.find(&name) {
+                Some(resource) if self.wants(&name) => self.plan_resource(resource, &mut plan),
+                _ => gone |= self.sent.remove(&name),
             }
         }
-        let shrunk = self.sent.len() > whole.len();
-        if shrunk {
-            let names = &self.names;
-            let wildcard = self.wildcard;
-            self.sent.retain(|name, _| resources.find(name).is_some() && (wildcard || names.contains(name)));
-        }
-        let due = self.is_owed() || shrunk || !plan.0.is_empty();
+        let due = self.is_owed() || gone || !plan.0.is_empty();
         self.asked.clear();
-        due.then_some((whole, Vec::new(), plan.2))
+        self.share(resources);
+        due.then(|| {
+            let wanted = resources.iter().filter(|resource| self.wants(&resource.name));
+            (wanted.cloned().collect(), Vec::new(), plan.2)
+        })
     }
 
     /// SotW of the other types: what has changed or is new. What is gone cannot be said.
@@ -345,6 +415,7 @@ impl Subscription {
             }
         }
         if plan.0.is_empty() {
+            self.share(resources);
             return self.asked_all.then_some(plan);
         }
         if self.clusters_sent {
@@ -357,39 +428,39 @@ impl Subscription {
                 self.sent.insert(resource.name.clone(), resource.version.clone());
             }
         }
+        self.share(resources);
         Some(plan)
     }
 
     /// Adds a resource to the plan unless the client has it in this version.
     fn plan_resource(&mut self, resource: &Resource, plan: &mut Plan) {
-        match self.sent.get_mut(&resource.name) {
+        match self.sent.get(&resource.name) {
             Some(version) if *version == resource.version && !version.is_empty() => return,
-            Some(version) => {
-                version.clone_from(&resource.version);
-                plan.2.push(resource.name.clone());
-            }
-            None => {
-                self.sent.insert(resource.name.clone(), resource.version.clone());
-            }
+            Some(_) => plan.2.push(resource.name.clone()),
+            None => {}
         }
+        self.sent.insert(resource.name.clone(), resource.version.clone());
         plan.0.push(resource.clone());
     }
 
     /// The names that may have to be sent, in order, each once.
-    fn candidates(&self, resources: &Resources, scope: Scope<'_>) -> BTreeSet<Name> {
-        let mut candidates = self.asked.clone();
+    fn candidates(&self, resources: &Resources, scope: Scope<'_>) -> Vec<Name> {
+        let mut candidates: Vec<Name> = self.asked.iter().cloned().collect();
         match scope {
             Scope::Changed(changed) if !self.asked_all && !self.unchecked => {
                 candidates.extend(changed.iter().filter(|name| self.wants(name)).cloned());
             }
+            _ if !self.wildcard && self.names.len() <= FEW.min(resources.len()) => {
+                candidates.extend(self.names().cloned());
+                candidates.extend(self.sent.iter().map(|(name, _)| name.clone()));
+            }
             _ => {
-                candidates.extend(self.names.iter().cloned());
-                candidates.extend(self.sent.keys().cloned());
-                if self.wildcard {
-                    candidates.extend(resources.iter().map(|resource| resource.name.clone()));
-                }
+                let suspects = self.sent.suspects(resources).into_iter();
+                candidates.extend(suspects.filter(|name| self.wants(name) || self.sent.contains(name)));
             }
         }
+        candidates.sort_unstable();
+        candidates.dedup();
         candidates
     }
 }

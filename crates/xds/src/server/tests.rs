@@ -6,6 +6,7 @@ use bytes::Bytes;
 use expect_test::expect;
 
 use super::*;
+use crate::types::Resource;
 
 /// Drives a stream and writes down all that it does.
 struct Play {

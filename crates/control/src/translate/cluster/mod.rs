@@ -20,6 +20,8 @@ use crate::model::destination_rule::Simple;
 use crate::model::{Key, Kind};
 use crate::registry::protocol::Protocol;
 use crate::registry::{self, Resolution, Service, ServiceId, Visible};
+#[cfg(test)]
+use crate::scope::client::ClientOf;
 use crate::scope::policy::{Effective, MergedPolicy, Policies, PolicyKey};
 use crate::scope::{ProxyKey, Viewer};
 
@@ -115,26 +117,56 @@ fn is_direct(viewer: &Viewer, service: &Service) -> bool {
     viewer.captures || service.resolution != Resolution::OriginalDst
 }
 
-/// All clusters of a proxy. A root.
+/// All clusters of a proxy.
+#[cfg(test)] // proxies are told of the two parts one by one
 pub(crate) struct Clusters;
 
+#[cfg(test)]
 impl Query for Clusters {
     type Key = ProxyKey;
     type Value = Vec<Arc<Resource>>;
     const NAME: &'static str = "clusters";
 
     fn derive(cx: &Cx<'_>, proxy: &ProxyKey) -> Vec<Arc<Resource>> {
-        let viewer = proxy.viewer(cx);
-        let outbound = cx.get::<ClusterKeys>(&viewer);
+        let mut clusters = cx.get::<SharedClusters>(&cx.get::<ClientOf>(proxy)).as_ref().clone();
+        clusters.extend(cx.get::<OwnClusters>(proxy).iter().cloned());
+        clusters
+    }
+}
+
+/// The clusters that a proxy has as a client, see [`crate::scope::client::ClientOf`]. A root.
+pub(crate) struct SharedClusters;
+
+impl Query for SharedClusters {
+    type Key = ProxyKey;
+    type Value = Vec<Arc<Resource>>;
+    const NAME: &'static str = "shared-clusters";
+
+    fn derive(cx: &Cx<'_>, client: &ProxyKey) -> Vec<Arc<Resource>> {
+        let outbound = cx.get::<ClusterKeys>(&client.viewer(cx));
         let mut clusters: Vec<Arc<Resource>> =
             outbound.iter().filter_map(|key| cx.get::<Outbound>(key).as_ref().clone()).collect();
         clusters.push(Arc::new(encode(&black_hole())));
-        if proxy.captures() {
+        if client.captures() {
             clusters.push(Arc::new(encode(&passthrough())));
-            let inbound = cx.get::<inbound::InboundClusters>(&proxy.workload());
-            clusters.extend(inbound.iter().cloned());
         }
         clusters
+    }
+}
+
+/// The clusters that lead to a proxy's own workload. A root.
+pub(crate) struct OwnClusters;
+
+impl Query for OwnClusters {
+    type Key = ProxyKey;
+    type Value = Vec<Arc<Resource>>;
+    const NAME: &'static str = "own-clusters";
+
+    fn derive(cx: &Cx<'_>, proxy: &ProxyKey) -> Vec<Arc<Resource>> {
+        if !proxy.captures() {
+            return Vec::new();
+        }
+        cx.get::<inbound::InboundClusters>(&proxy.workload()).as_ref().clone()
     }
 }
 

@@ -28,6 +28,8 @@ use super::resource::{Resource, address, pack};
 use crate::model::mesh::MeshConfig;
 use crate::model::switches::{SwitchInput, Switches};
 use crate::registry::Mesh;
+#[cfg(test)]
+use crate::scope::client::ClientOf;
 use crate::scope::{Families, Interception, ProxyKey, ProxyOptions, Role};
 
 /// Istio's ports for captured connections, if the mesh's are none.
@@ -46,25 +48,69 @@ const RAW_BUFFER: &str = "raw_buffer";
 /// How much the TLS inspector reads at first, bytes; Istio's.
 const TLS_INSPECTOR_BUFFER: u32 = 512;
 
-/// All listeners of a proxy. A root.
+/// All listeners of a proxy.
+#[cfg(test)] // proxies are told of the two parts one by one
 pub(crate) struct Listeners;
 
+#[cfg(test)]
 impl Query for Listeners {
     type Key = ProxyKey;
     type Value = Vec<Arc<Resource>>;
     const NAME: &'static str = "listeners";
 
     fn derive(cx: &Cx<'_>, proxy: &ProxyKey) -> Vec<Arc<Resource>> {
-        match (proxy.role, proxy.interception) {
+        let mut listeners = cx.get::<SharedListeners>(&cx.get::<ClientOf>(proxy)).as_ref().clone();
+        // Those that iptables lead to come first.
+        let at = usize::from(proxy.captures());
+        listeners.splice(at..at, cx.get::<OwnListeners>(proxy).iter().cloned());
+        listeners
+    }
+}
+
+/// The listeners that a proxy has as a client, see [`crate::scope::client::ClientOf`]; all of a
+/// gateway. A root.
+pub(crate) struct SharedListeners;
+
+impl Query for SharedListeners {
+    type Key = ProxyKey;
+    type Value = Vec<Arc<Resource>>;
+    const NAME: &'static str = "shared-listeners";
+
+    fn derive(cx: &Cx<'_>, client: &ProxyKey) -> Vec<Arc<Resource>> {
+        match (client.role, client.interception) {
             (Role::Router, interception) => {
                 // Where gateways share one network they keep to their own addresses.
                 let own = match interception {
                     Interception::Explicit { address, .. } => Some(address),
                     Interception::Redirect | Interception::Tproxy => None,
                 };
-                let key = (proxy.viewer(cx), proxy.workload(), own);
+                let key = (client.viewer(cx), client.workload(), own);
                 cx.get::<gateway::GatewayListeners>(&key).as_ref().clone()
             }
+            (Role::Sidecar, Interception::Explicit { .. }) => Vec::new(),
+            (Role::Sidecar, Interception::Redirect | Interception::Tproxy) => {
+                let transparent = client.interception == Interception::Tproxy;
+                let viewer = client.viewer(cx);
+                let mut listeners = vec![Arc::new(capture::virtual_outbound(cx, &viewer, transparent))];
+                listeners.extend(capture::http_proxy(cx, &viewer).map(Arc::new));
+                listeners.extend(cx.get::<outbound::OutboundListeners>(&viewer).iter().cloned());
+                listeners
+            }
+        }
+    }
+}
+
+/// The listeners of a sidecar alone: for what calls its workload, or at an address of its own. A root.
+pub(crate) struct OwnListeners;
+
+impl Query for OwnListeners {
+    type Key = ProxyKey;
+    type Value = Vec<Arc<Resource>>;
+    const NAME: &'static str = "own-listeners";
+
+    fn derive(cx: &Cx<'_>, proxy: &ProxyKey) -> Vec<Arc<Resource>> {
+        match (proxy.role, proxy.interception) {
+            (Role::Router, _) => Vec::new(),
             (Role::Sidecar, Interception::Explicit { address, port }) => {
                 vec![Arc::new(capture::explicit(cx, &proxy.viewer(cx), address, port))]
             }
@@ -76,12 +122,7 @@ impl Query for Listeners {
                     families: proxy.families,
                     options: proxy.options,
                 };
-                let viewer = proxy.viewer(cx);
-                let captured = capture::virtual_outbound(cx, &viewer, transparent);
-                let mut listeners = vec![Arc::new(captured), cx.get::<inbound::VirtualInbound>(&key)];
-                listeners.extend(capture::http_proxy(cx, &viewer).map(Arc::new));
-                listeners.extend(cx.get::<outbound::OutboundListeners>(&viewer).iter().cloned());
-                listeners
+                vec![cx.get::<inbound::VirtualInbound>(&key)]
             }
         }
     }

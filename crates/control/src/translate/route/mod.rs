@@ -27,7 +27,8 @@ use crate::scope::{Interception, ProxyKey, Role};
 /// Istio's limit for the body of a direct response.
 const MOST_DIRECT_RESPONSE: u32 = 1 << 20;
 
-/// A route configuration that a proxy asks for by name; `None` if it has none of that name. A root.
+/// A route configuration that a proxy asks for by name; `None` if it has none of that name. A root
+/// for a proxy as a client, see [`crate::scope::client::ClientOf`].
 pub(crate) struct Route;
 
 impl Query for Route {

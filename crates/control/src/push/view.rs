@@ -1,0 +1,182 @@
+//! What proxies have as clients, ready to be sent: nearly all of a namespace share one [`View`].
+
+use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
+
+use leno_base::Name;
+use leno_derive::Graph;
+use leno_xds::TypeUrl;
+use leno_xds::server::Resources;
+
+use crate::model::ObjectRef;
+use crate::scope::ProxyKey;
+use crate::translate::cluster::SharedClusters;
+use crate::translate::endpoint::Endpoints;
+use crate::translate::listener::SharedListeners;
+use crate::translate::resource::Resource;
+use crate::translate::route::Route;
+
+/// The resources for all proxies that are the same client, as far as any of them has asked for
+/// them; and the groups of these proxies.
+#[derive(Debug, Default)]
+pub(crate) struct View {
+    pub(crate) groups: HashSet<Arc<ProxyKey>>,
+    pub(crate) clusters: Resources,
+    cluster_list: Arc<Vec<Arc<Resource>>>,
+    /// Clusters that are of no use before their endpoints have been asked for and sent.
+    needing: HashSet<Name>,
+    pub(crate) listeners: Resources,
+    listener_list: Arc<Vec<Arc<Resource>>>,
+    pub(crate) endpoints: Resources,
+    pub(crate) routes: Resources,
+    route_origins: BTreeMap<Name, Vec<ObjectRef>>,
+    /// What was asked of the graph, and is kept up to date there.
+    clusters_asked: bool,
+    listeners_asked: bool,
+    endpoints_asked: HashSet<Name>,
+    routes_asked: HashSet<Name>,
+}
+
+impl View {
+    /// Asks the graph for what a session wants. The names only matter for endpoints and routes:
+    /// everybody gets all clusters and listeners. True if there is something that was not there.
+    pub(crate) fn load(
+        &mut self,
+        graph: &Graph,
+        client: &ProxyKey,
+        type_url: &TypeUrl,
+        names: &[Name],
+        version: &Name,
+    ) -> bool {
+        match type_url {
+            TypeUrl::Cluster if !std::mem::replace(&mut self.clusters_asked, true) => {
+                self.set_clusters(graph.get::<SharedClusters>(client), version.clone());
+                true
+            }
+            TypeUrl::Listener if !std::mem::replace(&mut self.listeners_asked, true) => {
+                self.set_listeners(graph.get::<SharedListeners>(client), version.clone());
+                true
+            }
+            TypeUrl::Endpoint => {
+                for name in names {
+                    if !self.endpoints_asked.contains(name) {
+                        self.endpoints_asked.insert(name.clone());
+                        let endpoints = graph.get::<Endpoints>(&(client.clone(), name.to_string()));
+                        self.set_endpoints(endpoints.as_deref(), version.clone());
+                    }
+                }
+                true
+            }
+            TypeUrl::Route => {
+                for name in names {
+                    if !self.routes_asked.contains(name) {
+                        self.routes_asked.insert(name.clone());
+                        let route = graph.get::<Route>(&(client.clone(), name.to_string()));
+                        self.set_route(name, route.as_deref(), version.clone());
+                    }
+                }
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// New clusters.
+    pub(crate) fn set_clusters(&mut self, list: Arc<Vec<Arc<Resource>>>, version: Name) {
+        replace(&mut self.clusters, &list, version);
+        let needing = list.iter().filter(|cluster| cluster.needs_endpoints);
+        self.needing = needing.map(|cluster| cluster.wire.name.clone()).collect();
+        self.cluster_list = list;
+    }
+
+    /// New listeners.
+    pub(crate) fn set_listeners(&mut self, list: Arc<Vec<Arc<Resource>>>, version: Name) {
+        replace(&mut self.listeners, &list, version);
+        self.listener_list = list;
+    }
+
+    /// New endpoints of a cluster. Those of a cluster that is gone stay until nobody asks for them:
+    /// a proxy that still has the cluster may still have routes to it.
+    pub(crate) fn set_endpoints(&mut self, endpoints: Option<&Resource>, version: Name) {
+        if let Some(endpoints) = endpoints {
+            self.endpoints.insert(endpoints.wire.clone());
+        }
+        self.endpoints.set_version(version);
+    }
+
+    /// A new route configuration.
+    pub(crate) fn set_route(&mut self, name: &str, route: Option<&Resource>, version: Name) {
+        match route {
+            Some(route) => {
+                self.routes.insert(route.wire.clone());
+                self.route_origins.insert(route.wire.name.clone(), route.origins.clone());
+            }
+            None => {
+                self.routes.remove(name);
+                self.route_origins.remove(name);
+            }
+        }
+        self.routes.set_version(version);
+    }
+
+    /// Whether a cluster is of no use before its endpoints have been asked for and sent.
+    pub(crate) fn needs_endpoints(&self, cluster: &str) -> bool {
+        self.needing.contains(cluster)
+    }
+
+    /// The names of the resources of a type, and the objects that each comes from.
+    pub(crate) fn origins(&self, type_url: &TypeUrl) -> Vec<(&str, &[ObjectRef])> {
+        match type_url {
+            TypeUrl::Cluster => named(&self.cluster_list),
+            TypeUrl::Listener => named(&self.listener_list),
+            TypeUrl::Route => {
+                self.route_origins.iter().map(|(name, origins)| (name.as_str(), origins.as_slice())).collect()
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    /// Lets go of endpoints and routes that are not wanted any more.
+    pub(crate) fn release_unwanted(
+        &mut self,
+        graph: &mut Graph,
+        client: &ProxyKey,
+        wanted: impl Fn(&TypeUrl, &str) -> bool,
+    ) {
+        self.endpoints_asked.retain(|name| {
+            let keep = wanted(&TypeUrl::Endpoint, name);
+            if !keep {
+                graph.release::<Endpoints>(&(client.clone(), name.to_string()));
+                self.endpoints.remove(name);
+            }
+            keep
+        });
+        self.routes_asked.retain(|name| {
+            let keep = wanted(&TypeUrl::Route, name);
+            if !keep {
+                graph.release::<Route>(&(client.clone(), name.to_string()));
+                self.routes.remove(name);
+                self.route_origins.remove(name);
+            }
+            keep
+        });
+    }
+
+    /// Lets go of everything.
+    pub(crate) fn release(mut self, graph: &mut Graph, client: &ProxyKey) {
+        self.release_unwanted(graph, client, |_, _| false);
+        graph.release::<SharedClusters>(client);
+        graph.release::<SharedListeners>(client);
+    }
+}
+
+/// Puts a new list in the place of the old one.
+fn replace(resources: &mut Resources, list: &[Arc<Resource>], version: Name) {
+    resources.replace(list.iter().map(|resource| resource.wire.clone()));
+    resources.set_version(version);
+}
+
+/// The names of the resources of a list, and the objects that each comes from.
+pub(crate) fn named(list: &[Arc<Resource>]) -> Vec<(&str, &[ObjectRef])> {
+    list.iter().map(|resource| (resource.name(), resource.origins.as_slice())).collect()
+}

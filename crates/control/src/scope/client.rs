@@ -1,0 +1,35 @@
+//! A proxy as a client: what of it makes a difference to what its workload calls.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use leno_derive::{Cx, Query};
+
+use super::{Interception, ProxyKey, Role, SelectingLabels};
+
+/// The address in the place of one that makes no difference.
+const NOWHERE: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+
+/// A proxy without what only matters to those who call its workload. All sidecars for which this is
+/// equal share their outbound clusters, endpoints, listeners and routes, and so whatever is derived
+/// of these must depend on nothing that is taken away here.
+pub(crate) struct ClientOf;
+
+impl Query for ClientOf {
+    type Key = ProxyKey;
+    type Value = ProxyKey;
+    const NAME: &'static str = "client-of";
+
+    fn derive(cx: &Cx<'_>, proxy: &ProxyKey) -> ProxyKey {
+        let mut client = proxy.clone();
+        // Everything that a gateway has depends on which gateway it is.
+        if proxy.role == Role::Router {
+            return client;
+        }
+        let names = cx.get::<SelectingLabels>(&());
+        client.labels.retain(|name, _| names.contains(name));
+        if matches!(proxy.interception, Interception::Explicit { .. }) {
+            client.interception = Interception::Explicit { address: NOWHERE, port: 0 };
+        }
+        client
+    }
+}
