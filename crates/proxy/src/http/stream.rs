@@ -18,7 +18,7 @@ use crate::drain::DrainWatch;
 use crate::http::codec::side::Downstream;
 use crate::http::codec::{DownstreamError, Frame};
 use crate::http::config::{Manager, RouteSource};
-use crate::http::filters::{Attend, Chain, RouteOverrides};
+use crate::http::filters::{Attend, Chain};
 use crate::http::forward::upstream_log::AttemptLogs;
 use crate::http::forward::{self, Exchange};
 use crate::http::headers::{HeaderMap, Known};
@@ -466,13 +466,6 @@ impl Stream {
     /// Whether the request speaks gRPC, as it came in.
     pub(crate) fn is_grpc(&self) -> bool {
         self.grpc
-    }
-
-    /// Per-route filter settings, the most specific ones.
-    pub(crate) fn overrides(&self) -> Option<&RouteOverrides> {
-        let selected = self.selected.as_ref()?;
-        let weighted = selected.weighted_cluster();
-        Some(weighted.map_or(&selected.route.overrides, |cluster| &cluster.overrides))
     }
 
     /// What a passed deadline ends the stream with.

@@ -10,13 +10,13 @@
 
 use std::collections::VecDeque;
 use std::future::{Future, poll_fn};
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use smallvec::SmallVec;
 
-use super::lane::{Direction, Lane, Live, Part, settings};
+use super::lane::{Direction, Lane, Live, Part, settings, settings_of};
 use super::{ChainedFilter, Opening, Outcome, RouteSettings, Step, Waiting};
 use crate::http::codec::Frame;
 use crate::http::config::HttpConnectionManager;
@@ -114,8 +114,16 @@ impl Chain {
         let manager = stream.manager.clone();
         for (index, configured) in self.filters(&manager).iter().enumerate() {
             self.seen = index + 1;
-            let Ok(settings) = settings(configured, stream) else { continue };
-            let flow = self.open(configured, settings.as_deref(), index, stream, head, end, attend).await?;
+            let selected = stream.selected.clone();
+            let Ok(settings) = settings_of(configured, selected.as_deref()) else { continue };
+            let settings = settings.map(|settings| &**settings);
+            let opening = configured.config.on_request(stream, settings, head, end);
+            // Most want nothing more. For them there is no future to be made.
+            if let Opening::Done(Step::Continue | Step::Hold) = opening {
+                continue;
+            }
+            let opened = self.open(opening, configured, settings, index, stream, head, end, attend);
+            let flow = pin!(opened).await?;
             if flow == Flow::Hold && !end {
                 stream.request = std::mem::take(head);
                 let gathered = Box::pin(self.gather(stream, &manager, attend)).await;
@@ -126,9 +134,11 @@ impl Chain {
         Ok(())
     }
 
+    /// Goes on with what a filter made of the request's head.
     #[allow(clippy::too_many_arguments, reason = "they are those of the hook")]
     async fn open(
         &mut self,
+        mut opening: Opening,
         configured: &ChainedFilter,
         settings: Option<&RouteSettings>,
         index: usize,
@@ -138,11 +148,13 @@ impl Chain {
         attend: &mut impl Attend,
     ) -> Result<Flow, Ended> {
         loop {
-            let opening = configured.config.on_request(stream, settings, head, end);
             let (mut step, filter) = match opening {
                 Opening::Done(Step::Continue | Step::Hold) => return Ok(Flow::Go),
                 Opening::Done(step) => match self.settle(step, stream, end, attend).await? {
-                    Flow::Again => continue,
+                    Flow::Again => {
+                        opening = configured.config.on_request(stream, settings, head, end);
+                        continue;
+                    }
                     Flow::Go | Flow::Hold => return Ok(Flow::Go),
                 },
                 Opening::Watch(step) => (step, None),

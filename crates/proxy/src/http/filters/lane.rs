@@ -8,6 +8,7 @@
 use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
@@ -16,6 +17,7 @@ use smallvec::SmallVec;
 use super::{ChainedFilter, HttpStreamFilter, Outcome, RouteSettings, Step, Waiting};
 use crate::http::codec::Frame;
 use crate::http::reply::Reply;
+use crate::http::route::Selected;
 use crate::http::stream::{Ended, Stream};
 
 /// Which way a message goes.
@@ -157,10 +159,18 @@ fn watch(
 pub(super) fn settings(
     configured: &ChainedFilter,
     stream: &Stream,
-) -> Result<Option<std::sync::Arc<RouteSettings>>, Disabled> {
-    let settings = stream.overrides().and_then(|overrides| overrides.find(configured.id));
+) -> Result<Option<Arc<RouteSettings>>, Disabled> {
+    settings_of(configured, stream.selected.as_deref()).map(|settings| settings.cloned())
+}
+
+/// The same, of the route that was selected.
+pub(super) fn settings_of<'s>(
+    configured: &ChainedFilter,
+    selected: Option<&'s Selected>,
+) -> Result<Option<&'s Arc<RouteSettings>>, Disabled> {
+    let settings = selected.and_then(|selected| selected.overrides().find(configured.id));
     let disabled = settings.map_or(configured.disabled, |settings| settings.disabled);
-    if disabled { Err(Disabled) } else { Ok(settings.cloned()) }
+    if disabled { Err(Disabled) } else { Ok(settings) }
 }
 
 /// A filter does not run for a stream.

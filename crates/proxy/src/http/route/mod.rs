@@ -79,6 +79,11 @@ impl Found<'_> {
 }
 
 impl Selected {
+    /// Per-route filter settings, the most specific ones.
+    pub(crate) fn overrides(&self) -> &RouteOverrides {
+        self.weighted_cluster().map_or(&self.route.overrides, |cluster| &cluster.overrides)
+    }
+
     /// The weighted cluster that was chosen, if the route has some.
     pub(crate) fn weighted_cluster(&self) -> Option<&WeightedCluster> {
         let Action::Forward(forward) = &self.route.action else { return None };
