@@ -72,11 +72,11 @@ pub(crate) fn has_capitals(text: &[u8]) -> bool {
 #[inline]
 #[allow(unsafe_code, reason = "that it is ASCII was checked")]
 pub(crate) fn from_bytes(bytes: &[u8]) -> Option<&str> {
-    match bytes.is_ascii() {
-        // SAFETY: ASCII is UTF-8.
-        true => Some(unsafe { std::str::from_utf8_unchecked(bytes) }),
-        false => std::str::from_utf8(bytes).ok(),
+    if !bytes.is_ascii() {
+        return std::str::from_utf8(bytes).ok();
     }
+    // SAFETY: ASCII is UTF-8.
+    Some(unsafe { std::str::from_utf8_unchecked(bytes) })
 }
 
 /// The first place of one of two bytes.
