@@ -293,6 +293,9 @@ fn generate(files: &BTreeMap<String, Compiled>, out: &Path) {
     let set = FileDescriptorSet { file: wanted.iter().map(|name| files[*name].descriptor.clone()).collect() };
     let mut config = prost_build::Config::new();
     config.out_dir(out).include_file("protos.rs").bytes(["."]).enable_type_names();
+    // What is configured has its maps in order: what is the same has the same bytes, which versions
+    // and comparisons rely on.
+    config.btree_map([".envoy.config", ".envoy.extensions"]);
     config.type_name_domain(["."], "type.googleapis.com").disable_comments(["."]);
     tonic_prost_build::configure()
         .compile_fds_with_config(set, config)

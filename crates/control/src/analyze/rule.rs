@@ -11,9 +11,9 @@ use crate::model::inputs::Gateways;
 use crate::model::virtual_service::{Destination, HttpMatch, MESH};
 use crate::registry::{self, Visible};
 use crate::scope::delegate::Missing;
-use crate::scope::policy::{MergedPolicy, Policies, PolicyKey};
+use crate::scope::policy::{MergedPolicy, PolicyKey, find};
 use crate::scope::rules::{Named, Rule, mesh_rules};
-use crate::scope::{Families, ProxyOptions, Role, Viewer, delegate, intersection};
+use crate::scope::{delegate, intersection};
 
 /// Faults of a VirtualService.
 pub(super) struct RuleFindings;
@@ -70,16 +70,9 @@ fn check_destination(
     if destination.subset.is_empty() {
         return;
     }
-    let viewer = Viewer {
-        role: Role::Sidecar,
-        captures: true,
-        families: Families::default(),
-        options: ProxyOptions::default(),
-        namespace: namespace.clone(),
-        labels: BTreeMap::new(),
-    };
-    let key = PolicyKey { viewer, host: host.clone(), namespace: service.namespace().to_owned() };
-    let rules = cx.get::<Policies>(&key);
+    let key =
+        PolicyKey { client: namespace, labels: &BTreeMap::new(), host, namespace: service.namespace() };
+    let rules = find(cx, key);
     let merged = cx.get::<MergedPolicy>(&rules);
     if merged.subset(&destination.subset).is_none() {
         let known: Vec<&str> = merged.subsets.iter().map(|subset| subset.name.as_str()).collect();

@@ -115,6 +115,7 @@ macro_rules! by_namespace {
 
 by_namespace! {
     ServicesByNamespace of Services: kube::Service = "services-by-namespace";
+    ServiceEntriesByNamespace of ServiceEntries: Config<ServiceEntry> = "service-entries-by-namespace";
     SidecarsByNamespace of Sidecars: Config<Sidecar> = "sidecars-by-namespace";
     EnvoyFiltersByNamespace of EnvoyFilters: Config<EnvoyFilter> = "envoy-filters-by-namespace";
     ProxyConfigsByNamespace of ProxyConfigs: Config<ProxyConfig> = "proxy-configs-by-namespace";
@@ -161,9 +162,9 @@ impl Index for WorkloadEntriesByLabel {
     const NAME: &'static str = "workload-entries-by-label";
 
     fn buckets(_: &Key, entry: &Config<WorkloadEntry>) -> Vec<(String, String, String)> {
-        // The object's labels count too, but for those that its spec has as well.
-        let mut labels = entry.meta.labels.clone();
-        labels.extend(entry.spec.labels.clone());
+        // The object's labels count before those of its spec.
+        let mut labels = entry.spec.labels.clone();
+        labels.extend(entry.meta.labels.clone());
         let namespace = &entry.meta.namespace;
         labels.into_iter().map(|(name, value)| (namespace.clone(), name, value)).collect()
     }
@@ -191,6 +192,9 @@ pub(crate) fn register(graph: &mut Graph) {
     graph.register::<EntriesByHost>();
     graph.register::<crate::scope::rules::ByGateway>();
     graph.register::<crate::scope::rules::ByHost>();
+    graph.register::<crate::registry::alias::ServicesByExternalName>();
+    graph.register::<crate::registry::network::NetworkServices>();
+    graph.register::<crate::scope::policy::RulesByHost>();
 }
 
 /// Adds a change to a batch.

@@ -12,6 +12,7 @@ use super::diagnostic::{Finding, Severity};
 use super::gateway_api::GROUP;
 use super::mesh::MeshConfig;
 use super::mesh::network::MeshNetworks;
+use super::workload_entry::{self, WorkloadEntry};
 use super::{Config, Kind, Meta, Object, ObjectRef, kube, service_entry, support};
 
 /// What became of a node.
@@ -162,8 +163,8 @@ struct Envelope<T, S> {
     _metadata: ObjectMeta,
     #[serde(default)]
     spec: T,
-    #[serde(default, rename = "status")]
-    _status: S,
+    #[serde(default)]
+    status: S,
 }
 
 /// Reads one object.
@@ -267,8 +268,9 @@ fn read_kind(kind: Kind, meta: Meta, node: &Node<'_>) -> (Option<Object>, Vec<Fi
         }),
         Kind::MeshConfig => return mesh_config(node),
         Kind::ServiceEntry => {
-            typed::<Envelope<service_entry::ServiceEntry, service_entry::Status>>(node, |entry| {
+            typed::<Envelope<service_entry::ServiceEntry, service_entry::Status>>(node, |mut entry| {
                 let findings = entry.spec.validate();
+                entry.spec.allocated = entry.status.addresses;
                 (Object::ServiceEntry(Config { meta, spec: entry.spec }), findings)
             })
         }
@@ -281,7 +283,10 @@ fn read_kind(kind: Kind, meta: Meta, node: &Node<'_>) -> (Option<Object>, Vec<Fi
         }
         Kind::Gateway => spec(meta, node, |spec: &super::Gateway, _| spec.validate(), Object::Gateway),
         Kind::IngressClass => spec(meta, node, |_, meta| none(meta), Object::IngressClass),
-        Kind::WorkloadEntry => spec(meta, node, |_, meta| none(meta), Object::WorkloadEntry),
+        Kind::WorkloadEntry => typed::<Envelope<WorkloadEntry, workload_entry::Status>>(node, |entry| {
+            let spec = WorkloadEntry { healthy: entry.status.is_healthy(), ..entry.spec };
+            (Object::WorkloadEntry(Config { meta, spec }), Vec::new())
+        }),
         Kind::WorkloadGroup => spec(meta, node, |_, meta| none(meta), Object::WorkloadGroup),
         Kind::Sidecar => spec(meta, node, |_, meta| none(meta), Object::Sidecar),
         Kind::EnvoyFilter => spec(meta, node, |_, meta| none(meta), Object::EnvoyFilter),

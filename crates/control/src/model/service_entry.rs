@@ -32,6 +32,9 @@ pub(crate) struct ServiceEntry {
     pub(crate) export_to: Vec<String>,
     /// SANs expected of the service.
     pub(crate) subject_alt_names: Vec<String>,
+    /// The addresses that the object's status says were given before, which `read.rs` notes here.
+    #[serde(skip)]
+    pub(crate) allocated: Vec<StatusAddress>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
@@ -107,7 +110,7 @@ impl ServiceEntry {
             if host == "*" {
                 check.invalid("a full wildcard * is not allowed");
             } else if host.starts_with('*')
-                && !matches!(self.resolution, Resolution::None | Resolution::Static)
+                && matches!(self.resolution, Resolution::Dns | Resolution::DnsRoundRobin)
             {
                 check.invalid("a wildcard host cannot be resolved by DNS");
             }
@@ -168,7 +171,10 @@ impl ServiceEntry {
             if endpoint.address.starts_with("unix://") {
                 // A path, about which nothing can be said here.
             } else if endpoint.address.is_empty() {
-                check.invalid("must not be empty");
+                // It may be reached by the gateway of its network.
+                if endpoint.network.is_empty() {
+                    check.invalid("must not be empty, unless there is a network");
+                }
             } else if self.resolution == Resolution::Static && !is_address {
                 check.invalid(format!("{:?} is no address, which resolution STATIC needs", endpoint.address));
             } else {

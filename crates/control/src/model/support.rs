@@ -55,8 +55,7 @@ pub(crate) fn rows(kind: Kind) -> &'static [Row] {
         Kind::Service => SERVICE,
         Kind::EndpointSlice => ENDPOINT_SLICE,
         // What the mesh reads of these has an effect, or is looked up by what refers to it.
-        Kind::Pod | Kind::Node | Kind::Namespace | Kind::Secret | Kind::ConfigMap => &[],
-        Kind::Endpoints => ENDPOINTS,
+        Kind::Endpoints | Kind::Pod | Kind::Node | Kind::Namespace | Kind::Secret | Kind::ConfigMap => &[],
         Kind::Ingress | Kind::IngressClass => INGRESS,
         Kind::MeshConfig => MESH_CONFIG,
         Kind::ServiceEntry => SERVICE_ENTRY,
@@ -86,23 +85,15 @@ pub(crate) fn rows(kind: Kind) -> &'static [Row] {
     }
 }
 
-const SERVICE: &[Row] = &[
-    warn("spec.externalIPs", "traffic to these addresses is treated as unknown"),
-    warn("spec.internalTrafficPolicy=Local", "endpoints on other nodes get traffic too"),
-    warn("spec.trafficDistribution", "all endpoints get the same share"),
-];
+const SERVICE: &[Row] = &[];
 
 const ENDPOINT_SLICE: &[Row] = &[warn("addressType=FQDN", "the endpoints are left out")];
-
-const ENDPOINTS: &[Row] = &[warn("subsets", "write an EndpointSlice instead")];
 
 const INGRESS: &[Row] = &[warn("spec", NO_EFFECT)];
 
 /// Fields of the MeshConfig itself: paths begin below the key `mesh`.
 const MESH_CONFIG: &[Row] = &[
-    warn("connectTimeout!=10s", NO_EFFECT),
     warn("hboneIdleTimeout", NO_EFFECT),
-    warn("tcpKeepalive", NO_EFFECT),
     warn("ingressClass", NO_EFFECT),
     warn("ingressService", NO_EFFECT),
     warn("ingressControllerMode", NO_EFFECT),
@@ -152,18 +143,8 @@ const MESH_CONFIG: &[Row] = &[
     warn("defaultConfig.connectionSettings.globalDownstreamConnectionLimit", NO_EFFECT),
     warn("outboundTrafficPolicy.mode=ALLOW_ANY_DYNAMIC_DNS", "is treated as ALLOW_ANY"),
     warn("outboundTrafficPolicy.tls", NO_EFFECT),
-    warn("inboundTrafficPolicy.mode=LOCALHOST", NO_EFFECT),
     warn("configSources", NO_EFFECT),
-    warn("enableAutoMtls=true", "traffic is sent in plain text"),
-    warn("trustDomain!=cluster.local", NO_EFFECT),
-    warn("trustDomainAliases", NO_EFFECT),
     warn("caCertificates", NO_EFFECT),
-    warn("localityLbSetting", NO_EFFECT),
-    warn("zoneAwareLbSetting", NO_EFFECT),
-    warn("dnsRefreshRate", NO_EFFECT),
-    warn("h2UpgradePolicy=UPGRADE", NO_EFFECT),
-    warn("inboundClusterStatName", NO_EFFECT),
-    warn("outboundClusterStatName", NO_EFFECT),
     warn("certificates", NO_EFFECT),
     warn("serviceSettings", NO_EFFECT),
     warn("serviceScopeConfigs", NO_EFFECT),
@@ -188,25 +169,17 @@ const MESH_CONFIG: &[Row] = &[
     warn("defaultProviders", NO_EFFECT),
     warn("discoverySelectors", NO_EFFECT),
     warn("meshMTLS", NO_EFFECT),
-    warn("defaultTrafficPolicy", NO_EFFECT),
     warn("serviceEntryVisibility", NO_EFFECT),
 ];
 
 /// Fields of the MeshNetworks: paths begin below the key `meshNetworks`.
 const MESH_NETWORKS: &[Row] = &[
-    warn("networks{}.endpoints", NO_EFFECT), //
-    warn("networks{}.gateways", NO_EFFECT),
+    warn("networks{}.gateways[].locality", NO_EFFECT), //
 ];
 
-const SERVICE_ENTRY: &[Row] = &[
-    error("spec.resolution=DYNAMIC_DNS", NO_EFFECT),
-    error("spec.endpoints[].address=unix://*", "sockets of the file system cannot be reached"),
-    warn("spec.endpoints[].network", NO_EFFECT),
-    // Harmless while nothing is encrypted: there is no certificate to compare with.
-    warn("spec.subjectAltNames", NO_EFFECT),
-];
+const SERVICE_ENTRY: &[Row] = &[];
 
-const WORKLOAD_ENTRY: &[Row] = &[warn("spec", NO_EFFECT)];
+const WORKLOAD_ENTRY: &[Row] = &[];
 
 const WORKLOAD_GROUP: &[Row] = &[warn("spec", NO_EFFECT)];
 
@@ -217,20 +190,9 @@ const VIRTUAL_SERVICE: &[Row] = &[
 ];
 
 const DESTINATION_RULE: &[Row] = &[
-    warn("spec.**.loadBalancer.consistentHash", "the default load balancer is used"),
-    warn("spec.**.loadBalancer.localityLbSetting", NO_EFFECT),
-    warn("spec.**.loadBalancer.zoneAwareLbSetting", NO_EFFECT),
-    warn("spec.**.loadBalancer.warmupDurationSecs", NO_EFFECT),
-    warn("spec.**.loadBalancer.warmup", NO_EFFECT),
-    warn("spec.**.outlierDetection.outlierDetectionHttpErrorCodes", NO_EFFECT),
-    // Plain text is what is sent either way, so DISABLE is honoured and the mesh's own mutual TLS
-    // is merely not there yet; asking for TLS to a third party must not silently send plain text.
-    warn("spec.**.tls.mode=ISTIO_MUTUAL", "traffic is sent in plain text"),
-    error("spec.**.tls.mode=SIMPLE", "traffic would be sent in plain text"),
-    error("spec.**.tls.mode=MUTUAL", "traffic would be sent in plain text"),
+    // Proxies have no certificates of the mesh's yet, but for those with an agent of Istio's.
+    warn("spec.**.tls.mode=ISTIO_MUTUAL", "proxies without certificates send plain text"),
     warn("spec.**.tunnel", NO_EFFECT),
-    warn("spec.**.proxyProtocol", NO_EFFECT),
-    warn("spec.**.retryBudget.budgetInterval", NO_EFFECT),
 ];
 
 const GATEWAY: &[Row] =

@@ -11,11 +11,16 @@ use prost_types::value::Kind;
 
 use crate::model::Key;
 use crate::model::duration::Span;
-use crate::model::inputs::Pods;
-use crate::scope::{Families, Interception, ProxyKey, ProxyOptions, Role};
+use crate::model::inputs::{Nodes, Pods};
+use crate::registry::instances::{locality_label, locality_of_node};
+use crate::scope::locality::NETWORK;
+use crate::scope::{Families, Interception, ProxyKey, ProxyOptions, Role, Site};
 
 /// The port of the explicit HTTP proxy unless the metadata says otherwise; Istio's.
 const HTTP_PROXY_PORT: u16 = 15080;
+
+/// The metadata field by which an agent says, with `false`, that it has no certificates to give.
+const CERTIFICATES: &str = "MESH_CERTIFICATES";
 
 /// A proxy that was understood.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -71,8 +76,7 @@ pub(crate) fn parse(graph: &Graph, node: &core::Node) -> Result<Node, BadNode> {
             labels.fields.iter().filter_map(|(name, value)| Some((name.clone(), text(value)?))).collect()
         }
         None | Some(Kind::NullValue(_)) => {
-            let key = Key { namespace: namespace.clone(), name: pod.to_owned() };
-            graph.input::<Pods>(&key).map_or_else(BTreeMap::new, |pod| pod.meta.labels.clone())
+            pod_of(graph, &namespace, pod).map_or_else(BTreeMap::new, |pod| pod.meta.labels.clone())
         }
         Some(other) => return Err(BadNode::Metadata("LABELS", format!("{other:?} is no structure"))),
     };
@@ -99,6 +103,28 @@ pub(crate) fn parse(graph: &Graph, node: &core::Node) -> Result<Node, BadNode> {
         }
         _ => None,
     };
+    let words = |name: &str| match field(name) {
+        Some(Kind::StringValue(text)) => text.clone(),
+        _ => String::new(),
+    };
+    let machine = match words("NODE_NAME") {
+        name if name.is_empty() => {
+            pod_of(graph, &namespace, pod).map(|pod| pod.node.clone()).unwrap_or_default()
+        }
+        name => name,
+    };
+    let network = match words("NETWORK") {
+        name if name.is_empty() => labels.get(NETWORK).cloned().unwrap_or_default(),
+        name => name,
+    };
+    let site = Site {
+        locality: locality(graph, node, &labels, &machine),
+        network,
+        node: machine,
+        // An agent of Istio's gives certificates, unless it says that it does not.
+        certificates: field("ISTIO_VERSION").is_some()
+            && !matches!(field(CERTIFICATES), Some(Kind::BoolValue(false))),
+    };
     // A gateway does not intercept anything. Without namespaces of its own it has only its address.
     let interception = match interception {
         Interception::Tproxy if role == Role::Router => Interception::Redirect,
@@ -114,6 +140,7 @@ pub(crate) fn parse(graph: &Graph, node: &core::Node) -> Result<Node, BadNode> {
             interception,
             families: families(ip, field("INSTANCE_IPS")),
             options: ProxyOptions { http10, idle_timeout },
+            site,
         },
     })
 }
@@ -124,14 +151,31 @@ fn families(ip: &str, addresses: Option<&Kind>) -> Families {
         Some(Kind::StringValue(text)) if !text.is_empty() => text.as_str(),
         _ => ip,
     };
-    let addresses = named.split(',').filter_map(|address| address.trim().parse::<IpAddr>().ok());
-    let (v4, v6): (Vec<IpAddr>, Vec<IpAddr>) =
-        addresses.partition(|address| address.to_canonical().is_ipv4());
-    match (v4.is_empty(), v6.is_empty()) {
-        (_, true) => Families::V4,
-        (true, false) => Families::V6,
-        (false, false) => Families::Both,
+    Families::of(named.split(',').filter_map(|address| address.trim().parse::<IpAddr>().ok()))
+}
+
+/// Where a proxy is: what is known of its machine counts before what it says itself.
+fn locality(graph: &Graph, node: &core::Node, labels: &BTreeMap<String, String>, machine: &str) -> String {
+    if let Some(locality) = locality_label(labels) {
+        return locality;
     }
+    let key = Key { namespace: String::new(), name: machine.to_owned() };
+    let known = graph.input::<Nodes>(&key).map(|node| locality_of_node(&node.meta.labels));
+    if let Some(locality) = known.filter(|locality| !locality.is_empty()) {
+        return locality;
+    }
+    match &node.locality {
+        Some(core::Locality { region, zone, sub_zone })
+            if !(region.is_empty() && zone.is_empty() && sub_zone.is_empty()) =>
+        {
+            format!("{region}/{zone}/{sub_zone}")
+        }
+        _ => String::new(),
+    }
+}
+
+fn pod_of(graph: &Graph, namespace: &str, name: &str) -> Option<std::sync::Arc<crate::model::kube::Pod>> {
+    graph.input::<Pods>(&Key { namespace: namespace.to_owned(), name: name.to_owned() })
 }
 
 fn http_proxy_port(field: Option<&Kind>) -> Result<u16, BadNode> {

@@ -1,6 +1,8 @@
-//! Virtual addresses for services that have none, from 240.240.0.0/16 as Istio gives them.
+//! Virtual addresses for services that have none, from 240.240.0.0/16 and 2001:2::/48 as Istio
+//! gives them: the same place in both.
 //!
-//! An address depends on the service's name (a hash), not on the order of arrival, so that it stays
+//! An address that another control plane has noted in the status of a ServiceEntry is kept; any
+//! other depends on the service's name (a hash), not on the order of arrival, so that it stays
 //! over restarts and over replicas of the control plane. Should two names collide, the one that
 //! comes first in the alphabet keeps the place and the other takes the next free one.
 //!
@@ -8,26 +10,47 @@
 //! folder of manifests) is given one here too, where Istio relies on Kubernetes.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use leno_derive::{Cx, Query};
 
-use super::{ServiceId, kubernetes_host, needs_address};
+use super::convert::needs_address;
+use super::{ServiceId, kubernetes_host};
 use crate::model::Kind;
 use crate::model::inputs::{ServiceEntries, Services};
 
 /// How many addresses there are to give: the range without its first and last.
 const SPACE: u32 = (1 << 16) - 2;
 
-/// The address of one service, if it needs one.
+/// Where the ranges begin: the first addresses that are given.
+const FIRST_V4: Ipv4Addr = Ipv4Addr::new(240, 240, 0, 1);
+const FIRST_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 2, 0, 0, 0, 0, 0, 1);
+
+/// The addresses that a service is given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Given {
+    pub(crate) v4: Ipv4Addr,
+    pub(crate) v6: Ipv6Addr,
+}
+
+impl Given {
+    fn at(slot: u32) -> Given {
+        Given {
+            v4: Ipv4Addr::from(u32::from(FIRST_V4) + slot),
+            v6: Ipv6Addr::from(u128::from(FIRST_V6) + u128::from(slot)),
+        }
+    }
+}
+
+/// The addresses of one service, if it needs some.
 pub(crate) struct AutoAddress;
 
 impl Query for AutoAddress {
     type Key = ServiceId;
-    type Value = Option<Ipv4Addr>;
+    type Value = Option<Given>;
     const NAME: &'static str = "auto-address";
 
-    fn derive(cx: &Cx<'_>, id: &ServiceId) -> Option<Ipv4Addr> {
+    fn derive(cx: &Cx<'_>, id: &ServiceId) -> Option<Given> {
         cx.get::<AutoAddresses>(&()).get(id).copied()
     }
 }
@@ -37,10 +60,11 @@ struct AutoAddresses;
 
 impl Query for AutoAddresses {
     type Key = ();
-    type Value = BTreeMap<ServiceId, Ipv4Addr>;
+    type Value = BTreeMap<ServiceId, Given>;
     const NAME: &'static str = "auto-addresses";
 
-    fn derive(cx: &Cx<'_>, (): &()) -> BTreeMap<ServiceId, Ipv4Addr> {
+    fn derive(cx: &Cx<'_>, (): &()) -> BTreeMap<ServiceId, Given> {
+        let mut noted = BTreeMap::new();
         let mut wanting = Vec::new();
         for key in cx.all::<Services>() {
             let Some(service) = cx.input::<Services>(&key) else { continue };
@@ -51,26 +75,50 @@ impl Query for AutoAddresses {
         }
         for key in cx.all::<ServiceEntries>() {
             let Some(entry) = cx.input::<ServiceEntries>(&key) else { continue };
-            for host in entry.spec.hosts.iter().filter(|host| needs_address(&entry.spec, host)) {
-                wanting.push(ServiceId { host: host.clone(), object: key.of(Kind::ServiceEntry) });
+            for host in entry.spec.hosts.iter().filter(|host| needs_address(&entry, host)) {
+                let id = ServiceId { host: host.clone(), object: key.of(Kind::ServiceEntry) };
+                let before = entry.spec.allocated.iter().filter(|address| address.host == *host);
+                let slot = before.filter_map(|address| slot_of(address.value.parse().ok()?)).next();
+                match slot {
+                    Some(slot) => drop(noted.insert(id, slot)),
+                    None => wanting.push(id),
+                }
             }
         }
-        allocate(wanting)
+        allocate(noted, wanting)
     }
 }
 
-fn allocate(mut wanting: Vec<ServiceId>) -> BTreeMap<ServiceId, Ipv4Addr> {
-    wanting.sort();
-    wanting.dedup();
+/// The place of an address in its range.
+fn slot_of(address: IpAddr) -> Option<u32> {
+    let offset = match address {
+        IpAddr::V4(address) => u128::from(u32::from(address).checked_sub(u32::from(FIRST_V4))?),
+        IpAddr::V6(address) => u128::from(address).checked_sub(u128::from(FIRST_V6))?,
+    };
+    u32::try_from(offset).ok().filter(|slot| *slot < SPACE)
+}
+
+/// Gives each its address: first those whose place is noted, of whom the first keeps it.
+fn allocate(noted: BTreeMap<ServiceId, u32>, mut wanting: Vec<ServiceId>) -> BTreeMap<ServiceId, Given> {
     let mut taken = BTreeSet::new();
     let mut given = BTreeMap::new();
-    for id in wanting.into_iter().take(SPACE as usize) {
+    for (id, slot) in noted {
+        if taken.insert(slot) {
+            given.insert(id, Given::at(slot));
+        } else {
+            wanting.push(id);
+        }
+    }
+    wanting.sort();
+    wanting.dedup();
+    let room = (SPACE as usize).saturating_sub(taken.len());
+    for id in wanting.into_iter().take(room) {
         let name = format!("{}/{}", id.object.namespace, id.host);
         let mut slot = (fnv(name.as_bytes()) % u64::from(SPACE)) as u32;
         while !taken.insert(slot) {
             slot = (slot + 1) % SPACE;
         }
-        given.insert(id, Ipv4Addr::from(u32::from(Ipv4Addr::new(240, 240, 0, 1)) + slot));
+        given.insert(id, Given::at(slot));
     }
     given
 }
@@ -84,7 +132,9 @@ fn fnv(bytes: &[u8]) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use super::{ServiceId, allocate};
+    use std::collections::{BTreeMap, BTreeSet};
+
+    use super::{Given, ServiceId, allocate, slot_of};
     use crate::model::{Kind, ObjectRef};
 
     fn id(name: &str) -> ServiceId {
@@ -95,13 +145,27 @@ mod tests {
 
     #[test]
     fn addresses_do_not_depend_on_order_or_company() {
-        let alone = allocate(vec![id("reviews")]);
-        let many = allocate((0..500).map(|i| id(&format!("s{i}"))).chain([id("reviews")]).collect());
+        let alone = allocate(BTreeMap::new(), vec![id("reviews")]);
+        let many = (0..500).map(|i| id(&format!("s{i}"))).chain([id("reviews")]).collect();
+        let many = allocate(BTreeMap::new(), many);
         assert_eq!(alone[&id("reviews")], many[&id("reviews")]);
-        let mut values: Vec<_> = many.values().collect();
-        values.sort();
-        values.dedup();
+        let values: BTreeSet<_> = many.values().map(|given| (given.v4, given.v6)).collect();
         assert_eq!(values.len(), 501);
-        assert!(values.iter().all(|ip| ip.octets()[..2] == [240, 240]));
+        assert!(many.values().all(|given| given.v4.octets()[..2] == [240, 240]));
+        assert!(many.values().all(|given| given.v6.segments()[..3] == [0x2001, 2, 0]));
+    }
+
+    #[test]
+    fn addresses_that_were_noted_are_kept() {
+        let slot = slot_of("240.240.3.7".parse().expect("an address")).expect("of the range");
+        let noted = BTreeMap::from([(id("a"), slot), (id("b"), slot)]);
+        let given = allocate(noted, vec![id("c")]);
+        assert_eq!(given[&id("a")], Given::at(slot));
+        assert_eq!(given[&id("a")].v4.to_string(), "240.240.3.7");
+        assert_eq!(given[&id("a")].v6.to_string(), "2001:2::307");
+        // Two cannot have one address.
+        assert_ne!(given[&id("b")], Given::at(slot));
+        assert_eq!(slot_of("240.239.0.1".parse().expect("an address")), None);
+        assert_eq!(slot_of("2001:2::307".parse().expect("an address")), Some(slot));
     }
 }

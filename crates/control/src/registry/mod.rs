@@ -1,11 +1,17 @@
 //! What exists: services, where they come from, and who may see them.
 //!
-//! A [`Service`] is the mesh's view of a Kubernetes Service or of one host of a ServiceEntry.
-//! `instances.rs` finds the endpoints behind it, `targets.rs` the services in front of a workload,
-//! `address.rs` gives virtual addresses to those that have none.
+//! A [`Service`] is the mesh's view of a Kubernetes Service or of one host of a ServiceEntry, made
+//! in `convert.rs`. `instances.rs` finds the endpoints behind it and `accounts.rs` their identities,
+//! `targets.rs` the services in front of a workload, `address.rs` gives virtual addresses to those
+//! that have none, `alias.rs` knows which are other names of others, `network.rs` what lies between
+//! endpoints and clients.
 
+pub(crate) mod accounts;
 pub(crate) mod address;
+pub(crate) mod alias;
+mod convert;
 pub(crate) mod instances;
+pub(crate) mod network;
 pub(crate) mod protocol;
 pub(crate) mod targets;
 
@@ -15,19 +21,17 @@ use std::sync::Arc;
 
 use leno_derive::{Cx, Query};
 
-use self::address::AutoAddress;
 use self::protocol::Protocol;
 use crate::model::inputs::{EntriesByHost, MeshConfigs, ServiceEntries, Services};
 use crate::model::mesh::MeshConfig;
-use crate::model::service_entry::{self, ServiceEntry};
-use crate::model::{Config, Key, Kind, ObjectRef, kube};
+use crate::model::{Key, Kind, ObjectRef};
 use crate::scope::Families;
 
 /// The DNS suffix of the cluster.
 pub(crate) const DOMAIN: &str = "cluster.local";
 
-/// The annotation of a Service that plays the part of `exportTo`.
-const EXPORT_TO: &str = "networking.istio.io/exportTo";
+/// Labels of services whose sessions stay at the endpoint that they began at, even while it drains.
+const PERSISTENT: [&str; 2] = ["istio.io/persistent-session", "istio.io/persistent-session-header"];
 
 /// Names a service: its host and the object that declares it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -45,11 +49,33 @@ pub(crate) struct Service {
     pub(crate) ports: Vec<Port>,
     /// Virtual addresses and ranges, as `10.96.0.5` or `10.0.0.0/8`.
     pub(crate) addresses: Vec<String>,
+    /// The address of version 6 that it was given as it has none, for clients that can reach it.
+    pub(crate) given_v6: Option<std::net::Ipv6Addr>,
     pub(crate) resolution: Resolution,
     /// Whether it lies outside the mesh.
     pub(crate) external: bool,
+    /// The labels of the object that declares it.
+    pub(crate) labels: BTreeMap<String, String>,
+    pub(crate) distribution: Distribution,
+    /// Whether only endpoints on the client's own machine count (`internalTrafficPolicy: Local`).
+    pub(crate) node_local: bool,
+    /// Whether all addresses of a name are tried at once.
+    pub(crate) race_connects: bool,
+    /// Identities that its certificates may show, besides those of its endpoints.
+    pub(crate) accounts: Vec<String>,
+    /// The host that it is another name of.
+    pub(crate) alias_of: Option<String>,
     pub(crate) export_to: Export,
     pub(crate) created: String,
+}
+
+/// Which endpoints clients prefer (`trafficDistribution`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) enum Distribution {
+    #[default]
+    Any,
+    SameZone,
+    SameNode,
 }
 
 /// A port of a service.
@@ -58,6 +84,8 @@ pub(crate) struct Port {
     pub(crate) number: u16,
     pub(crate) name: String,
     pub(crate) protocol: Protocol,
+    /// The port that callers of this one are sent to, where they choose the address themselves.
+    pub(crate) passthrough: Option<u16>,
 }
 
 /// How a client finds the endpoints.
@@ -71,6 +99,17 @@ pub(crate) enum Resolution {
     DnsRoundRobin,
     /// The caller has chosen an address already.
     OriginalDst,
+    /// Each request or connection names what DNS is to look up.
+    Dynamic,
+    /// It is another name of another service and has no endpoints of its own.
+    Alias,
+}
+
+impl Resolution {
+    /// Whether clusters contain names that DNS resolves.
+    pub(crate) fn is_dns(self) -> bool {
+        matches!(self, Resolution::Dns | Resolution::DnsRoundRobin)
+    }
 }
 
 /// Which namespaces may see an object.
@@ -129,9 +168,15 @@ impl Service {
         self.ports.iter().find(|port| port.number == number)
     }
 
+    /// Whether sessions stay at their endpoints even while these drain.
+    pub(crate) fn is_persistent(&self) -> bool {
+        PERSISTENT.iter().any(|label| self.labels.get(*label).is_some_and(|value| !value.is_empty()))
+    }
+
     /// Its virtual addresses that are single addresses and that a client can reach.
     pub(crate) fn vips_for(&self, families: Families) -> impl Iterator<Item = IpAddr> {
-        self.vips().filter(move |address| families.includes(*address))
+        let given = self.given_v6.map(IpAddr::V6);
+        self.vips().chain(given).filter(move |address| families.includes(*address))
     }
 
     /// Its virtual addresses that are single addresses.
@@ -171,11 +216,11 @@ impl Query for ServicesOf {
         match object.kind {
             Kind::Service => {
                 let Some(service) = cx.input::<Services>(&object.key()) else { return Vec::new() };
-                vec![Arc::new(of_kubernetes(cx, &service, &mesh))]
+                vec![Arc::new(convert::of_kubernetes(cx, &service, &mesh))]
             }
             Kind::ServiceEntry => {
                 let Some(entry) = cx.input::<ServiceEntries>(&object.key()) else { return Vec::new() };
-                entry.spec.hosts.iter().map(|host| Arc::new(of_entry(cx, &entry, host, &mesh))).collect()
+                entry.spec.hosts.iter().map(|host| Arc::new(convert::of_entry(cx, &entry, host, &mesh))).collect()
             }
             _ => Vec::new(),
         }
@@ -249,6 +294,7 @@ impl Query for VisibleOnPort {
         let visible = cx.get::<Visible>(namespace);
         visible
             .values()
+            .filter(|service| service.resolution != Resolution::Alias)
             .filter(|service| service.port(*port).is_some_and(|port| port.protocol != Protocol::Datagram))
             .cloned()
             .collect()
@@ -279,92 +325,4 @@ pub(crate) fn full_name(host: &str, namespace: &str) -> String {
     } else {
         kubernetes_host(host, namespace)
     }
-}
-
-fn of_kubernetes(cx: &Cx<'_>, service: &kube::Service, mesh: &MeshConfig) -> Service {
-    let meta = &service.meta;
-    let id = ServiceId {
-        host: kubernetes_host(&meta.name, &meta.namespace),
-        object: meta.key().of(Kind::Service),
-    };
-    let resolution = if service.external_name.is_some() {
-        Resolution::Dns
-    } else if service.headless {
-        Resolution::OriginalDst
-    } else {
-        Resolution::Endpoints
-    };
-    let mut addresses: Vec<String> = service.cluster_ips.iter().map(ToString::to_string).collect();
-    if resolution == Resolution::Endpoints && addresses.is_empty() {
-        addresses.extend(cx.get::<AutoAddress>(&id).map(|address| address.to_string()));
-    }
-    let export: Vec<String> = meta
-        .annotations
-        .get(EXPORT_TO)
-        .map(|targets| targets.split(',').map(|target| target.trim().to_owned()).collect())
-        .unwrap_or_default();
-    let ports = service.ports.iter().map(|port| Port {
-        number: port.number,
-        name: port.name.clone(),
-        protocol: if port.datagram {
-            Protocol::Datagram
-        } else {
-            Protocol::of_kubernetes(port.number, &port.name, port.app_protocol.as_deref())
-        },
-    });
-    Service {
-        ports: ports.collect(),
-        name: meta.name.clone(),
-        addresses,
-        resolution,
-        // An ExternalName stands for something else that is not known to carry a sidecar.
-        external: service.external_name.is_some(),
-        export_to: Export::new(&meta.namespace, &export, &mesh.default_service_export_to),
-        created: meta.created.clone(),
-        id,
-    }
-}
-
-fn of_entry(cx: &Cx<'_>, entry: &Config<ServiceEntry>, host: &str, mesh: &MeshConfig) -> Service {
-    let meta = &entry.meta;
-    let id = ServiceId { host: host.to_owned(), object: meta.key().of(Kind::ServiceEntry) };
-    let mut addresses = entry.spec.addresses.clone();
-    if needs_address(&entry.spec, host) {
-        addresses.extend(cx.get::<AutoAddress>(&id).map(|address| address.to_string()));
-    }
-    let ports = entry.spec.ports.iter().filter_map(|port| {
-        Some(Port {
-            number: u16::try_from(port.number).ok()?,
-            name: port.name.clone(),
-            protocol: Protocol::of_name(&port.protocol),
-        })
-    });
-    Service {
-        ports: ports.collect(),
-        name: host.to_owned(),
-        addresses,
-        resolution: match entry.spec.resolution {
-            service_entry::Resolution::Static => Resolution::Endpoints,
-            service_entry::Resolution::Dns => Resolution::Dns,
-            service_entry::Resolution::DnsRoundRobin => Resolution::DnsRoundRobin,
-            service_entry::Resolution::None | service_entry::Resolution::DynamicDns => {
-                Resolution::OriginalDst
-            }
-        },
-        external: entry.spec.location == service_entry::Location::MeshExternal,
-        export_to: Export::new(&meta.namespace, &entry.spec.export_to, &mesh.default_service_export_to),
-        created: meta.created.clone(),
-        id,
-    }
-}
-
-/// Whether a host of a ServiceEntry is to be given a virtual address.
-pub(crate) fn needs_address(entry: &ServiceEntry, host: &str) -> bool {
-    entry.addresses.is_empty()
-        && !matches!(
-            entry.resolution,
-            service_entry::Resolution::None | service_entry::Resolution::DynamicDns
-        )
-        && !host.starts_with('*')
-        && host.parse::<IpAddr>().is_err()
 }

@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use leno_derive::{Cx, Query};
 
-use super::instances::{pods_selected, selects, target};
+use super::instances::{entries_selected, pods_selected, selects, target};
 use super::{Service, ServicesOf};
 use crate::model::Kind;
-use crate::model::inputs::{ServiceEntries, Services, ServicesByNamespace};
+use crate::model::inputs::{ServiceEntries, ServiceEntriesByNamespace, Services, ServicesByNamespace};
 use crate::model::kube::TargetPort;
 
 /// Names a workload by what tells it from others: its namespace and labels.
@@ -50,15 +50,16 @@ impl Query for Targets {
                 let target = match &port.target {
                     TargetPort::Number(number) => Some(*number),
                     // A name means what the container says; pods with the same labels are alike.
-                    TargetPort::Name(_) => pods_selected(cx, &workload.namespace, &workload.labels)
+                    TargetPort::Name(name) => pods_selected(cx, &workload.namespace, &workload.labels)
                         .iter()
-                        .find_map(|pod| target(port, pod)),
+                        .find_map(|pod| target(port, pod))
+                        .or_else(|| named_port(cx, workload, name)),
                 };
                 let Some(target) = target else { continue };
                 targets.push(Target { service: Arc::clone(service), port: port.number, target });
             }
         }
-        for key in cx.all::<ServiceEntries>().into_iter().filter(|key| key.namespace == workload.namespace) {
+        for key in cx.bucket::<ServiceEntriesByNamespace>(&workload.namespace) {
             let Some(entry) = cx.input::<ServiceEntries>(&key) else { continue };
             let selector = entry.spec.workload_selector.as_ref().map(|selector| &selector.labels);
             if !selector.is_some_and(|selector| !selector.is_empty() && selects(selector, &workload.labels)) {
@@ -84,4 +85,10 @@ impl Query for Targets {
         });
         targets
     }
+}
+
+/// The port that a WorkloadEntry with the workload's labels calls so.
+fn named_port(cx: &Cx<'_>, workload: &Workload, name: &str) -> Option<u16> {
+    let entries = entries_selected(cx, &workload.namespace, &workload.labels);
+    entries.iter().find_map(|entry| u16::try_from(*entry.spec.ports.get(name)?).ok())
 }

@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use leno_derive::{Cx, Query};
 
+use super::locality::SiteMatters;
 use super::{Interception, ProxyKey, Role, SelectingLabels};
 
 /// The address in the place of one that makes no difference.
@@ -21,6 +22,17 @@ impl Query for ClientOf {
 
     fn derive(cx: &Cx<'_>, proxy: &ProxyKey) -> ProxyKey {
         let mut client = proxy.clone();
+        let matters = cx.get::<SiteMatters>(&());
+        let site = &mut client.site;
+        if !matters.locality {
+            site.locality.clear();
+        }
+        if !matters.node {
+            site.node.clear();
+        }
+        if !matters.network {
+            site.network.clear();
+        }
         // Everything that a gateway has depends on which gateway it is.
         if proxy.role == Role::Router {
             return client;

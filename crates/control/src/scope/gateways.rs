@@ -150,6 +150,12 @@ pub(crate) struct Attached {
 }
 
 impl Attached {
+    /// Whether any server passes TLS on to the clusters that it names.
+    pub(crate) fn passes_on(&self) -> bool {
+        let mut servers = self.ports.iter().flat_map(|port| &port.servers);
+        servers.any(|server| server.kind == ServerKind::AutoPassthrough)
+    }
+
     /// All servers in a route configuration's name, in the order in which they count.
     pub(crate) fn servers_of<'a>(&'a self, route: &'a str) -> impl Iterator<Item = &'a GatewayServer> {
         self.ports.iter().flat_map(|port| &port.servers).filter(move |server| server.route == route)

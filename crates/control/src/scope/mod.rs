@@ -4,11 +4,14 @@
 //!   every derivation and every encoded byte.
 //! - `client.rs`: what of a proxy matters to what it calls: nearly all proxies share that;
 //! - `rules.rs`: which VirtualServices apply; `policy.rs`: which DestinationRules, merged;
-//!   `gateways.rs`: which servers a gateway proxy has.
+//!   `locality.rs`: what endpoints depend on of a client; `gateways.rs`: which servers a gateway
+//!   proxy has.
 
 pub(crate) mod client;
 pub(crate) mod delegate;
 pub(crate) mod gateways;
+pub(crate) mod locality;
+pub(crate) mod mutual_tls;
 pub(crate) mod outbound;
 pub(crate) mod policy;
 pub(crate) mod rules;
@@ -51,6 +54,7 @@ pub(crate) struct ProxyKey {
     pub(crate) interception: Interception,
     pub(crate) families: Families,
     pub(crate) options: ProxyOptions,
+    pub(crate) site: Site,
 }
 
 /// What a proxy asks for by the metadata of its node.
@@ -60,6 +64,19 @@ pub(crate) struct ProxyOptions {
     pub(crate) http10: bool,
     /// `IDLE_TIMEOUT`: how long connections may be idle.
     pub(crate) idle_timeout: Option<Span>,
+}
+
+/// Where a proxy runs, and what it finds there.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct Site {
+    /// `region/zone/subzone`, of which the end may be missing; empty if unknown.
+    pub(crate) locality: String,
+    /// The network that it can reach others in directly; empty if unknown.
+    pub(crate) network: String,
+    /// The machine; empty if unknown, or if nothing in the mesh depends on it.
+    pub(crate) node: String,
+    /// Whether an agent beside it gives it the mesh's certificates.
+    pub(crate) certificates: bool,
 }
 
 /// The kinds of addresses that a proxy can reach.
@@ -72,6 +89,17 @@ pub(crate) enum Families {
 }
 
 impl Families {
+    /// What a proxy with these addresses can reach.
+    pub(crate) fn of(addresses: impl IntoIterator<Item = IpAddr>) -> Families {
+        let (v4, v6): (Vec<IpAddr>, Vec<IpAddr>) =
+            addresses.into_iter().partition(|address| address.to_canonical().is_ipv4());
+        match (v4.is_empty(), v6.is_empty()) {
+            (_, true) => Families::V4,
+            (true, false) => Families::V6,
+            (false, false) => Families::Both,
+        }
+    }
+
     /// Whether such an address can be reached.
     pub(crate) fn includes(self, address: IpAddr) -> bool {
         match self {
@@ -102,6 +130,7 @@ impl ProxyKey {
             captures: self.captures(),
             families: self.families,
             options: self.options,
+            certificates: self.site.certificates,
             namespace: self.namespace.clone(),
             labels: labels.map(|(name, value)| (name.clone(), value.clone())).collect(),
         }
@@ -117,6 +146,8 @@ pub(crate) struct Viewer {
     pub(crate) captures: bool,
     pub(crate) families: Families,
     pub(crate) options: ProxyOptions,
+    /// Whether it has the mesh's certificates.
+    pub(crate) certificates: bool,
     pub(crate) namespace: String,
     pub(crate) labels: BTreeMap<String, String>,
 }
@@ -144,6 +175,7 @@ impl Query for SelectingLabels {
                 names.extend(selector.match_labels.keys().cloned());
             }
         }
+        names.extend(cx.get::<locality::SiteMatters>(&()).labels.iter().cloned());
         names
     }
 }

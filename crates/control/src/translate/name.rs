@@ -4,6 +4,8 @@
 use std::fmt;
 use std::net::IpAddr;
 
+use crate::registry::{Port, Service};
+
 /// Where unknown destinations go when they may pass.
 pub(crate) const PASSTHROUGH_CLUSTER: &str = "PassthroughCluster";
 /// Where connections go that must not.
@@ -27,6 +29,29 @@ pub(crate) fn inbound(port: u16) -> String {
     format!("inbound|{port}||")
 }
 
+/// The name of the cache of names below a host.
+pub(crate) fn dns_cache(host: &str) -> String {
+    format!("{host}_dfp_dns_cache")
+}
+
+/// A cluster's name in statistics by a mesh's pattern, such as `%SERVICE%_%SERVICE_PORT%`.
+pub(crate) fn statistic(pattern: &str, service: &Service, port: &Port, subset: &str, target: u16) -> String {
+    let host = &service.id.host;
+    let (short, name) = if service.is_kubernetes() {
+        (format!("{}.{}", service.name, service.namespace()), service.name.clone())
+    } else {
+        (host.clone(), host.clone())
+    };
+    pattern
+        .replace("%SERVICE%", &short)
+        .replace("%SERVICE_NAME%", &name)
+        .replace("%SERVICE_FQDN%", host)
+        .replace("%SUBSET_NAME%", subset)
+        .replace("%TARGET_PORT%", &target.to_string())
+        .replace("%SERVICE_PORT%", &port.number.to_string())
+        .replace("%SERVICE_PORT_NAME%", &port.name)
+}
+
 /// What an outbound cluster's name says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Outbound<'n> {
@@ -39,6 +64,13 @@ pub(crate) struct Outbound<'n> {
 /// Takes an outbound cluster's name apart.
 pub(crate) fn parse_outbound(name: &str) -> Option<Outbound<'_>> {
     let mut parts = name.strip_prefix("outbound|")?.splitn(3, '|');
+    let (port, subset, host) = (parts.next()?, parts.next()?, parts.next()?);
+    Some(Outbound { port: port.parse().ok()?, subset, host })
+}
+
+/// Takes the name apart that [`outbound_sni`] gives.
+pub(crate) fn parse_outbound_sni(name: &str) -> Option<Outbound<'_>> {
+    let mut parts = name.strip_prefix("outbound_.")?.splitn(3, "_.");
     let (port, subset, host) = (parts.next()?, parts.next()?, parts.next()?);
     Some(Outbound { port: port.parse().ok()?, subset, host })
 }
@@ -89,7 +121,7 @@ pub(crate) fn config_path(kind: &str, namespace: &str, name: &str) -> String {
 mod tests {
     use super::{
         Outbound, gateway_route, gateway_tls_route, inbound, listener, outbound, outbound_sni,
-        parse_outbound, virtual_host,
+        parse_outbound, parse_outbound_sni, virtual_host,
     };
 
     #[test]
@@ -111,6 +143,8 @@ mod tests {
     fn outbound_names_come_apart() {
         let parsed = Some(Outbound { port: 80, subset: "v1", host: "a.b" });
         assert_eq!(parse_outbound("outbound|80|v1|a.b"), parsed);
+        assert_eq!(parse_outbound_sni("outbound_.80_.v1_.a.b"), parsed);
+        assert_eq!(parse_outbound_sni("outbound_.80_._.a.b").map(|name| name.subset), Some(""));
         assert_eq!(parse_outbound("outbound|80||a.b").map(|name| name.subset), Some(""));
         for bad in ["outbound|x||a", "outbound|80|a", "inbound|80||", "outbound|70000||a", ""] {
             assert_eq!(parse_outbound(bad), None, "{bad}");

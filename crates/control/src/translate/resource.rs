@@ -1,6 +1,6 @@
 //! An encoded resource, and small pieces that many resources contain.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use bytes::Bytes;
@@ -78,14 +78,15 @@ pub(crate) fn cidr(text: &str) -> Option<core::CidrRange> {
     Some(core::CidrRange { address_prefix: address.to_string(), prefix_len: Some(length) })
 }
 
-/// Metadata under `istio`, as telemetry and people look for it. Only one key, so that the
-/// encoding does not depend on the order of a hash map.
+/// Metadata under `istio`, as telemetry and people look for it.
 pub(crate) fn istio_metadata(fields: impl IntoIterator<Item = (&'static str, Value)>) -> core::Metadata {
-    let fields = fields.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
-    core::Metadata {
-        filter_metadata: HashMap::from([("istio".to_owned(), Struct { fields })]),
-        ..core::Metadata::default()
-    }
+    metadata_of([("istio", object(fields))])
+}
+
+/// Metadata under several names, each a structure.
+pub(crate) fn metadata_of(namespaces: impl IntoIterator<Item = (&'static str, Value)>) -> core::Metadata {
+    let namespaces = namespaces.into_iter().filter_map(|(name, value)| Some((name.to_owned(), structure(value)?)));
+    core::Metadata { filter_metadata: namespaces.collect(), ..core::Metadata::default() }
 }
 
 /// A text value.
@@ -113,6 +114,14 @@ pub(crate) fn object(fields: impl IntoIterator<Item = (&'static str, Value)>) ->
     let fields: BTreeMap<String, Value> =
         fields.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
     Value { kind: Some(Kind::StructValue(Struct { fields })) }
+}
+
+/// The fields of a structure value.
+pub(crate) fn structure(value: Value) -> Option<Struct> {
+    match value.kind {
+        Some(Kind::StructValue(fields)) => Some(fields),
+        _ => None,
+    }
 }
 
 /// A JSON value as protobuf's `Value`.

@@ -98,6 +98,8 @@ fn node(pod: &PodPlan, layout: &Layout, mesh: &str) -> Value {
         "INTERCEPTION_MODE": if layout.is_loopback() { "NONE" } else { "REDIRECT" },
         "ISTIO_VERSION": ISTIO_VERSION,
         "LABELS": pod.labels,
+        // There is no agent that could give any.
+        "MESH_CERTIFICATES": false,
         "MESH_ID": mesh,
         "NAME": pod.key.name,
         "NAMESPACE": namespace,

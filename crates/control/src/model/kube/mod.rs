@@ -10,6 +10,7 @@ use std::net::IpAddr;
 
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1 as discovery;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 pub(crate) use self::secret::{ConfigMap, Secret};
@@ -32,6 +33,13 @@ pub(crate) struct Service {
     pub(crate) selector: BTreeMap<String, String>,
     /// Whether pods that are not ready count.
     pub(crate) publish_not_ready: bool,
+    /// `internalTrafficPolicy: Local`: clients use endpoints on their own machine only.
+    pub(crate) node_local: bool,
+    /// `trafficDistribution`.
+    pub(crate) distribution: Option<String>,
+    /// Where it can be reached from outside the cluster: addresses of its load balancer, or names,
+    /// and its `externalIPs`.
+    pub(crate) external_addresses: Vec<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,6 +50,8 @@ pub(crate) struct ServicePort {
     pub(crate) app_protocol: Option<String>,
     /// Whether it is a UDP or SCTP port, which proxies do not carry.
     pub(crate) datagram: bool,
+    /// The port of all machines that leads here too.
+    pub(crate) node_port: Option<u16>,
 }
 
 /// The port of the pods that a Service port leads to.
@@ -65,6 +75,10 @@ pub(crate) struct Pod {
     pub(crate) node: String,
     /// Container ports that have names.
     pub(crate) named_ports: BTreeMap<String, u16>,
+    /// What it is a part of, as far as its name and owner tell; else its own name.
+    pub(crate) workload: String,
+    /// Its name below that of the headless service that it belongs to; empty if it has none.
+    pub(crate) hostname: String,
 }
 
 /// An EndpointSlice.
@@ -87,6 +101,12 @@ pub(crate) struct SlicePort {
 pub(crate) struct SliceEndpoint {
     pub(crate) addresses: Vec<IpAddr>,
     pub(crate) ready: bool,
+    /// Whether it still answers, ready for new work or not.
+    pub(crate) serving: bool,
+    /// Whether it is on its way out; false if it is ready.
+    pub(crate) terminating: bool,
+    /// The machine that it runs on.
+    pub(crate) node: Option<String>,
     /// The pod behind it, in the same namespace.
     pub(crate) pod: Option<String>,
 }
@@ -129,6 +149,12 @@ pub(crate) fn service(meta: Meta, service: core::Service) -> (Service, Vec<Findi
     let mut check = Check::spec();
     let spec = service.spec.unwrap_or_default();
     let headless = spec.cluster_ip.as_deref() == Some("None");
+    let kind = spec.type_.as_deref().unwrap_or_default();
+    let balancer = service.status.and_then(|status| status.load_balancer).filter(|_| kind == "LoadBalancer");
+    let balancer = balancer.and_then(|balancer| balancer.ingress).unwrap_or_default().into_iter();
+    let mut external_addresses: Vec<String> =
+        balancer.filter_map(|ingress| ingress.ip.or(ingress.hostname)).collect();
+    external_addresses.extend(spec.external_ips.unwrap_or_default());
     let mut ips = spec.cluster_ips.unwrap_or_default();
     if ips.is_empty() {
         ips.extend(spec.cluster_ip);
@@ -156,6 +182,7 @@ pub(crate) fn service(meta: Meta, service: core::Service) -> (Service, Vec<Findi
             target,
             app_protocol: port.app_protocol.clone(),
             datagram: port.protocol.as_deref().is_some_and(|protocol| protocol != "TCP"),
+            node_port: port.node_port.and_then(|number| u16::try_from(number).ok()),
         });
     });
     let service = Service {
@@ -166,6 +193,9 @@ pub(crate) fn service(meta: Meta, service: core::Service) -> (Service, Vec<Findi
         ports,
         selector: spec.selector.unwrap_or_default(),
         publish_not_ready: spec.publish_not_ready_addresses.unwrap_or_default(),
+        node_local: spec.internal_traffic_policy.as_deref() == Some("Local"),
+        distribution: spec.traffic_distribution,
+        external_addresses,
     };
     (service, check.into_findings())
 }
@@ -173,7 +203,12 @@ pub(crate) fn service(meta: Meta, service: core::Service) -> (Service, Vec<Findi
 /// Reduces a Pod.
 pub(crate) fn pod(meta: Meta, pod: core::Pod) -> Pod {
     let deleted = pod.metadata.deletion_timestamp.is_some();
+    let workload = workload(&pod.metadata);
     let spec = pod.spec.unwrap_or_default();
+    let hostname = spec.subdomain.filter(|name| !name.is_empty()).map(|_| match spec.hostname {
+        Some(name) if !name.is_empty() => name,
+        _ => meta.name.clone(),
+    });
     let status = pod.status.unwrap_or_default();
     let mut ips: Vec<IpAddr> =
         status.pod_ips.unwrap_or_default().iter().filter_map(|ip| ip.ip.parse().ok()).collect();
@@ -205,7 +240,34 @@ pub(crate) fn pod(meta: Meta, pod: core::Pod) -> Pod {
         service_account: spec.service_account_name.unwrap_or_else(|| "default".to_owned()),
         node: spec.node_name.unwrap_or_default(),
         named_ports,
+        workload,
+        hostname: hostname.unwrap_or_default(),
     }
+}
+
+/// What a pod is a part of: its controller, or that one's own where the name tells (as those of the
+/// ReplicaSets of a Deployment and the Jobs of a CronJob do); Istio guesses in the same way.
+fn workload(metadata: &ObjectMeta) -> String {
+    let own = metadata.name.clone().unwrap_or_default();
+    if metadata.generate_name.as_deref().unwrap_or_default().is_empty() {
+        return own;
+    }
+    let owners = metadata.owner_references.as_deref().unwrap_or_default();
+    let Some(owner) = owners.iter().find(|owner| owner.controller == Some(true)) else { return own };
+    let label = |name: &str| metadata.labels.as_ref().and_then(|labels| labels.get(name));
+    let found = match owner.kind.as_str() {
+        "ReplicaSet" => ["pod-template-hash", "rollouts-pod-template-hash"].into_iter().find_map(|hash| {
+            let hash = label(hash).filter(|hash| !hash.is_empty())?;
+            owner.name.strip_suffix(hash.as_str())?.strip_suffix('-')
+        }),
+        "ReplicationController" => label("deploymentconfig").map(String::as_str),
+        "Job" => owner.name.rsplit_once('-').and_then(|(name, time)| {
+            let is_time = (8..=10).contains(&time.len()) && time.bytes().all(|byte| byte.is_ascii_digit());
+            is_time.then_some(name)
+        }),
+        _ => None,
+    };
+    found.unwrap_or(&owner.name).to_owned()
 }
 
 /// Reduces an EndpointSlice.
@@ -235,6 +297,9 @@ pub(crate) fn endpoint_slice(meta: Meta, slice: discovery::EndpointSlice) -> (En
             addresses,
             // Not said means yes; a terminating endpoint that still serves is not given new work.
             ready: conditions.ready.unwrap_or(true),
+            serving: conditions.serving.unwrap_or(true),
+            terminating: conditions.ready == Some(false) && conditions.terminating.unwrap_or(true),
+            node: endpoint.node_name.clone(),
             pod: pod.and_then(|target| target.name.clone()),
         });
     });
@@ -271,7 +336,14 @@ pub(crate) fn endpoints(meta: Meta, endpoints: core::Endpoints) -> (Endpoints, V
                 };
                 let pod = address.target_ref.as_ref().filter(|target| target.kind.as_deref() == Some("Pod"));
                 let pod = pod.and_then(|target| target.name.clone());
-                found.push(SliceEndpoint { addresses: vec![ip], ready, pod });
+                found.push(SliceEndpoint {
+                    addresses: vec![ip],
+                    ready,
+                    serving: ready,
+                    terminating: false,
+                    node: address.node_name.clone(),
+                    pod,
+                });
             });
         }
         subsets.push(EndpointSubset { ports: ports.collect(), endpoints: found });

@@ -1,35 +1,41 @@
 //! CDS: what each proxy can send traffic to.
 //!
-//! A cluster is derived once per service port, subset and set of rules, and shared by all proxies
-//! to which the same rules apply. `policy.rs` applies the rules; `inbound.rs` has the clusters that
-//! lead to the workload itself.
+//! A cluster is derived once per service port, subset, set of rules and what it depends on of its
+//! client, and shared by all proxies for which these are the same. `outbound.rs` builds it from a
+//! `draft.rs`; `policy.rs`, `balancer.rs` and `tls.rs` apply the rules; `inbound.rs` has the
+//! clusters that lead to the workload itself.
 
+mod balancer;
+mod draft;
 mod inbound;
+mod outbound;
 mod policy;
+mod tls;
 
 use std::sync::Arc;
 
 use leno_derive::{Cx, Query};
 
-use self::policy::HttpVersion;
-use super::endpoint;
+use self::draft::Draft;
+use self::outbound::Outbound;
 use super::name;
-use super::proto::{cluster, core};
-use super::resource::{Resource, ads, istio_metadata, list, number, object, text, truth};
-use crate::model::destination_rule::Simple;
-use crate::model::{Key, Kind};
+use super::proto::cluster::cluster::{DiscoveryType, LbPolicy};
+use super::resource::Resource;
+use crate::model::Key;
+use crate::model::destination_rule::ConnectionPool;
+use crate::model::mesh::MeshConfig;
 use crate::registry::protocol::Protocol;
-use crate::registry::{self, Resolution, Service, ServiceId, Visible};
+use crate::registry::{self, Mesh, Resolution, Service, ServiceId, Visible};
 #[cfg(test)]
 use crate::scope::client::ClientOf;
-use crate::scope::policy::{Effective, MergedPolicy, Policies, PolicyKey};
-use crate::scope::{ProxyKey, Viewer};
+use crate::scope::gateways::AttachedGateways;
+use crate::scope::locality::{EndpointsOf, View};
+pub(crate) use crate::scope::policy::policies;
+use crate::scope::policy::{EffectiveKey, MergedPolicy};
+use crate::scope::{Families, ProxyKey, Role, Viewer};
 
-/// How long a connection may take to come up by default.
-const CONNECT_TIMEOUT: prost_types::Duration = prost_types::Duration { seconds: 10, nanos: 0 };
-
-/// How often an address that nobody uses any more is forgotten by clusters without endpoints.
-const CLEANUP_INTERVAL: prost_types::Duration = prost_types::Duration { seconds: 60, nanos: 0 };
+/// How long connections to nowhere in particular may be idle.
+const PASSTHROUGH_IDLE: prost_types::Duration = prost_types::Duration { seconds: 300, nanos: 0 };
 
 /// All that an outbound cluster depends on.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -40,81 +46,132 @@ pub(crate) struct ClusterKey {
     pub(crate) subset: String,
     /// The DestinationRules that apply, in the order of merging.
     pub(crate) rules: Vec<Key>,
-    /// Whether it may lead to the caller's original destination. Always true where that makes no
-    /// difference, so that more proxies share the cluster.
-    pub(crate) direct: bool,
+    /// Whether it is for a gateway between networks, which passes on what it does not decrypt.
+    pub(crate) sni: bool,
+    pub(crate) client: Client,
+}
+
+/// What a cluster depends on of its client. Where something makes no difference it is as if the
+/// client did not have it, so that more proxies share the cluster.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct Client {
+    /// Whether the address that the caller wanted is known.
+    direct: bool,
+    gateway: bool,
+    families: Families,
+    certificates: bool,
+    /// For clusters that contain their endpoints.
+    view: View,
 }
 
 impl ClusterKey {
     /// The cluster's name.
     pub(crate) fn name(&self) -> String {
-        name::outbound(self.port, &self.subset, &self.service.host)
+        name_of(self.sni, self.port, &self.subset, &self.service.host)
+    }
+
+    /// What its endpoints depend on.
+    pub(crate) fn endpoints(&self) -> EndpointsOf {
+        EndpointsOf { service: self.service.clone(), policy: self.policy(), sni: self.sni }
+    }
+
+    /// Names what the rules say for it.
+    fn policy(&self) -> EffectiveKey {
+        EffectiveKey { rules: self.rules.clone(), port: self.port, subset: self.subset.clone() }
     }
 }
 
-/// The outbound clusters of a client, in the order of their names.
-pub(crate) struct ClusterKeys;
+/// A cluster of a client, or what is left to be said to have it.
+#[derive(Clone, Debug, PartialEq)]
+enum Entry {
+    Ready(Arc<Resource>),
+    /// It contains its endpoints, which may depend on the client's place.
+    Placed(Box<ClusterKey>),
+}
 
-impl Query for ClusterKeys {
-    type Key = Viewer;
-    type Value = Vec<ClusterKey>;
-    const NAME: &'static str = "cluster-keys";
+/// The name of a cluster, for clients or for gateways between networks.
+pub(crate) fn name_of(sni: bool, port: u16, subset: &str, host: &str) -> String {
+    if sni { name::outbound_sni(port, subset, host) } else { name::outbound(port, subset, host) }
+}
 
-    fn derive(cx: &Cx<'_>, viewer: &Viewer) -> Vec<ClusterKey> {
-        let mut keys = Vec::new();
+/// The outbound clusters of a client, in the order of their hosts; the flag asks for those of
+/// gateways between networks.
+struct OutboundClusters;
+
+impl Query for OutboundClusters {
+    type Key = (Viewer, bool);
+    type Value = Vec<Entry>;
+    const NAME: &'static str = "outbound-clusters";
+
+    fn derive(cx: &Cx<'_>, (viewer, sni): &(Viewer, bool)) -> Vec<Entry> {
+        let mut entries = Vec::new();
         for service in cx.get::<Visible>(&viewer.namespace).values() {
+            if service.resolution == Resolution::Alias || (*sni && service.external) {
+                continue;
+            }
             let rules = policies(cx, viewer, service);
             let merged = cx.get::<MergedPolicy>(&rules);
-            let direct = is_direct(viewer, service);
-            for port in service.ports.iter().filter(|port| port.protocol != Protocol::Datagram) {
-                let subsets = merged.subsets.iter().map(|subset| subset.name.clone());
-                for subset in std::iter::once(String::new()).chain(subsets) {
-                    let rules = rules.clone();
-                    keys.push(ClusterKey {
-                        service: service.id.clone(),
-                        port: port.number,
-                        subset,
-                        rules,
-                        direct,
-                    });
+            // Nothing tells the endpoints of a part of a name that is looked up for each request.
+            let divided = service.resolution != Resolution::Dynamic;
+            let subsets = merged.subsets.iter().filter(|_| divided).map(|subset| subset.name.clone());
+            let subsets: Vec<String> = std::iter::once(String::new()).chain(subsets).collect();
+            for port in service.ports.iter().filter(|port| is_carried(service, port.protocol)) {
+                for subset in &subsets {
+                    let mut key = key(viewer, service, port.number, subset, rules.clone());
+                    key.sni = *sni;
+                    if service.resolution.is_dns() {
+                        entries.push(Entry::Placed(Box::new(key)));
+                    } else {
+                        entries.extend(cx.get::<Outbound>(&key).as_ref().clone().map(Entry::Ready));
+                    }
                 }
             }
         }
-        keys
+        entries
     }
-}
-
-/// The rules that apply when a client calls a service.
-pub(crate) fn policies(cx: &Cx<'_>, viewer: &Viewer, service: &Service) -> Vec<Key> {
-    let key = PolicyKey {
-        viewer: viewer.clone(),
-        host: service.id.host.clone(),
-        namespace: service.namespace().to_owned(),
-    };
-    cx.get::<Policies>(&key).as_ref().clone()
 }
 
 /// A client's cluster by its name.
 pub(crate) fn find(cx: &Cx<'_>, viewer: &Viewer, name: &str) -> Option<ClusterKey> {
-    let parsed = name::parse_outbound(name)?;
+    let (parsed, sni) = match name::parse_outbound(name) {
+        Some(parsed) => (parsed, false),
+        None => (name::parse_outbound_sni(name)?, true),
+    };
     let visible = cx.get::<Visible>(&viewer.namespace);
-    let service = visible.get(parsed.host)?;
-    service.port(parsed.port).filter(|port| port.protocol != Protocol::Datagram)?;
+    let service = visible.get(parsed.host).filter(|service| service.resolution != Resolution::Alias)?;
+    service.port(parsed.port).filter(|port| is_carried(service, port.protocol))?;
     let rules = policies(cx, viewer, service);
     if !parsed.subset.is_empty() {
         cx.get::<MergedPolicy>(&rules).subset(parsed.subset)?;
     }
-    Some(ClusterKey {
-        service: service.id.clone(),
-        port: parsed.port,
-        subset: parsed.subset.to_owned(),
-        rules,
-        direct: is_direct(viewer, service),
-    })
+    Some(ClusterKey { sni, ..key(viewer, service, parsed.port, parsed.subset, rules) })
 }
 
-fn is_direct(viewer: &Viewer, service: &Service) -> bool {
-    viewer.captures || service.resolution != Resolution::OriginalDst
+/// Whether there are clusters for a port with this protocol.
+fn is_carried(service: &Service, protocol: Protocol) -> bool {
+    match service.resolution {
+        // Only what names its destination can be looked up by that name.
+        Resolution::Dynamic => protocol.is_http() || protocol == Protocol::Tls,
+        _ => protocol != Protocol::Datagram,
+    }
+}
+
+/// Names a client's cluster.
+fn key(viewer: &Viewer, service: &Service, port: u16, subset: &str, rules: Vec<Key>) -> ClusterKey {
+    let gateway = viewer.role == Role::Router;
+    let auto = service.port(port).is_some_and(|port| port.protocol == Protocol::Auto);
+    let by_name = service.resolution.is_dns() || service.resolution == Resolution::Dynamic;
+    let client = Client {
+        // It makes a difference where the service has no known endpoints, or where a rule may ask
+        // for PASSTHROUGH.
+        direct: viewer.captures || (service.resolution != Resolution::OriginalDst && rules.is_empty()),
+        gateway: gateway && (auto || !rules.is_empty()),
+        families: if by_name { viewer.families } else { Families::default() },
+        // What is outside of the mesh knows nothing of its certificates.
+        certificates: viewer.certificates && !(service.external && rules.is_empty()),
+        view: View::default(),
+    };
+    ClusterKey { service: service.id.clone(), port, subset: subset.to_owned(), rules, sni: false, client }
 }
 
 /// All clusters of a proxy.
@@ -143,12 +200,26 @@ impl Query for SharedClusters {
     const NAME: &'static str = "shared-clusters";
 
     fn derive(cx: &Cx<'_>, client: &ProxyKey) -> Vec<Arc<Resource>> {
-        let outbound = cx.get::<ClusterKeys>(&client.viewer(cx));
-        let mut clusters: Vec<Arc<Resource>> =
-            outbound.iter().filter_map(|key| cx.get::<Outbound>(key).as_ref().clone()).collect();
-        clusters.push(Arc::new(encode(&black_hole())));
+        let viewer = client.viewer(cx);
+        let mut lists = vec![cx.get::<OutboundClusters>(&(viewer.clone(), false))];
+        if client.role == Role::Router && cx.get::<AttachedGateways>(&client.workload()).passes_on() {
+            lists.push(cx.get::<OutboundClusters>(&(viewer, true)));
+        }
+        let mut clusters = Vec::new();
+        for entry in lists.iter().flat_map(|list| list.iter()) {
+            match entry {
+                Entry::Ready(resource) => clusters.push(Arc::clone(resource)),
+                Entry::Placed(key) => {
+                    let mut key = ClusterKey::clone(key);
+                    key.client.view = client.view(cx, &key.endpoints());
+                    clusters.extend(cx.get::<Outbound>(&key).as_ref().clone());
+                }
+            }
+        }
+        let mesh = cx.get::<Mesh>(&());
+        clusters.push(Arc::new(encode(black_hole(&mesh))));
         if client.captures() {
-            clusters.push(Arc::new(encode(&passthrough())));
+            clusters.push(Arc::new(encode(passthrough(&mesh, name::PASSTHROUGH_CLUSTER))));
         }
         clusters
     }
@@ -166,151 +237,35 @@ impl Query for OwnClusters {
         if !proxy.captures() {
             return Vec::new();
         }
-        cx.get::<inbound::InboundClusters>(&proxy.workload()).as_ref().clone()
-    }
-}
-
-/// One outbound cluster; `None` if the service is no longer there.
-struct Outbound;
-
-impl Query for Outbound {
-    type Key = ClusterKey;
-    type Value = Option<Arc<Resource>>;
-    const NAME: &'static str = "outbound-cluster";
-
-    fn derive(cx: &Cx<'_>, key: &ClusterKey) -> Option<Arc<Resource>> {
-        let service = registry::find(cx, &key.service)?;
-        let port = service.port(key.port)?;
-        let merged = cx.get::<MergedPolicy>(&key.rules);
-        let subset = merged.subset(&key.subset);
-        let effective = merged.effective(key.port, subset);
-        let mut message = outbound(cx, key, &service, &effective);
-        message.metadata = Some(metadata(key, &service, merged.first.as_ref()));
-        policy::apply(&mut message, &effective, http_version(port.protocol));
-        let rules = key.rules.iter().map(|rule| rule.of(Kind::DestinationRule));
-        let origins = rules.chain([key.service.object.clone()]).collect();
-        let mut resource = Resource::new(&message.name, &message, origins);
-        resource.needs_endpoints = message.eds_cluster_config.is_some();
-        Some(Arc::new(resource))
-    }
-}
-
-/// The cluster before rules are applied.
-#[allow(deprecated)] // Envoy would have a cluster extension for DNS by now; Istio has these fields
-fn outbound(cx: &Cx<'_>, key: &ClusterKey, service: &Service, effective: &Effective) -> cluster::Cluster {
-    let name = key.name();
-    let simple = effective.load_balancer.as_ref().and_then(|balancer| balancer.simple);
-    let mut message =
-        cluster::Cluster { connect_timeout: Some(CONNECT_TIMEOUT), ..cluster::Cluster::default() };
-    // PASSTHROUGH asks to go where the caller wanted to, whatever is known of the service. Without
-    // capture nobody knows where that is, so the endpoints must do.
-    let resolution = match service.resolution {
-        Resolution::OriginalDst if !key.direct => Resolution::Endpoints,
-        _ if key.direct && simple == Some(Simple::Passthrough) => Resolution::OriginalDst,
-        resolution => resolution,
-    };
-    let kind = match resolution {
-        Resolution::Endpoints => {
-            message.eds_cluster_config = Some(cluster::cluster::EdsClusterConfig {
-                eds_config: Some(ads()),
-                service_name: name.clone(),
-            });
-            cluster::cluster::DiscoveryType::Eds
-        }
-        Resolution::OriginalDst => {
-            message.cleanup_interval = Some(CLEANUP_INTERVAL);
-            cluster::cluster::DiscoveryType::OriginalDst
-        }
-        Resolution::Dns | Resolution::DnsRoundRobin => {
-            message.load_assignment = Some(endpoint::assignment(cx, key));
-            message.dns_refresh_rate = Some(prost_types::Duration { seconds: 60, nanos: 0 });
-            message.respect_dns_ttl = true;
-            message.dns_lookup_family = cluster::cluster::DnsLookupFamily::V4Only as i32;
-            if resolution == Resolution::Dns {
-                cluster::cluster::DiscoveryType::StrictDns
-            } else {
-                cluster::cluster::DiscoveryType::LogicalDns
-            }
-        }
-    };
-    message.cluster_discovery_type = Some(cluster::cluster::ClusterDiscoveryType::Type(kind as i32));
-    message.lb_policy = match (kind, simple) {
-        (cluster::cluster::DiscoveryType::OriginalDst, _) => cluster::cluster::LbPolicy::ClusterProvided,
-        (_, Some(Simple::RoundRobin)) => cluster::cluster::LbPolicy::RoundRobin,
-        (_, Some(Simple::Random)) => cluster::cluster::LbPolicy::Random,
-        _ => cluster::cluster::LbPolicy::LeastRequest,
-    } as i32;
-    message.name = name;
-    message
-}
-
-fn metadata(key: &ClusterKey, service: &Service, rule: Option<&Key>) -> core::Metadata {
-    let reference = object([
-        ("host", text(&service.id.host)),
-        ("name", text(&service.name)),
-        ("namespace", text(service.namespace())),
-    ]);
-    let mut fields = vec![("default_original_port", number(key.port)), ("services", list(vec![reference]))];
-    if let Some(rule) = rule {
-        let path = name::config_path("destination-rule", &rule.namespace, &rule.name);
-        fields.push(("config", text(path)));
-    }
-    if !key.subset.is_empty() {
-        fields.push(("subset", text(&key.subset)));
-    }
-    if service.external {
-        fields.push(("external", truth(true)));
-    }
-    istio_metadata(fields)
-}
-
-fn http_version(protocol: Protocol) -> HttpVersion {
-    match protocol {
-        Protocol::Http => HttpVersion::One,
-        Protocol::Http2 | Protocol::Grpc | Protocol::GrpcWeb => HttpVersion::Two,
-        Protocol::Auto => HttpVersion::Downstream,
-        Protocol::Tcp
-        | Protocol::Tls
-        | Protocol::Mongo
-        | Protocol::Redis
-        | Protocol::MySql
-        | Protocol::Datagram => HttpVersion::None,
+        cx.get::<inbound::InboundClusters>(&(proxy.workload(), proxy.families)).as_ref().clone()
     }
 }
 
 /// The cluster without endpoints: whatever is sent there is refused.
-fn black_hole() -> cluster::Cluster {
-    cluster::Cluster {
-        name: name::BLACK_HOLE_CLUSTER.to_owned(),
-        connect_timeout: Some(CONNECT_TIMEOUT),
-        cluster_discovery_type: Some(cluster::cluster::ClusterDiscoveryType::Type(
-            cluster::cluster::DiscoveryType::Static as i32,
-        )),
-        ..cluster::Cluster::default()
-    }
+fn black_hole(mesh: &MeshConfig) -> Draft {
+    let mut draft = Draft::new(name::BLACK_HOLE_CLUSTER, DiscoveryType::Static);
+    draft.cluster.connect_timeout = Some(policy::connect_timeout(mesh));
+    draft
 }
 
-/// The cluster that leads where the caller wanted to go.
-fn passthrough() -> cluster::Cluster {
-    let mut message = original_dst(name::PASSTHROUGH_CLUSTER.to_owned());
-    policy::apply(&mut message, &Effective::default(), HttpVersion::Downstream);
-    message
+/// A cluster that leads where the caller wanted to go.
+fn passthrough(mesh: &MeshConfig, name: &str) -> Draft {
+    let mut draft = Draft::new(name, DiscoveryType::OriginalDst);
+    draft.cluster.lb_policy = LbPolicy::ClusterProvided as i32;
+    draft.common_http().idle_timeout = Some(PASSTHROUGH_IDLE);
+    outbound::preserve_case(&mut draft, mesh);
+    draft.speak_as_client();
+    let default = mesh.default_traffic_policy.as_ref().and_then(|policy| policy.connection_pool.as_ref());
+    policy::connection_pool(&mut draft, mesh, default.unwrap_or(&ConnectionPool::default()), None);
+    draft
 }
 
-/// A cluster that leads to the connection's original destination.
-fn original_dst(name: String) -> cluster::Cluster {
-    cluster::Cluster {
-        name,
-        connect_timeout: Some(CONNECT_TIMEOUT),
-        cluster_discovery_type: Some(cluster::cluster::ClusterDiscoveryType::Type(
-            cluster::cluster::DiscoveryType::OriginalDst as i32,
-        )),
-        lb_policy: cluster::cluster::LbPolicy::ClusterProvided as i32,
-        cleanup_interval: Some(CLEANUP_INTERVAL),
-        ..cluster::Cluster::default()
-    }
+fn encode(draft: Draft) -> Resource {
+    let message = draft.finish();
+    Resource::new(&message.name, &message, Vec::new())
 }
 
-fn encode(message: &cluster::Cluster) -> Resource {
-    Resource::new(&message.name, message, Vec::new())
+/// The service of a cluster that still exists.
+fn service_of(cx: &Cx<'_>, key: &ClusterKey) -> Option<Arc<Service>> {
+    registry::find(cx, &key.service)
 }

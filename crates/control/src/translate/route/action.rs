@@ -6,7 +6,7 @@ use crate::model::duration::Span;
 use crate::model::virtual_service::{
     DerivePort, Destination, DirectResponse, HeaderOperations, Headers, HttpRoute, Percent, Redirect, Retries,
 };
-use crate::registry::Service;
+use crate::registry::{Service, alias};
 use crate::translate::name;
 use crate::translate::proto::{core, route, ty};
 
@@ -23,7 +23,8 @@ pub(crate) fn cluster(destination: &Destination, service: Option<&Service>, port
         _ => None,
     });
     let given = destination.port.as_ref().and_then(|port| u16::try_from(port.number).ok());
-    name::outbound(given.or(only).unwrap_or(port), &destination.subset, &destination.host)
+    let host = service.map_or(destination.host.as_str(), alias::concrete);
+    name::outbound(given.or(only).unwrap_or(port), &destination.subset, host)
 }
 
 /// The default route to a cluster, without any rule.

@@ -1,6 +1,6 @@
 //! What a rule asks of HTTP filters: faults and CORS, as settings of the filters for one route.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
 use leno_api::proto::envoy::extensions::filters::common::fault::v3 as common;
 use leno_api::proto::envoy::extensions::filters::http::cors::v3::CorsPolicy as CorsMessage;
@@ -20,27 +20,15 @@ const FAULT: &str = "envoy.filters.http.fault";
 const CORS: &str = "envoy.filters.http.cors";
 
 /// The settings of filters for the routes of a rule.
-pub(super) fn settings(rule: &HttpRoute) -> HashMap<String, Any> {
-    let mut entries = Vec::new();
+pub(super) fn settings(rule: &HttpRoute) -> BTreeMap<String, Any> {
+    let mut entries = BTreeMap::new();
     if let Some(policy) = &rule.cors_policy {
-        entries.push((CORS.to_owned(), pack(&cors(policy))));
+        entries.insert(CORS.to_owned(), pack(&cors(policy)));
     }
     if let Some(message) = rule.fault.as_ref().and_then(inject) {
-        entries.push((FAULT.to_owned(), pack(&message)));
+        entries.insert(FAULT.to_owned(), pack(&message));
     }
-    in_order(&entries)
-}
-
-/// A map that is encoded in the order of the entries. Maps of the same entries would else be
-/// encoded differently, and a resource would seem to change that has not; every new map has
-/// another order, and of two entries every other map has the right one. Its clones keep it.
-fn in_order(entries: &[(String, Any)]) -> HashMap<String, Any> {
-    loop {
-        let map: HashMap<String, Any> = entries.iter().cloned().collect();
-        if map.keys().eq(entries.iter().map(|(name, _)| name)) {
-            return map;
-        }
-    }
+    entries
 }
 
 /// The faults of a rule; `None` if it has only such as Envoy does not know.

@@ -16,6 +16,7 @@ use super::rule::{Place, operation, routes_of};
 use super::{Hosts, action, hash, matcher, notes_host};
 use crate::model::Key;
 use crate::model::virtual_service::MESH;
+use crate::registry::alias::AliasesOf;
 use crate::registry::{DOMAIN, Mesh, Resolution, Service, Visible, VisibleOnPort};
 use crate::scope::outbound::{OutboundPolicy, Unknown};
 use crate::scope::rules::{HostRules, Rule, candidates, mesh_rules};
@@ -54,7 +55,7 @@ impl Query for OutboundRoute {
             hosts.origins.extend(draft.origins);
             let mut domains = draft.host.map_or_else(Vec::new, |host| vec![host]);
             if let Some(service) = &draft.service {
-                domains = own_domains(service, viewer, &services);
+                domains = own_domains(cx, service, viewer, &services);
             }
             hosts.add(draft.name, domains, draft.routes);
         }
@@ -89,7 +90,7 @@ impl Query for HttpProxyRoute {
                 hosts.origins.extend(draft.origins);
                 let mut domains = draft.host.map_or_else(Vec::new, |host| vec![host]);
                 if let Some(service) = &draft.service {
-                    domains = own_domains(service, viewer, &services);
+                    domains = own_domains(cx, service, viewer, &services);
                 }
                 let domains = domains.into_iter().flat_map(|domain| {
                     let with_port = name::virtual_host(domain.trim_matches(['[', ']']), port);
@@ -269,8 +270,19 @@ fn block_all() -> route::Route {
 
 /// A service's domains but for short forms that are the full names of others on the port: a service
 /// called `example.com.svc.cluster.local` must not take the requests to `example.com`.
-fn own_domains(service: &Service, viewer: &Viewer, services: &[Arc<Service>]) -> Vec<String> {
+fn own_domains(
+    cx: &Cx<'_>,
+    service: &Service,
+    viewer: &Viewer,
+    services: &[Arc<Service>],
+) -> Vec<String> {
     let mut domains = domains(service, &viewer.namespace, viewer.families);
+    // Other names of the service lead to it too.
+    for (alias, _) in cx.get::<AliasesOf>(&service.id.host).iter() {
+        domains.push(alias.clone());
+        domains.push(format!("{alias}."));
+        domains.extend(short_names(alias, &viewer.namespace));
+    }
     domains.retain(|domain| {
         services.iter().all(|other| other.id.host != *domain || other.id.host == service.id.host)
     });

@@ -11,7 +11,7 @@ use proptest::{collection, proptest};
 use super::whole;
 use crate::model::read::{self, Read};
 use crate::model::{Change, ObjectRef, inputs};
-use crate::scope::{Families, Interception, ProxyKey, ProxyOptions, Role};
+use crate::scope::{Families, Interception, ProxyKey, ProxyOptions, Role, Site};
 use crate::source::Origin;
 
 /// An event: an object in some form, or its end.
@@ -37,7 +37,7 @@ fn object() -> impl Strategy<Value = String> {
     let pod = (name.clone(), name.clone(), 1..3_u8, proptest::bool::ANY).prop_map(|(pod, app, version, ready)| {
         format!(
             "{{apiVersion: v1, kind: Pod, metadata: {{name: p{pod}, labels: {{app: a{app}, version: v{version}}}}}, \
-             spec: {{containers: []}}, status: {{podIP: 10.0.0.{}, conditions: [{{type: Ready, status: \"{}\"}}]}}}}",
+             spec: {{nodeName: n{pod}, containers: []}}, status: {{podIP: 10.0.0.{}, conditions: [{{type: Ready, status: \"{}\"}}]}}}}",
             pod + 1,
             if ready { "True" } else { "False" }
         )
@@ -51,10 +51,48 @@ fn object() -> impl Strategy<Value = String> {
              {{host: s{rule}}}}}]}}]}}}}"
         )
     });
-    let policy = (name.clone(), name, 1..3_u8).prop_map(|(policy, host, version)| {
+    let policy = (name.clone(), name.clone(), 1..3_u8, 0..5_u8).prop_map(|(policy, host, version, kind)| {
+        let more = [
+            "",
+            "trafficPolicy: {outlierDetection: {}},",
+            "trafficPolicy: {loadBalancer: {localityLbSetting: {distribute: [{from: r0/*, to: {r0/*: 80, r1/*: 20}}]}}},",
+            "workloadSelector: {matchLabels: {app: a0}}, trafficPolicy: {tls: {mode: ISTIO_MUTUAL}},",
+            "exportTo: ['.'], trafficPolicy: {loadBalancer: {simple: PASSTHROUGH}},",
+        ][usize::from(kind)];
+        let host = if kind == 4 { "'*.cluster.local'".to_owned() } else { format!("s{host}") };
         format!(
             "{{apiVersion: networking.istio.io/v1, kind: DestinationRule, metadata: {{name: d{policy}}}, \
-             spec: {{host: s{host}, subsets: [{{name: v{version}, labels: {{version: v{version}}}}}]}}}}"
+             spec: {{host: {host}, {more} subsets: [{{name: v{version}, labels: {{version: v{version}}}}}]}}}}"
+        )
+    });
+    let node = (0..2_u8, 0..2_u8).prop_map(|(node, region)| {
+        format!(
+            "{{apiVersion: v1, kind: Node, metadata: {{name: n{node}, \
+             labels: {{topology.kubernetes.io/region: r{region}, topology.kubernetes.io/zone: z}}}}}}"
+        )
+    });
+    let machine = (0..2_u8, name, 0..3_u8).prop_map(|(machine, app, network)| {
+        let network = ["", "network: m, ", "network: other, "][usize::from(network)];
+        format!(
+            "{{apiVersion: networking.istio.io/v1, kind: WorkloadEntry, metadata: {{name: w{machine}}}, \
+             spec: {{address: 10.1.0.{}, {network}serviceAccount: w, labels: {{app: a{app}}}}}}}",
+            machine + 1
+        )
+    });
+    let alias = (0..2_u8, 0..3_u8, 0..2_u8).prop_map(|(alias, host, local)| {
+        let target = match local {
+            0 => format!("s{host}.default.svc.cluster.local"),
+            _ => format!("x{host}.default.svc.cluster.local"),
+        };
+        format!(
+            "{{apiVersion: v1, kind: Service, metadata: {{name: x{alias}}}, spec: {{type: ExternalName, \
+             externalName: {target}, ports: [{{name: http, port: 80}}]}}}}"
+        )
+    });
+    let entrance = (0..2_u8).prop_map(|address| {
+        format!(
+            "{{apiVersion: v1, kind: Service, metadata: {{name: between, labels: {{topology.istio.io/network: other}}}}, \
+             spec: {{type: LoadBalancer, externalIPs: [1.1.1.{address}], ports: [{{name: tls, port: 15443}}]}}}}"
         )
     });
     let gateway = (0..2_u8, 0..2_u8).prop_map(|(gateway, protocol)| {
@@ -73,7 +111,7 @@ fn object() -> impl Strategy<Value = String> {
              ports: [{{number: 80, name: http, protocol: HTTP}}]}}}}"
         )
     });
-    prop_oneof![service, pod, rule, policy, gateway, entry]
+    prop_oneof![service, pod, rule, policy, gateway, entry, node, machine, alias, entrance]
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -101,9 +139,17 @@ fn keys() -> Vec<ProxyKey> {
         interception,
         families: Families::default(),
         options: ProxyOptions::default(),
+        site: Site::default(),
     };
     let explicit = Interception::Explicit { address: [127, 0, 0, 9].into(), port: 15080 };
+    let site = Site {
+        locality: "r0/z/s".to_owned(),
+        network: "m".to_owned(),
+        node: "n0".to_owned(),
+        certificates: true,
+    };
     vec![
+        ProxyKey { site, ..key(Role::Sidecar, "a0", Interception::Redirect) },
         key(Role::Sidecar, "a0", Interception::Redirect),
         key(Role::Sidecar, "a1", Interception::Redirect),
         key(Role::Sidecar, "a1", explicit),

@@ -2,7 +2,7 @@
 
 #![allow(deprecated, reason = "deprecated fields are lowered, or refused by name, like all others")]
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use leno_api::proto::envoy::config::cluster::v3::cluster::ClusterProtocolSelection;
@@ -26,7 +26,7 @@ pub(super) struct Fields {
     pub(super) http2_protocol_options: Option<core::Http2ProtocolOptions>,
     pub(super) protocol_selection: i32,
     pub(super) max_requests_per_connection: Option<u32>,
-    pub(super) typed_extension_protocol_options: HashMap<String, Any>,
+    pub(super) typed_extension_protocol_options: BTreeMap<String, Any>,
     pub(super) upstream_http_protocol_options: Option<core::UpstreamHttpProtocolOptions>,
     /// Whether TLS is spoken to some of its endpoints.
     pub(super) tls: bool,

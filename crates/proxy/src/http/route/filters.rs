@@ -1,6 +1,6 @@
 //! Lowering of `typed_per_filter_config`, level by level.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use leno_api::proto::envoy::config::route::v3 as proto;
@@ -14,13 +14,10 @@ use crate::http::filters::{REGISTRY, RouteOverrides, RouteSettings};
 /// The settings of one level on top of those of the level above.
 pub(super) fn overrides(
     above: &RouteOverrides,
-    protos: HashMap<String, Any>,
+    protos: BTreeMap<String, Any>,
     at: &mut Lower,
 ) -> RouteOverrides {
     let mut merged = above.clone();
-    // In a fixed order, for the errors.
-    let mut protos: Vec<_> = protos.into_iter().collect();
-    protos.sort_by(|(a, _), (b, _)| a.cmp(b));
     for (name, any) in protos {
         let settings =
             at.field(&format!("typed_per_filter_config[\"{name}\"]"), |at| settings(&name, any, at));
