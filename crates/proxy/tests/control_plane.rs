@@ -18,10 +18,8 @@ fn clusters_of_the_goldens_are_accepted() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../control/tests/golden");
     let mut clusters = Vec::new();
     let mut names = Vec::new();
-    let mut cases: Vec<_> = fs::read_dir(&folder)
-        .expect("the goldens")
-        .map(|entry| entry.expect("an entry").path())
-        .collect();
+    let mut cases: Vec<_> =
+        fs::read_dir(&folder).expect("the goldens").map(|entry| entry.expect("an entry").path()).collect();
     cases.sort();
     for case in cases {
         let case_name = case.file_name().expect("a name").to_string_lossy().into_owned();
@@ -75,7 +73,8 @@ fn clusters_of_the_goldens_are_accepted() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("bootstrap.json");
     fs::write(&path, bootstrap.to_string()).expect("writable");
-    let faults = validate(&Options { config_path: Some(path), ..Options::default() }).err().unwrap_or_default();
+    let faults =
+        validate(&Options { config_path: Some(path), ..Options::default() }).err().unwrap_or_default();
     let mut refused: Vec<String> = faults.iter().map(|fault| named(fault, &names)).collect();
     refused.sort();
     refused.dedup();

@@ -70,8 +70,7 @@ fn check_destination(
     if destination.subset.is_empty() {
         return;
     }
-    let key =
-        PolicyKey { client: namespace, labels: &BTreeMap::new(), host, namespace: service.namespace() };
+    let key = PolicyKey { client: namespace, labels: &BTreeMap::new(), host, namespace: service.namespace() };
     let rules = find(cx, key);
     let merged = cx.get::<MergedPolicy>(&rules);
     if merged.subset(&destination.subset).is_none() {

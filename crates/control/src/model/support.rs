@@ -177,7 +177,10 @@ const MESH_NETWORKS: &[Row] = &[
     warn("networks{}.gateways[].locality", NO_EFFECT), //
 ];
 
-const SERVICE_ENTRY: &[Row] = &[];
+const SERVICE_ENTRY: &[Row] = &[warn(
+    "spec.resolution=DYNAMIC_DNS",
+    "the clusters are there, but no route looks names up, so requests get 503",
+)];
 
 const WORKLOAD_ENTRY: &[Row] = &[];
 

@@ -96,12 +96,7 @@ pub(super) fn of_kubernetes(cx: &Cx<'_>, service: &kube::Service, mesh: &MeshCon
 }
 
 /// One host of a ServiceEntry.
-pub(super) fn of_entry(
-    cx: &Cx<'_>,
-    entry: &Config<ServiceEntry>,
-    host: &str,
-    mesh: &MeshConfig,
-) -> Service {
+pub(super) fn of_entry(cx: &Cx<'_>, entry: &Config<ServiceEntry>, host: &str, mesh: &MeshConfig) -> Service {
     let meta = &entry.meta;
     let id = ServiceId { host: host.to_owned(), object: meta.key().of(Kind::ServiceEntry) };
     // A range of one address is an address.
@@ -226,7 +221,8 @@ fn distribution(cx: &Cx<'_>, meta: &Meta, declared: Option<&str>) -> Distributio
 /// Whether a host of a ServiceEntry is to be given a virtual address.
 pub(super) fn needs_address(entry: &Config<ServiceEntry>, host: &str) -> bool {
     use service_entry::Resolution;
-    let opted_out = entry.meta.labels.get(GIVE_ADDRESS).is_some_and(|value| value.eq_ignore_ascii_case("false"));
+    let opted_out =
+        entry.meta.labels.get(GIVE_ADDRESS).is_some_and(|value| value.eq_ignore_ascii_case("false"));
     !opted_out
         && entry.spec.addresses.is_empty()
         && entry.spec.resolution != Resolution::None

@@ -14,8 +14,8 @@ use super::convert::{identity, of_host};
 use super::network::Networks;
 use super::{Mesh, ServiceId, ServicesOf};
 use crate::model::inputs::{
-    EndpointSlices, EndpointsObjects, Nodes, Pods, PodsByLabel, Services, SlicesByService,
-    WorkloadEntries, WorkloadEntriesByLabel,
+    EndpointSlices, EndpointsObjects, Nodes, Pods, PodsByLabel, Services, SlicesByService, WorkloadEntries,
+    WorkloadEntriesByLabel,
 };
 use crate::model::mesh::MeshConfig;
 use crate::model::service_entry::{Resolution, ServiceEntry};
@@ -150,10 +150,12 @@ impl Instance {
 
     /// What telemetry wants to know of it: `workload;namespace;service;revision;cluster`.
     pub(crate) fn telemetry(&self) -> String {
-        let first = |names: &[&str]| names.iter().map(|name| self.label(name)).find(|value| !value.is_empty());
+        let first =
+            |names: &[&str]| names.iter().map(|name| self.label(name)).find(|value| !value.is_empty());
         let service = first(&CANONICAL_NAME).unwrap_or(&self.workload);
         // What goes without saying is not said.
-        let revision = first(&CANONICAL_REVISION).filter(|revision| *revision != "latest").unwrap_or_default();
+        let revision =
+            first(&CANONICAL_REVISION).filter(|revision| *revision != "latest").unwrap_or_default();
         format!("{};{};{service};{revision};{CLUSTER_ID}", self.workload, self.namespace)
     }
 }
@@ -246,18 +248,35 @@ impl Here<'_, '_> {
         let ports = ports_by_name(service, &slice.ports);
         for endpoint in &slice.endpoints {
             let Some(health) = health(endpoint, service, keeps) else { continue };
-            instances.extend(self.of_endpoint(service, slice.meta.namespace.as_str(), endpoint, &ports, health));
+            instances.extend(self.of_endpoint(
+                service,
+                slice.meta.namespace.as_str(),
+                endpoint,
+                &ports,
+                health,
+            ));
         }
         instances
     }
 
-    fn of_endpoints(&self, service: &kube::Service, endpoints: &kube::Endpoints, keeps: bool) -> Vec<Instance> {
+    fn of_endpoints(
+        &self,
+        service: &kube::Service,
+        endpoints: &kube::Endpoints,
+        keeps: bool,
+    ) -> Vec<Instance> {
         let mut instances = Vec::new();
         for subset in &endpoints.subsets {
             let ports = ports_by_name(service, &subset.ports);
             for endpoint in &subset.endpoints {
                 let Some(health) = health(endpoint, service, keeps) else { continue };
-                instances.extend(self.of_endpoint(service, &endpoints.meta.namespace, endpoint, &ports, health));
+                instances.extend(self.of_endpoint(
+                    service,
+                    &endpoints.meta.namespace,
+                    endpoint,
+                    &ports,
+                    health,
+                ));
             }
         }
         instances
@@ -375,7 +394,9 @@ impl Here<'_, '_> {
                 || endpoint.address.is_empty()
                 || endpoint.address.starts_with(UNIX)
                 || is_address(&endpoint.address);
-            usable.then(|| self.workload(endpoint, &endpoint.labels, name, namespace, ports_of(spec, &endpoint.ports)))
+            usable.then(|| {
+                self.workload(endpoint, &endpoint.labels, name, namespace, ports_of(spec, &endpoint.ports))
+            })
         });
         endpoints.collect()
     }
@@ -486,7 +507,8 @@ pub(super) fn entries_selected(
     selector: &BTreeMap<String, String>,
 ) -> Vec<Arc<Config<WorkloadEntry>>> {
     let Some((name, value)) = selector.first_key_value() else { return Vec::new() };
-    let candidates = cx.bucket::<WorkloadEntriesByLabel>(&(namespace.to_owned(), name.clone(), value.clone()));
+    let candidates =
+        cx.bucket::<WorkloadEntriesByLabel>(&(namespace.to_owned(), name.clone(), value.clone()));
     let entries = candidates.iter().filter_map(|key| cx.input::<WorkloadEntries>(key));
     entries.filter(|entry| selects(selector, &entry_labels(entry))).collect()
 }

@@ -220,7 +220,12 @@ impl Query for ServicesOf {
             }
             Kind::ServiceEntry => {
                 let Some(entry) = cx.input::<ServiceEntries>(&object.key()) else { return Vec::new() };
-                entry.spec.hosts.iter().map(|host| Arc::new(convert::of_entry(cx, &entry, host, &mesh))).collect()
+                entry
+                    .spec
+                    .hosts
+                    .iter()
+                    .map(|host| Arc::new(convert::of_entry(cx, &entry, host, &mesh)))
+                    .collect()
             }
             _ => Vec::new(),
         }

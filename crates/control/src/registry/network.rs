@@ -100,7 +100,8 @@ impl Query for Networks {
             }
         }
         let system = Key { namespace: String::new(), name: mesh.root_namespace.clone() };
-        let system = cx.input::<Namespaces>(&system).and_then(|found| found.meta.labels.get(NETWORK).cloned());
+        let system =
+            cx.input::<Namespaces>(&system).and_then(|found| found.meta.labels.get(NETWORK).cloned());
         networks.general = system.filter(|name| !name.is_empty()).or(of_registry).unwrap_or_default();
         networks.gateways = gateways.into_iter().collect();
         networks
@@ -164,11 +165,18 @@ fn lcm(a: u32, b: u32) -> u32 {
 }
 
 /// Adds the ways into a Service from outside.
-fn add(cx: &Cx<'_>, gateways: &mut BTreeSet<NetworkGateway>, service: &kube::Service, network: &str, port: u16) {
+fn add(
+    cx: &Cx<'_>,
+    gateways: &mut BTreeSet<NetworkGateway>,
+    service: &kube::Service,
+    network: &str,
+    port: u16,
+) {
     let mut addresses = service.external_addresses.clone();
     let mut entered = port;
     if let Some(selector) = service.meta.annotations.get(NODE_SELECTOR)
-        && let Some(number) = service.ports.iter().find(|declared| declared.number == port).and_then(|port| port.node_port)
+        && let Some(number) =
+            service.ports.iter().find(|declared| declared.number == port).and_then(|port| port.node_port)
     {
         entered = number;
         addresses.extend(node_addresses(cx, selector));

@@ -169,15 +169,15 @@ impl Query for SiteMatters {
 
     fn derive(cx: &Cx<'_>, (): &()) -> SiteMatters {
         let mesh = cx.get::<Mesh>(&());
-        let mut matters = SiteMatters {
-            network: cx.get::<Networks>(&()).has_gateways(),
-            ..SiteMatters::default()
-        };
+        let mut matters =
+            SiteMatters { network: cx.get::<Networks>(&()).has_gateways(), ..SiteMatters::default() };
         // Where failures are looked for, clients go to near places first.
         let failing_over = |outliers: bool| outliers && mesh.locality_lb_setting.is_some();
         matters.locality |= mesh.zone_aware_lb_setting.is_some()
             || mesh.locality_lb_setting.as_ref().is_some_and(|setting| !setting.distribute.is_empty())
-            || failing_over(mesh.default_traffic_policy.as_ref().is_some_and(|policy| policy.outlier_detection.is_some()));
+            || failing_over(
+                mesh.default_traffic_policy.as_ref().is_some_and(|policy| policy.outlier_detection.is_some()),
+            );
         matters.note_setting(mesh.locality_lb_setting.as_ref(), mesh.zone_aware_lb_setting.as_ref());
         for key in cx.all::<DestinationRules>() {
             let Some(rule) = cx.input::<DestinationRules>(&key) else { continue };
@@ -248,7 +248,11 @@ impl ProxyKey {
             NETWORK if !self.labels.contains_key(NETWORK) => &site.network,
             _ => "",
         };
-        if derived.is_empty() { self.labels.get(name).cloned().unwrap_or_default() } else { derived.to_owned() }
+        if derived.is_empty() {
+            self.labels.get(name).cloned().unwrap_or_default()
+        } else {
+            derived.to_owned()
+        }
     }
 }
 

@@ -20,7 +20,8 @@ pub(crate) fn is_automatic(cx: &Cx<'_>, service: &Service, policy: &EffectiveKey
     if service.resolution == Resolution::OriginalDst || simple == Some(Simple::Passthrough) {
         // Where the endpoint is not known beforehand all of them must be able to.
         let instances = cx.get::<Instances>(&service.id);
-        let mut served = instances.iter().filter(|instance| instance.ports.contains_key(&policy.port)).peekable();
+        let mut served =
+            instances.iter().filter(|instance| instance.ports.contains_key(&policy.port)).peekable();
         return served.peek().is_some() && served.all(|instance| instance.mutual_tls);
     }
     true

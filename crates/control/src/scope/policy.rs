@@ -11,10 +11,11 @@ use std::sync::Arc;
 use leno_derive::{Cx, Index, Query};
 
 use super::{Viewer, fit};
-use crate::model::destination_rule::{
-    ClientTls, ConnectionPool, LoadBalancer, OutlierDetection, ProxyProtocol, RetryBudget, Subset, TrafficPolicy, Tunnel,
-};
 use crate::model::destination_rule::DestinationRule;
+use crate::model::destination_rule::{
+    ClientTls, ConnectionPool, LoadBalancer, OutlierDetection, ProxyProtocol, RetryBudget, Subset,
+    TrafficPolicy, Tunnel,
+};
 use crate::model::inputs::DestinationRules;
 use crate::model::{Config, Key};
 use crate::registry::instances::selects;
@@ -62,12 +63,15 @@ pub(crate) fn find(cx: &Cx<'_>, key: PolicyKey<'_>) -> Vec<Key> {
         false => Export::new(client, &rule.export_to, &[]).reaches(client),
     });
     if !own.is_empty() {
-        return choose(consolidate(&own), key, default);
+        return choose(consolidate(&own), key, |_| true);
     }
     for namespace in [key.namespace, root] {
         // As in Istio, a rule that others may see but not this client hides those behind it.
         let exported = best(&rules, namespace, |rule| !rule.is_private(default));
-        let chosen = choose(consolidate(&exported), key, default);
+        let chosen = choose(consolidate(&exported), key, |rule| {
+            let export_to: Vec<String> = rule.export_to.iter().cloned().collect();
+            Export::new(namespace, &export_to, default).reaches(client)
+        });
         if !chosen.is_empty() {
             return chosen;
         }
@@ -122,7 +126,8 @@ impl Query for HostRules {
 
     fn derive(cx: &Cx<'_>, host: &String) -> Vec<Head> {
         // All rules whose host has a wildcard are in one bucket.
-        let keys = [host.as_str(), "*"].into_iter().flat_map(|host| cx.bucket::<RulesByHost>(&host.to_owned()));
+        let keys =
+            [host.as_str(), "*"].into_iter().flat_map(|host| cx.bucket::<RulesByHost>(&host.to_owned()));
         let mut heads: Vec<Head> = keys
             .filter_map(|key| cx.input::<DestinationRules>(&key))
             .filter_map(|rule| {
@@ -195,19 +200,18 @@ fn consolidate(rules: &[&Head]) -> Vec<Consolidated> {
 }
 
 /// Of merged rules the one for a client: one for clients with its labels, else the last for all.
-fn choose(merged: Vec<Consolidated>, key: PolicyKey<'_>, default: &[String]) -> Vec<Key> {
+fn choose(
+    merged: Vec<Consolidated>,
+    key: PolicyKey<'_>,
+    reaches: impl Fn(&Consolidated) -> bool,
+) -> Vec<Key> {
     let mut chosen = Vec::new();
     for rule in merged {
         let own = rule.namespace == key.client;
         match &rule.selector {
             Some(labels) if own && selects(labels, key.labels) => return rule.rules,
-            Some(_) => {}
-            None => {
-                let export_to: Vec<String> = rule.export_to.into_iter().collect();
-                if own || Export::new(&rule.namespace, &export_to, default).reaches(key.client) {
-                    chosen = rule.rules;
-                }
-            }
+            None if reaches(&rule) => chosen = rule.rules,
+            Some(_) | None => {}
         }
     }
     chosen

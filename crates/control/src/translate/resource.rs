@@ -85,7 +85,8 @@ pub(crate) fn istio_metadata(fields: impl IntoIterator<Item = (&'static str, Val
 
 /// Metadata under several names, each a structure.
 pub(crate) fn metadata_of(namespaces: impl IntoIterator<Item = (&'static str, Value)>) -> core::Metadata {
-    let namespaces = namespaces.into_iter().filter_map(|(name, value)| Some((name.to_owned(), structure(value)?)));
+    let namespaces =
+        namespaces.into_iter().filter_map(|(name, value)| Some((name.to_owned(), structure(value)?)));
     core::Metadata { filter_metadata: namespaces.collect(), ..core::Metadata::default() }
 }
 

@@ -35,8 +35,7 @@ pub(super) fn apply(draft: &mut Draft, balancer: Option<&LoadBalancer>, direct: 
             });
             LbPolicy::RoundRobin
         }
-        None
-        | Some(Simple::Unspecified | Simple::LeastConn | Simple::LeastRequest | Simple::Passthrough) => {
+        None | Some(Simple::Unspecified | Simple::LeastConn | Simple::LeastRequest | Simple::Passthrough) => {
             message.lb_config = slow_start.map(|slow_start_config| {
                 LbConfig::LeastRequestLbConfig(cluster::cluster::LeastRequestLbConfig {
                     slow_start_config: Some(slow_start_config),
@@ -96,14 +95,17 @@ fn slow_start(balancer: &LoadBalancer) -> Option<cluster::cluster::SlowStartConf
 
 /// Says whether places are told apart by weights or by Envoy itself.
 pub(super) fn locality(draft: &mut Draft, setting: Option<&LocalitySetting>) {
-    use cluster::cluster::common_lb_config::{LocalityConfigSpecifier, LocalityWeightedLbConfig, ZoneAwareLbConfig};
+    use cluster::cluster::common_lb_config::{
+        LocalityConfigSpecifier, LocalityWeightedLbConfig, ZoneAwareLbConfig,
+    };
     let specifier = match setting {
         None => None,
         Some(LocalitySetting::Places { setting, forced }) => {
             let failover = (*forced || draft.cluster.outlier_detection.is_some())
                 && !(setting.failover.is_empty() && setting.failover_priority.is_empty());
-            (failover || !setting.distribute.is_empty())
-                .then(|| LocalityConfigSpecifier::LocalityWeightedLbConfig(LocalityWeightedLbConfig::default()))
+            (failover || !setting.distribute.is_empty()).then(|| {
+                LocalityConfigSpecifier::LocalityWeightedLbConfig(LocalityWeightedLbConfig::default())
+            })
         }
         Some(LocalitySetting::Zones(setting)) => {
             let off = setting.enabled == Some(false);

@@ -18,9 +18,7 @@ use crate::scope::policy::{EffectiveKey, EffectivePolicy, PolicyKey, find};
 use crate::translate::name;
 use crate::translate::proto::cluster::cluster::{DiscoveryType, LbPolicy};
 use crate::translate::proto::{core, endpoint};
-use crate::translate::resource::{
-    Resource, address, istio_metadata, list, object, socket_address, text,
-};
+use crate::translate::resource::{Resource, address, istio_metadata, list, object, socket_address, text};
 
 /// The addresses that inbound connections come from: iptables tells by them that they have been
 /// through the proxy, and leads them to the workload instead of back.
@@ -63,30 +61,35 @@ fn of_port(
 ) -> Option<Resource> {
     let first = targets.first()?;
     let local = mesh.inbound_traffic_policy.mode == InboundMode::Localhost;
-    let rules = find(cx, PolicyKey {
-        client: &workload.namespace,
-        // Rules for certain clients are about what these send, not about what they receive.
-        labels: &std::collections::BTreeMap::new(),
-        host: &first.service.id.host,
-        namespace: first.service.namespace(),
-    });
+    let rules = find(
+        cx,
+        PolicyKey {
+            client: &workload.namespace,
+            // Rules for certain clients are about what these send, not about what they receive.
+            labels: &std::collections::BTreeMap::new(),
+            host: &first.service.id.host,
+            namespace: first.service.namespace(),
+        },
+    );
     let effective = cx.get::<EffectivePolicy>(&EffectiveKey {
         rules: rules.clone(),
         port: first.port,
         subset: String::new(),
     });
     let port = first.service.port(first.port)?;
-    let stat_name = (!mesh.inbound_cluster_stat_name.is_empty()).then(|| {
-        name::statistic(&mesh.inbound_cluster_stat_name, &first.service, port, "", first.target)
-    });
-    let mut draft = build(mesh, &Inbound {
-        port: first.target,
-        bind: local.then(|| loopback(families)).map(|address| (address, first.target)),
-        protocol: port.protocol,
-        pool: effective.connection_pool.as_ref(),
-        stat_name,
-        families,
-    });
+    let stat_name = (!mesh.inbound_cluster_stat_name.is_empty())
+        .then(|| name::statistic(&mesh.inbound_cluster_stat_name, &first.service, port, "", first.target));
+    let mut draft = build(
+        mesh,
+        &Inbound {
+            port: first.target,
+            bind: local.then(|| loopback(families)).map(|address| (address, first.target)),
+            protocol: port.protocol,
+            pool: effective.connection_pool.as_ref(),
+            stat_name,
+            families,
+        },
+    );
     let mut seen: Vec<&str> = Vec::new();
     let services = targets.iter().filter(|target| {
         // Only those that lead to the port by the same number of theirs, as in Istio.

@@ -23,9 +23,7 @@ use crate::translate::proto::cluster::cluster::{
     LbPolicy, OriginalDstLbConfig,
 };
 use crate::translate::proto::{core, ty};
-use crate::translate::resource::{
-    Resource, ads, istio_metadata, list, object, pack, text, truth,
-};
+use crate::translate::resource::{Resource, ads, istio_metadata, list, object, pack, text, truth};
 use crate::translate::{endpoint, name};
 
 /// Spreads the questions of many proxies over time.
@@ -51,7 +49,11 @@ impl Query for Outbound {
         let mut draft = start(cx, key, &service, &effective, &mesh);
         set_stat_name(&mut draft, key, &service, port, &mesh);
         speak(&mut draft, key, port.protocol, &mesh);
-        apply(cx, &mut draft, Applied { key, service: &service, port, merged: &merged, effective: &effective });
+        apply(
+            cx,
+            &mut draft,
+            Applied { key, service: &service, port, merged: &merged, effective: &effective },
+        );
         draft.cluster.metadata = Some(metadata(key, &service, merged.first.as_ref(), &effective));
         let message = draft.finish();
         let rules = key.rules.iter().map(|rule| rule.of(Kind::DestinationRule));
@@ -74,7 +76,13 @@ pub(super) struct Applied<'a> {
 
 /// The cluster as far as it follows from how its endpoints are found.
 #[allow(deprecated)] // Envoy would have a cluster extension for DNS by now; Istio has these fields
-fn start(cx: &Cx<'_>, key: &ClusterKey, service: &Service, effective: &Effective, mesh: &MeshConfig) -> Draft {
+fn start(
+    cx: &Cx<'_>,
+    key: &ClusterKey,
+    service: &Service,
+    effective: &Effective,
+    mesh: &MeshConfig,
+) -> Draft {
     let name = key.name();
     match service.resolution {
         // Without capture nobody knows where the caller wanted to go, so endpoints must do.
@@ -103,10 +111,11 @@ fn start(cx: &Cx<'_>, key: &ClusterKey, service: &Service, effective: &Effective
                 ),
                 ..dynamic::ClusterConfig::default()
             };
-            draft.cluster.cluster_discovery_type = Some(ClusterDiscoveryType::ClusterType(CustomClusterType {
-                name: "envoy.clusters.dynamic_forward_proxy".to_owned(),
-                typed_config: Some(pack(&config)),
-            }));
+            draft.cluster.cluster_discovery_type =
+                Some(ClusterDiscoveryType::ClusterType(CustomClusterType {
+                    name: "envoy.clusters.dynamic_forward_proxy".to_owned(),
+                    typed_config: Some(pack(&config)),
+                }));
             draft.cluster.lb_policy = LbPolicy::ClusterProvided as i32;
             draft
         }

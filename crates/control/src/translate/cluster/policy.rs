@@ -135,9 +135,8 @@ pub(super) fn outlier_detection(draft: &mut Draft, outliers: &OutlierDetection, 
         Some(ty::v3::Percent { value: percent });
     if !outliers.outlier_detection_http_error_codes.is_empty() {
         let matcher = status_codes(&outliers.outlier_detection_http_error_codes);
-        draft.http().outlier_detection = Some(upstreams::http_protocol_options::OutlierDetection {
-            error_matcher: Some(matcher),
-        });
+        draft.http().outlier_detection =
+            Some(upstreams::http_protocol_options::OutlierDetection { error_matcher: Some(matcher) });
     }
 }
 

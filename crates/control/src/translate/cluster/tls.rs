@@ -37,7 +37,10 @@ pub(super) fn apply(cx: &Cx<'_>, draft: &mut Draft, applied: Applied<'_>) {
     let mesh = cx.get::<Mesh>(&());
     match &effective.tls {
         None => {
-            if draft.is_dynamic() || !key.client.certificates || !mutual_tls::is_automatic(cx, service, &key.policy()) {
+            if draft.is_dynamic()
+                || !key.client.certificates
+                || !mutual_tls::is_automatic(cx, service, &key.policy())
+            {
                 return;
             }
             let socket = mutual(cx, draft, applied, None);
@@ -72,7 +75,10 @@ pub(super) fn apply(cx: &Cx<'_>, draft: &mut Draft, applied: Applied<'_>) {
             Some(mode @ (ClientTlsMode::Simple | ClientTlsMode::Mutual)) => {
                 // Secrets are for the workloads that a rule is for, not for all who see it.
                 let shared = !key.client.gateway && !applied.merged.selects;
-                if shared && !settings.credential_name.is_empty() && !secret::is_public(&settings.credential_name) {
+                if shared
+                    && !settings.credential_name.is_empty()
+                    && !secret::is_public(&settings.credential_name)
+                {
                     return;
                 }
                 let socket = originated(draft, applied, settings, mode, &mesh);
@@ -92,10 +98,16 @@ pub(super) fn is_insecure_dynamic(settings: Option<&ClientTls>) -> bool {
 }
 
 /// The mesh's own mutual TLS.
-fn mutual(cx: &Cx<'_>, draft: &mut Draft, applied: Applied<'_>, settings: Option<&ClientTls>) -> core::TransportSocket {
+fn mutual(
+    cx: &Cx<'_>,
+    draft: &mut Draft,
+    applied: Applied<'_>,
+    settings: Option<&ClientTls>,
+) -> core::TransportSocket {
     let Applied { key, service, port, .. } = applied;
     let given = settings.map(|settings| settings.subject_alt_names.as_slice()).unwrap_or_default();
-    let names = if given.is_empty() { cx.get::<ServiceAccounts>(&service.id).to_vec() } else { given.to_vec() };
+    let names =
+        if given.is_empty() { cx.get::<ServiceAccounts>(&service.id).to_vec() } else { given.to_vec() };
     let sni = settings.map(|settings| settings.sni.clone()).filter(|sni| !sni.is_empty());
     let sni = sni.unwrap_or_else(|| match draft.is_dynamic() {
         true => String::new(),
@@ -132,8 +144,10 @@ fn originated(
         settings.subject_alt_names.clone()
     };
     let unchecked = settings.insecure_skip_verify == Some(true);
-    let mut common =
-        tls::CommonTlsContext { tls_params: Some(parameters(Some(mesh))), ..tls::CommonTlsContext::default() };
+    let mut common = tls::CommonTlsContext {
+        tls_params: Some(parameters(Some(mesh))),
+        ..tls::CommonTlsContext::default()
+    };
     if settings.credential_name.is_empty() {
         if mode == ClientTlsMode::Mutual {
             let name = format!("file-cert:{}~{}", settings.client_certificate, settings.private_key);
@@ -151,7 +165,8 @@ fn originated(
         });
     } else {
         if mode == ClientTlsMode::Mutual {
-            common.tls_certificate_sds_secret_configs = vec![secret::of_credential(&settings.credential_name)];
+            common.tls_certificate_sds_secret_configs =
+                vec![secret::of_credential(&settings.credential_name)];
         }
         if !unchecked {
             let name = format!("{}{}", settings.credential_name, secret::CA_SUFFIX);

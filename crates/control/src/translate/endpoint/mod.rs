@@ -84,8 +84,7 @@ impl Behind {
 
 /// The endpoints of one cluster, by place.
 pub(crate) fn assignment(cx: &Cx<'_>, key: &EndpointsOf, view: &View) -> endpoint::ClusterLoadAssignment {
-    let cluster_name =
-        cluster::name_of(key.sni, key.policy.port, &key.policy.subset, &key.service.host);
+    let cluster_name = cluster::name_of(key.sni, key.policy.port, &key.policy.subset, &key.service.host);
     let empty = |cluster_name| endpoint::ClusterLoadAssignment {
         cluster_name,
         ..endpoint::ClusterLoadAssignment::default()
@@ -129,9 +128,8 @@ fn places(
             Health::Unhealthy => unready,
             Health::Draining => service.is_persistent(),
         };
-        // What has no address can only be reached by the gateway of another network.
-        let reachable = !instance.address.is_empty()
-            || (networks.has_gateways() && !network::is_near(&instance.network, &view.network));
+        // What has no address can only be reached by the gateway of its network.
+        let reachable = !instance.address.is_empty() || networks.has_gateways();
         health
             && reachable
             && wanted.is_none_or(|labels| instance.has(labels))
@@ -143,8 +141,7 @@ fn places(
     for instance in instances.iter().filter(usable) {
         let Some(port) = instance.ports.get(&key.policy.port) else { continue };
         // What a rule says goes before what the endpoint would prefer.
-        let mutual =
-            instance.mutual_tls && mode.is_none_or(|mode| mode == Some(ClientTlsMode::IstioMutual));
+        let mutual = instance.mutual_tls && mode.is_none_or(|mode| mode == Some(ClientTlsMode::IstioMutual));
         if key.sni && !mutual {
             continue;
         }
@@ -166,8 +163,10 @@ impl Place {
             zone: parts.next().unwrap_or_default(),
             sub_zone: parts.next().unwrap_or_default(),
         };
-        let message =
-            endpoint::LocalityLbEndpoints { locality: Some(locality), ..endpoint::LocalityLbEndpoints::default() };
+        let message = endpoint::LocalityLbEndpoints {
+            locality: Some(locality),
+            ..endpoint::LocalityLbEndpoints::default()
+        };
         Place { message, behind: Vec::new() }
     }
 
@@ -185,9 +184,10 @@ fn lb_endpoint(instance: &Instance, port: u16, mutual: bool) -> endpoint::LbEndp
         Health::Unhealthy => core::HealthStatus::Unhealthy,
         Health::Draining => core::HealthStatus::Draining,
     };
-    let more = instance.more.iter().map(|ip| endpoint::endpoint::AdditionalAddress {
-        address: Some(address(&ip.to_string(), port)),
-    });
+    let more = instance
+        .more
+        .iter()
+        .map(|ip| endpoint::endpoint::AdditionalAddress { address: Some(address(&ip.to_string(), port)) });
     endpoint::LbEndpoint {
         health_status: status as i32,
         load_balancing_weight: Some(instance.weight.max(1)),

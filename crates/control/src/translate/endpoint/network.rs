@@ -48,7 +48,7 @@ pub(super) fn substitute(places: &mut Vec<Place>, networks: &Networks, client: &
 }
 
 /// Whether an endpoint can be reached directly: who does not say where it is, is everywhere.
-pub(super) fn is_near(endpoint: &str, client: &str) -> bool {
+fn is_near(endpoint: &str, client: &str) -> bool {
     endpoint.is_empty() || client.is_empty() || endpoint == client
 }
 

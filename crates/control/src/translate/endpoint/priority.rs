@@ -40,13 +40,12 @@ fn distribute(places: &mut [Place], client: &Client<'_>, rules: &[Distribute]) {
         let chosen: Vec<usize> = places
             .iter()
             .enumerate()
-            .filter(|(index, place)| {
-                named.get(*index) == Some(&false) && matches(parts_of(place), pattern)
-            })
+            .filter(|(index, place)| named.get(*index) == Some(&false) && matches(parts_of(place), pattern))
             .map(|(index, _)| index)
             .collect();
         let weight = |place: &Place| place.message.load_balancing_weight.unwrap_or(1);
-        let total: u64 = chosen.iter().filter_map(|index| places.get(*index)).map(|place| u64::from(weight(place))).sum();
+        let total: u64 =
+            chosen.iter().filter_map(|index| places.get(*index)).map(|place| u64::from(weight(place))).sum();
         for index in chosen {
             if let (Some(place), Some(named)) = (places.get_mut(index), named.get_mut(index)) {
                 *named = true;

@@ -270,12 +270,7 @@ fn block_all() -> route::Route {
 
 /// A service's domains but for short forms that are the full names of others on the port: a service
 /// called `example.com.svc.cluster.local` must not take the requests to `example.com`.
-fn own_domains(
-    cx: &Cx<'_>,
-    service: &Service,
-    viewer: &Viewer,
-    services: &[Arc<Service>],
-) -> Vec<String> {
+fn own_domains(cx: &Cx<'_>, service: &Service, viewer: &Viewer, services: &[Arc<Service>]) -> Vec<String> {
     let mut domains = domains(service, &viewer.namespace, viewer.families);
     // Other names of the service lead to it too.
     for (alias, _) in cx.get::<AliasesOf>(&service.id.host).iter() {
