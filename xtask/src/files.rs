@@ -19,6 +19,7 @@ const UNSAFE: &[&str] = &[
     "crates/proxy/src/io.rs",
     "crates/proxy/src/memory.rs",
     "crates/proxy/src/text.rs",
+    "crates/proxy/src/turn.rs",
     "crates/node/src/",
 ];
 

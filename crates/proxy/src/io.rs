@@ -3,7 +3,7 @@
 use std::future::Future;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -15,6 +15,7 @@ use tokio::net::{TcpStream, UnixStream};
 
 use crate::cluster::TcpKeepalive;
 use crate::tls::stream::TlsStream;
+use crate::turn;
 
 /// A connected stream socket.
 #[derive(Debug)]
@@ -208,10 +209,23 @@ fn poll_send(stream: &impl Plain, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io
 impl Socket {
     /// Ready when reading would not wait; needs no buffer.
     pub(crate) fn poll_read_ready(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        turn::tick();
         match self {
             Socket::Tcp(stream) => stream.poll_read_ready(cx),
             Socket::Unix(stream) => stream.poll_read_ready(cx),
             Socket::Tls(stream) => stream.poll_read_ready(cx),
+        }
+    }
+
+    /// Whether the reactor has seen something to read that was not read to its end since; no system
+    /// call.
+    pub(crate) fn seems_readable(&self) -> bool {
+        turn::tick();
+        // Nothing is called, so readiness stays as it is.
+        match self {
+            Socket::Tcp(stream) => stream.try_call(Interest::READABLE, || Ok(0)).is_ok(),
+            Socket::Unix(stream) => stream.try_call(Interest::READABLE, || Ok(0)).is_ok(),
+            Socket::Tls(stream) => stream.seems_readable(),
         }
     }
 
@@ -232,11 +246,21 @@ impl Socket {
         buffer: &mut BytesMut,
         ready: bool,
     ) -> Poll<io::Result<usize>> {
+        turn::tick();
         match self {
             Socket::Tcp(stream) => poll_receive(stream, cx, buffer, ready),
             Socket::Unix(stream) => poll_receive(stream, cx, buffer, ready),
             // The future keeps no state between polls, so a new one each time loses nothing.
             Socket::Tls(_) => pin!(self.read_buf(buffer)).poll(cx),
+        }
+    }
+
+    /// Its descriptor, if what is written to it goes out as it is.
+    pub(crate) fn plain(&self) -> Option<RawFd> {
+        match self {
+            Socket::Tcp(stream) => Some(stream.as_raw_fd()),
+            Socket::Unix(stream) => Some(stream.as_raw_fd()),
+            Socket::Tls(_) => None,
         }
     }
 
@@ -274,6 +298,7 @@ impl Socket {
 
 impl AsyncRead for Socket {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        turn::tick();
         match self.get_mut() {
             Socket::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
             Socket::Unix(stream) => Pin::new(stream).poll_read(cx, buf),
@@ -284,6 +309,7 @@ impl AsyncRead for Socket {
 
 impl AsyncWrite for Socket {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        turn::tick();
         match self.get_mut() {
             Socket::Tcp(stream) => poll_send(stream, cx, buf),
             Socket::Unix(stream) => poll_send(stream, cx, buf),

@@ -31,6 +31,7 @@ mod telemetry;
 mod text;
 mod tls;
 mod token_bucket;
+mod turn;
 mod worker;
 
 pub use allocator::Allocator;

@@ -19,6 +19,7 @@ use rustix::pipe::{PipeFlags, SpliceFlags};
 use tokio::io::Interest;
 
 use crate::io::Socket;
+use crate::turn;
 
 /// Bytes that are taken from a socket at once, and that a pipe is made to hold (in pages: what
 /// comes from a network card in small packets fills it sooner).
@@ -124,6 +125,7 @@ impl Pipe {
         let (Some(from), Some(ends)) = (Plain::of(from), &self.ends) else {
             return Poll::Ready(Err(io::ErrorKind::Unsupported.into()));
         };
+        turn::tick();
         loop {
             ready!(from.poll_ready(cx, Interest::READABLE))?;
             let outcome =

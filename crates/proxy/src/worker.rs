@@ -36,6 +36,7 @@ use crate::overload::{Levels, Overload};
 use crate::snapshot::Snapshot;
 use crate::tcp::tcp_proxy::TcpStats;
 use crate::telemetry::stats::{StatsStore, ThreadStats};
+use crate::turn;
 
 /// What the main thread tells a worker.
 pub(crate) enum Command {
@@ -149,7 +150,9 @@ pub(crate) fn spawn(
     let thread = std::thread::Builder::new().name(format!("worker_{index}")).spawn(move || {
         // A runtime of local tasks cannot leave its thread.
         let options = LocalOptions::default();
-        let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build_local(options) {
+        let mut builder = tokio::runtime::Builder::new_current_thread();
+        builder.enable_all().on_thread_park(turn::end);
+        let runtime = match builder.build_local(options) {
             Ok(runtime) => runtime,
             Err(error) => {
                 let _ = ready.send(Err(error));
@@ -157,6 +160,7 @@ pub(crate) fn spawn(
             }
         };
         let _ = ready.send(Ok(()));
+        turn::begin();
         let worker =
             Rc::new(Worker { index, internal_buffer, ..Worker::new(stats, limit).with_drain_policy(policy) });
         // A task of its own: what `block_on` is given itself would be polled in each turn of the

@@ -454,6 +454,11 @@ impl TlsStream {
         }
     }
 
+    /// See `Socket::seems_readable`.
+    pub(crate) fn seems_readable(&self) -> bool {
+        self.has_plain() || self.holds_record() || self.socket.seems_readable()
+    }
+
     /// Whether a whole record waits to be opened.
     fn holds_record(&self) -> bool {
         match *self.incoming.as_slice() {

@@ -8,6 +8,7 @@ use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::io;
 use std::pin::Pin;
+use std::ptr::NonNull;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes, BytesMut};
@@ -15,6 +16,7 @@ use tokio::io::AsyncWrite;
 
 use crate::io::Socket;
 use crate::splice::{self, Pipe};
+use crate::turn::{self, Outbox};
 
 /// Size of ordinary buffers.
 const SMALL: usize = 16 * 1024;
@@ -100,6 +102,18 @@ impl Output {
         self.flat.len() - self.sent + self.pieces_len
     }
 
+    /// Whether it is little, and in one piece of which nothing was sent.
+    fn is_small(&self) -> bool {
+        self.sent == 0 && self.pieces.is_empty() && self.flat.len() <= SMALL
+    }
+
+    /// Puts a message back, of which so many bytes were sent, in front of all that waits.
+    fn put_back(&mut self, mut message: Vec<u8>, sent: usize) {
+        message.extend_from_slice(self.flat.get(self.sent..).unwrap_or_default());
+        give_write_buffer(std::mem::replace(&mut self.flat, message));
+        self.sent = sent;
+    }
+
     fn advance(&mut self, mut count: usize) {
         let flat = count.min(self.flat.len() - self.sent);
         self.sent += flat;
@@ -153,11 +167,17 @@ impl Drop for Text<'_> {
 /// One connection's socket with what was read ahead and what waits to be written.
 #[derive(Debug)]
 pub(crate) struct Transport {
+    /// A message that waits for the end of the turn; goes before the socket does.
+    outbox: Outbox,
     socket: Socket,
     /// Bytes read and not consumed.
     pub(crate) input: BytesMut,
     /// Bytes to write.
     pub(crate) output: Output,
+    /// The task that the reactor wakes when something comes, if nothing came since it said so.
+    awaited_by: Option<NonNull<()>>,
+    /// What waits is what came back from the outbox: the socket is to be waited for.
+    is_stuck: bool,
     /// The last read filled its buffer: the next one gets a large one.
     bulky: bool,
     /// The peer has ended its direction, or reset the connection.
@@ -175,7 +195,19 @@ impl Transport {
     pub(crate) fn new(socket: Socket, input: BytesMut) -> Self {
         let received = input.len() as u64;
         let output = Output::default();
-        Self { socket, input, output, bulky: false, eof: false, received, sent: 0, high_water: HIGH_WATER }
+        Self {
+            outbox: Outbox::default(),
+            socket,
+            input,
+            output,
+            awaited_by: None,
+            is_stuck: false,
+            bulky: false,
+            eof: false,
+            received,
+            sent: 0,
+            high_water: HIGH_WATER,
+        }
     }
 
     /// Obeys `per_connection_buffer_limit_bytes` where it is below our own limit.
@@ -191,7 +223,7 @@ impl Transport {
         // Holds no buffer while there is nothing to read.
         let empty = self.input.capacity() == 0;
         if empty {
-            ready!(self.socket.poll_read_ready(cx))?;
+            ready!(self.poll_arrived(cx))?;
             self.input = take_read_buffer();
         }
         let room = if self.bulky { LARGE } else { SMALL };
@@ -199,10 +231,14 @@ impl Transport {
             self.input.reserve(room);
         }
         let before = self.input.len();
+        self.awaited_by = None;
         let count = match self.socket.poll_read_buf(cx, &mut self.input, empty) {
             Poll::Ready(Ok(count)) => count,
             Poll::Ready(Err(error)) => {
                 self.eof = true;
+                if !self.outbox.is_waiting() {
+                    self.take_back();
+                }
                 return Poll::Ready(Err(error));
             }
             Poll::Pending => {
@@ -213,9 +249,30 @@ impl Transport {
         };
         self.bulky = self.input.capacity() == self.input.len() || (self.bulky && count >= SMALL);
         self.eof = count == 0;
+        if self.eof && !self.outbox.is_waiting() {
+            self.take_back();
+        }
         self.received += count as u64;
         debug_assert_eq!(before + count, self.input.len());
         Poll::Ready(Ok(count))
+    }
+
+    /// Ready when there seems to be something to read. What the reactor was told is not told again,
+    /// and a task that it has woken need not ask whether it may go on.
+    fn poll_arrived(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let task = NonNull::new(cx.waker().data().cast_mut());
+        if task.is_some() && self.awaited_by == task {
+            if !self.socket.seems_readable() {
+                return Poll::Pending;
+            }
+            self.awaited_by = None;
+            return Poll::Ready(Ok(()));
+        }
+        // A task that has used up its turn is put off, and nothing is registered then.
+        let registers = tokio::task::coop::has_budget_remaining();
+        let polled = self.socket.poll_read_ready(cx);
+        self.awaited_by = if registers && polled.is_pending() { task } else { None };
+        polled
     }
 
     /// Whether the idle connection has become readable: data that nobody asked for, or its end.
@@ -223,6 +280,7 @@ impl Transport {
         if self.eof || !self.input.is_empty() {
             return Poll::Ready(());
         }
+        self.awaited_by = None;
         loop {
             ready!(self.socket.poll_read_ready(cx).map(|_| ()));
             // Readiness may be left over from a read that was exactly as long as its buffer.
@@ -242,13 +300,53 @@ impl Transport {
         if self.eof || !self.input.is_empty() {
             return false;
         }
+        self.awaited_by = None;
         let read = self.socket.try_read(&mut [0; 1]);
         self.eof = !read.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock);
         !self.eof
     }
 
+    /// Writes all that waits, a complete message: the end of the worker's turn is soon enough. Ready
+    /// also if it has still to be sent then; what the socket does not take waits here again, and the
+    /// task is woken.
+    pub(crate) fn poll_flush_soon(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.output.len() == 0 {
+            if self.outbox.is_waiting() {
+                return Poll::Ready(Ok(()));
+            }
+        } else if turn::is_kept()
+            && !self.is_stuck
+            && !self.outbox.is_occupied()
+            && self.output.is_small()
+            && let Some(socket) = self.socket.plain()
+        {
+            let message = std::mem::take(&mut self.output.flat);
+            self.sent += message.len() as u64;
+            self.outbox.leave(cx, socket, message);
+            return Poll::Ready(Ok(()));
+        }
+        self.poll_flush(cx)
+    }
+
+    /// Takes back what was left to be sent and was not.
+    fn take_back(&mut self) {
+        if let Some((message, sent)) = self.outbox.take_back() {
+            self.sent -= (message.len() - sent) as u64;
+            self.is_stuck = true;
+            self.output.put_back(message, sent);
+        }
+    }
+
+    /// Whether a message was left to be sent and was not, so far.
+    pub(crate) fn is_sending(&self) -> bool {
+        self.outbox.is_occupied()
+    }
+
     /// Writes all that waits.
     pub(crate) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.outbox.is_occupied() {
+            self.take_back();
+        }
         while self.output.len() > 0 {
             let output = &self.output;
             let flat = output.flat.get(output.sent..).unwrap_or_default();
@@ -271,6 +369,7 @@ impl Transport {
             self.sent += count as u64;
             self.output.advance(count);
         }
+        self.is_stuck = false;
         // TLS may hold sealed bytes that the socket did not take.
         Pin::new(&mut self.socket).poll_flush(cx)
     }
@@ -303,6 +402,7 @@ impl Transport {
         pipe: &mut Pipe,
         limit: usize,
     ) -> Poll<io::Result<usize>> {
+        self.awaited_by = None;
         let outcome = ready!(pipe.poll_fill(cx, &self.socket, limit));
         match &outcome {
             Ok(count) => {
@@ -347,5 +447,107 @@ impl Transport {
     /// The socket and what was read ahead, e.g. for another codec.
     pub(crate) fn into_parts(mut self) -> (Socket, BytesMut) {
         (self.socket, std::mem::take(&mut self.input))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+    use std::io::ErrorKind;
+    use std::task::{Context, Poll, Waker};
+
+    use bytes::BytesMut;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::UnixStream;
+
+    use super::Transport;
+    use crate::io::Socket;
+    use crate::turn;
+
+    fn transport(socket: UnixStream) -> Transport {
+        Transport::new(Socket::Unix(socket), BytesMut::new())
+    }
+
+    fn write(transport: &mut Transport, text: &str) {
+        transport.output.text().bytes().extend_from_slice(text.as_bytes());
+    }
+
+    #[tokio::test]
+    async fn a_complete_message_waits_for_the_end_of_the_turn() {
+        let _kept = turn::Kept::new();
+        let (near, mut peer) = UnixStream::pair().unwrap();
+        let mut transport = transport(near);
+        write(&mut transport, "hello");
+        poll_fn(|cx| transport.poll_flush_soon(cx)).await.unwrap();
+        assert_eq!((transport.sent, transport.is_sending()), (5, true));
+        let mut got = [0; 11];
+        assert_eq!(peer.try_read(&mut got).unwrap_err().kind(), ErrorKind::WouldBlock);
+        turn::end();
+        assert!(!transport.is_sending());
+        assert_eq!(peer.read(&mut got).await.unwrap(), 5);
+        // What may not wait goes behind what does.
+        write(&mut transport, "hello");
+        poll_fn(|cx| transport.poll_flush_soon(cx)).await.unwrap();
+        write(&mut transport, " world");
+        poll_fn(|cx| transport.poll_flush(cx)).await.unwrap();
+        turn::end();
+        peer.read_exact(&mut got).await.unwrap();
+        assert_eq!((&got, transport.sent), (b"hello world", 16));
+    }
+
+    #[tokio::test]
+    async fn a_message_that_the_peer_does_not_take_comes_back() {
+        let _kept = turn::Kept::new();
+        let (near, mut peer) = UnixStream::pair().unwrap();
+        let mut filled = 0;
+        while let Ok(count) = near.try_write(&[b'x'; 4096]) {
+            filled += count;
+        }
+        let mut transport = transport(near);
+        write(&mut transport, "hello");
+        poll_fn(|cx| transport.poll_flush_soon(cx)).await.unwrap();
+        turn::end();
+        assert!(transport.is_sending());
+        let mut cx = Context::from_waker(Waker::noop());
+        assert!(transport.poll_flush_soon(&mut cx).is_pending());
+        assert_eq!((transport.sent, transport.output.len()), (0, 5));
+        let mut got = vec![0; filled + 5];
+        let (flushed, read) =
+            tokio::join!(poll_fn(|cx| transport.poll_flush_soon(cx)), peer.read_exact(&mut got));
+        (flushed.unwrap(), read.unwrap());
+        assert_eq!((got.get(filled..), transport.sent), (Some(&b"hello"[..]), 5));
+    }
+
+    #[tokio::test]
+    async fn who_waits_already_learns_what_comes() {
+        let (near, mut peer) = UnixStream::pair().unwrap();
+        let mut transport = transport(near);
+        for text in ["one", "two"] {
+            let mut asked = 0;
+            poll_fn(|cx| {
+                asked += 1;
+                match transport.poll_fill(cx) {
+                    Poll::Ready(read) => return Poll::Ready(read),
+                    // The task has registered and asks again, as one that watches its client does.
+                    Poll::Pending => assert!(transport.poll_fill(cx).is_pending()),
+                }
+                if asked == 1 {
+                    assert_eq!(peer.try_write(text.as_bytes()).unwrap(), 3);
+                }
+                Poll::Pending
+            })
+            .await
+            .unwrap();
+            assert_eq!((&transport.input[..], asked), (text.as_bytes(), 2));
+            transport.input.clear();
+            transport.release();
+        }
+        // Another task is told, too.
+        let mut cx = Context::from_waker(Waker::noop());
+        assert!(transport.poll_fill(&mut cx).is_pending());
+        let (read, ()) = tokio::join!(poll_fn(|cx| transport.poll_fill(cx)), async {
+            peer.write_all(b"three").await.unwrap();
+        });
+        assert_eq!(read.unwrap(), 5);
     }
 }

@@ -134,6 +134,14 @@ impl Downstream<'_> {
         }
     }
 
+    /// Writes what waits at the end of the response.
+    pub(crate) fn poll_finish(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), DownstreamError>> {
+        match self {
+            Downstream::H1(server) => server.poll_finish(cx),
+            Downstream::H2(server) => server.poll_flush(cx),
+        }
+    }
+
     /// Ready when more of the response may be sent.
     pub(crate) fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), DownstreamError>> {
         match self {

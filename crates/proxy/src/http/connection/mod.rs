@@ -329,6 +329,12 @@ async fn next_request(
             }
             Poll::Pending => {}
         }
+        if server.is_stuck() {
+            // The end of the response before seemed to be sent, and was not.
+            let limit = manager.stream_flush_timeout.unwrap_or(manager.stream_idle_timeout);
+            let limit = limit.map(|limit| since + overload.scaled(Timed::StreamFlush, limit));
+            return timer.poll(cx, limit.into_iter().chain(idle).min()).map(|()| Next::Close);
+        }
         if !server.has_input() {
             // A drain ends it with the next response only, as in Envoy: a request may be on its
             // way that would be lost otherwise.

@@ -270,7 +270,7 @@ impl Stream {
         let overload = self.worker.overload();
         // Most clients take everything at once: no clock is read for them.
         let mut deadline = None;
-        let flushed = poll_fn(|cx| match down.poll_flush(cx) {
+        let flushed = poll_fn(|cx| match down.poll_finish(cx) {
             Poll::Ready(result) => Poll::Ready(result.is_ok()),
             Poll::Pending => {
                 let scaled = |limit| now() + overload.scaled(Timed::StreamFlush, limit);

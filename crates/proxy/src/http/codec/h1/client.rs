@@ -188,7 +188,13 @@ impl H1Client {
         if self.broken {
             return Poll::Ready(());
         }
-        if ready!(self.transport.poll_flush(cx)).is_err() {
+        // What is complete waits for an answer next; anything else may be one part of many.
+        let flushed = if self.writer == BodyWriter::Done {
+            self.transport.poll_flush_soon(cx)
+        } else {
+            self.transport.poll_flush(cx)
+        };
+        if ready!(flushed).is_err() {
             self.broken = true;
         } else if self.ending {
             self.ending = false;
@@ -229,6 +235,7 @@ impl H1Client {
             && self.keep_alive
             && !self.broken
             && self.transport.output.len() == 0
+            && !self.transport.is_sending()
             && self.transport.input.is_empty()
             && !self.transport.eof
     }

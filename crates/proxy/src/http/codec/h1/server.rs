@@ -120,7 +120,7 @@ impl H1Server {
                     }
                 }
             }
-            if let Poll::Ready(Err(_)) = self.transport.poll_flush(cx) {
+            if let Poll::Ready(Err(_)) = self.transport.poll_flush_soon(cx) {
                 return Poll::Ready(Err(NoRequest::Closed));
             }
             if self.transport.input.is_empty() {
@@ -313,6 +313,19 @@ impl H1Server {
     /// Writes what waits.
     pub(crate) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), DownstreamError>> {
         self.transport.poll_flush(cx).map_err(|_| DownstreamError::Disconnected)
+    }
+
+    /// Whether bytes of an earlier response are here that the client does not take.
+    pub(crate) fn is_stuck(&self) -> bool {
+        self.transport.output.len() > 0
+    }
+
+    /// Writes what waits at the end of a response: if another request may follow, the end of the
+    /// worker's turn is soon enough.
+    pub(crate) fn poll_finish(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), DownstreamError>> {
+        let flushed =
+            if self.reusable() { self.transport.poll_flush_soon(cx) } else { self.transport.poll_flush(cx) };
+        flushed.map_err(|_| DownstreamError::Disconnected)
     }
 
     /// Ready when more of the response may be written.
