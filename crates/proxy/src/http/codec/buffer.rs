@@ -514,7 +514,8 @@ mod tests {
         let mut got = vec![0; filled + 5];
         let (flushed, read) =
             tokio::join!(poll_fn(|cx| transport.poll_flush_soon(cx)), peer.read_exact(&mut got));
-        (flushed.unwrap(), read.unwrap());
+        flushed.unwrap();
+        read.unwrap();
         assert_eq!((got.get(filled..), transport.sent), (Some(&b"hello"[..]), 5));
     }
 
