@@ -23,7 +23,7 @@ const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
         "leno",
         &["leno-proxy", "leno-control", "leno-node", "leno-samples", "leno-xds", "leno-api", "leno-base"],
     ),
-    ("leno-bench", &["leno-proxy", "leno-testkit"]),
+    ("leno-bench", &["leno-api", "leno-control", "leno-proxy", "leno-testkit", "leno-xds"]),
     ("leno-fuzz", &["leno-proxy", "leno-api", "leno-base"]),
     ("xtask", &[]),
 ];
