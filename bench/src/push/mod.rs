@@ -170,7 +170,8 @@ pub(crate) fn control(arguments: ControlArguments) -> Result<bool> {
     let any = SocketAddr::from(([127, 0, 0, 1], 0));
     let mut config = leno_control::server::Config::new(vec![arguments.dir]);
     (config.grpc_addr, config.http_addr) = (any, any);
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    // As `leno pilot`, but that there is no second core for a second thread.
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     runtime.block_on(async {
         let server = leno_control::server::Server::bind(config).await?;
         println!("{} {}", server.grpc_addr()?, server.http_addr()?);

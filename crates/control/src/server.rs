@@ -14,11 +14,11 @@ use std::time::{Duration, Instant};
 
 use leno_derive::{Batch, Graph};
 use leno_xds::server::grpc::{DiscoveryService, StreamEvent};
+use leno_xds::server::listen::{self, Listen, Socket};
 use serde_json::Value;
 use tokio::net::TcpListener;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
-use tokio_stream::wrappers::TcpListenerStream;
 
 use crate::analyze::Analysis;
 use crate::debug;
@@ -28,7 +28,7 @@ use crate::model::switches::{SwitchInput, Switches};
 use crate::model::{Change, ObjectRef, inputs};
 use crate::push::{Push, Refusal};
 use crate::source::files::Files;
-use crate::source::{Origin, Places, Update, watch};
+use crate::source::{self, Origin, Places, Update};
 
 /// How often things that wait are looked at.
 const TICK: Duration = Duration::from_millis(250);
@@ -42,11 +42,6 @@ const ANALYZE_EVERY: Duration = Duration::from_millis(200);
 /// After how many ticks unused values are forgotten.
 const COLLECT_EVERY: u32 = 40;
 
-/// How long a proxy may be silent before it is asked whether it is there, and how long it has to
-/// answer.
-const KEEPALIVE: Duration = Duration::from_secs(30);
-const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
-
 /// What the control plane is started with.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -54,6 +49,10 @@ pub struct Config {
     pub dirs: Vec<PathBuf>,
     /// Where proxies connect: xDS over gRPC without TLS.
     pub grpc_addr: SocketAddr,
+    /// A Unix socket that they can connect to as well.
+    pub grpc_path: Option<PathBuf>,
+    /// How connections of proxies are treated.
+    pub connections: listen::Options,
     /// Where people look: `/ready` and `/debug/...` over HTTP.
     pub http_addr: SocketAddr,
 }
@@ -64,6 +63,8 @@ impl Config {
         Config {
             dirs,
             grpc_addr: SocketAddr::from(([127, 0, 0, 1], 15010)),
+            grpc_path: None,
+            connections: listen::Options::default(),
             http_addr: SocketAddr::from(([127, 0, 0, 1], 15014)),
         }
     }
@@ -74,6 +75,8 @@ impl Config {
 pub struct Server {
     dirs: Vec<PathBuf>,
     grpc: TcpListener,
+    grpc_path: Option<Socket>,
+    connections: listen::Options,
     http: TcpListener,
 }
 
@@ -88,8 +91,10 @@ pub(crate) enum Event {
     Ask(Question, oneshot::Sender<Option<Value>>),
     /// Time has passed.
     Tick,
-    /// It is over.
+    /// It is to end.
     Shutdown,
+    /// All proxies have been sent away.
+    Over,
 }
 
 /// Runs a control plane until `shutdown` is done.
@@ -110,6 +115,8 @@ impl Server {
         Ok(Server {
             dirs: config.dirs,
             grpc: bind(config.grpc_addr).await?,
+            grpc_path: config.grpc_path.map(bind_path).transpose()?,
+            connections: config.connections,
             http: bind(config.http_addr).await?,
         })
     }
@@ -137,7 +144,9 @@ impl Server {
         let mut tasks = JoinSet::new();
         self.spawn_sources(&events, &mut tasks);
         tasks.spawn(debug::http::serve(self.http, events.clone(), Arc::clone(&ready)));
-        tasks.spawn(serve_xds(self.grpc, events.clone()));
+        let (end, ended) = watch::channel(false);
+        let sockets = [Socket::Tcp(self.grpc)].into_iter().chain(self.grpc_path).collect();
+        tasks.spawn(serve_xds(sockets, self.connections, events.clone(), ended));
         tasks.spawn(tick(events.clone()));
         let over = events.clone();
         tasks.spawn(async move {
@@ -154,20 +163,21 @@ impl Server {
                 // The asker may have left.
                 Event::Ask(question, reply) => drop(reply.send(control.on_ask(&question))),
                 Event::Tick => control.on_tick(),
-                Event::Shutdown => break,
+                // Proxies are served until they have been sent away.
+                Event::Shutdown => drop(end.send_replace(true)),
+                Event::Over => break,
             }
             if queue.is_empty() {
                 control.on_idle();
             }
         }
-        // Streams end as their senders are dropped with the loop.
         drop(control);
         tasks.shutdown().await;
     }
 
     fn spawn_sources(&self, events: &mpsc::Sender<Event>, tasks: &mut JoinSet<()>) {
         let (updates, mut told) = mpsc::channel(16);
-        tasks.spawn(watch::run(Files::new(self.dirs.clone()), updates));
+        tasks.spawn(source::watch::run(Files::new(self.dirs.clone()), updates));
         let events = events.clone();
         tasks.spawn(async move {
             while let Some(update) = told.recv().await {
@@ -179,35 +189,40 @@ impl Server {
     }
 }
 
+fn bind_path(path: PathBuf) -> io::Result<Socket> {
+    let words = path.display().to_string();
+    Socket::unix(path)
+        .map_err(|error| io::Error::new(error.kind(), format!("cannot listen on {words}: {error}")))
+}
+
 async fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     TcpListener::bind(address)
         .await
         .map_err(|error| io::Error::new(error.kind(), format!("cannot listen on {address}: {error}")))
 }
 
-async fn serve_xds(listener: TcpListener, events: mpsc::Sender<Event>) {
+/// Serves proxies until `ended` is true and they have been sent away; then says that it is over.
+async fn serve_xds(
+    sockets: Vec<Socket>,
+    options: listen::Options,
+    events: mpsc::Sender<Event>,
+    ended: watch::Receiver<bool>,
+) {
     let (streams, mut happened) = mpsc::channel(QUEUE);
-    let server = tonic::transport::Server::builder()
-        .tcp_nodelay(true)
-        .http2_keepalive_interval(Some(KEEPALIVE))
-        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
-        .add_service(DiscoveryService::new(streams))
-        .serve_with_incoming(TcpListenerStream::new(listener));
-    let relay = async {
-        while let Some(event) = happened.recv().await {
-            if events.send(Event::Stream(event)).await.is_err() {
-                return;
-            }
-        }
-    };
-    tokio::select! {
-        result = server => {
-            if let Err(error) = result {
-                tracing::error!(%error, "the xDS server has ended");
-            }
-        }
-        () = relay => {}
+    let server = Listen { options, ..Listen::new(DiscoveryService::new(streams)) };
+    let mut servers = JoinSet::new();
+    for socket in sockets {
+        servers.spawn(server.clone().run(socket, ended.clone()));
     }
+    drop(server);
+    // The channel ends with the servers and their streams.
+    while let Some(event) = happened.recv().await {
+        if events.send(Event::Stream(event)).await.is_err() {
+            return;
+        }
+    }
+    // Nobody may be there to be told.
+    let _ = events.send(Event::Over).await;
 }
 
 async fn tick(events: mpsc::Sender<Event>) {

@@ -1,5 +1,6 @@
 //! The control plane as its clients see it: over gRPC and HTTP, while files change.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::net::SocketAddr;
 use std::path::Path;
@@ -303,6 +304,63 @@ async fn people_can_look_inside() {
     assert_eq!(pilot.get("/debug/config_dump?proxyID=nobody.default").await.0, 404);
     assert_eq!(pilot.get("/debug/config_dump").await.0, 400);
     assert_eq!(pilot.get("/nothing").await.0, 404);
+    pilot.stop().await;
+}
+
+/// `istio.networking.nds.v1.NameTable`, as far as it is looked at.
+#[derive(Clone, PartialEq, Message)]
+struct NameTable {
+    #[prost(btree_map = "string, message", tag = "1")]
+    table: BTreeMap<String, NameInfo>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct NameInfo {
+    #[prost(string, repeated, tag = "1")]
+    ips: Vec<String>,
+    #[prost(string, tag = "2")]
+    registry: String,
+    #[prost(string, tag = "3")]
+    shortname: String,
+    #[prost(string, tag = "4")]
+    namespace: String,
+}
+
+#[tokio::test]
+async fn agents_are_told_names_as_they_change() {
+    const NDS: &str = "type.googleapis.com/istio.networking.nds.v1.NameTable";
+    let headless = SERVICE.replace("name: reviews}", "name: db}").replace("10.96.0.5", "None");
+    let external = "
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: outside}
+spec: {hosts: [api.example.com], addresses: [240.0.0.9], ports: [{number: 443, name: tls, protocol: TLS}], resolution: DNS}
+";
+    let files = [("service.yaml", SERVICE), ("db.yaml", &headless), ("outside.yaml", external)];
+    let pilot = Pilot::start(&files).await;
+    let mut client = Client::connect(&pilot, SIDECAR, NDS, &[]).await;
+    let read = |response: &DiscoveryResponse| -> Vec<String> {
+        let table = NameTable::decode(response.resources[0].value.as_slice()).expect("a table").table;
+        let line = |(host, info): (&String, &NameInfo)| {
+            format!("{host} {} {}/{} {}", info.ips.join(","), info.namespace, info.shortname, info.registry)
+        };
+        table.iter().map(line).collect()
+    };
+    let first = client.next(NDS).await;
+    let outside = "api.example.com 240.0.0.9 / External";
+    let reviews = "reviews.default.svc.cluster.local 10.96.0.5 default/reviews Kubernetes";
+    assert_eq!(read(&first), [outside, reviews]);
+    client.ack(&first, &[]).await;
+    // The names of a headless service are those of its pods.
+    write(pilot.folder.path(), "pods.yaml", &(pod("a", "v1", "10.0.0.1") + &pod("b", "v1", "10.0.0.2")));
+    let second = client.next(NDS).await;
+    let db = "db.default.svc.cluster.local 10.0.0.1,10.0.0.2 default/db Kubernetes";
+    assert_eq!(read(&second), [outside, db, reviews]);
+    client.ack(&second, &[]).await;
+    // What there is nothing of is answered too.
+    client.ask("type.googleapis.com/istio.mesh.v1alpha1.ProxyConfig", &[]).await;
+    let nothing = client.next("type.googleapis.com/istio.mesh.v1alpha1.ProxyConfig").await;
+    assert!(nothing.resources.is_empty());
     pilot.stop().await;
 }
 

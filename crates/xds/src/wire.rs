@@ -5,7 +5,7 @@
 //! receive buffer when receiving. Field numbers are those of
 //! `envoy/service/discovery/v3/discovery.proto`.
 
-use bytes::{Buf, BufMut, Bytes};
+use bytes::{Buf, BufMut, Bytes, BytesMut};
 use leno_api::proto::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DiscoveryRequest};
 use leno_base::Name;
 use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint, key_len};
@@ -134,6 +134,17 @@ impl Request {
         }
     }
 
+    /// Fills in the type where it was left out, as it may be on a stream for one type.
+    pub(crate) fn set_default_type(&mut self, type_url: &TypeUrl) {
+        let field = match self {
+            Self::Sotw(request) => &mut request.type_url,
+            Self::Delta(request) => &mut request.type_url,
+        };
+        if field.is_empty() {
+            *field = type_url.to_string();
+        }
+    }
+
     fn encode(&self, buffer: &mut impl BufMut) -> Result<(), prost::EncodeError> {
         match self {
             Self::Sotw(request) => request.encode(buffer),
@@ -162,21 +173,39 @@ impl Received {
 impl Response {
     /// Writes the `DiscoveryResponse` or `DeltaDiscoveryResponse`.
     pub fn encode(&self, buffer: &mut impl BufMut) {
-        let type_url = self.type_url.as_str();
         put(buffer, 1, self.version.as_bytes());
         for resource in &self.resources {
-            put_head(buffer, 2, self.resource_len(resource));
-            if self.mode == Mode::Delta {
-                put(buffer, 1, resource.version.as_bytes());
-                put_head(buffer, 2, any_len(type_url, &resource.body));
-            }
-            put(buffer, 1, type_url.as_bytes());
-            put(buffer, 2, &resource.body);
-            if self.mode == Mode::Delta {
-                put(buffer, 3, resource.name.as_bytes());
-            }
+            self.encode_resource_head(resource, buffer);
+            buffer.put_slice(&resource.body);
+            self.encode_resource_tail(resource, buffer);
         }
-        put(buffer, 4, type_url.as_bytes());
+        self.encode_tail(buffer);
+    }
+
+    /// Everything of a resource that comes before its body.
+    fn encode_resource_head(&self, resource: &Resource, buffer: &mut impl BufMut) {
+        let type_url = self.type_url.as_str();
+        put_head(buffer, 2, self.resource_len(resource));
+        if self.mode == Mode::Delta {
+            put(buffer, 1, resource.version.as_bytes());
+            put_head(buffer, 2, any_len(type_url, &resource.body));
+        }
+        put(buffer, 1, type_url.as_bytes());
+        if !resource.body.is_empty() {
+            put_head(buffer, 2, resource.body.len());
+        }
+    }
+
+    /// What comes behind it.
+    fn encode_resource_tail(&self, resource: &Resource, buffer: &mut impl BufMut) {
+        if self.mode == Mode::Delta {
+            put(buffer, 3, resource.name.as_bytes());
+        }
+    }
+
+    /// Everything behind the resources.
+    fn encode_tail(&self, buffer: &mut impl BufMut) {
+        put(buffer, 4, self.type_url.as_str().as_bytes());
         put(buffer, 5, self.nonce.as_bytes());
         if self.mode == Mode::Delta {
             for name in &self.removed {
@@ -227,6 +256,86 @@ impl Response {
             Mode::Sotw => 6,
             Mode::Delta => 7,
         }
+    }
+}
+
+/// A response on its way as a gRPC message, in pieces. What is not sent yet is not encoded yet, and
+/// large resources are not copied at all: a slow client costs little more than the list of what it
+/// is to get.
+#[derive(Debug)]
+pub(crate) struct Pieces {
+    response: Response,
+    next: Next,
+}
+
+/// What the next piece begins with.
+#[derive(Clone, Copy, Debug)]
+enum Next {
+    /// The prefix of the message, then its first field.
+    Start,
+    /// A resource, or if there are no more, what is behind them.
+    Resource(usize),
+    /// The body of a large resource, and nothing else.
+    Body(usize),
+    /// What comes behind the body of a resource.
+    Tail(usize),
+    Nothing,
+}
+
+/// How large a piece is that is copied together, about; a frame of HTTP/2 is as large.
+const PIECE: usize = 16 * 1024;
+
+/// From this size on a resource's body is a piece of its own.
+const LARGE: usize = 8 * 1024;
+
+impl Pieces {
+    pub(crate) fn new(response: Response) -> Self {
+        Self { response, next: Next::Start }
+    }
+
+    /// The next piece, which is not empty.
+    pub(crate) fn take(&mut self) -> Option<Bytes> {
+        let mut buffer = BytesMut::new();
+        while buffer.len() < PIECE {
+            match self.next {
+                Next::Start => {
+                    let length = self.response.encoded_len();
+                    buffer.reserve(PIECE.min(length + 5));
+                    buffer.put_u8(0);
+                    // What is longer than gRPC can say does not fit into memory either.
+                    buffer.put_u32(u32::try_from(length).unwrap_or(u32::MAX));
+                    put(&mut buffer, 1, self.response.version.as_bytes());
+                    self.next = Next::Resource(0);
+                }
+                Next::Resource(at) => match self.response.resources.get(at) {
+                    Some(resource) => {
+                        self.response.encode_resource_head(resource, &mut buffer);
+                        if resource.body.len() >= LARGE {
+                            self.next = Next::Body(at);
+                            break;
+                        }
+                        buffer.put_slice(&resource.body);
+                        self.next = Next::Tail(at);
+                    }
+                    None => {
+                        self.response.encode_tail(&mut buffer);
+                        self.next = Next::Nothing;
+                    }
+                },
+                Next::Body(at) => {
+                    self.next = Next::Tail(at);
+                    return self.response.resources.get(at).map(|resource| resource.body.clone());
+                }
+                Next::Tail(at) => {
+                    if let Some(resource) = self.response.resources.get(at) {
+                        self.response.encode_resource_tail(resource, &mut buffer);
+                    }
+                    self.next = Next::Resource(at + 1);
+                }
+                Next::Nothing => break,
+            }
+        }
+        (!buffer.is_empty()).then(|| buffer.freeze())
     }
 }
 
@@ -304,37 +413,11 @@ impl Decoder for ClientCodec {
     }
 }
 
-/// gRPC codec of the server's side: responses out, requests in.
+/// What reads requests on the server's side.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct ServerCodec(pub(crate) Mode);
+pub(crate) struct RequestDecoder(pub(crate) Mode);
 
-impl Codec for ServerCodec {
-    type Encode = Response;
-    type Decode = Request;
-    type Encoder = Self;
-    type Decoder = Self;
-
-    fn encoder(&mut self) -> Self {
-        *self
-    }
-
-    fn decoder(&mut self) -> Self {
-        *self
-    }
-}
-
-impl Encoder for ServerCodec {
-    type Item = Response;
-    type Error = Status;
-
-    fn encode(&mut self, response: Response, buffer: &mut EncodeBuf<'_>) -> Result<(), Status> {
-        buffer.reserve(response.encoded_len());
-        response.encode(buffer);
-        Ok(())
-    }
-}
-
-impl Decoder for ServerCodec {
+impl Decoder for RequestDecoder {
     type Item = Request;
     type Error = Status;
 
@@ -397,6 +480,37 @@ mod tests {
         let last = generated.resources[2].resource.as_ref().unwrap();
         assert_eq!((last.type_url.as_str(), last.value.len()), (TypeUrl::Cluster.as_str(), 300));
         assert_eq!(generated.resources[2].version, "2");
+    }
+
+    #[test]
+    fn pieces_are_the_whole_and_share_what_is_large() {
+        for mode in [Mode::Sotw, Mode::Delta] {
+            let mut response = response(mode);
+            let large = Bytes::from(vec![b'l'; 3 * LARGE]);
+            let sizes = [0, 1, 300, LARGE - 1, LARGE, 20_000, 5];
+            for (index, size) in sizes.into_iter().enumerate() {
+                let name = Name::from(format!("r{index}"));
+                response.resources.push(Resource::new(name, Name::new("1"), vec![b'x'; size].into()));
+            }
+            response.resources.push(Resource::new(Name::new("l"), Name::new("1"), large.clone()));
+            response.resources.extend((0..100).map(|index| {
+                Resource::new(Name::from(format!("s{index}")), Name::new("1"), vec![b'y'; 400].into())
+            }));
+            let whole = encode(&response);
+            let (mut pieces, mut bytes) = (Pieces::new(response), Vec::new());
+            let mut shared = false;
+            while let Some(piece) = pieces.take() {
+                assert!(!piece.is_empty() && piece.len() <= 3 * LARGE);
+                shared |= piece.as_ptr() == large.as_ptr();
+                bytes.extend_from_slice(&piece);
+            }
+            assert!(shared);
+            assert_eq!(
+                bytes.get(..5),
+                Some([&[0_u8][..], &(whole.len() as u32).to_be_bytes()].concat().as_slice())
+            );
+            assert_eq!(bytes.get(5..), Some(whole.as_slice()));
+        }
     }
 
     #[test]

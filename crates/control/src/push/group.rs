@@ -47,14 +47,12 @@ impl Group {
         }
     }
 
-    /// The resources of a type; `None` for types that this control plane does not serve.
-    pub(crate) fn resources<'r>(&'r self, view: &'r View, type_url: &TypeUrl) -> Option<&'r Resources> {
+    /// The resources of a type.
+    pub(crate) fn resources<'r>(&'r self, view: &'r View, type_url: &TypeUrl) -> &'r Resources {
         match type_url {
-            TypeUrl::Cluster => Some(&self.clusters),
-            TypeUrl::Endpoint => Some(&view.endpoints),
-            TypeUrl::Listener => Some(&self.listeners),
-            TypeUrl::Route => Some(&view.routes),
-            _ => None,
+            TypeUrl::Cluster => &self.clusters,
+            TypeUrl::Listener => &self.listeners,
+            _ => view.resources(type_url),
         }
     }
 

@@ -36,6 +36,7 @@ use crate::translate::cluster::{OwnClusters, SharedClusters};
 use crate::translate::endpoint::Endpoints;
 use crate::translate::listener::{OwnListeners, SharedListeners};
 use crate::translate::name;
+use crate::translate::name_table::{self, NameTable};
 use crate::translate::route::Route;
 
 /// How long what was made for a kind of proxy is kept without any: a connection that was lost is
@@ -74,7 +75,7 @@ impl Push {
     /// What a session's proxy should have of a type, as far as it or its like have asked for it.
     pub(crate) fn resources(&self, session: &Session, type_url: &TypeUrl) -> Option<&Resources> {
         let group = self.groups.get(&session.key)?;
-        group.resources(self.views.get(&group.client)?, type_url)
+        Some(group.resources(self.views.get(&group.client)?, type_url))
     }
 
     /// Acts on what happened on a stream.
@@ -131,6 +132,12 @@ impl Push {
             let Some(view) = self.views.get_mut(&client) else { continue };
             view.set_route(&name, route.as_deref(), version.clone());
             self.mark_view(&client, &TypeUrl::Route, Some(&name), &version, &mut touched);
+        }
+        for (client, table) in graph.changed::<NameTable>() {
+            let Some(view) = self.views.get_mut(&client) else { continue };
+            view.set_names(table.as_ref().as_ref(), version.clone());
+            let names = TypeUrl::from(name_table::TYPE_URL);
+            self.mark_view(&client, &names, None, &version, &mut touched);
         }
         for id in touched {
             self.pump(id, now);

@@ -218,7 +218,7 @@ impl Session {
     }
 
     fn respond(&mut self, group: &Group, view: &View, type_url: &TypeUrl) -> Option<Response> {
-        let resources = group.resources(view, type_url)?;
+        let resources = group.resources(view, type_url);
         if *type_url != TypeUrl::Cluster {
             return self.stream.push(type_url, resources, Scope::All);
         }

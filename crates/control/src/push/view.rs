@@ -13,6 +13,7 @@ use crate::scope::ProxyKey;
 use crate::translate::cluster::SharedClusters;
 use crate::translate::endpoint::Endpoints;
 use crate::translate::listener::SharedListeners;
+use crate::translate::name_table::{self, NameTable};
 use crate::translate::resource::Resource;
 use crate::translate::route::Route;
 
@@ -27,11 +28,16 @@ pub(crate) struct View {
     needing: HashSet<Name>,
     pub(crate) listeners: Resources,
     listener_list: Arc<Vec<Arc<Resource>>>,
-    pub(crate) endpoints: Resources,
-    pub(crate) routes: Resources,
+    endpoints: Resources,
+    routes: Resources,
     route_origins: BTreeMap<Name, Vec<ObjectRef>>,
+    /// What the agent's DNS server answers.
+    names: Resources,
+    /// For types of which there are no resources here.
+    nothing: Resources,
     /// What was asked of the graph, and is kept up to date there.
     clusters_asked: bool,
+    names_asked: bool,
     listeners_asked: bool,
     endpoints_asked: HashSet<Name>,
     routes_asked: HashSet<Name>,
@@ -77,8 +83,36 @@ impl View {
                 }
                 true
             }
-            _ => false,
+            TypeUrl::Other(url)
+                if url == name_table::TYPE_URL && !std::mem::replace(&mut self.names_asked, true) =>
+            {
+                self.set_names(graph.get::<NameTable>(client).as_ref().as_ref(), version.clone());
+                true
+            }
+            _ => {
+                self.nothing.set_version(version.clone());
+                false
+            }
         }
+    }
+
+    /// The resources of a type, shared ones only. Of types that this control plane knows nothing of
+    /// there are none, and a proxy that asks for some is told so.
+    pub(crate) fn resources(&self, type_url: &TypeUrl) -> &Resources {
+        match type_url {
+            TypeUrl::Cluster => &self.clusters,
+            TypeUrl::Endpoint => &self.endpoints,
+            TypeUrl::Listener => &self.listeners,
+            TypeUrl::Route => &self.routes,
+            TypeUrl::Other(url) if url == name_table::TYPE_URL => &self.names,
+            _ => &self.nothing,
+        }
+    }
+
+    /// New names.
+    pub(crate) fn set_names(&mut self, table: Option<&Resource>, version: Name) {
+        self.names.replace(table.map(|table| table.wire.clone()));
+        self.names.set_version(version);
     }
 
     /// New clusters.
@@ -167,6 +201,7 @@ impl View {
         self.release_unwanted(graph, client, |_, _| false);
         graph.release::<SharedClusters>(client);
         graph.release::<SharedListeners>(client);
+        graph.release::<NameTable>(client);
     }
 }
 

@@ -9,7 +9,7 @@
 //! - of an object that occurs twice, the one in the later folder counts (the second folder holds
 //!   what was found out at run time), and within a folder the first, with a diagnostic.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -31,8 +31,17 @@ pub(crate) struct Files {
     roots: Vec<PathBuf>,
     /// By place in `roots` and path.
     files: BTreeMap<(usize, PathBuf), File>,
+    /// The files that have each object, in their order, one as often as it has it.
+    holders: HashMap<ObjectRef, Vec<(usize, PathBuf)>>,
     /// Which file's version of each object is in effect.
     winners: HashMap<ObjectRef, (usize, PathBuf)>,
+    /// Objects of files that were read or have gone, and these files, since changes were last told.
+    touched: BTreeSet<ObjectRef>,
+    read: Vec<(usize, PathBuf)>,
+    /// Folders and files that cannot be read.
+    unreadable: BTreeMap<PathBuf, Diagnostic>,
+    /// What is said of objects that are declared more than once.
+    duplicates: BTreeMap<ObjectRef, Vec<Diagnostic>>,
     diagnostics: Arc<Vec<Diagnostic>>,
 }
 
@@ -78,7 +87,17 @@ pub(crate) enum Look {
 impl Files {
     /// A source for folders (or single files), of which nothing was read yet.
     pub(crate) fn new(roots: Vec<PathBuf>) -> Files {
-        Files { roots, files: BTreeMap::new(), winners: HashMap::new(), diagnostics: Arc::default() }
+        Files {
+            roots,
+            files: BTreeMap::new(),
+            holders: HashMap::new(),
+            winners: HashMap::new(),
+            touched: BTreeSet::new(),
+            read: Vec::new(),
+            unreadable: BTreeMap::new(),
+            duplicates: BTreeMap::new(),
+            diagnostics: Arc::default(),
+        }
     }
 
     /// The folders.
@@ -98,34 +117,54 @@ impl Files {
 
     /// Looks at the folders and returns what has changed since the last time.
     pub(crate) fn scan(&mut self, look: Look, now: Instant) -> Vec<Change> {
-        let mut faults = Vec::new();
+        self.unreadable.clear();
         let mut present = Vec::new();
         for (root, folder) in self.roots.clone().iter().enumerate() {
             match list(folder) {
                 Ok(paths) => present.extend(paths.into_iter().map(|path| (root, path))),
-                Err(error) => faults.push(io_fault(folder, &error)),
+                Err(error) => drop(self.unreadable.insert(folder.clone(), io_fault(folder, &error))),
             }
         }
         for key in &present {
             if let Err(error) = self.visit(key, look, now) {
-                faults.push(io_fault(&key.1, &error));
+                self.unreadable.insert(key.1.clone(), io_fault(&key.1, &error));
             }
         }
-        self.files.retain(|key, file| {
+        let is_gone = |key: &(usize, PathBuf), file: &mut File| {
             if present.binary_search(key).is_ok() {
-                return true;
+                return false;
             }
             let since = *file.doubtful.get_or_insert(now);
-            now.duration_since(since) < GRACE
-        });
-        let changes = self.merge(&mut faults);
-        faults.extend(self.files.values().flat_map(|file| file.diagnostics.iter().cloned()));
-        faults
-            .sort_by(|a, b| (&a.file, a.line, a.column, &a.path).cmp(&(&b.file, b.line, b.column, &b.path)));
-        if *self.diagnostics != faults {
-            self.diagnostics = Arc::new(faults);
+            now.saturating_duration_since(since) >= GRACE
+        };
+        let gone: Vec<((usize, PathBuf), File)> = self.files.extract_if(.., is_gone).collect();
+        for (key, file) in gone {
+            self.let_go(&key, &file.objects);
         }
-        changes
+        self.tell()
+    }
+
+    /// Looks at some files only, and returns what has changed in them: costs what they are, however
+    /// many others there are. Whatever is no file of ours, or has gone, makes it look at all.
+    pub(crate) fn scan_some(&mut self, paths: &BTreeSet<PathBuf>, now: Instant) -> Vec<Change> {
+        for path in paths {
+            let roots = self.roots.clone();
+            let mut owners = roots.iter().enumerate().filter(|(_, root)| {
+                path.parent() == Some(root.as_path()) || (path == *root && !root.is_dir())
+            });
+            let Some((root, _)) = owners.next() else { return self.scan(Look::Inside, now) };
+            let is_plain =
+                owners.next().is_none() && fs::symlink_metadata(path).is_ok_and(|found| found.is_file());
+            if !is_config(path) && fs::symlink_metadata(path).is_ok_and(|found| found.is_file()) {
+                // The draft of an editor, say.
+                continue;
+            }
+            if !is_plain || self.visit(&(root, path.clone()), Look::Inside, now).is_err() {
+                return self.scan(Look::Inside, now);
+            }
+            self.unreadable.remove(path);
+        }
+        self.tell()
     }
 
     /// Reads one file if need be.
@@ -147,34 +186,65 @@ impl Files {
         }
         file.doubtful = None;
         if *file.text != *text || file.signature.is_none() {
+            let before: Vec<ObjectRef> = file.objects.iter().map(|slot| slot.reference.clone()).collect();
             file.read(&display(&key.1), &text);
+            let after: Vec<ObjectRef> = file.objects.iter().map(|slot| slot.reference.clone()).collect();
+            self.read.push(key.clone());
+            self.hold(key, before, after);
         }
         Ok(())
     }
 
-    /// Decides which version of each object is in effect, and returns what that changes.
-    fn merge(&mut self, faults: &mut Vec<Diagnostic>) -> Vec<Change> {
-        let mut winners: HashMap<ObjectRef, (&(usize, PathBuf), &Slot)> = HashMap::new();
-        for (key, file) in &self.files {
-            for slot in &file.objects {
-                match winners.get(&slot.reference) {
-                    Some((present, first)) if present.0 == key.0 => faults.push(duplicate(slot, first)),
-                    // The files come in the order of their folders, so this is of a later one.
-                    _ => drop(winners.insert(slot.reference.clone(), (key, slot))),
+    /// Notes which objects a file has in place of others.
+    fn hold(&mut self, key: &(usize, PathBuf), before: Vec<ObjectRef>, after: Vec<ObjectRef>) {
+        for reference in before {
+            if let Some(holders) = self.holders.get_mut(&reference) {
+                if let Some(at) = holders.iter().position(|holder| holder == key) {
+                    holders.remove(at);
+                }
+                if holders.is_empty() {
+                    self.holders.remove(&reference);
                 }
             }
+            self.touched.insert(reference);
         }
-        let mut told: HashMap<(usize, PathBuf), HashSet<ObjectRef>> = HashMap::new();
-        for (reference, (key, _)) in &winners {
-            let fresh = self.files.get(*key).is_some_and(|file| file.fresh);
-            let moved = self.winners.get(reference) != Some(*key);
-            if fresh || moved {
-                told.entry((*key).clone()).or_default().insert(reference.clone());
-            }
+        for reference in after {
+            let holders = self.holders.entry(reference.clone()).or_default();
+            let at = holders.partition_point(|holder| holder < key);
+            holders.insert(at, key.clone());
+            self.touched.insert(reference);
         }
-        let now: HashMap<ObjectRef, (usize, PathBuf)> =
-            winners.into_iter().map(|(reference, (key, _))| (reference, key.clone())).collect();
+    }
+
+    fn let_go(&mut self, key: &(usize, PathBuf), objects: &[Slot]) {
+        self.hold(key, objects.iter().map(|slot| slot.reference.clone()).collect(), Vec::new());
+    }
+
+    /// Decides which version of each object is in effect, as far as that may have changed, and
+    /// returns what changes by it.
+    fn tell(&mut self) -> Vec<Change> {
+        let mut told: BTreeMap<(usize, PathBuf), HashSet<ObjectRef>> = BTreeMap::new();
         let mut changes: Vec<Change> = Vec::new();
+        for reference in std::mem::take(&mut self.touched) {
+            self.note_duplicates(&reference);
+            // The first file of the last folder.
+            let winner = self.holders.get(&reference).and_then(|holders| {
+                let (root, _) = holders.last()?;
+                holders.iter().find(|holder| holder.0 == *root).cloned()
+            });
+            let Some(winner) = winner else {
+                if self.winners.remove(&reference).is_some() {
+                    changes.push(Change::Remove(reference));
+                }
+                continue;
+            };
+            let fresh = self.files.get(&winner).is_some_and(|file| file.fresh);
+            let moved = self.winners.get(&reference) != Some(&winner);
+            if fresh || moved {
+                told.entry(winner.clone()).or_default().insert(reference.clone());
+            }
+            self.winners.insert(reference, winner);
+        }
         for (key, mut wanted) in told {
             let Some(file) = self.files.get_mut(&key) else { continue };
             for slot in &mut file.objects {
@@ -186,13 +256,48 @@ impl Files {
                 }
             }
         }
-        for reference in self.winners.keys().filter(|reference| !now.contains_key(reference)) {
-            changes.push(Change::Remove(reference.clone()));
-        }
         changes.sort_by(|a, b| a.object().cmp(b.object()));
-        self.winners = now;
-        self.files.values_mut().for_each(|file| file.fresh = false);
+        for key in std::mem::take(&mut self.read) {
+            if let Some(file) = self.files.get_mut(&key) {
+                file.fresh = false;
+            }
+        }
+        self.gather_diagnostics();
         changes
+    }
+
+    /// Says of which versions of an object another takes the place in the same folder.
+    fn note_duplicates(&mut self, reference: &ObjectRef) {
+        self.duplicates.remove(reference);
+        let Some(holders) = self.holders.get(reference).filter(|holders| holders.len() > 1) else { return };
+        let mut keys = holders.clone();
+        keys.dedup();
+        let mut first: Option<(usize, &Slot)> = None;
+        let mut found = Vec::new();
+        for key in &keys {
+            let objects = self.files.get(key).map(|file| file.objects.as_slice()).unwrap_or_default();
+            for slot in objects.iter().filter(|slot| slot.reference == *reference) {
+                match first {
+                    Some((root, first)) if root == key.0 => found.push(duplicate(slot, first)),
+                    // The files come in the order of their folders, so this is of a later one.
+                    _ => first = Some((key.0, slot)),
+                }
+            }
+        }
+        if !found.is_empty() {
+            self.duplicates.insert(reference.clone(), found);
+        }
+    }
+
+    fn gather_diagnostics(&mut self) {
+        let mut faults: Vec<Diagnostic> = self.unreadable.values().cloned().collect();
+        faults.extend(self.duplicates.values().flatten().cloned());
+        faults.extend(self.files.values().flat_map(|file| file.diagnostics.iter().cloned()));
+        faults
+            .sort_by(|a, b| (&a.file, a.line, a.column, &a.path).cmp(&(&b.file, b.line, b.column, &b.path)));
+        if *self.diagnostics != faults {
+            self.diagnostics = Arc::new(faults);
+        }
     }
 }
 
@@ -308,17 +413,22 @@ fn list(folder: &Path) -> std::io::Result<Vec<PathBuf>> {
     let mut paths = Vec::new();
     for entry in fs::read_dir(folder)? {
         let path = entry?.path();
-        let hidden = path.file_name().is_none_or(|name| name.as_encoded_bytes().starts_with(b"."));
-        let known = path.extension().is_some_and(|extension| {
-            ["yaml", "yml", "json"].iter().any(|known| extension.eq_ignore_ascii_case(known))
-        });
         // Follows links: a mounted ConfigMap consists of them.
-        if !hidden && known && fs::metadata(&path).is_ok_and(|metadata| metadata.is_file()) {
+        if is_config(&path) && fs::metadata(&path).is_ok_and(|metadata| metadata.is_file()) {
             paths.push(path);
         }
     }
     paths.sort();
     Ok(paths)
+}
+
+/// Whether a file's name is that of configuration.
+fn is_config(path: &Path) -> bool {
+    let hidden = path.file_name().is_none_or(|name| name.as_encoded_bytes().starts_with(b"."));
+    let known = path.extension().is_some_and(|extension| {
+        ["yaml", "yml", "json"].iter().any(|known| extension.eq_ignore_ascii_case(known))
+    });
+    !hidden && known
 }
 
 fn display(path: &Path) -> String {

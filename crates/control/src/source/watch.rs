@@ -1,7 +1,9 @@
 //! The task that keeps [`Files`] up to date: it is told of changes by the operating system, and
 //! looks by itself now and then in case it was not told.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use notify::{RecommendedWatcher, RecursiveMode, Watcher};
@@ -23,6 +25,9 @@ const POLL: Duration = Duration::from_secs(2);
 /// How often to look where nothing tells: on file systems without notifications.
 const POLL_ONLY: Duration = Duration::from_millis(300);
 
+/// From so many changed files on all are looked at.
+const MANY: usize = 1000;
+
 /// How soon to look again at a file that seems to be gone or empty.
 const DOUBT: Duration = Duration::from_millis(110);
 
@@ -41,26 +46,23 @@ pub(crate) async fn run(mut files: Files, updates: mpsc::Sender<Update>) {
         let poll = if watcher.works() { POLL } else { POLL_ONLY };
         let poll = if files.is_doubtful() { DOUBT.min(poll) } else { poll };
         let due = fold.due().map(tokio::time::Instant::from_std);
-        let look = tokio::select! {
+        let found = tokio::select! {
             Some(()) = changed.recv() => {
                 settle(&mut changed).await;
-                Some(Look::Inside)
+                match watcher.take() {
+                    Changed::All => files.scan(Look::Inside, Instant::now()),
+                    Changed::Some(paths) => files.scan_some(&paths, Instant::now()),
+                }
             }
             () = tokio::time::sleep(poll) => {
                 watcher.retry(files.roots());
-                Some(Look::Outside)
+                files.scan(Look::Outside, Instant::now())
             }
-            () = sleep_until(due) => None,
+            () = sleep_until(due) => Vec::new(),
             () = updates.closed() => return,
         };
         let now = Instant::now();
-        let mut changes = match look {
-            Some(look) => {
-                let found = files.scan(look, now);
-                fold.push(found, now)
-            }
-            None => Vec::new(),
-        };
+        let mut changes = fold.push(found, now);
         changes.extend(fold.take(now));
         let diagnostics = files.diagnostics();
         if changes.is_empty() && diagnostics == told {
@@ -92,9 +94,34 @@ async fn sleep_until(when: Option<tokio::time::Instant>) {
     }
 }
 
+/// Which files are to be looked at.
+#[derive(Debug)]
+enum Changed {
+    All,
+    Some(BTreeSet<PathBuf>),
+}
+
+impl Changed {
+    fn note(&mut self, event: notify::Result<notify::Event>) {
+        match (&mut *self, event) {
+            (Changed::All, _) => {}
+            // Such as that more has happened than could be told.
+            (_, Err(_)) => *self = Changed::All,
+            (_, Ok(event)) if event.need_rescan() || event.paths.is_empty() => *self = Changed::All,
+            (Changed::Some(paths), Ok(event)) => {
+                paths.extend(event.paths);
+                if paths.len() > MANY {
+                    *self = Changed::All;
+                }
+            }
+        }
+    }
+}
+
 /// The operating system's notifications, for folders that may not be there yet.
 struct Watch {
     watcher: Option<RecommendedWatcher>,
+    changed: Arc<Mutex<Changed>>,
     missing: Vec<PathBuf>,
     /// Keeps the channel open where there is no watcher.
     _open: mpsc::Sender<()>,
@@ -103,9 +130,12 @@ struct Watch {
 impl Watch {
     fn new(roots: &[PathBuf], events: mpsc::Sender<()>) -> Watch {
         let tell = events.clone();
+        let changed = Arc::new(Mutex::new(Changed::Some(BTreeSet::new())));
+        let note = Arc::clone(&changed);
         let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
             // Reading a file is an event too, and not one to act on: the scan itself reads.
-            if event.map_or(true, |event| !event.kind.is_access()) {
+            if event.as_ref().map_or(true, |event| !event.kind.is_access()) {
+                note.lock().unwrap_or_else(PoisonError::into_inner).note(event);
                 // A full channel has been told already.
                 let _ = tell.try_send(());
             }
@@ -113,9 +143,15 @@ impl Watch {
         let watcher = watcher
             .inspect_err(|error| tracing::warn!(%error, "no notifications of file changes, polling instead"))
             .ok();
-        let mut watch = Watch { watcher, missing: roots.to_vec(), _open: events };
+        let mut watch = Watch { watcher, changed, missing: roots.to_vec(), _open: events };
         watch.retry(roots);
         watch
+    }
+
+    /// What has changed since the last time.
+    fn take(&self) -> Changed {
+        let mut changed = self.changed.lock().unwrap_or_else(PoisonError::into_inner);
+        std::mem::replace(&mut changed, Changed::Some(BTreeSet::new()))
     }
 
     /// Whether all folders are watched.

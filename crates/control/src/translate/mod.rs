@@ -5,13 +5,14 @@
 //!
 //! The roots, which `crate::push` asks for: what a proxy has as a client and shares with its like,
 //! [`cluster::SharedClusters`], [`endpoint::Endpoints`], [`listener::SharedListeners`] and
-//! [`route::Route`], each for the proxy as [`crate::scope::client::ClientOf`] sees it; and what is its
+//! [`route::Route`], and [`name_table::NameTable`], each for the proxy as [`crate::scope::client::ClientOf`] sees it; and what is its
 //! own, [`cluster::OwnClusters`] and [`listener::OwnListeners`].
 
 pub(crate) mod cluster;
 pub(crate) mod endpoint;
 pub(crate) mod listener;
 pub(crate) mod name;
+pub(crate) mod name_table;
 pub(crate) mod resource;
 pub(crate) mod route;
 pub(crate) mod secret;

@@ -46,11 +46,9 @@ impl Pilot {
         let _ = self.verb;
         address("--httpAddr", &self.http_addr)?; // a typing error is one all the same
         start_log(&self.log_output_level)?;
-        let config = leno_control::server::Config {
-            dirs: self.dirs,
-            grpc_addr: address("--grpcAddr", &self.grpc_addr)?,
-            http_addr: address("--monitoringAddr", &self.monitoring_addr)?,
-        };
+        let mut config = leno_control::server::Config::new(self.dirs);
+        config.grpc_addr = address("--grpcAddr", &self.grpc_addr)?;
+        config.http_addr = address("--monitoringAddr", &self.monitoring_addr)?;
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
         runtime
             .block_on(async {

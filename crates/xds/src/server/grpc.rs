@@ -1,14 +1,15 @@
 //! The gRPC shell of the control plane's side: hands each stream to the control loop.
 //!
-//! [`DiscoveryService`] goes into a tonic server. What happens on its streams arrives at one
-//! bounded channel of [`StreamEvent`]s, in the order of each stream; the control loop keeps a
-//! [`super::Stream`] for each. Sending is pull-based: a stream takes one response at a time
-//! ([`Sender::is_ready`]) and reports with [`StreamEvent::Ready`] when the transport has taken it.
-//! The loop then pushes what is newest, so a slow proxy costs no memory and delays nobody.
+//! [`DiscoveryService`] serves the aggregated service and those of single types, over any HTTP/2
+//! server; `listen` is ours. What happens on its streams arrives at one bounded channel of
+//! [`StreamEvent`]s, in the order of each stream; the control loop keeps a [`super::Stream`] for
+//! each. Sending is pull-based: a stream takes one response at a time ([`Sender::is_ready`]) and
+//! reports with [`StreamEvent::Ready`] when the transport has begun to write it. The loop then
+//! pushes what is newest, so a slow proxy costs no memory and delays nobody.
 //!
 //! ```text
 //! proxy ── request ──► task of the stream ── StreamEvent ──► control loop
-//!       ◄─ response ──                    ◄── Sender ───────
+//!       ◄─ response ── body of the answer ◄──── Sender ─────
 //! ```
 
 use std::convert::Infallible;
@@ -16,19 +17,22 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Method, header};
+use hyper::body::Frame;
 use leno_api::proto::envoy::config::core::v3::Node;
 use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
 use tonic::body::Body;
 use tonic::metadata::MetadataMap;
-use tonic::server::{Grpc, NamedService, StreamingService};
+use tonic::server::NamedService;
 use tonic::transport::server::TcpConnectInfo;
 use tonic::{Status, Streaming};
 
-use crate::types::Mode;
-use crate::wire::{Request, Response, ServerCodec};
+use super::listen::Peer;
+use crate::types::{Mode, TypeUrl};
+use crate::wire::{Pieces, Request, RequestDecoder, Response};
 
 /// Largest request. A delta client that resumes states a name and a version per resource.
 const MAX_REQUEST_LEN: usize = 64 << 20;
@@ -71,10 +75,15 @@ pub struct Connected {
     pub id: StreamId,
     /// Which variant the client speaks.
     pub mode: Mode,
+    /// The type that the stream is for; `None` if it is aggregated. Requests on a stream for one
+    /// type may leave it out, and have it filled in.
+    pub only: Option<TypeUrl>,
     /// Who it says it is; absent if its first request did not say.
     pub node: Option<Node>,
     /// Where it comes from; absent for Unix sockets.
     pub peer: Option<SocketAddr>,
+    /// Who it has proven to be; `None` where nobody asks.
+    pub caller: Option<super::listen::Caller>,
     /// Request headers, e.g. `authorization`.
     pub metadata: MetadataMap,
     /// The way back. Dropping it ends the stream.
@@ -111,7 +120,7 @@ impl Sender {
     }
 }
 
-/// The aggregated discovery service, for `tonic::transport::Server::add_service`.
+/// The discovery services. A `tower::Service` that tells streams by their paths.
 #[derive(Clone, Debug)]
 pub struct DiscoveryService {
     shared: Arc<Shared>,
@@ -129,6 +138,65 @@ impl DiscoveryService {
     pub fn new(events: mpsc::Sender<StreamEvent>) -> Self {
         Self { shared: Arc::new(Shared { events, next_id: AtomicU64::new(1) }) }
     }
+
+    /// Begins a stream; its answer is written as the control loop has something to say.
+    pub fn answer<B>(&self, request: http::Request<B>) -> http::Response<Body>
+    where
+        B: tonic::codegen::Body + Send + 'static,
+        B::Error: Into<tonic::codegen::StdError> + Send + 'static,
+        B::Data: Send,
+    {
+        let path = request.uri().path();
+        let Some((mode, only)) = method(path) else {
+            return Status::unimplemented(format!("no such method: {path}")).into_http();
+        };
+        let is_grpc = request.headers().get(header::CONTENT_TYPE).is_some_and(is_grpc);
+        if request.method() != Method::POST || !is_grpc {
+            return Status::invalid_argument("this is no gRPC request").into_http();
+        }
+        let id = StreamId(self.shared.next_id.fetch_add(1, Ordering::Relaxed));
+        let (head, body) = request.into_parts();
+        let peer = head.extensions.get::<Peer>().cloned();
+        let tonics = || head.extensions.get::<TcpConnectInfo>().and_then(|info| info.remote_addr());
+        let address = peer.as_ref().map_or_else(tonics, |peer| peer.address);
+        let requests = Streaming::new_request(RequestDecoder(mode), body, None, Some(MAX_REQUEST_LEN));
+        let (outgoing, responses) = mpsc::channel(1);
+        // At most one response is under way, so its being taken always fits.
+        let (taken, was_taken) = mpsc::channel(1);
+        let task = StreamTask { id, events: self.shared.events.clone(), was_taken, only: only.clone() };
+        let connected = Connected {
+            id,
+            mode,
+            only,
+            node: None,
+            peer: address,
+            caller: peer.and_then(|peer| peer.caller),
+            metadata: MetadataMap::from_headers(head.headers),
+            sender: Sender { outgoing },
+        };
+        tokio::spawn(task.run(requests, connected));
+        let body = Outgoing { responses, taken, pieces: None, is_over: false };
+        let mut response = http::Response::new(Body::new(body));
+        response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+        response
+    }
+}
+
+fn is_grpc(value: &HeaderValue) -> bool {
+    value.as_bytes().starts_with(b"application/grpc")
+}
+
+/// The variant that a path stands for, and the type if it is for one alone.
+fn method(path: &str) -> Option<(Mode, Option<TypeUrl>)> {
+    for mode in [Mode::Sotw, Mode::Delta] {
+        if path == mode.path() {
+            return Some((mode, None));
+        }
+        if let Some(known) = TypeUrl::KNOWN.into_iter().find(|known| known.path(mode) == Some(path)) {
+            return Some((mode, Some(known)));
+        }
+    }
+    None
 }
 
 impl NamedService for DiscoveryService {
@@ -143,113 +211,114 @@ where
 {
     type Response = http::Response<Body>;
     type Error = Infallible;
-    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
+    type Future = std::future::Ready<Result<Self::Response, Infallible>>;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
         Poll::Ready(Ok(()))
     }
 
     fn call(&mut self, request: http::Request<B>) -> Self::Future {
-        let path = request.uri().path();
-        let Some(mode) = [Mode::Sotw, Mode::Delta].into_iter().find(|mode| mode.path() == path) else {
-            let status = Status::unimplemented(format!("no such method: {path}"));
-            return Box::pin(async move { Ok(status.into_http()) });
-        };
-        let method = Method { shared: Arc::clone(&self.shared), mode };
-        Box::pin(async move {
-            let codec = ServerCodec(mode);
-            let mut grpc = Grpc::new(codec).max_decoding_message_size(MAX_REQUEST_LEN);
-            Ok(grpc.streaming(method, request).await)
-        })
+        std::future::ready(Ok(self.answer(request)))
     }
 }
 
-struct Method {
-    shared: Arc<Shared>,
-    mode: Mode,
+/// The answer to a stream's request: the responses, each encoded as the transport asks for it.
+struct Outgoing {
+    responses: mpsc::Receiver<Result<Response, Status>>,
+    taken: mpsc::Sender<()>,
+    /// The response that is being written.
+    pieces: Option<Pieces>,
+    is_over: bool,
 }
 
-impl StreamingService<Request> for Method {
-    type Response = Response;
-    type ResponseStream = ReceiverStream<Result<Response, Status>>;
-    type Future = std::future::Ready<Result<tonic::Response<Self::ResponseStream>, Status>>;
+impl hyper::body::Body for Outgoing {
+    type Data = Bytes;
+    type Error = Infallible;
 
-    fn call(&mut self, request: tonic::Request<Streaming<Request>>) -> Self::Future {
-        let id = StreamId(self.shared.next_id.fetch_add(1, Ordering::Relaxed));
-        let peer = request.extensions().get::<TcpConnectInfo>().and_then(|info| info.remote_addr());
-        let (metadata, _, requests) = request.into_parts();
-        // One in the transport's hands, one on the way to it.
-        let (transport, responses) = mpsc::channel(1);
-        let task = StreamTask { id, mode: self.mode, events: self.shared.events.clone(), transport };
-        tokio::spawn(task.run(requests, peer, metadata));
-        std::future::ready(Ok(tonic::Response::new(ReceiverStream::new(responses))))
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        loop {
+            if let Some(piece) = self.pieces.as_mut().and_then(Pieces::take) {
+                return Poll::Ready(Some(Ok(Frame::data(piece))));
+            }
+            self.pieces = None;
+            if self.is_over {
+                return Poll::Ready(None);
+            }
+            let status = match ready!(self.responses.poll_recv(context)) {
+                Some(Ok(response)) => {
+                    self.pieces = Some(Pieces::new(response));
+                    // There is room unless the task has ended, and then nobody asks.
+                    let _ = self.taken.try_send(());
+                    continue;
+                }
+                Some(Err(status)) => status,
+                // The control loop has let go of the stream.
+                None => Status::ok(""),
+            };
+            self.is_over = true;
+            let mut trailers = HeaderMap::new();
+            if status.add_header(&mut trailers).is_err() {
+                // Its message cannot be said in a header: its code can.
+                trailers.insert("grpc-status", HeaderValue::from(i32::from(status.code())));
+            }
+            return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
+        }
     }
 }
 
-/// Moves messages between one stream and the control loop.
+/// Moves requests from one stream to the control loop, and word of what was written.
 struct StreamTask {
     id: StreamId,
-    mode: Mode,
     events: mpsc::Sender<StreamEvent>,
-    transport: mpsc::Sender<Result<Response, Status>>,
+    was_taken: mpsc::Receiver<()>,
+    only: Option<TypeUrl>,
 }
 
 impl StreamTask {
-    async fn run(self, mut requests: Streaming<Request>, peer: Option<SocketAddr>, metadata: MetadataMap) {
+    async fn run(mut self, mut requests: Streaming<Request>, mut connected: Connected) {
         let id = self.id;
         // A stream that ends before it says anything is never reported.
         let Ok(Some(first)) = requests.message().await else { return };
-        let (outgoing, responses) = mpsc::channel(1);
-        let node = match &first {
+        connected.node = match &first {
             Request::Sotw(request) => request.node.clone(),
             Request::Delta(request) => request.node.clone(),
         };
-        let sender = Sender { outgoing };
-        let connected = Box::new(Connected { id, mode: self.mode, node, peer, metadata, sender });
-        if self.events.send(StreamEvent::Connected(connected)).await.is_err() {
-            let _ = self.transport.try_send(Err(Status::unavailable("the control plane is shutting down")));
+        if self.events.send(StreamEvent::Connected(Box::new(connected))).await.is_err() {
+            // Its sender is gone with the event, and so the stream ends.
             return;
         }
-        let error = self.relay(first, requests, responses).await.err().map(|status| status.to_string());
+        let error = self.relay(first, requests).await.err().map(|status| status.to_string());
         // If the control loop is gone, nobody needs to know.
         let _ = self.events.send(StreamEvent::Closed { id, error }).await;
     }
 
-    async fn relay(
-        &self,
-        first: Request,
-        mut requests: Streaming<Request>,
-        mut responses: mpsc::Receiver<Result<Response, Status>>,
-    ) -> Result<(), Status> {
+    async fn relay(&mut self, first: Request, mut requests: Streaming<Request>) -> Result<(), Status> {
         let gone = |_| Status::unavailable("the control plane is shutting down");
-        let request = Box::new(first);
-        self.events.send(StreamEvent::Request { id: self.id, request }).await.map_err(gone)?;
-        let mut underway: Option<Result<Response, Status>> = None;
+        let (id, events) = (self.id, self.events.clone());
+        let only = self.only.clone();
+        let event = |mut request: Request| {
+            if let Some(only) = &only {
+                request.set_default_type(only);
+            }
+            StreamEvent::Request { id, request: Box::new(request) }
+        };
+        events.send(event(first)).await.map_err(gone)?;
         loop {
             tokio::select! {
                 request = requests.message() => {
                     let Some(request) = request? else { return Ok(()) };
-                    let request = Box::new(request);
-                    self.events.send(StreamEvent::Request { id: self.id, request }).await.map_err(gone)?;
+                    events.send(event(request)).await.map_err(gone)?;
                 }
-                response = responses.recv(), if underway.is_none() => {
-                    // The control loop dropped the sender: the stream ends.
-                    let Some(response) = response else { return Ok(()) };
-                    underway = Some(response);
-                }
-                permit = self.transport.reserve(), if underway.is_some() => {
-                    let Ok(permit) = permit else { return Ok(()) };
-                    match underway.take() {
-                        Some(Err(status)) => {
-                            permit.send(Err(status.clone()));
-                            return Err(status);
-                        }
-                        Some(response) => permit.send(response),
-                        None => {}
+                taken = self.was_taken.recv() => {
+                    // The answer is over, or its connection.
+                    if taken.is_none() {
+                        return Ok(());
                     }
-                    self.events.send(StreamEvent::Ready { id: self.id }).await.map_err(gone)?;
+                    events.send(StreamEvent::Ready { id }).await.map_err(gone)?;
                 }
-                () = self.transport.closed() => return Ok(()),
             }
         }
     }

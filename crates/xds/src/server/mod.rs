@@ -22,9 +22,11 @@
 //! own. Nearly all know the same, so each keeps the state that it was last brought up to, which is
 //! shared, and the difference from it; see [`Resources`].
 //!
-//! Read next: [`subscription`] (private), the state of one type; [`grpc`], the shell.
+//! Read next: [`subscription`] (private), the state of one type; [`grpc`], the shell,
+//! and [`listen`], the server around it.
 
 pub mod grpc;
+pub mod listen;
 mod overlay;
 mod resources;
 mod subscription;

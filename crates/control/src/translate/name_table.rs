@@ -1,0 +1,87 @@
+//! NDS: which names an agent's DNS server answers by itself, and with which addresses.
+//!
+//! One table for all that a sidecar's workload may call. The agent adds the short forms of a
+//! Service's name (`reviews`, `reviews.default`, ...) for which it is given the parts.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use leno_derive::{Cx, Query};
+
+use super::resource::Resource;
+use crate::registry::instances::Instances;
+use crate::registry::{Resolution, Service, Visible};
+use crate::scope::{ProxyKey, Role};
+
+/// The type of the resource.
+pub(crate) const TYPE_URL: &str = "type.googleapis.com/istio.networking.nds.v1.NameTable";
+
+/// `istio.networking.nds.v1.NameTable`.
+#[derive(Clone, PartialEq, prost::Message)]
+struct Table {
+    /// By host.
+    #[prost(btree_map = "string, message", tag = "1")]
+    table: BTreeMap<String, Info>,
+}
+
+/// `istio.networking.nds.v1.NameTable.NameInfo`.
+#[derive(Clone, PartialEq, prost::Message)]
+struct Info {
+    #[prost(string, repeated, tag = "1")]
+    ips: Vec<String>,
+    #[prost(string, tag = "2")]
+    registry: String,
+    /// The name of a Kubernetes Service, and its namespace.
+    #[prost(string, tag = "3")]
+    shortname: String,
+    #[prost(string, tag = "4")]
+    namespace: String,
+}
+
+/// The table of a proxy as a client, see [`crate::scope::client::ClientOf`]; `None` for gateways,
+/// whose agents do not answer DNS. Its name is empty, as in Istio. A root.
+pub(crate) struct NameTable;
+
+impl Query for NameTable {
+    type Key = ProxyKey;
+    type Value = Option<Resource>;
+    const NAME: &'static str = "name-table";
+
+    fn derive(cx: &Cx<'_>, client: &ProxyKey) -> Option<Resource> {
+        if client.role != Role::Sidecar {
+            return None;
+        }
+        let mut message = Table::default();
+        for (host, service) in cx.get::<Visible>(&client.namespace).iter() {
+            let ips = addresses(cx, service);
+            if ips.is_empty() {
+                continue;
+            }
+            let mut info = Info { ips, registry: "External".to_owned(), ..Info::default() };
+            if service.is_kubernetes() {
+                "Kubernetes".clone_into(&mut info.registry);
+                info.shortname.clone_from(&service.name);
+                service.namespace().clone_into(&mut info.namespace);
+            }
+            message.table.insert(host.clone(), info);
+        }
+        Some(Resource::new("", &message, Vec::new()))
+    }
+}
+
+/// What a name stands for: the service's own addresses, or its endpoints' if it has none of its own
+/// because callers are to choose.
+fn addresses(cx: &Cx<'_>, service: &Service) -> Vec<String> {
+    let own: Vec<String> = service.vips().map(|address| address.to_string()).collect();
+    if !own.is_empty() || service.resolution != Resolution::OriginalDst || !service.addresses.is_empty() {
+        return own;
+    }
+    let instances = cx.get::<Instances>(&service.id);
+    let mut found: Vec<IpAddr> = Vec::new();
+    for address in instances.iter().filter_map(|instance| instance.address.parse().ok()) {
+        if !found.contains(&address) {
+            found.push(address);
+        }
+    }
+    found.iter().map(ToString::to_string).collect()
+}
