@@ -5,6 +5,7 @@
 //! author should know what it is.
 
 mod gateway;
+mod gateway_api;
 mod rule;
 
 use leno_derive::{Cx, Query};
@@ -39,6 +40,10 @@ impl Query for Analysis {
         }
         for key in cx.all::<ServiceEntries>() {
             add(key.of(Kind::ServiceEntry), &cx.get::<EntryFindings>(&key));
+        }
+        for object in gateway_api::objects(cx) {
+            let findings = cx.get::<gateway_api::GatewayApiFindings>(&object);
+            add(object, &findings);
         }
         all
     }

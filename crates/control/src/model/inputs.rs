@@ -195,6 +195,7 @@ pub(crate) fn register(graph: &mut Graph) {
     graph.register::<crate::registry::alias::ServicesByExternalName>();
     graph.register::<crate::registry::network::NetworkServices>();
     graph.register::<crate::scope::policy::RulesByHost>();
+    crate::scope::gateway_api::register(graph);
 }
 
 /// Adds a change to a batch.

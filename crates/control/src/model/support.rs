@@ -215,24 +215,41 @@ const AUTHORIZATION_POLICY: &[Row] = &[error("spec", NO_EFFECT)];
 
 const TELEMETRY: &[Row] = &[warn("spec", NO_EFFECT)];
 
-const GATEWAY_CLASS: &[Row] = &[warn("spec", NO_EFFECT)];
+const GATEWAY_CLASS: &[Row] = &[warn("spec.parametersRef", NO_EFFECT)];
 
-const KUBERNETES_GATEWAY: &[Row] = &[warn("spec", NO_EFFECT)];
+const KUBERNETES_GATEWAY: &[Row] = &[
+    warn("spec.addresses[].type=IPAddress", NO_EFFECT),
+    warn("spec.infrastructure", NO_EFFECT),
+    warn("spec.allowedListeners", NO_EFFECT),
+    warn("spec.tls.backend", NO_EFFECT),
+    error("spec.tls.frontend", "anybody would be let in"),
+    warn("spec.defaultScope", NO_EFFECT),
+];
 
 const LISTENER_SET: &[Row] = &[warn("spec", NO_EFFECT)];
 
-const HTTP_ROUTE: &[Row] = &[warn("spec", NO_EFFECT)];
+const HTTP_ROUTE: &[Row] = &[
+    warn("spec.useDefaultGateways", NO_EFFECT),
+    warn("spec.rules[].sessionPersistence", NO_EFFECT),
+    // Requests would come through unchecked.
+    error("spec.rules[].filters[].externalAuth", "the route is left out"),
+    error("spec.rules[].filters[].extensionRef", "the route is left out"),
+];
 
-const GRPC_ROUTE: &[Row] = &[warn("spec", NO_EFFECT)];
+const GRPC_ROUTE: &[Row] = &[
+    warn("spec.useDefaultGateways", NO_EFFECT),
+    warn("spec.rules[].sessionPersistence", NO_EFFECT),
+    error("spec.rules[].filters[].extensionRef", "the route is left out"),
+];
 
-const TLS_ROUTE: &[Row] = &[warn("spec", NO_EFFECT)];
+const TLS_ROUTE: &[Row] = &[warn("spec.useDefaultGateways", NO_EFFECT)];
 
-const TCP_ROUTE: &[Row] = &[warn("spec", NO_EFFECT)];
+const TCP_ROUTE: &[Row] = &[warn("spec.useDefaultGateways", NO_EFFECT)];
 
 /// Proxies of a mesh do not carry datagrams, so this one stays.
 const UDP_ROUTE: &[Row] = &[warn("spec", NO_EFFECT)];
 
-const REFERENCE_GRANT: &[Row] = &[warn("spec", NO_EFFECT)];
+const REFERENCE_GRANT: &[Row] = &[];
 
 const BACKEND_TLS_POLICY: &[Row] = &[warn("spec", "traffic is sent in plain text")];
 

@@ -311,11 +311,13 @@ pub(crate) fn is_declared(cx: &Cx<'_>, host: &str) -> bool {
     if !cx.bucket::<EntriesByHost>(&host.to_owned()).is_empty() {
         return true;
     }
-    let suffix = format!(".svc.{DOMAIN}");
-    let Some((name, namespace)) = host.strip_suffix(&suffix).and_then(|rest| rest.split_once('.')) else {
-        return false;
-    };
+    let Some((name, namespace)) = kubernetes_name(host) else { return false };
     cx.input::<Services>(&Key { namespace: namespace.to_owned(), name: name.to_owned() }).is_some()
+}
+
+/// The name and the namespace of the Kubernetes Service that has a host.
+pub(crate) fn kubernetes_name(host: &str) -> Option<(&str, &str)> {
+    host.strip_suffix(DOMAIN)?.strip_suffix(".svc.")?.split_once('.')
 }
 
 /// The host of a Kubernetes Service.

@@ -12,9 +12,10 @@ use leno_derive::{Cx, Query};
 use crate::model::gateway::{Gateway, Server, ServerTlsMode};
 use crate::model::inputs::Gateways;
 use crate::model::switches::SwitchInput;
-use crate::model::{Config, Key};
+use crate::model::{Config, Key, Kind, Meta, ObjectRef};
 use crate::registry::instances::selects;
-use crate::registry::targets::{Target, Targets, Workload};
+use crate::registry::targets::{Targets, Workload};
+use crate::scope::gateway_api::listeners;
 use crate::translate::name;
 
 /// What a server does with connections.
@@ -79,6 +80,9 @@ pub(crate) struct GatewayPort {
 /// One server of one Gateway.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct GatewayServer {
+    /// The object that it comes from.
+    pub(crate) object: ObjectRef,
+    /// Of a listener of the Gateway API the name of what is derived from it.
     pub(crate) gateway: Key,
     /// Its place in the Gateway's list.
     pub(crate) index: usize,
@@ -172,23 +176,76 @@ impl Query for AttachedGateways {
 
     fn derive(cx: &Cx<'_>, workload: &Workload) -> Attached {
         let scoped = cx.input::<SwitchInput>(&()).is_some_and(|switches| switches.scope_gateway_to_namespace);
-        let mut gateways: Vec<Arc<Config<Gateway>>> = cx
+        let gateways: Vec<Arc<Config<Gateway>>> = cx
             .all::<Gateways>()
             .iter()
             .filter(|key| !scoped || key.namespace == workload.namespace)
             .filter_map(|key| cx.input::<Gateways>(key))
             .filter(|gateway| selects(&gateway.spec.selector, &workload.labels))
             .collect();
-        gateways.sort_by(|a, b| a.meta.age().cmp(&b.meta.age()));
         let targets = cx.get::<Targets>(workload);
-        let mut merge = Merge::default();
-        for gateway in gateways {
+        let mut sources = Vec::new();
+        for gateway in &gateways {
+            let key = gateway.meta.key();
             for (index, server) in gateway.spec.servers.iter().enumerate() {
-                merge.add(&gateway.meta.key(), index, server, &targets);
+                let number = server.port.as_ref().and_then(|port| u16::try_from(port.number).ok());
+                let Some(number) = number else { continue };
+                // The Service in front of the gateway leads port 80 to, say, 8080 of the pod.
+                let found = targets.iter().find(|target| target.port == number);
+                sources.push(Source {
+                    age: Age::of(&gateway.meta),
+                    object: key.of(Kind::Gateway),
+                    key: key.clone(),
+                    index,
+                    server: Arc::new(server.clone()),
+                    number,
+                    ports: vec![found.map_or(number, |found| found.target)],
+                });
+            }
+        }
+        for (meta, derived, ports) in listeners::of_workload(cx, workload, &targets) {
+            sources.push(Source {
+                age: Age::of(&meta),
+                object: derived.object(),
+                key: derived.key,
+                index: 0,
+                server: derived.server,
+                number: derived.port,
+                ports,
+            });
+        }
+        sources.sort_by(|a, b| a.age.cmp(&b.age));
+        let mut merge = Merge::default();
+        for source in &sources {
+            for port in &source.ports {
+                merge.add(source, *port);
             }
         }
         merge.attached.ports.sort_by(|a, b| (a.port, &a.bind).cmp(&(b.port, &b.bind)));
         merge.attached
+    }
+}
+
+/// A server before it is merged.
+struct Source {
+    age: Age,
+    object: ObjectRef,
+    key: Key,
+    index: usize,
+    server: Arc<Server>,
+    /// The port that its author wrote, and those of the proxy that it leads to.
+    number: u16,
+    ports: Vec<u16>,
+}
+
+/// What Istio orders competing objects by.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Age(String, String, String);
+
+impl Age {
+    fn of(meta: &Meta) -> Age {
+        let (created, name, namespace) = meta.age();
+        Age(created.to_owned(), name.to_owned(), namespace.to_owned())
     }
 }
 
@@ -204,13 +261,10 @@ struct Merge {
 }
 
 impl Merge {
-    fn add(&mut self, gateway: &Key, index: usize, server: &Server, targets: &[Target]) {
-        let Some(number) = server.port.as_ref().and_then(|port| u16::try_from(port.number).ok()) else {
-            return;
-        };
+    fn add(&mut self, source: &Source, port: u16) {
+        let Source { key: gateway, index, server, number, .. } = source;
+        let (index, number) = (*index, *number);
         let Some(kind) = ServerKind::of(server) else { return };
-        // The Service in front of the gateway leads port 80 to, say, 8080 of the pod.
-        let port = targets.iter().find(|target| target.port == number).map_or(number, |found| found.target);
         let bind = server.bind.clone();
         let route = match kind {
             ServerKind::Http => name::gateway_route(port, &bind),
@@ -221,10 +275,11 @@ impl Merge {
             _ => String::new(),
         };
         let server = GatewayServer {
+            object: source.object.clone(),
             gateway: gateway.clone(),
             index,
             kind,
-            server: Arc::new(server.clone()),
+            server: Arc::clone(server),
             number,
             route,
         };

@@ -9,6 +9,7 @@
 
 pub(crate) mod client;
 pub(crate) mod delegate;
+pub(crate) mod gateway_api;
 pub(crate) mod gateways;
 pub(crate) mod locality;
 pub(crate) mod mutual_tls;

@@ -9,20 +9,47 @@ use std::sync::Arc;
 
 use leno_derive::{Cx, Index, Query};
 
+use super::gateway_api::{ListenerRules, ServiceRules};
 use super::{delegate, fit};
 use crate::model::inputs::VirtualServices;
 use crate::model::virtual_service::{Destination, MESH, VirtualService};
 use crate::model::{Config, Key, Kind, Meta, ObjectRef};
-use crate::registry::{Export, Mesh, full_name};
+use crate::registry::{Export, Mesh, full_name, kubernetes_name};
 
-/// A VirtualService with all names in full.
+/// Names a rule: a VirtualService, or what routes of the Gateway API were merged into.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) enum RuleId {
+    VirtualService(Key),
+    /// Those of a listener, by the name of the Gateway that was derived from it, for a host.
+    Listener {
+        gateway: String,
+        host: String,
+    },
+    /// Those of a Service, by the namespace of the routes.
+    Service {
+        service: Key,
+        route: String,
+    },
+}
+
+/// Whose rules of matching and failing hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Semantics {
+    Istio,
+    /// Prefixes end at slashes, and what cannot be had answers 500.
+    GatewayApi,
+}
+
+/// A VirtualService with all names in full, or what has the same effect.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Rule {
+    pub(crate) id: RuleId,
     pub(crate) meta: Meta,
     /// Hosts and destinations are full names; gateways are `mesh` or `namespace/name`.
     pub(crate) spec: VirtualService,
     pub(crate) export_to: Export,
-    /// The objects that it is made of: itself and its delegates.
+    pub(crate) semantics: Semantics,
+    /// The objects that it is made of: itself and its delegates, or routes.
     pub(crate) origins: Vec<ObjectRef>,
 }
 
@@ -53,8 +80,14 @@ impl Query for Named {
         complete(&mut spec, &key.namespace);
         let default = &mesh.default_virtual_service_export_to;
         let export_to = Export::new(&key.namespace, &spec.export_to, default);
-        let origins = vec![key.of(Kind::VirtualService)];
-        Some(Arc::new(Rule { meta: object.meta.clone(), spec, export_to, origins }))
+        Some(Arc::new(Rule {
+            id: RuleId::VirtualService(key.clone()),
+            meta: object.meta.clone(),
+            spec,
+            export_to,
+            semantics: Semantics::Istio,
+            origins: vec![key.of(Kind::VirtualService)],
+        }))
     }
 }
 
@@ -150,7 +183,19 @@ impl Query for GatewayRules {
     const NAME: &'static str = "gateway-rules";
 
     fn derive(cx: &Cx<'_>, (namespace, gateway): &(String, String)) -> Vec<Arc<Rule>> {
-        ordered(cx, namespace, cx.bucket::<ByGateway>(gateway))
+        let mut rules = ordered(cx, namespace, cx.bucket::<ByGateway>(gateway), Vec::new());
+        rules.extend(cx.get::<ListenerRules>(gateway).iter().cloned());
+        rules
+    }
+}
+
+/// A rule by its name.
+pub(crate) fn find(cx: &Cx<'_>, id: &RuleId) -> Option<Arc<Rule>> {
+    let found = |rules: &[Arc<Rule>]| rules.iter().find(|rule| rule.id == *id).cloned();
+    match id {
+        RuleId::VirtualService(key) => cx.get::<Whole>(key).as_ref().clone(),
+        RuleId::Listener { gateway, .. } => found(&cx.get::<ListenerRules>(gateway)),
+        RuleId::Service { service, .. } => found(&cx.get::<ServiceRules>(service)),
     }
 }
 
@@ -177,7 +222,7 @@ impl Query for HostRules {
             buckets.push(HostBucket::Below(host.clone()));
         }
         let keys: BTreeSet<Key> = buckets.iter().flat_map(|bucket| cx.bucket::<ByHost>(bucket)).collect();
-        let mut rules = ordered(cx, namespace, keys);
+        let mut rules = ordered(cx, namespace, keys, service_rules(cx, namespace, host));
         let meets = |pattern: &String| {
             let pattern = pattern.to_ascii_lowercase();
             fit(&pattern, host).is_some() || fit(host, &pattern).is_some()
@@ -187,15 +232,49 @@ impl Query for HostRules {
     }
 }
 
-/// The rules of the given names that a namespace sees, in the order in which they count.
-fn ordered(cx: &Cx<'_>, namespace: &str, keys: impl IntoIterator<Item = Key>) -> Vec<Arc<Rule>> {
-    let mut rules: Vec<(u8, Arc<Rule>)> = keys
-        .into_iter()
-        .filter_map(|key| cx.get::<Whole>(&key).as_ref().clone())
-        .filter_map(|rule| Some((rule.export_to.rank(namespace)?, rule)))
-        .collect();
-    rules.sort_by(|(a, one), (b, other)| (a, one.meta.age()).cmp(&(b, other.meta.age())));
+/// The rules of routes of the Gateway API for a service that count for clients in a namespace:
+/// those of its own routes, and of routes beside the service.
+fn service_rules(cx: &Cx<'_>, namespace: &str, host: &str) -> Vec<Arc<Rule>> {
+    let Some((name, own)) = kubernetes_name(host) else { return Vec::new() };
+    let service = Key { namespace: own.to_owned(), name: name.to_owned() };
+    let rules = cx.get::<ServiceRules>(&service);
+    let counts = |rule: &&Arc<Rule>| rule.meta.namespace == own || rule.meta.namespace == namespace;
+    rules.iter().filter(counts).cloned().collect()
+}
+
+/// The rules of the given names that a namespace sees and others, in the order in which they count.
+fn ordered(
+    cx: &Cx<'_>,
+    namespace: &str,
+    keys: impl IntoIterator<Item = Key>,
+    more: Vec<Arc<Rule>>,
+) -> Vec<Arc<Rule>> {
+    let rules = keys.into_iter().filter_map(|key| cx.get::<Whole>(&key).as_ref().clone());
+    let mut rules: Vec<(Order, Arc<Rule>)> =
+        rules.chain(more).filter_map(|rule| Some((Order::of(&rule, namespace)?, rule))).collect();
+    rules.sort_by(|a, b| a.0.cmp(&b.0));
     rules.into_iter().map(|(_, rule)| rule).collect()
+}
+
+/// Where a rule stands among those that a namespace sees.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Order(u8, bool, (bool, std::cmp::Reverse<usize>), String, String, String);
+
+impl Order {
+    /// `None` if the namespace does not see the rule.
+    pub(crate) fn of(rule: &Rule, namespace: &str) -> Option<Order> {
+        let rank = rule.export_to.rank(namespace)?;
+        // Whoever writes routes for others' services means it for themselves.
+        let own = rule.semantics == Semantics::GatewayApi && rule.meta.namespace == namespace;
+        // Listeners share a port's routes, where the narrower of the hosts that routes ask for counts.
+        let width = match &rule.id {
+            RuleId::Listener { .. } => rule.spec.hosts.first().map_or("*", String::as_str),
+            _ => "",
+        };
+        let width = (width.starts_with('*'), std::cmp::Reverse(width.len()));
+        let (created, name, namespace) = rule.meta.age();
+        Some(Order(rank, !own, width, created.to_owned(), name.to_owned(), namespace.to_owned()))
+    }
 }
 
 /// Of rules in the order in which they count, those whose HTTP rules may be the ones for a host:

@@ -14,8 +14,8 @@ use super::filters::{FilterScope, Side};
 use super::http::{Routes, connection_manager, stat_prefix};
 use super::tcp::Wanted;
 use super::{Frame, bare, bound, listener_filter, proxy_config, tls, tls_inspector};
+use crate::model::ObjectRef;
 use crate::model::virtual_service::RouteDestination;
-use crate::model::{Kind, ObjectRef};
 use crate::registry::Visible;
 use crate::registry::protocol::Protocol;
 use crate::registry::targets::Workload;
@@ -74,8 +74,7 @@ impl Maker<'_, '_> {
         };
         let name = name::listener(hosts.first().map_or("", String::as_str), port.port);
         let bound_to = own.filter(|_| port.bind.is_empty()).map_or(hosts, |own| vec![own.to_string()]);
-        let mut origins: Vec<_> =
-            port.servers.iter().map(|server| server.gateway.of(Kind::Gateway)).collect();
+        let mut origins: Vec<_> = port.servers.iter().map(|server| server.object.clone()).collect();
         let mut chains = Vec::new();
         let mut sni = HashSet::new();
         for server in &port.servers {

@@ -13,11 +13,18 @@ use crate::translate::proto::{core, route, ty};
 use super::matcher::regex;
 use super::{filter, retry};
 
+/// The cluster, which does not exist, of what cannot be had.
+const UNKNOWN_SERVICE: &str = "UnknownService";
+
 /// The cluster that a destination stands for: its port, else the only one of the service, else the
 /// one that the request came in on.
 // Deviation: for sidecars istiod looks at the port that the request came in on before the only port of
 // the service, though its documentation says otherwise, and names a cluster that does not exist.
 pub(crate) fn cluster(destination: &Destination, service: Option<&Service>, port: u16) -> String {
+    if destination.host.is_empty() {
+        // A backend that must not be had.
+        return UNKNOWN_SERVICE.to_owned();
+    }
     let only = service.and_then(|service| match service.ports.as_slice() {
         [port] => Some(port.number),
         _ => None,
@@ -119,6 +126,23 @@ pub(super) fn rule_forward(
     action.host_rewrite_specifier = host.map(route::route_action::HostRewriteSpecifier::HostRewriteLiteral);
     action.request_mirror_policies = mirrors(rule, |destination| target_of(destination).cluster);
     action
+}
+
+/// What the Gateway API wants of forwarding: what cannot be had answers 500, and a prefix that is
+/// taken away leaves a path behind.
+pub(super) fn answer_missing(action: &mut route::RouteAction, found: Option<&route::RouteMatch>) {
+    use route::route_action::ClusterNotFoundResponseCode;
+    action.cluster_not_found_response_code = ClusterNotFoundResponseCode::InternalServerError as i32;
+    let path = found.and_then(|found| found.path_specifier.as_ref());
+    if action.prefix_rewrite == "/"
+        && let Some(route::route_match::PathSpecifier::PathSeparatedPrefix(prefix)) = path
+    {
+        action.prefix_rewrite = String::new();
+        action.regex_rewrite = Some(ty::matcher::v3::RegexMatchAndSubstitute {
+            pattern: Some(regex(&format!("^{}(/?)(.*)", ::regex::escape(prefix)))),
+            substitution: r"/\2".to_owned(),
+        });
+    }
 }
 
 fn mirrors(

@@ -10,11 +10,10 @@ use leno_derive::{Cx, Query};
 
 use super::rule::{Place, routes_of};
 use super::{Hosts, matcher};
-use crate::model::{Key, Kind};
 use crate::registry::Mesh;
 use crate::registry::targets::Workload;
 use crate::scope::gateways::{AttachedGateways, GatewayServer, ServerKind};
-use crate::scope::rules::{GatewayRules, Rule};
+use crate::scope::rules::{GatewayRules, Rule, RuleId};
 use crate::scope::{Viewer, intersection};
 use crate::translate::name;
 use crate::translate::proto::route;
@@ -50,7 +49,7 @@ struct Exposed {
     port: u16,
     routes: Vec<route::Route>,
     /// Whose routes these are, in order. Hosts that agree in this share a virtual host.
-    sources: Vec<(Key, String)>,
+    sources: Vec<(RuleId, String)>,
     require_tls: bool,
 }
 
@@ -64,7 +63,7 @@ fn configuration(
     let mut exposed: BTreeMap<Rank, Exposed> = BTreeMap::new();
     let mut hosts = Hosts::new(&cx.get::<Mesh>(&()));
     for server in servers {
-        hosts.origins.push(server.gateway.of(Kind::Gateway));
+        hosts.origins.push(server.object.clone());
         let gateway = server.gateway_name();
         let tls = server.kind == ServerKind::Https || server.redirects();
         let place = Place { viewer: viewer.clone(), gateway: gateway.clone(), port: server.number, tls };
@@ -83,7 +82,7 @@ fn configuration(
                 let entry = exposed.entry(Rank::of(&host)).or_default();
                 entry.port = server.number;
                 entry.require_tls |= server.redirects();
-                let source = (rule.meta.key(), gateway.clone());
+                let source = (rule.id.clone(), gateway.clone());
                 // One rule may be bound to several servers that share the port and the host.
                 if entry.sources.contains(&source) {
                     continue;
@@ -139,7 +138,7 @@ impl Rank {
 /// sent as many times.
 fn collapsed(exposed: BTreeMap<Rank, Exposed>) -> Vec<(Vec<String>, Exposed)> {
     let mut collapsed: Vec<(Vec<String>, Exposed)> = Vec::new();
-    let mut places: HashMap<(Vec<(Key, String)>, bool), usize> = HashMap::new();
+    let mut places: HashMap<(Vec<(RuleId, String)>, bool), usize> = HashMap::new();
     for (Rank(_, _, host), entry) in exposed {
         let key = (entry.sources.clone(), entry.require_tls);
         let place = *places.entry(key).or_insert(collapsed.len());

@@ -2,17 +2,23 @@
 
 use crate::model::string_match::StringMatch;
 use crate::model::virtual_service::HttpMatch;
+use crate::scope::rules::Semantics;
 use crate::translate::proto::{route, ty};
 
 use ty::matcher::v3 as matcher;
 
 /// What Envoy must find in a request; without conditions, anything.
-pub(crate) fn route_match(conditions: Option<&HttpMatch>) -> route::RouteMatch {
+pub(super) fn route_match(conditions: Option<&HttpMatch>, semantics: Semantics) -> route::RouteMatch {
     let Some(conditions) = conditions else { return everything() };
     let mut message = everything();
     if let Some(uri) = &conditions.uri {
         if let Some(path) = &uri.exact {
             message.path_specifier = Some(route::route_match::PathSpecifier::Path(path.clone()));
+        } else if let Some(prefix) =
+            uri.prefix.as_deref().filter(|prefix| semantics == Semantics::GatewayApi && *prefix != "/")
+        {
+            let prefix = prefix.strip_suffix('/').unwrap_or(prefix).to_owned();
+            message.path_specifier = Some(route::route_match::PathSpecifier::PathSeparatedPrefix(prefix));
         } else if let Some(prefix) = &uri.prefix {
             message.path_specifier = Some(route::route_match::PathSpecifier::Prefix(prefix.clone()));
         } else if let Some(pattern) = uri.regex.as_deref().filter(|pattern| *pattern != "*") {

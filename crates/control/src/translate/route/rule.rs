@@ -5,12 +5,11 @@ use std::sync::Arc;
 use leno_derive::{Cx, Query};
 
 use super::{action, filter, hash, matcher, notes_host};
-use crate::model::Key;
 use crate::model::virtual_service::{Destination, HttpMatch, HttpRoute};
 use crate::registry::instances::selects;
 use crate::registry::{Mesh, Visible};
 use crate::scope::Viewer;
-use crate::scope::rules::{Rule, Whole};
+use crate::scope::rules::{self, Rule, RuleId, Semantics};
 use crate::translate::name;
 use crate::translate::proto::route;
 use crate::translate::resource::{istio_metadata, text};
@@ -48,21 +47,18 @@ impl Place {
 pub(crate) struct RuleRoutes;
 
 impl Query for RuleRoutes {
-    type Key = (Key, Place);
+    type Key = (RuleId, Place);
     type Value = Vec<route::Route>;
     const NAME: &'static str = "rule-routes";
 
-    fn derive(cx: &Cx<'_>, (key, place): &(Key, Place)) -> Vec<route::Route> {
-        match cx.get::<Whole>(key).as_ref() {
-            Some(rule) => http_routes(cx, rule, place),
-            None => Vec::new(),
-        }
+    fn derive(cx: &Cx<'_>, (id, place): &(RuleId, Place)) -> Vec<route::Route> {
+        rules::find(cx, id).map_or_else(Vec::new, |rule| http_routes(cx, &rule, place))
     }
 }
 
 /// Those routes by the rule itself.
 pub(crate) fn routes_of(cx: &Cx<'_>, rule: &Rule, place: &Place) -> Arc<Vec<route::Route>> {
-    cx.get::<RuleRoutes>(&(rule.meta.key(), place.clone()))
+    cx.get::<RuleRoutes>(&(rule.id.clone(), place.clone()))
 }
 
 fn http_routes(cx: &Cx<'_>, rule: &Rule, place: &Place) -> Vec<route::Route> {
@@ -96,7 +92,7 @@ fn http_route(
     let path = name::config_path("virtual-service", &meta.namespace, &meta.name);
     let mut message = route::Route {
         name: http.name.clone(),
-        r#match: Some(matcher::route_match(conditions)),
+        r#match: Some(matcher::route_match(conditions, rule.semantics)),
         metadata: Some(istio_metadata([("config", text(path))])),
         typed_per_filter_config: filter::settings(http),
         ..route::Route::default()
@@ -130,6 +126,9 @@ fn http_route(
         let mesh = cx.get::<Mesh>(&());
         let retries = mesh.default_http_retry_policy.as_ref();
         let mut action = action::rule_forward(http, &mut message, retries, target_of);
+        if rule.semantics == Semantics::GatewayApi {
+            action::answer_missing(&mut action, message.r#match.as_ref());
+        }
         action.append_x_forwarded_host = http.rewrite.is_some() && notes_host(&mesh);
         route::route::Action::Route(action)
     };

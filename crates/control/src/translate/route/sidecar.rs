@@ -14,12 +14,11 @@ use leno_derive::{Cx, Query};
 
 use super::rule::{Place, operation, routes_of};
 use super::{Hosts, action, hash, matcher, notes_host};
-use crate::model::Key;
 use crate::model::virtual_service::MESH;
 use crate::registry::alias::AliasesOf;
 use crate::registry::{DOMAIN, Mesh, Resolution, Service, Visible, VisibleOnPort};
 use crate::scope::outbound::{OutboundPolicy, Unknown};
-use crate::scope::rules::{HostRules, Rule, candidates, mesh_rules};
+use crate::scope::rules::{HostRules, Order, Rule, RuleId, candidates, mesh_rules};
 use crate::scope::{Families, Viewer, fit};
 use crate::translate::name;
 use crate::translate::proto::route;
@@ -123,7 +122,7 @@ fn drafts(cx: &Cx<'_>, viewer: &Viewer, services: &[Arc<Service>], port: u16) ->
     let place = Place { viewer: viewer.clone(), gateway: MESH.to_owned(), port, tls: false };
     let known: HashSet<String> =
         services.iter().map(|service| service.id.host.to_ascii_lowercase()).collect();
-    let mut owned: BTreeMap<Key, Vec<Draft>> = BTreeMap::new();
+    let mut owned: BTreeMap<RuleId, Vec<Draft>> = BTreeMap::new();
     let mut rest = Vec::new();
     let mut rules: Vec<Arc<Rule>> = Vec::new();
     if port == PLAIN_HTTP {
@@ -148,14 +147,12 @@ fn drafts(cx: &Cx<'_>, viewer: &Viewer, services: &[Arc<Service>], port: u16) ->
             None => rest.push(draft),
         }
     }
-    rules.sort_by(|a, b| {
-        let rank = |rule: &Rule| rule.export_to.rank(&viewer.namespace);
-        (rank(a), a.meta.age()).cmp(&(rank(b), b.meta.age()))
-    });
-    rules.dedup_by(|a, b| a.meta.key() == b.meta.key());
+    let order = |rule: &Arc<Rule>| Order::of(rule, &viewer.namespace);
+    rules.sort_by(|a, b| (order(a), &a.id).cmp(&(order(b), &b.id)));
+    rules.dedup_by(|a, b| a.id == b.id);
     let mut drafts = Vec::new();
     for rule in rules.iter().filter(|rule| !rule.spec.http.is_empty()) {
-        let services = owned.remove(&rule.meta.key()).unwrap_or_default();
+        let services = owned.remove(&rule.id).unwrap_or_default();
         if port == PLAIN_HTTP || !services.is_empty() {
             let routes = routes_of(cx, rule, &place);
             let foreign = rule.spec.hosts.iter().filter(|host| !is_known(host, &known));
@@ -169,6 +166,8 @@ fn drafts(cx: &Cx<'_>, viewer: &Viewer, services: &[Arc<Service>], port: u16) ->
         }
         drafts.extend(services);
     }
+    // Those of routes that name the services themselves and bring no other hosts.
+    drafts.extend(owned.into_values().flatten());
     drafts.extend(rest);
     drafts
 }
@@ -187,7 +186,7 @@ fn carries_http(service: &Service, port: u16) -> bool {
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Routes {
     /// The rule that they come from, if any.
-    rule: Option<Key>,
+    rule: Option<RuleId>,
     pub(super) routes: Vec<route::Route>,
     pub(super) origins: Vec<crate::model::ObjectRef>,
 }
@@ -208,7 +207,7 @@ impl Query for ServiceRoutes {
             let routes = routes_of(cx, rule, &place);
             if !routes.is_empty() {
                 let origins = rule.origins.clone();
-                return Routes { rule: Some(rule.meta.key()), routes: routes.as_ref().clone(), origins };
+                return Routes { rule: Some(rule.id.clone()), routes: routes.as_ref().clone(), origins };
             }
         }
         let visible = cx.get::<Visible>(&viewer.namespace);
