@@ -195,7 +195,6 @@ const VIRTUAL_SERVICE: &[Row] = &[
 const DESTINATION_RULE: &[Row] = &[
     // Proxies have no certificates of the mesh's yet, but for those with an agent of Istio's.
     warn("spec.**.tls.mode=ISTIO_MUTUAL", "proxies without certificates send plain text"),
-    warn("spec.**.tunnel", NO_EFFECT),
 ];
 
 const GATEWAY: &[Row] =

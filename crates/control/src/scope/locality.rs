@@ -168,17 +168,50 @@ impl Query for SiteMatters {
     const NAME: &'static str = "site-matters";
 
     fn derive(cx: &Cx<'_>, (): &()) -> SiteMatters {
+        let mut matters = cx.get::<RulesMatter>(&()).as_ref().clone();
+        let (by_place, by_node) = *cx.get::<ServicesMatter>(&());
+        matters.locality |= by_place;
+        matters.node |= by_node;
+        matters.network |= by_place || cx.get::<Networks>(&()).has_gateways();
+        matters
+    }
+}
+
+/// Whether services prefer places, and whether they prefer machines.
+struct ServicesMatter;
+
+impl Query for ServicesMatter {
+    type Key = ();
+    type Value = (bool, bool);
+    const NAME: &'static str = "services-matter";
+
+    fn derive(cx: &Cx<'_>, (): &()) -> (bool, bool) {
+        let services = cx.get::<AllServices>(&());
+        let by_place = services.iter().any(|service| service.distribution != Distribution::Any);
+        let by_node =
+            |service: &Service| service.node_local || service.distribution == Distribution::SameNode;
+        (by_place, services.iter().any(|service| by_node(service)))
+    }
+}
+
+/// What the mesh's settings and the DestinationRules depend on of where clients are.
+struct RulesMatter;
+
+impl Query for RulesMatter {
+    type Key = ();
+    type Value = SiteMatters;
+    const NAME: &'static str = "rules-matter";
+
+    fn derive(cx: &Cx<'_>, (): &()) -> SiteMatters {
         let mesh = cx.get::<Mesh>(&());
-        let mut matters =
-            SiteMatters { network: cx.get::<Networks>(&()).has_gateways(), ..SiteMatters::default() };
+        let mut matters = SiteMatters::default();
+        let by_mesh = mesh.locality_lb_setting.as_ref();
+        let ejects =
+            mesh.default_traffic_policy.as_ref().is_some_and(|policy| policy.outlier_detection.is_some());
         // Where failures are looked for, clients go to near places first.
-        let failing_over = |outliers: bool| outliers && mesh.locality_lb_setting.is_some();
-        matters.locality |= mesh.zone_aware_lb_setting.is_some()
-            || mesh.locality_lb_setting.as_ref().is_some_and(|setting| !setting.distribute.is_empty())
-            || failing_over(
-                mesh.default_traffic_policy.as_ref().is_some_and(|policy| policy.outlier_detection.is_some()),
-            );
-        matters.note_setting(mesh.locality_lb_setting.as_ref(), mesh.zone_aware_lb_setting.as_ref());
+        matters.locality = mesh.zone_aware_lb_setting.is_some()
+            || by_mesh.is_some_and(|setting| ejects || !setting.distribute.is_empty());
+        matters.note_setting(by_mesh, mesh.zone_aware_lb_setting.as_ref());
         for key in cx.all::<DestinationRules>() {
             let Some(rule) = cx.input::<DestinationRules>(&key) else { continue };
             let subsets = rule.spec.subsets.iter().filter_map(|subset| subset.traffic_policy.as_ref());
@@ -193,11 +226,6 @@ impl Query for SiteMatters {
                     matters.note_setting(locality, zones);
                 }
             }
-        }
-        for service in cx.get::<AllServices>(&()).iter() {
-            matters.node |= service.node_local || service.distribution == Distribution::SameNode;
-            matters.locality |= service.distribution != Distribution::Any;
-            matters.network |= service.distribution != Distribution::Any;
         }
         matters
     }

@@ -6,7 +6,6 @@
 //! [`MergedPolicy`] merges them, [`Effective`] is what holds for one port of a subset.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 
 use leno_derive::{Cx, Index, Query};
 
@@ -77,18 +76,6 @@ pub(crate) fn find(cx: &Cx<'_>, key: PolicyKey<'_>) -> Vec<Key> {
         }
     }
     Vec::new()
-}
-
-/// What holds when a client calls a port of a service or, unless its name is empty, of a subset.
-pub(crate) fn effective(
-    cx: &Cx<'_>,
-    viewer: &Viewer,
-    service: &Service,
-    port: u16,
-    subset: &str,
-) -> Arc<Effective> {
-    let rules = policies(cx, viewer, service);
-    cx.get::<EffectivePolicy>(&EffectiveKey { rules, port, subset: subset.to_owned() })
 }
 
 /// DestinationRules by the host that they are for, in full; those with a wildcard all together.

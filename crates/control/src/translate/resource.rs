@@ -59,6 +59,16 @@ pub(crate) fn address(host: &str, port: u16) -> core::Address {
     core::Address { address: Some(core::address::Address::SocketAddress(socket_address(host, port))) }
 }
 
+/// The address of a Unix socket.
+pub(crate) fn pipe(path: &str) -> core::Address {
+    core::Address {
+        address: Some(core::address::Address::Pipe(core::Pipe {
+            path: path.to_owned(),
+            ..core::Pipe::default()
+        })),
+    }
+}
+
 /// A TCP address, unwrapped.
 pub(crate) fn socket_address(host: &str, port: u16) -> core::SocketAddress {
     core::SocketAddress {

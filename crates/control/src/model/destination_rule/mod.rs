@@ -2,6 +2,7 @@
 //!
 //! All fields of the Istio API are here, in its order; `validate.rs` has the rules.
 
+pub(crate) mod balancer;
 mod validate;
 
 use std::collections::BTreeMap;

@@ -2,9 +2,10 @@
 
 use std::collections::HashSet;
 
+use super::balancer::load_balancer;
 use super::{
-    ConnectionPool, ConsistentHash, DestinationRule, LoadBalancer, OutlierDetection, RetryBudget, Simple,
-    TrafficPolicy,
+    ClientTls, ClientTlsMode, ConnectionPool, DestinationRule, LoadBalancer, OutlierDetection, RetryBudget,
+    TrafficPolicy, Tunnel,
 };
 use crate::model::check::{Check, is_dns_label};
 use crate::model::diagnostic::Finding;
@@ -44,7 +45,13 @@ impl DestinationRule {
 }
 
 fn traffic_policy(check: &mut Check, policy: &TrafficPolicy) {
-    port_policy(check, &policy.load_balancer, &policy.connection_pool, &policy.outlier_detection);
+    port_policy(
+        check,
+        &policy.load_balancer,
+        &policy.connection_pool,
+        &policy.outlier_detection,
+        &policy.tls,
+    );
     let mut ports = HashSet::new();
     check.each("portLevelSettings", &policy.port_level_settings, |check, setting| {
         check.at("port", |check| match &setting.port {
@@ -56,8 +63,20 @@ fn traffic_policy(check: &mut Check, policy: &TrafficPolicy) {
             }
             None => check.invalid("a port is needed"),
         });
-        port_policy(check, &setting.load_balancer, &setting.connection_pool, &setting.outlier_detection);
+        port_policy(
+            check,
+            &setting.load_balancer,
+            &setting.connection_pool,
+            &setting.outlier_detection,
+            &setting.tls,
+        );
     });
+    if let Some(settings) = &policy.tunnel {
+        check.at("tunnel", |check| tunnel(check, settings));
+        if policy.proxy_protocol.is_some() {
+            check.at("proxyProtocol", |check| check.invalid("must not be given beside tunnel"));
+        }
+    }
     if let Some(budget) = &policy.retry_budget {
         check.at("retryBudget", |check| retry_budget(check, budget));
     }
@@ -68,42 +87,19 @@ fn port_policy(
     balancer: &Option<LoadBalancer>,
     pool: &Option<ConnectionPool>,
     outliers: &Option<OutlierDetection>,
+    tls: &Option<ClientTls>,
 ) {
+    if let Some(tls) = tls {
+        check.at("tls", |check| client_tls(check, tls));
+    }
     if let Some(balancer) = balancer {
-        check.at("loadBalancer", |check| load_balancer(check, balancer));
+        check.at("loadBalancer", |check| load_balancer(check, balancer, outliers.is_some()));
     }
     if let Some(pool) = pool {
         check.at("connectionPool", |check| connection_pool(check, pool));
     }
     if let Some(outliers) = outliers {
         check.at("outlierDetection", |check| outlier_detection(check, outliers));
-    }
-}
-
-fn load_balancer(check: &mut Check, balancer: &LoadBalancer) {
-    if balancer.simple.is_some() && balancer.consistent_hash.is_some() {
-        check.invalid("only one of simple and consistentHash may be given");
-    }
-    if let Some(hash) = &balancer.consistent_hash {
-        check.at("consistentHash", |check| consistent_hash(check, hash));
-    }
-    if balancer.simple == Some(Simple::LeastConn) {
-        check.at("simple", |check| check.warn("deprecated", "LEAST_CONN is deprecated, use LEAST_REQUEST"));
-    }
-}
-
-fn consistent_hash(check: &mut Check, hash: &ConsistentHash) {
-    let keys = [
-        hash.http_header_name.is_some(),
-        hash.http_cookie.is_some(),
-        hash.use_source_ip.is_some(),
-        hash.http_query_parameter_name.is_some(),
-    ];
-    if keys.into_iter().filter(|given| *given).count() != 1 {
-        check.invalid("one of httpHeaderName, httpCookie, useSourceIp and httpQueryParameterName is needed");
-    }
-    if hash.ring_hash.is_some() && hash.maglev.is_some() {
-        check.invalid("only one of ringHash and maglev may be given");
     }
 }
 
@@ -147,6 +143,50 @@ fn outlier_detection(check: &mut Check, outliers: &OutlierDetection) {
         check.at("consecutiveErrors", |check| {
             check.warn("deprecated", "is deprecated, use consecutiveGatewayErrors");
         });
+    }
+}
+
+fn tunnel(check: &mut Check, settings: &Tunnel) {
+    check.at("protocol", |check| {
+        if !matches!(settings.protocol.as_str(), "" | "CONNECT" | "POST") {
+            check.invalid(format!("{:?} is neither CONNECT nor POST", settings.protocol));
+        }
+    });
+    check.at("targetHost", |check| {
+        check.host(&settings.target_host);
+        if settings.target_host.starts_with('*') {
+            check.invalid("must be a single host");
+        }
+    });
+    check.at("targetPort", |check| check.port(settings.target_port));
+}
+
+fn client_tls(check: &mut Check, tls: &ClientTls) {
+    let mode = match tls.mode {
+        Some(mode @ (ClientTlsMode::Simple | ClientTlsMode::Mutual)) => mode,
+        None | Some(ClientTlsMode::Disable | ClientTlsMode::IstioMutual) => return,
+    };
+    let given = !tls.credential_name.is_empty();
+    if tls.insecure_skip_verify == Some(true) {
+        let credential = given && mode == ClientTlsMode::Simple;
+        if credential || !tls.ca_certificates.is_empty() || !tls.subject_alt_names.is_empty() {
+            check.at("insecureSkipVerify", |check| {
+                check.invalid("leaves nothing to compare: no roots and names may be given beside it");
+            });
+        }
+    }
+    let files = [&tls.client_certificate, &tls.private_key, &tls.ca_certificates, &tls.ca_crl];
+    if given && files.iter().any(|path| !path.is_empty()) {
+        check.at("credentialName", |check| check.invalid("files must not be given beside it"));
+    }
+    if mode == ClientTlsMode::Mutual && !given {
+        for (field, path) in
+            [("clientCertificate", &tls.client_certificate), ("privateKey", &tls.private_key)]
+        {
+            if path.is_empty() {
+                check.at(field, |check| check.invalid("is needed, or a credentialName"));
+            }
+        }
     }
 }
 

@@ -15,7 +15,7 @@ use self::provider::ExtensionProvider;
 use self::proxy::ProxyConfig;
 use super::check::Check;
 use super::destination_rule::{
-    ClientTls, ConnectionPool, LocalityLb, OutlierDetection, TcpKeepalive, ZoneAwareLb,
+    ClientTls, ConnectionPool, LocalityLb, OutlierDetection, TcpKeepalive, ZoneAwareLb, balancer,
 };
 use super::diagnostic::Finding;
 use super::duration::Span;
@@ -483,6 +483,9 @@ impl MeshConfig {
             check.at("accessLogFormat", |check| {
                 check.invalid("must be a JSON object when the encoding is JSON");
             });
+        }
+        if let Some(setting) = &self.locality_lb_setting {
+            check.at("localityLbSetting", |check| balancer::locality(check, setting, true));
         }
         check.into_findings()
     }

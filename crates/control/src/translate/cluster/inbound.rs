@@ -83,7 +83,7 @@ fn of_port(
         mesh,
         &Inbound {
             port: first.target,
-            bind: local.then(|| loopback(families)).map(|address| (address, first.target)),
+            bind: if local { Bind::Address(loopback(families), first.target) } else { Bind::Destination },
             protocol: port.protocol,
             pool: effective.connection_pool.as_ref(),
             stat_name,
@@ -119,8 +119,7 @@ fn of_port(
 pub(crate) struct Inbound<'a> {
     /// The port that clients come in on, which names the cluster.
     pub(crate) port: u16,
-    /// Where the workload listens, if not where clients wanted to go.
-    pub(crate) bind: Option<(IpAddr, u16)>,
+    pub(crate) bind: Bind,
     pub(crate) protocol: Protocol,
     pub(crate) pool: Option<&'a ConnectionPool>,
     /// Its name in statistics, if not its own.
@@ -128,13 +127,25 @@ pub(crate) struct Inbound<'a> {
     pub(crate) families: Families,
 }
 
+/// Where the workload listens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Bind {
+    /// Where clients wanted to go.
+    Destination,
+    Address(IpAddr, u16),
+}
+
 /// A cluster to the workload.
 pub(crate) fn build(mesh: &MeshConfig, inbound: &Inbound<'_>) -> Draft {
     let name = name::inbound(inbound.port);
-    let mut draft = match inbound.bind {
-        Some((host, port)) => {
+    let place = match &inbound.bind {
+        Bind::Destination => None,
+        Bind::Address(host, port) => Some(address(&host.to_string(), *port)),
+    };
+    let mut draft = match place {
+        Some(place) => {
             let mut draft = Draft::new(&name, DiscoveryType::Static);
-            draft.cluster.load_assignment = Some(single(&name, address(&host.to_string(), port)));
+            draft.cluster.load_assignment = Some(single(&name, place));
             draft
         }
         None => {
@@ -149,7 +160,12 @@ pub(crate) fn build(mesh: &MeshConfig, inbound: &Inbound<'_>) -> Draft {
     }
     outbound::speak_protocol(&mut draft, inbound.protocol, true, mesh);
     policy::connection_pool(&mut draft, mesh, inbound.pool.unwrap_or(&ConnectionPool::default()), None);
-    if inbound.bind.is_none_or(|(host, _)| !host.is_loopback()) {
+    // Connections to itself need no mark by which iptables would let them through.
+    let to_itself = match &inbound.bind {
+        Bind::Destination => false,
+        Bind::Address(host, _) => host.is_loopback(),
+    };
+    if !to_itself {
         draft.cluster.upstream_bind_config = Some(source(inbound.families));
     }
     draft

@@ -14,7 +14,7 @@ use leno_derive::{Cx, Query};
 
 use super::cluster;
 use super::proto::{core, endpoint};
-use super::resource::{Resource, address, metadata_of, object, text};
+use super::resource::{Resource, address, metadata_of, object, pipe, text};
 use crate::model::Kind;
 use crate::model::destination_rule::ClientTlsMode;
 use crate::registry::instances::{Health, Instance, Instances};
@@ -207,14 +207,4 @@ fn metadata(workload: &str, mutual: bool) -> core::Metadata {
         namespaces.push(("envoy.transport_socket_match", object([("tlsMode", text("istio"))])));
     }
     metadata_of(namespaces)
-}
-
-/// The address of a Unix socket.
-fn pipe(path: &str) -> core::Address {
-    core::Address {
-        address: Some(core::address::Address::Pipe(core::Pipe {
-            path: path.to_owned(),
-            ..core::Pipe::default()
-        })),
-    }
 }
