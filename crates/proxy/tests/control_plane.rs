@@ -43,6 +43,12 @@ fn clusters_of_the_goldens_are_accepted() {
                 fix_endpoints(&mut cluster, &assignments);
                 // All cases are in one configuration, where names are unique.
                 let unique = format!("{case_name}/{stem}/{name}");
+                if let Some(cache) = cluster
+                    .get_mut("cluster_type")
+                    .and_then(|kind| kind.pointer_mut("/typed_config/dns_cache_config/name"))
+                {
+                    *cache = Value::from(format!("{case_name}/{stem}"));
+                }
                 cluster.insert("name".to_owned(), Value::from(unique.clone()));
                 names.push(unique);
                 clusters.push(Value::Object(cluster));
@@ -78,7 +84,13 @@ fn clusters_of_the_goldens_are_accepted() {
     let mut refused: Vec<String> = faults.iter().map(|fault| named(fault, &names)).collect();
     refused.sort();
     refused.dedup();
-    expect![[""]].assert_eq(&refused.join("\n"));
+    expect![[r#"
+        dr-proxy-protocol/mutual/outbound|80|one|a.default.svc.cluster.local.transport_socket_matches[0].transport_socket.typed_config: extension 'envoy.transport_sockets.upstream_proxy_protocol' (type.googleapis.com/envoy.extensions.transport_sockets.proxy_protocol.v3.ProxyProtocolUpstreamTransport) is not supported yet
+        dr-proxy-protocol/mutual/outbound|80|one|a.default.svc.cluster.local.transport_socket_matches[1].transport_socket.typed_config: extension 'envoy.transport_sockets.upstream_proxy_protocol' (type.googleapis.com/envoy.extensions.transport_sockets.proxy_protocol.v3.ProxyProtocolUpstreamTransport) is not supported yet
+        dr-proxy-protocol/mutual/outbound|80||a.default.svc.cluster.local.transport_socket_matches[0].transport_socket.typed_config: extension 'envoy.transport_sockets.upstream_proxy_protocol' (type.googleapis.com/envoy.extensions.transport_sockets.proxy_protocol.v3.ProxyProtocolUpstreamTransport) is not supported yet
+        dr-proxy-protocol/mutual/outbound|80||a.default.svc.cluster.local.transport_socket_matches[1].transport_socket.typed_config: extension 'envoy.transport_sockets.upstream_proxy_protocol' (type.googleapis.com/envoy.extensions.transport_sockets.proxy_protocol.v3.ProxyProtocolUpstreamTransport) is not supported yet
+        dr-retry-budget/client/outbound|80||a.default.svc.cluster.local.circuit_breakers.thresholds[0].retry_budget.budget_interval: not supported yet
+        dr-tls-simple/client/outbound|443||b.example.com.transport_socket.typed_config.common_tls_context.combined_validation_context.default_validation_context.crl.filename: cannot read '/etc/certs/crl.pem': No such file or directory (os error 2)"#]].assert_eq(&refused.join("\n"));
 }
 
 /// Endpoints that would come by EDS, put where a static configuration has them.
