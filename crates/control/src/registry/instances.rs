@@ -297,8 +297,8 @@ impl Here<'_, '_> {
         });
         let both = service.cluster_ips.len() > 1;
         let instances = endpoint.addresses.iter().filter_map(|address| match &pod {
-            // A pod with addresses of both kinds is one endpoint, which comes from the slice of the
-            // kind that is its own first.
+            // Deviation: a pod with addresses of both kinds is one endpoint without any switch
+            // (`ISTIO_DUAL_STACK`); it comes from the slice of the kind that is its own first.
             Some(pod) if both && pod.ips.len() > 1 && pod.ips.first() != Some(address) => None,
             Some(pod) => self.pod(*address, ports.clone(), pod, health, both),
             None => {

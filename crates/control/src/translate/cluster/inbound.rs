@@ -39,6 +39,8 @@ impl Query for InboundClusters {
 
     fn derive(cx: &Cx<'_>, (workload, families): &(Workload, Families)) -> Vec<Arc<Resource>> {
         let mesh = cx.get::<Mesh>(&());
+        // Deviation: it has a name of its own in statistics, where Istio counts it with the outbound
+        // PassthroughCluster.
         let mut rest = passthrough(&mesh, name::INBOUND_PASSTHROUGH_CLUSTER);
         rest.cluster.upstream_bind_config = Some(source(*families));
         let mut clusters = vec![Arc::new(super::encode(rest))];
