@@ -208,7 +208,7 @@ mod tests {
 
     use super::{BadNode, parse};
     use crate::scope::{Interception, Role};
-    use crate::translate::resource::{number, object, text};
+    use crate::translate::resource::{from_json, object, text};
 
     fn node(id: &str, fields: Vec<(&'static str, prost_types::Value)>) -> core::Node {
         let fields = fields.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
@@ -230,7 +230,7 @@ mod tests {
         assert_eq!(read.key.labels.get("app").map(String::as_str), Some("reviews"));
         assert_eq!(read.key.interception, Interception::Redirect);
 
-        let fields = vec![("INTERCEPTION_MODE", text("NONE")), ("HTTP_PROXY_PORT", number(15099))];
+        let fields = vec![("INTERCEPTION_MODE", text("NONE")), ("HTTP_PROXY_PORT", from_json(&serde_json::json!(15099)))];
         let read =
             parse(&graph, &node("sidecar~127.0.1.5~x.a~a.svc.cluster.local", fields)).expect("a good node");
         let address = "127.0.1.5".parse().expect("an address");

@@ -105,11 +105,6 @@ pub(crate) fn text(value: impl Into<String>) -> Value {
     Value { kind: Some(Kind::StringValue(value.into())) }
 }
 
-/// A number value.
-pub(crate) fn number(value: u16) -> Value {
-    Value { kind: Some(Kind::NumberValue(f64::from(value))) }
-}
-
 /// A truth value.
 pub(crate) fn truth(value: bool) -> Value {
     Value { kind: Some(Kind::BoolValue(value)) }
