@@ -9,9 +9,9 @@ use std::net::IpAddr;
 use leno_derive::{Cx, Query};
 
 use super::resource::Resource;
-use crate::registry::instances::Instances;
+use crate::registry::instances::{Health, Instance, Instances};
 use crate::registry::{Resolution, Service, Visible};
-use crate::scope::{ProxyKey, Role};
+use crate::scope::{Families, ProxyKey, Role};
 
 /// The type of the resource.
 pub(crate) const TYPE_URL: &str = "type.googleapis.com/istio.networking.nds.v1.NameTable";
@@ -53,7 +53,8 @@ impl Query for NameTable {
         }
         let mut message = Table::default();
         for (host, service) in cx.get::<Visible>(&client.namespace).iter() {
-            let ips = addresses(cx, service);
+            add_pods(cx, &mut message, host, service);
+            let ips = addresses(cx, service, client.families);
             if ips.is_empty() {
                 continue;
             }
@@ -69,16 +70,38 @@ impl Query for NameTable {
     }
 }
 
+/// Adds the names that pods of a headless Service have below its own.
+fn add_pods(cx: &Cx<'_>, message: &mut Table, host: &str, service: &Service) {
+    if !service.is_kubernetes() || service.resolution != Resolution::OriginalDst {
+        return;
+    }
+    let instances = cx.get::<Instances>(&service.id);
+    for instance in ready(&instances).filter(|instance| !instance.hostname.is_empty()) {
+        let info = Info {
+            ips: vec![instance.address.clone()],
+            registry: "Kubernetes".to_owned(),
+            shortname: format!("{}.{}", instance.hostname, service.name),
+            namespace: service.namespace().to_owned(),
+        };
+        message.table.insert(format!("{}.{host}", instance.hostname), info);
+    }
+}
+
+/// The endpoints that DNS names: those that are ready, as in Kubernetes.
+fn ready(instances: &[Instance]) -> impl Iterator<Item = &Instance> {
+    instances.iter().filter(|instance| instance.health == Health::Healthy)
+}
+
 /// What a name stands for: the service's own addresses, or its endpoints' if it has none of its own
 /// because callers are to choose.
-fn addresses(cx: &Cx<'_>, service: &Service) -> Vec<String> {
-    let own: Vec<String> = service.vips().map(|address| address.to_string()).collect();
+fn addresses(cx: &Cx<'_>, service: &Service, families: Families) -> Vec<String> {
+    let own: Vec<String> = service.vips_for(families).map(|address| address.to_string()).collect();
     if !own.is_empty() || service.resolution != Resolution::OriginalDst || !service.addresses.is_empty() {
         return own;
     }
     let instances = cx.get::<Instances>(&service.id);
     let mut found: Vec<IpAddr> = Vec::new();
-    for address in instances.iter().filter_map(|instance| instance.address.parse().ok()) {
+    for address in ready(&instances).filter_map(|instance| instance.address.parse().ok()) {
         if !found.contains(&address) {
             found.push(address);
         }
