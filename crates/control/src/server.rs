@@ -348,6 +348,7 @@ impl Loop {
             Question::Sync => Some(debug::syncz(&self.push)),
             Question::Config => Some(debug::configz(&self.origins)),
             Question::Registry => Some(debug::registryz(&self.graph)),
+            Question::Gateways => Some(debug::gatewayz(&self.graph)),
             Question::Diagnostics => serde_json::to_value(&self.diagnostics).ok(),
             Question::Dump(proxy) => debug::config_dump(&self.push, proxy),
         }

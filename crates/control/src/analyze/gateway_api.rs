@@ -4,20 +4,9 @@ use leno_derive::{Cx, Query};
 
 use super::warning;
 use crate::model::diagnostic::Finding;
-use crate::model::inputs::{GrpcRoutes, HttpRoutes, KubernetesGateways, TcpRoutes, TlsRoutes};
 use crate::model::{Kind, ObjectRef};
 use crate::scope::gateway_api::listeners::ListenersOf;
 use crate::scope::gateway_api::problems;
-
-/// All objects of the Gateway API that can have faults.
-pub(super) fn objects(cx: &Cx<'_>) -> Vec<ObjectRef> {
-    let gateways = cx.all::<KubernetesGateways>().into_iter().map(|key| key.of(Kind::KubernetesGateway));
-    let http = cx.all::<HttpRoutes>().into_iter().map(|key| key.of(Kind::HttpRoute));
-    let grpc = cx.all::<GrpcRoutes>().into_iter().map(|key| key.of(Kind::GrpcRoute));
-    let tls = cx.all::<TlsRoutes>().into_iter().map(|key| key.of(Kind::TlsRoute));
-    let tcp = cx.all::<TcpRoutes>().into_iter().map(|key| key.of(Kind::TcpRoute));
-    gateways.chain(http).chain(grpc).chain(tls).chain(tcp).collect()
-}
 
 /// Faults of a Gateway or of a route.
 pub(super) struct GatewayApiFindings;
@@ -28,12 +17,14 @@ impl Query for GatewayApiFindings {
     const NAME: &'static str = "gateway-api-findings";
 
     fn derive(cx: &Cx<'_>, object: &ObjectRef) -> Vec<Finding> {
-        let (code, problems) = match object.kind {
-            Kind::KubernetesGateway => {
-                ("listener-left-out", cx.get::<ListenersOf>(&object.key()).problems.clone())
-            }
-            _ => ("not-routed", problems(cx, object)),
-        };
-        problems.into_iter().map(|(path, message)| warning(code, path, message)).collect()
+        if object.kind == Kind::KubernetesGateway {
+            let listeners = cx.get::<ListenersOf>(&object.key());
+            let left_out = listeners.left_out.iter();
+            return left_out
+                .map(|found| warning("listener-left-out", found.path.clone(), found.message.clone()))
+                .collect();
+        }
+        let problems = problems(cx, object).into_iter();
+        problems.map(|(path, message)| warning("not-routed", path, message)).collect()
     }
 }

@@ -15,6 +15,7 @@ use crate::model::inputs::{DestinationRules, Gateways, ServiceEntries, VirtualSe
 use crate::model::{Key, Kind, ObjectRef};
 use crate::registry::{Resolution, ServicesOf, Visible, VisibleOnPort, full_name};
 use crate::scope::fit;
+use crate::scope::gateway_api::status::objects;
 
 /// All faults of the mesh, by object.
 pub(crate) struct Analysis;
@@ -41,7 +42,7 @@ impl Query for Analysis {
         for key in cx.all::<ServiceEntries>() {
             add(key.of(Kind::ServiceEntry), &cx.get::<EntryFindings>(&key));
         }
-        for object in gateway_api::objects(cx) {
+        for object in objects(cx) {
             let findings = cx.get::<gateway_api::GatewayApiFindings>(&object);
             add(object, &findings);
         }

@@ -22,16 +22,18 @@ pub(crate) enum Question {
     Sync,
     Config,
     Registry,
+    Gateways,
     Diagnostics,
     /// The configuration of a proxy, by its name or identifier.
     Dump(String),
 }
 
 /// The paths that lead to an answer of the control loop.
-const PATHS: [(&str, Question); 4] = [
+const PATHS: [(&str, Question); 5] = [
     ("/debug/syncz", Question::Sync),
     ("/debug/configz", Question::Config),
     ("/debug/registryz", Question::Registry),
+    ("/debug/gatewayz", Question::Gateways),
     ("/debug/diagnostics", Question::Diagnostics),
 ];
 

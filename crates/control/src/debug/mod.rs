@@ -17,6 +17,7 @@ use crate::push::Push;
 use crate::push::session::Session;
 use crate::registry::instances::Instances;
 use crate::registry::{AllServices, Resolution};
+use crate::scope::gateway_api::status::AllStatuses;
 use crate::source::Origin;
 
 /// `/debug/syncz`: what each proxy has been sent and has taken.
@@ -103,6 +104,22 @@ pub(crate) fn registryz(graph: &Graph) -> Value {
                 "external": service.external,
                 "ports": ports,
                 "endpoints": endpoints,
+            })
+        })
+        .collect()
+}
+
+/// `/debug/gatewayz`: what became of the Gateway API's objects.
+pub(crate) fn gatewayz(graph: &Graph) -> Value {
+    let statuses = graph.peek::<AllStatuses>(&());
+    statuses
+        .iter()
+        .map(|(object, status)| {
+            json!({
+                "kind": object.kind.to_string(),
+                "namespace": object.namespace,
+                "name": object.name,
+                "status": status,
             })
         })
         .collect()

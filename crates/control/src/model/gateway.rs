@@ -234,7 +234,7 @@ fn tls_settings(check: &mut Check, tls: &ServerTls) {
     let files = !tls.server_certificate.is_empty() || !tls.private_key.is_empty();
     if !tls.credential_name.is_empty() && !tls.credential_names.is_empty() {
         check.at("credentialNames", |check| {
-            check.invalid("only one of credentialName and credentialNames may be given")
+            check.invalid("only one of credentialName and credentialNames may be given");
         });
     }
     if named && (files || !tls.tls_certificates.is_empty()) {

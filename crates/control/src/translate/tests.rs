@@ -18,6 +18,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use crate::analyze::Analysis;
+use crate::debug;
 use crate::model::diagnostic::Diagnostic;
 use crate::model::duration::Span;
 use crate::model::inputs;
@@ -144,6 +145,10 @@ fn run(case: &Path) -> Result<(), String> {
         compare(format!("{}.yaml", proxy.name), &encode::yaml_text(&shown));
     }
     compare("diagnostics.txt".to_owned(), &diagnostics);
+    let statuses = debug::gatewayz(&graph);
+    if statuses.as_array().is_some_and(|all| !all.is_empty()) {
+        compare("status.yaml".to_owned(), &encode::yaml_text(&statuses));
+    }
     for entry in fs::read_dir(case).expect("the case") {
         let name = entry.expect("an entry").file_name().into_string().expect("a name");
         if !expected.contains(&name) {

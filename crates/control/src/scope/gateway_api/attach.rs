@@ -27,9 +27,21 @@ pub(crate) struct Head<'a> {
 
 /// What became of a reference to a parent.
 pub(crate) enum Attached {
-    /// It is taken, or another controller's matter.
     Taken,
-    Refused(String),
+    Refused(Refusal),
+    /// It is another controller's.
+    Foreign,
+}
+
+/// Why a parent does not take a route.
+pub(crate) struct Refusal {
+    /// A reason of the Gateway API's, for its status.
+    pub(super) reason: &'static str,
+    pub(super) message: String,
+}
+
+fn refused(reason: &'static str, message: String) -> Attached {
+    Attached::Refused(Refusal { reason, message })
 }
 
 impl<'a> Head<'a> {
@@ -106,55 +118,59 @@ impl<'a> Head<'a> {
             let parent = Parent::of(reference, &self.meta.namespace);
             match parent.kind.as_str() {
                 "Gateway" if cx.input::<KubernetesGateways>(&parent.key).is_none() => {
-                    Attached::Refused(format!("there is no Gateway {}", parent.key))
+                    refused("NoMatchingParent", format!("there is no Gateway {}", parent.key))
                 }
                 "Gateway" => {
                     let listeners = cx.get::<ListenersOf>(&parent.key);
                     if !listeners.is_ours {
-                        return Attached::Taken;
+                        return Attached::Foreign;
                     }
                     let meant = listeners.derived.iter().filter(|listener| is_meant(reference, listener));
                     let mut refusals = Vec::new();
                     for listener in meant {
                         match self.refusal(cx, reference, listener) {
                             None => return Attached::Taken,
-                            Some(why) => refusals.push(why),
+                            Some(refusal) => refusals.push(refusal),
                         }
                     }
-                    let why = if refusals.is_empty() {
-                        "it has no such listener".to_owned()
-                    } else {
-                        refusals.join("; ")
-                    };
-                    Attached::Refused(format!("the Gateway {} does not take it: {why}", parent.key))
+                    let reason = refusals.first().map_or("NoMatchingParent", |refusal| refusal.reason);
+                    let why: Vec<String> = refusals.into_iter().map(|refusal| refusal.message).collect();
+                    let why =
+                        if why.is_empty() { "it has no such listener".to_owned() } else { why.join("; ") };
+                    refused(reason, format!("the Gateway {} does not take it: {why}", parent.key))
                 }
                 "Service" if cx.input::<Services>(&parent.key).is_none() => {
-                    Attached::Refused(format!("there is no Service {}", parent.key))
+                    refused("NoMatchingParent", format!("there is no Service {}", parent.key))
                 }
                 "Service" => Attached::Taken,
-                other => Attached::Refused(format!("a parent of kind {other} is not supported yet")),
+                other => {
+                    refused("NoMatchingParent", format!("a parent of kind {other} is not supported yet"))
+                }
             }
         };
         self.parents.iter().map(one).collect()
     }
 
     /// Why a listener does not take it; `None` if it does.
-    fn refusal(&self, cx: &Cx<'_>, reference: &ParentReference, listener: &Derived) -> Option<String> {
+    fn refusal(&self, cx: &Cx<'_>, reference: &ParentReference, listener: &Derived) -> Option<Refusal> {
+        let section = &listener.section;
         if !is_meant(reference, listener) {
-            return Some("another listener is meant".to_owned());
+            let message = "another listener is meant".to_owned();
+            return Some(Refusal { reason: "NoMatchingParent", message });
         }
         if !listener.kinds.contains(&self.kind) {
-            return Some(format!("the listener {:?} takes no {}", listener.section, self.kind));
+            let message = format!("the listener {section:?} takes no {}", self.kind);
+            return Some(Refusal { reason: "NotAllowedByListeners", message });
         }
         if !listener.namespaces.includes(cx, &listener.gateway.namespace, &self.meta.namespace) {
-            return Some(format!(
-                "the listener {:?} takes no routes of the namespace {}",
-                listener.section, self.meta.namespace
-            ));
+            let own = &self.meta.namespace;
+            let message = format!("the listener {section:?} takes no routes of the namespace {own}");
+            return Some(Refusal { reason: "NotAllowedByListeners", message });
         }
         let own = listener.hostname.as_deref()?;
         let meets = self.hosts().iter().any(|host| intersection(own, host).is_some());
-        (!meets).then(|| format!("no hostname is within {own:?} of the listener {:?}", listener.section))
+        let message = || format!("no hostname is within {own:?} of the listener {section:?}");
+        (!meets).then(|| Refusal { reason: "NoMatchingListenerHostname", message: message() })
     }
 }
 

@@ -2,7 +2,7 @@
 
 use leno_derive::Cx;
 
-use super::attach::Head;
+use super::attach::{Head, Refusal};
 use crate::model::Key;
 use crate::model::gateway_api::GROUP;
 use crate::model::gateway_api::route::StreamBackend;
@@ -27,6 +27,16 @@ enum Problem {
 }
 
 impl Problem {
+    /// A reason of the Gateway API's, for its status.
+    fn reason(&self) -> &'static str {
+        match self {
+            Problem::NotGranted => "RefNotPermitted",
+            Problem::Missing => "BackendNotFound",
+            Problem::Kind => "InvalidKind",
+            Problem::Invalid(_) => "UnsupportedValue",
+        }
+    }
+
     /// Whether the rule stands, and only this backend fails.
     fn is_soft(&self) -> bool {
         !matches!(self, Problem::Invalid(_))
@@ -109,8 +119,8 @@ pub(super) fn is_granted(
         })
 }
 
-/// The backends of a route that cannot be had, with paths. Routes of the mesh need no grants.
-pub(super) fn problems(cx: &Cx<'_>, head: &Head<'_>) -> Vec<(String, String)> {
+/// The backends of a route that cannot be had, with paths and reasons. Routes of the mesh need no grants.
+pub(super) fn problems(cx: &Cx<'_>, head: &Head<'_>) -> Vec<(String, Refusal)> {
     let namespace = &head.meta.namespace;
     let enforce = head.has_gateway();
     let mut found = Vec::new();
@@ -118,19 +128,19 @@ pub(super) fn problems(cx: &Cx<'_>, head: &Head<'_>) -> Vec<(String, String)> {
         let own = backend.namespace.as_deref().unwrap_or(namespace);
         let name = &backend.name;
         let (_, problem) = resolve(cx, head.kind, namespace, backend, enforce);
-        let message = match problem {
-            None => continue,
-            Some(Problem::NotGranted) => {
+        let Some(problem) = problem else { continue };
+        let message = match &problem {
+            Problem::NotGranted => {
                 format!("no ReferenceGrant in the namespace {own} lets it have {name}: requests get 500")
             }
-            Some(Problem::Missing) => format!("there is no {own}/{name}: requests get 500"),
-            Some(Problem::Kind) => {
+            Problem::Missing => format!("there is no {own}/{name}: requests get 500"),
+            Problem::Kind => {
                 let kind = backend.kind.as_deref().unwrap_or("Service");
                 format!("the kind {kind} is not supported yet: requests get 500")
             }
-            Some(Problem::Invalid(why)) => format!("{why}: the route is left out"),
+            Problem::Invalid(why) => format!("{why}: the route is left out"),
         };
-        found.push((path.clone(), message));
+        found.push((path.clone(), Refusal { reason: problem.reason(), message }));
     }
     found
 }

@@ -102,9 +102,22 @@ pub(crate) struct Listeners {
     /// Whether its class is ours.
     pub(crate) is_ours: bool,
     pub(crate) derived: Vec<Derived>,
-    /// What cannot be had, with paths.
-    pub(crate) problems: Vec<(String, String)>,
+    /// Those that cannot be had.
+    pub(crate) left_out: Vec<LeftOut>,
 }
+
+/// A listener that cannot be had.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct LeftOut {
+    pub(crate) section: String,
+    pub(crate) path: String,
+    /// A reason of the Gateway API's, for its status.
+    pub(crate) reason: &'static str,
+    pub(crate) message: String,
+}
+
+/// The field that is at fault, a reason of the Gateway API's and a message.
+type Fault = (&'static str, &'static str, String);
 
 /// The listeners of a Gateway by its name; none if its class is not ours.
 pub(crate) struct ListenersOf;
@@ -125,14 +138,19 @@ impl Query for ListenersOf {
         for (index, listener) in gateway.spec.listeners.iter().enumerate() {
             let hostname = listener.hostname.clone().filter(|host| !host.is_empty());
             let path = format!("spec.listeners[{index}]");
-            if !taken.insert((listener.port, layer(&listener.protocol), hostname.clone())) {
+            let derived = if taken.insert((listener.port, layer(&listener.protocol), hostname.clone())) {
+                derived(cx, key, listener, hostname)
+            } else {
                 let message = "an earlier listener has the same port and hostname".to_owned();
-                listeners.problems.push((path, message));
-                continue;
-            }
-            match derived(cx, key, listener, hostname) {
+                Err(("", "HostnameConflict", message))
+            };
+            match derived {
                 Ok(derived) => listeners.derived.push(derived),
-                Err((field, message)) => listeners.problems.push((format!("{path}.{field}"), message)),
+                Err((field, reason, message)) => {
+                    let path = if field.is_empty() { path } else { format!("{path}.{field}") };
+                    let section = listener.name.clone();
+                    listeners.left_out.push(LeftOut { section, path, reason, message });
+                }
             }
         }
         listeners
@@ -161,13 +179,19 @@ fn derived(
     gateway: &Key,
     listener: &Listener,
     hostname: Option<String>,
-) -> Result<Derived, (&'static str, String)> {
+) -> Result<Derived, Fault> {
     let supported: &[&'static str] = match listener.protocol.as_str() {
         "HTTP" | "HTTPS" => &["HTTPRoute", "GRPCRoute"],
         "TCP" => &["TCPRoute"],
         "TLS" if is_passthrough(listener) => &["TLSRoute"],
         "TLS" => &["TCPRoute"],
-        other => return Err(("protocol", format!("{other:?} is none of HTTP, HTTPS, TLS, TCP"))),
+        other => {
+            return Err((
+                "protocol",
+                "UnsupportedProtocol",
+                format!("{other:?} is none of HTTP, HTTPS, TLS, TCP"),
+            ));
+        }
     };
     let wanted = listener.allowed_routes.as_ref().map_or(&[][..], |allowed| &allowed.kinds);
     let kinds = supported.iter().copied();
@@ -176,6 +200,7 @@ fn derived(
     if kinds.is_empty() {
         return Err((
             "allowedRoutes",
+            "InvalidRouteKinds",
             format!("a listener of {} takes none of these kinds", listener.protocol),
         ));
     }
@@ -216,15 +241,15 @@ fn is_passthrough(listener: &Listener) -> bool {
     listener.tls.as_ref().is_some_and(|tls| tls.mode == Some(TlsMode::Passthrough))
 }
 
-fn tls(cx: &Cx<'_>, gateway: &Key, listener: &Listener) -> Result<ServerTls, (&'static str, String)> {
+fn tls(cx: &Cx<'_>, gateway: &Key, listener: &Listener) -> Result<ServerTls, Fault> {
     let Some(ListenerTls { mode, certificate_refs, options }) = listener.tls.as_ref() else {
-        return Err(("tls", format!("a listener of {} needs it", listener.protocol)));
+        return Err(("tls", "Invalid", format!("a listener of {} needs it", listener.protocol)));
     };
     if *mode == Some(TlsMode::Passthrough) {
         return Ok(ServerTls { mode: Some(ServerTlsMode::Passthrough), ..ServerTls::default() });
     }
     if let Some(unknown) = options.keys().find(|name| *name != TLS_MODE) {
-        return Err(("tls.options", format!("{unknown} is not supported yet")));
+        return Err(("tls.options", "Invalid", format!("{unknown} is not supported yet")));
     }
     let mut settings = ServerTls { mode: Some(ServerTlsMode::Simple), ..ServerTls::default() };
     match options.get(TLS_MODE).map(String::as_str) {
@@ -239,21 +264,30 @@ fn tls(cx: &Cx<'_>, gateway: &Key, listener: &Listener) -> Result<ServerTls, (&'
             "builtin://".clone_into(&mut settings.credential_name);
             return Ok(settings);
         }
-        Some(other) => return Err(("tls.options", format!("{TLS_MODE} cannot be {other:?}"))),
+        Some(other) => return Err(("tls.options", "Invalid", format!("{TLS_MODE} cannot be {other:?}"))),
     }
     if certificate_refs.is_empty() {
-        return Err(("tls.certificateRefs", "at least one certificate is needed".to_owned()));
+        return Err((
+            "tls.certificateRefs",
+            "InvalidCertificateRef",
+            "at least one certificate is needed".to_owned(),
+        ));
     }
     let mut names = Vec::new();
     for reference in certificate_refs {
         if reference.kind.as_deref().is_some_and(|kind| kind != "Secret") {
-            return Err(("tls.certificateRefs", "only Secrets hold certificates".to_owned()));
+            return Err((
+                "tls.certificateRefs",
+                "InvalidCertificateRef",
+                "only Secrets hold certificates".to_owned(),
+            ));
         }
         let namespace = reference.namespace.as_deref().unwrap_or(&gateway.namespace);
         let from = ("Gateway", gateway.namespace.as_str());
         if !backend::is_granted(cx, from, ("", "Secret", &reference.name), namespace) {
             return Err((
                 "tls.certificateRefs",
+                "RefNotPermitted",
                 format!("no ReferenceGrant lets it have the Secret {namespace}/{}", reference.name),
             ));
         }

@@ -5,12 +5,14 @@
 //!   the name that Istio gives it;
 //! - `attach.rs`: which routes may attach to which listeners and services;
 //! - `convert.rs` and `backend.rs`: rules of routes as those of VirtualServices;
+//! - `status.rs`: what became of it all, as the Gateway API words it;
 //! - here: the routes that are attached, merged by host and put in order, as [`Rule`]s.
 
 pub(crate) mod attach;
 mod backend;
 mod convert;
 pub(crate) mod listeners;
+pub(crate) mod status;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -296,25 +298,43 @@ fn with_port(rules: &[istio::HttpRoute], port: Option<u16>) -> Vec<istio::HttpRo
     rules.iter().map(narrowed).collect()
 }
 
-/// Where routes say what has no effect: for each route its parents that do not take it and its
-/// backends that cannot be had.
-pub(crate) fn problems(cx: &Cx<'_>, object: &ObjectRef) -> Vec<(String, String)> {
+/// Does something with what all kinds of routes have; `None` if there is no such route.
+fn with_head<T>(cx: &Cx<'_>, object: &ObjectRef, work: impl FnOnce(&Head<'_>) -> T) -> Option<T> {
     let key = object.key();
-    let mut found: Vec<(String, String)> = Vec::new();
-    let mut check = |head: &Head<'_>| {
+    match object.kind {
+        Kind::HttpRoute => cx.input::<HttpRoutes>(&key).map(|route| work(&Head::of_http(&route))),
+        Kind::GrpcRoute => cx.input::<GrpcRoutes>(&key).map(|route| work(&Head::of_grpc(&route))),
+        Kind::TlsRoute => cx.input::<TlsRoutes>(&key).map(|route| work(&Head::of_tls(&route))),
+        Kind::TcpRoute => cx.input::<TcpRoutes>(&key).map(|route| work(&Head::of_tcp(&route))),
+        _ => None,
+    }
+}
+
+/// Where a route says what has no effect: its parents that do not take it and its backends that
+/// cannot be had, with paths.
+pub(crate) fn problems(cx: &Cx<'_>, object: &ObjectRef) -> Vec<(String, String)> {
+    let found = with_head(cx, object, |head| {
+        let mut found: Vec<(String, String)> = Vec::new();
         for (index, attached) in head.attached(cx).into_iter().enumerate() {
-            if let Attached::Refused(why) = attached {
-                found.push((format!("spec.parentRefs[{index}]"), why));
+            if let Attached::Refused(refusal) = attached {
+                found.push((format!("spec.parentRefs[{index}]"), refusal.message));
             }
         }
-        found.extend(backend::problems(cx, head));
-    };
-    match object.kind {
-        Kind::HttpRoute => drop(cx.input::<HttpRoutes>(&key).map(|route| check(&Head::of_http(&route)))),
-        Kind::GrpcRoute => drop(cx.input::<GrpcRoutes>(&key).map(|route| check(&Head::of_grpc(&route)))),
-        Kind::TlsRoute => drop(cx.input::<TlsRoutes>(&key).map(|route| check(&Head::of_tls(&route)))),
-        Kind::TcpRoute => drop(cx.input::<TcpRoutes>(&key).map(|route| check(&Head::of_tcp(&route)))),
-        _ => {}
-    }
-    found
+        let backends = backend::problems(cx, head).into_iter();
+        found.extend(backends.map(|(path, refusal)| (path, refusal.message)));
+        found
+    });
+    found.unwrap_or_default()
+}
+
+/// How many routes a listener has.
+fn attached_routes(cx: &Cx<'_>, listener: &Derived) -> usize {
+    let parent = Parent { kind: "Gateway".to_owned(), key: listener.gateway.clone() };
+    let http = cx.bucket::<HttpRoutesByParent>(&parent).into_iter().map(|key| key.of(Kind::HttpRoute));
+    let grpc = cx.bucket::<GrpcRoutesByParent>(&parent).into_iter().map(|key| key.of(Kind::GrpcRoute));
+    let tls = cx.bucket::<TlsRoutesByParent>(&parent).into_iter().map(|key| key.of(Kind::TlsRoute));
+    let tcp = cx.bucket::<TcpRoutesByParent>(&parent).into_iter().map(|key| key.of(Kind::TcpRoute));
+    let routes = http.chain(grpc).chain(tls).chain(tcp);
+    let attaches = |head: &Head<'_>| head.attaches_to(cx, &parent, listener);
+    routes.filter(|route| with_head(cx, route, attaches) == Some(true)).count()
 }

@@ -11,6 +11,7 @@ use super::filters::{self, FilterScope, Side};
 use super::{Frame, filter};
 use crate::model::Meta;
 use crate::model::virtual_service::{L4Match, RouteDestination, TlsMatch};
+use crate::registry::alias::AliasesOf;
 use crate::registry::instances::selects;
 use crate::registry::protocol::Protocol;
 use crate::registry::{Service, Visible};
@@ -23,6 +24,7 @@ use crate::translate::proto::{core, listener, ty};
 use crate::translate::resource::{istio_metadata, text};
 use crate::translate::route::action;
 use crate::translate::route::rule::Place;
+use crate::translate::route::sidecar::short_names;
 
 /// Where chains of bytes are wanted.
 pub(super) struct Wanted<'a, 'c> {
@@ -59,6 +61,16 @@ impl Wanted<'_, '_> {
         let prefix = format!("{}.{}", meta.name, meta.namespace);
         let message = self.proxy(prefix, ClusterSpecifier::WeightedClusters(clusters), "", policy.as_deref());
         self.complete(&message)
+    }
+
+    /// The names by which clients ask for a service: its host and its aliases with their short forms.
+    fn names(&self, service: &Service) -> Vec<String> {
+        let mut names = vec![service.id.host.clone()];
+        for (alias, _) in self.cx.get::<AliasesOf>(&service.id.host).iter() {
+            names.push(alias.clone());
+            names.extend(short_names(alias, &self.viewer().namespace));
+        }
+        names
     }
 
     /// The filters that lead to a port of a service.
@@ -180,7 +192,7 @@ fn tls_chains(
     }
     if chains.is_empty() {
         // Where the address does not tell the service, the name that is asked for must.
-        let sni = if alone { Vec::new() } else { vec![service.id.host.clone()] };
+        let sni = if alone { Vec::new() } else { wanted.names(service) };
         let filters = wanted.to_service(service);
         chains.push(Chain { sni, ranges: ranges.to_vec(), filters, ..Chain::default() });
     }

@@ -12,7 +12,7 @@ mod hash;
 pub(crate) mod matcher;
 pub(crate) mod retry;
 pub(crate) mod rule;
-mod sidecar;
+pub(crate) mod sidecar;
 
 use std::sync::Arc;
 

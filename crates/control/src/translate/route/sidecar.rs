@@ -310,7 +310,7 @@ fn bracketed(host: &str) -> String {
 }
 
 /// The short forms of a Kubernetes Service's name.
-fn short_names(host: &str, namespace: &str) -> Vec<String> {
+pub(crate) fn short_names(host: &str, namespace: &str) -> Vec<String> {
     let suffix = format!(".svc.{DOMAIN}");
     let Some(base) = host.strip_suffix(&suffix) else { return Vec::new() };
     match base.split_once('.') {

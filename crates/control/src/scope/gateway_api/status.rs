@@ -1,0 +1,179 @@
+//! What became of the Gateway API's objects, as their `status` says it.
+
+use leno_derive::{Cx, Query};
+use serde::Serialize;
+
+use super::attach::{Attached, Head, Refusal};
+use super::listeners::{LeftOut, ListenersOf};
+use super::{attached_routes, backend, with_head};
+use crate::model::inputs::{GrpcRoutes, HttpRoutes, KubernetesGateways, TcpRoutes, TlsRoutes};
+use crate::model::{Kind, ObjectRef};
+
+/// One fact about an object.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(crate) struct Condition {
+    r#type: &'static str,
+    /// `True` or `False`.
+    status: &'static str,
+    reason: &'static str,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    message: String,
+}
+
+/// What became of a listener.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct ListenerStatus {
+    name: String,
+    supported_kinds: Vec<&'static str>,
+    attached_routes: usize,
+    conditions: Vec<Condition>,
+}
+
+/// What a parent made of a route.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct ParentStatus {
+    /// The index in `spec.parentRefs`.
+    parent_ref: usize,
+    conditions: Vec<Condition>,
+}
+
+/// What became of an object: a Gateway has conditions and listeners, a route has parents.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Status {
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    conditions: Vec<Condition>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    listeners: Vec<ListenerStatus>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    parents: Vec<ParentStatus>,
+}
+
+/// The status of a Gateway or a route; `None` if it is not ours.
+pub(crate) struct GatewayStatus;
+
+impl Query for GatewayStatus {
+    type Key = ObjectRef;
+    type Value = Option<Status>;
+    const NAME: &'static str = "gateway-status";
+
+    fn derive(cx: &Cx<'_>, object: &ObjectRef) -> Option<Status> {
+        if object.kind == Kind::KubernetesGateway {
+            of_gateway(cx, object)
+        } else {
+            let parents = with_head(cx, object, |head| of_route(cx, head))?;
+            (!parents.is_empty()).then(|| Status { parents, ..Status::default() })
+        }
+    }
+}
+
+/// All objects that have a status.
+pub(crate) struct AllStatuses;
+
+impl Query for AllStatuses {
+    type Key = ();
+    type Value = Vec<(ObjectRef, Status)>;
+    const NAME: &'static str = "all-statuses";
+
+    fn derive(cx: &Cx<'_>, (): &()) -> Vec<(ObjectRef, Status)> {
+        let objects = objects(cx).into_iter();
+        objects
+            .filter_map(|object| {
+                let status = cx.get::<GatewayStatus>(&object).as_ref().clone()?;
+                Some((object, status))
+            })
+            .collect()
+    }
+}
+
+/// All Gateways and routes.
+pub(crate) fn objects(cx: &Cx<'_>) -> Vec<ObjectRef> {
+    let gateways = cx.all::<KubernetesGateways>().into_iter().map(|key| key.of(Kind::KubernetesGateway));
+    let http = cx.all::<HttpRoutes>().into_iter().map(|key| key.of(Kind::HttpRoute));
+    let grpc = cx.all::<GrpcRoutes>().into_iter().map(|key| key.of(Kind::GrpcRoute));
+    let tls = cx.all::<TlsRoutes>().into_iter().map(|key| key.of(Kind::TlsRoute));
+    let tcp = cx.all::<TcpRoutes>().into_iter().map(|key| key.of(Kind::TcpRoute));
+    gateways.chain(http).chain(grpc).chain(tls).chain(tcp).collect()
+}
+
+fn holds(r#type: &'static str) -> Condition {
+    // The Gateway API calls the reason as the condition where all is well.
+    Condition { r#type, status: "True", reason: r#type, message: String::new() }
+}
+
+fn fails(r#type: &'static str, reason: &'static str, message: &str) -> Condition {
+    Condition { r#type, status: "False", reason, message: message.to_owned() }
+}
+
+fn of_gateway(cx: &Cx<'_>, object: &ObjectRef) -> Option<Status> {
+    let gateway = cx.input::<KubernetesGateways>(&object.key())?;
+    let found = cx.get::<ListenersOf>(&object.key());
+    if !found.is_ours {
+        return None;
+    }
+    let listeners = gateway.spec.listeners.iter().map(|listener| {
+        let derived = found.derived.iter().find(|derived| derived.section == listener.name);
+        let left_out = found.left_out.iter().find(|left_out| left_out.section == listener.name);
+        ListenerStatus {
+            name: listener.name.clone(),
+            supported_kinds: derived.map(|derived| derived.kinds.clone()).unwrap_or_default(),
+            attached_routes: derived.map_or(0, |derived| attached_routes(cx, derived)),
+            conditions: of_listener(left_out),
+        }
+    });
+    let conditions = match (found.derived.is_empty(), found.left_out.first()) {
+        (_, None) => vec![holds("Accepted"), holds("Programmed")],
+        (false, Some(_)) => {
+            let message = "some listeners are left out".to_owned();
+            let accepted = Condition { reason: "ListenersNotValid", message, ..holds("Accepted") };
+            vec![accepted, holds("Programmed")]
+        }
+        (true, Some(_)) => {
+            let message = "all listeners are left out";
+            vec![fails("Accepted", "ListenersNotValid", message), fails("Programmed", "Invalid", message)]
+        }
+    };
+    Some(Status { conditions, listeners: listeners.collect(), parents: Vec::new() })
+}
+
+fn of_listener(left_out: Option<&LeftOut>) -> Vec<Condition> {
+    let no_conflict = Condition { status: "False", reason: "NoConflicts", ..holds("Conflicted") };
+    let resolved = holds("ResolvedRefs");
+    let Some(LeftOut { reason, message, .. }) = left_out else {
+        return vec![holds("Accepted"), no_conflict, holds("Programmed"), resolved];
+    };
+    let programmed = fails("Programmed", "Invalid", message);
+    match *reason {
+        "HostnameConflict" => {
+            let conflict = Condition { reason, message: message.clone(), ..holds("Conflicted") };
+            vec![fails("Accepted", reason, message), conflict, programmed, resolved]
+        }
+        "InvalidRouteKinds" | "InvalidCertificateRef" | "RefNotPermitted" => {
+            vec![holds("Accepted"), no_conflict, programmed, fails("ResolvedRefs", reason, message)]
+        }
+        reason => vec![fails("Accepted", reason, message), no_conflict, programmed, resolved],
+    }
+}
+
+fn of_route(cx: &Cx<'_>, head: &Head<'_>) -> Vec<ParentStatus> {
+    let backends = backend::problems(cx, head);
+    let resolved = match backends.first() {
+        None => holds("ResolvedRefs"),
+        Some((path, Refusal { reason, message })) => {
+            fails("ResolvedRefs", reason, &format!("{path}: {message}"))
+        }
+    };
+    let parents = head.attached(cx).into_iter().enumerate();
+    parents
+        .filter_map(|(parent_ref, attached)| {
+            let accepted = match attached {
+                Attached::Taken => holds("Accepted"),
+                Attached::Refused(Refusal { reason, message }) => fails("Accepted", reason, &message),
+                Attached::Foreign => return None,
+            };
+            Some(ParentStatus { parent_ref, conditions: vec![accepted, resolved.clone()] })
+        })
+        .collect()
+}
