@@ -124,7 +124,7 @@ fn allocate(noted: BTreeMap<ServiceId, u32>, mut wanting: Vec<ServiceId>) -> BTr
 }
 
 /// FNV-1a, 64 bits: the same on every machine and in every release.
-fn fnv(bytes: &[u8]) -> u64 {
+pub(super) fn fnv(bytes: &[u8]) -> u64 {
     bytes
         .iter()
         .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))

@@ -280,6 +280,44 @@ impl Query for Visible {
     }
 }
 
+/// Into how many parts the services that a namespace sees are divided: what is derived of all of
+/// them is derived by part, so that a change of one service or rule costs one part.
+pub(crate) const PARTS: u8 = 32;
+
+/// The services that a namespace sees, by part.
+struct VisibleParts;
+
+impl Query for VisibleParts {
+    type Key = String;
+    type Value = Vec<Arc<Vec<Arc<Service>>>>;
+    const NAME: &'static str = "visible-parts";
+
+    fn derive(cx: &Cx<'_>, namespace: &String) -> Vec<Arc<Vec<Arc<Service>>>> {
+        let mut parts = vec![Vec::new(); usize::from(PARTS)];
+        for (host, service) in cx.get::<Visible>(namespace).iter() {
+            // A hash that stays, so that a service stays in its part.
+            let part = address::fnv(host.as_bytes()) % u64::from(PARTS);
+            if let Some(part) = usize::try_from(part).ok().and_then(|part| parts.get_mut(part)) {
+                part.push(Arc::clone(service));
+            }
+        }
+        parts.into_iter().map(Arc::new).collect()
+    }
+}
+
+/// One part, less than [`PARTS`], of the services that a namespace sees.
+pub(crate) struct VisiblePart;
+
+impl Query for VisiblePart {
+    type Key = (String, u8);
+    type Value = Arc<Vec<Arc<Service>>>;
+    const NAME: &'static str = "visible-part";
+
+    fn derive(cx: &Cx<'_>, (namespace, part): &(String, u8)) -> Arc<Vec<Arc<Service>>> {
+        cx.get::<VisibleParts>(namespace).get(usize::from(*part)).cloned().unwrap_or_default()
+    }
+}
+
 /// Whether, of two services with the same host, the later one is the one to use: Kubernetes' own
 /// before all, then one of the client's namespace, then the older.
 fn is_better(later: &Service, earlier: &Service, namespace: &str) -> bool {

@@ -25,7 +25,7 @@ use crate::model::Key;
 use crate::model::destination_rule::ConnectionPool;
 use crate::model::mesh::MeshConfig;
 use crate::registry::protocol::Protocol;
-use crate::registry::{self, Mesh, Resolution, Service, ServiceId, Visible};
+use crate::registry::{self, Mesh, PARTS, Resolution, Service, ServiceId, Visible, VisiblePart};
 #[cfg(test)]
 use crate::scope::client::ClientOf;
 use crate::scope::gateways::AttachedGateways;
@@ -94,18 +94,18 @@ pub(crate) fn name_of(sni: bool, port: u16, subset: &str, host: &str) -> String 
     if sni { name::outbound_sni(port, subset, host) } else { name::outbound(port, subset, host) }
 }
 
-/// The outbound clusters of a client, in the order of their hosts; the flag asks for those of
+/// The outbound clusters of a client, for one part of the services; the flag asks for those of
 /// gateways between networks.
-struct OutboundClusters;
+struct OutboundPart;
 
-impl Query for OutboundClusters {
-    type Key = (Viewer, bool);
+impl Query for OutboundPart {
+    type Key = (Viewer, bool, u8);
     type Value = Vec<Entry>;
-    const NAME: &'static str = "outbound-clusters";
+    const NAME: &'static str = "outbound-part";
 
-    fn derive(cx: &Cx<'_>, (viewer, sni): &(Viewer, bool)) -> Vec<Entry> {
+    fn derive(cx: &Cx<'_>, (viewer, sni, part): &(Viewer, bool, u8)) -> Vec<Entry> {
         let mut entries = Vec::new();
-        for service in cx.get::<Visible>(&viewer.namespace).values() {
+        for service in cx.get::<VisiblePart>(&(viewer.namespace.clone(), *part)).iter() {
             if service.resolution == Resolution::Alias || (*sni && service.external) {
                 continue;
             }
@@ -186,6 +186,13 @@ impl Query for Clusters {
 
     fn derive(cx: &Cx<'_>, proxy: &ProxyKey) -> Vec<Arc<Resource>> {
         let mut clusters = cx.get::<SharedClusters>(&cx.get::<ClientOf>(proxy)).as_ref().clone();
+        // In the order in which people look for them.
+        clusters.sort_by_key(|cluster| {
+            let parsed = name::parse_outbound(cluster.name());
+            let sni = name::parse_outbound_sni(cluster.name());
+            let host = parsed.or(sni).map(|parsed| parsed.host.to_owned());
+            (host.is_none(), sni.is_some(), host)
+        });
         clusters.extend(cx.get::<OwnClusters>(proxy).iter().cloned());
         clusters
     }
@@ -201,9 +208,10 @@ impl Query for SharedClusters {
 
     fn derive(cx: &Cx<'_>, client: &ProxyKey) -> Vec<Arc<Resource>> {
         let viewer = client.viewer(cx);
-        let mut lists = vec![cx.get::<OutboundClusters>(&(viewer.clone(), false))];
+        let part = |sni, part| cx.get::<OutboundPart>(&(viewer.clone(), sni, part));
+        let mut lists: Vec<_> = (0..PARTS).map(|number| part(false, number)).collect();
         if client.role == Role::Router && cx.get::<AttachedGateways>(&client.workload()).passes_on() {
-            lists.push(cx.get::<OutboundClusters>(&(viewer, true)));
+            lists.extend((0..PARTS).map(|number| part(true, number)));
         }
         let mut clusters = Vec::new();
         for entry in lists.iter().flat_map(|list| list.iter()) {
