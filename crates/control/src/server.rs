@@ -314,7 +314,7 @@ impl Loop {
     }
 
     fn on_tick(&mut self) {
-        self.push.on_tick(Instant::now());
+        self.push.on_tick(&self.graph, Instant::now());
         self.ticks = self.ticks.wrapping_add(1);
         if self.ticks.is_multiple_of(COLLECT_EVERY) {
             self.push.tidy(&mut self.graph, Instant::now());

@@ -240,6 +240,87 @@ async fn changes_reach_a_proxy_in_an_order_that_loses_nothing() {
     pilot.stop().await;
 }
 
+/// Waits until there are faults, or none.
+async fn faults(pilot: &Pilot, wanted: bool) {
+    let search = async {
+        loop {
+            let (_, body) = pilot.get("/debug/diagnostics").await;
+            let all: serde_json::Value = serde_json::from_str(&body).expect("JSON");
+            if all.as_array().is_some_and(|all| all.is_empty() != wanted) {
+                return;
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(LIMIT, search).await.expect("in time");
+}
+
+#[tokio::test]
+async fn routes_and_clusters_that_are_written_apart_come_together() {
+    let pods = pod("a", "v1", "10.0.0.1") + &pod("b", "v2", "10.0.0.2");
+    let parts = |subset: &str| {
+        let both = rules(&[subset]);
+        let (policy, routes) = both.split_once("---\n").expect("two objects");
+        (policy.to_owned(), routes.to_owned())
+    };
+    let ((policy1, routes1), (policy2, routes2)) = (parts("v1"), parts("v2"));
+    let files = [
+        ("service.yaml", SERVICE),
+        ("pods.yaml", &pods),
+        ("policy.yaml", &policy1),
+        ("routes.yaml", &routes1),
+    ];
+    let pilot = Pilot::start(&files).await;
+    let mut client = Client::connect(&pilot, SIDECAR, CDS, &[]).await;
+    let first = client.next(CDS).await;
+    client.ack(&first, &[]).await;
+    let (all, v1, v2) = (name(""), name("v1"), name("v2"));
+    client.ask(EDS, &[&all, &v1]).await;
+    let endpoints = client.next(EDS).await;
+    client.ack(&endpoints, &[&all, &v1]).await;
+    client.ask(RDS, &["9080"]).await;
+    let routes = client.next(RDS).await;
+    client.ack(&routes, &["9080"]).await;
+    faults(&pilot, false).await;
+
+    // A route to what is not there yet is not told before it is.
+    write(pilot.folder.path(), "routes.yaml", &routes2);
+    faults(&pilot, true).await;
+    write(pilot.folder.path(), "policy.yaml", &policy2);
+    let added = client.next(CDS).await;
+    assert_eq!(clusters(&added), names(&["", "v1", "v2"]));
+    client.ack(&added, &[]).await;
+    client.ask(EDS, &[&all, &v1, &v2]).await;
+    let endpoints = client.next(EDS).await;
+    client.ack(&endpoints, &[&all, &v1, &v2]).await;
+    let routes = client.next(RDS).await;
+    assert!(String::from_utf8_lossy(&routes.resources[0].value).contains(&v2));
+    client.ack(&routes, &["9080"]).await;
+    let removed = client.next(CDS).await;
+    assert_eq!(clusters(&removed), names(&["", "v2"]));
+    client.ack(&removed, &[]).await;
+    client.ask(EDS, &[&all, &v2]).await;
+    let endpoints = client.next(EDS).await;
+    client.ack(&endpoints, &[&all, &v2]).await;
+
+    // A cluster that goes stays until the routes there have changed.
+    write(pilot.folder.path(), "policy.yaml", &policy1);
+    faults(&pilot, true).await;
+    let added = client.next(CDS).await;
+    assert_eq!(clusters(&added), names(&["", "v1", "v2"]));
+    client.ack(&added, &[]).await;
+    client.ask(EDS, &[&all, &v1, &v2]).await;
+    let endpoints = client.next(EDS).await;
+    client.ack(&endpoints, &[&all, &v1, &v2]).await;
+    write(pilot.folder.path(), "routes.yaml", &routes1);
+    let routes = client.next(RDS).await;
+    assert!(String::from_utf8_lossy(&routes.resources[0].value).contains(&v1));
+    client.ack(&routes, &["9080"]).await;
+    let removed = client.next(CDS).await;
+    assert_eq!(clusters(&removed), names(&["", "v1"]));
+    pilot.stop().await;
+}
+
 #[tokio::test]
 async fn a_refusal_is_told_with_the_object_to_blame() {
     let gateway = "

@@ -130,9 +130,11 @@ impl Push {
         }
         for ((client, name), route) in graph.changed::<Route>() {
             let Some(view) = self.views.get_mut(&client) else { continue };
-            view.set_route(&name, route.as_deref(), version.clone());
-            self.mark_view(&client, &TypeUrl::Route, Some(&name), &version, &mut touched);
+            if view.set_route(&name, route.as_ref().as_ref(), version.clone(), now) {
+                self.mark_view(&client, &TypeUrl::Route, Some(&name), &version, &mut touched);
+            }
         }
+        self.release_held(&version, now, &mut touched);
         for (client, table) in graph.changed::<NameTable>() {
             let Some(view) = self.views.get_mut(&client) else { continue };
             view.set_names(table.as_ref().as_ref(), version.clone());
@@ -145,11 +147,24 @@ impl Push {
     }
 
     /// Sends what was held back for too long.
-    pub(crate) fn on_tick(&mut self, now: Instant) {
-        let waiting: Vec<StreamId> =
+    pub(crate) fn on_tick(&mut self, graph: &Graph, now: Instant) {
+        let mut waiting: BTreeSet<StreamId> =
             self.sessions.values().filter(|session| session.is_waiting()).map(|session| session.id).collect();
+        self.release_held(&version(graph), now, &mut waiting);
         for id in waiting {
             self.pump(id, now);
+        }
+    }
+
+    /// Marks routes whose clusters have come, or that have waited for them long enough.
+    fn release_held(&mut self, version: &Name, now: Instant, touched: &mut BTreeSet<StreamId>) {
+        let holding = self.views.iter().filter(|(_, view)| view.holds_routes());
+        let holding: Vec<Arc<ProxyKey>> = holding.map(|(client, _)| Arc::clone(client)).collect();
+        for client in holding {
+            let Some(view) = self.views.get_mut(&client) else { continue };
+            for name in view.release_held(version, now) {
+                self.mark_view(&client, &TypeUrl::Route, Some(&name), version, touched);
+            }
         }
     }
 

@@ -4,7 +4,8 @@
 //! from the bottom up: clusters, their endpoints, then the listeners and routes that lead there,
 //! each only when the proxy has taken what is below. Something that goes is told from the top
 //! down: a cluster that is no longer wanted stays (it *lingers*) until the proxy has taken the
-//! routes that do without it.
+//! routes that do without it. Routes that lead where nothing is are held back for a while, see
+//! `view.rs`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -18,7 +19,7 @@ use leno_xds::{Mode, Resource, TypeUrl};
 
 use super::group::Group;
 use super::node::Node;
-use super::view::View;
+use super::view::{REFERENCE_PATIENCE, View};
 use crate::scope::ProxyKey;
 
 /// How long listeners and routes wait for a proxy to take clusters and endpoints, or a cluster
@@ -56,6 +57,8 @@ pub(crate) struct Session {
     sent_clusters: Resources,
     /// Clusters that have gone but that the proxy may still have routes to.
     lingering: BTreeMap<Name, Resource>,
+    /// Since when there are such.
+    lingering_since: Option<Instant>,
     /// Clusters that were sent and whose endpoints were not asked for yet: they are still being
     /// taken in.
     awaiting: BTreeSet<Name>,
@@ -76,6 +79,7 @@ impl Session {
             pending: BTreeSet::new(),
             sent_clusters: Resources::default(),
             lingering: BTreeMap::new(),
+            lingering_since: None,
             awaiting: BTreeSet::new(),
             held_since: None,
         }
@@ -155,7 +159,7 @@ impl Session {
     /// Sends what can be sent now.
     pub(crate) fn pump(&mut self, group: &Group, view: &View, now: Instant) {
         while self.sender.is_ready() {
-            let Some(type_url) = self.next(now) else { return };
+            let Some(type_url) = self.next(view, now) else { return };
             self.pending.remove(&type_url);
             let Some(response) = self.respond(group, view, &type_url) else { continue };
             if self.sender.send(response).is_err() {
@@ -166,7 +170,7 @@ impl Session {
     }
 
     /// The type to tell about next, if there is one that need not wait.
-    fn next(&mut self, now: Instant) -> Option<TypeUrl> {
+    fn next(&mut self, view: &View, now: Instant) -> Option<TypeUrl> {
         let mut held = false;
         let mut next = None;
         for type_url in &self.pending {
@@ -188,12 +192,20 @@ impl Session {
         }
         if next.is_none() && self.pending.is_empty() && !self.lingering.is_empty() {
             let taken = [TypeUrl::Cluster, TypeUrl::Endpoint, TypeUrl::Listener, TypeUrl::Route];
-            if taken.iter().all(|type_url| !self.stream.is_outstanding(type_url)) || self.is_impatient(now) {
-                self.lingering.clear();
-                self.held_since = None;
-                return Some(TypeUrl::Cluster);
+            let taken = taken.iter().all(|type_url| !self.stream.is_outstanding(type_url));
+            if taken || self.is_impatient(now) {
+                let since = *self.lingering_since.get_or_insert(now);
+                let is_over = now.saturating_duration_since(since) >= REFERENCE_PATIENCE;
+                // Those that the newest routes lead to stay until others come.
+                if is_over || !self.lingering.keys().any(|name| view.leads_to(name)) {
+                    self.lingering.clear();
+                    self.lingering_since = None;
+                    self.held_since = None;
+                    return Some(TypeUrl::Cluster);
+                }
+            } else {
+                held = true;
             }
-            held = true;
         }
         match (held, next.is_some()) {
             (true, _) => drop(self.held_since.get_or_insert(now)),
@@ -243,6 +255,8 @@ impl Session {
                 self.lingering.remove(&name);
             } else if let Some(cluster) = self.sent_clusters.find(&name) {
                 self.lingering.insert(name, cluster.clone());
+                // Each that goes has its time.
+                self.lingering_since = None;
             }
         }
         self.sent_clusters = now.clone();

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use leno_base::Name;
 use leno_derive::Graph;
@@ -17,6 +18,11 @@ use crate::translate::name_table::{self, NameTable};
 use crate::translate::resource::Resource;
 use crate::translate::route::Route;
 
+/// How long a route waits for a cluster that does not exist, and a cluster that has gone for the
+/// routes that lead there to change. What is written in two pieces comes together by then; what does
+/// not is a mistake, which must not hold up all else for ever.
+pub(crate) const REFERENCE_PATIENCE: Duration = Duration::from_secs(15);
+
 /// The resources for all proxies that are the same client, as far as any of them has asked for
 /// them; and the groups of these proxies.
 #[derive(Debug, Default)]
@@ -30,7 +36,11 @@ pub(crate) struct View {
     listener_list: Arc<Vec<Arc<Resource>>>,
     endpoints: Resources,
     routes: Resources,
-    route_origins: BTreeMap<Name, Vec<ObjectRef>>,
+    /// The routes that proxies are told of, as they were derived.
+    route_list: BTreeMap<Name, Arc<Resource>>,
+    /// Newer routes that lead to clusters that do not exist, where those before did not; and since
+    /// when there are such.
+    held: BTreeMap<Name, (Arc<Resource>, Instant)>,
     /// What the agent's DNS server answers.
     names: Resources,
     /// For types of which there are no resources here.
@@ -78,7 +88,10 @@ impl View {
                     if !self.routes_asked.contains(name) {
                         self.routes_asked.insert(name.clone());
                         let route = graph.get::<Route>(&(client.clone(), name.to_string()));
-                        self.set_route(name, route.as_deref(), version.clone());
+                        if let Some(route) = route.as_ref() {
+                            self.publish(route, version.clone());
+                        }
+                        self.routes.set_version(version.clone());
                     }
                 }
                 true
@@ -138,19 +151,72 @@ impl View {
         self.endpoints.set_version(version);
     }
 
-    /// A new route configuration.
-    pub(crate) fn set_route(&mut self, name: &str, route: Option<&Resource>, version: Name) {
-        match route {
-            Some(route) => {
-                self.routes.insert(route.wire.clone());
-                self.route_origins.insert(route.wire.name.clone(), route.origins.clone());
-            }
-            None => {
-                self.routes.remove(name);
-                self.route_origins.remove(name);
+    /// A new route configuration. False if it is not to be told yet: it leads to a cluster that does
+    /// not exist, and the one before leads nowhere worse.
+    pub(crate) fn set_route(
+        &mut self,
+        name: &str,
+        route: Option<&Arc<Resource>>,
+        version: Name,
+        now: Instant,
+    ) -> bool {
+        let Some(route) = route else {
+            self.held.remove(name);
+            self.route_list.remove(name);
+            self.routes.remove(name);
+            self.routes.set_version(version);
+            return true;
+        };
+        if self.is_worse(route) {
+            let (held, _) =
+                self.held.entry(route.wire.name.clone()).or_insert_with(|| (Arc::clone(route), now));
+            *held = Arc::clone(route);
+            return false;
+        }
+        self.held.remove(name);
+        self.publish(route, version);
+        true
+    }
+
+    /// Routes that were held back and need not be any more; they are told from now on.
+    pub(crate) fn release_held(&mut self, version: &Name, now: Instant) -> Vec<Name> {
+        let due = |(route, since): &(Arc<Resource>, Instant)| {
+            now.saturating_duration_since(*since) >= REFERENCE_PATIENCE || !self.is_worse(route)
+        };
+        let due: Vec<Name> =
+            self.held.iter().filter(|(_, held)| due(held)).map(|(name, _)| name.clone()).collect();
+        for name in &due {
+            if let Some((route, _)) = self.held.remove(name) {
+                self.publish(&route, version.clone());
             }
         }
+        due
+    }
+
+    /// Whether routes are held back.
+    pub(crate) fn holds_routes(&self) -> bool {
+        !self.held.is_empty()
+    }
+
+    /// Whether a route that proxies are told of leads to a cluster.
+    pub(crate) fn leads_to(&self, cluster: &Name) -> bool {
+        self.route_list.values().any(|route| route.clusters.binary_search(cluster).is_ok())
+    }
+
+    /// Whether a route leads to a cluster that does not exist, to which the one that proxies have
+    /// does not lead.
+    fn is_worse(&self, route: &Resource) -> bool {
+        let Some(before) = self.route_list.get(&route.wire.name).filter(|_| self.clusters_asked) else {
+            return false;
+        };
+        let missing = |name: &&Name| self.clusters.find(name).is_none();
+        route.clusters.iter().filter(missing).any(|name| before.clusters.binary_search(name).is_err())
+    }
+
+    fn publish(&mut self, route: &Arc<Resource>, version: Name) {
+        self.routes.insert(route.wire.clone());
         self.routes.set_version(version);
+        self.route_list.insert(route.wire.name.clone(), Arc::clone(route));
     }
 
     /// Whether a cluster is of no use before its endpoints have been asked for and sent.
@@ -164,7 +230,7 @@ impl View {
             TypeUrl::Cluster => named(&self.cluster_list),
             TypeUrl::Listener => named(&self.listener_list),
             TypeUrl::Route => {
-                self.route_origins.iter().map(|(name, origins)| (name.as_str(), origins.as_slice())).collect()
+                self.route_list.values().map(|route| (route.name(), route.origins.as_slice())).collect()
             }
             _ => Vec::new(),
         }
@@ -190,7 +256,8 @@ impl View {
             if !keep {
                 graph.release::<Route>(&(client.clone(), name.to_string()));
                 self.routes.remove(name);
-                self.route_origins.remove(name);
+                self.route_list.remove(name);
+                self.held.remove(name);
             }
             keep
         });

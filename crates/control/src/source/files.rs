@@ -148,17 +148,17 @@ impl Files {
     /// many others there are. Whatever is no file of ours, or has gone, makes it look at all.
     pub(crate) fn scan_some(&mut self, paths: &BTreeSet<PathBuf>, now: Instant) -> Vec<Change> {
         for path in paths {
-            let roots = self.roots.clone();
-            let mut owners = roots.iter().enumerate().filter(|(_, root)| {
-                path.parent() == Some(root.as_path()) || (path == *root && !root.is_dir())
-            });
-            let Some((root, _)) = owners.next() else { return self.scan(Look::Inside, now) };
-            let is_plain =
-                owners.next().is_none() && fs::symlink_metadata(path).is_ok_and(|found| found.is_file());
-            if !is_config(path) && fs::symlink_metadata(path).is_ok_and(|found| found.is_file()) {
-                // The draft of an editor, say.
+            let found = fs::symlink_metadata(path);
+            if !is_config(path) && found.as_ref().map_or(true, fs::Metadata::is_file) {
+                // The draft of an editor, say, perhaps gone by now.
                 continue;
             }
+            let owners: Vec<usize> = (self.roots.iter().enumerate())
+                .filter(|(_, root)| path.parent() == Some(root.as_path()) || path == *root)
+                .map(|(root, _)| root)
+                .collect();
+            let is_plain = is_config(path) && found.is_ok_and(|found| found.is_file());
+            let [root] = owners[..] else { return self.scan(Look::Inside, now) };
             if !is_plain || self.visit(&(root, path.clone()), Look::Inside, now).is_err() {
                 return self.scan(Look::Inside, now);
             }

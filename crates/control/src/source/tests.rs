@@ -1,5 +1,6 @@
 //! The file source under the hands of editors.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -244,4 +245,66 @@ fn a_missing_folder_is_reported_and_may_come() {
     fs::write(missing.join("a.yaml"), gateway("a", "x.y")).expect("writable");
     assert_eq!(files.scan(Look::Outside, now).len(), 1);
     assert!(files.diagnostics().is_empty());
+}
+
+#[test]
+fn looking_at_what_has_changed_finds_what_looking_at_all_does() {
+    let mut rng = leno_base::Rng::new(7);
+    for _ in 0..20 {
+        let first = tempfile::tempdir().expect("a folder");
+        let second = tempfile::tempdir().expect("a folder");
+        let roots = vec![first.path().to_owned(), second.path().to_owned()];
+        let (mut all, mut some) = (Files::new(roots.clone()), Files::new(roots.clone()));
+        let (mut held, mut held_by_some) = (BTreeMap::new(), BTreeMap::new());
+        let mut now = Instant::now();
+        for _ in 0..40 {
+            let root = &roots[rng.below(2) as usize];
+            let path = root.join(format!("{}.yaml", rng.below(3)));
+            let mut paths = BTreeSet::from([path.clone()]);
+            match rng.below(8) {
+                0 => drop(fs::remove_file(&path)),
+                1 => fs::write(&path, "kind: [").expect("writable"),
+                2 => fs::write(&path, "").expect("writable"),
+                // Not a file of ours.
+                3 => {
+                    let other = root.join("notes.txt");
+                    fs::write(&other, "x").expect("writable");
+                    paths = BTreeSet::from([other]);
+                }
+                _ => {
+                    let objects = (0..=rng.below(3)).map(|_| {
+                        let (name, host) = (rng.below(3), rng.below(3));
+                        format!(
+                            "---\napiVersion: networking.istio.io/v1\nkind: Gateway\nmetadata: {{name: g{name}}}\n\
+                             spec: {{selector: {{a: b}}, servers: [{{port: {{number: 80, name: http, protocol: HTTP}}, \
+                             hosts: [h{host}.example]}}]}}\n"
+                        )
+                    });
+                    let draft = root.join("draft");
+                    fs::write(&draft, objects.collect::<String>()).expect("writable");
+                    fs::rename(&draft, &path).expect("renamable");
+                    paths.insert(draft);
+                }
+            }
+            now += Duration::from_millis(rng.below(150));
+            let mut found = some.scan_some(&paths, now);
+            if some.is_doubtful() {
+                found.extend(some.scan(Look::Outside, now));
+            }
+            apply(&mut held, all.scan(Look::Inside, now));
+            apply(&mut held_by_some, found);
+            assert_eq!(held_by_some, held);
+            assert_eq!(some.diagnostics(), all.diagnostics());
+        }
+    }
+}
+
+fn apply(held: &mut BTreeMap<String, String>, changes: Vec<Change>) {
+    for change in changes {
+        let name = change.object().to_string();
+        match &change {
+            Change::Set(..) => drop(held.insert(name, describe(&change))),
+            Change::Remove(_) => drop(held.remove(&name)),
+        }
+    }
 }

@@ -39,11 +39,13 @@ pub(crate) async fn run(mut files: Files, updates: mpsc::Sender<Update>) {
     // The first read is whole: nothing is served before it, so nothing is gained by waiting.
     let changes = files.scan(Look::Inside, Instant::now());
     let mut told = files.diagnostics();
+    let mut took = Duration::ZERO;
     if updates.send(Update { changes, diagnostics: files.diagnostics() }).await.is_err() {
         return;
     }
     loop {
-        let poll = if watcher.works() { POLL } else { POLL_ONLY };
+        // Looking at many files takes long, and is not worth much where notifications work.
+        let poll = if watcher.works() { POLL.max(took * 100) } else { POLL_ONLY };
         let poll = if files.is_doubtful() { DOUBT.min(poll) } else { poll };
         let due = fold.due().map(tokio::time::Instant::from_std);
         let found = tokio::select! {
@@ -56,7 +58,10 @@ pub(crate) async fn run(mut files: Files, updates: mpsc::Sender<Update>) {
             }
             () = tokio::time::sleep(poll) => {
                 watcher.retry(files.roots());
-                files.scan(Look::Outside, Instant::now())
+                let start = Instant::now();
+                let found = files.scan(Look::Outside, start);
+                took = start.elapsed();
+                found
             }
             () = sleep_until(due) => Vec::new(),
             () = updates.closed() => return,

@@ -21,6 +21,8 @@ pub(crate) struct Resource {
     pub(crate) origins: Vec<ObjectRef>,
     /// For a cluster: whether it is of no use before its endpoints have been asked for and sent.
     pub(crate) needs_endpoints: bool,
+    /// For a route configuration: the clusters that it leads to, sorted.
+    pub(crate) clusters: Vec<leno_base::Name>,
 }
 
 impl Resource {
@@ -33,6 +35,7 @@ impl Resource {
             wire: leno_xds::Resource::hashed(leno_base::Name::new(name), body),
             origins,
             needs_endpoints: false,
+            clusters: Vec::new(),
         }
     }
 

@@ -129,6 +129,32 @@ impl Hosts {
             ignore_port_in_host_matching: ignore_port,
             ..route::RouteConfiguration::default()
         };
-        Arc::new(Resource::new(name, &message, self.origins))
+        let mut resource = Resource::new(name, &message, self.origins);
+        resource.clusters = clusters(&message);
+        Arc::new(resource)
     }
+}
+
+/// The clusters that routes name, sorted.
+fn clusters(message: &route::RouteConfiguration) -> Vec<leno_base::Name> {
+    use route::route_action::ClusterSpecifier;
+    let mut names = Vec::new();
+    let routes = message.virtual_hosts.iter().flat_map(|host| &host.routes);
+    for action in routes.filter_map(|route| match &route.action {
+        Some(route::route::Action::Route(action)) => Some(action),
+        _ => None,
+    }) {
+        match &action.cluster_specifier {
+            Some(ClusterSpecifier::Cluster(name)) => names.push(name.as_str()),
+            Some(ClusterSpecifier::WeightedClusters(all)) => {
+                names.extend(all.clusters.iter().map(|cluster| cluster.name.as_str()));
+            }
+            _ => {}
+        }
+        names.extend(action.request_mirror_policies.iter().map(|mirror| mirror.cluster.as_str()));
+    }
+    names.retain(|name| !name.is_empty());
+    names.sort_unstable();
+    names.dedup();
+    names.into_iter().map(leno_base::Name::new).collect()
 }
