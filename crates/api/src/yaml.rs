@@ -3,9 +3,10 @@
 //! The tree borrows scalars from the text, keeps duplicate keys, and has its plain scalars
 //! resolved by a [`Dialect`], since Envoy and Kubernetes read the same text differently.
 //! From a tree go on to [`crate::decode`] for protobuf messages or [`from_node`] for serde types.
-//! How a tree comes about is in `yaml/parse.rs`, what scalars mean in `yaml/scalar.rs`.
+//! How a tree comes about is in `yaml/parse.rs` (`yaml/json.rs` for JSON without places), what scalars mean in `yaml/scalar.rs`.
 
 mod from_node;
+mod json;
 mod locate;
 mod parse;
 mod scalar;
@@ -16,6 +17,7 @@ use std::borrow::Cow;
 
 use crate::Error;
 pub use from_node::from_node;
+pub use json::{JsonNode, from_json};
 pub use parse::{MAX_DEPTH, parse};
 pub(crate) use scalar::is_plain_text;
 

@@ -12,7 +12,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use leno_base::clock::{Clock, System};
 use leno_derive::{Batch, Graph};
+use leno_xds::TypeUrl;
 use leno_xds::server::grpc::{DiscoveryService, StreamEvent};
 use leno_xds::server::listen::{self, Listen, Socket};
 use serde_json::Value;
@@ -27,7 +29,9 @@ use crate::model::diagnostic::{Diagnostic, Severity};
 use crate::model::switches::{SwitchInput, Switches};
 use crate::model::{Change, ObjectRef, inputs};
 use crate::push::{Push, Refusal};
-use crate::source::files::Files;
+pub use crate::source::kube::client::Kubernetes;
+use crate::source::kube::writer::{Book, Statuses};
+use crate::source::kube::{Cluster, Wanted};
 use crate::source::{self, Origin, Places, Update};
 
 /// How often things that wait are looked at.
@@ -47,6 +51,8 @@ const COLLECT_EVERY: u32 = 40;
 pub struct Config {
     /// Folders of YAML; of an object in several, the one in the last counts.
     pub dirs: Vec<PathBuf>,
+    /// A Kubernetes cluster; its objects count before those of folders.
+    pub kubernetes: Option<Kubernetes>,
     /// Where proxies connect: xDS over gRPC without TLS.
     pub grpc_addr: SocketAddr,
     /// A Unix socket that they can connect to as well.
@@ -62,6 +68,7 @@ impl Config {
     pub fn new(dirs: Vec<PathBuf>) -> Config {
         Config {
             dirs,
+            kubernetes: None,
             grpc_addr: SocketAddr::from(([127, 0, 0, 1], 15010)),
             grpc_path: None,
             connections: listen::Options::default(),
@@ -71,9 +78,9 @@ impl Config {
 }
 
 /// A control plane whose ports are bound, so that their numbers are known.
-#[derive(Debug)]
 pub struct Server {
     dirs: Vec<PathBuf>,
+    cluster: Option<Cluster>,
     grpc: TcpListener,
     grpc_path: Option<Socket>,
     connections: listen::Options,
@@ -110,10 +117,19 @@ impl Server {
     /// Binds the ports.
     ///
     /// # Errors
-    /// If that fails; the message names the address.
+    /// If that fails; the message names the address. If it is not known how the cluster is reached:
+    /// there is no kubeconfig, or it cannot be read.
     pub async fn bind(config: Config) -> io::Result<Server> {
+        let cluster = match &config.kubernetes {
+            Some(kubernetes) => {
+                let cluster = Cluster::new(kubernetes).await;
+                Some(cluster.map_err(|error| io::Error::other(format!("no way to a cluster: {error}")))?)
+            }
+            None => None,
+        };
         Ok(Server {
             dirs: config.dirs,
+            cluster,
             grpc: bind(config.grpc_addr).await?,
             grpc_path: config.grpc_path.map(bind_path).transpose()?,
             connections: config.connections,
@@ -142,7 +158,8 @@ impl Server {
         let (events, mut queue) = mpsc::channel(QUEUE);
         let ready = Arc::new(AtomicBool::new(false));
         let mut tasks = JoinSet::new();
-        self.spawn_sources(&events, &mut tasks);
+        let (want, wanted) = watch::channel(Wanted::default());
+        self.spawn_sources(&events, wanted, &mut tasks);
         tasks.spawn(debug::http::serve(self.http, events.clone(), Arc::clone(&ready)));
         let (end, ended) = watch::channel(false);
         let sockets = [Socket::Tcp(self.grpc)].into_iter().chain(self.grpc_path).collect();
@@ -155,7 +172,8 @@ impl Server {
             let _ = over.send(Event::Shutdown).await;
         });
         drop(events);
-        let mut control = Loop::new(ready);
+        let statuses = self.cluster.as_ref().and_then(|cluster| cluster.spawn_writer(&mut tasks));
+        let mut control = Loop::new(ready, want, statuses);
         while let Some(event) = queue.recv().await {
             match event {
                 Event::Changes(update) => control.on_changes(update),
@@ -175,9 +193,13 @@ impl Server {
         tasks.shutdown().await;
     }
 
-    fn spawn_sources(&self, events: &mpsc::Sender<Event>, tasks: &mut JoinSet<()>) {
-        let (updates, mut told) = mpsc::channel(16);
-        tasks.spawn(source::watch::run(Files::new(self.dirs.clone()), updates));
+    fn spawn_sources(
+        &self,
+        events: &mpsc::Sender<Event>,
+        wanted: watch::Receiver<Wanted>,
+        tasks: &mut JoinSet<()>,
+    ) {
+        let mut told = source::spawn(self.dirs.clone(), self.cluster.clone(), wanted, tasks);
         let events = events.clone();
         tasks.spawn(async move {
             while let Some(update) = told.recv().await {
@@ -254,11 +276,21 @@ struct Loop {
     unanalyzed: bool,
     analyzed_at: Instant,
     ready: Arc<AtomicBool>,
+    /// Which Secrets and ConfigMaps the sources are to read.
+    want: watch::Sender<Wanted>,
+    /// Whether that may have changed.
+    unwanted: bool,
+    /// Where to say what the status of objects should be, and what was said.
+    statuses: Option<(mpsc::UnboundedSender<Statuses>, Book)>,
     ticks: u32,
 }
 
 impl Loop {
-    fn new(ready: Arc<AtomicBool>) -> Loop {
+    fn new(
+        ready: Arc<AtomicBool>,
+        want: watch::Sender<Wanted>,
+        statuses: Option<mpsc::UnboundedSender<Statuses>>,
+    ) -> Loop {
         let mut graph = Graph::new();
         inputs::register(&mut graph);
         let mut batch = Batch::new();
@@ -275,6 +307,9 @@ impl Loop {
             unanalyzed: false,
             analyzed_at: Instant::now(),
             ready,
+            want,
+            unwanted: false,
+            statuses: statuses.map(|say| (say, Book::default())),
             ticks: 0,
         }
     }
@@ -304,6 +339,12 @@ impl Loop {
     }
 
     fn on_stream(&mut self, event: StreamEvent) {
+        // Who leaves or changes his mind may have been the last to want a Secret.
+        self.unwanted |= match &event {
+            StreamEvent::Connected(_) | StreamEvent::Ready { .. } => false,
+            StreamEvent::Request { request, .. } => request.type_url() == TypeUrl::Secret.as_str(),
+            StreamEvent::Closed { .. } => !self.want.borrow().0.is_empty(),
+        };
         let refusals = self.push.refusal_changes();
         self.push.on_stream(&self.graph, event, Instant::now());
         // A refusal is worth printing at once, and so is its end.
@@ -314,12 +355,30 @@ impl Loop {
     }
 
     fn on_tick(&mut self) {
+        if std::mem::take(&mut self.unwanted) {
+            self.want_credentials();
+        }
         self.push.on_tick(&self.graph, Instant::now());
         self.ticks = self.ticks.wrapping_add(1);
         if self.ticks.is_multiple_of(COLLECT_EVERY) {
             self.push.tidy(&mut self.graph, Instant::now());
             self.graph.collect();
         }
+    }
+
+    /// Has the credentials read that proxies ask for.
+    fn want_credentials(&self) {
+        let mut wanted = Wanted::default();
+        for session in self.push.sessions() {
+            for (_, subscription) in session.stream().subscriptions().filter(|it| *it.0 == TypeUrl::Secret) {
+                subscription.names().for_each(|name| wanted.add(&session.key.namespace, name));
+            }
+        }
+        self.want.send_if_modified(|told| {
+            let news = *told != wanted;
+            *told = wanted;
+            news
+        });
     }
 
     /// Nothing else is to be done at the moment.
@@ -391,6 +450,11 @@ impl Loop {
             tracing::info!("no longer: {diagnostic}");
         }
         self.diagnostics = now;
+        if let Some((say, book)) = &mut self.statuses {
+            let news = book.review(&self.diagnostics, &self.origins, System.wall());
+            // Who writes them ends with us.
+            let _ = say.send(news);
+        }
     }
 
     fn located<'o>(

@@ -1,7 +1,12 @@
 //! Fakes and harness for Leno's tests. A development dependency only.
 //!
-//! - [`envoy`]: the real Envoy, to compare with.
+//! - [`envoy`]: the real Envoy, to compare with;
+//! - [`http`]: raw HTTP/1 peers;
+//! - `kube` (feature `kube`): a Kubernetes API server in memory;
+//! - [`wheels`]: other people's programs that come as Python wheels.
 
 pub mod envoy;
-
 pub mod http;
+#[cfg(feature = "kube")]
+pub mod kube;
+pub mod wheels;

@@ -135,7 +135,7 @@ const TOLERATED_GROUPS: [&str; 22] = [
 pub(crate) const DEFAULT_NAMESPACE: &str = "default";
 
 /// The ConfigMap that holds the MeshConfig.
-const MESH_CONFIG_MAP: &str = "istio";
+pub(crate) const MESH_CONFIG_MAP: &str = "istio";
 /// Its key with the MeshConfig.
 const MESH: &str = "mesh";
 /// Its key with the MeshNetworks; may be missing.
@@ -165,6 +165,31 @@ struct Envelope<T, S> {
     spec: T,
     #[serde(default)]
     status: S,
+}
+
+/// A kind that means something to a mesh, for sources that ask for each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Known {
+    /// Empty for Kubernetes' core group.
+    pub(crate) group: &'static str,
+    /// The versions that can be read, the best first; empty for any.
+    pub(crate) versions: &'static [&'static str],
+    pub(crate) kind: &'static str,
+    /// What its objects are read as; `None` if that they exist is all that is told.
+    pub(crate) reads: Option<Kind>,
+}
+
+/// The list of kinds.
+pub(crate) fn known() -> impl Iterator<Item = Known> {
+    KINDS.iter().map(|row| Known {
+        group: row.group,
+        versions: row.versions,
+        kind: row.kind,
+        reads: match row.treatment {
+            Treatment::Read(kind) => Some(kind),
+            Treatment::Unsupported => None,
+        },
+    })
 }
 
 /// Reads one object.

@@ -115,6 +115,14 @@ impl Files {
         self.files.values().any(|file| file.doubtful.is_some())
     }
 
+    /// The version of an object that is in effect here, told again.
+    pub(crate) fn retell(&mut self, reference: &ObjectRef) -> Option<Change> {
+        let file = self.files.get_mut(self.winners.get(reference)?)?;
+        let slot = file.objects.iter_mut().find(|slot| slot.reference == *reference)?;
+        let object = slot.take()?;
+        Some(Change::Set(slot.reference.clone(), object, slot.origin.clone()))
+    }
+
     /// Looks at the folders and returns what has changed since the last time.
     pub(crate) fn scan(&mut self, look: Look, now: Instant) -> Vec<Change> {
         self.unreadable.clear();
@@ -327,7 +335,8 @@ impl File {
         let mut objects = Vec::new();
         for (document, item) in places(&documents) {
             let Some(node) = object_node(&documents, document, item) else { continue };
-            let origin = Origin { file: Arc::clone(&name), text: Arc::clone(&text), document, item };
+            let origin =
+                Origin { file: Arc::clone(&name), text: Arc::clone(&text), document, item, generation: None };
             self.read_object(node, origin, &mut objects);
         }
         self.objects = objects;

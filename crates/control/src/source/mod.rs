@@ -2,20 +2,40 @@
 //! files: a source is something that sends [`Update`]s.
 //!
 //! - `files.rs`: folders of YAML, as a state that is brought up to date by scanning;
-//! - `watch.rs`: the task that knows when to scan;
+//! - `scan.rs`: the task that knows when to scan;
+//! - `kube/`: a Kubernetes cluster, by lists and watches;
+//! - `merge.rs`: several sources as one: which version of an object counts;
 //! - `fold.rs`: merges changes, and holds those of configuration back for a moment.
+//!
+//! Sources have an order, and of an object in several the one in the last counts: of two folders
+//! the later, and a cluster before all folders, since it is what everybody sees with `kubectl`.
+//!
+//! Other clusters (Secrets with the label `istio/multiCluster=true`) will be sources too, of which
+//! only what is about workloads counts: Services, EndpointSlices, Pods, Nodes and Namespaces. These
+//! do not hide one another, as configuration does, but stand side by side. So what will change is
+//! `ObjectRef` of these kinds, which gets the name of its cluster; `merge.rs` compares names, and
+//! needs no change; `kube::run` is started once for each cluster with a list of kinds, and ends,
+//! with all its objects removed, when its Secret goes.
 
 pub(crate) mod files;
 pub(crate) mod fold;
+pub(crate) mod kube;
+pub(crate) mod merge;
+mod scan;
 #[cfg(test)]
 mod tests;
-pub(crate) mod watch;
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::path::PathBuf;
+use std::sync::{Arc, LazyLock};
 
 use leno_api::yaml::{self, Dialect, Node, Position};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
 
+use self::files::Files;
+use self::kube::{Cluster, Wanted};
+use self::merge::Input;
 use crate::model::Change;
 use crate::model::diagnostic::Diagnostic;
 
@@ -28,24 +48,70 @@ pub(crate) struct Update {
     pub(crate) diagnostics: Arc<Vec<Diagnostic>>,
 }
 
+/// Starts all sources; their updates come merged. `wanted` says which Secrets and ConfigMaps of the
+/// cluster are to be read.
+pub(crate) fn spawn(
+    dirs: Vec<PathBuf>,
+    cluster: Option<Cluster>,
+    wanted: watch::Receiver<Wanted>,
+    tasks: &mut JoinSet<()>,
+) -> mpsc::Receiver<Update> {
+    let mut inputs = Vec::new();
+    if !dirs.is_empty() || cluster.is_none() {
+        let (updates, told) = mpsc::channel(16);
+        let (retell, asked) = mpsc::unbounded_channel();
+        tasks.spawn(scan::run(Files::new(dirs), asked, updates));
+        inputs.push(Input { updates: told, retell });
+    }
+    if let Some(cluster) = cluster {
+        let (updates, told) = mpsc::channel(16);
+        // The last source has nothing behind it that would hide its objects, so it is never asked.
+        let (retell, _) = mpsc::unbounded_channel();
+        tasks.spawn(kube::run(cluster, wanted, updates));
+        inputs.push(Input { updates: told, retell });
+    }
+    if inputs.len() == 1
+        && let Some(input) = inputs.pop()
+    {
+        return input.updates;
+    }
+    let (updates, told) = mpsc::channel(16);
+    tasks.spawn(merge::run(inputs, updates));
+    told
+}
+
 /// Where an object was read, so that a finding about it can be given a place. Keeps the text, and
 /// looks the place up in it when asked: that is rare, and a tree of every object would be large.
 #[derive(Clone, Debug)]
 pub(crate) struct Origin {
-    /// The file, as people call it.
+    /// The file, as people call it; empty for an object of a cluster, which has no other place than
+    /// its name.
     pub(crate) file: Arc<str>,
     text: Arc<str>,
     /// Which document of the file.
     document: usize,
     /// Which item, if the document is a list of objects.
     item: Option<usize>,
+    /// `metadata.generation` of an object of a cluster; `None` if it is not one.
+    pub(crate) generation: Option<i64>,
 }
 
 impl Origin {
-    /// No place at all, for tests.
-    #[cfg(test)]
+    /// An object of a cluster, and which version of what is wanted of it this is.
+    pub(crate) fn object(generation: i64) -> Origin {
+        Origin { generation: Some(generation), ..Origin::nowhere() }
+    }
+
+    /// No place at all.
     pub(crate) fn nowhere() -> Origin {
-        Origin { file: Arc::from(""), text: Arc::from(""), document: 0, item: None }
+        static NOTHING: LazyLock<Arc<str>> = LazyLock::new(|| Arc::from(""));
+        Origin {
+            file: Arc::clone(&NOTHING),
+            text: Arc::clone(&NOTHING),
+            document: 0,
+            item: None,
+            generation: None,
+        }
     }
 
     /// Where a field is, or the nearest field around it.

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
+use leno_control::server::Kubernetes;
 
 use crate::cli::Failure;
 
@@ -14,12 +15,35 @@ pub(crate) struct Pilot {
     /// `discovery`, as pilot-discovery has it; the only thing to do, so it may be left out
     #[arg(value_parser = ["discovery"], hide_possible_values = true)]
     verb: Option<String>,
-    /// A folder (or file) of Kubernetes and Istio YAML, watched; may be repeated
-    #[arg(long = "dir", value_name = "DIR", required = true)]
+    /// A folder (or file) of Kubernetes and Istio YAML, watched; may be repeated. With one no cluster
+    /// is read, unless --kubeconfig, --context or --registries says so
+    #[arg(long = "dir", alias = "configDir", value_name = "DIR")]
     dirs: Vec<PathBuf>,
+    /// The kubeconfig of the cluster to read; without one what kubectl would use, or the service
+    /// account of the Pod
+    #[arg(long = "kubeconfig", value_name = "FILE")]
+    kubeconfig: Option<PathBuf>,
+    /// The context of the kubeconfig
+    #[arg(long = "context", value_name = "NAME")]
+    context: Option<String>,
+    /// Where services are read from beside the folders: Kubernetes, or nothing
+    #[arg(long = "registries", value_name = "LIST", value_delimiter = ',')]
+    registries: Option<Vec<String>>,
+    /// The root namespace, of the ConfigMap `istio`
+    #[arg(
+        short = 'n',
+        long = "namespace",
+        value_name = "NAME",
+        env = "POD_NAMESPACE",
+        default_value = "istio-system"
+    )]
+    namespace: String,
     /// Where proxies connect to for xDS
     #[arg(long = "grpcAddr", alias = "grpc-addr", value_name = "ADDRESS", default_value = ":15010")]
     grpc_addr: String,
+    /// Write what is found wrong with objects of the cluster into their status
+    #[arg(long = "writeStatus", env = "PILOT_ENABLE_ANALYSIS")]
+    write_status: bool,
     /// Without effect: everything is served at --monitoringAddr
     #[arg(long = "httpAddr", alias = "http-addr", value_name = "ADDRESS", default_value = ":8080")]
     http_addr: String,
@@ -46,8 +70,10 @@ impl Pilot {
         let _ = self.verb;
         address("--httpAddr", &self.http_addr)?; // a typing error is one all the same
         start_log(&self.log_output_level)?;
+        let kubernetes = self.kubernetes()?;
         let mut config = leno_control::server::Config::new(self.dirs);
         config.grpc_addr = address("--grpcAddr", &self.grpc_addr)?;
+        config.kubernetes = kubernetes;
         config.http_addr = address("--monitoringAddr", &self.monitoring_addr)?;
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
         runtime
@@ -64,6 +90,32 @@ impl Pilot {
             })
             .map_err(anyhow::Error::from)?;
         Ok(ExitCode::SUCCESS)
+    }
+}
+
+impl Pilot {
+    /// The cluster to read: if one is named, or asked for, or there is nothing else to read.
+    fn kubernetes(&self) -> anyhow::Result<Option<Kubernetes>> {
+        let mut asked = self.kubeconfig.is_some() || self.context.is_some();
+        for registry in self.registries.iter().flatten().filter(|name| !name.is_empty()) {
+            match registry.as_str() {
+                "Kubernetes" => asked = true,
+                other => bail!("--registries: {other:?} is not supported, use Kubernetes"),
+            }
+        }
+        if !asked && (self.registries.is_some() || !self.dirs.is_empty()) {
+            if self.dirs.is_empty() {
+                bail!("nothing to read: neither --dir nor a registry");
+            }
+            return Ok(None);
+        }
+        Ok(Some(Kubernetes {
+            kubeconfig: self.kubeconfig.clone(),
+            context: self.context.clone(),
+            namespace: self.namespace.clone(),
+            write_status: self.write_status,
+            identity: std::env::var("POD_NAME").unwrap_or_default(),
+        }))
     }
 }
 

@@ -12,6 +12,7 @@ use tokio::sync::mpsc;
 use super::Update;
 use super::files::{Files, Look};
 use super::fold::Fold;
+use crate::model::ObjectRef;
 
 /// How long the file system must be quiet before a scan, so that a file is seen when it is whole.
 const SETTLE: Duration = Duration::from_millis(10);
@@ -32,7 +33,12 @@ const MANY: usize = 1000;
 const DOUBT: Duration = Duration::from_millis(110);
 
 /// Runs until the receiver of the updates is gone. The first update is sent at once, changes or not.
-pub(crate) async fn run(mut files: Files, updates: mpsc::Sender<Update>) {
+/// Objects that are asked for are told again.
+pub(crate) async fn run(
+    mut files: Files,
+    mut retell: mpsc::UnboundedReceiver<ObjectRef>,
+    updates: mpsc::Sender<Update>,
+) {
     let (events, mut changed) = mpsc::channel(1);
     let mut watcher = Watch::new(files.roots(), events);
     let mut fold = Fold::default();
@@ -49,6 +55,14 @@ pub(crate) async fn run(mut files: Files, updates: mpsc::Sender<Update>) {
         let poll = if files.is_doubtful() { DOUBT.min(poll) } else { poll };
         let due = fold.due().map(tokio::time::Instant::from_std);
         let found = tokio::select! {
+            Some(reference) = retell.recv() => {
+                let change = files.retell(&reference);
+                let update = Update { changes: change.into_iter().collect(), diagnostics: files.diagnostics() };
+                if updates.send(update).await.is_err() {
+                    return;
+                }
+                continue;
+            }
             Some(()) = changed.recv() => {
                 settle(&mut changed).await;
                 match watcher.take() {

@@ -1,0 +1,247 @@
+//! Requests to an API server, and how it is found.
+//!
+//! `kube` brings what takes care of credentials (kubeconfig, exec plugins, tokens that are renewed,
+//! service accounts) and TLS. Retries are ours: whoever asks knows whether it is worth it.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use bytes::{Buf, Bytes, BytesMut};
+use http::header::{ACCEPT, CONTENT_TYPE, RETRY_AFTER};
+use http::{Method, Request, Response};
+use http_body_util::BodyExt;
+use kube::client::Body;
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use serde::Deserialize;
+
+/// Which cluster, and as whom.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Kubernetes {
+    /// The kubeconfig; without one it is looked for as `kubectl` does, and then the service account
+    /// of the Pod is used.
+    pub kubeconfig: Option<PathBuf>,
+    /// The context of the kubeconfig; `None` is the current one.
+    pub context: Option<String>,
+    /// The root namespace, where the ConfigMap `istio` is and leases are held; empty is
+    /// `istio-system`.
+    pub namespace: String,
+    /// Whether what is found wrong with objects is written into their status, by the replica that
+    /// leads.
+    pub write_status: bool,
+    /// What this replica is called among its like; empty is a name of chance.
+    pub identity: String,
+}
+
+impl Kubernetes {
+    /// The root namespace.
+    pub(crate) fn root_namespace(&self) -> &str {
+        if self.namespace.is_empty() { "istio-system" } else { &self.namespace }
+    }
+}
+
+/// How long an answer that ends may take.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// How long a watch may be silent: a little longer than it is asked to last.
+const SILENCE: Duration = Duration::from_secs(330);
+
+/// A line longer than this is no object that an API server would store.
+const LONGEST_LINE: usize = 64 << 20;
+
+/// Why a request had no good answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Fault {
+    /// The server said no.
+    Status { code: u16, message: String, retry_after: Option<Duration> },
+    /// There was no answer, or none that can be read.
+    Broken(String),
+}
+
+impl Fault {
+    /// The status of the answer; 0 if there was none.
+    pub(crate) fn code(&self) -> u16 {
+        match self {
+            Fault::Status { code, .. } => *code,
+            Fault::Broken(_) => 0,
+        }
+    }
+
+    pub(super) fn broken(error: &dyn std::error::Error) -> Fault {
+        let mut text = error.to_string();
+        let mut source = error.source();
+        while let Some(cause) = source {
+            let cause_text = cause.to_string();
+            if !text.contains(&cause_text) {
+                text = format!("{text}: {cause_text}");
+            }
+            source = cause.source();
+        }
+        Fault::Broken(text)
+    }
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Fault::Status { code, message, .. } => write!(f, "{message} (status {code})"),
+            Fault::Broken(message) => f.write_str(message),
+        }
+    }
+}
+
+/// A client of one API server.
+#[derive(Clone)]
+pub(crate) struct Api {
+    client: kube::Client,
+}
+
+impl Api {
+    /// Reads the configuration. Nothing is asked of the server yet.
+    ///
+    /// # Errors
+    /// If there is none, or it cannot be read.
+    pub(crate) async fn new(cluster: &Kubernetes) -> Result<Api, String> {
+        let options = KubeConfigOptions { context: cluster.context.clone(), ..KubeConfigOptions::default() };
+        let told = |error: &dyn std::error::Error| match Fault::broken(error) {
+            Fault::Broken(text) => text,
+            Fault::Status { message, .. } => message,
+        };
+        let mut config = match (&cluster.kubeconfig, &cluster.context) {
+            (Some(path), _) => {
+                let file = Kubeconfig::read_from(path).map_err(|error| told(&error))?;
+                let config = kube::Config::from_custom_kubeconfig(file, &options).await;
+                config.map_err(|error| format!("{}: {}", path.display(), told(&error)))?
+            }
+            (None, Some(_)) => kube::Config::from_kubeconfig(&options).await.map_err(|error| told(&error))?,
+            (None, None) => kube::Config::infer().await.map_err(|error| told(&error))?,
+        };
+        config.default_retry = false;
+        config.connect_timeout = Some(Duration::from_secs(10));
+        let client = kube::Client::try_from(config).map_err(|error| told(&error))?;
+        Ok(Api { client })
+    }
+
+    /// The body of an answer to GET.
+    ///
+    /// # Errors
+    /// Whatever is not a success.
+    pub(crate) async fn get(&self, path: &str, accept: &str) -> Result<String, Fault> {
+        self.call(Method::GET, path, accept, "", Vec::new()).await
+    }
+
+    /// The body of an answer.
+    ///
+    /// # Errors
+    /// Whatever is not a success.
+    pub(crate) async fn call(
+        &self,
+        method: Method,
+        path: &str,
+        accept: &str,
+        content_type: &str,
+        body: Vec<u8>,
+    ) -> Result<String, Fault> {
+        let whole = async {
+            let response = self.send(method, path, accept, content_type, body).await?;
+            let bytes =
+                response.into_body().collect().await.map_err(|error| Fault::broken(&error))?.to_bytes();
+            String::from_utf8(bytes.into()).map_err(|error| Fault::broken(&error))
+        };
+        let late = |_| Fault::Broken("no answer in time".to_owned());
+        tokio::time::timeout(PATIENCE, whole).await.map_err(late)?
+    }
+
+    /// An answer that comes line by line.
+    ///
+    /// # Errors
+    /// Whatever is not a success.
+    pub(crate) async fn lines(&self, path: &str, accept: &str) -> Result<Lines, Fault> {
+        let late = |_| Fault::Broken("no answer in time".to_owned());
+        let sending = self.send(Method::GET, path, accept, "", Vec::new());
+        let response = tokio::time::timeout(PATIENCE, sending).await.map_err(late)??;
+        Ok(Lines { body: response.into_body(), buffer: BytesMut::new(), searched: 0 })
+    }
+
+    async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        accept: &str,
+        content_type: &str,
+        body: Vec<u8>,
+    ) -> Result<Response<Body>, Fault> {
+        let mut request = Request::builder().method(method).uri(path).header(ACCEPT, accept);
+        if !content_type.is_empty() {
+            request = request.header(CONTENT_TYPE, content_type);
+        }
+        let request = request.body(Body::from(body)).map_err(|error| Fault::broken(&error))?;
+        let response = self.client.send(request).await.map_err(|error| Fault::broken(&error))?;
+        if response.status().is_success() {
+            return Ok(response);
+        }
+        let code = response.status().as_u16();
+        let seconds = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
+        let bytes = response.into_body().collect().await.map_err(|error| Fault::broken(&error))?.to_bytes();
+        let message = match serde_json::from_slice::<Status>(&bytes) {
+            Ok(status) if !status.message.is_empty() => status.message,
+            _ => String::from_utf8_lossy(bytes.get(..bytes.len().min(200)).unwrap_or_default()).into_owned(),
+        };
+        Err(Fault::Status { code, message, retry_after: seconds.map(Duration::from_secs) })
+    }
+}
+
+/// Kubernetes' `Status`, as far as it matters.
+#[derive(Deserialize)]
+struct Status {
+    #[serde(default)]
+    message: String,
+}
+
+/// The lines of an answer that goes on.
+pub(crate) struct Lines {
+    body: Body,
+    buffer: BytesMut,
+    /// How much of the buffer has no end of line in it.
+    searched: usize,
+}
+
+impl Lines {
+    /// The next line; `None` at the end. May be dropped while it waits.
+    ///
+    /// # Errors
+    /// If the connection breaks, is silent for too long, or sends a line without end.
+    pub(crate) async fn next(&mut self) -> Result<Option<Bytes>, Fault> {
+        loop {
+            if let Some(line) = self.ready() {
+                return Ok(Some(line));
+            }
+            let silent = |_| Fault::Broken("silence".to_owned());
+            match tokio::time::timeout(SILENCE, self.body.frame()).await.map_err(silent)? {
+                None => return Ok(None),
+                Some(Err(error)) => return Err(Fault::broken(&error)),
+                Some(Ok(frame)) => {
+                    if let Ok(data) = frame.into_data() {
+                        self.buffer.extend_from_slice(&data);
+                    }
+                    if self.buffer.len() > LONGEST_LINE {
+                        return Err(Fault::Broken("a line is too long".to_owned()));
+                    }
+                }
+            }
+        }
+    }
+
+    /// The next line, if it has come already.
+    pub(crate) fn ready(&mut self) -> Option<Bytes> {
+        let rest = self.buffer.get(self.searched..)?;
+        let Some(end) = rest.iter().position(|byte| *byte == b'\n') else {
+            self.searched = self.buffer.len();
+            return None;
+        };
+        let line = self.buffer.split_to(self.searched + end).freeze();
+        self.buffer.advance(1);
+        self.searched = 0;
+        Some(line)
+    }
+}

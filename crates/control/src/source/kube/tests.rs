@@ -1,0 +1,625 @@
+//! The cluster as a source, over the wire: what it tells is what a folder of the same objects tells,
+//! whatever the API server goes through meanwhile.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::time::{Duration, Instant};
+
+use leno_base::rng::Rng;
+use leno_testkit::kube::{ApiServer, Fault, Options};
+use serde_json::{Value, json};
+use tokio::sync::{mpsc, watch};
+
+use super::discovery::Catalog;
+use super::writer::Statuses;
+use super::{Cluster, Kubernetes, Wanted, lease, run, writer};
+use crate::model::diagnostic::Diagnostic;
+use crate::model::{Change, Key, Kind, ObjectRef};
+use crate::source::Update;
+use crate::source::files::{Files, Look};
+
+/// How long anything may take.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// What the updates of a source amount to.
+#[derive(Default)]
+struct World {
+    objects: BTreeMap<ObjectRef, String>,
+    diagnostics: Vec<String>,
+    removed: Vec<ObjectRef>,
+}
+
+impl World {
+    fn take(&mut self, update: Update) {
+        for change in update.changes {
+            match change {
+                Change::Set(reference, object, _) => {
+                    drop(self.objects.insert(reference, format!("{object:?}")))
+                }
+                Change::Remove(reference) => {
+                    self.objects.remove(&reference);
+                    self.removed.push(reference);
+                }
+            }
+        }
+        self.diagnostics = update.diagnostics.iter().map(Diagnostic::to_string).collect();
+    }
+
+    /// The objects of the namespace of the tests.
+    fn shop(&self) -> BTreeMap<ObjectRef, String> {
+        let own = self.objects.iter().filter(|(reference, _)| reference.namespace == "shop");
+        own.map(|(reference, object)| (reference.clone(), object.clone())).collect()
+    }
+}
+
+/// A cluster and its source.
+struct Fixture {
+    server: Option<ApiServer>,
+    world: World,
+    want: watch::Sender<Wanted>,
+    updates: mpsc::Receiver<Update>,
+    _folder: tempfile::TempDir,
+}
+
+impl Fixture {
+    async fn new() -> Fixture {
+        let server = ApiServer::start().await.unwrap();
+        server.put_yaml("{apiVersion: v1, kind: Namespace, metadata: {name: shop}}");
+        definitions(&server);
+        Fixture::on(server).await
+    }
+
+    async fn on(server: ApiServer) -> Fixture {
+        let folder = tempfile::tempdir().unwrap();
+        let kubeconfig = folder.path().join("kubeconfig");
+        server.write_kubeconfig(&kubeconfig).unwrap();
+        let config = Kubernetes { kubeconfig: Some(kubeconfig), ..Kubernetes::default() };
+        let mut cluster = Cluster::new(&config).await.unwrap();
+        cluster.retry = (Duration::from_millis(2), Duration::from_millis(50));
+        let (want, wanted) = watch::channel(Wanted::default());
+        let (sender, updates) = mpsc::channel(4);
+        tokio::spawn(run(cluster, wanted, sender));
+        Fixture { server: Some(server), world: World::default(), want, updates, _folder: folder }
+    }
+
+    fn server(&self) -> &ApiServer {
+        self.server.as_ref().unwrap()
+    }
+
+    /// Takes updates until something holds.
+    async fn until(&mut self, what: &str, holds: impl Fn(&World) -> bool) {
+        let deadline = tokio::time::Instant::now() + PATIENCE;
+        while !holds(&self.world) {
+            match tokio::time::timeout_at(deadline, self.updates.recv()).await {
+                Ok(Some(update)) => self.world.take(update),
+                _ => panic!("{what}: {:#?} {:#?}", self.world.objects.keys(), self.world.diagnostics),
+            }
+        }
+    }
+
+    /// Waits until the server has been asked so often for paths with this in them.
+    async fn until_asked(&self, count: usize, path: &str) {
+        let mut asked = 0;
+        let deadline = tokio::time::Instant::now() + PATIENCE;
+        while asked < count {
+            assert!(tokio::time::Instant::now() < deadline, "asked {asked} times for {path:?}");
+            asked += self.server().take_seen().iter().filter(|seen| seen.path.contains(path)).count();
+            tokio::task::yield_now().await;
+        }
+    }
+
+    async fn until_known(&mut self) {
+        let update = tokio::time::timeout(PATIENCE, self.updates.recv()).await.unwrap().unwrap();
+        self.world.take(update);
+    }
+}
+
+fn has(world: &World, name: &str) -> bool {
+    world.objects.keys().any(|reference| reference.name == name)
+}
+
+/// The kinds of Istio that the tests use, without schemas.
+fn definitions(server: &ApiServer) {
+    for (kind, plural) in [
+        ("VirtualService", "virtualservices"),
+        ("DestinationRule", "destinationrules"),
+        ("Gateway", "gateways"),
+        ("ServiceEntry", "serviceentries"),
+    ] {
+        server.put(definition(kind, plural, &["v1", "v1beta1", "v1alpha3"]));
+    }
+}
+
+fn definition(kind: &str, plural: &str, versions: &[&str]) -> Value {
+    let group = "networking.istio.io";
+    let schema =
+        json!({ "openAPIV3Schema": { "type": "object", "x-kubernetes-preserve-unknown-fields": true } });
+    let versions: Vec<Value> = versions
+        .iter()
+        .enumerate()
+        .map(|(at, name)| json!({ "name": name, "served": true, "storage": at == 0, "schema": schema, "subresources": { "status": {} } }))
+        .collect();
+    json!({ "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
+        "metadata": { "name": format!("{plural}.{group}") },
+        "spec": { "group": group, "scope": "Namespaced", "names": { "plural": plural, "kind": kind }, "versions": versions } })
+}
+
+/// What all objects of the tests have, so that both sources read the same.
+fn metadata(name: &str) -> Value {
+    json!({ "name": name, "namespace": "shop", "creationTimestamp": "2026-01-02T03:04:05Z", "labels": { "app": name } })
+}
+
+fn service(name: &str, port: u16) -> Value {
+    json!({ "apiVersion": "v1", "kind": "Service", "metadata": metadata(name), "spec": {
+        "type": "ClusterIP", "clusterIP": "10.0.0.1", "clusterIPs": ["10.0.0.1"], "selector": { "app": name },
+        "sessionAffinity": "None", "internalTrafficPolicy": "Cluster", "ipFamilies": ["IPv4"], "ipFamilyPolicy": "SingleStack",
+        "ports": [{ "name": "http", "port": port, "targetPort": 8080, "protocol": "TCP" }] } })
+}
+
+fn slice(name: &str, address: &str) -> Value {
+    let mut metadata = metadata(name);
+    metadata["labels"]["kubernetes.io/service-name"] = Value::from(name);
+    json!({ "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "metadata": metadata, "addressType": "IPv4",
+        "ports": [{ "name": "http", "port": 8080, "protocol": "TCP" }],
+        "endpoints": [{ "addresses": [address], "conditions": { "ready": true } }] })
+}
+
+fn pod(name: &str, address: &str) -> Value {
+    json!({ "apiVersion": "v1", "kind": "Pod", "metadata": metadata(name),
+        "spec": { "serviceAccountName": "default", "containers": [{ "name": "app", "image": "app:1" }] },
+        "status": { "phase": "Running", "podIP": address, "podIPs": [{ "ip": address }] } })
+}
+
+fn gateway(name: &str, host: &str) -> Value {
+    json!({ "apiVersion": "networking.istio.io/v1", "kind": "Gateway", "metadata": metadata(name), "spec": {
+        "selector": { "istio": "ingressgateway" },
+        "servers": [{ "port": { "number": 80, "name": "http", "protocol": "HTTP" }, "hosts": [host] }] } })
+}
+
+fn rule(name: &str, host: &str) -> Value {
+    json!({ "apiVersion": "networking.istio.io/v1", "kind": "VirtualService", "metadata": metadata(name),
+        "spec": { "hosts": [host], "http": [{ "route": [{ "destination": { "host": host } }] }] } })
+}
+
+/// The folder of some objects, read by the other source from nothing.
+fn from_files(objects: &BTreeMap<String, Value>) -> World {
+    let folder = tempfile::tempdir().unwrap();
+    let mut files = Files::new(vec![folder.path().to_owned()]);
+    for (name, object) in objects {
+        fs::write(folder.path().join(format!("{name}.json")), object.to_string()).unwrap();
+    }
+    let mut world = World::default();
+    let changes = files.scan(Look::Inside, Instant::now());
+    world.take(Update { changes, diagnostics: files.diagnostics() });
+    world
+}
+
+enum Step {
+    Put(&'static str, Value),
+    Delete(&'static str),
+}
+
+/// Does the same in a folder and in a cluster; both must come to the same.
+async fn both(steps: Vec<Step>) {
+    let mut fixture = Fixture::new().await;
+    fixture.until_known().await;
+    let folder = tempfile::tempdir().unwrap();
+    let mut files = Files::new(vec![folder.path().to_owned()]);
+    let mut now = Instant::now();
+    let mut world = World::default();
+    let mut plurals: BTreeMap<&str, (String, String, String)> = BTreeMap::new();
+    for (number, step) in steps.into_iter().enumerate() {
+        match step {
+            Step::Put(file, object) => {
+                fs::write(folder.path().join(format!("{file}.json")), object.to_string()).unwrap();
+                let text = |path: &str| object.pointer(path).and_then(Value::as_str).unwrap().to_owned();
+                let group =
+                    text("/apiVersion").split_once('/').map_or(String::new(), |(group, _)| group.to_owned());
+                let plural = text("/kind").to_lowercase() + "s";
+                plurals.insert(file, (group, plural, text("/metadata/name")));
+                fixture.server().put(object);
+            }
+            Step::Delete(file) => {
+                fs::remove_file(folder.path().join(format!("{file}.json"))).unwrap();
+                let (group, plural, name) = &plurals[file];
+                assert!(fixture.server().remove(group, plural, "shop", name), "{plural} {name}");
+            }
+        }
+        // Twice, as a file that is gone is believed to be so after a moment only.
+        for _ in 0..2 {
+            now += Duration::from_secs(1);
+            let changes = files.scan(Look::Inside, now);
+            world.take(Update { changes, diagnostics: files.diagnostics() });
+        }
+        let (expected, faults) = (world.shop(), world.diagnostics.len());
+        fixture
+            .until(&format!("step {number}"), |cluster| {
+                cluster.shop() == expected && cluster.diagnostics.len() == faults
+            })
+            .await;
+    }
+}
+
+#[tokio::test]
+async fn a_cluster_tells_what_a_folder_tells() {
+    let mut broken = gateway("g", "shop.example.com");
+    broken["spec"]["servers"] = json!("none");
+    let mut warned = rule("r", "web.shop.svc.cluster.local");
+    warned["spec"]["htpp"] = json!([]);
+    both(vec![
+        Step::Put("web", service("web", 80)),
+        Step::Put("slice", slice("web", "10.1.0.1")),
+        Step::Put("pod", pod("web-1", "10.1.0.1")),
+        Step::Put("g", gateway("g", "shop.example.com")),
+        Step::Put("r", rule("r", "web.shop.svc.cluster.local")),
+        Step::Put("web", service("web", 81)),
+        Step::Put("g", broken.clone()),
+        Step::Put("other", gateway("other", "x.example.com")),
+        Step::Put("g", gateway("g", "not a host")),
+        Step::Put("g", gateway("g", "new.example.com")),
+        Step::Put("r", warned),
+        Step::Put("g", broken),
+        Step::Delete("g"),
+        Step::Delete("r"),
+        Step::Delete("pod"),
+        Step::Put("slice", slice("web", "10.1.0.2")),
+        Step::Delete("web"),
+        Step::Delete("slice"),
+    ])
+    .await;
+}
+
+#[tokio::test]
+async fn everything_is_in_the_first_update() {
+    let server = ApiServer::start().await.unwrap();
+    server.put_yaml("{apiVersion: v1, kind: Namespace, metadata: {name: shop}}");
+    definitions(&server);
+    for number in 0..1200 {
+        server.put(pod(&format!("p{number}"), "10.1.0.1"));
+    }
+    server.put(gateway("g", "shop.example.com"));
+    server.put(gateway("broken", "not a host"));
+    server.put(json!({ "apiVersion": "v1", "kind": "ConfigMap", "metadata": { "name": "istio", "namespace": "istio-system" },
+        "data": { "mesh": "rootNamespace: istio-system" } }));
+    server.put(json!({ "apiVersion": "v1", "kind": "ConfigMap", "metadata": { "name": "other", "namespace": "istio-system" } }));
+    server.put(
+        json!({ "apiVersion": "v1", "kind": "Secret", "metadata": { "name": "s", "namespace": "shop" } }),
+    );
+    let mut done = pod("done", "10.1.0.9");
+    done["status"]["phase"] = Value::from("Succeeded");
+    server.put(done);
+    let mut fixture = Fixture::on(server).await;
+    fixture.until_known().await;
+    let count = |kind| fixture.world.objects.keys().filter(|it| it.kind == kind).count();
+    assert_eq!((count(Kind::Pod), count(Kind::Gateway), count(Kind::MeshConfig)), (1200, 1, 1));
+    assert_eq!((count(Kind::ConfigMap), count(Kind::Secret)), (0, 0));
+    assert_eq!(fixture.world.diagnostics.len(), 1, "{:?}", fixture.world.diagnostics);
+    // Nobody has asked for Secrets at all.
+    let seen = fixture.server().take_seen();
+    assert!(seen.iter().all(|seen| !seen.path.contains("secrets")));
+    assert!(seen.iter().any(|seen| seen.query.contains("continue=")));
+}
+
+#[tokio::test]
+async fn a_server_that_is_away_is_waited_for() {
+    let server = ApiServer::start().await.unwrap();
+    definitions(&server);
+    server.put(gateway("g", "shop.example.com"));
+    server.fail(Fault::on(503, |_| true));
+    let mut fixture = Fixture::on(server).await;
+    // Some kinds can be had, but not what matters most: not a state to serve.
+    fixture.until_asked(3, "").await;
+    fixture.server().heal();
+    fixture.server().fail(Fault::on(500, |seen| seen.path.contains("services")));
+    fixture.until_asked(3, "services").await;
+    assert!(fixture.updates.try_recv().is_err());
+    fixture.server().heal();
+    fixture.until_known().await;
+    assert!(has(&fixture.world, "g") && has(&fixture.world, "kubernetes"));
+    assert_eq!(fixture.world.diagnostics, Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn forbidden_kinds_are_reported_and_hold_up_nothing() {
+    let server = ApiServer::start().await.unwrap();
+    definitions(&server);
+    server.put(gateway("g", "shop.example.com"));
+    server.deny("*", "list", "networking.k8s.io", "ingresses");
+    let mut fixture = Fixture::on(server).await;
+    fixture.until_known().await;
+    assert!(has(&fixture.world, "g"));
+    let said = fixture.world.diagnostics.join("\n");
+    assert!(
+        said.contains("Ingress") && said.contains("cannot list resource") && said.contains("[unwatchable]"),
+        "{said}"
+    );
+    fixture.server().allow_all();
+    fixture.until("allowed", |world| world.diagnostics.is_empty()).await;
+}
+
+#[tokio::test]
+async fn what_the_server_forgets_takes_nothing_away() {
+    let mut fixture = Fixture::new().await;
+    fixture.server().put(gateway("stays", "a.example.com"));
+    fixture.server().put(gateway("goes", "a.example.com"));
+    fixture.until("both", |world| has(world, "stays") && has(world, "goes")).await;
+    // While nothing listens things change and are forgotten.
+    fixture.server().fail(Fault::on(503, |_| true));
+    fixture.server().drop_watches();
+    assert!(fixture.server().remove("networking.istio.io", "gateways", "shop", "goes"));
+    fixture.server().put(gateway("comes", "a.example.com"));
+    fixture.server().compact();
+    fixture.until("told", |world| world.diagnostics.iter().any(|text| text.contains("unwatchable"))).await;
+    fixture.server().heal();
+    fixture
+        .until("new", |world| has(world, "comes") && !has(world, "goes") && world.diagnostics.is_empty())
+        .await;
+    let removed: Vec<&str> = fixture.world.removed.iter().map(|it| it.name.as_str()).collect();
+    assert_eq!(removed, ["goes"]);
+    // Bookmarks move a watch on, so that it survives what is forgotten before them.
+    fixture.server().put(service("web", 80));
+    fixture.until("web", |world| has(world, "web")).await;
+    fixture.server().bookmark();
+    fixture.server().put(gateway("more", "a.example.com"));
+    fixture.until("more", |world| has(world, "more")).await;
+}
+
+#[tokio::test]
+async fn kinds_come_and_go_and_change_their_version() {
+    let mut fixture = Fixture::new().await;
+    fixture.until_known().await;
+    fixture.server().put(definition("Sidecar", "sidecars", &["v1alpha3"]));
+    fixture.server().put(json!({ "apiVersion": "networking.istio.io/v1alpha3", "kind": "Sidecar",
+        "metadata": metadata("late"), "spec": {} }));
+    fixture.until("a late kind", |world| has(world, "late")).await;
+    fixture.server().put(definition("Sidecar", "sidecars", &["v1", "v1alpha3"]));
+    fixture.server().take_seen();
+    fixture.server().put(json!({ "apiVersion": "networking.istio.io/v1", "kind": "Sidecar",
+        "metadata": metadata("later"), "spec": {} }));
+    fixture.until("a new version", |world| has(world, "later")).await;
+    fixture.server().remove(
+        "apiextensions.k8s.io",
+        "customresourcedefinitions",
+        "",
+        "sidecars.networking.istio.io",
+    );
+    fixture.until("gone", |world| !has(world, "late") && !has(world, "later")).await;
+}
+
+#[tokio::test]
+async fn secrets_are_read_one_by_one() {
+    let mut fixture = Fixture::new().await;
+    fixture.until_known().await;
+    let secret = |name: &str, data: &str| {
+        json!({ "apiVersion": "v1", "kind": "Secret", "metadata": metadata(name), "type": "kubernetes.io/tls",
+            "data": { "tls.crt": data } })
+    };
+    fixture.server().put(secret("wanted", "QQ=="));
+    fixture.server().put(secret("other", "QQ=="));
+    let key = |name: &str| Key { namespace: "shop".to_owned(), name: name.to_owned() };
+    let want = |names: &[&str]| Wanted(names.iter().map(|name| (Kind::Secret, key(name))).collect());
+    fixture.want.send_replace(want(&["wanted", "later"]));
+    fixture.until("the one", |world| has(world, "wanted")).await;
+    let before = fixture.world.objects[&key("wanted").of(Kind::Secret)].clone();
+    fixture.server().put(secret("wanted", "Qg=="));
+    fixture.server().put(secret("later", "Qg=="));
+    fixture
+        .until("a change", |world| has(world, "later") && world.removed.is_empty() && !has(world, "other"))
+        .await;
+    assert!(!before.contains("QQ"), "a Secret must not be shown: {before}");
+    fixture.want.send_replace(want(&["later"]));
+    fixture.until("no longer", |world| !has(world, "wanted") && has(world, "later")).await;
+    let seen = fixture.server().take_seen();
+    let asked = seen.iter().filter(|seen| seen.path.contains("secrets"));
+    assert!(asked.into_iter().all(|seen| seen.query.contains("fieldSelector=metadata.name%3D")));
+}
+
+/// What disturbs a cluster in the course of its life.
+async fn disturb(fixture: &mut Fixture, rng: &mut Rng) {
+    match rng.below(8) {
+        0 => fixture.server().drop_watches(),
+        1 => fixture.server().drop_connections(),
+        2 => fixture.server().compact(),
+        3 => fixture.server().bookmark(),
+        4 => {
+            let status =
+                [500, 503, 410, 429, 403, 404].get(rng.index(6).unwrap_or(0)).copied().unwrap_or(500);
+            let count = usize::try_from(rng.below(20)).unwrap_or(1);
+            fixture.server().fail(Fault::next(count, status));
+        }
+        5 => fixture.server().slow_down(Duration::from_millis(rng.below(20))),
+        6 => {
+            fixture.server().compact();
+            fixture.server().drop_watches();
+        }
+        _ => {
+            let server = fixture.server.take().unwrap();
+            fixture.server = Some(server.restart().await.unwrap());
+        }
+    }
+}
+
+#[tokio::test]
+async fn after_any_chaos_it_is_what_a_read_from_nothing_gives() {
+    for seed in 0..6 {
+        let mut rng = Rng::new(seed);
+        let mut fixture = Fixture::new().await;
+        let constant = gateway("constant", "constant.example.com");
+        fixture.server().put(constant.clone());
+        fixture.until("constant", |world| has(world, "constant")).await;
+        let mut objects = BTreeMap::from([("constant".to_owned(), constant)]);
+        for round in 0..60_u16 {
+            let number = rng.below(5);
+            let (group, plural, name) = match rng.below(4) {
+                0 => ("", "services", format!("s{number}")),
+                1 => ("", "pods", format!("p{number}")),
+                2 => ("networking.istio.io", "gateways", format!("g{number}")),
+                _ => ("networking.istio.io", "virtualservices", format!("v{number}")),
+            };
+            let object = match plural {
+                "services" => service(&name, 80 + round),
+                "pods" => pod(&name, &format!("10.1.0.{round}")),
+                "gateways" if rng.chance(1, 3) => gateway(&name, "not a host"),
+                "gateways" => gateway(&name, &format!("h{round}.example.com")),
+                _ => rule(&name, &format!("h{round}.example.com")),
+            };
+            if rng.chance(1, 4) {
+                fixture.server().remove(group, plural, "shop", &name);
+                objects.remove(&name);
+            } else {
+                fixture.server().put(object.clone());
+                objects.insert(name, object);
+            }
+            if rng.chance(1, 3) {
+                disturb(&mut fixture, &mut rng).await;
+            }
+            while let Ok(update) = fixture.updates.try_recv() {
+                fixture.world.take(update);
+            }
+            tokio::task::yield_now().await;
+        }
+        // In the end all is well, and no object is broken: last good versions are not comparable.
+        for (name, object) in &mut objects {
+            if name.starts_with('g') {
+                *object = gateway(name, "end.example.com");
+                fixture.server().put(object.clone());
+            }
+        }
+        fixture.server().heal();
+        fixture.server().slow_down(Duration::ZERO);
+        let expected = from_files(&objects).shop();
+        fixture
+            .until(&format!("seed {seed}"), |world| world.shop() == expected && world.diagnostics.is_empty())
+            .await;
+        assert!(fixture.world.removed.iter().all(|it| it.name != "constant"), "seed {seed}");
+    }
+}
+
+#[tokio::test]
+async fn the_catalogue_is_asked_over_tls_with_a_token() {
+    let certified = rcgen::generate_simple_self_signed(vec!["127.0.0.1".to_owned()]).unwrap();
+    let tls = (certified.cert.pem(), certified.signing_key.serialize_pem());
+    let options = Options { tls: Some(tls), authenticate: true, ..Options::default() };
+    let mut fixture = Fixture::on(ApiServer::start_with(options).await.unwrap()).await;
+    fixture.until_known().await;
+    assert!(has(&fixture.world, "kubernetes"));
+}
+
+/// A client of a server, as a source has it.
+async fn cluster(server: &ApiServer, identity: &str) -> Cluster {
+    let folder = tempfile::tempdir().unwrap();
+    let kubeconfig = folder.path().join("kubeconfig");
+    server.write_kubeconfig(&kubeconfig).unwrap();
+    let config =
+        Kubernetes { kubeconfig: Some(kubeconfig), identity: identity.to_owned(), ..Kubernetes::default() };
+    let mut cluster = Cluster::new(&config).await.unwrap();
+    cluster.retry = (Duration::from_millis(2), Duration::from_millis(50));
+    cluster
+}
+
+#[tokio::test]
+async fn one_of_two_replicas_leads_and_the_other_follows() {
+    let server = ApiServer::start().await.unwrap();
+    server.put_yaml("{apiVersion: v1, kind: Namespace, metadata: {name: istio-system}}");
+    let candidate = async |name: &str| {
+        let cluster = cluster(&server, name).await;
+        let (leads, leading) = watch::channel(false);
+        let task = tokio::spawn(async move { lease::run(cluster, "leader", leads).await });
+        (leading, task)
+    };
+    let (mut first, one) = candidate("one").await;
+    tokio::time::timeout(PATIENCE, first.wait_for(|leads| *leads)).await.unwrap().unwrap();
+    let (mut second, two) = candidate("two").await;
+    // The other looks, more than once, and waits.
+    server.take_seen();
+    let mut looks = 0;
+    while looks < 6 {
+        looks += server.take_seen().iter().filter(|seen| seen.method == "GET").count();
+        tokio::task::yield_now().await;
+    }
+    assert!(*first.borrow() && !*second.borrow());
+    let holder = || {
+        server.find("coordination.k8s.io", "leases", "istio-system", "leader").unwrap()["spec"]["holderIdentity"].clone()
+    };
+    assert_eq!(holder(), "one");
+    // It is given back in order, so that nobody has to wait.
+    drop(first);
+    tokio::time::timeout(PATIENCE, one).await.unwrap().unwrap();
+    tokio::time::timeout(PATIENCE, second.wait_for(|leads| *leads)).await.unwrap().unwrap();
+    assert_eq!(holder(), "two");
+    two.abort();
+}
+
+#[tokio::test]
+async fn status_is_written_by_the_leader_and_again_after_a_fault() {
+    let mut fixture = Fixture::new().await;
+    fixture.server().put(gateway("g", "shop.example.com"));
+    fixture.until("known", |world| has(world, "g")).await;
+    let cluster = cluster(fixture.server(), "one").await;
+    cluster.catalog.send_replace(Catalog::fetch(&cluster.api).await.unwrap());
+    let (lead, leading) = watch::channel(false);
+    let (say, statuses) = mpsc::unbounded_channel();
+    tokio::spawn(writer::run(cluster, leading, statuses));
+    let object = ObjectRef { kind: Kind::Gateway, namespace: "shop".to_owned(), name: "g".to_owned() };
+    let gone = ObjectRef { name: "gone".to_owned(), ..object.clone() };
+    let status = |generation| writer::Status { observed_generation: generation, ..writer::Status::default() };
+    say.send(Statuses(BTreeMap::from([(object.clone(), status(1)), (gone, status(1))]))).unwrap();
+    tokio::task::yield_now().await;
+    let find = || fixture.server().find("networking.istio.io", "gateways", "shop", "g").unwrap();
+    assert_eq!(find()["status"], Value::Null);
+    fixture.server().fail(Fault::next(3, 500));
+    lead.send_replace(true);
+    let until = async |generation: i64| {
+        let deadline = tokio::time::Instant::now() + PATIENCE;
+        while find()["status"]["observedGeneration"] != generation {
+            assert!(tokio::time::Instant::now() < deadline, "{}", find());
+            tokio::task::yield_now().await;
+        }
+    };
+    until(1).await;
+    assert_eq!(find()["metadata"]["managedFields"][0]["manager"], "leno-status");
+    assert_eq!(find()["spec"]["servers"][0]["hosts"][0], "shop.example.com");
+    say.send(Statuses(BTreeMap::from([(object, status(2))]))).unwrap();
+    until(2).await;
+}
+
+#[tokio::test]
+async fn of_a_folder_and_a_cluster_the_cluster_counts() {
+    let server = ApiServer::start().await.unwrap();
+    server.put_yaml("{apiVersion: v1, kind: Namespace, metadata: {name: shop}}");
+    definitions(&server);
+    server.put(gateway("both", "cluster.example.com"));
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("a.json"), gateway("both", "folder.example.com").to_string()).unwrap();
+    fs::write(folder.path().join("b.json"), gateway("file", "folder.example.com").to_string()).unwrap();
+    let (_want, wanted) = watch::channel(Wanted::default());
+    let mut tasks = tokio::task::JoinSet::new();
+    let source = cluster(&server, "one").await;
+    let mut updates = crate::source::spawn(vec![folder.path().to_owned()], Some(source), wanted, &mut tasks);
+    let mut world = World::default();
+    let mut until = async |holds: &dyn Fn(&World) -> bool| {
+        let deadline = tokio::time::Instant::now() + PATIENCE;
+        loop {
+            match tokio::time::timeout_at(deadline, updates.recv()).await {
+                Ok(Some(update)) => world.take(update),
+                _ => panic!("{:#?} {:#?}", world.objects, world.diagnostics),
+            }
+            if holds(&world) {
+                return;
+            }
+        }
+    };
+    let shows = |world: &World, text: &str| world.objects.values().any(|object| object.contains(text));
+    // The first update is that of both.
+    until(&|world| {
+        assert!(has(world, "kubernetes") && has(world, "file") && has(world, "both"));
+        shows(world, "cluster.example.com")
+    })
+    .await;
+    until(&|world| {
+        world.diagnostics.iter().any(|text| text.contains("the cluster has an object of this name"))
+    })
+    .await;
+    server.remove("networking.istio.io", "gateways", "shop", "both");
+    until(&|world| !shows(world, "cluster.example.com") && world.diagnostics.is_empty()).await;
+}

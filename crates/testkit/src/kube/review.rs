@@ -1,0 +1,175 @@
+//! Who somebody is and what he may do: tokens, and reviews of them.
+
+use std::time::{Duration, UNIX_EPOCH};
+
+use serde_json::{Value, json};
+
+use super::object::text;
+use super::state::{State, User};
+use super::time;
+
+/// Standard base64 with padding.
+pub(super) fn base64(bytes: &[u8]) -> String {
+    encode(bytes, b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/", true)
+}
+
+/// As JWTs have it.
+fn base64_url(bytes: &[u8]) -> String {
+    encode(bytes, b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_", false)
+}
+
+fn encode(bytes: &[u8], alphabet: &[u8; 64], padded: bool) -> String {
+    let mut text = String::with_capacity(bytes.len().div_ceil(3) * 4);
+    for chunk in bytes.chunks(3) {
+        let [a, b, c] = [0, 1, 2].map(|at| u32::from(chunk.get(at).copied().unwrap_or(0)));
+        let bits = a << 16 | b << 8 | c;
+        for at in 0..4 {
+            if at <= chunk.len() {
+                let index = (bits >> (18 - 6 * at)) & 63;
+                text.push(alphabet.get(index as usize).map_or('=', |byte| char::from(*byte)));
+            } else if padded {
+                text.push('=');
+            }
+        }
+    }
+    text
+}
+
+/// Who sends a request, by its `authorization` header; `None`: nobody who is known.
+pub(super) fn authenticate(state: &State, header: Option<&str>) -> Option<User> {
+    if let Some(token) = header.and_then(|header| header.strip_prefix("Bearer ")) {
+        return state.tokens.get(token.trim()).cloned();
+    }
+    let anonymous =
+        || User { name: "system:anonymous".to_owned(), groups: vec!["system:unauthenticated".to_owned()] };
+    (!state.authenticate).then(anonymous)
+}
+
+/// A token for a service account (`TokenRequest`): a JWT in form, of which the server remembers whom
+/// it is for; its signature means nothing to others.
+pub(super) fn issue(state: &mut State, namespace: &str, name: &str, request: &Value) -> Value {
+    let seconds = request.pointer("/spec/expirationSeconds").and_then(Value::as_u64).unwrap_or(3600);
+    let default = json!(["https://kubernetes.default.svc"]);
+    let audiences =
+        request.pointer("/spec/audiences").filter(|it| it.as_array().is_some_and(|it| !it.is_empty()));
+    let audiences = audiences.cloned().unwrap_or(default);
+    let now = state.now();
+    let since = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    let user = format!("system:serviceaccount:{namespace}:{name}");
+    let uid = state
+        .find_raw("", "serviceaccounts", namespace, name)
+        .map(|account| text(&account, &["metadata", "uid"]).to_owned());
+    let claims = json!({
+        "aud": audiences,
+        "exp": since + seconds,
+        "iat": since,
+        "nbf": since,
+        "iss": "https://kubernetes.default.svc",
+        "jti": state.uid(),
+        "kubernetes.io": { "namespace": namespace, "serviceaccount": { "name": name, "uid": uid } },
+        "sub": user,
+    });
+    let signature = state.random().to_be_bytes();
+    let header = json!({ "alg": "RS256", "kid": "testkit" });
+    let token = format!(
+        "{}.{}.{}",
+        base64_url(header.to_string().as_bytes()),
+        base64_url(claims.to_string().as_bytes()),
+        base64_url(&signature)
+    );
+    let groups = [
+        "system:serviceaccounts".to_owned(),
+        format!("system:serviceaccounts:{namespace}"),
+        "system:authenticated".to_owned(),
+    ];
+    state.tokens.insert(token.clone(), User { name: user, groups: groups.to_vec() });
+    json!({
+        "apiVersion": "authentication.k8s.io/v1",
+        "kind": "TokenRequest",
+        "metadata": { "name": name, "namespace": namespace },
+        "spec": { "audiences": audiences, "expirationSeconds": seconds },
+        "status": { "token": token, "expirationTimestamp": time::rfc3339(now + Duration::from_secs(seconds)) },
+    })
+}
+
+/// Answers a review, by adding its status.
+pub(super) fn answer(state: &State, user: &User, kind: &str, mut review: Value) -> Value {
+    let spec = review.get("spec").cloned().unwrap_or_default();
+    let status = match kind {
+        "TokenReview" => token_review(state, &spec),
+        "SelfSubjectReview" => json!({ "userInfo": { "username": user.name, "groups": user.groups } }),
+        "SelfSubjectRulesReview" => json!({
+            "resourceRules": [{ "verbs": ["*"], "apiGroups": ["*"], "resources": ["*"] }],
+            "nonResourceRules": [{ "verbs": ["*"], "nonResourceURLs": ["*"] }],
+            "incomplete": false,
+        }),
+        _ => {
+            let asked = match spec.get("user").and_then(Value::as_str) {
+                Some(name) => User { name: name.to_owned(), groups: Vec::new() },
+                None => user.clone(),
+            };
+            let attribute = |name: &str| text(&spec, &["resourceAttributes", name]);
+            let denied =
+                state.is_denied(&asked, attribute("verb"), attribute("group"), attribute("resource"));
+            json!({ "allowed": !denied })
+        }
+    };
+    if let Some(map) = review.as_object_mut() {
+        map.entry("metadata").or_insert_with(|| json!({}));
+        map.insert("status".to_owned(), status);
+    }
+    review
+}
+
+fn token_review(state: &State, spec: &Value) -> Value {
+    let token = text(spec, &["token"]);
+    let Some(user) = state.tokens.get(token) else {
+        return json!({ "authenticated": false, "error": "invalid bearer token" });
+    };
+    let claims = token.split('.').nth(1).and_then(|part| decode_url(part));
+    let claims: Value = claims.and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default();
+    let now = state.now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    if claims.get("exp").and_then(Value::as_u64).is_some_and(|end| end <= now) {
+        return json!({ "authenticated": false, "error": "token has expired" });
+    }
+    let granted: Vec<Value> = claims.get("aud").and_then(Value::as_array).cloned().unwrap_or_default();
+    let wanted: Vec<Value> = spec.get("audiences").and_then(Value::as_array).cloned().unwrap_or_default();
+    let audiences: Vec<Value> = if wanted.is_empty() {
+        granted
+    } else {
+        let both: Vec<Value> =
+            wanted.iter().filter(|it| granted.is_empty() || granted.contains(it)).cloned().collect();
+        if both.is_empty() {
+            return json!({ "authenticated": false, "error": "token audiences are invalid for the target audiences" });
+        }
+        both
+    };
+    let uid = claims.pointer("/kubernetes.io/serviceaccount/uid").cloned().unwrap_or(Value::from(""));
+    json!({
+        "authenticated": true,
+        "user": { "username": user.name, "groups": user.groups, "uid": uid },
+        "audiences": audiences,
+    })
+}
+
+fn decode_url(text: &str) -> Option<Vec<u8>> {
+    let mut standard = text.replace('-', "+").replace('_', "/");
+    while !standard.len().is_multiple_of(4) {
+        standard.push('=');
+    }
+    leno_base::base64::decode(standard.as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::base64;
+
+    #[test]
+    fn encoding() {
+        for (text, expected) in
+            [("", ""), ("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v"), ("foob", "Zm9vYg==")]
+        {
+            assert_eq!(base64(text.as_bytes()), expected);
+        }
+    }
+}
