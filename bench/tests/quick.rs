@@ -34,3 +34,20 @@ fn wrong_command_lines_are_refused() {
     let (status, text) = run(&["--rounds", "0"]);
     assert_eq!((status, text.as_str()), (Some(2), "leno-bench: --rounds: at least one\n"));
 }
+
+#[test]
+fn changes_reach_simulated_proxies() {
+    for mode in ["delta", "sotw"] {
+        let output = Command::new(env!("CARGO_BIN_EXE_leno-bench"))
+            .args(["push", "--services", "5", "--endpoints", "10", "--proxies", "4", "--repeat", "1"])
+            .args(["--mode", mode, "--only", "endpoint,destination_rule,new_service"])
+            .output()
+            .expect("it starts");
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{errors}");
+        let text = String::from_utf8_lossy(&output.stdout);
+        let kinds: Vec<&str> =
+            text.lines().filter_map(|line| line.split("\"kind\":\"").nth(1)?.split('"').next()).collect();
+        assert_eq!(kinds, ["start", "connect", "endpoint", "destination_rule", "new_service"], "{text}");
+    }
+}

@@ -101,7 +101,7 @@ impl Push {
         let version = version(graph);
         let mut touched = BTreeSet::new();
         for (key, client) in graph.changed::<ClientOf>() {
-            self.move_group(graph, &key, client, &version, &mut touched);
+            self.move_group(graph, &key, &client, &version, &mut touched);
         }
         for (client, clusters) in graph.changed::<SharedClusters>() {
             let Some(view) = self.views.get_mut(&client) else { continue };
@@ -324,24 +324,24 @@ impl Push {
         &mut self,
         graph: &Graph,
         key: &ProxyKey,
-        client: Arc<ProxyKey>,
+        client: &Arc<ProxyKey>,
         version: &Name,
         touched: &mut BTreeSet<StreamId>,
     ) {
         let Some((key, _)) = self.groups.get_key_value(key) else { return };
         let key = Arc::clone(key);
         let Some(group) = self.groups.get_mut(&key) else { return };
-        let before = std::mem::replace(&mut group.client, Arc::clone(&client));
+        let before = std::mem::replace(&mut group.client, Arc::clone(client));
         if let Some(view) = self.views.get_mut(&before) {
             view.groups.remove(&key);
             self.untidy.insert(before);
         }
-        let view = self.views.entry(Arc::clone(&client)).or_default();
+        let view = self.views.entry(Arc::clone(client)).or_default();
         view.groups.insert(key);
         for id in &group.members {
             let Some(session) = self.sessions.get_mut(id) else { continue };
             for (type_url, names) in session.wanted() {
-                view.load(graph, &client, &type_url, &names, version);
+                view.load(graph, client, &type_url, &names, version);
                 session.owe(&type_url);
             }
             touched.insert(session.id);
