@@ -129,7 +129,7 @@ impl Networks {
 
     /// The gateways into a network: those of its own cluster, if there are any, else all. Names, as
     /// opposed to addresses, only where `named`.
-    pub(crate) fn into_network(&self, network: &str, named: bool) -> Vec<&NetworkGateway> {
+    pub(crate) fn entrances(&self, network: &str, named: bool) -> Vec<&NetworkGateway> {
         let usable = |gateway: &&NetworkGateway| {
             gateway.network == network && (named || gateway.address.parse::<IpAddr>().is_ok())
         };
@@ -225,8 +225,8 @@ mod tests {
             ..Networks::default()
         };
         assert_eq!(networks.scale(false), 2);
-        assert_eq!(networks.into_network("a", false).len(), 2);
-        assert!(networks.into_network("b", false).is_empty());
-        assert_eq!(networks.into_network("b", true).len(), 1);
+        assert_eq!(networks.entrances("a", false).len(), 2);
+        assert!(networks.entrances("b", false).is_empty());
+        assert_eq!(networks.entrances("b", true).len(), 1);
     }
 }

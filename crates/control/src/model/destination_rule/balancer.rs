@@ -121,7 +121,8 @@ pub(crate) fn locality(check: &mut Check, setting: &LocalityLb, ejects: bool) {
     });
     check.at("distribute", |check| disjoint(check, setting.distribute.iter().map(|rule| &rule.from)));
     failover(check, &setting.failover);
-    if !ejects && !(setting.failover.is_empty() && setting.failover_priority.is_empty()) {
+    let unused = setting.failover.is_empty() && setting.failover_priority.is_empty();
+    if !ejects && !unused {
         check.warn("no-effect", "has no effect without outlierDetection");
     }
 }
@@ -133,7 +134,8 @@ fn zone_aware(check: &mut Check, setting: &ZoneAwareLb, ejects: bool) {
         }
     });
     failover(check, &setting.failover);
-    if !ejects && !(setting.failover.is_empty() && setting.failover_priority.is_empty()) {
+    let unused = setting.failover.is_empty() && setting.failover_priority.is_empty();
+    if !ejects && !unused {
         check.warn("no-effect", "nobody leaves a place that fails without outlierDetection");
     }
 }
@@ -189,7 +191,10 @@ fn slow_start(check: &mut Check, warmup: &Warmup) {
 }
 
 fn is_prime(number: u64) -> bool {
-    number > 1 && (2..).take_while(|divisor| divisor * divisor <= number).all(|divisor| number % divisor != 0)
+    number > 1
+        && (2..)
+            .take_while(|divisor| divisor * divisor <= number)
+            .all(|divisor| !number.is_multiple_of(divisor))
 }
 
 #[cfg(test)]

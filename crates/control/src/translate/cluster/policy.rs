@@ -51,11 +51,10 @@ pub(super) fn connection_pool(
     let timeout = tcp.and_then(|tcp| tcp.connect_timeout);
     draft.cluster.connect_timeout = Some(timeout.map_or_else(|| connect_timeout(mesh), Span::to_proto));
     draft.cluster.circuit_breakers = Some(circuit_breakers(pool, budget));
-    for settings in [mesh.tcp_keepalive.as_ref(), tcp.and_then(|tcp| tcp.tcp_keepalive.as_ref())] {
-        if let Some(settings) = settings {
-            let options = draft.cluster.upstream_connection_options.get_or_insert_default();
-            keepalive(options.tcp_keepalive.get_or_insert_default(), settings);
-        }
+    let keepalives = [mesh.tcp_keepalive.as_ref(), tcp.and_then(|tcp| tcp.tcp_keepalive.as_ref())];
+    for settings in keepalives.into_iter().flatten() {
+        let options = draft.cluster.upstream_connection_options.get_or_insert_default();
+        keepalive(options.tcp_keepalive.get_or_insert_default(), settings);
     }
     let idle_timeout = http.and_then(|http| http.idle_timeout).or(tcp.and_then(|tcp| tcp.idle_timeout));
     if let Some(timeout) = idle_timeout {

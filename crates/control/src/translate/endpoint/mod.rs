@@ -56,21 +56,20 @@ impl Query for LoadAssignment {
 }
 
 /// Endpoints in one place, with what they were made of.
-pub(super) struct Place {
+pub(super) struct Place<'i> {
     message: endpoint::LocalityLbEndpoints,
     /// What stands behind each endpoint.
-    behind: Vec<Behind>,
+    behind: Vec<Behind<'i>>,
 }
 
 /// What stands behind an endpoint.
-#[derive(Clone)]
-enum Behind {
-    Instance(Instance),
+enum Behind<'i> {
+    Instance(&'i Instance),
     /// A gateway into a network.
     Gateway(String),
 }
 
-impl Behind {
+impl Behind<'_> {
     fn label(&self, name: &str) -> &str {
         use crate::scope::locality::{CLUSTER, CLUSTER_ID, NETWORK};
         match self {
@@ -92,7 +91,8 @@ pub(crate) fn assignment(cx: &Cx<'_>, key: &EndpointsOf, view: &View) -> endpoin
     let Some(service) = registry::find(cx, &key.service) else { return empty(cluster_name) };
     let mesh = cx.get::<Mesh>(&());
     let effective = cx.get::<EffectivePolicy>(&key.policy);
-    let mut places = places(cx, key, view, &service, &effective);
+    let instances = cx.get::<Instances>(&key.service);
+    let mut places = places(cx, key, view, &service, &effective, &instances);
     let networks = cx.get::<Networks>(&());
     if networks.has_gateways() {
         network::substitute(&mut places, &networks, &view.network, service.resolution.is_dns());
@@ -108,13 +108,14 @@ pub(crate) fn assignment(cx: &Cx<'_>, key: &EndpointsOf, view: &View) -> endpoin
 }
 
 /// The endpoints that a client may know of, by place.
-fn places(
+fn places<'i>(
     cx: &Cx<'_>,
     key: &EndpointsOf,
     view: &View,
     service: &Service,
     effective: &Effective,
-) -> Vec<Place> {
+    instances: &'i [Instance],
+) -> Vec<Place<'i>> {
     let merged = cx.get::<MergedPolicy>(&key.policy.rules);
     let wanted = merged.subset(&key.policy.subset).map(|subset| &subset.labels);
     let networks = cx.get::<Networks>(&());
@@ -136,8 +137,7 @@ fn places(
             && (!service.node_local || instance.node == view.node)
     };
     let mode = effective.tls.as_ref().map(|tls| tls.mode);
-    let instances = cx.get::<Instances>(&key.service);
-    let mut places: BTreeMap<&str, Place> = BTreeMap::new();
+    let mut places: BTreeMap<&str, Place<'i>> = BTreeMap::new();
     for instance in instances.iter().filter(usable) {
         let Some(port) = instance.ports.get(&key.policy.port) else { continue };
         // What a rule says goes before what the endpoint would prefer.
@@ -147,16 +147,16 @@ fn places(
         }
         let place = places.entry(&instance.locality).or_insert_with(|| Place::at(&instance.locality));
         place.message.lb_endpoints.push(lb_endpoint(instance, *port, mutual));
-        place.behind.push(Behind::Instance(instance.clone()));
+        place.behind.push(Behind::Instance(instance));
     }
-    let mut places: Vec<Place> = places.into_values().collect();
-    places.iter_mut().for_each(Place::weigh);
+    let mut places: Vec<Place<'i>> = places.into_values().collect();
+    places.iter_mut().for_each(|place| place.weigh());
     places
 }
 
-impl Place {
+impl Place<'_> {
     /// A place without endpoints yet.
-    fn at(locality: &str) -> Place {
+    fn at(locality: &str) -> Self {
         let mut parts = locality.splitn(3, '/').map(str::to_owned);
         let locality = core::Locality {
             region: parts.next().unwrap_or_default(),

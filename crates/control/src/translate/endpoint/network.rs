@@ -10,7 +10,7 @@ use crate::translate::resource::address;
 
 /// Puts gateways in the place of endpoints that cannot be reached directly from the client's
 /// network. `named`: whether gateways may be given by name.
-pub(super) fn substitute(places: &mut Vec<Place>, networks: &Networks, client: &str, named: bool) {
+pub(super) fn substitute(places: &mut [Place<'_>], networks: &Networks, client: &str, named: bool) {
     let scale = networks.scale(named);
     for place in places.iter_mut() {
         let endpoints = std::mem::take(&mut place.message.lb_endpoints);
@@ -19,7 +19,7 @@ pub(super) fn substitute(places: &mut Vec<Place>, networks: &Networks, client: &
         for (mut endpoint, behind) in endpoints.into_iter().zip(behind) {
             let Behind::Instance(instance) = &behind else { continue };
             let weight = endpoint.load_balancing_weight.unwrap_or(1).max(1).saturating_mul(scale);
-            let gateways = networks.into_network(&instance.network, named);
+            let gateways = networks.entrances(&instance.network, named);
             // A client that does not say where it is goes by the gateways of all who do.
             let unknown = client.is_empty() && !instance.network.is_empty() && !gateways.is_empty();
             if gateways.is_empty() || (!unknown && is_near(&instance.network, client)) {

@@ -9,7 +9,7 @@ use crate::translate::proto::core;
 
 /// Applies what holds for a service to its places. `failing_over`: whether failures are looked for,
 /// without which a proxy would never leave the nearest place.
-pub(super) fn apply(places: &mut Vec<Place>, setting: &LocalitySetting, view: &View, failing_over: bool) {
+pub(super) fn apply(places: &mut Vec<Place<'_>>, setting: &LocalitySetting, view: &View, failing_over: bool) {
     let client = Client { parts: split(&view.locality), labels: &view.labels };
     match setting {
         LocalitySetting::Places { setting, forced } => {
@@ -33,7 +33,7 @@ struct Client<'v> {
 }
 
 /// Weights by the first rule for places like the client's. Places that it does not name get nothing.
-fn distribute(places: &mut [Place], client: &Client<'_>, rules: &[Distribute]) {
+fn distribute(places: &mut [Place<'_>], client: &Client<'_>, rules: &[Distribute]) {
     let Some(rule) = rules.iter().find(|rule| matches(client.parts, &rule.from)) else { return };
     let mut named = vec![false; places.len()];
     for (pattern, share) in &rule.to {
@@ -43,7 +43,7 @@ fn distribute(places: &mut [Place], client: &Client<'_>, rules: &[Distribute]) {
             .filter(|(index, place)| named.get(*index) == Some(&false) && matches(parts_of(place), pattern))
             .map(|(index, _)| index)
             .collect();
-        let weight = |place: &Place| place.message.load_balancing_weight.unwrap_or(1);
+        let weight = |place: &Place<'_>| place.message.load_balancing_weight.unwrap_or(1);
         let total: u64 =
             chosen.iter().filter_map(|index| places.get(*index)).map(|place| u64::from(weight(place))).sum();
         for index in chosen {
@@ -67,7 +67,7 @@ fn distribute(places: &mut [Place], client: &Client<'_>, rules: &[Distribute]) {
 }
 
 /// Priorities by labels and by places.
-fn fail_over(places: &mut Vec<Place>, client: &Client<'_>, setting: &LocalityLb) {
+fn fail_over(places: &mut Vec<Place<'_>>, client: &Client<'_>, setting: &LocalityLb) {
     if !setting.failover_priority.is_empty() {
         by_labels(places, client, &setting.failover_priority);
     }
@@ -86,7 +86,7 @@ fn fail_over(places: &mut Vec<Place>, client: &Client<'_>, setting: &LocalityLb)
 }
 
 /// All of the client's region first, among which Envoy prefers the zone itself.
-fn by_region(places: &mut Vec<Place>, client: &Client<'_>, setting: &ZoneAwareLb) {
+fn by_region(places: &mut Vec<Place<'_>>, client: &Client<'_>, setting: &ZoneAwareLb) {
     if !setting.failover_priority.is_empty() {
         by_labels(places, client, &setting.failover_priority);
     }
@@ -101,7 +101,7 @@ fn by_region(places: &mut Vec<Place>, client: &Client<'_>, setting: &ZoneAwareLb
 
 /// Splits places by how many labels, in order, endpoints share with the client: the more the better.
 /// Another network, if that is the first label, is worse than anything else.
-fn by_labels(places: &mut Vec<Place>, client: &Client<'_>, labels: &[String]) {
+fn by_labels(places: &mut Vec<Place<'_>>, client: &Client<'_>, labels: &[String]) {
     let mut own = client.labels.iter();
     let wanted: Vec<(&str, &str)> = labels
         .iter()
@@ -115,7 +115,7 @@ fn by_labels(places: &mut Vec<Place>, client: &Client<'_>, labels: &[String]) {
     for place in std::mem::take(places) {
         let Place { mut message, behind } = place;
         let endpoints = std::mem::take(&mut message.lb_endpoints);
-        let mut groups: BTreeMap<usize, Place> = BTreeMap::new();
+        let mut groups: BTreeMap<usize, Place<'_>> = BTreeMap::new();
         for (endpoint, behind) in endpoints.into_iter().zip(behind) {
             let mut priority = 0;
             for (index, (name, value)) in wanted.iter().enumerate() {
@@ -148,7 +148,7 @@ fn by_labels(places: &mut Vec<Place>, client: &Client<'_>, labels: &[String]) {
 
 /// Gives places priorities without gaps, in the order of what they have already and, among those
 /// with the same, of what `of` says, which is less than `most`.
-fn rank(places: &mut [Place], most: u32, of: impl Fn(&Place) -> u32) {
+fn rank(places: &mut [Place<'_>], most: u32, of: impl Fn(&Place<'_>) -> u32) {
     let priorities: Vec<u32> = places
         .iter()
         .map(|place| place.message.priority.saturating_mul(most).saturating_add(of(place)))
@@ -162,7 +162,7 @@ fn rank(places: &mut [Place], most: u32, of: impl Fn(&Place) -> u32) {
     }
 }
 
-fn parts_of(place: &Place) -> [&str; 3] {
+fn parts_of<'p>(place: &'p Place<'_>) -> [&'p str; 3] {
     match &place.message.locality {
         Some(core::Locality { region, zone, sub_zone }) => [region, zone, sub_zone],
         None => [""; 3],
