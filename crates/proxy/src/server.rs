@@ -69,6 +69,8 @@ enum Event {
     Checked(Arc<Cluster>, health::watch::Report),
     /// DNS found addresses of a cluster.
     Resolved(Name, Arc<DnsDiscovery>, Arc<Assignment>),
+    /// What goes on beside this listener's requests is ready.
+    Ready(Name),
     /// From the admin interface.
     Admin(admin::Command),
     /// End at once (SIGTERM, SIGINT).
@@ -314,6 +316,10 @@ impl Server {
                 }
                 self.publish();
             }
+            Event::Ready(listener) => {
+                self.store.background_ready(&listener);
+                self.publish();
+            }
             Event::Admin(command) => return self.administer(command),
             Event::Terminate => return Flow::End,
             Event::ReopenLogs => crate::telemetry::access_log::reopen(),
@@ -365,6 +371,7 @@ impl Server {
         self.stats.listeners.total_listeners_warming().set(listeners as u64);
         self.forget_checks(&news);
         news.iter().for_each(|name| self.resolve(name));
+        self.start_background();
         self.sources.follow(&mut self.store);
     }
 

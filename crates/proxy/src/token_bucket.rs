@@ -33,15 +33,49 @@ impl TokenBucket {
 
     /// Takes a token; false: there is none.
     pub(crate) fn take(&self, now: Instant) -> bool {
-        let elapsed = now.saturating_duration_since(self.origin).as_nanos();
-        let elapsed = u64::try_from(elapsed).unwrap_or(u64::MAX).min(u64::MAX / 4);
-        // The bucket holds no more than `span` of time, and at first it is full.
-        let now = elapsed + self.span;
+        self.take_many(1, now)
+    }
+
+    /// Takes so many tokens; false: there are not so many, and none is taken.
+    pub(crate) fn take_many(&self, count: u64, now: Instant) -> bool {
+        let now = self.time(now);
         let taken = self.empty_at.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |empty_at| {
-            let next = empty_at.max(now - self.span) + self.interval;
+            let next = empty_at.max(now - self.span).checked_add(self.interval.checked_mul(count)?)?;
             (next <= now).then_some(next)
         });
         taken.is_ok()
+    }
+
+    /// How many tokens it can hold.
+    pub(crate) fn max(&self) -> u32 {
+        u32::try_from(self.span / self.interval).unwrap_or(u32::MAX)
+    }
+
+    /// How many tokens there are.
+    pub(crate) fn remaining(&self, now: Instant) -> u64 {
+        self.left(now) / self.interval
+    }
+
+    /// How long it takes until there is a token.
+    pub(crate) fn until_token(&self, now: Instant) -> Duration {
+        Duration::from_nanos(self.interval.saturating_sub(self.left(now)))
+    }
+
+    /// Whether it is as full as it can be.
+    pub(crate) fn is_full(&self, now: Instant) -> bool {
+        self.left(now) == self.span
+    }
+
+    /// What is in it, in ns.
+    fn left(&self, now: Instant) -> u64 {
+        let now = self.time(now);
+        now.saturating_sub(self.empty_at.load(Ordering::Relaxed).max(now - self.span))
+    }
+
+    /// The bucket holds no more than `span` of time, and at first it is full.
+    fn time(&self, now: Instant) -> u64 {
+        let elapsed = now.saturating_duration_since(self.origin).as_nanos();
+        u64::try_from(elapsed).unwrap_or(u64::MAX).min(u64::MAX / 4) + self.span
     }
 }
 
@@ -66,6 +100,19 @@ mod tests {
         let takes = |millis: u64| (0..5).filter(|_| bucket.take(at(millis))).count();
         assert_eq!([0, 0, 499, 500, 900, 1000].map(takes), [3, 0, 0, 1, 0, 1]);
         assert_eq!(takes(100_000), 3, "no more than it holds");
+    }
+
+    #[test]
+    fn it_says_what_is_left() {
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let bucket = TokenBucket::new(3, 1, Duration::from_secs(10), start);
+        assert!(bucket.is_full(start) && bucket.max() == 3);
+        assert!(!bucket.take_many(4, start) && bucket.take_many(3, start) && bucket.take_many(0, start));
+        assert_eq!((bucket.remaining(at(9)), bucket.until_token(at(9))), (0, Duration::from_secs(1)));
+        assert_eq!((bucket.remaining(at(25)), bucket.until_token(at(25))), (2, Duration::ZERO));
+        assert!(!bucket.take_many(u64::MAX, start));
+        assert!(bucket.is_full(at(30)));
     }
 
     #[test]

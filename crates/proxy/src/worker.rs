@@ -27,6 +27,7 @@ use crate::cluster::worker_cluster::WorkerCluster;
 use crate::cluster::{Assignment, EndpointAddress};
 use crate::config::source::ResourceKey;
 use crate::http::codec::h2::stats::Http2Stats;
+use crate::http::filters::Background;
 use crate::http::route::{Found, RouteTable, Selected};
 use crate::http::stats::{HttpScopes, HttpStats, RouteScopes};
 use crate::listener::accept::{GlobalConnections, WorkerListener, accept_loop};
@@ -72,6 +73,15 @@ pub(crate) enum Command {
     },
     /// So overloaded the proxy is.
     Overload(Levels),
+    /// Start something that goes on beside requests.
+    Start {
+        /// What.
+        work: Arc<dyn Background>,
+        /// Of the connection manager that it is for.
+        stat_prefix: Name,
+        /// To be called when listeners need not wait for it any longer.
+        ready: Box<dyn FnOnce() + Send>,
+    },
     /// Say what is counted per host.
     Hosts(oneshot::Sender<Vec<HostReport>>),
     /// End.
@@ -288,6 +298,7 @@ impl Worker {
                 Some(Command::FailHealthChecks(fail)) => self.fail_health_checks(fail),
                 Some(Command::Overload(levels)) => self.set_overload(levels),
                 Some(Command::StopListening { inbound_only }) => self.stop_listening(inbound_only),
+                Some(Command::Start { work, stat_prefix, ready }) => work.start(&self, &stat_prefix, ready),
                 Some(Command::Hosts(answer)) => drop(answer.send(self.host_reports())),
                 Some(Command::Stop) | None => return,
             }

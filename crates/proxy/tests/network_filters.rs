@@ -92,6 +92,22 @@ fn rows() -> Vec<Row> {
             ..row("sockets", "")
         },
         row(
+            "state",
+            "STATE{on_new_connection: [{object_key: my.key, factory_key: envoy.string, format_string: {text_format_source: {inline_string: 'from %DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%'}}}]}",
+        ),
+        row(
+            "state_later",
+            "STATE{on_downstream_data: [{object_key: my.key, factory_key: envoy.string, format_string: {text_format_source: {inline_string: 'data'}}}], on_downstream_tls_handshake: [{object_key: my.key, factory_key: envoy.string, format_string: {text_format_source: {inline_string: 'tls'}}}]}",
+        ),
+        row(
+            "authz",
+            "AUTHZ{stat_prefix: authz, transport_api_version: V3, grpc_service: {envoy_grpc: {cluster_name: nobody}}}",
+        ),
+        row(
+            "authz_lenient",
+            "AUTHZ{stat_prefix: lenient, transport_api_version: V3, failure_mode_allow: true, grpc_service: {envoy_grpc: {cluster_name: nobody}}}",
+        ),
+        row(
             "limit_off",
             "LIMIT{stat_prefix: limit_off, max_connections: 1, runtime_enabled: {default_value: false, runtime_key: a}}",
         ),
@@ -103,6 +119,8 @@ fn filter(text: &str) -> String {
     let kinds = [
         ("RBAC{", "rbac.v3.RBAC"),
         ("RATE{", "local_ratelimit.v3.LocalRateLimit"),
+        ("STATE{", "set_filter_state.v3.Config"),
+        ("AUTHZ{", "ext_authz.v3.ExtAuthz"),
         ("LIMIT{", "connection_limit.v3.ConnectionLimit"),
     ];
     let Some((start, kind)) = kinds.iter().find(|(start, _)| text.starts_with(start)) else {
@@ -126,7 +144,7 @@ fn filter(text: &str) -> String {
 }
 
 fn bootstrap(folder: &Path) -> String {
-    let mut text = "admin: {address: {socket_address: {address: 127.0.0.1, port_value: 0}}}\nstatic_resources:\n  listeners:\n"
+    let mut text = "admin: {address: {socket_address: {address: 127.0.0.1, port_value: 0}}}\nstatic_resources:\n  clusters: [{name: nobody}]\n  listeners:\n"
         .to_owned();
     for Row { name, listener_filters, filters, .. } in rows() {
         let _ = writeln!(
@@ -139,7 +157,7 @@ fn bootstrap(folder: &Path) -> String {
         let log = folder.join("log");
         let _ = writeln!(
             text,
-            "    access_log: [{{name: f, typed_config: {{'@type': type.googleapis.com/envoy.extensions.access_loggers.file.v3.FileAccessLog, path: '{}', log_format: {{text_format_source: {{inline_string: \"{name} %CONNECTION_TERMINATION_DETAILS% %DYNAMIC_METADATA(envoy.filters.network.rbac)% %DYNAMIC_METADATA(envoy.common)%\\n\"}}}}}}}}]",
+            "    access_log: [{{name: f, typed_config: {{'@type': type.googleapis.com/envoy.extensions.access_loggers.file.v3.FileAccessLog, path: '{}', log_format: {{text_format_source: {{inline_string: \"{name} %CONNECTION_TERMINATION_DETAILS% %DYNAMIC_METADATA(envoy.filters.network.rbac)% %DYNAMIC_METADATA(envoy.common)% %FILTER_STATE(my.key:PLAIN)%\\n\"}}}}}}}}]",
             log.display()
         );
         text.push_str("    filter_chains:\n    - filters:\n");
@@ -162,7 +180,7 @@ fn ask(name: &'static str, folder: &Path, envoy: Option<&Path>) -> String {
             let _ = writeln!(told, "{name}: {:?}", String::from_utf8_lossy(&came));
         }
     }
-    let stats = proxy.admin("GET", "/stats?usedonly&filter=rbac|rate_limit|connection_limit");
+    let stats = proxy.admin("GET", "/stats?usedonly&filter=rbac|rate_limit|connection_limit|ext_authz");
     let mut stats: Vec<&str> =
         stats.lines().filter(|line| line.contains(": ") && line.contains('.')).collect();
     stats.retain(|line| !line.starts_with("listener.") && !line.ends_with(": 0"));

@@ -216,6 +216,11 @@ impl Certificate {
         &self.der
     }
 
+    /// Its public key: SubjectPublicKeyInfo, DER.
+    pub fn public_key(&self) -> &[u8] {
+        &self.spki
+    }
+
     /// What its key is.
     pub fn key_kind(&self) -> KeyKind {
         self.key

@@ -177,6 +177,7 @@ pub(crate) fn lower(wire: Bytes, at: &mut Lower) -> Option<Bootstrap> {
     *at.scope_mut() = Scope {
         node_id: node.id.as_str().into(),
         node_cluster: node.cluster.as_str().into(),
+        node_metadata: Arc::new(node.metadata.clone().map(address::object).unwrap_or_default()),
         clusters: Some(Arc::new(names)),
         runtime: Arc::new(runtime),
         here: Arc::default(),

@@ -72,6 +72,8 @@ pub(crate) struct Scope {
     pub(crate) node_id: Arc<str>,
     /// `node.cluster`.
     pub(crate) node_cluster: Arc<str>,
+    /// `node.metadata`.
+    pub(crate) node_metadata: Arc<serde_json::Value>,
     /// Clusters that exist, for `validate_clusters`; `None`: nothing is checked.
     pub(crate) clusters: Option<Arc<HashSet<Name>>>,
     /// The layered runtime, for fields with a `runtime_key`.

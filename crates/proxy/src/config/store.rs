@@ -20,6 +20,7 @@ use prost_types::Any;
 use crate::cluster::{Assignment, Cluster, Discovery, DnsDiscovery};
 use crate::config::source::ResourceKey;
 use crate::http::config::RouteSource;
+use crate::http::filters::Background;
 use crate::http::route::RouteTable;
 use crate::listener::{Listener, NetworkFilters};
 use crate::snapshot::Snapshot;
@@ -308,6 +309,22 @@ impl Store {
         Ok(refilled)
     }
 
+    /// What goes on beside requests for listeners in force or warming; none as long as the clusters
+    /// are not there that it may need.
+    pub(crate) fn background(&self) -> impl Iterator<Item = (&Name, &Arc<dyn Background>, &Name)> {
+        let slots = self.listeners.slots().filter(|_| self.clusters_ready);
+        slots.flat_map(|(_, slot)| slot.versions()).flat_map(|listener| {
+            let background = listener.background.iter();
+            background.map(|(work, stat_prefix)| (&listener.name, work, stat_prefix))
+        })
+    }
+
+    /// What goes on beside a listener's requests has become ready.
+    pub(crate) fn background_ready(&mut self, listener: &Name) {
+        self.unsettled = true;
+        self.listeners.note(listener);
+    }
+
     /// Whether this very secret is there already.
     pub(crate) fn has_secret(&mut self, key: &ResourceKey, source: &Any, version: &str) -> bool {
         self.secrets.seen(key, source, version)
@@ -442,6 +459,7 @@ impl Store {
             let is_warm = warming.is_some_and(|listener| {
                 rds(listener).all(|(table, _, _)| routes.contains_key(table) || expired.contains(table))
                     && self.secrets.has(secrets::of_listener(listener))
+                    && listener.background.iter().all(|(work, _)| work.is_ready())
             });
             if is_warm {
                 self.listeners.activate(&name);

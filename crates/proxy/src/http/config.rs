@@ -14,7 +14,7 @@ use crate::http::client_cert::ClientCertDetails;
 use crate::http::codec::h1::head::KeepCase;
 use crate::http::config::detection::Detection;
 use crate::http::config::local_reply::LocalReplies;
-use crate::http::filters::ChainedFilter;
+use crate::http::filters::{Background, ChainedFilter};
 use crate::http::forward::upstream_log::UpstreamLog;
 use crate::http::headers::Known;
 use crate::http::route::RouteTable;
@@ -232,6 +232,15 @@ pub(crate) struct RouterConfig {
     pub(crate) strict_headers: Vec<Known>,
     /// `upstream_log`.
     pub(crate) upstream_log: Option<Arc<UpstreamLog>>,
+}
+
+impl HttpConnectionManager {
+    /// What goes on beside requests for its filters, with its `stat_prefix`.
+    pub(crate) fn background(&self) -> Vec<(Arc<dyn Background>, Name)> {
+        let upgrades = self.upgrade_filters.iter().flat_map(|(_, filters)| filters);
+        let work = self.filters.iter().chain(upgrades).flat_map(|filter| filter.config.background());
+        work.map(|work| (work, self.stat_prefix.clone())).collect()
+    }
 }
 
 impl RouterConfig {

@@ -197,11 +197,11 @@ pub(crate) fn grpc_status(http: u16) -> u32 {
     }
 }
 
-/// `grpc-message` coding: printable ASCII but `%` stays.
-fn percent_encode(text: &[u8]) -> Vec<u8> {
+/// `grpc-message` coding: printable ASCII but `%` and, as with Envoy, `~` stays.
+pub(crate) fn percent_encode(text: &[u8]) -> Vec<u8> {
     let mut encoded = Vec::with_capacity(text.len());
     for byte in text {
-        if matches!(byte, b' '..=b'~') && *byte != b'%' {
+        if matches!(byte, b' '..=b'}') && *byte != b'%' {
             encoded.push(*byte);
         } else {
             let digit = |value: u8| b"0123456789ABCDEF".get(usize::from(value)).copied().unwrap_or(b'0');

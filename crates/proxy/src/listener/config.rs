@@ -21,6 +21,7 @@ use crate::config::lower::Lower;
 use crate::config::wire::Fingerprint;
 use crate::config::{runtime, token_bucket};
 use crate::http::config::HttpConnectionManager;
+use crate::http::filters::Background;
 use crate::listener::accept::GlobalConnections;
 use crate::listener::filter_chain::FilterChains;
 use crate::listener::inspect::TlsInspection;
@@ -170,7 +171,9 @@ pub(crate) fn lower_proto(
         at.scope().runtime.integer(&format!("envoy.resource_limits.listener.{name}.connection_limit"));
     let counted =
         previous.map(|previous| &previous.connections).filter(|counted| counted.is_limited_to(limit));
+    let background = background(&chains);
     Some(Listener {
+        background,
         connections: counted.map_or_else(|| GlobalConnections::new(limit), Arc::clone),
         name,
         stat_prefix,
@@ -210,6 +213,17 @@ pub(crate) fn lower_proto(
 }
 
 /// Refuses what makes no sense without a socket, as Envoy does.
+/// What goes on beside requests for the HTTP filters of all chains.
+fn background(chains: &FilterChains) -> Vec<(Arc<dyn Background>, Name)> {
+    let of_chain = |chain: &Arc<FilterChain>| match &chain.network {
+        NetworkFilters::Http(manager) => manager.background(),
+        NetworkFilters::Tcp(_) | NetworkFilters::Echo | NetworkFilters::Direct(_) | NetworkFilters::Close => {
+            Vec::new()
+        }
+    };
+    chains.all().flat_map(of_chain).collect()
+}
+
 fn internal_only(
     address: &Option<core::Address>,
     additional: &[proto::AdditionalAddress],

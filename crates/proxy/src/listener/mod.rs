@@ -11,6 +11,7 @@ use leno_base::Name;
 
 use crate::cluster::TcpKeepalive;
 use crate::http::config::HttpConnectionManager;
+use crate::http::filters::Background;
 use crate::tcp::tcp_proxy::TcpProxy;
 use crate::telemetry::access_log::AccessLog;
 use crate::tls::{DownstreamTls, Transport};
@@ -67,6 +68,8 @@ pub(crate) struct Listener {
     pub(crate) connections: Arc<accept::GlobalConnections>,
     /// `drain_type: MODIFY_ONLY`: failing health checks do not drain its connections.
     pub(crate) drain_modify_only: bool,
+    /// What goes on beside requests for its HTTP filters, with the connection managers' `stat_prefix`.
+    pub(crate) background: Vec<(Arc<dyn Background>, Name)>,
     /// Whether it came by LDS.
     pub(crate) added_via_api: bool,
     /// The message as received, for /config_dump and for finding what changed.

@@ -178,8 +178,8 @@ fn sanitized(bytes: &[u8]) -> String {
     text
 }
 
-/// RFC 4648 section 4.
-fn base64(bytes: &[u8]) -> String {
+/// Standard base64 with padding (RFC 4648 section 4).
+pub(crate) fn base64(bytes: &[u8]) -> String {
     const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let mut text = String::with_capacity(bytes.len().div_ceil(3) * 4);
     for chunk in bytes.chunks(3) {

@@ -9,6 +9,7 @@ use leno_base::Name;
 use super::{Event, Server};
 use crate::cluster::{Cluster, Discovery as ClusterDiscovery, dns_cache, health, outlier};
 use crate::snapshot::Snapshot;
+use crate::worker::Command;
 
 impl Server {
     /// Starts resolving for a cluster as it is now, and ends what it does not need any more.
@@ -32,6 +33,20 @@ impl Server {
         };
         let task = crate::cluster::discovery::start(name.clone(), settings, logical, found);
         self.resolving.insert(name.clone(), (Arc::clone(cluster), task));
+    }
+
+    /// Starts what is to go on beside requests, for filters that have come since the last time.
+    pub(super) fn start_background(&self) {
+        let Some(worker) = self.workers.first() else { return };
+        for (listener, work, stat_prefix) in self.store.background() {
+            if work.claim() {
+                let (events, listener) = (self.events.clone(), listener.clone());
+                // Nobody listens once the proxy ends.
+                let ready = Box::new(move || drop(events.send(Event::Ready(listener))));
+                let (work, stat_prefix) = (Arc::clone(work), stat_prefix.clone());
+                worker.tell(Command::Start { work, stat_prefix, ready });
+            }
+        }
     }
 
     /// Checks the hosts of those of these clusters that have health checks, in force or warming.

@@ -73,6 +73,11 @@ impl DynamicMetadata {
         self.0.clear();
     }
 
+    /// All namespaces, to be said elsewhere too.
+    pub(crate) fn shared(&self) -> impl Iterator<Item = &Arc<Namespace>> {
+        self.0.iter()
+    }
+
     /// All namespaces, in the order in which they were made.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&str, &Map<String, Value>)> {
         self.0.iter().map(|namespace| (&*namespace.name, &namespace.values))

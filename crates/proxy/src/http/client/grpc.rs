@@ -57,7 +57,9 @@ pub(crate) async fn unary(worker: &Worker, cluster: &str, unary: &Unary<'_>) -> 
     for (name, value) in unary.metadata {
         request.head.append(name.as_bytes(), value.as_bytes());
     }
-    request.timeout = unary.timeout;
+    if let Some(timeout) = unary.timeout {
+        request.limit(timeout);
+    }
     request.answer = Wanted::All(ANSWER_LIMIT);
     request.body = vec![frame(&unary.message)];
     let answer = call(worker, cluster, &request).await;

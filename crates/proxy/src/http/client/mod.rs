@@ -30,7 +30,7 @@ use crate::http::stream::now;
 use crate::telemetry::stats::stats_scope;
 use crate::worker::Worker;
 
-#[cfg_attr(not(test), expect(dead_code, reason = "for filters that ask a service"))]
+pub(crate) mod config;
 pub(crate) mod grpc;
 
 stats_scope! {
@@ -118,6 +118,15 @@ impl Call {
         head.append_known(Known::Path, path.as_bytes());
         announce(&mut head, local);
         Self { head, body: Vec::new(), timeout: None, answer: Wanted::All(1 << 20) }
+    }
+}
+
+impl Call {
+    /// Limits how long it may take, and tells the service so, as Envoy does.
+    pub(crate) fn limit(&mut self, timeout: Duration) {
+        self.timeout = Some(timeout);
+        let millis = timeout.as_millis().to_string();
+        self.head.set(Known::EnvoyExpectedRqTimeoutMs, millis.as_bytes());
     }
 }
 

@@ -53,22 +53,29 @@
 mod buffer;
 mod chain;
 mod cors;
+mod csrf;
 mod dynamic_forward_proxy;
+pub(crate) mod ext_authz;
 mod fault;
 pub(crate) mod grpc_stats;
+mod grpc_web;
 mod header_mutation;
 mod health_check;
+mod jwt_authn;
 mod lane;
+mod local_ratelimit;
 #[cfg(test)]
 pub(crate) mod probe;
 mod rbac;
-mod set_filter_state;
+pub(crate) mod set_filter_state;
 mod set_metadata;
+mod stateful_session;
 
 use std::any::Any;
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
@@ -83,6 +90,7 @@ use crate::http::headers::HeaderMap;
 use crate::http::reply::Reply;
 use crate::http::stream::Stream;
 use crate::telemetry::stream_info::StreamInfo;
+use crate::worker::Worker;
 
 /// A filter's place in a chain.
 #[derive(Debug)]
@@ -141,6 +149,25 @@ pub(crate) trait FilterConfig: fmt::Debug + Send + Sync {
     ) -> Step {
         Step::Continue
     }
+
+    /// What goes on beside requests as long as the filter is configured.
+    fn background(&self) -> Vec<Arc<dyn Background>> {
+        Vec::new()
+    }
+}
+
+/// Something that goes on beside requests as long as a filter is configured, on one worker of the
+/// proxy; e.g. keys are kept fresh. A listener is not in force before all of it is ready.
+pub(crate) trait Background: fmt::Debug + Send + Sync {
+    /// Whether it is the caller who is to start it: true once.
+    fn claim(&self) -> bool;
+
+    /// Whether a listener need not wait for it, or no longer.
+    fn is_ready(&self) -> bool;
+
+    /// Starts it on a worker. `stat_prefix` is the connection manager's; `ready` is called when
+    /// listeners need not wait any longer. It ends by itself when the filter is gone.
+    fn start(self: Arc<Self>, worker: &Rc<Worker>, stat_prefix: &str, ready: Box<dyn FnOnce() + Send>);
 }
 
 /// How much of a stream a filter wants to see, and what happens next.
@@ -251,7 +278,6 @@ pub(crate) enum Outcome {
     /// The next filter.
     Continue,
     /// The hook that waited is called once more, to use what its filter knows now.
-    #[cfg_attr(not(test), expect(dead_code, reason = "for filters that ask a service"))]
     Again,
     /// The stream ends here with this answer.
     Reply(Reply),
@@ -313,14 +339,20 @@ pub(crate) struct Registration {
 pub(crate) const REGISTRY: &[Registration] = &[
     buffer::REGISTRATION,
     cors::REGISTRATION,
+    csrf::REGISTRATION,
     dynamic_forward_proxy::REGISTRATION,
+    ext_authz::REGISTRATION,
     fault::REGISTRATION,
     grpc_stats::REGISTRATION,
+    grpc_web::REGISTRATION,
     header_mutation::REGISTRATION,
     health_check::REGISTRATION,
+    jwt_authn::REGISTRATION,
+    local_ratelimit::REGISTRATION,
     #[cfg(test)]
     probe::REGISTRATION,
     rbac::REGISTRATION,
     set_filter_state::REGISTRATION,
     set_metadata::REGISTRATION,
+    stateful_session::REGISTRATION,
 ];

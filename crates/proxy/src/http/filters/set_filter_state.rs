@@ -17,7 +17,7 @@ use crate::telemetry::access_log::LogFormat;
 use crate::telemetry::access_log::command::FormatContext;
 use crate::telemetry::access_log::config::substitution_format;
 use crate::telemetry::access_log::format::Format;
-use crate::telemetry::stream_info::FilterState;
+use crate::telemetry::stream_info::{FilterState, StreamInfo};
 
 /// This filter.
 pub(super) const REGISTRATION: Registration = Registration {
@@ -37,7 +37,7 @@ struct SetFilterState {
 
 /// FilterStateValue.
 #[derive(Debug)]
-struct StateValue {
+pub(crate) struct StateValue {
     key: Box<str>,
     kind: ObjectKind,
     format: Format,
@@ -111,17 +111,21 @@ impl FilterConfig for SetFilterState {
 
 impl SetFilterState {
     fn set(&self, stream: &mut Stream, head: &HeaderMap) {
-        for value in &self.values {
-            let mut text = Vec::new();
-            let context = FormatContext { request: Some(head), ..FormatContext::new(&stream.info) };
-            value.format.format(&context, value.absent, &mut text);
-            if text.is_empty() && value.skip_if_empty {
-                continue;
-            }
-            let text = String::from_utf8_lossy(&text).into_owned();
-            if value.kind.takes(&text) {
-                stream.info.filter_state.insert(value.key.to_string(), FilterState { text, typed: None });
-            }
+        self.values.iter().for_each(|value| value.set(&mut stream.info, Some(head)));
+    }
+}
+
+impl StateValue {
+    /// Leaves the object in a stream's filter state.
+    pub(crate) fn set(&self, info: &mut StreamInfo, request: Option<&HeaderMap>) {
+        let mut text = Vec::new();
+        self.format.format(&FormatContext { request, ..FormatContext::new(info) }, self.absent, &mut text);
+        if text.is_empty() && self.skip_if_empty {
+            return;
+        }
+        let text = String::from_utf8_lossy(&text).into_owned();
+        if self.kind.takes(&text) {
+            info.filter_state.insert(self.key.to_string(), FilterState { text, typed: None });
         }
     }
 }
@@ -140,7 +144,8 @@ fn lower_config(any: &prost_types::Any, at: &mut Lower) -> Option<SetFilterState
     Some(SetFilterState { values, clear_route_cache })
 }
 
-fn value(proto: common::FilterStateValue, at: &mut Lower) -> Option<StateValue> {
+/// Lowers a FilterStateValue.
+pub(crate) fn value(proto: common::FilterStateValue, at: &mut Lower) -> Option<StateValue> {
     let common::FilterStateValue {
         factory_key,
         // Has no effect in Envoy either.

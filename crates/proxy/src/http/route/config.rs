@@ -28,7 +28,7 @@ use crate::http::route::table::{Condition, Entry, Host, More, PathRule};
 use crate::http::route::{
     Action, BodyFormat, ClusterChoice, Forward, HostRewrite, Mirror, PathRewrite, Redirect, RequireTls,
     RetryPolicy, Route, RouteTable, VirtualCluster, VirtualHost, WeightedCluster, WeightedTarget, filters,
-    policy,
+    policy, rate_limit,
 };
 use crate::matching::{self, Place, value};
 use crate::telemetry::access_log::LogFormat;
@@ -89,10 +89,7 @@ pub(super) fn virtual_host(proto: proto::VirtualHost, table: &TableSettings, at:
         metadata,
         route_specifiers,
     } = proto;
-    at.each("rate_limits", rate_limits, |limit, at| -> Option<()> {
-        policy::check_rate_limit(limit, at);
-        None
-    });
+    let rate_limits = at.each("rate_limits", rate_limits, rate_limit::lower);
     at.unsupported("cors", cors.is_some());
     at.unsupported("retry_policy_typed_config", retry_policy_typed_config.is_some());
     at.unsupported("route_specifiers", !route_specifiers.is_empty());
@@ -141,6 +138,7 @@ pub(super) fn virtual_host(proto: proto::VirtualHost, table: &TableSettings, at:
     // As that of the table.
     address::metadata("metadata", metadata, at);
     let virtual_host = VirtualHost {
+        rate_limits,
         name: name.into(),
         require_tls,
         include_request_attempt_count,
@@ -284,6 +282,11 @@ fn route(proto: proto::Route, table: &TableSettings, host: &HostSettings, at: &m
     Some(Entry { condition: matched?, route: Arc::new(route) })
 }
 
+/// Lowers a RouteMatch for others than routes.
+pub(crate) fn condition(proto: proto::RouteMatch, at: &mut Lower) -> Option<Condition> {
+    route_match(proto, at)
+}
+
 fn route_match(proto: proto::RouteMatch, at: &mut Lower) -> Option<Condition> {
     let proto::RouteMatch {
         case_sensitive,
@@ -376,12 +379,7 @@ fn forward(
     at.unsupported("path_rewrite_policy", path_rewrite_policy.is_some());
     at.unsupported("early_data_policy", early_data_policy.is_some());
     at.unsupported("retry_policy_typed_config", retry_policy_typed_config.is_some());
-    at.each("rate_limits", rate_limits, |limit, at| -> Option<()> {
-        policy::check_rate_limit(limit, at);
-        None
-    });
-    // As long as nothing limits rates.
-    let _ = include_vh_rate_limits;
+    let rate_limits = at.each("rate_limits", rate_limits, rate_limit::lower);
     at.unsupported("cors", cors.is_some());
     let redirects = policy::internal_redirects(
         internal_redirect_policy,
@@ -454,6 +452,8 @@ fn forward(
     }
     let hash = HashPolicies::lower("hash_policy", hash_policy, at);
     Some(Forward {
+        rate_limits,
+        include_host_rate_limits: include_vh_rate_limits.unwrap_or(false),
         cluster: cluster?,
         cluster_not_found_status,
         path_rewrite,

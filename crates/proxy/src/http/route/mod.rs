@@ -28,6 +28,7 @@ pub(crate) mod hash_policy;
 pub(crate) mod matcher;
 pub(crate) mod mutation;
 pub(crate) mod policy;
+pub(crate) mod rate_limit;
 pub(crate) mod table;
 
 pub(crate) use table::{MatchContext, RouteTable};
@@ -129,6 +130,8 @@ pub(crate) struct VirtualHost {
     pub(crate) include_attempt_count_in_response: bool,
     /// `include_is_timeout_retry_header`.
     pub(crate) include_is_timeout_retry: bool,
+    /// `rate_limits`
+    pub(crate) rate_limits: Vec<rate_limit::RateLimit>,
     /// `virtual_clusters`, and the one for all other requests; empty: there are none.
     pub(crate) virtual_clusters: Vec<VirtualCluster>,
 }
@@ -217,6 +220,10 @@ pub(crate) struct Forward {
     pub(crate) host_rewrite: HostRewrite,
     /// `append_x_forwarded_host`.
     pub(crate) append_forwarded_host: bool,
+    /// `rate_limits`
+    pub(crate) rate_limits: Vec<rate_limit::RateLimit>,
+    /// `include_vh_rate_limits`
+    pub(crate) include_host_rate_limits: bool,
     /// `timeout`, 15 s by default; `None`: none. With `max_stream_duration` there is none.
     pub(crate) timeout: Option<Duration>,
     /// The deprecated `max_grpc_timeout`, without `max_stream_duration`: `grpc-timeout` stands in

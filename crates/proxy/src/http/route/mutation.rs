@@ -72,6 +72,11 @@ pub(crate) trait Substitution {
     fn substitute(&self, command: &Command, headers: &HeaderMap, out: &mut Vec<u8>);
 }
 
+/// Where there is no message: no command has a value.
+impl Substitution for () {
+    fn substitute(&self, _: &Command, _: &HeaderMap, _: &mut Vec<u8>) {}
+}
+
 impl HeaderMutations {
     /// These rules, without removals.
     pub(crate) fn of(add: Vec<HeaderRule>) -> Self {

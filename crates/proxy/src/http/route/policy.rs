@@ -26,7 +26,6 @@ use crate::http::route::{
     ClusterChoice, InternalRedirects, Mirror, OmitHost, RateLimited, RedirectPredicate, ResetHeader, RetryOn,
     RetryPolicy,
 };
-use crate::telemetry::access_log::format::Format;
 
 /// Envoy's back-off base where none is given.
 const DEFAULT_BACK_OFF: Duration = Duration::from_millis(25);
@@ -314,55 +313,4 @@ fn redirect_predicate(
             None
         }
     })
-}
-
-/// Checks a RateLimit. Only the rate limit filters read one, and they are refused as long as
-/// there are none.
-pub(super) fn check_rate_limit(proto: proto::RateLimit, at: &mut Lower) {
-    let proto::RateLimit {
-        stage: _,
-        disable_key: _,
-        actions,
-        limit: _,
-        hits_addend,
-        apply_on_stream_done: _,
-        x_ratelimit_option: _,
-    } = proto;
-    if let Some(proto::rate_limit::HitsAddend { number: _, format, is_negative_hits: _ }) = hits_addend
-        && !format.is_empty()
-        && let Err(error) = Format::parse(&format)
-    {
-        at.error_at("hits_addend.format", error);
-    }
-    use proto::rate_limit::action::ActionSpecifier as Action;
-    at.each("actions", actions, |proto::rate_limit::Action { action_specifier }, at| -> Option<()> {
-        match action_specifier {
-            Some(
-                Action::SourceCluster(_)
-                | Action::DestinationCluster(_)
-                | Action::RequestHeaders(_)
-                | Action::QueryParameters(_)
-                | Action::RemoteAddress(_)
-                | Action::GenericKey(_)
-                | Action::Metadata(_)
-                | Action::MaskedRemoteAddress(_),
-            ) => {}
-            Some(Action::HeaderValueMatch(matched)) => {
-                at.field("header_value_match", |at| at.each("headers", matched.headers, matcher::header));
-            }
-            Some(Action::QueryParameterValueMatch(matched)) => {
-                at.field("query_parameter_value_match", |at| {
-                    at.each("query_parameters", matched.query_parameters, matcher::query)
-                });
-            }
-            Some(Action::DynamicMetadata(_)) => at.error_at("dynamic_metadata", "disallowed: use metadata"),
-            Some(Action::RemoteAddressMatch(_)) => at.unsupported("remote_address_match", true),
-            Some(Action::Extension(extension)) => {
-                let type_url = extension.typed_config.map(|any| any.type_url).unwrap_or_default();
-                at.field("extension", |at| at.unsupported_extension(&extension.name, &type_url));
-            }
-            None => at.error("an action is required"),
-        }
-        None
-    });
 }

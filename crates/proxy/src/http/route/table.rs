@@ -80,7 +80,7 @@ pub(super) struct Entry {
 
 /// RouteMatch, lowered: all parts must match.
 #[derive(Debug)]
-pub(super) struct Condition {
+pub(crate) struct Condition {
     pub(super) path: PathRule,
     /// Whatever else is asked for; most routes ask for nothing else.
     pub(super) more: Option<Box<More>>,
@@ -350,6 +350,11 @@ impl<'h> RequestPath<'h> {
 }
 
 impl Condition {
+    /// Whether a request matches, for others than routes.
+    pub(crate) fn matches_request(&self, head: &HeaderMap, context: &MatchContext<'_>) -> bool {
+        self.matches(&RequestPath::new(head, false), head, context)
+    }
+
     fn matches(&self, request: &RequestPath<'_>, head: &HeaderMap, context: &MatchContext<'_>) -> bool {
         // What is cheap and most selective first.
         self.path.matches(request.path, head)

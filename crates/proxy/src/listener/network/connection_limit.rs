@@ -1,5 +1,6 @@
 //! envoy.filters.network.connection_limit: so many connections at once, over all workers.
 
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -8,11 +9,11 @@ use leno_api::proto::envoy::extensions::filters::network::connection_limit::v3 a
 use leno_base::Name;
 use prost_types::Any;
 
-use super::{NetworkFilter, NetworkFilterConfig, NetworkStep};
+use super::{NetworkFilter, NetworkFilterConfig, NetworkStep, Waited};
 use crate::config::lower::Lower;
 use crate::config::runtime;
 use crate::telemetry::stats::stats_scope;
-use crate::telemetry::stream_info::ConnectionInfo;
+use crate::telemetry::stream_info::{ConnectionInfo, DynamicMetadata};
 use crate::worker::Worker;
 
 stats_scope! {
@@ -46,7 +47,7 @@ struct LimitedConnection {
 }
 
 impl NetworkFilterConfig for ConnectionLimit {
-    fn open(&self, worker: &Worker) -> Option<Box<dyn NetworkFilter>> {
+    fn open(&self, worker: &Rc<Worker>) -> Option<Box<dyn NetworkFilter>> {
         if !self.enabled {
             return None;
         }
@@ -74,7 +75,7 @@ impl NetworkFilter for LimitedConnection {
             None => NetworkStep::Close("over_connection_limit".into()),
             Some(delay) => NetworkStep::Await(Box::pin(async move {
                 tokio::time::sleep(delay).await;
-                Err("over_connection_limit".into())
+                Waited { metadata: DynamicMetadata::new(), outcome: Err("over_connection_limit".into()) }
             })),
         }
     }

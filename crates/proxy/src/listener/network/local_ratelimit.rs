@@ -1,5 +1,6 @@
 //! envoy.filters.network.local_ratelimit: connections at a rate; what is beyond it is closed.
 
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -34,7 +35,7 @@ struct LocalRateLimit {
 }
 
 impl NetworkFilterConfig for LocalRateLimit {
-    fn open(&self, worker: &Worker) -> Option<Box<dyn NetworkFilter>> {
+    fn open(&self, worker: &Rc<Worker>) -> Option<Box<dyn NetworkFilter>> {
         if !self.enabled || self.bucket.take(Instant::now()) {
             return None;
         }

@@ -12,6 +12,7 @@ use std::borrow::Cow;
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use prost_types::Any;
@@ -19,18 +20,20 @@ use tokio::io::AsyncReadExt;
 
 use crate::config::lower::Lower;
 use crate::io::Accepted;
-use crate::telemetry::stream_info::ConnectionInfo;
+use crate::telemetry::stream_info::{ConnectionInfo, DynamicMetadata};
 use crate::worker::Worker;
 
 mod connection_limit;
+mod ext_authz;
 mod local_ratelimit;
 mod rbac;
+mod set_filter_state;
 mod sni_cluster;
 
 /// A network filter as configured in one chain.
 pub(crate) trait NetworkFilterConfig: fmt::Debug + Send + Sync {
     /// Opens the filter for one connection; `None`: it does not want to see this one.
-    fn open(&self, worker: &Worker) -> Option<Box<dyn NetworkFilter>>;
+    fn open(&self, worker: &Rc<Worker>) -> Option<Box<dyn NetworkFilter>>;
 }
 
 /// A network filter at work on one connection.
@@ -56,8 +59,16 @@ pub(crate) enum NetworkStep {
     Continue,
     /// The connection is closed, for this reason (`%CONNECTION_TERMINATION_DETAILS%`).
     Close(Cow<'static, str>),
-    /// The filter waits; then the next one, or the connection is closed for this reason.
-    Await(Pin<Box<dyn Future<Output = Result<(), Cow<'static, str>>>>>),
+    /// The filter waits.
+    Await(Pin<Box<dyn Future<Output = Waited>>>),
+}
+
+/// What a filter has waited for.
+pub(crate) struct Waited {
+    /// What it leaves for those behind it.
+    pub(crate) metadata: DynamicMetadata,
+    /// The next filter, or the connection is closed for this reason.
+    pub(crate) outcome: Result<(), Cow<'static, str>>,
 }
 
 /// A kind of network filter that this proxy has.
@@ -74,10 +85,18 @@ const REGISTRY: &[Registration] = &[
         lower: connection_limit::lower,
     },
     Registration {
+        config_type: "envoy.extensions.filters.network.ext_authz.v3.ExtAuthz",
+        lower: ext_authz::lower,
+    },
+    Registration {
         config_type: "envoy.extensions.filters.network.local_ratelimit.v3.LocalRateLimit",
         lower: local_ratelimit::lower,
     },
     Registration { config_type: "envoy.extensions.filters.network.rbac.v3.RBAC", lower: rbac::config::lower },
+    Registration {
+        config_type: "envoy.extensions.filters.network.set_filter_state.v3.Config",
+        lower: set_filter_state::lower,
+    },
     Registration {
         config_type: "envoy.extensions.filters.network.sni_cluster.v3.SniCluster",
         lower: sni_cluster::lower,
@@ -97,13 +116,14 @@ pub(crate) fn lower(any: &Any, at: &mut Lower) -> Option<Option<Arc<dyn NetworkF
 /// are to be kept while the connection lives.
 pub(crate) async fn run(
     configs: &[Arc<dyn NetworkFilterConfig>],
-    worker: &Worker,
+    worker: &Rc<Worker>,
     accepted: &mut Accepted,
     connection: &mut ConnectionInfo,
 ) -> Result<Vec<Box<dyn NetworkFilter>>, Cow<'static, str>> {
     let mut open: Vec<_> = configs.iter().filter_map(|config| config.open(worker)).collect();
     for filter in &mut open {
-        finish(filter.on_new_connection(connection)).await?;
+        let step = filter.on_new_connection(connection);
+        finish(step, connection).await?;
     }
     for filter in open.iter_mut().filter(|filter| filter.wants_data()) {
         while accepted.buffered.is_empty() {
@@ -112,16 +132,21 @@ pub(crate) async fn run(
                 Ok(_) => {}
             }
         }
-        finish(filter.on_data(connection, &accepted.buffered)).await?;
+        let step = filter.on_data(connection, &accepted.buffered);
+        finish(step, connection).await?;
     }
     Ok(open)
 }
 
-async fn finish(step: NetworkStep) -> Result<(), Cow<'static, str>> {
+async fn finish(step: NetworkStep, connection: &mut ConnectionInfo) -> Result<(), Cow<'static, str>> {
     match step {
         NetworkStep::Continue => Ok(()),
         NetworkStep::Close(why) => Err(why),
-        NetworkStep::Await(waiting) => waiting.await,
+        NetworkStep::Await(waiting) => {
+            let Waited { metadata, outcome } = waiting.await;
+            metadata.shared().for_each(|namespace| connection.found.metadata.merge(namespace));
+            outcome
+        }
     }
 }
 

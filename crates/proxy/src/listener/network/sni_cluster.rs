@@ -1,5 +1,6 @@
 //! envoy.filters.network.sni_cluster: the server name is the TCP proxy's cluster.
 
+use std::rc::Rc;
 use std::sync::Arc;
 
 use leno_api::proto::envoy::extensions::filters::network::sni_cluster::v3 as proto;
@@ -15,7 +16,7 @@ use crate::worker::Worker;
 struct SniCluster;
 
 impl NetworkFilterConfig for SniCluster {
-    fn open(&self, _: &Worker) -> Option<Box<dyn NetworkFilter>> {
+    fn open(&self, _: &Rc<Worker>) -> Option<Box<dyn NetworkFilter>> {
         Some(Box::new(Self))
     }
 }

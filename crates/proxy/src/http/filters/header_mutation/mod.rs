@@ -6,7 +6,7 @@
 //! header rules, changes are made one after the other, each seeing those before it.
 
 mod config;
-mod query;
+pub(super) mod query;
 #[cfg(test)]
 mod tests;
 

@@ -15,6 +15,25 @@ struct Parameter {
     text: Vec<u8>,
 }
 
+/// The path with these parameters, and without those. Names and values are written as they are.
+pub(in crate::http::filters) fn edited(path: &[u8], set: &[(String, String)], removed: &[String]) -> Vec<u8> {
+    let mark = path.iter().position(|byte| *byte == b'?');
+    let (base, query) = path.split_at(mark.unwrap_or(path.len()));
+    let mut parameters = parse(query.get(1..).unwrap_or_default());
+    for (key, value) in set {
+        parameters.retain(|parameter| parameter.name != key.as_bytes());
+        let text = format!("{key}={value}").into_bytes();
+        parameters.push(Parameter { name: key.as_bytes().to_vec(), text });
+    }
+    parameters.retain(|parameter| !removed.iter().any(|key| parameter.name == key.as_bytes()));
+    write(base, parameters)
+}
+
+/// The path without this parameter.
+pub(in crate::http::filters) fn without(path: &[u8], name: &str) -> Vec<u8> {
+    change(path, &[QueryChange::Remove(name.into())], |_| Vec::new())
+}
+
 /// The path with its query changed. `evaluate` yields the value of a format.
 pub(super) fn change(path: &[u8], changes: &[QueryChange], evaluate: impl Fn(&Format) -> Vec<u8>) -> Vec<u8> {
     let mark = path.iter().position(|byte| *byte == b'?');
@@ -40,6 +59,11 @@ pub(super) fn change(path: &[u8], changes: &[QueryChange], evaluate: impl Fn(&Fo
             }
         }
     }
+    write(base, parameters)
+}
+
+/// The path with these parameters.
+fn write(base: &[u8], mut parameters: Vec<Parameter>) -> Vec<u8> {
     // Stable: values of one name stay in order.
     parameters.sort_by(|a, b| a.name.cmp(&b.name));
     let mut changed = base.to_vec();

@@ -11,15 +11,16 @@
 pub(super) mod config;
 
 use std::borrow::Cow;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{NetworkFilter, NetworkFilterConfig, NetworkStep};
+use super::{NetworkFilter, NetworkFilterConfig, NetworkStep, Waited};
 use crate::matching::facts::NetworkFacts;
 use crate::rbac::Engine;
 use crate::telemetry::per_thread::PerThread;
 use crate::telemetry::stats::stats_scope;
-use crate::telemetry::stream_info::ConnectionInfo;
+use crate::telemetry::stream_info::{ConnectionInfo, DynamicMetadata};
 use crate::worker::Worker;
 
 /// Of dynamic metadata, whatever the filter is called.
@@ -56,7 +57,7 @@ struct NetworkRbac {
 }
 
 impl NetworkFilterConfig for NetworkRbac {
-    fn open(&self, worker: &Worker) -> Option<Box<dyn NetworkFilter>> {
+    fn open(&self, worker: &Rc<Worker>) -> Option<Box<dyn NetworkFilter>> {
         let thread = worker.stats();
         let (stats, shadow_stats) = self.stats.of(thread, || {
             let [rules, shadow] = &self.prefixes;
@@ -108,7 +109,7 @@ impl NetworkFilter for Judging {
             None => NetworkStep::Close(details),
             Some(delay) => NetworkStep::Await(Box::pin(async move {
                 tokio::time::sleep(delay).await;
-                Err(details)
+                Waited { metadata: DynamicMetadata::new(), outcome: Err(details) }
             })),
         }
     }
