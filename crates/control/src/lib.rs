@@ -2,7 +2,8 @@
 //!
 //! The way of a change, folder by folder:
 //!
-//! 1. `source`: where configuration comes from (folders of YAML so far), as changes to objects;
+//! 1. `source`: where configuration comes from (folders of YAML, a Kubernetes cluster), as changes to
+//!    objects;
 //! 2. `model`: the objects, typed and validated;
 //! 3. `registry`: what exists: services, their endpoints, the workloads behind them;
 //! 4. `scope`: who sees what: which rules and policies apply to which proxies;
