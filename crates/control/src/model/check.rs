@@ -3,14 +3,37 @@
 //! A walk reads like the object: `check.at("http", |check| ...)` and `check.item(0, |check| ...)`
 //! keep the path; every fault is collected, none ends the walk.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::net::IpAddr;
 
 use super::diagnostic::{Finding, Severity};
+use super::duration::Span;
+use super::selector::{PolicyTargetReference, WorkloadSelector};
 use super::string_match::StringMatch;
 
-/// Begins the name of what looks like a header and is a claim of a JWT.
-const CLAIMS: &str = "@request.auth.claims";
+/// The protocols that ports may have.
+const PROTOCOLS: [&str; 14] = [
+    "HTTP",
+    "HTTP2",
+    "HTTPS",
+    "HTTP_PROXY",
+    "GRPC",
+    "GRPC-WEB",
+    "TCP",
+    "TLS",
+    "UDP",
+    "MONGO",
+    "REDIS",
+    "MYSQL",
+    "HBONE",
+    "DOUBLE-HBONE",
+];
+
+/// How keys of header matches begin that mean claims of a token.
+pub(crate) const JWT_CLAIMS: &str = "@request.auth.claims";
+
+/// Istio's limit for regular expressions, bytes.
+const LONGEST_REGEX: usize = 1024;
 
 /// The collector: where the walk is, and what it found.
 #[derive(Debug, Default)]
@@ -89,6 +112,16 @@ impl Check {
         self.error("invalid-value", message);
     }
 
+    /// Reports a field that has no effect where it stands, or one that is going away.
+    pub(crate) fn warn_at(&mut self, field: &str, code: &'static str, message: &str) {
+        self.at(field, |check| check.warn(code, message));
+    }
+
+    /// Reports a value that is not allowed.
+    pub(crate) fn invalid_at(&mut self, field: &str, message: impl Into<String>) {
+        self.at(field, |check| check.invalid(message));
+    }
+
     /// Of some fields at most one may be given.
     pub(crate) fn at_most_one(&mut self, fields: &[(&str, bool)]) {
         if fields.iter().filter(|(_, given)| *given).count() > 1 {
@@ -116,8 +149,157 @@ impl Check {
         }
     }
 
+    /// The name of a port is one label of a DNS name.
+    pub(crate) fn port_name(&mut self, name: &str) {
+        if name.is_empty() {
+            self.invalid("must not be empty");
+        } else if !is_dns_label(name) {
+            self.invalid(format!("{name:?} is no port name: use letters, digits and -"));
+        }
+    }
+
+    /// A protocol is one that Istio knows; without one it is found out.
+    pub(crate) fn protocol(&mut self, name: &str) {
+        if !name.is_empty() && !PROTOCOLS.iter().any(|known| known.eq_ignore_ascii_case(name)) {
+            self.invalid(format!("{name:?} is none of {}", PROTOCOLS.join(", ")));
+        }
+    }
+
+    /// A duration that is given is a positive number of milliseconds.
+    pub(crate) fn duration(&mut self, field: &str, value: Option<Span>) {
+        let Some(Span(value)) = value else { return };
+        if value.as_millis() == 0 {
+            self.invalid_at(field, "must be 1ms or more");
+        } else if value.subsec_nanos() % 1_000_000 != 0 {
+            self.invalid_at(field, "must be a multiple of 1ms");
+        }
+    }
+
+    /// A number that must not be negative.
+    pub(crate) fn not_negative(&mut self, field: &str, value: i32) {
+        if value < 0 {
+            self.invalid_at(field, format!("{value} is negative"));
+        }
+    }
+
+    /// Values of a list are not empty.
+    pub(crate) fn not_empty(&mut self, field: &str, values: &[String]) {
+        self.each(field, values, |check, value| {
+            if value.is_empty() {
+                check.invalid("must not be empty");
+            }
+        });
+    }
+
+    /// A socket of the file system, without `unix://`.
+    pub(crate) fn unix_path(&mut self, path: &str) {
+        if !path.starts_with('@') && (!path.starts_with('/') || path.ends_with('/')) {
+            self.invalid(format!("{path:?} is no absolute path of a file"));
+        }
+    }
+
+    /// A selector of workloads: labels without wildcards, at least one.
+    pub(crate) fn selector(&mut self, field: &str, labels: Option<&BTreeMap<String, String>>) {
+        let Some(labels) = labels else { return };
+        let inner = if field == "workloadSelector" { "labels" } else { "matchLabels" };
+        self.selector_at(field, inner, labels);
+    }
+
+    /// [`Check::selector`] where the field of the labels must be named.
+    pub(crate) fn selector_at(&mut self, field: &str, inner: &str, labels: &BTreeMap<String, String>) {
+        self.at(field, |check| {
+            if labels.is_empty() {
+                check.warn("no-effect", "without labels it selects all workloads of the namespace");
+            }
+            check.at(inner, |check| {
+                for (name, value) in labels {
+                    if name.contains('*') || value.contains('*') {
+                        check.key(name, |check| check.invalid("wildcards are not possible here"));
+                    }
+                }
+                check.labels(labels);
+            });
+        });
+    }
+
+    /// What a policy attaches to: workloads by labels, or objects by name, but not both.
+    pub(crate) fn target(
+        &mut self,
+        selector: Option<&WorkloadSelector>,
+        target_ref: Option<&PolicyTargetReference>,
+        target_refs: &[PolicyTargetReference],
+    ) {
+        self.at_most_one(&[
+            ("selector", selector.is_some()),
+            ("targetRef", target_ref.is_some()),
+            ("targetRefs", !target_refs.is_empty()),
+        ]);
+        self.selector("selector", selector.map(|selector| &selector.match_labels));
+        if let Some(target) = target_ref {
+            self.at("targetRef", |check| check.target_reference(target));
+        }
+        self.each("targetRefs", target_refs, Check::target_reference);
+    }
+
+    fn target_reference(&mut self, target: &PolicyTargetReference) {
+        if target.name.is_empty() {
+            self.invalid_at("name", "must not be empty");
+        }
+        if !target.namespace.is_empty() {
+            self.invalid_at("namespace", "objects of other namespaces cannot be referred to");
+        }
+        let known = matches!(
+            (target.group.as_str(), target.kind.as_str()),
+            ("" | "core", "Service")
+                | ("networking.istio.io", "ServiceEntry")
+                | ("gateway.networking.k8s.io", "Gateway" | "GatewayClass")
+        );
+        if !known {
+            self.invalid_at(
+                "kind",
+                format!(
+                    "{}/{} is none of core/Service, networking.istio.io/ServiceEntry, \
+                     gateway.networking.k8s.io/Gateway, gateway.networking.k8s.io/GatewayClass",
+                    target.group, target.kind
+                ),
+            );
+        }
+    }
+
+    /// `namespace/host`, as Sidecars and Gateways name hosts; in Gateways the namespace may be
+    /// missing, in Sidecars `~` in front of it leaves hosts out.
+    pub(crate) fn scoped_host(&mut self, text: &str, is_gateway: bool) {
+        let (namespace, host) = match text.split_once('/') {
+            Some((namespace, host)) => (Some(namespace), host),
+            None => (None, text),
+        };
+        match namespace {
+            None if is_gateway => {}
+            None => {
+                return self.invalid(format!("{text:?} must be NAMESPACE/HOST, with * or . for NAMESPACE"));
+            }
+            Some(namespace) => {
+                let name = if is_gateway { namespace } else { namespace.trim_start_matches('~') };
+                let rest = !is_gateway && name.is_empty() && !namespace.is_empty();
+                if !rest && !matches!(name, "*" | ".") && !is_dns_label(name) {
+                    self.invalid("the part before / must be a namespace, '.' or '*'");
+                }
+            }
+        }
+        if host != "*" && !host.contains('.') && host.parse::<IpAddr>().is_err() {
+            self.invalid(format!("{host:?} is a short name; use a fully qualified one"));
+        } else if host.contains('*') && host != "*" && !host.starts_with("*.") {
+            self.invalid(format!("{host:?}: a wildcard must be the whole first part"));
+        } else {
+            self.host(host);
+        }
+    }
+
     /// A regular expression must compile.
     pub(crate) fn regex(&mut self, pattern: &str) {
+        if pattern.len() > LONGEST_REGEX {
+            return self.error("invalid-regex", format!("is longer than {LONGEST_REGEX} bytes"));
+        }
         if let Err(error) = regex::Regex::new(pattern) {
             let reason = error.to_string();
             // The error shows the pattern with a marker over several lines; the last line says why.
@@ -139,21 +321,31 @@ impl Check {
         }
     }
 
+    /// A prefix or regular expression that must not be empty.
+    pub(crate) fn not_empty_match(&mut self, matcher: &StringMatch) {
+        for (field, text) in [("prefix", &matcher.prefix), ("regex", &matcher.regex)] {
+            if text.as_ref().is_some_and(String::is_empty) {
+                self.invalid_at(field, "must not be empty");
+            }
+        }
+    }
+
     /// A map of string matches keyed by header or parameter names.
     pub(crate) fn header_matches(&mut self, field: &str, matches: &BTreeMap<String, StringMatch>) {
         self.at(field, |check| {
             for (name, matcher) in matches {
                 check.key(name, |check| {
-                    if name.to_ascii_lowercase().starts_with(CLAIMS) {
+                    if name.to_ascii_lowercase().starts_with(JWT_CLAIMS) {
                         if crate::translate::route::matcher::claim(name).is_none() {
                             check.invalid(format!(
-                                "{name:?} names no claim: use {CLAIMS}.NAME or {CLAIMS}[NAME]"
+                                "{name:?} names no claim: use {JWT_CLAIMS}.NAME or {JWT_CLAIMS}[NAME]"
                             ));
                         }
                     } else if !is_header_name(name.trim_start_matches(':')) {
                         check.invalid(format!("{name:?} is no header name"));
                     }
                     check.string_match(matcher);
+                    check.not_empty_match(matcher);
                 });
             }
         });
@@ -170,7 +362,16 @@ impl Check {
 
     /// `exportTo`: `.`, `*`, `~` or a namespace.
     pub(crate) fn export_to(&mut self, targets: &[String]) {
+        let mut seen = HashSet::new();
+        if targets.len() > 1
+            && let Some(alone) = targets.iter().find(|target| matches!(target.as_str(), "*" | "~"))
+        {
+            self.invalid_at("exportTo", format!("{alone:?} cannot stand beside others"));
+        }
         self.each("exportTo", targets, |check, target| {
+            if !seen.insert(target.clone()) {
+                check.invalid(format!("{target:?} is there twice"));
+            }
             if !matches!(target.as_str(), "." | "*" | "~") && !is_dns_label(target) {
                 check.invalid(format!("{target:?} is no namespace, '.', '*' or '~'"));
             }

@@ -1,9 +1,11 @@
 //! `Gateway`: the ports and hosts that a gateway proxy exposes.
 
 use std::collections::{BTreeMap, HashSet};
+use std::net::IpAddr;
 
 use serde::Deserialize;
 
+use super::Meta;
 use super::check::{Check, is_dns_label};
 use super::diagnostic::Finding;
 
@@ -163,8 +165,18 @@ impl Server {
 
 impl Gateway {
     /// Everything that is wrong with it.
-    pub(crate) fn validate(&self) -> Vec<Finding> {
-        let mut check = Check::spec();
+    pub(crate) fn validate(&self, meta: &Meta) -> Vec<Finding> {
+        let mut check = Check::default();
+        if !is_dns_label(&meta.name) {
+            check.at("metadata", |check| {
+                check.invalid_at("name", format!("{:?} must be letters, digits and -", meta.name));
+            });
+        }
+        check.at("spec", |check| self.check(check));
+        check.into_findings()
+    }
+
+    fn check(&self, check: &mut Check) {
         if self.servers.is_empty() {
             check.at("servers", |check| check.invalid("at least one server is needed"));
         }
@@ -179,7 +191,6 @@ impl Gateway {
                 });
             }
         });
-        check.into_findings()
     }
 }
 
@@ -199,86 +210,207 @@ fn server_fields(check: &mut Check, server: &Server) {
             if port.name.is_empty() {
                 check.at("name", |check| check.invalid("must not be empty"));
             }
+            if port.target_port != 0 {
+                check.invalid_at("targetPort", "has no effect in Gateways");
+            }
         }
     });
     if server.hosts.is_empty() {
         check.at("hosts", |check| check.invalid("at least one host is needed"));
     }
-    check.each("hosts", &server.hosts, |check, host| {
-        let (namespace, host) =
-            host.split_once('/').map_or((None, host.as_str()), |(ns, host)| (Some(ns), host));
-        check.host(host);
-        if namespace.is_some_and(|ns| !matches!(ns, "*" | ".") && !is_dns_label(ns)) {
-            check.invalid("the part before / must be a namespace, '.' or '*'");
+    check.each("hosts", &server.hosts, |check, host| check.scoped_host(host, true));
+    match server.bind.strip_prefix("unix://") {
+        Some(_) => check.at("bind", |check| {
+            check.error("unsupported-field", "sockets of the file system cannot be bound so far");
+        }),
+        None if !server.bind.is_empty() && server.bind.parse::<IpAddr>().is_err() => {
+            check.invalid_at("bind", format!("{:?} is no address", server.bind));
+        }
+        None => {}
+    }
+    server_tls(check, server);
+}
+
+/// A server with TLS says how; one without can only redirect to one with.
+fn server_tls(check: &mut Check, server: &Server) {
+    let Some(tls) = &server.tls else {
+        if server.protocol() == ServerProtocol::Tls {
+            check.invalid_at("tls", "is needed for the protocols HTTPS and TLS");
+        }
+        return;
+    };
+    check.at("tls", |check| match server.protocol() {
+        ServerProtocol::Tls => {
+            tls.check(check);
+            if tls.https_redirect {
+                check.warn_at("httpsRedirect", "no-effect", "is for HTTP only");
+            }
+        }
+        ServerProtocol::Http => {
+            let only_redirect = matches!(tls.mode, None | Some(ServerTlsMode::Passthrough));
+            if !only_redirect || tls.has_certificates() {
+                check.invalid("a server without TLS can have httpsRedirect only");
+            }
+        }
+        ServerProtocol::Tcp | ServerProtocol::Unknown => {
+            check.invalid("is for the protocols HTTPS and TLS only");
         }
     });
-    if !server.bind.is_empty() && server.bind.parse::<std::net::IpAddr>().is_err() {
-        check.at("bind", |check| check.error("unsupported-field", "only addresses can be bound so far"));
+}
+
+fn is_https(protocol: &str) -> bool {
+    protocol.eq_ignore_ascii_case("HTTPS")
+}
+
+impl ServerTls {
+    /// The mode; `PASSTHROUGH` if none is given.
+    pub(crate) fn mode(&self) -> ServerTlsMode {
+        self.mode.unwrap_or(ServerTlsMode::Passthrough)
     }
-    if server.protocol() == ServerProtocol::Tls {
-        check.at("tls", |check| match &server.tls {
-            None => check.invalid("a server of HTTPS or TLS needs it"),
-            Some(tls) => tls_settings(check, tls),
-        });
-    } else if let Some(tls) = &server.tls {
-        let rest = ServerTls { https_redirect: tls.https_redirect, ..ServerTls::default() };
-        if *tls != rest {
-            check.at("tls", |check| check.invalid("a server without TLS can have httpsRedirect only"));
+
+    fn has_certificates(&self) -> bool {
+        !self.server_certificate.is_empty()
+            || !self.private_key.is_empty()
+            || !self.ca_certificates.is_empty()
+            || !self.credential_name.is_empty()
+            || !self.credential_names.is_empty()
+            || !self.tls_certificates.is_empty()
+    }
+
+    /// Checks the settings of a port that has TLS.
+    pub(crate) fn check(&self, check: &mut Check) {
+        let mode = self.mode();
+        self.check_parameters(check);
+        if mode == ServerTlsMode::IstioMutual {
+            let own = [
+                ("serverCertificate", !self.server_certificate.is_empty()),
+                ("privateKey", !self.private_key.is_empty()),
+                ("caCertificates", !self.ca_certificates.is_empty()),
+                ("tlsCertificates", !self.tls_certificates.is_empty()),
+                ("credentialName", !self.credential_name.is_empty()),
+                ("credentialNames", !self.credential_names.is_empty()),
+            ];
+            for (field, _) in own.into_iter().filter(|(_, given)| *given) {
+                check.invalid_at(field, "ISTIO_MUTUAL takes the mesh's own certificates");
+            }
+            return;
         }
+        let passes = matches!(mode, ServerTlsMode::Passthrough | ServerTlsMode::AutoPassthrough);
+        if passes && (self.has_certificates() || !self.ca_crl.is_empty()) {
+            check.warn("no-effect", "TLS that passes through needs no certificates");
+        }
+        check.at_most_one(&[
+            ("credentialName", !self.credential_name.is_empty()),
+            ("credentialNames", !self.credential_names.is_empty()),
+            ("serverCertificate", !self.server_certificate.is_empty() && !self.private_key.is_empty()),
+            ("tlsCertificates", !self.tls_certificates.is_empty()),
+        ]);
+        if passes {
+            return;
+        }
+        let several = self.credential_names.len().max(self.tls_certificates.len());
+        if several > MOST_CERTIFICATES {
+            check.invalid(format!(
+                "{several} certificates are more than {MOST_CERTIFICATES}: one RSA and one ECDSA"
+            ));
+        }
+        if !self.ca_crl.is_empty() && !self.credential_name.is_empty() {
+            check.invalid_at("caCrl", "stands in the credential if there is a credentialName");
+        }
+        if !self.ca_crl.is_empty() && mode == ServerTlsMode::Simple {
+            check.invalid_at("caCrl", "has no effect, as SIMPLE asks for no certificates of clients");
+        }
+        if self.credential_name.is_empty() && self.credential_names.is_empty() {
+            self.check_files(check, mode);
+        }
+    }
+
+    fn check_parameters(&self, check: &mut Check) {
+        let old = matches!(self.min_protocol_version, Some(TlsVersion::V1_0 | TlsVersion::V1_1));
+        if old && self.cipher_suites.is_empty() {
+            check.warn_at("minProtocolVersion", "no-effect", "TLS below 1.2 needs cipherSuites that fit it");
+        }
+        let number = |version: Option<TlsVersion>| match version {
+            None | Some(TlsVersion::Auto) => None,
+            Some(TlsVersion::V1_0) => Some(0),
+            Some(TlsVersion::V1_1) => Some(1),
+            Some(TlsVersion::V1_2) => Some(2),
+            Some(TlsVersion::V1_3) => Some(3),
+        };
+        if let (Some(least), Some(most)) = (number(self.min_protocol_version), number(self.max_protocol_version))
+            && least > most
+        {
+            check.invalid_at("maxProtocolVersion", "is less than minProtocolVersion");
+        }
+        let mut seen = HashSet::new();
+        check.each("cipherSuites", &self.cipher_suites, |check, suite| {
+            let is_operator = suite.starts_with(|first: char| !first.is_alphanumeric());
+            if !suite.is_empty() && suite != "ALL" && !is_operator && !CIPHER_SUITES.contains(&suite.as_str())
+            {
+                check.warn("no-effect", format!("{suite:?} is not known, has no effect"));
+            } else if !seen.insert(suite.clone()) {
+                check.warn("duplicate", format!("{suite:?} is there twice"));
+            }
+        });
+    }
+
+    /// Certificates in files of the gateway.
+    fn check_files(&self, check: &mut Check, mode: ServerTlsMode) {
+        if matches!(mode, ServerTlsMode::Mutual | ServerTlsMode::OptionalMutual)
+            && self.ca_certificates.is_empty()
+        {
+            check.invalid_at("caCertificates", "is needed to check certificates of clients");
+        }
+        let needed = |check: &mut Check, field: &str, value: &str| {
+            if value.is_empty() {
+                check.invalid_at(field, "is needed, or a credentialName");
+            }
+        };
+        if self.tls_certificates.is_empty() {
+            needed(check, "serverCertificate", &self.server_certificate);
+            needed(check, "privateKey", &self.private_key);
+        }
+        check.each("tlsCertificates", &self.tls_certificates, |check, certificate| {
+            needed(check, "serverCertificate", &certificate.server_certificate);
+            needed(check, "privateKey", &certificate.private_key);
+        });
+    }
+
+    /// Checks the settings of a port of a sidecar.
+    pub(crate) fn check_inbound(&self, check: &mut Check, protocol: &str) {
+        let impossible = [
+            ("subjectAltNames", !self.subject_alt_names.is_empty()),
+            ("httpsRedirect", self.https_redirect),
+            ("credentialName", !self.credential_name.is_empty()),
+            ("credentialNames", !self.credential_names.is_empty()),
+            ("tlsCertificates", !self.tls_certificates.is_empty()),
+            ("mode", matches!(self.mode(), ServerTlsMode::IstioMutual | ServerTlsMode::AutoPassthrough)),
+        ];
+        for (field, _) in impossible.into_iter().filter(|(_, given)| *given) {
+            check.invalid_at(field, "is not possible in a Sidecar");
+        }
+        if !is_https(protocol) && !protocol.eq_ignore_ascii_case("TLS") {
+            check.invalid("is for the protocols HTTPS and TLS only");
+        }
+        self.check(check);
     }
 }
 
-/// The certificates that a mode needs, and what else must agree.
-fn tls_settings(check: &mut Check, tls: &ServerTls) {
-    let named = !tls.credential_name.is_empty() || !tls.credential_names.is_empty();
-    let files = !tls.server_certificate.is_empty() || !tls.private_key.is_empty();
-    if !tls.credential_name.is_empty() && !tls.credential_names.is_empty() {
-        check.at("credentialNames", |check| {
-            check.invalid("only one of credentialName and credentialNames may be given");
-        });
-    }
-    if named && (files || !tls.tls_certificates.is_empty()) {
-        check.at("credentialName", |check| check.invalid("only one of credentials and files may be given"));
-    }
-    check.each("tlsCertificates", &tls.tls_certificates, |check, certificate| {
-        if certificate.server_certificate.is_empty() || certificate.private_key.is_empty() {
-            check.invalid("serverCertificate and privateKey are needed");
-        }
-    });
-    let several = tls.credential_names.len().max(tls.tls_certificates.len());
-    if several > MOST_CERTIFICATES {
-        check.invalid(format!(
-            "{several} certificates are more than {MOST_CERTIFICATES}: one RSA and one ECDSA"
-        ));
-    }
-    let mode = tls.mode.unwrap_or(ServerTlsMode::Passthrough);
-    let certificates = named || !tls.tls_certificates.is_empty();
-    match mode {
-        ServerTlsMode::Passthrough | ServerTlsMode::AutoPassthrough => {}
-        ServerTlsMode::IstioMutual => {
-            if certificates || files || !tls.ca_certificates.is_empty() {
-                check.at("mode", |check| check.invalid("ISTIO_MUTUAL has the certificates of the workload"));
-            }
-        }
-        ServerTlsMode::Simple | ServerTlsMode::Mutual | ServerTlsMode::OptionalMutual => {
-            if !certificates && (tls.server_certificate.is_empty() || tls.private_key.is_empty()) {
-                check.invalid("credentialName, or serverCertificate and privateKey, are needed");
-            }
-            if mode != ServerTlsMode::Simple && !named && tls.ca_certificates.is_empty() {
-                check.at("caCertificates", |check| check.invalid("are needed to verify clients"));
-            }
-        }
-    }
-    let number = |version: Option<TlsVersion>| match version {
-        None | Some(TlsVersion::Auto) => None,
-        Some(TlsVersion::V1_0) => Some(0),
-        Some(TlsVersion::V1_1) => Some(1),
-        Some(TlsVersion::V1_2) => Some(2),
-        Some(TlsVersion::V1_3) => Some(3),
-    };
-    if let (Some(least), Some(most)) = (number(tls.min_protocol_version), number(tls.max_protocol_version))
-        && least > most
-    {
-        check.at("maxProtocolVersion", |check| check.invalid("is less than minProtocolVersion"));
-    }
-}
+/// Names of cipher suites that proxies know; those of TLS 1.3 cannot be chosen.
+const CIPHER_SUITES: [&str; 15] = [
+    "ECDHE-ECDSA-AES128-GCM-SHA256",
+    "ECDHE-RSA-AES128-GCM-SHA256",
+    "ECDHE-ECDSA-AES256-GCM-SHA384",
+    "ECDHE-RSA-AES256-GCM-SHA384",
+    "ECDHE-ECDSA-CHACHA20-POLY1305",
+    "ECDHE-RSA-CHACHA20-POLY1305",
+    "ECDHE-ECDSA-AES128-SHA",
+    "ECDHE-RSA-AES128-SHA",
+    "ECDHE-ECDSA-AES256-SHA",
+    "ECDHE-RSA-AES256-SHA",
+    "AES128-GCM-SHA256",
+    "AES256-GCM-SHA384",
+    "AES128-SHA",
+    "AES256-SHA",
+    "DES-CBC3-SHA",
+];

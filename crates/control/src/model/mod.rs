@@ -28,6 +28,8 @@ pub(crate) mod string_match;
 pub(crate) mod support;
 pub(crate) mod switches;
 pub(crate) mod telemetry;
+#[cfg(test)]
+mod tests;
 pub(crate) mod virtual_service;
 pub(crate) mod workload_entry;
 pub(crate) mod workload_group;

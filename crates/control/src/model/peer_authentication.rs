@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
+use super::check::Check;
+use super::diagnostic::Finding;
 use super::selector::WorkloadSelector;
 
 /// The `spec` of a PeerAuthentication.
@@ -35,4 +37,22 @@ pub(crate) enum MutualTlsMode {
     Disable,
     Permissive,
     Strict,
+}
+
+impl PeerAuthentication {
+    /// Everything that is wrong with it.
+    pub(crate) fn validate(&self) -> Vec<Finding> {
+        let mut check = Check::spec();
+        check.selector("selector", self.selector.as_ref().map(|selector| &selector.match_labels));
+        let for_all = self.selector.as_ref().is_none_or(|selector| selector.match_labels.is_empty());
+        check.at("portLevelMtls", |check| {
+            if for_all && !self.port_level_mtls.is_empty() {
+                check.invalid("needs a selector: a policy for all workloads cannot be for some ports");
+            }
+            for port in self.port_level_mtls.keys() {
+                check.key(&port.to_string(), |check| check.port(*port));
+            }
+        });
+        check.into_findings()
+    }
 }

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
+use super::check::Check;
+use super::diagnostic::Finding;
 use super::selector::WorkloadSelector;
 
 /// The `spec` of a ProxyConfig.
@@ -26,4 +28,14 @@ pub(crate) struct ProxyConfig {
 pub(crate) struct ProxyImage {
     /// Default/debug/distroless.
     pub(crate) image_type: String,
+}
+
+impl ProxyConfig {
+    /// Everything that is wrong with it.
+    pub(crate) fn validate(&self) -> Vec<Finding> {
+        let mut check = Check::spec();
+        check.selector("selector", self.selector.as_ref().map(|selector| &selector.match_labels));
+        check.not_negative("concurrency", self.concurrency.unwrap_or_default());
+        check.into_findings()
+    }
 }

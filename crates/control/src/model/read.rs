@@ -9,7 +9,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::diagnostic::{Finding, Severity};
-use super::gateway_api::GROUP;
+use super::gateway_api::{GROUP, gateway, policy, route};
 use super::mesh::MeshConfig;
 use super::mesh::network::MeshNetworks;
 use super::workload_entry::{self, WorkloadEntry};
@@ -268,7 +268,6 @@ pub(crate) fn read(node: &Node<'_>) -> Read {
 
 /// Reads the part that is particular to a kind.
 fn read_kind(kind: Kind, meta: Meta, node: &Node<'_>) -> (Option<Object>, Vec<Finding>) {
-    let none = |_: &Meta| Vec::new();
     let (object, mut findings) = match kind {
         Kind::Service => typed::<core::Service>(node, |service| {
             let (service, findings) = kube::service(meta, service);
@@ -306,31 +305,71 @@ fn read_kind(kind: Kind, meta: Meta, node: &Node<'_>) -> (Option<Object>, Vec<Fi
         Kind::DestinationRule => {
             spec(meta, node, |spec: &super::DestinationRule, _| spec.validate(), Object::DestinationRule)
         }
-        Kind::Gateway => spec(meta, node, |spec: &super::Gateway, _| spec.validate(), Object::Gateway),
-        Kind::IngressClass => spec(meta, node, |_, meta| none(meta), Object::IngressClass),
+        Kind::Gateway => spec(meta, node, super::Gateway::validate, Object::Gateway),
+        Kind::IngressClass => spec(meta, node, |_, _| Vec::new(), Object::IngressClass),
         Kind::WorkloadEntry => typed::<Envelope<WorkloadEntry, workload_entry::Status>>(node, |entry| {
             let spec = WorkloadEntry { healthy: entry.status.is_healthy(), ..entry.spec };
-            (Object::WorkloadEntry(Config { meta, spec }), Vec::new())
+            let findings = spec.validate();
+            (Object::WorkloadEntry(Config { meta, spec }), findings)
         }),
-        Kind::WorkloadGroup => spec(meta, node, |_, meta| none(meta), Object::WorkloadGroup),
-        Kind::Sidecar => spec(meta, node, |_, meta| none(meta), Object::Sidecar),
-        Kind::EnvoyFilter => spec(meta, node, |_, meta| none(meta), Object::EnvoyFilter),
-        Kind::ProxyConfig => spec(meta, node, |_, meta| none(meta), Object::ProxyConfig),
-        Kind::PeerAuthentication => spec(meta, node, |_, meta| none(meta), Object::PeerAuthentication),
-        Kind::RequestAuthentication => spec(meta, node, |_, meta| none(meta), Object::RequestAuthentication),
-        Kind::AuthorizationPolicy => spec(meta, node, |_, meta| none(meta), Object::AuthorizationPolicy),
-        Kind::Telemetry => spec(meta, node, |_, meta| none(meta), Object::Telemetry),
-        Kind::GatewayClass => spec(meta, node, |_, meta| none(meta), Object::GatewayClass),
-        Kind::KubernetesGateway => spec(meta, node, |_, meta| none(meta), Object::KubernetesGateway),
-        Kind::ListenerSet => spec(meta, node, |_, meta| none(meta), Object::ListenerSet),
-        Kind::HttpRoute => spec(meta, node, |_, meta| none(meta), Object::HttpRoute),
-        Kind::GrpcRoute => spec(meta, node, |_, meta| none(meta), Object::GrpcRoute),
-        Kind::TlsRoute => spec(meta, node, |_, meta| none(meta), Object::TlsRoute),
-        Kind::TcpRoute => spec(meta, node, |_, meta| none(meta), Object::TcpRoute),
-        Kind::UdpRoute => spec(meta, node, |_, meta| none(meta), Object::UdpRoute),
-        Kind::ReferenceGrant => spec(meta, node, |_, meta| none(meta), Object::ReferenceGrant),
-        Kind::BackendTlsPolicy => spec(meta, node, |_, meta| none(meta), Object::BackendTlsPolicy),
-        Kind::BackendTrafficPolicy => spec(meta, node, |_, meta| none(meta), Object::BackendTrafficPolicy),
+        Kind::WorkloadGroup => {
+            spec(meta, node, |spec: &super::WorkloadGroup, _| spec.validate(), Object::WorkloadGroup)
+        }
+        Kind::Sidecar => spec(meta, node, |spec: &super::Sidecar, _| spec.validate(), Object::Sidecar),
+        Kind::EnvoyFilter => spec(
+            meta,
+            node,
+            |spec: &super::EnvoyFilter, _| spec.validate(node.find("spec").unwrap_or(node)),
+            Object::EnvoyFilter,
+        ),
+        Kind::ProxyConfig => {
+            spec(meta, node, |spec: &super::ProxyConfig, _| spec.validate(), Object::ProxyConfig)
+        }
+        Kind::PeerAuthentication => spec(
+            meta,
+            node,
+            |spec: &super::PeerAuthentication, _| spec.validate(),
+            Object::PeerAuthentication,
+        ),
+        Kind::RequestAuthentication => spec(
+            meta,
+            node,
+            |spec: &super::RequestAuthentication, _| spec.validate(),
+            Object::RequestAuthentication,
+        ),
+        Kind::AuthorizationPolicy => spec(
+            meta,
+            node,
+            |spec: &super::AuthorizationPolicy, _| spec.validate(),
+            Object::AuthorizationPolicy,
+        ),
+        Kind::Telemetry => spec(meta, node, |spec: &super::Telemetry, _| spec.validate(), Object::Telemetry),
+        Kind::GatewayClass => {
+            spec(meta, node, |spec: &gateway::GatewayClass, _| spec.validate(), Object::GatewayClass)
+        }
+        Kind::KubernetesGateway => {
+            spec(meta, node, |spec: &gateway::Gateway, _| spec.validate(), Object::KubernetesGateway)
+        }
+        Kind::ListenerSet => {
+            spec(meta, node, |spec: &gateway::ListenerSet, _| spec.validate(), Object::ListenerSet)
+        }
+        Kind::HttpRoute => spec(meta, node, |spec: &route::HttpRoute, _| spec.validate(), Object::HttpRoute),
+        Kind::GrpcRoute => spec(meta, node, |spec: &route::GrpcRoute, _| spec.validate(), Object::GrpcRoute),
+        Kind::TlsRoute => spec(meta, node, |spec: &route::TlsRoute, _| spec.validate(), Object::TlsRoute),
+        Kind::TcpRoute => spec(meta, node, |spec: &route::TcpRoute, _| spec.validate(), Object::TcpRoute),
+        Kind::UdpRoute => spec(meta, node, |spec: &route::UdpRoute, _| spec.validate(), Object::UdpRoute),
+        Kind::ReferenceGrant => {
+            spec(meta, node, |spec: &policy::ReferenceGrant, _| spec.validate(), Object::ReferenceGrant)
+        }
+        Kind::BackendTlsPolicy => {
+            spec(meta, node, |spec: &policy::BackendTlsPolicy, _| spec.validate(), Object::BackendTlsPolicy)
+        }
+        Kind::BackendTrafficPolicy => spec(
+            meta,
+            node,
+            |spec: &policy::BackendTrafficPolicy, _| spec.validate(),
+            Object::BackendTrafficPolicy,
+        ),
     };
     findings.extend(support::findings(kind, node));
     (object, findings)

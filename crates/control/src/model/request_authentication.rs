@@ -1,7 +1,10 @@
 //! `RequestAuthentication`: which JSON web tokens are believed.
 
 use serde::Deserialize;
+use serde_json::Value;
 
+use super::check::{Check, is_header_name};
+use super::diagnostic::Finding;
 use super::duration::Span;
 use super::selector::{PolicyTargetReference, WorkloadSelector};
 
@@ -67,4 +70,84 @@ pub(crate) struct ClaimToHeader {
     pub(crate) header: String,
     /// Claim to copy (nested a.b).
     pub(crate) claim: String,
+}
+
+/// Members of a JSON web key that only its owner may know.
+const PRIVATE_MEMBERS: [&str; 2] = ["d", "k"];
+
+impl RequestAuthentication {
+    /// Everything that is wrong with it.
+    pub(crate) fn validate(&self) -> Vec<Finding> {
+        let mut check = Check::spec();
+        check.target(self.selector.as_ref(), self.target_ref.as_ref(), &self.target_refs);
+        check.each("jwtRules", &self.jwt_rules, jwt_rule);
+        check.into_findings()
+    }
+}
+
+fn jwt_rule(check: &mut Check, rule: &JwtRule) {
+    if rule.issuer.is_empty() && rule.jwks_uri.is_empty() {
+        check.invalid("one of issuer and jwksUri is needed");
+    }
+    check.not_empty("audiences", &rule.audiences);
+    if !rule.jwks_uri.is_empty() && !is_jwks_uri(&rule.jwks_uri) {
+        check.invalid_at("jwksUri", format!("{:?} is no http or https URI with a host", rule.jwks_uri));
+    }
+    if !rule.jwks.is_empty() {
+        check.at("jwks", |check| jwks(check, &rule.jwks));
+    }
+    check.each("fromHeaders", &rule.from_headers, |check, header| {
+        check.at("name", |check| match header.name.as_str() {
+            "" => check.invalid("must not be empty"),
+            name if !is_header_name(name) => check.invalid(format!("{name:?} is no header name")),
+            _ => {}
+        });
+    });
+    check.not_empty("fromParams", &rule.from_params);
+    check.not_empty("fromCookies", &rule.from_cookies);
+    check.each("outputClaimToHeaders", &rule.output_claim_to_headers, |check, output| {
+        if output.claim.is_empty() {
+            check.invalid_at("claim", "must not be empty");
+        }
+        if output.header.is_empty() {
+            check.invalid_at("header", "must not be empty");
+        } else if !output
+            .header
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'))
+        {
+            check.invalid_at("header", format!("{:?} is no header that can be set", output.header));
+        }
+    });
+    check.duration("timeout", rule.timeout);
+}
+
+/// Whether a text is an absolute URI of which a proxy can fetch keys.
+fn is_jwks_uri(uri: &str) -> bool {
+    let Ok(uri) = uri.parse::<http::Uri>() else { return false };
+    matches!(uri.scheme_str(), Some("http" | "https")) && uri.host().is_some_and(|host| !host.is_empty())
+}
+
+/// A set of JSON web keys; whether the keys themselves are good is found out by who uses them.
+fn jwks(check: &mut Check, text: &str) {
+    let keys = match serde_json::from_str::<Value>(text) {
+        // What the parser says may quote the keys.
+        Err(error) => {
+            return check.invalid(format!("no JSON (line {}, column {})", error.line(), error.column()));
+        }
+        Ok(value) => value,
+    };
+    let Some(keys) = keys.get("keys").and_then(Value::as_array) else {
+        return check.invalid("an object with a list \"keys\" is needed");
+    };
+    for (index, key) in keys.iter().enumerate() {
+        if key.get("kty").and_then(Value::as_str).is_none() {
+            check.invalid(format!("key {index} has no \"kty\""));
+        } else if PRIVATE_MEMBERS.iter().any(|member| key.get(member).is_some()) {
+            check.warn(
+                "private-key",
+                format!("key {index} is a private one; only public keys are needed to verify tokens"),
+            );
+        }
+    }
 }

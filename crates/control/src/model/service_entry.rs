@@ -105,39 +105,90 @@ impl ServiceEntry {
         if self.hosts.is_empty() {
             check.at("hosts", |check| check.invalid("at least one host is needed"));
         }
+        let resolved = matches!(self.resolution, Resolution::Dns | Resolution::DnsRoundRobin);
         check.each("hosts", &self.hosts, |check, host| {
             check.host(host);
             if host == "*" {
                 check.invalid("a full wildcard * is not allowed");
-            } else if host.starts_with('*')
-                && matches!(self.resolution, Resolution::Dns | Resolution::DnsRoundRobin)
-            {
+            } else if host.starts_with('*') && resolved && self.endpoints.is_empty() {
                 check.invalid("a wildcard host cannot be resolved by DNS");
+            } else if host.starts_with("*-") {
+                check.warn("partial-wildcard", "a wildcard should be the whole first part");
             }
         });
         check.each("addresses", &self.addresses, |check, address| {
             if !is_cidr_or_address(address) {
                 check.invalid(format!("{address:?} is neither an address nor a CIDR range"));
+            } else if address.contains('/')
+                && !matches!(self.resolution, Resolution::None | Resolution::Static)
+            {
+                check.invalid("CIDR ranges need resolution NONE or STATIC");
             }
         });
         self.validate_ports(&mut check);
-        if self.resolution == Resolution::None && !self.endpoints.is_empty() {
-            check.at("endpoints", |check| check.invalid("endpoints need resolution STATIC or DNS"));
-        }
-        if self.resolution == Resolution::DnsRoundRobin && self.endpoints.len() > 1 {
-            check.at("endpoints", |check| check.invalid("DNS_ROUND_ROBIN can have one endpoint only"));
-        }
+        self.validate_resolution(&mut check);
         if self.workload_selector.is_some() && !self.endpoints.is_empty() {
             check.at("workloadSelector", |check| {
                 check.invalid("only one of endpoints and workloadSelector may be given");
             });
         }
-        check.each("endpoints", &self.endpoints, |check, endpoint| self.validate_endpoint(check, endpoint));
-        if let Some(selector) = &self.workload_selector {
-            check.at("workloadSelector", |check| check.at("labels", |check| check.labels(&selector.labels)));
-        }
+        let ports: Vec<&str> = self.ports.iter().map(|port| port.name.as_str()).collect();
+        check.each("endpoints", &self.endpoints, |check, endpoint| {
+            endpoint.check(check, Some(&ports), self.resolution != Resolution::Static);
+        });
+        check.selector("workloadSelector", self.workload_selector.as_ref().map(|selector| &selector.labels));
         check.export_to(&self.export_to);
         check.into_findings()
+    }
+
+    /// What goes with which resolution.
+    fn validate_resolution(&self, check: &mut Check) {
+        let by_name = |port: &ServicePort| {
+            let protocol = port.protocol.to_ascii_uppercase();
+            matches!(
+                protocol.as_str(),
+                "HTTP" | "HTTP_PROXY" | "HTTP2" | "GRPC" | "GRPC-WEB" | "HTTPS" | "TLS"
+            )
+        };
+        if self.resolution != Resolution::None && self.hosts.len() > 1 && !self.ports.iter().all(by_name) {
+            check.invalid_at(
+                "hosts",
+                "several hosts cannot be told apart on ports that are neither HTTP nor TLS",
+            );
+        }
+        match self.resolution {
+            Resolution::None => {
+                if !self.endpoints.is_empty() {
+                    check.invalid_at("endpoints", "endpoints need resolution STATIC or DNS");
+                }
+                if self.workload_selector.is_some() {
+                    check.warn_at("workloadSelector", "no-effect", "has no effect with resolution NONE");
+                }
+            }
+            Resolution::Static | Resolution::Dns => {}
+            Resolution::DnsRoundRobin => {
+                if self.endpoints.len() > 1 {
+                    check.invalid_at("endpoints", "DNS_ROUND_ROBIN can have one endpoint only");
+                }
+            }
+            Resolution::DynamicDns => {
+                if self.hosts.iter().any(|host| !host.starts_with('*')) {
+                    check.invalid_at("hosts", "DYNAMIC_DNS is for wildcard hosts");
+                }
+                if !self.addresses.is_empty() {
+                    check.invalid_at("addresses", "DYNAMIC_DNS goes by host names only");
+                }
+                if !self.endpoints.is_empty() {
+                    check.invalid_at("endpoints", "DYNAMIC_DNS goes by host names only");
+                }
+                check.each("ports", &self.ports, |check, port| {
+                    let protocol = port.protocol.to_ascii_uppercase();
+                    if !matches!(protocol.as_str(), "HTTP" | "HTTP2" | "GRPC" | "TLS") {
+                        check.invalid_at("protocol", "DYNAMIC_DNS is for HTTP, HTTP2, GRPC and TLS");
+                    }
+                });
+            }
+        }
     }
 
     fn validate_ports(&self, check: &mut Check) {
@@ -153,44 +204,15 @@ impl ServiceEntry {
                 }
             });
             check.at("name", |check| {
-                if port.name.is_empty() {
-                    check.invalid("must not be empty");
-                } else if !names.insert(port.name.clone()) {
+                check.port_name(&port.name);
+                if !port.name.is_empty() && !names.insert(port.name.clone()) {
                     check.invalid(format!("there is another port {:?}", port.name));
                 }
             });
+            check.at("protocol", |check| check.protocol(&port.protocol));
             if port.target_port != 0 {
                 check.at("targetPort", |check| check.port(port.target_port));
             }
         });
-    }
-
-    fn validate_endpoint(&self, check: &mut Check, endpoint: &WorkloadEntry) {
-        let is_address = endpoint.address.parse::<std::net::IpAddr>().is_ok();
-        check.at("address", |check| {
-            if endpoint.address.starts_with("unix://") {
-                // A path, about which nothing can be said here.
-            } else if endpoint.address.is_empty() {
-                // It may be reached by the gateway of its network.
-                if endpoint.network.is_empty() {
-                    check.invalid("must not be empty, unless there is a network");
-                }
-            } else if self.resolution == Resolution::Static && !is_address {
-                check.invalid(format!("{:?} is no address, which resolution STATIC needs", endpoint.address));
-            } else {
-                check.host(&endpoint.address);
-            }
-        });
-        check.at("ports", |check| {
-            for (name, number) in &endpoint.ports {
-                check.key(name, |check| {
-                    check.port(*number);
-                    if !self.ports.iter().any(|port| port.name == *name) {
-                        check.invalid(format!("the service has no port {name:?}"));
-                    }
-                });
-            }
-        });
-        check.at("labels", |check| check.labels(&endpoint.labels));
     }
 }

@@ -187,8 +187,6 @@ const WORKLOAD_ENTRY: &[Row] = &[];
 const WORKLOAD_GROUP: &[Row] = &[warn("spec", NO_EFFECT)];
 
 const VIRTUAL_SERVICE: &[Row] = &[
-    warn("spec.http[].fault.delay.exponentialDelay", NO_EFFECT),
-    warn("spec.http[].fault.abort.http2Error", NO_EFFECT),
     warn("spec.tcp[].match[].sourceSubnet", NO_EFFECT),
 ];
 
@@ -197,8 +195,7 @@ const DESTINATION_RULE: &[Row] = &[
     warn("spec.**.tls.mode=ISTIO_MUTUAL", "proxies without certificates send plain text"),
 ];
 
-const GATEWAY: &[Row] =
-    &[warn("spec.servers[].port.targetPort", NO_EFFECT), warn("spec.servers[].defaultEndpoint", NO_EFFECT)];
+const GATEWAY: &[Row] = &[warn("spec.servers[].defaultEndpoint", NO_EFFECT)];
 
 const SIDECAR: &[Row] = &[warn("spec", NO_EFFECT)];
 

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
+use super::check::Check;
+use super::diagnostic::Finding;
 use super::duration::Span;
 use super::selector::{PolicyTargetReference, WorkloadSelector};
 
@@ -224,4 +226,110 @@ pub(crate) struct LogSelector {
 pub(crate) struct LogFilter {
     /// CEL boolean, e.g. response.code >= 400.
     pub(crate) expression: String,
+}
+
+impl Telemetry {
+    /// Everything that is wrong with it.
+    pub(crate) fn validate(&self) -> Vec<Finding> {
+        let mut check = Check::spec();
+        check.target(self.selector.as_ref(), self.target_ref.as_ref(), &self.target_refs);
+        if self.tracing.len() > 1 {
+            check.warn_at("tracing", "no-effect", "only the first one counts");
+        }
+        check.each("tracing", &self.tracing, tracing);
+        check.each("metrics", &self.metrics, metrics);
+        check.each("accessLogging", &self.access_logging, |check, logging| {
+            providers(check, &logging.providers);
+            if let Some(filter) = &logging.filter
+                && filter.expression.is_empty()
+            {
+                check.at("filter", |check| check.invalid_at("expression", "must not be empty"));
+            }
+        });
+        check.into_findings()
+    }
+}
+
+fn providers(check: &mut Check, providers: &[ProviderRef]) {
+    check.each("providers", providers, |check, provider| {
+        if provider.name.is_empty() {
+            check.invalid_at("name", "must not be empty");
+        }
+    });
+}
+
+fn tracing(check: &mut Check, tracing: &Tracing) {
+    providers(check, &tracing.providers);
+    if tracing.providers.len() > 1 {
+        check.warn_at("providers", "no-effect", "only the first one counts");
+    }
+    if let Some(percentage) = tracing.random_sampling_percentage
+        && !(0.0..=100.0).contains(&percentage)
+    {
+        check.invalid_at("randomSamplingPercentage", format!("{percentage} is not between 0 and 100"));
+    }
+    check.at("customTags", |check| {
+        for (name, tag) in &tracing.custom_tags {
+            check.key(name, |check| custom_tag(check, name, tag));
+        }
+    });
+}
+
+fn custom_tag(check: &mut Check, name: &str, tag: &CustomTag) {
+    if name.is_empty() {
+        check.invalid("a tag must have a name");
+    }
+    check.exactly_one(&[
+        ("literal", tag.literal.is_some()),
+        ("environment", tag.environment.is_some()),
+        ("header", tag.header.is_some()),
+        ("formatter", tag.formatter.is_some()),
+    ]);
+    let texts = [
+        ("literal", "value", tag.literal.as_ref().map(|tag| &tag.value)),
+        ("environment", "name", tag.environment.as_ref().map(|tag| &tag.name)),
+        ("header", "name", tag.header.as_ref().map(|tag| &tag.name)),
+        ("formatter", "value", tag.formatter.as_ref().map(|tag| &tag.value)),
+    ];
+    for (kind, field, text) in texts {
+        if text.is_some_and(String::is_empty) {
+            check.at(kind, |check| check.invalid_at(field, "must not be empty"));
+        }
+    }
+}
+
+fn metrics(check: &mut Check, metrics: &Metrics) {
+    providers(check, &metrics.providers);
+    check.duration("reportingInterval", metrics.reporting_interval);
+    check.each("overrides", &metrics.overrides, |check, change| {
+        if let Some(selector) = &change.r#match {
+            check.at("match", |check| {
+                check.at_most_one(&[
+                    ("metric", selector.metric.is_some()),
+                    ("customMetric", selector.custom_metric.is_some()),
+                ]);
+                if selector.custom_metric.as_ref().is_some_and(String::is_empty) {
+                    check.invalid_at("customMetric", "must not be empty");
+                }
+            });
+        }
+        check.at("tagOverrides", |check| {
+            for (name, tag) in &change.tag_overrides {
+                check.key(name, |check| {
+                    if name.is_empty() {
+                        check.warn("no-effect", "a tag must have a name");
+                    }
+                    match tag.operation {
+                        TagOperation::Upsert if tag.value.is_empty() => {
+                            check.invalid_at("value", "is needed unless the operation is REMOVE");
+                        }
+                        TagOperation::Remove if !tag.value.is_empty() => {
+                            check.invalid_at("value", "a tag that is removed has no value");
+                        }
+                        TagOperation::Upsert | TagOperation::Remove => {}
+                    }
+                });
+            }
+        });
+    });
 }

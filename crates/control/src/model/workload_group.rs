@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
+use super::check::{Check, is_header_name};
+use super::diagnostic::Finding;
 use super::workload_entry::WorkloadEntry;
 
 /// The `spec` of a WorkloadGroup.
@@ -104,4 +106,61 @@ pub(crate) struct GrpcProbe {
     pub(crate) port: u32,
     /// Grpc.health.v1 service name.
     pub(crate) service: String,
+}
+
+impl WorkloadGroup {
+    /// Everything that is wrong with it.
+    pub(crate) fn validate(&self) -> Vec<Finding> {
+        let mut check = Check::spec();
+        // An entry's address is not known yet, so that the template need not be a good one.
+        if self.template.is_none() {
+            check.invalid_at("template", "is needed");
+        }
+        if let Some(metadata) = &self.metadata {
+            check.at("metadata", |check| check.at("labels", |check| check.labels(&metadata.labels)));
+        }
+        if let Some(probe) = &self.probe {
+            check.at("probe", |check| probe.check(check));
+        }
+        check.into_findings()
+    }
+}
+
+impl ReadinessProbe {
+    /// Checks a probe.
+    pub(crate) fn check(&self, check: &mut Check) {
+        check.not_negative("initialDelaySeconds", self.initial_delay_seconds);
+        check.not_negative("timeoutSeconds", self.timeout_seconds);
+        check.not_negative("periodSeconds", self.period_seconds);
+        check.not_negative("successThreshold", self.success_threshold);
+        check.not_negative("failureThreshold", self.failure_threshold);
+        check.exactly_one(&[
+            ("httpGet", self.http_get.is_some()),
+            ("tcpSocket", self.tcp_socket.is_some()),
+            ("exec", self.exec.is_some()),
+            ("grpc", self.grpc.is_some()),
+        ]);
+        if let Some(http) = &self.http_get {
+            check.at("httpGet", |check| {
+                check.at("port", |check| check.port(http.port));
+                if !matches!(http.scheme.as_str(), "" | "HTTP" | "HTTPS") {
+                    check.invalid_at("scheme", format!("{:?} is neither HTTP nor HTTPS", http.scheme));
+                }
+                check.each("httpHeaders", &http.http_headers, |check, header| {
+                    if !is_header_name(&header.name) {
+                        check.invalid_at("name", format!("{:?} is no header name", header.name));
+                    }
+                });
+            });
+        }
+        if let Some(tcp) = &self.tcp_socket {
+            check.at("tcpSocket", |check| check.at("port", |check| check.port(tcp.port)));
+        }
+        if let Some(grpc) = &self.grpc {
+            check.at("grpc", |check| check.at("port", |check| check.port(grpc.port)));
+        }
+        if self.exec.as_ref().is_some_and(|exec| exec.command.is_empty()) {
+            check.at("exec", |check| check.invalid_at("command", "must not be empty"));
+        }
+    }
 }

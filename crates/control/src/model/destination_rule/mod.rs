@@ -1,6 +1,6 @@
 //! `DestinationRule`: policies for traffic to a service, and its subsets.
 //!
-//! All fields of the Istio API are here, in its order; `validate.rs` has the rules.
+//! All fields of the Istio API are here, in its order; `validate.rs` and `balancer.rs` have the rules.
 
 pub(crate) mod balancer;
 mod validate;

@@ -4,12 +4,11 @@ use std::collections::HashSet;
 
 use super::balancer::load_balancer;
 use super::{
-    ClientTls, ClientTlsMode, ConnectionPool, DestinationRule, LoadBalancer, OutlierDetection, RetryBudget,
-    TrafficPolicy, Tunnel,
+    ClientTls, ClientTlsMode, ConnectionPool, DestinationRule, H2UpgradePolicy, HttpSettings,
+    LoadBalancer, OutlierDetection, PortPolicy, RetryBudget, TrafficPolicy, Tunnel,
 };
 use crate::model::check::{Check, is_dns_label};
 use crate::model::diagnostic::Finding;
-use crate::model::duration::Span;
 
 impl DestinationRule {
     /// Everything that is wrong with it.
@@ -36,21 +35,25 @@ impl DestinationRule {
         });
         check.export_to(&self.export_to);
         if let Some(selector) = &self.workload_selector {
-            check.at("workloadSelector", |check| {
-                check.at("matchLabels", |check| check.labels(&selector.match_labels));
-            });
+            check.selector_at("workloadSelector", "matchLabels", &selector.match_labels);
+        }
+        if self.workload_selector.is_some() && self.export_to.iter().any(|target| target == "*") {
+            check.invalid_at("exportTo", "a rule for some workloads cannot be for other namespaces");
         }
         check.into_findings()
     }
 }
 
 fn traffic_policy(check: &mut Check, policy: &TrafficPolicy) {
+    if *policy == TrafficPolicy::default() {
+        check.invalid("must have a field");
+    }
     port_policy(
         check,
-        &policy.load_balancer,
-        &policy.connection_pool,
-        &policy.outlier_detection,
-        &policy.tls,
+        policy.load_balancer.as_ref(),
+        policy.connection_pool.as_ref(),
+        policy.outlier_detection.as_ref(),
+        policy.tls.as_ref(),
     );
     let mut ports = HashSet::new();
     check.each("portLevelSettings", &policy.port_level_settings, |check, setting| {
@@ -63,19 +66,22 @@ fn traffic_policy(check: &mut Check, policy: &TrafficPolicy) {
             }
             None => check.invalid("a port is needed"),
         });
+        if (PortPolicy { port: None, ..setting.clone() }) == PortPolicy::default() {
+            check.invalid("must have a field besides port");
+        }
         port_policy(
             check,
-            &setting.load_balancer,
-            &setting.connection_pool,
-            &setting.outlier_detection,
-            &setting.tls,
+            setting.load_balancer.as_ref(),
+            setting.connection_pool.as_ref(),
+            setting.outlier_detection.as_ref(),
+            setting.tls.as_ref(),
         );
     });
-    if let Some(settings) = &policy.tunnel {
-        check.at("tunnel", |check| tunnel(check, settings));
-        if policy.proxy_protocol.is_some() {
-            check.at("proxyProtocol", |check| check.invalid("must not be given beside tunnel"));
-        }
+    if policy.tunnel.is_some() && policy.proxy_protocol.is_some() {
+        check.invalid("only one of tunnel and proxyProtocol may be given");
+    }
+    if let Some(tunnel) = &policy.tunnel {
+        check.at("tunnel", |check| tunnel_settings(check, tunnel));
     }
     if let Some(budget) = &policy.retry_budget {
         check.at("retryBudget", |check| retry_budget(check, budget));
@@ -84,107 +90,132 @@ fn traffic_policy(check: &mut Check, policy: &TrafficPolicy) {
 
 fn port_policy(
     check: &mut Check,
-    balancer: &Option<LoadBalancer>,
-    pool: &Option<ConnectionPool>,
-    outliers: &Option<OutlierDetection>,
-    tls: &Option<ClientTls>,
+    balancer: Option<&LoadBalancer>,
+    pool: Option<&ConnectionPool>,
+    outliers: Option<&OutlierDetection>,
+    tls: Option<&ClientTls>,
 ) {
-    if let Some(tls) = tls {
-        check.at("tls", |check| client_tls(check, tls));
-    }
     if let Some(balancer) = balancer {
         check.at("loadBalancer", |check| load_balancer(check, balancer, outliers.is_some()));
     }
     if let Some(pool) = pool {
-        check.at("connectionPool", |check| connection_pool(check, pool));
+        check.at("connectionPool", |check| pool.check(check));
     }
     if let Some(outliers) = outliers {
-        check.at("outlierDetection", |check| outlier_detection(check, outliers));
+        check.at("outlierDetection", |check| outliers.check(check));
+    }
+    if let Some(tls) = tls {
+        check.at("tls", |check| tls.check(check));
     }
 }
 
-fn connection_pool(check: &mut Check, pool: &ConnectionPool) {
-    if let Some(tcp) = &pool.tcp {
-        check.at("tcp", |check| {
-            not_negative(check, "maxConnections", tcp.max_connections);
-            positive(check, "connectTimeout", tcp.connect_timeout);
-        });
+fn tunnel_settings(check: &mut Check, tunnel: &Tunnel) {
+    if !matches!(tunnel.protocol.as_str(), "" | "CONNECT" | "POST") {
+        check.invalid_at("protocol", format!("{:?} is neither CONNECT nor POST", tunnel.protocol));
     }
-    if let Some(http) = &pool.http {
-        check.at("http", |check| {
-            not_negative(check, "http1MaxPendingRequests", http.http1_max_pending_requests);
-            not_negative(check, "http2MaxRequests", http.http2_max_requests);
-            not_negative(check, "maxRequestsPerConnection", http.max_requests_per_connection);
-            not_negative(check, "maxRetries", http.max_retries);
-            not_negative(check, "maxConcurrentStreams", http.max_concurrent_streams);
-            if let Some(keepalive) = &http.http2_keep_alive {
-                check.at("http2KeepAlive", |check| {
-                    positive(check, "interval", keepalive.interval);
-                    positive(check, "timeout", keepalive.timeout);
-                });
+    check.at("targetHost", |check| {
+        check.host(&tunnel.target_host);
+        if tunnel.target_host.contains('*') {
+            check.invalid("wildcards are not possible here");
+        }
+    });
+    check.at("targetPort", |check| check.port(tunnel.target_port));
+}
+
+impl ConnectionPool {
+    /// Checks the limits, wherever they stand.
+    pub(crate) fn check(&self, check: &mut Check) {
+        if self.tcp.is_none() && self.http.is_none() {
+            check.invalid("one of tcp and http is needed");
+        }
+        if let Some(tcp) = &self.tcp {
+            check.at("tcp", |check| {
+                check.not_negative("maxConnections", tcp.max_connections);
+                check.duration("connectTimeout", tcp.connect_timeout);
+                check.duration("maxConnectionDuration", tcp.max_connection_duration);
+                // 0 means for ever.
+                check.duration("idleTimeout", tcp.idle_timeout.filter(|timeout| !timeout.is_zero()));
+                if let Some(keepalive) = &tcp.tcp_keepalive {
+                    check.at("tcpKeepalive", |check| {
+                        check.duration("time", keepalive.time);
+                        check.duration("interval", keepalive.interval);
+                    });
+                }
+            });
+        }
+        if let Some(http) = &self.http {
+            check.at("http", |check| http_settings(check, http));
+        }
+    }
+}
+
+fn http_settings(check: &mut Check, http: &HttpSettings) {
+    check.not_negative("http1MaxPendingRequests", http.http1_max_pending_requests);
+    check.not_negative("http2MaxRequests", http.http2_max_requests);
+    check.not_negative("maxRequestsPerConnection", http.max_requests_per_connection);
+    check.not_negative("maxRetries", http.max_retries);
+    check.not_negative("maxConcurrentStreams", http.max_concurrent_streams);
+    check.duration("idleTimeout", http.idle_timeout);
+    if http.h2_upgrade_policy == Some(H2UpgradePolicy::Upgrade) && http.use_client_protocol {
+        check.invalid_at("useClientProtocol", "contradicts h2UpgradePolicy UPGRADE");
+    }
+    if let Some(keepalive) = &http.http2_keep_alive {
+        check.at("http2KeepAlive", |check| {
+            for (field, value) in [("interval", keepalive.interval), ("timeout", keepalive.timeout)] {
+                if value.is_none() {
+                    check.invalid_at(field, "is needed");
+                }
+                check.duration(field, value);
             }
         });
     }
 }
 
-fn outlier_detection(check: &mut Check, outliers: &OutlierDetection) {
-    not_negative(check, "consecutiveErrors", outliers.consecutive_errors);
-    positive(check, "interval", outliers.interval);
-    positive(check, "baseEjectionTime", outliers.base_ejection_time);
-    for (field, percent) in [
-        ("maxEjectionPercent", outliers.max_ejection_percent),
-        ("minHealthPercent", outliers.min_health_percent),
-    ] {
-        if !(0..=100).contains(&percent) {
-            check.at(field, |check| check.invalid(format!("{percent} is not between 0 and 100")));
-        }
-    }
-    if outliers.consecutive_errors > 0 {
-        check.at("consecutiveErrors", |check| {
-            check.warn("deprecated", "is deprecated, use consecutiveGatewayErrors");
-        });
-    }
-}
-
-fn tunnel(check: &mut Check, settings: &Tunnel) {
-    check.at("protocol", |check| {
-        if !matches!(settings.protocol.as_str(), "" | "CONNECT" | "POST") {
-            check.invalid(format!("{:?} is neither CONNECT nor POST", settings.protocol));
-        }
-    });
-    check.at("targetHost", |check| {
-        check.host(&settings.target_host);
-        if settings.target_host.starts_with('*') {
-            check.invalid("must be a single host");
-        }
-    });
-    check.at("targetPort", |check| check.port(settings.target_port));
-}
-
-fn client_tls(check: &mut Check, tls: &ClientTls) {
-    let mode = match tls.mode {
-        Some(mode @ (ClientTlsMode::Simple | ClientTlsMode::Mutual)) => mode,
-        None | Some(ClientTlsMode::Disable | ClientTlsMode::IstioMutual) => return,
-    };
-    let given = !tls.credential_name.is_empty();
-    if tls.insecure_skip_verify == Some(true) {
-        let credential = given && mode == ClientTlsMode::Simple;
-        if credential || !tls.ca_certificates.is_empty() || !tls.subject_alt_names.is_empty() {
-            check.at("insecureSkipVerify", |check| {
-                check.invalid("leaves nothing to compare: no roots and names may be given beside it");
-            });
-        }
-    }
-    let files = [&tls.client_certificate, &tls.private_key, &tls.ca_certificates, &tls.ca_crl];
-    if given && files.iter().any(|path| !path.is_empty()) {
-        check.at("credentialName", |check| check.invalid("files must not be given beside it"));
-    }
-    if mode == ClientTlsMode::Mutual && !given {
-        for (field, path) in
-            [("clientCertificate", &tls.client_certificate), ("privateKey", &tls.private_key)]
+impl OutlierDetection {
+    /// Checks the settings, wherever they stand.
+    pub(crate) fn check(&self, check: &mut Check) {
+        check.not_negative("consecutiveErrors", self.consecutive_errors);
+        check.duration("interval", self.interval);
+        check.duration("baseEjectionTime", self.base_ejection_time);
+        for (field, percent) in
+            [("maxEjectionPercent", self.max_ejection_percent), ("minHealthPercent", self.min_health_percent)]
         {
-            if path.is_empty() {
-                check.at(field, |check| check.invalid("is needed, or a credentialName"));
+            if !(0..=100).contains(&percent) {
+                check.invalid_at(field, format!("{percent} is not between 0 and 100"));
+            }
+        }
+        if self.consecutive_errors > 0 {
+            check.warn_at("consecutiveErrors", "deprecated", "is deprecated, use consecutiveGatewayErrors");
+        }
+        if !self.split_external_local_origin_errors && self.consecutive_local_origin_failures > Some(0) {
+            check.invalid_at("consecutiveLocalOriginFailures", "needs splitExternalLocalOriginErrors");
+        }
+    }
+}
+
+impl ClientTls {
+    /// Checks the settings, wherever they stand.
+    pub(crate) fn check(&self, check: &mut Check) {
+        let files = [
+            ("clientCertificate", !self.client_certificate.is_empty()),
+            ("privateKey", !self.private_key.is_empty()),
+            ("caCertificates", !self.ca_certificates.is_empty()),
+            ("caCrl", !self.ca_crl.is_empty()),
+        ];
+        let to_third_party = matches!(self.mode, Some(ClientTlsMode::Simple | ClientTlsMode::Mutual));
+        if self.insecure_skip_verify == Some(true) && to_third_party {
+            let by_credential = self.mode == Some(ClientTlsMode::Simple) && !self.credential_name.is_empty();
+            if by_credential || !self.ca_certificates.is_empty() || !self.subject_alt_names.is_empty() {
+                check.invalid_at("insecureSkipVerify", "contradicts what says whom to believe");
+            }
+        }
+        if to_third_party && !self.credential_name.is_empty() {
+            for (field, _) in files.into_iter().filter(|(_, given)| *given) {
+                check.invalid_at(field, "cannot stand beside credentialName");
+            }
+        } else if self.mode == Some(ClientTlsMode::Mutual) {
+            for (field, _) in files.into_iter().take(2).filter(|(_, given)| !*given) {
+                check.invalid_at(field, "is needed for MUTUAL, or a credentialName");
             }
         }
     }
@@ -194,18 +225,6 @@ fn retry_budget(check: &mut Check, budget: &RetryBudget) {
     if let Some(percent) = budget.percent
         && !(0.0..=100.0).contains(&percent)
     {
-        check.at("percent", |check| check.invalid(format!("{percent} is not between 0 and 100")));
-    }
-}
-
-fn not_negative(check: &mut Check, field: &str, value: i32) {
-    if value < 0 {
-        check.at(field, |check| check.invalid(format!("{value} is negative")));
-    }
-}
-
-fn positive(check: &mut Check, field: &str, value: Option<Span>) {
-    if value.is_some_and(Span::is_zero) {
-        check.at(field, |check| check.invalid("must be more than 0"));
+        check.invalid_at("percent", format!("{percent} is not between 0 and 100"));
     }
 }

@@ -2,6 +2,8 @@
 //!
 //! `validate.rs` holds what a patch must look like.
 
+mod validate;
+
 use std::collections::BTreeMap;
 
 use serde::Deserialize;

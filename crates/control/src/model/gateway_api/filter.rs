@@ -29,7 +29,7 @@ pub(crate) struct Filter {
 }
 
 /// What a filter does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Deserialize)]
 pub(crate) enum FilterType {
     /// It changes headers on the way up.
     RequestHeaderModifier,

@@ -1,7 +1,7 @@
 //! The Gateway API (gateway.networking.k8s.io): its kinds as Kubernetes has them.
 //!
 //! `gateway.rs` holds what listens (GatewayClass, Gateway, ListenerSet), `route.rs` the routes,
-//! `filter.rs` what routes do to requests, `policy.rs` ReferenceGrant and the policies. The types
+//! `filter.rs` what routes do to requests, `policy.rs` ReferenceGrant and the policies, `validate.rs` the rules. The types
 //! here are those that several of them share. All fields of the standard and the experimental
 //! channel are here, in the API's order; what has no effect yet is in `model/support.rs`.
 
@@ -9,6 +9,7 @@ pub(crate) mod filter;
 pub(crate) mod gateway;
 pub(crate) mod policy;
 pub(crate) mod route;
+mod validate;
 
 use serde::Deserialize;
 

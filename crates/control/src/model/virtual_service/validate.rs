@@ -1,14 +1,20 @@
 //! What a VirtualService must look like.
 
 use super::{
-    Destination, Fault, GRPC_STATUSES, HeaderOperations, Headers, HttpMatch, HttpRoute, L4Match, Percent,
-    Redirect, Retries, RouteDestination, TlsMatch, VirtualService,
+    Destination, Fault, GRPC_STATUSES, HeaderOperations, Headers, HttpMatch, HttpRoute, L4Match, MESH,
+    Percent, Redirect, Retries, RouteDestination, TlsMatch, VirtualService,
 };
-use crate::model::check::{Check, is_cidr_or_address, is_header_name};
+use crate::model::check::{Check, JWT_CLAIMS, is_cidr_or_address, is_dns_label, is_header_name};
 use crate::model::diagnostic::Finding;
 
 /// Istio's limit for the body of a direct response, bytes.
 const MOST_BODY: usize = 1 << 20;
+/// From which size on such a body is worth a warning, bytes.
+const LARGE_BODY: usize = 100 << 10;
+
+/// Methods that `corsPolicy.allowMethods` may name.
+const METHODS: [&str; 10] =
+    ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "CONNECT", "OPTIONS", "TRACE", "*"];
 
 /// Codes that a redirect may answer with; 0 stands for the default.
 const REDIRECT_CODES: [u32; 6] = [0, 301, 302, 303, 307, 308];
@@ -21,72 +27,123 @@ impl VirtualService {
             self.validate_delegate(&mut check);
         }
         check.each("hosts", &self.hosts, |check, host| check.host(host));
+        let to_mesh = self.gateways().any(|gateway| gateway == MESH);
+        if to_mesh && let Some(index) = self.hosts.iter().position(|host| host == "*") {
+            check.at("hosts", |check| {
+                check.item(index, |check| check.invalid("a full wildcard * needs a gateway, not the mesh"));
+            });
+        }
+        self.validate_overlaps(&mut check);
         check.each("gateways", &self.gateways, gateway_name);
         if self.http.is_empty() && self.tcp.is_empty() && self.tls.is_empty() {
             check.invalid("http, tcp or tls must have a rule");
         }
         check.export_to(&self.export_to);
-        check.each("http", &self.http, http_route);
-        check.each("tcp", &self.tcp, |check, rule| {
-            check.each("match", &rule.r#match, l4_match);
-            l4_destinations(check, &rule.route);
-        });
+        let only_mesh = self.gateways().all(|gateway| gateway == MESH);
+        check.each("http", &self.http, |check, rule| http_route(check, rule, only_mesh));
         check.each("tls", &self.tls, |check, rule| {
             if rule.r#match.is_empty() {
-                check.at("match", |check| check.invalid("a match with sniHosts is needed"));
+                check.invalid_at("match", "a match is needed");
             }
-            check.each("match", &rule.r#match, |check, found| tls_match(check, found, &self.hosts));
+            check.each("match", &rule.r#match, |check, matcher| self.validate_tls_match(check, matcher));
+            l4_destinations(check, &rule.route);
+        });
+        check.each("tcp", &self.tcp, |check, rule| {
+            check.each("match", &rule.r#match, l4_match);
             l4_destinations(check, &rule.route);
         });
         check.into_findings()
     }
 
-    /// Without hosts it is a delegate: it has HTTP rules only, and cannot delegate further.
+    /// One without hosts can only be the delegate of another.
     fn validate_delegate(&self, check: &mut Check) {
-        let needed = "at least one host is needed; without, it is a delegate, which has http only";
-        if !self.gateways.is_empty() || !self.tls.is_empty() || !self.tcp.is_empty() {
-            check.at("hosts", |check| check.invalid(needed));
+        let impossible = [
+            ("gateways", !self.gateways.is_empty()),
+            ("tls", !self.tls.is_empty()),
+            ("tcp", !self.tcp.is_empty()),
+        ];
+        for (field, _) in impossible.into_iter().filter(|(_, given)| *given) {
+            check.invalid_at(field, "without hosts it is a delegate, which has http only");
         }
         check.each("http", &self.http, |check, rule| {
             if rule.delegate.is_some() {
-                check.at("delegate", |check| check.invalid("a delegate cannot delegate"));
+                check.invalid_at("delegate", "a delegate cannot delegate");
             }
         });
     }
+
+    /// No host is another's wildcard, or is there twice.
+    fn validate_overlaps(&self, check: &mut Check) {
+        check.at("hosts", |check| {
+            for (index, host) in self.hosts.iter().enumerate() {
+                let covers = |other: &String| is_within(other, host) || is_within(host, other);
+                if let Some(other) = self.hosts.iter().take(index).find(|other| covers(other)) {
+                    check.item(index, |check| check.invalid(format!("{host:?} overlaps with {other:?}")));
+                }
+            }
+        });
+    }
+
+    fn validate_tls_match(&self, check: &mut Check, matcher: &TlsMatch) {
+        if matcher.sni_hosts.is_empty() {
+            check.invalid_at("sniHosts", "at least one host is needed");
+        }
+        check.each("sniHosts", &matcher.sni_hosts, |check, host| {
+            if host.parse::<std::net::IpAddr>().is_ok() {
+                return check.warn("no-effect", "clients do not send addresses as SNI");
+            }
+            // Between gateways, SNI names a cluster instead.
+            if !host.starts_with("outbound_") {
+                check.host(host);
+            }
+            if !self.hosts.iter().any(|wildcard| is_within(host, wildcard)) {
+                check.invalid(format!("{host:?} is within none of the hosts of the VirtualService"));
+            }
+        });
+        subnets(check, &matcher.destination_subnets);
+        if matcher.port != 0 {
+            check.at("port", |check| check.port(matcher.port));
+        }
+        check.at("sourceLabels", |check| check.labels(&matcher.source_labels));
+        check.each("gateways", &matcher.gateways, gateway_name);
+    }
 }
 
-fn tls_match(check: &mut Check, matcher: &TlsMatch, hosts: &[String]) {
-    if matcher.sni_hosts.is_empty() {
-        check.at("sniHosts", |check| check.invalid("at least one is needed"));
+/// Whether a host is another, or fits its wildcard.
+fn is_within(host: &str, wildcard: &str) -> bool {
+    match wildcard.strip_prefix('*') {
+        Some(suffix) => host.strip_prefix('*').unwrap_or(host).ends_with(suffix),
+        None => host == wildcard,
     }
-    check.each("sniHosts", &matcher.sni_hosts, |check, name| {
-        check.host(name);
-        let within =
-            |host: &String| name == host || host.strip_prefix('*').is_some_and(|end| name.ends_with(end));
-        // Short names are completed later, so only what is complete can be compared.
-        if name.contains('.') && hosts.iter().all(|host| host.contains('.') && !within(host)) {
-            check.warn("no-effect", format!("{name:?} is within none of the hosts"));
+}
+
+/// `NAMESPACE/NAME`, or the name alone, or `mesh`.
+fn gateway_name(check: &mut Check, name: &String) {
+    match name.split_once('/') {
+        Some((namespace, name)) => {
+            if !is_dns_label(namespace) || !is_dns_label(name) {
+                check.invalid(format!("{namespace}/{name} is no gateway: use NAMESPACE/NAME"));
+            }
         }
-    });
-    check.each("destinationSubnets", &matcher.destination_subnets, |check, subnet| {
+        None if name.is_empty() || !name.split('.').all(is_dns_label) => {
+            check.invalid(format!("{name:?} is no gateway: use NAME, NAMESPACE/NAME or mesh"));
+        }
+        None if name.contains('.') => {
+            check.warn("deprecated", format!("{name:?} is an old form, use NAMESPACE/NAME"));
+        }
+        None => {}
+    }
+}
+
+fn subnets(check: &mut Check, subnets: &[String]) {
+    check.each("destinationSubnets", subnets, |check, subnet| {
         if !is_cidr_or_address(subnet) {
             check.invalid(format!("{subnet:?} is neither an address nor a CIDR range"));
         }
     });
-    if matcher.port != 0 {
-        check.at("port", |check| check.port(matcher.port));
-    }
-    check.at("sourceLabels", |check| check.labels(&matcher.source_labels));
-    check.each("gateways", &matcher.gateways, gateway_name);
 }
 
-fn gateway_name(check: &mut Check, name: &String) {
-    if name.is_empty() || name.split('/').count() > 2 {
-        check.invalid(format!("{name:?} is no gateway: use NAME, NAMESPACE/NAME or mesh"));
-    }
-}
-
-fn http_route(check: &mut Check, rule: &HttpRoute) {
+fn http_route(check: &mut Check, rule: &HttpRoute, only_mesh: bool) {
     let actions = [rule.redirect.is_some(), rule.direct_response.is_some(), rule.delegate.is_some()];
     let actions = actions.into_iter().filter(|given| *given).count() + usize::from(!rule.route.is_empty());
     if actions == 0 {
@@ -94,7 +151,7 @@ fn http_route(check: &mut Check, rule: &HttpRoute) {
     } else if actions > 1 {
         check.invalid("only one of route, redirect, directResponse and delegate may be given");
     }
-    check.each("match", &rule.r#match, http_match);
+    check.each("match", &rule.r#match, |check, matcher| http_match(check, matcher, only_mesh));
     check.each("route", &rule.route, |check, target| {
         check.at("destination", |check| destination(check, &target.destination));
         weight(check, target.weight);
@@ -104,7 +161,7 @@ fn http_route(check: &mut Check, rule: &HttpRoute) {
     });
     total_weight(check, rule.route.iter().map(|target| target.weight));
     if let Some(redirect) = &rule.redirect {
-        check.at("redirect", |check| redirect_action(check, redirect));
+        check.at("redirect", |check| redirect_action(check, redirect, &rule.r#match));
     }
     if let Some(response) = &rule.direct_response {
         check.at("directResponse", |check| {
@@ -126,6 +183,8 @@ fn http_route(check: &mut Check, rule: &HttpRoute) {
                 let length = body.string.as_deref().or(body.bytes.as_deref()).map_or(0, str::len);
                 if length > MOST_BODY {
                     check.invalid(format!("{length} bytes are more than {MOST_BODY}"));
+                } else if length > LARGE_BODY {
+                    check.warn("large-body", format!("{length} bytes are sent to every proxy"));
                 }
             });
         });
@@ -140,6 +199,9 @@ fn http_route(check: &mut Check, rule: &HttpRoute) {
                     if regex.r#match.is_empty() {
                         check.at("match", |check| check.invalid("must not be empty"));
                     }
+                    if regex.rewrite.is_empty() {
+                        check.invalid_at("rewrite", "must not be empty");
+                    }
                     check.at("match", |check| check.regex(&regex.r#match));
                 });
             } else if rewrite.uri.is_empty() && rewrite.authority.is_empty() {
@@ -147,9 +209,15 @@ fn http_route(check: &mut Check, rule: &HttpRoute) {
             }
         });
     }
-    if rule.rewrite.is_some() && rule.redirect.is_some() {
-        check.at("rewrite", |check| check.invalid("a redirect cannot have a rewrite"));
+    if rule.redirect.is_some() || rule.direct_response.is_some() {
+        for (field, given) in [("rewrite", rule.rewrite.is_some()), ("fault", rule.fault.is_some())] {
+            if given {
+                check.invalid_at(field, "is for requests that are forwarded");
+            }
+        }
     }
+    check.duration("timeout", rule.timeout.filter(|timeout| !timeout.is_zero()));
+    authority_set_once(check, rule);
     if let Some(retries) = &rule.retries {
         check.at("retries", |check| retry_policy(check, retries));
     }
@@ -163,6 +231,9 @@ fn http_route(check: &mut Check, rule: &HttpRoute) {
         check.at("destination", |check| destination(check, &mirror.destination));
         percent(check, mirror.percentage);
     });
+    if rule.mirror_percent.is_some() {
+        check.warn_at("mirrorPercent", "deprecated", "is deprecated, use mirrorPercentage");
+    }
     if let Some(percent) = rule.mirror_percent
         && percent > 100
     {
@@ -179,11 +250,42 @@ fn http_route(check: &mut Check, rule: &HttpRoute) {
         check.at("corsPolicy", |check| {
             check.each("allowOrigins", &policy.allow_origins, |check, origin| {
                 check.string_match(origin);
-                if origin.is_present_match() {
+                let texts = [&origin.exact, &origin.prefix, &origin.regex];
+                if origin.is_present_match() || texts.into_iter().flatten().all(String::is_empty) {
                     check.invalid("an origin needs one of exact, prefix and regex");
                 }
             });
+            check.each("allowMethods", &policy.allow_methods, |check, method| {
+                if !METHODS.contains(&method.as_str()) {
+                    check.invalid(format!("{method:?} is none of {}", METHODS.join(", ")));
+                }
+            });
+            for (field, names) in
+                [("allowHeaders", &policy.allow_headers), ("exposeHeaders", &policy.expose_headers)]
+            {
+                check.each(field, names, |check, name| {
+                    if name != "*" && !is_header_name(name) {
+                        check.invalid(format!("{name:?} is no header name"));
+                    }
+                });
+            }
+            check.duration("maxAge", policy.max_age.filter(|age| !age.is_zero()));
+            if policy.max_age.is_some_and(|age| age.0.subsec_nanos() > 0) {
+                check.invalid_at("maxAge", "must be a number of seconds");
+            }
         });
+    }
+}
+
+/// The host of forwarded requests is set in one place only.
+fn authority_set_once(check: &mut Check, rule: &HttpRoute) {
+    let is_authority = |name: &&String| matches!(name.to_ascii_lowercase().as_str(), "host" | ":authority");
+    let request = rule.headers.as_ref().and_then(|headers| headers.request.as_ref());
+    let in_headers = request
+        .map_or(0, |request| request.set.keys().chain(request.add.keys()).filter(is_authority).count());
+    let in_rewrite = usize::from(rule.rewrite.as_ref().is_some_and(|rewrite| !rewrite.authority.is_empty()));
+    if in_headers + in_rewrite > 1 {
+        check.at("headers", |check| check.invalid_at("request", "the authority is set more than once"));
     }
 }
 
@@ -193,8 +295,14 @@ fn fault(check: &mut Check, injected: &Fault) {
     }
     if let Some(delay) = &injected.delay {
         check.at("delay", |check| {
-            if delay.fixed_delay.is_none_or(|delay| delay.0.as_millis() == 0) {
-                check.at("fixedDelay", |check| check.invalid("must be 1ms or more"));
+            if delay.exponential_delay.is_some() {
+                check.invalid_at("exponentialDelay", "exists in name only, use fixedDelay");
+            } else if delay.fixed_delay.is_none() {
+                check.invalid_at("fixedDelay", "is needed");
+            }
+            check.duration("fixedDelay", delay.fixed_delay);
+            if delay.percent != 0 {
+                check.warn_at("percent", "deprecated", "is deprecated, use percentage");
             }
             if !(0..=100).contains(&delay.percent) {
                 check.at("percent", |check| {
@@ -209,6 +317,9 @@ fn fault(check: &mut Check, injected: &Fault) {
     }
     if let Some(abort) = &injected.abort {
         check.at("abort", |check| {
+            if abort.http2_error.is_some() {
+                return check.invalid_at("http2Error", "exists in name only, use httpStatus");
+            }
             match (abort.http_status, &abort.grpc_status) {
                 (Some(status), None) if (200..600).contains(&status) => {}
                 (Some(status), None) => {
@@ -220,7 +331,10 @@ fn fault(check: &mut Check, injected: &Fault) {
                 (None, Some(name)) => {
                     check.at("grpcStatus", |check| check.invalid(format!("{name:?} is no gRPC status")));
                 }
-                _ => check.invalid("one of httpStatus and grpcStatus is needed"),
+                (None, None) => {
+                    check.warn("no-effect", "without httpStatus or grpcStatus nothing is aborted")
+                }
+                (Some(_), Some(_)) => check.invalid("only one of httpStatus and grpcStatus may be given"),
             }
             percent(check, abort.percentage);
             if abort.percentage.is_none() {
@@ -230,7 +344,7 @@ fn fault(check: &mut Check, injected: &Fault) {
     }
 }
 
-fn http_match(check: &mut Check, matcher: &HttpMatch) {
+fn http_match(check: &mut Check, matcher: &HttpMatch, only_mesh: bool) {
     let parts = [
         ("uri", &matcher.uri),
         ("scheme", &matcher.scheme),
@@ -240,15 +354,32 @@ fn http_match(check: &mut Check, matcher: &HttpMatch) {
     for (field, part) in parts {
         if let Some(part) = part {
             check.at(field, |check| check.string_match(part));
+            if field != "uri" {
+                check.at(field, |check| check.not_empty_match(part));
+            }
         }
     }
-    check.header_matches("headers", &matcher.headers);
-    check.header_matches("withoutHeaders", &matcher.without_headers);
+    for (field, matches) in [("headers", &matcher.headers), ("withoutHeaders", &matcher.without_headers)] {
+        check.header_matches(field, matches);
+        if only_mesh {
+            check.at(field, |check| {
+                for name in matches.keys().filter(|name| name.starts_with(JWT_CLAIMS)) {
+                    check.key(name, |check| check.invalid("claims of tokens are known at gateways only"));
+                }
+            });
+        }
+    }
     check.at("queryParams", |check| {
         for (name, part) in &matcher.query_params {
-            check.key(name, |check| check.string_match(part));
+            check.key(name, |check| {
+                check.string_match(part);
+                check.not_empty_match(part);
+            });
         }
     });
+    if !matcher.source_namespace.is_empty() && !is_dns_label(&matcher.source_namespace) {
+        check.invalid_at("sourceNamespace", format!("{:?} is no namespace", matcher.source_namespace));
+    }
     if matcher.port != 0 {
         check.at("port", |check| check.port(matcher.port));
     }
@@ -257,11 +388,7 @@ fn http_match(check: &mut Check, matcher: &HttpMatch) {
 }
 
 fn l4_match(check: &mut Check, matcher: &L4Match) {
-    check.each("destinationSubnets", &matcher.destination_subnets, |check, subnet| {
-        if !is_cidr_or_address(subnet) {
-            check.invalid(format!("{subnet:?} is neither an address nor a CIDR range"));
-        }
-    });
+    subnets(check, &matcher.destination_subnets);
     if matcher.port != 0 {
         check.at("port", |check| check.port(matcher.port));
     }
@@ -281,14 +408,24 @@ fn l4_destinations(check: &mut Check, targets: &[RouteDestination]) {
 }
 
 fn destination(check: &mut Check, destination: &Destination) {
-    check.at("host", |check| {
-        check.host(&destination.host);
-        if destination.host == "*" {
-            check.invalid("a destination cannot be *");
+    destination.check(check);
+}
+
+impl Destination {
+    /// Checks a destination, wherever it stands.
+    pub(crate) fn check(&self, check: &mut Check) {
+        check.at("host", |check| {
+            check.host(&self.host);
+            if self.host == "*" {
+                check.invalid("a destination cannot be *");
+            }
+        });
+        if !self.subset.is_empty() && !self.subset.split('.').all(is_dns_label) {
+            check.invalid_at("subset", format!("{:?} is no subset name", self.subset));
         }
-    });
-    if let Some(port) = &destination.port {
-        check.at("port", |check| check.at("number", |check| check.port(port.number)));
+        if let Some(port) = &self.port {
+            check.at("port", |check| check.at("number", |check| check.port(port.number)));
+        }
     }
 }
 
@@ -308,47 +445,60 @@ fn total_weight(check: &mut Check, weights: impl ExactSizeIterator<Item = i32>) 
     }
 }
 
-fn redirect_action(check: &mut Check, redirect: &Redirect) {
+fn redirect_action(check: &mut Check, redirect: &Redirect, matches: &[HttpMatch]) {
+    if *redirect == (Redirect { redirect_code: redirect.redirect_code, ..Redirect::default() }) {
+        check.invalid("one of uri, prefixRewrite, authority, scheme and port is needed");
+    }
     if !REDIRECT_CODES.contains(&redirect.redirect_code) {
         let message = format!("{} is none of 301, 302, 303, 307, 308", redirect.redirect_code);
-        check.at("redirectCode", |check| check.invalid(message));
+        check.invalid_at("redirectCode", message);
     }
     if redirect.port.is_some() && redirect.derive_port.is_some() {
-        check.at("derivePort", |check| check.invalid("only one of port and derivePort may be given"));
+        check.invalid_at("derivePort", "only one of port and derivePort may be given");
     }
     if let Some(port) = redirect.port {
         check.at("port", |check| check.port(port));
     }
     if !redirect.uri.is_empty() && !redirect.prefix_rewrite.is_empty() {
-        check.at("prefixRewrite", |check| check.invalid("only one of uri and prefixRewrite may be given"));
+        check.invalid_at("prefixRewrite", "only one of uri and prefixRewrite may be given");
+    }
+    let by_prefix = |matcher: &HttpMatch| matcher.uri.as_ref().is_none_or(|uri| uri.prefix.is_some());
+    if !redirect.prefix_rewrite.is_empty() && !matches.iter().all(by_prefix) {
+        check.invalid_at("prefixRewrite", "needs matches of the URI by prefix");
     }
     if !matches!(redirect.scheme.as_str(), "" | "http" | "https") {
-        check.at("scheme", |check| check.invalid(format!("{:?} is neither http nor https", redirect.scheme)));
+        check.invalid_at("scheme", format!("{:?} is neither http nor https", redirect.scheme));
     }
 }
 
 fn retry_policy(check: &mut Check, retries: &Retries) {
-    if retries.attempts < 0 {
-        check.at("attempts", |check| check.invalid(format!("{} is negative", retries.attempts)));
-    }
-    if retries.attempts == 0 && (retries.per_try_timeout.is_some() || !retries.retry_on.is_empty()) {
-        check.at("attempts", |check| {
-            check.warn("no-effect", "0 attempts disable retries; the other fields have no effect");
+    retries.check(check);
+}
+
+impl Retries {
+    /// Checks a policy, wherever it stands.
+    pub(crate) fn check(&self, check: &mut Check) {
+        check.not_negative("attempts", self.attempts);
+        if self.attempts == 0 && (self.per_try_timeout.is_some() || !self.retry_on.is_empty()) {
+            check.warn_at(
+                "attempts",
+                "no-effect",
+                "0 attempts disable retries; the other fields have no effect",
+            );
+        }
+        check.duration("perTryTimeout", self.per_try_timeout.filter(|timeout| !timeout.is_zero()));
+        check.duration("backoff", self.backoff);
+        check.at("retryOn", |check| {
+            let conditions = self.retry_on.split(',').map(str::trim);
+            for condition in conditions.filter(|condition| !condition.is_empty()) {
+                let good = condition.parse::<u16>().is_ok_and(|code| (100..600).contains(&code))
+                    || super::RETRY_CONDITIONS.contains(&condition);
+                if !good {
+                    check.invalid(format!("{condition:?} is no retry condition"));
+                }
+            }
         });
     }
-    if retries.backoff.is_some_and(|backoff| backoff.is_zero()) {
-        check.at("backoff", |check| check.invalid("must be more than 0"));
-    }
-    check.at("retryOn", |check| {
-        for condition in retries.retry_on.split(',').map(str::trim).filter(|condition| !condition.is_empty())
-        {
-            let good = condition.parse::<u16>().is_ok_and(|code| (100..600).contains(&code))
-                || super::RETRY_CONDITIONS.contains(&condition);
-            if !good {
-                check.invalid(format!("{condition:?} is no retry condition"));
-            }
-        }
-    });
 }
 
 fn percent(check: &mut Check, value: Option<Percent>) {
@@ -366,23 +516,33 @@ fn percent_value(check: &mut Check, value: Option<Percent>) {
 fn header_changes(check: &mut Check, headers: &Headers) {
     for (field, operations) in [("request", &headers.request), ("response", &headers.response)] {
         if let Some(operations) = operations {
-            check.at(field, |check| header_operations(check, operations));
+            check.at(field, |check| header_operations(check, operations, field == "request"));
         }
     }
 }
 
-fn header_operations(check: &mut Check, operations: &HeaderOperations) {
+/// On the way up, the authority can be set too.
+fn header_operations(check: &mut Check, operations: &HeaderOperations, is_request: bool) {
+    let is_special = |name: &str| name.starts_with(':') || name.eq_ignore_ascii_case("host");
     for (field, map) in [("set", &operations.set), ("add", &operations.add)] {
         check.at(field, |check| {
-            for name in map.keys() {
-                if !is_header_name(name.trim_start_matches(':')) {
-                    check.key(name, |check| check.invalid(format!("{name:?} is no header name")));
-                }
+            for (name, value) in map {
+                check.key(name, |check| {
+                    let is_authority = matches!(name.to_ascii_lowercase().as_str(), "host" | ":authority");
+                    if is_special(name) && !(is_request && is_authority) {
+                        check.invalid(format!("{name:?} is no header that can be set"));
+                    } else if !is_header_name(name.trim_start_matches(':')) {
+                        check.invalid(format!("{name:?} is no header name"));
+                    }
+                    if value.bytes().any(|byte| byte < b' ' && byte != b'\t' || byte == 0x7f) {
+                        check.invalid("the value contains control characters");
+                    }
+                });
             }
         });
     }
     check.each("remove", &operations.remove, |check, name| {
-        if !is_header_name(name) {
+        if is_special(name) || !is_header_name(name) {
             check.invalid(format!("{name:?} is no header that can be removed"));
         }
     });

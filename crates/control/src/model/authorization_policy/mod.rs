@@ -1,4 +1,8 @@
 //! `AuthorizationPolicy`: who may do what with a workload.
+//!
+//! `validate.rs` has the rules.
+
+mod validate;
 
 use serde::Deserialize;
 
