@@ -337,7 +337,8 @@ impl ServerTls {
             Some(TlsVersion::V1_2) => Some(2),
             Some(TlsVersion::V1_3) => Some(3),
         };
-        if let (Some(least), Some(most)) = (number(self.min_protocol_version), number(self.max_protocol_version))
+        if let (Some(least), Some(most)) =
+            (number(self.min_protocol_version), number(self.max_protocol_version))
             && least > most
         {
             check.invalid_at("maxProtocolVersion", "is less than minProtocolVersion");

@@ -186,9 +186,7 @@ const WORKLOAD_ENTRY: &[Row] = &[];
 
 const WORKLOAD_GROUP: &[Row] = &[warn("spec", NO_EFFECT)];
 
-const VIRTUAL_SERVICE: &[Row] = &[
-    warn("spec.tcp[].match[].sourceSubnet", NO_EFFECT),
-];
+const VIRTUAL_SERVICE: &[Row] = &[warn("spec.tcp[].match[].sourceSubnet", NO_EFFECT)];
 
 const DESTINATION_RULE: &[Row] = &[
     // Proxies have no certificates of the mesh's yet, but for those with an agent of Istio's.
