@@ -5,7 +5,9 @@
 //! - `files`: sizes, module headers, unsafe code only where it is listed;
 //! - `deviations`: every `// Deviation:` comment is listed in docs/deviations.md.
 //!
-//! `cargo xtask deviations` rewrites docs/deviations.md from the comments.
+//! `cargo xtask deviations` rewrites docs/deviations.md from the comments; `compatibility` and
+//! `crds` rewrite docs/compatibility.md and deploy/crds from the control plane's types, through the
+//! tests that check them.
 
 mod deviations;
 mod files;
@@ -13,6 +15,7 @@ mod layers;
 mod sources;
 
 use std::path::PathBuf;
+use std::process::Command;
 
 use anyhow::{Result, bail};
 
@@ -27,8 +30,21 @@ fn main() -> Result<()> {
             if problems.is_empty() { Ok(()) } else { bail!("{} problems", problems.len()) }
         }
         ["deviations"] => deviations::write(&root()),
-        _ => bail!("usage: cargo xtask tidy | deviations"),
+        ["compatibility"] => update("UPDATE_COMPATIBILITY", "model::compatibility"),
+        ["crds"] => update("UPDATE_CRDS", "model::crd"),
+        _ => bail!("usage: cargo xtask tidy | deviations | compatibility | crds"),
     }
+}
+
+/// Runs tests of the control plane that write what they would otherwise compare.
+fn update(variable: &str, tests: &str) -> Result<()> {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let status = Command::new(cargo)
+        .args(["test", "--quiet", "-p", "leno-control", "--lib", tests])
+        .env(variable, "1")
+        .current_dir(root())
+        .status()?;
+    if status.success() { Ok(()) } else { bail!("the tests {tests} failed") }
 }
 
 /// All rules; one line for each problem.

@@ -41,6 +41,21 @@ impl<'de> Deserialize<'de> for Span {
     }
 }
 
+#[cfg(test)]
+impl schemars::JsonSchema for Span {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Span".into()
+    }
+
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        schemars::json_schema!({"type": "string", "format": "duration"})
+    }
+}
+
 /// Reads Go's duration syntax, which includes that of protobuf JSON.
 fn parse(text: &str) -> Option<Span> {
     if text == "0" {

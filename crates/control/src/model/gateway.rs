@@ -11,6 +11,7 @@ use super::diagnostic::Finding;
 
 /// The `spec` of a Gateway (Istio's, not the Gateway API's).
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct Gateway {
     /// List of listeners.
@@ -21,6 +22,7 @@ pub(crate) struct Gateway {
 
 /// One port with the hosts that it serves.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct Server {
     /// Port to listen on.
@@ -38,6 +40,7 @@ pub(crate) struct Server {
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct Port {
     /// Port number.
@@ -51,6 +54,7 @@ pub(crate) struct Port {
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct ServerTls {
     /// 301 to https.
@@ -90,6 +94,7 @@ pub(crate) struct ServerTls {
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct TlsCertificate {
     /// Cert path.
@@ -101,6 +106,7 @@ pub(crate) struct TlsCertificate {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub(crate) enum ServerTlsMode {
     Passthrough,
@@ -112,6 +118,7 @@ pub(crate) enum ServerTlsMode {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub(crate) enum TlsVersion {
     #[serde(rename = "TLS_AUTO")]
     Auto,

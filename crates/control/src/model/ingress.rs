@@ -7,6 +7,7 @@ use super::diagnostic::Finding;
 
 /// The `spec` of an Ingress.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct Ingress {
     /// The IngressClass; absent if an annotation names it, or for the default one.
@@ -21,6 +22,7 @@ pub(crate) struct Ingress {
 
 /// Where requests go.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct IngressBackend {
     /// A Service of the same namespace.
@@ -31,6 +33,7 @@ pub(crate) struct IngressBackend {
 
 /// A Service and its port.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct IngressService {
     /// Name.
@@ -41,6 +44,7 @@ pub(crate) struct IngressService {
 
 /// A port of a Service by number or name.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct IngressPort {
     /// Name.
@@ -51,6 +55,7 @@ pub(crate) struct IngressPort {
 
 /// An object of the same namespace.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct ResourceReference {
     /// API group; absent for the core one.
@@ -63,6 +68,7 @@ pub(crate) struct ResourceReference {
 
 /// A certificate for hosts.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct IngressTls {
     /// Hosts; empty for all.
@@ -73,6 +79,7 @@ pub(crate) struct IngressTls {
 
 /// What becomes of requests for a host.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct IngressRule {
     /// Host, perhaps with a wildcard in front; absent for all.
@@ -83,6 +90,7 @@ pub(crate) struct IngressRule {
 
 /// Rules by path.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct IngressPaths {
     /// The rules; the longest path wins.
@@ -91,6 +99,7 @@ pub(crate) struct IngressPaths {
 
 /// A rule for a path.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct IngressPath {
     /// Absent for `/`.
@@ -103,6 +112,7 @@ pub(crate) struct IngressPath {
 
 /// How the path of an Ingress is compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub(crate) enum PathType {
     /// The whole path.
     Exact,
@@ -114,6 +124,7 @@ pub(crate) enum PathType {
 
 /// The `spec` of an IngressClass.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct IngressClass {
     /// Who serves it, such as `istio.io/ingress-controller`.
@@ -124,6 +135,7 @@ pub(crate) struct IngressClass {
 
 /// An object with parameters for an IngressClass.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct IngressParameters {
     /// API group; absent for the core one.

@@ -7,6 +7,10 @@
 
 pub(crate) mod authorization_policy;
 pub(crate) mod check;
+#[cfg(test)]
+mod compatibility;
+#[cfg(test)]
+mod crd;
 pub(crate) mod destination_rule;
 pub(crate) mod diagnostic;
 pub(crate) mod duration;
@@ -21,6 +25,8 @@ pub(crate) mod peer_authentication;
 pub(crate) mod proxy_config;
 pub(crate) mod read;
 pub(crate) mod request_authentication;
+#[cfg(test)]
+mod schema;
 pub(crate) mod selector;
 pub(crate) mod service_entry;
 pub(crate) mod sidecar;

@@ -10,6 +10,7 @@ use super::selector::WorkloadSelector;
 
 /// The `spec` of a PeerAuthentication.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct PeerAuthentication {
     /// Pods policy applies to; empty in root ns = mesh.
@@ -22,6 +23,7 @@ pub(crate) struct PeerAuthentication {
 
 /// Mutual TLS on the way in.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct MutualTls {
     /// UNSET inherit, DISABLE, PERMISSIVE, STRICT.
@@ -30,6 +32,7 @@ pub(crate) struct MutualTls {
 
 /// What is taken.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub(crate) enum MutualTlsMode {
     #[default]

@@ -10,6 +10,7 @@ use super::selector::WorkloadSelector;
 
 /// The `spec` of a ProxyConfig.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct ProxyConfig {
     /// Workloads.
@@ -24,6 +25,7 @@ pub(crate) struct ProxyConfig {
 
 /// Which image a proxy runs.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct ProxyImage {
     /// Default/debug/distroless.

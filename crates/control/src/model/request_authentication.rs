@@ -10,6 +10,7 @@ use super::selector::{PolicyTargetReference, WorkloadSelector};
 
 /// The `spec` of a RequestAuthentication.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct RequestAuthentication {
     /// Pods policy applies to.
@@ -24,6 +25,7 @@ pub(crate) struct RequestAuthentication {
 
 /// An issuer, and where its tokens are found.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct JwtRule {
     /// Expected iss claim.
@@ -31,6 +33,7 @@ pub(crate) struct JwtRule {
     /// Accepted aud values.
     pub(crate) audiences: Vec<String>,
     /// URL of JWKS (istiod or Envoy fetches).
+    #[serde(alias = "jwks_uri")]
     pub(crate) jwks_uri: String,
     /// Inline JWKS.
     pub(crate) jwks: String,
@@ -54,6 +57,7 @@ pub(crate) struct JwtRule {
 
 /// A header that holds a token.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct JwtHeader {
     /// Header name.
@@ -64,6 +68,7 @@ pub(crate) struct JwtHeader {
 
 /// A claim that is copied into a header.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct ClaimToHeader {
     /// Header to set.

@@ -6,6 +6,7 @@ use serde::Deserialize;
 
 /// Workloads by their labels, all of which must be there (`type/v1beta1`). Without any it selects all.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct WorkloadSelector {
     /// Equality labels, ANDed.
@@ -14,6 +15,7 @@ pub(crate) struct WorkloadSelector {
 
 /// An object that a policy attaches to: a Gateway, GatewayClass, Service or ServiceEntry.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct PolicyTargetReference {
     /// API group.
@@ -28,6 +30,7 @@ pub(crate) struct PolicyTargetReference {
 
 /// Workloads by their labels, as older kinds write it (`networking/v1alpha3`).
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct WorkloadLabels {
     /// Label equality map.
@@ -36,6 +39,7 @@ pub(crate) struct WorkloadLabels {
 
 /// Kubernetes' selector over labels.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct LabelSelector {
     /// Equality.
@@ -46,6 +50,7 @@ pub(crate) struct LabelSelector {
 
 /// One condition on a label.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct LabelSelectorRequirement {
     /// Label key.
@@ -58,6 +63,7 @@ pub(crate) struct LabelSelectorRequirement {
 
 /// How a label is compared.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub(crate) enum Operator {
     /// It has one of the values.
     #[default]

@@ -12,6 +12,7 @@ use super::workload_entry::WorkloadEntry;
 
 /// The `spec` of a ServiceEntry.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct ServiceEntry {
     /// DNS names added to the registry.
@@ -38,6 +39,7 @@ pub(crate) struct ServiceEntry {
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct ServicePort {
     /// Port.
@@ -51,6 +53,7 @@ pub(crate) struct ServicePort {
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub(crate) enum Location {
     #[default]
@@ -60,6 +63,7 @@ pub(crate) enum Location {
 
 /// How the addresses of the service are found.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub(crate) enum Resolution {
     /// Where the caller wanted to go.
@@ -77,6 +81,7 @@ pub(crate) enum Resolution {
 /// What the control plane writes into `status`; read so that it is not taken for a mistake, and
 /// for addresses that were allocated before.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct Status {
     /// Conditions.
@@ -90,6 +95,7 @@ pub(crate) struct Status {
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct StatusAddress {
     /// Allocated IP.

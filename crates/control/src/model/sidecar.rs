@@ -14,6 +14,7 @@ use super::virtual_service::Destination;
 
 /// The `spec` of a Sidecar.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct Sidecar {
     /// Pods it applies to; none = namespace default.
@@ -30,6 +31,7 @@ pub(crate) struct Sidecar {
 
 /// Where a workload takes connections.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct IngressListener {
     /// Port to accept on.
@@ -48,6 +50,7 @@ pub(crate) struct IngressListener {
 
 /// A port of a listener.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct SidecarPort {
     /// Port number.
@@ -62,6 +65,7 @@ pub(crate) struct SidecarPort {
 
 /// How traffic gets to a listener.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub(crate) enum CaptureMode {
     #[default]
@@ -72,6 +76,7 @@ pub(crate) enum CaptureMode {
 
 /// Through what a workload reaches others, and which of them it sees.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct EgressListener {
     /// Port to accept on; none = all.
@@ -86,6 +91,7 @@ pub(crate) struct EgressListener {
 
 /// What becomes of traffic to destinations that the mesh does not know.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct OutboundTrafficPolicy {
     /// REGISTRY_ONLY or ALLOW_ANY.
@@ -96,6 +102,7 @@ pub(crate) struct OutboundTrafficPolicy {
 
 /// Whether unknown destinations may be reached.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub(crate) enum OutboundMode {
     #[default]

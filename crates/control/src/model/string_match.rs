@@ -4,6 +4,7 @@ use serde::Deserialize;
 
 /// How a text must look. With none of the three given, it must only be there.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct StringMatch {
     /// Exact string.

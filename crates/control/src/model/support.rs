@@ -173,7 +173,7 @@ const MESH_CONFIG: &[Row] = &[
 ];
 
 /// Fields of the MeshNetworks: paths begin below the key `meshNetworks`.
-const MESH_NETWORKS: &[Row] = &[
+pub(crate) const MESH_NETWORKS: &[Row] = &[
     warn("networks{}.gateways[].locality", NO_EFFECT), //
 ];
 
@@ -293,7 +293,7 @@ fn walk_all(rows: &[Row], node: &Node<'_>) -> Vec<Finding> {
 
 /// One part of a pattern.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Step<'a> {
+pub(crate) enum Step<'a> {
     /// A field.
     Field(&'a str),
     /// All elements of a list.
@@ -306,14 +306,14 @@ enum Step<'a> {
 
 /// Which values are meant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Condition<'a> {
+pub(crate) enum Condition<'a> {
     Present,
     Is(&'a str),
     IsNot(&'a str),
 }
 
 /// Takes a pattern apart.
-fn parse(pattern: &str) -> (Vec<Step<'_>>, Condition<'_>) {
+pub(crate) fn parse(pattern: &str) -> (Vec<Step<'_>>, Condition<'_>) {
     let (path, condition) = match pattern.split_once("!=") {
         Some((path, value)) => (path, Condition::IsNot(value)),
         None => match pattern.split_once('=') {

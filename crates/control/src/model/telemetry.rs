@@ -11,6 +11,7 @@ use super::selector::{PolicyTargetReference, WorkloadSelector};
 
 /// The `spec` of a Telemetry.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct Telemetry {
     /// Pods it applies to.
@@ -29,6 +30,7 @@ pub(crate) struct Telemetry {
 
 /// How requests are traced.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct Tracing {
     /// Which side applies.
@@ -51,6 +53,7 @@ pub(crate) struct Tracing {
 
 /// Which traffic is traced so.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct TracingSelector {
     /// CLIENT, SERVER, CLIENT_AND_SERVER.
@@ -59,6 +62,7 @@ pub(crate) struct TracingSelector {
 
 /// Which side of a connection is meant.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub(crate) enum WorkloadMode {
     #[default]
@@ -69,6 +73,7 @@ pub(crate) enum WorkloadMode {
 
 /// A provider of the mesh configuration's `extensionProviders`.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct ProviderRef {
     /// Name in MeshConfig.extensionProviders.
@@ -77,6 +82,7 @@ pub(crate) struct ProviderRef {
 
 /// Where the value of a tag comes from.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct CustomTag {
     /// Fixed value.
@@ -91,6 +97,7 @@ pub(crate) struct CustomTag {
 
 /// A tag with a fixed value.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct LiteralTag {
     /// Tag value.
@@ -99,6 +106,7 @@ pub(crate) struct LiteralTag {
 
 /// A tag from the proxy's environment.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct EnvironmentTag {
     /// Variable name.
@@ -109,6 +117,7 @@ pub(crate) struct EnvironmentTag {
 
 /// A tag from a request header.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct HeaderTag {
     /// Header name.
@@ -119,6 +128,7 @@ pub(crate) struct HeaderTag {
 
 /// A tag from a format string.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct FormatterTag {
     /// Format string.
@@ -127,6 +137,7 @@ pub(crate) struct FormatterTag {
 
 /// How traffic is counted.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct Metrics {
     /// Providers (prometheus, stackdriver).
@@ -139,6 +150,7 @@ pub(crate) struct Metrics {
 
 /// A change to metrics.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct MetricsOverride {
     /// Metric + mode.
@@ -151,6 +163,7 @@ pub(crate) struct MetricsOverride {
 
 /// Which metrics of which traffic.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct MetricSelector {
     /// Standard metric enum.
@@ -163,6 +176,7 @@ pub(crate) struct MetricSelector {
 
 /// The standard metrics.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub(crate) enum IstioMetric {
     #[default]
@@ -181,6 +195,7 @@ pub(crate) enum IstioMetric {
 
 /// A change to a tag.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct TagOverride {
     /// UPSERT or REMOVE.
@@ -191,6 +206,7 @@ pub(crate) struct TagOverride {
 
 /// What becomes of the tag.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub(crate) enum TagOperation {
     #[default]
@@ -200,6 +216,7 @@ pub(crate) enum TagOperation {
 
 /// How traffic is logged.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct AccessLogging {
     /// Which side.
@@ -214,6 +231,7 @@ pub(crate) struct AccessLogging {
 
 /// Which traffic is logged so.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct LogSelector {
     /// CLIENT/SERVER/both.
@@ -222,6 +240,7 @@ pub(crate) struct LogSelector {
 
 /// Which requests are logged.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct LogFilter {
     /// CEL boolean, e.g. response.code >= 400.

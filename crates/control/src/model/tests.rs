@@ -51,7 +51,7 @@ http:
 - redirect: {redirectCode: 301}
 - route: [{destination: {host: a, subset: _}}]
   rewrite: {authority: x, uriRegexRewrite: {match: a}}
-  headers: {request: {set: {host: y, ':path': z}, remove: [host]}, response: {add: {':status': 1}}}
+  headers: {request: {set: {host: who, ':path': z}, remove: [host]}, response: {add: {':status': '1'}}}
   timeout: 1500us
   mirrorPercent: 10
   fault: {delay: {exponentialDelay: 1s}, abort: {http2Error: x}}
@@ -75,7 +75,52 @@ tls:
   route: [{destination: {host: a}}]
 - route: []
 ",
-        expect![[r#""#]],
+        expect![[r#"
+            refused
+              Error spec.hosts[2]: "x.b.example.com" overlaps with "*.b.example.com" [invalid-value]
+              Warning spec.gateways[1]: "name.ns.svc.cluster.local" is an old form, use NAMESPACE/NAME [deprecated]
+              Error spec.gateways[2]: a/b/c is no gateway: use NAMESPACE/NAME [invalid-value]
+              Error spec.http[0].match[0].scheme.regex: must not be empty [invalid-value]
+              Error spec.http[0].match[0].headers.ok.prefix: must not be empty [invalid-value]
+              Error spec.http[0].match[0].sourceNamespace: "a.b" is no namespace [invalid-value]
+              Error spec.http[0].redirect.redirectCode: 299 is none of 301, 302, 303, 307, 308 [invalid-value]
+              Error spec.http[0].rewrite: is for requests that are forwarded [invalid-value]
+              Error spec.http[1].redirect: one of uri, prefixRewrite, authority, scheme and port is needed [invalid-value]
+              Error spec.http[2].route[0].destination.subset: "_" is no subset name [invalid-value]
+              Error spec.http[2].rewrite.uriRegexRewrite.rewrite: must not be empty [invalid-value]
+              Error spec.http[2].timeout: must be a multiple of 1ms [invalid-value]
+              Error spec.http[2].headers.request: the authority is set more than once [invalid-value]
+              Error spec.http[2].retries.perTryTimeout: must be 1ms or more [invalid-value]
+              Error spec.http[2].retries.backoff: must be 1ms or more [invalid-value]
+              Error spec.http[2].retries.retryOn: "nonsense" is no retry condition [invalid-value]
+              Warning spec.http[2].mirrorPercent: is deprecated, use mirrorPercentage [deprecated]
+              Error spec.http[2].headers.request.set[":path"]: ":path" is no header that can be set [invalid-value]
+              Error spec.http[2].headers.request.remove[0]: "host" is no header that can be removed [invalid-value]
+              Error spec.http[2].headers.response.add[":status"]: ":status" is no header that can be set [invalid-value]
+              Error spec.http[2].fault.delay.exponentialDelay: exists in name only, use fixedDelay [invalid-value]
+              Warning spec.http[2].fault.delay: without percentage no request is delayed [no-effect]
+              Error spec.http[2].fault.abort.http2Error: exists in name only, use httpStatus [invalid-value]
+              Error spec.http[2].corsPolicy.allowOrigins[0]: an origin needs one of exact, prefix and regex [invalid-value]
+              Error spec.http[2].corsPolicy.allowMethods[1]: "get" is none of GET, HEAD, POST, PUT, PATCH, DELETE, CONNECT, OPTIONS, TRACE, * [invalid-value]
+              Error spec.http[2].corsPolicy.allowHeaders[0]: "a b" is no header name [invalid-value]
+              Error spec.http[2].corsPolicy.maxAge: must be a number of seconds [invalid-value]
+              Error spec.http[3].fault: is for requests that are forwarded [invalid-value]
+              Warning spec.http[3].fault.abort: without httpStatus or grpcStatus nothing is aborted [no-effect]
+            refused
+              Error spec.gateways: without hosts it is a delegate, which has http only [invalid-value]
+              Error spec.tcp: without hosts it is a delegate, which has http only [invalid-value]
+              Error spec.http[0].delegate: a delegate cannot delegate [invalid-value]
+            refused
+              Error spec.hosts[0]: a full wildcard * needs a gateway, not the mesh [invalid-value]
+              Error spec.http[0].match[0].headers["@request.auth.claims.sub"]: claims of tokens are known at gateways only [invalid-value]
+            refused
+              Error spec.tls[0].match[0].sniHosts[1]: "b.other.com" is within none of the hosts of the VirtualService [invalid-value]
+              Warning spec.tls[0].match[0].sniHosts[2]: clients do not send addresses as SNI [no-effect]
+              Error spec.tls[0].match[0].destinationSubnets[0]: "10.0.0.0/99" is neither an address nor a CIDR range [invalid-value]
+              Error spec.tls[0].match[1].sniHosts: at least one host is needed [invalid-value]
+              Error spec.tls[1].match: a match is needed [invalid-value]
+              Error spec.tls[1].route: a route is needed [invalid-value]
+        "#]],
     );
 }
 
@@ -114,7 +159,54 @@ subsets:
 host: a.example.com
 trafficPolicy: {loadBalancer: {consistentHash: {useSourceIp: true, maglev: {tableSize: 65537}}}}
 ",
-        expect![[r#""#]],
+        expect![[r#"
+            refused
+              Error spec.trafficPolicy.loadBalancer.consistentHash: only one of ringHash, maglev and minimumRingSize may be given [invalid-value]
+              Warning spec.trafficPolicy.loadBalancer.consistentHash.minimumRingSize: is deprecated, use ringHash [deprecated]
+              Error spec.trafficPolicy.loadBalancer.consistentHash.httpCookie.name: must not be empty [invalid-value]
+              Error spec.trafficPolicy.loadBalancer.consistentHash.httpCookie.attributes[1].name: there is another attribute "a" [invalid-value]
+              Error spec.trafficPolicy.loadBalancer.consistentHash.httpCookie.attributes[2].name: must not be empty [invalid-value]
+              Error spec.trafficPolicy.loadBalancer.consistentHash.maglev.tableSize: 10 is no prime number below 5000011 [invalid-value]
+              Error spec.trafficPolicy.loadBalancer.localityLbSetting: only one of distribute and failover may be given [invalid-value]
+              Error spec.trafficPolicy.loadBalancer.localityLbSetting.failoverPriority[0]: "topology.kubernetes.io/zone" cannot stand beside failover [invalid-value]
+              Error spec.trafficPolicy.loadBalancer.localityLbSetting.distribute[0].to["*/e"]: 200 is not between 1 and 100 [invalid-value]
+              Error spec.trafficPolicy.loadBalancer.localityLbSetting.distribute[0].to: the weights add up to 290, not to 100 [invalid-value]
+              Error spec.trafficPolicy.loadBalancer.localityLbSetting.distribute[0].to: "*/e": a wildcard must be the last part [invalid-value]
+              Error spec.trafficPolicy.loadBalancer.localityLbSetting.distribute[0].to: "c/d" overlaps with another [invalid-value]
+              Error spec.trafficPolicy.loadBalancer.localityLbSetting.distribute: "a/*" overlaps with another [invalid-value]
+              Error spec.trafficPolicy.loadBalancer.localityLbSetting.failover[0]: from and to must be different regions [invalid-value]
+              Error spec.trafficPolicy.loadBalancer.localityLbSetting.failover[1].from: "a/b" is no region [invalid-value]
+              Error spec.trafficPolicy.loadBalancer.localityLbSetting.failover[1].to: "*" is no region [invalid-value]
+              Error spec.trafficPolicy.loadBalancer.warmup.duration: is needed [invalid-value]
+              Error spec.trafficPolicy.loadBalancer.warmup.minimumPercent: is not between 0 and 100 [invalid-value]
+              Error spec.trafficPolicy.loadBalancer.warmup.aggression: must be more than 0 [invalid-value]
+              Error spec.trafficPolicy.connectionPool.http.maxRetries: -1 is negative [invalid-value]
+              Error spec.trafficPolicy.connectionPool.http.useClientProtocol: contradicts h2UpgradePolicy UPGRADE [invalid-value]
+              Error spec.trafficPolicy.connectionPool.http.http2KeepAlive.timeout: is needed [invalid-value]
+              Error spec.trafficPolicy.outlierDetection.interval: must be 1ms or more [invalid-value]
+              Error spec.trafficPolicy.outlierDetection.maxEjectionPercent: 101 is not between 0 and 100 [invalid-value]
+              Warning spec.trafficPolicy.outlierDetection.consecutiveErrors: is deprecated, use consecutiveGatewayErrors [deprecated]
+              Error spec.trafficPolicy.outlierDetection.consecutiveLocalOriginFailures: needs splitExternalLocalOriginErrors [invalid-value]
+              Error spec.trafficPolicy.portLevelSettings[0]: must have a field besides port [invalid-value]
+              Error spec.trafficPolicy.portLevelSettings[1].port: there is another setting for port 80 [invalid-value]
+              Error spec.trafficPolicy.portLevelSettings[1].tls.privateKey: is needed for MUTUAL, or a credentialName [invalid-value]
+              Error spec.trafficPolicy: only one of tunnel and proxyProtocol may be given [invalid-value]
+              Error spec.trafficPolicy.tunnel.protocol: "GET" is neither CONNECT nor POST [invalid-value]
+              Error spec.trafficPolicy.tunnel.targetHost: wildcards are not possible here [invalid-value]
+              Error spec.trafficPolicy.tunnel.targetPort: port 0 is not between 1 and 65535 [invalid-value]
+              Error spec.trafficPolicy.retryBudget.percent: 101 is not between 0 and 100 [invalid-value]
+            refused
+              Error spec.subsets[0].trafficPolicy: must have a field [invalid-value]
+              Error spec.subsets[1].trafficPolicy.tls.insecureSkipVerify: contradicts what says whom to believe [invalid-value]
+              Error spec.subsets[1].trafficPolicy.tls.caCertificates: cannot stand beside credentialName [invalid-value]
+              Error spec.subsets[2].trafficPolicy.connectionPool: one of tcp and http is needed [invalid-value]
+              Error spec.exportTo: "*" cannot stand beside others [invalid-value]
+              Error spec.exportTo[2]: "." is there twice [invalid-value]
+              Error spec.workloadSelector.matchLabels.app: wildcards are not possible here [invalid-value]
+              Error spec.workloadSelector.matchLabels.app: "a*" is no label value [invalid-value]
+              Error spec.exportTo: a rule for some workloads cannot be for other namespaces [invalid-value]
+            good
+        "#]],
     );
 }
 
@@ -131,13 +223,32 @@ servers:
 - {port: {number: 445, name: c, protocol: HTTPS, targetPort: 1}, hosts: ['*'], tls: {mode: ISTIO_MUTUAL, credentialName: x}}
 - port: {number: 446, name: d, protocol: HTTPS}
   hosts: ['*']
-  tls: {mode: SIMPLE, credentialName: x, credentialNames: [y], cipherSuites: [AES128-SHA, AES128-SHA, NONE], minProtocolVersion: TLSV1_0}
+  tls: {mode: SIMPLE, credentialName: x, credentialNames: [z], cipherSuites: [AES128-SHA, AES128-SHA, NONE], minProtocolVersion: TLSV1_0}
 - {port: {number: 447, name: e, protocol: TLS}, hosts: ['*'], tls: {mode: PASSTHROUGH, httpsRedirect: true, serverCertificate: /c}}
 - {port: {number: 80, name: f, protocol: HTTP}, hosts: ['*'], tls: {mode: SIMPLE}}
 - {port: {number: 81, name: g, protocol: TCP}, hosts: ['*'], tls: {httpsRedirect: true}, bind: nowhere}
 - {port: {number: 448, name: h, protocol: HTTPS}, hosts: ['*'], tls: {mode: OPTIONAL_MUTUAL, serverCertificate: /c, privateKey: /k, caCertificates: /a, caCrl: /r}}
 ",
-        expect![[r#""#]],
+        expect![[r#"
+            refused
+              Error spec.servers[0].tls: is needed for the protocols HTTPS and TLS [invalid-value]
+              Error spec.servers[1].hosts[0]: "short" is a short name; use a fully qualified one [invalid-value]
+              Error spec.servers[1].hosts[1]: "*-a.example.com": a wildcard must be the whole first part [invalid-value]
+              Error spec.servers[1].hosts[3]: the part before / must be a namespace, '.' or '*' [invalid-value]
+              Error spec.servers[1].tls.caCertificates: is needed to check certificates of clients [invalid-value]
+              Error spec.servers[1].tls.serverCertificate: is needed, or a credentialName [invalid-value]
+              Error spec.servers[1].tls.privateKey: is needed, or a credentialName [invalid-value]
+              Error spec.servers[2].port.targetPort: has no effect in Gateways [invalid-value]
+              Error spec.servers[2].tls.credentialName: ISTIO_MUTUAL takes the mesh's own certificates [invalid-value]
+              Warning spec.servers[3].tls.cipherSuites[1]: "AES128-SHA" is there twice [duplicate]
+              Warning spec.servers[3].tls.cipherSuites[2]: "NONE" is not known, has no effect [no-effect]
+              Error spec.servers[3].tls: only one of credentialName, credentialNames, serverCertificate and tlsCertificates may be given [invalid-value]
+              Warning spec.servers[4].tls: TLS that passes through needs no certificates [no-effect]
+              Warning spec.servers[4].tls.httpsRedirect: is for HTTP only [no-effect]
+              Error spec.servers[5].tls: a server without TLS can have httpsRedirect only [invalid-value]
+              Error spec.servers[6].bind: "nowhere" is no address [invalid-value]
+              Error spec.servers[6].tls: is for the protocols HTTPS and TLS only [invalid-value]
+        "#]],
     );
 }
 
@@ -161,15 +272,40 @@ addresses: [10.0.0.1]
 hosts: [a.example.com]
 ports: [{number: 1, name: tcp}]
 resolution: STATIC
-endpoints: [{address: unix:///x, ports: {tcp: 1}}, {address: unix://x/}, {address: b.example.com}, {network: n}, {}]
+endpoints: [{address: unix:///x, ports: {tcp: 1}}, {address: unix://x/}, {address: b.example.com}, {network: net}, {}]
 ",
-        expect![[r#""#]],
+        expect![[r#"
+            refused
+              Error spec.addresses[0]: CIDR ranges need resolution NONE or STATIC [invalid-value]
+              Error spec.ports[1].name: "a.b" is no port name: use letters, digits and - [invalid-value]
+              Error spec.ports[1].protocol: "QUIC" is none of HTTP, HTTP2, HTTPS, HTTP_PROXY, GRPC, GRPC-WEB, TCP, TLS, UDP, MONGO, REDIS, MYSQL, HBONE, DOUBLE-HBONE [invalid-value]
+              Error spec.hosts: several hosts cannot be told apart on ports that are neither HTTP nor TLS [invalid-value]
+              Warning spec.workloadSelector: without labels it selects all workloads of the namespace [no-effect]
+            refused
+              Error spec.addresses: DYNAMIC_DNS goes by host names only [invalid-value]
+              Error spec.ports[0].protocol: DYNAMIC_DNS is for HTTP, HTTP2, GRPC and TLS [invalid-value]
+            refused
+              Error spec.endpoints[0].address: a socket of the file system has no ports [invalid-value]
+              Error spec.endpoints[1].address: "x/" is no absolute path of a file [invalid-value]
+              Error spec.endpoints[2].address: "b.example.com" is no address, which resolution STATIC needs [invalid-value]
+              Warning spec.endpoints[3].address: is empty: the workload is reached by the gateway of its network [no-address]
+              Error spec.endpoints[4].address: must not be empty [invalid-value]
+        "#]],
     );
     check(
         "networking.istio.io/v1",
         "WorkloadEntry",
-        "address: vm.example.com\nports: {a_b: 0}\nlabels: {a: b c}\n---\nnetwork: n\n---\nweight: 1\n",
-        expect![[r#""#]],
+        "address: vm.example.com\nports: {a_b: 0}\nlabels: {a: b c}\n---\nnetwork: net\n---\nweight: 1\n",
+        expect![[r#"
+            refused
+              Error spec.ports.a_b: "a_b" is no port name: use letters, digits and - [invalid-value]
+              Error spec.ports.a_b: port 0 is not between 1 and 65535 [invalid-value]
+              Error spec.labels.a: "b c" is no label value [invalid-value]
+            good
+              Warning spec.address: is empty: the workload is reached by the gateway of its network [no-address]
+            refused
+              Error spec.address: must not be empty [invalid-value]
+        "#]],
     );
     check(
         "networking.istio.io/v1",
@@ -180,7 +316,17 @@ probe: {httpGet: {scheme: FTP, httpHeaders: [{name: 'a b'}]}, exec: {}, periodSe
 template: {}
 probe: {grpc: {port: 80}}
 ",
-        expect![[r#""#]],
+        expect![[r#"
+            refused
+              Error spec.template: is needed [invalid-value]
+              Error spec.probe.periodSeconds: -1 is negative [invalid-value]
+              Error spec.probe: only one of httpGet, tcpSocket, exec and grpc may be given [invalid-value]
+              Error spec.probe.httpGet.port: port 0 is not between 1 and 65535 [invalid-value]
+              Error spec.probe.httpGet.scheme: "FTP" is neither HTTP nor HTTPS [invalid-value]
+              Error spec.probe.httpGet.httpHeaders[0].name: "a b" is no header name [invalid-value]
+              Error spec.probe.exec.command: must not be empty [invalid-value]
+            good
+        "#]],
     );
 }
 
@@ -205,7 +351,33 @@ workloadSelector: {labels: {}}
 ---
 egress: [{hosts: ['./*', 'istio-system/*']}]
 ",
-        expect![[r#""#]],
+        expect![[r#"
+            refused
+              Error spec.ingress[0].defaultEndpoint: "10.0.0.1:80" is none of 127.0.0.1:PORT, 0.0.0.0:PORT, [::1]:PORT, [::]:PORT and unix://PATH [invalid-value]
+              Error spec.ingress[1].port.protocol: "QUIC" is none of HTTP, HTTP2, HTTPS, HTTP_PROXY, GRPC, GRPC-WEB, TCP, TLS, UDP, MONGO, REDIS, MYSQL, HBONE, DOUBLE-HBONE [invalid-value]
+              Error spec.ingress[1].port.targetPort: has no effect in Sidecars [invalid-value]
+              Error spec.ingress[1].port.number: there is another listener with port 80 [invalid-value]
+              Error spec.ingress[1].bind: "x" is no address [invalid-value]
+              Error spec.ingress[2].tls.credentialName: is not possible in a Sidecar [invalid-value]
+              Error spec.ingress[2].tls.mode: is not possible in a Sidecar [invalid-value]
+              Error spec.ingress[2].tls: is for the protocols HTTPS and TLS only [invalid-value]
+              Error spec.ingress[2].tls.credentialName: ISTIO_MUTUAL takes the mesh's own certificates [invalid-value]
+              Warning spec.ingress[2].connectionPool.http: the port's protocol is not HTTP [no-effect]
+              Error spec.ingress[3].port: is needed [invalid-value]
+              Error spec.egress[0]: only the last listener may be without a port [invalid-value]
+              Error spec.egress[0].hosts: at least one host is needed [invalid-value]
+              Error spec.egress[1].captureMode: a socket of the file system cannot be captured [invalid-value]
+              Error spec.egress[1].hosts[0]: "a.example.com" must be NAMESPACE/HOST, with * or . for NAMESPACE [invalid-value]
+              Error spec.egress[1].hosts[1]: "short" is a short name; use a fully qualified one [invalid-value]
+              Warning spec.egress[2].hosts[1]: "./a.example.com" overlaps with others [duplicate]
+              Warning spec.egress[2].hosts: */* stands for all hosts, so the others have no effect [duplicate]
+              Error spec.outboundTrafficPolicy.egressProxy: needs the mode ALLOW_ANY [invalid-value]
+              Error spec.outboundTrafficPolicy.egressProxy.port: is needed [invalid-value]
+            refused
+              Warning spec.workloadSelector: without labels it selects all workloads of the namespace [no-effect]
+              Error spec: is empty: one of ingress, egress, inboundConnectionPool and outboundTrafficPolicy is needed [invalid-value]
+            good
+        "#]],
     );
 }
 
@@ -220,7 +392,7 @@ rules:
 - to: [{operation: {paths: ['/a/{*}', '/{**}/{*}', '/{x}', ''], ports: ['80', x]}}]
 - to: [{operation: {methods: [GET]}}]
 - from: [{source: {requestPrincipals: ['*']}}, {source: {}}, {}]
-- from: [{source: {serviceAccounts: [a, a/b, a/b/c, 'x*'], namespaces: [n], ipBlocks: [x], trustDomains: ['a*b', a/b]}}]
+- from: [{source: {serviceAccounts: [a, a/b, a/b/c, 'x*'], namespaces: [ns], ipBlocks: [x], trustDomains: ['a*b', a/b]}}]
 - when: [{key: x}, {key: 'request.headers[a]'}, {key: source.ip, values: [x]}, {key: 'request.auth.claims[]', values: [a]}, {values: [a]}]
 ---
 action: CUSTOM
@@ -233,13 +405,55 @@ targetRefs: [{kind: Pod, name: x}, {kind: Gateway, group: gateway.networking.k8s
 ---
 {}
 ",
-        expect![[r#""#]],
+        expect![[r#"
+            refused
+              Error spec.rules[0].to[0].operation.ports[1]: "x" is no port [invalid-value]
+              Error spec.rules[0].to[0].operation.paths[3]: must not be empty [invalid-value]
+              Error spec.rules[0].to[0].operation.paths[1]: "/{**}/{*}": {**} must be the last of the templates [invalid-value]
+              Error spec.rules[0].to[0].operation.paths[2]: "/{x}": {*} and {**} must be whole segments [invalid-value]
+              Warning spec.rules[1]: has attributes of HTTP only, so it denies all traffic to TCP ports; name the ports that are meant [denies-tcp]
+              Error spec.rules[2].from[1].source: must not be empty [invalid-value]
+              Error spec.rules[2].from[2].source: is needed [invalid-value]
+              Warning spec.rules[2]: has attributes of HTTP only, so it denies all traffic to TCP ports; name the ports that are meant [denies-tcp]
+              Error spec.rules[3].from[0].source.serviceAccounts[2]: "a/b/c" must be SERVICEACCOUNT or NAMESPACE/SERVICEACCOUNT [invalid-value]
+              Error spec.rules[3].from[0].source.serviceAccounts[3]: wildcards are not possible here [invalid-value]
+              Error spec.rules[3].from[0].source.trustDomains[0]: "a*b": one wildcard is possible, in front or at the end [invalid-value]
+              Error spec.rules[3].from[0].source.trustDomains[1]: "a/b" is no trust domain: it contains '/' [invalid-value]
+              Error spec.rules[3].from[0].source.ipBlocks[0]: "x" is neither an address nor a CIDR range [invalid-value]
+              Error spec.rules[3].from[0].source: serviceAccounts cannot stand beside namespaces or principals [invalid-value]
+              Error spec.rules[4].when[0]: one of values and notValues is needed [invalid-value]
+              Error spec.rules[4].when[0].key: "x" is not known [invalid-value]
+              Error spec.rules[4].when[1]: one of values and notValues is needed [invalid-value]
+              Error spec.rules[4].when[2].values[0]: "x" is neither an address nor a CIDR range [invalid-value]
+              Error spec.rules[4].when[3].key: "request.auth.claims[]" must look like a[b] [invalid-value]
+              Error spec.rules[4].when[4].key: must not be empty [invalid-value]
+            refused
+              Error spec.provider.name: is needed for the action CUSTOM [invalid-value]
+              Error spec.rules[0].from[0].source.principals: is not possible with the action CUSTOM [invalid-value]
+              Error spec.rules[0].when[0].key: source.namespace is not possible with the action CUSTOM [invalid-value]
+            refused
+              Error spec: only one of selector, targetRef and targetRefs may be given [invalid-value]
+              Warning spec.selector: without labels it selects all workloads of the namespace [no-effect]
+              Error spec.targetRefs[0].kind: /Pod is none of core/Service, networking.istio.io/ServiceEntry, gateway.networking.k8s.io/Gateway, gateway.networking.k8s.io/GatewayClass [invalid-value]
+              Error spec.targetRefs[1].name: must not be empty [invalid-value]
+              Error spec.targetRefs[1].namespace: objects of other namespaces cannot be referred to [invalid-value]
+              Error spec.rules: without rules it is for no request; the rule {} is for every request [invalid-value]
+              Error spec.provider: is for the action CUSTOM only [invalid-value]
+            good
+        "#]],
     );
     check(
         "security.istio.io/v1",
         "PeerAuthentication",
-        "portLevelMtls: {80: {mode: STRICT}, 0: {mode: DISABLE}}\n---\nmtls: {mode: ON}\n---\nselector: {matchLabels: {a: b}}\nportLevelMtls: {80: {mode: STRICT}}\n",
-        expect![[r#""#]],
+        "portLevelMtls: {80: {mode: STRICT}, 0: {mode: DISABLE}}\n---\nmtls: {mode: STRIKT}\n---\nselector: {matchLabels: {a: b}}\nportLevelMtls: {80: {mode: STRICT}}\n",
+        expect![[r#"
+            refused
+              Error spec.portLevelMtls: needs a selector: a policy for all workloads cannot be for some ports [invalid-value]
+              Error spec.portLevelMtls.0: port 0 is not between 1 and 65535 [invalid-value]
+            refused
+              Error spec.mtls.mode: unknown value "STRIKT", expected UNSET, DISABLE, PERMISSIVE, STRICT, did you mean 'STRICT'? [invalid-value]
+            good
+        "#]],
     );
     check(
         "security.istio.io/v1beta1",
@@ -252,7 +466,23 @@ jwtRules:
 - {issuer: a, jwks: '{\"secret'}
 - {issuer: a, jwksUri: 'https://example.com/keys'}
 ",
-        expect![[r#""#]],
+        expect![[r#"
+            refused
+              Error spec.jwtRules[0]: one of issuer and jwksUri is needed [invalid-value]
+              Error spec.jwtRules[1].audiences[0]: must not be empty [invalid-value]
+              Error spec.jwtRules[1].jwksUri: "ftp://x" is no http or https URI with a host [invalid-value]
+              Error spec.jwtRules[1].fromHeaders[0].name: must not be empty [invalid-value]
+              Error spec.jwtRules[1].fromHeaders[1].name: "a b" is no header name [invalid-value]
+              Error spec.jwtRules[1].fromParams[0]: must not be empty [invalid-value]
+              Error spec.jwtRules[1].fromCookies[0]: must not be empty [invalid-value]
+              Warning spec.jwtRules[2].jwks: key 0 is a private one; only public keys are needed to verify tokens [private-key]
+              Error spec.jwtRules[2].jwks: key 1 has no "kty" [invalid-value]
+              Error spec.jwtRules[2].outputClaimToHeaders[0].header: "x:y" is no header that can be set [invalid-value]
+              Error spec.jwtRules[2].outputClaimToHeaders[1].claim: must not be empty [invalid-value]
+              Error spec.jwtRules[2].outputClaimToHeaders[1].header: must not be empty [invalid-value]
+              Error spec.jwtRules[2].timeout: must be 1ms or more [invalid-value]
+              Error spec.jwtRules[3].jwks: no JSON (line 1, column 8) [invalid-value]
+        "#]],
     );
 }
 
@@ -263,18 +493,38 @@ fn telemetry_and_proxies() {
         "Telemetry",
         "\
 tracing:
-- {randomSamplingPercentage: 101, providers: [{}, {name: a}], customTags: {a: {literal: {}}, b: {}, c: {header: {name: x}, literal: {value: y}}}}
+- {randomSamplingPercentage: 101, providers: [{}, {name: a}], customTags: {a: {literal: {}}, b: {}, c: {header: {name: x}, literal: {value: z}}}}
 - {}
 metrics: [{overrides: [{match: {metric: REQUEST_COUNT, customMetric: ''}, tagOverrides: {a: {}, b: {operation: REMOVE, value: x}}}]}]
 accessLogging: [{filter: {}}]
 ",
-        expect![[r#""#]],
+        expect![[r#"
+            refused
+              Warning spec.tracing: only the first one counts [no-effect]
+              Error spec.tracing[0].providers[0].name: must not be empty [invalid-value]
+              Warning spec.tracing[0].providers: only the first one counts [no-effect]
+              Error spec.tracing[0].randomSamplingPercentage: 101 is not between 0 and 100 [invalid-value]
+              Error spec.tracing[0].customTags.a.literal.value: must not be empty [invalid-value]
+              Error spec.tracing[0].customTags.b: one of literal, environment, header and formatter is needed [invalid-value]
+              Error spec.tracing[0].customTags.c: only one of literal, environment, header and formatter may be given [invalid-value]
+              Error spec.metrics[0].overrides[0].match: only one of metric and customMetric may be given [invalid-value]
+              Error spec.metrics[0].overrides[0].match.customMetric: must not be empty [invalid-value]
+              Error spec.metrics[0].overrides[0].tagOverrides.a.value: is needed unless the operation is REMOVE [invalid-value]
+              Error spec.metrics[0].overrides[0].tagOverrides.b.value: a tag that is removed has no value [invalid-value]
+              Error spec.accessLogging[0].filter.expression: must not be empty [invalid-value]
+        "#]],
     );
     check(
         "networking.istio.io/v1beta1",
         "ProxyConfig",
         "concurrency: -1\nselector: {matchLabels: {a: '*'}}\n---\nconcurrency: 0\nimage: {imageType: debug}\n",
-        expect![[r#""#]],
+        expect![[r#"
+            refused
+              Error spec.selector.matchLabels.a: wildcards are not possible here [invalid-value]
+              Error spec.selector.matchLabels.a: "*" is no label value [invalid-value]
+              Error spec.concurrency: -1 is negative [invalid-value]
+            good
+        "#]],
     );
 }
 
@@ -306,7 +556,23 @@ configPatches:
 - applyTo: CLUSTER
   patch: {operation: MERGE, value: {connect_timeout: 5s, upstream_connection_options: {tcp_keepalive: {keepalive_time: 300}}}}
 ",
-        expect![[r#""#]],
+        expect![[r#"
+            refused
+              Error spec.configPatches[0].match.proxy.proxyVersion: regular expression "a(": unclosed group [invalid-regex]
+              Error spec.configPatches[0].match.listener: what is patched is found by cluster [invalid-value]
+              Error spec.configPatches[0].patch.value.lb_policy: "NONE" is no value of envoy.config.cluster.v3.Cluster.LbPolicy [invalid-value]
+              Warning spec.configPatches[0].patch.value.nonsense: envoy.config.cluster.v3.Cluster has no such field [unknown-field]
+              Error spec.configPatches[0].patch.value.circuitBreakers.thresholds: expected a list, found a mapping [invalid-value]
+              Error spec.configPatches[1].match.listener.filterChain.filter.subFilter: is one of the filter envoy.filters.network.http_connection_manager [invalid-value]
+              Error spec.configPatches[1].match.listener.filterChain.filter.subFilter.name: is needed [invalid-value]
+              Error spec.configPatches[1].patch.value.typed_config.inlineCode: expected a text, found the number 1 [invalid-value]
+              Warning spec.configPatches[1].patch.value.typed_config.other: envoy.extensions.filters.http.lua.v3.Lua has no such field [unknown-field]
+              Error spec.configPatches[2].patch.value.typed_config["@type"]: the type "envoy.config.filter.http.lua.v2.Lua" is not known; use the v3 API [invalid-value]
+              Error spec.configPatches[3].patch.value: is needed [invalid-value]
+              Warning spec.configPatches[4].match.listener.filterChain.filter: has no effect on listeners and filter chains [no-effect]
+              Error spec.configPatches[5].applyTo: is needed [invalid-value]
+              Error spec.configPatches[5].patch: is needed [invalid-value]
+        "#]],
     );
 }
 
@@ -323,7 +589,18 @@ listeners:
 - {name: c, port: 0, protocol: TCP, hostname: a.b}
 - {name: d, port: 444, protocol: TLS}
 ",
-        expect![[r#""#]],
+        expect![[r#"
+            refused
+              Error spec.gatewayClassName: must not be empty [invalid-value]
+              Error spec.listeners[0].hostname: "*": a wildcard must be the first part of a longer name [invalid-value]
+              Error spec.listeners[1].name: there is another listener "a" [invalid-value]
+              Error spec.listeners[1].tls: is not possible with HTTP [invalid-value]
+              Error spec.listeners[1].tls.certificateRefs: is needed where TLS ends [invalid-value]
+              Error spec.listeners[2].tls.mode: HTTPS cannot be passed through, use TLS [invalid-value]
+              Error spec.listeners[3].port: port 0 is not between 1 and 65535 [invalid-value]
+              Error spec.listeners[3].hostname: TCP knows no host names [invalid-value]
+              Error spec.listeners[4].tls: is needed for TLS [invalid-value]
+        "#]],
     );
     check(
         "gateway.networking.k8s.io/v1beta1",
@@ -340,24 +617,56 @@ rules:
 ---
 rules: [{filters: [{requestMirror: {backendRef: {name: a, port: 1}}}]}]
 ",
-        expect![[r#""#]],
+        expect![[r#"
+            refused
+              Error spec.parentRefs[1]: is there twice [invalid-value]
+              Error spec.rules[0].matches[0].path.value: "a//b" is no path in its normal form [invalid-value]
+              Error spec.rules[0].matches[0].headers[0].value: regular expression "(": unclosed group [invalid-regex]
+              Error spec.rules[0].filters[0].requestRedirect.statusCode: is none of 301, 302, 303, 307, 308 [invalid-value]
+              Error spec.rules[0].filters[0].requestRedirect.path: replacing a prefix needs matches of the path by prefix [invalid-value]
+              Error spec.rules[0].filters[1].urlRewrite: is needed for this type [invalid-value]
+              Error spec.rules[0].filters[1].cors: is not what type says [invalid-value]
+              Error spec.rules[0].filters: only one of RequestRedirect and URLRewrite may be given [invalid-value]
+              Error spec.rules[0].backendRefs: a rule that redirects has no backends [invalid-value]
+              Error spec.rules[0].backendRefs[0].port: is needed for a Service [invalid-value]
+              Error spec.rules[0].backendRefs[1].weight: is more than 1000000 [invalid-value]
+              Error spec.rules[0].timeouts.backendRequest: is longer than request [invalid-value]
+            refused
+              Error spec.rules[0].filters[0]: missing field 'type' [invalid-value]
+        "#]],
     );
     check(
         "gateway.networking.k8s.io/v1alpha2",
         "TLSRoute",
         "rules: []\n---\nhostnames: [a.example.com]\nrules: [{backendRefs: [{name: a, port: 443}]}]\n",
-        expect![[r#""#]],
+        expect![[r#"
+            refused
+              Error spec.hostnames: at least one is needed [invalid-value]
+              Error spec.rules: exactly one rule is needed [invalid-value]
+            good
+        "#]],
     );
     check(
         "gateway.networking.k8s.io/v1",
         "BackendTLSPolicy",
         "targetRefs: [{kind: Service, name: a}]\nvalidation: {hostname: '*.x', subjectAltNames: [{type: URI, hostname: x}]}\n",
-        expect![[r#""#]],
+        expect![[r#"
+            refused
+              Error spec.validation: one of caCertificateRefs and wellKnownCACertificates is needed [invalid-value]
+              Error spec.validation.hostname: "*.x" is no DNS name [invalid-value]
+              Error spec.validation.subjectAltNames[0].uri: is needed for this type [invalid-value]
+              Error spec.validation.subjectAltNames[0].hostname: is not what type says [invalid-value]
+        "#]],
     );
     check(
         "networking.k8s.io/v1",
         "Ingress",
         "defaultBackend: {}\nrules: [{http: {paths: [{path: a, pathType: Prefix, backend: {service: {name: x, port: {}}}}]}}]\n",
-        expect![[r#""#]],
+        expect![[r#"
+            refused
+              Error spec.defaultBackend: exactly one of service and resource is needed [invalid-value]
+              Error spec.rules[0].http.paths[0].path: must begin with / [invalid-value]
+              Error spec.rules[0].http.paths[0].backend.service.port: exactly one of name and number is needed [invalid-value]
+        "#]],
     );
 }

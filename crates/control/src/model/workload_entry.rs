@@ -11,6 +11,7 @@ use super::diagnostic::Finding;
 
 /// The `spec` of a WorkloadEntry, or an endpoint of a ServiceEntry.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct WorkloadEntry {
     /// IP, DNS or unix path (or empty + network).

@@ -10,6 +10,7 @@ use super::workload_entry::WorkloadEntry;
 
 /// The `spec` of a WorkloadGroup.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct WorkloadGroup {
     /// Labels/annotations of created entries.
@@ -22,6 +23,7 @@ pub(crate) struct WorkloadGroup {
 
 /// What every entry made from the group carries.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct TemplateMeta {
     /// Labels to attach.
@@ -32,6 +34,7 @@ pub(crate) struct TemplateMeta {
 
 /// How it is found out whether a workload is ready.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct ReadinessProbe {
     /// Delay before probing.
@@ -56,6 +59,7 @@ pub(crate) struct ReadinessProbe {
 
 /// A probe by an HTTP request.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct HttpProbe {
     /// Path.
@@ -72,6 +76,7 @@ pub(crate) struct HttpProbe {
 
 /// A header of a probe's request.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct HttpHeader {
     /// Header name.
@@ -82,6 +87,7 @@ pub(crate) struct HttpHeader {
 
 /// A probe by a TCP connection.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct TcpProbe {
     /// Host.
@@ -92,6 +98,7 @@ pub(crate) struct TcpProbe {
 
 /// A probe by a command.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct ExecProbe {
     /// Argv.
@@ -100,6 +107,7 @@ pub(crate) struct ExecProbe {
 
 /// A probe by `grpc.health.v1`.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct GrpcProbe {
     /// Port.

@@ -10,6 +10,7 @@ use super::selector::{PolicyTargetReference, WorkloadSelector};
 
 /// The `spec` of an AuthorizationPolicy.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct AuthorizationPolicy {
     /// Pods (by label) policy applies to.
@@ -28,6 +29,7 @@ pub(crate) struct AuthorizationPolicy {
 
 /// Requests; all of the parts that are given must match.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct Rule {
     /// OR-list of sources.
@@ -40,6 +42,7 @@ pub(crate) struct Rule {
 
 /// Where a request comes from.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct From {
     /// Request source (ANDed fields).
@@ -48,6 +51,7 @@ pub(crate) struct From {
 
 /// A peer; all of the fields that are given must match.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct Source {
     /// MTLS peer identities (exact/prefix*/\*suffix/*).
@@ -82,6 +86,7 @@ pub(crate) struct Source {
 
 /// What a request wants.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct To {
     /// Request operation (ANDed fields).
@@ -90,6 +95,7 @@ pub(crate) struct To {
 
 /// An operation; all of the fields that are given must match.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct Operation {
     /// HTTP Host/:authority values.
@@ -112,6 +118,7 @@ pub(crate) struct Operation {
 
 /// A condition on an attribute of the request.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct Condition {
     /// Request.headers[..], source.*, remote.ip, request.auth.*, destination.*, connection.sni,
@@ -125,6 +132,7 @@ pub(crate) struct Condition {
 
 /// What becomes of a request that a rule matches.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub(crate) enum Action {
     #[default]
@@ -136,6 +144,7 @@ pub(crate) enum Action {
 
 /// An authorizer outside the mesh configuration, by name.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct ProviderName {
     /// Name in MeshConfig.extensionProviders.

@@ -15,6 +15,7 @@ use super::virtual_service::PortSelector;
 
 /// The `spec` of a DestinationRule.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct DestinationRule {
     /// Service the policy applies to.
@@ -30,6 +31,7 @@ pub(crate) struct DestinationRule {
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct TrafficPolicy {
     /// LB algorithm.
@@ -52,6 +54,7 @@ pub(crate) struct TrafficPolicy {
 
 /// Overrides for one port.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct PortPolicy {
     /// Service port number.
@@ -68,6 +71,7 @@ pub(crate) struct PortPolicy {
 
 /// The endpoints of a service that carry given labels.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct Subset {
     /// Subset name.
@@ -79,6 +83,7 @@ pub(crate) struct Subset {
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct LoadBalancer {
     /// UNSPECIFIED/LEAST_REQUEST(default)/RANDOM/ROUND_ROBIN/PASSTHROUGH.
@@ -96,6 +101,7 @@ pub(crate) struct LoadBalancer {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub(crate) enum Simple {
     Unspecified,
@@ -108,6 +114,7 @@ pub(crate) enum Simple {
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct ConsistentHash {
     /// Hash on header.
@@ -127,6 +134,7 @@ pub(crate) struct ConsistentHash {
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct HttpCookie {
     /// Cookie name.
@@ -140,6 +148,7 @@ pub(crate) struct HttpCookie {
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct CookieAttribute {
     /// Cookie attribute name.
@@ -149,6 +158,7 @@ pub(crate) struct CookieAttribute {
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct RingHash {
     /// Min virtual nodes, default 1024.
@@ -156,6 +166,7 @@ pub(crate) struct RingHash {
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct Maglev {
     /// Maglev table size (prime) default 65537.
@@ -163,6 +174,7 @@ pub(crate) struct Maglev {
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct LocalityLb {
     /// Explicit weights.
@@ -176,6 +188,7 @@ pub(crate) struct LocalityLb {
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct Distribute {
     /// Client locality pattern region/zone/sub.
@@ -185,6 +198,7 @@ pub(crate) struct Distribute {
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct Failover {
     /// Originating region.
@@ -194,6 +208,7 @@ pub(crate) struct Failover {
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct ZoneAwareLb {
     /// Turn zone-aware routing on.
@@ -208,6 +223,7 @@ pub(crate) struct ZoneAwareLb {
 
 /// Slow start of new endpoints.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct Warmup {
     /// Ramp-up window.
@@ -219,6 +235,7 @@ pub(crate) struct Warmup {
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct ConnectionPool {
     /// TCP settings.
@@ -228,6 +245,7 @@ pub(crate) struct ConnectionPool {
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct TcpSettings {
     /// Max connections to the host.
@@ -243,6 +261,7 @@ pub(crate) struct TcpSettings {
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct TcpKeepalive {
     /// Probes before dead.
@@ -254,6 +273,7 @@ pub(crate) struct TcpKeepalive {
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct HttpSettings {
     /// Queue limit.
@@ -277,6 +297,7 @@ pub(crate) struct HttpSettings {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub(crate) enum H2UpgradePolicy {
     Default,
@@ -285,6 +306,7 @@ pub(crate) enum H2UpgradePolicy {
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct Http2KeepAlive {
     /// PING period.
@@ -294,6 +316,7 @@ pub(crate) struct Http2KeepAlive {
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct OutlierDetection {
     /// Deprecated.
@@ -320,6 +343,7 @@ pub(crate) struct OutlierDetection {
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct ClientTls {
     /// DISABLE/SIMPLE/MUTUAL/ISTIO_MUTUAL.
@@ -343,6 +367,7 @@ pub(crate) struct ClientTls {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub(crate) enum ClientTlsMode {
     Disable,
@@ -352,6 +377,7 @@ pub(crate) enum ClientTlsMode {
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct Tunnel {
     /// CONNECT (default) or POST.
@@ -363,6 +389,7 @@ pub(crate) struct Tunnel {
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct ProxyProtocol {
     /// V1 (default) or V2.
@@ -370,12 +397,14 @@ pub(crate) struct ProxyProtocol {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub(crate) enum ProxyProtocolVersion {
     V1,
     V2,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct RetryBudget {
     /// Percent of active requests that may be retries (default 20).

@@ -13,6 +13,7 @@ use super::selector::{PolicyTargetReference, WorkloadLabels};
 
 /// The `spec` of an EnvoyFilter.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct EnvoyFilter {
     /// Pods it applies to.
@@ -27,6 +28,7 @@ pub(crate) struct EnvoyFilter {
 
 /// One change, and where it applies.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct ConfigPatch {
     ///
@@ -40,6 +42,7 @@ pub(crate) struct ConfigPatch {
 
 /// What sort of object a change is for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub(crate) enum ApplyTo {
     #[default]
@@ -59,6 +62,7 @@ pub(crate) enum ApplyTo {
 
 /// Which objects a change is for.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct ObjectMatch {
     /// ANY/SIDECAR_INBOUND/SIDECAR_OUTBOUND/GATEWAY/WAYPOINT.
@@ -77,6 +81,7 @@ pub(crate) struct ObjectMatch {
 
 /// Which listeners a change is for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub(crate) enum PatchContext {
     #[default]
@@ -89,6 +94,7 @@ pub(crate) enum PatchContext {
 
 /// Which proxies a change is for.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct ProxyMatch {
     /// Regex on ISTIO_VERSION.
@@ -99,6 +105,7 @@ pub(crate) struct ProxyMatch {
 
 /// Which listeners a change is for.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct ListenerMatch {
     /// Listener port.
@@ -115,6 +122,7 @@ pub(crate) struct ListenerMatch {
 
 /// Which filter chains a change is for.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct FilterChainMatch {
     /// Chain name.
@@ -133,6 +141,7 @@ pub(crate) struct FilterChainMatch {
 
 /// Which network filters a change is for.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct FilterMatch {
     /// Network filter name.
@@ -143,6 +152,7 @@ pub(crate) struct FilterMatch {
 
 /// Which HTTP filters a change is for.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct SubFilterMatch {
     /// HTTP filter name.
@@ -151,6 +161,7 @@ pub(crate) struct SubFilterMatch {
 
 /// Which route configurations a change is for.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct RouteConfigurationMatch {
     /// Port served.
@@ -167,6 +178,7 @@ pub(crate) struct RouteConfigurationMatch {
 
 /// Which virtual hosts a change is for.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct VirtualHostMatch {
     /// Host:port vhost name.
@@ -179,6 +191,7 @@ pub(crate) struct VirtualHostMatch {
 
 /// Which routes a change is for.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct RouteMatch {
     /// Route name.
@@ -189,6 +202,7 @@ pub(crate) struct RouteMatch {
 
 /// What a route does.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub(crate) enum RouteAction {
     #[default]
@@ -200,6 +214,7 @@ pub(crate) enum RouteAction {
 
 /// Which clusters a change is for.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct ClusterMatch {
     /// Service port (target for inbound).
@@ -214,6 +229,7 @@ pub(crate) struct ClusterMatch {
 
 /// Which of a waypoint's objects a change is for.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct WaypointMatch {
     /// Service port.
@@ -226,6 +242,7 @@ pub(crate) struct WaypointMatch {
 
 /// Which of a waypoint's routes a change is for.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct WaypointRouteMatch {
     /// Route name.
@@ -234,6 +251,7 @@ pub(crate) struct WaypointRouteMatch {
 
 /// Which of a waypoint's network filters a change is for.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct WaypointFilterMatch {
     /// Network filter name.
@@ -244,6 +262,7 @@ pub(crate) struct WaypointFilterMatch {
 
 /// Which of a waypoint's HTTP filters a change is for.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct WaypointSubFilterMatch {
     /// HTTP filter name.
@@ -252,6 +271,7 @@ pub(crate) struct WaypointSubFilterMatch {
 
 /// The change itself.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct Patch {
     /// MERGE/ADD/REMOVE/INSERT_BEFORE/INSERT_AFTER/INSERT_FIRST/REPLACE/MERGE_AND_REPLACE_LIST.
@@ -264,6 +284,7 @@ pub(crate) struct Patch {
 
 /// How the value meets the object.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub(crate) enum Operation {
     #[default]
@@ -280,6 +301,7 @@ pub(crate) enum Operation {
 
 /// Which place of the filter chain an added filter gets.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub(crate) enum FilterClass {
     #[default]

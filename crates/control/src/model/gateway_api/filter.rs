@@ -6,6 +6,7 @@ use super::{BackendReference, Fraction, LocalObjectReference};
 
 /// A filter of an HTTPRoute or GRPCRoute: the part that `type` names is there.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Filter {
     /// Which part is meant.
@@ -30,6 +31,7 @@ pub(crate) struct Filter {
 
 /// What a filter does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub(crate) enum FilterType {
     /// It changes headers on the way up.
     RequestHeaderModifier,
@@ -53,6 +55,7 @@ pub(crate) enum FilterType {
 
 /// A header with a value.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct Header {
     /// Name.
@@ -63,6 +66,7 @@ pub(crate) struct Header {
 
 /// Header changes.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct HeaderChanges {
     /// Headers whose values are replaced.
@@ -75,6 +79,7 @@ pub(crate) struct HeaderChanges {
 
 /// How a path is changed.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct PathModifier {
     /// Which of the two is meant.
@@ -87,6 +92,7 @@ pub(crate) struct PathModifier {
 
 /// What of a path is changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub(crate) enum PathModifierType {
     /// All of it.
     ReplaceFullPath,
@@ -96,6 +102,7 @@ pub(crate) enum PathModifierType {
 
 /// An answer that sends the client elsewhere.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct RedirectFilter {
     /// `http` or `https`; absent for the request's.
@@ -112,6 +119,7 @@ pub(crate) struct RedirectFilter {
 
 /// Changes of host and path.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct RewriteFilter {
     /// New host.
@@ -122,6 +130,7 @@ pub(crate) struct RewriteFilter {
 
 /// A second service that gets the requests too.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct MirrorFilter {
     /// The service.
@@ -134,6 +143,7 @@ pub(crate) struct MirrorFilter {
 
 /// Cross-origin resource sharing.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct CorsFilter {
     /// Origins, as `https://example.com`, `https://*.example.com` or `*`.
@@ -152,6 +162,7 @@ pub(crate) struct CorsFilter {
 
 /// A service that is asked for leave.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct ExternalAuthFilter {
     /// How it is spoken to.
@@ -168,6 +179,7 @@ pub(crate) struct ExternalAuthFilter {
 
 /// How an authorizer is spoken to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub(crate) enum ExternalAuthProtocol {
     /// Envoy's `ext_authz`.
@@ -178,6 +190,7 @@ pub(crate) enum ExternalAuthProtocol {
 
 /// An authorizer spoken to by gRPC.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct GrpcAuth {
     /// Request headers that it is shown.
@@ -186,6 +199,7 @@ pub(crate) struct GrpcAuth {
 
 /// An authorizer spoken to by HTTP.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct HttpAuth {
     /// What is put in front of the path.
@@ -198,6 +212,7 @@ pub(crate) struct HttpAuth {
 
 /// How much of a body an authorizer is shown.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct ForwardBody {
     /// Bytes; 0 for none.

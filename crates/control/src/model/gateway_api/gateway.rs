@@ -9,6 +9,7 @@ use crate::model::selector::LabelSelector;
 
 /// The `spec` of a GatewayClass.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct GatewayClass {
     /// Who makes the gateways, such as `istio.io/gateway-controller`.
@@ -21,6 +22,7 @@ pub(crate) struct GatewayClass {
 
 /// The `spec` of a Gateway.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct Gateway {
     /// The GatewayClass.
@@ -41,6 +43,7 @@ pub(crate) struct Gateway {
 
 /// A port with the host names that it serves.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct Listener {
     /// Name, unique within the Gateway.
@@ -59,6 +62,7 @@ pub(crate) struct Listener {
 
 /// TLS of a listener.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct ListenerTls {
     /// Absent for `Terminate`.
@@ -71,6 +75,7 @@ pub(crate) struct ListenerTls {
 
 /// Where TLS ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub(crate) enum TlsMode {
     /// At the gateway.
     Terminate,
@@ -80,6 +85,7 @@ pub(crate) enum TlsMode {
 
 /// TLS of all listeners, and towards backends.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct GatewayTls {
     /// Towards backends.
@@ -90,6 +96,7 @@ pub(crate) struct GatewayTls {
 
 /// TLS towards backends.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct BackendTls {
     /// The gateway's own certificate.
@@ -98,6 +105,7 @@ pub(crate) struct BackendTls {
 
 /// How certificates of clients are checked.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct FrontendTls {
     /// On ports that `perPort` does not name.
@@ -108,6 +116,7 @@ pub(crate) struct FrontendTls {
 
 /// How certificates of clients are checked on one port.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct FrontendTlsPort {
     /// Port of listeners.
@@ -118,6 +127,7 @@ pub(crate) struct FrontendTlsPort {
 
 /// How certificates of clients are checked.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct FrontendTlsConfig {
     /// Absent if none are asked for.
@@ -126,6 +136,7 @@ pub(crate) struct FrontendTlsConfig {
 
 /// Who may have signed a client's certificate.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct FrontendValidation {
     /// ConfigMaps or Secrets with roots.
@@ -136,6 +147,7 @@ pub(crate) struct FrontendValidation {
 
 /// What becomes of clients without a good certificate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub(crate) enum FrontendValidationMode {
     /// They are refused.
     AllowValidOnly,
@@ -145,6 +157,7 @@ pub(crate) enum FrontendValidationMode {
 
 /// Which routes may attach to a listener.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct AllowedRoutes {
     /// From which namespaces; absent for the Gateway's own.
@@ -155,6 +168,7 @@ pub(crate) struct AllowedRoutes {
 
 /// Which ListenerSets may add listeners.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct AllowedListeners {
     /// From which namespaces; absent for none.
@@ -163,6 +177,7 @@ pub(crate) struct AllowedListeners {
 
 /// A choice of namespaces.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct AllowedNamespaces {
     /// How they are chosen.
@@ -173,6 +188,7 @@ pub(crate) struct AllowedNamespaces {
 
 /// How namespaces are chosen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub(crate) enum FromNamespaces {
     /// All.
     All,
@@ -186,6 +202,7 @@ pub(crate) enum FromNamespaces {
 
 /// A kind of route.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct RouteKind {
     /// API group; absent for `gateway.networking.k8s.io`.
@@ -196,6 +213,7 @@ pub(crate) struct RouteKind {
 
 /// Where a Gateway is reached.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct GatewayAddress {
     /// `IPAddress` (if absent), `Hostname`, `NamedAddress` or a name with a domain.
@@ -206,6 +224,7 @@ pub(crate) struct GatewayAddress {
 
 /// What the objects that are made for a Gateway carry.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct Infrastructure {
     /// Labels.
@@ -218,6 +237,7 @@ pub(crate) struct Infrastructure {
 
 /// The `spec` of a ListenerSet: listeners that a Gateway gets from elsewhere.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct ListenerSet {
     /// The Gateway.
@@ -228,6 +248,7 @@ pub(crate) struct ListenerSet {
 
 /// The Gateway of a ListenerSet.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct ParentGateway {
     /// API group; absent for `gateway.networking.k8s.io`.

@@ -18,6 +18,7 @@ pub(crate) const GROUP: &str = "gateway.networking.k8s.io";
 
 /// An object in the same namespace.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct LocalObjectReference {
     /// API group; empty for the core one.
@@ -30,6 +31,7 @@ pub(crate) struct LocalObjectReference {
 
 /// An object, by default in the same namespace; another one needs a ReferenceGrant there.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct ObjectReference {
     /// API group; empty for the core one.
@@ -44,6 +46,7 @@ pub(crate) struct ObjectReference {
 
 /// A Secret, or what else holds certificates.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct SecretReference {
     /// API group; absent or empty for the core one.
@@ -58,6 +61,7 @@ pub(crate) struct SecretReference {
 
 /// A service to which requests are sent.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct BackendReference {
     /// API group; absent or empty for the core one.
@@ -74,6 +78,7 @@ pub(crate) struct BackendReference {
 
 /// What a route attaches to: a Gateway, a ListenerSet or, in a mesh, a Service.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct ParentReference {
     /// API group; absent for `gateway.networking.k8s.io`, empty for the core one.
@@ -92,6 +97,7 @@ pub(crate) struct ParentReference {
 
 /// Whether a Gateway takes part in the default ones, or a route attaches to those.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub(crate) enum DefaultScope {
     /// All routes that ask for default gateways.
     All,
@@ -101,6 +107,7 @@ pub(crate) enum DefaultScope {
 
 /// A share, as `numerator / denominator`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct Fraction {
     /// The part.
@@ -117,6 +124,7 @@ impl Default for Fraction {
 
 /// How requests of one session reach the same endpoint.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct SessionPersistence {
     /// Name of the cookie or header.
@@ -133,6 +141,7 @@ pub(crate) struct SessionPersistence {
 
 /// Where a session is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub(crate) enum SessionType {
     /// In a cookie.
     Cookie,
@@ -142,6 +151,7 @@ pub(crate) enum SessionType {
 
 /// How long a session's cookie lives.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct CookieConfig {
     /// Absent for the browser's session.
@@ -150,6 +160,7 @@ pub(crate) struct CookieConfig {
 
 /// When a cookie ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub(crate) enum CookieLifetime {
     /// After `absoluteTimeout`.
     Permanent,

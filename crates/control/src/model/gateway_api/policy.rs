@@ -9,6 +9,7 @@ use crate::model::duration::Span;
 
 /// The `spec` of a ReferenceGrant: who may refer to objects of its namespace.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct ReferenceGrant {
     /// Who may.
@@ -19,6 +20,7 @@ pub(crate) struct ReferenceGrant {
 
 /// Objects of a kind in a namespace.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct GrantFrom {
     /// API group; empty for the core one.
@@ -31,6 +33,7 @@ pub(crate) struct GrantFrom {
 
 /// Objects of a kind, or one of them.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct GrantTo {
     /// API group; empty for the core one.
@@ -43,6 +46,7 @@ pub(crate) struct GrantTo {
 
 /// The `spec` of a BackendTLSPolicy: how gateways speak TLS to a service.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct BackendTlsPolicy {
     /// The services.
@@ -55,6 +59,7 @@ pub(crate) struct BackendTlsPolicy {
 
 /// An object in the same namespace, or a part of it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct TargetSection {
     /// API group; empty for the core one.
@@ -69,6 +74,7 @@ pub(crate) struct TargetSection {
 
 /// Whose certificates are believed.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct BackendValidation {
     /// ConfigMaps with roots in `ca.crt`.
@@ -84,6 +90,7 @@ pub(crate) struct BackendValidation {
 
 /// Roots that need not be given.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub(crate) enum WellKnownCa {
     /// Those of the machine.
     System,
@@ -91,6 +98,7 @@ pub(crate) enum WellKnownCa {
 
 /// A name in a certificate.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct SubjectAltName {
     /// Which of the two is meant.
@@ -105,6 +113,7 @@ pub(crate) struct SubjectAltName {
 
 /// What sort of name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub(crate) enum SubjectAltNameType {
     /// A host name.
     Hostname,
@@ -115,6 +124,7 @@ pub(crate) enum SubjectAltNameType {
 
 /// The `spec` of an XBackendTrafficPolicy (experimental).
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct BackendTrafficPolicy {
     /// The services.
@@ -127,6 +137,7 @@ pub(crate) struct BackendTrafficPolicy {
 
 /// How many requests may be retries.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct RetryConstraint {
     /// As a share.
@@ -137,6 +148,7 @@ pub(crate) struct RetryConstraint {
 
 /// A share of requests over a time.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct Budget {
     /// 0 to 100; absent for 20.
@@ -147,6 +159,7 @@ pub(crate) struct Budget {
 
 /// A number of requests over a time.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct RequestRate {
     /// Requests; absent for 10.

@@ -8,6 +8,7 @@ use crate::model::duration::Span;
 
 /// The `spec` of an HTTPRoute.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct HttpRoute {
     /// What it attaches to.
@@ -22,6 +23,7 @@ pub(crate) struct HttpRoute {
 
 /// A rule of an HTTPRoute.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct HttpRule {
     /// Name, unique within the route.
@@ -42,6 +44,7 @@ pub(crate) struct HttpRule {
 
 /// How long an answer may take.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct Timeouts {
     /// With all attempts; 0 for ever.
@@ -52,6 +55,7 @@ pub(crate) struct Timeouts {
 
 /// When a request is sent again.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct Retry {
     /// After which status codes, 400 to 599.
@@ -64,6 +68,7 @@ pub(crate) struct Retry {
 
 /// Conditions of which all must hold.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct HttpMatch {
     /// Path; absent for the prefix `/`.
@@ -78,6 +83,7 @@ pub(crate) struct HttpMatch {
 
 /// What a path must look like.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct PathMatch {
     /// Absent for `PathPrefix`.
@@ -88,6 +94,7 @@ pub(crate) struct PathMatch {
 
 /// How a path is compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub(crate) enum PathMatchType {
     /// The whole path.
     Exact,
@@ -99,6 +106,7 @@ pub(crate) enum PathMatchType {
 
 /// What a header or query parameter must look like.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct NamedMatch {
     /// Absent for `Exact`.
@@ -111,6 +119,7 @@ pub(crate) struct NamedMatch {
 
 /// How a value is compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub(crate) enum MatchType {
     /// The whole value.
     Exact,
@@ -120,6 +129,7 @@ pub(crate) enum MatchType {
 
 /// A method of HTTP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub(crate) enum Method {
     Get,
@@ -135,6 +145,7 @@ pub(crate) enum Method {
 
 /// A weighted target of an HTTPRoute or GRPCRoute.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct HttpBackend {
     /// API group; absent or empty for the core one.
@@ -155,6 +166,7 @@ pub(crate) struct HttpBackend {
 
 /// The `spec` of a GRPCRoute.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct GrpcRoute {
     /// What it attaches to.
@@ -169,6 +181,7 @@ pub(crate) struct GrpcRoute {
 
 /// A rule of a GRPCRoute.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct GrpcRule {
     /// Name, unique within the route.
@@ -185,6 +198,7 @@ pub(crate) struct GrpcRule {
 
 /// Conditions of which all must hold.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct GrpcMatch {
     /// gRPC service and method.
@@ -195,6 +209,7 @@ pub(crate) struct GrpcMatch {
 
 /// Which gRPC service and method.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct GrpcMethodMatch {
     /// Absent for `Exact`.
@@ -207,6 +222,7 @@ pub(crate) struct GrpcMethodMatch {
 
 /// The `spec` of a TLSRoute.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct TlsRoute {
     /// What it attaches to.
@@ -221,6 +237,7 @@ pub(crate) struct TlsRoute {
 
 /// The `spec` of a TCPRoute.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct TcpRoute {
     /// What it attaches to.
@@ -233,6 +250,7 @@ pub(crate) struct TcpRoute {
 
 /// The `spec` of a UDPRoute, which no proxy of a mesh carries: it is read to be answered.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct UdpRoute {
     /// What it attaches to.
@@ -245,6 +263,7 @@ pub(crate) struct UdpRoute {
 
 /// A rule for connections or datagrams.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct StreamRule {
     /// Name, unique within the route.
@@ -255,6 +274,7 @@ pub(crate) struct StreamRule {
 
 /// A weighted target of connections.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct StreamBackend {
     /// API group; absent or empty for the core one.

@@ -24,6 +24,7 @@ use super::virtual_service::Retries;
 
 /// Settings of the whole mesh, of key `mesh`. What is not written has Istio's default.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct MeshConfig {
     /// Outbound capture port, 15001.
@@ -134,6 +135,7 @@ pub(crate) struct MeshConfig {
 
 /// Which Ingresses count.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub(crate) enum IngressControllerMode {
     #[default]
@@ -145,6 +147,7 @@ pub(crate) enum IngressControllerMode {
 
 /// The form of access log lines.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub(crate) enum AccessLogEncoding {
     #[default]
@@ -154,6 +157,7 @@ pub(crate) enum AccessLogEncoding {
 
 /// What becomes of traffic to destinations that the mesh does not know.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct OutboundTrafficPolicy {
     /// REGISTRY_ONLY / ALLOW_ANY (default) / ALLOW_ANY_DYNAMIC_DNS.
@@ -164,6 +168,7 @@ pub(crate) struct OutboundTrafficPolicy {
 
 /// Whether unknown destinations may be reached.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub(crate) enum OutboundMode {
     /// They are refused.
@@ -177,6 +182,7 @@ pub(crate) enum OutboundMode {
 
 /// What becomes of traffic to ports that no service has.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct InboundTrafficPolicy {
     /// PASSTHROUGH or LOCALHOST.
@@ -185,6 +191,7 @@ pub(crate) struct InboundTrafficPolicy {
 
 /// Where such traffic goes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub(crate) enum InboundMode {
     #[default]
@@ -194,6 +201,7 @@ pub(crate) enum InboundMode {
 
 /// Another source of configuration.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct ConfigSource {
     /// Fs:///, k8s://, xds://.
@@ -206,6 +214,7 @@ pub(crate) struct ConfigSource {
 
 /// What a source gives.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub(crate) enum SourceResource {
     #[default]
@@ -214,6 +223,7 @@ pub(crate) enum SourceResource {
 
 /// A root of trust.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct CertificateData {
     /// PEM roots.
@@ -228,6 +238,7 @@ pub(crate) struct CertificateData {
 
 /// Whether HTTP/1.1 is carried by HTTP/2 between proxies.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub(crate) enum MeshH2Upgrade {
     #[default]
@@ -237,6 +248,7 @@ pub(crate) enum MeshH2Upgrade {
 
 /// A certificate that the control plane provides.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct Certificate {
     /// Secret to write.
@@ -247,6 +259,7 @@ pub(crate) struct Certificate {
 
 /// Settings for services.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct ServiceSettings {
     /// Settings for hosts.
@@ -257,6 +270,7 @@ pub(crate) struct ServiceSettings {
 
 /// Where a service is served from.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct ServiceLocality {
     /// Keep traffic in the cluster.
@@ -265,6 +279,7 @@ pub(crate) struct ServiceLocality {
 
 /// How far services reach in a mesh of several clusters.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct ServiceScope {
     /// Namespace labels.
@@ -277,6 +292,7 @@ pub(crate) struct ServiceScope {
 
 /// How far a service reaches.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub(crate) enum Scope {
     #[default]
@@ -286,6 +302,7 @@ pub(crate) enum Scope {
 
 /// A certificate authority outside the mesh.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct Ca {
     /// External CA gRPC address.
@@ -300,6 +317,7 @@ pub(crate) struct Ca {
 
 /// Providers that are used where no Telemetry says otherwise.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct DefaultProviders {
     /// Default tracers.
@@ -312,6 +330,7 @@ pub(crate) struct DefaultProviders {
 
 /// How request paths are brought into one form.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct PathNormalization {
     /// NONE / BASE / MERGE_SLASHES / DECODE_AND_MERGE_SLASHES.
@@ -320,6 +339,7 @@ pub(crate) struct PathNormalization {
 
 /// How far paths are normalised.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub(crate) enum Normalization {
     #[default]
@@ -332,6 +352,7 @@ pub(crate) enum Normalization {
 
 /// Parameters of TLS.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct TlsParameters {
     /// TLSV1_2 / TLSV1_3.
@@ -344,6 +365,7 @@ pub(crate) struct TlsParameters {
 
 /// A version of TLS.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub(crate) enum TlsProtocol {
     #[default]
     #[serde(rename = "TLS_AUTO")]
@@ -356,6 +378,7 @@ pub(crate) enum TlsProtocol {
 
 /// Policies for all services that have none of their own.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct DefaultTrafficPolicy {
     /// Default limits.
@@ -366,6 +389,7 @@ pub(crate) struct DefaultTrafficPolicy {
 
 /// Who sees ServiceEntries.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct ServiceEntryVisibility {
     /// Visibility if no policy matches.
@@ -378,6 +402,7 @@ pub(crate) struct ServiceEntryVisibility {
 
 /// Who sees a ServiceEntry.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub(crate) enum Visibility {
     #[default]
     #[serde(rename = "VISIBILITY_UNSPECIFIED")]
@@ -392,6 +417,7 @@ pub(crate) enum Visibility {
 
 /// Who sees the ServiceEntries of some namespaces.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct VisibilityPolicy {
     /// Visibility granted.
@@ -402,6 +428,7 @@ pub(crate) struct VisibilityPolicy {
 
 /// Which namespaces a policy is for.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct VisibilityRule {
     /// Namespaces matched.

@@ -9,6 +9,7 @@ use crate::model::diagnostic::Finding;
 
 /// A network: endpoints that reach each other directly.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct Network {
     /// Endpoint sources.
@@ -19,6 +20,7 @@ pub(crate) struct Network {
 
 /// Which endpoints are in a network.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct NetworkEndpoints {
     /// CIDR belongs to network.
@@ -29,6 +31,7 @@ pub(crate) struct NetworkEndpoints {
 
 /// How a network is entered from others.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct NetworkGateway {
     /// Gateway Service FQDN.
@@ -43,6 +46,7 @@ pub(crate) struct NetworkGateway {
 
 /// The networks of the mesh.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct MeshNetworks {
     /// Networks by id.

@@ -9,6 +9,7 @@ use crate::model::duration::Span;
 
 /// A provider of telemetry, authorization or secrets, by name.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct ExtensionProvider {
     /// Unique provider name.
@@ -47,6 +48,7 @@ pub(crate) struct ExtensionProvider {
 
 /// An authorizer spoken to by HTTP.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct HttpAuthz {
     /// Service of the authorizer, `host` or `namespace/host`.
@@ -81,6 +83,7 @@ pub(crate) struct HttpAuthz {
 
 /// How much of a body an authorizer is shown.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct AuthzRequestBody {
     /// Buffer limit, 413 above.
@@ -93,6 +96,7 @@ pub(crate) struct AuthzRequestBody {
 
 /// An authorizer spoken to by gRPC.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct GrpcAuthz {
     /// Service, `host` or `namespace/host`.
@@ -113,6 +117,7 @@ pub(crate) struct GrpcAuthz {
 
 /// Traces to Zipkin.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct Zipkin {
     /// Collector service.
@@ -135,6 +140,7 @@ pub(crate) struct Zipkin {
 
 /// Which trace headers are read and written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub(crate) enum TraceContextOption {
     #[default]
@@ -144,6 +150,7 @@ pub(crate) enum TraceContextOption {
 
 /// A header with a literal value or one from the environment.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct HttpHeader {
     /// Header name.
@@ -156,6 +163,7 @@ pub(crate) struct HttpHeader {
 
 /// Traces to Lightstep.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct Lightstep {
     /// Satellite service.
@@ -170,6 +178,7 @@ pub(crate) struct Lightstep {
 
 /// Traces to Datadog.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct Datadog {
     /// Agent service.
@@ -182,6 +191,7 @@ pub(crate) struct Datadog {
 
 /// Traces, logs and metrics to Google Cloud.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct Stackdriver {
     /// Deprecated: stdout exporter.
@@ -200,6 +210,7 @@ pub(crate) struct Stackdriver {
 
 /// Logs to Google Cloud.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct StackdriverLogging {
     /// Log labels as CEL.
@@ -208,6 +219,7 @@ pub(crate) struct StackdriverLogging {
 
 /// Traces to an OpenCensus agent.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct OpenCensus {
     /// Agent service.
@@ -222,6 +234,7 @@ pub(crate) struct OpenCensus {
 
 /// A form of trace headers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub(crate) enum TraceContext {
     #[default]
@@ -234,6 +247,7 @@ pub(crate) enum TraceContext {
 
 /// Traces to SkyWalking.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct SkyWalking {
     /// OAP service.
@@ -246,6 +260,7 @@ pub(crate) struct SkyWalking {
 
 /// Traces by OTLP.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct OpenTelemetry {
     /// OTLP collector.
@@ -268,6 +283,7 @@ pub(crate) struct OpenTelemetry {
 
 /// How a provider is spoken to by HTTP.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct HttpService {
     /// URL path.
@@ -280,6 +296,7 @@ pub(crate) struct HttpService {
 
 /// How a provider is spoken to by gRPC.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct GrpcService {
     /// RPC timeout.
@@ -290,6 +307,7 @@ pub(crate) struct GrpcService {
 
 /// What finds out the attributes of the traced resource.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct ResourceDetectors {
     /// OTEL_RESOURCE_ATTRIBUTES detector.
@@ -300,16 +318,19 @@ pub(crate) struct ResourceDetectors {
 
 /// Attributes from `OTEL_RESOURCE_ATTRIBUTES`.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct EnvironmentResourceDetector {}
 
 /// Attributes from Dynatrace's files.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct DynatraceResourceDetector {}
 
 /// Where the attributes of the service come from.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub(crate) enum ServiceAttributeEnrichment {
     #[default]
@@ -319,6 +340,7 @@ pub(crate) enum ServiceAttributeEnrichment {
 
 /// Dynatrace's sampling.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct DynatraceSampler {
     /// Dynatrace tenant.
@@ -333,6 +355,7 @@ pub(crate) struct DynatraceSampler {
 
 /// Where Dynatrace's sampler is configured from.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct DynatraceApi {
     /// API service.
@@ -345,11 +368,13 @@ pub(crate) struct DynatraceApi {
 
 /// Metrics for Prometheus to collect.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct Prometheus {}
 
 /// Access logs into a file.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct FileAccessLog {
     /// File path.
@@ -362,6 +387,7 @@ pub(crate) struct FileAccessLog {
 
 /// The form of a line.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct FileLogFormat {
     /// Text format string.
@@ -372,6 +398,7 @@ pub(crate) struct FileLogFormat {
 
 /// Logs of requests by gRPC.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct HttpAls {
     /// ALS service.
@@ -392,6 +419,7 @@ pub(crate) struct HttpAls {
 
 /// Logs of connections by gRPC.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct TcpAls {
     /// ALS service.
@@ -406,6 +434,7 @@ pub(crate) struct TcpAls {
 
 /// Logs by OTLP.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct OtelAls {
     /// OTLP service.
@@ -420,6 +449,7 @@ pub(crate) struct OtelAls {
 
 /// The form of a log record.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct OtelLogFormat {
     /// Body format string.
@@ -430,6 +460,7 @@ pub(crate) struct OtelLogFormat {
 
 /// A server of secrets.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct Sds {
     /// Provider name in credentialName sds://.

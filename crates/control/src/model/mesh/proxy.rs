@@ -13,6 +13,7 @@ use crate::model::workload_group::ReadinessProbe;
 
 /// How requests are traced, as older configurations write it.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct Tracing {
     /// Zipkin.
@@ -39,6 +40,7 @@ pub(crate) struct Tracing {
 
 /// Traces to Zipkin.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct Zipkin {
     /// Host:port of collector.
@@ -47,6 +49,7 @@ pub(crate) struct Zipkin {
 
 /// Traces to Lightstep.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct Lightstep {
     /// Satellite address.
@@ -57,6 +60,7 @@ pub(crate) struct Lightstep {
 
 /// Traces to Datadog.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct Datadog {
     /// Agent address.
@@ -65,6 +69,7 @@ pub(crate) struct Datadog {
 
 /// Traces to Google Cloud.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct Stackdriver {
     /// Stdout.
@@ -79,6 +84,7 @@ pub(crate) struct Stackdriver {
 
 /// Traces to an OpenCensus agent.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct OpenCensusAgent {
     /// Agent address.
@@ -89,6 +95,7 @@ pub(crate) struct OpenCensusAgent {
 
 /// A form of trace headers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub(crate) enum TraceContext {
     #[default]
@@ -101,6 +108,7 @@ pub(crate) enum TraceContext {
 
 /// Where the value of a tag comes from.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct CustomTag {
     /// Fixed value.
@@ -113,6 +121,7 @@ pub(crate) struct CustomTag {
 
 /// A tag with a fixed value.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct LiteralTag {
     /// Value.
@@ -121,6 +130,7 @@ pub(crate) struct LiteralTag {
 
 /// A tag from the proxy's environment.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct EnvironmentTag {
     /// Variable.
@@ -131,6 +141,7 @@ pub(crate) struct EnvironmentTag {
 
 /// A tag from a request header.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct HeaderTag {
     /// Header.
@@ -141,6 +152,7 @@ pub(crate) struct HeaderTag {
 
 /// Unused.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct Sds {
     /// Use SDS.
@@ -151,6 +163,7 @@ pub(crate) struct Sds {
 
 /// What stands in front of a gateway.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct Topology {
     /// Trusted hops before gateway.
@@ -163,6 +176,7 @@ pub(crate) struct Topology {
 
 /// What becomes of the header `x-forwarded-client-cert`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub(crate) enum ForwardClientCertDetails {
     #[default]
@@ -176,11 +190,13 @@ pub(crate) enum ForwardClientCertDetails {
 
 /// That connections begin with the PROXY protocol.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct ProxyProtocolSettings {}
 
 /// Hardware that computes with private keys.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct PrivateKeyProvider {
     /// AVX-512 CryptoMB.
@@ -191,6 +207,7 @@ pub(crate) struct PrivateKeyProvider {
 
 /// CryptoMB.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct CryptoMb {
     /// Batch poll delay.
@@ -201,6 +218,7 @@ pub(crate) struct CryptoMb {
 
 /// QuickAssist.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct Qat {
     /// Poll delay.
@@ -211,6 +229,7 @@ pub(crate) struct Qat {
 
 /// What a proxy is started with. What is not written has Istio's default.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct ProxyConfig {
     /// Generated config dir ./etc/istio/proxy.
@@ -297,6 +316,7 @@ pub(crate) struct ProxyConfig {
 
 /// How the service of a trace is named.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub(crate) enum TracingServiceName {
     #[default]
@@ -307,6 +327,7 @@ pub(crate) enum TracingServiceName {
 
 /// How the control plane is spoken to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub(crate) enum AuthenticationPolicy {
     #[default]
@@ -317,6 +338,7 @@ pub(crate) enum AuthenticationPolicy {
 
 /// How traffic gets to the proxy.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub(crate) enum InboundInterceptionMode {
     #[default]
@@ -327,6 +349,7 @@ pub(crate) enum InboundInterceptionMode {
 
 /// A service that proxies send to.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct RemoteService {
     /// Host:port.
@@ -339,6 +362,7 @@ pub(crate) struct RemoteService {
 
 /// Which of Envoy's stats are kept.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct ProxyStatsMatcher {
     /// Prefixes.
@@ -351,6 +375,7 @@ pub(crate) struct ProxyStatsMatcher {
 
 /// Headers that a proxy adds.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct ProxyHeaders {
     /// XFCC mode.
@@ -377,6 +402,7 @@ pub(crate) struct ProxyHeaders {
 
 /// What is written into `x-forwarded-client-cert`.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct SetCurrentClientCertDetails {
     /// XFCC Subject.
@@ -393,6 +419,7 @@ pub(crate) struct SetCurrentClientCertDetails {
 
 /// The header `x-request-id`.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct RequestIdHeader {
     /// No x-request-id.
@@ -401,6 +428,7 @@ pub(crate) struct RequestIdHeader {
 
 /// The header `server`.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct ServerHeader {
     /// Drop server header.
@@ -411,6 +439,7 @@ pub(crate) struct ServerHeader {
 
 /// The header `x-envoy-attempt-count`.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct AttemptCountHeader {
     /// No x-envoy-attempt-count.
@@ -419,6 +448,7 @@ pub(crate) struct AttemptCountHeader {
 
 /// Headers such as `x-envoy-upstream-service-time`.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct EnvoyDebugHeaders {
     /// Suppress x-envoy-* headers.
@@ -427,6 +457,7 @@ pub(crate) struct EnvoyDebugHeaders {
 
 /// The headers `x-envoy-peer-metadata` and `x-envoy-peer-metadata-id`.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct MetadataExchangeHeaders {
     /// IN_MESH: not to external services.
@@ -435,6 +466,7 @@ pub(crate) struct MetadataExchangeHeaders {
 
 /// Who is sent these headers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub(crate) enum MetadataExchangeMode {
     #[default]
@@ -444,6 +476,7 @@ pub(crate) enum MetadataExchangeMode {
 
 /// The header `x-forwarded-host`.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct XForwardedHost {
     /// Append x-forwarded-host.
@@ -452,6 +485,7 @@ pub(crate) struct XForwardedHost {
 
 /// The header `x-forwarded-port`.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct XForwardedPort {
     /// Append x-forwarded-port.
@@ -460,6 +494,7 @@ pub(crate) struct XForwardedPort {
 
 /// Limits and timeouts of connections.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct ConnectionSettings {
     /// Preset (EDGE hardening).
@@ -502,6 +537,7 @@ pub(crate) struct ConnectionSettings {
 
 /// A set of defaults.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub(crate) enum Profile {
     #[default]
@@ -511,6 +547,7 @@ pub(crate) enum Profile {
 
 /// What becomes of headers with underscores.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub(crate) enum HeadersWithUnderscoresAction {
     #[default]
     #[serde(rename = "HEADERS_WITH_UNDERSCORES_UNSPECIFIED")]
@@ -525,6 +562,7 @@ pub(crate) enum HeadersWithUnderscoresAction {
 
 /// What becomes of paths with escaped slashes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub(crate) enum PathWithEscapedSlashesAction {
     #[default]

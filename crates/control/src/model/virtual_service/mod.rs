@@ -13,6 +13,7 @@ use super::string_match::StringMatch;
 
 /// The `spec` of a VirtualService.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct VirtualService {
     /// Destination hostnames (FQDN, short, wildcard prefix) the rules own.
@@ -31,6 +32,7 @@ pub(crate) struct VirtualService {
 
 /// One HTTP rule: when it applies and what it does.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct HttpRoute {
     /// Route name for logs and EnvoyFilter match.
@@ -69,6 +71,7 @@ pub(crate) struct HttpRoute {
 
 /// Conditions of which all must hold.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct HttpMatch {
     /// Match name appended to route name.
@@ -103,6 +106,7 @@ pub(crate) struct HttpMatch {
 
 /// A weighted target of an HTTP rule.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct HttpDestination {
     /// Target service.
@@ -115,6 +119,7 @@ pub(crate) struct HttpDestination {
 
 /// A service, its port and its subset.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct Destination {
     /// Service name looked up in the registry.
@@ -127,6 +132,7 @@ pub(crate) struct Destination {
 
 /// A port by number.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct PortSelector {
     /// Port number.
@@ -135,6 +141,7 @@ pub(crate) struct PortSelector {
 
 /// 0.0 to 100.0.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct Percent {
     /// 0.0–100.0.
@@ -142,6 +149,7 @@ pub(crate) struct Percent {
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct Redirect {
     /// Replace whole path.
@@ -162,6 +170,7 @@ pub(crate) struct Redirect {
 
 /// Where the port of a redirect comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub(crate) enum DerivePort {
     FromProtocolDefault,
@@ -169,6 +178,7 @@ pub(crate) enum DerivePort {
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct DirectResponse {
     /// Response code.
@@ -179,6 +189,7 @@ pub(crate) struct DirectResponse {
 
 /// A body as text or base64.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct Body {
     /// Body as string.
@@ -188,6 +199,7 @@ pub(crate) struct Body {
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct Delegate {
     /// Delegate VirtualService name.
@@ -197,6 +209,7 @@ pub(crate) struct Delegate {
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct Rewrite {
     /// Replace path or matched prefix.
@@ -208,6 +221,7 @@ pub(crate) struct Rewrite {
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct RegexRewrite {
     /// RE2 pattern.
@@ -217,6 +231,7 @@ pub(crate) struct RegexRewrite {
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct Retries {
     /// Number of retries; 0 disables; default 2.
@@ -234,6 +249,7 @@ pub(crate) struct Retries {
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct Fault {
     /// Delay requests.
@@ -243,6 +259,7 @@ pub(crate) struct Fault {
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct Delay {
     /// Deprecated: integer percent.
@@ -256,6 +273,7 @@ pub(crate) struct Delay {
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct Abort {
     /// HTTP status to return.
@@ -269,6 +287,7 @@ pub(crate) struct Abort {
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct Mirror {
     /// Shadow destination.
@@ -278,6 +297,7 @@ pub(crate) struct Mirror {
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct CorsPolicy {
     /// Deprecated: exact origins.
@@ -299,6 +319,7 @@ pub(crate) struct CorsPolicy {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub(crate) enum UnmatchedPreflights {
     Unspecified,
@@ -308,6 +329,7 @@ pub(crate) enum UnmatchedPreflights {
 
 /// Header changes on the way up and on the way back.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct Headers {
     /// Operations before forwarding upstream.
@@ -317,6 +339,7 @@ pub(crate) struct Headers {
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct HeaderOperations {
     /// Overwrite header values (:authority/host => host rewrite).
@@ -329,6 +352,7 @@ pub(crate) struct HeaderOperations {
 
 /// A rule for TLS connections that are not terminated, by SNI.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct TlsRoute {
     /// SNI and L4 conditions (required).
@@ -338,6 +362,7 @@ pub(crate) struct TlsRoute {
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct TlsMatch {
     /// SNI values, wildcard prefix allowed.
@@ -356,6 +381,7 @@ pub(crate) struct TlsMatch {
 
 /// A rule for TCP connections.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct TcpRoute {
     /// L4 conditions; empty = all.
@@ -365,6 +391,7 @@ pub(crate) struct TcpRoute {
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct L4Match {
     /// Destination CIDRs.
@@ -383,6 +410,7 @@ pub(crate) struct L4Match {
 
 /// A weighted target of a TCP or TLS rule.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct RouteDestination {
     /// Target service.
