@@ -85,7 +85,10 @@ fn every_field_is_honoured_refused_or_reported() {
     );
     if !update {
         let superfluous: Vec<&String> = listed.difference(&wanting).collect();
-        assert!(superfluous.is_empty(), "no longer wanting, run `cargo xtask compatibility`:\n{superfluous:#?}");
+        assert!(
+            superfluous.is_empty(),
+            "no longer wanting, run `cargo xtask compatibility`:\n{superfluous:#?}"
+        );
         let current = fs::read_to_string(root.join(DOCUMENT)).unwrap_or_default();
         assert!(current == document, "{DOCUMENT} is out of date: run `cargo xtask compatibility`");
     }
@@ -273,8 +276,12 @@ fn fields_of_goldens() -> BTreeMap<(String, String), BTreeSet<String>> {
                 continue;
             }
             let inner = |key: &str| node.find("data").and_then(|data| data.find(key)).and_then(Node::as_str);
-            for (key, title, schema) in [("mesh", "MeshConfig", schema), ("meshNetworks", "MeshNetworks", &networks)] {
-                for document in yaml::parse(inner(key).unwrap_or_default(), Dialect::Kubernetes).unwrap_or_default() {
+            for (key, title, schema) in
+                [("mesh", "MeshConfig", schema), ("meshNetworks", "MeshNetworks", &networks)]
+            {
+                for document in
+                    yaml::parse(inner(key).unwrap_or_default(), Dialect::Kubernetes).unwrap_or_default()
+                {
                     add(title, schema, &document, "");
                 }
             }
@@ -289,7 +296,8 @@ fn occurring(schema: &Value, node: &Node<'_>, path: &str, found: &mut Vec<String
         Shape::Fields(fields) => {
             for entry in node.entries().iter().filter(|entry| !entry.value.is_null()) {
                 let Some(schema) = fields.get(entry.key.as_ref()) else { continue };
-                let path = if path.is_empty() { entry.key.to_string() } else { format!("{path}.{}", entry.key) };
+                let path =
+                    if path.is_empty() { entry.key.to_string() } else { format!("{path}.{}", entry.key) };
                 found.push(path.clone());
                 occurring(schema, &entry.value, &path, found);
             }

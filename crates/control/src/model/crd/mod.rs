@@ -205,7 +205,9 @@ fn structural(schema: &Value) -> Value {
                     made[key] = json!(limit);
                 }
             }
-            if let Some(format @ ("int32" | "int64" | "double")) = object.get("format").and_then(Value::as_str) {
+            if let Some(format @ ("int32" | "int64" | "double")) =
+                object.get("format").and_then(Value::as_str)
+            {
                 made["format"] = json!(format);
             }
         }
@@ -405,7 +407,10 @@ fn shared(kind: Kind) -> Vec<(&'static str, Value)> {
         all.push(("spec.**.matchLabels{}", no_wildcard()));
         all.push((
             "spec.**.matchLabels",
-            rule("self.all(key, key.size() > 0 && !key.contains('*'))", "a label has a name, without wildcards"),
+            rule(
+                "self.all(key, key.size() > 0 && !key.contains('*'))",
+                "a label has a name, without wildcards",
+            ),
         ));
     }
     if matches!(kind, Kind::EnvoyFilter | Kind::Sidecar | Kind::ServiceEntry) {
@@ -578,7 +583,10 @@ fn service_entry(port: impl Fn() -> Value) -> Vec<(&'static str, Value)> {
         ),
         (
             "spec.ports",
-            rule("self.all(one, self.exists_one(two, one.number == two.number))", "port numbers are different"),
+            rule(
+                "self.all(one, self.exists_one(two, one.number == two.number))",
+                "port numbers are different",
+            ),
         ),
         ("spec.ports[]", required(&["number", "name"])),
         ("spec.ports[].name", json!({"maxLength": 256})),
@@ -589,7 +597,13 @@ fn service_entry(port: impl Fn() -> Value) -> Vec<(&'static str, Value)> {
         ("spec.endpoints[].labels", json!({"maxProperties": 256})),
     ];
     let endpoint = "spec.endpoints[]";
-    all.extend(workload(endpoint, "spec.endpoints[].address", "spec.endpoints[].ports", "spec.endpoints[].ports{}", port));
+    all.extend(workload(
+        endpoint,
+        "spec.endpoints[].address",
+        "spec.endpoints[].ports",
+        "spec.endpoints[].ports{}",
+        port,
+    ));
     all
 }
 
@@ -625,10 +639,7 @@ fn telemetry() -> Vec<(&'static str, Value)> {
     vec![
         ("spec.**.providers[]", required(&["name"])),
         ("spec.**.providers[].name", not_empty()),
-        (
-            "spec.tracing[].customTags{}",
-            one_of(&["literal", "environment", "header", "formatter"]),
-        ),
+        ("spec.tracing[].customTags{}", one_of(&["literal", "environment", "header", "formatter"])),
         ("spec.tracing[].customTags{}.environment", required(&["name"])),
         ("spec.tracing[].customTags{}.environment.name", not_empty()),
         ("spec.tracing[].customTags{}.formatter", required(&["value"])),

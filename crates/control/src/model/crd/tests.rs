@@ -37,7 +37,10 @@ fn files_are_up_to_date() {
 fn schemas_are_structural() {
     fn check(schema: &Value, path: &str) {
         let kind = schema.get("type").and_then(Value::as_str).unwrap_or_default();
-        assert!(["object", "array", "string", "integer", "number", "boolean"].contains(&kind), "{path}: {schema}");
+        assert!(
+            ["object", "array", "string", "integer", "number", "boolean"].contains(&kind),
+            "{path}: {schema}"
+        );
         for key in ["$ref", "$defs", "const", "patternProperties", "default", "title"] {
             assert!(schema.get(key).is_none(), "{path} has {key}");
         }
@@ -105,7 +108,11 @@ fn what_is_wrong_is_refused() {
     check("VirtualService", "{http: [{match: [{port: -1}]}]}", "port: out of bounds");
     check("DestinationRule", "{}", "spec: host is missing");
     check("DestinationRule", "{host: a, trafficPolicy: {tls: {mode: NONE}}}", "mode: none of the values");
-    check("DestinationRule", "{host: a, trafficPolicy: {loadBalancer: {simple: RANDOM, consistentHash: {}}}}", "no single choice");
+    check(
+        "DestinationRule",
+        "{host: a, trafficPolicy: {loadBalancer: {simple: RANDOM, consistentHash: {}}}}",
+        "no single choice",
+    );
     check("Gateway", "{servers: [{port: {number: 80}}]}", "protocol is missing");
     check("ServiceEntry", "{hosts: []}", "spec.hosts: out of bounds");
     check("ServiceEntry", "{hosts: [a], ports: [{number: 70000, name: a}]}", "number: out of bounds");
@@ -113,9 +120,17 @@ fn what_is_wrong_is_refused() {
     check("Sidecar", "{egress: [{}]}", "hosts is missing");
     check("EnvoyFilter", "{configPatches: [{applyTo: NOTHING}]}", "none of the values");
     check("PeerAuthentication", "{portLevelMtls: {80: {mode: ON_}}}", "none of the values");
-    check("RequestAuthentication", "{jwtRules: [{outputClaimToHeaders: [{header: 'a:b', claim: c}]}]}", "no match");
+    check(
+        "RequestAuthentication",
+        "{jwtRules: [{outputClaimToHeaders: [{header: 'a:b', claim: c}]}]}",
+        "no match",
+    );
     check("AuthorizationPolicy", "{targetRefs: [{kind: '', name: a}]}", "kind: out of bounds");
-    check("Telemetry", "{tracing: [{customTags: {a: {literal: {value: b}, header: {name: c}}}}]}", "no single choice");
+    check(
+        "Telemetry",
+        "{tracing: [{customTags: {a: {literal: {value: b}, header: {name: c}}}}]}",
+        "no single choice",
+    );
     check("Telemetry", "{tracing: [{randomSamplingPercentage: 101}]}", "out of bounds");
     check("ProxyConfig", "{concurrency: many}", "not of type integer");
     check("WorkloadEntry", "{ports: {http: 0}}", "out of bounds");
