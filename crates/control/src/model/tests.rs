@@ -529,6 +529,50 @@ accessLogging: [{filter: {}}]
 }
 
 #[test]
+fn mesh_configs() {
+    let check = |mesh: &str, expected: Expect| {
+        let documents = yaml::parse(mesh, Dialect::Kubernetes).unwrap();
+        let (config, _) = yaml::from_node::<super::MeshConfig>(&documents[0]).unwrap();
+        let told: String = config
+            .validate()
+            .iter()
+            .map(|finding| format!("{:?} {}: {}\n", finding.severity, finding.path, finding.message))
+            .collect();
+        expected.assert_eq(&told);
+    };
+    check("{accessLogFile: /dev/stdout}", expect![""]);
+    check(
+        "\
+accessLogEncoding: JSON
+accessLogFormat: '[%PROTOCOL%]'
+proxyListenPort: 0
+connectTimeout: 2h
+trustDomain: a_b
+trustDomainAliases: [c.d, '']
+caCertificates: [{}]
+meshMTLS: {ecdhCurves: [P-256]}
+tlsDefaults: {ecdhCurves: [P-256, P-256, P-1]}
+defaultHttpRetryPolicy: {attempts: -1}
+defaultTrafficPolicy: {connectionPool: {}}
+localityLbSetting: {distribute: [{from: a, to: {b: 1}}]}
+defaultConfig:
+  drainDuration: 1.5s
+  discoveryAddress: nowhere
+  concurrency: -1
+  statusPort: 70000
+  tracing: {sampling: 101, zipkin: {address: x}, datadog: {address: '$(HOST_IP):8126'}, customTags: {a: {}}}
+  privateKeyProvider: {cryptomb: {}}
+  connectionSettings: {listenerConnectionLimit: -1}
+extensionProviders:
+- {name: a, zipkin: {service: 'b c', port: 0}, prometheus: {}}
+- {name: a, envoyExtAuthzHttp: {service: ns/a.example.com, port: 80, statusOnError: x, includeRequestBodyInCheck: {}}}
+- {}
+",
+        expect![[r#""#]],
+    );
+}
+
+#[test]
 fn envoy_filters() {
     check(
         "networking.istio.io/v1alpha3",

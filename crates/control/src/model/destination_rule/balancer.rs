@@ -127,7 +127,8 @@ pub(crate) fn locality(check: &mut Check, setting: &LocalityLb, ejects: bool) {
     }
 }
 
-fn zone_aware(check: &mut Check, setting: &ZoneAwareLb, ejects: bool) {
+/// How zones are preferred, in a rule or in the mesh.
+pub(crate) fn zone_aware(check: &mut Check, setting: &ZoneAwareLb, ejects: bool) {
     check.each("failoverPriority", &setting.failover_priority, |check, label| {
         if PLACES.contains(&label.as_str()) {
             check.invalid(format!("{label} must not be given: places are gone by already"));

@@ -4,20 +4,18 @@
 pub(crate) mod network;
 pub(crate) mod provider;
 pub(crate) mod proxy;
+mod validate;
 
 use std::time::Duration;
 
 use serde::Deserialize;
-use serde_json::Value;
 
 use self::network::MeshNetworks;
 use self::provider::ExtensionProvider;
 use self::proxy::ProxyConfig;
-use super::check::Check;
 use super::destination_rule::{
-    ClientTls, ConnectionPool, LocalityLb, OutlierDetection, TcpKeepalive, ZoneAwareLb, balancer,
+    ClientTls, ConnectionPool, LocalityLb, OutlierDetection, TcpKeepalive, ZoneAwareLb,
 };
-use super::diagnostic::Finding;
 use super::duration::Span;
 use super::selector::LabelSelector;
 use super::virtual_service::Retries;
@@ -497,23 +495,4 @@ impl Default for MeshConfig {
 /// Seconds as a span.
 const fn seconds(seconds: u64) -> Span {
     Span(Duration::from_secs(seconds))
-}
-
-impl MeshConfig {
-    /// Everything that is wrong with it.
-    pub(crate) fn validate(&self) -> Vec<Finding> {
-        let mut check = Check::default();
-        if self.access_log_encoding == AccessLogEncoding::Json
-            && !self.access_log_format.is_empty()
-            && serde_json::from_str::<serde_json::Map<String, Value>>(&self.access_log_format).is_err()
-        {
-            check.at("accessLogFormat", |check| {
-                check.invalid("must be a JSON object when the encoding is JSON");
-            });
-        }
-        if let Some(setting) = &self.locality_lb_setting {
-            check.at("localityLbSetting", |check| balancer::locality(check, setting, true));
-        }
-        check.into_findings()
-    }
 }
