@@ -34,9 +34,10 @@ impl MeshConfig {
         {
             check.invalid_at("accessLogFormat", "must be a JSON object when the encoding is JSON");
         }
-        for (field, port) in
-            [("proxyListenPort", self.proxy_listen_port), ("proxyInboundListenPort", self.proxy_inbound_listen_port)]
-        {
+        for (field, port) in [
+            ("proxyListenPort", self.proxy_listen_port),
+            ("proxyInboundListenPort", self.proxy_inbound_listen_port),
+        ] {
             check.at(field, |check| number_of_port(check, port));
         }
         if self.proxy_http_port != 0 {
@@ -123,9 +124,9 @@ fn address(check: &mut Check, field: &str, address: &str) {
     if address.is_empty() {
         return;
     }
-    let good = address.rsplit_once(':').is_some_and(|(host, port)| {
-        !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port > 0)
-    });
+    let good = address
+        .rsplit_once(':')
+        .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port > 0));
     // `$(HOST_IP):8126` and the like are filled in by who starts the proxy.
     if !good && !address.contains("$(") {
         check.invalid_at(field, format!("{address:?} must be HOST:PORT"));
