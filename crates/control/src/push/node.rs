@@ -230,7 +230,10 @@ mod tests {
         assert_eq!(read.key.labels.get("app").map(String::as_str), Some("reviews"));
         assert_eq!(read.key.interception, Interception::Redirect);
 
-        let fields = vec![("INTERCEPTION_MODE", text("NONE")), ("HTTP_PROXY_PORT", from_json(&serde_json::json!(15099)))];
+        let fields = vec![
+            ("INTERCEPTION_MODE", text("NONE")),
+            ("HTTP_PROXY_PORT", from_json(&serde_json::json!(15099))),
+        ];
         let read =
             parse(&graph, &node("sidecar~127.0.1.5~x.a~a.svc.cluster.local", fields)).expect("a good node");
         let address = "127.0.1.5".parse().expect("an address");

@@ -4,8 +4,8 @@ use std::collections::HashSet;
 
 use super::balancer::load_balancer;
 use super::{
-    ClientTls, ClientTlsMode, ConnectionPool, DestinationRule, H2UpgradePolicy, HttpSettings,
-    LoadBalancer, OutlierDetection, PortPolicy, RetryBudget, TrafficPolicy, Tunnel,
+    ClientTls, ClientTlsMode, ConnectionPool, DestinationRule, H2UpgradePolicy, HttpSettings, LoadBalancer,
+    OutlierDetection, PortPolicy, RetryBudget, TrafficPolicy, Tunnel,
 };
 use crate::model::check::{Check, is_dns_label};
 use crate::model::diagnostic::Finding;
