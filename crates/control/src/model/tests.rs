@@ -568,7 +568,38 @@ extensionProviders:
 - {name: a, envoyExtAuthzHttp: {service: ns/a.example.com, port: 80, statusOnError: x, includeRequestBodyInCheck: {}}}
 - {}
 ",
-        expect![[r#""#]],
+        expect![[r#"
+            Error accessLogFormat: must be a JSON object when the encoding is JSON
+            Error proxyListenPort: port 0 is not between 1 and 65535
+            Error connectTimeout: is not between 1ms and 1h
+            Error defaultConfig.drainDuration: must be a number of seconds
+            Error defaultConfig.discoveryAddress: "nowhere" must be HOST:PORT
+            Error defaultConfig.statusPort: port 70000 is not between 1 and 65535
+            Error defaultConfig.concurrency: -1 is negative
+            Error defaultConfig.tracing: only one of zipkin, lightstep, datadog, stackdriver and openCensusAgent may be given
+            Error defaultConfig.tracing.zipkin.address: "x" must be HOST:PORT
+            Error defaultConfig.tracing.sampling: 101 is not between 0 and 100
+            Error defaultConfig.tracing.customTags.a: one of literal, environment and header is needed
+            Error defaultConfig.privateKeyProvider.cryptomb.pollDelay: must be more than 0
+            Error defaultConfig.connectionSettings.listenerConnectionLimit: -1 is negative
+            Error localityLbSetting.distribute[0].to: the weights add up to 1, not to 100
+            Error trustDomain: "a_b" is no trust domain
+            Error trustDomainAliases[1]: "" is no trust domain
+            Error caCertificates[0]: one of pem and spiffeBundleUrl is needed
+            Error meshMTLS.ecdhCurves: cannot be chosen inside the mesh
+            Warning tlsDefaults.ecdhCurves[1]: "P-256" is there twice
+            Warning tlsDefaults.ecdhCurves[2]: "P-1" is not known, has no effect
+            Error defaultTrafficPolicy.connectionPool: one of tcp and http is needed
+            Error defaultHttpRetryPolicy.attempts: -1 is negative
+            Error extensionProviders[0]: only one sort of provider may be given
+            Warning extensionProviders[0].zipkin.service: must be HOST or NAMESPACE/HOST
+            Warning extensionProviders[0].zipkin.port: is not between 1 and 65535
+            Error extensionProviders[1].name: there is another provider "a"
+            Warning extensionProviders[1].envoyExtAuthzHttp.statusOnError: is no status code
+            Warning extensionProviders[1].envoyExtAuthzHttp.includeRequestBodyInCheck.maxRequestBytes: must be more than 0
+            Error extensionProviders[2].name: must not be empty
+            Warning extensionProviders[2]: says not what it is
+        "#]],
     );
 }
 
