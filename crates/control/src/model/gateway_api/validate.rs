@@ -1,5 +1,6 @@
 //! What objects of the Gateway API must look like: the rules of its CRDs, for objects that no API
-//! server has seen.
+//! server has seen. Faults for which the API has conditions in the status (listeners in conflict,
+//! certificates or ports that are missing) are left to these, so that the rest of the object works.
 
 use std::collections::HashSet;
 
@@ -59,7 +60,7 @@ impl ListenerSet {
 }
 
 fn listeners(check: &mut Check, listeners: &[Listener]) {
-    let (mut names, mut places) = (HashSet::new(), HashSet::new());
+    let mut names = HashSet::new();
     check.each("listeners", listeners, |check, listener| {
         if listener.name.is_empty() {
             check.invalid_at("name", "must not be empty");
@@ -69,9 +70,6 @@ fn listeners(check: &mut Check, listeners: &[Listener]) {
         check.at("port", |check| check.port(u32::from(listener.port)));
         if let Some(hostname) = &listener.hostname {
             check.at("hostname", |check| hostname_with_wildcard(check, hostname));
-        }
-        if !places.insert((listener.port, listener.protocol.clone(), listener.hostname.clone())) {
-            check.invalid("there is another listener with this port, protocol and hostname");
         }
         let (has_tls, has_names) = match listener.protocol.as_str() {
             "" => return check.invalid_at("protocol", "must not be empty"),
@@ -95,10 +93,6 @@ fn listeners(check: &mut Check, listeners: &[Listener]) {
             }
             if listener.protocol == "HTTPS" && tls.mode == Some(TlsMode::Passthrough) {
                 check.invalid_at("mode", "HTTPS cannot be passed through, use TLS");
-            }
-            let ends_here = tls.mode != Some(TlsMode::Passthrough);
-            if ends_here && tls.certificate_refs.is_empty() && tls.options.is_empty() {
-                check.invalid_at("certificateRefs", "is needed where TLS ends");
             }
         });
     });
@@ -311,10 +305,6 @@ fn backend_fields(
 ) {
     if name.is_empty() {
         check.invalid_at("name", "must not be empty");
-    }
-    let is_service = group.is_none_or(String::is_empty) && kind.is_none_or(|kind| kind == "Service");
-    if is_service && port.is_none() {
-        check.invalid_at("port", "is needed for a Service");
     }
     if port == Some(0) {
         check.invalid_at("port", "port 0 is not between 1 and 65535");
