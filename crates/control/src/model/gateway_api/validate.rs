@@ -220,7 +220,7 @@ fn stream_route(check: &mut Check, parent_refs: &[ParentReference], rules: &[Str
             check.invalid_at("backendRefs", "at least one is needed");
         }
         check.each("backendRefs", &rule.backend_refs, |check, backend: &StreamBackend| {
-            backend_fields(check, backend.group.as_ref(), backend.kind.as_ref(), &backend.name, backend.port);
+            backend_fields(check, &backend.name, backend.port);
             weight(check, backend.weight);
         });
     });
@@ -280,7 +280,7 @@ fn named_matches(check: &mut Check, field: &str, matches: &[NamedMatch]) {
 
 fn backends(check: &mut Check, backends: &[HttpBackend], is_grpc: bool) {
     check.each("backendRefs", backends, |check, backend| {
-        backend_fields(check, backend.group.as_ref(), backend.kind.as_ref(), &backend.name, backend.port);
+        backend_fields(check, &backend.name, backend.port);
         weight(check, backend.weight);
         filters(check, &backend.filters, &[], is_grpc);
     });
@@ -293,16 +293,10 @@ fn weight(check: &mut Check, weight: Option<u32>) {
 }
 
 fn backend_reference(check: &mut Check, backend: &BackendReference) {
-    backend_fields(check, backend.group.as_ref(), backend.kind.as_ref(), &backend.name, backend.port);
+    backend_fields(check, &backend.name, backend.port);
 }
 
-fn backend_fields(
-    check: &mut Check,
-    group: Option<&String>,
-    kind: Option<&String>,
-    name: &str,
-    port: Option<u16>,
-) {
+fn backend_fields(check: &mut Check, name: &str, port: Option<u16>) {
     if name.is_empty() {
         check.invalid_at("name", "must not be empty");
     }
