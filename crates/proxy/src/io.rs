@@ -264,6 +264,24 @@ impl Socket {
         }
     }
 
+    /// Seals a complete message that is to be sent a little later through the descriptor that is
+    /// given with it, unless this is not a session with TLS, or earlier bytes are to be sent first.
+    /// Until it was sent, or put back, the session must not be read or written.
+    pub(crate) fn seal_soon(&mut self, message: &[u8]) -> io::Result<Option<(RawFd, Vec<u8>)>> {
+        match self {
+            Socket::Tcp(_) | Socket::Unix(_) => Ok(None),
+            Socket::Tls(stream) => stream.seal_soon(message),
+        }
+    }
+
+    /// Whether sealed bytes are held that the socket below does not take.
+    pub(crate) fn is_stuck(&self) -> bool {
+        match self {
+            Socket::Tcp(_) | Socket::Unix(_) => false,
+            Socket::Tls(stream) => stream.is_stuck(),
+        }
+    }
+
     /// Makes closing it a reset (RST) instead of an orderly end, to pass on one that came from
     /// the other side.
     pub(crate) fn reset_on_close(&self) {

@@ -2,14 +2,16 @@
 //!
 //! An idle session owns no buffers: ciphertext is read into scratch space of the worker, records
 //! are opened there and their content goes right to whoever reads; only a record of which a part
-//! is missing is kept. What is written is sealed into scratch space and sent at once; only what
-//! the socket does not take is kept.
+//! is missing is kept. What is written is sealed into scratch space and sent at once, or, if it is
+//! a complete message, at the end of the worker's turn (`turn`); only what the socket does not take
+//! is kept.
 //!
 //! The end of the stream is the peer's close_notify or, as in Envoy, the socket's end without
 //! one: protocols that need to know better have lengths of their own.
 
 use std::cell::RefCell;
 use std::io;
+use std::os::fd::RawFd;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -21,6 +23,7 @@ use rustls::server::{ServerConnectionData, UnbufferedServerConnection};
 use rustls::unbuffered::{ConnectionState, EncodeError, EncryptError, UnbufferedStatus};
 use tokio::io::{AsyncWrite, ReadBuf};
 
+use crate::http::codec::buffer::take_write_buffer;
 use crate::io::Socket;
 use crate::tls::stats::SslStats;
 
@@ -64,6 +67,8 @@ pub(crate) struct TlsStream {
     /// Sealed bytes that the socket has not taken yet, from `sent` on.
     outgoing: Vec<u8>,
     sent: usize,
+    /// Whoever writes has sealed bytes that may not be sent yet, before any that follow.
+    lent: bool,
     /// The peer has ended its direction.
     ended: bool,
     /// We have ended ours.
@@ -320,6 +325,7 @@ impl TlsStream {
             read: 0,
             outgoing: Vec::new(),
             sent: 0,
+            lent: false,
             ended: false,
             closing: false,
             failed: false,
@@ -480,7 +486,7 @@ impl TlsStream {
     /// Reads, waiting if need be.
     pub(crate) fn poll_read(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         // What the socket did not take goes on here too: whoever reads may not write again.
-        if self.sent < self.outgoing.len() {
+        if self.is_stuck() {
             let _: Poll<io::Result<()>> = self.poll_send(cx);
         }
         loop {
@@ -513,6 +519,7 @@ impl TlsStream {
         if self.failed {
             return Err(io::ErrorKind::ConnectionAborted.into());
         }
+        self.lent = false;
         SCRATCH.with_borrow_mut(|scratch| self.open(scratch, buf))
     }
 
@@ -568,8 +575,40 @@ impl TlsStream {
         let _: Poll<io::Result<()>> = self.poll_send(&mut Context::from_waker(waker));
     }
 
+    /// See `Socket::seal_soon`.
+    pub(crate) fn seal_soon(&mut self, message: &[u8]) -> io::Result<Option<(RawFd, Vec<u8>)>> {
+        if self.closing || self.failed || self.is_stuck() {
+            return Ok(None);
+        }
+        let Some(socket) = self.socket.plain() else { return Ok(None) };
+        let mut out = take_write_buffer();
+        let outcome = self.seal_into(&mut out, Seal::Data(message));
+        if !matches!(outcome, Ok(Progress::Traffic)) {
+            self.outgoing = out;
+            self.send_now();
+            self.sealed(outcome)?;
+            return Ok(None);
+        }
+        self.lent = true;
+        Ok(Some((socket, out)))
+    }
+
+    /// Takes such a message back, of which so many bytes were sent.
+    pub(crate) fn put_back(&mut self, mut message: Vec<u8>, sent: usize) {
+        self.lent = false;
+        message.extend_from_slice(self.outgoing.get(self.sent..).unwrap_or_default());
+        self.outgoing = message;
+        self.sent = sent;
+    }
+
+    /// Whether sealed bytes are held that the socket does not take.
+    pub(crate) fn is_stuck(&self) -> bool {
+        self.sent < self.outgoing.len()
+    }
+
     /// Sends all that waits.
     fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.lent = false;
         while let Some(rest) = self.outgoing.get(self.sent..).filter(|rest| !rest.is_empty()) {
             let count = ready!(Pin::new(&mut self.socket).poll_write(cx, rest))?;
             if count == 0 {
@@ -631,15 +670,7 @@ impl TlsStream {
         let mut out = SCRATCH.with_borrow_mut(|scratch| std::mem::take(&mut scratch.output));
         out.clear();
         out.append(&mut self.outgoing);
-        let mut start = 0;
-        let mut incoming = std::mem::take(&mut self.incoming);
-        let mut sink = Sink { reader: None, aside: &mut self.plain, closed: false };
-        let outcome = self.session.advance(&mut incoming, &mut start, &mut out, &mut sink, what);
-        self.ended |= sink.closed;
-        if start > 0 {
-            incoming.drain(..start.min(incoming.len()));
-        }
-        self.incoming = incoming;
+        let outcome = self.seal_into(&mut out, what);
         let mut sent = 0;
         let written = loop {
             let Some(rest) = out.get(sent..).filter(|rest| !rest.is_empty()) else { break Ok(()) };
@@ -657,8 +688,28 @@ impl TlsStream {
         if out.capacity() <= SEAL + RECORD {
             SCRATCH.with_borrow_mut(|scratch| scratch.output = out);
         }
+        self.sealed(outcome)?;
+        written
+    }
+
+    /// Seals behind what is in `out`.
+    fn seal_into(&mut self, out: &mut Vec<u8>, what: Seal<'_>) -> Result<Progress, rustls::Error> {
+        let mut start = 0;
+        let mut incoming = std::mem::take(&mut self.incoming);
+        let mut sink = Sink { reader: None, aside: &mut self.plain, closed: false };
+        let outcome = self.session.advance(&mut incoming, &mut start, out, &mut sink, what);
+        self.ended |= sink.closed;
+        if start > 0 {
+            incoming.drain(..start.min(incoming.len()));
+        }
+        self.incoming = incoming;
+        outcome
+    }
+
+    /// What sealing came to; a session that failed is given up.
+    fn sealed(&mut self, outcome: Result<Progress, rustls::Error>) -> io::Result<()> {
         match outcome {
-            Ok(Progress::Traffic) => written,
+            Ok(Progress::Traffic) => Ok(()),
             Ok(Progress::Handshake | Progress::Closed) => Err(io::ErrorKind::BrokenPipe.into()),
             Err(error) => {
                 self.fail();
@@ -689,7 +740,8 @@ impl TlsStream {
 impl Drop for TlsStream {
     /// Says goodbye if that costs no waiting, as closing a connection does in Envoy.
     fn drop(&mut self) {
-        if !self.closing && self.sent == self.outgoing.len() {
+        // Whoever has something sealed, and drops it and this, may not have sent all of it.
+        if !self.closing && !self.lent && self.sent == self.outgoing.len() {
             self.closing = true;
             let waker = std::task::Waker::noop();
             let _ = self.seal(&mut Context::from_waker(waker), Seal::CloseNotify);
@@ -704,3 +756,6 @@ fn space(buffer: &mut Vec<u8>, length: usize) -> &mut [u8] {
     }
     &mut buffer[..length]
 }
+
+#[cfg(test)]
+mod tests;

@@ -232,6 +232,7 @@ impl Transport {
         }
         let before = self.input.len();
         self.awaited_by = None;
+        self.call_back();
         let count = match self.socket.poll_read_buf(cx, &mut self.input, empty) {
             Poll::Ready(Ok(count)) => count,
             Poll::Ready(Err(error)) => {
@@ -281,6 +282,7 @@ impl Transport {
             return Poll::Ready(());
         }
         self.awaited_by = None;
+        self.call_back();
         loop {
             ready!(self.socket.poll_read_ready(cx).map(|_| ()));
             // Readiness may be left over from a read that was exactly as long as its buffer.
@@ -301,6 +303,7 @@ impl Transport {
             return false;
         }
         self.awaited_by = None;
+        self.call_back();
         let read = self.socket.try_read(&mut [0; 1]);
         self.eof = !read.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock);
         !self.eof
@@ -318,28 +321,56 @@ impl Transport {
             && !self.is_stuck
             && !self.outbox.is_occupied()
             && self.output.is_small()
-            && let Some(socket) = self.socket.plain()
+            && self.leave(cx)?
         {
-            let message = std::mem::take(&mut self.output.flat);
-            self.sent += message.len() as u64;
-            self.outbox.leave(cx, socket, message);
             return Poll::Ready(Ok(()));
         }
         self.poll_flush(cx)
     }
 
+    /// Leaves what waits to be sent at the end of the turn; false: it has to be sent now.
+    fn leave(&mut self, cx: &Context<'_>) -> io::Result<bool> {
+        let length = self.output.flat.len() as u64;
+        if let Some(socket) = self.socket.plain() {
+            self.sent += length;
+            self.outbox.leave(cx, socket, std::mem::take(&mut self.output.flat));
+            return Ok(true);
+        }
+        let Some((socket, sealed)) = self.socket.seal_soon(&self.output.flat)? else { return Ok(false) };
+        self.sent += length;
+        self.output.flat.clear();
+        self.outbox.leave(cx, socket, sealed);
+        Ok(true)
+    }
+
+    /// Whether bytes are here that the socket does not take.
+    pub(crate) fn is_stuck(&self) -> bool {
+        self.output.len() > 0 || self.socket.is_stuck()
+    }
+
     /// Takes back what was left to be sent and was not.
     fn take_back(&mut self) {
-        if let Some((message, sent)) = self.outbox.take_back() {
+        let Some((message, sent)) = self.outbox.take_back() else { return };
+        self.is_stuck = true;
+        if let Socket::Tls(stream) = &mut self.socket {
+            // It is sealed; its bytes count as sent, as those do that a session holds.
+            stream.put_back(message, sent);
+        } else {
             self.sent -= (message.len() - sent) as u64;
-            self.is_stuck = true;
             self.output.put_back(message, sent);
+        }
+    }
+
+    /// A session with TLS may send something when it reads: what was sealed before goes first.
+    fn call_back(&mut self) {
+        if self.outbox.is_occupied() && matches!(self.socket, Socket::Tls(_)) {
+            self.take_back();
         }
     }
 
     /// Whether a message was left to be sent and was not, so far.
     pub(crate) fn is_sending(&self) -> bool {
-        self.outbox.is_occupied()
+        self.outbox.is_occupied() || self.socket.is_stuck()
     }
 
     /// Writes all that waits.

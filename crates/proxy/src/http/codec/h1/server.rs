@@ -317,7 +317,7 @@ impl H1Server {
 
     /// Whether bytes of an earlier response are here that the client does not take.
     pub(crate) fn is_stuck(&self) -> bool {
-        self.transport.output.len() > 0
+        self.transport.is_stuck()
     }
 
     /// Writes what waits at the end of a response: if another request may follow, the end of the
