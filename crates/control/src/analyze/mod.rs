@@ -7,11 +7,14 @@
 mod gateway;
 mod gateway_api;
 mod rule;
+mod security;
 
 use leno_derive::{Cx, Query};
 
 use crate::model::diagnostic::{Finding, Severity};
-use crate::model::inputs::{DestinationRules, Gateways, ServiceEntries, VirtualServices};
+use crate::model::inputs::{
+    AuthorizationPolicies, DestinationRules, Gateways, PeerAuthentications, ServiceEntries, VirtualServices,
+};
 use crate::model::{Key, Kind, ObjectRef};
 use crate::registry::{Resolution, ServicesOf, Visible, VisibleOnPort, full_name};
 use crate::scope::fit;
@@ -45,6 +48,12 @@ impl Query for Analysis {
         for object in objects(cx) {
             let findings = cx.get::<gateway_api::GatewayApiFindings>(&object);
             add(object, &findings);
+        }
+        for key in cx.all::<AuthorizationPolicies>() {
+            add(key.of(Kind::AuthorizationPolicy), &cx.get::<security::ProviderFindings>(&key));
+        }
+        for key in cx.all::<PeerAuthentications>() {
+            add(key.of(Kind::PeerAuthentication), &cx.get::<security::PeerFindings>(&key));
         }
         all
     }

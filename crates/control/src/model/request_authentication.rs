@@ -7,6 +7,7 @@ use super::check::{Check, is_header_name};
 use super::diagnostic::Finding;
 use super::duration::Span;
 use super::selector::{PolicyTargetReference, WorkloadSelector};
+use crate::translate::security::keys::Place;
 
 /// The `spec` of a RequestAuthentication.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
@@ -94,6 +95,14 @@ fn jwt_rule(check: &mut Check, rule: &JwtRule) {
     if rule.issuer.is_empty() && rule.jwks_uri.is_empty() {
         check.invalid("one of issuer and jwksUri is needed");
     }
+    if rule.jwks_uri.is_empty() && rule.jwks.is_empty() && !rule.issuer.is_empty() {
+        check.at("issuer", |check| {
+            check.warn(
+                "unsupported-field",
+                "not supported yet without jwksUri or jwks: the issuer is not asked where its keys are, all its tokens are refused",
+            );
+        });
+    }
     check.not_empty("audiences", &rule.audiences);
     if !rule.jwks_uri.is_empty() && !is_jwks_uri(&rule.jwks_uri) {
         check.invalid_at("jwksUri", format!("{:?} is no http or https URI with a host", rule.jwks_uri));
@@ -129,11 +138,11 @@ fn jwt_rule(check: &mut Check, rule: &JwtRule) {
 
 /// Whether a text is an absolute URI of which a proxy can fetch keys.
 fn is_jwks_uri(uri: &str) -> bool {
-    let Ok(uri) = uri.parse::<http::Uri>() else { return false };
-    matches!(uri.scheme_str(), Some("http" | "https")) && uri.host().is_some_and(|host| !host.is_empty())
+    uri.parse::<http::Uri>().is_ok() && Place::parse(uri).is_some()
 }
 
-/// A set of JSON web keys; whether the keys themselves are good is found out by who uses them.
+/// A set of JSON web keys. Which of them are good is found out by who uses them; but a set of which
+/// none can be makes a proxy refuse all that it is sent along with it.
 fn jwks(check: &mut Check, text: &str) {
     let keys = match serde_json::from_str::<Value>(text) {
         // What the parser says may quote the keys.
@@ -145,6 +154,9 @@ fn jwks(check: &mut Check, text: &str) {
     let Some(keys) = keys.get("keys").and_then(Value::as_array) else {
         return check.invalid("an object with a list \"keys\" is needed");
     };
+    if !keys.iter().any(is_key) {
+        check.invalid("has no key that could verify a token");
+    }
     for (index, key) in keys.iter().enumerate() {
         if key.get("kty").and_then(Value::as_str).is_none() {
             check.invalid(format!("key {index} has no \"kty\""));
@@ -154,5 +166,22 @@ fn jwks(check: &mut Check, text: &str) {
                 format!("key {index} is a private one; only public keys are needed to verify tokens"),
             );
         }
+    }
+}
+
+/// Whether a key has the parts that its type must have.
+fn is_key(key: &Value) -> bool {
+    let part = |name: &str| {
+        let text = key.get(name).and_then(Value::as_str).unwrap_or_default();
+        let good = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
+        !text.is_empty() && text.trim_end_matches('=').bytes().all(good)
+    };
+    let curve = key.get("crv").and_then(Value::as_str).unwrap_or_default();
+    match key.get("kty").and_then(Value::as_str).unwrap_or_default() {
+        "RSA" => part("n") && part("e"),
+        "EC" => matches!(curve, "P-256" | "P-384" | "P-521" | "") && part("x") && part("y"),
+        "OKP" => curve == "Ed25519" && part("x"),
+        "oct" => part("k"),
+        _ => false,
     }
 }

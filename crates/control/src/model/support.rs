@@ -144,15 +144,15 @@ const MESH_CONFIG: &[Row] = &[
     warn("outboundTrafficPolicy.mode=ALLOW_ANY_DYNAMIC_DNS", "is treated as ALLOW_ANY"),
     warn("outboundTrafficPolicy.tls", NO_EFFECT),
     warn("configSources", NO_EFFECT),
-    warn("caCertificates", NO_EFFECT),
+    warn("caCertificates[].pem", NO_EFFECT),
+    warn("caCertificates[].spiffeBundleUrl", NO_EFFECT),
+    warn("caCertificates[].certSigners", NO_EFFECT),
     warn("certificates", NO_EFFECT),
     warn("serviceSettings", NO_EFFECT),
     warn("serviceScopeConfigs", NO_EFFECT),
     warn("enablePrometheusMerge", NO_EFFECT),
     warn("verifyCertificateAtClient", NO_EFFECT),
     warn("ca", NO_EFFECT),
-    warn("extensionProviders[].envoyExtAuthzHttp", NO_EFFECT),
-    warn("extensionProviders[].envoyExtAuthzGrpc", NO_EFFECT),
     warn("extensionProviders[].zipkin", NO_EFFECT),
     warn("extensionProviders[].lightstep", NO_EFFECT),
     warn("extensionProviders[].datadog", NO_EFFECT),
@@ -168,7 +168,7 @@ const MESH_CONFIG: &[Row] = &[
     warn("extensionProviders[].sds", NO_EFFECT),
     warn("defaultProviders", NO_EFFECT),
     warn("discoverySelectors", NO_EFFECT),
-    warn("meshMTLS", NO_EFFECT),
+    warn("meshMTLS.ecdhCurves", NO_EFFECT),
     warn("serviceEntryVisibility", NO_EFFECT),
 ];
 
@@ -201,11 +201,20 @@ const ENVOY_FILTER: &[Row] = &[warn("spec", NO_EFFECT)];
 
 const PROXY_CONFIG: &[Row] = &[warn("spec", NO_EFFECT)];
 
-const PEER_AUTHENTICATION: &[Row] = &[error("spec", NO_EFFECT)];
+const PEER_AUTHENTICATION: &[Row] = &[];
 
-const REQUEST_AUTHENTICATION: &[Row] = &[error("spec", NO_EFFECT)];
+/// What policies of requests may name besides Gateways is for waypoints, of which there are none.
+const FOR_WAYPOINTS: &str = "nothing would be subject to the policy";
 
-const AUTHORIZATION_POLICY: &[Row] = &[error("spec", NO_EFFECT)];
+const REQUEST_AUTHENTICATION: &[Row] = &[
+    error("spec.targetRef.kind!=Gateway", FOR_WAYPOINTS),
+    error("spec.targetRefs[].kind!=Gateway", FOR_WAYPOINTS),
+];
+
+const AUTHORIZATION_POLICY: &[Row] = &[
+    error("spec.targetRef.kind!=Gateway", FOR_WAYPOINTS),
+    error("spec.targetRefs[].kind!=Gateway", FOR_WAYPOINTS),
+];
 
 const TELEMETRY: &[Row] = &[warn("spec", NO_EFFECT)];
 

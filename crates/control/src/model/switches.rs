@@ -16,6 +16,9 @@ pub(crate) struct Switches {
     pub(crate) sidecar_use_remote_address: bool,
     /// `ISTIO_DUAL_STACK`: proxies with addresses of both families listen on both.
     pub(crate) dual_stack: bool,
+    /// `PILOT_ENABLE_MULTIPLE_CUSTOM_AUTHZ_PROVIDERS`: AuthorizationPolicies with the action CUSTOM
+    /// may name several providers for one workload.
+    pub(crate) multiple_authorizers: bool,
 }
 
 impl Switches {
@@ -30,6 +33,7 @@ impl Switches {
             http10: on("PILOT_HTTP10"),
             sidecar_use_remote_address: on("PILOT_SIDECAR_USE_REMOTE_ADDRESS"),
             dual_stack: on("ISTIO_DUAL_STACK"),
+            multiple_authorizers: on("PILOT_ENABLE_MULTIPLE_CUSTOM_AUTHZ_PROVIDERS"),
         }
     }
 }

@@ -5,7 +5,7 @@
 //! - `client.rs`: what of a proxy matters to what it calls: nearly all proxies share that;
 //! - `rules.rs`: which VirtualServices apply; `policy.rs`: which DestinationRules, merged;
 //!   `locality.rs`: what endpoints depend on of a client; `gateways.rs`: which servers a gateway
-//!   proxy has.
+//!   proxy has; `security.rs`: which policies say who may call a workload.
 
 pub(crate) mod client;
 pub(crate) mod delegate;
@@ -16,6 +16,7 @@ pub(crate) mod mutual_tls;
 pub(crate) mod outbound;
 pub(crate) mod policy;
 pub(crate) mod rules;
+pub(crate) mod security;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;

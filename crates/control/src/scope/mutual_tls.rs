@@ -1,18 +1,22 @@
 //! Where the mesh's own mutual TLS is used without any rule asking for it.
 //!
-//! `PeerAuthentication` does not narrow this yet: everything inside of the mesh counts as
-//! permissive, which is what it is without one.
+//! A `PeerAuthentication` for a namespace or the mesh that says DISABLE switches it off for all
+//! services there; those for workloads and ports are regarded endpoint by endpoint, see [`accepts`].
 
 use leno_derive::Cx;
 
 use crate::model::destination_rule::Simple;
-use crate::registry::instances::Instances;
+use crate::registry::instances::{Instance, Instances};
 use crate::registry::{Mesh, Resolution, Service};
 use crate::scope::policy::{EffectiveKey, EffectivePolicy};
+use crate::scope::security::{PeerMode, PeersOfNamespace};
 
 /// Whether clients use mutual TLS with those endpoints of a cluster that can.
 pub(crate) fn is_automatic(cx: &Cx<'_>, service: &Service, policy: &EffectiveKey) -> bool {
     if service.external || !cx.get::<Mesh>(&()).enable_auto_mtls {
+        return false;
+    }
+    if cx.get::<PeersOfNamespace>(&service.namespace().to_owned()).mode == PeerMode::Disable {
         return false;
     }
     let effective = cx.get::<EffectivePolicy>(policy);
@@ -25,4 +29,10 @@ pub(crate) fn is_automatic(cx: &Cx<'_>, service: &Service, policy: &EffectiveKey
         return served.peek().is_some() && served.all(|instance| instance.mutual_tls);
     }
     true
+}
+
+/// Whether an endpoint that speaks the mesh's mutual TLS takes it on a port.
+pub(crate) fn accepts(cx: &Cx<'_>, instance: &Instance, port: u16) -> bool {
+    let peers = cx.get::<PeersOfNamespace>(&instance.namespace);
+    !peers.may_disable() || peers.of(|labels| instance.has(labels)).mode(port) != PeerMode::Disable
 }

@@ -16,6 +16,7 @@ pub(crate) mod name_table;
 pub(crate) mod resource;
 pub(crate) mod route;
 pub(crate) mod secret;
+pub(crate) mod security;
 #[cfg(test)]
 mod tests;
 

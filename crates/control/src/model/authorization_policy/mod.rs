@@ -6,7 +6,11 @@ mod validate;
 
 use serde::Deserialize;
 
+use super::Meta;
 use super::selector::{PolicyTargetReference, WorkloadSelector};
+
+/// The annotation of policies that are only tried.
+pub(crate) const DRY_RUN: &str = "istio.io/dry-run";
 
 /// The `spec` of an AuthorizationPolicy.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
@@ -25,6 +29,16 @@ pub(crate) struct AuthorizationPolicy {
     pub(crate) action: Action,
     /// Ext-authz provider for CUSTOM.
     pub(crate) provider: Option<ProviderName>,
+}
+
+/// What the annotation [`DRY_RUN`] says: whether the rules are only tried, and what they would do is
+/// noted; `None` if it is not there, or says nothing that is understood.
+pub(crate) fn dry_run(meta: &Meta) -> Option<bool> {
+    match meta.annotations.get(DRY_RUN)?.as_str() {
+        "1" | "t" | "T" | "true" | "TRUE" | "True" => Some(true),
+        "0" | "f" | "F" | "false" | "FALSE" | "False" => Some(false),
+        _ => None,
+    }
 }
 
 /// Requests; all of the parts that are given must match.

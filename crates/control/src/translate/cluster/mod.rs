@@ -21,6 +21,7 @@ use self::outbound::Outbound;
 use super::name;
 use super::proto::cluster::cluster::{DiscoveryType, LbPolicy};
 use super::resource::Resource;
+use super::security::keys::KeyClusters;
 use crate::model::Key;
 use crate::model::destination_rule::ConnectionPool;
 use crate::model::mesh::MeshConfig;
@@ -229,11 +230,14 @@ impl Query for SharedClusters {
         if client.captures() {
             clusters.push(Arc::new(encode(passthrough(&mesh, name::PASSTHROUGH_CLUSTER))));
         }
+        if client.role == Role::Router {
+            clusters.extend(cx.get::<KeyClusters>(&client.workload()).iter().cloned());
+        }
         clusters
     }
 }
 
-/// The clusters that lead to a proxy's own workload. A root.
+/// The clusters that lead to a proxy's own workload, or that its policies need. A root.
 pub(crate) struct OwnClusters;
 
 impl Query for OwnClusters {
@@ -245,7 +249,10 @@ impl Query for OwnClusters {
         if !proxy.captures() {
             return Vec::new();
         }
-        cx.get::<inbound::InboundClusters>(&(proxy.workload(), proxy.families)).as_ref().clone()
+        let workload = proxy.workload();
+        let mut clusters = cx.get::<inbound::InboundClusters>(&(workload.clone(), proxy.families)).to_vec();
+        clusters.extend(cx.get::<KeyClusters>(&workload).iter().cloned());
+        clusters
     }
 }
 

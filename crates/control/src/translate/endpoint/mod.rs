@@ -20,7 +20,7 @@ use crate::model::destination_rule::ClientTlsMode;
 use crate::registry::instances::{Health, Instance, Instances};
 use crate::registry::network::Networks;
 use crate::registry::{self, Distribution, Mesh, Service};
-use crate::scope::ProxyKey;
+use crate::scope::{ProxyKey, mutual_tls};
 use crate::scope::locality::{EndpointsOf, LocalitySetting, View};
 use crate::scope::policy::{Effective, EffectivePolicy, MergedPolicy};
 
@@ -141,7 +141,11 @@ fn places<'i>(
     for instance in instances.iter().filter(usable) {
         let Some(port) = instance.ports.get(&key.policy.port) else { continue };
         // What a rule says goes before what the endpoint would prefer.
-        let mutual = instance.mutual_tls && mode.is_none_or(|mode| mode == Some(ClientTlsMode::IstioMutual));
+        let mutual = instance.mutual_tls
+            && match mode {
+                Some(mode) => mode == Some(ClientTlsMode::IstioMutual),
+                None => mutual_tls::accepts(cx, instance, *port),
+            };
         if key.sni && !mutual {
             continue;
         }

@@ -20,6 +20,7 @@ use crate::registry::protocol::Protocol;
 use crate::scope::Viewer;
 use crate::translate::proto::listener;
 use crate::translate::resource::pack;
+use crate::translate::security;
 
 /// On which side of the mesh a chain works.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -75,14 +76,13 @@ impl Query for Slots {
     type Value = Filled;
     const NAME: &'static str = "filter-slots";
 
-    fn derive(_: &Cx<'_>, (slot, _): &(Slot, FilterScope)) -> Filled {
+    fn derive(cx: &Cx<'_>, (slot, scope): &(Slot, FilterScope)) -> Filled {
         match slot {
+            Slot::CustomAuthorization | Slot::Authentication | Slot::Authorization => {
+                security::filled(cx, *slot, scope)
+            }
             // The kinds that would fill these are not translated yet, and reported when read.
-            Slot::PeerMetadata
-            | Slot::CustomAuthorization
-            | Slot::Authentication
-            | Slot::Authorization
-            | Slot::Telemetry => Filled::default(),
+            Slot::PeerMetadata | Slot::Telemetry => Filled::default(),
         }
     }
 }

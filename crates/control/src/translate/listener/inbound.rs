@@ -1,10 +1,12 @@
 //! A sidecar's listener for what calls its workload: `virtualInbound` (by default 15006), with chains for all
-//! other ports and one or two for each port of the workload that a service leads to.
+//! other ports and some for each port of the workload that a service leads to: which ones depends on
+//! what PeerAuthentications say of the port, see [`peer`].
 //!
-//! Mutual TLS will add chains with `transport_protocol: tls` beside those here, which is why these
-//! already ask for `raw_buffer`.
+//! A proxy without the mesh's certificates cannot end mutual TLS. Where that is all that a port takes
+//! it takes nothing then; elsewhere it takes plain text.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use leno_derive::{Cx, Query};
 
@@ -12,14 +14,22 @@ use super::access_log::listener_log;
 use super::filters::{FilterScope, Side};
 use super::http::{Routes, connection_manager, stat_prefix};
 use super::tcp::{to_fixed, to_nowhere};
-use super::{Frame, RAW_BUFFER, bare, bound, http_inspector, listener_filter};
+use super::{Frame, bare, bound, http_inspector, listener_filter, tls_inspector};
 use crate::registry::protocol::Protocol;
 use crate::registry::targets::{Targets, Workload};
+use crate::scope::security::{self as policies, PeerMode, Peers, PeersOf};
 use crate::scope::{Families, ProxyOptions};
 use crate::translate::name;
 use crate::translate::proto::{core, listener, route, ty};
 use crate::translate::resource::Resource;
 use crate::translate::route::{matcher, retry};
+use crate::translate::security::peer::{self, Offered, PortChain};
+
+/// The transport of connections in TLS.
+const TLS: &str = "tls";
+
+/// Protocols that only the http inspector finds.
+const PLAIN_HTTP: [&str; 2] = ["http/1.1", "h2c"];
 
 /// The mark of connections with their client's address, by which iptables knows them.
 const TPROXY_MARK: u32 = 1337;
@@ -32,6 +42,8 @@ pub(super) struct InboundKey {
     pub(super) transparent: bool,
     pub(super) families: Families,
     pub(super) options: ProxyOptions,
+    /// Whether the proxy has the mesh's certificates.
+    pub(super) certificates: bool,
 }
 
 /// The listener of a workload.
@@ -49,21 +61,35 @@ impl Query for VirtualInbound {
             namespace: key.workload.namespace.clone(),
             labels: key.workload.labels.clone(),
         };
-        let maker = Maker { cx, frame: &frame, scope: &scope, wildcard: frame.wildcards(key.families) };
-        let mut chains = vec![maker.black_hole()];
-        chains.extend(maker.port_chains(&Inbound {
-            port: 0,
-            protocol: Protocol::Auto,
-            cluster: name::INBOUND_PASSTHROUGH_CLUSTER.to_owned(),
-            operation: ":0/*".to_owned(),
-            service_port: 0,
-        }));
+        let maker = Maker {
+            cx,
+            frame: &frame,
+            scope: &scope,
+            wildcard: frame.wildcards(key.families),
+            peers: cx.get::<PeersOf>(&key.workload),
+            certificates: key.certificates,
+        };
         let targets = cx.get::<Targets>(&key.workload);
+        let mut chains = vec![maker.black_hole()];
+        // Ports that policies mention and no service leads to differ from the others of these.
+        let mentioned = maker.peers.ports.keys().copied();
+        let undeclared = mentioned.filter(|port| targets.iter().all(|target| target.target != *port));
+        for port in std::iter::once(0).chain(undeclared) {
+            chains.extend(maker.port_chains(&Inbound {
+                port,
+                passthrough: true,
+                protocol: Protocol::Auto,
+                cluster: name::INBOUND_PASSTHROUGH_CLUSTER.to_owned(),
+                operation: ":0/*".to_owned(),
+                service_port: 0,
+            }));
+        }
         for group in targets.chunk_by(|a, b| a.target == b.target) {
             // Of two services on one port the older decides.
             let Some(first) = group.first() else { continue };
             chains.extend(maker.port_chains(&Inbound {
                 port: first.target,
+                passthrough: false,
                 protocol: first.service.port(first.port).map_or(Protocol::Auto, |port| port.protocol),
                 cluster: name::inbound(first.target),
                 operation: format!("{}:{}/*", first.service.id.host, first.port),
@@ -79,15 +105,19 @@ impl Query for VirtualInbound {
         message.listener_filters = listener_filters(&chains, key.transparent);
         message.access_log = listener_log(&frame.mesh);
         message.filter_chains = chains;
-        let origins = targets.iter().map(|target| target.service.id.object.clone()).collect();
+        let mut origins = policies::origins(cx, &key.workload);
+        origins.extend(maker.peers.origins.iter().cloned());
+        origins.extend(targets.iter().map(|target| target.service.id.object.clone()));
         Resource::new(name::VIRTUAL_INBOUND, &message, origins)
     }
 }
 
 /// A port of the workload.
 struct Inbound {
-    /// Its number; 0 for all that no service leads to.
+    /// Its number; 0 for all that no other chain is for.
     port: u16,
+    /// Whether no service leads to it.
+    passthrough: bool,
     protocol: Protocol,
     cluster: String,
     /// What a trace calls its requests.
@@ -101,6 +131,9 @@ struct Maker<'a, 'c> {
     frame: &'a Frame,
     scope: &'a FilterScope,
     wildcard: &'static [&'static str],
+    /// What the ports take.
+    peers: Arc<Peers>,
+    certificates: bool,
 }
 
 impl Maker<'_, '_> {
@@ -114,39 +147,69 @@ impl Maker<'_, '_> {
         }
     }
 
-    /// The chains of one port: for HTTP, for bytes, or for both.
+    /// The chains of one port: for HTTP, for bytes, or for both, over TLS and in plain text.
     fn port_chains(&self, inbound: &Inbound) -> Vec<listener::FilterChain> {
-        let all = inbound.port == 0;
-        let own = name::listener(self.wildcard.first().copied().unwrap_or_default(), inbound.port);
-        let mut chains = Vec::new();
-        if inbound.protocol.is_http_or_auto() {
-            let mut found = port_match(inbound.port);
-            RAW_BUFFER.clone_into(&mut found.transport_protocol);
-            if inbound.protocol == Protocol::Auto {
-                found.application_protocols =
-                    self.frame.plain_http().iter().map(|&protocol| protocol.to_owned()).collect();
-            }
-            let prefix = if all { format!("{};", inbound.cluster) } else { stat_prefix(Side::Inbound, &own) };
+        let mode = self.peers.mode(inbound.port);
+        let mode = match mode {
+            _ if self.certificates => mode,
+            PeerMode::Strict => return vec![self.closed(inbound)],
+            PeerMode::Permissive | PeerMode::Disable => PeerMode::Disable,
+        };
+        peer::chains(mode, inbound.protocol).iter().map(|chain| self.port_chain(inbound, chain)).collect()
+    }
+
+    fn port_chain(&self, inbound: &Inbound, chain: &PortChain) -> listener::FilterChain {
+        let mut found = port_match(inbound.port);
+        chain.transport.clone_into(&mut found.transport_protocol);
+        let offered = match chain.offered {
+            Offered::Any => &[][..],
+            Offered::PlainHttp => self.frame.plain_http(),
+            Offered::These(protocols) => protocols,
+        };
+        found.application_protocols = offered.iter().map(|&protocol| protocol.to_owned()).collect();
+        let filters = if chain.http {
+            let cluster = &inbound.cluster;
+            let prefix = match inbound.passthrough {
+                true => format!("{cluster};"),
+                false => stat_prefix(Side::Inbound, &self.listener_name(inbound)),
+            };
             let routes = Routes::Inline(Box::new(self.routes(inbound)));
             let protocol = Some(inbound.protocol);
-            chains.push(listener::FilterChain {
-                name: if all { "virtualInbound-catchall-http".to_owned() } else { own.clone() },
-                filter_chain_match: Some(found),
-                filters: vec![connection_manager(self.cx, self.frame, self.scope, prefix, routes, protocol)],
-                ..listener::FilterChain::default()
-            });
+            vec![connection_manager(self.cx, self.frame, self.scope, prefix, routes, protocol)]
+        } else {
+            to_fixed(self.cx, self.frame, self.scope, &inbound.cluster, &inbound.cluster)
+        };
+        listener::FilterChain {
+            name: self.chain_name(inbound, chain.http),
+            filter_chain_match: Some(found),
+            filters,
+            transport_socket: chain.mutual.then(|| peer::socket(&self.frame.mesh, chain.http)),
+            ..listener::FilterChain::default()
         }
-        if !inbound.protocol.is_http() {
-            let mut found = port_match(inbound.port);
-            RAW_BUFFER.clone_into(&mut found.transport_protocol);
-            chains.push(listener::FilterChain {
-                name: if all { name::VIRTUAL_INBOUND.to_owned() } else { own },
-                filter_chain_match: Some(found),
-                filters: to_fixed(self.cx, self.frame, self.scope, &inbound.cluster, &inbound.cluster),
-                ..listener::FilterChain::default()
-            });
+    }
+
+    /// The chain of a port that would take mutual TLS only, which the proxy cannot end. Without it
+    /// connections to the port would find the chains for all ports.
+    fn closed(&self, inbound: &Inbound) -> listener::FilterChain {
+        listener::FilterChain {
+            name: self.chain_name(inbound, false),
+            filter_chain_match: Some(port_match(inbound.port)),
+            filters: to_nowhere(self.cx, self.scope),
+            ..listener::FilterChain::default()
         }
-        chains
+    }
+
+    /// What the port's listener would be called if it had one.
+    fn listener_name(&self, inbound: &Inbound) -> String {
+        name::listener(self.wildcard.first().copied().unwrap_or_default(), inbound.port)
+    }
+
+    fn chain_name(&self, inbound: &Inbound, http: bool) -> String {
+        match (inbound.passthrough, http) {
+            (true, true) => "virtualInbound-catchall-http".to_owned(),
+            (true, false) => name::VIRTUAL_INBOUND.to_owned(),
+            (false, _) => self.listener_name(inbound),
+        }
     }
 
     /// The routes of a port: everything to the workload.
@@ -197,14 +260,45 @@ fn listener_filters(chains: &[listener::FilterChain], transparent: bool) -> Vec<
         let config = OriginalSrc { mark: TPROXY_MARK, ..OriginalSrc::default() };
         filters.push(listener_filter("envoy.filters.listener.original_src", &config, None));
     }
-    let mut looks: BTreeMap<u32, bool> = BTreeMap::new();
+    let mut looks: BTreeMap<u32, Looks> = BTreeMap::new();
     for found in chains.iter().filter_map(|chain| chain.filter_chain_match.as_ref()) {
-        *looks.entry(found.destination_port.unwrap_or(0)).or_default() |=
-            !found.application_protocols.is_empty();
+        let looks = looks.entry(found.destination_port.unwrap_or(0)).or_default();
+        looks.tls |= found.transport_protocol == TLS;
+        looks.http |= found.application_protocols.iter().any(|protocol| PLAIN_HTTP.contains(&protocol.as_str()));
     }
-    let declared: Vec<u32> = looks.into_iter().filter(|(_, looks)| !looks).map(|(port, _)| port).collect();
-    filters.push(http_inspector(on_ports(&declared)));
+    // Port 0 stands for all that have no chain of their own.
+    let ports = |wanted: &dyn Fn(&Looks) -> bool| -> Vec<u32> {
+        looks.iter().filter(|(_, looks)| wanted(looks)).map(|(port, _)| *port).collect()
+    };
+    let others_tls = looks.get(&0).is_some_and(|looks| looks.tls);
+    if looks.values().any(|looks| looks.tls) {
+        let disabled = if others_tls {
+            on_ports(&ports(&|looks| !looks.tls))
+        } else {
+            on_ports(&ports(&|looks| looks.tls)).map(not)
+        };
+        filters.push(listener::ListenerFilter { filter_disabled: disabled, ..tls_inspector() });
+    }
+    // After the other, so that it does not look into TLS.
+    if looks.values().any(|looks| looks.http) {
+        filters.push(http_inspector(on_ports(&ports(&|looks| !looks.http))));
+    }
     filters
+}
+
+/// What must be looked at to choose among the chains of a port.
+#[derive(Clone, Copy, Debug, Default)]
+struct Looks {
+    tls: bool,
+    http: bool,
+}
+
+/// Holds where another condition does not.
+fn not(
+    condition: listener::ListenerFilterChainMatchPredicate,
+) -> listener::ListenerFilterChainMatchPredicate {
+    use listener::listener_filter_chain_match_predicate::Rule;
+    listener::ListenerFilterChainMatchPredicate { rule: Some(Rule::NotMatch(Box::new(condition))) }
 }
 
 /// Holds for connections to certain ports; `None` for none.

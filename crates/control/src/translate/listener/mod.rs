@@ -121,6 +121,7 @@ impl Query for OwnListeners {
                     transparent,
                     families: proxy.families,
                     options: proxy.options,
+                    certificates: proxy.site.certificates,
                 };
                 vec![cx.get::<inbound::VirtualInbound>(&key)]
             }
