@@ -67,9 +67,10 @@ impl NamespacePeers {
     /// What a workload takes; `has` tells whether it carries all of some labels.
     pub(crate) fn of(&self, has: impl Fn(&BTreeMap<String, String>) -> bool) -> Peers {
         let mut peers = Peers { mode: self.mode, ports: BTreeMap::new(), origins: self.origins.clone() };
-        let own = self.workloads.iter().find(|policy| {
-            policy.spec.selector.as_ref().is_some_and(|selector| has(&selector.match_labels))
-        });
+        let own = self
+            .workloads
+            .iter()
+            .find(|policy| policy.spec.selector.as_ref().is_some_and(|selector| has(&selector.match_labels)));
         let Some(own) = own else { return peers };
         peers.origins.push(own.meta.key().of(Kind::PeerAuthentication));
         if let Some(mode) = PeerMode::of(own.spec.mtls.as_ref()) {

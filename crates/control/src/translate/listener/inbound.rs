@@ -264,7 +264,8 @@ fn listener_filters(chains: &[listener::FilterChain], transparent: bool) -> Vec<
     for found in chains.iter().filter_map(|chain| chain.filter_chain_match.as_ref()) {
         let looks = looks.entry(found.destination_port.unwrap_or(0)).or_default();
         looks.tls |= found.transport_protocol == TLS;
-        looks.http |= found.application_protocols.iter().any(|protocol| PLAIN_HTTP.contains(&protocol.as_str()));
+        looks.http |=
+            found.application_protocols.iter().any(|protocol| PLAIN_HTTP.contains(&protocol.as_str()));
     }
     // Port 0 stands for all that have no chain of their own.
     let ports = |wanted: &dyn Fn(&Looks) -> bool| -> Vec<u32> {

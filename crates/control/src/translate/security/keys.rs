@@ -160,6 +160,7 @@ impl Query for KeyClusters {
 }
 
 /// A cluster that leads to a place outside of the mesh.
+#[expect(deprecated, reason = "Istio's configuration has these fields for clusters of names")]
 fn cluster(place: &Place, connect_timeout: prost_types::Duration) -> cluster::Cluster {
     let name = place.cluster();
     let target = endpoint::LbEndpoint {

@@ -11,7 +11,7 @@ use rbac::principal::Identifier;
 
 use super::matcher;
 use crate::model::authorization_policy::{Operation, Rule, Source};
-use crate::translate::proto::{core, route, ty};
+use crate::translate::proto::{core, ty};
 use crate::translate::resource::{cidr, pack};
 use ty::matcher::v3::{MetadataMatcher, StringMatcher, ValueMatcher};
 
@@ -265,11 +265,7 @@ impl Use<'_> {
         if let What::Metadata(key) = about {
             let (filter, name) = key.strip_suffix(']').unwrap_or(key).split_once('[')?;
             let values = values.iter().map(|value| metadata_value(value)).collect();
-            return Some(permission(Permit::Metadata(matcher::metadata(
-                filter,
-                &[name],
-                matcher::one_of(values),
-            ))));
+            return Some(permission(metadata(matcher::metadata(filter, &[name], matcher::one_of(values)))));
         }
         let rules: Option<Vec<rbac::Permission>> =
             values.iter().map(|value| one(value).map(permission)).collect();
@@ -468,6 +464,11 @@ fn brackets(text: &str) -> Option<Vec<&str>> {
     let parts: Vec<&str> = whole.split("][").collect();
     let pair = parts.iter().all(|part| !part.contains(['[', ']']));
     Some(if pair { parts } else { vec![whole] })
+}
+
+#[expect(deprecated, reason = "Istio's configuration, which people and patches read, has this field")]
+fn metadata(found: MetadataMatcher) -> Permit {
+    Permit::Metadata(found)
 }
 
 #[expect(deprecated, reason = "Istio's configuration, which people and patches read, has this field")]

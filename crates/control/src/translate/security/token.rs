@@ -82,6 +82,7 @@ fn provider(cx: &Cx<'_>, workload: &Workload, rule: &JwtRule, gateway: bool) -> 
     let claims = output_claim_to_headers.iter().map(|claim| jwt::JwtClaimToHeader {
         header_name: claim.header.clone(),
         claim_name: claim.claim.clone(),
+        ..jwt::JwtClaimToHeader::default()
     });
     jwt::JwtProvider {
         issuer: issuer.clone(),
