@@ -22,6 +22,7 @@ use crate::registry::targets::Workload;
 use crate::scope::gateways::{AttachedGateways, GatewayPort, GatewayServer, ServerKind};
 use crate::scope::policy::MergedPolicy;
 use crate::scope::rules::{GatewayRules, Rule};
+use crate::scope::security;
 use crate::scope::{Viewer, fit};
 use crate::translate::cluster::policies;
 use crate::translate::name;
@@ -51,7 +52,7 @@ impl Query for GatewayListeners {
             namespace: workload.namespace.clone(),
             labels: workload.labels.clone(),
         };
-        let maker = Maker { cx, frame: &frame, scope: &scope, viewer };
+        let maker = Maker { cx, frame: &frame, scope: &scope, viewer, workload };
         let ports = attached.ports.iter();
         ports.filter_map(|port| maker.listener(port, *own)).map(Arc::new).collect()
     }
@@ -62,6 +63,7 @@ struct Maker<'a, 'c> {
     frame: &'a Frame,
     scope: &'a FilterScope,
     viewer: &'a Viewer,
+    workload: &'a Workload,
 }
 
 impl Maker<'_, '_> {
@@ -84,6 +86,7 @@ impl Maker<'_, '_> {
         if chains.is_empty() {
             return None;
         }
+        origins.extend(security::origins(self.cx, self.workload));
         let direction = core::TrafficDirection::Outbound;
         let mut message = bound(bare(&name, &bound_to, port.port, direction));
         if proxy_config::expects_proxy_protocol(&self.frame.mesh) {
