@@ -27,6 +27,10 @@ const REFUSED: &[(Kind, &str, &str)] = &[
     (Kind::Gateway, "spec.servers[].port.targetPort", "has no effect in Istio"),
     (Kind::Sidecar, "spec.ingress[].port.targetPort", "has no effect in Istio"),
     (Kind::Sidecar, "spec.egress[].port.targetPort", "has no effect in Istio"),
+    (Kind::AuthorizationPolicy, "spec.targetRef.namespace", "Istio does not implement it"),
+    (Kind::AuthorizationPolicy, "spec.targetRefs[].namespace", "Istio does not implement it"),
+    (Kind::RequestAuthentication, "spec.targetRef.namespace", "Istio does not implement it"),
+    (Kind::RequestAuthentication, "spec.targetRefs[].namespace", "Istio does not implement it"),
     // Its filters share a type with those of an HTTPRoute.
     (Kind::GrpcRoute, "spec.rules[].filters[].requestRedirect", "no field of a GRPCRoute"),
     (Kind::GrpcRoute, "spec.rules[].filters[].urlRewrite", "no field of a GRPCRoute"),

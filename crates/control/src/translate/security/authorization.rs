@@ -48,7 +48,7 @@ pub(super) fn filters(cx: &Cx<'_>, workload: &Workload) -> Filled {
         };
         let rules = |policies: &[&Arc<Config<AuthorizationPolicy>>], connections: bool| {
             let list = policies.iter().map(|policy| policy.as_ref());
-            (!policies.is_empty()).then(|| self::rules(&mesh, list, action, connections, ""))
+            (!policies.is_empty()).then(|| rules(&mesh, list, action, connections, ""))
         };
         filled.http.push(http_filter(
             HTTP,
