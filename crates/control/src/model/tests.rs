@@ -476,6 +476,7 @@ jwtRules:
               Error spec.jwtRules[1].fromHeaders[1].name: "a b" is no header name [invalid-value]
               Error spec.jwtRules[1].fromParams[0]: must not be empty [invalid-value]
               Error spec.jwtRules[1].fromCookies[0]: must not be empty [invalid-value]
+              Error spec.jwtRules[2].jwks: has no key that could verify a token [invalid-value]
               Warning spec.jwtRules[2].jwks: key 0 is a private one; only public keys are needed to verify tokens [private-key]
               Error spec.jwtRules[2].jwks: key 1 has no "kty" [invalid-value]
               Error spec.jwtRules[2].outputClaimToHeaders[0].header: "x:y" is no header that can be set [invalid-value]

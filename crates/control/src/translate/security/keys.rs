@@ -3,7 +3,7 @@
 //! Deviation: istiod by default fetches `jwksUri` itself and sends proxies the keys. Here proxies fetch
 //! them, as Istio's do with `PILOT_JWT_ENABLE_REMOTE_JWKS=envoy`: from the mesh's cluster for the host,
 //! or from one made for the purpose, `jwks|PORT|SCHEME|HOST`, if the host is not a service that the
-//! workload sees, or if the mesh would send plain text where the address says `https`.
+//! workload sees, or if the address says `https`, as the mesh's own cluster would send plain text there.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
