@@ -18,7 +18,7 @@ use leno_xds::TypeUrl;
 use leno_xds::server::grpc::{DiscoveryService, StreamEvent};
 use leno_xds::server::listen::{self, Listen, Socket};
 use serde_json::Value;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
@@ -39,6 +39,9 @@ const TICK: Duration = Duration::from_millis(250);
 
 /// How many events may wait for the loop before their senders do.
 const QUEUE: usize = 1024;
+
+/// How many connections may wait to be accepted: after a restart all proxies come at once.
+const BACKLOG: u32 = 16_384;
 
 /// How long to wait at least between two looks for faults.
 const ANALYZE_EVERY: Duration = Duration::from_millis(200);
@@ -130,10 +133,10 @@ impl Server {
         Ok(Server {
             dirs: config.dirs,
             cluster,
-            grpc: bind(config.grpc_addr).await?,
+            grpc: bind(config.grpc_addr)?,
             grpc_path: config.grpc_path.map(bind_path).transpose()?,
             connections: config.connections,
-            http: bind(config.http_addr).await?,
+            http: bind(config.http_addr)?,
         })
     }
 
@@ -217,10 +220,14 @@ fn bind_path(path: PathBuf) -> io::Result<Socket> {
         .map_err(|error| io::Error::new(error.kind(), format!("cannot listen on {words}: {error}")))
 }
 
-async fn bind(address: SocketAddr) -> io::Result<TcpListener> {
-    TcpListener::bind(address)
-        .await
-        .map_err(|error| io::Error::new(error.kind(), format!("cannot listen on {address}: {error}")))
+fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    let listen = || {
+        let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+        socket.set_reuseaddr(true)?;
+        socket.bind(address)?;
+        socket.listen(BACKLOG)
+    };
+    listen().map_err(|error| io::Error::new(error.kind(), format!("cannot listen on {address}: {error}")))
 }
 
 /// Serves proxies until `ended` is true and they have been sent away; then says that it is over.
