@@ -62,7 +62,7 @@ fn insert(map: &mut Map<String, Value>, path: &[String]) {
 
 fn collect(value: &Value, typing: Typing<'_>, path: &mut Path, out: &mut BTreeSet<Path>) {
     match value {
-        Value::Object(map) if !typing.is_atomic_map() && !(map.is_empty() && !path.is_empty()) => {
+        Value::Object(map) if !typing.is_atomic_map() && (!map.is_empty() || path.is_empty()) => {
             for (key, value) in map {
                 if path.is_empty() && matches!(key.as_str(), "apiVersion" | "kind") {
                     continue;
@@ -167,7 +167,7 @@ pub(super) fn remove(object: &mut Value, path: &[String]) {
 /// Whether a step leads to this item of a list.
 fn is_item(item: &Value, step: &str) -> bool {
     if let Some(text) = step.strip_prefix("v:") {
-        return item.to_string() == text;
+        return serde_json::from_str::<Value>(text).is_ok_and(|value| value == *item);
     }
     let key = step.strip_prefix("k:").and_then(|text| serde_json::from_str::<Map<String, Value>>(text).ok());
     key.is_some_and(|key| {

@@ -112,7 +112,7 @@ impl Call {
 
     /// What becomes of fields that the schema does not know: warnings, or a failure if the client
     /// wants validation to be strict.
-    pub(super) fn validated(&self, unknown: Vec<String>) -> Result<Vec<String>, Failure> {
+    pub(super) fn validated(&self, unknown: &[String]) -> Result<Vec<String>, Failure> {
         let each: Vec<String> = unknown.iter().map(|path| format!("unknown field \"{path}\"")).collect();
         match self.query.text("fieldValidation") {
             "Strict" if !each.is_empty() => {
@@ -134,7 +134,7 @@ impl Call {
                 Format::Table => {
                     let revision = text(object, &["metadata", "resourceVersion"]);
                     let metadata = serde_json::json!({ "resourceVersion": revision });
-                    table::render(state, target, &[object], metadata, include, true)
+                    table::render(state, target, &[object], &metadata, include, true)
                 }
             },
         )

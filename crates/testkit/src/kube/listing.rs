@@ -51,7 +51,7 @@ pub(super) fn list(shared: &Shared, call: &Call, target: &Target) -> Result<Repl
     let items: Vec<Value> = rest.iter().map(|object| target.present(object)).collect();
     if call.format == Format::Table {
         let items: Vec<&Value> = items.iter().collect();
-        let table = table::render(&state, target, &items, metadata, call.query.text("includeObject"), true);
+        let table = table::render(&state, target, &items, &metadata, call.query.text("includeObject"), true);
         return Ok(Reply::json(200, &table));
     }
     if call.format == Format::Metadata {
@@ -222,7 +222,7 @@ impl Watch {
                 let metadata = json!({ "resourceVersion": text(&object, &["metadata", "resourceVersion"]) });
                 let state = lock(&self.shared.state);
                 let headed = std::mem::replace(&mut self.headed, true);
-                table::render(&state, &self.target, &[&object], metadata, &self.include, !headed)
+                table::render(&state, &self.target, &[&object], &metadata, &self.include, !headed)
             }
         };
         self.line(&json!({ "type": word, "object": object })).await

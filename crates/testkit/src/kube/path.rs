@@ -37,7 +37,7 @@ impl ResourcePath {
             _ => return None,
         };
         let [group, version, namespace, plural, name, subresource] =
-            [group, version, namespace, plural, name, subresource].map(|part| decode(part));
+            [group, version, namespace, plural, name, subresource].map(decode);
         Some(ResourcePath { group, version, namespace, plural, name, subresource })
     }
 }

@@ -218,7 +218,7 @@ fn message(mut rest: &[u8], fields: &[Field]) -> Option<Value> {
         };
         if *repeated {
             object.entry(*name).or_insert_with(|| json!([])).as_array_mut()?.push(value);
-        } else if value != Value::from("") {
+        } else if value != "" {
             object.insert((*name).to_owned(), value);
         }
     }

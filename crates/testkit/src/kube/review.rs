@@ -126,7 +126,7 @@ fn token_review(state: &State, spec: &Value) -> Value {
     let Some(user) = state.tokens.get(token) else {
         return json!({ "authenticated": false, "error": "invalid bearer token" });
     };
-    let claims = token.split('.').nth(1).and_then(|part| decode_url(part));
+    let claims = token.split('.').nth(1).and_then(decode_url);
     let claims: Value = claims.and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default();
     let now = state.now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     if claims.get("exp").and_then(Value::as_u64).is_some_and(|end| end <= now) {

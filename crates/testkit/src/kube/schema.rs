@@ -38,7 +38,7 @@ pub(super) fn prune(value: &mut Value, schema: &Value, path: &str, pruned: &mut 
                 match (properties(schema).and_then(|all| all.get(name)), additional) {
                     (Some(property), _) => prune(inner, property, &here, pruned),
                     (None, Some(additional)) if additional.is_object() => {
-                        prune(inner, additional, &here, pruned)
+                        prune(inner, additional, &here, pruned);
                     }
                     (None, Some(_)) => {}
                     (None, None) if preserves => {}

@@ -20,7 +20,7 @@ pub(super) fn render(
     state: &State,
     target: &Target,
     objects: &[&Value],
-    metadata: Value,
+    metadata: &Value,
     include: &str,
     headed: bool,
 ) -> Value {

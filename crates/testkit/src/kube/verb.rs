@@ -35,7 +35,7 @@ pub(super) fn read(shared: &Shared, call: &Call, target: &Target) -> Result<Repl
 pub(super) async fn create(shared: &Arc<Shared>, call: &Call, mut target: Target) -> Result<Reply, Failure> {
     let body = call.body()?;
     let mut object = lock(&shared.state).prepare_create(&mut target, body)?;
-    let mut warnings = call.validated(conform(&target, &mut object)?)?;
+    let mut warnings = call.validated(&conform(&target, &mut object)?)?;
     let admitted = admission::admit(shared, call, &target, Operation::Create, Some(object), None).await?;
     let mut object = admitted.object.unwrap_or_default();
     warnings.extend(admitted.warnings);
@@ -167,7 +167,7 @@ async fn create_by_apply(
     let applied = apply::apply(&empty, &named, Typing::root(target.schema()), manager, true)?;
     let managed = applied.pointer("/metadata/managedFields").cloned().unwrap_or_default();
     let mut object = lock(&shared.state).prepare_create(&mut target, applied)?;
-    let mut warnings = call.validated(conform(&target, &mut object)?)?;
+    let mut warnings = call.validated(&conform(&target, &mut object)?)?;
     let admitted = admission::admit(shared, call, &target, Operation::Create, Some(object), None).await?;
     let mut object = admitted.object.unwrap_or_default();
     warnings.extend(admitted.warnings);
@@ -215,7 +215,7 @@ async fn change(
             (live, candidate)
         };
         let mut candidate = candidate;
-        let mut warnings = call.validated(conform(target, &mut candidate)?)?;
+        let mut warnings = call.validated(&conform(target, &mut candidate)?)?;
         let old = target.present(&live);
         let admitted =
             admission::admit(shared, call, target, Operation::Update, Some(candidate), Some(old.clone()))

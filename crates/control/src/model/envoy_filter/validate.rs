@@ -196,7 +196,7 @@ fn field_value(check: &mut Check, field: Field, entry: &Entry<'_>) {
         }
         _ if field.is_map() => check.invalid(format!("expected a mapping, found {}", entry.value.describe())),
         _ if field.is_repeated() => {
-            check.invalid(format!("expected a list, found {}", entry.value.describe()))
+            check.invalid(format!("expected a list, found {}", entry.value.describe()));
         }
         _ => single_value(check, field.kind(), &entry.value),
     }
@@ -207,17 +207,19 @@ fn single_value(check: &mut Check, kind: Kind, node: &Node<'_>) {
     match (kind, &node.value) {
         (Kind::Message(message), _) => fields(check, message, node, false),
         (_, Value::Mapping(_) | Value::Sequence(_)) => wrong("a single value"),
-        (Kind::Enum(values), Value::Scalar(scalar)) if scalar.kind == ScalarKind::String => {
-            if !values.values().any(|value| value.name() == scalar.text) {
-                check.invalid(format!("{:?} is no value of {}", scalar.text, values.full_name()));
-            }
+        (Kind::Enum(values), Value::Scalar(scalar))
+            if scalar.kind == ScalarKind::String
+                && !values.values().any(|value| value.name() == scalar.text) =>
+        {
+            check.invalid(format!("{:?} is no value of {}", scalar.text, values.full_name()));
         }
+        (Kind::Enum(_), Value::Scalar(scalar)) if scalar.kind == ScalarKind::String => {}
         (Kind::Enum(_), Value::Scalar(scalar)) if scalar.integer().is_none() => wrong("the name of a value"),
         (Kind::Bool, Value::Scalar(scalar)) if !matches!(scalar.kind, ScalarKind::Bool(_)) => {
             wrong("true or false");
         }
         (Kind::String | Kind::Bytes, Value::Scalar(scalar)) if scalar.kind != ScalarKind::String => {
-            wrong("a text")
+            wrong("a text");
         }
         (Kind::Enum(_) | Kind::Bool | Kind::String | Kind::Bytes, _) => {}
         (_, Value::Scalar(scalar)) if scalar.float().is_none() && scalar.text.parse::<f64>().is_err() => {

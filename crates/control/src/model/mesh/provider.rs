@@ -236,6 +236,7 @@ pub(crate) struct OpenCensus {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+#[expect(clippy::enum_variant_names, reason = "Istio's names")]
 pub(crate) enum TraceContext {
     #[default]
     Unspecified,

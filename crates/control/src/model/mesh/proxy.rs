@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
+use super::provider::TraceContext;
 use super::seconds;
 use crate::model::destination_rule::{ClientTls, TcpKeepalive};
 use crate::model::duration::Span;
@@ -91,19 +92,6 @@ pub(crate) struct OpenCensusAgent {
     pub(crate) address: String,
     /// Header formats.
     pub(crate) context: Vec<TraceContext>,
-}
-
-/// A form of trace headers.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[cfg_attr(test, derive(schemars::JsonSchema))]
-#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
-pub(crate) enum TraceContext {
-    #[default]
-    Unspecified,
-    W3cTraceContext,
-    GrpcBin,
-    CloudTraceContext,
-    B3,
 }
 
 /// Where the value of a tag comes from.

@@ -120,11 +120,10 @@ fn is_within(host: &str, wildcard: &str) -> bool {
 /// `NAMESPACE/NAME`, or the name alone, or `mesh`.
 fn gateway_name(check: &mut Check, name: &String) {
     match name.split_once('/') {
-        Some((namespace, name)) => {
-            if !is_dns_label(namespace) || !is_dns_label(name) {
-                check.invalid(format!("{namespace}/{name} is no gateway: use NAMESPACE/NAME"));
-            }
+        Some((namespace, name)) if !is_dns_label(namespace) || !is_dns_label(name) => {
+            check.invalid(format!("{namespace}/{name} is no gateway: use NAMESPACE/NAME"));
         }
+        Some(_) => {}
         None if name.is_empty() || !name.split('.').all(is_dns_label) => {
             check.invalid(format!("{name:?} is no gateway: use NAME, NAMESPACE/NAME or mesh"));
         }
@@ -332,7 +331,7 @@ fn fault(check: &mut Check, injected: &Fault) {
                     check.at("grpcStatus", |check| check.invalid(format!("{name:?} is no gRPC status")));
                 }
                 (None, None) => {
-                    check.warn("no-effect", "without httpStatus or grpcStatus nothing is aborted")
+                    check.warn("no-effect", "without httpStatus or grpcStatus nothing is aborted");
                 }
                 (Some(_), Some(_)) => check.invalid("only one of httpStatus and grpcStatus may be given"),
             }

@@ -68,7 +68,7 @@ impl Objects {
         let (now, found) = match read::read(&node) {
             Read::Object { reference, object, findings } => {
                 let now = Some(reference.kind);
-                let found = diagnostics(served, &reference.to_string(), findings, |finding| {
+                let found = diagnostics(served, &reference.to_string(), &findings, |finding| {
                     Diagnostic::about(&reference, finding)
                 });
                 self.pending.push(Change::Set(reference, object, Origin::object(generation)));
@@ -76,13 +76,13 @@ impl Objects {
             }
             // Its last good version stays.
             Read::Rejected { reference, findings } => {
-                let found = diagnostics(served, &reference.to_string(), findings, |finding| {
+                let found = diagnostics(served, &reference.to_string(), &findings, |finding| {
                     Diagnostic::about(&reference, finding)
                 });
                 (used, found)
             }
             Read::Skipped { kind, namespace, name, findings } => {
-                let found = diagnostics(served, &name, findings, |finding| Diagnostic {
+                let found = diagnostics(served, &name, &findings, |finding| Diagnostic {
                     severity: finding.severity,
                     code: finding.code.to_owned(),
                     file: String::new(),
@@ -167,7 +167,7 @@ fn reference(kind: Kind, key: &Key) -> ObjectRef {
 fn diagnostics(
     served: &Served,
     about: &str,
-    findings: Vec<Finding>,
+    findings: &[Finding],
     locate: impl Fn(&Finding) -> Diagnostic,
 ) -> Vec<Diagnostic> {
     let group = served.api_version.split_once('/').map_or("", |(group, _)| group);
