@@ -436,6 +436,7 @@ mod tests {
 
     use super::{Row, walk_all, warn};
 
+    #[expect(clippy::needless_pass_by_value, reason = "reads better at the many calls")]
     fn check(rows: &[Row], text: &str, expected: Expect) {
         let documents = yaml::parse(text, Dialect::Kubernetes).unwrap();
         let found: Vec<_> = walk_all(rows, &documents[0]).into_iter().map(|finding| finding.path).collect();

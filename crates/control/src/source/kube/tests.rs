@@ -34,7 +34,7 @@ impl World {
         for change in update.changes {
             match change {
                 Change::Set(reference, object, _) => {
-                    drop(self.objects.insert(reference, format!("{object:?}")))
+                    drop(self.objects.insert(reference, format!("{object:?}")));
                 }
                 Change::Remove(reference) => {
                     self.objects.remove(&reference);

@@ -40,7 +40,8 @@ async fn pair() -> (Transport, Transport) {
     let mut far = TlsStream::new(Socket::Unix(far), Session::Client(client), Vec::new());
     let (mut ours, mut theirs) = (Findings::default(), Findings::default());
     let (one, other) = tokio::join!(near.handshake(&mut ours), far.handshake(&mut theirs));
-    (one.unwrap(), other.unwrap());
+    one.unwrap();
+    other.unwrap();
     let transport = |stream| Transport::new(Socket::Tls(Box::new(stream)), BytesMut::new());
     (transport(near), transport(far))
 }
