@@ -99,13 +99,6 @@ impl WorkloadSelector {
     }
 }
 
-impl WorkloadLabels {
-    /// Whether a workload with these labels is meant; all are, if no label is asked for.
-    pub(crate) fn matches(&self, labels: &BTreeMap<String, String>) -> bool {
-        contains(labels, &self.labels)
-    }
-}
-
 /// Whether all of some labels are there.
 fn contains(labels: &BTreeMap<String, String>, wanted: &BTreeMap<String, String>) -> bool {
     wanted.iter().all(|(name, value)| labels.get(name) == Some(value))

@@ -12,6 +12,7 @@ use crate::model::mesh::MeshConfig;
 use crate::model::{Config, Meta};
 
 /// Shows the rules of a policy with only some of them; `connections` asks for those of connections.
+#[expect(clippy::needless_pass_by_value, reason = "reads better at the many calls")]
 fn check(spec: &str, action: Action, connections: bool, expected: Expect) {
     let documents = yaml::parse(spec, Dialect::Kubernetes).unwrap();
     let (spec, unknown) = yaml::from_node::<AuthorizationPolicy>(&documents[0]).unwrap();
