@@ -140,7 +140,7 @@ fn a_broken_object_keeps_its_last_good_version_and_others_change() {
         "#]],
     );
     fixture.diagnostics(&expect![[r#"
-        a.yaml:7:13: Gateway default/a: spec.servers[0].hosts[0]: "bad_host!" is neither a DNS name nor a wildcard such as *.example.com [invalid-value]
+        a.yaml:7:13: Gateway default/a: spec.servers[0].hosts[0]: "bad_host!" is a short name; use a fully qualified one [invalid-value]
     "#]]);
     // Gone is gone, even where only a broken version was left.
     fixture.write("a.yaml", &gateway("b", "z.y"));

@@ -4,7 +4,8 @@
 
 mod validate;
 
-use serde::Deserialize;
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer};
 
 use super::Meta;
 use super::selector::{PolicyTargetReference, WorkloadSelector};
@@ -47,11 +48,19 @@ pub(crate) fn dry_run(meta: &Meta) -> Option<bool> {
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct Rule {
     /// OR-list of sources.
+    #[serde(deserialize_with = "at_least_one")]
     pub(crate) from: Vec<From>,
     /// OR-list of operations.
+    #[serde(deserialize_with = "at_least_one")]
     pub(crate) to: Vec<To>,
     /// AND-list of extra conditions.
     pub(crate) when: Vec<Condition>,
+}
+
+/// An empty list would mean anybody, which is hardly what its author wants: Istio refuses it.
+fn at_least_one<'de, D: Deserializer<'de>, T: Deserialize<'de>>(list: D) -> Result<Vec<T>, D::Error> {
+    let list = Vec::deserialize(list)?;
+    if list.is_empty() { Err(D::Error::custom("a list that is given needs an item")) } else { Ok(list) }
 }
 
 /// Where a request comes from.

@@ -370,12 +370,12 @@ async fn kinds_come_and_go_and_change_their_version() {
     fixture.until_known().await;
     fixture.server().put(definition("Sidecar", "sidecars", &["v1alpha3"]));
     fixture.server().put(json!({ "apiVersion": "networking.istio.io/v1alpha3", "kind": "Sidecar",
-        "metadata": metadata("late"), "spec": {} }));
+        "metadata": metadata("late"), "spec": { "outboundTrafficPolicy": {} } }));
     fixture.until("a late kind", |world| has(world, "late")).await;
     fixture.server().put(definition("Sidecar", "sidecars", &["v1", "v1alpha3"]));
     fixture.server().take_seen();
     fixture.server().put(json!({ "apiVersion": "networking.istio.io/v1", "kind": "Sidecar",
-        "metadata": metadata("later"), "spec": {} }));
+        "metadata": metadata("later"), "spec": { "outboundTrafficPolicy": {} } }));
     fixture.until("a new version", |world| has(world, "later")).await;
     fixture.server().remove(
         "apiextensions.k8s.io",

@@ -20,9 +20,9 @@ use crate::model::destination_rule::ClientTlsMode;
 use crate::registry::instances::{Health, Instance, Instances};
 use crate::registry::network::Networks;
 use crate::registry::{self, Distribution, Mesh, Service};
-use crate::scope::{ProxyKey, mutual_tls};
 use crate::scope::locality::{EndpointsOf, LocalitySetting, View};
 use crate::scope::policy::{Effective, EffectivePolicy, MergedPolicy};
+use crate::scope::{ProxyKey, mutual_tls};
 
 /// The endpoints that a proxy asks for by a cluster's name; `None` if it has no such cluster. A root.
 pub(crate) struct Endpoints;
