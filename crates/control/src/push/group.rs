@@ -72,16 +72,19 @@ impl Group {
         origins
     }
 
-    /// Asks the graph for what is its own of a type.
-    pub(crate) fn load(&mut self, graph: &Graph, key: &ProxyKey, type_url: &TypeUrl) {
+    /// Asks the graph for what is its own of a type; true if that is new, and to be combined with what
+    /// it shares.
+    pub(crate) fn load(&mut self, graph: &Graph, key: &ProxyKey, type_url: &TypeUrl) -> bool {
         match type_url {
             TypeUrl::Cluster if self.own_clusters.is_none() => {
                 self.own_clusters = Some(graph.get::<OwnClusters>(key));
+                true
             }
             TypeUrl::Listener if self.own_listeners.is_none() => {
                 self.own_listeners = Some(graph.get::<OwnListeners>(key));
+                true
             }
-            _ => {}
+            _ => false,
         }
     }
 
@@ -105,18 +108,6 @@ impl Group {
                 self.listeners = combine(&view.listeners, self.own_listeners.as_deref(), version);
             }
             _ => {}
-        }
-    }
-
-    /// Takes in what is there of a type, unless it has been before.
-    pub(crate) fn combine_first(&mut self, view: &View, type_url: &TypeUrl) {
-        let (shared, own) = match type_url {
-            TypeUrl::Cluster => (&view.clusters, &self.clusters),
-            TypeUrl::Listener => (&view.listeners, &self.listeners),
-            _ => return,
-        };
-        if own.version().is_empty() {
-            self.combine(view, type_url, &shared.version().clone());
         }
     }
 

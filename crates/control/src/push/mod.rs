@@ -294,7 +294,7 @@ impl Push {
                 let Some(view) = self.views.get_mut(&group.client) else { return };
                 let version = version(graph);
                 let is_new = view.load(graph, &group.client, &type_url, &names, &version);
-                group.load(graph, &session.key, &type_url);
+                let is_own_new = group.load(graph, &session.key, &type_url);
                 session.owe(&type_url);
                 if is_new && matches!(type_url, TypeUrl::Cluster | TypeUrl::Listener) {
                     for key in &view.groups {
@@ -302,8 +302,10 @@ impl Push {
                             group.combine(view, &type_url, &version);
                         }
                     }
-                } else {
-                    group.combine_first(view, &type_url);
+                } else if is_own_new {
+                    // Others of the view may have asked before, for what is shared.
+                    let version = view.resources(&type_url).version().clone();
+                    group.combine(view, &type_url, &version);
                 }
             }
             Said::Unwanted => drop(self.untidy.insert(Arc::clone(&group.client))),
