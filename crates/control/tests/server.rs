@@ -322,6 +322,27 @@ async fn routes_and_clusters_that_are_written_apart_come_together() {
 }
 
 #[tokio::test]
+async fn proxies_of_one_namespace_have_their_own_listeners_whoever_asks_first() {
+    let pods = pod("a", "v1", "10.0.0.1") + &pod("b", "v2", "10.0.0.2");
+    let pilot = Pilot::start(&[("service.yaml", SERVICE), ("pods.yaml", &pods)]).await;
+    let id = |name: &str, ip: &str| format!("sidecar~{ip}~{name}.default~default.svc.cluster.local");
+    // Both are there before either asks for listeners.
+    let mut late = Client::connect(&pilot, &id("b", "10.0.0.2"), CDS, &[]).await;
+    late.next(CDS).await;
+    let mut early = Client::connect(&pilot, &id("a", "10.0.0.1"), LDS, &[]).await;
+    assert!(has_inbound(&early.next(LDS).await));
+    late.ask(LDS, &[]).await;
+    assert!(has_inbound(&late.next(LDS).await));
+    pilot.stop().await;
+}
+
+fn has_inbound(response: &DiscoveryResponse) -> bool {
+    use leno_api::proto::envoy::config::listener::v3::Listener;
+    let names = response.resources.iter().map(|any| Listener::decode(any.value.as_slice()).expect("it").name);
+    names.into_iter().any(|name| name == "virtualInbound")
+}
+
+#[tokio::test]
 async fn a_refusal_is_told_with_the_object_to_blame() {
     let gateway = "
 apiVersion: networking.istio.io/v1

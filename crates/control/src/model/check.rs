@@ -336,7 +336,7 @@ impl Check {
             for (name, matcher) in matches {
                 check.key(name, |check| {
                     if name.to_ascii_lowercase().starts_with(JWT_CLAIMS) {
-                        if crate::translate::route::matcher::claim(name).is_none() {
+                        if claim(name).is_none() {
                             check.invalid(format!(
                                 "{name:?} names no claim: use {JWT_CLAIMS}.NAME or {JWT_CLAIMS}[NAME]"
                             ));
@@ -439,4 +439,18 @@ pub(crate) fn is_cidr_or_address(text: &str) -> bool {
     let Ok(address) = address.parse::<IpAddr>() else { return false };
     let most = if address.is_ipv4() { 32 } else { 128 };
     length.is_none_or(|length| length.parse::<u8>().is_ok_and(|length| length <= most))
+}
+
+/// The claim of a JWT that a header's name stands for: `@request.auth.claims.a.b` or
+/// `@request.auth.claims[a][b]`, outermost name first.
+pub(crate) fn claim(name: &str) -> Option<Vec<&str>> {
+    let (prefix, rest) = name.split_at_checked(JWT_CLAIMS.len())?;
+    if !prefix.eq_ignore_ascii_case(JWT_CLAIMS) {
+        return None;
+    }
+    if let Some(path) = rest.strip_prefix('.').filter(|path| !path.is_empty()) {
+        return Some(path.split('.').collect());
+    }
+    let path = rest.strip_prefix('[')?.strip_suffix(']').filter(|path| !path.is_empty())?;
+    Some(path.split("][").collect())
 }

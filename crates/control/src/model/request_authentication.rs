@@ -7,7 +7,6 @@ use super::check::{Check, is_header_name};
 use super::diagnostic::Finding;
 use super::duration::Span;
 use super::selector::{PolicyTargetReference, WorkloadSelector};
-use crate::translate::security::keys::Place;
 
 /// The `spec` of a RequestAuthentication.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
@@ -80,6 +79,50 @@ pub(crate) struct ClaimToHeader {
 
 /// Members of a JSON web key that only its owner may know.
 const PRIVATE_MEMBERS: [&str; 2] = ["d", "k"];
+
+/// Where keys are fetched from.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct Place {
+    /// Whether over TLS.
+    pub(crate) secure: bool,
+    pub(crate) host: String,
+    pub(crate) port: u16,
+}
+
+impl Place {
+    /// The place that a URI names; `None` if it is not of `http` or `https`.
+    pub(crate) fn parse(uri: &str) -> Option<Place> {
+        let (scheme, rest) = uri.split_once("://")?;
+        let secure = match scheme.to_ascii_lowercase().as_str() {
+            "http" => false,
+            "https" => true,
+            _ => return None,
+        };
+        let authority = rest.split(['/', '?', '#']).next()?;
+        let authority = authority.rsplit_once('@').map_or(authority, |(_, authority)| authority);
+        let (host, port) = match authority.strip_prefix('[') {
+            Some(rest) => {
+                let (host, after) = rest.split_once(']')?;
+                (host, if after.is_empty() { None } else { Some(after.strip_prefix(':')?) })
+            }
+            None => match authority.split_once(':') {
+                Some((host, port)) => (host, Some(port)),
+                None => (authority, None),
+            },
+        };
+        let port = match port {
+            None | Some("") => {
+                if secure {
+                    443
+                } else {
+                    80
+                }
+            }
+            Some(port) => port.parse().ok().filter(|port| *port != 0)?,
+        };
+        (!host.is_empty()).then(|| Place { secure, host: host.to_ascii_lowercase(), port })
+    }
+}
 
 impl RequestAuthentication {
     /// Everything that is wrong with it.

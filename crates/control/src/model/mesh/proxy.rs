@@ -10,6 +10,7 @@ use super::seconds;
 use crate::model::destination_rule::{ClientTls, TcpKeepalive};
 use crate::model::duration::Span;
 use crate::model::proxy_config::ProxyImage;
+use crate::model::telemetry::{EnvironmentTag, HeaderTag, LiteralTag};
 use crate::model::workload_group::ReadinessProbe;
 
 /// How requests are traced, as older configurations write it.
@@ -105,37 +106,6 @@ pub(crate) struct CustomTag {
     pub(crate) environment: Option<EnvironmentTag>,
     /// Request header.
     pub(crate) header: Option<HeaderTag>,
-}
-
-/// A tag with a fixed value.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
-#[cfg_attr(test, derive(schemars::JsonSchema))]
-#[serde(default, rename_all = "camelCase")]
-pub(crate) struct LiteralTag {
-    /// Value.
-    pub(crate) value: String,
-}
-
-/// A tag from the proxy's environment.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
-#[cfg_attr(test, derive(schemars::JsonSchema))]
-#[serde(default, rename_all = "camelCase")]
-pub(crate) struct EnvironmentTag {
-    /// Variable.
-    pub(crate) name: String,
-    /// Fallback.
-    pub(crate) default_value: String,
-}
-
-/// A tag from a request header.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
-#[cfg_attr(test, derive(schemars::JsonSchema))]
-#[serde(default, rename_all = "camelCase")]
-pub(crate) struct HeaderTag {
-    /// Header.
-    pub(crate) name: String,
-    /// Fallback.
-    pub(crate) default_value: String,
 }
 
 /// Unused.

@@ -1,5 +1,6 @@
 //! The conditions of an HTTP rule as Envoy's.
 
+use crate::model::check::claim;
 use crate::model::string_match::StringMatch;
 use crate::model::virtual_service::HttpMatch;
 use crate::scope::rules::Semantics;
@@ -107,21 +108,6 @@ fn header(name: &str, wanted: &StringMatch) -> route::HeaderMatcher {
         header_match_specifier: Some(specifier),
         ..route::HeaderMatcher::default()
     }
-}
-
-/// The claim of a JWT that a header's name stands for: `@request.auth.claims.a.b` or
-/// `@request.auth.claims[a][b]`, outermost name first.
-pub(crate) fn claim(name: &str) -> Option<Vec<&str>> {
-    const PREFIX: &str = "@request.auth.claims";
-    let (prefix, rest) = name.split_at_checked(PREFIX.len())?;
-    if !prefix.eq_ignore_ascii_case(PREFIX) {
-        return None;
-    }
-    if let Some(path) = rest.strip_prefix('.').filter(|path| !path.is_empty()) {
-        return Some(path.split('.').collect());
-    }
-    let path = rest.strip_prefix('[')?.strip_suffix(']').filter(|path| !path.is_empty())?;
-    Some(path.split("][").collect())
 }
 
 /// A claim's condition: on a text, or on one of a list of texts. The JWT filter leaves claims in

@@ -16,7 +16,7 @@ use tls::subject_alt_name_matcher::SanType;
 
 use super::matcher;
 use crate::model::duration::Span;
-use crate::model::request_authentication::JwtRule;
+use crate::model::request_authentication::{JwtRule, Place};
 use crate::model::{Kind, ObjectRef};
 use crate::registry::protocol::Protocol;
 use crate::registry::targets::Workload;
@@ -34,49 +34,7 @@ const LIFETIME: prost_types::Duration = prost_types::Duration { seconds: 300, na
 /// Keys that verify nothing: nobody has the private half of the one that Envoy insists on.
 const NO_KEYS: &str = r#"{"keys":[{"kty":"EC","crv":"P-256","alg":"ES256","use":"sig","x":"m-Y7UAFh4Cg9PBwYlZmW_YOZpwJHJfKXUPDuDEo0sHg","y":"99s9sWRWiijyIM72d6Cs4mEkw_eq0kUhWJM8a_C-yNM"}]}"#;
 
-/// Where keys are fetched from.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) struct Place {
-    /// Whether over TLS.
-    secure: bool,
-    host: String,
-    port: u16,
-}
-
 impl Place {
-    /// The place that a URI names; `None` if it is not of `http` or `https`.
-    pub(crate) fn parse(uri: &str) -> Option<Place> {
-        let (scheme, rest) = uri.split_once("://")?;
-        let secure = match scheme.to_ascii_lowercase().as_str() {
-            "http" => false,
-            "https" => true,
-            _ => return None,
-        };
-        let authority = rest.split(['/', '?', '#']).next()?;
-        let authority = authority.rsplit_once('@').map_or(authority, |(_, authority)| authority);
-        let (host, port) = match authority.strip_prefix('[') {
-            Some(rest) => {
-                let (host, after) = rest.split_once(']')?;
-                (host, if after.is_empty() { None } else { Some(after.strip_prefix(':')?) })
-            }
-            None => match authority.split_once(':') {
-                Some((host, port)) => (host, Some(port)),
-                None => (authority, None),
-            },
-        };
-        let port = match port {
-            None | Some("") => {
-                if secure {
-                    443
-                } else {
-                    80
-                }
-            }
-            Some(port) => port.parse().ok().filter(|port| *port != 0)?,
-        };
-        (!host.is_empty()).then(|| Place { secure, host: host.to_ascii_lowercase(), port })
-    }
-
     /// The name of the cluster that leads there, if none of the mesh's does.
     fn cluster(&self) -> String {
         let scheme = if self.secure { "https" } else { "http" };
