@@ -46,7 +46,14 @@ const GENERATED: &[&str] = &[
     "envoy/config/listener/v3/listener.proto",
     "envoy/config/rbac/v3/rbac.proto",
     "envoy/config/route/v3/route.proto",
+    "envoy/config/trace/v3/datadog.proto",
+    "envoy/config/trace/v3/opentelemetry.proto",
+    "envoy/config/trace/v3/skywalking.proto",
+    "envoy/config/trace/v3/zipkin.proto",
     "envoy/extensions/access_loggers/file/v3/file.proto",
+    "envoy/extensions/access_loggers/filters/cel/v3/cel.proto",
+    "envoy/extensions/access_loggers/grpc/v3/als.proto",
+    "envoy/extensions/access_loggers/open_telemetry/v3/logs_service.proto",
     "envoy/extensions/access_loggers/stream/v3/stream.proto",
     "envoy/extensions/bootstrap/internal_listener/v3/internal_listener.proto",
     "envoy/extensions/clusters/aggregate/v3/cluster.proto",
@@ -86,7 +93,9 @@ const GENERATED: &[&str] = &[
     "envoy/extensions/filters/network/rbac/v3/rbac.proto",
     "envoy/extensions/filters/network/set_filter_state/v3/set_filter_state.proto",
     "envoy/extensions/filters/network/sni_cluster/v3/sni_cluster.proto",
+    "envoy/extensions/filters/network/sni_dynamic_forward_proxy/v3/sni_dynamic_forward_proxy.proto",
     "envoy/extensions/filters/network/tcp_proxy/v3/tcp_proxy.proto",
+    "envoy/extensions/formatter/req_without_query/v3/req_without_query.proto",
     "envoy/extensions/health_check/event_sinks/file/v3/file.proto",
     "envoy/extensions/http/early_header_mutation/header_mutation/v3/header_mutation.proto",
     "envoy/extensions/http/header_formatters/preserve_case/v3/preserve_case.proto",
@@ -133,6 +142,9 @@ const GENERATED: &[&str] = &[
     "envoy/extensions/retry/host/omit_host_metadata/v3/omit_host_metadata_config.proto",
     "envoy/extensions/retry/host/previous_hosts/v3/previous_hosts.proto",
     "envoy/extensions/retry/priority/previous_priorities/v3/previous_priorities_config.proto",
+    "envoy/extensions/tracers/opentelemetry/resource_detectors/v3/dynatrace_resource_detector.proto",
+    "envoy/extensions/tracers/opentelemetry/resource_detectors/v3/environment_resource_detector.proto",
+    "envoy/extensions/tracers/opentelemetry/samplers/v3/dynatrace_sampler.proto",
     "envoy/extensions/transport_sockets/internal_upstream/v3/internal_upstream.proto",
     "envoy/extensions/transport_sockets/proxy_protocol/v3/upstream_proxy_protocol.proto",
     "envoy/extensions/transport_sockets/raw_buffer/v3/raw_buffer.proto",
@@ -146,6 +158,10 @@ const GENERATED: &[&str] = &[
     "envoy/type/matcher/v3/http_inputs.proto",
     "envoy/type/matcher/v3/regex.proto",
     "envoy/type/matcher/v3/status_code_input.proto",
+    "istio/alpn/config.proto",
+    "istio/metadata_exchange/config.proto",
+    "istio/peer_metadata/config.proto",
+    "istio/stats/config.proto",
     "udpa/type/v1/typed_struct.proto",
     "xds/data/orca/v3/orca_load_report.proto",
     "xds/type/matcher/v3/domain.proto",
@@ -295,7 +311,7 @@ fn generate(files: &BTreeMap<String, Compiled>, out: &Path) {
     config.out_dir(out).include_file("protos.rs").bytes(["."]).enable_type_names();
     // What is configured has its maps in order: what is the same has the same bytes, which versions
     // and comparisons rely on.
-    config.btree_map([".envoy.config", ".envoy.extensions"]);
+    config.btree_map([".envoy.config", ".envoy.extensions", ".stats"]);
     config.type_name_domain(["."], "type.googleapis.com").disable_comments(["."]);
     tonic_prost_build::configure()
         .compile_fds_with_config(set, config)
