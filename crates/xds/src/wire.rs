@@ -152,7 +152,7 @@ impl Request {
         }
     }
 
-    fn decode(mode: Mode, buffer: impl Buf) -> Result<Self, DecodeError> {
+    pub(crate) fn decode(mode: Mode, buffer: impl Buf) -> Result<Self, DecodeError> {
         Ok(match mode {
             Mode::Sotw => Self::Sotw(DiscoveryRequest::decode(buffer)?),
             Mode::Delta => Self::Delta(DeltaDiscoveryRequest::decode(buffer)?),
@@ -410,19 +410,6 @@ impl Decoder for ClientCodec {
 
     fn decode(&mut self, buffer: &mut DecodeBuf<'_>) -> Result<Option<Received>, Status> {
         Received::decode(self.0, buffer).map(Some).map_err(|error| Status::internal(error.to_string()))
-    }
-}
-
-/// What reads requests on the server's side.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct RequestDecoder(pub(crate) Mode);
-
-impl Decoder for RequestDecoder {
-    type Item = Request;
-    type Error = Status;
-
-    fn decode(&mut self, buffer: &mut DecodeBuf<'_>) -> Result<Option<Request>, Status> {
-        Request::decode(self.0, buffer).map(Some).map_err(|error| Status::internal(error.to_string()))
     }
 }
 

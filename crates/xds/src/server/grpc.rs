@@ -28,14 +28,12 @@ use tonic::body::Body;
 use tonic::metadata::MetadataMap;
 use tonic::server::NamedService;
 use tonic::transport::server::TcpConnectInfo;
-use tonic::{Status, Streaming};
+use tonic::Status;
 
 use super::listen::Peer;
+use super::requests::Requests;
 use crate::types::{Mode, TypeUrl};
-use crate::wire::{Pieces, Request, RequestDecoder, Response};
-
-/// Largest request. A delta client that resumes states a name and a version per resource.
-const MAX_REQUEST_LEN: usize = 64 << 20;
+use crate::wire::{Pieces, Request, Response};
 
 /// Identifies a stream for the life of its service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -142,9 +140,8 @@ impl DiscoveryService {
     /// Begins a stream; its answer is written as the control loop has something to say.
     pub fn answer<B>(&self, request: http::Request<B>) -> http::Response<Body>
     where
-        B: tonic::codegen::Body + Send + 'static,
+        B: tonic::codegen::Body<Data = Bytes> + Send + 'static,
         B::Error: Into<tonic::codegen::StdError> + Send + 'static,
-        B::Data: Send,
     {
         let path = request.uri().path();
         let Some((mode, only)) = method(path) else {
@@ -159,7 +156,7 @@ impl DiscoveryService {
         let peer = head.extensions.get::<Peer>().cloned();
         let tonics = || head.extensions.get::<TcpConnectInfo>().and_then(|info| info.remote_addr());
         let address = peer.as_ref().map_or_else(tonics, |peer| peer.address);
-        let requests = Streaming::new_request(RequestDecoder(mode), body, None, Some(MAX_REQUEST_LEN));
+        let requests = Requests::new(mode, Body::new(body));
         let (outgoing, responses) = mpsc::channel(1);
         // At most one response is under way, so its being taken always fits.
         let (taken, was_taken) = mpsc::channel(1);
@@ -205,9 +202,8 @@ impl NamedService for DiscoveryService {
 
 impl<B> tower::Service<http::Request<B>> for DiscoveryService
 where
-    B: tonic::codegen::Body + Send + 'static,
+    B: tonic::codegen::Body<Data = Bytes> + Send + 'static,
     B::Error: Into<tonic::codegen::StdError> + Send + 'static,
-    B::Data: Send,
 {
     type Response = http::Response<Body>;
     type Error = Infallible;
@@ -278,10 +274,10 @@ struct StreamTask {
 }
 
 impl StreamTask {
-    async fn run(mut self, mut requests: Streaming<Request>, mut connected: Connected) {
+    async fn run(mut self, mut requests: Requests, mut connected: Connected) {
         let id = self.id;
         // A stream that ends before it says anything is never reported.
-        let Ok(Some(first)) = requests.message().await else { return };
+        let Ok(Some(first)) = requests.next().await else { return };
         connected.node = match &first {
             Request::Sotw(request) => request.node.clone(),
             Request::Delta(request) => request.node.clone(),
@@ -295,7 +291,7 @@ impl StreamTask {
         let _ = self.events.send(StreamEvent::Closed { id, error }).await;
     }
 
-    async fn relay(&mut self, first: Request, mut requests: Streaming<Request>) -> Result<(), Status> {
+    async fn relay(&mut self, first: Request, mut requests: Requests) -> Result<(), Status> {
         let gone = |_| Status::unavailable("the control plane is shutting down");
         let (id, events) = (self.id, self.events.clone());
         let only = self.only.clone();
@@ -308,7 +304,7 @@ impl StreamTask {
         events.send(event(first)).await.map_err(gone)?;
         loop {
             tokio::select! {
-                request = requests.message() => {
+                request = requests.next() => {
                     let Some(request) = request? else { return Ok(()) };
                     events.send(event(request)).await.map_err(gone)?;
                 }

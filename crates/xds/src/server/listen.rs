@@ -29,6 +29,10 @@ use super::grpc::DiscoveryService;
 /// over then is cut.
 const LAST_WORDS: Duration = Duration::from_secs(5);
 
+/// How many bytes of answers may wait inside a connection: a few frames, as what waits is not the
+/// newest any more, and thousands of connections are served at once.
+const SEND_BUFFER: usize = 64 * 1024;
+
 /// A socket that proxies connect to.
 #[derive(Debug)]
 pub enum Socket {
@@ -283,6 +287,7 @@ impl Listen {
             .timer(TokioTimer::new())
             .keep_alive_interval(interval)
             .keep_alive_timeout(timeout)
+            .max_send_buf_size(SEND_BUFFER)
             .serve_connection(TokioIo::new(stream), service);
         let mut connection = std::pin::pin!(connection);
         let old = async {

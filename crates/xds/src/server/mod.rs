@@ -28,6 +28,7 @@
 pub mod grpc;
 pub mod listen;
 mod overlay;
+mod requests;
 mod resources;
 mod subscription;
 

@@ -346,6 +346,11 @@ impl Subscription {
             let due = self.asked_all || !resources.is_empty();
             return due.then(|| (self.take_everything(resources), Vec::new(), Vec::new()));
         }
+        if self.asks_for_all_of(resources) {
+            self.asked.clear();
+            self.names = Overlay::of(resources);
+            return Some((self.take_everything(resources), Vec::new(), Vec::new()));
+        }
         let mut plan = Plan::default();
         for name in self.candidates(resources, scope) {
             let asked = self.asked.remove(&name);
@@ -363,6 +368,16 @@ impl Subscription {
     /// Whether the client has nothing yet and wants all there is.
     fn takes_everything(&self) -> bool {
         self.wildcard && self.sent.is_empty() && self.names.is_empty() && self.asked.is_empty()
+    }
+
+    /// Whether the client has nothing yet and asks for each of these by its name: so it is with the
+    /// endpoints of all clusters after connecting.
+    fn asks_for_all_of(&self, resources: &Resources) -> bool {
+        !self.wildcard
+            && self.sent.is_empty()
+            && !resources.is_empty()
+            && self.names.len() == resources.len()
+            && self.asked.iter().eq(resources.iter().map(|resource| &resource.name))
     }
 
     fn take_everything(&mut self, resources: &Resources) -> Vec<Resource> {
