@@ -26,7 +26,7 @@ use crate::analyze::Analysis;
 use crate::debug;
 use crate::debug::http::Question;
 use crate::model::diagnostic::{Diagnostic, Severity};
-use crate::model::switches::{SwitchInput, Switches};
+use crate::model::switches::{SwitchInput, Switches, VariableInput};
 use crate::model::{Change, ObjectRef, inputs};
 use crate::push::{Push, Refusal};
 pub use crate::source::kube::client::Kubernetes;
@@ -302,6 +302,11 @@ impl Loop {
         inputs::register(&mut graph);
         let mut batch = Batch::new();
         batch.set::<SwitchInput>((), Switches::read(|name| std::env::var(name).ok()));
+        for (name, value) in std::env::vars_os() {
+            if let (Ok(name), Ok(value)) = (name.into_string(), value.into_string()) {
+                batch.set::<VariableInput>(name, value);
+            }
+        }
         graph.commit(batch);
         Loop {
             graph,

@@ -8,12 +8,14 @@ mod gateway;
 mod gateway_api;
 mod rule;
 mod security;
+mod telemetry;
 
 use leno_derive::{Cx, Query};
 
 use crate::model::diagnostic::{Finding, Severity};
 use crate::model::inputs::{
-    AuthorizationPolicies, DestinationRules, Gateways, PeerAuthentications, ServiceEntries, VirtualServices,
+    AuthorizationPolicies, DestinationRules, Gateways, PeerAuthentications, ServiceEntries, Telemetries,
+    VirtualServices,
 };
 use crate::model::{Key, Kind, ObjectRef};
 use crate::registry::{Resolution, ServicesOf, Visible, VisibleOnPort, full_name};
@@ -54,6 +56,9 @@ impl Query for Analysis {
         }
         for key in cx.all::<PeerAuthentications>() {
             add(key.of(Kind::PeerAuthentication), &cx.get::<security::PeerFindings>(&key));
+        }
+        for key in cx.all::<Telemetries>() {
+            add(key.of(Kind::Telemetry), &cx.get::<telemetry::TelemetryFindings>(&key));
         }
         all
     }

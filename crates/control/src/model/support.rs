@@ -29,6 +29,18 @@ use super::diagnostic::{Finding, Severity};
 /// The effect that most unsupported fields have.
 pub(crate) const NO_EFFECT: &str = "has no effect";
 
+/// What becomes of what is for the start of proxies: their bootstraps, agents, containers.
+const STARTED: &str = "has no effect unless proxies are started with it";
+
+/// What becomes of what Istio no longer looks at, or never has.
+const AS_IN_ISTIO: &str = "has no effect, as in Istio";
+
+/// What becomes of tracers that are gone from Envoy.
+const NO_TRACER: &str = "has no effect, as in Istio: proxies have no such tracer any more";
+
+/// What becomes of tracers that Envoy has and Leno's own proxies have not.
+const NOT_OURS: &str = "is told to those proxies only that have the tracer, which Leno's own have not";
+
 /// A field that is not honoured yet.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Row {
@@ -93,80 +105,74 @@ const INGRESS: &[Row] = &[warn("spec", NO_EFFECT)];
 
 /// Fields of the MeshConfig itself: paths begin below the key `mesh`.
 const MESH_CONFIG: &[Row] = &[
-    warn("hboneIdleTimeout", NO_EFFECT),
+    warn("hboneIdleTimeout", "has no effect, as there is no ambient mode"),
     warn("ingressClass", NO_EFFECT),
     warn("ingressService", NO_EFFECT),
     warn("ingressControllerMode", NO_EFFECT),
     warn("ingressSelector", NO_EFFECT),
-    warn("enableTracing=true", NO_EFFECT),
-    warn("enableEnvoyAccessLogService=true", NO_EFFECT),
-    warn("defaultConfig.configPath", NO_EFFECT),
-    warn("defaultConfig.binaryPath", NO_EFFECT),
-    warn("defaultConfig.serviceCluster", NO_EFFECT),
-    warn("defaultConfig.tracingServiceName", NO_EFFECT),
-    warn("defaultConfig.drainDuration", NO_EFFECT),
-    warn("defaultConfig.discoveryAddress", NO_EFFECT),
-    warn("defaultConfig.discoveryRefreshDelay", NO_EFFECT),
-    warn("defaultConfig.zipkinAddress", NO_EFFECT),
-    warn("defaultConfig.statsdUdpAddress", NO_EFFECT),
-    warn("defaultConfig.envoyMetricsServiceAddress", NO_EFFECT),
-    warn("defaultConfig.proxyAdminPort", NO_EFFECT),
-    warn("defaultConfig.availabilityZone", NO_EFFECT),
-    warn("defaultConfig.controlPlaneAuthPolicy", NO_EFFECT),
-    warn("defaultConfig.customConfigFile", NO_EFFECT),
-    warn("defaultConfig.statNameLength", NO_EFFECT),
-    warn("defaultConfig.concurrency", NO_EFFECT),
-    warn("defaultConfig.proxyBootstrapTemplatePath", NO_EFFECT),
-    warn("defaultConfig.interceptionMode", NO_EFFECT),
-    warn("defaultConfig.tracing", NO_EFFECT),
-    warn("defaultConfig.sds", NO_EFFECT),
-    warn("defaultConfig.envoyAccessLogService", NO_EFFECT),
-    warn("defaultConfig.envoyMetricsService", NO_EFFECT),
-    warn("defaultConfig.proxyMetadata", NO_EFFECT),
-    warn("defaultConfig.runtimeValues", NO_EFFECT),
-    warn("defaultConfig.statusPort", NO_EFFECT),
-    warn("defaultConfig.extraStatTags", NO_EFFECT),
-    warn("defaultConfig.terminationDrainDuration", NO_EFFECT),
-    warn("defaultConfig.meshId", NO_EFFECT),
-    warn("defaultConfig.readinessProbe", NO_EFFECT),
-    warn("defaultConfig.proxyStatsMatcher", NO_EFFECT),
-    warn("defaultConfig.holdApplicationUntilProxyStarts", NO_EFFECT),
+    warn("defaultConfig.configPath", STARTED),
+    warn("defaultConfig.binaryPath", STARTED),
+    warn("defaultConfig.serviceCluster", STARTED),
+    warn("defaultConfig.tracingServiceName", STARTED),
+    warn("defaultConfig.drainDuration", STARTED),
+    warn("defaultConfig.discoveryAddress", STARTED),
+    warn("defaultConfig.discoveryRefreshDelay", AS_IN_ISTIO),
+    warn("defaultConfig.zipkinAddress", AS_IN_ISTIO),
+    warn("defaultConfig.statsdUdpAddress", STARTED),
+    warn("defaultConfig.envoyMetricsServiceAddress", AS_IN_ISTIO),
+    warn("defaultConfig.proxyAdminPort", STARTED),
+    warn("defaultConfig.availabilityZone", AS_IN_ISTIO),
+    warn("defaultConfig.controlPlaneAuthPolicy", STARTED),
+    warn("defaultConfig.customConfigFile", STARTED),
+    warn("defaultConfig.statNameLength", AS_IN_ISTIO),
+    warn("defaultConfig.concurrency", STARTED),
+    warn("defaultConfig.proxyBootstrapTemplatePath", STARTED),
+    warn("defaultConfig.interceptionMode", STARTED),
+    warn("defaultConfig.tracing.zipkin", STARTED),
+    warn("defaultConfig.tracing.lightstep", NO_TRACER),
+    warn("defaultConfig.tracing.datadog", STARTED),
+    warn("defaultConfig.tracing.stackdriver", NO_TRACER),
+    warn("defaultConfig.tracing.openCensusAgent", NO_TRACER),
+    warn("defaultConfig.tracing.tlsSettings", STARTED),
+    warn("defaultConfig.sds", AS_IN_ISTIO),
+    warn("defaultConfig.envoyAccessLogService", STARTED),
+    warn("defaultConfig.envoyMetricsService", STARTED),
+    warn("defaultConfig.proxyMetadata", STARTED),
+    warn("defaultConfig.runtimeValues", STARTED),
+    warn("defaultConfig.statusPort", STARTED),
+    warn("defaultConfig.extraStatTags", STARTED),
+    warn("defaultConfig.terminationDrainDuration", STARTED),
+    warn("defaultConfig.meshId", STARTED),
+    warn("defaultConfig.readinessProbe", STARTED),
+    warn("defaultConfig.proxyStatsMatcher", STARTED),
+    warn("defaultConfig.holdApplicationUntilProxyStarts", STARTED),
     warn("defaultConfig.caCertificatesPem", NO_EFFECT),
-    warn("defaultConfig.image", NO_EFFECT),
+    warn("defaultConfig.image", STARTED),
     warn("defaultConfig.privateKeyProvider", NO_EFFECT),
-    warn("defaultConfig.proxyHeaders.metadataExchangeHeaders", NO_EFFECT),
-    warn("defaultConfig.fileFlushInterval", NO_EFFECT),
-    warn("defaultConfig.fileFlushMinSizeKb", NO_EFFECT),
-    warn("defaultConfig.statsCompression", NO_EFFECT),
-    warn("defaultConfig.connectionSettings.clusterPerConnectionBufferLimitBytes", NO_EFFECT),
-    warn("defaultConfig.connectionSettings.listenerConnectionLimit", NO_EFFECT),
-    warn("defaultConfig.connectionSettings.globalDownstreamConnectionLimit", NO_EFFECT),
+    warn("defaultConfig.fileFlushInterval", STARTED),
+    warn("defaultConfig.fileFlushMinSizeKb", STARTED),
+    warn("defaultConfig.statsCompression", STARTED),
+    warn("defaultConfig.connectionSettings.clusterPerConnectionBufferLimitBytes", AS_IN_ISTIO),
+    warn("defaultConfig.connectionSettings.listenerConnectionLimit", AS_IN_ISTIO),
+    warn("defaultConfig.connectionSettings.globalDownstreamConnectionLimit", STARTED),
     warn("outboundTrafficPolicy.mode=ALLOW_ANY_DYNAMIC_DNS", "is treated as ALLOW_ANY"),
     warn("outboundTrafficPolicy.tls", NO_EFFECT),
-    warn("configSources", NO_EFFECT),
+    warn("configSources", "has no effect: the control plane reads what it is started with"),
     warn("caCertificates[].pem", NO_EFFECT),
     warn("caCertificates[].spiffeBundleUrl", NO_EFFECT),
     warn("caCertificates[].certSigners", NO_EFFECT),
-    warn("certificates", NO_EFFECT),
-    warn("serviceSettings", NO_EFFECT),
-    warn("serviceScopeConfigs", NO_EFFECT),
-    warn("enablePrometheusMerge", NO_EFFECT),
+    warn("certificates", AS_IN_ISTIO),
+    warn("serviceSettings", "has no effect, as there is one cluster"),
+    warn("serviceScopeConfigs", "has no effect, as there is one cluster"),
+    warn("enablePrometheusMerge", STARTED),
     warn("verifyCertificateAtClient", NO_EFFECT),
     warn("ca", NO_EFFECT),
-    warn("extensionProviders[].zipkin", NO_EFFECT),
-    warn("extensionProviders[].lightstep", NO_EFFECT),
-    warn("extensionProviders[].datadog", NO_EFFECT),
-    warn("extensionProviders[].stackdriver", NO_EFFECT),
-    warn("extensionProviders[].opencensus", NO_EFFECT),
-    warn("extensionProviders[].skywalking", NO_EFFECT),
-    warn("extensionProviders[].opentelemetry", NO_EFFECT),
-    warn("extensionProviders[].prometheus", NO_EFFECT),
-    warn("extensionProviders[].envoyFileAccessLog", NO_EFFECT),
-    warn("extensionProviders[].envoyHttpAls", NO_EFFECT),
-    warn("extensionProviders[].envoyTcpAls", NO_EFFECT),
-    warn("extensionProviders[].envoyOtelAls", NO_EFFECT),
+    warn("extensionProviders[].lightstep", NO_TRACER),
+    warn("extensionProviders[].datadog", NOT_OURS),
+    warn("extensionProviders[].stackdriver", NO_TRACER),
+    warn("extensionProviders[].opencensus", NO_TRACER),
+    warn("extensionProviders[].skywalking", NOT_OURS),
     warn("extensionProviders[].sds", NO_EFFECT),
-    warn("defaultProviders", NO_EFFECT),
     warn("discoverySelectors", NO_EFFECT),
     warn("meshMTLS.ecdhCurves", NO_EFFECT),
     warn("serviceEntryVisibility", NO_EFFECT),
@@ -199,7 +205,7 @@ const SIDECAR: &[Row] = &[warn("spec", NO_EFFECT)];
 
 const ENVOY_FILTER: &[Row] = &[warn("spec", NO_EFFECT)];
 
-const PROXY_CONFIG: &[Row] = &[warn("spec", NO_EFFECT)];
+const PROXY_CONFIG: &[Row] = &[warn("spec", STARTED)];
 
 const PEER_AUTHENTICATION: &[Row] = &[];
 
@@ -216,7 +222,10 @@ const AUTHORIZATION_POLICY: &[Row] = &[
     error("spec.targetRefs[].kind!=Gateway", FOR_WAYPOINTS),
 ];
 
-const TELEMETRY: &[Row] = &[warn("spec", NO_EFFECT)];
+const TELEMETRY: &[Row] = &[
+    warn("spec.targetRef.kind!=Gateway", "nothing is subject to it"),
+    warn("spec.targetRefs[].kind!=Gateway", "nothing is subject to it"),
+];
 
 const GATEWAY_CLASS: &[Row] = &[warn("spec.parametersRef", NO_EFFECT)];
 
@@ -231,18 +240,29 @@ const KUBERNETES_GATEWAY: &[Row] = &[
 
 const LISTENER_SET: &[Row] = &[warn("spec", NO_EFFECT)];
 
+/// What becomes of routes with filters of a single backend that change more than headers.
+const OF_BACKEND: &str = "the route is left out, as in Istio";
+
 const HTTP_ROUTE: &[Row] = &[
     warn("spec.useDefaultGateways", NO_EFFECT),
     warn("spec.rules[].sessionPersistence", NO_EFFECT),
     // Requests would come through unchecked.
     error("spec.rules[].filters[].externalAuth", "the route is left out"),
     error("spec.rules[].filters[].extensionRef", "the route is left out"),
+    error("spec.rules[].backendRefs[].filters[].requestMirror", OF_BACKEND),
+    error("spec.rules[].backendRefs[].filters[].requestRedirect", OF_BACKEND),
+    error("spec.rules[].backendRefs[].filters[].urlRewrite", OF_BACKEND),
+    error("spec.rules[].backendRefs[].filters[].cors", OF_BACKEND),
+    error("spec.rules[].backendRefs[].filters[].externalAuth", OF_BACKEND),
+    error("spec.rules[].backendRefs[].filters[].extensionRef", OF_BACKEND),
 ];
 
 const GRPC_ROUTE: &[Row] = &[
     warn("spec.useDefaultGateways", NO_EFFECT),
     warn("spec.rules[].sessionPersistence", NO_EFFECT),
     error("spec.rules[].filters[].extensionRef", "the route is left out"),
+    error("spec.rules[].backendRefs[].filters[].requestMirror", OF_BACKEND),
+    error("spec.rules[].backendRefs[].filters[].extensionRef", OF_BACKEND),
 ];
 
 const TLS_ROUTE: &[Row] = &[warn("spec.useDefaultGateways", NO_EFFECT)];

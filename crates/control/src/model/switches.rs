@@ -47,3 +47,14 @@ impl Input for SwitchInput {
     type Value = Switches;
     const NAME: &'static str = "switches";
 }
+
+/// The environment of the control plane, of which the headers of providers may name variables.
+#[derive(Debug)]
+pub(crate) struct VariableInput;
+
+impl Input for VariableInput {
+    /// The variable's name.
+    type Key = String;
+    type Value = String;
+    const NAME: &'static str = "variables";
+}

@@ -503,7 +503,7 @@ accessLogging: [{filter: {}}]
 ",
         expect![[r#"
             refused
-              Warning spec.tracing: only the first one counts [no-effect]
+              Warning spec.tracing: Istio promises nothing of more than one; the later ones say over the earlier ones [several]
               Error spec.tracing[0].providers[0].name: must not be empty [invalid-value]
               Warning spec.tracing[0].providers: only the first one counts [no-effect]
               Error spec.tracing[0].randomSamplingPercentage: 101 is not between 0 and 100 [invalid-value]

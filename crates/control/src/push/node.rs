@@ -3,24 +3,37 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use leno_api::proto::envoy::config::core::v3 as core;
+use leno_api::yaml::{self, Dialect};
 use leno_derive::Graph;
-use prost_types::Value;
 use prost_types::value::Kind;
+use prost_types::{Struct, Value};
 
 use crate::model::Key;
 use crate::model::duration::Span;
 use crate::model::inputs::{Nodes, Pods};
-use crate::registry::instances::{locality_label, locality_of_node};
+use crate::registry::instances::{CANONICAL_NAME, CANONICAL_REVISION, locality_label, locality_of_node};
 use crate::scope::locality::NETWORK;
-use crate::scope::{Families, Interception, ProxyKey, ProxyOptions, Role, Site};
+use crate::scope::proxy_config::{self, Overrides};
+use crate::scope::{Abilities, Families, Identity, Interception, ProxyKey, ProxyOptions, Role, Site};
 
 /// The port of the explicit HTTP proxy unless the metadata says otherwise; Istio's.
 const HTTP_PROXY_PORT: u16 = 15080;
 
 /// The metadata field by which an agent says, with `false`, that it has no certificates to give.
 const CERTIFICATES: &str = "MESH_CERTIFICATES";
+
+/// By what OpenTelemetry calls a service: an annotation, then labels.
+const OTEL_NAME: &str = "resource.opentelemetry.io/service.name";
+const OTEL_LABELS: [&str; 2] = ["app.kubernetes.io/instance", "app.kubernetes.io/name"];
+
+/// Where extensions are used, as proxies list them.
+const HTTP_FILTERS: &str = "envoy.filters.http";
+const NETWORK_FILTERS: &str = "envoy.filters.network";
+const UPSTREAM_FILTERS: &str = "envoy.filters.upstream_network";
+const TRACERS: &str = "envoy.tracers";
 
 /// A proxy that was understood.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -125,6 +138,42 @@ pub(crate) fn parse(graph: &Graph, node: &core::Node) -> Result<Node, BadNode> {
         certificates: field("ISTIO_VERSION").is_some()
             && !matches!(field(CERTIFICATES), Some(Kind::BoolValue(false))),
     };
+    let first = |names: &[&str]| {
+        names.iter().filter_map(|name| labels.get(*name)).find(|value| !value.is_empty()).cloned()
+    };
+    let named = Some(words("WORKLOAD_NAME")).filter(|name| !name.is_empty());
+    let annotation = |name: &str| match field("ANNOTATIONS") {
+        Some(Kind::StructValue(annotations)) => annotations.fields.get(name).and_then(text),
+        _ => pod_of(graph, &namespace, pod).and_then(|pod| pod.meta.annotations.get(name).cloned()),
+    };
+    let started = match field("PROXY_CONFIG") {
+        Some(Kind::StructValue(fields)) => to_json_fields(fields),
+        _ => serde_json::Map::new(),
+    };
+    let own = annotation(proxy_config::ANNOTATION)
+        .map_or_else(|| Ok(serde_json::Map::new()), |text| read_yaml(&text));
+    let overrides = own.and_then(|own| Overrides::read([started, own])).unwrap_or_else(|error| {
+        // It must be good enough for the proxy, which was started with it.
+        tracing::warn!(
+            node = node.id,
+            error,
+            "{} makes no sense, and has no effect",
+            proxy_config::ANNOTATION
+        );
+        Overrides::default()
+    });
+    let identity = Identity {
+        cluster: node.cluster.clone(),
+        otel_name: annotation(OTEL_NAME)
+            .filter(|name| !name.is_empty())
+            .or_else(|| first(&OTEL_LABELS))
+            .or_else(|| named.clone())
+            .unwrap_or_else(|| pod.to_owned()),
+        service: first(&CANONICAL_NAME).or(named).unwrap_or_default(),
+        revision: first(&CANONICAL_REVISION).unwrap_or_default(),
+        mesh: words("MESH_ID"),
+        registry: words("CLUSTER_ID"),
+    };
     // A gateway does not intercept anything. Without namespaces of its own it has only its address.
     let interception = match interception {
         Interception::Tproxy if role == Role::Router => Interception::Redirect,
@@ -139,10 +188,37 @@ pub(crate) fn parse(graph: &Graph, node: &core::Node) -> Result<Node, BadNode> {
             labels,
             interception,
             families: families(ip, field("INSTANCE_IPS")),
-            options: ProxyOptions { http10, idle_timeout },
+            options: ProxyOptions { http10, idle_timeout, abilities: abilities(&node.extensions), overrides },
             site,
+            identity: Arc::new(identity),
         },
     })
+}
+
+/// What a proxy has, by the configuration that its extensions take. Of Envoy's own tracers one that
+/// lists nothing has all.
+fn abilities(extensions: &[core::Extension]) -> Abilities {
+    let has = |category: &str, name: &str| {
+        extensions.iter().any(|one| one.category == category && one.type_urls.iter().any(|url| url == name))
+    };
+    let stats = "stats.PluginConfig";
+    let exchange = "envoy.tcp.metadataexchange.config.MetadataExchange";
+    let alpn = "istio.envoy.config.filter.http.alpn.v2alpha1.FilterConfig";
+    let found = [
+        (Abilities::HTTP_STATS, has(HTTP_FILTERS, stats)),
+        (Abilities::TCP_STATS, has(NETWORK_FILTERS, stats)),
+        (Abilities::HTTP_PEERS, has(HTTP_FILTERS, "io.istio.http.peer_metadata.Config")),
+        (Abilities::TCP_PEERS, has(NETWORK_FILTERS, exchange) && has(UPSTREAM_FILTERS, exchange)),
+        (Abilities::ALPN, has(HTTP_FILTERS, alpn)),
+        (Abilities::DATADOG, extensions.is_empty() || has(TRACERS, "envoy.config.trace.v3.DatadogConfig")),
+        (
+            Abilities::SKYWALKING,
+            extensions.is_empty() || has(TRACERS, "envoy.config.trace.v3.SkyWalkingConfig"),
+        ),
+    ];
+    let mut abilities = Abilities::default();
+    found.into_iter().filter(|(_, has)| *has).for_each(|(ability, _)| abilities.insert(ability));
+    abilities
 }
 
 /// The kinds of addresses that a proxy has: those that it names, else that of its identifier.
@@ -174,7 +250,7 @@ fn locality(graph: &Graph, node: &core::Node, labels: &BTreeMap<String, String>,
     }
 }
 
-fn pod_of(graph: &Graph, namespace: &str, name: &str) -> Option<std::sync::Arc<crate::model::kube::Pod>> {
+fn pod_of(graph: &Graph, namespace: &str, name: &str) -> Option<Arc<crate::model::kube::Pod>> {
     graph.input::<Pods>(&Key { namespace: namespace.to_owned(), name: name.to_owned() })
 }
 
@@ -189,6 +265,31 @@ fn http_proxy_port(field: Option<&Kind>) -> Result<u16, BadNode> {
     };
     port.filter(|port| *port != 0)
         .ok_or_else(|| BadNode::Metadata("HTTP_PROXY_PORT", format!("{field:?} is no port")))
+}
+
+/// Settings as YAML, as in an annotation.
+fn read_yaml(text: &str) -> Result<serde_json::Map<String, serde_json::Value>, String> {
+    let documents = yaml::parse(text, Dialect::Kubernetes).map_err(|error| error.to_string())?;
+    let Some(document) = documents.first() else { return Ok(serde_json::Map::new()) };
+    yaml::from_node(document).map(|(found, _)| found).map_err(|error| error.to_string())
+}
+
+fn to_json_fields(fields: &Struct) -> serde_json::Map<String, serde_json::Value> {
+    fields.fields.iter().map(|(name, value)| (name.clone(), to_json(value))).collect()
+}
+
+fn to_json(value: &Value) -> serde_json::Value {
+    match &value.kind {
+        None | Some(Kind::NullValue(_)) => serde_json::Value::Null,
+        Some(Kind::BoolValue(value)) => (*value).into(),
+        Some(Kind::NumberValue(value)) if value.fract() == 0.0 && value.abs() < 9e15 => {
+            (*value as i64).into()
+        }
+        Some(Kind::NumberValue(value)) => (*value).into(),
+        Some(Kind::StringValue(value)) => value.clone().into(),
+        Some(Kind::StructValue(fields)) => to_json_fields(fields).into(),
+        Some(Kind::ListValue(list)) => list.values.iter().map(to_json).collect(),
+    }
 }
 
 fn text(value: &Value) -> Option<String> {
@@ -207,7 +308,8 @@ mod tests {
     use prost_types::Struct;
 
     use super::{BadNode, parse};
-    use crate::scope::{Interception, Role};
+    use crate::scope::proxy_config::Overrides;
+    use crate::scope::{Abilities, Interception, Role};
     use crate::translate::resource::{from_json, object, text};
 
     fn node(id: &str, fields: Vec<(&'static str, prost_types::Value)>) -> core::Node {
@@ -243,6 +345,58 @@ mod tests {
             parse(&graph, &node("router~10.0.0.5~gw.a~a.svc.cluster.local", vec![("NAMESPACE", text("b"))]));
         let read = read.expect("a good node");
         assert_eq!((read.key.role, read.key.namespace.as_str()), (Role::Router, "b"));
+    }
+
+    #[test]
+    fn what_a_proxy_has_and_who_it_is() {
+        let graph = Graph::new();
+        let fields = vec![
+            ("LABELS", object([("app", text("web")), ("version", text("v3"))])),
+            ("WORKLOAD_NAME", text("web-v3")),
+            ("CLUSTER_ID", text("c")),
+            ("MESH_ID", text("m")),
+            (
+                "PROXY_CONFIG",
+                from_json(&serde_json::json!({ "concurrency": 2, "tracing": { "sampling": 5 } })),
+            ),
+            ("ANNOTATIONS", object([("proxy.istio.io/config", text("tracing: {sampling: 7}"))])),
+        ];
+        let extension = |category: &str, url: &str| core::Extension {
+            category: category.to_owned(),
+            type_urls: vec![url.to_owned()],
+            ..core::Extension::default()
+        };
+        let mut listed = node("sidecar~10.0.0.5~web-1.a~d", fields);
+        listed.cluster = "web.a".to_owned();
+        listed.extensions = vec![
+            extension("envoy.filters.http", "stats.PluginConfig"),
+            extension("envoy.filters.network", "envoy.tcp.metadataexchange.config.MetadataExchange"),
+            extension("envoy.tracers", "envoy.config.trace.v3.SkyWalkingConfig"),
+        ];
+        let key = parse(&graph, &listed).expect("a good node").key;
+        let abilities = key.options.abilities;
+        assert!(abilities.has(Abilities::HTTP_STATS) && abilities.has(Abilities::SKYWALKING));
+        // It could not tell servers who it is.
+        assert!(!abilities.has(Abilities::TCP_PEERS) && !abilities.has(Abilities::DATADOG));
+        expect_test::expect![[r#"
+            Identity {
+                cluster: "web.a",
+                otel_name: "web-v3",
+                service: "web",
+                revision: "v3",
+                mesh: "m",
+                registry: "c",
+            }
+        "#]]
+        .assert_debug_eq(key.identity.as_ref());
+        let given = serde_json::json!({ "tracing": { "sampling": 7 } });
+        let expected = Overrides::read([given.as_object().expect("an object").clone()]);
+        assert_eq!(Ok(key.options.overrides), expected);
+        // Who lists nothing may have all of Envoy's own.
+        let plain = parse(&graph, &node("sidecar~10.0.0.5~web-1.a~d", Vec::new())).expect("a good node");
+        assert!(plain.key.options.abilities.has(Abilities::DATADOG));
+        assert!(!plain.key.options.abilities.has(Abilities::HTTP_PEERS));
+        assert_eq!(plain.key.identity.otel_name, "web-1");
     }
 
     #[test]

@@ -37,8 +37,9 @@ const TLS_MODE: &str = "security.istio.io/tlsMode";
 const DRAINING: &str = "istio.io/draining";
 
 /// Labels by which telemetry calls a workload, the first found counts.
-const CANONICAL_NAME: [&str; 3] = ["service.istio.io/canonical-name", "app.kubernetes.io/name", "app"];
-const CANONICAL_REVISION: [&str; 3] =
+pub(crate) const CANONICAL_NAME: [&str; 3] =
+    ["service.istio.io/canonical-name", "app.kubernetes.io/name", "app"];
+pub(crate) const CANONICAL_REVISION: [&str; 3] =
     ["service.istio.io/canonical-revision", "app.kubernetes.io/version", "version"];
 
 /// The label of a workload with its name, and the annotation with that of its group.

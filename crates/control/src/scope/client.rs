@@ -1,10 +1,12 @@
 //! A proxy as a client: what of it makes a difference to what its workload calls.
 
 use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
 
 use leno_derive::{Cx, Query};
 
 use super::locality::SiteMatters;
+use super::telemetry::{self, SelectingPairs, is_traced};
 use super::{Interception, ProxyKey, Role, SelectingLabels};
 
 /// The address in the place of one that makes no difference.
@@ -34,11 +36,20 @@ impl Query for ClientOf {
             site.network.clear();
         }
         // Everything that a gateway has depends on which gateway it is.
+        if proxy.role == Role::Sidecar {
+            let names = cx.get::<SelectingLabels>(&());
+            let pairs = cx.get::<SelectingPairs>(&client.namespace);
+            client
+                .labels
+                .retain(|name, value| names.contains(name) || pairs.contains(&(name.clone(), value.clone())));
+        }
+        // Only spans tell who sends a request.
+        if !is_traced(cx, client.workload(), telemetry::Side::Client, &client.options.overrides) {
+            client.identity = Arc::default();
+        }
         if proxy.role == Role::Router {
             return client;
         }
-        let names = cx.get::<SelectingLabels>(&());
-        client.labels.retain(|name, _| names.contains(name));
         if matches!(proxy.interception, Interception::Explicit { .. }) {
             client.interception = Interception::Explicit { address: NOWHERE, port: 0 };
         }

@@ -5,7 +5,8 @@
 //! - `client.rs`: what of a proxy matters to what it calls: nearly all proxies share that;
 //! - `rules.rs`: which VirtualServices apply; `policy.rs`: which DestinationRules, merged;
 //!   `locality.rs`: what endpoints depend on of a client; `gateways.rs`: which servers a gateway
-//!   proxy has; `security.rs`: which policies say who may call a workload.
+//!   proxy has; `security.rs`: which policies say who may call a workload; `telemetry.rs`: what is
+//!   observed of it; `proxy_config.rs`: what a proxy was started with.
 
 pub(crate) mod client;
 pub(crate) mod delegate;
@@ -15,14 +16,18 @@ pub(crate) mod locality;
 pub(crate) mod mutual_tls;
 pub(crate) mod outbound;
 pub(crate) mod policy;
+pub(crate) mod proxy_config;
 pub(crate) mod rules;
 pub(crate) mod security;
+pub(crate) mod telemetry;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use leno_derive::{Cx, Query};
 
+use self::proxy_config::Overrides;
 use crate::model::duration::Span;
 use crate::model::inputs::{DestinationRules, VirtualServices};
 use crate::registry::targets::Workload;
@@ -57,15 +62,67 @@ pub(crate) struct ProxyKey {
     pub(crate) families: Families,
     pub(crate) options: ProxyOptions,
     pub(crate) site: Site,
+    pub(crate) identity: Arc<Identity>,
 }
 
 /// What a proxy asks for by the metadata of its node.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct ProxyOptions {
     /// `HTTP10`: to accept HTTP/1.0.
     pub(crate) http10: bool,
     /// `IDLE_TIMEOUT`: how long connections may be idle.
     pub(crate) idle_timeout: Option<Span>,
+    /// What it has that not every proxy has.
+    pub(crate) abilities: Abilities,
+    /// What it was started with other than the mesh's `defaultConfig`.
+    pub(crate) overrides: Overrides,
+}
+
+/// A set of extensions that not every proxy has: Istio's own, which an Envoy that was not built by
+/// Istio refuses, and some of Envoy's that Leno's proxies do not have.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct Abilities(u8);
+
+impl Abilities {
+    /// `istio.stats` among the filters of requests.
+    pub(crate) const HTTP_STATS: Abilities = Abilities(1);
+    /// `istio.stats` among the filters of connections.
+    pub(crate) const TCP_STATS: Abilities = Abilities(1 << 1);
+    /// `istio.metadata_exchange` among the filters of requests.
+    pub(crate) const HTTP_PEERS: Abilities = Abilities(1 << 2);
+    /// `istio.metadata_exchange` among the filters of connections, from clients and to servers.
+    pub(crate) const TCP_PEERS: Abilities = Abilities(1 << 3);
+    /// `istio.alpn`.
+    pub(crate) const ALPN: Abilities = Abilities(1 << 4);
+    /// `envoy.tracers.datadog`.
+    pub(crate) const DATADOG: Abilities = Abilities(1 << 5);
+    /// `envoy.tracers.skywalking`.
+    pub(crate) const SKYWALKING: Abilities = Abilities(1 << 6);
+
+    /// Adds what another set has.
+    pub(crate) fn insert(&mut self, other: Abilities) {
+        self.0 |= other.0;
+    }
+
+    /// Whether all of another set is there.
+    pub(crate) fn has(self, other: Abilities) -> bool {
+        self.0 & other.0 == other.0
+    }
+}
+
+/// Who a proxy is to those who look at what it reports.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct Identity {
+    /// `node.cluster`, which its spans are filed under.
+    pub(crate) cluster: String,
+    /// The same by the conventions of OpenTelemetry.
+    pub(crate) otel_name: String,
+    /// Istio's canonical service and revision; empty if unknown.
+    pub(crate) service: String,
+    pub(crate) revision: String,
+    /// `MESH_ID` and `CLUSTER_ID`; empty if unknown.
+    pub(crate) mesh: String,
+    pub(crate) registry: String,
 }
 
 /// Where a proxy runs, and what it finds there.
@@ -123,6 +180,11 @@ impl ProxyKey {
         self.role == Role::Sidecar && !matches!(self.interception, Interception::Explicit { .. })
     }
 
+    /// The proxy as a client, as its listeners know it: with what is only observed.
+    pub(crate) fn listening(&self, cx: &Cx<'_>) -> Viewer {
+        Viewer { labels: self.labels.clone(), identity: Arc::clone(&self.identity), ..self.viewer(cx) }
+    }
+
     /// The proxy as a client.
     pub(crate) fn viewer(&self, cx: &Cx<'_>) -> Viewer {
         let names = cx.get::<SelectingLabels>(&());
@@ -131,7 +193,8 @@ impl ProxyKey {
             role: self.role,
             captures: self.captures(),
             families: self.families,
-            options: self.options,
+            options: self.options.clone(),
+            identity: Arc::default(),
             certificates: self.site.certificates,
             namespace: self.namespace.clone(),
             labels: labels.map(|(name, value)| (name.clone(), value.clone())).collect(),
@@ -148,6 +211,8 @@ pub(crate) struct Viewer {
     pub(crate) captures: bool,
     pub(crate) families: Families,
     pub(crate) options: ProxyOptions,
+    /// Who it is; unknown but to its listeners, and there too unless it is said in spans.
+    pub(crate) identity: Arc<Identity>,
     /// Whether it has the mesh's certificates.
     pub(crate) certificates: bool,
     pub(crate) namespace: String,

@@ -252,7 +252,7 @@ fn places(cx: &Cx<'_>, workload: &Workload) -> Vec<String> {
 }
 
 /// What a policy names; the field for one counts if the one for several is empty.
-fn targets<'p>(
+pub(super) fn targets<'p>(
     one: &'p Option<PolicyTargetReference>,
     several: &'p [PolicyTargetReference],
 ) -> &'p [PolicyTargetReference] {
@@ -263,7 +263,7 @@ fn targets<'p>(
 }
 
 /// Whether a policy, of a namespace that concerns the workload, is for it.
-fn applies(
+pub(super) fn applies(
     workload: &Workload,
     meta: &Meta,
     selector: Option<&WorkloadSelector>,
@@ -287,7 +287,8 @@ fn carries(labels: &BTreeMap<String, String>, wanted: &BTreeMap<String, String>)
     wanted.iter().all(|(name, value)| labels.get(name) == Some(value))
 }
 
-fn oldest_first<T>(mut policies: Vec<Arc<Config<T>>>) -> Vec<Arc<Config<T>>> {
+/// In the order in which Istio lets policies count.
+pub(super) fn oldest_first<T>(mut policies: Vec<Arc<Config<T>>>) -> Vec<Arc<Config<T>>> {
     policies.sort_by(|a, b| a.meta.age().cmp(&b.meta.age()));
     policies
 }

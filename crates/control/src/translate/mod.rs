@@ -13,10 +13,12 @@ pub(crate) mod endpoint;
 pub(crate) mod listener;
 pub(crate) mod name;
 pub(crate) mod name_table;
+pub(crate) mod provider;
 pub(crate) mod resource;
 pub(crate) mod route;
 pub(crate) mod secret;
 pub(crate) mod security;
+pub(crate) mod telemetry;
 #[cfg(test)]
 mod tests;
 

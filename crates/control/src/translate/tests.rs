@@ -4,11 +4,12 @@
 //! expected `NAME.yaml` for each proxy and `diagnostics.txt`. `UPDATE_GOLDENS=1` writes these
 //! anew. Where there is an Envoy, it has to accept every configuration too.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 use std::time::Instant;
 
 use leno_api::encode::{self, Style};
@@ -22,8 +23,9 @@ use crate::debug;
 use crate::model::diagnostic::Diagnostic;
 use crate::model::duration::Span;
 use crate::model::inputs;
-use crate::model::switches::{SwitchInput, Switches};
-use crate::scope::{Families, Interception, ProxyKey, ProxyOptions, Role, Site};
+use crate::model::switches::{SwitchInput, Switches, VariableInput};
+use crate::scope::proxy_config::Overrides;
+use crate::scope::{Abilities, Families, Identity, Interception, ProxyKey, ProxyOptions, Role, Site};
 use crate::source::files::{Files, Look};
 use crate::translate::cluster::Clusters;
 use crate::translate::endpoint::Endpoints;
@@ -41,7 +43,7 @@ struct Proxy {
     #[serde(default = "default_namespace")]
     namespace: String,
     #[serde(default)]
-    labels: std::collections::BTreeMap<String, String>,
+    labels: BTreeMap<String, String>,
     #[serde(default)]
     tproxy: bool,
     #[serde(default)]
@@ -61,6 +63,14 @@ struct Proxy {
     node: String,
     #[serde(default)]
     certificates: bool,
+    /// Extensions that it has: any of `stats`, `peers`, `alpn`, `datadog`, `skywalking`.
+    #[serde(default)]
+    extensions: Vec<String>,
+    #[serde(default)]
+    identity: BTreeMap<String, String>,
+    /// What it was started with, over the mesh's `defaultConfig`.
+    #[serde(default)]
+    proxy_config: Map<String, Value>,
     /// What of its configuration the case is about: any of `clusters`, `outbound` and `inbound`
     /// (of the clusters), `endpoints`, `listeners`, `routes`; all, if empty. What is left out is
     /// still checked by Envoy.
@@ -93,13 +103,46 @@ impl Proxy {
             options: ProxyOptions {
                 http10: self.http10,
                 idle_timeout: self.idle_timeout.as_deref().map(|text| Span::parse(text).expect("a duration")),
+                abilities: self.abilities(),
+                overrides: Overrides::read([self.proxy_config.clone()]).expect("a ProxyConfig"),
             },
+            identity: Arc::new(self.identity()),
             site: Site {
                 locality: self.locality.clone(),
                 network: self.network.clone(),
                 node: self.node.clone(),
                 certificates: self.certificates,
             },
+        }
+    }
+}
+
+impl Proxy {
+    fn abilities(&self) -> Abilities {
+        let mut abilities = Abilities::default();
+        for extension in &self.extensions {
+            let known: &[Abilities] = match extension.as_str() {
+                "stats" => &[Abilities::HTTP_STATS, Abilities::TCP_STATS],
+                "peers" => &[Abilities::HTTP_PEERS, Abilities::TCP_PEERS],
+                "alpn" => &[Abilities::ALPN],
+                "datadog" => &[Abilities::DATADOG],
+                "skywalking" => &[Abilities::SKYWALKING],
+                other => panic!("no extension is called {other:?}"),
+            };
+            known.iter().for_each(|one| abilities.insert(*one));
+        }
+        abilities
+    }
+
+    fn identity(&self) -> Identity {
+        let named = |name: &str| self.identity.get(name).cloned().unwrap_or_default();
+        Identity {
+            cluster: named("cluster"),
+            otel_name: named("otelName"),
+            service: named("service"),
+            revision: named("revision"),
+            mesh: named("mesh"),
+            registry: named("registry"),
         }
     }
 }
@@ -193,14 +236,18 @@ fn load(case: &Path) -> (Graph, String) {
     let mut graph = Graph::new();
     inputs::register(&mut graph);
     let mut batch = Batch::new();
-    let mut origins = std::collections::BTreeMap::new();
+    let mut origins = BTreeMap::new();
     for change in changes {
         if let crate::model::Change::Set(object, _, origin) = &change {
             origins.insert(object.clone(), origin.clone());
         }
         inputs::apply(change, &mut batch);
     }
-    batch.set::<SwitchInput>((), switches(&case.join("environment.yaml")));
+    let variables = variables(&case.join("environment.yaml"));
+    batch.set::<SwitchInput>((), Switches::read(|name| variables.get(name).cloned()));
+    for (name, value) in variables {
+        batch.set::<VariableInput>(name, value);
+    }
     graph.commit(batch);
     let mut all = files.diagnostics().as_ref().clone();
     for (object, finding) in graph.get::<Analysis>(&()).iter() {
@@ -217,14 +264,14 @@ fn load(case: &Path) -> (Graph, String) {
     (graph, lines.collect::<String>().replace(&file, "input.yaml"))
 }
 
-/// The switches that a case's environment, if it has one, sets.
-fn switches(path: &Path) -> Switches {
+/// A case's environment, if it has one.
+fn variables(path: &Path) -> BTreeMap<String, String> {
     let text = fs::read_to_string(path).unwrap_or_default();
     let documents = yaml::parse(&text, Dialect::Kubernetes).expect("YAML");
-    let variables = documents.first().map(|document| {
-        yaml::from_node::<std::collections::BTreeMap<String, String>>(document).expect("texts by name").0
-    });
-    Switches::read(|name| variables.as_ref()?.get(name).cloned())
+    let variables = documents
+        .first()
+        .map(|document| yaml::from_node::<BTreeMap<String, String>>(document).expect("texts by name").0);
+    variables.unwrap_or_default()
 }
 
 /// All resources of a proxy, as it would ask for them.
@@ -288,7 +335,8 @@ fn validate(name: &str, case: &Path, configuration: &Value) -> Option<String> {
     let mut listeners = list("listeners");
     listeners.iter_mut().for_each(|listener| inline_routes(listener, &list("routes")));
     // Where secrets come from: the agent, which every bootstrap of Istio's knows, and the stream.
-    clusters.extend(["sds-grpc", "xds-grpc"].map(|name| {
+    // And where logs go.
+    clusters.extend(["sds-grpc", "xds-grpc", "envoy_accesslog_service"].map(|name| {
         json!({
             "name": name,
             "type": "STATIC",
@@ -300,6 +348,9 @@ fn validate(name: &str, case: &Path, configuration: &Value) -> Option<String> {
             },
         })
     }));
+    for value in clusters.iter_mut().chain(&mut listeners) {
+        remove_istios(value);
+    }
     let bootstrap = json!({
         "node": { "id": "golden", "cluster": "golden" },
         "dynamic_resources": {
@@ -321,6 +372,18 @@ fn validate(name: &str, case: &Path, configuration: &Value) -> Option<String> {
         .expect("Envoy runs");
     let text = String::from_utf8_lossy(&output.stderr);
     (!output.status.success()).then(|| format!("{}/{name}: {text}", case.display()))
+}
+
+/// Takes out the filters that only Istio's own proxies have.
+fn remove_istios(value: &mut Value) {
+    match value {
+        Value::Object(fields) => fields.values_mut().for_each(remove_istios),
+        Value::Array(items) => {
+            items.retain(|item| !item["name"].as_str().is_some_and(|name| name.starts_with("istio.")));
+            items.iter_mut().for_each(remove_istios);
+        }
+        _ => {}
+    }
 }
 
 fn inline_routes(value: &mut Value, routes: &[Value]) {

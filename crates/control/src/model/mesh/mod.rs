@@ -479,7 +479,12 @@ impl Default for MeshConfig {
             verify_certificate_at_client: None,
             ca: None,
             extension_providers: Vec::new(),
-            default_providers: DefaultProviders::default(),
+            // Deviation: in Istio nothing counts unless the mesh says so, but the ConfigMap that it is
+            // installed with does.
+            default_providers: DefaultProviders {
+                metrics: vec![provider::PROMETHEUS.to_owned()],
+                ..DefaultProviders::default()
+            },
             discovery_selectors: Vec::new(),
             path_normalization: None,
             default_http_retry_policy: None,

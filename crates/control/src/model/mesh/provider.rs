@@ -1,11 +1,19 @@
 //! `MeshConfig.extensionProviders`: who is sent logs, traces and metrics, and who authorizes.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::fmt;
 
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::MeshConfig;
 use crate::model::duration::Span;
+
+/// The names of the providers that are there without being configured.
+pub(crate) const PROMETHEUS: &str = "prometheus";
+const STACKDRIVER: &str = "stackdriver";
+pub(crate) const ENVOY: &str = "envoy";
 
 /// A provider of telemetry, authorization or secrets, by name.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
@@ -470,4 +478,84 @@ pub(crate) struct Sds {
     pub(crate) service: String,
     /// SDS port.
     pub(crate) port: u32,
+}
+
+impl MeshConfig {
+    /// The provider that telemetry means by a name, in which case does not matter: one of those that
+    /// the mesh configures, or of the three that Istio has anyway.
+    pub(crate) fn provider(&self, name: &str) -> Option<Cow<'_, ExtensionProvider>> {
+        let own = |name: &str| self.extension_providers.iter().find(|provider| provider.name == name);
+        let known =
+            [PROMETHEUS, STACKDRIVER, ENVOY].into_iter().find(|known| known.eq_ignore_ascii_case(name));
+        let Some(known) = known else {
+            let mut all = self.extension_providers.iter();
+            return all.find(|provider| provider.name.eq_ignore_ascii_case(name)).map(Cow::Borrowed);
+        };
+        if let Some(own) = own(known) {
+            return Some(Cow::Borrowed(own));
+        }
+        let mut provider = ExtensionProvider { name: known.to_owned(), ..ExtensionProvider::default() };
+        match known {
+            PROMETHEUS => provider.prometheus = Some(Prometheus {}),
+            STACKDRIVER => provider.stackdriver = Some(Stackdriver::default()),
+            _ => {
+                let path = "/dev/stdout".to_owned();
+                provider.envoy_file_access_log = Some(FileAccessLog { path, ..FileAccessLog::default() });
+            }
+        }
+        Some(Cow::Owned(provider))
+    }
+}
+
+/// What telemetry may use a provider for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Use {
+    Tracing,
+    Metrics,
+    Logs,
+}
+
+impl fmt::Display for Use {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Use::Tracing => "tracing",
+            Use::Metrics => "metrics",
+            Use::Logs => "access logs",
+        })
+    }
+}
+
+impl ExtensionProvider {
+    /// Whether it can be used so.
+    pub(crate) fn is_for(&self, wanted: Use) -> bool {
+        match wanted {
+            Use::Tracing => {
+                self.zipkin.is_some()
+                    || self.opentelemetry.is_some()
+                    || self.datadog.is_some()
+                    || self.skywalking.is_some()
+            }
+            Use::Metrics => self.prometheus.is_some(),
+            Use::Logs => {
+                self.envoy_file_access_log.is_some()
+                    || self.envoy_http_als.is_some()
+                    || self.envoy_tcp_als.is_some()
+                    || self.envoy_otel_als.is_some()
+            }
+        }
+    }
+
+    /// The service, with a port, that telemetry is sent to, if it is to one.
+    pub(crate) fn service(&self) -> Option<(&str, u32)> {
+        let tracers = [
+            self.zipkin.as_ref().map(|it| (&it.service, it.port)),
+            self.opentelemetry.as_ref().map(|it| (&it.service, it.port)),
+            self.datadog.as_ref().map(|it| (&it.service, it.port)),
+            self.skywalking.as_ref().map(|it| (&it.service, it.port)),
+            self.envoy_http_als.as_ref().map(|it| (&it.service, it.port)),
+            self.envoy_tcp_als.as_ref().map(|it| (&it.service, it.port)),
+            self.envoy_otel_als.as_ref().map(|it| (&it.service, it.port)),
+        ];
+        tracers.into_iter().flatten().next().map(|(service, port)| (service.as_str(), port))
+    }
 }

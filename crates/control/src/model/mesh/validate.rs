@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde_json::{Map, Value};
 
-use super::provider::{AuthzRequestBody, ExtensionProvider};
+use super::provider::{AuthzRequestBody, ExtensionProvider, Use};
 use super::proxy::{ConnectionSettings, PrivateKeyProvider, ProxyConfig, Tracing};
 use super::{AccessLogEncoding, MeshConfig};
 use crate::model::check::{Check, is_dns_label};
@@ -88,6 +88,23 @@ impl MeshConfig {
                 check.invalid_at("name", format!("there is another provider {:?}", provider.name));
             }
             provider.check(check);
+        });
+        let defaults = &self.default_providers;
+        check.at("defaultProviders", |check| {
+            let lists = [
+                ("tracing", &defaults.tracing, Use::Tracing),
+                ("metrics", &defaults.metrics, Use::Metrics),
+                ("accessLogging", &defaults.access_logging, Use::Logs),
+            ];
+            for (field, names, wanted) in lists {
+                check.each(field, names, |check, name| match self.provider(name) {
+                    None => check.warn("no-effect", format!("there is no extension provider {name:?}")),
+                    Some(provider) if !provider.is_for(wanted) => {
+                        check.warn("no-effect", format!("the provider {name:?} is not for {wanted}"));
+                    }
+                    Some(_) => {}
+                });
+            }
         });
     }
 

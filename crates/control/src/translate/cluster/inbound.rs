@@ -10,11 +10,11 @@ use super::{outbound, passthrough, policy};
 use crate::model::destination_rule::ConnectionPool;
 use crate::model::mesh::{InboundMode, MeshConfig};
 use crate::model::{Key, Kind};
-use crate::registry::Mesh;
 use crate::registry::protocol::Protocol;
 use crate::registry::targets::{Target, Targets, Workload};
 use crate::scope::Families;
 use crate::scope::policy::{EffectiveKey, EffectivePolicy, PolicyKey, find};
+use crate::scope::proxy_config::{MeshOf, Overrides};
 use crate::translate::name;
 use crate::translate::proto::cluster::cluster::{DiscoveryType, LbPolicy};
 use crate::translate::proto::{core, endpoint};
@@ -33,15 +33,16 @@ const NO_CLEANUP: prost_types::Duration = prost_types::Duration { seconds: 9_223
 pub(crate) struct InboundClusters;
 
 impl Query for InboundClusters {
-    type Key = (Workload, Families);
+    /// The flag as for [`passthrough`].
+    type Key = (Workload, Families, bool, Overrides);
     type Value = Vec<Arc<Resource>>;
     const NAME: &'static str = "inbound-clusters";
 
-    fn derive(cx: &Cx<'_>, (workload, families): &(Workload, Families)) -> Vec<Arc<Resource>> {
-        let mesh = cx.get::<Mesh>(&());
+    fn derive(cx: &Cx<'_>, (workload, families, exchanges, overrides): &Self::Key) -> Vec<Arc<Resource>> {
+        let mesh = cx.get::<MeshOf>(overrides);
         // Deviation: it has a name of its own in statistics, where Istio counts it with the outbound
         // PassthroughCluster.
-        let mut rest = passthrough(&mesh, name::INBOUND_PASSTHROUGH_CLUSTER);
+        let mut rest = passthrough(&mesh, name::INBOUND_PASSTHROUGH_CLUSTER, *exchanges);
         rest.cluster.upstream_bind_config = Some(source(*families));
         let mut clusters = vec![Arc::new(super::encode(rest))];
         let targets = cx.get::<Targets>(workload);

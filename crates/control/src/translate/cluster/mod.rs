@@ -22,18 +22,20 @@ use super::name;
 use super::proto::cluster::cluster::{DiscoveryType, LbPolicy};
 use super::resource::Resource;
 use super::security::keys::KeyClusters;
+use super::telemetry::upstream_filter;
 use crate::model::Key;
 use crate::model::destination_rule::ConnectionPool;
 use crate::model::mesh::MeshConfig;
 use crate::registry::protocol::Protocol;
-use crate::registry::{self, Mesh, PARTS, Resolution, Service, ServiceId, Visible, VisiblePart};
+use crate::registry::{self, PARTS, Resolution, Service, ServiceId, Visible, VisiblePart};
 #[cfg(test)]
 use crate::scope::client::ClientOf;
 use crate::scope::gateways::AttachedGateways;
 use crate::scope::locality::{EndpointsOf, View};
 pub(crate) use crate::scope::policy::policies;
 use crate::scope::policy::{EffectiveKey, MergedPolicy};
-use crate::scope::{Families, ProxyKey, Role, Viewer};
+use crate::scope::proxy_config::{MeshOf, Overrides};
+use crate::scope::{Abilities, Families, ProxyKey, Role, Viewer};
 
 /// How long connections to nowhere in particular may be idle.
 const PASSTHROUGH_IDLE: prost_types::Duration = prost_types::Duration { seconds: 300, nanos: 0 };
@@ -61,6 +63,10 @@ pub(crate) struct Client {
     gateway: bool,
     families: Families,
     certificates: bool,
+    /// Whether it tells servers who it is at the beginning of connections.
+    exchanges: bool,
+    /// What it was started with.
+    overrides: Overrides,
     /// For clusters that contain their endpoints.
     view: View,
 }
@@ -170,6 +176,8 @@ fn key(viewer: &Viewer, service: &Service, port: u16, subset: &str, rules: Vec<K
         families: if by_name { viewer.families } else { Families::default() },
         // What is outside of the mesh knows nothing of its certificates.
         certificates: viewer.certificates && !(service.external && rules.is_empty()),
+        exchanges: viewer.options.abilities.has(Abilities::TCP_PEERS),
+        overrides: viewer.options.overrides.clone(),
         view: View::default(),
     };
     ClusterKey { service: service.id.clone(), port, subset: subset.to_owned(), rules, sni: false, client }
@@ -225,10 +233,11 @@ impl Query for SharedClusters {
                 }
             }
         }
-        let mesh = cx.get::<Mesh>(&());
+        let mesh = cx.get::<MeshOf>(&client.options.overrides);
+        let exchanges = client.options.abilities.has(Abilities::TCP_PEERS);
         clusters.push(Arc::new(encode(black_hole(&mesh))));
         if client.captures() {
-            clusters.push(Arc::new(encode(passthrough(&mesh, name::PASSTHROUGH_CLUSTER))));
+            clusters.push(Arc::new(encode(passthrough(&mesh, name::PASSTHROUGH_CLUSTER, exchanges))));
         }
         if client.role == Role::Router {
             clusters.extend(cx.get::<KeyClusters>(&client.workload()).iter().cloned());
@@ -250,7 +259,12 @@ impl Query for OwnClusters {
             return Vec::new();
         }
         let workload = proxy.workload();
-        let mut clusters = cx.get::<inbound::InboundClusters>(&(workload.clone(), proxy.families)).to_vec();
+        let mut clusters = {
+            let exchanges = proxy.options.abilities.has(Abilities::TCP_PEERS);
+            let overrides = proxy.options.overrides.clone();
+            let key = (workload.clone(), proxy.families, exchanges, overrides);
+            cx.get::<inbound::InboundClusters>(&key).to_vec()
+        };
         clusters.extend(cx.get::<KeyClusters>(&workload).iter().cloned());
         clusters
     }
@@ -263,8 +277,9 @@ fn black_hole(mesh: &MeshConfig) -> Draft {
     draft
 }
 
-/// A cluster that leads where the caller wanted to go.
-fn passthrough(mesh: &MeshConfig, name: &str) -> Draft {
+/// A cluster that leads where the caller wanted to go. `exchanges`: whether the proxy tells servers
+/// who it is at the beginning of connections.
+fn passthrough(mesh: &MeshConfig, name: &str, exchanges: bool) -> Draft {
     let mut draft = Draft::new(name, DiscoveryType::OriginalDst);
     draft.cluster.lb_policy = LbPolicy::ClusterProvided as i32;
     draft.common_http().idle_timeout = Some(PASSTHROUGH_IDLE);
@@ -272,6 +287,7 @@ fn passthrough(mesh: &MeshConfig, name: &str) -> Draft {
     draft.speak_as_client();
     let default = mesh.default_traffic_policy.as_ref().and_then(|policy| policy.connection_pool.as_ref());
     policy::connection_pool(&mut draft, mesh, default.unwrap_or(&ConnectionPool::default()), None);
+    draft.cluster.filters.extend(exchanges.then(upstream_filter));
     draft
 }
 

@@ -18,12 +18,14 @@ use crate::registry::{Distribution, Mesh, Port, Resolution, Service};
 use crate::scope::Families;
 use crate::scope::locality::LocalitySetting;
 use crate::scope::policy::{Effective, EffectivePolicy, Merged, MergedPolicy};
+use crate::scope::proxy_config::MeshOf;
 use crate::translate::proto::cluster::cluster::{
     ClusterDiscoveryType, CustomClusterType, DiscoveryType, DnsLookupFamily, EdsClusterConfig, LbConfig,
     LbPolicy, OriginalDstLbConfig,
 };
 use crate::translate::proto::{core, ty};
 use crate::translate::resource::{Resource, ads, istio_metadata, list, object, pack, text, truth};
+use crate::translate::telemetry::upstream_filter;
 use crate::translate::{endpoint, name};
 
 /// Spreads the questions of many proxies over time.
@@ -43,7 +45,7 @@ impl Query for Outbound {
     fn derive(cx: &Cx<'_>, key: &ClusterKey) -> Option<Arc<Resource>> {
         let service = service_of(cx, key)?;
         let port = service.port(key.port)?;
-        let mesh = cx.get::<Mesh>(&());
+        let mesh = cx.get::<MeshOf>(&key.client.overrides);
         let merged = cx.get::<MergedPolicy>(&key.rules);
         let effective = cx.get::<EffectivePolicy>(&key.policy());
         let mut draft = start(cx, key, &service, &effective, &mesh);
@@ -54,6 +56,7 @@ impl Query for Outbound {
             &mut draft,
             Applied { key, service: &service, port, merged: &merged, effective: &effective },
         );
+        draft.cluster.filters.extend(key.client.exchanges.then(upstream_filter));
         draft.cluster.metadata = Some(metadata(key, &service, merged.first.as_ref(), &effective));
         let message = draft.finish();
         let rules = key.rules.iter().map(|rule| rule.of(Kind::DestinationRule));

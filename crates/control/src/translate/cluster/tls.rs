@@ -115,6 +115,8 @@ fn mutual(
     });
     let http2 = draft.http2().is_some();
     let protocols: &[&str] = if http2 { &IN_MESH_HTTP2 } else { &IN_MESH };
+    // Whoever does not tell who it is at the beginning of connections must not offer to.
+    let protocols = if key.client.exchanges { protocols } else { protocols.get(1..).unwrap_or_default() };
     let context = tls::UpstreamTlsContext {
         sni,
         common_tls_context: Some(tls::CommonTlsContext {

@@ -5,7 +5,6 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use leno_derive::Cx;
 
-use super::access_log::listener_log;
 use super::filters::{FilterScope, Side};
 use super::http::{Routes, connection_manager, stat_prefix};
 use super::tcp::{to_fixed, to_nowhere};
@@ -15,10 +14,11 @@ use crate::scope::{Families, Viewer};
 use crate::translate::name;
 use crate::translate::proto::{core, listener};
 use crate::translate::resource::Resource;
+use crate::translate::telemetry::{self, access_log};
 
 /// The listener that all captured outbound connections arrive at.
 pub(super) fn virtual_outbound(cx: &Cx<'_>, viewer: &Viewer, transparent: bool) -> Resource {
-    let frame = Frame::new(cx, viewer.options);
+    let frame = Frame::new(cx, &viewer.options);
     let scope = viewer.filter_scope(Side::Outbound);
     let hosts = frame.wildcards(viewer.families);
     let port = frame.outbound_port();
@@ -26,7 +26,7 @@ pub(super) fn virtual_outbound(cx: &Cx<'_>, viewer: &Viewer, transparent: bool) 
     let mut message = bound(message);
     message.use_original_dst = Some(true);
     message.transparent = transparent.then_some(true);
-    message.access_log = listener_log(&frame.mesh);
+    message.access_log = access_log::of_listener(cx, &scope);
     // A connection made to the proxy itself would be sent to the proxy again, for ever.
     let black_hole = listener::FilterChain {
         name: "virtualOutbound-blackhole".to_owned(),
@@ -43,13 +43,13 @@ pub(super) fn virtual_outbound(cx: &Cx<'_>, viewer: &Viewer, transparent: bool) 
         ..listener::FilterChain::default()
     };
     message.filter_chains = vec![black_hole, rest];
-    Resource::new(name::VIRTUAL_OUTBOUND, &message, Vec::new())
+    Resource::new(name::VIRTUAL_OUTBOUND, &message, telemetry::origins(cx, &scope))
 }
 
 /// The listener that a workload may use as its HTTP proxy beside what is captured
 /// (`proxyHttpPort`); `None` if the mesh wants none.
 pub(super) fn http_proxy(cx: &Cx<'_>, viewer: &Viewer) -> Option<Resource> {
-    let frame = Frame::new(cx, viewer.options);
+    let frame = Frame::new(cx, &viewer.options);
     let port = u16::try_from(frame.mesh.proxy_http_port).ok().filter(|port| *port != 0)?;
     let address = match viewer.families {
         Families::V6 => IpAddr::from(Ipv6Addr::LOCALHOST),
@@ -74,7 +74,7 @@ pub(super) fn to_unknown(
 
 /// The listener of a sidecar that its workload uses as its HTTP proxy.
 pub(super) fn explicit(cx: &Cx<'_>, viewer: &Viewer, address: IpAddr, port: u16) -> Resource {
-    let frame = Frame::new(cx, viewer.options);
+    let frame = Frame::new(cx, &viewer.options);
     let scope = viewer.filter_scope(Side::Outbound);
     let name = name::listener(address, port);
     let mut message = bound(bare(&name, &[address.to_string()], port, core::TrafficDirection::Outbound));
@@ -84,5 +84,5 @@ pub(super) fn explicit(cx: &Cx<'_>, viewer: &Viewer, address: IpAddr, port: u16)
         filters: vec![connection_manager(cx, &frame, &scope, prefix, routes, None)],
         ..listener::FilterChain::default()
     });
-    Resource::new(&name, &message, Vec::new())
+    Resource::new(&name, &message, telemetry::origins(cx, &scope))
 }

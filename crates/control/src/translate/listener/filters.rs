@@ -3,24 +3,27 @@
 //! The filters of other features than routing come from [`Slots`]: one query per place and scope, so
 //! that a feature plugs in here, and its changes reach only the listeners whose filters differ.
 //!
-//! Deviation: `istio.metadata_exchange`, `istio.alpn` and `istio.stats` are left out, as an Envoy
-//! that was not built by Istio refuses them; and `envoy.filters.network.mongo_proxy`, which only
-//! counts.
+//! Deviation: `istio.metadata_exchange`, `istio.alpn` and `istio.stats` go to proxies only that say that
+//! they have them, as an Envoy that was not built by Istio refuses them; and
+//! `envoy.filters.network.mongo_proxy`, which only counts, is left out.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use leno_api::proto::envoy::extensions::filters::http as filters;
 use leno_api::proto::envoy::extensions::filters::network::http_connection_manager::v3 as hcm;
+use leno_api::proto::istio::envoy::config::filter::http::alpn::v2alpha1 as alpn;
 use leno_derive::{Cx, Query};
 use prost::{Message, Name};
 
 use super::proxy_config;
 use crate::model::mesh::MeshConfig;
 use crate::registry::protocol::Protocol;
-use crate::scope::Viewer;
+use crate::scope::proxy_config::Overrides;
+use crate::scope::{Abilities, Identity, ProxyOptions, Viewer};
 use crate::translate::proto::listener;
 use crate::translate::resource::pack;
-use crate::translate::security;
+use crate::translate::{security, telemetry};
 
 /// On which side of the mesh a chain works.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -37,12 +40,35 @@ pub(crate) struct FilterScope {
     pub(crate) namespace: String,
     /// On the outbound side those that some rule looks at, on the others all.
     pub(crate) labels: BTreeMap<String, String>,
+    pub(crate) abilities: Abilities,
+    pub(crate) overrides: Overrides,
+    /// Unknown where it makes no difference, as it does in spans only.
+    pub(crate) identity: Arc<Identity>,
 }
 
 impl Viewer {
     /// Whose filters its chains have.
     pub(crate) fn filter_scope(&self, side: Side) -> FilterScope {
-        FilterScope { side, namespace: self.namespace.clone(), labels: self.labels.clone() }
+        FilterScope::new(side, &self.namespace, &self.labels, &self.options, &self.identity)
+    }
+}
+
+impl FilterScope {
+    pub(crate) fn new(
+        side: Side,
+        namespace: &str,
+        labels: &BTreeMap<String, String>,
+        options: &ProxyOptions,
+        identity: &Arc<Identity>,
+    ) -> FilterScope {
+        FilterScope {
+            side,
+            namespace: namespace.to_owned(),
+            labels: labels.clone(),
+            abilities: options.abilities,
+            overrides: options.overrides.clone(),
+            identity: Arc::clone(identity),
+        }
     }
 }
 
@@ -81,8 +107,7 @@ impl Query for Slots {
             Slot::CustomAuthorization | Slot::Authentication | Slot::Authorization => {
                 security::filled(cx, *slot, scope)
             }
-            // The kinds that would fill these are not translated yet, and reported when read.
-            Slot::PeerMetadata | Slot::Telemetry => Filled::default(),
+            Slot::PeerMetadata | Slot::Telemetry => telemetry::filled(cx, *slot, scope),
         }
     }
 }
@@ -94,7 +119,7 @@ pub(super) fn http(
     scope: &FilterScope,
     protocol: Option<Protocol>,
 ) -> Vec<hcm::HttpFilter> {
-    let slot = |slot| cx.get::<Slots>(&(slot, scope.clone())).http.clone();
+    let slot = |slot| fill(cx, slot, scope).http.clone();
     let mut all = slot(Slot::PeerMetadata);
     all.extend(slot(Slot::CustomAuthorization));
     all.extend(slot(Slot::Authentication));
@@ -103,6 +128,9 @@ pub(super) fn http(
         all.push(http_filter("envoy.filters.http.grpc_web", &filters::grpc_web::v3::GrpcWeb::default()));
     }
     all.push(grpc_stats());
+    if scope.side != Side::Inbound && scope.abilities.has(Abilities::ALPN) {
+        all.push(alpn());
+    }
     all.push(http_filter("envoy.filters.http.fault", &filters::fault::v3::HttpFault::default()));
     all.push(http_filter("envoy.filters.http.cors", &filters::cors::v3::Cors::default()));
     all.extend(slot(Slot::Telemetry));
@@ -114,19 +142,47 @@ pub(super) fn http(
     all
 }
 
-/// The network filters of a chain that carries bytes, before the one that forwards them.
-pub(super) fn network(cx: &Cx<'_>, scope: &FilterScope) -> Vec<listener::Filter> {
-    let slot = |slot| cx.get::<Slots>(&(slot, scope.clone())).network.clone();
-    let mut all = slot(Slot::PeerMetadata);
+/// The network filters of a chain that carries bytes, before the one that forwards them. `peers` says
+/// whether the client may tell who it is at the beginning of the connection.
+pub(super) fn network(cx: &Cx<'_>, scope: &FilterScope, peers: bool) -> Vec<listener::Filter> {
+    let slot = |slot| fill(cx, slot, scope).network.clone();
+    let mut all = if peers { self::peers(cx, scope) } else { Vec::new() };
     all.extend(slot(Slot::CustomAuthorization));
     all.extend(slot(Slot::Authorization));
     all.extend(slot(Slot::Telemetry));
     all
 }
 
+/// Those by which the client may tell who it is, in front of whatever else there is.
+pub(super) fn peers(cx: &Cx<'_>, scope: &FilterScope) -> Vec<listener::Filter> {
+    fill(cx, Slot::PeerMetadata, scope).network.clone()
+}
+
 /// Those for connections that are not let through to anybody.
 pub(super) fn counting(cx: &Cx<'_>, scope: &FilterScope) -> Vec<listener::Filter> {
-    cx.get::<Slots>(&(Slot::Telemetry, scope.clone())).network.clone()
+    fill(cx, Slot::Telemetry, scope).network.clone()
+}
+
+/// What is in a slot; who the proxy is does not matter there.
+fn fill(cx: &Cx<'_>, slot: Slot, scope: &FilterScope) -> Arc<Filled> {
+    cx.get::<Slots>(&(slot, FilterScope { identity: Arc::default(), ..scope.clone() }))
+}
+
+/// Lets servers of the mesh know by ALPN which HTTP it is.
+fn alpn() -> hcm::HttpFilter {
+    use alpn::filter_config::{AlpnOverride, Protocol};
+    let offered = |protocol: Protocol, names: [&str; 3]| AlpnOverride {
+        upstream_protocol: protocol as i32,
+        alpn_override: names.map(str::to_owned).to_vec(),
+    };
+    let config = alpn::FilterConfig {
+        alpn_override: vec![
+            offered(Protocol::Http10, ["istio-http/1.0", "istio", "http/1.0"]),
+            offered(Protocol::Http11, ["istio-http/1.1", "istio", "http/1.1"]),
+            offered(Protocol::Http2, ["istio-h2", "istio", "h2"]),
+        ],
+    };
+    http_filter("istio.alpn", &config)
 }
 
 fn grpc_stats() -> hcm::HttpFilter {
@@ -139,7 +195,7 @@ fn grpc_stats() -> hcm::HttpFilter {
     http_filter("envoy.filters.http.grpc_stats", &config)
 }
 
-fn http_filter<T: Message + Name>(name: &str, config: &T) -> hcm::HttpFilter {
+pub(crate) fn http_filter<T: Message + Name>(name: &str, config: &T) -> hcm::HttpFilter {
     hcm::HttpFilter {
         name: name.to_owned(),
         config_type: Some(hcm::http_filter::ConfigType::TypedConfig(pack(config))),

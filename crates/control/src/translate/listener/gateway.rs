@@ -8,13 +8,13 @@ use std::sync::Arc;
 use leno_api::proto::envoy::extensions::filters::listener::proxy_protocol::v3::ProxyProtocol;
 use leno_derive::{Cx, Query};
 
-use super::access_log::listener_log;
 use super::chain::{Chain, merge};
 use super::filters::{FilterScope, Side};
 use super::http::{Routes, connection_manager, stat_prefix};
 use super::tcp::Wanted;
 use super::{Frame, bare, bound, listener_filter, proxy_config, tls, tls_inspector};
 use crate::model::ObjectRef;
+use crate::model::gateway::ServerTlsMode;
 use crate::model::virtual_service::RouteDestination;
 use crate::registry::Visible;
 use crate::registry::protocol::Protocol;
@@ -30,6 +30,7 @@ use crate::translate::proto::core;
 use crate::translate::resource::Resource;
 use crate::translate::route::gateway::hosts_of;
 use crate::translate::route::rule::Place;
+use crate::translate::telemetry::{self, access_log};
 
 /// What the mesh's own mutual TLS offers as protocols, by which AUTO_PASSTHROUGH keeps everybody
 /// else out.
@@ -45,13 +46,11 @@ impl Query for GatewayListeners {
     const NAME: &'static str = "gateway-listeners";
 
     fn derive(cx: &Cx<'_>, (viewer, workload, own): &Self::Key) -> Vec<Arc<Resource>> {
-        let frame = Frame::new(cx, viewer.options);
+        let frame = Frame::new(cx, &viewer.options);
         let attached = cx.get::<AttachedGateways>(workload);
-        let scope = FilterScope {
-            side: Side::Gateway,
-            namespace: workload.namespace.clone(),
-            labels: workload.labels.clone(),
-        };
+        let Workload { namespace, labels } = workload;
+        let (options, identity) = (&viewer.options, &viewer.identity);
+        let scope = FilterScope::new(Side::Gateway, namespace, labels, options, identity);
         let maker = Maker { cx, frame: &frame, scope: &scope, viewer, workload };
         let ports = attached.ports.iter();
         ports.filter_map(|port| maker.listener(port, *own)).map(Arc::new).collect()
@@ -87,6 +86,7 @@ impl Maker<'_, '_> {
             return None;
         }
         origins.extend(security::origins(self.cx, self.workload));
+        origins.extend(telemetry::origins(self.cx, self.scope));
         let direction = core::TrafficDirection::Outbound;
         let mut message = bound(bare(&name, &bound_to, port.port, direction));
         if proxy_config::expects_proxy_protocol(&self.frame.mesh) {
@@ -101,7 +101,7 @@ impl Maker<'_, '_> {
         if chains.iter().any(Chain::needs_tls_inspector) {
             message.listener_filters.push(tls_inspector());
         }
-        message.access_log = listener_log(&self.frame.mesh);
+        message.access_log = access_log::of_listener(self.cx, self.scope);
         message.filter_chains = chains.into_iter().map(Chain::build).collect();
         Some(Resource::new(&name, &message, origins))
     }
@@ -116,7 +116,7 @@ impl Maker<'_, '_> {
     ) -> Vec<Chain> {
         let terminated = || Chain {
             sni: if server.kind == ServerKind::Http { Vec::new() } else { server.sni_hosts() },
-            tls: tls::context(server, &self.frame.mesh).map(Box::new),
+            tls: tls::context(server, &self.frame.mesh, self.scope.abilities).map(Box::new),
             ..Chain::default()
         };
         match server.kind {
@@ -133,7 +133,7 @@ impl Maker<'_, '_> {
                 let Some((rule, targets)) = self.tcp_targets(server) else { return Vec::new() };
                 origins.extend(rule.origins.iter().cloned());
                 let place = self.place(server);
-                let filters = self.wanted(&place).to_targets(&targets, &rule.meta);
+                let filters = self.wanted(&place, is_of_mesh(server)).to_targets(&targets, &rule.meta);
                 let chain = terminated();
                 // A server of plain bytes has nothing to tell its connections apart by.
                 let names = if server.kind == ServerKind::Tcp { Vec::new() } else { chain.sni.clone() };
@@ -153,8 +153,9 @@ impl Maker<'_, '_> {
         }
     }
 
-    fn wanted<'a>(&'a self, place: &'a Place) -> Wanted<'a, 'a> {
-        Wanted { cx: self.cx, frame: self.frame, place, scope: self.scope }
+    /// What chains are made with. `peers` says whether clients are of the mesh.
+    fn wanted<'a>(&'a self, place: &'a Place, peers: bool) -> Wanted<'a, 'a> {
+        Wanted { cx: self.cx, frame: self.frame, place, scope: self.scope, peers }
     }
 
     /// The rules that are bound to a server's Gateway and have a host in common with it.
@@ -204,7 +205,7 @@ impl Maker<'_, '_> {
                     origins.extend(rule.origins.iter().cloned());
                     chains.push(Chain {
                         sni: found.sni_hosts.clone(),
-                        filters: self.wanted(&place).to_targets(&tls.route, &rule.meta),
+                        filters: self.wanted(&place, false).to_targets(&tls.route, &rule.meta),
                         ..Chain::default()
                     });
                 }
@@ -233,7 +234,7 @@ impl Maker<'_, '_> {
                     chains.push(Chain {
                         sni: vec![cluster.clone()],
                         application_protocols: MESH_PROTOCOLS,
-                        filters: self.wanted(&place).to_named(cluster, subset, &merged),
+                        filters: self.wanted(&place, false).to_named(cluster, subset, &merged),
                         ..Chain::default()
                     });
                 }
@@ -241,4 +242,9 @@ impl Maker<'_, '_> {
         }
         chains
     }
+}
+
+/// Whether a server's clients are of the mesh.
+fn is_of_mesh(server: &GatewayServer) -> bool {
+    server.server.tls.as_ref().is_some_and(|tls| tls.mode == Some(ServerTlsMode::IstioMutual))
 }

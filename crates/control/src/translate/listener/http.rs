@@ -4,12 +4,13 @@ use leno_api::proto::envoy::extensions::filters::network::http_connection_manage
 use leno_api::proto::envoy::extensions::request_id::uuid::v3::UuidRequestIdConfig;
 use leno_derive::Cx;
 
-use super::access_log::access_log;
 use super::filters::{self, FilterScope, Side};
-use super::{Frame, filter, proxy_config};
+use super::{Frame, network_filter, proxy_config};
 use crate::registry::protocol::Protocol;
 use crate::translate::proto::{core, listener, route};
 use crate::translate::resource::{ads, pack};
+use crate::translate::telemetry::access_log;
+use crate::translate::telemetry::tracing::TracingOf;
 
 /// Where routes come from.
 #[derive(Debug)]
@@ -46,6 +47,7 @@ pub(super) fn connection_manager(
         core::Http1ProtocolOptions { accept_http_10: accept_http10, ..core::Http1ProtocolOptions::default() };
     let http2 = side == Side::Inbound && protocol.is_some_and(Protocol::is_http2);
     let idle = frame.options.idle_timeout;
+    let traced = cx.get::<TracingOf>(scope);
     let mut message = hcm::HttpConnectionManager {
         stat_prefix,
         route_specifier: Some(match routes {
@@ -55,7 +57,8 @@ pub(super) fn connection_manager(
             Routes::Inline(configuration) => parts::RouteSpecifier::RouteConfig(*configuration),
         }),
         http_filters: filters::http(cx, &frame.mesh, scope, protocol),
-        access_log: access_log(&frame.mesh),
+        access_log: access_log::of_requests(cx, scope),
+        tracing: traced.tracing.clone(),
         use_remote_address: Some(match side {
             Side::Gateway => true,
             Side::Outbound => frame.switches.sidecar_use_remote_address,
@@ -76,12 +79,12 @@ pub(super) fn connection_manager(
         proxy_100_continue: true,
         request_id_extension: Some(hcm::RequestIdExtension {
             typed_config: Some(pack(&UuidRequestIdConfig {
-                use_request_id_for_trace_sampling: Some(true),
+                use_request_id_for_trace_sampling: Some(traced.by_request_id),
                 ..UuidRequestIdConfig::default()
             })),
         }),
         ..hcm::HttpConnectionManager::default()
     };
     proxy_config::apply(&mut message, &frame.mesh, side);
-    filter("envoy.filters.network.http_connection_manager", &message)
+    network_filter("envoy.filters.network.http_connection_manager", &message)
 }

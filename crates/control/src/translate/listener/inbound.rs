@@ -10,20 +10,20 @@ use std::sync::Arc;
 
 use leno_derive::{Cx, Query};
 
-use super::access_log::listener_log;
-use super::filters::{FilterScope, Side};
+use super::filters::{self, FilterScope, Side};
 use super::http::{Routes, connection_manager, stat_prefix};
 use super::tcp::{to_fixed, to_nowhere};
 use super::{Frame, bare, bound, http_inspector, listener_filter, tls_inspector};
 use crate::registry::protocol::Protocol;
 use crate::registry::targets::{Targets, Workload};
 use crate::scope::security::{self as policies, PeerMode, Peers, PeersOf};
-use crate::scope::{Families, ProxyOptions};
+use crate::scope::{Abilities, Families, Identity, ProxyOptions};
 use crate::translate::name;
 use crate::translate::proto::{core, listener, route, ty};
 use crate::translate::resource::Resource;
 use crate::translate::route::{matcher, retry};
 use crate::translate::security::peer::{self, Offered, PortChain};
+use crate::translate::telemetry::{self, access_log};
 
 /// The transport of connections in TLS.
 const TLS: &str = "tls";
@@ -44,6 +44,8 @@ pub(super) struct InboundKey {
     pub(super) options: ProxyOptions,
     /// Whether the proxy has the mesh's certificates.
     pub(super) certificates: bool,
+    /// Who it is, if it says so in spans.
+    pub(super) identity: Arc<Identity>,
 }
 
 /// The listener of a workload.
@@ -55,12 +57,9 @@ impl Query for VirtualInbound {
     const NAME: &'static str = "virtual-inbound";
 
     fn derive(cx: &Cx<'_>, key: &InboundKey) -> Resource {
-        let frame = Frame::new(cx, key.options);
-        let scope = FilterScope {
-            side: Side::Inbound,
-            namespace: key.workload.namespace.clone(),
-            labels: key.workload.labels.clone(),
-        };
+        let frame = Frame::new(cx, &key.options);
+        let Workload { namespace, labels } = &key.workload;
+        let scope = FilterScope::new(Side::Inbound, namespace, labels, &key.options, &key.identity);
         let maker = Maker {
             cx,
             frame: &frame,
@@ -103,10 +102,11 @@ impl Query for VirtualInbound {
         message.continue_on_listener_filters_timeout = true;
         message.listener_filters_timeout = Some(frame.mesh.protocol_detection_timeout.to_proto());
         message.listener_filters = listener_filters(&chains, key.transparent);
-        message.access_log = listener_log(&frame.mesh);
+        message.access_log = access_log::of_listener(cx, &scope);
         message.filter_chains = chains;
         let mut origins = policies::origins(cx, &key.workload);
         origins.extend(maker.peers.origins.iter().cloned());
+        origins.extend(telemetry::origins(cx, &scope));
         origins.extend(targets.iter().map(|target| target.service.id.object.clone()));
         Resource::new(name::VIRTUAL_INBOUND, &message, origins)
     }
@@ -175,7 +175,9 @@ impl Maker<'_, '_> {
             };
             let routes = Routes::Inline(Box::new(self.routes(inbound)));
             let protocol = Some(inbound.protocol);
-            vec![connection_manager(self.cx, self.frame, self.scope, prefix, routes, protocol)]
+            let mut filters = filters::peers(self.cx, self.scope);
+            filters.push(connection_manager(self.cx, self.frame, self.scope, prefix, routes, protocol));
+            filters
         } else {
             to_fixed(self.cx, self.frame, self.scope, &inbound.cluster, &inbound.cluster)
         };
@@ -183,7 +185,10 @@ impl Maker<'_, '_> {
             name: self.chain_name(inbound, chain.http),
             filter_chain_match: Some(found),
             filters,
-            transport_socket: chain.mutual.then(|| peer::socket(&self.frame.mesh, chain.http)),
+            transport_socket: chain.mutual.then(|| {
+                let exchanges = self.scope.abilities.has(Abilities::TCP_PEERS);
+                peer::socket(&self.frame.mesh, chain.http, exchanges)
+            }),
             ..listener::FilterChain::default()
         }
     }

@@ -4,10 +4,9 @@
 //!   that all of it arrives at;
 //! - `inbound.rs`: the one for what calls its workload;
 //! - `gateway.rs`: a gateway's ports, with `tls.rs`;
-//! - `chain.rs`, `http.rs`, `tcp.rs`, `filters.rs`, `access_log.rs`: what these consist of;
-//!   `proxy_config.rs`: what the mesh's settings say of HTTP.
+//! - `chain.rs`, `http.rs`, `tcp.rs`, `filters.rs`: what these consist of; `proxy_config.rs`: what
+//!   the mesh's settings say of HTTP.
 
-mod access_log;
 mod capture;
 mod chain;
 pub(crate) mod filters;
@@ -27,10 +26,10 @@ use super::proto::{core, listener};
 use super::resource::{Resource, address, pack};
 use crate::model::mesh::MeshConfig;
 use crate::model::switches::{SwitchInput, Switches};
-use crate::registry::Mesh;
-#[cfg(test)]
 use crate::scope::client::ClientOf;
-use crate::scope::{Families, Interception, ProxyKey, ProxyOptions, Role};
+use crate::scope::proxy_config::MeshOf;
+use crate::scope::telemetry::{self, is_traced};
+use crate::scope::{Families, Identity, Interception, ProxyKey, ProxyOptions, Role};
 
 /// Istio's ports for captured connections, if the mesh's are none.
 const OUTBOUND_PORT: u16 = 15001;
@@ -84,13 +83,13 @@ impl Query for SharedListeners {
                     Interception::Explicit { address, .. } => Some(address),
                     Interception::Redirect | Interception::Tproxy => None,
                 };
-                let key = (client.viewer(cx), client.workload(), own);
+                let key = (client.listening(cx), client.workload(), own);
                 cx.get::<gateway::GatewayListeners>(&key).as_ref().clone()
             }
             (Role::Sidecar, Interception::Explicit { .. }) => Vec::new(),
             (Role::Sidecar, Interception::Redirect | Interception::Tproxy) => {
                 let transparent = client.interception == Interception::Tproxy;
-                let viewer = client.viewer(cx);
+                let viewer = client.listening(cx);
                 let mut listeners = vec![Arc::new(capture::virtual_outbound(cx, &viewer, transparent))];
                 listeners.extend(capture::http_proxy(cx, &viewer).map(Arc::new));
                 listeners.extend(cx.get::<outbound::OutboundListeners>(&viewer).iter().cloned());
@@ -112,7 +111,7 @@ impl Query for OwnListeners {
         match (proxy.role, proxy.interception) {
             (Role::Router, _) => Vec::new(),
             (Role::Sidecar, Interception::Explicit { address, port }) => {
-                vec![Arc::new(capture::explicit(cx, &proxy.viewer(cx), address, port))]
+                vec![Arc::new(capture::explicit(cx, &cx.get::<ClientOf>(proxy).listening(cx), address, port))]
             }
             (Role::Sidecar, Interception::Redirect | Interception::Tproxy) => {
                 let transparent = proxy.interception == Interception::Tproxy;
@@ -120,12 +119,22 @@ impl Query for OwnListeners {
                     workload: proxy.workload(),
                     transparent,
                     families: proxy.families,
-                    options: proxy.options,
+                    options: proxy.options.clone(),
                     certificates: proxy.site.certificates,
+                    identity: inbound_identity(cx, proxy),
                 };
                 vec![cx.get::<inbound::VirtualInbound>(&key)]
             }
         }
+    }
+}
+
+/// Who a proxy is to those who look at what it reports of requests to its workload; unknown if it
+/// reports nothing.
+fn inbound_identity(cx: &Cx<'_>, proxy: &ProxyKey) -> Arc<Identity> {
+    match is_traced(cx, proxy.workload(), telemetry::Side::Server, &proxy.options.overrides) {
+        true => Arc::clone(&proxy.identity),
+        false => Arc::default(),
     }
 }
 
@@ -137,10 +146,10 @@ pub(super) struct Frame {
 }
 
 impl Frame {
-    fn new(cx: &Cx<'_>, options: ProxyOptions) -> Frame {
+    fn new(cx: &Cx<'_>, options: &ProxyOptions) -> Frame {
         let switches =
             cx.input::<SwitchInput>(&()).map_or_else(Switches::default, |found| found.as_ref().clone());
-        Frame { mesh: cx.get::<Mesh>(&()), switches, options }
+        Frame { mesh: cx.get::<MeshOf>(&options.overrides), switches, options: options.clone() }
     }
 
     /// Where captured outbound connections arrive.
@@ -225,7 +234,7 @@ fn listener_filter<T: prost::Message + prost::Name>(
 }
 
 /// A network filter with its configuration.
-fn filter<T: prost::Message + prost::Name>(name: &str, config: &T) -> listener::Filter {
+pub(crate) fn network_filter<T: prost::Message + prost::Name>(name: &str, config: &T) -> listener::Filter {
     listener::Filter {
         name: name.to_owned(),
         config_type: Some(listener::filter::ConfigType::TypedConfig(pack(config))),

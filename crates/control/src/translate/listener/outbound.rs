@@ -31,6 +31,7 @@ use crate::translate::name;
 use crate::translate::proto::{core, listener};
 use crate::translate::resource::Resource;
 use crate::translate::route::rule::Place;
+use crate::translate::telemetry;
 
 /// The listeners that `virtualOutbound` hands connections to.
 pub(super) struct OutboundListeners;
@@ -65,7 +66,7 @@ impl Query for PortListeners {
     const NAME: &'static str = "port-listeners";
 
     fn derive(cx: &Cx<'_>, (viewer, port): &(Viewer, u16)) -> Vec<Arc<Resource>> {
-        let frame = Frame::new(cx, viewer.options);
+        let frame = Frame::new(cx, &viewer.options);
         let mut services = cx.get::<VisibleOnPort>(&(viewer.namespace.clone(), *port)).as_ref().clone();
         services.sort_by(|a, b| (&a.created, &a.id).cmp(&(&b.created, &b.id)));
         let place = Place { viewer: viewer.clone(), gateway: MESH.to_owned(), port: *port, tls: false };
@@ -123,7 +124,8 @@ impl Map<'_, '_> {
         let rules = self.cx.get::<HostRules>(&(self.place.viewer.namespace.clone(), host));
         for spot in self.spots(service, port) {
             let scope = self.place.viewer.filter_scope(Side::Outbound);
-            let wanted = Wanted { cx: self.cx, frame: self.frame, place: self.place, scope: &scope };
+            let (cx, frame, place) = (self.cx, self.frame, self.place);
+            let wanted = Wanted { cx, frame, place, scope: &scope, peers: false };
             let mut chains = service_chains(&wanted, service, &rules, &spot.ranges, spot.alone);
             // Of several services whose protocol is not declared only the first brings the chain for
             // HTTP, as the routes are those of the port.
@@ -269,6 +271,8 @@ impl Map<'_, '_> {
                 });
             }
         }
-        Resource::new(&name, &message, entry.origins)
+        let mut origins = entry.origins;
+        origins.extend(telemetry::origins(self.cx, &self.place.viewer.filter_scope(Side::Outbound)));
+        Resource::new(&name, &message, origins)
     }
 }

@@ -5,10 +5,9 @@ use std::sync::Arc;
 use leno_api::proto::envoy::extensions::filters::network::tcp_proxy::v3 as proxy;
 use leno_derive::Cx;
 
-use super::access_log::access_log;
 use super::chain::Chain;
 use super::filters::{self, FilterScope, Side};
-use super::{Frame, filter};
+use super::{Frame, network_filter};
 use crate::model::Meta;
 use crate::model::virtual_service::{L4Match, RouteDestination, TlsMatch};
 use crate::registry::alias::AliasesOf;
@@ -25,6 +24,7 @@ use crate::translate::resource::{istio_metadata, text};
 use crate::translate::route::action;
 use crate::translate::route::rule::Place;
 use crate::translate::route::sidecar::short_names;
+use crate::translate::telemetry::access_log;
 
 /// Where chains of bytes are wanted.
 pub(super) struct Wanted<'a, 'c> {
@@ -32,6 +32,8 @@ pub(super) struct Wanted<'a, 'c> {
     pub(super) frame: &'a Frame,
     pub(super) place: &'a Place,
     pub(super) scope: &'a FilterScope,
+    /// Whether clients are of the mesh, and may tell who they are.
+    pub(super) peers: bool,
 }
 
 impl Wanted<'_, '_> {
@@ -116,7 +118,7 @@ impl Wanted<'_, '_> {
         let idle = pool.and_then(|tcp| tcp.idle_timeout).or(self.frame.options.idle_timeout);
         proxy::TcpProxy {
             stat_prefix,
-            access_log: access_log(&self.frame.mesh),
+            access_log: access_log::of_connections(self.cx, self.scope),
             cluster_specifier: Some(specifier),
             idle_timeout: idle.map(crate::model::duration::Span::to_proto),
             max_downstream_connection_duration: pool
@@ -136,8 +138,8 @@ impl Wanted<'_, '_> {
     }
 
     fn complete(&self, message: &proxy::TcpProxy) -> Vec<listener::Filter> {
-        let mut filters = filters::network(self.cx, self.scope);
-        filters.push(filter("envoy.filters.network.tcp_proxy", message));
+        let mut filters = filters::network(self.cx, self.scope, self.peers);
+        filters.push(network_filter("envoy.filters.network.tcp_proxy", message));
         filters
     }
 }
@@ -268,16 +270,16 @@ pub(super) fn to_fixed(
 ) -> Vec<listener::Filter> {
     let message = proxy::TcpProxy {
         stat_prefix: prefix.to_owned(),
-        access_log: access_log(&frame.mesh),
+        access_log: access_log::of_connections(cx, scope),
         cluster_specifier: Some(proxy::tcp_proxy::ClusterSpecifier::Cluster(cluster.to_owned())),
         idle_timeout: frame.options.idle_timeout.map(crate::model::duration::Span::to_proto),
         ..proxy::TcpProxy::default()
     };
     let mut filters = match scope.side {
         Side::Outbound => filters::counting(cx, scope),
-        _ => filters::network(cx, scope),
+        _ => filters::network(cx, scope, true),
     };
-    filters.push(filter("envoy.filters.network.tcp_proxy", &message));
+    filters.push(network_filter("envoy.filters.network.tcp_proxy", &message));
     filters
 }
 
@@ -289,7 +291,11 @@ pub(super) fn to_nowhere(cx: &Cx<'_>, scope: &FilterScope) -> Vec<listener::Filt
         cluster_specifier: Some(proxy::tcp_proxy::ClusterSpecifier::Cluster(cluster)),
         ..proxy::TcpProxy::default()
     };
-    let mut filters = filters::counting(cx, scope);
-    filters.push(filter("envoy.filters.network.tcp_proxy", &message));
+    let mut filters = match scope.side {
+        Side::Inbound => filters::peers(cx, scope),
+        Side::Outbound | Side::Gateway => Vec::new(),
+    };
+    filters.extend(filters::counting(cx, scope));
+    filters.push(network_filter("envoy.filters.network.tcp_proxy", &message));
     filters
 }

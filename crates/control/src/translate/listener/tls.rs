@@ -4,6 +4,7 @@ use leno_api::proto::envoy::extensions::transport_sockets::tls::v3 as tls;
 
 use crate::model::gateway::{ServerTls, ServerTlsMode, TlsVersion};
 use crate::model::mesh::{MeshConfig, TlsParameters, TlsProtocol};
+use crate::scope::Abilities;
 use crate::scope::gateways::{GatewayServer, ServerKind};
 use crate::translate::proto::{core, ty};
 use crate::translate::secret::{self, CA_SUFFIX, CERTIFICATE, ROOT};
@@ -15,7 +16,11 @@ const HTTP: &[&str] = &["h2", "http/1.1"];
 const MESH_BYTES: &[&str] = &["istio-peer-exchange", "h2", "http/1.1"];
 
 /// The context of a server that ends TLS; `None` for others.
-pub(super) fn context(server: &GatewayServer, mesh: &MeshConfig) -> Option<tls::DownstreamTlsContext> {
+pub(super) fn context(
+    server: &GatewayServer,
+    mesh: &MeshConfig,
+    abilities: Abilities,
+) -> Option<tls::DownstreamTlsContext> {
     if !matches!(server.kind, ServerKind::Https | ServerKind::Tls) {
         return None;
     }
@@ -23,7 +28,10 @@ pub(super) fn context(server: &GatewayServer, mesh: &MeshConfig) -> Option<tls::
     let mode = settings.mode?;
     let requires = matches!(mode, ServerTlsMode::Mutual | ServerTlsMode::IstioMutual);
     let validates = requires || mode == ServerTlsMode::OptionalMutual;
-    let is_mesh_bytes = mode == ServerTlsMode::IstioMutual && server.kind == ServerKind::Tls;
+    // Whoever does not tell the other who it is must not agree to.
+    let is_mesh_bytes = mode == ServerTlsMode::IstioMutual
+        && server.kind == ServerKind::Tls
+        && abilities.has(Abilities::TCP_PEERS);
     let alpn = if is_mesh_bytes { MESH_BYTES } else { HTTP };
     let mut common = tls::CommonTlsContext {
         alpn_protocols: alpn.iter().map(|&name| name.to_owned()).collect(),

@@ -10,9 +10,9 @@ use leno_derive::{Cx, Query};
 
 use super::rule::{Place, routes_of};
 use super::{Hosts, matcher};
-use crate::registry::Mesh;
 use crate::registry::targets::Workload;
 use crate::scope::gateways::{AttachedGateways, GatewayServer, ServerKind};
+use crate::scope::proxy_config::MeshOf;
 use crate::scope::rules::{GatewayRules, Rule, RuleId};
 use crate::scope::{Viewer, intersection};
 use crate::translate::name;
@@ -61,7 +61,7 @@ fn configuration(
     name: &str,
 ) -> Arc<Resource> {
     let mut exposed: BTreeMap<Rank, Exposed> = BTreeMap::new();
-    let mut hosts = Hosts::new(&cx.get::<Mesh>(&()));
+    let mut hosts = Hosts::new(&cx.get::<MeshOf>(&viewer.options.overrides));
     for server in servers {
         hosts.origins.push(server.object.clone());
         let gateway = server.gateway_name();

@@ -6,9 +6,10 @@ use leno_derive::{Cx, Query};
 
 use super::{action, filter, hash, matcher, notes_host};
 use crate::model::virtual_service::{Destination, HttpMatch, HttpRoute};
+use crate::registry::Visible;
 use crate::registry::instances::selects;
-use crate::registry::{Mesh, Visible};
 use crate::scope::Viewer;
+use crate::scope::proxy_config::MeshOf;
 use crate::scope::rules::{self, Rule, RuleId, Semantics};
 use crate::translate::name;
 use crate::translate::proto::route;
@@ -123,7 +124,7 @@ fn http_route(
                     .and_then(|service| hash::of_destination(cx, &place.viewer, service, destination)),
             }
         };
-        let mesh = cx.get::<Mesh>(&());
+        let mesh = cx.get::<MeshOf>(&place.viewer.options.overrides);
         let retries = mesh.default_http_retry_policy.as_ref();
         let mut action = action::rule_forward(http, &mut message, retries, target_of);
         if rule.semantics == Semantics::GatewayApi {

@@ -18,6 +18,7 @@ use crate::model::virtual_service::MESH;
 use crate::registry::alias::AliasesOf;
 use crate::registry::{DOMAIN, Mesh, Resolution, Service, Visible, VisibleOnPort};
 use crate::scope::outbound::{OutboundPolicy, Unknown};
+use crate::scope::proxy_config::MeshOf;
 use crate::scope::rules::{HostRules, Order, Rule, RuleId, candidates, mesh_rules};
 use crate::scope::{Families, Viewer, fit};
 use crate::translate::name;
@@ -37,7 +38,7 @@ impl Query for OutboundRoute {
     const NAME: &'static str = "outbound-route";
 
     fn derive(cx: &Cx<'_>, (viewer, name): &(Viewer, String)) -> Option<Arc<Resource>> {
-        let mut hosts = Hosts::new(&cx.get::<Mesh>(&()));
+        let mut hosts = Hosts::new(&cx.get::<MeshOf>(&viewer.options.overrides));
         if let Some((host, port)) = name.rsplit_once(':') {
             let port = port.parse().ok()?;
             let visible = cx.get::<Visible>(&viewer.namespace);
@@ -82,7 +83,7 @@ impl Query for HttpProxyRoute {
             .map(|port| port.number)
             .chain([PLAIN_HTTP])
             .collect();
-        let mut hosts = Hosts::new(&cx.get::<Mesh>(&()));
+        let mut hosts = Hosts::new(&cx.get::<MeshOf>(&viewer.options.overrides));
         for port in ports {
             let services = cx.get::<VisibleOnPort>(&(viewer.namespace.clone(), port));
             for draft in drafts(cx, viewer, &services, port) {
@@ -234,7 +235,7 @@ impl Hosts {
         match cx.get::<OutboundPolicy>(viewer).as_ref() {
             Unknown::Pass => {
                 let action = route::RouteAction {
-                    append_x_forwarded_host: notes_host(&cx.get::<Mesh>(&())),
+                    append_x_forwarded_host: notes_host(&cx.get::<MeshOf>(&viewer.options.overrides)),
                     cluster_specifier: Some(route::route_action::ClusterSpecifier::Cluster(
                         name::PASSTHROUGH_CLUSTER.to_owned(),
                     )),

@@ -23,13 +23,12 @@ use crate::model::authorization_policy::AuthorizationPolicy;
 use crate::model::duration::Span;
 use crate::model::mesh::provider::{AuthzRequestBody, GrpcAuthz, HttpAuthz};
 use crate::model::switches::SwitchInput;
-use crate::registry::protocol::Protocol;
+use crate::registry::Mesh;
 use crate::registry::targets::Workload;
-use crate::registry::{Mesh, Resolution, Visible};
 use crate::scope::security::AuthorizationOf;
 use crate::translate::listener::filters::Filled;
-use crate::translate::name;
 use crate::translate::proto::{core, ty};
+use crate::translate::provider::{self, Service};
 use ty::matcher::v3::{ListStringMatcher, MetadataMatcher, StringMatcher};
 
 /// The filters' names.
@@ -98,13 +97,13 @@ impl Query for AuthorizerOf {
         match (&provider.envoy_ext_authz_http, &provider.envoy_ext_authz_grpc) {
             (Some(http), None) => {
                 check_http(http)?;
-                let (host, cluster) = cluster(cx, namespace, &http.service, http.port)?;
+                let Service { host, cluster } = provider::find(cx, namespace, &http.service, http.port)?;
                 let status_on_error = status(&http.status_on_error)?;
                 check_body(http.include_request_body_in_check.as_ref())?;
                 Ok(Authorizer { cluster, host, status_on_error, kind: Kind::Http(http.clone()) })
             }
             (None, Some(grpc)) => {
-                let (host, cluster) = cluster(cx, namespace, &grpc.service, grpc.port)?;
+                let Service { host, cluster } = provider::find(cx, namespace, &grpc.service, grpc.port)?;
                 let status_on_error = status(&grpc.status_on_error)?;
                 check_body(grpc.include_request_body_in_check.as_ref())?;
                 Ok(Authorizer { cluster, host, status_on_error, kind: Kind::Grpc(grpc.clone()) })
@@ -305,26 +304,6 @@ fn body(settings: &AuthzRequestBody) -> http::BufferSettings {
         allow_partial_message: settings.allow_partial_message,
         pack_as_bytes: settings.pack_as_bytes,
     }
-}
-
-/// The host and cluster of a provider's service, `host` or `namespace/host`.
-fn cluster(cx: &Cx<'_>, namespace: &String, service: &str, port: u32) -> Result<(String, String), String> {
-    let (owner, host) = match service.split_once('/') {
-        Some((owner, host)) => (Some(owner), host),
-        None => (None, service),
-    };
-    let number = u16::try_from(port).ok().filter(|port| *port != 0);
-    let number = number.ok_or_else(|| format!("the provider's port {port} is not between 1 and 65535"))?;
-    let visible = cx.get::<Visible>(namespace);
-    let found = visible.get(host).filter(|found| owner.is_none_or(|owner| found.namespace() == owner));
-    let found = found.ok_or_else(|| format!("there is no service {service}, which the provider names"))?;
-    let served = found.port(number).is_some_and(|port| port.protocol != Protocol::Datagram);
-    if !served || matches!(found.resolution, Resolution::Alias | Resolution::Dynamic) {
-        return Err(format!(
-            "the service {service}, which the provider names, cannot be asked on port {port}"
-        ));
-    }
-    Ok((host.to_owned(), name::outbound(number, "", host)))
 }
 
 fn status(text: &str) -> Result<Option<ty::v3::HttpStatus>, String> {

@@ -109,8 +109,9 @@ pub(crate) fn chains(mode: PeerMode, protocol: Protocol) -> &'static [PortChain]
     }
 }
 
-/// The transport socket that ends the mesh's mutual TLS.
-pub(crate) fn socket(mesh: &MeshConfig, http: bool) -> core::TransportSocket {
+/// The transport socket that ends the mesh's mutual TLS. `exchanges`: whether the proxy tells clients
+/// who it is; if not it must not agree to.
+pub(crate) fn socket(mesh: &MeshConfig, http: bool, exchanges: bool) -> core::TransportSocket {
     let settings = mesh.mesh_mtls.as_ref();
     let minimum = match settings.map(|settings| settings.min_protocol_version) {
         Some(TlsProtocol::V1_3) => tls::tls_parameters::TlsProtocol::TlSv13,
@@ -128,7 +129,7 @@ pub(crate) fn socket(mesh: &MeshConfig, http: bool) -> core::TransportSocket {
     let context = tls::DownstreamTlsContext {
         require_client_certificate: Some(true),
         common_tls_context: Some(tls::CommonTlsContext {
-            alpn_protocols: owned(if http { HTTP_INSIDE } else { BYTES_INSIDE }),
+            alpn_protocols: owned(if http || !exchanges { HTTP_INSIDE } else { BYTES_INSIDE }),
             tls_params: Some(tls::TlsParameters {
                 tls_minimum_protocol_version: minimum as i32,
                 tls_maximum_protocol_version: tls::tls_parameters::TlsProtocol::TlSv13 as i32,

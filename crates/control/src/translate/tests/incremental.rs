@@ -2,6 +2,7 @@
 //! final state gives.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use leno_api::yaml::{self, Dialect};
 use leno_derive::{Batch, Graph, Mode};
@@ -11,7 +12,7 @@ use proptest::{collection, proptest};
 use super::whole;
 use crate::model::read::{self, Read};
 use crate::model::{Change, ObjectRef, inputs};
-use crate::scope::{Families, Interception, ProxyKey, ProxyOptions, Role, Site};
+use crate::scope::{Abilities, Families, Identity, Interception, ProxyKey, ProxyOptions, Role, Site};
 use crate::source::Origin;
 
 /// An event: an object in some form, or its end.
@@ -111,7 +112,27 @@ fn object() -> impl Strategy<Value = String> {
              ports: [{{number: 80, name: http, protocol: HTTP}}]}}}}"
         )
     });
-    prop_oneof![service, pod, rule, policy, gateway, entry, node, machine, alias, entrance]
+    let telemetry = (0..2_u8, 0..3_u8, 0..4_u8).prop_map(|(telemetry, app, kind)| {
+        let selector = if app == 0 { String::new() } else { format!("selector: {{matchLabels: {{app: a{app}}}}}, ") };
+        let more = [
+            "accessLogging: [{providers: [{name: envoy}]}]",
+            "metrics: [{providers: [{name: prometheus}], overrides: [{match: {metric: REQUEST_COUNT}, disabled: true}]}]",
+            "tracing: [{providers: [{name: z}]}]",
+            "tracing: [{match: {mode: SERVER}, disableSpanReporting: true}]",
+        ][usize::from(kind)];
+        format!(
+            "{{apiVersion: telemetry.istio.io/v1, kind: Telemetry, metadata: {{name: t{telemetry}}}, \
+             spec: {{{selector}{more}}}}}"
+        )
+    });
+    let mesh = (0..3_u8).prop_map(|kind| {
+        let more = ["", "defaultProviders: {tracing: [z]}", "defaultConfig: {tracing: {}}"][usize::from(kind)];
+        format!(
+            "{{apiVersion: v1, kind: ConfigMap, metadata: {{name: istio, namespace: istio-system}}, data: {{mesh: \
+             \"extensionProviders: [{{name: z, zipkin: {{service: s0.default.svc.cluster.local, port: 80}}}}]\\n{more}\"}}}}"
+        )
+    });
+    prop_oneof![service, pod, rule, policy, gateway, entry, node, machine, alias, entrance, telemetry, mesh]
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -140,7 +161,11 @@ fn keys() -> Vec<ProxyKey> {
         families: Families::default(),
         options: ProxyOptions::default(),
         site: Site::default(),
+        identity: Arc::new(Identity { service: app.to_owned(), ..Identity::default() }),
     };
+    let mut able = ProxyOptions::default();
+    able.abilities.insert(Abilities::HTTP_STATS);
+    able.abilities.insert(Abilities::TCP_PEERS);
     let explicit = Interception::Explicit { address: [127, 0, 0, 9].into(), port: 15080 };
     let site = Site {
         locality: "r0/z/s".to_owned(),
@@ -152,6 +177,7 @@ fn keys() -> Vec<ProxyKey> {
         ProxyKey { site, ..key(Role::Sidecar, "a0", Interception::Redirect) },
         key(Role::Sidecar, "a0", Interception::Redirect),
         key(Role::Sidecar, "a1", Interception::Redirect),
+        ProxyKey { options: able, ..key(Role::Sidecar, "a1", Interception::Redirect) },
         key(Role::Sidecar, "a1", explicit),
         key(Role::Router, "a2", Interception::Redirect),
     ]
