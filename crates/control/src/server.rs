@@ -17,20 +17,22 @@ use leno_derive::{Batch, Graph};
 use leno_xds::TypeUrl;
 use leno_xds::server::grpc::{DiscoveryService, StreamEvent};
 use leno_xds::server::listen::{self, Listen, Socket};
-use serde_json::Value;
+use serde_json::json;
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
 use crate::analyze::Analysis;
-use crate::debug;
-use crate::debug::http::Question;
+use crate::debug::stream::Lookers;
+use crate::debug::{self, Answer, Look, Question};
 use crate::model::diagnostic::{Diagnostic, Severity};
 use crate::model::switches::{SwitchInput, Switches, VariableInput};
 use crate::model::{Change, ObjectRef, inputs};
-use crate::push::{Push, Refusal};
+use crate::push::{News, Push, Refusal};
+use crate::scope::gateway_api::status::AllStatuses;
+use crate::source::kube::book::{Book, Programmed};
 pub use crate::source::kube::client::Kubernetes;
-use crate::source::kube::writer::{Book, Statuses};
+use crate::source::kube::writer::Statuses;
 use crate::source::kube::{Cluster, Wanted};
 use crate::source::{self, Origin, Places, Update};
 
@@ -98,7 +100,7 @@ pub(crate) enum Event {
     /// Something happened on a proxy's stream.
     Stream(StreamEvent),
     /// Somebody wants to know something.
-    Ask(Question, oneshot::Sender<Option<Value>>),
+    Ask(Question, oneshot::Sender<Answer>),
     /// Time has passed.
     Tick,
     /// It is to end.
@@ -163,7 +165,7 @@ impl Server {
         let mut tasks = JoinSet::new();
         let (want, wanted) = watch::channel(Wanted::default());
         self.spawn_sources(&events, wanted, &mut tasks);
-        tasks.spawn(debug::http::serve(self.http, events.clone(), Arc::clone(&ready)));
+        tasks.spawn(debug::http::serve(self.http, events.clone(), Arc::clone(&ready), None));
         let (end, ended) = watch::channel(false);
         let sockets = [Socket::Tcp(self.grpc)].into_iter().chain(self.grpc_path).collect();
         tasks.spawn(serve_xds(sockets, self.connections, events.clone(), ended));
@@ -269,6 +271,8 @@ async fn tick(events: mpsc::Sender<Event>) {
 struct Loop {
     graph: Graph,
     push: Push,
+    /// Who only looks, over xDS.
+    lookers: Lookers,
     /// Where each object was read.
     origins: BTreeMap<ObjectRef, Origin>,
     /// What the sources could not use.
@@ -311,6 +315,7 @@ impl Loop {
         Loop {
             graph,
             push: Push::default(),
+            lookers: Lookers::default(),
             origins: BTreeMap::new(),
             source_diagnostics: Arc::default(),
             analysis: Vec::new(),
@@ -327,13 +332,24 @@ impl Loop {
     }
 
     fn on_changes(&mut self, update: Update) {
-        let before = self.graph.revision();
+        let (before, now) = (self.graph.revision(), Instant::now());
         let count = update.changes.len();
+        let at = update.since.unwrap_or(now);
+        let known = |object: &ObjectRef| self.origins.contains_key(object);
+        let waited = now.saturating_duration_since(at);
+        self.push.counts_mut().on_changes(&update.changes, waited, known);
+        let mut news = News { changed: Vec::new(), removed: Vec::new(), at };
         let mut batch = Batch::new();
         for change in update.changes {
             match &change {
-                Change::Set(object, _, origin) => drop(self.origins.insert(object.clone(), origin.clone())),
-                Change::Remove(object) => drop(self.origins.remove(object)),
+                Change::Set(object, _, origin) => {
+                    self.origins.insert(object.clone(), origin.clone());
+                    news.changed.push(object.clone());
+                }
+                Change::Remove(object) => {
+                    self.origins.remove(object);
+                    news.removed.push(object.clone());
+                }
             }
             inputs::apply(change, &mut batch);
         }
@@ -341,7 +357,7 @@ impl Loop {
         self.source_diagnostics = update.diagnostics;
         if revision != before {
             tracing::info!(changes = count, %revision, "configuration changed");
-            self.push.on_change(&self.graph, Instant::now());
+            self.push.on_change(&self.graph, &news, Instant::now());
         }
         // Proxies come first: what is wrong is found when they have been told.
         self.unanalyzed = true;
@@ -351,6 +367,12 @@ impl Loop {
     }
 
     fn on_stream(&mut self, event: StreamEvent) {
+        if self.lookers.concerns(&event) {
+            let mut lookers = std::mem::take(&mut self.lookers);
+            lookers.on_stream(self.look(), event);
+            self.lookers = lookers;
+            return;
+        }
         // Who leaves or changes his mind may have been the last to want a Secret.
         self.unwanted |= match &event {
             StreamEvent::Connected(_) | StreamEvent::Ready { .. } => false,
@@ -371,6 +393,7 @@ impl Loop {
             self.want_credentials();
         }
         self.push.on_tick(&self.graph, Instant::now());
+        self.tell_progress();
         self.ticks = self.ticks.wrapping_add(1);
         if self.ticks.is_multiple_of(COLLECT_EVERY) {
             self.push.tidy(&mut self.graph, Instant::now());
@@ -409,19 +432,47 @@ impl Loop {
         self.analysis = self.analyze();
         self.refusals = self.refused();
         self.tell_diagnostics();
+        if let Some((say, book)) = &mut self.statuses {
+            let all = self.graph.get::<AllStatuses>(&());
+            let all = all.iter().map(|(object, status)| (object.clone(), json!(status)));
+            // Who writes them ends with us.
+            let _ = say.send(book.derived(all, &self.origins, System.wall()));
+        }
     }
 
-    fn on_ask(&mut self, question: &Question) -> Option<Value> {
-        if matches!(question, Question::Diagnostics) && self.unanalyzed {
+    /// Has it written to objects how far their changes have come.
+    fn tell_progress(&mut self) {
+        let news = self.push.propagation_mut().take_news(Instant::now());
+        let Some((say, book)) = &mut self.statuses else { return };
+        let reached = news.into_iter().filter_map(|object| {
+            let reach = self.push.propagation().reach(&object)?;
+            let sessions = reach.stragglers.iter().filter_map(|id| self.push.session(*id));
+            let stragglers = sessions.map(|session| session.node.clone()).collect();
+            Some((object, Programmed { concerned: reach.concerned, stragglers }))
+        });
+        let reached: Vec<(ObjectRef, Programmed)> = reached.collect();
+        if !reached.is_empty() {
+            // Who writes them ends with us.
+            let _ = say.send(book.reached(reached, &self.origins, System.wall()));
+        }
+    }
+
+    fn on_ask(&mut self, question: &Question) -> Answer {
+        if debug::needs_analysis(question) && self.unanalyzed {
             self.examine();
         }
-        match question {
-            Question::Sync => Some(debug::syncz(&self.push)),
-            Question::Config => Some(debug::configz(&self.origins)),
-            Question::Registry => Some(debug::registryz(&self.graph)),
-            Question::Gateways => Some(debug::gatewayz(&self.graph)),
-            Question::Diagnostics => serde_json::to_value(&self.diagnostics).ok(),
-            Question::Dump(proxy) => debug::config_dump(&self.push, proxy),
+        debug::answer(self.look(), question)
+    }
+
+    /// What there is to be seen.
+    fn look(&self) -> Look<'_> {
+        Look {
+            graph: &self.graph,
+            push: &self.push,
+            origins: &self.origins,
+            diagnostics: &self.diagnostics,
+            now: Instant::now(),
+            wall: System.wall(),
         }
     }
 

@@ -110,9 +110,85 @@ async fn a_cluster_is_served_and_told_what_is_wrong() {
             found["status"]["conditions"][0]["status"] == "True" && found["status"]["observedGeneration"] == 3
         })
         .await;
+    // What was read is shown, as far as people write it.
+    let (_, config) = fixture.get("/debug/configz").await;
+    let config: Vec<Value> = serde_json::from_str(&config).unwrap();
+    let shown = config.iter().find(|object| object["metadata"]["name"] == "good").unwrap();
+    assert_eq!(shown["spec"]["hosts"][0], "kubernetes");
+    assert_eq!(shown.pointer("/metadata/managedFields"), None);
     assert_eq!(
         fixture.api.find("networking.istio.io", "virtualservices", "default", "good").unwrap()["spec"]["hosts"]
             [0],
         "kubernetes"
     );
+}
+
+#[tokio::test]
+async fn what_became_of_the_gateway_apis_objects_is_written() {
+    let api = ApiServer::start().await.unwrap();
+    for (plural, kind, scope) in [
+        ("gatewayclasses", "GatewayClass", "Cluster"),
+        ("gateways", "Gateway", "Namespaced"),
+        ("httproutes", "HTTPRoute", "Namespaced"),
+    ] {
+        api.put(json!({ "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
+            "metadata": { "name": format!("{plural}.gateway.networking.k8s.io") },
+            "spec": { "group": "gateway.networking.k8s.io", "scope": scope,
+                "names": { "plural": plural, "kind": kind },
+                "versions": [{ "name": "v1", "served": true, "storage": true, "subresources": { "status": {} },
+                    "schema": { "openAPIV3Schema": { "type": "object", "x-kubernetes-preserve-unknown-fields": true } } }] } }));
+    }
+    api.put_yaml("{apiVersion: v1, kind: Namespace, metadata: {name: istio-system}}");
+    let object = |kind: &str, spec: Value| {
+        json!({ "apiVersion": "gateway.networking.k8s.io/v1", "kind": kind,
+            "metadata": { "name": "it", "namespace": "default", "generation": 2 }, "spec": spec })
+    };
+    let mut class = object("GatewayClass", json!({ "controllerName": "istio.io/gateway-controller" }));
+    class["metadata"].as_object_mut().unwrap().remove("namespace");
+    api.put(class);
+    let listener = json!({ "name": "web", "port": 80, "protocol": "HTTP" });
+    api.put(object("Gateway", json!({ "gatewayClassName": "it", "listeners": [listener] })));
+    let mut route = object(
+        "HTTPRoute",
+        json!({ "parentRefs": [{ "name": "it", "sectionName": "web" }],
+            "rules": [{ "backendRefs": [{ "name": "nowhere", "port": 80 }] }] }),
+    );
+    // Another controller has something to say of the route too.
+    let other = json!({ "parentRef": { "name": "x" }, "controllerName": "example.com/other", "conditions": [] });
+    route["status"] = json!({ "parents": [other] });
+    api.put(route);
+    let fixture = Fixture::new(api).await;
+    let until = async |plural: &str, namespace: &str, holds: &dyn Fn(&Value) -> bool| {
+        let deadline = tokio::time::Instant::now() + PATIENCE;
+        loop {
+            let found = fixture.api.find("gateway.networking.k8s.io", plural, namespace, "it").unwrap_or_default();
+            if holds(&found["status"]) {
+                return;
+            }
+            assert!(tokio::time::Instant::now() < deadline, "{found}");
+            tokio::task::yield_now().await;
+        }
+    };
+    until("gatewayclasses", "", &|status| {
+        status["conditions"][0]["type"] == "Accepted" && status["conditions"][0]["observedGeneration"] == 2
+    })
+    .await;
+    until("gateways", "default", &|status| {
+        let listener = &status["listeners"][0];
+        listener["name"] == "web"
+            && listener["attachedRoutes"] == 1
+            && listener["supportedKinds"][0]["group"] == "gateway.networking.k8s.io"
+    })
+    .await;
+    until("httproutes", "default", &|status| {
+        let parents = status["parents"].as_array().cloned().unwrap_or_default();
+        let own = parents.iter().find(|parent| parent["controllerName"] == "istio.io/gateway-controller");
+        let resolved = own.is_some_and(|own| {
+            own["parentRef"]["sectionName"] == "web"
+                && own["conditions"][1]["reason"] == "BackendNotFound"
+                && own["conditions"][1]["lastTransitionTime"].is_string()
+        });
+        resolved && parents.iter().any(|parent| parent["controllerName"] == "example.com/other")
+    })
+    .await;
 }

@@ -116,12 +116,15 @@ struct Client {
 
 impl Client {
     async fn connect(pilot: &Pilot, id: &str, type_url: &str, names: &[&str]) -> Client {
+        let node = Node { id: id.to_owned(), ..Node::default() };
+        Client::start(pilot, DiscoveryRequest { node: Some(node), ..request(type_url, names) }).await
+    }
+
+    async fn start(pilot: &Pilot, first: DiscoveryRequest) -> Client {
         let mut client = AggregatedDiscoveryServiceClient::connect(format!("http://{}", pilot.grpc))
             .await
             .expect("it listens");
         let (requests, outgoing) = mpsc::channel(8);
-        let node = Node { id: id.to_owned(), ..Node::default() };
-        let first = DiscoveryRequest { node: Some(node), ..request(type_url, names) };
         requests.send(first).await.expect("open");
         let responses = client.stream_aggregated_resources(ReceiverStream::new(outgoing)).await;
         Client { requests, responses: responses.expect("a stream").into_inner() }
@@ -406,6 +409,133 @@ async fn people_can_look_inside() {
     assert_eq!(pilot.get("/debug/config_dump?proxyID=nobody.default").await.0, 404);
     assert_eq!(pilot.get("/debug/config_dump").await.0, 400);
     assert_eq!(pilot.get("/nothing").await.0, 404);
+    pilot.stop().await;
+}
+
+#[tokio::test]
+async fn all_pages_answer() {
+    let pilot = Pilot::start(&[("service.yaml", SERVICE), ("pods.yaml", &pod("a", "v1", "10.0.0.1"))]).await;
+    let mut client = Client::connect(&pilot, SIDECAR, CDS, &[]).await;
+    let response = client.next(CDS).await;
+    client.ack(&response, &[]).await;
+    let (_, names) = pilot.get("/debug/list").await;
+    let names: Vec<String> = serde_json::from_str(&names).expect("JSON");
+    assert!(names.len() > 20, "{names:?}");
+    for name in &names {
+        let (status, body) = pilot.get(&format!("/debug/{name}?proxyID=client.default")).await;
+        let expected = if name == "inject" { 404 } else { 200 };
+        assert_eq!(status, expected, "{name}: {body}");
+    }
+    let (_, index) = pilot.get("/debug").await;
+    assert!(names.iter().all(|name| index.contains(&format!("\"/debug/{name}\""))), "{index}");
+    for path in ["/version", "/healthz", "/metrics"] {
+        assert_eq!(pilot.get(path).await.0, 200, "{path}");
+    }
+    let (status, known) = pilot.get("/debug/nothing").await;
+    assert!(status == 404 && known.contains("/debug/syncz"), "{known}");
+    // The shapes that istioctl decodes.
+    let page = async |path: &str| -> serde_json::Value {
+        serde_json::from_str(&pilot.get(path).await.1).expect("JSON")
+    };
+    let sync = page("/debug/syncz").await;
+    assert_eq!((&sync[0]["proxy"], &sync[0]["proxy_type"]), (&"client.default".into(), &"sidecar".into()));
+    assert_eq!(sync[0]["cluster_sent"], sync[0]["cluster_acked"]);
+    assert_eq!(sync[0]["resources"][CDS]["acked"], response.nonce);
+    assert_eq!(page("/debug/syncz?namespace=other").await, serde_json::json!([]));
+    let endpoints = page("/debug/endpointShardz").await;
+    let shard = &endpoints["reviews.default.svc.cluster.local"]["default"]["Shards"]["Kubernetes/Kubernetes"];
+    assert_eq!((&shard[0]["Addresses"][0], &shard[0]["EndpointPort"]), (&"10.0.0.1".into(), &9080.into()));
+    let dump = page("/debug/config_dump?proxyID=client").await;
+    let kinds: Vec<&str> = dump["configs"].as_array().expect("a list").iter().filter_map(|part| part["@type"].as_str()).collect();
+    assert!(kinds.contains(&"type.googleapis.com/envoy.admin.v3.ClustersConfigDump"), "{kinds:?}");
+    let clients = page("/debug/adsz").await;
+    assert_eq!(clients["totalClients"], 1);
+    assert_eq!(clients["clients"][0]["watches"][CDS], serde_json::json!([]));
+    pilot.stop().await;
+}
+
+#[tokio::test]
+async fn istioctl_asks_over_xds() {
+    use prost_types::value::Kind;
+    let pilot = Pilot::start(&[("service.yaml", SERVICE)]).await;
+    let mut proxy = Client::connect(&pilot, SIDECAR, CDS, &[]).await;
+    let response = proxy.next(CDS).await;
+    proxy.ack(&response, &[]).await;
+    let fields = [("GENERATOR", "event"), ("NAMESPACE", "istio-system")].map(|(name, value)| {
+        (name.to_owned(), prost_types::Value { kind: Some(Kind::StringValue(value.to_owned())) })
+    });
+    let node = Node {
+        id: "sidecar~10.0.0.1~test-1.default~default.svc.cluster.local".to_owned(),
+        metadata: Some(prost_types::Struct { fields: fields.into_iter().collect() }),
+        ..Node::default()
+    };
+    let asking = |type_url: &str, names: &[&str]| DiscoveryRequest {
+        node: Some(node.clone()),
+        response_nonce: "2026-11-22 10:00:00".to_owned(),
+        ..request(type_url, names)
+    };
+    let mut looker = Client::start(&pilot, asking("istio.io/debug/syncz", &[])).await;
+    let sync = looker.next("istio.io/debug/syncz").await;
+    let who = sync.control_plane.clone().expect("it says who it is").identifier;
+    assert!(who.contains("\"Component\":\"istiod\""), "{who}");
+    let [config] = &sync.resources[..] else { panic!("one proxy, not the looker: {sync:?}") };
+    assert_eq!(config.type_url, "type.googleapis.com/envoy.service.status.v3.ClientConfig");
+    let words = String::from_utf8_lossy(&config.value).into_owned();
+    assert!(words.contains("client.default") && words.contains(CDS), "{words}");
+    looker.ack(&sync, &[]).await;
+    looker.ask("istio.io/debug/config_dump", &["client.default"]).await;
+    let dump = looker.next("istio.io/debug/config_dump").await;
+    assert_eq!(dump.resources[1].type_url, "type.googleapis.com/envoy.admin.v3.ClustersConfigDump");
+    looker.ask("istio.io/debug", &["syncz"]).await;
+    let page = looker.next("istio.io/debug").await;
+    assert_eq!(page.resources[0].type_url, "istio.io/debug");
+    let page: serde_json::Value = serde_json::from_slice(&page.resources[0].value).expect("JSON");
+    assert_eq!(page[0]["proxy"], "client.default");
+    let (_, clients) = pilot.get("/debug/connections").await;
+    assert!(clients.contains("\"totalClients\": 1"), "{clients}");
+    looker.ask(CDS, &[]).await;
+    assert!(looker.responses.message().await.is_err());
+    pilot.stop().await;
+}
+
+#[tokio::test]
+async fn what_happens_is_counted() {
+    let pods = pod("a", "v1", "10.0.0.1") + &pod("b", "v2", "10.0.0.2");
+    let files = [("service.yaml", SERVICE), ("pods.yaml", &*pods), ("rules.yaml", &*rules(&["v1"]))];
+    let pilot = Pilot::start(&files).await;
+    let mut client = Client::connect(&pilot, SIDECAR, CDS, &[]).await;
+    let first = client.next(CDS).await;
+    client.ack(&first, &[]).await;
+    write(pilot.folder.path(), "rules.yaml", &rules(&["v1", "v2"]));
+    let second = client.next(CDS).await;
+    let value = async |name: &str| {
+        let (_, page) = pilot.get("/metrics").await;
+        let line = page.lines().find_map(|line| line.strip_prefix(name)).map(str::to_owned);
+        line.unwrap_or_else(|| panic!("no {name} in {page}")).trim().to_owned()
+    };
+    assert_eq!(value("leno_changes_under_way").await, "1");
+    client.ack(&second, &[]).await;
+    assert_eq!(value("leno_changes_under_way").await, "0");
+    for (name, expected) in [
+        ("pilot_xds{version=\"unknown\"}", "1"),
+        ("pilot_xds_pushes{type=\"cds\"}", "2"),
+        ("pilot_xds_push_time_count{type=\"cds\"}", "2"),
+        ("pilot_xds_config_size_bytes_count{type=\"cds\"}", "2"),
+        ("pilot_proxy_convergence_time_count", "1"),
+        ("leno_propagation_seconds_count{kind=\"DestinationRule\"}", "1"),
+        ("leno_propagation_seconds_count{kind=\"VirtualService\"}", "1"),
+        ("pilot_services", "1"),
+        ("pilot_virt_services", "1"),
+        ("pilot_k8s_cfg_events{type=\"VirtualService\",event=\"add\"}", "1"),
+        ("pilot_k8s_cfg_events{type=\"VirtualService\",event=\"update\"}", "1"),
+        ("pilot_k8s_reg_events{type=\"Pod\",event=\"add\"}", "2"),
+        ("pilot_inbound_updates{type=\"config\"}", "4"),
+        ("pilot_inbound_updates{type=\"eds\"}", "2"),
+        ("pilot_push_triggers{type=\"config\"}", "2"),
+        ("endpoint_no_pod", "0"),
+    ] {
+        assert_eq!(value(name).await, expected, "{name}");
+    }
     pilot.stop().await;
 }
 

@@ -41,6 +41,9 @@ pub struct Response {
     pub removed: Vec<Name>,
     /// `control_plane.identifier`; not sent when empty.
     pub control_plane: Name,
+    /// The bodies of the resources are encoded `Any`s, which say of which type they are; else each
+    /// is of the type of the response.
+    pub packed: bool,
 }
 
 /// A response as the client reads it.
@@ -188,7 +191,10 @@ impl Response {
         put_head(buffer, 2, self.resource_len(resource));
         if self.mode == Mode::Delta {
             put(buffer, 1, resource.version.as_bytes());
-            put_head(buffer, 2, any_len(type_url, &resource.body));
+            put_head(buffer, 2, self.any_len(resource));
+        }
+        if self.packed {
+            return;
         }
         put(buffer, 1, type_url.as_bytes());
         if !resource.body.is_empty() {
@@ -242,13 +248,17 @@ impl Response {
 
     /// Length of one element of `resources`: an `Any`, or a `Resource` around one.
     fn resource_len(&self, resource: &Resource) -> usize {
-        let any = any_len(self.type_url.as_str(), &resource.body);
+        let any = self.any_len(resource);
         match self.mode {
             Mode::Sotw => any,
             Mode::Delta => {
                 len(1, resource.version.as_bytes()) + delimited_len(2, any) + len(3, resource.name.as_bytes())
             }
         }
+    }
+
+    fn any_len(&self, resource: &Resource) -> usize {
+        if self.packed { resource.body.len() } else { any_len(self.type_url.as_str(), &resource.body) }
     }
 
     fn control_plane_tag(&self) -> u32 {
@@ -432,6 +442,7 @@ mod tests {
             ],
             removed: vec![Name::new("gone"), Name::new("")],
             control_plane: Name::new("leno"),
+            packed: false,
         }
     }
 

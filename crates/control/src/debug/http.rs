@@ -1,6 +1,7 @@
 //! The HTTP server of the debug interface.
 
 use std::convert::Infallible;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -10,38 +11,35 @@ use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use serde_json::Value;
+use leno_xds::server::listen::{Authenticator, Credentials};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot};
 
+use super::stream::namespace_of;
+use super::{Answer, Question, Viewer};
 use crate::server::Event;
 
-/// What can be asked of the control loop.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Question {
-    Sync,
-    Config,
-    Registry,
-    Gateways,
-    Diagnostics,
-    /// The configuration of a proxy, by its name or identifier.
-    Dump(String),
+/// What every connection needs.
+#[derive(Clone)]
+struct Shared {
+    events: mpsc::Sender<Event>,
+    ready: Arc<AtomicBool>,
+    /// Who may look from elsewhere; nobody without one.
+    authenticator: Option<Arc<dyn Authenticator>>,
 }
 
-/// The paths that lead to an answer of the control loop.
-const PATHS: [(&str, Question); 5] = [
-    ("/debug/syncz", Question::Sync),
-    ("/debug/configz", Question::Config),
-    ("/debug/registryz", Question::Registry),
-    ("/debug/gatewayz", Question::Gateways),
-    ("/debug/diagnostics", Question::Diagnostics),
-];
-
-/// Serves until the future is dropped.
-pub(crate) async fn serve(listener: TcpListener, events: mpsc::Sender<Event>, ready: Arc<AtomicBool>) {
+/// Serves until the future is dropped. Whoever is not on this machine must prove to `authenticator`
+/// who he is before he sees a debug page, as with istiod.
+pub(crate) async fn serve(
+    listener: TcpListener,
+    events: mpsc::Sender<Event>,
+    ready: Arc<AtomicBool>,
+    authenticator: Option<Arc<dyn Authenticator>>,
+) {
+    let shared = Shared { events, ready, authenticator };
     loop {
-        let stream = match listener.accept().await {
-            Ok((stream, _)) => stream,
+        let (stream, peer) = match listener.accept().await {
+            Ok(accepted) => accepted,
             Err(error) => {
                 // Out of descriptors, say: waiting a little is all that can be done.
                 tracing::warn!(%error, "debug interface: accept");
@@ -49,11 +47,12 @@ pub(crate) async fn serve(listener: TcpListener, events: mpsc::Sender<Event>, re
                 continue;
             }
         };
-        let (events, ready) = (events.clone(), Arc::clone(&ready));
+        let shared = shared.clone();
+        let is_here = is_here(peer.ip(), stream.local_addr().ok());
         tokio::spawn(async move {
             let service = service_fn(move |request| {
-                let (events, ready) = (events.clone(), Arc::clone(&ready));
-                async move { Ok::<_, Infallible>(answer(&request, &events, &ready).await) }
+                let shared = shared.clone();
+                async move { Ok::<_, Infallible>(answer(&request, &shared, is_here).await) }
             });
             let server = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
             // A client that goes away is no concern of ours.
@@ -62,71 +61,56 @@ pub(crate) async fn serve(listener: TcpListener, events: mpsc::Sender<Event>, re
     }
 }
 
-async fn answer(
-    request: &Request<Incoming>,
-    events: &mpsc::Sender<Event>,
-    ready: &AtomicBool,
-) -> Response<Full<Bytes>> {
+/// Whether a client is on this machine: it comes from the loopback address, or from the address that
+/// it has connected to.
+fn is_here(peer: IpAddr, local: Option<SocketAddr>) -> bool {
+    let peer = peer.to_canonical();
+    peer.is_loopback() || local.is_some_and(|local| local.ip().to_canonical() == peer)
+}
+
+async fn answer(request: &Request<Incoming>, shared: &Shared, is_here: bool) -> Response<Full<Bytes>> {
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
         return text(StatusCode::METHOD_NOT_ALLOWED, "use GET\n");
     }
     let path = request.uri().path();
-    if path == "/ready" {
-        return if ready.load(Ordering::Acquire) {
-            text(StatusCode::OK, "ready\n")
-        } else {
-            text(StatusCode::SERVICE_UNAVAILABLE, "not ready\n")
-        };
+    let is_ready = shared.ready.load(Ordering::Acquire);
+    match path {
+        "/ready" | "/healthz/ready" if is_ready => return text(StatusCode::OK, "ready\n"),
+        "/ready" | "/healthz/ready" => return text(StatusCode::SERVICE_UNAVAILABLE, "not ready\n"),
+        // That it answers is what is asked.
+        "/healthz" | "/health" => return text(StatusCode::OK, "ok\n"),
+        "/version" => return text(StatusCode::OK, concat!(env!("CARGO_PKG_VERSION"), "\n")),
+        _ => {}
     }
-    let question = if path == "/debug/config_dump" {
-        let Some(proxy) = parameter(request.uri().query().unwrap_or_default(), "proxyID") else {
-            return text(StatusCode::BAD_REQUEST, "which proxy? ?proxyID=NAME.NAMESPACE\n");
-        };
-        Question::Dump(proxy)
-    } else {
-        match PATHS.iter().find(|(known, _)| *known == path) {
-            Some((_, question)) => question.clone(),
-            None => {
-                let known: Vec<&str> = PATHS.iter().map(|(path, _)| *path).collect();
-                let known = format!("/ready\n{}\n/debug/config_dump?proxyID=\n", known.join("\n"));
-                return text(StatusCode::NOT_FOUND, &known);
-            }
-        }
-    };
+    let viewer = if is_here || path == "/metrics" { Some(Viewer::Anyone) } else { viewer(request, shared) };
+    let Some(viewer) = viewer else { return text(StatusCode::UNAUTHORIZED, "who are you?\n") };
+    let query = request.uri().query().unwrap_or_default().to_owned();
+    let question = Question { path: path.to_owned(), query, viewer };
     let (reply, answer) = oneshot::channel();
-    if events.send(Event::Ask(question, reply)).await.is_err() {
+    if shared.events.send(Event::Ask(question, reply)).await.is_err() {
         return text(StatusCode::SERVICE_UNAVAILABLE, "shutting down\n");
     }
     match answer.await {
-        Ok(Some(value)) => json(&value),
-        Ok(None) => text(StatusCode::NOT_FOUND, "no such proxy is connected\n"),
+        Ok(Answer::Json(value)) => {
+            let mut body = serde_json::to_vec_pretty(&value).unwrap_or_default();
+            body.push(b'\n');
+            respond(StatusCode::OK, "application/json", body)
+        }
+        Ok(Answer::Html(page)) => respond(StatusCode::OK, "text/html; charset=utf-8", page.into_bytes()),
+        Ok(Answer::Text(page)) => {
+            respond(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", page.into_bytes())
+        }
+        Ok(Answer::Fault(status, message)) => text(status, &message),
         Err(_) => text(StatusCode::SERVICE_UNAVAILABLE, "shutting down\n"),
     }
 }
 
-/// The value of a query parameter, percent-decoded.
-fn parameter(query: &str, name: &str) -> Option<String> {
-    let value = query.split('&').find_map(|pair| pair.strip_prefix(name)?.strip_prefix('='))?;
-    let mut bytes = Vec::with_capacity(value.len());
-    let mut rest = value.bytes();
-    while let Some(byte) = rest.next() {
-        match byte {
-            b'%' => {
-                let digits = [rest.next()?, rest.next()?];
-                let digits = std::str::from_utf8(&digits).ok()?;
-                bytes.push(u8::from_str_radix(digits, 16).ok()?);
-            }
-            b'+' => bytes.push(b' '),
-            byte => bytes.push(byte),
-        }
-    }
-    String::from_utf8(bytes).ok()
-}
-
-fn json(value: &Value) -> Response<Full<Bytes>> {
-    let mut body = serde_json::to_vec_pretty(value).unwrap_or_default();
-    body.push(b'\n');
-    respond(StatusCode::OK, "application/json", body)
+/// Who asks from elsewhere, if he can prove it.
+fn viewer(request: &Request<Incoming>, shared: &Shared) -> Option<Viewer> {
+    let credentials = Credentials { certificate: &[], headers: request.headers() };
+    let caller = shared.authenticator.as_ref()?.authenticate(credentials).ok()??;
+    let namespace = caller.identities.iter().find_map(|identity| namespace_of(identity))?;
+    Some(Viewer::Namespace(namespace.to_owned()))
 }
 
 fn text(status: StatusCode, body: &str) -> Response<Full<Bytes>> {
@@ -142,13 +126,17 @@ fn respond(status: StatusCode, kind: &'static str, body: Vec<u8>) -> Response<Fu
 
 #[cfg(test)]
 mod tests {
-    use super::parameter;
+    use super::is_here;
 
     #[test]
-    fn parameters_are_decoded() {
-        assert_eq!(parameter("proxyID=a.b", "proxyID").as_deref(), Some("a.b"));
-        assert_eq!(parameter("x=1&proxyID=a%7Eb+c", "proxyID").as_deref(), Some("a~b c"));
-        assert_eq!(parameter("proxyIDx=1", "proxyID"), None);
-        assert_eq!(parameter("proxyID=%7", "proxyID"), None);
+    fn who_is_on_this_machine() {
+        for (peer, local, expected) in [
+            ("127.0.0.1", "127.0.0.1:15014", true),
+            ("::ffff:127.0.0.1", "[::1]:15014", true),
+            ("10.0.0.5", "10.0.0.5:15014", true),
+            ("10.0.0.6", "10.0.0.5:15014", false),
+        ] {
+            assert_eq!(is_here(peer.parse().unwrap(), local.parse().ok()), expected, "{peer}");
+        }
     }
 }

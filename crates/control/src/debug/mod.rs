@@ -1,148 +1,243 @@
 //! What the control plane says of itself: JSON over HTTP, on Istio's port (15014) and under Istio's
-//! paths.
+//! paths, with the fields that `istioctl` and people know from istiod; and the same over xDS.
 //!
-//! `http.rs` is the HTTP server; it asks the control loop, which answers with the functions here.
+//! [`PAGES`] lists the pages; `proxies.rs`, `registry.rs` and `config.rs` make them. `http.rs` is the
+//! HTTP server: it asks the control loop, which answers with [`answer`]. `stream.rs` answers those who
+//! ask over xDS, as `istioctl proxy-status` does.
 
+pub(crate) mod config;
 pub(crate) mod http;
+mod proxies;
+mod registry;
+pub(crate) mod stream;
 
 use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::time::{Instant, SystemTime};
 
-use leno_api::encode::{self, Style};
+use ::http::StatusCode;
+use k8s_openapi::jiff::Timestamp;
 use leno_derive::Graph;
-use leno_xds::{Mode, TypeUrl};
-use serde_json::{Value, json};
+use serde_json::Value;
 
+use crate::metrics;
 use crate::model::ObjectRef;
+use crate::model::diagnostic::Diagnostic;
 use crate::push::Push;
 use crate::push::session::Session;
-use crate::registry::instances::Instances;
-use crate::registry::{AllServices, Resolution};
-use crate::scope::gateway_api::status::AllStatuses;
+use crate::registry::Mesh;
 use crate::source::Origin;
 
-/// `/debug/syncz`: what each proxy has been sent and has taken.
-pub(crate) fn syncz(push: &Push) -> Value {
-    push.sessions().map(sync_of).collect()
+/// What is asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Question {
+    /// As `/debug/syncz`.
+    pub(crate) path: String,
+    /// What follows the `?`, not decoded.
+    pub(crate) query: String,
+    /// Who asks.
+    pub(crate) viewer: Viewer,
 }
 
-fn sync_of(session: &Session) -> Value {
-    let types: serde_json::Map<String, Value> = session
-        .stream()
-        .subscriptions()
-        .map(|(type_url, subscription)| {
-            let status = if subscription.rejection().is_some() {
-                "ERROR"
-            } else if subscription.nonce().is_empty() {
-                "NOT SENT"
-            } else if session.is_behind(type_url) {
-                "STALE"
-            } else {
-                "SYNCED"
-            };
-            let mut fields = json!({
-                "status": status,
-                "sent": subscription.version().as_str(),
-                "acked": subscription.acked_version().as_str(),
-                "resources": subscription.sent_count(),
-            });
-            if let (Some(message), Some(fields)) = (subscription.rejection(), fields.as_object_mut()) {
-                fields.insert("error".to_owned(), Value::from(message));
-            }
-            (type_url.short().to_owned(), fields)
-        })
-        .collect();
-    json!({
-        "proxy": session.node,
-        "id": session.node_id,
-        "protocol": if session.stream().mode() == Mode::Delta { "delta" } else { "sotw" },
-        "types": types,
-    })
+/// Who asks, as far as that limits what he is told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Viewer {
+    /// Somebody on this machine, or of the mesh's root namespace.
+    Anyone,
+    /// A workload of a namespace.
+    Namespace(String),
 }
 
-/// `/debug/configz`: the objects in use and where they were read.
-pub(crate) fn configz(origins: &BTreeMap<ObjectRef, Origin>) -> Value {
-    origins
-        .iter()
-        .map(|(object, origin)| {
-            json!({
-                "kind": object.kind.to_string(),
-                "namespace": object.namespace,
-                "name": object.name,
-                "file": origin.file.as_ref(),
-            })
-        })
-        .collect()
+/// The answer.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Answer {
+    Json(Value),
+    Text(String),
+    Html(String),
+    Fault(StatusCode, String),
 }
 
-/// `/debug/registryz`: the services, with the addresses that DNS should give for them and the
-/// endpoints behind them.
-pub(crate) fn registryz(graph: &Graph) -> Value {
-    let services = graph.peek::<AllServices>(&());
-    services
-        .iter()
-        .map(|service| {
-            let ports: Vec<Value> = service
-                .ports
-                .iter()
-                .map(|port| {
-                    json!({ "number": port.number, "name": port.name, "protocol": format!("{:?}", port.protocol) })
-                })
-                .collect();
-            let instances = graph.peek::<Instances>(&service.id);
-            let endpoints: Vec<Value> = instances
-                .iter()
-                .map(|instance| json!({ "address": instance.address, "ports": instance.ports }))
-                .collect();
-            json!({
-                "hostname": service.id.host,
-                "namespace": service.namespace(),
-                "name": service.name,
-                "kind": service.id.object.kind.to_string(),
-                "addresses": service.addresses,
-                "headless": service.is_kubernetes() && service.resolution == Resolution::OriginalDst,
-                "resolution": format!("{:?}", service.resolution),
-                "external": service.external,
-                "ports": ports,
-                "endpoints": endpoints,
-            })
-        })
-        .collect()
+/// What there is to be seen.
+#[derive(Clone, Copy)]
+pub(crate) struct Look<'l> {
+    pub(crate) graph: &'l Graph,
+    pub(crate) push: &'l Push,
+    pub(crate) origins: &'l BTreeMap<ObjectRef, Origin>,
+    pub(crate) diagnostics: &'l [Diagnostic],
+    pub(crate) now: Instant,
+    pub(crate) wall: SystemTime,
 }
 
-/// `/debug/gatewayz`: what became of the Gateway API's objects.
-pub(crate) fn gatewayz(graph: &Graph) -> Value {
-    let statuses = graph.peek::<AllStatuses>(&());
-    statuses
-        .iter()
-        .map(|(object, status)| {
-            json!({
-                "kind": object.kind.to_string(),
-                "namespace": object.namespace,
-                "name": object.name,
-                "status": status,
-            })
-        })
-        .collect()
+/// A page.
+struct Page {
+    path: &'static str,
+    help: &'static str,
+    /// Whether workloads of any namespace may ask it, about proxies of theirs.
+    open: bool,
+    show: fn(Look<'_>, &Question) -> Answer,
 }
 
-/// `/debug/config_dump?proxyID=`: all that a proxy should have; `None` if it is not connected.
-pub(crate) fn config_dump(push: &Push, proxy: &str) -> Option<Value> {
-    let session = push.sessions().find(|session| session.node == proxy || session.node_id == proxy)?;
-    let mut dump = serde_json::Map::new();
-    for type_url in [TypeUrl::Cluster, TypeUrl::Endpoint, TypeUrl::Listener, TypeUrl::Route] {
-        let resources = push.resources(session, &type_url)?;
-        let name = type_url.as_str().rsplit('/').next().unwrap_or_default().to_owned();
-        let all: Vec<Value> = resources
-            .iter()
-            .filter(|resource| session.wants(&type_url, &resource.name))
-            .map(|resource| {
-                // What was encoded here can be read; if not, the dump should show that, not fail.
-                let style = Style { redact: true, ..Style::default() };
-                encode::to_value(&name, &resource.body, style)
-                    .unwrap_or_else(|error| Value::from(error.to_string()))
-            })
-            .collect();
-        dump.insert(type_url.short().to_owned(), Value::from(all));
+const fn page(path: &'static str, help: &'static str, show: fn(Look<'_>, &Question) -> Answer) -> Page {
+    Page { path, help, open: false, show }
+}
+
+const fn open(path: &'static str, help: &'static str, show: fn(Look<'_>, &Question) -> Answer) -> Page {
+    Page { path, help, open: true, show }
+}
+
+/// The pages.
+const PAGES: &[Page] = &[
+    page("/debug/adsz", "The connected proxies and what each asks for", proxies::adsz),
+    page("/debug/authorizationz", "The authorization policies", config::authorizationz),
+    page("/debug/clusterz", "The clusters that are read", registry::clusterz),
+    open(
+        "/debug/config_dump",
+        "What a proxy (?proxyID=) should have, as its own dump has it",
+        proxies::config_dump,
+    ),
+    page("/debug/configz", "The objects in use", config::configz),
+    page("/debug/connections", "The connected proxies", proxies::connections),
+    page("/debug/diagnostics", "All that is wrong with the configuration", config::diagnostics),
+    page("/debug/ecdsz", "The extension configurations of a proxy (?proxyID=)", proxies::ecdsz),
+    open("/debug/edsz", "The endpoints of a proxy (?proxyID=)", proxies::edsz),
+    page("/debug/endpointShardz", "The endpoints of all services", registry::endpointz),
+    page("/debug/endpointz", "The endpoints of all services", registry::endpointz),
+    page("/debug/gatewayz", "What became of the Gateway API's objects", config::gatewayz),
+    page("/debug/inject", "The templates of injection", config::inject),
+    page(
+        "/debug/instancesz",
+        "The services in front of each connected proxy's workload",
+        registry::instancesz,
+    ),
+    page("/debug/list", "The names of these pages", list),
+    page("/debug/mesh", "The settings of the mesh", config::mesh),
+    open("/debug/ndsz", "The name table of a proxy (?proxyID=)", proxies::ndsz),
+    page("/debug/networkz", "The gateways between networks", registry::networkz),
+    page("/debug/push_status", "What is noteworthy about what was sent", config::push_status),
+    page("/debug/pushcontext", "What is derived for the whole mesh", config::pushcontext),
+    page("/debug/registryz", "The services and their endpoints", registry::registryz),
+    page("/debug/resourcesz", "The kinds that are read", config::resourcesz),
+    page("/debug/sidecarz", "What a proxy's (?proxyID=) configuration is made of", proxies::sidecarz),
+    page("/debug/syncz", "What each proxy was sent and has taken", proxies::syncz),
+    page("/debug/telemetryz", "The Telemetry objects", config::telemetryz),
+    page("/metrics", "What is counted, for Prometheus", prometheus),
+];
+
+/// Answers a question.
+pub(crate) fn answer(look: Look<'_>, question: &Question) -> Answer {
+    if matches!(question.path.as_str(), "/debug" | "/debug/") {
+        return index();
     }
-    Some(Value::from(dump))
+    let Some(page) = PAGES.iter().find(|page| page.path == question.path) else {
+        let mut text =
+            format!("there is no {}; there are:\n/ready\n/healthz\n/version\n/debug\n", question.path);
+        PAGES.iter().for_each(|page| text.extend([page.path, "\n"]));
+        return Answer::Fault(StatusCode::NOT_FOUND, text);
+    };
+    if !page.open && page.path != "/metrics" && !look.is_unrestricted(&question.viewer) {
+        let text = "only workloads of the root namespace may ask this\n".to_owned();
+        return Answer::Fault(StatusCode::FORBIDDEN, text);
+    }
+    (page.show)(look, question)
+}
+
+/// Whether a question is about what is wrong, which is looked for only now and then.
+pub(crate) fn needs_analysis(question: &Question) -> bool {
+    matches!(question.path.as_str(), "/debug/diagnostics" | "/debug/push_status" | "/metrics")
+}
+
+impl<'l> Look<'l> {
+    /// Whether somebody may see everything.
+    fn is_unrestricted(self, viewer: &Viewer) -> bool {
+        match viewer {
+            Viewer::Anyone => true,
+            Viewer::Namespace(namespace) => *namespace == self.graph.peek::<Mesh>(&()).root_namespace,
+        }
+    }
+
+    /// The session of the proxy that `proxyID` names: by name (`pod.namespace`) or identifier, whole
+    /// or in part.
+    fn proxy(self, question: &Question) -> Result<&'l Session, Answer> {
+        let Some(wanted) = parameter(&question.query, "proxyID").filter(|wanted| !wanted.is_empty()) else {
+            let text = "You must provide a proxyID in the query string\n".to_owned();
+            return Err(Answer::Fault(StatusCode::BAD_REQUEST, text));
+        };
+        let is_whole = |session: &&Session| session.node == wanted || session.node_id == wanted;
+        let is_part = |session: &&Session| proxies::connection(session).contains(&wanted);
+        let push = self.push;
+        let found = push.sessions().find(is_whole).or_else(|| push.sessions().find(is_part));
+        let found = found.filter(|session| match &question.viewer {
+            viewer if self.is_unrestricted(viewer) => true,
+            Viewer::Namespace(namespace) => session.key.namespace == *namespace,
+            Viewer::Anyone => true,
+        });
+        found.ok_or_else(|| {
+            let text =
+                "Proxy not connected to this Pilot instance. It may be connected to another instance.\n";
+            Answer::Fault(StatusCode::NOT_FOUND, text.to_owned())
+        })
+    }
+}
+
+fn index() -> Answer {
+    let mut text = String::from(
+        "<html><head><title>Leno: the control plane</title></head><body><h1>The control plane</h1><table>\n",
+    );
+    for page in PAGES {
+        // Writing to a string does not fail.
+        let _ = writeln!(text, "<tr><td><a href=\"{0}\">{0}</a></td><td>{1}</td></tr>", page.path, page.help);
+    }
+    text.push_str("</table></body></html>\n");
+    Answer::Html(text)
+}
+
+fn list(_: Look<'_>, _: &Question) -> Answer {
+    let names = PAGES.iter().filter_map(|page| page.path.strip_prefix("/debug/"));
+    Answer::Json(names.filter(|name| *name != "list").map(Value::from).collect())
+}
+
+fn prometheus(look: Look<'_>, _: &Question) -> Answer {
+    let seen = metrics::Seen { graph: look.graph, push: look.push, diagnostics: look.diagnostics };
+    Answer::Text(metrics::page(seen))
+}
+
+/// A time as Go writes it.
+fn rfc3339(time: SystemTime) -> String {
+    Timestamp::try_from(time).map(|time| time.to_string()).unwrap_or_default()
+}
+
+/// The value of a query parameter, percent-decoded; `None` if it is not there.
+pub(crate) fn parameter(query: &str, name: &str) -> Option<String> {
+    let value = query.split('&').find_map(|pair| {
+        let rest = pair.strip_prefix(name)?;
+        if rest.is_empty() { Some("") } else { rest.strip_prefix('=') }
+    })?;
+    let mut bytes = Vec::with_capacity(value.len());
+    let mut rest = value.bytes();
+    while let Some(byte) = rest.next() {
+        match byte {
+            b'%' => {
+                let digits = [rest.next()?, rest.next()?];
+                let digits = std::str::from_utf8(&digits).ok()?;
+                bytes.push(u8::from_str_radix(digits, 16).ok()?);
+            }
+            b'+' => bytes.push(b' '),
+            byte => bytes.push(byte),
+        }
+    }
+    String::from_utf8(bytes).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::parameter;
+
+    #[test]
+    fn parameters_are_decoded() {
+        assert_eq!(parameter("proxyID=a.b", "proxyID").as_deref(), Some("a.b"));
+        assert_eq!(parameter("x=1&proxyID=a%7Eb+c", "proxyID").as_deref(), Some("a~b c"));
+        assert_eq!(parameter("pretty&x=1", "pretty").as_deref(), Some(""));
+        assert_eq!(parameter("proxyIDx=1", "proxyID"), None);
+        assert_eq!(parameter("proxyID=%7", "proxyID"), None);
+    }
 }

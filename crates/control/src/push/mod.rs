@@ -3,13 +3,16 @@
 //! - `node.rs`: who a proxy says it is;
 //! - `view.rs`: proxies that are the same as clients share one [`View`] with what they call;
 //! - `group.rs`: of these, proxies that are alike in all share one [`Group`], with what is theirs;
-//! - `session.rs`: one stream, and the order in which it is told things.
+//! - `session.rs`: one stream, and the order in which it is told things;
+//! - `propagation.rs`: how far changes have come.
 //!
 //! [`Push`] joins them. It is driven by the control loop and does nothing by itself. A change costs
 //! what it changes in views and groups, and a look at each session that must be told of it.
 
+pub(crate) mod about;
 pub(crate) mod group;
 pub(crate) mod node;
+pub(crate) mod propagation;
 pub(crate) mod session;
 pub(crate) mod view;
 
@@ -24,9 +27,12 @@ use leno_xds::server::Resources;
 use leno_xds::server::grpc::{Connected, StreamEvent, StreamId};
 use tonic::Status;
 
+use self::about::About;
 use self::group::Group;
-use self::session::{Said, Session};
+use self::propagation::Propagation;
+use self::session::{Cause, Said, Session};
 use self::view::View;
+use crate::metrics::Counts;
 use crate::model::ObjectRef;
 use crate::model::diagnostic::{Diagnostic, Finding, Severity};
 use crate::scope::ProxyKey;
@@ -56,6 +62,18 @@ pub(crate) struct Push {
     refusing: BTreeSet<StreamId>,
     /// How often what is refused may have changed.
     refusal_changes: u64,
+    propagation: Propagation,
+    counts: Counts,
+}
+
+/// Objects that have changed, and when.
+#[derive(Debug)]
+pub(crate) struct News {
+    /// New or different ones.
+    pub(crate) changed: Vec<ObjectRef>,
+    pub(crate) removed: Vec<ObjectRef>,
+    /// When the first of the changes came.
+    pub(crate) at: Instant,
 }
 
 /// A refusal by a proxy, and the objects that may be to blame.
@@ -72,6 +90,44 @@ impl Push {
         self.sessions.values()
     }
 
+    /// The sessions whose proxies refuse something.
+    pub(crate) fn refusing(&self) -> impl Iterator<Item = &Session> {
+        self.refusing.iter().filter_map(|id| self.sessions.get(id))
+    }
+
+    /// The session on a stream.
+    pub(crate) fn session(&self, id: StreamId) -> Option<&Session> {
+        self.sessions.get(&id)
+    }
+
+    /// What was counted.
+    pub(crate) fn counts(&self) -> &Counts {
+        &self.counts
+    }
+
+    /// To count what happens elsewhere.
+    pub(crate) fn counts_mut(&mut self) -> &mut Counts {
+        &mut self.counts
+    }
+
+    /// How far changes have come.
+    pub(crate) fn propagation(&self) -> &Propagation {
+        &self.propagation
+    }
+
+    /// The same, to ask for what is new.
+    pub(crate) fn propagation_mut(&mut self) -> &mut Propagation {
+        &mut self.propagation
+    }
+
+    /// The names of the resources that a session's proxy should have of a type, and the objects that
+    /// each comes from.
+    pub(crate) fn origins(&self, session: &Session, type_url: &TypeUrl) -> Vec<(&str, &[ObjectRef])> {
+        let group = self.groups.get(&session.key);
+        let view = group.and_then(|group| self.views.get(&group.client));
+        group.zip(view).map(|(group, view)| group.origins(view, type_url)).unwrap_or_default()
+    }
+
     /// What a session's proxy should have of a type, as far as it or its like have asked for it.
     pub(crate) fn resources(&self, session: &Session, type_url: &TypeUrl) -> Option<&Resources> {
         let group = self.groups.get(&session.key)?;
@@ -81,10 +137,10 @@ impl Push {
     /// Acts on what happened on a stream.
     pub(crate) fn on_stream(&mut self, graph: &Graph, event: StreamEvent, now: Instant) {
         match event {
-            StreamEvent::Connected(connected) => self.connect(graph, *connected),
+            StreamEvent::Connected(connected) => self.connect(graph, *connected, now),
             StreamEvent::Request { id, request } => {
                 let Some(session) = self.sessions.get_mut(&id) else { return };
-                let said = session.on_request(*request);
+                let said = session.on_request(*request, &mut self.counts);
                 self.note_refusals(id);
                 for said in said {
                     self.on_said(graph, id, said);
@@ -96,10 +152,11 @@ impl Push {
         }
     }
 
-    /// Tells every proxy what has changed in the graph since the last time.
-    pub(crate) fn on_change(&mut self, graph: &Graph, now: Instant) {
+    /// Tells every proxy what has changed in the graph since the last time, by changes of objects.
+    pub(crate) fn on_change(&mut self, graph: &Graph, news: &News, now: Instant) {
         let version = version(graph);
-        let mut touched = BTreeSet::new();
+        let change = self.propagation.begin(&news.changed, &news.removed, news.at);
+        let mut touched = Touched::by(Cause { change, at: news.at });
         for (key, client) in graph.changed::<ClientOf>() {
             self.move_group(graph, &key, &client, &version, &mut touched);
         }
@@ -141,23 +198,29 @@ impl Push {
             let names = TypeUrl::from(name_table::TYPE_URL);
             self.mark_view(&client, &names, None, &version, &mut touched);
         }
-        for id in touched {
+        for id in &touched.ids {
+            if let Some(session) = self.sessions.get(id) {
+                self.propagation.concern(change, *id, &session.tracks);
+            }
+        }
+        self.propagation.begun(change);
+        for id in touched.ids {
             self.pump(id, now);
         }
     }
 
     /// Sends what was held back for too long.
     pub(crate) fn on_tick(&mut self, graph: &Graph, now: Instant) {
-        let mut waiting: BTreeSet<StreamId> =
-            self.sessions.values().filter(|session| session.is_waiting()).map(|session| session.id).collect();
+        let waiting = self.sessions.values().filter(|session| session.is_waiting()).map(|session| session.id);
+        let mut waiting = Touched { ids: waiting.collect(), cause: None };
         self.release_held(&version(graph), now, &mut waiting);
-        for id in waiting {
+        for id in waiting.ids {
             self.pump(id, now);
         }
     }
 
     /// Marks routes whose clusters have come, or that have waited for them long enough.
-    fn release_held(&mut self, version: &Name, now: Instant, touched: &mut BTreeSet<StreamId>) {
+    fn release_held(&mut self, version: &Name, now: Instant, touched: &mut Touched) {
         let holding = self.views.iter().filter(|(_, view)| view.holds_routes());
         let holding: Vec<Arc<ProxyKey>> = holding.map(|(client, _)| Arc::clone(client)).collect();
         for client in holding {
@@ -234,11 +297,12 @@ impl Push {
         refusals
     }
 
-    fn connect(&mut self, graph: &Graph, connected: Connected) {
+    fn connect(&mut self, graph: &Graph, connected: Connected, now: Instant) {
         let Connected { id, mode, node, peer, sender, .. } = connected;
-        let parsed = node.ok_or(node::BadNode::Missing).and_then(|node| node::parse(graph, &node));
-        let node = match parsed {
-            Ok(node) => node,
+        let parsed = node.ok_or(node::BadNode::Missing);
+        let parsed = parsed.and_then(|node| Ok((About::new(&node, peer, now), node::parse(graph, &node)?)));
+        let (about, node) = match parsed {
+            Ok(parsed) => parsed,
             Err(error) => {
                 tracing::warn!(?peer, %error, "refused a stream");
                 return sender.close(Status::invalid_argument(error.to_string()));
@@ -253,7 +317,7 @@ impl Push {
             group.members.insert(id);
             group.empty_since = None;
         }
-        self.sessions.insert(id, Session::new(id, node, key, mode, sender));
+        self.sessions.insert(id, Session::new(id, node, key, about, mode, sender));
     }
 
     fn add_group(&mut self, graph: &Graph, key: Arc<ProxyKey>) -> Arc<ProxyKey> {
@@ -267,6 +331,7 @@ impl Push {
     fn disconnect(&mut self, id: StreamId, error: Option<&str>, now: Instant) {
         let Some(session) = self.sessions.remove(&id) else { return };
         tracing::info!(node = session.node, error, "proxy disconnected");
+        self.propagation.leave(id, &session.tracks, now, &mut self.counts);
         if self.refusing.remove(&id) {
             self.refusal_changes += 1;
         }
@@ -296,6 +361,7 @@ impl Push {
                 let is_new = view.load(graph, &group.client, &type_url, &names, &version);
                 let is_own_new = group.load(graph, &session.key, &type_url);
                 session.owe(&type_url);
+                self.counts.on_asked();
                 if is_new && matches!(type_url, TypeUrl::Cluster | TypeUrl::Listener) {
                     for key in &view.groups {
                         if let Some(group) = self.groups.get_mut(key) {
@@ -328,7 +394,7 @@ impl Push {
         key: &ProxyKey,
         client: &Arc<ProxyKey>,
         version: &Name,
-        touched: &mut BTreeSet<StreamId>,
+        touched: &mut Touched,
     ) {
         let Some((key, _)) = self.groups.get_key_value(key) else { return };
         let key = Arc::clone(key);
@@ -344,9 +410,9 @@ impl Push {
             let Some(session) = self.sessions.get_mut(id) else { continue };
             for (type_url, names) in session.wanted() {
                 view.load(graph, client, &type_url, &names, version);
-                session.owe(&type_url);
+                session.on_changed(&type_url, None, touched.cause);
             }
-            touched.insert(session.id);
+            touched.ids.insert(session.id);
         }
         for type_url in [TypeUrl::Cluster, TypeUrl::Listener] {
             group.combine(view, &type_url, version);
@@ -360,7 +426,7 @@ impl Push {
         type_url: &TypeUrl,
         name: Option<&str>,
         version: &Name,
-        touched: &mut BTreeSet<StreamId>,
+        touched: &mut Touched,
     ) {
         let Some(view) = self.views.get(client) else { return };
         for key in &view.groups {
@@ -377,7 +443,7 @@ impl Push {
         type_url: &TypeUrl,
         name: Option<&str>,
         version: &Name,
-        touched: &mut BTreeSet<StreamId>,
+        touched: &mut Touched,
     ) {
         let Some(group) = self.groups.get_mut(key) else { return };
         let Some(view) = self.views.get(&group.client) else { return };
@@ -389,8 +455,23 @@ impl Push {
         let Some(session) = self.sessions.get_mut(&id) else { return };
         let Some(group) = self.groups.get(&session.key) else { return };
         if let Some(view) = self.views.get(&group.client) {
-            session.pump(group, view, now);
+            session.pump(group, view, now, &mut self.counts);
         }
+        let ended = session.take_ended(now, &mut self.counts);
+        self.propagation.end(id, &ended, now, &mut self.counts);
+    }
+}
+
+/// Sessions that have something to get, and by which change of the sources, if by one.
+#[derive(Debug)]
+struct Touched {
+    ids: BTreeSet<StreamId>,
+    cause: Option<Cause>,
+}
+
+impl Touched {
+    fn by(cause: Cause) -> Touched {
+        Touched { ids: BTreeSet::new(), cause: Some(cause) }
     }
 }
 
@@ -405,13 +486,13 @@ fn mark(
     group: &Group,
     type_url: &TypeUrl,
     name: Option<&str>,
-    touched: &mut BTreeSet<StreamId>,
+    touched: &mut Touched,
 ) {
     for id in &group.members {
         if let Some(session) = sessions.get_mut(id)
-            && session.on_changed(type_url, name)
+            && session.on_changed(type_url, name, touched.cause)
         {
-            touched.insert(*id);
+            touched.ids.insert(*id);
         }
     }
 }

@@ -9,17 +9,21 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use leno_base::Name;
+use leno_base::clock::{Clock, System};
 use leno_xds::server::grpc::{Sender, StreamId};
 use leno_xds::server::{Event, Resources, Scope, Stream};
 use leno_xds::wire::{Request, Response};
 use leno_xds::{Mode, Resource, TypeUrl};
 
+use super::about::About;
 use super::group::Group;
 use super::node::Node;
+use super::propagation::{Ended, Tracks};
 use super::view::{REFERENCE_PATIENCE, View};
+use crate::metrics::Counts;
 use crate::scope::ProxyKey;
 
 /// How long listeners and routes wait for a proxy to take clusters and endpoints, or a cluster
@@ -40,6 +44,15 @@ pub(crate) enum Said {
     Refused { type_url: TypeUrl, message: String },
 }
 
+/// The change of the sources that resources have changed by.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Cause {
+    /// What `Propagation` calls it.
+    pub(crate) change: u64,
+    /// When it came.
+    pub(crate) at: Instant,
+}
+
 /// One stream.
 #[derive(Debug)]
 pub(crate) struct Session {
@@ -49,6 +62,8 @@ pub(crate) struct Session {
     /// The proxy's whole identifier.
     pub(crate) node_id: String,
     pub(crate) key: Arc<ProxyKey>,
+    /// What else is known of the proxy.
+    pub(crate) about: Box<About>,
     stream: Stream,
     sender: Sender,
     /// Types of which something may be out of date at the proxy, in push order.
@@ -64,16 +79,31 @@ pub(crate) struct Session {
     awaiting: BTreeSet<Name>,
     /// Since when something is held back.
     held_since: Option<Instant>,
+    /// When a response was sent last, by type.
+    sent_at: BTreeMap<TypeUrl, SystemTime>,
+    /// Since when there is something to send.
+    pending_since: Option<Instant>,
+    /// The changes that the proxy has not taken yet, and since when there are such.
+    pub(crate) tracks: Tracks,
+    stale_since: Option<Instant>,
 }
 
 impl Session {
     /// A session on which nothing was asked for yet.
-    pub(crate) fn new(id: StreamId, node: Node, key: Arc<ProxyKey>, mode: Mode, sender: Sender) -> Session {
+    pub(crate) fn new(
+        id: StreamId,
+        node: Node,
+        key: Arc<ProxyKey>,
+        about: About,
+        mode: Mode,
+        sender: Sender,
+    ) -> Session {
         Session {
             id,
             node: node.name,
             node_id: node.id,
             key,
+            about: Box::new(about),
             stream: Stream::new(mode, Name::new(CONTROL_PLANE)),
             sender,
             pending: BTreeSet::new(),
@@ -82,6 +112,10 @@ impl Session {
             lingering_since: None,
             awaiting: BTreeSet::new(),
             held_since: None,
+            sent_at: BTreeMap::new(),
+            pending_since: None,
+            tracks: Tracks::default(),
+            stale_since: None,
         }
     }
 
@@ -91,8 +125,9 @@ impl Session {
     }
 
     /// Reads a request.
-    pub(crate) fn on_request(&mut self, request: Request) -> Vec<Said> {
+    pub(crate) fn on_request(&mut self, request: Request, counts: &mut Counts) -> Vec<Said> {
         let mut said = Vec::new();
+        self.note_expired(&request, counts);
         for event in self.stream.on_request(request) {
             match event {
                 Event::Subscribed { type_url, names, .. } => {
@@ -104,11 +139,51 @@ impl Session {
                     said.push(Said::Wants { type_url, names });
                 }
                 Event::Unsubscribed { .. } => said.push(Said::Unwanted),
-                Event::Ack { .. } => {}
-                Event::Nack { type_url, message, .. } => said.push(Said::Refused { type_url, message }),
+                Event::Ack { type_url, .. } => self.note_answer(&type_url, false),
+                Event::Nack { type_url, message, .. } => {
+                    counts.on_reject(&type_url);
+                    self.note_answer(&type_url, true);
+                    said.push(Said::Refused { type_url, message });
+                }
             }
         }
         said
+    }
+
+    fn note_answer(&mut self, type_url: &TypeUrl, refused: bool) {
+        if !self.stream.is_outstanding(type_url) {
+            self.tracks.answered(type_url, refused);
+        }
+    }
+
+    /// Counts an answer to a response that is not the last of its type.
+    fn note_expired(&self, request: &Request, counts: &mut Counts) {
+        let (type_url, nonce) = match request {
+            Request::Sotw(request) => (&request.type_url, &request.response_nonce),
+            Request::Delta(request) => (&request.type_url, &request.response_nonce),
+        };
+        let type_url = TypeUrl::from(type_url.as_str());
+        let last = self.stream.subscription(&type_url).map(leno_xds::server::Subscription::nonce);
+        if !nonce.is_empty() && last.is_some_and(|last| !last.is_empty() && **last != **nonce) {
+            counts.on_expired(&type_url);
+        }
+    }
+
+    /// When a response of a type was sent last.
+    pub(crate) fn sent_at(&self, type_url: &TypeUrl) -> Option<SystemTime> {
+        self.sent_at.get(type_url).copied()
+    }
+
+    /// The changes that have come to an end here since this was asked last. Notes if it was the last
+    /// that was open.
+    pub(crate) fn take_ended(&mut self, now: Instant, counts: &mut Counts) -> Vec<Ended> {
+        let ended = self.tracks.take_ended();
+        if self.tracks.is_empty()
+            && let Some(since) = self.stale_since.take()
+        {
+            counts.on_converged(now.saturating_duration_since(since));
+        }
+        ended
     }
 
     /// Notes that the proxy has asked for resources.
@@ -116,14 +191,24 @@ impl Session {
         self.pending.insert(type_url.clone());
     }
 
-    /// Notes that resources have changed; false if the proxy does not want them.
-    pub(crate) fn on_changed(&mut self, type_url: &TypeUrl, name: Option<&str>) -> bool {
+    /// Notes that resources have changed, by a change of the sources if any; false if the proxy does
+    /// not want them.
+    pub(crate) fn on_changed(
+        &mut self,
+        type_url: &TypeUrl,
+        name: Option<&str>,
+        cause: Option<Cause>,
+    ) -> bool {
         let Some(subscription) = self.stream.subscription(type_url) else { return false };
         if name.is_some_and(|name| !subscription.wants(name)) {
             return false;
         }
         if !self.pending.contains(type_url) {
             self.pending.insert(type_url.clone());
+        }
+        if let Some(cause) = cause {
+            self.tracks.mark(cause.change, type_url);
+            self.stale_since.get_or_insert(cause.at);
         }
         true
     }
@@ -157,15 +242,29 @@ impl Session {
     }
 
     /// Sends what can be sent now.
-    pub(crate) fn pump(&mut self, group: &Group, view: &View, now: Instant) {
+    pub(crate) fn pump(&mut self, group: &Group, view: &View, now: Instant, counts: &mut Counts) {
+        if !self.pending.is_empty() {
+            self.pending_since.get_or_insert(now);
+        }
         while self.sender.is_ready() {
-            let Some(type_url) = self.next(view, now) else { return };
+            let Some(type_url) = self.next(view, now) else { break };
             self.pending.remove(&type_url);
-            let Some(response) = self.respond(group, view, &type_url) else { continue };
+            let start = System.now();
+            let response = self.respond(group, view, &type_url);
+            self.tracks.sent(&type_url, response.is_some());
+            let Some(response) = response else { continue };
+            let bytes = response.resources.iter().map(|resource| resource.body.len()).sum();
             if self.sender.send(response).is_err() {
                 // The stream has ended; that it has will be told.
                 return;
             }
+            counts.on_push(&type_url, start.elapsed(), bytes);
+            self.sent_at.insert(type_url, System.wall());
+        }
+        if self.pending.is_empty()
+            && let Some(since) = self.pending_since.take()
+        {
+            counts.on_sent(now.saturating_duration_since(since));
         }
     }
 

@@ -144,6 +144,14 @@ impl Instance {
         own.get(name).map(String::as_str).unwrap_or_default()
     }
 
+    /// Its own labels, without those that follow from its place.
+    pub(crate) fn labels(&self) -> &BTreeMap<String, String> {
+        match &self.labels {
+            Labels::Pod(pod) => &pod.meta.labels,
+            Labels::Own(labels) => labels,
+        }
+    }
+
     /// Whether it carries all of the labels.
     pub(crate) fn has(&self, labels: &BTreeMap<String, String>) -> bool {
         labels.iter().all(|(name, value)| self.label(name) == value)

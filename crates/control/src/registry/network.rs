@@ -109,6 +109,11 @@ impl Query for Networks {
 }
 
 impl Networks {
+    /// The ways into networks, in the order of their addresses.
+    pub(crate) fn gateways(&self) -> &[NetworkGateway] {
+        &self.gateways
+    }
+
     /// Whether there is more than one network as far as anybody can tell.
     pub(crate) fn has_gateways(&self) -> bool {
         !self.gateways.is_empty()

@@ -38,6 +38,11 @@ impl Fold {
         urgent
     }
 
+    /// When the first of the waiting changes came.
+    pub(crate) fn since(&self) -> Option<Instant> {
+        self.first
+    }
+
     /// When the waiting changes are due; `None` if there are none.
     pub(crate) fn due(&self) -> Option<Instant> {
         Some((self.last? + QUIET).min(self.first? + MOST))

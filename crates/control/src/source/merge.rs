@@ -145,6 +145,7 @@ pub(crate) async fn run(inputs: Vec<Input>, updates: mpsc::Sender<Update>) {
             },
             () = updates.closed() => return,
         };
+        let since = update.since;
         let merged = merge.take(source, update);
         for (source, reference) in merged.retell {
             if let Some(ask) = asks.get(source) {
@@ -163,7 +164,7 @@ pub(crate) async fn run(inputs: Vec<Input>, updates: mpsc::Sender<Update>) {
         if *told != diagnostics {
             told = Arc::new(diagnostics);
         }
-        let update = Update { changes: std::mem::take(&mut early), diagnostics: Arc::clone(&told) };
+        let update = Update { changes: std::mem::take(&mut early), diagnostics: Arc::clone(&told), since };
         if updates.send(update).await.is_err() {
             return;
         }
@@ -182,7 +183,11 @@ mod tests {
 
     fn set(name: &str) -> Change {
         let config = Config { meta: Meta::default(), spec: crate::model::gateway::Gateway::default() };
-        Change::Set(reference(name), Box::new(Object::Gateway(config)), Origin::object(0))
+        Change::Set(
+            reference(name),
+            Box::new(Object::Gateway(config)),
+            Origin::object(0, std::sync::Arc::from("")),
+        )
     }
 
     fn told(merged: &Merged) -> Vec<String> {

@@ -28,6 +28,7 @@ mod tests;
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::{Arc, LazyLock};
+use std::time::Instant;
 
 use leno_api::yaml::{self, Dialect, Node, Position};
 use tokio::sync::{mpsc, watch};
@@ -46,6 +47,8 @@ pub(crate) struct Update {
     pub(crate) changes: Vec<Change>,
     /// All faults found in reading, in place of those said before.
     pub(crate) diagnostics: Arc<Vec<Diagnostic>>,
+    /// When the first of the changes came; none if that was just now.
+    pub(crate) since: Option<Instant>,
 }
 
 /// Starts all sources; their updates come merged. `wanted` says which Secrets and ConfigMaps of the
@@ -97,9 +100,16 @@ pub(crate) struct Origin {
 }
 
 impl Origin {
-    /// An object of a cluster, and which version of what is wanted of it this is.
-    pub(crate) fn object(generation: i64) -> Origin {
-        Origin { generation: Some(generation), ..Origin::nowhere() }
+    /// An object of a cluster, which version of what is wanted of it this is, and its text as JSON,
+    /// for people to look at; empty if nobody will.
+    pub(crate) fn object(generation: i64, text: Arc<str>) -> Origin {
+        Origin { generation: Some(generation), text, ..Origin::nowhere() }
+    }
+
+    /// The object as it was read, as far as its text was kept.
+    pub(crate) fn to_json(&self) -> Option<serde_json::Value> {
+        let documents = yaml::parse(&self.text, Dialect::Kubernetes).ok()?;
+        Some(object_node(&documents, self.document, self.item)?.to_json())
     }
 
     /// No place at all.
@@ -130,6 +140,9 @@ pub(crate) struct Places<'o> {
 impl<'o> Places<'o> {
     /// Where a field of an object is, or the nearest field around it.
     pub(crate) fn locate(&mut self, origin: &'o Origin, path: &str) -> Position {
+        if origin.file.is_empty() {
+            return Position::default();
+        }
         // The text was parsed before, so this does not fail.
         let parse = || yaml::parse(&origin.text, Dialect::Kubernetes).unwrap_or_default();
         let documents = self.parsed.entry(origin.text.as_ptr()).or_insert_with(parse);

@@ -46,7 +46,7 @@ pub(crate) async fn run(
     let changes = files.scan(Look::Inside, Instant::now());
     let mut told = files.diagnostics();
     let mut took = Duration::ZERO;
-    if updates.send(Update { changes, diagnostics: files.diagnostics() }).await.is_err() {
+    if updates.send(Update { changes, diagnostics: files.diagnostics(), since: None }).await.is_err() {
         return;
     }
     loop {
@@ -57,7 +57,8 @@ pub(crate) async fn run(
         let found = tokio::select! {
             Some(reference) = retell.recv() => {
                 let change = files.retell(&reference);
-                let update = Update { changes: change.into_iter().collect(), diagnostics: files.diagnostics() };
+                let changes = change.into_iter().collect();
+                let update = Update { changes, diagnostics: files.diagnostics(), since: None };
                 if updates.send(update).await.is_err() {
                     return;
                 }
@@ -82,13 +83,16 @@ pub(crate) async fn run(
         };
         let now = Instant::now();
         let mut changes = fold.push(found, now);
-        changes.extend(fold.take(now));
+        let since = fold.since();
+        let waited = fold.take(now);
+        let since = since.filter(|_| !waited.is_empty());
+        changes.extend(waited);
         let diagnostics = files.diagnostics();
         if changes.is_empty() && diagnostics == told {
             continue;
         }
         told.clone_from(&diagnostics);
-        if updates.send(Update { changes, diagnostics }).await.is_err() {
+        if updates.send(Update { changes, diagnostics, since }).await.is_err() {
             return;
         }
     }

@@ -188,7 +188,7 @@ fn run(case: &Path) -> Result<(), String> {
         compare(format!("{}.yaml", proxy.name), &encode::yaml_text(&shown));
     }
     compare("diagnostics.txt".to_owned(), &diagnostics);
-    let statuses = debug::gatewayz(&graph);
+    let statuses = debug::config::statuses(&graph);
     if statuses.as_array().is_some_and(|all| !all.is_empty()) {
         compare("status.yaml".to_owned(), &encode::yaml_text(&statuses));
     }

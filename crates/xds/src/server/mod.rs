@@ -232,6 +232,7 @@ impl Stream {
             resources: added,
             removed,
             control_plane: self.control_plane.clone(),
+            packed: false,
         })
     }
 

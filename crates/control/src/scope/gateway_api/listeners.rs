@@ -17,7 +17,7 @@ use crate::registry::kubernetes_host;
 use crate::registry::targets::{Target, Workload};
 
 /// Whose Gateways are ours.
-const CONTROLLER: &str = "istio.io/gateway-controller";
+pub(super) const CONTROLLER: &str = "istio.io/gateway-controller";
 
 /// The class that Istio brings along.
 const CLASS: &str = "istio";

@@ -4,9 +4,11 @@ use leno_derive::{Cx, Query};
 use serde::Serialize;
 
 use super::attach::{Attached, Head, Refusal};
-use super::listeners::{LeftOut, ListenersOf};
+use super::listeners::{CONTROLLER, LeftOut, ListenersOf};
 use super::{attached_routes, backend, with_head};
-use crate::model::inputs::{GrpcRoutes, HttpRoutes, KubernetesGateways, TcpRoutes, TlsRoutes};
+use crate::model::inputs::{
+    GatewayClasses, GrpcRoutes, HttpRoutes, KubernetesGateways, TcpRoutes, TlsRoutes,
+};
 use crate::model::{Kind, ObjectRef};
 
 /// One fact about an object.
@@ -78,14 +80,24 @@ impl Query for AllStatuses {
     const NAME: &'static str = "all-statuses";
 
     fn derive(cx: &Cx<'_>, (): &()) -> Vec<(ObjectRef, Status)> {
+        let classes = cx.all::<GatewayClasses>().into_iter().filter_map(|key| {
+            let class = cx.input::<GatewayClasses>(&key)?;
+            (class.spec.controller_name == CONTROLLER).then(|| (key.of(Kind::GatewayClass), of_class()))
+        });
+        let classes: Vec<_> = classes.collect();
         let objects = objects(cx).into_iter();
-        objects
-            .filter_map(|object| {
-                let status = cx.get::<GatewayStatus>(&object).as_ref().clone()?;
-                Some((object, status))
-            })
-            .collect()
+        let others = objects.filter_map(|object| {
+            let status = cx.get::<GatewayStatus>(&object).as_ref().clone()?;
+            Some((object, status))
+        });
+        classes.into_iter().chain(others).collect()
     }
+}
+
+/// A class that names us is ours, whatever its parameters.
+fn of_class() -> Status {
+    let message = "Handled by Istio controller".to_owned();
+    Status { conditions: vec![Condition { message, ..holds("Accepted") }], ..Status::default() }
 }
 
 /// All Gateways and routes.

@@ -12,6 +12,7 @@
 //! why. Secrets and ConfigMaps are read one by one as they are wanted (`wanted.rs`), so that neither
 //! memory nor permissions need hold those of others.
 
+pub(crate) mod book;
 pub(crate) mod client;
 pub(crate) mod discovery;
 pub(crate) mod lease;
@@ -386,14 +387,21 @@ impl Watcher {
             self.early = None;
             self.refresh();
             tracing::info!(objects = changes.len(), "the cluster is known");
-            return Some(Update { changes, diagnostics: Arc::clone(&self.diagnostics) });
+            return Some(Update { changes, diagnostics: Arc::clone(&self.diagnostics), since: None });
         }
         let mut changes = std::mem::take(&mut self.urgent);
-        changes.extend(self.fold.take(now));
+        let since = self.fold.since();
+        let waited = self.fold.take(now);
+        let since = since.filter(|_| !waited.is_empty());
+        changes.extend(waited);
         // What is wrong is told with the changes that it comes from, not before.
         let waits = self.fold.due().is_some();
         let news = !waits && std::mem::take(&mut self.stale) && self.refresh();
-        (news || !changes.is_empty()).then(|| Update { changes, diagnostics: Arc::clone(&self.diagnostics) })
+        (news || !changes.is_empty()).then(|| Update {
+            changes,
+            diagnostics: Arc::clone(&self.diagnostics),
+            since,
+        })
     }
 
     /// Gathers what is wrong; whether that is something else than before.

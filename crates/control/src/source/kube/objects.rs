@@ -5,6 +5,7 @@
 //! stays in use, as with files.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 
 use leno_api::yaml::{Entry, Kind as Scalar, Node, Position, Value};
 
@@ -71,7 +72,8 @@ impl Objects {
                 let found = diagnostics(served, &reference.to_string(), &findings, |finding| {
                     Diagnostic::about(&reference, finding)
                 });
-                self.pending.push(Change::Set(reference, object, Origin::object(generation)));
+                let origin = Origin::object(generation, kept_text(served, &node));
+                self.pending.push(Change::Set(reference, object, origin));
                 (now, found)
             }
             // Its last good version stays.
@@ -178,6 +180,27 @@ fn diagnostics(
         tracing::debug!(object = about, findings = told.len(), "read with findings");
     }
     told
+}
+
+/// The text of an object that people may want to look at: configuration, without what only machines
+/// read. What there is very much of (pods and endpoints) and what is secret is not kept.
+fn kept_text(served: &Served, node: &Node<'_>) -> Arc<str> {
+    let group = served.api_version.split_once('/').map_or("", |(group, _)| group);
+    let is_config = group.ends_with("istio.io") || group.starts_with("gateway.networking.");
+    let is_mesh = served.kind == "ConfigMap"
+        && node.find("metadata").and_then(|it| it.find("name")).and_then(Node::as_str)
+            == Some(read::MESH_CONFIG_MAP);
+    if !is_config && !is_mesh {
+        return Arc::from("");
+    }
+    let mut json = node.to_json();
+    if let Some(object) = json.as_object_mut() {
+        object.remove("status");
+        if let Some(metadata) = object.get_mut("metadata").and_then(serde_json::Value::as_object_mut) {
+            metadata.remove("managedFields");
+        }
+    }
+    Arc::from(json.to_string())
 }
 
 /// An object with what the items of lists leave out.

@@ -190,7 +190,7 @@ fn from_files(objects: &BTreeMap<String, Value>) -> World {
     }
     let mut world = World::default();
     let changes = files.scan(Look::Inside, Instant::now());
-    world.take(Update { changes, diagnostics: files.diagnostics() });
+    world.take(Update { changes, diagnostics: files.diagnostics(), since: None });
     world
 }
 
@@ -229,7 +229,7 @@ async fn both(steps: Vec<Step>) {
         for _ in 0..2 {
             now += Duration::from_secs(1);
             let changes = files.scan(Look::Inside, now);
-            world.take(Update { changes, diagnostics: files.diagnostics() });
+            world.take(Update { changes, diagnostics: files.diagnostics(), since: None });
         }
         let (expected, faults) = (world.shop(), world.diagnostics.len());
         fixture
@@ -562,7 +562,7 @@ async fn status_is_written_by_the_leader_and_again_after_a_fault() {
     tokio::spawn(writer::run(cluster, leading, statuses));
     let object = ObjectRef { kind: Kind::Gateway, namespace: "shop".to_owned(), name: "g".to_owned() };
     let gone = ObjectRef { name: "gone".to_owned(), ..object.clone() };
-    let status = |generation| writer::Status { observed_generation: generation, ..writer::Status::default() };
+    let status = |generation: i64| json!({ "observedGeneration": generation });
     say.send(Statuses(BTreeMap::from([(object.clone(), status(1)), (gone, status(1))]))).unwrap();
     tokio::task::yield_now().await;
     let find = || fixture.server().find("networking.istio.io", "gateways", "shop", "g").unwrap();

@@ -1,25 +1,22 @@
 //! Status written back to objects: what became of them, for whoever looks with `kubectl`.
 //!
-//! The seam is [`Statuses`]: whoever knows something says what an object's status *should be*, and
+//! The seam is [`Statuses`]: whoever knows something (`book.rs`) says what an object's status *should be*, and
 //! [`run`] sees to it, as long as this replica leads, at a rate that the API server can bear, and
 //! again if a write fails. It is written by server-side apply of `status` alone, so that the spec
 //! and what others write of the status are left in peace.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use http::Method;
-use k8s_openapi::jiff::Timestamp;
-use serde::Serialize;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::sync::{mpsc, watch};
 
 use super::Cluster;
+use super::book::CONTROLLER;
 use super::client::Fault;
 use super::discovery::watched;
-use crate::model::diagnostic::{Diagnostic, Severity};
-use crate::model::{Kind, ObjectRef};
-use crate::source::Origin;
+use crate::model::ObjectRef;
 
 /// Under which name fields are owned.
 const MANAGER: &str = "leno-status";
@@ -31,168 +28,14 @@ const RATE: f64 = 20.0;
 /// How long to wait after writes have failed.
 const AGAIN: Duration = Duration::from_secs(5);
 
-/// A condition, as Kubernetes and Istio have it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub(crate) struct Condition {
-    /// As `Reconciled`.
-    pub(crate) r#type: String,
-    /// `True`, `False` or `Unknown`.
-    pub(crate) status: String,
-    pub(crate) reason: String,
-    pub(crate) message: String,
-    /// RFC 3339; when the status became what it is.
-    pub(crate) last_transition_time: String,
-    #[serde(skip_serializing_if = "is_zero")]
-    pub(crate) observed_generation: i64,
-}
-
-/// A finding, as Istio's `status.validationMessages` has it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub(crate) struct Message {
-    pub(crate) r#type: MessageType,
-    /// `ERROR`, `WARNING` or `INFO`.
-    pub(crate) level: &'static str,
-    /// What is wrong, with the path of the field.
-    pub(crate) message: String,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub(crate) struct MessageType {
-    /// What sort of fault, in words.
-    pub(crate) name: String,
-    /// Its code; Istio's are as `IST0101`.
-    pub(crate) code: String,
-}
-
-/// What the status of an object should say.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub(crate) struct Status {
-    #[serde(skip_serializing_if = "is_zero")]
-    pub(crate) observed_generation: i64,
-    pub(crate) conditions: Vec<Condition>,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub(crate) validation_messages: Vec<Message>,
-}
-
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks so")]
-fn is_zero(number: &i64) -> bool {
-    *number == 0
-}
-
-impl Message {
-    /// A diagnostic about an object.
-    pub(crate) fn of(diagnostic: &Diagnostic) -> Message {
-        let path = if diagnostic.path.is_empty() { String::new() } else { format!("{}: ", diagnostic.path) };
-        Message {
-            r#type: MessageType { name: diagnostic.code.clone(), code: diagnostic.code.clone() },
-            level: match diagnostic.severity {
-                Severity::Error => "ERROR",
-                Severity::Warning => "WARNING",
-            },
-            message: format!("{path}{}", diagnostic.message),
-        }
-    }
-}
-
 /// What the statuses of objects should be, in place of what was said of the same objects before.
 #[derive(Debug, Default)]
-pub(crate) struct Statuses(pub(crate) BTreeMap<ObjectRef, Status>);
-
-/// Makes statuses of diagnostics, and remembers what was said: an object with which all is well again
-/// is told so.
-#[derive(Debug, Default)]
-pub(crate) struct Book {
-    said: BTreeMap<ObjectRef, Status>,
-}
-
-impl Book {
-    /// What differs from what was said before, for objects of Istio's kinds in a cluster.
-    pub(crate) fn review(
-        &mut self,
-        diagnostics: &[Diagnostic],
-        origins: &BTreeMap<ObjectRef, Origin>,
-        wall: SystemTime,
-    ) -> Statuses {
-        let mut found: BTreeMap<ObjectRef, Vec<&Diagnostic>> = BTreeMap::new();
-        for diagnostic in diagnostics.iter().filter(|it| it.file.is_empty()) {
-            if let Some(object) = subject(diagnostic, origins) {
-                found.entry(object).or_default().push(diagnostic);
-            }
-        }
-        let healed = self.said.keys().filter(|object| !found.contains_key(*object)).cloned();
-        let healed: Vec<ObjectRef> = healed.collect();
-        let mut news = Statuses::default();
-        for object in healed {
-            // One that is gone has no status.
-            match origins.get(&object) {
-                Some(origin) => self.say(object, &[], origin.generation, wall, &mut news),
-                None => drop(self.said.remove(&object)),
-            }
-        }
-        for (object, findings) in found {
-            let generation = origins.get(&object).and_then(|origin| origin.generation);
-            self.say(object, &findings, generation, wall, &mut news);
-        }
-        news
-    }
-
-    fn say(
-        &mut self,
-        object: ObjectRef,
-        findings: &[&Diagnostic],
-        generation: Option<i64>,
-        wall: SystemTime,
-        news: &mut Statuses,
-    ) {
-        let broken = findings.iter().any(|finding| finding.severity == Severity::Error);
-        let (status, reason) = if broken { ("False", "Invalid") } else { ("True", "Accepted") };
-        let old = self.said.get(&object);
-        let last = old.and_then(|old| old.conditions.first()).filter(|last| last.status == status);
-        let since = last.map_or_else(|| rfc3339(wall), |last| last.last_transition_time.clone());
-        // Of an object that is not used, the version that is known is an older one.
-        let generation = if broken { 0 } else { generation.unwrap_or(0) };
-        let status = Status {
-            observed_generation: generation,
-            conditions: vec![Condition {
-                r#type: "Reconciled".to_owned(),
-                status: status.to_owned(),
-                reason: reason.to_owned(),
-                message: findings.first().map(|finding| Message::of(finding).message).unwrap_or_default(),
-                last_transition_time: since,
-                observed_generation: generation,
-            }],
-            validation_messages: findings.iter().map(|finding| Message::of(finding)).collect(),
-        };
-        if old != Some(&status) {
-            self.said.insert(object.clone(), status.clone());
-            news.0.insert(object, status);
-        }
-    }
-}
-
-/// The object of Istio's kinds that a diagnostic is about.
-fn subject(diagnostic: &Diagnostic, origins: &BTreeMap<ObjectRef, Origin>) -> Option<ObjectRef> {
-    let known = watched().find(|known| known.group.ends_with("istio.io") && known.kind == diagnostic.kind)?;
-    let reference =
-        |kind| ObjectRef { kind, namespace: diagnostic.namespace.clone(), name: diagnostic.name.clone() };
-    let object = reference(known.reads?);
-    // The Gateway API has Gateways too: where both have the name, it is not clear which is meant.
-    let ambiguous = object.kind == Kind::Gateway && origins.contains_key(&reference(Kind::KubernetesGateway));
-    let in_cluster = origins.get(&object).is_none_or(|origin| origin.generation.is_some());
-    (in_cluster && !ambiguous && !object.name.is_empty()).then_some(object)
-}
-
-fn rfc3339(wall: SystemTime) -> String {
-    Timestamp::try_from(wall).map(|time| time.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()).unwrap_or_default()
-}
+pub(crate) struct Statuses(pub(crate) BTreeMap<ObjectRef, Value>);
 
 /// What is to be written, and what was.
 #[derive(Debug, Default)]
 struct Ledger {
-    wanted: BTreeMap<ObjectRef, Status>,
+    wanted: BTreeMap<ObjectRef, Value>,
     /// Those whose status is not known to be as wanted.
     due: BTreeSet<ObjectRef>,
 }
@@ -212,7 +55,7 @@ impl Ledger {
         self.due = self.wanted.keys().cloned().collect();
     }
 
-    fn next(&mut self) -> Option<(ObjectRef, Status)> {
+    fn next(&mut self) -> Option<(ObjectRef, Value)> {
         let object = self.due.pop_first()?;
         let status = self.wanted.get(&object)?.clone();
         Some((object, status))
@@ -309,7 +152,7 @@ fn worth_again(fault: &Fault) -> bool {
     !matches!(fault.code(), 400..=404 | 405 | 415 | 422)
 }
 
-async fn write(cluster: &Cluster, object: &ObjectRef, status: &Status) -> Result<(), Fault> {
+async fn write(cluster: &Cluster, object: &ObjectRef, status: &Value) -> Result<(), Fault> {
     let known = watched().filter(|known| known.reads == Some(object.kind));
     let served = {
         let catalog = cluster.catalog.borrow();
@@ -322,11 +165,17 @@ async fn write(cluster: &Cluster, object: &ObjectRef, status: &Status) -> Result
             retry_after: None,
         });
     };
-    let path = format!(
-        "{}/{}/status?fieldManager={MANAGER}&force=true",
-        served.path(&object.namespace),
-        object.name
-    );
+    let place = format!("{}/{}", served.path(&object.namespace), object.name);
+    let path = format!("{place}/status?fieldManager={MANAGER}&force=true");
+    let mut status = status.clone();
+    if let Some(parents) = status.get_mut("parents").and_then(Value::as_array_mut) {
+        // A list that is written as a whole: what other controllers say of the same route must stay.
+        let stored = cluster.api.get(&place, "application/json").await?;
+        let stored: Value = serde_json::from_str(&stored).map_err(|error| Fault::broken(&error))?;
+        let all = stored.pointer("/status/parents").and_then(Value::as_array);
+        let others = all.into_iter().flatten().filter(|parent| parent["controllerName"] != CONTROLLER);
+        parents.extend(others.cloned());
+    }
     let mut metadata = json!({ "name": object.name });
     if let (false, Some(metadata)) = (object.namespace.is_empty(), metadata.as_object_mut()) {
         metadata.insert("namespace".to_owned(), object.namespace.as_str().into());
@@ -345,22 +194,23 @@ mod tests {
     use std::collections::BTreeMap;
     use std::time::{Duration, Instant};
 
-    use super::{Allowance, BURST, Ledger, Status, Statuses};
+    use serde_json::json;
+
+    use super::{Allowance, BURST, Ledger, Statuses};
     use crate::model::{Kind, ObjectRef};
 
     #[test]
     fn only_what_differs_is_written_and_the_last_word_counts() {
         let object =
             |name: &str| ObjectRef { kind: Kind::Gateway, namespace: "n".to_owned(), name: name.to_owned() };
-        let say = |name: &str, generation| {
-            let status = Status { observed_generation: generation, ..Status::default() };
-            Statuses(BTreeMap::from([(object(name), status)]))
+        let say = |name: &str, generation: i64| {
+            Statuses(BTreeMap::from([(object(name), json!({ "observedGeneration": generation }))]))
         };
         let mut ledger = Ledger::default();
         ledger.want(say("a", 1));
         ledger.want(say("b", 1));
         ledger.want(say("a", 2));
-        assert_eq!(ledger.next().map(|(_, status)| status.observed_generation), Some(2));
+        assert_eq!(ledger.next().map(|(_, status)| status), Some(json!({ "observedGeneration": 2 })));
         assert_eq!(ledger.next().map(|(object, _)| object.name), Some("b".to_owned()));
         ledger.want(say("a", 2));
         assert_eq!(ledger.next(), None);

@@ -1,0 +1,381 @@
+//! Pages about connected proxies.
+
+use std::time::SystemTime;
+
+use ::http::StatusCode;
+use bytes::Bytes;
+use leno_api::any::pack;
+use leno_api::encode::{self, Style};
+use leno_api::proto::envoy::admin::v3 as admin;
+use leno_xds::{Mode, TypeUrl};
+use prost::Message;
+use prost_types::Any;
+use serde_json::{Map, Value, json};
+
+use super::{Answer, Look, Question, parameter, rfc3339};
+use crate::push::session::Session;
+use crate::scope::Role;
+use crate::translate::name_table;
+
+/// The types of a dump, in its order.
+const DUMPED: [TypeUrl; 6] = [
+    TypeUrl::Cluster,
+    TypeUrl::Endpoint,
+    TypeUrl::Listener,
+    TypeUrl::Route,
+    TypeUrl::Secret,
+    TypeUrl::ExtensionConfig,
+];
+
+/// What a connection is called: the proxy's name and the number of its stream.
+pub(super) fn connection(session: &Session) -> String {
+    format!("{}-{}", session.node, session.id.0)
+}
+
+/// `/debug/syncz[?namespace=]`: what each proxy has been sent and has taken.
+pub(super) fn syncz(look: Look<'_>, question: &Question) -> Answer {
+    let namespace = parameter(&question.query, "namespace").unwrap_or_default();
+    let wanted = look.push.sessions().filter(|it| namespace.is_empty() || it.key.namespace == namespace);
+    Answer::Json(wanted.map(sync_of).collect())
+}
+
+/// How much of a type a proxy has taken, in Envoy's words for that.
+pub(super) fn status(session: &Session, type_url: &TypeUrl) -> &'static str {
+    let Some(subscription) = session.stream().subscription(type_url) else { return "NOT SENT" };
+    if subscription.rejection().is_some() {
+        "ERROR"
+    } else if subscription.nonce().is_empty() {
+        "NOT SENT"
+    } else if session.is_behind(type_url) {
+        "STALE"
+    } else {
+        "SYNCED"
+    }
+}
+
+fn sync_of(session: &Session) -> Value {
+    let mut types = Map::new();
+    let mut resources = Map::new();
+    for (type_url, subscription) in session.stream().subscriptions() {
+        let mut fields = json!({
+            "status": status(session, type_url),
+            "sent": subscription.version().as_str(),
+            "acked": subscription.acked_version().as_str(),
+            "resources": subscription.sent_count(),
+        });
+        let mut nonces = json!({
+            "sent": subscription.nonce().as_str(),
+            "acked": subscription.acked_nonce().as_str(),
+            "sentTime": rfc3339(session.sent_at(type_url).unwrap_or(SystemTime::UNIX_EPOCH)),
+        });
+        if let Some(message) = subscription.rejection() {
+            set(&mut fields, "error", message);
+            set(&mut nonces, "lastError", message);
+        }
+        types.insert(type_url.short().to_owned(), fields);
+        resources.insert(type_url.as_str().to_owned(), nonces);
+    }
+    let mut sync = json!({
+        "proxy": session.node,
+        "id": session.node_id,
+        "proxy_type": role(session),
+        "cluster_id": session.about.cluster,
+        "istio_version": session.about.version,
+        "protocol": if session.stream().mode() == Mode::Delta { "delta" } else { "sotw" },
+        "types": types,
+        "resources": resources,
+    });
+    for (type_url, name) in [
+        (TypeUrl::Cluster, "cluster"),
+        (TypeUrl::Listener, "listener"),
+        (TypeUrl::Route, "route"),
+        (TypeUrl::Endpoint, "endpoint"),
+        (TypeUrl::ExtensionConfig, "extensionconfig"),
+    ] {
+        let Some(subscription) = session.stream().subscription(&type_url) else { continue };
+        for (suffix, nonce) in [("sent", subscription.nonce()), ("acked", subscription.acked_nonce())] {
+            if !nonce.is_empty() {
+                set(&mut sync, &format!("{name}_{suffix}"), nonce);
+            }
+        }
+    }
+    sync
+}
+
+fn set(object: &mut Value, name: &str, value: &str) {
+    if let Some(fields) = object.as_object_mut() {
+        fields.insert(name.to_owned(), Value::from(value));
+    }
+}
+
+fn role(session: &Session) -> &'static str {
+    match session.key.role {
+        Role::Sidecar => "sidecar",
+        Role::Router => "router",
+    }
+}
+
+/// `/debug/connections`: who is connected.
+pub(super) fn connections(look: Look<'_>, _: &Question) -> Answer {
+    let all = look.push.sessions().map(|session| connected(look, session)).collect();
+    Answer::Json(clients(&all))
+}
+
+/// `/debug/adsz[?proxyID=]`: who is connected, and asks for what.
+pub(super) fn adsz(look: Look<'_>, question: &Question) -> Answer {
+    if parameter(&question.query, "push").is_some() {
+        let text = "there is nothing to push: proxies are always sent what is newest\n".to_owned();
+        return Answer::Fault(StatusCode::BAD_REQUEST, text);
+    }
+    let sessions: Vec<&Session> = if parameter(&question.query, "proxyID").is_some() {
+        match look.proxy(question) {
+            Ok(session) => vec![session],
+            Err(fault) => return fault,
+        }
+    } else {
+        look.push.sessions().collect()
+    };
+    let all = sessions.into_iter().map(|session| {
+        let mut client = connected(look, session);
+        let node = session.about.node();
+        let watches: Map<String, Value> = session
+            .stream()
+            .subscriptions()
+            .map(|(type_url, wanted)| {
+                (
+                    type_url.as_str().to_owned(),
+                    wanted.names().map(|name| Value::from(name.as_str())).collect(),
+                )
+            })
+            .collect();
+        if let Some(fields) = client.as_object_mut() {
+            fields.insert("labels".to_owned(), json!(session.key.labels));
+            let metadata = node.metadata.as_ref().map(|metadata| {
+                encode::to_value("google.protobuf.Struct", &metadata.encode_to_vec(), Style::default())
+                    .unwrap_or_default()
+            });
+            fields.insert("metadata".to_owned(), metadata.unwrap_or_default());
+            if let Some(locality) = &node.locality {
+                fields.insert("locality".to_owned(), encode::value(locality, Style::default()));
+            }
+            fields.insert("watches".to_owned(), Value::from(watches));
+        }
+        client
+    });
+    Answer::Json(clients(&all.collect::<Vec<Value>>()))
+}
+
+fn connected(look: Look<'_>, session: &Session) -> Value {
+    let since = look.now.saturating_duration_since(session.about.connected);
+    json!({
+        "connectionId": connection(session),
+        "connectedAt": rfc3339(look.wall.checked_sub(since).unwrap_or(look.wall)),
+        "address": session.about.peer.map(|peer| peer.to_string()).unwrap_or_default(),
+    })
+}
+
+fn clients(all: &[Value]) -> Value {
+    json!({ "totalClients": all.len(), "clients": all })
+}
+
+/// `/debug/config_dump?proxyID=[&types=][&include_eds]`: all that a proxy should have.
+pub(super) fn config_dump(look: Look<'_>, question: &Question) -> Answer {
+    let session = match look.proxy(question) {
+        Ok(session) => session,
+        Err(fault) => return fault,
+    };
+    if let Some(types) = parameter(&question.query, "types").filter(|types| !types.is_empty()) {
+        return of_types(look, session, types.split(',').map(type_of));
+    }
+    let with_endpoints = parameter(&question.query, "include_eds").is_some();
+    configs(dump(look, session, with_endpoints))
+}
+
+/// `/debug/edsz?proxyID=`.
+pub(super) fn edsz(look: Look<'_>, question: &Question) -> Answer {
+    of_one(look, question, TypeUrl::Endpoint)
+}
+
+/// `/debug/ecdsz?proxyID=`.
+pub(super) fn ecdsz(look: Look<'_>, question: &Question) -> Answer {
+    of_one(look, question, TypeUrl::ExtensionConfig)
+}
+
+/// `/debug/ndsz?proxyID=`.
+pub(super) fn ndsz(look: Look<'_>, question: &Question) -> Answer {
+    of_one(look, question, TypeUrl::from(name_table::TYPE_URL))
+}
+
+fn of_one(look: Look<'_>, question: &Question, type_url: TypeUrl) -> Answer {
+    match look.proxy(question) {
+        Ok(session) => of_types(look, session, std::iter::once(type_url)),
+        Err(fault) => fault,
+    }
+}
+
+fn of_types(look: Look<'_>, session: &Session, types: impl Iterator<Item = TypeUrl>) -> Answer {
+    let all = types.flat_map(|type_url| held(look, session, &type_url).into_iter().map(|(_, any)| any));
+    configs(all.collect())
+}
+
+/// What istiod's abbreviation of a type stands for; else it is taken for the type.
+fn type_of(name: &str) -> TypeUrl {
+    let known = TypeUrl::KNOWN.into_iter().find(|known| known.short().eq_ignore_ascii_case(name));
+    known.unwrap_or_else(|| match name.to_ascii_lowercase().as_str() {
+        "nds" => TypeUrl::from(name_table::TYPE_URL),
+        _ => TypeUrl::from(name),
+    })
+}
+
+/// The resources of a type that a proxy should have of those that it has asked for.
+fn held(look: Look<'_>, session: &Session, type_url: &TypeUrl) -> Vec<(String, Any)> {
+    let Some(resources) = look.push.resources(session, type_url) else { return Vec::new() };
+    resources
+        .iter()
+        .filter(|resource| session.wants(type_url, &resource.name))
+        .map(|resource| {
+            let any = Any { type_url: type_url.as_str().to_owned(), value: resource.body.to_vec() };
+            (resource.name.to_string(), any)
+        })
+        .collect()
+}
+
+/// All that a proxy should have, as the parts of the dump of Envoy's administration interface.
+pub(super) fn dump(look: Look<'_>, session: &Session, with_endpoints: bool) -> Vec<Any> {
+    let version = |type_url: &TypeUrl| {
+        let resources = look.push.resources(session, type_url);
+        resources.map(|resources| resources.version().to_string()).unwrap_or_default()
+    };
+    let mut parts = vec![pack(&admin::BootstrapConfigDump::default())];
+    for type_url in &DUMPED {
+        let version_info = version(type_url);
+        let held = held(look, session, type_url).into_iter();
+        let part = match type_url {
+            TypeUrl::Cluster => pack(&admin::ClustersConfigDump {
+                version_info: version_info.clone(),
+                dynamic_active_clusters: held
+                    .map(|(_, cluster)| admin::clusters_config_dump::DynamicCluster {
+                        version_info: version_info.clone(),
+                        cluster: Some(cluster),
+                        ..Default::default()
+                    })
+                    .collect(),
+                ..Default::default()
+            }),
+            TypeUrl::Endpoint if with_endpoints => pack(&admin::EndpointsConfigDump {
+                dynamic_endpoint_configs: held
+                    .map(|(_, endpoints)| admin::endpoints_config_dump::DynamicEndpointConfig {
+                        version_info: version_info.clone(),
+                        endpoint_config: Some(endpoints),
+                        ..Default::default()
+                    })
+                    .collect(),
+                ..Default::default()
+            }),
+            TypeUrl::Listener => pack(&admin::ListenersConfigDump {
+                version_info: version_info.clone(),
+                dynamic_listeners: held
+                    .map(|(name, listener)| admin::listeners_config_dump::DynamicListener {
+                        name,
+                        active_state: Some(admin::listeners_config_dump::DynamicListenerState {
+                            version_info: version_info.clone(),
+                            listener: Some(listener),
+                            ..Default::default()
+                        }),
+                        ..Default::default()
+                    })
+                    .collect(),
+                ..Default::default()
+            }),
+            TypeUrl::Route => {
+                parts.push(pack(&admin::ScopedRoutesConfigDump::default()));
+                pack(&admin::RoutesConfigDump {
+                    dynamic_route_configs: held
+                        .map(|(_, route)| admin::routes_config_dump::DynamicRouteConfig {
+                            version_info: version_info.clone(),
+                            route_config: Some(route),
+                            ..Default::default()
+                        })
+                        .collect(),
+                    ..Default::default()
+                })
+            }
+            TypeUrl::Secret => pack(&admin::SecretsConfigDump {
+                dynamic_active_secrets: held
+                    .map(|(name, secret)| admin::secrets_config_dump::DynamicSecret {
+                        name,
+                        version_info: version_info.clone(),
+                        secret: Some(redacted(secret)),
+                        ..Default::default()
+                    })
+                    .collect(),
+                ..Default::default()
+            }),
+            TypeUrl::ExtensionConfig => pack(&admin::EcdsConfigDump {
+                ecds_filters: held
+                    .map(|(_, filter)| admin::ecds_config_dump::EcdsFilterConfig {
+                        version_info: version_info.clone(),
+                        ecds_filter: Some(filter),
+                        ..Default::default()
+                    })
+                    .collect(),
+            }),
+            _ => continue,
+        };
+        parts.push(part);
+    }
+    parts
+}
+
+/// A secret without its private key.
+fn redacted(secret: Any) -> Any {
+    use leno_api::proto::envoy::config::core::v3::{DataSource, data_source::Specifier};
+    use leno_api::proto::envoy::extensions::transport_sockets::tls::v3::{Secret, secret::Type};
+    let Ok(mut read) = leno_api::any::unpack::<Secret>(&secret) else {
+        // What cannot be read is not shown either.
+        return Any { type_url: secret.type_url, value: Vec::new() };
+    };
+    if let Some(Type::TlsCertificate(certificate)) = &mut read.r#type {
+        let hidden = Specifier::InlineBytes(Bytes::from_static(b"[redacted]"));
+        certificate.private_key = Some(DataSource { specifier: Some(hidden), ..DataSource::default() });
+    }
+    pack(&read)
+}
+
+fn configs(parts: Vec<Any>) -> Answer {
+    // What was encoded here can be read; if not, the page should show that, not fail.
+    let style = Style { redact: true, ..Style::default() };
+    let values = parts.into_iter().map(|part| {
+        let bytes = Bytes::from(part.encode_to_vec());
+        encode::to_value("google.protobuf.Any", &bytes, style)
+            .unwrap_or_else(|error| Value::from(error.to_string()))
+    });
+    Answer::Json(json!({ "configs": values.collect::<Vec<Value>>() }))
+}
+
+/// `/debug/sidecarz?proxyID=`: what the configuration of a proxy is made of.
+pub(super) fn sidecarz(look: Look<'_>, question: &Question) -> Answer {
+    let session = match look.proxy(question) {
+        Ok(session) => session,
+        Err(fault) => return fault,
+    };
+    let mut objects = std::collections::BTreeSet::new();
+    let mut resources = Map::new();
+    for type_url in &DUMPED {
+        let mut names = Vec::new();
+        for (name, origins) in look.push.origins(session, type_url) {
+            objects.extend(origins.iter().map(ToString::to_string));
+            names.push(Value::from(name));
+        }
+        if !names.is_empty() {
+            resources.insert(type_url.short().to_owned(), Value::from(names));
+        }
+    }
+    Answer::Json(json!({
+        "name": session.node,
+        "namespace": session.key.namespace,
+        "labels": session.key.labels,
+        "objects": objects,
+        "resources": resources,
+    }))
+}

@@ -1,0 +1,331 @@
+//! The page of metrics: what was counted, and what there is now.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use leno_derive::{Cx, Graph, Query};
+use leno_xds::TypeUrl;
+
+use super::text::Text;
+use super::{Counts, Histogram, type_label};
+use crate::model::diagnostic::{Diagnostic, Severity};
+use crate::model::inputs::{DestinationRules, EntriesByHost, Pods, SlicesByService, VirtualServices};
+use crate::model::{Key, Kind};
+use crate::push::Push;
+use crate::registry::instances::{Health, Instances};
+use crate::registry::{AllServices, Service};
+
+/// What there is to be seen.
+#[derive(Clone, Copy)]
+pub(crate) struct Seen<'s> {
+    pub(crate) graph: &'s Graph,
+    pub(crate) push: &'s Push,
+    /// All that is wrong with objects.
+    pub(crate) diagnostics: &'s [Diagnostic],
+}
+
+/// The page.
+pub(crate) fn page(seen: Seen<'_>) -> String {
+    let mut text = Text::default();
+    about_build(&mut text);
+    about_pushes(&mut text, seen.push.counts());
+    about_changes(&mut text, seen.push.counts());
+    about_proxies(&mut text, seen.push);
+    about_registry(&mut text, seen.graph);
+    about_faults(&mut text, seen.diagnostics);
+    about_process(&mut text);
+    text.finish()
+}
+
+fn about_build(text: &mut Text) {
+    let version = env!("CARGO_PKG_VERSION");
+    text.family("pilot_info", "gauge", "Pilot version and build information.");
+    text.sample("pilot_info", &[("version", version)], 1.0);
+    text.family("istio_build", "gauge", "Istio component build info");
+    text.sample("istio_build", &[("component", "pilot"), ("tag", version)], 1.0);
+}
+
+fn about_pushes(text: &mut Text, counts: &Counts) {
+    let by_type = |text: &mut Text, name: &str, help: &str, values: &BTreeMap<TypeUrl, u64>| {
+        text.family(name, "counter", help);
+        for (type_url, value) in values {
+            text.sample(name, &[("type", &type_label(type_url))], *value as f64);
+        }
+    };
+    by_type(text, "pilot_xds_pushes", "Responses sent to proxies, by type.", &counts.pushes);
+    by_type(text, "pilot_total_xds_rejects", "Responses that proxies have refused.", &counts.rejects);
+    by_type(text, "pilot_xds_expired_nonce", "Requests with an expired nonce.", &counts.expired);
+    let spread = |text: &mut Text, name: &str, help: &str, values: &BTreeMap<TypeUrl, Histogram>| {
+        text.family(name, "histogram", help);
+        for (type_url, histogram) in values {
+            text.histogram(name, &[("type", &type_label(type_url))], histogram);
+        }
+    };
+    let help = "Time in seconds to make and send one response.";
+    spread(text, "pilot_xds_push_time", help, &counts.push_time);
+    let help = "Bytes of the resources of a response.";
+    spread(text, "pilot_xds_config_size_bytes", help, &counts.sizes);
+    let mut single = |name: &str, help: &str, histogram: &Histogram| {
+        text.family(name, "histogram", help);
+        text.histogram(name, &[], histogram);
+    };
+    let help = "Time in seconds that a proxy has something to get before it was sent all of it.";
+    single("pilot_proxy_queue_time", help, &counts.queue);
+    let help = "Delay in seconds between a change and a proxy having taken all that follows from it.";
+    single("pilot_proxy_convergence_time", help, &counts.convergence);
+    let help = "Delay in seconds by which changes were held back to come together.";
+    single("pilot_debounce_time", help, &counts.debounce);
+    let name = "leno_propagation_seconds";
+    let help = "From the arrival of a change until the last proxy that it concerns has taken it, by the kind \
+                of the objects.";
+    text.family(name, "histogram", help);
+    for (kind, histogram) in &counts.propagation {
+        text.histogram(name, &[("kind", &kind.to_string())], histogram);
+    }
+}
+
+fn about_changes(text: &mut Text, counts: &Counts) {
+    let by_type = |text: &mut Text, name: &str, help: &str, values: &BTreeMap<&'static str, u64>| {
+        text.family(name, "counter", help);
+        for (r#type, value) in values {
+            text.sample(name, &[("type", r#type)], *value as f64);
+        }
+    };
+    by_type(text, "pilot_push_triggers", "Pushes, by what has caused them.", &counts.triggers);
+    by_type(text, "pilot_inbound_updates", "Changes received, by sort.", &counts.inbound);
+    let families = [
+        ("pilot_k8s_cfg_events", "Changes of configuration, by kind and event.", false),
+        ("pilot_k8s_reg_events", "Changes of what is behind services, by kind and event.", true),
+    ];
+    for (name, help, of_registry) in families {
+        text.family(name, "counter", help);
+        for ((kind, event), value) in &counts.events {
+            if is_registry(*kind) == of_registry {
+                let labels = [("type", kind.to_string()), ("event", (*event).to_owned())];
+                let labels: Vec<(&str, &str)> =
+                    labels.iter().map(|(name, value)| (*name, &**value)).collect();
+                text.sample(name, &labels, *value as f64);
+            }
+        }
+    }
+}
+
+/// Whether istiod's registry, and not its configuration store, looks after the kind.
+fn is_registry(kind: Kind) -> bool {
+    matches!(
+        kind,
+        Kind::Service
+            | Kind::EndpointSlice
+            | Kind::Endpoints
+            | Kind::Pod
+            | Kind::Node
+            | Kind::Namespace
+            | Kind::Secret
+            | Kind::ConfigMap
+    )
+}
+
+fn about_proxies(text: &mut Text, push: &Push) {
+    let mut versions: BTreeMap<&str, u32> = BTreeMap::new();
+    for session in push.sessions() {
+        *versions.entry(session.about.version.as_str()).or_default() += 1;
+    }
+    text.family("pilot_xds", "gauge", "Number of endpoints connected to this pilot using XDS.");
+    for (version, count) in &versions {
+        let version = if version.is_empty() { "unknown" } else { version };
+        text.sample("pilot_xds", &[("version", version)], f64::from(*count));
+    }
+    let rejecting = [
+        (TypeUrl::Cluster, "pilot_xds_cds_reject", "Pilot rejected CDS configs."),
+        (TypeUrl::Endpoint, "pilot_xds_eds_reject", "Pilot rejected EDS."),
+        (TypeUrl::Listener, "pilot_xds_lds_reject", "Pilot rejected LDS."),
+        (TypeUrl::Route, "pilot_xds_rds_reject", "Pilot rejected RDS."),
+    ];
+    for (wanted, name, help) in rejecting {
+        text.family(name, "gauge", help);
+        for session in push.refusing() {
+            for (type_url, message) in session.refusals().filter(|(type_url, _)| **type_url == wanted) {
+                let labels = [("node", session.node.as_str()), ("err", message), ("type", type_url.short())];
+                text.sample(name, labels.get(..2).unwrap_or_default(), 1.0);
+            }
+        }
+    }
+    let flying = push.propagation().flying();
+    let help = "Changes that not all proxies concerned have taken yet.";
+    text.single("leno_changes_under_way", "gauge", help, flying as f64);
+}
+
+fn about_registry(text: &mut Text, graph: &Graph) {
+    let services = graph.peek::<AllServices>(&());
+    let mut sum = Sums::default();
+    for service in services.iter() {
+        sum.add(&graph.peek::<ServiceSums>(&service.id.object));
+    }
+    let gauges = [
+        ("pilot_services", "Total services known to pilot.", services.len()),
+        (
+            "pilot_virt_services",
+            "Total virtual services known to pilot.",
+            graph.keys::<VirtualServices>().len(),
+        ),
+        ("pilot_destrules", "Total destination rules.", graph.keys::<DestinationRules>().len()),
+        ("endpoint_no_pod", "Endpoints without an associated pod.", sum.without_pod),
+        ("pilot_no_ip", "Pods not found in the endpoint table, possibly invalid.", sum.without_address),
+        ("pilot_endpoint_not_ready", "Endpoint found in unready state.", sum.not_ready),
+        ("pilot_eds_no_instances", "Number of services without instances.", sum.empty),
+        ("pilot_dns_cluster_without_endpoints", "DNS clusters without endpoints.", sum.empty_dns),
+        (
+            "pilot_duplicate_envoy_clusters",
+            "Duplicate envoy clusters caused by service entries with same hostname",
+            sum.duplicates,
+        ),
+    ];
+    for (name, help, value) in gauges {
+        // The number of destination rules is ours: istiod does not tell.
+        let name = if name == "pilot_destrules" { "leno_destination_rules" } else { name };
+        text.single(name, "gauge", help, value as f64);
+    }
+}
+
+/// What is to be summed up of services.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Sums {
+    without_pod: usize,
+    without_address: usize,
+    not_ready: usize,
+    empty: usize,
+    empty_dns: usize,
+    duplicates: usize,
+}
+
+impl Sums {
+    fn add(&mut self, other: &Sums) {
+        self.without_pod += other.without_pod;
+        self.without_address += other.without_address;
+        self.not_ready += other.not_ready;
+        self.empty += other.empty;
+        self.empty_dns += other.empty_dns;
+        self.duplicates += other.duplicates;
+    }
+}
+
+/// The numbers of the services of one object, so that a look costs what has changed and a sum.
+struct ServiceSums;
+
+impl Query for ServiceSums {
+    type Key = crate::model::ObjectRef;
+    type Value = Sums;
+    const NAME: &'static str = "service-sums";
+
+    fn derive(cx: &Cx<'_>, object: &Self::Key) -> Sums {
+        let mut sums = Sums::default();
+        let services = cx.get::<crate::registry::ServicesOf>(object);
+        for service in services.iter() {
+            of_service(cx, service, &mut sums);
+        }
+        if object.kind == Kind::Service {
+            of_slices(cx, &object.key(), &mut sums);
+        }
+        sums
+    }
+}
+
+fn of_service(cx: &Cx<'_>, service: &Arc<Service>, sums: &mut Sums) {
+    use crate::registry::Resolution;
+    let instances = cx.get::<Instances>(&service.id);
+    sums.not_ready += instances.iter().filter(|instance| instance.health == Health::Unhealthy).count();
+    if instances.is_empty() {
+        match service.resolution {
+            Resolution::Endpoints => sums.empty += 1,
+            Resolution::Dns | Resolution::DnsRoundRobin => sums.empty_dns += 1,
+            Resolution::OriginalDst | Resolution::Dynamic | Resolution::Alias => {}
+        }
+    }
+    if service.id.object.kind == Kind::ServiceEntry {
+        let entries = cx.bucket::<EntriesByHost>(&service.id.host);
+        // Each counts itself, so that the sum is that of all that are too many.
+        let first = entries.iter().filter(|key| key.namespace == service.namespace()).min();
+        sums.duplicates += usize::from(first.is_some_and(|first| *first != service.id.object.key()));
+    }
+}
+
+fn of_slices(cx: &Cx<'_>, key: &Key, sums: &mut Sums) {
+    for slice in cx.bucket::<SlicesByService>(key) {
+        let Some(slice) = cx.input::<crate::model::inputs::EndpointSlices>(&slice) else { continue };
+        for endpoint in &slice.endpoints {
+            let Some(name) = &endpoint.pod else { continue };
+            let pod = Key { namespace: slice.meta.namespace.clone(), name: name.clone() };
+            match cx.input::<Pods>(&pod) {
+                None => sums.without_pod += 1,
+                Some(pod) if pod.ips.is_empty() => sums.without_address += 1,
+                Some(_) => {}
+            }
+        }
+    }
+}
+
+/// Faults that istiod counts, found by analysis.
+fn about_faults(text: &mut Text, diagnostics: &[Diagnostic]) {
+    let of = |codes: &[&str], kind: &str| {
+        diagnostics.iter().filter(|it| codes.contains(&it.code.as_str()) && it.kind == kind).count()
+    };
+    let gauges = [
+        (
+            "pilot_vservice_dup_domain",
+            "Virtual services with dup domains.",
+            of(&["conflicting-host"], "VirtualService"),
+        ),
+        (
+            "pilot_destrule_subsets",
+            "Duplicate subsets across destination rules for same host",
+            of(&["duplicate-subset"], "DestinationRule"),
+        ),
+        (
+            "pilot_conflict_outbound_listener_tcp_over_current_tcp",
+            "Number of conflicting tcp listeners with current tcp listener.",
+            of(&["port-conflict"], "ServiceEntry"),
+        ),
+        (
+            "pilot_conflict_inbound_listener",
+            "Number of conflicting inbound listeners.",
+            of(&["port-conflict"], "Gateway"),
+        ),
+    ];
+    for (name, help, value) in gauges {
+        text.single(name, "gauge", help, value as f64);
+    }
+    let name = "pilot_total_rejected_configs";
+    text.family(name, "gauge", "Objects that are not used, as they are not valid.");
+    let mut rejected: BTreeMap<&str, usize> = BTreeMap::new();
+    for diagnostic in diagnostics.iter().filter(|it| it.severity == Severity::Error && it.code != "nack") {
+        *rejected.entry(&diagnostic.kind).or_default() += 1;
+    }
+    for (kind, count) in rejected {
+        text.sample(name, &[("type", kind)], count as f64);
+    }
+}
+
+/// What Prometheus' clients say of their processes.
+fn about_process(text: &mut Text) {
+    // Where there is no such file there are no such numbers.
+    let Ok(status) = std::fs::read_to_string("/proc/self/status") else { return };
+    let kilobytes = |name: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name))?;
+        line.trim().trim_end_matches(" kB").trim().parse::<f64>().ok()
+    };
+    if let Some(resident) = kilobytes("VmRSS:") {
+        let help = "Resident memory size in bytes.";
+        text.single("process_resident_memory_bytes", "gauge", help, resident * 1024.0);
+    }
+    if let Some(size) = kilobytes("VmSize:") {
+        text.single("process_virtual_memory_bytes", "gauge", "Virtual memory size in bytes.", size * 1024.0);
+    }
+    let Ok(stat) = std::fs::read_to_string("/proc/self/stat") else { return };
+    // The name of the program, in parentheses, may contain spaces.
+    let fields: Vec<&str> = stat.rsplit_once(')').map_or("", |(_, rest)| rest).split_whitespace().collect();
+    let ticks = |index: usize| fields.get(index).and_then(|field| field.parse::<f64>().ok()).unwrap_or(0.0);
+    // Linux counts in hundredths of a second for everybody outside the kernel.
+    let seconds = (ticks(11) + ticks(12)) / 100.0;
+    let help = "Total user and system CPU time spent in seconds.";
+    text.single("process_cpu_seconds_total", "counter", help, seconds);
+}

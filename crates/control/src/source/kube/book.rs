@@ -1,0 +1,433 @@
+//! What the status of each object should be, and what of that is new.
+//!
+//! Objects of Istio's kinds have the condition `Reconciled`, which says whether the object is used and
+//! how many of the proxies that its last change concerns have it, and what is wrong in
+//! `validationMessages`. Those of the Gateway API have what is derived for them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::SystemTime;
+
+use k8s_openapi::jiff::Timestamp;
+use serde::Serialize;
+use serde_json::{Map, Value, json};
+
+use super::discovery::watched;
+use super::writer::Statuses;
+use crate::model::diagnostic::{Diagnostic, Severity};
+use crate::model::{Kind, ObjectRef};
+use crate::source::Origin;
+
+/// Who is said to have taken a route in; Istio's name, by which GatewayClasses name us.
+pub(super) const CONTROLLER: &str = "istio.io/gateway-controller";
+
+/// How many stragglers are named.
+const MOST_NAMED: usize = 5;
+
+/// A condition, as Kubernetes and Istio have it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Condition {
+    /// As `Reconciled`.
+    r#type: &'static str,
+    /// `True`, `False` or `Unknown`.
+    status: &'static str,
+    reason: &'static str,
+    message: String,
+    /// RFC 3339; when the status became what it is.
+    last_transition_time: String,
+    #[serde(skip_serializing_if = "is_zero")]
+    observed_generation: i64,
+}
+
+/// A finding, as Istio's `status.validationMessages` has it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Message {
+    r#type: MessageType,
+    /// `ERROR`, `WARNING` or `INFO`.
+    level: &'static str,
+    /// What is wrong, with the path of the field.
+    message: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+struct MessageType {
+    /// What sort of fault, in words.
+    name: String,
+    /// Its code; Istio's are as `IST0101`.
+    code: String,
+}
+
+/// The status of an object of Istio's kinds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Status {
+    #[serde(skip_serializing_if = "is_zero")]
+    observed_generation: i64,
+    conditions: Vec<Condition>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    validation_messages: Vec<Message>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks so")]
+fn is_zero(number: &i64) -> bool {
+    *number == 0
+}
+
+impl Message {
+    /// A diagnostic about an object.
+    fn of(diagnostic: &Diagnostic) -> Message {
+        let path = if diagnostic.path.is_empty() { String::new() } else { format!("{}: ", diagnostic.path) };
+        Message {
+            r#type: MessageType { name: diagnostic.code.clone(), code: diagnostic.code.clone() },
+            level: match diagnostic.severity {
+                Severity::Error => "ERROR",
+                Severity::Warning => "WARNING",
+            },
+            message: format!("{path}{}", diagnostic.message),
+        }
+    }
+}
+
+/// How far the last change of an object has come.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Programmed {
+    /// How many proxies it concerns.
+    pub(crate) concerned: usize,
+    /// The names of those that have not taken it.
+    pub(crate) stragglers: Vec<String>,
+}
+
+impl Programmed {
+    fn words(&self) -> String {
+        let taken = self.concerned.saturating_sub(self.stragglers.len());
+        let mut words = format!("programmed on {taken}/{} proxies", self.concerned);
+        if let Some(first) = self.stragglers.get(..self.stragglers.len().min(MOST_NAMED))
+            && !first.is_empty()
+        {
+            words.push_str(", not on ");
+            words.push_str(&first.join(", "));
+            let more = self.stragglers.len() - first.len();
+            if more > 0 {
+                words.push_str(&format!(" and {more} more"));
+            }
+        }
+        words
+    }
+}
+
+/// Makes statuses of what is known of objects, and remembers what was said: an object with which all is
+/// well again is told so.
+#[derive(Debug, Default)]
+pub(crate) struct Book {
+    said: BTreeMap<ObjectRef, Status>,
+    /// What is wrong with objects.
+    findings: BTreeMap<ObjectRef, Vec<Diagnostic>>,
+    /// How far their last changes have come.
+    programmed: BTreeMap<ObjectRef, Programmed>,
+    /// What was derived for objects of the Gateway API, for which generation, and what was made of it.
+    derived: BTreeMap<ObjectRef, (Value, i64, Value)>,
+}
+
+impl Book {
+    /// What differs from what was said before, as other things are wrong now with objects of Istio's
+    /// kinds in a cluster.
+    pub(crate) fn review(
+        &mut self,
+        diagnostics: &[Diagnostic],
+        origins: &BTreeMap<ObjectRef, Origin>,
+        wall: SystemTime,
+    ) -> Statuses {
+        let mut found: BTreeMap<ObjectRef, Vec<Diagnostic>> = BTreeMap::new();
+        for diagnostic in diagnostics.iter().filter(|it| it.file.is_empty()) {
+            if let Some(object) = subject(diagnostic, origins) {
+                found.entry(object).or_default().push(diagnostic.clone());
+            }
+        }
+        let before = std::mem::replace(&mut self.findings, found);
+        let mut touched: BTreeSet<ObjectRef> = before.into_keys().collect();
+        touched.extend(self.findings.keys().cloned());
+        let mut news = Statuses::default();
+        touched.into_iter().for_each(|object| self.say(object, origins, wall, &mut news));
+        news
+    }
+
+    /// The same, as changes of objects have come to proxies.
+    pub(crate) fn reached(
+        &mut self,
+        reached: Vec<(ObjectRef, Programmed)>,
+        origins: &BTreeMap<ObjectRef, Origin>,
+        wall: SystemTime,
+    ) -> Statuses {
+        let mut news = Statuses::default();
+        for (object, programmed) in reached {
+            let in_cluster = origins.get(&object).is_some_and(|origin| origin.generation.is_some());
+            if in_cluster && is_istios(object.kind) {
+                self.programmed.insert(object.clone(), programmed);
+                self.say(object, origins, wall, &mut news);
+            }
+        }
+        news
+    }
+
+    /// The same for what was derived for objects of the Gateway API, of which these are all.
+    pub(crate) fn derived(
+        &mut self,
+        all: impl Iterator<Item = (ObjectRef, Value)>,
+        origins: &BTreeMap<ObjectRef, Origin>,
+        wall: SystemTime,
+    ) -> Statuses {
+        let mut news = Statuses::default();
+        let mut present = BTreeSet::new();
+        for (object, derived) in all {
+            let Some(origin) = origins.get(&object) else { continue };
+            let Some(generation) = origin.generation else { continue };
+            present.insert(object.clone());
+            let last = self.derived.get(&object);
+            if last.is_some_and(|(before, at, _)| *before == derived && *at == generation) {
+                continue;
+            }
+            let status = completed(derived.clone(), origin, last.map(|(_, _, said)| said), wall);
+            self.derived.insert(object.clone(), (derived, generation, status.clone()));
+            news.0.insert(object, status);
+        }
+        // Those that we have nothing to say of any more are others' business.
+        self.derived.retain(|object, _| present.contains(object));
+        news
+    }
+
+    fn say(
+        &mut self,
+        object: ObjectRef,
+        origins: &BTreeMap<ObjectRef, Origin>,
+        wall: SystemTime,
+        news: &mut Statuses,
+    ) {
+        let findings = self.findings.get(&object).map(Vec::as_slice).unwrap_or_default();
+        let origin = origins.get(&object);
+        if origin.is_none() {
+            // How far one came that is gone, or that was never used, does not matter.
+            self.programmed.remove(&object);
+            if findings.is_empty() {
+                self.said.remove(&object);
+                return;
+            }
+        }
+        let programmed = self.programmed.get(&object).filter(|programmed| programmed.concerned > 0);
+        let broken = findings.iter().any(|finding| finding.severity == Severity::Error);
+        let (status, reason) = match programmed {
+            _ if broken => ("False", "Invalid"),
+            Some(programmed) if !programmed.stragglers.is_empty() => ("False", "Stragglers"),
+            Some(_) => ("True", "Programmed"),
+            None => ("True", "Accepted"),
+        };
+        let first = findings.first().map(|finding| Message::of(finding).message).unwrap_or_default();
+        let message = match programmed {
+            Some(programmed) if !broken => programmed.words(),
+            _ => first,
+        };
+        let old = self.said.get(&object);
+        let last = old.and_then(|old| old.conditions.first()).filter(|last| last.status == status);
+        let since = last.map_or_else(|| rfc3339(wall), |last| last.last_transition_time.clone());
+        // Of an object that is not used, the version that is known is an older one.
+        let generation =
+            if broken { 0 } else { origin.and_then(|origin| origin.generation).unwrap_or_default() };
+        let status = Status {
+            observed_generation: generation,
+            conditions: vec![Condition {
+                r#type: "Reconciled",
+                status,
+                reason,
+                message,
+                last_transition_time: since,
+                observed_generation: generation,
+            }],
+            validation_messages: findings.iter().map(Message::of).collect(),
+        };
+        if old != Some(&status) {
+            news.0.insert(object.clone(), json!(status));
+            self.said.insert(object, status);
+        }
+    }
+}
+
+/// The object of Istio's kinds that a diagnostic is about.
+fn subject(diagnostic: &Diagnostic, origins: &BTreeMap<ObjectRef, Origin>) -> Option<ObjectRef> {
+    let known = watched().find(|known| known.group.ends_with("istio.io") && known.kind == diagnostic.kind)?;
+    let reference =
+        |kind| ObjectRef { kind, namespace: diagnostic.namespace.clone(), name: diagnostic.name.clone() };
+    let object = reference(known.reads?);
+    // The Gateway API has Gateways too: where both have the name, it is not clear which is meant.
+    let ambiguous = object.kind == Kind::Gateway && origins.contains_key(&reference(Kind::KubernetesGateway));
+    let in_cluster = origins.get(&object).is_none_or(|origin| origin.generation.is_some());
+    (in_cluster && !ambiguous && !object.name.is_empty()).then_some(object)
+}
+
+fn is_istios(kind: Kind) -> bool {
+    watched().any(|known| known.group.ends_with("istio.io") && known.reads == Some(kind))
+}
+
+/// What was derived, with what the Gateway API's form of it has in addition.
+fn completed(mut status: Value, origin: &Origin, old: Option<&Value>, wall: SystemTime) -> Value {
+    let generation = origin.generation.unwrap_or_default();
+    let at = |value: &Value, path: &str| value.pointer(path).and_then(Value::as_array).cloned();
+    let list = |value: Option<&Value>| value.and_then(Value::as_array).cloned().unwrap_or_default();
+    complete_conditions(&mut status, old, generation, wall);
+    let old_listeners = list(old.and_then(|old| old.get("listeners")));
+    for listener in items(&mut status, "listeners") {
+        let same = |other: &&Value| other.get("name") == listener.get("name");
+        let before = old_listeners.iter().find(same).cloned();
+        complete_conditions(listener, before.as_ref(), generation, wall);
+        let kinds = at(listener, "/supportedKinds").unwrap_or_default();
+        let kinds: Vec<Value> = kinds
+            .into_iter()
+            .map(|kind| json!({ "group": "gateway.networking.k8s.io", "kind": kind }))
+            .collect();
+        if let Some(fields) = listener.as_object_mut() {
+            fields.insert("supportedKinds".to_owned(), Value::from(kinds));
+        }
+    }
+    let references = origin.to_json().and_then(|object| at(&object, "/spec/parentRefs")).unwrap_or_default();
+    let old_parents = list(old.and_then(|old| old.get("parents")));
+    for parent in items(&mut status, "parents") {
+        let index = parent.get("parentRef").and_then(Value::as_u64).and_then(|it| usize::try_from(it).ok());
+        let reference = index.and_then(|index| references.get(index)).cloned().unwrap_or_default();
+        let before = old_parents.iter().find(|other| other.get("parentRef") == Some(&reference)).cloned();
+        if let Some(fields) = parent.as_object_mut() {
+            fields.insert("parentRef".to_owned(), reference);
+            fields.insert("controllerName".to_owned(), Value::from(CONTROLLER));
+        }
+        complete_conditions(parent, before.as_ref(), generation, wall);
+    }
+    status
+}
+
+fn items<'v>(value: &'v mut Value, name: &str) -> impl Iterator<Item = &'v mut Value> {
+    value.get_mut(name).and_then(Value::as_array_mut).into_iter().flatten()
+}
+
+/// Adds to conditions since when they hold, and for which version of the object.
+fn complete_conditions(holder: &mut Value, old: Option<&Value>, generation: i64, wall: SystemTime) {
+    let before = old.and_then(|old| old.get("conditions")).and_then(Value::as_array);
+    for condition in items(holder, "conditions") {
+        let Some(fields) = condition.as_object_mut() else { continue };
+        let same = |other: &&Value| {
+            other.get("type") == fields.get("type") && other.get("status") == fields.get("status")
+        };
+        let last = before.and_then(|before| before.iter().find(same));
+        let since = last.and_then(|last| last.get("lastTransitionTime")).cloned();
+        let since = since.unwrap_or_else(|| Value::from(rfc3339(wall)));
+        let defaults: Map<String, Value> = Map::from_iter([
+            ("lastTransitionTime".to_owned(), since),
+            ("observedGeneration".to_owned(), Value::from(generation)),
+        ]);
+        fields.extend(defaults);
+        fields.entry("message").or_insert_with(|| Value::from(""));
+    }
+}
+
+fn rfc3339(wall: SystemTime) -> String {
+    Timestamp::try_from(wall).map(|time| time.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::sync::Arc;
+    use std::time::{Duration, SystemTime};
+
+    use expect_test::expect;
+    use serde_json::{Value, json};
+
+    use super::{Book, Programmed};
+    use crate::model::diagnostic::{Diagnostic, Finding, Severity};
+    use crate::model::{Kind, ObjectRef};
+    use crate::source::Origin;
+
+    fn object(kind: Kind) -> ObjectRef {
+        ObjectRef { kind, namespace: "n".to_owned(), name: "a".to_owned() }
+    }
+
+    fn at(seconds: u64) -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
+    }
+
+    fn condition(status: Option<&Value>) -> String {
+        let condition = &status.expect("a status")["conditions"][0];
+        let field = |name: &str| condition[name].as_str().unwrap_or_default().to_owned();
+        format!(
+            "{} {} {} {:?}",
+            field("lastTransitionTime"),
+            field("status"),
+            field("reason"),
+            field("message")
+        )
+    }
+
+    #[test]
+    fn a_rule_is_told_how_far_it_came_and_what_is_wrong_with_it() {
+        let rule = object(Kind::VirtualService);
+        let mut origins = BTreeMap::from([(rule.clone(), Origin::object(4, Arc::from("")))]);
+        let mut book = Book::default();
+        let programmed = |stragglers: usize| Programmed {
+            concerned: 9,
+            stragglers: (0..stragglers).map(|number| format!("p{number}.n")).collect(),
+        };
+        let said = book.reached(vec![(rule.clone(), programmed(7))], &origins, at(0));
+        let first = condition(said.0.get(&rule));
+        expect![[r#"1970-01-01T00:00:00Z False Stragglers "programmed on 2/9 proxies, not on p0.n, p1.n, p2.n, p3.n, p4.n and 2 more""#]].assert_eq(&first);
+        let said = book.reached(vec![(rule.clone(), programmed(0))], &origins, at(5));
+        expect![[r#"1970-01-01T00:00:05Z True Programmed "programmed on 9/9 proxies""#]]
+            .assert_eq(&condition(said.0.get(&rule)));
+        assert_eq!(said.0[&rule]["observedGeneration"], 4);
+        assert!(book.reached(vec![(rule.clone(), programmed(0))], &origins, at(6)).0.is_empty());
+        let finding = |severity| Finding {
+            severity,
+            code: "unknown-host",
+            path: "spec.hosts[0]".to_owned(),
+            message: "there is no x".to_owned(),
+        };
+        let wrong = |severity| vec![Diagnostic::about(&rule, &finding(severity))];
+        let said = book.review(&wrong(Severity::Warning), &origins, at(7));
+        expect![[r#"1970-01-01T00:00:05Z True Programmed "programmed on 9/9 proxies""#]]
+            .assert_eq(&condition(said.0.get(&rule)));
+        assert_eq!(said.0[&rule]["validationMessages"][0]["message"], "spec.hosts[0]: there is no x");
+        let said = book.review(&wrong(Severity::Error), &origins, at(8));
+        expect![[r#"1970-01-01T00:00:08Z False Invalid "spec.hosts[0]: there is no x""#]]
+            .assert_eq(&condition(said.0.get(&rule)));
+        let said = book.review(&[], &origins, at(9));
+        assert!(said.0[&rule].get("validationMessages").is_none(), "{said:?}");
+        origins.clear();
+        assert!(book.review(&[], &origins, at(9)).0.is_empty());
+        // What comes from a file has no status.
+        let origins = BTreeMap::from([(rule.clone(), Origin::nowhere())]);
+        assert!(book.reached(vec![(rule, programmed(0))], &origins, at(0)).0.is_empty());
+    }
+
+    #[test]
+    fn the_gateway_apis_form() {
+        let route = object(Kind::HttpRoute);
+        let text = r#"{"spec": {"parentRefs": [{"name": "x"}, {"name": "gw", "sectionName": "web"}]}}"#;
+        let origin = |generation| Origin::object(generation, Arc::from(text));
+        let derived = |status: &str| {
+            json!({ "parents": [{ "parentRef": 1,
+                "conditions": [{ "type": "Accepted", "status": status, "reason": "Accepted" }] }] })
+        };
+        let mut book = Book::default();
+        let mut tell = |status: &str, generation, seconds| {
+            let origins = BTreeMap::from([(route.clone(), origin(generation))]);
+            let all = std::iter::once((route.clone(), derived(status)));
+            book.derived(all, &origins, at(seconds)).0.remove(&route)
+        };
+        expect![[r#"{"parents":[{"conditions":[{"lastTransitionTime":"1970-01-01T00:00:00Z","message":"","observedGeneration":1,"reason":"Accepted","status":"True","type":"Accepted"}],"controllerName":"istio.io/gateway-controller","parentRef":{"name":"gw","sectionName":"web"}}]}"#]]
+            .assert_eq(&tell("True", 1, 0).unwrap().to_string());
+        assert_eq!(tell("True", 1, 1), None);
+        let condition = |status: Option<Value>| status.unwrap()["parents"][0]["conditions"][0].clone();
+        let later = condition(tell("True", 2, 2));
+        assert_eq!(
+            (&later["lastTransitionTime"], &later["observedGeneration"]),
+            (&json!("1970-01-01T00:00:00Z"), &json!(2))
+        );
+        assert_eq!(condition(tell("False", 2, 3))["lastTransitionTime"], "1970-01-01T00:00:03Z");
+    }
+}
