@@ -154,14 +154,16 @@ async fn what_became_of_the_gateway_apis_objects_is_written() {
             "rules": [{ "backendRefs": [{ "name": "nowhere", "port": 80 }] }] }),
     );
     // Another controller has something to say of the route too.
-    let other = json!({ "parentRef": { "name": "x" }, "controllerName": "example.com/other", "conditions": [] });
+    let other =
+        json!({ "parentRef": { "name": "x" }, "controllerName": "example.com/other", "conditions": [] });
     route["status"] = json!({ "parents": [other] });
     api.put(route);
     let fixture = Fixture::new(api).await;
     let until = async |plural: &str, namespace: &str, holds: &dyn Fn(&Value) -> bool| {
         let deadline = tokio::time::Instant::now() + PATIENCE;
         loop {
-            let found = fixture.api.find("gateway.networking.k8s.io", plural, namespace, "it").unwrap_or_default();
+            let found =
+                fixture.api.find("gateway.networking.k8s.io", plural, namespace, "it").unwrap_or_default();
             if holds(&found["status"]) {
                 return;
             }

@@ -117,7 +117,7 @@ fn role(session: &Session) -> &'static str {
 
 /// `/debug/connections`: who is connected.
 pub(super) fn connections(look: Look<'_>, _: &Question) -> Answer {
-    let all = look.push.sessions().map(|session| connected(look, session)).collect();
+    let all: Vec<Value> = look.push.sessions().map(|session| connected(look, session)).collect();
     Answer::Json(clients(&all))
 }
 
