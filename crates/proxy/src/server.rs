@@ -21,6 +21,7 @@ use crate::config::bootstrap::Bootstrap;
 use crate::config::discovery::Applied;
 use crate::config::discovery::control_plane::XdsClusters;
 use crate::config::discovery::sources::{Incoming, Settings, Sources};
+use crate::config::extensions;
 use crate::config::lower::{Scope, UnknownFields};
 use crate::config::store::Store;
 use crate::listener::Direction;
@@ -208,7 +209,7 @@ impl Server {
             ads: bootstrap.ads,
             clusters: bootstrap.cds,
             listeners: bootstrap.lds,
-            node: bootstrap.node,
+            node: extensions::announce(bootstrap.node),
             scope: Scope { unknown_fields, xds_clusters: Some(Arc::new(known)), ..bootstrap.scope },
         };
         let started = Sources::start(settings, &main_stats);

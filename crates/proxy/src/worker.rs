@@ -36,6 +36,7 @@ use crate::listener::{Direction, ListenAddress, Listener, internal};
 use crate::overload::{Levels, Overload};
 use crate::snapshot::Snapshot;
 use crate::tcp::tcp_proxy::TcpStats;
+use crate::telemetry::istio;
 use crate::telemetry::stats::{StatsStore, ThreadStats};
 use crate::turn;
 
@@ -239,6 +240,8 @@ pub(crate) struct Worker {
     random: Cell<u64>,
     /// How often clusters or their hosts have changed.
     host_changes: Cell<u64>,
+    /// What Istio's metrics and peers need.
+    istio: istio::Tables,
 }
 
 impl Worker {
@@ -274,6 +277,7 @@ impl Worker {
             tcp_scopes: RefCell::default(),
             random: Cell::new(leno_base::rng::Rng::from_entropy().next_u64()),
             host_changes: Cell::new(0),
+            istio: istio::Tables::default(),
         }
     }
 
@@ -303,6 +307,11 @@ impl Worker {
                 Some(Command::Stop) | None => return,
             }
         }
+    }
+
+    /// What Istio's metrics and peers need.
+    pub(crate) fn istio(&self) -> &istio::Tables {
+        &self.istio
     }
 
     /// This thread's stats.
@@ -642,6 +651,7 @@ impl Worker {
 
     fn clean_up(&self) {
         let now = Instant::now();
+        self.istio.clean_up();
         self.leaving.borrow_mut().retain(|(deadline, listener)| {
             if *deadline <= now {
                 listener.drain(Phase::Closing);

@@ -34,6 +34,9 @@ pub(super) fn answer(context: &Context, query: &Query) -> Result<Response, Strin
     Ok(Response::text(render(&stats, &context.stats_config, summaries)))
 }
 
+/// Names that begin with this are shown without it, and without `envoy_`: Istio's metrics.
+const CUSTOM: &str = "istiocustom.";
+
 /// One series: labels without braces, and the stat.
 struct Series<'a> {
     labels: String,
@@ -44,17 +47,28 @@ struct Series<'a> {
 pub(super) fn render(stats: &[Stat], config: &StatsConfig, summaries: bool) -> String {
     let mut families: [BTreeMap<String, Vec<Series<'_>>>; 3] = Default::default();
     for stat in stats {
-        let tagged = config.tag(&stat.name);
-        let labels =
-            tagged.tags.iter().map(|(tag, value)| format!("{}=\"{}\"", sanitized(tag), escaped(value)));
-        let series = Series { labels: labels.collect::<Vec<_>>().join(","), stat };
+        let label = |(tag, value): (&str, &str)| format!("{}=\"{}\"", sanitized(tag), escaped(value));
+        let (name, labels): (String, Vec<String>) = match &stat.labels {
+            Some(given) => {
+                let name = given.name.strip_prefix(CUSTOM);
+                let name =
+                    name.map_or_else(|| format!("envoy_{}", sanitized(&given.name)), |name| sanitized(name));
+                (name, given.pairs.iter().map(|(tag, value)| label((tag, value))).collect())
+            }
+            None => {
+                let tagged = config.tag(&stat.name);
+                let labels = tagged.tags.iter().map(|(tag, value)| label((tag, value))).collect();
+                (format!("envoy_{}", sanitized(&tagged.name)), labels)
+            }
+        };
+        let series = Series { labels: labels.join(","), stat };
         let [counters, gauges, histograms] = &mut families;
         let family = match stat.value {
             Sample::Counter(_) => counters,
             Sample::Gauge(_) => gauges,
             Sample::Histogram(_) => histograms,
         };
-        family.entry(format!("envoy_{}", sanitized(&tagged.name))).or_default().push(series);
+        family.entry(name).or_default().push(series);
     }
     let mut out = String::new();
     let histogram = if summaries { "summary" } else { "histogram" };

@@ -120,7 +120,7 @@ pub(crate) fn lower_proto(proto: proto::Cluster, source: Bytes, at: &mut Lower) 
         "per_connection_buffer_high_watermark_timeout",
         per_connection_buffer_high_watermark_timeout.is_some(),
     );
-    at.unsupported("filters", !filters.is_empty());
+    let metadata_exchange = extras::filters(filters, at);
     at.unsupported("lrs_server", lrs_server.is_some());
     at.unsupported("lrs_report_endpoint_metrics", !lrs_report_endpoint_metrics.is_empty());
     at.unsupported("upstream_config", upstream_config.is_some());
@@ -242,6 +242,7 @@ pub(crate) fn lower_proto(proto: proto::Cluster, source: Bytes, at: &mut Lower) 
         timeout_budgets: budgets || track_timeout_budgets,
         errors: http.errors,
         hashing: http.hashing.map(Arc::new),
+        metadata_exchange,
     };
     let balancing = balancing?;
     let around = health::config::Surroundings {

@@ -9,6 +9,7 @@ use crate::cluster::pool::preconnect::Preconnect;
 use crate::http::headers::HeaderMap;
 use crate::http::route::hash_policy::HashPolicies;
 use crate::http::route::matcher::HeaderMatcher;
+use crate::listener::network::metadata_exchange::MetadataExchange;
 use crate::telemetry::stats::{ThreadStats, stats_scope};
 
 /// Settings that few clusters have.
@@ -26,18 +27,22 @@ pub(crate) struct Extras {
     pub(crate) errors: Option<AnswerMatch>,
     /// `HttpProtocolOptions.hash_policy`: replaces the route's.
     pub(crate) hashing: Option<Arc<HashPolicies>>,
+    /// Of `filters`: for TCP sessions.
+    pub(crate) metadata_exchange: Option<Arc<MetadataExchange>>,
 }
 
 impl Extras {
     /// Whether there is anything to keep.
     pub(crate) fn any(&self) -> bool {
-        let Self { preconnect, per_connection, sizes, timeout_budgets, errors, hashing } = self;
+        let Self { preconnect, per_connection, sizes, timeout_budgets, errors, hashing, metadata_exchange } =
+            self;
         preconnect.is_some()
             || *per_connection
             || *sizes
             || *timeout_budgets
             || errors.is_some()
             || hashing.is_some()
+            || metadata_exchange.is_some()
     }
 }
 

@@ -17,6 +17,7 @@ use crate::config::source::ResourceKey;
 use crate::http::config::Http1Settings;
 use crate::http::headers::HeaderMap;
 use crate::http::route::{Mirror, RetryPolicy};
+use crate::listener::network::metadata_exchange::MetadataExchange;
 use crate::telemetry::stream_info::DynamicMetadata;
 use crate::tls::{Transport, UpstreamTls};
 
@@ -131,6 +132,11 @@ impl Cluster {
     /// `preconnect_policy`, if there is one.
     pub(crate) fn preconnect(&self) -> Option<&pool::preconnect::Preconnect> {
         self.extras.as_ref()?.preconnect.as_ref()
+    }
+
+    /// The metadata exchange among its `filters`, if it is there.
+    pub(crate) fn metadata_exchange(&self) -> Option<&MetadataExchange> {
+        self.extras.as_ref()?.metadata_exchange.as_deref()
     }
 
     /// Whether each downstream connection has its own connections to the endpoints.

@@ -26,7 +26,7 @@ use crate::config::lower::{Lower, Scope, UnknownFields};
 use crate::config::runtime::Runtime;
 use crate::config::source::{ConfigSource, XdsServer, config_source, xds_server};
 use crate::config::wire::{places, split};
-use crate::listener::{ListenAddress, Listener};
+use crate::listener::{Direction, ListenAddress, Listener};
 use crate::overload::Plan;
 use crate::telemetry::tags::StatsConfig;
 
@@ -188,6 +188,7 @@ pub(crate) fn lower(wire: Bytes, at: &mut Lower) -> Option<Bootstrap> {
         added_via_api: false,
         version: String::new(),
         unknown_fields: UnknownFields::Ignore,
+        direction: Direction::Unspecified,
         filter_name: Name::default(),
         dns_caches: Arc::default(),
     };

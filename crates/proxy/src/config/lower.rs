@@ -21,6 +21,7 @@ use crate::cluster::lb::settings::Here;
 use crate::cluster::{BindConfig, dns_cache};
 use crate::config::discovery::control_plane::XdsClusters;
 use crate::config::runtime::Runtime;
+use crate::listener::Direction;
 use crate::tls::secrets::Secret;
 
 /// One refused field.
@@ -94,6 +95,8 @@ pub(crate) struct Scope {
     pub(crate) added_via_api: bool,
     /// `version_info` of the update that brought it; empty for static ones.
     pub(crate) version: String,
+    /// `traffic_direction` of the listener that is being lowered.
+    pub(crate) direction: Direction,
     /// The name of the HTTP filter that is being lowered.
     pub(crate) filter_name: Name,
     /// What to do about unknown fields of resources that come by xDS.

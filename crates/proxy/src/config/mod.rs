@@ -3,6 +3,7 @@
 pub(crate) mod address;
 pub(crate) mod bootstrap;
 pub(crate) mod discovery;
+pub(crate) mod extensions;
 pub(crate) mod file;
 pub(crate) mod filter_id;
 pub(crate) mod lower;

@@ -75,6 +75,8 @@ pub(crate) struct HttpConnectionManager {
     pub(crate) routes: RouteSource,
     /// The chain in order, without the terminal router.
     pub(crate) filters: Vec<ChainedFilter>,
+    /// Which of them want to be told of every request, and how often of those that go on.
+    pub(crate) observers: Vec<(usize, Duration)>,
     /// The terminal router's settings.
     pub(crate) router: RouterConfig,
     /// `access_log`.

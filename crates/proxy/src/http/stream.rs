@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 use std::pin::pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use leno_base::Name;
@@ -118,6 +118,10 @@ pub(crate) struct Stream {
     drain: DrainWatch,
     /// When the access logs are written next; `Deadlines::log` is for those of attempts too.
     next_log: Option<Instant>,
+    /// When filters are told next that a gRPC stream goes on, and how many messages of requests and
+    /// responses they know of.
+    next_report: Option<Instant>,
+    reported: [u64; 2],
     /// Counted and logged.
     finished: bool,
     /// Whether the request speaks gRPC, as it came in.
@@ -212,6 +216,9 @@ impl Stream {
             StreamInfo::new(Rc::clone(&connection.info), Some(down.protocol()), now, SystemTime::now());
         info.request_head = size;
         info.request_complete = complete.then_some(now);
+        let grpc = head.is_grpc();
+        let next_log = manager.log_interval.map(|interval| now + interval);
+        let next_report = report_interval(&manager).filter(|_| grpc).and_then(|every| now.checked_add(every));
         let deadlines = Deadlines {
             last: now,
             idle: manager
@@ -219,10 +226,9 @@ impl Stream {
                 .map(|limit| connection.worker.overload().scaled(Timed::StreamIdle, limit)),
             request: manager.request_timeout.filter(|_| !complete).map(|limit| now + limit),
             duration: manager.max_stream_duration.map(|limit| now + limit),
-            log: manager.log_interval.map(|interval| now + interval),
+            log: [next_log, next_report].into_iter().flatten().min(),
             ..Deadlines::new(now)
         };
-        let grpc = head.is_grpc();
         let attempt_logs = AttemptLogs::new(&manager, &connection.info);
         Self {
             worker: Rc::clone(&connection.worker),
@@ -237,7 +243,9 @@ impl Stream {
             attempt_logs,
             redirected: None,
             internal: false,
-            next_log: deadlines.log,
+            next_log,
+            next_report,
+            reported: [0; 2],
             deadlines,
             request_buffer_limit: connection.buffer_limit,
             response_buffer_limit: connection.buffer_limit,
@@ -510,9 +518,14 @@ impl Stream {
                         self.log(LogType::DownstreamPeriodic, None);
                         self.next_log = self.manager.log_interval.map(|interval| now + interval);
                     }
+                    if self.next_report.is_some_and(|next| next <= now) {
+                        self.report(None);
+                        let every = report_interval(&self.manager);
+                        self.next_report = every.and_then(|every| now.checked_add(every));
+                    }
                     self.log_attempts(now);
-                    self.deadlines.log =
-                        [self.next_log, self.attempt_logs.next()].into_iter().flatten().min();
+                    let next = [self.next_log, self.next_report, self.attempt_logs.next()];
+                    self.deadlines.log = next.into_iter().flatten().min();
                 }
                 polled => return polled,
             }
@@ -534,6 +547,11 @@ impl Stream {
         }
         self.poll_deadlines(cx, timer).map(Interrupted::Expired)
     }
+}
+
+/// How often filters are told of gRPC streams that go on.
+fn report_interval(manager: &Manager) -> Option<Duration> {
+    manager.observers.iter().map(|(_, every)| *every).min()
 }
 
 /// What interrupts waiting.

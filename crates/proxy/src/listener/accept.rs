@@ -416,21 +416,20 @@ async fn serve_found(
             () = watch.reached(Phase::Closing) => return,
         };
     }
-    let filters = tokio::select! {
-        filters = network::run(&chain.filters, &worker, &mut accepted, &mut info) => filters,
+    let mut filters = network::open(&chain.filters, &worker);
+    let passed = tokio::select! {
+        passed = network::run(&mut filters, &mut accepted, &mut info) => passed,
         () = watch.reached(Phase::Closing) => Err("".into()),
     };
     let info = Rc::new(info);
-    let _filters = match filters {
-        Ok(filters) => filters,
-        Err(why) => {
-            drop(counted);
-            let mut facts = StreamInfo::new(info, None, started, SystemTime::now() - started.elapsed());
-            facts.termination_details = (!why.is_empty()).then_some(why);
-            log(&listener, &facts);
-            return;
-        }
-    };
+    if let Err(why) = passed {
+        drop(counted);
+        let mut facts = StreamInfo::new(info, None, started, SystemTime::now() - started.elapsed());
+        facts.termination_details = (!why.is_empty()).then_some(why);
+        network::report(&mut filters, &facts, true);
+        log(&listener, &facts);
+        return;
+    }
     match &chain.network {
         NetworkFilters::Http(manager)
             if worker.overload().sheds(Reaction::ShedCodec, worker.stats(), || worker.random()) =>
@@ -443,7 +442,9 @@ async fn serve_found(
         }
         NetworkFilters::Tcp(proxy) => {
             // One story, told by the listener first.
-            let facts = crate::tcp::tcp_proxy::serve(&worker, proxy, accepted, Rc::clone(&info), watch).await;
+            let info = Rc::clone(&info);
+            let facts =
+                crate::tcp::tcp_proxy::serve(&worker, proxy, accepted, info, watch, &mut filters).await;
             drop(counted);
             log(&listener, &facts);
             proxy.log(&facts);

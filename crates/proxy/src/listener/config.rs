@@ -25,6 +25,7 @@ use crate::http::filters::Background;
 use crate::listener::accept::GlobalConnections;
 use crate::listener::filter_chain::FilterChains;
 use crate::listener::inspect::TlsInspection;
+use crate::listener::network::NetworkFilterConfig;
 use crate::listener::proxy_protocol::ProxyProtocol;
 use crate::listener::{
     Direction, FilterChain, ListenAddress, Listener, ListenerFilter, ListenerFilterKind, ListenerPredicate,
@@ -121,6 +122,12 @@ pub(crate) fn lower_proto(
     if filter_chains.is_empty() && default_filter_chain.is_none() {
         at.error_at("filter_chains", format!("error adding listener '{first}': no filter chains specified"));
     }
+    let direction = match at.value::<core::TrafficDirection>("traffic_direction", traffic_direction)? {
+        core::TrafficDirection::Unspecified => Direction::Unspecified,
+        core::TrafficDirection::Inbound => Direction::Inbound,
+        core::TrafficDirection::Outbound => Direction::Outbound,
+    };
+    at.scope_mut().direction = direction;
     let use_proxy_proto = filter_chains.first().is_some_and(|chain| chain.use_proxy_proto == Some(true));
     let mut chains =
         lower_chains(filter_chains, default_filter_chain, filter_chain_matcher.is_some(), previous, at);
@@ -198,11 +205,7 @@ pub(crate) fn lower_proto(
         backlog: tcp_backlog_size,
         reuse_port: enable_reuse_port.unwrap_or(true),
         keepalive: tcp_keepalive.map(address::keepalive),
-        direction: match at.value::<core::TrafficDirection>("traffic_direction", traffic_direction)? {
-            core::TrafficDirection::Unspecified => Direction::Unspecified,
-            core::TrafficDirection::Inbound => Direction::Inbound,
-            core::TrafficDirection::Outbound => Direction::Outbound,
-        },
+        direction,
         bypass_overload: bypass_overload_manager,
         ignore_global_limit: ignore_global_conn_limit,
         drain_modify_only: drain_type == proto::listener::DrainType::ModifyOnly,
@@ -370,6 +373,11 @@ fn filter_chain(proto: proto::FilterChain, at: &mut Lower) -> Option<FilterChain
         Some(_) => network?,
         None => NetworkFilters::Close,
     };
+    if !matches!(network, NetworkFilters::Tcp(_))
+        && let Some(place) = before.iter().position(|filter: &Arc<dyn NetworkFilterConfig>| filter.counts_sessions())
+    {
+        at.unsupported(&format!("filters[{place}]: in front of another filter than tcp_proxy"), true);
+    }
     let handshake_timeout =
         at.timeout("transport_socket_connect_timeout", transport_socket_connect_timeout, None);
     let criteria = filter_chain_match.map(|criteria| criteria.encode_to_vec()).unwrap_or_default();

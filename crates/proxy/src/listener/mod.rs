@@ -88,9 +88,10 @@ pub(crate) enum ListenAddress {
 }
 
 /// `traffic_direction`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Direction {
     /// Not said.
+    #[default]
     Unspecified,
     /// To the workload.
     Inbound,

@@ -133,7 +133,7 @@ impl ProxyProtocol {
         }
         if !objects.is_empty() {
             let typed = Value::Object(objects);
-            let state = FilterState { text: typed.to_string(), typed: Some(typed) };
+            let state = FilterState { text: typed.to_string(), typed: Some(typed), peer: None };
             found.filter_state.insert(FILTER_STATE.to_owned(), state);
         }
         let tlvs = header.tlvs.into_iter().filter(|tlv| self.pass_through.passes(tlv.kind)).collect();

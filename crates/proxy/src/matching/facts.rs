@@ -1,11 +1,14 @@
 //! What matchers may know of a connection or a request. A kind of data implements what it has.
 
 use std::net::SocketAddr;
+use std::time::Instant;
 
 use crate::cluster::Metadata;
 use crate::http::headers::HeaderMap;
 use crate::http::route::Route;
 use crate::listener::filter_chain::ConnectionFacts;
+use crate::telemetry::access_log::command::FormatContext;
+use crate::telemetry::access_log::grpc;
 use crate::telemetry::stream_info::{ConnectionInfo, DynamicMetadata, FilterState, StreamInfo};
 use crate::tls::TlsInfo;
 
@@ -74,6 +77,18 @@ pub(crate) trait Facts {
     }
     /// The response's trailers.
     fn response_trailers(&self) -> Option<&HeaderMap> {
+        None
+    }
+    /// The status of a gRPC call that has ended.
+    fn grpc_status(&self) -> Option<u32> {
+        None
+    }
+    /// When the stream ended; `None`: it has not.
+    fn end(&self) -> Option<Instant> {
+        None
+    }
+    /// This proxy's node: `id`, `cluster`, `metadata`, `locality`.
+    fn node(&self) -> Option<&serde_json::Value> {
         None
     }
     /// Dynamic metadata.
@@ -256,5 +271,65 @@ impl Facts for RouteFacts<'_> {
 
     fn request(&self) -> Option<&HeaderMap> {
         Some(self.request)
+    }
+}
+
+/// What a log entry is made of, and with it the node.
+#[derive(Clone, Copy)]
+pub(crate) struct LogFacts<'a> {
+    /// The stream or session, and its heads.
+    pub(crate) context: FormatContext<'a>,
+    /// See [`Facts::node`].
+    pub(crate) node: Option<&'a serde_json::Value>,
+}
+
+impl Facts for LogFacts<'_> {
+    fn destination(&self) -> Option<SocketAddr> {
+        Some(self.context.info.connection.local)
+    }
+
+    fn source(&self) -> Option<SocketAddr> {
+        Some(self.context.info.connection.remote)
+    }
+
+    fn direct_source(&self) -> Option<SocketAddr> {
+        Some(self.context.info.connection.direct_remote)
+    }
+
+    fn connection_source(&self) -> Option<SocketAddr> {
+        let connection = &self.context.info.connection;
+        Some(if connection.remote.port() == 0 { connection.direct_remote } else { connection.remote })
+    }
+
+    fn server_name(&self) -> &str {
+        self.context.info.connection.server_name.as_deref().unwrap_or_default()
+    }
+
+    fn info(&self) -> Option<&StreamInfo> {
+        Some(self.context.info)
+    }
+
+    fn request(&self) -> Option<&HeaderMap> {
+        self.context.request
+    }
+
+    fn response(&self) -> Option<&HeaderMap> {
+        self.context.response
+    }
+
+    fn response_trailers(&self) -> Option<&HeaderMap> {
+        self.context.trailers
+    }
+
+    fn grpc_status(&self) -> Option<u32> {
+        grpc::status(&self.context)
+    }
+
+    fn end(&self) -> Option<Instant> {
+        self.context.end
+    }
+
+    fn node(&self) -> Option<&serde_json::Value> {
+        self.node
     }
 }

@@ -214,7 +214,7 @@ fn requests() {
     head.set_named(":path", b"/?q=c");
     check(&info, &head, "a");
     head.remove_named("x-a");
-    info.filter_state.insert("s".into(), FilterState { text: "ax".into(), typed: None });
+    info.filter_state.insert("s", FilterState { text: "ax".into(), typed: None, peer: None });
     check(&info, &head, "c");
     info.metadata.values_mut("f").insert("k".into(), serde_json::json!([1, 2]));
     check(&info, &head, "b");

@@ -125,7 +125,7 @@ fn actions() {
 fn permissions() {
     let mut get = request("GET", "/a/b?c=/x");
     get.metadata.values_mut("jwt").insert("iss".into(), "me".into());
-    get.upstream = Some(FilterState { text: "10.7.0.1:443".into(), typed: None });
+    get.upstream = Some(FilterState { text: "10.7.0.1:443".into(), typed: None, peer: None });
     let cases = [
         ("any: true", true),
         ("header: {name: ':method', string_match: {exact: GET}}", true),

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use crate::telemetry::stats::{Block, Kind, StatsStore, total};
+use crate::telemetry::stats::{Block, Kind, Labels, StatsStore, total};
 
 /// One stat.
 #[derive(Clone, Debug, PartialEq)]
@@ -14,6 +14,8 @@ pub(crate) struct Stat {
     pub(crate) value: Sample,
     /// Whether it was ever written.
     pub(crate) used: bool,
+    /// Its labels, if they are not parts of its name.
+    pub(crate) labels: Option<Arc<Labels>>,
 }
 
 /// A stat's value.
@@ -63,7 +65,7 @@ pub(crate) const BOUNDS: [f64; 19] = [
 ];
 
 /// Ends of names of clusters, virtual clusters and routes that Envoy makes when the first such
-/// answer comes, or only for clusters of subsets.
+/// answer comes, or only for clusters of subsets. Stats with labels of their own are all made so.
 const ON_DEMAND: [&str; 7] = [
     ".upstream_rq_1xx",
     ".upstream_rq_2xx",
@@ -90,7 +92,7 @@ pub(crate) fn scrape(store: &StatsStore, wanted: impl Fn(&str) -> bool) -> Vec<S
                 && ON_DEMAND.iter().any(|end| name.ends_with(end));
             if wanted(&name) {
                 let stat = sum(name, *kind, index, blocks);
-                if stat.used || !on_demand {
+                if stat.used || !on_demand && stat.labels.is_none() {
                     stats.push(stat);
                 }
             }
@@ -102,7 +104,7 @@ pub(crate) fn scrape(store: &StatsStore, wanted: impl Fn(&str) -> bool) -> Vec<S
         for (status, count) in statuses {
             let name = format!("{prefix}upstream_rq_{status}");
             if wanted(&name) {
-                stats.push(Stat { name, value: Sample::Counter(count), used: true });
+                stats.push(Stat { name, value: Sample::Counter(count), used: true, labels: None });
             }
         }
     }
@@ -112,14 +114,16 @@ pub(crate) fn scrape(store: &StatsStore, wanted: impl Fn(&str) -> bool) -> Vec<S
 
 fn sum(name: String, kind: Kind, index: usize, blocks: &[Arc<Block>]) -> Stat {
     let written = || blocks.iter().any(|block| block.cell(index).is_used());
+    let labels = blocks.first().and_then(|block| block.labels()).cloned();
     match kind {
         Kind::Counter => {
             let value = total(blocks.iter().map(|block| block.since_reset(index)));
-            Stat { name, value: Sample::Counter(value), used: written() }
+            Stat { name, value: Sample::Counter(value), used: written(), labels }
         }
         Kind::Gauge => {
-            let value = total(blocks.iter().map(|block| block.cell(index).value()));
-            Stat { name, value: Sample::Gauge(value), used: written() }
+            let values = blocks.iter().map(|block| block.cell(index).value());
+            let value = if labels.is_some() { values.max().unwrap_or(0) } else { total(values) };
+            Stat { name, value: Sample::Gauge(value), used: written(), labels }
         }
         Kind::Histogram => {
             let mut all = Distribution::default();
@@ -130,7 +134,7 @@ fn sum(name: String, kind: Kind, index: usize, blocks: &[Arc<Block>]) -> Stat {
                 }
             }
             let used = !all.is_empty();
-            Stat { name, value: Sample::Histogram(all), used }
+            Stat { name, value: Sample::Histogram(all), used, labels }
         }
     }
 }

@@ -7,12 +7,13 @@
 //! when first used. A scope's values live as long as somebody holds its block.
 //!
 //! A kind of scope is declared with `stats_scope!`; summing is in `scrape`, rendering in
-//! `admin::stats` and `admin::prometheus`.
+//! `admin::stats` and `admin::prometheus`. Stats whose labels are given with them, instead of being
+//! taken out of their names, are blocks of their own (`ThreadStats::labelled`).
 
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
@@ -59,6 +60,30 @@ pub(crate) struct Block {
     statuses: OnceLock<Box<[OnceLock<Box<[AtomicU64]>>; 5]>>,
     /// What the counters had at the last reset: only their owner may write them.
     baseline: Mutex<Option<Baseline>>,
+    /// The labels, if they are not parts of the name.
+    labels: Option<Arc<Labels>>,
+    /// Not shown any more, as nothing was counted for long: whoever counts takes a new one.
+    retired: AtomicBool,
+}
+
+/// The labels of a stat, and its name without them.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Labels {
+    /// The name.
+    pub(crate) name: Box<str>,
+    /// Labels and values, in the order in which they are shown.
+    pub(crate) pairs: Vec<(Arc<str>, Box<str>)>,
+}
+
+impl Labels {
+    /// The whole name as `/stats` shows it: labels and values follow the name.
+    fn full_name(&self) -> String {
+        let mut name = self.name.to_string();
+        for (label, value) in &self.pairs {
+            name.extend([".", label, ".", value]);
+        }
+        name
+    }
 }
 
 /// Values at a reset.
@@ -148,7 +173,25 @@ impl Block {
             histograms: OnceLock::new(),
             statuses: OnceLock::new(),
             baseline: Mutex::new(None),
+            labels: None,
+            retired: AtomicBool::new(false),
         }
+    }
+
+    /// Its labels, if they are not parts of its name.
+    pub(crate) fn labels(&self) -> Option<&Arc<Labels>> {
+        self.labels.as_ref()
+    }
+
+    /// Whether whoever counts is to take a new one.
+    pub(crate) fn is_retired(&self) -> bool {
+        self.retired.load(Ordering::Relaxed)
+    }
+
+    /// A number that changes when something is counted.
+    fn activity(&self) -> u64 {
+        let recorded = self.recorded(0).map_or(0, |buckets| buckets.iter().map(|(_, _, count)| count).sum());
+        recorded + self.cell(0).value()
     }
 
     /// The value of a counter since the last reset, of a gauge now.
@@ -283,7 +326,7 @@ impl Buckets {
 /// All blocks of all threads.
 #[derive(Debug, Default)]
 pub(crate) struct StatsStore {
-    threads: Mutex<Vec<Arc<ThreadStats>>>,
+    threads: Arc<Mutex<Vec<Arc<ThreadStats>>>>,
     computed: Mutex<Vec<Arc<dyn Computed>>>,
 }
 
@@ -301,10 +344,16 @@ pub(crate) trait Computed: fmt::Debug + Send + Sync {
 pub(crate) struct ThreadStats {
     /// Its place among the threads of the store.
     index: usize,
+    /// All threads of the store.
+    threads: Weak<Mutex<Vec<Arc<ThreadStats>>>>,
     blocks: Mutex<HashMap<Box<str>, SamePrefix>>,
     /// Blocks that the thread itself holds.
     kept: Mutex<HashMap<Box<str>, Kept>>,
 }
+
+/// What was counted up to some time, by whole names.
+#[derive(Debug)]
+pub(crate) struct Activity(HashMap<Box<str>, u64>);
 
 /// The blocks of one prefix that the thread itself holds, by and large one.
 #[derive(Debug, Default)]
@@ -324,6 +373,8 @@ fn shown(prefix: &str) -> Cow<'_, str> {
 
 /// One counter whose whole name is the prefix.
 static COUNTER: Schema = Schema::new(&[("", Kind::Counter)]);
+/// One gauge whose whole name is the prefix.
+static GAUGE: Schema = Schema::new(&[("", Kind::Gauge)]);
 /// One histogram whose whole name is the prefix.
 static HISTOGRAM: Schema = Schema::new(&[("", Kind::Histogram)]);
 
@@ -331,7 +382,8 @@ impl StatsStore {
     /// A new thread's stats; each thread calls it once.
     pub(crate) fn thread(&self) -> Arc<ThreadStats> {
         let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
-        let thread = Arc::new(ThreadStats { index: threads.len(), ..ThreadStats::default() });
+        let (index, all) = (threads.len(), Arc::downgrade(&self.threads));
+        let thread = Arc::new(ThreadStats { index, threads: all, ..ThreadStats::default() });
         threads.push(Arc::clone(&thread));
         thread
     }
@@ -411,6 +463,74 @@ impl ThreadStats {
         let block = self.block(prefix, schema);
         same_prefix.push(Arc::clone(&block));
         block
+    }
+
+    /// The block of the stat with this name and these labels, which is its only one; it is kept
+    /// until it is retired. One thread's gauge is shown, the highest, not the sum.
+    pub(crate) fn labelled(&self, kind: Kind, labels: Labels) -> Arc<Block> {
+        let schema = match kind {
+            Kind::Counter => &COUNTER,
+            Kind::Gauge => &GAUGE,
+            Kind::Histogram => &HISTOGRAM,
+        };
+        let name = labels.full_name();
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let Kept(same_name) = kept.entry(name.as_str().into()).or_default();
+        same_name.retain(|block| !block.is_retired());
+        if let Some(block) = same_name.iter().find(|block| std::ptr::eq(block.schema, schema)) {
+            return Arc::clone(block);
+        }
+        let block = Arc::new(Block { labels: Some(Arc::new(labels)), ..Block::new(schema, &name) });
+        same_name.push(Arc::clone(&block));
+        let mut blocks = self.blocks.lock().unwrap_or_else(PoisonError::into_inner);
+        blocks.entry(name.into()).or_default().0.push(Arc::downgrade(&block));
+        block
+    }
+
+    /// What all threads have counted so far under names with labels, gauges apart.
+    pub(crate) fn activity(&self) -> Activity {
+        let mut all = HashMap::new();
+        self.each_labelled(|name, block| *all.entry(name.into()).or_default() += block.activity());
+        Activity(all)
+    }
+
+    /// Retires what has counted nothing since then, on no thread.
+    pub(crate) fn retire_idle(&self, Activity(before): &Activity) {
+        let Activity(now) = self.activity();
+        let idle = |name: &str| before.get(name).is_some_and(|before| now.get(name) == Some(before));
+        self.each_labelled(|name, block| {
+            if idle(name) {
+                block.retired.store(true, Ordering::Relaxed);
+            }
+        });
+        for thread in self.all_threads() {
+            let mut kept = thread.kept.lock().unwrap_or_else(PoisonError::into_inner);
+            kept.retain(|_, Kept(blocks)| {
+                blocks.retain(|block| !block.is_retired());
+                !blocks.is_empty()
+            });
+            let mut blocks = thread.blocks.lock().unwrap_or_else(PoisonError::into_inner);
+            for SamePrefix(blocks) in blocks.values_mut() {
+                blocks.retain(|block| block.upgrade().is_some_and(|block| !block.is_retired()));
+            }
+        }
+    }
+
+    fn each_labelled(&self, mut show: impl FnMut(&str, &Block)) {
+        for thread in self.all_threads() {
+            let kept = thread.kept.lock().unwrap_or_else(PoisonError::into_inner);
+            for (name, Kept(blocks)) in &*kept {
+                let counting = blocks.iter().filter(|block| {
+                    block.labels.is_some() && !std::ptr::eq(block.schema, &GAUGE)
+                });
+                counting.for_each(|block| show(name, block));
+            }
+        }
+    }
+
+    fn all_threads(&self) -> Vec<Arc<ThreadStats>> {
+        let threads = self.threads.upgrade();
+        threads.map(|all| all.lock().unwrap_or_else(PoisonError::into_inner).clone()).unwrap_or_default()
     }
 
     /// The block of the counter with this whole name, which is its only stat; it is kept.
@@ -507,7 +627,7 @@ pub(crate) use stats_scope;
 
 #[cfg(test)]
 mod tests {
-    use super::StatsStore;
+    use super::{Kind, Labels, StatsStore};
 
     stats_scope! {
         struct Sample { counter total; gauge active; histogram time = "rq_time"; }
@@ -576,6 +696,41 @@ mod tests {
             .collect();
         shown.sort();
         assert_eq!(shown, ["cluster.a.grpc.0=3", "cluster.a.grpc.upstream_rq_time=7", "x.total=2"]);
+    }
+
+    #[test]
+    fn labels_are_shown_apart_and_idle_ones_retired() {
+        let store = StatsStore::default();
+        let (main, worker) = (store.thread(), store.thread());
+        let labels = |value: &str| Labels { name: "n".into(), pairs: vec![("l".into(), value.into())] };
+        let a = main.labelled(Kind::Counter, labels("a"));
+        a.cell(0).inc();
+        worker.labelled(Kind::Counter, labels("a")).cell(0).inc();
+        worker.labelled(Kind::Counter, labels("b")).cell(0).inc();
+        main.labelled(Kind::Gauge, labels("g")).cell(0).set(1);
+        worker.labelled(Kind::Gauge, labels("g")).cell(0).set(1);
+        let shown = || {
+            let stats = crate::telemetry::scrape::scrape(&store, |_| true);
+            let shown = stats.iter().map(|stat| {
+                let labels = stat.labels.as_ref().map(|labels| format!("{:?}", labels.pairs));
+                format!("{} {:?} {}", stat.name, stat.value, labels.unwrap_or_default())
+            });
+            shown.collect::<Vec<_>>()
+        };
+        let expected = [
+            r#"n.l.a Counter(2) [("l", "a")]"#,
+            r#"n.l.b Counter(1) [("l", "b")]"#,
+            r#"n.l.g Gauge(1) [("l", "g")]"#,
+        ];
+        assert_eq!(shown(), expected);
+        let before = main.activity();
+        // One thread counts, so that the other's count stays too.
+        worker.labelled(Kind::Counter, labels("a")).cell(0).inc();
+        main.retire_idle(&before);
+        assert!(!a.is_retired());
+        assert_eq!(shown(), [r#"n.l.a Counter(3) [("l", "a")]"#, expected[2]]);
+        worker.labelled(Kind::Counter, labels("b")).cell(0).inc();
+        assert_eq!(shown()[1], expected[1]);
     }
 
     #[test]

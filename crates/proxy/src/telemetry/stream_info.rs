@@ -1,6 +1,8 @@
 //! What is known of one stream (request) or one TCP session: the facts that access logs,
 //! stats, spans and filters read. Filled along the way, read in `Stream::finish`.
 
+use std::borrow::Cow;
+use std::cell::OnceCell;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::ops::Deref;
@@ -16,6 +18,7 @@ use crate::cluster::{Cluster, EndpointConfig, Metadata};
 use crate::listener::OriginalSource;
 use crate::proxy_protocol::Origin;
 pub(crate) use crate::telemetry::metadata::DynamicMetadata;
+use crate::telemetry::workload::Workload;
 use crate::text;
 use crate::tls::TlsInfo;
 
@@ -111,6 +114,11 @@ impl ResponseFlags {
     pub(crate) fn is_empty(self) -> bool {
         self.0 == 0
     }
+
+    /// The set as a number, to tell sets apart.
+    pub(crate) fn bits(self) -> u32 {
+        self.0
+    }
 }
 
 /// `%PROTOCOL%`.
@@ -202,7 +210,7 @@ pub(crate) struct Found {
     /// Dynamic metadata of the connection. TCP sessions have it, requests do not (as in Envoy).
     pub(crate) metadata: DynamicMetadata,
     /// Filter state of the connection, which its requests see too.
-    pub(crate) filter_state: BTreeMap<String, FilterState>,
+    pub(crate) filter_state: FilterStates,
     /// The PROXY protocol header that the connection began with.
     pub(crate) origin: Option<Box<Origin>>,
     /// Upstream connections are to come from the downstream address.
@@ -227,15 +235,44 @@ pub(crate) struct ClusterFacts {
     pub(crate) name: Name,
     /// `%CLUSTER_METADATA(...)%`.
     pub(crate) metadata: Metadata,
+    service: OnceCell<Option<Box<MeshService>>>,
+}
+
+/// The service of a mesh that a cluster stands for: the first of the field `services` of its
+/// metadata `istio`, as the control plane says it.
+#[derive(Debug)]
+pub(crate) struct MeshService {
+    /// `host`
+    pub(crate) host: Box<str>,
+    /// `name`, else the host up to its first dot.
+    pub(crate) name: Box<str>,
+    /// `namespace`
+    pub(crate) namespace: Box<str>,
+}
+
+impl ClusterFacts {
+    /// Of a cluster with these names.
+    pub(crate) fn new(stat_name: Name, name: Name, metadata: Metadata) -> Self {
+        Self { stat_name, name, metadata, service: OnceCell::new() }
+    }
+
+    /// The service that it stands for, if the control plane has said so.
+    pub(crate) fn service(&self) -> Option<&MeshService> {
+        let read = || {
+            let service = self.metadata.get("istio")?.get("services")?.get(0)?;
+            let text = |name: &str| service.get(name).and_then(serde_json::Value::as_str);
+            let host = text("host").unwrap_or_default();
+            let name = text("name").unwrap_or_else(|| host.split('.').next().unwrap_or_default());
+            let namespace = text("namespace").unwrap_or_default();
+            Some(Box::new(MeshService { host: host.into(), name: name.into(), namespace: namespace.into() }))
+        };
+        self.service.get_or_init(read).as_deref()
+    }
 }
 
 impl From<&Cluster> for ClusterFacts {
     fn from(cluster: &Cluster) -> Self {
-        Self {
-            stat_name: cluster.stat_name.clone(),
-            name: cluster.name.clone(),
-            metadata: Arc::clone(&cluster.metadata),
-        }
+        Self::new(cluster.stat_name.clone(), cluster.name.clone(), Arc::clone(&cluster.metadata))
     }
 }
 
@@ -272,6 +309,8 @@ pub(crate) struct UpstreamInfo {
     pub(crate) first_rx: Option<Instant>,
     /// See `first_rx`.
     pub(crate) last_rx: Option<Instant>,
+    /// Filter state of the upstream connection of a TCP session.
+    pub(crate) filter_state: FilterStates,
     /// Wire bytes to and from upstream.
     pub(crate) wire_bytes_sent: u64,
     /// See `wire_bytes_sent`.
@@ -300,6 +339,45 @@ pub(crate) struct FilterState {
     pub(crate) text: String,
     /// `%FILTER_STATE(key:TYPED)%`: the message in proto3's JSON; `None`: the text, as a string.
     pub(crate) typed: Option<serde_json::Value>,
+    /// The facts of a peer, if it stands for them.
+    pub(crate) peer: Option<Box<Workload>>,
+}
+
+/// Objects by their keys. What is the same for many requests is shared.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct FilterStates(BTreeMap<Cow<'static, str>, Rc<FilterState>>);
+
+impl FilterStates {
+    /// The object of this key.
+    pub(crate) fn get(&self, key: &str) -> Option<&FilterState> {
+        self.0.get(key).map(|state| &**state)
+    }
+
+    /// The same, to be shared.
+    pub(crate) fn shared(&self, key: &str) -> Option<&Rc<FilterState>> {
+        self.0.get(key)
+    }
+
+    /// Leaves an object, in place of one of the same key.
+    pub(crate) fn insert(&mut self, key: impl Into<Cow<'static, str>>, state: impl Into<Rc<FilterState>>) {
+        self.0.insert(key.into(), state.into());
+    }
+
+    /// Whether there is an object of this key.
+    pub(crate) fn contains(&self, key: &str) -> bool {
+        self.0.contains_key(key)
+    }
+
+    /// All objects, in the order of their keys.
+    #[cfg(test)]
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&str, &FilterState)> {
+        self.0.iter().map(|(key, state)| (&**key, &**state))
+    }
+
+    /// Forgets all objects.
+    pub(crate) fn clear(&mut self) {
+        self.0.clear();
+    }
 }
 
 impl FilterState {
@@ -351,9 +429,9 @@ pub(crate) struct StreamInfo {
     /// `%RESPONSE_CODE%`; 0: none sent.
     pub(crate) response_code: u16,
     /// `%RESPONSE_CODE_DETAILS%`.
-    pub(crate) response_code_details: Option<std::borrow::Cow<'static, str>>,
+    pub(crate) response_code_details: Option<Cow<'static, str>>,
     /// `%CONNECTION_TERMINATION_DETAILS%`.
-    pub(crate) termination_details: Option<std::borrow::Cow<'static, str>>,
+    pub(crate) termination_details: Option<Cow<'static, str>>,
     /// `%RESPONSE_FLAGS%`.
     pub(crate) flags: ResponseFlags,
     /// `%BYTES_RECEIVED%`: body bytes from downstream.
@@ -381,7 +459,7 @@ pub(crate) struct StreamInfo {
     /// `%DYNAMIC_METADATA(...)%`.
     pub(crate) metadata: DynamicMetadata,
     /// `%FILTER_STATE(...)%`.
-    pub(crate) filter_state: BTreeMap<String, FilterState>,
+    pub(crate) filter_state: FilterStates,
     /// `x-request-id`, as logged or traced.
     pub(crate) request_id: Option<RequestId>,
     /// The request passed the health check filter.
@@ -392,6 +470,15 @@ impl StreamInfo {
     /// `%ROUTE_NAME%`, if a route was taken that has a name.
     pub(crate) fn route_name(&self) -> Option<&str> {
         self.route.as_ref().map(|names| &*names.route).filter(|name| !name.is_empty())
+    }
+
+    /// Bytes received from and sent to downstream on the wire, as far as they are known
+    /// (`%DOWNSTREAM_WIRE_BYTES_...%`).
+    // Deviation: heads and bodies without the framing of HTTP/1's chunks.
+    pub(crate) fn wire_bytes(&self) -> (u64, u64) {
+        let http1 =
+            (self.request_head.wire + self.bytes_received, self.response_head.wire + self.bytes_sent);
+        self.stream_wire_bytes.unwrap_or(http1)
     }
 
     /// The facts at the start of a stream on `connection`.

@@ -2,6 +2,8 @@
 
 #![allow(deprecated, reason = "deprecated fields are lowered, or refused by name, like all others")]
 
+use std::sync::Arc;
+
 use leno_api::proto::envoy::config::cluster::v3 as proto;
 use leno_api::proto::envoy::config::common::matcher::v3 as matcher;
 use leno_api::proto::envoy::extensions::upstreams::http::v3::http_protocol_options::OutlierDetection;
@@ -10,6 +12,7 @@ use crate::cluster::extras::AnswerMatch;
 use crate::cluster::pool::preconnect::Preconnect;
 use crate::config::lower::Lower;
 use crate::http::route::matcher::header;
+use crate::listener::network::metadata_exchange::{self, MetadataExchange};
 use crate::matching::value::metadata;
 
 /// Lowers PreconnectPolicy; `None`: it asks for nothing.
@@ -72,4 +75,23 @@ fn predicate(proto: matcher::MatchPredicate, at: &mut Lower) -> Option<AnswerMat
             return None;
         }
     })
+}
+
+/// Lowers `filters`, of which there is one kind. It concerns TCP sessions: HTTP connections do not
+/// agree upon its protocol.
+pub(super) fn filters(protos: Vec<proto::Filter>, at: &mut Lower) -> Option<Arc<MetadataExchange>> {
+    let all = at.each("filters", protos, |filter, at| {
+        let proto::Filter { name, typed_config, config_discovery } = filter;
+        at.unsupported("config_discovery", config_discovery.is_some());
+        at.required("typed_config", typed_config, |any, at| {
+            let any = at.extension(any)?;
+            if leno_api::any::type_name(&any.type_url) != "envoy.tcp.metadataexchange.config.MetadataExchange" {
+                at.unsupported_extension(&name, &any.type_url);
+                return None;
+            }
+            metadata_exchange::config(&any, at).map(Arc::new)
+        })
+    });
+    at.unsupported("filters: more than one", all.len() > 1);
+    all.into_iter().next()
 }

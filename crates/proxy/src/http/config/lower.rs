@@ -247,6 +247,7 @@ impl HttpConnectionManager {
         Some(Arc::new(HttpConnectionManager {
             stat_prefix: stat_prefix.into(),
             codec,
+            observers: observers(&filters),
             filters,
             router,
             access_logs: at.each("access_log", access_log, AccessLog::lower),
@@ -419,6 +420,8 @@ fn upgrades(
         if !filters.is_empty() {
             let (filters, its_router) = filter_chain("filters", filters, at);
             // One router serves all chains of a connection manager.
+            let observed = !observers(&filters).is_empty();
+            at.unsupported("filters: one that counts requests", observed);
             at.unsupported("filters.router", its_router.is_some_and(|its| !its.is_like(router)));
             own.push((name.clone(), filters));
         }
@@ -519,6 +522,12 @@ fn filter_chain(
         at.error_at(field, "a chain without filters is not supported yet");
     }
     (filters, router)
+}
+
+/// The places of filters that want to be told of every request, and how often of those that go on.
+fn observers(filters: &[ChainedFilter]) -> Vec<(usize, Duration)> {
+    let all = filters.iter().enumerate();
+    all.filter_map(|(place, filter)| Some((place, filter.config.observes()?))).collect()
 }
 
 fn lower_router(any: &Any, at: &mut Lower) -> Option<RouterConfig> {

@@ -44,7 +44,8 @@
 //! request. Filters leave facts for those behind them, for routes and for access logs in
 //! `StreamInfo::{metadata, filter_state}`; one that changed what the route depends on calls
 //! `Stream::refresh_route` (`clear_route_cache`). A filter that asks a service uses `http::client`.
-//! Stats are found once per worker by `PerThread`.
+//! Stats are found once per worker by `PerThread`. A filter that only counts what became of
+//! requests looks at none of their messages, but is told at their ends (`FilterConfig::observes`).
 //!
 //! To add one: a folder with the filter's Envoy name, and a line in `REGISTRY`.
 //! Reading order: this file (what a filter sees), `chain` (how hooks are called), `lane` (how parts
@@ -61,9 +62,11 @@ pub(crate) mod grpc_stats;
 mod grpc_web;
 mod header_mutation;
 mod health_check;
+mod istio_stats;
 mod jwt_authn;
 mod lane;
 mod local_ratelimit;
+mod peer_metadata;
 #[cfg(test)]
 pub(crate) mod probe;
 mod rbac;
@@ -78,6 +81,7 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use smallvec::SmallVec;
@@ -88,6 +92,7 @@ use crate::config::filter_id::FilterId;
 use crate::config::lower::Lower;
 use crate::http::headers::HeaderMap;
 use crate::http::reply::Reply;
+use crate::http::route::Selected;
 use crate::http::stream::Stream;
 use crate::telemetry::stream_info::StreamInfo;
 use crate::worker::Worker;
@@ -154,6 +159,24 @@ pub(crate) trait FilterConfig: fmt::Debug + Send + Sync {
     fn background(&self) -> Vec<Arc<dyn Background>> {
         Vec::new()
     }
+
+    /// Whether it wants to be told of every request that its chain is for, whatever becomes of it,
+    /// when it has ended (`on_report`), and of gRPC streams that go on every so often.
+    fn observes(&self) -> Option<Duration> {
+        None
+    }
+
+    /// A stream has ended, or a gRPC stream goes on (`end` is `None`). `messages`: requests and
+    /// responses of gRPC since it was last told and said that it counted them; `None`: they are
+    /// not known.
+    fn on_report(&self, _stream: &Stream, _messages: Option<[u64; 2]>, _end: Option<Instant>) -> bool {
+        false
+    }
+}
+
+/// Whether a filter runs for a route.
+pub(crate) fn runs(filter: &ChainedFilter, selected: Option<&Selected>) -> bool {
+    lane::settings_of(filter, selected).is_ok()
 }
 
 /// Something that goes on beside requests as long as a filter is configured, on one worker of the
@@ -347,8 +370,10 @@ pub(crate) const REGISTRY: &[Registration] = &[
     grpc_web::REGISTRATION,
     header_mutation::REGISTRATION,
     health_check::REGISTRATION,
+    istio_stats::REGISTRATION,
     jwt_authn::REGISTRATION,
     local_ratelimit::REGISTRATION,
+    peer_metadata::REGISTRATION,
     #[cfg(test)]
     probe::REGISTRATION,
     rbac::REGISTRATION,

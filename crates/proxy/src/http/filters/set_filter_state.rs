@@ -125,7 +125,7 @@ impl StateValue {
         }
         let text = String::from_utf8_lossy(&text).into_owned();
         if self.kind.takes(&text) {
-            info.filter_state.insert(self.key.to_string(), FilterState { text, typed: None });
+            info.filter_state.insert(self.key.to_string(), FilterState { text, typed: None, peer: None });
         }
     }
 }

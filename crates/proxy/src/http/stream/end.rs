@@ -17,7 +17,7 @@ use super::{Attendant, Ended, Stream, TOO_LARGE, now};
 use crate::http::codec::side::Downstream;
 use crate::http::codec::{DownstreamError, Frame, ResetReason};
 use crate::http::config::ServerHeader;
-use crate::http::filters::{Attend, Chain, Part};
+use crate::http::filters::{self, Attend, Chain, Part, grpc_stats};
 use crate::http::forward;
 use crate::http::headers::{HeaderMap, Known};
 use crate::http::normalize;
@@ -313,6 +313,27 @@ impl Stream {
         }
     }
 
+    /// Tells filters of a stream that has ended, or goes on.
+    pub(super) fn report(&mut self, end: Option<Instant>) {
+        let counted = if self.grpc { grpc_stats::counted(&self.info) } else { None };
+        let new = counted.map(|[requests, responses]| {
+            let [known_requests, known_responses] = self.reported;
+            [requests.saturating_sub(known_requests), responses.saturating_sub(known_responses)]
+        });
+        let manager = self.manager.clone();
+        let mut told = false;
+        for (place, _) in &manager.observers {
+            if let Some(filter) = manager.filters.get(*place)
+                && filters::runs(filter, self.selected.as_deref())
+            {
+                told |= filter.config.on_report(self, new, end);
+            }
+        }
+        if told && let Some(counted) = counted {
+            self.reported = counted;
+        }
+    }
+
     fn account(&mut self, end: Instant) {
         self.finished = true;
         self.end_attempts();
@@ -321,6 +342,9 @@ impl Stream {
         // Answers to health checks are not counted, as in Envoy.
         if self.info.response_code > 0 && !self.info.health_check {
             self.stats.count_response(self.info.response_code);
+        }
+        if !self.manager.observers.is_empty() {
+            self.report(Some(end));
         }
         if self.manager.access_logs.is_empty() {
             return;

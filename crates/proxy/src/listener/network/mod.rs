@@ -3,8 +3,10 @@
 //!
 //! A chain's filters are opened for each connection, after its transport is set up, and see it
 //! in order; the last filter of a chain (`NetworkFilters`) is a plain function. Synchronous
-//! first: only a filter that waits for something returns `NetworkStep::Await`. What a filter
-//! finds out it leaves in `ConnectionInfo::found`; what it holds for a connection it drops with it.
+//! first: only a filter that waits for something returns `NetworkStep::Await`, and only one that
+//! talks to the client itself has something to `exchange`. What a filter finds out it leaves in
+//! `ConnectionInfo::found`; what it holds for a connection it drops with it. Those that count TCP
+//! sessions are told how they go on and end (`NetworkFilter::on_report`).
 //!
 //! To add one: a module of its own, and a line in `REGISTRY`.
 
@@ -14,18 +16,21 @@ use std::future::Future;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use prost_types::Any;
 use tokio::io::AsyncReadExt;
 
 use crate::config::lower::Lower;
 use crate::io::Accepted;
-use crate::telemetry::stream_info::{ConnectionInfo, DynamicMetadata};
+use crate::telemetry::stream_info::{ConnectionInfo, DynamicMetadata, StreamInfo};
 use crate::worker::Worker;
 
 mod connection_limit;
 mod ext_authz;
+mod istio_stats;
 mod local_ratelimit;
+pub(crate) mod metadata_exchange;
 mod rbac;
 mod set_filter_state;
 mod sni_cluster;
@@ -34,6 +39,10 @@ mod sni_cluster;
 pub(crate) trait NetworkFilterConfig: fmt::Debug + Send + Sync {
     /// Opens the filter for one connection; `None`: it does not want to see this one.
     fn open(&self, worker: &Rc<Worker>) -> Option<Box<dyn NetworkFilter>>;
+    /// Whether it makes sense in front of a TCP proxy only.
+    fn counts_sessions(&self) -> bool {
+        false
+    }
 }
 
 /// A network filter at work on one connection.
@@ -42,6 +51,21 @@ pub(crate) trait NetworkFilter {
     fn on_new_connection(&mut self, _connection: &mut ConnectionInfo) -> NetworkStep {
         NetworkStep::Continue
     }
+    /// What is to be said to the client, and read of it, before anything else; `None`: nothing.
+    fn exchange<'a>(
+        &'a mut self,
+        _connection: &'a mut ConnectionInfo,
+        _accepted: &'a mut Accepted,
+    ) -> Option<Pin<Box<dyn Future<Output = ()> + 'a>>> {
+        None
+    }
+    /// How often it wants to be told of a TCP session that goes on; `None`: it counts none, or at
+    /// their ends only.
+    fn report_interval(&self) -> Option<Duration> {
+        None
+    }
+    /// A session goes on, or has ended.
+    fn on_report(&mut self, _info: &StreamInfo, _end: bool) {}
     /// Whether `on_data` is to be called. It holds the connection until the client speaks, so a
     /// filter for protocols in which the server speaks first must not ask for it.
     fn wants_data(&self) -> bool {
@@ -73,6 +97,8 @@ pub(crate) struct Waited {
 
 /// A kind of network filter that this proxy has.
 struct Registration {
+    /// Envoy's extension name, for messages only: the type URL decides.
+    name: &'static str,
     /// Full name of its configuration message.
     config_type: &'static str,
     /// Lowers the configuration.
@@ -81,27 +107,51 @@ struct Registration {
 
 const REGISTRY: &[Registration] = &[
     Registration {
+        name: "envoy.filters.network.connection_limit",
         config_type: "envoy.extensions.filters.network.connection_limit.v3.ConnectionLimit",
         lower: connection_limit::lower,
     },
     Registration {
+        name: "envoy.filters.network.ext_authz",
         config_type: "envoy.extensions.filters.network.ext_authz.v3.ExtAuthz",
         lower: ext_authz::lower,
     },
     Registration {
+        name: "envoy.filters.network.istio_stats",
+        config_type: "stats.PluginConfig",
+        lower: istio_stats::lower,
+    },
+    Registration {
+        name: "envoy.filters.network.local_ratelimit",
         config_type: "envoy.extensions.filters.network.local_ratelimit.v3.LocalRateLimit",
         lower: local_ratelimit::lower,
     },
-    Registration { config_type: "envoy.extensions.filters.network.rbac.v3.RBAC", lower: rbac::config::lower },
     Registration {
+        name: "envoy.filters.network.metadata_exchange",
+        config_type: "envoy.tcp.metadataexchange.config.MetadataExchange",
+        lower: metadata_exchange::lower,
+    },
+    Registration {
+        name: "envoy.filters.network.rbac",
+        config_type: "envoy.extensions.filters.network.rbac.v3.RBAC",
+        lower: rbac::config::lower,
+    },
+    Registration {
+        name: "envoy.filters.network.set_filter_state",
         config_type: "envoy.extensions.filters.network.set_filter_state.v3.Config",
         lower: set_filter_state::lower,
     },
     Registration {
+        name: "envoy.filters.network.sni_cluster",
         config_type: "envoy.extensions.filters.network.sni_cluster.v3.SniCluster",
         lower: sni_cluster::lower,
     },
 ];
+
+/// Names and types of all.
+pub(crate) fn registered() -> impl Iterator<Item = (&'static str, &'static str)> {
+    REGISTRY.iter().map(|registered| (registered.name, registered.config_type))
+}
 
 /// Lowers a filter that is not the last one of its chain; `None` inside: there is none of that
 /// type.
@@ -112,16 +162,24 @@ pub(crate) fn lower(any: &Any, at: &mut Lower) -> Option<Option<Arc<dyn NetworkF
     Some((registered.lower)(any, at))
 }
 
-/// Runs a chain's filters on a new connection; the error is why it is to be closed. The filters
-/// are to be kept while the connection lives.
-pub(crate) async fn run(
+/// Opens a chain's filters for a connection. They are to be kept while it lives.
+pub(crate) fn open(
     configs: &[Arc<dyn NetworkFilterConfig>],
     worker: &Rc<Worker>,
+) -> Vec<Box<dyn NetworkFilter>> {
+    configs.iter().filter_map(|config| config.open(worker)).collect()
+}
+
+/// Runs filters on a new connection; the error is why it is to be closed.
+pub(crate) async fn run(
+    open: &mut [Box<dyn NetworkFilter>],
     accepted: &mut Accepted,
     connection: &mut ConnectionInfo,
-) -> Result<Vec<Box<dyn NetworkFilter>>, Cow<'static, str>> {
-    let mut open: Vec<_> = configs.iter().filter_map(|config| config.open(worker)).collect();
-    for filter in &mut open {
+) -> Result<(), Cow<'static, str>> {
+    for filter in &mut *open {
+        if let Some(exchange) = filter.exchange(connection, accepted) {
+            exchange.await;
+        }
         let step = filter.on_new_connection(connection);
         finish(step, connection).await?;
     }
@@ -135,7 +193,17 @@ pub(crate) async fn run(
         let step = filter.on_data(connection, &accepted.buffered);
         finish(step, connection).await?;
     }
-    Ok(open)
+    Ok(())
+}
+
+/// Tells filters that a session goes on, or has ended.
+pub(crate) fn report(open: &mut [Box<dyn NetworkFilter>], info: &StreamInfo, end: bool) {
+    open.iter_mut().for_each(|filter| filter.on_report(info, end));
+}
+
+/// How often they want to be told.
+pub(crate) fn report_interval(open: &[Box<dyn NetworkFilter>]) -> Option<Duration> {
+    open.iter().filter_map(|filter| filter.report_interval()).min()
 }
 
 async fn finish(step: NetworkStep, connection: &mut ConnectionInfo) -> Result<(), Cow<'static, str>> {

@@ -24,7 +24,7 @@ impl NetworkFilterConfig for SniCluster {
 impl NetworkFilter for SniCluster {
     fn on_new_connection(&mut self, connection: &mut ConnectionInfo) -> NetworkStep {
         if let Some(name) = &connection.server_name {
-            let state = FilterState { text: name.to_string(), typed: None };
+            let state = FilterState { text: name.to_string(), typed: None, peer: None };
             connection.found.filter_state.insert(TCP_PROXY_CLUSTER.to_owned(), state);
         }
         NetworkStep::Continue

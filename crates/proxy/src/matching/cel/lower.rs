@@ -9,7 +9,7 @@ use proto::expr::{Call, CreateList, CreateStruct, ExprKind, Ident, Select};
 
 use super::attributes::Root;
 use super::value::Constant;
-use super::{Comparison, Condition, Conversion, Expr, Operator, TextTest};
+use super::{Comparison, Condition, Conversion, Expr, Expression, Operator, TextTest};
 use crate::config::lower::Lower;
 use crate::config::re2;
 
@@ -27,6 +27,13 @@ pub(crate) fn lower(
         functions: enable_string_functions,
     };
     language.expr(proto, at).map(Condition)
+}
+
+/// Lowers an expression whose value is wanted, with the conversions and concatenations that CEL has
+/// by itself.
+pub(crate) fn expression(proto: proto::Expr, at: &mut Lower) -> Option<Expression> {
+    let language = Language { conversion: true, concat: true, functions: false };
+    language.expr(proto, at).map(Expression)
 }
 
 /// What CelExpressionConfig adds to the language.
@@ -47,10 +54,11 @@ impl Language {
             }
             Some(ExprKind::IdentExpr(Ident { name })) => match Root::of(&name) {
                 Some(root) => Expr::Root(root),
-                None => {
-                    at.unsupported("ident_expr.name", name == "response");
-                    Expr::Unknown
-                }
+                None => match name.as_str() {
+                    // What Istio's proxy has at the top as well.
+                    "downstream_peer" | "upstream_peer" => Expr::Attribute(Root::FilterState, name.into()),
+                    _ => Expr::Unknown,
+                },
             },
             Some(ExprKind::SelectExpr(select)) => at.field("select_expr", |at| self.select(*select, at))?,
             Some(ExprKind::CallExpr(call)) => at.field("call_expr", |at| self.call(*call, at))?,

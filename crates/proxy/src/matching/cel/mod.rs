@@ -1,11 +1,12 @@
-//! Conditions in CEL (Common Expression Language) over Envoy's attributes: `request.*`,
-//! `connection.*`, `source.*`, `destination.*`, `metadata`, `filter_state` and some of `xds.*`.
+//! Conditions and values in CEL (Common Expression Language) over Envoy's attributes: `request.*`,
+//! `response.*`, `connection.*`, `upstream.*`, `source.*`, `destination.*`, `metadata`,
+//! `filter_state` and some of `xds.*`.
 //!
-//! Configuration brings expressions parsed already (google.api.expr.v1alpha1). They are lowered to
-//! a tree whose functions are known, and evaluated without state. As in Envoy there are no
+//! Configuration brings expressions parsed already (google.api.expr.v1alpha1), or as text
+//! (`parse`). They are lowered to a tree whose functions are known, and evaluated without state. As in Envoy there are no
 //! comprehensions, and what cannot be evaluated (an absent attribute, a wrong type) is an error
 //! that makes the condition not hold, unless `&&` or `||` is decided by its other side.
-//! Reading order: this file, `value`, `attributes`, `lower`.
+//! Reading order: this file, `value`, `attributes`, `lower`, `parse`.
 
 use std::borrow::Cow;
 
@@ -17,9 +18,11 @@ use super::facts::Facts;
 
 mod attributes;
 mod lower;
+mod parse;
 mod value;
 
-pub(crate) use self::lower::lower;
+pub(crate) use self::lower::{expression, lower};
+pub(crate) use self::parse::parse;
 
 /// A condition.
 #[derive(Debug)]
@@ -29,6 +32,17 @@ impl Condition {
     /// Whether it holds. What cannot be evaluated does not.
     pub(crate) fn holds(&self, facts: &impl Facts) -> bool {
         matches!(self.0.value(facts), Ok(Value::Bool(true)))
+    }
+}
+
+/// An expression of which a text is wanted.
+#[derive(Debug)]
+pub(crate) struct Expression(Expr);
+
+impl Expression {
+    /// Its value as Envoy prints it; `None`: it cannot be evaluated.
+    pub(crate) fn text(&self, facts: &impl Facts) -> Option<String> {
+        self.0.value(facts).ok().map(|value| value.print())
     }
 }
 

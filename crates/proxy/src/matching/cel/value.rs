@@ -2,6 +2,8 @@
 
 use std::borrow::Cow;
 use std::cmp::Ordering;
+use std::collections::BTreeMap;
+use std::time::{Duration, UNIX_EPOCH};
 
 use serde_json::{Map, Value as Json};
 
@@ -10,6 +12,7 @@ use super::attributes::Root;
 use crate::http::headers::HeaderMap;
 use crate::http::route::matcher::joined;
 use crate::matching::facts::Facts;
+use crate::telemetry::access_log::time::TimeFormat;
 use crate::telemetry::stream_info::DynamicMetadata;
 
 /// An expression cannot be evaluated.
@@ -39,6 +42,10 @@ pub(super) enum Value<'a> {
     Headers(&'a HeaderMap),
     /// `metadata.filter_metadata`
     Namespaces(&'a DynamicMetadata),
+    /// The metadata of a route, a cluster or an endpoint.
+    Message(&'a BTreeMap<String, Json>),
+    /// `filter_metadata` of these.
+    Fixed(&'a BTreeMap<String, Json>),
     Root(Root),
 }
 
@@ -99,6 +106,32 @@ impl<'a> Value<'a> {
         if let Value::Text(text) = self { Ok(text) } else { Err(Failed) }
     }
 
+    /// As Envoy prints values.
+    pub(super) fn print(&self) -> String {
+        match self {
+            Value::Null => "NULL".to_owned(),
+            Value::Bool(value) => value.to_string(),
+            Value::Int(number) => number.to_string(),
+            Value::Uint(number) => number.to_string(),
+            Value::Double(number) => number.to_string(),
+            Value::Text(text) | Value::Bytes(text) => String::from_utf8_lossy(text).into_owned(),
+            Value::Timestamp(nanos) => {
+                let since = Duration::from_nanos(u64::try_from(*nanos).unwrap_or_default());
+                TimeFormat::rfc3339_exact().format(UNIX_EPOCH + since)
+            }
+            Value::Duration(nanos) => {
+                let sign = if *nanos < 0 { "-" } else { "" };
+                let nanos = u64::try_from(nanos.unsigned_abs()).unwrap_or(u64::MAX);
+                format!("{sign}{:?}", Duration::from_nanos(nanos)).replace('µ', "u")
+            }
+            Value::List(_) | Value::Items(_) => "list value".to_owned(),
+            Value::Map(_) | Value::Object(_) | Value::Headers(_) | Value::Namespaces(_) | Value::Fixed(_) => {
+                "map value".to_owned()
+            }
+            Value::Message(_) | Value::Root(_) => "message value".to_owned(),
+        }
+    }
+
     fn name(&self) -> Result<&str, Failed> {
         std::str::from_utf8(self.text()?).map_err(|_| Failed)
     }
@@ -109,6 +142,8 @@ impl<'a> Value<'a> {
             Value::Root(root) => root.attribute(name, facts),
             Value::Object(object) => object.get(name).map(Value::json).ok_or(Failed),
             Value::Namespaces(namespaces) => namespaces.get(name).map(Value::Object).ok_or(Failed),
+            Value::Message(all) if name == "filter_metadata" => Ok(Value::Fixed(all)),
+            Value::Fixed(all) => all.get(name).map(Value::json).ok_or(Failed),
             Value::Headers(headers) => header(headers, name).ok_or(Failed),
             Value::Map(entries) => {
                 let name = Value::Text(Cow::Borrowed(name.as_bytes()));
@@ -143,6 +178,7 @@ impl<'a> Value<'a> {
             Value::Map(entries) => entries.iter().any(|(key, _)| key == item),
             Value::Object(object) => object.contains_key(item.name()?),
             Value::Namespaces(namespaces) => namespaces.get(item.name()?).is_some(),
+            Value::Fixed(all) => all.contains_key(item.name()?),
             Value::Headers(headers) => header(headers, item.name()?).is_some(),
             _ => return Err(Failed),
         })
@@ -158,6 +194,7 @@ impl<'a> Value<'a> {
             Value::Items(items) => items.len(),
             Value::Object(object) => object.len(),
             Value::Namespaces(namespaces) => namespaces.iter().count(),
+            Value::Fixed(all) => all.len(),
             Value::Headers(headers) => headers.iter().count(),
             _ => return Err(Failed),
         };

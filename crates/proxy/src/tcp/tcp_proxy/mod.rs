@@ -10,9 +10,10 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use bytes::BytesMut;
 use leno_base::drain::Phase;
 use leno_base::{Backoff, Name, Rng};
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::cluster::aggregate::Picked;
 use crate::cluster::lb::metadata::MetadataMatch;
@@ -29,7 +30,8 @@ use crate::http::codec::side::Upstream;
 use crate::http::headers::HeaderMap;
 use crate::http::route::hash_policy::{hash_bytes, hash_ip};
 use crate::io::{Accepted, Socket};
-use crate::listener::network::TCP_PROXY_CLUSTER;
+use crate::listener::network::metadata_exchange::Sides;
+use crate::listener::network::{self, NetworkFilter, TCP_PROXY_CLUSTER};
 use crate::overload::Reaction;
 use crate::proxy_protocol::Tlv;
 use crate::tcp::copy::{self, End, Moved, Who};
@@ -129,13 +131,15 @@ stats_scope! {
     }
 }
 
-/// Serves one connection until it ends; what is to be told of it is the caller's to log.
+/// Serves one connection until it ends; what is to be told of it is the caller's to log. `filters`
+/// are told how it goes on, and ends.
 pub(crate) async fn serve(
     worker: &Worker,
     proxy: &TcpProxy,
     accepted: Accepted,
     connection: Rc<ConnectionInfo>,
     drain: DrainWatch,
+    filters: &mut [Box<dyn NetworkFilter>],
 ) -> StreamInfo {
     let stats = worker.tcp_stats(&proxy.stat_prefix);
     stats.downstream_cx_total().inc();
@@ -153,8 +157,10 @@ pub(crate) async fn serve(
         }
         () = drain.reached(if proxy.closes_on_drain { Phase::Draining } else { Phase::Closing }) => {}
         () = session.periodic_log() => {}
+        () = session.periodic_report(filters) => {}
     }
     let info = session.info.into_inner();
+    network::report(filters, &info, true);
     stats.downstream_cx_rx_bytes_total().add(info.bytes_received);
     stats.downstream_cx_tx_bytes_total().add(info.bytes_sent);
     info
@@ -208,10 +214,32 @@ impl Session<'_> {
 
     /// Bytes pass between two sockets.
     async fn copy(&self, mut accepted: Accepted, cluster: &WorkerCluster, open: &Open, mut upstream: Socket) {
-        let early = std::mem::take(&mut accepted.buffered);
+        let mut early = std::mem::take(&mut accepted.buffered);
         let limit = accepted.buffer_limit;
-        let mut counted = Moved::default();
+        let mut begun = Moved::default();
+        if let Some(exchange) = cluster.config.metadata_exchange() {
+            let (mut states, tls) = {
+                let upstream = &mut self.info.borrow_mut().upstream;
+                (std::mem::take(&mut upstream.filter_state), upstream.tls.clone())
+            };
+            let mut rest = BytesMut::new();
+            let (downstream, upstream) = (&mut accepted.socket, &mut upstream);
+            let sides = Sides { downstream, upstream, early: &mut early, rest: &mut rest };
+            let moved = |bytes| begun.sent += bytes;
+            let outcome = exchange.with_server(self.worker, tls.as_deref(), &mut states, sides, moved).await;
+            self.info.borrow_mut().upstream.filter_state = states;
+            if outcome.is_none() || accepted.socket.write_all(&rest).await.is_err() {
+                return;
+            }
+            begun.received += rest.len() as u64;
+            cluster.stats.upstream_cx_tx_bytes_total().add(begun.sent);
+            cluster.stats.upstream_cx_rx_bytes_total().add(begun.received);
+            self.account(begun, (begun.sent, begun.received));
+        }
+        let mut counted = begun;
         let account = |moved: Moved| {
+            let moved =
+                Moved { sent: begun.sent + moved.sent, received: begun.received + moved.received };
             let (sent, received) = (moved.sent - counted.sent, moved.received - counted.received);
             counted = moved;
             cluster.stats.upstream_cx_tx_bytes_total().add(sent);
@@ -542,6 +570,15 @@ impl Session<'_> {
                 tokio::time::sleep(limit + jitter).await;
             }
             None => std::future::pending().await,
+        }
+    }
+
+    /// Tells filters for ever that it goes on.
+    async fn periodic_report(&self, filters: &mut [Box<dyn NetworkFilter>]) {
+        let Some(interval) = network::report_interval(filters) else { return std::future::pending().await };
+        loop {
+            tokio::time::sleep(interval).await;
+            network::report(filters, &self.info.borrow(), false);
         }
     }
 

@@ -64,7 +64,7 @@ impl Proxy {
         let (worker, watch) = (Rc::clone(&self.worker), self.drain.watch());
         let serving =
             tokio::task::spawn_local(
-                async move { super::serve(&worker, &proxy, accepted, info, watch).await },
+                async move { super::serve(&worker, &proxy, accepted, info, watch, &mut []).await },
             );
         (client, serving)
     }

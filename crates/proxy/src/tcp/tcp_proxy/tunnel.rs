@@ -107,7 +107,7 @@ fn leave(key: &str, map: &HeaderMap, info: &mut StreamInfo) {
     let headers: Vec<_> =
         map.iter().map(|(name, value)| json!({ "key": text(name), "value": text(value) })).collect();
     let typed = Some(json!({ "headers": headers }));
-    info.filter_state.insert(key.to_owned(), FilterState { text: String::new(), typed });
+    info.filter_state.insert(key.to_owned(), FilterState { text: String::new(), typed, peer: None });
 }
 
 /// What commands in `headers_to_add` yield.

@@ -24,6 +24,7 @@ use crate::telemetry::access_log::format::Command;
 use crate::telemetry::access_log::grpc;
 use crate::telemetry::access_log::time::TimeFormat;
 use crate::telemetry::stream_info::{ClusterFacts, Protocol, ResponseFlags, StreamInfo};
+use crate::telemetry::workload::{DOWNSTREAM_PEER, UPSTREAM_PEER};
 use crate::tls::TlsInfo;
 
 /// What a format string is applied to.
@@ -84,6 +85,8 @@ pub(crate) enum Operator {
     Metadata(MetadataOf, Box<str>, Vec<Box<str>>),
     /// `FILTER_STATE`: key; plain text instead of JSON.
     FilterState(Box<str>, bool),
+    /// `FILTER_STATE` with `FIELD`: key, field.
+    FilterStateField(Box<str>, Box<str>),
     /// `GRPC_STATUS`.
     GrpcStatus(grpc::Style),
     /// `COMMON_DURATION`: from, to, nanoseconds per unit.
@@ -308,14 +311,8 @@ pub(crate) const FACTS: &[(&str, Fact)] = &[
         reason.map_or(Value::Absent, |reason| owned(reason.replace(' ', "_")))
     }),
     // Deviation: heads and bodies without the framing of HTTP/1's chunks.
-    ("DOWNSTREAM_WIRE_BYTES_RECEIVED", |cx| {
-        let http1 = cx.info.request_head.wire + cx.info.bytes_received;
-        Value::Number(cx.info.stream_wire_bytes.map_or(http1, |(received, _)| received))
-    }),
-    ("DOWNSTREAM_WIRE_BYTES_SENT", |cx| {
-        let http1 = cx.info.response_head.wire + cx.info.bytes_sent;
-        Value::Number(cx.info.stream_wire_bytes.map_or(http1, |(_, sent)| sent))
-    }),
+    ("DOWNSTREAM_WIRE_BYTES_RECEIVED", |cx| Value::Number(cx.info.wire_bytes().0)),
+    ("DOWNSTREAM_WIRE_BYTES_SENT", |cx| Value::Number(cx.info.wire_bytes().1)),
     ("DURATION", |cx| millis(Some(cx.info.started), cx.end)),
     ("GRPC_STATUS_NUMBER", |cx| {
         grpc::status(cx).map_or(Value::Absent, |status| Value::Number(u64::from(status)))
@@ -413,9 +410,12 @@ pub(crate) fn resolve(name: &'static str, argument: Option<&str>) -> Result<Oper
             (of, _) => Err(format!("METADATA({of}) is not supported yet")),
         },
         ("FILTER_STATE", Some(argument)) => match argument.split_once(':').unwrap_or((argument, "TYPED")) {
-            (key, "PLAIN") => Ok(Operator::FilterState(key.into(), true)),
-            (key, "TYPED") => Ok(Operator::FilterState(key.into(), false)),
-            (_, kind) => Err(format!("FILTER_STATE: serialization '{kind}' is not supported yet")),
+            (key, "PLAIN") => Ok(Operator::FilterState(state_key(key), true)),
+            (key, "TYPED") => Ok(Operator::FilterState(state_key(key), false)),
+            (key, kind) => match kind.split_once(':') {
+                Some(("FIELD", field)) => Ok(Operator::FilterStateField(state_key(key), field.into())),
+                _ => Err(format!("FILTER_STATE: serialization '{kind}' is not supported yet")),
+            },
         },
         ("GRPC_STATUS", style) => Ok(Operator::GrpcStatus(grpc::Style::parse(style.unwrap_or_default())?)),
         ("COMMON_DURATION", Some(argument)) => between(argument),
@@ -555,6 +555,11 @@ impl Operator {
                 }
                 None => Value::Absent,
             },
+            Operator::FilterStateField(key, field) => {
+                let state = cx.info.filter_state.get(&**key);
+                let value = state.and_then(|state| state.peer.as_ref()?.field(field));
+                maybe(value.filter(|value| !value.is_empty()))
+            }
             Operator::GrpcStatus(style) => {
                 grpc::status(cx).map_or(Value::Absent, |status| style.value(status))
             }
@@ -567,6 +572,15 @@ impl Operator {
             },
             Operator::DetailsAsTheyAre => maybe(cx.info.response_code_details.as_deref()),
         }
+    }
+}
+
+/// The key of an object. Istio's proxy keeps the facts of peers twice; here they are once.
+fn state_key(key: &str) -> Box<str> {
+    match key {
+        "downstream_peer_obj" => DOWNSTREAM_PEER.into(),
+        "upstream_peer_obj" => UPSTREAM_PEER.into(),
+        key => key.into(),
     }
 }
 

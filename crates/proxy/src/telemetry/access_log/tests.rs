@@ -71,14 +71,11 @@ impl Sample {
         info.upstream.attempts = 1;
         let metadata =
             [("ns".to_owned(), serde_json::json!({"k": "v", "l": [1, "a"], "o": {"x": 1.5, "b": true}}))];
-        info.upstream.cluster = Some(Rc::new(ClusterFacts {
-            stat_name: "c1".into(),
-            name: "c1".into(),
-            metadata: std::sync::Arc::new(metadata.into_iter().collect()),
-        }));
-        info.filter_state.insert("io.x".into(), FilterState { text: "fs".into(), typed: None });
+        let metadata = std::sync::Arc::new(metadata.into_iter().collect());
+        info.upstream.cluster = Some(Rc::new(ClusterFacts::new("c1".into(), "c1".into(), metadata)));
+        info.filter_state.insert("io.x", FilterState { text: "fs".into(), typed: None, peer: None });
         let typed = Some(serde_json::json!({"count": "2"}));
-        info.filter_state.insert("io.z".into(), FilterState { text: "2".into(), typed });
+        info.filter_state.insert("io.z", FilterState { text: "2".into(), typed, peer: None });
         Self {
             info,
             request: headers(&[

@@ -49,6 +49,13 @@ impl TimeFormat {
         Self(vec![Part::Letter('F'), text("T"), Part::Letter('T'), text("."), Part::Fraction(3), text("Z")])
     }
 
+    /// `2024-01-31T12:34:56.789+00:00`, with as many digits as are not zero.
+    pub(crate) fn rfc3339_exact() -> Self {
+        let text = |text: &str| Part::Text(text.into());
+        let minutes = [Part::Letter('F'), text("T"), Part::Letter('R'), text(":")];
+        Self(minutes.into_iter().chain([Part::SecondsExact, text("+00:00")]).collect())
+    }
+
     /// Parses a format.
     ///
     /// # Errors

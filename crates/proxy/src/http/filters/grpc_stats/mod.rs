@@ -32,6 +32,13 @@ pub(super) const REGISTRATION: Registration = Registration {
 
 const NAME: &str = "envoy.filters.http.grpc_stats";
 
+/// Messages of requests and of responses that the filter has counted so far, if it tells
+/// (`emit_filter_state`).
+pub(crate) fn counted(info: &StreamInfo) -> Option<[u64; 2]> {
+    let (requests, responses) = info.filter_state.get(NAME)?.text.split_once(',')?;
+    Some([requests.parse().ok()?, responses.parse().ok()?])
+}
+
 /// The filter as configured in a chain.
 #[derive(Debug)]
 struct GrpcStats(Arc<Settings>);
@@ -232,6 +239,7 @@ impl Call {
         FilterState {
             text: counts.map(|count| count.to_string()).join(","),
             typed: Some(serde_json::Value::Object(typed)),
+            peer: None,
         }
     }
 

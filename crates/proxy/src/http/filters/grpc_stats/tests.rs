@@ -63,7 +63,7 @@ fn check(
         };
         shown.push_str(&format!("{}={value} ", stat.name));
     }
-    shown.push_str(&info.filter_state.into_values().map(|state| state.text).collect::<String>());
+    shown.push_str(&info.filter_state.iter().map(|(_, state)| state.text.as_str()).collect::<String>());
     expected.assert_eq(&shown);
 }
 

@@ -1,0 +1,77 @@
+//! `istio.stats` of TCP: counts sessions and their bytes by who talks to whom (`telemetry::istio`).
+//!
+//! A session is counted as opened when it is known who its peer is, or when it ends.
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use leno_api::proto::stats as proto;
+use prost_types::Any;
+
+use super::{NetworkFilter, NetworkFilterConfig};
+use crate::config::lower::Lower;
+use crate::matching::facts::LogFacts;
+use crate::telemetry::access_log::command::FormatContext;
+use crate::telemetry::istio::{Seen, Series, Settings, config, knows_peer};
+use crate::telemetry::stream_info::StreamInfo;
+use crate::worker::Worker;
+
+/// PluginConfig.
+#[derive(Debug)]
+struct IstioStats(Arc<Settings>);
+
+impl NetworkFilterConfig for IstioStats {
+    fn open(&self, worker: &Rc<Worker>) -> Option<Box<dyn NetworkFilter>> {
+        self.0.begin(worker);
+        let (settings, worker) = (Arc::clone(&self.0), Rc::clone(worker));
+        Some(Box::new(Counting { settings, worker, series: None, counted: [0; 2] }))
+    }
+
+    fn counts_sessions(&self) -> bool {
+        true
+    }
+}
+
+/// The filter at work on one session.
+struct Counting {
+    settings: Arc<Settings>,
+    worker: Rc<Worker>,
+    /// Where it is counted, since it is known where.
+    series: Option<Rc<Series>>,
+    /// Bytes counted so far: sent to the client, received of it.
+    counted: [u64; 2],
+}
+
+impl NetworkFilter for Counting {
+    fn report_interval(&self) -> Option<Duration> {
+        self.settings.interval
+    }
+
+    fn on_report(&mut self, info: &StreamInfo, end: bool) {
+        let facts = LogFacts { context: FormatContext::new(info), node: None };
+        let series = match &self.series {
+            Some(series) => Rc::clone(series),
+            None if end || knows_peer(self.settings.side, info) => {
+                let seen = Seen::new(&self.settings, info, None, "tcp", None);
+                let series = self.settings.open_session(&self.worker, &seen, facts);
+                Rc::clone(self.series.insert(series))
+            }
+            None => return,
+        };
+        let (received, sent) = info.wire_bytes();
+        let [sent_before, received_before] = self.counted;
+        let new = [sent.saturating_sub(sent_before), received.saturating_sub(received_before)];
+        self.settings.session_bytes(&series, new[0], new[1]);
+        self.counted = [sent, received];
+        if end {
+            self.settings.close_session(&series, facts);
+        }
+    }
+}
+
+/// Lowers PluginConfig.
+pub(super) fn lower(any: &Any, at: &mut Lower) -> Option<Arc<dyn NetworkFilterConfig>> {
+    let proto: proto::PluginConfig = at.unpack(any)?;
+    Some(Arc::new(IstioStats(config::lower(proto, at)?)))
+}

@@ -1,0 +1,412 @@
+//! Istio's standard metrics (`istio.stats`): requests, their durations and sizes, messages of gRPC
+//! and TCP connections, by who talks to whom. The HTTP filter (`http::filters::istio_stats`) and
+//! the network filter (`listener::network::istio_stats`) say what has happened; here it is counted.
+//!
+//! All that a label set depends on is a short run of bytes. It finds the blocks to count in
+//! ([`Tables`]); labels are made when the first of their kind is counted only. Names, labels and
+//! the rules for what is not known are those of Istio's proxy.
+//! Reading order: this file, `labels`, `config`.
+
+pub(crate) mod config;
+mod labels;
+#[cfg(test)]
+mod tests;
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use smallvec::SmallVec;
+
+pub(crate) use self::labels::{Seen, Side, knows_peer};
+use crate::http::filters::Background;
+use crate::matching::cel::Expression;
+use crate::matching::facts::LogFacts;
+use crate::telemetry::stats::{Block, Kind, Labels};
+use crate::telemetry::stream_info::FilterState;
+use crate::telemetry::workload::Workload;
+use crate::worker::Worker;
+
+/// What Envoy calls the names of these stats; Prometheus does not see it.
+const NAMESPACE: &str = "istiocustom.";
+/// Peers that a worker remembers by what they say of themselves.
+const PEERS: usize = 500;
+
+/// PluginConfig, lowered.
+#[derive(Debug)]
+pub(crate) struct Settings {
+    /// Tells it from all others.
+    number: u64,
+    /// Whose view is reported.
+    pub(crate) side: Side,
+    /// Whether the host header stands for a service that the control plane has not named.
+    pub(crate) host_fallback: bool,
+    /// `tcp_reporting_duration`; `None`: at the end only.
+    pub(crate) interval: Option<Duration>,
+    /// What this proxy is.
+    own: Own,
+    /// The node, for expressions.
+    node: Arc<serde_json::Value>,
+    /// The standard metrics, by [`Standard`].
+    metrics: Vec<Metric>,
+    /// `definitions`
+    custom: Vec<Custom>,
+    /// Expressions that labels are made of.
+    expressions: Vec<Expression>,
+    /// `rotation_interval` and `graceful_deletion_interval`.
+    rotation: Option<(Duration, Duration)>,
+    /// Somebody does what goes on beside requests.
+    claimed: AtomicBool,
+}
+
+/// What this proxy is, as labels say it. What it has not been told is empty.
+#[derive(Debug, Default)]
+struct Own {
+    workload: Box<str>,
+    namespace: Box<str>,
+    canonical_name: Box<str>,
+    canonical_revision: Box<str>,
+    app: Box<str>,
+    version: Box<str>,
+    cluster: Box<str>,
+    /// `ISTIO_VERSION`
+    istio_version: Box<str>,
+}
+
+/// The standard metrics.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Standard {
+    RequestsTotal,
+    RequestDuration,
+    RequestBytes,
+    ResponseBytes,
+    RequestMessages,
+    ResponseMessages,
+    TcpOpened,
+    TcpClosed,
+    TcpSent,
+    TcpReceived,
+}
+
+impl Standard {
+    /// In their order, with their names behind `istio_`.
+    const ALL: [(Standard, &'static str, Kind); 10] = [
+        (Standard::RequestsTotal, "requests_total", Kind::Counter),
+        (Standard::RequestDuration, "request_duration_milliseconds", Kind::Histogram),
+        (Standard::RequestBytes, "request_bytes", Kind::Histogram),
+        (Standard::ResponseBytes, "response_bytes", Kind::Histogram),
+        (Standard::RequestMessages, "request_messages_total", Kind::Counter),
+        (Standard::ResponseMessages, "response_messages_total", Kind::Counter),
+        (Standard::TcpOpened, "tcp_connections_opened_total", Kind::Counter),
+        (Standard::TcpClosed, "tcp_connections_closed_total", Kind::Counter),
+        (Standard::TcpSent, "tcp_sent_bytes_total", Kind::Counter),
+        (Standard::TcpReceived, "tcp_received_bytes_total", Kind::Counter),
+    ];
+}
+
+/// What becomes of one metric.
+#[derive(Clone, Debug, Default)]
+struct Metric {
+    /// `drop`
+    dropped: bool,
+    /// Standard labels that are left out (`None`) or are the value of an expression.
+    changed: Vec<(&'static str, Option<usize>)>,
+    /// Further labels.
+    added: Vec<(Arc<str>, usize)>,
+}
+
+/// A metric of the user's.
+#[derive(Debug)]
+struct Custom {
+    name: Box<str>,
+    kind: Kind,
+    /// How much a request or session counts.
+    amount: Expression,
+    added: Vec<(Arc<str>, usize)>,
+}
+
+/// What is counted together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Family {
+    /// A request that has ended.
+    Request,
+    /// Messages of a gRPC stream that may go on.
+    Messages,
+    /// A TCP session.
+    Session,
+}
+
+impl Family {
+    /// The standard metrics of the family, in the order of its blocks.
+    fn metrics(self) -> &'static [(Standard, &'static str, Kind)] {
+        let all = &Standard::ALL;
+        match self {
+            Family::Request => &all[..4],
+            Family::Messages => &all[4..6],
+            Family::Session => &all[6..],
+        }
+    }
+}
+
+/// The blocks of one label set of a family: those of its metrics (`None`: dropped), then those of
+/// the user's.
+#[derive(Debug)]
+pub(crate) struct Series {
+    standard: SmallVec<[Option<Arc<Block>>; 4]>,
+    custom: Vec<Arc<Block>>,
+}
+
+/// What a worker keeps of metrics and of peers.
+#[derive(Debug, Default)]
+pub(crate) struct Tables {
+    /// Label sets that were counted, by what they depend on.
+    series: RefCell<HashMap<Box<[u8]>, Rc<Series>>>,
+    /// Where such bytes are put together.
+    key: RefCell<Vec<u8>>,
+    /// Peers by what they call themselves, with what they say.
+    #[allow(clippy::type_complexity, reason = "a name for it would say no more")]
+    peers: RefCell<HashMap<Box<[u8]>, (Box<[u8]>, Rc<FilterState>)>>,
+}
+
+impl Tables {
+    /// The peer that says this of itself; it is made once as long as it calls itself the same.
+    pub(crate) fn peer(
+        &self,
+        id: &[u8],
+        said: &[u8],
+        read: impl FnOnce() -> Option<Workload>,
+    ) -> Option<Rc<FilterState>> {
+        let mut peers = self.peers.borrow_mut();
+        if let Some((before, peer)) = peers.get(id)
+            && **before == *said
+        {
+            return Some(Rc::clone(peer));
+        }
+        let peer = Rc::new(read()?.into_state());
+        if !id.is_empty() {
+            if peers.len() >= PEERS {
+                // Any of them: those that are still there come again.
+                let some: Vec<_> = peers.keys().take(PEERS / 4).cloned().collect();
+                some.iter().for_each(|id| drop(peers.remove(id)));
+            }
+            peers.insert(id.into(), (said.into(), Rc::clone(&peer)));
+        }
+        Some(peer)
+    }
+
+    /// Forgets label sets of which something was retired.
+    pub(crate) fn clean_up(&self) {
+        self.series.borrow_mut().retain(|_, series| !series.is_retired());
+    }
+
+    /// The blocks of what was seen.
+    fn series(
+        &self,
+        settings: &Settings,
+        family: Family,
+        seen: &Seen<'_>,
+        values: &[String],
+        worker: &Worker,
+    ) -> Rc<Series> {
+        let mut key = self.key.borrow_mut();
+        key.clear();
+        key.extend_from_slice(&settings.number.to_le_bytes());
+        key.push(family as u8);
+        seen.write(&mut key);
+        values.iter().for_each(|value| labels::put(&mut key, value.as_bytes()));
+        let mut all = self.series.borrow_mut();
+        if let Some(series) = all.get(&**key)
+            && !series.is_retired()
+        {
+            return Rc::clone(series);
+        }
+        let series = Rc::new(settings.make(family, seen, values, worker));
+        all.insert((&**key).into(), Rc::clone(&series));
+        series
+    }
+}
+
+impl Series {
+    fn is_retired(&self) -> bool {
+        self.standard.iter().flatten().chain(&self.custom).any(|block| block.is_retired())
+    }
+
+    fn count(&self, index: usize, amount: u64) {
+        if let Some(Some(block)) = self.standard.get(index) {
+            block.cell(0).add(amount);
+        }
+    }
+
+    fn record(&self, index: usize, value: u64) {
+        if let Some(Some(block)) = self.standard.get(index) {
+            block.histogram(0).record(value);
+        }
+    }
+}
+
+/// A request that has ended.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Request {
+    /// How long it took.
+    pub(crate) duration: Duration,
+    /// Bytes of it on the wire.
+    pub(crate) received: u64,
+    /// Bytes of its response on the wire.
+    pub(crate) sent: u64,
+}
+
+impl Settings {
+    /// The values of the expressions for labels; `unknown` where they have none.
+    fn values(&self, facts: LogFacts<'_>) -> Vec<String> {
+        let facts = LogFacts { node: Some(&self.node), ..facts };
+        let value = |expression: &Expression| expression.text(&facts);
+        self.expressions.iter().map(|one| value(one).unwrap_or_else(|| "unknown".to_owned())).collect()
+    }
+
+    /// Counts a request that has ended.
+    pub(crate) fn request(&self, worker: &Worker, seen: &Seen<'_>, facts: LogFacts<'_>, request: Request) {
+        let values = self.values(facts);
+        let series = worker.istio().series(self, Family::Request, seen, &values, worker);
+        series.count(0, 1);
+        series.record(1, u64::try_from(request.duration.as_millis()).unwrap_or(u64::MAX));
+        series.record(2, request.received);
+        series.record(3, request.sent);
+        self.count_custom(&series, facts);
+    }
+
+    /// Counts messages of a gRPC stream: of requests, of responses.
+    pub(crate) fn messages(
+        &self,
+        worker: &Worker,
+        seen: &Seen<'_>,
+        facts: LogFacts<'_>,
+        [requests, responses]: [u64; 2],
+    ) {
+        let values = self.values(facts);
+        let series = worker.istio().series(self, Family::Messages, seen, &values, worker);
+        series.count(0, requests);
+        series.count(1, responses);
+    }
+
+    /// The blocks of a TCP session, which is counted as opened.
+    pub(crate) fn open_session(&self, worker: &Worker, seen: &Seen<'_>, facts: LogFacts<'_>) -> Rc<Series> {
+        let values = self.values(facts);
+        let series = worker.istio().series(self, Family::Session, seen, &values, worker);
+        series.count(0, 1);
+        series
+    }
+
+    /// Counts bytes of a session: to the client, and from it.
+    pub(crate) fn session_bytes(&self, series: &Series, sent: u64, received: u64) {
+        series.count(2, sent);
+        series.count(3, received);
+    }
+
+    /// Counts the end of a session.
+    pub(crate) fn close_session(&self, series: &Series, facts: LogFacts<'_>) {
+        series.count(1, 1);
+        self.count_custom(series, facts);
+    }
+
+    fn count_custom(&self, series: &Series, facts: LogFacts<'_>) {
+        let facts = LogFacts { node: Some(&self.node), ..facts };
+        for (custom, block) in self.custom.iter().zip(&series.custom) {
+            let amount = custom.amount.text(&facts).and_then(|text| text.parse().ok()).unwrap_or(0);
+            match custom.kind {
+                Kind::Counter => block.cell(0).add(amount),
+                Kind::Gauge => block.cell(0).set(amount),
+                Kind::Histogram => block.histogram(0).record(amount),
+            }
+        }
+    }
+
+    /// Makes the blocks of a label set that is counted for the first time.
+    fn make(&self, family: Family, seen: &Seen<'_>, values: &[String], worker: &Worker) -> Series {
+        let labels = seen.labels(family, self);
+        let added = |added: &[(Arc<str>, usize)]| -> Vec<(Arc<str>, Box<str>)> {
+            let values = added.iter().filter_map(|(label, index)| Some((label, values.get(*index)?)));
+            values.map(|(label, value)| (Arc::clone(label), value.as_str().into())).collect()
+        };
+        let block = |kind, name: &str, pairs| {
+            let name = format!("{NAMESPACE}istio_{name}").into();
+            worker.stats().labelled(kind, Labels { name, pairs })
+        };
+        let standard = family.metrics().iter().map(|(metric, name, kind)| {
+            let Metric { dropped, changed, added: further } = self.metrics.get(*metric as usize)?;
+            if *dropped {
+                return None;
+            }
+            let mut pairs: Vec<(Arc<str>, Box<str>)> = Vec::new();
+            for (label, value) in &labels {
+                let value = match changed.iter().find(|(changed, _)| changed == label) {
+                    None => value.as_ref(),
+                    Some((_, None)) => continue,
+                    Some((_, Some(index))) => values.get(*index).map(String::as_str).unwrap_or_default(),
+                };
+                pairs.push((labels::name(label), value.into()));
+            }
+            pairs.extend(added(further));
+            Some(block(*kind, name, pairs))
+        });
+        let standard = standard.collect();
+        let custom: Vec<Arc<Block>> = match family {
+            Family::Messages => Vec::new(),
+            Family::Request | Family::Session => {
+                let custom = self.custom.iter();
+                custom.map(|custom| block(custom.kind, &custom.name, added(&custom.added))).collect()
+            }
+        };
+        Series { standard, custom }
+    }
+
+    /// Starts what goes on beside traffic, unless somebody has.
+    pub(crate) fn begin(self: &Arc<Self>, worker: &Rc<Worker>) {
+        if self.claim() {
+            self.rotate(worker);
+        }
+    }
+
+    fn rotate(self: &Arc<Self>, worker: &Rc<Worker>) {
+        let version = match &*self.own.istio_version {
+            "" => "unknown",
+            version => version,
+        };
+        let pairs = vec![("component".into(), "proxy".into()), ("tag".into(), version.into())];
+        let labels = Labels { name: format!("{NAMESPACE}istio_build").into(), pairs };
+        worker.stats().labelled(Kind::Gauge, labels).cell(0).set(1);
+        let Some((interval, grace)) = self.rotation else { return };
+        let (settings, stats) = (Arc::downgrade(self), worker.shared_stats());
+        tokio::task::spawn_local(async move {
+            while settings.strong_count() > 0 {
+                tokio::time::sleep(interval).await;
+                let before = stats.activity();
+                tokio::time::sleep(grace).await;
+                stats.retire_idle(&before);
+            }
+        });
+    }
+}
+
+/// What goes on beside traffic: `istio_build` is shown, unused label sets are given up.
+impl Background for Settings {
+    fn claim(&self) -> bool {
+        !self.claimed.swap(true, Ordering::Relaxed)
+    }
+
+    fn is_ready(&self) -> bool {
+        true
+    }
+
+    fn start(self: Arc<Self>, worker: &Rc<Worker>, _: &str, ready: Box<dyn FnOnce() + Send>) {
+        self.rotate(worker);
+        ready();
+    }
+}
+
+/// The time between two moments of a stream.
+pub(crate) fn since(end: Instant, started: Instant) -> Duration {
+    end.saturating_duration_since(started)
+}

@@ -1,0 +1,334 @@
+//! Labels of tables of what was seen: Istio's rules for what is not known.
+
+use std::fmt::Write as _;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Instant, SystemTime};
+
+use expect_test::{Expect, expect};
+use leno_api::proto::stats as proto;
+use serde_json::json;
+
+use super::config::lower;
+use super::{Request, Seen, Settings};
+use crate::cluster::{EndpointAddress, EndpointConfig};
+use crate::config::lower::{Lower, Scope};
+use crate::http::headers::HeaderMap;
+use crate::listener::Direction;
+use crate::listener::accept::GlobalConnections;
+use crate::matching::facts::LogFacts;
+use crate::telemetry::access_log::command::FormatContext;
+use crate::telemetry::scrape::{Sample, scrape};
+use crate::telemetry::stats::StatsStore;
+use crate::telemetry::stream_info::{
+    ClusterFacts, ConnectionInfo, Protocol, ResponseFlags, RouteNames, StreamInfo,
+};
+use crate::telemetry::workload::{DOWNSTREAM_PEER, UPSTREAM_PEER, Workload};
+use crate::worker::Worker;
+
+fn settings(config: &str, direction: Direction) -> Result<Arc<Settings>, String> {
+    let node = json!({
+        "WORKLOAD_NAME": "front-v1", "NAMESPACE": "shop", "CLUSTER_ID": "c1", "ISTIO_VERSION": "1.30.0",
+        "LABELS": {
+            "app": "front", "version": "v1", "service.istio.io/canonical-name": "front",
+            "service.istio.io/canonical-revision": "r1",
+        },
+    });
+    let scope = Scope { node_metadata: Arc::new(node), direction, ..Scope::default() };
+    let proto: proto::PluginConfig =
+        leno_api::decode_text(&format!("{{{config}}}"), "filter").map_err(|errors| format!("{errors}"))?;
+    Lower::resource_in(scope, |at| lower(proto, at)).map_err(|error| error.to_string())
+}
+
+/// A request that has come and gone, without anything known of it.
+fn info(protocol: Option<Protocol>) -> StreamInfo {
+    let (remote, local) = ("10.0.0.9:5".parse(), "10.0.0.1:80".parse());
+    let connection =
+        ConnectionInfo::plain(1, remote.expect("an address"), local.expect("an address"), Instant::now());
+    let mut info = StreamInfo::new(Rc::new(connection), protocol, Instant::now(), SystemTime::now());
+    info.response_code = if protocol.is_some() { 200 } else { 0 };
+    info
+}
+
+fn peer() -> Workload {
+    Workload {
+        workload: "cart-v2".into(),
+        namespace: "db".into(),
+        canonical_name: "cart".into(),
+        app: "cart".into(),
+        cluster: "c2".into(),
+        ..Workload::default()
+    }
+}
+
+/// The labels of a request, and of a session, that says this of itself.
+fn check(config: &str, direction: Direction, tell: impl Fn(&mut StreamInfo), expected: &Expect) {
+    let settings = settings(config, direction).expect("a configuration");
+    let mut head = HeaderMap::new();
+    head.append(b":authority", b"host.test");
+    let store = StatsStore::default();
+    let worker = Worker::new(store.thread(), GlobalConnections::new(None));
+    let mut shown = String::new();
+    for (protocol, name) in [(Some(Protocol::Http11), "http"), (None, "tcp")] {
+        let mut info = info(protocol);
+        tell(&mut info);
+        let head = protocol.map(|_| &head);
+        let seen = Seen::new(&settings, &info, head, name, None);
+        let context = FormatContext { request: head, ..FormatContext::new(&info) };
+        let facts = LogFacts { context, node: None };
+        if protocol.is_some() {
+            let request = Request { duration: std::time::Duration::from_millis(7), received: 1, sent: 2 };
+            settings.request(&worker, &seen, facts, request);
+            settings.request(&worker, &seen, facts, request);
+        } else {
+            drop(settings.open_session(&worker, &seen, facts));
+        }
+    }
+    for stat in scrape(&store, |name| name.contains("requests_total") || name.contains("opened")) {
+        let labels = stat.labels.expect("labels");
+        let Sample::Counter(value) = stat.value else { panic!("{labels:?}") };
+        let _ = write!(shown, "{} {value}\n ", labels.name.trim_start_matches("istiocustom."));
+        for (label, value) in &labels.pairs {
+            let short = label.replace("destination_", "d_").replace("source_", "s_");
+            let _ = write!(shown, " {short}={value}");
+        }
+        shown.push('\n');
+    }
+    expected.assert_eq(&shown);
+}
+
+#[test]
+fn nothing_is_known() {
+    check(
+        "",
+        Direction::Outbound,
+        |_| {},
+        &expect![[r#"
+        istio_requests_total 2
+          reporter=source s_workload=front-v1 s_canonical_service=front s_canonical_revision=r1 s_workload_namespace=shop s_principal=unknown s_app=front s_version=v1 s_cluster=c1 d_workload=unknown d_workload_namespace=unknown d_principal=unknown d_app=unknown d_version=unknown d_service=host.test d_canonical_service=unknown d_canonical_revision=latest d_service_name=host.test d_service_namespace=unknown d_cluster=unknown request_protocol=http response_code=200 grpc_response_status= response_flags=- connection_security_policy=unknown
+        istio_tcp_connections_opened_total 1
+          reporter=source s_workload=front-v1 s_canonical_service=front s_canonical_revision=r1 s_workload_namespace=shop s_principal=unknown s_app=front s_version=v1 s_cluster=c1 d_workload=unknown d_workload_namespace=unknown d_principal=unknown d_app=unknown d_version=unknown d_service=unknown d_canonical_service=unknown d_canonical_revision=latest d_service_name=unknown d_service_namespace=unknown d_cluster=unknown request_protocol=tcp response_flags=- connection_security_policy=unknown
+    "#]],
+    );
+    check(
+        "disable_host_header_fallback: true",
+        Direction::Inbound,
+        |_| {},
+        &expect![[r#"
+        istio_requests_total 2
+          reporter=destination s_workload=unknown s_canonical_service=unknown s_canonical_revision=latest s_workload_namespace=unknown s_principal=unknown s_app=unknown s_version=unknown s_cluster=unknown d_workload=front-v1 d_workload_namespace=shop d_principal=unknown d_app=front d_version=v1 d_service=front d_canonical_service=front d_canonical_revision=r1 d_service_name=front d_service_namespace=shop d_cluster=c1 request_protocol=http response_code=200 grpc_response_status= response_flags=- connection_security_policy=none
+        istio_tcp_connections_opened_total 1
+          reporter=destination s_workload=unknown s_canonical_service=unknown s_canonical_revision=latest s_workload_namespace=unknown s_principal=unknown s_app=unknown s_version=unknown s_cluster=unknown d_workload=front-v1 d_workload_namespace=shop d_principal=unknown d_app=front d_version=v1 d_service=front d_canonical_service=front d_canonical_revision=r1 d_service_name=front d_service_namespace=shop d_cluster=c1 request_protocol=tcp response_flags=- connection_security_policy=none
+    "#]],
+    );
+    check(
+        "reporter: SERVER_GATEWAY",
+        Direction::Inbound,
+        |_| {},
+        &expect![[r#"
+        istio_requests_total 2
+          reporter=waypoint s_workload=unknown s_canonical_service=unknown s_canonical_revision=latest s_workload_namespace=unknown s_principal=unknown s_app=unknown s_version=unknown s_cluster=unknown d_workload=unknown d_workload_namespace=unknown d_principal=unknown d_app=unknown d_version=unknown d_service=host.test d_canonical_service=unknown d_canonical_revision=unknown d_service_name=host.test d_service_namespace=unknown d_cluster=unknown request_protocol=http response_code=200 grpc_response_status= response_flags=- connection_security_policy=none
+        istio_tcp_connections_opened_total 1
+          reporter=waypoint s_workload=unknown s_canonical_service=unknown s_canonical_revision=latest s_workload_namespace=unknown s_principal=unknown s_app=unknown s_version=unknown s_cluster=unknown d_workload=unknown d_workload_namespace=unknown d_principal=unknown d_app=unknown d_version=unknown d_service=unknown d_canonical_service=unknown d_canonical_revision=unknown d_service_name=unknown d_service_namespace=unknown d_cluster=unknown request_protocol=tcp response_flags=- connection_security_policy=none
+    "#]],
+    );
+}
+
+#[test]
+fn clients_know_servers() {
+    check(
+        "",
+        Direction::Outbound,
+        |info| {
+            let state =
+                Rc::new(Workload { identity: "spiffe://td/ns/own/sa/x".into(), ..peer() }.into_state());
+            info.filter_state.insert(UPSTREAM_PEER, Rc::clone(&state));
+            info.upstream.filter_state.insert(UPSTREAM_PEER, state);
+            let metadata = json!({"services": [{"host": "cart.db.svc", "name": "cart", "namespace": "far"}]});
+            let metadata = Arc::new([("istio".to_owned(), metadata)].into());
+            info.upstream.cluster =
+                Some(Rc::new(ClusterFacts::new("c".into(), "outbound|80||cart.db.svc".into(), metadata)));
+        },
+        &expect![[r#"
+            istio_requests_total 2
+              reporter=source s_workload=front-v1 s_canonical_service=front s_canonical_revision=r1 s_workload_namespace=shop s_principal=unknown s_app=front s_version=v1 s_cluster=c1 d_workload=cart-v2 d_workload_namespace=own d_principal=spiffe://td/ns/own/sa/x d_app=cart d_version=unknown d_service=cart.db.svc d_canonical_service=cart d_canonical_revision=latest d_service_name=cart d_service_namespace=far d_cluster=c2 request_protocol=http response_code=200 grpc_response_status= response_flags=- connection_security_policy=unknown
+            istio_tcp_connections_opened_total 1
+              reporter=source s_workload=front-v1 s_canonical_service=front s_canonical_revision=r1 s_workload_namespace=shop s_principal=unknown s_app=front s_version=v1 s_cluster=c1 d_workload=cart-v2 d_workload_namespace=own d_principal=spiffe://td/ns/own/sa/x d_app=cart d_version=unknown d_service=cart.db.svc d_canonical_service=cart d_canonical_revision=latest d_service_name=cart d_service_namespace=far d_cluster=c2 request_protocol=tcp response_flags=- connection_security_policy=unknown
+        "#]],
+    );
+    // What the control plane says of the endpoint, and a service without a name.
+    check(
+        "",
+        Direction::Outbound,
+        |info| {
+            let address = EndpointAddress::Ip("10.1.1.1:80".parse().expect("an address"));
+            let metadata = [("istio".to_owned(), json!({"workload": "cart-v2;db;cart;;c2"}))].into();
+            let endpoint = EndpointConfig { metadata: Arc::new(metadata), ..EndpointConfig::plain(address) };
+            info.upstream.endpoint = Some(Rc::new(endpoint));
+            let metadata = json!({"services": [{"host": "cart.db.svc"}]});
+            let metadata = Arc::new([("istio".to_owned(), metadata)].into());
+            info.upstream.cluster = Some(Rc::new(ClusterFacts::new("c".into(), "c".into(), metadata)));
+            info.flags.insert(ResponseFlags::UPSTREAM_CONNECTION_FAILURE);
+        },
+        &expect![[r#"
+            istio_requests_total 2
+              reporter=source s_workload=front-v1 s_canonical_service=front s_canonical_revision=r1 s_workload_namespace=shop s_principal=unknown s_app=front s_version=v1 s_cluster=c1 d_workload=cart-v2 d_workload_namespace=db d_principal=unknown d_app=unknown d_version=unknown d_service=cart.db.svc d_canonical_service=cart d_canonical_revision=latest d_service_name=cart d_service_namespace=db d_cluster=c2 request_protocol=http response_code=200 grpc_response_status= response_flags=UF connection_security_policy=unknown
+            istio_tcp_connections_opened_total 1
+              reporter=source s_workload=front-v1 s_canonical_service=front s_canonical_revision=r1 s_workload_namespace=shop s_principal=unknown s_app=front s_version=v1 s_cluster=c1 d_workload=cart-v2 d_workload_namespace=db d_principal=unknown d_app=unknown d_version=unknown d_service=cart.db.svc d_canonical_service=cart d_canonical_revision=latest d_service_name=cart d_service_namespace=db d_cluster=c2 request_protocol=tcp response_flags=UF connection_security_policy=unknown
+        "#]],
+    );
+    check(
+        "",
+        Direction::Outbound,
+        |info| {
+            let cluster = ClusterFacts::new("c".into(), "PassthroughCluster".into(), Arc::default());
+            info.upstream.cluster = Some(Rc::new(cluster));
+        },
+        &expect![[r#"
+            istio_requests_total 2
+              reporter=source s_workload=front-v1 s_canonical_service=front s_canonical_revision=r1 s_workload_namespace=shop s_principal=unknown s_app=front s_version=v1 s_cluster=c1 d_workload=unknown d_workload_namespace=unknown d_principal=unknown d_app=unknown d_version=unknown d_service=host.test d_canonical_service=unknown d_canonical_revision=latest d_service_name=PassthroughCluster d_service_namespace=unknown d_cluster=unknown request_protocol=http response_code=200 grpc_response_status= response_flags=- connection_security_policy=unknown
+            istio_tcp_connections_opened_total 1
+              reporter=source s_workload=front-v1 s_canonical_service=front s_canonical_revision=r1 s_workload_namespace=shop s_principal=unknown s_app=front s_version=v1 s_cluster=c1 d_workload=unknown d_workload_namespace=unknown d_principal=unknown d_app=unknown d_version=unknown d_service=unknown d_canonical_service=unknown d_canonical_revision=latest d_service_name=PassthroughCluster d_service_namespace=unknown d_cluster=unknown request_protocol=tcp response_flags=- connection_security_policy=unknown
+        "#]],
+    );
+    check(
+        "",
+        Direction::Outbound,
+        |info| {
+            let names = RouteNames { route: "block_all".into(), virtual_host: "block_all".into() };
+            info.route = Some(Rc::new(names));
+        },
+        &expect![[r#"
+            istio_requests_total 2
+              reporter=source s_workload=front-v1 s_canonical_service=front s_canonical_revision=r1 s_workload_namespace=shop s_principal=unknown s_app=front s_version=v1 s_cluster=c1 d_workload=unknown d_workload_namespace=unknown d_principal=unknown d_app=unknown d_version=unknown d_service=host.test d_canonical_service=unknown d_canonical_revision=latest d_service_name=BlackHoleCluster d_service_namespace=unknown d_cluster=unknown request_protocol=http response_code=200 grpc_response_status= response_flags=- connection_security_policy=unknown
+            istio_tcp_connections_opened_total 1
+              reporter=source s_workload=front-v1 s_canonical_service=front s_canonical_revision=r1 s_workload_namespace=shop s_principal=unknown s_app=front s_version=v1 s_cluster=c1 d_workload=unknown d_workload_namespace=unknown d_principal=unknown d_app=unknown d_version=unknown d_service=unknown d_canonical_service=unknown d_canonical_revision=latest d_service_name=BlackHoleCluster d_service_namespace=unknown d_cluster=unknown request_protocol=tcp response_flags=- connection_security_policy=unknown
+        "#]],
+    );
+}
+
+#[test]
+fn servers_know_clients() {
+    check(
+        "disable_host_header_fallback: true",
+        Direction::Inbound,
+        |info| {
+            info.filter_state.insert(DOWNSTREAM_PEER, peer().into_state());
+            let text = |text: &str| crate::telemetry::stream_info::FilterState {
+                text: text.to_owned(),
+                typed: None,
+                peer: None,
+            };
+            info.filter_state.insert("io.istio.peer_principal", text("spiffe://td/ns/else/sa/cart"));
+            info.filter_state.insert("io.istio.local_principal", text("spiffe://td/ns/shop/sa/front"));
+        },
+        &expect![[r#"
+            istio_requests_total 2
+              reporter=destination s_workload=cart-v2 s_canonical_service=cart s_canonical_revision=latest s_workload_namespace=else s_principal=spiffe://td/ns/else/sa/cart s_app=cart s_version=unknown s_cluster=c2 d_workload=front-v1 d_workload_namespace=shop d_principal=spiffe://td/ns/shop/sa/front d_app=front d_version=v1 d_service=front d_canonical_service=front d_canonical_revision=r1 d_service_name=front d_service_namespace=shop d_cluster=c1 request_protocol=http response_code=200 grpc_response_status= response_flags=- connection_security_policy=mutual_tls
+            istio_tcp_connections_opened_total 1
+              reporter=destination s_workload=cart-v2 s_canonical_service=cart s_canonical_revision=latest s_workload_namespace=else s_principal=spiffe://td/ns/else/sa/cart s_app=cart s_version=unknown s_cluster=c2 d_workload=front-v1 d_workload_namespace=shop d_principal=spiffe://td/ns/shop/sa/front d_app=front d_version=v1 d_service=front d_canonical_service=front d_canonical_revision=r1 d_service_name=front d_service_namespace=shop d_cluster=c1 request_protocol=tcp response_flags=- connection_security_policy=mutual_tls
+        "#]],
+    );
+}
+
+#[test]
+fn labels_are_changed() {
+    let told = |info: &mut StreamInfo| {
+        info.filter_state.insert(DOWNSTREAM_PEER, peer().into_state());
+    };
+    check(
+        "metrics: [{dimensions: {request_host: request.host, source_app: \"'x' + string(response.code)\", \
+         peer: filter_state.downstream_peer.workload, none: request.headers.nope, broken: '((', \
+         build: xds.node.metadata.ISTIO_VERSION}, tags_to_remove: [source_principal, nope, destination_principal]}, \
+         {name: requests_total, dimensions: {only: \"'here'\", response_flags: '(('}}, \
+         {name: tcp_connections_opened_total, drop: true}]",
+        Direction::Inbound,
+        told,
+        &expect![[r#"
+            istio_requests_total 2
+              reporter=destination s_workload=cart-v2 s_canonical_service=cart s_canonical_revision=latest s_workload_namespace=db s_app=x200 s_version=unknown s_cluster=c2 d_workload=front-v1 d_workload_namespace=shop d_app=front d_version=v1 d_service=host.test d_canonical_service=front d_canonical_revision=r1 d_service_name=host.test d_service_namespace=shop d_cluster=c1 request_protocol=http response_code=200 grpc_response_status= connection_security_policy=none build=1.30.0 none=unknown peer=cart-v2 request_host=host.test only=here
+        "#]],
+    );
+}
+
+#[test]
+fn metrics_of_users() {
+    let settings = settings(
+        "definitions: [{name: bytes, value: response.size * 2, type: HISTOGRAM}, {name: asked, value: '3'}, \
+         {name: requests_total, value: '1'}], metrics: [{dimensions: {method: request.method}}, \
+         {name: asked, dimensions: {reporter: \"'me'\"}}]",
+        Direction::Inbound,
+    )
+    .expect("a configuration");
+    let store = StatsStore::default();
+    let worker = Worker::new(store.thread(), GlobalConnections::new(None));
+    let mut info = info(Some(Protocol::Http2));
+    info.bytes_sent = 21;
+    let mut head = HeaderMap::new();
+    head.append(b":method", b"PUT");
+    let seen = Seen::new(&settings, &info, Some(&head), "http", None);
+    let context = FormatContext { request: Some(&head), ..FormatContext::new(&info) };
+    let facts = LogFacts { context, node: None };
+    let request = Request { duration: std::time::Duration::from_millis(7), received: 1, sent: 2 };
+    settings.request(&worker, &seen, facts, request);
+    let stats = scrape(&store, |name| name.contains("istio_bytes") || name.contains("istio_asked"));
+    let shown = stats.iter().map(|stat| {
+        let value = match &stat.value {
+            Sample::Histogram(all) => format!("sum {}", all.sum),
+            value => format!("{value:?}"),
+        };
+        format!("{} {value} {:?}\n", stat.name, stat.labels.as_ref().map(|labels| &labels.pairs))
+    });
+    expect![[r#"
+        istiocustom.istio_asked.method.PUT.reporter.me Counter(3) Some([("method", "PUT"), ("reporter", "me")])
+        istiocustom.istio_bytes.method.PUT sum 42 Some([("method", "PUT")])
+    "#]].assert_eq(&shown.collect::<String>());
+}
+
+#[test]
+fn configurations_that_are_refused() {
+    let check = |config: &str, expected: Expect| {
+        expected.assert_eq(&settings(config, Direction::Inbound).map(|_| ()).expect_err("it is refused"));
+    };
+    check(
+        "metrics: [{dimensions: {a: '[1].all(x, x > 0)'}}]",
+        expect!["metrics[0].dimensions: failed to create an expression: Comprehension support is disabled"],
+    );
+    check(
+        "definitions: [{name: a, value: 'duration(\"1s\")'}]",
+        expect!["definitions[0].value.call_expr.function 'duration': not supported yet"],
+    );
+    check(
+        "graceful_deletion_interval: 0.5s",
+        expect!["graceful_deletion_interval: value must be greater than or equal to 1s"],
+    );
+}
+
+#[test]
+fn label_sets_are_made_once() {
+    let settings = settings("", Direction::Inbound).expect("a configuration");
+    let store = StatsStore::default();
+    let worker = Worker::new(store.thread(), GlobalConnections::new(None));
+    let mut info = info(Some(Protocol::Http11));
+    let request = Request { duration: std::time::Duration::from_millis(7), received: 1, sent: 2 };
+    let ask = |info: &StreamInfo| {
+        let seen = Seen::new(&settings, info, None, "http", None);
+        let facts = LogFacts { context: FormatContext::new(info), node: None };
+        settings.request(&worker, &seen, facts, request);
+        worker.istio().series.borrow().len()
+    };
+    assert_eq!((ask(&info), ask(&info)), (1, 1));
+    info.response_code = 500;
+    assert_eq!(ask(&info), 2);
+    // What is retired is counted anew.
+    let before = worker.stats().activity();
+    assert_eq!(ask(&info), 2);
+    worker.stats().retire_idle(&before);
+    worker.istio().clean_up();
+    assert_eq!(worker.istio().series.borrow().len(), 1);
+    info.response_code = 200;
+    assert_eq!(ask(&info), 2);
+    let total = scrape(&store, |name| name.contains("requests_total"));
+    let values: Vec<_> = total.iter().map(|stat| stat.value.clone()).collect();
+    assert_eq!(values, [Sample::Counter(1), Sample::Counter(2)]);
+}
