@@ -212,8 +212,8 @@ fn refused() {
         ]],
     );
     check(
-        "permissions: [{any: true}], principals: [{any: true}], condition: {ident_expr: {name: response}}",
-        &expect![[r#"policies["p"].condition.ident_expr.name: not supported yet"#]],
+        "permissions: [{any: true}], principals: [{any: true}], condition: {select_expr: {operand: {ident_expr: {name: xds}}, field: filter_chain_name}}",
+        &expect![[r#"policies["p"].condition.select_expr.field 'filter_chain_name': not supported yet"#]],
     );
     check(
         "permissions: [{any: true}], principals: [{any: true}], condition: {comprehension_expr: {}}",
