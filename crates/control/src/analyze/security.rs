@@ -9,6 +9,7 @@ use crate::model::diagnostic::Finding;
 use crate::model::inputs::{AuthorizationPolicies, PeerAuthentications};
 use crate::registry::Mesh;
 use crate::scope::security::{is_general, peer_policies};
+use crate::scope::sidecar::Sight;
 use crate::translate::security::authorizer::AuthorizerOf;
 
 /// Faults of the provider that an AuthorizationPolicy names, and of the annotation by which it is only
@@ -38,7 +39,7 @@ impl Query for ProviderFindings {
         }
         let named = policy.spec.provider.as_ref().filter(|_| policy.spec.action == Action::Custom);
         let Some(provider) = named else { return Vec::new() };
-        match cx.get::<AuthorizerOf>(&(key.namespace.clone(), provider.name.clone())).as_ref() {
+        match cx.get::<AuthorizerOf>(&(Sight::whole(&key.namespace), provider.name.clone())).as_ref() {
             Ok(_) => Vec::new(),
             Err(why) => vec![warning(
                 "bad-provider",

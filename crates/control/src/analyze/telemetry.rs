@@ -9,6 +9,7 @@ use crate::model::inputs::Telemetries;
 use crate::model::mesh::provider::Use;
 use crate::model::telemetry::ProviderRef;
 use crate::registry::Mesh;
+use crate::scope::sidecar::Sight;
 use crate::scope::telemetry::{is_general, of_namespace};
 use crate::translate::provider;
 
@@ -62,7 +63,7 @@ fn usable(cx: &Cx<'_>, namespace: &String, name: &str, wanted: Use) -> Result<()
         return Err(format!("the extension provider {name:?} is not for {wanted}"));
     }
     match found.service() {
-        Some((service, port)) => provider::find(cx, namespace, service, port).map(|_| ()),
+        Some((service, port)) => provider::find(cx, &Sight::whole(namespace), service, port).map(|_| ()),
         None => Ok(()),
     }
 }

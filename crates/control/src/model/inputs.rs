@@ -123,6 +123,7 @@ by_namespace! {
     RequestAuthenticationsByNamespace of RequestAuthentications: Config<RequestAuthentication> = "request-authentications-by-namespace";
     AuthorizationPoliciesByNamespace of AuthorizationPolicies: Config<AuthorizationPolicy> = "authorization-policies-by-namespace";
     TelemetriesByNamespace of Telemetries: Config<Telemetry> = "telemetries-by-namespace";
+    VirtualServicesByNamespace of VirtualServices: Config<VirtualService> = "virtual-services-by-namespace";
     ReferenceGrantsByNamespace of ReferenceGrants: Config<gateway_api::policy::ReferenceGrant> = "reference-grants-by-namespace";
 }
 

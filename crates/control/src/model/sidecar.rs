@@ -212,6 +212,12 @@ fn ingress(check: &mut Check, listener: &IngressListener, ports: &mut HashSet<u3
     bind_address(check, &listener.bind);
     if !listener.default_endpoint.is_empty() {
         check.at("defaultEndpoint", |check| default_endpoint(check, &listener.default_endpoint));
+        let own = ["0.0.0.0:", "[::]:", ":"].iter().any(|all| listener.default_endpoint.starts_with(all));
+        if own && listener.capture_mode == CaptureMode::None {
+            let effect = "where connections are captured otherwise, the proxy does not know the workload's \
+                          address and uses 127.0.0.1";
+            check.warn_at("defaultEndpoint", "unsupported", effect);
+        }
     }
     if let Some(tls) = &listener.tls {
         check.at("tls", |check| tls.check_inbound(check, &port.protocol));

@@ -201,7 +201,7 @@ const DESTINATION_RULE: &[Row] = &[
 
 const GATEWAY: &[Row] = &[warn("spec.servers[].defaultEndpoint", NO_EFFECT)];
 
-const SIDECAR: &[Row] = &[warn("spec", NO_EFFECT)];
+const SIDECAR: &[Row] = &[];
 
 const ENVOY_FILTER: &[Row] = &[warn("spec", NO_EFFECT)];
 

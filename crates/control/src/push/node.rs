@@ -191,6 +191,7 @@ pub(crate) fn parse(graph: &Graph, node: &core::Node) -> Result<Node, BadNode> {
             options: ProxyOptions { http10, idle_timeout, abilities: abilities(&node.extensions), overrides },
             site,
             identity: Arc::new(identity),
+            sidecar: None,
         },
     })
 }

@@ -22,10 +22,13 @@ use std::sync::Arc;
 use leno_derive::{Cx, Query};
 
 use self::protocol::Protocol;
-use crate::model::inputs::{EntriesByHost, MeshConfigs, ServiceEntries, Services};
+use crate::model::inputs::{
+    EntriesByHost, MeshConfigs, ServiceEntries, ServiceEntriesByNamespace, Services, ServicesByNamespace,
+};
 use crate::model::mesh::MeshConfig;
 use crate::model::{Key, Kind, ObjectRef};
 use crate::scope::Families;
+use crate::scope::sidecar::{self, Sight};
 
 /// The DNS suffix of the cluster.
 pub(crate) const DOMAIN: &str = "cluster.local";
@@ -237,6 +240,39 @@ pub(crate) fn find(cx: &Cx<'_>, id: &ServiceId) -> Option<Arc<Service>> {
     cx.get::<ServicesOf>(&id.object).iter().find(|service| service.id == *id).cloned()
 }
 
+/// The services with a host, in all namespaces.
+pub(crate) fn of_host(cx: &Cx<'_>, host: &str) -> Vec<Arc<Service>> {
+    let kubernetes = kubernetes_name(host).map(|(name, namespace)| {
+        Key { namespace: namespace.to_owned(), name: name.to_owned() }.of(Kind::Service)
+    });
+    let entries = cx.bucket::<EntriesByHost>(&host.to_owned());
+    let entries = entries.into_iter().map(|key| key.of(Kind::ServiceEntry));
+    let mut services = Vec::new();
+    for object in kubernetes.into_iter().chain(entries) {
+        let declared = cx.get::<ServicesOf>(&object);
+        services.extend(declared.iter().filter(|service| service.id.host == host).cloned());
+    }
+    services
+}
+
+/// The services that objects of a namespace declare.
+pub(crate) struct ServicesIn;
+
+impl Query for ServicesIn {
+    type Key = String;
+    type Value = Vec<Arc<Service>>;
+    const NAME: &'static str = "services-in";
+
+    fn derive(cx: &Cx<'_>, namespace: &String) -> Vec<Arc<Service>> {
+        let kubernetes = cx.bucket::<ServicesByNamespace>(namespace);
+        let kubernetes = kubernetes.into_iter().map(|key| key.of(Kind::Service));
+        let entries = cx.bucket::<ServiceEntriesByNamespace>(namespace);
+        let entries = entries.into_iter().map(|key| key.of(Kind::ServiceEntry));
+        let all = kubernetes.chain(entries);
+        all.flat_map(|object| cx.get::<ServicesOf>(&object).as_ref().clone()).collect()
+    }
+}
+
 /// All services of the mesh, oldest first.
 pub(crate) struct AllServices;
 
@@ -284,17 +320,17 @@ impl Query for Visible {
 /// them is derived by part, so that a change of one service or rule costs one part.
 pub(crate) const PARTS: u8 = 32;
 
-/// The services that a namespace sees, by part.
+/// The services that are in sight, by part.
 struct VisibleParts;
 
 impl Query for VisibleParts {
-    type Key = String;
+    type Key = Sight;
     type Value = Vec<Arc<Vec<Arc<Service>>>>;
     const NAME: &'static str = "visible-parts";
 
-    fn derive(cx: &Cx<'_>, namespace: &String) -> Vec<Arc<Vec<Arc<Service>>>> {
+    fn derive(cx: &Cx<'_>, sight: &Sight) -> Vec<Arc<Vec<Arc<Service>>>> {
         let mut parts = vec![Vec::new(); usize::from(PARTS)];
-        for (host, service) in cx.get::<Visible>(namespace).iter() {
+        for (host, service) in sidecar::visible(cx, sight).iter() {
             // A hash that stays, so that a service stays in its part.
             let part = address::fnv(host.as_bytes()) % u64::from(PARTS);
             if let Some(part) = usize::try_from(part).ok().and_then(|part| parts.get_mut(part)) {
@@ -305,16 +341,16 @@ impl Query for VisibleParts {
     }
 }
 
-/// One part, less than [`PARTS`], of the services that a namespace sees.
+/// One part, less than [`PARTS`], of the services that are in sight.
 pub(crate) struct VisiblePart;
 
 impl Query for VisiblePart {
-    type Key = (String, u8);
+    type Key = (Sight, u8);
     type Value = Arc<Vec<Arc<Service>>>;
     const NAME: &'static str = "visible-part";
 
-    fn derive(cx: &Cx<'_>, (namespace, part): &(String, u8)) -> Arc<Vec<Arc<Service>>> {
-        cx.get::<VisibleParts>(namespace).get(usize::from(*part)).cloned().unwrap_or_default()
+    fn derive(cx: &Cx<'_>, (sight, part): &(Sight, u8)) -> Arc<Vec<Arc<Service>>> {
+        cx.get::<VisibleParts>(sight).get(usize::from(*part)).cloned().unwrap_or_default()
     }
 }
 

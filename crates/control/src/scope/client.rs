@@ -7,7 +7,7 @@ use leno_derive::{Cx, Query};
 
 use super::locality::SiteMatters;
 use super::telemetry::{self, SelectingPairs, is_traced};
-use super::{Interception, ProxyKey, Role, SelectingLabels};
+use super::{Interception, ProxyKey, Role, SelectingLabels, sidecar};
 
 /// The address in the place of one that makes no difference.
 const NOWHERE: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
@@ -50,6 +50,7 @@ impl Query for ClientOf {
         if proxy.role == Role::Router {
             return client;
         }
+        client.sidecar = sidecar::narrowing(cx, &proxy.workload());
         if matches!(proxy.interception, Interception::Explicit { .. }) {
             client.interception = Interception::Explicit { address: NOWHERE, port: 0 };
         }

@@ -4,6 +4,7 @@
 //!   every derivation and every encoded byte.
 //! - `client.rs`: what of a proxy matters to what it calls: nearly all proxies share that;
 //! - `rules.rs`: which VirtualServices apply; `policy.rs`: which DestinationRules, merged;
+//!   `sidecar/`: which services and rules a workload's proxy knows at all, if a Sidecar says;
 //!   `locality.rs`: what endpoints depend on of a client; `gateways.rs`: which servers a gateway
 //!   proxy has; `security.rs`: which policies say who may call a workload; `telemetry.rs`: what is
 //!   observed of it; `proxy_config.rs`: what a proxy was started with.
@@ -19,6 +20,7 @@ pub(crate) mod policy;
 pub(crate) mod proxy_config;
 pub(crate) mod rules;
 pub(crate) mod security;
+pub(crate) mod sidecar;
 pub(crate) mod telemetry;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -28,6 +30,7 @@ use std::sync::Arc;
 use leno_derive::{Cx, Query};
 
 use self::proxy_config::Overrides;
+use crate::model::Key;
 use crate::model::duration::Span;
 use crate::model::inputs::{DestinationRules, VirtualServices};
 use crate::registry::targets::Workload;
@@ -63,6 +66,9 @@ pub(crate) struct ProxyKey {
     pub(crate) options: ProxyOptions,
     pub(crate) site: Site,
     pub(crate) identity: Arc<Identity>,
+    /// The Sidecar that narrows what it sees; only of proxies as clients, in which nothing is left of
+    /// the labels that it was chosen by.
+    pub(crate) sidecar: Option<Key>,
 }
 
 /// What a proxy asks for by the metadata of its node.
@@ -185,10 +191,22 @@ impl ProxyKey {
         Viewer { labels: self.labels.clone(), identity: Arc::clone(&self.identity), ..self.viewer(cx) }
     }
 
+    /// Its own address, where it matters: without capture it listens there.
+    pub(crate) fn address(&self) -> Option<IpAddr> {
+        match self.interception {
+            Interception::Explicit { address, .. } => Some(address),
+            Interception::Redirect | Interception::Tproxy => None,
+        }
+    }
+
     /// The proxy as a client.
     pub(crate) fn viewer(&self, cx: &Cx<'_>) -> Viewer {
         let names = cx.get::<SelectingLabels>(&());
         let labels = self.labels.iter().filter(|(name, _)| names.contains(*name));
+        let sidecar = match self.role {
+            Role::Router => None,
+            Role::Sidecar => self.sidecar.clone().or_else(|| sidecar::narrowing(cx, &self.workload())),
+        };
         Viewer {
             role: self.role,
             captures: self.captures(),
@@ -197,6 +215,7 @@ impl ProxyKey {
             identity: Arc::default(),
             certificates: self.site.certificates,
             namespace: self.namespace.clone(),
+            sidecar,
             labels: labels.map(|(name, value)| (name.clone(), value.clone())).collect(),
         }
     }
@@ -216,6 +235,8 @@ pub(crate) struct Viewer {
     /// Whether it has the mesh's certificates.
     pub(crate) certificates: bool,
     pub(crate) namespace: String,
+    /// The Sidecar that narrows what it sees, see [`sidecar::Sight`].
+    pub(crate) sidecar: Option<Key>,
     pub(crate) labels: BTreeMap<String, String>,
 }
 

@@ -11,7 +11,7 @@ use leno_derive::{Cx, Index, Query};
 
 use super::gateway_api::{ListenerRules, ServiceRules};
 use super::{delegate, fit};
-use crate::model::inputs::VirtualServices;
+use crate::model::inputs::{VirtualServices, VirtualServicesByNamespace};
 use crate::model::virtual_service::{Destination, MESH, VirtualService};
 use crate::model::{Config, Key, Kind, Meta, ObjectRef};
 use crate::registry::{Export, Mesh, full_name, kubernetes_name};
@@ -204,6 +204,37 @@ pub(crate) fn mesh_rules(cx: &Cx<'_>, namespace: &str) -> Arc<Vec<Arc<Rule>>> {
     cx.get::<GatewayRules>(&(namespace.to_owned(), MESH.to_owned()))
 }
 
+/// Those of the rules for the sidecars of a namespace that are declared in some namespaces, or have to
+/// do with some hosts.
+pub(crate) fn for_mesh(
+    cx: &Cx<'_>,
+    namespace: &str,
+    declared_in: &BTreeSet<&str>,
+    hosts: &BTreeSet<&str>,
+) -> Vec<Arc<Rule>> {
+    let mut keys: BTreeSet<Key> = BTreeSet::new();
+    for declared_in in declared_in {
+        keys.extend(cx.bucket::<VirtualServicesByNamespace>(&(*declared_in).to_owned()));
+    }
+    for host in hosts {
+        keys.extend(host_buckets(host).iter().flat_map(|bucket| cx.bucket::<ByHost>(bucket)));
+    }
+    let mut rules = ordered(cx, namespace, keys, Vec::new());
+    rules.retain(|rule| rule.applies_to(MESH));
+    rules
+}
+
+/// The groups of rules that may have to do with a host.
+fn host_buckets(host: &str) -> Vec<HostBucket> {
+    let mut buckets = BTreeSet::from(["*".to_owned(), host.to_owned()]);
+    buckets.extend(parents(host));
+    let mut buckets: Vec<HostBucket> = buckets.into_iter().map(HostBucket::Named).collect();
+    if host.starts_with('*') {
+        buckets.push(HostBucket::Below(host.to_owned()));
+    }
+    buckets
+}
+
 /// The rules for the sidecars of a namespace that have to do with a host: that name it or a
 /// wildcard that includes it, or, if it is a wildcard itself, that name a host below it. Ordered as
 /// [`GatewayRules`] are.
@@ -215,13 +246,8 @@ impl Query for HostRules {
     const NAME: &'static str = "host-rules";
 
     fn derive(cx: &Cx<'_>, (namespace, host): &(String, String)) -> Vec<Arc<Rule>> {
-        let mut buckets = BTreeSet::from(["*".to_owned(), host.clone()]);
-        buckets.extend(parents(host));
-        let mut buckets: Vec<HostBucket> = buckets.into_iter().map(HostBucket::Named).collect();
-        if host.starts_with('*') {
-            buckets.push(HostBucket::Below(host.clone()));
-        }
-        let keys: BTreeSet<Key> = buckets.iter().flat_map(|bucket| cx.bucket::<ByHost>(bucket)).collect();
+        let keys: BTreeSet<Key> =
+            host_buckets(host).iter().flat_map(|bucket| cx.bucket::<ByHost>(bucket)).collect();
         let mut rules = ordered(cx, namespace, keys, service_rules(cx, namespace, host));
         let meets = |pattern: &String| {
             let pattern = pattern.to_ascii_lowercase();

@@ -10,7 +10,8 @@ use leno_derive::{Cx, Query};
 
 use super::resource::Resource;
 use crate::registry::instances::{Health, Instance, Instances};
-use crate::registry::{Resolution, Service, Visible};
+use crate::registry::{Resolution, Service};
+use crate::scope::sidecar::{EgressOf, imported};
 use crate::scope::{Families, ProxyKey, Role};
 
 /// The type of the resource.
@@ -52,22 +53,33 @@ impl Query for NameTable {
             return None;
         }
         let mut message = Table::default();
-        for (host, service) in cx.get::<Visible>(&client.namespace).iter() {
-            add_pods(cx, &mut message, host, service);
-            let ips = addresses(cx, service, client.families);
-            if ips.is_empty() {
-                continue;
+        let sight = client.viewer(cx).sight();
+        for listener in 0..cx.get::<EgressOf>(&sight).len() {
+            for (host, service) in imported(cx, &sight, listener).iter() {
+                // The first listener that imports a host says what it is.
+                if !message.table.contains_key(host) {
+                    add(cx, &mut message, host, service, client.families);
+                }
             }
-            let mut info = Info { ips, registry: "External".to_owned(), ..Info::default() };
-            if service.is_kubernetes() {
-                "Kubernetes".clone_into(&mut info.registry);
-                info.shortname.clone_from(&service.name);
-                service.namespace().clone_into(&mut info.namespace);
-            }
-            message.table.insert(host.clone(), info);
         }
         Some(Resource::new("", &message, Vec::new()))
     }
+}
+
+/// Adds the names of a service.
+fn add(cx: &Cx<'_>, message: &mut Table, host: &str, service: &Service, families: Families) {
+    add_pods(cx, message, host, service);
+    let ips = addresses(cx, service, families);
+    if ips.is_empty() {
+        return;
+    }
+    let mut info = Info { ips, registry: "External".to_owned(), ..Info::default() };
+    if service.is_kubernetes() {
+        "Kubernetes".clone_into(&mut info.registry);
+        info.shortname.clone_from(&service.name);
+        service.namespace().clone_into(&mut info.namespace);
+    }
+    message.table.insert(host.to_owned(), info);
 }
 
 /// Adds the names that pods of a headless Service have below its own.

@@ -5,8 +5,9 @@ use leno_derive::Cx;
 
 use super::name;
 use super::proto::core;
+use crate::registry::Resolution;
 use crate::registry::protocol::Protocol;
-use crate::registry::{Resolution, Visible};
+use crate::scope::sidecar::{self, Sight};
 
 /// A service of a provider, as proxies of some namespace reach it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -16,15 +17,17 @@ pub(crate) struct Service {
 }
 
 /// Finds the service that a provider names, as `host` or `namespace/host`; or says why it cannot be
-/// used from a namespace.
-pub(crate) fn find(cx: &Cx<'_>, namespace: &String, service: &str, port: u32) -> Result<Service, String> {
+/// used by workloads that see so much.
+// Deviation: Istio names the cluster of a provider that a Sidecar does not import too, which proxies
+// refuse, or fail to find later. Here such a provider is as one that is not there.
+pub(crate) fn find(cx: &Cx<'_>, sight: &Sight, service: &str, port: u32) -> Result<Service, String> {
     let (owner, host) = match service.split_once('/') {
         Some((owner, host)) => (Some(owner), host),
         None => (None, service),
     };
     let number = u16::try_from(port).ok().filter(|port| *port != 0);
     let number = number.ok_or_else(|| format!("the provider's port {port} is not between 1 and 65535"))?;
-    let visible = cx.get::<Visible>(namespace);
+    let visible = sidecar::visible(cx, sight);
     let found = visible.get(host).filter(|found| owner.is_none_or(|owner| found.namespace() == owner));
     let found = found.ok_or_else(|| format!("there is no service {service}, which the provider names"))?;
     let served = found.port(number).is_some_and(|port| port.protocol != Protocol::Datagram);

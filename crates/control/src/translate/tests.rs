@@ -113,6 +113,7 @@ impl Proxy {
                 node: self.node.clone(),
                 certificates: self.certificates,
             },
+            sidecar: None,
         }
     }
 }

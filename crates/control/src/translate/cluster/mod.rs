@@ -27,7 +27,7 @@ use crate::model::Key;
 use crate::model::destination_rule::ConnectionPool;
 use crate::model::mesh::MeshConfig;
 use crate::registry::protocol::Protocol;
-use crate::registry::{self, PARTS, Resolution, Service, ServiceId, Visible, VisiblePart};
+use crate::registry::{self, PARTS, Resolution, Service, ServiceId, VisiblePart};
 #[cfg(test)]
 use crate::scope::client::ClientOf;
 use crate::scope::gateways::AttachedGateways;
@@ -35,6 +35,7 @@ use crate::scope::locality::{EndpointsOf, View};
 pub(crate) use crate::scope::policy::policies;
 use crate::scope::policy::{EffectiveKey, MergedPolicy};
 use crate::scope::proxy_config::{MeshOf, Overrides};
+use crate::scope::sidecar::{self, Sight};
 use crate::scope::{Abilities, Families, ProxyKey, Role, Viewer};
 
 /// How long connections to nowhere in particular may be idle.
@@ -112,7 +113,7 @@ impl Query for OutboundPart {
 
     fn derive(cx: &Cx<'_>, (viewer, sni, part): &(Viewer, bool, u8)) -> Vec<Entry> {
         let mut entries = Vec::new();
-        for service in cx.get::<VisiblePart>(&(viewer.namespace.clone(), *part)).iter() {
+        for service in cx.get::<VisiblePart>(&(viewer.sight(), *part)).iter() {
             if service.resolution == Resolution::Alias || (*sni && service.external) {
                 continue;
             }
@@ -144,7 +145,7 @@ pub(crate) fn find(cx: &Cx<'_>, viewer: &Viewer, name: &str) -> Option<ClusterKe
         Some(parsed) => (parsed, false),
         None => (name::parse_outbound_sni(name)?, true),
     };
-    let visible = cx.get::<Visible>(&viewer.namespace);
+    let visible = sidecar::visible(cx, &viewer.sight());
     let service = visible.get(parsed.host).filter(|service| service.resolution != Resolution::Alias)?;
     service.port(parsed.port).filter(|port| is_carried(service, port.protocol))?;
     let rules = policies(cx, viewer, service);
@@ -240,7 +241,8 @@ impl Query for SharedClusters {
             clusters.push(Arc::new(encode(passthrough(&mesh, name::PASSTHROUGH_CLUSTER, exchanges))));
         }
         if client.role == Role::Router {
-            clusters.extend(cx.get::<KeyClusters>(&client.workload()).iter().cloned());
+            let key = (client.workload(), Sight::whole(&client.namespace));
+            clusters.extend(cx.get::<KeyClusters>(&key).iter().cloned());
         }
         clusters
     }
@@ -255,17 +257,23 @@ impl Query for OwnClusters {
     const NAME: &'static str = "own-clusters";
 
     fn derive(cx: &Cx<'_>, proxy: &ProxyKey) -> Vec<Arc<Resource>> {
-        if !proxy.captures() {
+        if proxy.role == Role::Router {
             return Vec::new();
         }
         let workload = proxy.workload();
-        let mut clusters = {
-            let exchanges = proxy.options.abilities.has(Abilities::TCP_PEERS);
-            let overrides = proxy.options.overrides.clone();
-            let key = (workload.clone(), proxy.families, exchanges, overrides);
-            cx.get::<inbound::InboundClusters>(&key).to_vec()
+        let key = inbound::InboundKey {
+            workload,
+            families: proxy.families,
+            address: proxy.address(),
+            exchanges: proxy.options.abilities.has(Abilities::TCP_PEERS),
+            overrides: proxy.options.overrides.clone(),
         };
-        clusters.extend(cx.get::<KeyClusters>(&workload).iter().cloned());
+        let mut clusters = cx.get::<inbound::InboundClusters>(&key).to_vec();
+        // Without listeners for what comes in there is nobody who looks at tokens.
+        if !clusters.is_empty() {
+            let sight = Sight::of(cx, &key.workload);
+            clusters.extend(cx.get::<KeyClusters>(&(key.workload, sight)).iter().cloned());
+        }
         clusters
     }
 }

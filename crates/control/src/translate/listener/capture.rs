@@ -10,10 +10,11 @@ use super::http::{Routes, connection_manager, stat_prefix};
 use super::tcp::{to_fixed, to_nowhere};
 use super::{Frame, bare, bound};
 use crate::scope::outbound::{OutboundPolicy, Unknown};
-use crate::scope::{Families, Viewer};
+use crate::scope::{Families, Viewer, sidecar};
 use crate::translate::name;
 use crate::translate::proto::{core, listener};
 use crate::translate::resource::Resource;
+use crate::translate::route::action;
 use crate::translate::telemetry::{self, access_log};
 
 /// The listener that all captured outbound connections arrive at.
@@ -43,7 +44,9 @@ pub(super) fn virtual_outbound(cx: &Cx<'_>, viewer: &Viewer, transparent: bool) 
         ..listener::FilterChain::default()
     };
     message.filter_chains = vec![black_hole, rest];
-    Resource::new(name::VIRTUAL_OUTBOUND, &message, telemetry::origins(cx, &scope))
+    let mut origins = telemetry::origins(cx, &scope);
+    origins.extend(sidecar::origin(&viewer.sight()));
+    Resource::new(name::VIRTUAL_OUTBOUND, &message, origins)
 }
 
 /// The listener that a workload may use as its HTTP proxy beside what is captured
@@ -66,10 +69,11 @@ pub(super) fn to_unknown(
     scope: &FilterScope,
 ) -> Vec<listener::Filter> {
     let cluster = match cx.get::<OutboundPolicy>(viewer).as_ref() {
-        Unknown::Pass => name::PASSTHROUGH_CLUSTER,
-        Unknown::Refuse => name::BLACK_HOLE_CLUSTER,
+        Unknown::Pass => name::PASSTHROUGH_CLUSTER.to_owned(),
+        Unknown::Through(proxy) => action::cluster(proxy, None, 0),
+        Unknown::Refuse => name::BLACK_HOLE_CLUSTER.to_owned(),
     };
-    to_fixed(cx, frame, scope, cluster, cluster)
+    to_fixed(cx, frame, scope, &cluster, &cluster)
 }
 
 /// The listener of a sidecar that its workload uses as its HTTP proxy.

@@ -17,9 +17,11 @@ use leno_derive::{Cx, Query};
 use prost::{Message, Name};
 
 use super::proxy_config;
+use crate::model::Key;
 use crate::model::mesh::MeshConfig;
 use crate::registry::protocol::Protocol;
 use crate::scope::proxy_config::Overrides;
+use crate::scope::sidecar::Sight;
 use crate::scope::{Abilities, Identity, ProxyOptions, Viewer};
 use crate::translate::proto::listener;
 use crate::translate::resource::pack;
@@ -44,12 +46,15 @@ pub(crate) struct FilterScope {
     pub(crate) overrides: Overrides,
     /// Unknown where it makes no difference, as it does in spans only.
     pub(crate) identity: Arc<Identity>,
+    /// The Sidecar that narrows what the proxy sees.
+    pub(crate) sidecar: Option<Key>,
 }
 
 impl Viewer {
     /// Whose filters its chains have.
     pub(crate) fn filter_scope(&self, side: Side) -> FilterScope {
-        FilterScope::new(side, &self.namespace, &self.labels, &self.options, &self.identity)
+        let scope = FilterScope::new(side, &self.namespace, &self.labels, &self.options, &self.identity);
+        FilterScope { sidecar: self.sidecar.clone(), ..scope }
     }
 }
 
@@ -68,7 +73,13 @@ impl FilterScope {
             abilities: options.abilities,
             overrides: options.overrides.clone(),
             identity: Arc::clone(identity),
+            sidecar: None,
         }
+    }
+
+    /// Which services of the mesh the proxy knows, which filters may refer to.
+    pub(crate) fn sight(&self) -> Sight {
+        Sight { namespace: self.namespace.clone(), sidecar: self.sidecar.clone() }
     }
 }
 

@@ -1,26 +1,35 @@
 //! A sidecar's listener for what calls its workload: `virtualInbound` (by default 15006), with chains for all
-//! other ports and some for each port of the workload that a service leads to: which ones depends on
-//! what PeerAuthentications say of the port, see [`peer`].
+//! other ports and some for each port of the workload that a service leads to, or that its Sidecar
+//! declares: which ones depends on what PeerAuthentications say of the port, see [`peer`]. A Sidecar may
+//! also ask for listeners that clients connect to themselves.
 //!
 //! A proxy without the mesh's certificates cannot end mutual TLS. Where that is all that a port takes
 //! it takes nothing then; elsewhere it takes plain text.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 
+use leno_api::proto::envoy::extensions::filters::listener::original_dst::v3::OriginalDst;
+use leno_api::proto::envoy::extensions::filters::listener::original_src::v3::OriginalSrc;
 use leno_derive::{Cx, Query};
 
 use super::filters::{self, FilterScope, Side};
 use super::http::{Routes, connection_manager, stat_prefix};
 use super::tcp::{to_fixed, to_nowhere};
-use super::{Frame, bare, bound, http_inspector, listener_filter, tls_inspector};
+use super::{Frame, bare, bound, http_inspector, listener_filter, tls, tls_inspector};
+use crate::model::gateway::ServerTls;
+use crate::model::sidecar::IngressListener;
+use crate::model::{Kind, ObjectRef};
 use crate::registry::protocol::Protocol;
-use crate::registry::targets::{Targets, Workload};
+use crate::registry::targets::{Target, Targets, Workload};
 use crate::scope::security::{self as policies, PeerMode, Peers, PeersOf};
+use crate::scope::sidecar::ingress::{Ingress, IngressOf};
+use crate::scope::sidecar::narrowing;
 use crate::scope::{Abilities, Families, Identity, ProxyOptions};
 use crate::translate::name;
 use crate::translate::proto::{core, listener, route, ty};
-use crate::translate::resource::Resource;
+use crate::translate::resource::{Resource, istio_metadata, pack, text};
 use crate::translate::route::{matcher, retry};
 use crate::translate::security::peer::{self, Offered, PortChain};
 use crate::translate::telemetry::{self, access_log};
@@ -38,6 +47,10 @@ const TPROXY_MARK: u32 = 1337;
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct InboundKey {
     pub(super) workload: Workload,
+    /// Whether connections arrive by iptables.
+    pub(super) captures: bool,
+    /// The proxy's own, where nothing is captured.
+    pub(super) address: Option<IpAddr>,
     /// For TPROXY, which keeps the client's address.
     pub(super) transparent: bool,
     pub(super) families: Families,
@@ -48,18 +61,25 @@ pub(super) struct InboundKey {
     pub(super) identity: Arc<Identity>,
 }
 
-/// The listener of a workload.
-pub(super) struct VirtualInbound;
+/// The listeners of a workload: the one that captured connections arrive at, and those of its Sidecar
+/// that clients connect to themselves.
+pub(super) struct InboundListeners;
 
-impl Query for VirtualInbound {
+impl Query for InboundListeners {
     type Key = InboundKey;
-    type Value = Resource;
-    const NAME: &'static str = "virtual-inbound";
+    type Value = Vec<Arc<Resource>>;
+    const NAME: &'static str = "inbound-listeners";
 
-    fn derive(cx: &Cx<'_>, key: &InboundKey) -> Resource {
+    fn derive(cx: &Cx<'_>, key: &InboundKey) -> Vec<Arc<Resource>> {
+        let ingress = cx.get::<IngressOf>(&key.workload);
+        let ingress = ingress.as_ref().as_ref().filter(|ingress| !ingress.listeners.is_empty());
+        if !key.captures && ingress.is_none() {
+            return Vec::new();
+        }
         let frame = Frame::new(cx, &key.options);
         let Workload { namespace, labels } = &key.workload;
         let scope = FilterScope::new(Side::Inbound, namespace, labels, &key.options, &key.identity);
+        let scope = FilterScope { sidecar: narrowing(cx, &key.workload), ..scope };
         let maker = Maker {
             cx,
             frame: &frame,
@@ -69,47 +89,49 @@ impl Query for VirtualInbound {
             certificates: key.certificates,
         };
         let targets = cx.get::<Targets>(&key.workload);
-        let mut chains = vec![maker.black_hole()];
-        // Ports that policies mention and no service leads to differ from the others of these.
-        let mentioned = maker.peers.ports.keys().copied();
-        let undeclared = mentioned.filter(|port| targets.iter().all(|target| target.target != *port));
-        for port in std::iter::once(0).chain(undeclared) {
-            chains.extend(maker.port_chains(&Inbound {
-                port,
-                passthrough: true,
-                protocol: Protocol::Auto,
-                cluster: name::INBOUND_PASSTHROUGH_CLUSTER.to_owned(),
-                operation: ":0/*".to_owned(),
-                service_port: 0,
-            }));
-        }
-        for group in targets.chunk_by(|a, b| a.target == b.target) {
-            // Of two services on one port the older decides.
-            let Some(first) = group.first() else { continue };
-            chains.extend(maker.port_chains(&Inbound {
-                port: first.target,
-                passthrough: false,
-                protocol: first.service.port(first.port).map_or(Protocol::Auto, |port| port.protocol),
-                cluster: name::inbound(first.target),
-                operation: format!("{}:{}/*", first.service.id.host, first.port),
-                service_port: first.port,
-            }));
-        }
-        let direction = core::TrafficDirection::Inbound;
-        let message = bare(name::VIRTUAL_INBOUND, maker.wildcard, frame.inbound_port(), direction);
-        let mut message = bound(message);
-        message.transparent = key.transparent.then_some(true);
-        message.continue_on_listener_filters_timeout = true;
-        message.listener_filters_timeout = Some(frame.mesh.protocol_detection_timeout.to_proto());
-        message.listener_filters = listener_filters(&chains, key.transparent);
-        message.access_log = access_log::of_listener(cx, &scope);
-        message.filter_chains = chains;
         let mut origins = policies::origins(cx, &key.workload);
         origins.extend(maker.peers.origins.iter().cloned());
         origins.extend(telemetry::origins(cx, &scope));
         origins.extend(targets.iter().map(|target| target.service.id.object.clone()));
-        Resource::new(name::VIRTUAL_INBOUND, &message, origins)
+        let (mut inbounds, mut listeners) = (Vec::new(), Vec::new());
+        match ingress {
+            None => inbounds.extend(of_targets(&targets)),
+            Some(ingress) => {
+                origins.push(ingress.sidecar.of(Kind::Sidecar));
+                for listener in &ingress.listeners {
+                    let Some(inbound) = maker.of_listener(ingress, listener, key.address) else { continue };
+                    if !listener.is_bound(key.captures) {
+                        inbounds.push(inbound);
+                    } else if inbound.port != frame.inbound_port() && inbound.port != frame.outbound_port() {
+                        listeners.push(Arc::new(maker.bound(&inbound, origins.clone())));
+                    }
+                }
+                inbounds.sort_by_key(|inbound| inbound.port);
+            }
+        }
+        if key.captures {
+            listeners.insert(0, Arc::new(maker.captured(&inbounds, key.transparent, origins)));
+        }
+        listeners
     }
+}
+
+/// The ports that services lead to.
+fn of_targets(targets: &[Target]) -> Vec<Inbound> {
+    // Of two services on one port the older decides.
+    let firsts = targets.chunk_by(|a, b| a.target == b.target).filter_map(<[Target]>::first);
+    let inbounds = firsts.map(|first| Inbound {
+        port: first.target,
+        passthrough: false,
+        protocol: first.service.port(first.port).map_or(Protocol::Auto, |port| port.protocol),
+        cluster: name::inbound(first.target),
+        operation: format!("{}:{}/*", first.service.id.host, first.port),
+        service_port: first.port,
+        binds: Vec::new(),
+        tls: None,
+        metadata: None,
+    });
+    inbounds.collect()
 }
 
 /// A port of the workload.
@@ -124,6 +146,12 @@ struct Inbound {
     operation: String,
     /// The port of the service that leads to it.
     service_port: u16,
+    /// Its own addresses; empty for all.
+    binds: Vec<String>,
+    /// TLS of others than the mesh's proxies.
+    tls: Option<ServerTls>,
+    /// The Sidecar that it comes from.
+    metadata: Option<core::Metadata>,
 }
 
 struct Maker<'a, 'c> {
@@ -137,6 +165,96 @@ struct Maker<'a, 'c> {
 }
 
 impl Maker<'_, '_> {
+    /// The listener that captured connections arrive at.
+    fn captured(&self, inbounds: &[Inbound], transparent: bool, origins: Vec<ObjectRef>) -> Resource {
+        let mut chains = vec![self.black_hole()];
+        // Ports that policies mention and that are not declared differ from the others of these.
+        let mentioned = self.peers.ports.keys().copied();
+        let undeclared = mentioned.filter(|port| inbounds.iter().all(|inbound| inbound.port != *port));
+        for port in std::iter::once(0).chain(undeclared) {
+            chains.extend(self.port_chains(&Inbound {
+                port,
+                passthrough: true,
+                protocol: Protocol::Auto,
+                cluster: name::INBOUND_PASSTHROUGH_CLUSTER.to_owned(),
+                operation: ":0/*".to_owned(),
+                service_port: 0,
+                binds: Vec::new(),
+                tls: None,
+                metadata: None,
+            }));
+        }
+        for inbound in inbounds {
+            chains.extend(self.port_chains(inbound));
+        }
+        let port = self.frame.inbound_port();
+        let message = bare(name::VIRTUAL_INBOUND, self.wildcard, port, core::TrafficDirection::Inbound);
+        let mut message = self.complete(message, chains);
+        message.transparent = transparent.then_some(true);
+        let mut filters =
+            vec![listener_filter("envoy.filters.listener.original_dst", &OriginalDst::default(), None)];
+        if transparent {
+            let config = OriginalSrc { mark: TPROXY_MARK, ..OriginalSrc::default() };
+            filters.push(listener_filter("envoy.filters.listener.original_src", &config, None));
+        }
+        message.listener_filters.splice(0..0, filters);
+        Resource::new(name::VIRTUAL_INBOUND, &message, origins)
+    }
+
+    /// A listener that clients connect to themselves.
+    fn bound(&self, inbound: &Inbound, origins: Vec<ObjectRef>) -> Resource {
+        let name = self.listener_name(inbound);
+        let binds: Vec<&str> = match inbound.binds.as_slice() {
+            [] => self.wildcard.to_vec(),
+            binds => binds.iter().map(String::as_str).collect(),
+        };
+        let message = bare(&name, &binds, inbound.port, core::TrafficDirection::Inbound);
+        Resource::new(&name, &self.complete(message, self.port_chains(inbound)), origins)
+    }
+
+    fn complete(
+        &self,
+        message: listener::Listener,
+        chains: Vec<listener::FilterChain>,
+    ) -> listener::Listener {
+        let mut message = bound(message);
+        message.continue_on_listener_filters_timeout = true;
+        message.listener_filters_timeout = Some(self.frame.mesh.protocol_detection_timeout.to_proto());
+        message.listener_filters = inspectors(&chains);
+        message.access_log = access_log::of_listener(self.cx, self.scope);
+        message.filter_chains = chains;
+        message
+    }
+
+    /// A port that a Sidecar declares; `own` is the proxy's address where nothing is captured.
+    // Deviation: where a Sidecar names no address istiod writes the replica's own, which only shows in
+    // the names of chains, unless nothing is captured.
+    fn of_listener(
+        &self,
+        ingress: &Ingress,
+        listener: &IngressListener,
+        own: Option<IpAddr>,
+    ) -> Option<Inbound> {
+        let port = listener.number()?;
+        let binds = match (listener.bind.as_str(), own) {
+            ("", Some(own)) => vec![own.to_string()],
+            ("", None) => Vec::new(),
+            (bind, _) => vec![bind.to_owned()],
+        };
+        let path = name::config_path("sidecar", &ingress.sidecar.namespace, &ingress.sidecar.name);
+        Some(Inbound {
+            port,
+            passthrough: false,
+            protocol: listener.protocol(),
+            cluster: name::inbound(port),
+            operation: format!("{}:{port}/*", ingress.host()),
+            service_port: port,
+            binds,
+            tls: listener.tls.clone(),
+            metadata: Some(istio_metadata([("config", text(path))])),
+        })
+    }
+
     /// A connection made to the proxy itself would be sent to the proxy again, for ever.
     fn black_hole(&self) -> listener::FilterChain {
         listener::FilterChain {
@@ -155,6 +273,11 @@ impl Maker<'_, '_> {
             PeerMode::Strict => return vec![self.closed(inbound)],
             PeerMode::Permissive | PeerMode::Disable => PeerMode::Disable,
         };
+        // Deviation: istiod ends the TLS that a Sidecar asks for only with ENABLE_TLS_ON_SIDECAR_INGRESS.
+        // As there, it gives way to the mesh's own TLS where a port takes that.
+        if let Some(settings) = inbound.tls.as_ref().filter(|_| mode == PeerMode::Disable) {
+            return vec![self.tls_chain(inbound, settings)];
+        }
         peer::chains(mode, inbound.protocol).iter().map(|chain| self.port_chain(inbound, chain)).collect()
     }
 
@@ -189,7 +312,22 @@ impl Maker<'_, '_> {
                 let exchanges = self.scope.abilities.has(Abilities::TCP_PEERS);
                 peer::socket(&self.frame.mesh, chain.http, exchanges)
             }),
+            metadata: inbound.metadata.clone(),
             ..listener::FilterChain::default()
+        }
+    }
+
+    /// The chain of a port whose TLS is that of others than the mesh's proxies.
+    fn tls_chain(&self, inbound: &Inbound, settings: &ServerTls) -> listener::FilterChain {
+        let http = inbound.protocol.is_http();
+        let chain = PortChain { http, mutual: false, transport: TLS, offered: Offered::Any };
+        let context = tls::of_settings(settings, !http, &self.frame.mesh);
+        listener::FilterChain {
+            transport_socket: context.map(|context| core::TransportSocket {
+                name: "envoy.transport_sockets.tls".to_owned(),
+                config_type: Some(core::transport_socket::ConfigType::TypedConfig(pack(&context))),
+            }),
+            ..self.port_chain(inbound, &chain)
         }
     }
 
@@ -206,7 +344,8 @@ impl Maker<'_, '_> {
 
     /// What the port's listener would be called if it had one.
     fn listener_name(&self, inbound: &Inbound) -> String {
-        name::listener(self.wildcard.first().copied().unwrap_or_default(), inbound.port)
+        let own = inbound.binds.first().map(String::as_str);
+        name::listener(own.or(self.wildcard.first().copied()).unwrap_or_default(), inbound.port)
     }
 
     fn chain_name(&self, inbound: &Inbound, http: bool) -> String {
@@ -254,17 +393,10 @@ impl Maker<'_, '_> {
     }
 }
 
-/// What must be known of a connection before its chain is: where it was meant to go, and what it
-/// speaks, but not on ports where that is declared: it costs, and servers may speak first.
-fn listener_filters(chains: &[listener::FilterChain], transparent: bool) -> Vec<listener::ListenerFilter> {
-    use leno_api::proto::envoy::extensions::filters::listener::original_dst::v3::OriginalDst;
-    use leno_api::proto::envoy::extensions::filters::listener::original_src::v3::OriginalSrc;
-    let mut filters =
-        vec![listener_filter("envoy.filters.listener.original_dst", &OriginalDst::default(), None)];
-    if transparent {
-        let config = OriginalSrc { mark: TPROXY_MARK, ..OriginalSrc::default() };
-        filters.push(listener_filter("envoy.filters.listener.original_src", &config, None));
-    }
+/// What must be known of a connection before its chain is: what it speaks, but not on ports where that
+/// is declared: it costs, and servers may speak first.
+fn inspectors(chains: &[listener::FilterChain]) -> Vec<listener::ListenerFilter> {
+    let mut filters = Vec::new();
     let mut looks: BTreeMap<u32, Looks> = BTreeMap::new();
     for found in chains.iter().filter_map(|chain| chain.filter_chain_match.as_ref()) {
         let looks = looks.entry(found.destination_port.unwrap_or(0)).or_default();

@@ -23,11 +23,12 @@ use std::sync::Arc;
 use leno_derive::{Cx, Query};
 
 use super::proto::{core, listener};
-use super::resource::{Resource, address, pack};
+use super::resource::{Resource, address, pack, pipe};
 use crate::model::mesh::MeshConfig;
 use crate::model::switches::{SwitchInput, Switches};
 use crate::scope::client::ClientOf;
 use crate::scope::proxy_config::MeshOf;
+use crate::scope::sidecar::UNIX;
 use crate::scope::telemetry::{self, is_traced};
 use crate::scope::{Families, Identity, Interception, ProxyKey, ProxyOptions, Role};
 
@@ -86,7 +87,14 @@ impl Query for SharedListeners {
                 let key = (client.listening(cx), client.workload(), own);
                 cx.get::<gateway::GatewayListeners>(&key).as_ref().clone()
             }
-            (Role::Sidecar, Interception::Explicit { .. }) => Vec::new(),
+            (Role::Sidecar, Interception::Explicit { .. }) => {
+                let viewer = client.listening(cx);
+                // Without a Sidecar the workload has only the HTTP proxy.
+                if viewer.sidecar.is_none() {
+                    return Vec::new();
+                }
+                cx.get::<outbound::OutboundListeners>(&viewer).as_ref().clone()
+            }
             (Role::Sidecar, Interception::Redirect | Interception::Tproxy) => {
                 let transparent = client.interception == Interception::Tproxy;
                 let viewer = client.listening(cx);
@@ -111,21 +119,30 @@ impl Query for OwnListeners {
         match (proxy.role, proxy.interception) {
             (Role::Router, _) => Vec::new(),
             (Role::Sidecar, Interception::Explicit { address, port }) => {
-                vec![Arc::new(capture::explicit(cx, &cx.get::<ClientOf>(proxy).listening(cx), address, port))]
+                let viewer = cx.get::<ClientOf>(proxy).listening(cx);
+                let mut listeners = vec![Arc::new(capture::explicit(cx, &viewer, address, port))];
+                listeners
+                    .extend(cx.get::<inbound::InboundListeners>(&inbound_key(cx, proxy)).iter().cloned());
+                listeners
             }
             (Role::Sidecar, Interception::Redirect | Interception::Tproxy) => {
-                let transparent = proxy.interception == Interception::Tproxy;
-                let key = inbound::InboundKey {
-                    workload: proxy.workload(),
-                    transparent,
-                    families: proxy.families,
-                    options: proxy.options.clone(),
-                    certificates: proxy.site.certificates,
-                    identity: inbound_identity(cx, proxy),
-                };
-                vec![cx.get::<inbound::VirtualInbound>(&key)]
+                cx.get::<inbound::InboundListeners>(&inbound_key(cx, proxy)).as_ref().clone()
             }
         }
+    }
+}
+
+/// What a proxy's listeners for what calls its workload depend on.
+fn inbound_key(cx: &Cx<'_>, proxy: &ProxyKey) -> inbound::InboundKey {
+    inbound::InboundKey {
+        workload: proxy.workload(),
+        captures: proxy.captures(),
+        address: proxy.address(),
+        transparent: proxy.interception == Interception::Tproxy,
+        families: proxy.families,
+        options: proxy.options.clone(),
+        certificates: proxy.site.certificates,
+        identity: inbound_identity(cx, proxy),
     }
 }
 
@@ -176,6 +193,16 @@ impl Frame {
             Families::Both => &["0.0.0.0"],
         }
     }
+
+    /// The addresses at which a workload reaches its own proxy, the main one first.
+    fn localhosts(&self, families: Families) -> &'static [&'static str] {
+        match families {
+            Families::V4 => &["127.0.0.1"],
+            Families::V6 => &["::1"],
+            Families::Both if self.switches.dual_stack => &["127.0.0.1", "::1"],
+            Families::Both => &["127.0.0.1"],
+        }
+    }
 }
 
 /// A listener without filter chains, at one or several addresses of which the first gives the name
@@ -186,7 +213,10 @@ fn bare<S: AsRef<str>>(
     port: u16,
     direction: core::TrafficDirection,
 ) -> listener::Listener {
-    let mut addresses = hosts.iter().map(|host| address(host.as_ref(), port));
+    let mut addresses = hosts.iter().map(|host| match host.as_ref().strip_prefix(UNIX) {
+        Some(path) => pipe(path),
+        None => address(host.as_ref(), port),
+    });
     listener::Listener {
         name: name.to_owned(),
         address: addresses.next(),

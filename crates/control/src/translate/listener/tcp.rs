@@ -10,13 +10,13 @@ use super::filters::{self, FilterScope, Side};
 use super::{Frame, network_filter};
 use crate::model::Meta;
 use crate::model::virtual_service::{L4Match, RouteDestination, TlsMatch};
+use crate::registry::Service;
 use crate::registry::alias::AliasesOf;
 use crate::registry::instances::selects;
 use crate::registry::protocol::Protocol;
-use crate::registry::{Service, Visible};
-use crate::scope::Viewer;
 use crate::scope::policy::{Merged, MergedPolicy};
 use crate::scope::rules::Rule;
+use crate::scope::{Viewer, sidecar};
 use crate::translate::cluster::policies;
 use crate::translate::name;
 use crate::translate::proto::{core, listener, ty};
@@ -45,7 +45,7 @@ impl Wanted<'_, '_> {
     pub(super) fn to_targets(&self, targets: &[RouteDestination], meta: &Meta) -> Vec<listener::Filter> {
         use proxy::tcp_proxy::weighted_cluster::ClusterWeight;
         use proxy::tcp_proxy::{ClusterSpecifier, WeightedCluster};
-        let visible = self.cx.get::<Visible>(&self.viewer().namespace);
+        let visible = sidecar::visible(self.cx, &self.viewer().sight());
         let cluster = |target: &RouteDestination| {
             let service = visible.get(&target.destination.host).map(AsRef::as_ref);
             action::cluster(&target.destination, service, self.place.port)
@@ -150,12 +150,12 @@ impl Wanted<'_, '_> {
 /// belongs to it.
 pub(super) fn service_chains(
     wanted: &Wanted<'_, '_>,
-    service: &Service,
+    (service, protocol): (&Service, Protocol),
     rules: &[Arc<Rule>],
     ranges: &[String],
     alone: bool,
 ) -> Vec<Chain> {
-    if service.port(wanted.place.port).is_some_and(|port| port.protocol == Protocol::Tls) {
+    if protocol == Protocol::Tls {
         tls_chains(wanted, service, rules, ranges, alone)
     } else {
         tcp_chains(wanted, service, rules, ranges)

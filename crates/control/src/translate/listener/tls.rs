@@ -1,4 +1,4 @@
-//! TLS of a gateway's servers: certificates, what clients must show, versions and ciphers.
+//! TLS of a gateway's servers, and of what a Sidecar takes in: certificates, what clients must show, versions and ciphers.
 
 use leno_api::proto::envoy::extensions::transport_sockets::tls::v3 as tls;
 
@@ -25,13 +25,22 @@ pub(super) fn context(
         return None;
     }
     let settings = server.server.tls.as_ref()?;
+    // Whoever does not tell the other who it is must not agree to.
+    let bytes = server.kind == ServerKind::Tls && abilities.has(Abilities::TCP_PEERS);
+    of_settings(settings, bytes, mesh)
+}
+
+/// The context that ends TLS as settings say; `None` without a mode. `bytes`: whether what is inside is
+/// anything but HTTP.
+pub(super) fn of_settings(
+    settings: &ServerTls,
+    bytes: bool,
+    mesh: &MeshConfig,
+) -> Option<tls::DownstreamTlsContext> {
     let mode = settings.mode?;
     let requires = matches!(mode, ServerTlsMode::Mutual | ServerTlsMode::IstioMutual);
     let validates = requires || mode == ServerTlsMode::OptionalMutual;
-    // Whoever does not tell the other who it is must not agree to.
-    let is_mesh_bytes = mode == ServerTlsMode::IstioMutual
-        && server.kind == ServerKind::Tls
-        && abilities.has(Abilities::TCP_PEERS);
+    let is_mesh_bytes = mode == ServerTlsMode::IstioMutual && bytes;
     let alpn = if is_mesh_bytes { MESH_BYTES } else { HTTP };
     let mut common = tls::CommonTlsContext {
         alpn_protocols: alpn.iter().map(|&name| name.to_owned()).collect(),

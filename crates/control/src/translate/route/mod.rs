@@ -46,17 +46,16 @@ impl Query for Route {
                 };
                 cx.get::<gateway::GatewayRoute>(&key).as_ref().clone()
             }
-            (Role::Sidecar, Interception::Explicit { .. }) => {
-                if name != super::name::HTTP_PROXY {
-                    return None;
-                }
-                Some(cx.get::<sidecar::HttpProxyRoute>(&proxy.viewer(cx)))
-            }
             (Role::Sidecar, _) if name == super::name::HTTP_PROXY => {
                 Some(cx.get::<sidecar::HttpProxyRoute>(&proxy.viewer(cx)))
             }
-            (Role::Sidecar, _) => {
-                cx.get::<sidecar::OutboundRoute>(&(proxy.viewer(cx), name.clone())).as_ref().clone()
+            (Role::Sidecar, interception) => {
+                let viewer = proxy.viewer(cx);
+                // Where nothing is captured there are no other listeners but those of a Sidecar.
+                if matches!(interception, Interception::Explicit { .. }) && viewer.sidecar.is_none() {
+                    return None;
+                }
+                cx.get::<sidecar::OutboundRoute>(&(viewer, name.clone())).as_ref().clone()
             }
         }
     }

@@ -6,11 +6,10 @@ use leno_derive::{Cx, Query};
 
 use super::{action, filter, hash, matcher, notes_host};
 use crate::model::virtual_service::{Destination, HttpMatch, HttpRoute};
-use crate::registry::Visible;
 use crate::registry::instances::selects;
-use crate::scope::Viewer;
 use crate::scope::proxy_config::MeshOf;
 use crate::scope::rules::{self, Rule, RuleId, Semantics};
+use crate::scope::{Viewer, sidecar};
 use crate::translate::name;
 use crate::translate::proto::route;
 use crate::translate::resource::{istio_metadata, text};
@@ -115,7 +114,7 @@ fn http_route(
         // Nothing to do with the request, which validation has reported.
         return None;
     } else {
-        let visible = cx.get::<Visible>(&place.viewer.namespace);
+        let visible = sidecar::visible(cx, &place.viewer.sight());
         let target_of = |destination: &Destination| {
             let service = visible.get(&destination.host).map(AsRef::as_ref);
             action::Target {

@@ -16,10 +16,13 @@ use super::rule::{Place, operation, routes_of};
 use super::{Hosts, action, hash, matcher, notes_host};
 use crate::model::virtual_service::MESH;
 use crate::registry::alias::AliasesOf;
-use crate::registry::{DOMAIN, Mesh, Resolution, Service, Visible, VisibleOnPort};
+use crate::registry::{DOMAIN, Mesh, Resolution, Service};
 use crate::scope::outbound::{OutboundPolicy, Unknown};
 use crate::scope::proxy_config::MeshOf;
-use crate::scope::rules::{HostRules, Order, Rule, RuleId, candidates, mesh_rules};
+use crate::scope::rules::{Order, Rule, RuleId, candidates};
+use crate::scope::sidecar::{
+    self, Egress, EgressOf, UNIX, egress_on, host_rules, imported, imported_on_port, imported_rules,
+};
 use crate::scope::{Families, Viewer, fit};
 use crate::translate::name;
 use crate::translate::proto::route;
@@ -39,29 +42,50 @@ impl Query for OutboundRoute {
 
     fn derive(cx: &Cx<'_>, (viewer, name): &(Viewer, String)) -> Option<Arc<Resource>> {
         let mut hosts = Hosts::new(&cx.get::<MeshOf>(&viewer.options.overrides));
+        let sight = viewer.sight();
+        hosts.origins.extend(sidecar::origin(&sight));
+        let all = cx.get::<EgressOf>(&sight);
+        if name.starts_with(UNIX) {
+            let listener = all.iter().position(|egress| egress.bind == *name)?;
+            hosts.add_all_ports(cx, viewer, listener);
+            hosts.add_rest(cx, viewer, false);
+            return Some(hosts.finish(name, false));
+        }
         if let Some((host, port)) = name.rsplit_once(':') {
             let port = port.parse().ok()?;
-            let visible = cx.get::<Visible>(&viewer.namespace);
-            let service = visible.get(host).filter(|service| carries_http(service, port))?;
-            let found = cx.get::<ServiceRoutes>(&(viewer.clone(), host.to_owned(), port));
+            let (listener, service) = all.iter().enumerate().find_map(|(listener, egress)| {
+                let here = egress.port.as_ref().is_none_or(|own| own.number == port);
+                let imported = here.then(|| imported(cx, &sight, listener))?;
+                imported.get(host).cloned().map(|service| (listener, service))
+            })?;
+            if !carries_http(&service, port) {
+                return None;
+            }
+            let found = cx.get::<ServiceRoutes>(&(viewer.clone(), listener, host.to_owned(), port));
             hosts.origins.extend(found.origins.iter().cloned().chain([service.id.object.clone()]));
             // The listener is the service's own, so there is nothing to tell hosts apart for.
             hosts.add(name.clone(), vec!["*".to_owned()], found.routes.clone());
             return Some(hosts.finish(name, true));
         }
         let port: u16 = name.parse().ok()?;
-        let services = cx.get::<VisibleOnPort>(&(viewer.namespace.clone(), port));
-        for draft in drafts(cx, viewer, &services, port) {
-            hosts.origins.extend(draft.origins);
-            let mut domains = draft.host.map_or_else(Vec::new, |host| vec![host]);
-            if let Some(service) = &draft.service {
-                domains = own_domains(cx, service, viewer, &services);
+        let listener = egress_on(&all, port)?;
+        let egress = all.get(listener)?;
+        if egress.serves_all_ports() {
+            hosts.add_all_ports(cx, viewer, listener);
+        } else {
+            let services = imported_on_port(cx, &sight, listener, port);
+            for draft in drafts(cx, viewer, listener, &services, port) {
+                hosts.origins.extend(draft.origins);
+                let mut domains = draft.host.map_or_else(Vec::new, |host| vec![host]);
+                if let Some(service) = &draft.service {
+                    domains = own_domains(cx, service, viewer, egress, &services);
+                }
+                hosts.add(draft.name, domains, draft.routes);
             }
-            hosts.add(draft.name, domains, draft.routes);
+            hosts.sort();
         }
-        hosts.sort();
-        hosts.add_rest(cx, viewer);
-        Some(hosts.finish(name, true))
+        hosts.add_rest(cx, viewer, viewer.captures && !egress.bound);
+        Some(hosts.finish(name, !egress.serves_all_ports()))
     }
 }
 
@@ -75,35 +99,48 @@ impl Query for HttpProxyRoute {
     const NAME: &'static str = "http-proxy-route";
 
     fn derive(cx: &Cx<'_>, viewer: &Viewer) -> Resource {
-        let visible = cx.get::<Visible>(&viewer.namespace);
-        let ports: BTreeSet<u16> = visible
+        let mut hosts = Hosts::new(&cx.get::<MeshOf>(&viewer.options.overrides));
+        // Listeners for certain ports are not for what goes through the proxy.
+        let all = cx.get::<EgressOf>(&viewer.sight());
+        if let Some(listener) = all.iter().position(|egress| egress.port.is_none()) {
+            hosts.add_all_ports(cx, viewer, listener);
+        }
+        // Deviation: without the original destination there is nowhere to pass unknown hosts on to,
+        // whatever the mesh allows.
+        hosts.add("block_all".to_owned(), vec!["*".to_owned()], vec![block_all()]);
+        Resource::clone(&hosts.finish(name::HTTP_PROXY, false))
+    }
+}
+
+impl Hosts {
+    /// Adds the virtual hosts of all services that a listener imports, on all their ports.
+    fn add_all_ports(&mut self, cx: &Cx<'_>, viewer: &Viewer, listener: usize) {
+        let sight = viewer.sight();
+        let all = cx.get::<EgressOf>(&sight);
+        let Some(egress) = all.get(listener) else { return };
+        let ports: BTreeSet<u16> = imported(cx, &sight, listener)
             .values()
             .flat_map(|service| service.ports.iter())
             .filter(|port| port.protocol.is_http_or_auto())
             .map(|port| port.number)
             .chain([PLAIN_HTTP])
             .collect();
-        let mut hosts = Hosts::new(&cx.get::<MeshOf>(&viewer.options.overrides));
         for port in ports {
-            let services = cx.get::<VisibleOnPort>(&(viewer.namespace.clone(), port));
-            for draft in drafts(cx, viewer, &services, port) {
-                hosts.origins.extend(draft.origins);
+            let services = imported_on_port(cx, &sight, listener, port);
+            for draft in drafts(cx, viewer, listener, &services, port) {
+                self.origins.extend(draft.origins);
                 let mut domains = draft.host.map_or_else(Vec::new, |host| vec![host]);
                 if let Some(service) = &draft.service {
-                    domains = own_domains(cx, service, viewer, &services);
+                    domains = own_domains(cx, service, viewer, egress, &services);
                 }
                 let domains = domains.into_iter().flat_map(|domain| {
                     let with_port = name::virtual_host(domain.trim_matches(['[', ']']), port);
                     if port == PLAIN_HTTP { vec![domain, with_port] } else { vec![with_port] }
                 });
-                hosts.add(draft.name, domains.collect(), draft.routes);
+                self.add(draft.name, domains.collect(), draft.routes);
             }
         }
-        hosts.sort();
-        // Deviation: without the original destination there is nowhere to pass unknown hosts on to,
-        // whatever the mesh allows.
-        hosts.add("block_all".to_owned(), vec!["*".to_owned()], vec![block_all()]);
-        Resource::clone(&hosts.finish(name::HTTP_PROXY, false))
+        self.sort();
     }
 }
 
@@ -119,7 +156,8 @@ struct Draft {
 
 /// The virtual hosts of a port: those that rules bring in the order of the rules, then those of the
 /// services that no rule is for.
-fn drafts(cx: &Cx<'_>, viewer: &Viewer, services: &[Arc<Service>], port: u16) -> Vec<Draft> {
+fn drafts(cx: &Cx<'_>, viewer: &Viewer, listener: usize, services: &[Arc<Service>], port: u16) -> Vec<Draft> {
+    let sight = viewer.sight();
     let place = Place { viewer: viewer.clone(), gateway: MESH.to_owned(), port, tls: false };
     let known: HashSet<String> =
         services.iter().map(|service| service.id.host.to_ascii_lowercase()).collect();
@@ -127,15 +165,14 @@ fn drafts(cx: &Cx<'_>, viewer: &Viewer, services: &[Arc<Service>], port: u16) ->
     let mut rest = Vec::new();
     let mut rules: Vec<Arc<Rule>> = Vec::new();
     if port == PLAIN_HTTP {
-        rules.extend(mesh_rules(cx, &viewer.namespace).iter().cloned());
+        rules.extend(imported_rules(cx, &sight, listener).iter().cloned());
     }
     for service in services.iter().filter(|service| carries_http(service, port)) {
         let host = &service.id.host;
         if port != PLAIN_HTTP {
-            let found = cx.get::<HostRules>(&(viewer.namespace.clone(), host.to_ascii_lowercase()));
-            rules.extend(found.iter().cloned());
+            rules.extend(host_rules(cx, &sight, listener, host).iter().cloned());
         }
-        let found = cx.get::<ServiceRoutes>(&(viewer.clone(), host.clone(), port));
+        let found = cx.get::<ServiceRoutes>(&(viewer.clone(), listener, host.clone(), port));
         let draft = Draft {
             name: name::virtual_host(host, port),
             host: None,
@@ -192,18 +229,19 @@ pub(super) struct Routes {
     pub(super) origins: Vec<crate::model::ObjectRef>,
 }
 
-/// The routes to a service that a namespace sees: of the first rule for its host that has any here,
+/// The routes to a service that a listener imports: of the first rule for its host that has any here,
 /// else the route to the service itself.
 pub(super) struct ServiceRoutes;
 
 impl Query for ServiceRoutes {
-    type Key = (Viewer, String, u16);
+    type Key = (Viewer, usize, String, u16);
     type Value = Routes;
     const NAME: &'static str = "service-routes";
 
-    fn derive(cx: &Cx<'_>, (viewer, host, port): &(Viewer, String, u16)) -> Routes {
+    fn derive(cx: &Cx<'_>, (viewer, listener, host, port): &(Viewer, usize, String, u16)) -> Routes {
         let place = Place { viewer: viewer.clone(), gateway: MESH.to_owned(), port: *port, tls: false };
-        let rules = cx.get::<HostRules>(&(viewer.namespace.clone(), host.to_ascii_lowercase()));
+        let sight = viewer.sight();
+        let rules = host_rules(cx, &sight, *listener, host);
         for rule in candidates(&rules, &host.to_ascii_lowercase()) {
             let routes = routes_of(cx, rule, &place);
             if !routes.is_empty() {
@@ -211,7 +249,7 @@ impl Query for ServiceRoutes {
                 return Routes { rule: Some(rule.id.clone()), routes: routes.as_ref().clone(), origins };
             }
         }
-        let visible = cx.get::<Visible>(&viewer.namespace);
+        let visible = imported(cx, &sight, *listener);
         let hash = visible.get(host).and_then(|service| hash::of_service(cx, viewer, service, *port));
         let mesh = cx.get::<Mesh>(&());
         let cluster = name::outbound(*port, "", host);
@@ -229,30 +267,31 @@ impl Query for ServiceRoutes {
 }
 
 impl Hosts {
-    /// Adds the virtual host for all other hosts.
-    fn add_rest(&mut self, cx: &Cx<'_>, viewer: &Viewer) {
+    /// Adds the virtual host for all other hosts. `captured`: whether it is known where these are.
+    fn add_rest(&mut self, cx: &Cx<'_>, viewer: &Viewer, captured: bool) {
         let all = vec!["*".to_owned()];
-        match cx.get::<OutboundPolicy>(viewer).as_ref() {
-            Unknown::Pass => {
-                let action = route::RouteAction {
-                    append_x_forwarded_host: notes_host(&cx.get::<MeshOf>(&viewer.options.overrides)),
-                    cluster_specifier: Some(route::route_action::ClusterSpecifier::Cluster(
-                        name::PASSTHROUGH_CLUSTER.to_owned(),
-                    )),
-                    ..action::unlimited()
-                };
-                let message = route::Route {
-                    name: "allow_any".to_owned(),
-                    r#match: Some(matcher::everything()),
-                    action: Some(route::route::Action::Route(action)),
-                    ..route::Route::default()
-                };
-                self.add("allow_any".to_owned(), all, vec![message]);
-            }
-            Unknown::Refuse => {
+        let cluster = match cx.get::<OutboundPolicy>(viewer).as_ref() {
+            Unknown::Pass if captured => name::PASSTHROUGH_CLUSTER.to_owned(),
+            Unknown::Through(proxy) => action::cluster(proxy, None, 0),
+            // Deviation: Istio leads to the passthrough cluster what has not been captured too, where
+            // nothing can come of it but a 503.
+            Unknown::Pass | Unknown::Refuse => {
                 self.add("block_all".to_owned(), all, vec![block_all()]);
+                return;
             }
-        }
+        };
+        let action = route::RouteAction {
+            append_x_forwarded_host: notes_host(&cx.get::<MeshOf>(&viewer.options.overrides)),
+            cluster_specifier: Some(route::route_action::ClusterSpecifier::Cluster(cluster)),
+            ..action::unlimited()
+        };
+        let message = route::Route {
+            name: "allow_any".to_owned(),
+            r#match: Some(matcher::everything()),
+            action: Some(route::route::Action::Route(action)),
+            ..route::Route::default()
+        };
+        self.add("allow_any".to_owned(), all, vec![message]);
     }
 }
 
@@ -270,10 +309,17 @@ fn block_all() -> route::Route {
 
 /// A service's domains but for short forms that are the full names of others on the port: a service
 /// called `example.com.svc.cluster.local` must not take the requests to `example.com`.
-fn own_domains(cx: &Cx<'_>, service: &Service, viewer: &Viewer, services: &[Arc<Service>]) -> Vec<String> {
+fn own_domains(
+    cx: &Cx<'_>,
+    service: &Service,
+    viewer: &Viewer,
+    egress: &Egress,
+    services: &[Arc<Service>],
+) -> Vec<String> {
     let mut domains = domains(service, &viewer.namespace, viewer.families);
-    // Other names of the service lead to it too.
-    for (alias, _) in cx.get::<AliasesOf>(&service.id.host).iter() {
+    // Other names of the service lead to it too, if they are imported.
+    let aliases = cx.get::<AliasesOf>(&service.id.host);
+    for (alias, _) in aliases.iter().filter(|(alias, _)| egress.imports.has(service.namespace(), alias)) {
         domains.push(alias.clone());
         domains.push(format!("{alias}."));
         domains.extend(short_names(alias, &viewer.namespace));

@@ -26,6 +26,7 @@ use crate::model::switches::SwitchInput;
 use crate::registry::Mesh;
 use crate::registry::targets::Workload;
 use crate::scope::security::AuthorizationOf;
+use crate::scope::sidecar::Sight;
 use crate::translate::listener::filters::Filled;
 use crate::translate::proto::{core, ty};
 use crate::translate::provider::{self, Service};
@@ -66,16 +67,15 @@ enum Kind {
     Grpc(GrpcAuthz),
 }
 
-/// The provider with a name, for workloads of a namespace; or why it cannot be used.
+/// The provider with a name, for workloads that see so much; or why it cannot be used.
 pub(crate) struct AuthorizerOf;
 
 impl Query for AuthorizerOf {
-    /// Namespace and name.
-    type Key = (String, String);
+    type Key = (Sight, String);
     type Value = Result<Authorizer, String>;
     const NAME: &'static str = "authorizer-of";
 
-    fn derive(cx: &Cx<'_>, (namespace, wanted): &(String, String)) -> Result<Authorizer, String> {
+    fn derive(cx: &Cx<'_>, (sight, wanted): &(Sight, String)) -> Result<Authorizer, String> {
         let mesh = cx.get::<Mesh>(&());
         let mut named = mesh.extension_providers.iter().filter(|provider| provider.name == *wanted);
         let Some(provider) = named.next() else {
@@ -97,13 +97,13 @@ impl Query for AuthorizerOf {
         match (&provider.envoy_ext_authz_http, &provider.envoy_ext_authz_grpc) {
             (Some(http), None) => {
                 check_http(http)?;
-                let Service { host, cluster } = provider::find(cx, namespace, &http.service, http.port)?;
+                let Service { host, cluster } = provider::find(cx, sight, &http.service, http.port)?;
                 let status_on_error = status(&http.status_on_error)?;
                 check_body(http.include_request_body_in_check.as_ref())?;
                 Ok(Authorizer { cluster, host, status_on_error, kind: Kind::Http(http.clone()) })
             }
             (None, Some(grpc)) => {
-                let Service { host, cluster } = provider::find(cx, namespace, &grpc.service, grpc.port)?;
+                let Service { host, cluster } = provider::find(cx, sight, &grpc.service, grpc.port)?;
                 let status_on_error = status(&grpc.status_on_error)?;
                 check_body(grpc.include_request_body_in_check.as_ref())?;
                 Ok(Authorizer { cluster, host, status_on_error, kind: Kind::Grpc(grpc.clone()) })
@@ -116,7 +116,7 @@ impl Query for AuthorizerOf {
 }
 
 /// The filters that ask providers.
-pub(super) fn filters(cx: &Cx<'_>, workload: &Workload) -> Filled {
+pub(super) fn filters(cx: &Cx<'_>, workload: &Workload, sight: &Sight) -> Filled {
     let policies = cx.get::<AuthorizationOf>(workload);
     let mut providers: BTreeMap<&str, Vec<&Config<AuthorizationPolicy>>> = BTreeMap::new();
     for policy in policies.custom.iter().filter(|policy| !is_tried(&policy.meta)) {
@@ -133,7 +133,7 @@ pub(super) fn filters(cx: &Cx<'_>, workload: &Workload) -> Filled {
             let list = policies.iter().copied();
             rules(&mesh, list, rbac::rbac::Action::Deny, connections, &format!("{prefix}-"))
         };
-        let key = (workload.namespace.clone(), name.to_owned());
+        let key = (sight.clone(), name.to_owned());
         let found = if too_many { None } else { Some(cx.get::<AuthorizerOf>(&key)) };
         match found.as_deref() {
             Some(Ok(authorizer)) => ask(&mut filled, authorizer, &prefix, rules),

@@ -20,8 +20,9 @@ use crate::model::request_authentication::{JwtRule, Place};
 use crate::model::{Kind, ObjectRef};
 use crate::registry::protocol::Protocol;
 use crate::registry::targets::Workload;
-use crate::registry::{Mesh, Resolution, Visible};
+use crate::registry::{Mesh, Resolution};
 use crate::scope::security::AuthenticationOf;
+use crate::scope::sidecar::{self, Sight};
 use crate::translate::proto::cluster::cluster::{ClusterDiscoveryType, DiscoveryType, DnsLookupFamily};
 use crate::translate::proto::{cluster, core, endpoint};
 use crate::translate::resource::{Resource, address, pack};
@@ -42,11 +43,11 @@ impl Place {
     }
 
     /// The mesh's cluster that leads there.
-    fn in_mesh(&self, cx: &Cx<'_>, namespace: &String) -> Option<String> {
+    fn in_mesh(&self, cx: &Cx<'_>, sight: &Sight) -> Option<String> {
         if self.secure {
             return None;
         }
-        let visible = cx.get::<Visible>(namespace);
+        let visible = sidecar::visible(cx, sight);
         let service = visible.get(&self.host)?;
         let port = service.port(self.port)?;
         let usable = port.protocol != Protocol::Datagram
@@ -55,12 +56,8 @@ impl Place {
     }
 }
 
-/// The keys of a rule, for workloads of a namespace.
-pub(super) fn source(
-    cx: &Cx<'_>,
-    namespace: &String,
-    rule: &JwtRule,
-) -> jwt::jwt_provider::JwksSourceSpecifier {
+/// The keys of a rule, for workloads that see so much.
+pub(super) fn source(cx: &Cx<'_>, sight: &Sight, rule: &JwtRule) -> jwt::jwt_provider::JwksSourceSpecifier {
     use jwt::jwt_provider::JwksSourceSpecifier;
     let here = |keys: &str| {
         JwksSourceSpecifier::LocalJwks(core::DataSource {
@@ -74,7 +71,7 @@ pub(super) fn source(
     }
     // Without an address the issuer would have to be asked for one, which nobody does yet.
     let Some(place) = Place::parse(&rule.jwks_uri) else { return here(NO_KEYS) };
-    let cluster = place.in_mesh(cx, namespace).unwrap_or_else(|| place.cluster());
+    let cluster = place.in_mesh(cx, sight).unwrap_or_else(|| place.cluster());
     JwksSourceSpecifier::RemoteJwks(jwt::RemoteJwks {
         http_uri: Some(core::HttpUri {
             uri: rule.jwks_uri.clone(),
@@ -90,17 +87,17 @@ pub(super) fn source(
 pub(crate) struct KeyClusters;
 
 impl Query for KeyClusters {
-    type Key = Workload;
+    type Key = (Workload, Sight);
     type Value = Vec<Arc<Resource>>;
     const NAME: &'static str = "key-clusters";
 
-    fn derive(cx: &Cx<'_>, workload: &Workload) -> Vec<Arc<Resource>> {
+    fn derive(cx: &Cx<'_>, (workload, sight): &(Workload, Sight)) -> Vec<Arc<Resource>> {
         let policies = cx.get::<AuthenticationOf>(workload);
         let mut places: BTreeMap<Place, Vec<ObjectRef>> = BTreeMap::new();
         for policy in policies.iter() {
             let fetched = policy.spec.jwt_rules.iter().filter(|rule| rule.jwks.is_empty());
             for place in fetched.filter_map(|rule| Place::parse(&rule.jwks_uri)) {
-                if place.in_mesh(cx, &workload.namespace).is_none() {
+                if place.in_mesh(cx, sight).is_none() {
                     let object = policy.meta.key().of(Kind::RequestAuthentication);
                     places.entry(place).or_default().push(object);
                 }

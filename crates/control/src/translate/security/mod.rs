@@ -36,9 +36,11 @@ pub(crate) fn filled(cx: &Cx<'_>, slot: Slot, scope: &FilterScope) -> Filled {
     }
     let workload = Workload { namespace: scope.namespace.clone(), labels: scope.labels.clone() };
     match slot {
-        Slot::CustomAuthorization => authorizer::filters(cx, &workload),
+        Slot::CustomAuthorization => authorizer::filters(cx, &workload, &scope.sight()),
         Slot::Authentication => Filled {
-            http: token::filter(cx, &workload, scope.side == Side::Gateway).into_iter().collect(),
+            http: token::filter(cx, &workload, &scope.sight(), scope.side == Side::Gateway)
+                .into_iter()
+                .collect(),
             network: Vec::new(),
         },
         Slot::Authorization => authorization::filters(cx, &workload),

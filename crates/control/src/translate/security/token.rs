@@ -13,6 +13,7 @@ use super::{http_filter, keys};
 use crate::model::request_authentication::JwtRule;
 use crate::registry::targets::Workload;
 use crate::scope::security::AuthenticationOf;
+use crate::scope::sidecar::Sight;
 use crate::translate::route::matcher::everything;
 
 /// Claims that are lists of words in one text.
@@ -20,7 +21,12 @@ const WORDS: [&str; 2] = ["permission", "scope"];
 
 /// The filter; `None` if no policy has rules. Gateways choose the route again once the claims are
 /// known.
-pub(super) fn filter(cx: &Cx<'_>, workload: &Workload, gateway: bool) -> Option<hcm::HttpFilter> {
+pub(super) fn filter(
+    cx: &Cx<'_>,
+    workload: &Workload,
+    sight: &Sight,
+    gateway: bool,
+) -> Option<hcm::HttpFilter> {
     let policies = cx.get::<AuthenticationOf>(workload);
     let mut rules: Vec<&JwtRule> = policies.iter().flat_map(|policy| &policy.spec.jwt_rules).collect();
     // Stable, so that of rules for one issuer the older policy's come first.
@@ -39,7 +45,7 @@ pub(super) fn filter(cx: &Cx<'_>, workload: &Workload, gateway: bool) -> Option<
             requirement(RequiresType::ProviderName(name.clone())),
             requirement(RequiresType::AllowMissing(())),
         ]));
-        message.providers.insert(name, provider(cx, workload, rule, gateway));
+        message.providers.insert(name, provider(cx, sight, rule, gateway));
     }
     let requires = if valid_or_missing.len() == 1 {
         valid_or_missing.remove(0)
@@ -57,7 +63,7 @@ pub(super) fn filter(cx: &Cx<'_>, workload: &Workload, gateway: bool) -> Option<
     Some(http_filter(TOKEN_FILTER, &message))
 }
 
-fn provider(cx: &Cx<'_>, workload: &Workload, rule: &JwtRule, gateway: bool) -> jwt::JwtProvider {
+fn provider(cx: &Cx<'_>, sight: &Sight, rule: &JwtRule, gateway: bool) -> jwt::JwtProvider {
     let JwtRule {
         issuer,
         audiences,
@@ -98,7 +104,7 @@ fn provider(cx: &Cx<'_>, workload: &Workload, rule: &JwtRule, gateway: bool) -> 
         }),
         claim_to_headers: claims.collect(),
         clear_route_cache: gateway,
-        jwks_source_specifier: Some(keys::source(cx, &workload.namespace, rule)),
+        jwks_source_specifier: Some(keys::source(cx, sight, rule)),
         ..jwt::JwtProvider::default()
     }
 }

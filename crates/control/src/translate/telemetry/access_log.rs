@@ -18,6 +18,7 @@ use crate::model::mesh::provider::{
 use crate::model::mesh::{AccessLogEncoding, MeshConfig};
 use crate::registry::Mesh;
 use crate::registry::targets::Workload;
+use crate::scope::sidecar::Sight;
 use crate::scope::telemetry::{ObservedOf, Side};
 use crate::translate::listener::filters::FilterScope;
 use crate::translate::proto::{accesslog, core};
@@ -96,17 +97,17 @@ const WITHOUT_QUERY: &str = "%REQ_WITHOUT_QUERY";
 
 /// The loggers of a connection manager.
 pub(crate) fn of_requests(cx: &Cx<'_>, scope: &FilterScope) -> Vec<accesslog::AccessLog> {
-    cx.get::<Loggers>(&observed(scope)).requests.clone()
+    cx.get::<Loggers>(&(observed(scope), scope.sight())).requests.clone()
 }
 
 /// The loggers of a chain that carries bytes.
 pub(crate) fn of_connections(cx: &Cx<'_>, scope: &FilterScope) -> Vec<accesslog::AccessLog> {
-    cx.get::<Loggers>(&observed(scope)).connections.clone()
+    cx.get::<Loggers>(&(observed(scope), scope.sight())).connections.clone()
 }
 
 /// The loggers of a listener itself: connections that no chain takes are logged there alone.
 pub(crate) fn of_listener(cx: &Cx<'_>, scope: &FilterScope) -> Vec<accesslog::AccessLog> {
-    cx.get::<Loggers>(&observed(scope)).listener.clone()
+    cx.get::<Loggers>(&(observed(scope), scope.sight())).listener.clone()
 }
 
 /// All loggers of one side of a workload.
@@ -118,16 +119,16 @@ struct Loggers {
 }
 
 impl Query for Loggers {
-    type Key = (Workload, Side);
+    type Key = ((Workload, Side), Sight);
     type Value = Loggers;
     const NAME: &'static str = "loggers";
 
-    fn derive(cx: &Cx<'_>, key: &(Workload, Side)) -> Loggers {
+    fn derive(cx: &Cx<'_>, (key, sight): &((Workload, Side), Sight)) -> Loggers {
         let mesh = cx.get::<Mesh>(&());
         let observed = cx.get::<ObservedOf>(key);
         let wanted = observed.logs.iter().flatten().filter_map(|log| {
             let provider = mesh.provider(&log.provider)?;
-            Some((log, of_provider(cx, &mesh, &key.0.namespace, &provider)?))
+            Some((log, of_provider(cx, &mesh, sight, &provider)?))
         });
         let mut wanted = wanted.peekable();
         // What cannot be used does not count, not even as something that is switched off.
@@ -189,7 +190,7 @@ impl Loggers {
 fn of_provider(
     cx: &Cx<'_>,
     mesh: &MeshConfig,
-    namespace: &String,
+    sight: &Sight,
     provider: &ExtensionProvider,
 ) -> Option<accesslog::AccessLog> {
     if let Some(settings) = &provider.envoy_file_access_log {
@@ -200,7 +201,7 @@ fn of_provider(
         }
         return Some(to_file(settings));
     }
-    let find = |service: &str, port| provider::find(cx, namespace, service, port).ok();
+    let find = |service: &str, port| provider::find(cx, sight, service, port).ok();
     let objects = |given: &[String]| if given.is_empty() { owned(&PEERS) } else { given.to_vec() };
     if let Some(settings) = &provider.envoy_http_als {
         let service = find(&settings.service, settings.port)?.grpc();

@@ -43,7 +43,7 @@ pub(super) struct Tracer {
 
 /// The tracer of a provider; `None` if it has none, or if it cannot be used.
 pub(super) fn find(cx: &Cx<'_>, provider: &ExtensionProvider, scope: &FilterScope) -> Option<Tracer> {
-    let service = |service: &str, port| provider::find(cx, &scope.namespace, service, port).ok();
+    let service = |service: &str, port| provider::find(cx, &scope.sight(), service, port).ok();
     if let Some(settings) = &provider.zipkin {
         let service = service(&settings.service, settings.port)?;
         let config = pack(&zipkin(cx, settings, &service));
@@ -181,7 +181,7 @@ fn dynatrace(
     let service = match &sampler.http_service {
         None => http_service(cx, collector, DYNATRACE_PATH, settings.http.as_ref()?),
         Some(own) => {
-            let service = provider::find(cx, &scope.namespace, &own.service, own.port).ok()?;
+            let service = provider::find(cx, &scope.sight(), &own.service, own.port).ok()?;
             let http = own.http.clone().unwrap_or_default();
             http_service(cx, &service, &http.path, &http)
         }

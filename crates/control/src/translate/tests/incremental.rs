@@ -132,7 +132,23 @@ fn object() -> impl Strategy<Value = String> {
              \"extensionProviders: [{{name: z, zipkin: {{service: s0.default.svc.cluster.local, port: 80}}}}]\\n{more}\"}}}}"
         )
     });
-    prop_oneof![service, pod, rule, policy, gateway, entry, node, machine, alias, entrance, telemetry, mesh]
+    let sidecar = (0..2_u8, 0..3_u8, 0..6_u8).prop_map(|(sidecar, app, kind)| {
+        let selector = if app == 2 { String::new() } else { format!("workloadSelector: {{labels: {{app: a{app}}}}}, ") };
+        let spec = [
+            "egress: [{hosts: [./s0.default.svc.cluster.local]}]",
+            "egress: [{hosts: ['./*', '~./s1.default.svc.cluster.local']}]",
+            "egress: [{port: {number: 80, name: http, protocol: HTTP}, hosts: ['*/*.example.com']}, {hosts: ['*/*']}]",
+            "egress: [{port: {number: 80, name: tcp, protocol: TCP}, captureMode: NONE, hosts: ['*/*']}]",
+            "outboundTrafficPolicy: {mode: REGISTRY_ONLY}, inboundConnectionPool: {tcp: {maxConnections: 7}}",
+            "ingress: [{port: {number: 8080, name: http, protocol: HTTP}, defaultEndpoint: '0.0.0.0:8081'}]",
+        ][usize::from(kind)];
+        format!(
+            "{{apiVersion: networking.istio.io/v1, kind: Sidecar, metadata: {{name: i{sidecar}}}, spec: {{{selector}{spec}}}}}"
+        )
+    });
+    prop_oneof![
+        service, pod, rule, policy, gateway, entry, node, machine, alias, entrance, telemetry, mesh, sidecar
+    ]
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -162,6 +178,7 @@ fn keys() -> Vec<ProxyKey> {
         options: ProxyOptions::default(),
         site: Site::default(),
         identity: Arc::new(Identity { service: app.to_owned(), ..Identity::default() }),
+        sidecar: None,
     };
     let mut able = ProxyOptions::default();
     able.abilities.insert(Abilities::HTTP_STATS);
