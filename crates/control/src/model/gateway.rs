@@ -386,16 +386,9 @@ impl ServerTls {
 
     /// Checks the settings of a port of a sidecar.
     pub(crate) fn check_inbound(&self, check: &mut Check, protocol: &str) {
-        let impossible = [
-            ("subjectAltNames", !self.subject_alt_names.is_empty()),
-            ("httpsRedirect", self.https_redirect),
-            ("credentialName", !self.credential_name.is_empty()),
-            ("credentialNames", !self.credential_names.is_empty()),
-            ("tlsCertificates", !self.tls_certificates.is_empty()),
-            ("mode", matches!(self.mode(), ServerTlsMode::IstioMutual | ServerTlsMode::AutoPassthrough)),
-        ];
-        for (field, _) in impossible.into_iter().filter(|(_, given)| *given) {
-            check.invalid_at(field, "is not possible in a Sidecar");
+        // Fields that only gateways have are in `support.rs`.
+        if matches!(self.mode(), ServerTlsMode::IstioMutual | ServerTlsMode::AutoPassthrough) {
+            check.invalid_at("mode", "is not possible in a Sidecar");
         }
         if !is_https(protocol) && !protocol.eq_ignore_ascii_case("TLS") {
             check.invalid("is for the protocols HTTPS and TLS only");

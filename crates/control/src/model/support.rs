@@ -201,7 +201,20 @@ const DESTINATION_RULE: &[Row] = &[
 
 const GATEWAY: &[Row] = &[warn("spec.servers[].defaultEndpoint", NO_EFFECT)];
 
-const SIDECAR: &[Row] = &[];
+/// What a sidecar has no use for, in Istio either.
+const ONLY_GATEWAYS: &str = "only gateways have it";
+
+const SIDECAR: &[Row] = &[
+    error("spec.ingress[].tls.httpsRedirect", ONLY_GATEWAYS),
+    error("spec.ingress[].tls.subjectAltNames", ONLY_GATEWAYS),
+    error("spec.ingress[].tls.credentialName", ONLY_GATEWAYS),
+    error("spec.ingress[].tls.credentialNames", ONLY_GATEWAYS),
+    error("spec.ingress[].tls.caCertCredentialName", ONLY_GATEWAYS),
+    error("spec.ingress[].tls.tlsCertificates", ONLY_GATEWAYS),
+    // The workload decides on its protocol.
+    warn("spec.inboundConnectionPool.http.h2UpgradePolicy", NO_EFFECT),
+    warn("spec.ingress[].connectionPool.http.h2UpgradePolicy", NO_EFFECT),
+];
 
 const ENVOY_FILTER: &[Row] = &[warn("spec", NO_EFFECT)];
 

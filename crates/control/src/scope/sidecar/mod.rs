@@ -475,3 +475,6 @@ fn best_of_host(cx: &Cx<'_>, sight: &Sight, host: &str) -> Option<Arc<Service>> 
 pub(crate) fn origin(sight: &Sight) -> Option<crate::model::ObjectRef> {
     sight.sidecar.as_ref().map(|key| key.of(Kind::Sidecar))
 }
+
+#[cfg(test)]
+mod tests;

@@ -235,7 +235,7 @@ impl Maker<'_, '_> {
         listener: &IngressListener,
         own: Option<IpAddr>,
     ) -> Option<Inbound> {
-        let port = listener.number()?;
+        let port = listener.number().filter(|_| listener.protocol() != Protocol::Datagram)?;
         let binds = match (listener.bind.as_str(), own) {
             ("", Some(own)) => vec![own.to_string()],
             ("", None) => Vec::new(),
