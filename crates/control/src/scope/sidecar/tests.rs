@@ -1,6 +1,7 @@
 //! What a change costs proxies under a Sidecar.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use leno_api::yaml::{self, Dialect};
 use leno_derive::{Batch, Graph};
@@ -43,6 +44,7 @@ fn what_is_not_imported_costs_nothing() {
         families: Families::V4,
         options: ProxyOptions::default(),
         site: Site::default(),
+        identity: Arc::default(),
         sidecar: None,
     };
     let mut graph = Graph::new();
