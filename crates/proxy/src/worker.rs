@@ -38,6 +38,8 @@ use crate::snapshot::Snapshot;
 use crate::tcp::tcp_proxy::TcpStats;
 use crate::telemetry::istio;
 use crate::telemetry::stats::{StatsStore, ThreadStats};
+use crate::telemetry::trace::export::Exporter;
+use crate::telemetry::trace::tracer::Tracer;
 use crate::turn;
 
 /// What the main thread tells a worker.
@@ -236,6 +238,8 @@ pub(crate) struct Worker {
     http2_stats: OnceCell<Http2Stats>,
     /// Stats of TCP proxies by prefix.
     tcp_scopes: RefCell<HashMap<Name, Rc<TcpStats>>>,
+    /// Who reports spans, by provider.
+    exporters: RefCell<Vec<Rc<Exporter>>>,
     /// State of the random generator (splitmix64).
     random: Cell<u64>,
     /// How often clusters or their hosts have changed.
@@ -275,6 +279,7 @@ impl Worker {
             route_scopes: RouteScopes::default(),
             http2_stats: OnceCell::new(),
             tcp_scopes: RefCell::default(),
+            exporters: RefCell::default(),
             random: Cell::new(leno_base::rng::Rng::from_entropy().next_u64()),
             host_changes: Cell::new(0),
             istio: istio::Tables::default(),
@@ -352,6 +357,17 @@ impl Worker {
         let stats = Rc::new(TcpStats::new(&self.stats, &format!("tcp.{stat_prefix}.")));
         self.tcp_scopes.borrow_mut().insert(stat_prefix.clone(), Rc::clone(&stats));
         stats
+    }
+
+    /// Who reports the spans of a provider.
+    pub(crate) fn exporter(self: &Rc<Self>, tracer: &Arc<Tracer>) -> Rc<Exporter> {
+        let mut exporters = self.exporters.borrow_mut();
+        if let Some(exporter) = exporters.iter().find(|exporter| exporter.is_of(tracer)) {
+            return Rc::clone(exporter);
+        }
+        let exporter = Exporter::start(tracer, self);
+        exporters.push(Rc::clone(&exporter));
+        exporter
     }
 
     /// The limit of connections of the whole proxy.
@@ -659,6 +675,8 @@ impl Worker {
             // A connection whose listener filters still run is in no chain yet, but holds it.
             listener.connections() > 0 || (now < *deadline && Rc::strong_count(listener) > 1)
         });
+        // Nobody makes spans for them any more, and all have been sent.
+        self.exporters.borrow_mut().retain(|exporter| Rc::strong_count(exporter) > 1 || exporter.has_spans());
         for cluster in self.clusters.borrow().values() {
             if cluster.config.discovery.is_open_ended() {
                 cluster.forget_unused_hosts(now);

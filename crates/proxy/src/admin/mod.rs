@@ -48,7 +48,7 @@ mod reopen_logs;
 mod reset_counters;
 mod respond;
 mod runtime;
-mod server_info;
+pub(crate) mod server_info;
 mod stats;
 #[cfg(test)]
 mod tests;

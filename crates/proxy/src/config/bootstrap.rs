@@ -13,6 +13,7 @@ use leno_api::proto::envoy::config::bootstrap::v3 as proto;
 use leno_api::proto::envoy::config::cluster::v3::Cluster as ClusterProto;
 use leno_api::proto::envoy::config::core::v3 as core;
 use leno_api::proto::envoy::config::listener::v3::Listener as ListenerProto;
+use leno_api::proto::envoy::config::trace::v3::Tracing as TracingProto;
 use leno_api::proto::envoy::extensions::bootstrap::internal_listener::v3::InternalListener as InternalListenerProto;
 use leno_base::Name;
 use prost::Message;
@@ -123,7 +124,6 @@ pub(crate) fn lower(wire: Bytes, at: &mut Lower) -> Option<Bootstrap> {
     at.unsupported("stats_sinks", !stats_sinks.is_empty());
     at.unsupported("watchdog", watchdog.is_some());
     at.unsupported("watchdogs", watchdogs.is_some());
-    at.unsupported("tracing", tracing.is_some_and(|tracing| tracing.http.is_some()));
     at.unsupported("enable_dispatcher_stats", enable_dispatcher_stats);
     at.unsupported("header_prefix", !header_prefix.is_empty());
     at.unsupported("stats_server_version_override", stats_server_version_override.is_some());
@@ -185,6 +185,8 @@ pub(crate) fn lower(wire: Bytes, at: &mut Lower) -> Option<Bootstrap> {
         internal_buffer,
         secrets: Arc::default(),
         xds_clusters: None,
+        tracer: None,
+        outbound: false,
         added_via_api: false,
         version: String::new(),
         unknown_fields: UnknownFields::Ignore,
@@ -197,6 +199,7 @@ pub(crate) fn lower(wire: Bytes, at: &mut Lower) -> Option<Bootstrap> {
     at.scope_mut().bind = bind.map(Arc::new);
     let here = Here { cluster: local_cluster, locality: address::locality(node.locality.clone()) };
     at.scope_mut().here = Arc::new(here);
+    at.scope_mut().tracer = tracing.and_then(|TracingProto { http }| http).map(Arc::new);
     // Before whatever refers to them.
     let mut found = HashMap::new();
     at.each("static_resources.secrets", secrets, |secret, at| {

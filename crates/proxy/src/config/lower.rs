@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use leno_api::proto::envoy::config::trace::v3::tracing::Http as TracingProvider;
 use leno_base::Name;
 
 use crate::cluster::lb::settings::Here;
@@ -91,6 +92,11 @@ pub(crate) struct Scope {
     /// What xDS servers can be reached by; `None` while the bootstrap is lowered, which is checked
     /// as a whole.
     pub(crate) xds_clusters: Option<Arc<XdsClusters>>,
+    /// `tracing.http` of the bootstrap: who traces for connection managers that do not say. Like
+    /// Envoy's, it is looked at when one needs it.
+    pub(crate) tracer: Option<Arc<TracingProvider>>,
+    /// Whether the listener that is being lowered has the `traffic_direction` OUTBOUND.
+    pub(crate) outbound: bool,
     /// Whether the resource came by xDS.
     pub(crate) added_via_api: bool,
     /// `version_info` of the update that brought it; empty for static ones.

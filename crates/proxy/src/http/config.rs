@@ -1,6 +1,8 @@
 //! The HTTP connection manager's configuration, lowered
 //! (envoy.extensions.filters.network.http_connection_manager.v3).
 
+use std::cell::OnceCell;
+use std::fmt;
 use std::ops::Deref;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -21,6 +23,9 @@ use crate::http::route::RouteTable;
 use crate::http::route::matcher::StringMatcher;
 use crate::http::route::mutation::HeaderChange;
 use crate::telemetry::access_log::AccessLog;
+use crate::telemetry::trace::export::Exporter;
+use crate::telemetry::trace::{Tracing, TracingStats};
+use crate::worker::Worker;
 
 pub(crate) mod detection;
 mod forward_proto;
@@ -40,18 +45,52 @@ pub(crate) use scoped::Scopes;
 pub(crate) struct Manager(Rc<Held>);
 
 #[derive(Debug)]
-struct Held(Arc<HttpConnectionManager>);
+struct Held {
+    manager: Arc<HttpConnectionManager>,
+    /// What its tracing has on the worker, since it was first needed.
+    traced: OnceCell<Traced>,
+}
+
+/// What tracing has on a worker.
+struct Traced {
+    exporter: Rc<Exporter>,
+    stats: TracingStats,
+}
+
+impl fmt::Debug for Traced {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Traced")
+    }
+}
 
 impl Manager {
+    /// Who reports spans.
+    pub(crate) fn exporter(&self, tracing: &Tracing, worker: &Rc<Worker>) -> &Rc<Exporter> {
+        &self.traced(tracing, worker).exporter
+    }
+
+    /// Stats of tracing.
+    pub(crate) fn tracing_stats(&self, tracing: &Tracing, worker: &Rc<Worker>) -> &TracingStats {
+        &self.traced(tracing, worker).stats
+    }
+
+    fn traced(&self, tracing: &Tracing, worker: &Rc<Worker>) -> &Traced {
+        self.0.traced.get_or_init(|| {
+            let prefix = format!("http.{}.tracing.", self.stat_prefix);
+            let stats = TracingStats::kept(worker.stats(), &prefix);
+            Traced { exporter: worker.exporter(&tracing.tracer), stats }
+        })
+    }
+
     /// Whether this is the same one.
     pub(crate) fn is(&self, other: &Manager) -> bool {
-        Arc::ptr_eq(&self.0.0, &other.0.0)
+        Arc::ptr_eq(&self.0.manager, &other.0.manager)
     }
 }
 
 impl From<Arc<HttpConnectionManager>> for Manager {
     fn from(manager: Arc<HttpConnectionManager>) -> Self {
-        Self(Rc::new(Held(manager)))
+        Self(Rc::new(Held { manager, traced: OnceCell::new() }))
     }
 }
 
@@ -60,7 +99,7 @@ impl Deref for Manager {
 
     #[inline]
     fn deref(&self) -> &HttpConnectionManager {
-        &self.0.0
+        &self.0.manager
     }
 }
 
@@ -81,6 +120,8 @@ pub(crate) struct HttpConnectionManager {
     pub(crate) router: RouterConfig,
     /// `access_log`.
     pub(crate) access_logs: Vec<Arc<AccessLog>>,
+    /// `tracing`, if it has a provider.
+    pub(crate) tracing: Option<Box<Tracing>>,
     /// `local_reply_config`.
     pub(crate) local_replies: Option<Arc<LocalReplies>>,
     /// `server_name`, "envoy" by default.
@@ -222,6 +263,8 @@ pub(crate) enum RouteSource {
 /// envoy.extensions.filters.http.router.v3.Router.
 #[derive(Clone, Debug)]
 pub(crate) struct RouterConfig {
+    /// `start_child_span`: traced attempts have spans of their own.
+    pub(crate) start_child_span: bool,
     /// Do not add or honour `x-envoy-*` headers.
     pub(crate) suppress_envoy_headers: bool,
     /// `respect_expected_rq_timeout`.
@@ -250,6 +293,7 @@ impl RouterConfig {
     fn is_like(&self, other: &RouterConfig) -> bool {
         let facts = |router: &RouterConfig| {
             let RouterConfig {
+                start_child_span,
                 suppress_envoy_headers,
                 respect_expected_timeout,
                 dynamic_stats,
@@ -257,8 +301,13 @@ impl RouterConfig {
                 strict_headers,
                 upstream_log,
             } = router.clone();
-            let flags =
-                [suppress_envoy_headers, respect_expected_timeout, dynamic_stats, suppress_grpc_code_stats];
+            let flags = [
+                start_child_span,
+                suppress_envoy_headers,
+                respect_expected_timeout,
+                dynamic_stats,
+                suppress_grpc_code_stats,
+            ];
             upstream_log.is_none().then_some((flags, strict_headers))
         };
         facts(self).is_some() && facts(self) == facts(other)
@@ -268,6 +317,7 @@ impl RouterConfig {
 impl Default for RouterConfig {
     fn default() -> Self {
         Self {
+            start_child_span: false,
             suppress_envoy_headers: false,
             respect_expected_timeout: false,
             dynamic_stats: true,

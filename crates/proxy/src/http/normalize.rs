@@ -296,7 +296,7 @@ fn trust(
     let own_scheme: &[u8] = by_port.unwrap_or(if info.connection.tls.is_some() { b"https" } else { b"http" });
     let forwarded = head.contains(Known::XForwardedFor);
     let mut client = peer.ip();
-    let mut checkable = true;
+    let mut checkable;
     if manager.use_remote_address {
         checkable = !forwarded;
         if manager.xff_trusted_hops > 0
@@ -332,7 +332,8 @@ fn trust(
     } else if let Some((address, single)) = nth_last(head, manager.xff_trusted_hops) {
         client = address;
         checkable = single;
-    } else if forwarded {
+    } else {
+        // Nobody says who the client is, and whoever sends it is not asked.
         checkable = false;
     }
     if !head.contains(Known::XForwardedProto) {

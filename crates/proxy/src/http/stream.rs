@@ -31,11 +31,14 @@ use crate::overload::{Reaction, Timed};
 use crate::telemetry::access_log::LogType;
 use crate::telemetry::access_log::command::FormatContext;
 use crate::telemetry::stream_info::{ConnectionInfo, HeadSize, ResponseFlags, StreamInfo};
+use crate::telemetry::trace::ActiveTrace;
 use crate::worker::Worker;
 
 mod end;
+mod trace;
 
 pub(crate) use end::broken_off;
+pub(crate) use trace::AttemptSpan;
 
 /// Details of the answer to a request whose body filters cannot keep.
 const TOO_LARGE: &str = "request_payload_too_large";
@@ -112,6 +115,8 @@ pub(crate) struct Stream {
     pub(crate) response_buffer_limit: usize,
     /// Attempts to be logged (`upstream_log`).
     pub(crate) attempt_logs: AttemptLogs,
+    /// Its trace, once it is known who serves the request.
+    pub(crate) trace: Option<ActiveTrace>,
     /// What internal redirects have made of the request.
     pub(crate) redirected: Option<Box<Redirected>>,
     /// Asks the connection to end.
@@ -241,6 +246,7 @@ impl Stream {
             trailers: None,
             selected: None,
             attempt_logs,
+            trace: None,
             redirected: None,
             internal: false,
             next_log,
@@ -367,8 +373,10 @@ impl Stream {
         };
         self.internal = origin.internal;
         self.route(head);
+        self.decide_trace(head);
         self.check_upgrade(head, chain, down)?;
         self.check_filters_shed()?;
+        self.begin_trace(head);
         if self.manager.log_new_requests {
             self.note_target();
             self.log(LogType::DownstreamStart, Some(head));
@@ -399,6 +407,8 @@ impl Stream {
         self.info.request_id = head.get_str(Known::XRequestId).map(Into::into);
         normalize::again(&self.manager, &self.info, head)?;
         self.route(head);
+        // Nothing is decided anew: it is not traced, as in Envoy.
+        self.begin_trace(head);
         let mut attendant = Attendant { down, timer };
         chain.on_request(self, head, bodiless, &mut attendant).await?;
         if chain.is_empty() || bodiless {
@@ -413,8 +423,9 @@ impl Stream {
     }
 
     /// Looks the route up again, for a filter that changed what it depends on (`clear_route_cache`).
-    pub(crate) fn refresh_route(&mut self, head: &HeaderMap) {
+    pub(crate) fn refresh_route(&mut self, head: &mut HeaderMap) {
         self.route(head);
+        self.refresh_trace(head);
     }
 
     /// The answer to a request of which more would have to be kept than may be; it is counted.

@@ -98,6 +98,7 @@ pub(crate) fn lower_proto(
     at.unsupported("udp_listener_config", udp_listener_config.is_some());
     at.unsupported("api_listener", api_listener.is_some());
     at.unsupported("enable_mptcp", enable_mptcp);
+    at.scope_mut().outbound = traffic_direction == core::TrafficDirection::Outbound as i32;
     let internal = listener_specifier.is_some();
     if internal {
         internal_only(&address, &additional_addresses, &socket_options, at);

@@ -9,4 +9,5 @@ pub(crate) mod server_stats;
 pub(crate) mod stats;
 pub(crate) mod stream_info;
 pub(crate) mod tags;
+pub(crate) mod trace;
 pub(crate) mod workload;

@@ -18,6 +18,7 @@ use crate::cluster::{Cluster, EndpointConfig, Metadata};
 use crate::listener::OriginalSource;
 use crate::proxy_protocol::Origin;
 pub(crate) use crate::telemetry::metadata::DynamicMetadata;
+use crate::telemetry::trace::TraceFacts;
 use crate::telemetry::workload::Workload;
 use crate::text;
 use crate::tls::TlsInfo;
@@ -464,6 +465,8 @@ pub(crate) struct StreamInfo {
     pub(crate) request_id: Option<RequestId>,
     /// The request passed the health check filter.
     pub(crate) health_check: bool,
+    /// Its trace.
+    pub(crate) trace: TraceFacts,
 }
 
 impl StreamInfo {
@@ -514,6 +517,7 @@ impl StreamInfo {
             upstream: UpstreamInfo::default(),
             request_id: None,
             health_check: false,
+            trace: TraceFacts::default(),
         }
     }
 }

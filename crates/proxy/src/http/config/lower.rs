@@ -13,7 +13,6 @@ use leno_api::proto::envoy::extensions::filters::network::http_connection_manage
 use leno_api::proto::envoy::extensions::http::early_header_mutation::header_mutation::v3::HeaderMutation as EarlyHeaderMutation;
 use leno_api::proto::envoy::extensions::http::header_formatters::preserve_case::v3::PreserveCaseFormatterConfig;
 use leno_api::proto::envoy::extensions::http::header_formatters::preserve_case::v3::preserve_case_formatter_config::FormatterTypeOnEnvoyHeaders;
-use leno_api::proto::envoy::extensions::request_id::uuid::v3::UuidRequestIdConfig;
 use prost::Name as _;
 use leno_base::Name;
 use prost_types::Any;
@@ -39,6 +38,7 @@ use crate::http::route::matcher::string;
 use crate::http::route::mutation::{HeaderChange, change};
 use crate::http::route::table::pack;
 use crate::telemetry::access_log::AccessLog;
+use crate::telemetry::trace;
 
 const HOUR: Duration = Duration::from_secs(3600);
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
@@ -146,7 +146,7 @@ impl HttpConnectionManager {
         // Deviation: a draining HTTP/2 connection gets its last GOAWAY after a ping's round trip, when
         // the client has seen the first; after `drain_timeout` at the latest.
         let drain_timeout = at.duration("drain_timeout", drain_timeout).unwrap_or(DRAIN_TIMEOUT);
-        check_request_id(request_id_extension, at);
+        let request_ids = trace::config::request_ids(request_id_extension, at);
         at.unsupported("forward_client_cert_matcher", forward_client_cert_matcher.is_some());
         at.unsupported(
             "represent_ipv4_remote_address_as_ipv4_mapped_ipv6",
@@ -166,7 +166,6 @@ impl HttpConnectionManager {
         }
         let early_changes =
             at.each("early_header_mutation_extensions", early_header_mutation_extensions, early_changes);
-        lower_tracing(tracing, at);
 
         let common = common_options(common_http_protocol_options, at);
         let http1 = at.field("http_protocol_options", |at| {
@@ -179,6 +178,9 @@ impl HttpConnectionManager {
         let http2 = at.field("http2_protocol_options", |at| http2_options(http2_protocol_options, at));
         let (filters, router) = filter_chain("http_filters", http_filters, at);
         let router = router.unwrap_or_default();
+        let tracing = at.optional("tracing", tracing, |proto, at| {
+            trace::config::lower(proto, request_ids, router.start_child_span, at)
+        });
         let (upgrades, upgrade_filters) = upgrades(upgrade_configs, &router, at);
         let routes = route_source(route_specifier, inline_table, at);
         let strip_any = matches!(
@@ -251,6 +253,7 @@ impl HttpConnectionManager {
             filters,
             router,
             access_logs: at.each("access_log", access_log, AccessLog::lower),
+            tracing,
             local_replies: at.optional("local_reply_config", local_reply_config, local_reply::lower),
             proxy_status: proxy_status_config
                 .map(|proto| ProxyStatus::lower(proto, &service_node, &server_name)),
@@ -368,38 +371,6 @@ fn early_changes(extension: core::TypedExtensionConfig, at: &mut Lower) -> Optio
         let EarlyHeaderMutation { mutations } = at.unpack(&any)?;
         Some(at.each("mutations", mutations, change))
     })
-}
-
-/// Tracing without a tracer changes nothing, as long as the bootstrap names none, which is
-/// refused there.
-fn lower_tracing(proto: Option<hcm::http_connection_manager::Tracing>, at: &mut Lower) {
-    let Some(proto) = proto else { return };
-    let hcm::http_connection_manager::Tracing {
-        client_sampling: _,
-        random_sampling: _,
-        overall_sampling: _,
-        verbose: _,
-        max_path_tag_length: _,
-        custom_tags: _,
-        provider,
-        spawn_upstream_span: _,
-        operation: _,
-        upstream_operation: _,
-        no_context_propagation: _,
-    } = proto;
-    at.field("tracing", |at| at.unsupported("provider", provider.is_some()));
-}
-
-/// Request ids are UUIDs. How they carry sampling decisions matters to traces only.
-fn check_request_id(proto: Option<hcm::RequestIdExtension>, at: &mut Lower) {
-    let Some(hcm::RequestIdExtension { typed_config: Some(any) }) = proto else { return };
-    at.field("request_id_extension.typed_config", |at| {
-        if leno_api::any::is::<UuidRequestIdConfig>(&any) {
-            at.unpack::<UuidRequestIdConfig>(&any);
-        } else {
-            at.unsupported_extension("request_id_extension", &any.type_url);
-        }
-    });
 }
 
 #[allow(clippy::type_complexity, reason = "as they are in the connection manager")]
@@ -533,8 +504,7 @@ fn observers(filters: &[ChainedFilter]) -> Vec<(usize, Duration)> {
 fn lower_router(any: &Any, at: &mut Lower) -> Option<RouterConfig> {
     let router::Router {
         dynamic_stats,
-        // There is no tracing.
-        start_child_span: _,
+        start_child_span,
         upstream_log,
         upstream_log_options,
         suppress_envoy_headers,
@@ -555,6 +525,7 @@ fn lower_router(any: &Any, at: &mut Lower) -> Option<RouterConfig> {
     at.unsupported("reject_connect_request_early_data", reject_connect_request_early_data == Some(true));
     upstream_filters("upstream_http_filters", upstream_http_filters, at);
     Some(RouterConfig {
+        start_child_span,
         suppress_envoy_headers,
         respect_expected_timeout: respect_expected_rq_timeout,
         dynamic_stats: dynamic_stats != Some(false),

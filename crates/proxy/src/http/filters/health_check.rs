@@ -108,6 +108,7 @@ impl FilterConfig for HealthCheck {
             return if failing { Opening::Watch(Step::Continue) } else { Opening::PASS };
         }
         stream.info.health_check = true;
+        stream.forgo_trace();
         let thread = stream.worker.stats();
         let stats = self.stats.of(thread, || {
             HealthCheckStats::kept(thread, &format!("http.{}.health_check.", stream.manager.stat_prefix))

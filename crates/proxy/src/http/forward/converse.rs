@@ -20,6 +20,7 @@ use crate::http::filters::{Chain, Part};
 use crate::http::forward::head::set_number;
 use crate::http::forward::mirror;
 use crate::http::forward::retry::Verdict;
+use crate::http::forward::upstream_log::AttemptLog;
 use crate::http::headers::{HeaderMap, Known};
 use crate::http::stream::{Ended, Interrupted, Stream, broken_off, now};
 use crate::http::timer::Expired;
@@ -115,6 +116,7 @@ impl Router<'_, '_, '_> {
                 Event::Passed(part) => ended = self.send_response_part(part),
                 Event::Ended(ended) => {
                     if !received {
+                        self.exchange.stream.note_attempt(AttemptLog::canceled);
                         leg.up.reset();
                         self.count_reset();
                     }
@@ -140,7 +142,7 @@ impl Router<'_, '_, '_> {
                 }
                 Event::Head { end } => {
                     self.exchange.stream.note_attempt(|log| log.answered(&response));
-                    if let Some(outcome) = self.on_head(leg, &response) {
+                    if let Some(outcome) = self.on_head(leg, &response, end) {
                         self.exchange.stream.response = response;
                         return Ok(outcome);
                     }
@@ -180,6 +182,7 @@ impl Router<'_, '_, '_> {
                     }
                 }
                 Event::Interrupted(interrupted) => {
+                    self.exchange.stream.note_attempt(AttemptLog::canceled);
                     leg.up.reset();
                     if !answered && interrupted.is_upstream_timeout() && !leg.hedged {
                         leg.host.report(Report::TimedOut);
@@ -193,7 +196,7 @@ impl Router<'_, '_, '_> {
                         self.count_broken(reason);
                         leg.host.report(Report::Failed);
                         broken_off(&mut self.exchange.stream.info, reason);
-                        self.exchange.stream.note_attempt(|log| log.flag(reason.flag()));
+                        self.exchange.stream.note_attempt(|log| log.failed(reason));
                         return Err(Ended::Aborted);
                     }
                     self.exchange.stream.response = response;
@@ -219,8 +222,8 @@ impl Router<'_, '_, '_> {
         Ok(Outcome::Done)
     }
 
-    /// A response's head is here: whether the attempt ends with it.
-    fn on_head(&mut self, leg: &mut Leg, response: &HeaderMap) -> Option<Outcome> {
+    /// A response's head is here, and with `end` all of it: whether the attempt ends with it.
+    fn on_head(&mut self, leg: &mut Leg, response: &HeaderMap, end: bool) -> Option<Outcome> {
         let errors = self.member.config.extras.as_ref().and_then(|extras| extras.errors.as_ref());
         leg.host.report(match errors {
             Some(errors) => errors.report(response),
@@ -251,6 +254,9 @@ impl Router<'_, '_, '_> {
             verdict @ Verdict::Retry(..) => {
                 let stream = &*self.exchange.stream;
                 self.scopes.count_retried(stream, &self.cluster, response.status());
+                if !end {
+                    self.exchange.stream.note_attempt(AttemptLog::canceled);
+                }
                 drain(&mut leg.up);
                 Some(Outcome::RetriableResponse(verdict))
             }
@@ -510,6 +516,7 @@ impl Router<'_, '_, '_> {
     /// The response's head goes down, filtered.
     fn send_response(&mut self, mut head: HeaderMap, end: bool, now: Instant) {
         let Exchange { stream, down, .. } = &mut self.exchange;
+        stream.trace_response(&mut head);
         stream.finish_head(&mut head, now);
         if !self.body.complete && upgrade::requested(&stream.request).is_none() {
             // The client may stop in the middle of its request now; Envoy says so at once too.

@@ -294,8 +294,8 @@ impl Router<'_, '_, '_> {
                 Next::Resume(leg) => Box::pin(self.take_leg(*leg)).await,
             };
             if let Ok(Outcome::Failed(failure)) = &outcome {
-                let flag = failure.reason.flag();
-                self.exchange.stream.note_attempt(|log| log.flag(flag));
+                let reason = failure.reason;
+                self.exchange.stream.note_attempt(|log| log.failed(reason));
             }
             self.exchange.stream.end_attempt();
             let outcome = outcome?;

@@ -11,9 +11,10 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use crate::http::codec::ResetReason;
 use crate::http::config::HttpConnectionManager;
 use crate::http::headers::HeaderMap;
-use crate::http::stream::{Stream, now};
+use crate::http::stream::{AttemptSpan, Stream, now};
 use crate::telemetry::access_log::command::FormatContext;
 use crate::telemetry::access_log::{AccessLog, LogType};
 use crate::telemetry::stream_info::{ConnectionInfo, Protocol, ResponseFlags, StreamInfo, UpstreamInfo};
@@ -29,12 +30,12 @@ pub(crate) struct UpstreamLog {
     pub(crate) interval: Option<Duration>,
 }
 
-/// The attempts of a stream that are under way and to be logged: none, unless there is an
-/// `upstream_log`.
+/// The attempts of a stream that are under way and to be logged or to be reported as spans: none,
+/// unless there is an `upstream_log`, or attempts are traced.
 #[derive(Debug)]
 pub(crate) struct AttemptLogs {
     open: Vec<AttemptLog>,
-    /// With an `upstream_log`: the downstream connection as its listener sees it, whoever the
+    /// With one of both: the downstream connection as its listener sees it, whoever the
     /// request's headers say that it comes from.
     connection: Option<Rc<ConnectionInfo>>,
 }
@@ -42,7 +43,9 @@ pub(crate) struct AttemptLogs {
 /// One of them.
 #[derive(Debug)]
 pub(crate) struct AttemptLog {
-    settings: Arc<UpstreamLog>,
+    settings: Option<Arc<UpstreamLog>>,
+    /// Its span, if that is to be reported.
+    span: Option<AttemptSpan>,
     /// Of all attempts of the stream, from 1.
     number: u32,
     /// It goes on beside another one; `info.upstream` is its own then, else the stream's is.
@@ -57,7 +60,9 @@ pub(crate) struct AttemptLog {
 impl AttemptLogs {
     /// For a new stream.
     pub(crate) fn new(manager: &HttpConnectionManager, connection: &Rc<ConnectionInfo>) -> Self {
-        let connection = manager.router.upstream_log.as_ref().map(|_| Rc::clone(connection));
+        let traced = manager.tracing.as_ref().is_some_and(|tracing| tracing.attempts);
+        let wanted = traced || manager.router.upstream_log.is_some();
+        let connection = wanted.then(|| Rc::clone(connection));
         Self { open: Vec::new(), connection }
     }
 
@@ -76,6 +81,21 @@ impl AttemptLog {
     /// What is gone wrong.
     pub(super) fn flag(&mut self, flag: ResponseFlags) {
         self.info.flags.insert(flag);
+    }
+
+    /// It has failed.
+    pub(super) fn failed(&mut self, reason: ResetReason) {
+        self.flag(reason.flag());
+        if let Some(span) = &mut self.span {
+            span.error = Some(reason.text());
+        }
+    }
+
+    /// We break it off.
+    pub(super) fn canceled(&mut self) {
+        if let Some(span) = &mut self.span {
+            span.canceled = true;
+        }
     }
 
     /// Bytes of the request's body went up.
@@ -100,7 +120,8 @@ impl AttemptLog {
         self.trailers = Some(Box::new(trailers.clone()));
     }
 
-    fn write(&mut self, down: &StreamInfo, request: &HeaderMap, log_type: LogType, end: Option<Instant>) {
+    /// Takes over what the stream knows of it.
+    fn update(&mut self, down: &StreamInfo) {
         let info = &mut self.info;
         if !self.parked {
             info.upstream = upstream_facts(&info.upstream, self.first_rx, &down.upstream);
@@ -113,15 +134,24 @@ impl AttemptLog {
                 || (down.request_head.wire + down.bytes_received, down.response_head.wire + down.bytes_sent);
             info.stream_wire_bytes = down.stream_wire_bytes.or_else(|| Some(http1()));
         }
-        let context = FormatContext {
+    }
+
+    fn context<'a>(&'a self, request: &'a HeaderMap, log_type: LogType, end: Instant) -> FormatContext<'a> {
+        FormatContext {
             request: Some(request),
             response: Some(&self.response),
             trailers: self.trailers.as_deref(),
             log_type,
-            end,
-            ..FormatContext::new(info)
-        };
-        for log in &self.settings.logs {
+            end: Some(end),
+            ..FormatContext::new(&self.info)
+        }
+    }
+
+    fn write(&mut self, down: &StreamInfo, request: &HeaderMap, log_type: LogType, end: Instant) {
+        self.update(down);
+        let Some(settings) = &self.settings else { return };
+        let context = self.context(request, log_type, end);
+        for log in &settings.logs {
             log.log(&context);
         }
     }
@@ -136,7 +166,11 @@ fn upstream_facts(own: &UpstreamInfo, first_rx: Option<Instant>, of: &UpstreamIn
 impl Stream {
     /// An attempt begins: its endpoint is chosen.
     pub(super) fn begin_attempt(&mut self) {
-        let Some(settings) = &self.manager.router.upstream_log else { return };
+        let span = self.tell_endpoint();
+        let settings = &self.manager.router.upstream_log;
+        if settings.is_none() && span.is_none() {
+            return;
+        }
         let started = now();
         let Some(connection) = self.attempt_logs.connection.clone() else { return };
         let of_http = Some(Protocol::Http11);
@@ -145,9 +179,12 @@ impl Stream {
         info.route.clone_from(&self.info.route);
         info.health_check = self.info.health_check;
         info.upstream.cluster.clone_from(&self.info.upstream.cluster);
-        let next = settings.interval.map(|interval| started + interval);
+        info.trace = self.info.trace;
+        let next =
+            settings.as_ref().and_then(|settings| settings.interval).map(|interval| started + interval);
         self.attempt_logs.open.push(AttemptLog {
-            settings: Arc::clone(settings),
+            settings: settings.clone(),
+            span,
             number: self.info.upstream.attempts,
             parked: false,
             info,
@@ -169,9 +206,9 @@ impl Stream {
     /// The connection is there.
     pub(super) fn ready_attempt(&mut self) {
         if let Some(attempt) = self.attempt_logs.current()
-            && attempt.settings.when_ready
+            && attempt.settings.as_ref().is_some_and(|settings| settings.when_ready)
         {
-            attempt.write(&self.info, &self.request, LogType::UpstreamPoolReady, Some(now()));
+            attempt.write(&self.info, &self.request, LogType::UpstreamPoolReady, now());
         }
     }
 
@@ -204,6 +241,7 @@ impl Stream {
             if let Some(attempt) = self.attempt_logs.open.get_mut(index) {
                 attempt.info.upstream.wire_bytes_sent += sent;
                 attempt.info.upstream.wire_bytes_received += received;
+                attempt.canceled();
             }
             self.end_attempt_at(index);
         }
@@ -218,15 +256,24 @@ impl Stream {
 
     fn end_attempt_at(&mut self, index: usize) {
         let mut attempt = self.attempt_logs.open.remove(index);
-        attempt.write(&self.info, &self.request, LogType::UpstreamEnd, Some(now()));
+        let end = now();
+        attempt.write(&self.info, &self.request, LogType::UpstreamEnd, end);
+        if let Some(span) = attempt.span {
+            self.report_attempt(
+                span,
+                attempt.number,
+                attempt.context(&self.request, LogType::UpstreamEnd, end),
+            );
+        }
     }
 
     /// Writes the periodic lines that are due.
     pub(crate) fn log_attempts(&mut self, now: Instant) {
         for attempt in &mut self.attempt_logs.open {
             if attempt.next.is_some_and(|next| next <= now) {
-                attempt.next = attempt.settings.interval.map(|interval| now + interval);
-                attempt.write(&self.info, &self.request, LogType::UpstreamPeriodic, Some(now));
+                let interval = attempt.settings.as_ref().and_then(|settings| settings.interval);
+                attempt.next = interval.map(|interval| now + interval);
+                attempt.write(&self.info, &self.request, LogType::UpstreamPeriodic, now);
             }
         }
     }

@@ -34,6 +34,7 @@ use crate::matching::{self, Place, value};
 use crate::telemetry::access_log::LogFormat;
 use crate::telemetry::access_log::config::substitution_format;
 use crate::telemetry::access_log::format::Format;
+use crate::telemetry::trace;
 
 /// Envoy's route timeout where none is given.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(15);
@@ -221,7 +222,7 @@ fn route(proto: proto::Route, table: &TableSettings, host: &HostSettings, at: &m
         route_specifiers,
         action,
     } = proto;
-    at.unsupported("tracing", tracing.is_some());
+    let tracing = at.optional("tracing", tracing, trace::config::route);
     at.unsupported("route_specifiers", !route_specifiers.is_empty());
     let matched = at.required("match", r#match, route_match);
     let path = matched.as_ref().map(|matched| &matched.path);
@@ -260,11 +261,7 @@ fn route(proto: proto::Route, table: &TableSettings, host: &HostSettings, at: &m
         levels.retain(|level| !level.is_empty());
         levels
     };
-    // Names of operations are for traces, and `tracing` is refused as long as there are none;
-    // likewise `METADATA(ROUTE)`, which alone would show the metadata.
-    if let Some(proto::Decorator { operation: _, propagate }) = decorator {
-        at.unsupported("decorator.propagate", propagate == Some(false));
-    }
+    let decorator = decorator.and_then(trace::config::decorator);
     let metadata = metadata.map(|metadata| address::metadata("metadata", Some(metadata), at));
     let stat_scope =
         (!stat_prefix.is_empty()).then(|| format!("vhost.{}.route.{stat_prefix}.", host.name).into());
@@ -277,6 +274,8 @@ fn route(proto: proto::Route, table: &TableSettings, host: &HostSettings, at: &m
         buffer_limit: own_limit.or(host.buffer_limit),
         metadata,
         stat_scope,
+        tracing,
+        decorator,
         action: action?,
     };
     Some(Entry { condition: matched?, route: Arc::new(route) })

@@ -21,6 +21,7 @@ use crate::http::route::mutation::{HeaderChange, HeaderMutations};
 use crate::telemetry::access_log::LogFormat;
 use crate::telemetry::access_log::format::Format;
 use crate::telemetry::stream_info::RouteNames;
+use crate::telemetry::trace::{Decorator, RouteTracing};
 
 pub(crate) mod config;
 mod filters;
@@ -185,6 +186,10 @@ pub(crate) struct Route {
     pub(crate) metadata: Option<Metadata>,
     /// `stat_prefix`: `vhost.NAME.route.PREFIX.`
     pub(crate) stat_scope: Option<Name>,
+    /// `tracing`
+    pub(crate) tracing: Option<Box<RouteTracing>>,
+    /// `decorator`
+    pub(crate) decorator: Option<Box<Decorator>>,
 }
 
 /// What is done with a matched request.

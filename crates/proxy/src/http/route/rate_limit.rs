@@ -387,8 +387,12 @@ fn action(specifier: ActionSpecifier, at: &mut Lower) -> Option<Action> {
     })
 }
 
+/// Lowers a MetadataKey: the namespace, and the way in it.
 #[allow(clippy::type_complexity, reason = "a name for it would say no more")]
-fn metadata_key_of(proto: metadata::MetadataKey, at: &mut Lower) -> Option<(Box<str>, Vec<Box<str>>)> {
+pub(crate) fn metadata_key_of(
+    proto: metadata::MetadataKey,
+    at: &mut Lower,
+) -> Option<(Box<str>, Vec<Box<str>>)> {
     let metadata::MetadataKey { key, path } = proto;
     let path = at.each("path", path, |metadata::metadata_key::PathSegment { segment }, at| match segment {
         Some(metadata::metadata_key::path_segment::Segment::Key(key)) => Some(key.into()),

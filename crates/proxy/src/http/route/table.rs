@@ -297,6 +297,8 @@ fn https_redirect() -> Route {
         buffer_limit: None,
         metadata: None,
         stat_scope: None,
+        tracing: None,
+        decorator: None,
     }
 }
 

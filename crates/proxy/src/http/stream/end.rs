@@ -181,6 +181,7 @@ impl Stream {
     /// Sends the head of an answer of our own.
     fn begin_reply(&mut self, mut head: HeaderMap, end: bool, down: &mut Downstream<'_>) {
         let now = now();
+        self.trace_response(&mut head);
         self.finish_head(&mut head, now);
         self.info.bytes_received += down.answer_early(self.info.upstream.host.is_some());
         self.send_head(head, end, now, down);
@@ -211,7 +212,7 @@ impl Stream {
 
     /// What the connection manager itself says in every response.
     pub(crate) fn finish_head(&self, head: &mut HeaderMap, now: Instant) {
-        if self.manager.request_id_in_response
+        if (self.manager.request_id_in_response || self.request.contains(Known::EnvoyForceTrace))
             && let Some(id) = self.request.get(Known::XRequestId)
         {
             head.set(Known::XRequestId, id);
@@ -337,6 +338,7 @@ impl Stream {
     fn account(&mut self, end: Instant) {
         self.finished = true;
         self.end_attempts();
+        self.finish_trace(end);
         self.stats.downstream_rq_active().dec();
         self.stats.downstream_rq_time().record_ms(end.saturating_duration_since(self.info.started));
         // Answers to health checks are not counted, as in Envoy.

@@ -24,6 +24,7 @@ use crate::telemetry::access_log::format::Command;
 use crate::telemetry::access_log::grpc;
 use crate::telemetry::access_log::time::TimeFormat;
 use crate::telemetry::stream_info::{ClusterFacts, Protocol, ResponseFlags, StreamInfo};
+use crate::telemetry::trace::context::hex;
 use crate::telemetry::workload::{DOWNSTREAM_PEER, UPSTREAM_PEER};
 use crate::tls::TlsInfo;
 
@@ -334,7 +335,16 @@ pub(crate) const FACTS: &[(&str, Fact)] = &[
     ("RESPONSE_TRAILERS_BYTES", |cx| size(cx.trailers)),
     ("RESPONSE_TX_DURATION", |cx| millis(cx.info.upstream.first_rx, cx.info.last_downstream_tx)),
     ("ROUTE_NAME", |cx| maybe(cx.info.route_name())),
+    ("SPAN_ID", |cx| match cx.info.trace.span {
+        Some((span, true)) => Value::Text(Cow::Owned(hex::<16>(span.span.into()).to_vec())),
+        // Zipkin's spans do not say, as in Envoy.
+        Some((_, false)) | None => Value::Absent,
+    }),
     ("STREAM_ID", |cx| maybe(cx.info.request_id.as_deref())),
+    ("TRACE_ID", |cx| match cx.info.trace.span {
+        Some((span, wide)) => Value::Text(Cow::Owned(span.trace_text(wide).bytes().to_vec())),
+        None => Value::Absent,
+    }),
     ("UNIQUE_ID", |_| owned(random_uuid())),
     ("UPSTREAM_CLUSTER", |cx| cluster_name(cx, |facts| &facts.stat_name)),
     ("UPSTREAM_CLUSTER_RAW", |cx| cluster_name(cx, |facts| &facts.name)),

@@ -161,6 +161,7 @@ const COMMANDS: &[(&str, Takes)] = &[
     ("RESPONSE_TX_DURATION", Takes::Nothing),
     ("ROUNDTRIP_DURATION", Takes::Nothing),
     ("ROUTE_NAME", Takes::Nothing),
+    ("SPAN_ID", Takes::Nothing),
     ("START_TIME", Takes::Optional),
     ("START_TIME_LOCAL", Takes::Optional),
     ("STREAM_ID", Takes::Nothing),

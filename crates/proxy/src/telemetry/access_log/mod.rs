@@ -25,6 +25,7 @@ use crate::telemetry::access_log::command::FormatContext;
 use crate::telemetry::access_log::format::{Format, Piece};
 use crate::telemetry::access_log::sink::LogFile;
 use crate::telemetry::stream_info::{ResponseFlags, StreamInfo};
+use crate::telemetry::trace::sampling::Reason;
 
 /// One access log (envoy.config.accesslog.v3.AccessLog), lowered.
 #[derive(Debug)]
@@ -92,7 +93,7 @@ pub(crate) enum Filter {
     Duration(Comparison),
     /// `not_health_check_filter`.
     NotHealthCheck,
-    /// `traceable_filter`: nothing is traced, so nothing is logged.
+    /// `traceable_filter`: those that the service wants to be traced, as in Envoy.
     Traceable,
     /// `runtime_filter`: numerator and denominator of the share that is logged; by hash of the
     /// request id unless the flag says independently.
@@ -327,7 +328,7 @@ impl Filter {
                 comparison.holds(u64::try_from(millis).unwrap_or(u64::MAX))
             }
             Filter::NotHealthCheck => !cx.info.health_check,
-            Filter::Traceable => false,
+            Filter::Traceable => !cx.info.health_check && cx.info.trace.reason == Reason::ServiceForced,
             Filter::Sampled { numerator, denominator, independent } => {
                 let id = if *independent { None } else { cx.request.and_then(request_number) };
                 id.unwrap_or_else(random) % u64::from(*denominator).max(1) < u64::from(*numerator)
