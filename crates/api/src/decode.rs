@@ -99,6 +99,30 @@ pub fn to_wire_with_warnings(
     Ok(Decoded { message: Bytes::from(wire), warnings })
 }
 
+/// A part of a message, to be merged into another.
+#[derive(Clone, Debug)]
+pub struct Fragment {
+    /// What could be read.
+    pub wire: Bytes,
+    /// What could not. With any the rest is of no use.
+    pub errors: Vec<Error>,
+    /// Fields that the schema does not have, which were left out.
+    pub unknown: Vec<Error>,
+}
+
+/// Reads a part of a message, which need not hold on its own: constraints are not looked at, and
+/// fields that the schema does not have are left out, as their author may know a newer one. A
+/// `TypedStruct` that names a known type becomes an `Any` of it.
+pub fn fragment(type_name: &str, node: &Node<'_>) -> Fragment {
+    let mut decoder = Decoder { unknown: Some(Vec::new()), ..Decoder::default() };
+    match Message::find(type_name) {
+        Some(message) => decoder.message(message, node, node.position),
+        None => decoder.error(node.position, format!("unknown message type {type_name:?}")),
+    }
+    let Decoder { out, errors, unknown, .. } = decoder;
+    Fragment { wire: Bytes::from(out), errors, unknown: unknown.unwrap_or_default() }
+}
+
 /// The only document of a text.
 fn parse_single<'t>(text: &'t str, source: &str) -> Result<Node<'t>, Errors> {
     let dialect = if source.ends_with(".json") { Dialect::Json } else { Dialect::Envoy };
@@ -169,6 +193,8 @@ struct Decoder {
     path: String,
     /// The fields met so far in each of the messages being read.
     seen: Vec<(Field, Position)>,
+    /// Where fields go that the schema does not have, if they are no errors; see [`fragment`].
+    unknown: Option<Vec<Error>>,
 }
 
 impl Decoder {
@@ -225,7 +251,7 @@ impl Decoder {
     fn unknown_field(&mut self, message: Message, entry: &Entry<'_>) {
         let suggestion = nearest(&entry.key, message.fields().map(Field::name));
         let error = Error::new(entry.position, self.path.clone(), "unknown field").suggest(suggestion);
-        self.errors.push(error);
+        self.unknown.as_mut().unwrap_or(&mut self.errors).push(error);
     }
 
     /// Whether a field may be set: it is not null, was not set before, nor was another of its oneof.

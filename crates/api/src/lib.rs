@@ -7,6 +7,7 @@
 //! - [`decode`]: nodes to messages, by the proto3 JSON mapping, with every error and its place;
 //! - [`validate`]: `validate.rules` constraints, unknown and deprecated fields, on wire bytes;
 //! - [`encode`]: messages to JSON or YAML text;
+//! - [`merge`]: one message into another of its type;
 //! - [`any`], [`duration`], [`typed_struct`]: small conveniences around well-known types.
 //!
 //! Read `decode.rs` first.
@@ -16,6 +17,7 @@ pub mod decode;
 pub mod duration;
 pub mod encode;
 mod error;
+pub mod merge;
 #[cfg(test)]
 mod oracle;
 pub mod schema;

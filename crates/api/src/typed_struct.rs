@@ -16,6 +16,11 @@ use crate::{Error, Errors};
 /// The types that name and hold another one.
 const TYPED_STRUCTS: [&str; 2] = ["xds.type.v3.TypedStruct", "udpa.type.v1.TypedStruct"];
 
+/// Whether a type is one of these.
+pub(crate) fn is_typed_struct(message: Message) -> bool {
+    TYPED_STRUCTS.contains(&message.full_name())
+}
+
 /// Turns an `Any` that holds a TypedStruct into an `Any` of the message that it names. Any other
 /// `Any`, and a TypedStruct that names a type not in the schema, come back as they are.
 ///

@@ -28,7 +28,7 @@ use crate::debug::{self, Answer, Look, Question};
 use crate::model::diagnostic::{Diagnostic, Severity};
 use crate::model::switches::{SwitchInput, Switches, VariableInput};
 use crate::model::{Change, ObjectRef, inputs};
-use crate::push::{News, Push, Refusal};
+use crate::push::{News, Push};
 use crate::scope::gateway_api::status::AllStatuses;
 use crate::source::kube::book::{Book, Programmed};
 pub use crate::source::kube::client::Kubernetes;
@@ -488,12 +488,18 @@ impl Loop {
 
     fn refused(&self) -> Vec<Diagnostic> {
         let mut places = Places::default();
-        let refusals = self.push.refusals(&self.graph);
-        let located = |refusal: &Refusal| match &refusal.object {
-            Some(object) => self.located(&mut places, object, refusal.diagnostic()),
-            None => refusal.diagnostic(),
-        };
-        refusals.iter().map(located).collect()
+        let mut all = Vec::new();
+        for (object, finding) in self.push.patch_faults(&self.graph) {
+            all.push(self.located(&mut places, &object, Diagnostic::about(&object, &finding)));
+        }
+        for refusal in self.push.refusals(&self.graph) {
+            let diagnostic = refusal.diagnostic();
+            all.push(match &refusal.object {
+                Some(object) => self.located(&mut places, object, diagnostic),
+                None => diagnostic,
+            });
+        }
+        all
     }
 
     /// Gathers all that is wrong, and prints what is new and what is mended.

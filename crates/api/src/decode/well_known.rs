@@ -6,6 +6,7 @@ use crate::any::type_name;
 use crate::duration::MAX_SECONDS;
 use crate::error::nearest;
 use crate::schema::{Kind, Message};
+use crate::typed_struct::is_typed_struct;
 use crate::wire::{Scalar, close_delimited, put_bytes, put_scalar, put_tag, wire_type};
 use crate::yaml::{self, Entry, Node, Position, TYPE_KEY, Value};
 
@@ -101,6 +102,9 @@ impl Decoder {
             self.errors.push(Error::new(entry.value.position, self.path.clone(), text).suggest(suggestion));
             return;
         };
+        if self.unknown.is_some() && is_typed_struct(message) && self.typed_struct(node) {
+            return;
+        }
         put_bytes(&mut self.out, 1, url.as_bytes());
         put_tag(&mut self.out, 2, wire_type(Kind::Bytes));
         let start = self.out.len();
@@ -110,6 +114,25 @@ impl Decoder {
             self.fields(message, entries, true);
         }
         close_delimited(&mut self.out, start);
+    }
+
+    /// Writes an `Any` of the type that a TypedStruct names; false if that is not known.
+    fn typed_struct(&mut self, node: &Node<'_>) -> bool {
+        let url = node.find("type_url").or_else(|| node.find("typeUrl")).and_then(Node::as_str);
+        let Some((url, message)) = url.and_then(|url| Some((url, Message::find(type_name(url))?))) else {
+            return false;
+        };
+        put_bytes(&mut self.out, 1, url.as_bytes());
+        put_tag(&mut self.out, 2, wire_type(Kind::Bytes));
+        let start = self.out.len();
+        if let Some(value) = node.find("value") {
+            self.within(
+                |path| crate::wire::push_field(path, "value"),
+                |decoder| decoder.message(message, value, value.position),
+            );
+        }
+        close_delimited(&mut self.out, start);
+        true
     }
 
     /// An `Any` of a type with a form of its own has that under `value`, and nothing else.

@@ -14,13 +14,13 @@ use leno_derive::{Cx, Query};
 
 use crate::model::diagnostic::{Finding, Severity};
 use crate::model::inputs::{
-    AuthorizationPolicies, DestinationRules, Gateways, PeerAuthentications, ServiceEntries, Telemetries,
-    VirtualServices,
+    AuthorizationPolicies, DestinationRules, Gateways, Ingresses, PeerAuthentications, ServiceEntries,
+    Telemetries, VirtualServices,
 };
 use crate::model::{Key, Kind, ObjectRef};
 use crate::registry::{Resolution, ServicesOf, Visible, VisibleOnPort, full_name};
-use crate::scope::fit;
 use crate::scope::gateway_api::status::objects;
+use crate::scope::{fit, ingress};
 
 /// All faults of the mesh, by object.
 pub(crate) struct Analysis;
@@ -51,6 +51,9 @@ impl Query for Analysis {
             let findings = cx.get::<gateway_api::GatewayApiFindings>(&object);
             add(object, &findings);
         }
+        for key in cx.all::<Ingresses>() {
+            add(key.of(Kind::Ingress), &cx.get::<IngressFindings>(&key));
+        }
         for key in cx.all::<AuthorizationPolicies>() {
             add(key.of(Kind::AuthorizationPolicy), &cx.get::<security::ProviderFindings>(&key));
         }
@@ -61,6 +64,27 @@ impl Query for Analysis {
             add(key.of(Kind::Telemetry), &cx.get::<telemetry::TelemetryFindings>(&key));
         }
         all
+    }
+}
+
+/// Faults of an Ingress.
+struct IngressFindings;
+
+impl Query for IngressFindings {
+    type Key = Key;
+    type Value = Vec<Finding>;
+    const NAME: &'static str = "ingress-findings";
+
+    fn derive(cx: &Cx<'_>, key: &Key) -> Vec<Finding> {
+        let Some(problems) = ingress::problems(cx, key) else {
+            if !ingress::is_classless(cx, key) {
+                // It is another controller's.
+                return Vec::new();
+            }
+            let message = "names no class, and the mesh's ingressControllerMode does not take such, so it is not served";
+            return vec![warning("no-class", "spec.ingressClassName", message.to_owned())];
+        };
+        problems.into_iter().map(|(path, message)| warning("unknown-backend", path, message)).collect()
     }
 }
 

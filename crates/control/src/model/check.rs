@@ -107,6 +107,21 @@ impl Check {
         self.push(Severity::Warning, code, message.into());
     }
 
+    /// What is wrong with a message below the present field, and which of its fields are not known.
+    pub(crate) fn faults(&mut self, errors: Vec<leno_api::Error>, unknown: Vec<leno_api::Error>) {
+        let errors = errors.into_iter().map(|error| (Severity::Error, "invalid-value", error));
+        let unknown = unknown.into_iter().map(|error| (Severity::Warning, "unknown-field", error));
+        for (severity, code, error) in errors.chain(unknown) {
+            let dot = if error.path.is_empty() || error.path.starts_with('[') { "" } else { "." };
+            let message = match &error.suggestion {
+                Some(suggestion) => format!("{}, did you mean '{suggestion}'?", error.message),
+                None => error.message,
+            };
+            let path = format!("{}{dot}{}", self.path, error.path);
+            self.findings.push(Finding { severity, code, path, message });
+        }
+    }
+
     /// A value that is not allowed.
     pub(crate) fn invalid(&mut self, message: impl Into<String>) {
         self.error("invalid-value", message);

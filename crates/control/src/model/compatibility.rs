@@ -33,6 +33,8 @@ const REFUSED: &[(Kind, &str, &str)] = &[
     (Kind::RequestAuthentication, "spec.targetRefs[].namespace", "Istio does not implement it"),
     (Kind::Telemetry, "spec.targetRef.namespace", "Istio does not implement it"),
     (Kind::Telemetry, "spec.targetRefs[].namespace", "Istio does not implement it"),
+    (Kind::EnvoyFilter, "spec.configPatches[].match.listener.portName", "has no effect in Istio"),
+    (Kind::EnvoyFilter, "spec.targetRefs[].namespace", "Istio does not implement it"),
     // Its filters share a type with those of an HTTPRoute.
     (Kind::GrpcRoute, "spec.rules[].filters[].requestRedirect", "no field of a GRPCRoute"),
     (Kind::GrpcRoute, "spec.rules[].filters[].urlRewrite", "no field of a GRPCRoute"),

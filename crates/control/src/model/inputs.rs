@@ -191,6 +191,7 @@ pub(crate) fn register(graph: &mut Graph) {
     graph.register::<WorkloadEntriesByLabel>();
     register_by_namespace(graph);
     graph.register::<EntriesByHost>();
+    graph.register::<crate::scope::ingress::IngressesByHost>();
     graph.register::<crate::scope::rules::ByGateway>();
     graph.register::<crate::scope::rules::ByHost>();
     graph.register::<crate::registry::alias::ServicesByExternalName>();

@@ -316,12 +316,10 @@ fn read_kind(kind: Kind, meta: Meta, node: &Node<'_>) -> (Option<Object>, Vec<Fi
             spec(meta, node, |spec: &super::WorkloadGroup, _| spec.validate(), Object::WorkloadGroup)
         }
         Kind::Sidecar => spec(meta, node, |spec: &super::Sidecar, _| spec.validate(), Object::Sidecar),
-        Kind::EnvoyFilter => spec(
-            meta,
-            node,
-            |spec: &super::EnvoyFilter, _| spec.validate(node.find("spec").unwrap_or(node)),
-            Object::EnvoyFilter,
-        ),
+        Kind::EnvoyFilter => typed::<Envelope<super::EnvoyFilter, Value>>(node, |mut filter| {
+            let findings = filter.spec.prepare(node.find("spec").unwrap_or(node));
+            (Object::EnvoyFilter(Config { meta, spec: filter.spec }), findings)
+        }),
         Kind::ProxyConfig => {
             spec(meta, node, |spec: &super::ProxyConfig, _| spec.validate(), Object::ProxyConfig)
         }

@@ -68,7 +68,8 @@ pub(crate) fn rows(kind: Kind) -> &'static [Row] {
         Kind::EndpointSlice => ENDPOINT_SLICE,
         // What the mesh reads of these has an effect, or is looked up by what refers to it.
         Kind::Endpoints | Kind::Pod | Kind::Node | Kind::Namespace | Kind::Secret | Kind::ConfigMap => &[],
-        Kind::Ingress | Kind::IngressClass => INGRESS,
+        Kind::Ingress => INGRESS,
+        Kind::IngressClass => INGRESS_CLASS,
         Kind::MeshConfig => MESH_CONFIG,
         Kind::ServiceEntry => SERVICE_ENTRY,
         Kind::WorkloadEntry => WORKLOAD_ENTRY,
@@ -101,15 +102,16 @@ const SERVICE: &[Row] = &[];
 
 const ENDPOINT_SLICE: &[Row] = &[warn("addressType=FQDN", "the endpoints are left out")];
 
-const INGRESS: &[Row] = &[warn("spec", NO_EFFECT)];
+const INGRESS: &[Row] = &[
+    warn("spec.defaultBackend.resource", "the backend is left out"),
+    warn("spec.rules[].http.paths[].backend.resource", "the path is left out"),
+];
+
+const INGRESS_CLASS: &[Row] = &[warn("spec.parameters", NO_EFFECT)];
 
 /// Fields of the MeshConfig itself: paths begin below the key `mesh`.
 const MESH_CONFIG: &[Row] = &[
     warn("hboneIdleTimeout", "has no effect, as there is no ambient mode"),
-    warn("ingressClass", NO_EFFECT),
-    warn("ingressService", NO_EFFECT),
-    warn("ingressControllerMode", NO_EFFECT),
-    warn("ingressSelector", NO_EFFECT),
     warn("defaultConfig.configPath", STARTED),
     warn("defaultConfig.binaryPath", STARTED),
     warn("defaultConfig.serviceCluster", STARTED),
@@ -216,7 +218,13 @@ const SIDECAR: &[Row] = &[
     warn("spec.ingress[].connectionPool.http.h2UpgradePolicy", NO_EFFECT),
 ];
 
-const ENVOY_FILTER: &[Row] = &[warn("spec", NO_EFFECT)];
+/// There are no waypoints.
+const ENVOY_FILTER: &[Row] = &[
+    warn("spec.targetRefs[].kind!=Gateway", NO_EFFECT),
+    warn("spec.configPatches[].applyTo=BOOTSTRAP", NO_EFFECT),
+    warn("spec.configPatches[].match.context=WAYPOINT", NO_EFFECT),
+    warn("spec.configPatches[].match.waypoint", NO_EFFECT),
+];
 
 const PROXY_CONFIG: &[Row] = &[warn("spec", STARTED)];
 
@@ -245,13 +253,12 @@ const GATEWAY_CLASS: &[Row] = &[warn("spec.parametersRef", NO_EFFECT)];
 const KUBERNETES_GATEWAY: &[Row] = &[
     warn("spec.addresses[].type=IPAddress", NO_EFFECT),
     warn("spec.infrastructure", NO_EFFECT),
-    warn("spec.allowedListeners", NO_EFFECT),
     warn("spec.tls.backend", NO_EFFECT),
     error("spec.tls.frontend", "anybody would be let in"),
     warn("spec.defaultScope", NO_EFFECT),
 ];
 
-const LISTENER_SET: &[Row] = &[warn("spec", NO_EFFECT)];
+const LISTENER_SET: &[Row] = &[];
 
 /// What becomes of routes with filters of a single backend that change more than headers.
 const OF_BACKEND: &str = "the route is left out, as in Istio";

@@ -19,6 +19,9 @@ pub(crate) struct Switches {
     /// `PILOT_ENABLE_MULTIPLE_CUSTOM_AUTHZ_PROVIDERS`: AuthorizationPolicies with the action CUSTOM
     /// may name several providers for one workload.
     pub(crate) multiple_authorizers: bool,
+    /// `K8S_INGRESS_NS`: where the gateways are that serve Ingresses; not a switch, and empty for
+    /// `istio-system`.
+    pub(crate) ingress_namespace: String,
 }
 
 impl Switches {
@@ -34,6 +37,7 @@ impl Switches {
             sidecar_use_remote_address: on("PILOT_SIDECAR_USE_REMOTE_ADDRESS"),
             dual_stack: on("ISTIO_DUAL_STACK"),
             multiple_authorizers: on("PILOT_ENABLE_MULTIPLE_CUSTOM_AUTHZ_PROVIDERS"),
+            ingress_namespace: variable("K8S_INGRESS_NS").unwrap_or_default(),
         }
     }
 }

@@ -253,7 +253,11 @@ impl Telemetry {
         let mut check = Check::spec();
         check.target(self.selector.as_ref(), self.target_ref.as_ref(), &self.target_refs);
         if self.tracing.len() > 1 {
-            check.warn_at("tracing", "several", "Istio promises nothing of more than one; the later ones say over the earlier ones");
+            check.warn_at(
+                "tracing",
+                "several",
+                "Istio promises nothing of more than one; the later ones say over the earlier ones",
+            );
         }
         check.each("tracing", &self.tracing, tracing);
         check.each("metrics", &self.metrics, metrics);

@@ -1,7 +1,7 @@
 //! Who a proxy says it is: `sidecar~10.0.0.5~reviews-v1-abc.default~default.svc.cluster.local`, and
 //! the metadata that Istio's agent sends along.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -16,6 +16,7 @@ use crate::model::duration::Span;
 use crate::model::inputs::{Nodes, Pods};
 use crate::registry::instances::{CANONICAL_NAME, CANONICAL_REVISION, locality_label, locality_of_node};
 use crate::scope::locality::NETWORK;
+use crate::scope::patches::{MetadataNames, Patching};
 use crate::scope::proxy_config::{self, Overrides};
 use crate::scope::{Abilities, Families, Identity, Interception, ProxyKey, ProxyOptions, Role, Site};
 
@@ -43,6 +44,8 @@ pub(crate) struct Node {
     /// The whole identifier.
     pub(crate) id: String,
     pub(crate) key: ProxyKey,
+    /// The texts of its metadata, for when patches come to ask for them.
+    pub(crate) texts: Box<[(Box<str>, Box<str>)]>,
 }
 
 /// Why a proxy cannot be served.
@@ -179,6 +182,12 @@ pub(crate) fn parse(graph: &Graph, node: &core::Node) -> Result<Node, BadNode> {
         Interception::Tproxy if role == Role::Router => Interception::Redirect,
         interception => interception,
     };
+    let texts = metadata.into_iter().flatten().filter_map(|(name, value)| match value.kind.as_ref()? {
+        Kind::StringValue(text) => Some((Box::from(name.as_str()), Box::from(text.as_str()))),
+        _ => None,
+    });
+    let texts: Box<[(Box<str>, Box<str>)]> = texts.collect();
+    let names = graph.get::<MetadataNames>(&());
     Ok(Node {
         name: name.to_owned(),
         id: node.id.clone(),
@@ -192,8 +201,19 @@ pub(crate) fn parse(graph: &Graph, node: &core::Node) -> Result<Node, BadNode> {
             site,
             identity: Arc::new(identity),
             sidecar: None,
+            patching: Patching { metadata: asked_for(&texts, &names), ..Patching::default() },
         },
+        texts,
     })
+}
+
+/// The texts of a proxy's metadata that have names which patches ask for.
+pub(crate) fn asked_for(
+    texts: &[(Box<str>, Box<str>)],
+    names: &BTreeSet<String>,
+) -> BTreeMap<String, String> {
+    let asked = texts.iter().filter(|(name, _)| names.contains(name.as_ref()));
+    asked.map(|(name, value)| (name.to_string(), value.to_string())).collect()
 }
 
 /// What a proxy has, by the configuration that its extensions take. Of Envoy's own tracers one that

@@ -61,6 +61,8 @@ pub(crate) struct Session {
     pub(crate) node: String,
     /// The proxy's whole identifier.
     pub(crate) node_id: String,
+    /// The texts of its metadata, for when patches come to ask for them.
+    pub(crate) texts: Box<[(Box<str>, Box<str>)]>,
     pub(crate) key: Arc<ProxyKey>,
     /// What else is known of the proxy.
     pub(crate) about: Box<About>,
@@ -102,6 +104,7 @@ impl Session {
             id,
             node: node.name,
             node_id: node.id,
+            texts: node.texts,
             key,
             about: Box::new(about),
             stream: Stream::new(mode, Name::new(CONTROL_PLANE)),

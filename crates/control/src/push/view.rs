@@ -15,6 +15,7 @@ use crate::translate::cluster::SharedClusters;
 use crate::translate::endpoint::Endpoints;
 use crate::translate::listener::SharedListeners;
 use crate::translate::name_table::{self, NameTable};
+use crate::translate::patch::Extensions;
 use crate::translate::resource::Resource;
 use crate::translate::route::Route;
 
@@ -43,11 +44,14 @@ pub(crate) struct View {
     held: BTreeMap<Name, (Arc<Resource>, Instant)>,
     /// What the agent's DNS server answers.
     names: Resources,
+    /// Configurations of extensions.
+    extensions: Resources,
     /// For types of which there are no resources here.
     nothing: Resources,
     /// What was asked of the graph, and is kept up to date there.
     clusters_asked: bool,
     names_asked: bool,
+    extensions_asked: bool,
     listeners_asked: bool,
     endpoints_asked: HashSet<Name>,
     routes_asked: HashSet<Name>,
@@ -102,6 +106,11 @@ impl View {
                 self.set_names(graph.get::<NameTable>(client).as_ref().as_ref(), version.clone());
                 true
             }
+            TypeUrl::ExtensionConfig if !std::mem::replace(&mut self.extensions_asked, true) => {
+                self.set_extensions(&graph.get::<Extensions>(client), version.clone());
+                true
+            }
+            TypeUrl::ExtensionConfig => false,
             _ => {
                 self.nothing.set_version(version.clone());
                 false
@@ -117,6 +126,7 @@ impl View {
             TypeUrl::Endpoint => &self.endpoints,
             TypeUrl::Listener => &self.listeners,
             TypeUrl::Route => &self.routes,
+            TypeUrl::ExtensionConfig => &self.extensions,
             TypeUrl::Other(url) if url == name_table::TYPE_URL => &self.names,
             _ => &self.nothing,
         }
@@ -126,6 +136,11 @@ impl View {
     pub(crate) fn set_names(&mut self, table: Option<&Resource>, version: Name) {
         self.names.replace(table.map(|table| table.wire.clone()));
         self.names.set_version(version);
+    }
+
+    /// New configurations of extensions.
+    pub(crate) fn set_extensions(&mut self, list: &[Arc<Resource>], version: Name) {
+        replace(&mut self.extensions, list, version);
     }
 
     /// New clusters.
@@ -219,6 +234,13 @@ impl View {
         self.route_list.insert(route.wire.name.clone(), Arc::clone(route));
     }
 
+    /// The route configurations that were asked for.
+    pub(crate) fn route_names(&self) -> Vec<String> {
+        let mut names: Vec<String> = self.routes_asked.iter().map(ToString::to_string).collect();
+        names.sort();
+        names
+    }
+
     /// Whether a cluster is of no use before its endpoints have been asked for and sent.
     pub(crate) fn needs_endpoints(&self, cluster: &str) -> bool {
         self.needing.contains(cluster)
@@ -269,6 +291,7 @@ impl View {
         graph.release::<SharedClusters>(client);
         graph.release::<SharedListeners>(client);
         graph.release::<NameTable>(client);
+        graph.release::<Extensions>(client);
     }
 }
 

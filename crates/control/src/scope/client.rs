@@ -6,6 +6,7 @@ use std::sync::Arc;
 use leno_derive::{Cx, Query};
 
 use super::locality::SiteMatters;
+use super::patches::Patching;
 use super::telemetry::{self, SelectingPairs, is_traced};
 use super::{Interception, ProxyKey, Role, SelectingLabels, sidecar};
 
@@ -24,6 +25,8 @@ impl Query for ClientOf {
 
     fn derive(cx: &Cx<'_>, proxy: &ProxyKey) -> ProxyKey {
         let mut client = proxy.clone();
+        // What these make is what counts, not what they are chosen by.
+        client.patching = Patching { patches: proxy.shared_patches(cx), ..Patching::default() };
         let matters = cx.get::<SiteMatters>(&());
         let site = &mut client.site;
         if !matters.locality {

@@ -16,6 +16,7 @@ use crate::model::{Config, Key, Kind, Meta, ObjectRef};
 use crate::registry::instances::selects;
 use crate::registry::targets::{Targets, Workload};
 use crate::scope::gateway_api::listeners;
+use crate::scope::ingress;
 use crate::translate::name;
 
 /// What a server does with connections.
@@ -198,6 +199,26 @@ impl Query for AttachedGateways {
                     key: key.clone(),
                     index,
                     server: Arc::new(server.clone()),
+                    number,
+                    ports: vec![found.map_or(number, |found| found.target)],
+                });
+            }
+        }
+        for derived in ingress::gateways_of(cx, &workload.labels) {
+            if scoped && derived.key.namespace != workload.namespace {
+                continue;
+            }
+            for (index, server) in derived.servers.into_iter().enumerate() {
+                let number = server.port.as_ref().and_then(|port| u16::try_from(port.number).ok());
+                let Some(number) = number else { continue };
+                let found = targets.iter().find(|target| target.port == number);
+                sources.push(Source {
+                    // As in Istio they are of no age, and so before all others.
+                    age: Age(String::new(), derived.key.name.clone(), derived.key.namespace.clone()),
+                    object: derived.ingress.of(Kind::Ingress),
+                    key: derived.key.clone(),
+                    index,
+                    server: Arc::new(server),
                     number,
                     ports: vec![found.map_or(number, |found| found.target)],
                 });

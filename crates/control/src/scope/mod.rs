@@ -7,15 +7,18 @@
 //!   `sidecar/`: which services and rules a workload's proxy knows at all, if a Sidecar says;
 //!   `locality.rs`: what endpoints depend on of a client; `gateways.rs`: which servers a gateway
 //!   proxy has; `security.rs`: which policies say who may call a workload; `telemetry.rs`: what is
-//!   observed of it; `proxy_config.rs`: what a proxy was started with.
+//!   observed of it; `proxy_config.rs`: what a proxy was started with; `patches.rs`: which patches of
+//!   EnvoyFilters apply; `ingress.rs`: Ingresses as Gateways and rules.
 
 pub(crate) mod client;
 pub(crate) mod delegate;
 pub(crate) mod gateway_api;
 pub(crate) mod gateways;
+pub(crate) mod ingress;
 pub(crate) mod locality;
 pub(crate) mod mutual_tls;
 pub(crate) mod outbound;
+pub(crate) mod patches;
 pub(crate) mod policy;
 pub(crate) mod proxy_config;
 pub(crate) mod rules;
@@ -69,6 +72,7 @@ pub(crate) struct ProxyKey {
     /// The Sidecar that narrows what it sees; only of proxies as clients, in which nothing is left of
     /// the labels that it was chosen by.
     pub(crate) sidecar: Option<Key>,
+    pub(crate) patching: patches::Patching,
 }
 
 /// What a proxy asks for by the metadata of its node.

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use leno_derive::{Cx, Index, Query};
 
 use super::gateway_api::{ListenerRules, ServiceRules};
-use super::{delegate, fit};
+use super::{delegate, fit, ingress};
 use crate::model::inputs::{VirtualServices, VirtualServicesByNamespace};
 use crate::model::virtual_service::{Destination, MESH, VirtualService};
 use crate::model::{Config, Key, Kind, Meta, ObjectRef};
@@ -30,6 +30,10 @@ pub(crate) enum RuleId {
         service: Key,
         route: String,
     },
+    /// Those of Ingresses, for a host.
+    Ingress {
+        host: String,
+    },
 }
 
 /// Whose rules of matching and failing hold.
@@ -38,6 +42,8 @@ pub(crate) enum Semantics {
     Istio,
     /// Prefixes end at slashes, and what cannot be had answers 500.
     GatewayApi,
+    /// Prefixes end at slashes.
+    Ingress,
 }
 
 /// A VirtualService with all names in full, or what has the same effect.
@@ -183,7 +189,8 @@ impl Query for GatewayRules {
     const NAME: &'static str = "gateway-rules";
 
     fn derive(cx: &Cx<'_>, (namespace, gateway): &(String, String)) -> Vec<Arc<Rule>> {
-        let mut rules = ordered(cx, namespace, cx.bucket::<ByGateway>(gateway), Vec::new());
+        let ingresses = ingress::rules_of(cx, gateway);
+        let mut rules = ordered(cx, namespace, cx.bucket::<ByGateway>(gateway), ingresses);
         rules.extend(cx.get::<ListenerRules>(gateway).iter().cloned());
         rules
     }
@@ -196,6 +203,7 @@ pub(crate) fn find(cx: &Cx<'_>, id: &RuleId) -> Option<Arc<Rule>> {
         RuleId::VirtualService(key) => cx.get::<Whole>(key).as_ref().clone(),
         RuleId::Listener { gateway, .. } => found(&cx.get::<ListenerRules>(gateway)),
         RuleId::Service { service, .. } => found(&cx.get::<ServiceRules>(service)),
+        RuleId::Ingress { host } => cx.get::<ingress::HostRule>(host).as_ref().clone(),
     }
 }
 

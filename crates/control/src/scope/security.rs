@@ -272,14 +272,24 @@ pub(super) fn applies(
     if targets.is_empty() {
         return selector.is_none_or(|selector| selector.matches(&workload.labels));
     }
-    // Whatever is named must be a gateway: there are no waypoints, for which the other kinds are.
-    let Some(gateway) = workload.labels.get(GATEWAY_NAME) else { return false };
-    meta.namespace == workload.namespace
+    is_targeted(&workload.namespace, &workload.labels, meta, targets)
+}
+
+/// Whether something names the gateway that a workload is. Whatever is named must be a gateway: there
+/// are no waypoints, for which the other kinds are.
+pub(super) fn is_targeted(
+    namespace: &str,
+    labels: &BTreeMap<String, String>,
+    meta: &Meta,
+    targets: &[PolicyTargetReference],
+) -> bool {
+    let Some(gateway) = labels.get(GATEWAY_NAME) else { return false };
+    meta.namespace == namespace
         && targets.iter().any(|target| {
             target.group == GATEWAY_GROUP
                 && target.kind == "Gateway"
                 && target.name == *gateway
-                && (target.namespace.is_empty() || target.namespace == workload.namespace)
+                && (target.namespace.is_empty() || target.namespace == namespace)
         })
 }
 

@@ -13,6 +13,7 @@ pub(crate) mod endpoint;
 pub(crate) mod listener;
 pub(crate) mod name;
 pub(crate) mod name_table;
+pub(crate) mod patch;
 pub(crate) mod provider;
 pub(crate) mod resource;
 pub(crate) mod route;

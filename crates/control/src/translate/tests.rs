@@ -24,12 +24,17 @@ use crate::model::diagnostic::Diagnostic;
 use crate::model::duration::Span;
 use crate::model::inputs;
 use crate::model::switches::{SwitchInput, Switches, VariableInput};
+use crate::push::patch_fault;
+use crate::scope::client::ClientOf;
+use crate::scope::patches::Patching;
 use crate::scope::proxy_config::Overrides;
 use crate::scope::{Abilities, Families, Identity, Interception, ProxyKey, ProxyOptions, Role, Site};
 use crate::source::files::{Files, Look};
 use crate::translate::cluster::Clusters;
 use crate::translate::endpoint::Endpoints;
 use crate::translate::listener::Listeners;
+use crate::translate::patch::Extensions;
+use crate::translate::patch::report::{Effects, OwnEffects, SharedEffects};
 use crate::translate::resource::Resource;
 use crate::translate::route::Route;
 
@@ -63,6 +68,9 @@ struct Proxy {
     node: String,
     #[serde(default)]
     certificates: bool,
+    /// What patches may ask for.
+    #[serde(default)]
+    metadata: BTreeMap<String, String>,
     /// Extensions that it has: any of `stats`, `peers`, `alpn`, `datadog`, `skywalking`.
     #[serde(default)]
     extensions: Vec<String>,
@@ -72,8 +80,8 @@ struct Proxy {
     #[serde(default)]
     proxy_config: Map<String, Value>,
     /// What of its configuration the case is about: any of `clusters`, `outbound` and `inbound`
-    /// (of the clusters), `endpoints`, `listeners`, `routes`; all, if empty. What is left out is
-    /// still checked by Envoy.
+    /// (of the clusters), `endpoints`, `listeners`, `routes`, `extensions`; all, if empty. What is
+    /// left out is still checked by Envoy.
     #[serde(default)]
     only: Vec<String>,
 }
@@ -114,6 +122,7 @@ impl Proxy {
                 certificates: self.certificates,
             },
             sidecar: None,
+            patching: Patching { metadata: self.metadata.clone(), ..Patching::default() },
         }
     }
 }
@@ -166,7 +175,7 @@ fn goldens() {
 }
 
 fn run(case: &Path) -> Result<(), String> {
-    let (graph, diagnostics) = load(case);
+    let (graph, mut diagnostics) = load(case);
     let mut expected = BTreeSet::from(["input.yaml", "proxies.yaml", "environment.yaml"].map(str::to_owned));
     let mut failures = String::new();
     let mut compare = |name: String, found: &str| {
@@ -185,6 +194,14 @@ fn run(case: &Path) -> Result<(), String> {
     for proxy in proxies {
         let configuration = configuration(&graph, &proxy.key());
         refusals.extend(validate(&proxy.name, case, &configuration));
+        let effects = effects(&graph, &proxy.key(), &configuration);
+        for (id, effect) in &effects.0 {
+            let _ = writeln!(diagnostics, "{}: {id}: {} resources", proxy.name, effect.resources);
+            if let Some((object, finding)) = patch_fault(id, effect) {
+                let diagnostic = Diagnostic::about(&object, &finding);
+                let _ = writeln!(diagnostics, "{:?} {diagnostic}", diagnostic.severity);
+            }
+        }
         let shown = shown(configuration, &proxy.only);
         compare(format!("{}.yaml", proxy.name), &encode::yaml_text(&shown));
     }
@@ -209,7 +226,7 @@ fn shown(mut configuration: Value, only: &[String]) -> Value {
     if only.is_empty() {
         return configuration;
     }
-    let known = ["clusters", "outbound", "inbound", "endpoints", "listeners", "routes"];
+    let known = ["clusters", "outbound", "inbound", "endpoints", "listeners", "routes", "extensions"];
     for part in only {
         assert!(known.contains(&part.as_str()), "no configuration has {part}");
     }
@@ -277,6 +294,7 @@ fn variables(path: &Path) -> BTreeMap<String, String> {
 
 /// All resources of a proxy, as it would ask for them.
 fn configuration(graph: &Graph, key: &ProxyKey) -> Value {
+    let client = graph.peek::<ClientOf>(key);
     let clusters = graph.peek::<Clusters>(key);
     let listeners = graph.peek::<Listeners>(key);
     let mut routes = BTreeSet::new();
@@ -285,21 +303,38 @@ fn configuration(graph: &Graph, key: &ProxyKey) -> Value {
     listeners.iter().for_each(|listener| find_routes(listener, &mut routes));
     let mut endpoints = Vec::new();
     for cluster in clusters.iter().filter(|cluster| cluster.needs_endpoints) {
-        let found = graph.peek::<Endpoints>(&(key.clone(), cluster.name().to_owned()));
+        let found = graph.peek::<Endpoints>(&(ProxyKey::clone(&client), cluster.name().to_owned()));
         let found = found.as_ref().as_ref().expect("every cluster has endpoints");
         endpoints.push(value("envoy.config.endpoint.v3.ClusterLoadAssignment", found));
     }
     let routes = routes.into_iter().map(|name| {
-        let found = graph.peek::<Route>(&(key.clone(), name));
+        let found = graph.peek::<Route>(&(ProxyKey::clone(&client), name));
         let found = found.as_ref().as_ref().expect("every route that a listener names exists");
         value("envoy.config.route.v3.RouteConfiguration", found)
     });
-    json!({
+    let extensions = graph.peek::<Extensions>(&client);
+    let extensions: Vec<Value> =
+        extensions.iter().map(|found| value("envoy.config.core.v3.TypedExtensionConfig", found)).collect();
+    let mut configuration = json!({
         "clusters": clusters.iter().map(|cluster| value("envoy.config.cluster.v3.Cluster", cluster)).collect::<Vec<_>>(),
         "endpoints": endpoints,
         "listeners": listeners,
         "routes": routes.collect::<Vec<_>>(),
-    })
+    });
+    if !extensions.is_empty() {
+        configuration["extensions"] = Value::from(extensions);
+    }
+    configuration
+}
+
+/// What patches have done to a proxy's configuration.
+fn effects(graph: &Graph, key: &ProxyKey, configuration: &Value) -> Effects {
+    let names = configuration["routes"].as_array().into_iter().flatten();
+    let names = names.filter_map(|route| route["name"].as_str()).map(str::to_owned).collect();
+    let client = graph.peek::<ClientOf>(key);
+    let mut effects = graph.peek::<SharedEffects>(&(ProxyKey::clone(&client), names)).as_ref().clone();
+    effects.absorb(&graph.peek::<OwnEffects>(key));
+    effects
 }
 
 fn value(name: &str, resource: &Resource) -> Value {

@@ -6,6 +6,8 @@ mod validate;
 
 use std::collections::BTreeMap;
 
+use bytes::Bytes;
+use regex::Regex;
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -80,7 +82,7 @@ pub(crate) struct ObjectMatch {
 }
 
 /// Which listeners a change is for.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub(crate) enum PatchContext {
@@ -101,6 +103,29 @@ pub(crate) struct ProxyMatch {
     pub(crate) proxy_version: String,
     /// Node metadata equality.
     pub(crate) metadata: BTreeMap<String, String>,
+    /// `proxy_version`, compiled when the object is read.
+    #[serde(skip)]
+    pub(crate) version: VersionPattern,
+}
+
+/// Which versions of proxies a change is for.
+#[derive(Clone, Debug, Default)]
+pub(crate) enum VersionPattern {
+    #[default]
+    All,
+    /// The pattern is not one that is compiled: it is too long.
+    None,
+    Pattern(Regex),
+}
+
+impl PartialEq for VersionPattern {
+    fn eq(&self, other: &VersionPattern) -> bool {
+        match (self, other) {
+            (VersionPattern::All, VersionPattern::All) | (VersionPattern::None, VersionPattern::None) => true,
+            (VersionPattern::Pattern(a), VersionPattern::Pattern(b)) => a.as_str() == b.as_str(),
+            _ => false,
+        }
+    }
 }
 
 /// Which listeners a change is for.
@@ -280,6 +305,9 @@ pub(crate) struct Patch {
     pub(crate) value: Option<serde_json::Map<String, Value>>,
     /// AUTHN/AUTHZ/STATS position for ADD.
     pub(crate) filter_class: FilterClass,
+    /// `value` as the message that it is (a part of), read when the object is; empty without one.
+    #[serde(skip)]
+    pub(crate) wire: Bytes,
 }
 
 /// How the value meets the object.

@@ -1,12 +1,15 @@
-//! What an EnvoyFilter must look like. Values of patches are compared with the messages of Envoy's
-//! API that they are for: what a message does not have is a warning (the proxy may be newer than
-//! this control plane), what cannot be read is an error. Envoy's own constraints are not asked for,
-//! as a value may be a part that is merged.
+//! What an EnvoyFilter must look like. Values of patches are read as the messages of Envoy's API that
+//! they are for: what a message does not have is a warning (the proxy may be newer than this control
+//! plane), what cannot be read is an error. Envoy's own constraints are not asked for, as a value may
+//! be a part that is merged.
 
-use leno_api::schema::{Field, Kind, Message};
-use leno_api::yaml::{Entry, Kind as ScalarKind, Node, Value};
+use leno_api::decode::{Fragment, fragment};
+use leno_api::yaml::Node;
+use regex::Regex;
 
-use super::{ApplyTo, ConfigPatch, EnvoyFilter, ListenerMatch, ObjectMatch, Operation, PatchContext};
+use super::{
+    ApplyTo, ConfigPatch, EnvoyFilter, ListenerMatch, ObjectMatch, Operation, PatchContext, VersionPattern,
+};
 use crate::model::check::Check;
 use crate::model::diagnostic::Finding;
 
@@ -17,15 +20,10 @@ const LONGEST_VERSION: usize = 1024;
 const CONNECTION_MANAGERS: [&str; 2] =
     ["envoy.filters.network.http_connection_manager", "envoy.http_connection_manager"];
 
-/// The key of an `Any` that names its type.
-const TYPE_KEY: &str = "@type";
-
-/// Types that hold a message by the name of its type.
-const TYPED_STRUCTS: [&str; 2] = ["xds.type.v3.TypedStruct", "udpa.type.v1.TypedStruct"];
-
 impl EnvoyFilter {
-    /// Everything that is wrong with it; `spec` is the node that it was read from.
-    pub(crate) fn validate(&self, spec: &Node<'_>) -> Vec<Finding> {
+    /// Reads the values of the patches and compiles patterns. Gives everything that is wrong; `spec` is
+    /// the node that it was read from.
+    pub(crate) fn prepare(&mut self, spec: &Node<'_>) -> Vec<Finding> {
         let mut check = Check::spec();
         check.selector("workloadSelector", self.workload_selector.as_ref().map(|selector| &selector.labels));
         check.target(None, None, &self.target_refs);
@@ -35,7 +33,7 @@ impl EnvoyFilter {
         ]);
         let patches = spec.find("configPatches").map(Node::items).unwrap_or_default();
         check.at("configPatches", |check| {
-            for (index, patch) in self.config_patches.iter().enumerate() {
+            for (index, patch) in self.config_patches.iter_mut().enumerate() {
                 let value = patches
                     .get(index)
                     .and_then(|node| node.find("patch"))
@@ -47,7 +45,7 @@ impl EnvoyFilter {
     }
 }
 
-fn config_patch(check: &mut Check, patch: &ConfigPatch, value: Option<&Node<'_>>) {
+fn config_patch(check: &mut Check, patch: &mut ConfigPatch, value: Option<&Node<'_>>) {
     // As in Istio, patches for waypoints are looked at by who applies them.
     if patch.r#match.as_ref().is_some_and(|matcher| matcher.context == PatchContext::Waypoint) {
         return;
@@ -55,27 +53,59 @@ fn config_patch(check: &mut Check, patch: &ConfigPatch, value: Option<&Node<'_>>
     if patch.apply_to == ApplyTo::Invalid {
         check.invalid_at("applyTo", "is needed");
     }
-    if let Some(matcher) = &patch.r#match {
+    if let Some(matcher) = &mut patch.r#match {
         check.at("match", |check| object_match(check, matcher, patch.apply_to));
     }
-    let Some(change) = &patch.patch else { return check.invalid_at("patch", "is needed") };
+    let names_filter = patch.r#match.as_ref().is_some_and(|matcher| matcher.names_filter(patch.apply_to));
+    let Some(change) = &mut patch.patch else { return check.invalid_at("patch", "is needed") };
     check.at("patch", |check| {
-        if change.operation == Operation::Invalid {
-            check.invalid_at("operation", "is needed");
-        }
+        check.at("operation", |check| operation(check, patch.apply_to, change.operation, names_filter));
         match (value.filter(|value| !value.is_null()), message_of(patch.apply_to)) {
             (None, _) if change.operation != Operation::Remove => check.invalid_at("value", "is needed"),
             (Some(value), Some(message)) => {
-                check.at("value", |check| fields(check, message, value, false));
+                check.at("value", |check| {
+                    let Fragment { wire, errors, unknown } = fragment(message, value);
+                    check.faults(errors, unknown);
+                    change.wire = wire;
+                });
             }
             (None, _) | (Some(_), None) => {}
         }
     });
 }
 
+/// Not everything can be done with everything.
+fn operation(check: &mut Check, apply_to: ApplyTo, operation: Operation, names_filter: bool) {
+    use ApplyTo::{
+        Bootstrap, Cluster, ExtensionConfig, FilterChain, HttpFilter, HttpRoute, Invalid, Listener,
+        ListenerFilter, NetworkFilter, RouteConfiguration, VirtualHost,
+    };
+    let is_filter = matches!(apply_to, ListenerFilter | NetworkFilter | HttpFilter);
+    let has_effect = match operation {
+        Operation::Invalid => return check.invalid("is needed"),
+        Operation::Merge | Operation::MergeAndReplaceList => apply_to != ExtensionConfig,
+        // An insertion into what has no order is an addition.
+        Operation::Add | Operation::InsertBefore | Operation::InsertAfter | Operation::InsertFirst => {
+            apply_to != RouteConfiguration
+        }
+        Operation::Remove => {
+            matches!(apply_to, Listener | FilterChain | VirtualHost | HttpRoute | Cluster) || is_filter
+        }
+        Operation::Replace => apply_to == VirtualHost || is_filter,
+    };
+    if matches!(apply_to, Invalid | Bootstrap) {
+        return;
+    }
+    if !has_effect {
+        check.warn("no-effect", "has no effect on what is patched, as in Istio");
+    } else if is_filter && !names_filter && matches!(operation, Operation::Remove | Operation::Replace) {
+        check.warn("no-effect", "has no effect without a match that names the filter, as in Istio");
+    }
+}
+
 /// The message that values of patches are for.
-fn message_of(apply_to: ApplyTo) -> Option<Message> {
-    Message::find(match apply_to {
+fn message_of(apply_to: ApplyTo) -> Option<&'static str> {
+    Some(match apply_to {
         ApplyTo::Invalid => return None,
         ApplyTo::Listener => "envoy.config.listener.v3.Listener",
         ApplyTo::FilterChain => "envoy.config.listener.v3.FilterChain",
@@ -91,14 +121,33 @@ fn message_of(apply_to: ApplyTo) -> Option<Message> {
     })
 }
 
-fn object_match(check: &mut Check, matcher: &ObjectMatch, apply_to: ApplyTo) {
-    if let Some(proxy) = &matcher.proxy {
+impl ObjectMatch {
+    /// Whether it names a filter of the kind that is patched.
+    fn names_filter(&self, apply_to: ApplyTo) -> bool {
+        let Some(listener) = &self.listener else { return false };
+        let filter = listener.filter_chain.as_ref().and_then(|chain| chain.filter.as_ref());
+        match apply_to {
+            ApplyTo::ListenerFilter => !listener.listener_filter.is_empty(),
+            ApplyTo::HttpFilter => filter.is_some_and(|filter| filter.sub_filter.is_some()),
+            _ => filter.is_some(),
+        }
+    }
+}
+
+fn object_match(check: &mut Check, matcher: &mut ObjectMatch, apply_to: ApplyTo) {
+    if let Some(proxy) = &mut matcher.proxy {
         check.at("proxy", |check| {
             check.at("proxyVersion", |check| {
                 if proxy.proxy_version.len() > LONGEST_VERSION {
-                    check.warn("no-effect", format!("is longer than {LONGEST_VERSION} bytes, has no effect"));
-                } else {
+                    proxy.version = VersionPattern::None;
+                    check.warn(
+                        "no-effect",
+                        format!("is longer than {LONGEST_VERSION} bytes, so no proxy has it"),
+                    );
+                } else if !proxy.proxy_version.is_empty() {
                     check.regex(&proxy.proxy_version);
+                    proxy.version = Regex::new(&proxy.proxy_version)
+                        .map_or(VersionPattern::None, VersionPattern::Pattern);
                 }
             });
         });
@@ -129,6 +178,9 @@ fn object_match(check: &mut Check, matcher: &ObjectMatch, apply_to: ApplyTo) {
 }
 
 fn listener_match(check: &mut Check, matcher: &ListenerMatch, apply_to: ApplyTo) {
+    if !matcher.port_name.is_empty() {
+        check.at("portName", |check| check.warn("no-effect", "has no effect, as in Istio"));
+    }
     let Some(filter) = matcher.filter_chain.as_ref().and_then(|chain| chain.filter.as_ref()) else { return };
     check.at("filterChain", |check| {
         check.at("filter", |check| {
@@ -151,98 +203,4 @@ fn listener_match(check: &mut Check, matcher: &ListenerMatch, apply_to: ApplyTo)
             });
         });
     });
-}
-
-/// Compares a value with a message; in an `Any` its `@type` is passed over.
-fn fields(check: &mut Check, message: Message, node: &Node<'_>, in_any: bool) {
-    if message.full_name() == "google.protobuf.Any" {
-        return any(check, node);
-    }
-    // Durations, wrappers, structs: these have forms of their own, which Envoy reads.
-    if message.full_name().starts_with("google.protobuf.") || node.is_null() {
-        return;
-    }
-    let Value::Mapping(entries) = &node.value else {
-        return check.invalid(format!(
-            "expected a mapping ({}), found {}",
-            message.full_name(),
-            node.describe()
-        ));
-    };
-    for entry in entries.iter().filter(|entry| !in_any || entry.key != TYPE_KEY) {
-        match message.field_by_name(&entry.key) {
-            None => check.key(&entry.key, |check| {
-                check.warn("unknown-field", format!("{} has no such field", message.full_name()));
-            }),
-            Some(field) => check.key(&entry.key, |check| field_value(check, field, entry)),
-        }
-    }
-}
-
-fn field_value(check: &mut Check, field: Field, entry: &Entry<'_>) {
-    match &entry.value.value {
-        _ if entry.value.is_null() => {}
-        Value::Mapping(entries) if field.is_map() => {
-            let Kind::Message(pair) = field.kind() else { return };
-            let Some(value) = pair.field_by_name("value") else { return };
-            for entry in entries {
-                check.key(&entry.key, |check| single_value(check, value.kind(), &entry.value));
-            }
-        }
-        Value::Sequence(items) if field.is_repeated() => {
-            for (index, item) in items.iter().enumerate() {
-                check.item(index, |check| single_value(check, field.kind(), item));
-            }
-        }
-        _ if field.is_map() => check.invalid(format!("expected a mapping, found {}", entry.value.describe())),
-        _ if field.is_repeated() => {
-            check.invalid(format!("expected a list, found {}", entry.value.describe()));
-        }
-        _ => single_value(check, field.kind(), &entry.value),
-    }
-}
-
-fn single_value(check: &mut Check, kind: Kind, node: &Node<'_>) {
-    let mut wrong = |wanted: &str| check.invalid(format!("expected {wanted}, found {}", node.describe()));
-    match (kind, &node.value) {
-        (Kind::Message(message), _) => fields(check, message, node, false),
-        (_, Value::Mapping(_) | Value::Sequence(_)) => wrong("a single value"),
-        (Kind::Enum(values), Value::Scalar(scalar))
-            if scalar.kind == ScalarKind::String
-                && !values.values().any(|value| value.name() == scalar.text) =>
-        {
-            check.invalid(format!("{:?} is no value of {}", scalar.text, values.full_name()));
-        }
-        (Kind::Enum(_), Value::Scalar(scalar)) if scalar.kind == ScalarKind::String => {}
-        (Kind::Enum(_), Value::Scalar(scalar)) if scalar.integer().is_none() => wrong("the name of a value"),
-        (Kind::Bool, Value::Scalar(scalar)) if !matches!(scalar.kind, ScalarKind::Bool(_)) => {
-            wrong("true or false");
-        }
-        (Kind::String | Kind::Bytes, Value::Scalar(scalar)) if scalar.kind != ScalarKind::String => {
-            wrong("a text");
-        }
-        (Kind::Enum(_) | Kind::Bool | Kind::String | Kind::Bytes, _) => {}
-        (_, Value::Scalar(scalar)) if scalar.float().is_none() && scalar.text.parse::<f64>().is_err() => {
-            wrong("a number");
-        }
-        _ => {}
-    }
-}
-
-fn any(check: &mut Check, node: &Node<'_>) {
-    let Some(url) = node.find(TYPE_KEY).and_then(Node::as_str) else {
-        if !node.entries().is_empty() {
-            check.invalid(format!("{TYPE_KEY} is needed"));
-        }
-        return;
-    };
-    let name = url.rsplit('/').next().unwrap_or(url);
-    match Message::find(name) {
-        Some(_) if TYPED_STRUCTS.contains(&name) => {}
-        Some(message) => fields(check, message, node, true),
-        None => {
-            let hint = if name.contains(".v2.") { "; use the v3 API" } else { "" };
-            check.key(TYPE_KEY, |check| check.invalid(format!("the type {name:?} is not known{hint}")));
-        }
-    }
 }

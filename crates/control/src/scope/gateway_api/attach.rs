@@ -5,13 +5,13 @@ use std::borrow::Cow;
 use leno_derive::Cx;
 
 use super::Parent;
-use super::listeners::{Derived, ListenersOf};
+use super::listeners::{Derived, LISTENER_SET, ListenersOf, gateway_of_set};
 use crate::model::gateway_api::ParentReference;
 use crate::model::gateway_api::route::{
     GrpcRoute, HttpBackend, HttpRoute, StreamBackend, TcpRoute, TlsRoute,
 };
-use crate::model::inputs::{KubernetesGateways, Services};
-use crate::model::{Config, Meta};
+use crate::model::inputs::{KubernetesGateways, ListenerSets, Services};
+use crate::model::{Config, Key, Meta};
 use crate::scope::{fit, intersection};
 
 /// What all kinds of routes have.
@@ -107,9 +107,11 @@ impl<'a> Head<'a> {
         self.references_to(parent).any(|reference| self.refusal(cx, reference, listener).is_none())
     }
 
-    /// Whether it refers to any Gateway.
+    /// Whether it refers to any Gateway, or to listeners of one.
     pub(super) fn has_gateway(&self) -> bool {
-        self.parents.iter().any(|reference| reference.kind.as_deref().is_none_or(|kind| kind == "Gateway"))
+        self.parents.iter().any(|reference| {
+            matches!(reference.kind.as_deref(), None | Some("Gateway" | "ListenerSet" | "XListenerSet"))
+        })
     }
 
     /// What becomes of each of its references.
@@ -120,25 +122,14 @@ impl<'a> Head<'a> {
                 "Gateway" if cx.input::<KubernetesGateways>(&parent.key).is_none() => {
                     refused("NoMatchingParent", format!("there is no Gateway {}", parent.key))
                 }
-                "Gateway" => {
-                    let listeners = cx.get::<ListenersOf>(&parent.key);
-                    if !listeners.is_ours {
-                        return Attached::Foreign;
-                    }
-                    let meant = listeners.derived.iter().filter(|listener| is_meant(reference, listener));
-                    let mut refusals = Vec::new();
-                    for listener in meant {
-                        match self.refusal(cx, reference, listener) {
-                            None => return Attached::Taken,
-                            Some(refusal) => refusals.push(refusal),
-                        }
-                    }
-                    let reason = refusals.first().map_or("NoMatchingParent", |refusal| refusal.reason);
-                    let why: Vec<String> = refusals.into_iter().map(|refusal| refusal.message).collect();
-                    let why =
-                        if why.is_empty() { "it has no such listener".to_owned() } else { why.join("; ") };
-                    refused(reason, format!("the Gateway {} does not take it: {why}", parent.key))
-                }
+                "Gateway" => self.attached_to(cx, reference, &parent, &parent.key),
+                LISTENER_SET => match cx.input::<ListenerSets>(&parent.key) {
+                    None => refused("NoMatchingParent", format!("there is no ListenerSet {}", parent.key)),
+                    Some(set) => match gateway_of_set(&set) {
+                        Some(gateway) => self.attached_to(cx, reference, &parent, &gateway),
+                        None => Attached::Foreign,
+                    },
+                },
                 "Service" if cx.input::<Services>(&parent.key).is_none() => {
                     refused("NoMatchingParent", format!("there is no Service {}", parent.key))
                 }
@@ -149,6 +140,33 @@ impl<'a> Head<'a> {
             }
         };
         self.parents.iter().map(one).collect()
+    }
+
+    /// What becomes of a reference to the listeners of a Gateway, or to those that a ListenerSet adds.
+    fn attached_to(
+        &self,
+        cx: &Cx<'_>,
+        reference: &ParentReference,
+        parent: &Parent,
+        gateway: &Key,
+    ) -> Attached {
+        let listeners = cx.get::<ListenersOf>(gateway);
+        if !listeners.is_ours {
+            return Attached::Foreign;
+        }
+        let own = listeners.derived.iter().filter(|listener| listener.parent == *parent);
+        let meant = own.filter(|listener| is_meant(reference, listener));
+        let mut refusals = Vec::new();
+        for listener in meant {
+            match self.refusal(cx, reference, listener) {
+                None => return Attached::Taken,
+                Some(refusal) => refusals.push(refusal),
+            }
+        }
+        let reason = refusals.first().map_or("NoMatchingParent", |refusal| refusal.reason);
+        let why: Vec<String> = refusals.into_iter().map(|refusal| refusal.message).collect();
+        let why = if why.is_empty() { "it has no such listener".to_owned() } else { why.join("; ") };
+        refused(reason, format!("the {} {} does not take it: {why}", parent.kind, parent.key))
     }
 
     /// Why a listener does not take it; `None` if it does.
@@ -162,7 +180,7 @@ impl<'a> Head<'a> {
             let message = format!("the listener {section:?} takes no {}", self.kind);
             return Some(Refusal { reason: "NotAllowedByListeners", message });
         }
-        if !listener.namespaces.includes(cx, &listener.gateway.namespace, &self.meta.namespace) {
+        if !listener.namespaces.includes(cx, &listener.parent.key.namespace, &self.meta.namespace) {
             let own = &self.meta.namespace;
             let message = format!("the listener {section:?} takes no routes of the namespace {own}");
             return Some(Refusal { reason: "NotAllowedByListeners", message });

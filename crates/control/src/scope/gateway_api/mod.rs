@@ -20,7 +20,7 @@ use std::sync::Arc;
 use leno_derive::{Cx, Index, Query};
 
 use self::attach::{Attached, Head};
-use self::listeners::{Derived, ListenersOf, gateway_of};
+use self::listeners::{Derived, with_name};
 use super::rules::{Rule, RuleId, Semantics};
 use crate::model::gateway_api::ParentReference;
 use crate::model::gateway_api::route::{GrpcRoute, HttpRoute, TcpRoute, TlsRoute};
@@ -34,7 +34,7 @@ use crate::registry::{Export, kubernetes_host};
 /// What a route attaches to.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Parent {
-    /// `Gateway` or `Service`.
+    /// `Gateway`, `ListenerSet` or `Service`.
     pub(crate) kind: String,
     pub(crate) key: Key,
 }
@@ -42,8 +42,14 @@ pub(crate) struct Parent {
 impl Parent {
     /// What a reference in a route of a namespace means.
     pub(crate) fn of(reference: &ParentReference, namespace: &str) -> Parent {
+        let kind = match reference.kind.as_deref() {
+            None => "Gateway",
+            // What it was called at first.
+            Some("XListenerSet") => listeners::LISTENER_SET,
+            Some(kind) => kind,
+        };
         Parent {
-            kind: reference.kind.clone().unwrap_or_else(|| "Gateway".to_owned()),
+            kind: kind.to_owned(),
             key: Key {
                 namespace: reference.namespace.clone().unwrap_or_else(|| namespace.to_owned()),
                 name: reference.name.clone(),
@@ -72,6 +78,7 @@ macro_rules! by_parent {
         /// Tells the graph of these orders.
         pub(crate) fn register(graph: &mut leno_derive::Graph) {
             $(graph.register::<$name>();)*
+            graph.register::<listeners::ListenerSetsByGateway>();
         }
     };
 }
@@ -100,14 +107,13 @@ impl Query for ListenerRules {
     const NAME: &'static str = "listener-rules";
 
     fn derive(cx: &Cx<'_>, name: &String) -> Vec<Arc<Rule>> {
-        let Some(gateway) = gateway_of(name) else { return Vec::new() };
-        let listeners = cx.get::<ListenersOf>(&gateway);
+        let Some(listeners) = with_name(cx, name) else { return Vec::new() };
         let Some(listener) = listeners.derived.iter().find(|derived| derived.key.to_string() == *name) else {
             return Vec::new();
         };
-        let parent = Parent { kind: "Gateway".to_owned(), key: gateway };
-        let mut rules = http_rules(cx, &parent, listener, &listeners.derived);
-        rules.extend(stream_rules(cx, &parent, listener, &listeners.derived));
+        let parent = &listener.parent;
+        let mut rules = http_rules(cx, parent, listener, &listeners.derived);
+        rules.extend(stream_rules(cx, parent, listener, &listeners.derived));
         rules.into_iter().map(Arc::new).collect()
     }
 }
@@ -329,7 +335,7 @@ pub(crate) fn problems(cx: &Cx<'_>, object: &ObjectRef) -> Vec<(String, String)>
 
 /// How many routes a listener has.
 fn attached_routes(cx: &Cx<'_>, listener: &Derived) -> usize {
-    let parent = Parent { kind: "Gateway".to_owned(), key: listener.gateway.clone() };
+    let parent = listener.parent.clone();
     let http = cx.bucket::<HttpRoutesByParent>(&parent).into_iter().map(|key| key.of(Kind::HttpRoute));
     let grpc = cx.bucket::<GrpcRoutesByParent>(&parent).into_iter().map(|key| key.of(Kind::GrpcRoute));
     let tls = cx.bucket::<TlsRoutesByParent>(&parent).into_iter().map(|key| key.of(Kind::TlsRoute));

@@ -1,15 +1,19 @@
 //! What became of the Gateway API's objects, as their `status` says it.
 
+use std::net::IpAddr;
+
 use leno_derive::{Cx, Query};
 use serde::Serialize;
 
 use super::attach::{Attached, Head, Refusal};
-use super::listeners::{CONTROLLER, LeftOut, ListenersOf};
+use super::listeners::{CONTROLLER, LeftOut, Listeners, ListenersOf, gateway_of_set};
 use super::{attached_routes, backend, with_head};
+use crate::model::gateway_api::gateway::Listener;
 use crate::model::inputs::{
-    GatewayClasses, GrpcRoutes, HttpRoutes, KubernetesGateways, TcpRoutes, TlsRoutes,
+    GatewayClasses, GrpcRoutes, HttpRoutes, Ingresses, KubernetesGateways, ListenerSets, TcpRoutes, TlsRoutes,
 };
 use crate::model::{Kind, ObjectRef};
+use crate::scope::ingress;
 
 /// One fact about an object.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -51,6 +55,31 @@ pub(crate) struct Status {
     listeners: Vec<ListenerStatus>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     parents: Vec<ParentStatus>,
+    /// Of a Gateway: how many ListenerSets add listeners to it.
+    #[serde(skip_serializing_if = "is_zero")]
+    attached_listener_sets: usize,
+    /// Of an Ingress.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    load_balancer: Option<LoadBalancer>,
+}
+
+/// Where an Ingress is reached.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(crate) struct LoadBalancer {
+    ingress: Vec<Entrance>,
+}
+
+/// One way to it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+enum Entrance {
+    Ip(String),
+    Hostname(String),
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks so")]
+fn is_zero(number: &usize) -> bool {
+    *number == 0
 }
 
 /// The status of a Gateway or a route; `None` if it is not ours.
@@ -62,11 +91,23 @@ impl Query for GatewayStatus {
     const NAME: &'static str = "gateway-status";
 
     fn derive(cx: &Cx<'_>, object: &ObjectRef) -> Option<Status> {
-        if object.kind == Kind::KubernetesGateway {
-            of_gateway(cx, object)
-        } else {
-            let parents = with_head(cx, object, |head| of_route(cx, head))?;
-            (!parents.is_empty()).then(|| Status { parents, ..Status::default() })
+        match object.kind {
+            Kind::KubernetesGateway => of_gateway(cx, object),
+            Kind::ListenerSet => of_set(cx, object),
+            Kind::Ingress => {
+                let entrance = |address: String| match address.parse::<IpAddr>() {
+                    Ok(_) => Entrance::Ip(address),
+                    Err(_) => Entrance::Hostname(address),
+                };
+                let addresses = ingress::addresses(cx, &object.key()).into_iter();
+                let ingress: Vec<Entrance> = addresses.map(entrance).collect();
+                let load_balancer = (!ingress.is_empty()).then_some(LoadBalancer { ingress })?;
+                Some(Status { load_balancer: Some(load_balancer), ..Status::default() })
+            }
+            _ => {
+                let parents = with_head(cx, object, |head| of_route(cx, head))?;
+                (!parents.is_empty()).then(|| Status { parents, ..Status::default() })
+            }
         }
     }
 }
@@ -85,7 +126,8 @@ impl Query for AllStatuses {
             (class.spec.controller_name == CONTROLLER).then(|| (key.of(Kind::GatewayClass), of_class()))
         });
         let classes: Vec<_> = classes.collect();
-        let objects = objects(cx).into_iter();
+        let ingresses = cx.all::<Ingresses>().into_iter().map(|key| key.of(Kind::Ingress));
+        let objects = objects(cx).into_iter().chain(ingresses);
         let others = objects.filter_map(|object| {
             let status = cx.get::<GatewayStatus>(&object).as_ref().clone()?;
             Some((object, status))
@@ -100,14 +142,15 @@ fn of_class() -> Status {
     Status { conditions: vec![Condition { message, ..holds("Accepted") }], ..Status::default() }
 }
 
-/// All Gateways and routes.
+/// All Gateways, ListenerSets and routes.
 pub(crate) fn objects(cx: &Cx<'_>) -> Vec<ObjectRef> {
     let gateways = cx.all::<KubernetesGateways>().into_iter().map(|key| key.of(Kind::KubernetesGateway));
+    let sets = cx.all::<ListenerSets>().into_iter().map(|key| key.of(Kind::ListenerSet));
     let http = cx.all::<HttpRoutes>().into_iter().map(|key| key.of(Kind::HttpRoute));
     let grpc = cx.all::<GrpcRoutes>().into_iter().map(|key| key.of(Kind::GrpcRoute));
     let tls = cx.all::<TlsRoutes>().into_iter().map(|key| key.of(Kind::TlsRoute));
     let tcp = cx.all::<TcpRoutes>().into_iter().map(|key| key.of(Kind::TcpRoute));
-    gateways.chain(http).chain(grpc).chain(tls).chain(tcp).collect()
+    gateways.chain(sets).chain(http).chain(grpc).chain(tls).chain(tcp).collect()
 }
 
 fn holds(r#type: &'static str) -> Condition {
@@ -125,9 +168,16 @@ fn of_gateway(cx: &Cx<'_>, object: &ObjectRef) -> Option<Status> {
     if !found.is_ours {
         return None;
     }
-    let listeners = gateway.spec.listeners.iter().map(|listener| {
-        let derived = found.derived.iter().find(|derived| derived.section == listener.name);
-        let left_out = found.left_out.iter().find(|left_out| left_out.section == listener.name);
+    let mut status = of_listeners(cx, object, &gateway.spec.listeners, &found);
+    status.attached_listener_sets = found.sets.len();
+    Some(status)
+}
+
+/// What became of the listeners of a Gateway or a ListenerSet.
+fn of_listeners(cx: &Cx<'_>, object: &ObjectRef, listeners: &[Listener], found: &Listeners) -> Status {
+    let listeners = listeners.iter().map(|listener| {
+        let derived = found.derived_of(object).find(|derived| derived.section == listener.name);
+        let left_out = found.left_out_of(object).find(|left_out| left_out.section == listener.name);
         ListenerStatus {
             name: listener.name.clone(),
             supported_kinds: derived.map(|derived| derived.kinds.clone()).unwrap_or_default(),
@@ -135,19 +185,37 @@ fn of_gateway(cx: &Cx<'_>, object: &ObjectRef) -> Option<Status> {
             conditions: of_listener(left_out),
         }
     });
-    let conditions = match (found.derived.is_empty(), found.left_out.first()) {
+    let any = found.derived_of(object).next().is_some();
+    let conditions = match (any, found.left_out_of(object).next()) {
         (_, None) => vec![holds("Accepted"), holds("Programmed")],
-        (false, Some(_)) => {
+        (true, Some(_)) => {
             let message = "some listeners are left out".to_owned();
             let accepted = Condition { reason: "ListenersNotValid", message, ..holds("Accepted") };
             vec![accepted, holds("Programmed")]
         }
-        (true, Some(_)) => {
+        (false, Some(_)) => {
             let message = "all listeners are left out";
             vec![fails("Accepted", "ListenersNotValid", message), fails("Programmed", "Invalid", message)]
         }
     };
-    Some(Status { conditions, listeners: listeners.collect(), parents: Vec::new() })
+    Status { conditions, listeners: listeners.collect(), ..Status::default() }
+}
+
+/// What became of a ListenerSet; `None` if its Gateway is not ours.
+fn of_set(cx: &Cx<'_>, object: &ObjectRef) -> Option<Status> {
+    let set = cx.input::<ListenerSets>(&object.key())?;
+    let gateway = gateway_of_set(&set)?;
+    let found = cx.get::<ListenersOf>(&gateway);
+    if !found.is_ours {
+        return None;
+    }
+    if !found.sets.contains(&object.key()) {
+        let message = format!("the Gateway {gateway} takes no ListenerSets of this namespace");
+        let conditions =
+            vec![fails("Accepted", "NotAllowed", &message), fails("Programmed", "NotAllowed", &message)];
+        return Some(Status { conditions, ..Status::default() });
+    }
+    Some(of_listeners(cx, object, &set.spec.listeners, &found))
 }
 
 fn of_listener(left_out: Option<&LeftOut>) -> Vec<Condition> {

@@ -94,7 +94,7 @@ impl Imports {
         rule.spec.hosts.iter().any(|host| {
             let host = host.to_ascii_lowercase();
             let meets = |wanted: &String| match rule.semantics {
-                Semantics::Istio => intersection(wanted, &host).is_some(),
+                Semantics::Istio | Semantics::Ingress => intersection(wanted, &host).is_some(),
                 Semantics::GatewayApi => fit(wanted, &host).is_some(),
             };
             !self.exclude(namespace, &host)

@@ -10,6 +10,7 @@ use super::{Imported, ImportedRules, Seen};
 use crate::model::read::{self, Read};
 use crate::model::{Change, inputs};
 use crate::scope::client::ClientOf;
+use crate::scope::patches::Patching;
 use crate::scope::{Families, Interception, ProxyKey, ProxyOptions, Role, Site};
 use crate::source::Origin;
 use crate::translate::cluster::SharedClusters;
@@ -46,6 +47,7 @@ fn what_is_not_imported_costs_nothing() {
         site: Site::default(),
         identity: Arc::default(),
         sidecar: None,
+        patching: Patching::default(),
     };
     let mut graph = Graph::new();
     inputs::register(&mut graph);

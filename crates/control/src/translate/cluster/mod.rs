@@ -19,14 +19,17 @@ use leno_derive::{Cx, Query};
 use self::draft::Draft;
 use self::outbound::Outbound;
 use super::name;
+use super::patch::{self, Family, Subject};
 use super::proto::cluster::cluster::{DiscoveryType, LbPolicy};
 use super::resource::Resource;
 use super::security::keys::KeyClusters;
 use super::telemetry::upstream_filter;
 use crate::model::Key;
 use crate::model::destination_rule::ConnectionPool;
+use crate::model::envoy_filter::PatchContext;
 use crate::model::mesh::MeshConfig;
 use crate::registry::protocol::Protocol;
+use crate::registry::targets::Targets;
 use crate::registry::{self, PARTS, Resolution, Service, ServiceId, VisiblePart};
 #[cfg(test)]
 use crate::scope::client::ClientOf;
@@ -217,35 +220,42 @@ impl Query for SharedClusters {
     const NAME: &'static str = "shared-clusters";
 
     fn derive(cx: &Cx<'_>, client: &ProxyKey) -> Vec<Arc<Resource>> {
-        let viewer = client.viewer(cx);
-        let part = |sni, part| cx.get::<OutboundPart>(&(viewer.clone(), sni, part));
-        let mut lists: Vec<_> = (0..PARTS).map(|number| part(false, number)).collect();
-        if client.role == Role::Router && cx.get::<AttachedGateways>(&client.workload()).passes_on() {
-            lists.extend((0..PARTS).map(|number| part(true, number)));
-        }
-        let mut clusters = Vec::new();
-        for entry in lists.iter().flat_map(|list| list.iter()) {
-            match entry {
-                Entry::Ready(resource) => clusters.push(Arc::clone(resource)),
-                Entry::Placed(key) => {
-                    let mut key = ClusterKey::clone(key);
-                    key.client.view = client.view(cx, &key.endpoints());
-                    clusters.extend(cx.get::<Outbound>(&key).as_ref().clone());
-                }
+        let context = client.client_context();
+        let patches = &client.patching.patches;
+        patch::all(cx, patches, Family::Cluster, context, shared(cx, client), |_| Subject::of(context))
+    }
+}
+
+/// The clusters of a client before EnvoyFilters.
+pub(super) fn shared(cx: &Cx<'_>, client: &ProxyKey) -> Vec<Arc<Resource>> {
+    let viewer = client.viewer(cx);
+    let part = |sni, part| cx.get::<OutboundPart>(&(viewer.clone(), sni, part));
+    let mut lists: Vec<_> = (0..PARTS).map(|number| part(false, number)).collect();
+    if client.role == Role::Router && cx.get::<AttachedGateways>(&client.workload()).passes_on() {
+        lists.extend((0..PARTS).map(|number| part(true, number)));
+    }
+    let mut clusters = Vec::new();
+    for entry in lists.iter().flat_map(|list| list.iter()) {
+        match entry {
+            Entry::Ready(resource) => clusters.push(Arc::clone(resource)),
+            Entry::Placed(key) => {
+                let mut key = ClusterKey::clone(key);
+                key.client.view = client.view(cx, &key.endpoints());
+                clusters.extend(cx.get::<Outbound>(&key).as_ref().clone());
             }
         }
-        let mesh = cx.get::<MeshOf>(&client.options.overrides);
-        let exchanges = client.options.abilities.has(Abilities::TCP_PEERS);
-        clusters.push(Arc::new(encode(black_hole(&mesh))));
-        if client.captures() {
-            clusters.push(Arc::new(encode(passthrough(&mesh, name::PASSTHROUGH_CLUSTER, exchanges))));
-        }
-        if client.role == Role::Router {
-            let key = (client.workload(), Sight::whole(&client.namespace));
-            clusters.extend(cx.get::<KeyClusters>(&key).iter().cloned());
-        }
-        clusters
     }
+    let mesh = cx.get::<MeshOf>(&client.options.overrides);
+    let exchanges = client.options.abilities.has(Abilities::TCP_PEERS);
+    clusters.push(Arc::new(encode(black_hole(&mesh))));
+    if client.captures() {
+        clusters.push(Arc::new(encode(passthrough(&mesh, name::PASSTHROUGH_CLUSTER, exchanges))));
+    }
+    if client.role == Role::Router {
+        let key = (client.workload(), Sight::whole(&client.namespace));
+        clusters.extend(cx.get::<KeyClusters>(&key).iter().cloned());
+    }
+    clusters
 }
 
 /// The clusters that lead to a proxy's own workload, or that its policies need. A root.
@@ -257,25 +267,42 @@ impl Query for OwnClusters {
     const NAME: &'static str = "own-clusters";
 
     fn derive(cx: &Cx<'_>, proxy: &ProxyKey) -> Vec<Arc<Resource>> {
-        if proxy.role == Role::Router {
-            return Vec::new();
-        }
-        let workload = proxy.workload();
-        let key = inbound::InboundKey {
-            workload,
-            families: proxy.families,
-            address: proxy.address(),
-            exchanges: proxy.options.abilities.has(Abilities::TCP_PEERS),
-            overrides: proxy.options.overrides.clone(),
-        };
-        let mut clusters = cx.get::<inbound::InboundClusters>(&key).to_vec();
-        // Without listeners for what comes in there is nobody who looks at tokens.
-        if !clusters.is_empty() {
-            let sight = Sight::of(cx, &key.workload);
-            clusters.extend(cx.get::<KeyClusters>(&(key.workload, sight)).iter().cloned());
-        }
-        clusters
+        let (patches, context) = (proxy.own_patches(cx), PatchContext::SidecarInbound);
+        let subject = |cluster: &Resource| own_subject(cx, proxy, cluster);
+        patch::all(cx, &patches, Family::Cluster, context, own(cx, proxy), subject)
     }
+}
+
+/// The clusters that are a proxy's own before EnvoyFilters.
+pub(super) fn own(cx: &Cx<'_>, proxy: &ProxyKey) -> Vec<Arc<Resource>> {
+    if proxy.role == Role::Router {
+        return Vec::new();
+    }
+    let workload = proxy.workload();
+    let key = inbound::InboundKey {
+        workload,
+        families: proxy.families,
+        address: proxy.address(),
+        exchanges: proxy.options.abilities.has(Abilities::TCP_PEERS),
+        overrides: proxy.options.overrides.clone(),
+    };
+    let mut clusters = cx.get::<inbound::InboundClusters>(&key).to_vec();
+    // Without listeners for what comes in there is nobody who looks at tokens.
+    if !clusters.is_empty() {
+        let sight = Sight::of(cx, &key.workload);
+        clusters.extend(cx.get::<KeyClusters>(&(key.workload, sight)).iter().cloned());
+    }
+    clusters
+}
+
+/// What patches may ask of an inbound cluster: the services that lead to it.
+pub(super) fn own_subject(cx: &Cx<'_>, proxy: &ProxyKey, cluster: &Resource) -> Subject {
+    let targets = cx.get::<Targets>(&proxy.workload());
+    let leading = targets.iter().filter(|target| name::inbound(target.target) == cluster.name());
+    let mut hosts: Vec<String> = leading.map(|target| target.service.id.host.clone()).collect();
+    hosts.sort();
+    hosts.dedup();
+    Subject { hosts, ..Subject::of(PatchContext::SidecarInbound) }
 }
 
 /// The cluster without endpoints: whatever is sent there is refused.

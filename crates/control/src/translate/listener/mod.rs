@@ -22,8 +22,10 @@ use std::sync::Arc;
 
 use leno_derive::{Cx, Query};
 
+use super::patch::{self, Family, Subject};
 use super::proto::{core, listener};
 use super::resource::{Resource, address, pack, pipe};
+use crate::model::envoy_filter::PatchContext;
 use crate::model::mesh::MeshConfig;
 use crate::model::switches::{SwitchInput, Switches};
 use crate::scope::client::ClientOf;
@@ -77,32 +79,39 @@ impl Query for SharedListeners {
     const NAME: &'static str = "shared-listeners";
 
     fn derive(cx: &Cx<'_>, client: &ProxyKey) -> Vec<Arc<Resource>> {
-        match (client.role, client.interception) {
-            (Role::Router, interception) => {
-                // Where gateways share one network they keep to their own addresses.
-                let own = match interception {
-                    Interception::Explicit { address, .. } => Some(address),
-                    Interception::Redirect | Interception::Tproxy => None,
-                };
-                let key = (client.listening(cx), client.workload(), own);
-                cx.get::<gateway::GatewayListeners>(&key).as_ref().clone()
+        let context = client.client_context();
+        let patches = &client.patching.patches;
+        patch::all(cx, patches, Family::Listener, context, shared(cx, client), |_| Subject::of(context))
+    }
+}
+
+/// The listeners of a client before EnvoyFilters.
+pub(super) fn shared(cx: &Cx<'_>, client: &ProxyKey) -> Vec<Arc<Resource>> {
+    match (client.role, client.interception) {
+        (Role::Router, interception) => {
+            // Where gateways share one network they keep to their own addresses.
+            let own = match interception {
+                Interception::Explicit { address, .. } => Some(address),
+                Interception::Redirect | Interception::Tproxy => None,
+            };
+            let key = (client.listening(cx), client.workload(), own);
+            cx.get::<gateway::GatewayListeners>(&key).as_ref().clone()
+        }
+        (Role::Sidecar, Interception::Explicit { .. }) => {
+            let viewer = client.listening(cx);
+            // Without a Sidecar the workload has only the HTTP proxy.
+            if viewer.sidecar.is_none() {
+                return Vec::new();
             }
-            (Role::Sidecar, Interception::Explicit { .. }) => {
-                let viewer = client.listening(cx);
-                // Without a Sidecar the workload has only the HTTP proxy.
-                if viewer.sidecar.is_none() {
-                    return Vec::new();
-                }
-                cx.get::<outbound::OutboundListeners>(&viewer).as_ref().clone()
-            }
-            (Role::Sidecar, Interception::Redirect | Interception::Tproxy) => {
-                let transparent = client.interception == Interception::Tproxy;
-                let viewer = client.listening(cx);
-                let mut listeners = vec![Arc::new(capture::virtual_outbound(cx, &viewer, transparent))];
-                listeners.extend(capture::http_proxy(cx, &viewer).map(Arc::new));
-                listeners.extend(cx.get::<outbound::OutboundListeners>(&viewer).iter().cloned());
-                listeners
-            }
+            cx.get::<outbound::OutboundListeners>(&viewer).as_ref().clone()
+        }
+        (Role::Sidecar, Interception::Redirect | Interception::Tproxy) => {
+            let transparent = client.interception == Interception::Tproxy;
+            let viewer = client.listening(cx);
+            let mut listeners = vec![Arc::new(capture::virtual_outbound(cx, &viewer, transparent))];
+            listeners.extend(capture::http_proxy(cx, &viewer).map(Arc::new));
+            listeners.extend(cx.get::<outbound::OutboundListeners>(&viewer).iter().cloned());
+            listeners
         }
     }
 }
@@ -116,19 +125,34 @@ impl Query for OwnListeners {
     const NAME: &'static str = "own-listeners";
 
     fn derive(cx: &Cx<'_>, proxy: &ProxyKey) -> Vec<Arc<Resource>> {
-        match (proxy.role, proxy.interception) {
-            (Role::Router, _) => Vec::new(),
-            (Role::Sidecar, Interception::Explicit { address, port }) => {
-                let viewer = cx.get::<ClientOf>(proxy).listening(cx);
-                let mut listeners = vec![Arc::new(capture::explicit(cx, &viewer, address, port))];
-                listeners
-                    .extend(cx.get::<inbound::InboundListeners>(&inbound_key(cx, proxy)).iter().cloned());
-                listeners
-            }
-            (Role::Sidecar, Interception::Redirect | Interception::Tproxy) => {
-                cx.get::<inbound::InboundListeners>(&inbound_key(cx, proxy)).as_ref().clone()
-            }
+        let explicit = explicit(cx, proxy).and_then(|listener| {
+            let (patches, subject) = (proxy.shared_patches(cx), Subject::of(proxy.client_context()));
+            patch::one(cx, &patches, Family::Listener, subject, listener)
+        });
+        let (patches, context) = (proxy.own_patches(cx), PatchContext::SidecarInbound);
+        let (family, subject) = (Family::ListenerWithRoutes, |_: &Resource| Subject::of(context));
+        let own = patch::all(cx, &patches, family, context, own(cx, proxy), subject);
+        explicit.into_iter().chain(own).collect()
+    }
+}
+
+/// The listener that a workload uses as its HTTP proxy, if nothing is captured. It is outbound, though
+/// its address makes it the proxy's own; before EnvoyFilters.
+pub(super) fn explicit(cx: &Cx<'_>, proxy: &ProxyKey) -> Option<Arc<Resource>> {
+    match (proxy.role, proxy.interception) {
+        (Role::Sidecar, Interception::Explicit { address, port }) => {
+            let viewer = cx.get::<ClientOf>(proxy).listening(cx);
+            Some(Arc::new(capture::explicit(cx, &viewer, address, port)))
         }
+        (Role::Router | Role::Sidecar, _) => None,
+    }
+}
+
+/// A sidecar's listeners for what calls its workload, before EnvoyFilters.
+pub(super) fn own(cx: &Cx<'_>, proxy: &ProxyKey) -> Vec<Arc<Resource>> {
+    match proxy.role {
+        Role::Router => Vec::new(),
+        Role::Sidecar => cx.get::<inbound::InboundListeners>(&inbound_key(cx, proxy)).as_ref().clone(),
     }
 }
 

@@ -16,7 +16,7 @@ pub(super) fn route_match(conditions: Option<&HttpMatch>, semantics: Semantics) 
         if let Some(path) = &uri.exact {
             message.path_specifier = Some(route::route_match::PathSpecifier::Path(path.clone()));
         } else if let Some(prefix) =
-            uri.prefix.as_deref().filter(|prefix| semantics == Semantics::GatewayApi && *prefix != "/")
+            uri.prefix.as_deref().filter(|prefix| semantics != Semantics::Istio && *prefix != "/")
         {
             let prefix = prefix.strip_suffix('/').unwrap_or(prefix).to_owned();
             message.path_specifier = Some(route::route_match::PathSpecifier::PathSeparatedPrefix(prefix));

@@ -18,10 +18,12 @@ use std::sync::Arc;
 
 use leno_derive::{Cx, Query};
 
+use super::patch::{self, Family, Subject};
 use super::proto::route;
 use super::resource::Resource;
 use crate::model::ObjectRef;
 use crate::model::mesh::MeshConfig;
+use crate::scope::gateways::AttachedGateways;
 use crate::scope::{Interception, ProxyKey, Role};
 
 /// Istio's limit for the body of a direct response.
@@ -37,26 +39,48 @@ impl Query for Route {
     const NAME: &'static str = "route";
 
     fn derive(cx: &Cx<'_>, (proxy, name): &(ProxyKey, String)) -> Option<Arc<Resource>> {
-        match (proxy.role, proxy.interception) {
-            (Role::Router, _) => {
-                let key = gateway::GatewayRouteKey {
-                    viewer: proxy.viewer(cx),
-                    workload: proxy.workload(),
-                    name: name.clone(),
-                };
-                cx.get::<gateway::GatewayRoute>(&key).as_ref().clone()
+        let found = unpatched(cx, proxy, name)?;
+        let patches = &proxy.patching.patches;
+        if patches.is_empty() {
+            return Some(found);
+        }
+        patch::one(cx, patches, Family::Route, subject(cx, proxy, name), found)
+    }
+}
+
+/// What patches may ask of a route configuration.
+pub(super) fn subject(cx: &Cx<'_>, proxy: &ProxyKey, name: &str) -> Subject {
+    let mut subject = Subject::of(proxy.client_context());
+    if proxy.role == Role::Router {
+        let attached = cx.get::<AttachedGateways>(&proxy.workload());
+        subject.ports = attached.servers_of(name).map(|server| server.number).collect();
+        subject.ports.sort_unstable();
+        subject.ports.dedup();
+    }
+    subject
+}
+
+/// A route configuration before EnvoyFilters.
+pub(super) fn unpatched(cx: &Cx<'_>, proxy: &ProxyKey, name: &str) -> Option<Arc<Resource>> {
+    match (proxy.role, proxy.interception) {
+        (Role::Router, _) => {
+            let key = gateway::GatewayRouteKey {
+                viewer: proxy.viewer(cx),
+                workload: proxy.workload(),
+                name: name.to_owned(),
+            };
+            cx.get::<gateway::GatewayRoute>(&key).as_ref().clone()
+        }
+        (Role::Sidecar, _) if name == super::name::HTTP_PROXY => {
+            Some(cx.get::<sidecar::HttpProxyRoute>(&proxy.viewer(cx)))
+        }
+        (Role::Sidecar, interception) => {
+            let viewer = proxy.viewer(cx);
+            // Where nothing is captured there are no other listeners but those of a Sidecar.
+            if matches!(interception, Interception::Explicit { .. }) && viewer.sidecar.is_none() {
+                return None;
             }
-            (Role::Sidecar, _) if name == super::name::HTTP_PROXY => {
-                Some(cx.get::<sidecar::HttpProxyRoute>(&proxy.viewer(cx)))
-            }
-            (Role::Sidecar, interception) => {
-                let viewer = proxy.viewer(cx);
-                // Where nothing is captured there are no other listeners but those of a Sidecar.
-                if matches!(interception, Interception::Explicit { .. }) && viewer.sidecar.is_none() {
-                    return None;
-                }
-                cx.get::<sidecar::OutboundRoute>(&(viewer, name.clone())).as_ref().clone()
-            }
+            cx.get::<sidecar::OutboundRoute>(&(viewer, name.to_owned())).as_ref().clone()
         }
     }
 }
@@ -135,7 +159,7 @@ impl Hosts {
 }
 
 /// The clusters that routes name, sorted.
-fn clusters(message: &route::RouteConfiguration) -> Vec<leno_base::Name> {
+pub(super) fn clusters(message: &route::RouteConfiguration) -> Vec<leno_base::Name> {
     use route::route_action::ClusterSpecifier;
     let mut names = Vec::new();
     let routes = message.virtual_hosts.iter().flat_map(|host| &host.routes);

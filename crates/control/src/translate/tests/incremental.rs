@@ -12,6 +12,7 @@ use proptest::{collection, proptest};
 use super::whole;
 use crate::model::read::{self, Read};
 use crate::model::{Change, ObjectRef, inputs};
+use crate::scope::patches::Patching;
 use crate::scope::{Abilities, Families, Identity, Interception, ProxyKey, ProxyOptions, Role, Site};
 use crate::source::Origin;
 
@@ -146,8 +147,24 @@ fn object() -> impl Strategy<Value = String> {
             "{{apiVersion: networking.istio.io/v1, kind: Sidecar, metadata: {{name: i{sidecar}}}, spec: {{{selector}{spec}}}}}"
         )
     });
+    let filter = (0..3_u8, 0..5_u8, -1..2_i8).prop_map(|(filter, what, priority)| {
+        let what = [
+            "applyTo: CLUSTER, match: {cluster: {portNumber: 80}}, patch: {operation: MERGE, value: {connect_timeout: 7s}}",
+            "applyTo: CLUSTER, match: {context: SIDECAR_INBOUND}, patch: {operation: REMOVE}",
+            "applyTo: LISTENER, match: {proxy: {metadata: {TIER: gold}}}, patch: {operation: MERGE, value: {tcp_backlog_size: 5}}",
+            "applyTo: HTTP_ROUTE, patch: {operation: INSERT_FIRST, value: {match: {path: /x}, direct_response: {status: 200}}}",
+            // Spoils what it is for.
+            "applyTo: VIRTUAL_HOST, patch: {operation: ADD, value: {name: x, domains: ['*']}}",
+        ][usize::from(what)];
+        let selector = if filter == 0 { "workloadSelector: {labels: {app: a0}}, " } else { "" };
+        format!(
+            "{{apiVersion: networking.istio.io/v1alpha3, kind: EnvoyFilter, metadata: {{name: f{filter}}}, \
+             spec: {{priority: {priority}, {selector}configPatches: [{{{what}}}]}}}}"
+        )
+    });
     prop_oneof![
-        service, pod, rule, policy, gateway, entry, node, machine, alias, entrance, telemetry, mesh, sidecar
+        service, pod, rule, policy, gateway, entry, node, machine, alias, entrance, telemetry, mesh, sidecar,
+        filter
     ]
 }
 
@@ -179,6 +196,7 @@ fn keys() -> Vec<ProxyKey> {
         site: Site::default(),
         identity: Arc::new(Identity { service: app.to_owned(), ..Identity::default() }),
         sidecar: None,
+        patching: Patching::default(),
     };
     let mut able = ProxyOptions::default();
     able.abilities.insert(Abilities::HTTP_STATS);
@@ -190,7 +208,10 @@ fn keys() -> Vec<ProxyKey> {
         node: "n0".to_owned(),
         certificates: true,
     };
+    let metadata = BTreeMap::from([("TIER".to_owned(), "gold".to_owned())]);
+    let patching = Patching { metadata, ..Patching::default() };
     vec![
+        ProxyKey { patching, ..key(Role::Sidecar, "a0", Interception::Redirect) },
         ProxyKey { site, ..key(Role::Sidecar, "a0", Interception::Redirect) },
         key(Role::Sidecar, "a0", Interception::Redirect),
         key(Role::Sidecar, "a1", Interception::Redirect),
