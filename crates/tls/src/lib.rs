@@ -6,13 +6,14 @@
 //!
 //! Reading order: `context` (what a handshake needs), `identity` (our certificates), `verify`
 //! (theirs) with `path`, `names` and `trust`, `session` (resumption), `peer` and `failure` (what
-//! is told of it).
+//! is told of it). `jwt` stands apart: tokens, and the keys that have signed them.
 
 mod certificate;
 mod context;
 mod der;
 mod failure;
 mod identity;
+pub mod jwt;
 mod names;
 mod ocsp;
 mod params;

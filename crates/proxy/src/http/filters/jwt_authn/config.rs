@@ -8,11 +8,11 @@ use std::time::Duration;
 use leno_api::proto::envoy::config::core::v3 as core;
 use leno_api::proto::envoy::extensions::filters::http::jwt_authn::v3 as proto;
 use leno_base::Name;
+use leno_tls::jwt::KeySet;
 use proto::jwt_provider::JwksSourceSpecifier;
 use proto::jwt_requirement::RequiresType;
 use proto::requirement_rule::RequirementType;
 
-use super::keys::KeySet;
 use super::local::Identity;
 use super::locations::Locations;
 use super::remote::{Ahead, Published, RemoteKeys, Retries};

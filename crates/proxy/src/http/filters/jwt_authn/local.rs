@@ -12,10 +12,9 @@ use std::sync::{Arc, Weak};
 use std::time::Instant;
 
 use leno_base::FastHash;
+use leno_tls::jwt::{KeySet, Token};
 
-use super::keys::KeySet;
 use super::remote::Published;
-use super::token::Token;
 
 /// Names a provider in the memories of the workers, as long as it lives.
 #[derive(Debug)]
@@ -123,8 +122,9 @@ impl Generations {
 mod tests {
     use std::rc::Rc;
 
+    use leno_tls::jwt::Token;
+
     use super::Generations;
-    use crate::http::filters::jwt_authn::token::Token;
 
     #[test]
     fn what_is_used_stays_and_there_are_never_too_many() {

@@ -4,16 +4,14 @@
 //! A requirement is found for a request by its route's settings, by rules, or by filter state, and
 //! judged at once (`verify`), as keys are mostly at hand. Only where a service has to be asked for
 //! keys first does the request wait (`remote`).
-//! Reading order: this file, `verify`, `token`, `keys`, `locations`, `remote`, `local`, `config`.
+//! Reading order: this file, `verify`, `locations`, `remote`, `local`, `config`.
 
 mod config;
-mod keys;
 mod local;
 mod locations;
 mod remote;
 #[cfg(test)]
 mod tests;
-mod token;
 mod verify;
 
 use std::cell::RefCell;
@@ -23,9 +21,9 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use leno_base::Name;
+use leno_tls::jwt::Status;
 
 use self::remote::RemoteKeys;
-use self::token::Status;
 use self::verify::{Judged, Keys, Provider, Requirement, Verdict};
 use crate::config::filter_id::FilterId;
 use crate::http::filters::{
@@ -50,6 +48,11 @@ pub(super) const REGISTRATION: Registration = Registration {
 
 /// Of dynamic metadata, whatever the filter is called.
 const NAMESPACE: &str = "envoy.filters.http.jwt_authn";
+
+/// Why a request was refused, in the details of its response, which have no spaces.
+fn details(status: Status) -> String {
+    format!("jwt_authn_access_denied{{{}}}", status.text().replace(' ', "_"))
+}
 
 /// What of a path the client is told at most.
 const LONGEST_PATH: usize = 256;
@@ -284,13 +287,13 @@ impl Settings {
     fn refusal(&self, status: Status, head: &HeaderMap) -> Reply {
         let code = if status == Status::AudienceNotAllowed { 403 } else { 401 };
         if self.strip_failure_response {
-            return Reply::new(code, status.details(), "");
+            return Reply::new(code, details(status), "");
         }
         let mut said = format!("Bearer realm=\"{}\"", original_uri(head));
         if status != Status::Missing {
             said.push_str(", error=\"invalid_token\"");
         }
-        Reply::new(code, status.details(), status.text()).header("www-authenticate", said.into_bytes())
+        Reply::new(code, details(status), status.text()).header("www-authenticate", said.into_bytes())
     }
 
     fn unknown_name(&self, name: &str) -> Reply {

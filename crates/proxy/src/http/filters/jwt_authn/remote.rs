@@ -15,10 +15,10 @@ use std::time::{Duration, Instant};
 
 use leno_base::backoff::Backoff;
 use leno_base::rng::Rng;
+use leno_tls::jwt::KeySet;
 use tokio::sync::watch;
 
 use super::JwtStats;
-use super::keys::KeySet;
 use crate::http::client::config::HttpTarget;
 use crate::http::client::{Answer, Call, CallError, Wanted, call, send};
 use crate::http::codec::ResetReason;

@@ -3,11 +3,10 @@
 use std::time::Instant;
 
 use expect_test::{Expect, expect};
+use leno_tls::jwt::{KeySet, Status, Token};
 use serde_json::{Value, json};
 
-use super::keys::KeySet;
 use super::locations::padded;
-use super::token::{Status, Token};
 
 fn base64(bytes: &[u8]) -> String {
     let text = crate::listener::proxy_protocol::base64(bytes);

@@ -10,13 +10,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use leno_base::Name;
+use leno_tls::jwt::{KeySet, Status, Token};
 use serde_json::{Map, Value, json};
 
-use super::keys::KeySet;
 use super::local::{self, Identity};
 use super::locations::{Found, Locations, padded};
 use super::remote::RemoteKeys;
-use super::token::{Status, Token};
 use super::{JwtStats, NAMESPACE};
 use crate::http::headers::HeaderMap;
 use crate::http::route::matcher::StringMatcher;

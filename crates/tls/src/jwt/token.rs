@@ -12,17 +12,12 @@ macro_rules! statuses {
     ($($(#[$doc:meta])* $name:ident = $code:literal, $text:literal;)*) => {
         /// Why a request is refused. Numbers and texts are Envoy's.
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-        pub(super) enum Status { $($(#[$doc])* $name = $code,)* }
+        pub enum Status { $($(#[$doc])* $name = $code,)* }
 
         impl Status {
             /// What the client is told.
-            pub(super) fn text(self) -> &'static str {
+            pub fn text(self) -> &'static str {
                 match self { $(Status::$name => $text,)* }
-            }
-
-            /// The same in details of the response, which have no spaces.
-            pub(super) fn details(self) -> String {
-                format!("jwt_authn_access_denied{{{}}}", self.text().replace(' ', "_"))
             }
         }
     };
@@ -90,8 +85,9 @@ statuses! {
 }
 
 /// How a token is signed (RFC 7518 section 3, RFC 8037).
+#[allow(missing_docs, reason = "the names are those of the RFC")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Algorithm {
+pub enum Algorithm {
     Es256,
     Es384,
     Es512,
@@ -131,31 +127,31 @@ impl Algorithm {
 
 /// A token that was taken apart.
 #[derive(Debug)]
-pub(super) struct Token {
+pub struct Token {
     /// The header.
-    pub(super) header: Map<String, Value>,
+    pub header: Map<String, Value>,
     /// All claims.
-    pub(super) claims: Map<String, Value>,
+    pub claims: Map<String, Value>,
     /// The claims as they are written, in base64 without padding.
-    pub(super) payload: Box<str>,
+    pub payload: Box<str>,
     /// What is signed: header and payload as they are written.
-    pub(super) signed: Box<str>,
+    pub signed: Box<str>,
     /// The signature.
-    pub(super) signature: Vec<u8>,
+    pub signature: Vec<u8>,
     /// `alg`.
-    pub(super) algorithm: Algorithm,
+    pub algorithm: Algorithm,
     /// `kid`; empty: none.
-    pub(super) key_id: Box<str>,
+    pub key_id: Box<str>,
     /// `iss`; empty: none.
-    pub(super) issuer: Box<str>,
+    pub issuer: Box<str>,
     /// `sub`; empty: none.
-    pub(super) subject: Box<str>,
+    pub subject: Box<str>,
     /// `aud`.
-    pub(super) audiences: Vec<String>,
+    pub audiences: Vec<String>,
     /// `nbf`, seconds since the epoch; 0: none.
-    pub(super) not_before: u64,
+    pub not_before: u64,
     /// `exp`, seconds since the epoch; 0: none.
-    pub(super) expires: u64,
+    pub expires: u64,
 }
 
 impl Token {
@@ -163,7 +159,7 @@ impl Token {
     ///
     /// # Errors
     /// What is wrong with it first.
-    pub(super) fn parse(text: &str) -> Result<Self, Status> {
+    pub fn parse(text: &str) -> Result<Self, Status> {
         // Empty parts do not count, as in Envoy.
         let mut parts = text.split('.').filter(|part| !part.is_empty());
         let (Some(head), Some(payload), Some(signature), None) =
@@ -211,7 +207,10 @@ impl Token {
     }
 
     /// Whether the token's time has come and is not over. `now` and `skew` in seconds.
-    pub(super) fn check_time(&self, now: u64, skew: u64) -> Result<(), Status> {
+    ///
+    /// # Errors
+    /// Which of the two is wrong.
+    pub fn check_time(&self, now: u64, skew: u64) -> Result<(), Status> {
         if now.saturating_add(skew) < self.not_before {
             return Err(Status::NotYetValid);
         }

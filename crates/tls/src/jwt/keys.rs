@@ -11,14 +11,14 @@ use std::fmt;
 
 use aws_lc_rs::signature::{self, ParsedPublicKey, VerificationAlgorithm};
 use aws_lc_rs::{constant_time, hmac};
-use leno_tls::Certificate;
 use serde_json::{Map, Value};
 
 use super::token::{Algorithm, Status, Token, decode};
+use crate::Certificate;
 
 /// Keys that tokens are verified with.
 #[derive(Debug)]
-pub(super) struct KeySet(Vec<Key>);
+pub struct KeySet(Vec<Key>);
 
 /// A key.
 struct Key {
@@ -47,7 +47,7 @@ impl KeySet {
     ///
     /// # Errors
     /// Why there is no key in it, in Envoy's words.
-    pub(super) fn parse(text: &[u8]) -> Result<Self, &'static str> {
+    pub fn parse(text: &[u8]) -> Result<Self, &'static str> {
         let Ok(Value::Object(set)) = serde_json::from_slice(text) else {
             return Err("Jwks is an invalid JSON");
         };
@@ -60,7 +60,10 @@ impl KeySet {
     }
 
     /// Whether one of the keys has signed the token.
-    pub(super) fn verify(&self, token: &Token) -> Result<(), Status> {
+    ///
+    /// # Errors
+    /// None has.
+    pub fn verify(&self, token: &Token) -> Result<(), Status> {
         let mut failure = Status::KidAlgMismatch;
         for key in &self.0 {
             let other_id = !token.key_id.is_empty() && !key.id.is_empty() && key.id != token.key_id;
