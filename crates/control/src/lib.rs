@@ -11,11 +11,12 @@
 //! 6. `push`: telling each connected proxy, in an order that loses no request.
 //!
 //! Steps 3 to 5 are pure derivations on a `leno_derive::Graph`: only what a change reaches is
-//! computed again. `analyze` derives faults from the same facts, and `debug` shows it all;
-//! `metrics` counts.
+//! computed again. `access` knows who may connect; `analyze` derives faults from the same facts, and
+//! `debug` shows it all; `metrics` counts.
 //!
 //! START HERE: [`server`], which joins them in one loop.
 
+mod access;
 mod analyze;
 mod debug;
 mod metrics;

@@ -16,25 +16,31 @@ use leno_base::clock::{Clock, System};
 use leno_derive::{Batch, Graph};
 use leno_xds::TypeUrl;
 use leno_xds::server::grpc::{DiscoveryService, StreamEvent};
-use leno_xds::server::listen::{self, Listen, Socket};
+use leno_xds::server::listen::{Listen, Socket};
 use serde_json::json;
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
+pub use crate::access::{Access, Issuer, Secure};
+use crate::access::{Domains, Door};
 use crate::analyze::Analysis;
 use crate::debug::stream::Lookers;
 use crate::debug::{self, Answer, Look, Question};
 use crate::model::diagnostic::{Diagnostic, Severity};
+use crate::model::duration::Span;
 use crate::model::switches::{SwitchInput, Switches, VariableInput};
 use crate::model::{Change, ObjectRef, inputs};
+use crate::push::clearance::{Account, Gate};
 use crate::push::{News, Push};
+use crate::registry::Mesh;
 use crate::scope::gateway_api::status::AllStatuses;
 use crate::source::kube::book::{Book, Programmed};
 pub use crate::source::kube::client::Kubernetes;
 use crate::source::kube::writer::Statuses;
 use crate::source::kube::{Cluster, Wanted};
 use crate::source::{self, Origin, Places, Update};
+pub use leno_xds::server::listen::Options;
 
 /// How often things that wait are looked at.
 const TICK: Duration = Duration::from_millis(250);
@@ -58,12 +64,14 @@ pub struct Config {
     pub dirs: Vec<PathBuf>,
     /// A Kubernetes cluster; its objects count before those of folders.
     pub kubernetes: Option<Kubernetes>,
-    /// Where proxies connect: xDS over gRPC without TLS.
+    /// Where proxies connect: xDS over gRPC without TLS, if [`Access::plaintext`] has it.
     pub grpc_addr: SocketAddr,
     /// A Unix socket that they can connect to as well.
     pub grpc_path: Option<PathBuf>,
     /// How connections of proxies are treated.
-    pub connections: listen::Options,
+    pub connections: Options,
+    /// Who may connect.
+    pub access: Access,
     /// Where people look: `/ready` and `/debug/...` over HTTP.
     pub http_addr: SocketAddr,
 }
@@ -76,19 +84,29 @@ impl Config {
             kubernetes: None,
             grpc_addr: SocketAddr::from(([127, 0, 0, 1], 15010)),
             grpc_path: None,
-            connections: listen::Options::default(),
+            connections: Options::default(),
+            access: Access::default(),
             http_addr: SocketAddr::from(([127, 0, 0, 1], 15014)),
         }
     }
+}
+
+/// A duration as Istio writes it, `1h30m`; `None` if it is none.
+pub fn parse_duration(text: &str) -> Option<Duration> {
+    Span::parse(text).map(|span| span.0)
 }
 
 /// A control plane whose ports are bound, so that their numbers are known.
 pub struct Server {
     dirs: Vec<PathBuf>,
     cluster: Option<Cluster>,
-    grpc: TcpListener,
+    grpc: Option<TcpListener>,
     grpc_path: Option<Socket>,
-    connections: listen::Options,
+    secure: Option<TcpListener>,
+    door: Door,
+    /// What happens on streams.
+    streams: mpsc::Receiver<StreamEvent>,
+    believes_all: bool,
     http: TcpListener,
 }
 
@@ -99,6 +117,8 @@ pub(crate) enum Event {
     Changes(Update),
     /// Something happened on a proxy's stream.
     Stream(StreamEvent),
+    /// It was found out whether a service account may read the Secrets of its namespace.
+    Reviewed(Account, bool),
     /// Somebody wants to know something.
     Ask(Question, oneshot::Sender<Answer>),
     /// Time has passed.
@@ -123,7 +143,7 @@ impl Server {
     ///
     /// # Errors
     /// If that fails; the message names the address. If it is not known how the cluster is reached:
-    /// there is no kubeconfig, or it cannot be read.
+    /// there is no kubeconfig, or it cannot be read. If a file of certificates cannot be used.
     pub async fn bind(config: Config) -> io::Result<Server> {
         let cluster = match &config.kubernetes {
             Some(kubernetes) => {
@@ -132,22 +152,36 @@ impl Server {
             }
             None => None,
         };
+        let (events, streams) = mpsc::channel(QUEUE);
+        let service = DiscoveryService::new(events);
+        let door = Door::new(&config.access, &config.connections, service, cluster.clone());
         Ok(Server {
             dirs: config.dirs,
             cluster,
-            grpc: bind(config.grpc_addr)?,
+            grpc: config.access.plaintext.then(|| bind(config.grpc_addr)).transpose()?,
             grpc_path: config.grpc_path.map(bind_path).transpose()?,
-            connections: config.connections,
+            secure: config.access.secure.map(|(address, _)| bind(address)).transpose()?,
+            door: door.map_err(io::Error::other)?,
+            streams,
+            believes_all: config.access.believes_all,
             http: bind(config.http_addr)?,
         })
     }
 
-    /// The address that proxies connect to.
+    /// The address that proxies connect to without TLS.
     ///
     /// # Errors
-    /// If the operating system does not tell.
+    /// If there is none, or the operating system does not tell.
     pub fn grpc_addr(&self) -> io::Result<SocketAddr> {
-        self.grpc.local_addr()
+        address_of(self.grpc.as_ref())
+    }
+
+    /// The address that proxies connect to with TLS.
+    ///
+    /// # Errors
+    /// If there is none, or the operating system does not tell.
+    pub fn secure_grpc_addr(&self) -> io::Result<SocketAddr> {
+        address_of(self.secure.as_ref())
     }
 
     /// The address of the debug interface.
@@ -165,10 +199,22 @@ impl Server {
         let mut tasks = JoinSet::new();
         let (want, wanted) = watch::channel(Wanted::default());
         self.spawn_sources(&events, wanted, &mut tasks);
-        tasks.spawn(debug::http::serve(self.http, events.clone(), Arc::clone(&ready), None));
+        let gate = self.gate(&events, &mut tasks);
+        tasks.spawn(debug::http::serve(
+            self.http,
+            events.clone(),
+            Arc::clone(&ready),
+            Some(self.door.callers),
+        ));
         let (end, ended) = watch::channel(false);
-        let sockets = [Socket::Tcp(self.grpc)].into_iter().chain(self.grpc_path).collect();
-        tasks.spawn(serve_xds(sockets, self.connections, events.clone(), ended));
+        let domains = self.door.domains.clone();
+        let plain = self.grpc.map(Socket::Tcp).into_iter().chain(self.grpc_path);
+        let plain = plain.map(|socket| (socket, self.door.plain.clone())).collect::<Vec<_>>();
+        let secure = self.secure.map(Socket::Tcp).zip(self.door.secure);
+        let servers = plain.into_iter().chain(secure).collect();
+        // What is left of the service goes, so that its channel ends with the servers.
+        drop(self.door.plain);
+        tasks.spawn(serve_xds(servers, self.streams, events.clone(), ended));
         tasks.spawn(tick(events.clone()));
         let over = events.clone();
         tasks.spawn(async move {
@@ -178,11 +224,12 @@ impl Server {
         });
         drop(events);
         let statuses = self.cluster.as_ref().and_then(|cluster| cluster.spawn_writer(&mut tasks));
-        let mut control = Loop::new(ready, want, statuses);
+        let mut control = Loop::new(ready, want, statuses, gate, domains);
         while let Some(event) = queue.recv().await {
             match event {
                 Event::Changes(update) => control.on_changes(update),
                 Event::Stream(event) => control.on_stream(event),
+                Event::Reviewed(account, may) => control.push.on_reviewed(&account, may, Instant::now()),
                 // The asker may have left.
                 Event::Ask(question, reply) => drop(reply.send(control.on_ask(&question))),
                 Event::Tick => control.on_tick(),
@@ -196,6 +243,23 @@ impl Server {
         }
         drop(control);
         tasks.shutdown().await;
+    }
+
+    /// What decides who may have credentials.
+    fn gate(&self, events: &mpsc::Sender<Event>, tasks: &mut JoinSet<()>) -> Gate {
+        let reviews = self.cluster.as_ref().map(|cluster| {
+            let (ask, mut answers) = cluster.spawn_reviewer(tasks);
+            let events = events.clone();
+            tasks.spawn(async move {
+                while let Some((account, may)) = answers.recv().await {
+                    if events.send(Event::Reviewed(account, may)).await.is_err() {
+                        return;
+                    }
+                }
+            });
+            ask
+        });
+        Gate::new(self.believes_all, reviews)
     }
 
     fn spawn_sources(
@@ -234,18 +298,15 @@ fn bind(address: SocketAddr) -> io::Result<TcpListener> {
 
 /// Serves proxies until `ended` is true and they have been sent away; then says that it is over.
 async fn serve_xds(
-    sockets: Vec<Socket>,
-    options: listen::Options,
+    sockets: Vec<(Socket, Listen)>,
+    mut happened: mpsc::Receiver<StreamEvent>,
     events: mpsc::Sender<Event>,
     ended: watch::Receiver<bool>,
 ) {
-    let (streams, mut happened) = mpsc::channel(QUEUE);
-    let server = Listen { options, ..Listen::new(DiscoveryService::new(streams)) };
     let mut servers = JoinSet::new();
-    for socket in sockets {
-        servers.spawn(server.clone().run(socket, ended.clone()));
+    for (socket, listen) in sockets {
+        servers.spawn(listen.run(socket, ended.clone()));
     }
-    drop(server);
     // The channel ends with the servers and their streams.
     while let Some(event) = happened.recv().await {
         if events.send(Event::Stream(event)).await.is_err() {
@@ -254,6 +315,10 @@ async fn serve_xds(
     }
     // Nobody may be there to be told.
     let _ = events.send(Event::Over).await;
+}
+
+fn address_of(listener: Option<&TcpListener>) -> io::Result<SocketAddr> {
+    listener.ok_or(io::ErrorKind::AddrNotAvailable)?.local_addr()
 }
 
 async fn tick(events: mpsc::Sender<Event>) {
@@ -291,6 +356,8 @@ struct Loop {
     want: watch::Sender<Wanted>,
     /// Whether that may have changed.
     unwanted: bool,
+    /// The trust domains of the mesh, for those who verify callers.
+    domains: Domains,
     /// Where to say what the status of objects should be, and what was said.
     statuses: Option<(mpsc::UnboundedSender<Statuses>, Book)>,
     ticks: u32,
@@ -301,11 +368,15 @@ impl Loop {
         ready: Arc<AtomicBool>,
         want: watch::Sender<Wanted>,
         statuses: Option<mpsc::UnboundedSender<Statuses>>,
+        mut gate: Gate,
+        domains: Domains,
     ) -> Loop {
         let mut graph = Graph::new();
         inputs::register(&mut graph);
         let mut batch = Batch::new();
-        batch.set::<SwitchInput>((), Switches::read(|name| std::env::var(name).ok()));
+        let switches = Switches::read(|name| std::env::var(name).ok());
+        gate.checks_identity = switches.checks_identity;
+        batch.set::<SwitchInput>((), switches);
         for (name, value) in std::env::vars_os() {
             if let (Ok(name), Ok(value)) = (name.into_string(), value.into_string()) {
                 batch.set::<VariableInput>(name, value);
@@ -314,7 +385,7 @@ impl Loop {
         graph.commit(batch);
         Loop {
             graph,
-            push: Push::default(),
+            push: Push::new(gate),
             lookers: Lookers::default(),
             origins: BTreeMap::new(),
             source_diagnostics: Arc::default(),
@@ -326,6 +397,7 @@ impl Loop {
             ready,
             want,
             unwanted: false,
+            domains,
             statuses: statuses.map(|say| (say, Book::default())),
             ticks: 0,
         }
@@ -358,6 +430,9 @@ impl Loop {
         if revision != before {
             tracing::info!(changes = count, %revision, "configuration changed");
             self.push.on_change(&self.graph, &news, Instant::now());
+            let mesh = self.graph.get::<Mesh>(&());
+            let domains = std::iter::once(&mesh.trust_domain).chain(&mesh.trust_domain_aliases);
+            self.domains.set(domains.filter(|domain| !domain.is_empty()).cloned().collect());
         }
         // Proxies come first: what is wrong is found when they have been told.
         self.unanalyzed = true;
@@ -404,7 +479,7 @@ impl Loop {
     /// Has the credentials read that proxies ask for.
     fn want_credentials(&self) {
         let mut wanted = Wanted::default();
-        for session in self.push.sessions() {
+        for session in self.push.sessions().filter(|session| session.account.is_some()) {
             for (_, subscription) in session.stream().subscriptions().filter(|it| *it.0 == TypeUrl::Secret) {
                 subscription.names().for_each(|name| wanted.add(&session.key.namespace, name));
             }

@@ -52,7 +52,7 @@ pub(crate) async fn serve(
         tokio::spawn(async move {
             let service = service_fn(move |request| {
                 let shared = shared.clone();
-                async move { Ok::<_, Infallible>(answer(&request, &shared, is_here).await) }
+                async move { Ok::<_, Infallible>(answer(&request, &shared, peer, is_here).await) }
             });
             let server = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
             // A client that goes away is no concern of ours.
@@ -68,7 +68,12 @@ fn is_here(peer: IpAddr, local: Option<SocketAddr>) -> bool {
     peer.is_loopback() || local.is_some_and(|local| local.ip().to_canonical() == peer)
 }
 
-async fn answer(request: &Request<Incoming>, shared: &Shared, is_here: bool) -> Response<Full<Bytes>> {
+async fn answer(
+    request: &Request<Incoming>,
+    shared: &Shared,
+    peer: SocketAddr,
+    is_here: bool,
+) -> Response<Full<Bytes>> {
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
         return text(StatusCode::METHOD_NOT_ALLOWED, "use GET\n");
     }
@@ -82,7 +87,11 @@ async fn answer(request: &Request<Incoming>, shared: &Shared, is_here: bool) -> 
         "/version" => return text(StatusCode::OK, concat!(env!("CARGO_PKG_VERSION"), "\n")),
         _ => {}
     }
-    let viewer = if is_here || path == "/metrics" { Some(Viewer::Anyone) } else { viewer(request, shared) };
+    let viewer = if is_here || path == "/metrics" {
+        Some(Viewer::Anyone)
+    } else {
+        viewer(request, shared, peer).await
+    };
     let Some(viewer) = viewer else { return text(StatusCode::UNAUTHORIZED, "who are you?\n") };
     let query = request.uri().query().unwrap_or_default().to_owned();
     let question = Question { path: path.to_owned(), query, viewer };
@@ -106,9 +115,9 @@ async fn answer(request: &Request<Incoming>, shared: &Shared, is_here: bool) -> 
 }
 
 /// Who asks from elsewhere, if he can prove it.
-fn viewer(request: &Request<Incoming>, shared: &Shared) -> Option<Viewer> {
-    let credentials = Credentials { certificate: &[], headers: request.headers() };
-    let caller = shared.authenticator.as_ref()?.authenticate(credentials).ok()??;
+async fn viewer(request: &Request<Incoming>, shared: &Shared, peer: SocketAddr) -> Option<Viewer> {
+    let credentials = Credentials { certificate: &[], headers: request.headers(), address: Some(peer) };
+    let caller = shared.authenticator.as_ref()?.authenticate(credentials).await.ok()??;
     let namespace = caller.identities.iter().find_map(|identity| namespace_of(identity))?;
     Some(Viewer::Namespace(namespace.to_owned()))
 }

@@ -112,6 +112,8 @@ fn role(session: &Session) -> &'static str {
     match session.key.role {
         Role::Sidecar => "sidecar",
         Role::Router => "router",
+        // A node of this kind calls itself a sidecar.
+        Role::Grpc => "sidecar",
     }
 }
 

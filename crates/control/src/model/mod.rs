@@ -11,6 +11,7 @@ pub(crate) mod check;
 mod compatibility;
 #[cfg(test)]
 mod crd;
+pub(crate) mod credential;
 pub(crate) mod destination_rule;
 pub(crate) mod diagnostic;
 pub(crate) mod duration;

@@ -280,7 +280,9 @@ fn read_kind(kind: Kind, meta: Meta, node: &Node<'_>) -> (Option<Object>, Vec<Fi
         }
         Kind::Secret => secret(meta, node),
         Kind::ConfigMap => typed::<core::ConfigMap>(node, |map| {
-            (Object::ConfigMap(kube::secret::config_map(meta, map)), Vec::new())
+            let map = kube::secret::config_map(meta, map);
+            let findings = map.validate();
+            (Object::ConfigMap(map), findings)
         }),
         Kind::Endpoints => typed::<core::Endpoints>(node, |endpoints| {
             let (endpoints, findings) = kube::endpoints(meta, endpoints);
@@ -393,6 +395,16 @@ fn secret(meta: Meta, node: &Node<'_>) -> (Option<Object>, Vec<Finding>) {
     });
     for finding in findings.iter_mut().filter(|finding| finding.severity == Severity::Error) {
         "cannot be read; the content of Secrets is not shown".clone_into(&mut finding.message);
+    }
+    if let Some(Object::Secret(secret)) = &object {
+        // They may stand under another name than the one that counts.
+        let plain = node.find("data").is_none();
+        findings.extend(secret.validate().into_iter().map(|mut finding| {
+            if plain && let Some(rest) = finding.path.strip_prefix("data") {
+                finding.path = format!("stringData{rest}");
+            }
+            finding
+        }));
     }
     (object, findings)
 }

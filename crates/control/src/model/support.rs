@@ -160,7 +160,6 @@ const MESH_CONFIG: &[Row] = &[
     warn("outboundTrafficPolicy.mode=ALLOW_ANY_DYNAMIC_DNS", "is treated as ALLOW_ANY"),
     warn("outboundTrafficPolicy.tls", NO_EFFECT),
     warn("configSources", "has no effect: the control plane reads what it is started with"),
-    warn("caCertificates[].pem", NO_EFFECT),
     warn("caCertificates[].spiffeBundleUrl", NO_EFFECT),
     warn("caCertificates[].certSigners", NO_EFFECT),
     warn("certificates", AS_IN_ISTIO),

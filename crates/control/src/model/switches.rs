@@ -3,8 +3,8 @@
 
 use leno_derive::Input;
 
-/// The switches; all are off by default, as in istiod.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+/// The switches; all are off by default but where it says otherwise, as in istiod.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Switches {
     /// `PILOT_SCOPE_GATEWAY_TO_NAMESPACE`: a gateway workload takes Gateways of its own namespace
     /// only.
@@ -22,6 +22,17 @@ pub(crate) struct Switches {
     /// `K8S_INGRESS_NS`: where the gateways are that serve Ingresses; not a switch, and empty for
     /// `istio-system`.
     pub(crate) ingress_namespace: String,
+    /// `PILOT_ENABLE_XDS_IDENTITY_CHECK`, on by default: an authenticated proxy must be of the
+    /// namespace and service account that its node says. Without it nobody gets credentials.
+    pub(crate) checks_identity: bool,
+    /// `ISTIO_MULTIROOT_MESH`: agents are told the roots of the MeshConfig (PCDS).
+    pub(crate) multi_root: bool,
+}
+
+impl Default for Switches {
+    fn default() -> Switches {
+        Switches::read(|_| None)
+    }
 }
 
 impl Switches {
@@ -38,6 +49,9 @@ impl Switches {
             dual_stack: on("ISTIO_DUAL_STACK"),
             multiple_authorizers: on("PILOT_ENABLE_MULTIPLE_CUSTOM_AUTHZ_PROVIDERS"),
             ingress_namespace: variable("K8S_INGRESS_NS").unwrap_or_default(),
+            checks_identity: variable("PILOT_ENABLE_XDS_IDENTITY_CHECK").is_none()
+                || on("PILOT_ENABLE_XDS_IDENTITY_CHECK"),
+            multi_root: on("ISTIO_MULTIROOT_MESH"),
         }
     }
 }

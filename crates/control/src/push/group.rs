@@ -12,8 +12,8 @@ use leno_xds::server::grpc::StreamId;
 
 use super::view::{View, named};
 use crate::model::ObjectRef;
-use crate::scope::ProxyKey;
 use crate::scope::client::ClientOf;
+use crate::scope::{ProxyKey, Role};
 use crate::translate::cluster::OwnClusters;
 use crate::translate::listener::OwnListeners;
 use crate::translate::resource::Resource;
@@ -50,8 +50,8 @@ impl Group {
     /// The resources of a type.
     pub(crate) fn resources<'r>(&'r self, view: &'r View, type_url: &TypeUrl) -> &'r Resources {
         match type_url {
-            TypeUrl::Cluster => &self.clusters,
-            TypeUrl::Listener => &self.listeners,
+            TypeUrl::Cluster if !self.is_grpc() => &self.clusters,
+            TypeUrl::Listener if !self.is_grpc() => &self.listeners,
             _ => view.resources(type_url),
         }
     }
@@ -72,9 +72,17 @@ impl Group {
         origins
     }
 
+    /// Whether it is of gRPC applications, which share everything with the view.
+    fn is_grpc(&self) -> bool {
+        self.client.role == Role::Grpc
+    }
+
     /// Asks the graph for what is its own of a type; true if that is new, and to be combined with what
     /// it shares.
     pub(crate) fn load(&mut self, graph: &Graph, key: &ProxyKey, type_url: &TypeUrl) -> bool {
+        if self.is_grpc() {
+            return false;
+        }
         match type_url {
             TypeUrl::Cluster if self.own_clusters.is_none() => {
                 self.own_clusters = Some(graph.get::<OwnClusters>(key));

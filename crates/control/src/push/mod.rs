@@ -3,6 +3,8 @@
 //! - `node.rs`: who a proxy says it is;
 //! - `view.rs`: proxies that are the same as clients share one [`View`] with what they call;
 //! - `group.rs`: of these, proxies that are alike in all share one [`Group`], with what is theirs;
+//! - `clearance.rs`: who it has proven to be, and which credentials it may have for that;
+//! - `named.rs`: resources that are asked for one by one;
 //! - `session.rs`: one stream, and the order in which it is told things;
 //! - `propagation.rs`: how far changes have come.
 //!
@@ -10,7 +12,9 @@
 //! what it changes in views and groups, and a look at each session that must be told of it.
 
 pub(crate) mod about;
+pub(crate) mod clearance;
 pub(crate) mod group;
+mod named;
 pub(crate) mod node;
 pub(crate) mod propagation;
 pub(crate) mod session;
@@ -28,6 +32,7 @@ use leno_xds::server::grpc::{Connected, StreamEvent, StreamId};
 use tonic::Status;
 
 use self::about::About;
+use self::clearance::{Account, Gate};
 use self::group::Group;
 use self::propagation::Propagation;
 use self::session::{Cause, Said, Session};
@@ -40,14 +45,19 @@ use crate::scope::ProxyKey;
 use crate::scope::client::ClientOf;
 use crate::scope::gateways::AttachedGateways;
 use crate::scope::patches::{MetadataNames, PatchId};
+use crate::translate::cluster::grpc::{GrpcCluster, GrpcEndpoints};
 use crate::translate::cluster::{OwnClusters, SharedClusters};
+use crate::translate::credential::GivenTo;
 use crate::translate::endpoint::Endpoints;
+use crate::translate::listener::grpc::GrpcListener;
 use crate::translate::listener::{OwnListeners, SharedListeners};
 use crate::translate::name;
 use crate::translate::name_table::{self, NameTable};
 use crate::translate::patch::Extensions;
 use crate::translate::patch::report::{Effect, Effects, OwnEffects, SharedEffects};
 use crate::translate::route::Route;
+use crate::translate::route::grpc::GrpcRoute;
+use crate::translate::trust_bundle::{self, TrustBundle};
 
 /// How long what was made for a kind of proxy is kept without any: a connection that was lost is
 /// mostly made again at once, and most of them together.
@@ -68,6 +78,8 @@ pub(crate) struct Push {
     refusal_changes: u64,
     propagation: Propagation,
     counts: Counts,
+    /// Who may have which credentials.
+    gate: Gate,
 }
 
 /// Objects that have changed, and when.
@@ -115,6 +127,11 @@ pub(crate) fn patch_fault(id: &PatchId, effect: &Effect) -> Option<(ObjectRef, F
 }
 
 impl Push {
+    /// No proxies yet.
+    pub(crate) fn new(gate: Gate) -> Push {
+        Push { gate, ..Push::default() }
+    }
+
     /// The sessions, for people to look at.
     pub(crate) fn sessions(&self) -> impl Iterator<Item = &Session> {
         self.sessions.values()
@@ -230,11 +247,36 @@ impl Push {
             view.set_extensions(&extensions, version.clone());
             self.mark_view(&client, &TypeUrl::ExtensionConfig, None, &version, &mut touched);
         }
+        for ((client, name), given) in graph.changed::<GivenTo>() {
+            let Some(view) = self.views.get_mut(&client) else { continue };
+            view.set_secret(&client, &name, &given, version.clone());
+            self.mark_view(&client, &TypeUrl::Secret, Some(&name), &version, &mut touched);
+        }
         for (client, table) in graph.changed::<NameTable>() {
             let Some(view) = self.views.get_mut(&client) else { continue };
             view.set_names(table.as_ref().as_ref(), version.clone());
             let names = TypeUrl::from(name_table::TYPE_URL);
             self.mark_view(&client, &names, None, &version, &mut touched);
+        }
+        for (type_url, changed) in [
+            (TypeUrl::Cluster, graph.changed::<GrpcCluster>()),
+            (TypeUrl::Endpoint, graph.changed::<GrpcEndpoints>()),
+            (TypeUrl::Listener, graph.changed::<GrpcListener>()),
+            (TypeUrl::Route, graph.changed::<GrpcRoute>()),
+        ] {
+            for ((client, name), resource) in changed {
+                let Some(view) = self.views.get_mut(&client) else { continue };
+                view.set_grpc(&type_url, &name, resource.as_ref().as_ref(), version.clone());
+                self.mark_view(&client, &type_url, Some(&name), &version, &mut touched);
+            }
+        }
+        for ((), roots) in graph.changed::<TrustBundle>() {
+            let told = |view: &mut View| view.set_roots(roots.as_ref().as_ref(), version.clone());
+            let clients = self.views.iter_mut().filter_map(|(client, view)| told(view).then_some(client));
+            for client in clients.cloned().collect::<Vec<_>>() {
+                let roots = TypeUrl::from(trust_bundle::TYPE_URL);
+                self.mark_view(&client, &roots, None, &version, &mut touched);
+            }
         }
         for id in &touched.ids {
             if let Some(session) = self.sessions.get(id) {
@@ -247,8 +289,27 @@ impl Push {
         }
     }
 
+    /// It has been found out whether a service account may read Secrets.
+    pub(crate) fn on_reviewed(&mut self, account: &Account, may: bool, now: Instant) {
+        self.gate.on_reviewed(account, may, now);
+        let clearance = self.gate.clearance(Some(account));
+        let of_account =
+            self.sessions.values_mut().filter(|session| session.account.as_ref() == Some(account));
+        let told = of_account.filter_map(|session| session.set_clearance(clearance).then_some(session.id));
+        for id in told.collect::<Vec<_>>() {
+            self.pump(id, now);
+        }
+    }
+
     /// Sends what was held back for too long.
     pub(crate) fn on_tick(&mut self, graph: &Graph, now: Instant) {
+        let sessions = &self.sessions;
+        self.gate.on_tick(now, |account| {
+            sessions.values().any(|session| {
+                session.account.as_ref() == Some(account)
+                    && session.stream().subscription(&TypeUrl::Secret).is_some()
+            })
+        });
         let waiting = self.sessions.values().filter(|session| session.is_waiting()).map(|session| session.id);
         let mut waiting = Touched { ids: waiting.collect(), cause: None };
         self.release_held(&version(graph), now, &mut waiting);
@@ -336,7 +397,7 @@ impl Push {
     }
 
     fn connect(&mut self, graph: &Graph, connected: Connected, now: Instant) {
-        let Connected { id, mode, node, peer, sender, .. } = connected;
+        let Connected { id, mode, node, peer, caller, sender, .. } = connected;
         let parsed = node.ok_or(node::BadNode::Missing);
         let parsed = parsed.and_then(|node| Ok((About::new(&node, peer, now), node::parse(graph, &node)?)));
         let (about, node) = match parsed {
@@ -344,6 +405,13 @@ impl Push {
             Err(error) => {
                 tracing::warn!(?peer, %error, "refused a stream");
                 return sender.close(Status::invalid_argument(error.to_string()));
+            }
+        };
+        let account = match self.gate.admit(&node, caller.as_ref()) {
+            Ok(account) => account,
+            Err(error) => {
+                tracing::warn!(?peer, node = node.id, %error, "refused a stream");
+                return sender.close(Status::permission_denied(error));
             }
         };
         tracing::info!(node = node.id, ?mode, "proxy connected");
@@ -355,7 +423,7 @@ impl Push {
             group.members.insert(id);
             group.empty_since = None;
         }
-        self.sessions.insert(id, Session::new(id, node, key, about, mode, sender));
+        self.sessions.insert(id, Session::new(id, node, account, key, about, mode, sender));
     }
 
     fn add_group(&mut self, graph: &Graph, key: Arc<ProxyKey>) -> Arc<ProxyKey> {
@@ -395,6 +463,9 @@ impl Push {
         match said {
             Said::Wants { type_url, names } => {
                 let Some(view) = self.views.get_mut(&group.client) else { return };
+                if type_url == TypeUrl::Secret {
+                    session.set_clearance(self.gate.clearance(session.account.as_ref()));
+                }
                 let version = version(graph);
                 let is_new = view.load(graph, &group.client, &type_url, &names, &version);
                 let is_own_new = group.load(graph, &session.key, &type_url);

@@ -43,6 +43,8 @@ pub(crate) struct Node {
     pub(crate) name: String,
     /// The whole identifier.
     pub(crate) id: String,
+    /// The service account that it says it has; empty if it does not say.
+    pub(crate) service_account: String,
     pub(crate) key: ProxyKey,
     /// The texts of its metadata, for when patches come to ask for them.
     pub(crate) texts: Box<[(Box<str>, Box<str>)]>,
@@ -75,10 +77,14 @@ pub(crate) fn parse(graph: &Graph, node: &core::Node) -> Result<Node, BadNode> {
         "router" => Role::Router,
         other => return Err(BadNode::Type(other.to_owned())),
     };
-    let (pod, id_namespace) = name.rsplit_once('.').ok_or_else(malformed)?;
     let metadata = node.metadata.as_ref().map(|metadata| &metadata.fields);
     let field =
         |name: &str| metadata.and_then(|fields| fields.get(name)).and_then(|value| value.kind.as_ref());
+    let role = match field("GENERATOR") {
+        Some(Kind::StringValue(generator)) if generator == "grpc" => Role::Grpc,
+        _ => role,
+    };
+    let (pod, id_namespace) = name.rsplit_once('.').ok_or_else(malformed)?;
     let namespace = match field("NAMESPACE") {
         Some(Kind::StringValue(namespace)) if !namespace.is_empty() => namespace.clone(),
         None | Some(Kind::NullValue(_) | Kind::StringValue(_)) => id_namespace.to_owned(),
@@ -191,6 +197,7 @@ pub(crate) fn parse(graph: &Graph, node: &core::Node) -> Result<Node, BadNode> {
     Ok(Node {
         name: name.to_owned(),
         id: node.id.clone(),
+        service_account: words("SERVICE_ACCOUNT"),
         key: ProxyKey {
             role,
             namespace,

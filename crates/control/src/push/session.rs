@@ -19,6 +19,7 @@ use leno_xds::wire::{Request, Response};
 use leno_xds::{Mode, Resource, TypeUrl};
 
 use super::about::About;
+use super::clearance::{Account, Clearance};
 use super::group::Group;
 use super::node::Node;
 use super::propagation::{Ended, Tracks};
@@ -66,6 +67,10 @@ pub(crate) struct Session {
     pub(crate) key: Arc<ProxyKey>,
     /// What else is known of the proxy.
     pub(crate) about: Box<About>,
+    /// Who it has proven to be.
+    pub(crate) account: Option<Account>,
+    /// Which credentials it may have.
+    clearance: Clearance,
     stream: Stream,
     sender: Sender,
     /// Types of which something may be out of date at the proxy, in push order.
@@ -95,6 +100,7 @@ impl Session {
     pub(crate) fn new(
         id: StreamId,
         node: Node,
+        account: Option<Account>,
         key: Arc<ProxyKey>,
         about: About,
         mode: Mode,
@@ -107,6 +113,8 @@ impl Session {
             texts: node.texts,
             key,
             about: Box::new(about),
+            account,
+            clearance: Clearance::Nothing,
             stream: Stream::new(mode, Name::new(CONTROL_PLANE)),
             sender,
             pending: BTreeSet::new(),
@@ -192,6 +200,12 @@ impl Session {
     /// Notes that the proxy has asked for resources.
     pub(crate) fn owe(&mut self, type_url: &TypeUrl) {
         self.pending.insert(type_url.clone());
+    }
+
+    /// Notes which credentials the proxy may have; true if that has changed and it wants some.
+    pub(crate) fn set_clearance(&mut self, clearance: Clearance) -> bool {
+        let changed = std::mem::replace(&mut self.clearance, clearance) != clearance;
+        changed && self.on_changed(&TypeUrl::Secret, None, None)
     }
 
     /// Notes that resources have changed, by a change of the sources if any; false if the proxy does
@@ -280,6 +294,9 @@ impl Session {
             if self.stream.is_outstanding(type_url) && !self.stream.is_owed(type_url) {
                 continue;
             }
+            if *type_url == TypeUrl::Secret && self.clearance == Clearance::Pending {
+                continue;
+            }
             let upper = matches!(type_url, TypeUrl::Listener | TypeUrl::Route);
             if upper && !self.is_settled_below() && !self.is_impatient(now) {
                 held = true;
@@ -332,7 +349,10 @@ impl Session {
     }
 
     fn respond(&mut self, group: &Group, view: &View, type_url: &TypeUrl) -> Option<Response> {
-        let resources = group.resources(view, type_url);
+        let resources = match type_url {
+            TypeUrl::Secret => view.secrets(self.clearance),
+            _ => group.resources(view, type_url),
+        };
         if *type_url != TypeUrl::Cluster {
             return self.stream.push(type_url, resources, Scope::All);
         }

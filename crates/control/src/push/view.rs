@@ -9,15 +9,22 @@ use leno_derive::Graph;
 use leno_xds::TypeUrl;
 use leno_xds::server::Resources;
 
+use super::clearance::Clearance;
+use super::named::Named;
 use crate::model::ObjectRef;
-use crate::scope::ProxyKey;
+use crate::scope::{ProxyKey, Role};
 use crate::translate::cluster::SharedClusters;
+use crate::translate::cluster::grpc::{GrpcCluster, GrpcEndpoints};
+use crate::translate::credential::{Given, GivenTo};
 use crate::translate::endpoint::Endpoints;
 use crate::translate::listener::SharedListeners;
+use crate::translate::listener::grpc::GrpcListener;
 use crate::translate::name_table::{self, NameTable};
 use crate::translate::patch::Extensions;
 use crate::translate::resource::Resource;
 use crate::translate::route::Route;
+use crate::translate::route::grpc::GrpcRoute;
+use crate::translate::trust_bundle::{self, TrustBundle};
 
 /// How long a route waits for a cluster that does not exist, and a cluster that has gone for the
 /// routes that lead there to change. What is written in two pieces comes together by then; what does
@@ -46,19 +53,27 @@ pub(crate) struct View {
     names: Resources,
     /// Configurations of extensions.
     extensions: Resources,
+    /// The roots that its agent is told of.
+    roots: Resources,
+    /// Credentials: those that any authenticated proxy may have, and all.
+    open_secrets: Named,
+    secrets: Named,
+    /// What gRPC applications ask for one by one.
+    grpc: BTreeMap<TypeUrl, Named>,
     /// For types of which there are no resources here.
     nothing: Resources,
     /// What was asked of the graph, and is kept up to date there.
     clusters_asked: bool,
     names_asked: bool,
     extensions_asked: bool,
+    roots_asked: bool,
     listeners_asked: bool,
     endpoints_asked: HashSet<Name>,
     routes_asked: HashSet<Name>,
 }
 
 impl View {
-    /// Asks the graph for what a session wants. The names only matter for endpoints and routes:
+    /// Asks the graph for what a session wants. The names do not matter for clusters and listeners:
     /// everybody gets all clusters and listeners. True if there is something that was not there.
     pub(crate) fn load(
         &mut self,
@@ -68,6 +83,24 @@ impl View {
         names: &[Name],
         version: &Name,
     ) -> bool {
+        if client.role == Role::Grpc
+            && matches!(type_url, TypeUrl::Cluster | TypeUrl::Endpoint | TypeUrl::Listener | TypeUrl::Route)
+        {
+            let kept = self.grpc.entry(type_url.clone()).or_default();
+            for name in names {
+                if kept.ask(name) {
+                    let key = (client.clone(), name.to_string());
+                    let found = match type_url {
+                        TypeUrl::Cluster => graph.get::<GrpcCluster>(&key),
+                        TypeUrl::Endpoint => graph.get::<GrpcEndpoints>(&key),
+                        TypeUrl::Listener => graph.get::<GrpcListener>(&key),
+                        _ => graph.get::<GrpcRoute>(&key),
+                    };
+                    kept.set(name, found.as_ref().as_ref(), version.clone());
+                }
+            }
+            return true;
+        }
         match type_url {
             TypeUrl::Cluster if !std::mem::replace(&mut self.clusters_asked, true) => {
                 self.set_clusters(graph.get::<SharedClusters>(client), version.clone());
@@ -100,6 +133,15 @@ impl View {
                 }
                 true
             }
+            TypeUrl::Secret => {
+                for name in names {
+                    if self.secrets.ask(name) {
+                        let given = graph.get::<GivenTo>(&(client.clone(), name.to_string()));
+                        self.set_secret(client, name, &given, version.clone());
+                    }
+                }
+                true
+            }
             TypeUrl::Other(url)
                 if url == name_table::TYPE_URL && !std::mem::replace(&mut self.names_asked, true) =>
             {
@@ -111,6 +153,12 @@ impl View {
                 true
             }
             TypeUrl::ExtensionConfig => false,
+            TypeUrl::Other(url)
+                if url == trust_bundle::TYPE_URL && !std::mem::replace(&mut self.roots_asked, true) =>
+            {
+                self.set_roots(graph.get::<TrustBundle>(&()).as_ref().as_ref(), version.clone());
+                true
+            }
             _ => {
                 self.nothing.set_version(version.clone());
                 false
@@ -121,6 +169,9 @@ impl View {
     /// The resources of a type, shared ones only. Of types that this control plane knows nothing of
     /// there are none, and a proxy that asks for some is told so.
     pub(crate) fn resources(&self, type_url: &TypeUrl) -> &Resources {
+        if let Some(named) = self.grpc.get(type_url) {
+            return named.resources();
+        }
         match type_url {
             TypeUrl::Cluster => &self.clusters,
             TypeUrl::Endpoint => &self.endpoints,
@@ -128,7 +179,40 @@ impl View {
             TypeUrl::Route => &self.routes,
             TypeUrl::ExtensionConfig => &self.extensions,
             TypeUrl::Other(url) if url == name_table::TYPE_URL => &self.names,
+            TypeUrl::Other(url) if url == trust_bundle::TYPE_URL => &self.roots,
             _ => &self.nothing,
+        }
+    }
+
+    /// The credentials for a proxy with a clearance.
+    pub(crate) fn secrets(&self, clearance: Clearance) -> &Resources {
+        match clearance {
+            Clearance::Nothing | Clearance::Pending => &self.nothing,
+            Clearance::Open => self.open_secrets.resources(),
+            Clearance::All => self.secrets.resources(),
+        }
+    }
+
+    /// A new credential, or none.
+    pub(crate) fn set_secret(&mut self, client: &ProxyKey, name: &str, given: &Given, version: Name) {
+        if let Err(why) = &given.resource {
+            tracing::warn!(namespace = client.namespace, name, why, "no credential for proxies that ask");
+        }
+        let resource = given.resource.as_ref().ok();
+        self.open_secrets.set(name, resource.filter(|_| !given.guarded), version.clone());
+        self.secrets.set(name, resource, version);
+    }
+
+    /// Something that a gRPC application has asked for has changed.
+    pub(crate) fn set_grpc(
+        &mut self,
+        type_url: &TypeUrl,
+        name: &str,
+        resource: Option<&Arc<Resource>>,
+        version: Name,
+    ) {
+        if let Some(named) = self.grpc.get_mut(type_url) {
+            named.set(name, resource, version);
         }
     }
 
@@ -141,6 +225,13 @@ impl View {
     /// New configurations of extensions.
     pub(crate) fn set_extensions(&mut self, list: &[Arc<Resource>], version: Name) {
         replace(&mut self.extensions, list, version);
+    }
+
+    /// New roots; false if nobody has asked for them.
+    pub(crate) fn set_roots(&mut self, roots: Option<&Resource>, version: Name) -> bool {
+        self.roots.replace(roots.map(|roots| roots.wire.clone()));
+        self.roots.set_version(version);
+        self.roots_asked
     }
 
     /// New clusters.
@@ -248,17 +339,21 @@ impl View {
 
     /// The names of the resources of a type, and the objects that each comes from.
     pub(crate) fn origins(&self, type_url: &TypeUrl) -> Vec<(&str, &[ObjectRef])> {
+        if let Some(named) = self.grpc.get(type_url) {
+            return named.origins();
+        }
         match type_url {
             TypeUrl::Cluster => named(&self.cluster_list),
             TypeUrl::Listener => named(&self.listener_list),
             TypeUrl::Route => {
                 self.route_list.values().map(|route| (route.name(), route.origins.as_slice())).collect()
             }
+            TypeUrl::Secret => self.secrets.origins(),
             _ => Vec::new(),
         }
     }
 
-    /// Lets go of endpoints and routes that are not wanted any more.
+    /// Lets go of endpoints, routes and credentials that are not wanted any more.
     pub(crate) fn release_unwanted(
         &mut self,
         graph: &mut Graph,
@@ -283,6 +378,22 @@ impl View {
             }
             keep
         });
+        for (type_url, named) in &mut self.grpc {
+            for name in named.release_unwanted(|name| wanted(type_url, name)) {
+                let key = (client.clone(), name.to_string());
+                match type_url {
+                    TypeUrl::Cluster => graph.release::<GrpcCluster>(&key),
+                    TypeUrl::Endpoint => graph.release::<GrpcEndpoints>(&key),
+                    TypeUrl::Listener => graph.release::<GrpcListener>(&key),
+                    _ => graph.release::<GrpcRoute>(&key),
+                }
+            }
+        }
+        let is_wanted = |name: &str| wanted(&TypeUrl::Secret, name);
+        for name in self.secrets.release_unwanted(is_wanted) {
+            self.open_secrets.set(&name, None, self.secrets.resources().version().clone());
+            graph.release::<GivenTo>(&(client.clone(), name.to_string()));
+        }
     }
 
     /// Lets go of everything.

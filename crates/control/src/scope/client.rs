@@ -38,7 +38,8 @@ impl Query for ClientOf {
         if !matters.network {
             site.network.clear();
         }
-        // Everything that a gateway has depends on which gateway it is.
+        // Everything that a gateway has depends on which gateway it is, and gRPC applications ask for
+        // what is theirs by the same types.
         if proxy.role == Role::Sidecar {
             let names = cx.get::<SelectingLabels>(&());
             let pairs = cx.get::<SelectingPairs>(&client.namespace);
@@ -50,7 +51,7 @@ impl Query for ClientOf {
         if !is_traced(cx, client.workload(), telemetry::Side::Client, &client.options.overrides) {
             client.identity = Arc::default();
         }
-        if proxy.role == Role::Router {
+        if proxy.role != Role::Sidecar {
             return client;
         }
         client.sidecar = sidecar::narrowing(cx, &proxy.workload());

@@ -45,6 +45,8 @@ pub(crate) enum Role {
     Sidecar,
     /// At the edge of the mesh.
     Router,
+    /// None at all: the workload is a gRPC application that asks for itself.
+    Grpc,
 }
 
 /// How a sidecar gets hold of its workload's connections.
@@ -201,6 +203,15 @@ impl ProxyKey {
             Interception::Explicit { address, .. } => Some(address),
             Interception::Redirect | Interception::Tproxy => None,
         }
+    }
+
+    /// What a gRPC application calls is what a sidecar beside it would: the proxy that shares it.
+    pub(crate) fn as_client(&self, cx: &Cx<'_>) -> ProxyKey {
+        ProxyKey::clone(&cx.get::<client::ClientOf>(&ProxyKey {
+            role: Role::Sidecar,
+            interception: Interception::Redirect,
+            ..self.clone()
+        }))
     }
 
     /// The proxy as a client.

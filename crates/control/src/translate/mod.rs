@@ -5,10 +5,11 @@
 //!
 //! The roots, which `crate::push` asks for: what a proxy has as a client and shares with its like,
 //! [`cluster::SharedClusters`], [`endpoint::Endpoints`], [`listener::SharedListeners`] and
-//! [`route::Route`], and [`name_table::NameTable`], each for the proxy as [`crate::scope::client::ClientOf`] sees it; and what is its
+//! [`route::Route`], and [`name_table::NameTable`] and [`credential::GivenTo`], each for the proxy as [`crate::scope::client::ClientOf`] sees it; and what is its
 //! own, [`cluster::OwnClusters`] and [`listener::OwnListeners`].
 
 pub(crate) mod cluster;
+pub(crate) mod credential;
 pub(crate) mod endpoint;
 pub(crate) mod listener;
 pub(crate) mod name;
@@ -22,6 +23,7 @@ pub(crate) mod security;
 pub(crate) mod telemetry;
 #[cfg(test)]
 mod tests;
+pub(crate) mod trust_bundle;
 
 /// The generated modules that translation speaks, under short names.
 pub(crate) mod proto {

@@ -3,6 +3,8 @@
 use leno_api::proto::envoy::extensions::transport_sockets::tls::v3 as tls;
 
 use super::proto::core;
+pub(crate) use crate::model::credential::CA_SUFFIX;
+use crate::model::credential::{CONFIG_MAP, GATEWAY, SECRET};
 
 /// The workload's own certificate and key.
 pub(crate) const CERTIFICATE: &str = "default";
@@ -10,20 +12,14 @@ pub(crate) const CERTIFICATE: &str = "default";
 /// The roots that the mesh trusts.
 pub(crate) const ROOT: &str = "ROOTCA";
 
-/// Marks the name of the roots that belong to a credential.
-pub(crate) const CA_SUFFIX: &str = "-cacert";
-
 /// The cluster, of every bootstrap of Istio's, by which the agent is reached.
 const AGENT_CLUSTER: &str = "sds-grpc";
 
 /// Certificates of the gateway itself, as a credential.
 const BUILTIN: &str = "builtin://";
 
-/// Credentials that anybody may read.
-const CONFIG_MAP: &str = "configmap://";
-
 /// Spellings of credentials that say where they come from.
-const SCHEMES: [&str; 4] = ["kubernetes://", "kubernetes-gateway://", CONFIG_MAP, BUILTIN];
+const SCHEMES: [&str; 4] = [SECRET, GATEWAY, CONFIG_MAP, BUILTIN];
 
 /// Whether a credential holds nothing that must be kept secret.
 pub(crate) fn is_public(credential: &str) -> bool {
@@ -70,7 +66,7 @@ pub(crate) fn of_credential(name: &str) -> tls::SdsSecretConfig {
     }
     let name = name.strip_prefix("sds://").unwrap_or(name);
     let known = SCHEMES.iter().any(|scheme| name.starts_with(scheme));
-    let name = if known { name.to_owned() } else { format!("kubernetes://{name}") };
+    let name = if known { name.to_owned() } else { format!("{SECRET}{name}") };
     tls::SdsSecretConfig {
         name,
         // The secret may not exist: that must not hold up everything else, so Envoy's own limit to

@@ -37,6 +37,7 @@ use crate::translate::patch::Extensions;
 use crate::translate::patch::report::{Effects, OwnEffects, SharedEffects};
 use crate::translate::resource::Resource;
 use crate::translate::route::Route;
+use crate::translate::trust_bundle::TrustBundle;
 
 /// Who asks for configuration.
 #[derive(Deserialize)]
@@ -80,8 +81,8 @@ struct Proxy {
     #[serde(default)]
     proxy_config: Map<String, Value>,
     /// What of its configuration the case is about: any of `clusters`, `outbound` and `inbound`
-    /// (of the clusters), `endpoints`, `listeners`, `routes`, `extensions`; all, if empty. What is
-    /// left out is still checked by Envoy.
+    /// (of the clusters), `endpoints`, `listeners`, `routes`, `extensions`, `roots`; all, if empty. What
+    /// is left out is still checked by Envoy.
     #[serde(default)]
     only: Vec<String>,
 }
@@ -226,7 +227,8 @@ fn shown(mut configuration: Value, only: &[String]) -> Value {
     if only.is_empty() {
         return configuration;
     }
-    let known = ["clusters", "outbound", "inbound", "endpoints", "listeners", "routes", "extensions"];
+    let known =
+        ["clusters", "outbound", "inbound", "endpoints", "listeners", "routes", "extensions", "roots"];
     for part in only {
         assert!(known.contains(&part.as_str()), "no configuration has {part}");
     }
@@ -323,6 +325,10 @@ fn configuration(graph: &Graph, key: &ProxyKey) -> Value {
     });
     if !extensions.is_empty() {
         configuration["extensions"] = Value::from(extensions);
+    }
+    // Agents are told of it, and only with a switch.
+    if let Some(roots) = graph.peek::<TrustBundle>(&()).as_ref() {
+        configuration["roots"] = json!(crate::translate::trust_bundle::roots(roots));
     }
     configuration
 }

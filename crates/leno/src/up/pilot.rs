@@ -81,6 +81,8 @@ pub(crate) fn start(site: &Site, folders: &[PathBuf], state: &Path) -> Superviso
     for (flag, address) in [("--grpcAddr", grpc), ("--monitoringAddr", debug)] {
         argv.extend([flag.to_owned(), address.to_string()]);
     }
+    // Only the pods of this mesh can connect, and they are the user's own.
+    argv.push("--trustPlaintext".to_owned());
     // What its loop logs are the diagnostics, which are printed here.
     argv.extend(["--log_output_level".to_owned(), "default:warn,server:none".to_owned()]);
     let spec = ProcessSpec {

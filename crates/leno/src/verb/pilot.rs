@@ -3,9 +3,10 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::{Context, bail};
-use leno_control::server::Kubernetes;
+use leno_control::server::{Access, Issuer, Kubernetes, Options, Secure, parse_duration};
 
 use crate::cli::Failure;
 
@@ -38,9 +39,54 @@ pub(crate) struct Pilot {
         default_value = "istio-system"
     )]
     namespace: String,
-    /// Where proxies connect to for xDS
+    /// Where proxies connect to for xDS without TLS; empty: nowhere. Who connects here is not
+    /// authenticated and gets no credentials
     #[arg(long = "grpcAddr", alias = "grpc-addr", value_name = "ADDRESS", default_value = ":15010")]
     grpc_addr: String,
+    /// Where proxies connect to for xDS with TLS, if there is a certificate; empty: nowhere. They show
+    /// a certificate of the mesh (see --caCertFile) or the token of a service account
+    #[arg(
+        long = "secureGRPCAddr",
+        alias = "secure-grpc-addr",
+        value_name = "ADDRESS",
+        default_value = ":15012"
+    )]
+    secure_grpc_addr: String,
+    #[command(flatten)]
+    tls: Tls,
+    /// A proxy in front of us that is believed what x-forwarded-client-cert says; may be a list
+    #[arg(
+        long = "trustedGatewayCIDR",
+        env = "TRUSTED_GATEWAY_CIDR",
+        value_name = "CIDR",
+        value_delimiter = ','
+    )]
+    trusted_gateways: Vec<String>,
+    /// Whom tokens must be for; may be a list
+    #[arg(
+        long = "tokenAudiences",
+        env = "TOKEN_AUDIENCES",
+        value_name = "NAME",
+        value_delimiter = ',',
+        default_value = "istio-ca"
+    )]
+    audiences: Vec<String>,
+    /// An issuer of tokens beside the API server, as JSON: issuer, audiences, and jwks (the keys) or
+    /// jwksUri (file:///PATH)
+    #[arg(long = "jwtRule", env = "JWT_RULE", value_name = "JSON", default_value = "")]
+    jwt_rule: String,
+    /// Proxies without TLS must be authenticated as well
+    #[arg(long = "authenticatePlaintext", env = "XDS_AUTH_PLAINTEXT")]
+    authenticates_plaintext: bool,
+    /// Proxies that are not authenticated are believed to be who they say, and are given the
+    /// credentials of their namespace: only where nobody else can connect, as on a machine of one's own
+    #[arg(long = "trustPlaintext")]
+    trusts_plaintext: bool,
+    #[command(flatten)]
+    keepalive: Keepalive,
+    /// Without effect yet: where webhooks for injection and validation will be served
+    #[arg(long = "httpsAddr", alias = "https-addr", value_name = "ADDRESS", default_value = ":15017")]
+    https_addr: String,
     /// Write what is found wrong with objects of the cluster into their status
     #[arg(long = "writeStatus", env = "PILOT_ENABLE_ANALYSIS")]
     write_status: bool,
@@ -65,14 +111,79 @@ pub(crate) struct Pilot {
     log_output_level: String,
 }
 
+/// The certificate of the port with TLS.
+#[derive(Debug, clap::Args)]
+struct Tls {
+    /// The certificate of the port with TLS, with its chain; read again when it changes. Without one
+    /// that of /var/run/secrets/istiod/tls is used, if it is there
+    #[arg(long = "tlsCertFile", value_name = "FILE", requires = "key")]
+    certificate: Option<PathBuf>,
+    /// Its key
+    #[arg(long = "tlsKeyFile", value_name = "FILE", requires = "certificate")]
+    key: Option<PathBuf>,
+    /// The roots that the certificates of proxies come from. Without them that of
+    /// /var/run/secrets/istiod/ca is used, if it is there; else no certificates are asked for
+    #[arg(long = "caCertFile", value_name = "FILE")]
+    roots: Option<PathBuf>,
+    /// The lowest version of TLS
+    #[arg(
+        long = "tls-min-version",
+        value_name = "VERSION",
+        default_value = "1.2",
+        value_parser = ["1.2", "1.3"]
+    )]
+    min_version: String,
+    /// Cipher suites of TLS 1.2, by their names in OpenSSL
+    #[arg(long = "tls-cipher-suites", value_name = "LIST", value_delimiter = ',')]
+    suites: Vec<String>,
+}
+
+/// How long connections live.
+#[derive(Debug, clap::Args)]
+struct Keepalive {
+    /// After which silence a proxy is asked whether it is there
+    #[arg(long = "keepaliveInterval", value_name = "DURATION", default_value = "30s", value_parser = duration)]
+    interval: Duration,
+    /// How long it has to answer
+    #[arg(long = "keepaliveTimeout", value_name = "DURATION", default_value = "10s", value_parser = duration)]
+    timeout: Duration,
+    /// After what time a connection is ended, so that proxies spread over replicas; never, unless set
+    #[arg(long = "keepaliveMaxServerConnectionAge", value_name = "DURATION", value_parser = duration)]
+    most_age: Option<Duration>,
+    /// The most connections; others wait
+    #[arg(long = "maxConnections", value_name = "NUMBER", default_value = "100000")]
+    most_connections: usize,
+    /// The most streams on a connection
+    #[arg(
+        long = "maxConcurrentStreams",
+        env = "ISTIO_GPRC_MAXSTREAMS",
+        value_name = "NUMBER",
+        default_value = "100"
+    )]
+    most_streams: u32,
+}
+
+/// Where the certificate of istiod is mounted, as Istio's charts do it.
+const TLS_FILES: [&str; 2] = ["/var/run/secrets/istiod/tls/tls.crt", "/var/run/secrets/istiod/tls/tls.key"];
+
+/// Where the roots of the mesh are mounted.
+const ROOTS: &str = "/var/run/secrets/istiod/ca/root-cert.pem";
+
 impl Pilot {
     pub(crate) fn run(self) -> Result<ExitCode, Failure> {
         let _ = self.verb;
-        address("--httpAddr", &self.http_addr)?; // a typing error is one all the same
+        // A typing error is one all the same.
+        address("--httpAddr", &self.http_addr)?;
+        address("--httpsAddr", &self.https_addr)?;
         start_log(&self.log_output_level)?;
         let kubernetes = self.kubernetes()?;
+        let (access, connections) = (self.access()?, self.keepalive.options());
         let mut config = leno_control::server::Config::new(self.dirs);
-        config.grpc_addr = address("--grpcAddr", &self.grpc_addr)?;
+        if access.plaintext {
+            config.grpc_addr = address("--grpcAddr", &self.grpc_addr)?;
+        }
+        config.access = access;
+        config.connections = connections;
         config.kubernetes = kubernetes;
         config.http_addr = address("--monitoringAddr", &self.monitoring_addr)?;
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
@@ -94,6 +205,35 @@ impl Pilot {
 }
 
 impl Pilot {
+    /// Who may connect.
+    fn access(&self) -> anyhow::Result<Access> {
+        let secure = self.tls.files().filter(|_| !self.secure_grpc_addr.is_empty());
+        let secure = secure
+            .map(|files| anyhow::Ok((address("--secureGRPCAddr", &self.secure_grpc_addr)?, files)))
+            .transpose()?;
+        let plaintext = !self.grpc_addr.is_empty();
+        if !plaintext && secure.is_none() {
+            bail!("proxies cannot connect: neither --grpcAddr nor --secureGRPCAddr with --tlsCertFile");
+        }
+        let trusted = self.trusted_gateways.iter().filter(|range| !range.is_empty());
+        let trusted = trusted.map(|range| {
+            range.parse().map_err(|error| anyhow::anyhow!("--trustedGatewayCIDR: {range:?}: {error}"))
+        });
+        let issuer = match self.jwt_rule.as_str() {
+            "" => None,
+            rule => Some(Issuer::parse(rule).map_err(|error| anyhow::anyhow!("--jwtRule: {error}"))?),
+        };
+        Ok(Access {
+            plaintext,
+            secure,
+            authenticates_plaintext: self.authenticates_plaintext,
+            believes_all: self.trusts_plaintext,
+            audiences: self.audiences.clone(),
+            issuer,
+            trusted_proxies: trusted.collect::<anyhow::Result<_>>()?,
+        })
+    }
+
     /// The cluster to read: if one is named, or asked for, or there is nothing else to read.
     fn kubernetes(&self) -> anyhow::Result<Option<Kubernetes>> {
         let mut asked = self.kubeconfig.is_some() || self.context.is_some();
@@ -117,6 +257,45 @@ impl Pilot {
             identity: std::env::var("POD_NAME").unwrap_or_default(),
         }))
     }
+}
+
+impl Tls {
+    /// The files of the port with TLS; `None`: there are none.
+    fn files(&self) -> Option<Secure> {
+        let mounted = || {
+            let [certificate, key] = TLS_FILES.map(PathBuf::from);
+            (certificate.exists() && key.exists()).then_some((certificate, key))
+        };
+        let given = self.certificate.clone().zip(self.key.clone());
+        let (certificate, key) = given.or_else(mounted)?;
+        let mounted = || Some(PathBuf::from(ROOTS)).filter(|path| path.exists());
+        Some(Secure {
+            certificate,
+            key,
+            roots: self.roots.clone().or_else(mounted),
+            only_1_3: self.min_version == "1.3",
+            suites: self.suites.clone(),
+        })
+    }
+}
+
+impl Keepalive {
+    fn options(&self) -> Options {
+        Options {
+            keepalive: (self.interval, self.timeout),
+            most_connections: self.most_connections,
+            most_streams: self.most_streams,
+            most_age: self.most_age,
+            ..Options::default()
+        }
+    }
+}
+
+/// A duration as Go writes it: `30s`, `1h30m`.
+fn duration(text: &str) -> Result<Duration, String> {
+    parse_duration(text)
+        .filter(|duration| !duration.is_zero())
+        .ok_or_else(|| format!("{text:?} is no duration such as 30s or 1h30m"))
 }
 
 /// An address as Go writes it: `:15010` is all addresses of the machine.
@@ -150,7 +329,71 @@ fn start_log(levels: &str) -> anyhow::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use super::address;
+    use clap::Parser as _;
+
+    use super::{Pilot, address};
+
+    #[derive(clap::Parser)]
+    struct Command {
+        #[command(flatten)]
+        pilot: Pilot,
+    }
+
+    fn pilot(arguments: &[&str]) -> Result<Pilot, String> {
+        let command = Command::try_parse_from([&["pilot"], arguments].concat());
+        command.map(|command| command.pilot).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn who_may_connect() {
+        for (arguments, expected) in [
+            (&[][..], "plaintext"),
+            (
+                &["--grpcAddr="],
+                "proxies cannot connect: neither --grpcAddr nor --secureGRPCAddr with --tlsCertFile",
+            ),
+            (&["--tlsCertFile=c", "--tlsKeyFile=k", "--caCertFile=r"], "plaintext secure 0.0.0.0:15012"),
+            (
+                &["--grpcAddr=", "--tlsCertFile=c", "--tlsKeyFile=k", "--secureGRPCAddr=[::1]:1"],
+                "secure [::1]:1",
+            ),
+            (&["--tlsCertFile=c", "--tlsKeyFile=k", "--secureGRPCAddr="], "plaintext"),
+            (&["--trustPlaintext"], "plaintext believed"),
+            (
+                &["--authenticatePlaintext", "--trustedGatewayCIDR=10.0.0.0/8,::1/128"],
+                "plaintext asked 2 trusted",
+            ),
+            (&["--trustedGatewayCIDR=x"], "--trustedGatewayCIDR: \"x\""),
+            (&["--jwtRule={}"], "--jwtRule: issuer must not be empty"),
+        ] {
+            let found = match pilot(arguments).expect("good flags").access() {
+                Ok(access) => {
+                    let secure = access.secure.map(|(address, _)| format!("secure {address}"));
+                    let trusted = access.trusted_proxies.len();
+                    let words = [
+                        access.plaintext.then(|| "plaintext".to_owned()),
+                        secure,
+                        access.authenticates_plaintext.then(|| "asked".to_owned()),
+                        access.believes_all.then(|| "believed".to_owned()),
+                        (trusted > 0).then(|| format!("{trusted} trusted")),
+                    ];
+                    words.into_iter().flatten().collect::<Vec<_>>().join(" ")
+                }
+                Err(error) => error.to_string(),
+            };
+            assert!(found.starts_with(expected), "{arguments:?}: {found}");
+        }
+        for bad in [
+            &["--tlsCertFile=c"][..],
+            &["--tls-min-version=1.1"],
+            &["--keepaliveTimeout=x"],
+            &["--keepaliveInterval=0s"],
+        ] {
+            assert!(pilot(bad).is_err(), "{bad:?}");
+        }
+        let pilot = pilot(&["--keepaliveMaxServerConnectionAge=1h30m"]).expect("good flags");
+        assert_eq!(pilot.keepalive.options().most_age.map(|age| age.as_secs()), Some(5400));
+    }
 
     #[test]
     fn addresses() {

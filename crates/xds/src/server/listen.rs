@@ -32,6 +32,8 @@ const LAST_WORDS: Duration = Duration::from_secs(5);
 /// How many bytes of answers may wait inside a connection: a few frames, as what waits is not the
 /// newest any more, and thousands of connections are served at once.
 const SEND_BUFFER: usize = 64 * 1024;
+/// How long the headers of a request may be, bytes: a token and a few certificates fit.
+const MOST_HEADERS: u32 = 64 << 10;
 
 /// A socket that proxies connect to.
 #[derive(Debug)]
@@ -69,6 +71,8 @@ pub struct Options {
     pub keepalive: (Duration, Duration),
     /// The most connections at a time. Others wait to be accepted.
     pub most_connections: usize,
+    /// The most streams at a time on a connection.
+    pub most_streams: u32,
     /// After what time a connection is ended, on the average: up to a tenth sooner or later.
     pub most_age: Option<Duration>,
     /// How long the ends of connections are spread over when the server ends.
@@ -76,11 +80,12 @@ pub struct Options {
 }
 
 impl Default for Options {
-    /// 30 s and 10 s, 100,000 connections, no age (istiod: 30 minutes), 3 s.
+    /// 30 s and 10 s, 100,000 connections of 100 streams, no age, 3 s.
     fn default() -> Self {
         Self {
             keepalive: (Duration::from_secs(30), Duration::from_secs(10)),
             most_connections: 100_000,
+            most_streams: 100,
             most_age: None,
             hand_over: Duration::from_secs(3),
         }
@@ -109,7 +114,13 @@ pub struct Credentials<'c> {
     pub certificate: &'c [String],
     /// The headers of the request, `authorization` among them.
     pub headers: &'c http::HeaderMap,
+    /// Where the connection comes from; absent for Unix sockets.
+    pub address: Option<SocketAddr>,
 }
+
+/// Who a caller turns out to be.
+pub type Authenticated<'c> =
+    std::pin::Pin<Box<dyn Future<Output = Result<Option<Caller>, String>> + Send + 'c>>;
 
 /// Decides who may begin a stream.
 pub trait Authenticator: Debug + Send + Sync {
@@ -117,7 +128,7 @@ pub trait Authenticator: Debug + Send + Sync {
     ///
     /// # Errors
     /// The words for who may not. They are sent to the client.
-    fn authenticate(&self, credentials: Credentials<'_>) -> Result<Option<Caller>, String>;
+    fn authenticate<'c>(&'c self, credentials: Credentials<'c>) -> Authenticated<'c>;
 }
 
 /// Lets everybody in.
@@ -125,8 +136,8 @@ pub trait Authenticator: Debug + Send + Sync {
 pub struct Anyone;
 
 impl Authenticator for Anyone {
-    fn authenticate(&self, _: Credentials<'_>) -> Result<Option<Caller>, String> {
-        Ok(None)
+    fn authenticate<'c>(&'c self, _: Credentials<'c>) -> Authenticated<'c> {
+        Box::pin(std::future::ready(Ok(None)))
     }
 }
 
@@ -135,11 +146,13 @@ impl Authenticator for Anyone {
 pub struct Certified;
 
 impl Authenticator for Certified {
-    fn authenticate(&self, credentials: Credentials<'_>) -> Result<Option<Caller>, String> {
-        if credentials.certificate.is_empty() {
-            return Err("a client certificate is required".to_owned());
-        }
-        Ok(Some(Caller { identities: credentials.certificate.to_vec() }))
+    fn authenticate<'c>(&'c self, credentials: Credentials<'c>) -> Authenticated<'c> {
+        let caller = if credentials.certificate.is_empty() {
+            Err("a client certificate is required".to_owned())
+        } else {
+            Ok(Some(Caller { identities: credentials.certificate.to_vec() }))
+        };
+        Box::pin(std::future::ready(caller))
     }
 }
 
@@ -162,7 +175,13 @@ impl Debug for Tokens {
 }
 
 impl Authenticator for Tokens {
-    fn authenticate(&self, credentials: Credentials<'_>) -> Result<Option<Caller>, String> {
+    fn authenticate<'c>(&'c self, credentials: Credentials<'c>) -> Authenticated<'c> {
+        Box::pin(std::future::ready(self.find(credentials)))
+    }
+}
+
+impl Tokens {
+    fn find(&self, credentials: Credentials<'_>) -> Result<Option<Caller>, String> {
         let header = credentials.headers.get(http::header::AUTHORIZATION).map(http::HeaderValue::as_bytes);
         let token = header.and_then(|header| {
             let (scheme, token) = header.split_at_checked(7)?;
@@ -272,15 +291,20 @@ impl Listen {
         let (service, authenticator) = (self.service.clone(), Arc::clone(&self.authenticator));
         let certificate: Arc<[String]> = certificate.into();
         let service = service_fn(move |mut request: http::Request<Incoming>| {
-            let credentials = Credentials { certificate: &certificate, headers: request.headers() };
-            let answer = match authenticator.authenticate(credentials) {
-                Ok(caller) => {
-                    request.extensions_mut().insert(Peer { address, caller });
-                    service.answer(request)
-                }
-                Err(words) => Status::unauthenticated(words).into_http(),
-            };
-            std::future::ready(Ok::<_, Infallible>(answer))
+            let (service, authenticator) = (service.clone(), Arc::clone(&authenticator));
+            let certificate = Arc::clone(&certificate);
+            async move {
+                let credentials =
+                    Credentials { certificate: &certificate, headers: request.headers(), address };
+                let caller = authenticator.authenticate(credentials).await;
+                Ok::<_, Infallible>(match caller {
+                    Ok(caller) => {
+                        request.extensions_mut().insert(Peer { address, caller });
+                        service.answer(request)
+                    }
+                    Err(words) => Status::unauthenticated(words).into_http(),
+                })
+            }
         });
         let (interval, timeout) = self.options.keepalive;
         let connection = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
@@ -288,6 +312,8 @@ impl Listen {
             .keep_alive_interval(interval)
             .keep_alive_timeout(timeout)
             .max_send_buf_size(SEND_BUFFER)
+            .max_concurrent_streams(self.options.most_streams)
+            .max_header_list_size(MOST_HEADERS)
             .serve_connection(TokioIo::new(stream), service);
         let mut connection = std::pin::pin!(connection);
         let old = async {

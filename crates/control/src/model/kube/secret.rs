@@ -9,7 +9,11 @@ use std::fmt;
 use bytes::Bytes;
 use k8s_openapi::api::core::v1 as core;
 
+use leno_tls::{Identity, IdentityError, Revocations, Source, TrustBundle};
+
 use crate::model::Meta;
+use crate::model::check::Check;
+use crate::model::diagnostic::Finding;
 
 /// Keys that hold something for TLS: those of Kubernetes' own type, then Istio's older ones.
 const KEYS: [&str; 10] = [
@@ -24,6 +28,9 @@ const KEYS: [&str; 10] = [
     "crl",
     "root-cert.pem",
 ];
+
+/// Kubernetes' own type of Secrets for TLS.
+const TLS: &str = "kubernetes.io/tls";
 
 /// The label of Secrets that hold how other clusters are reached.
 const REMOTE_CLUSTER: &str = "istio/multiCluster";
@@ -67,11 +74,123 @@ impl fmt::Debug for Hidden {
     }
 }
 
+/// What an object holds for TLS.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Material {
+    pub(crate) certificate: Option<Certificate>,
+    pub(crate) roots: Option<Roots>,
+}
+
+/// A certificate with its key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Certificate {
+    pub(crate) chain: Bytes,
+    pub(crate) key: Hidden,
+    /// An OCSP response.
+    pub(crate) staple: Option<Bytes>,
+    /// The names under which chain, key and staple were found.
+    names: [&'static str; 3],
+}
+
+/// Roots, and what they have revoked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Roots {
+    pub(crate) certificates: Bytes,
+    pub(crate) crl: Option<Bytes>,
+    /// The names under which these were found.
+    names: [&'static str; 2],
+}
+
+/// The names of certificate, key and staple; the first pair that is there counts.
+const CERTIFICATES: [[&str; 3]; 2] = [["cert", "key", ""], ["tls.crt", "tls.key", "tls.ocsp-staple"]];
+
+/// The names of roots and what they have revoked.
+const ROOTS: [[&str; 2]; 2] = [["cacert", "crl"], ["ca.crt", "ca.crl"]];
+
 impl Secret {
     /// One of its values; `None` if it is not there or empty.
-    #[cfg_attr(not(test), expect(dead_code, reason = "read by the secrets' server, which is to come"))]
     pub(crate) fn find(&self, key: &str) -> Option<&Bytes> {
         self.data.get(key).map(Hidden::reveal).filter(|bytes| !bytes.is_empty())
+    }
+
+    /// What it holds for TLS.
+    pub(crate) fn material(&self) -> Material {
+        Material::new(|key| self.find(key).cloned())
+    }
+
+    /// Checks what it holds for TLS; messages do not quote it.
+    pub(crate) fn validate(&self) -> Vec<Finding> {
+        let material = self.material();
+        let mut check = Check::default();
+        if self.r#type == TLS && material.certificate.is_none() {
+            check.at("data", |check| check.invalid("a Secret of this type has tls.crt and tls.key"));
+        }
+        check.at("data", |check| material.validate(check));
+        check.into_findings()
+    }
+}
+
+impl ConfigMap {
+    /// What it holds for TLS: roots only.
+    pub(crate) fn material(&self) -> Material {
+        let find = |key: &str| {
+            let text = self.data.get(key).filter(|text| !text.is_empty())?;
+            Some(Bytes::copy_from_slice(text.as_bytes()))
+        };
+        Material { certificate: None, ..Material::new(find) }
+    }
+
+    /// Checks what it holds for TLS.
+    pub(crate) fn validate(&self) -> Vec<Finding> {
+        let mut check = Check::default();
+        check.at("data", |check| self.material().validate(check));
+        check.into_findings()
+    }
+}
+
+impl Material {
+    fn new(find: impl Fn(&str) -> Option<Bytes>) -> Material {
+        let certificate = CERTIFICATES.iter().find_map(|names @ [chain, key, staple]| {
+            let (chain, key) = (find(chain)?, Hidden(find(key)?));
+            Some(Certificate { chain, key, staple: find(staple), names: *names })
+        });
+        let roots = ROOTS.iter().find_map(|names @ [certificates, crl]| {
+            Some(Roots { certificates: find(certificates)?, crl: find(crl), names: *names })
+        });
+        Material { certificate, roots }
+    }
+
+    /// Reads it as proxies will.
+    fn validate(&self, check: &mut Check) {
+        if let Some(certificate) = &self.certificate {
+            let [chain, key, staple] = certificate.names;
+            let source = |bytes: &Bytes| Source { bytes: bytes.to_vec(), place: String::new() };
+            let loaded = Identity::load(
+                &source(&certificate.chain),
+                &source(certificate.key.reveal()),
+                None,
+                certificate.staple.as_ref().map(source).as_ref(),
+                &rustls::crypto::aws_lc_rs::default_provider(),
+            );
+            match loaded {
+                Ok(_) => {}
+                Err(IdentityError::Chain(_, why)) => check.key(chain, |check| check.invalid(why)),
+                Err(IdentityError::Kind(_, why)) => check.key(chain, |check| check.invalid(why)),
+                Err(IdentityError::Key(_, why)) => check.key(key, |check| check.invalid(why)),
+                Err(IdentityError::Staple(_)) => {
+                    check.key(staple, |check| check.invalid("no OCSP response for the certificate"));
+                }
+            }
+        }
+        if let Some(roots) = &self.roots {
+            let [certificates, crl] = roots.names;
+            if let Err(why) = TrustBundle::parse(&roots.certificates) {
+                check.key(certificates, |check| check.invalid(why));
+            }
+            if let Some(Err(why)) = roots.crl.as_deref().map(Revocations::parse) {
+                check.key(crl, |check| check.invalid(why));
+            }
+        }
     }
 }
 

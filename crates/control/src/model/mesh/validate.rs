@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
+use leno_tls::TrustBundle;
 use serde_json::{Map, Value};
 
 use super::provider::{AuthzRequestBody, ExtensionProvider, Use};
@@ -65,6 +66,11 @@ impl MeshConfig {
                 ("pem", certificate.pem.is_some()),
                 ("spiffeBundleUrl", certificate.spiffe_bundle_url.is_some()),
             ]);
+            if let Some(pem) = &certificate.pem
+                && let Err(why) = TrustBundle::parse(pem.as_bytes())
+            {
+                check.at("pem", |check| check.warn("invalid-value", format!("is left out: {why}")));
+            }
         });
         self.check_tls(check);
         if let Some(policy) = &self.default_traffic_policy {

@@ -18,6 +18,7 @@ pub(crate) mod discovery;
 pub(crate) mod lease;
 mod objects;
 mod reflector;
+mod review;
 #[cfg(test)]
 mod tests;
 mod wanted;

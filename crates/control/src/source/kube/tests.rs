@@ -391,8 +391,8 @@ async fn secrets_are_read_one_by_one() {
     let mut fixture = Fixture::new().await;
     fixture.until_known().await;
     let secret = |name: &str, data: &str| {
-        json!({ "apiVersion": "v1", "kind": "Secret", "metadata": metadata(name), "type": "kubernetes.io/tls",
-            "data": { "tls.crt": data } })
+        json!({ "apiVersion": "v1", "kind": "Secret", "metadata": metadata(name), "type": "Opaque",
+            "data": { "tls.key": data } })
     };
     fixture.server().put(secret("wanted", "QQ=="));
     fixture.server().put(secret("other", "QQ=="));

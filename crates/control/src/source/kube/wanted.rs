@@ -3,11 +3,8 @@
 
 use std::collections::BTreeSet;
 
+use crate::model::credential::{Place, Reference};
 use crate::model::{Key, Kind};
-
-/// Marks the name of the roots that belong to a credential; they may be in a Secret of this name, or
-/// beside the certificate in the one without it.
-const CA_SUFFIX: &str = "-cacert";
 
 /// Secrets and ConfigMaps that are to be read, by their kind and name.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -18,22 +15,11 @@ impl Wanted {
     /// its name alone a proxy gets that of its own namespace; another's is named by what was
     /// translated for a Gateway of the Gateway API, when a grant allows it.
     pub(crate) fn add(&mut self, namespace: &str, resource: &str) {
-        let (kind, rest, foreign) = if let Some(rest) = resource.strip_prefix("kubernetes://") {
-            (Kind::Secret, rest, false)
-        } else if let Some(rest) = resource.strip_prefix("kubernetes-gateway://") {
-            (Kind::Secret, rest, true)
-        } else if let Some(rest) = resource.strip_prefix("configmap://") {
-            (Kind::ConfigMap, rest, true)
-        } else {
-            return;
-        };
-        let (place, name) = rest.split_once('/').unwrap_or((namespace, rest));
-        if name.is_empty() || place.is_empty() || (!foreign && place != namespace) {
+        let Some(reference) = Reference::parse(resource, namespace) else { return };
+        if reference.place == Place::Secret && reference.key.namespace != namespace {
             return;
         }
-        for name in [Some(name), name.strip_suffix(CA_SUFFIX)].into_iter().flatten() {
-            self.0.insert((kind, Key { namespace: place.to_owned(), name: name.to_owned() }));
-        }
+        self.0.extend(reference.objects().map(|key| (reference.kind(), key)));
     }
 }
 

@@ -51,7 +51,7 @@ pub(super) fn apply(draft: &mut Draft, balancer: Option<&LoadBalancer>, direct: 
     }
 }
 
-fn consistent_hash(message: &mut cluster::Cluster, hash: &ConsistentHash) {
+pub(super) fn consistent_hash(message: &mut cluster::Cluster, hash: &ConsistentHash) {
     use cluster::cluster::{LbConfig, LbPolicy};
     let ring = |size: u64| {
         LbConfig::RingHashLbConfig(cluster::cluster::RingHashLbConfig {

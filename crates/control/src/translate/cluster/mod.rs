@@ -7,6 +7,7 @@
 
 mod balancer;
 mod draft;
+pub(crate) mod grpc;
 mod inbound;
 mod outbound;
 mod policy;

@@ -139,7 +139,7 @@ pub(super) fn outlier_detection(draft: &mut Draft, outliers: &OutlierDetection, 
     }
 }
 
-fn outlier_message(outliers: &OutlierDetection) -> cluster::OutlierDetection {
+pub(super) fn outlier_message(outliers: &OutlierDetection) -> cluster::OutlierDetection {
     let enforcing = |limit: Option<u32>| limit.map(|limit| if limit > 0 { 100 } else { 0 });
     // The deprecated field counted gateway errors too.
     let gateway = outliers.consecutive_gateway_errors.or(positive(outliers.consecutive_errors));

@@ -11,6 +11,7 @@ mod capture;
 mod chain;
 pub(crate) mod filters;
 mod gateway;
+pub(crate) mod grpc;
 mod http;
 mod inbound;
 mod outbound;
@@ -97,6 +98,8 @@ pub(super) fn shared(cx: &Cx<'_>, client: &ProxyKey) -> Vec<Arc<Resource>> {
             let key = (client.listening(cx), client.workload(), own);
             cx.get::<gateway::GatewayListeners>(&key).as_ref().clone()
         }
+        // These ask for each by its name, see `grpc.rs`.
+        (Role::Grpc, _) => Vec::new(),
         (Role::Sidecar, Interception::Explicit { .. }) => {
             let viewer = client.listening(cx);
             // Without a Sidecar the workload has only the HTTP proxy.
@@ -144,14 +147,14 @@ pub(super) fn explicit(cx: &Cx<'_>, proxy: &ProxyKey) -> Option<Arc<Resource>> {
             let viewer = cx.get::<ClientOf>(proxy).listening(cx);
             Some(Arc::new(capture::explicit(cx, &viewer, address, port)))
         }
-        (Role::Router | Role::Sidecar, _) => None,
+        (Role::Router | Role::Sidecar | Role::Grpc, _) => None,
     }
 }
 
 /// A sidecar's listeners for what calls its workload, before EnvoyFilters.
 pub(super) fn own(cx: &Cx<'_>, proxy: &ProxyKey) -> Vec<Arc<Resource>> {
     match proxy.role {
-        Role::Router => Vec::new(),
+        Role::Router | Role::Grpc => Vec::new(),
         Role::Sidecar => cx.get::<inbound::InboundListeners>(&inbound_key(cx, proxy)).as_ref().clone(),
     }
 }

@@ -8,6 +8,7 @@
 pub(crate) mod action;
 mod filter;
 pub(crate) mod gateway;
+pub(crate) mod grpc;
 mod hash;
 pub(crate) mod matcher;
 pub(crate) mod retry;
@@ -71,6 +72,8 @@ pub(super) fn unpatched(cx: &Cx<'_>, proxy: &ProxyKey, name: &str) -> Option<Arc
             };
             cx.get::<gateway::GatewayRoute>(&key).as_ref().clone()
         }
+        // These ask by other names, see `grpc.rs`.
+        (Role::Grpc, _) => None,
         (Role::Sidecar, _) if name == super::name::HTTP_PROXY => {
             Some(cx.get::<sidecar::HttpProxyRoute>(&proxy.viewer(cx)))
         }

@@ -216,7 +216,7 @@ fn is_known(host: &str, known: &HashSet<String>) -> bool {
     known.contains(&host) || (host.starts_with('*') && known.iter().any(|known| fit(&host, known).is_some()))
 }
 
-fn carries_http(service: &Service, port: u16) -> bool {
+pub(super) fn carries_http(service: &Service, port: u16) -> bool {
     service.port(port).is_some_and(|port| port.protocol.is_http_or_auto())
 }
 

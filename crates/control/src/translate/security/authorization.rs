@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use leno_api::proto::envoy::config::rbac::v3 as rbac;
 use leno_api::proto::envoy::extensions::filters::http::rbac::v3 as http;
+use leno_api::proto::envoy::extensions::filters::network::http_connection_manager::v3 as hcm;
 use leno_api::proto::envoy::extensions::filters::network::rbac::v3 as network;
 use leno_derive::Cx;
 
@@ -71,6 +72,27 @@ pub(super) fn filters(cx: &Cx<'_>, workload: &Workload) -> Filled {
         ));
     }
     filled
+}
+
+/// The filters of a gRPC server, see [`super::of_grpc`].
+pub(super) fn of_grpc(cx: &Cx<'_>, workload: &Workload) -> Option<Vec<hcm::HttpFilter>> {
+    use rbac::rbac::Action;
+    let policies = cx.get::<AuthorizationOf>(workload);
+    if policies.custom.iter().any(|policy| !is_tried(&policy.meta)) {
+        return None;
+    }
+    let mesh = cx.get::<Mesh>(&());
+    let lists = [
+        ("envoy.filters.http.rbac.DENY", Action::Deny, &policies.deny),
+        (HTTP, Action::Allow, &policies.allow),
+    ];
+    let filters = lists.into_iter().filter_map(|(name, action, policies)| {
+        let mut wet = policies.iter().filter(|policy| !is_tried(&policy.meta)).peekable();
+        wet.peek()?;
+        let rules = rules(&mesh, wet.map(|policy| policy.as_ref()), action, false, "");
+        Some(http_filter(name, &http::Rbac { rules: Some(rules), ..http::Rbac::default() }))
+    });
+    Some(filters.collect())
 }
 
 /// Whether a policy is only tried.

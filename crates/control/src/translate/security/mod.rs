@@ -48,6 +48,12 @@ pub(crate) fn filled(cx: &Cx<'_>, slot: Slot, scope: &FilterScope) -> Filled {
     }
 }
 
+/// The filters of a gRPC server that does without a proxy, which know of the actions DENY and ALLOW
+/// only; `None` if there is a policy that they cannot enforce.
+pub(crate) fn of_grpc(cx: &Cx<'_>, workload: &Workload) -> Option<Vec<hcm::HttpFilter>> {
+    authorization::of_grpc(cx, workload)
+}
+
 fn http_filter<T: Message + Name>(name: &str, config: &T) -> hcm::HttpFilter {
     hcm::HttpFilter {
         name: name.to_owned(),

@@ -1,0 +1,277 @@
+//! The door: how proxies connect, and how they prove who they are.
+//!
+//! - `tls.rs`: the port with TLS, whose certificate is renewed by changing its files;
+//! - `token.rs`: tokens of service accounts, judged by the API server, or by an issuer's keys;
+//! - `forwarded.rs`: certificates that a proxy in front of us has verified;
+//! - `made.rs`: things made of files, made anew when these change.
+//!
+//! As in istiod whoever comes by TLS must be authenticated by one of these, in this order: the
+//! certificate of the connection, a token, a header of a trusted proxy. Who comes in plain text is
+//! nobody (unless he is asked too), and gets no credentials. What an identity is worth is decided in
+//! `push/clearance.rs`.
+
+mod forwarded;
+mod made;
+mod tls;
+mod token;
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use leno_base::cidr::Cidr;
+use leno_xds::server::grpc::DiscoveryService;
+use leno_xds::server::listen::{Authenticated, Authenticator, Caller, Credentials, Listen, Options};
+
+pub use self::tls::Secure;
+pub use self::token::Issuer;
+use crate::push::clearance::Account;
+use crate::source::kube::Cluster;
+
+/// How long the API server may think about a token.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// The audience of tokens for the control plane, unless it is told another: Istio's.
+const AUDIENCE: &str = "istio-ca";
+
+/// Who may connect, and how that is shown.
+#[derive(Clone, Debug)]
+pub struct Access {
+    /// Whether there is a port without TLS.
+    pub plaintext: bool,
+    /// The port with TLS, and its files; `None`: there is none.
+    pub secure: Option<(SocketAddr, Secure)>,
+    /// Whether those who come in plain text must be authenticated too (`XDS_AUTH_PLAINTEXT`).
+    pub authenticates_plaintext: bool,
+    /// Whether proxies that are not authenticated are believed to be who they say, and given the
+    /// credentials of their namespace: for a machine of one's own, where nobody else can connect.
+    pub believes_all: bool,
+    /// Whom tokens must be for (`TOKEN_AUDIENCES`).
+    pub audiences: Vec<String>,
+    /// An issuer of tokens beside the API server.
+    pub issuer: Option<Issuer>,
+    /// Proxies that are believed what they say of the certificates of others.
+    pub trusted_proxies: Vec<Cidr>,
+}
+
+impl Default for Access {
+    /// In plain text only, where nobody is believed.
+    fn default() -> Access {
+        Access {
+            plaintext: true,
+            secure: None,
+            authenticates_plaintext: false,
+            believes_all: false,
+            audiences: vec![AUDIENCE.to_owned()],
+            issuer: None,
+            trusted_proxies: Vec::new(),
+        }
+    }
+}
+
+/// The trust domains of the mesh, its own first, as they are at the moment.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Domains(Arc<RwLock<Vec<String>>>);
+
+impl Domains {
+    /// New ones.
+    pub(crate) fn set(&self, domains: Vec<String>) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = domains;
+    }
+
+    /// Whether an identity is of one of them.
+    fn have(&self, identity: &str) -> bool {
+        let domain = identity.strip_prefix("spiffe://").and_then(|rest| rest.split_once('/'));
+        let domains = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        domain.is_some_and(|(domain, _)| domains.iter().any(|known| known == domain))
+    }
+
+    /// The identity of a service account.
+    fn identity(&self, account: &Account) -> String {
+        let domains = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let domain = domains.first().map_or("cluster.local", String::as_str);
+        format!("spiffe://{domain}/ns/{}/sa/{}", account.namespace, account.name)
+    }
+}
+
+/// What is built of [`Access`].
+#[derive(Debug)]
+pub(crate) struct Door {
+    /// For connections in plain text.
+    pub(crate) plain: Listen,
+    /// For those with TLS.
+    pub(crate) secure: Option<Listen>,
+    /// Finds out who calls, whoever asks.
+    pub(crate) callers: Arc<dyn Authenticator>,
+    pub(crate) domains: Domains,
+}
+
+impl Door {
+    /// Reads the files.
+    ///
+    /// # Errors
+    /// What is wrong with which.
+    pub(crate) fn new(
+        access: &Access,
+        options: &Options,
+        service: DiscoveryService,
+        cluster: Option<Cluster>,
+    ) -> Result<Door, String> {
+        let domains = Domains::default();
+        domains.set(vec!["cluster.local".to_owned()]);
+        let callers: Arc<dyn Authenticator> = Arc::new(Callers {
+            domains: domains.clone(),
+            audiences: access.audiences.clone(),
+            issuer: access.issuer.clone().map(token::Keys::read).transpose()?,
+            cluster,
+            trusted_proxies: access.trusted_proxies.clone(),
+        });
+        let plain = Listen { options: options.clone(), ..Listen::new(service) };
+        let secure = access.secure.as_ref().map(|(_, secure)| {
+            Ok::<_, String>(Listen {
+                authenticator: Arc::clone(&callers),
+                handshake: Some(Arc::new(tls::Server::read(secure.clone())?)),
+                ..plain.clone()
+            })
+        });
+        let secure = secure.transpose()?;
+        let plain = match access.authenticates_plaintext {
+            true => Listen { authenticator: Arc::clone(&callers), ..plain },
+            false => plain,
+        };
+        Ok(Door { plain, secure, callers, domains })
+    }
+}
+
+/// Finds out who calls.
+struct Callers {
+    domains: Domains,
+    audiences: Vec<String>,
+    issuer: Option<token::Keys>,
+    cluster: Option<Cluster>,
+    trusted_proxies: Vec<Cidr>,
+}
+
+impl fmt::Debug for Callers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Callers").field("audiences", &self.audiences).finish_non_exhaustive()
+    }
+}
+
+impl Authenticator for Callers {
+    fn authenticate<'c>(&'c self, credentials: Credentials<'c>) -> Authenticated<'c> {
+        Box::pin(async move {
+            let identities = self.identify(credentials).await.inspect_err(|why| {
+                tracing::warn!(peer = ?credentials.address, why, "a caller is not authenticated");
+            })?;
+            Ok(Some(Caller { identities }))
+        })
+    }
+}
+
+impl Callers {
+    async fn identify(&self, credentials: Credentials<'_>) -> Result<Vec<String>, String> {
+        // The roots may have signed for other meshes too.
+        let own = credentials.certificate.iter().filter(|identity| self.domains.have(identity));
+        let own: Vec<String> = own.cloned().collect();
+        if !own.is_empty() {
+            return Ok(own);
+        }
+        if let Some(token) = token::bearer(credentials.headers) {
+            let account = self.account(token).await?;
+            return Ok(vec![self.domains.identity(&account)]);
+        }
+        if !self.trusted_proxies.is_empty()
+            && let Some(forwarded) = forwarded::identities(credentials.headers)
+        {
+            let address = credentials.address.map(|address| address.ip().to_canonical());
+            let is_trusted =
+                |address| self.trusted_proxies.iter().any(|trusted: &Cidr| trusted.contains(address));
+            if address.is_some_and(is_trusted) {
+                return Ok(forwarded);
+            }
+            return Err("a certificate was forwarded by a proxy that is not trusted".to_owned());
+        }
+        Err("authentication failure: neither a certificate of the mesh nor a token".to_owned())
+    }
+
+    /// Whose a token is.
+    async fn account(&self, token: &str) -> Result<Account, String> {
+        if let Some(keys) = &self.issuer
+            && let Some(account) = keys.account(token)
+        {
+            return account;
+        }
+        let Some(cluster) = &self.cluster else {
+            return Err("the token is of an issuer that is not known".to_owned());
+        };
+        let review = cluster.review_token(token, &self.audiences);
+        let late = |_| "the token cannot be reviewed now".to_owned();
+        tokio::time::timeout(PATIENCE, review).await.map_err(late)?
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+
+    use http::HeaderMap;
+    use leno_base::cidr::Cidr;
+    use leno_xds::server::listen::Credentials;
+
+    use super::{Callers, Domains};
+
+    fn callers() -> Callers {
+        let domains = Domains::default();
+        domains.set(vec!["mesh".to_owned(), "old".to_owned()]);
+        Callers {
+            domains,
+            audiences: Vec::new(),
+            issuer: None,
+            cluster: None,
+            trusted_proxies: vec![Cidr::new([10, 0, 0, 0].into(), 8).expect("a range")],
+        }
+    }
+
+    #[tokio::test]
+    async fn certificates_come_first_and_must_be_the_meshs() {
+        let forwarded = "x-forwarded-client-cert";
+        for (certificate, header, address, expected) in [
+            (&["spiffe://mesh/ns/a/sa/b"][..], None, "1.2.3.4:5", Ok("spiffe://mesh/ns/a/sa/b")),
+            (&["spiffe://old/ns/a/sa/b"], None, "1.2.3.4:5", Ok("spiffe://old/ns/a/sa/b")),
+            (
+                &["spiffe://x/ns/a/sa/b", "spiffe://mesh/ns/a/sa/b"],
+                None,
+                "1.2.3.4:5",
+                Ok("spiffe://mesh/ns/a/sa/b"),
+            ),
+            (&["spiffe://x/ns/a/sa/b"], None, "1.2.3.4:5", Err("neither a certificate")),
+            (&["mesh"], None, "1.2.3.4:5", Err("neither a certificate")),
+            (&[], None, "10.0.0.1:5", Err("neither a certificate")),
+            (
+                &[],
+                Some((forwarded, "URI=spiffe://mesh/ns/a/sa/b")),
+                "10.0.0.1:5",
+                Ok("spiffe://mesh/ns/a/sa/b"),
+            ),
+            (&[], Some((forwarded, "URI=spiffe://mesh/ns/a/sa/b")), "11.0.0.1:5", Err("not trusted")),
+            (&[], Some(("authorization", "Bearer x")), "10.0.0.1:5", Err("issuer that is not known")),
+            (&[], Some(("authorization", "Basic x")), "10.0.0.1:5", Err("neither a certificate")),
+        ] {
+            let certificate: Vec<String> = certificate.iter().map(|&it| it.to_owned()).collect();
+            let mut headers = HeaderMap::new();
+            if let Some((name, value)) = header {
+                headers.insert(name, value.parse().expect("a value"));
+            }
+            let address: SocketAddr = address.parse().expect("an address");
+            let credentials =
+                Credentials { certificate: &certificate, headers: &headers, address: Some(address) };
+            match (callers().identify(credentials).await, expected) {
+                (Ok(found), Ok(expected)) => assert_eq!(found, [expected]),
+                (Err(words), Err(expected)) => assert!(words.contains(expected), "{words}"),
+                (found, expected) => panic!("{certificate:?}: {found:?}, not {expected:?}"),
+            }
+        }
+    }
+}

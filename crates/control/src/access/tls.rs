@@ -1,0 +1,103 @@
+//! The side of a TLS server.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use leno_tls::{
+    Identity, Parameters, PeerCertificates, ServerContext, ServerSettings, Source, StaplePolicy, TicketKeys,
+    Trust, TrustBundle, ValidationRules, Version,
+};
+use leno_xds::server::listen::{Handshake, Shaken, Stream};
+use tokio_rustls::TlsAcceptor;
+
+use super::made::{Made, read};
+
+/// The files of a TLS server; when they change, new connections get what is in them.
+#[derive(Clone, Debug, Default)]
+pub struct Secure {
+    /// The certificate chain.
+    pub certificate: PathBuf,
+    /// Its key.
+    pub key: PathBuf,
+    /// The roots that certificates of clients must come from; without them none is asked for.
+    pub roots: Option<PathBuf>,
+    /// Whether only TLS 1.3 is spoken; otherwise 1.2 too.
+    pub only_1_3: bool,
+    /// The suites of TLS 1.2 by their names in OpenSSL; empty for all.
+    pub suites: Vec<String>,
+}
+
+/// A server that reads its files.
+#[derive(Debug)]
+pub(super) struct Server(Made<ServerContext>);
+
+impl Server {
+    /// Reads the files.
+    ///
+    /// # Errors
+    /// What is wrong with which.
+    pub(super) fn read(secure: Secure) -> Result<Server, String> {
+        let paths = [&secure.certificate, &secure.key].into_iter().chain(&secure.roots);
+        let paths = paths.cloned().collect();
+        Made::new(paths, move || secure.context()).map(Server)
+    }
+}
+
+impl Secure {
+    fn context(&self) -> Result<ServerContext, String> {
+        let mut parameters = Parameters::default();
+        if self.only_1_3 {
+            parameters.minimum = Version::Tls13;
+        }
+        if !self.suites.is_empty() {
+            parameters.set_suites(&self.suites)?;
+        }
+        let source = |path: &PathBuf| {
+            Ok::<_, String>(Source { bytes: read(path)?, place: path.display().to_string() })
+        };
+        let provider = rustls::crypto::aws_lc_rs::default_provider();
+        let identity =
+            Identity::load(&source(&self.certificate)?, &source(&self.key)?, None, None, &provider)
+                .map_err(|error| error.to_string())?;
+        let trust = match &self.roots {
+            None => Trust::Nobody,
+            Some(path) => {
+                let bundle = TrustBundle::parse(&read(path)?);
+                Trust::Bundle(Arc::new(bundle.map_err(|error| format!("{}: {error}", path.display()))?))
+            }
+        };
+        let settings = ServerSettings {
+            parameters,
+            alpn: vec![b"h2".to_vec()],
+            identities: vec![Arc::new(identity)],
+            rules: Arc::new(ValidationRules { trust, ..ValidationRules::default() }),
+            // Who has none may show a token.
+            require_client_certificate: false,
+            require_name: false,
+            full_scan: false,
+            staple_policy: StaplePolicy::default(),
+            // Connections last, and a certificate is verified for each.
+            tickets: TicketKeys::None,
+            stateful: false,
+            session_timeout: Duration::ZERO,
+            prefer_client_suites: false,
+            key_log: None,
+        };
+        settings.build()
+    }
+}
+
+impl Handshake for Server {
+    fn shake(&self, stream: Box<dyn Stream>) -> Shaken {
+        let config = Arc::clone(&self.0.current().config);
+        Box::pin(async move {
+            let stream = TlsAcceptor::from(config).accept(stream).await?;
+            let shown = stream.get_ref().1.peer_certificates().unwrap_or_default();
+            let shown = PeerCertificates::new(shown.to_vec());
+            let own = shown.as_ref().and_then(PeerCertificates::own);
+            let identities = own.map(|own| own.uris().map(str::to_owned).collect()).unwrap_or_default();
+            Ok((Box::new(stream) as Box<dyn Stream>, identities))
+        })
+    }
+}

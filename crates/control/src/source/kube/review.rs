@@ -1,0 +1,152 @@
+//! What the API server is asked about others: whether a service account may read Secrets, and whose a
+//! token is.
+
+use std::sync::Arc;
+
+use http::Method;
+use leno_base::rng::Rng;
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tokio::sync::{Semaphore, mpsc};
+use tokio::task::JoinSet;
+
+use super::Cluster;
+use super::client::{Api, Fault};
+use crate::push::clearance::Account;
+
+/// How many questions are open at a time.
+const OPEN: usize = 16;
+
+/// How often a question is asked before it is taken for answered with no.
+const TRIES: usize = 4;
+
+/// The group that all service accounts are in.
+const SERVICE_ACCOUNTS: &str = "system:serviceaccounts";
+
+/// The part of answers that matters.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Review<S> {
+    status: S,
+}
+
+/// `SubjectAccessReviewStatus`.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Access {
+    allowed: bool,
+}
+
+/// `TokenReviewStatus`.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Token {
+    authenticated: bool,
+    error: String,
+    user: User,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct User {
+    username: String,
+    groups: Vec<String>,
+}
+
+impl Cluster {
+    /// Whose a token is that was issued for one of the audiences.
+    ///
+    /// # Errors
+    /// Why it is nobody's.
+    pub(crate) async fn review_token(&self, token: &str, audiences: &[String]) -> Result<Account, String> {
+        let review = json!({
+            "apiVersion": "authentication.k8s.io/v1",
+            "kind": "TokenReview",
+            "spec": { "token": token, "audiences": audiences },
+        });
+        let path = "/apis/authentication.k8s.io/v1/tokenreviews";
+        let answer: Review<Token> = post(&self.api, path, &review).await.map_err(|fault| {
+            tracing::warn!(%fault, "cannot ask the API server about a token");
+            "the token cannot be reviewed now".to_owned()
+        })?;
+        let Token { authenticated, error, user } = answer.status;
+        if !error.is_empty() {
+            return Err(format!("the token was refused: {error}"));
+        }
+        let parts: Vec<&str> = user.username.split(':').collect();
+        match parts.as_slice() {
+            ["system", "serviceaccount", namespace, name]
+                if authenticated && user.groups.iter().any(|group| group == SERVICE_ACCOUNTS) =>
+            {
+                Ok(Account { namespace: (*namespace).to_owned(), name: (*name).to_owned() })
+            }
+            _ if authenticated => Err("the token is not a service account's".to_owned()),
+            _ => Err("the token was refused".to_owned()),
+        }
+    }
+
+    /// Whether a service account may read the Secrets of its namespace.
+    async fn may_read_secrets(&self, account: &Account) -> Result<bool, Fault> {
+        let review = json!({
+            "apiVersion": "authorization.k8s.io/v1",
+            "kind": "SubjectAccessReview",
+            "spec": {
+                "user": format!("system:serviceaccount:{}:{}", account.namespace, account.name),
+                "resourceAttributes": {
+                    "namespace": account.namespace, "verb": "list", "resource": "secrets",
+                },
+            },
+        });
+        let path = "/apis/authorization.k8s.io/v1/subjectaccessreviews";
+        let answer: Review<Access> = post(&self.api, path, &review).await?;
+        Ok(answer.status.allowed)
+    }
+
+    /// Starts what finds out who may read Secrets: where to ask, and where the answers come.
+    pub(crate) fn spawn_reviewer(
+        &self,
+        tasks: &mut JoinSet<()>,
+    ) -> (mpsc::UnboundedSender<Account>, mpsc::UnboundedReceiver<(Account, bool)>) {
+        let (ask, mut asked) = mpsc::unbounded_channel::<Account>();
+        let (tell, told) = mpsc::unbounded_channel();
+        let cluster = self.clone();
+        tasks.spawn(async move {
+            let room = Arc::new(Semaphore::new(OPEN));
+            let mut rng = Rng::from_entropy();
+            let mut open = JoinSet::new();
+            while let Some(account) = asked.recv().await {
+                while open.try_join_next().is_some() {}
+                let Ok(permit) = Arc::clone(&room).acquire_owned().await else { return };
+                let (cluster, tell, rng) = (cluster.clone(), tell.clone(), rng.fork());
+                open.spawn(async move {
+                    let may = find_out(&cluster, &account, rng).await;
+                    drop(permit);
+                    // Nobody may want to know any more.
+                    let _ = tell.send((account, may));
+                });
+            }
+        });
+        (ask, told)
+    }
+}
+
+async fn find_out(cluster: &Cluster, account: &Account, rng: Rng) -> bool {
+    let mut backoff = cluster.backoff(rng);
+    let mut last = None;
+    for _ in 0..TRIES {
+        match cluster.may_read_secrets(account).await {
+            Ok(may) => return may,
+            Err(fault) => last = Some(fault),
+        }
+        tokio::time::sleep(backoff.next_wait()).await;
+    }
+    let fault = last.map(|fault| fault.to_string()).unwrap_or_default();
+    tracing::warn!(%account, fault, "cannot ask the API server whether Secrets may be read");
+    false
+}
+
+async fn post<T: serde::de::DeserializeOwned>(api: &Api, path: &str, review: &Value) -> Result<T, Fault> {
+    const JSON: &str = "application/json";
+    let answer = api.call(Method::POST, path, JSON, JSON, review.to_string().into_bytes()).await?;
+    serde_json::from_str(&answer).map_err(|error| Fault::Broken(error.to_string()))
+}

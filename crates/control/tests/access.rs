@@ -1,0 +1,214 @@
+//! The port with TLS: who is let in, as what, and that its certificate can be renewed.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper_util::rt::TokioIo;
+use leno_api::proto::envoy::config::core::v3::Node;
+use leno_api::proto::envoy::service::discovery::v3::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
+use leno_api::proto::envoy::service::discovery::v3::{DiscoveryRequest, DiscoveryResponse};
+use leno_control::server::{Config, Issuer, Secure, Server};
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer as Signer, KeyPair, SanType};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::{ClientConfig, RootCertStore};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::metadata::MetadataValue;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Request, Status};
+
+const CDS: &str = "type.googleapis.com/envoy.config.cluster.v3.Cluster";
+
+/// Nothing here takes long; what does is a bug.
+const LIMIT: Duration = Duration::from_secs(20);
+
+/// A root and what it signs.
+struct Authority {
+    pem: String,
+    signer: Signer<'static, KeyPair>,
+}
+
+impl Authority {
+    fn new(name: &str) -> Authority {
+        let mut params = CertificateParams::new(Vec::new()).expect("parameters");
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.distinguished_name.push(rcgen::DnType::CommonName, name);
+        let key = KeyPair::generate().expect("a key");
+        let pem = params.self_signed(&key).expect("a root").pem();
+        Authority { pem, signer: Signer::new(params, key) }
+    }
+
+    /// A certificate and its key.
+    fn sign(&self, name: SanType) -> (String, String) {
+        let mut params = CertificateParams::new(Vec::new()).expect("parameters");
+        params.subject_alt_names.push(name);
+        let key = KeyPair::generate().expect("a key");
+        let signed = params.signed_by(&key, &self.signer).expect("a certificate");
+        (signed.pem(), key.serialize_pem())
+    }
+
+    fn server(&self, name: &str) -> (String, String) {
+        self.sign(SanType::DnsName(name.try_into().expect("a name")))
+    }
+
+    fn identity(&self, identity: &str) -> (String, String) {
+        self.sign(SanType::URI(identity.try_into().expect("a URI")))
+    }
+}
+
+/// Connects over TLS, with a certificate perhaps.
+async fn connect(
+    address: SocketAddr,
+    root: &str,
+    name: &'static str,
+    own: Option<(String, String)>,
+) -> Result<Channel, tonic::transport::Error> {
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_slice(root.as_bytes()).expect("PEM")).expect("a root");
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let builder = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .expect("versions")
+        .with_root_certificates(roots);
+    let mut config = match own {
+        Some((chain, key)) => {
+            let chain = vec![CertificateDer::from_pem_slice(chain.as_bytes()).expect("PEM")];
+            let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).expect("PEM");
+            builder.with_client_auth_cert(chain, key).expect("a certificate")
+        }
+        None => builder.with_no_client_auth(),
+    };
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    let connector = TlsConnector::from(Arc::new(config));
+    let connect = tower::service_fn(move |_: http::Uri| {
+        let connector = connector.clone();
+        async move {
+            let stream = TcpStream::connect(address).await?;
+            let name = ServerName::try_from(name).map_err(std::io::Error::other)?;
+            connector.connect(name, stream).await.map(TokioIo::new)
+        }
+    });
+    Endpoint::from_static("https://istiod").connect_with_connector(connect).await
+}
+
+/// What a proxy of `reviews` in the namespace `default` is answered.
+async fn ask(channel: Channel, token: Option<&str>) -> Result<DiscoveryResponse, Status> {
+    let mut client = AggregatedDiscoveryServiceClient::new(channel);
+    let fields = [("SERVICE_ACCOUNT", "reviews")].map(|(name, value)| {
+        let kind = prost_types::value::Kind::StringValue(value.to_owned());
+        (name.to_owned(), prost_types::Value { kind: Some(kind) })
+    });
+    let node = Node {
+        id: "sidecar~10.0.0.9~reviews.default~default.svc.cluster.local".to_owned(),
+        metadata: Some(prost_types::Struct { fields: fields.into() }),
+        ..Node::default()
+    };
+    let first =
+        DiscoveryRequest { node: Some(node), type_url: CDS.to_owned(), ..DiscoveryRequest::default() };
+    let (requests, outgoing) = tokio::sync::mpsc::channel(1);
+    requests.send(first).await.expect("open");
+    let mut request = Request::new(ReceiverStream::new(outgoing));
+    if let Some(token) = token {
+        let value: MetadataValue<_> = format!("Bearer {token}").parse().expect("a value");
+        request.metadata_mut().insert("authorization", value);
+    }
+    let asking = async {
+        let mut responses = client.stream_aggregated_resources(request).await?.into_inner();
+        responses.message().await?.ok_or_else(|| Status::aborted("the end"))
+    };
+    tokio::time::timeout(LIMIT, asking).await.expect("in time")
+}
+
+fn place(folder: &Path, name: &str, text: &str) {
+    fs::write(folder.join("draft"), text).expect("writable");
+    fs::rename(folder.join("draft"), folder.join(name)).expect("renamable");
+}
+
+#[tokio::test]
+async fn who_connects_by_tls_shows_who_he_is() {
+    let (mesh, other) = (Authority::new("mesh"), Authority::new("other"));
+    let files = tempfile::tempdir().expect("a folder");
+    let (chain, key) = mesh.server("istiod");
+    for (name, text) in [("chain", &chain), ("key", &key), ("roots", &mesh.pem)] {
+        place(files.path(), name, text);
+    }
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut config = Config::new(vec![folder.path().to_owned()]);
+    config.grpc_addr.set_port(0);
+    config.http_addr.set_port(0);
+    let secure = Secure {
+        certificate: files.path().join("chain"),
+        key: files.path().join("key"),
+        roots: Some(files.path().join("roots")),
+        ..Secure::default()
+    };
+    config.access.plaintext = false;
+    config.access.secure = Some((SocketAddr::from(([127, 0, 0, 1], 0)), secure));
+    let server = Server::bind(config).await.expect("free ports");
+    assert!(server.grpc_addr().is_err(), "there is none without TLS");
+    let address = server.secure_grpc_addr().expect("an address");
+    tokio::spawn(server.run(std::future::pending()));
+
+    let own = |identity: &str| Some(mesh.identity(identity));
+    for (certificate, token, expected) in [
+        (own("spiffe://cluster.local/ns/default/sa/reviews"), None, Ok(())),
+        (own("spiffe://cluster.local/ns/default/sa/ratings"), None, Err(Code::PermissionDenied)),
+        (own("spiffe://cluster.local/ns/prod/sa/reviews"), None, Err(Code::PermissionDenied)),
+        (own("spiffe://elsewhere/ns/default/sa/reviews"), None, Err(Code::Unauthenticated)),
+        (None, None, Err(Code::Unauthenticated)),
+        (None, Some("x.y.z"), Err(Code::Unauthenticated)),
+    ] {
+        let channel = connect(address, &mesh.pem, "istiod", certificate).await.expect("it listens");
+        let found = ask(channel, token).await.map(|_| ()).map_err(|status| status.code());
+        assert_eq!(found, expected);
+    }
+    // One that another root has signed does not get as far as that.
+    let forged = Some(other.identity("spiffe://cluster.local/ns/default/sa/reviews"));
+    let refused = match connect(address, &mesh.pem, "istiod", forged).await {
+        Ok(channel) => ask(channel, None).await.is_err(),
+        Err(_) => true,
+    };
+    assert!(refused);
+
+    // A pair that does not fit leaves the old one in use; one that does is used from now on.
+    let (renewed, renewed_key) = mesh.server("renewed");
+    place(files.path(), "chain", &renewed);
+    let good = own("spiffe://cluster.local/ns/default/sa/reviews");
+    connect(address, &mesh.pem, "istiod", good.clone()).await.expect("the old certificate");
+    place(files.path(), "key", &renewed_key);
+    let channel = connect(address, &mesh.pem, "renewed", good.clone()).await.expect("the new certificate");
+    ask(channel, None).await.expect("it is let in");
+    assert!(connect(address, &mesh.pem, "istiod", good).await.is_err());
+}
+
+#[tokio::test]
+async fn bad_files_are_told_at_the_start() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mesh = Authority::new("mesh");
+    let ((chain, _), (_, key)) = (mesh.server("a"), mesh.server("b"));
+    place(folder.path(), "chain", &chain);
+    place(folder.path(), "key", &key);
+    let files = |certificate: &str, key: &str| Secure {
+        certificate: folder.path().join(certificate),
+        key: folder.path().join(key),
+        ..Secure::default()
+    };
+    for (secure, expected) in [
+        (files("absent", "key"), "absent: No such file"),
+        (files("chain", "key"), "it is not the certificate's"),
+        (files("key", "key"), "there is no certificate in it"),
+    ] {
+        let mut config = Config::new(vec![folder.path().to_owned()]);
+        config.grpc_addr.set_port(0);
+        config.http_addr.set_port(0);
+        config.access.secure = Some((SocketAddr::from(([127, 0, 0, 1], 0)), secure));
+        let error = Server::bind(config).await.err().expect("it does not start").to_string();
+        assert!(error.contains(expected), "{error}");
+    }
+    assert!(Issuer::parse("x").is_err());
+}
