@@ -6,7 +6,7 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use leno_base::rng::Rng;
-use leno_testkit::kube::{ApiServer, Fault, Options};
+use leno_testkit::kube::{ApiServer, Fault, Options, User};
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, watch};
 
@@ -15,6 +15,7 @@ use super::writer::Statuses;
 use super::{Cluster, Kubernetes, Wanted, lease, run, writer};
 use crate::model::diagnostic::Diagnostic;
 use crate::model::{Change, Key, Kind, ObjectRef};
+use crate::push::clearance::Account;
 use crate::source::Update;
 use crate::source::files::{Files, Look};
 
@@ -384,6 +385,45 @@ async fn kinds_come_and_go_and_change_their_version() {
         "sidecars.networking.istio.io",
     );
     fixture.until("gone", |world| !has(world, "late") && !has(world, "later")).await;
+}
+
+#[tokio::test]
+async fn service_accounts_are_reviewed() {
+    let server = ApiServer::start().await.unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let kubeconfig = folder.path().join("kubeconfig");
+    server.write_kubeconfig(&kubeconfig).unwrap();
+    let config = Kubernetes { kubeconfig: Some(kubeconfig), ..Kubernetes::default() };
+    let mut cluster = Cluster::new(&config).await.unwrap();
+    cluster.retry = (Duration::from_millis(1), Duration::from_millis(2));
+    let user = |name: &str, groups: &[&str]| User {
+        name: name.to_owned(),
+        groups: groups.iter().map(|&group| group.to_owned()).collect(),
+    };
+    server.add_token("web", user("system:serviceaccount:shop:web", &["system:serviceaccounts"]));
+    server.add_token("false", user("system:serviceaccount:shop:web", &[]));
+    server.add_token("human", user("alice", &["system:serviceaccounts"]));
+    let audiences = ["istio-ca".to_owned()];
+    for (token, expected) in [
+        ("web", Ok("shop/web")),
+        ("false", Err("not a service account's")),
+        ("human", Err("not a service account's")),
+        ("unknown", Err("invalid bearer token")),
+    ] {
+        match (cluster.review_token(token, &audiences).await, expected) {
+            (Ok(found), Ok(expected)) => assert_eq!(found.to_string(), expected),
+            (Err(words), Err(expected)) => assert!(words.contains(expected), "{words}"),
+            (found, expected) => panic!("{token}: {found:?}, not {expected:?}"),
+        }
+    }
+    let mut tasks = tokio::task::JoinSet::new();
+    let (ask, mut told) = cluster.spawn_reviewer(&mut tasks);
+    server.deny("system:serviceaccount:shop:other", "list", "", "secrets");
+    for (name, expected) in [("web", true), ("other", false)] {
+        let account = Account { namespace: "shop".to_owned(), name: name.to_owned() };
+        ask.send(account.clone()).unwrap();
+        assert_eq!(tokio::time::timeout(PATIENCE, told.recv()).await.unwrap(), Some((account, expected)));
+    }
 }
 
 #[tokio::test]
