@@ -11,8 +11,8 @@ use leno_derive::{Cx, Query};
 
 use super::filters::http_filter;
 use crate::registry::targets::Targets;
-use crate::registry::{Service, Visible, full_name};
-use crate::scope::ProxyKey;
+use crate::registry::{Service, full_name};
+use crate::scope::{ProxyKey, sidecar};
 use crate::scope::security::{PeerMode, PeersOfNamespace};
 use crate::translate::cluster::grpc::{ads, common_tls, socket};
 use crate::translate::name;
@@ -45,7 +45,7 @@ impl Query for GrpcListener {
 fn outbound(cx: &Cx<'_>, proxy: &ProxyKey, name: &str) -> Option<Arc<Resource>> {
     let (host, port) = name.rsplit_once(':')?;
     let port: u16 = port.parse().ok()?;
-    let visible = cx.get::<Visible>(&proxy.namespace);
+    let visible = sidecar::visible(cx, &proxy.as_client(cx).viewer(cx).sight());
     let service = find(&visible, host, &proxy.namespace).filter(|service| service.port(port).is_some())?;
     let manager = hcm::HttpConnectionManager {
         http_filters: vec![

@@ -5,9 +5,8 @@ use std::sync::Arc;
 
 use leno_derive::{Cx, Query};
 
-use super::Hosts;
-use super::sidecar::{ServiceRoutes, carries_http};
-use crate::registry::{Mesh, Visible};
+use super::{Hosts, sidecar};
+use crate::registry::Mesh;
 use crate::scope::ProxyKey;
 use crate::translate::name;
 use crate::translate::proto::route;
@@ -24,9 +23,7 @@ impl Query for GrpcRoute {
     fn derive(cx: &Cx<'_>, (proxy, name): &(ProxyKey, String)) -> Option<Arc<Resource>> {
         let parsed = name::parse_outbound(name).filter(|parsed| parsed.subset.is_empty())?;
         let viewer = proxy.as_client(cx).viewer(cx);
-        let visible = cx.get::<Visible>(&viewer.namespace);
-        let service = visible.get(parsed.host).filter(|service| carries_http(service, parsed.port))?;
-        let found = cx.get::<ServiceRoutes>(&(viewer, parsed.host.to_owned(), parsed.port));
+        let (service, found) = sidecar::of_service(cx, &viewer, parsed.host, parsed.port)?;
         let mut routes = found.routes.clone();
         routes.iter_mut().for_each(limit);
         let mut hosts = Hosts::new(&cx.get::<Mesh>(&()));

@@ -52,16 +52,7 @@ impl Query for OutboundRoute {
             return Some(hosts.finish(name, false));
         }
         if let Some((host, port)) = name.rsplit_once(':') {
-            let port = port.parse().ok()?;
-            let (listener, service) = all.iter().enumerate().find_map(|(listener, egress)| {
-                let here = egress.port.as_ref().is_none_or(|own| own.number == port);
-                let imported = here.then(|| imported(cx, &sight, listener))?;
-                imported.get(host).cloned().map(|service| (listener, service))
-            })?;
-            if !carries_http(&service, port) {
-                return None;
-            }
-            let found = cx.get::<ServiceRoutes>(&(viewer.clone(), listener, host.to_owned(), port));
+            let (service, found) = of_service(cx, viewer, host, port.parse().ok()?)?;
             hosts.origins.extend(found.origins.iter().cloned().chain([service.id.object.clone()]));
             // The listener is the service's own, so there is nothing to tell hosts apart for.
             hosts.add(name.clone(), vec!["*".to_owned()], found.routes.clone());
@@ -216,7 +207,7 @@ fn is_known(host: &str, known: &HashSet<String>) -> bool {
     known.contains(&host) || (host.starts_with('*') && known.iter().any(|known| fit(&host, known).is_some()))
 }
 
-pub(super) fn carries_http(service: &Service, port: u16) -> bool {
+fn carries_http(service: &Service, port: u16) -> bool {
     service.port(port).is_some_and(|port| port.protocol.is_http_or_auto())
 }
 
@@ -229,9 +220,30 @@ pub(super) struct Routes {
     pub(super) origins: Vec<crate::model::ObjectRef>,
 }
 
+/// A service that a client imports, and the routes to it.
+pub(super) fn of_service(
+    cx: &Cx<'_>,
+    viewer: &Viewer,
+    host: &str,
+    port: u16,
+) -> Option<(Arc<Service>, Arc<Routes>)> {
+    let sight = viewer.sight();
+    let all = cx.get::<EgressOf>(&sight);
+    let (listener, service) = all.iter().enumerate().find_map(|(listener, egress)| {
+        let here = egress.port.as_ref().is_none_or(|own| own.number == port);
+        let imported = here.then(|| imported(cx, &sight, listener))?;
+        imported.get(host).cloned().map(|service| (listener, service))
+    })?;
+    if !carries_http(&service, port) {
+        return None;
+    }
+    let routes = cx.get::<ServiceRoutes>(&(viewer.clone(), listener, host.to_owned(), port));
+    Some((service, routes))
+}
+
 /// The routes to a service that a listener imports: of the first rule for its host that has any here,
 /// else the route to the service itself.
-pub(super) struct ServiceRoutes;
+struct ServiceRoutes;
 
 impl Query for ServiceRoutes {
     type Key = (Viewer, usize, String, u16);
