@@ -131,14 +131,14 @@ impl ProxyKey {
     pub(crate) fn own_patches(&self, cx: &Cx<'_>) -> Patches {
         match self.role {
             Role::Sidecar => self.patches(cx, |patch| is_for(patch, PatchContext::SidecarInbound)),
-            Role::Router => Patches::default(),
+            Role::Router | Role::Grpc => Patches::default(),
         }
     }
 
     /// The context of what it has as a client.
     pub(crate) fn client_context(&self) -> PatchContext {
         match self.role {
-            Role::Sidecar => PatchContext::SidecarOutbound,
+            Role::Sidecar | Role::Grpc => PatchContext::SidecarOutbound,
             Role::Router => PatchContext::Gateway,
         }
     }
