@@ -15,7 +15,7 @@ const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
     ("leno-derive", &["leno-base"]),
     ("leno-tls", &["leno-base"]),
     ("leno-proxy", &["leno-tls", "leno-xds", "leno-api", "leno-base"]),
-    ("leno-control", &["leno-derive", "leno-xds", "leno-api", "leno-base"]),
+    ("leno-control", &["leno-derive", "leno-tls", "leno-xds", "leno-api", "leno-base"]),
     ("leno-node", &["leno-base"]),
     ("leno-samples", &[]),
     ("leno-testkit", &["leno-api", "leno-base", "leno-xds"]),
