@@ -50,6 +50,7 @@ impl AdminConfig {
         at.unsupported("socket_options", !socket_options.is_empty());
         at.unsupported("allow_paths", !allow_paths.is_empty());
         let access_logs = at.each("access_log", access_log, AccessLog::lower);
+        at.unsupported("access_log: to a service", access_logs.iter().any(|log| log.sender().is_some()));
         let address = at.optional("address", proto_address, address::address);
         Some(Self { address, access_logs, ..Self::default() })
     }

@@ -13,6 +13,26 @@ use crate::listener::network;
 /// `envoy.extensions.`.
 const FIXED: &[(&str, &str, &str)] = &[
     ("envoy.access_loggers", "envoy.access_loggers.file", "access_loggers.file.v3.FileAccessLog"),
+    (
+        "envoy.access_loggers",
+        "envoy.access_loggers.http_grpc",
+        "access_loggers.grpc.v3.HttpGrpcAccessLogConfig",
+    ),
+    (
+        "envoy.access_loggers",
+        "envoy.access_loggers.open_telemetry",
+        "access_loggers.open_telemetry.v3.OpenTelemetryAccessLogConfig",
+    ),
+    (
+        "envoy.access_loggers",
+        "envoy.access_loggers.tcp_grpc",
+        "access_loggers.grpc.v3.TcpGrpcAccessLogConfig",
+    ),
+    (
+        "envoy.access_loggers.extension_filters",
+        "envoy.access_loggers.extension_filters.cel",
+        "access_loggers.filters.cel.v3.ExpressionFilter",
+    ),
     ("envoy.access_loggers", "envoy.access_loggers.stderr", "access_loggers.stream.v3.StderrAccessLog"),
     ("envoy.access_loggers", "envoy.access_loggers.stdout", "access_loggers.stream.v3.StdoutAccessLog"),
     (
@@ -70,6 +90,13 @@ const FIXED: &[(&str, &str, &str)] = &[
         "filters.network.http_connection_manager.v3.HttpConnectionManager",
     ),
     ("envoy.filters.network", "envoy.filters.network.tcp_proxy", "filters.network.tcp_proxy.v3.TcpProxy"),
+    ("envoy.formatter", "envoy.formatter.cel", "formatter.cel.v3.Cel"),
+    ("envoy.formatter", "envoy.formatter.metadata", "formatter.metadata.v3.Metadata"),
+    (
+        "envoy.formatter",
+        "envoy.formatter.req_without_query",
+        "formatter.req_without_query.v3.ReqWithoutQuery",
+    ),
     (
         "envoy.http.stateful_session",
         "envoy.http.stateful_session.cookie",

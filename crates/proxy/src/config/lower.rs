@@ -111,6 +111,13 @@ pub(crate) struct Scope {
     pub(crate) dns_caches: Arc<dns_cache::config::Known>,
 }
 
+impl Scope {
+    /// Tells proxies of one process apart.
+    pub(crate) fn identity(&self) -> usize {
+        Arc::as_ptr(&self.here).addr()
+    }
+}
+
 /// What to do about fields that the API of this proxy does not have. In files they are refused
 /// before anything is lowered.
 #[derive(Clone, Debug, Default)]

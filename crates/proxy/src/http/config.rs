@@ -284,6 +284,9 @@ impl HttpConnectionManager {
     pub(crate) fn background(&self) -> Vec<(Arc<dyn Background>, Name)> {
         let upgrades = self.upgrade_filters.iter().flat_map(|(_, filters)| filters);
         let work = self.filters.iter().chain(upgrades).flat_map(|filter| filter.config.background());
+        let attempts = self.router.upstream_log.iter().flat_map(|log| &log.logs);
+        let logs = self.access_logs.iter().chain(attempts).filter_map(|log| log.sender());
+        let work = work.chain(logs.map(|log| -> Arc<dyn Background> { log }));
         work.map(|work| (work, self.stat_prefix.clone())).collect()
     }
 }

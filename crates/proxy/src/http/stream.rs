@@ -195,6 +195,8 @@ pub(crate) async fn refuse_request(
     timer: &mut Timer,
 ) {
     let mut stream = Stream::start(connection, HeaderMap::default(), HeadSize::default(), &down);
+    // What is no request never was complete.
+    stream.info.request_complete = None;
     down.close_after_response();
     let mut chain = Chain::default();
     if let Some((head, body)) = stream.end_early(reply.into(), &chain, &mut down) {

@@ -179,7 +179,8 @@ pub(crate) fn lower_proto(
         at.scope().runtime.integer(&format!("envoy.resource_limits.listener.{name}.connection_limit"));
     let counted =
         previous.map(|previous| &previous.connections).filter(|counted| counted.is_limited_to(limit));
-    let background = background(&chains);
+    let access_logs = at.each("access_log", access_log, AccessLog::lower);
+    let background = background(&chains, &access_logs);
     Some(Listener {
         background,
         connections: counted.map_or_else(|| GlobalConnections::new(limit), Arc::clone),
@@ -197,7 +198,7 @@ pub(crate) fn lower_proto(
         ),
         continue_on_timeout: continue_on_listener_filters_timeout,
         chains,
-        access_logs: at.each("access_log", access_log, AccessLog::lower),
+        access_logs,
         buffer_limit: per_connection_buffer_limit_bytes.map_or(1 << 20, |limit| limit as usize),
         transparent: transparent.unwrap_or(false),
         ipv4_compatible,
@@ -216,18 +217,21 @@ pub(crate) fn lower_proto(
     })
 }
 
-/// Refuses what makes no sense without a socket, as Envoy does.
-/// What goes on beside requests for the HTTP filters of all chains.
-fn background(chains: &FilterChains) -> Vec<(Arc<dyn Background>, Name)> {
+/// What goes on beside connections: for the HTTP filters of all chains, and for all access logs.
+fn background(chains: &FilterChains, logs: &[Arc<AccessLog>]) -> Vec<(Arc<dyn Background>, Name)> {
+    fn senders(logs: &[Arc<AccessLog>]) -> impl Iterator<Item = (Arc<dyn Background>, Name)> {
+        let all = logs.iter().filter_map(|log| log.sender());
+        all.map(|sender| -> (Arc<dyn Background>, Name) { (sender, Name::default()) })
+    }
     let of_chain = |chain: &Arc<FilterChain>| match &chain.network {
         NetworkFilters::Http(manager) => manager.background(),
-        NetworkFilters::Tcp(_) | NetworkFilters::Echo | NetworkFilters::Direct(_) | NetworkFilters::Close => {
-            Vec::new()
-        }
+        NetworkFilters::Tcp(proxy) => senders(&proxy.access_logs).collect(),
+        NetworkFilters::Echo | NetworkFilters::Direct(_) | NetworkFilters::Close => Vec::new(),
     };
-    chains.all().flat_map(of_chain).collect()
+    chains.all().flat_map(of_chain).chain(senders(logs)).collect()
 }
 
+/// Refuses what makes no sense without a socket, as Envoy does.
 fn internal_only(
     address: &Option<core::Address>,
     additional: &[proto::AdditionalAddress],

@@ -8,7 +8,7 @@ use leno_base::Name;
 use crate::config::lower::Lower;
 use crate::http::headers::HeaderMap;
 use crate::http::route::mutation::{Substitution, evaluate};
-use crate::telemetry::access_log::format::Format;
+use crate::telemetry::access_log::format::{Format, Piece};
 
 /// GrpcService.
 #[derive(Debug)]
@@ -24,6 +24,19 @@ pub(crate) struct GrpcTarget {
 }
 
 impl GrpcTarget {
+    /// The further headers of calls that are made for no request; `None`: they are made of one's.
+    pub(crate) fn constant_metadata(&self) -> Option<Vec<(Box<str>, Box<str>)>> {
+        let text = |format: &Format| {
+            let pieces = format.0.iter().map(|piece| match piece {
+                Piece::Text(text) => Some(&**text),
+                Piece::Command(_) => None,
+            });
+            pieces.collect::<Option<String>>()
+        };
+        let all = self.metadata.iter().map(|(name, format)| Some((name.clone(), text(format)?.into())));
+        all.collect()
+    }
+
     /// The further headers of a call that is made for a request with this head.
     pub(crate) fn metadata(
         &self,

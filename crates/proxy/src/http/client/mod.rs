@@ -7,7 +7,7 @@
 //! plain future: dropping it ends the exchange, and with it the stream to the endpoint.
 //!
 //! A call of which no byte can have been processed is made once more, as forwarded requests are.
-//! Reading order: this file, `grpc` (unary calls on top of it).
+//! Reading order: this file, `grpc` (unary calls on top of it), `stream` (messages as they come).
 
 use std::future::poll_fn;
 use std::net::IpAddr;
@@ -32,6 +32,7 @@ use crate::worker::Worker;
 
 pub(crate) mod config;
 pub(crate) mod grpc;
+pub(crate) mod stream;
 
 stats_scope! {
     /// `http.async-client.`

@@ -8,6 +8,7 @@ use std::borrow::Cow;
 use std::cell::RefCell;
 use std::fmt::Write;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
 use leno_base::Name;
@@ -16,9 +17,12 @@ use leno_tls::{Certificate, PeerCertificates};
 use serde_json::Value as Json;
 
 use crate::cluster::Metadata;
+use crate::config::lower::Lower;
 use crate::http::headers::{HeaderMap, Known};
 use crate::http::route::matcher::query_value;
 use crate::http::route::mutation::Substitution;
+use crate::matching::cel::{self, Expression};
+use crate::matching::facts::LogFacts;
 use crate::telemetry::access_log::LogType;
 use crate::telemetry::access_log::format::Command;
 use crate::telemetry::access_log::grpc;
@@ -72,6 +76,10 @@ pub(crate) enum Operator {
     Constant(Option<Box<str>>),
     /// `REQ`, `RESP`, `TRAILER`: the header, and the one to take if that is absent.
     Header(Block, Box<str>, Option<Box<str>>),
+    /// `REQ_WITHOUT_QUERY`: the same of the request, up to the query.
+    WithoutQuery(Box<str>, Option<Box<str>>),
+    /// `CEL`.
+    Cel(Arc<Expression>),
     /// `START_TIME`.
     StartTime(TimeFormat),
     /// `EMIT_TIME`.
@@ -394,6 +402,15 @@ pub(crate) fn resolve(name: &'static str, argument: Option<&str>) -> Result<Oper
             Ok(Operator::Constant(Some(name.into())))
         }
         ("REQ", Some(names)) => Ok(header(Block::Request, names)),
+        ("REQ_WITHOUT_QUERY", Some(names)) => match header(Block::Request, names) {
+            Operator::Header(_, name, alternative) => Ok(Operator::WithoutQuery(name, alternative)),
+            other => Ok(other),
+        },
+        ("CEL", Some(expression)) => {
+            let parsed = cel::parse(expression)?;
+            let lowered = Lower::resource(|at| cel::expression(parsed, at));
+            lowered.map(|lowered| Operator::Cel(Arc::new(lowered))).map_err(|error| error.to_string())
+        }
         ("RESP", Some(names)) => Ok(header(Block::Response, names)),
         ("TRAILER", Some(names)) => Ok(header(Block::Trailers, names)),
         ("START_TIME", format) => Ok(Operator::StartTime(time_format(format)?)),
@@ -536,6 +553,18 @@ impl Operator {
                 let alternative = || alternative.as_deref().and_then(|name| headers.find(name));
                 let found = headers.find(name).or_else(alternative);
                 found.map_or(Value::Absent, |value| Value::Text(Cow::Borrowed(value)))
+            }
+            Operator::WithoutQuery(name, alternative) => {
+                let Some(headers) = cx.request else { return Value::Absent };
+                let alternative = || alternative.as_deref().and_then(|name| headers.find(name));
+                let found = headers.find(name).or_else(alternative);
+                let end = |value: &[u8]| value.iter().position(|byte| *byte == b'?').unwrap_or(value.len());
+                let found = found.map(|value| value.get(..end(value)).unwrap_or(value));
+                found.map_or(Value::Absent, |value| Value::Text(Cow::Borrowed(value)))
+            }
+            Operator::Cel(expression) => {
+                let value = expression.text(&LogFacts { context: *cx, node: None });
+                value.map_or(Value::Absent, owned)
             }
             Operator::StartTime(format) => owned(format.format(cx.info.start_time)),
             Operator::EmitTime(format) => owned(format.format(SystemTime::now())),

@@ -7,14 +7,17 @@ use std::sync::Arc;
 use leno_api::proto::envoy::config::accesslog::v3 as accesslog;
 use leno_api::proto::envoy::config::core::v3 as core;
 use leno_api::proto::envoy::extensions::access_loggers as loggers;
+use leno_api::proto::envoy::extensions::access_loggers::filters::cel::v3::ExpressionFilter;
 
 use crate::config::address::data_source;
 use crate::config::lower::Lower;
 use crate::http::route::config::fraction;
 use crate::http::route::matcher;
+use crate::matching::cel;
 use crate::telemetry::access_log::format::Format;
 use crate::telemetry::access_log::{
-    AccessLog, Comparison, ComparisonOp, Filter, JsonTemplate, LogFormat, LogType, Sink,
+    AccessLog, Comparison, ComparisonOp, Filter, JsonTemplate, Lines, LogFormat, LogType, Output, Sink,
+    service,
 };
 use crate::telemetry::stream_info::ResponseFlags;
 
@@ -36,23 +39,35 @@ impl AccessLog {
             at.error_at("typed_config", format!("access log '{name}' must have a typed config"));
             return None;
         };
-        let (sink, format) = at.field("typed_config", |at| {
+        let output = at.field("typed_config", |at| {
             let any = at.extension(any)?;
+            let lines = |(sink, format): (Sink, LogFormat)| Output::Lines(Lines::new(format, sink));
             match leno_api::any::type_name(&any.type_url) {
-                "envoy.extensions.access_loggers.file.v3.FileAccessLog" => file(at.unpack(&any)?, at),
+                "envoy.extensions.access_loggers.grpc.v3.HttpGrpcAccessLogConfig" => {
+                    service::config::http_grpc(at.unpack(&any)?, at).map(Output::Service)
+                }
+                "envoy.extensions.access_loggers.grpc.v3.TcpGrpcAccessLogConfig" => {
+                    service::config::tcp_grpc(at.unpack(&any)?, at).map(Output::Service)
+                }
+                "envoy.extensions.access_loggers.open_telemetry.v3.OpenTelemetryAccessLogConfig" => {
+                    service::config::open_telemetry(at.unpack(&any)?, at).map(Output::Service)
+                }
+                "envoy.extensions.access_loggers.file.v3.FileAccessLog" => {
+                    file(at.unpack(&any)?, at).map(lines)
+                }
                 "envoy.extensions.access_loggers.stream.v3.StdoutAccessLog" => {
                     let loggers::stream::v3::StdoutAccessLog { access_log_format } = at.unpack(&any)?;
                     let format = access_log_format.map(|format| match format {
                         loggers::stream::v3::stdout_access_log::AccessLogFormat::LogFormat(format) => format,
                     });
-                    Some((Sink::Stdout, log_format(format, at)?))
+                    Some(lines((Sink::Stdout, log_format(format, at)?)))
                 }
                 "envoy.extensions.access_loggers.stream.v3.StderrAccessLog" => {
                     let loggers::stream::v3::StderrAccessLog { access_log_format } = at.unpack(&any)?;
                     let format = access_log_format.map(|format| match format {
                         loggers::stream::v3::stderr_access_log::AccessLogFormat::LogFormat(format) => format,
                     });
-                    Some((Sink::Stderr, log_format(format, at)?))
+                    Some(lines((Sink::Stderr, log_format(format, at)?)))
                 }
                 _ => {
                     at.unsupported_extension(&name, &any.type_url);
@@ -60,7 +75,7 @@ impl AccessLog {
                 }
             }
         })?;
-        Some(Arc::new(AccessLog::new(filter, format, sink)))
+        Some(Arc::new(AccessLog { filter, output }))
     }
 }
 
@@ -99,11 +114,7 @@ pub(crate) fn substitution_format(
         json_format_options: _,
         format,
     } = proto;
-    at.each("formatters", formatters, |formatter, at| {
-        let type_url = formatter.typed_config.map(|any| any.type_url).unwrap_or_default();
-        at.unsupported_extension(&formatter.name, &type_url);
-        None::<()>
-    });
+    self::formatters(formatters, at);
     use core::substitution_format_string::Format as Proto;
     match format {
         Some(Proto::TextFormat(text)) => text_format("text_format", &text, omit_empty_values, at),
@@ -123,6 +134,23 @@ pub(crate) fn substitution_format(
             None
         }
     }
+}
+
+/// Lowers formatters.
+// Deviation: their commands are known without them too (Envoy: `REQ_WITHOUT_QUERY` is not).
+pub(crate) fn formatters(protos: Vec<core::TypedExtensionConfig>, at: &mut Lower) {
+    const KNOWN: [&str; 3] = [
+        "envoy.extensions.formatter.cel.v3.Cel",
+        "envoy.extensions.formatter.metadata.v3.Metadata",
+        "envoy.extensions.formatter.req_without_query.v3.ReqWithoutQuery",
+    ];
+    at.each("formatters", protos, |formatter, at| {
+        let any = at.field("typed_config", |at| at.extension(formatter.typed_config.unwrap_or_default()))?;
+        if !KNOWN.contains(&leno_api::any::type_name(&any.type_url)) {
+            at.unsupported_extension(&formatter.name, &any.type_url);
+        }
+        None::<()>
+    });
 }
 
 fn text_format(field: &str, text: &str, omit_empty: bool, at: &mut Lower) -> Option<LogFormat> {
@@ -235,10 +263,25 @@ pub(crate) fn lower_filter(proto: accesslog::AccessLogFilter, at: &mut Lower) ->
             Filter::GrpcStatus(statuses, exclude)
         }
         Specifier::ExtensionFilter(accesslog::ExtensionFilter { name, config_type }) => {
-            let type_url =
-                config_type.map(|accesslog::extension_filter::ConfigType::TypedConfig(any)| any.type_url);
-            at.field("extension_filter", |at| at.unsupported_extension(&name, &type_url.unwrap_or_default()));
-            return None;
+            let any = config_type.map(|accesslog::extension_filter::ConfigType::TypedConfig(any)| any);
+            at.field("extension_filter.typed_config", |at| {
+                let any = at.extension(any.unwrap_or_default())?;
+                if !leno_api::any::is::<ExpressionFilter>(&any) {
+                    at.unsupported_extension(&name, &any.type_url);
+                    return None;
+                }
+                let ExpressionFilter { expression, cel_config } = at.unpack(&any)?;
+                match cel::parse(&expression) {
+                    Ok(proto) => {
+                        let condition = at.field("expression", |at| cel::lower(proto, cel_config, at))?;
+                        Some(Filter::Cel(Arc::new(condition)))
+                    }
+                    Err(error) => {
+                        at.error_at("expression", format!("Not able to parse filter expression: {error}"));
+                        None
+                    }
+                }
+            })?
         }
         Specifier::MetadataFilter(_) => {
             at.unsupported("metadata_filter", true);

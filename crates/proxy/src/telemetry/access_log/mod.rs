@@ -1,12 +1,13 @@
 //! Access logs: which streams are logged, how a line looks, where it goes.
 //!
 //! Reading order: this file (the types and the entries), `format` (format strings), `command`
-//! (what they yield), `sink` (files), `config` (lowering).
+//! (what they yield), `sink` (files), `service` (what goes to services), `config` (lowering).
 
 pub(crate) mod command;
 pub(crate) mod config;
 pub(crate) mod format;
 pub(crate) mod grpc;
+pub(crate) mod service;
 pub(crate) mod sink;
 #[cfg(test)]
 mod tests;
@@ -21,8 +22,11 @@ use serde_json::Value as Json;
 
 use crate::http::headers::{HeaderMap, Known};
 use crate::http::route::matcher::HeaderMatcher;
+use crate::matching::cel::Condition;
+use crate::matching::facts::LogFacts;
 use crate::telemetry::access_log::command::FormatContext;
 use crate::telemetry::access_log::format::{Format, Piece};
+use crate::telemetry::access_log::service::{Sender, ServiceLog};
 use crate::telemetry::access_log::sink::LogFile;
 use crate::telemetry::stream_info::{ResponseFlags, StreamInfo};
 use crate::telemetry::trace::sampling::Reason;
@@ -32,12 +36,35 @@ use crate::telemetry::trace::sampling::Reason;
 pub(crate) struct AccessLog {
     /// Which streams are logged; `None`: all.
     pub(crate) filter: Option<Filter>,
+    /// What is written, and where it goes.
+    pub(crate) output: Output,
+}
+
+/// What is written, and where it goes.
+#[derive(Debug)]
+pub(crate) enum Output {
+    /// Lines.
+    Lines(Lines),
+    /// Entries, to a service.
+    Service(ServiceLog),
+}
+
+/// Lines of a file, or the like.
+#[derive(Debug)]
+pub(crate) struct Lines {
     /// How a line looks.
     pub(crate) format: LogFormat,
     /// Where it goes.
-    pub(crate) sink: Sink,
+    sink: Sink,
     /// The sink at work, since the first line: lowering opens nothing.
     file: OnceLock<Arc<LogFile>>,
+}
+
+impl Lines {
+    /// Nothing is opened before the first line.
+    pub(crate) fn new(format: LogFormat, sink: Sink) -> Self {
+        Self { format, sink, file: OnceLock::new() }
+    }
 }
 
 /// Where lines go.
@@ -117,6 +144,8 @@ pub(crate) enum Filter {
     GrpcStatus(Vec<i32>, bool),
     /// `log_type_filter`; the flag excludes instead of including them.
     Types(Vec<LogType>, bool),
+    /// A condition in CEL (envoy.access_loggers.extension_filters.cel).
+    Cel(Arc<Condition>),
 }
 
 /// Why a line is written: envoy.data.accesslog.v3.AccessLogType.
@@ -235,9 +264,12 @@ impl LogType {
 }
 
 impl AccessLog {
-    /// An access log; nothing is opened before the first line.
-    pub(crate) fn new(filter: Option<Filter>, format: LogFormat, sink: Sink) -> Self {
-        Self { filter, format, sink, file: OnceLock::new() }
+    /// What sends its entries beside requests, if they go to a service.
+    pub(crate) fn sender(&self) -> Option<Arc<Sender>> {
+        match &self.output {
+            Output::Lines(_) => None,
+            Output::Service(log) => Some(Arc::clone(log.sender())),
+        }
     }
 
     /// Logs a TCP session or a connection at its end.
@@ -267,11 +299,14 @@ impl AccessLog {
         if self.filter.as_ref().is_some_and(|filter| !filter.passes(cx)) {
             return;
         }
-        LINE.with_borrow_mut(|line| {
-            line.clear();
-            self.format.format(cx, line);
-            self.file.get_or_init(|| sink::open(&self.sink)).write(line);
-        });
+        match &self.output {
+            Output::Lines(Lines { format, sink, file }) => LINE.with_borrow_mut(|line| {
+                line.clear();
+                format.format(cx, line);
+                file.get_or_init(|| sink::open(sink)).write(line);
+            }),
+            Output::Service(log) => log.log(cx),
+        }
     }
 }
 
@@ -344,6 +379,7 @@ impl Filter {
                 statuses.iter().any(|listed| i64::from(*listed) == i64::from(status)) != *exclude
             }
             Filter::Types(types, exclude) => types.contains(&cx.log_type) != *exclude,
+            Filter::Cel(condition) => condition.holds(&LogFacts { context: *cx, node: None }),
         }
     }
 }

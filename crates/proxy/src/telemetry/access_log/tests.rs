@@ -204,6 +204,13 @@ fn stdout_log(format: Option<core::SubstitutionFormatString>) -> accesslog::Acce
     }
 }
 
+fn lines(log: &AccessLog) -> &LogFormat {
+    match &log.output {
+        Output::Lines(lines) => &lines.format,
+        Output::Service(log) => panic!("{log:?}"),
+    }
+}
+
 fn line(format: &LogFormat) -> String {
     let sample = Sample::new();
     let mut out = Vec::new();
@@ -217,7 +224,7 @@ fn the_default_format_is_envoys() {
     expect![[r#"
         [2026-11-21T21:41:33.399Z] "GET /some/path?a=1&b=2 HTTP/1.1" 200 - 0 2 3 3 "-" "curl/7.88.1" "75f28955-9d59-40b8-8a84-953b2f99b311" "127.0.0.1:19801" "127.0.0.1:19802"
     "#]]
-    .assert_eq(&line(&log.format));
+    .assert_eq(&line(lines(&log)));
 }
 
 fn json_struct(json: &serde_json::Value) -> prost_types::Struct {
@@ -250,7 +257,7 @@ fn json_keeps_types_and_order() {
         let format = core::substitution_format_string::Format::JsonFormat(json_struct(&template));
         let proto =
             core::SubstitutionFormatString { omit_empty_values, format: Some(format), ..Default::default() };
-        line(&lowered(stdout_log(Some(proto))).unwrap().format)
+        line(lines(&lowered(stdout_log(Some(proto))).unwrap()))
     };
     expect![[r#"
         {"a":"x 200 y","cm":{"k":"v","l":[1,"a"],"o":{"b":true,"x":1.5}},"n":null,"nested":{"b":3,"l":["HTTP/1.1",5,true,null,null,"a-b"]},"none":null,"q":"he\"l\\lo","z":200}

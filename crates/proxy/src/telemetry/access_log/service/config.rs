@@ -1,0 +1,300 @@
+//! Lowering of the access loggers that send to services.
+
+#![allow(deprecated, reason = "deprecated fields are lowered, or refused by name, like all others")]
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError, Weak};
+use std::time::Duration;
+
+use leno_api::proto::envoy::config::core::v3 as core;
+use leno_api::proto::envoy::extensions::access_loggers::grpc::v3 as grpc;
+use leno_api::proto::envoy::extensions::access_loggers::open_telemetry::v3 as open_telemetry;
+use leno_api::proto::envoy::service::accesslog::v3 as service;
+use leno_api::proto::opentelemetry::proto::common::v1 as common;
+use leno_api::proto::opentelemetry::proto::resource::v1::Resource;
+use prost::Message;
+use tokio::sync::Notify;
+
+use super::entry::{Shape, structure};
+use super::otel::{Record, Template};
+use super::{HTTP_LOGS, Headers, Sender, ServiceLog, TCP_LOGS, Target, What, put};
+use crate::config::lower::Lower;
+use crate::http::client::config::{GrpcTarget, grpc as grpc_target, http_uri};
+use crate::telemetry::access_log::config::formatters;
+use crate::telemetry::access_log::format::Format;
+
+/// Lowers HttpGrpcAccessLogConfig.
+pub(crate) fn http_grpc(proto: grpc::HttpGrpcAccessLogConfig, at: &mut Lower) -> Option<ServiceLog> {
+    let grpc::HttpGrpcAccessLogConfig {
+        common_config,
+        additional_request_headers_to_log,
+        additional_response_headers_to_log,
+        additional_response_trailers_to_log,
+    } = proto;
+    let lower = |names: Vec<String>| names.into_iter().map(|name| name.to_ascii_lowercase().into()).collect();
+    let shape = Shape {
+        tcp: false,
+        objects: Vec::new(),
+        request_headers: lower(additional_request_headers_to_log),
+        response_headers: lower(additional_response_headers_to_log),
+        response_trailers: lower(additional_response_trailers_to_log),
+    };
+    at.required("common_config", common_config, |common, at| entries(common, shape, at))
+}
+
+/// Lowers TcpGrpcAccessLogConfig.
+pub(crate) fn tcp_grpc(proto: grpc::TcpGrpcAccessLogConfig, at: &mut Lower) -> Option<ServiceLog> {
+    let grpc::TcpGrpcAccessLogConfig { common_config } = proto;
+    let (request_headers, response_headers, response_trailers) = <(Vec<_>, Vec<_>, Vec<_>)>::default();
+    let shape =
+        Shape { tcp: true, objects: Vec::new(), request_headers, response_headers, response_trailers };
+    at.required("common_config", common_config, |common, at| entries(common, shape, at))
+}
+
+/// What all loggers over gRPC have in common.
+struct Common {
+    log_name: String,
+    target: GrpcTarget,
+    headers: Headers,
+    interval: Duration,
+    limit: usize,
+    objects: Vec<Box<str>>,
+}
+
+fn common(proto: grpc::CommonGrpcAccessLogConfig, at: &mut Lower) -> Option<Common> {
+    let grpc::CommonGrpcAccessLogConfig {
+        log_name,
+        grpc_service,
+        transport_api_version,
+        buffer_flush_interval,
+        buffer_size_bytes,
+        filter_state_objects_to_log,
+        grpc_stream_retry_policy,
+        custom_tags,
+    } = proto;
+    if log_name.is_empty() {
+        at.error_at("log_name", "value length must be at least 1 characters");
+    }
+    // There is no other version any more.
+    at.value::<core::ApiVersion>("transport_api_version", transport_api_version)?;
+    at.unsupported("custom_tags", !custom_tags.is_empty());
+    at.unsupported("grpc_stream_retry_policy", grpc_stream_retry_policy.is_some());
+    let interval = interval(buffer_flush_interval, at);
+    let (target, headers) = at.required("grpc_service", grpc_service, target)?;
+    Some(Common {
+        log_name,
+        target,
+        headers,
+        interval,
+        limit: buffer_size_bytes.unwrap_or(16_384) as usize,
+        objects: filter_state_objects_to_log.into_iter().map(Into::into).collect(),
+    })
+}
+
+/// A service, and the further headers of calls to it.
+fn target(proto: core::GrpcService, at: &mut Lower) -> Option<(GrpcTarget, Headers)> {
+    let target = grpc_target(proto, at)?;
+    let headers = target.constant_metadata();
+    at.unsupported("initial_metadata: commands", headers.is_none());
+    Some((target, Headers(headers?)))
+}
+
+fn interval(proto: Option<prost_types::Duration>, at: &mut Lower) -> Duration {
+    let interval = at.duration("buffer_flush_interval", proto);
+    if interval.is_some_and(|interval| interval.is_zero()) {
+        at.error_at("buffer_flush_interval", "value must be greater than 0s");
+    }
+    interval.unwrap_or(Duration::from_secs(1))
+}
+
+fn entries(proto: grpc::CommonGrpcAccessLogConfig, shape: Shape, at: &mut Lower) -> Option<ServiceLog> {
+    let wire = proto.encode_to_vec();
+    let Common { log_name, target, headers, interval, limit, objects } = common(proto, at)?;
+    let identifier = service::stream_access_logs_message::Identifier { node: Some(node(at)), log_name };
+    let mut first = Vec::new();
+    put(1, &identifier.encode_to_vec(), &mut first);
+    let field = if shape.tcp { TCP_LOGS } else { HTTP_LOGS };
+    let key = Key(at.scope().identity(), field, wire);
+    let target = Target::Stream(target, headers, field);
+    let stats = "access_logs.grpc_access_log.".to_owned();
+    let sender = shared(key, || sender(target, first, limit, interval, stats));
+    Some(ServiceLog { what: What::Entry(Shape { objects, ..shape }), sender })
+}
+
+/// This proxy's node, as it is told to services.
+fn node(at: &Lower) -> core::Node {
+    let scope = at.scope();
+    let locality = &scope.here.locality;
+    core::Node {
+        id: scope.node_id.to_string(),
+        cluster: scope.node_cluster.to_string(),
+        metadata: scope.node_metadata.as_object().map(structure),
+        locality: Some(core::Locality {
+            region: locality.region.to_string(),
+            zone: locality.zone.to_string(),
+            sub_zone: locality.sub_zone.to_string(),
+        }),
+        user_agent_name: "leno".to_owned(),
+        ..core::Node::default()
+    }
+}
+
+/// Lowers OpenTelemetryAccessLogConfig.
+pub(crate) fn open_telemetry(
+    proto: open_telemetry::OpenTelemetryAccessLogConfig,
+    at: &mut Lower,
+) -> Option<ServiceLog> {
+    let wire = proto.encode_to_vec();
+    let open_telemetry::OpenTelemetryAccessLogConfig {
+        common_config,
+        http_service,
+        grpc_service,
+        disable_builtin_labels,
+        resource_attributes,
+        resource_detectors,
+        body,
+        attributes,
+        stat_prefix,
+        formatters: formatter_protos,
+        log_name,
+        buffer_flush_interval,
+        buffer_size_bytes,
+        // What format strings say of filter states, they say without being asked here.
+        filter_state_objects_to_log: _,
+        custom_tags,
+    } = proto;
+    formatters(formatter_protos, at);
+    at.unsupported("resource_detectors", !resource_detectors.is_empty());
+    at.unsupported("custom_tags", !custom_tags.is_empty());
+    let ways = usize::from(common_config.as_ref().is_some_and(|common| common.grpc_service.is_some()))
+        + usize::from(http_service.is_some())
+        + usize::from(grpc_service.is_some());
+    if ways != 1 {
+        at.error("exactly one of grpc_service, http_service and common_config.grpc_service is required");
+        return None;
+    }
+    let own_interval = interval(buffer_flush_interval, at);
+    let own_limit = buffer_size_bytes.unwrap_or(16_384) as usize;
+    let (target, log_name, interval, limit) = match (common_config, http_service, grpc_service) {
+        (_, Some(http), _) => {
+            let target = at.field("http_service", |at| http_service_target(http, at))?;
+            (target, log_name, own_interval, own_limit)
+        }
+        (_, None, Some(grpc)) => {
+            let (target, headers) = at.field("grpc_service", |at| target(grpc, at))?;
+            (Target::Export(target, headers), log_name, own_interval, own_limit)
+        }
+        (Some(proto), None, None) => {
+            let Common { log_name, target, headers, interval, limit, objects: _ } =
+                at.field("common_config", |at| common(proto, at))?;
+            (Target::Export(target, headers), log_name, interval, limit)
+        }
+        (None, None, None) => return None,
+    };
+    let mut resource = Vec::new();
+    if !disable_builtin_labels {
+        let scope = at.scope();
+        let zone = &*scope.here.locality.zone;
+        let labels = [
+            ("log_name", log_name.as_str()),
+            ("zone_name", zone),
+            ("cluster_name", &*scope.node_cluster),
+            ("node_name", &*scope.node_id),
+        ];
+        resource.extend(labels.map(|(key, value)| text_pair(key, value)));
+    }
+    resource.extend(resource_attributes.into_iter().flat_map(|list| list.values));
+    let resource = Resource { attributes: resource, dropped_attributes_count: 0 };
+    let mut first = Vec::new();
+    put(1, &resource.encode_to_vec(), &mut first);
+    let body = at.optional("body", body, template);
+    let attributes = attributes.map(|list| at.field("attributes", |at| map(list, at)));
+    let prefix = if stat_prefix.is_empty() { String::new() } else { format!("{stat_prefix}.") };
+    let stats = format!("access_logs.open_telemetry_access_log.{prefix}");
+    let key = Key(at.scope().identity(), 0, wire);
+    let sender = shared(key, || sender(target, first, limit, interval, stats));
+    let record = Record { body, attributes: attributes.unwrap_or_default() };
+    Some(ServiceLog { what: What::Record(record), sender })
+}
+
+fn http_service_target(proto: core::HttpService, at: &mut Lower) -> Option<Target> {
+    let core::HttpService { http_uri: uri, request_headers_to_add, formatters: formatter_protos } = proto;
+    formatters(formatter_protos, at);
+    let headers = at.each("request_headers_to_add", request_headers_to_add, |option, at| {
+        let core::HeaderValueOption { header, append, append_action, keep_empty_value } = option;
+        at.unsupported("append", append.is_some());
+        at.unsupported("append_action", append_action != 0);
+        at.unsupported("keep_empty_value", keep_empty_value);
+        let core::HeaderValue { key, value, raw_value } = header.unwrap_or_default();
+        let value = if value.is_empty() { String::from_utf8_lossy(&raw_value).into_owned() } else { value };
+        at.unsupported("header.value: commands", value.contains('%'));
+        Some((key.to_ascii_lowercase().into(), value.into()))
+    });
+    Some(Target::Post(at.required("http_uri", uri, http_uri)?, Headers(headers)))
+}
+
+fn text_pair(key: &str, value: &str) -> common::KeyValue {
+    let value = common::AnyValue { value: Some(common::any_value::Value::StringValue(value.to_owned())) };
+    common::KeyValue { key: key.to_owned(), value: Some(value), ..common::KeyValue::default() }
+}
+
+fn template(proto: common::AnyValue, at: &mut Lower) -> Option<Template> {
+    use common::any_value::Value;
+    Some(match proto.value {
+        Some(Value::StringValue(text)) => match Format::parse(&text) {
+            Ok(format) => Template::Format(format),
+            Err(error) => {
+                at.error_at("string_value", error);
+                return None;
+            }
+        },
+        Some(Value::ArrayValue(list)) => {
+            Template::List(at.field("array_value", |at| at.each("values", list.values, template)))
+        }
+        Some(Value::KvlistValue(list)) => Template::Map(at.field("kvlist_value", |at| map(list, at))),
+        _ => {
+            at.error("Only string values, nested key value lists and array values are supported in OpenTelemetry access log format.");
+            return None;
+        }
+    })
+}
+
+fn map(proto: common::KeyValueList, at: &mut Lower) -> Vec<(Box<str>, Template)> {
+    at.each("values", proto.values, |pair, at| {
+        let value = pair.value.unwrap_or_default();
+        Some((pair.key.into(), at.field("value", |at| template(value, at))?))
+    })
+}
+
+fn sender(target: Target, first: Vec<u8>, limit: usize, interval: Duration, stats: String) -> Sender {
+    Sender {
+        target,
+        first: first.into(),
+        limit,
+        interval,
+        stats: stats.into(),
+        waiting: Mutex::default(),
+        wake: Notify::new(),
+        written: AtomicU64::new(0),
+        dropped: AtomicU64::new(0),
+        claimed: AtomicBool::new(false),
+    }
+}
+
+/// Which proxy of this process, which kind of entries, which configuration.
+#[derive(PartialEq, Eq, Hash)]
+struct Key(usize, u32, Vec<u8>);
+
+/// The sender of logs that are configured alike; it is made for the first of them.
+fn shared(key: Key, make: impl FnOnce() -> Sender) -> Arc<Sender> {
+    static SENDERS: LazyLock<Mutex<HashMap<Key, Weak<Sender>>>> = LazyLock::new(Mutex::default);
+    let mut senders = SENDERS.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(sender) = senders.get(&key).and_then(Weak::upgrade) {
+        return sender;
+    }
+    senders.retain(|_, sender| sender.strong_count() > 0);
+    let sender = Arc::new(make());
+    senders.insert(key, Arc::downgrade(&sender));
+    sender
+}
