@@ -10,7 +10,7 @@ use prost::Message;
 
 use super::command::FormatContext;
 use super::format::Format;
-use super::{AccessLog, Filter, LogFormat, LogType};
+use super::{AccessLog, Filter, LogFormat, LogType, Output};
 use crate::cluster::{EndpointAddress, EndpointConfig};
 use crate::config::lower::Lower;
 use crate::http::headers::HeaderMap;
