@@ -11,6 +11,29 @@ use super::state::NODE_NAME;
 /// The release of Istio whose agent this stands for; control planes look at it.
 const ISTIO_VERSION: &str = "1.28.0";
 
+/// Which parts of a stat's name are labels: as in Istio's bootstraps, so that dashboards work. Names of
+/// clusters and HTTP servers end in a semicolon. Istio's own metrics bring their labels along.
+const STATS_TAGS: [(&str, &str); 15] = [
+    ("cluster_name", r"^cluster(\.(.+);)"),
+    ("http_conn_manager_prefix", r"^http\.(((?:[_.[:digit:]\w]*|[_\[\]aAbBcCdDeEfF[:digit:]\w\:]*));\.)"),
+    ("thread_name", r"^server(\.(.+))\.watchdog"),
+    ("tcp_prefix", r"^tcp\.((.*?)\.)\w+?$"),
+    ("response_code", r"_rq(_(\d{3}))$"),
+    ("response_code_class", r"_rq(_(\dxx))$"),
+    (
+        "http_conn_manager_listener_prefix",
+        r"^listener(?=\.).*?\.http\.(((?:[_.[:digit:]]*|[_\[\]aAbBcCdDeEfF[:digit:]]*))\.)",
+    ),
+    ("listener_address", r"^listener\.(((?:[_.[:digit:]]*|[_\[\]aAbBcCdDeEfF[:digit:]]*))\.)"),
+    ("mongo_prefix", r"^mongo\.(.+?)\.(collection|cmd|cx_|op_|delays_|decoding_)(.*?)$"),
+    ("cache", r"(cache\.(.+?)\.)"),
+    ("component", r"(component\.(.+?)\.)"),
+    ("tag", r"(tag\.(.+?);\.)"),
+    ("authz_enforce_result", r"rbac(\.(allowed|denied))"),
+    ("authz_dry_run_action", r"(\.istio_dry_run_(allow|deny)_)"),
+    ("authz_dry_run_result", r"(\.shadow_(allowed|denied))"),
+];
+
 /// The bootstrap of a pod's proxy.
 pub(crate) fn bootstrap(pod: &PodPlan, layout: &Layout, mesh: &str) -> Value {
     let admin = layout.admin(pod);
@@ -24,6 +47,10 @@ pub(crate) fn bootstrap(pod: &PodPlan, layout: &Layout, mesh: &str) -> Value {
                 "re2.max_program_size.error_level": "32768",
             },
         }] },
+        "stats_config": {
+            "use_all_default_tags": false,
+            "stats_tags": STATS_TAGS.map(|(name, regex)| json!({ "tag_name": name, "regex": regex })),
+        },
         "admin": {
             "profile_path": "/dev/null",
             "address": socket_address(admin),

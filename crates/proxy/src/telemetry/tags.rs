@@ -161,7 +161,9 @@ impl StatsConfig {
         match tag_value {
             Some(metrics::tag_specifier::TagValue::FixedValue(value)) => self.fixed.push((tag, value)),
             Some(metrics::tag_specifier::TagValue::Regex(text)) if !text.is_empty() => {
-                match re2::compile(&text) {
+                // Envoy reads these as C++ does, which knows to look ahead; bootstraps of Istio's do.
+                let known = text.replace(r"(?=\.).*?", r"(?:\..*?)?");
+                match re2::compile(&known) {
                     Ok(pattern) if pattern.captures_len() > 1 => {
                         // Else the default rules of the same tag come first, as rules are in order.
                         if overrides {
@@ -307,6 +309,7 @@ mod tests {
                     Some(TagValue::Regex(r"^cluster\.((.+?(\..+?\.svc\.cluster\.local)?)\.)".into())),
                 ),
                 tag("envoy.tcp_prefix", None),
+                tag("in", Some(TagValue::Regex(r"^listener(?=\.).*?\.http\.((\w+)\.)".into()))),
                 tag("zone", Some(TagValue::FixedValue("z".into()))),
             ],
             use_all_default_tags: Some(false),
@@ -318,11 +321,19 @@ mod tests {
         let config = Lower::resource(|at| StatsConfig::lower(proto, at)).unwrap();
         check(
             &config,
-            &["cluster.outbound|80||a.b.svc.cluster.local.upstream_rq_200", "tcp.x.total", "http.a.b"],
+            &[
+                "cluster.outbound|80||a.b.svc.cluster.local.upstream_rq_200",
+                "tcp.x.total",
+                "http.a.b",
+                "listener.1_2.http.a.b",
+                "listener.http.a.b",
+            ],
             &expect![[r#"
                 cluster.upstream_rq_200 cluster_name=outbound|80||a.b.svc.cluster.local zone=z
                 tcp.total envoy.tcp_prefix=x zone=z
                 http.a.b zone=z
+                listener.1_2.http.b in=a zone=z
+                listener.http.b in=a zone=z
             "#]],
         );
         assert!(config.shows("cluster.a.b") && !config.shows("http.a.b"));
