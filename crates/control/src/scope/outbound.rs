@@ -2,7 +2,7 @@
 
 use leno_derive::{Cx, Query};
 
-use super::Viewer;
+use super::{Role, Viewer};
 use crate::model::inputs::Sidecars;
 use crate::model::mesh::OutboundMode;
 use crate::model::sidecar;
@@ -14,6 +14,8 @@ use crate::registry::{Mesh, full_name};
 pub(crate) enum Unknown {
     /// It goes where the caller wanted.
     Pass,
+    /// Requests go where the name that they ask for is, all else as above.
+    ByName,
     /// It goes to a service that knows more.
     Through(Destination),
     /// It is refused.
@@ -44,6 +46,7 @@ impl Query for OutboundPolicy {
             };
         }
         match cx.get::<Mesh>(&()).outbound_traffic_policy.mode {
+            OutboundMode::AllowAnyDynamicDns if viewer.role == Role::Sidecar => Unknown::ByName,
             OutboundMode::AllowAny | OutboundMode::AllowAnyDynamicDns => Unknown::Pass,
             OutboundMode::RegistryOnly => Unknown::Refuse,
         }

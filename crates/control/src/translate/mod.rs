@@ -8,6 +8,7 @@
 //! [`route::Route`], and [`name_table::NameTable`] and [`credential::GivenTo`], each for the proxy as [`crate::scope::client::ClientOf`] sees it; and what is its
 //! own, [`cluster::OwnClusters`] and [`listener::OwnListeners`].
 
+pub(crate) mod any_name;
 pub(crate) mod cluster;
 pub(crate) mod credential;
 pub(crate) mod endpoint;

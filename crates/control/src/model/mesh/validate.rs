@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 
 use super::provider::{AuthzRequestBody, ExtensionProvider, Use};
 use super::proxy::{ConnectionSettings, PrivateKeyProvider, ProxyConfig, Tracing};
-use super::{AccessLogEncoding, MeshConfig};
+use super::{AccessLogEncoding, MeshConfig, OutboundMode};
 use crate::model::check::{Check, is_dns_label};
 use crate::model::destination_rule::balancer;
 use crate::model::diagnostic::Finding;
@@ -49,6 +49,15 @@ impl MeshConfig {
             check.invalid_at("connectTimeout", "is not between 1ms and 1h");
         }
         check.duration("connectTimeout", Some(self.connect_timeout));
+        let outbound = &self.outbound_traffic_policy;
+        if let Some(tls) = &outbound.tls {
+            check.at("outboundTrafficPolicy", |check| {
+                check.at("tls", |check| tls.check(check));
+                if outbound.mode != OutboundMode::AllowAnyDynamicDns {
+                    check.warn_at("tls", "no-effect", "is for the mode ALLOW_ANY_DYNAMIC_DNS alone");
+                }
+            });
+        }
         check.at("defaultConfig", |check| self.default_config.check(check));
         if let Some(locality) = &self.locality_lb_setting {
             check.at("localityLbSetting", |check| balancer::locality(check, locality, true));

@@ -3,8 +3,9 @@
 //! A cluster is derived once per service port, subset, set of rules and what it depends on of its
 //! client, and shared by all proxies for which these are the same. `outbound.rs` builds it from a
 //! `draft.rs`; `policy.rs`, `balancer.rs` and `tls.rs` apply the rules; `inbound.rs` has the
-//! clusters that lead to the workload itself.
+//! clusters that lead to the workload itself, `any_name.rs` the one for unknown destinations by name.
 
+mod any_name;
 mod balancer;
 mod draft;
 pub(crate) mod grpc;
@@ -19,6 +20,7 @@ use leno_derive::{Cx, Query};
 
 use self::draft::Draft;
 use self::outbound::Outbound;
+pub(crate) use self::outbound::lookup_family;
 use super::name;
 use super::patch::{self, Family, Subject};
 use super::proto::cluster::cluster::{DiscoveryType, LbPolicy};
@@ -252,6 +254,8 @@ pub(super) fn shared(cx: &Cx<'_>, client: &ProxyKey) -> Vec<Arc<Resource>> {
     if client.captures() {
         clusters.push(Arc::new(encode(passthrough(&mesh, name::PASSTHROUGH_CLUSTER, exchanges))));
     }
+    let any_name = any_name::cluster(cx, &viewer, &mesh, exchanges);
+    clusters.extend(any_name.map(|draft| Arc::new(encode(draft))));
     if client.role == Role::Router {
         let key = (client.workload(), Sight::whole(&client.namespace));
         clusters.extend(cx.get::<KeyClusters>(&key).iter().cloned());
@@ -318,13 +322,18 @@ fn black_hole(mesh: &MeshConfig) -> Draft {
 fn passthrough(mesh: &MeshConfig, name: &str, exchanges: bool) -> Draft {
     let mut draft = Draft::new(name, DiscoveryType::OriginalDst);
     draft.cluster.lb_policy = LbPolicy::ClusterProvided as i32;
-    draft.common_http().idle_timeout = Some(PASSTHROUGH_IDLE);
-    outbound::preserve_case(&mut draft, mesh);
-    draft.speak_as_client();
+    speak_to_any(&mut draft, mesh);
     let default = mesh.default_traffic_policy.as_ref().and_then(|policy| policy.connection_pool.as_ref());
     policy::connection_pool(&mut draft, mesh, default.unwrap_or(&ConnectionPool::default()), None);
     draft.cluster.filters.extend(exchanges.then(upstream_filter));
     draft
+}
+
+/// Speaks whatever the client speaks, to somebody of whom nothing is known.
+fn speak_to_any(draft: &mut Draft, mesh: &MeshConfig) {
+    draft.common_http().idle_timeout = Some(PASSTHROUGH_IDLE);
+    outbound::preserve_case(draft, mesh);
+    draft.speak_as_client();
 }
 
 fn encode(draft: Draft) -> Resource {

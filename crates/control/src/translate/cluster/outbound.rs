@@ -159,7 +159,7 @@ pub(crate) fn dns_cache(host: &str, families: Families) -> dns_cache::DnsCacheCo
     }
 }
 
-fn lookup_family(families: Families) -> DnsLookupFamily {
+pub(crate) fn lookup_family(families: Families) -> DnsLookupFamily {
     match families {
         Families::V4 => DnsLookupFamily::V4Only,
         Families::V6 => DnsLookupFamily::V6Only,

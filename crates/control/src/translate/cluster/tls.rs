@@ -81,7 +81,12 @@ pub(super) fn apply(cx: &Cx<'_>, draft: &mut Draft, applied: Applied<'_>) {
                 {
                     return;
                 }
-                let socket = originated(draft, applied, settings, mode, &mesh);
+                let names = if settings.subject_alt_names.is_empty() && !service.is_kubernetes() {
+                    service.accounts.clone()
+                } else {
+                    settings.subject_alt_names.clone()
+                };
+                let socket = originated(draft, names, settings, mode, &mesh);
                 draft.cluster.transport_socket = Some(socket);
             }
         },
@@ -131,20 +136,16 @@ fn mutual(
     socket(&context)
 }
 
-/// TLS to something that is not of the mesh, or does not use its certificates.
-fn originated(
+/// TLS to something that is not of the mesh, or does not use its certificates; `names` are those of
+/// which its certificate must have one.
+pub(super) fn originated(
     draft: &mut Draft,
-    applied: Applied<'_>,
+    names: Vec<String>,
     settings: &ClientTls,
     mode: ClientTlsMode,
     mesh: &MeshConfig,
 ) -> core::TransportSocket {
     set_automatic_names(draft, settings);
-    let names = if settings.subject_alt_names.is_empty() && !applied.service.is_kubernetes() {
-        applied.service.accounts.clone()
-    } else {
-        settings.subject_alt_names.clone()
-    };
     let unchecked = settings.insecure_skip_verify == Some(true);
     let mut common = tls::CommonTlsContext {
         tls_params: Some(parameters(Some(mesh))),

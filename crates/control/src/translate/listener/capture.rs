@@ -3,19 +3,23 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use leno_api::proto::envoy::extensions::filters::listener::original_dst::v3::OriginalDst;
 use leno_derive::Cx;
 
 use super::filters::{FilterScope, Side};
 use super::http::{Routes, connection_manager, stat_prefix};
+use super::inbound::on_ports;
+use super::outbound::Ports;
 use super::tcp::{to_fixed, to_nowhere};
-use super::{Frame, bare, bound};
+use super::{Frame, bare, bound, http_inspector, listener_filter};
+use crate::registry::protocol::Protocol;
 use crate::scope::outbound::{OutboundPolicy, Unknown};
 use crate::scope::{Families, Viewer, sidecar};
-use crate::translate::name;
 use crate::translate::proto::{core, listener};
 use crate::translate::resource::Resource;
-use crate::translate::route::action;
+use crate::translate::route::{action, any_name_routes};
 use crate::translate::telemetry::{self, access_log};
+use crate::translate::{any_name, name};
 
 /// The listener that all captured outbound connections arrive at.
 pub(super) fn virtual_outbound(cx: &Cx<'_>, viewer: &Viewer, transparent: bool) -> Resource {
@@ -44,9 +48,36 @@ pub(super) fn virtual_outbound(cx: &Cx<'_>, viewer: &Viewer, transparent: bool) 
         ..listener::FilterChain::default()
     };
     message.filter_chains = vec![black_hole, rest];
+    if *cx.get::<OutboundPolicy>(viewer) == Unknown::ByName {
+        // Deviation: Istio looks for HTTP in all connections, those to known servers that speak first
+        // too, and closes those that are silent for 15 s. Here ports of the mesh's services are left
+        // alone, for which the destination must be known first, and silence means that it is not HTTP.
+        let ports: Vec<u32> = cx.get::<Ports>(&viewer.sight()).iter().map(|port| u32::from(*port)).collect();
+        let original = "envoy.filters.listener.original_dst";
+        message.listener_filters =
+            vec![listener_filter(original, &OriginalDst::default(), None), http_inspector(on_ports(&ports))];
+        message.continue_on_listener_filters_timeout = true;
+        message.filter_chains.insert(1, by_name(cx, &frame, &scope));
+    }
     let mut origins = telemetry::origins(cx, &scope);
     origins.extend(sidecar::origin(&viewer.sight()));
     Resource::new(name::VIRTUAL_OUTBOUND, &message, origins)
+}
+
+/// The chain for requests to what is no service of the mesh, whose hosts are looked up.
+fn by_name(cx: &Cx<'_>, frame: &Frame, scope: &FilterScope) -> listener::FilterChain {
+    let prefix = stat_prefix(Side::Outbound, &format!("{}_{}", name::VIRTUAL_OUTBOUND, any_name::NAME));
+    let routes = Routes::Inline(Box::new(any_name_routes(&frame.mesh)));
+    let protocols = frame.plain_http().iter().map(|&protocol| protocol.to_owned());
+    listener::FilterChain {
+        name: "virtualOutbound-catchall-tcp-http".to_owned(),
+        filter_chain_match: Some(listener::FilterChainMatch {
+            application_protocols: protocols.collect(),
+            ..listener::FilterChainMatch::default()
+        }),
+        filters: vec![connection_manager(cx, frame, scope, prefix, routes, Some(Protocol::Http))],
+        ..listener::FilterChain::default()
+    }
 }
 
 /// The listener that a workload may use as its HTTP proxy beside what is captured
@@ -69,7 +100,7 @@ pub(super) fn to_unknown(
     scope: &FilterScope,
 ) -> Vec<listener::Filter> {
     let cluster = match cx.get::<OutboundPolicy>(viewer).as_ref() {
-        Unknown::Pass => name::PASSTHROUGH_CLUSTER.to_owned(),
+        Unknown::Pass | Unknown::ByName => name::PASSTHROUGH_CLUSTER.to_owned(),
         Unknown::Through(proxy) => action::cluster(proxy, None, 0),
         Unknown::Refuse => name::BLACK_HOLE_CLUSTER.to_owned(),
     };

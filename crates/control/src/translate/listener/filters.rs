@@ -18,14 +18,14 @@ use prost::{Message, Name};
 
 use super::proxy_config;
 use crate::model::Key;
-use crate::model::mesh::MeshConfig;
+use crate::model::mesh::{MeshConfig, OutboundMode};
 use crate::registry::protocol::Protocol;
 use crate::scope::proxy_config::Overrides;
 use crate::scope::sidecar::Sight;
-use crate::scope::{Abilities, Identity, ProxyOptions, Viewer};
+use crate::scope::{Abilities, Families, Identity, ProxyOptions, Viewer};
 use crate::translate::proto::listener;
 use crate::translate::resource::pack;
-use crate::translate::{security, telemetry};
+use crate::translate::{any_name, security, telemetry};
 
 /// On which side of the mesh a chain works.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -42,6 +42,8 @@ pub(crate) struct FilterScope {
     pub(crate) namespace: String,
     /// On the outbound side those that some rule looks at, on the others all.
     pub(crate) labels: BTreeMap<String, String>,
+    /// For unknown destinations by name: the addresses that clients can reach.
+    pub(crate) families: Families,
     pub(crate) abilities: Abilities,
     pub(crate) overrides: Overrides,
     /// Unknown where it makes no difference, as it does in spans only.
@@ -54,7 +56,7 @@ impl Viewer {
     /// Whose filters its chains have.
     pub(crate) fn filter_scope(&self, side: Side) -> FilterScope {
         let scope = FilterScope::new(side, &self.namespace, &self.labels, &self.options, &self.identity);
-        FilterScope { sidecar: self.sidecar.clone(), ..scope }
+        FilterScope { sidecar: self.sidecar.clone(), families: self.families, ..scope }
     }
 }
 
@@ -70,6 +72,7 @@ impl FilterScope {
             side,
             namespace: namespace.to_owned(),
             labels: labels.clone(),
+            families: Families::default(),
             abilities: options.abilities,
             overrides: options.overrides.clone(),
             identity: Arc::clone(identity),
@@ -145,6 +148,10 @@ pub(super) fn http(
     all.push(http_filter("envoy.filters.http.fault", &filters::fault::v3::HttpFault::default()));
     all.push(http_filter("envoy.filters.http.cors", &filters::cors::v3::Cors::default()));
     all.extend(slot(Slot::Telemetry));
+    // In all of them, as the routes of each have the one for unknown hosts.
+    if scope.side == Side::Outbound && mesh.outbound_traffic_policy.mode == OutboundMode::AllowAnyDynamicDns {
+        all.push(any_name::lookup(scope.families));
+    }
     let router = filters::router::v3::Router {
         suppress_envoy_headers: proxy_config::hides_debug_headers(mesh),
         ..filters::router::v3::Router::default()

@@ -440,7 +440,7 @@ fn not(
 }
 
 /// Holds for connections to certain ports; `None` for none.
-fn on_ports(ports: &[u32]) -> Option<listener::ListenerFilterChainMatchPredicate> {
+pub(super) fn on_ports(ports: &[u32]) -> Option<listener::ListenerFilterChainMatchPredicate> {
     use listener::listener_filter_chain_match_predicate::{MatchSet, Rule};
     let range = |port: &u32| {
         let start = i32::try_from(*port).unwrap_or(i32::MAX - 1);

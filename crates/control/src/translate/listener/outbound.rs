@@ -46,27 +46,44 @@ impl Query for OutboundListeners {
 
     fn derive(cx: &Cx<'_>, viewer: &Viewer) -> Vec<Arc<Resource>> {
         let sight = viewer.sight();
-        let (mut ports, mut sockets) = (BTreeSet::new(), Vec::new());
-        for (listener, egress) in cx.get::<EgressOf>(&sight).iter().enumerate() {
+        let mut listeners = Vec::new();
+        for port in cx.get::<Ports>(&sight).iter() {
+            listeners.extend(cx.get::<PortListeners>(&(viewer.clone(), *port)).iter().cloned());
+        }
+        let all = cx.get::<EgressOf>(&sight);
+        let is_socket = |egress: &Egress| egress.port.as_ref().is_some_and(|port| port.number == 0);
+        let sockets = all.iter().enumerate().filter(|(_, egress)| is_socket(egress));
+        for (listener, _) in sockets {
+            listeners.extend(cx.get::<SocketListeners>(&(viewer.clone(), listener)).iter().cloned());
+        }
+        listeners
+    }
+}
+
+/// The ports that services have which are seen, or that a Sidecar declares.
+pub(super) struct Ports;
+
+impl Query for Ports {
+    type Key = Sight;
+    type Value = BTreeSet<u16>;
+    const NAME: &'static str = "outbound-ports";
+
+    fn derive(cx: &Cx<'_>, sight: &Sight) -> BTreeSet<u16> {
+        let mut ports = BTreeSet::new();
+        for (listener, egress) in cx.get::<EgressOf>(sight).iter().enumerate() {
             match &egress.port {
-                Some(port) if port.number == 0 => sockets.push(listener),
+                // That is a socket of the file system.
+                Some(port) if port.number == 0 => {}
                 Some(port) => drop(ports.insert(port.number)),
                 None => {
-                    let services = imported(cx, &sight, listener);
+                    let services = imported(cx, sight, listener);
                     let all = services.values().flat_map(|service| &service.ports);
                     let carried = all.filter(|port| port.protocol != Protocol::Datagram);
                     ports.extend(carried.map(|port| port.number));
                 }
             }
         }
-        let mut listeners = Vec::new();
-        for port in ports {
-            listeners.extend(cx.get::<PortListeners>(&(viewer.clone(), port)).iter().cloned());
-        }
-        for listener in sockets {
-            listeners.extend(cx.get::<SocketListeners>(&(viewer.clone(), listener)).iter().cloned());
-        }
-        listeners
+        ports
     }
 }
 

@@ -19,6 +19,7 @@ use std::sync::Arc;
 
 use leno_derive::{Cx, Query};
 
+use super::any_name;
 use super::patch::{self, Family, Subject};
 use super::proto::route;
 use super::resource::Resource;
@@ -94,6 +95,13 @@ fn notes_host(mesh: &MeshConfig) -> bool {
     headers.and_then(|headers| headers.x_forwarded_host.as_ref()?.enabled) == Some(true)
 }
 
+/// The routes of a listener for all hosts that the mesh does not know.
+pub(crate) fn any_name_routes(mesh: &MeshConfig) -> route::RouteConfiguration {
+    let mut hosts = Hosts::new(mesh);
+    hosts.add(any_name::NAME.to_owned(), vec!["*".to_owned()], vec![any_name::route(notes_host(mesh))]);
+    hosts.configuration(any_name::NAME, true)
+}
+
 /// Virtual hosts as they are gathered, and the objects that they come from.
 #[derive(Debug)]
 struct Hosts {
@@ -145,8 +153,19 @@ impl Hosts {
     }
 
     /// The finished configuration.
-    fn finish(self, name: &str, ignore_port: bool) -> Arc<Resource> {
-        let message = route::RouteConfiguration {
+    fn finish(mut self, name: &str, ignore_port: bool) -> Arc<Resource> {
+        let origins = std::mem::take(&mut self.origins);
+        let message = self.configuration(name, ignore_port);
+        let mut resource = Resource::new(name, &message, origins);
+        resource.clusters = clusters(&message);
+        Arc::new(resource)
+    }
+}
+
+impl Hosts {
+    /// The message.
+    fn configuration(self, name: &str, ignore_port: bool) -> route::RouteConfiguration {
+        route::RouteConfiguration {
             name: name.to_owned(),
             virtual_hosts: self.hosts,
             // A route to a cluster that does not exist answers 503 instead of being refused.
@@ -154,10 +173,7 @@ impl Hosts {
             max_direct_response_body_size_bytes: Some(MOST_DIRECT_RESPONSE),
             ignore_port_in_host_matching: ignore_port,
             ..route::RouteConfiguration::default()
-        };
-        let mut resource = Resource::new(name, &message, self.origins);
-        resource.clusters = clusters(&message);
-        Arc::new(resource)
+        }
     }
 }
 

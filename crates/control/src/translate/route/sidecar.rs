@@ -24,9 +24,9 @@ use crate::scope::sidecar::{
     self, Egress, EgressOf, UNIX, egress_on, host_rules, imported, imported_on_port, imported_rules,
 };
 use crate::scope::{Families, Viewer, fit};
-use crate::translate::name;
 use crate::translate::proto::route;
 use crate::translate::resource::Resource;
+use crate::translate::{any_name, name};
 
 /// The port on which rules for hosts that are no services apply, as in Istio.
 const PLAIN_HTTP: u16 = 80;
@@ -285,6 +285,11 @@ impl Hosts {
         let cluster = match cx.get::<OutboundPolicy>(viewer).as_ref() {
             Unknown::Pass if captured => name::PASSTHROUGH_CLUSTER.to_owned(),
             Unknown::Through(proxy) => action::cluster(proxy, None, 0),
+            Unknown::ByName => {
+                let notes = notes_host(&cx.get::<MeshOf>(&viewer.options.overrides));
+                self.add(any_name::NAME.to_owned(), all, vec![any_name::route(notes)]);
+                return;
+            }
             // Deviation: Istio leads to the passthrough cluster what has not been captured too, where
             // nothing can come of it but a 503.
             Unknown::Pass | Unknown::Refuse => {
