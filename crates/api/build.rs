@@ -146,6 +146,7 @@ const GENERATED: &[&str] = &[
     "envoy/extensions/retry/host/omit_host_metadata/v3/omit_host_metadata_config.proto",
     "envoy/extensions/retry/host/previous_hosts/v3/previous_hosts.proto",
     "envoy/extensions/retry/priority/previous_priorities/v3/previous_priorities_config.proto",
+    "envoy/extensions/tracers/opentelemetry/resource_detectors/v3/dynatrace_resource_detector.proto",
     "envoy/extensions/tracers/opentelemetry/resource_detectors/v3/environment_resource_detector.proto",
     "envoy/extensions/tracers/opentelemetry/resource_detectors/v3/static_config_resource_detector.proto",
     "envoy/extensions/tracers/opentelemetry/samplers/v3/always_on_sampler.proto",

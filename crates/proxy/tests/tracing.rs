@@ -167,12 +167,18 @@ async fn collect_stream(stream: tokio::net::TcpStream, seen: Arc<Mutex<Seen>>) {
             for (name, value) in &parts.headers {
                 let _ = write!(head, "{name}: {}\r\n", String::from_utf8_lossy(value.as_bytes()));
             }
-            let (spans, origin) = otlp(message.get(5..).unwrap_or_default());
-            {
+            if parts.uri.path().ends_with("TraceService/Export") {
+                let (spans, origin) = otlp(message.get(5..).unwrap_or_default());
                 let mut seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
                 seen.reports.push(head);
                 seen.spans.extend(spans);
                 seen.origins.push(origin);
+            } else {
+                // Whoever asks for permission has it; the case is in the message.
+                let text = String::from_utf8_lossy(&message).into_owned();
+                let number = text.split("case=").nth(1).and_then(|rest| rest.split('.').next());
+                let mut seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
+                seen.requests.push(format!("{head}x-case: {}\r\n", number.unwrap_or_default()));
             }
             let head = http::Response::builder().header("content-type", "application/grpc");
             let Ok(mut stream) = respond.send_response(head.body(()).expect("a head"), false) else { return };

@@ -35,7 +35,7 @@ use crate::telemetry::trace::ActiveTrace;
 use crate::worker::Worker;
 
 mod end;
-mod trace;
+pub(crate) mod trace;
 
 pub(crate) use end::broken_off;
 pub(crate) use trace::AttemptSpan;

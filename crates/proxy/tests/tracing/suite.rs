@@ -271,6 +271,12 @@ fn opentelemetry_spans() {
             "pass_through_mode": through, "headers": [{"name": "x-health", "present_match": true}]}},
             router(json!({}))]})
     };
+    let asks = |service: Value| {
+        let mut config =
+            json!({"@type": "type.googleapis.com/envoy.extensions.filters.http.ext_authz.v3.ExtAuthz"});
+        crate::merge(&mut config, service);
+        json!({"http_filters": [{"name": "authz", "typed_config": config}, router(json!({}))]})
+    };
     let resources = json!({"set_telemetry_sdk_resource_attributes": false, "resource_detectors": [{"name": "static", "typed_config": {
         "@type": "type.googleapis.com/envoy.extensions.tracers.opentelemetry.resource_detectors.v3.StaticConfigResourceDetectorConfig",
         "attributes": {"k1": "v1", "service.name": "another", "empty": ""}}}]});
@@ -328,6 +334,27 @@ fn opentelemetry_spans() {
         ),
         listener("inside", IN, otlp(json!({})), with(&unsampled, json!({"use_remote_address": true}))),
         listener("short", IN, otlp(json!({})), json!({"tracing": {"max_path_tag_length": 5}})),
+        listener(
+            "asks",
+            IN,
+            otlp(json!({})),
+            asks(json!({"http_service": {"server_uri": {
+            "uri": "http://authz.test/", "cluster": "up", "timeout": "5s"}}})),
+        ),
+        listener(
+            "asks_nobody",
+            IN,
+            otlp(json!({})),
+            asks(json!({"http_service": {"server_uri": {
+            "uri": "http://authz.test/", "cluster": "dead", "timeout": "5s"}}})),
+        ),
+        listener(
+            "asks_grpc",
+            OUT,
+            otlp(json!({})),
+            asks(json!({"grpc_service": {"envoy_grpc": {
+            "cluster_name": "grpc"}, "timeout": "5s"}})),
+        ),
         listener("health", IN, otlp(json!({})), health(false)),
         listener("health_through", IN, otlp(json!({})), health(true)),
     ];
@@ -412,6 +439,9 @@ fn opentelemetry_spans() {
         path: "/ok/long?and=more",
         headers: &[("x-forwarded-proto", "https")],
     });
+    for path in ["/ok/fail", "/ok/c404", "/off"] {
+        cases.push(Case { listener: "asks", path, headers: &[] });
+    }
     for listener in ["health", "health_through"] {
         cases.push(Case { listener, path: "/ok", headers: &[("x-health", "1")] });
     }

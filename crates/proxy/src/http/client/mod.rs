@@ -9,8 +9,9 @@
 //! A call of which no byte can have been processed is made once more, as forwarded requests are.
 //! Reading order: this file, `grpc` (unary calls on top of it), `stream` (messages as they come).
 
+use std::cell::Cell;
 use std::future::poll_fn;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -57,6 +58,8 @@ pub(crate) struct Call {
     pub(crate) timeout: Option<Duration>,
     /// What is kept of the answer's body.
     pub(crate) answer: Wanted,
+    /// Who was asked, the last time.
+    pub(crate) host: Cell<Option<SocketAddr>>,
 }
 
 /// What is kept of an answer's body.
@@ -118,7 +121,7 @@ impl Call {
         head.append_known(Known::Authority, authority.as_bytes());
         head.append_known(Known::Path, path.as_bytes());
         announce(&mut head, local);
-        Self { head, body: Vec::new(), timeout: None, answer: Wanted::All(1 << 20) }
+        Self { head, body: Vec::new(), timeout: None, answer: Wanted::All(1 << 20), host: Cell::default() }
     }
 }
 
@@ -201,6 +204,7 @@ async fn exchange(worker: &Worker, cluster: &Rc<WorkerCluster>, call: &Call) -> 
             cluster.stats.upstream_cx_none_healthy().inc();
             return Err(CallError::NoHost);
         };
+        call.host.set(host.address);
         match attempt(&member, &host, call, fresh).await {
             Err(Broken { untouched: true, .. }) if !fresh => fresh = true,
             Err(Broken { error, .. }) => return Err(error),

@@ -56,7 +56,13 @@ pub(crate) fn send(copies: Vec<Copy>, stream: &Stream, body: &RequestBody) {
         let head = copied_head(&mirror, stream);
         let body = body.pieces().to_vec();
         let worker = Rc::clone(&stream.worker);
-        let call = Call { head, body, timeout: Some(LIMIT), answer: Wanted::Nothing };
+        let call = Call {
+            head,
+            body,
+            timeout: Some(LIMIT),
+            answer: Wanted::Nothing,
+            host: std::cell::Cell::default(),
+        };
         tokio::task::spawn_local(async move {
             let _: Result<Answer, CallError> = client::send(&worker, &cluster, &call).await;
         });
@@ -66,6 +72,9 @@ pub(crate) fn send(copies: Vec<Copy>, stream: &Stream, body: &RequestBody) {
 /// The head of a copy: another host, from inside, and as the policy changes it.
 fn copied_head(mirror: &Mirror, stream: &Stream) -> HeaderMap {
     let mut head = stream.request.clone();
+    if !mirror.sampled {
+        stream.trace_unsampled(&mut head);
+    }
     let host = match &mirror.host_rewrite {
         Some(host) => host.as_bytes().to_vec(),
         None if mirror.host_suffix => shadow_host(head.authority()),

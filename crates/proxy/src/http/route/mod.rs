@@ -394,6 +394,8 @@ pub(crate) struct Mirror {
     pub(crate) host_suffix: bool,
     /// `host_rewrite_literal`.
     pub(crate) host_rewrite: Option<Box<str>>,
+    /// `trace_sampled`: the shadow is told that it is sampled if the request is.
+    pub(crate) sampled: bool,
     /// `request_headers_mutations`.
     pub(crate) changes: Vec<HeaderChange>,
 }

@@ -207,8 +207,7 @@ pub(crate) fn mirror(proto: RequestMirrorPolicy, at: &mut Lower) -> Option<Arc<M
         cluster,
         cluster_header,
         runtime_fraction: fraction,
-        // Nothing is traced, so nothing is sampled.
-        trace_sampled: _,
+        trace_sampled,
         disable_shadow_host_suffix_append,
         request_headers_mutations,
         host_rewrite_literal,
@@ -230,6 +229,7 @@ pub(crate) fn mirror(proto: RequestMirrorPolicy, at: &mut Lower) -> Option<Arc<M
     Some(Arc::new(Mirror {
         cluster,
         fraction,
+        sampled: trace_sampled != Some(false),
         host_suffix: !disable_shadow_host_suffix_append,
         host_rewrite: (!host_rewrite_literal.is_empty()).then(|| host_rewrite_literal.into()),
         changes: at.each("request_headers_mutations", request_headers_mutations, change),

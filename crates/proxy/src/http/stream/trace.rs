@@ -12,6 +12,8 @@ use crate::telemetry::trace::sampling::decide;
 use crate::telemetry::trace::tags::{self, TagContext, Tags};
 use crate::telemetry::trace::{ActiveTrace, Decorator, Ended, Operation, RouteTracing, Tracing};
 
+pub(crate) mod call;
+
 /// The span of an attempt under way.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct AttemptSpan {

@@ -142,9 +142,32 @@ fn detect(extension: core::TypedExtensionConfig, at: &mut Lower) -> Option<Vec<(
             let named = attributes.into_iter().filter(|(name, value)| !name.is_empty() && !value.is_empty());
             return Some(named.collect());
         }
+        if leno_api::any::is::<detectors::DynatraceResourceDetectorConfig>(&any) {
+            let detectors::DynatraceResourceDetectorConfig {} = at.unpack(&any)?;
+            return Some(dynatrace(|path| std::fs::read_to_string(path).ok()));
+        }
         at.unsupported_extension(&extension.name, &any.type_url);
         None
     })
+}
+
+/// What Dynatrace's agent says of where the proxy runs: in files, of which the first names another.
+/// Those that are not there say nothing.
+pub(super) fn dynatrace(read: impl Fn(&str) -> Option<String>) -> Vec<(String, String)> {
+    const NAMED: &str = "dt_metadata_e617c525669e072eebe3d0f08212e8f2.properties";
+    const FILES: [&str; 2] = [
+        "/var/lib/dynatrace/enrichment/dt_metadata.properties",
+        "/var/lib/dynatrace/enrichment/dt_host_metadata.properties",
+    ];
+    let named = read(NAMED).and_then(|path| read(path.trim()));
+    let texts = named.into_iter().chain(FILES.iter().filter_map(|path| read(path)));
+    let mut found = Vec::new();
+    for text in texts {
+        let pairs = text.lines().filter_map(|line| line.split_once('='));
+        let pairs = pairs.map(|(name, value)| (name.trim().to_owned(), value.trim().to_owned()));
+        found.extend(pairs.filter(|(name, value)| !name.is_empty() && !value.is_empty()));
+    }
+    found
 }
 
 fn lower_sampler(extension: core::TypedExtensionConfig, at: &mut Lower) -> Option<Sampler> {

@@ -8,6 +8,7 @@ use expect_test::{Expect, expect};
 
 use crate::http::headers::{HeaderMap, Known};
 use crate::telemetry::trace::context::SpanContext;
+use crate::telemetry::trace::provider::dynatrace;
 use crate::telemetry::trace::sampling::{Reason, RequestIds, Sampling, Share, decide};
 use crate::telemetry::trace::tags::Tags;
 use crate::telemetry::trace::tracer::{Sampler, Zipkin};
@@ -254,7 +255,7 @@ fn zipkin_in_protobuf_has_all_that_json_has() {
     // Field by field: number, wire type, value.
     let mut batch = Vec::new();
     ended(&[("a", "b"), ("empty", "")], Kind::Server, |span| {
-        zipkin::proto(&shared_zipkin(true), span, &mut batch)
+        zipkin::proto(&shared_zipkin(true), span, &mut batch);
     });
     let (prefix, span) = batch.split_at(2);
     assert_eq!((prefix[0], usize::from(prefix[1])), (1 << 3 | 2, span.len()));
@@ -372,4 +373,17 @@ fn spans_of_attempts_follow_that_of_their_request() {
     assert_eq!((client.context.span, client.context.parent), (1, NonZeroU64::new(0xc)));
     assert!(!server.context.sampled && !server.local && server.remote_parent);
     assert_eq!(Reason::default(), Reason::NotTraceable);
+}
+
+#[test]
+fn dynatrace_says_where_the_proxy_runs() {
+    let read = |path: &str| match path {
+        "dt_metadata_e617c525669e072eebe3d0f08212e8f2.properties" => Some("/elsewhere\n".to_owned()),
+        "/elsewhere" => Some("a=b\n\nno pair\n=c\nd=\n".to_owned()),
+        "/var/lib/dynatrace/enrichment/dt_host_metadata.properties" => Some("e = f=g".to_owned()),
+        _ => None,
+    };
+    let pairs = [("a", "b"), ("e", "f=g")].map(|(name, value)| (name.to_owned(), value.to_owned()));
+    assert_eq!(dynatrace(read), pairs);
+    assert_eq!(dynatrace(|_| None), []);
 }

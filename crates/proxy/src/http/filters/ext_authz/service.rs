@@ -6,11 +6,12 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::answer::{Answer, decode, read};
+use super::answer::{Answer, Verdict, decode, read};
 use super::check::Question;
 use crate::http::client::config::{GrpcTarget, HttpTarget};
 use crate::http::client::grpc::{Unary, unary};
-use crate::http::client::{Call, Wanted, call};
+use crate::http::client::{self, Call, CallError, Wanted, call};
+use crate::http::codec::h1::write::reason;
 use crate::http::headers::{HeaderMap, Known};
 use crate::http::route::matcher::StringMatcher;
 use crate::http::route::mutation::HeaderMutations;
@@ -19,6 +20,10 @@ use crate::telemetry::access_log::command::FormatContext;
 
 /// How long a service may take where nothing is configured.
 pub(crate) const TIMEOUT: Duration = Duration::from_millis(200);
+/// Who is asked by gRPC.
+const SERVICE: &str = "envoy.service.auth.v3.Authorization";
+/// The whole name of what it is asked.
+const METHOD: &str = "envoy.service.auth.v3.Authorization.Check";
 /// Longest body of an HTTP service's answer.
 const LONGEST: usize = 1 << 20;
 /// Headers that an HTTP service is told in any case.
@@ -78,12 +83,16 @@ impl Service {
         match self {
             Service::Grpc(target) => {
                 let target = Arc::clone(target);
-                let metadata = target.metadata(head, &context);
+                let mut metadata = target.metadata(head, &context);
+                let mut told = HeaderMap::new();
+                let span = stream.trace_call(head, &mut told);
+                let text = |text: &[u8]| String::from_utf8_lossy(text).into();
+                metadata.extend(told.iter().map(|(name, value)| (text(name), text(value))));
                 let message = question.message(stream, head);
                 let local = stream.info.connection.local.ip();
                 Box::pin(async move {
                     let request = Unary {
-                        service: "envoy.service.auth.v3.Authorization",
+                        service: SERVICE,
                         method: "Check",
                         authority: target.authority.as_deref(),
                         metadata: &metadata,
@@ -91,18 +100,31 @@ impl Service {
                         timeout: target.timeout.or(Some(TIMEOUT)).filter(|timeout| !timeout.is_zero()),
                         local,
                     };
-                    let answer = unary(&worker, &target.cluster, &request).await;
-                    answer.ok().and_then(|message| decode(&message).ok()).unwrap_or_default()
+                    let said = unary(&worker, &target.cluster, &request).await;
+                    let status = said.as_ref().map_or_else(|status| status.code, |_| 0);
+                    let answer = said.ok().and_then(|message| decode(&message).ok()).unwrap_or_default();
+                    if let Some(span) = span {
+                        let host = target.authority.as_deref().unwrap_or(&target.cluster);
+                        let own = traced(answer.verdict);
+                        span.end_unary(METHOD, &target.cluster, host, status, own.as_slice());
+                    }
+                    answer
                 })
             }
             Service::Http(service) => {
                 let service = Arc::clone(service);
-                let request = service.request(question, stream, head, &context);
+                let mut request = service.request(question, stream, head, &context);
+                let span = stream.trace_call(head, &mut request.head);
                 Box::pin(async move {
                     if worker.cluster(&service.target.cluster).is_none() {
                         return Answer::default();
                     }
-                    match call(&worker, &service.target.cluster, &request).await {
+                    let outcome = call(&worker, &service.target.cluster, &request).await;
+                    if let Some(span) = span {
+                        let own = traced_http(&outcome);
+                        span.end(&request, &service.target.cluster, &outcome, &own);
+                    }
+                    match outcome {
                         Ok(answer) => read(answer, &service),
                         Err(_) => Answer::default(),
                     }
@@ -110,6 +132,27 @@ impl Service {
             }
         }
     }
+}
+
+/// What spans of calls by gRPC say of their outcome.
+fn traced(verdict: Verdict) -> Option<(&'static str, &'static str)> {
+    match verdict {
+        Verdict::Ok => Some(("ext_authz_status", "ext_authz_ok")),
+        Verdict::Denied => Some(("ext_authz_status", "ext_authz_unauthorized")),
+        Verdict::Error => None,
+    }
+}
+
+/// The same by HTTP.
+fn traced_http(outcome: &Result<client::Answer, CallError>) -> Vec<(&'static str, &'static str)> {
+    let Ok(answer) = outcome else { return Vec::new() };
+    let status = answer.head.status();
+    let verdict = match status {
+        200 => Verdict::Ok,
+        500.. => Verdict::Error,
+        _ => Verdict::Denied,
+    };
+    traced(verdict).into_iter().chain([("ext_authz_http_status", reason(status))]).collect()
 }
 
 impl HttpService {
