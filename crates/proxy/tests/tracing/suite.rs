@@ -273,7 +273,7 @@ fn opentelemetry_spans() {
     };
     let asks = |service: Value| {
         let mut config =
-            json!({"@type": "type.googleapis.com/envoy.extensions.filters.http.ext_authz.v3.ExtAuthz"});
+            json!({"@type": "type.googleapis.com/envoy.extensions.filters.http.ext_authz.v3.ExtAuthz", "transport_api_version": "V3"});
         crate::merge(&mut config, service);
         json!({"http_filters": [{"name": "authz", "typed_config": config}, router(json!({}))]})
     };

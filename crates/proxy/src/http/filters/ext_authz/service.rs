@@ -143,16 +143,14 @@ fn traced(verdict: Verdict) -> Option<(&'static str, &'static str)> {
     }
 }
 
-/// The same by HTTP.
-fn traced_http(outcome: &Result<client::Answer, CallError>) -> Vec<(&'static str, &'static str)> {
-    let Ok(answer) = outcome else { return Vec::new() };
-    let status = answer.head.status();
-    let verdict = match status {
-        200 => Verdict::Ok,
-        500.. => Verdict::Error,
-        _ => Verdict::Denied,
+/// The same by HTTP: no answer counts as the one that is given in its place.
+fn traced_http(outcome: &Result<client::Answer, CallError>) -> [(&'static str, &'static str); 2] {
+    let status = match outcome {
+        Ok(answer) => answer.head.status(),
+        Err(error) => error.status(),
     };
-    traced(verdict).into_iter().chain([("ext_authz_http_status", reason(status))]).collect()
+    let verdict = if status == 200 { "ext_authz_ok" } else { "ext_authz_unauthorized" };
+    [("ext_authz_status", verdict), ("ext_authz_http_status", reason(status))]
 }
 
 impl HttpService {
