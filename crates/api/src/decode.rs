@@ -112,7 +112,8 @@ pub struct Fragment {
 
 /// Reads a part of a message, which need not hold on its own: constraints are not looked at, and
 /// fields that the schema does not have are left out, as their author may know a newer one. A
-/// `TypedStruct` that names a known type becomes an `Any` of it.
+/// `TypedStruct` that names a known type becomes an `Any` of it, and an `Any` of an unknown type a
+/// `TypedStruct`.
 pub fn fragment(type_name: &str, node: &Node<'_>) -> Fragment {
     let mut decoder = Decoder { unknown: Some(Vec::new()), ..Decoder::default() };
     match Message::find(type_name) {

@@ -163,6 +163,13 @@ pub(crate) fn nearest<'c>(name: &str, candidates: impl Iterator<Item = &'c str>)
     best.map(|(_, candidate)| candidate)
 }
 
+/// Whether one of two names is a slip of the pen for the other.
+pub(crate) fn is_slip(name: &str, other: &str) -> bool {
+    const MOST: usize = 2;
+    let (name, other) = (letters(name), letters(other));
+    name.len().abs_diff(other.len()) <= MOST && distance(&name, &other) <= MOST
+}
+
 fn letters(name: &str) -> Vec<u8> {
     name.bytes().filter(|byte| !matches!(byte, b'_' | b'-')).map(|byte| byte.to_ascii_lowercase()).collect()
 }

@@ -243,6 +243,58 @@ async fn changes_reach_a_proxy_in_an_order_that_loses_nothing() {
     pilot.stop().await;
 }
 
+/// How long proxies may take to connect to the service, by a response with clusters.
+fn connect_timeout(response: &DiscoveryResponse) -> Option<i64> {
+    use leno_api::proto::envoy::config::cluster::v3::Cluster;
+    let mut clusters = response.resources.iter().filter_map(|any| Cluster::decode(any.value.as_slice()).ok());
+    clusters.find(|cluster| cluster.name == name(""))?.connect_timeout.map(|timeout| timeout.seconds)
+}
+
+#[tokio::test]
+async fn patches_ask_for_metadata_that_proxies_said_before() {
+    let pilot = Pilot::start(&[("service.yaml", SERVICE)]).await;
+    let connect = async |metadata: &[(&str, &str)]| {
+        let text = |value: &str| prost_types::Value {
+            kind: Some(prost_types::value::Kind::StringValue(value.to_owned())),
+        };
+        let fields = metadata.iter().map(|(name, value)| ((*name).to_owned(), text(value)));
+        let metadata = prost_types::Struct { fields: fields.collect() };
+        let node = Node { id: SIDECAR.to_owned(), metadata: Some(metadata), ..Node::default() };
+        let first = DiscoveryRequest { node: Some(node), ..request(CDS, &[]) };
+        let mut client = Client::start(&pilot, first).await;
+        let clusters = client.next(CDS).await;
+        assert_eq!(connect_timeout(&clusters), Some(10));
+        client.ack(&clusters, &[]).await;
+        client
+    };
+    let mut gold = connect(&[("TIER", "gold")]).await;
+    let mut plain = connect(&[("TIER", "silver")]).await;
+    let filter = |value: &str| {
+        format!(
+            "{{apiVersion: networking.istio.io/v1alpha3, kind: EnvoyFilter, metadata: {{name: f}}, spec: {{configPatches: \
+             [{{applyTo: CLUSTER, match: {{cluster: {{portNumber: 9080}}, proxy: {{metadata: {{TIER: gold}}}}}}, \
+             patch: {{operation: MERGE, value: {value}}}}}]}}}}"
+        )
+    };
+    write(pilot.folder.path(), "filter.yaml", &filter("{connect_timeout: 7s}"));
+    let clusters = gold.next(CDS).await;
+    assert_eq!(connect_timeout(&clusters), Some(7));
+    gold.ack(&clusters, &[]).await;
+    // The other is not told anything before there is something for it.
+    write(pilot.folder.path(), "other.yaml", &SERVICE.replace("reviews", "other").replace("0.5", "0.6"));
+    assert_eq!(connect_timeout(&plain.next(CDS).await), Some(10));
+    let clusters = gold.next(CDS).await;
+    assert_eq!(connect_timeout(&clusters), Some(7));
+    gold.ack(&clusters, &[]).await;
+    // What would spoil the cluster is left out and said.
+    write(pilot.folder.path(), "filter.yaml", &filter("{type: STATIC}"));
+    assert_eq!(connect_timeout(&gold.next(CDS).await), Some(10));
+    faults(&pilot, true).await;
+    let (_, body) = pilot.get("/debug/diagnostics").await;
+    assert!(body.contains("patch-failed") && body.contains("filter.yaml"), "{body}");
+    pilot.stop().await;
+}
+
 /// Waits until there are faults, or none.
 async fn faults(pilot: &Pilot, wanted: bool) {
     let search = async {

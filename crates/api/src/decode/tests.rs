@@ -549,3 +549,55 @@ fn depth_is_bounded() {
     let error = decode_text::<Bootstrap>(&nested(200), "a.yaml").unwrap_err();
     expect!["a.yaml:1:121: recursion limit exceeded"].assert_eq(&error.to_string());
 }
+
+#[test]
+fn fragments_are_parts() {
+    let check = |text: &str, expected: Expect| {
+        let documents = parse(text, Dialect::Kubernetes).unwrap();
+        let read = super::fragment("envoy.config.listener.v3.Filter", &documents[0]);
+        let mut all: Vec<String> = read.errors.iter().map(|error| format!("error {error}")).collect();
+        all.extend(read.unknown.iter().map(|error| format!("unknown {error}")));
+        let value = to_value("envoy.config.listener.v3.Filter", &read.wire, Style::default());
+        all.push(value.unwrap().to_string());
+        expected.assert_eq(&all.join("\n"));
+    };
+    // A name is needed in a whole one.
+    let proxy = "'@type': type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy";
+    check(
+        &format!("typed_config: {{{proxy}, idle_timeout: 5s, colour: red}}"),
+        expect![[r#"
+        unknown 1:119: typed_config.colour: unknown field
+        {"typed_config":{"@type":"type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy","idle_timeout":"5s"}}"#]],
+    );
+    check(
+        &format!("typed_config: {{{proxy}, idle_timeout: soon}}"),
+        expect![[r#"
+        error 1:115: typed_config.idle_timeout: expected a duration like 1.5s, found "soon"
+        {"typed_config":{"@type":"type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy","idle_timeout":"0s"}}"#]],
+    );
+    check(
+        "typed_config: {'@type': type.googleapis.com/com.example.Unknown, a: [1]}",
+        expect![[r#"
+        unknown 1:25: typed_config: the type "type.googleapis.com/com.example.Unknown" is not known here, and passed on as it is written
+        {"typed_config":{"@type":"type.googleapis.com/xds.type.v3.TypedStruct","type_url":"type.googleapis.com/com.example.Unknown","value":{"a":[1]}}}"#]],
+    );
+    check(
+        "typed_config: {'@type': type.googleapis.com/envoy.config.filter.http.lua.v2.Lua}",
+        expect![[r#"
+        error 1:25: typed_config: unknown type "type.googleapis.com/envoy.config.filter.http.lua.v2.Lua", did you mean 'envoy.extensions.filters.http.lua.v3.Lua'?
+        {"typed_config":{}}"#]],
+    );
+    check(
+        "typed_config: {'@type': type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpPorxy}",
+        expect![[r#"
+            error 1:25: typed_config: unknown type "type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpPorxy", did you mean 'envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy'?
+            {"typed_config":{}}"#]],
+    );
+    let inner = "type_url: type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy, value: {cluster: a}";
+    check(
+        &format!("typed_config: {{'@type': type.googleapis.com/udpa.type.v1.TypedStruct, {inner}}}"),
+        expect![[
+            r#"{"typed_config":{"@type":"type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy","cluster":"a"}}"#
+        ]],
+    );
+}

@@ -4,7 +4,7 @@ use super::Decoder;
 use crate::Error;
 use crate::any::type_name;
 use crate::duration::MAX_SECONDS;
-use crate::error::nearest;
+use crate::error::{is_slip, nearest};
 use crate::schema::{Kind, Message};
 use crate::typed_struct::is_typed_struct;
 use crate::wire::{Scalar, close_delimited, put_bytes, put_scalar, put_tag, wire_type};
@@ -12,6 +12,9 @@ use crate::yaml::{self, Entry, Node, Position, TYPE_KEY, Value};
 
 /// The package of all of them.
 const PACKAGE: &str = "google.protobuf.";
+
+/// The type of messages that are written as a Struct.
+const TYPED_STRUCT_URL: &str = "type.googleapis.com/xds.type.v3.TypedStruct";
 
 /// Seconds of 0001-01-01 and 9999-12-31T23:59:59, between which timestamps lie.
 const TIMESTAMPS: std::ops::RangeInclusive<i64> = -62_135_596_800..=253_402_300_799;
@@ -98,6 +101,10 @@ impl Decoder {
         }
         let Some(message) = Message::find(type_name(url)) else {
             let suggestion = nearest(type_name(url), Message::all().map(Message::full_name));
+            let is_slip = suggestion.is_some_and(|suggestion| is_slip(type_name(url), suggestion));
+            if !is_slip && self.pass_on(url, entries, entry.value.position) {
+                return;
+            }
             let text = format!("unknown type {url:?}");
             self.errors.push(Error::new(entry.value.position, self.path.clone(), text).suggest(suggestion));
             return;
@@ -114,6 +121,28 @@ impl Decoder {
             self.fields(message, entries, true);
         }
         close_delimited(&mut self.out, start);
+    }
+
+    /// Writes an `Any` of a type that is not known as a TypedStruct, which who knows it can read; false
+    /// if that is not wanted, or if it is a type of Envoy's old API, which nobody knows any more.
+    fn pass_on(&mut self, url: &str, entries: &[Entry<'_>], position: Position) -> bool {
+        let Some(unknown) = self.unknown.as_mut() else { return false };
+        if type_name(url).split('.').any(|part| part.starts_with("v2")) {
+            return false;
+        }
+        let text = format!("the type {url:?} is not known here, and passed on as it is written");
+        unknown.push(Error::new(position, self.path.clone(), text));
+        put_bytes(&mut self.out, 1, TYPED_STRUCT_URL.as_bytes());
+        put_tag(&mut self.out, 2, wire_type(Kind::Bytes));
+        let any = self.out.len();
+        put_bytes(&mut self.out, 1, url.as_bytes());
+        put_tag(&mut self.out, 2, wire_type(Kind::Bytes));
+        let content = self.out.len();
+        let fields = entries.iter().filter(|entry| entry.key != TYPE_KEY).cloned().collect();
+        self.structure(&Node { value: Value::Mapping(fields), position });
+        close_delimited(&mut self.out, content);
+        close_delimited(&mut self.out, any);
+        true
     }
 
     /// Writes an `Any` of the type that a TypedStruct names; false if that is not known.

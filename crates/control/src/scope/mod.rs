@@ -220,7 +220,9 @@ impl ProxyKey {
         let labels = self.labels.iter().filter(|(name, _)| names.contains(*name));
         let sidecar = match self.role {
             Role::Router => None,
-            Role::Sidecar | Role::Grpc => self.sidecar.clone().or_else(|| sidecar::narrowing(cx, &self.workload())),
+            Role::Sidecar | Role::Grpc => {
+                self.sidecar.clone().or_else(|| sidecar::narrowing(cx, &self.workload()))
+            }
         };
         Viewer {
             role: self.role,

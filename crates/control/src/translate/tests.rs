@@ -24,7 +24,7 @@ use crate::model::diagnostic::Diagnostic;
 use crate::model::duration::Span;
 use crate::model::inputs;
 use crate::model::switches::{SwitchInput, Switches, VariableInput};
-use crate::push::patch_fault;
+use crate::push::patching::patch_fault;
 use crate::scope::client::ClientOf;
 use crate::scope::patches::Patching;
 use crate::scope::proxy_config::Overrides;

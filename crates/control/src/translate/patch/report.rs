@@ -64,11 +64,13 @@ impl Query for OwnEffects {
 
     fn derive(cx: &Cx<'_>, proxy: &ProxyKey) -> Effects {
         let mut effects = Effects::default();
-        let patches = proxy.own_patches(cx);
-        let context = PatchContext::SidecarInbound;
+        let (patches, context) = (proxy.own_patches(cx), PatchContext::SidecarInbound);
         if let Some(listener) = listener::explicit(cx, proxy) {
             let (shared, subject) = (proxy.shared_patches(cx), Subject::of(proxy.client_context()));
             effects.touch(cx, &shared, Family::Listener, subject, listener);
+        }
+        if patches.is_empty() {
+            return effects;
         }
         let own = listener::own(cx, proxy);
         effects.add(cx, &patches, Family::ListenerWithRoutes, context, own, &|_| Subject::of(context));
