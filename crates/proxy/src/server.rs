@@ -23,6 +23,7 @@ use crate::config::discovery::control_plane::XdsClusters;
 use crate::config::discovery::sources::{Incoming, Settings, Sources};
 use crate::config::extensions;
 use crate::config::lower::{Scope, UnknownFields};
+use crate::config::source::ResourceKey;
 use crate::config::store::Store;
 use crate::listener::Direction;
 use crate::listener::accept::GlobalConnections;
@@ -70,6 +71,8 @@ enum Event {
     Checked(Arc<Cluster>, health::watch::Report),
     /// DNS found addresses of a cluster.
     Resolved(Name, Arc<DnsDiscovery>, Arc<Assignment>),
+    /// A worker waits for a cluster.
+    Demanded(ResourceKey),
     /// What goes on beside this listener's requests is ready.
     Ready(Name),
     /// From the admin interface.
@@ -160,6 +163,7 @@ struct MainStats {
 struct Events {
     main: mpsc::UnboundedReceiver<Event>,
     xds: mpsc::Receiver<Incoming>,
+    demands: mpsc::UnboundedReceiver<ResourceKey>,
     admin: mpsc::UnboundedReceiver<admin::Command>,
 }
 
@@ -186,8 +190,10 @@ impl Server {
         all_stats.add(membership);
         let limit = GlobalConnections::new(bootstrap.max_connections);
         let policy = DrainPolicy::from(&options);
-        let workers = (0..concurrency)
-            .map(|index| worker::spawn(index, &all_stats, &limit, policy, bootstrap.scope.internal_buffer));
+        let (demand, demands) = mpsc::unbounded_channel();
+        let buffer = bootstrap.scope.internal_buffer;
+        let workers =
+            (0..concurrency).map(|index| worker::spawn(index, &all_stats, &limit, policy, buffer, &demand));
         let workers = workers.collect::<Result<_, _>>();
         let workers = workers.map_err(|error| RunError::System("cannot start a worker".to_owned(), error))?;
 
@@ -266,7 +272,7 @@ impl Server {
             beats_live: 0,
             started,
         };
-        Ok((server, Events { main, xds, admin: admin_commands }))
+        Ok((server, Events { main, xds, demands, admin: admin_commands }))
     }
 
     /// The loop.
@@ -285,6 +291,7 @@ impl Server {
             let event = tokio::select! {
                 Some(event) = events.main.recv() => event,
                 Some(incoming) = events.xds.recv() => Event::Xds(incoming),
+                Some(key) = events.demands.recv() => Event::Demanded(key),
                 Some(command) = events.admin.recv() => Event::Admin(command),
                 _ = terminate.recv() => Event::Terminate,
                 _ = interrupt.recv() => Event::Terminate,
@@ -315,6 +322,10 @@ impl Server {
                 if self.store.put_resolved(&cluster, &settings, &assignment) {
                     self.publish_endpoints(&[cluster], &assignment);
                 }
+                self.publish();
+            }
+            Event::Demanded(key) => {
+                self.store.demand(key);
                 self.publish();
             }
             Event::Ready(listener) => {
@@ -366,6 +377,9 @@ impl Server {
                 sockets: sockets.next().unwrap_or_default(),
             });
             self.count(&before, &snapshot);
+        }
+        for cluster in self.store.take_missing() {
+            self.tell(|| Command::Missing(cluster.clone()));
         }
         let (clusters, listeners) = self.store.count_warming();
         self.stats.clusters.warming_clusters().set(clusters as u64);

@@ -22,6 +22,7 @@ use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 use crate::cluster::lb::zone::LocalHosts;
+use crate::cluster::on_demand::Awaited;
 use crate::cluster::stats::{AnswerStats, RouteStats};
 use crate::cluster::worker_cluster::WorkerCluster;
 use crate::cluster::{Assignment, EndpointAddress};
@@ -76,6 +77,8 @@ pub(crate) enum Command {
     },
     /// So overloaded the proxy is.
     Overload(Levels),
+    /// There is no cluster of this name, which was asked for on demand.
+    Missing(Name),
     /// Start something that goes on beside requests.
     Start {
         /// What.
@@ -155,8 +158,10 @@ pub(crate) fn spawn(
     limit: &Arc<GlobalConnections>,
     policy: DrainPolicy,
     internal_buffer: Option<usize>,
+    demands: &mpsc::UnboundedSender<ResourceKey>,
 ) -> std::io::Result<Handle> {
     let limit = Arc::clone(limit);
+    let demands = demands.clone();
     let stats = stats.thread();
     let (commands, mailbox) = mpsc::unbounded_channel();
     let (ready, readiness) = std::sync::mpsc::sync_channel(1);
@@ -174,8 +179,8 @@ pub(crate) fn spawn(
         };
         let _ = ready.send(Ok(()));
         turn::begin();
-        let worker =
-            Rc::new(Worker { index, internal_buffer, ..Worker::new(stats, limit).with_drain_policy(policy) });
+        let worker = Worker::new(stats, limit).with_drain_policy(policy);
+        let worker = Rc::new(Worker { index, internal_buffer, awaited: Awaited::new(demands), ..worker });
         // A task of its own: what `block_on` is given itself would be polled in each turn of the
         // runtime, whoever was woken.
         let run = runtime.spawn_local(worker.run(mailbox));
@@ -246,6 +251,8 @@ pub(crate) struct Worker {
     host_changes: Cell<u64>,
     /// What Istio's metrics and peers need.
     istio: istio::Tables,
+    /// Clusters that are waited for, on demand.
+    awaited: Rc<Awaited>,
 }
 
 impl Worker {
@@ -283,6 +290,7 @@ impl Worker {
             random: Cell::new(leno_base::rng::Rng::from_entropy().next_u64()),
             host_changes: Cell::new(0),
             istio: istio::Tables::default(),
+            awaited: Rc::default(),
         }
     }
 
@@ -307,6 +315,7 @@ impl Worker {
                 Some(Command::FailHealthChecks(fail)) => self.fail_health_checks(fail),
                 Some(Command::Overload(levels)) => self.set_overload(levels),
                 Some(Command::StopListening { inbound_only }) => self.stop_listening(inbound_only),
+                Some(Command::Missing(cluster)) => self.awaited.missing(&cluster),
                 Some(Command::Start { work, stat_prefix, ready }) => work.start(&self, &stat_prefix, ready),
                 Some(Command::Hosts(answer)) => drop(answer.send(self.host_reports())),
                 Some(Command::Stop) | None => return,
@@ -413,6 +422,11 @@ impl Worker {
         Some(cluster)
     }
 
+    /// What it waits for, on demand.
+    pub(crate) fn awaited(&self) -> &Rc<Awaited> {
+        &self.awaited
+    }
+
     /// How often clusters, their hosts or those hosts' health have changed.
     pub(crate) fn host_changes(&self) -> u64 {
         self.host_changes.get()
@@ -487,6 +501,7 @@ impl Worker {
         internal::register(self);
         let replaced = self.adopt_clusters(&snapshot);
         self.adopt_listeners(&snapshot);
+        self.awaited.arrived(|cluster| snapshot.clusters.get(cluster).is_some());
         *self.snapshot.borrow_mut() = snapshot;
         for old in &replaced {
             // Made anew while the old one still holds the counts, which go on.

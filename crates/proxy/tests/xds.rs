@@ -27,6 +27,8 @@ use tonic::server::NamedService;
 
 #[path = "support/mod.rs"]
 mod proxies;
+#[path = "xds/on_demand.rs"]
+mod on_demand;
 #[path = "xds/secrets.rs"]
 mod secrets;
 #[path = "xds/sources.rs"]

@@ -29,6 +29,7 @@ pub(crate) mod extras;
 pub(crate) mod health;
 pub(crate) mod lb;
 pub(crate) mod membership;
+pub(crate) mod on_demand;
 pub(crate) mod outlier;
 pub(crate) mod pool;
 pub(crate) mod stats;

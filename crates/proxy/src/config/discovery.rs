@@ -120,7 +120,10 @@ impl Discovery {
         sockets: &mut Sockets,
     ) -> Applied {
         removed.retain(|name| match type_url {
-            TypeUrl::Cluster => store.remove_cluster(name),
+            TypeUrl::Cluster => {
+                store.miss_cluster(&self.key(name));
+                store.remove_cluster(name)
+            }
             TypeUrl::Listener => {
                 let removed = store.remove_listener(name);
                 if removed {

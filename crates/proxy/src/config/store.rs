@@ -66,6 +66,10 @@ pub(crate) struct Store {
     /// By cluster: what discovery gave, and what is in force instead, as health checks keep hosts
     /// that discovery drops.
     kept: BTreeMap<Name, (Arc<Assignment>, Arc<Assignment>)>,
+    /// Clusters that were asked for by name, on demand.
+    demanded: BTreeSet<ResourceKey>,
+    /// Those of them that there are not, since they were asked for last.
+    missing: Vec<Name>,
     /// What came of these may have no user: to be forgotten, if so.
     loose: BTreeSet<Reference>,
     /// What may be wanted now and was not, or the other way round: for who asks for it.
@@ -157,6 +161,30 @@ impl Store {
         self.resolved.remove(name);
         self.kept.remove(name);
         true
+    }
+
+    /// Somebody waits for a cluster that is not known: it is subscribed to by its name, from now on.
+    pub(crate) fn demand(&mut self, key: ResourceKey) {
+        let reference = Reference::cluster(&key);
+        if self.demanded.insert(key) {
+            self.moved.insert(reference);
+            self.unsettled = true;
+        }
+    }
+
+    /// The control plane says that there is no such cluster, or none any more. Who wants it later asks
+    /// anew.
+    pub(crate) fn miss_cluster(&mut self, key: &ResourceKey) {
+        if self.demanded.remove(key) {
+            self.moved.insert(Reference::cluster(key));
+            self.missing.push(key.name.clone());
+            self.unsettled = true;
+        }
+    }
+
+    /// Clusters that were asked for and are not there, since the last call.
+    pub(crate) fn take_missing(&mut self) -> Vec<Name> {
+        std::mem::take(&mut self.missing)
     }
 
     /// Takes a new or changed listener; false: it is what we have, or not to be changed.
@@ -498,6 +526,7 @@ impl Store {
                     self.routes.remove(&key);
                     self.expired_routes.remove(&key);
                 }
+                TypeUrl::Cluster => {}
                 _ => self.secrets.forget(&key),
             }
         }
@@ -610,12 +639,22 @@ impl Store {
 
     /// Whether one of them refers to this.
     pub(crate) fn refers_to(&self, reference: &Reference) -> bool {
-        self.clusters.refers_to(reference) || self.listeners.refers_to(reference)
+        self.clusters.refers_to(reference) || self.listeners.refers_to(reference) || self.demands(reference)
+    }
+
+    fn demands(&self, reference: &Reference) -> bool {
+        reference.type_url == TypeUrl::Cluster && self.demanded.contains(&reference.key)
     }
 
     /// How those that refer to this want it: of each kind, first those that warm.
     pub(crate) fn wants(&self, reference: &Reference) -> impl Iterator<Item = Want> {
-        self.listeners.wants(reference).chain(self.clusters.wants(reference))
+        let demanded = self.demands(reference).then(|| Want {
+            reference: reference.clone(),
+            // Who waits has a time of its own.
+            timeout: None,
+            user: Name::default(),
+        });
+        self.listeners.wants(reference).chain(self.clusters.wants(reference)).chain(demanded)
     }
 
     /// What has come to be referred to since the last call, or has ceased to be, or may have.

@@ -464,6 +464,11 @@ impl Sources {
                 let changed = applied.outcomes.iter().any(|outcome| outcome.changed);
                 // What goes away alone does not count as a reload, in Envoy either.
                 self.counts.end(&applied.type_url, &key(&Name::default()), &ending(refused, changed));
+                // Of those that were asked for on demand.
+                for outcome in &applied.outcomes {
+                    let ending = ending(outcome.refused.is_some(), outcome.changed);
+                    self.counts.end(&applied.type_url, &key(&outcome.name), &ending);
+                }
             }
             _ => {
                 for outcome in &applied.outcomes {

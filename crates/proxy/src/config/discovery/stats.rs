@@ -107,6 +107,8 @@ impl Subscription {
     fn new(thread: &ThreadStats, type_url: &TypeUrl, key: &ResourceKey, user: &Name) -> Self {
         let name = &key.name;
         let prefix = match type_url {
+            // All that are asked for on demand count together.
+            TypeUrl::Cluster if !name.is_empty() => "cluster_manager.odcds.".to_owned(),
             TypeUrl::Cluster => "cluster_manager.cds.".to_owned(),
             TypeUrl::Listener => "listener_manager.lds.".to_owned(),
             TypeUrl::Endpoint => format!("cluster.{user}."),
@@ -114,7 +116,10 @@ impl Subscription {
             _ => format!("sds.{name}."),
         };
         let prefix = prefix.replace(':', "_");
-        let reloads = matches!(type_url, TypeUrl::Cluster | TypeUrl::Route);
+        let reloads = match type_url {
+            TypeUrl::Cluster => name.is_empty(),
+            _ => *type_url == TypeUrl::Route,
+        };
         let of_cluster = *type_url == TypeUrl::Endpoint;
         let own_stream = matches!(key.origin, Origin::Grpc(_));
         let subscription = Self {

@@ -17,13 +17,18 @@ use crate::config::source::ResourceKey;
 /// A resource that comes by discovery, as others refer to it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Reference {
-    /// Its type: endpoints, routes or a secret.
+    /// Its type: endpoints, routes, a secret, or a cluster that was asked for.
     pub(crate) type_url: TypeUrl,
     /// Which.
     pub(crate) key: ResourceKey,
 }
 
 impl Reference {
+    /// To a cluster that was asked for.
+    pub(crate) fn cluster(key: &ResourceKey) -> Self {
+        Self { type_url: TypeUrl::Cluster, key: key.clone() }
+    }
+
     /// To endpoints.
     pub(crate) fn endpoints(key: &ResourceKey) -> Self {
         Self { type_url: TypeUrl::Endpoint, key: key.clone() }

@@ -66,6 +66,7 @@ mod istio_stats;
 mod jwt_authn;
 mod lane;
 mod local_ratelimit;
+mod on_demand;
 mod peer_metadata;
 #[cfg(test)]
 pub(crate) mod probe;
@@ -373,6 +374,7 @@ pub(crate) const REGISTRY: &[Registration] = &[
     istio_stats::REGISTRATION,
     jwt_authn::REGISTRATION,
     local_ratelimit::REGISTRATION,
+    on_demand::REGISTRATION,
     peer_metadata::REGISTRATION,
     #[cfg(test)]
     probe::REGISTRATION,

@@ -10,6 +10,7 @@ use leno_api::proto::envoy::extensions::filters::network::tcp_proxy::v3 as proto
 use leno_api::proto::envoy::r#type::v3::hash_policy::{FilterState, PolicySpecifier, SourceIp};
 
 use crate::cluster::lb::metadata::MetadataMatch;
+use crate::cluster::on_demand::OnDemand;
 use crate::config::address;
 use crate::config::lower::Lower;
 use crate::http::route::mutation;
@@ -18,6 +19,9 @@ use crate::tcp::tcp_proxy::tunnel::Tunneling;
 use crate::tcp::tcp_proxy::{Destination, TcpHash, TcpProxy, TlvMerge};
 use crate::telemetry::access_log::AccessLog;
 use crate::telemetry::access_log::format::Format;
+
+/// How long an unknown cluster is waited for unless something else is said.
+const DISCOVERY_TIMEOUT: Duration = Duration::from_secs(60);
 
 impl TcpProxy {
     /// Lowers a TcpProxy.
@@ -46,7 +50,12 @@ impl TcpProxy {
             check_drain_close,
             cluster_specifier,
         } = proto;
-        at.unsupported("on_demand", on_demand.is_some());
+        let on_demand = at.optional("on_demand", on_demand, |proto, at| {
+            let proto::tcp_proxy::OnDemand { odcds_config, resources_locator, timeout } = proto;
+            // Without a source nothing is asked for, as in Envoy.
+            odcds_config.as_ref()?;
+            OnDemand::lower("odcds_config", odcds_config, &resources_locator, timeout, DISCOVERY_TIMEOUT, at)
+        });
         at.unsupported("downstream_idle_timeout", downstream_idle_timeout.is_some());
         at.unsupported("upstream_idle_timeout", upstream_idle_timeout.is_some());
         let tunneling = at.optional("tunneling_config", tunneling_config, lower_tunneling);
@@ -142,6 +151,7 @@ impl TcpProxy {
             early_data: (mode == Mode::OnDownstreamData)
                 .then_some(max_early_data_bytes.unwrap_or(0) as usize),
             closes_on_drain: check_drain_close == Some(true),
+            on_demand,
             duration_jitter: max_downstream_connection_duration_jitter_percentage
                 .map_or(0.0, |jitter| jitter.value / 100.0),
             log_on_start,

@@ -17,6 +17,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::cluster::aggregate::Picked;
 use crate::cluster::lb::metadata::MetadataMatch;
+use crate::cluster::on_demand::{Arrival, OnDemand};
 use crate::cluster::outlier::Report;
 use crate::cluster::pool;
 use crate::cluster::pool::connect::{ConnectError, Peer, open};
@@ -65,6 +66,8 @@ pub(crate) struct TcpProxy {
     pub(crate) early_data: Option<usize>,
     /// `check_drain_close`.
     pub(crate) closes_on_drain: bool,
+    /// `on_demand`: where unknown clusters are asked for.
+    pub(crate) on_demand: Option<OnDemand>,
     /// `max_downstream_connection_duration_jitter_percentage`, as a share.
     pub(crate) duration_jitter: f64,
     /// `access_log_options.flush_access_log_on_start`.
@@ -238,8 +241,7 @@ impl Session<'_> {
         }
         let mut counted = begun;
         let account = |moved: Moved| {
-            let moved =
-                Moved { sent: begun.sent + moved.sent, received: begun.received + moved.received };
+            let moved = Moved { sent: begun.sent + moved.sent, received: begun.received + moved.received };
             let (sent, received) = (moved.sent - counted.sent, moved.received - counted.received);
             counted = moved;
             cluster.stats.upstream_cx_tx_bytes_total().add(sent);
@@ -331,11 +333,28 @@ impl Session<'_> {
         sheds(Reaction::ShedUpstream)
     }
 
+    /// Waits for a cluster that is not known.
+    async fn fetch(&self, on_demand: &OnDemand, name: &str) {
+        let awaited = self.worker.awaited();
+        let stats = awaited.stats(self.worker.stats(), &self.proxy.stat_prefix);
+        stats.on_demand_cluster_attempt().inc();
+        match awaited.cluster(on_demand, name).await {
+            Arrival::Found => stats.on_demand_cluster_success().inc(),
+            Arrival::Missing => stats.on_demand_cluster_missing().inc(),
+            Arrival::Late => stats.on_demand_cluster_timeout().inc(),
+        }
+    }
+
     /// Connects to a host of the chosen cluster, trying again up to `max_connect_attempts`.
     async fn connect(&self, accepted: &mut Accepted) -> Option<(Rc<WorkerCluster>, To)> {
         let chosen = self.info.borrow().filter_state.get(TCP_PROXY_CLUSTER).map(|state| state.text.clone());
         let destination = self.choose_cluster()?;
         let name = chosen.as_deref().unwrap_or(&destination.cluster);
+        if let Some(on_demand) = &self.proxy.on_demand
+            && self.worker.cluster(name).is_none()
+        {
+            self.fetch(on_demand, name).await;
+        }
         let Some(cluster) = self.worker.cluster(name) else {
             self.stats.downstream_cx_no_route().inc();
             self.info.borrow_mut().flags.insert(ResponseFlags::NO_CLUSTER_FOUND);

@@ -62,10 +62,9 @@ impl Proxy {
         let accepted =
             Accepted { socket: Socket::Tcp(stream), buffered: BytesMut::from(early), buffer_limit: 1 << 20 };
         let (worker, watch) = (Rc::clone(&self.worker), self.drain.watch());
-        let serving =
-            tokio::task::spawn_local(
-                async move { super::serve(&worker, &proxy, accepted, info, watch, &mut []).await },
-            );
+        let serving = tokio::task::spawn_local(async move {
+            super::serve(&worker, &proxy, accepted, info, watch, &mut []).await
+        });
         (client, serving)
     }
 

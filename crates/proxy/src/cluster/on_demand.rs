@@ -1,0 +1,221 @@
+//! Clusters that are asked for when they are first needed (ODCDS): a request or connection whose
+//! cluster is not known waits until discovery has brought it, or says that there is none, or takes
+//! too long.
+//!
+//! Who waits is on a worker ([`Awaited`]), which asks the main thread once for each cluster; the main
+//! thread subscribes to it by its name ([`crate::config::store::Store::demand`]) and stays subscribed,
+//! so that changes and the end of the cluster come too. A worker that adopts a configuration wakes
+//! those who have waited for something in it.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::future::Future;
+use std::rc::Rc;
+use std::time::Duration;
+
+use leno_api::proto::envoy::config::core::v3 as core;
+use leno_base::Name;
+use tokio::sync::{Notify, mpsc};
+
+use crate::config::lower::Lower;
+use crate::config::source::{Origin, ResourceKey, config_source};
+use crate::telemetry::stats::{ThreadStats, stats_scope};
+
+/// Where unknown clusters may be asked for.
+#[derive(Debug, PartialEq)]
+pub(crate) struct OnDemand {
+    /// `source` (of a TCP proxy `odcds_config`).
+    pub(crate) origin: Origin,
+    /// `timeout`.
+    pub(crate) timeout: Duration,
+}
+
+impl OnDemand {
+    /// Lowers what HTTP filters and TCP proxies have in common; `field` is the name of the source.
+    pub(crate) fn lower(
+        field: &str,
+        source: Option<core::ConfigSource>,
+        resources_locator: &str,
+        timeout: Option<prost_types::Duration>,
+        default: Duration,
+        at: &mut Lower,
+    ) -> Option<OnDemand> {
+        at.unsupported("resources_locator", !resources_locator.is_empty());
+        let timeout = at.duration("timeout", timeout).unwrap_or(default);
+        let source = at.required(field, source, config_source)?;
+        if matches!(source.origin, Origin::File(_)) {
+            at.error_at(field, "on-demand discovery from files is not supported yet");
+        }
+        Some(OnDemand { origin: source.origin, timeout })
+    }
+}
+
+/// How waiting for a cluster ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Arrival {
+    /// It is there.
+    Found,
+    /// There is none of that name.
+    Missing,
+    /// It did not come in time.
+    Late,
+}
+
+stats_scope! {
+    /// `tcp.STAT_PREFIX.`, once a TCP proxy has asked for a cluster.
+    pub(crate) struct OnDemandStats {
+        counter on_demand_cluster_attempt;
+        counter on_demand_cluster_missing;
+        counter on_demand_cluster_success;
+        counter on_demand_cluster_timeout;
+    }
+}
+
+/// What a worker waits for.
+#[derive(Default)]
+pub(crate) struct Awaited {
+    clusters: RefCell<HashMap<Name, Rc<Cluster>>>,
+    /// Stats of TCP proxies by prefix.
+    scopes: RefCell<HashMap<Name, Rc<OnDemandStats>>>,
+    /// Takes what is asked for to the main thread; `None`: nobody is there to ask.
+    demands: Option<mpsc::UnboundedSender<ResourceKey>>,
+}
+
+/// A cluster that somebody waits for.
+#[derive(Default)]
+struct Cluster {
+    notify: Notify,
+    missing: Cell<bool>,
+}
+
+impl Awaited {
+    /// Nothing, so far.
+    pub(crate) fn new(demands: mpsc::UnboundedSender<ResourceKey>) -> Rc<Awaited> {
+        Rc::new(Awaited { demands: Some(demands), ..Awaited::default() })
+    }
+
+    /// Asks for a cluster that is not known, and waits for it.
+    pub(crate) fn cluster(
+        self: &Rc<Self>,
+        on_demand: &OnDemand,
+        name: &str,
+    ) -> impl Future<Output = Arrival> + use<> {
+        let known = self.clusters.borrow().get(name).cloned();
+        let name = Name::new(name);
+        let cluster = known.unwrap_or_else(|| {
+            if let Some(demands) = &self.demands {
+                // Nobody hears it if the proxy ends.
+                let _ = demands.send(ResourceKey { name: name.clone(), origin: on_demand.origin.clone() });
+            }
+            let cluster = Rc::<Cluster>::default();
+            self.clusters.borrow_mut().insert(name.clone(), Rc::clone(&cluster));
+            cluster
+        });
+        let ticket = Ticket { awaited: Rc::clone(self), name, cluster };
+        let timeout = on_demand.timeout;
+        async move {
+            let cluster = &ticket.cluster;
+            match tokio::time::timeout(timeout, cluster.notify.notified()).await {
+                Ok(()) if cluster.missing.get() => Arrival::Missing,
+                Ok(()) => Arrival::Found,
+                Err(_) => Arrival::Late,
+            }
+        }
+    }
+
+    /// What TCP proxies with a prefix count.
+    pub(crate) fn stats(&self, thread: &ThreadStats, stat_prefix: &Name) -> Rc<OnDemandStats> {
+        let mut scopes = self.scopes.borrow_mut();
+        let scope = scopes.entry(stat_prefix.clone());
+        let new = || Rc::new(OnDemandStats::new(thread, &format!("tcp.{stat_prefix}.")));
+        Rc::clone(scope.or_insert_with(new))
+    }
+
+    /// Wakes who waits for clusters that are there now.
+    pub(crate) fn arrived(&self, has: impl Fn(&str) -> bool) {
+        let mut clusters = self.clusters.borrow_mut();
+        if !clusters.is_empty() {
+            clusters.extract_if(|name, _| has(name)).for_each(|(_, cluster)| cluster.notify.notify_waiters());
+        }
+    }
+
+    /// Wakes who waits for a cluster that there is not.
+    pub(crate) fn missing(&self, name: &str) {
+        if let Some(cluster) = self.clusters.borrow_mut().remove(name) {
+            cluster.missing.set(true);
+            cluster.notify.notify_waiters();
+        }
+    }
+}
+
+/// Somebody who waits. The last one who goes away takes the entry along: the next asks anew.
+struct Ticket {
+    awaited: Rc<Awaited>,
+    name: Name,
+    cluster: Rc<Cluster>,
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        let mut clusters = self.awaited.clusters.borrow_mut();
+        let same = clusters.get(&self.name).is_some_and(|known| Rc::ptr_eq(known, &self.cluster));
+        // The entry's and this one.
+        if same && Rc::strong_count(&self.cluster) == 2 {
+            clusters.remove(&self.name);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::sync::mpsc;
+
+    use super::{Arrival, Awaited, OnDemand};
+    use crate::config::source::Origin;
+
+    #[tokio::test(start_paused = true)]
+    async fn waiting_ends_in_one_of_three_ways() {
+        let (demands, mut asked) = mpsc::unbounded_channel();
+        let awaited = Awaited::new(demands);
+        let on_demand = OnDemand { origin: Origin::Ads, timeout: Duration::from_secs(5) };
+        let mut asked = || asked.try_recv().ok().map(|key| key.name.to_string());
+
+        // Two wait for the same: it is asked for once.
+        let both = [awaited.cluster(&on_demand, "a"), awaited.cluster(&on_demand, "a")].map(Box::pin);
+        assert_eq!(asked().as_deref(), Some("a"));
+        assert_eq!(asked(), None);
+        let [mut one, two] = both;
+        assert!(futures_poll(&mut one).await.is_none());
+        awaited.arrived(|name| name == "b");
+        assert!(futures_poll(&mut one).await.is_none());
+        awaited.arrived(|name| name == "a");
+        assert_eq!(one.await, Arrival::Found);
+        drop(two);
+
+        let mut missing = Box::pin(awaited.cluster(&on_demand, "b"));
+        assert_eq!(asked().as_deref(), Some("b"));
+        assert!(futures_poll(&mut missing).await.is_none());
+        awaited.missing("b");
+        assert_eq!(missing.await, Arrival::Missing);
+
+        let late = awaited.cluster(&on_demand, "c");
+        assert_eq!(asked().as_deref(), Some("c"));
+        assert_eq!(late.await, Arrival::Late);
+        assert!(awaited.clusters.borrow().is_empty(), "nothing is kept of those who have gone");
+        drop(awaited.cluster(&on_demand, "c"));
+        assert_eq!(asked().as_deref(), Some("c"), "asked for anew");
+    }
+
+    /// Polls once.
+    async fn futures_poll<F: Future + Unpin>(future: &mut F) -> Option<F::Output> {
+        std::future::poll_fn(|cx| {
+            std::task::Poll::Ready(match std::pin::Pin::new(&mut *future).poll(cx) {
+                std::task::Poll::Ready(output) => Some(output),
+                std::task::Poll::Pending => None,
+            })
+        })
+        .await
+    }
+}
