@@ -3,12 +3,13 @@
 #![allow(deprecated, reason = "deprecated fields are lowered, or refused by name, like all others")]
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use leno_api::proto::envoy::config::core::v3 as core;
 use leno_api::proto::envoy::config::endpoint::v3 as proto;
 
 use crate::cluster::{
-    Assignment, EndpointAddress, EndpointCheck, EndpointConfig, HealthStatus, LocalityEndpoints,
+    Assignment, EndpointAddress, EndpointCheck, EndpointConfig, HealthStatus, LocalityEndpoints, Metadata,
 };
 use crate::config::address::{self, Address};
 use crate::config::lower::Lower;
@@ -97,12 +98,14 @@ fn locality(proto: proto::LocalityLbEndpoints, at: &mut Lower) -> Option<Localit
     at.unsupported("metadata", metadata.is_some());
     at.unsupported("proximity", proximity.is_some());
     let mut endpoints = at.each("lb_endpoints", lb_endpoints, endpoint);
+    share_metadata(&mut endpoints);
     use proto::locality_lb_endpoints::LbConfig;
     match lb_config {
         Some(LbConfig::LoadBalancerEndpoints(list)) => {
             // Replaces the older list.
             let list = list.lb_endpoints;
             endpoints = at.field("load_balancer_endpoints", |at| at.each("lb_endpoints", list, endpoint));
+            share_metadata(&mut endpoints);
         }
         Some(LbConfig::LedsClusterLocalityConfig(_)) => at.unsupported("leds_cluster_locality_config", true),
         None => {}
@@ -113,6 +116,18 @@ fn locality(proto: proto::LocalityLbEndpoints, at: &mut Lower) -> Option<Localit
         weight: load_balancing_weight,
         endpoints,
     })
+}
+
+/// The endpoints of a workload mostly say the same of themselves: they share it, as each would cost a
+/// kilobyte and more.
+fn share_metadata(endpoints: &mut [EndpointConfig]) {
+    let mut last: Option<Metadata> = None;
+    for endpoint in endpoints {
+        match &last {
+            Some(known) if *known == endpoint.metadata => endpoint.metadata = Arc::clone(known),
+            _ => last = Some(Arc::clone(&endpoint.metadata)),
+        }
+    }
 }
 
 fn endpoint(proto: proto::LbEndpoint, at: &mut Lower) -> Option<EndpointConfig> {
@@ -248,5 +263,34 @@ fn refuse(assignment: &Assignment, at: &mut Lower, wrong: impl Fn(&EndpointAddre
                 at.error_at(&path, message);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use leno_api::proto::envoy::config::endpoint::v3::ClusterLoadAssignment;
+
+    use crate::config::lower::{Lower, Scope};
+
+    #[test]
+    fn endpoints_that_say_the_same_share_it() {
+        let endpoint = |port: u16, workload: &str| {
+            format!(
+                "{{endpoint: {{address: {{socket_address: {{address: 10.0.0.1, port_value: {port}}}}}}}, \
+                 metadata: {{filter_metadata: {{istio: {{workload: {workload}}}}}}}}}"
+            )
+        };
+        let endpoints = [endpoint(1, "a"), endpoint(2, "a"), endpoint(3, "b")].join(", ");
+        let text = format!("{{cluster_name: c, endpoints: [{{lb_endpoints: [{endpoints}]}}]}}");
+        let proto: ClusterLoadAssignment =
+            leno_api::decode_text(&text, "assignment").unwrap_or_else(|errors| panic!("{errors}"));
+        let lowered = Lower::resource_in(Scope::default(), |at| super::lower(proto, at));
+        let assignment = lowered.unwrap_or_else(|rejected| panic!("{rejected}"));
+        let metadata: Vec<_> =
+            assignment.localities[0].endpoints.iter().map(|endpoint| &endpoint.metadata).collect();
+        assert!(Arc::ptr_eq(metadata[0], metadata[1]));
+        assert_ne!(metadata[1], metadata[2]);
     }
 }
