@@ -1,6 +1,8 @@
 //! Two of our proxies as the sidecars of a client and of a server, configured as istiod does it:
 //! what they tell each other, and Istio's standard metrics on both sides.
 
+#![allow(clippy::needless_pass_by_value, reason = "it is JSON, written where it is passed")]
+
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::Path;

@@ -51,8 +51,7 @@ pub(super) fn render(stats: &[Stat], config: &StatsConfig, summaries: bool) -> S
         let (name, labels): (String, Vec<String>) = match &stat.labels {
             Some(given) => {
                 let name = given.name.strip_prefix(CUSTOM);
-                let name =
-                    name.map_or_else(|| format!("envoy_{}", sanitized(&given.name)), |name| sanitized(name));
+                let name = name.map_or_else(|| format!("envoy_{}", sanitized(&given.name)), sanitized);
                 (name, given.pairs.iter().map(|(tag, value)| label((tag, value))).collect())
             }
             None => {

@@ -379,7 +379,8 @@ fn filter_chain(proto: proto::FilterChain, at: &mut Lower) -> Option<FilterChain
         None => NetworkFilters::Close,
     };
     if !matches!(network, NetworkFilters::Tcp(_))
-        && let Some(place) = before.iter().position(|filter: &Arc<dyn NetworkFilterConfig>| filter.counts_sessions())
+        && let Some(place) =
+            before.iter().position(|filter: &Arc<dyn NetworkFilterConfig>| filter.counts_sessions())
     {
         at.unsupported(&format!("filters[{place}]: in front of another filter than tcp_proxy"), true);
     }

@@ -520,9 +520,9 @@ impl ThreadStats {
         for thread in self.all_threads() {
             let kept = thread.kept.lock().unwrap_or_else(PoisonError::into_inner);
             for (name, Kept(blocks)) in &*kept {
-                let counting = blocks.iter().filter(|block| {
-                    block.labels.is_some() && !std::ptr::eq(block.schema, &GAUGE)
-                });
+                let counting = blocks
+                    .iter()
+                    .filter(|block| block.labels.is_some() && !std::ptr::eq(block.schema, &GAUGE));
                 counting.for_each(|block| show(name, block));
             }
         }

@@ -479,8 +479,7 @@ impl StreamInfo {
     /// (`%DOWNSTREAM_WIRE_BYTES_...%`).
     // Deviation: heads and bodies without the framing of HTTP/1's chunks.
     pub(crate) fn wire_bytes(&self) -> (u64, u64) {
-        let http1 =
-            (self.request_head.wire + self.bytes_received, self.response_head.wire + self.bytes_sent);
+        let http1 = (self.request_head.wire + self.bytes_received, self.response_head.wire + self.bytes_sent);
         self.stream_wire_bytes.unwrap_or(http1)
     }
 

@@ -85,7 +85,8 @@ pub(super) fn filters(protos: Vec<proto::Filter>, at: &mut Lower) -> Option<Arc<
         at.unsupported("config_discovery", config_discovery.is_some());
         at.required("typed_config", typed_config, |any, at| {
             let any = at.extension(any)?;
-            if leno_api::any::type_name(&any.type_url) != "envoy.tcp.metadataexchange.config.MetadataExchange" {
+            if leno_api::any::type_name(&any.type_url) != "envoy.tcp.metadataexchange.config.MetadataExchange"
+            {
                 at.unsupported_extension(&name, &any.type_url);
                 return None;
             }

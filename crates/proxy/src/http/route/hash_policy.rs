@@ -117,7 +117,7 @@ impl Source {
             }
             // Deviation: any text that a filter left will do, not only objects made for hashing.
             Source::FilterState(key) => {
-                info.filter_state.get(&**key).map(|object| hash_bytes(object.text.as_bytes()))
+                info.filter_state.get(key).map(|object| hash_bytes(object.text.as_bytes()))
             }
         }
     }

@@ -392,7 +392,7 @@ impl More {
         }
         let Some(info) = context.info else { return false };
         self.metadata.iter().all(|matcher| matcher.matches(&info.metadata))
-            && self.filter_state.iter().all(|matcher| matcher.matches(info.filter_state.get(&*matcher.key)))
+            && self.filter_state.iter().all(|matcher| matcher.matches(info.filter_state.get(&matcher.key)))
     }
 }
 

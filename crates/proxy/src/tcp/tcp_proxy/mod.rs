@@ -181,7 +181,7 @@ impl TcpHash {
         match self {
             TcpHash::SourceIp => Some(hash_ip(info.connection.remote.ip())),
             TcpHash::FilterState(key) => {
-                info.filter_state.get(&**key).map(|object| hash_bytes(object.text.as_bytes()))
+                info.filter_state.get(key).map(|object| hash_bytes(object.text.as_bytes()))
             }
         }
     }

@@ -319,7 +319,6 @@ pub(crate) const FACTS: &[(&str, Fact)] = &[
         let reason = cx.info.connection.transport_failure.as_deref();
         reason.map_or(Value::Absent, |reason| owned(reason.replace(' ', "_")))
     }),
-    // Deviation: heads and bodies without the framing of HTTP/1's chunks.
     ("DOWNSTREAM_WIRE_BYTES_RECEIVED", |cx| Value::Number(cx.info.wire_bytes().0)),
     ("DOWNSTREAM_WIRE_BYTES_SENT", |cx| Value::Number(cx.info.wire_bytes().1)),
     ("DURATION", |cx| millis(Some(cx.info.started), cx.end)),
@@ -586,7 +585,7 @@ impl Operator {
                 value.map_or(Value::Absent, |value| Value::Text(Cow::Borrowed(value)))
             }
             Operator::Metadata(of, namespace, keys) => find_metadata(cx, *of, namespace, keys),
-            Operator::FilterState(key, plain) => match cx.info.filter_state.get(&**key) {
+            Operator::FilterState(key, plain) => match cx.info.filter_state.get(key) {
                 Some(state) if *plain => text(&state.text),
                 Some(state) => {
                     let typed = state.typed.clone();
@@ -595,7 +594,7 @@ impl Operator {
                 None => Value::Absent,
             },
             Operator::FilterStateField(key, field) => {
-                let state = cx.info.filter_state.get(&**key);
+                let state = cx.info.filter_state.get(key);
                 let value = state.and_then(|state| state.peer.as_ref()?.field(field));
                 maybe(value.filter(|value| !value.is_empty()))
             }

@@ -219,7 +219,7 @@ impl Settings {
             return rule.as_ref();
         }
         let state = self.state.as_ref()?;
-        state.rules.get(&stream.info.filter_state.get(&*state.key)?.text)
+        state.rules.get(&stream.info.filter_state.get(&state.key)?.text)
     }
 
     /// Whether this provider's keys are not at hand.
