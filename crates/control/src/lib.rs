@@ -29,5 +29,7 @@ mod source;
 mod translate;
 mod validate;
 
+pub use analyze::message::{CODES, Code, Level};
+pub use analyze::run as analysis;
 pub use model::diagnostic::{Diagnostic, Severity};
 pub use validate::validate;

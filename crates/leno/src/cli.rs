@@ -10,7 +10,7 @@ use std::process::ExitCode;
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
-use crate::verb::{completion, logs, pilot, proxy, ps, sample, stop, up, validate, version};
+use crate::verb::{analyze, completion, crd, logs, pilot, proxy, ps, sample, stop, up, validate, version};
 
 /// A service mesh in one binary: Envoy's proxy, Istio's control plane, and both on one machine
 #[derive(Debug, Parser)]
@@ -31,6 +31,10 @@ enum Verb {
     Logs(logs::Logs),
     /// Stop a running `leno up`
     Stop(stop::Stop),
+    /// Say what is wrong with the configuration of a mesh, in files or in a cluster
+    Analyze(analyze::Analyze),
+    /// Print the CustomResourceDefinitions of the kinds that are read
+    Crd(crd::Crd),
     /// Check Kubernetes and Istio YAML as the control plane reads it
     Validate(validate::Validate),
     /// Run the proxy, with Envoy's flags and configuration
@@ -103,6 +107,8 @@ fn run_verb(cli: Cli) -> Result<ExitCode, Failure> {
         Verb::Ps(verb) => verb.run(),
         Verb::Logs(verb) => verb.run(),
         Verb::Stop(verb) => verb.run(),
+        Verb::Analyze(verb) => verb.run(),
+        Verb::Crd(verb) => verb.run(),
         Verb::Validate(verb) => verb.run(),
         Verb::Proxy(verb) => verb.run(),
         Verb::Pilot(verb) => verb.run(),
@@ -159,6 +165,10 @@ mod tests {
             "leno up samples/bookinfo rules --image shop=./shop --proxy envoy=/usr/bin/envoy",
             "leno up . --no-namespaces --address 0.0.0.0",
             "leno ps",
+            "leno analyze a.yaml b -R --use-kube=false -A -o json -S IST0101=VirtualService*",
+            "leno analyze -k -n default --failure-threshold warning",
+            "leno crd gateways",
+            "leno validate -",
             "leno logs -f reviews-v1",
             "leno sample bookinfo reviews 9080",
             "leno pilot --dir a --dir b --grpcAddr :15010",

@@ -1,12 +1,20 @@
 //! Faults that show only when objects are seen together: a route to a subset that no rule defines,
 //! a gateway that does not exist, two gateways on one port.
 //!
-//! Everything here is a warning: translation has an answer in each case (usually Istio's), and the
+//! Three sorts of faults come together in `leno analyze` (`run.rs`): those that the readers find in single
+//! objects, those that are derived here from what translation sees, and those of istioctl's analyzers
+//! (`istio/`), which look at objects as they were written. `message.rs` has the codes of all.
+//!
+//! Everything in this file is a warning: translation has an answer in each case (usually Istio's), and the
 //! author should know what it is.
 
 mod gateway;
 mod gateway_api;
+mod istio;
+pub(crate) mod message;
+mod raw;
 mod rule;
+pub mod run;
 mod security;
 mod telemetry;
 

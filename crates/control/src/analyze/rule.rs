@@ -132,7 +132,7 @@ fn check_gateways(cx: &Cx<'_>, rule: &Rule, findings: &mut Vec<Finding>) {
         for (index, host) in rule.spec.hosts.iter().enumerate() {
             if exposed.iter().all(|exposed| intersection(exposed, host).is_none()) {
                 findings.push(warning(
-                    "unknown-host",
+                    "host-not-exposed",
                     format!("spec.hosts[{index}]"),
                     format!("no server of the Gateway {name} exposes {host}"),
                 ));

@@ -399,8 +399,19 @@ impl Slot {
     }
 }
 
+/// Reads one text as a file, once: its good objects, and what is wrong.
+pub(crate) fn read_text(name: &str, text: &str) -> (Vec<Change>, Vec<Diagnostic>) {
+    let mut file = File::default();
+    file.read(name, text);
+    let changes = file.objects.into_iter().filter_map(|mut slot| {
+        let object = slot.take()?;
+        Some(Change::Set(slot.reference.clone(), object, slot.origin.clone()))
+    });
+    (changes.collect(), file.diagnostics)
+}
+
 /// Where the objects of a file are: its documents, or the items of those that are lists.
-fn places(documents: &[Node<'_>]) -> Vec<(usize, Option<usize>)> {
+pub(crate) fn places(documents: &[Node<'_>]) -> Vec<(usize, Option<usize>)> {
     let mut places = Vec::new();
     for (index, document) in documents.iter().enumerate() {
         let is_list = document.find("kind").and_then(Node::as_str).is_some_and(|kind| kind.ends_with("List"));

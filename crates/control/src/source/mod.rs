@@ -112,6 +112,11 @@ impl Origin {
         Some(object_node(&documents, self.document, self.item)?.to_json())
     }
 
+    /// An object of a file: which of its documents, and which item if that is a list.
+    pub(crate) fn file(name: &str, text: Arc<str>, document: usize, item: Option<usize>) -> Origin {
+        Origin { file: Arc::from(name), text, document, item, generation: None }
+    }
+
     /// No place at all.
     pub(crate) fn nowhere() -> Origin {
         static NOTHING: LazyLock<Arc<str>> = LazyLock::new(|| Arc::from(""));
@@ -154,7 +159,7 @@ impl<'o> Places<'o> {
 }
 
 /// An object among the documents of a file.
-fn object_node<'n, 't>(
+pub(crate) fn object_node<'n, 't>(
     documents: &'n [Node<'t>],
     document: usize,
     item: Option<usize>,

@@ -1,6 +1,8 @@
 //! One file per verb. Each is a clap struct with `run`; `../cli.rs` lists them.
 
+pub(crate) mod analyze;
 pub(crate) mod completion;
+pub(crate) mod crd;
 pub(crate) mod logs;
 pub(crate) mod pilot;
 pub(crate) mod proxy;

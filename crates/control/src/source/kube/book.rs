@@ -13,6 +13,7 @@ use serde_json::{Map, Value, json};
 
 use super::discovery::watched;
 use super::writer::Statuses;
+use crate::analyze::message::of_finding;
 use crate::model::diagnostic::{Diagnostic, Severity};
 use crate::model::{Kind, ObjectRef};
 use crate::source::Origin;
@@ -78,8 +79,10 @@ impl Message {
     /// A diagnostic about an object.
     fn of(diagnostic: &Diagnostic) -> Message {
         let path = if diagnostic.path.is_empty() { String::new() } else { format!("{}: ", diagnostic.path) };
+        let is_error = diagnostic.severity == Severity::Error;
+        let code = of_finding(&diagnostic.code, &diagnostic.kind, is_error);
         Message {
-            r#type: MessageType { name: diagnostic.code.clone(), code: diagnostic.code.clone() },
+            r#type: MessageType { name: code.name.to_owned(), code: code.code.to_owned() },
             level: match diagnostic.severity {
                 Severity::Error => "ERROR",
                 Severity::Warning => "WARNING",

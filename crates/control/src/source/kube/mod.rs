@@ -19,6 +19,7 @@ pub(crate) mod lease;
 mod objects;
 mod reflector;
 mod review;
+pub(crate) mod snapshot;
 #[cfg(test)]
 mod tests;
 mod wanted;
