@@ -17,21 +17,21 @@ const NEVER: [&str; 11] = [
 const SERVICE: &str = "
 apiVersion: v1
 kind: Service
-metadata: {name: a, namespace: n}
+metadata: {name: a, namespace: nn}
 spec: {selector: {app: a}, ports: [{name: http, port: 80}]}
 ";
 
 const POD: &str = "
 apiVersion: v1
 kind: Pod
-metadata: {name: a, namespace: n, labels: {app: a}}
+metadata: {name: a, namespace: nn, labels: {app: a}}
 spec: {containers: [{name: c, image: i}, {name: istio-proxy, image: hub/proxyv2:1}]}
 ";
 
 const GATEWAY: &str = "
 apiVersion: networking.istio.io/v1
 kind: Gateway
-metadata: {name: gw, namespace: n}
+metadata: {name: gw, namespace: nn}
 spec: {selector: {app: a}, servers: [{port: {number: 80, name: http, protocol: HTTP}, hosts: [x.com]}]}
 ";
 
@@ -39,7 +39,7 @@ spec: {selector: {app: a}, servers: [{port: {number: 80, name: http, protocol: H
 macro_rules! rule {
     ($spec:literal) => {
         concat!(
-            "\napiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: r, namespace: n}\nspec: ",
+            "\napiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: r, namespace: nn}\nspec: ",
             $spec,
             "\n"
         )
@@ -56,7 +56,7 @@ macro_rules! object {
             $kind,
             "\nmetadata: {name: ",
             $name,
-            ", namespace: n}\nspec: ",
+            ", namespace: nn}\nspec: ",
             $spec,
             "\n"
         )
@@ -83,13 +83,13 @@ const CASES: &[Case] = &[
     Case(
         "IST0102",
         "",
-        "apiVersion: v1\nkind: Namespace\nmetadata: {name: n}\n",
-        "apiVersion: v1\nkind: Namespace\nmetadata: {name: n, labels: {istio-injection: disabled}}\n",
+        "apiVersion: v1\nkind: Namespace\nmetadata: {name: nn}\n",
+        "apiVersion: v1\nkind: Namespace\nmetadata: {name: nn, labels: {istio-injection: disabled}}\n",
     ),
     Case(
         "IST0103",
-        "apiVersion: v1\nkind: Namespace\nmetadata: {name: n, labels: {istio-injection: enabled}}\n",
-        "apiVersion: v1\nkind: Pod\nmetadata: {name: p, namespace: n}\nspec: {containers: [{name: c, image: i}]}\n",
+        "apiVersion: v1\nkind: Namespace\nmetadata: {name: nn, labels: {istio-injection: enabled}}\n",
+        "apiVersion: v1\nkind: Pod\nmetadata: {name: p, namespace: nn}\nspec: {containers: [{name: c, image: i}]}\n",
         POD,
     ),
     Case(
@@ -101,14 +101,14 @@ const CASES: &[Case] = &[
     Case(
         "IST0107",
         "",
-        "apiVersion: v1\nkind: Service\nmetadata: {name: s, namespace: n, annotations: {proxy.istio.io/config: '{}'}}\nspec: {}\n",
-        "apiVersion: v1\nkind: Pod\nmetadata: {name: s, namespace: n, annotations: {proxy.istio.io/config: '{}'}}\nspec: {containers: []}\n",
+        "apiVersion: v1\nkind: Service\nmetadata: {name: s, namespace: nn, annotations: {proxy.istio.io/config: '{}'}}\nspec: {}\n",
+        "apiVersion: v1\nkind: Pod\nmetadata: {name: s, namespace: nn, annotations: {proxy.istio.io/config: '{}'}}\nspec: {containers: []}\n",
     ),
     Case(
         "IST0108",
         "",
-        "apiVersion: v1\nkind: Pod\nmetadata: {name: s, namespace: n, annotations: {sidecar.istio.io/nothing: x}}\nspec: {containers: []}\n",
-        "apiVersion: v1\nkind: Pod\nmetadata: {name: s, namespace: n, annotations: {example.com/nothing: x}}\nspec: {containers: []}\n",
+        "apiVersion: v1\nkind: Pod\nmetadata: {name: s, namespace: nn, annotations: {sidecar.istio.io/nothing: x}}\nspec: {containers: []}\n",
+        "apiVersion: v1\nkind: Pod\nmetadata: {name: s, namespace: nn, annotations: {example.com/nothing: x}}\nspec: {containers: []}\n",
     ),
     Case(
         "IST0109",
@@ -183,33 +183,33 @@ const CASES: &[Case] = &[
     ),
     Case(
         "IST0112",
-        "apiVersion: v1\nkind: Service\nmetadata: {name: a, namespace: n}\nspec: {ports: [{name: http, port: 80}, {name: http-b, port: 81}]}\n",
+        "apiVersion: v1\nkind: Service\nmetadata: {name: a, namespace: nn}\nspec: {ports: [{name: http, port: 80}, {name: http-b, port: 81}]}\n",
         rule!("{hosts: [a], http: [{route: [{destination: {host: a}}]}]}"),
         rule!("{hosts: [a], http: [{route: [{destination: {host: a, port: {number: 81}}}]}]}"),
     ),
     Case(
         "IST0116",
         DEPLOYMENT,
-        "apiVersion: v1\nkind: Service\nmetadata: {name: u, namespace: n}\nspec: {selector: {app: a}, ports: [{name: u, port: 80, protocol: UDP}]}\n---\napiVersion: v1\nkind: Service\nmetadata: {name: t, namespace: n}\nspec: {selector: {app: a}, ports: [{name: http, port: 80}]}\n",
-        "apiVersion: v1\nkind: Service\nmetadata: {name: u, namespace: n}\nspec: {selector: {app: a}, ports: [{name: u, port: 81, protocol: UDP}]}\n---\napiVersion: v1\nkind: Service\nmetadata: {name: t, namespace: n}\nspec: {selector: {app: a}, ports: [{name: http, port: 80}]}\n",
+        "apiVersion: v1\nkind: Service\nmetadata: {name: u, namespace: nn}\nspec: {selector: {app: a}, ports: [{name: u, port: 80, protocol: UDP}]}\n---\napiVersion: v1\nkind: Service\nmetadata: {name: t, namespace: nn}\nspec: {selector: {app: a}, ports: [{name: http, port: 80}]}\n",
+        "apiVersion: v1\nkind: Service\nmetadata: {name: u, namespace: nn}\nspec: {selector: {app: a}, ports: [{name: u, port: 81, protocol: UDP}]}\n---\napiVersion: v1\nkind: Service\nmetadata: {name: t, namespace: nn}\nspec: {selector: {app: a}, ports: [{name: http, port: 80}]}\n",
     ),
     Case(
         "IST0118",
         "",
-        "apiVersion: v1\nkind: Service\nmetadata: {name: a, namespace: n}\nspec: {ports: [{name: web, port: 80}]}\n",
-        "apiVersion: v1\nkind: Service\nmetadata: {name: a, namespace: n}\nspec: {ports: [{name: web, port: 80, appProtocol: http}]}\n",
+        "apiVersion: v1\nkind: Service\nmetadata: {name: a, namespace: nn}\nspec: {ports: [{name: web, port: 80}]}\n",
+        "apiVersion: v1\nkind: Service\nmetadata: {name: a, namespace: nn}\nspec: {ports: [{name: web, port: 80, appProtocol: http}]}\n",
     ),
     Case(
         "IST0123",
         "",
-        "apiVersion: v1\nkind: Namespace\nmetadata: {name: n, labels: {istio-injection: enabled, istio.io/rev: x}}\n",
-        "apiVersion: v1\nkind: Namespace\nmetadata: {name: n, labels: {istio-injection: disabled, istio.io/rev: x}}\n",
+        "apiVersion: v1\nkind: Namespace\nmetadata: {name: nn, labels: {istio-injection: enabled, istio.io/rev: x}}\n",
+        "apiVersion: v1\nkind: Namespace\nmetadata: {name: nn, labels: {istio-injection: disabled, istio.io/rev: x}}\n",
     ),
     Case(
         "IST0125",
         "",
-        "apiVersion: v1\nkind: Pod\nmetadata: {name: p, namespace: n, annotations: {traffic.sidecar.istio.io/excludeOutboundIPRanges: '*'}}\nspec: {containers: []}\n",
-        "apiVersion: v1\nkind: Pod\nmetadata: {name: p, namespace: n, annotations: {traffic.sidecar.istio.io/includeOutboundIPRanges: '*'}}\nspec: {containers: []}\n",
+        "apiVersion: v1\nkind: Pod\nmetadata: {name: p, namespace: nn, annotations: {traffic.sidecar.istio.io/excludeOutboundIPRanges: '*'}}\nspec: {containers: []}\n",
+        "apiVersion: v1\nkind: Pod\nmetadata: {name: p, namespace: nn, annotations: {traffic.sidecar.istio.io/includeOutboundIPRanges: '*'}}\nspec: {containers: []}\n",
     ),
     Case(
         "IST0126",
@@ -292,11 +292,16 @@ const CASES: &[Case] = &[
         "",
         object!(
             "security.istio.io/v1",
-            "RequestAuthentication",
-            "w",
-            "{selector: {matchLabels: {a: b}}, jwtRules: [{issuer: a, jwksUri: 'http://a'}]}"
+            "AuthorizationPolicy",
+            "p",
+            "{action: DENY, rules: [{to: [{operation: {methods: [GET]}}]}]}"
         ),
-        object!("security.istio.io/v1", "RequestAuthentication", "w", "{}"),
+        object!(
+            "security.istio.io/v1",
+            "AuthorizationPolicy",
+            "p",
+            "{action: DENY, rules: [{to: [{operation: {methods: [GET], ports: ['80']}}]}]}"
+        ),
     ),
     Case(
         "IST0134",
@@ -317,20 +322,20 @@ const CASES: &[Case] = &[
     Case(
         "IST0135",
         "",
-        "apiVersion: v1\nkind: Pod\nmetadata: {name: p, namespace: n, annotations: {sidecar.istio.io/inject: 'true'}}\nspec: {containers: []}\n",
-        "apiVersion: v1\nkind: Pod\nmetadata: {name: p, namespace: n, labels: {sidecar.istio.io/inject: 'true'}, annotations: {sidecar.istio.io/inject: 'true'}}\nspec: {containers: []}\n",
+        "apiVersion: v1\nkind: Pod\nmetadata: {name: p, namespace: nn, annotations: {sidecar.istio.io/inject: 'true'}}\nspec: {containers: []}\n",
+        "apiVersion: v1\nkind: Pod\nmetadata: {name: p, namespace: nn, labels: {sidecar.istio.io/inject: 'true'}, annotations: {sidecar.istio.io/inject: 'true'}}\nspec: {containers: []}\n",
     ),
     Case(
         "IST0136",
         "",
-        "apiVersion: v1\nkind: Pod\nmetadata: {name: p, namespace: n, annotations: {sidecar.istio.io/proxyCPU: 10m}}\nspec: {containers: []}\n",
-        "apiVersion: v1\nkind: Pod\nmetadata: {name: p, namespace: n, annotations: {sidecar.istio.io/proxyMemoryLimit: 10M}}\nspec: {containers: []}\n",
+        "apiVersion: v1\nkind: Pod\nmetadata: {name: p, namespace: nn, annotations: {sidecar.istio.io/proxyCPU: 10m}}\nspec: {containers: []}\n",
+        "apiVersion: v1\nkind: Pod\nmetadata: {name: p, namespace: nn, annotations: {sidecar.istio.io/proxyMemoryLimit: 10M}}\nspec: {containers: []}\n",
     ),
     Case(
         "IST0137",
         DEPLOYMENT,
-        "apiVersion: v1\nkind: Service\nmetadata: {name: u, namespace: n}\nspec: {selector: {app: a}, ports: [{name: http, port: 80, targetPort: 8080}]}\n---\napiVersion: v1\nkind: Service\nmetadata: {name: t, namespace: n}\nspec: {selector: {app: a}, ports: [{name: http, port: 81, targetPort: 8080}]}\n",
-        "apiVersion: v1\nkind: Service\nmetadata: {name: u, namespace: n}\nspec: {selector: {app: a}, ports: [{name: http, port: 80, targetPort: 8080}]}\n---\napiVersion: v1\nkind: Service\nmetadata: {name: t, namespace: n}\nspec: {selector: {app: b}, ports: [{name: http, port: 81, targetPort: 8080}]}\n",
+        "apiVersion: v1\nkind: Service\nmetadata: {name: u, namespace: nn}\nspec: {selector: {app: a}, ports: [{name: http, port: 80, targetPort: 8080}]}\n---\napiVersion: v1\nkind: Service\nmetadata: {name: t, namespace: nn}\nspec: {selector: {app: a}, ports: [{name: http, port: 81, targetPort: 8080}]}\n",
+        "apiVersion: v1\nkind: Service\nmetadata: {name: u, namespace: nn}\nspec: {selector: {app: a}, ports: [{name: http, port: 80, targetPort: 8080}]}\n---\napiVersion: v1\nkind: Service\nmetadata: {name: t, namespace: nn}\nspec: {selector: {app: b}, ports: [{name: http, port: 81, targetPort: 8080}]}\n",
     ),
     Case(
         "IST0138",
@@ -395,8 +400,8 @@ const CASES: &[Case] = &[
     Case(
         "IST0144",
         "",
-        "apiVersion: v1\nkind: Pod\nmetadata: {name: p, namespace: n}\nspec: {securityContext: {runAsUser: 1337}, containers: []}\n",
-        "apiVersion: v1\nkind: Pod\nmetadata: {name: p, namespace: n}\nspec: {containers: [{name: istio-proxy, securityContext: {runAsUser: 1337}}]}\n",
+        "apiVersion: v1\nkind: Pod\nmetadata: {name: p, namespace: nn}\nspec: {securityContext: {runAsUser: 1337}, containers: []}\n",
+        "apiVersion: v1\nkind: Pod\nmetadata: {name: p, namespace: nn}\nspec: {containers: [{name: istio-proxy, securityContext: {runAsUser: 1337}}]}\n",
     ),
     Case(
         "IST0145",
@@ -416,26 +421,26 @@ const CASES: &[Case] = &[
     ),
     Case(
         "IST0146",
-        "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: d, namespace: n}\nspec: {template: {metadata: {labels: {app: a}}, spec: {containers: [{name: istio-proxy, image: auto}]}}}\n",
+        "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: d, namespace: nn}\nspec: {template: {metadata: {labels: {app: a}}, spec: {containers: [{name: istio-proxy, image: auto}]}}}\n",
         "apiVersion: admissionregistration.k8s.io/v1\nkind: MutatingWebhookConfiguration\nmetadata: {name: w}\nwebhooks: [{name: a.istio.io, namespaceSelector: {matchLabels: {istio-injection: enabled}}}]\n",
         "apiVersion: admissionregistration.k8s.io/v1\nkind: MutatingWebhookConfiguration\nmetadata: {name: w}\nwebhooks: [{name: a.istio.io, objectSelector: {matchExpressions: [{key: app, operator: In, values: [a]}]}}]\n",
     ),
     Case(
         "IST0147",
         "",
-        "apiVersion: v1\nkind: Pod\nmetadata: {name: p, namespace: n}\nspec: {containers: [{name: istio-proxy, image: auto}]}\n",
-        "apiVersion: v1\nkind: Pod\nmetadata: {name: p, namespace: n}\nspec: {containers: [{name: other, image: auto}]}\n",
+        "apiVersion: v1\nkind: Pod\nmetadata: {name: p, namespace: nn}\nspec: {containers: [{name: istio-proxy, image: auto}]}\n",
+        "apiVersion: v1\nkind: Pod\nmetadata: {name: p, namespace: nn}\nspec: {containers: [{name: other, image: auto}]}\n",
     ),
     Case(
         "IST0148",
-        "apiVersion: v1\nkind: Namespace\nmetadata: {name: n}\n",
+        "apiVersion: v1\nkind: Namespace\nmetadata: {name: nn}\n",
         "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: istio-sidecar-injector, namespace: istio-system}\ndata: {values: '{\"sidecarInjectorWebhook\":{\"enableNamespacesByDefault\":true}}'}\n",
         "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: istio-sidecar-injector, namespace: istio-system}\ndata: {values: '{\"sidecarInjectorWebhook\":{\"enableNamespacesByDefault\":false}}'}\n",
     ),
     Case(
         "IST0149",
         concat!(
-            "apiVersion: v1\nkind: Pod\nmetadata: {name: a, namespace: n, labels: {app: a}}\nspec: {containers: []}\n---\napiVersion: networking.istio.io/v1\nkind: Gateway\nmetadata: {name: gw, namespace: n}\nspec: {selector: {app: a}, servers: [{port: {number: 80, name: http, protocol: HTTP}, hosts: [x.com]}]}\n---",
+            "apiVersion: v1\nkind: Pod\nmetadata: {name: a, namespace: nn, labels: {app: a}}\nspec: {containers: []}\n---\napiVersion: networking.istio.io/v1\nkind: Gateway\nmetadata: {name: gw, namespace: nn}\nspec: {selector: {app: a}, servers: [{port: {number: 80, name: http, protocol: HTTP}, hosts: [x.com]}]}\n---",
             rule!(
                 "{hosts: [x.com], gateways: [gw], http: [{match: [{headers: {'@request.auth.claims.sub': {exact: a}}}], route: [{destination: {host: a}}]}]}"
             )
@@ -446,8 +451,8 @@ const CASES: &[Case] = &[
     Case(
         "IST0150",
         "",
-        "apiVersion: v1\nkind: Service\nmetadata: {name: a, namespace: n}\nspec: {type: ExternalName, externalName: x.com, ports: [{name: tcp, port: 80}]}\n",
-        "apiVersion: v1\nkind: Service\nmetadata: {name: a, namespace: n}\nspec: {type: ExternalName, externalName: x.com, ports: [{name: tcp-x, port: 80}]}\n",
+        "apiVersion: v1\nkind: Service\nmetadata: {name: a, namespace: nn}\nspec: {type: ExternalName, externalName: x.com, ports: [{name: tcp, port: 80}]}\n",
+        "apiVersion: v1\nkind: Service\nmetadata: {name: a, namespace: nn}\nspec: {type: ExternalName, externalName: x.com, ports: [{name: tcp-x, port: 80}]}\n",
     ),
     Case(
         "IST0151",
@@ -538,8 +543,8 @@ const CASES: &[Case] = &[
     Case(
         "IST0158",
         concat!(
-            "apiVersion: v1\nkind: Namespace\nmetadata: {name: n, labels: {istio-injection: enabled}}\n---",
-            "\napiVersion: v1\nkind: Pod\nmetadata: {name: a, namespace: n}\nspec: {containers: [{name: istio-proxy, image: 'hub/proxyv2:1'}]}\n"
+            "apiVersion: v1\nkind: Namespace\nmetadata: {name: nn, labels: {istio-injection: enabled}}\n---",
+            "\napiVersion: v1\nkind: Pod\nmetadata: {name: a, namespace: nn}\nspec: {containers: [{name: istio-proxy, image: 'hub/proxyv2:1'}]}\n"
         ),
         "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: istio-sidecar-injector, namespace: istio-system}\ndata: {values: '{\"global\":{\"hub\":\"hub\",\"tag\":\"2\",\"proxy\":{\"image\":\"proxyv2\"}}}'}\n",
         "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: istio-sidecar-injector, namespace: istio-system}\ndata: {values: '{\"global\":{\"hub\":\"hub\",\"tag\":\"1\",\"proxy\":{\"image\":\"proxyv2\"}}}'}\n",
@@ -571,7 +576,7 @@ const CASES: &[Case] = &[
     Case(
         "IST0161",
         concat!(
-            "apiVersion: v1\nkind: Pod\nmetadata: {name: a, namespace: n, labels: {app: a}}\nspec: {containers: []}\n",
+            "apiVersion: v1\nkind: Pod\nmetadata: {name: a, namespace: nn, labels: {app: a}}\nspec: {containers: []}\n",
             object!(
                 "networking.istio.io/v1",
                 "Gateway",
@@ -579,13 +584,13 @@ const CASES: &[Case] = &[
                 "{selector: {app: a}, servers: [{port: {number: 443, name: a, protocol: HTTPS}, tls: {mode: SIMPLE, credentialName: c}, hosts: [x.com]}]}"
             )
         ),
-        "apiVersion: v1\nkind: Secret\nmetadata: {name: c, namespace: n}\nstringData: {tls.crt: nothing, tls.key: nothing}\n",
-        "apiVersion: v1\nkind: Secret\nmetadata: {name: c, namespace: n}\nstringData: {tls.crt: '-----BEGIN CERTIFICATE----- MIIB -----END CERTIFICATE-----', tls.key: k}\n",
+        "apiVersion: v1\nkind: Secret\nmetadata: {name: c, namespace: nn}\nstringData: {tls.crt: nothing, tls.key: nothing}\n",
+        "apiVersion: v1\nkind: Secret\nmetadata: {name: c, namespace: nn}\nstringData: {tls.crt: '-----BEGIN CERTIFICATE----- MIIB -----END CERTIFICATE-----', tls.key: k}\n",
     ),
     Case(
         "IST0162",
         concat!(
-            "apiVersion: v1\nkind: Pod\nmetadata: {name: a, namespace: n, labels: {app: a}}\nspec: {containers: []}\n",
+            "apiVersion: v1\nkind: Pod\nmetadata: {name: a, namespace: nn, labels: {app: a}}\nspec: {containers: []}\n",
             object!(
                 "networking.istio.io/v1",
                 "Gateway",
@@ -593,8 +598,8 @@ const CASES: &[Case] = &[
                 "{selector: {app: a}, servers: [{port: {number: 8080, name: a, protocol: HTTP}, hosts: [x.com]}]}"
             )
         ),
-        "apiVersion: v1\nkind: Service\nmetadata: {name: a, namespace: n}\nspec: {selector: {app: a}, ports: [{name: http, port: 80}]}\n",
-        "apiVersion: v1\nkind: Service\nmetadata: {name: a, namespace: n}\nspec: {selector: {app: a}, ports: [{name: http, port: 80, targetPort: 8080}]}\n",
+        "apiVersion: v1\nkind: Service\nmetadata: {name: a, namespace: nn}\nspec: {selector: {app: a}, ports: [{name: http, port: 80}]}\n",
+        "apiVersion: v1\nkind: Service\nmetadata: {name: a, namespace: nn}\nspec: {selector: {app: a}, ports: [{name: http, port: 80, targetPort: 8080}]}\n",
     ),
     Case(
         "IST0163",
@@ -618,25 +623,25 @@ const CASES: &[Case] = &[
     ),
     Case(
         "IST0166",
-        "apiVersion: v1\nkind: Pod\nmetadata: {name: a, namespace: n, labels: {app: a, gateway.networking.k8s.io/gateway-name: g}}\nspec: {containers: []}\n",
+        "apiVersion: v1\nkind: Pod\nmetadata: {name: a, namespace: nn, labels: {app: a, gateway.networking.k8s.io/gateway-name: g}}\nspec: {containers: []}\n",
         object!("security.istio.io/v1", "AuthorizationPolicy", "p", "{selector: {matchLabels: {app: a}}}"),
         object!("security.istio.io/v1", "AuthorizationPolicy", "p", "{selector: {matchLabels: {app: b}}}"),
     ),
     Case(
         "IST0167",
         object!("networking.istio.io/v1", "Sidecar", "s", "{egress: [{hosts: ['*/*']}]}"),
-        "apiVersion: v1\nkind: Namespace\nmetadata: {name: n, labels: {istio.io/dataplane-mode: ambient}}\n",
-        "apiVersion: v1\nkind: Namespace\nmetadata: {name: n, labels: {istio.io/dataplane-mode: ambient, istio-injection: enabled}}\n",
+        "apiVersion: v1\nkind: Namespace\nmetadata: {name: nn, labels: {istio.io/dataplane-mode: ambient}}\n",
+        "apiVersion: v1\nkind: Namespace\nmetadata: {name: nn, labels: {istio.io/dataplane-mode: ambient, istio-injection: enabled}}\n",
     ),
     Case(
         "IST0171",
         "",
-        "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {name: h, namespace: n}\nspec: {}\nstatus: {parents: [{parentRef: {name: g}, controllerName: c, conditions: [{type: Accepted, status: 'False', reason: No}]}]}\n",
-        "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {name: h, namespace: n}\nspec: {}\nstatus: {parents: [{parentRef: {name: g}, controllerName: c, conditions: [{type: Other, status: 'False', reason: No}]}]}\n",
+        "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {name: h, namespace: nn}\nspec: {}\nstatus: {parents: [{parentRef: {name: g}, controllerName: c, conditions: [{type: Accepted, status: 'False', reason: No}]}]}\n",
+        "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {name: h, namespace: nn}\nspec: {}\nstatus: {parents: [{parentRef: {name: g}, controllerName: c, conditions: [{type: Other, status: 'False', reason: No}]}]}\n",
     ),
     Case(
         "IST0173",
-        "apiVersion: v1\nkind: Pod\nmetadata: {name: a, namespace: n, labels: {app: a}}\nspec: {containers: []}\n---\napiVersion: v1\nkind: Service\nmetadata: {name: a, namespace: n}\nspec: {selector: {app: a}, ports: [{name: http, port: 80}]}\n",
+        "apiVersion: v1\nkind: Pod\nmetadata: {name: a, namespace: nn, labels: {app: a}}\nspec: {containers: []}\n---\napiVersion: v1\nkind: Service\nmetadata: {name: a, namespace: nn}\nspec: {selector: {app: a}, ports: [{name: http, port: 80}]}\n",
         object!(
             "networking.istio.io/v1",
             "DestinationRule",
@@ -692,14 +697,14 @@ const CASES: &[Case] = &[
     Case(
         "LENO0001",
         "",
-        "apiVersion: extensions.istio.io/v1alpha1\nkind: WasmPlugin\nmetadata: {name: w, namespace: n}\nspec: {}\n",
-        "apiVersion: apps/v1\nkind: StatefulSet\nmetadata: {name: w, namespace: n}\nspec: {}\n",
+        "apiVersion: extensions.istio.io/v1alpha1\nkind: WasmPlugin\nmetadata: {name: w, namespace: nn}\nspec: {}\n",
+        "apiVersion: apps/v1\nkind: StatefulSet\nmetadata: {name: w, namespace: nn}\nspec: {}\n",
     ),
     Case(
         "LENO0002",
         "",
-        "apiVersion: example.istio.io/v1\nkind: Strange\nmetadata: {name: w, namespace: n}\nspec: {}\n",
-        "apiVersion: batch/v1\nkind: Job\nmetadata: {name: w, namespace: n}\nspec: {}\n",
+        "apiVersion: example.istio.io/v1\nkind: Strange\nmetadata: {name: w, namespace: nn}\nspec: {}\n",
+        "apiVersion: batch/v1\nkind: Job\nmetadata: {name: w, namespace: nn}\nspec: {}\n",
     ),
     Case(
         "LENO0101",
@@ -786,7 +791,7 @@ const CASES: &[Case] = &[
 const DEPLOYMENT: &str = "
 apiVersion: apps/v1
 kind: Deployment
-metadata: {name: d, namespace: n}
+metadata: {name: d, namespace: nn}
 spec: {template: {metadata: {labels: {app: a, sidecar.istio.io/inject: 'true'}}, spec: {containers: [{name: c}]}}}
 ";
 
