@@ -77,7 +77,7 @@ fn merge_filter<T: Filter>(run: &mut Run<'_>, step: &Step<'_>, filter: &mut T, n
             Ok(merged) => *config = merged,
             Err(error) => {
                 if named {
-                    run.fail(step, error);
+                    run.fail(step, &error);
                 }
                 return;
             }

@@ -103,7 +103,7 @@ pub(super) fn merge_socket(
                     true
                 }
                 Err(error) => {
-                    run.fail(step, error);
+                    run.fail(step, &error);
                     false
                 }
             }

@@ -65,7 +65,7 @@ impl<'a> Run<'a> {
     }
 
     /// Notes that a patch could not be applied.
-    pub(super) fn fail(&mut self, step: &Step<'_>, why: impl ToString) {
+    pub(super) fn fail(&mut self, step: &Step<'_>, why: &dyn std::fmt::Display) {
         self.failed.entry(step.index).or_insert_with(|| why.to_string());
     }
 
@@ -74,7 +74,7 @@ impl<'a> Run<'a> {
         match T::decode(step.change.wire.as_ref()) {
             Ok(value) => Some(value),
             Err(error) => {
-                self.fail(step, error);
+                self.fail(step, &error);
                 None
             }
         }
@@ -103,7 +103,7 @@ impl<'a> Run<'a> {
                 *target = merged;
                 self.touch(step);
             }
-            Err(error) => self.fail(step, error),
+            Err(error) => self.fail(step, &error),
         }
     }
 
