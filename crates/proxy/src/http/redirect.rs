@@ -71,6 +71,10 @@ fn location(rule: &Redirect, head: &HeaderMap, rewritten: Option<Vec<u8>>) -> Ve
         path.extend_from_slice(query);
     }
     let mut location = format!("{scheme}://{host}{port}").into_bytes();
+    // As Envoy does for a path that the configuration gives without its slash.
+    if path.first() != Some(&b'/') {
+        location.push(b'/');
+    }
     location.extend_from_slice(&path);
     location
 }
@@ -119,6 +123,9 @@ mod tests {
         check(&Redirect { path: Some("/new".into()), ..rule() }, "a", "http://a/new?q=1");
         check(&Redirect { path: Some("/new?z".into()), ..rule() }, "a", "http://a/new?z");
         check(&Redirect { path: Some("/new".into()), strip_query: true, ..rule() }, "a", "http://a/new");
+        check(&Redirect { path: Some("new/x".into()), ..rule() }, "a", "http://a/new/x?q=1");
+        let rewrite = PathRewrite::Prefix { matched: 4, with: "n".into() };
+        check(&Redirect { rewrite, ..rule() }, "a", "http://a/n/x?q=1");
         let rewrite = PathRewrite::Prefix { matched: 4, with: "/n".into() };
         check(&Redirect { rewrite, strip_query: true, ..rule() }, "a", "http://a/n/x");
     }

@@ -1,0 +1,251 @@
+//! A row of a table: who asks what, and what must come of it. meshes/README.md says how to write one.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// A row.
+#[derive(Clone, Debug)]
+pub(crate) struct Row {
+    /// Where it is written, counted from one.
+    pub(crate) line: usize,
+    /// The text, for messages.
+    pub(crate) text: String,
+    pub(crate) ask: Ask,
+    pub(crate) expect: Expectation,
+}
+
+/// What a client speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// HTTP in plain text.
+    Http,
+    /// HTTP over TLS.
+    Https,
+    /// Lines of text.
+    Tcp,
+    /// Lines of text over TLS.
+    Tls,
+}
+
+/// A question.
+#[derive(Clone, Debug)]
+pub(crate) struct Ask {
+    /// The name of the pod whose workload asks, or `outside`.
+    pub(crate) source: String,
+    pub(crate) kind: Kind,
+    /// The method of HTTP.
+    pub(crate) method: String,
+    /// The name that is asked for.
+    pub(crate) host: String,
+    pub(crate) port: u16,
+    /// The path of HTTP.
+    pub(crate) path: String,
+    pub(crate) headers: Vec<(String, String)>,
+    pub(crate) version: Version,
+    /// Where to connect to, if that is not what the name stands for: `NAME:PORT`.
+    pub(crate) to: Option<String>,
+    /// The name in the TLS handshake, if it is another one; empty: none.
+    pub(crate) sni: Option<String>,
+    /// The identity that the client shows in the handshake.
+    pub(crate) identity: Option<String>,
+    /// Protocols that the client offers in the handshake, if not those of HTTP.
+    pub(crate) alpn: Option<Vec<String>>,
+    /// A body.
+    pub(crate) body: String,
+    /// How often to ask.
+    pub(crate) times: usize,
+    /// Whether the client waits for the server's first words.
+    pub(crate) waits: bool,
+}
+
+/// A version of HTTP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Version {
+    Http10,
+    Http11,
+    H2,
+}
+
+/// What must come of a question.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Expectation {
+    pub(crate) end: End,
+    /// Where it may end, with the share in percent; all of them must be seen if it is asked often.
+    pub(crate) places: Vec<(Option<u32>, String)>,
+    /// Headers as the back end sees them; `None`: absent.
+    pub(crate) seen: Vec<(String, Option<String>)>,
+    /// Headers of the response.
+    pub(crate) headers: Vec<(String, Option<String>)>,
+    /// Facts of the request as the back end sees it, by name.
+    pub(crate) facts: BTreeMap<String, String>,
+    /// Where a copy must arrive.
+    pub(crate) mirrors: Vec<String>,
+    /// The body of the response.
+    pub(crate) body: Option<String>,
+    /// How long it takes at least and at most.
+    pub(crate) after: Option<Duration>,
+    pub(crate) within: Option<Duration>,
+    /// How many requests back ends see.
+    pub(crate) attempts: Option<usize>,
+    /// The name in the certificate that the client is shown.
+    pub(crate) certificate: Option<String>,
+    /// Whether all questions must end at one and the same of the places.
+    pub(crate) same: bool,
+}
+
+/// How it ends.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) enum End {
+    /// With a response of this status.
+    Status(u16),
+    /// A back end's words arrive.
+    Words,
+    /// Without a word.
+    #[default]
+    Closed,
+}
+
+/// Reads a table. `{name}` stands for what `names` says.
+pub(crate) fn read(text: &str, names: &BTreeMap<String, String>) -> Result<Vec<Row>, String> {
+    let mut rows = Vec::new();
+    for (index, line) in text.lines().enumerate() {
+        if line.trim().is_empty() || line.starts_with('#') {
+            continue;
+        }
+        let mut expanded = line.to_owned();
+        for (name, value) in names {
+            expanded = expanded.replace(&format!("{{{name}}}"), value);
+        }
+        let row = parse(&expanded).map_err(|error| format!("line {}: {error}: {line}", index + 1))?;
+        rows.push(Row { line: index + 1, text: line.to_owned(), ask: row.0, expect: row.1 });
+    }
+    Ok(rows)
+}
+
+/// Columns are separated by two spaces or more.
+fn columns(text: &str) -> Vec<&str> {
+    text.split("  ").map(str::trim).filter(|column| !column.is_empty()).collect()
+}
+
+fn parse(line: &str) -> Result<(Ask, Expectation), String> {
+    let (left, right) = line.split_once(" -> ").ok_or("there is no `->`")?;
+    let left = columns(left);
+    let [source, request, options @ ..] = left.as_slice() else {
+        return Err("who asks what?".to_owned());
+    };
+    let mut ask = question(source, request)?;
+    for option in options {
+        option_of(&mut ask, option)?;
+    }
+    let right = columns(right);
+    let [end, facts @ ..] = right.as_slice() else { return Err("what comes of it?".to_owned()) };
+    let mut expect = outcome(end)?;
+    for fact in facts {
+        fact_of(&mut expect, fact)?;
+    }
+    Ok((ask, expect))
+}
+
+fn question(source: &str, request: &str) -> Result<Ask, String> {
+    let (method, target) = request.split_once(' ').ok_or("METHOD URL or TCP HOST:PORT")?;
+    let target = target.trim();
+    let (kind, rest) = match (method, target.split_once("://")) {
+        ("TCP", None) => (Kind::Tcp, target),
+        ("TLS", None) => (Kind::Tls, target),
+        (_, Some(("http", rest))) => (Kind::Http, rest),
+        (_, Some(("https", rest))) => (Kind::Https, rest),
+        _ => return Err(format!("{target:?} is no URL")),
+    };
+    let (authority, path) = match rest.find('/') {
+        Some(at) => rest.split_at(at),
+        None => (rest, "/"),
+    };
+    let default = if kind == Kind::Https { "443" } else { "80" };
+    let (host, port) = authority.rsplit_once(':').unwrap_or((authority, default));
+    Ok(Ask {
+        source: source.to_owned(),
+        kind,
+        method: method.to_owned(),
+        host: host.to_owned(),
+        port: port.parse().map_err(|_| format!("{port:?} is no port"))?,
+        path: path.to_owned(),
+        headers: Vec::new(),
+        version: Version::Http11,
+        to: None,
+        sni: None,
+        identity: None,
+        alpn: None,
+        body: String::new(),
+        times: 1,
+        waits: false,
+    })
+}
+
+fn option_of(ask: &mut Ask, option: &str) -> Result<(), String> {
+    if let Some((name, value)) = option.split_once(": ") {
+        ask.headers.push((name.to_owned(), value.trim().to_owned()));
+        return Ok(());
+    }
+    match option.split_once(' ').unwrap_or((option, "")) {
+        ("h2", "") => ask.version = Version::H2,
+        ("http/1.0", "") => ask.version = Version::Http10,
+        ("waits", "") => ask.waits = true,
+        ("to", place) => ask.to = Some(place.to_owned()),
+        ("sni", name) => ask.sni = Some(name.to_owned()),
+        ("as", identity) => ask.identity = Some(identity.to_owned()),
+        ("alpn", names) => ask.alpn = Some(names.split(',').map(str::to_owned).collect()),
+        ("body", text) => ask.body = text.to_owned(),
+        (times, "") if times.starts_with('x') => {
+            ask.times = times[1..].parse().map_err(|_| format!("{times:?}: how often?"))?;
+        }
+        _ => return Err(format!("{option:?} is no option of a request")),
+    }
+    Ok(())
+}
+
+fn outcome(text: &str) -> Result<Expectation, String> {
+    let (end, places) = text.split_once(' ').unwrap_or((text, ""));
+    let end = match end {
+        "words" => End::Words,
+        "closed" => End::Closed,
+        status => End::Status(status.parse().map_err(|_| format!("{status:?} is no outcome"))?),
+    };
+    let place = |text: &str| match text.trim().split_once("% ") {
+        Some((share, name)) => {
+            let share = share.parse().map_err(|_| format!("{share:?} is no share"))?;
+            Ok((Some(share), name.to_owned()))
+        }
+        None => Ok((None, text.trim().to_owned())),
+    };
+    let places = places.split('|').filter(|text| !text.trim().is_empty()).map(place);
+    Ok(Expectation { end, places: places.collect::<Result<_, String>>()?, ..Expectation::default() })
+}
+
+fn fact_of(expect: &mut Expectation, fact: &str) -> Result<(), String> {
+    let header = |text: &str| match text.split_once(':') {
+        Some((name, value)) => (name.trim().to_owned(), Some(value.trim().to_owned())),
+        None => (text.trim_start_matches('!').trim().to_owned(), None),
+    };
+    let time = |text: &str| {
+        let seconds: f64 = text.trim_end_matches('s').parse().map_err(|_| format!("{text:?}: how long?"))?;
+        Ok::<_, String>(Some(Duration::from_secs_f64(seconds)))
+    };
+    match fact.split_once(' ').unwrap_or((fact, "")) {
+        (">", text) => expect.seen.push(header(text)),
+        ("<", text) => expect.headers.push(header(text)),
+        ("mirror", place) => expect.mirrors.push(place.to_owned()),
+        ("body", text) => expect.body = Some(text.to_owned()),
+        ("after", text) => expect.after = time(text)?,
+        ("within", text) => expect.within = time(text)?,
+        ("attempts", count) => {
+            expect.attempts = Some(count.parse().map_err(|_| format!("{count:?}: how many?"))?);
+        }
+        ("same", "") => expect.same = true,
+        ("certificate", name) => expect.certificate = Some(name.to_owned()),
+        (name @ ("path" | "host" | "method" | "protocol" | "tls" | "peer" | "proxied"), value) => {
+            expect.facts.insert(name.to_owned(), value.to_owned());
+        }
+        _ => return Err(format!("{fact:?} is nothing that can be expected")),
+    }
+    Ok(())
+}
