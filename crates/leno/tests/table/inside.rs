@@ -76,7 +76,7 @@ async fn table(node: &Node, run: &Run) -> Result<Vec<String>, Box<dyn Error>> {
         let secrets = SECRETS + u16::try_from(index)?;
         if pod.certificates {
             let listener = TcpListener::bind((address, secrets)).await?;
-            agents.push(Agent::start(listener, &pod.identity(), &keys)?);
+            agents.push(Agent::start(listener, &pod.identity(), &keys, folder)?);
         }
         let servers = Servers { address, xds: XDS, secrets, delta: run.delta };
         let place = Place::start(node, &mesh, pod, &run.product, &servers, &backend, folder).await?;
@@ -147,12 +147,12 @@ async fn rows(scene: &Arc<Scene>, only: &str, verbose: bool) -> Result<Vec<Strin
     Ok(wrong.into_iter().map(|(_, text)| text).collect())
 }
 
-/// Proxies' refusals as the control plane was told them.
+/// What the control plane has to say against the mesh, refusals of proxies among it.
 async fn diagnostics(address: IpAddr) -> Result<Vec<String>, Box<dyn Error>> {
     let text = debug(address, "/debug/diagnostics").await?;
     let body = text.split_once("\r\n\r\n").map(|(_, body)| body).unwrap_or_default();
     let all: Vec<Value> = serde_json::from_str(body)?;
-    Ok(all.iter().filter(|it| it["code"] == "nack").map(ToString::to_string).collect())
+    Ok(all.iter().filter(|it| it["severity"] == "error").map(ToString::to_string).collect())
 }
 
 async fn debug(address: IpAddr, path: &str) -> std::io::Result<String> {

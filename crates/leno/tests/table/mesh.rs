@@ -133,6 +133,7 @@ impl Mesh {
         if let Ok(address) = name.parse() {
             return Some(address);
         }
+        let name = name.trim_end_matches('.');
         let suffixes = [
             String::new(),
             format!(".{namespace}.svc.cluster.local"),
