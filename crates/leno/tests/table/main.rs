@@ -40,7 +40,7 @@ const LIMIT: Duration = Duration::from_secs(240);
 /// Runs at a time: most of a run is waiting.
 const AT_ONCE: usize = 3;
 /// What the tables have together at least.
-const ROWS: usize = 100;
+const ROWS: usize = 300;
 
 /// One run.
 #[derive(Clone, Debug)]

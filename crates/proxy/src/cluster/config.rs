@@ -23,6 +23,7 @@ use leno_base::Name;
 use prost_types::Any;
 use proto::cluster::{ClusterDiscoveryType, DiscoveryType, LbPolicy};
 
+use crate::cluster::budget::RetryBudget;
 use crate::cluster::extras::Extras;
 use crate::cluster::stats::Gauges;
 use crate::cluster::{
@@ -139,7 +140,8 @@ pub(crate) fn lower_proto(proto: proto::Cluster, source: Bytes, at: &mut Lower) 
             serde_json::Value::Object(values) => values,
             _ => serde_json::Map::new(),
         };
-        Some(TransportMatch { values, transport: upstream(transport_socket, at)? })
+        let (proxy_header, transport_socket) = proxy_header(transport_socket, at);
+        Some(TransportMatch { values, transport: upstream(transport_socket, at)?, proxy_header })
     });
     let (passthrough, transport_socket) = internal_upstream(transport_socket, at);
     let (proxy_header, transport_socket) = proxy_header(transport_socket, at);
@@ -628,14 +630,18 @@ fn lower_circuit_breakers(proto: proto::CircuitBreakers, at: &mut Lower) -> [Cir
         breakers.max_requests = max_requests.unwrap_or(1024);
         breakers.max_retries = max_retries.unwrap_or(3);
         breakers.track_remaining = track_remaining;
-        breakers.retry_budget = retry_budget.map(|budget| {
+        breakers.retry_budget = at.optional("retry_budget", retry_budget, |budget, at| {
             let proto::circuit_breakers::thresholds::RetryBudget {
                 budget_percent,
                 budget_interval,
                 min_retry_concurrency,
             } = budget;
-            at.unsupported("retry_budget.budget_interval", budget_interval.is_some());
-            (budget_percent.map_or(20.0, |percent| percent.value), min_retry_concurrency.unwrap_or(3))
+            let interval = at.duration("budget_interval", budget_interval);
+            Some(RetryBudget {
+                percent: budget_percent.map_or(20.0, |percent| percent.value),
+                minimum: min_retry_concurrency.unwrap_or(3),
+                interval: interval.filter(|interval| !interval.is_zero()),
+            })
         });
         None::<()>
     });

@@ -18,10 +18,12 @@ use crate::http::config::Http1Settings;
 use crate::http::headers::HeaderMap;
 use crate::http::route::{Mirror, RetryPolicy};
 use crate::listener::network::metadata_exchange::MetadataExchange;
+use crate::proxy_protocol::UpstreamHeader;
 use crate::telemetry::stream_info::DynamicMetadata;
 use crate::tls::{Transport, UpstreamTls};
 
 pub(crate) mod aggregate;
+pub(crate) mod budget;
 pub(crate) mod config;
 pub(crate) mod discovery;
 pub(crate) mod dns_cache;
@@ -88,7 +90,7 @@ pub(crate) struct Cluster {
     /// `passthrough_metadata` of its internal connections (envoy.transport_sockets.internal_upstream).
     pub(crate) passthrough: Vec<Passthrough>,
     /// The PROXY protocol header that its connections begin with, if any.
-    pub(crate) proxy_header: Option<Arc<crate::proxy_protocol::UpstreamHeader>>,
+    pub(crate) proxy_header: Option<Arc<UpstreamHeader>>,
     /// TCP keep-alive of upstream connections, if configured.
     pub(crate) tcp_keepalive: Option<TcpKeepalive>,
     /// `wait_for_warm_on_init`: false for DNS clusters that serve before their names are resolved.
@@ -113,6 +115,8 @@ pub(crate) struct TransportMatch {
     pub(crate) values: serde_json::Map<String, serde_json::Value>,
     /// What then lies in between.
     pub(crate) transport: Transport<UpstreamTls>,
+    /// The PROXY protocol header that connections then begin with, if any.
+    pub(crate) proxy_header: Option<Arc<UpstreamHeader>>,
 }
 
 impl Cluster {
@@ -123,11 +127,34 @@ impl Cluster {
 
     /// The transport socket for these values of `envoy.transport_socket_match`.
     pub(crate) fn transport_matching(&self, values: Option<&serde_json::Value>) -> &Transport<UpstreamTls> {
+        self.find_match(values).map_or(&self.transport, |found| &found.transport)
+    }
+
+    /// The PROXY protocol header that connections to an endpoint with this metadata begin with.
+    pub(crate) fn proxy_header_to(&self, endpoint: &Metadata) -> Option<&Arc<UpstreamHeader>> {
+        self.proxy_header_matching(endpoint.get("envoy.transport_socket_match"))
+    }
+
+    /// The header for these values of `envoy.transport_socket_match`.
+    pub(crate) fn proxy_header_matching(
+        &self,
+        values: Option<&serde_json::Value>,
+    ) -> Option<&Arc<UpstreamHeader>> {
+        let found = self.find_match(values);
+        found.map_or(&self.proxy_header, |found| &found.proxy_header).as_ref()
+    }
+
+    fn find_match(&self, values: Option<&serde_json::Value>) -> Option<&TransportMatch> {
         let has = |key: &String, value: &serde_json::Value| {
             values.and_then(|values| values.get(key)).is_some_and(|own| own == value)
         };
         let fits = |candidate: &&TransportMatch| candidate.values.iter().all(|(key, value)| has(key, value));
-        self.transport_matches.iter().find(fits).map_or(&self.transport, |found| &found.transport)
+        self.transport_matches.iter().find(fits)
+    }
+
+    /// Whether connections to any endpoint begin with a PROXY protocol header.
+    pub(crate) fn announces(&self) -> bool {
+        self.proxy_header.is_some() || self.transport_matches.iter().any(|found| found.proxy_header.is_some())
     }
 
     /// `preconnect_policy`, if there is one.
@@ -472,8 +499,8 @@ pub(crate) struct CircuitBreakers {
     pub(crate) max_requests: u32,
     /// 3 by default.
     pub(crate) max_retries: u32,
-    /// `retry_budget`: (budget percent, min concurrency); replaces `max_retries`.
-    pub(crate) retry_budget: Option<(f64, u32)>,
+    /// `retry_budget`; replaces `max_retries`.
+    pub(crate) retry_budget: Option<budget::RetryBudget>,
     /// `track_remaining`.
     pub(crate) track_remaining: bool,
 }

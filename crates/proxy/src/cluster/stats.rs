@@ -3,10 +3,14 @@
 //! Stats are worker-local blocks; the gauges that circuit breakers compare with their limits
 //! are the one thing that all workers share, as their limits are meant for the whole proxy.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
-use crate::cluster::Cluster;
+use tokio::time::Instant;
+
+use crate::cluster::budget::Begun;
+use crate::cluster::{CircuitBreakers, Cluster};
 use crate::telemetry::stats::stats_scope;
 
 stats_scope! {
@@ -169,6 +173,15 @@ pub(crate) struct Gauges {
     priorities: [PriorityGauges; 2],
     /// Whether a connection was ever asked for; health checks are rare before.
     traffic: AtomicBool,
+    /// Requests that began lately, by priority, where a retry budget asks for them.
+    begun: OnceLock<Box<Recent>>,
+}
+
+/// Requests that began lately.
+#[derive(Debug)]
+struct Recent {
+    since: Instant,
+    priorities: [Begun; 2],
 }
 
 impl Gauges {
@@ -226,7 +239,7 @@ impl Permit {
     pub(crate) fn force(cluster: &Arc<Cluster>, resource: Resource, high_priority: bool) -> Permit {
         let priority = usize::from(high_priority);
         cluster.gauge(resource, priority).fetch_add(1, Ordering::Relaxed);
-        cluster.saw(resource);
+        cluster.saw(resource, priority);
         Permit { cluster: Arc::clone(cluster), resource, priority }
     }
 }
@@ -247,7 +260,7 @@ impl Cluster {
             return false;
         }
         gauge.fetch_add(1, Ordering::Relaxed);
-        self.saw(resource);
+        self.saw(resource, priority);
         true
     }
 
@@ -267,7 +280,13 @@ impl Cluster {
         }
     }
 
-    fn saw(&self, resource: Resource) {
+    fn saw(&self, resource: Resource, priority: usize) {
+        if resource == Resource::Requests
+            && let Some(interval) = self.breakers(priority).retry_budget.as_ref().and_then(|it| it.interval)
+        {
+            let (begun, now) = self.begun(priority);
+            begun.note(now, interval);
+        }
         if resource == Resource::Connections && !self.gauges.had_traffic() {
             self.gauges.traffic.store(true, Ordering::Relaxed);
         }
@@ -280,19 +299,39 @@ impl Cluster {
 
     /// The limit now; that of a retry budget follows the requests under way.
     pub(crate) fn limit(&self, resource: Resource, priority: usize) -> u32 {
-        let limits = if priority == 0 { &self.circuit_breakers[0] } else { &self.circuit_breakers[1] };
+        let limits = self.breakers(priority);
         match resource {
             Resource::Connections => limits.max_connections,
             Resource::Pending => limits.max_pending_requests,
             Resource::Requests => limits.max_requests,
-            Resource::Retries => match limits.retry_budget {
+            Resource::Retries => match &limits.retry_budget {
                 None => limits.max_retries,
-                Some((percent, minimum)) => {
-                    let load =
-                        self.in_use(Resource::Requests, priority) + self.in_use(Resource::Pending, priority);
-                    ((f64::from(load) * percent / 100.0) as u32).max(minimum)
+                Some(budget) => {
+                    let requests = match budget.interval {
+                        Some(interval) => {
+                            let (begun, now) = self.begun(priority);
+                            begun.count(now, interval)
+                        }
+                        None => {
+                            let under_way = self.in_use(Resource::Requests, priority);
+                            under_way + self.in_use(Resource::Pending, priority)
+                        }
+                    };
+                    budget.limit(requests)
                 }
             },
         }
+    }
+
+    fn breakers(&self, priority: usize) -> &CircuitBreakers {
+        let [default, high] = &*self.circuit_breakers;
+        if priority == 0 { default } else { high }
+    }
+
+    /// The counter of requests that began lately, and the time by it.
+    fn begun(&self, priority: usize) -> (&Begun, Duration) {
+        let new = || Box::new(Recent { since: Instant::now(), priorities: Default::default() });
+        let Recent { since, priorities: [default, high] } = &**self.gauges.begun.get_or_init(new);
+        (if priority == 0 { default } else { high }, since.elapsed())
     }
 }

@@ -92,16 +92,17 @@ pub(crate) async fn open(peer: Peer<'_>) -> Result<(Socket, Option<Rc<TlsInfo>>)
 
 async fn whole(peer: Peer<'_>) -> Result<(Socket, Option<Rc<TlsInfo>>), ConnectError> {
     let Peer { cluster, address, others, metadata, via, .. } = peer;
+    let header = cluster.proxy_header_to(metadata).map(|header| &**header);
     let socket = match address {
         EndpointAddress::Ip(first) if !others.is_empty() => {
             let addresses = eyeballs::order(*first, others, cluster.eyeballs);
             eyeballs::race(addresses, async |address| {
-                attempt(cluster, &EndpointAddress::Ip(address), metadata, via).await
+                attempt(cluster, &EndpointAddress::Ip(address), metadata, header, via).await
             })
             .await?
         }
         // The future of a single attempt is large, and there are thousands of it.
-        _ => attempt(cluster, address, metadata, via).await?,
+        _ => attempt(cluster, address, metadata, header, via).await?,
     };
     secure(peer, socket).await
 }
@@ -136,10 +137,11 @@ pub(crate) async fn attempt(
     cluster: &Cluster,
     address: &EndpointAddress,
     metadata: &Metadata,
+    header: Option<&UpstreamHeader>,
     via: Option<&Via>,
 ) -> Result<Socket, ConnectError> {
     let mut socket = connect(cluster, address, metadata, via).await?;
-    if let Some(settings) = &cluster.proxy_header {
+    if let Some(settings) = header {
         // Before anything else, a TLS handshake too.
         send_proxy_header(&mut socket, settings, via).await?;
     }

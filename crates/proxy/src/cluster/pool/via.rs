@@ -58,7 +58,7 @@ impl Via {
         if found.origin.is_none() && found.original_source.is_none() && own.is_none() && named.is_none() {
             return None;
         }
-        let origin = found.origin.as_deref().filter(|_| announce && cluster.proxy_header.is_some());
+        let origin = found.origin.as_deref().filter(|_| announce && cluster.announces());
         let via = Self::of(origin.cloned(), connection);
         let via = if own.is_some() { Some(Self { own, ..via.unwrap_or_default() }) } else { via };
         let Some((names, host)) = named else { return via };
@@ -73,10 +73,8 @@ impl Via {
     /// What the connection of a TCP session takes over.
     pub(crate) fn of_session(cluster: &Cluster, connection: &ConnectionInfo) -> Option<Self> {
         let own = || Origin { source: connection.remote, destination: connection.local, tlvs: Vec::new() };
-        let origin = cluster
-            .proxy_header
-            .is_some()
-            .then(|| connection.found.origin.as_deref().cloned().unwrap_or_else(own));
+        let origin =
+            cluster.announces().then(|| connection.found.origin.as_deref().cloned().unwrap_or_else(own));
         Self::of(origin, connection)
     }
 

@@ -107,8 +107,9 @@ impl ControlPlane {
             offer: Offer::Otherwise(&[b"h2"]),
             stats: None,
         };
+        let header = self.cluster.proxy_header_to(&metadata).map(|header| &**header);
         let connecting = async {
-            let socket = connect::attempt(&self.cluster, address, &metadata, None).await?;
+            let socket = connect::attempt(&self.cluster, address, &metadata, header, None).await?;
             connect::secure(peer, socket).await.map(|(socket, _)| socket)
         };
         let socket = tokio::time::timeout(self.cluster.connect_timeout, connecting).await;

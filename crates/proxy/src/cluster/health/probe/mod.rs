@@ -19,6 +19,7 @@ use crate::cluster::{Cluster, EndpointAddress, EndpointConfig};
 use crate::http::headers::HeaderMap;
 use crate::http::route::mutation::HeaderMutations;
 use crate::io::Socket;
+use crate::proxy_protocol::UpstreamHeader;
 use crate::telemetry::access_log::command::FormatContext;
 use crate::telemetry::stream_info::{ClusterFacts, ConnectionInfo, Protocol, StreamInfo};
 use crate::tls::{Offer, Transport, UpstreamTls};
@@ -40,6 +41,8 @@ pub(super) struct Target {
     pub(super) address: EndpointAddress,
     /// What lies between.
     pub(super) transport: Transport<UpstreamTls>,
+    /// The PROXY protocol header in front of all.
+    proxy_header: Option<Arc<UpstreamHeader>>,
     /// `health_check_config.hostname`
     pub(super) hostname: Option<Arc<str>>,
 }
@@ -51,13 +54,12 @@ impl Target {
         if let (Some(port), EndpointAddress::Ip(ip)) = (check.port, &mut address) {
             ip.set_port(port);
         }
-        let transport = match &settings.transport_criteria {
-            Some(criteria) => cluster.transport_matching(Some(criteria)),
-            None => cluster.transport_to(&endpoint.metadata),
-        };
-        let transport = transport.clone();
+        let criteria = settings.transport_criteria.as_ref();
+        let values = criteria.or_else(|| endpoint.metadata.get("envoy.transport_socket_match"));
+        let transport = cluster.transport_matching(values).clone();
+        let proxy_header = cluster.proxy_header_matching(values).cloned();
         let host = endpoint.address.clone();
-        Self { cluster, settings, host, address, transport, hostname: check.hostname.clone() }
+        Self { cluster, settings, host, address, transport, proxy_header, hostname: check.hostname.clone() }
     }
 
     /// The name that the host is addressed by.
@@ -120,7 +122,8 @@ pub(super) use http::Verdicts;
 /// the check is the only one.
 async fn connect(target: &Target) -> Option<Socket> {
     let metadata = Arc::default();
-    let socket = connect::attempt(&target.cluster, &target.address, &metadata, None).await.ok()?;
+    let header = target.proxy_header.as_deref();
+    let socket = connect::attempt(&target.cluster, &target.address, &metadata, header, None).await.ok()?;
     let peer = connect::Peer {
         cluster: &target.cluster,
         address: &target.address,
