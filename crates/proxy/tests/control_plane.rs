@@ -1,61 +1,109 @@
-//! What the control plane emits must be what the proxy can do: the clusters and endpoints of its
-//! goldens, all in one bootstrap.
+//! What the control plane emits must be what the proxy can do: each golden's clusters, endpoints,
+//! listeners, routes and secrets, as one configuration for each proxy.
 //!
 //! The goldens are read as files: neither crate knows the other.
 
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use expect_test::expect;
 use leno_api::yaml::{self, Dialect};
 use leno_proxy::{Options, validate};
 use serde_json::{Map, Value, json};
 
-/// Clusters of the goldens that the proxy cannot carry yet, with the reason: to be deleted here by
-/// whoever changes that.
-#[test]
-fn clusters_of_the_goldens_are_accepted() {
+/// What is refused of the goldens, as a part of the fault, with the reason. Whoever changes that
+/// deletes it here: what no golden needs any more is a fault, too.
+const REFUSED: &[(&str, &str)] = &[
+    ("cannot read '/etc/certs/", "the goldens name files that nobody has"),
+    ("cannot read '/a/", "the goldens name files that nobody has"),
+];
+
+/// The golden outputs: `CASE/PROXY` and the resources.
+fn outputs() -> Vec<(String, Value)> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../control/tests/golden");
-    let mut clusters = Vec::new();
-    let mut names = Vec::new();
-    let mut cases: Vec<_> =
-        fs::read_dir(&folder).expect("the goldens").map(|entry| entry.expect("an entry").path()).collect();
-    cases.sort();
-    for case in cases {
+    let mut outputs = Vec::new();
+    for case in sorted(&folder) {
         let case_name = case.file_name().expect("a name").to_string_lossy().into_owned();
-        let mut files: Vec<_> =
-            fs::read_dir(&case).expect("a case").map(|entry| entry.expect("an entry").path()).collect();
-        files.sort();
-        for file in files {
+        for file in sorted(&case) {
             let stem = file.file_stem().expect("a name").to_string_lossy().into_owned();
-            let is_output = file.extension().is_some_and(|extension| extension == "yaml");
-            if !is_output || stem == "input" || stem == "proxies" {
+            let is_yaml = file.extension().is_some_and(|extension| extension == "yaml");
+            let is_input = ["input", "proxies", "environment", "mesh"].contains(&stem.as_str());
+            if !is_yaml || is_input {
                 continue;
             }
             let text = fs::read_to_string(&file).expect("readable");
             let documents = yaml::parse(&text, Dialect::Kubernetes).expect("YAML");
             let (output, _) = yaml::from_node::<Value>(&documents[0]).expect("JSON");
-            let list = |field: &str| output.get(field).and_then(Value::as_array).cloned().unwrap_or_default();
-            let assignments = list("endpoints");
-            for cluster in list("clusters") {
-                let Value::Object(mut cluster) = cluster else { panic!("{case_name}/{stem}: no object") };
-                let name = cluster["name"].as_str().expect("a name").to_owned();
-                fix_endpoints(&mut cluster, &assignments);
-                // All cases are in one configuration, where names are unique.
-                let unique = format!("{case_name}/{stem}/{name}");
-                if let Some(cache) = cluster
-                    .get_mut("cluster_type")
-                    .and_then(|kind| kind.pointer_mut("/typed_config/dns_cache_config/name"))
-                {
-                    *cache = Value::from(format!("{case_name}/{stem}"));
-                }
-                cluster.insert("name".to_owned(), Value::from(unique.clone()));
-                names.push(unique);
-                clusters.push(Value::Object(cluster));
-            }
+            outputs.push((format!("{case_name}/{stem}"), output));
         }
     }
-    assert!(clusters.len() > 300, "only {} clusters", clusters.len());
+    outputs
+}
+
+fn sorted(folder: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder).expect("a folder");
+    let mut paths: Vec<_> = entries.map(|entry| entry.expect("an entry").path()).collect();
+    paths.sort();
+    paths
+}
+
+#[test]
+fn the_goldens_are_accepted() {
+    let outputs = outputs();
+    let mut counts: BTreeMap<String, usize> = BTreeMap::new();
+    for (kind, list) in outputs.iter().filter_map(|(_, output)| output.as_object()).flatten() {
+        *counts.entry(kind.clone()).or_default() += list.as_array().map_or(0, Vec::len);
+    }
+    for (kind, least) in [("clusters", 300), ("listeners", 200), ("routes", 200), ("endpoints", 200)] {
+        assert!(counts.get(kind).is_some_and(|count| *count >= least), "{kind}: {counts:?}");
+    }
+    let folder = tempfile::tempdir().expect("a folder");
+    let half = outputs.len() / 2;
+    let faults: Vec<String> = std::thread::scope(|scope| {
+        let halves = outputs.split_at(half);
+        let check = |part: &[(String, Value)], name: &str| -> Vec<String> {
+            let path = folder.path().join(name);
+            part.iter().flat_map(|(name, output)| faults(name, output, &path)).collect()
+        };
+        let first = scope.spawn(move || check(halves.0, "first.json"));
+        let second = check(halves.1, "second.json");
+        first.join().expect("no panic").into_iter().chain(second).collect()
+    });
+    let mut used = vec![false; REFUSED.len()];
+    let mut told = String::new();
+    for fault in faults {
+        match REFUSED.iter().position(|(part, _)| fault.contains(part)) {
+            Some(known) => used[known] = true,
+            None => writeln!(told, "{fault}").expect("a string"),
+        }
+    }
+    assert!(told.is_empty(), "refused:\n{told}");
+    let unused: Vec<_> = REFUSED.iter().zip(&used).filter(|(_, used)| !**used).map(|(it, _)| it).collect();
+    assert!(unused.is_empty(), "no golden needs: {unused:?}");
+}
+
+/// What the proxy has against an output, each fault with the output's name.
+fn faults(name: &str, output: &Value, path: &Path) -> Vec<String> {
+    fs::write(path, bootstrap(output).to_string()).expect("writable");
+    let options = Options { config_path: Some(path.to_owned()), ..Options::default() };
+    let faults = validate(&options).err().unwrap_or_default();
+    faults.iter().map(|fault| format!("{name}: {}", named(fault, output))).collect()
+}
+
+/// An output as a configuration without discovery.
+fn bootstrap(output: &Value) -> Value {
+    let list = |field: &str| output.get(field).and_then(Value::as_array).cloned().unwrap_or_default();
+    let assignments = list("endpoints");
+    let mut clusters = list("clusters");
+    clusters.iter_mut().filter_map(Value::as_object_mut).for_each(|it| fix_endpoints(it, &assignments));
+    let routes = list("routes");
+    let mut listeners = list("listeners");
+    listeners.iter_mut().for_each(|listener| inline_routes(listener, &routes));
+    // Routes that no listener of the output names are looked at as well.
+    if listeners.is_empty() {
+        listeners = routes.iter().map(listener_of).collect();
+    }
     let http2 = json!({
         "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
             "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
@@ -63,34 +111,19 @@ fn clusters_of_the_goldens_are_accepted() {
         },
     });
     // Where secrets come from.
-    for name in ["sds-grpc", "xds-grpc"] {
-        names.push(name.to_owned());
-        clusters.push(json!({ "name": name, "type": "STATIC", "typed_extension_protocol_options": http2 }));
-    }
-    let bootstrap = json!({
+    clusters
+        .extend(["sds-grpc", "xds-grpc"].map(
+            |name| json!({ "name": name, "type": "STATIC", "typed_extension_protocol_options": http2 }),
+        ));
+    json!({
         "node": { "id": "golden", "cluster": "golden" },
         "dynamic_resources": { "ads_config": {
             "api_type": "GRPC",
             "transport_api_version": "V3",
             "grpc_services": [{ "envoy_grpc": { "cluster_name": "xds-grpc" } }],
         }},
-        "static_resources": { "clusters": clusters },
-    });
-    let folder = tempfile::tempdir().expect("a folder");
-    let path = folder.path().join("bootstrap.json");
-    fs::write(&path, bootstrap.to_string()).expect("writable");
-    let faults =
-        validate(&Options { config_path: Some(path), ..Options::default() }).err().unwrap_or_default();
-    let mut refused: Vec<String> = faults.iter().map(|fault| named(fault, &names)).collect();
-    refused.sort();
-    refused.dedup();
-    expect![[r#"
-        dr-proxy-protocol/mutual/outbound|80|one|a.default.svc.cluster.local.transport_socket_matches[0].transport_socket.typed_config: extension 'envoy.transport_sockets.upstream_proxy_protocol' (type.googleapis.com/envoy.extensions.transport_sockets.proxy_protocol.v3.ProxyProtocolUpstreamTransport) is not supported yet
-        dr-proxy-protocol/mutual/outbound|80|one|a.default.svc.cluster.local.transport_socket_matches[1].transport_socket.typed_config: extension 'envoy.transport_sockets.upstream_proxy_protocol' (type.googleapis.com/envoy.extensions.transport_sockets.proxy_protocol.v3.ProxyProtocolUpstreamTransport) is not supported yet
-        dr-proxy-protocol/mutual/outbound|80||a.default.svc.cluster.local.transport_socket_matches[0].transport_socket.typed_config: extension 'envoy.transport_sockets.upstream_proxy_protocol' (type.googleapis.com/envoy.extensions.transport_sockets.proxy_protocol.v3.ProxyProtocolUpstreamTransport) is not supported yet
-        dr-proxy-protocol/mutual/outbound|80||a.default.svc.cluster.local.transport_socket_matches[1].transport_socket.typed_config: extension 'envoy.transport_sockets.upstream_proxy_protocol' (type.googleapis.com/envoy.extensions.transport_sockets.proxy_protocol.v3.ProxyProtocolUpstreamTransport) is not supported yet
-        dr-retry-budget/client/outbound|80||a.default.svc.cluster.local.circuit_breakers.thresholds[0].retry_budget.budget_interval: not supported yet
-        dr-tls-simple/client/outbound|443||b.example.com.transport_socket.typed_config.common_tls_context.combined_validation_context.default_validation_context.crl.filename: cannot read '/etc/certs/crl.pem': No such file or directory (os error 2)"#]].assert_eq(&refused.join("\n"));
+        "static_resources": { "clusters": clusters, "listeners": listeners, "secrets": list("secrets") },
+    })
 }
 
 /// Endpoints that would come by EDS, put where a static configuration has them.
@@ -104,10 +137,55 @@ fn fix_endpoints(cluster: &mut Map<String, Value>, assignments: &[Value]) {
     cluster.insert("load_assignment".to_owned(), found.cloned().unwrap_or(empty));
 }
 
-/// A fault with the name of its cluster in place of its number and position.
-fn named(fault: &str, names: &[String]) -> String {
-    let Some((_, rest)) = fault.split_once("static_resources.clusters[") else { return fault.to_owned() };
-    let Some((index, rest)) = rest.split_once(']') else { return fault.to_owned() };
-    let name = index.parse::<usize>().ok().and_then(|index| names.get(index));
-    format!("{}{rest}", name.map_or(index, String::as_str))
+/// Routes that would come by RDS, put where they are asked for.
+fn inline_routes(value: &mut Value, routes: &[Value]) {
+    match value {
+        Value::Object(fields) => {
+            let name = fields.get("rds").and_then(|rds| rds.get("route_config_name"));
+            if let Some(found) = routes.iter().find(|route| Some(&route["name"]) == name) {
+                let mut found = found.clone();
+                // As with RDS; and not all outputs have clusters.
+                found["validate_clusters"] = Value::from(false);
+                fields.remove("rds");
+                fields.insert("route_config".to_owned(), found);
+            }
+            fields.values_mut().for_each(|value| inline_routes(value, routes));
+        }
+        Value::Array(items) => items.iter_mut().for_each(|value| inline_routes(value, routes)),
+        _ => {}
+    }
+}
+
+/// A listener that has nothing but these routes.
+fn listener_of(routes: &Value) -> Value {
+    let mut routes = routes.clone();
+    routes["validate_clusters"] = Value::from(false);
+    let any = |kind: &str, mut config: Value| {
+        config["@type"] = Value::from(format!("type.googleapis.com/{kind}"));
+        config
+    };
+    let router = any("envoy.extensions.filters.http.router.v3.Router", json!({}));
+    let manager = json!({
+        "stat_prefix": "routes",
+        "route_config": routes,
+        "http_filters": [{ "name": "envoy.filters.http.router", "typed_config": router }],
+    });
+    let kind = "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager";
+    json!({
+        "name": format!("of {}", routes["name"]),
+        "address": { "socket_address": { "address": "127.0.0.1", "port_value": 0 } },
+        "filter_chains": [{ "filters": [{ "name": "hcm", "typed_config": any(kind, manager) }] }],
+    })
+}
+
+/// A fault with the name of its cluster or listener in place of its number and position.
+fn named(fault: &str, output: &Value) -> String {
+    for kind in ["clusters", "listeners"] {
+        let Some((_, rest)) = fault.split_once(&format!("static_resources.{kind}[")) else { continue };
+        let Some((index, rest)) = rest.split_once(']') else { continue };
+        let list = output.get(kind).and_then(Value::as_array);
+        let name = index.parse::<usize>().ok().and_then(|index| list?.get(index)?["name"].as_str());
+        return format!("{}{rest}", name.unwrap_or(index));
+    }
+    fault.to_owned()
 }

@@ -197,7 +197,7 @@ impl Scene {
             let count = places.get(&index).copied().unwrap_or(0);
             let percent = u32::try_from(count * 100 / ask.times).unwrap_or(u32::MAX);
             let fits = match share {
-                Some(share) => share.abs_diff(percent) <= 15,
+                Some(share) => share.abs_diff(percent) <= 18,
                 None => count > 0 || ask.times < 2,
             };
             if !fits {
