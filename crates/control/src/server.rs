@@ -214,7 +214,8 @@ impl Server {
         let servers = plain.into_iter().chain(secure).collect();
         // What is left of the service goes, so that its channel ends with the servers.
         drop(self.door.plain);
-        tasks.spawn(serve_xds(servers, self.streams, events.clone(), ended));
+        let (know, known) = watch::channel(false);
+        tasks.spawn(serve_xds(servers, self.streams, events.clone(), known, ended));
         tasks.spawn(tick(events.clone()));
         let over = events.clone();
         tasks.spawn(async move {
@@ -224,7 +225,7 @@ impl Server {
         });
         drop(events);
         let statuses = self.cluster.as_ref().and_then(|cluster| cluster.spawn_writer(&mut tasks));
-        let mut control = Loop::new(ready, want, statuses, gate, domains);
+        let mut control = Loop::new(ready, know, want, statuses, gate, domains);
         while let Some(event) = queue.recv().await {
             match event {
                 Event::Changes(update) => control.on_changes(update),
@@ -297,12 +298,21 @@ fn bind(address: SocketAddr) -> io::Result<TcpListener> {
 }
 
 /// Serves proxies until `ended` is true and they have been sent away; then says that it is over.
+///
+/// Before the sources are `known` connections wait to be accepted: who was told of nothing then
+/// would drop all that it has.
 async fn serve_xds(
     sockets: Vec<(Socket, Listen)>,
     mut happened: mpsc::Receiver<StreamEvent>,
     events: mpsc::Sender<Event>,
-    ended: watch::Receiver<bool>,
+    mut known: watch::Receiver<bool>,
+    mut ended: watch::Receiver<bool>,
 ) {
+    // An error is the end of everything, which the next step notices.
+    tokio::select! {
+        _ = known.wait_for(|known| *known) => {}
+        _ = ended.wait_for(|ended| *ended) => {}
+    }
     let mut servers = JoinSet::new();
     for (socket, listen) in sockets {
         servers.spawn(listen.run(socket, ended.clone()));
@@ -352,6 +362,8 @@ struct Loop {
     unanalyzed: bool,
     analyzed_at: Instant,
     ready: Arc<AtomicBool>,
+    /// Says once that the sources are known, so that proxies are served.
+    know: watch::Sender<bool>,
     /// Which Secrets and ConfigMaps the sources are to read.
     want: watch::Sender<Wanted>,
     /// Whether that may have changed.
@@ -366,6 +378,7 @@ struct Loop {
 impl Loop {
     fn new(
         ready: Arc<AtomicBool>,
+        know: watch::Sender<bool>,
         want: watch::Sender<Wanted>,
         statuses: Option<mpsc::UnboundedSender<Statuses>>,
         mut gate: Gate,
@@ -395,6 +408,7 @@ impl Loop {
             unanalyzed: false,
             analyzed_at: Instant::now(),
             ready,
+            know,
             want,
             unwanted: false,
             domains,
@@ -437,6 +451,7 @@ impl Loop {
         // Proxies come first: what is wrong is found when they have been told.
         self.unanalyzed = true;
         if !self.ready.swap(true, Ordering::AcqRel) {
+            self.know.send_replace(true);
             tracing::info!("ready");
         }
     }
