@@ -25,6 +25,7 @@ const REFUSED: &[(&str, &str)] = &[
     ("envoy.access_loggers.open_telemetry", "an access log to come"),
     ("envoy.access_loggers.extension_filters.cel", "a filter of access logs to come"),
     ("extension 'istio.", "filters of Istio's own to come"),
+    ("envoy.tracers.", "tracers that belong to vendors"),
 ];
 
 /// The golden outputs: `CASE/PROXY` and the resources.
