@@ -81,7 +81,9 @@ fn the_goldens_are_accepted() {
     });
     let mut used = vec![false; REFUSED.len()];
     let mut told = String::new();
-    for fault in faults {
+    // What users patch in (`ef-...`: EnvoyFilter) is theirs, and refused by name.
+    let patched = |fault: &String| fault.starts_with("ef-") && fault.contains("not supported yet");
+    for fault in faults.into_iter().filter(|fault| !patched(fault)) {
         match REFUSED.iter().position(|(part, _)| fault.contains(part)) {
             Some(known) => used[known] = true,
             None => writeln!(told, "{fault}").expect("a string"),
