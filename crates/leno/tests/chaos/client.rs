@@ -1,0 +1,163 @@
+//! A client of the control plane that holds what it is told, as a proxy does; some are slow.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use leno_api::encode::{self, Style};
+use leno_api::proto::envoy::config::core::v3::Node;
+use leno_base::{Name, Rng};
+use leno_xds::client::grpc::{self, Commander, Connection, Event, Target};
+use leno_xds::client::{Client as State, Config, Interest, Update};
+use leno_xds::{Mode, TypeUrl};
+use serde_json::Value;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+
+/// How fast a client takes what it is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Pace {
+    Quick,
+    /// It thinks about each message.
+    Slow,
+    /// It takes nothing until all is calm.
+    Stuck,
+}
+
+/// Resources by type and name.
+pub(crate) type Held = BTreeMap<(TypeUrl, Name), Bytes>;
+
+/// A client; dropping it ends it.
+pub(crate) struct Client {
+    held: Arc<Mutex<Held>>,
+    task: JoinHandle<()>,
+    stream: JoinHandle<()>,
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        self.task.abort();
+        self.stream.abort();
+    }
+}
+
+impl Client {
+    /// Connects, and again whenever the connection ends.
+    pub(crate) fn start(
+        id: &str,
+        mode: Mode,
+        pilot: SocketAddr,
+        pace: Pace,
+        calm: watch::Receiver<bool>,
+    ) -> Client {
+        let node = Node { id: id.to_owned(), ..Node::default() };
+        let mut config = Config::new(mode, node);
+        config.backoff_base = Duration::from_millis(10);
+        config.backoff_max = Duration::from_millis(200);
+        let state = State::new(config, Rng::new(7));
+        let (commander, commands) = grpc::commands();
+        let (sender, events) = mpsc::channel(1);
+        let connection = Connection {
+            authority: "xds-grpc".into(),
+            connect_timeout: Duration::from_secs(5),
+            keepalive: None,
+        };
+        let target = Target::Tcp(pilot);
+        let connector = move || {
+            let (target, connection) = (target.clone(), connection.clone());
+            async move { grpc::connect(&target, &connection).await }
+        };
+        let stream = tokio::spawn(async move {
+            grpc::run(connector, mode.path(), http::HeaderMap::new(), state, commands, sender).await;
+        });
+        commander.subscribe(TypeUrl::Cluster, Interest::Wildcard, None);
+        commander.subscribe(TypeUrl::Listener, Interest::Wildcard, None);
+        let held = Arc::new(Mutex::new(Held::new()));
+        let own = Own { held: Arc::clone(&held), commander, asked: BTreeSet::new() };
+        Client { held, task: tokio::spawn(own.run(events, pace, calm)), stream }
+    }
+
+    /// What it holds now.
+    pub(crate) fn held(&self) -> Held {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// The task's side.
+struct Own {
+    held: Arc<Mutex<Held>>,
+    commander: Commander,
+    /// What it has asked for by name.
+    asked: BTreeSet<(TypeUrl, Name)>,
+}
+
+impl Own {
+    async fn run(mut self, mut events: mpsc::Receiver<Event>, pace: Pace, mut calm: watch::Receiver<bool>) {
+        while let Some(event) = events.recv().await {
+            let Event::Update(update) = event else { continue };
+            if !*calm.borrow() {
+                match pace {
+                    Pace::Quick => {}
+                    Pace::Slow => tokio::time::sleep(Duration::from_millis(150)).await,
+                    Pace::Stuck => drop(calm.wait_for(|calm| *calm).await),
+                }
+            }
+            self.take(update);
+        }
+    }
+
+    fn take(&mut self, update: Update) {
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        for resource in update.added {
+            held.insert((update.type_url.clone(), resource.name), resource.body);
+        }
+        for name in update.removed {
+            held.remove(&(update.type_url.clone(), name));
+        }
+        self.commander.ack(update.receipt);
+        // What clusters and listeners name is asked for; what they name no longer is let go.
+        let wanted: BTreeSet<(TypeUrl, Name)> =
+            held.iter().flat_map(|((type_url, name), body)| named(type_url, name, body)).collect();
+        for (type_url, name) in wanted.difference(&self.asked) {
+            self.commander.subscribe(type_url.clone(), Interest::name(name.clone()), None);
+        }
+        for gone in self.asked.difference(&wanted) {
+            self.commander.unsubscribe(gone.0.clone(), Interest::name(gone.1.clone()));
+            held.remove(gone);
+        }
+        self.asked = wanted;
+    }
+}
+
+/// What a resource says that there is more of.
+fn named(type_url: &TypeUrl, name: &Name, body: &Bytes) -> Vec<(TypeUrl, Name)> {
+    let read = |message: &str| encode::to_value(message, body, Style::default()).expect("a message");
+    let mut found = Vec::new();
+    match type_url {
+        TypeUrl::Cluster => {
+            let cluster = read("envoy.config.cluster.v3.Cluster");
+            if cluster["type"] == "EDS" {
+                let service = cluster["eds_cluster_config"]["service_name"].as_str();
+                found.push((TypeUrl::Endpoint, service.map_or_else(|| name.clone(), Name::from)));
+            }
+        }
+        TypeUrl::Listener => find_routes(&read("envoy.config.listener.v3.Listener"), &mut found),
+        _ => {}
+    }
+    found
+}
+
+fn find_routes(value: &Value, found: &mut Vec<(TypeUrl, Name)>) {
+    match value {
+        Value::Object(fields) => {
+            if let Some(name) = fields.get("route_config_name").and_then(Value::as_str) {
+                found.push((TypeUrl::Route, Name::from(name)));
+            }
+            fields.values().for_each(|value| find_routes(value, found));
+        }
+        Value::Array(items) => items.iter().for_each(|value| find_routes(value, found)),
+        _ => {}
+    }
+}
