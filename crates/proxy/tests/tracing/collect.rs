@@ -110,7 +110,7 @@ fn span(body: &[u8]) -> Span {
             6 => {
                 span.kind = ["", "INTERNAL", "SERVER", "CLIENT"]
                     [usize::try_from(value.number()).expect("small")]
-                .to_owned()
+                .to_owned();
             }
             7 => span.start = value.number(),
             8 => end = value.number(),

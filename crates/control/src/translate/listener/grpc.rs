@@ -148,7 +148,7 @@ fn inbound(cx: &Cx<'_>, proxy: &ProxyKey, name: &str, at: SocketAddr) -> Option<
         filter_chains: vec![chain],
         ..listener::Listener::default()
     };
-    let mut origins = peers.origins.clone();
+    let mut origins = peers.origins;
     origins.push(target.service.id.object.clone());
     Some(Arc::new(Resource::new(name, &message, origins)))
 }
