@@ -25,10 +25,10 @@ use tokio_stream::wrappers::{TcpListenerStream, UnixListenerStream};
 use tonic::codegen::Service;
 use tonic::server::NamedService;
 
-#[path = "support/mod.rs"]
-mod proxies;
 #[path = "xds/on_demand.rs"]
 mod on_demand;
+#[path = "support/mod.rs"]
+mod proxies;
 #[path = "xds/secrets.rs"]
 mod secrets;
 #[path = "xds/sources.rs"]

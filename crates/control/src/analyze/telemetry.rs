@@ -55,7 +55,7 @@ impl Query for TelemetryFindings {
 }
 
 /// Whether the mesh has a provider that can be used so, by workloads of a namespace; or why not.
-fn usable(cx: &Cx<'_>, namespace: &String, name: &str, wanted: Use) -> Result<(), String> {
+fn usable(cx: &Cx<'_>, namespace: &str, name: &str, wanted: Use) -> Result<(), String> {
     let mesh = cx.get::<Mesh>(&());
     let found = mesh.provider(name);
     let found = found.ok_or_else(|| format!("the mesh has no extension provider {name:?}"))?;

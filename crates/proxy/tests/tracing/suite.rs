@@ -79,6 +79,7 @@ fn sampler(name: &str, more: Value) -> Value {
     json!({"name": name, "typed_config": config})
 }
 
+#[allow(clippy::needless_pass_by_value, reason = "literals are written in place")]
 fn listener(name: &'static str, direction: &'static str, provider: Value, more: Value) -> Listener {
     let mut manager = json!({"tracing": {"provider": provider}});
     crate::merge(&mut manager, more);
@@ -272,8 +273,7 @@ fn opentelemetry_spans() {
             router(json!({}))]})
     };
     let asks = |service: Value| {
-        let mut config =
-            json!({"@type": "type.googleapis.com/envoy.extensions.filters.http.ext_authz.v3.ExtAuthz", "transport_api_version": "V3"});
+        let mut config = json!({"@type": "type.googleapis.com/envoy.extensions.filters.http.ext_authz.v3.ExtAuthz", "transport_api_version": "V3"});
         crate::merge(&mut config, service);
         json!({"http_filters": [{"name": "authz", "typed_config": config}, router(json!({}))]})
     };

@@ -24,11 +24,11 @@ use http::{HeaderMap, HeaderValue, Method, header};
 use hyper::body::Frame;
 use leno_api::proto::envoy::config::core::v3::Node;
 use tokio::sync::mpsc;
+use tonic::Status;
 use tonic::body::Body;
 use tonic::metadata::MetadataMap;
 use tonic::server::NamedService;
 use tonic::transport::server::TcpConnectInfo;
-use tonic::Status;
 
 use super::listen::Peer;
 use super::requests::Requests;

@@ -29,7 +29,7 @@ pub(super) fn port_names(cx: &Cx<'_>, out: &mut Vec<Message>) {
             let declared = at(port, "/appProtocol").as_str();
             let number16 = u16::try_from(number).unwrap_or_default();
             let unknown = Protocol::of_kubernetes(number16, name, declared) == Protocol::Auto && !is_udp;
-            if !unknown && !(external && name == "tcp") {
+            if !(unknown || external && name == "tcp") {
                 continue;
             }
             let message = if external {
