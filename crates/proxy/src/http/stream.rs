@@ -8,12 +8,14 @@
 use std::collections::VecDeque;
 use std::pin::pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use leno_base::Name;
 
+use crate::cluster::pool::via::AlpnOverrides;
 use crate::drain::DrainWatch;
 use crate::http::codec::side::Downstream;
 use crate::http::codec::{DownstreamError, Frame};
@@ -117,6 +119,8 @@ pub(crate) struct Stream {
     pub(crate) attempt_logs: AttemptLogs,
     /// Its trace, once it is known who serves the request.
     pub(crate) trace: Option<ActiveTrace>,
+    /// What its upstream connections offer by ALPN (`istio.alpn`).
+    pub(crate) alpn: Option<Arc<AlpnOverrides>>,
     /// What internal redirects have made of the request.
     pub(crate) redirected: Option<Box<Redirected>>,
     /// Asks the connection to end.
@@ -249,6 +253,7 @@ impl Stream {
             selected: None,
             attempt_logs,
             trace: None,
+            alpn: None,
             redirected: None,
             internal: false,
             next_log,

@@ -137,7 +137,10 @@ impl Target {
             via,
             hostname: self.hostname.as_deref(),
             transport: &self.transport,
-            offer: Offer::Otherwise(offered),
+            offer: match via.and_then(|via| via.alpn.as_deref()) {
+                Some(names) => Offer::Instead(names),
+                None => Offer::Otherwise(offered),
+            },
             stats: self.tls_stats.as_deref(),
         }
     }

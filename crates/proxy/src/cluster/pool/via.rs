@@ -8,7 +8,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use crate::cluster::pool::Pool;
-use crate::cluster::{Cluster, Metadata};
+use crate::cluster::{Cluster, Metadata, UpstreamProtocol};
 use crate::http::headers::HeaderMap;
 use crate::proxy_protocol::Origin;
 use crate::telemetry::stream_info::{ConnectionInfo, DynamicMetadata};
@@ -28,6 +28,33 @@ pub(crate) struct Via {
     pub(crate) sni: Option<Arc<str>>,
     /// What their certificates must be for (`auto_san_validation`).
     pub(crate) san: Option<Arc<str>>,
+    /// What they offer by ALPN, whatever the transport socket says (`istio.alpn`).
+    pub(crate) alpn: Option<Arc<[Vec<u8>]>>,
+}
+
+/// What connections offer by ALPN for requests, by the protocol that these are sent with.
+#[derive(Debug, Default)]
+pub(crate) struct AlpnOverrides {
+    /// For HTTP/1.1.
+    pub(crate) http1: Option<Arc<[Vec<u8>]>>,
+    /// For HTTP/2, and where ALPN is to decide.
+    pub(crate) http2: Option<Arc<[Vec<u8>]>>,
+}
+
+impl AlpnOverrides {
+    /// What connections to a cluster offer for a request that came by HTTP/2 or not.
+    pub(crate) fn find(&self, cluster: &Cluster, downstream_http2: bool) -> Option<&Arc<[Vec<u8>]>> {
+        let own = cluster.metadata.get("istio").and_then(|istio| istio.get("alpn_override"));
+        if own.and_then(serde_json::Value::as_str) == Some("false") {
+            return None;
+        }
+        let http2 = match &cluster.protocol {
+            UpstreamProtocol::Http1 => false,
+            UpstreamProtocol::Http2(_) | UpstreamProtocol::Auto(_) => true,
+            UpstreamProtocol::Downstream(_) => downstream_http2,
+        };
+        if http2 { self.http2.as_ref() } else { self.http1.as_ref() }
+    }
 }
 
 /// The metadata that an internal connection to this endpoint takes along.

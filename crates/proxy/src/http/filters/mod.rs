@@ -62,6 +62,7 @@ pub(crate) mod grpc_stats;
 mod grpc_web;
 mod header_mutation;
 mod health_check;
+mod istio_alpn;
 mod istio_stats;
 mod jwt_authn;
 mod lane;
@@ -371,6 +372,7 @@ pub(crate) const REGISTRY: &[Registration] = &[
     grpc_web::REGISTRATION,
     header_mutation::REGISTRATION,
     health_check::REGISTRATION,
+    istio_alpn::REGISTRATION,
     istio_stats::REGISTRATION,
     jwt_authn::REGISTRATION,
     local_ratelimit::REGISTRATION,

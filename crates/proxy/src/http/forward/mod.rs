@@ -536,6 +536,13 @@ impl Router<'_, '_, '_> {
         }
         let (announce, host_name) = (stream.manager.announce_client, self.asked_for.as_ref());
         let via = Via::of_request(&self.member.config, &stream.info.connection, announce, host_name);
+        let downstream_http2 = stream.info.protocol == Some(Protocol::Http2);
+        let alpn = stream.alpn.as_ref().filter(|_| host.transport.tls().is_some());
+        let alpn = alpn.and_then(|overrides| overrides.find(&self.member.config, downstream_http2));
+        let via = match alpn {
+            Some(alpn) => Some(Via { alpn: Some(Arc::clone(alpn)), ..via.unwrap_or_default() }),
+            None => via,
+        };
         if let Some(via) = via {
             host = host.via(via);
         }
