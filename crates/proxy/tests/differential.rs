@@ -212,8 +212,16 @@ fn message(wire: &mut Wire, head: &[u8], bodiless: bool, until_close: bool) -> S
             let size = String::from_utf8_lossy(&size);
             let Ok(size) = usize::from_str_radix(size.trim(), 16) else { break };
             if size == 0 {
-                let trailer = wire.until(b"\r\n");
-                body += &String::from_utf8_lossy(&trailer);
+                let mut trailers = Vec::new();
+                loop {
+                    let line = wire.until(b"\r\n");
+                    if line.len() <= 2 {
+                        break;
+                    }
+                    trailers.push(String::from_utf8_lossy(&line).into_owned());
+                }
+                trailers.sort();
+                body += &trailers.concat();
                 break;
             }
             let data = wire.exactly(size + 2);
