@@ -198,6 +198,9 @@ fn files(name: &'static str, envoy: Option<&Path>, folder: &Path, upstreams: [So
     put(&own, "cds.yaml", &response(5, ""));
     proxy.until_stat("cluster_manager.cds.update_success", 2);
     proxy.until_stat("cluster_manager.active_clusters", 0);
+    // Envoy lets go of its counts a little later.
+    let gone = wait(|| proxy.stat("cluster.a.update_success").is_none().then_some(()));
+    assert!(gone.is_some(), "{}: a cluster that is gone is counted", proxy.0.name);
     counts.push(proxy.counts());
     proxy.0.stop();
     counts

@@ -2,6 +2,7 @@
 
 use std::time::SystemTime;
 
+use bytes::Bytes;
 use leno_api::proto::opentelemetry::proto::common::v1 as common;
 use leno_api::proto::opentelemetry::proto::logs::v1 as logs;
 use prost::Message;
@@ -30,14 +31,16 @@ pub(super) enum Template {
 }
 
 impl Record {
-    /// A record in wire form.
-    // Deviation: a record does not name the span of its request.
+    /// A record in wire form; with the request's span, if it has one.
     pub(super) fn encode(&self, cx: &FormatContext<'_>) -> Vec<u8> {
         let since = cx.info.start_time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let span = cx.info.trace.span.map(|(span, _)| span);
         let record = logs::LogRecord {
             time_unix_nano: u64::try_from(since.as_nanos()).unwrap_or(u64::MAX),
             body: self.body.as_ref().map(|body| body.value(cx)),
             attributes: pairs(&self.attributes, cx),
+            trace_id: span.map(|span| Bytes::copy_from_slice(&span.trace.to_be_bytes())).unwrap_or_default(),
+            span_id: span.map(|span| Bytes::copy_from_slice(&span.span.to_be_bytes())).unwrap_or_default(),
             ..logs::LogRecord::default()
         };
         record.encode_to_vec()
@@ -69,4 +72,28 @@ fn pairs(entries: &[(Box<str>, Template)], cx: &FormatContext<'_>) -> Vec<common
         ..common::KeyValue::default()
     });
     pairs.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixtures;
+    use crate::telemetry::trace::context::SpanContext;
+
+    #[test]
+    fn a_record_names_the_span_of_its_request() {
+        let record = Record { body: None, attributes: Vec::new() };
+        let mut info = fixtures::stream_info(fixtures::connection(([127, 0, 0, 1], 9).into()));
+        let decoded = |info: &crate::telemetry::stream_info::StreamInfo| {
+            let bytes = record.encode(&FormatContext::new(info));
+            logs::LogRecord::decode(bytes.as_slice()).expect("a record")
+        };
+        assert!(decoded(&info).trace_id.is_empty() && decoded(&info).span_id.is_empty());
+        // Identifiers of 64 bits are made as long as collectors want them.
+        info.trace.span = Some((SpanContext { trace: 0xab, span: 0x0102, ..SpanContext::default() }, false));
+        let mut trace = vec![0; 16];
+        trace[15] = 0xab;
+        assert_eq!(decoded(&info).trace_id, trace);
+        assert_eq!(*decoded(&info).span_id, [0, 0, 0, 0, 0, 0, 1, 2]);
+    }
 }
