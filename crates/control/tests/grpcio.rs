@@ -181,7 +181,7 @@ async fn grpc_without_proxies() {
     for names in [&["v2", "v3"][..], &["v3", "v1"], &["v1"], &["v1", "v2", "v3"]] {
         write(folder.path(), &python.service(names));
         python
-            .until("the endpoints", json!({ "do": "take" }), |found| {
+            .until("the endpoints", json!({ "do": "take", "count": 20 }), |found| {
                 assert!(found.errors.is_empty(), "{found:?}");
                 found.names.keys().eq(names.iter().collect::<std::collections::BTreeSet<_>>())
             })

@@ -72,27 +72,31 @@ class Load:
 
     def __init__(self, caller, target):
         self.names, self.errors, self.going = collections.Counter(), [], True
+        self.answered = threading.Condition()
         self.thread = threading.Thread(target=self.run, args=(caller, target))
         self.thread.start()
 
     def run(self, caller, target):
         while self.going:
             name, error = caller.call(target)
-            with LOCK:
+            with self.answered:
                 if error:
                     self.errors.append(error)
                 else:
                     self.names[name] += 1
+                self.answered.notify()
 
-    def take(self):
-        with LOCK:
+    def take(self, count):
+        """Who has answered since the last time, as soon as that many have, or a call has failed."""
+        with self.answered:
+            self.answered.wait_for(lambda: self.errors or sum(self.names.values()) >= count)
             names, self.names = self.names, collections.Counter()
             return {"names": names, "errors": list(self.errors)}
 
     def stop(self):
         self.going = False
         self.thread.join()
-        return self.take()
+        return self.take(0)
 
 
 def main():
@@ -113,7 +117,7 @@ def main():
         elif operation == "load":
             load, answer = Load(caller, **request), {}
         elif operation == "take":
-            answer = load.take()
+            answer = load.take(**request)
         else:
             answer = load.stop()
         print(json.dumps(answer), flush=True)
