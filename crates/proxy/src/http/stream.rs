@@ -117,8 +117,9 @@ pub(crate) struct Stream {
     pub(crate) response_buffer_limit: usize,
     /// Attempts to be logged (`upstream_log`).
     pub(crate) attempt_logs: AttemptLogs,
-    /// Its trace, once it is known who serves the request.
-    pub(crate) trace: Option<ActiveTrace>,
+    /// Its trace, once it is known who serves the request. Boxed: most streams have none, and streams
+    /// are moved.
+    pub(crate) trace: Option<Box<ActiveTrace>>,
     /// What its upstream connections offer by ALPN (`istio.alpn`).
     pub(crate) alpn: Option<Arc<AlpnOverrides>>,
     /// What internal redirects have made of the request.

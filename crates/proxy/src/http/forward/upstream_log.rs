@@ -179,7 +179,7 @@ impl Stream {
         info.route.clone_from(&self.info.route);
         info.health_check = self.info.health_check;
         info.upstream.cluster.clone_from(&self.info.upstream.cluster);
-        info.trace = self.info.trace;
+        info.trace.clone_from(&self.info.trace);
         let next =
             settings.as_ref().and_then(|settings| settings.interval).map(|interval| started + interval);
         self.attempt_logs.open.push(AttemptLog {

@@ -45,12 +45,12 @@ impl Stream {
         let traced = self.info.trace.reason.is_traced();
         let span = tracing.tracer.start(head, tracing.kind(), traced, || self.worker.random()).ok();
         let wide = !tracing.tracer.is_zipkin();
-        self.info.trace.span = span.as_ref().map(|span| (span.context, wide));
+        self.info.trace.span = span.as_ref().map(|span| Box::new((span.context, wide)));
         let mut trace = ActiveTrace { span, operation: Operation::Plain, told: None };
         if self.operation(tracing).is_none() {
             self.decorate(tracing, &mut trace, head);
         }
-        self.trace = Some(trace);
+        self.trace = Some(Box::new(trace));
     }
 
     /// What operations are called, of both sides.

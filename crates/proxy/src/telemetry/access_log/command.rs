@@ -342,14 +342,14 @@ pub(crate) const FACTS: &[(&str, Fact)] = &[
     ("RESPONSE_TRAILERS_BYTES", |cx| size(cx.trailers)),
     ("RESPONSE_TX_DURATION", |cx| millis(cx.info.upstream.first_rx, cx.info.last_downstream_tx)),
     ("ROUTE_NAME", |cx| maybe(cx.info.route_name())),
-    ("SPAN_ID", |cx| match cx.info.trace.span {
+    ("SPAN_ID", |cx| match cx.info.trace.span.as_deref() {
         Some((span, true)) => Value::Text(Cow::Owned(hex::<16>(span.span.into()).to_vec())),
         // Zipkin's spans do not say, as in Envoy.
         Some((_, false)) | None => Value::Absent,
     }),
     ("STREAM_ID", |cx| maybe(cx.info.request_id.as_deref())),
-    ("TRACE_ID", |cx| match cx.info.trace.span {
-        Some((span, wide)) => Value::Text(Cow::Owned(span.trace_text(wide).bytes().to_vec())),
+    ("TRACE_ID", |cx| match cx.info.trace.span.as_deref() {
+        Some((span, wide)) => Value::Text(Cow::Owned(span.trace_text(*wide).bytes().to_vec())),
         None => Value::Absent,
     }),
     ("UNIQUE_ID", |_| owned(random_uuid())),

@@ -161,12 +161,12 @@ pub(crate) enum Operation {
 }
 
 /// What logs say of a stream's trace.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct TraceFacts {
     /// Why it is traced, or not.
     pub(crate) reason: Reason,
     /// Its span, if it has one, and whether its trace always has 128 bits.
-    pub(crate) span: Option<(SpanContext, bool)>,
+    pub(crate) span: Option<Box<(SpanContext, bool)>>,
 }
 
 /// A span that has ended.

@@ -34,13 +34,17 @@ impl Record {
     /// A record in wire form; with the request's span, if it has one.
     pub(super) fn encode(&self, cx: &FormatContext<'_>) -> Vec<u8> {
         let since = cx.info.start_time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        let span = cx.info.trace.span.map(|(span, _)| span);
+        let span = cx.info.trace.span.as_deref();
+        let trace_id = span.map(|(span, _)| Bytes::copy_from_slice(&span.trace.to_be_bytes()));
+        // Zipkin's spans do not say theirs, as in Envoy.
+        let own = span.filter(|(_, wide)| *wide);
+        let span_id = own.map(|(span, _)| Bytes::copy_from_slice(&span.span.to_be_bytes()));
         let record = logs::LogRecord {
             time_unix_nano: u64::try_from(since.as_nanos()).unwrap_or(u64::MAX),
             body: self.body.as_ref().map(|body| body.value(cx)),
             attributes: pairs(&self.attributes, cx),
-            trace_id: span.map(|span| Bytes::copy_from_slice(&span.trace.to_be_bytes())).unwrap_or_default(),
-            span_id: span.map(|span| Bytes::copy_from_slice(&span.span.to_be_bytes())).unwrap_or_default(),
+            trace_id: trace_id.unwrap_or_default(),
+            span_id: span_id.unwrap_or_default(),
             ..logs::LogRecord::default()
         };
         record.encode_to_vec()
@@ -89,11 +93,14 @@ mod tests {
             logs::LogRecord::decode(bytes.as_slice()).expect("a record")
         };
         assert!(decoded(&info).trace_id.is_empty() && decoded(&info).span_id.is_empty());
-        // Identifiers of 64 bits are made as long as collectors want them.
-        info.trace.span = Some((SpanContext { trace: 0xab, span: 0x0102, ..SpanContext::default() }, false));
+        let context = SpanContext { trace: 0xab, span: 0x0102, ..SpanContext::default() };
         let mut trace = vec![0; 16];
         trace[15] = 0xab;
-        assert_eq!(decoded(&info).trace_id, trace);
-        assert_eq!(*decoded(&info).span_id, [0, 0, 0, 0, 0, 0, 1, 2]);
+        for (wide, span) in [(true, &[0, 0, 0, 0, 0, 0, 1, 2][..]), (false, &[])] {
+            info.trace.span = Some(Box::new((context, wide)));
+            // Identifiers of 64 bits are made as long as collectors want them.
+            assert_eq!(decoded(&info).trace_id, trace);
+            assert_eq!(*decoded(&info).span_id, *span);
+        }
     }
 }
