@@ -46,9 +46,55 @@ fn digits(text: &[u8], special: fn(u8) -> Option<u8>) -> Option<Vec<u8>> {
     Some(bytes)
 }
 
+/// The standard text of bytes, with padding (section 4).
+pub fn encode(bytes: &[u8]) -> String {
+    text(bytes, *b"+/", true)
+}
+
+/// The text of bytes that URLs and tokens (RFC 7515) have, without padding (section 5).
+pub fn encode_url(bytes: &[u8]) -> String {
+    text(bytes, *b"-_", false)
+}
+
+/// Encodes in letters and figures, and `last` as the last two digits.
+fn text(bytes: &[u8], last: [u8; 2], padded: bool) -> String {
+    let mut text = String::with_capacity(bytes.len().div_ceil(3) * 4);
+    for chunk in bytes.chunks(3) {
+        let byte = |at: usize| u32::from(chunk.get(at).copied().unwrap_or(0));
+        let bits = byte(0) << 16 | byte(1) << 8 | byte(2);
+        for place in 0..=chunk.len() {
+            let digit = (bits >> (18 - 6 * place) & 63) as u8;
+            text.push(char::from(match digit {
+                0..26 => b'A' + digit,
+                26..52 => b'a' + digit - 26,
+                52..62 => b'0' + digit - 52,
+                _ => last[usize::from(digit & 1)],
+            }));
+        }
+        if padded {
+            (chunk.len()..3).for_each(|_| text.push('='));
+        }
+    }
+    text
+}
+
 #[cfg(test)]
 mod tests {
-    use super::{decode, decode_json};
+    use super::{decode, decode_json, encode, encode_url};
+
+    #[test]
+    fn texts() {
+        for (bytes, standard) in
+            [("", ""), ("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v"), ("foob", "Zm9vYg==")]
+        {
+            assert_eq!(encode(bytes.as_bytes()), standard);
+            assert_eq!(encode_url(bytes.as_bytes()), standard.trim_end_matches('='));
+        }
+        assert_eq!((encode(&[0xfb, 0xff]), encode_url(&[0xfb, 0xff])), ("+/8=".into(), "-_8".into()));
+        let all: Vec<u8> = (0..=255).collect();
+        assert_eq!(decode(encode(&all).as_bytes()), Some(all.clone()));
+        assert_eq!(decode_json(encode_url(&all).as_bytes()), Some(all));
+    }
 
     #[test]
     fn vectors_of_the_rfc() {

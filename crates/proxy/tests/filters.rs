@@ -159,7 +159,7 @@ fn serve(name: &str, stream: TcpStream, answer: &Answer, log: &Mutex<Vec<String>
         if head.is_empty() {
             return;
         }
-        let body = body(&mut wire, &head);
+        let body = wire.body(&head);
         let asked = format!("{name} gets {}", message(&head, &body));
         log.lock().unwrap_or_else(PoisonError::into_inner).push(asked);
         if wire.stream.write_all(answer(&head, &body).as_bytes()).is_err() {
@@ -175,31 +175,6 @@ fn answer(status: &str, headers: &[(&str, &str)], body: &str) -> String {
         let _ = write!(text, "{name}: {value}\r\n");
     }
     text + "\r\n" + body
-}
-
-fn body(wire: &mut Wire, head: &str) -> Vec<u8> {
-    let value = |wanted: &str| {
-        head.lines().find_map(|line| {
-            let (name, value) = line.split_once(':')?;
-            name.eq_ignore_ascii_case(wanted).then(|| value.trim().to_owned())
-        })
-    };
-    if let Some(length) = value("content-length") {
-        return wire.exactly(length.parse().expect("a length"));
-    }
-    let mut body = Vec::new();
-    if value("transfer-encoding").is_some() {
-        loop {
-            let size = String::from_utf8_lossy(&wire.until(b"\r\n")).trim().to_owned();
-            let size = usize::from_str_radix(&size, 16).unwrap_or(0);
-            let data = wire.exactly(size + 2);
-            if size == 0 {
-                return body;
-            }
-            body.extend_from_slice(&data[..size]);
-        }
-    }
-    body
 }
 
 /// A message without what differs from run to run, and without the order of headers.
@@ -319,7 +294,7 @@ fn run(suite: &Suite, name: &'static str, folder: &Path, envoy: Option<&Path>) -
         let mut wire = Wire::connect(ports[listener.as_str()]);
         let _ = wire.stream.write_all(request.as_bytes());
         let head = String::from_utf8_lossy(&wire.until(b"\r\n\r\n")).into_owned();
-        let body = body(&mut wire, &head);
+        let body = wire.body(&head);
         let _ = writeln!(told, "{}", message(&head, &body));
         // What was asked before the answer that nothing could be asked may come late, or not at all.
         let asked = asked_now(&services);

@@ -67,7 +67,7 @@ fn serve(stream: TcpStream, seen: &Mutex<Seen>) {
     loop {
         let head = String::from_utf8_lossy(&wire.until(b"\r\n\r\n")).into_owned();
         let Some(path) = head.split(' ').nth(1).map(str::to_owned) else { return };
-        let body = body(&mut wire, &head);
+        let body = wire.body(&head);
         let mut seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
         let answer = if path.starts_with("/collect/zipkin") {
             seen.reports.push(head);
@@ -112,27 +112,6 @@ fn answer(path: &str, again: bool) -> String {
             write!(head, "content-type: application/grpc\r\ngrpc-status: {status}\r\ngrpc-message: no\r\n");
     }
     head + "\r\nok"
-}
-
-fn body(wire: &mut Wire, head: &str) -> Vec<u8> {
-    let lower = head.to_ascii_lowercase();
-    let length = lower.lines().find_map(|line| line.strip_prefix("content-length:")?.trim().parse().ok());
-    if let Some(length) = length {
-        return wire.exactly(length);
-    }
-    let mut body = Vec::new();
-    if lower.contains("transfer-encoding: chunked") {
-        loop {
-            let size = String::from_utf8_lossy(&wire.until(b"\r\n")).trim().to_owned();
-            let size = usize::from_str_radix(&size, 16).unwrap_or(0);
-            let data = wire.exactly(size + 2);
-            if size == 0 {
-                return body;
-            }
-            body.extend_from_slice(&data[..size]);
-        }
-    }
-    body
 }
 
 /// A collector that is spoken gRPC with.
@@ -402,7 +381,7 @@ fn ask(address: SocketAddr, head: &str) -> String {
     let mut wire = Wire::connect(address);
     wire.stream.write_all(head.as_bytes()).expect("it is read");
     let answer = String::from_utf8_lossy(&wire.until(b"\r\n\r\n")).into_owned();
-    let body = body(&mut wire, &answer);
+    let body = wire.body(&answer);
     answer + &String::from_utf8_lossy(&body)
 }
 

@@ -9,4 +9,6 @@ pub mod envoy;
 pub mod http;
 #[cfg(feature = "kube")]
 pub mod kube;
+#[cfg(feature = "tls")]
+pub mod tls;
 pub mod wheels;

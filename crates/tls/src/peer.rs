@@ -135,7 +135,7 @@ impl Certificate {
 fn url_encoded_pem(der: &CertificateDer<'static>) -> String {
     let mut out = String::with_capacity(der.len() * 3 / 2 + 100);
     out.push_str("-----BEGIN%20CERTIFICATE-----%0A");
-    for line in base64(der).as_bytes().chunks(64) {
+    for line in leno_base::base64::encode(der).as_bytes().chunks(64) {
         for byte in line {
             match byte {
                 b'+' => out.push_str("%2B"),
@@ -148,35 +148,4 @@ fn url_encoded_pem(der: &CertificateDer<'static>) -> String {
     }
     out.push_str("-----END%20CERTIFICATE-----%0A");
     out
-}
-
-/// Standard base64 with padding (RFC 4648 section 4).
-fn base64(bytes: &[u8]) -> String {
-    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let mut out = String::with_capacity(bytes.len().div_ceil(3) * 4);
-    for group in bytes.chunks(3) {
-        let octet = |at: usize| u32::from(group.get(at).copied().unwrap_or(0));
-        let value = octet(0) << 16 | octet(1) << 8 | octet(2);
-        for digit in 0..4 {
-            if digit <= group.len() {
-                out.push(char::from(DIGITS[(value >> (18 - 6 * digit) & 63) as usize]));
-            } else {
-                out.push('=');
-            }
-        }
-    }
-    out
-}
-
-#[cfg(test)]
-mod tests {
-    use super::base64;
-
-    #[test]
-    fn base64_pads() {
-        let cases = [("", ""), ("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v"), ("foob", "Zm9vYg==")];
-        for (plain, encoded) in cases {
-            assert_eq!(base64(plain.as_bytes()), encoded);
-        }
-    }
 }

@@ -127,18 +127,13 @@ pub(super) fn bearer(headers: &HeaderMap) -> Option<&str> {
 mod tests {
     use aws_lc_rs::rand::SystemRandom;
     use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _};
+    use leno_base::base64::encode_url as base64;
     use leno_tls::jwt::Token;
     use serde_json::{Value, json};
 
     use super::{Issuer, Keys};
 
     const NOW: u64 = 1_000_000;
-
-    fn base64(bytes: &[u8]) -> String {
-        let text = json!(k8s_openapi::ByteString(bytes.to_vec()));
-        let text = text.as_str().expect("base64");
-        text.replace('+', "-").replace('/', "_").trim_end_matches('=').to_owned()
-    }
 
     fn pair() -> (EcdsaKeyPair, String) {
         let pair = EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING).expect("a key");

@@ -100,7 +100,7 @@ fn about_changes(text: &mut Text, counts: &Counts) {
     for (name, help, of_registry) in families {
         text.family(name, "counter", help);
         for ((kind, event), value) in &counts.events {
-            if is_registry(*kind) == of_registry {
+            if kind.is_registry() == of_registry {
                 let labels = [("type", kind.to_string()), ("event", (*event).to_owned())];
                 let labels: Vec<(&str, &str)> =
                     labels.iter().map(|(name, value)| (*name, &**value)).collect();
@@ -108,21 +108,6 @@ fn about_changes(text: &mut Text, counts: &Counts) {
             }
         }
     }
-}
-
-/// Whether istiod's registry, and not its configuration store, looks after the kind.
-fn is_registry(kind: Kind) -> bool {
-    matches!(
-        kind,
-        Kind::Service
-            | Kind::EndpointSlice
-            | Kind::Endpoints
-            | Kind::Pod
-            | Kind::Node
-            | Kind::Namespace
-            | Kind::Secret
-            | Kind::ConfigMap
-    )
 }
 
 fn about_proxies(text: &mut Text, push: &Push) {

@@ -142,6 +142,22 @@ impl Kind {
         matches!(self, Kind::Pod | Kind::EndpointSlice | Kind::Endpoints | Kind::WorkloadEntry)
     }
 
+    /// Whether it is one of Kubernetes' own that the registry and credentials are made from, and says
+    /// nothing about traffic.
+    pub(crate) fn is_registry(self) -> bool {
+        matches!(
+            self,
+            Kind::Service
+                | Kind::EndpointSlice
+                | Kind::Endpoints
+                | Kind::Pod
+                | Kind::Node
+                | Kind::Namespace
+                | Kind::Secret
+                | Kind::ConfigMap
+        )
+    }
+
     /// Whether its objects belong to no namespace.
     pub(crate) fn is_cluster_scoped(self) -> bool {
         matches!(self, Kind::Node | Kind::Namespace | Kind::IngressClass | Kind::GatewayClass)

@@ -300,20 +300,7 @@ impl Propagation {
 
 /// Whether the status of objects of a kind tells how far they have come.
 fn tells(kind: Kind) -> bool {
-    !matches!(
-        kind,
-        Kind::Service
-            | Kind::EndpointSlice
-            | Kind::Endpoints
-            | Kind::Pod
-            | Kind::Node
-            | Kind::Namespace
-            | Kind::Secret
-            | Kind::ConfigMap
-            | Kind::MeshConfig
-            | Kind::Ingress
-            | Kind::IngressClass
-    )
+    !kind.is_registry() && !matches!(kind, Kind::MeshConfig | Kind::Ingress | Kind::IngressClass)
 }
 
 #[cfg(test)]

@@ -9,10 +9,9 @@ use leno_api::proto::envoy::config::listener::v3::Listener;
 use leno_api::proto::envoy::extensions::transport_sockets::tls::v3::Secret;
 use leno_xds::{Mode, Resource, TypeUrl};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, SanType};
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
-use rustls::{ClientConfig, ClientConnection, DigitallySignedStruct, SignatureScheme, StreamOwned};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::{ClientConfig, ClientConnection, StreamOwned};
 
 use super::sources::Tested;
 use super::{PATIENCE, Proxy, Server, proxies, rejected, resource};
@@ -86,45 +85,6 @@ fn sds(name: &str) -> String {
     format!("{{name: {name}, sds_config: {{ads: {{}}, resource_api_version: V3}}}}")
 }
 
-/// Takes whatever certificate the server shows: which it is, the test looks at.
-#[derive(Debug)]
-struct Anything;
-
-impl ServerCertVerifier for Anything {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Ok(HandshakeSignatureValid::assertion())
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Ok(HandshakeSignatureValid::assertion())
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        rustls::crypto::aws_lc_rs::default_provider().signature_verification_algorithms.supported_schemes()
-    }
-}
-
 /// A connection; what it does blocks, so it is done beside the runtime.
 struct Client(StreamOwned<ClientConnection, std::net::TcpStream>);
 
@@ -143,7 +103,7 @@ impl Client {
                 .with_safe_default_protocol_versions()
                 .expect("versions")
                 .dangerous()
-                .with_custom_certificate_verifier(Arc::new(Anything));
+                .with_custom_certificate_verifier(Arc::new(leno_testkit::tls::Anybody));
             let config = match own {
                 Some((chain, key)) => config.with_client_auth_cert(chain, key).expect("they fit"),
                 None => config.with_no_client_auth(),

@@ -184,7 +184,7 @@ fn secret(object: &mut Value) {
     let data = map.entry("data").or_insert_with(|| Value::from(Map::new()));
     for (key, value) in plain {
         if let (Some(data), Some(value)) = (data.as_object_mut(), value.as_str()) {
-            data.insert(key, Value::from(super::review::base64(value.as_bytes())));
+            data.insert(key, Value::from(leno_base::base64::encode(value.as_bytes())));
         }
     }
 }

@@ -160,7 +160,7 @@ impl ApiServer {
     pub fn kubeconfig(&self) -> String {
         let mut cluster = json!({ "server": self.url() });
         if let (Some((certificate, _)), Some(cluster)) = (&self.tls, cluster.as_object_mut()) {
-            let data = review::base64(certificate.as_bytes());
+            let data = leno_base::base64::encode(certificate.as_bytes());
             cluster.insert("certificate-authority-data".to_owned(), Value::from(data));
         }
         json!({

@@ -3,7 +3,6 @@
 
 use serde_json::{Map, Value, json};
 
-use super::review::base64;
 use super::status::Failure;
 
 /// What the bytes begin with.
@@ -209,7 +208,11 @@ fn message(mut rest: &[u8], fields: &[Field]) -> Option<Value> {
                         _ => return None,
                     }
                 }
-                let value = if matches!(kind, Type::TextMap) { text(value)? } else { base64(value) };
+                let value = if matches!(kind, Type::TextMap) {
+                    text(value)?
+                } else {
+                    leno_base::base64::encode(value)
+                };
                 let map = object.entry(*name).or_insert_with(|| json!({}));
                 map.as_object_mut()?.insert(text(key)?, Value::from(value));
                 continue;

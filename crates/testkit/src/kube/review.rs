@@ -2,38 +2,12 @@
 
 use std::time::{Duration, UNIX_EPOCH};
 
+use leno_base::base64;
 use serde_json::{Value, json};
 
 use super::object::text;
 use super::state::{State, User};
 use super::time;
-
-/// Standard base64 with padding.
-pub(super) fn base64(bytes: &[u8]) -> String {
-    encode(bytes, b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/", true)
-}
-
-/// As JWTs have it.
-fn base64_url(bytes: &[u8]) -> String {
-    encode(bytes, b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_", false)
-}
-
-fn encode(bytes: &[u8], alphabet: &[u8; 64], padded: bool) -> String {
-    let mut text = String::with_capacity(bytes.len().div_ceil(3) * 4);
-    for chunk in bytes.chunks(3) {
-        let [a, b, c] = [0, 1, 2].map(|at| u32::from(chunk.get(at).copied().unwrap_or(0)));
-        let bits = a << 16 | b << 8 | c;
-        for at in 0..4 {
-            if at <= chunk.len() {
-                let index = (bits >> (18 - 6 * at)) & 63;
-                text.push(alphabet.get(index as usize).map_or('=', |byte| char::from(*byte)));
-            } else if padded {
-                text.push('=');
-            }
-        }
-    }
-    text
-}
 
 /// Who sends a request, by its `authorization` header; `None`: nobody who is known.
 pub(super) fn authenticate(state: &State, header: Option<&str>) -> Option<User> {
@@ -73,9 +47,9 @@ pub(super) fn issue(state: &mut State, namespace: &str, name: &str, request: &Va
     let header = json!({ "alg": "RS256", "kid": "testkit" });
     let token = format!(
         "{}.{}.{}",
-        base64_url(header.to_string().as_bytes()),
-        base64_url(claims.to_string().as_bytes()),
-        base64_url(&signature)
+        base64::encode_url(header.to_string().as_bytes()),
+        base64::encode_url(claims.to_string().as_bytes()),
+        base64::encode_url(&signature)
     );
     let groups = [
         "system:serviceaccounts".to_owned(),
@@ -126,7 +100,7 @@ fn token_review(state: &State, spec: &Value) -> Value {
     let Some(user) = state.tokens.get(token) else {
         return json!({ "authenticated": false, "error": "invalid bearer token" });
     };
-    let claims = token.split('.').nth(1).and_then(decode_url);
+    let claims = token.split('.').nth(1).and_then(|claims| base64::decode_json(claims.as_bytes()));
     let claims: Value = claims.and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default();
     let now = state.now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     if claims.get("exp").and_then(Value::as_u64).is_some_and(|end| end <= now) {
@@ -150,26 +124,4 @@ fn token_review(state: &State, spec: &Value) -> Value {
         "user": { "username": user.name, "groups": user.groups, "uid": uid },
         "audiences": audiences,
     })
-}
-
-fn decode_url(text: &str) -> Option<Vec<u8>> {
-    let mut standard = text.replace('-', "+").replace('_', "/");
-    while !standard.len().is_multiple_of(4) {
-        standard.push('=');
-    }
-    leno_base::base64::decode(standard.as_bytes())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::base64;
-
-    #[test]
-    fn encoding() {
-        for (text, expected) in
-            [("", ""), ("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v"), ("foob", "Zm9vYg==")]
-        {
-            assert_eq!(base64(text.as_bytes()), expected);
-        }
-    }
 }

@@ -169,7 +169,7 @@ fn is_good_credential(secret: &Raw) -> bool {
     let text = String::from_utf8_lossy(&certificate).into_owned();
     let body = text.split_once("-----BEGIN CERTIFICATE-----").and_then(|(_, rest)| {
         let (body, _) = rest.split_once("-----END CERTIFICATE-----")?;
-        from_base64(&body.split_whitespace().collect::<String>())
+        leno_base::base64::decode(body.split_whitespace().collect::<String>().as_bytes())
     });
     // A certificate is a sequence, in DER.
     has_key && body.is_some_and(|body| body.first() == Some(&0x30))
@@ -179,10 +179,5 @@ fn value_of(secret: &Raw, name: &str) -> Option<Vec<u8>> {
     if let Some(plain) = secret.at("/stringData").get(name).and_then(Value::as_str) {
         return Some(plain.as_bytes().to_vec());
     }
-    from_base64(secret.at("/data").get(name)?.as_str()?)
-}
-
-fn from_base64(text: &str) -> Option<Vec<u8>> {
-    let value = Value::from(text);
-    serde_json::from_value::<k8s_openapi::ByteString>(value).ok().map(|bytes| bytes.0)
+    leno_base::base64::decode(secret.at("/data").get(name)?.as_str()?.as_bytes())
 }

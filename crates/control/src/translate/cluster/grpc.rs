@@ -121,7 +121,7 @@ pub(crate) fn socket<T: prost::Message + prost::Name>(context: &T) -> core::Tran
 
 /// Certificates and roots from the provider of the client's bootstrap. Older gRPC knows the
 /// deprecated fields only.
-#[allow(deprecated)]
+#[allow(deprecated, reason = "gRPC reads this field, and not what is to come in its place")]
 pub(crate) fn common_tls(identities: &[String]) -> tls::CommonTlsContext {
     use tls::common_tls_context::{
         CertificateProviderInstance, CombinedCertificateValidationContext, ValidationContextType,

@@ -4,7 +4,6 @@ use bytes::{Buf, Bytes, BytesMut};
 use leno_base::base64;
 
 use crate::http::headers::HeaderMap;
-use crate::listener::proxy_protocol::base64 as encode;
 
 /// Bytes in front of each message: a flag and the length, big endian.
 const PREFIX: usize = 5;
@@ -51,7 +50,7 @@ impl Encoder {
         while let Some(length) = self.length()
             && self.rest.len() >= length
         {
-            text.push_str(&encode(&self.rest[..length]));
+            text.push_str(&base64::encode(&self.rest[..length]));
             self.rest.advance(length);
         }
         text.into()

@@ -16,7 +16,6 @@ use crate::http::filters::{FilterConfig, HttpStreamFilter, Opening, Registration
 use crate::http::headers::{HeaderMap, Known};
 use crate::http::reply::{Reply, grpc_status, percent_encode};
 use crate::http::stream::Stream;
-use crate::listener::proxy_protocol::base64;
 use crate::telemetry::stats::ThreadStats;
 
 /// This filter.
@@ -151,7 +150,7 @@ impl HttpStreamFilter for Web {
         }
         let frame = trailers_frame(trailers);
         trailers.clear();
-        *data = if self.response.is_some() { base64(&frame).into() } else { frame.into() };
+        *data = if self.response.is_some() { leno_base::base64::encode(&frame).into() } else { frame.into() };
         Step::Continue
     }
 }

@@ -3,15 +3,11 @@
 use std::time::Instant;
 
 use expect_test::{Expect, expect};
+use leno_base::base64::encode_url as base64;
 use leno_tls::jwt::{KeySet, Status, Token};
 use serde_json::{Value, json};
 
 use super::locations::padded;
-
-fn base64(bytes: &[u8]) -> String {
-    let text = crate::listener::proxy_protocol::base64(bytes);
-    text.replace('+', "-").replace('/', "_").trim_end_matches('=').to_owned()
-}
 
 fn token(header: &Value, claims: &Value, signature: &[u8]) -> String {
     let part = |value: &Value| base64(value.to_string().as_bytes());

@@ -19,7 +19,6 @@ use super::remote::RemoteKeys;
 use super::{JwtStats, NAMESPACE};
 use crate::http::headers::HeaderMap;
 use crate::http::route::matcher::StringMatcher;
-use crate::listener::proxy_protocol::base64;
 use crate::telemetry::metadata::DynamicMetadata;
 
 /// JwtProvider.
@@ -419,7 +418,7 @@ fn header_text(value: &Value) -> Option<String> {
             }
         }
         // Objects and lists: their JSON in base64.
-        Value::Array(_) | Value::Object(_) => base64(value.to_string().as_bytes()),
+        Value::Array(_) | Value::Object(_) => leno_base::base64::encode(value.to_string().as_bytes()),
     };
     (!text.is_empty()).then_some(text)
 }

@@ -10,7 +10,6 @@ use proto::config::propagation_method::MethodSpecifier as Propagate;
 use super::{Discovery, PeerMetadata, Propagation};
 use crate::config::lower::Lower;
 use crate::http::filters::FilterConfig;
-use crate::listener::proxy_protocol::base64;
 use crate::telemetry::workload::Workload;
 
 /// Lowers Config.
@@ -32,7 +31,8 @@ pub(super) fn config(proto: proto::Config, at: &mut Lower) -> PeerMetadata {
     let labels: Vec<Box<str>> = additional_labels.into_iter().map(Into::into).collect();
     let scope = at.scope();
     let own = Workload::of_node(&scope.node_metadata, &scope.here.locality, &labels);
-    let (id, own) = (Arc::clone(&scope.node_id), base64(&own.to_struct().encode_to_vec()).into());
+    let (id, own) =
+        (Arc::clone(&scope.node_id), leno_base::base64::encode(&own.to_struct().encode_to_vec()).into());
     PeerMetadata {
         downstream_discovery: at
             .each("downstream_discovery", downstream_discovery, |way, at| discovery(way, true, at)),

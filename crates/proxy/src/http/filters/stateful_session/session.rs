@@ -7,7 +7,6 @@ use prost::Message;
 
 use crate::http::headers::{HeaderMap, Known};
 use crate::http::route::matcher::cookie;
-use crate::listener::proxy_protocol::base64 as encode;
 
 /// The part of an envelope that is what the endpoint itself has said.
 const VALUE: &str = "UV:";
@@ -78,13 +77,16 @@ impl Session {
                 let line = session.line(host, seconds(now));
                 head.append_known(Known::SetCookie, line.as_bytes());
             }
-            Session::Header(name) if moved => head.set_named(name, encode(host.as_bytes()).as_bytes()),
+            Session::Header(name) if moved => {
+                head.set_named(name, base64::encode(host.as_bytes()).as_bytes());
+            }
             Session::Cookie(_) | Session::Header(_) => {}
             Session::Envelope(name) => {
                 let mut values = head.find_all(name);
                 let only = values.next().filter(|_| values.next().is_none());
-                let envelope =
-                    only.map(|value| format!("{};{VALUE}{}", encode(host.as_bytes()), encode(value)));
+                let envelope = only.map(|value| {
+                    format!("{};{VALUE}{}", base64::encode(host.as_bytes()), base64::encode(value))
+                });
                 drop(values);
                 if let Some(envelope) = envelope {
                     head.set_named(name, envelope.as_bytes());
@@ -125,7 +127,7 @@ impl SessionCookie {
     fn line(&self, host: &str, now: u64) -> String {
         let ttl = self.ttl.as_secs();
         let expires = if ttl == 0 { 0 } else { now.saturating_add(ttl) };
-        let value = encode(&Address { address: host.to_owned(), expires }.encode_to_vec());
+        let value = base64::encode(&Address { address: host.to_owned(), expires }.encode_to_vec());
         let mut line = format!("{}=\"{value}\"", self.name);
         if ttl > 0 {
             line.push_str(&format!("; Max-Age={ttl}"));

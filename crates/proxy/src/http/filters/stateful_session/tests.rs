@@ -7,7 +7,7 @@ use prost::Message;
 
 use super::session::{Address, Session, SessionCookie};
 use crate::http::headers::HeaderMap;
-use crate::listener::proxy_protocol::base64;
+use leno_base::base64;
 
 fn at(seconds: u64) -> SystemTime {
     SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
@@ -38,10 +38,13 @@ fn cookies() {
     assert_eq!(read(value, &session, 110).as_deref(), Some("10.0.0.1:80"));
     assert_eq!(read(value, &session, 111), None, "it has expired");
     let endless = Address { address: "h:1".into(), expires: 0 }.encode_to_vec();
-    let endless = format!("s={}", base64(&endless));
+    let endless = format!("s={}", base64::encode(&endless));
     assert_eq!(read(&endless, &session, 0), None, "one that never expires is not ours");
     assert_eq!(read(&endless, &cookie("", 0), 0).as_deref(), Some("h:1"));
-    assert_eq!(read(&format!("s={}", base64(b"10.2.3.4:50")), &session, 0).as_deref(), Some("10.2.3.4:50"));
+    assert_eq!(
+        read(&format!("s={}", base64::encode(b"10.2.3.4:50")), &session, 0).as_deref(),
+        Some("10.2.3.4:50")
+    );
     assert_eq!(read("s=**", &session, 0), None);
     session.write("10.0.0.1:80", false, at(100), &mut HeaderMap::new());
 }
