@@ -1,55 +1,109 @@
-//! Gives back what only the start needed.
+//! Gives back what only taking over a configuration needed.
 //!
-//! The kernel maps code in windows of 64 KiB around each page that runs, so that reading a
-//! bootstrap and lowering it leave most of a large binary resident, in every sidecar. Once the
-//! proxy serves, those mappings are dropped; what runs again is mapped again from the page
-//! cache, which costs a minor fault for each window.
+//! Messages and what was made of them on the way are freed by then, but the allocator keeps pages for
+//! what may come. And the kernel maps code and constants in windows of 64 KiB around each page that
+//! is touched, so that reading a bootstrap and lowering it leave most of a large binary resident, in
+//! every sidecar. Once the proxy serves, those mappings are dropped; what is touched again is mapped
+//! again from the page cache, which costs a minor fault for each window.
 
 use std::ffi::c_void;
 use std::fs;
 
 use rustix::mm::{Advice, madvise};
 
-/// Unmaps the binary's code pages. Where the system does not say where they are, nothing
+#[allow(unsafe_code, reason = "the allocator is C")]
+unsafe extern "C" {
+    /// Of mimalloc: frees what the calling thread's heap keeps for later; `force`: all of it.
+    fn mi_collect(force: bool);
+}
+
+/// Lets go of the calling thread's free memory, and of the binary's pages.
+pub(crate) fn give_back() {
+    // SAFETY: collects the calling thread's own heap, which nothing else touches meanwhile. Where
+    // another allocator is used that heap is empty.
+    #[allow(unsafe_code, reason = "the allocator is C")]
+    unsafe {
+        mi_collect(true);
+    }
+    give_back_binary();
+}
+
+/// Unmaps the binary's code and constants. Where the system does not say where they are, nothing
 /// happens.
-pub(crate) fn give_back_code() {
+fn give_back_binary() {
     let Ok(binary) = fs::read_link("/proc/self/exe") else { return };
-    let Ok(maps) = fs::read_to_string("/proc/self/maps") else { return };
-    for (start, length) in maps.lines().filter_map(|line| code_range(line, &binary.to_string_lossy())) {
+    let Ok(maps) = fs::read_to_string("/proc/self/smaps") else { return };
+    for (start, length) in clean_ranges(&maps, &binary.to_string_lossy()) {
         // SAFETY: the range is a private, read-only mapping of a file that is running and so
-        // cannot be written to (ETXTBSY); it holds no relocations, as it is not writable even
-        // while the program is loaded. Dropping its pages loses nothing: they are read again.
+        // cannot be written to (ETXTBSY), and none of its pages differs from the file: what the
+        // loader has relocated is anonymous memory, which was looked for. Dropping its pages loses
+        // nothing: they are read again.
         #[allow(unsafe_code, reason = "advice about mapped memory is unsafe in general")]
         let _ = unsafe { madvise(start as *mut c_void, length, Advice::LinuxDontNeed) };
     }
 }
 
-/// Start and length of a line of /proc/self/maps, if it is code of `binary`.
-fn code_range(line: &str, binary: &str) -> Option<(usize, usize)> {
+/// Start and length of each read-only mapping of `binary` in /proc/self/smaps that has no page of its
+/// own: all that it holds is in the file.
+fn clean_ranges(smaps: &str, binary: &str) -> Vec<(usize, usize)> {
+    let mut ranges = Vec::new();
+    let mut current = None;
+    for line in smaps.lines() {
+        if let Some(count) = line.strip_prefix("Anonymous:") {
+            let range = current.take();
+            if count.trim() == "0 kB" {
+                ranges.extend(range);
+            }
+        } else if let Some(header) = mapping(line) {
+            let (range, flags, path) = header;
+            current = (matches!(flags, "r-xp" | "r--p") && path == Some(binary)).then_some(range);
+        }
+    }
+    ranges
+}
+
+/// The first line of a mapping: where it is, its flags, its file.
+fn mapping(line: &str) -> Option<((usize, usize), &str, Option<&str>)> {
     let mut fields = line.split_ascii_whitespace();
     let (start, end) = fields.next()?.split_once('-')?;
-    let is_code = fields.next()? == "r-xp" && line.ends_with(binary);
     let (start, end) = (usize::from_str_radix(start, 16).ok()?, usize::from_str_radix(end, 16).ok()?);
-    is_code.then(|| (start, end.saturating_sub(start)))
+    let flags = fields.next()?;
+    // Offset, device, inode; a path may have blanks in it, and is the rest of the line.
+    let inode = fields.nth(2)?;
+    let (_, path) = line.split_once(&format!(" {inode} ")).unzip();
+    let path = path.map(str::trim_start).filter(|path| !path.is_empty());
+    Some(((start, end.checked_sub(start)?), flags, path))
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{code_range, give_back_code};
+    use super::{clean_ranges, give_back};
 
     #[test]
-    fn only_code_of_the_binary_is_given_back() {
-        let line =
-            |flags: &str, path: &str| format!("55e0a000-55e0c000 {flags} 0028d000 fe:00 5803265   {path}");
-        assert_eq!(code_range(&line("r-xp", "/opt/leno"), "/opt/leno"), Some((0x55e0_a000, 0x2000)));
-        assert_eq!(code_range(&line("r--p", "/opt/leno"), "/opt/leno"), None);
-        assert_eq!(code_range(&line("r-xp", "/lib/libc.so.6"), "/opt/leno"), None);
-        assert_eq!(code_range("nonsense", "/opt/leno"), None);
+    fn only_what_is_in_the_file_is_given_back() {
+        let part = |range: &str, flags: &str, path: &str, anonymous: u32| {
+            format!(
+                "{range} {flags} 0028d000 fe:00 5803265                    {path}\nSize: 8 kB\nRss: 8 kB\n\
+                 Private_Dirty: 0 kB\nAnonymous: {anonymous} kB\nVmFlags: rd ex\n"
+            )
+        };
+        let smaps = [
+            part("1000-3000", "r--p", "/opt/a leno", 0),
+            part("3000-7000", "r-xp", "/opt/a leno", 0),
+            // Relocated.
+            part("7000-8000", "r--p", "/opt/a leno", 4),
+            part("8000-9000", "rw-p", "/opt/a leno", 0),
+            part("a000-b000", "r-xp", "/lib/libc.so.6", 0),
+            part("c000-d000", "r--p", "", 0),
+            "nonsense\n".to_owned(),
+        ];
+        let ranges = clean_ranges(&smaps.concat(), "/opt/a leno");
+        assert_eq!(ranges, [(0x1000, 0x2000), (0x3000, 0x4000)]);
     }
 
     #[test]
     fn the_program_goes_on_afterwards() {
-        give_back_code();
+        give_back();
         assert_eq!(std::hint::black_box("still here").len(), 10);
     }
 }

@@ -28,6 +28,7 @@ use crate::config::store::Store;
 use crate::listener::Direction;
 use crate::listener::accept::GlobalConnections;
 use crate::listener::bind;
+use crate::listener::counts::SilentListeners;
 use crate::listener::sockets::Sockets;
 use crate::logging::LogFilter;
 use crate::options::Options;
@@ -143,8 +144,8 @@ struct Server {
     /// Listeners and filter chains that are gone, whose connections may not be.
     draining_resources: DrainingResources,
     overload: Option<overload::monitor::Watch>,
-    /// Beats for which everything has been in force.
-    beats_live: u32,
+    /// Beats for which everything has been in force, since anything but endpoints has changed.
+    beats_settled: u32,
     started: Instant,
 }
 
@@ -154,6 +155,7 @@ struct MainStats {
     clusters: ClusterManagerStats,
     listeners: ListenerManagerStats,
     membership: Arc<Membership>,
+    silent: Arc<SilentListeners>,
     expirations: Expirations,
     /// Unknown fields of xDS resources so far.
     unknown_fields: Arc<AtomicU64>,
@@ -182,12 +184,15 @@ impl Server {
             clusters: ClusterManagerStats::new(&main_stats, "cluster_manager."),
             listeners: ListenerManagerStats::new(&main_stats, "listener_manager."),
             membership: Arc::default(),
+            silent: Arc::new(SilentListeners::new(concurrency)),
             expirations: Expirations::new(Arc::clone(&main_stats)),
             unknown_fields: Arc::default(),
         };
         stats.server.concurrency().set(concurrency as u64);
         let membership: Arc<Membership> = Arc::clone(&stats.membership);
+        let silent: Arc<SilentListeners> = Arc::clone(&stats.silent);
         all_stats.add(membership);
+        all_stats.add(silent);
         let limit = GlobalConnections::new(bootstrap.max_connections);
         let policy = DrainPolicy::from(&options);
         let (demand, demands) = mpsc::unbounded_channel();
@@ -269,7 +274,7 @@ impl Server {
             draining: false,
             draining_resources: DrainingResources::default(),
             overload,
-            beats_live: 0,
+            beats_settled: 0,
             started,
         };
         Ok((server, Events { main, xds, demands, admin: admin_commands }))
@@ -364,6 +369,7 @@ impl Server {
         let news = self.store.news();
         self.check_health(&news);
         if let Some(snapshot) = self.store.settle() {
+            self.beats_settled = 0;
             self.stats.clusters.published(&before, &snapshot);
             self.stats.listeners.published(&before, &snapshot, self.workers.len());
             self.draining_resources.follow(&before, &snapshot, self.options.drain_time);
@@ -447,6 +453,7 @@ impl Server {
         self.stats.listeners.total_listeners_active().set(snapshot.listeners.len() as u64);
         self.records.keep_routes(snapshot);
         self.stats.membership.follow(before, snapshot);
+        self.stats.silent.follow(snapshot);
         self.stats.expirations.follow(before, snapshot);
         self.sample();
     }
@@ -462,12 +469,12 @@ impl Server {
         self.draining_resources.sample(&self.stats.listeners);
     }
 
-    /// Once, when a beat has passed since everything was in force: gives back memory that only
-    /// the start needed.
+    /// When a beat has passed since everything was in force: gives back memory that only taking it over
+    /// needed.
     fn settle_down(&mut self) {
-        self.beats_live = if self.store.is_live() { self.beats_live.saturating_add(1) } else { 0 };
-        if self.beats_live == 2 {
-            crate::memory::give_back_code();
+        self.beats_settled = if self.store.is_live() { self.beats_settled.saturating_add(1) } else { 0 };
+        if self.beats_settled == 2 {
+            crate::memory::give_back();
         }
     }
 

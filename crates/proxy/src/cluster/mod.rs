@@ -13,6 +13,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use leno_base::Name;
 
+pub(crate) use crate::config::metadata::Metadata;
 use crate::config::source::ResourceKey;
 use crate::http::config::Http1Settings;
 use crate::http::headers::HeaderMap;
@@ -179,9 +180,6 @@ impl Cluster {
     }
 }
 
-/// `filter_metadata`: namespace → JSON object.
-pub(crate) type Metadata = Arc<std::collections::BTreeMap<String, serde_json::Value>>;
-
 /// Where a cluster's endpoints come from.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Discovery {
@@ -323,8 +321,8 @@ pub(crate) struct EndpointConfig {
     pub(crate) health: HealthStatus,
     /// `metadata`.
     pub(crate) metadata: Metadata,
-    /// `health_check_config`.
-    pub(crate) check: EndpointCheck,
+    /// `health_check_config`, if it says anything.
+    pub(crate) check: Option<Arc<EndpointCheck>>,
     /// `additional_addresses`, or what else DNS found for the name of a LOGICAL_DNS cluster: other
     /// ways to the same host, tried by happy eyeballs.
     pub(crate) others: Arc<[SocketAddr]>,
@@ -341,6 +339,15 @@ pub(crate) struct EndpointCheck {
     pub(crate) hostname: Option<Arc<str>>,
     /// `disable_active_health_check`.
     pub(crate) disabled: bool,
+}
+
+impl EndpointConfig {
+    /// How its health is checked.
+    pub(crate) fn check(&self) -> &EndpointCheck {
+        static AS_IT_IS: EndpointCheck =
+            EndpointCheck { port: None, address: None, hostname: None, disabled: false };
+        self.check.as_deref().unwrap_or(&AS_IT_IS)
+    }
 }
 
 /// Metadata that internal connections take along.

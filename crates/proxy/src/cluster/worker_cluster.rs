@@ -27,8 +27,8 @@ use crate::cluster::pool::via::{OwnPools, Via};
 use crate::cluster::pool::{self, Pool};
 use crate::cluster::stats::{AnswerStats, ClusterStats};
 use crate::cluster::{
-    Assignment, Cluster, Discovery, EndpointAddress, EndpointCheck, EndpointConfig, HealthStatus,
-    OverrideHost, PickContext, UpstreamProtocol,
+    Assignment, Cluster, Discovery, EndpointAddress, EndpointConfig, HealthStatus, Metadata, OverrideHost,
+    PickContext, UpstreamProtocol,
 };
 use crate::http::codec::h2::stats::Http2Stats;
 use crate::http::headers::HeaderMap;
@@ -696,8 +696,8 @@ impl EndpointConfig {
             hostname: None,
             weight: 1,
             health: HealthStatus::Healthy,
-            metadata: Arc::default(),
-            check: EndpointCheck::default(),
+            metadata: Metadata::default(),
+            check: None,
             others: Arc::default(),
         }
     }

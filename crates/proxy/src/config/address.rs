@@ -2,9 +2,8 @@
 
 #![allow(deprecated, reason = "deprecated fields are lowered, or refused by name, like all others")]
 
-use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use leno_api::proto::envoy::config::core::v3 as core;
@@ -234,12 +233,7 @@ pub(crate) fn locality(proto: Option<core::Locality>) -> Locality {
 pub(crate) fn metadata(field: &str, proto: Option<core::Metadata>, at: &mut Lower) -> Metadata {
     let core::Metadata { filter_metadata, typed_filter_metadata } = proto.unwrap_or_default();
     at.field(field, |at| at.unsupported("typed_filter_metadata", !typed_filter_metadata.is_empty()));
-    if filter_metadata.is_empty() {
-        static NONE: LazyLock<Metadata> = LazyLock::new(Metadata::default);
-        return Arc::clone(&NONE);
-    }
-    let namespaces = filter_metadata.into_iter().map(|(key, value)| (key, object(value)));
-    Metadata::new(namespaces.collect::<BTreeMap<_, _>>())
+    Metadata::new(core::Metadata { filter_metadata, ..core::Metadata::default() })
 }
 
 /// A Struct as a JSON object.

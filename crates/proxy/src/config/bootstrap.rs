@@ -193,6 +193,7 @@ pub(crate) fn lower(wire: Bytes, at: &mut Lower) -> Option<Bootstrap> {
         direction: Direction::Unspecified,
         filter_name: Name::default(),
         dns_caches: Arc::default(),
+        shared: Arc::default(),
     };
     let (bind, outlier_log, local_cluster) =
         at.field("cluster_manager", |at| lower_cluster_manager(cluster_manager.unwrap_or_default(), at));

@@ -8,7 +8,6 @@
 //! named in `unsupported`. Nothing is ignored silently. Lowering is pure: `--mode validate`,
 //! xDS updates, tests and fuzz targets call the same functions.
 
-use std::any::{Any, TypeId};
 use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::sync::Arc;
@@ -22,6 +21,7 @@ use crate::cluster::lb::settings::Here;
 use crate::cluster::{BindConfig, dns_cache};
 use crate::config::discovery::control_plane::XdsClusters;
 use crate::config::runtime::Runtime;
+use crate::config::shared::Shared;
 use crate::listener::Direction;
 use crate::tls::secrets::Secret;
 
@@ -109,6 +109,8 @@ pub(crate) struct Scope {
     pub(crate) unknown_fields: UnknownFields,
     /// The DNS caches of dynamic forward proxies by name, which must agree on each.
     pub(crate) dns_caches: Arc<dns_cache::config::Known>,
+    /// What equal messages of all resources were lowered to.
+    pub(crate) shared: Arc<Shared>,
 }
 
 impl Scope {
@@ -137,8 +139,6 @@ pub(crate) struct Lower {
     path: String,
     errors: Vec<ConfigError>,
     scope: Scope,
-    /// What messages were lowered to that are equal in many places, by type and wire form.
-    shared: HashMap<(TypeId, Vec<u8>), Arc<dyn Any + Send + Sync>>,
 }
 
 impl Lower {
@@ -215,20 +215,31 @@ impl Lower {
     }
 
     /// Lowers a message that is the same in many places of a large configuration; equal ones share
-    /// what they are lowered to. Lowering must follow from the message and the scope alone.
+    /// what they are lowered to. Lowering must follow from the message, and what is the same for all
+    /// resources of the proxy.
     pub(crate) fn shared<P: prost::Message, T: Send + Sync + 'static>(
         &mut self,
         proto: P,
         lower: impl FnOnce(P, &mut Lower) -> Option<T>,
     ) -> Option<Arc<T>> {
-        let key = (TypeId::of::<T>(), proto.encode_to_vec());
-        if let Some(known) = self.shared.get(&key).map(Arc::clone).and_then(|known| known.downcast().ok()) {
+        self.shared_with(0, proto, lower)
+    }
+
+    /// The same for what depends on something else beside the message, which `also` is a number of.
+    pub(crate) fn shared_with<P: prost::Message, T: Send + Sync + 'static>(
+        &mut self,
+        also: u8,
+        proto: P,
+        lower: impl FnOnce(P, &mut Lower) -> Option<T>,
+    ) -> Option<Arc<T>> {
+        let wire = proto.encode_to_vec();
+        if let Some(known) = self.scope.shared.find(also, &wire) {
             return Some(known);
         }
         let before = self.errors.len();
         let lowered = Arc::new(lower(proto, self)?);
         if self.errors.len() == before {
-            self.shared.insert(key, Arc::<T>::clone(&lowered));
+            self.scope.shared.add(also, &wire, &lowered);
         }
         Some(lowered)
     }

@@ -17,42 +17,16 @@ use leno_base::drain::Phase;
 
 use crate::drain::Drain;
 use crate::io::{Accepted, Socket};
+use crate::listener::counts::{Counts, ListenerStats, WorkerListenerStats};
 use crate::listener::filter_chain::ConnectionFacts;
-use crate::listener::inspect::{self, FilterStats, Inspected};
+use crate::listener::inspect::{self, Inspected};
 use crate::listener::{FilterChain, Listener, NetworkFilters, internal, network, original_dst};
 use crate::overload::{Reaction, Timed};
-use crate::telemetry::stats::stats_scope;
+use crate::telemetry::stats::ThreadStats;
 use crate::telemetry::stream_info::{ConnectionInfo, Found, ResponseFlags, StreamInfo, next_connection_id};
 use crate::tls::stats::TlsStats;
 use crate::tls::{DownstreamTls, NoSession, Transport};
 use crate::worker::Worker;
-
-stats_scope! {
-    /// `listener.ADDRESS.worker_N.`
-    pub(crate) struct WorkerListenerStats {
-        counter downstream_cx_total;
-        gauge downstream_cx_active;
-    }
-}
-
-stats_scope! {
-    /// `listener.ADDRESS.`
-    pub(crate) struct ListenerStats {
-        counter downstream_cx_total;
-        counter downstream_cx_destroy;
-        counter downstream_cx_overflow;
-        counter downstream_cx_overload_reject;
-        gauge downstream_cx_active;
-        histogram downstream_cx_length_ms;
-        counter downstream_listener_filter_error;
-        counter downstream_listener_filter_remote_close;
-        counter downstream_global_cx_overflow;
-        counter downstream_pre_cx_timeout;
-        gauge downstream_pre_cx_active;
-        counter downstream_cx_transport_socket_connect_timeout;
-        counter no_filter_chain_match;
-    }
-}
 
 /// Downstream connections of the whole proxy, limited by the runtime key
 /// `overload.global_downstream_max_connections`. Shared by all workers.
@@ -102,10 +76,10 @@ impl Drop for Place {
 pub(crate) struct WorkerListener {
     /// Its configuration.
     pub(crate) config: Arc<Listener>,
-    stats: ListenerStats,
-    worker_stats: WorkerListenerStats,
-    /// Of its listener filters, in order.
-    filter_stats: Vec<FilterStats>,
+    /// What it has counted: made by its first connection, or with the listener if it has sockets.
+    counts: OnceCell<Counts>,
+    /// Where it counts, and the worker's number.
+    thread: (Arc<ThreadStats>, usize),
     /// Made by the first handshake, or with the listener if it has TLS.
     tls_stats: OnceCell<Rc<TlsStats>>,
     /// How the connections of each filter chain are asked to end, by the chain's identity.
@@ -123,20 +97,19 @@ impl WorkerListener {
     /// The worker's side of `config`. It takes over the filter chains that `previous` has too,
     /// with their connections; `previous` is left with the others.
     pub(crate) fn new(config: Arc<Listener>, worker: &Worker, previous: Option<&WorkerListener>) -> Self {
-        let prefix = format!("listener.{}.", config.stat_prefix);
-        let stats = ListenerStats::new(worker.stats(), &prefix);
-        let prefix = format!("{prefix}worker_{}.", worker.index());
-        let worker_stats = WorkerListenerStats::new(worker.stats(), &prefix);
         let listener = Self {
-            filter_stats: FilterStats::all(&config, worker.stats()),
             config,
-            stats,
-            worker_stats,
+            counts: OnceCell::new(),
+            thread: (worker.shared_stats(), worker.index()),
             tls_stats: OnceCell::new(),
             drains: RefCell::default(),
             phase: Cell::new(Phase::Serving),
             failing: Cell::new(false),
         };
+        // What a predecessor has counted goes on.
+        if listener.config.bind_to_port || previous.is_some_and(|previous| previous.counts.get().is_some()) {
+            listener.counts();
+        }
         if listener.config.chains.all().any(|chain| chain.transport.tls().is_some()) {
             listener.tls_stats(worker);
         }
@@ -203,7 +176,7 @@ impl WorkerListener {
             if overload.calls_for(Reaction::RejectIncomingConnections, random)
                 || overload.sheds(Reaction::ShedAccept, worker.stats(), random)
             {
-                self.stats.downstream_cx_overload_reject().inc();
+                self.stats().downstream_cx_overload_reject().inc();
                 return None;
             }
         }
@@ -212,14 +185,24 @@ impl WorkerListener {
             false => worker.connections().take(),
         };
         let Some(global) = global else {
-            self.stats.downstream_global_cx_overflow().inc();
+            self.stats().downstream_global_cx_overflow().inc();
             return None;
         };
         let Some(own) = self.config.connections.take() else {
-            self.stats.downstream_cx_overflow().inc();
+            self.stats().downstream_cx_overflow().inc();
             return None;
         };
         Some([global, own])
+    }
+
+    /// What it counts.
+    fn counts(&self) -> &Counts {
+        let (thread, worker) = &self.thread;
+        self.counts.get_or_init(|| Counts::new(&self.config, thread, *worker))
+    }
+
+    fn stats(&self) -> &ListenerStats {
+        &self.counts().listener
     }
 
     /// The counts of its handshakes.
@@ -495,7 +478,7 @@ async fn shake_hands(
         Some(limit) => match tokio::time::timeout(limit, handshake).await {
             Ok(outcome) => outcome,
             Err(_) => {
-                listener.stats.downstream_cx_transport_socket_connect_timeout().inc();
+                listener.stats().downstream_cx_transport_socket_connect_timeout().inc();
                 return None;
             }
         },
@@ -537,9 +520,9 @@ async fn inspect(listener: &WorkerListener, accepted: &mut Accepted, found: &mut
     if listener.config.listener_filters.is_empty() {
         return Inspection::Done;
     }
-    let stats = &listener.stats;
+    let Counts { listener: stats, worker: _, filters } = listener.counts();
     stats.downstream_pre_cx_active().inc();
-    let filters = inspect::run(&listener.config, &listener.filter_stats, accepted, found);
+    let filters = inspect::run(&listener.config, filters, accepted, found);
     let outcome = match listener.config.listener_filters_timeout {
         Some(limit) => tokio::time::timeout(limit, filters).await,
         None => Ok(filters.await),
@@ -567,7 +550,7 @@ async fn inspect(listener: &WorkerListener, accepted: &mut Accepted, found: &mut
 
 /// Closes and logs a connection that no filter chain wants.
 fn no_chain(listener: &WorkerListener, info: &Rc<ConnectionInfo>) {
-    listener.stats.no_filter_chain_match().inc();
+    listener.stats().no_filter_chain_match().inc();
     let now = Instant::now();
     let mut facts = StreamInfo::new(Rc::clone(info), None, now, SystemTime::now());
     facts.flags.insert(ResponseFlags::NO_ROUTE_FOUND);
@@ -590,10 +573,10 @@ struct Counted {
 
 impl Counted {
     fn new(listener: &WorkerListener, started: Instant) -> Self {
-        let stats = listener.stats.clone();
+        let counts = listener.counts();
+        let (stats, worker_stats) = (counts.listener.clone(), counts.worker.clone());
         stats.downstream_cx_total().inc();
         stats.downstream_cx_active().inc();
-        let worker_stats = listener.worker_stats.clone();
         worker_stats.downstream_cx_total().inc();
         worker_stats.downstream_cx_active().inc();
         Self { stats, worker_stats, started }

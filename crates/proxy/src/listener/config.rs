@@ -23,7 +23,7 @@ use crate::config::{runtime, token_bucket};
 use crate::http::config::HttpConnectionManager;
 use crate::http::filters::Background;
 use crate::listener::accept::GlobalConnections;
-use crate::listener::filter_chain::FilterChains;
+use crate::listener::filter_chain::{FilterChains, Ports};
 use crate::listener::inspect::TlsInspection;
 use crate::listener::network::NetworkFilterConfig;
 use crate::listener::proxy_protocol::ProxyProtocol;
@@ -130,8 +130,11 @@ pub(crate) fn lower_proto(
     };
     at.scope_mut().direction = direction;
     let use_proxy_proto = filter_chains.first().is_some_and(|chain| chain.use_proxy_proto == Some(true));
+    let old_bind = deprecated_v1.and_then(|proto::listener::DeprecatedV1 { bind_to_port }| bind_to_port);
+    let bind_to_port = bind_to_port.or(old_bind).unwrap_or(true) && !internal;
+    let with_matcher = filter_chain_matcher.is_some();
     let mut chains =
-        lower_chains(filter_chains, default_filter_chain, filter_chain_matcher.is_some(), previous, at);
+        lower_chains(filter_chains, default_filter_chain, with_matcher, bind_to_port, previous, at);
     if let Some(matcher) = filter_chain_matcher {
         at.field("filter_chain_matcher", |at| chains.set_matcher(matcher, at));
     }
@@ -172,7 +175,6 @@ pub(crate) fn lower_proto(
         }
     });
     let drain_type = at.value::<proto::listener::DrainType>("drain_type", drain_type)?;
-    let old_bind = deprecated_v1.and_then(|proto::listener::DeprecatedV1 { bind_to_port }| bind_to_port);
     let stat_prefix = address::name(stat_prefix).unwrap_or_else(|| Name::from(first.replace(':', "_")));
     let name = address::name(name).unwrap_or_else(|| Name::from(first));
     let limit =
@@ -188,7 +190,7 @@ pub(crate) fn lower_proto(
         stat_prefix,
         addresses,
         internal,
-        bind_to_port: bind_to_port.or(old_bind).unwrap_or(true) && !internal,
+        bind_to_port,
         use_original_dst: use_original_dst.unwrap_or(false),
         listener_filters,
         listener_filters_timeout: at.timeout(
@@ -275,10 +277,11 @@ fn lower_chains(
     protos: Vec<proto::FilterChain>,
     default: Option<proto::FilterChain>,
     with_matcher: bool,
+    binds: bool,
     previous: Option<&Listener>,
     at: &mut Lower,
 ) -> FilterChains {
-    let mut chains = FilterChains::default();
+    let (mut chains, mut ports) = (FilterChains::default(), Ports::new());
     let lower = |proto: proto::FilterChain, at: &mut Lower| {
         let wire = Fingerprint::of(&proto.encode_to_vec());
         let criteria = proto.filter_chain_match.clone();
@@ -293,13 +296,14 @@ fn lower_chains(
         if with_matcher {
             chains.add_named(wire, &chain, at);
         } else {
-            chains.add(criteria, wire, &chain, at);
+            chains.add(criteria, wire, &chain, &mut ports, at);
         }
         None::<()>
     });
     if let Some((_, wire, chain)) = at.optional("default_filter_chain", default, lower) {
         chains.add_default(wire, &chain);
     }
+    chains.finish(ports, binds);
     chains
 }
 

@@ -5,15 +5,20 @@
 //! less specific value, and where a step finds nothing the default chain serves. Chains lie in
 //! maps nested in the order of the steps, so that finding one takes a look-up per step however
 //! many chains there are.
+//!
+//! The maps of a single chain are several kilobytes, and a sidecar has a thousand listeners to which
+//! hardly anything comes: a chain that serves whatever comes needs no maps, and those of listeners
+//! without sockets are made when the first connection asks.
 
 use std::collections::HashMap;
 use std::hash::Hash;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use leno_api::proto::envoy::config::listener::v3 as proto;
 use leno_api::proto::xds::r#type::matcher::v3 as xds;
 use leno_base::{Cidr, CidrMap};
+use prost::Message as _;
 use proto::filter_chain_match::ConnectionSourceType;
 
 use crate::config::address;
@@ -43,7 +48,10 @@ pub(crate) struct ConnectionFacts<'a> {
 /// All chains of a listener.
 #[derive(Debug, Default)]
 pub(crate) struct FilterChains {
-    by_port: Ports,
+    /// Where chains are found by their criteria; made when first asked, unless it is there.
+    by_port: OnceLock<Box<Ports>>,
+    /// The only chain beside the default one, if it has no criteria.
+    only: Option<Arc<FilterChain>>,
     default: Option<Arc<FilterChain>>,
     /// `filter_chain_matcher`, which chooses instead of the chains' own criteria; `None` inside:
     /// it names a chain that does not exist.
@@ -63,7 +71,8 @@ type ApplicationProtocols = HashMap<String, DirectSources>;
 type Transports = HashMap<String, ApplicationProtocols>;
 type ServerNames = HashMap<String, Transports>;
 type Destinations = CidrMap<ServerNames>;
-type Ports = HashMap<u16, Destinations>;
+/// The first step.
+pub(super) type Ports = HashMap<u16, Destinations>;
 
 impl FilterChains {
     /// The chain that serves a connection; `None`: it is closed.
@@ -122,7 +131,11 @@ impl FilterChains {
     }
 
     fn matched(&self, facts: &ConnectionFacts<'_>) -> Option<&Arc<FilterChain>> {
-        let destinations = exact_or_any(&self.by_port, &facts.destination.port())?;
+        if self.only.is_some() {
+            return self.only.as_ref();
+        }
+        let by_port = self.by_port.get_or_init(|| Box::new(self.ports()));
+        let destinations = exact_or_any(by_port, &facts.destination.port())?;
         let (_, names) = destinations.longest(facts.destination.ip())?;
         let transports = by_server_name(names, facts.server_name)?;
         let protocols = transports.get(facts.transport).or_else(|| transports.get(""))?;
@@ -155,18 +168,19 @@ impl FilterChains {
         self.matcher = matcher;
     }
 
-    /// Adds a chain that serves what matches.
+    /// Adds a chain that serves what matches, to `ports` too: all chains are added to the same ones.
     pub(super) fn add(
         &mut self,
         proto: Option<proto::FilterChainMatch>,
         wire: Fingerprint,
         chain: &Arc<FilterChain>,
+        ports: &mut Ports,
         at: &mut Lower,
     ) {
         let criteria = at.field("filter_chain_match", |at| Criteria::lower(proto.unwrap_or_default(), at));
         self.chains.push((wire, Arc::clone(chain)));
         let Some(criteria) = criteria else { return };
-        if let Err(other) = self.insert(&criteria, chain) {
+        if let Err(other) = criteria.insert(ports, chain) {
             at.error(format!(
                 "filter chain '{}' has the same matching rules defined as '{}': multiple filter chains with overlapping matching rules are defined",
                 chain.name, other.name
@@ -180,34 +194,33 @@ impl FilterChains {
         self.default = Some(Arc::clone(chain));
     }
 
-    /// Puts a chain to all combinations of its criteria; the error is a chain that is there.
-    fn insert(&mut self, criteria: &Criteria, chain: &Arc<FilterChain>) -> Result<(), Arc<FilterChain>> {
-        let destinations = self.by_port.entry(criteria.port).or_default();
-        for destination in &criteria.destinations {
-            let names = range(destinations, *destination);
-            for name in &criteria.server_names {
-                let protocols =
-                    names.entry(name.clone()).or_default().entry(criteria.transport.clone()).or_default();
-                for protocol in &criteria.application_protocols {
-                    let direct = protocols.entry(protocol.clone()).or_default();
-                    for direct_source in &criteria.direct_sources {
-                        let Some(sources) = range(direct, *direct_source).get_mut(criteria.source_type)
-                        else {
-                            continue;
-                        };
-                        for source in &criteria.sources {
-                            let ports = range(sources, *source);
-                            for port in &criteria.source_ports {
-                                if let Some(other) = ports.insert(*port, Arc::clone(chain)) {
-                                    return Err(other);
-                                }
-                            }
-                        }
-                    }
-                }
+    /// All chains are there; `ports` are kept if they are likely to be used soon.
+    pub(super) fn finish(&mut self, ports: Ports, soon: bool) {
+        self.chains.shrink_to_fit();
+        let mut matching = self.matching();
+        if let (Some(only), None) = (matching.next(), matching.next())
+            && only.criteria.is_empty()
+        {
+            let only = Arc::clone(only);
+            drop(matching);
+            self.only = Some(only);
+        } else if soon {
+            drop(matching);
+            self.by_port = OnceLock::from(Box::new(ports));
+        }
+    }
+
+    /// Where all chains are found by their criteria. These were lowered before, when the chains were
+    /// added: nothing is refused here.
+    fn ports(&self) -> Ports {
+        let mut ports = Ports::new();
+        for chain in self.matching() {
+            let proto = proto::FilterChainMatch::decode(&*chain.criteria).unwrap_or_default();
+            if let Some(criteria) = Criteria::lower(proto, &mut Lower::default()) {
+                let _ = criteria.insert(&mut ports, chain);
             }
         }
-        Ok(())
+        ports
     }
 }
 
@@ -308,6 +321,35 @@ impl Criteria {
             source_ports: or_any(at.each("source_ports", source_ports, |port, at| at.narrow("", port))),
         })
     }
+
+    /// Puts a chain to all combinations of its criteria; the error is a chain that is there.
+    fn insert(&self, ports: &mut Ports, chain: &Arc<FilterChain>) -> Result<(), Arc<FilterChain>> {
+        let destinations = ports.entry(self.port).or_default();
+        for destination in &self.destinations {
+            let names = range(destinations, *destination);
+            for name in &self.server_names {
+                let protocols =
+                    names.entry(name.clone()).or_default().entry(self.transport.clone()).or_default();
+                for protocol in &self.application_protocols {
+                    let direct = protocols.entry(protocol.clone()).or_default();
+                    for direct_source in &self.direct_sources {
+                        let Some(sources) = range(direct, *direct_source).get_mut(self.source_type) else {
+                            continue;
+                        };
+                        for source in &self.sources {
+                            let ports = range(sources, *source);
+                            for port in &self.source_ports {
+                                if let Some(other) = ports.insert(*port, Arc::clone(chain)) {
+                                    return Err(other);
+                                }
+                            }
+                        }
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
 }
 
 /// No value at all means: whatever it is.
@@ -333,8 +375,9 @@ mod tests {
 
     use expect_test::{Expect, expect};
     use leno_api::proto::envoy::config::core::v3::CidrRange;
+    use prost::Message as _;
 
-    use super::{ConnectionFacts, FilterChains, proto};
+    use super::{ConnectionFacts, FilterChains, Ports, proto};
     use crate::config::lower::Lower;
     use crate::config::wire::Fingerprint;
     use crate::listener::{FilterChain, NetworkFilters};
@@ -374,12 +417,18 @@ mod tests {
         })
     }
 
-    fn chains(matches: &[&str]) -> Result<FilterChains, String> {
+    fn chains(matches: &[&str], soon: bool) -> Result<FilterChains, String> {
         let lowered = Lower::resource(|at| {
-            let mut chains = FilterChains::default();
+            let (mut chains, mut ports) = (FilterChains::default(), Ports::new());
             for text in matches {
-                chains.add(Some(criteria(text)), Fingerprint::of(b""), &chain(text), at);
+                let criteria = criteria(text);
+                let chain = Arc::new(FilterChain {
+                    criteria: criteria.encode_to_vec().into(),
+                    ..Arc::into_inner(chain(text)).expect("just made")
+                });
+                chains.add(Some(criteria), Fingerprint::of(b""), &chain, &mut ports, at);
             }
+            chains.finish(ports, soon);
             Some(chains)
         });
         lowered.map_err(|rejected| rejected.to_string())
@@ -387,7 +436,13 @@ mod tests {
 
     /// A connection: destination, source, SNI, transport, ALPN.
     fn check(matches: &[&str], connection: [&str; 5], expected: &Expect) {
-        let found = chains(matches).map(|chains| {
+        let [found, later] = [true, false].map(|soon| find(matches, connection, soon));
+        assert_eq!(found, later, "whenever the maps are made");
+        expected.assert_eq(&found.unwrap_or_else(|error| error));
+    }
+
+    fn find(matches: &[&str], connection: [&str; 5], soon: bool) -> Result<String, String> {
+        chains(matches, soon).map(|chains| {
             let [destination, source, server_name, transport, protocols] = connection;
             let protocols: Vec<Box<str>> = protocols.split_whitespace().map(Box::from).collect();
             let address = |text: &str| text.parse().unwrap_or_else(|_| panic!("{text}"));
@@ -400,8 +455,16 @@ mod tests {
                 application_protocols: &protocols,
             };
             chains.find(&facts).map_or("none".to_owned(), |chain| chain.name.to_string())
-        });
-        expected.assert_eq(&found.unwrap_or_else(|error| error));
+        })
+    }
+
+    #[test]
+    fn a_chain_for_whatever_comes_needs_no_maps() {
+        let chains = |matches: &[&str]| chains(matches, false).expect("nothing is wrong");
+        let (only, two) = (chains(&[""]), chains(&["", "port=80"]));
+        assert!(only.only.is_some() && only.by_port.get().is_none());
+        assert!(two.only.is_none() && two.by_port.get().is_none());
+        assert!(chains(&["port=80"]).only.is_none());
     }
 
     #[test]

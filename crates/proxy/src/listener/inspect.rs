@@ -28,12 +28,12 @@ stats_scope! {
     pub(crate) struct TlsInspectorStats {
         counter alpn_found;
         counter alpn_not_found;
-        histogram bytes_processed;
         counter client_hello_too_large;
         counter sni_found;
         counter sni_not_found;
         counter tls_found;
         counter tls_not_found;
+        histogram bytes_processed;
     }
 }
 

@@ -210,6 +210,7 @@ impl NetworkFilters {
 pub(crate) mod accept;
 pub(crate) mod bind;
 pub(crate) mod config;
+pub(crate) mod counts;
 pub(crate) mod filter_chain;
 pub(crate) mod inspect;
 pub(crate) mod internal;

@@ -7,7 +7,6 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::ops::Deref;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Instant, SystemTime};
 
@@ -273,7 +272,7 @@ impl ClusterFacts {
 
 impl From<&Cluster> for ClusterFacts {
     fn from(cluster: &Cluster) -> Self {
-        Self::new(cluster.stat_name.clone(), cluster.name.clone(), Arc::clone(&cluster.metadata))
+        Self::new(cluster.stat_name.clone(), cluster.name.clone(), cluster.metadata.clone())
     }
 }
 

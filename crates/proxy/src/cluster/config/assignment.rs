@@ -124,8 +124,8 @@ fn share_metadata(endpoints: &mut [EndpointConfig]) {
     let mut last: Option<Metadata> = None;
     for endpoint in endpoints {
         match &last {
-            Some(known) if *known == endpoint.metadata => endpoint.metadata = Arc::clone(known),
-            _ => last = Some(Arc::clone(&endpoint.metadata)),
+            Some(known) if *known == endpoint.metadata => endpoint.metadata = known.clone(),
+            _ => last = Some(endpoint.metadata.clone()),
         }
     }
 }
@@ -189,8 +189,8 @@ fn endpoint(proto: proto::LbEndpoint, at: &mut Lower) -> Option<EndpointConfig> 
             weight: load_balancing_weight.unwrap_or(1),
             health,
             metadata,
-            others: others.into(),
-            check: at.optional("health_check_config", health_check_config, check).unwrap_or_default(),
+            others: if others.is_empty() { Arc::default() } else { others.into() },
+            check: at.optional("health_check_config", health_check_config, check).and_then(unless_default),
         })
     })
 }
@@ -207,6 +207,11 @@ fn internal_address(proto: core::EnvoyInternalAddress, at: &mut Lower) -> Option
             None
         }
     }
+}
+
+/// Ten thousand endpoints are checked as they are.
+fn unless_default(check: EndpointCheck) -> Option<Arc<EndpointCheck>> {
+    (check != EndpointCheck::default()).then(|| Arc::new(check))
 }
 
 fn check(proto: proto::endpoint::HealthCheckConfig, at: &mut Lower) -> Option<EndpointCheck> {
@@ -268,8 +273,6 @@ fn refuse(assignment: &Assignment, at: &mut Lower, wrong: impl Fn(&EndpointAddre
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use leno_api::proto::envoy::config::endpoint::v3::ClusterLoadAssignment;
 
     use crate::config::lower::{Lower, Scope};
@@ -290,7 +293,7 @@ mod tests {
         let assignment = lowered.unwrap_or_else(|rejected| panic!("{rejected}"));
         let metadata: Vec<_> =
             assignment.localities[0].endpoints.iter().map(|endpoint| &endpoint.metadata).collect();
-        assert!(Arc::ptr_eq(metadata[0], metadata[1]));
+        assert!(metadata[0].is_same(metadata[1]));
         assert_ne!(metadata[1], metadata[2]);
     }
 }

@@ -90,7 +90,7 @@ pub(super) fn filters(protos: Vec<proto::Filter>, at: &mut Lower) -> Option<Arc<
                 at.unsupported_extension(&name, &any.type_url);
                 return None;
             }
-            metadata_exchange::config(&any, at).map(Arc::new)
+            at.shared(any, |any, at| metadata_exchange::config(&any, at))
         })
     });
     at.unsupported("filters: more than one", all.len() > 1);

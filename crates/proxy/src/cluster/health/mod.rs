@@ -116,7 +116,7 @@ impl Checkup {
 /// The hosts of an assignment that are checked.
 fn checked(assignment: &Assignment) -> impl Iterator<Item = &EndpointConfig> {
     let endpoints = assignment.localities.iter().flat_map(|locality| &locality.endpoints);
-    endpoints.filter(|endpoint| !endpoint.check.disabled)
+    endpoints.filter(|endpoint| !endpoint.check().disabled)
 }
 
 impl Vitals {

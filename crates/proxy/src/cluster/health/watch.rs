@@ -40,7 +40,7 @@ pub(crate) enum Report {
 }
 
 struct Task {
-    check: EndpointCheck,
+    check: Option<Arc<EndpointCheck>>,
     subject: watch::Sender<Subject>,
     handle: tokio::task::JoinHandle<()>,
 }
@@ -115,7 +115,7 @@ impl Watch {
         let listed: HashMap<&EndpointAddress, ()> = checked(discovered).map(|e| (&e.address, ())).collect();
         let mut before = std::mem::take(&mut self.tasks);
         for locality in &in_force.localities {
-            for endpoint in locality.endpoints.iter().filter(|endpoint| !endpoint.check.disabled) {
+            for endpoint in locality.endpoints.iter().filter(|endpoint| !endpoint.check().disabled) {
                 let Some(vitals) = self.checkup.vitals(&endpoint.address) else { continue };
                 if listed.contains_key(&endpoint.address) {
                     vitals.clear(Flag::PENDING_REMOVAL);

@@ -256,7 +256,7 @@ fn localities_get_load_by_weight_and_health() {
 fn labelled(labels: &[Value]) -> Hosts {
     let host = |(index, labels): (usize, &Value)| {
         host(index as u8, |config| {
-            config.metadata = Arc::new(BTreeMap::from([(NAMESPACE.to_owned(), labels.clone())]));
+            config.metadata = BTreeMap::from([(NAMESPACE.to_owned(), labels.clone())]).into();
         })
     };
     flat(labels.iter().enumerate().map(host).collect())

@@ -111,7 +111,7 @@ impl Target {
             cluster: Arc::clone(&cluster.config),
             stats: cluster.stats.clone(),
             address: host.config.address.clone(),
-            metadata: Arc::clone(&host.config.metadata),
+            metadata: host.config.metadata.clone(),
             others: Arc::clone(&host.config.others),
             hostname: host.config.hostname.clone(),
             transport: host.transport.clone(),

@@ -94,7 +94,7 @@ impl ControlPlane {
             }
             address => address,
         };
-        let metadata = Arc::clone(&endpoint.metadata);
+        let metadata = endpoint.metadata.clone();
         let transport = self.cluster.transport_to(&metadata);
         let peer = Peer {
             cluster: &self.cluster,

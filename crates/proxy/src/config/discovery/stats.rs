@@ -16,9 +16,9 @@ use crate::telemetry::stats::{Cell, ThreadStats, stats_scope};
 stats_scope! {
     struct SubscriptionScope {
         counter init_fetch_timeout;
-        histogram update_duration;
         counter update_rejected;
         gauge update_time;
+        histogram update_duration;
     }
 }
 

@@ -71,7 +71,7 @@ impl Sample {
         info.upstream.attempts = 1;
         let metadata =
             [("ns".to_owned(), serde_json::json!({"k": "v", "l": [1, "a"], "o": {"x": 1.5, "b": true}}))];
-        let metadata = std::sync::Arc::new(metadata.into_iter().collect());
+        let metadata = metadata.into_iter().collect::<std::collections::BTreeMap<_, _>>().into();
         info.upstream.cluster = Some(Rc::new(ClusterFacts::new("c1".into(), "c1".into(), metadata)));
         info.filter_state.insert("io.x", FilterState { text: "fs".into(), typed: None, peer: None });
         let typed = Some(serde_json::json!({"count": "2"}));

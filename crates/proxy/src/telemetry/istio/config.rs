@@ -14,8 +14,12 @@ use crate::listener::Direction;
 use crate::matching::cel::{self, Expression};
 use crate::telemetry::stats::Kind;
 
-/// Lowers PluginConfig.
+/// Lowers PluginConfig, which is the same in all listeners of a sidecar that look in one direction.
 pub(crate) fn lower(proto: proto::PluginConfig, at: &mut Lower) -> Option<Arc<Settings>> {
+    at.shared_with(at.scope().direction as u8, proto, settings)
+}
+
+fn settings(proto: proto::PluginConfig, at: &mut Lower) -> Option<Settings> {
     let proto::PluginConfig {
         // Without effect in Istio's proxy.
         debug: _,
@@ -52,7 +56,7 @@ pub(crate) fn lower(proto: proto::PluginConfig, at: &mut Lower) -> Option<Arc<Se
     });
     let Rules { metrics, custom, expressions, texts: _ } = rules;
     let node = Json::clone(&at.scope().node_metadata);
-    Some(Arc::new(Settings {
+    Some(Settings {
         number: NEXT.fetch_add(1, Ordering::Relaxed),
         side,
         host_fallback: !disable_host_header_fallback,
@@ -73,7 +77,7 @@ pub(crate) fn lower(proto: proto::PluginConfig, at: &mut Lower) -> Option<Arc<Se
         expressions,
         rotation: rotation.map(|interval| (interval, grace)),
         claimed: AtomicBool::new(false),
-    }))
+    })
 }
 
 impl Own {

@@ -1,5 +1,6 @@
 //! Labels of tables of what was seen: Istio's rules for what is not known.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -11,7 +12,7 @@ use serde_json::json;
 
 use super::config::lower;
 use super::{Request, Seen, Settings};
-use crate::cluster::{EndpointAddress, EndpointConfig};
+use crate::cluster::{EndpointAddress, EndpointConfig, Metadata};
 use crate::config::lower::{Lower, Scope};
 use crate::http::headers::HeaderMap;
 use crate::listener::Direction;
@@ -145,7 +146,7 @@ fn clients_know_servers() {
             info.filter_state.insert(UPSTREAM_PEER, Rc::clone(&state));
             info.upstream.filter_state.insert(UPSTREAM_PEER, state);
             let metadata = json!({"services": [{"host": "cart.db.svc", "name": "cart", "namespace": "far"}]});
-            let metadata = Arc::new([("istio".to_owned(), metadata)].into());
+            let metadata = BTreeMap::from([("istio".to_owned(), metadata)]).into();
             info.upstream.cluster =
                 Some(Rc::new(ClusterFacts::new("c".into(), "outbound|80||cart.db.svc".into(), metadata)));
         },
@@ -162,11 +163,11 @@ fn clients_know_servers() {
         Direction::Outbound,
         |info| {
             let address = EndpointAddress::Ip("10.1.1.1:80".parse().expect("an address"));
-            let metadata = [("istio".to_owned(), json!({"workload": "cart-v2;db;cart;;c2"}))].into();
-            let endpoint = EndpointConfig { metadata: Arc::new(metadata), ..EndpointConfig::plain(address) };
+            let metadata = BTreeMap::from([("istio".to_owned(), json!({"workload": "cart-v2;db;cart;;c2"}))]);
+            let endpoint = EndpointConfig { metadata: metadata.into(), ..EndpointConfig::plain(address) };
             info.upstream.endpoint = Some(Rc::new(endpoint));
             let metadata = json!({"services": [{"host": "cart.db.svc"}]});
-            let metadata = Arc::new([("istio".to_owned(), metadata)].into());
+            let metadata = BTreeMap::from([("istio".to_owned(), metadata)]).into();
             info.upstream.cluster = Some(Rc::new(ClusterFacts::new("c".into(), "c".into(), metadata)));
             info.flags.insert(ResponseFlags::UPSTREAM_CONNECTION_FAILURE);
         },
@@ -181,7 +182,7 @@ fn clients_know_servers() {
         "",
         Direction::Outbound,
         |info| {
-            let cluster = ClusterFacts::new("c".into(), "PassthroughCluster".into(), Arc::default());
+            let cluster = ClusterFacts::new("c".into(), "PassthroughCluster".into(), Metadata::default());
             info.upstream.cluster = Some(Rc::new(cluster));
         },
         &expect![[r#"

@@ -15,7 +15,7 @@ use tokio::task::JoinHandle;
 use crate::cluster::health::config::{Check, Settings};
 use crate::cluster::health::session::Outcome;
 use crate::cluster::pool::connect;
-use crate::cluster::{Cluster, EndpointAddress, EndpointConfig};
+use crate::cluster::{Cluster, EndpointAddress, EndpointConfig, Metadata};
 use crate::http::headers::HeaderMap;
 use crate::http::route::mutation::HeaderMutations;
 use crate::io::Socket;
@@ -49,7 +49,7 @@ pub(super) struct Target {
 
 impl Target {
     pub(super) fn new(cluster: Arc<Cluster>, settings: Arc<Settings>, endpoint: &EndpointConfig) -> Self {
-        let check = &endpoint.check;
+        let check = endpoint.check();
         let mut address = check.address.clone().unwrap_or_else(|| endpoint.address.clone());
         if let (Some(port), EndpointAddress::Ip(ip)) = (check.port, &mut address) {
             ip.set_port(port);
@@ -121,7 +121,7 @@ pub(super) use http::Verdicts;
 /// A connection to where the host is checked, made as the cluster makes its own; the timeout of
 /// the check is the only one.
 async fn connect(target: &Target) -> Option<Socket> {
-    let metadata = Arc::default();
+    let metadata = Metadata::default();
     let header = target.proxy_header.as_deref();
     let socket = connect::attempt(&target.cluster, &target.address, &metadata, header, None).await.ok()?;
     let peer = connect::Peer {

@@ -47,7 +47,11 @@ fn what_is_told_is_read() {
 #[test]
 fn who_is_told() {
     let cluster = |name: &str, istio: serde_json::Value| {
-        ClusterFacts::new("c".into(), name.into(), Arc::new([("istio".to_owned(), istio)].into()))
+        ClusterFacts::new(
+            "c".into(),
+            name.into(),
+            std::collections::BTreeMap::from([("istio".to_owned(), istio)]).into(),
+        )
     };
     let skips = |skip_external| {
         let way = Propagation { skip_external };
