@@ -171,6 +171,7 @@ const GENERATED: &[&str] = &[
     "envoy/type/matcher/v3/regex.proto",
     "envoy/type/matcher/v3/status_code_input.proto",
     "istio/alpn/config.proto",
+    "istio/auth/ca.proto",
     "istio/metadata_exchange/config.proto",
     "istio/peer_metadata/config.proto",
     "istio/stats/config.proto",

@@ -288,7 +288,7 @@ fn ip(octets: &[u8]) -> Option<IpAddr> {
     }
 }
 
-fn key_kind(spki: &[u8]) -> KeyKind {
+pub(crate) fn key_kind(spki: &[u8]) -> KeyKind {
     use rustls::pki_types::alg_id;
     let Some((algorithm, key)) = public_key(spki) else { return KeyKind::Other };
     let is = |known: rustls::pki_types::AlgorithmIdentifier| algorithm == known.as_ref();

@@ -6,13 +6,15 @@
 //!
 //! Reading order: `context` (what a handshake needs), `identity` (our certificates), `verify`
 //! (theirs) with `path`, `names` and `trust`, `session` (resumption), `peer` and `failure` (what
-//! is told of it). `jwt` stands apart: tokens, and the keys that have signed them.
+//! is told of it). Two stand apart: `jwt`, tokens and the keys that have signed them, and `issue`, which
+//! makes certificates.
 
 mod certificate;
 mod context;
 mod der;
 mod failure;
 mod identity;
+pub mod issue;
 pub mod jwt;
 mod names;
 mod ocsp;

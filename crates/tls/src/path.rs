@@ -358,8 +358,8 @@ impl<'a> Search<'a> {
     }
 }
 
-/// Whether a certificate or CRL is signed with this key (SubjectPublicKeyInfo).
-fn signed_by(der: &[u8], spki: &[u8], algorithms: &WebPkiSupportedAlgorithms) -> bool {
+/// Whether a certificate, CRL or request is signed with this key (SubjectPublicKeyInfo).
+pub(crate) fn signed_by(der: &[u8], spki: &[u8], algorithms: &WebPkiSupportedAlgorithms) -> bool {
     let (Some(signed), Some((key_algorithm, key))) = (Signed::parse(der), public_key(spki)) else {
         return false;
     };
