@@ -3,9 +3,10 @@
 //! [`targets`] lists them; `run` feeds one for a time with mutations of its corpus
 //! (`corpus/<target>/`), without coverage guidance, on any toolchain: the tests do that for a few
 //! seconds each. `libfuzzer.rs` runs the same targets under libFuzzer for as long as one likes.
-//! Read `run`, then `mutate`; the targets themselves are in `leno_proxy::fuzzing` and `codec`.
+//! Read `run`, then `mutate`; the targets themselves are in `leno_proxy::fuzzing`, `codec` and `issue`.
 
 mod codec;
+mod issue;
 mod mutate;
 mod run;
 
@@ -14,7 +15,8 @@ pub use run::{Found, corpus, run};
 
 /// All targets, by name.
 pub fn targets() -> Vec<Target> {
-    let mut all: Vec<Target> = leno_proxy::fuzzing::TARGETS.iter().chain(codec::TARGETS).copied().collect();
+    let mut all: Vec<Target> =
+        leno_proxy::fuzzing::TARGETS.iter().chain(codec::TARGETS).chain(issue::TARGETS).copied().collect();
     all.sort_by_key(|target| target.name);
     all
 }
