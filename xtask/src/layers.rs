@@ -16,6 +16,7 @@ const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
     ("leno-tls", &["leno-base"]),
     ("leno-proxy", &["leno-tls", "leno-xds", "leno-api", "leno-base"]),
     ("leno-control", &["leno-derive", "leno-tls", "leno-xds", "leno-api", "leno-base"]),
+    ("leno-agent", &["leno-tls", "leno-xds", "leno-api", "leno-base"]),
     ("leno-node", &["leno-base"]),
     ("leno-samples", &[]),
     ("leno-testkit", &["leno-api", "leno-base", "leno-xds"]),
@@ -24,7 +25,7 @@ const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
         &["leno-proxy", "leno-control", "leno-node", "leno-samples", "leno-xds", "leno-api", "leno-base"],
     ),
     ("leno-bench", &["leno-api", "leno-control", "leno-proxy", "leno-testkit", "leno-xds"]),
-    ("leno-fuzz", &["leno-proxy", "leno-api", "leno-base"]),
+    ("leno-fuzz", &["leno-proxy", "leno-tls", "leno-api", "leno-base"]),
     ("xtask", &[]),
 ];
 
