@@ -11,13 +11,14 @@
 //! 6. `push`: telling each connected proxy, in an order that loses no request.
 //!
 //! Steps 3 to 5 are pure derivations on a `leno_derive::Graph`: only what a change reaches is
-//! computed again. `access` knows who may connect; `analyze` derives faults from the same facts, and
+//! computed again. `access` knows who may connect, and `ca` signs who workloads are; `analyze` derives faults from the same facts, and
 //! `debug` shows it all; `metrics` counts.
 //!
 //! START HERE: [`server`], which joins them in one loop.
 
 mod access;
 mod analyze;
+mod ca;
 mod debug;
 mod metrics;
 mod model;

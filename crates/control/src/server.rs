@@ -4,7 +4,7 @@
 //! graph as one revision → `push` asks the graph which resources of connected proxies that has
 //! changed → each session is told, as fast as its proxy takes it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -25,12 +25,14 @@ use tokio::task::JoinSet;
 pub use crate::access::{Access, Issuer, Secure};
 use crate::access::{Domains, Door};
 use crate::analyze::Analysis;
+pub use crate::ca::CaSettings;
+use crate::ca::{self, Ca};
 use crate::debug::stream::Lookers;
 use crate::debug::{self, Answer, Look, Question};
 use crate::model::diagnostic::{Diagnostic, Severity};
 use crate::model::duration::Span;
 use crate::model::switches::{SwitchInput, Switches, VariableInput};
-use crate::model::{Change, ObjectRef, inputs};
+use crate::model::{Change, Kind, ObjectRef, inputs};
 use crate::push::clearance::{Account, Gate};
 use crate::push::{News, Push};
 use crate::registry::Mesh;
@@ -155,12 +157,14 @@ impl Server {
         let (events, streams) = mpsc::channel(QUEUE);
         let service = DiscoveryService::new(events);
         let door = Door::new(&config.access, &config.connections, service, cluster.clone());
+        let own = config.access.authority.as_ref().and_then(|ca| ca.address);
+        let secure = config.access.secure.as_ref().map(|(address, _)| *address).or(own);
         Ok(Server {
             dirs: config.dirs,
             cluster,
             grpc: config.access.plaintext.then(|| bind(config.grpc_addr)).transpose()?,
             grpc_path: config.grpc_path.map(bind_path).transpose()?,
-            secure: config.access.secure.map(|(address, _)| bind(address)).transpose()?,
+            secure: secure.map(bind).transpose()?,
             door: door.map_err(io::Error::other)?,
             streams,
             believes_all: config.access.believes_all,
@@ -208,6 +212,7 @@ impl Server {
         ));
         let (end, ended) = watch::channel(false);
         let domains = self.door.domains.clone();
+        let ca = self.door.ca;
         let plain = self.grpc.map(Socket::Tcp).into_iter().chain(self.grpc_path);
         let plain = plain.map(|socket| (socket, self.door.plain.clone())).collect::<Vec<_>>();
         let secure = self.secure.map(Socket::Tcp).zip(self.door.secure);
@@ -215,6 +220,11 @@ impl Server {
         // What is left of the service goes, so that its channel ends with the servers.
         drop(self.door.plain);
         let (know, known) = watch::channel(false);
+        let namespaces = ca.clone().and_then(|(ca, is_plugged)| {
+            let cluster = self.cluster.clone();
+            tasks.spawn(keep_ca(Arc::clone(&ca), is_plugged, cluster, known.clone(), domains.clone()));
+            self.cluster.as_ref().map(|cluster| ca::spawn_publisher(cluster, &ca, &mut tasks))
+        });
         tasks.spawn(serve_xds(servers, self.streams, events.clone(), known, ended));
         tasks.spawn(tick(events.clone()));
         let over = events.clone();
@@ -226,6 +236,8 @@ impl Server {
         drop(events);
         let statuses = self.cluster.as_ref().and_then(|cluster| cluster.spawn_writer(&mut tasks));
         let mut control = Loop::new(ready, know, want, statuses, gate, domains);
+        control.ca = ca.map(|(ca, _)| ca);
+        control.namespaces = namespaces;
         while let Some(event) = queue.recv().await {
             match event {
                 Event::Changes(update) => control.on_changes(update),
@@ -327,6 +339,24 @@ async fn serve_xds(
     let _ = events.send(Event::Over).await;
 }
 
+/// Keeps the certificate authority, once it is known what the mesh is called. Runs for ever.
+async fn keep_ca(
+    ca: Arc<Ca>,
+    is_plugged: bool,
+    cluster: Option<Cluster>,
+    mut known: watch::Receiver<bool>,
+    domains: Domains,
+) {
+    // An error is the end of everything.
+    if known.wait_for(|known| *known).await.is_err() {
+        return;
+    }
+    match is_plugged {
+        true => ca::follow(ca).await,
+        false => ca::keep(ca, cluster, domains.own()).await,
+    }
+}
+
 fn address_of(listener: Option<&TcpListener>) -> io::Result<SocketAddr> {
     listener.ok_or(io::ErrorKind::AddrNotAvailable)?.local_addr()
 }
@@ -372,6 +402,10 @@ struct Loop {
     domains: Domains,
     /// Where to say what the status of objects should be, and what was said.
     statuses: Option<(mpsc::UnboundedSender<Statuses>, Book)>,
+    /// The certificate authority, to tell of it.
+    ca: Option<Arc<Ca>>,
+    /// Where to say which namespaces there are, for those who write into all.
+    namespaces: Option<watch::Sender<BTreeSet<String>>>,
     ticks: u32,
 }
 
@@ -413,6 +447,8 @@ impl Loop {
             unwanted: false,
             domains,
             statuses: statuses.map(|say| (say, Book::default())),
+            ca: None,
+            namespaces: None,
             ticks: 0,
         }
     }
@@ -444,6 +480,9 @@ impl Loop {
         if revision != before {
             tracing::info!(changes = count, %revision, "configuration changed");
             self.push.on_change(&self.graph, &news, Instant::now());
+            if news.changed.iter().chain(&news.removed).any(|object| object.kind == Kind::Namespace) {
+                self.tell_namespaces();
+            }
             let mesh = self.graph.get::<Mesh>(&());
             let domains = std::iter::once(&mesh.trust_domain).chain(&mesh.trust_domain_aliases);
             self.domains.set(domains.filter(|domain| !domain.is_empty()).cloned().collect());
@@ -453,6 +492,13 @@ impl Loop {
         if !self.ready.swap(true, Ordering::AcqRel) {
             self.know.send_replace(true);
             tracing::info!("ready");
+        }
+    }
+
+    fn tell_namespaces(&self) {
+        if let Some(say) = &self.namespaces {
+            let all = self.graph.keys::<inputs::Namespaces>();
+            say.send_replace(all.into_iter().map(|key| key.name).collect());
         }
     }
 
@@ -561,6 +607,7 @@ impl Loop {
             push: &self.push,
             origins: &self.origins,
             diagnostics: &self.diagnostics,
+            ca: self.ca.as_deref(),
             now: Instant::now(),
             wall: System.wall(),
         }

@@ -115,9 +115,8 @@ async fn streams_for_one_type_and_aggregated_ones_are_served_side_by_side() {
 
 #[tokio::test]
 async fn callers_show_who_they_are() {
-    let caller = Caller { identities: vec!["spiffe://cluster.local/ns/a/sa/b".to_owned()] };
-    let tokens =
-        Tokens::new([("secret".to_owned(), caller), (String::new(), Caller { identities: Vec::new() })]);
+    let caller = Caller { identities: vec!["spiffe://cluster.local/ns/a/sa/b".to_owned()], pod: None };
+    let tokens = Tokens::new([("secret".to_owned(), caller), (String::new(), Caller::default())]);
     assert!(!format!("{tokens:?}").contains("secret"));
     let server = serve(|listen| listen.authenticator = Arc::new(tokens)).await;
     let path = Mode::Delta.path();

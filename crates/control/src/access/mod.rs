@@ -22,10 +22,15 @@ use std::time::Duration;
 
 use leno_base::cidr::Cidr;
 use leno_xds::server::grpc::DiscoveryService;
-use leno_xds::server::listen::{Authenticated, Authenticator, Caller, Credentials, Listen, Options};
+use leno_xds::server::listen::{
+    Authenticated, Authenticator, Beside, Caller, Credentials, Handshake, Listen, Options, Pod,
+};
 
 pub use self::tls::Secure;
+pub(crate) use self::tls::{parameters, server_context, shake};
 pub use self::token::Issuer;
+use crate::ca::node::Nodes;
+use crate::ca::{self, Ca, CaSettings, OwnServer, Service};
 use crate::push::clearance::Account;
 use crate::source::kube::Cluster;
 
@@ -53,6 +58,8 @@ pub struct Access {
     pub issuer: Option<Issuer>,
     /// Proxies that are believed what they say of the certificates of others.
     pub trusted_proxies: Vec<Cidr>,
+    /// The mesh's certificate authority; `None`: certificates come from elsewhere.
+    pub authority: Option<CaSettings>,
 }
 
 impl Default for Access {
@@ -66,6 +73,7 @@ impl Default for Access {
             audiences: vec![AUDIENCE.to_owned()],
             issuer: None,
             trusted_proxies: Vec::new(),
+            authority: None,
         }
     }
 }
@@ -80,8 +88,14 @@ impl Domains {
         *self.0.write().unwrap_or_else(PoisonError::into_inner) = domains;
     }
 
+    /// The mesh's own.
+    pub(crate) fn own(&self) -> String {
+        let domains = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        domains.first().cloned().unwrap_or_else(|| "cluster.local".to_owned())
+    }
+
     /// Whether an identity is of one of them.
-    fn have(&self, identity: &str) -> bool {
+    pub(crate) fn have(&self, identity: &str) -> bool {
         let domain = identity.strip_prefix("spiffe://").and_then(|rest| rest.split_once('/'));
         let domains = self.0.read().unwrap_or_else(PoisonError::into_inner);
         domain.is_some_and(|(domain, _)| domains.iter().any(|known| known == domain))
@@ -89,9 +103,7 @@ impl Domains {
 
     /// The identity of a service account.
     fn identity(&self, account: &Account) -> String {
-        let domains = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        let domain = domains.first().map_or("cluster.local", String::as_str);
-        format!("spiffe://{domain}/ns/{}/sa/{}", account.namespace, account.name)
+        format!("spiffe://{}/ns/{}/sa/{}", self.own(), account.namespace, account.name)
     }
 }
 
@@ -105,6 +117,8 @@ pub(crate) struct Door {
     /// Finds out who calls, whoever asks.
     pub(crate) callers: Arc<dyn Authenticator>,
     pub(crate) domains: Domains,
+    /// The certificate authority, and whether somebody else makes its files.
+    pub(crate) ca: Option<(Arc<Ca>, bool)>,
 }
 
 impl Door {
@@ -124,24 +138,44 @@ impl Door {
             domains: domains.clone(),
             audiences: access.audiences.clone(),
             issuer: access.issuer.clone().map(token::Keys::read).transpose()?,
-            cluster,
+            cluster: cluster.clone(),
             trusted_proxies: access.trusted_proxies.clone(),
         });
+        let ca = access.authority.clone().map(open_ca).transpose()?;
         let plain = Listen { options: options.clone(), ..Listen::new(service) };
-        let secure = access.secure.as_ref().map(|(_, secure)| {
-            Ok::<_, String>(Listen {
-                authenticator: Arc::clone(&callers),
-                handshake: Some(Arc::new(tls::Server::read(secure.clone())?)),
-                ..plain.clone()
-            })
+        let handshake: Option<Arc<dyn Handshake>> = match (&access.secure, &ca) {
+            (Some((_, secure)), _) => Some(Arc::new(tls::Server::read(secure.clone())?)),
+            (None, Some((ca, _))) if ca.address().is_some() => Some(Arc::new(OwnServer::new(Arc::clone(ca)))),
+            (None, _) => None,
+        };
+        // Tokens and certificates are for nobody else to see.
+        let beside = ca.as_ref().map(|(ca, _)| {
+            let accounts = ca.node_accounts().to_vec();
+            let nodes = Nodes { accounts, cluster, domains: domains.clone() };
+            Arc::new(Service::new(Arc::clone(ca), nodes)) as Arc<dyn Beside>
         });
-        let secure = secure.transpose()?;
+        let secure = handshake.map(|handshake| Listen {
+            authenticator: Arc::clone(&callers),
+            handshake: Some(handshake),
+            beside,
+            ..plain.clone()
+        });
         let plain = match access.authenticates_plaintext {
             true => Listen { authenticator: Arc::clone(&callers), ..plain },
             false => plain,
         };
-        Ok(Door { plain, secure, callers, domains })
+        Ok(Door { plain, secure, callers, domains, ca })
     }
+}
+
+/// Makes an authority, whose files are read now if there are any.
+fn open_ca(settings: CaSettings) -> Result<(Arc<Ca>, bool), String> {
+    let plugged = ca::plugged(&settings)?;
+    let (ca, is_plugged) = (Ca::new(settings), plugged.is_some());
+    if let Some(authority) = plugged {
+        ca.install(authority);
+    }
+    Ok((ca, is_plugged))
 }
 
 /// Finds out who calls.
@@ -162,25 +196,25 @@ impl fmt::Debug for Callers {
 impl Authenticator for Callers {
     fn authenticate<'c>(&'c self, credentials: Credentials<'c>) -> Authenticated<'c> {
         Box::pin(async move {
-            let identities = self.identify(credentials).await.inspect_err(|why| {
+            let caller = self.identify(credentials).await.inspect_err(|why| {
                 tracing::warn!(peer = ?credentials.address, why, "a caller is not authenticated");
             })?;
-            Ok(Some(Caller { identities }))
+            Ok(Some(caller))
         })
     }
 }
 
 impl Callers {
-    async fn identify(&self, credentials: Credentials<'_>) -> Result<Vec<String>, String> {
+    async fn identify(&self, credentials: Credentials<'_>) -> Result<Caller, String> {
         // The roots may have signed for other meshes too.
         let own = credentials.certificate.iter().filter(|identity| self.domains.have(identity));
         let own: Vec<String> = own.cloned().collect();
         if !own.is_empty() {
-            return Ok(own);
+            return Ok(Caller { identities: own, pod: None });
         }
         if let Some(token) = token::bearer(credentials.headers) {
-            let account = self.account(token).await?;
-            return Ok(vec![self.domains.identity(&account)]);
+            let (account, pod) = self.account(token).await?;
+            return Ok(Caller { identities: vec![self.domains.identity(&account)], pod });
         }
         if !self.trusted_proxies.is_empty()
             && let Some(forwarded) = forwarded::identities(credentials.headers)
@@ -189,19 +223,19 @@ impl Callers {
             let is_trusted =
                 |address| self.trusted_proxies.iter().any(|trusted: &Cidr| trusted.contains(address));
             if address.is_some_and(is_trusted) {
-                return Ok(forwarded);
+                return Ok(Caller { identities: forwarded, pod: None });
             }
             return Err("a certificate was forwarded by a proxy that is not trusted".to_owned());
         }
         Err("authentication failure: neither a certificate of the mesh nor a token".to_owned())
     }
 
-    /// Whose a token is.
-    async fn account(&self, token: &str) -> Result<Account, String> {
+    /// Whose a token is, and to which Pod it was issued.
+    async fn account(&self, token: &str) -> Result<(Account, Option<Pod>), String> {
         if let Some(keys) = &self.issuer
             && let Some(account) = keys.account(token)
         {
-            return account;
+            return account.map(|account| (account, None));
         }
         let Some(cluster) = &self.cluster else {
             return Err("the token is of an issuer that is not known".to_owned());
@@ -268,7 +302,7 @@ mod tests {
             let credentials =
                 Credentials { certificate: &certificate, headers: &headers, address: Some(address) };
             match (callers().identify(credentials).await, expected) {
-                (Ok(found), Ok(expected)) => assert_eq!(found, [expected]),
+                (Ok(found), Ok(expected)) => assert_eq!(found.identities, [expected]),
                 (Err(words), Err(expected)) => assert!(words.contains(expected), "{words}"),
                 (found, expected) => panic!("{certificate:?}: {found:?}, not {expected:?}"),
             }

@@ -46,13 +46,6 @@ impl Server {
 
 impl Secure {
     fn context(&self) -> Result<ServerContext, String> {
-        let mut parameters = Parameters::default();
-        if self.only_1_3 {
-            parameters.minimum = Version::Tls13;
-        }
-        if !self.suites.is_empty() {
-            parameters.set_suites(&self.suites)?;
-        }
         let source = |path: &PathBuf| {
             Ok::<_, String>(Source { bytes: read(path)?, place: path.display().to_string() })
         };
@@ -67,37 +60,69 @@ impl Secure {
                 Trust::Bundle(Arc::new(bundle.map_err(|error| format!("{}: {error}", path.display()))?))
             }
         };
-        let settings = ServerSettings {
-            parameters,
-            alpn: vec![b"h2".to_vec()],
-            identities: vec![Arc::new(identity)],
-            rules: Arc::new(ValidationRules { trust, ..ValidationRules::default() }),
-            // Who has none may show a token.
-            require_client_certificate: false,
-            require_name: false,
-            full_scan: false,
-            staple_policy: StaplePolicy::default(),
-            // Connections last, and a certificate is verified for each.
-            tickets: TicketKeys::None,
-            stateful: false,
-            session_timeout: Duration::ZERO,
-            prefer_client_suites: false,
-            key_log: None,
-        };
-        settings.build()
+        server_context(identity, trust, parameters(self.only_1_3, &self.suites)?)
     }
+}
+
+/// Which TLS is spoken.
+///
+/// # Errors
+/// A suite that is not known.
+pub(crate) fn parameters(only_1_3: bool, suites: &[String]) -> Result<Parameters, String> {
+    let mut parameters = Parameters::default();
+    if only_1_3 {
+        parameters.minimum = Version::Tls13;
+    }
+    if !suites.is_empty() {
+        parameters.set_suites(suites)?;
+    }
+    Ok(parameters)
+}
+
+/// What a server needs that shows this certificate, and asks clients for one if it trusts anybody.
+///
+/// # Errors
+/// What does not fit together.
+pub(crate) fn server_context(
+    identity: Identity,
+    trust: Trust,
+    parameters: Parameters,
+) -> Result<ServerContext, String> {
+    let settings = ServerSettings {
+        parameters,
+        alpn: vec![b"h2".to_vec()],
+        identities: vec![Arc::new(identity)],
+        rules: Arc::new(ValidationRules { trust, ..ValidationRules::default() }),
+        // Who has none may show a token.
+        require_client_certificate: false,
+        require_name: false,
+        full_scan: false,
+        staple_policy: StaplePolicy::default(),
+        // Connections last, and a certificate is verified for each.
+        tickets: TicketKeys::None,
+        stateful: false,
+        session_timeout: Duration::ZERO,
+        prefer_client_suites: false,
+        key_log: None,
+    };
+    settings.build()
+}
+
+/// Begins a connection; with it come the identities in the client's certificate.
+pub(crate) fn shake(context: &ServerContext, stream: Box<dyn Stream>) -> Shaken {
+    let config = Arc::clone(&context.config);
+    Box::pin(async move {
+        let stream = TlsAcceptor::from(config).accept(stream).await?;
+        let shown = stream.get_ref().1.peer_certificates().unwrap_or_default();
+        let shown = PeerCertificates::new(shown.to_vec());
+        let own = shown.as_ref().and_then(PeerCertificates::own);
+        let identities = own.map(|own| own.uris().map(str::to_owned).collect()).unwrap_or_default();
+        Ok((Box::new(stream) as Box<dyn Stream>, identities))
+    })
 }
 
 impl Handshake for Server {
     fn shake(&self, stream: Box<dyn Stream>) -> Shaken {
-        let config = Arc::clone(&self.0.current().config);
-        Box::pin(async move {
-            let stream = TlsAcceptor::from(config).accept(stream).await?;
-            let shown = stream.get_ref().1.peer_certificates().unwrap_or_default();
-            let shown = PeerCertificates::new(shown.to_vec());
-            let own = shown.as_ref().and_then(PeerCertificates::own);
-            let identities = own.map(|own| own.uris().map(str::to_owned).collect()).unwrap_or_default();
-            Ok((Box::new(stream) as Box<dyn Stream>, identities))
-        })
+        shake(&self.0.current(), stream)
     }
 }

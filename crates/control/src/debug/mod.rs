@@ -20,6 +20,7 @@ use k8s_openapi::jiff::Timestamp;
 use leno_derive::Graph;
 use serde_json::Value;
 
+use crate::ca::Ca;
 use crate::metrics;
 use crate::model::ObjectRef;
 use crate::model::diagnostic::Diagnostic;
@@ -64,6 +65,7 @@ pub(crate) struct Look<'l> {
     pub(crate) push: &'l Push,
     pub(crate) origins: &'l BTreeMap<ObjectRef, Origin>,
     pub(crate) diagnostics: &'l [Diagnostic],
+    pub(crate) ca: Option<&'l Ca>,
     pub(crate) now: Instant,
     pub(crate) wall: SystemTime,
 }
@@ -197,7 +199,7 @@ fn list(_: Look<'_>, _: &Question) -> Answer {
 }
 
 fn prometheus(look: Look<'_>, _: &Question) -> Answer {
-    let seen = metrics::Seen { graph: look.graph, push: look.push, diagnostics: look.diagnostics };
+    let seen = metrics::Seen { graph: look.graph, push: look.push, diagnostics: look.diagnostics, ca: look.ca };
     Answer::Text(metrics::page(seen))
 }
 

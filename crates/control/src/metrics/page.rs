@@ -8,6 +8,7 @@ use leno_xds::TypeUrl;
 
 use super::text::Text;
 use super::{Counts, Histogram, type_label};
+use crate::ca::{Ca, CaSeen};
 use crate::model::diagnostic::{Diagnostic, Severity};
 use crate::model::inputs::{DestinationRules, EntriesByHost, Pods, SlicesByService, VirtualServices};
 use crate::model::{Key, Kind};
@@ -22,6 +23,8 @@ pub(crate) struct Seen<'s> {
     pub(crate) push: &'s Push,
     /// All that is wrong with objects.
     pub(crate) diagnostics: &'s [Diagnostic],
+    /// The certificate authority, if there is one.
+    pub(crate) ca: Option<&'s Ca>,
 }
 
 /// The page.
@@ -33,6 +36,9 @@ pub(crate) fn page(seen: Seen<'_>) -> String {
     about_proxies(&mut text, seen.push);
     about_registry(&mut text, seen.graph);
     about_faults(&mut text, seen.diagnostics);
+    if let Some(ca) = seen.ca {
+        about_ca(&mut text, &ca.seen());
+    }
     about_process(&mut text);
     text.finish()
 }
@@ -81,6 +87,53 @@ fn about_pushes(text: &mut Text, counts: &Counts) {
     text.family(name, "histogram", help);
     for (kind, histogram) in &counts.propagation {
         text.histogram(name, &[("kind", &kind.to_string())], histogram);
+    }
+}
+
+fn about_ca(text: &mut Text, seen: &CaSeen) {
+    let counters = [
+        ("citadel_server_csr_count", "The number of CSRs received by Citadel server.", seen.requests),
+        (
+            "citadel_server_authentication_failure_count",
+            "The number of authentication failures.",
+            seen.authentication_failures,
+        ),
+        (
+            "citadel_server_csr_parsing_err_count",
+            "The number of errors occurred when parsing the CSR.",
+            seen.parsing_errors,
+        ),
+        (
+            "citadel_server_success_cert_issuance_count",
+            "The number of certificates issuances that have succeeded.",
+            seen.issued,
+        ),
+    ];
+    for (name, help, value) in counters {
+        text.family(name, "counter", help);
+        text.sample(name, &[], value as f64);
+    }
+    let name = "citadel_server_csr_sign_err_count";
+    text.family(name, "counter", "The number of errors occurred when signing the CSR.");
+    for (error, value) in &seen.signing_errors {
+        text.sample(name, &[("error", error)], *value as f64);
+    }
+    let times = [
+        ("root_cert", "the root cert", seen.root_expires),
+        ("cert_chain", "the certificate chain", seen.chain_expires),
+    ];
+    for (which, words, expires) in times {
+        let Some(expires) = expires else { continue };
+        let name = format!("citadel_server_{which}_expiry_timestamp");
+        text.family(&name, "gauge", &format!("The unix timestamp, in seconds, when {words} will expire."));
+        text.sample(&name, &[], expires as f64);
+        let name = format!("citadel_server_{which}_expiry_seconds");
+        let help = format!(
+            "The time remaining, in seconds, before {words} will expire. A negative value indicates that it \
+             is expired."
+        );
+        text.family(&name, "gauge", &help);
+        text.sample(&name, &[], (expires - seen.now) as f64);
     }
 }
 

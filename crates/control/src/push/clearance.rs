@@ -180,7 +180,8 @@ mod tests {
             (&["spiffe://x/ns//sa/b"], "", Err("matched a/")),
             (&[], "b", Err("() matched a/b")),
         ] {
-            let caller = Caller { identities: identities.iter().map(|&it| it.to_owned()).collect() };
+            let proven = identities.iter().map(|&it| it.to_owned()).collect();
+            let caller = Caller { identities: proven, pod: None };
             match (gate.admit(&node(service_account), Some(&caller)), expected) {
                 (Ok(account), Ok(expected)) => assert_eq!(account.expect("known").to_string(), expected),
                 (Err(words), Err(expected)) => assert!(words.contains(expected), "{words}"),

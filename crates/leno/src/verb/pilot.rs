@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use leno_control::server::{Access, Issuer, Kubernetes, Options, Secure, parse_duration};
+use leno_control::server::{Access, CaSettings, Issuer, Kubernetes, Options, Secure, parse_duration};
 
 use crate::cli::Failure;
 
@@ -43,8 +43,9 @@ pub(crate) struct Pilot {
     /// authenticated and gets no credentials
     #[arg(long = "grpcAddr", alias = "grpc-addr", value_name = "ADDRESS", default_value = ":15010")]
     grpc_addr: String,
-    /// Where proxies connect to for xDS with TLS, if there is a certificate; empty: nowhere. They show
-    /// a certificate of the mesh (see --caCertFile) or the token of a service account
+    /// Where proxies connect to for xDS and for certificates, with TLS; empty: nowhere. They show a
+    /// certificate of the mesh (see --caCertFile) or the token of a service account. Without a certificate
+    /// (--tlsCertFile) and without an authority (ROOT_CA_DIR, or a cluster) it is not served
     #[arg(
         long = "secureGRPCAddr",
         alias = "secure-grpc-addr",
@@ -177,7 +178,13 @@ impl Pilot {
         address("--httpsAddr", &self.https_addr)?;
         start_log(&self.log_output_level)?;
         let kubernetes = self.kubernetes()?;
-        let (access, connections) = (self.access()?, self.keepalive.options());
+        let (mut access, connections) = (self.access()?, self.keepalive.options());
+        access.authority = self.authority(kubernetes.is_some(), |name| std::env::var(name).ok())?;
+        if !is_reachable(&access) {
+            let words = "proxies cannot connect: neither --grpcAddr nor --secureGRPCAddr with --tlsCertFile or an \
+                         authority";
+            return Err(anyhow::anyhow!(words).into());
+        }
         let mut config = leno_control::server::Config::new(self.dirs);
         if access.plaintext {
             config.grpc_addr = address("--grpcAddr", &self.grpc_addr)?;
@@ -212,9 +219,6 @@ impl Pilot {
             .map(|files| anyhow::Ok((address("--secureGRPCAddr", &self.secure_grpc_addr)?, files)))
             .transpose()?;
         let plaintext = !self.grpc_addr.is_empty();
-        if !plaintext && secure.is_none() {
-            bail!("proxies cannot connect: neither --grpcAddr nor --secureGRPCAddr with --tlsCertFile");
-        }
         let trusted = self.trusted_gateways.iter().filter(|range| !range.is_empty());
         let trusted = trusted.map(|range| {
             range.parse().map_err(|error| anyhow::anyhow!("--trustedGatewayCIDR: {range:?}: {error}"))
@@ -231,7 +235,32 @@ impl Pilot {
             audiences: self.audiences.clone(),
             issuer,
             trusted_proxies: trusted.collect::<anyhow::Result<_>>()?,
+            authority: None,
         })
+    }
+
+    /// The certificate authority: in a cluster, or where its folder is named or has something in it.
+    fn authority(
+        &self,
+        in_cluster: bool,
+        variable: impl Fn(&str) -> Option<String>,
+    ) -> anyhow::Result<Option<CaSettings>> {
+        let settings = CaSettings::read(&variable).map_err(anyhow::Error::msg)?;
+        let wanted = settings.filter(|settings| in_cluster || settings.keeps || settings.dir.exists());
+        let Some(mut settings) = wanted else { return Ok(None) };
+        if !self.secure_grpc_addr.is_empty() {
+            settings.address = Some(address("--secureGRPCAddr", &self.secure_grpc_addr)?);
+        }
+        settings.only_1_3 = self.tls.min_version == "1.3";
+        settings.suites.clone_from(&self.tls.suites);
+        let revision = variable("REVISION").filter(|name| !matches!(name.as_str(), "" | "default"));
+        let names = ["istiod", "istiod-remote", "istio-pilot"].map(str::to_owned).into_iter();
+        let names = names.chain(revision.map(|revision| format!("istiod-{revision}")));
+        let names = names.map(|name| format!("{name}.{}.svc", self.namespace));
+        let custom = variable("ISTIOD_CUSTOM_HOST").unwrap_or_default();
+        let custom = custom.split(',').map(str::trim).filter(|host| !host.is_empty()).map(str::to_owned);
+        settings.hosts = names.chain(custom).collect();
+        Ok(Some(settings))
     }
 
     /// The cluster to read: if one is named, or asked for, or there is nothing else to read.
@@ -298,6 +327,12 @@ fn duration(text: &str) -> Result<Duration, String> {
         .ok_or_else(|| format!("{text:?} is no duration such as 30s or 1h30m"))
 }
 
+/// Whether there is a port at all.
+fn is_reachable(access: &Access) -> bool {
+    let own = access.authority.as_ref().and_then(|ca| ca.address);
+    access.plaintext || access.secure.is_some() || own.is_some()
+}
+
 /// An address as Go writes it: `:15010` is all addresses of the machine.
 fn address(flag: &str, text: &str) -> anyhow::Result<SocketAddr> {
     let full = if text.starts_with(':') { format!("0.0.0.0{text}") } else { text.to_owned() };
@@ -331,7 +366,7 @@ fn start_log(levels: &str) -> anyhow::Result<()> {
 mod tests {
     use clap::Parser as _;
 
-    use super::{Pilot, address};
+    use super::{Pilot, address, is_reachable};
 
     #[derive(clap::Parser)]
     struct Command {
@@ -348,10 +383,6 @@ mod tests {
     fn who_may_connect() {
         for (arguments, expected) in [
             (&[][..], "plaintext"),
-            (
-                &["--grpcAddr="],
-                "proxies cannot connect: neither --grpcAddr nor --secureGRPCAddr with --tlsCertFile",
-            ),
             (&["--tlsCertFile=c", "--tlsKeyFile=k", "--caCertFile=r"], "plaintext secure 0.0.0.0:15012"),
             (
                 &["--grpcAddr=", "--tlsCertFile=c", "--tlsKeyFile=k", "--secureGRPCAddr=[::1]:1"],
@@ -393,6 +424,42 @@ mod tests {
         }
         let pilot = pilot(&["--keepaliveMaxServerConnectionAge=1h30m"]).expect("good flags");
         assert_eq!(pilot.keepalive.options().most_age.map(|age| age.as_secs()), Some(5400));
+    }
+
+    #[test]
+    fn the_authority() {
+        let set = |all: &'static [(&str, &str)]| {
+            move |name: &str| {
+                all.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned())
+            }
+        };
+        let plain = pilot(&["--secureGRPCAddr=[::1]:1", "--tls-min-version=1.3"]).expect("good flags");
+        let nowhere: &[(&str, &str)] = &[];
+        assert!(plain.authority(false, set(nowhere)).expect("fine").is_none());
+        let found =
+            plain.authority(true, set(&[("REVISION", "canary"), ("ISTIOD_CUSTOM_HOST", "a.b, 10.0.0.1")]));
+        let found = found.expect("fine").expect("in a cluster");
+        assert_eq!(found.address.map(|address| address.to_string()).as_deref(), Some("[::1]:1"));
+        assert!(found.only_1_3 && !found.keeps);
+        let hosts = [
+            "istiod.istio-system.svc",
+            "istiod-remote.istio-system.svc",
+            "istio-pilot.istio-system.svc",
+            "istiod-canary.istio-system.svc",
+            "a.b",
+            "10.0.0.1",
+        ];
+        assert_eq!(found.hosts, hosts);
+        let found = plain.authority(false, set(&[("ROOT_CA_DIR", "/nowhere")])).expect("fine");
+        assert!(found.is_some_and(|ca| ca.keeps));
+        assert!(plain.authority(true, set(&[("ENABLE_CA_SERVER", "false")])).expect("fine").is_none());
+        assert!(plain.authority(true, set(&[("EXTERNAL_CA", "x")])).is_err());
+        let mut access = pilot(&["--grpcAddr="]).expect("good flags").access().expect("fine");
+        assert!(!is_reachable(&access));
+        access.authority = plain.authority(true, set(nowhere)).expect("fine");
+        assert!(is_reachable(&access));
+        let closed = pilot(&["--secureGRPCAddr="]).expect("good flags");
+        assert!(closed.authority(true, set(nowhere)).expect("fine").is_some_and(|ca| ca.address.is_none()));
     }
 
     #[test]

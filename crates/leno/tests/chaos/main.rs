@@ -60,6 +60,7 @@ impl Pilot {
         let mut command = Command::new(env!("CARGO_BIN_EXE_leno"));
         command.args(["pilot", "--kubeconfig", &self.kubeconfig, "--log_output_level", "default:info"]);
         command.args(["--grpcAddr", &self.grpc.to_string(), "--monitoringAddr", &self.http.to_string()]);
+        command.args(["--secureGRPCAddr", ""]);
         let log = std::fs::File::options().create(true).append(true).open(&self.log).expect("writable");
         let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn();
         self.process = Some(Killed(child.expect("it starts")));

@@ -119,9 +119,15 @@ fn token_review(state: &State, spec: &Value) -> Value {
         both
     };
     let uid = claims.pointer("/kubernetes.io/serviceaccount/uid").cloned().unwrap_or(Value::from(""));
+    let mut extra = serde_json::Map::new();
+    for (name, at) in [("pod-name", "/kubernetes.io/pod/name"), ("pod-uid", "/kubernetes.io/pod/uid")] {
+        if let Some(value) = claims.pointer(at) {
+            extra.insert(format!("authentication.kubernetes.io/{name}"), json!([value]));
+        }
+    }
     json!({
         "authenticated": true,
-        "user": { "username": user.name, "groups": user.groups, "uid": uid },
+        "user": { "username": user.name, "groups": user.groups, "uid": uid, "extra": extra },
         "audiences": audiences,
     })
 }

@@ -22,6 +22,7 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tonic::Status;
+use tonic::body::Body;
 
 use super::grpc::DiscoveryService;
 
@@ -93,10 +94,23 @@ impl Default for Options {
 }
 
 /// Who a client has proven to be.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Caller {
     /// Its identities, as `spiffe://cluster.local/ns/default/sa/reviews`.
     pub identities: Vec<String>,
+    /// The Pod that its token was issued to, if that is known.
+    pub pod: Option<Pod>,
+}
+
+/// A Pod of Kubernetes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Pod {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// What tells it from others that have or had the same name.
+    pub uid: String,
 }
 
 /// What is known of a connection.
@@ -150,7 +164,7 @@ impl Authenticator for Certified {
         let caller = if credentials.certificate.is_empty() {
             Err("a client certificate is required".to_owned())
         } else {
-            Ok(Some(Caller { identities: credentials.certificate.to_vec() }))
+            Ok(Some(Caller { identities: credentials.certificate.to_vec(), pod: None }))
         };
         Box::pin(std::future::ready(caller))
     }
@@ -218,11 +232,27 @@ pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 
+/// What is served on the same port, beside discovery.
+pub trait Beside: Debug + Send + Sync {
+    /// Whether it answers requests for this path.
+    fn answers(&self, path: &str) -> bool;
+
+    /// Answers a request. Who calls, or why he may not, is what the authenticator says; that nobody
+    /// gets what is not for everybody is up to the service.
+    fn answer(
+        &self,
+        request: http::Request<Incoming>,
+        caller: Result<Option<Caller>, String>,
+    ) -> std::pin::Pin<Box<dyn Future<Output = http::Response<Body>> + Send>>;
+}
+
 /// The server.
 #[derive(Clone, Debug)]
 pub struct Listen {
     /// What is served.
     pub service: DiscoveryService,
+    /// What else is served.
+    pub beside: Option<Arc<dyn Beside>>,
     /// How connections are treated.
     pub options: Options,
     /// Who may call.
@@ -234,7 +264,13 @@ pub struct Listen {
 impl Listen {
     /// In plain text, for everybody.
     pub fn new(service: DiscoveryService) -> Self {
-        Self { service, options: Options::default(), authenticator: Arc::new(Anyone), handshake: None }
+        Self {
+            service,
+            beside: None,
+            options: Options::default(),
+            authenticator: Arc::new(Anyone),
+            handshake: None,
+        }
     }
 
     /// Serves until `ended` is true, and then until all connections have ended.
@@ -289,14 +325,19 @@ impl Listen {
             }
         };
         let (service, authenticator) = (self.service.clone(), Arc::clone(&self.authenticator));
+        let beside = self.beside.clone();
         let certificate: Arc<[String]> = certificate.into();
         let service = service_fn(move |mut request: http::Request<Incoming>| {
             let (service, authenticator) = (service.clone(), Arc::clone(&authenticator));
+            let beside = beside.clone();
             let certificate = Arc::clone(&certificate);
             async move {
                 let credentials =
                     Credentials { certificate: &certificate, headers: request.headers(), address };
                 let caller = authenticator.authenticate(credentials).await;
+                if let Some(beside) = beside.filter(|beside| beside.answers(request.uri().path())) {
+                    return Ok(beside.answer(request, caller).await);
+                }
                 Ok::<_, Infallible>(match caller {
                     Ok(caller) => {
                         request.extensions_mut().insert(Peer { address, caller });

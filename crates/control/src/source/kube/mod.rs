@@ -93,6 +93,16 @@ impl Cluster {
         })
     }
 
+    /// Where requests go.
+    pub(crate) fn api(&self) -> &Api {
+        &self.api
+    }
+
+    /// The root namespace.
+    pub(crate) fn root_namespace(&self) -> &str {
+        &self.root_namespace
+    }
+
     /// Starts what writes status, if that is wanted: where to say what it should be.
     pub(crate) fn spawn_writer(&self, tasks: &mut JoinSet<()>) -> Option<mpsc::UnboundedSender<Statuses>> {
         if !self.writes_status {

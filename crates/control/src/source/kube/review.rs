@@ -1,10 +1,12 @@
 //! What the API server is asked about others: whether a service account may read Secrets, and whose a
 //! token is.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use http::Method;
 use leno_base::rng::Rng;
+use leno_xds::server::listen::Pod;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::sync::{Semaphore, mpsc};
@@ -51,14 +53,28 @@ struct Token {
 struct User {
     username: String,
     groups: Vec<String>,
+    extra: BTreeMap<String, Vec<String>>,
+}
+
+impl User {
+    /// The Pod that the token was issued to, if it was to one.
+    fn pod(&self, namespace: &str) -> Option<Pod> {
+        let first =
+            |name: &str| self.extra.get(&format!("authentication.kubernetes.io/{name}"))?.first().cloned();
+        Some(Pod { namespace: namespace.to_owned(), name: first("pod-name")?, uid: first("pod-uid")? })
+    }
 }
 
 impl Cluster {
-    /// Whose a token is that was issued for one of the audiences.
+    /// Whose a token is that was issued for one of the audiences, and to which Pod.
     ///
     /// # Errors
     /// Why it is nobody's.
-    pub(crate) async fn review_token(&self, token: &str, audiences: &[String]) -> Result<Account, String> {
+    pub(crate) async fn review_token(
+        &self,
+        token: &str,
+        audiences: &[String],
+    ) -> Result<(Account, Option<Pod>), String> {
         let review = json!({
             "apiVersion": "authentication.k8s.io/v1",
             "kind": "TokenReview",
@@ -78,7 +94,8 @@ impl Cluster {
             ["system", "serviceaccount", namespace, name]
                 if authenticated && user.groups.iter().any(|group| group == SERVICE_ACCOUNTS) =>
             {
-                Ok(Account { namespace: (*namespace).to_owned(), name: (*name).to_owned() })
+                let account = Account { namespace: (*namespace).to_owned(), name: (*name).to_owned() };
+                Ok((account, user.pod(namespace)))
             }
             _ if authenticated => Err("the token is not a service account's".to_owned()),
             _ => Err("the token was refused".to_owned()),

@@ -411,7 +411,7 @@ async fn service_accounts_are_reviewed() {
         ("unknown", Err("invalid bearer token")),
     ] {
         match (cluster.review_token(token, &audiences).await, expected) {
-            (Ok(found), Ok(expected)) => assert_eq!(found.to_string(), expected),
+            (Ok(found), Ok(expected)) => assert_eq!(found.0.to_string(), expected),
             (Err(words), Err(expected)) => assert!(words.contains(expected), "{words}"),
             (found, expected) => panic!("{token}: {found:?}, not {expected:?}"),
         }

@@ -1,0 +1,539 @@
+//! The certificate authority: who gets which certificate, and where it is kept.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper_util::rt::TokioIo;
+use leno_api::proto::istio::v1::auth::istio_certificate_service_client::IstioCertificateServiceClient;
+use leno_api::proto::istio::v1::auth::{IstioCertificateRequest, IstioCertificateResponse};
+use leno_control::server::{CaSettings, Config, Kubernetes, Server};
+use leno_testkit::kube::{ApiServer, User};
+use leno_tls::issue::{
+    Authority, KeyPair, KeyType, Material, SpiffeId, Validity, certificates, certificates_to_pem, request,
+    root,
+};
+use leno_tls::{AltName, Certificate};
+use prost_types::value::Kind;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{PrivateKeyDer, ServerName};
+use rustls::{ClientConfig, RootCertStore};
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tonic::metadata::MetadataValue;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Request, Status};
+
+/// Nothing here takes long; what does is a bug.
+const LIMIT: Duration = Duration::from_secs(60);
+
+const ISTIOD: &str = "istiod.istio-system.svc";
+
+const REVIEWS: &str = "spiffe://cluster.local/ns/default/sa/reviews";
+
+/// A control plane with an authority.
+struct Pilot {
+    secure: SocketAddr,
+    http: SocketAddr,
+}
+
+/// How a control plane is started whose authority follows these variables.
+fn config(variables: &[(&str, &str)]) -> Config {
+    let mut config = Config::new(Vec::new());
+    config.grpc_addr.set_port(0);
+    config.http_addr.set_port(0);
+    let find =
+        |name: &str| variables.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned());
+    let mut settings = CaSettings::read(find).expect("good variables").expect("an authority");
+    settings.address = Some(SocketAddr::from(([127, 0, 0, 1], 0)));
+    settings.hosts = vec![ISTIOD.to_owned(), "127.0.0.1".to_owned()];
+    config.access.authority = Some(settings);
+    config
+}
+
+async fn start(config: Config) -> Pilot {
+    let server = Server::bind(config).await.expect("free ports");
+    let pilot = Pilot {
+        secure: server.secure_grpc_addr().expect("an address"),
+        http: server.http_addr().expect("an address"),
+    };
+    tokio::spawn(server.run(std::future::pending()));
+    pilot
+}
+
+/// What a test waits for.
+async fn until<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
+    let looking = async {
+        loop {
+            if let Some(found) = look().await {
+                return found;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(LIMIT, looking).await.unwrap_or_else(|_| panic!("{what}: not in time"))
+}
+
+/// A certificate chain and its key, in PEM.
+#[derive(Clone, Debug)]
+struct Own {
+    chain: String,
+    key: String,
+}
+
+async fn connect(address: SocketAddr, roots: &str, own: Option<&Own>) -> Result<Channel, String> {
+    let mut store = RootCertStore::empty();
+    for root in certificates(roots.as_bytes())? {
+        store.add(root).map_err(|error| error.to_string())?;
+    }
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let builder = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .expect("versions")
+        .with_root_certificates(store);
+    let mut config = match own {
+        Some(own) => {
+            let key = PrivateKeyDer::from_pem_slice(own.key.as_bytes()).expect("a key");
+            builder.with_client_auth_cert(certificates(own.chain.as_bytes())?, key).expect("a certificate")
+        }
+        None => builder.with_no_client_auth(),
+    };
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    let connector = TlsConnector::from(Arc::new(config));
+    let connect = tower::service_fn(move |_: http::Uri| {
+        let connector = connector.clone();
+        async move {
+            let stream = TcpStream::connect(address).await?;
+            let name = ServerName::try_from(ISTIOD).map_err(std::io::Error::other)?;
+            connector.connect(name, stream).await.map(TokioIo::new)
+        }
+    });
+    let endpoint = Endpoint::from_static("https://istiod");
+    endpoint.connect_with_connector(connect).await.map_err(|error| format!("{error:?}"))
+}
+
+/// Asks for a certificate.
+async fn ask(
+    channel: Channel,
+    token: Option<&str>,
+    asked: IstioCertificateRequest,
+) -> Result<IstioCertificateResponse, Status> {
+    let mut client = IstioCertificateServiceClient::new(channel);
+    let mut request = Request::new(asked);
+    if let Some(token) = token {
+        let value: MetadataValue<_> = format!("Bearer {token}").parse().expect("a value");
+        request.metadata_mut().insert("authorization", value);
+    }
+    let answer = tokio::time::timeout(LIMIT, client.create_certificate(request)).await.expect("in time");
+    answer.map(tonic::Response::into_inner)
+}
+
+/// A new key, and a request for it that asks for this identity.
+fn csr(identity: &str) -> (KeyPair, IstioCertificateRequest) {
+    let key = KeyPair::generate(KeyType::P256).expect("a key");
+    let csr = request(&key, &SpiffeId::parse(identity).expect("an identity")).expect("a request");
+    (key, IstioCertificateRequest { csr, ..IstioCertificateRequest::default() })
+}
+
+fn impersonating(mut request: IstioCertificateRequest, identity: &str) -> IstioCertificateRequest {
+    let value = prost_types::Value { kind: Some(Kind::StringValue(identity.to_owned())) };
+    let fields = BTreeMap::from([("ImpersonatedIdentity".to_owned(), value)]);
+    request.metadata = Some(prost_types::Struct { fields });
+    request
+}
+
+fn names(answer: &IstioCertificateResponse) -> Vec<AltName> {
+    let all = certificates(answer.cert_chain.first().expect("a certificate").as_bytes()).expect("PEM");
+    Certificate::parse(all.first().expect("a certificate")).expect("a certificate").alt_names().to_vec()
+}
+
+fn own(answer: &IstioCertificateResponse, key: &KeyPair) -> Own {
+    let (_, chain) = answer.cert_chain.split_last().expect("roots at the end");
+    Own { chain: chain.concat(), key: key.to_pem().expect("a key") }
+}
+
+fn service_account(namespace: &str, name: &str) -> User {
+    let groups = ["system:serviceaccounts", "system:authenticated"].map(str::to_owned).to_vec();
+    User { name: format!("system:serviceaccount:{namespace}:{name}"), groups }
+}
+
+async fn metrics(pilot: &Pilot) -> BTreeMap<String, f64> {
+    let mut stream = TcpStream::connect(pilot.http).await.expect("it listens");
+    let asked = b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+    stream.write_all(asked).await.expect("it reads");
+    let mut text = String::new();
+    stream.read_to_string(&mut text).await.expect("it answers");
+    let lines = text.lines().filter(|line| line.starts_with("citadel_"));
+    lines
+        .filter_map(|line| line.split_once(' '))
+        .map(|(name, value)| (name.to_owned(), value.parse().expect("a number")))
+        .collect()
+}
+
+/// A cluster with a control plane, and the roots as agents find them.
+struct Cluster {
+    api: ApiServer,
+    config: Config,
+    _folder: tempfile::TempDir,
+}
+
+impl Cluster {
+    async fn start(variables: &[(&str, &str)]) -> Cluster {
+        let api = ApiServer::start().await.expect("a free port");
+        for namespace in ["istio-system", "default"] {
+            api.put(json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": namespace } }));
+        }
+        api.add_token("of reviews", service_account("default", "reviews"));
+        let folder = tempfile::tempdir().expect("a folder");
+        let kubeconfig = folder.path().join("kubeconfig");
+        api.write_kubeconfig(&kubeconfig).expect("writable");
+        let mut config = config(variables);
+        config.kubernetes = Some(Kubernetes { kubeconfig: Some(kubeconfig), ..Kubernetes::default() });
+        Cluster { api, config, _folder: folder }
+    }
+
+    async fn roots(&self, namespace: &str) -> String {
+        until("the roots", async || {
+            let map = self.api.find("", "configmaps", namespace, "istio-ca-root-cert")?;
+            map.pointer("/data/root-cert.pem").and_then(Value::as_str).map(str::to_owned)
+        })
+        .await
+    }
+}
+
+#[tokio::test]
+async fn an_agent_gets_its_identity() {
+    let cluster = Cluster::start(&[]).await;
+    let pilot = start(cluster.config.clone()).await;
+    let roots = cluster.roots("default").await;
+    assert!(cluster.api.find("", "configmaps", "kube-system", "istio-ca-root-cert").is_none());
+    let secret = cluster.api.find("", "secrets", "istio-system", "istio-ca-secret").expect("it is kept");
+    assert_eq!(secret["type"], "istio.io/ca-root");
+
+    let channel = connect(pilot.secure, &roots, None).await.expect("its certificate is good");
+    // Whatever is asked for: it is the token that counts.
+    let (key, asked) = csr("spiffe://cluster.local/ns/kube-system/sa/admin");
+    let answer = ask(channel.clone(), Some("of reviews"), asked).await.expect("a certificate");
+    assert_eq!(names(&answer), [AltName::Uri(REVIEWS.to_owned())]);
+    assert_eq!(answer.cert_chain.len(), 2);
+    assert_eq!(answer.cert_chain.last(), Some(&roots));
+    let leaf = certificates(answer.cert_chain[0].as_bytes()).expect("PEM");
+    let (from, to) = Certificate::parse(&leaf[0]).expect("a certificate").validity();
+    assert_eq!(to - from, 86_400 + 120);
+
+    // With the certificate it gets the next one, for the same identity.
+    let certified =
+        connect(pilot.secure, &roots, Some(&own(&answer, &key))).await.expect("it is of the mesh");
+    let (_, asked) = csr("spiffe://cluster.local/ns/default/sa/ratings");
+    let asked = IstioCertificateRequest { validity_duration: 600, ..asked };
+    let next = ask(certified, None, asked).await.expect("a certificate");
+    assert_eq!(names(&next), [AltName::Uri(REVIEWS.to_owned())]);
+
+    // A second control plane signs with what is kept.
+    let other = start(cluster.config.clone()).await;
+    let channel = until("the other", async || connect(other.secure, &roots, None).await.ok()).await;
+    let (_, asked) = csr(REVIEWS);
+    let answer = ask(channel, Some("of reviews"), asked).await.expect("a certificate");
+    assert_eq!(answer.cert_chain.last(), Some(&roots));
+
+    let counted = metrics(&pilot).await;
+    assert_eq!(counted.get("citadel_server_csr_count"), Some(&2.0), "{counted:?}");
+    assert_eq!(counted.get("citadel_server_success_cert_issuance_count"), Some(&2.0));
+    assert!(counted["citadel_server_root_cert_expiry_seconds"] > 3600.0 * 24.0 * 3649.0);
+    assert!(!counted.contains_key("citadel_server_cert_chain_expiry_seconds"));
+
+    // A new namespace is told of the roots too, and of those that were deleted.
+    cluster.api.put(json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": "new" } }));
+    assert_eq!(cluster.roots("new").await, roots);
+}
+
+#[tokio::test]
+async fn what_strangers_are_told() {
+    let cluster =
+        Cluster::start(&[("MAX_WORKLOAD_CERT_TTL", "1h"), ("DEFAULT_WORKLOAD_CERT_TTL", "30m")]).await;
+    let pilot = start(cluster.config.clone()).await;
+    let roots = cluster.roots("default").await;
+    cluster.api.add_token("of nobody", User { name: "jane".to_owned(), groups: Vec::new() });
+    // A name that would be two.
+    cluster.api.add_token("of two", service_account("default", "reviews,x"));
+    let channel = connect(pilot.secure, &roots, None).await.expect("its certificate is good");
+    let good = csr(REVIEWS).1;
+    let with = |csr: String| IstioCertificateRequest { csr, ..IstioCertificateRequest::default() };
+    let mut forged = good.csr.clone().into_bytes();
+    let at = forged.len() - 40;
+    forged[at] = if forged[at] == b'A' { b'B' } else { b'A' };
+    let weak = {
+        let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ED25519).expect("a key");
+        let params = rcgen::CertificateParams::new(Vec::new()).expect("parameters");
+        params.serialize_request(&key).and_then(|csr| csr.pem()).expect("a request")
+    };
+    let ca = {
+        let key = rcgen::KeyPair::generate().expect("a key");
+        let mut params =
+            rcgen::CertificateParams::new(vec!["*".to_owned(), "*.com".to_owned()]).expect("parameters");
+        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        params.distinguished_name.push(rcgen::DnType::CommonName, "kubernetes");
+        params.serialize_request(&key).and_then(|csr| csr.pem())
+    };
+    let reviews = Some("of reviews");
+    let mut cases = vec![
+        ("nobody", None, good.clone(), Err((Code::Unauthenticated, "request authenticate failure"))),
+        (
+            "a wrong token",
+            Some("x"),
+            good.clone(),
+            Err((Code::Unauthenticated, "request authenticate failure")),
+        ),
+        (
+            "not a workload",
+            Some("of nobody"),
+            good.clone(),
+            Err((Code::Unauthenticated, "request authenticate failure")),
+        ),
+        (
+            "two in one name",
+            Some("of two"),
+            good.clone(),
+            Err((Code::PermissionDenied, "cannot be in a certificate")),
+        ),
+        (
+            "no request",
+            reviews,
+            with(String::new()),
+            Err((Code::InvalidArgument, "CSR signing error (the request is not one PEM")),
+        ),
+        ("long", reviews, with("x".repeat(17 << 10)), Err((Code::InvalidArgument, "more than 16384 bytes"))),
+        ("huge", reviews, with("x".repeat(1 << 20)), Err((Code::OutOfRange, ""))),
+        ("forged", reviews, with(String::from_utf8(forged).expect("text")), Err((Code::InvalidArgument, ""))),
+        ("weak", reviews, with(weak), Err((Code::InvalidArgument, "neither RSA nor ECDSA"))),
+        (
+            "too long a life",
+            reviews,
+            IstioCertificateRequest { validity_duration: 3601, ..good.clone() },
+            Err((Code::InvalidArgument, "requested TTL 3601s is greater than the max allowed TTL 3600s")),
+        ),
+        (
+            "for ever",
+            reviews,
+            IstioCertificateRequest { validity_duration: i64::MAX, ..good.clone() },
+            Err((Code::InvalidArgument, "max allowed")),
+        ),
+        (
+            "negative",
+            reviews,
+            IstioCertificateRequest { validity_duration: i64::MIN, ..good.clone() },
+            Ok(1800),
+        ),
+        (
+            "as long as may be",
+            reviews,
+            IstioCertificateRequest { validity_duration: 3600, ..good.clone() },
+            Ok(3600),
+        ),
+        (
+            "in another's name",
+            reviews,
+            impersonating(good.clone(), "spiffe://cluster.local/ns/default/sa/ratings"),
+            Err((Code::Unauthenticated, "request impersonation authentication failure")),
+        ),
+        (
+            "in one's own name",
+            reviews,
+            impersonating(good.clone(), REVIEWS),
+            Err((Code::Unauthenticated, "request impersonation authentication failure")),
+        ),
+    ];
+    // rcgen may refuse to ask for an authority's certificate itself.
+    cases.extend(ca.ok().map(|csr| ("an authority", reviews, with(csr), Ok(1800))));
+    for (name, token, asked, expected) in cases {
+        match (ask(channel.clone(), token, asked).await, expected) {
+            (Ok(answer), Ok(life)) => {
+                assert_eq!(names(&answer), [AltName::Uri(REVIEWS.to_owned())], "{name}");
+                let leaf = certificates(answer.cert_chain[0].as_bytes()).expect("PEM");
+                let (from, to) = Certificate::parse(&leaf[0]).expect("a certificate").validity();
+                assert_eq!(to - from, life + 120, "{name}");
+            }
+            (Err(status), Err((code, words))) => {
+                assert_eq!(status.code(), code, "{name}: {status}");
+                assert!(status.message().contains(words), "{name}: {status}");
+            }
+            (found, _) => panic!("{name}: {found:?}"),
+        }
+    }
+    let counted = metrics(&pilot).await;
+    assert_eq!(counted.get("citadel_server_authentication_failure_count"), Some(&5.0), "{counted:?}");
+    assert_eq!(counted.get("citadel_server_csr_sign_err_count{error=\"TTL_ERROR\"}"), Some(&2.0));
+    assert_eq!(counted.get("citadel_server_csr_sign_err_count{error=\"CSR_ERROR\"}"), Some(&4.0));
+    assert_eq!(counted.get("citadel_server_csr_parsing_err_count"), Some(&4.0));
+}
+
+#[tokio::test]
+async fn who_comes_in_plain_text_gets_nothing() {
+    let cluster = Cluster::start(&[]).await;
+    let mut config = cluster.config.clone();
+    config.access.believes_all = true;
+    let server = Server::bind(config).await.expect("free ports");
+    let plain = server.grpc_addr().expect("an address");
+    tokio::spawn(server.run(std::future::pending()));
+    let _ = cluster.roots("default").await;
+    let channel =
+        Endpoint::new(format!("http://{plain}")).expect("an address").connect().await.expect("it listens");
+    let refused = ask(channel, Some("of reviews"), csr(REVIEWS).1).await.expect_err("not here");
+    assert_eq!(refused.code(), Code::Unimplemented);
+}
+
+/// ztunnel asks for the workloads of its node.
+#[tokio::test]
+async fn a_node_asks_for_its_own_workloads() {
+    let cluster = Cluster::start(&[("CA_TRUSTED_NODE_ACCOUNTS", "istio-system/ztunnel")]).await;
+    let pod = |namespace: &str, name: &str, uid: &str, node: &str, account: &str, phase: &str| {
+        json!({
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": { "namespace": namespace, "name": name, "uid": uid },
+            "spec": { "nodeName": node, "serviceAccountName": account, "containers": [] },
+            "status": { "phase": phase },
+        })
+    };
+    for object in [
+        pod("istio-system", "ztunnel-1", "1", "node-1", "ztunnel", "Running"),
+        pod("istio-system", "ztunnel-2", "2", "node-2", "ztunnel", "Running"),
+        pod("default", "reviews-1", "3", "node-1", "reviews", "Running"),
+        pod("default", "ratings-1", "4", "node-2", "ratings", "Running"),
+        pod("default", "details-1", "5", "node-1", "details", "Failed"),
+    ] {
+        cluster.api.put(object);
+    }
+    // Tokens as the API server issues them to Pods.
+    let token = |user: User, pod: Option<(&str, &str)>| {
+        let claims =
+            json!({ "kubernetes.io": { "pod": pod.map(|(name, uid)| json!({ "name": name, "uid": uid })) } });
+        let token =
+            format!("x.{}.{}", leno_base::base64::encode_url(claims.to_string().as_bytes()), user.name.len());
+        cluster.api.add_token(&token, user);
+        token
+    };
+    let ztunnel = || service_account("istio-system", "ztunnel");
+    let good = token(ztunnel(), Some(("ztunnel-1", "1")));
+    let gone = token(ztunnel(), Some(("ztunnel-1", "0")));
+    let unbound = token(ztunnel(), None);
+    let reviews = token(service_account("default", "reviews"), Some(("reviews-1", "3")));
+    let pilot = start(cluster.config.clone()).await;
+    let roots = cluster.roots("default").await;
+    let channel = connect(pilot.secure, &roots, None).await.expect("its certificate is good");
+    let id = |rest: &str| format!("spiffe://cluster.local/ns/{rest}");
+    for (name, token, wanted, expected) in [
+        ("of its node", &good, id("default/sa/reviews"), true),
+        ("of another node", &good, id("default/sa/ratings"), false),
+        ("that has failed", &good, id("default/sa/details"), false),
+        ("of another domain", &good, "spiffe://x/ns/default/sa/reviews".to_owned(), false),
+        ("that is none", &good, "reviews".to_owned(), false),
+        ("by a Pod that is gone", &gone, id("default/sa/reviews"), false),
+        ("by a token of no Pod", &unbound, id("default/sa/reviews"), false),
+        ("by one that is not trusted", &reviews, id("default/sa/details"), false),
+    ] {
+        let asked = impersonating(csr("spiffe://cluster.local/ns/a/sa/b").1, &wanted);
+        let found = ask(channel.clone(), Some(token), asked).await;
+        match &found {
+            Ok(answer) if expected => assert_eq!(names(answer), [AltName::Uri(wanted)], "{name}"),
+            Err(status) if !expected => assert_eq!(status.code(), Code::Unauthenticated, "{name}"),
+            _ => panic!("{name}: {found:?}"),
+        }
+    }
+    let (_, asked) = csr(REVIEWS);
+    let answer = ask(channel, Some(&good), asked).await.expect("its own");
+    assert_eq!(names(&answer), [AltName::Uri(id("istio-system/sa/ztunnel"))]);
+}
+
+/// Replicas that begin at the same moment agree.
+#[tokio::test]
+async fn replicas_agree() {
+    let cluster = Cluster::start(&[]).await;
+    let all = [
+        start(cluster.config.clone()).await,
+        start(cluster.config.clone()).await,
+        start(cluster.config.clone()).await,
+    ];
+    let roots = cluster.roots("default").await;
+    assert_eq!(certificates(roots.as_bytes()).expect("PEM").len(), 1);
+    for pilot in &all {
+        until("a replica", async || connect(pilot.secure, &roots, None).await.ok()).await;
+    }
+}
+
+fn place(folder: &Path, name: &str, text: &[u8]) {
+    fs::write(folder.join("draft"), text).expect("writable");
+    fs::rename(folder.join("draft"), folder.join(name)).expect("renamable");
+}
+
+fn now() -> i64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970");
+    i64::try_from(now.as_secs()).expect("before the end of time")
+}
+
+/// A root, and an authority below it.
+fn intermediate(top: &KeyPair, roots: &[u8]) -> Material {
+    let validity = Validity { not_before: now() - 60, not_after: now() + 86_400 };
+    let pem = certificates_to_pem([&root(top, "root", validity).expect("a root")]).into_bytes();
+    let own = KeyPair::generate(KeyType::P256).expect("a key");
+    let material = Material {
+        certificate: pem.clone(),
+        key: top.to_pem().expect("a key").into_bytes(),
+        roots: pem.clone(),
+        ..Material::default()
+    };
+    let signer = Authority::load(&material, now()).expect("an authority");
+    let below = signer.intermediate(own.public(), "below", 0, validity).expect("signed");
+    let below = certificates_to_pem([&below]).into_bytes();
+    Material {
+        certificate: below.clone(),
+        key: own.to_pem().expect("a key").into_bytes(),
+        chain: [below, pem.clone()].concat(),
+        roots: [roots, &pem].concat(),
+        revocations: Vec::new(),
+    }
+}
+
+fn plug(folder: &Path, material: &Material) {
+    // The roots last: until then the files do not fit together, and the last good ones are used.
+    place(folder, "ca-cert.pem", &material.certificate);
+    place(folder, "ca-key.pem", &material.key);
+    place(folder, "cert-chain.pem", &material.chain);
+    place(folder, "root-cert.pem", &material.roots);
+}
+
+/// An authority that somebody else makes, and its roots that overlap.
+#[tokio::test]
+async fn files_are_followed() {
+    let keys = [(), ()].map(|()| KeyPair::generate(KeyType::P256).expect("a key"));
+    let folder = tempfile::tempdir().expect("a folder");
+    let [first, mut second] = keys.each_ref().map(|key| intermediate(key, b""));
+    second.roots = [&first.roots[..], &second.roots].concat();
+    plug(folder.path(), &first);
+    let variables = [("ROOT_CA_DIR", folder.path().to_str().expect("text"))];
+    let configuration = tempfile::tempdir().expect("a folder");
+    let mut config = config(&variables);
+    config.dirs = vec![configuration.path().to_owned()];
+    let pilot = start(config.clone()).await;
+    let counted = until("the authority", async || {
+        let counted = metrics(&pilot).await;
+        counted.contains_key("citadel_server_cert_chain_expiry_seconds").then_some(counted)
+    })
+    .await;
+    assert!(counted["citadel_server_root_cert_expiry_seconds"] <= 86_400.0);
+    let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).expect("text");
+    connect(pilot.secure, &text(&first.roots), None).await.expect("signed below the root");
+    // Another authority whose roots hold the old ones takes over.
+    plug(folder.path(), &second);
+    let only_new = text(&second.roots[first.roots.len()..]);
+    until("the second", async || connect(pilot.secure, &only_new, None).await.ok()).await;
+    // And files that do not fit together are told at the start.
+    place(folder.path(), "ca-key.pem", &first.key);
+    let error = Server::bind(config).await.err().expect("it does not start").to_string();
+    assert!(error.contains("not that of the CA certificate"), "{error}");
+}
