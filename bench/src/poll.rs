@@ -5,7 +5,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
 use rustix::buffer::spare_capacity;
-use rustix::event::{Timespec, epoll};
+use rustix::event::{PollFd, PollFlags, Timespec, epoll, poll};
+use rustix::io::Errno;
 
 /// Events taken in one wait.
 const EVENTS: usize = 512;
@@ -35,13 +36,28 @@ impl Poller {
 
     /// Waits for at most `timeout`, to the nanosecond; appends the tokens that are ready.
     pub(crate) fn wait(&mut self, timeout: Duration, ready: &mut Vec<usize>) -> io::Result<()> {
-        self.events.clear();
-        let timeout = Timespec::try_from(timeout).map_err(io::Error::other)?;
-        match epoll::wait(&self.epoll, spare_capacity(&mut self.events), Some(&timeout)) {
-            Ok(_) | Err(rustix::io::Errno::INTR) => {}
-            Err(error) => return Err(error.into()),
+        self.take()?;
+        if self.events.is_empty() {
+            // epoll counts in milliseconds, which is longer than a request takes: at a fixed rate
+            // requests would be sent late, in bursts, and the generator be what is measured.
+            let timeout = Timespec::try_from(timeout).map_err(io::Error::other)?;
+            let mut sets = [PollFd::new(&self.epoll, PollFlags::IN)];
+            match poll(&mut sets, Some(&timeout)) {
+                Ok(0) | Err(Errno::INTR) => return Ok(()),
+                Ok(_) => self.take()?,
+                Err(error) => return Err(error.into()),
+            }
         }
         ready.extend(self.events.iter().filter_map(|event| usize::try_from(event.data.u64()).ok()));
         Ok(())
+    }
+
+    /// Replaces the events by those that there are now.
+    fn take(&mut self) -> io::Result<()> {
+        self.events.clear();
+        match epoll::wait(&self.epoll, spare_capacity(&mut self.events), Some(&Timespec::default())) {
+            Ok(_) | Err(Errno::INTR) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
     }
 }
