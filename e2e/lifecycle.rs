@@ -28,6 +28,21 @@ async fn verbs_talk_to_a_running_mesh_and_stop_leaves_nothing() {
     assert!(mesh.stop_was_clean());
 }
 
+/// `timeout` signals the process that it has started and then the whole group: one wish, not two.
+#[tokio::test(flavor = "multi_thread")]
+async fn signals_to_the_whole_group_end_it_well() {
+    if !namespaces() {
+        return;
+    }
+    let mut mesh = Mesh::up("bookinfo", &Proxy::Leno);
+    let inner = *mesh.processes().first().expect("an inner process");
+    for pid in [mesh.pid(), inner, mesh.pid()] {
+        let pid = rustix::process::Pid::from_raw(pid as i32).unwrap();
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    }
+    assert!(mesh.stop_was_clean());
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_mesh_that_is_killed_leaves_no_process() {
     if !namespaces() {

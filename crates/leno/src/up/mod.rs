@@ -180,28 +180,29 @@ async fn inner(
     Ok(ExitCode::SUCCESS)
 }
 
-/// Becomes true when this process is asked to end. `alone`: without an outer process, which takes
-/// the signals of the terminal otherwise.
+/// Becomes true when this process is asked to end. `alone`: without an outer process, which otherwise
+/// takes the signals of the terminal, and kills who was asked twice.
 fn on_signals(alone: bool) -> anyhow::Result<watch::Receiver<bool>> {
     let (sender, receiver) = watch::channel(false);
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hang_up = signal(SignalKind::hangup())?;
     tokio::spawn(async move {
-        let mut times = 0;
+        let mut asked: Option<Instant> = None;
         loop {
             let counts = tokio::select! {
                 _ = terminate.recv() => true,
                 _ = interrupt.recv() => alone,
                 _ = hang_up.recv() => alone,
             };
-            if counts {
-                times += 1;
-                let _ = sender.send(true);
+            if !counts {
+                continue;
             }
-            if times > 1 {
+            if alone && asked.is_some_and(|asked| asked.elapsed() >= outer::TOGETHER) {
                 std::process::exit(1); // whoever asks twice does not want to wait
             }
+            asked.get_or_insert_with(Instant::now);
+            let _ = sender.send(true);
         }
     });
     Ok(receiver)

@@ -10,6 +10,9 @@ use tokio::time::Instant;
 /// How long the inner process may take to end once it was asked to.
 const LIMIT: Duration = Duration::from_secs(15);
 
+/// Signals this close together are one wish: `timeout` sends one to the process and one to its group.
+pub(super) const TOGETHER: Duration = Duration::from_millis(500);
+
 /// Runs the inner process until it ends.
 pub(crate) async fn run(mode: Mode) -> anyhow::Result<ExitCode> {
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -34,6 +37,9 @@ pub(crate) async fn run(mode: Mode) -> anyhow::Result<ExitCode> {
             _ = terminate.recv() => {}
             _ = hang_up.recv() => {}
             () = tokio::time::sleep(limit) => {}
+        }
+        if asked.is_some_and(|asked| asked.elapsed() < TOGETHER) {
+            continue;
         }
         // Asked a second time, or too late: at once.
         outer.signal(if asked.is_some() { Signal::KILL } else { Signal::TERM })?;
