@@ -1,8 +1,9 @@
 //! Simulated sidecars: many xDS clients in one thread, each with a connection of its own.
 //!
 //! Each does what a sidecar does: clusters first, then the endpoints of all that want some, then
-//! listeners, then routes, and it acknowledges everything. They notice when what they were told
-//! contains what the benchmark waits for.
+//! listeners, then routes, and it acknowledges everything. One that asks for clusters when its workload
+//! uses them does so then, and at once when it comes back. They notice when what they were told contains
+//! what the benchmark waits for.
 
 use std::collections::HashSet;
 use std::net::SocketAddr;
@@ -28,6 +29,7 @@ const WINDOW: u32 = 1 << 20;
 pub(super) enum Sight {
     /// When the proxy has everything that it asks for after connecting.
     Everything,
+    Cluster,
     Endpoint,
     Route,
 }
@@ -40,6 +42,20 @@ pub(super) struct Expectation {
     pub(super) marker: Vec<u8>,
     /// How many resources or parts of them have it; the marker is followed by `-00`, `-01`, ...
     pub(super) count: usize,
+    /// Only proxies see it that use this cluster; `None`: all do.
+    pub(super) cluster: Option<String>,
+}
+
+impl Expectation {
+    /// Everything that a proxy asks for.
+    fn everything() -> Expectation {
+        Expectation { sight: Sight::Everything, marker: Vec::new(), count: 1, cluster: None }
+    }
+
+    /// Whether it is for a proxy that uses these clusters.
+    fn concerns(&self, used: &[String]) -> bool {
+        self.cluster.as_ref().is_none_or(|cluster| used.contains(cluster))
+    }
 }
 
 /// The proxies.
@@ -47,7 +63,10 @@ pub(super) struct Fleet {
     shared: Arc<Shared>,
     runtime: tokio::runtime::Runtime,
     proxies: JoinSet<()>,
-    nodes: Vec<Node>,
+    /// With the clusters that each workload uses.
+    nodes: Vec<(Node, Arc<[String]>)>,
+    /// Whether they were connected before.
+    again: bool,
     seen: Receiver<Result<Instant, String>>,
 }
 
@@ -65,21 +84,21 @@ impl Fleet {
     pub(super) fn new(
         address: SocketAddr,
         mode: Mode,
-        nodes: Vec<Node>,
+        nodes: Vec<(Node, Vec<String>)>,
         routes: Vec<String>,
     ) -> Result<Fleet> {
         let (sender, seen) = channel();
-        let nothing = Expectation { sight: Sight::Everything, marker: Vec::new(), count: 1 };
         let shared = Shared {
             address,
             mode,
             routes,
-            expectation: Mutex::new((0, Arc::new(nothing))),
+            expectation: Mutex::new((0, Arc::new(Expectation::everything()))),
             seen: Mutex::new(sender),
         };
         // One thread, which runs while the benchmark itself waits.
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
-        Ok(Fleet { shared: Arc::new(shared), runtime, proxies: JoinSet::new(), nodes, seen })
+        let nodes = nodes.into_iter().map(|(node, used)| (node, used.into())).collect();
+        Ok(Fleet { shared: Arc::new(shared), runtime, proxies: JoinSet::new(), nodes, again: false, seen })
     }
 
     /// Sets what [`Fleet::wait`] waits for.
@@ -90,9 +109,10 @@ impl Fleet {
 
     /// Connects all proxies; what is expected then is everything.
     pub(super) fn connect(&mut self) {
-        self.expect(Expectation { sight: Sight::Everything, marker: Vec::new(), count: 1 });
-        for node in &self.nodes {
-            let proxy = run(Arc::clone(&self.shared), node.clone());
+        self.expect(Expectation::everything());
+        let again = std::mem::replace(&mut self.again, true);
+        for (node, used) in &self.nodes {
+            let proxy = run(Arc::clone(&self.shared), node.clone(), Arc::clone(used), again);
             self.proxies.spawn_on(proxy, self.runtime.handle());
         }
     }
@@ -108,11 +128,13 @@ impl Fleet {
     pub(super) fn wait(&mut self, limit: Duration) -> Result<Instant> {
         let end = Instant::now() + limit;
         let mut last = None;
-        for index in 0..self.nodes.len() {
+        let expectation = Arc::clone(&lock(&self.shared.expectation).1);
+        let concerned = self.nodes.iter().filter(|(_, used)| expectation.concerns(used)).count();
+        for index in 0..concerned {
             match self.seen.recv_timeout(end.saturating_duration_since(Instant::now())) {
                 Ok(Ok(seen)) => last = last.max(Some(seen)),
                 Ok(Err(error)) => bail!("a proxy has failed: {error}"),
-                Err(_) => bail!("{index} of {} proxies have seen it", self.nodes.len()),
+                Err(_) => bail!("{index} of {concerned} proxies have seen it"),
             }
         }
         last.context("no proxies")
@@ -124,8 +146,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// One proxy, until its connection ends.
-async fn run(shared: Arc<Shared>, node: Node) {
-    let error = match serve(&shared, node).await {
+async fn run(shared: Arc<Shared>, node: Node, used: Arc<[String]>, again: bool) {
+    let error = match serve(&shared, node, used, again).await {
         Ok(()) => "the stream has ended".to_owned(),
         Err(error) => format!("{error:#}"),
     };
@@ -133,7 +155,7 @@ async fn run(shared: Arc<Shared>, node: Node) {
     let _ = lock(&shared.seen).send(Err(error));
 }
 
-async fn serve(shared: &Arc<Shared>, node: Node) -> Result<()> {
+async fn serve(shared: &Arc<Shared>, node: Node, used: Arc<[String]>, again: bool) -> Result<()> {
     let tcp = TcpStream::connect(shared.address).await?;
     tcp.set_nodelay(true)?;
     let (sender, connection) = h2::client::Builder::new()
@@ -148,8 +170,8 @@ async fn serve(shared: &Arc<Shared>, node: Node) -> Result<()> {
             .header("te", "trailers")
             .body(())?;
         let (response, body) = sender.send_request(request, false)?;
-        let mut proxy = Proxy::new(Arc::clone(shared), body);
-        proxy.subscribe(&TypeUrl::Cluster, Vec::new(), Vec::new(), Some(node))?;
+        let mut proxy = Proxy::new(Arc::clone(shared), body, used);
+        proxy.connect(node, again)?;
         let mut body = response.await?.into_body();
         let mut buffer = BytesMut::new();
         while let Some(data) = body.data().await {
@@ -187,6 +209,9 @@ fn take_message(buffer: &mut BytesMut) -> Result<Option<Bytes>> {
 struct Proxy {
     shared: Arc<Shared>,
     body: h2::SendStream<Bytes>,
+    /// Clusters that its workload uses and it asks for; empty: it takes all.
+    used: Arc<[String]>,
+    asked_used: bool,
     /// Clusters whose endpoints it has asked for, and those of them that it has been told.
     endpoints: HashSet<u64>,
     /// SotW repeats all names.
@@ -207,10 +232,12 @@ struct Seen {
 }
 
 impl Proxy {
-    fn new(shared: Arc<Shared>, body: h2::SendStream<Bytes>) -> Proxy {
+    fn new(shared: Arc<Shared>, body: h2::SendStream<Bytes>, used: Arc<[String]>) -> Proxy {
         Proxy {
             shared,
             body,
+            used,
+            asked_used: false,
             endpoints: HashSet::new(),
             endpoint_names: Vec::new(),
             missing_endpoints: HashSet::new(),
@@ -220,6 +247,17 @@ impl Proxy {
             found: HashSet::new(),
             told: false,
         }
+    }
+
+    /// The first request; who was here before asks again for what he has asked for.
+    fn connect(&mut self, node: Node, again: bool) -> Result<()> {
+        let mut names = Vec::new();
+        if again && !self.used.is_empty() {
+            names.push("*".to_owned());
+            names.extend(self.used.iter().cloned());
+            self.asked_used = true;
+        }
+        self.subscribe(&TypeUrl::Cluster, names, Vec::new(), Some(node))
     }
 
     fn on_response(&mut self, received: Received) -> Result<()> {
@@ -327,6 +365,14 @@ impl Proxy {
             self.missing_routes = names.iter().map(|name| fingerprint(name)).collect();
             return self.subscribe(&TypeUrl::Route, names, Vec::new(), None);
         }
+        if *routes
+            && self.missing_routes.is_empty()
+            && !self.used.is_empty()
+            && !std::mem::replace(&mut self.asked_used, true)
+        {
+            // Its workload calls them all at once.
+            return self.subscribe(&TypeUrl::Cluster, self.used.to_vec(), Vec::new(), None);
+        }
         Ok(())
     }
 
@@ -339,10 +385,11 @@ impl Proxy {
         }
         let here = match expectation.sight {
             Sight::Everything => false,
+            Sight::Cluster => *type_url == TypeUrl::Cluster,
             Sight::Endpoint => *type_url == TypeUrl::Endpoint,
             Sight::Route => *type_url == TypeUrl::Route,
         };
-        if self.told || !here {
+        if self.told || !here || !expectation.concerns(&self.used) {
             return;
         }
         for resource in resources {
@@ -366,9 +413,14 @@ impl Proxy {
         let done = match expectation.sight {
             Sight::Everything => {
                 let [_, _, _, routes] = self.asked;
-                routes && self.missing_endpoints.is_empty() && self.missing_routes.is_empty()
+                let is_used_there =
+                    || self.used.iter().all(|name| self.endpoints.contains(&fingerprint(name)));
+                routes
+                    && self.missing_endpoints.is_empty()
+                    && self.missing_routes.is_empty()
+                    && is_used_there()
             }
-            Sight::Endpoint | Sight::Route => self.found.len() >= expectation.count,
+            Sight::Cluster | Sight::Endpoint | Sight::Route => self.found.len() >= expectation.count,
         };
         if done && !std::mem::replace(&mut self.told, true) {
             // Nobody may be waiting.

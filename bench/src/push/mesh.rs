@@ -4,7 +4,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use leno_api::proto::envoy::config::core::v3::Node;
+use leno_api::proto::envoy::config::core::v3::{Extension, Node};
 use prost_types::value::Kind;
 use prost_types::{Struct, Value};
 
@@ -23,6 +23,9 @@ pub(super) struct Size {
     pub(super) services: usize,
     pub(super) endpoints: usize,
     pub(super) ports: usize,
+    /// How many services each workload calls, whose proxies then ask for clusters when they use them; 0:
+    /// proxies take everything.
+    pub(super) used: usize,
 }
 
 /// A folder with a mesh.
@@ -84,6 +87,24 @@ impl Mesh {
         (0..self.size.ports.min(self.size.services)).map(|port| (FIRST_PORT + port).to_string()).collect()
     }
 
+    /// The clusters that the workload calls beside which a sidecar stands.
+    pub(super) fn used(&self, proxy: usize) -> Vec<String> {
+        let service = |index: usize| self.cluster((proxy + 1 + index * 211) % self.size.services);
+        (0..self.size.used.min(self.size.services)).map(service).collect()
+    }
+
+    /// The name of a service's cluster.
+    fn cluster(&self, service: usize) -> String {
+        format!("outbound|{}||{}.{}.svc.cluster.local", self.port(service), name(service), namespace(service))
+    }
+
+    /// The cluster of the service that a change is about, if it only concerns those who call it.
+    pub(super) fn concerned(&self, number: u32, with_rule: bool) -> Option<String> {
+        let service = self.any(number);
+        let service = if with_rule { service / WITH_RULE * WITH_RULE } else { service };
+        (self.size.used > 0).then(|| self.cluster(service))
+    }
+
     /// Sidecars, spread over the services' workloads.
     pub(super) fn nodes(&self, count: usize) -> Vec<Node> {
         let node = |index: usize| {
@@ -95,13 +116,21 @@ impl Mesh {
             let fields = [
                 ("NAMESPACE".to_owned(), text(namespace.clone())),
                 ("LABELS".to_owned(), Value { kind: Some(Kind::StructValue(labels)) }),
+                ("LENO_LAZY".to_owned(), text((self.size.used > 0).to_string())),
             ];
+            let on_demand = Extension {
+                name: "envoy.filters.http.on_demand".to_owned(),
+                category: "envoy.filters.http".to_owned(),
+                type_urls: vec!["envoy.extensions.filters.http.on_demand.v3.OnDemand".to_owned()],
+                ..Extension::default()
+            };
             Node {
                 id: format!(
                     "sidecar~{ip}~{}-{index}.{namespace}~{namespace}.svc.cluster.local",
                     name(service)
                 ),
                 metadata: Some(Struct { fields: fields.into() }),
+                extensions: vec![on_demand],
                 ..Node::default()
             }
         };
@@ -187,10 +216,13 @@ impl Mesh {
 
     fn policy(&self, service: usize, mark: &str) -> (PathBuf, String) {
         let name = name(service);
+        // Nobody has the subset's cluster who does not use it: then the service's own must differ.
+        let differs =
+            if self.size.used > 0 { format!(", tls: {{mode: SIMPLE, sni: {mark}}}") } else { String::new() };
         let text = format!(
             "apiVersion: networking.istio.io/v1\nkind: DestinationRule\n\
              metadata: {{name: {name}, namespace: {}}}\nspec:\n  host: {name}\n\
-             \x20 trafficPolicy: {{connectionPool: {{http: {{http2MaxRequests: 1000}}}}}}\n\
+             \x20 trafficPolicy: {{connectionPool: {{http: {{http2MaxRequests: 1000}}}}{differs}}}\n\
              \x20 subsets: [{{name: {mark}, labels: {{version: {mark}}}}}]\n",
             namespace(service),
         );

@@ -49,6 +49,10 @@ pub(crate) struct Arguments {
     /// How often each change is made
     #[arg(long, default_value_t = 10, value_name = "N")]
     repeat: usize,
+    /// Proxies ask for clusters when they use them, and each workload calls so many services; 0: proxies
+    /// take everything
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    used: usize,
     /// What the proxies speak: delta or sotw
     #[arg(long, default_value = "delta", value_parser = ["delta", "sotw"])]
     mode: String,
@@ -123,19 +127,27 @@ pub(crate) fn run(arguments: &Arguments) -> Result<bool> {
     machine::pin(&split.load)?;
     let temporary = tempfile::tempdir()?;
     let folder = arguments.keep.as_deref().unwrap_or(temporary.path());
-    let size = Size { services: arguments.services, endpoints: arguments.endpoints, ports: arguments.ports };
+    let mode = if arguments.mode == "sotw" { Mode::Sotw } else { Mode::Delta };
+    ensure!(arguments.used == 0 || mode == Mode::Delta, "clusters are asked for one by one in delta only");
+    let size = Size {
+        services: arguments.services,
+        endpoints: arguments.endpoints,
+        ports: arguments.ports,
+        used: arguments.used,
+    };
     let mesh = Mesh::write(&folder.join("mesh"), size)?;
     let started = Instant::now();
     let control = Control::start(folder, mesh.folder(), split.proxy.first().copied())?;
-    let mode = if arguments.mode == "sotw" { Mode::Sotw } else { Mode::Delta };
-    let mut fleet = Fleet::new(control.address, mode, mesh.nodes(arguments.proxies), mesh.route_names())?;
+    let nodes = mesh.nodes(arguments.proxies).into_iter().enumerate();
+    let nodes = nodes.map(|(index, node)| (node, mesh.used(index))).collect();
+    let mut fleet = Fleet::new(control.address, mode, nodes, mesh.route_names())?;
     let read = started.elapsed();
     let mut bench = Bench { mesh, control, mark: 0 };
     // The first time everything is derived; what it costs is a figure of its own.
     let (first, cpu) = bench.connect(&mut fleet)?;
     let facts = json!({
         "services": arguments.services, "endpoints": arguments.endpoints, "proxies": arguments.proxies,
-        "ports": arguments.ports, "mode": arguments.mode, "machine": machine::facts(&cores),
+        "ports": arguments.ports, "used": arguments.used, "mode": arguments.mode, "machine": machine::facts(&cores),
     });
     println!("{facts}");
     println!("{}", bench.line("start", &[read], 0.0, 1));
@@ -250,10 +262,22 @@ impl Bench {
         self.mark += 1;
         let number = self.mark;
         let before = self.control.cpu();
-        let expect = |sight, marker: String, count| Expectation { sight, marker: marker.into_bytes(), count };
+        let expect = |sight, marker: String, count| Expectation {
+            sight,
+            marker: marker.into_bytes(),
+            count,
+            cluster: match sight {
+                Sight::Endpoint | Sight::Cluster => {
+                    self.mesh.concerned(number, kind == Kind::DestinationRule)
+                }
+                Sight::Everything | Sight::Route => None,
+            },
+        };
+        let is_lazy = self.mesh.concerned(number, false).is_some();
         let expectation = match kind {
             Kind::Endpoint => expect(Sight::Endpoint, mesh::address_mark(number), 1),
             Kind::VirtualService => expect(Sight::Route, mesh::mark(number), 1),
+            Kind::DestinationRule if is_lazy => expect(Sight::Cluster, mesh::mark(number), 1),
             // The subset's endpoints come last.
             Kind::DestinationRule => expect(Sight::Endpoint, mesh::mark(number), 1),
             Kind::NewService => expect(Sight::Route, mesh::mark(number), 1),

@@ -4,7 +4,7 @@
 //! graph as one revision → `push` asks the graph which resources of connected proxies that has
 //! changed → each session is told, as fast as its proxy takes it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -515,13 +515,7 @@ impl Loop {
             StreamEvent::Request { request, .. } => request.type_url() == TypeUrl::Secret.as_str(),
             StreamEvent::Closed { .. } => !self.want.borrow().0.is_empty(),
         };
-        let refusals = self.push.refusal_changes();
         self.push.on_stream(&self.graph, event, Instant::now());
-        // A refusal is worth printing at once, and so is its end.
-        if self.push.refusal_changes() != refusals {
-            self.refusals = self.refused();
-            self.tell_diagnostics();
-        }
     }
 
     fn on_tick(&mut self) {
@@ -540,7 +534,7 @@ impl Loop {
     /// Has the credentials read that proxies ask for.
     fn want_credentials(&self) {
         let mut wanted = Wanted::default();
-        for session in self.push.sessions().filter(|session| session.account.is_some()) {
+        for session in self.push.asking_for_credentials() {
             for (_, subscription) in session.stream().subscriptions().filter(|it| *it.0 == TypeUrl::Secret) {
                 subscription.names().for_each(|name| wanted.add(&session.key.namespace, name));
             }
@@ -554,17 +548,32 @@ impl Loop {
 
     /// Nothing else is to be done at the moment.
     fn on_idle(&mut self) {
-        let now = Instant::now();
-        if self.unanalyzed && now.duration_since(self.analyzed_at) >= ANALYZE_EVERY {
-            self.examine();
-            // Looking takes long in a large mesh, and must not make everything else slow.
-            self.analyzed_at = Instant::now();
+        // Looking takes long in a large mesh, and must not make everything else slow.
+        if Instant::now().duration_since(self.analyzed_at) < ANALYZE_EVERY {
+            return;
         }
+        if self.unanalyzed {
+            self.examine();
+        } else if !self.hear_refusals() {
+            return;
+        }
+        self.analyzed_at = Instant::now();
+    }
+
+    /// Tells what proxies refuse, if that may have changed: all else follows from the configuration.
+    fn hear_refusals(&mut self) -> bool {
+        let changed = self.push.take_refusals_changed();
+        if changed {
+            self.refusals = self.refused();
+            self.tell_diagnostics();
+        }
+        changed
     }
 
     /// Looks for faults.
     fn examine(&mut self) {
         self.unanalyzed = false;
+        self.push.take_refusals_changed();
         self.analysis = self.analyze();
         self.refusals = self.refused();
         self.tell_diagnostics();
@@ -594,8 +603,12 @@ impl Loop {
     }
 
     fn on_ask(&mut self, question: &Question) -> Answer {
-        if debug::needs_analysis(question) && self.unanalyzed {
-            self.examine();
+        if debug::needs_analysis(question) {
+            if self.unanalyzed {
+                self.examine();
+            } else {
+                self.hear_refusals();
+            }
         }
         debug::answer(self.look(), question)
     }
@@ -646,13 +659,15 @@ impl Loop {
         if now == self.diagnostics {
             return;
         }
-        for diagnostic in now.iter().filter(|diagnostic| !self.diagnostics.contains(diagnostic)) {
+        let (old, new): (HashSet<&Diagnostic>, HashSet<&Diagnostic>) =
+            (self.diagnostics.iter().collect(), now.iter().collect());
+        for diagnostic in now.iter().filter(|diagnostic| !old.contains(diagnostic)) {
             match diagnostic.severity {
                 Severity::Error => tracing::error!("{diagnostic}"),
                 Severity::Warning => tracing::warn!("{diagnostic}"),
             }
         }
-        for diagnostic in self.diagnostics.iter().filter(|diagnostic| !now.contains(diagnostic)) {
+        for diagnostic in self.diagnostics.iter().filter(|diagnostic| !new.contains(diagnostic)) {
             tracing::info!("no longer: {diagnostic}");
         }
         self.diagnostics = now;

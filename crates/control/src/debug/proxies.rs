@@ -237,6 +237,8 @@ fn held(look: Look<'_>, session: &Session, type_url: &TypeUrl) -> Vec<(String, A
         .filter(|resource| session.wants(type_url, &resource.name))
         .map(|resource| {
             let any = Any { type_url: type_url.as_str().to_owned(), value: resource.body.to_vec() };
+            // Nobody need see what is secret, in whichever form he asks.
+            let any = if *type_url == TypeUrl::Secret { redacted(any) } else { any };
             (resource.name.to_string(), any)
         })
         .collect()
@@ -307,7 +309,7 @@ pub(super) fn dump(look: Look<'_>, session: &Session, with_endpoints: bool) -> V
                     .map(|(name, secret)| admin::secrets_config_dump::DynamicSecret {
                         name,
                         version_info: version_info.clone(),
-                        secret: Some(redacted(secret)),
+                        secret: Some(secret),
                         ..Default::default()
                     })
                     .collect(),

@@ -33,7 +33,7 @@ pub struct Finding {
 }
 
 /// One fault with its place, as printed in the log and served on `/debug/diagnostics`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Diagnostic {
     /// How bad it is.

@@ -25,6 +25,9 @@ pub(crate) struct Switches {
     /// `PILOT_ENABLE_XDS_IDENTITY_CHECK`, on by default: an authenticated proxy must be of the
     /// namespace and service account that its node says. Without it nobody gets credentials.
     pub(crate) checks_identity: bool,
+    /// `LENO_LAZY`, on by default: sidecars that can ask for clusters when they first use them are
+    /// told only of those that workloads like theirs have used.
+    pub(crate) lazy: bool,
     /// `ISTIO_MULTIROOT_MESH`: agents are told the roots of the MeshConfig (PCDS).
     pub(crate) multi_root: bool,
 }
@@ -51,6 +54,7 @@ impl Switches {
             ingress_namespace: variable("K8S_INGRESS_NS").unwrap_or_default(),
             checks_identity: variable("PILOT_ENABLE_XDS_IDENTITY_CHECK").is_none()
                 || on("PILOT_ENABLE_XDS_IDENTITY_CHECK"),
+            lazy: variable("LENO_LAZY").is_none() || on("LENO_LAZY"),
             multi_root: on("ISTIO_MULTIROOT_MESH"),
         }
     }

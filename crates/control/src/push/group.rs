@@ -10,7 +10,9 @@ use leno_xds::TypeUrl;
 use leno_xds::server::Resources;
 use leno_xds::server::grpc::StreamId;
 
-use super::view::{View, named};
+use super::learnt::Kin;
+use super::named::origins;
+use super::view::View;
 use crate::model::ObjectRef;
 use crate::scope::client::ClientOf;
 use crate::scope::{ProxyKey, Role};
@@ -29,6 +31,10 @@ pub(crate) struct Group {
     /// Those of the view and its own.
     clusters: Resources,
     listeners: Resources,
+    /// With whom it learns which clusters are used, if it is told of these only.
+    pub(crate) kin: Option<Kin>,
+    /// The clusters of services that it is told of then.
+    picked: BTreeSet<Name>,
     /// Since when it has no members.
     pub(crate) empty_since: Option<Instant>,
 }
@@ -43,6 +49,8 @@ impl Group {
             own_listeners: None,
             clusters: Resources::default(),
             listeners: Resources::default(),
+            kin: key.is_lazy().then(|| Kin::of(key)),
+            picked: BTreeSet::new(),
             empty_since: None,
         }
     }
@@ -62,14 +70,14 @@ impl Group {
         view: &'r View,
         type_url: &TypeUrl,
     ) -> Vec<(&'r str, &'r [ObjectRef])> {
-        let mut origins = view.origins(type_url);
+        let mut all = view.origins(type_url);
         let own = match type_url {
             TypeUrl::Cluster => &self.own_clusters,
             TypeUrl::Listener => &self.own_listeners,
             _ => &None,
         };
-        origins.extend(own.as_deref().map(|list| named(list)).unwrap_or_default());
-        origins
+        all.extend(origins(own.iter().flat_map(|list| list.iter())));
+        all
     }
 
     /// Whether it is of gRPC applications, which share everything with the view.
@@ -96,27 +104,51 @@ impl Group {
         }
     }
 
-    /// New clusters of its own.
-    pub(crate) fn set_clusters(&mut self, own: Arc<Vec<Arc<Resource>>>) {
-        self.own_clusters = Some(own);
+    /// New resources of its own of a type.
+    pub(crate) fn set_own(&mut self, type_url: &TypeUrl, own: Arc<Vec<Arc<Resource>>>) {
+        match type_url {
+            TypeUrl::Cluster => self.own_clusters = Some(own),
+            TypeUrl::Listener => self.own_listeners = Some(own),
+            _ => {}
+        }
     }
 
-    /// New listeners of its own.
-    pub(crate) fn set_listeners(&mut self, own: Arc<Vec<Arc<Resource>>>) {
-        self.own_listeners = Some(own);
+    /// Which of some clusters of services it is told of.
+    pub(crate) fn picks(&self, name: &str) -> bool {
+        self.picked.contains(name)
+    }
+
+    /// The clusters of services that it is told of from now on, with those that listeners need; false
+    /// if they are the same as before.
+    pub(crate) fn pick(&mut self, view: &View, learnt: impl Iterator<Item = Name>) -> bool {
+        let own = self.own_listeners.iter().flat_map(|list| list.iter());
+        let needed = view.needed().iter().chain(own.flat_map(|listener| &listener.needs));
+        let picked = learnt.chain(needed.cloned()).collect();
+        let changed = self.picked != picked;
+        self.picked = picked;
+        changed
+    }
+
+    /// Those.
+    pub(crate) fn picked(&self) -> &BTreeSet<Name> {
+        &self.picked
     }
 
     /// Takes in what has changed of a type, in the view or of its own.
     pub(crate) fn combine(&mut self, view: &View, type_url: &TypeUrl, version: &Name) {
-        match type_url {
-            TypeUrl::Cluster => {
-                self.clusters = combine(&view.clusters, self.own_clusters.as_deref(), version);
-            }
-            TypeUrl::Listener => {
-                self.listeners = combine(&view.listeners, self.own_listeners.as_deref(), version);
-            }
-            _ => {}
+        let (resources, own) = match type_url {
+            TypeUrl::Cluster => (&mut self.clusters, &self.own_clusters),
+            TypeUrl::Listener => (&mut self.listeners, &self.own_listeners),
+            _ => return,
+        };
+        // This copies little of what is shared.
+        *resources = view.resources(type_url).clone();
+        let own = own.iter().flat_map(|list| list.iter());
+        let picked = (*type_url == TypeUrl::Cluster).then_some(&self.picked).into_iter().flatten();
+        for resource in own.chain(picked.filter_map(|name| view.find(type_url, name))) {
+            resources.insert(resource.wire.clone());
         }
+        resources.set_version(version.clone());
     }
 
     /// Lets go of everything.
@@ -125,14 +157,4 @@ impl Group {
         graph.release::<OwnClusters>(key);
         graph.release::<OwnListeners>(key);
     }
-}
-
-/// What is shared, and what is added to it: this copies little of the former.
-fn combine(shared: &Resources, own: Option<&Vec<Arc<Resource>>>, version: &Name) -> Resources {
-    let mut resources = shared.clone();
-    for resource in own.into_iter().flatten() {
-        resources.insert(resource.wire.clone());
-    }
-    resources.set_version(version.clone());
-    resources
 }

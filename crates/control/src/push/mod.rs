@@ -4,7 +4,8 @@
 //! - `view.rs`: proxies that are the same as clients share one [`View`] with what they call;
 //! - `group.rs`: of these, proxies that are alike in all share one [`Group`], with what is theirs;
 //! - `clearance.rs`: who it has proven to be, and which credentials it may have for that;
-//! - `named.rs`: resources that are asked for one by one;
+//! - `learnt.rs`: which clusters workloads use, for proxies that are told of these only;
+//! - `named.rs`: the resources of one type;
 //! - `session.rs`: one stream, and the order in which it is told things;
 //! - `propagation.rs`: how far changes have come.
 //!
@@ -14,6 +15,7 @@
 pub(crate) mod about;
 pub(crate) mod clearance;
 pub(crate) mod group;
+mod learnt;
 mod named;
 pub(crate) mod node;
 pub(crate) mod patching;
@@ -26,26 +28,28 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use leno_base::Name;
-use leno_derive::Graph;
-use leno_xds::TypeUrl;
+use leno_derive::{Graph, Query};
 use leno_xds::server::Resources;
 use leno_xds::server::grpc::{Connected, StreamEvent, StreamId};
+use leno_xds::{Mode, TypeUrl};
 use tonic::Status;
 
 use self::about::About;
 use self::clearance::{Account, Gate};
 use self::group::Group;
+use self::learnt::Learnt;
 use self::propagation::Propagation;
 use self::session::{Cause, Said, Session};
 use self::view::View;
 use crate::metrics::Counts;
 use crate::model::diagnostic::{Diagnostic, Finding, Severity};
 use crate::model::{Kind, ObjectRef};
-use crate::scope::ProxyKey;
 use crate::scope::client::ClientOf;
 use crate::scope::gateways::AttachedGateways;
 use crate::scope::patches::MetadataNames;
+use crate::scope::{Abilities, ProxyKey};
 use crate::translate::cluster::grpc::{GrpcCluster, GrpcEndpoints};
+use crate::translate::cluster::lazy::{FixedClusters, NamedCluster};
 use crate::translate::cluster::{OwnClusters, SharedClusters};
 use crate::translate::credential::GivenTo;
 use crate::translate::endpoint::Endpoints;
@@ -54,6 +58,7 @@ use crate::translate::listener::{OwnListeners, SharedListeners};
 use crate::translate::name;
 use crate::translate::name_table::{self, NameTable};
 use crate::translate::patch::Extensions;
+use crate::translate::resource::Resource;
 use crate::translate::route::Route;
 use crate::translate::route::grpc::GrpcRoute;
 use crate::translate::trust_bundle::{self, TrustBundle};
@@ -73,8 +78,14 @@ pub(crate) struct Push {
     untidy: HashSet<Arc<ProxyKey>>,
     /// Sessions whose proxies refuse something.
     refusing: BTreeSet<StreamId>,
-    /// How often what is refused may have changed.
-    refusal_changes: u64,
+    /// Whether what is refused may have changed since somebody has looked.
+    refusals_changed: bool,
+    /// Sessions that have something to do when time has passed.
+    waiting: BTreeSet<StreamId>,
+    /// Sessions of authenticated proxies that have asked for credentials.
+    credentials: BTreeMap<Account, BTreeSet<StreamId>>,
+    /// Which clusters workloads use.
+    learnt: Learnt,
     propagation: Propagation,
     counts: Counts,
     /// Who may have which credentials.
@@ -151,7 +162,12 @@ impl Push {
     /// What a session's proxy should have of a type, as far as it or its like have asked for it.
     pub(crate) fn resources(&self, session: &Session, type_url: &TypeUrl) -> Option<&Resources> {
         let group = self.groups.get(&session.key)?;
-        Some(group.resources(self.views.get(&group.client)?, type_url))
+        Some(session.resources(group, self.views.get(&group.client)?, type_url))
+    }
+
+    /// The sessions of authenticated proxies that have asked for credentials.
+    pub(crate) fn asking_for_credentials(&self) -> impl Iterator<Item = &Session> {
+        self.credentials.values().flatten().filter_map(|id| self.sessions.get(id))
     }
 
     /// Acts on what happened on a stream.
@@ -162,10 +178,11 @@ impl Push {
                 let Some(session) = self.sessions.get_mut(&id) else { return };
                 let said = session.on_request(*request, &mut self.counts);
                 self.note_refusals(id);
+                let mut touched = Touched { ids: BTreeSet::from([id]), cause: None };
                 for said in said {
-                    self.on_said(graph, id, said);
+                    self.on_said(graph, id, said, now, &mut touched);
                 }
-                self.pump(id, now);
+                self.pump_all(touched, now);
             }
             StreamEvent::Ready { id } => self.pump(id, now),
             StreamEvent::Closed { id, error } => self.disconnect(id, error.as_deref(), now),
@@ -174,77 +191,38 @@ impl Push {
 
     /// Tells every proxy what has changed in the graph since the last time, by changes of objects.
     pub(crate) fn on_change(&mut self, graph: &Graph, news: &News, now: Instant) {
-        let version = version(graph);
         let change = self.propagation.begin(&news.changed, &news.removed, news.at);
         let mut touched = Touched::by(Cause { change, at: news.at });
         for ((), names) in graph.changed::<MetadataNames>() {
             self.rekey(graph, &names, now, &mut touched);
         }
         for (key, client) in graph.changed::<ClientOf>() {
-            self.move_group(graph, &key, &client, &version, &mut touched);
+            self.move_group(graph, &key, &client, now, &mut touched);
         }
-        for (client, clusters) in graph.changed::<SharedClusters>() {
-            let Some(view) = self.views.get_mut(&client) else { continue };
-            view.set_clusters(clusters, version.clone());
-            self.mark_view(&client, &TypeUrl::Cluster, None, &version, &mut touched);
-        }
-        for (key, clusters) in graph.changed::<OwnClusters>() {
-            let Some(group) = self.groups.get_mut(&key) else { continue };
-            group.set_clusters(clusters);
-            self.mark_group(&key, &TypeUrl::Cluster, None, &version, &mut touched);
-        }
-        for ((client, name), endpoints) in graph.changed::<Endpoints>() {
-            let Some(view) = self.views.get_mut(&client) else { continue };
-            view.set_endpoints(endpoints.as_deref(), version.clone());
-            self.mark_view(&client, &TypeUrl::Endpoint, Some(&name), &version, &mut touched);
-        }
-        for (client, listeners) in graph.changed::<SharedListeners>() {
-            let Some(view) = self.views.get_mut(&client) else { continue };
-            view.set_listeners(listeners, version.clone());
-            self.mark_view(&client, &TypeUrl::Listener, None, &version, &mut touched);
-        }
-        for (key, listeners) in graph.changed::<OwnListeners>() {
-            let Some(group) = self.groups.get_mut(&key) else { continue };
-            group.set_listeners(listeners);
-            self.mark_group(&key, &TypeUrl::Listener, None, &version, &mut touched);
-        }
-        for ((client, name), route) in graph.changed::<Route>() {
-            let Some(view) = self.views.get_mut(&client) else { continue };
-            if view.set_route(&name, route.as_ref().as_ref(), version.clone(), now) {
-                self.mark_view(&client, &TypeUrl::Route, Some(&name), &version, &mut touched);
-            }
-        }
-        self.release_held(&version, now, &mut touched);
-        for (client, extensions) in graph.changed::<Extensions>() {
-            let Some(view) = self.views.get_mut(&client) else { continue };
-            view.set_extensions(&extensions, version.clone());
-            self.mark_view(&client, &TypeUrl::ExtensionConfig, None, &version, &mut touched);
-        }
-        for ((client, name), given) in graph.changed::<GivenTo>() {
-            let Some(view) = self.views.get_mut(&client) else { continue };
-            view.set_secret(&client, &name, &given, version.clone());
-            self.mark_view(&client, &TypeUrl::Secret, Some(&name), &version, &mut touched);
-        }
+        self.on_whole::<SharedClusters>(graph, &TypeUrl::Cluster, &mut touched);
+        self.on_whole::<FixedClusters>(graph, &TypeUrl::Cluster, &mut touched);
+        self.on_own::<OwnClusters>(graph, &TypeUrl::Cluster, &mut touched);
+        self.on_named::<NamedCluster>(graph, &TypeUrl::Cluster, now, &mut touched);
+        self.on_named::<GrpcCluster>(graph, &TypeUrl::Cluster, now, &mut touched);
+        self.on_named::<Endpoints>(graph, &TypeUrl::Endpoint, now, &mut touched);
+        self.on_named::<GrpcEndpoints>(graph, &TypeUrl::Endpoint, now, &mut touched);
+        self.on_whole::<SharedListeners>(graph, &TypeUrl::Listener, &mut touched);
+        self.on_own::<OwnListeners>(graph, &TypeUrl::Listener, &mut touched);
+        self.on_named::<GrpcListener>(graph, &TypeUrl::Listener, now, &mut touched);
+        self.on_named::<Route>(graph, &TypeUrl::Route, now, &mut touched);
+        self.on_named::<GrpcRoute>(graph, &TypeUrl::Route, now, &mut touched);
+        self.release_held(graph, now, &mut touched);
+        self.on_whole::<Extensions>(graph, &TypeUrl::ExtensionConfig, &mut touched);
+        self.on_secrets(graph, &mut touched);
+        let version = version(graph);
         for (client, table) in graph.changed::<NameTable>() {
             let Some(view) = self.views.get_mut(&client) else { continue };
-            view.set_names(table.as_ref().as_ref(), version.clone());
             let names = TypeUrl::from(name_table::TYPE_URL);
+            view.set_whole(&names, view::single(&table), version.clone());
             self.mark_view(&client, &names, None, &version, &mut touched);
         }
-        for (type_url, changed) in [
-            (TypeUrl::Cluster, graph.changed::<GrpcCluster>()),
-            (TypeUrl::Endpoint, graph.changed::<GrpcEndpoints>()),
-            (TypeUrl::Listener, graph.changed::<GrpcListener>()),
-            (TypeUrl::Route, graph.changed::<GrpcRoute>()),
-        ] {
-            for ((client, name), resource) in changed {
-                let Some(view) = self.views.get_mut(&client) else { continue };
-                view.set_grpc(&type_url, &name, resource.as_ref().as_ref(), version.clone());
-                self.mark_view(&client, &type_url, Some(&name), &version, &mut touched);
-            }
-        }
         for ((), roots) in graph.changed::<TrustBundle>() {
-            let told = |view: &mut View| view.set_roots(roots.as_ref().as_ref(), version.clone());
+            let told = |view: &mut View| view.set_roots(&roots, version.clone());
             let clients = self.views.iter_mut().filter_map(|(client, view)| told(view).then_some(client));
             for client in clients.cloned().collect::<Vec<_>>() {
                 let roots = TypeUrl::from(trust_bundle::TYPE_URL);
@@ -257,8 +235,73 @@ impl Push {
             }
         }
         self.propagation.begun(change);
-        for id in touched.ids {
-            self.pump(id, now);
+        self.pump_all(touched, now);
+    }
+
+    /// Of a type of which proxies get all something has changed.
+    fn on_whole<Q>(&mut self, graph: &Graph, type_url: &TypeUrl, touched: &mut Touched)
+    where
+        Q: Query<Key = ProxyKey, Value = Vec<Arc<Resource>>>,
+    {
+        let version = version(graph);
+        for (client, list) in graph.changed::<Q>() {
+            let Some(view) = self.views.get_mut(&client) else { continue };
+            view.set_whole(type_url, list, version.clone());
+            self.mark_view(&client, type_url, None, &version, touched);
+            self.follow_needs(graph, &client, touched);
+        }
+    }
+
+    /// The same of what is proxies' own.
+    fn on_own<Q>(&mut self, graph: &Graph, type_url: &TypeUrl, touched: &mut Touched)
+    where
+        Q: Query<Key = ProxyKey, Value = Vec<Arc<Resource>>>,
+    {
+        let version = version(graph);
+        for (key, list) in graph.changed::<Q>() {
+            let Some((key, group)) = self.groups.get_key_value(&key) else { continue };
+            let (key, client) = (Arc::clone(key), Arc::clone(&group.client));
+            let (Some(group), Some(view)) = (self.groups.get_mut(&key), self.views.get(&client)) else {
+                continue;
+            };
+            group.set_own(type_url, list);
+            group.combine(view, type_url, &version);
+            mark(&mut self.sessions, group, type_url, None, touched);
+            self.pick(graph, &key, touched);
+        }
+    }
+
+    /// Resources have changed that were asked for by their names.
+    fn on_named<Q>(&mut self, graph: &Graph, type_url: &TypeUrl, now: Instant, touched: &mut Touched)
+    where
+        Q: Query<Key = (ProxyKey, String), Value = Option<Arc<Resource>>>,
+    {
+        let mut by_client: HashMap<ProxyKey, Vec<_>> = HashMap::new();
+        for ((client, name), found) in graph.changed::<Q>() {
+            by_client.entry(client).or_default().push((name, found));
+        }
+        let version = version(graph);
+        for (client, changed) in by_client {
+            let Some(view) = self.views.get_mut(&client) else { continue };
+            let mut told = Vec::new();
+            for (name, found) in changed {
+                let found = found.as_ref().as_ref();
+                if view.set_named(graph, &client, type_url, (&name, found), &version, now) {
+                    told.push(name);
+                }
+            }
+            self.mark_view(&client, type_url, Some(&told), &version, touched);
+            self.follow_needs(graph, &client, touched);
+        }
+    }
+
+    /// Credentials have changed.
+    fn on_secrets(&mut self, graph: &Graph, touched: &mut Touched) {
+        let version = version(graph);
+        for ((client, name), given) in graph.changed::<GivenTo>() {
+            let Some(view) = self.views.get_mut(&client) else { continue };
+            view.set_secret(&client, &name, &given, version.clone());
+            self.mark_view(&client, &TypeUrl::Secret, Some(&[name]), &version, touched);
         }
     }
 
@@ -266,40 +309,34 @@ impl Push {
     pub(crate) fn on_reviewed(&mut self, account: &Account, may: bool, now: Instant) {
         self.gate.on_reviewed(account, may, now);
         let clearance = self.gate.clearance(Some(account));
-        let of_account =
-            self.sessions.values_mut().filter(|session| session.account.as_ref() == Some(account));
-        let told = of_account.filter_map(|session| session.set_clearance(clearance).then_some(session.id));
-        for id in told.collect::<Vec<_>>() {
-            self.pump(id, now);
+        let asking = self.credentials.get(account).into_iter().flatten();
+        let mut told = Touched { ids: BTreeSet::new(), cause: None };
+        for id in asking {
+            if self.sessions.get_mut(id).is_some_and(|session| session.set_clearance(clearance)) {
+                told.ids.insert(*id);
+            }
         }
+        self.pump_all(told, now);
     }
 
     /// Sends what was held back for too long.
     pub(crate) fn on_tick(&mut self, graph: &Graph, now: Instant) {
-        let sessions = &self.sessions;
-        self.gate.on_tick(now, |account| {
-            sessions.values().any(|session| {
-                session.account.as_ref() == Some(account)
-                    && session.stream().subscription(&TypeUrl::Secret).is_some()
-            })
-        });
-        let waiting = self.sessions.values().filter(|session| session.is_waiting()).map(|session| session.id);
-        let mut waiting = Touched { ids: waiting.collect(), cause: None };
-        self.release_held(&version(graph), now, &mut waiting);
-        for id in waiting.ids {
-            self.pump(id, now);
-        }
+        self.gate.on_tick(now, |account| self.credentials.contains_key(account));
+        let mut waiting = Touched { ids: std::mem::take(&mut self.waiting), cause: None };
+        self.release_held(graph, now, &mut waiting);
+        self.pump_all(waiting, now);
     }
 
     /// Marks routes whose clusters have come, or that have waited for them long enough.
-    fn release_held(&mut self, version: &Name, now: Instant, touched: &mut Touched) {
+    fn release_held(&mut self, graph: &Graph, now: Instant, touched: &mut Touched) {
         let holding = self.views.iter().filter(|(_, view)| view.holds_routes());
         let holding: Vec<Arc<ProxyKey>> = holding.map(|(client, _)| Arc::clone(client)).collect();
+        let version = version(graph);
         for client in holding {
             let Some(view) = self.views.get_mut(&client) else { continue };
-            for name in view.release_held(version, now) {
-                self.mark_view(&client, &TypeUrl::Route, Some(&name), version, touched);
-            }
+            let released = view.release_held(graph, &client, &version, now);
+            self.mark_view(&client, &TypeUrl::Route, Some(&released), &version, touched);
+            self.follow_needs(graph, &client, touched);
         }
     }
 
@@ -313,8 +350,12 @@ impl Push {
                 view.groups.remove(&key);
                 self.untidy.insert(Arc::clone(&group.client));
             }
+            if let Some(kin) = &group.kin {
+                self.learnt.leave(kin, &key);
+            }
             group.release(graph, &key);
         }
+        self.forget(graph, now);
         for client in std::mem::take(&mut self.untidy) {
             let Some(view) = self.views.get_mut(&client) else { continue };
             if view.groups.is_empty() {
@@ -323,23 +364,49 @@ impl Push {
                 }
                 continue;
             }
-            let groups = view.groups.iter().filter_map(|key| self.groups.get(key));
-            let members: Vec<&Session> =
-                groups.flat_map(|group| &group.members).filter_map(|id| self.sessions.get(id)).collect();
+            let groups: Vec<&Group> = view.groups.iter().filter_map(|key| self.groups.get(key)).collect();
+            let members = groups.iter().flat_map(|group| &group.members);
+            let members: Vec<&Session> = members.filter_map(|id| self.sessions.get(id)).collect();
             if members.is_empty() {
                 // They may come again, and want the same.
                 self.untidy.insert(client);
                 continue;
             }
             view.release_unwanted(graph, &client, |type_url, name| {
+                if client.is_lazy() && *type_url == TypeUrl::Cluster {
+                    return groups.iter().any(|group| group.picks(name));
+                }
                 members.iter().any(|session| session.wants(type_url, name))
             });
         }
     }
 
-    /// A number that is another one when what is refused may have changed.
-    pub(crate) fn refusal_changes(&self) -> u64 {
-        self.refusal_changes
+    /// Forgets clusters that nobody has asked for in a long time.
+    fn forget(&mut self, graph: &Graph, now: Instant) {
+        let (groups, sessions, views) = (&self.groups, &self.sessions, &self.views);
+        let is_named = |key: &Arc<ProxyKey>, name: &Name| {
+            let members = groups.get(key).into_iter().flat_map(|group| &group.members);
+            let mut members = members.filter_map(|id| sessions.get(id));
+            members.any(|session| session.asks_for(&TypeUrl::Cluster, name))
+        };
+        let exists = |key: &Arc<ProxyKey>, name: &Name| {
+            let view = groups.get(key).and_then(|group| views.get(&group.client));
+            view.is_some_and(|view| view.find(&TypeUrl::Cluster, name).is_some())
+        };
+        let concerned = self.learnt.tidy(now, is_named, exists);
+        let mut touched = Touched { ids: BTreeSet::new(), cause: None };
+        for key in concerned {
+            self.pick(graph, &key, &mut touched);
+            if let Some(group) = self.groups.get(&key) {
+                self.untidy.insert(Arc::clone(&group.client));
+            }
+        }
+        self.pump_all(touched, now);
+    }
+
+    /// Whether what is refused may have changed since the last call.
+    pub(crate) fn take_refusals_changed(&mut self) -> bool {
+        std::mem::take(&mut self.refusals_changed)
     }
 
     /// All refusals that stand.
@@ -388,75 +455,109 @@ impl Push {
             }
         };
         tracing::info!(node = node.id, ?mode, "proxy connected");
-        let key = match self.groups.get_key_value(&node.key) {
-            Some((key, _)) => Arc::clone(key),
-            None => self.add_group(graph, Arc::new(node.key.clone())),
-        };
-        if let Some(group) = self.groups.get_mut(&key) {
-            group.members.insert(id);
-            group.empty_since = None;
+        let mut key = node.key.clone();
+        if mode == Mode::Sotw {
+            // Clusters cannot be asked for one by one there.
+            key.options.abilities.remove(Abilities::ON_DEMAND);
         }
+        let key = self.group_of(graph, key);
+        self.join(id, &key);
         self.sessions.insert(id, Session::new(id, node, account, key, about, mode, sender));
     }
 
-    fn add_group(&mut self, graph: &Graph, key: Arc<ProxyKey>) -> Arc<ProxyKey> {
+    /// The key of the group with this key, which there is from now on.
+    fn group_of(&mut self, graph: &Graph, key: ProxyKey) -> Arc<ProxyKey> {
+        if let Some((key, _)) = self.groups.get_key_value(&key) {
+            return Arc::clone(key);
+        }
+        let key = Arc::new(key);
         let group = Group::new(graph, &key);
         let view = self.views.entry(Arc::clone(&group.client)).or_default();
         view.groups.insert(Arc::clone(&key));
+        if let Some(kin) = &group.kin {
+            self.learnt.join(kin, &key);
+        }
         self.groups.insert(Arc::clone(&key), group);
         key
+    }
+
+    /// A session belongs to a group from now on.
+    fn join(&mut self, id: StreamId, key: &ProxyKey) {
+        if let Some(group) = self.groups.get_mut(key) {
+            group.members.insert(id);
+            group.empty_since = None;
+        }
+    }
+
+    /// A session does not belong to a group any more.
+    fn leave(&mut self, id: StreamId, key: &ProxyKey, now: Instant) {
+        let Some(group) = self.groups.get_mut(key) else { return };
+        group.members.remove(&id);
+        if group.members.is_empty() {
+            group.empty_since = Some(now);
+        }
+        if let Some(kin) = &group.kin {
+            self.learnt.on_changed(kin);
+        }
+        self.untidy.insert(Arc::clone(&group.client));
     }
 
     fn disconnect(&mut self, id: StreamId, error: Option<&str>, now: Instant) {
         let Some(session) = self.sessions.remove(&id) else { return };
         tracing::info!(node = session.node, error, "proxy disconnected");
         self.propagation.leave(id, &session.tracks, now, &mut self.counts);
-        if self.refusing.remove(&id) {
-            self.refusal_changes += 1;
+        self.refusals_changed |= self.refusing.remove(&id);
+        self.waiting.remove(&id);
+        if let Some(account) = &session.account
+            && let Some(asking) = self.credentials.get_mut(account)
+        {
+            asking.remove(&id);
+            if asking.is_empty() {
+                self.credentials.remove(account);
+            }
         }
-        let Some(group) = self.groups.get_mut(&session.key) else { return };
-        group.members.remove(&id);
-        if group.members.is_empty() {
-            group.empty_since = Some(now);
-        }
-        self.untidy.insert(Arc::clone(&group.client));
+        self.leave(id, &session.key, now);
     }
 
     fn note_refusals(&mut self, id: StreamId) {
         let refuses = self.sessions.get(&id).is_some_and(|session| session.refusals().next().is_some());
         let refused = if refuses { !self.refusing.insert(id) } else { self.refusing.remove(&id) };
-        if refuses || refused {
-            self.refusal_changes += 1;
-        }
+        self.refusals_changed |= refuses || refused;
     }
 
-    fn on_said(&mut self, graph: &Graph, id: StreamId, said: Said) {
+    fn on_said(&mut self, graph: &Graph, id: StreamId, said: Said, now: Instant, touched: &mut Touched) {
         let Some(session) = self.sessions.get_mut(&id) else { return };
         let Some(group) = self.groups.get_mut(&session.key) else { return };
         match said {
-            Said::Wants { type_url, names } => {
-                let Some(view) = self.views.get_mut(&group.client) else { return };
+            Said::Wants { type_url, names, mut held } => {
                 if type_url == TypeUrl::Secret {
                     session.set_clearance(self.gate.clearance(session.account.as_ref()));
+                    if let Some(account) = &session.account {
+                        self.credentials.entry(account.clone()).or_default().insert(id);
+                    }
                 }
-                let version = version(graph);
-                let is_new = view.load(graph, &group.client, &type_url, &names, &version);
-                let is_own_new = group.load(graph, &session.key, &type_url);
                 session.owe(&type_url);
                 self.counts.on_asked();
-                if is_new && matches!(type_url, TypeUrl::Cluster | TypeUrl::Listener) {
-                    for key in &view.groups {
-                        if let Some(group) = self.groups.get_mut(key) {
-                            group.combine(view, &type_url, &version);
-                        }
+                let key = Arc::clone(&session.key);
+                if type_url == TypeUrl::Cluster
+                    && let Some(kin) = &group.kin
+                {
+                    let asked = self.learnt.on_asked(kin, &names);
+                    held.retain(|name| name::parse_outbound(name).is_some());
+                    let held = self.learnt.on_held(kin, &held, now);
+                    let kin = (asked || held).then(|| self.learnt.groups(kin)).unwrap_or_default();
+                    for key in kin {
+                        self.pick(graph, &key, touched);
                     }
-                } else if is_own_new {
-                    // Others of the view may have asked before, for what is shared.
-                    let version = view.resources(&type_url).version().clone();
-                    group.combine(view, &type_url, &version);
                 }
+                self.load(graph, &key, &type_url, &names, touched);
             }
-            Said::Unwanted => drop(self.untidy.insert(Arc::clone(&group.client))),
+            Said::Unwanted => {
+                if let Some(kin) = &group.kin {
+                    self.learnt.on_changed(kin);
+                }
+                self.untidy.insert(Arc::clone(&group.client));
+            }
             Said::Refused { type_url, message } => {
                 tracing::error!(
                     node = session.node,
@@ -468,6 +569,81 @@ impl Push {
         }
     }
 
+    /// Derives what a session of a group wants, as far as it is not there.
+    fn load(
+        &mut self,
+        graph: &Graph,
+        key: &Arc<ProxyKey>,
+        type_url: &TypeUrl,
+        names: &[Name],
+        touched: &mut Touched,
+    ) {
+        let Some(group) = self.groups.get_mut(key) else { return };
+        let client = Arc::clone(&group.client);
+        let Some(view) = self.views.get_mut(&client) else { return };
+        let version = version(graph);
+        let mut types = vec![(type_url, names)];
+        if client.is_lazy() && *type_url == TypeUrl::Cluster {
+            // These say which clusters must be there before them.
+            types = vec![(&TypeUrl::Listener, &[]), (&TypeUrl::ExtensionConfig, &[]), (type_url, &[])];
+        }
+        let (mut is_any_new, mut shared) = (false, Vec::new());
+        for (type_url, names) in types {
+            let is_new = view.load(graph, &client, type_url, names, &version);
+            let is_own_new = group.load(graph, key, type_url);
+            is_any_new |= is_new || is_own_new;
+            if is_new && matches!(type_url, TypeUrl::Cluster | TypeUrl::Listener) {
+                shared.push(type_url);
+            } else if is_own_new {
+                // Others of the view may have asked before, for what is shared.
+                let version = view.resources(type_url).version().clone();
+                group.combine(view, type_url, &version);
+            }
+        }
+        for type_url in shared {
+            for key in &view.groups {
+                if let Some(group) = self.groups.get_mut(key) {
+                    group.combine(view, type_url, &version);
+                }
+            }
+        }
+        if is_any_new && client.is_lazy() {
+            self.follow_needs(graph, &client, touched);
+            self.pick(graph, key, touched);
+        }
+    }
+
+    /// Sees to it that proxies that ask for clusters have those that must be there beforehand.
+    fn follow_needs(&mut self, graph: &Graph, client: &ProxyKey, touched: &mut Touched) {
+        if !client.is_lazy() {
+            return;
+        }
+        let Some(view) = self.views.get_mut(client) else { return };
+        if view.refresh_needed() {
+            for key in view.groups.iter().cloned().collect::<Vec<_>>() {
+                self.pick(graph, &key, touched);
+            }
+        }
+    }
+
+    /// Chooses anew which clusters of services the proxies of a group are told of, if not of all.
+    fn pick(&mut self, graph: &Graph, key: &Arc<ProxyKey>, touched: &mut Touched) {
+        let Some(group) = self.groups.get_mut(key) else { return };
+        let Some(kin) = &group.kin else { return };
+        let Some(view) = self.views.get_mut(&group.client) else { return };
+        let learnt: Vec<Name> = self.learnt.clusters(kin).cloned().collect();
+        if !group.pick(view, learnt.into_iter()) {
+            return;
+        }
+        let version = version(graph);
+        view.load_named(graph, &group.client, &TypeUrl::Cluster, group.picked(), &version);
+        let before = group.resources(view, &TypeUrl::Cluster).clone();
+        group.combine(view, &TypeUrl::Cluster, &version);
+        if !group.resources(view, &TypeUrl::Cluster).changes_since(&before).is_empty() {
+            mark(&mut self.sessions, group, &TypeUrl::Cluster, None, touched);
+        }
+    }
+
     /// A group's proxies have become other clients than they were: a rule has begun or ceased to
     /// tell them from others.
     fn move_group(
@@ -475,7 +651,7 @@ impl Push {
         graph: &Graph,
         key: &ProxyKey,
         client: &Arc<ProxyKey>,
-        version: &Name,
+        now: Instant,
         touched: &mut Touched,
     ) {
         let Some((key, _)) = self.groups.get_key_value(key) else { return };
@@ -486,51 +662,68 @@ impl Push {
             view.groups.remove(&key);
             self.untidy.insert(before);
         }
-        let view = self.views.entry(Arc::clone(client)).or_default();
-        view.groups.insert(key);
-        for id in &group.members {
-            let Some(session) = self.sessions.get_mut(id) else { continue };
-            for (type_url, names) in session.wanted() {
-                view.load(graph, client, &type_url, &names, version);
-                session.on_changed(&type_url, None, touched.cause);
+        self.views.entry(Arc::clone(client)).or_default().groups.insert(Arc::clone(&key));
+        let members: Vec<StreamId> = group.members.iter().copied().collect();
+        self.reload(graph, &key, &members, touched);
+        // What the group has is of the view before, whether or not anything was new in this one.
+        self.pick(graph, &key, touched);
+        let version = version(graph);
+        if let (Some(group), Some(view)) = (self.groups.get_mut(&key), self.views.get_mut(client)) {
+            let picked = group.picked().clone();
+            view.load_named(graph, client, &TypeUrl::Cluster, &picked, &version);
+            for type_url in [TypeUrl::Cluster, TypeUrl::Listener] {
+                group.combine(view, &type_url, &version);
             }
-            touched.ids.insert(session.id);
         }
-        for type_url in [TypeUrl::Cluster, TypeUrl::Listener] {
-            group.combine(view, &type_url, version);
+        self.untidy.insert(Arc::clone(client));
+        self.release_held(graph, now, touched);
+    }
+
+    /// Derives all that sessions want, which have come into a group or another view; they are told.
+    fn reload(&mut self, graph: &Graph, key: &Arc<ProxyKey>, members: &[StreamId], touched: &mut Touched) {
+        for id in members {
+            let Some(session) = self.sessions.get_mut(id) else { continue };
+            let wanted = session.wanted();
+            for (type_url, _) in &wanted {
+                session.on_changed(type_url, None, touched.cause);
+            }
+            touched.ids.insert(*id);
+            for (type_url, names) in wanted {
+                self.load(graph, key, &type_url, &names, touched);
+            }
         }
     }
 
-    /// Notes that the sessions of a view have something to get.
+    /// Notes that the sessions of a view have something to get: what has some names, or anything.
     fn mark_view(
         &mut self,
         client: &ProxyKey,
         type_url: &TypeUrl,
-        name: Option<&str>,
+        names: Option<&[String]>,
         version: &Name,
         touched: &mut Touched,
     ) {
-        let Some(view) = self.views.get(client) else { return };
+        let Some(view) = self.views.get(client).filter(|_| names.is_none_or(|names| !names.is_empty()))
+        else {
+            return;
+        };
         for key in &view.groups {
             let Some(group) = self.groups.get_mut(key) else { continue };
+            if group.kin.is_some() && *type_url == TypeUrl::Cluster {
+                // These are not told of all.
+                if names.is_some_and(|names| !names.iter().any(|name| group.picks(name))) {
+                    continue;
+                }
+            }
             group.combine(view, type_url, version);
-            mark(&mut self.sessions, group, type_url, name, touched);
+            mark(&mut self.sessions, group, type_url, names, touched);
         }
     }
 
-    /// Notes that the sessions of a group have something to get.
-    fn mark_group(
-        &mut self,
-        key: &ProxyKey,
-        type_url: &TypeUrl,
-        name: Option<&str>,
-        version: &Name,
-        touched: &mut Touched,
-    ) {
-        let Some(group) = self.groups.get_mut(key) else { return };
-        let Some(view) = self.views.get(&group.client) else { return };
-        group.combine(view, type_url, version);
-        mark(&mut self.sessions, group, type_url, name, touched);
+    fn pump_all(&mut self, touched: Touched, now: Instant) {
+        for id in touched.ids {
+            self.pump(id, now);
+        }
     }
 
     fn pump(&mut self, id: StreamId, now: Instant) {
@@ -538,6 +731,11 @@ impl Push {
         let Some(group) = self.groups.get(&session.key) else { return };
         if let Some(view) = self.views.get(&group.client) {
             session.pump(group, view, now, &mut self.counts);
+        }
+        if session.is_waiting() {
+            self.waiting.insert(id);
+        } else {
+            self.waiting.remove(&id);
         }
         let ended = session.take_ended(now, &mut self.counts);
         self.propagation.end(id, &ended, now, &mut self.counts);
@@ -567,12 +765,12 @@ fn mark(
     sessions: &mut BTreeMap<StreamId, Session>,
     group: &Group,
     type_url: &TypeUrl,
-    name: Option<&str>,
+    names: Option<&[String]>,
     touched: &mut Touched,
 ) {
     for id in &group.members {
         if let Some(session) = sessions.get_mut(id)
-            && session.on_changed(type_url, name, touched.cause)
+            && session.on_changed(type_url, names, touched.cause)
         {
             touched.ids.insert(*id);
         }

@@ -1,4 +1,5 @@
-//! Resources that proxies ask for one by one.
+//! Resources of one type as proxies of a kind are told of them: of some types one by one, of others
+//! all there are.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
@@ -9,7 +10,7 @@ use leno_xds::server::Resources;
 use crate::model::ObjectRef;
 use crate::translate::resource::Resource;
 
-/// The resources of a type that were asked for, as far as they exist.
+/// The resources of a type that were asked for by their names, as far as they exist.
 #[derive(Debug, Default)]
 pub(crate) struct Named {
     resources: Resources,
@@ -21,7 +22,7 @@ pub(crate) struct Named {
 impl Named {
     /// Notes that a resource is asked for; true if it was not before.
     pub(crate) fn ask(&mut self, name: &Name) -> bool {
-        self.asked.insert(name.clone())
+        !self.asked.contains(name) && self.asked.insert(name.clone())
     }
 
     /// A new state of a resource; `None` if it does not exist.
@@ -36,6 +37,11 @@ impl Named {
         self.resources.set_version(version);
     }
 
+    /// The resources are as they were, in a later version.
+    pub(crate) fn keep(&mut self, version: Name) {
+        self.resources.set_version(version);
+    }
+
     fn remove(&mut self, name: &str) {
         self.resources.remove(name);
         self.list.remove(name);
@@ -46,9 +52,19 @@ impl Named {
         &self.resources
     }
 
-    /// Their names, and the objects that each comes from.
-    pub(crate) fn origins(&self) -> Vec<(&str, &[ObjectRef])> {
-        self.list.values().map(|resource| (resource.name(), resource.origins.as_slice())).collect()
+    /// One of them.
+    pub(crate) fn find(&self, name: &str) -> Option<&Arc<Resource>> {
+        self.list.get(name)
+    }
+
+    /// All there are, as they were derived.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Arc<Resource>> {
+        self.list.values()
+    }
+
+    /// The names that were asked for, in any order.
+    pub(crate) fn asked(&self) -> impl Iterator<Item = &Name> {
+        self.asked.iter()
     }
 
     /// Lets go of what is not wanted any more, and gives its names.
@@ -59,4 +75,49 @@ impl Named {
         }
         unwanted
     }
+}
+
+/// The resources of a type of which proxies are told of all.
+#[derive(Debug, Default)]
+pub(crate) struct Whole {
+    resources: Resources,
+    /// As they were derived.
+    list: Arc<Vec<Arc<Resource>>>,
+    asked: bool,
+}
+
+impl Whole {
+    /// Notes that they are asked for; true if they were not before.
+    pub(crate) fn ask(&mut self) -> bool {
+        !std::mem::replace(&mut self.asked, true)
+    }
+
+    /// Whether they were asked for.
+    pub(crate) fn is_asked(&self) -> bool {
+        self.asked
+    }
+
+    /// A new state.
+    pub(crate) fn set(&mut self, list: Arc<Vec<Arc<Resource>>>, version: Name) {
+        self.resources.replace(list.iter().map(|resource| resource.wire.clone()));
+        self.resources.set_version(version);
+        self.list = list;
+    }
+
+    /// All there are.
+    pub(crate) fn resources(&self) -> &Resources {
+        &self.resources
+    }
+
+    /// All there are, as they were derived.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Arc<Resource>> {
+        self.list.iter()
+    }
+}
+
+/// The names of resources, and the objects that each comes from.
+pub(crate) fn origins<'r>(
+    resources: impl IntoIterator<Item = &'r Arc<Resource>>,
+) -> impl Iterator<Item = (&'r str, &'r [ObjectRef])> {
+    resources.into_iter().map(|resource| (resource.name(), resource.origins.as_slice()))
 }

@@ -14,6 +14,7 @@ use prost_types::{Struct, Value};
 use crate::model::Key;
 use crate::model::duration::Span;
 use crate::model::inputs::{Nodes, Pods};
+use crate::model::switches::SwitchInput;
 use crate::registry::instances::{CANONICAL_NAME, CANONICAL_REVISION, locality_label, locality_of_node};
 use crate::scope::locality::NETWORK;
 use crate::scope::patches::{MetadataNames, Patching};
@@ -25,6 +26,14 @@ const HTTP_PROXY_PORT: u16 = 15080;
 
 /// The metadata field by which an agent says, with `false`, that it has no certificates to give.
 const CERTIFICATES: &str = "MESH_CERTIFICATES";
+
+/// The metadata field, and the annotation, by which a proxy says whether it is to be told of the clusters
+/// only that it uses. Leno's own need not say so.
+const LAZY: &str = "LENO_LAZY";
+const LAZY_ANNOTATION: &str = "leno/lazy";
+
+/// What Leno's proxies call themselves.
+const OURS: &str = "leno";
 
 /// By what OpenTelemetry calls a service: an annotation, then labels.
 const OTEL_NAME: &str = "resource.opentelemetry.io/service.name";
@@ -46,8 +55,6 @@ pub(crate) struct Node {
     /// The service account that it says it has; empty if it does not say.
     pub(crate) service_account: String,
     pub(crate) key: ProxyKey,
-    /// The texts of its metadata, for when patches come to ask for them.
-    pub(crate) texts: Box<[(Box<str>, Box<str>)]>,
 }
 
 /// Why a proxy cannot be served.
@@ -188,12 +195,14 @@ pub(crate) fn parse(graph: &Graph, node: &core::Node) -> Result<Node, BadNode> {
         Interception::Tproxy if role == Role::Router => Interception::Redirect,
         interception => interception,
     };
-    let texts = metadata.into_iter().flatten().filter_map(|(name, value)| match value.kind.as_ref()? {
-        Kind::StringValue(text) => Some((Box::from(name.as_str()), Box::from(text.as_str()))),
-        _ => None,
-    });
-    let texts: Box<[(Box<str>, Box<str>)]> = texts.collect();
-    let names = graph.get::<MetadataNames>(&());
+    let mut abilities = abilities(&node.extensions);
+    let says = field(LAZY).and_then(truth);
+    let says = says.or_else(|| annotation(LAZY_ANNOTATION).and_then(|text| text.parse().ok()));
+    // Others may be able to, and do as they were told to by who wrote their bootstraps.
+    let is_lazy = says.unwrap_or(node.user_agent_name == OURS);
+    if role != Role::Sidecar || !is_lazy || !lazy_is_on(graph) {
+        abilities.remove(Abilities::ON_DEMAND);
+    }
     Ok(Node {
         name: name.to_owned(),
         id: node.id.clone(),
@@ -204,23 +213,41 @@ pub(crate) fn parse(graph: &Graph, node: &core::Node) -> Result<Node, BadNode> {
             labels,
             interception,
             families: families(ip, field("INSTANCE_IPS")),
-            options: ProxyOptions { http10, idle_timeout, abilities: abilities(&node.extensions), overrides },
+            options: ProxyOptions { http10, idle_timeout, abilities, overrides },
             site,
             identity: Arc::new(identity),
             sidecar: None,
-            patching: Patching { metadata: asked_for(&texts, &names), ..Patching::default() },
+            patching: Patching {
+                metadata: asked_for(node, &graph.get::<MetadataNames>(&())),
+                ..Patching::default()
+            },
         },
-        texts,
     })
 }
 
 /// The texts of a proxy's metadata that have names which patches ask for.
-pub(crate) fn asked_for(
-    texts: &[(Box<str>, Box<str>)],
-    names: &BTreeSet<String>,
-) -> BTreeMap<String, String> {
-    let asked = texts.iter().filter(|(name, _)| names.contains(name.as_ref()));
-    asked.map(|(name, value)| (name.to_string(), value.to_string())).collect()
+pub(crate) fn asked_for(node: &core::Node, names: &BTreeSet<String>) -> BTreeMap<String, String> {
+    let metadata = node.metadata.iter().flat_map(|metadata| &metadata.fields);
+    let asked = metadata.filter(|(name, _)| names.contains(*name));
+    let texts = asked.filter_map(|(name, value)| match value.kind.as_ref()? {
+        Kind::StringValue(text) => Some((name.clone(), text.clone())),
+        _ => None,
+    });
+    texts.collect()
+}
+
+/// Whether proxies may be told of the clusters only that they use.
+fn lazy_is_on(graph: &Graph) -> bool {
+    graph.input::<SwitchInput>(&()).is_none_or(|switches| switches.lazy)
+}
+
+/// A truth value of metadata, which may be written as a text.
+fn truth(kind: &Kind) -> Option<bool> {
+    match kind {
+        Kind::BoolValue(truth) => Some(*truth),
+        Kind::StringValue(text) => text.parse().ok(),
+        _ => None,
+    }
 }
 
 /// What a proxy has, by the configuration that its extensions take. Of Envoy's own tracers one that
@@ -238,6 +265,7 @@ fn abilities(extensions: &[core::Extension]) -> Abilities {
         (Abilities::HTTP_PEERS, has(HTTP_FILTERS, "io.istio.http.peer_metadata.Config")),
         (Abilities::TCP_PEERS, has(NETWORK_FILTERS, exchange) && has(UPSTREAM_FILTERS, exchange)),
         (Abilities::ALPN, has(HTTP_FILTERS, alpn)),
+        (Abilities::ON_DEMAND, has(HTTP_FILTERS, "envoy.extensions.filters.http.on_demand.v3.OnDemand")),
         (Abilities::DATADOG, extensions.is_empty() || has(TRACERS, "envoy.config.trace.v3.DatadogConfig")),
         (
             Abilities::SKYWALKING,
@@ -336,6 +364,7 @@ mod tests {
     use prost_types::Struct;
 
     use super::{BadNode, parse};
+    use crate::model::switches::{SwitchInput, Switches};
     use crate::scope::proxy_config::Overrides;
     use crate::scope::{Abilities, Interception, Role};
     use crate::translate::resource::{from_json, object, text};
@@ -425,6 +454,46 @@ mod tests {
         assert!(plain.key.options.abilities.has(Abilities::DATADOG));
         assert!(!plain.key.options.abilities.has(Abilities::HTTP_PEERS));
         assert_eq!(plain.key.identity.otel_name, "web-1");
+    }
+
+    #[test]
+    fn who_is_told_only_of_what_he_uses() {
+        let graph = Graph::new();
+        let read = |graph: &Graph, id: &str, agent: &str, fields: Vec<(&'static str, prost_types::Value)>| {
+            let on_demand = core::Extension {
+                category: "envoy.filters.http".to_owned(),
+                type_urls: vec!["envoy.extensions.filters.http.on_demand.v3.OnDemand".to_owned()],
+                ..core::Extension::default()
+            };
+            let node = core::Node {
+                extensions: vec![on_demand],
+                user_agent_name: agent.to_owned(),
+                ..node(id, fields)
+            };
+            parse(graph, &node).expect("a good node").key.is_lazy()
+        };
+        let sidecar = "sidecar~10.0.0.5~web-1.a~d";
+        let said = |value: &str| vec![("LENO_LAZY", text(value))];
+        let annotated = |value: &str| vec![("ANNOTATIONS", object([("leno/lazy", text(value))]))];
+        assert!(read(&graph, sidecar, "leno", Vec::new()));
+        assert!(
+            !read(&graph, sidecar, "leno", said("false"))
+                && !read(&graph, sidecar, "leno", annotated("false"))
+        );
+        assert!(!read(&graph, sidecar, "envoy", Vec::new()));
+        assert!(
+            read(&graph, sidecar, "envoy", said("true")) && read(&graph, sidecar, "envoy", annotated("true"))
+        );
+        assert!(!read(&graph, "router~10.0.0.5~gw-1.a~d", "leno", said("true")));
+        // Who cannot ask is told of all.
+        let plain = core::Node { user_agent_name: "leno".to_owned(), ..node(sidecar, said("true")) };
+        assert!(!parse(&graph, &plain).expect("a good node").key.is_lazy());
+        let mut off = Graph::new();
+        let mut batch = leno_derive::Batch::new();
+        let switches = Switches::read(|name| (name == "LENO_LAZY").then(|| "false".to_owned()));
+        batch.set::<SwitchInput>((), switches);
+        off.commit(batch);
+        assert!(!read(&off, sidecar, "leno", said("true")));
     }
 
     #[test]

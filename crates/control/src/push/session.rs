@@ -37,8 +37,9 @@ const CONTROL_PLANE: &str = "leno";
 /// What a request asks of the outside.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Said {
-    /// Resources are wanted; for clusters and listeners all, whatever the names.
-    Wants { type_url: TypeUrl, names: Vec<Name> },
+    /// Resources are wanted; for clusters and listeners all, whatever the names. `held` are clusters
+    /// that the proxy has from an earlier stream, if these are its first words about clusters.
+    Wants { type_url: TypeUrl, names: Vec<Name>, held: Vec<Name> },
     /// Some resources are not wanted any more.
     Unwanted,
     /// An update was refused.
@@ -62,8 +63,6 @@ pub(crate) struct Session {
     pub(crate) node: String,
     /// The proxy's whole identifier.
     pub(crate) node_id: String,
-    /// The texts of its metadata, for when patches come to ask for them.
-    pub(crate) texts: Box<[(Box<str>, Box<str>)]>,
     pub(crate) key: Arc<ProxyKey>,
     /// What else is known of the proxy.
     pub(crate) about: Box<About>,
@@ -110,7 +109,6 @@ impl Session {
             id,
             node: node.name,
             node_id: node.id,
-            texts: node.texts,
             key,
             about: Box::new(about),
             account,
@@ -138,16 +136,24 @@ impl Session {
     /// Reads a request.
     pub(crate) fn on_request(&mut self, request: Request, counts: &mut Counts) -> Vec<Said> {
         let mut said = Vec::new();
-        self.note_expired(&request, counts);
+        if self.stream.is_late(&request) {
+            counts.on_expired(&TypeUrl::from(request.type_url()));
+        }
         for event in self.stream.on_request(request) {
             match event {
-                Event::Subscribed { type_url, names, .. } => {
+                Event::Subscribed { type_url, names, is_new, .. } => {
                     if type_url == TypeUrl::Endpoint && !self.awaiting.is_empty() {
                         for name in &names {
                             self.awaiting.remove(name);
                         }
                     }
-                    said.push(Said::Wants { type_url, names });
+                    let held = match self.stream.subscription(&type_url) {
+                        Some(clusters) if is_new && type_url == TypeUrl::Cluster => {
+                            clusters.sent_resources().map(|(name, _)| name.clone()).collect()
+                        }
+                        _ => Vec::new(),
+                    };
+                    said.push(Said::Wants { type_url, names, held });
                 }
                 Event::Unsubscribed { .. } => said.push(Said::Unwanted),
                 Event::Ack { type_url, .. } => self.note_answer(&type_url, false),
@@ -164,19 +170,6 @@ impl Session {
     fn note_answer(&mut self, type_url: &TypeUrl, refused: bool) {
         if !self.stream.is_outstanding(type_url) {
             self.tracks.answered(type_url, refused);
-        }
-    }
-
-    /// Counts an answer to a response that is not the last of its type.
-    fn note_expired(&self, request: &Request, counts: &mut Counts) {
-        let (type_url, nonce) = match request {
-            Request::Sotw(request) => (&request.type_url, &request.response_nonce),
-            Request::Delta(request) => (&request.type_url, &request.response_nonce),
-        };
-        let type_url = TypeUrl::from(type_url.as_str());
-        let last = self.stream.subscription(&type_url).map(leno_xds::server::Subscription::nonce);
-        if !nonce.is_empty() && last.is_some_and(|last| !last.is_empty() && **last != **nonce) {
-            counts.on_expired(&type_url);
         }
     }
 
@@ -208,16 +201,16 @@ impl Session {
         changed && self.on_changed(&TypeUrl::Secret, None, None)
     }
 
-    /// Notes that resources have changed, by a change of the sources if any; false if the proxy does
-    /// not want them.
+    /// Notes that resources have changed, those with some names or any, by a change of the sources if
+    /// by one; false if the proxy does not want them.
     pub(crate) fn on_changed(
         &mut self,
         type_url: &TypeUrl,
-        name: Option<&str>,
+        names: Option<&[String]>,
         cause: Option<Cause>,
     ) -> bool {
         let Some(subscription) = self.stream.subscription(type_url) else { return false };
-        if name.is_some_and(|name| !subscription.wants(name)) {
+        if names.is_some_and(|names| !names.iter().any(|name| subscription.wants(name))) {
             return false;
         }
         if !self.pending.contains(type_url) {
@@ -239,6 +232,11 @@ impl Session {
     /// Whether the proxy wants a resource.
     pub(crate) fn wants(&self, type_url: &TypeUrl, name: &str) -> bool {
         self.stream.subscription(type_url).is_some_and(|subscription| subscription.wants(name))
+    }
+
+    /// Whether the proxy asks for a resource by its name, whatever else it wants.
+    pub(crate) fn asks_for(&self, type_url: &TypeUrl, name: &str) -> bool {
+        self.stream.subscription(type_url).is_some_and(|subscription| subscription.names_one(name))
     }
 
     /// Whether the proxy may not have the newest of a type: it was not told yet or has not answered.
@@ -348,11 +346,21 @@ impl Session {
             })
     }
 
-    fn respond(&mut self, group: &Group, view: &View, type_url: &TypeUrl) -> Option<Response> {
-        let resources = match type_url {
+    /// What the proxy should have of a type, as far as it or its like have asked for it.
+    pub(crate) fn resources<'r>(
+        &self,
+        group: &'r Group,
+        view: &'r View,
+        type_url: &TypeUrl,
+    ) -> &'r Resources {
+        match type_url {
             TypeUrl::Secret => view.secrets(self.clearance),
             _ => group.resources(view, type_url),
-        };
+        }
+    }
+
+    fn respond(&mut self, group: &Group, view: &View, type_url: &TypeUrl) -> Option<Response> {
+        let resources = self.resources(group, view, type_url);
         if *type_url != TypeUrl::Cluster {
             return self.stream.push(type_url, resources, Scope::All);
         }

@@ -1,6 +1,6 @@
 //! What proxies have as clients, ready to be sent: nearly all of a namespace share one [`View`].
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -10,11 +10,12 @@ use leno_xds::TypeUrl;
 use leno_xds::server::Resources;
 
 use super::clearance::Clearance;
-use super::named::Named;
+use super::named::{Named, Whole, origins};
 use crate::model::ObjectRef;
 use crate::scope::{ProxyKey, Role};
 use crate::translate::cluster::SharedClusters;
 use crate::translate::cluster::grpc::{GrpcCluster, GrpcEndpoints};
+use crate::translate::cluster::lazy::{FixedClusters, NamedCluster};
 use crate::translate::credential::{Given, GivenTo};
 use crate::translate::endpoint::Endpoints;
 use crate::translate::listener::SharedListeners;
@@ -36,45 +37,38 @@ pub(crate) const REFERENCE_PATIENCE: Duration = Duration::from_secs(15);
 #[derive(Debug, Default)]
 pub(crate) struct View {
     pub(crate) groups: HashSet<Arc<ProxyKey>>,
-    pub(crate) clusters: Resources,
-    cluster_list: Arc<Vec<Arc<Resource>>>,
-    /// Clusters that are of no use before their endpoints have been asked for and sent.
-    needing: HashSet<Name>,
-    pub(crate) listeners: Resources,
-    listener_list: Arc<Vec<Arc<Resource>>>,
-    endpoints: Resources,
-    routes: Resources,
-    /// The routes that proxies are told of, as they were derived.
-    route_list: BTreeMap<Name, Arc<Resource>>,
+    /// Those of which proxies get all.
+    whole: BTreeMap<TypeUrl, Whole>,
+    /// Those that are asked for one by one; of proxies that ask for the clusters they use these too,
+    /// beside the fixed ones.
+    named: BTreeMap<TypeUrl, Named>,
+    /// Of the credentials those that any authenticated proxy may have.
+    open_secrets: Named,
     /// Newer routes that lead to clusters that do not exist, where those before did not; and since
     /// when there are such.
     held: BTreeMap<Name, (Arc<Resource>, Instant)>,
-    /// What the agent's DNS server answers.
-    names: Resources,
-    /// Configurations of extensions.
-    extensions: Resources,
-    /// The roots that its agent is told of.
-    roots: Resources,
-    /// Credentials: those that any authenticated proxy may have, and all.
-    open_secrets: Named,
-    secrets: Named,
-    /// What gRPC applications ask for one by one.
-    grpc: BTreeMap<TypeUrl, Named>,
+    /// Clusters that are of no use before their endpoints have been asked for and sent.
+    needing: HashSet<Name>,
+    /// Clusters that must be there before what there is else is used; of proxies only that ask for
+    /// clusters when they use them.
+    needed: BTreeSet<Name>,
     /// For types of which there are no resources here.
     nothing: Resources,
-    /// What was asked of the graph, and is kept up to date there.
-    clusters_asked: bool,
-    names_asked: bool,
-    extensions_asked: bool,
-    roots_asked: bool,
-    listeners_asked: bool,
-    endpoints_asked: HashSet<Name>,
-    routes_asked: HashSet<Name>,
+}
+
+/// How proxies ask for the resources of a type.
+enum Asked {
+    /// One by one.
+    Named,
+    /// For all.
+    Whole,
+    /// In vain.
+    Nothing,
 }
 
 impl View {
-    /// Asks the graph for what a session wants. The names do not matter for clusters and listeners:
-    /// everybody gets all clusters and listeners. True if there is something that was not there.
+    /// Asks the graph for what a session wants. The names do not matter for what everybody gets all
+    /// of. True if there is something that was not there.
     pub(crate) fn load(
         &mut self,
         graph: &Graph,
@@ -83,113 +77,67 @@ impl View {
         names: &[Name],
         version: &Name,
     ) -> bool {
-        if client.role == Role::Grpc
-            && matches!(type_url, TypeUrl::Cluster | TypeUrl::Endpoint | TypeUrl::Listener | TypeUrl::Route)
-        {
-            let kept = self.grpc.entry(type_url.clone()).or_default();
-            for name in names {
-                if kept.ask(name) {
-                    let key = (client.clone(), name.to_string());
-                    let found = match type_url {
-                        TypeUrl::Cluster => graph.get::<GrpcCluster>(&key),
-                        TypeUrl::Endpoint => graph.get::<GrpcEndpoints>(&key),
-                        TypeUrl::Listener => graph.get::<GrpcListener>(&key),
-                        _ => graph.get::<GrpcRoute>(&key),
-                    };
-                    kept.set(name, found.as_ref().as_ref(), version.clone());
-                }
-            }
-            return true;
-        }
-        match type_url {
-            TypeUrl::Cluster if !std::mem::replace(&mut self.clusters_asked, true) => {
-                self.set_clusters(graph.get::<SharedClusters>(client), version.clone());
+        match asked(client, type_url) {
+            Asked::Named => self.load_named(graph, client, type_url, names, version),
+            Asked::Whole if self.whole.entry(type_url.clone()).or_default().ask() => {
+                let list = whole(graph, client, type_url);
+                self.set_whole(type_url, list, version.clone());
                 true
             }
-            TypeUrl::Listener if !std::mem::replace(&mut self.listeners_asked, true) => {
-                self.set_listeners(graph.get::<SharedListeners>(client), version.clone());
-                true
-            }
-            TypeUrl::Endpoint => {
-                for name in names {
-                    if !self.endpoints_asked.contains(name) {
-                        self.endpoints_asked.insert(name.clone());
-                        let endpoints = graph.get::<Endpoints>(&(client.clone(), name.to_string()));
-                        self.set_endpoints(endpoints.as_deref(), version.clone());
-                    }
-                }
-                true
-            }
-            TypeUrl::Route => {
-                for name in names {
-                    if !self.routes_asked.contains(name) {
-                        self.routes_asked.insert(name.clone());
-                        let route = graph.get::<Route>(&(client.clone(), name.to_string()));
-                        if let Some(route) = route.as_ref() {
-                            self.publish(route, version.clone());
-                        }
-                        self.routes.set_version(version.clone());
-                    }
-                }
-                true
-            }
-            TypeUrl::Secret => {
-                for name in names {
-                    if self.secrets.ask(name) {
-                        let given = graph.get::<GivenTo>(&(client.clone(), name.to_string()));
-                        self.set_secret(client, name, &given, version.clone());
-                    }
-                }
-                true
-            }
-            TypeUrl::Other(url)
-                if url == name_table::TYPE_URL && !std::mem::replace(&mut self.names_asked, true) =>
-            {
-                self.set_names(graph.get::<NameTable>(client).as_ref().as_ref(), version.clone());
-                true
-            }
-            TypeUrl::ExtensionConfig if !std::mem::replace(&mut self.extensions_asked, true) => {
-                self.set_extensions(&graph.get::<Extensions>(client), version.clone());
-                true
-            }
-            TypeUrl::ExtensionConfig => false,
-            TypeUrl::Other(url)
-                if url == trust_bundle::TYPE_URL && !std::mem::replace(&mut self.roots_asked, true) =>
-            {
-                self.set_roots(graph.get::<TrustBundle>(&()).as_ref().as_ref(), version.clone());
-                true
-            }
-            _ => {
+            Asked::Whole => false,
+            Asked::Nothing => {
                 self.nothing.set_version(version.clone());
                 false
             }
         }
     }
 
+    /// The same for names of any type.
+    pub(crate) fn load_named<'n>(
+        &mut self,
+        graph: &Graph,
+        client: &ProxyKey,
+        type_url: &TypeUrl,
+        names: impl IntoIterator<Item = &'n Name>,
+        version: &Name,
+    ) -> bool {
+        let mut is_new = false;
+        for name in names {
+            if !self.named.entry(type_url.clone()).or_default().ask(name) {
+                continue;
+            }
+            is_new = true;
+            if *type_url == TypeUrl::Secret {
+                let given = graph.get::<GivenTo>(&(client.clone(), name.to_string()));
+                self.set_secret(client, name, &given, version.clone());
+            } else {
+                let found = derive(graph, client, type_url, name);
+                let kept = self.named.entry(type_url.clone()).or_default();
+                kept.set(name, found.as_ref(), version.clone());
+            }
+        }
+        is_new
+    }
+
     /// The resources of a type, shared ones only. Of types that this control plane knows nothing of
     /// there are none, and a proxy that asks for some is told so.
     pub(crate) fn resources(&self, type_url: &TypeUrl) -> &Resources {
-        if let Some(named) = self.grpc.get(type_url) {
-            return named.resources();
-        }
-        match type_url {
-            TypeUrl::Cluster => &self.clusters,
-            TypeUrl::Endpoint => &self.endpoints,
-            TypeUrl::Listener => &self.listeners,
-            TypeUrl::Route => &self.routes,
-            TypeUrl::ExtensionConfig => &self.extensions,
-            TypeUrl::Other(url) if url == name_table::TYPE_URL => &self.names,
-            TypeUrl::Other(url) if url == trust_bundle::TYPE_URL => &self.roots,
-            _ => &self.nothing,
-        }
+        let whole = self.whole.get(type_url).map(Whole::resources);
+        let named = || self.named.get(type_url).map(Named::resources);
+        whole.or_else(named).unwrap_or(&self.nothing)
     }
 
-    /// The credentials for a proxy with a clearance.
+    /// The resource of a type that was asked for by its name.
+    pub(crate) fn find(&self, type_url: &TypeUrl, name: &str) -> Option<&Arc<Resource>> {
+        self.named.get(type_url)?.find(name)
+    }
+
+    /// The credentials for a session.
     pub(crate) fn secrets(&self, clearance: Clearance) -> &Resources {
         match clearance {
             Clearance::Nothing | Clearance::Pending => &self.nothing,
             Clearance::Open => self.open_secrets.resources(),
-            Clearance::All => self.secrets.resources(),
+            Clearance::All => self.named.get(&TypeUrl::Secret).map_or(&self.nothing, Named::resources),
         }
     }
 
@@ -200,103 +148,94 @@ impl View {
         }
         let resource = given.resource.as_ref().ok();
         self.open_secrets.set(name, resource.filter(|_| !given.guarded), version.clone());
-        self.secrets.set(name, resource, version);
+        self.named.entry(TypeUrl::Secret).or_default().set(name, resource, version);
     }
 
-    /// Something that a gRPC application has asked for has changed.
-    pub(crate) fn set_grpc(
-        &mut self,
-        type_url: &TypeUrl,
-        name: &str,
-        resource: Option<&Arc<Resource>>,
-        version: Name,
-    ) {
-        if let Some(named) = self.grpc.get_mut(type_url) {
-            named.set(name, resource, version);
+    /// New resources of a type of which proxies get all.
+    pub(crate) fn set_whole(&mut self, type_url: &TypeUrl, list: Arc<Vec<Arc<Resource>>>, version: Name) {
+        if *type_url == TypeUrl::Cluster {
+            let needing = list.iter().filter(|cluster| cluster.needs_endpoints);
+            self.needing = needing.map(|cluster| cluster.wire.name.clone()).collect();
         }
-    }
-
-    /// New names.
-    pub(crate) fn set_names(&mut self, table: Option<&Resource>, version: Name) {
-        self.names.replace(table.map(|table| table.wire.clone()));
-        self.names.set_version(version);
-    }
-
-    /// New configurations of extensions.
-    pub(crate) fn set_extensions(&mut self, list: &[Arc<Resource>], version: Name) {
-        replace(&mut self.extensions, list, version);
+        self.whole.entry(type_url.clone()).or_default().set(list, version);
     }
 
     /// New roots; false if nobody has asked for them.
-    pub(crate) fn set_roots(&mut self, roots: Option<&Resource>, version: Name) -> bool {
-        self.roots.replace(roots.map(|roots| roots.wire.clone()));
-        self.roots.set_version(version);
-        self.roots_asked
-    }
-
-    /// New clusters.
-    pub(crate) fn set_clusters(&mut self, list: Arc<Vec<Arc<Resource>>>, version: Name) {
-        replace(&mut self.clusters, &list, version);
-        let needing = list.iter().filter(|cluster| cluster.needs_endpoints);
-        self.needing = needing.map(|cluster| cluster.wire.name.clone()).collect();
-        self.cluster_list = list;
-    }
-
-    /// New listeners.
-    pub(crate) fn set_listeners(&mut self, list: Arc<Vec<Arc<Resource>>>, version: Name) {
-        replace(&mut self.listeners, &list, version);
-        self.listener_list = list;
-    }
-
-    /// New endpoints of a cluster. Those of a cluster that is gone stay until nobody asks for them:
-    /// a proxy that still has the cluster may still have routes to it.
-    pub(crate) fn set_endpoints(&mut self, endpoints: Option<&Resource>, version: Name) {
-        if let Some(endpoints) = endpoints {
-            self.endpoints.insert(endpoints.wire.clone());
+    pub(crate) fn set_roots(&mut self, roots: &Arc<Option<Resource>>, version: Name) -> bool {
+        let type_url = TypeUrl::from(trust_bundle::TYPE_URL);
+        let is_asked = self.whole.get(&type_url).is_some_and(Whole::is_asked);
+        if is_asked {
+            self.set_whole(&type_url, single(roots), version);
         }
-        self.endpoints.set_version(version);
+        is_asked
+    }
+
+    /// A new state of a resource that is asked for by its name. False if it is not to be told yet.
+    pub(crate) fn set_named(
+        &mut self,
+        graph: &Graph,
+        client: &ProxyKey,
+        type_url: &TypeUrl,
+        (name, resource): (&str, Option<&Arc<Resource>>),
+        version: &Name,
+        now: Instant,
+    ) -> bool {
+        let is_proxy = client.role != Role::Grpc;
+        if *type_url == TypeUrl::Route && is_proxy {
+            return self.set_route(graph, client, name, resource, version, now);
+        }
+        let Some(kept) = self.named.get_mut(type_url) else { return false };
+        match resource {
+            // The endpoints of a cluster that is gone stay until nobody asks for them: a proxy that
+            // still has the cluster may still have routes to it.
+            None if *type_url == TypeUrl::Endpoint && is_proxy => kept.keep(version.clone()),
+            _ => kept.set(name, resource, version.clone()),
+        }
+        true
     }
 
     /// A new route configuration. False if it is not to be told yet: it leads to a cluster that does
     /// not exist, and the one before leads nowhere worse.
-    pub(crate) fn set_route(
+    fn set_route(
         &mut self,
+        graph: &Graph,
+        client: &ProxyKey,
         name: &str,
         route: Option<&Arc<Resource>>,
-        version: Name,
+        version: &Name,
         now: Instant,
     ) -> bool {
-        let Some(route) = route else {
-            self.held.remove(name);
-            self.route_list.remove(name);
-            self.routes.remove(name);
-            self.routes.set_version(version);
-            return true;
-        };
-        if self.is_worse(route) {
+        if let Some(route) = route.filter(|route| self.is_worse(graph, client, route)) {
             let (held, _) =
                 self.held.entry(route.wire.name.clone()).or_insert_with(|| (Arc::clone(route), now));
             *held = Arc::clone(route);
             return false;
         }
         self.held.remove(name);
-        self.publish(route, version);
+        self.named.entry(TypeUrl::Route).or_default().set(name, route, version.clone());
         true
     }
 
     /// Routes that were held back and need not be any more; they are told from now on.
-    pub(crate) fn release_held(&mut self, version: &Name, now: Instant) -> Vec<Name> {
+    pub(crate) fn release_held(
+        &mut self,
+        graph: &Graph,
+        client: &ProxyKey,
+        version: &Name,
+        now: Instant,
+    ) -> Vec<String> {
         let due = |(route, since): &(Arc<Resource>, Instant)| {
-            now.saturating_duration_since(*since) >= REFERENCE_PATIENCE || !self.is_worse(route)
+            now.saturating_duration_since(*since) >= REFERENCE_PATIENCE
+                || !self.is_worse(graph, client, route)
         };
         let due: Vec<Name> =
             self.held.iter().filter(|(_, held)| due(held)).map(|(name, _)| name.clone()).collect();
         for name in &due {
             if let Some((route, _)) = self.held.remove(name) {
-                self.publish(&route, version.clone());
+                self.named.entry(TypeUrl::Route).or_default().set(name, Some(&route), version.clone());
             }
         }
-        due
+        due.iter().map(Name::to_string).collect()
     }
 
     /// Whether routes are held back.
@@ -304,95 +243,90 @@ impl View {
         !self.held.is_empty()
     }
 
+    /// The routes that proxies are told of.
+    fn routes(&self) -> impl Iterator<Item = &Arc<Resource>> {
+        self.named.get(&TypeUrl::Route).into_iter().flat_map(Named::iter)
+    }
+
     /// Whether a route that proxies are told of leads to a cluster.
     pub(crate) fn leads_to(&self, cluster: &Name) -> bool {
-        self.route_list.values().any(|route| route.clusters.binary_search(cluster).is_ok())
+        self.routes().any(|route| route.clusters.binary_search(cluster).is_ok())
     }
 
     /// Whether a route leads to a cluster that does not exist, to which the one that proxies have
     /// does not lead.
-    fn is_worse(&self, route: &Resource) -> bool {
-        let Some(before) = self.route_list.get(&route.wire.name).filter(|_| self.clusters_asked) else {
+    fn is_worse(&self, graph: &Graph, client: &ProxyKey, route: &Resource) -> bool {
+        let Some(clusters) = self.whole.get(&TypeUrl::Cluster).filter(|clusters| clusters.is_asked()) else {
             return false;
         };
-        let missing = |name: &&Name| self.clusters.find(name).is_none();
-        route.clusters.iter().filter(missing).any(|name| before.clusters.binary_search(name).is_err())
+        let Some(before) = self.find(&TypeUrl::Route, &route.wire.name) else { return false };
+        let is_new = |name: &&Name| before.clusters.binary_search(name).is_err();
+        // Proxies that ask for clusters need not have them, but there must be such.
+        let is_there = |name: &Name| {
+            clusters.resources().find(name).is_some()
+                || (client.is_lazy()
+                    && (self.find(&TypeUrl::Cluster, name).is_some()
+                        || graph.peek::<NamedCluster>(&(client.clone(), name.to_string())).is_some()))
+        };
+        route.clusters.iter().filter(is_new).any(|name| !is_there(name))
     }
 
-    fn publish(&mut self, route: &Arc<Resource>, version: Name) {
-        self.routes.insert(route.wire.clone());
-        self.routes.set_version(version);
-        self.route_list.insert(route.wire.name.clone(), Arc::clone(route));
+    /// Finds out which clusters must be there beforehand; true if these are others than before.
+    pub(crate) fn refresh_needed(&mut self) -> bool {
+        let whole = [TypeUrl::Listener, TypeUrl::ExtensionConfig];
+        let whole = whole.iter().filter_map(|type_url| self.whole.get(type_url)).flat_map(Whole::iter);
+        let all = whole.chain(self.routes());
+        let needed: BTreeSet<Name> = all.flat_map(|resource| &resource.needs).cloned().collect();
+        let changed = needed != self.needed;
+        self.needed = needed;
+        changed
+    }
+
+    /// The clusters that must be there beforehand, as last found out.
+    pub(crate) fn needed(&self) -> &BTreeSet<Name> {
+        &self.needed
     }
 
     /// The route configurations that were asked for.
     pub(crate) fn route_names(&self) -> Vec<String> {
-        let mut names: Vec<String> = self.routes_asked.iter().map(ToString::to_string).collect();
+        let asked = self.named.get(&TypeUrl::Route).into_iter().flat_map(Named::asked);
+        let mut names: Vec<String> = asked.map(ToString::to_string).collect();
         names.sort();
         names
     }
 
     /// Whether a cluster is of no use before its endpoints have been asked for and sent.
     pub(crate) fn needs_endpoints(&self, cluster: &str) -> bool {
-        self.needing.contains(cluster)
+        let named = || self.find(&TypeUrl::Cluster, cluster).is_some_and(|found| found.needs_endpoints);
+        self.needing.contains(cluster) || named()
     }
 
     /// The names of the resources of a type, and the objects that each comes from.
     pub(crate) fn origins(&self, type_url: &TypeUrl) -> Vec<(&str, &[ObjectRef])> {
-        if let Some(named) = self.grpc.get(type_url) {
-            return named.origins();
-        }
-        match type_url {
-            TypeUrl::Cluster => named(&self.cluster_list),
-            TypeUrl::Listener => named(&self.listener_list),
-            TypeUrl::Route => {
-                self.route_list.values().map(|route| (route.name(), route.origins.as_slice())).collect()
-            }
-            TypeUrl::Secret => self.secrets.origins(),
-            _ => Vec::new(),
-        }
+        let named = self.named.get(type_url).into_iter().flat_map(Named::iter);
+        let whole = self.whole.get(type_url).into_iter().flat_map(Whole::iter);
+        origins(named.chain(whole)).collect()
     }
 
-    /// Lets go of endpoints, routes and credentials that are not wanted any more.
+    /// Lets go of what was asked for by its name and is not wanted any more.
     pub(crate) fn release_unwanted(
         &mut self,
         graph: &mut Graph,
         client: &ProxyKey,
         wanted: impl Fn(&TypeUrl, &str) -> bool,
     ) {
-        self.endpoints_asked.retain(|name| {
-            let keep = wanted(&TypeUrl::Endpoint, name);
-            if !keep {
-                graph.release::<Endpoints>(&(client.clone(), name.to_string()));
-                self.endpoints.remove(name);
-            }
-            keep
-        });
-        self.routes_asked.retain(|name| {
-            let keep = wanted(&TypeUrl::Route, name);
-            if !keep {
-                graph.release::<Route>(&(client.clone(), name.to_string()));
-                self.routes.remove(name);
-                self.route_list.remove(name);
-                self.held.remove(name);
-            }
-            keep
-        });
-        for (type_url, named) in &mut self.grpc {
+        for (type_url, named) in &mut self.named {
             for name in named.release_unwanted(|name| wanted(type_url, name)) {
-                let key = (client.clone(), name.to_string());
+                release(graph, client, type_url, &name);
                 match type_url {
-                    TypeUrl::Cluster => graph.release::<GrpcCluster>(&key),
-                    TypeUrl::Endpoint => graph.release::<GrpcEndpoints>(&key),
-                    TypeUrl::Listener => graph.release::<GrpcListener>(&key),
-                    _ => graph.release::<GrpcRoute>(&key),
+                    TypeUrl::Route => drop(self.held.remove(&name)),
+                    TypeUrl::Secret => {
+                        let version = self.open_secrets.resources().version().clone();
+                        self.open_secrets.set(&name, None, version);
+                    }
+                    _ => {}
                 }
             }
-        }
-        let is_wanted = |name: &str| wanted(&TypeUrl::Secret, name);
-        for name in self.secrets.release_unwanted(is_wanted) {
-            self.open_secrets.set(&name, None, self.secrets.resources().version().clone());
-            graph.release::<GivenTo>(&(client.clone(), name.to_string()));
         }
     }
 
@@ -400,19 +334,69 @@ impl View {
     pub(crate) fn release(mut self, graph: &mut Graph, client: &ProxyKey) {
         self.release_unwanted(graph, client, |_, _| false);
         graph.release::<SharedClusters>(client);
+        graph.release::<FixedClusters>(client);
         graph.release::<SharedListeners>(client);
         graph.release::<NameTable>(client);
         graph.release::<Extensions>(client);
     }
 }
 
-/// Puts a new list in the place of the old one.
-fn replace(resources: &mut Resources, list: &[Arc<Resource>], version: Name) {
-    resources.replace(list.iter().map(|resource| resource.wire.clone()));
-    resources.set_version(version);
+fn asked(client: &ProxyKey, type_url: &TypeUrl) -> Asked {
+    match type_url {
+        TypeUrl::Cluster | TypeUrl::Listener if client.role == Role::Grpc => Asked::Named,
+        TypeUrl::Cluster | TypeUrl::Listener | TypeUrl::ExtensionConfig => Asked::Whole,
+        TypeUrl::Endpoint | TypeUrl::Route | TypeUrl::Secret => Asked::Named,
+        TypeUrl::Other(url) if url == name_table::TYPE_URL || url == trust_bundle::TYPE_URL => Asked::Whole,
+        _ => Asked::Nothing,
+    }
 }
 
-/// The names of the resources of a list, and the objects that each comes from.
-pub(crate) fn named(list: &[Arc<Resource>]) -> Vec<(&str, &[ObjectRef])> {
-    list.iter().map(|resource| (resource.name(), resource.origins.as_slice())).collect()
+/// All resources of a type.
+fn whole(graph: &Graph, client: &ProxyKey, type_url: &TypeUrl) -> Arc<Vec<Arc<Resource>>> {
+    match type_url {
+        TypeUrl::Cluster if client.is_lazy() => graph.get::<FixedClusters>(client),
+        TypeUrl::Cluster => graph.get::<SharedClusters>(client),
+        TypeUrl::Listener => graph.get::<SharedListeners>(client),
+        TypeUrl::ExtensionConfig => graph.get::<Extensions>(client),
+        TypeUrl::Other(url) if url == name_table::TYPE_URL => single(&graph.get::<NameTable>(client)),
+        TypeUrl::Other(url) if url == trust_bundle::TYPE_URL => single(&graph.get::<TrustBundle>(&())),
+        _ => Arc::default(),
+    }
+}
+
+/// A list of what there is only one of.
+pub(crate) fn single(resource: &Arc<Option<Resource>>) -> Arc<Vec<Arc<Resource>>> {
+    Arc::new(resource.iter().cloned().map(Arc::new).collect())
+}
+
+/// A resource that is asked for by its name.
+fn derive(graph: &Graph, client: &ProxyKey, type_url: &TypeUrl, name: &Name) -> Option<Arc<Resource>> {
+    let key = (client.clone(), name.to_string());
+    let found = match (client.role, type_url) {
+        (Role::Grpc, TypeUrl::Cluster) => graph.get::<GrpcCluster>(&key),
+        (Role::Grpc, TypeUrl::Endpoint) => graph.get::<GrpcEndpoints>(&key),
+        (Role::Grpc, TypeUrl::Listener) => graph.get::<GrpcListener>(&key),
+        (Role::Grpc, TypeUrl::Route) => graph.get::<GrpcRoute>(&key),
+        (_, TypeUrl::Cluster) => graph.get::<NamedCluster>(&key),
+        (_, TypeUrl::Endpoint) => graph.get::<Endpoints>(&key),
+        (_, TypeUrl::Route) => graph.get::<Route>(&key),
+        _ => return None,
+    };
+    found.as_ref().clone()
+}
+
+/// Lets go of it.
+fn release(graph: &mut Graph, client: &ProxyKey, type_url: &TypeUrl, name: &Name) {
+    let key = (client.clone(), name.to_string());
+    match (client.role, type_url) {
+        (_, TypeUrl::Secret) => graph.release::<GivenTo>(&key),
+        (Role::Grpc, TypeUrl::Cluster) => graph.release::<GrpcCluster>(&key),
+        (Role::Grpc, TypeUrl::Endpoint) => graph.release::<GrpcEndpoints>(&key),
+        (Role::Grpc, TypeUrl::Listener) => graph.release::<GrpcListener>(&key),
+        (Role::Grpc, TypeUrl::Route) => graph.release::<GrpcRoute>(&key),
+        (_, TypeUrl::Cluster) => graph.release::<NamedCluster>(&key),
+        (_, TypeUrl::Endpoint) => graph.release::<Endpoints>(&key),
+        (_, TypeUrl::Route) => graph.release::<Route>(&key),
+        _ => {}
+    }
 }

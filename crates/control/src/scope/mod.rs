@@ -110,10 +110,18 @@ impl Abilities {
     pub(crate) const DATADOG: Abilities = Abilities(1 << 5);
     /// `envoy.tracers.skywalking`.
     pub(crate) const SKYWALKING: Abilities = Abilities(1 << 6);
+    /// Clusters are asked for when they are first used: `envoy.filters.http.on_demand`, and the will
+    /// to do so.
+    pub(crate) const ON_DEMAND: Abilities = Abilities(1 << 7);
 
     /// Adds what another set has.
     pub(crate) fn insert(&mut self, other: Abilities) {
         self.0 |= other.0;
+    }
+
+    /// Takes away what another set has.
+    pub(crate) fn remove(&mut self, other: Abilities) {
+        self.0 &= !other.0;
     }
 
     /// Whether all of another set is there.
@@ -185,6 +193,11 @@ impl ProxyKey {
     /// The workload that it stands beside, or is.
     pub(crate) fn workload(&self) -> Workload {
         Workload { namespace: self.namespace.clone(), labels: self.labels.clone() }
+    }
+
+    /// Whether it is told of the clusters only that workloads like its own use, and asks for others.
+    pub(crate) fn is_lazy(&self) -> bool {
+        self.options.abilities.has(Abilities::ON_DEMAND)
     }
 
     /// Whether it gets connections that were meant for others, with the original destination.

@@ -4,7 +4,7 @@
 //! randomness or async. Names are Istio's, see `name.rs`.
 //!
 //! The roots, which `crate::push` asks for: what a proxy has as a client and shares with its like,
-//! [`cluster::SharedClusters`], [`endpoint::Endpoints`], [`listener::SharedListeners`] and
+//! [`cluster::SharedClusters`] (or [`cluster::lazy`]'s), [`endpoint::Endpoints`], [`listener::SharedListeners`] and
 //! [`route::Route`], and [`name_table::NameTable`] and [`credential::GivenTo`], each for the proxy as [`crate::scope::client::ClientOf`] sees it; and what is its
 //! own, [`cluster::OwnClusters`] and [`listener::OwnListeners`].
 
@@ -15,6 +15,7 @@ pub(crate) mod endpoint;
 pub(crate) mod listener;
 pub(crate) mod name;
 pub(crate) mod name_table;
+pub(crate) mod needs;
 pub(crate) mod patch;
 pub(crate) mod provider;
 pub(crate) mod resource;

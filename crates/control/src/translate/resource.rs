@@ -23,6 +23,9 @@ pub(crate) struct Resource {
     pub(crate) needs_endpoints: bool,
     /// For a route configuration: the clusters that it leads to, sorted.
     pub(crate) clusters: Vec<leno_base::Name>,
+    /// Clusters that must be there before it is used, even at proxies that ask for clusters when they
+    /// send something there: mirrors, and what filters, loggers and tracers talk to; sorted.
+    pub(crate) needs: Vec<leno_base::Name>,
 }
 
 impl Resource {
@@ -36,6 +39,7 @@ impl Resource {
             origins,
             needs_endpoints: false,
             clusters: Vec::new(),
+            needs: Vec::new(),
         }
     }
 

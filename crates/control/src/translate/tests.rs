@@ -72,7 +72,8 @@ struct Proxy {
     /// What patches may ask for.
     #[serde(default)]
     metadata: BTreeMap<String, String>,
-    /// Extensions that it has: any of `stats`, `peers`, `alpn`, `datadog`, `skywalking`.
+    /// Extensions that it has: any of `stats`, `peers`, `alpn`, `datadog`, `skywalking`,
+    /// `on-demand`.
     #[serde(default)]
     extensions: Vec<String>,
     #[serde(default)]
@@ -138,6 +139,7 @@ impl Proxy {
                 "alpn" => &[Abilities::ALPN],
                 "datadog" => &[Abilities::DATADOG],
                 "skywalking" => &[Abilities::SKYWALKING],
+                "on-demand" => &[Abilities::ON_DEMAND],
                 other => panic!("no extension is called {other:?}"),
             };
             known.iter().for_each(|one| abilities.insert(*one));

@@ -149,6 +149,16 @@ impl Stream {
         self.subscriptions.get(type_url).is_some_and(Subscription::is_outstanding)
     }
 
+    /// True if a request answers a response that is not the last of its type.
+    pub fn is_late(&self, request: &Request) -> bool {
+        let nonce = match request {
+            Request::Sotw(request) => &request.response_nonce,
+            Request::Delta(request) => &request.response_nonce,
+        };
+        let last = self.subscriptions.get(&TypeUrl::from(request.type_url())).map(Subscription::nonce);
+        !nonce.is_empty() && last.is_some_and(|last| !last.is_empty() && last.as_str() != nonce)
+    }
+
     /// Reads a request. A request of the other variant, which no transport delivers, is ignored.
     pub fn on_request(&mut self, request: Request) -> Vec<Event> {
         match (self.mode, request) {

@@ -77,6 +77,11 @@ impl Subscription {
         self.names.iter().map(|(name, _)| name)
     }
 
+    /// True if a resource is asked for by this name, whether or not everything is wanted.
+    pub fn names_one(&self, name: &str) -> bool {
+        self.names.contains(name)
+    }
+
     /// True if a resource of this name is wanted.
     pub fn wants(&self, name: &str) -> bool {
         self.wildcard || self.names.contains(name)

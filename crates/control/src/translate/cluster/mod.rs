@@ -3,13 +3,15 @@
 //! A cluster is derived once per service port, subset, set of rules and what it depends on of its
 //! client, and shared by all proxies for which these are the same. `outbound.rs` builds it from a
 //! `draft.rs`; `policy.rs`, `balancer.rs` and `tls.rs` apply the rules; `inbound.rs` has the
-//! clusters that lead to the workload itself, `any_name.rs` the one for unknown destinations by name.
+//! clusters that lead to the workload itself, `lazy.rs` what proxies are told that ask for the clusters
+//! they use, `any_name.rs` the one for unknown destinations by name.
 
 mod any_name;
 mod balancer;
 mod draft;
 pub(crate) mod grpc;
 mod inbound;
+pub(crate) mod lazy;
 mod outbound;
 mod policy;
 mod tls;
@@ -232,12 +234,12 @@ impl Query for SharedClusters {
 /// The clusters of a client before EnvoyFilters.
 pub(super) fn shared(cx: &Cx<'_>, client: &ProxyKey) -> Vec<Arc<Resource>> {
     let viewer = client.viewer(cx);
+    let mut clusters = Vec::new();
     let part = |sni, part| cx.get::<OutboundPart>(&(viewer.clone(), sni, part));
     let mut lists: Vec<_> = (0..PARTS).map(|number| part(false, number)).collect();
     if client.role == Role::Router && cx.get::<AttachedGateways>(&client.workload()).passes_on() {
         lists.extend((0..PARTS).map(|number| part(true, number)));
     }
-    let mut clusters = Vec::new();
     for entry in lists.iter().flat_map(|list| list.iter()) {
         match entry {
             Entry::Ready(resource) => clusters.push(Arc::clone(resource)),
@@ -248,13 +250,20 @@ pub(super) fn shared(cx: &Cx<'_>, client: &ProxyKey) -> Vec<Arc<Resource>> {
             }
         }
     }
+    clusters.extend(fixed(cx, client, &viewer));
+    clusters
+}
+
+/// The clusters of a client that are no service's, before EnvoyFilters.
+fn fixed(cx: &Cx<'_>, client: &ProxyKey, viewer: &Viewer) -> Vec<Arc<Resource>> {
+    let mut clusters = Vec::new();
     let mesh = cx.get::<MeshOf>(&client.options.overrides);
     let exchanges = client.options.abilities.has(Abilities::TCP_PEERS);
     clusters.push(Arc::new(encode(black_hole(&mesh))));
     if client.captures() {
         clusters.push(Arc::new(encode(passthrough(&mesh, name::PASSTHROUGH_CLUSTER, exchanges))));
     }
-    let any_name = any_name::cluster(cx, &viewer, &mesh, exchanges);
+    let any_name = any_name::cluster(cx, viewer, &mesh, exchanges);
     clusters.extend(any_name.map(|draft| Arc::new(encode(draft))));
     if client.role == Role::Router {
         let key = (client.workload(), Sight::whole(&client.namespace));

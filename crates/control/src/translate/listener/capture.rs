@@ -11,7 +11,7 @@ use super::http::{Routes, connection_manager, stat_prefix};
 use super::inbound::on_ports;
 use super::outbound::Ports;
 use super::tcp::{to_fixed, to_nowhere};
-use super::{Frame, bare, bound, http_inspector, listener_filter};
+use super::{Frame, bare, bound, encode, http_inspector, listener_filter};
 use crate::registry::protocol::Protocol;
 use crate::scope::outbound::{OutboundPolicy, Unknown};
 use crate::scope::{Families, Viewer, sidecar};
@@ -61,7 +61,7 @@ pub(super) fn virtual_outbound(cx: &Cx<'_>, viewer: &Viewer, transparent: bool) 
     }
     let mut origins = telemetry::origins(cx, &scope);
     origins.extend(sidecar::origin(&viewer.sight()));
-    Resource::new(name::VIRTUAL_OUTBOUND, &message, origins)
+    encode(&frame, name::VIRTUAL_OUTBOUND, &message, origins)
 }
 
 /// The chain for requests to what is no service of the mesh, whose hosts are looked up.
@@ -119,5 +119,5 @@ pub(super) fn explicit(cx: &Cx<'_>, viewer: &Viewer, address: IpAddr, port: u16)
         filters: vec![connection_manager(cx, &frame, &scope, prefix, routes, None)],
         ..listener::FilterChain::default()
     });
-    Resource::new(&name, &message, telemetry::origins(cx, &scope))
+    encode(&frame, &name, &message, telemetry::origins(cx, &scope))
 }

@@ -24,8 +24,12 @@ use crate::scope::proxy_config::Overrides;
 use crate::scope::sidecar::Sight;
 use crate::scope::{Abilities, Families, Identity, ProxyOptions, Viewer};
 use crate::translate::proto::listener;
-use crate::translate::resource::pack;
+use crate::translate::resource::{ads, pack};
 use crate::translate::{any_name, security, telemetry};
+
+/// How long something waits for a cluster that was asked for; then it goes on without. Envoy's default
+/// for requests (that for connections is a minute).
+pub(super) const ON_DEMAND_PATIENCE: prost_types::Duration = prost_types::Duration { seconds: 5, nanos: 0 };
 
 /// On which side of the mesh a chain works.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -78,6 +82,11 @@ impl FilterScope {
             identity: Arc::clone(identity),
             sidecar: None,
         }
+    }
+
+    /// Whether clusters that the proxy does not have are asked for when something is sent there.
+    pub(crate) fn asks_on_demand(&self) -> bool {
+        self.side == Side::Outbound && self.abilities.has(Abilities::ON_DEMAND)
     }
 
     /// Which services of the mesh the proxy knows, which filters may refer to.
@@ -148,6 +157,9 @@ pub(super) fn http(
     all.push(http_filter("envoy.filters.http.fault", &filters::fault::v3::HttpFault::default()));
     all.push(http_filter("envoy.filters.http.cors", &filters::cors::v3::Cors::default()));
     all.extend(slot(Slot::Telemetry));
+    if scope.asks_on_demand() {
+        all.push(on_demand());
+    }
     // In all of them, as the routes of each have the one for unknown hosts.
     if scope.side == Side::Outbound && mesh.outbound_traffic_policy.mode == OutboundMode::AllowAnyDynamicDns {
         all.push(any_name::lookup(scope.families));
@@ -201,6 +213,19 @@ fn alpn() -> hcm::HttpFilter {
         ],
     };
     http_filter("istio.alpn", &config)
+}
+
+/// Holds a request to a cluster that the proxy does not have until it has come, or it is known that
+/// there is none.
+fn on_demand() -> hcm::HttpFilter {
+    let config = filters::on_demand::v3::OnDemand {
+        odcds: Some(filters::on_demand::v3::OnDemandCds {
+            source: Some(ads()),
+            timeout: Some(ON_DEMAND_PATIENCE),
+            ..filters::on_demand::v3::OnDemandCds::default()
+        }),
+    };
+    http_filter("envoy.filters.http.on_demand", &config)
 }
 
 fn grpc_stats() -> hcm::HttpFilter {

@@ -17,7 +17,7 @@ use leno_derive::{Cx, Query};
 use super::filters::{self, FilterScope, Side};
 use super::http::{Routes, connection_manager, stat_prefix};
 use super::tcp::{to_fixed, to_nowhere};
-use super::{Frame, bare, bound, http_inspector, listener_filter, tls, tls_inspector};
+use super::{Frame, bare, bound, encode, http_inspector, listener_filter, tls, tls_inspector};
 use crate::model::gateway::ServerTls;
 use crate::model::sidecar::IngressListener;
 use crate::model::{Kind, ObjectRef};
@@ -198,7 +198,7 @@ impl Maker<'_, '_> {
             filters.push(listener_filter("envoy.filters.listener.original_src", &config, None));
         }
         message.listener_filters.splice(0..0, filters);
-        Resource::new(name::VIRTUAL_INBOUND, &message, origins)
+        encode(self.frame, name::VIRTUAL_INBOUND, &message, origins)
     }
 
     /// A listener that clients connect to themselves.
@@ -209,7 +209,7 @@ impl Maker<'_, '_> {
             binds => binds.iter().map(String::as_str).collect(),
         };
         let message = bare(&name, &binds, inbound.port, core::TrafficDirection::Inbound);
-        Resource::new(&name, &self.complete(message, self.port_chains(inbound)), origins)
+        encode(self.frame, &name, &self.complete(message, self.port_chains(inbound)), origins)
     }
 
     fn complete(

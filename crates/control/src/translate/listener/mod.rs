@@ -23,6 +23,7 @@ use std::sync::Arc;
 
 use leno_derive::{Cx, Query};
 
+use super::needs;
 use super::patch::{self, Family, Subject};
 use super::proto::{core, listener};
 use super::resource::{Resource, address, pack, pipe};
@@ -33,7 +34,7 @@ use crate::scope::client::ClientOf;
 use crate::scope::proxy_config::MeshOf;
 use crate::scope::sidecar::UNIX;
 use crate::scope::telemetry::{self, is_traced};
-use crate::scope::{Families, Identity, Interception, ProxyKey, ProxyOptions, Role};
+use crate::scope::{Abilities, Families, Identity, Interception, ProxyKey, ProxyOptions, Role};
 
 /// Istio's ports for captured connections, if the mesh's are none.
 const OUTBOUND_PORT: u16 = 15001;
@@ -230,6 +231,20 @@ impl Frame {
             Families::Both => &["127.0.0.1"],
         }
     }
+}
+
+/// The finished listener.
+fn encode(
+    frame: &Frame,
+    name: &str,
+    message: &listener::Listener,
+    origins: Vec<crate::model::ObjectRef>,
+) -> Resource {
+    let mut resource = Resource::new(name, message, origins);
+    if frame.options.abilities.has(Abilities::ON_DEMAND) {
+        resource.needs = needs::of_listener(message);
+    }
+    resource
 }
 
 /// A listener without filter chains, at one or several addresses of which the first gives the name

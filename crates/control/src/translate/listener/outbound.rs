@@ -17,7 +17,7 @@ use super::chain::{Chain, merge};
 use super::filters::Side;
 use super::http::{Routes, connection_manager, stat_prefix};
 use super::tcp::{Wanted, service_chains};
-use super::{Frame, RAW_BUFFER, bare, bound, http_inspector, tls_inspector};
+use super::{Frame, RAW_BUFFER, bare, bound, encode, http_inspector, tls_inspector};
 use crate::model::ObjectRef;
 use crate::model::duration::Span;
 use crate::model::inputs::ServiceEntries;
@@ -444,6 +444,6 @@ impl<'a, 'c> Map<'a, 'c> {
         }
         let mut origins = entry.origins;
         origins.extend(telemetry::origins(self.cx, &self.place.viewer.filter_scope(Side::Outbound)));
-        Resource::new(&name, &message, origins)
+        encode(self.frame, &name, &message, origins)
     }
 }

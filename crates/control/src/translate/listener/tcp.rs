@@ -20,7 +20,7 @@ use crate::scope::{Viewer, sidecar};
 use crate::translate::cluster::policies;
 use crate::translate::name;
 use crate::translate::proto::{core, listener, ty};
-use crate::translate::resource::{istio_metadata, text};
+use crate::translate::resource::{ads, istio_metadata, text};
 use crate::translate::route::action;
 use crate::translate::route::rule::Place;
 use crate::translate::route::sidecar::short_names;
@@ -119,6 +119,7 @@ impl Wanted<'_, '_> {
         proxy::TcpProxy {
             stat_prefix,
             access_log: access_log::of_connections(self.cx, self.scope),
+            on_demand: on_demand(self.scope),
             cluster_specifier: Some(specifier),
             idle_timeout: idle.map(crate::model::duration::Span::to_proto),
             max_downstream_connection_duration: pool
@@ -260,6 +261,15 @@ fn by_source() -> ty::v3::HashPolicy {
     ty::v3::HashPolicy { policy_specifier: Some(PolicySpecifier::SourceIp(SourceIp {})) }
 }
 
+/// Where the cluster is asked for if the proxy does not have it.
+fn on_demand(scope: &FilterScope) -> Option<proxy::tcp_proxy::OnDemand> {
+    scope.asks_on_demand().then(|| proxy::tcp_proxy::OnDemand {
+        odcds_config: Some(ads()),
+        timeout: Some(filters::ON_DEMAND_PATIENCE),
+        ..proxy::tcp_proxy::OnDemand::default()
+    })
+}
+
 /// The filters that lead to a cluster that is no service's, as the passthrough cluster.
 pub(super) fn to_fixed(
     cx: &Cx<'_>,
@@ -271,6 +281,8 @@ pub(super) fn to_fixed(
     let message = proxy::TcpProxy {
         stat_prefix: prefix.to_owned(),
         access_log: access_log::of_connections(cx, scope),
+        // Some lead to a service of the mesh.
+        on_demand: on_demand(scope).filter(|_| name::parse_outbound(cluster).is_some()),
         cluster_specifier: Some(proxy::tcp_proxy::ClusterSpecifier::Cluster(cluster.to_owned())),
         idle_timeout: frame.options.idle_timeout.map(crate::model::duration::Span::to_proto),
         ..proxy::TcpProxy::default()

@@ -30,6 +30,7 @@ use leno_derive::{Cx, Query};
 use prost::{Message, Name};
 
 use self::run::Run;
+use super::needs;
 use super::proto::{cluster as clusters, core, listener as listeners, route as routes};
 use super::resource::Resource;
 use crate::model::envoy_filter::{ApplyTo, ConfigPatch, EnvoyFilter, Operation, PatchContext};
@@ -206,6 +207,10 @@ impl Subjected for listeners::Listener {
     fn faults(&self) -> Vec<String> {
         sound::listener(self)
     }
+
+    fn annotate(&self, resource: &mut Resource) {
+        resource.needs = needs::of_listener(self);
+    }
 }
 
 impl Subjected for routes::RouteConfiguration {
@@ -218,7 +223,7 @@ impl Subjected for routes::RouteConfiguration {
     }
 
     fn annotate(&self, resource: &mut Resource) {
-        resource.clusters = super::route::clusters(self);
+        (resource.clusters, resource.needs) = (super::route::clusters(self), super::route::mirrors(self));
     }
 }
 
@@ -243,6 +248,10 @@ impl Subjected for core::TypedExtensionConfig {
 
     fn faults(&self) -> Vec<String> {
         Vec::new()
+    }
+
+    fn annotate(&self, resource: &mut Resource) {
+        resource.needs = needs::of_extension(self);
     }
 }
 

@@ -157,7 +157,7 @@ impl Hosts {
         let origins = std::mem::take(&mut self.origins);
         let message = self.configuration(name, ignore_port);
         let mut resource = Resource::new(name, &message, origins);
-        resource.clusters = clusters(&message);
+        (resource.clusters, resource.needs) = (clusters(&message), mirrors(&message));
         Arc::new(resource)
     }
 }
@@ -175,6 +175,25 @@ impl Hosts {
             ..route::RouteConfiguration::default()
         }
     }
+}
+
+/// The clusters that copies of requests go to, sorted: a copy for which there is no cluster is
+/// dropped without a word.
+pub(super) fn mirrors(message: &route::RouteConfiguration) -> Vec<leno_base::Name> {
+    let routes = message.virtual_hosts.iter().flat_map(|host| &host.routes);
+    let mirrors = routes.flat_map(|route| match &route.action {
+        Some(route::route::Action::Route(action)) => action.request_mirror_policies.as_slice(),
+        _ => &[],
+    });
+    let hosts = message.virtual_hosts.iter().flat_map(|host| &host.request_mirror_policies);
+    let all = mirrors.chain(hosts).chain(&message.request_mirror_policies);
+    let mut names: Vec<_> = all
+        .filter(|mirror| !mirror.cluster.is_empty())
+        .map(|mirror| leno_base::Name::new(&mirror.cluster))
+        .collect();
+    names.sort_unstable();
+    names.dedup();
+    names
 }
 
 /// The clusters that routes name, sorted.
