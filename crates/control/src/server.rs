@@ -22,7 +22,7 @@ use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
-pub use crate::access::{Access, Issuer, Secure};
+pub use crate::access::{Access, Issuer, Secure, create_join_token};
 use crate::access::{Domains, Door};
 use crate::analyze::Analysis;
 pub use crate::ca::CaSettings;

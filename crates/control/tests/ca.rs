@@ -10,7 +10,7 @@ use std::time::Duration;
 use hyper_util::rt::TokioIo;
 use leno_api::proto::istio::v1::auth::istio_certificate_service_client::IstioCertificateServiceClient;
 use leno_api::proto::istio::v1::auth::{IstioCertificateRequest, IstioCertificateResponse};
-use leno_control::server::{CaSettings, Config, Kubernetes, Server};
+use leno_control::server::{CaSettings, Config, Kubernetes, Server, create_join_token};
 use leno_testkit::kube::{ApiServer, User};
 use leno_tls::issue::{
     Authority, KeyPair, KeyType, Material, SpiffeId, Validity, certificates, certificates_to_pem, request,
@@ -536,4 +536,29 @@ async fn files_are_followed() {
     place(folder.path(), "ca-key.pem", &first.key);
     let error = Server::bind(config).await.err().expect("it does not start").to_string();
     assert!(error.contains("not that of the CA certificate"), "{error}");
+}
+
+/// A machine joins a mesh without Kubernetes by a token, and stays by its certificate.
+#[tokio::test]
+async fn a_machine_joins() {
+    let [kept, tokens, configuration] = [(), (), ()].map(|()| tempfile::tempdir().expect("a folder"));
+    let mut config = config(&[("ROOT_CA_DIR", kept.path().to_str().expect("text"))]);
+    config.dirs = vec![configuration.path().to_owned()];
+    config.access.join_tokens = Some(tokens.path().to_owned());
+    let pilot = start(config).await;
+    let roots = until("the roots", async || fs::read_to_string(kept.path().join("roots.pem")).ok()).await;
+    let channel = until("the authority", async || connect(pilot.secure, &roots, None).await.ok()).await;
+    let create = |ttl| create_join_token(tokens.path(), "vms", "legacy", ttl).expect("a token");
+    let (token, expired) = (create(LIMIT), create(Duration::ZERO));
+    let (key, asked) = csr("spiffe://cluster.local/ns/vms/sa/other");
+    let answer = ask(channel.clone(), Some(&token), asked).await.expect("a certificate");
+    let legacy = [AltName::Uri("spiffe://cluster.local/ns/vms/sa/legacy".to_owned())];
+    assert_eq!(names(&answer), legacy);
+    for token in [&token, &expired] {
+        let refused = ask(channel.clone(), Some(token), csr(REVIEWS).1).await.expect_err("of no use");
+        assert_eq!(refused.code(), Code::Unauthenticated);
+    }
+    let certified =
+        connect(pilot.secure, &roots, Some(&own(&answer, &key))).await.expect("it is of the mesh");
+    assert_eq!(names(&ask(certified, None, csr(REVIEWS).1).await.expect("the next one")), legacy);
 }

@@ -10,7 +10,9 @@ use std::process::ExitCode;
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
-use crate::verb::{analyze, completion, crd, logs, pilot, proxy, ps, sample, stop, up, validate, version};
+use crate::verb::{
+    analyze, completion, crd, logs, pilot, proxy, ps, sample, stop, token, up, validate, version,
+};
 
 /// A service mesh in one binary: Envoy's proxy, Istio's control plane, and both on one machine
 #[derive(Debug, Parser)]
@@ -43,6 +45,8 @@ enum Verb {
     /// Run the control plane
     #[command(disable_version_flag = true)]
     Pilot(pilot::Pilot),
+    /// Make tokens with which machines come into a mesh
+    Token(token::Token),
     /// Run a service of the samples
     #[command(hide = true, disable_help_flag = true, disable_version_flag = true)]
     Sample(sample::Sample),
@@ -112,6 +116,7 @@ fn run_verb(cli: Cli) -> Result<ExitCode, Failure> {
         Verb::Validate(verb) => verb.run(),
         Verb::Proxy(verb) => verb.run(),
         Verb::Pilot(verb) => verb.run(),
+        Verb::Token(verb) => verb.run(),
         Verb::Sample(verb) => verb.run(),
         Verb::Version(verb) => verb.run(),
         Verb::Completion(verb) => verb.run(),
@@ -172,11 +177,14 @@ mod tests {
             "leno logs -f reviews-v1",
             "leno sample bookinfo reviews 9080",
             "leno pilot --dir a --dir b --grpcAddr :15010",
+            "leno token create --dir tokens -n vms --service-account legacy --ttl 30m",
             "leno proxy -c envoy.yaml --concurrency 1 -l warning --drain-time-s 45",
         ] {
             assert!(parse(arguments(text)).is_ok(), "{text}");
         }
-        for text in ["leno up", "leno up . --image shop", "leno down", "leno proxy --mode dance"] {
+        for text in
+            ["leno up", "leno up . --image shop", "leno down", "leno proxy --mode dance", "leno token create"]
+        {
             assert!(parse(arguments(text)).is_err(), "{text}");
         }
     }

@@ -2,6 +2,7 @@
 //!
 //! - `tls.rs`: the port with TLS, whose certificate is renewed by changing its files;
 //! - `token.rs`: tokens of service accounts, judged by the API server, or by an issuer's keys;
+//! - `join.rs`: tokens that are good once, for machines without Kubernetes;
 //! - `forwarded.rs`: certificates that a proxy in front of us has verified;
 //! - `made.rs`: things made of files, made anew when these change.
 //!
@@ -11,12 +12,14 @@
 //! `push/clearance.rs`.
 
 mod forwarded;
+mod join;
 mod made;
 mod tls;
 mod token;
 
 use std::fmt;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -26,6 +29,7 @@ use leno_xds::server::listen::{
     Authenticated, Authenticator, Beside, Caller, Credentials, Handshake, Listen, Options, Pod,
 };
 
+pub use self::join::create_join_token;
 pub use self::tls::Secure;
 pub(crate) use self::tls::{parameters, server_context, shake};
 pub use self::token::Issuer;
@@ -56,6 +60,8 @@ pub struct Access {
     pub audiences: Vec<String>,
     /// An issuer of tokens beside the API server.
     pub issuer: Option<Issuer>,
+    /// The folder of join tokens; `None`: there are none.
+    pub join_tokens: Option<PathBuf>,
     /// Proxies that are believed what they say of the certificates of others.
     pub trusted_proxies: Vec<Cidr>,
     /// The mesh's certificate authority; `None`: certificates come from elsewhere.
@@ -72,6 +78,7 @@ impl Default for Access {
             believes_all: false,
             audiences: vec![AUDIENCE.to_owned()],
             issuer: None,
+            join_tokens: None,
             trusted_proxies: Vec::new(),
             authority: None,
         }
@@ -139,6 +146,7 @@ impl Door {
             audiences: access.audiences.clone(),
             issuer: access.issuer.clone().map(token::Keys::read).transpose()?,
             cluster: cluster.clone(),
+            join_tokens: access.join_tokens.clone(),
             trusted_proxies: access.trusted_proxies.clone(),
         });
         let ca = access.authority.clone().map(open_ca).transpose()?;
@@ -184,6 +192,7 @@ struct Callers {
     audiences: Vec<String>,
     issuer: Option<token::Keys>,
     cluster: Option<Cluster>,
+    join_tokens: Option<PathBuf>,
     trusted_proxies: Vec<Cidr>,
 }
 
@@ -237,6 +246,11 @@ impl Callers {
         {
             return account.map(|account| (account, None));
         }
+        if let Some(folder) = &self.join_tokens
+            && let Some(account) = join::redeem(folder, token)
+        {
+            return account.map(|account| (account, None));
+        }
         let Some(cluster) = &self.cluster else {
             return Err("the token is of an issuer that is not known".to_owned());
         };
@@ -264,6 +278,7 @@ mod tests {
             audiences: Vec::new(),
             issuer: None,
             cluster: None,
+            join_tokens: None,
             trusted_proxies: vec![Cidr::new([10, 0, 0, 0].into(), 8).expect("a range")],
         }
     }

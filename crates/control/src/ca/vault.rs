@@ -26,6 +26,9 @@ const SECRET: &str = "istio-ca-secret";
 /// The type of the Secret.
 const TYPE: &str = "istio.io/ca-root";
 
+/// The file with what is trusted, for whoever is to trust it.
+const PUBLIC: &str = "roots.pem";
+
 /// The file.
 const FILE: &str = "self-signed-ca.json";
 
@@ -88,7 +91,7 @@ impl Vault {
                 *place.lock().unwrap_or_else(PoisonError::into_inner) = Some(kept.clone());
                 Ok(true)
             }
-            Vault::Folder(folder) => write_file(folder, kept)
+            Vault::Folder(folder) => write_files(folder, kept)
                 .map(|()| true)
                 .map_err(|error| format!("{}: {error}", folder.join(FILE).display())),
             Vault::Secret(cluster) => write_secret(cluster, kept, before).await,
@@ -140,19 +143,26 @@ fn read_file(path: &Path) -> Result<Option<Kept>, String> {
     from_map(map).map(Some).map_err(|error| format!("{}: {error}", path.display()))
 }
 
-/// Writes the file so that at every moment there is a whole one.
-fn write_file(folder: &Path, kept: &Kept) -> io::Result<()> {
+/// Writes the files.
+fn write_files(folder: &Path, kept: &Kept) -> io::Result<()> {
     fs::create_dir_all(folder)?;
-    let draft = folder.join(format!(".{FILE}.{}", std::process::id()));
+    let text = serde_json::to_string_pretty(&to_map(kept)).map_err(io::Error::other)?;
+    write_file(folder, FILE, 0o600, &text)?;
+    write_file(folder, PUBLIC, 0o644, &kept.roots)
+}
+
+/// Writes a file so that at every moment there is a whole one.
+fn write_file(folder: &Path, name: &str, mode: u32, text: &str) -> io::Result<()> {
+    let draft = folder.join(format!(".{name}.{}", std::process::id()));
     // What an earlier process with our number has left behind may have been made readable.
     match fs::remove_file(&draft) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&draft)?;
-    file.write_all(serde_json::to_string_pretty(&to_map(kept)).map_err(io::Error::other)?.as_bytes())?;
+    let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(&draft)?;
+    file.write_all(text.as_bytes())?;
     file.sync_all()?;
-    fs::rename(&draft, folder.join(FILE))
+    fs::rename(&draft, folder.join(name))
 }
 
 fn path(cluster: &Cluster) -> String {
@@ -211,7 +221,7 @@ mod tests {
     use std::collections::BTreeMap;
     use std::os::unix::fs::PermissionsExt as _;
 
-    use super::{FILE, Kept, Root, Vault, from_map, to_map};
+    use super::{FILE, Kept, PUBLIC, Root, Vault, from_map, to_map};
 
     fn kept(name: &str) -> Kept {
         let root = |name: &str| Root { certificate: format!("{name}\n"), key: format!("key of {name}") };
@@ -250,7 +260,9 @@ mod tests {
         let file = folder.path().join("ca").join(FILE);
         let mode = std::fs::metadata(&file).expect("it is there").permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
-        assert_eq!(std::fs::read_dir(folder.path().join("ca")).expect("a folder").count(), 1);
+        assert_eq!(std::fs::read_dir(folder.path().join("ca")).expect("a folder").count(), 2);
+        let roots = std::fs::read_to_string(folder.path().join("ca").join(PUBLIC));
+        assert_eq!(roots.expect("readable"), kept("b").roots);
         std::fs::write(&file, "{").expect("writable");
         assert!(vault.read().await.is_err());
     }

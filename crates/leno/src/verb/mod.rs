@@ -9,6 +9,7 @@ pub(crate) mod proxy;
 pub(crate) mod ps;
 pub(crate) mod sample;
 pub(crate) mod stop;
+pub(crate) mod token;
 pub(crate) mod up;
 pub(crate) mod validate;
 pub(crate) mod version;

@@ -76,6 +76,9 @@ pub(crate) struct Pilot {
     /// jwksUri (file:///PATH)
     #[arg(long = "jwtRule", env = "JWT_RULE", value_name = "JSON", default_value = "")]
     jwt_rule: String,
+    /// The folder of join tokens (see `leno token create`), for machines without Kubernetes
+    #[arg(long = "joinTokens", env = "JOIN_TOKENS", value_name = "DIR")]
+    join_tokens: Option<PathBuf>,
     /// Proxies without TLS must be authenticated as well
     #[arg(long = "authenticatePlaintext", env = "XDS_AUTH_PLAINTEXT")]
     authenticates_plaintext: bool,
@@ -234,6 +237,7 @@ impl Pilot {
             believes_all: self.trusts_plaintext,
             audiences: self.audiences.clone(),
             issuer,
+            join_tokens: self.join_tokens.clone(),
             trusted_proxies: trusted.collect::<anyhow::Result<_>>()?,
             authority: None,
         })
