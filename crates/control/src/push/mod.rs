@@ -4,10 +4,12 @@
 //! - `view.rs`: proxies that are the same as clients share one [`View`] with what they call;
 //! - `group.rs`: of these, proxies that are alike in all share one [`Group`], with what is theirs;
 //! - `clearance.rs`: who it has proven to be, and which credentials it may have for that;
-//! - `learnt.rs`: which clusters workloads use, for proxies that are told of these only;
+//! - `learnt.rs`: which clusters workloads use, for proxies that are told of these only, with
+//!   `picking.rs`, which are these;
 //! - `named.rs`: the resources of one type;
 //! - `session.rs`: one stream, and the order in which it is told things;
-//! - `propagation.rs`: how far changes have come.
+//! - `propagation.rs`: how far changes have come;
+//! - `refusals.rs`: what proxies refuse.
 //!
 //! [`Push`] joins them. It is driven by the control loop and does nothing by itself. A change costs
 //! what it changes in views and groups, and a look at each session that must be told of it.
@@ -19,7 +21,9 @@ mod learnt;
 mod named;
 pub(crate) mod node;
 pub(crate) mod patching;
+mod picking;
 pub(crate) mod propagation;
+mod refusals;
 pub(crate) mod session;
 pub(crate) mod view;
 
@@ -42,10 +46,8 @@ use self::propagation::Propagation;
 use self::session::{Cause, Said, Session};
 use self::view::View;
 use crate::metrics::Counts;
-use crate::model::diagnostic::{Diagnostic, Finding, Severity};
-use crate::model::{Kind, ObjectRef};
+use crate::model::ObjectRef;
 use crate::scope::client::ClientOf;
-use crate::scope::gateways::AttachedGateways;
 use crate::scope::patches::MetadataNames;
 use crate::scope::{Abilities, ProxyKey};
 use crate::translate::cluster::grpc::{GrpcCluster, GrpcEndpoints};
@@ -102,14 +104,6 @@ pub(crate) struct News {
     pub(crate) at: Instant,
 }
 
-/// A refusal by a proxy, and the objects that may be to blame.
-#[derive(Clone, Debug)]
-pub(crate) struct Refusal {
-    /// The object with the field, or none if no resource could be identified.
-    pub(crate) object: Option<ObjectRef>,
-    pub(crate) finding: Finding,
-}
-
 impl Push {
     /// No proxies yet.
     pub(crate) fn new(gate: Gate) -> Push {
@@ -119,11 +113,6 @@ impl Push {
     /// The sessions, for people to look at.
     pub(crate) fn sessions(&self) -> impl Iterator<Item = &Session> {
         self.sessions.values()
-    }
-
-    /// The sessions whose proxies refuse something.
-    pub(crate) fn refusing(&self) -> impl Iterator<Item = &Session> {
-        self.refusing.iter().filter_map(|id| self.sessions.get(id))
     }
 
     /// The session on a stream.
@@ -381,61 +370,6 @@ impl Push {
         }
     }
 
-    /// Forgets clusters that nobody has asked for in a long time.
-    fn forget(&mut self, graph: &Graph, now: Instant) {
-        let (groups, sessions, views) = (&self.groups, &self.sessions, &self.views);
-        let is_named = |key: &Arc<ProxyKey>, name: &Name| {
-            let members = groups.get(key).into_iter().flat_map(|group| &group.members);
-            let mut members = members.filter_map(|id| sessions.get(id));
-            members.any(|session| session.asks_for(&TypeUrl::Cluster, name))
-        };
-        let exists = |key: &Arc<ProxyKey>, name: &Name| {
-            let view = groups.get(key).and_then(|group| views.get(&group.client));
-            view.is_some_and(|view| view.find(&TypeUrl::Cluster, name).is_some())
-        };
-        let concerned = self.learnt.tidy(now, is_named, exists);
-        let mut touched = Touched { ids: BTreeSet::new(), cause: None };
-        for key in concerned {
-            self.pick(graph, &key, &mut touched);
-            if let Some(group) = self.groups.get(&key) {
-                self.untidy.insert(Arc::clone(&group.client));
-            }
-        }
-        self.pump_all(touched, now);
-    }
-
-    /// Whether what is refused may have changed since the last call.
-    pub(crate) fn take_refusals_changed(&mut self) -> bool {
-        std::mem::take(&mut self.refusals_changed)
-    }
-
-    /// All refusals that stand.
-    pub(crate) fn refusals(&self, graph: &Graph) -> Vec<Refusal> {
-        let mut refusals = Vec::new();
-        for session in self.refusing.iter().filter_map(|id| self.sessions.get(id)) {
-            let Some(group) = self.groups.get(&session.key) else { continue };
-            let Some(view) = self.views.get(&group.client) else { continue };
-            for (type_url, message) in session.refusals() {
-                let text = format!("{} refused the {} update: {message}", session.node, type_url.short());
-                let origins = group.origins(view, type_url);
-                let blamed = blame(graph, &session.key, &origins, type_url, message);
-                let finding = |path: String| Finding {
-                    severity: Severity::Error,
-                    code: "nack",
-                    path,
-                    message: text.clone(),
-                };
-                if blamed.is_empty() {
-                    refusals.push(Refusal { object: None, finding: finding(String::new()) });
-                }
-                for (object, path) in blamed {
-                    refusals.push(Refusal { object: Some(object), finding: finding(path) });
-                }
-            }
-        }
-        refusals
-    }
-
     fn connect(&mut self, graph: &Graph, connected: Connected, now: Instant) {
         let Connected { id, mode, node, peer, caller, sender, .. } = connected;
         let parsed = node.ok_or(node::BadNode::Missing);
@@ -517,12 +451,6 @@ impl Push {
             }
         }
         self.leave(id, &session.key, now);
-    }
-
-    fn note_refusals(&mut self, id: StreamId) {
-        let refuses = self.sessions.get(&id).is_some_and(|session| session.refusals().next().is_some());
-        let refused = if refuses { !self.refusing.insert(id) } else { self.refusing.remove(&id) };
-        self.refusals_changed |= refuses || refused;
     }
 
     fn on_said(&mut self, graph: &Graph, id: StreamId, said: Said, now: Instant, touched: &mut Touched) {
@@ -610,37 +538,6 @@ impl Push {
         if is_any_new && client.is_lazy() {
             self.follow_needs(graph, &client, touched);
             self.pick(graph, key, touched);
-        }
-    }
-
-    /// Sees to it that proxies that ask for clusters have those that must be there beforehand.
-    fn follow_needs(&mut self, graph: &Graph, client: &ProxyKey, touched: &mut Touched) {
-        if !client.is_lazy() {
-            return;
-        }
-        let Some(view) = self.views.get_mut(client) else { return };
-        if view.refresh_needed() {
-            for key in view.groups.iter().cloned().collect::<Vec<_>>() {
-                self.pick(graph, &key, touched);
-            }
-        }
-    }
-
-    /// Chooses anew which clusters of services the proxies of a group are told of, if not of all.
-    fn pick(&mut self, graph: &Graph, key: &Arc<ProxyKey>, touched: &mut Touched) {
-        let Some(group) = self.groups.get_mut(key) else { return };
-        let Some(kin) = &group.kin else { return };
-        let Some(view) = self.views.get_mut(&group.client) else { return };
-        let learnt: Vec<Name> = self.learnt.clusters(kin).cloned().collect();
-        if !group.pick(view, learnt.into_iter()) {
-            return;
-        }
-        let version = version(graph);
-        view.load_named(graph, &group.client, &TypeUrl::Cluster, group.picked(), &version);
-        let before = group.resources(view, &TypeUrl::Cluster).clone();
-        group.combine(view, &TypeUrl::Cluster, &version);
-        if !group.resources(view, &TypeUrl::Cluster).changes_since(&before).is_empty() {
-            mark(&mut self.sessions, group, &TypeUrl::Cluster, None, touched);
         }
     }
 
@@ -773,54 +670,6 @@ fn mark(
             && session.on_changed(type_url, names, touched.cause)
         {
             touched.ids.insert(*id);
-        }
-    }
-}
-
-/// The objects behind the resources that a refusal names, with the field to look at.
-fn blame(
-    graph: &Graph,
-    key: &ProxyKey,
-    origins: &[(&str, &[ObjectRef])],
-    type_url: &TypeUrl,
-    message: &str,
-) -> Vec<(ObjectRef, String)> {
-    let mut blamed = Vec::new();
-    for (name, origins) in origins {
-        if !message.contains(name) {
-            continue;
-        }
-        for object in *origins {
-            blamed.push((object.clone(), String::new()));
-        }
-        if *type_url == TypeUrl::Listener {
-            // A port that is in use is the fault of whoever asked for that port.
-            let attached = graph.peek::<AttachedGateways>(&key.workload());
-            for port in &attached.ports {
-                let host = if port.bind.is_empty() { "0.0.0.0" } else { &port.bind };
-                if name::listener(host, port.port) != **name {
-                    continue;
-                }
-                for server in &port.servers {
-                    let object = server.gateway.of(Kind::Gateway);
-                    blamed.retain(|(present, path)| *present != object || !path.is_empty());
-                    blamed.push((object, format!("spec.servers[{}].port.number", server.index)));
-                }
-            }
-        }
-    }
-    blamed.sort();
-    blamed.dedup();
-    blamed
-}
-
-impl Refusal {
-    /// The refusal as people read it, not yet located.
-    pub(crate) fn diagnostic(&self) -> Diagnostic {
-        let nowhere = ObjectRef { kind: Kind::Gateway, namespace: String::new(), name: String::new() };
-        match &self.object {
-            Some(object) => Diagnostic::about(object, &self.finding),
-            None => Diagnostic { kind: String::new(), ..Diagnostic::about(&nowhere, &self.finding) },
         }
     }
 }
