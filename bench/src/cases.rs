@@ -26,6 +26,20 @@ pub(crate) struct Config {
     pub(crate) access_log: bool,
     /// `lb_policy` and 16 endpoints, for policies by hash.
     pub(crate) policy: Option<&'static str>,
+    /// Filters that Istio's proxies have, and Envoy has not.
+    pub(crate) mesh: Mesh,
+}
+
+/// What of Istio's own filters is in front of the router.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Mesh {
+    /// Nothing.
+    #[default]
+    None,
+    /// `istio.stats`: requests are counted by who talks to whom.
+    Stats,
+    /// The same, and `istio.metadata_exchange`: clients say who they are.
+    Peers,
 }
 
 /// How a case measures.
@@ -80,7 +94,8 @@ pub(crate) struct Case {
     pub(crate) sizes: &'static [usize],
 }
 
-const PLAIN: Config = Config { mtls: false, istio_filters: false, access_log: false, policy: None };
+const PLAIN: Config =
+    Config { mtls: false, istio_filters: false, access_log: false, policy: None, mesh: Mesh::None };
 const MTLS: Config = Config { mtls: true, ..PLAIN };
 
 const fn load(connections: usize, slots: usize, body: usize, rate: f64) -> Kind {
@@ -106,6 +121,29 @@ const fn sized(case: Case, size: Size, sizes: &'static [usize]) -> Case {
 }
 
 const KIB: usize = 1024;
+
+/// What Envoy has not, and so is not measured beside it.
+const OWN: &[Case] = &[
+    case(
+        "h1stats",
+        "as h1istio, with istio.stats",
+        Traffic::Http1,
+        Config { istio_filters: true, mesh: Mesh::Stats, ..PLAIN },
+        load(64, 1, KIB, 4000.0),
+    ),
+    case(
+        "h1peers",
+        "as h1stats, with metadata exchanged in headers",
+        Traffic::Http1,
+        Config { istio_filters: true, mesh: Mesh::Peers, ..PLAIN },
+        load(64, 1, KIB, 4000.0),
+    ),
+];
+
+/// A case by its name, those included that Envoy has not.
+pub(crate) fn find(name: &str) -> Option<Case> {
+    CASES.iter().chain(OWN).find(|case| case.name == name).copied()
+}
 
 /// All of them.
 pub(crate) const CASES: &[Case] = &[

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 use crate::backend::Backend;
-use crate::cases::{Case, Kind, Size, Traffic};
+use crate::cases::{Case, Kind, Mesh, Size, Traffic};
 
 /// Virtual hosts of ordinary cases, beside the one for every other host.
 const HOSTS: usize = 50;
@@ -36,12 +36,24 @@ const ISTIO_FILTERS: &str = r#"          - name: envoy.filters.http.rbac
             typed_config: {"@type": type.googleapis.com/envoy.extensions.filters.http.cors.v3.Cors}
 "#;
 
+const PEERS: &str = r#"          - name: istio.metadata_exchange
+            typed_config:
+              "@type": type.googleapis.com/io.istio.http.peer_metadata.Config
+              downstream_discovery: [{istio_headers: {}}, {workload_discovery: {}}]
+              downstream_propagation: [{istio_headers: {}}]
+"#;
+
+const STATS: &str = r#"          - name: istio.stats
+            typed_config: {"@type": type.googleapis.com/stats.PluginConfig, disable_host_header_fallback: true}
+"#;
+
 /// The bootstrap of a case.
 pub(crate) fn bootstrap(case: &Case, site: &Site<'_>) -> String {
     let mut text = format!(
-        "admin: {{address: {}}}\nstatic_resources:\n  listeners:\n  - name: l0\n    address: {}\n    filter_chains:\n    - filters:\n",
+        "admin: {{address: {}}}\nstatic_resources:\n  listeners:\n  - name: l0\n    address: {}\n{}    filter_chains:\n    - filters:\n",
         address(site.admin),
-        address(site.port)
+        address(site.port),
+        if case.config.mesh == Mesh::None { "" } else { "    traffic_direction: INBOUND\n" },
     );
     if case.traffic == Traffic::Tcp {
         text += r#"      - name: envoy.filters.network.tcp_proxy
@@ -101,8 +113,14 @@ fn manager(text: &mut String, case: &Case, site: &Site<'_>) {
         );
     }
     text.push_str("          http_filters:\n");
+    if case.config.mesh == Mesh::Peers {
+        text.push_str(PEERS);
+    }
     if case.config.istio_filters {
         text.push_str(ISTIO_FILTERS);
+    }
+    if case.config.mesh != Mesh::None {
+        text.push_str(STATS);
     }
     text.push_str(
         r#"          - name: envoy.filters.http.router
@@ -193,6 +211,9 @@ fn clusters(text: &mut String, case: &Case, site: &Site<'_>) {
             case.config.policy.unwrap_or("ROUND_ROBIN"),
             endpoints.join(", ")
         );
+        if case.config.mesh != Mesh::None {
+            text.push_str("    metadata: {filter_metadata: {istio: {services: [{host: backend.default.svc.cluster.local, name: backend, namespace: default}]}}}\n");
+        }
         if matches!(case.traffic, Traffic::Http2 | Traffic::Grpc) {
             let _ = write!(
                 text,

@@ -13,7 +13,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use leno_proxy::bench::{PARTS, Part};
 
 use crate::backend::{BODY, Backend};
-use crate::cases::{self, Traffic};
+use crate::cases::{self, Mesh, Traffic};
 use crate::config::{self, Site};
 use crate::machine;
 use crate::peers::free_port;
@@ -26,6 +26,8 @@ use crate::wire::http2::{Endpoint, Event};
 const REQUESTS: &[Part] = &[
     Part { name: "request_h1", times: 2000, run: |times| whole("h1", times) },
     Part { name: "request_h1istio", times: 2000, run: |times| whole("h1istio", times) },
+    Part { name: "request_h1stats", times: 2000, run: |times| whole("h1stats", times) },
+    Part { name: "request_h1peers", times: 2000, run: |times| whole("h1peers", times) },
     Part { name: "request_h2", times: 2000, run: |times| whole("h2", times) },
 ];
 
@@ -48,6 +50,18 @@ pub(crate) struct Arguments {
     #[arg(long, hide = true)]
     times: Option<u64>,
 }
+
+/// What a client's proxy says of itself.
+const PEER: &str = concat!(
+    "x-envoy-peer-metadata-id: sidecar~10.0.0.9~shop-v1-7b9f.default~default.svc.cluster.local\r\n",
+    "x-envoy-peer-metadata: ",
+    "ChoKCkNMVVNURVJfSUQSDBoKS3ViZXJuZXRlcwqEAQoGTEFCRUxTEnoqeAoNCgNhcHASBhoEc2hvcAopCh9zZXJ2aWNlLmlz",
+    "dGlvLmlvL2Nhbm9uaWNhbC1uYW1lEgYaBHNob3AKKwojc2VydmljZS5pc3Rpby5pby9jYW5vbmljYWwtcmV2aXNpb24SBBoC",
+    "djEKDwoHdmVyc2lvbhIEGgJ2MQoWCgROQU1FEg4aDHNob3AtdjEtN2I5ZgoWCglOQU1FU1BBQ0USCRoHZGVmYXVsdApLCgVP",
+    "V05FUhJCGkBrdWJlcm5ldGVzOi8vYXBpcy9hcHBzL3YxL25hbWVzcGFjZXMvZGVmYXVsdC9kZXBsb3ltZW50cy9zaG9wLXYx",
+    "ChoKDVdPUktMT0FEX05BTUUSCRoHc2hvcC12MQ==",
+    "\r\n"
+);
 
 /// Instructions of one run by part, as recorded.
 const BASELINE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/micro.json");
@@ -152,8 +166,7 @@ fn whole(case: &str, times: u64) {
 
 /// Starts the proxy and asks so many times.
 fn requests(name: &str, times: u64) -> Result<()> {
-    let wanted = cases::parse(name)?;
-    let case = wanted.first().context("a case")?.case;
+    let case = cases::find(name).context("a case")?;
     let backend = Backend::start(1)?;
     let folder = Path::new("/nonexistent");
     let site = Site { port: free_port()?, admin: free_port()?, backend: &backend, folder, size: 1 };
@@ -173,15 +186,16 @@ fn requests(name: &str, times: u64) -> Result<()> {
     };
     stream.set_nodelay(true)?;
     if case.traffic == Traffic::Http1 {
-        requests_http1(&mut stream, times)
+        let headers = if case.config.mesh == Mesh::Peers { PEER } else { "" };
+        requests_http1(&mut stream, headers, times)
     } else {
         requests_http2(&mut stream, times)
     }
 }
 
-fn requests_http1(stream: &mut TcpStream, times: u64) -> Result<()> {
+fn requests_http1(stream: &mut TcpStream, headers: &str, times: u64) -> Result<()> {
     let request = format!(
-        "GET /b/{BODY} HTTP/1.1\r\nHost: svc-7.default.svc.cluster.local\r\nuser-agent: bench/1.0\r\naccept: */*\r\n\r\n"
+        "GET /b/{BODY} HTTP/1.1\r\nHost: svc-7.default.svc.cluster.local\r\nuser-agent: bench/1.0\r\naccept: */*\r\n{headers}\r\n"
     );
     let mut input = vec![0; 16 * 1024];
     for _ in 0..times {

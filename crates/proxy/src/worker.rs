@@ -11,7 +11,7 @@ use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use leno_base::drain::Phase;
@@ -28,6 +28,7 @@ use crate::cluster::worker_cluster::WorkerCluster;
 use crate::cluster::{Assignment, EndpointAddress};
 use crate::config::source::ResourceKey;
 use crate::http::codec::h2::stats::Http2Stats;
+use crate::http::config::{HttpConnectionManager, Traced};
 use crate::http::filters::Background;
 use crate::http::route::{Found, RouteTable, Selected};
 use crate::http::stats::{HttpScopes, HttpStats, RouteScopes};
@@ -245,6 +246,8 @@ pub(crate) struct Worker {
     tcp_scopes: RefCell<HashMap<Name, Rc<TcpStats>>>,
     /// Who reports spans, by provider.
     exporters: RefCell<Vec<Rc<Exporter>>>,
+    /// What tracing has here, by connection manager.
+    traced: RefCell<Vec<(Weak<HttpConnectionManager>, Rc<Traced>)>>,
     /// State of the random generator (splitmix64).
     random: Cell<u64>,
     /// How often clusters or their hosts have changed.
@@ -287,6 +290,7 @@ impl Worker {
             http2_stats: OnceCell::new(),
             tcp_scopes: RefCell::default(),
             exporters: RefCell::default(),
+            traced: RefCell::default(),
             random: Cell::new(leno_base::rng::Rng::from_entropy().next_u64()),
             host_changes: Cell::new(0),
             istio: istio::Tables::default(),
@@ -377,6 +381,21 @@ impl Worker {
         let exporter = Exporter::start(tracer, self);
         exporters.push(Rc::clone(&exporter));
         exporter
+    }
+
+    /// What tracing has here for a connection manager; it is made once.
+    pub(crate) fn traced(
+        &self,
+        manager: &Arc<HttpConnectionManager>,
+        make: impl FnOnce() -> Traced,
+    ) -> Rc<Traced> {
+        let known = |(of, _): &&(Weak<HttpConnectionManager>, Rc<Traced>)| of.as_ptr() == Arc::as_ptr(manager);
+        if let Some((_, traced)) = self.traced.borrow().iter().find(known) {
+            return Rc::clone(traced);
+        }
+        let traced = Rc::new(make());
+        self.traced.borrow_mut().push((Arc::downgrade(manager), Rc::clone(&traced)));
+        traced
     }
 
     /// The limit of connections of the whole proxy.
@@ -690,6 +709,7 @@ impl Worker {
             // A connection whose listener filters still run is in no chain yet, but holds it.
             listener.connections() > 0 || (now < *deadline && Rc::strong_count(listener) > 1)
         });
+        self.traced.borrow_mut().retain(|(manager, _)| manager.strong_count() > 0);
         // Nobody makes spans for them any more, and all have been sent.
         self.exporters.borrow_mut().retain(|exporter| Rc::strong_count(exporter) > 1 || exporter.has_spans());
         for cluster in self.clusters.borrow().values() {

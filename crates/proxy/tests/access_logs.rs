@@ -195,6 +195,7 @@ fn bootstrap(up: SocketAddr, dead: SocketAddr, logs: SocketAddr, posts: SocketAd
         &format!("{LOGGERS}.open_telemetry.v3.OpenTelemetryAccessLogConfig"),
         json!({
             "common_config": common("otel"), "stat_prefix": "mine",
+            "buffer_flush_interval": "0.1s", "filter_state_objects_to_log": ["io.x", "none"],
             "resource_attributes": pairs(&[("own", text("%PROTOCOL%"))]),
             "body": {"kvlist_value": pairs(&[("path", text("%REQ(:PATH)%")), ("list", json!({"array_value": {"values": [text("a-%RESPONSE_CODE%")]}}))])},
             "attributes": pairs(&[

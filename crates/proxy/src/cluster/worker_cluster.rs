@@ -23,7 +23,7 @@ use crate::cluster::lb::settings::{Balancing, Localities, Policy, Spread};
 use crate::cluster::lb::zone::LocalHosts;
 use crate::cluster::lb::{Balancer, Surroundings, Turn, build};
 use crate::cluster::outlier::{Report, Watched};
-use crate::cluster::pool::via::{OwnPools, Via};
+use crate::cluster::pool::via::{OwnPools, Wanted};
 use crate::cluster::pool::{self, Pool};
 use crate::cluster::stats::{AnswerStats, ClusterStats};
 use crate::cluster::{
@@ -107,6 +107,9 @@ pub(crate) struct Host {
     pub(crate) pool: Rc<RefCell<Pool>>,
     /// Connections to it that are not for all requests.
     own_pools: Rc<OwnPools>,
+    /// The same host with connections that offer this by ALPN, as requests have asked for them.
+    #[allow(clippy::type_complexity, reason = "a name for it would say no more")]
+    offering: OnceCell<Box<RefCell<Vec<(Arc<[Vec<u8>]>, Rc<Host>)>>>>,
     /// Requests and sessions under way.
     pub(crate) active: Rc<Cell<u32>>,
     /// What `/clusters` shows of it.
@@ -557,6 +560,7 @@ impl Host {
             transport: Transport::Raw,
             pool,
             own_pools,
+            offering: OnceCell::new(),
             active,
             counts,
             facts,
@@ -582,6 +586,7 @@ impl Host {
             transport: self.transport.clone(),
             pool: Rc::clone(&self.pool),
             own_pools: Rc::clone(&self.own_pools),
+            offering: OnceCell::new(),
             active: Rc::clone(&self.active),
             counts: Rc::clone(&self.counts),
             facts: Rc::clone(&self.facts),
@@ -593,8 +598,26 @@ impl Host {
     }
 
     /// The same host with connections that take something over of a downstream connection.
-    pub(crate) fn via(&self, via: Via) -> Rc<Self> {
-        let pool = self.own_pools.find(via);
+    pub(crate) fn via(&self, wanted: Wanted<'_>) -> Rc<Self> {
+        // More lists than protocols are those of configurations that are gone.
+        const KEPT: usize = 4;
+        let (None, Some(alpn)) = (&wanted.own, wanted.alpn) else { return self.taking_over(wanted) };
+        let offering = self.offering.get_or_init(Box::default);
+        let same = |names: &Arc<[Vec<u8>]>| Arc::ptr_eq(names, alpn) || names == alpn;
+        if let Some((_, host)) = offering.borrow().iter().find(|(names, _)| same(names)) {
+            return Rc::clone(host);
+        }
+        let host = self.taking_over(wanted);
+        let mut offering = offering.borrow_mut();
+        if offering.len() >= KEPT {
+            offering.remove(0);
+        }
+        offering.push((Arc::clone(alpn), Rc::clone(&host)));
+        host
+    }
+
+    fn taking_over(&self, wanted: Wanted<'_>) -> Rc<Self> {
+        let pool = self.own_pools.find(wanted.into_via());
         Rc::new(Self { pool, ..self.another() })
     }
 

@@ -48,11 +48,11 @@ pub(crate) struct Manager(Rc<Held>);
 struct Held {
     manager: Arc<HttpConnectionManager>,
     /// What its tracing has on the worker, since it was first needed.
-    traced: OnceCell<Traced>,
+    traced: OnceCell<Rc<Traced>>,
 }
 
 /// What tracing has on a worker.
-struct Traced {
+pub(crate) struct Traced {
     exporter: Rc<Exporter>,
     stats: TracingStats,
 }
@@ -75,11 +75,12 @@ impl Manager {
     }
 
     fn traced(&self, tracing: &Tracing, worker: &Rc<Worker>) -> &Traced {
-        self.0.traced.get_or_init(|| {
+        let make = || {
             let prefix = format!("http.{}.tracing.", self.stat_prefix);
             let stats = TracingStats::kept(worker.stats(), &prefix);
             Traced { exporter: worker.exporter(&tracing.tracer), stats }
-        })
+        };
+        self.0.traced.get_or_init(|| worker.traced(&self.0.manager, make))
     }
 
     /// Whether this is the same one.
@@ -116,6 +117,8 @@ pub(crate) struct HttpConnectionManager {
     pub(crate) filters: Vec<ChainedFilter>,
     /// Which of them want to be told of every request, and how often of those that go on.
     pub(crate) observers: Vec<(usize, Duration)>,
+    /// The last of them that says what connections offer by ALPN.
+    pub(crate) alpn: Option<usize>,
     /// The terminal router's settings.
     pub(crate) router: RouterConfig,
     /// `access_log`.

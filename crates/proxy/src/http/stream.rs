@@ -8,14 +8,12 @@
 use std::collections::VecDeque;
 use std::pin::pin;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use leno_base::Name;
 
-use crate::cluster::pool::via::AlpnOverrides;
 use crate::drain::DrainWatch;
 use crate::http::codec::side::Downstream;
 use crate::http::codec::{DownstreamError, Frame};
@@ -120,22 +118,28 @@ pub(crate) struct Stream {
     /// Its trace, once it is known who serves the request. Boxed: most streams have none, and streams
     /// are moved.
     pub(crate) trace: Option<Box<ActiveTrace>>,
-    /// What its upstream connections offer by ALPN (`istio.alpn`).
-    pub(crate) alpn: Option<Arc<AlpnOverrides>>,
     /// What internal redirects have made of the request.
     pub(crate) redirected: Option<Box<Redirected>>,
+    /// What the client's proxy wants to know of this one: its name, its metadata (`peer_metadata`).
+    pub(crate) peer_asks: [bool; 2],
     /// Asks the connection to end.
     drain: DrainWatch,
     /// When the access logs are written next; `Deadlines::log` is for those of attempts too.
     next_log: Option<Instant>,
-    /// When filters are told next that a gRPC stream goes on, and how many messages of requests and
-    /// responses they know of.
-    next_report: Option<Instant>,
-    reported: [u64; 2],
+    /// Of gRPC streams, if filters are told that they go on.
+    reports: Option<Box<Reports>>,
     /// Counted and logged.
     finished: bool,
     /// Whether the request speaks gRPC, as it came in.
     grpc: bool,
+}
+
+/// What filters are told of a stream that goes on.
+struct Reports {
+    /// When they are told next.
+    next: Instant,
+    /// How many messages of requests and responses they know of.
+    counted: [u64; 2],
 }
 
 /// A request that follows an internal redirect.
@@ -230,7 +234,8 @@ impl Stream {
         info.request_complete = complete.then_some(now);
         let grpc = head.is_grpc();
         let next_log = manager.log_interval.map(|interval| now + interval);
-        let next_report = report_interval(&manager).filter(|_| grpc).and_then(|every| now.checked_add(every));
+        let next_report = if grpc { report_interval(&manager) } else { None };
+        let next_report = next_report.and_then(|every| now.checked_add(every));
         let deadlines = Deadlines {
             last: now,
             idle: manager
@@ -254,12 +259,11 @@ impl Stream {
             selected: None,
             attempt_logs,
             trace: None,
-            alpn: None,
             redirected: None,
             internal: false,
+            peer_asks: [false; 2],
             next_log,
-            next_report,
-            reported: [0; 2],
+            reports: next_report.map(|next| Box::new(Reports { next, counted: [0; 2] })),
             deadlines,
             request_buffer_limit: connection.buffer_limit,
             response_buffer_limit: connection.buffer_limit,
@@ -537,13 +541,16 @@ impl Stream {
                         self.log(LogType::DownstreamPeriodic, None);
                         self.next_log = self.manager.log_interval.map(|interval| now + interval);
                     }
-                    if self.next_report.is_some_and(|next| next <= now) {
+                    if self.reports.as_ref().is_some_and(|reports| reports.next <= now) {
                         self.report(None);
-                        let every = report_interval(&self.manager);
-                        self.next_report = every.and_then(|every| now.checked_add(every));
+                        let next = report_interval(&self.manager).and_then(|every| now.checked_add(every));
+                        if let (Some(reports), Some(next)) = (&mut self.reports, next) {
+                            reports.next = next;
+                        }
                     }
                     self.log_attempts(now);
-                    let next = [self.next_log, self.next_report, self.attempt_logs.next()];
+                    let next_report = self.reports.as_ref().map(|reports| reports.next);
+                    let next = [self.next_log, next_report, self.attempt_logs.next()];
                     self.deadlines.log = next.into_iter().flatten().min();
                 }
                 polled => return polled,

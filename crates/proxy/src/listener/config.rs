@@ -219,16 +219,21 @@ pub(crate) fn lower_proto(
     })
 }
 
-/// What goes on beside connections: for the HTTP filters of all chains, and for all access logs.
+/// What goes on beside connections: for the filters of all chains, and for all access logs.
 fn background(chains: &FilterChains, logs: &[Arc<AccessLog>]) -> Vec<(Arc<dyn Background>, Name)> {
     fn senders(logs: &[Arc<AccessLog>]) -> impl Iterator<Item = (Arc<dyn Background>, Name)> {
         let all = logs.iter().filter_map(|log| log.sender());
         all.map(|sender| -> (Arc<dyn Background>, Name) { (sender, Name::default()) })
     }
-    let of_chain = |chain: &Arc<FilterChain>| match &chain.network {
-        NetworkFilters::Http(manager) => manager.background(),
-        NetworkFilters::Tcp(proxy) => senders(&proxy.access_logs).collect(),
-        NetworkFilters::Echo | NetworkFilters::Direct(_) | NetworkFilters::Close => Vec::new(),
+    let of_chain = |chain: &Arc<FilterChain>| {
+        let mut work = match &chain.network {
+            NetworkFilters::Http(manager) => manager.background(),
+            NetworkFilters::Tcp(proxy) => senders(&proxy.access_logs).collect(),
+            NetworkFilters::Echo | NetworkFilters::Direct(_) | NetworkFilters::Close => Vec::new(),
+        };
+        let of_filters = chain.filters.iter().flat_map(|filter| filter.background());
+        work.extend(of_filters.map(|work| (work, Name::default())));
+        work
     };
     chains.all().flat_map(of_chain).chain(senders(logs)).collect()
 }

@@ -3,7 +3,6 @@
 
 use std::borrow::Cow;
 use std::cell::OnceCell;
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::ops::Deref;
 use std::rc::Rc;
@@ -235,7 +234,20 @@ pub(crate) struct ClusterFacts {
     pub(crate) name: Name,
     /// `%CLUSTER_METADATA(...)%`.
     pub(crate) metadata: Metadata,
-    service: OnceCell<Option<Box<MeshService>>>,
+    mesh: OnceCell<Option<Box<MeshFacts>>>,
+}
+
+/// What a control plane of Istio's says of a cluster, in its metadata `istio`.
+#[derive(Debug)]
+pub(crate) struct MeshFacts {
+    /// The service that it stands for.
+    pub(crate) service: Option<MeshService>,
+    /// `external`: it is not of the mesh.
+    pub(crate) external: bool,
+    /// `disable_mx`: proxies do not tell it what they are.
+    pub(crate) exchanges_nothing: bool,
+    /// `alpn_override: "false"`: its connections offer what its transport socket says.
+    pub(crate) keeps_alpn: bool,
 }
 
 /// The service of a mesh that a cluster stands for: the first of the field `services` of its
@@ -253,20 +265,37 @@ pub(crate) struct MeshService {
 impl ClusterFacts {
     /// Of a cluster with these names.
     pub(crate) fn new(stat_name: Name, name: Name, metadata: Metadata) -> Self {
-        Self { stat_name, name, metadata, service: OnceCell::new() }
+        Self { stat_name, name, metadata, mesh: OnceCell::new() }
+    }
+
+    /// What Istio's control plane says of it, if it does. Names are looked up once.
+    pub(crate) fn mesh(&self) -> Option<&MeshFacts> {
+        self.mesh.get_or_init(|| Some(Box::new(MeshFacts::of(self.metadata.get("istio")?)))).as_deref()
     }
 
     /// The service that it stands for, if the control plane has said so.
     pub(crate) fn service(&self) -> Option<&MeshService> {
-        let read = || {
-            let service = self.metadata.get("istio")?.get("services")?.get(0)?;
-            let text = |name: &str| service.get(name).and_then(serde_json::Value::as_str);
+        self.mesh()?.service.as_ref()
+    }
+}
+
+impl MeshFacts {
+    fn of(said: &serde_json::Value) -> Self {
+        use serde_json::Value;
+        let holds = |name: &str| said.get(name).and_then(Value::as_bool) == Some(true);
+        let service = said.get("services").and_then(|services| services.get(0)).map(|service| {
+            let text = |name: &str| service.get(name).and_then(Value::as_str);
             let host = text("host").unwrap_or_default();
             let name = text("name").unwrap_or_else(|| host.split('.').next().unwrap_or_default());
             let namespace = text("namespace").unwrap_or_default();
-            Some(Box::new(MeshService { host: host.into(), name: name.into(), namespace: namespace.into() }))
-        };
-        self.service.get_or_init(read).as_deref()
+            MeshService { host: host.into(), name: name.into(), namespace: namespace.into() }
+        });
+        Self {
+            service,
+            external: holds("external"),
+            exchanges_nothing: holds("disable_mx"),
+            keeps_alpn: said.get("alpn_override").and_then(Value::as_str) == Some("false"),
+        }
     }
 }
 
@@ -343,40 +372,57 @@ pub(crate) struct FilterState {
     pub(crate) peer: Option<Box<Workload>>,
 }
 
-/// Objects by their keys. What is the same for many requests is shared.
+/// Objects by their keys. What is the same for many requests is shared: an object, and all of them
+/// as long as none is added. There are a few at most.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct FilterStates(BTreeMap<Cow<'static, str>, Rc<FilterState>>);
+pub(crate) struct FilterStates(Option<Rc<Objects>>);
+
+#[derive(Clone, Debug, Default)]
+struct Objects(SmallVec<[(Cow<'static, str>, Rc<FilterState>); 2]>);
 
 impl FilterStates {
     /// The object of this key.
     pub(crate) fn get(&self, key: &str) -> Option<&FilterState> {
-        self.0.get(key).map(|state| &**state)
+        self.shared(key).map(|state| &**state)
     }
 
     /// The same, to be shared.
     pub(crate) fn shared(&self, key: &str) -> Option<&Rc<FilterState>> {
-        self.0.get(key)
+        let Objects(all) = &**self.0.as_ref()?;
+        all.iter().find(|(known, _)| *known == key).map(|(_, state)| state)
     }
 
     /// Leaves an object, in place of one of the same key.
     pub(crate) fn insert(&mut self, key: impl Into<Cow<'static, str>>, state: impl Into<Rc<FilterState>>) {
-        self.0.insert(key.into(), state.into());
+        let (key, state) = (key.into(), state.into());
+        let Objects(all) = Rc::make_mut(self.0.get_or_insert_default());
+        match all.iter_mut().find(|(known, _)| *known == key) {
+            Some((_, known)) => *known = state,
+            None => all.push((key, state)),
+        }
     }
 
     /// Whether there is an object of this key.
     pub(crate) fn contains(&self, key: &str) -> bool {
-        self.0.contains_key(key)
+        self.shared(key).is_some()
+    }
+
+    /// Whether there is none.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_none()
     }
 
     /// All objects, in the order of their keys.
     #[cfg(test)]
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&str, &FilterState)> {
-        self.0.iter().map(|(key, state)| (&**key, &**state))
+        let mut all: Vec<_> = self.0.iter().flat_map(|all| &all.0).collect();
+        all.sort_by(|(one, _), (other, _)| one.cmp(other));
+        all.into_iter().map(|(key, state)| (&**key, &**state))
     }
 
     /// Forgets all objects.
     pub(crate) fn clear(&mut self) {
-        self.0.clear();
+        self.0 = None;
     }
 }
 

@@ -355,6 +355,20 @@ fn opentelemetry_spans() {
             asks(json!({"grpc_service": {"envoy_grpc": {
             "cluster_name": "grpc"}, "timeout": "5s"}})),
         ),
+        listener(
+            "asks_quietly",
+            IN,
+            otlp(json!({})),
+            asks(json!({"emit_client_span": false, "http_service": {"server_uri": {
+            "uri": "http://authz.test/", "cluster": "up", "timeout": "5s"}}})),
+        ),
+        listener(
+            "asks_grpc_quietly",
+            OUT,
+            otlp(json!({})),
+            asks(json!({"emit_client_span": false, "grpc_service": {"envoy_grpc": {
+            "cluster_name": "grpc"}, "timeout": "5s"}})),
+        ),
         listener("health", IN, otlp(json!({})), health(false)),
         listener("health_through", IN, otlp(json!({})), health(true)),
     ];

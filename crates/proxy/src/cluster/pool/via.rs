@@ -11,7 +11,7 @@ use crate::cluster::pool::Pool;
 use crate::cluster::{Cluster, Metadata, UpstreamProtocol};
 use crate::http::headers::HeaderMap;
 use crate::proxy_protocol::Origin;
-use crate::telemetry::stream_info::{ConnectionInfo, DynamicMetadata};
+use crate::telemetry::stream_info::{ClusterFacts, ConnectionInfo, DynamicMetadata};
 
 /// What is taken over.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -43,9 +43,13 @@ pub(crate) struct AlpnOverrides {
 
 impl AlpnOverrides {
     /// What connections to a cluster offer for a request that came by HTTP/2 or not.
-    pub(crate) fn find(&self, cluster: &Cluster, downstream_http2: bool) -> Option<&Arc<[Vec<u8>]>> {
-        let own = cluster.metadata.get("istio").and_then(|istio| istio.get("alpn_override"));
-        if own.and_then(serde_json::Value::as_str) == Some("false") {
+    fn find(
+        &self,
+        cluster: &Cluster,
+        facts: &ClusterFacts,
+        downstream_http2: bool,
+    ) -> Option<&Arc<[Vec<u8>]>> {
+        if facts.mesh().is_some_and(|mesh| mesh.keeps_alpn) {
             return None;
         }
         let http2 = match &cluster.protocol {
@@ -69,11 +73,51 @@ pub(crate) fn passed(cluster: &Cluster, endpoint: &Metadata) -> DynamicMetadata 
     passed
 }
 
+/// What of a request connections to an endpoint may take over.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Asking<'a> {
+    /// The downstream connection.
+    pub(crate) connection: &'a ConnectionInfo,
+    /// It came by HTTP/2.
+    pub(crate) http2: bool,
+    /// PROXY protocol headers are to speak of the client.
+    pub(crate) announce: bool,
+    /// The host that it asks for, if endpoints are called by it.
+    pub(crate) host: Option<&'a Arc<str>>,
+    /// What is offered by ALPN, if a filter says so and the endpoint speaks TLS.
+    pub(crate) alpn: Option<&'a AlpnOverrides>,
+}
+
+/// What connections for a request take over.
+#[derive(Debug)]
+pub(crate) struct Wanted<'a> {
+    /// What few have in common.
+    pub(crate) own: Option<Via>,
+    /// What is offered by ALPN, which all requests through a connection manager have in common.
+    pub(crate) alpn: Option<&'a Arc<[Vec<u8>]>>,
+}
+
+impl Wanted<'_> {
+    /// As one.
+    pub(crate) fn into_via(self) -> Via {
+        Via { alpn: self.alpn.cloned(), ..self.own.unwrap_or_default() }
+    }
+}
+
 impl Via {
-    /// What connections for requests take over; most take over nothing.
-    /// `announce`: PROXY protocol headers are to speak of the client. `host`: what the request asks
-    /// for, if endpoints are called by it.
-    pub(crate) fn of_request(
+    /// What connections for requests to a cluster take over; most take over nothing.
+    pub(crate) fn of_request<'a>(
+        cluster: &Cluster,
+        facts: &ClusterFacts,
+        asking: Asking<'a>,
+    ) -> Option<Wanted<'a>> {
+        let Asking { connection, http2, announce, host, alpn } = asking;
+        let alpn = alpn.and_then(|overrides| overrides.find(cluster, facts, http2));
+        let own = Self::of_client(cluster, connection, announce, host);
+        (own.is_some() || alpn.is_some()).then_some(Wanted { own, alpn })
+    }
+
+    fn of_client(
         cluster: &Cluster,
         connection: &ConnectionInfo,
         announce: bool,

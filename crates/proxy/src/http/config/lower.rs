@@ -250,6 +250,7 @@ impl HttpConnectionManager {
             stat_prefix: stat_prefix.into(),
             codec,
             observers: observers(&filters),
+            alpn: filters.iter().rposition(|filter| filter.config.alpn().is_some()),
             filters,
             router,
             access_logs: at.each("access_log", access_log, AccessLog::lower),

@@ -18,6 +18,7 @@ use smallvec::SmallVec;
 
 use super::lane::{Direction, Lane, Live, Part, settings, settings_of};
 use super::{ChainedFilter, Opening, Outcome, RouteSettings, Step, Waiting};
+use crate::cluster::pool::via::AlpnOverrides;
 use crate::http::codec::Frame;
 use crate::http::config::HttpConnectionManager;
 use crate::http::headers::HeaderMap;
@@ -29,8 +30,12 @@ use crate::telemetry::stream_info::StreamInfo;
 pub(crate) struct Chain {
     /// `None`: there are none, and nothing waits for them.
     open: Option<Box<Open>>,
+    /// As long as there are none: the places of those that want to see the response's head.
+    heads: u64,
     /// Filters of the chain up to here have seen the request.
     seen: usize,
+    /// A filter may have waited for something, or was given more than a look at the head.
+    waited: bool,
     /// A response has begun its way through the filters.
     responding: bool,
     /// The upgrade whose own filters these are (`HttpConnectionManager::upgrade_filters`).
@@ -63,6 +68,18 @@ pub(crate) trait Attend {
     fn poll_ended(&mut self, cx: &mut Context<'_>, stream: &mut Stream) -> Poll<Ended>;
 }
 
+/// Places in a chain that fit into a word; filters behind them are kept in a list.
+const PLACES: usize = 64;
+
+/// The places that are in a word, first to last.
+fn places(mut word: u64) -> impl Iterator<Item = usize> {
+    std::iter::from_fn(move || {
+        let place = (word != 0).then(|| word.trailing_zeros() as usize)?;
+        word &= word - 1;
+        Some(place)
+    })
+}
+
 /// What became of a step of a request's head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Flow {
@@ -91,6 +108,51 @@ impl Chain {
     /// Whether it has no filter at all.
     pub(crate) fn has_none(&self, manager: &HttpConnectionManager) -> bool {
         self.filters(manager).is_empty()
+    }
+
+    /// Whether a filter may have waited for something since the request came.
+    pub(crate) fn has_waited(&self) -> bool {
+        self.waited
+    }
+
+    /// What connections for the request offer by ALPN, if a filter that runs for it says so.
+    pub(crate) fn alpn<'s>(&self, stream: &'s Stream) -> Option<&'s AlpnOverrides> {
+        let manager: &HttpConnectionManager = &stream.manager;
+        let filter = match self.upgrade {
+            None => manager.filters.get(manager.alpn?)?,
+            Some(_) => self.filters(manager).iter().rfind(|filter| filter.config.alpn().is_some())?,
+        };
+        settings_of(filter, stream.selected.as_deref()).ok()?;
+        filter.config.alpn()
+    }
+
+    /// The filters that want to see more, with those before that want to see the response's head.
+    fn opened(&mut self) -> &mut Open {
+        let heads = std::mem::take(&mut self.heads);
+        self.open.get_or_insert_with(|| {
+            let mut open = Open::new();
+            open.live.extend(places(heads).map(|place| Live::new(place, None)));
+            Box::new(open)
+        })
+    }
+
+    /// The response's head, if no filter wants to see more than that: last filter first.
+    #[inline]
+    pub(crate) fn on_response_head(&self, stream: &mut Stream, head: &mut HeaderMap) {
+        if self.heads != 0 {
+            self.show_head(stream, head);
+        }
+    }
+
+    fn show_head(&self, stream: &mut Stream, head: &mut HeaderMap) {
+        let (manager, selected) = (stream.manager.clone(), stream.selected.clone());
+        for (place, filter) in self.filters(&manager).iter().enumerate().take(PLACES).rev() {
+            if self.heads >> place & 1 != 0
+                && let Ok(settings) = settings_of(filter, selected.as_deref())
+            {
+                filter.config.on_response_head(stream, settings.map(|settings| &**settings), head);
+            }
+        }
     }
 
     /// Whether a response has begun its way through the filters: an answer of our own in its
@@ -122,6 +184,10 @@ impl Chain {
             if let Opening::Done(Step::Continue | Step::Hold) = opening {
                 continue;
             }
+            if matches!(opening, Opening::Head) && self.open.is_none() && index < PLACES {
+                self.heads |= 1 << index;
+                continue;
+            }
             let opened = self.open(opening, configured, settings, index, stream, head, end, attend);
             let flow = pin!(opened).await?;
             if flow == Flow::Hold && !end {
@@ -147,8 +213,10 @@ impl Chain {
         end: bool,
         attend: &mut impl Attend,
     ) -> Result<Flow, Ended> {
+        self.waited = true;
         loop {
             let (mut step, filter) = match opening {
+                Opening::Head => (Step::Continue, None),
                 Opening::Done(Step::Continue | Step::Hold) => return Ok(Flow::Go),
                 Opening::Done(step) => match self.settle(step, stream, end, attend).await? {
                     Flow::Again => {
@@ -161,7 +229,7 @@ impl Chain {
                 Opening::Open(mut filter) => (filter.on_request(stream, head, end), Some(filter)),
             };
             let watches = filter.is_none();
-            let open = self.open.get_or_insert_with(|| Box::new(Open::new()));
+            let open = self.opened();
             let place = open.live.len();
             open.request.lengthen(place);
             open.live.push(Live::new(index, filter));
@@ -219,7 +287,7 @@ impl Chain {
             }
             while buffers && !self.open.as_ref().is_some_and(|open| open.request.is_complete()) {
                 let Poll::Ready(frame) = attend.poll_frame(cx, stream) else { return Poll::Pending };
-                let open = self.open.get_or_insert_with(|| Box::new(Open::new()));
+                let open = self.opened();
                 let buffered = frame.and_then(|frame| open.request.buffer(Part::Frame(frame), stream));
                 if let Err(ended) = buffered {
                     return Poll::Ready(Err(ended));
@@ -401,14 +469,13 @@ impl Chain {
     /// seen the request; not those that wanted to see no more of it than its head.
     pub(crate) fn push_reply(&mut self, head: HeaderMap, body: Bytes, stream: &mut Stream) {
         let manager = stream.manager.clone();
+        self.opened();
         for (index, configured) in self.filters(&manager).iter().enumerate().skip(self.seen) {
             if settings(configured, stream).is_ok() {
-                let open = self.open.get_or_insert_with(|| Box::new(Open::new()));
-                open.live.push(Live::new(index, None));
+                self.opened().live.push(Live::new(index, None));
             }
         }
         // As an answer of our own has no limit, there is none to exceed.
-        self.open.get_or_insert_with(|| Box::new(Open::new()));
         self.push_response(head, body.is_empty(), stream);
         if !body.is_empty() {
             let _: Result<(), Ended> =

@@ -28,18 +28,21 @@ pub(super) const REGISTRATION: Registration = Registration {
 
 /// FilterConfig.
 #[derive(Debug)]
-struct IstioAlpn(Arc<AlpnOverrides>);
+struct IstioAlpn(AlpnOverrides);
 
 impl FilterConfig for IstioAlpn {
     fn on_request(
         &self,
-        stream: &mut Stream,
+        _stream: &mut Stream,
         _settings: Option<&RouteSettings>,
         _head: &mut HeaderMap,
         _end: bool,
     ) -> Opening {
-        stream.alpn = Some(Arc::clone(&self.0));
         Opening::PASS
+    }
+
+    fn alpn(&self) -> Option<&AlpnOverrides> {
+        Some(&self.0)
     }
 }
 
@@ -66,5 +69,5 @@ fn lower(any: &prost_types::Any, at: &mut Lower) -> Option<Arc<dyn FilterConfig>
         }
         Some(())
     });
-    Some(Arc::new(IstioAlpn(Arc::new(overrides))))
+    Some(Arc::new(IstioAlpn(overrides)))
 }

@@ -15,7 +15,7 @@ use crate::http::stream::Stream;
 use crate::matching::facts::LogFacts;
 use crate::telemetry::access_log::command::FormatContext;
 use crate::telemetry::access_log::grpc;
-use crate::telemetry::istio::{Request, Seen, Settings, config, knows_peer, since};
+use crate::telemetry::istio::{Request, Seen, Settings, Spoken, config, knows_peer, since};
 
 /// This filter.
 pub(super) const REGISTRATION: Registration = Registration {
@@ -42,7 +42,7 @@ impl FilterConfig for IstioStats {
     }
 
     fn background(&self) -> Vec<Arc<dyn Background>> {
-        vec![Arc::<Settings>::clone(&self.0)]
+        vec![self.0.background()]
     }
 
     fn observes(&self) -> Option<Duration> {
@@ -56,9 +56,9 @@ impl FilterConfig for IstioStats {
             return false;
         }
         let grpc = stream.is_grpc();
-        let protocol = if grpc { "grpc" } else { "http" };
+        let spoken = if grpc { Spoken::Grpc } else { Spoken::Http };
+        let seen = Seen::new(&self.0, info, Some(&stream.request), spoken, None);
         if let Some(messages) = messages {
-            let seen = Seen::new(&self.0, info, Some(&stream.request), protocol, None);
             let facts = LogFacts { context: FormatContext::new(info), node: None };
             self.0.messages(&stream.worker, &seen, facts, messages);
         }
@@ -71,10 +71,9 @@ impl FilterConfig for IstioStats {
             ..FormatContext::new(info)
         };
         let status = if grpc { grpc::status(&context) } else { None };
-        let seen = Seen::new(&self.0, info, Some(&stream.request), protocol, status);
         let (received, sent) = info.wire_bytes();
         let request = Request { duration: since(end, info.started), received, sent };
-        self.0.request(&stream.worker, &seen, LogFacts { context, node: None }, request);
+        self.0.request(&stream.worker, &seen.ended(status), LogFacts { context, node: None }, request);
         true
     }
 }

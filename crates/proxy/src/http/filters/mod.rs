@@ -4,7 +4,7 @@
 //!
 //! A chain is a list of [`FilterConfig`]s made when lowering. Each is shown the head of every
 //! request and says how much more it wants to see ([`Opening`]): nothing, so that a filter that
-//! only looks at heads costs neither memory nor a call later; the response's head and the
+//! only looks at heads costs neither memory nor a call later; the response's head, and its
 //! trailers, which it handles without state of its own; or everything, with an object for this
 //! stream ([`HttpStreamFilter`]). Request hooks run in the order of the chain, response hooks in
 //! reverse: head, then data in pieces, then trailers, each hook once per piece. The end comes as
@@ -90,6 +90,7 @@ use smallvec::SmallVec;
 
 pub(crate) use self::chain::{Attend, Chain};
 pub(crate) use self::lane::Part;
+use crate::cluster::pool::via::AlpnOverrides;
 use crate::config::filter_id::FilterId;
 use crate::config::lower::Lower;
 use crate::http::headers::HeaderMap;
@@ -138,11 +139,12 @@ pub(crate) trait FilterConfig: fmt::Debug + Send + Sync {
     /// our own to a request that the filter has not seen.
     fn on_response(
         &self,
-        _stream: &mut Stream,
-        _settings: Option<&RouteSettings>,
-        _head: &mut HeaderMap,
+        stream: &mut Stream,
+        settings: Option<&RouteSettings>,
+        head: &mut HeaderMap,
         _end: bool,
     ) -> Step {
+        self.on_response_head(stream, settings, head);
         Step::Continue
     }
 
@@ -157,9 +159,24 @@ pub(crate) trait FilterConfig: fmt::Debug + Send + Sync {
         Step::Continue
     }
 
+    /// The same, for filters that said `Opening::Head`.
+    fn on_response_head(
+        &self,
+        _stream: &mut Stream,
+        _settings: Option<&RouteSettings>,
+        _head: &mut HeaderMap,
+    ) {
+    }
+
     /// What goes on beside requests as long as the filter is configured.
     fn background(&self) -> Vec<Arc<dyn Background>> {
         Vec::new()
+    }
+
+    /// What connections for requests that it runs for offer by ALPN, if it is about that. It is the
+    /// same for all requests: connection managers know their last filter that says so.
+    fn alpn(&self) -> Option<&AlpnOverrides> {
+        None
     }
 
     /// Whether it wants to be told of every request that its chain is for, whatever becomes of it,
@@ -199,6 +216,9 @@ pub(crate) trait Background: fmt::Debug + Send + Sync {
 pub(crate) enum Opening {
     /// No more of it.
     Done(Step),
+    /// The response's head, which it may change (`FilterConfig::on_response_head`). Nothing is held
+    /// up by it: bodies pass unseen.
+    Head,
     /// The response's head and the trailers; the hooks of the `FilterConfig` are called.
     Watch(Step),
     /// All of it; the filter's own `on_request` is called at once.

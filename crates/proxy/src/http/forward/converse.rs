@@ -506,6 +506,7 @@ impl Router<'_, '_, '_> {
         self.affinity.set_cookies(&mut head);
         stream.mutate_response(self.selected, &mut head);
         if chain.is_empty() {
+            chain.on_response_head(stream, &mut head);
             self.send_response(head, end, now);
             return end;
         }

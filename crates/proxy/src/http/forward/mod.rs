@@ -18,7 +18,7 @@ use smallvec::SmallVec;
 
 use crate::cluster::aggregate::Picked;
 use crate::cluster::outlier::Report;
-use crate::cluster::pool::via::{self, Via};
+use crate::cluster::pool::via::{self, Asking, Via};
 use crate::cluster::stats::Permit;
 use crate::cluster::worker_cluster::{Host, WorkerCluster};
 use crate::cluster::{PickContext, pool};
@@ -160,8 +160,8 @@ pub(crate) async fn forward(
     if let Some(again) = stream.redirected.as_mut() {
         body.begin_with(std::mem::take(&mut again.body));
     }
-    // Without filters nothing was waited for since the request came.
-    let begun = if exchange.chain.has_none(&stream.manager) { stream.deadlines.last } else { now() };
+    // Unless a filter wanted to, nothing was waited for since the request came.
+    let begun = if exchange.chain.has_waited() { now() } else { stream.deadlines.last };
     let mut router = Router {
         exchange,
         selected,
@@ -534,17 +534,15 @@ impl Router<'_, '_, '_> {
             // Later attempts may find what the first one's endpoint made of it.
             self.asked_for = via::host(&self.member.config, &stream.request);
         }
-        let (announce, host_name) = (stream.manager.announce_client, self.asked_for.as_ref());
-        let via = Via::of_request(&self.member.config, &stream.info.connection, announce, host_name);
-        let downstream_http2 = stream.info.protocol == Some(Protocol::Http2);
-        let alpn = stream.alpn.as_ref().filter(|_| host.transport.tls().is_some());
-        let alpn = alpn.and_then(|overrides| overrides.find(&self.member.config, downstream_http2));
-        let via = match alpn {
-            Some(alpn) => Some(Via { alpn: Some(Arc::clone(alpn)), ..via.unwrap_or_default() }),
-            None => via,
+        let asking = Asking {
+            connection: &stream.info.connection,
+            http2: stream.info.protocol == Some(Protocol::Http2),
+            announce: stream.manager.announce_client,
+            host: self.asked_for.as_ref(),
+            alpn: self.exchange.chain.alpn(stream).filter(|_| host.transport.tls().is_some()),
         };
-        if let Some(via) = via {
-            host = host.via(via);
+        if let Some(wanted) = Via::of_request(&self.member.config, &self.member.facts, asking) {
+            host = host.via(wanted);
         }
         if let Some(address) = host.address {
             self.tried.push(address);

@@ -130,9 +130,7 @@ impl AttemptLog {
         if info.protocol.is_some() {
             info.request_head = down.request_head;
             info.response_head = down.response_head;
-            let http1 =
-                || (down.request_head.wire + down.bytes_received, down.response_head.wire + down.bytes_sent);
-            info.stream_wire_bytes = down.stream_wire_bytes.or_else(|| Some(http1()));
+            info.stream_wire_bytes = Some(down.wire_bytes());
         }
     }
 

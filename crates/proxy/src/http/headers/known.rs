@@ -95,6 +95,8 @@ known_headers! {
     EnvoyOriginalPath = "x-envoy-original-path",
     EnvoyOriginalUrl = "x-envoy-original-url",
     EnvoyOverloaded = "x-envoy-overloaded",
+    EnvoyPeerMetadata = "x-envoy-peer-metadata",
+    EnvoyPeerMetadataId = "x-envoy-peer-metadata-id",
     EnvoyRateLimited = "x-envoy-ratelimited",
     EnvoyRetriableHeaderNames = "x-envoy-retriable-header-names",
     EnvoyRetriableStatusCodes = "x-envoy-retriable-status-codes",

@@ -236,14 +236,15 @@ fn masked(address: IpAddr, v4: u8, v6: u8) -> String {
 pub(crate) fn lower(proto: proto::RateLimit, at: &mut Lower) -> Option<RateLimit> {
     let proto::RateLimit {
         stage,
-        // Of the runtime, for filters that ask a service; those that would are refused.
+        // These two are for filters that ask a service; those that would are refused.
         disable_key: _,
-        actions,
         limit: _,
+        actions,
         hits_addend,
         apply_on_stream_done,
-        x_ratelimit_option: _,
+        x_ratelimit_option,
     } = proto;
+    at.unsupported("x_ratelimit_option", x_ratelimit_option != 0);
     let hits = match hits_addend {
         None => Hits::Number(1),
         Some(proto::rate_limit::HitsAddend { number, format, is_negative_hits }) => {

@@ -318,7 +318,8 @@ impl Stream {
     pub(super) fn report(&mut self, end: Option<Instant>) {
         let counted = if self.grpc { grpc_stats::counted(&self.info) } else { None };
         let new = counted.map(|[requests, responses]| {
-            let [known_requests, known_responses] = self.reported;
+            let known = self.reports.as_ref().map_or([0; 2], |reports| reports.counted);
+            let [known_requests, known_responses] = known;
             [requests.saturating_sub(known_requests), responses.saturating_sub(known_responses)]
         });
         let manager = self.manager.clone();
@@ -330,8 +331,8 @@ impl Stream {
                 told |= filter.config.on_report(self, new, end);
             }
         }
-        if told && let Some(counted) = counted {
-            self.reported = counted;
+        if told && let (Some(counted), Some(reports)) = (counted, &mut self.reports) {
+            reports.counted = counted;
         }
     }
 

@@ -1,10 +1,12 @@
 //! A stream's trace: what is decided when its request comes, what those are told that it goes to,
 //! and the span that is reported when it ends. Nothing of this is done without `tracing`.
 
+use std::rc::Rc;
 use std::time::Instant;
 
 use super::{Stream, now};
 use crate::http::headers::{HeaderMap, Known};
+use crate::http::route::Selected;
 use crate::telemetry::access_log::command::FormatContext;
 use crate::telemetry::access_log::format::Format;
 use crate::telemetry::trace::context::SpanContext;
@@ -39,7 +41,14 @@ impl Stream {
     }
 
     /// Makes the request's span.
+    #[inline]
     pub(super) fn begin_trace(&mut self, head: &mut HeaderMap) {
+        if self.manager.tracing.is_some() {
+            self.begin_span(head);
+        }
+    }
+
+    fn begin_span(&mut self, head: &mut HeaderMap) {
         let manager = self.manager.clone();
         let Some(tracing) = &manager.tracing else { return };
         let traced = self.info.trace.reason.is_traced();
@@ -55,18 +64,20 @@ impl Stream {
 
     /// What operations are called, of both sides.
     fn decorate(&self, tracing: &Tracing, trace: &mut ActiveTrace, head: &mut HeaderMap) {
-        let decorator = self.decorator();
-        if let Some(decorator) = decorator {
-            trace.operation = Operation::Decorated(decorator.operation.clone());
+        let decorated = self.selected.as_ref().filter(|selected| selected.route.decorator.is_some());
+        if let Some(selected) = decorated {
+            trace.operation = Operation::Decorated(Rc::clone(selected));
         }
-        let propagated = decorator.filter(|decorator| decorator.propagate);
+        let propagates =
+            |selected: &&Rc<Selected>| selected.route.decorator.as_ref().is_some_and(|one| one.propagate);
+        let propagated = decorated.filter(propagates);
         if tracing.outbound {
-            if let Some(decorator) = propagated {
-                head.set(Known::EnvoyDecoratorOperation, decorator.operation.as_bytes());
+            if let Some(selected) = propagated {
+                head.set(Known::EnvoyDecoratorOperation, Decorator::operation_of(selected).as_bytes());
             }
             return;
         }
-        trace.told = propagated.map(|decorator| decorator.operation.clone());
+        trace.told = propagated.map(Rc::clone);
         if let Some(operation) = head.get(Known::EnvoyDecoratorOperation) {
             if !operation.is_empty() {
                 trace.operation = Operation::Told(String::from_utf8_lossy(operation).into());
@@ -74,10 +85,6 @@ impl Stream {
             }
             head.remove(Known::EnvoyDecoratorOperation);
         }
-    }
-
-    fn decorator(&self) -> Option<&Decorator> {
-        self.selected.as_ref()?.route.decorator.as_deref()
     }
 
     fn route_tracing(&self) -> Option<&RouteTracing> {
@@ -153,8 +160,8 @@ impl Stream {
         let outbound = tracing.outbound;
         let Some(trace) = &mut self.trace else { return };
         if !outbound {
-            if let Some(operation) = &trace.told {
-                head.set(Known::EnvoyDecoratorOperation, operation.as_bytes());
+            if let Some(selected) = &trace.told {
+                head.set(Known::EnvoyDecoratorOperation, Decorator::operation_of(selected).as_bytes());
             }
             return;
         }
@@ -188,7 +195,7 @@ impl Stream {
         let formatted = self.operation(tracing).map(|format| named(format, &cx));
         let name = match (&formatted, &trace.operation) {
             (Some(name), _) => name,
-            (None, Operation::Decorated(name)) => &**name,
+            (None, Operation::Decorated(selected)) => Decorator::operation_of(selected),
             (None, Operation::Told(name)) => name,
             (None, Operation::Plain) => &plain,
         };

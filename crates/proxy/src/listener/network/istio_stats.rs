@@ -11,9 +11,10 @@ use prost_types::Any;
 
 use super::{NetworkFilter, NetworkFilterConfig};
 use crate::config::lower::Lower;
+use crate::http::filters::Background;
 use crate::matching::facts::LogFacts;
 use crate::telemetry::access_log::command::FormatContext;
-use crate::telemetry::istio::{Seen, Series, Settings, config, knows_peer};
+use crate::telemetry::istio::{Seen, Series, Settings, Spoken, config, knows_peer};
 use crate::telemetry::stream_info::StreamInfo;
 use crate::worker::Worker;
 
@@ -23,13 +24,16 @@ struct IstioStats(Arc<Settings>);
 
 impl NetworkFilterConfig for IstioStats {
     fn open(&self, worker: &Rc<Worker>) -> Option<Box<dyn NetworkFilter>> {
-        self.0.begin(worker);
         let (settings, worker) = (Arc::clone(&self.0), Rc::clone(worker));
         Some(Box::new(Counting { settings, worker, series: None, counted: [0; 2] }))
     }
 
     fn counts_sessions(&self) -> bool {
         true
+    }
+
+    fn background(&self) -> Vec<Arc<dyn Background>> {
+        vec![self.0.background()]
     }
 }
 
@@ -53,7 +57,7 @@ impl NetworkFilter for Counting {
         let series = match &self.series {
             Some(series) => Rc::clone(series),
             None if end || knows_peer(self.settings.side, info) => {
-                let seen = Seen::new(&self.settings, info, None, "tcp", None);
+                let seen = Seen::new(&self.settings, info, None, Spoken::Tcp, None);
                 let series = self.settings.open_session(&self.worker, &seen, facts);
                 Rc::clone(self.series.insert(series))
             }

@@ -26,6 +26,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use super::{NetworkFilter, NetworkFilterConfig};
 use crate::config::lower::Lower;
 use crate::io::{Accepted, Socket};
+use crate::telemetry::istio::Tables;
 use crate::telemetry::per_thread::PerThread;
 use crate::telemetry::stats::stats_scope;
 use crate::telemetry::stream_info::{ConnectionInfo, FilterState, FilterStates};
@@ -59,7 +60,7 @@ pub(crate) struct MetadataExchange {
     /// `protocol`
     protocol: Box<str>,
     /// `additional_labels`
-    labels: Vec<Box<str>>,
+    labels: Arc<[Box<str>]>,
     /// What this proxy says, with its header.
     own: Bytes,
     stats: PerThread<ExchangeStats>,
@@ -71,7 +72,7 @@ enum Begin {
     /// More of them must come.
     More,
     /// So many bytes that say what it is.
-    Says(usize, Box<Workload>),
+    Says(usize, Rc<FilterState>),
     /// So many bytes that should, but do not.
     Nothing(usize),
     /// Bytes that are to be carried: it does not exchange metadata.
@@ -105,11 +106,11 @@ impl MetadataExchange {
         worker: &Worker,
     ) -> bool {
         let stats = self.stats(worker);
-        match self.read(bytes) {
+        match self.read(bytes, worker.istio()) {
             Begin::More => return false,
-            Begin::Says(length, workload) => {
+            Begin::Says(length, peer) => {
                 bytes.advance(length);
-                states.insert(key, workload.into_state());
+                states.insert(key, peer);
             }
             Begin::Nothing(length) => {
                 bytes.advance(length);
@@ -124,7 +125,8 @@ impl MetadataExchange {
         true
     }
 
-    fn read(&self, bytes: &[u8]) -> Begin {
+    /// Peers that say the same are decoded once.
+    fn read(&self, bytes: &[u8], known: &Tables) -> Begin {
         let number = |at: usize| {
             let bytes = bytes.get(at..at + 4)?;
             Some(bytes.iter().fold(0u32, |number, byte| number << 8 | u32::from(*byte)))
@@ -140,12 +142,17 @@ impl MetadataExchange {
             return Begin::Other;
         }
         let Some(message) = bytes.get(HEADER..HEADER + length) else { return Begin::More };
-        let said = Any::decode(message).ok().and_then(|any| Struct::decode(any.value.as_slice()).ok());
-        match said.as_ref().and_then(|said| said.fields.get(METADATA)?.kind.as_ref()) {
-            Some(Kind::StructValue(metadata)) => {
-                Begin::Says(HEADER + length, Box::new(Workload::of_struct(metadata, &self.labels)))
+        let decode = || {
+            let any = Any::decode(message).ok()?;
+            let said = Struct::decode(any.value.as_slice()).ok()?;
+            match said.fields.get(METADATA)?.kind.as_ref()? {
+                Kind::StructValue(metadata) => Some(Workload::of_struct(metadata, &self.labels)),
+                _ => None,
             }
-            _ => Begin::Nothing(HEADER + length),
+        };
+        match known.peer(&[], message, &self.labels, decode) {
+            Some(peer) => Begin::Says(HEADER + length, peer),
+            None => Begin::Nothing(HEADER + length),
         }
     }
 
@@ -288,7 +295,7 @@ pub(crate) fn config(any: &Any, at: &mut Lower) -> Option<MetadataExchange> {
     let scope = at.scope();
     let own = Workload::of_node(&scope.node_metadata, &scope.here.locality, &labels);
     let own = preamble(&own, &scope.node_id);
-    Some(MetadataExchange { protocol: protocol.into(), labels, own, stats: PerThread::default() })
+    Some(MetadataExchange { protocol: protocol.into(), labels: labels.into(), own, stats: PerThread::default() })
 }
 
 /// What a proxy says of itself at the beginning of a connection.
@@ -309,9 +316,12 @@ fn preamble(own: &Workload, id: &str) -> Bytes {
 
 #[cfg(test)]
 mod tests {
+    use std::rc::Rc;
+
     use bytes::{BufMut, Bytes, BytesMut};
 
     use super::{Begin, MAGIC, MetadataExchange, preamble};
+    use crate::telemetry::istio::Tables;
     use crate::telemetry::per_thread::PerThread;
     use crate::telemetry::workload::Workload;
 
@@ -319,7 +329,7 @@ mod tests {
     fn beginnings_of_connections() {
         let exchange = MetadataExchange {
             protocol: "p".into(),
-            labels: Vec::new(),
+            labels: [].into(),
             own: Bytes::new(),
             stats: PerThread::default(),
         };
@@ -327,11 +337,16 @@ mod tests {
         let said = preamble(&peer, "id");
         let mut bytes = BytesMut::from(&*said);
         bytes.extend_from_slice(b"hello");
-        assert_eq!(exchange.read(&bytes), Begin::Says(said.len(), Box::new(peer)));
+        let known = Tables::default();
+        let read = |bytes: &[u8]| exchange.read(bytes, &known);
+        let Begin::Says(length, state) = read(&bytes) else { panic!("it says what it is") };
+        assert_eq!((length, state.peer.as_deref()), (said.len(), Some(&peer)));
+        // The same is not decoded again.
+        assert!(matches!(read(&said), Begin::Says(_, again) if Rc::ptr_eq(&again, &state)));
         for length in 0..said.len() {
-            assert_eq!(exchange.read(&bytes[..length]), Begin::More, "{length}");
+            assert_eq!(read(&bytes[..length]), Begin::More, "{length}");
         }
-        assert_eq!(exchange.read(b"GET / HTTP/1.1"), Begin::Other);
+        assert_eq!(read(b"GET / HTTP/1.1"), Begin::Other);
         let message = |length: u32, text: &[u8]| {
             let mut bytes = BytesMut::new();
             bytes.put_u32(MAGIC);
@@ -339,7 +354,7 @@ mod tests {
             bytes.extend_from_slice(text);
             bytes
         };
-        assert_eq!(exchange.read(&message(3, b"\xff\xff\xffabc")), Begin::Nothing(11));
-        assert_eq!(exchange.read(&message(u32::MAX, b"abc")), Begin::Other);
+        assert_eq!(read(&message(3, b"\xff\xff\xffabc")), Begin::Nothing(11));
+        assert_eq!(read(&message(u32::MAX, b"abc")), Begin::Other);
     }
 }

@@ -22,6 +22,7 @@ use prost_types::Any;
 use tokio::io::AsyncReadExt;
 
 use crate::config::lower::Lower;
+use crate::http::filters::Background;
 use crate::io::Accepted;
 use crate::telemetry::stream_info::{ConnectionInfo, DynamicMetadata, StreamInfo};
 use crate::worker::Worker;
@@ -42,6 +43,10 @@ pub(crate) trait NetworkFilterConfig: fmt::Debug + Send + Sync {
     /// Whether it makes sense in front of a TCP proxy only.
     fn counts_sessions(&self) -> bool {
         false
+    }
+    /// What goes on beside connections as long as the filter is configured.
+    fn background(&self) -> Vec<Arc<dyn Background>> {
+        Vec::new()
     }
 }
 

@@ -21,7 +21,7 @@ use crate::cluster::on_demand::{Arrival, OnDemand};
 use crate::cluster::outlier::Report;
 use crate::cluster::pool;
 use crate::cluster::pool::connect::{ConnectError, Peer, open};
-use crate::cluster::pool::via::Via;
+use crate::cluster::pool::via::{Via, Wanted};
 use crate::cluster::stats::{ClusterStats, Permit, Resource};
 use crate::cluster::worker_cluster::{Host, WorkerCluster};
 use crate::cluster::{EndpointConfig, PickContext};
@@ -473,7 +473,7 @@ impl Session<'_> {
         host: &Rc<Host>,
         accepted: &mut Accepted,
     ) -> Result<To, Next> {
-        let host = self.via(member).map_or_else(|| Rc::clone(host), |via| host.via(via));
+        let host = self.via(member).map_or_else(|| Rc::clone(host), |via| host.via(Wanted { own: Some(via), alpn: None }));
         let mut upstream = match pool::acquire(member, &host, false, false).await {
             Ok(upstream) => upstream,
             Err(failure) if failure.reason == ResetReason::Overflow => {

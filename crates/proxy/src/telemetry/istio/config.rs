@@ -1,20 +1,21 @@
 //! Lowering of PluginConfig (of istio.stats).
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use leno_api::proto::stats as proto;
 use serde_json::{Value as Json, json};
 
 use super::labels::{LABELS, Side};
-use super::{Custom, Metric, Own, Settings, Standard};
+use super::{Custom, Metric, Own, Rotation, Settings, Standard};
 use crate::config::lower::Lower;
 use crate::listener::Direction;
 use crate::matching::cel::{self, Expression};
 use crate::telemetry::stats::Kind;
 
-/// Lowers PluginConfig, which is the same in all listeners of a sidecar that look in one direction.
+/// Lowers PluginConfig, which is the same in all listeners of a sidecar that look in one direction,
+/// and in their next versions: what was counted under it goes on there.
 pub(crate) fn lower(proto: proto::PluginConfig, at: &mut Lower) -> Option<Arc<Settings>> {
     at.shared_with(at.scope().direction as u8, proto, settings)
 }
@@ -55,28 +56,30 @@ fn settings(proto: proto::PluginConfig, at: &mut Lower) -> Option<Settings> {
         None::<()>
     });
     let Rules { metrics, custom, expressions, texts: _ } = rules;
-    let node = Json::clone(&at.scope().node_metadata);
+    let metadata = Json::clone(&at.scope().node_metadata);
+    let own = Own::new(&metadata);
+    let rotation = Rotation::shared(&own.istio_version, rotation.map(|interval| (interval, grace)), at);
+    let node = json!({
+        "id": &*at.scope().node_id,
+        "cluster": &*at.scope().node_cluster,
+        "metadata": metadata,
+        "locality": {
+            "region": &*at.scope().here.locality.region,
+            "zone": &*at.scope().here.locality.zone,
+            "sub_zone": &*at.scope().here.locality.sub_zone,
+        },
+    });
     Some(Settings {
         number: NEXT.fetch_add(1, Ordering::Relaxed),
         side,
         host_fallback: !disable_host_header_fallback,
         interval,
-        own: Own::new(&node),
-        node: Arc::new(json!({
-            "id": &*at.scope().node_id,
-            "cluster": &*at.scope().node_cluster,
-            "metadata": node,
-            "locality": {
-                "region": &*at.scope().here.locality.region,
-                "zone": &*at.scope().here.locality.zone,
-                "sub_zone": &*at.scope().here.locality.sub_zone,
-            },
-        })),
+        rotation,
+        own,
+        node: Arc::new(node),
         metrics,
         custom,
         expressions,
-        rotation: rotation.map(|interval| (interval, grace)),
-        claimed: AtomicBool::new(false),
     })
 }
 

@@ -2,9 +2,12 @@
 
 use std::borrow::Cow;
 use std::collections::HashMap;
+use std::hash::{Hash, Hasher};
+use std::rc::{Rc, Weak};
 use std::sync::{Arc, LazyLock};
 
 use super::{Family, Settings};
+use crate::cluster::EndpointConfig;
 use crate::http::headers::{HeaderMap, Known};
 use crate::telemetry::access_log::command::short_flags;
 use crate::telemetry::stream_info::{ClusterFacts, FilterState, FilterStates, MeshService, StreamInfo};
@@ -49,6 +52,9 @@ const NO_SERVICE: [&str; 5] = [
     "InboundPassthroughClusterIpv6",
 ];
 
+/// Filter states that say who the client of a waypoint is, and the waypoint itself.
+const PRINCIPALS: [&str; 2] = ["io.istio.peer_principal", "io.istio.local_principal"];
+
 /// A label's name, shared by all that have it.
 pub(super) fn name(label: &'static str) -> Arc<str> {
     static NAMES: LazyLock<HashMap<&str, Arc<str>>> =
@@ -57,7 +63,7 @@ pub(super) fn name(label: &'static str) -> Arc<str> {
 }
 
 /// Whose view is reported.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Side {
     /// `source`: the proxy of the client.
     Client,
@@ -76,9 +82,53 @@ enum Destination<'a> {
     Service(&'a MeshService),
 }
 
-/// What the labels of a request or session depend on.
-#[derive(Clone, Debug)]
+/// What the other side speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Spoken {
+    /// `http`
+    Http,
+    /// `grpc`
+    Grpc,
+    /// `tcp`
+    Tcp,
+}
+
+/// A request or session that is to be counted. What its labels depend on is in objects that it
+/// shares with others like it ([`Seen::identity`]); what these say ([`Seen::facts`]) is read when
+/// they meet for the first time.
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Seen<'a> {
+    side: Side,
+    /// The host header, if it stands for the service that the control plane has not named; else
+    /// empty. It is the client's, and may be anything.
+    host: &'a [u8],
+    destination: Destination<'a>,
+    spoken: Spoken,
+    grpc_status: Option<u32>,
+    info: &'a StreamInfo,
+}
+
+/// What tells requests with different labels apart, in numbers: those of the settings, of what was
+/// spoken and what came of it, and the addresses of objects.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Identity([u64; 8]);
+
+/// Identities are made of numbers that are not chosen by clients: mixing them is enough.
+#[derive(Default)]
+pub(super) struct IdentityHasher(u64);
+
+/// The objects whose addresses are in an identity: as long as these are kept, no others are there.
+#[derive(Debug)]
+pub(super) struct Anchors {
+    states: [Weak<FilterState>; 4],
+    endpoint: Weak<EndpointConfig>,
+    tls: Weak<TlsInfo>,
+    cluster: Weak<ClusterFacts>,
+}
+
+/// What the labels of a request or session depend on.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Facts<'a> {
     side: Side,
     /// Whom this proxy talks to.
     peer: Option<&'a FilterState>,
@@ -87,18 +137,18 @@ pub(crate) struct Seen<'a> {
     /// The server behind a gateway.
     server: Option<&'a FilterState>,
     /// The peer's identity, empty if there is none.
-    peer_principal: Cow<'a, str>,
+    peer_principal: &'a str,
     /// This proxy's own.
-    own_principal: Cow<'a, str>,
-    /// The host header, if it may stand for a service; else empty.
+    own_principal: &'a str,
+    /// See [`Seen::host`].
     host: &'a [u8],
     destination: Destination<'a>,
-    /// `http`, `grpc` or `tcp`.
-    protocol: &'static str,
+    spoken: Spoken,
     /// 0: none.
     code: u16,
     grpc_status: Option<u32>,
-    info: &'a StreamInfo,
+    /// `None`: flags are not shown.
+    info: Option<&'a StreamInfo>,
 }
 
 /// Whether a peer has said, or will not say, who it is.
@@ -116,55 +166,209 @@ fn states(side: Side, info: &StreamInfo) -> (&FilterStates, &'static str) {
     }
 }
 
+impl Hash for Identity {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.0.iter().for_each(|number| state.write_u64(*number));
+    }
+}
+
+impl Hasher for IdentityHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|byte| self.write_u64(u64::from(*byte)));
+    }
+
+    fn write_u64(&mut self, number: u64) {
+        self.0 = (self.0 ^ number).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(26);
+    }
+}
+
+impl Spoken {
+    fn text(self) -> &'static str {
+        match self {
+            Spoken::Http => "http",
+            Spoken::Grpc => "grpc",
+            Spoken::Tcp => "tcp",
+        }
+    }
+}
+
+/// The objects that a request or session has in common with those that have the same labels.
+struct Objects<'a> {
+    peer: Option<&'a Rc<FilterState>>,
+    /// Where the peer says nothing of itself.
+    endpoint: Option<&'a Rc<EndpointConfig>>,
+    server: Option<&'a Rc<FilterState>>,
+    /// The identities of the peer and of this proxy, as somebody has left them.
+    principals: [Option<&'a Rc<FilterState>>; 2],
+    /// The session that says who they are, where nobody has.
+    tls: Option<&'a Rc<TlsInfo>>,
+    cluster: Option<&'a Rc<ClusterFacts>>,
+}
+
 impl<'a> Seen<'a> {
     /// What is known of a stream or session now.
     pub(crate) fn new(
         settings: &Settings,
         info: &'a StreamInfo,
         request: Option<&'a HeaderMap>,
-        protocol: &'static str,
+        spoken: Spoken,
         grpc_status: Option<u32>,
     ) -> Self {
-        let side = settings.side;
-        let (states, key) = states(side, info);
-        let peer = states.get(key).filter(|state| state.peer.is_some());
-        let endpoint = match (side, peer) {
-            (Side::Client, None) => endpoint(info),
-            _ => None,
+        let destination = destination(info);
+        let named = matches!(destination, Destination::Service(service) if !service.host.is_empty());
+        let host = request.filter(|_| settings.host_fallback && !named);
+        let host = host.and_then(|head| head.get(Known::Authority)).unwrap_or_default();
+        Self { side: settings.side, host, destination, spoken, grpc_status, info }
+    }
+
+    /// The same, with what became of it.
+    pub(crate) fn ended(self, grpc_status: Option<u32>) -> Self {
+        Self { grpc_status, ..self }
+    }
+
+    fn objects(&self) -> Objects<'a> {
+        let info = self.info;
+        let (states, key) = states(self.side, info);
+        let peer = states.shared(key).filter(|state| state.peer.is_some());
+        let (server, principals) = match self.side {
+            Side::Client => (None, [None; 2]),
+            Side::Server | Side::Gateway if info.filter_state.is_empty() => (None, [None; 2]),
+            Side::Server => (None, PRINCIPALS.map(|key| info.filter_state.shared(key))),
+            Side::Gateway => (
+                info.filter_state.shared(UPSTREAM_PEER),
+                PRINCIPALS.map(|key| info.filter_state.shared(key)),
+            ),
         };
-        let server = match side {
-            Side::Gateway => info.filter_state.get(UPSTREAM_PEER),
-            Side::Client | Side::Server => None,
+        let tls = match self.side {
+            Side::Client => info.upstream.tls.as_ref(),
+            _ if principals.iter().flatten().any(|state| !state.text.is_empty()) => None,
+            Side::Server | Side::Gateway => info.connection.tls.as_ref(),
         };
-        let [peer_principal, own_principal] = match side {
-            Side::Client => {
-                let [peer_name, own] = principals(info.upstream.tls.as_deref());
-                let identity = || peer.and_then(|state| state.peer.as_ref()).map(|peer| &*peer.identity);
-                let named = if peer_name.is_empty() { identity().unwrap_or_default() } else { peer_name };
-                [named.into(), own.into()]
-            }
-            Side::Server | Side::Gateway => {
-                let left = |key| info.filter_state.get(key).map_or("", |state| state.text.as_str());
-                match ["io.istio.peer_principal", "io.istio.local_principal"].map(left) {
-                    ["", ""] => principals(info.connection.tls.as_deref()).map(Cow::Borrowed),
-                    left => left.map(Cow::Borrowed),
-                }
-            }
-        };
-        let host = request.filter(|_| settings.host_fallback).and_then(|head| head.get(Known::Authority));
-        Self {
-            side,
+        Objects {
             peer,
-            endpoint,
+            endpoint: match self.side {
+                Side::Client if peer.is_none() => info.upstream.endpoint.as_ref(),
+                _ => None,
+            },
             server,
+            principals,
+            tls,
+            cluster: info.upstream.cluster.as_ref(),
+        }
+    }
+
+    /// What tells it from those with other labels; `None`: a text of the client's does.
+    pub(super) fn identity(&self, settings: &Settings, family: Family) -> Option<Identity> {
+        if !self.host.is_empty() || !settings.expressions.is_empty() {
+            return None;
+        }
+        let Objects { peer, endpoint, server, principals: [theirs, ours], tls, cluster } = self.objects();
+        let named = match self.destination {
+            // What the route says stands above what the cluster is.
+            Destination::Named(name) => name.len() as u64,
+            Destination::Unknown | Destination::Service(_) => 0,
+        };
+        let what = u64::from(self.info.response_code) | (family as u64) << 16 | (self.spoken as u64) << 24;
+        let grpc = self.grpc_status.map_or(u32::MAX, |status| status);
+        Some(Identity([
+            settings.number,
+            what | named << 32,
+            u64::from(self.info.flags.bits()) << 32 | u64::from(grpc),
+            address(peer) | address(endpoint),
+            address(server),
+            address(theirs) | address(tls),
+            address(ours),
+            address(cluster),
+        ]))
+    }
+
+    /// The objects whose addresses are in the identity.
+    pub(super) fn anchors(&self) -> Anchors {
+        fn weak<T>(object: Option<&Rc<T>>) -> Weak<T> {
+            object.map_or_else(Weak::new, Rc::downgrade)
+        }
+        let Objects { peer, endpoint, server, principals: [theirs, ours], tls, cluster } = self.objects();
+        Anchors {
+            states: [peer, server, theirs, ours].map(weak),
+            endpoint: weak(endpoint),
+            tls: weak(tls),
+            cluster: weak(cluster),
+        }
+    }
+
+    /// What the labels depend on.
+    pub(super) fn facts(&self) -> Facts<'a> {
+        let info = self.info;
+        let Objects { peer, endpoint, server, principals, tls, cluster: _ } = self.objects();
+        let left = principals.map(|state| state.map_or("", |state| state.text.as_str()));
+        let [mut peer_principal, own_principal] = match left {
+            ["", ""] => principals_of(tls.map(|tls| &**tls)),
+            left => left,
+        };
+        if self.side == Side::Client && peer_principal.is_empty() {
+            peer_principal = peer.and_then(|state| Some(&*state.peer.as_ref()?.identity)).unwrap_or_default();
+        }
+        Facts {
+            side: self.side,
+            peer: peer.map(|state| &**state),
+            endpoint: endpoint.and_then(|endpoint| endpoint.metadata.get("istio")?.get("workload")?.as_str()),
+            server: server.map(|state| &**state),
             peer_principal,
             own_principal,
-            host: host.unwrap_or_default(),
-            destination: destination(info),
-            protocol,
+            host: self.host,
+            destination: self.destination,
+            spoken: self.spoken,
             code: info.response_code,
-            grpc_status,
-            info,
+            grpc_status: self.grpc_status,
+            info: Some(info),
+        }
+    }
+}
+
+/// 0: there is none.
+fn address<T>(object: Option<&Rc<T>>) -> u64 {
+    object.map_or(0, |object| Rc::as_ptr(object).addr() as u64)
+}
+
+impl Anchors {
+    /// Whether one of the objects is gone, so that nothing like it will come any more.
+    pub(super) fn are_gone(&self) -> bool {
+        fn gone<T>(object: &Weak<T>) -> bool {
+            object.strong_count() == 0 && !object.ptr_eq(&Weak::new())
+        }
+        let Self { states, endpoint, tls, cluster } = self;
+        states.iter().any(gone) || gone(endpoint) || gone(tls) || gone(cluster)
+    }
+}
+
+impl<'a> Facts<'a> {
+    /// Whether a text of the client's is among them.
+    pub(super) fn are_of_client(&self) -> bool {
+        !self.host.is_empty()
+    }
+
+    /// The same without the host that the client has asked for.
+    pub(super) fn without_host(&self) -> Self {
+        Self { host: b"", ..*self }
+    }
+
+    /// What is left if nothing is known of who talks to whom.
+    pub(super) fn nobody(&self) -> Self {
+        Self {
+            peer: None,
+            endpoint: None,
+            server: None,
+            peer_principal: "",
+            own_principal: "",
+            host: b"",
+            destination: Destination::Unknown,
+            grpc_status: None,
+            info: None,
+            ..*self
         }
     }
 
@@ -192,10 +396,10 @@ impl<'a> Seen<'a> {
                 [host, name, namespace].into_iter().for_each(|text| put(key, text.as_bytes()));
             }
         }
-        put(key, self.protocol.as_bytes());
+        key.push(self.spoken as u8);
         key.extend_from_slice(&self.code.to_le_bytes());
         key.extend_from_slice(&self.grpc_status.map_or(u32::MAX, |status| status).to_le_bytes());
-        key.extend_from_slice(&self.info.flags.bits().to_le_bytes());
+        key.extend_from_slice(&self.info.map_or(0, |info| info.flags.bits()).to_le_bytes());
     }
 
     /// The labels and their values.
@@ -208,7 +412,7 @@ impl<'a> Seen<'a> {
             if text.is_empty() { otherwise.to_owned().into() } else { text.to_owned().into() }
         };
         let unknown = |text: &str| or(text, "unknown");
-        let peer_namespace = match namespace_of(&self.peer_principal) {
+        let peer_namespace = match namespace_of(self.peer_principal) {
             Some(namespace) if !namespace.is_empty() => namespace,
             _ => &peer.namespace,
         };
@@ -234,7 +438,7 @@ impl<'a> Seen<'a> {
                 unknown(&peer.canonical_name),
                 or(&peer.canonical_revision, revision),
                 unknown(peer_namespace),
-                unknown(&self.peer_principal),
+                unknown(self.peer_principal),
                 unknown(&peer.app),
                 unknown(&peer.version),
                 unknown(&peer.cluster),
@@ -250,7 +454,7 @@ impl<'a> Seen<'a> {
                     own_text(&own.canonical_name),
                     own_text(&own.canonical_revision),
                     own_text(&own.namespace),
-                    unknown(&self.own_principal),
+                    unknown(self.own_principal),
                     own_text(&own.app),
                     own_text(&own.version),
                     own_text(&own.cluster),
@@ -264,7 +468,7 @@ impl<'a> Seen<'a> {
                 values.extend([
                     own_text(&own.workload),
                     own_text(&own.namespace),
-                    unknown(&self.own_principal),
+                    unknown(self.own_principal),
                     own_text(&own.app),
                     own_text(&own.version),
                     or(&host, &own.canonical_name),
@@ -299,12 +503,12 @@ impl<'a> Seen<'a> {
                 _ if self.peer_principal.is_empty() || self.own_principal.is_empty() => "none",
                 _ => "mutual_tls",
             };
-            let flags = match short_flags(self.info) {
+            let flags = match self.info.map(short_flags).unwrap_or_default() {
                 flags if flags.is_empty() => "-".to_owned(),
                 flags => flags,
             };
             let status = self.grpc_status.map(|status| status.to_string()).unwrap_or_default();
-            values.extend([self.protocol.into(), self.code.to_string().into(), status.into()]);
+            values.extend([self.spoken.text().into(), self.code.to_string().into(), status.into()]);
             values.extend([flags.into(), security.into()]);
         }
         let of_requests = |label: &&str| matches!(*label, "response_code" | "grpc_response_status");
@@ -317,11 +521,6 @@ impl<'a> Seen<'a> {
 pub(super) fn put(key: &mut Vec<u8>, text: &[u8]) {
     key.extend_from_slice(&u32::try_from(text.len()).unwrap_or(u32::MAX).to_le_bytes());
     key.extend_from_slice(text);
-}
-
-/// What the control plane says of the chosen endpoint.
-fn endpoint(info: &StreamInfo) -> Option<&str> {
-    info.upstream.endpoint.as_ref()?.metadata.get("istio")?.get("workload")?.as_str()
 }
 
 fn destination(info: &StreamInfo) -> Destination<'_> {
@@ -339,7 +538,7 @@ fn destination(info: &StreamInfo) -> Destination<'_> {
 }
 
 /// The first URIs of the peer's certificate and of ours.
-fn principals(tls: Option<&TlsInfo>) -> [&str; 2] {
+fn principals_of(tls: Option<&TlsInfo>) -> [&str; 2] {
     let peer = tls.and_then(|tls| tls.peer.as_ref()?.own()?.uris().next());
     let own = tls.and_then(|tls| tls.local.as_ref()?.certificate().uris().next());
     [peer.unwrap_or_default(), own.unwrap_or_default()]

@@ -2,40 +2,40 @@
 //! and TCP connections, by who talks to whom. The HTTP filter (`http::filters::istio_stats`) and
 //! the network filter (`listener::network::istio_stats`) say what has happened; here it is counted.
 //!
-//! All that a label set depends on is a short run of bytes. It finds the blocks to count in
-//! ([`Tables`]); labels are made when the first of their kind is counted only. Names, labels and
-//! the rules for what is not known are those of Istio's proxy.
-//! Reading order: this file, `labels`, `config`.
+//! Requests with the same labels share objects (the peer, the cluster, the TLS session), whose
+//! addresses find the blocks to count in. Where they meet for the first time, or a text of the
+//! client's is a label, all that the labels depend on is a run of bytes, which finds the same
+//! ([`tables`]); labels are made when the first of their kind is counted only. Names, labels and the
+//! rules for what is not known are those of Istio's proxy.
+//! Reading order: this file, `labels`, `tables`, `rotation`, `config`.
 
 pub(crate) mod config;
 mod labels;
+mod rotation;
+mod tables;
 #[cfg(test)]
 mod tests;
 
-use std::cell::RefCell;
-use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use smallvec::SmallVec;
 
-pub(crate) use self::labels::{Seen, Side, knows_peer};
+pub(crate) use self::labels::{Seen, Side, Spoken, knows_peer};
+use self::labels::Facts;
+use self::rotation::Rotation;
+pub(crate) use self::tables::Tables;
 use crate::http::filters::Background;
 use crate::matching::cel::Expression;
 use crate::matching::facts::LogFacts;
 use crate::telemetry::stats::{Block, Kind, Labels};
-use crate::telemetry::stream_info::FilterState;
-use crate::telemetry::workload::Workload;
 use crate::worker::Worker;
 
 /// What Envoy calls the names of these stats; Prometheus does not see it.
 const NAMESPACE: &str = "istiocustom.";
-/// Peers that a worker remembers by what they say of themselves.
-const PEERS: usize = 500;
 
-/// PluginConfig, lowered.
+/// PluginConfig, lowered; listeners that say the same share it.
 #[derive(Debug)]
 pub(crate) struct Settings {
     /// Tells it from all others.
@@ -56,10 +56,8 @@ pub(crate) struct Settings {
     custom: Vec<Custom>,
     /// Expressions that labels are made of.
     expressions: Vec<Expression>,
-    /// `rotation_interval` and `graceful_deletion_interval`.
-    rotation: Option<(Duration, Duration)>,
-    /// Somebody does what goes on beside requests.
-    claimed: AtomicBool,
+    /// What goes on beside requests.
+    rotation: Arc<Rotation>,
 }
 
 /// What this proxy is, as labels say it. What it has not been told is empty.
@@ -159,76 +157,6 @@ pub(crate) struct Series {
     custom: Vec<Arc<Block>>,
 }
 
-/// What a worker keeps of metrics and of peers.
-#[derive(Debug, Default)]
-pub(crate) struct Tables {
-    /// Label sets that were counted, by what they depend on.
-    series: RefCell<HashMap<Box<[u8]>, Rc<Series>>>,
-    /// Where such bytes are put together.
-    key: RefCell<Vec<u8>>,
-    /// Peers by what they call themselves, with what they say.
-    #[allow(clippy::type_complexity, reason = "a name for it would say no more")]
-    peers: RefCell<HashMap<Box<[u8]>, (Box<[u8]>, Rc<FilterState>)>>,
-}
-
-impl Tables {
-    /// The peer that says this of itself; it is made once as long as it calls itself the same.
-    pub(crate) fn peer(
-        &self,
-        id: &[u8],
-        said: &[u8],
-        read: impl FnOnce() -> Option<Workload>,
-    ) -> Option<Rc<FilterState>> {
-        let mut peers = self.peers.borrow_mut();
-        if let Some((before, peer)) = peers.get(id)
-            && **before == *said
-        {
-            return Some(Rc::clone(peer));
-        }
-        let peer = Rc::new(read()?.into_state());
-        if !id.is_empty() {
-            if peers.len() >= PEERS {
-                // Any of them: those that are still there come again.
-                let some: Vec<_> = peers.keys().take(PEERS / 4).cloned().collect();
-                some.iter().for_each(|id| drop(peers.remove(id)));
-            }
-            peers.insert(id.into(), (said.into(), Rc::clone(&peer)));
-        }
-        Some(peer)
-    }
-
-    /// Forgets label sets of which something was retired.
-    pub(crate) fn clean_up(&self) {
-        self.series.borrow_mut().retain(|_, series| !series.is_retired());
-    }
-
-    /// The blocks of what was seen.
-    fn series(
-        &self,
-        settings: &Settings,
-        family: Family,
-        seen: &Seen<'_>,
-        values: &[String],
-        worker: &Worker,
-    ) -> Rc<Series> {
-        let mut key = self.key.borrow_mut();
-        key.clear();
-        key.extend_from_slice(&settings.number.to_le_bytes());
-        key.push(family as u8);
-        seen.write(&mut key);
-        values.iter().for_each(|value| labels::put(&mut key, value.as_bytes()));
-        let mut all = self.series.borrow_mut();
-        if let Some(series) = all.get(&**key)
-            && !series.is_retired()
-        {
-            return Rc::clone(series);
-        }
-        let series = Rc::new(settings.make(family, seen, values, worker));
-        all.insert((&**key).into(), Rc::clone(&series));
-        series
-    }
-}
-
 impl Series {
     fn is_retired(&self) -> bool {
         self.standard.iter().flatten().chain(&self.custom).any(|block| block.is_retired())
@@ -259,6 +187,11 @@ pub(crate) struct Request {
 }
 
 impl Settings {
+    /// What goes on beside requests.
+    pub(crate) fn background(&self) -> Arc<dyn Background> {
+        Arc::<Rotation>::clone(&self.rotation)
+    }
+
     /// The values of the expressions for labels; `unknown` where they have none.
     fn values(&self, facts: LogFacts<'_>) -> Vec<String> {
         let facts = LogFacts { node: Some(&self.node), ..facts };
@@ -267,9 +200,14 @@ impl Settings {
     }
 
     /// Counts a request that has ended.
-    pub(crate) fn request(&self, worker: &Worker, seen: &Seen<'_>, facts: LogFacts<'_>, request: Request) {
-        let values = self.values(facts);
-        let series = worker.istio().series(self, Family::Request, seen, &values, worker);
+    pub(crate) fn request(
+        self: &Arc<Self>,
+        worker: &Worker,
+        seen: &Seen<'_>,
+        facts: LogFacts<'_>,
+        request: Request,
+    ) {
+        let series = worker.istio().series(self, Family::Request, seen, facts, worker);
         series.count(0, 1);
         series.record(1, u64::try_from(request.duration.as_millis()).unwrap_or(u64::MAX));
         series.record(2, request.received);
@@ -279,22 +217,25 @@ impl Settings {
 
     /// Counts messages of a gRPC stream: of requests, of responses.
     pub(crate) fn messages(
-        &self,
+        self: &Arc<Self>,
         worker: &Worker,
         seen: &Seen<'_>,
         facts: LogFacts<'_>,
         [requests, responses]: [u64; 2],
     ) {
-        let values = self.values(facts);
-        let series = worker.istio().series(self, Family::Messages, seen, &values, worker);
+        let series = worker.istio().series(self, Family::Messages, seen, facts, worker);
         series.count(0, requests);
         series.count(1, responses);
     }
 
     /// The blocks of a TCP session, which is counted as opened.
-    pub(crate) fn open_session(&self, worker: &Worker, seen: &Seen<'_>, facts: LogFacts<'_>) -> Rc<Series> {
-        let values = self.values(facts);
-        let series = worker.istio().series(self, Family::Session, seen, &values, worker);
+    pub(crate) fn open_session(
+        self: &Arc<Self>,
+        worker: &Worker,
+        seen: &Seen<'_>,
+        facts: LogFacts<'_>,
+    ) -> Rc<Series> {
+        let series = worker.istio().series(self, Family::Session, seen, facts, worker);
         series.count(0, 1);
         series
     }
@@ -324,7 +265,7 @@ impl Settings {
     }
 
     /// Makes the blocks of a label set that is counted for the first time.
-    fn make(&self, family: Family, seen: &Seen<'_>, values: &[String], worker: &Worker) -> Series {
+    fn make(&self, family: Family, seen: &Facts<'_>, values: &[String], worker: &Worker) -> Series {
         let labels = seen.labels(family, self);
         let added = |added: &[(Arc<str>, usize)]| -> Vec<(Arc<str>, Box<str>)> {
             let values = added.iter().filter_map(|(label, index)| Some((label, values.get(*index)?)));
@@ -360,49 +301,6 @@ impl Settings {
             }
         };
         Series { standard, custom }
-    }
-
-    /// Starts what goes on beside traffic, unless somebody has.
-    pub(crate) fn begin(self: &Arc<Self>, worker: &Rc<Worker>) {
-        if self.claim() {
-            self.rotate(worker);
-        }
-    }
-
-    fn rotate(self: &Arc<Self>, worker: &Rc<Worker>) {
-        let version = match &*self.own.istio_version {
-            "" => "unknown",
-            version => version,
-        };
-        let pairs = vec![("component".into(), "proxy".into()), ("tag".into(), version.into())];
-        let labels = Labels { name: format!("{NAMESPACE}istio_build").into(), pairs };
-        worker.stats().labelled(Kind::Gauge, labels).cell(0).set(1);
-        let Some((interval, grace)) = self.rotation else { return };
-        let (settings, stats) = (Arc::downgrade(self), worker.shared_stats());
-        tokio::task::spawn_local(async move {
-            while settings.strong_count() > 0 {
-                tokio::time::sleep(interval).await;
-                let before = stats.activity();
-                tokio::time::sleep(grace).await;
-                stats.retire_idle(&before);
-            }
-        });
-    }
-}
-
-/// What goes on beside traffic: `istio_build` is shown, unused label sets are given up.
-impl Background for Settings {
-    fn claim(&self) -> bool {
-        !self.claimed.swap(true, Ordering::Relaxed)
-    }
-
-    fn is_ready(&self) -> bool {
-        true
-    }
-
-    fn start(self: Arc<Self>, worker: &Rc<Worker>, _: &str, ready: Box<dyn FnOnce() + Send>) {
-        self.rotate(worker);
-        ready();
     }
 }
 

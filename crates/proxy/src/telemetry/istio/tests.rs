@@ -11,7 +11,7 @@ use leno_api::proto::stats as proto;
 use serde_json::json;
 
 use super::config::lower;
-use super::{Request, Seen, Settings};
+use super::{Family, Request, Seen, Settings, Spoken, Tables};
 use crate::cluster::{EndpointAddress, EndpointConfig, Metadata};
 use crate::config::lower::{Lower, Scope};
 use crate::http::headers::HeaderMap;
@@ -70,11 +70,11 @@ fn check(config: &str, direction: Direction, tell: impl Fn(&mut StreamInfo), exp
     let store = StatsStore::default();
     let worker = Worker::new(store.thread(), GlobalConnections::new(None));
     let mut shown = String::new();
-    for (protocol, name) in [(Some(Protocol::Http11), "http"), (None, "tcp")] {
+    for (protocol, spoken) in [(Some(Protocol::Http11), Spoken::Http), (None, Spoken::Tcp)] {
         let mut info = info(protocol);
         tell(&mut info);
         let head = protocol.map(|_| &head);
-        let seen = Seen::new(&settings, &info, head, name, None);
+        let seen = Seen::new(&settings, &info, head, spoken, None);
         let context = FormatContext { request: head, ..FormatContext::new(&info) };
         let facts = LogFacts { context, node: None };
         if protocol.is_some() {
@@ -267,7 +267,7 @@ fn metrics_of_users() {
     info.bytes_sent = 21;
     let mut head = HeaderMap::new();
     head.append(b":method", b"PUT");
-    let seen = Seen::new(&settings, &info, Some(&head), "http", None);
+    let seen = Seen::new(&settings, &info, Some(&head), Spoken::Http, None);
     let context = FormatContext { request: Some(&head), ..FormatContext::new(&info) };
     let facts = LogFacts { context, node: None };
     let request = Request { duration: std::time::Duration::from_millis(7), received: 1, sent: 2 };
@@ -313,10 +313,10 @@ fn label_sets_are_made_once() {
     let mut info = info(Some(Protocol::Http11));
     let request = Request { duration: std::time::Duration::from_millis(7), received: 1, sent: 2 };
     let ask = |info: &StreamInfo| {
-        let seen = Seen::new(&settings, info, None, "http", None);
+        let seen = Seen::new(&settings, info, None, Spoken::Http, None);
         let facts = LogFacts { context: FormatContext::new(info), node: None };
         settings.request(&worker, &seen, facts, request);
-        worker.istio().series.borrow().len()
+        worker.istio().label_sets()
     };
     assert_eq!((ask(&info), ask(&info)), (1, 1));
     info.response_code = 500;
@@ -326,10 +326,153 @@ fn label_sets_are_made_once() {
     assert_eq!(ask(&info), 2);
     worker.stats().retire_idle(&before);
     worker.istio().clean_up();
-    assert_eq!(worker.istio().series.borrow().len(), 1);
+    assert_eq!(worker.istio().label_sets(), 1);
     info.response_code = 200;
     assert_eq!(ask(&info), 2);
     let total = scrape(&store, |name| name.contains("requests_total"));
     let values: Vec<_> = total.iter().map(|stat| stat.value.clone()).collect();
     assert_eq!(values, [Sample::Counter(1), Sample::Counter(2)]);
+}
+
+/// The facts of a cluster of which the control plane says this.
+fn cluster(istio: serde_json::Value) -> Rc<ClusterFacts> {
+    let metadata = BTreeMap::from([("istio".to_owned(), istio)]).into();
+    Rc::new(ClusterFacts::new("c".into(), "outbound|80||cart.db.svc".into(), metadata))
+}
+
+/// Asks for so many hosts of a cluster; the label sets that come of it, and what was counted under
+/// how many hosts.
+fn ask_for_hosts(count: usize, istio: serde_json::Value) -> (usize, usize, u64, u64) {
+    let settings = settings("", Direction::Outbound).expect("a configuration");
+    let store = StatsStore::default();
+    let worker = Worker::new(store.thread(), GlobalConnections::new(None));
+    let mut info = info(Some(Protocol::Http11));
+    info.upstream.cluster = Some(cluster(istio));
+    let request = Request { duration: std::time::Duration::from_millis(7), received: 1, sent: 2 };
+    for number in 0..count {
+        let mut head = HeaderMap::new();
+        head.append(b":authority", format!("host-{number}.test").as_bytes());
+        let seen = Seen::new(&settings, &info, Some(&head), Spoken::Http, None);
+        let context = FormatContext { request: Some(&head), ..FormatContext::new(&info) };
+        settings.request(&worker, &seen, LogFacts { context, node: None }, request);
+    }
+    let total = scrape(&store, |name| name.contains("requests_total"));
+    let counted = total.iter().map(|stat| match stat.value {
+        Sample::Counter(value) => value,
+        _ => 0,
+    });
+    let collapsed = scrape(&store, |name| name == "istio_stats.label_sets_collapsed");
+    let collapsed = match collapsed.first().map(|stat| &stat.value) {
+        Some(Sample::Counter(value)) => *value,
+        _ => 0,
+    };
+    (worker.istio().label_sets(), total.len(), counted.sum(), collapsed)
+}
+
+#[test]
+fn hosts_of_clients_do_not_fill_the_table() {
+    // The service is known: the host that was asked for says nothing.
+    let known = json!({"services": [{"host": "cart.db.svc", "name": "cart", "namespace": "db"}]});
+    assert_eq!(ask_for_hosts(50, known), (1, 1, 50, 0));
+    // It is not: each host is a label, up to a limit. Nothing is lost beyond.
+    assert_eq!(ask_for_hosts(50, json!({})), (50, 50, 50, 0));
+    assert_eq!(ask_for_hosts(1200, json!({})), (1001, 1001, 1200, 200));
+}
+
+#[test]
+fn settings_that_say_the_same_are_shared() {
+    let scope = Scope { node_metadata: Arc::new(json!({"NAMESPACE": "shared"})), ..Scope::default() };
+    let lowered = |config: &str, direction| {
+        let scope = Scope { direction, ..scope.clone() };
+        let proto: proto::PluginConfig = leno_api::decode_text(config, "filter").expect("a message");
+        Lower::resource_in(scope, |at| lower(proto, at)).expect("a configuration")
+    };
+    let first = lowered("{}", Direction::Inbound);
+    assert!(Arc::ptr_eq(&first, &lowered("{}", Direction::Inbound)));
+    let others = [
+        lowered("{}", Direction::Outbound),
+        lowered("{disable_host_header_fallback: true}", Direction::Inbound),
+    ];
+    assert!(others.iter().all(|other| !Arc::ptr_eq(&first, other)));
+    // One task serves all of them.
+    assert!(others.iter().all(|other| Arc::ptr_eq(&first.rotation, &other.rotation)));
+    assert!(first.background().claim() && !others[0].background().claim());
+    // What was counted under settings that nobody has any more is forgotten, the counts are not.
+    let store = StatsStore::default();
+    let worker = Worker::new(store.thread(), GlobalConnections::new(None));
+    let info = info(Some(Protocol::Http11));
+    let request = Request { duration: std::time::Duration::from_millis(7), received: 1, sent: 2 };
+    for settings in [&first, &others[0]] {
+        let seen = Seen::new(settings, &info, None, Spoken::Http, None);
+        let facts = LogFacts { context: FormatContext::new(&info), node: None };
+        settings.request(&worker, &seen, facts, request);
+    }
+    worker.istio().clean_up();
+    assert_eq!(worker.istio().label_sets(), 2);
+    drop(others);
+    worker.istio().clean_up();
+    assert_eq!(worker.istio().label_sets(), 1);
+    assert_eq!(scrape(&store, |name| name.contains("requests_total")).len(), 2);
+}
+
+#[test]
+fn what_peers_say_is_read_once_for_each_set_of_labels() {
+    let tables = Tables::default();
+    let (none, role): (Arc<[Box<str>]>, Arc<[Box<str>]>) = ([].into(), ["role".into()].into());
+    let mut read = 0;
+    let mut peer = |id: &[u8], said: &[u8], labels: &Arc<[Box<str>]>, makes_sense: bool| {
+        let before = read;
+        let state = tables.peer(id, said, labels, || {
+            read += 1;
+            makes_sense.then(peer)
+        });
+        (state, read - before)
+    };
+    let (first, times) = peer(b"id", b"said", &none, true);
+    let first = first.expect("a peer");
+    assert_eq!(times, 1);
+    let (again, times) = peer(b"id", b"said", &none, true);
+    assert!(Rc::ptr_eq(&first, &again.expect("a peer")) && times == 0);
+    // With other labels it is another.
+    assert_eq!(peer(b"id", b"said", &role, true).1, 1);
+    assert_eq!(peer(b"id", b"said", &Arc::from(["role".into()]), true).1, 0);
+    // What makes no sense is remembered too.
+    for times in [1, 0] {
+        assert_eq!(peer(b"other", b"nonsense", &none, false), (None, times));
+    }
+    // Who has no name is known by what it says.
+    for (said, times) in [(b"a", 1), (b"b", 1), (b"a", 0), (b"b", 0)] {
+        assert_eq!(peer(b"", said, &none, true).1, times);
+    }
+}
+
+#[test]
+fn label_sets_are_found_by_what_requests_share() {
+    let settings = settings("", Direction::Outbound).expect("a configuration");
+    let mut info = info(Some(Protocol::Http11));
+    let identity = |info: &StreamInfo, grpc| {
+        let seen = Seen::new(&settings, info, None, if grpc { Spoken::Grpc } else { Spoken::Http }, None);
+        seen.identity(&settings, Family::Request)
+    };
+    let mut all = vec![identity(&info, false), identity(&info, true)];
+    info.upstream.cluster = Some(cluster(json!({"services": [{"host": "h"}]})));
+    all.push(identity(&info, false));
+    info.upstream.cluster = Some(cluster(json!({"services": [{"host": "h"}]})));
+    all.push(identity(&info, false));
+    info.filter_state.insert(UPSTREAM_PEER, peer().into_state());
+    all.push(identity(&info, false));
+    info.flags.insert(ResponseFlags::UPSTREAM_CONNECTION_FAILURE);
+    all.push(identity(&info, false));
+    info.response_code = 503;
+    all.push(identity(&info, false));
+    for (place, one) in all.iter().enumerate() {
+        assert!(one.is_some() && !all[place + 1..].contains(one), "{place}");
+    }
+    assert_eq!(identity(&info, false), all[all.len() - 1]);
+    // The host is the client's: nothing that it shares tells its requests apart.
+    let mut head = HeaderMap::new();
+    head.append(b":authority", b"host.test");
+    info.upstream.cluster = None;
+    let seen = Seen::new(&settings, &info, Some(&head), Spoken::Http, None);
+    assert_eq!(seen.identity(&settings, Family::Request), None);
 }

@@ -29,11 +29,13 @@ pub(crate) mod w3c;
 mod wire;
 mod zipkin;
 
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use leno_base::Name;
 
+use crate::http::route::Selected;
 use crate::telemetry::access_log::format::Format;
 use crate::telemetry::stats::stats_scope;
 use crate::telemetry::trace::context::SpanContext;
@@ -105,6 +107,13 @@ pub(crate) enum Kind {
     Client,
 }
 
+impl Decorator {
+    /// What a route calls its requests; nothing if it does not.
+    pub(crate) fn operation_of(selected: &Selected) -> &str {
+        selected.route.decorator.as_ref().map_or("", |decorator| &decorator.operation)
+    }
+}
+
 impl Tracing {
     /// What the span of a request is about.
     pub(crate) fn kind(&self) -> Kind {
@@ -127,8 +136,8 @@ pub(crate) struct ActiveTrace {
     pub(crate) span: Option<ActiveSpan>,
     /// What the span is to be called, if something says so.
     pub(crate) operation: Operation,
-    /// What the response is to tell the client: the route's operation.
-    pub(crate) told: Option<Name>,
+    /// What the response is to tell the client: this route's operation.
+    pub(crate) told: Option<Rc<Selected>>,
 }
 
 /// The span of a request under way.
@@ -154,8 +163,8 @@ pub(crate) enum Operation {
     /// By the tracer.
     #[default]
     Plain,
-    /// As the route says (`decorator`).
-    Decorated(Name),
+    /// As this route says (`decorator`).
+    Decorated(Rc<Selected>),
     /// As the other side said (`x-envoy-decorator-operation`).
     Told(Box<str>),
 }

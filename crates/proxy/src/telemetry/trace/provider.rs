@@ -52,7 +52,16 @@ fn tracer(any: &Any, dialect: Dialect, target: Target, most: usize, at: &Lower) 
     let number = |key| at.scope().runtime.integer(&format!("tracing.{provider}.{key}"));
     let batch = number("min_flush_spans").and_then(|spans| usize::try_from(spans).ok()).unwrap_or(5);
     let interval = Duration::from_millis(number("flush_interval_ms").unwrap_or(5000).max(1));
-    let key = [any.type_url.as_bytes(), b"\0", &any.value].concat().into();
+    // What the runtime and the node say are parts of what it does.
+    let scope = at.scope();
+    let own = format!(
+        "\0{batch} {interval:?} {} {} {} {}",
+        scope.identity(),
+        scope.node_id,
+        scope.node_cluster,
+        scope.here.locality.zone
+    );
+    let key = [any.type_url.as_bytes(), b"\0", &any.value, own.as_bytes()].concat().into();
     Arc::new(Tracer { key, dialect, target, batch: batch.max(1), interval, most })
 }
 

@@ -59,8 +59,7 @@ pub(super) fn lower(any: &prost_types::Any, at: &mut Lower) -> Option<Arc<dyn Fi
         max_denied_response_body_bytes,
         enforce_response_header_limits,
         shadow_mode,
-        // There are no spans of calls.
-        emit_client_span: _,
+        emit_client_span,
         services,
     } = at.unpack(any)?;
     at.unsupported("typed_metadata_context_namespaces", !typed_metadata_context_namespaces.is_empty());
@@ -128,6 +127,7 @@ pub(super) fn lower(any: &prost_types::Any, at: &mut Lower) -> Option<Arc<dyn Fi
         raw_headers: encode_raw_headers,
         rules: at.optional("decoder_header_mutation_rules", decoder_header_mutation_rules, mutation_rules),
         takes_metadata: enable_dynamic_metadata_ingestion.unwrap_or(true),
+        emits_span: emit_client_span != Some(false),
         longest_denial: max_denied_response_body_bytes as usize,
     };
     Some(Arc::new(ExtAuthz { settings: Arc::new(settings), stats: Default::default() }))
@@ -136,8 +136,14 @@ pub(super) fn lower(any: &prost_types::Any, at: &mut Lower) -> Option<Arc<dyn Fi
 /// Lowers ExtAuthzPerRoute.
 pub(super) fn lower_route(any: &prost_types::Any, at: &mut Lower) -> Option<Arc<dyn Any + Send + Sync>> {
     let proto::ExtAuthzPerRoute { r#override } = at.unpack(any)?;
-    let nothing =
-        || RouteAuthz { disabled: false, extensions: Vec::new(), no_body: false, body: None, service: None };
+    let nothing = || RouteAuthz {
+        disabled: false,
+        extensions: Vec::new(),
+        no_body: false,
+        body: None,
+        service: None,
+        emits_span: None,
+    };
     Some(Arc::new(match r#override {
         Some(Override::Disabled(disabled)) => RouteAuthz { disabled, ..nothing() },
         Some(Override::CheckSettings(settings)) => at.field("check_settings", |at| {
@@ -145,7 +151,7 @@ pub(super) fn lower_route(any: &prost_types::Any, at: &mut Lower) -> Option<Arc<
                 context_extensions,
                 disable_request_body_buffering,
                 with_request_body,
-                emit_client_span: _,
+                emit_client_span,
                 service_override,
             } = settings;
             if disable_request_body_buffering && with_request_body.is_some() {
@@ -171,6 +177,7 @@ pub(super) fn lower_route(any: &prost_types::Any, at: &mut Lower) -> Option<Arc<
             Some(RouteAuthz {
                 extensions: extensions.into_iter().map(|(key, value)| (key.into(), value.into())).collect(),
                 no_body: disable_request_body_buffering,
+                emits_span: emit_client_span,
                 body: with_request_body.and_then(|proto| at.field("with_request_body", |at| body(proto, at))),
                 service,
                 ..nothing()

@@ -110,6 +110,8 @@ struct Settings {
     takes_metadata: bool,
     /// `max_denied_response_body_bytes`; 0: no limit.
     longest_denial: usize,
+    /// `emit_client_span`, true by default: calls have spans.
+    emits_span: bool,
 }
 
 /// BufferSettings.
@@ -129,6 +131,8 @@ struct RouteAuthz {
     no_body: bool,
     body: Option<BodySettings>,
     service: Option<Arc<Service>>,
+    /// `emit_client_span`
+    emits_span: Option<bool>,
 }
 
 impl FilterConfig for ExtAuthz {
@@ -161,6 +165,7 @@ impl FilterConfig for ExtAuthz {
             settings: Arc::clone(config),
             service: Arc::clone(route.and_then(|route| route.service.as_ref()).unwrap_or(&config.service)),
             stats: stats.clone(),
+            emits_span: route.and_then(|route| route.emits_span).unwrap_or(config.emits_span),
             extensions: settings.map(extensions).unwrap_or_default(),
             buffering: None,
             content: Content::default(),
@@ -207,6 +212,8 @@ struct Checking {
     settings: Arc<Settings>,
     service: Arc<Service>,
     stats: AuthzStats,
+    /// The call has a span, if the request has one.
+    emits_span: bool,
     extensions: Vec<(Box<str>, Box<str>)>,
     /// The body is gathered first.
     buffering: Option<BodySettings>,
@@ -287,7 +294,7 @@ impl Checking {
             extensions: &self.extensions,
             content: self.buffering.map(|body| (&self.content, body.max)),
         };
-        let call = self.service.ask(&question, stream, head);
+        let call = self.service.ask(&question, stream, head, self.emits_span);
         let answer = Rc::clone(&self.answer);
         Step::wait(async move {
             let said = call.await;

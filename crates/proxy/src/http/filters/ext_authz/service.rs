@@ -72,11 +72,13 @@ impl HttpService {
 
 impl Service {
     /// Asks; the answer comes when the service has said something, or has not in time.
+    /// `emits_span`: the call has a span, if the request has one.
     pub(super) fn ask(
         &self,
         question: &Question<'_>,
         stream: &Stream,
         head: &HeaderMap,
+        emits_span: bool,
     ) -> Pin<Box<dyn Future<Output = Answer>>> {
         let worker = Rc::clone(&stream.worker);
         let context = FormatContext { request: Some(head), ..FormatContext::new(&stream.info) };
@@ -85,7 +87,7 @@ impl Service {
                 let target = Arc::clone(target);
                 let mut metadata = target.metadata(head, &context);
                 let mut told = HeaderMap::new();
-                let span = stream.trace_call(head, &mut told);
+                let span = stream.trace_call(head, &mut told, emits_span);
                 let text = |text: &[u8]| String::from_utf8_lossy(text).into();
                 metadata.extend(told.iter().map(|(name, value)| (text(name), text(value))));
                 let message = question.message(stream, head);
@@ -114,7 +116,7 @@ impl Service {
             Service::Http(service) => {
                 let service = Arc::clone(service);
                 let mut request = service.request(question, stream, head, &context);
-                let span = stream.trace_call(head, &mut request.head);
+                let span = stream.trace_call(head, &mut request.head, emits_span);
                 Box::pin(async move {
                     if worker.cluster(&service.target.cluster).is_none() {
                         return Answer::default();

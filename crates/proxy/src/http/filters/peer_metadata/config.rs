@@ -40,16 +40,23 @@ pub(super) fn config(proto: proto::Config, at: &mut Lower) -> PeerMetadata {
             .each("upstream_discovery", upstream_discovery, |way, at| discovery(way, false, at)),
         downstream_propagation: at.each("downstream_propagation", downstream_propagation, propagation),
         upstream_propagation: at.each("upstream_propagation", upstream_propagation, propagation),
-        labels,
+        labels: labels.into(),
         id,
         own,
     }
 }
 
 fn discovery(proto: proto::config::DiscoveryMethod, downstream: bool, at: &mut Lower) -> Option<Discovery> {
-    match proto.method_specifier? {
-        // Where headers are not sent is of no interest to those who read them.
-        Discover::IstioHeaders(proto::config::IstioHeaders { skip_external_clusters: _ }) => {
+    let Some(method) = proto.method_specifier else {
+        without_effect("a discovery without a method");
+        return None;
+    };
+    match method {
+        Discover::IstioHeaders(proto::config::IstioHeaders { skip_external_clusters }) => {
+            if skip_external_clusters {
+                // Where headers are not sent is of no interest to those who read them.
+                without_effect("skip_external_clusters of a discovery");
+            }
             Some(Discovery::Headers)
         }
         Discover::WorkloadDiscovery(proto::config::WorkloadDiscovery {}) => Some(Discovery::Workloads),
@@ -59,13 +66,26 @@ fn discovery(proto: proto::config::DiscoveryMethod, downstream: bool, at: &mut L
             None
         }
         Discover::UpstreamFilterState(proto::config::UpstreamFilterState { peer_metadata_key }) => {
-            (!downstream).then(|| Discovery::UpstreamState(peer_metadata_key.into()))
+            if downstream {
+                without_effect("upstream_filter_state of a client");
+                return None;
+            }
+            Some(Discovery::UpstreamState(peer_metadata_key.into()))
         }
     }
 }
 
+/// Says that something is configured which does nothing, as in Istio's proxy.
+fn without_effect(what: &str) {
+    tracing::warn!(target: "config", "peer_metadata: {what} has no effect");
+}
+
 fn propagation(proto: proto::config::PropagationMethod, at: &mut Lower) -> Option<Propagation> {
-    match proto.method_specifier? {
+    let Some(method) = proto.method_specifier else {
+        without_effect("a propagation without a method");
+        return None;
+    };
+    match method {
         Propagate::IstioHeaders(proto::config::IstioHeaders { skip_external_clusters }) => {
             Some(Propagation { skip_external: skip_external_clusters })
         }

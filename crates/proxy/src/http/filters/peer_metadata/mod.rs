@@ -16,12 +16,11 @@ use std::sync::Arc;
 use leno_base::base64;
 use prost::Message;
 use prost_types::Struct;
-use serde_json::Value as Json;
 
-use crate::http::filters::{FilterConfig, Opening, Registration, RouteSettings, Step};
-use crate::http::headers::HeaderMap;
+use crate::http::filters::{FilterConfig, Opening, Registration, RouteSettings};
+use crate::http::headers::{HeaderMap, Known};
 use crate::http::stream::Stream;
-use crate::telemetry::stream_info::{ClusterFacts, FilterState, StreamInfo};
+use crate::telemetry::stream_info::{ClusterFacts, FilterState};
 use crate::telemetry::workload::{DOWNSTREAM_PEER, UPSTREAM_PEER, Workload};
 use crate::worker::Worker;
 
@@ -35,11 +34,9 @@ pub(super) const REGISTRATION: Registration = Registration {
 };
 
 /// What a proxy is.
-const METADATA: &str = "x-envoy-peer-metadata";
+const METADATA: Known = Known::EnvoyPeerMetadata;
 /// What it is called: what the same name says twice is the same.
-const METADATA_ID: &str = "x-envoy-peer-metadata-id";
-/// What the filter leaves for itself, from a request to its response: which headers came.
-const ASKED: &str = "leno.peer_metadata.asked";
+const METADATA_ID: Known = Known::EnvoyPeerMetadataId;
 
 /// Config.
 #[derive(Debug)]
@@ -49,7 +46,7 @@ struct PeerMetadata {
     downstream_propagation: Vec<Propagation>,
     upstream_propagation: Vec<Propagation>,
     /// `additional_labels`
-    labels: Vec<Box<str>>,
+    labels: Arc<[Box<str>]>,
     /// The id of this node.
     id: Arc<str>,
     /// What it is, in base64.
@@ -82,7 +79,7 @@ impl FilterConfig for PeerMetadata {
         head: &mut HeaderMap,
         _end: bool,
     ) -> Opening {
-        let asked = [head.find(METADATA_ID).is_some(), head.find(METADATA).is_some()];
+        let asked = [head.contains(METADATA_ID), head.contains(METADATA)];
         self.discover(&self.downstream_discovery, DOWNSTREAM_PEER, stream, head);
         if !self.upstream_propagation.is_empty() {
             let cluster = target(stream, head);
@@ -95,27 +92,25 @@ impl FilterConfig for PeerMetadata {
         if self.upstream_discovery.is_empty() && self.downstream_propagation.is_empty() {
             return Opening::PASS;
         }
-        if self.downstream_discovery.contains(&Discovery::Headers) && asked != [false, false] {
-            stream.info.filter_state.insert(ASKED, asked_state(asked));
+        if self.downstream_discovery.contains(&Discovery::Headers) {
+            stream.peer_asks = asked;
         }
-        Opening::Watch(Step::Continue)
+        Opening::Head
     }
 
-    fn on_response(
+    fn on_response_head(
         &self,
         stream: &mut Stream,
         _settings: Option<&RouteSettings>,
         head: &mut HeaderMap,
-        _end: bool,
-    ) -> Step {
+    ) {
         self.discover(&self.upstream_discovery, UPSTREAM_PEER, stream, head);
         for way in &self.downstream_propagation {
             if stream.info.upstream.cluster.as_deref().is_none_or(|cluster| !way.skips(cluster)) {
                 // Whoever tells nothing is told nothing.
-                self.tell(head, asked(&stream.info));
+                self.tell(head, stream.peer_asks);
             }
         }
-        Step::Continue
     }
 }
 
@@ -133,16 +128,16 @@ impl PeerMetadata {
             stream.info.filter_state.insert(key, found);
         }
         if ways.contains(&Discovery::Headers) {
-            head.remove_named(METADATA_ID);
-            head.remove_named(METADATA);
+            head.remove(METADATA_ID);
+            head.remove(METADATA);
         }
     }
 
     /// What a peer's headers say.
     fn read(&self, worker: &Worker, head: &HeaderMap) -> Option<Rc<FilterState>> {
-        let said = head.find(METADATA).filter(|said| !said.is_empty())?;
-        let id = head.find(METADATA_ID).unwrap_or_default();
-        worker.istio().peer(id, said, || {
+        let said = head.get(METADATA).filter(|said| !said.is_empty())?;
+        let id = head.get(METADATA_ID).unwrap_or_default();
+        worker.istio().peer(id, said, &self.labels, || {
             let metadata = Struct::decode(base64::decode(said)?.as_slice()).ok()?;
             Some(Workload::of_struct(&metadata, &self.labels))
         })
@@ -151,10 +146,10 @@ impl PeerMetadata {
     /// Tells what this proxy is: its name, its metadata.
     fn tell(&self, head: &mut HeaderMap, [id, metadata]: [bool; 2]) {
         if id {
-            head.set_named(METADATA_ID, self.id.as_bytes());
+            head.set(METADATA_ID, self.id.as_bytes());
         }
         if metadata {
-            head.set_named(METADATA, self.own.as_bytes());
+            head.set(METADATA, self.own.as_bytes());
         }
     }
 }
@@ -162,12 +157,9 @@ impl PeerMetadata {
 impl Propagation {
     /// Whether nothing is told to this cluster.
     fn skips(self, cluster: &ClusterFacts) -> bool {
-        let says = |field: &str| {
-            let metadata = cluster.metadata.get("istio");
-            metadata.and_then(|metadata| metadata.get(field)).and_then(Json::as_bool) == Some(true)
-        };
-        self.skip_external && (&*cluster.name == "PassthroughCluster" || says("external"))
-            || says("disable_mx")
+        let mesh = cluster.mesh();
+        let external = || &*cluster.name == "PassthroughCluster" || mesh.is_some_and(|mesh| mesh.external);
+        mesh.is_some_and(|mesh| mesh.exchanges_nothing) || self.skip_external && external()
     }
 }
 
@@ -175,19 +167,4 @@ impl Propagation {
 fn target(stream: &Stream, head: &HeaderMap) -> Option<Rc<ClusterFacts>> {
     let name = stream.selected.as_ref()?.cluster(head)?;
     Some(Rc::clone(&stream.worker.cluster(name)?.facts))
-}
-
-/// Which headers a request came with: its peer's name, its peer's metadata.
-fn asked(info: &StreamInfo) -> [bool; 2] {
-    let text = info.filter_state.get(ASKED).map_or("", |state| state.text.as_str());
-    [text.contains('i'), text.contains('m')]
-}
-
-fn asked_state([id, metadata]: [bool; 2]) -> Rc<FilterState> {
-    thread_local! {
-        static STATES: [Rc<FilterState>; 4] = ["", "i", "m", "im"].map(|text| {
-            Rc::new(FilterState { text: text.to_owned(), typed: None, peer: None })
-        });
-    }
-    STATES.with(|states| Rc::clone(&states[usize::from(id) + 2 * usize::from(metadata)]))
 }

@@ -26,11 +26,18 @@ pub(crate) struct CallSpan {
 
 impl Stream {
     /// Makes the span of a call for the request with the head `request`, and tells the service of
-    /// it in `head`. `None`: there is nothing to be reported.
-    pub(crate) fn trace_call(&self, request: &HeaderMap, head: &mut HeaderMap) -> Option<CallSpan> {
+    /// it in `head`. `None`: there is nothing to be reported. `emits`: whether there may be; else
+    /// the service is told all the same, of a span that is not sampled.
+    pub(crate) fn trace_call(
+        &self,
+        request: &HeaderMap,
+        head: &mut HeaderMap,
+        emits: bool,
+    ) -> Option<CallSpan> {
         let (tracing, trace) = (self.manager.tracing.as_ref()?, self.trace.as_ref()?);
         let span = trace.span.as_ref()?;
-        let context = tracing.tracer.child(span.context, Kind::Client, self.worker.random());
+        let mut context = tracing.tracer.child(span.context, Kind::Client, self.worker.random());
+        context.sampled &= emits;
         if tracing.propagates {
             if let Some(state) = request.get(Known::Tracestate).filter(|_| span.remote_parent) {
                 head.set(Known::Tracestate, state);

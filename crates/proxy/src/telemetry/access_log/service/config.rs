@@ -2,9 +2,8 @@
 
 #![allow(deprecated, reason = "deprecated fields are lowered, or refused by name, like all others")]
 
-use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64};
-use std::sync::{Arc, LazyLock, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use leno_api::proto::envoy::config::core::v3 as core;
@@ -20,6 +19,7 @@ use super::entry::{Shape, structure};
 use super::otel::{Record, Template};
 use super::{HTTP_LOGS, Headers, Sender, ServiceLog, TCP_LOGS, Target, What, put};
 use crate::config::lower::Lower;
+use crate::config::shared::Shared;
 use crate::http::client::config::{GrpcTarget, grpc as grpc_target, http_uri};
 use crate::telemetry::access_log::config::formatters;
 use crate::telemetry::access_log::format::Format;
@@ -160,8 +160,7 @@ pub(crate) fn open_telemetry(
         log_name,
         buffer_flush_interval,
         buffer_size_bytes,
-        // What format strings say of filter states, they say without being asked here.
-        filter_state_objects_to_log: _,
+        filter_state_objects_to_log,
         custom_tags,
     } = proto;
     formatters(formatter_protos, at);
@@ -174,21 +173,23 @@ pub(crate) fn open_telemetry(
         at.error("exactly one of grpc_service, http_service and common_config.grpc_service is required");
         return None;
     }
-    let own_interval = interval(buffer_flush_interval, at);
-    let own_limit = buffer_size_bytes.unwrap_or(16_384) as usize;
-    let (target, log_name, interval, limit) = match (common_config, http_service, grpc_service) {
-        (_, Some(http), _) => {
-            let target = at.field("http_service", |at| http_service_target(http, at))?;
-            (target, log_name, own_interval, own_limit)
-        }
-        (_, None, Some(grpc)) => {
+    let interval = interval(buffer_flush_interval, at);
+    let limit = buffer_size_bytes.unwrap_or(16_384) as usize;
+    let (common_name, common_service) = match common_config {
+        Some(proto) => at.field("common_config", |at| name_and_service(proto, at)),
+        None => (String::new(), None),
+    };
+    let log_name = if log_name.is_empty() { common_name } else { log_name };
+    let target = match (http_service, grpc_service, common_service) {
+        (Some(http), _, _) => at.field("http_service", |at| http_service_target(http, at))?,
+        (None, Some(grpc), _) => {
             let (target, headers) = at.field("grpc_service", |at| target(grpc, at))?;
-            (Target::Export(target, headers), log_name, own_interval, own_limit)
+            Target::Export(target, headers)
         }
-        (Some(proto), None, None) => {
-            let Common { log_name, target, headers, interval, limit, objects: _ } =
-                at.field("common_config", |at| common(proto, at))?;
-            (Target::Export(target, headers), log_name, interval, limit)
+        (None, None, Some(grpc)) => {
+            let service = |at: &mut Lower| at.field("grpc_service", |at| target(grpc, at));
+            let (target, headers) = at.field("common_config", service)?;
+            Target::Export(target, headers)
         }
         (None, None, None) => return None,
     };
@@ -214,8 +215,49 @@ pub(crate) fn open_telemetry(
     let stats = format!("access_logs.open_telemetry_access_log.{prefix}");
     let key = Key(at.scope().identity(), 0, wire);
     let sender = shared(key, || sender(target, first, limit, interval, stats));
-    let record = Record { body, attributes: attributes.unwrap_or_default() };
+    let objects = filter_state_objects_to_log.into_iter().map(Into::into).collect();
+    let record = Record { body, attributes: attributes.unwrap_or_default(), objects };
     Some(ServiceLog { what: What::Record(record), sender })
+}
+
+/// What a log of OpenTelemetry takes of `common_config`, which is deprecated there: its name and the
+/// service, where the outer fields do not say so. As in Envoy, all else counts where it is said
+/// outside only, of which the log warns.
+fn name_and_service(
+    proto: grpc::CommonGrpcAccessLogConfig,
+    at: &mut Lower,
+) -> (String, Option<core::GrpcService>) {
+    let grpc::CommonGrpcAccessLogConfig {
+        log_name,
+        grpc_service,
+        transport_api_version,
+        buffer_flush_interval,
+        buffer_size_bytes,
+        filter_state_objects_to_log,
+        grpc_stream_retry_policy,
+        custom_tags,
+    } = proto;
+    if log_name.is_empty() {
+        at.error_at("log_name", "value length must be at least 1 characters");
+    }
+    at.value::<core::ApiVersion>("transport_api_version", transport_api_version);
+    // It must make sense all the same.
+    interval(buffer_flush_interval, at);
+    at.unsupported("grpc_stream_retry_policy", grpc_stream_retry_policy.is_some());
+    let without_effect = [
+        ("buffer_flush_interval", buffer_flush_interval.is_some()),
+        ("buffer_size_bytes", buffer_size_bytes.is_some()),
+        ("filter_state_objects_to_log", !filter_state_objects_to_log.is_empty()),
+        ("custom_tags", !custom_tags.is_empty()),
+    ];
+    for (field, _) in without_effect.into_iter().filter(|(_, set)| *set) {
+        tracing::warn!(
+            target: "config",
+            field,
+            "an OpenTelemetry access log does not read this in common_config: say it beside it"
+        );
+    }
+    (log_name, grpc_service)
 }
 
 fn http_service_target(proto: core::HttpService, at: &mut Lower) -> Option<Target> {
@@ -283,18 +325,66 @@ fn sender(target: Target, first: Vec<u8>, limit: usize, interval: Duration, stat
 }
 
 /// Which proxy of this process, which kind of entries, which configuration.
-#[derive(PartialEq, Eq, Hash)]
+#[derive(Debug, PartialEq, Eq, Hash)]
 struct Key(usize, u32, Vec<u8>);
 
 /// The sender of logs that are configured alike; it is made for the first of them.
 fn shared(key: Key, make: impl FnOnce() -> Sender) -> Arc<Sender> {
-    static SENDERS: LazyLock<Mutex<HashMap<Key, Weak<Sender>>>> = LazyLock::new(Mutex::default);
-    let mut senders = SENDERS.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(sender) = senders.get(&key).and_then(Weak::upgrade) {
-        return sender;
+    static SENDERS: Shared<Key, Sender> = Shared::new();
+    SENDERS.find(key, make)
+}
+
+#[cfg(test)]
+mod tests {
+    use expect_test::{Expect, expect};
+    use leno_api::proto::opentelemetry::proto::logs::v1 as logs;
+    use prost::Message as _;
+
+    use super::super::What;
+    use crate::config::lower::{Lower, Scope};
+
+    fn lowered(config: &str) -> Result<String, String> {
+        let proto = leno_api::decode_text(&format!("{{{config}}}"), "log").map_err(|errors| format!("{errors}"))?;
+        let log = Lower::resource_in(Scope::default(), |at| super::open_telemetry(proto, at));
+        let log = log.map_err(|error| error.to_string())?;
+        let sender = &log.sender;
+        let resource = logs::ResourceLogs::decode(&*sender.first).expect("a resource");
+        let name = resource.resource.into_iter().flat_map(|resource| resource.attributes).next();
+        let name = name.and_then(|name| name.value).map(|name| format!("{:?}", name.value)).unwrap_or_default();
+        let What::Record(record) = &log.what else { panic!("no record") };
+        Ok(format!("{name} {:?} {} {:?}", sender.interval, sender.limit, record.objects))
     }
-    senders.retain(|_, sender| sender.strong_count() > 0);
-    let sender = Arc::new(make());
-    senders.insert(key, Arc::downgrade(&sender));
-    sender
+
+    /// Which of the fields beside `common_config` and in it count, as in Envoy.
+    #[test]
+    fn the_outer_fields_of_open_telemetry_count() {
+        let check = |config: &str, expected: Expect| {
+            expected.assert_eq(&lowered(config).unwrap_or_else(|error| format!("refused: {error}")));
+        };
+        let service = "grpc_service: {envoy_grpc: {cluster_name: c}}";
+        let common = format!(
+            "common_config: {{log_name: inner, {service}, buffer_flush_interval: 7s, buffer_size_bytes: 7, \
+             filter_state_objects_to_log: [inner]}}"
+        );
+        check(&common, expect![[r#"Some(StringValue("inner")) 1s 16384 []"#]]);
+        check(
+            &format!(
+                "{common}, log_name: outer, buffer_flush_interval: 3s, buffer_size_bytes: 3, \
+                 filter_state_objects_to_log: [outer]"
+            ),
+            expect![[r#"Some(StringValue("outer")) 3s 3 ["outer"]"#]],
+        );
+        check(
+            &format!("common_config: {{log_name: inner}}, {service}, buffer_size_bytes: 3"),
+            expect![[r#"Some(StringValue("inner")) 1s 3 []"#]],
+        );
+        check(
+            &format!("{common}, {service}"),
+            expect!["refused: exactly one of grpc_service, http_service and common_config.grpc_service is required"],
+        );
+        check(
+            &format!("common_config: {{log_name: inner, {service}, grpc_stream_retry_policy: {{}}}}"),
+            expect!["refused: common_config.grpc_stream_retry_policy: not supported yet"],
+        );
+    }
 }

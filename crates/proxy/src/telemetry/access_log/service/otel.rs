@@ -17,6 +17,8 @@ pub(super) struct Record {
     pub(super) body: Option<Template>,
     /// `attributes`
     pub(super) attributes: Vec<(Box<str>, Template)>,
+    /// `filter_state_objects_to_log`: further attributes.
+    pub(super) objects: Vec<Box<str>>,
 }
 
 /// A value with format strings in place of its texts.
@@ -42,12 +44,28 @@ impl Record {
         let record = logs::LogRecord {
             time_unix_nano: u64::try_from(since.as_nanos()).unwrap_or(u64::MAX),
             body: self.body.as_ref().map(|body| body.value(cx)),
-            attributes: pairs(&self.attributes, cx),
+            attributes: [pairs(&self.attributes, cx), self.states(cx)].concat(),
             trace_id: trace_id.unwrap_or_default(),
             span_id: span_id.unwrap_or_default(),
             ..logs::LogRecord::default()
         };
         record.encode_to_vec()
+    }
+
+    /// The filter states that are asked for, of the request or else of its upstream connection, in
+    /// JSON.
+    fn states(&self, cx: &FormatContext<'_>) -> Vec<common::KeyValue> {
+        let find = |key: &Box<str>| {
+            let info = cx.info;
+            let state = info.filter_state.get(key).or_else(|| info.upstream.filter_state.get(key))?;
+            let text = match &state.typed {
+                Some(typed) => typed.to_string(),
+                None => serde_json::Value::from(&*state.text).to_string(),
+            };
+            let value = common::AnyValue { value: Some(common::any_value::Value::StringValue(text)) };
+            Some(common::KeyValue { key: key.to_string(), value: Some(value), ..common::KeyValue::default() })
+        };
+        self.objects.iter().filter_map(find).collect()
     }
 }
 
@@ -82,11 +100,12 @@ fn pairs(entries: &[(Box<str>, Template)], cx: &FormatContext<'_>) -> Vec<common
 mod tests {
     use super::*;
     use crate::fixtures;
+    use crate::telemetry::stream_info::FilterState;
     use crate::telemetry::trace::context::SpanContext;
 
     #[test]
     fn a_record_names_the_span_of_its_request() {
-        let record = Record { body: None, attributes: Vec::new() };
+        let record = Record { body: None, attributes: Vec::new(), objects: Vec::new() };
         let mut info = fixtures::stream_info(fixtures::connection(([127, 0, 0, 1], 9).into()));
         let decoded = |info: &crate::telemetry::stream_info::StreamInfo| {
             let bytes = record.encode(&FormatContext::new(info));
@@ -102,5 +121,24 @@ mod tests {
             assert_eq!(decoded(&info).trace_id, trace);
             assert_eq!(*decoded(&info).span_id, *span);
         }
+    }
+
+    #[test]
+    fn filter_states_are_attributes() {
+        let objects = ["up", "state", "none"].map(Into::into).into();
+        let record = Record { body: None, attributes: Vec::new(), objects };
+        let mut info = fixtures::stream_info(fixtures::connection(([127, 0, 0, 1], 9).into()));
+        let state = |text: &str, typed| FilterState { text: text.to_owned(), typed, peer: None };
+        info.filter_state.insert("state", state("a \"text\"", None));
+        info.upstream.filter_state.insert("up", state("", Some(serde_json::json!({"a": 1}))));
+        let bytes = record.encode(&FormatContext::new(&info));
+        let attributes = logs::LogRecord::decode(bytes.as_slice()).expect("a record").attributes;
+        let attributes = attributes.into_iter().map(|pair| (pair.key, pair.value.and_then(|any| any.value)));
+        let text = |text: &str| Some(common::any_value::Value::StringValue(text.to_owned()));
+        let expected = [("up", text(r#"{"a":1}"#)), ("state", text(r#""a \"text\"""#))];
+        assert_eq!(
+            attributes.collect::<Vec<_>>(),
+            expected.map(|(key, value)| (key.to_owned(), value))
+        );
     }
 }
