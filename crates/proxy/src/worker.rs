@@ -389,7 +389,8 @@ impl Worker {
         manager: &Arc<HttpConnectionManager>,
         make: impl FnOnce() -> Traced,
     ) -> Rc<Traced> {
-        let known = |(of, _): &&(Weak<HttpConnectionManager>, Rc<Traced>)| of.as_ptr() == Arc::as_ptr(manager);
+        let known =
+            |(of, _): &&(Weak<HttpConnectionManager>, Rc<Traced>)| of.as_ptr() == Arc::as_ptr(manager);
         if let Some((_, traced)) = self.traced.borrow().iter().find(known) {
             return Rc::clone(traced);
         }

@@ -359,8 +359,10 @@ fn opentelemetry_spans() {
             "asks_quietly",
             IN,
             otlp(json!({})),
-            asks(json!({"emit_client_span": false, "http_service": {"server_uri": {
-            "uri": "http://authz.test/", "cluster": "up", "timeout": "5s"}}})),
+            // What it is told is compared, too.
+            asks(json!({"emit_client_span": false, "http_service": {
+                "server_uri": {"uri": "http://authz.test/", "cluster": "up", "timeout": "5s"}, "path_prefix": "/authz",
+                "authorization_request": {"allowed_headers": {"patterns": [{"exact": "x-case"}]}}}})),
         ),
         listener(
             "asks_grpc_quietly",

@@ -164,6 +164,12 @@ fn upstream_facts(own: &UpstreamInfo, first_rx: Option<Instant>, of: &UpstreamIn
 impl Stream {
     /// An attempt begins: its endpoint is chosen.
     pub(super) fn begin_attempt(&mut self) {
+        if self.trace.is_some() || self.manager.router.upstream_log.is_some() {
+            self.begin_told_attempt();
+        }
+    }
+
+    fn begin_told_attempt(&mut self) {
         let span = self.tell_endpoint();
         let settings = &self.manager.router.upstream_log;
         if settings.is_none() && span.is_none() {

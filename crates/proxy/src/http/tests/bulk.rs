@@ -140,3 +140,29 @@ fn a_client_that_does_not_read_holds_the_server_up() {
         assert_eq!(proxy.stat("cluster.up.upstream_rq_active"), 0);
     });
 }
+
+#[test]
+fn filters_that_want_a_responses_head_only_leave_bodies_alone() {
+    const PEERS: &str = r#"
+- name: peers
+  typed_config:
+    "@type": type.googleapis.com/io.istio.http.peer_metadata.Config
+    downstream_discovery: [{istio_headers: {}}]
+    downstream_propagation: [{istio_headers: {}}]
+"#;
+    run(async {
+        let upstream = mirror().await;
+        let proxy = Proxy::start_with(PEERS, ALL, "", &[cluster("up", upstream.address, "")]).await;
+        let mut client = Client::connect(proxy.address).await.expect("a connection");
+        let body = pattern(MANY);
+        let head = format!(
+            "POST / HTTP/1.1\r\nhost: h\r\nx-envoy-peer-metadata: a\r\ncontent-length: {}\r\n\r\n",
+            body.len()
+        );
+        client.send(head).await.expect("sent");
+        client.send(&body).await.expect("sent");
+        let (head, echoed) = client.message().await.expect("an answer");
+        assert!(echoed == body && head.contains("\nx-envoy-peer-metadata: "), "{head}");
+        assert!(splice::idle_pipes() > 0, "nothing was spliced");
+    });
+}

@@ -239,3 +239,46 @@ fn grpc_stats() {
         assert_eq!(proxy.stat("cluster.up.grpc.s.S.M.failure"), 0);
     });
 }
+
+/// Filters that want to see the response's head only, beside those that want more.
+#[test]
+fn heads_are_shown_in_order() {
+    const PEERS: &str = r#"
+- name: peers
+  typed_config:
+    "@type": type.googleapis.com/io.istio.http.peer_metadata.Config
+    downstream_discovery: [{istio_headers: {}}]
+    downstream_propagation: [{istio_headers: {}}]
+"#;
+    const TAKES_BACK: &str = r#"
+- name: takes_back
+  typed_config:
+    "@type": type.googleapis.com/envoy.extensions.filters.http.header_mutation.v3.HeaderMutation
+    mutations: {response_mutations: [{remove: x-envoy-peer-metadata}]}
+"#;
+    const ROUTES: &str = "[{match: {path: /direct}, direct_response: {status: 418}}, \
+                          {match: {prefix: /}, route: {cluster: up}}]";
+    run(async {
+        let upstream = Scripted::start(|_| Action::ok("ok")).await.expect("an upstream");
+        // The last filter sees a response first.
+        for (filters, stays) in [
+            (PEERS.to_owned(), true),
+            ([PEERS, TAKES_BACK].concat(), true),
+            ([TAKES_BACK, PEERS].concat(), false),
+        ] {
+            let clusters = [cluster("up", upstream.address, "")];
+            let proxy = Proxy::start_with(&filters, ROUTES, "", &clusters).await;
+            let mut client = Client::connect(proxy.address).await.expect("a connection");
+            for path in ["/", "/direct"] {
+                let request = |tells: &str| format!("GET {path} HTTP/1.1\r\nhost: h\r\n{tells}\r\n");
+                client.send(request("x-envoy-peer-metadata: a\r\n")).await.expect("sent");
+                let (head, _) = client.message().await.expect("an answer");
+                assert_eq!(head.contains("x-envoy-peer-metadata: "), stays, "{filters} {path} {head}");
+                // Whoever tells nothing is told nothing.
+                client.send(request("")).await.expect("sent");
+                let (head, _) = client.message().await.expect("an answer");
+                assert!(!head.contains("x-envoy-peer-metadata"), "{filters} {path} {head}");
+            }
+        }
+    });
+}

@@ -20,7 +20,7 @@ use crate::io::{Accepted, Socket};
 use crate::listener::accept::GlobalConnections;
 use crate::snapshot::Snapshot;
 use crate::telemetry::stats::StatsStore;
-use crate::telemetry::stream_info::ConnectionInfo;
+use crate::telemetry::stream_info::{ConnectionInfo, StreamInfo};
 use crate::worker::Worker;
 
 mod bulk;
@@ -144,4 +144,12 @@ async fn until(condition: impl Fn() -> bool) {
     tokio::time::timeout(std::time::Duration::from_secs(10), waiting)
         .await
         .expect("the condition comes true");
+}
+
+/// A stream lies in the future of its request, and is moved there: its size is paid for by each.
+#[test]
+fn streams_stay_small() {
+    let (stream, info) = (size_of::<crate::http::stream::Stream>(), size_of::<StreamInfo>());
+    println!("a stream has {stream} bytes, {info} of them are what is known of it");
+    assert!(stream <= 1100, "{stream}");
 }

@@ -295,7 +295,12 @@ pub(crate) fn config(any: &Any, at: &mut Lower) -> Option<MetadataExchange> {
     let scope = at.scope();
     let own = Workload::of_node(&scope.node_metadata, &scope.here.locality, &labels);
     let own = preamble(&own, &scope.node_id);
-    Some(MetadataExchange { protocol: protocol.into(), labels: labels.into(), own, stats: PerThread::default() })
+    Some(MetadataExchange {
+        protocol: protocol.into(),
+        labels: labels.into(),
+        own,
+        stats: PerThread::default(),
+    })
 }
 
 /// What a proxy says of itself at the beginning of a connection.

@@ -473,7 +473,9 @@ impl Session<'_> {
         host: &Rc<Host>,
         accepted: &mut Accepted,
     ) -> Result<To, Next> {
-        let host = self.via(member).map_or_else(|| Rc::clone(host), |via| host.via(Wanted { own: Some(via), alpn: None }));
+        let host = self
+            .via(member)
+            .map_or_else(|| Rc::clone(host), |via| host.via(Wanted { own: Some(via), alpn: None }));
         let mut upstream = match pool::acquire(member, &host, false, false).await {
             Ok(upstream) => upstream,
             Err(failure) if failure.reason == ResetReason::Overflow => {

@@ -238,10 +238,9 @@ impl<'a> Seen<'a> {
             Side::Client => (None, [None; 2]),
             Side::Server | Side::Gateway if info.filter_state.is_empty() => (None, [None; 2]),
             Side::Server => (None, PRINCIPALS.map(|key| info.filter_state.shared(key))),
-            Side::Gateway => (
-                info.filter_state.shared(UPSTREAM_PEER),
-                PRINCIPALS.map(|key| info.filter_state.shared(key)),
-            ),
+            Side::Gateway => {
+                (info.filter_state.shared(UPSTREAM_PEER), PRINCIPALS.map(|key| info.filter_state.shared(key)))
+            }
         };
         let tls = match self.side {
             Side::Client => info.upstream.tls.as_ref(),

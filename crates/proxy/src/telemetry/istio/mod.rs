@@ -22,8 +22,8 @@ use std::time::{Duration, Instant};
 
 use smallvec::SmallVec;
 
-pub(crate) use self::labels::{Seen, Side, Spoken, knows_peer};
 use self::labels::Facts;
+pub(crate) use self::labels::{Seen, Side, Spoken, knows_peer};
 use self::rotation::Rotation;
 pub(crate) use self::tables::Tables;
 use crate::http::filters::Background;

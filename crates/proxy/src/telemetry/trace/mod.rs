@@ -26,7 +26,7 @@ pub(crate) mod tags;
 mod tests;
 pub(crate) mod tracer;
 pub(crate) mod w3c;
-mod wire;
+pub(crate) mod wire;
 mod zipkin;
 
 use std::rc::Rc;

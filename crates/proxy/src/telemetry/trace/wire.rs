@@ -18,7 +18,7 @@ pub(super) fn bytes(field: u32, value: &[u8], out: &mut Vec<u8>) {
 }
 
 /// Appends a field of bytes, text or a message, even if it is empty.
-pub(super) fn present(field: u32, value: &[u8], out: &mut Vec<u8>) {
+pub(crate) fn present(field: u32, value: &[u8], out: &mut Vec<u8>) {
     begin(field, value.len(), out);
     out.extend_from_slice(value);
 }

@@ -98,12 +98,7 @@ impl FilterConfig for PeerMetadata {
         Opening::Head
     }
 
-    fn on_response_head(
-        &self,
-        stream: &mut Stream,
-        _settings: Option<&RouteSettings>,
-        head: &mut HeaderMap,
-    ) {
+    fn on_response_head(&self, stream: &mut Stream, _settings: Option<&RouteSettings>, head: &mut HeaderMap) {
         self.discover(&self.upstream_discovery, UPSTREAM_PEER, stream, head);
         for way in &self.downstream_propagation {
             if stream.info.upstream.cluster.as_deref().is_none_or(|cluster| !way.skips(cluster)) {

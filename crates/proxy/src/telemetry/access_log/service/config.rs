@@ -17,12 +17,13 @@ use tokio::sync::Notify;
 
 use super::entry::{Shape, structure};
 use super::otel::{Record, Template};
-use super::{HTTP_LOGS, Headers, Sender, ServiceLog, TCP_LOGS, Target, What, put};
+use super::{HTTP_LOGS, Headers, Sender, ServiceLog, TCP_LOGS, Target, What};
 use crate::config::lower::Lower;
 use crate::config::shared::Shared;
 use crate::http::client::config::{GrpcTarget, grpc as grpc_target, http_uri};
 use crate::telemetry::access_log::config::formatters;
 use crate::telemetry::access_log::format::Format;
+use crate::telemetry::trace::wire::present;
 
 /// Lowers HttpGrpcAccessLogConfig.
 pub(crate) fn http_grpc(proto: grpc::HttpGrpcAccessLogConfig, at: &mut Lower) -> Option<ServiceLog> {
@@ -113,7 +114,7 @@ fn entries(proto: grpc::CommonGrpcAccessLogConfig, shape: Shape, at: &mut Lower)
     let Common { log_name, target, headers, interval, limit, objects } = common(proto, at)?;
     let identifier = service::stream_access_logs_message::Identifier { node: Some(node(at)), log_name };
     let mut first = Vec::new();
-    put(1, &identifier.encode_to_vec(), &mut first);
+    present(1, &identifier.encode_to_vec(), &mut first);
     let field = if shape.tcp { TCP_LOGS } else { HTTP_LOGS };
     let key = Key(at.scope().identity(), field, wire);
     let target = Target::Stream(target, headers, field);
@@ -208,7 +209,7 @@ pub(crate) fn open_telemetry(
     resource.extend(resource_attributes.into_iter().flat_map(|list| list.values));
     let resource = Resource { attributes: resource, dropped_attributes_count: 0 };
     let mut first = Vec::new();
-    put(1, &resource.encode_to_vec(), &mut first);
+    present(1, &resource.encode_to_vec(), &mut first);
     let body = at.optional("body", body, template);
     let attributes = attributes.map(|list| at.field("attributes", |at| map(list, at)));
     let prefix = if stat_prefix.is_empty() { String::new() } else { format!("{stat_prefix}.") };
@@ -344,13 +345,15 @@ mod tests {
     use crate::config::lower::{Lower, Scope};
 
     fn lowered(config: &str) -> Result<String, String> {
-        let proto = leno_api::decode_text(&format!("{{{config}}}"), "log").map_err(|errors| format!("{errors}"))?;
+        let proto =
+            leno_api::decode_text(&format!("{{{config}}}"), "log").map_err(|errors| format!("{errors}"))?;
         let log = Lower::resource_in(Scope::default(), |at| super::open_telemetry(proto, at));
         let log = log.map_err(|error| error.to_string())?;
         let sender = &log.sender;
         let resource = logs::ResourceLogs::decode(&*sender.first).expect("a resource");
         let name = resource.resource.into_iter().flat_map(|resource| resource.attributes).next();
-        let name = name.and_then(|name| name.value).map(|name| format!("{:?}", name.value)).unwrap_or_default();
+        let name =
+            name.and_then(|name| name.value).map(|name| format!("{:?}", name.value)).unwrap_or_default();
         let What::Record(record) = &log.what else { panic!("no record") };
         Ok(format!("{name} {:?} {} {:?}", sender.interval, sender.limit, record.objects))
     }
@@ -376,11 +379,13 @@ mod tests {
         );
         check(
             &format!("common_config: {{log_name: inner}}, {service}, buffer_size_bytes: 3"),
-            expect![[r#"Some(StringValue("inner")) 1s 3 []"#]],
+            expect!["refused: log:1:2: common_config.grpc_service: value is required"],
         );
         check(
             &format!("{common}, {service}"),
-            expect!["refused: exactly one of grpc_service, http_service and common_config.grpc_service is required"],
+            expect![
+                "refused: exactly one of grpc_service, http_service and common_config.grpc_service is required"
+            ],
         );
         check(
             &format!("common_config: {{log_name: inner, {service}, grpc_stream_retry_policy: {{}}}}"),

@@ -21,7 +21,6 @@ use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
-use prost::encoding::{WireType, encode_key, encode_varint};
 use tokio::sync::Notify;
 
 use self::entry::Shape;
@@ -34,6 +33,7 @@ use crate::http::filters::Background;
 use crate::http::headers::Known;
 use crate::telemetry::access_log::command::FormatContext;
 use crate::telemetry::stats::stats_scope;
+use crate::telemetry::trace::wire::present;
 use crate::worker::Worker;
 
 /// Calls are made in the name of the proxy.
@@ -151,7 +151,7 @@ impl Sender {
             self.dropped.fetch_add(1, Ordering::Relaxed);
             return;
         }
-        put(entry_field(&self.target), entry, &mut waiting.encoded);
+        present(entry_field(&self.target), entry, &mut waiting.encoded);
         waiting.count += 1;
         // Envoy does not count TCP sessions here.
         if !matches!(self.target, Target::Stream(_, _, TCP_LOGS)) {
@@ -233,7 +233,7 @@ impl Sender {
                     }
                     message.extend_from_slice(&self.first);
                 }
-                put(*field, entries, &mut message);
+                present(*field, entries, &mut message);
                 if let Some(open) = stream {
                     open.send(&message);
                     let sent = poll_fn(|cx| match open.poll_ended(cx) {
@@ -284,8 +284,8 @@ impl Sender {
     /// ExportLogsServiceRequest: one ResourceLogs, of its resource and one ScopeLogs of the records.
     fn put_export(&self, records: &[u8], message: &mut Vec<u8>) {
         let mut logs = self.first.to_vec();
-        put(2, records, &mut logs);
-        put(1, &logs, message);
+        present(2, records, &mut logs);
+        present(1, &logs, message);
     }
 }
 
@@ -303,13 +303,6 @@ fn entry_field(target: &Target) -> u32 {
         Target::Stream(..) => 1,
         Target::Export(..) | Target::Post(..) => 2,
     }
-}
-
-/// Appends a field with a length.
-fn put(field: u32, value: &[u8], out: &mut Vec<u8>) {
-    encode_key(field, WireType::LengthDelimited, out);
-    encode_varint(value.len() as u64, out);
-    out.extend_from_slice(value);
 }
 
 /// Entries are sent beside requests.

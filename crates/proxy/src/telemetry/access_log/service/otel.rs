@@ -136,9 +136,6 @@ mod tests {
         let attributes = attributes.into_iter().map(|pair| (pair.key, pair.value.and_then(|any| any.value)));
         let text = |text: &str| Some(common::any_value::Value::StringValue(text.to_owned()));
         let expected = [("up", text(r#"{"a":1}"#)), ("state", text(r#""a \"text\"""#))];
-        assert_eq!(
-            attributes.collect::<Vec<_>>(),
-            expected.map(|(key, value)| (key.to_owned(), value))
-        );
+        assert_eq!(attributes.collect::<Vec<_>>(), expected.map(|(key, value)| (key.to_owned(), value)));
     }
 }
