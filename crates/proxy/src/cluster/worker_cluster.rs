@@ -517,7 +517,8 @@ impl WorkerCluster {
             }
             self.cleaned.set(now);
             let mut set = self.hosts.borrow_mut();
-            set.by_address.retain(|_, host| host.active.get() > 0 || !host.pool.borrow().is_unused());
+            let used = |host: &Host| !host.pool.borrow().is_unused() || !host.own_pools.are_unused();
+            set.by_address.retain(|_, host| host.active.get() > 0 || used(host));
         }
     }
 }

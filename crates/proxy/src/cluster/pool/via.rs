@@ -193,6 +193,11 @@ impl OwnPools {
         pool
     }
 
+    /// Whether there is no connection in any of them, and nobody waits for one.
+    pub(crate) fn are_unused(&self) -> bool {
+        self.0.borrow().iter().all(|pool| pool.borrow().is_unused())
+    }
+
     /// Closes what is idle and lets what is in use end, in all of them.
     pub(crate) fn drain(&self) {
         self.0.borrow().iter().for_each(super::drain);

@@ -100,8 +100,12 @@ pub(super) fn lower(any: &prost_types::Any, at: &mut Lower) -> Option<Arc<dyn Fi
         Some(proto) => Some(at.field("filter_enabled_metadata", |at| value::metadata(proto, at))?),
         None => None,
     };
+    let service = service?;
+    if emit_client_span == Some(false) && matches!(service, Service::Grpc(_)) {
+        tracing::warn!(target: "config", "ext_authz: emit_client_span has no effect on calls by gRPC, as in Envoy");
+    }
     let settings = Settings {
-        service: Arc::new(service?),
+        service: Arc::new(service),
         failure_mode_allow,
         failure_mode_allow_header: failure_mode_allow_header_add,
         body: with_request_body.and_then(|proto| at.field("with_request_body", |at| body(proto, at))),

@@ -72,7 +72,7 @@ impl HttpService {
 
 impl Service {
     /// Asks; the answer comes when the service has said something, or has not in time.
-    /// `emits_span`: the call has a span, if the request has one.
+    /// `emits_span`: a call by HTTP has a span, if the request has one.
     pub(super) fn ask(
         &self,
         question: &Question<'_>,
@@ -87,7 +87,8 @@ impl Service {
                 let target = Arc::clone(target);
                 let mut metadata = target.metadata(head, &context);
                 let mut told = HeaderMap::new();
-                let span = stream.trace_call(head, &mut told, emits_span);
+                // As in Envoy 1.40, `emit_client_span` is about calls by HTTP only.
+                let span = stream.trace_call(head, &mut told, true);
                 let text = |text: &[u8]| String::from_utf8_lossy(text).into();
                 metadata.extend(told.iter().map(|(name, value)| (text(name), text(value))));
                 let message = question.message(stream, head);
