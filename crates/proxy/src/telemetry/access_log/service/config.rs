@@ -2,8 +2,9 @@
 
 #![allow(deprecated, reason = "deprecated fields are lowered, or refused by name, like all others")]
 
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use leno_api::proto::envoy::config::core::v3 as core;
@@ -19,7 +20,6 @@ use super::entry::{Shape, structure};
 use super::otel::{Record, Template};
 use super::{HTTP_LOGS, Headers, Sender, ServiceLog, TCP_LOGS, Target, What};
 use crate::config::lower::Lower;
-use crate::config::shared::Shared;
 use crate::http::client::config::{GrpcTarget, grpc as grpc_target, http_uri};
 use crate::telemetry::access_log::config::formatters;
 use crate::telemetry::access_log::format::Format;
@@ -326,13 +326,20 @@ fn sender(target: Target, first: Vec<u8>, limit: usize, interval: Duration, stat
 }
 
 /// Which proxy of this process, which kind of entries, which configuration.
-#[derive(Debug, PartialEq, Eq, Hash)]
+#[derive(PartialEq, Eq, Hash)]
 struct Key(usize, u32, Vec<u8>);
 
 /// The sender of logs that are configured alike; it is made for the first of them.
 fn shared(key: Key, make: impl FnOnce() -> Sender) -> Arc<Sender> {
-    static SENDERS: Shared<Key, Sender> = Shared::new();
-    SENDERS.find(key, make)
+    static SENDERS: LazyLock<Mutex<HashMap<Key, Weak<Sender>>>> = LazyLock::new(Mutex::default);
+    let mut senders = SENDERS.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(sender) = senders.get(&key).and_then(Weak::upgrade) {
+        return sender;
+    }
+    senders.retain(|_, sender| sender.strong_count() > 0);
+    let sender = Arc::new(make());
+    senders.insert(key, Arc::downgrade(&sender));
+    sender
 }
 
 #[cfg(test)]
