@@ -31,9 +31,10 @@ use crate::debug::stream::Lookers;
 use crate::debug::{self, Answer, Look, Question};
 use crate::model::diagnostic::{Diagnostic, Severity};
 use crate::model::duration::Span;
+use crate::model::identity::Account;
 use crate::model::switches::{SwitchInput, Switches, VariableInput};
 use crate::model::{Change, Kind, ObjectRef, inputs};
-use crate::push::clearance::{Account, Gate};
+use crate::push::clearance::Gate;
 use crate::push::{News, Push};
 use crate::registry::Mesh;
 use crate::scope::gateway_api::status::AllStatuses;
@@ -476,6 +477,7 @@ impl Loop {
             inputs::apply(change, &mut batch);
         }
         let revision = self.graph.commit(batch);
+        self.push.counts_mut().on_faults(&self.source_diagnostics, &update.diagnostics);
         self.source_diagnostics = update.diagnostics;
         if revision != before {
             tracing::info!(changes = count, %revision, "configuration changed");
@@ -526,6 +528,7 @@ impl Loop {
         self.tell_progress();
         self.ticks = self.ticks.wrapping_add(1);
         if self.ticks.is_multiple_of(COLLECT_EVERY) {
+            self.tell_matches();
             self.push.tidy(&mut self.graph, Instant::now());
             self.graph.collect();
         }
@@ -583,6 +586,18 @@ impl Loop {
             // Who writes them ends with us.
             let _ = say.send(book.derived(all, &self.origins, System.wall()));
         }
+        self.tell_matches();
+    }
+
+    /// Has it written to EnvoyFilters what their patches have met with.
+    fn tell_matches(&mut self) {
+        let Some((say, book)) = &mut self.statuses else { return };
+        let news =
+            book.matched(self.push.patch_matches(&self.graph).into_iter(), &self.origins, System.wall());
+        if !news.0.is_empty() {
+            // Who writes them ends with us.
+            let _ = say.send(news);
+        }
     }
 
     /// Has it written to objects how far their changes have come.
@@ -610,7 +625,7 @@ impl Loop {
                 self.hear_refusals();
             }
         }
-        debug::answer(self.look(), question)
+        debug::answer_over_http(self.look(), question)
     }
 
     /// What there is to be seen.

@@ -6,6 +6,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use aws_lc_rs::rand::SystemRandom;
+use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _};
 use hyper_util::rt::TokioIo;
 use leno_api::proto::envoy::config::core::v3::Node;
 use leno_api::proto::envoy::service::discovery::v3::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
@@ -15,6 +17,7 @@ use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer as Signer, KeyPair
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_stream::wrappers::ReceiverStream;
@@ -211,4 +214,72 @@ async fn bad_files_are_told_at_the_start() {
         assert!(error.contains(expected), "{error}");
     }
     assert!(Issuer::parse("x").is_err());
+}
+
+/// A token of an issuer, for a service account, and the issuer's keys.
+fn token(pair: &EcdsaKeyPair, account: &str, more: &serde_json::Value) -> String {
+    let part = |value: &serde_json::Value| leno_base::base64::encode_url(value.to_string().as_bytes());
+    let mut claims = serde_json::json!({
+        "iss": "me", "aud": ["istio-ca"], "exp": 4_000_000_000_u64, "sub": format!("system:serviceaccount:{account}"),
+    });
+    claims.as_object_mut().expect("an object").extend(more.as_object().expect("an object").clone());
+    let signed = format!("{}.{}", part(&serde_json::json!({ "alg": "ES256" })), part(&claims));
+    let signature = pair.sign(&SystemRandom::new(), signed.as_bytes()).expect("a signature");
+    format!("{signed}.{}", leno_base::base64::encode_url(signature.as_ref()))
+}
+
+/// The status of a page, for somebody who says so in headers.
+async fn look(address: SocketAddr, path: &str, headers: &str) -> u16 {
+    let mut stream = TcpStream::connect(address).await.expect("it listens");
+    let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{headers}\r\n");
+    stream.write_all(request.as_bytes()).await.expect("it reads");
+    let mut text = String::new();
+    stream.read_to_string(&mut text).await.expect("it answers");
+    text.split(' ').nth(1).and_then(|status| status.parse().ok()).expect("a status")
+}
+
+#[tokio::test]
+async fn who_looks_from_elsewhere_shows_who_he_is() {
+    let pair = EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING).expect("a key");
+    let point = pair.public_key().as_ref();
+    let coordinate = |range: std::ops::Range<usize>| leno_base::base64::encode_url(&point[range]);
+    let key =
+        serde_json::json!({ "kty": "EC", "crv": "P-256", "x": coordinate(1..33), "y": coordinate(33..65) });
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut config = Config::new(vec![folder.path().to_owned()]);
+    config.grpc_addr.set_port(0);
+    config.http_addr.set_port(0);
+    config.access.issuer = Some(Issuer {
+        issuer: "me".to_owned(),
+        jwks: serde_json::json!({ "keys": [key] }).to_string(),
+        ..Issuer::default()
+    });
+    let server = Server::bind(config).await.expect("free ports");
+    let (plain, address) = (server.grpc_addr().expect("an address"), server.http_addr().expect("an address"));
+    tokio::spawn(server.run(std::future::pending()));
+    // It is served when the sources are known.
+    let channel = Endpoint::from_shared(format!("http://{plain}")).expect("a URL").connect().await;
+    ask(channel.expect("it listens"), None).await.expect("an answer");
+
+    // A proxy on this machine may stand in front of us: then it matters for whom it speaks.
+    let from = |account: &str, more: serde_json::Value| {
+        let token = token(&pair, account, &more);
+        format!("x-forwarded-for: 1.2.3.4\r\nauthorization: Bearer {token}\r\n")
+    };
+    let none = serde_json::json!({});
+    for (path, headers, expected) in [
+        ("/debug/configz", String::new(), 200),
+        ("/debug/configz", "x-forwarded-for: 1.2.3.4\r\n".to_owned(), 401),
+        ("/metrics", "x-forwarded-for: 1.2.3.4\r\n".to_owned(), 200),
+        ("/debug/configz", from("istio-system:admin", none.clone()), 200),
+        ("/debug/configz", from("default:reviews", none.clone()), 403),
+        // A page that it may see, of a proxy that is not there.
+        ("/debug/ndsz?proxyID=reviews.default", from("default:reviews", none.clone()), 404),
+        ("/debug/configz", from("istio-system:admin", serde_json::json!({ "aud": "other" })), 401),
+        ("/debug/configz", from("istio-system:admin", serde_json::json!({ "exp": 1 })), 401),
+        ("/debug/configz", from("istio-system:admin", serde_json::json!({ "iss": "you" })), 401),
+        ("/debug/configz", from("istio-system", none.clone()), 401),
+    ] {
+        assert_eq!(look(address, path, &headers).await, expected, "{path} {headers}");
+    }
 }

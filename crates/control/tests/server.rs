@@ -475,7 +475,7 @@ async fn all_pages_answer() {
     assert!(names.len() > 20, "{names:?}");
     for name in &names {
         let (status, body) = pilot.get(&format!("/debug/{name}?proxyID=client.default")).await;
-        let expected = if name == "inject" { 404 } else { 200 };
+        let expected = if ["inject", "mcsz"].contains(&name.as_str()) { 404 } else { 200 };
         assert_eq!(status, expected, "{name}: {body}");
     }
     let (_, index) = pilot.get("/debug").await;
@@ -505,6 +505,13 @@ async fn all_pages_answer() {
         .filter_map(|part| part["@type"].as_str())
         .collect();
     assert!(kinds.contains(&"type.googleapis.com/envoy.admin.v3.ClustersConfigDump"), "{kinds:?}");
+    let cached = page("/debug/cachez").await;
+    let clusters = cached[CDS].as_array().expect("a list");
+    assert!(clusters.contains(&"outbound|9080||reviews.default.svc.cluster.local".into()), "{cached}");
+    let sizes = page("/debug/cachez?sizes=true").await;
+    assert_eq!(sizes["total"], sizes[CDS], "nothing else was asked for");
+    assert_eq!(pilot.get("/debug/cachez?clear=true").await.0, 400);
+    assert_eq!(page("/debug/krtz").await[0]["state"]["synced"], true);
     let clients = page("/debug/adsz").await;
     assert_eq!(clients["totalClients"], 1);
     assert_eq!(clients["clients"][0]["watches"][CDS], serde_json::json!([]));

@@ -19,7 +19,7 @@ use leno_base::clock::{Clock, System};
 use leno_tls::issue::SpiffeId;
 use serde::{Deserialize, Serialize};
 
-use crate::push::clearance::Account;
+use crate::model::identity::Account;
 
 /// What tokens begin with.
 const PREFIX: &str = "leno-join-";

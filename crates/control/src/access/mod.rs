@@ -8,8 +8,9 @@
 //!
 //! As in istiod whoever comes by TLS must be authenticated by one of these, in this order: the
 //! certificate of the connection, a token, a header of a trusted proxy. Who comes in plain text is
-//! nobody (unless he is asked too), and gets no credentials. What an identity is worth is decided in
-//! `push/clearance.rs`.
+//! nobody (unless he is asked too), and gets no credentials. Whoever vouches, only identities of the
+//! mesh's trust domains count. What an identity is worth is decided in `push/clearance.rs`, and for
+//! those who look at debug pages in `debug/viewer.rs`.
 
 mod forwarded;
 mod join;
@@ -28,6 +29,7 @@ use leno_xds::server::grpc::DiscoveryService;
 use leno_xds::server::listen::{
     Authenticated, Authenticator, Beside, Caller, Credentials, Handshake, Listen, Options, Pod,
 };
+use tokio::sync::Semaphore;
 
 pub use self::join::create_join_token;
 pub use self::tls::Secure;
@@ -35,11 +37,14 @@ pub(crate) use self::tls::{parameters, server_context, shake};
 pub use self::token::Issuer;
 use crate::ca::node::Nodes;
 use crate::ca::{self, Ca, CaSettings, OwnServer, Service};
-use crate::push::clearance::Account;
+use crate::model::identity::{Account, TRUST_DOMAIN, trust_domain};
 use crate::source::kube::Cluster;
 
-/// How long the API server may think about a token.
+/// How long the API server may think about a token, and others before it.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How many tokens the API server is asked about at a time: strangers may send as many as they like.
+const MOST_REVIEWS: usize = 32;
 
 /// The audience of tokens for the control plane, unless it is told another: Istio's.
 const AUDIENCE: &str = "istio-ca";
@@ -98,19 +103,18 @@ impl Domains {
     /// The mesh's own.
     pub(crate) fn own(&self) -> String {
         let domains = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        domains.first().cloned().unwrap_or_else(|| "cluster.local".to_owned())
+        domains.first().cloned().unwrap_or_else(|| TRUST_DOMAIN.to_owned())
     }
 
     /// Whether an identity is of one of them.
     pub(crate) fn have(&self, identity: &str) -> bool {
-        let domain = identity.strip_prefix("spiffe://").and_then(|rest| rest.split_once('/'));
         let domains = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        domain.is_some_and(|(domain, _)| domains.iter().any(|known| known == domain))
+        trust_domain(identity).is_some_and(|domain| domains.iter().any(|known| known == domain))
     }
 
     /// The identity of a service account.
     fn identity(&self, account: &Account) -> String {
-        format!("spiffe://{}/ns/{}/sa/{}", self.own(), account.namespace, account.name)
+        account.identity(&self.own())
     }
 }
 
@@ -140,13 +144,17 @@ impl Door {
         cluster: Option<Cluster>,
     ) -> Result<Door, String> {
         let domains = Domains::default();
-        domains.set(vec!["cluster.local".to_owned()]);
+        domains.set(vec![TRUST_DOMAIN.to_owned()]);
+        let audiences: Vec<String> =
+            access.audiences.iter().filter(|audience| !audience.is_empty()).cloned().collect();
+        let keys = |issuer| token::Keys::read(issuer, &audiences);
         let callers: Arc<dyn Authenticator> = Arc::new(Callers {
             domains: domains.clone(),
-            audiences: access.audiences.clone(),
-            issuer: access.issuer.clone().map(token::Keys::read).transpose()?,
+            issuer: access.issuer.clone().map(keys).transpose()?,
+            audiences,
             cluster: cluster.clone(),
             join_tokens: access.join_tokens.clone(),
+            reviews: Semaphore::new(MOST_REVIEWS),
             trusted_proxies: access.trusted_proxies.clone(),
         });
         let ca = access.authority.clone().map(open_ca).transpose()?;
@@ -193,6 +201,8 @@ struct Callers {
     issuer: Option<token::Keys>,
     cluster: Option<Cluster>,
     join_tokens: Option<PathBuf>,
+    /// Room for questions to the API server.
+    reviews: Semaphore,
     trusted_proxies: Vec<Cidr>,
 }
 
@@ -216,10 +226,13 @@ impl Authenticator for Callers {
 impl Callers {
     async fn identify(&self, credentials: Credentials<'_>) -> Result<Caller, String> {
         // The roots may have signed for other meshes too.
-        let own = credentials.certificate.iter().filter(|identity| self.domains.have(identity));
-        let own: Vec<String> = own.cloned().collect();
-        if !own.is_empty() {
-            return Ok(Caller { identities: own, pod: None });
+        let of_the_mesh = |identities: &[String]| -> Option<Caller> {
+            let own = identities.iter().filter(|identity| self.domains.have(identity));
+            let identities: Vec<String> = own.cloned().collect();
+            (!identities.is_empty()).then_some(Caller { identities, pod: None })
+        };
+        if let Some(own) = of_the_mesh(credentials.certificate) {
+            return Ok(own);
         }
         if let Some(token) = token::bearer(credentials.headers) {
             let (account, pod) = self.account(token).await?;
@@ -231,10 +244,11 @@ impl Callers {
             let address = credentials.address.map(|address| address.ip().to_canonical());
             let is_trusted =
                 |address| self.trusted_proxies.iter().any(|trusted: &Cidr| trusted.contains(address));
-            if address.is_some_and(is_trusted) {
-                return Ok(Caller { identities: forwarded, pod: None });
+            if !address.is_some_and(is_trusted) {
+                return Err("a certificate was forwarded by a proxy that is not trusted".to_owned());
             }
-            return Err("a certificate was forwarded by a proxy that is not trusted".to_owned());
+            return of_the_mesh(&forwarded)
+                .ok_or_else(|| "the certificate that was forwarded is not of the mesh".to_owned());
         }
         Err("authentication failure: neither a certificate of the mesh nor a token".to_owned())
     }
@@ -254,7 +268,11 @@ impl Callers {
         let Some(cluster) = &self.cluster else {
             return Err("the token is of an issuer that is not known".to_owned());
         };
-        let review = cluster.review_token(token, &self.audiences);
+        let review = async {
+            // It is never closed.
+            let _room = self.reviews.acquire().await;
+            cluster.review_token(token, &self.audiences).await
+        };
         let late = |_| "the token cannot be reviewed now".to_owned();
         tokio::time::timeout(PATIENCE, review).await.map_err(late)?
     }
@@ -279,6 +297,7 @@ mod tests {
             issuer: None,
             cluster: None,
             join_tokens: None,
+            reviews: tokio::sync::Semaphore::new(1),
             trusted_proxies: vec![Cidr::new([10, 0, 0, 0].into(), 8).expect("a range")],
         }
     }
@@ -305,6 +324,29 @@ mod tests {
                 Ok("spiffe://mesh/ns/a/sa/b"),
             ),
             (&[], Some((forwarded, "URI=spiffe://mesh/ns/a/sa/b")), "11.0.0.1:5", Err("not trusted")),
+            (&[], Some((forwarded, "URI=spiffe://mesh/ns/a/sa/b")), "[::1]:5", Err("not trusted")),
+            (
+                &[],
+                Some((forwarded, "URI=spiffe://mesh/ns/a/sa/b")),
+                "[::ffff:10.0.0.1]:5",
+                Ok("spiffe://mesh/ns/a/sa/b"),
+            ),
+            // What another mesh's roots vouch for is not ours, whoever forwards it.
+            (&[], Some((forwarded, "URI=spiffe://x/ns/a/sa/b")), "10.0.0.1:5", Err("not of the mesh")),
+            (
+                &[],
+                Some((forwarded, "URI=spiffe://x/ns/a/sa/b;URI=spiffe://mesh/ns/a/sa/b")),
+                "10.0.0.1:5",
+                Ok("spiffe://mesh/ns/a/sa/b"),
+            ),
+            (&[], Some((forwarded, "DNS=mesh")), "10.0.0.1:5", Err("not of the mesh")),
+            // One's own certificate comes before what others are said to have.
+            (
+                &["spiffe://mesh/ns/a/sa/b"],
+                Some((forwarded, "URI=spiffe://mesh/ns/z/sa/b")),
+                "10.0.0.1:5",
+                Ok("spiffe://mesh/ns/a/sa/b"),
+            ),
             (&[], Some(("authorization", "Bearer x")), "10.0.0.1:5", Err("issuer that is not known")),
             (&[], Some(("authorization", "Basic x")), "10.0.0.1:5", Err("neither a certificate")),
         ] {

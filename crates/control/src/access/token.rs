@@ -10,7 +10,7 @@ use leno_tls::jwt::{KeySet, Token};
 use serde::Deserialize;
 
 use super::made::{Made, read};
-use crate::push::clearance::Account;
+use crate::model::identity::Account;
 
 /// Seconds that clocks may differ.
 const CLOCK_SKEW: u64 = 30;
@@ -21,7 +21,8 @@ const CLOCK_SKEW: u64 = 30;
 pub struct Issuer {
     /// `iss` of its tokens.
     pub issuer: String,
-    /// Of `aud` one must be among these; empty: any.
+    /// Of `aud` one must be among these; empty: among those of all tokens
+    /// ([`super::Access::audiences`]).
     pub audiences: Vec<String>,
     /// Its keys, a JSON web key set.
     pub jwks: String,
@@ -66,15 +67,24 @@ impl Issuer {
 #[derive(Debug)]
 pub(super) struct Keys {
     issuer: Issuer,
+    /// Of `aud` one must be among these.
+    audiences: Vec<String>,
     keys: Made<KeySet>,
 }
 
 impl Keys {
-    /// Reads the keys.
+    /// Reads the keys. `audiences`: whom tokens must be for if the issuer's rule does not say.
     ///
     /// # Errors
-    /// Why they cannot be read.
-    pub(super) fn read(issuer: Issuer) -> Result<Keys, String> {
+    /// Why they cannot be read; or that tokens for anybody would be taken.
+    // Deviation: a rule without audiences takes tokens with those of TOKEN_AUDIENCES; istiod refuses all
+    // then. Neither takes one that was given out for another purpose.
+    pub(super) fn read(issuer: Issuer, audiences: &[String]) -> Result<Keys, String> {
+        let audiences =
+            if issuer.audiences.is_empty() { audiences.to_vec() } else { issuer.audiences.clone() };
+        if audiences.is_empty() {
+            return Err(format!("tokens of {} could be for anybody: audiences must be given", issuer.issuer));
+        }
         let keys = if issuer.jwks.is_empty() {
             let path = issuer.path()?;
             Made::new(vec![path.clone()], move || {
@@ -84,7 +94,7 @@ impl Keys {
             let text = issuer.jwks.clone();
             Made::new(Vec::new(), move || KeySet::parse(text.as_bytes()).map_err(str::to_owned))
         };
-        Ok(Keys { keys: keys?, issuer })
+        Ok(Keys { keys: keys?, audiences, issuer })
     }
 
     /// Whose a token is; `None` if it is another issuer's.
@@ -101,17 +111,10 @@ impl Keys {
         if token.expires == 0 {
             return Err("the token does not expire".to_owned());
         }
-        let wanted = &self.issuer.audiences;
-        if !wanted.is_empty() && !token.audiences.iter().any(|audience| wanted.contains(audience)) {
+        if !token.audiences.iter().any(|audience| self.audiences.contains(audience)) {
             return Err("the token is for somebody else".to_owned());
         }
-        let parts: Vec<&str> = token.subject.split(':').collect();
-        match parts.as_slice() {
-            ["system", "serviceaccount", namespace, name] if !namespace.is_empty() && !name.is_empty() => {
-                Ok(Account { namespace: (*namespace).to_owned(), name: (*name).to_owned() })
-            }
-            _ => Err("the token is not a service account's".to_owned()),
-        }
+        Account::of_user(&token.subject).ok_or_else(|| "the token is not a service account's".to_owned())
     }
 }
 
@@ -162,7 +165,7 @@ mod tests {
             jwks,
             ..Issuer::default()
         };
-        let keys = Keys::read(issuer).expect("keys");
+        let keys = Keys::read(issuer.clone(), &[]).expect("keys");
         let good = json!({ "iss": "me", "aud": ["x", "istio-ca"], "exp": NOW + 60, "sub": "system:serviceaccount:a:b" });
         let but = |name: &str, value: Value| {
             let mut claims = good.clone();
@@ -175,6 +178,7 @@ mod tests {
             (but("exp", json!(0)), Err("does not expire")),
             (but("nbf", json!(NOW + 60)), Err("Jwt not yet valid")),
             (but("aud", json!("y")), Err("somebody else")),
+            (but("aud", json!([])), Err("somebody else")),
             (but("sub", json!("somebody")), Err("not a service account's")),
             (but("sub", json!("system:serviceaccount::b")), Err("not a service account's")),
         ] {
@@ -185,6 +189,13 @@ mod tests {
                 (found, expected) => panic!("{claims}: {found:?}, not {expected:?}"),
             }
         }
+        // A rule that does not say whom tokens are for takes those that all tokens must be for.
+        let open = Issuer { audiences: Vec::new(), ..issuer };
+        let others = Keys::read(open.clone(), &["y".to_owned()]).expect("keys");
+        let parsed = |claims: &Value| Token::parse(&token(&pair, claims)).expect("a token");
+        assert!(others.verify(&parsed(&but("aud", json!("y"))), NOW).is_ok());
+        assert!(others.verify(&parsed(&good), NOW).is_err());
+        assert!(Keys::read(open, &[]).is_err_and(|why| why.contains("audiences must be given")));
         let (stranger, _) = self::pair();
         let forged = Token::parse(&token(&stranger, &good)).expect("a token");
         assert!(keys.verify(&forged, NOW).is_err());

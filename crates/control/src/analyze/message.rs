@@ -39,9 +39,9 @@ const fn code(code: &'static str, name: &'static str, level: Level) -> Code {
 use Level::{Error, Info, Warning};
 
 /// All sorts. Those of istioctl have its codes, names and levels, also where nothing raises them here:
-/// `InternalError` has no occasion, IST0141 and IST0142 are of installation, IST0143 is of looking into
-/// pods (`istioctl experimental precheck`), IST0156, IST0168, IST0169 and IST0172 are of upgrades of
-/// Istio, and IST0170 needs several clusters.
+/// `InternalError` has no occasion, IST0143 is of looking into pods (`istioctl experimental precheck`),
+/// IST0168 and IST0169 are of upgrades of Istio, and IST0170 needs several clusters. IST0141 and IST0142
+/// are about a cluster, not about an object (`run.rs`).
 pub const CODES: &[Code] = &[
     code("IST0001", "InternalError", Error),
     code("IST0002", "Deprecated", Warning),
@@ -149,6 +149,7 @@ pub(crate) fn of_finding(word: &str, kind: &str, is_error: bool) -> &'static Cod
         ("unreachable-rule", _) => "IST0130",
         ("unknown-delegate", _) => "LENO0101",
         ("conflicting-delegate", _) => "LENO0102",
+        ("duplicate-subset", _) => "LENO0108",
         ("port-conflict", _) => "LENO0103",
         ("no-effect", _) if !is_error => "LENO0104",
         ("listener-left-out", _) => "LENO0105",

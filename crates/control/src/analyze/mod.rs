@@ -18,16 +18,20 @@ pub mod run;
 mod security;
 mod telemetry;
 
+use std::sync::Arc;
+
 use leno_derive::{Cx, Query};
 
+use crate::model::destination_rule::DestinationRule;
 use crate::model::diagnostic::{Finding, Severity};
 use crate::model::inputs::{
     AuthorizationPolicies, DestinationRules, Gateways, Ingresses, PeerAuthentications, ServiceEntries,
     Telemetries, VirtualServices,
 };
-use crate::model::{Key, Kind, ObjectRef};
+use crate::model::{Config, Key, Kind, ObjectRef};
 use crate::registry::{Resolution, ServicesOf, Visible, VisibleOnPort, full_name};
 use crate::scope::gateway_api::status::objects;
+use crate::scope::policy::RulesByHost;
 use crate::scope::{fit, ingress};
 
 /// All faults of the mesh, by object.
@@ -107,16 +111,46 @@ impl Query for PolicyFindings {
     fn derive(cx: &Cx<'_>, key: &Key) -> Vec<Finding> {
         let Some(policy) = cx.input::<DestinationRules>(key) else { return Vec::new() };
         let host = full_name(&policy.spec.host, &key.namespace);
+        let mut findings = duplicate_subsets(cx, &policy, &host);
         let visible = cx.get::<Visible>(&key.namespace);
-        if visible.keys().any(|known| fit(&host, known).is_some()) {
-            return Vec::new();
+        if !visible.keys().any(|known| fit(&host, known).is_some()) {
+            let message = format!("there is no service {host}, so the rule has no effect");
+            findings.push(warning("unknown-host", "spec.host", message));
         }
-        vec![warning(
-            "unknown-host",
-            "spec.host",
-            format!("there is no service {host}, so the rule has no effect"),
-        )]
+        findings
     }
+}
+
+/// Of rules for one host that are merged the oldest defines a subset.
+fn duplicate_subsets(cx: &Cx<'_>, policy: &Config<DestinationRule>, host: &str) -> Vec<Finding> {
+    if policy.spec.subsets.is_empty() {
+        return Vec::new();
+    }
+    // Rules whose hosts are wildcards are all in one bucket.
+    let bucket = if host.starts_with('*') { "*" } else { host };
+    let mut older = cx.bucket::<RulesByHost>(&bucket.to_owned());
+    older.retain(|other| other.namespace == policy.meta.namespace);
+    let mut older: Vec<Arc<Config<DestinationRule>>> =
+        older.iter().filter_map(|other| cx.input::<DestinationRules>(other)).collect();
+    older.retain(|other| {
+        full_name(&other.spec.host, &other.meta.namespace) == *host
+            && other.meta.age() < policy.meta.age()
+            && other.spec.workload_selector == policy.spec.workload_selector
+            && other.spec.export_to == policy.spec.export_to
+    });
+    let mut findings = Vec::new();
+    for (index, subset) in policy.spec.subsets.iter().enumerate() {
+        let has = |other: &&Arc<Config<DestinationRule>>| {
+            other.spec.subsets.iter().any(|known| known.name == subset.name)
+        };
+        if let Some(other) = older.iter().find(has) {
+            let (name, key) = (&subset.name, other.meta.key());
+            let message =
+                format!("{key} has a subset {name} of {host} already, which counts in place of this");
+            findings.push(warning("duplicate-subset", format!("spec.subsets[{index}].name"), message));
+        }
+    }
+    findings
 }
 
 /// Faults of a ServiceEntry.

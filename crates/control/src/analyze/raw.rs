@@ -47,6 +47,15 @@ impl Input for Raws {
     const NAME: &'static str = "raw-objects";
 }
 
+/// When it is looked at, in seconds since the epoch: certificates end.
+pub(crate) struct Now;
+
+impl Input for Now {
+    type Key = ();
+    type Value = i64;
+    const NAME: &'static str = "now";
+}
+
 /// Objects by kind.
 pub(crate) struct RawsByKind;
 

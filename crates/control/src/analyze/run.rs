@@ -3,15 +3,17 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
+use std::time::UNIX_EPOCH;
 
 use leno_api::yaml::{self, Dialect, Node};
+use leno_base::clock::{Clock, System};
 use leno_derive::{Batch, Graph};
 use serde_json::{Value, json};
 
 use super::Analysis;
 use super::istio::{ANALYZERS, Analyzed};
 use super::message::{Code, Level, Message, of_code, of_finding};
-use super::raw::{RawKey, Raws, RawsByKind, key_of};
+use super::raw::{Now, RawKey, Raws, RawsByKind, key_of};
 use crate::model::diagnostic::{Finding, Severity};
 use crate::model::read::{self, Read};
 use crate::model::{Change, ObjectRef, inputs};
@@ -19,6 +21,15 @@ use crate::source::files::places;
 use crate::source::kube::client::Kubernetes;
 use crate::source::kube::snapshot;
 use crate::source::{Origin, Places, object_node};
+
+/// Namespaces of Kubernetes itself, about whose objects nothing is said.
+const IGNORED: [&str; 4] = ["kube-system", "kube-public", "kube-node-lease", "local-path-storage"];
+
+/// What messages about no object are about, as istioctl calls it.
+const CLUSTER: &str = "Cluster";
+
+/// The version of Kubernetes that there must be at least; Istio's.
+const LOWEST_KUBERNETES: (u32, u32) = (1, 32);
 
 /// A file's text.
 #[derive(Clone, Debug)]
@@ -88,7 +99,9 @@ pub async fn run(options: &Options) -> io::Result<Outcome> {
     let mut world = World::new(options.namespace.as_deref().unwrap_or("default"));
     match &options.kubernetes {
         Some(kubernetes) => {
-            for object in snapshot::read(kubernetes).await.map_err(io::Error::other)? {
+            let found = snapshot::read(kubernetes).await.map_err(io::Error::other)?;
+            world.about_cluster = about_cluster(&found.denied, &found.version);
+            for object in found.objects {
                 world.add(object, Origin::object(0, Arc::from("")), false);
             }
         }
@@ -111,6 +124,8 @@ struct World {
     /// What the readers say, by object.
     findings: BTreeMap<RawKey, Vec<Finding>>,
     unreadable: Vec<String>,
+    /// What is to be said of the cluster itself: codes and texts.
+    about_cluster: Vec<(&'static str, String)>,
 }
 
 impl World {
@@ -120,6 +135,7 @@ impl World {
             objects: BTreeMap::new(),
             findings: BTreeMap::new(),
             unreadable: Vec::new(),
+            about_cluster: Vec::new(),
         }
     }
 
@@ -155,7 +171,9 @@ impl World {
                 let text = object.pointer(field).and_then(Value::as_str).unwrap_or_default();
                 let documents = yaml::parse(text, Dialect::Kubernetes).unwrap_or_default();
                 if let Some(settings) = documents.first().map(Node::to_json) {
-                    let key = RawKey { kind: kind.to_owned(), ..key.clone() };
+                    // istioctl calls them so, wherever they were read.
+                    let name = kind.to_ascii_lowercase();
+                    let key = RawKey { kind: kind.to_owned(), name, ..key.clone() };
                     self.objects.insert(key, (settings, origin.clone()));
                 }
             }
@@ -207,6 +225,8 @@ impl World {
         inputs::register(&mut graph);
         graph.register::<RawsByKind>();
         let mut batch = Batch::new();
+        let now = System.wall().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        batch.set::<Now>((), i64::try_from(now).unwrap_or(i64::MAX));
         let mut typed: BTreeMap<ObjectRef, RawKey> = BTreeMap::new();
         for (key, (object, origin)) in &self.objects {
             batch.set::<Raws>(key.clone(), object.clone());
@@ -244,10 +264,32 @@ impl World {
             }
         }
         let mut found = self.located(&messages, options);
+        if options.analyzers.is_empty() {
+            found.extend(self.of_cluster(options));
+        }
         let order = |it: &Found| (std::cmp::Reverse(it.code.level), it.code.code, it.object.clone(), it.line);
         found.sort_by_key(order);
         found.dedup();
         Outcome { messages: found, unreadable: self.unreadable }
+    }
+
+    /// What is said of the cluster itself.
+    fn of_cluster(&self, options: &Options) -> Vec<Found> {
+        let known = self.about_cluster.iter().filter_map(|(code, text)| Some((of_code(code)?, text)));
+        let told = known.filter(|(code, _)| {
+            let mut about = options.suppress.iter().filter(|(suppressed, _)| suppressed == code.code);
+            !about.any(|(_, pattern)| fits(pattern, CLUSTER))
+        });
+        told.map(|(code, text)| Found {
+            code,
+            object: CLUSTER.to_owned(),
+            namespace: String::new(),
+            file: String::new(),
+            line: 0,
+            path: String::new(),
+            text: text.clone(),
+        })
+        .collect()
     }
 
     /// Messages with their places, without those that are not to be shown.
@@ -260,7 +302,10 @@ impl World {
             let namespace = if key.kind == "Namespace" { &key.name } else { &key.namespace };
             let elsewhere = options.namespace.as_ref().is_some_and(|wanted| wanted != namespace);
             let Some((object, origin)) = self.objects.get(key) else { continue };
-            if (elsewhere && !namespace.is_empty()) || is_suppressed(code, key, object, options) {
+            if (elsewhere && !namespace.is_empty())
+                || IGNORED.contains(&namespace.as_str())
+                || is_suppressed(code, key, object, options)
+            {
                 continue;
             }
             let position = places.locate(origin, &message.path);
@@ -276,6 +321,34 @@ impl World {
         }
         found
     }
+}
+
+/// What is not as it should be with a cluster: what may not be read there (IST0141), and its version
+/// (IST0142).
+fn about_cluster(denied: &[(String, String)], version: &str) -> Vec<(&'static str, String)> {
+    let mut about: Vec<(&'static str, String)> = denied
+        .iter()
+        .map(|(path, why)| {
+            let resource = path.rsplit('/').next().unwrap_or(path);
+            ("IST0141", format!("Missing required permission to list resource {resource} ({why})"))
+        })
+        .collect();
+    let mut numbers = version.trim_start_matches('v').split('.');
+    let mut number = || {
+        let digits = numbers.next().unwrap_or_default();
+        let end = digits.find(|character: char| !character.is_ascii_digit()).unwrap_or(digits.len());
+        digits.get(..end).and_then(|digits| digits.parse::<u32>().ok())
+    };
+    let (lowest, lowest_minor) = LOWEST_KUBERNETES;
+    if let (Some(major), Some(minor)) = (number(), number())
+        && (major, minor) < LOWEST_KUBERNETES
+    {
+        let message = format!(
+            "The Kubernetes Version {version:?} is lower than the minimum version: {lowest}.{lowest_minor}"
+        );
+        about.push(("IST0142", message));
+    }
+    about
 }
 
 fn message_of(key: &RawKey, finding: &Finding) -> Message {
@@ -316,7 +389,7 @@ pub fn worst(messages: &[Found]) -> Option<Level> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Options, Text, fits, run};
+    use super::{Options, Text, about_cluster, fits, run};
 
     async fn codes(options: Options) -> Vec<String> {
         let outcome = run(&options).await.unwrap();
@@ -377,6 +450,25 @@ spec: {selector: {app: none}, servers: [{port: {number: 80, name: http, protocol
         assert_eq!(codes(Options { analyzers, ..options(Some("a"), TWO) }).await.len(), 1);
         let broken = run(&options(None, "a: [")).await.unwrap();
         assert_eq!(broken.unreadable.len(), 1);
+    }
+
+    #[test]
+    fn clusters_that_are_too_old_or_closed() {
+        for (version, expected) in [
+            ("v1.31.9", &["IST0142"][..]),
+            ("v1.9.0-gke.1", &["IST0142"]),
+            ("v1.32.0", &[]),
+            ("v1.34+", &[]),
+            ("v2.0.0", &[]),
+            ("", &[]),
+            ("latest", &[]),
+        ] {
+            let found = about_cluster(&[], version);
+            assert_eq!(found.iter().map(|(code, _)| *code).collect::<Vec<_>>(), expected, "{version}");
+        }
+        let denied = [("/apis/apps/v1/deployments".to_owned(), "no".to_owned())];
+        let expected = "Missing required permission to list resource deployments (no)";
+        assert_eq!(about_cluster(&denied, ""), [("IST0141", expected.to_owned())]);
     }
 
     #[test]

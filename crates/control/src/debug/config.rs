@@ -8,21 +8,31 @@ use leno_derive::Graph;
 use serde_json::{Map, Value, json};
 
 use super::{Answer, Look, Question, registry};
+use crate::metrics::faults::FAULTS;
 use crate::model::read::known;
 use crate::model::{Kind, ObjectRef};
 use crate::registry::Mesh;
 use crate::scope::gateway_api::status::AllStatuses;
-use crate::source::Origin;
+use crate::source::{Origin, Places};
 
 /// `/debug/configz`: the objects in use, as far as their text is at hand, and where they were read.
 pub(super) fn configz(look: Look<'_>, _: &Question) -> Answer {
-    let all = look.origins.iter().filter(|(object, _)| object.kind != Kind::Secret);
-    Answer::Json(all.map(|(object, origin)| whole(object, origin)).collect())
+    let objects = objects(look, |kind| kind != Kind::Secret);
+    Answer::later(move || {
+        let mut texts = Places::default();
+        Answer::Json(objects.iter().map(|(object, origin)| whole(&mut texts, object, origin)).collect())
+    })
 }
 
-fn whole(object: &ObjectRef, origin: &Origin) -> Value {
-    let mut whole = origin
-        .to_json()
+/// Objects of some kinds, and where they were read.
+fn objects(look: Look<'_>, wanted: impl Fn(Kind) -> bool) -> Vec<(ObjectRef, Origin)> {
+    let all = look.origins.iter().filter(|(object, _)| wanted(object.kind));
+    all.map(|(object, origin)| (object.clone(), origin.clone())).collect()
+}
+
+fn whole<'o>(texts: &mut Places<'o>, object: &ObjectRef, origin: &'o Origin) -> Value {
+    let mut whole = texts
+        .to_json(origin)
         .unwrap_or_else(|| json!({ "metadata": { "name": object.name, "namespace": object.namespace } }));
     if let Some(fields) = whole.as_object_mut() {
         fields.insert("kind".to_owned(), Value::from(object.kind.to_string()));
@@ -42,11 +52,12 @@ pub(super) fn resourcesz(_: Look<'_>, _: &Question) -> Answer {
     Answer::Json(kinds.collect())
 }
 
-/// The objects of a kind by namespace, in istiod's form for policies.
-fn by_namespace(look: Look<'_>, kind: Kind) -> Map<String, Value> {
+/// Objects by namespace, in istiod's form for policies.
+fn by_namespace(objects: &[(ObjectRef, Origin)]) -> Map<String, Value> {
+    let mut texts = Places::default();
     let mut namespaces: BTreeMap<&str, Vec<Value>> = BTreeMap::new();
-    for (object, origin) in look.origins.iter().filter(|(object, _)| object.kind == kind) {
-        let whole = origin.to_json().unwrap_or_default();
+    for (object, origin) in objects {
+        let whole = texts.to_json(origin).unwrap_or_default();
         let part = |path: &str| whole.pointer(path).cloned().unwrap_or_else(|| json!({}));
         namespaces.entry(&object.namespace).or_default().push(json!({
             "name": object.name,
@@ -58,35 +69,36 @@ fn by_namespace(look: Look<'_>, kind: Kind) -> Map<String, Value> {
     namespaces.into_iter().map(|(namespace, policies)| (namespace.to_owned(), policies.into())).collect()
 }
 
-fn policies(look: Look<'_>) -> Value {
-    json!({
-        "namespace_to_policies": by_namespace(look, Kind::AuthorizationPolicy),
-        "root_namespace": look.graph.peek::<Mesh>(&()).root_namespace,
-    })
+/// The objects of a kind, and the root namespace, to be written in istiod's form.
+fn policies(look: Look<'_>, kind: Kind, name: &'static str) -> impl FnOnce() -> Value + Send + 'static {
+    let objects = objects(look, |other| other == kind);
+    let root = look.graph.peek::<Mesh>(&()).root_namespace.clone();
+    move || json!({ name: by_namespace(&objects), "root_namespace": root })
 }
 
 /// `/debug/authorizationz`.
 pub(super) fn authorizationz(look: Look<'_>, _: &Question) -> Answer {
-    Answer::Json(json!({ "authorization_policies": policies(look) }))
+    let policies = policies(look, Kind::AuthorizationPolicy, "namespace_to_policies");
+    Answer::later(move || Answer::Json(json!({ "authorization_policies": policies() })))
 }
 
 /// `/debug/telemetryz`.
 pub(super) fn telemetryz(look: Look<'_>, _: &Question) -> Answer {
-    Answer::Json(json!({
-        "telemetries": {
-            "namespace_to_telemetries": by_namespace(look, Kind::Telemetry),
-            "root_namespace": look.graph.peek::<Mesh>(&()).root_namespace,
-        },
-    }))
+    let telemetries = policies(look, Kind::Telemetry, "namespace_to_telemetries");
+    Answer::later(move || Answer::Json(json!({ "telemetries": telemetries() })))
 }
 
 /// `/debug/pushcontext`: what is derived for the whole mesh.
 pub(super) fn pushcontext(look: Look<'_>, _: &Question) -> Answer {
-    Answer::Json(json!({
-        "AuthorizationPolicies": policies(look),
-        "NetworkGateways": registry::gateways(look),
-        "UnresolvedGateways": [],
-    }))
+    let policies = policies(look, Kind::AuthorizationPolicy, "namespace_to_policies");
+    let gateways = registry::gateways(look);
+    Answer::later(move || {
+        Answer::Json(json!({
+            "AuthorizationPolicies": policies(),
+            "NetworkGateways": gateways,
+            "UnresolvedGateways": [],
+        }))
+    })
 }
 
 /// `/debug/mesh`: what is written of the MeshConfig, over the defaults of what people look for.
@@ -119,9 +131,9 @@ pub(super) fn mesh(look: Look<'_>, _: &Question) -> Answer {
     Answer::Json(page)
 }
 
-/// `/debug/inject`: there is no injection here yet.
+/// `/debug/inject`: there is no injection here.
 pub(super) fn inject(_: Look<'_>, _: &Question) -> Answer {
-    let text = "injection is not built in yet: there are no templates\n".to_owned();
+    let text = "this control plane injects nothing, so it has no templates\n".to_owned();
     Answer::Fault(StatusCode::NOT_FOUND, text)
 }
 
@@ -154,13 +166,10 @@ pub(super) fn diagnostics(look: Look<'_>, _: &Question) -> Answer {
 pub(super) fn push_status(look: Look<'_>, _: &Question) -> Answer {
     let mut page: BTreeMap<&str, Map<String, Value>> = BTreeMap::new();
     for diagnostic in look.diagnostics {
-        let metric = match (diagnostic.code.as_str(), diagnostic.kind.as_str()) {
-            ("conflicting-host", "VirtualService") => "pilot_vservice_dup_domain",
-            ("duplicate-subset", "DestinationRule") => "pilot_destrule_subsets",
-            ("port-conflict", "ServiceEntry") => "pilot_conflict_outbound_listener_tcp_over_current_tcp",
-            ("port-conflict", "Gateway") => "pilot_conflict_inbound_listener",
-            ("nack", _) => "pilot_total_xds_rejects",
-            _ => continue,
+        let metric = match FAULTS.iter().find(|fault| fault.is(diagnostic)) {
+            Some(fault) => fault.metric,
+            None if diagnostic.code == "nack" => "pilot_total_xds_rejects",
+            None => continue,
         };
         let about = format!("{}/{}", diagnostic.namespace, diagnostic.name);
         page.entry(metric).or_default().insert(about, json!({ "message": diagnostic.message }));

@@ -1,7 +1,7 @@
 //! The HTTP server of the debug interface.
 
 use std::convert::Infallible;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -15,8 +15,8 @@ use leno_xds::server::listen::{Authenticator, Credentials};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot};
 
-use super::stream::namespace_of;
-use super::{Answer, Question, Viewer};
+use super::viewer::{Viewer, is_here, is_passed_on};
+use super::{Answer, Question};
 use crate::server::Event;
 
 /// What every connection needs.
@@ -48,7 +48,7 @@ pub(crate) async fn serve(
             }
         };
         let shared = shared.clone();
-        let is_here = is_here(peer.ip(), stream.local_addr().ok());
+        let is_here = is_here(Some(peer), stream.local_addr().ok());
         tokio::spawn(async move {
             let service = service_fn(move |request| {
                 let shared = shared.clone();
@@ -59,13 +59,6 @@ pub(crate) async fn serve(
             let _ = server.serve_connection(TokioIo::new(stream), service).await;
         });
     }
-}
-
-/// Whether a client is on this machine: it comes from the loopback address, or from the address that
-/// it has connected to.
-fn is_here(peer: IpAddr, local: Option<SocketAddr>) -> bool {
-    let peer = peer.to_canonical();
-    peer.is_loopback() || local.is_some_and(|local| local.ip().to_canonical() == peer)
 }
 
 async fn answer(
@@ -87,39 +80,63 @@ async fn answer(
         "/version" => return text(StatusCode::OK, concat!(env!("CARGO_PKG_VERSION"), "\n")),
         _ => {}
     }
-    let viewer = if is_here || path == "/metrics" {
-        Some(Viewer::Anyone)
+    let viewer = if path == "/metrics" {
+        Viewer::Anyone
     } else {
-        viewer(request, shared, peer).await
+        match viewer(request, shared, peer, is_here).await {
+            Ok(viewer) => viewer,
+            Err(why) => return text(StatusCode::UNAUTHORIZED, &format!("{why}\n")),
+        }
     };
-    let Some(viewer) = viewer else { return text(StatusCode::UNAUTHORIZED, "who are you?\n") };
     let query = request.uri().query().unwrap_or_default().to_owned();
     let question = Question { path: path.to_owned(), query, viewer };
     let (reply, answer) = oneshot::channel();
     if shared.events.send(Event::Ask(question, reply)).await.is_err() {
         return text(StatusCode::SERVICE_UNAVAILABLE, "shutting down\n");
     }
-    match answer.await {
-        Ok(Answer::Json(value)) => {
+    let Ok(answer) = answer.await else {
+        return text(StatusCode::SERVICE_UNAVAILABLE, "shutting down\n");
+    };
+    // A large page keeps a thread busy, and others are served by this one.
+    let written = tokio::task::spawn_blocking(move || write(answer.written())).await;
+    written.unwrap_or_else(|_| text(StatusCode::INTERNAL_SERVER_ERROR, "the page could not be made\n"))
+}
+
+fn write(answer: Answer) -> Response<Full<Bytes>> {
+    match answer {
+        Answer::Json(value) => {
             let mut body = serde_json::to_vec_pretty(&value).unwrap_or_default();
             body.push(b'\n');
             respond(StatusCode::OK, "application/json", body)
         }
-        Ok(Answer::Html(page)) => respond(StatusCode::OK, "text/html; charset=utf-8", page.into_bytes()),
-        Ok(Answer::Text(page)) => {
+        Answer::Html(page) => respond(StatusCode::OK, "text/html; charset=utf-8", page.into_bytes()),
+        Answer::Text(page) => {
             respond(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", page.into_bytes())
         }
-        Ok(Answer::Fault(status, message)) => text(status, &message),
-        Err(_) => text(StatusCode::SERVICE_UNAVAILABLE, "shutting down\n"),
+        Answer::Fault(status, message) => text(status, &message),
+        // It was written before.
+        Answer::Later(_) => text(StatusCode::INTERNAL_SERVER_ERROR, "the page was not written\n"),
     }
 }
 
-/// Who asks from elsewhere, if he can prove it.
-async fn viewer(request: &Request<Incoming>, shared: &Shared, peer: SocketAddr) -> Option<Viewer> {
-    let credentials = Credentials { certificate: &[], headers: request.headers(), address: Some(peer) };
-    let caller = shared.authenticator.as_ref()?.authenticate(credentials).await.ok()??;
-    let namespace = caller.identities.iter().find_map(|identity| namespace_of(identity))?;
-    Some(Viewer::Namespace(namespace.to_owned()))
+/// Who asks; from elsewhere, if he can prove it.
+async fn viewer(
+    request: &Request<Incoming>,
+    shared: &Shared,
+    peer: SocketAddr,
+    is_here: bool,
+) -> Result<Viewer, &'static str> {
+    let is_here = is_here && !is_passed_on(request.headers());
+    let caller = match &shared.authenticator {
+        Some(authenticator) if !is_here => {
+            let credentials =
+                Credentials { certificate: &[], headers: request.headers(), address: Some(peer) };
+            // What is wrong with it is in the log; a stranger need not know.
+            authenticator.authenticate(credentials).await.ok().flatten()
+        }
+        _ => None,
+    };
+    Viewer::of(is_here, caller.as_ref())
 }
 
 fn text(status: StatusCode, body: &str) -> Response<Full<Bytes>> {
@@ -131,21 +148,4 @@ fn respond(status: StatusCode, kind: &'static str, body: Vec<u8>) -> Response<Fu
     *response.status_mut() = status;
     response.headers_mut().insert(http::header::CONTENT_TYPE, http::HeaderValue::from_static(kind));
     response
-}
-
-#[cfg(test)]
-mod tests {
-    use super::is_here;
-
-    #[test]
-    fn who_is_on_this_machine() {
-        for (peer, local, expected) in [
-            ("127.0.0.1", "127.0.0.1:15014", true),
-            ("::ffff:127.0.0.1", "[::1]:15014", true),
-            ("10.0.0.5", "10.0.0.5:15014", true),
-            ("10.0.0.6", "10.0.0.5:15014", false),
-        ] {
-            assert_eq!(is_here(peer.parse().unwrap(), local.parse().ok()), expected, "{peer}");
-        }
-    }
 }

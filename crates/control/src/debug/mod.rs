@@ -1,29 +1,34 @@
 //! What the control plane says of itself: JSON over HTTP, on Istio's port (15014) and under Istio's
 //! paths, with the fields that `istioctl` and people know from istiod; and the same over xDS.
 //!
-//! [`PAGES`] lists the pages; `proxies.rs`, `registry.rs` and `config.rs` make them. `http.rs` is the
+//! [`PAGES`] lists the pages; `proxies.rs`, `registry.rs`, `config.rs` and `cache.rs` make them: on the
+//! control loop they take hold of what they show, and what takes long is written elsewhere
+//! ([`Answer::Later`]). `http.rs` is the
 //! HTTP server: it asks the control loop, which answers with [`answer`]. `stream.rs` answers those who
-//! ask over xDS, as `istioctl proxy-status` does.
+//! ask over xDS, as `istioctl proxy-status` does. `viewer.rs` decides who may see what.
 
+mod cache;
 pub(crate) mod config;
 pub(crate) mod http;
 mod proxies;
 mod registry;
 pub(crate) mod stream;
+mod viewer;
 
 use std::collections::BTreeMap;
-use std::fmt::Write;
+use std::fmt::{self, Write};
 use std::time::{Instant, SystemTime};
 
 use ::http::StatusCode;
-use k8s_openapi::jiff::Timestamp;
 use leno_derive::Graph;
 use serde_json::Value;
 
+use self::viewer::Viewer;
 use crate::ca::Ca;
 use crate::metrics;
 use crate::model::ObjectRef;
 use crate::model::diagnostic::Diagnostic;
+use crate::model::switches::SwitchInput;
 use crate::push::Push;
 use crate::push::session::Session;
 use crate::registry::Mesh;
@@ -40,22 +45,40 @@ pub(crate) struct Question {
     pub(crate) viewer: Viewer,
 }
 
-/// Who asks, as far as that limits what he is told.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Viewer {
-    /// Somebody on this machine, or of the mesh's root namespace.
-    Anyone,
-    /// A workload of a namespace.
-    Namespace(String),
-}
-
 /// The answer.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Debug)]
 pub(crate) enum Answer {
     Json(Value),
     Text(String),
     Html(String),
     Fault(StatusCode, String),
+    /// It is known, and has yet to be written.
+    Later(Later),
+}
+
+/// What is left to do for an answer when the control loop has been looked at: writing large pages takes
+/// long, and is nothing that proxies should wait for. To be done where a thread may be busy for a while.
+pub(crate) struct Later(Box<dyn FnOnce() -> Answer + Send>);
+
+impl fmt::Debug for Later {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Later")
+    }
+}
+
+impl Answer {
+    /// An answer that is written elsewhere, of handles of what was seen.
+    fn later(write: impl FnOnce() -> Answer + Send + 'static) -> Answer {
+        Answer::Later(Later(Box::new(write)))
+    }
+
+    /// The answer, written.
+    pub(crate) fn written(mut self) -> Answer {
+        while let Answer::Later(Later(write)) = self {
+            self = write();
+        }
+        self
+    }
 }
 
 /// What there is to be seen.
@@ -91,6 +114,7 @@ const fn open(path: &'static str, help: &'static str, show: fn(Look<'_>, &Questi
 const PAGES: &[Page] = &[
     page("/debug/adsz", "The connected proxies and what each asks for", proxies::adsz),
     page("/debug/authorizationz", "The authorization policies", config::authorizationz),
+    page("/debug/cachez", "What is made for whom, and shared (?sizes=true: how large it is)", cache::cachez),
     page("/debug/clusterz", "The clusters that are read", registry::clusterz),
     open(
         "/debug/config_dump",
@@ -111,7 +135,9 @@ const PAGES: &[Page] = &[
         "The services in front of each connected proxy's workload",
         registry::instancesz,
     ),
+    page("/debug/krtz", "The inputs that everything is derived from", cache::krtz),
     page("/debug/list", "The names of these pages", list),
+    page("/debug/mcsz", "Services of Kubernetes' Multi-Cluster API: there are none", registry::mcsz),
     page("/debug/mesh", "The settings of the mesh", config::mesh),
     open("/debug/ndsz", "The name table of a proxy (?proxyID=)", proxies::ndsz),
     page("/debug/networkz", "The gateways between networks", registry::networkz),
@@ -124,6 +150,16 @@ const PAGES: &[Page] = &[
     page("/debug/telemetryz", "The Telemetry objects", config::telemetryz),
     page("/metrics", "What is counted, for Prometheus", prometheus),
 ];
+
+/// Answers a question that comes over HTTP.
+pub(crate) fn answer_over_http(look: Look<'_>, question: &Question) -> Answer {
+    let is_off = look.graph.input::<SwitchInput>(&()).is_some_and(|switches| !switches.debug_on_http);
+    if is_off && question.path.starts_with("/debug") {
+        let text = "the debug pages are not served over HTTP: ENABLE_DEBUG_ON_HTTP\n".to_owned();
+        return Answer::Fault(StatusCode::NOT_FOUND, text);
+    }
+    answer(look, question)
+}
 
 /// Answers a question.
 pub(crate) fn answer(look: Look<'_>, question: &Question) -> Answer {
@@ -145,7 +181,7 @@ pub(crate) fn answer(look: Look<'_>, question: &Question) -> Answer {
 
 /// Whether a question is about what is wrong, which is looked for only now and then.
 pub(crate) fn needs_analysis(question: &Question) -> bool {
-    matches!(question.path.as_str(), "/debug/diagnostics" | "/debug/push_status" | "/metrics")
+    matches!(question.path.as_str(), "/debug/diagnostics" | "/debug/push_status")
 }
 
 impl<'l> Look<'l> {
@@ -153,8 +189,18 @@ impl<'l> Look<'l> {
     fn is_unrestricted(self, viewer: &Viewer) -> bool {
         match viewer {
             Viewer::Anyone => true,
-            Viewer::Namespace(namespace) => *namespace == self.graph.peek::<Mesh>(&()).root_namespace,
+            Viewer::Namespace(namespace) => {
+                let switches = self.graph.input::<SwitchInput>(&());
+                *namespace == self.graph.peek::<Mesh>(&()).root_namespace
+                    || switches.is_some_and(|switches| switches.debug_namespaces.contains(namespace))
+            }
         }
+    }
+
+    /// Whether somebody may see what is about a proxy.
+    fn may_see(self, viewer: &Viewer, session: &Session) -> bool {
+        self.is_unrestricted(viewer)
+            || matches!(viewer, Viewer::Namespace(namespace) if session.key.namespace == *namespace)
     }
 
     /// The session of the proxy that `proxyID` names: by name (`pod.namespace`) or identifier, whole
@@ -168,11 +214,7 @@ impl<'l> Look<'l> {
         let is_part = |session: &&Session| proxies::connection(session).contains(&wanted);
         let push = self.push;
         let found = push.sessions().find(is_whole).or_else(|| push.sessions().find(is_part));
-        let found = found.filter(|session| match &question.viewer {
-            viewer if self.is_unrestricted(viewer) => true,
-            Viewer::Namespace(namespace) => session.key.namespace == *namespace,
-            Viewer::Anyone => true,
-        });
+        let found = found.filter(|session| self.may_see(&question.viewer, session));
         found.ok_or_else(|| {
             let text =
                 "Proxy not connected to this Pilot instance. It may be connected to another instance.\n";
@@ -199,13 +241,9 @@ fn list(_: Look<'_>, _: &Question) -> Answer {
 }
 
 fn prometheus(look: Look<'_>, _: &Question) -> Answer {
-    let seen = metrics::Seen { graph: look.graph, push: look.push, diagnostics: look.diagnostics, ca: look.ca };
+    let seen =
+        metrics::Seen { graph: look.graph, push: look.push, diagnostics: look.diagnostics, ca: look.ca };
     Answer::Text(metrics::page(seen))
-}
-
-/// A time as Go writes it.
-fn rfc3339(time: SystemTime) -> String {
-    Timestamp::try_from(time).map(|time| time.to_string()).unwrap_or_default()
 }
 
 /// The value of a query parameter, percent-decoded; `None` if it is not there.

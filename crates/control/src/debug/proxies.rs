@@ -7,12 +7,15 @@ use bytes::Bytes;
 use leno_api::any::pack;
 use leno_api::encode::{self, Style};
 use leno_api::proto::envoy::admin::v3 as admin;
-use leno_xds::{Mode, TypeUrl};
+use leno_base::Name;
+use leno_xds::server::Resources;
+use leno_xds::{Mode, Resource, TypeUrl};
 use prost::Message;
 use prost_types::Any;
 use serde_json::{Map, Value, json};
 
-use super::{Answer, Look, Question, parameter, rfc3339};
+use super::{Answer, Look, Question, parameter};
+use crate::model::duration::rfc3339;
 use crate::push::session::Session;
 use crate::scope::Role;
 use crate::translate::name_table;
@@ -36,7 +39,8 @@ pub(super) fn connection(session: &Session) -> String {
 pub(super) fn syncz(look: Look<'_>, question: &Question) -> Answer {
     let namespace = parameter(&question.query, "namespace").unwrap_or_default();
     let wanted = look.push.sessions().filter(|it| namespace.is_empty() || it.key.namespace == namespace);
-    Answer::Json(wanted.map(sync_of).collect())
+    let all: Vec<Sync> = wanted.map(Sync::of).collect();
+    Answer::later(move || Answer::Json(all.iter().map(Sync::to_json).collect()))
 }
 
 /// How much of a type a proxy has taken, in Envoy's words for that.
@@ -53,53 +57,103 @@ pub(super) fn status(session: &Session, type_url: &TypeUrl) -> &'static str {
     }
 }
 
-fn sync_of(session: &Session) -> Value {
-    let mut types = Map::new();
-    let mut resources = Map::new();
-    for (type_url, subscription) in session.stream().subscriptions() {
-        let mut fields = json!({
-            "status": status(session, type_url),
-            "sent": subscription.version().as_str(),
-            "acked": subscription.acked_version().as_str(),
-            "resources": subscription.sent_count(),
+/// What a proxy was sent, and what of it it has taken.
+struct Sync {
+    node: String,
+    node_id: String,
+    role: &'static str,
+    cluster: String,
+    version: String,
+    mode: Mode,
+    types: Vec<TypeSync>,
+}
+
+/// The same of one type.
+struct TypeSync {
+    type_url: TypeUrl,
+    status: &'static str,
+    /// What was sent last, and what was taken last: versions and nonces.
+    version: Name,
+    acked_version: Name,
+    nonce: Name,
+    acked_nonce: Name,
+    sent_at: Option<SystemTime>,
+    resources: usize,
+    rejection: Option<String>,
+}
+
+impl Sync {
+    fn of(session: &Session) -> Sync {
+        let types = session.stream().subscriptions().map(|(type_url, subscription)| TypeSync {
+            type_url: type_url.clone(),
+            status: status(session, type_url),
+            version: subscription.version().clone(),
+            acked_version: subscription.acked_version().clone(),
+            nonce: subscription.nonce().clone(),
+            acked_nonce: subscription.acked_nonce().clone(),
+            sent_at: session.sent_at(type_url),
+            resources: subscription.sent_count(),
+            rejection: subscription.rejection().map(str::to_owned),
         });
-        let mut nonces = json!({
-            "sent": subscription.nonce().as_str(),
-            "acked": subscription.acked_nonce().as_str(),
-            "sentTime": rfc3339(session.sent_at(type_url).unwrap_or(SystemTime::UNIX_EPOCH)),
-        });
-        if let Some(message) = subscription.rejection() {
-            set(&mut fields, "error", message);
-            set(&mut nonces, "lastError", message);
+        Sync {
+            node: session.node.clone(),
+            node_id: session.node_id.clone(),
+            role: role(session),
+            cluster: session.about.cluster.clone(),
+            version: session.about.version.clone(),
+            mode: session.stream().mode(),
+            types: types.collect(),
         }
-        types.insert(type_url.short().to_owned(), fields);
-        resources.insert(type_url.as_str().to_owned(), nonces);
     }
-    let mut sync = json!({
-        "proxy": session.node,
-        "id": session.node_id,
-        "proxy_type": role(session),
-        "cluster_id": session.about.cluster,
-        "istio_version": session.about.version,
-        "protocol": if session.stream().mode() == Mode::Delta { "delta" } else { "sotw" },
-        "types": types,
-        "resources": resources,
-    });
-    for (type_url, name) in [
-        (TypeUrl::Cluster, "cluster"),
-        (TypeUrl::Listener, "listener"),
-        (TypeUrl::Route, "route"),
-        (TypeUrl::Endpoint, "endpoint"),
-        (TypeUrl::ExtensionConfig, "extensionconfig"),
-    ] {
-        let Some(subscription) = session.stream().subscription(&type_url) else { continue };
-        for (suffix, nonce) in [("sent", subscription.nonce()), ("acked", subscription.acked_nonce())] {
-            if !nonce.is_empty() {
-                set(&mut sync, &format!("{name}_{suffix}"), nonce);
+
+    fn to_json(&self) -> Value {
+        let mut types = Map::new();
+        let mut resources = Map::new();
+        for one in &self.types {
+            let mut fields = json!({
+                "status": one.status,
+                "sent": one.version.as_str(),
+                "acked": one.acked_version.as_str(),
+                "resources": one.resources,
+            });
+            let mut nonces = json!({
+                "sent": one.nonce.as_str(),
+                "acked": one.acked_nonce.as_str(),
+                "sentTime": rfc3339(one.sent_at.unwrap_or(SystemTime::UNIX_EPOCH)),
+            });
+            if let Some(message) = &one.rejection {
+                set(&mut fields, "error", message);
+                set(&mut nonces, "lastError", message);
+            }
+            types.insert(one.type_url.short().to_owned(), fields);
+            resources.insert(one.type_url.as_str().to_owned(), nonces);
+        }
+        let mut sync = json!({
+            "proxy": self.node,
+            "id": self.node_id,
+            "proxy_type": self.role,
+            "cluster_id": self.cluster,
+            "istio_version": self.version,
+            "protocol": if self.mode == Mode::Delta { "delta" } else { "sotw" },
+            "types": types,
+            "resources": resources,
+        });
+        for (type_url, name) in [
+            (TypeUrl::Cluster, "cluster"),
+            (TypeUrl::Listener, "listener"),
+            (TypeUrl::Route, "route"),
+            (TypeUrl::Endpoint, "endpoint"),
+            (TypeUrl::ExtensionConfig, "extensionconfig"),
+        ] {
+            let Some(one) = self.types.iter().find(|one| one.type_url == type_url) else { continue };
+            for (suffix, nonce) in [("sent", &one.nonce), ("acked", &one.acked_nonce)] {
+                if !nonce.is_empty() {
+                    set(&mut sync, &format!("{name}_{suffix}"), nonce);
+                }
             }
         }
+        sync
     }
-    sync
 }
 
 fn set(object: &mut Value, name: &str, value: &str) {
@@ -189,8 +243,12 @@ pub(super) fn config_dump(look: Look<'_>, question: &Question) -> Answer {
     if let Some(types) = parameter(&question.query, "types").filter(|types| !types.is_empty()) {
         return of_types(look, session, types.split(',').map(type_of));
     }
-    let with_endpoints = parameter(&question.query, "include_eds").is_some();
-    configs(dump(look, session, with_endpoints))
+    let mut types = DUMPED.to_vec();
+    if parameter(&question.query, "include_eds").is_none() {
+        types.retain(|type_url| *type_url != TypeUrl::Endpoint);
+    }
+    let held = held(look, session, types);
+    Answer::later(move || configs(dump(&held)))
 }
 
 /// `/debug/edsz?proxyID=`.
@@ -216,8 +274,8 @@ fn of_one(look: Look<'_>, question: &Question, type_url: TypeUrl) -> Answer {
 }
 
 fn of_types(look: Look<'_>, session: &Session, types: impl Iterator<Item = TypeUrl>) -> Answer {
-    let all = types.flat_map(|type_url| held(look, session, &type_url).into_iter().map(|(_, any)| any));
-    configs(all.collect())
+    let held = held(look, session, types);
+    Answer::later(move || configs(held.iter().flat_map(Held::resources).map(|(_, any)| any).collect()))
 }
 
 /// What istiod's abbreviation of a type stands for; else it is taken for the type.
@@ -230,31 +288,47 @@ fn type_of(name: &str) -> TypeUrl {
 }
 
 /// The resources of a type that a proxy should have of those that it has asked for.
-fn held(look: Look<'_>, session: &Session, type_url: &TypeUrl) -> Vec<(String, Any)> {
-    let Some(resources) = look.push.resources(session, type_url) else { return Vec::new() };
-    resources
-        .iter()
-        .filter(|resource| session.wants(type_url, &resource.name))
-        .map(|resource| {
-            let any = Any { type_url: type_url.as_str().to_owned(), value: resource.body.to_vec() };
-            // Nobody need see what is secret, in whichever form he asks.
-            let any = if *type_url == TypeUrl::Secret { redacted(any) } else { any };
-            (resource.name.to_string(), any)
-        })
-        .collect()
+pub(super) struct Held {
+    type_url: TypeUrl,
+    version: Name,
+    resources: Vec<Resource>,
 }
 
-/// All that a proxy should have, as the parts of the dump of Envoy's administration interface.
-pub(super) fn dump(look: Look<'_>, session: &Session, with_endpoints: bool) -> Vec<Any> {
-    let version = |type_url: &TypeUrl| {
-        let resources = look.push.resources(session, type_url);
-        resources.map(|resources| resources.version().to_string()).unwrap_or_default()
+/// What a proxy should have of some types.
+pub(super) fn held(look: Look<'_>, session: &Session, types: impl IntoIterator<Item = TypeUrl>) -> Vec<Held> {
+    let of_type = |type_url: TypeUrl| {
+        let all = look.push.resources(session, &type_url);
+        let wanted = all.into_iter().flat_map(Resources::iter);
+        let wanted = wanted.filter(|resource| session.wants(&type_url, &resource.name)).cloned().collect();
+        let version = all.map(|all| all.version().clone()).unwrap_or_default();
+        Held { type_url, version, resources: wanted }
     };
+    types.into_iter().map(of_type).collect()
+}
+
+/// The same for what a dump shows without being asked for endpoints.
+pub(super) fn held_for_dump(look: Look<'_>, session: &Session) -> Vec<Held> {
+    held(look, session, DUMPED.into_iter().filter(|type_url| *type_url != TypeUrl::Endpoint))
+}
+
+impl Held {
+    fn resources(&self) -> impl Iterator<Item = (String, Any)> {
+        self.resources.iter().map(|resource| {
+            let any = Any { type_url: self.type_url.as_str().to_owned(), value: resource.body.to_vec() };
+            // Nobody need see what is secret, in whichever form he asks.
+            let any = if self.type_url == TypeUrl::Secret { redacted(any) } else { any };
+            (resource.name.to_string(), any)
+        })
+    }
+}
+
+/// What a proxy should have, as the parts of the dump of Envoy's administration interface.
+pub(super) fn dump(all: &[Held]) -> Vec<Any> {
     let mut parts = vec![pack(&admin::BootstrapConfigDump::default())];
-    for type_url in &DUMPED {
-        let version_info = version(type_url);
-        let held = held(look, session, type_url).into_iter();
-        let part = match type_url {
+    for one in all {
+        let version_info = one.version.to_string();
+        let held = one.resources();
+        let part = match &one.type_url {
             TypeUrl::Cluster => pack(&admin::ClustersConfigDump {
                 version_info: version_info.clone(),
                 dynamic_active_clusters: held
@@ -266,7 +340,7 @@ pub(super) fn dump(look: Look<'_>, session: &Session, with_endpoints: bool) -> V
                     .collect(),
                 ..Default::default()
             }),
-            TypeUrl::Endpoint if with_endpoints => pack(&admin::EndpointsConfigDump {
+            TypeUrl::Endpoint => pack(&admin::EndpointsConfigDump {
                 dynamic_endpoint_configs: held
                     .map(|(_, endpoints)| admin::endpoints_config_dump::DynamicEndpointConfig {
                         version_info: version_info.clone(),
@@ -331,7 +405,7 @@ pub(super) fn dump(look: Look<'_>, session: &Session, with_endpoints: bool) -> V
     parts
 }
 
-/// A secret without its private key.
+/// A secret without what is secret in it.
 fn redacted(secret: Any) -> Any {
     use leno_api::proto::envoy::config::core::v3::{DataSource, data_source::Specifier};
     use leno_api::proto::envoy::extensions::transport_sockets::tls::v3::{Secret, secret::Type};
@@ -339,9 +413,24 @@ fn redacted(secret: Any) -> Any {
         // What cannot be read is not shown either.
         return Any { type_url: secret.type_url, value: Vec::new() };
     };
-    if let Some(Type::TlsCertificate(certificate)) = &mut read.r#type {
-        let hidden = Specifier::InlineBytes(Bytes::from_static(b"[redacted]"));
-        certificate.private_key = Some(DataSource { specifier: Some(hidden), ..DataSource::default() });
+    let hidden = || {
+        let specifier = Some(Specifier::InlineBytes(Bytes::from_static(b"[redacted]")));
+        DataSource { specifier, ..DataSource::default() }
+    };
+    match &mut read.r#type {
+        Some(Type::TlsCertificate(certificate)) => {
+            certificate.private_key = Some(hidden());
+            certificate.private_key_provider = None;
+            certificate.pkcs12 = certificate.pkcs12.take().map(|_| hidden());
+            certificate.password = certificate.password.take().map(|_| hidden());
+        }
+        Some(Type::SessionTicketKeys(keys)) => keys.keys.iter_mut().for_each(|key| *key = hidden()),
+        Some(Type::GenericSecret(secret)) => {
+            secret.secret = secret.secret.take().map(|_| hidden());
+            secret.secrets.values_mut().for_each(|secret| *secret = hidden());
+        }
+        // What is public.
+        Some(Type::ValidationContext(_)) | None => {}
     }
     pack(&read)
 }

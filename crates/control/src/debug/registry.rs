@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use ::http::StatusCode;
 use serde_json::{Map, Value, json};
 
 use super::{Answer, Look, Question};
@@ -20,30 +21,36 @@ const EXTERNAL: &str = "External";
 /// `/debug/registryz`: the services, with the addresses that DNS should give for them and the
 /// endpoints behind them. Fields that begin with capitals, and those around them, are istiod's.
 pub(super) fn registryz(look: Look<'_>, _: &Question) -> Answer {
+    let all = with_instances(look);
+    Answer::later(move || Answer::Json(all.iter().map(|(service, found)| entry(service, found)).collect()))
+}
+
+/// All services, with the endpoints behind each.
+fn with_instances(look: Look<'_>) -> Vec<(Arc<Service>, Arc<Vec<Instance>>)> {
     let services = look.graph.peek::<AllServices>(&());
-    let page = services.iter().map(|service| {
-        let mut value = service_of(service);
-        let instances = look.graph.peek::<Instances>(&service.id);
-        let endpoints: Vec<Value> = instances
-            .iter()
-            .map(|instance| json!({ "address": instance.address, "ports": instance.ports }))
-            .collect();
-        let more = json!({
-            "namespace": service.namespace(),
-            "name": service.name,
-            "kind": service.id.object.kind.to_string(),
-            "addresses": service.addresses,
-            "headless": service.is_kubernetes() && service.resolution == Resolution::OriginalDst,
-            "resolution": format!("{:?}", service.resolution),
-            "external": service.external,
-            "endpoints": endpoints,
-        });
-        if let (Some(value), Value::Object(more)) = (value.as_object_mut(), more) {
-            value.extend(more);
-        }
-        value
+    services.iter().map(|service| (Arc::clone(service), look.graph.peek::<Instances>(&service.id))).collect()
+}
+
+fn entry(service: &Service, instances: &[Instance]) -> Value {
+    let mut value = service_of(service);
+    let endpoints: Vec<Value> = instances
+        .iter()
+        .map(|instance| json!({ "address": instance.address, "ports": instance.ports }))
+        .collect();
+    let more = json!({
+        "namespace": service.namespace(),
+        "name": service.name,
+        "kind": service.id.object.kind.to_string(),
+        "addresses": service.addresses,
+        "headless": service.is_kubernetes() && service.resolution == Resolution::OriginalDst,
+        "resolution": format!("{:?}", service.resolution),
+        "external": service.external,
+        "endpoints": endpoints,
     });
-    Answer::Json(page.collect())
+    if let (Some(value), Value::Object(more)) = (value.as_object_mut(), more) {
+        value.extend(more);
+    }
+    value
 }
 
 /// A service in istiod's form.
@@ -102,9 +109,13 @@ fn protocol(protocol: Protocol) -> &'static str {
 
 /// `/debug/endpointShardz`: the endpoints by host, namespace and where they come from.
 pub(super) fn endpointz(look: Look<'_>, _: &Question) -> Answer {
+    let all = with_instances(look);
+    Answer::later(move || Answer::Json(shards(&all)))
+}
+
+fn shards(all: &[(Arc<Service>, Arc<Vec<Instance>>)]) -> Value {
     let mut hosts: Map<String, Value> = Map::new();
-    for service in look.graph.peek::<AllServices>(&()).iter() {
-        let instances = look.graph.peek::<Instances>(&service.id);
+    for (service, instances) in all {
         let endpoints: Vec<Value> =
             instances.iter().flat_map(|instance| endpoints_of(service, instance)).collect();
         let accounts: Map<String, Value> = instances
@@ -122,7 +133,7 @@ pub(super) fn endpointz(look: Look<'_>, _: &Question) -> Answer {
             host.insert(service.namespace().to_owned(), shards);
         }
     }
-    Answer::Json(Value::from(hosts))
+    Value::from(hosts)
 }
 
 /// An endpoint in istiod's form, for each of its ports.
@@ -200,4 +211,10 @@ pub(super) fn clusterz(look: Look<'_>, _: &Question) -> Answer {
     let status =
         if look.origins.values().any(|origin| origin.generation.is_some()) { "synced" } else { "none" };
     Answer::Json(json!([{ "id": CLUSTER_ID, "secretName": "", "syncStatus": status }]))
+}
+
+/// `/debug/mcsz`: what there is of Kubernetes' Multi-Cluster Services.
+pub(super) fn mcsz(_: Look<'_>, _: &Question) -> Answer {
+    let text = "one cluster is read, and ServiceExport and ServiceImport are not: there is nothing to tell\n";
+    Answer::Fault(StatusCode::NOT_FOUND, text.to_owned())
 }

@@ -4,8 +4,12 @@
 //! types that begin with `istio.io/debug`: `istio.io/debug/syncz` is answered with one `ClientConfig`
 //! of Envoy's status service for each proxy, `istio.io/debug/config_dump` with the parts of a dump,
 //! and `istio.io/debug` with the page that the resource's name names.
+//!
+//! What is to be shown is taken hold of on the control loop; a task for each of those who look writes
+//! and sends it.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use leno_api::any::pack;
 use leno_api::proto::envoy::admin::v3::UpdateFailureState;
@@ -16,9 +20,12 @@ use leno_xds::wire::{Request, Response};
 use leno_xds::{Mode, Resource, TypeUrl};
 use prost::Message;
 use prost_types::{Any, Struct, Timestamp, Value, value};
+use tokio::sync::{Notify, mpsc};
+use tokio::task::JoinSet;
 use tonic::Status;
 
-use super::{Answer, Look, Question, Viewer, answer, proxies};
+use super::viewer::{Viewer, is_here};
+use super::{Answer, Look, Question, answer, proxies};
 use crate::push::session::Session;
 
 /// What all types begin with.
@@ -35,10 +42,30 @@ pub(crate) struct Lookers(BTreeMap<StreamId, Looker>);
 #[derive(Debug)]
 struct Looker {
     mode: Mode,
-    sender: Sender,
     viewer: Result<Viewer, &'static str>,
-    waiting: VecDeque<Response>,
     next_nonce: u64,
+    tell: mpsc::Sender<Tell>,
+    /// That the stream may take another answer.
+    ready: Arc<Notify>,
+    /// What writes and sends the answers, until this is dropped.
+    _task: JoinSet<()>,
+}
+
+/// What is to be told to one who looks.
+enum Tell {
+    /// An answer, and what writes its resources.
+    Answer(Response, Write),
+    /// That this is the end.
+    Close(Status),
+}
+
+/// Writes the resources of an answer, where a thread may be busy for a while.
+struct Write(Box<dyn FnOnce() -> Vec<Resource> + Send>);
+
+impl Write {
+    fn new(write: impl FnOnce() -> Vec<Resource> + Send + 'static) -> Write {
+        Write(Box::new(write))
+    }
 }
 
 impl Lookers {
@@ -56,25 +83,49 @@ impl Lookers {
     pub(crate) fn on_stream(&mut self, look: Look<'_>, event: StreamEvent) {
         match event {
             StreamEvent::Connected(connected) => {
-                let viewer = viewer(&connected);
+                let viewer = Viewer::of(is_here(connected.peer, None), connected.caller.as_ref());
                 let Connected { id, mode, sender, .. } = *connected;
-                let looker = Looker { mode, sender, viewer, waiting: VecDeque::new(), next_nonce: 1 };
-                self.0.insert(id, looker);
+                let (tell, told) = mpsc::channel(MOST_WAITING);
+                let ready = Arc::new(Notify::new());
+                let mut task = JoinSet::new();
+                task.spawn(serve(sender, told, Arc::clone(&ready)));
+                self.0.insert(id, Looker { mode, viewer, next_nonce: 1, tell, ready, _task: task });
             }
             StreamEvent::Request { id, request } => {
                 let Some(looker) = self.0.get_mut(&id) else { return };
-                if let Err(status) = looker.on_request(look, &request)
-                    && let Some(looker) = self.0.remove(&id)
-                {
-                    looker.sender.close(status);
+                if let Err(status) = looker.on_request(look, &request) {
+                    // If that cannot be told, nothing can: he asks faster than he listens.
+                    if looker.tell.try_send(Tell::Close(status)).is_err() {
+                        self.0.remove(&id);
+                    }
                 }
             }
             StreamEvent::Ready { id } => {
                 if let Some(looker) = self.0.get_mut(&id) {
-                    looker.pump();
+                    looker.ready.notify_one();
                 }
             }
             StreamEvent::Closed { id, .. } => drop(self.0.remove(&id)),
+        }
+    }
+}
+
+/// Writes answers and sends them, in the order of the questions.
+async fn serve(sender: Sender, mut told: mpsc::Receiver<Tell>, ready: Arc<Notify>) {
+    while let Some(tell) = told.recv().await {
+        let (mut response, write) = match tell {
+            Tell::Answer(response, write) => (response, write),
+            Tell::Close(status) => return sender.close(status),
+        };
+        let Ok(resources) = tokio::task::spawn_blocking(write.0).await else {
+            return sender.close(Status::internal("the answer could not be made"));
+        };
+        response.resources = resources;
+        while !sender.is_ready() {
+            ready.notified().await;
+        }
+        if sender.send(response).is_err() {
+            return;
         }
     }
 }
@@ -84,23 +135,6 @@ fn is_looker(connected: &Connected) -> bool {
     let metadata = connected.node.as_ref().and_then(|node| node.metadata.as_ref());
     let generator = metadata.and_then(|metadata| metadata.fields.get("GENERATOR"));
     matches!(generator.and_then(|it| it.kind.as_ref()), Some(value::Kind::StringValue(name)) if name == "event")
-}
-
-/// Who looks: somebody on this machine may see everything, as may whoever has proven to be of the root
-/// namespace; who has not proven anything may not see anything.
-fn viewer(connected: &Connected) -> Result<Viewer, &'static str> {
-    if connected.peer.is_none_or(|peer| peer.ip().to_canonical().is_loopback()) {
-        return Ok(Viewer::Anyone);
-    }
-    let identities = connected.caller.as_ref().map(|caller| caller.identities.as_slice()).unwrap_or_default();
-    let namespace = identities.iter().find_map(|identity| namespace_of(identity));
-    namespace.map(|namespace| Viewer::Namespace(namespace.to_owned())).ok_or("authentication required")
-}
-
-/// The namespace in an identity as `spiffe://cluster.local/ns/default/sa/reviews`.
-pub(crate) fn namespace_of(identity: &str) -> Option<&str> {
-    let (_, rest) = identity.strip_prefix("spiffe://")?.split_once("/ns/")?;
-    rest.split_once("/sa/").map(|(namespace, _)| namespace).filter(|namespace| !namespace.is_empty())
 }
 
 impl Looker {
@@ -114,36 +148,23 @@ impl Looker {
             return Ok(());
         }
         let type_url = request.type_url();
-        let resources = match &self.viewer {
+        let write = match &self.viewer {
             Ok(viewer) => resources(look, viewer, type_url, names)?,
             Err(why) => return Err(Status::unauthenticated(*why)),
         };
-        if self.waiting.len() >= MOST_WAITING {
-            return Err(Status::resource_exhausted("too many questions"));
-        }
         let response = Response {
             mode: self.mode,
             type_url: TypeUrl::from(type_url),
             version: Name::from(look.graph.revision().to_string()),
             nonce: Name::from(self.next_nonce.to_string()),
-            resources,
+            resources: Vec::new(),
             removed: Vec::new(),
             control_plane: Name::from(control_plane()),
             packed: true,
         };
         self.next_nonce += 1;
-        self.waiting.push_back(response);
-        self.pump();
-        Ok(())
-    }
-
-    fn pump(&mut self) {
-        while self.sender.is_ready() {
-            let Some(response) = self.waiting.pop_front() else { return };
-            if self.sender.send(response).is_err() {
-                return;
-            }
-        }
+        let told = self.tell.try_send(Tell::Answer(response, write));
+        told.map_err(|_| Status::resource_exhausted("too many questions"))
     }
 }
 
@@ -161,47 +182,48 @@ fn control_plane() -> String {
     serde_json::json!({ "Component": "istiod", "ID": id, "Info": info }).to_string()
 }
 
-fn resources(
-    look: Look<'_>,
-    viewer: &Viewer,
-    type_url: &str,
-    names: &[String],
-) -> Result<Vec<Resource>, Status> {
+fn resources(look: Look<'_>, viewer: &Viewer, type_url: &str, names: &[String]) -> Result<Write, Status> {
     let one = || match names {
         [name] => Ok(name.as_str()),
         _ => Err(Status::invalid_argument("exactly one debug request is required")),
     };
-    let packed = |name: &str, any: &Any| Resource::hashed(Name::new(name), any.encode_to_vec().into());
     match type_url.strip_prefix(DEBUG) {
         Some("/syncz") => {
-            let shown = look.push.sessions().filter(|session| match viewer {
-                viewer if look.is_unrestricted(viewer) => true,
-                Viewer::Namespace(namespace) => session.key.namespace == *namespace,
-                Viewer::Anyone => true,
-            });
-            Ok(shown.map(|session| packed(&session.node, &pack(&client_config(session)))).collect())
+            let shown = look.push.sessions().filter(|session| look.may_see(viewer, session));
+            let shown: Vec<(String, ClientConfig)> =
+                shown.map(|session| (session.node.clone(), client_config(session))).collect();
+            Ok(Write::new(move || shown.iter().map(|(name, config)| packed(name, &pack(config))).collect()))
         }
         Some("/config_dump") => {
             let query = format!("proxyID={}", one()?);
             let question = Question { path: String::new(), query, viewer: viewer.clone() };
             // Who is not here may be at another replica: istioctl asks all.
-            let Ok(session) = look.proxy(&question) else { return Ok(Vec::new()) };
-            let parts = proxies::dump(look, session, false);
-            Ok(parts.iter().map(|part| packed("", part)).collect())
+            let Ok(session) = look.proxy(&question) else { return Ok(Write::new(Vec::new)) };
+            let held = proxies::held_for_dump(look, session);
+            Ok(Write::new(move || proxies::dump(&held).iter().map(|part| packed("", part)).collect()))
         }
         Some("") => {
-            let name = one()?;
-            let (page, query) = name.split_once('?').unwrap_or((name, ""));
+            let name = one()?.to_owned();
+            let (page, query) = name.split_once('?').unwrap_or((&name, ""));
             let question =
                 Question { path: format!("/debug/{page}"), query: query.to_owned(), viewer: viewer.clone() };
-            let value = match answer(look, &question) {
-                Answer::Json(value) => serde_json::to_vec(&value).unwrap_or_default(),
-                Answer::Text(text) | Answer::Html(text) | Answer::Fault(_, text) => text.into_bytes(),
-            };
-            Ok(vec![packed(name, &Any { type_url: DEBUG.to_owned(), value })])
+            let answer = answer(look, &question);
+            Ok(Write::new(move || {
+                let value = match answer.written() {
+                    Answer::Json(value) => serde_json::to_vec(&value).unwrap_or_default(),
+                    Answer::Text(text) | Answer::Html(text) | Answer::Fault(_, text) => text.into_bytes(),
+                    // It was written before.
+                    Answer::Later(_) => Vec::new(),
+                };
+                vec![packed(&name, &Any { type_url: DEBUG.to_owned(), value })]
+            }))
         }
         _ => Err(Status::invalid_argument(format!("{type_url} is no type for those who only look"))),
     }
+}
+
+fn packed(name: &str, any: &Any) -> Resource {
+    Resource::hashed(Name::new(name), any.encode_to_vec().into())
 }
 
 /// `envoy.service.status.v3.ClientConfig`, as far as istiod fills it in.
@@ -280,18 +302,5 @@ fn client_config(session: &Session) -> ClientConfig {
             ..core::Node::default()
         }),
         generic_xds_configs: configs,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::namespace_of;
-
-    #[test]
-    fn namespaces_of_identities() {
-        assert_eq!(namespace_of("spiffe://cluster.local/ns/a/sa/b"), Some("a"));
-        assert_eq!(namespace_of("spiffe://cluster.local/ns//sa/b"), None);
-        assert_eq!(namespace_of("spiffe://cluster.local/ns/a"), None);
-        assert_eq!(namespace_of("cluster.local/ns/a/sa/b"), None);
     }
 }

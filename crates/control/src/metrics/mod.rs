@@ -2,9 +2,12 @@
 //! same, under `leno_` where istiod has nothing like it.
 //!
 //! What happens is counted as it happens, in [`Counts`] (a number more for what was done anyway);
-//! what there is, is asked for when somebody looks, in `page.rs`. `text.rs` writes Prometheus' format.
+//! what there is, is asked for when somebody looks, in `page.rs`, with what `sums.rs` sums up of
+//! services and the faults of `faults.rs`. `text.rs` writes Prometheus' format.
 
+pub(crate) mod faults;
 mod page;
+mod sums;
 mod text;
 
 use std::collections::BTreeMap;
@@ -12,6 +15,8 @@ use std::time::Duration;
 
 use leno_xds::TypeUrl;
 
+use crate::model::diagnostic::{Diagnostic, Severity};
+use crate::model::read::known;
 use crate::model::{Change, Kind, ObjectRef};
 
 pub(crate) use self::page::{Seen, page};
@@ -84,6 +89,10 @@ pub(crate) struct Counts {
     inbound: BTreeMap<&'static str, u64>,
     /// Changes of objects, by kind and by what became of them.
     events: BTreeMap<(Kind, &'static str), u64>,
+    /// Objects of Istio's that were read and are valid.
+    passed: BTreeMap<Kind, u64>,
+    /// Those that are not, by why.
+    failed: BTreeMap<(Kind, &'static str), u64>,
     /// How long changes were held back to come together.
     debounce: Histogram,
 }
@@ -102,6 +111,8 @@ impl Default for Counts {
             triggers: BTreeMap::new(),
             inbound: BTreeMap::new(),
             events: BTreeMap::new(),
+            passed: BTreeMap::new(),
+            failed: BTreeMap::new(),
             debounce: Histogram::new(PUSH_TIME),
         }
     }
@@ -146,6 +157,16 @@ impl Counts {
         entry(&mut self.propagation, &kind, PROPAGATION).observe_time(took);
     }
 
+    /// The sources have found faults, other ones than before perhaps.
+    pub(crate) fn on_faults(&mut self, before: &[Diagnostic], now: &[Diagnostic]) {
+        for fault in now.iter().filter(|it| it.severity == Severity::Error && !before.contains(it)) {
+            let mut kinds = known().filter(|row| row.kind == fault.kind).filter_map(|row| row.reads);
+            let Some(kind) = kinds.find(|kind| is_istios(*kind)) else { continue };
+            let reason = if fault.code == "parse-error" { "yaml_decode_error" } else { "invalid_resource" };
+            count(&mut self.failed, &(kind, reason), 1);
+        }
+    }
+
     /// Changes have come; `is_known` tells whether an object was there before.
     pub(crate) fn on_changes(
         &mut self,
@@ -162,6 +183,9 @@ impl Counts {
                 Change::Set(..) => "add",
             };
             count(&mut self.events, &(object.kind, event), 1);
+            if event != "delete" && is_istios(object.kind) {
+                count(&mut self.passed, &object.kind, 1);
+            }
             let inbound = match (object.kind, event) {
                 (kind, _) if kind.is_endpoint() => "eds",
                 (Kind::Service, "delete") => "svcdelete",
@@ -186,6 +210,12 @@ impl Counts {
             self.debounce.observe_time(waited);
         }
     }
+}
+
+/// Whether istiod's webhook would look at objects of the kind.
+fn is_istios(kind: Kind) -> bool {
+    let row = known().find(|row| row.reads == Some(kind));
+    row.is_some_and(|row| row.group.ends_with(".istio.io"))
 }
 
 fn count<K: Ord + Clone>(counts: &mut BTreeMap<K, u64>, key: &K, by: u64) {

@@ -1,20 +1,20 @@
 //! The page of metrics: what was counted, and what there is now.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
-use leno_derive::{Cx, Graph, Query};
+use leno_derive::Graph;
 use leno_xds::TypeUrl;
 
+use super::faults::FAULTS;
+use super::sums::AllSums;
 use super::text::Text;
 use super::{Counts, Histogram, type_label};
 use crate::ca::{Ca, CaSeen};
+use crate::model::Kind;
 use crate::model::diagnostic::{Diagnostic, Severity};
-use crate::model::inputs::{DestinationRules, EntriesByHost, Pods, SlicesByService, VirtualServices};
-use crate::model::{Key, Kind};
+use crate::model::inputs::{DestinationRules, VirtualServices};
+use crate::model::read::known;
 use crate::push::Push;
-use crate::registry::instances::{Health, Instances};
-use crate::registry::{AllServices, Service};
 
 /// What there is to be seen.
 #[derive(Clone, Copy)]
@@ -146,6 +146,7 @@ fn about_changes(text: &mut Text, counts: &Counts) {
     };
     by_type(text, "pilot_push_triggers", "Pushes, by what has caused them.", &counts.triggers);
     by_type(text, "pilot_inbound_updates", "Changes received, by sort.", &counts.inbound);
+    about_validation(text, counts);
     let families = [
         ("pilot_k8s_cfg_events", "Changes of configuration, by kind and event.", false),
         ("pilot_k8s_reg_events", "Changes of what is behind services, by kind and event.", true),
@@ -160,6 +161,30 @@ fn about_changes(text: &mut Text, counts: &Counts) {
                 text.sample(name, &labels, *value as f64);
             }
         }
+    }
+}
+
+/// Istiod counts what its webhook is asked about; here all that is read is looked at, wherever it comes
+/// from.
+fn about_validation(text: &mut Text, counts: &Counts) {
+    let labels = |kind: Kind| {
+        let row = known().find(|row| row.reads == Some(kind));
+        let version = row.as_ref().and_then(|row| row.versions.first().copied()).unwrap_or_default();
+        let name = row.as_ref().map(|row| row.kind.to_ascii_lowercase()).unwrap_or_default();
+        let plural = name.strip_suffix('y').map_or_else(|| format!("{name}s"), |stem| format!("{stem}ies"));
+        (row.map_or("", |row| row.group), version, plural)
+    };
+    text.family("galley_validation_passed", "counter", "Objects that were read and are valid.");
+    for (kind, count) in &counts.passed {
+        let (group, version, resource) = labels(*kind);
+        let labels = [("group", group), ("version", version), ("resource", &resource)];
+        text.sample("galley_validation_passed", &labels, *count as f64);
+    }
+    text.family("galley_validation_failed", "counter", "Objects that were read and are not valid.");
+    for ((kind, reason), count) in &counts.failed {
+        let (group, version, resource) = labels(*kind);
+        let labels = [("group", group), ("version", version), ("resource", &resource), ("reason", *reason)];
+        text.sample("galley_validation_failed", &labels, *count as f64);
     }
 }
 
@@ -194,13 +219,9 @@ fn about_proxies(text: &mut Text, push: &Push) {
 }
 
 fn about_registry(text: &mut Text, graph: &Graph) {
-    let services = graph.peek::<AllServices>(&());
-    let mut sum = Sums::default();
-    for service in services.iter() {
-        sum.add(&graph.peek::<ServiceSums>(&service.id.object));
-    }
+    let sum = graph.get::<AllSums>(&());
     let gauges = [
-        ("pilot_services", "Total services known to pilot.", services.len()),
+        ("pilot_services", "Total services known to pilot.", sum.services),
         (
             "pilot_virt_services",
             "Total virtual services known to pilot.",
@@ -225,112 +246,11 @@ fn about_registry(text: &mut Text, graph: &Graph) {
     }
 }
 
-/// What is to be summed up of services.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Sums {
-    without_pod: usize,
-    without_address: usize,
-    not_ready: usize,
-    empty: usize,
-    empty_dns: usize,
-    duplicates: usize,
-}
-
-impl Sums {
-    fn add(&mut self, other: &Sums) {
-        self.without_pod += other.without_pod;
-        self.without_address += other.without_address;
-        self.not_ready += other.not_ready;
-        self.empty += other.empty;
-        self.empty_dns += other.empty_dns;
-        self.duplicates += other.duplicates;
-    }
-}
-
-/// The numbers of the services of one object, so that a look costs what has changed and a sum.
-struct ServiceSums;
-
-impl Query for ServiceSums {
-    type Key = crate::model::ObjectRef;
-    type Value = Sums;
-    const NAME: &'static str = "service-sums";
-
-    fn derive(cx: &Cx<'_>, object: &Self::Key) -> Sums {
-        let mut sums = Sums::default();
-        let services = cx.get::<crate::registry::ServicesOf>(object);
-        for service in services.iter() {
-            of_service(cx, service, &mut sums);
-        }
-        if object.kind == Kind::Service {
-            of_slices(cx, &object.key(), &mut sums);
-        }
-        sums
-    }
-}
-
-fn of_service(cx: &Cx<'_>, service: &Arc<Service>, sums: &mut Sums) {
-    use crate::registry::Resolution;
-    let instances = cx.get::<Instances>(&service.id);
-    sums.not_ready += instances.iter().filter(|instance| instance.health == Health::Unhealthy).count();
-    if instances.is_empty() {
-        match service.resolution {
-            Resolution::Endpoints => sums.empty += 1,
-            Resolution::Dns | Resolution::DnsRoundRobin => sums.empty_dns += 1,
-            Resolution::OriginalDst | Resolution::Dynamic | Resolution::Alias => {}
-        }
-    }
-    if service.id.object.kind == Kind::ServiceEntry {
-        let entries = cx.bucket::<EntriesByHost>(&service.id.host);
-        // Each counts itself, so that the sum is that of all that are too many.
-        let first = entries.iter().filter(|key| key.namespace == service.namespace()).min();
-        sums.duplicates += usize::from(first.is_some_and(|first| *first != service.id.object.key()));
-    }
-}
-
-fn of_slices(cx: &Cx<'_>, key: &Key, sums: &mut Sums) {
-    for slice in cx.bucket::<SlicesByService>(key) {
-        let Some(slice) = cx.input::<crate::model::inputs::EndpointSlices>(&slice) else { continue };
-        for endpoint in &slice.endpoints {
-            let Some(name) = &endpoint.pod else { continue };
-            let pod = Key { namespace: slice.meta.namespace.clone(), name: name.clone() };
-            match cx.input::<Pods>(&pod) {
-                None => sums.without_pod += 1,
-                Some(pod) if pod.ips.is_empty() => sums.without_address += 1,
-                Some(_) => {}
-            }
-        }
-    }
-}
-
 /// Faults that istiod counts, found by analysis.
 fn about_faults(text: &mut Text, diagnostics: &[Diagnostic]) {
-    let of = |codes: &[&str], kind: &str| {
-        diagnostics.iter().filter(|it| codes.contains(&it.code.as_str()) && it.kind == kind).count()
-    };
-    let gauges = [
-        (
-            "pilot_vservice_dup_domain",
-            "Virtual services with dup domains.",
-            of(&["conflicting-host"], "VirtualService"),
-        ),
-        (
-            "pilot_destrule_subsets",
-            "Duplicate subsets across destination rules for same host",
-            of(&["duplicate-subset"], "DestinationRule"),
-        ),
-        (
-            "pilot_conflict_outbound_listener_tcp_over_current_tcp",
-            "Number of conflicting tcp listeners with current tcp listener.",
-            of(&["port-conflict"], "ServiceEntry"),
-        ),
-        (
-            "pilot_conflict_inbound_listener",
-            "Number of conflicting inbound listeners.",
-            of(&["port-conflict"], "Gateway"),
-        ),
-    ];
-    for (name, help, value) in gauges {
-        text.single(name, "gauge", help, value as f64);
+    for fault in FAULTS {
+        let count = diagnostics.iter().filter(|it| fault.is(it)).count();
+        text.single(fault.metric, "gauge", fault.help, count as f64);
     }
     let name = "pilot_total_rejected_configs";
     text.family(name, "gauge", "Objects that are not used, as they are not valid.");

@@ -1,8 +1,10 @@
-//! Durations as Istio's YAML writes them: `5s`, `100ms`, `1h30m`.
+//! Durations as Istio's YAML writes them: `5s`, `100ms`, `1h30m`; and times as Kubernetes does.
 
 use std::fmt;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
+use k8s_openapi::jiff::Timestamp;
+use leno_base::duration::parse_go;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 
@@ -16,9 +18,9 @@ impl Span {
         leno_api::duration::to_proto(self.0)
     }
 
-    /// Reads Go's duration syntax.
+    /// Reads Go's duration syntax, which includes that of protobuf's JSON; `None` if it is not that.
     pub(crate) fn parse(text: &str) -> Option<Span> {
-        parse(text)
+        parse_go(text).ok().map(Span)
     }
 
     /// Whether it is zero.
@@ -36,7 +38,7 @@ impl fmt::Display for Span {
 impl<'de> Deserialize<'de> for Span {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Span, D::Error> {
         let text = String::deserialize(deserializer)?;
-        parse(&text)
+        Span::parse(&text)
             .ok_or_else(|| D::Error::custom(format!("{text:?} is no duration such as 5s, 100ms or 1h30m")))
     }
 }
@@ -56,48 +58,19 @@ impl schemars::JsonSchema for Span {
     }
 }
 
-/// Reads Go's duration syntax, which includes that of protobuf JSON.
-fn parse(text: &str) -> Option<Span> {
-    if text == "0" {
-        return Some(Span::default());
-    }
-    let mut rest = text.strip_prefix('+').unwrap_or(text);
-    if rest.is_empty() {
-        return None;
-    }
-    let mut nanos: f64 = 0.0;
-    while !rest.is_empty() {
-        let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(rest.len());
-        let (number, after) = rest.split_at_checked(digits)?;
-        let unit_length = after.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(after.len());
-        let (unit, after) = after.split_at_checked(unit_length)?;
-        let scale = match unit {
-            "ns" => 1.0,
-            "us" | "µs" | "μs" => 1e3,
-            "ms" => 1e6,
-            "s" => 1e9,
-            "m" => 60e9,
-            "h" => 3600e9,
-            _ => return None,
-        };
-        nanos += number.parse::<f64>().ok()? * scale;
-        rest = after;
-    }
-    // 292 years is Go's limit; beyond it nothing sensible is meant.
-    if !(0.0..=9.2e18).contains(&nanos) {
-        return None;
-    }
-    Some(Span(Duration::from_nanos(nanos.round() as u64)))
+/// A time as Go writes it.
+pub(crate) fn rfc3339(time: SystemTime) -> String {
+    Timestamp::try_from(time).map(|time| time.to_string()).unwrap_or_default()
 }
 
 #[cfg(test)]
 mod tests {
-    use super::parse;
+    use super::Span;
 
     #[test]
     fn reads_go_durations() {
         let check = |text: &str, millis: Option<u64>| {
-            let found = parse(text).map(|span| u64::try_from(span.0.as_millis()).unwrap_or(u64::MAX));
+            let found = Span::parse(text).map(|span| u64::try_from(span.0.as_millis()).unwrap_or(u64::MAX));
             assert_eq!(found, millis, "{text}");
         };
         check("5s", Some(5000));

@@ -79,7 +79,7 @@ pub(crate) enum Operator {
 impl LabelSelector {
     /// Whether labels fit; a selector without conditions fits all.
     pub(crate) fn matches(&self, labels: &BTreeMap<String, String>) -> bool {
-        contains(labels, &self.match_labels)
+        selects(&self.match_labels, labels)
             && self.match_expressions.iter().all(|condition| {
                 let value = labels.get(&condition.key);
                 match condition.operator {
@@ -95,11 +95,18 @@ impl LabelSelector {
 impl WorkloadSelector {
     /// Whether a workload with these labels is meant; all are, if no label is asked for.
     pub(crate) fn matches(&self, labels: &BTreeMap<String, String>) -> bool {
-        contains(labels, &self.match_labels)
+        selects(&self.match_labels, labels)
     }
 }
 
-/// Whether all of some labels are there.
-fn contains(labels: &BTreeMap<String, String>, wanted: &BTreeMap<String, String>) -> bool {
-    wanted.iter().all(|(name, value)| labels.get(name) == Some(value))
+impl WorkloadLabels {
+    /// Likewise.
+    pub(crate) fn matches(&self, labels: &BTreeMap<String, String>) -> bool {
+        selects(&self.labels, labels)
+    }
+}
+
+/// Whether something with these labels has all that a selector asks for.
+pub(crate) fn selects(selector: &BTreeMap<String, String>, labels: &BTreeMap<String, String>) -> bool {
+    selector.iter().all(|(name, value)| labels.get(name) == Some(value))
 }

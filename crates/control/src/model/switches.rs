@@ -30,6 +30,12 @@ pub(crate) struct Switches {
     pub(crate) lazy: bool,
     /// `ISTIO_MULTIROOT_MESH`: agents are told the roots of the MeshConfig (PCDS).
     pub(crate) multi_root: bool,
+    /// `ENABLE_DEBUG_ON_HTTP`, on by default: the debug pages are served over HTTP too, not only over
+    /// xDS.
+    pub(crate) debug_on_http: bool,
+    /// `DEBUG_ENDPOINT_AUTH_ALLOWED_NAMESPACES`, a list with commas: whose workloads may see all debug
+    /// pages, besides those of the root namespace.
+    pub(crate) debug_namespaces: Vec<String>,
 }
 
 impl Default for Switches {
@@ -45,6 +51,11 @@ impl Switches {
             variable(name)
                 .is_some_and(|value| matches!(value.as_str(), "1" | "t" | "T" | "true" | "TRUE" | "True"))
         };
+        let on_unless_off = |name: &str| variable(name).is_none() || on(name);
+        let list = |name: &str| {
+            let text = variable(name).unwrap_or_default();
+            text.split(',').map(str::trim).filter(|part| !part.is_empty()).map(str::to_owned).collect()
+        };
         Switches {
             scope_gateway_to_namespace: on("PILOT_SCOPE_GATEWAY_TO_NAMESPACE"),
             http10: on("PILOT_HTTP10"),
@@ -52,10 +63,11 @@ impl Switches {
             dual_stack: on("ISTIO_DUAL_STACK"),
             multiple_authorizers: on("PILOT_ENABLE_MULTIPLE_CUSTOM_AUTHZ_PROVIDERS"),
             ingress_namespace: variable("K8S_INGRESS_NS").unwrap_or_default(),
-            checks_identity: variable("PILOT_ENABLE_XDS_IDENTITY_CHECK").is_none()
-                || on("PILOT_ENABLE_XDS_IDENTITY_CHECK"),
-            lazy: variable("LENO_LAZY").is_none() || on("LENO_LAZY"),
+            checks_identity: on_unless_off("PILOT_ENABLE_XDS_IDENTITY_CHECK"),
+            lazy: on_unless_off("LENO_LAZY"),
             multi_root: on("ISTIO_MULTIROOT_MESH"),
+            debug_on_http: on_unless_off("ENABLE_DEBUG_ON_HTTP"),
+            debug_namespaces: list("DEBUG_ENDPOINT_AUTH_ALLOWED_NAMESPACES"),
         }
     }
 }

@@ -8,42 +8,17 @@
 //! server, and remembered for a while; folders know no such permissions, and the namespace decides.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::time::{Duration, Instant};
 
 use leno_xds::server::listen::Caller;
 use tokio::sync::mpsc;
 
 use super::node::Node;
+use crate::model::identity::Account;
 
 /// How long it is remembered that an account may read Secrets, and that it may not.
 const MAY: Duration = Duration::from_secs(300);
 const MAY_NOT: Duration = Duration::from_secs(60);
-
-/// A service account.
-#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) struct Account {
-    pub(crate) namespace: String,
-    pub(crate) name: String,
-}
-
-impl Account {
-    /// Whom a SPIFFE identity names, `spiffe://DOMAIN/ns/NAMESPACE/sa/NAME`.
-    pub(crate) fn parse(identity: &str) -> Option<Account> {
-        let mut parts = identity.strip_prefix("spiffe://")?.split('/');
-        let (_domain, ns, namespace, sa, name) =
-            (parts.next()?, parts.next()?, parts.next()?, parts.next()?, parts.next()?);
-        let is_good = ns == "ns" && sa == "sa" && parts.next().is_none();
-        (is_good && !namespace.is_empty() && !name.is_empty())
-            .then(|| Account { namespace: namespace.to_owned(), name: name.to_owned() })
-    }
-}
-
-impl fmt::Display for Account {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.namespace, self.name)
-    }
-}
 
 /// Which credentials a proxy may have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,7 +69,7 @@ impl Gate {
         if !self.checks_identity {
             return Ok(None);
         }
-        let mut accounts = caller.identities.iter().filter_map(|identity| Account::parse(identity));
+        let mut accounts = caller.identities.iter().filter_map(|identity| Account::of_identity(identity));
         let fits = |account: &Account| {
             account.namespace == node.key.namespace
                 && (node.service_account.is_empty() || account.name == node.service_account)
@@ -154,7 +129,8 @@ mod tests {
     use leno_xds::server::listen::Caller;
     use tokio::sync::mpsc;
 
-    use super::{Account, Clearance, Gate, MAY};
+    use super::{Clearance, Gate, MAY};
+    use crate::model::identity::Account;
     use crate::push::node::{self, Node};
     use crate::translate::resource::text;
 

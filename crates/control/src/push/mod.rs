@@ -39,7 +39,7 @@ use leno_xds::{Mode, TypeUrl};
 use tonic::Status;
 
 use self::about::About;
-use self::clearance::{Account, Gate};
+use self::clearance::Gate;
 use self::group::Group;
 use self::learnt::Learnt;
 use self::propagation::Propagation;
@@ -47,6 +47,7 @@ use self::session::{Cause, Said, Session};
 use self::view::View;
 use crate::metrics::Counts;
 use crate::model::ObjectRef;
+use crate::model::identity::Account;
 use crate::scope::client::ClientOf;
 use crate::scope::patches::MetadataNames;
 use crate::scope::{Abilities, ProxyKey};
@@ -634,8 +635,8 @@ impl Push {
         } else {
             self.waiting.remove(&id);
         }
-        let ended = session.take_ended(now, &mut self.counts);
-        self.propagation.end(id, &ended, now, &mut self.counts);
+        let ends = session.take_ends(now, &mut self.counts);
+        self.propagation.end(id, &ends, now, &mut self.counts);
     }
 }
 

@@ -204,7 +204,8 @@ pub(crate) fn parse(graph: &Graph, node: &core::Node) -> Result<Node, BadNode> {
         abilities.remove(Abilities::ON_DEMAND);
     }
     Ok(Node {
-        name: name.to_owned(),
+        // Its namespace is what it has to prove; what else its identifier says is only words.
+        name: format!("{pod}.{namespace}"),
         id: node.id.clone(),
         service_account: words("SERVICE_ACCOUNT"),
         key: ProxyKey {
@@ -402,6 +403,7 @@ mod tests {
             parse(&graph, &node("router~10.0.0.5~gw.a~a.svc.cluster.local", vec![("NAMESPACE", text("b"))]));
         let read = read.expect("a good node");
         assert_eq!((read.key.role, read.key.namespace.as_str()), (Role::Router, "b"));
+        assert_eq!(read.name, "gw.b", "nobody goes by a name of another namespace");
     }
 
     #[test]

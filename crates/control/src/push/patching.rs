@@ -1,6 +1,6 @@
 //! What EnvoyFilters ask of the proxies that are connected, and what has become of their patches.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -9,9 +9,10 @@ use leno_derive::Graph;
 use super::{Push, Touched, node};
 use crate::model::diagnostic::{Finding, Severity};
 use crate::model::inputs::EnvoyFilters;
-use crate::model::{Kind, ObjectRef};
+use crate::model::{Key, Kind, ObjectRef};
 use crate::scope::ProxyKey;
 use crate::scope::patches::PatchId;
+use crate::source::kube::book::{Match, Matches};
 use crate::translate::patch::report::{Effect, Effects, OwnEffects, SharedEffects};
 
 /// What is told to the author of a patch that could not be applied; `None` if it could.
@@ -75,6 +76,45 @@ impl Push {
             total.absorb(&graph.peek::<OwnEffects>(key));
         }
         total
+    }
+
+    /// What the patches of each EnvoyFilter have met with.
+    pub(crate) fn patch_matches(&self, graph: &Graph) -> Vec<(ObjectRef, Matches)> {
+        let filters = graph.keys::<EnvoyFilters>();
+        if filters.is_empty() {
+            return Vec::new();
+        }
+        let (effects, mut proxies) = (self.patch_effects(graph), BTreeMap::<PatchId, usize>::new());
+        for (client, view) in &self.views {
+            let shared = if client.patching.patches.is_empty() {
+                BTreeSet::new()
+            } else {
+                let key = (ProxyKey::clone(client), view.route_names());
+                graph.peek::<SharedEffects>(&key).0.keys().cloned().collect::<BTreeSet<PatchId>>()
+            };
+            for key in &view.groups {
+                let members = self.groups.get(key).map_or(0, |group| group.members.len());
+                if members == 0 {
+                    continue;
+                }
+                let mut patches = shared.clone();
+                patches.extend(graph.peek::<OwnEffects>(key).0.keys().cloned());
+                patches.into_iter().for_each(|id| *proxies.entry(id).or_default() += members);
+            }
+        }
+        let of_filter = |key: Key| {
+            let filter = graph.input::<EnvoyFilters>(&key)?;
+            let of_patch = |index| {
+                let id = PatchId { filter: key.clone(), index };
+                Match {
+                    proxies: proxies.get(&id).copied().unwrap_or_default(),
+                    resources: effects.0.get(&id).map_or(0, |found| found.resources),
+                }
+            };
+            let matches = (0..filter.spec.config_patches.len()).map(of_patch).collect();
+            Some((key.of(Kind::EnvoyFilter), Matches(matches)))
+        };
+        filters.into_iter().filter_map(of_filter).collect()
     }
 
     /// The patches that could not be applied somewhere, by their objects.

@@ -19,12 +19,13 @@ use leno_xds::wire::{Request, Response};
 use leno_xds::{Mode, Resource, TypeUrl};
 
 use super::about::About;
-use super::clearance::{Account, Clearance};
+use super::clearance::Clearance;
 use super::group::Group;
 use super::node::Node;
-use super::propagation::{Ended, Tracks};
+use super::propagation::{Ends, Tracks};
 use super::view::{REFERENCE_PATIENCE, View};
 use crate::metrics::Counts;
+use crate::model::identity::Account;
 use crate::scope::ProxyKey;
 
 /// How long listeners and routes wait for a proxy to take clusters and endpoints, or a cluster
@@ -180,14 +181,14 @@ impl Session {
 
     /// The changes that have come to an end here since this was asked last. Notes if it was the last
     /// that was open.
-    pub(crate) fn take_ended(&mut self, now: Instant, counts: &mut Counts) -> Vec<Ended> {
-        let ended = self.tracks.take_ended();
+    pub(crate) fn take_ends(&mut self, now: Instant, counts: &mut Counts) -> Ends {
+        let ends = self.tracks.take_ends();
         if self.tracks.is_empty()
             && let Some(since) = self.stale_since.take()
         {
             counts.on_converged(now.saturating_duration_since(since));
         }
-        ended
+        ends
     }
 
     /// Notes that the proxy has asked for resources.

@@ -232,5 +232,5 @@ pub(super) fn needs_address(entry: &Config<ServiceEntry>, host: &str) -> bool {
 
 /// The identity of an account.
 pub(super) fn identity(mesh: &MeshConfig, namespace: &str, account: &str) -> String {
-    format!("spiffe://{}/ns/{namespace}/sa/{account}", mesh.trust_domain)
+    crate::model::identity::identity(&mesh.trust_domain, namespace, account)
 }

@@ -17,7 +17,9 @@ use crate::model::inputs::{
     EndpointSlices, EndpointsObjects, Nodes, Pods, PodsByLabel, Services, SlicesByService, WorkloadEntries,
     WorkloadEntriesByLabel,
 };
+use crate::model::label::TLS_MODE;
 use crate::model::mesh::MeshConfig;
+use crate::model::selector::selects;
 use crate::model::service_entry::{Resolution, ServiceEntry};
 use crate::model::workload_entry::WorkloadEntry;
 use crate::model::{Config, Key, Kind, kube};
@@ -29,9 +31,6 @@ const LOCALITY: [&str; 2] = ["topology.istio.io/locality", "istio-locality"];
 /// Labels of nodes from before Kubernetes 1.17.
 const OLD_REGION: &str = "failure-domain.beta.kubernetes.io/region";
 const OLD_ZONE: &str = "failure-domain.beta.kubernetes.io/zone";
-
-/// The label of a workload whose proxy speaks the mesh's mutual TLS, with the value `istio`.
-const TLS_MODE: &str = "security.istio.io/tlsMode";
 
 /// The label of a pod that is to get no new sessions.
 const DRAINING: &str = "istio.io/draining";
@@ -167,11 +166,6 @@ impl Instance {
             first(&CANONICAL_REVISION).filter(|revision| *revision != "latest").unwrap_or_default();
         format!("{};{};{service};{revision};{CLUSTER_ID}", self.workload, self.namespace)
     }
-}
-
-/// Whether a selector chooses something with these labels.
-pub(crate) fn selects(selector: &BTreeMap<String, String>, labels: &BTreeMap<String, String>) -> bool {
-    selector.iter().all(|(name, value)| labels.get(name) == Some(value))
 }
 
 /// All instances of a service, in the order of their addresses.

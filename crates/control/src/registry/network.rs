@@ -199,7 +199,7 @@ fn node_addresses(cx: &Cx<'_>, selector: &str) -> Vec<String> {
     let Ok(selector) = serde_json::from_str::<BTreeMap<String, String>>(selector) else { return Vec::new() };
     let nodes = cx.all::<Nodes>().into_iter().filter_map(|key| cx.input::<Nodes>(&key));
     nodes
-        .filter(|node| super::instances::selects(&selector, &node.meta.labels))
+        .filter(|node| crate::model::selector::selects(&selector, &node.meta.labels))
         .filter_map(|node| node.external.first().map(ToString::to_string))
         .collect()
 }

@@ -5,11 +5,12 @@ use std::sync::Arc;
 
 use leno_derive::{Cx, Query};
 
-use super::instances::{entries_selected, pods_selected, selects, target};
+use super::instances::{entries_selected, pods_selected, target};
 use super::{Service, ServicesOf};
 use crate::model::Kind;
 use crate::model::inputs::{ServiceEntries, ServiceEntriesByNamespace, Services, ServicesByNamespace};
 use crate::model::kube::TargetPort;
+use crate::model::selector::selects;
 
 /// Names a workload by what tells it from others: its namespace and labels.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -11,9 +11,9 @@ use leno_derive::{Cx, Query};
 
 use crate::model::gateway::{Gateway, Server, ServerTlsMode};
 use crate::model::inputs::Gateways;
+use crate::model::selector::selects;
 use crate::model::switches::SwitchInput;
 use crate::model::{Config, Key, Kind, Meta, ObjectRef};
-use crate::registry::instances::selects;
 use crate::registry::targets::{Targets, Workload};
 use crate::scope::gateway_api::listeners;
 use crate::scope::ingress;

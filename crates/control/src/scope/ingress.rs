@@ -13,6 +13,7 @@ use crate::model::gateway::{Port, Server, ServerTls, ServerTlsMode};
 use crate::model::ingress::{Ingress, IngressBackend, IngressPath, IngressRule, PathType};
 use crate::model::inputs::{IngressClasses, Ingresses, Nodes, Pods, PodsByLabel, Services};
 use crate::model::mesh::IngressControllerMode;
+use crate::model::selector::selects;
 use crate::model::string_match::StringMatch;
 use crate::model::switches::SwitchInput;
 use crate::model::virtual_service::{
@@ -135,9 +136,7 @@ pub(crate) struct DerivedGateway {
 /// The Gateways that are derived from Ingresses and that a workload with these labels serves.
 pub(crate) fn gateways_of(cx: &Cx<'_>, labels: &BTreeMap<String, String>) -> Vec<DerivedGateway> {
     let ingresses = cx.all::<Ingresses>();
-    if ingresses.is_empty()
-        || gateway_selector(cx).iter().any(|(name, value)| labels.get(name) != Some(value))
-    {
+    if ingresses.is_empty() || !selects(&gateway_selector(cx), labels) {
         return Vec::new();
     }
     let namespace = gateway_namespace(cx);

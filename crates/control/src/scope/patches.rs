@@ -164,9 +164,7 @@ impl ProxyKey {
             return security::is_targeted(&self.namespace, labels, &filter.meta, &filter.spec.target_refs);
         }
         let selector = filter.spec.workload_selector.as_ref();
-        selector.is_none_or(|selector| {
-            selector.labels.iter().all(|(name, value)| self.labels.get(name) == Some(value))
-        })
+        selector.is_none_or(|selector| selector.matches(&self.labels))
     }
 
     fn is_met(&self, proxy: &ProxyMatch) -> bool {

@@ -16,8 +16,8 @@ use crate::model::destination_rule::{
     TrafficPolicy, Tunnel,
 };
 use crate::model::inputs::DestinationRules;
+use crate::model::selector::selects;
 use crate::model::{Config, Key};
-use crate::registry::instances::selects;
 use crate::registry::{Export, Mesh, Service, full_name};
 
 /// A question: which rules apply when this client calls this host of that namespace?

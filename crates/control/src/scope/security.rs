@@ -15,15 +15,13 @@ use crate::model::inputs::{
     AuthorizationPolicies, AuthorizationPoliciesByNamespace, PeerAuthentications,
     PeerAuthenticationsByNamespace, RequestAuthentications, RequestAuthenticationsByNamespace,
 };
+use crate::model::label::GATEWAY_NAME;
 use crate::model::peer_authentication::{MutualTls, MutualTlsMode, PeerAuthentication};
 use crate::model::request_authentication::RequestAuthentication;
-use crate::model::selector::{PolicyTargetReference, WorkloadSelector};
+use crate::model::selector::{PolicyTargetReference, WorkloadSelector, selects};
 use crate::model::{Config, Kind, Meta, ObjectRef};
 use crate::registry::Mesh;
 use crate::registry::targets::Workload;
-
-/// The label of a workload that stands for a Gateway of the Gateway API.
-const GATEWAY_NAME: &str = "gateway.networking.k8s.io/gateway-name";
 
 /// The API group of the Gateways that policies may name.
 const GATEWAY_GROUP: &str = "gateway.networking.k8s.io";
@@ -150,7 +148,7 @@ impl Query for PeersOf {
 
     fn derive(cx: &Cx<'_>, workload: &Workload) -> Peers {
         let peers = cx.get::<PeersOfNamespace>(&workload.namespace);
-        peers.of(|labels| carries(&workload.labels, labels))
+        peers.of(|labels| selects(labels, &workload.labels))
     }
 }
 
@@ -291,10 +289,6 @@ pub(super) fn is_targeted(
                 && target.name == *gateway
                 && (target.namespace.is_empty() || target.namespace == namespace)
         })
-}
-
-fn carries(labels: &BTreeMap<String, String>, wanted: &BTreeMap<String, String>) -> bool {
-    wanted.iter().all(|(name, value)| labels.get(name) == Some(value))
 }
 
 /// In the order in which Istio lets policies count.

@@ -108,8 +108,7 @@ impl Origin {
 
     /// The object as it was read, as far as its text was kept.
     pub(crate) fn to_json(&self) -> Option<serde_json::Value> {
-        let documents = yaml::parse(&self.text, Dialect::Kubernetes).ok()?;
-        Some(object_node(&documents, self.document, self.item)?.to_json())
+        Places::default().to_json(self)
     }
 
     /// An object of a file: which of its documents, and which item if that is a list.
@@ -135,7 +134,7 @@ impl Origin {
     }
 }
 
-/// Looks up several places, and parses each text once.
+/// Looks up several places or objects, and parses each text once.
 #[derive(Debug, Default)]
 pub(crate) struct Places<'o> {
     /// By the address of the text.
@@ -148,13 +147,22 @@ impl<'o> Places<'o> {
         if origin.file.is_empty() {
             return Position::default();
         }
-        // The text was parsed before, so this does not fail.
-        let parse = || yaml::parse(&origin.text, Dialect::Kubernetes).unwrap_or_default();
-        let documents = self.parsed.entry(origin.text.as_ptr()).or_insert_with(parse);
-        match object_node(documents, origin.document, origin.item) {
+        match self.node(origin) {
             Some(node) => node.locate_nearest(path),
             None => Position::default(),
         }
+    }
+
+    /// An object as it was read, as far as its text was kept.
+    pub(crate) fn to_json(&mut self, origin: &'o Origin) -> Option<serde_json::Value> {
+        Some(self.node(origin)?.to_json())
+    }
+
+    fn node(&mut self, origin: &'o Origin) -> Option<&Node<'o>> {
+        // The text was parsed before, so this does not fail.
+        let parse = || yaml::parse(&origin.text, Dialect::Kubernetes).unwrap_or_default();
+        let documents = self.parsed.entry(origin.text.as_ptr()).or_insert_with(parse);
+        object_node(documents, origin.document, origin.item)
     }
 }
 

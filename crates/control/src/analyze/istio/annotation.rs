@@ -96,7 +96,7 @@ const KNOWN: &[Known] = &[
     Known("traffic.sidecar.istio.io/excludeInterfaces", Alpha, false, POD),
     Known("traffic.sidecar.istio.io/excludeOutboundIPRanges", Alpha, false, POD),
     Known("traffic.sidecar.istio.io/excludeOutboundPorts", Alpha, false, POD),
-    Known("traffic.sidecar.istio.io/includeInboundPorts", Settled, false, POD),
+    Known("traffic.sidecar.istio.io/includeInboundPorts", Alpha, false, POD),
     Known("traffic.sidecar.istio.io/includeOutboundIPRanges", Alpha, false, POD),
     Known("traffic.sidecar.istio.io/includeOutboundPorts", Alpha, false, POD),
     Known("traffic.sidecar.istio.io/kubevirtInterfaces", Alpha, true, POD),

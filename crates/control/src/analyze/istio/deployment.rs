@@ -36,9 +36,7 @@ pub(super) fn user(cx: &Cx<'_>, out: &mut Vec<Message>) {
 /// Whether an object is a part of the control plane, which has rules of its own.
 pub(super) fn is_control_plane(object: &Raw) -> bool {
     let labels = object.labels();
-    labels.find("istio").is_some_and(|value| !value.is_empty())
-        || labels.find("app") == Some("istiod")
-        || labels.find("operator.istio.io/component").is_some()
+    labels.find("istio").is_some() || labels.find("release") == Some("istio")
 }
 
 /// Services of one Deployment that differ in the protocol of a port (IST0116), or that have different

@@ -81,7 +81,7 @@ fn is_in(selector: &Labels<'_>, pod: &Raw, nodes: &[Raw]) -> bool {
         ["topology.kubernetes.io/region", "topology.kubernetes.io/zone", "topology.istio.io/subzone"];
     let node_labels = node.map(Raw::labels).unwrap_or_default();
     for place in places {
-        if let Some(value) = node_labels.find(place) {
+        if let Some(value) = node_labels.find(place).filter(|value| !value.is_empty()) {
             own.0.entry(place).or_insert(value);
         }
     }

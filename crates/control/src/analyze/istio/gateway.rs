@@ -1,10 +1,12 @@
 //! Gateways: the pods and services that they need, certificates, and others on the same port.
 
 use leno_derive::Cx;
+use leno_tls::Certificate;
+use rustls::pki_types::CertificateDer;
 use serde_json::Value;
 
 use crate::analyze::message::{Message, words};
-use crate::analyze::raw::{Raw, all, at, find, labels, list, text, texts};
+use crate::analyze::raw::{Now, Raw, all, at, find, labels, list, text, texts};
 
 fn selector_path(gateway: &Raw) -> String {
     let selector = labels(gateway.at("/spec/selector"));
@@ -127,9 +129,10 @@ pub(super) fn ports(cx: &Cx<'_>, out: &mut Vec<Message>) {
     }
 }
 
-/// Secrets that are not there (IST0101) or hold no certificate (IST0161).
+/// Secrets that are not there (IST0101) or hold no certificate that is valid (IST0161).
 pub(super) fn secrets(cx: &Cx<'_>, out: &mut Vec<Message>) {
     let pods = all(cx, "Pod");
+    let now = cx.input::<Now>(&()).map(|now| *now);
     for gateway in all(cx, "Gateway") {
         let selector = labels(gateway.at("/spec/selector"));
         let Some(pod) = pods.iter().find(|pod| selector.selects(&pod.labels())) else {
@@ -146,7 +149,7 @@ pub(super) fn secrets(cx: &Cx<'_>, out: &mut Vec<Message>) {
             let path = format!("spec.servers[{index}].tls.credentialName");
             match find(cx, "Secret", namespace, short) {
                 None => out.push(Message::missing(&gateway.key, "credentialName", name).at(path)),
-                Some(secret) if !is_good_credential(&secret) => {
+                Some(secret) if !is_good_credential(&secret, now) => {
                     let message = format!(
                         "The credential referenced by the Gateway {} in namespace {} is invalid, which can \
                          cause the traffic not to work as expected.",
@@ -160,9 +163,9 @@ pub(super) fn secrets(cx: &Cx<'_>, out: &mut Vec<Message>) {
     }
 }
 
-/// Whether a Secret holds a certificate in PEM and a key, under the names that Kubernetes uses or
-/// under those of generic Secrets. Whether the certificate is valid now is not looked at.
-fn is_good_credential(secret: &Raw) -> bool {
+/// Whether a Secret holds a certificate in PEM that is valid now and a key, under the names that
+/// Kubernetes uses or under those of generic Secrets.
+fn is_good_credential(secret: &Raw, now: Option<i64>) -> bool {
     let value = |names: [&str; 2]| names.into_iter().find_map(|name| value_of(secret, name));
     let certificate = value(["tls.crt", "cert"]).unwrap_or_default();
     let has_key = value(["tls.key", "key"]).is_some_and(|key| !key.is_empty());
@@ -171,8 +174,12 @@ fn is_good_credential(secret: &Raw) -> bool {
         let (body, _) = rest.split_once("-----END CERTIFICATE-----")?;
         leno_base::base64::decode(body.split_whitespace().collect::<String>().as_bytes())
     });
-    // A certificate is a sequence, in DER.
-    has_key && body.is_some_and(|body| body.first() == Some(&0x30))
+    let certificate = body.and_then(|body| Certificate::parse(&CertificateDer::from(body)).ok());
+    let is_valid = |certificate: &Certificate| {
+        let (from, to) = certificate.validity();
+        now.is_none_or(|now| (from..=to).contains(&now))
+    };
+    has_key && certificate.as_ref().is_some_and(is_valid)
 }
 
 fn value_of(secret: &Raw, name: &str) -> Option<Vec<u8>> {

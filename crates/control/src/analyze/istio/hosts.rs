@@ -6,7 +6,8 @@ use leno_derive::Cx;
 use serde_json::Value;
 
 use crate::analyze::raw::{all, at, labels, list, texts};
-use crate::registry::DOMAIN;
+use crate::registry::{full_name, kubernetes_host};
+use crate::scope::fit;
 
 /// A service: its ports, and whom it selects.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -19,15 +20,6 @@ pub(super) struct Known {
 /// All services: by the namespace that sees them (`*`: all) and host.
 #[derive(Debug, Default)]
 pub(super) struct Hosts(BTreeMap<(String, String), Known>);
-
-/// A host as it is written in an object of a namespace, in full.
-pub(super) fn full(host: &str, namespace: &str) -> String {
-    if host.starts_with('*') || host.contains('.') {
-        host.to_owned()
-    } else {
-        format!("{host}.{namespace}.svc.{DOMAIN}")
-    }
-}
 
 /// The namespaces that an `exportTo` of an object names, `*` for all.
 pub(super) fn scopes(export_to: &[&str], namespace: &str) -> BTreeSet<String> {
@@ -51,7 +43,7 @@ impl Hosts {
             };
             for scope in scopes(&texts(entry.at("/spec/exportTo")), &entry.key.namespace) {
                 for host in texts(entry.at("/spec/hosts")) {
-                    hosts.0.insert((scope.clone(), full(host, &entry.key.namespace)), known.clone());
+                    hosts.0.insert((scope.clone(), full_name(host, &entry.key.namespace)), known.clone());
                 }
             }
         }
@@ -61,7 +53,7 @@ impl Hosts {
             let annotation = service.annotations().find("networking.istio.io/exportTo").unwrap_or_default();
             let named: Vec<&str> = annotation.split(',').map(str::trim).filter(|to| !to.is_empty()).collect();
             for scope in scopes(&named, &service.key.namespace) {
-                let host = full(&service.key.name, &service.key.namespace);
+                let host = kubernetes_host(&service.key.name, &service.key.namespace);
                 hosts.0.insert((scope, host), known.clone());
             }
         }
@@ -70,7 +62,7 @@ impl Hosts {
 
     /// The service that a host means in an object of a namespace.
     pub(super) fn find(&self, host: &str, namespace: &str, export_to: &Value) -> Option<&Known> {
-        let host = full(host, namespace);
+        let host = full_name(host, namespace);
         let mut seen = vec!["*".to_owned()];
         match texts(export_to) {
             named if named.is_empty() => seen.push(namespace.to_owned()),
@@ -79,19 +71,7 @@ impl Hosts {
         let exact = seen.iter().find_map(|scope| self.0.get(&(scope.clone(), host.clone())));
         exact.or_else(|| {
             let visible = self.0.iter().filter(|((scope, _), _)| scope == "*" || scope == namespace);
-            let bare = host.trim_start_matches('*');
-            let fits = |known: &str| known.strip_prefix('*').is_some_and(|suffix| bare.ends_with(suffix));
-            visible.filter(|((_, known), _)| fits(known)).map(|(_, known)| known).next()
+            visible.filter(|((_, known), _)| fit(known, &host).is_some()).map(|(_, known)| known).next()
         })
-    }
-}
-
-/// Whether two hosts, perhaps wildcards, have a name in common.
-pub(super) fn matches(a: &str, b: &str) -> bool {
-    match (a.strip_prefix('*'), b.strip_prefix('*')) {
-        (Some(x), Some(y)) => x.ends_with(y) || y.ends_with(x),
-        (Some(suffix), None) => b.ends_with(suffix),
-        (None, Some(suffix)) => a.ends_with(suffix),
-        (None, None) => a == b,
     }
 }

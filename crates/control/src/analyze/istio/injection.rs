@@ -7,11 +7,10 @@ use serde_json::Value;
 
 use crate::analyze::message::{Message, words};
 use crate::analyze::raw::{Labels, Raw, all, at, find, labels, list, text, texts};
+use crate::model::label::REVISION;
 
 /// The label of namespaces by which injection is switched.
 const INJECTION: &str = "istio-injection";
-/// The label that names a revision of the control plane.
-const REVISION: &str = "istio.io/rev";
 /// The label of the ambient mode.
 const MODE: &str = "istio.io/dataplane-mode";
 /// The label, and the older annotation, of pods by which injection is switched.

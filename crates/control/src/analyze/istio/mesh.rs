@@ -68,6 +68,34 @@ pub(super) fn definitions(cx: &Cx<'_>, out: &mut Vec<Message>) {
     }
 }
 
+/// Versions in which kinds of the Gateway API must be served, now and later.
+const SERVED: [(&str, &str, &[&str]); 2] = [
+    ("IST0156", "v1beta1", &["Gateway", "GatewayClass", "HTTPRoute", "ReferenceGrant"]),
+    ("IST0172", "v1", &["Gateway", "GatewayClass", "HTTPRoute", "GRPCRoute"]),
+];
+
+/// Definitions of the Gateway API that do not serve these: IST0156 and IST0172, as `istioctl experimental
+/// precheck` finds them.
+pub(super) fn served(cx: &Cx<'_>, out: &mut Vec<Message>) {
+    for definition in all(cx, "CustomResourceDefinition") {
+        if definition.text("/spec/group") != "gateway.networking.k8s.io" {
+            continue;
+        }
+        let versions = list(definition.at("/spec/versions")).iter();
+        let served = versions.filter(|version| at(version, "/served").as_bool() == Some(true));
+        let mut served: Vec<&str> = served.map(|version| text(version, "/name")).collect();
+        served.sort_unstable();
+        for (code, wanted, kinds) in SERVED {
+            if kinds.contains(&definition.text("/spec/names/kind")) && !served.contains(&wanted) {
+                let has = if served.is_empty() { "none".to_owned() } else { served.join(",") };
+                let message =
+                    format!("The Gateway API CRD version {has} is lower than the minimum version: {wanted}");
+                out.push(Message::new(code, &definition.key, message).at("spec.versions"));
+            }
+        }
+    }
+}
+
 /// Registries of networks that are not there: IST0126.
 pub(super) fn networks(cx: &Cx<'_>, out: &mut Vec<Message>) {
     let mut known = vec!["Mock".to_owned(), "Kubernetes".to_owned(), "External".to_owned()];

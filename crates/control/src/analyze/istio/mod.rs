@@ -84,6 +84,7 @@ pub(crate) const ANALYZERS: &[Analyzer] = &[
     analyzer("k8sgateway.CRDVersionAnalyzer", "Versions of the Gateway API", mesh::definitions),
     analyzer("k8sgateway.SelectorAnalyzer", "Selectors that gateways do not heed", selector::gateway_api),
     analyzer("meshnetworks.MeshNetworksAnalyzer", "Registries of networks", mesh::networks),
+    analyzer("precheck.GatewayAPIAnalyzer", "Versions in which the Gateway API is served", mesh::served),
     analyzer("service.PortNameAnalyzer", "Names of ports", service::port_names),
     analyzer("serviceentry.Analyzer", "Addresses of TCP services", service::addresses),
     analyzer(

@@ -7,9 +7,7 @@ use leno_derive::Cx;
 
 use crate::analyze::message::{Message, words};
 use crate::analyze::raw::{Labels, Raw, RawKey, all, find, labels};
-
-/// The label of pods that are gateways of the Gateway API.
-const GATEWAY_NAME: &str = "gateway.networking.k8s.io/gateway-name";
+use crate::model::label::GATEWAY_NAME;
 
 fn is_ambient_pod(pod: &Raw) -> bool {
     pod.annotations().find("ambient.istio.io/redirection") == Some("enabled")

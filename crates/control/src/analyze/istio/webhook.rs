@@ -9,9 +9,7 @@ use serde_json::Value;
 use super::injection::selector_fits;
 use crate::analyze::message::{Message, words};
 use crate::analyze::raw::{Labels, Raw, all, at, find, list, text, texts};
-
-/// The label that names a revision of the control plane.
-const REVISION: &str = "istio.io/rev";
+use crate::model::label::REVISION;
 
 /// Webhooks that inject twice, or whose service is not there: IST0139.
 pub(super) fn injectors(cx: &Cx<'_>, out: &mut Vec<Message>) {

@@ -17,6 +17,7 @@ use super::destination_rule::{
     ClientTls, ConnectionPool, LocalityLb, OutlierDetection, TcpKeepalive, ZoneAwareLb,
 };
 use super::duration::Span;
+use super::identity::TRUST_DOMAIN;
 use super::selector::LabelSelector;
 use super::virtual_service::Retries;
 
@@ -459,7 +460,7 @@ impl Default for MeshConfig {
             inbound_traffic_policy: InboundTrafficPolicy::default(),
             config_sources: Vec::new(),
             enable_auto_mtls: true,
-            trust_domain: "cluster.local".to_owned(),
+            trust_domain: TRUST_DOMAIN.to_owned(),
             trust_domain_aliases: Vec::new(),
             ca_certificates: Vec::new(),
             default_service_export_to: Vec::new(),

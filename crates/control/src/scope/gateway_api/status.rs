@@ -6,12 +6,13 @@ use leno_derive::{Cx, Query};
 use serde::Serialize;
 
 use super::attach::{Attached, Head, Refusal};
-use super::listeners::{CONTROLLER, LeftOut, Listeners, ListenersOf, gateway_of_set};
+use super::listeners::{LeftOut, Listeners, ListenersOf, gateway_of_set};
 use super::{attached_routes, backend, with_head};
 use crate::model::gateway_api::gateway::Listener;
 use crate::model::inputs::{
     GatewayClasses, GrpcRoutes, HttpRoutes, Ingresses, KubernetesGateways, ListenerSets, TcpRoutes, TlsRoutes,
 };
+use crate::model::label::GATEWAY_CONTROLLER;
 use crate::model::{Kind, ObjectRef};
 use crate::scope::ingress;
 
@@ -123,7 +124,8 @@ impl Query for AllStatuses {
     fn derive(cx: &Cx<'_>, (): &()) -> Vec<(ObjectRef, Status)> {
         let classes = cx.all::<GatewayClasses>().into_iter().filter_map(|key| {
             let class = cx.input::<GatewayClasses>(&key)?;
-            (class.spec.controller_name == CONTROLLER).then(|| (key.of(Kind::GatewayClass), of_class()))
+            (class.spec.controller_name == GATEWAY_CONTROLLER)
+                .then(|| (key.of(Kind::GatewayClass), of_class()))
         });
         let classes: Vec<_> = classes.collect();
         let ingresses = cx.all::<Ingresses>().into_iter().map(|key| key.of(Kind::Ingress));

@@ -15,11 +15,9 @@ use super::discovery::watched;
 use super::writer::Statuses;
 use crate::analyze::message::of_finding;
 use crate::model::diagnostic::{Diagnostic, Severity};
+use crate::model::label::GATEWAY_CONTROLLER;
 use crate::model::{Kind, ObjectRef};
 use crate::source::Origin;
-
-/// Who is said to have taken a route in; Istio's name, by which GatewayClasses name us.
-pub(super) const CONTROLLER: &str = "istio.io/gateway-controller";
 
 /// How many stragglers are named.
 const MOST_NAMED: usize = 5;
@@ -38,6 +36,24 @@ struct Condition {
     last_transition_time: String,
     #[serde(skip_serializing_if = "is_zero")]
     observed_generation: i64,
+}
+
+impl Condition {
+    /// What is the case (`status` and `reason`), since it was said first.
+    fn new(
+        r#type: &'static str,
+        (status, reason): (&'static str, &'static str),
+        message: String,
+        old: Option<&Status>,
+        observed_generation: i64,
+        wall: SystemTime,
+    ) -> Condition {
+        let last = old.into_iter().flat_map(|old| &old.conditions);
+        let last = last.into_iter().find(|last| last.r#type == r#type && last.status == status);
+        let last_transition_time =
+            last.map_or_else(|| rfc3339(wall), |last| last.last_transition_time.clone());
+        Condition { r#type, status, reason, message, last_transition_time, observed_generation }
+    }
 }
 
 /// A finding, as Istio's `status.validationMessages` has it.
@@ -119,6 +135,44 @@ impl Programmed {
     }
 }
 
+/// What the patches of an EnvoyFilter have met with.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Matches(pub(crate) Vec<Match>);
+
+/// What a patch has met with.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Match {
+    /// At how many proxies it applies.
+    pub(crate) proxies: usize,
+    /// How many resources it has changed, removed or added; those that proxies share count once.
+    pub(crate) resources: usize,
+}
+
+impl Matches {
+    fn words(&self) -> String {
+        let patches = self.0.iter().enumerate().map(|(index, found)| match found {
+            Match { proxies: 0, .. } => format!("configPatches[{index}]: no proxy"),
+            Match { proxies, resources } => {
+                format!("configPatches[{index}]: {resources} resources at {proxies} proxies")
+            }
+        });
+        patches.collect::<Vec<String>>().join(", ")
+    }
+
+    /// The condition that tells of it. A patch that meets with nothing where it applies is mostly a
+    /// mistake.
+    fn condition(&self, old: Option<&Status>, generation: i64, wall: SystemTime) -> Condition {
+        let idle = self.0.iter().any(|found| found.proxies > 0 && found.resources == 0);
+        let unused = self.0.iter().all(|found| found.proxies == 0);
+        let (status, reason) = match (idle, unused) {
+            (true, _) => ("False", "NoMatch"),
+            (false, true) => ("Unknown", "NoProxy"),
+            (false, false) => ("True", "Matched"),
+        };
+        Condition::new("PatchesMatched", (status, reason), self.words(), old, generation, wall)
+    }
+}
+
 /// Makes statuses of what is known of objects, and remembers what was said: an object with which all is
 /// well again is told so.
 #[derive(Debug, Default)]
@@ -128,6 +182,8 @@ pub(crate) struct Book {
     findings: BTreeMap<ObjectRef, Vec<Diagnostic>>,
     /// How far their last changes have come.
     programmed: BTreeMap<ObjectRef, Programmed>,
+    /// What the patches of EnvoyFilters have met with.
+    matches: BTreeMap<ObjectRef, Matches>,
     /// What was derived for objects of the Gateway API, for which generation, and what was made of it.
     derived: BTreeMap<ObjectRef, (Value, i64, Value)>,
 }
@@ -173,6 +229,24 @@ impl Book {
         news
     }
 
+    /// The same for what the patches of EnvoyFilters have met with, of which these are all.
+    pub(crate) fn matched(
+        &mut self,
+        all: impl Iterator<Item = (ObjectRef, Matches)>,
+        origins: &BTreeMap<ObjectRef, Origin>,
+        wall: SystemTime,
+    ) -> Statuses {
+        let mut news = Statuses::default();
+        for (object, matches) in all {
+            let in_cluster = origins.get(&object).is_some_and(|origin| origin.generation.is_some());
+            if in_cluster && self.matches.get(&object) != Some(&matches) {
+                self.matches.insert(object.clone(), matches);
+                self.say(object, origins, wall, &mut news);
+            }
+        }
+        news
+    }
+
     /// The same for what was derived for objects of the Gateway API, of which these are all.
     pub(crate) fn derived(
         &mut self,
@@ -211,6 +285,7 @@ impl Book {
         if origin.is_none() {
             // How far one came that is gone, or that was never used, does not matter.
             self.programmed.remove(&object);
+            self.matches.remove(&object);
             if findings.is_empty() {
                 self.said.remove(&object);
                 return;
@@ -230,21 +305,16 @@ impl Book {
             _ => first,
         };
         let old = self.said.get(&object);
-        let last = old.and_then(|old| old.conditions.first()).filter(|last| last.status == status);
-        let since = last.map_or_else(|| rfc3339(wall), |last| last.last_transition_time.clone());
         // Of an object that is not used, the version that is known is an older one.
         let generation =
             if broken { 0 } else { origin.and_then(|origin| origin.generation).unwrap_or_default() };
+        let mut conditions =
+            vec![Condition::new("Reconciled", (status, reason), message, old, generation, wall)];
+        let matches = self.matches.get(&object).filter(|_| !broken);
+        conditions.extend(matches.map(|matches| matches.condition(old, generation, wall)));
         let status = Status {
             observed_generation: generation,
-            conditions: vec![Condition {
-                r#type: "Reconciled",
-                status,
-                reason,
-                message,
-                last_transition_time: since,
-                observed_generation: generation,
-            }],
+            conditions,
             validation_messages: findings.iter().map(Message::of).collect(),
         };
         if old != Some(&status) {
@@ -298,7 +368,7 @@ fn completed(mut status: Value, origin: &Origin, old: Option<&Value>, wall: Syst
         let before = old_parents.iter().find(|other| other.get("parentRef") == Some(&reference)).cloned();
         if let Some(fields) = parent.as_object_mut() {
             fields.insert("parentRef".to_owned(), reference);
-            fields.insert("controllerName".to_owned(), Value::from(CONTROLLER));
+            fields.insert("controllerName".to_owned(), Value::from(GATEWAY_CONTROLLER));
         }
         complete_conditions(parent, before.as_ref(), generation, wall);
     }
@@ -342,7 +412,7 @@ mod tests {
     use expect_test::expect;
     use serde_json::{Value, json};
 
-    use super::{Book, Programmed};
+    use super::{Book, Match, Matches, Programmed};
     use crate::model::diagnostic::{Diagnostic, Finding, Severity};
     use crate::model::{Kind, ObjectRef};
     use crate::source::Origin;
@@ -435,5 +505,30 @@ mod tests {
             (&json!("1970-01-01T00:00:00Z"), &json!(2))
         );
         assert_eq!(condition(tell("False", 2, 3))["lastTransitionTime"], "1970-01-01T00:00:03Z");
+    }
+
+    #[test]
+    fn envoy_filters_tell_what_their_patches_have_met_with() {
+        let filter = ObjectRef { kind: Kind::EnvoyFilter, namespace: "n".to_owned(), name: "f".to_owned() };
+        let origins = BTreeMap::from([(filter.clone(), Origin::object(3, Arc::from("")))]);
+        let mut book = Book::default();
+        let mut said = |patches: &[(usize, usize)]| {
+            let patches = patches.iter().map(|&(proxies, resources)| Match { proxies, resources }).collect();
+            let all = std::iter::once((filter.clone(), Matches(patches)));
+            let news = book.matched(all, &origins, SystemTime::UNIX_EPOCH);
+            let condition = news.0.get(&filter).map(|status| status["conditions"][1].clone());
+            condition.map(|it| format!("{} {} {}", it["status"], it["reason"], it["message"]))
+        };
+        for (patches, expected) in [
+            (
+                &[(2, 3), (0, 0)][..],
+                Some("True Matched configPatches[0]: 3 resources at 2 proxies, configPatches[1]: no proxy"),
+            ),
+            (&[(2, 3), (0, 0)], None),
+            (&[(2, 0)], Some("False NoMatch configPatches[0]: 0 resources at 2 proxies")),
+            (&[(0, 0)], Some("Unknown NoProxy configPatches[0]: no proxy")),
+        ] {
+            assert_eq!(said(patches).map(|words| words.replace('"', "")).as_deref(), expected);
+        }
     }
 }

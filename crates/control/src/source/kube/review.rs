@@ -14,7 +14,7 @@ use tokio::task::JoinSet;
 
 use super::Cluster;
 use super::client::{Api, Fault};
-use crate::push::clearance::Account;
+use crate::model::identity::Account;
 
 /// How many questions are open at a time.
 const OPEN: usize = 16;
@@ -46,6 +46,29 @@ struct Token {
     authenticated: bool,
     error: String,
     user: User,
+    audiences: Vec<String>,
+}
+
+impl Token {
+    /// Whose the token is, which was to be for one of the audiences, and to which Pod it was issued.
+    fn account(self, audiences: &[String]) -> Result<(Account, Option<Pod>), String> {
+        if !self.error.is_empty() {
+            return Err(format!("the token was refused: {}", self.error));
+        }
+        if !self.authenticated {
+            return Err("the token was refused".to_owned());
+        }
+        // An API server that looks at audiences says which of them the token is for; one that does not
+        // has only found out that the token is for itself.
+        if !audiences.is_empty() && !self.audiences.iter().any(|audience| audiences.contains(audience)) {
+            return Err("the token is for somebody else".to_owned());
+        }
+        let is_account = self.user.groups.iter().any(|group| group == SERVICE_ACCOUNTS);
+        let account = Account::of_user(&self.user.username).filter(|_| is_account);
+        let account = account.ok_or_else(|| "the token is not a service account's".to_owned())?;
+        let pod = self.user.pod(&account.namespace);
+        Ok((account, pod))
+    }
 }
 
 #[derive(Default, Deserialize)]
@@ -85,21 +108,7 @@ impl Cluster {
             tracing::warn!(%fault, "cannot ask the API server about a token");
             "the token cannot be reviewed now".to_owned()
         })?;
-        let Token { authenticated, error, user } = answer.status;
-        if !error.is_empty() {
-            return Err(format!("the token was refused: {error}"));
-        }
-        let parts: Vec<&str> = user.username.split(':').collect();
-        match parts.as_slice() {
-            ["system", "serviceaccount", namespace, name]
-                if authenticated && user.groups.iter().any(|group| group == SERVICE_ACCOUNTS) =>
-            {
-                let account = Account { namespace: (*namespace).to_owned(), name: (*name).to_owned() };
-                Ok((account, user.pod(namespace)))
-            }
-            _ if authenticated => Err("the token is not a service account's".to_owned()),
-            _ => Err("the token was refused".to_owned()),
-        }
+        answer.status.account(audiences)
     }
 
     /// Whether a service account may read the Secrets of its namespace.
@@ -108,7 +117,7 @@ impl Cluster {
             "apiVersion": "authorization.k8s.io/v1",
             "kind": "SubjectAccessReview",
             "spec": {
-                "user": format!("system:serviceaccount:{}:{}", account.namespace, account.name),
+                "user": account.user(),
                 "resourceAttributes": {
                     "namespace": account.namespace, "verb": "list", "resource": "secrets",
                 },
@@ -166,4 +175,42 @@ async fn post<T: serde::de::DeserializeOwned>(api: &Api, path: &str, review: &Va
     const JSON: &str = "application/json";
     let answer = api.call(Method::POST, path, JSON, JSON, review.to_string().into_bytes()).await?;
     serde_json::from_str(&answer).map_err(|error| Fault::Broken(error.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::Token;
+
+    #[test]
+    fn whose_a_reviewed_token_is() {
+        let user = json!({ "username": "system:serviceaccount:a:b", "groups": ["system:serviceaccounts"] });
+        let good = json!({ "authenticated": true, "user": user, "audiences": ["istio-ca"] });
+        let but = |name: &str, value: Value| {
+            let mut status = good.clone();
+            status[name] = value;
+            status
+        };
+        let ours = &["istio-ca".to_owned()][..];
+        for (status, audiences, expected) in [
+            (good.clone(), ours, Ok("a/b")),
+            (good.clone(), &[], Ok("a/b")),
+            (but("audiences", json!(["https://kubernetes"])), ours, Err("for somebody else")),
+            // An API server that knows of no audiences, and so has not looked at them.
+            (but("audiences", json!([])), ours, Err("for somebody else")),
+            (but("audiences", json!([])), &[], Ok("a/b")),
+            (but("authenticated", json!(false)), ours, Err("was refused")),
+            (but("error", json!("expired")), ours, Err("expired")),
+            (but("user", json!({ "username": "system:serviceaccount:a:b" })), ours, Err("not a service")),
+            (json!({}), ours, Err("was refused")),
+        ] {
+            let token: Token = serde_json::from_value(status.clone()).expect("a status");
+            match (token.account(audiences), expected) {
+                (Ok((found, _)), Ok(expected)) => assert_eq!(found.to_string(), expected),
+                (Err(words), Err(expected)) => assert!(words.contains(expected), "{words}"),
+                (found, expected) => panic!("{status}: {found:?}, not {expected:?}"),
+            }
+        }
+    }
 }

@@ -14,8 +14,8 @@ use super::discovery::Catalog;
 use super::writer::Statuses;
 use super::{Cluster, Kubernetes, Wanted, lease, run, writer};
 use crate::model::diagnostic::Diagnostic;
+use crate::model::identity::Account;
 use crate::model::{Change, Key, Kind, ObjectRef};
-use crate::push::clearance::Account;
 use crate::source::Update;
 use crate::source::files::{Files, Look};
 

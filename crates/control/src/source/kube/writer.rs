@@ -13,10 +13,10 @@ use serde_json::{Value, json};
 use tokio::sync::{mpsc, watch};
 
 use super::Cluster;
-use super::book::CONTROLLER;
 use super::client::Fault;
 use super::discovery::watched;
 use crate::model::ObjectRef;
+use crate::model::label::GATEWAY_CONTROLLER;
 
 /// Under which name fields are owned.
 const MANAGER: &str = "leno-status";
@@ -173,7 +173,8 @@ async fn write(cluster: &Cluster, object: &ObjectRef, status: &Value) -> Result<
         let stored = cluster.api.get(&place, "application/json").await?;
         let stored: Value = serde_json::from_str(&stored).map_err(|error| Fault::broken(&error))?;
         let all = stored.pointer("/status/parents").and_then(Value::as_array);
-        let others = all.into_iter().flatten().filter(|parent| parent["controllerName"] != CONTROLLER);
+        let others =
+            all.into_iter().flatten().filter(|parent| parent["controllerName"] != GATEWAY_CONTROLLER);
         parents.extend(others.cloned());
     }
     let mut metadata = json!({ "name": object.name });

@@ -10,6 +10,8 @@ use leno_api::proto::envoy::extensions::transport_sockets::tls::v3 as tls;
 use leno_derive::{Cx, Query};
 
 use super::filters::http_filter;
+use crate::model::label::TLS_MODE;
+use crate::model::selector::selects;
 use crate::registry::targets::Targets;
 use crate::registry::{Service, full_name};
 use crate::scope::security::{PeerMode, PeersOfNamespace};
@@ -22,9 +24,6 @@ use crate::translate::security;
 
 /// Begins the names of the listeners of servers, in the bootstraps of Istio's agents.
 const INBOUND: &str = "xds.istio.io/grpc/lds/inbound/";
-
-/// The label by which a workload says that it speaks the mesh's mutual TLS.
-const TLS_MODE: &str = "security.istio.io/tlsMode";
 
 /// A listener that a gRPC application asks for by its name; `None` if there is none. A root.
 pub(crate) struct GrpcListener;
@@ -88,10 +87,7 @@ fn inbound(cx: &Cx<'_>, proxy: &ProxyKey, name: &str, at: SocketAddr) -> Option<
     let targets = cx.get::<Targets>(&workload);
     let target = targets.iter().find(|target| target.target == at.port())?;
     let peers = cx.get::<PeersOfNamespace>(&proxy.namespace);
-    let has = |labels: &std::collections::BTreeMap<String, String>| {
-        labels.iter().all(|(name, value)| proxy.labels.get(name) == Some(value))
-    };
-    let peers = peers.of(has);
+    let peers = peers.of(|labels| selects(labels, &proxy.labels));
     // gRPC cannot tell TLS from plain text: who can speak mutual TLS is called with it.
     let speaks = proxy.labels.get(TLS_MODE).is_some_and(|mode| mode == "istio");
     let mutual = match peers.mode(at.port()) {

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use leno_derive::{Cx, Query};
 
 use super::{action, filter, hash, matcher, notes_host};
+use crate::model::selector::selects;
 use crate::model::virtual_service::{Destination, HttpMatch, HttpRoute};
-use crate::registry::instances::selects;
 use crate::scope::proxy_config::MeshOf;
 use crate::scope::rules::{self, Rule, RuleId, Semantics};
 use crate::scope::{Viewer, sidecar};

@@ -11,6 +11,8 @@ use rbac::principal::Identifier;
 
 use super::matcher;
 use crate::model::authorization_policy::{Operation, Rule, Source};
+// The trust domain that is so called stands for whichever the mesh has.
+use crate::model::identity::{SPIFFE, TRUST_DOMAIN};
 use crate::translate::proto::{core, ty};
 use crate::translate::resource::{cidr, pack};
 use ty::matcher::v3::{MetadataMatcher, StringMatcher, ValueMatcher};
@@ -18,12 +20,6 @@ use ty::matcher::v3::{MetadataMatcher, StringMatcher, ValueMatcher};
 /// The filter that leaves the claims of a token in metadata, and their key there.
 pub(super) const TOKEN_FILTER: &str = "envoy.filters.http.jwt_authn";
 pub(super) const TOKEN_PAYLOAD: &str = "payload";
-
-/// Begins the identities in certificates.
-const SPIFFE: &str = "spiffe://";
-
-/// The trust domain that stands for whichever the mesh has.
-const LOCAL_TRUST_DOMAIN: &str = "cluster.local";
 
 /// A condition on where a request goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -332,7 +328,7 @@ impl Use<'_> {
             .trust_domains
             .iter()
             .any(|own| own == domain || *own == "*" || alike(domain, own) || alike(own, domain));
-        if !known && *domain != LOCAL_TRUST_DOMAIN {
+        if !known && *domain != TRUST_DOMAIN {
             return vec![name.to_owned()];
         }
         let mut all: Vec<String> = Vec::new();
