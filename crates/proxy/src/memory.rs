@@ -19,13 +19,18 @@ unsafe extern "C" {
 
 /// Lets go of the calling thread's free memory, and of the binary's pages.
 pub(crate) fn give_back() {
+    collect();
+    give_back_binary();
+}
+
+/// Lets go of the calling thread's free memory.
+pub(crate) fn collect() {
     // SAFETY: collects the calling thread's own heap, which nothing else touches meanwhile. Where
     // another allocator is used that heap is empty.
     #[allow(unsafe_code, reason = "the allocator is C")]
     unsafe {
         mi_collect(true);
     }
-    give_back_binary();
 }
 
 /// Unmaps the binary's code and constants. Where the system does not say where they are, nothing

@@ -96,6 +96,9 @@ enum Event {
 /// How often sampled gauges are brought up to date.
 const BEAT: Duration = Duration::from_secs(1);
 
+/// After how many beats the allocator gives back again what it keeps for later.
+const COLLECTION: u32 = 10;
+
 /// Runs a proxy until it is told to end. Blocks the calling thread.
 pub fn run(options: Options) -> Result<(), RunError> {
     let system = |what: &str| {
@@ -470,11 +473,13 @@ impl Server {
     }
 
     /// When a beat has passed since everything was in force: gives back memory that only taking it over
-    /// needed.
+    /// needed; and what answers of the admin interface needed, now and then.
     fn settle_down(&mut self) {
         self.beats_settled = if self.store.is_live() { self.beats_settled.saturating_add(1) } else { 0 };
-        if self.beats_settled == 2 {
-            crate::memory::give_back();
+        match self.beats_settled {
+            2 => crate::memory::give_back(),
+            beats if beats > 2 && beats.is_multiple_of(COLLECTION) => crate::memory::collect(),
+            _ => {}
         }
     }
 
