@@ -18,6 +18,7 @@ mod push;
 mod record;
 mod report;
 mod session;
+mod sidecar;
 mod summary;
 mod verify;
 mod wire;
@@ -90,10 +91,12 @@ enum Verb {
     Micro(micro::Arguments),
     /// How long changes take to reach all proxies from the control plane, and what they cost it
     Push(push::Arguments),
-    /// What `push` measures: the control plane in this binary
+    /// What a sidecar holds in a large mesh
+    Sidecar(sidecar::Arguments),
+    /// What `push` and `sidecar` need: the control plane in this binary
     #[command(hide = true)]
     Control(push::ControlArguments),
-    /// What `--quick` measures: the proxy in this binary
+    /// What `--quick` and `sidecar` measure: the proxy in this binary
     #[command(hide = true)]
     Proxy {
         #[arg(short = 'c')]
@@ -116,6 +119,7 @@ fn main() -> ExitCode {
     let outcome = match arguments.verb {
         Some(Verb::Micro(micro)) => micro::run(&micro),
         Some(Verb::Push(arguments)) => push::run(&arguments),
+        Some(Verb::Sidecar(arguments)) => sidecar::run(&arguments),
         Some(Verb::Control(arguments)) => push::control(arguments),
         Some(Verb::Proxy { config, concurrency, log_level }) => {
             let options = leno_proxy::Options {

@@ -51,3 +51,18 @@ fn changes_reach_simulated_proxies() {
         assert_eq!(kinds, ["start", "connect", "endpoint", "destination_rule", "new_service"], "{text}");
     }
 }
+
+#[test]
+fn a_sidecar_is_measured_before_and_after_it_is_used() {
+    let output = Command::new(env!("CARGO_BIN_EXE_leno-bench"))
+        .args(["sidecar", "--services", "4", "--endpoints", "2", "--calls", "2", "--pods", "--alone"])
+        .output()
+        .expect("it starts");
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{errors}");
+    let text = String::from_utf8_lossy(&output.stdout);
+    let called: Vec<&str> =
+        text.lines().filter_map(|line| line.split("\"called\":").nth(1)?.split(',').next()).collect();
+    assert_eq!(called, ["0", "2"], "{text}");
+    assert!(text.lines().all(|line| !line.contains("\"rss_mb\":0.0")), "{text}");
+}

@@ -24,7 +24,7 @@ const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
         "leno",
         &["leno-proxy", "leno-control", "leno-node", "leno-samples", "leno-xds", "leno-api", "leno-base"],
     ),
-    ("leno-bench", &["leno-api", "leno-control", "leno-proxy", "leno-testkit", "leno-xds"]),
+    ("leno-bench", &["leno-api", "leno-base", "leno-control", "leno-proxy", "leno-testkit", "leno-xds"]),
     ("leno-fuzz", &["leno-proxy", "leno-tls", "leno-api", "leno-base"]),
     ("xtask", &[]),
 ];

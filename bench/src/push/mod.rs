@@ -193,14 +193,15 @@ pub(crate) fn control(arguments: ControlArguments) -> Result<bool> {
 }
 
 /// The running control plane.
-struct Control {
+pub(crate) struct Control {
     child: Child,
-    address: SocketAddr,
+    /// Where it serves proxies.
+    pub(crate) address: SocketAddr,
 }
 
 impl Control {
     /// Starts it and waits until it is ready.
-    fn start(folder: &Path, mesh: &Path, core: Option<usize>) -> Result<Control> {
+    pub(crate) fn start(folder: &Path, mesh: &Path, core: Option<usize>) -> Result<Control> {
         let log = std::fs::File::create(folder.join("control.log"))?;
         let mut command = Command::new(std::env::current_exe()?);
         command.arg("control").arg("--dir").arg(mesh).stdout(Stdio::piped()).stderr(log);
