@@ -125,6 +125,11 @@ pub(crate) fn parse(graph: &Graph, node: &core::Node) -> Result<Node, BadNode> {
         _ => Interception::Redirect,
     };
     let http10 = matches!(field("HTTP10"), Some(Kind::StringValue(flag)) if flag == "1");
+    let dns_capture = match field("DNS_CAPTURE") {
+        Some(Kind::StringValue(flag)) => flag == "true",
+        Some(Kind::BoolValue(flag)) => *flag,
+        _ => false,
+    };
     let idle_timeout = match field("IDLE_TIMEOUT") {
         Some(Kind::StringValue(text)) if !text.is_empty() => {
             let span = Span::parse(text).filter(|span| !span.is_zero());
@@ -214,7 +219,7 @@ pub(crate) fn parse(graph: &Graph, node: &core::Node) -> Result<Node, BadNode> {
             labels,
             interception,
             families: families(ip, field("INSTANCE_IPS")),
-            options: ProxyOptions { http10, idle_timeout, abilities, overrides },
+            options: ProxyOptions { http10, idle_timeout, dns_capture, abilities, overrides },
             site,
             identity: Arc::new(identity),
             sidecar: None,

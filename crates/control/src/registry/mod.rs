@@ -176,10 +176,18 @@ impl Service {
         PERSISTENT.iter().any(|label| self.labels.get(*label).is_some_and(|value| !value.is_empty()))
     }
 
+    /// Whether a client may connect to a virtual address of it. Those that a ServiceEntry is given are
+    /// known only to clients who ask the agent for names.
+    pub(crate) fn has_address(&self, dns_capture: bool) -> bool {
+        let given = self.given_v6.is_some() && !self.is_kubernetes();
+        !self.addresses.is_empty() && (dns_capture || !given)
+    }
+
     /// Its virtual addresses that are single addresses and that a client can reach.
-    pub(crate) fn vips_for(&self, families: Families) -> impl Iterator<Item = IpAddr> {
+    pub(crate) fn vips_for(&self, families: Families, dns_capture: bool) -> impl Iterator<Item = IpAddr> {
         let given = self.given_v6.map(IpAddr::V6);
-        self.vips().chain(given).filter(move |address| families.includes(*address))
+        let known = self.has_address(dns_capture);
+        self.vips().chain(given).filter(move |address| known && families.includes(*address))
     }
 
     /// Its virtual addresses that are single addresses.

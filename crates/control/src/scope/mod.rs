@@ -84,6 +84,9 @@ pub(crate) struct ProxyOptions {
     pub(crate) http10: bool,
     /// `IDLE_TIMEOUT`: how long connections may be idle.
     pub(crate) idle_timeout: Option<Span>,
+    /// `DNS_CAPTURE`: names are looked up by its agent, which answers with the addresses that
+    /// ServiceEntries without any are given. Nobody else ever connects to these.
+    pub(crate) dns_capture: bool,
     /// What it has that not every proxy has.
     pub(crate) abilities: Abilities,
     /// What it was started with other than the mesh's `defaultConfig`.

@@ -104,10 +104,10 @@ fn ready(instances: &[Instance]) -> impl Iterator<Item = &Instance> {
     instances.iter().filter(|instance| instance.health == Health::Healthy)
 }
 
-/// What a name stands for: the service's own addresses, or its endpoints' if it has none of its own
+/// What a name stands for, of who asks for this table: the service's own addresses, or its endpoints' if it has none of its own
 /// because callers are to choose.
 fn addresses(cx: &Cx<'_>, service: &Service, families: Families) -> Vec<String> {
-    let own: Vec<String> = service.vips_for(families).map(|address| address.to_string()).collect();
+    let own: Vec<String> = service.vips_for(families, true).map(|address| address.to_string()).collect();
     if !own.is_empty() || service.resolution != Resolution::OriginalDst || !service.addresses.is_empty() {
         return own;
     }

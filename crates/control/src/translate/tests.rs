@@ -61,6 +61,9 @@ struct Proxy {
     http10: bool,
     #[serde(default)]
     idle_timeout: Option<String>,
+    /// Whether its agent answers for names.
+    #[serde(default)]
+    dns_capture: bool,
     #[serde(default)]
     locality: String,
     #[serde(default)]
@@ -113,6 +116,7 @@ impl Proxy {
             options: ProxyOptions {
                 http10: self.http10,
                 idle_timeout: self.idle_timeout.as_deref().map(|text| Span::parse(text).expect("a duration")),
+                dns_capture: self.dns_capture,
                 abilities: self.abilities(),
                 overrides: Overrides::read([self.proxy_config.clone()]).expect("a ProxyConfig"),
             },

@@ -119,6 +119,8 @@ fn node(pod: &PodPlan, layout: &Layout, mesh: &str) -> Value {
         "ANNOTATIONS": pod.annotations,
         "APP_CONTAINERS": containers.join(","),
         "CLUSTER_ID": "Kubernetes",
+        // Pods look up names in a file of ours, which has the addresses that names are given.
+        "DNS_CAPTURE": "true",
         "ENVOY_PROMETHEUS_PORT": METRICS_PORT,
         "ENVOY_STATUS_PORT": STATUS_PORT,
         "INSTANCE_IPS": pod.address.to_string(),

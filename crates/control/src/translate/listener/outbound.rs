@@ -321,13 +321,15 @@ impl<'a, 'c> Map<'a, 'c> {
     /// Where a service of bytes, or of what is found by looking, listens.
     fn spots(&self, service: &Service, port: &Port) -> Vec<Spot> {
         let families = self.place.viewer.families;
+        let dns_capture = self.place.viewer.options.dns_capture;
+        let has_address = service.has_address(dns_capture);
         let own = |binds: Vec<String>| Spot { binds, ranges: Vec::new(), alone: true };
         if !self.settings.binds.is_empty() {
             let shared = self.settings.binds.first() == self.wildcards().first();
-            let alone = !(shared && service.addresses.is_empty());
+            let alone = !(shared && !has_address);
             return vec![Spot { binds: self.settings.binds.clone(), ranges: Vec::new(), alone }];
         }
-        if service.addresses.is_empty() {
+        if !has_address {
             if service.resolution == Resolution::OriginalDst {
                 let instances = self.cx.get::<Instances>(&service.id);
                 let served = instances.iter().filter(|instance| instance.ports.contains_key(&port.number));
@@ -345,7 +347,8 @@ impl<'a, 'c> Map<'a, 'c> {
         }
         let (ranges, _): (Vec<&String>, Vec<&String>) =
             service.addresses.iter().partition(|address| address.contains('/'));
-        let addresses: Vec<String> = service.vips_for(families).map(|address| address.to_string()).collect();
+        let addresses: Vec<String> =
+            service.vips_for(families, dns_capture).map(|address| address.to_string()).collect();
         let mut spots = Vec::new();
         if service.is_kubernetes() {
             // The addresses of a Service are one address in several families.

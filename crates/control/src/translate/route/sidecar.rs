@@ -23,7 +23,7 @@ use crate::scope::rules::{Order, Rule, RuleId, candidates};
 use crate::scope::sidecar::{
     self, Egress, EgressOf, UNIX, egress_on, host_rules, imported, imported_on_port, imported_rules,
 };
-use crate::scope::{Families, Viewer, fit};
+use crate::scope::{Viewer, fit};
 use crate::translate::proto::route;
 use crate::translate::resource::Resource;
 use crate::translate::{any_name, name};
@@ -333,7 +333,7 @@ fn own_domains(
     egress: &Egress,
     services: &[Arc<Service>],
 ) -> Vec<String> {
-    let mut domains = domains(service, &viewer.namespace, viewer.families);
+    let mut domains = domains(service, viewer);
     // Other names of the service lead to it too, if they are imported.
     let aliases = cx.get::<AliasesOf>(&service.id.host);
     for (alias, _) in aliases.iter().filter(|(alias, _)| egress.imports.has(service.namespace(), alias)) {
@@ -348,20 +348,21 @@ fn own_domains(
 }
 
 /// All spellings of a service's host that a client in a namespace may use, and its addresses.
-fn domains(service: &Service, namespace: &str, families: Families) -> Vec<String> {
+fn domains(service: &Service, viewer: &Viewer) -> Vec<String> {
     let host = &service.id.host;
     let mut domains = vec![bracketed(host)];
     if host.parse::<IpAddr>().is_err() {
         // The same name, made absolute for resolvers.
         domains.push(format!("{host}."));
     }
-    domains.extend(short_names(host, namespace));
+    domains.extend(short_names(host, &viewer.namespace));
     if service.is_kubernetes() && service.resolution == Resolution::OriginalDst {
         // The pods of a headless service have names of their own below that of the service.
         let pods: Vec<String> = domains.iter().map(|domain| format!("*.{domain}")).collect();
         domains.extend(pods);
     }
-    domains.extend(service.vips_for(families).map(|address| bracketed(&address.to_string())));
+    let vips = service.vips_for(viewer.families, viewer.options.dns_capture);
+    domains.extend(vips.map(|address| bracketed(&address.to_string())));
     domains
 }
 
