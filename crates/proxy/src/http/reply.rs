@@ -111,12 +111,7 @@ impl Reply {
             details.push_str(&underscored(transport));
         }
         details.push('}');
-        let reply = Reply::new(status, details, body).flag(reason.flag());
-        if reason == ResetReason::Overflow {
-            reply.header("x-envoy-overloaded", b"true".as_slice())
-        } else {
-            reply
-        }
+        Reply::new(status, details, body).flag(reason.flag())
     }
 
     /// No answer in time (`UT`).

@@ -650,7 +650,11 @@ impl Router<'_, '_, '_> {
     fn failed(&mut self, failure: &Failure, verdict: &Verdict) -> Ended {
         self.flag_verdict(verdict);
         let retried = self.exchange.stream.info.upstream.attempts > 1;
-        let reply = Reply::upstream_failure(failure.reason, failure.transport.as_deref(), retried);
+        let mut reply = Reply::upstream_failure(failure.reason, failure.transport.as_deref(), retried);
+        let tells = !self.exchange.stream.manager.router.suppress_envoy_headers;
+        if tells && failure.reason == ResetReason::Overflow {
+            reply = reply.header("x-envoy-overloaded", b"true".as_slice());
+        }
         self.count_reply(reply.status);
         reply.into()
     }
