@@ -3,10 +3,14 @@
 //!
 //! It speaks what its client speaks: HTTP/1, HTTP/2, lines of text, each also over TLS and after a
 //! PROXY protocol header. A request may say how it wants to be answered: `back-status`,
-//! `back-delay` (seconds), `back-header` (`name=value`), `back-reset`, and `back-until` (answer
-//! with 503, or with `back-status`, before the so-manieth attempt).
+//! `back-delay` (seconds), `back-header` (`name=value`), `back-reset`, `back-until` (answer
+//! with 503, or with `back-status`, before the so-manieth attempt) and `back-at` (`ADDRESS=status`:
+//! only there).
+//!
+//! Two services are among them: `check.rs`, and keys of tokens under `/keys/`.
 
 use std::collections::{BTreeMap, HashMap};
+use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -16,7 +20,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response, StatusCode};
-use http_body_util::{BodyExt, Full};
+use http_body_util::combinators::BoxBody;
+use http_body_util::{BodyExt, Empty, Full};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -26,6 +31,9 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
+
+use crate::check::{self, Call};
+use crate::token;
 
 /// The header by which a request says which row it belongs to.
 pub(crate) const ROW: &str = "x-row";
@@ -156,9 +164,15 @@ impl Backend {
         self: Arc<Backend>,
         request: Request<Incoming>,
         connection: Connection,
-    ) -> Result<Response<Full<Bytes>>, io::Error> {
+    ) -> Result<Response<BoxBody<Bytes, Infallible>>, io::Error> {
         let (head, body) = request.into_parts();
         let body = body.collect().await.map_err(io::Error::other)?.to_bytes();
+        if head.uri.path() == check::PATH {
+            return self.judge(&body, connection);
+        }
+        if head.uri.path() == "/keys/now" {
+            return Ok(Response::new(Full::from(token::keys()).boxed()));
+        }
         let mut facts = connection.facts;
         let host = head.headers.get("host").and_then(|host| host.to_str().ok());
         let host = head.uri.authority().map(ToString::to_string).or_else(|| host.map(str::to_owned));
@@ -166,7 +180,7 @@ impl Backend {
         facts.insert("path", head.uri.path_and_query().map(ToString::to_string).unwrap_or_default());
         facts.insert("method", head.method.to_string());
         facts.insert("protocol", format!("{:?}", head.version).to_lowercase().replace("/2.0", "/2"));
-        facts.insert("body", String::from_utf8_lossy(&body).into_owned());
+        facts.insert("sent", String::from_utf8_lossy(&body).into_owned());
         let text = |name: &str| head.headers.get(name).and_then(|value| value.to_str().ok());
         let number = |name: &str| text(name).and_then(|value| value.parse::<f64>().ok());
         let row = text(ROW).unwrap_or_default().to_owned();
@@ -178,12 +192,20 @@ impl Backend {
         if until.is_none_or(|until| attempt < until) && text("back-reset").is_some() {
             return Err(io::Error::other("as it was told"));
         }
-        let status = match (until, text("back-status").and_then(|status| status.parse().ok())) {
+        let at = text("back-at").and_then(|at| at.split_once('='));
+        let status = match at {
+            Some((address, status)) if address == connection.at.ip().to_string() => Some(status),
+            Some(_) => None,
+            None => text("back-status"),
+        };
+        let status = match (until, status.and_then(|status| status.parse().ok())) {
             (None, status) => status.unwrap_or(200),
-            (Some(until), status) if attempt < until => status.unwrap_or(503),
+            (Some(until), status) if attempt < until && text("back-grpc-status").is_none() => {
+                status.unwrap_or(503)
+            }
             (Some(_), _) => 200,
         };
-        let mut response = Response::new(Full::new(Bytes::from_static(b"hello\n")));
+        let mut response = Response::new(Full::from("hello\n").boxed());
         *response.status_mut() = StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_REQUEST);
         for value in head.headers.get_all("back-header") {
             let pair = value.to_str().ok().and_then(|pair| pair.split_once('='));
@@ -195,13 +217,33 @@ impl Backend {
         }
         let content_type = text("content-type").unwrap_or_default();
         if content_type.starts_with("application/grpc") {
-            *response.body_mut() = Full::default();
-            let code = text("back-grpc-status").unwrap_or("0").parse();
+            *response.body_mut() = Empty::new().boxed();
+            let fails = until.is_none_or(|until| attempt < until);
+            let code = text("back-grpc-status").filter(|_| fails).unwrap_or("0").parse();
             if let (Ok(kind), Ok(code)) = (content_type.parse(), code) {
                 response.headers_mut().insert("content-type", kind);
                 response.headers_mut().insert("grpc-status", code);
             }
         }
+        Ok(response)
+    }
+
+    /// Answers who asks whether a request may pass.
+    fn judge(
+        &self,
+        body: &[u8],
+        connection: Connection,
+    ) -> Result<Response<BoxBody<Bytes, Infallible>>, io::Error> {
+        let call = Call::read(body).ok_or_else(|| io::Error::other("no call of this service"))?;
+        let mut facts = connection.facts;
+        facts.extend(call.facts());
+        let row = call.header(ROW).unwrap_or_default();
+        self.note(row, Seen { at: connection.at, facts, headers: call.headers() });
+        let (message, trailers) = call.answer();
+        let trailers = std::future::ready(Some(Ok(trailers)));
+        let mut response = Response::new(Full::new(message).with_trailers(trailers).boxed());
+        let kind = http::HeaderValue::from_static("application/grpc");
+        response.headers_mut().insert(http::header::CONTENT_TYPE, kind);
         Ok(response)
     }
 }

@@ -65,7 +65,7 @@ fn node(pod: &Pod) -> Value {
         "cluster": format!("{app}.{namespace}"),
         "metadata": {
             "CLUSTER_ID": "Kubernetes",
-            "INSTANCE_IPS": address.to_string(),
+            "INSTANCE_IPS": pod.addresses().join(","),
             "INTERCEPTION_MODE": "REDIRECT",
             "ISTIO_VERSION": ISTIO_VERSION,
             "LABELS": pod.labels,

@@ -21,7 +21,7 @@ use crate::keys::Keys;
 use crate::row::{Ask, End, Kind, Version};
 
 /// Nothing is asked that takes longer.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What a client is told.
 #[derive(Clone, Debug, Default)]
@@ -81,9 +81,10 @@ async fn talk(
 
 /// Connects from a pod's network, where its rules decide where that ends.
 pub(crate) async fn connect(pod: Option<&Pod>, to: SocketAddr) -> io::Result<TcpStream> {
+    let make = || if to.is_ipv6() { TcpSocket::new_v6() } else { TcpSocket::new_v4() };
     let socket = match pod {
-        Some(pod) => pod.within(TcpSocket::new_v4).map_err(io::Error::other)??,
-        None => TcpSocket::new_v4()?,
+        Some(pod) => pod.within(make).map_err(io::Error::other)??,
+        None => make()?,
     };
     let stream = socket.connect(to).await?;
     stream.set_nodelay(true)?;

@@ -12,12 +12,14 @@
 mod agent;
 mod backend;
 mod bootstrap;
+mod check;
 mod client;
 mod inside;
 mod keys;
 mod mesh;
 mod place;
 mod row;
+mod scene;
 #[allow(dead_code, reason = "shared with the tests of the protocol, which use all of it")]
 #[path = "../../../xds/tests/support/mod.rs"]
 mod support;
@@ -38,15 +40,17 @@ use crate::place::Product;
 /// A run takes some seconds.
 const LIMIT: Duration = Duration::from_secs(240);
 /// Runs at a time: most of a run is waiting.
-const AT_ONCE: usize = 3;
+const AT_ONCE: usize = 4;
 /// What the tables have together at least.
-const ROWS: usize = 300;
+const ROWS: usize = 500;
 
 /// One run.
 #[derive(Clone, Debug)]
 pub(crate) struct Run {
     pub(crate) mesh: String,
     pub(crate) product: Product,
+    /// What pods run that stand for the rest of a mixed mesh.
+    pub(crate) other: Product,
     pub(crate) delta: bool,
     /// A folder of its own.
     pub(crate) folder: String,
@@ -62,20 +66,17 @@ impl Run {
     }
 
     fn arguments(&self) -> Vec<String> {
-        let product = match &self.product {
-            Product::Ours => "",
-            Product::Envoy(path) => path,
-        };
+        let (product, other) = (self.product.text(), self.other.text());
         let delta = self.delta.to_string();
-        ["table", "inside", &self.mesh, product, &delta, &self.folder].map(str::to_owned).to_vec()
+        ["table", "inside", &self.mesh, product, other, &delta, &self.folder].map(str::to_owned).to_vec()
     }
 
     fn read(arguments: &[String]) -> Option<Run> {
-        let [inside, mesh, product, delta, folder] = arguments else { return None };
-        let product = if product.is_empty() { Product::Ours } else { Product::Envoy(product.clone()) };
+        let [inside, mesh, product, other, delta, folder] = arguments else { return None };
         let run = Run {
             mesh: mesh.clone(),
-            product,
+            product: Product::read(product),
+            other: Product::read(other),
             delta: delta == "true",
             folder: folder.clone(),
             only: std::env::var("TABLE_ROW").unwrap_or_default(),
@@ -117,7 +118,7 @@ fn run_all() -> Result<bool, Box<dyn Error>> {
     let mut meshes = mesh::all()?;
     let mut count = 0;
     for name in &meshes {
-        let rows = Mesh::read(name, folder.path())?.rows.len();
+        let rows = Mesh::read(name, folder.path())?.count();
         println!("{name}: {rows} rows");
         count += rows;
     }
@@ -133,15 +134,21 @@ fn run_all() -> Result<bool, Box<dyn Error>> {
         }
     };
     let envoy = leno_testkit::envoy::binary().map(|path| Product::Envoy(path.display().to_string()));
+    let both = match envoy {
+        Some(envoy) => vec![(Product::Ours, envoy.clone()), (envoy, Product::Ours)],
+        None => vec![(Product::Ours, Product::Ours)],
+    };
     let mut runs = Vec::new();
     for mesh in meshes {
-        for product in [Some(Product::Ours), envoy.clone()].into_iter().flatten() {
+        let environment = Mesh::read(&mesh, folder.path())?.environment;
+        for (product, other) in &both {
             for delta in [true, false] {
                 let folder = folder.path().join(runs.len().to_string());
                 std::fs::create_dir(&folder)?;
                 let folder = folder.display().to_string();
-                let (mesh, product) = (mesh.clone(), product.clone());
-                runs.push(Run { mesh, product, delta, folder, only: String::new(), verbose: false });
+                let (mesh, product, other) = (mesh.clone(), product.clone(), other.clone());
+                let run = Run { mesh, product, other, delta, folder, only: String::new(), verbose: false };
+                runs.push((run, environment.clone()));
             }
         }
     }
@@ -152,16 +159,17 @@ fn run_all() -> Result<bool, Box<dyn Error>> {
         .block_on(all(runs, mode))
 }
 
-async fn all(runs: Vec<Run>, mode: Mode) -> Result<bool, Box<dyn Error>> {
+/// Runs, each with the variables of its control plane.
+async fn all(runs: Vec<(Run, Vec<(String, String)>)>, mode: Mode) -> Result<bool, Box<dyn Error>> {
     let start = Instant::now();
     let room = Arc::new(Semaphore::new(AT_ONCE));
     let mut tasks = JoinSet::new();
-    for run in runs {
+    for (run, environment) in runs {
         let room = Arc::clone(&room);
         tasks.spawn(async move {
             let _permit = room.acquire().await;
             let start = Instant::now();
-            let wrong = outside(&run, mode).await;
+            let wrong = outside(&run, environment, mode).await;
             (run, wrong, start.elapsed())
         });
     }
@@ -178,9 +186,10 @@ async fn all(runs: Vec<Run>, mode: Mode) -> Result<bool, Box<dyn Error>> {
 }
 
 /// The outer process of a run; gives what is wrong.
-async fn outside(run: &Run, mode: Mode) -> String {
+async fn outside(run: &Run, environment: Vec<(String, String)>, mode: Mode) -> String {
     let argv = run.arguments().into_iter().map(Into::into).collect();
-    let mut outer = match Outer::start(InnerSpec { mode, argv, environment: Vec::new() }).await {
+    let environment = environment.into_iter().map(|(name, value)| (name.into(), value.into())).collect();
+    let mut outer = match Outer::start(InnerSpec { mode, argv, environment }).await {
         Ok(outer) => outer,
         Err(error) => return error.to_string(),
     };

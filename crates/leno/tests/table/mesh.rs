@@ -3,20 +3,22 @@
 //! - `*.yaml`: what users write;
 //! - `pods.txt`: a pod a line, `NAME ADDRESS LABEL=VALUE...`, and after that words: `sidecar` or
 //!   `gateway` (a proxy runs beside or in it), `ns=`, `node=`, `account=`, `certificates` (its agent
-//!   has some), `unready`;
+//!   has some), `unready`, `other` (it runs the product that the run is not about), `ip6=`;
 //! - `hosts`: addresses of names, as in /etc/hosts;
+//! - `environment`: variables of the control plane, as `NAME=VALUE`;
 //! - `tokens.yaml`: claims of tokens, by the name that stands for them in the table;
-//! - `table.txt`: the rows.
+//! - `table.txt`: the rows;
+//! - folders: YAML that takes the place of files, or comes in addition, when the table says `@ FOLDER`.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::{fs, io};
 
 use leno_api::yaml::{self, Dialect};
 use serde_json::{Value, json};
 
-use crate::row::{self, Row};
+use crate::row::{self, Step};
 use crate::token;
 
 /// A mesh, read.
@@ -27,8 +29,12 @@ pub(crate) struct Mesh {
     services: BTreeMap<String, IpAddr>,
     /// Names outside of the mesh.
     hosts: Vec<(Ipv4Addr, String)>,
-    pub(crate) rows: Vec<Row>,
+    pub(crate) steps: Vec<Step>,
+    /// Variables of the control plane.
+    pub(crate) environment: Vec<(String, String)>,
     files: Vec<(String, String)>,
+    /// What is written later, by the names of folders.
+    changes: BTreeMap<String, Vec<(String, String)>>,
 }
 
 /// A pod.
@@ -42,6 +48,10 @@ pub(crate) struct Pod {
     pub(crate) node: String,
     pub(crate) proxy: Option<Role>,
     pub(crate) certificates: bool,
+    /// Whether its proxy is of the product that the run is not about.
+    pub(crate) other: bool,
+    /// An address of the other family.
+    pub(crate) ip6: Option<Ipv6Addr>,
     ready: bool,
 }
 
@@ -80,18 +90,7 @@ impl Mesh {
         let pods = lines.map(Pod::read).collect::<Result<Vec<_>, _>>()?;
         let mut files = vec![("pods-of-the-table.yaml".to_owned(), list(&pods))];
         let mut services = BTreeMap::new();
-        let mut entries: Vec<_> =
-            fs::read_dir(&folder).map_err(|error| error.to_string())?.flatten().map(|it| it.path()).collect();
-        entries.sort();
-        for path in entries {
-            let file = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            if !file.ends_with(".yaml") || file == "tokens.yaml" {
-                continue;
-            }
-            let text = fs::read_to_string(&path).map_err(|error| format!("{file}: {error}"))?;
-            let text = text
-                .replace("$CERTIFICATES", &certificates.display().to_string())
-                .replace("$KEYS", &token::keys());
+        for (file, text) in yaml_files(&folder, certificates)? {
             for object in documents(&text).map_err(|error| format!("{file}: {error}"))? {
                 find_services(&object, &mut services);
             }
@@ -108,8 +107,30 @@ impl Mesh {
             Err(_) => BTreeMap::new(),
         };
         let table = text("table.txt").map_err(|error| format!("table.txt: {error}"))?;
-        let rows = row::read(&table, &names).map_err(|error| format!("{name}/table.txt: {error}"))?;
-        Ok(Mesh { pods, services, hosts, rows, files })
+        let steps = row::read(&table, &names).map_err(|error| format!("{name}/table.txt: {error}"))?;
+        let mut changes = BTreeMap::new();
+        for change in steps.iter().filter_map(|step| step.change.clone()) {
+            let files = yaml_files(&folder.join(&change), certificates)?;
+            changes.insert(change, files);
+        }
+        let environment = text("environment").unwrap_or_default();
+        let environment = environment.lines().filter_map(|line| line.split_once('='));
+        let environment = environment.map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
+        Ok(Mesh { pods, services, hosts, steps, environment, files, changes })
+    }
+
+    /// How many rows there are.
+    pub(crate) fn count(&self) -> usize {
+        self.steps.iter().flat_map(|step| &step.chains).map(Vec::len).sum()
+    }
+
+    /// Writes what a change brings.
+    pub(crate) fn change(&self, name: &str, to: &Path) -> io::Result<()> {
+        for (name, text) in self.changes.get(name).into_iter().flatten() {
+            fs::write(to.join("draft"), text)?;
+            fs::rename(to.join("draft"), to.join(name))?;
+        }
+        Ok(())
     }
 
     /// Writes what the control plane is to read.
@@ -134,6 +155,9 @@ impl Mesh {
             return Some(address);
         }
         let name = name.trim_end_matches('.');
+        if let Some(Ok(address)) = name.strip_prefix('[').map(|rest| rest.trim_end_matches(']').parse()) {
+            return Some(IpAddr::V6(address));
+        }
         let suffixes = [
             String::new(),
             format!(".{namespace}.svc.cluster.local"),
@@ -152,6 +176,43 @@ impl Mesh {
         let hosts = self.hosts.iter().filter(|(host, _)| IpAddr::V4(*host) == address);
         pods.map(|pod| pod.name.as_str()).chain(hosts.map(|(_, name)| name.as_str())).collect()
     }
+}
+
+/// The YAML of a folder, with its placeholders filled, in the order of the files' names.
+fn yaml_files(folder: &Path, certificates: &Path) -> Result<Vec<(String, String)>, String> {
+    let entries = fs::read_dir(folder).map_err(|error| format!("{}: {error}", folder.display()))?;
+    let mut paths: Vec<_> = entries.flatten().map(|entry| entry.path()).collect();
+    paths.sort();
+    let mut files = Vec::new();
+    for path in paths {
+        let file = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        if !file.ends_with(".yaml") || file == "tokens.yaml" {
+            continue;
+        }
+        let text = fs::read_to_string(&path).map_err(|error| format!("{file}: {error}"))?;
+        files.push((file, fill(&text, certificates)));
+    }
+    Ok(files)
+}
+
+/// Fills placeholders: the folder of certificates, what is in it (`$PEM(name)`, for blocks of YAML at
+/// a depth of four), and keys of tokens.
+fn fill(text: &str, certificates: &Path) -> String {
+    let text = text
+        .replace("$CERTIFICATES", &certificates.display().to_string())
+        .replace("$KEYS", &token::keys())
+        .replace("$NEXT_KEYS", &token::next_keys());
+    let mut filled = String::new();
+    let mut rest = text.as_str();
+    while let Some((before, after)) = rest.split_once("$PEM(") {
+        let (file, after) = after.split_once(')').unwrap_or((after, ""));
+        filled.push_str(before);
+        // Where only the rows are counted there are none.
+        let pem = fs::read_to_string(certificates.join(file)).unwrap_or_default();
+        filled.push_str(&pem.trim().replace('\n', "\n    "));
+        rest = after;
+    }
+    filled + rest
 }
 
 fn documents(text: &str) -> Result<Vec<Value>, String> {
@@ -202,12 +263,17 @@ impl Pod {
             node: String::new(),
             proxy: None,
             certificates: false,
+            other: false,
+            ip6: None,
             ready: true,
         };
         for word in words {
             match word.split_once('=') {
                 Some(("ns", value)) => value.clone_into(&mut pod.namespace),
                 Some(("node", value)) => value.clone_into(&mut pod.node),
+                Some(("ip6", value)) => {
+                    pod.ip6 = Some(value.parse().map_err(|_| format!("{line:?}: {value:?} is no address"))?);
+                }
                 Some(("account", value)) => value.clone_into(&mut pod.account),
                 Some((label, value)) => drop(pod.labels.insert(label.to_owned(), value.to_owned())),
                 None => match word {
@@ -215,6 +281,7 @@ impl Pod {
                     "gateway" => pod.proxy = Some(Role::Gateway),
                     "certificates" => pod.certificates = true,
                     "unready" => pod.ready = false,
+                    "other" => pod.other = true,
                     _ => return Err(format!("{line:?}: what is {word:?}?")),
                 },
             }
@@ -230,6 +297,12 @@ impl Pod {
         format!("spiffe://cluster.local/ns/{}/sa/{}", self.namespace, self.account)
     }
 
+    /// All its addresses.
+    pub(crate) fn addresses(&self) -> Vec<String> {
+        let second = self.ip6.map(|address| address.to_string());
+        [self.address.to_string()].into_iter().chain(second).collect()
+    }
+
     fn object(&self) -> Value {
         json!({
             "apiVersion": "v1",
@@ -243,7 +316,7 @@ impl Pod {
             "status": {
                 "phase": "Running",
                 "podIP": self.address.to_string(),
-                "podIPs": [{"ip": self.address.to_string()}],
+                "podIPs": self.addresses().iter().map(|ip| json!({ "ip": ip })).collect::<Vec<_>>(),
                 "conditions": [{"type": "Ready", "status": if self.ready { "True" } else { "False" }}],
             },
         })

@@ -5,7 +5,7 @@
 //! only other pods with proxies, and the control plane, are reached for real.
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -36,7 +36,7 @@ const CLOSED: u16 = 1;
 /// The chain for what a proxy sends.
 const SENT: &str = "SENT";
 /// A proxy that is not ready by then will never be.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A pod with a proxy that runs.
 pub(crate) struct Place {
@@ -55,16 +55,33 @@ pub(crate) enum Product {
 }
 
 impl Product {
+    /// As an argument of a process.
+    pub(crate) fn text(&self) -> &str {
+        match self {
+            Product::Ours => "",
+            Product::Envoy(path) => path,
+        }
+    }
+
+    pub(crate) fn read(text: &str) -> Product {
+        if text.is_empty() { Product::Ours } else { Product::Envoy(text.to_owned()) }
+    }
+
     fn command(&self, config: &Path) -> Vec<String> {
         let program: &[&str] = match self {
             Product::Ours => &[env!("CARGO_BIN_EXE_leno"), "proxy"],
             // Base ids are for hot restart, which wants names that are unique on a machine.
             Product::Envoy(path) => &[path, "--disable-hot-restart"],
         };
-        let more =
-            ["--concurrency", "1", "-l", "warning", "--component-log-level", "misc:error,main:error", "-c"];
-        let mut argv: Vec<String> = program.iter().chain(&more).map(|&word| word.to_owned()).collect();
-        argv.push(config.display().to_string());
+        let more = [
+            ["--concurrency", "1"],
+            ["-l", "warning"],
+            ["--component-log-level", "misc:error,main:error"],
+            ["--file-flush-interval-msec", "20"],
+        ];
+        let more = more.as_flattened();
+        let mut argv: Vec<String> = program.iter().chain(more).map(|&word| word.to_owned()).collect();
+        argv.extend(["-c".to_owned(), config.display().to_string()]);
         argv
     }
 }
@@ -91,6 +108,13 @@ impl Place {
         let listener = place.within(|| std::net::TcpListener::bind((Ipv4Addr::UNSPECIFIED, BACK_ENDS)))??;
         listener.set_nonblocking(true)?;
         tokio::spawn(Arc::clone(backend).serve(TcpListener::from_std(listener)?));
+        // The other family is not redirected: who means its loopback address connects to it.
+        if pod.ip6.is_some() {
+            let listener =
+                place.within(|| std::net::TcpListener::bind((Ipv6Addr::LOCALHOST, BACK_ENDS)))??;
+            listener.set_nonblocking(true)?;
+            tokio::spawn(Arc::clone(backend).serve(TcpListener::from_std(listener)?));
+        }
 
         let config = folder.join(format!("{}.json", pod.name));
         std::fs::write(&config, bootstrap(pod, servers, node.mode()).to_string())?;

@@ -3,6 +3,15 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+/// What is asked of a mesh in one state. The rows of a chain are asked one after the other, chains at
+/// the same time.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Step {
+    /// The folder of what is written anew first; none: the mesh as it is at its start.
+    pub(crate) change: Option<String>,
+    pub(crate) chains: Vec<Vec<Row>>,
+}
+
 /// A row.
 #[derive(Clone, Debug)]
 pub(crate) struct Row {
@@ -11,7 +20,8 @@ pub(crate) struct Row {
     /// The text, for messages.
     pub(crate) text: String,
     pub(crate) ask: Ask,
-    pub(crate) expect: Expectation,
+    /// What may come of it; of what is asked often all must be seen.
+    pub(crate) expect: Vec<Expectation>,
 }
 
 /// What a client speaks.
@@ -56,6 +66,12 @@ pub(crate) struct Ask {
     pub(crate) times: usize,
     /// Whether the client waits for the server's first words.
     pub(crate) waits: bool,
+    /// Whether it is asked at once so often.
+    pub(crate) together: bool,
+    /// Whether it is asked again until what comes of it is as it should be.
+    pub(crate) soon: bool,
+    /// Whether it is about what only our proxy has.
+    pub(crate) ours: bool,
 }
 
 /// A version of HTTP.
@@ -91,6 +107,21 @@ pub(crate) struct Expectation {
     pub(crate) certificate: Option<String>,
     /// Whether all questions must end at one and the same of the places.
     pub(crate) same: bool,
+    /// What must be written to logs, by their names; `None`: nothing.
+    pub(crate) logs: Vec<(String, Option<String>)>,
+    /// What must be counted.
+    pub(crate) metrics: Vec<Metric>,
+}
+
+/// A sample of a proxy's.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Metric {
+    /// Whether there must be one, or must not.
+    pub(crate) there: bool,
+    pub(crate) pod: String,
+    pub(crate) name: String,
+    /// Labels with their values; `None`: absent.
+    pub(crate) labels: Vec<(String, Option<String>)>,
 }
 
 /// How it ends.
@@ -106,20 +137,37 @@ pub(crate) enum End {
 }
 
 /// Reads a table. `{name}` stands for what `names` says.
-pub(crate) fn read(text: &str, names: &BTreeMap<String, String>) -> Result<Vec<Row>, String> {
-    let mut rows = Vec::new();
+pub(crate) fn read(text: &str, names: &BTreeMap<String, String>) -> Result<Vec<Step>, String> {
+    let mut steps = vec![Step::default()];
     for (index, line) in text.lines().enumerate() {
         if line.trim().is_empty() || line.starts_with('#') {
             continue;
         }
+        if let Some(change) = line.strip_prefix("@ ") {
+            steps.push(Step { change: Some(change.trim().to_owned()), chains: Vec::new() });
+            continue;
+        }
+        let Some(step) = steps.last_mut() else { continue };
         let mut expanded = line.to_owned();
         for (name, value) in names {
             expanded = expanded.replace(&format!("{{{name}}}"), value);
         }
-        let row = parse(&expanded).map_err(|error| format!("line {}: {error}: {line}", index + 1))?;
-        rows.push(Row { line: index + 1, text: line.to_owned(), ask: row.0, expect: row.1 });
+        let wrong = |error| format!("line {}: {error}: {line}", index + 1);
+        let (follows, rest) = match expanded.strip_prefix("then ") {
+            Some(rest) => (true, rest),
+            None => (false, expanded.as_str()),
+        };
+        let (mut ask, expect) = parse(rest).map_err(wrong)?;
+        // It takes its time until a change is everywhere.
+        ask.soon |= step.change.is_some();
+        let row = Row { line: index + 1, text: line.to_owned(), ask, expect };
+        match step.chains.last_mut() {
+            Some(chain) if follows => chain.push(row),
+            None if follows => return Err(wrong("after what?".to_owned())),
+            _ => step.chains.push(vec![row]),
+        }
     }
-    Ok(rows)
+    Ok(steps)
 }
 
 /// Columns are separated by two spaces or more.
@@ -127,7 +175,7 @@ fn columns(text: &str) -> Vec<&str> {
     text.split("  ").map(str::trim).filter(|column| !column.is_empty()).collect()
 }
 
-fn parse(line: &str) -> Result<(Ask, Expectation), String> {
+fn parse(line: &str) -> Result<(Ask, Vec<Expectation>), String> {
     let (left, right) = line.split_once(" -> ").ok_or("there is no `->`")?;
     let left = columns(left);
     let [source, request, options @ ..] = left.as_slice() else {
@@ -138,12 +186,17 @@ fn parse(line: &str) -> Result<(Ask, Expectation), String> {
         option_of(&mut ask, option)?;
     }
     let right = columns(right);
-    let [end, facts @ ..] = right.as_slice() else { return Err("what comes of it?".to_owned()) };
+    let expect = right.split(|column| *column == "or").map(expectation);
+    Ok((ask, expect.collect::<Result<_, _>>()?))
+}
+
+fn expectation(columns: &[&str]) -> Result<Expectation, String> {
+    let [end, facts @ ..] = columns else { return Err("what comes of it?".to_owned()) };
     let mut expect = outcome(end)?;
     for fact in facts {
         fact_of(&mut expect, fact)?;
     }
-    Ok((ask, expect))
+    Ok(expect)
 }
 
 fn question(source: &str, request: &str) -> Result<Ask, String> {
@@ -178,6 +231,9 @@ fn question(source: &str, request: &str) -> Result<Ask, String> {
         body: String::new(),
         times: 1,
         waits: false,
+        together: false,
+        soon: false,
+        ours: false,
     })
 }
 
@@ -190,6 +246,9 @@ fn option_of(ask: &mut Ask, option: &str) -> Result<(), String> {
         ("h2", "") => ask.version = Version::H2,
         ("http/1.0", "") => ask.version = Version::Http10,
         ("waits", "") => ask.waits = true,
+        ("together", "") => ask.together = true,
+        ("soon", "") => ask.soon = true,
+        ("ours", "") => ask.ours = true,
         ("to", place) => ask.to = Some(place.to_owned()),
         ("sni", name) => ask.sni = Some(name.to_owned()),
         ("as", identity) => ask.identity = Some(identity.to_owned()),
@@ -241,11 +300,45 @@ fn fact_of(expect: &mut Expectation, fact: &str) -> Result<(), String> {
             expect.attempts = Some(count.parse().map_err(|_| format!("{count:?}: how many?"))?);
         }
         ("same", "") => expect.same = true,
+        ("log", text) => {
+            let (log, text) = text.split_once(' ').ok_or_else(|| format!("{text:?}: what does it say?"))?;
+            expect.logs.push((log.to_owned(), Some(text.to_owned())));
+        }
+        ("!log", log) => expect.logs.push((log.to_owned(), None)),
+        ("metric", text) => expect.metrics.push(metric(true, text)?),
+        ("!metric", text) => expect.metrics.push(metric(false, text)?),
         ("certificate", name) => expect.certificate = Some(name.to_owned()),
-        (name @ ("path" | "host" | "method" | "protocol" | "tls" | "peer" | "proxied"), value) => {
+        (name @ ("path" | "host" | "method" | "protocol" | "tls" | "peer" | "proxied" | "sent"), value) => {
             expect.facts.insert(name.to_owned(), value.to_owned());
         }
         _ => return Err(format!("{fact:?} is nothing that can be expected")),
     }
     Ok(())
+}
+
+fn metric(there: bool, text: &str) -> Result<Metric, String> {
+    let mut words = text.split(' ');
+    let (Some(pod), Some(name)) = (words.next(), words.next()) else {
+        return Err(format!("{text:?}: which proxy counts what?"));
+    };
+    let label = |word: &str| match (word.split_once('='), word.strip_prefix('!')) {
+        (Some((name, value)), _) => Ok((name.to_owned(), Some(value.to_owned()))),
+        (None, Some(name)) => Ok((name.to_owned(), None)),
+        _ => Err(format!("{word:?} is no label")),
+    };
+    let labels = words.map(label).collect::<Result<_, _>>()?;
+    Ok(Metric { there, pod: pod.to_owned(), name: name.to_owned(), labels })
+}
+
+/// Whether a text is as a pattern says, in which `*` stands for anything.
+pub(crate) fn fits(pattern: &str, text: &str) -> bool {
+    let mut parts = pattern.split('*');
+    let Some(mut rest) = parts.next().and_then(|first| text.strip_prefix(first)) else { return false };
+    let mut parts: Vec<&str> = parts.collect();
+    let Some(last) = parts.pop() else { return rest.is_empty() };
+    for part in parts {
+        let Some(at) = rest.find(part) else { return false };
+        rest = &rest[at + part.len()..];
+    }
+    rest.ends_with(last)
 }
