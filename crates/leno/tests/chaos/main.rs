@@ -1,10 +1,13 @@
 //! The control plane as a process that is killed and comes back while everything changes: an API
-//! server that drops watches, forgets, fails and restarts; objects that cannot be used; clients that
-//! are slow or stuck. Traffic runs through our proxy and through Envoy all the time, and not one
+//! server that drops watches, forgets, fails and restarts; objects that cannot be used, and some that
+//! cannot even be read; clients that are slow or stuck; calendars that jump by years, of the control
+//! plane and of the proxies. Traffic runs through our proxy and through Envoy all the time, and not one
 //! request may fail. In the end each client holds exactly what a control plane gives that knows
-//! nothing but the end.
+//! nothing but the end, and so do both proxies, by the whole of what their admin pages show.
 
 mod client;
+mod clock;
+mod dump;
 mod objects;
 
 use std::collections::BTreeMap;
@@ -26,14 +29,15 @@ use tokio::net::TcpStream;
 use tokio::sync::watch;
 
 use crate::client::{Client, Held, Pace};
-use crate::objects::{choose, definition, gateway, rule, service, slice, versions, web};
+use crate::clock::Calendar;
+use crate::objects::{choose, definition, gateway, malformed, rule, service, slice, versions, web};
 
 /// Nothing takes that long unless it hangs; the machine may be busy.
 const PATIENCE: Duration = Duration::from_secs(90);
 const ROUNDS: u64 = 90;
 /// How often the control plane is killed.
 const EVERY: u64 = 18;
-/// Clients; of ten, one is slow and one is stuck.
+/// Clients; of ten, two are slow and two are stuck.
 const CLIENTS: usize = 20;
 
 /// A process that does not outlive the test.
@@ -53,6 +57,7 @@ struct Pilot {
     http: SocketAddr,
     kubeconfig: String,
     log: PathBuf,
+    calendar: Calendar,
 }
 
 impl Pilot {
@@ -62,6 +67,7 @@ impl Pilot {
         command.args(["--grpcAddr", &self.grpc.to_string(), "--monitoringAddr", &self.http.to_string()]);
         command.args(["--secureGRPCAddr", ""]);
         let log = std::fs::File::options().create(true).append(true).open(&self.log).expect("writable");
+        self.calendar.rule(&mut command);
         let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn();
         self.process = Some(Killed(child.expect("it starts")));
     }
@@ -101,6 +107,7 @@ fn bootstrap(name: &str, pilot: SocketAddr, delta: bool) -> Value {
     let source = json!({ "ads": {}, "resource_api_version": "V3", "initial_fetch_timeout": "0s" });
     let address = json!({ "socket_address": { "address": "127.0.0.1", "port_value": pilot.port() } });
     json!({
+        "admin": { "address": { "socket_address": { "address": "127.0.0.1", "port_value": 0 } } },
         "node": {
             "id": format!("router~127.0.0.1~{name}.shop~shop.svc.cluster.local"),
             "cluster": name,
@@ -132,14 +139,33 @@ fn bootstrap(name: &str, pilot: SocketAddr, delta: bool) -> Value {
     })
 }
 
-fn start_proxy(name: &str, program: &[&str], pilot: SocketAddr, delta: bool, folder: &Path) -> Killed {
-    let file = folder.join(format!("{name}.json"));
-    std::fs::write(&file, bootstrap(name, pilot, delta).to_string()).expect("writable");
-    let (first, rest) = program.split_first().expect("a program");
-    let log = std::fs::File::create(folder.join(format!("{name}.log"))).expect("writable");
-    let mut command = Command::new(first);
-    command.args(rest).args(["--concurrency", "1", "-l", "warning", "-c"]).arg(&file);
-    Killed(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().expect("it starts"))
+/// A product under the control plane.
+struct Proxy {
+    name: &'static str,
+    program: Vec<String>,
+    delta: bool,
+    /// What it serves on.
+    gateway: SocketAddr,
+}
+
+impl Proxy {
+    /// Starts it; its files are in a folder.
+    fn start(&self, pilot: SocketAddr, folder: &Path, calendar: &Calendar) -> Killed {
+        let file = folder.join(format!("{}.json", self.name));
+        std::fs::write(&file, bootstrap(self.name, pilot, self.delta).to_string()).expect("writable");
+        let (first, rest) = self.program.split_first().expect("a program");
+        let log = std::fs::File::create(folder.join(format!("{}.log", self.name))).expect("writable");
+        let mut command = Command::new(first);
+        command.args(rest).args(["--concurrency", "1", "-l", "warning", "--admin-address-path"]);
+        command.arg(self.admin(folder)).arg("-c").arg(&file);
+        calendar.rule(&mut command);
+        Killed(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().expect("it starts"))
+    }
+
+    /// Where it writes the address of its admin interface.
+    fn admin(&self, folder: &Path) -> PathBuf {
+        folder.join(format!("{}.admin", self.name))
+    }
 }
 
 /// Requests through a gateway, one after the other.
@@ -177,8 +203,8 @@ impl Traffic {
 }
 
 /// What disturbs an API server in the course of its life.
-async fn disturb(server: ApiServer, rng: &mut Rng) -> ApiServer {
-    match rng.below(8) {
+async fn disturb(server: ApiServer, calendar: &Calendar, rng: &mut Rng) -> ApiServer {
+    match rng.below(10) {
         0 => server.drop_watches(),
         1 => server.drop_connections(),
         2 => server.compact(),
@@ -192,6 +218,7 @@ async fn disturb(server: ApiServer, rng: &mut Rng) -> ApiServer {
             server.compact();
             server.drop_watches();
         }
+        7 | 8 => calendar.jump(rng),
         _ => return server.restart().await.expect("its port is free"),
     }
     server
@@ -210,6 +237,9 @@ fn change(server: &ApiServer, rng: &mut Rng, objects: &mut BTreeMap<(u64, u64), 
             ("networking.istio.io", "gateways", gateway(&name, 7000 + number as u16, host))
         }
     };
+    if rng.chance(1, 4) {
+        server.put(malformed(rng.below(6)));
+    }
     if rng.chance(1, 4) {
         server.remove(group, plural, "shop", &name);
         objects.remove(&(kind, number));
@@ -244,10 +274,16 @@ async fn no_request_fails_and_all_agree_in_the_end() {
     server.put(web([one.address.port(), two.address.port()]));
     server.put(versions());
     server.put(choose("one"));
-    let gateways = [("ours", free()), ("envoy", free())];
-    for (name, address) in gateways {
-        server.put(gateway(name, address.port(), "*"));
+    let leno = [env!("CARGO_BIN_EXE_leno"), "proxy"].map(str::to_owned).to_vec();
+    let mut proxies = vec![Proxy { name: "ours", program: leno, delta: true, gateway: free() }];
+    if let Some(path) = leno_testkit::envoy::binary() {
+        let program = vec![path.display().to_string(), "--disable-hot-restart".to_owned()];
+        proxies.push(Proxy { name: "envoy", program, delta: false, gateway: free() });
     }
+    for proxy in &proxies {
+        server.put(gateway(proxy.name, proxy.gateway.port(), "*"));
+    }
+    let calendar = Calendar::make(folder.path());
     // One that was never of any use.
     server.put(gateway("broken", 7777, "not a host"));
 
@@ -260,32 +296,26 @@ async fn no_request_fails_and_all_agree_in_the_end() {
         http: free(),
         kubeconfig: kubeconfig_text,
         log: folder.path().join("pilot.log"),
+        calendar: calendar.clone(),
     };
     pilot.start();
-    let envoy = leno_testkit::envoy::binary().map(|path| path.display().to_string());
-    let leno = [env!("CARGO_BIN_EXE_leno"), "proxy"];
-    let mut proxies = vec![start_proxy("ours", &leno, pilot.grpc, true, folder.path())];
-    let mut addresses = vec![gateways[0]];
-    if let Some(path) = &envoy {
-        let program = [path.as_str(), "--disable-hot-restart"];
-        proxies.push(start_proxy("envoy", &program, pilot.grpc, false, folder.path()));
-        addresses.push(gateways[1]);
-    }
-    for (name, address) in &addresses {
-        until(name, async || matches!(get(*address).await, Ok((200, _)))).await;
+    let running: Vec<Killed> =
+        proxies.iter().map(|proxy| proxy.start(pilot.grpc, folder.path(), &calendar)).collect();
+    for proxy in &proxies {
+        until(proxy.name, async || matches!(get(proxy.gateway).await, Ok((200, _)))).await;
     }
     let (calm, is_calm) = watch::channel(false);
     let clients: Vec<Client> = (0..CLIENTS)
         .map(|number| {
             let pace = match number % 10 {
-                3 => Pace::Slow,
-                7 => Pace::Stuck,
+                2 | 3 => Pace::Slow,
+                6 | 7 => Pace::Stuck,
                 _ => Pace::Quick,
             };
             Client::start(&id(number), mode(number), pilot.grpc, pace, is_calm.clone())
         })
         .collect();
-    let traffic: Vec<Traffic> = addresses.iter().map(|(_, address)| Traffic::start(*address)).collect();
+    let traffic: Vec<Traffic> = proxies.iter().map(|proxy| Traffic::start(proxy.gateway)).collect();
 
     let mut rng = Rng::new(20);
     let mut objects = BTreeMap::new();
@@ -296,7 +326,7 @@ async fn no_request_fails_and_all_agree_in_the_end() {
             server.put(choose(version));
         }
         if rng.chance(1, 3) {
-            server = disturb(server, &mut rng).await;
+            server = disturb(server, &calendar, &mut rng).await;
         }
         if round % EVERY == EVERY - 1 {
             // In the midst of what has just changed; and it is away for a while.
@@ -352,11 +382,13 @@ async fn no_request_fails_and_all_agree_in_the_end() {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
-    for (name, address) in &addresses {
-        until(name, async || matches!(get(*address).await, Ok((200, body)) if body == "two")).await;
+    for proxy in &proxies {
+        let serves = async || matches!(get(proxy.gateway).await, Ok((200, body)) if body == "two");
+        until(proxy.name, serves).await;
     }
     let mut faults = Vec::new();
-    for (traffic, (name, _)) in traffic.into_iter().zip(&addresses) {
+    for (traffic, proxy) in traffic.into_iter().zip(&proxies) {
+        let name = proxy.name;
         let (made, failed) = traffic.stop().await;
         println!("{name}: {made} requests, {} failed", failed.len());
         if let (Some(first), Some(last)) = (failed.first(), failed.last()) {
@@ -367,6 +399,32 @@ async fn no_request_fails_and_all_agree_in_the_end() {
     }
     let said = std::fs::read_to_string(folder.path().join("pilot.log")).unwrap_or_default();
     assert!(faults.is_empty(), "{}\npilot:\n{said}", faults.join("\n"));
+
+    // The proxies themselves, beside ones that have seen nothing but the end. Those serve the same
+    // address: each has a socket of its own there.
+    let anew = folder.path().join("anew");
+    std::fs::create_dir(&anew).expect("a folder");
+    let _newcomers: Vec<Killed> =
+        proxies.iter().map(|proxy| proxy.start(fresh_address, &anew, &calendar)).collect();
+    for proxy in &proxies {
+        let start = Instant::now();
+        loop {
+            let old = dump::dump(&proxy.admin(folder.path())).await;
+            let new = dump::dump(&proxy.admin(&anew)).await;
+            let different = match (&old, &new) {
+                (Some(old), Some(new)) => dump::difference("", old, new),
+                _ => Some("no dump".to_owned()),
+            };
+            let counts = old.as_ref().map(dump::counts).unwrap_or_default();
+            if different.is_none() && counts.iter().all(|&count| count > 0) {
+                println!("{}: clusters, listeners, routes, endpoints: {counts:?}", proxy.name);
+                break;
+            }
+            assert!(start.elapsed() < PATIENCE, "{}: {counts:?} {different:?}", proxy.name);
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+    drop(running);
     fresh.abort();
 }
 

@@ -71,6 +71,30 @@ pub(crate) fn gateway(name: &str, port: u16, host: &str) -> Value {
     istio("Gateway", name, &json!({ "selector": { "istio": name }, "servers": [server] }))
 }
 
+/// What the server stores and nobody can read, or only in part: of the wrong types, with unknown fields,
+/// without what there must be.
+pub(crate) fn malformed(number: u64) -> Value {
+    let name = format!("malformed-{number}");
+    let metadata = json!({ "name": name, "namespace": "shop" });
+    let of = |kind: &str, spec: Value| istio(kind, &name, &spec);
+    match number {
+        0 => of("VirtualService", json!("words")),
+        1 => of("VirtualService", json!({ "hosts": { "a": 1 }, "http": [{ "route": 7 }], "unheard": true })),
+        2 => of("Gateway", json!({ "selector": ["istio"], "servers": { "port": "eighty" } })),
+        3 => of(
+            "ServiceEntry",
+            json!({ "hosts": [7, null], "ports": [{ "number": -1 }], "resolution": "MAYBE" }),
+        ),
+        4 => of("DestinationRule", json!(null)),
+        _ => json!({
+            "apiVersion": "networking.istio.io/v1",
+            "kind": "DestinationRule",
+            "metadata": metadata,
+            "spec": { "host": "web.internal", "trafficPolicy": { "loadBalancer": { "simple": "NEVER_HEARD_OF" } } },
+        }),
+    }
+}
+
 /// Two servers on this machine, each a version of one service.
 pub(crate) fn web(ports: [u16; 2]) -> Value {
     let [one, two] = ports;
