@@ -1,8 +1,12 @@
 //! gRPC applications without a proxy: Python's `grpcio` with xDS channels under this control plane.
 //!
-//! Runs where Python and its packages can be had.
+//! Runs where Python and its packages can be had. `grpcio/secure.rs` has those with certificates.
+
+#[path = "grpcio/secure.rs"]
+mod secure;
 
 use std::collections::BTreeMap;
+use std::fmt::Debug;
 use std::fs;
 use std::path::Path;
 use std::process::Stdio;
@@ -11,6 +15,7 @@ use std::time::Duration;
 use leno_control::server::{Config, Server};
 use leno_testkit::wheels;
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
@@ -33,6 +38,7 @@ struct Answers {
 
 /// A Python process with servers, which calls as it is told.
 struct Python {
+    /// What it said first.
     ports: BTreeMap<String, u16>,
     input: ChildStdin,
     output: Lines<BufReader<ChildStdout>>,
@@ -40,11 +46,11 @@ struct Python {
 }
 
 impl Python {
-    async fn start(venv: &Path, bootstrap: &Path, names: &[&str]) -> Python {
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/grpcio/echo.py");
+    async fn start(venv: &Path, script: &str, bootstrap: &Path, arguments: &[&str]) -> Python {
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/grpcio").join(script);
         let mut child = Command::new(venv.join("bin/python"))
             .arg(script)
-            .args(names)
+            .args(arguments)
             .env("GRPC_XDS_BOOTSTRAP", bootstrap)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -58,17 +64,20 @@ impl Python {
         Python { ports, input, output, _child: child }
     }
 
-    async fn ask(&mut self, request: Value) -> Answers {
+    async fn ask<A: DeserializeOwned>(&mut self, request: Value) -> A {
         self.input.write_all(format!("{request}\n").as_bytes()).await.expect("it reads");
         let line = tokio::time::timeout(LIMIT, self.output.next_line()).await.expect("in time");
         serde_json::from_str(&line.expect("readable").expect("a line")).expect("an answer")
     }
 
     /// Asks until the answer is as it should be.
-    async fn until(&mut self, what: &str, request: Value, holds: impl Fn(&Answers) -> bool) {
+    async fn until<A>(&mut self, what: &str, request: Value, holds: impl Fn(&A) -> bool)
+    where
+        A: DeserializeOwned + Debug,
+    {
         let deadline = Instant::now() + LIMIT;
         loop {
-            let answers = self.ask(request.clone()).await;
+            let answers: A = self.ask(request.clone()).await;
             if holds(&answers) {
                 return;
             }
@@ -132,12 +141,12 @@ async fn grpc_without_proxies() {
         },
     });
     fs::write(&bootstrap, content.to_string()).expect("writable");
-    let mut python = Python::start(&venv, &bootstrap, &["v1", "v2", "v3"]).await;
+    let mut python = Python::start(&venv, "echo.py", &bootstrap, &["v1", "v2", "v3"]).await;
     let calls = |count: u32| json!({ "do": "calls", "target": TARGET, "count": count });
 
     // From LDS to EDS; all endpoints take part.
     write(folder.path(), &python.service(&["v1", "v2"]));
-    let found = python.ask(calls(20)).await;
+    let found: Answers = python.ask(calls(20)).await;
     assert!(found.errors.is_empty() && found.names.len() == 2, "{found:?}");
 
     // By weight, and by header.
@@ -150,11 +159,11 @@ async fn grpc_without_proxies() {
     write(folder.path(), &split);
     let chosen = json!({ "do": "calls", "target": TARGET, "count": 20, "metadata": [["x-version", "v2"]] });
     python
-        .until("a header chooses", chosen, |found| {
+        .until("a header chooses", chosen, |found: &Answers| {
             found.errors.is_empty() && found.names.get("v2") == Some(&20)
         })
         .await;
-    let found = python.ask(calls(400)).await;
+    let found: Answers = python.ask(calls(400)).await;
     let first = found.names.get("v1").copied().unwrap_or_default();
     // A fair coin would have to be thrown for ages to miss this.
     assert!(found.errors.is_empty() && (260..=380).contains(&first), "{found:?}");
@@ -163,30 +172,41 @@ async fn grpc_without_proxies() {
     let retries = "{hosts: [reviews.mesh], http: [{route: [{destination: {host: reviews.mesh}}], retries: {attempts: 3, retryOn: unavailable}}]}";
     write(folder.path(), &(python.service(&["v1", "v2"]) + &rule("VirtualService", retries)));
     let failing = json!({ "do": "calls", "target": TARGET, "count": 3, "fail": 2 });
-    python.until("tried again", failing, |found| found.errors.is_empty()).await;
+    python.until("tried again", failing, |found: &Answers| found.errors.is_empty()).await;
+
+    // What cannot be honoured does no harm: gRPC counts failures by their share only.
+    let outliers = "{host: reviews.mesh, trafficPolicy: {outlierDetection: {consecutive5xxErrors: 1, baseEjectionTime: 3m}}}";
+    write(folder.path(), &(python.service(&["v1", "v2"]) + &rule("DestinationRule", outliers)));
+    let failing = json!({ "do": "calls", "target": TARGET, "count": 10, "fail": 9 });
+    python.until("failures", failing, |found: &Answers| found.errors.len() == 10).await;
+    python
+        .until("both", calls(20), |found: &Answers| found.errors.is_empty() && found.names.len() == 2)
+        .await;
 
     // What hashes alike goes to the same endpoint.
     let hash =
         "{host: reviews.mesh, trafficPolicy: {loadBalancer: {consistentHash: {httpHeaderName: x-user}}}}";
     write(folder.path(), &(python.service(&["v1", "v2", "v3"]) + &rule("DestinationRule", hash)));
     let same = json!({ "do": "calls", "target": TARGET, "count": 30, "metadata": [["x-user", "one"]] });
-    python.until("stays", same, |found| found.errors.is_empty() && found.names.len() == 1).await;
+    python.until("stays", same, |found: &Answers| found.errors.is_empty() && found.names.len() == 1).await;
     let others = json!({ "do": "calls", "target": TARGET, "count": 60, "vary": "x-user" });
-    python.until("spreads", others, |found| found.errors.is_empty() && found.names.len() == 3).await;
+    python
+        .until("spreads", others, |found: &Answers| found.errors.is_empty() && found.names.len() == 3)
+        .await;
 
     // Endpoints come and go, and no call fails.
     write(folder.path(), &python.service(&["v1", "v2"]));
-    python.until("two", calls(20), |found| found.errors.is_empty() && found.names.len() == 2).await;
-    python.ask(json!({ "do": "load", "target": TARGET })).await;
+    python.until("two", calls(20), |found: &Answers| found.errors.is_empty() && found.names.len() == 2).await;
+    python.ask::<Answers>(json!({ "do": "load", "target": TARGET })).await;
     for names in [&["v2", "v3"][..], &["v3", "v1"], &["v1"], &["v1", "v2", "v3"]] {
         write(folder.path(), &python.service(names));
         python
-            .until("the endpoints", json!({ "do": "take", "count": 20 }), |found| {
+            .until("the endpoints", json!({ "do": "take", "count": 20 }), |found: &Answers| {
                 assert!(found.errors.is_empty(), "{found:?}");
                 found.names.keys().eq(names.iter().collect::<std::collections::BTreeSet<_>>())
             })
             .await;
     }
-    let found = python.ask(json!({ "do": "stop" })).await;
+    let found: Answers = python.ask(json!({ "do": "stop" })).await;
     assert!(found.errors.is_empty(), "{found:?}");
 }
