@@ -22,7 +22,7 @@ const SDS: &str = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3
 const CDS: &str = "type.googleapis.com/envoy.config.cluster.v3.Cluster";
 
 /// Nothing here takes long; what does is a bug.
-const LIMIT: Duration = Duration::from_secs(20);
+const LIMIT: Duration = Duration::from_secs(60);
 
 const GATEWAY: &str = "router~10.0.0.9~gateway.default~default.svc.cluster.local";
 

@@ -37,7 +37,7 @@ mod sources;
 #[path = "../../xds/tests/support/mod.rs"]
 mod support;
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A control plane on a socket.
 struct Server {

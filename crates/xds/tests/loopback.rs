@@ -55,7 +55,7 @@ impl Proxy {
     }
 
     async fn event(&mut self) -> Event {
-        let event = tokio::time::timeout(Duration::from_secs(20), self.events.recv()).await;
+        let event = tokio::time::timeout(Duration::from_secs(60), self.events.recv()).await;
         event.expect("an event in time").expect("the shell runs")
     }
 
@@ -194,7 +194,7 @@ async fn a_method_that_the_server_does_not_have_is_an_error() {
     let path = TypeUrl::Secret.path(Mode::Sotw).unwrap();
     tokio::spawn(grpc::run(connector, path, http::HeaderMap::new(), client, commands, sender));
     commander.subscribe(TypeUrl::Secret, Interest::name("default"), None);
-    let event = tokio::time::timeout(Duration::from_secs(20), events.recv()).await.unwrap();
+    let event = tokio::time::timeout(Duration::from_secs(60), events.recv()).await.unwrap();
     let Some(Event::Disconnected { error, .. }) = event else { panic!("{event:?}") };
     assert!(error.starts_with("Unimplemented"), "{error}");
 }

@@ -80,7 +80,7 @@ async fn until(condition: impl Fn() -> bool) {
             tokio::task::yield_now().await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(10), waiting).await.expect("the condition comes true");
+    tokio::time::timeout(Duration::from_secs(60), waiting).await.expect("the condition comes true");
 }
 
 /// A server that says `name` to whoever connects and then echoes.
@@ -209,7 +209,7 @@ fn connections_of_a_removed_listener_end_with_the_drain_time() {
                 tokio::task::yield_now().await;
             }
         };
-        tokio::time::timeout(Duration::from_secs(10), refused).await.expect("nobody listens");
+        tokio::time::timeout(Duration::from_secs(60), refused).await.expect("nobody listens");
     });
 }
 

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use leno_proxy::Options;
 
 /// Nothing here takes that long, unless it hangs.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A proxy that runs.
 pub(crate) struct Proxy {

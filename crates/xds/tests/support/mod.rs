@@ -67,7 +67,7 @@ impl ControlPlane {
                 before.push(format!("{seen:?}"));
             }
         };
-        match tokio::time::timeout(Duration::from_secs(20), search).await {
+        match tokio::time::timeout(Duration::from_secs(60), search).await {
             Ok(seen) => seen,
             Err(_) => panic!("no {what}; seen:\n{}", before.join("\n")),
         }

@@ -470,7 +470,7 @@ async fn probe(address: SocketAddr, row: &Row) -> String {
             }
         }
         let mut buffer = [0; 4096];
-        match tokio::time::timeout(Duration::from_secs(5), stream.read(&mut buffer)).await {
+        match tokio::time::timeout(Duration::from_secs(60), stream.read(&mut buffer)).await {
             Err(_) => return seen + "nothing",
             Ok(Ok(0) | Err(_)) => return seen + "closed",
             Ok(Ok(count)) => input.extend_from_slice(&buffer[..count]),

@@ -141,7 +141,7 @@ async fn until(condition: impl Fn() -> bool) {
             tokio::task::yield_now().await;
         }
     };
-    tokio::time::timeout(std::time::Duration::from_secs(10), waiting)
+    tokio::time::timeout(std::time::Duration::from_secs(60), waiting)
         .await
         .expect("the condition comes true");
 }

@@ -93,7 +93,7 @@ fn run(test: impl Future<Output = ()>) {
 }
 
 async fn ended(serving: JoinHandle<StreamInfo>) -> StreamInfo {
-    let ended = tokio::time::timeout(Duration::from_secs(10), serving).await;
+    let ended = tokio::time::timeout(Duration::from_secs(60), serving).await;
     ended.expect("it ends").expect("without a panic")
 }
 
