@@ -267,6 +267,10 @@ impl Session {
             self.pending.remove(&type_url);
             let start = System.now();
             let response = self.respond(group, view, &type_url);
+            if type_url == TypeUrl::Cluster && self.stream.is_owed(&TypeUrl::Endpoint) {
+                // A cluster that has changed needs its endpoints again, changed or not.
+                self.pending.insert(TypeUrl::Endpoint);
+            }
             self.tracks.sent(&type_url, response.is_some());
             let Some(response) = response else { continue };
             let bytes = response.resources.iter().map(|resource| resource.body.len()).sum();

@@ -270,6 +270,23 @@ spec:
 ",
     );
     web.until("the mirror", |client| client.clusters() == set(&[cluster(1), cluster(2), cluster(7)])).await;
+    // A cluster that changes has its endpoints told again, whom routes would wait for otherwise.
+    write(
+        folder.path(),
+        "policy.yaml",
+        "apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: s1}
+spec: {host: s1.mesh, trafficPolicy: {connectionPool: {http: {http2MaxRequests: 7}}}}
+",
+    );
+    for type_url in [CDS, EDS] {
+        let is_it = |response: &DeltaDiscoveryResponse| {
+            let mut resources = response.resources.iter();
+            response.type_url == type_url && resources.any(|resource| resource.name == cluster(1))
+        };
+        while !is_it(&web.next().await) {}
+    }
     // What is not used changes without a word about clusters; what is goes when it is gone.
     fs::remove_file(folder.path().join("s30.yaml")).expect("there");
     fs::remove_file(folder.path().join("s2.yaml")).expect("there");
