@@ -34,7 +34,7 @@ use crate::model::duration::Span;
 use crate::model::identity::Account;
 use crate::model::switches::{SwitchInput, Switches, VariableInput};
 use crate::model::{Change, Kind, ObjectRef, inputs};
-use crate::push::clearance::Gate;
+use crate::push::clearance::{Gate, Verdict};
 use crate::push::{News, Push};
 use crate::registry::Mesh;
 use crate::scope::gateway_api::status::AllStatuses;
@@ -59,6 +59,9 @@ const ANALYZE_EVERY: Duration = Duration::from_millis(200);
 
 /// After how many ticks unused values are forgotten.
 const COLLECT_EVERY: u32 = 40;
+
+/// How long those who write to the cluster may take to end.
+const FAREWELL: Duration = Duration::from_secs(3);
 
 /// What the control plane is started with.
 #[derive(Clone, Debug)]
@@ -121,7 +124,7 @@ pub(crate) enum Event {
     /// Something happened on a proxy's stream.
     Stream(StreamEvent),
     /// It was found out whether a service account may read the Secrets of its namespace.
-    Reviewed(Account, bool),
+    Reviewed(Account, Verdict),
     /// Somebody wants to know something.
     Ask(Question, oneshot::Sender<Answer>),
     /// Time has passed.
@@ -235,7 +238,8 @@ impl Server {
             let _ = over.send(Event::Shutdown).await;
         });
         drop(events);
-        let statuses = self.cluster.as_ref().and_then(|cluster| cluster.spawn_writer(&mut tasks));
+        let mut writers = JoinSet::new();
+        let statuses = self.cluster.as_ref().and_then(|cluster| cluster.spawn_writer(&mut writers));
         let mut control = Loop::new(ready, know, want, statuses, gate, domains);
         control.ca = ca.map(|(ca, _)| ca);
         control.namespaces = namespaces;
@@ -243,7 +247,9 @@ impl Server {
             match event {
                 Event::Changes(update) => control.on_changes(update),
                 Event::Stream(event) => control.on_stream(event),
-                Event::Reviewed(account, may) => control.push.on_reviewed(&account, may, Instant::now()),
+                Event::Reviewed(account, verdict) => {
+                    control.push.on_reviewed(&account, verdict, Instant::now())
+                }
                 // The asker may have left.
                 Event::Ask(question, reply) => drop(reply.send(control.on_ask(&question))),
                 Event::Tick => control.on_tick(),
@@ -256,6 +262,9 @@ impl Server {
             }
         }
         drop(control);
+        // They end with who told them, and give the lease back, so that another leads at once. If they
+        // cannot, it runs out.
+        let _ = tokio::time::timeout(FAREWELL, async { while writers.join_next().await.is_some() {} }).await;
         tasks.shutdown().await;
     }
 
@@ -265,8 +274,8 @@ impl Server {
             let (ask, mut answers) = cluster.spawn_reviewer(tasks);
             let events = events.clone();
             tasks.spawn(async move {
-                while let Some((account, may)) = answers.recv().await {
-                    if events.send(Event::Reviewed(account, may)).await.is_err() {
+                while let Some((account, verdict)) = answers.recv().await {
+                    if events.send(Event::Reviewed(account, verdict)).await.is_err() {
                         return;
                     }
                 }
@@ -489,6 +498,13 @@ impl Loop {
             let domains = std::iter::once(&mesh.trust_domain).chain(&mesh.trust_domain_aliases);
             self.domains.set(domains.filter(|domain| !domain.is_empty()).cloned().collect());
         }
+        if let Some((say, book)) = &mut self.statuses
+            && !update.gone.is_empty()
+        {
+            // Who writes them ends with us.
+            let _ = say.send(book.forget(&update.gone));
+            update.gone.iter().for_each(|object| self.push.propagation_mut().retell(object));
+        }
         // Proxies come first: what is wrong is found when they have been told.
         self.unanalyzed = true;
         if !self.ready.swap(true, Ordering::AcqRel) {
@@ -594,7 +610,7 @@ impl Loop {
         let Some((say, book)) = &mut self.statuses else { return };
         let news =
             book.matched(self.push.patch_matches(&self.graph).into_iter(), &self.origins, System.wall());
-        if !news.0.is_empty() {
+        if !news.is_empty() {
             // Who writes them ends with us.
             let _ = say.send(news);
         }
@@ -671,7 +687,8 @@ impl Loop {
     fn tell_diagnostics(&mut self) {
         let parts = [self.source_diagnostics.as_ref(), &self.analysis, &self.refusals];
         let now: Vec<Diagnostic> = parts.into_iter().flatten().cloned().collect();
-        if now == self.diagnostics {
+        let is_due = self.statuses.as_ref().is_some_and(|(_, book)| book.is_due());
+        if now == self.diagnostics && !is_due {
             return;
         }
         let (old, new): (HashSet<&Diagnostic>, HashSet<&Diagnostic>) =

@@ -20,6 +20,20 @@ use crate::model::identity::Account;
 const MAY: Duration = Duration::from_secs(300);
 const MAY_NOT: Duration = Duration::from_secs(60);
 
+/// How long to wait before asking again when there was no answer.
+const SILENT: Duration = Duration::from_secs(10);
+
+/// What became of the question whether an account may read Secrets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    May,
+    MayNot,
+    /// We may not ask.
+    Refused,
+    /// There was none: nobody knows.
+    Silence,
+}
+
 /// Which credentials a proxy may have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Clearance {
@@ -100,10 +114,27 @@ impl Gate {
         }
     }
 
-    /// An answer.
-    pub(crate) fn on_reviewed(&mut self, account: &Account, may: bool, now: Instant) {
-        let until = now + if may { MAY } else { MAY_NOT };
-        self.verdicts.insert(account.clone(), (Some(may), Some(until)));
+    /// An answer. Only one that says so grants anything or takes it away: what was known last holds on
+    /// while the API server is away. Of an account that nothing is known of nothing is said until then,
+    /// so that its proxies keep what they have, unless it cannot be found out at all.
+    pub(crate) fn on_reviewed(&mut self, account: &Account, verdict: Verdict, now: Instant) {
+        let (known, until) = self.verdicts.entry(account.clone()).or_insert((None, None));
+        let holds = match verdict {
+            Verdict::May => {
+                *known = Some(true);
+                MAY
+            }
+            Verdict::MayNot => {
+                *known = Some(false);
+                MAY_NOT
+            }
+            Verdict::Refused => {
+                known.get_or_insert(false);
+                MAY_NOT
+            }
+            Verdict::Silence => SILENT,
+        };
+        *until = Some(now + holds);
     }
 
     /// Asks again about those whose answers have become old, or forgets them if nobody uses them. The
@@ -129,7 +160,7 @@ mod tests {
     use leno_xds::server::listen::Caller;
     use tokio::sync::mpsc;
 
-    use super::{Clearance, Gate, MAY};
+    use super::{Clearance, Gate, MAY, SILENT, Verdict};
     use crate::model::identity::Account;
     use crate::push::node::{self, Node};
     use crate::translate::resource::text;
@@ -182,7 +213,7 @@ mod tests {
         }
         assert_eq!(asked.try_recv(), Ok(account.clone()));
         assert!(asked.try_recv().is_err());
-        gate.on_reviewed(&account, true, now);
+        gate.on_reviewed(&account, Verdict::May, now);
         assert_eq!(gate.clearance(Some(&account)), Clearance::All);
         gate.on_tick(now + MAY - Duration::from_secs(1), |_| true);
         assert!(asked.try_recv().is_err());
@@ -192,10 +223,40 @@ mod tests {
         assert_eq!(asked.try_recv(), Ok(account.clone()));
         assert!(asked.try_recv().is_err(), "once");
         assert_eq!(gate.clearance(Some(&account)), Clearance::All, "until the answer comes");
-        gate.on_reviewed(&account, false, now + MAY);
+        gate.on_reviewed(&account, Verdict::MayNot, now + MAY);
         assert_eq!(gate.clearance(Some(&account)), Clearance::Open);
         gate.on_tick(now + MAY * 2, |_| false);
         assert!(asked.try_recv().is_err());
         assert_eq!(gate.clearance(Some(&account)), Clearance::Pending, "forgotten");
+    }
+
+    #[test]
+    fn only_an_answer_grants_or_takes_away() {
+        let (may, may_not) = (Clearance::All, Clearance::Open);
+        for (answers, expected) in [
+            (&[Verdict::May, Verdict::Silence][..], may),
+            (&[Verdict::May, Verdict::Refused, Verdict::Silence], may),
+            (&[Verdict::May, Verdict::Silence, Verdict::MayNot, Verdict::Silence], may_not),
+            (&[Verdict::MayNot, Verdict::Silence], may_not),
+            (&[Verdict::MayNot, Verdict::Refused], may_not),
+            (&[Verdict::Silence, Verdict::Silence], Clearance::Pending),
+            (&[Verdict::Silence, Verdict::May], may),
+            (&[Verdict::Refused, Verdict::Silence], may_not),
+            (&[Verdict::Refused, Verdict::May], may),
+        ] {
+            let (reviews, mut asked) = mpsc::unbounded_channel();
+            let mut gate = Gate::new(false, Some(reviews));
+            let account = Account { namespace: "a".to_owned(), name: "b".to_owned() };
+            let mut now = Instant::now();
+            assert_eq!(gate.clearance(Some(&account)), Clearance::Pending);
+            for answer in answers {
+                assert_eq!(asked.try_recv(), Ok(account.clone()), "{answers:?}");
+                gate.on_reviewed(&account, *answer, now);
+                // Silence is followed by the next question soon.
+                now += if *answer == Verdict::Silence { SILENT } else { MAY };
+                gate.on_tick(now, |_| true);
+            }
+            assert_eq!(gate.clearance(Some(&account)), expected, "{answers:?}");
+        }
     }
 }

@@ -39,7 +39,7 @@ use leno_xds::{Mode, TypeUrl};
 use tonic::Status;
 
 use self::about::About;
-use self::clearance::Gate;
+use self::clearance::{Gate, Verdict};
 use self::group::Group;
 use self::learnt::Learnt;
 use self::propagation::Propagation;
@@ -296,8 +296,8 @@ impl Push {
     }
 
     /// It has been found out whether a service account may read Secrets.
-    pub(crate) fn on_reviewed(&mut self, account: &Account, may: bool, now: Instant) {
-        self.gate.on_reviewed(account, may, now);
+    pub(crate) fn on_reviewed(&mut self, account: &Account, verdict: Verdict, now: Instant) {
+        self.gate.on_reviewed(account, verdict, now);
         let clearance = self.gate.clearance(Some(account));
         let asking = self.credentials.get(account).into_iter().flatten();
         let mut told = Touched { ids: BTreeSet::new(), cause: None };

@@ -343,6 +343,13 @@ impl Propagation {
         }
     }
 
+    /// What was told of an object is forgotten: it is told again.
+    pub(crate) fn retell(&mut self, object: &ObjectRef) {
+        if self.objects.get(object).is_some_and(|change| !self.flying.contains(change)) {
+            self.news.insert(object.clone());
+        }
+    }
+
     /// Objects of whose last change there is something new to tell, since this was asked last.
     pub(crate) fn take_news(&mut self, now: Instant) -> BTreeSet<ObjectRef> {
         let slow: Vec<u64> = self

@@ -28,6 +28,7 @@ pub(crate) struct Merge {
 #[derive(Debug, Default)]
 pub(crate) struct Merged {
     pub(crate) changes: Vec<Change>,
+    pub(crate) gone: Vec<ObjectRef>,
     /// What sources are to tell again.
     pub(crate) retell: Vec<(usize, ObjectRef)>,
 }
@@ -43,7 +44,7 @@ impl Merge {
         if let Some(faults) = self.faults.get_mut(source) {
             *faults = update.diagnostics;
         }
-        let mut merged = Merged::default();
+        let mut merged = Merged { gone: update.gone, ..Merged::default() };
         for change in update.changes {
             match change {
                 Change::Set(reference, object, origin) => {
@@ -135,7 +136,7 @@ pub(crate) async fn run(inputs: Vec<Input>, updates: mpsc::Sender<Update>) {
     }
     drop(gather);
     let mut missing: Vec<bool> = vec![true; asks.len()];
-    let mut early = Vec::new();
+    let (mut early, mut gone) = (Vec::new(), Vec::new());
     let mut told = Arc::new(Vec::new());
     loop {
         let (source, update) = tokio::select! {
@@ -157,6 +158,7 @@ pub(crate) async fn run(inputs: Vec<Input>, updates: mpsc::Sender<Update>) {
             *missing = false;
         }
         early.extend(merged.changes);
+        gone.extend(merged.gone);
         if missing.contains(&true) {
             continue;
         }
@@ -164,7 +166,12 @@ pub(crate) async fn run(inputs: Vec<Input>, updates: mpsc::Sender<Update>) {
         if *told != diagnostics {
             told = Arc::new(diagnostics);
         }
-        let update = Update { changes: std::mem::take(&mut early), diagnostics: Arc::clone(&told), since };
+        let update = Update {
+            changes: std::mem::take(&mut early),
+            gone: std::mem::take(&mut gone),
+            diagnostics: Arc::clone(&told),
+            since,
+        };
         if updates.send(update).await.is_err() {
             return;
         }

@@ -37,14 +37,17 @@ use tokio::task::JoinSet;
 use self::files::Files;
 use self::kube::{Cluster, Wanted};
 use self::merge::Input;
-use crate::model::Change;
 use crate::model::diagnostic::Diagnostic;
+use crate::model::{Change, ObjectRef};
 
 /// What a source has to say: changes that take effect together, and the state of what it could not
 /// use.
 #[derive(Debug, Default)]
 pub(crate) struct Update {
     pub(crate) changes: Vec<Change>,
+    /// Objects of the cluster that are gone since the last update: what now has their name, if anything,
+    /// is another object, whose status nobody has written yet.
+    pub(crate) gone: Vec<ObjectRef>,
     /// All faults found in reading, in place of those said before.
     pub(crate) diagnostics: Arc<Vec<Diagnostic>>,
     /// When the first of the changes came; none if that was just now.

@@ -46,7 +46,8 @@ pub(crate) async fn run(
     let changes = files.scan(Look::Inside, Instant::now());
     let mut told = files.diagnostics();
     let mut took = Duration::ZERO;
-    if updates.send(Update { changes, diagnostics: files.diagnostics(), since: None }).await.is_err() {
+    let update = Update { changes, diagnostics: files.diagnostics(), ..Update::default() };
+    if updates.send(update).await.is_err() {
         return;
     }
     loop {
@@ -58,7 +59,7 @@ pub(crate) async fn run(
             Some(reference) = retell.recv() => {
                 let change = files.retell(&reference);
                 let changes = change.into_iter().collect();
-                let update = Update { changes, diagnostics: files.diagnostics(), since: None };
+                let update = Update { changes, diagnostics: files.diagnostics(), ..Update::default() };
                 if updates.send(update).await.is_err() {
                     return;
                 }
@@ -92,7 +93,7 @@ pub(crate) async fn run(
             continue;
         }
         told.clone_from(&diagnostics);
-        if updates.send(Update { changes, diagnostics, since }).await.is_err() {
+        if updates.send(Update { changes, diagnostics, since, ..Update::default() }).await.is_err() {
             return;
         }
     }

@@ -2,6 +2,7 @@
 //!
 //! START HERE: [`ApiServer`] is what a test starts and turns the knobs of. Inside:
 //!
+//! - `cluster.rs`: what a test over the wire starts, which may be a real cluster instead;
 //! - `store.rs`: the objects, their revisions and the log that watches read; knows nothing of HTTP;
 //! - `resource.rs`: which resources there are, built in and by CRD; `typing.rs`: how their lists merge;
 //! - `object.rs`: what creating, changing and deleting means: metadata, conflicts, finalizers, owners;
@@ -17,6 +18,7 @@
 
 mod admission;
 mod apply;
+mod cluster;
 mod defaults;
 mod discovery;
 mod fields;
@@ -48,6 +50,7 @@ use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
+pub use self::cluster::{Cluster, VARIABLE, definition};
 use self::state::{Denial, Shared, lock};
 pub use self::state::{Fault, Seen, User};
 pub use self::status::Failure;

@@ -16,6 +16,7 @@ use super::writer::Statuses;
 use crate::analyze::message::of_finding;
 use crate::model::diagnostic::{Diagnostic, Severity};
 use crate::model::label::GATEWAY_CONTROLLER;
+use crate::model::read::Known;
 use crate::model::{Kind, ObjectRef};
 use crate::source::Origin;
 
@@ -186,6 +187,8 @@ pub(crate) struct Book {
     matches: BTreeMap<ObjectRef, Matches>,
     /// What was derived for objects of the Gateway API, for which generation, and what was made of it.
     derived: BTreeMap<ObjectRef, (Value, i64, Value)>,
+    /// Objects were forgotten with which something may be wrong that is to be said again.
+    due: bool,
 }
 
 impl Book {
@@ -203,12 +206,30 @@ impl Book {
                 found.entry(object).or_default().push(diagnostic.clone());
             }
         }
+        self.due = false;
         let before = std::mem::replace(&mut self.findings, found);
         let mut touched: BTreeSet<ObjectRef> = before.into_keys().collect();
         touched.extend(self.findings.keys().cloned());
         let mut news = Statuses::default();
         touched.into_iter().for_each(|object| self.say(object, origins, wall, &mut news));
         news
+    }
+
+    /// Forgets what was said of objects that are gone: what has come under their names has no status yet,
+    /// be it as the last one or not.
+    pub(crate) fn forget(&mut self, gone: &[ObjectRef]) -> Statuses {
+        for object in gone {
+            self.said.remove(object);
+            self.programmed.remove(object);
+            self.derived.remove(object);
+            self.due |= self.findings.contains_key(object);
+        }
+        Statuses { forget: gone.iter().cloned().collect(), ..Statuses::default() }
+    }
+
+    /// Whether [`Book::review`] has something to say though nothing else is wrong than before.
+    pub(crate) fn is_due(&self) -> bool {
+        self.due
     }
 
     /// The same, as changes of objects have come to proxies.
@@ -266,10 +287,21 @@ impl Book {
             }
             let status = completed(derived.clone(), origin, last.map(|(_, _, said)| said), wall);
             self.derived.insert(object.clone(), (derived, generation, status.clone()));
-            news.0.insert(object, status);
+            news.want.insert(object, status);
         }
-        // Those that we have nothing to say of any more are others' business.
-        self.derived.retain(|object, _| present.contains(object));
+        // Those that we have nothing to say of any more are others' business: what we said is taken back.
+        self.derived.retain(|object, (.., said)| {
+            let stays = present.contains(object);
+            if !stays {
+                news.forget.insert(object.clone());
+                if origins.get(object).is_some_and(|origin| origin.generation.is_some()) {
+                    let nothing =
+                        if said.get("parents").is_some() { json!({ "parents": [] }) } else { json!({}) };
+                    news.want.insert(object.clone(), nothing);
+                }
+            }
+            stays
+        });
         news
     }
 
@@ -288,6 +320,7 @@ impl Book {
             self.matches.remove(&object);
             if findings.is_empty() {
                 self.said.remove(&object);
+                news.forget.insert(object);
                 return;
             }
         }
@@ -318,7 +351,7 @@ impl Book {
             validation_messages: findings.iter().map(Message::of).collect(),
         };
         if old != Some(&status) {
-            news.0.insert(object.clone(), json!(status));
+            news.want.insert(object.clone(), json!(status));
             self.said.insert(object, status);
         }
     }
@@ -338,6 +371,13 @@ fn subject(diagnostic: &Diagnostic, origins: &BTreeMap<ObjectRef, Origin>) -> Op
 
 fn is_istios(kind: Kind) -> bool {
     watched().any(|known| known.group.ends_with("istio.io") && known.reads == Some(kind))
+}
+
+/// Whether objects of a kind have a status that is ours to write.
+pub(super) fn tells(known: &Known) -> bool {
+    known.group.ends_with("istio.io")
+        || known.group.starts_with("gateway.networking.")
+        || known.reads == Some(Kind::Ingress)
 }
 
 /// What was derived, with what the Gateway API's form of it has in addition.
@@ -447,13 +487,13 @@ mod tests {
             stragglers: (0..stragglers).map(|number| format!("p{number}.n")).collect(),
         };
         let said = book.reached(vec![(rule.clone(), programmed(7))], &origins, at(0));
-        let first = condition(said.0.get(&rule));
+        let first = condition(said.want.get(&rule));
         expect![[r#"1970-01-01T00:00:00Z False Stragglers "programmed on 2/9 proxies, not on p0.n, p1.n, p2.n, p3.n, p4.n and 2 more""#]].assert_eq(&first);
         let said = book.reached(vec![(rule.clone(), programmed(0))], &origins, at(5));
         expect![[r#"1970-01-01T00:00:05Z True Programmed "programmed on 9/9 proxies""#]]
-            .assert_eq(&condition(said.0.get(&rule)));
-        assert_eq!(said.0[&rule]["observedGeneration"], 4);
-        assert!(book.reached(vec![(rule.clone(), programmed(0))], &origins, at(6)).0.is_empty());
+            .assert_eq(&condition(said.want.get(&rule)));
+        assert_eq!(said.want[&rule]["observedGeneration"], 4);
+        assert!(book.reached(vec![(rule.clone(), programmed(0))], &origins, at(6)).want.is_empty());
         let finding = |severity| Finding {
             severity,
             code: "unknown-host",
@@ -463,18 +503,70 @@ mod tests {
         let wrong = |severity| vec![Diagnostic::about(&rule, &finding(severity))];
         let said = book.review(&wrong(Severity::Warning), &origins, at(7));
         expect![[r#"1970-01-01T00:00:05Z True Programmed "programmed on 9/9 proxies""#]]
-            .assert_eq(&condition(said.0.get(&rule)));
-        assert_eq!(said.0[&rule]["validationMessages"][0]["message"], "spec.hosts[0]: there is no x");
+            .assert_eq(&condition(said.want.get(&rule)));
+        assert_eq!(said.want[&rule]["validationMessages"][0]["message"], "spec.hosts[0]: there is no x");
         let said = book.review(&wrong(Severity::Error), &origins, at(8));
         expect![[r#"1970-01-01T00:00:08Z False Invalid "spec.hosts[0]: there is no x""#]]
-            .assert_eq(&condition(said.0.get(&rule)));
+            .assert_eq(&condition(said.want.get(&rule)));
         let said = book.review(&[], &origins, at(9));
-        assert!(said.0[&rule].get("validationMessages").is_none(), "{said:?}");
+        assert!(said.want[&rule].get("validationMessages").is_none(), "{said:?}");
         origins.clear();
-        assert!(book.review(&[], &origins, at(9)).0.is_empty());
+        assert!(book.review(&[], &origins, at(9)).want.is_empty());
         // What comes from a file has no status.
         let origins = BTreeMap::from([(rule.clone(), Origin::nowhere())]);
-        assert!(book.reached(vec![(rule, programmed(0))], &origins, at(0)).0.is_empty());
+        assert!(book.reached(vec![(rule, programmed(0))], &origins, at(0)).want.is_empty());
+    }
+
+    #[test]
+    fn an_object_that_was_created_again_is_told_anew() {
+        let (rule, route) = (object(Kind::VirtualService), object(Kind::HttpRoute));
+        let origins =
+            BTreeMap::from([&rule, &route].map(|object| (object.clone(), Origin::object(1, Arc::from("")))));
+        let wrong = Finding {
+            severity: Severity::Error,
+            code: "unknown-host",
+            path: "spec.hosts[0]".to_owned(),
+            message: "there is no x".to_owned(),
+        };
+        let wrong = vec![Diagnostic::about(&rule, &wrong)];
+        let mut book = Book::default();
+        let tell = |book: &mut Book| {
+            let said = [
+                book.review(&wrong, &origins, at(0)),
+                book.reached(vec![(rule.clone(), Programmed::default())], &origins, at(0)),
+                book.derived(std::iter::once((route.clone(), json!({ "conditions": [] }))), &origins, at(0)),
+            ];
+            said.map(|said| said.want.len())
+        };
+        assert_eq!(tell(&mut book), [1, 0, 1]);
+        assert_eq!(tell(&mut book), [0, 0, 0]);
+        assert!(!book.is_due());
+        let said = book.forget(&[rule.clone(), route.clone()]);
+        assert_eq!((said.forget.len(), said.want.len(), book.is_due()), (2, 0, true));
+        assert_eq!(tell(&mut book), [1, 0, 1]);
+        assert!(!book.is_due());
+    }
+
+    #[test]
+    fn what_is_not_ours_any_more_is_taken_back() {
+        let (route, gateway) = (object(Kind::HttpRoute), object(Kind::KubernetesGateway));
+        let mut origins = BTreeMap::from(
+            [&route, &gateway].map(|object| (object.clone(), Origin::object(1, Arc::from("")))),
+        );
+        let all = || {
+            let ours = json!({ "parents": [{ "parentRef": 0, "conditions": [] }] });
+            [(route.clone(), ours), (gateway.clone(), json!({ "conditions": [] }))].into_iter()
+        };
+        let mut book = Book::default();
+        assert_eq!(book.derived(all(), &origins, at(0)).want.len(), 2);
+        let said = book.derived(std::iter::empty(), &origins, at(1));
+        assert_eq!((&said.want[&route], &said.want[&gateway]), (&json!({ "parents": [] }), &json!({})));
+        assert!(book.derived(std::iter::empty(), &origins, at(1)).want.is_empty());
+        // Of what is gone nothing is left to be taken back.
+        book.derived(all(), &origins, at(2));
+        origins.clear();
+        let said = book.derived(std::iter::empty(), &origins, at(3));
+        assert_eq!((said.forget.len(), said.want.len()), (2, 0));
     }
 
     #[test]
@@ -490,7 +582,7 @@ mod tests {
         let mut tell = |status: &str, generation, seconds| {
             let origins = BTreeMap::from([(route.clone(), origin(generation))]);
             let all = std::iter::once((route.clone(), derived(status)));
-            book.derived(all, &origins, at(seconds)).0.remove(&route)
+            book.derived(all, &origins, at(seconds)).want.remove(&route)
         };
         let condition = json!({ "type": "Accepted", "status": "True", "reason": "Accepted", "message": "",
             "lastTransitionTime": "1970-01-01T00:00:00Z", "observedGeneration": 1 });
@@ -516,7 +608,7 @@ mod tests {
             let patches = patches.iter().map(|&(proxies, resources)| Match { proxies, resources }).collect();
             let all = std::iter::once((filter.clone(), Matches(patches)));
             let news = book.matched(all, &origins, SystemTime::UNIX_EPOCH);
-            let condition = news.0.get(&filter).map(|status| status["conditions"][1].clone());
+            let condition = news.want.get(&filter).map(|status| status["conditions"][1].clone());
             condition.map(|it| format!("{} {} {}", it["status"], it["reason"], it["message"]))
         };
         for (patches, expected) in [

@@ -43,8 +43,9 @@ impl Kubernetes {
 /// How long an answer that ends may take.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// How long a watch may be silent: a little longer than it is asked to last.
-const SILENCE: Duration = Duration::from_secs(330);
+/// How long a watch may be silent. Servers send a bookmark every minute or so; a connection that says
+/// nothing for longer may lead nowhere, which its other end cannot tell.
+const SILENCE: Duration = Duration::from_secs(150);
 
 /// A line longer than this is no object that an API server would store.
 const LONGEST_LINE: usize = 64 << 20;
@@ -207,17 +208,17 @@ pub(crate) struct Lines {
 }
 
 impl Lines {
-    /// The next line; `None` at the end. May be dropped while it waits.
+    /// The next line; `None` at the end, or if it has been silent for so long that asking again is
+    /// better. May be dropped while it waits.
     ///
     /// # Errors
-    /// If the connection breaks, is silent for too long, or sends a line without end.
+    /// If the connection breaks, or sends a line without end.
     pub(crate) async fn next(&mut self) -> Result<Option<Bytes>, Fault> {
         loop {
             if let Some(line) = self.ready() {
                 return Ok(Some(line));
             }
-            let silent = |_| Fault::Broken("silence".to_owned());
-            match tokio::time::timeout(SILENCE, self.body.frame()).await.map_err(silent)? {
+            match tokio::time::timeout(SILENCE, self.body.frame()).await.unwrap_or_default() {
                 None => return Ok(None),
                 Some(Err(error)) => return Err(Fault::broken(&error)),
                 Some(Ok(frame)) => {

@@ -118,14 +118,24 @@ pub(crate) async fn run(cluster: Cluster, name: &str, leads: watch::Sender<bool>
     let one = format!("{all}/{name}");
     let mut election = Election::new(name, &cluster.identity);
     let mut rng = Rng::from_entropy();
+    let mut said = None;
     loop {
         let begun = Instant::now();
         let patience = election.patience(begun, BELIEF / 2);
         let attempt = tokio::time::timeout(patience, attempt(&cluster.api, &mut election, &all, &one)).await;
         match attempt.unwrap_or_else(|_| Err(Fault::Broken("no answer in time".to_owned()))) {
-            Ok(true) => election.claimed(begun),
-            Ok(false) => {}
-            Err(fault) => tracing::debug!(%fault, lease = name, "the lease cannot be renewed"),
+            Ok(true) => {
+                election.claimed(begun);
+                said = None;
+            }
+            Ok(false) => said = None,
+            // As long as it is the same it is said once: without its namespace, or the permission, this
+            // goes on for ever.
+            Err(fault) if said.as_ref() != Some(&fault) => {
+                tracing::warn!(%fault, lease = name, "the lease of the leader can be neither had nor renewed");
+                said = Some(fault);
+            }
+            Err(_) => {}
         }
         let now = election.leads(Instant::now());
         if leads.send_if_modified(|told| std::mem::replace(told, now) != now) {

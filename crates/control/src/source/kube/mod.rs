@@ -23,6 +23,8 @@ pub(crate) mod snapshot;
 #[cfg(test)]
 mod tests;
 mod wanted;
+#[cfg(test)]
+mod wire;
 pub(crate) mod writer;
 
 use std::collections::BTreeMap;
@@ -44,7 +46,7 @@ use super::Update;
 use super::fold::Fold;
 use crate::model::diagnostic::Diagnostic;
 use crate::model::read::{self, Known};
-use crate::model::{Change, Key, Kind};
+use crate::model::{Change, Key, Kind, ObjectRef};
 
 /// How often what is served is asked for without a reason.
 const DISCOVER: Duration = Duration::from_secs(30);
@@ -232,6 +234,8 @@ struct Watcher {
     discovery_fault: Option<Fault>,
     wanted: Wanted,
     urgent: Vec<Change>,
+    /// Told with the changes of the same objects.
+    gone: Vec<ObjectRef>,
     fold: Fold,
     /// The diagnostics as told last, and whether they may have changed.
     diagnostics: Arc<Vec<Diagnostic>>,
@@ -253,6 +257,7 @@ impl Watcher {
             discovery_fault: None,
             wanted: Wanted::default(),
             urgent: Vec::new(),
+            gone: Vec::new(),
             fold: Fold::default(),
             diagnostics: Arc::default(),
             stale: false,
@@ -285,6 +290,7 @@ impl Watcher {
             index: self.next,
             api: self.cluster.api.clone(),
             scope: scope.clone(),
+            tells: known.reads.filter(|_| book::tells(&known)),
             served: receiver,
             tell: self.tell.clone(),
             backoff: self.cluster.backoff(self.rng.fork()),
@@ -319,8 +325,17 @@ impl Watcher {
         }
         let fresh: Vec<(Kind, Key)> = wanted.0.difference(&self.wanted.0).cloned().collect();
         for (kind, key) in fresh {
+            let scope = scope_of(&key);
+            let mut retired = self.rows.values_mut().filter(|row| row.retired);
+            if let Some(row) = retired.find(|row| row.known.reads == Some(kind) && row.scope == scope) {
+                // It goes on: a second reflector might speak before the first has told of its end.
+                row.retired = false;
+                row.missing = 0;
+                row.served.send_replace(self.cluster.catalog.borrow().find(&row.known).cloned());
+                continue;
+            }
             if let Some(known) = watched().find(|known| known.reads == Some(kind)) {
-                self.add(known, scope_of(&key));
+                self.add(known, scope);
             }
         }
         self.wanted.clone_from(wanted);
@@ -343,6 +358,7 @@ impl Watcher {
         if row.retired && row.state == Some(State::Idle) {
             self.rows.remove(&told.from);
         }
+        self.gone.extend(told.gone);
         match &mut self.early {
             Some(early) => early.extend(told.changes),
             None => self.urgent.extend(self.fold.push(told.changes, Instant::now())),
@@ -399,7 +415,10 @@ impl Watcher {
             self.early = None;
             self.refresh();
             tracing::info!(objects = changes.len(), "the cluster is known");
-            return Some(Update { changes, diagnostics: Arc::clone(&self.diagnostics), since: None });
+            // Nobody was told of any object before.
+            self.gone.clear();
+            let diagnostics = Arc::clone(&self.diagnostics);
+            return Some(Update { changes, diagnostics, ..Update::default() });
         }
         let mut changes = std::mem::take(&mut self.urgent);
         let since = self.fold.since();
@@ -409,8 +428,10 @@ impl Watcher {
         // What is wrong is told with the changes that it comes from, not before.
         let waits = self.fold.due().is_some();
         let news = !waits && std::mem::take(&mut self.stale) && self.refresh();
-        (news || !changes.is_empty()).then(|| Update {
+        let gone = if waits { Vec::new() } else { std::mem::take(&mut self.gone) };
+        (news || !changes.is_empty() || !gone.is_empty()).then(|| Update {
             changes,
+            gone,
             diagnostics: Arc::clone(&self.diagnostics),
             since,
         })

@@ -5,6 +5,7 @@
 //! stays in use, as with files.
 
 use std::collections::{BTreeMap, HashMap};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
 use leno_api::yaml::{Entry, Kind as Scalar, Node, Position, Value};
@@ -22,6 +23,9 @@ pub(super) struct Objects {
     epoch: u32,
     /// What lists and events have changed and was not told yet.
     pending: Vec<Change>,
+    /// The objects that have gone since this was asked for, good or not; others of their name may have
+    /// come.
+    gone: Vec<Key>,
     diagnostics: BTreeMap<Key, Vec<Diagnostic>>,
     /// Whether the diagnostics have changed since they were asked for.
     fresh_diagnostics: bool,
@@ -32,6 +36,8 @@ pub(super) struct Objects {
 struct Known {
     /// Its `resourceVersion`, by which it is known to be unchanged.
     version: Box<str>,
+    /// A hash of its `uid`, by which it is known to be the same and not another of its name.
+    incarnation: u64,
     /// In which list it was seen last.
     epoch: u32,
     /// Under which kind a version of it is in use; `None`: none was ever good.
@@ -64,6 +70,11 @@ impl Objects {
         {
             known.epoch = epoch;
             return;
+        }
+        let incarnation = incarnation(text(["metadata", "uid"]).unwrap_or_default());
+        // That the other was deleted may not have been seen: a list knows only what there is.
+        if self.known.get(&key).is_some_and(|known| known.incarnation != incarnation) {
+            self.forget(&key);
         }
         let used = self.known.get(&key).and_then(|known| known.used);
         let (now, found) = match read::read(&node) {
@@ -100,7 +111,7 @@ impl Objects {
             }
         };
         self.report(&key, found);
-        self.known.insert(key, Known { version: version.into(), epoch, used: now });
+        self.known.insert(key, Known { version: version.into(), incarnation, epoch, used: now });
     }
 
     /// An object that was deleted.
@@ -132,6 +143,11 @@ impl Objects {
         std::mem::take(&mut self.pending)
     }
 
+    /// The objects that have gone since this was asked last, whatever has come under their names.
+    pub(super) fn take_gone(&mut self) -> Vec<Key> {
+        std::mem::take(&mut self.gone)
+    }
+
     /// What is wrong with the objects, if that has changed since this was asked last.
     pub(super) fn take_diagnostics(&mut self) -> Option<Vec<Diagnostic>> {
         std::mem::take(&mut self.fresh_diagnostics)
@@ -139,8 +155,9 @@ impl Objects {
     }
 
     fn forget(&mut self, key: &Key) {
-        if let Some(kind) = self.known.remove(key).and_then(|known| known.used) {
-            self.pending.push(Change::Remove(reference(kind, key)));
+        if let Some(known) = self.known.remove(key) {
+            self.gone.push(key.clone());
+            self.pending.extend(known.used.map(|kind| Change::Remove(reference(kind, key))));
         }
         self.report(key, Vec::new());
     }
@@ -155,8 +172,15 @@ impl Objects {
     }
 }
 
+/// What tells an object from a later one of the same name.
+fn incarnation(uid: &str) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    uid.hash(&mut hasher);
+    hasher.finish()
+}
+
 /// The name of an object among all.
-fn reference(kind: Kind, key: &Key) -> ObjectRef {
+pub(super) fn reference(kind: Kind, key: &Key) -> ObjectRef {
     let mut reference = key.of(kind);
     if kind.is_cluster_scoped() {
         reference.namespace.clear();
@@ -269,6 +293,35 @@ mod tests {
         list(&mut objects, &[gateway("a", 5, "a.b"), gateway("c", 3, "a.b")]);
         objects.finish();
         assert_eq!(told(&mut objects), ["set Gateway n/a", "remove Gateway n/b"]);
+    }
+
+    #[test]
+    fn another_of_the_same_name_is_another() {
+        let gone = |objects: &mut Objects| -> Vec<String> {
+            objects.take_gone().into_iter().map(|key| key.name).collect()
+        };
+        let of = |uid: &str, version, host| {
+            let mut object = gateway("a", version, host);
+            object["metadata"]["uid"] = uid.into();
+            object
+        };
+        let mut objects = Objects::default();
+        list(&mut objects, &[of("1", 1, "a.b")]);
+        list(&mut objects, &[of("1", 2, "a.b")]);
+        objects.finish();
+        assert_eq!((told(&mut objects).len(), gone(&mut objects).len()), (2, 0));
+        // The list tells of the second, and nothing of the end of the first.
+        list(&mut objects, &[of("2", 3, "a.b")]);
+        objects.finish();
+        assert_eq!(told(&mut objects), ["remove Gateway n/a", "set Gateway n/a"]);
+        assert_eq!(gone(&mut objects), ["a"]);
+        // What was good of one is no version of the other.
+        objects.set(&served(), from_json(&of("3", 4, "not a host").to_string()).unwrap());
+        assert_eq!(told(&mut objects), ["remove Gateway n/a"]);
+        assert_eq!((gone(&mut objects).len(), objects.take_diagnostics().unwrap().len()), (1, 1));
+        objects.remove(&from_json(&of("3", 5, "not a host").to_string()).unwrap());
+        assert_eq!((told(&mut objects).len(), gone(&mut objects)), (0, vec!["a".to_owned()]));
+        assert!(objects.take_diagnostics().unwrap().is_empty());
     }
 
     #[test]

@@ -11,9 +11,9 @@ use tokio::sync::{mpsc, watch};
 
 use super::client::{Api, Fault};
 use super::discovery::Served;
-use super::objects::Objects;
-use crate::model::Change;
+use super::objects::{Objects, reference};
 use crate::model::diagnostic::Diagnostic;
+use crate::model::{Change, Kind, ObjectRef};
 
 /// How many objects a page of a list has.
 const PAGE: usize = 500;
@@ -45,6 +45,8 @@ pub(super) struct Told {
     /// Which reflector.
     pub(super) from: usize,
     pub(super) changes: Vec<Change>,
+    /// Objects that have a status of ours and are gone, good or not, whatever has come under their names.
+    pub(super) gone: Vec<ObjectRef>,
     /// What is wrong with the objects, if that has changed.
     pub(super) diagnostics: Option<Vec<Diagnostic>>,
     /// How it goes.
@@ -67,6 +69,8 @@ pub(super) struct Reflector {
     pub(super) index: usize,
     pub(super) api: Api,
     pub(super) scope: Scope,
+    /// As what the objects are read, if their status is ours to write.
+    pub(super) tells: Option<Kind>,
     /// Where the objects are; `None` while the kind is not served.
     pub(super) served: watch::Receiver<Option<Served>>,
     pub(super) tell: mpsc::Sender<Told>,
@@ -128,7 +132,13 @@ impl Reflector {
                         }
                         break;
                     }
-                    Err(fault) => self.wait_after(fault).await?,
+                    Err(fault) => {
+                        let again = is_refused(&fault);
+                        self.wait_after(fault).await?;
+                        if again {
+                            break;
+                        }
+                    }
                 }
             }
         }
@@ -294,14 +304,24 @@ impl Reflector {
 
     async fn told(&mut self, state: State) -> Result<(), Interrupted> {
         self.failing = matches!(state, State::Failing(_));
+        let gone = self.objects.take_gone();
         let told = Told {
             from: self.index,
             changes: self.objects.take(),
+            gone: self
+                .tells
+                .map_or_else(Vec::new, |kind| gone.iter().map(|key| reference(kind, key)).collect()),
             diagnostics: self.objects.take_diagnostics(),
             state,
         };
         self.tell.send(told).await.map_err(|_| Interrupted)
     }
+}
+
+/// Whether a fault is about the watch that was asked for, so that asking for it again would not help: a
+/// version that the server cannot make sense of, as it may be after its data were restored.
+fn is_refused(fault: &Fault) -> bool {
+    matches!(fault.code(), 400..=599) && !matches!(fault.code(), 401 | 403 | 404 | 429 | 502 | 503)
 }
 
 fn interrupted(_: Result<(), watch::error::RecvError>) -> Interrupted {

@@ -15,11 +15,12 @@ use tokio::task::JoinSet;
 use super::Cluster;
 use super::client::{Api, Fault};
 use crate::model::identity::Account;
+use crate::push::clearance::Verdict;
 
 /// How many questions are open at a time.
 const OPEN: usize = 16;
 
-/// How often a question is asked before it is taken for answered with no.
+/// How often a question is asked in a row before it is said that there is no answer.
 const TRIES: usize = 4;
 
 /// The group that all service accounts are in.
@@ -98,6 +99,10 @@ impl Cluster {
         token: &str,
         audiences: &[String],
     ) -> Result<(Account, Option<Pod>), String> {
+        if token.is_empty() {
+            // To review it would be a request that the server cannot make sense of.
+            return Err("the token was refused: it is empty".to_owned());
+        }
         let review = json!({
             "apiVersion": "authentication.k8s.io/v1",
             "kind": "TokenReview",
@@ -132,7 +137,7 @@ impl Cluster {
     pub(crate) fn spawn_reviewer(
         &self,
         tasks: &mut JoinSet<()>,
-    ) -> (mpsc::UnboundedSender<Account>, mpsc::UnboundedReceiver<(Account, bool)>) {
+    ) -> (mpsc::UnboundedSender<Account>, mpsc::UnboundedReceiver<(Account, Verdict)>) {
         let (ask, mut asked) = mpsc::unbounded_channel::<Account>();
         let (tell, told) = mpsc::unbounded_channel();
         let cluster = self.clone();
@@ -145,10 +150,10 @@ impl Cluster {
                 let Ok(permit) = Arc::clone(&room).acquire_owned().await else { return };
                 let (cluster, tell, rng) = (cluster.clone(), tell.clone(), rng.fork());
                 open.spawn(async move {
-                    let may = find_out(&cluster, &account, rng).await;
+                    let answer = find_out(&cluster, &account, rng).await;
                     drop(permit);
                     // Nobody may want to know any more.
-                    let _ = tell.send((account, may));
+                    let _ = tell.send((account, answer));
                 });
             }
         });
@@ -156,19 +161,22 @@ impl Cluster {
     }
 }
 
-async fn find_out(cluster: &Cluster, account: &Account, rng: Rng) -> bool {
+async fn find_out(cluster: &Cluster, account: &Account, rng: Rng) -> Verdict {
     let mut backoff = cluster.backoff(rng);
     let mut last = None;
     for _ in 0..TRIES {
         match cluster.may_read_secrets(account).await {
-            Ok(may) => return may,
+            Ok(true) => return Verdict::May,
+            Ok(false) => return Verdict::MayNot,
             Err(fault) => last = Some(fault),
         }
         tokio::time::sleep(backoff.next_wait()).await;
     }
+    // A server that serves no reviews, or none to us, answers the same tomorrow.
+    let refused = last.as_ref().is_some_and(|fault| matches!(fault.code(), 403..=405));
     let fault = last.map(|fault| fault.to_string()).unwrap_or_default();
     tracing::warn!(%account, fault, "cannot ask the API server whether Secrets may be read");
-    false
+    if refused { Verdict::Refused } else { Verdict::Silence }
 }
 
 async fn post<T: serde::de::DeserializeOwned>(api: &Api, path: &str, review: &Value) -> Result<T, Fault> {

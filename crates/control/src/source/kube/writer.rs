@@ -14,7 +14,7 @@ use tokio::sync::{mpsc, watch};
 
 use super::Cluster;
 use super::client::Fault;
-use super::discovery::watched;
+use super::discovery::{Served, watched};
 use crate::model::ObjectRef;
 use crate::model::label::GATEWAY_CONTROLLER;
 
@@ -25,12 +25,27 @@ const MANAGER: &str = "leno-status";
 const BURST: u32 = 50;
 const RATE: f64 = 20.0;
 
-/// How long to wait after writes have failed.
+/// How long to wait after a write has failed: at first, and in the end.
 const AGAIN: Duration = Duration::from_secs(5);
+const AGAIN_AT_LAST: Duration = Duration::from_secs(300);
+
+/// How long a write may take: whoever leads must notice that it leads no more.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What the statuses of objects should be, in place of what was said of the same objects before.
 #[derive(Debug, Default)]
-pub(crate) struct Statuses(pub(crate) BTreeMap<ObjectRef, Value>);
+pub(crate) struct Statuses {
+    /// Objects whose status is nobody's any more, or not what was written; this comes first.
+    pub(crate) forget: BTreeSet<ObjectRef>,
+    pub(crate) want: BTreeMap<ObjectRef, Value>,
+}
+
+impl Statuses {
+    /// Whether they say nothing.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.forget.is_empty() && self.want.is_empty()
+    }
+}
 
 /// What is to be written, and what was.
 #[derive(Debug, Default)]
@@ -38,12 +53,22 @@ struct Ledger {
     wanted: BTreeMap<ObjectRef, Value>,
     /// Those whose status is not known to be as wanted.
     due: BTreeSet<ObjectRef>,
+    /// Of those that are due, whose writes have failed: how often, and when to try again. One that
+    /// cannot be written holds up no other.
+    failed: BTreeMap<ObjectRef, (u32, Instant)>,
 }
 
 impl Ledger {
     fn want(&mut self, statuses: Statuses) {
-        for (object, status) in statuses.0 {
+        for object in &statuses.forget {
+            self.wanted.remove(object);
+            self.due.remove(object);
+            self.failed.remove(object);
+        }
+        for (object, status) in statuses.want {
             if self.wanted.get(&object) != Some(&status) {
+                // Something else may do better.
+                self.failed.remove(&object);
                 self.due.insert(object.clone());
                 self.wanted.insert(object, status);
             }
@@ -53,12 +78,36 @@ impl Ledger {
     /// All is to be written again: a new leader does not know what the last one wrote.
     fn doubt(&mut self) {
         self.due = self.wanted.keys().cloned().collect();
+        self.failed.clear();
     }
 
-    fn next(&mut self) -> Option<(ObjectRef, Value)> {
-        let object = self.due.pop_first()?;
+    /// What to write now.
+    fn next(&mut self, now: Instant) -> Option<(ObjectRef, Value)> {
+        let waits = |object: &ObjectRef| self.failed.get(object).is_some_and(|(_, until)| now < *until);
+        let object = self.due.iter().find(|object| !waits(object))?.clone();
+        self.due.remove(&object);
         let status = self.wanted.get(&object)?.clone();
         Some((object, status))
+    }
+
+    /// When there will be something to write; `None` if all is as wanted.
+    fn when(&self, now: Instant) -> Option<Instant> {
+        if self.due.len() > self.failed.len() {
+            return Some(now);
+        }
+        self.failed.values().map(|(_, until)| *until).min()
+    }
+
+    fn written(&mut self, object: &ObjectRef) {
+        self.failed.remove(object);
+    }
+
+    /// A write failed that is worth another try, after a while that grows.
+    fn failed(&mut self, object: ObjectRef, first: Duration, now: Instant) {
+        let count = self.failed.get(&object).map_or(0, |(count, _)| *count);
+        let wait = first.saturating_mul(1 << count.min(10)).min(AGAIN_AT_LAST);
+        self.failed.insert(object.clone(), (count + 1, now + wait));
+        self.due.insert(object);
     }
 }
 
@@ -96,30 +145,44 @@ pub(crate) async fn run(
     let mut ledger = Ledger::default();
     let mut allowance = Allowance::new(Instant::now());
     let mut not_before = Instant::now();
+    let again = cluster.retry.1.min(AGAIN);
     let mut led = false;
+    let mut said = BTreeSet::new();
     loop {
         let leads_now = *leads.borrow_and_update();
         if leads_now && !led {
             ledger.doubt();
         }
         led = leads_now;
-        let idle = !leads_now || ledger.due.is_empty();
-        let wait = match (idle, not_before.checked_duration_since(Instant::now())) {
-            (true, _) => None,
-            (false, Some(wait)) if !wait.is_zero() => Some(wait),
-            (false, _) => match allowance.take(Instant::now()) {
-                Ok(()) => Some(Duration::ZERO),
-                Err(wait) => Some(wait),
-            },
+        let now = Instant::now();
+        let due = if leads_now { ledger.when(now).map(|due| due.max(not_before)) } else { None };
+        let wait = match due.map(|due| due.saturating_duration_since(now)) {
+            Some(Duration::ZERO) => Some(allowance.take(now).err().unwrap_or_default()),
+            wait => wait,
         };
         if wait == Some(Duration::ZERO) {
-            if let Some((object, status)) = ledger.next()
-                && let Err(fault) = write(&cluster, &object, &status).await
-            {
-                tracing::debug!(%fault, %object, "its status cannot be written");
-                if worth_again(&fault) {
-                    ledger.due.insert(object);
-                    not_before = Instant::now() + cluster.retry.1.min(AGAIN);
+            if let Some((object, status)) = ledger.next(now) {
+                let late = || Fault::Broken("no answer in time".to_owned());
+                let written = tokio::time::timeout(PATIENCE, write(&cluster, &object, &status)).await;
+                match written.unwrap_or_else(|_| Err(late())) {
+                    Ok(()) => ledger.written(&object),
+                    Err(fault) => {
+                        // What goes wrong with one object often goes wrong with all of its kind.
+                        if fault.code() != 404 && said.insert((object.kind, fault.code())) {
+                            tracing::warn!(%fault, %object, "its status cannot be written");
+                        } else {
+                            tracing::debug!(%fault, %object, "its status cannot be written");
+                        }
+                        let now = Instant::now();
+                        if is_away(&fault) {
+                            not_before = now + again;
+                            ledger.due.insert(object);
+                        } else if worth_again(&fault) {
+                            ledger.failed(object, again, now);
+                        } else {
+                            ledger.written(&object);
+                        }
+                    }
                 }
             }
             // What was said meanwhile may make the next write needless.
@@ -146,28 +209,47 @@ async fn sleep(wait: Option<Duration>) {
     }
 }
 
-/// Whether a write that failed may do better later: not if the object is gone, has no status, or
-/// must not be written.
+/// Whether the server cannot be had at all: other writes would do no better.
+fn is_away(fault: &Fault) -> bool {
+    matches!(fault.code(), 0 | 429 | 502..=504)
+}
+
+/// Whether a write that failed may do better later: not if the object is gone or has no status, or if
+/// what is written cannot be right. What may not be written now may be allowed later.
 fn worth_again(fault: &Fault) -> bool {
-    !matches!(fault.code(), 400..=404 | 405 | 415 | 422)
+    !matches!(fault.code(), 400 | 404 | 405 | 415 | 422)
 }
 
 async fn write(cluster: &Cluster, object: &ObjectRef, status: &Value) -> Result<(), Fault> {
     let known = watched().filter(|known| known.reads == Some(object.kind));
-    let served = {
+    let served: Vec<Served> = {
         let catalog = cluster.catalog.borrow();
-        known.filter_map(|known| catalog.find(&known).cloned()).next()
+        known.filter_map(|known| catalog.find(&known).cloned()).collect()
     };
-    let Some(served) = served else {
-        return Err(Fault::Status {
-            code: 404,
-            message: "its kind is not served".to_owned(),
-            retry_after: None,
-        });
-    };
+    let mut outcome =
+        Err(Fault::Status { code: 404, message: "its kind is not served".to_owned(), retry_after: None });
+    // Several kinds may be read as one: it is of the first that has it.
+    for served in served {
+        outcome = write_as(cluster, &served, object, status.clone()).await;
+        if outcome.as_ref().err().is_none_or(|fault| fault.code() != 404) {
+            break;
+        }
+    }
+    outcome
+}
+
+async fn write_as(
+    cluster: &Cluster,
+    served: &Served,
+    object: &ObjectRef,
+    mut status: Value,
+) -> Result<(), Fault> {
     let place = format!("{}/{}", served.path(&object.namespace), object.name);
     let path = format!("{place}/status?fieldManager={MANAGER}&force=true");
-    let mut status = status.clone();
+    let mut metadata = json!({ "name": object.name });
+    if let (false, Some(metadata)) = (object.namespace.is_empty(), metadata.as_object_mut()) {
+        metadata.insert("namespace".to_owned(), object.namespace.as_str().into());
+    }
     if let Some(parents) = status.get_mut("parents").and_then(Value::as_array_mut) {
         // A list that is written as a whole: what other controllers say of the same route must stay.
         let stored = cluster.api.get(&place, "application/json").await?;
@@ -176,10 +258,12 @@ async fn write(cluster: &Cluster, object: &ObjectRef, status: &Value) -> Result<
         let others =
             all.into_iter().flatten().filter(|parent| parent["controllerName"] != GATEWAY_CONTROLLER);
         parents.extend(others.cloned());
-    }
-    let mut metadata = json!({ "name": object.name });
-    if let (false, Some(metadata)) = (object.namespace.is_empty(), metadata.as_object_mut()) {
-        metadata.insert("namespace".to_owned(), object.namespace.as_str().into());
+        if let (Some(metadata), Some(version)) =
+            (metadata.as_object_mut(), stored.pointer("/metadata/resourceVersion"))
+        {
+            // What they say meanwhile must stay too: it is a conflict then.
+            metadata.insert("resourceVersion".to_owned(), version.clone());
+        }
     }
     let body = json!({ "apiVersion": served.api_version, "kind": served.kind, "metadata": metadata, "status": status });
     let body = body.to_string().into_bytes();
@@ -192,7 +276,7 @@ async fn write(cluster: &Cluster, object: &ObjectRef, status: &Value) -> Result<
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
+    use std::collections::{BTreeMap, BTreeSet};
     use std::time::{Duration, Instant};
 
     use serde_json::json;
@@ -205,18 +289,53 @@ mod tests {
         let object =
             |name: &str| ObjectRef { kind: Kind::Gateway, namespace: "n".to_owned(), name: name.to_owned() };
         let say = |name: &str, generation: i64| {
-            Statuses(BTreeMap::from([(object(name), json!({ "observedGeneration": generation }))]))
+            let want = BTreeMap::from([(object(name), json!({ "observedGeneration": generation }))]);
+            Statuses { want, ..Statuses::default() }
         };
+        let now = Instant::now();
         let mut ledger = Ledger::default();
         ledger.want(say("a", 1));
         ledger.want(say("b", 1));
         ledger.want(say("a", 2));
-        assert_eq!(ledger.next().map(|(_, status)| status), Some(json!({ "observedGeneration": 2 })));
-        assert_eq!(ledger.next().map(|(object, _)| object.name), Some("b".to_owned()));
+        assert_eq!(ledger.next(now).map(|(_, status)| status), Some(json!({ "observedGeneration": 2 })));
+        assert_eq!(ledger.next(now).map(|(object, _)| object.name), Some("b".to_owned()));
         ledger.want(say("a", 2));
-        assert_eq!(ledger.next(), None);
+        assert_eq!(ledger.next(now), None);
         ledger.doubt();
         assert_eq!(ledger.due.len(), 2);
+        // What was written to one that is gone was not written to another of its name.
+        let forget = |name: &str| Statuses { forget: BTreeSet::from([object(name)]), ..Statuses::default() };
+        while ledger.next(now).is_some() {}
+        ledger.want(Statuses { forget: forget("a").forget, ..say("a", 2) });
+        assert_eq!(ledger.next(now).map(|(object, _)| object.name), Some("a".to_owned()));
+        ledger.want(forget("a"));
+        ledger.doubt();
+        assert_eq!(ledger.next(now).map(|(object, _)| object.name), Some("b".to_owned()));
+        assert_eq!((ledger.next(now), ledger.when(now)), (None, None));
+    }
+
+    #[test]
+    fn one_that_cannot_be_written_holds_up_no_other() {
+        let object =
+            |name: &str| ObjectRef { kind: Kind::Gateway, namespace: "n".to_owned(), name: name.to_owned() };
+        let want = ["a", "b"].map(|name| (object(name), json!({ "observedGeneration": 1 })));
+        let mut ledger = Ledger::default();
+        let now = Instant::now();
+        let second = Duration::from_secs(1);
+        ledger.want(Statuses { want: BTreeMap::from(want), ..Statuses::default() });
+        let next = |ledger: &mut Ledger, now| ledger.next(now).map(|(object, _)| object.name);
+        assert_eq!(next(&mut ledger, now).as_deref(), Some("a"));
+        ledger.failed(object("a"), second, now);
+        assert_eq!(ledger.when(now), Some(now));
+        assert_eq!(next(&mut ledger, now).as_deref(), Some("b"));
+        ledger.written(&object("b"));
+        assert_eq!((next(&mut ledger, now), ledger.when(now)), (None, Some(now + second)));
+        assert_eq!(next(&mut ledger, now + second).as_deref(), Some("a"));
+        ledger.failed(object("a"), second, now);
+        assert_eq!(ledger.when(now), Some(now + second * 2), "longer each time");
+        assert_eq!(next(&mut ledger, now + second * 2).as_deref(), Some("a"));
+        ledger.written(&object("a"));
+        assert_eq!(ledger.when(now), None);
     }
 
     #[test]
