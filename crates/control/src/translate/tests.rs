@@ -3,6 +3,10 @@
 //! Each folder of `tests/golden` holds `input.yaml` (the mesh), `proxies.yaml` (who asks), and the
 //! expected `NAME.yaml` for each proxy and `diagnostics.txt`. `UPDATE_GOLDENS=1` writes these
 //! anew. Where there is an Envoy, it has to accept every configuration too.
+//!
+//! `GOLDENS_INTO=FOLDER` writes the whole configurations there as well, as JSON, as proxies get them that
+//! have certificates and all of Istio's extensions: to lay them beside what another control plane says.
+//! `GOLDENS_FROM=FOLDER` reads other cases.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -116,8 +120,8 @@ impl Proxy {
             options: ProxyOptions {
                 http10: self.http10,
                 idle_timeout: self.idle_timeout.as_deref().map(|text| Span::parse(text).expect("a duration")),
-                dns_capture: self.dns_capture,
-                abilities: self.abilities(),
+dns_capture: self.dns_capture,
+                abilities: abilities(&self.extensions),
                 overrides: Overrides::read([self.proxy_config.clone()]).expect("a ProxyConfig"),
             },
             identity: Arc::new(self.identity()),
@@ -134,23 +138,6 @@ impl Proxy {
 }
 
 impl Proxy {
-    fn abilities(&self) -> Abilities {
-        let mut abilities = Abilities::default();
-        for extension in &self.extensions {
-            let known: &[Abilities] = match extension.as_str() {
-                "stats" => &[Abilities::HTTP_STATS, Abilities::TCP_STATS],
-                "peers" => &[Abilities::HTTP_PEERS, Abilities::TCP_PEERS],
-                "alpn" => &[Abilities::ALPN],
-                "datadog" => &[Abilities::DATADOG],
-                "skywalking" => &[Abilities::SKYWALKING],
-                "on-demand" => &[Abilities::ON_DEMAND],
-                other => panic!("no extension is called {other:?}"),
-            };
-            known.iter().for_each(|one| abilities.insert(*one));
-        }
-        abilities
-    }
-
     fn identity(&self) -> Identity {
         let named = |name: &str| self.identity.get(name).cloned().unwrap_or_default();
         Identity {
@@ -164,15 +151,36 @@ impl Proxy {
     }
 }
 
+/// What extensions with these names are.
+fn abilities(extensions: &[String]) -> Abilities {
+    let mut abilities = Abilities::default();
+    for extension in extensions {
+        let known: &[Abilities] = match extension.as_str() {
+            "stats" => &[Abilities::HTTP_STATS, Abilities::TCP_STATS],
+            "peers" => &[Abilities::HTTP_PEERS, Abilities::TCP_PEERS],
+            "alpn" => &[Abilities::ALPN],
+            "datadog" => &[Abilities::DATADOG],
+            "skywalking" => &[Abilities::SKYWALKING],
+            "on-demand" => &[Abilities::ON_DEMAND],
+            other => panic!("no extension is called {other:?}"),
+        };
+        known.iter().for_each(|one| abilities.insert(*one));
+    }
+    abilities
+}
+
 #[test]
 fn goldens() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+    let folder = std::env::var_os("GOLDENS_FROM").map_or_else(
+        || Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden"),
+        PathBuf::from,
+    );
     let mut cases: Vec<PathBuf> = fs::read_dir(&folder)
         .expect("the folder of goldens")
         .map(|entry| entry.expect("an entry").path())
         .collect();
     cases.sort();
-    assert!(cases.len() >= 60, "only {} goldens", cases.len());
+    assert!(cases.len() >= 60 || std::env::var_os("GOLDENS_FROM").is_some(), "only {} goldens", cases.len());
     // To work on some: those whose names begin so.
     if let Ok(prefix) = std::env::var("GOLDENS") {
         cases.retain(|case| case.file_name().is_some_and(|name| name.to_string_lossy().starts_with(&prefix)));
@@ -199,6 +207,9 @@ fn run(case: &Path) -> Result<(), String> {
     let mut refusals = Vec::new();
     let (proxies, _) = yaml::from_node::<Vec<Proxy>>(&documents[0]).expect("proxies");
     for proxy in proxies {
+        if let Some(folder) = std::env::var_os("GOLDENS_INTO") {
+            write_whole(&graph, &proxy, &Path::new(&folder).join(case.file_name().expect("a name")));
+        }
         let configuration = configuration(&graph, &proxy.key());
         refusals.extend(validate(&proxy.name, case, &configuration));
         let effects = effects(&graph, &proxy.key(), &configuration);
@@ -225,6 +236,18 @@ fn run(case: &Path) -> Result<(), String> {
     }
     failures.extend(refusals);
     if failures.is_empty() { Ok(()) } else { Err(failures) }
+}
+
+/// Writes all that a proxy gets, if it is one of Istio's own.
+fn write_whole(graph: &Graph, proxy: &Proxy, folder: &Path) {
+    let mut key = proxy.key();
+    key.site.certificates = true;
+    let istios = ["stats", "peers", "alpn"];
+    let extensions: Vec<String> = proxy.extensions.iter().cloned().chain(istios.map(str::to_owned)).collect();
+    key.options.abilities = abilities(&extensions);
+    fs::create_dir_all(folder).expect("writable");
+    let text = configuration(graph, &key).to_string();
+    fs::write(folder.join(format!("{}.json", proxy.name)), text).expect("writable");
 }
 
 /// The parts of a configuration that a case is about.

@@ -225,9 +225,11 @@ fn apply(cx: &Cx<'_>, draft: &mut Draft, applied: Applied<'_>) {
         policy::outlier_detection(draft, outliers, by_readiness);
     }
     if !draft.is_dynamic() {
-        // Endpoints that are not ready are sent too, and must not be used for lack of others.
         let common = draft.cluster.common_lb_config.get_or_insert_default();
-        common.healthy_panic_threshold.get_or_insert(ty::v3::Percent { value: 0.0 });
+        if by_readiness {
+            // Endpoints that are not ready are sent too, and must not be used for lack of others.
+            common.healthy_panic_threshold.get_or_insert(ty::v3::Percent { value: 0.0 });
+        }
         if service.is_persistent() && key.subset.is_empty() {
             use core::HealthStatus::{Degraded, Draining, Healthy, Unknown};
             common.override_host_status = Some(core::HealthStatusSet {

@@ -119,10 +119,9 @@ fn places<'i>(
     let merged = cx.get::<MergedPolicy>(&key.policy.rules);
     let wanted = merged.subset(&key.policy.subset).map(|subset| &subset.labels);
     let networks = cx.get::<Networks>(&());
-    // Endpoints that are not ready count when it is told how many are; but not where that would
-    // make a proxy use them for lack of others.
-    let panics = effective.outlier_detection.as_ref().is_some_and(|outliers| outliers.min_health_percent > 0);
-    let unready = service.distribution != Distribution::Any || !panics;
+    // Where the readiness of endpoints sends clients on to other places they have to know how many
+    // are not ready. Elsewhere these would send them on too, which nobody has asked for.
+    let unready = service.distribution != Distribution::Any;
     let usable = |instance: &&Instance| {
         let health = match instance.health {
             Health::Healthy => true,
