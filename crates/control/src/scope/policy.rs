@@ -211,6 +211,8 @@ pub(crate) struct Merged {
     pub(crate) subsets: Vec<Subset>,
     /// The first of the rules, whose name goes into the cluster's metadata.
     pub(crate) first: Option<Key>,
+    /// Whether there is a policy for more than subsets.
+    pub(crate) says_all: bool,
     /// Whether it is for clients with certain labels.
     pub(crate) selects: bool,
 }
@@ -241,6 +243,7 @@ impl Query for MergedPolicy {
                 }
             }
         }
+        merged.says_all = policy.is_some();
         merged.traffic_policy = policy.unwrap_or_default();
         merged
     }

@@ -120,7 +120,7 @@ impl Proxy {
             options: ProxyOptions {
                 http10: self.http10,
                 idle_timeout: self.idle_timeout.as_deref().map(|text| Span::parse(text).expect("a duration")),
-dns_capture: self.dns_capture,
+                dns_capture: self.dns_capture,
                 abilities: abilities(&self.extensions),
                 overrides: Overrides::read([self.proxy_config.clone()]).expect("a ProxyConfig"),
             },
@@ -171,10 +171,8 @@ fn abilities(extensions: &[String]) -> Abilities {
 
 #[test]
 fn goldens() {
-    let folder = std::env::var_os("GOLDENS_FROM").map_or_else(
-        || Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden"),
-        PathBuf::from,
-    );
+    let folder = std::env::var_os("GOLDENS_FROM")
+        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden"), PathBuf::from);
     let mut cases: Vec<PathBuf> = fs::read_dir(&folder)
         .expect("the folder of goldens")
         .map(|entry| entry.expect("an entry").path())

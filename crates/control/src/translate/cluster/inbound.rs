@@ -15,7 +15,7 @@ use crate::registry::protocol::Protocol;
 use crate::registry::targets::{Target, Targets, Workload};
 use crate::registry::{Port, Service};
 use crate::scope::Families;
-use crate::scope::policy::{EffectiveKey, EffectivePolicy, PolicyKey, find};
+use crate::scope::policy::{EffectiveKey, EffectivePolicy, MergedPolicy, PolicyKey, find};
 use crate::scope::proxy_config::{MeshOf, Overrides};
 use crate::scope::sidecar::ingress::{Endpoint, Ingress, IngressOf};
 use crate::translate::name;
@@ -41,8 +41,6 @@ pub(crate) struct InboundKey {
     pub(crate) families: Families,
     /// The proxy's own, where nothing is captured.
     pub(crate) address: Option<IpAddr>,
-    /// As for [`passthrough`].
-    pub(crate) exchanges: bool,
     pub(crate) overrides: Overrides,
 }
 
@@ -62,7 +60,7 @@ impl Query for InboundClusters {
         if captures {
             // Deviation: it has a name of its own in statistics, where Istio counts it with the outbound
             // PassthroughCluster.
-            let mut rest = passthrough(&mesh, name::INBOUND_PASSTHROUGH_CLUSTER, key.exchanges);
+            let mut rest = passthrough(&mesh, name::INBOUND_PASSTHROUGH_CLUSTER);
             rest.cluster.upstream_bind_config = Some(source(key.families));
             clusters.push(Arc::new(super::encode(rest)));
         }
@@ -194,7 +192,9 @@ impl Maker<'_, '_> {
             object([("host", text(host)), ("name", text(name)), ("namespace", text(namespace))])
         });
         let mut fields = vec![("services", list(services.collect()))];
-        if let Some(Key { namespace, name }) = rules.first() {
+        // A rule about subsets only says nothing about what comes in.
+        let heeded = rules.first().filter(|_| cx.get::<MergedPolicy>(&rules).says_all);
+        if let Some(Key { namespace, name }) = heeded {
             fields.push(("config", text(name::config_path("destination-rule", namespace, name))));
         }
         draft.cluster.metadata = Some(istio_metadata(fields));

@@ -261,7 +261,9 @@ fn fixed(cx: &Cx<'_>, client: &ProxyKey, viewer: &Viewer) -> Vec<Arc<Resource>> 
     let exchanges = client.options.abilities.has(Abilities::TCP_PEERS);
     clusters.push(Arc::new(encode(black_hole(&mesh))));
     if client.captures() {
-        clusters.push(Arc::new(encode(passthrough(&mesh, name::PASSTHROUGH_CLUSTER, exchanges))));
+        let mut passthrough = passthrough(&mesh, name::PASSTHROUGH_CLUSTER);
+        passthrough.cluster.filters.extend(exchanges.then(upstream_filter));
+        clusters.push(Arc::new(encode(passthrough)));
     }
     let any_name = any_name::cluster(cx, viewer, &mesh, exchanges);
     clusters.extend(any_name.map(|draft| Arc::new(encode(draft))));
@@ -297,7 +299,6 @@ pub(super) fn own(cx: &Cx<'_>, proxy: &ProxyKey) -> Vec<Arc<Resource>> {
         workload,
         families: proxy.families,
         address: proxy.address(),
-        exchanges: proxy.options.abilities.has(Abilities::TCP_PEERS),
         overrides: proxy.options.overrides.clone(),
     };
     let mut clusters = cx.get::<inbound::InboundClusters>(&key).to_vec();
@@ -326,15 +327,13 @@ fn black_hole(mesh: &MeshConfig) -> Draft {
     draft
 }
 
-/// A cluster that leads where the caller wanted to go. `exchanges`: whether the proxy tells servers
-/// who it is at the beginning of connections.
-fn passthrough(mesh: &MeshConfig, name: &str, exchanges: bool) -> Draft {
+/// A cluster that leads where the caller wanted to go.
+fn passthrough(mesh: &MeshConfig, name: &str) -> Draft {
     let mut draft = Draft::new(name, DiscoveryType::OriginalDst);
     draft.cluster.lb_policy = LbPolicy::ClusterProvided as i32;
     speak_to_any(&mut draft, mesh);
     let default = mesh.default_traffic_policy.as_ref().and_then(|policy| policy.connection_pool.as_ref());
     policy::connection_pool(&mut draft, mesh, default.unwrap_or(&ConnectionPool::default()), None);
-    draft.cluster.filters.extend(exchanges.then(upstream_filter));
     draft
 }
 

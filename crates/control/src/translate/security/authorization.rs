@@ -43,9 +43,10 @@ pub(super) fn filters(cx: &Cx<'_>, workload: &Workload) -> Filled {
     for (action, policies) in lists.into_iter().filter(|(_, policies)| !policies.is_empty()) {
         let (dry, wet): (Vec<_>, Vec<_>) = policies.iter().partition(|policy| is_tried(&policy.meta));
         let shadow_rules_stat_prefix = match action {
-            Action::Allow if !dry.is_empty() => DRY_RUN_ALLOW.to_owned(),
             Action::Deny if !dry.is_empty() => DRY_RUN_DENY.to_owned(),
-            _ => String::new(),
+            Action::Log if !dry.is_empty() => String::new(),
+            // Istio says so even where nothing is only tried, which then means nothing.
+            _ => DRY_RUN_ALLOW.to_owned(),
         };
         let rules = |policies: &[&Arc<Config<AuthorizationPolicy>>], connections: bool| {
             let list = policies.iter().map(|policy| policy.as_ref());
