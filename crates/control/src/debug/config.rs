@@ -32,7 +32,7 @@ fn objects(look: Look<'_>, wanted: impl Fn(Kind) -> bool) -> Vec<(ObjectRef, Ori
 
 fn whole<'o>(texts: &mut Places<'o>, object: &ObjectRef, origin: &'o Origin) -> Value {
     let mut whole = texts
-        .to_json(origin)
+        .json_of(origin)
         .unwrap_or_else(|| json!({ "metadata": { "name": object.name, "namespace": object.namespace } }));
     if let Some(fields) = whole.as_object_mut() {
         fields.insert("kind".to_owned(), Value::from(object.kind.to_string()));
@@ -57,7 +57,7 @@ fn by_namespace(objects: &[(ObjectRef, Origin)]) -> Map<String, Value> {
     let mut texts = Places::default();
     let mut namespaces: BTreeMap<&str, Vec<Value>> = BTreeMap::new();
     for (object, origin) in objects {
-        let whole = texts.to_json(origin).unwrap_or_default();
+        let whole = texts.json_of(origin).unwrap_or_default();
         let part = |path: &str| whole.pointer(path).cloned().unwrap_or_else(|| json!({}));
         namespaces.entry(&object.namespace).or_default().push(json!({
             "name": object.name,

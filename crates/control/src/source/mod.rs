@@ -111,7 +111,7 @@ impl Origin {
 
     /// The object as it was read, as far as its text was kept.
     pub(crate) fn to_json(&self) -> Option<serde_json::Value> {
-        Places::default().to_json(self)
+        Places::default().json_of(self)
     }
 
     /// An object of a file: which of its documents, and which item if that is a list.
@@ -157,7 +157,7 @@ impl<'o> Places<'o> {
     }
 
     /// An object as it was read, as far as its text was kept.
-    pub(crate) fn to_json(&mut self, origin: &'o Origin) -> Option<serde_json::Value> {
+    pub(crate) fn json_of(&mut self, origin: &'o Origin) -> Option<serde_json::Value> {
         Some(self.node(origin)?.to_json())
     }
 
