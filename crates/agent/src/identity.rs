@@ -136,7 +136,7 @@ pub async fn keep(
                         );
                     }
                     Some(left) => {
-                        tracing::warn!(error, left, "the certificate is not renewed; the last is used")
+                        tracing::warn!(error, left, "the certificate is not renewed; the last is used");
                     }
                 }
                 renewal.on_failed()

@@ -320,7 +320,7 @@ static_resources:
     let mut child = Killed(child.expect("it starts"));
     let log = child.0.stderr.take().expect("it is piped");
     std::thread::spawn(move || {
-        BufReader::new(log).lines().map_while(Result::ok).for_each(|line| eprintln!("{line}"))
+        BufReader::new(log).lines().map_while(Result::ok).for_each(|line| eprintln!("{line}"));
     });
     let signer = root_of(wall());
     let first = made(&signer);

@@ -248,7 +248,7 @@ impl Server {
                 Event::Changes(update) => control.on_changes(update),
                 Event::Stream(event) => control.on_stream(event),
                 Event::Reviewed(account, verdict) => {
-                    control.push.on_reviewed(&account, verdict, Instant::now())
+                    control.push.on_reviewed(&account, verdict, Instant::now());
                 }
                 // The asker may have left.
                 Event::Ask(question, reply) => drop(reply.send(control.on_ask(&question))),

@@ -30,6 +30,7 @@ const OUTBOUND: u16 = 15080;
 const IN_A_ROW: usize = 12;
 
 /// The workloads of the sample: name, service, variables.
+#[allow(clippy::type_complexity, reason = "a table")]
 const WORKLOADS: [(&str, &str, &[(&str, &str)]); 6] = [
     ("productpage-v1", "productpage", &[]),
     ("details-v1", "details", &[]),

@@ -185,9 +185,9 @@ mod tests {
         let start = Instant::now();
         let mut learnt = Learnt::default();
         learnt.join(&kin, &first);
-        assert!(learnt.on_asked(&kin, &[a.clone(), none.clone()]));
-        assert!(!learnt.on_asked(&kin, &[a.clone()]) && !learnt.on_asked(&kin, &[]));
-        assert!(learnt.on_held(&kin, &[a.clone(), b.clone()], start));
+        assert!(learnt.on_asked(&kin, &[a.clone(), none]));
+        assert!(!learnt.on_asked(&kin, std::slice::from_ref(&a)) && !learnt.on_asked(&kin, &[]));
+        assert!(learnt.on_held(&kin, &[a, b], start));
         assert_eq!(names(&learnt, &kin), ["a", "b", "none"]);
         assert!(learnt.clusters(&Kin::of(&other)).next().is_none());
         // Who asks for them by name has them for as long as he does, and what does not exist no longer.

@@ -474,7 +474,7 @@ impl Push {
                     let asked = self.learnt.on_asked(kin, &names);
                     held.retain(|name| name::parse_outbound(name).is_some());
                     let held = self.learnt.on_held(kin, &held, now);
-                    let kin = (asked || held).then(|| self.learnt.groups(kin)).unwrap_or_default();
+                    let kin = if asked || held { self.learnt.groups(kin) } else { Vec::new() };
                     for key in kin {
                         self.pick(graph, &key, touched);
                     }

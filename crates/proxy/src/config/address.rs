@@ -233,7 +233,7 @@ pub(crate) fn locality(proto: Option<core::Locality>) -> Locality {
 pub(crate) fn metadata(field: &str, proto: Option<core::Metadata>, at: &mut Lower) -> Metadata {
     let core::Metadata { filter_metadata, typed_filter_metadata } = proto.unwrap_or_default();
     at.field(field, |at| at.unsupported("typed_filter_metadata", !typed_filter_metadata.is_empty()));
-    Metadata::new(core::Metadata { filter_metadata, ..core::Metadata::default() })
+    Metadata::new(&core::Metadata { filter_metadata, ..core::Metadata::default() })
 }
 
 /// A Struct as a JSON object.

@@ -21,12 +21,12 @@ pub(crate) struct Metadata(Option<Arc<Held>>);
 struct Held {
     /// `filter_metadata` alone, in wire form; empty if it was made of JSON.
     wire: Box<[u8]>,
-    read: OnceLock<Box<BTreeMap<String, Json>>>,
+    read: OnceLock<BTreeMap<String, Json>>,
 }
 
 impl Metadata {
     /// Of a message whose other fields are of no interest.
-    pub(super) fn new(filter_metadata: core::Metadata) -> Self {
+    pub(super) fn new(filter_metadata: &core::Metadata) -> Self {
         if filter_metadata.filter_metadata.is_empty() {
             return Self::default();
         }
@@ -52,7 +52,7 @@ impl Held {
             let core::Metadata { filter_metadata, typed_filter_metadata: _ } =
                 core::Metadata::decode(&*self.wire).unwrap_or_default();
             let namespaces = filter_metadata.into_iter().map(|(key, value)| (key, address::object(value)));
-            Box::new(namespaces.collect())
+            namespaces.collect()
         })
     }
 }
@@ -68,7 +68,7 @@ impl Deref for Metadata {
 
 impl From<BTreeMap<String, Json>> for Metadata {
     fn from(read: BTreeMap<String, Json>) -> Self {
-        Self(Some(Arc::new(Held { wire: Box::default(), read: Box::new(read).into() })))
+        Self(Some(Arc::new(Held { wire: Box::default(), read: read.into() })))
     }
 }
 
@@ -100,7 +100,7 @@ mod tests {
     fn metadata(text: &str) -> Metadata {
         let proto: core::Metadata =
             leno_api::decode_text(text, "metadata").unwrap_or_else(|errors| panic!("{errors}"));
-        Metadata::new(proto)
+        Metadata::new(&proto)
     }
 
     #[test]

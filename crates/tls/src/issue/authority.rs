@@ -81,8 +81,9 @@ impl Authority {
     /// What is wrong with which of its parts.
     pub fn load(material: &Material, now: i64) -> Result<Authority, String> {
         let of = |part: &'static str| move |error: String| format!("{part}: {error}");
-        let own =
-            pem::certificates(&material.certificate).and_then(parse_all).map_err(of("the CA certificate"))?;
+        let own = pem::certificates(&material.certificate)
+            .and_then(|all| parse_all(&all))
+            .map_err(of("the CA certificate"))?;
         let [certificate] = own.as_slice() else {
             return Err(format!("the CA certificate: there are {} certificates instead of one", own.len()));
         };
@@ -90,7 +91,8 @@ impl Authority {
         if PublicKey::from_spki(&certificate.spki).as_ref() != Ok(key.public()) {
             return Err("the CA key is not that of the CA certificate".to_owned());
         }
-        let chain = pem::certificates(&material.chain).and_then(parse_all).map_err(of("the chain"))?;
+        let chain =
+            pem::certificates(&material.chain).and_then(|all| parse_all(&all)).map_err(of("the chain"))?;
         let trust = TrustBundle::parse(&material.roots).map_err(of("the roots"))?;
         let revocations = match material.revocations.as_slice() {
             b"" => Revocations::default(),
@@ -334,6 +336,6 @@ fn general_name(name: &AltName) -> Option<Vec<u8>> {
     }
 }
 
-fn parse_all(all: Vec<CertificateDer<'static>>) -> Result<Vec<Certificate>, String> {
+fn parse_all(all: &[CertificateDer<'static>]) -> Result<Vec<Certificate>, String> {
     all.iter().map(Certificate::parse).collect()
 }

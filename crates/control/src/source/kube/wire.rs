@@ -39,6 +39,7 @@ fn definition(kind: &str, plural: &str, versions: &[&str]) -> Value {
     kube::definition("networking.istio.io", plural, kind, "Namespaced", versions)
 }
 
+#[allow(clippy::needless_pass_by_value, reason = "values are written where it is called")]
 fn object(version: &str, kind: &str, metadata: Value, rest: Value) -> Value {
     let mut object = json!({ "apiVersion": version, "kind": kind, "metadata": metadata });
     if let (Some(object), Value::Object(rest)) = (object.as_object_mut(), rest) {
@@ -83,7 +84,7 @@ fn pod(cluster: &kube::Cluster, name: &str, address: &str) -> Value {
     )
 }
 
-fn gateway(cluster: &kube::Cluster, name: &str, servers: Value) -> Value {
+fn gateway(cluster: &kube::Cluster, name: &str, servers: &Value) -> Value {
     object(
         "networking.istio.io/v1",
         "Gateway",
@@ -125,15 +126,15 @@ async fn a_cluster_tells_what_a_folder_tells() {
         Step::Put("web", service(on, "web", 80)),
         Step::Put("slice", slice(on, "web", "10.1.0.1")),
         Step::Put("pod", pod(on, "web-1", "10.1.0.1")),
-        Step::Put("g", gateway(on, "g", hosts("shop.example.com"))),
+        Step::Put("g", gateway(on, "g", &hosts("shop.example.com"))),
         Step::Put("r", rule(on, "r", &web)),
         Step::Put("web", service(on, "web", 81)),
-        Step::Put("g", gateway(on, "g", json!("none"))),
-        Step::Put("other", gateway(on, "other", hosts("x.example.com"))),
-        Step::Put("g", gateway(on, "g", hosts("not a host"))),
-        Step::Put("g", gateway(on, "g", hosts("new.example.com"))),
+        Step::Put("g", gateway(on, "g", &json!("none"))),
+        Step::Put("other", gateway(on, "other", &hosts("x.example.com"))),
+        Step::Put("g", gateway(on, "g", &hosts("not a host"))),
+        Step::Put("g", gateway(on, "g", &hosts("new.example.com"))),
         Step::Put("r", warned),
-        Step::Put("g", gateway(on, "g", json!("none"))),
+        Step::Put("g", gateway(on, "g", &json!("none"))),
         Step::Delete("g"),
         Step::Delete("r"),
         Step::Delete("pod"),
@@ -194,12 +195,12 @@ async fn kinds_come_and_go_and_change_their_version() {
 #[tokio::test]
 async fn one_of_the_same_name_is_another() {
     let mut fixture = start().await;
-    let first = gateway(fixture.server(), "g", hosts("a.example.com"));
+    let first = gateway(fixture.server(), "g", &hosts("a.example.com"));
     let namespace = fixture.server().namespace().to_owned();
     let reference = ObjectRef { kind: Kind::Gateway, namespace, name: "g".to_owned() };
     fixture.server().put(first.clone()).await;
     fixture.until("the first", |world| world.objects.contains_key(&reference)).await;
-    fixture.server().put(gateway(fixture.server(), "g", hosts("b.example.com"))).await;
+    fixture.server().put(gateway(fixture.server(), "g", &hosts("b.example.com"))).await;
     fixture
         .until("a change", |world| {
             world.objects.get(&reference).is_some_and(|it| it.contains("b.example.com"))
@@ -351,7 +352,7 @@ async fn one_of_two_replicas_leads_and_the_other_follows() {
 async fn status_is_written_by_the_leader_and_to_each_object_anew() {
     let on = kube::Cluster::start().await;
     on.put(definition("Gateway", "gateways", &VERSIONS)).await;
-    let gateway = gateway(&on, "g", hosts("shop.example.com"));
+    let gateway = gateway(&on, "g", &hosts("shop.example.com"));
     on.put(gateway.clone()).await;
     let cluster = source(&on, "one").await;
     let deadline = tokio::time::Instant::now() + PATIENCE;
@@ -404,10 +405,10 @@ async fn status_is_written_by_the_leader_and_to_each_object_anew() {
 async fn of_a_folder_and_a_cluster_the_cluster_counts() {
     let on = kube::Cluster::start().await;
     on.put(definition("Gateway", "gateways", &VERSIONS)).await;
-    let both = on.put(gateway(&on, "both", hosts("cluster.example.com"))).await;
+    let both = on.put(gateway(&on, "both", &hosts("cluster.example.com"))).await;
     let folder = tempfile::tempdir().unwrap();
     for (file, name) in [("a.json", "both"), ("b.json", "file")] {
-        fs::write(folder.path().join(file), gateway(&on, name, hosts("folder.example.com")).to_string())
+        fs::write(folder.path().join(file), gateway(&on, name, &hosts("folder.example.com")).to_string())
             .unwrap();
     }
     let (_want, wanted) = watch::channel(Wanted::default());

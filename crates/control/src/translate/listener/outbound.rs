@@ -326,7 +326,7 @@ impl<'a, 'c> Map<'a, 'c> {
         let own = |binds: Vec<String>| Spot { binds, ranges: Vec::new(), alone: true };
         if !self.settings.binds.is_empty() {
             let shared = self.settings.binds.first() == self.wildcards().first();
-            let alone = !(shared && !has_address);
+            let alone = !shared || has_address;
             return vec![Spot { binds: self.settings.binds.clone(), ranges: Vec::new(), alone }];
         }
         if !has_address {

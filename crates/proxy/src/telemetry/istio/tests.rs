@@ -418,7 +418,8 @@ fn settings_that_say_the_same_are_shared() {
 #[test]
 fn what_peers_say_is_read_once_for_each_set_of_labels() {
     let tables = Tables::default();
-    let (none, role): (Arc<[Box<str>]>, Arc<[Box<str>]>) = ([].into(), ["role".into()].into());
+    let none: Arc<[Box<str>]> = [].into();
+    let role: Arc<[Box<str>]> = ["role".into()].into();
     let mut read = 0;
     let mut peer = |id: &[u8], said: &[u8], labels: &Arc<[Box<str>]>, makes_sense: bool| {
         let before = read;

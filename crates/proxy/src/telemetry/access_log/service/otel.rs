@@ -55,7 +55,7 @@ impl Record {
     /// The filter states that are asked for, of the request or else of its upstream connection, in
     /// JSON.
     fn states(&self, cx: &FormatContext<'_>) -> Vec<common::KeyValue> {
-        let find = |key: &Box<str>| {
+        let find = |key: &str| {
             let info = cx.info;
             let state = info.filter_state.get(key).or_else(|| info.upstream.filter_state.get(key))?;
             let text = match &state.typed {
@@ -63,9 +63,9 @@ impl Record {
                 None => serde_json::Value::from(&*state.text).to_string(),
             };
             let value = common::AnyValue { value: Some(common::any_value::Value::StringValue(text)) };
-            Some(common::KeyValue { key: key.to_string(), value: Some(value), ..common::KeyValue::default() })
+            Some(common::KeyValue { key: key.to_owned(), value: Some(value), ..common::KeyValue::default() })
         };
-        self.objects.iter().filter_map(find).collect()
+        self.objects.iter().filter_map(|key| find(key)).collect()
     }
 }
 
