@@ -110,8 +110,13 @@ impl Own {
 
     fn take(&mut self, update: Update) {
         let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_told_all = matches!(update.type_url, TypeUrl::Cluster | TypeUrl::Listener);
         for resource in update.added {
-            held.insert((update.type_url.clone(), resource.name), resource.body);
+            let key = (update.type_url.clone(), resource.name);
+            // What was under way when it was let go is of no interest, as to every proxy.
+            if is_told_all || self.asked.contains(&key) {
+                held.insert(key, resource.body);
+            }
         }
         for name in update.removed {
             held.remove(&(update.type_url.clone(), name));
