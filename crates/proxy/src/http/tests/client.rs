@@ -68,7 +68,8 @@ fn a_call_ends_in_time_and_leaves_nothing_behind() {
     run(async {
         let upstream = Scripted::start(|_: &Seen| Action::Hang).await.expect("an upstream");
         let proxy = Proxy::start("[]", "", &[cluster("up", upstream.address, "")]).await;
-        let late = Call { timeout: Some(Duration::from_millis(20)), ..get("/") };
+        // Long enough for a connection on a busy machine.
+        let late = Call { timeout: Some(Duration::from_millis(300)), ..get("/") };
         let outcome = call(&proxy.worker, "up", &late).await;
         assert_eq!(outcome.map(drop), Err(CallError::Timeout));
         assert_eq!(proxy.stat("cluster.up.upstream_rq_timeout"), 1);
