@@ -11,7 +11,7 @@ use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -61,9 +61,11 @@ struct Network(u8, u8);
 
 impl Network {
     fn find() -> Network {
-        let seed = std::process::id() ^ Instant::now().elapsed().subsec_nanos();
-        for offset in 0..256_u32 {
-            let [_, _, a, b] = seed.wrapping_mul(2_654_435_761).wrapping_add(offset).to_be_bytes();
+        // Tests of one process never try the same one.
+        static TRIED: AtomicU32 = AtomicU32::new(0);
+        let seed = std::process::id().wrapping_mul(2_654_435_761);
+        for _ in 0..256 {
+            let [_, _, a, b] = seed.wrapping_add(TRIED.fetch_add(1, Ordering::Relaxed)).to_be_bytes();
             let network = Network(a.max(1), b);
             let free = |last| std::net::TcpListener::bind((network.address(last), INBOUND)).is_ok();
             if (1..=WORKLOADS.len() + 1).all(free) {
