@@ -1,25 +1,22 @@
 //! The port with TLS: who is let in, as what, and that its certificate can be renewed.
 
+#[path = "support/tls.rs"]
+mod tls;
+
 use std::fs;
 use std::net::SocketAddr;
 use std::path::Path;
-use std::sync::Arc;
 use std::time::Duration;
 
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _};
-use hyper_util::rt::TokioIo;
 use leno_api::proto::envoy::config::core::v3::Node;
 use leno_api::proto::envoy::service::discovery::v3::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
 use leno_api::proto::envoy::service::discovery::v3::{DiscoveryRequest, DiscoveryResponse};
 use leno_control::server::{Config, Issuer, Secure, Server};
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer as Signer, KeyPair, SanType};
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
-use rustls::{ClientConfig, RootCertStore};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
-use tokio_rustls::TlsConnector;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::metadata::MetadataValue;
 use tonic::transport::{Channel, Endpoint};
@@ -64,39 +61,15 @@ impl Authority {
     }
 }
 
-/// Connects over TLS, with a certificate perhaps.
+/// Connects over TLS, with a certificate and its key perhaps.
 async fn connect(
     address: SocketAddr,
-    root: &str,
+    roots: &str,
     name: &'static str,
     own: Option<(String, String)>,
 ) -> Result<Channel, tonic::transport::Error> {
-    let mut roots = RootCertStore::empty();
-    roots.add(CertificateDer::from_pem_slice(root.as_bytes()).expect("PEM")).expect("a root");
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let builder = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .expect("versions")
-        .with_root_certificates(roots);
-    let mut config = match own {
-        Some((chain, key)) => {
-            let chain = vec![CertificateDer::from_pem_slice(chain.as_bytes()).expect("PEM")];
-            let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).expect("PEM");
-            builder.with_client_auth_cert(chain, key).expect("a certificate")
-        }
-        None => builder.with_no_client_auth(),
-    };
-    config.alpn_protocols = vec![b"h2".to_vec()];
-    let connector = TlsConnector::from(Arc::new(config));
-    let connect = tower::service_fn(move |_: http::Uri| {
-        let connector = connector.clone();
-        async move {
-            let stream = TcpStream::connect(address).await?;
-            let name = ServerName::try_from(name).map_err(std::io::Error::other)?;
-            connector.connect(name, stream).await.map(TokioIo::new)
-        }
-    });
-    Endpoint::from_static("https://istiod").connect_with_connector(connect).await
+    let own = own.as_ref().map(|(chain, key)| (chain.as_str(), key.as_str()));
+    tls::connect(address, roots, name, own).await
 }
 
 /// What a proxy of `reviews` in the namespace `default` is answered.

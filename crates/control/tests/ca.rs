@@ -1,13 +1,14 @@
 //! The certificate authority: who gets which certificate, and where it is kept.
 
+#[path = "support/tls.rs"]
+mod tls;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::net::SocketAddr;
 use std::path::Path;
-use std::sync::Arc;
 use std::time::Duration;
 
-use hyper_util::rt::TokioIo;
 use leno_api::proto::istio::v1::auth::istio_certificate_service_client::IstioCertificateServiceClient;
 use leno_api::proto::istio::v1::auth::{IstioCertificateRequest, IstioCertificateResponse};
 use leno_control::server::{CaSettings, Config, Kubernetes, Server, create_join_token};
@@ -18,13 +19,9 @@ use leno_tls::issue::{
 };
 use leno_tls::{AltName, Certificate};
 use prost_types::value::Kind;
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{PrivateKeyDer, ServerName};
-use rustls::{ClientConfig, RootCertStore};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio_rustls::TlsConnector;
 use tonic::metadata::MetadataValue;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Status};
@@ -86,35 +83,12 @@ struct Own {
     key: String,
 }
 
-async fn connect(address: SocketAddr, roots: &str, own: Option<&Own>) -> Result<Channel, String> {
-    let mut store = RootCertStore::empty();
-    for root in certificates(roots.as_bytes())? {
-        store.add(root).map_err(|error| error.to_string())?;
-    }
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let builder = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .expect("versions")
-        .with_root_certificates(store);
-    let mut config = match own {
-        Some(own) => {
-            let key = PrivateKeyDer::from_pem_slice(own.key.as_bytes()).expect("a key");
-            builder.with_client_auth_cert(certificates(own.chain.as_bytes())?, key).expect("a certificate")
-        }
-        None => builder.with_no_client_auth(),
-    };
-    config.alpn_protocols = vec![b"h2".to_vec()];
-    let connector = TlsConnector::from(Arc::new(config));
-    let connect = tower::service_fn(move |_: http::Uri| {
-        let connector = connector.clone();
-        async move {
-            let stream = TcpStream::connect(address).await?;
-            let name = ServerName::try_from(ISTIOD).map_err(std::io::Error::other)?;
-            connector.connect(name, stream).await.map(TokioIo::new)
-        }
-    });
-    let endpoint = Endpoint::from_static("https://istiod");
-    endpoint.connect_with_connector(connect).await.map_err(|error| format!("{error:?}"))
+async fn connect(
+    address: SocketAddr,
+    roots: &str,
+    own: Option<&Own>,
+) -> Result<Channel, tonic::transport::Error> {
+    tls::connect(address, roots, ISTIOD, own.map(|own| (own.chain.as_str(), own.key.as_str()))).await
 }
 
 /// Asks for a certificate.

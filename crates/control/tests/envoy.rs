@@ -2,6 +2,9 @@
 //!
 //! Runs where there is an Envoy.
 
+#[path = "support/envoy.rs"]
+mod configured;
+
 use std::fs;
 use std::net::SocketAddr;
 use std::path::Path;
@@ -15,6 +18,11 @@ use tokio::time::Instant;
 
 /// Nothing here takes long; what does is a bug.
 const LIMIT: Duration = Duration::from_secs(60);
+
+/// A gateway.
+const GATEWAY: &str = "  id: router~127.0.0.1~gw.default~default.svc.cluster.local
+  cluster: gw
+  metadata: {LABELS: {istio: ingressgateway}, NAMESPACE: default}";
 
 /// Ends Envoy with the test.
 struct Envoy(Child);
@@ -112,34 +120,6 @@ fn write(folder: &Path, name: &str, text: &str) {
     fs::rename(draft, folder.join(name)).expect("renamable");
 }
 
-fn bootstrap(pilot: SocketAddr, api: &str) -> String {
-    let port = pilot.port();
-    format!(
-        r#"
-node:
-  id: router~127.0.0.1~gw.default~default.svc.cluster.local
-  cluster: gw
-  metadata: {{LABELS: {{istio: ingressgateway}}, NAMESPACE: default}}
-dynamic_resources:
-  ads_config: {{api_type: {api}, transport_api_version: V3, grpc_services: [{{envoy_grpc: {{cluster_name: xds}}}}]}}
-  cds_config: {{ads: {{}}, resource_api_version: V3, initial_fetch_timeout: 0s}}
-  lds_config: {{ads: {{}}, resource_api_version: V3, initial_fetch_timeout: 0s}}
-static_resources:
-  clusters:
-  - name: xds
-    connect_timeout: 1s
-    type: STATIC
-    typed_extension_protocol_options:
-      envoy.extensions.upstreams.http.v3.HttpProtocolOptions:
-        "@type": type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions
-        explicit_http_config: {{http2_protocol_options: {{}}}}
-    load_assignment:
-      cluster_name: xds
-      endpoints: [{{lb_endpoints: [{{endpoint: {{address: {{socket_address: {{address: 127.0.0.1, port_value: {port}}}}}}}}}]}}]
-"#
-    )
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_request_is_lost_by_sotw() {
     no_request_is_lost("GRPC").await;
@@ -168,7 +148,7 @@ async fn no_request_is_lost(api: &str) {
     // Not in the folder that is watched: it is no configuration of the mesh.
     let own = tempfile::tempdir().expect("a folder");
     let file = own.path().join("bootstrap.yaml");
-    fs::write(&file, bootstrap(pilot, api)).expect("writable");
+    fs::write(&file, configured::bootstrap(GATEWAY, api, pilot)).expect("writable");
     let log = own.path().join("envoy.log");
     let envoy = Command::new(binary)
         .args(["--concurrency", "1", "--disable-hot-restart", "-l", "warn", "-c"])

@@ -1,6 +1,8 @@
 //! Sidecars that are told of the clusters only that they use: what they are told, learnt by asking, by
 //! their like, and by what they hold when they come back; and a real proxy whose requests wait.
 
+#[path = "../support/envoy.rs"]
+mod configured;
 mod proxy;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -12,7 +12,7 @@ use leno_testkit::http::{Action, Scripted};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
-use crate::{LIMIT, Pilot, SERVICES, cluster, host, write};
+use crate::{LIMIT, Pilot, SERVICES, cluster, configured, host, write};
 
 /// Ends with the test.
 struct Proxy(Child);
@@ -37,34 +37,6 @@ spec:
 ",
         host(index),
         backend.port()
-    )
-}
-
-fn bootstrap(pilot: SocketAddr, port: u16) -> String {
-    format!(
-        r#"
-node:
-  id: sidecar~127.0.0.1~web.default~default.svc.cluster.local
-  cluster: web
-  metadata: {{LABELS: {{app: web}}, INTERCEPTION_MODE: NONE, HTTP_PROXY_PORT: "{port}", LENO_LAZY: true}}
-dynamic_resources:
-  ads_config: {{api_type: DELTA_GRPC, transport_api_version: V3, grpc_services: [{{envoy_grpc: {{cluster_name: xds}}}}]}}
-  cds_config: {{ads: {{}}, resource_api_version: V3, initial_fetch_timeout: 0s}}
-  lds_config: {{ads: {{}}, resource_api_version: V3, initial_fetch_timeout: 0s}}
-static_resources:
-  clusters:
-  - name: xds
-    connect_timeout: 1s
-    type: STATIC
-    typed_extension_protocol_options:
-      envoy.extensions.upstreams.http.v3.HttpProtocolOptions:
-        "@type": type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions
-        explicit_http_config: {{http2_protocol_options: {{}}}}
-    load_assignment:
-      cluster_name: xds
-      endpoints: [{{lb_endpoints: [{{endpoint: {{address: {{socket_address: {{address: 127.0.0.1, port_value: {pilot}}}}}}}}}]}}]
-"#,
-        pilot = pilot.port()
     )
 }
 
@@ -104,7 +76,12 @@ async fn first_requests_wait_and_none_is_lost() {
     drop(free);
     let own = tempfile::tempdir().expect("a folder");
     let (file, log) = (own.path().join("bootstrap.yaml"), own.path().join("proxy.log"));
-    fs::write(&file, bootstrap(pilot.address, port)).expect("writable");
+    let node = format!(
+        "  id: sidecar~127.0.0.1~web.default~default.svc.cluster.local
+  cluster: web
+  metadata: {{LABELS: {{app: web}}, INTERCEPTION_MODE: NONE, HTTP_PROXY_PORT: \"{port}\", LENO_LAZY: true}}"
+    );
+    fs::write(&file, configured::bootstrap(&node, "DELTA_GRPC", pilot.address)).expect("writable");
     let proxy = Command::new(binary)
         .args(["--concurrency", "1", "--disable-hot-restart", "-l", "warn", "-c"])
         .arg(&file)
