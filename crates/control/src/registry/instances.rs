@@ -309,6 +309,8 @@ impl Here<'_, '_> {
                 instance.network = self.networks.of(&instance.address, None);
                 instance.health = health;
                 instance.node = endpoint.node.clone().unwrap_or_default();
+                // Deviation: istiod knows the place of pods only; here an endpoint that names a machine
+                // and no pod is where the machine is.
                 instance.locality = self.node_locality(&instance.node);
                 (!ports.is_empty()).then_some(instance)
             }

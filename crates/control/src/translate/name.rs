@@ -4,7 +4,7 @@
 use std::fmt;
 use std::net::IpAddr;
 
-use crate::registry::{Port, Service};
+use crate::registry::Service;
 
 /// Where unknown destinations go when they may pass.
 pub(crate) const PASSTHROUGH_CLUSTER: &str = "PassthroughCluster";
@@ -34,22 +34,43 @@ pub(crate) fn dns_cache(host: &str) -> String {
     format!("{host}_dfp_dns_cache")
 }
 
-/// A cluster's name in statistics by a mesh's pattern, such as `%SERVICE%_%SERVICE_PORT%`.
-pub(crate) fn statistic(pattern: &str, service: &Service, port: &Port, subset: &str, target: u16) -> String {
-    let host = &service.id.host;
-    let (short, name) = if service.is_kubernetes() {
-        (format!("{}.{}", service.name, service.namespace()), service.name.clone())
-    } else {
-        (host.clone(), host.clone())
-    };
-    pattern
-        .replace("%SERVICE%", &short)
-        .replace("%SERVICE_NAME%", &name)
-        .replace("%SERVICE_FQDN%", host)
-        .replace("%SUBSET_NAME%", subset)
-        .replace("%TARGET_PORT%", &target.to_string())
-        .replace("%SERVICE_PORT%", &port.number.to_string())
-        .replace("%SERVICE_PORT_NAME%", &port.name)
+/// What a mesh's pattern for names in statistics can mention, see [`Counted::name`].
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Counted<'n> {
+    pub(crate) host: &'n str,
+    /// The name and the namespace of a Service of Kubernetes; others go by their host.
+    pub(crate) kubernetes: Option<(&'n str, &'n str)>,
+    /// The number and the name of the service's port.
+    pub(crate) port: (u16, &'n str),
+    pub(crate) subset: &'n str,
+    /// The workload's port; where there is none the pattern's mention of it stays as it is.
+    pub(crate) target: Option<u16>,
+}
+
+impl<'n> Counted<'n> {
+    /// A port of a service.
+    pub(crate) fn service(service: &'n Service, port: (u16, &'n str)) -> Counted<'n> {
+        let kubernetes = service.is_kubernetes().then(|| (service.name.as_str(), service.namespace()));
+        Counted { host: &service.id.host, kubernetes, port, ..Counted::default() }
+    }
+
+    /// The name in statistics by a mesh's pattern, such as `%SERVICE%_%SERVICE_PORT%`.
+    pub(crate) fn name(&self, pattern: &str) -> String {
+        let (short, name) = match self.kubernetes {
+            Some((name, namespace)) => (format!("{name}.{namespace}"), name),
+            None => (self.host.to_owned(), self.host),
+        };
+        let named = pattern
+            .replace("%SERVICE%", &short)
+            .replace("%SERVICE_NAME%", name)
+            .replace("%SERVICE_FQDN%", self.host)
+            .replace("%SUBSET_NAME%", self.subset);
+        let named = match self.target {
+            Some(target) => named.replace("%TARGET_PORT%", &target.to_string()),
+            None => named,
+        };
+        named.replace("%SERVICE_PORT%", &self.port.0.to_string()).replace("%SERVICE_PORT_NAME%", self.port.1)
+    }
 }
 
 /// What an outbound cluster's name says.

@@ -34,6 +34,8 @@ pub(crate) struct AuthorizationPolicy {
 
 /// What the annotation [`DRY_RUN`] says: whether the rules are only tried, and what they would do is
 /// noted; `None` if it is not there, or says nothing that is understood.
+// Deviation: istiod drops a policy whose annotation cannot be parsed, and with it what it forbids. Here
+// such a policy is enforced, and a finding says so.
 pub(crate) fn dry_run(meta: &Meta) -> Option<bool> {
     match meta.annotations.get(DRY_RUN)?.as_str() {
         "1" | "t" | "T" | "true" | "TRUE" | "True" => Some(true),

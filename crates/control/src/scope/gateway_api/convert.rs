@@ -342,7 +342,7 @@ fn timeouts(out: &mut istio::HttpRoute, found: &Timeouts) {
 }
 
 /// Sets where requests go; `None` if the rule makes no sense. Without any backend that has weight
-/// requests get 500.
+/// requests get 500; where an HTTPRoute names none, 404.
 fn targets(
     cx: &Cx<'_>,
     out: &mut istio::HttpRoute,
@@ -356,7 +356,8 @@ fn targets(
     }
     let weighted: Vec<&HttpBackend> = backends.iter().filter(|backend| backend.weight != Some(0)).collect();
     if weighted.is_empty() {
-        out.direct_response = Some(istio::DirectResponse { status: 500, body: None });
+        let status = if backends.is_empty() && kind == "HTTPRoute" { 404 } else { 500 };
+        out.direct_response = Some(istio::DirectResponse { status, body: None });
         return Some(());
     }
     for backend in &weighted {

@@ -157,7 +157,7 @@ pub(crate) struct Listeners {
     pub(crate) is_ours: bool,
     /// Its own, then those of ListenerSets, the older first.
     pub(crate) derived: Vec<Derived>,
-    /// Those that cannot be had.
+    /// Those that cannot be had, and those that take not all of the kinds that they ask for.
     pub(crate) left_out: Vec<LeftOut>,
     /// The ListenerSets that add to it.
     pub(crate) sets: Vec<Key>,
@@ -175,7 +175,7 @@ impl Listeners {
     }
 }
 
-/// A listener that cannot be had.
+/// A listener that cannot be had, or not as it was meant.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct LeftOut {
     /// The Gateway or ListenerSet.
@@ -242,14 +242,23 @@ impl Listeners {
                 Err(("", "HostnameConflict", message))
             };
             match derived {
-                Ok(derived) => self.derived.push(derived),
-                Err((field, reason, message)) => {
-                    let path = if field.is_empty() { path } else { format!("{path}.{field}") };
-                    let section = listener.name.clone();
-                    self.left_out.push(LeftOut { parent: parent.clone(), section, path, reason, message });
+                // As in Istio it is there all the same, and what it cannot take does not attach.
+                Ok(derived) => {
+                    if let Some(fault) = refused_kinds(listener, &derived.kinds) {
+                        self.leave_out(parent, listener, path, fault);
+                    }
+                    self.derived.push(derived);
                 }
+                Err(fault) => self.leave_out(parent, listener, path, fault),
             }
         }
+    }
+
+    fn leave_out(&mut self, parent: &Parent, listener: &Listener, path: String, fault: Fault) {
+        let (field, reason, message) = fault;
+        let path = if field.is_empty() { path } else { format!("{path}.{field}") };
+        let section = listener.name.clone();
+        self.left_out.push(LeftOut { parent: parent.clone(), section, path, reason, message });
     }
 }
 
@@ -294,13 +303,6 @@ fn derived(
     let kinds = supported.iter().copied();
     let kinds: Vec<&'static str> =
         kinds.filter(|kind| wanted.is_empty() || wanted.iter().any(|wanted| wanted.kind == **kind)).collect();
-    if kinds.is_empty() {
-        return Err((
-            "allowedRoutes",
-            "InvalidRouteKinds",
-            format!("a listener of {} takes none of these kinds", listener.protocol),
-        ));
-    }
     let tls = match listener.protocol.as_str() {
         "HTTPS" | "TLS" => Some(tls(cx, parent, listener)?),
         _ => None,
@@ -332,6 +334,17 @@ fn derived(
         kinds,
         namespaces: Allowed::of(listener.allowed_routes.as_ref()),
         server: Arc::new(server),
+    })
+}
+
+/// What is wrong with the kinds of routes that a listener asks for, of which it takes some.
+fn refused_kinds(listener: &Listener, taken: &[&str]) -> Option<Fault> {
+    let wanted = listener.allowed_routes.as_ref().map_or(&[][..], |allowed| &allowed.kinds);
+    let refused = wanted.iter().map(|wanted| wanted.kind.as_str()).filter(|kind| !taken.contains(kind));
+    let refused: Vec<&str> = refused.collect();
+    (!refused.is_empty()).then(|| {
+        let message = format!("a listener of {} takes no {}", listener.protocol, refused.join(", "));
+        ("allowedRoutes.kinds", "InvalidRouteKinds", message)
     })
 }
 

@@ -184,11 +184,13 @@ fn of_listeners(cx: &Cx<'_>, object: &ObjectRef, listeners: &[Listener], found: 
             name: listener.name.clone(),
             supported_kinds: derived.map(|derived| derived.kinds.clone()).unwrap_or_default(),
             attached_routes: derived.map_or(0, |derived| attached_routes(cx, derived)),
-            conditions: of_listener(left_out),
+            conditions: of_listener(left_out, derived.is_some()),
         }
     });
     let any = found.derived_of(object).next().is_some();
-    let conditions = match (any, found.left_out_of(object).next()) {
+    let is_derived =
+        |left_out: &&LeftOut| found.derived_of(object).any(|derived| derived.section == left_out.section);
+    let conditions = match (any, found.left_out_of(object).find(|left_out| !is_derived(left_out))) {
         (_, None) => vec![holds("Accepted"), holds("Programmed")],
         (true, Some(_)) => {
             let message = "some listeners are left out".to_owned();
@@ -220,13 +222,14 @@ fn of_set(cx: &Cx<'_>, object: &ObjectRef) -> Option<Status> {
     Some(of_listeners(cx, object, &set.spec.listeners, &found))
 }
 
-fn of_listener(left_out: Option<&LeftOut>) -> Vec<Condition> {
+/// `derived` says whether it is there all the same.
+fn of_listener(left_out: Option<&LeftOut>, derived: bool) -> Vec<Condition> {
     let no_conflict = Condition { status: "False", reason: "NoConflicts", ..holds("Conflicted") };
     let resolved = holds("ResolvedRefs");
     let Some(LeftOut { reason, message, .. }) = left_out else {
         return vec![holds("Accepted"), no_conflict, holds("Programmed"), resolved];
     };
-    let programmed = fails("Programmed", "Invalid", message);
+    let programmed = if derived { holds("Programmed") } else { fails("Programmed", "Invalid", message) };
     match *reason {
         "HostnameConflict" => {
             let conflict = Condition { reason, message: message.clone(), ..holds("Conflicted") };

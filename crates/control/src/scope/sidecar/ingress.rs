@@ -99,7 +99,7 @@ impl IngressListener {
     /// Where its connections go. `own` is the workload's address, where it is known.
     // Deviation: istiod writes the address of each replica where `0.0.0.0` asks for it. Connections that
     // were captured have been sent to that address, so the port is all that is changed, and replicas
-    // share their configuration.
+    // share their configuration. Of a replica with IPv6 only it writes 127.0.0.1, where nobody listens.
     pub(crate) fn endpoint(&self, families: Families, captures: bool, own: Option<IpAddr>) -> Endpoint {
         if let Some(path) = self.default_endpoint.strip_prefix(UNIX) {
             return Endpoint::Path(path.to_owned());

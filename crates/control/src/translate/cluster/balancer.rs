@@ -14,6 +14,8 @@ const NO_RUNTIME_KEY: &str = "(";
 
 /// Applies a choice of balancer, or the default. `direct` says whether the address that the caller
 /// wanted is known, without which PASSTHROUGH has no meaning.
+// Deviation: istiod makes clusters with PASSTHROUGH of gateways and of proxies without capture lead to
+// the address that clients connected to, which is the proxy's own. Here they choose among endpoints.
 pub(super) fn apply(draft: &mut Draft, balancer: Option<&LoadBalancer>, direct: bool) {
     use cluster::cluster::{ClusterDiscoveryType, DiscoveryType, LbConfig, LbPolicy};
     let slow_start = balancer.and_then(slow_start);

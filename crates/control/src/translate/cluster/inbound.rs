@@ -135,14 +135,12 @@ impl Maker<'_, '_> {
             protocol: Protocol::of_name(listener.port.as_ref().map_or("", |port| port.protocol.as_str())),
             passthrough: None,
         };
-        let names = match service {
-            Some(service) => names(service),
-            None => [ingress.host(), ingress.sidecar.name.clone(), ingress.namespace.clone()],
-        };
+        // As in Istio, telemetry knows of no service where none leads to the port.
+        let names = service.map(|service| names(service));
         let mut origins = vec![ingress.sidecar.of(Kind::Sidecar)];
         origins.extend(service.map(|service| service.id.object.clone()));
         let found = Found { service, number, port: &port, target: number };
-        self.finish(&found, endpoint, vec![names], origins)
+        self.finish(&found, endpoint, names.into_iter().collect(), origins)
     }
 
     fn finish(
@@ -170,8 +168,15 @@ impl Maker<'_, '_> {
             port: found.number,
             subset: String::new(),
         });
-        let stat_name = found.service.filter(|_| !mesh.inbound_cluster_stat_name.is_empty()).map(|service| {
-            name::statistic(&mesh.inbound_cluster_stat_name, service, found.port, "", found.target)
+        let stat_name = (!mesh.inbound_cluster_stat_name.is_empty()).then(|| {
+            let port = (found.port.number, found.port.name.as_str());
+            let declared = ingress.map(Ingress::host).unwrap_or_default();
+            let counted = match found.service {
+                Some(service) => name::Counted::service(service, port),
+                None => name::Counted { host: &declared, port, ..name::Counted::default() },
+            };
+            let counted = name::Counted { target: Some(found.target), ..counted };
+            counted.name(&mesh.inbound_cluster_stat_name)
         });
         let declared = ingress.and_then(|ingress| ingress.pool(found.target));
         if let (Some(_), Some(ingress)) = (declared, ingress) {
@@ -191,13 +196,17 @@ impl Maker<'_, '_> {
         let services = services.into_iter().map(|[host, name, namespace]| {
             object([("host", text(host)), ("name", text(name)), ("namespace", text(namespace))])
         });
-        let mut fields = vec![("services", list(services.collect()))];
+        let services: Vec<_> = services.collect();
+        let mut fields = Vec::new();
+        if !services.is_empty() {
+            fields.push(("services", list(services)));
+        }
         // A rule about subsets only says nothing about what comes in.
         let heeded = rules.first().filter(|_| cx.get::<MergedPolicy>(&rules).says_all);
         if let Some(Key { namespace, name }) = heeded {
             fields.push(("config", text(name::config_path("destination-rule", namespace, name))));
         }
-        draft.cluster.metadata = Some(istio_metadata(fields));
+        draft.cluster.metadata = (!fields.is_empty()).then(|| istio_metadata(fields));
         origins.extend(rules.iter().map(|rule| rule.of(Kind::DestinationRule)));
         let message = draft.finish();
         Some(Resource::new(&message.name, &message, origins))
@@ -304,6 +313,8 @@ fn loopback(families: Families) -> IpAddr {
 }
 
 /// The addresses to connect from, of which the proxy takes the one of the right kind.
+// Deviation: istiod names that of IPv6 beside the other only with ISTIO_DUAL_STACK, and without it what
+// came in by IPv6 is lost.
 fn source(families: Families) -> core::BindConfig {
     let (first, more) = match families {
         Families::V4 => (INBOUND_SOURCE, None),

@@ -159,6 +159,8 @@ pub(crate) fn dns_cache(host: &str, families: Families) -> dns_cache::DnsCacheCo
     }
 }
 
+/// Which addresses of names are looked up.
+// Deviation: where a proxy has both families istiod wants IPv4 only unless ISTIO_DUAL_STACK is set.
 pub(crate) fn lookup_family(families: Families) -> DnsLookupFamily {
     match families {
         Families::V4 => DnsLookupFamily::V4Only,
@@ -170,8 +172,12 @@ pub(crate) fn lookup_family(families: Families) -> DnsLookupFamily {
 /// Names the cluster in statistics as the mesh wants it.
 fn set_stat_name(draft: &mut Draft, key: &ClusterKey, service: &Service, port: &Port, mesh: &MeshConfig) {
     if !mesh.outbound_cluster_stat_name.is_empty() {
-        let name = name::statistic(&mesh.outbound_cluster_stat_name, service, port, &key.subset, 0);
-        draft.set_stat_name(&name);
+        let counted = name::Counted {
+            subset: &key.subset,
+            target: Some(0),
+            ..name::Counted::service(service, (port.number, &port.name))
+        };
+        draft.set_stat_name(&counted.name(&mesh.outbound_cluster_stat_name));
     }
 }
 

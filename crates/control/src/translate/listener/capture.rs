@@ -1,7 +1,7 @@
 //! Where a sidecar gets hold of what its workload calls: the listener behind iptables, or the one
 //! that the workload uses as its HTTP proxy.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 
 use leno_api::proto::envoy::extensions::filters::listener::original_dst::v3::OriginalDst;
 use leno_derive::Cx;
@@ -11,10 +11,10 @@ use super::http::{Routes, connection_manager, stat_prefix};
 use super::inbound::on_ports;
 use super::outbound::Ports;
 use super::tcp::{to_fixed, to_nowhere};
-use super::{Frame, bare, bound, encode, http_inspector, listener_filter};
+use super::{Frame, bare, bound, encode, http_inspector, listener_filter, localhosts};
 use crate::registry::protocol::Protocol;
 use crate::scope::outbound::{OutboundPolicy, Unknown};
-use crate::scope::{Families, Viewer, sidecar};
+use crate::scope::{Viewer, sidecar};
 use crate::translate::proto::{core, listener};
 use crate::translate::resource::Resource;
 use crate::translate::route::{action, any_name_routes};
@@ -85,11 +85,7 @@ fn by_name(cx: &Cx<'_>, frame: &Frame, scope: &FilterScope) -> listener::FilterC
 pub(super) fn http_proxy(cx: &Cx<'_>, viewer: &Viewer) -> Option<Resource> {
     let frame = Frame::new(cx, &viewer.options);
     let port = u16::try_from(frame.mesh.proxy_http_port).ok().filter(|port| *port != 0)?;
-    let address = match viewer.families {
-        Families::V6 => IpAddr::from(Ipv6Addr::LOCALHOST),
-        Families::V4 | Families::Both => IpAddr::from(Ipv4Addr::LOCALHOST),
-    };
-    Some(explicit(cx, viewer, address, port))
+    Some(proxy_at(cx, viewer, localhosts(viewer.families), port))
 }
 
 /// The filters for what is no service of the mesh.
@@ -109,10 +105,14 @@ pub(super) fn to_unknown(
 
 /// The listener of a sidecar that its workload uses as its HTTP proxy.
 pub(super) fn explicit(cx: &Cx<'_>, viewer: &Viewer, address: IpAddr, port: u16) -> Resource {
+    proxy_at(cx, viewer, &[address.to_string()], port)
+}
+
+fn proxy_at<S: AsRef<str>>(cx: &Cx<'_>, viewer: &Viewer, addresses: &[S], port: u16) -> Resource {
     let frame = Frame::new(cx, &viewer.options);
     let scope = viewer.filter_scope(Side::Outbound);
-    let name = name::listener(address, port);
-    let mut message = bound(bare(&name, &[address.to_string()], port, core::TrafficDirection::Outbound));
+    let name = name::listener(addresses.first().map_or("", AsRef::as_ref), port);
+    let mut message = bound(bare(&name, addresses, port, core::TrafficDirection::Outbound));
     let routes = Routes::Named(name::HTTP_PROXY.to_owned());
     let prefix = stat_prefix(Side::Outbound, &name);
     message.filter_chains.push(listener::FilterChain {

@@ -133,7 +133,8 @@ impl Maker<'_, '_> {
                 let Some((rule, targets)) = self.tcp_targets(server) else { return Vec::new() };
                 origins.extend(rule.origins.iter().cloned());
                 let place = self.place(server);
-                let filters = self.wanted(&place, is_of_mesh(server)).to_targets(&targets, &rule.meta);
+                let wanted = self.wanted(&place, port_name(server), is_of_mesh(server));
+                let filters = wanted.to_targets(&targets, &rule.meta);
                 let chain = terminated();
                 // A server of plain bytes has nothing to tell its connections apart by.
                 let names = if server.kind == ServerKind::Tcp { Vec::new() } else { chain.sni.clone() };
@@ -154,8 +155,8 @@ impl Maker<'_, '_> {
     }
 
     /// What chains are made with. `peers` says whether clients are of the mesh.
-    fn wanted<'a>(&'a self, place: &'a Place, peers: bool) -> Wanted<'a, 'a> {
-        Wanted { cx: self.cx, frame: self.frame, place, scope: self.scope, peers }
+    fn wanted<'a>(&'a self, place: &'a Place, port_name: &'a str, peers: bool) -> Wanted<'a, 'a> {
+        Wanted { cx: self.cx, frame: self.frame, place, scope: self.scope, port_name, peers }
     }
 
     /// The rules that are bound to a server's Gateway and have a host in common with it.
@@ -191,6 +192,7 @@ impl Maker<'_, '_> {
         origins: &mut Vec<ObjectRef>,
     ) -> Vec<Chain> {
         let place = self.place(server);
+        let wanted = self.wanted(&place, port_name(server), false);
         let mut chains = Vec::new();
         for rule in self.rules(server) {
             for tls in rule.spec.tls.iter().filter(|tls| !tls.route.is_empty()) {
@@ -205,7 +207,7 @@ impl Maker<'_, '_> {
                     origins.extend(rule.origins.iter().cloned());
                     chains.push(Chain {
                         sni: found.sni_hosts.clone(),
-                        filters: self.wanted(&place, false).to_targets(&tls.route, &rule.meta),
+                        filters: wanted.to_targets(&tls.route, &rule.meta),
                         ..Chain::default()
                     });
                 }
@@ -219,6 +221,7 @@ impl Maker<'_, '_> {
     fn passed_on_by_name(&self, server: &GatewayServer) -> Vec<Chain> {
         let hosts = server.sni_hosts();
         let place = self.place(server);
+        let wanted = self.wanted(&place, port_name(server), false);
         let mut chains = Vec::new();
         let visible = self.cx.get::<Visible>(&self.viewer.namespace);
         let exposed = visible.values().filter(|service| {
@@ -230,11 +233,10 @@ impl Maker<'_, '_> {
             let subsets: Vec<&str> = std::iter::once("").chain(subsets).collect();
             for port in service.ports.iter().filter(|port| port.protocol != Protocol::Datagram) {
                 for subset in &subsets {
-                    let cluster = name::outbound_sni(port.number, subset, &service.id.host);
                     chains.push(Chain {
-                        sni: vec![cluster.clone()],
+                        sni: vec![name::outbound_sni(port.number, subset, &service.id.host)],
                         application_protocols: MESH_PROTOCOLS,
-                        filters: self.wanted(&place, false).to_named(cluster, subset, &merged),
+                        filters: wanted.to_named((service, port), subset, &merged),
                         ..Chain::default()
                     });
                 }
@@ -242,6 +244,11 @@ impl Maker<'_, '_> {
         }
         chains
     }
+}
+
+/// What a server's author calls its port.
+fn port_name(server: &GatewayServer) -> &str {
+    server.server.port.as_ref().map_or("", |port| port.name.as_str())
 }
 
 /// Whether a server's clients are of the mesh.

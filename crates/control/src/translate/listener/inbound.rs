@@ -19,6 +19,7 @@ use super::http::{Routes, connection_manager, stat_prefix};
 use super::tcp::{to_fixed, to_nowhere};
 use super::{Frame, bare, bound, encode, http_inspector, listener_filter, tls, tls_inspector};
 use crate::model::gateway::ServerTls;
+use crate::model::mesh::MeshConfig;
 use crate::model::sidecar::IngressListener;
 use crate::model::{Kind, ObjectRef};
 use crate::registry::protocol::Protocol;
@@ -27,7 +28,7 @@ use crate::scope::security::{self as policies, PeerMode, Peers, PeersOf};
 use crate::scope::sidecar::ingress::{Ingress, IngressOf};
 use crate::scope::sidecar::narrowing;
 use crate::scope::{Abilities, Families, Identity, ProxyOptions};
-use crate::translate::name;
+use crate::translate::name::{self, Counted};
 use crate::translate::proto::{core, listener, route, ty};
 use crate::translate::resource::{Resource, istio_metadata, pack, text};
 use crate::translate::route::{matcher, retry};
@@ -95,7 +96,7 @@ impl Query for InboundListeners {
         origins.extend(targets.iter().map(|target| target.service.id.object.clone()));
         let (mut inbounds, mut listeners) = (Vec::new(), Vec::new());
         match ingress {
-            None => inbounds.extend(of_targets(&targets)),
+            None => inbounds.extend(of_targets(&targets, &frame.mesh)),
             Some(ingress) => {
                 origins.push(ingress.sidecar.of(Kind::Sidecar));
                 for listener in &ingress.listeners {
@@ -117,21 +118,32 @@ impl Query for InboundListeners {
 }
 
 /// The ports that services lead to.
-fn of_targets(targets: &[Target]) -> Vec<Inbound> {
+fn of_targets(targets: &[Target], mesh: &MeshConfig) -> Vec<Inbound> {
     // Of two services on one port the older decides.
     let firsts = targets.chunk_by(|a, b| a.target == b.target).filter_map(<[Target]>::first);
-    let inbounds = firsts.map(|first| Inbound {
-        port: first.target,
-        passthrough: false,
-        protocol: first.service.port(first.port).map_or(Protocol::Auto, |port| port.protocol),
-        cluster: name::inbound(first.target),
-        operation: format!("{}:{}/*", first.service.id.host, first.port),
-        service_port: first.port,
-        binds: Vec::new(),
-        tls: None,
-        metadata: None,
+    let inbounds = firsts.map(|first| {
+        let port = first.service.port(first.port);
+        let port_name = port.map_or("", |port| port.name.as_str());
+        Inbound {
+            port: first.target,
+            passthrough: false,
+            protocol: port.map_or(Protocol::Auto, |port| port.protocol),
+            cluster: name::inbound(first.target),
+            statistic: statistic(mesh, &Counted::service(&first.service, (first.port, port_name))),
+            operation: format!("{}:{}/*", first.service.id.host, first.port),
+            service_port: first.port,
+            binds: Vec::new(),
+            tls: None,
+            metadata: None,
+        }
     });
     inbounds.collect()
+}
+
+/// A name in statistics by the mesh's pattern for inbound clusters; `None` if it has none.
+fn statistic(mesh: &MeshConfig, counted: &Counted<'_>) -> Option<String> {
+    let pattern = &mesh.inbound_cluster_stat_name;
+    (!pattern.is_empty()).then(|| counted.name(pattern))
 }
 
 /// A port of the workload.
@@ -142,6 +154,8 @@ struct Inbound {
     passthrough: bool,
     protocol: Protocol,
     cluster: String,
+    /// What statistics of its connections are called, if not as the cluster.
+    statistic: Option<String>,
     /// What a trace calls its requests.
     operation: String,
     /// The port of the service that leads to it.
@@ -171,12 +185,14 @@ impl Maker<'_, '_> {
         // Ports that policies mention and that are not declared differ from the others of these.
         let mentioned = self.peers.ports.keys().copied();
         let undeclared = mentioned.filter(|port| inbounds.iter().all(|inbound| inbound.port != *port));
+        let undeclared_port = Counted { port: (0, name::VIRTUAL_INBOUND), ..Counted::default() };
         for port in std::iter::once(0).chain(undeclared) {
             chains.extend(self.port_chains(&Inbound {
                 port,
                 passthrough: true,
                 protocol: Protocol::Auto,
                 cluster: name::INBOUND_PASSTHROUGH_CLUSTER.to_owned(),
+                statistic: statistic(&self.frame.mesh, &undeclared_port),
                 operation: ":0/*".to_owned(),
                 service_port: 0,
                 binds: Vec::new(),
@@ -241,13 +257,17 @@ impl Maker<'_, '_> {
             ("", None) => Vec::new(),
             (bind, _) => vec![bind.to_owned()],
         };
+        let host = ingress.host();
+        let port_name = listener.port.as_ref().map_or("", |port| port.name.as_str());
+        let counted = Counted { host: &host, port: (port, port_name), ..Counted::default() };
         let path = name::config_path("sidecar", &ingress.sidecar.namespace, &ingress.sidecar.name);
         Some(Inbound {
             port,
             passthrough: false,
             protocol: listener.protocol(),
             cluster: name::inbound(port),
-            operation: format!("{}:{port}/*", ingress.host()),
+            statistic: statistic(&self.frame.mesh, &counted),
+            operation: format!("{host}:{port}/*"),
             service_port: port,
             binds,
             tls: listener.tls.clone(),
@@ -302,7 +322,8 @@ impl Maker<'_, '_> {
             filters.push(connection_manager(self.cx, self.frame, self.scope, prefix, routes, protocol));
             filters
         } else {
-            to_fixed(self.cx, self.frame, self.scope, &inbound.cluster, &inbound.cluster)
+            let prefix = inbound.statistic.as_ref().unwrap_or(&inbound.cluster);
+            to_fixed(self.cx, self.frame, self.scope, prefix, &inbound.cluster)
         };
         listener::FilterChain {
             name: self.chain_name(inbound, chain.http),

@@ -212,24 +212,31 @@ impl Frame {
         if self.switches.http10 { PLAIN_HTTP_WITH_10 } else { PLAIN_HTTP }
     }
 
-    /// The addresses that stand for all, the main one first.
+    /// The addresses that stand for all, the main one first, where connections arrive from outside or
+    /// by iptables: of both families only with `ISTIO_DUAL_STACK`.
     fn wildcards(&self, families: Families) -> &'static [&'static str] {
         match families {
-            Families::V4 => &["0.0.0.0"],
-            Families::V6 => &["::"],
-            Families::Both if self.switches.dual_stack => &["0.0.0.0", "::"],
-            Families::Both => &["0.0.0.0"],
+            Families::Both if !self.switches.dual_stack => wildcards(Families::V4),
+            families => wildcards(families),
         }
     }
+}
 
-    /// The addresses at which a workload reaches its own proxy, the main one first.
-    fn localhosts(&self, families: Families) -> &'static [&'static str] {
-        match families {
-            Families::V4 => &["127.0.0.1"],
-            Families::V6 => &["::1"],
-            Families::Both if self.switches.dual_stack => &["127.0.0.1", "::1"],
-            Families::Both => &["127.0.0.1"],
-        }
+/// The addresses that stand for all, the main one first.
+fn wildcards(families: Families) -> &'static [&'static str] {
+    match families {
+        Families::V4 => &["0.0.0.0"],
+        Families::V6 => &["::"],
+        Families::Both => &["0.0.0.0", "::"],
+    }
+}
+
+/// The addresses at which a workload reaches its own proxy, the main one first.
+fn localhosts(families: Families) -> &'static [&'static str] {
+    match families {
+        Families::V4 => &["127.0.0.1"],
+        Families::V6 => &["::1"],
+        Families::Both => &["127.0.0.1", "::1"],
     }
 }
 

@@ -17,7 +17,7 @@ use super::chain::{Chain, merge};
 use super::filters::Side;
 use super::http::{Routes, connection_manager, stat_prefix};
 use super::tcp::{Wanted, service_chains};
-use super::{Frame, RAW_BUFFER, bare, bound, encode, http_inspector, tls_inspector};
+use super::{Frame, RAW_BUFFER, bare, bound, encode, http_inspector, localhosts, tls_inspector, wildcards};
 use crate::model::ObjectRef;
 use crate::model::duration::Span;
 use crate::model::inputs::ServiceEntries;
@@ -229,7 +229,7 @@ impl<'a, 'c> Map<'a, 'c> {
         let binds = if !egress.bind.is_empty() {
             vec![egress.bind.clone()]
         } else if bound {
-            let hosts = self.frame.localhosts(self.place.viewer.families);
+            let hosts = localhosts(self.place.viewer.families);
             hosts.iter().map(|&host| host.to_owned()).collect()
         } else {
             Vec::new()
@@ -271,7 +271,7 @@ impl<'a, 'c> Map<'a, 'c> {
         for spot in self.spots(service, port) {
             let scope = self.place.viewer.filter_scope(Side::Outbound);
             let (cx, frame, place) = (self.cx, self.frame, &self.place);
-            let wanted = Wanted { cx, frame, place, scope: &scope, peers: false };
+            let wanted = Wanted { cx, frame, place, scope: &scope, port_name: &port.name, peers: false };
             let spoken = (service.as_ref(), port.protocol);
             let mut chains = service_chains(&wanted, spoken, &rules, &spot.ranges, spot.alone);
             // Of several services whose protocol is not declared only the first brings the chain for
@@ -370,7 +370,7 @@ impl<'a, 'c> Map<'a, 'c> {
     }
 
     fn wildcards(&self) -> Vec<String> {
-        let wildcards = self.frame.wildcards(self.place.viewer.families);
+        let wildcards = wildcards(self.place.viewer.families);
         wildcards.iter().map(|&address| address.to_owned()).collect()
     }
 

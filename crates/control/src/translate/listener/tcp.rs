@@ -11,14 +11,14 @@ use super::{Frame, network_filter};
 use crate::model::Meta;
 use crate::model::selector::selects;
 use crate::model::virtual_service::{L4Match, RouteDestination, TlsMatch};
-use crate::registry::Service;
 use crate::registry::alias::AliasesOf;
 use crate::registry::protocol::Protocol;
+use crate::registry::{Port, Service};
 use crate::scope::policy::{Merged, MergedPolicy};
 use crate::scope::rules::Rule;
 use crate::scope::{Viewer, sidecar};
 use crate::translate::cluster::policies;
-use crate::translate::name;
+use crate::translate::name::{self, Counted};
 use crate::translate::proto::{core, listener, ty};
 use crate::translate::resource::{ads, istio_metadata, text};
 use crate::translate::route::action;
@@ -32,6 +32,8 @@ pub(super) struct Wanted<'a, 'c> {
     pub(super) frame: &'a Frame,
     pub(super) place: &'a Place,
     pub(super) scope: &'a FilterScope,
+    /// What the port is called, for names in statistics.
+    pub(super) port_name: &'a str,
     /// Whether clients are of the mesh, and may tell who they are.
     pub(super) peers: bool,
 }
@@ -53,7 +55,16 @@ impl Wanted<'_, '_> {
         let first = targets.first().and_then(|target| visible.get(&target.destination.host));
         let policy = first.map(|service| self.policy(service));
         if let [only] = targets {
-            return self.to_cluster(cluster(only), &only.destination.subset, policy.as_deref());
+            let (name, subset) = (cluster(only), only.destination.subset.as_str());
+            let prefix = first.and_then(|service| {
+                let counted = Counted {
+                    host: &only.destination.host,
+                    subset,
+                    ..Counted::service(service, (self.place.port, self.port_name))
+                };
+                self.statistic(&counted)
+            });
+            return self.to_cluster(name, prefix, subset, policy.as_deref());
         }
         let clusters = targets.iter().filter_map(|target| {
             let weight = u32::try_from(target.weight).ok().filter(|weight| *weight > 0)?;
@@ -78,20 +89,44 @@ impl Wanted<'_, '_> {
     /// The filters that lead to a port of a service.
     pub(super) fn to_service(&self, service: &Service) -> Vec<listener::Filter> {
         let cluster = name::outbound(self.place.port, "", &service.id.host);
-        self.to_cluster(cluster, "", Some(&self.policy(service)))
+        // As in Istio, the port has no name here.
+        let prefix = self.statistic(&Counted::service(service, (self.place.port, "")));
+        self.to_cluster(cluster, prefix, "", Some(&self.policy(service)))
+    }
+
+    /// A name in statistics by the mesh's pattern for clusters; `None` if it has none.
+    fn statistic(&self, counted: &Counted<'_>) -> Option<String> {
+        let pattern = &self.frame.mesh.outbound_cluster_stat_name;
+        (!pattern.is_empty()).then(|| Counted { target: Some(0), ..*counted }.name(pattern))
     }
 
     /// The filters that lead to a cluster of a gateway with AUTO_PASSTHROUGH: TLS goes through it
     /// whole, so it is not wrapped into a tunnel.
-    pub(super) fn to_named(&self, cluster: String, subset: &str, policy: &Merged) -> Vec<listener::Filter> {
-        let specifier = proxy::tcp_proxy::ClusterSpecifier::Cluster(cluster.clone());
-        let message = self.proxy(cluster, specifier, subset, Some(policy));
+    pub(super) fn to_named(
+        &self,
+        (service, port): (&Service, &Port),
+        subset: &str,
+        policy: &Merged,
+    ) -> Vec<listener::Filter> {
+        let cluster = name::outbound_sni(port.number, subset, &service.id.host);
+        let counted = Counted { subset, ..Counted::service(service, (port.number, &port.name)) };
+        let prefix = self.statistic(&counted).unwrap_or_else(|| cluster.clone());
+        let specifier = proxy::tcp_proxy::ClusterSpecifier::Cluster(cluster);
+        let message = self.proxy(prefix, specifier, subset, Some(policy));
         self.complete(&proxy::TcpProxy { tunneling_config: None, ..message })
     }
 
-    fn to_cluster(&self, cluster: String, subset: &str, policy: Option<&Merged>) -> Vec<listener::Filter> {
-        let specifier = proxy::tcp_proxy::ClusterSpecifier::Cluster(cluster.clone());
-        self.complete(&self.proxy(cluster, specifier, subset, policy))
+    /// `prefix` is that of its statistics, if not the cluster's name.
+    fn to_cluster(
+        &self,
+        cluster: String,
+        prefix: Option<String>,
+        subset: &str,
+        policy: Option<&Merged>,
+    ) -> Vec<listener::Filter> {
+        let prefix = prefix.unwrap_or_else(|| cluster.clone());
+        let specifier = proxy::tcp_proxy::ClusterSpecifier::Cluster(cluster);
+        self.complete(&self.proxy(prefix, specifier, subset, policy))
     }
 
     fn policy(&self, service: &Service) -> Arc<Merged> {

@@ -96,6 +96,8 @@ fn configuration(
             }
         }
         if server.redirects() {
+            // Deviation: where no rule is for a host `namespace/host` istiod writes both as the domain,
+            // which no request has, and redirects none. Here the host is redirected.
             for (_, host) in server.hosts() {
                 let entry = exposed.entry(Rank::of(&host.to_ascii_lowercase())).or_default();
                 entry.port = server.number;
