@@ -16,6 +16,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::admin::{self, DynamicResource, HostTable, ServerState, View};
 use crate::cluster::membership::Membership;
+use crate::cluster::on_demand::Demand;
 use crate::cluster::{Assignment, Cluster, DnsDiscovery, health, outlier};
 use crate::config::bootstrap::Bootstrap;
 use crate::config::discovery::Applied;
@@ -23,7 +24,6 @@ use crate::config::discovery::control_plane::XdsClusters;
 use crate::config::discovery::sources::{Incoming, Settings, Sources};
 use crate::config::extensions;
 use crate::config::lower::{Scope, UnknownFields};
-use crate::config::source::ResourceKey;
 use crate::config::store::Store;
 use crate::listener::Direction;
 use crate::listener::accept::GlobalConnections;
@@ -72,8 +72,8 @@ enum Event {
     Checked(Arc<Cluster>, health::watch::Report),
     /// DNS found addresses of a cluster.
     Resolved(Name, Arc<DnsDiscovery>, Arc<Assignment>),
-    /// A worker waits for a cluster.
-    Demanded(ResourceKey),
+    /// A worker waits for something.
+    Demanded(Demand),
     /// What goes on beside this listener's requests is ready.
     Ready(Name),
     /// From the admin interface.
@@ -168,7 +168,7 @@ struct MainStats {
 struct Events {
     main: mpsc::UnboundedReceiver<Event>,
     xds: mpsc::Receiver<Incoming>,
-    demands: mpsc::UnboundedReceiver<ResourceKey>,
+    demands: mpsc::UnboundedReceiver<Demand>,
     admin: mpsc::UnboundedReceiver<admin::Command>,
 }
 
@@ -299,7 +299,7 @@ impl Server {
             let event = tokio::select! {
                 Some(event) = events.main.recv() => event,
                 Some(incoming) = events.xds.recv() => Event::Xds(incoming),
-                Some(key) = events.demands.recv() => Event::Demanded(key),
+                Some(demand) = events.demands.recv() => Event::Demanded(demand),
                 Some(command) = events.admin.recv() => Event::Admin(command),
                 _ = terminate.recv() => Event::Terminate,
                 _ = interrupt.recv() => Event::Terminate,
@@ -332,8 +332,11 @@ impl Server {
                 }
                 self.publish();
             }
-            Event::Demanded(key) => {
-                self.store.demand(key);
+            Event::Demanded(demand) => {
+                match demand {
+                    Demand::Cluster(key) => self.store.demand(key),
+                    Demand::Host { table, host } => self.store.demand_host(&table, &host),
+                }
                 self.publish();
             }
             Event::Ready(listener) => {
@@ -389,6 +392,11 @@ impl Server {
         }
         for cluster in self.store.take_missing() {
             self.tell(|| Command::Missing(cluster.clone()));
+        }
+        let answered = self.store.take_answered();
+        if !answered.is_empty() {
+            let answered: Arc<[Name]> = answered.into();
+            self.tell(|| Command::Answered(Arc::clone(&answered)));
         }
         let (clusters, listeners) = self.store.count_warming();
         self.stats.clusters.warming_clusters().set(clusters as u64);
@@ -555,16 +563,16 @@ impl Server {
         View {
             state: self.state(),
             bound: bound.collect(),
-            snapshot,
             warming_clusters: self.store.warming_clusters().cloned().collect(),
             warming_listeners: self.store.warming_listeners().cloned().collect(),
-            routes: self.records.routes(),
+            routes: self.records.routes(&snapshot),
             refused: self.records.refused(),
             cds_version: self.records.version(&TypeUrl::Cluster),
             lds_version: self.records.version(&TypeUrl::Listener),
             updated: self.records.updated().clone(),
             unready: self.store.unready(),
             secrets: self.secrets(),
+            snapshot,
         }
     }
 }

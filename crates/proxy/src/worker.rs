@@ -22,7 +22,7 @@ use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 use crate::cluster::lb::zone::LocalHosts;
-use crate::cluster::on_demand::Awaited;
+use crate::cluster::on_demand::{Awaited, Demand};
 use crate::cluster::stats::{AnswerStats, RouteStats};
 use crate::cluster::worker_cluster::WorkerCluster;
 use crate::cluster::{Assignment, EndpointAddress};
@@ -80,6 +80,8 @@ pub(crate) enum Command {
     Overload(Levels),
     /// There is no cluster of this name, which was asked for on demand.
     Missing(Name),
+    /// These virtual hosts, which were asked for on demand, were answered.
+    Answered(Arc<[Name]>),
     /// Start something that goes on beside requests.
     Start {
         /// What.
@@ -159,7 +161,7 @@ pub(crate) fn spawn(
     limit: &Arc<GlobalConnections>,
     policy: DrainPolicy,
     internal_buffer: Option<usize>,
-    demands: &mpsc::UnboundedSender<ResourceKey>,
+    demands: &mpsc::UnboundedSender<Demand>,
 ) -> std::io::Result<Handle> {
     let limit = Arc::clone(limit);
     let demands = demands.clone();
@@ -254,7 +256,7 @@ pub(crate) struct Worker {
     host_changes: Cell<u64>,
     /// What Istio's metrics and peers need.
     istio: istio::Tables,
-    /// Clusters that are waited for, on demand.
+    /// What is waited for, on demand.
     awaited: Rc<Awaited>,
 }
 
@@ -320,6 +322,7 @@ impl Worker {
                 Some(Command::Overload(levels)) => self.set_overload(levels),
                 Some(Command::StopListening { inbound_only }) => self.stop_listening(inbound_only),
                 Some(Command::Missing(cluster)) => self.awaited.missing(&cluster),
+                Some(Command::Answered(hosts)) => self.awaited.answered(&hosts),
                 Some(Command::Start { work, stat_prefix, ready }) => work.start(&self, &stat_prefix, ready),
                 Some(Command::Hosts(answer)) => drop(answer.send(self.host_reports())),
                 Some(Command::Stop) | None => return,

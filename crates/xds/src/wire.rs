@@ -115,6 +115,9 @@ pub struct ReceivedResource {
     /// Name of the resource.
     #[prost(string, tag = "3")]
     pub name: String,
+    /// Other names of the resource: those that it was asked for by (VHDS).
+    #[prost(string, repeated, tag = "4")]
+    pub aliases: Vec<String>,
     /// How long it lives unless it is sent again.
     #[prost(message, optional, tag = "6")]
     pub ttl: Option<prost_types::Duration>,

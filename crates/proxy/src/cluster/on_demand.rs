@@ -1,6 +1,7 @@
-//! Clusters that are asked for when they are first needed (ODCDS): a request or connection whose
-//! cluster is not known waits until discovery has brought it, or says that there is none, or takes
-//! too long.
+//! What is asked for when it is first needed. Clusters (ODCDS): a request or connection whose cluster
+//! is not known waits until discovery has brought it, or says that there is none, or takes too long.
+//! Virtual hosts (VHDS): a request without a route, whose table may get further virtual hosts, waits
+//! until there is an answer for its host.
 //!
 //! Who waits is on a worker ([`Awaited`]), which asks the main thread once for each cluster; the main
 //! thread subscribes to it by its name ([`crate::config::store::Store::demand`]) and stays subscribed,
@@ -21,8 +22,22 @@ use crate::config::lower::Lower;
 use crate::config::source::{Origin, ResourceKey, config_source};
 use crate::telemetry::stats::{ThreadStats, stats_scope};
 
+/// What a worker asks the main thread for.
+#[derive(Debug)]
+pub(crate) enum Demand {
+    /// A cluster.
+    Cluster(ResourceKey),
+    /// A virtual host.
+    Host {
+        /// The route table that it is for.
+        table: ResourceKey,
+        /// The host that was asked for, in lower case.
+        host: Name,
+    },
+}
+
 /// Where unknown clusters may be asked for.
-#[derive(Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) struct OnDemand {
     /// `source` (of a TCP proxy `odcds_config`).
     pub(crate) origin: Origin,
@@ -74,23 +89,29 @@ stats_scope! {
 /// What a worker waits for.
 #[derive(Default)]
 pub(crate) struct Awaited {
-    clusters: RefCell<HashMap<Name, Rc<Cluster>>>,
+    clusters: Waiting,
+    /// Virtual hosts as they are subscribed to: `TABLE/HOST`.
+    hosts: Waiting,
     /// Stats of TCP proxies by prefix.
     scopes: RefCell<HashMap<Name, Rc<OnDemandStats>>>,
     /// Takes what is asked for to the main thread; `None`: nobody is there to ask.
-    demands: Option<mpsc::UnboundedSender<ResourceKey>>,
+    demands: Option<mpsc::UnboundedSender<Demand>>,
 }
 
-/// A cluster that somebody waits for.
+/// Who waits, by the name of what they wait for.
+#[derive(Clone, Default)]
+struct Waiting(Rc<RefCell<HashMap<Name, Rc<Entry>>>>);
+
+/// Something that somebody waits for.
 #[derive(Default)]
-struct Cluster {
+struct Entry {
     notify: Notify,
     missing: Cell<bool>,
 }
 
 impl Awaited {
     /// Nothing, so far.
-    pub(crate) fn new(demands: mpsc::UnboundedSender<ResourceKey>) -> Rc<Awaited> {
+    pub(crate) fn new(demands: mpsc::UnboundedSender<Demand>) -> Rc<Awaited> {
         Rc::new(Awaited { demands: Some(demands), ..Awaited::default() })
     }
 
@@ -100,26 +121,33 @@ impl Awaited {
         on_demand: &OnDemand,
         name: &str,
     ) -> impl Future<Output = Arrival> + use<> {
-        let known = self.clusters.borrow().get(name).cloned();
         let name = Name::new(name);
-        let cluster = known.unwrap_or_else(|| {
-            if let Some(demands) = &self.demands {
-                // Nobody hears it if the proxy ends.
-                let _ = demands.send(ResourceKey { name: name.clone(), origin: on_demand.origin.clone() });
-            }
-            let cluster = Rc::<Cluster>::default();
-            self.clusters.borrow_mut().insert(name.clone(), Rc::clone(&cluster));
-            cluster
-        });
-        let ticket = Ticket { awaited: Rc::clone(self), name, cluster };
+        let key = || ResourceKey { name: name.clone(), origin: on_demand.origin.clone() };
+        let ticket = self.clusters.join(&name, || self.ask(Demand::Cluster(key())));
         let timeout = on_demand.timeout;
         async move {
-            let cluster = &ticket.cluster;
-            match tokio::time::timeout(timeout, cluster.notify.notified()).await {
-                Ok(()) if cluster.missing.get() => Arrival::Missing,
+            let entry = &ticket.entry;
+            match tokio::time::timeout(timeout, entry.notify.notified()).await {
+                Ok(()) if entry.missing.get() => Arrival::Missing,
                 Ok(()) => Arrival::Found,
                 Err(_) => Arrival::Late,
             }
+        }
+    }
+
+    /// Asks for a virtual host that a table does not have, and waits until there was an answer,
+    /// whatever it is. As in Envoy, only the deadlines of the request end that earlier.
+    pub(crate) fn host(self: &Rc<Self>, table: &ResourceKey, host: Name) -> impl Future<Output = ()> + use<> {
+        let name = Name::from(format!("{}/{host}", table.name));
+        let ticket =
+            self.hosts.join(&name, || self.ask(Demand::Host { table: table.clone(), host: host.clone() }));
+        async move { ticket.entry.notify.notified().await }
+    }
+
+    fn ask(&self, demand: Demand) {
+        if let Some(demands) = &self.demands {
+            // Nobody hears it if the proxy ends.
+            let _ = demands.send(demand);
         }
     }
 
@@ -133,35 +161,59 @@ impl Awaited {
 
     /// Wakes who waits for clusters that are there now.
     pub(crate) fn arrived(&self, has: impl Fn(&str) -> bool) {
-        let mut clusters = self.clusters.borrow_mut();
+        let mut clusters = self.clusters.0.borrow_mut();
         if !clusters.is_empty() {
-            clusters.extract_if(|name, _| has(name)).for_each(|(_, cluster)| cluster.notify.notify_waiters());
+            clusters.extract_if(|name, _| has(name)).for_each(|(_, entry)| entry.notify.notify_waiters());
         }
     }
 
     /// Wakes who waits for a cluster that there is not.
     pub(crate) fn missing(&self, name: &str) {
-        if let Some(cluster) = self.clusters.borrow_mut().remove(name) {
-            cluster.missing.set(true);
-            cluster.notify.notify_waiters();
+        if let Some(entry) = self.clusters.0.borrow_mut().remove(name) {
+            entry.missing.set(true);
+            entry.notify.notify_waiters();
         }
+    }
+
+    /// Wakes who waits for virtual hosts of these names. What has come is in force.
+    pub(crate) fn answered(&self, names: &[Name]) {
+        let mut hosts = self.hosts.0.borrow_mut();
+        for name in names {
+            if let Some(entry) = hosts.remove(name) {
+                entry.notify.notify_waiters();
+            }
+        }
+    }
+}
+
+impl Waiting {
+    /// Waits beside others for the same; whoever is the first asks for it.
+    fn join(&self, name: &Name, ask: impl FnOnce()) -> Ticket {
+        let known = self.0.borrow().get(name).cloned();
+        let entry = known.unwrap_or_else(|| {
+            ask();
+            let entry = Rc::<Entry>::default();
+            self.0.borrow_mut().insert(name.clone(), Rc::clone(&entry));
+            entry
+        });
+        Ticket { waiting: self.clone(), name: name.clone(), entry }
     }
 }
 
 /// Somebody who waits. The last one who goes away takes the entry along: the next asks anew.
 struct Ticket {
-    awaited: Rc<Awaited>,
+    waiting: Waiting,
     name: Name,
-    cluster: Rc<Cluster>,
+    entry: Rc<Entry>,
 }
 
 impl Drop for Ticket {
     fn drop(&mut self) {
-        let mut clusters = self.awaited.clusters.borrow_mut();
-        let same = clusters.get(&self.name).is_some_and(|known| Rc::ptr_eq(known, &self.cluster));
+        let mut waiting = self.waiting.0.borrow_mut();
+        let same = waiting.get(&self.name).is_some_and(|known| Rc::ptr_eq(known, &self.entry));
         // The entry's and this one.
-        if same && Rc::strong_count(&self.cluster) == 2 {
-            clusters.remove(&self.name);
+        if same && Rc::strong_count(&self.entry) == 2 {
+            waiting.remove(&self.name);
         }
     }
 }
@@ -172,7 +224,7 @@ mod tests {
 
     use tokio::sync::mpsc;
 
-    use super::{Arrival, Awaited, OnDemand};
+    use super::{Arrival, Awaited, Demand, OnDemand};
     use crate::config::source::Origin;
 
     #[tokio::test(start_paused = true)]
@@ -180,7 +232,10 @@ mod tests {
         let (demands, mut asked) = mpsc::unbounded_channel();
         let awaited = Awaited::new(demands);
         let on_demand = OnDemand { origin: Origin::Ads, timeout: Duration::from_secs(5) };
-        let mut asked = || asked.try_recv().ok().map(|key| key.name.to_string());
+        let mut asked = || match asked.try_recv().ok()? {
+            Demand::Cluster(key) => Some(key.name.to_string()),
+            Demand::Host { table, host } => Some(format!("{host} of {}", table.name)),
+        };
 
         // Two wait for the same: it is asked for once.
         let both = [awaited.cluster(&on_demand, "a"), awaited.cluster(&on_demand, "a")].map(Box::pin);
@@ -203,9 +258,29 @@ mod tests {
         let late = awaited.cluster(&on_demand, "c");
         assert_eq!(asked().as_deref(), Some("c"));
         assert_eq!(late.await, Arrival::Late);
-        assert!(awaited.clusters.borrow().is_empty(), "nothing is kept of those who have gone");
+        assert!(awaited.clusters.0.borrow().is_empty(), "nothing is kept of those who have gone");
         drop(awaited.cluster(&on_demand, "c"));
         assert_eq!(asked().as_deref(), Some("c"), "asked for anew");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_host_is_waited_for_until_there_is_an_answer() {
+        let (demands, mut asked) = mpsc::unbounded_channel();
+        let awaited = Awaited::new(demands);
+        let table = "r".into();
+        let [mut one, mut two] = ["a", "a"].map(|host| Box::pin(awaited.host(&table, host.into())));
+        assert!(matches!(asked.try_recv(), Ok(Demand::Host { host, .. }) if &*host == "a"));
+        assert!(asked.try_recv().is_err(), "asked once");
+        assert!(futures_poll(&mut one).await.is_none());
+        awaited.answered(&["r/b".into(), "q/a".into()]);
+        tokio::time::sleep(Duration::from_secs(1000)).await;
+        assert!(futures_poll(&mut one).await.is_none() && futures_poll(&mut two).await.is_none());
+        awaited.answered(&["r/a".into()]);
+        one.await;
+        two.await;
+        // Who goes away is not kept.
+        drop(Box::pin(awaited.host(&table, "b".into())));
+        assert!(awaited.hosts.0.borrow().is_empty());
     }
 
     /// Polls once.

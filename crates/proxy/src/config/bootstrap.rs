@@ -16,6 +16,7 @@ use leno_api::proto::envoy::config::listener::v3::Listener as ListenerProto;
 use leno_api::proto::envoy::config::trace::v3::Tracing as TracingProto;
 use leno_api::proto::envoy::extensions::bootstrap::internal_listener::v3::InternalListener as InternalListenerProto;
 use leno_base::Name;
+use leno_xds::Mode;
 use prost::Message;
 
 use crate::admin::AdminConfig;
@@ -185,6 +186,7 @@ pub(crate) fn lower(wire: Bytes, at: &mut Lower) -> Option<Bootstrap> {
         internal_buffer,
         secrets: Arc::default(),
         xds_clusters: None,
+        ads: None,
         tracer: None,
         outbound: false,
         added_via_api: false,
@@ -219,6 +221,7 @@ pub(crate) fn lower(wire: Bytes, at: &mut Lower) -> Option<Bootstrap> {
     }
     let clusters = at.field("static_resources", |at| lower_clusters(clusters, at));
     let (ads, cds, lds) = at.field("dynamic_resources", |at| lower_dynamic(dynamic, at));
+    at.scope_mut().ads = ads.as_ref().map(|ads| if ads.delta { Mode::Delta } else { Mode::Sotw });
     if (ads.is_some() || cds.is_some() || lds.is_some()) && (node.id.is_empty() || node.cluster.is_empty()) {
         at.error_at(
             "node",

@@ -21,6 +21,7 @@ use crate::cluster::Assignment;
 use crate::config::lower::{Lower, Rejected, Scope};
 use crate::config::source::{Origin, ResourceKey};
 use crate::config::store::Store;
+use crate::http::route::RouteTable;
 use crate::listener::sockets::Sockets;
 use crate::tls::secrets::{KnownSecret, Refilled, fill_cluster, fill_listener};
 
@@ -67,6 +68,19 @@ pub(crate) struct Applied {
     pub(crate) endpoints: Vec<(Vec<Name>, Arc<Assignment>)>,
     /// TLS contexts that were made anew.
     pub(crate) refilled: Vec<Refilled>,
+    /// Route tables that virtual hosts came for, or went from.
+    pub(crate) tables: Vec<HostsTaken>,
+}
+
+/// What virtual hosts did to a route table.
+#[derive(Debug)]
+pub(crate) struct HostsTaken {
+    /// The table.
+    pub(crate) table: ResourceKey,
+    /// It is another one now.
+    pub(crate) changed: bool,
+    /// One of the virtual hosts was refused.
+    pub(crate) refused: bool,
 }
 
 /// What became of one resource.
@@ -93,8 +107,11 @@ impl Discovery {
 
     /// Brings an update into the store and answers it.
     pub(crate) fn apply(&mut self, update: Update, store: &mut Store, sockets: &mut Sockets) -> Applied {
-        let Update { type_url, version, added, removed, receipt, .. } = update;
-        let applied = self.take(&type_url, &version, added, removed, store, sockets);
+        let Update { type_url, version, added, removed, answered, receipt, full: _ } = update;
+        let applied = match type_url {
+            TypeUrl::VirtualHost => self.take_hosts(&version, added, removed, answered, store),
+            _ => self.take(&type_url, &version, added, removed, store, sockets),
+        };
         if let Some(commander) = &self.commander {
             let refused = applied.outcomes.iter();
             let refused =
@@ -148,6 +165,7 @@ impl Discovery {
             removed,
             endpoints: Vec::new(),
             refilled: Vec::new(),
+            tables: Vec::new(),
         };
         for resource in added {
             let Resource { name, version, body } = resource;
@@ -191,12 +209,75 @@ impl Discovery {
             TypeUrl::Listener => store.listeners_came(),
             _ => {}
         }
-        for outcome in &applied.outcomes {
-            if let Some(error) = &outcome.refused {
-                let name = &outcome.name;
-                tracing::warn!(target: "config", kind = type_url.short(), %name, %version, "rejected: {error}");
+        applied.warn();
+        applied
+    }
+
+    /// Brings virtual hosts into the route tables that they are for, and out of them. Those who wait
+    /// for one go on even if it is refused: what there was stays.
+    ///
+    /// Deviation: good virtual hosts are taken, whatever else came with them; Envoy refuses all that
+    /// came for the table, and who waits for one of them waits on.
+    fn take_hosts(
+        &mut self,
+        version: &Name,
+        added: Vec<Resource>,
+        removed: Vec<Name>,
+        answered: Vec<Name>,
+        store: &mut Store,
+    ) -> Applied {
+        let type_url = TypeUrl::VirtualHost;
+        let mut changes = TableChanges::default();
+        for name in &removed {
+            for key in store.tables_of(name, &self.origin) {
+                changes.with(key, store, |table, change| change.changed |= table.remove_discovered(name));
             }
         }
+        let mut outcomes = Vec::new();
+        for Resource { name, version, body } in &added {
+            let version = version.to_string();
+            let scope = Scope { added_via_api: true, version: version.clone(), ..self.scope.clone() };
+            let mut outcome = Outcome {
+                name: name.clone(),
+                version,
+                source: Any { type_url: type_url.as_str().to_owned(), value: body.to_vec() },
+                refused: None,
+                changed: false,
+            };
+            for key in store.tables_of(name, &self.origin) {
+                changes.with(key, store, |table, change| {
+                    if table.is_discovered(name, body) {
+                        return;
+                    }
+                    let lower = |at: &mut Lower| table.lower_discovered(name, body, at);
+                    match Lower::resource_in(scope.clone(), lower) {
+                        Ok(found) => {
+                            table.put_discovered(name.clone(), found);
+                            (outcome.changed, change.changed) = (true, true);
+                        }
+                        Err(error) => {
+                            outcome.refused = Some(error.to_string());
+                            change.refused = true;
+                        }
+                    }
+                });
+            }
+            outcomes.push(outcome);
+        }
+        let tables = changes.put(store);
+        let names = added.into_iter().map(|resource| resource.name).chain(removed).chain(answered);
+        store.answer_hosts(names, &self.origin);
+        store.hosts_came(&self.origin);
+        let applied = Applied {
+            type_url,
+            version: version.clone(),
+            outcomes,
+            removed: Vec::new(),
+            endpoints: Vec::new(),
+            refilled: Vec::new(),
+            tables,
+        };
+        applied.warn();
         applied
     }
 
@@ -221,6 +302,7 @@ impl Discovery {
             TypeUrl::Listener => store.listeners_came(),
             TypeUrl::Endpoint => store.expire_endpoints(self.key(name)),
             TypeUrl::Route => store.expire_routes(self.key(name)),
+            TypeUrl::VirtualHost => store.hosts_came(&self.origin),
             TypeUrl::Secret => store.expire_secret(self.key(name)),
             _ => {}
         }
@@ -236,24 +318,85 @@ impl Discovery {
             }
             news = true;
             if let Some(commander) = &self.commander {
-                commander.subscribe(of.0.clone(), Interest::name(of.1.clone()), timeout);
+                commander.subscribe(of.0.clone(), interest(&of), timeout);
             }
             self.asked.insert(of, timeout);
         }
         let mut gone: BTreeMap<TypeUrl, Vec<Name>> = BTreeMap::new();
+        let mut tables_gone = false;
         for of in moves.gone {
             if self.asked.remove(&of).is_some() {
-                gone.entry(of.0).or_default().push(of.1);
+                match interest(&of) {
+                    Interest::Wildcard => tables_gone = true,
+                    Interest::Names(_) => gone.entry(of.0).or_default().push(of.1),
+                }
             }
         }
         if let Some(commander) = &self.commander {
             for (type_url, names) in gone {
                 commander.unsubscribe(type_url, Interest::Names(names));
             }
+            // One wildcard serves all tables.
+            if tables_gone && !self.asked.keys().any(|of| matches!(interest(of), Interest::Wildcard)) {
+                commander.unsubscribe(TypeUrl::VirtualHost, Interest::Wildcard);
+            }
         }
         self.tables.retain(|name, _| self.asked.contains_key(&(TypeUrl::Route, name.clone())));
         news
     }
+}
+
+impl Applied {
+    fn warn(&self) {
+        let Applied { type_url, version, .. } = self;
+        for outcome in &self.outcomes {
+            if let Some(error) = &outcome.refused {
+                let name = &outcome.name;
+                tracing::warn!(target: "config", kind = type_url.short(), %name, %version, "rejected: {error}");
+            }
+        }
+    }
+}
+
+/// Tables that virtual hosts are put into, and taken out of.
+#[derive(Default)]
+struct TableChanges(BTreeMap<ResourceKey, (RouteTable, HostsTaken)>);
+
+impl TableChanges {
+    /// Changes a table, as far as there is one.
+    fn with(
+        &mut self,
+        key: ResourceKey,
+        store: &Store,
+        change: impl FnOnce(&mut RouteTable, &mut HostsTaken),
+    ) {
+        let Some(routes) = store.routes(&key) else { return };
+        let (table, taken) = self.0.entry(key).or_insert_with_key(|key| {
+            let taken = HostsTaken { table: key.clone(), changed: false, refused: false };
+            (RouteTable::clone(routes), taken)
+        });
+        change(table, taken);
+    }
+
+    /// Puts those that have changed into the store.
+    fn put(self, store: &mut Store) -> Vec<HostsTaken> {
+        let taken = self.0.into_iter().map(|(key, (table, taken))| {
+            if taken.changed {
+                store.put_hosts(key, Arc::new(table));
+            }
+            taken
+        });
+        taken.collect()
+    }
+}
+
+/// How to ask for what is wanted. Virtual hosts of a table as a whole have no name on the wire: a
+/// wildcard stands for those of all tables, as in Envoy.
+fn interest((type_url, name): &(TypeUrl, Name)) -> Interest {
+    if *type_url == TypeUrl::VirtualHost && name.ends_with('/') {
+        return Interest::Wildcard;
+    }
+    Interest::name(name.clone())
 }
 
 /// These say whether anything has changed.
@@ -287,9 +430,13 @@ fn put_listener(
 
 fn put_routes(key: ResourceKey, source: &Any, scope: Scope, store: &mut Store) -> Result<(), Rejected> {
     let previous = store.routes(&key);
-
     let table = Lower::resource_in(scope, |at| {
-        crate::http::route::config::lower(source, previous.map(|table| &**table), at)
+        let previous = previous.map(|table| &**table);
+        let mut table = crate::http::route::config::lower(source, previous, at)?;
+        if let Some(previous) = previous {
+            table.keep_discovered(previous, at);
+        }
+        Some(table)
     })?;
     store.put_routes(key, Arc::new(table));
     Ok(())

@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use leno_api::proto::envoy::config::trace::v3::tracing::Http as TracingProvider;
 use leno_base::Name;
+use leno_xds::Mode;
 
 use crate::cluster::lb::settings::Here;
 use crate::cluster::{BindConfig, dns_cache};
@@ -92,6 +93,8 @@ pub(crate) struct Scope {
     /// What xDS servers can be reached by; `None` while the bootstrap is lowered, which is checked
     /// as a whole.
     pub(crate) xds_clusters: Option<Arc<XdsClusters>>,
+    /// How the aggregated stream of the bootstrap speaks; `None`: there is none.
+    pub(crate) ads: Option<Mode>,
     /// `tracing.http` of the bootstrap: who traces for connection managers that do not say. Like
     /// Envoy's, it is looked at when one needs it.
     pub(crate) tracer: Option<Arc<TracingProvider>>,

@@ -18,7 +18,7 @@ use leno_xds::TypeUrl;
 use prost_types::Any;
 
 use crate::cluster::{Assignment, Cluster, Discovery, DnsDiscovery};
-use crate::config::source::ResourceKey;
+use crate::config::source::{Origin, ResourceKey};
 use crate::http::config::RouteSource;
 use crate::http::filters::Background;
 use crate::http::route::RouteTable;
@@ -27,9 +27,11 @@ use crate::snapshot::Snapshot;
 use crate::tls::secrets::{self, KnownSecret, Refilled, SecretRef, SecretTable};
 
 mod table;
+mod virtual_hosts;
 
 pub(crate) use table::{Reference, Want};
 use table::{Slot, Table, Versioned};
+use virtual_hosts::HostDemands;
 
 /// All configuration, on the main thread.
 #[derive(Debug, Default)]
@@ -70,6 +72,8 @@ pub(crate) struct Store {
     demanded: BTreeSet<ResourceKey>,
     /// Those of them that there are not, since they were asked for last.
     missing: Vec<Name>,
+    /// Of route tables: virtual hosts that come one by one.
+    hosts: HostDemands,
     /// What came of these may have no user: to be forgotten, if so.
     loose: BTreeSet<Reference>,
     /// What may be wanted now and was not, or the other way round: for who asks for it.
@@ -216,9 +220,54 @@ impl Store {
     pub(crate) fn put_routes(&mut self, key: ResourceKey, table: Arc<RouteTable>) {
         self.came(Reference::routes(&key));
         self.expired_routes.remove(&key);
+        self.hosts.put(&key, table.vhds(), !self.routes.contains_key(&key));
+        self.put_hosts(key, table);
+    }
+
+    /// Takes a route table whose discovered virtual hosts have changed, and nothing else.
+    pub(crate) fn put_hosts(&mut self, key: ResourceKey, table: Arc<RouteTable>) {
+        self.changed |= !self.hosts.waits(&key);
         self.routes.insert(key, table);
-        self.changed = true;
         self.unsettled = true;
+    }
+
+    /// The tables that a virtual host from this place is for, by the name that it comes under.
+    pub(crate) fn tables_of(&self, host: &str, origin: &Origin) -> Vec<ResourceKey> {
+        self.hosts.tables_of(host, origin)
+    }
+
+    /// Somebody waits for a virtual host of a table: it is subscribed to, from now on.
+    pub(crate) fn demand_host(&mut self, table: &ResourceKey, host: &str) {
+        let routes = self.routes.get(table);
+        let has = |name: &Name| routes.is_some_and(|routes| routes.has_discovered(name));
+        if let Some(gone) = self.hosts.demand(table, host, has)
+            && let Some(routes) = routes.filter(|routes| routes.has_discovered(&gone))
+        {
+            let mut routes = RouteTable::clone(routes);
+            routes.remove_discovered(&gone);
+            self.put_hosts(table.clone(), Arc::new(routes));
+        }
+        self.unsettled |= self.hosts.is_news();
+    }
+
+    /// These names of virtual hosts were answered from a place, whatever the answer was.
+    pub(crate) fn answer_hosts(&mut self, names: impl Iterator<Item = Name>, origin: &Origin) {
+        self.hosts.answer(names, origin);
+        self.unsettled |= self.hosts.is_news();
+    }
+
+    /// The first answer about virtual hosts has come from a place, or did not come in time.
+    pub(crate) fn hosts_came(&mut self, origin: &Origin) {
+        for table in self.hosts.came(origin) {
+            self.came(Reference::routes(&table));
+            self.changed = true;
+            self.unsettled = true;
+        }
+    }
+
+    /// Names of virtual hosts that were answered since the last call.
+    pub(crate) fn take_answered(&mut self) -> Vec<Name> {
+        self.hosts.take_answered()
     }
 
     /// Something came of this: who waits for it may be warm.
@@ -409,7 +458,7 @@ impl Store {
             unready.push((format!("init manager Cluster {}", cluster.name), targets));
         }
         for listener in self.listeners.warming() {
-            let missing = rds(listener).filter(|(table, _, _)| !self.routes.contains_key(table));
+            let missing = rds(listener).filter(|(table, _, _)| !self.has_routes(table));
             let routes =
                 missing.map(|(table, _, _)| format!("target RdsRouteConfigSubscription init {}", table.name));
             let targets = routes.chain(self.missing_secrets(secrets::of_listener(listener))).collect();
@@ -481,11 +530,11 @@ impl Store {
     }
 
     fn warm_listeners(&mut self) {
-        let (routes, expired) = (&self.routes, &self.expired_routes);
+        let expired = &self.expired_routes;
         for name in self.listeners.take_news() {
             let warming = self.listeners.slot(&name).and_then(|slot| slot.warming.as_ref());
             let is_warm = warming.is_some_and(|listener| {
-                rds(listener).all(|(table, _, _)| routes.contains_key(table) || expired.contains(table))
+                rds(listener).all(|(table, _, _)| self.has_routes(table) || expired.contains(table))
                     && self.secrets.has(secrets::of_listener(listener))
                     && listener.background.iter().all(|(work, _)| work.is_ready())
             });
@@ -496,6 +545,11 @@ impl Store {
         }
     }
 
+    /// Whether a table that came by RDS may be in force.
+    fn has_routes(&self, table: &ResourceKey) -> bool {
+        self.routes.contains_key(table) && !self.hosts.waits(table)
+    }
+
     /// Drops what DNS found for versions of a cluster that are gone.
     fn forget_resolved(&mut self, name: &Name) {
         let Some(known) = self.resolved.get_mut(&**name) else { return };
@@ -504,7 +558,12 @@ impl Store {
     }
 
     fn see_moved(&mut self) {
-        for moved in [self.clusters.take_moved(), self.listeners.take_moved()] {
+        let moved = [self.clusters.take_moved(), self.listeners.take_moved()];
+        for routes in moved.iter().flatten().filter(|moved| moved.type_url == TypeUrl::Route) {
+            self.hosts.users_moved(&routes.key);
+        }
+        self.moved.append(&mut self.hosts.take_moved());
+        for moved in moved {
             self.loose.extend(moved.iter().cloned());
             self.moved.extend(moved);
         }
@@ -525,6 +584,7 @@ impl Store {
                 TypeUrl::Route => {
                     self.routes.remove(&key);
                     self.expired_routes.remove(&key);
+                    self.hosts.forget(&key);
                 }
                 TypeUrl::Cluster => {}
                 _ => self.secrets.forget(&key),
@@ -554,7 +614,8 @@ impl Store {
         let listeners =
             self.listeners.slots().filter_map(|(name, slot)| Some((name.clone(), slot.active.clone()?)));
         snapshot.listeners = listeners.collect();
-        snapshot.routes = self.routes.iter().map(|(key, table)| (key.clone(), Arc::clone(table))).collect();
+        let routes = self.routes.iter().filter(|(key, _)| !self.hosts.waits(key));
+        snapshot.routes = routes.map(|(key, table)| (key.clone(), Arc::clone(table))).collect();
         Arc::new(snapshot)
     }
 
@@ -644,17 +705,28 @@ impl Store {
 
     fn demands(&self, reference: &Reference) -> bool {
         reference.type_url == TypeUrl::Cluster && self.demanded.contains(&reference.key)
+            || self.hosts.users(reference).next().is_some()
     }
 
     /// How those that refer to this want it: of each kind, first those that warm.
     pub(crate) fn wants(&self, reference: &Reference) -> impl Iterator<Item = Want> {
-        let demanded = self.demands(reference).then(|| Want {
+        let is_demanded = reference.type_url == TypeUrl::Cluster && self.demands(reference);
+        let demanded = is_demanded.then(|| Want {
             reference: reference.clone(),
             // Who waits has a time of its own.
             timeout: None,
             user: Name::default(),
         });
-        self.listeners.wants(reference).chain(self.clusters.wants(reference)).chain(demanded)
+        let hosts = self.hosts.users(reference).flat_map(move |(table, timeout)| {
+            let users = self.users_of_routes(table);
+            users.into_iter().map(move |user| Want { reference: reference.clone(), timeout, user })
+        });
+        self.listeners.wants(reference).chain(self.clusters.wants(reference)).chain(demanded).chain(hosts)
+    }
+
+    /// The `stat_prefix`es of those who have this table.
+    fn users_of_routes(&self, table: &ResourceKey) -> BTreeSet<Name> {
+        self.listeners.wants(&Reference::routes(table)).map(|want| want.user).collect()
     }
 
     /// What has come to be referred to since the last call, or has ceased to be, or may have.

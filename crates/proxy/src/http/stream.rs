@@ -14,6 +14,7 @@ use std::time::{Duration, Instant, SystemTime};
 use bytes::Bytes;
 use leno_base::Name;
 
+use crate::config::source::ResourceKey;
 use crate::drain::DrainWatch;
 use crate::http::codec::side::Downstream;
 use crate::http::codec::{DownstreamError, Frame};
@@ -42,6 +43,9 @@ pub(crate) use trace::AttemptSpan;
 
 /// Details of the answer to a request whose body filters cannot keep.
 const TOO_LARGE: &str = "request_payload_too_large";
+
+/// The longest host that a virtual host is asked for: a name and a port.
+const LONGEST_HOST: usize = 255 + ":65535".len();
 
 /// What all streams of a downstream connection have in common.
 pub(crate) struct Connection {
@@ -458,6 +462,19 @@ impl Stream {
         };
         self.info.route = selected.as_ref().map(|selected| Rc::clone(&selected.names));
         self.selected = selected;
+    }
+
+    /// The route table that a virtual host for this request may be asked of, if it has no route, and
+    /// the host.
+    pub(crate) fn unknown_host(&self, head: &HeaderMap) -> Option<(ResourceKey, Name)> {
+        let RouteSource::Rds { table, .. } = &self.manager.routes else { return None };
+        let asks = self.selected.is_none()
+            && self.worker.with_routes(table, |routes| routes.vhds().is_some()).unwrap_or(false);
+        let host = std::str::from_utf8(head.authority()).ok().filter(|_| asks)?;
+        // Deviation: Envoy asks for whatever a client makes up, here it must be a name that a host can
+        // have, with its port.
+        let may_be = !host.is_empty() && host.len() <= LONGEST_HOST && !host.contains('/');
+        may_be.then(|| (table.clone(), Name::from(host.to_ascii_lowercase())))
     }
 
     /// The cluster that the route leads to, if it leads to one, for the log.

@@ -2,13 +2,15 @@
 //! refused and why.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use leno_base::Name;
 use leno_xds::TypeUrl;
 
 use crate::admin::{DynamicResource, RefusedResource, ResourceKind};
-use crate::config::discovery::{Applied, Outcome};
+use crate::config::discovery::{Applied, HostsTaken, Outcome};
+use crate::http::route::RouteTable;
 use crate::snapshot::Snapshot;
 
 /// The updates so far.
@@ -23,7 +25,13 @@ pub(super) struct Records {
 impl Records {
     /// Remembers an update that came now.
     pub(super) fn record(&mut self, applied: Applied, now: SystemTime) {
-        let Applied { type_url, version, outcomes, removed, endpoints: _, refilled: _ } = applied;
+        let Applied { type_url, version, outcomes, removed, endpoints: _, refilled: _, tables } = applied;
+        for HostsTaken { table, changed, refused: _ } in tables {
+            if let Some(routes) = self.routes.get_mut(&table.name).filter(|_| changed) {
+                routes.version = version.to_string();
+                routes.updated = now;
+            }
+        }
         for name in removed {
             let kind =
                 if type_url == TypeUrl::Cluster { ResourceKind::Cluster } else { ResourceKind::Listener };
@@ -71,9 +79,18 @@ impl Records {
         &self.updated
     }
 
-    /// The route tables that came by RDS.
-    pub(super) fn routes(&self) -> Vec<DynamicResource> {
-        self.routes.values().cloned().collect()
+    /// The route tables that came by RDS, with the virtual hosts that came for them beside.
+    pub(super) fn routes(&self, snapshot: &Snapshot) -> Vec<DynamicResource> {
+        let tables: BTreeMap<&Name, &Arc<RouteTable>> =
+            snapshot.routes.iter().map(|(key, table)| (&key.name, table)).collect();
+        let routes = self.routes.iter().map(|(name, resource)| {
+            let mut resource = resource.clone();
+            if let Some(table) = tables.get(name) {
+                table.append_discovered(&mut resource.source.value);
+            }
+            resource
+        });
+        routes.collect()
     }
 
     /// What was refused, and has not come in a version that is good since.

@@ -90,6 +90,9 @@ pub struct Update {
     pub added: Vec<Resource>,
     /// What does not exist (any more). In SotW this is computed from absence, for LDS and CDS.
     pub removed: Vec<Name>,
+    /// Names of virtual hosts that this answers beside those of `added` and `removed`: aliases, and
+    /// what there is not.
+    pub answered: Vec<Name>,
     /// True if `added` is the whole state of the type (SotW of LDS and CDS).
     pub full: bool,
     /// For [`Client::ack`] and [`Client::nack`].
@@ -260,7 +263,7 @@ impl Client {
             return None;
         };
         topic.on_nonce(&nonce);
-        let content = match content {
+        let mut content = match content {
             Ok(content) => content,
             Err(message) => {
                 tracing::warn!(%type_url, %nonce, message, "malformed xDS response");
@@ -279,11 +282,12 @@ impl Client {
         self.next_serial += 1;
         let receipt = Receipt { type_url: type_url.clone(), stream: self.stream, serial: self.next_serial };
         let version = content.version.clone();
+        let answered = std::mem::take(&mut content.answered);
         let (added, removed) = topic.hand_out(content, nonce, &receipt, full);
         for dependent in type_url.pauses() {
             self.pause(dependent);
         }
-        Some(Update { type_url, version, added, removed, full, receipt })
+        Some(Update { type_url, version, added, removed, answered, full, receipt })
     }
 
     /// The update is in force. Receipts of one type are to be answered in the order of the
@@ -310,7 +314,7 @@ impl Client {
 
     fn topic(&mut self, type_url: &TypeUrl) -> &mut Topic {
         let mode = self.config.mode;
-        self.topics.entry(type_url.clone()).or_insert_with(|| Topic::new(mode))
+        self.topics.entry(type_url.clone()).or_insert_with(|| Topic::new(mode, type_url))
     }
 
     /// True if [`Client::next_request`] has something.
@@ -378,6 +382,8 @@ struct Content {
     version: Name,
     resources: Vec<Resource>,
     removed: Vec<Name>,
+    /// See [`Update::answered`].
+    answered: Vec<Name>,
     /// How long what is in it lives, heartbeats included; `None`: for ever.
     lives: Vec<(Name, Option<Duration>)>,
 }
@@ -396,8 +402,13 @@ pub fn read_file(type_url: &TypeUrl, mut response: ReceivedSotw) -> Result<(Name
 fn read_sotw(response: ReceivedSotw) -> Result<Content, String> {
     const WRAPPER: &str = "type.googleapis.com/envoy.service.discovery.v3.Resource";
     let version = Name::from(response.version_info);
-    let mut content =
-        Content { version: version.clone(), resources: Vec::new(), removed: Vec::new(), lives: Vec::new() };
+    let mut content = Content {
+        version: version.clone(),
+        resources: Vec::new(),
+        removed: Vec::new(),
+        answered: Vec::new(),
+        lives: Vec::new(),
+    };
     let mut seen = HashSet::new();
     for any in response.resources {
         // A SotW resource comes bare, or in a wrapper that adds a name and a time to live.
@@ -440,12 +451,18 @@ fn read_delta(response: ReceivedDelta) -> Result<Content, String> {
         version: Name::from(response.system_version_info),
         resources: Vec::new(),
         removed: response.removed_resources.into_iter().map(Name::from).collect(),
+        answered: Vec::new(),
         lives: Vec::new(),
     };
     let mut seen = HashSet::new();
     for resource in response.resources {
         let name = Name::from(resource.name);
         content.lives.push((name.clone(), resource.ttl.map(time_to_live)));
+        if !resource.aliases.is_empty() {
+            // Without a resource: there is none under these names.
+            content.answered.push(name.clone());
+            content.answered.extend(resource.aliases.into_iter().map(Name::from));
+        }
         let Some(any) = resource.resource else { continue };
         check_type(&any, &response.type_url)?;
         if !seen.insert(name.clone()) {

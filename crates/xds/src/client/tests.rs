@@ -83,6 +83,7 @@ impl Play {
                         version: version.into(),
                         resource: Some(any(name)),
                         name: (*name).into(),
+                        aliases: Vec::new(),
                         ttl: None,
                     })
                     .collect(),
@@ -436,6 +437,7 @@ fn wrapped_resources_and_heartbeats() {
             version: "9".into(),
             resource,
             name: "outer".into(),
+            aliases: Vec::new(),
             ttl: Some(prost_types::Duration { seconds: 5, nanos: 0 }),
         }
         .encode_to_vec()

@@ -18,6 +18,9 @@ const INTERNAL: i32 = 13;
 #[derive(Debug)]
 pub(super) struct Topic {
     mode: Mode,
+    /// Virtual hosts: the wildcard brings some, names others, and what is not asked for by its name any
+    /// more is not kept.
+    by_prefix: bool,
     wildcard: bool,
     /// The wildcard has only ever been asked for alone on this stream: then it is said by an
     /// empty list of names, which servers that do not know `*` understand.
@@ -74,9 +77,10 @@ struct HandedOut {
 }
 
 impl Topic {
-    pub(super) fn new(mode: Mode) -> Self {
+    pub(super) fn new(mode: Mode, type_url: &TypeUrl) -> Self {
         Self {
             mode,
+            by_prefix: *type_url == TypeUrl::VirtualHost,
             wildcard: false,
             legacy_wildcard: false,
             names: BTreeSet::new(),
@@ -194,7 +198,7 @@ impl Topic {
             self.renewed.remove(name);
             // Harmless if the server never saw the subscription, needed if it did.
             self.to_unsubscribe.insert(name.clone());
-            if !self.wildcard {
+            if !self.wildcard || self.by_prefix {
                 self.versions.remove(name);
             }
         }
@@ -236,10 +240,10 @@ impl Topic {
         receipt: &Receipt,
         full: bool,
     ) -> (Vec<Resource>, Vec<Name>) {
-        let Content { version, resources: mut added, mut removed, lives } = content;
+        let Content { version, resources: mut added, mut removed, lives, answered: _ } = content;
         // A server may send more than was asked for. Virtual hosts come under names that are made
         // from the ones asked for.
-        if !self.wildcard && receipt.type_url != TypeUrl::VirtualHost {
+        if !self.wildcard && !self.by_prefix {
             added.retain(|resource| self.names.contains(&resource.name));
         }
         if full {

@@ -22,7 +22,7 @@ use tokio::task::JoinHandle;
 use super::control_plane::{self, ControlPlane};
 use super::file::{self, FileError};
 use super::stats::{ControlPlaneScope, Counts, Ending};
-use super::{Applied, Discovery, Moves, Outcome};
+use super::{Applied, Discovery, HostsTaken, Moves, Outcome};
 use crate::config::lower::Scope;
 use crate::config::source::{ConfigSource, FileSource, Origin, ResourceKey, XdsServer};
 use crate::config::store::{Reference, Store};
@@ -274,7 +274,16 @@ impl Sources {
 
     /// New subscriptions count before the others cease to, as they may share counters.
     fn follow_counts(&mut self, store: &Store, moved: &BTreeSet<Reference>) {
-        let users = moved.iter().map(|reference| {
+        let is_host = |reference: &&Reference| {
+            reference.type_url == TypeUrl::VirtualHost && !reference.key.name.ends_with('/')
+        };
+        // Virtual hosts that are asked for by name count for their table.
+        for Reference { type_url, key } in moved.iter().filter(is_host) {
+            let table = key.name.rsplit_once('/').map(|(table, _)| Name::from(format!("{table}/")));
+            let table = table.map(|name| ResourceKey { name, origin: key.origin.clone() });
+            table.iter().for_each(|table| self.counts.begun(type_url, table));
+        }
+        let users = moved.iter().filter(|reference| !is_host(reference)).map(|reference| {
             let wants = store.wants(reference);
             // All users of a secret count as one.
             let most = if reference.type_url == TypeUrl::Secret { 1 } else { usize::MAX };
@@ -413,6 +422,9 @@ impl Sources {
                         Interest::Wildcard => vec![Name::default()],
                         Interest::Names(names) => names.clone(),
                     };
+                    if expired.type_url == TypeUrl::VirtualHost {
+                        self.counts.end_all(Some(&expired.type_url), &feed.origin(), &Ending::TimedOut);
+                    }
                     for name in names {
                         let key = running.discovery.key(&name);
                         self.counts.end(&expired.type_url, &key, &Ending::TimedOut);
@@ -468,6 +480,15 @@ impl Sources {
                 for outcome in &applied.outcomes {
                     let ending = ending(outcome.refused.is_some(), outcome.changed);
                     self.counts.end(&applied.type_url, &key(&outcome.name), &ending);
+                }
+            }
+            TypeUrl::VirtualHost => {
+                for HostsTaken { table, changed, refused } in &applied.tables {
+                    let hosts = key(&Name::from(format!("{}/", table.name)));
+                    self.counts.end(&applied.type_url, &hosts, &ending(*refused, *changed));
+                    if *changed {
+                        self.counts.reloaded(&TypeUrl::Route, table);
+                    }
                 }
             }
             _ => {
@@ -567,6 +588,7 @@ impl Sources {
                     removed: Vec::new(),
                     endpoints: Vec::new(),
                     refilled,
+                    tables: Vec::new(),
                 })
             }
             Err(error) => {

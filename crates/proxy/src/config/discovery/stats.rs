@@ -1,5 +1,5 @@
 //! What subscriptions count: `cluster_manager.cds.`, `listener_manager.lds.`, `cluster.NAME.`,
-//! `http.PREFIX.rds.NAME.` and `sds.NAME.`, as Envoy does. `version`, a hash of 64 bits, and
+//! `http.PREFIX.rds.NAME.`, `http.PREFIX.rds.vhds.TABLE.` and `sds.NAME.`, as Envoy does. `version`, a hash of 64 bits, and
 //! `version_text` are not shown: values here have 62 bits.
 
 use std::collections::{BTreeSet, HashMap};
@@ -113,12 +113,14 @@ impl Subscription {
             TypeUrl::Listener => "listener_manager.lds.".to_owned(),
             TypeUrl::Endpoint => format!("cluster.{user}."),
             TypeUrl::Route => format!("http.{user}.rds.{name}."),
+            // The name ends with a slash.
+            TypeUrl::VirtualHost => format!("http.{user}.rds.vhds.{}.", name.trim_end_matches('/')),
             _ => format!("sds.{name}."),
         };
         let prefix = prefix.replace(':', "_");
         let reloads = match type_url {
             TypeUrl::Cluster => name.is_empty(),
-            _ => *type_url == TypeUrl::Route,
+            _ => matches!(type_url, TypeUrl::Route | TypeUrl::VirtualHost),
         };
         let of_cluster = *type_url == TypeUrl::Endpoint;
         let own_stream = matches!(key.origin, Origin::Grpc(_));
@@ -130,7 +132,8 @@ impl Subscription {
                 false => Attempts::Other(AttemptScope::new(thread, &prefix)),
             },
             reload: reloads.then(|| ReloadScope::new(thread, &prefix)),
-            empty: (*type_url == TypeUrl::Route).then(|| EmptyScope::new(thread, &prefix)),
+            empty: matches!(type_url, TypeUrl::Route | TypeUrl::VirtualHost)
+                .then(|| EmptyScope::new(thread, &prefix)),
             secret: (*type_url == TypeUrl::Secret).then(|| SecretScope::new(thread, &prefix)),
             control_plane: own_stream
                 .then(|| ControlPlaneScope::new(thread, &format!("{prefix}control_plane."))),
@@ -142,6 +145,13 @@ impl Subscription {
         subscription
     }
 
+    fn reloaded(&self) {
+        if let Some(reload) = &self.reload {
+            reload.config_reload().inc();
+            reload.config_reload_time_ms().set(unix_millis());
+        }
+    }
+
     fn end(&self, ending: &Ending) {
         self.attempts.begun().inc();
         match ending {
@@ -149,9 +159,8 @@ impl Subscription {
                 self.attempts.succeeded().inc();
                 self.counts.update_time().set(unix_millis());
                 self.counts.update_duration().record_ms(*took);
-                if let Some(reload) = self.reload.as_ref().filter(|_| *changed) {
-                    reload.config_reload().inc();
-                    reload.config_reload_time_ms().set(unix_millis());
+                if *changed {
+                    self.reloaded();
                 }
             }
             Ending::Empty => {
@@ -232,6 +241,19 @@ impl Counts {
         } else if let Some(known) = self.subscriptions.get_mut(&of) {
             known.retain(|known| users.contains(&known.user));
         }
+    }
+
+    /// An attempt to get a part of a resource has begun.
+    pub(super) fn begun(&self, type_url: &TypeUrl, key: &ResourceKey) {
+        let of = (type_url.clone(), key.clone());
+        let known = self.subscriptions.get(&of).into_iter().flatten();
+        known.for_each(|subscription| subscription.attempts.begun().inc());
+    }
+
+    /// What came of another type has changed this resource too.
+    pub(super) fn reloaded(&self, type_url: &TypeUrl, key: &ResourceKey) {
+        let of = (type_url.clone(), key.clone());
+        self.subscriptions.get(&of).into_iter().flatten().for_each(Subscription::reloaded);
     }
 
     /// An attempt ended.

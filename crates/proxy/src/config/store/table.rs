@@ -12,12 +12,12 @@ use std::time::Duration;
 use leno_base::Name;
 use leno_xds::TypeUrl;
 
-use crate::config::source::ResourceKey;
+use crate::config::source::{Origin, ResourceKey};
 
 /// A resource that comes by discovery, as others refer to it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Reference {
-    /// Its type: endpoints, routes, a secret, or a cluster that was asked for.
+    /// Its type: endpoints, routes, a secret, or a cluster or virtual host that was asked for.
     pub(crate) type_url: TypeUrl,
     /// Which.
     pub(crate) key: ResourceKey,
@@ -37,6 +37,11 @@ impl Reference {
     /// To a route table.
     pub(crate) fn routes(key: &ResourceKey) -> Self {
         Self { type_url: TypeUrl::Route, key: key.clone() }
+    }
+
+    /// To a virtual host by its name, `TABLE/HOST`; without a host: to those of the table.
+    pub(crate) fn hosts(name: Name, origin: &Origin) -> Self {
+        Self { type_url: TypeUrl::VirtualHost, key: ResourceKey { name, origin: origin.clone() } }
     }
 
     /// To a secret.

@@ -2,11 +2,14 @@
 //! brought it, or says that there is none; then it goes on, and the router finds the cluster or
 //! answers 503.
 //!
-//! Virtual hosts on demand, which Envoy's filter asks for too where a route configuration has `vhds`,
-//! are not there, as such route configurations are refused.
+//! A request without a route whose route table may get further virtual hosts (VHDS) waits for that of
+//! its host, or for the answer that there is none. Then the route is looked up again, and the request
+//! goes on from here, as Envoy has it since it does not run the whole chain again; without a route the
+//! router answers 404.
 //!
 //! Deviation: Envoy runs the whole chain again for a request without a body once its cluster is there;
-//! here the filters in front have seen it once.
+//! here the filters in front have seen it once. A cluster is asked for also if its route has come on
+//! demand; Envoy does not look for it then.
 
 use std::any::Any;
 use std::sync::Arc;
@@ -14,9 +17,12 @@ use std::time::Duration;
 
 use leno_api::proto::envoy::extensions::filters::http::on_demand::v3 as proto;
 
-use super::{FilterConfig, Opening, Outcome, Registration, RouteSettings, Step};
+use leno_base::Name;
+
+use super::{FilterConfig, HttpStreamFilter, Opening, Outcome, Registration, RouteSettings, Step};
 use crate::cluster::on_demand::OnDemand;
 use crate::config::lower::Lower;
+use crate::config::source::ResourceKey;
 use crate::http::headers::HeaderMap;
 use crate::http::stream::Stream;
 
@@ -48,18 +54,53 @@ impl FilterConfig for Filter {
         _end: bool,
     ) -> Opening {
         let settings = settings.and_then(RouteSettings::first::<Filter>).unwrap_or(self);
-        let Some(on_demand) = &settings.odcds else { return Opening::PASS };
-        let cluster = stream.selected.as_ref().and_then(|selected| selected.cluster(head));
-        let Some(name) = cluster.filter(|name| !name.is_empty()) else { return Opening::PASS };
-        if stream.worker.cluster(name).is_some() {
-            return Opening::PASS;
+        if let Some(unknown) = stream.unknown_host(head) {
+            return Opening::Open(Box::new(Asking { unknown: Some(unknown), odcds: self.odcds.clone() }));
         }
-        let arrival = stream.worker.awaited().cluster(on_demand, name);
-        Opening::Done(Step::wait(async move {
-            // However it ended: the router sees whether there is a cluster.
-            arrival.await;
-            Outcome::Continue
-        }))
+        match &settings.odcds {
+            Some(on_demand) => Opening::Done(await_cluster(on_demand, stream, head)),
+            None => Opening::PASS,
+        }
+    }
+}
+
+/// Waits for the cluster of a request's route, if it is not known.
+fn await_cluster(on_demand: &OnDemand, stream: &Stream, head: &HeaderMap) -> Step {
+    let cluster = stream.selected.as_ref().and_then(|selected| selected.cluster(head));
+    let Some(name) = cluster.filter(|name| !name.is_empty()) else { return Step::Continue };
+    if stream.worker.cluster(name).is_some() {
+        return Step::Continue;
+    }
+    let arrival = stream.worker.awaited().cluster(on_demand, name);
+    Step::wait(async move {
+        // However it ended: the router sees whether there is a cluster.
+        arrival.await;
+        Outcome::Continue
+    })
+}
+
+/// A request that asks for a virtual host.
+struct Asking {
+    /// What is to be asked for still.
+    unknown: Option<(ResourceKey, Name)>,
+    /// `odcds` of the chain.
+    odcds: Option<OnDemand>,
+}
+
+impl HttpStreamFilter for Asking {
+    fn on_request(&mut self, stream: &mut Stream, head: &mut HeaderMap, _end: bool) -> Step {
+        if let Some((table, host)) = self.unknown.take() {
+            let answer = stream.worker.awaited().host(&table, host);
+            return Step::wait(async move {
+                answer.await;
+                Outcome::Again
+            });
+        }
+        stream.refresh_route(head);
+        match &self.odcds {
+            Some(on_demand) => await_cluster(on_demand, stream, head),
+            None => Step::Continue,
+        }
     }
 }
 

@@ -1,8 +1,8 @@
 //! Routes: which virtual host and route a request takes, and what the route says.
 //!
 //! `RouteTable::find` is the only entry. Tables are lowered once (`config`), immutable and
-//! shared by all workers. Reading order: this file (the types), `table` (finding),
-//! `matcher`, `mutation` (header rules), `config` (lowering).
+//! shared by all workers. Reading order: this file (the types), `table` (finding), `domains`,
+//! `discovered` (hosts that come one by one), `matcher`, `mutation` (header rules), `config` (lowering).
 
 use std::num::NonZeroU32;
 use std::rc::Rc;
@@ -24,6 +24,8 @@ use crate::telemetry::stream_info::RouteNames;
 use crate::telemetry::trace::{Decorator, RouteTracing};
 
 pub(crate) mod config;
+mod discovered;
+mod domains;
 mod filters;
 pub(crate) mod hash_policy;
 pub(crate) mod matcher;

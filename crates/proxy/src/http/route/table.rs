@@ -1,23 +1,27 @@
 //! The route table: finds the virtual host and the route of a request.
 //!
-//! Hosts are found by one hash look-up for exact names and one for each different length of
-//! wildcards; routes of a virtual host are tried in order, as the configuration demands.
+//! Hosts are found by their `domains`; routes of a virtual host are tried in order, as the
+//! configuration demands. `discovered` adds hosts that come one by one.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use leno_api::proto::envoy::config::route::v3 as proto;
-use leno_base::{FastHash, Name};
+use leno_base::Name;
+use leno_xds::Mode;
 use prost::{Message, Name as _};
 use prost_types::Any;
 use regex::bytes::Regex;
 
 use crate::config::address;
 use crate::config::lower::Lower;
+use crate::config::source::{self, ConfigSource, Origin};
 use crate::config::wire::{Fingerprint, split};
 use crate::http::filters::RouteOverrides;
 use crate::http::headers::{HeaderMap, Known};
 use crate::http::route::config::{self, TableSettings};
+use crate::http::route::discovered::Discovered;
+use crate::http::route::domains::Domains;
 use crate::http::route::matcher::{CookieMatcher, HeaderMatcher, QueryMatcher, header_name, starts_with};
 use crate::http::route::{
     Action, ClusterChoice, Found, PathRewrite, Redirect, RequireTls, Route, VirtualHost, filters, mutation,
@@ -27,7 +31,7 @@ use crate::matching::facts::RouteFacts;
 use crate::matching::value::{FilterStateMatcher, MetadataMatcher};
 
 /// The number of the field `virtual_hosts`.
-const VIRTUAL_HOSTS: u32 = 2;
+pub(super) const VIRTUAL_HOSTS: u32 = 2;
 use crate::telemetry::stream_info::StreamInfo;
 use crate::text;
 
@@ -42,22 +46,26 @@ pub(crate) struct MatchContext<'a> {
     pub(crate) info: Option<&'a StreamInfo>,
 }
 
-/// A RouteConfiguration, lowered.
-#[derive(Debug)]
+/// A RouteConfiguration, lowered. A copy shares what is large.
+#[derive(Clone, Debug)]
 pub(crate) struct RouteTable {
+    /// `name`.
+    pub(super) name: Name,
     /// `ignore_port_in_host_matching`.
     ignore_port: bool,
     /// `ignore_path_parameters_in_path_matching`.
     ignore_path_parameters: bool,
     /// `vhost_header`: the header that decides instead of `:authority`.
     host_header: Option<Name>,
-    hosts: Vec<Arc<Host>>,
-    domains: Domains,
+    hosts: Arc<[Arc<Host>]>,
+    pub(super) domains: Arc<Domains>,
+    /// `vhds`: what comes beside those.
+    pub(super) discovered: Option<Box<Discovered>>,
     /// What requests get that must use TLS and do not.
     https_redirect: Arc<Route>,
     /// The message without its virtual hosts, and each of these: for finding what an update changes.
-    common: Fingerprint,
-    prints: Box<[Fingerprint]>,
+    pub(super) common: Fingerprint,
+    prints: Arc<[Fingerprint]>,
 }
 
 /// A virtual host with its routes.
@@ -111,22 +119,10 @@ pub(super) enum PathRule {
     Connect,
 }
 
-/// Virtual hosts (by index) by domain.
-#[derive(Debug, Default)]
-struct Domains {
-    exact: HashMap<Name, usize, FastHash>,
-    /// `*.example.com`, as `.example.com`, by length, longest first.
-    suffixes: Vec<(usize, HashMap<Name, usize, FastHash>)>,
-    /// `example.*`, as `example.`, likewise.
-    prefixes: Vec<(usize, HashMap<Name, usize, FastHash>)>,
-    /// `*`
-    any: Option<usize>,
-}
-
 impl RouteTable {
     /// Finds the route of a request; `None`: there is none (`NR`).
     pub(crate) fn find(&self, head: &HeaderMap, context: &MatchContext<'_>) -> Option<Found<'_>> {
-        let host = &**self.hosts.get(self.find_host(head)?)?;
+        let host = &**self.find_host(head)?;
         let tls_required = match host.virtual_host.require_tls {
             RequireTls::None => false,
             RequireTls::ExternalOnly => !context.is_internal,
@@ -146,17 +142,25 @@ impl RouteTable {
         Some(Found { virtual_host: &host.virtual_host, route, weighted })
     }
 
-    fn find_host(&self, head: &HeaderMap) -> Option<usize> {
+    fn find_host(&self, head: &HeaderMap) -> Option<&Arc<Host>> {
         let host = match &self.host_header {
             Some(header) => head.find(header).unwrap_or_default(),
             None => head.authority(),
         };
-        let Some(host) = text::from_bytes(host) else { return self.domains.any };
+        // What is no text has no domain but `*`.
+        let host = text::from_bytes(host).unwrap_or_default();
         let host = if self.ignore_port { without_port(host) } else { host };
         if text::has_capitals(host.as_bytes()) {
-            self.domains.find(&host.to_ascii_lowercase())
+            self.find_domain(&host.to_ascii_lowercase())
         } else {
-            self.domains.find(host)
+            self.find_domain(host)
+        }
+    }
+
+    fn find_domain(&self, host: &str) -> Option<&Arc<Host>> {
+        match &self.discovered {
+            None => self.hosts.get(self.domains.find(host)?),
+            Some(discovered) => discovered.find(host, &self.domains, &self.hosts),
         }
     }
 
@@ -197,7 +201,9 @@ impl RouteTable {
             metadata,
             route_specifiers,
         } = at.decode(&common)?;
-        at.unsupported("vhds", vhds.is_some());
+        // What comes by discovery does not check clusters, so `validate_clusters` tells who asks.
+        at.unsupported("vhds: of a table that does not come by RDS", vhds.is_some() && validate_clusters);
+        let vhds = at.optional("vhds", vhds, lower_vhds);
         at.unsupported("internal_only_headers", !internal_only_headers.is_empty());
         at.unsupported("cluster_specifier_plugins", !cluster_specifier_plugins.is_empty());
         at.unsupported("route_specifiers", !route_specifiers.is_empty());
@@ -232,18 +238,20 @@ impl RouteTable {
             let any = Any { type_url: proto::VirtualHost::type_url(), value: slice.to_vec() };
             config::virtual_host(at.decode(&any)?, &settings, at).map(Arc::new)
         });
-        let domains = Domains::new(&hosts, &name, at);
+        let domains = domains(&hosts, &name, at);
         if validate.unwrap_or(validate_clusters) {
             check_clusters(&hosts, at);
         }
         // It is for logs that can show it, and none can.
         address::metadata("metadata", metadata, at);
         Some(RouteTable {
+            name: name.into(),
             ignore_port: ignore_port_in_host_matching,
             ignore_path_parameters: ignore_path_parameters_in_path_matching,
             host_header: (!vhost_header.is_empty()).then(|| header_name(&vhost_header)),
-            hosts,
-            domains,
+            hosts: hosts.into(),
+            domains: Arc::new(domains),
+            discovered: vhds.map(|source| Box::new(Discovered::new(source, settings))),
             https_redirect: Arc::new(https_redirect()),
             common: print,
             prints: prints.into(),
@@ -251,7 +259,7 @@ impl RouteTable {
     }
 
     fn hosts_by_print(&self) -> HashMap<Fingerprint, &Arc<Host>> {
-        self.prints.iter().copied().zip(&self.hosts).collect()
+        self.prints.iter().copied().zip(&*self.hosts).collect()
     }
 }
 
@@ -413,65 +421,49 @@ impl PathRule {
     }
 }
 
-impl Domains {
-    fn new(hosts: &[Arc<Host>], table: &str, at: &mut Lower) -> Domains {
-        let mut domains = Domains::default();
-        let mut suffixes: HashMap<usize, HashMap<Name, usize, FastHash>> = HashMap::new();
-        let mut prefixes: HashMap<usize, HashMap<Name, usize, FastHash>> = HashMap::new();
-        let mut seen: HashSet<&Name> = HashSet::new();
-        for (index, host) in hosts.iter().enumerate() {
-            for (place, domain) in host.domains.iter().enumerate() {
-                if !seen.insert(domain) {
-                    let message = if *domain == "*" {
-                        format!("Only a single wildcard domain is permitted in route {table}")
-                    } else {
-                        format!(
-                            "Only unique values for domains are permitted. Duplicate entry of domain {domain} in route {table}"
-                        )
-                    };
-                    at.error_at(&format!("virtual_hosts[{index}].domains[{place}]"), message);
-                    continue;
-                }
-                if *domain == "*" {
-                    domains.any = Some(index);
-                } else if let Some(suffix) = domain.strip_prefix('*') {
-                    suffixes.entry(suffix.len()).or_default().insert(suffix.into(), index);
-                } else if let Some(prefix) = domain.strip_suffix('*') {
-                    prefixes.entry(prefix.len()).or_default().insert(prefix.into(), index);
-                } else {
-                    domains.exact.insert(domain.clone(), index);
-                }
+/// Where virtual hosts are found; a domain that two of them have is told.
+fn domains(hosts: &[Arc<Host>], table: &str, at: &mut Lower) -> Domains {
+    let mut domains = Domains::default();
+    for (index, host) in hosts.iter().enumerate() {
+        for (place, domain) in host.domains.iter().enumerate() {
+            if !domains.insert(domain, index) {
+                at.error_at(&format!("virtual_hosts[{index}].domains[{place}]"), repeated(domain, table));
             }
         }
-        domains.suffixes = suffixes.into_iter().collect();
-        domains.prefixes = prefixes.into_iter().collect();
-        for list in [&mut domains.suffixes, &mut domains.prefixes] {
-            list.sort_by(|(a, _), (b, _)| b.cmp(a));
-        }
-        domains
     }
+    domains
+}
 
-    /// The virtual host of a host name in lower case: exact, longest suffix, longest prefix, any.
-    fn find(&self, host: &str) -> Option<usize> {
-        if host.is_empty() {
-            return self.any;
-        }
-        if let Some(index) = self.exact.get(host) {
-            return Some(*index);
-        }
-        // A wildcard stands for at least one character.
-        let suffix = |(length, map): &(usize, HashMap<Name, usize, FastHash>)| {
-            let start = host.len().checked_sub(*length).filter(|start| *start > 0)?;
-            map.get(host.get(start..)?).copied()
-        };
-        let prefix = |(length, map): &(usize, HashMap<Name, usize, FastHash>)| {
-            if *length >= host.len() {
-                return None;
-            }
-            map.get(host.get(..*length)?).copied()
-        };
-        self.suffixes.iter().find_map(suffix).or_else(|| self.prefixes.iter().find_map(prefix)).or(self.any)
+/// What is said of a domain that two virtual hosts have.
+pub(super) fn repeated(domain: &str, table: &str) -> String {
+    if domain == "*" {
+        return format!("Only a single wildcard domain is permitted in route {table}");
     }
+    format!(
+        "Only unique values for domains are permitted. Duplicate entry of domain {domain} in route {table}"
+    )
+}
+
+/// Where further virtual hosts come from: from a stream that can be asked for some of them.
+fn lower_vhds(proto: proto::Vhds, at: &mut Lower) -> Option<ConfigSource> {
+    let proto::Vhds { config_source } = proto;
+    let source = at.required("config_source", config_source, source::config_source)?;
+    let ads = at.scope().ads;
+    let refused = match &source.origin {
+        Origin::Grpc(server) if server.delta => None,
+        Origin::Ads if ads == Some(Mode::Delta) => None,
+        Origin::Ads if ads.is_none() => {
+            Some("vhds: ADS config source specified but no ADS configured in bootstrap.")
+        }
+        Origin::Ads => Some("vhds: ADS must use DELTA_GRPC api_type when used as VHDS config source."),
+        Origin::Grpc(_) | Origin::File(_) => {
+            Some("vhds: only 'DELTA_GRPC' or 'ADS' (which uses Delta xDS) is supported as a config source.")
+        }
+    };
+    if let Some(refused) = refused {
+        at.error_at("config_source", refused);
+    }
+    Some(source)
 }
 
 /// A host without its port, if it has one.

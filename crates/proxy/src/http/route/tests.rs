@@ -2,6 +2,7 @@
 
 use expect_test::{Expect, expect};
 use proptest::prelude::*;
+use prost::Message as _;
 
 use super::{MatchContext, RouteTable, proto};
 use crate::config::lower::{Lower, Scope};
@@ -247,7 +248,7 @@ fn unchanged_virtual_hosts_are_kept() {
     };
     let first = lower(table("b", ""), None);
     let kept = |next: &RouteTable| -> Vec<bool> {
-        first.hosts.iter().zip(&next.hosts).map(|(a, b)| std::sync::Arc::ptr_eq(a, b)).collect()
+        first.hosts.iter().zip(&*next.hosts).map(|(a, b)| std::sync::Arc::ptr_eq(a, b)).collect()
     };
     let second = lower(table("c", ""), Some(&first));
     assert_eq!(kept(&second), [true, false]);
@@ -308,6 +309,8 @@ proptest! {
     fn a_host_is_found_as_by_trying_all(
         lists in prop::collection::vec(prop::collection::vec(domain(), 1..4), 1..6),
         hosts in prop::collection::vec("[abAB]{1,3}(\\.[ab]{1,2}){0,3}|[ab]-[ab]{1,2}", 1..20),
+        own in 0_usize..6,
+        come_again: bool,
     ) {
         // Each domain once.
         let mut seen = std::collections::HashSet::new();
@@ -319,12 +322,101 @@ proptest! {
             domains: domains.clone(),
             ..Default::default()
         });
-        let table = proto::RouteConfiguration { virtual_hosts: virtual_hosts.collect(), ..Default::default() };
-        let table = Lower::resource(|at| RouteTable::lower(&super::pack(&table), None, false, at));
-        let table = table.unwrap_or_else(|errors| panic!("{errors}"));
+        let mut virtual_hosts: Vec<_> = virtual_hosts.collect();
+        // Some come with the table, some one by one.
+        let discovered = virtual_hosts.split_off(own.min(virtual_hosts.len()));
+        let mut table = with_vhds(proto::RouteConfiguration { virtual_hosts, ..Default::default() });
+        for (index, host) in discovered.iter().enumerate() {
+            // Under the name of another one, whose place it takes.
+            discover(&mut table, &format!("r/{index}"), &proto::VirtualHost {
+                domains: vec![format!("{index}.other"), format!("*.{index}")], ..Default::default()
+            });
+            discover(&mut table, &format!("r/{index}"), host);
+            discover(&mut table, "r/gone", &proto::VirtualHost {
+                domains: vec!["gone".to_owned(), "*.gone".to_owned()], ..Default::default()
+            });
+            prop_assert!(table.remove_discovered("r/gone"));
+        }
+        if come_again {
+            // What the table says of all of them has changed: they are lowered anew.
+            let common = proto::RouteConfiguration { request_headers_to_remove: vec!["x".into()], ..Default::default() };
+            let virtual_hosts = lists.iter().enumerate().take(own).map(|(index, domains)| proto::VirtualHost {
+                name: index.to_string(),
+                domains: domains.clone(),
+                ..Default::default()
+            });
+            let next = with_vhds(proto::RouteConfiguration { virtual_hosts: virtual_hosts.collect(), ..common });
+            let kept = Lower::resource(|at| {
+                let mut next = next;
+                next.keep_discovered(&table, at);
+                Some(next)
+            });
+            table = kept.unwrap_or_else(|errors| panic!("{errors}"));
+        }
         for host in hosts {
             let found = table.find_host(&request(&format!("GET {host} /")));
-            prop_assert_eq!(found, scan(&lists, &host), "{} in {:?}", host, lists);
+            let found = found.map(|host| host.virtual_host.name.parse::<usize>().expect("an index"));
+            prop_assert_eq!(found, scan(&lists, &host), "{} in {:?}, {} of the table", host, lists, own);
         }
     }
+}
+
+fn with_vhds(mut table: proto::RouteConfiguration) -> RouteTable {
+    table.name = "r".into();
+    table.vhds = leno_api::decode_text("{config_source: {ads: {}}}", "vhds").ok();
+    let scope = Scope { ads: Some(leno_xds::Mode::Delta), ..Scope::default() };
+    Lower::resource_in(scope, |at| RouteTable::lower(&super::pack(&table), None, false, at))
+        .unwrap_or_else(|errors| panic!("{errors}"))
+}
+
+fn discover(table: &mut RouteTable, name: &str, host: &proto::VirtualHost) {
+    try_discover(table, name, host).unwrap_or_else(|errors| panic!("{errors}"));
+}
+
+fn try_discover(
+    table: &mut RouteTable,
+    name: &str,
+    host: &proto::VirtualHost,
+) -> Result<(), crate::config::lower::Rejected> {
+    let found = Lower::resource(|at| table.lower_discovered(name, &host.encode_to_vec(), at))?;
+    table.put_discovered(name.into(), found);
+    Ok(())
+}
+
+#[test]
+fn a_domain_belongs_to_one_virtual_host() {
+    let host = |domains: &[&str]| proto::VirtualHost {
+        domains: domains.iter().map(|domain| (*domain).to_owned()).collect(),
+        ..Default::default()
+    };
+    let own =
+        proto::RouteConfiguration { virtual_hosts: vec![host(&["own", "*.own", "*"])], ..Default::default() };
+    let mut table = with_vhds(own);
+    discover(&mut table, "r/a", &host(&["a", "*.a"]));
+    // It may keep its own domains.
+    discover(&mut table, "r/a", &host(&["A", "a.*"]));
+    let refused = |table: &mut RouteTable, domains: &[&str], expected: Expect| {
+        let error = try_discover(table, "r/b", &host(domains)).expect_err("a conflict");
+        expected.assert_eq(&error.to_string());
+    };
+    refused(&mut table, &["b", "own"], expect![""]);
+    refused(&mut table, &["*.own", "a.*"], expect![""]);
+    refused(&mut table, &["*"], expect![""]);
+    refused(&mut table, &["b", "B"], expect![""]);
+    discover(&mut table, "r/b", &host(&["*.a"]));
+    assert_eq!(table.find_host(&request("GET b /")).map(|host| host.domains.len()), Some(3), "none came");
+    // A table whose own domains are others' now is refused.
+    let next =
+        with_vhds(proto::RouteConfiguration { virtual_hosts: vec![host(&["a"])], ..Default::default() });
+    let kept = Lower::resource(|at| {
+        let mut next = next;
+        next.keep_discovered(&table, at);
+        Some(())
+    });
+    expect![""].assert_eq(&kept.expect_err("a conflict").to_string());
+    // What came reads as if it had been in the table.
+    let mut wire = super::pack(&proto::RouteConfiguration { name: "r".into(), ..Default::default() }).value;
+    table.append_discovered(&mut wire);
+    let shown = proto::RouteConfiguration::decode(&*wire).expect("a table");
+    assert_eq!(shown.virtual_hosts, [host(&["A", "a.*"]), host(&["*.a"])]);
 }
