@@ -36,6 +36,8 @@ mod sources;
 #[allow(dead_code, reason = "shared with the tests of the protocol, which use all of it")]
 #[path = "../../xds/tests/support/mod.rs"]
 mod support;
+#[path = "xds/virtual_hosts.rs"]
+mod virtual_hosts;
 
 const PATIENCE: Duration = Duration::from_secs(60);
 

@@ -160,7 +160,9 @@ impl Topic {
                 self.waiting.insert(name.clone(), deadline);
             }
             // With other names beside it, the wildcard has to be spelt out.
-            if self.wildcard && std::mem::take(&mut self.legacy_wildcard) {
+            let was_legacy = std::mem::take(&mut self.legacy_wildcard);
+            // Virtual hosts: it stays on this stream, as Envoy has it.
+            if self.wildcard && was_legacy && (self.fresh || !self.by_prefix) {
                 self.to_subscribe.insert(Name::new(WILDCARD));
             }
         }

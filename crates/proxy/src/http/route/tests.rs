@@ -329,11 +329,11 @@ proptest! {
         for (index, host) in discovered.iter().enumerate() {
             // Under the name of another one, whose place it takes.
             discover(&mut table, &format!("r/{index}"), &proto::VirtualHost {
-                domains: vec![format!("{index}.other"), format!("*.{index}")], ..Default::default()
+                name: "another".to_owned(), domains: vec![format!("{index}.other"), format!("*.{index}")], ..Default::default()
             });
             discover(&mut table, &format!("r/{index}"), host);
             discover(&mut table, "r/gone", &proto::VirtualHost {
-                domains: vec!["gone".to_owned(), "*.gone".to_owned()], ..Default::default()
+                name: "gone".to_owned(), domains: vec!["gone".to_owned(), "*.gone".to_owned()], ..Default::default()
             });
             prop_assert!(table.remove_discovered("r/gone"));
         }
@@ -386,6 +386,7 @@ fn try_discover(
 #[test]
 fn a_domain_belongs_to_one_virtual_host() {
     let host = |domains: &[&str]| proto::VirtualHost {
+        name: "host".to_owned(),
         domains: domains.iter().map(|domain| (*domain).to_owned()).collect(),
         ..Default::default()
     };
