@@ -400,10 +400,28 @@ fn a_domain_belongs_to_one_virtual_host() {
         let error = try_discover(table, "r/b", &host(domains)).expect_err("a conflict");
         expected.assert_eq(&error.to_string());
     };
-    refused(&mut table, &["b", "own"], expect![""]);
-    refused(&mut table, &["*.own", "a.*"], expect![""]);
-    refused(&mut table, &["*"], expect![""]);
-    refused(&mut table, &["b", "B"], expect![""]);
+    refused(
+        &mut table,
+        &["b", "own"],
+        expect![
+            "domains[1]: Only unique values for domains are permitted. Duplicate entry of domain own in route r"
+        ],
+    );
+    refused(
+        &mut table,
+        &["*.own", "a.*"],
+        expect![
+            "domains[0]: Only unique values for domains are permitted. Duplicate entry of domain *.own in route r; domains[1]: Only unique values for domains are permitted. Duplicate entry of domain a.* in route r"
+        ],
+    );
+    refused(&mut table, &["*"], expect!["domains[0]: Only a single wildcard domain is permitted in route r"]);
+    refused(
+        &mut table,
+        &["b", "B"],
+        expect![
+            "domains[1]: Only unique values for domains are permitted. Duplicate entry of domain b in route r"
+        ],
+    );
     discover(&mut table, "r/b", &host(&["*.a"]));
     assert_eq!(table.find_host(&request("GET b /")).map(|host| host.domains.len()), Some(3), "none came");
     // A table whose own domains are others' now is refused.
@@ -414,7 +432,10 @@ fn a_domain_belongs_to_one_virtual_host() {
         next.keep_discovered(&table, at);
         Some(())
     });
-    expect![""].assert_eq(&kept.expect_err("a conflict").to_string());
+    expect![
+        "virtual_hosts: Only unique values for domains are permitted. Duplicate entry of domain a in route r"
+    ]
+    .assert_eq(&kept.expect_err("a conflict").to_string());
     // What came reads as if it had been in the table.
     let mut wire = super::pack(&proto::RouteConfiguration { name: "r".into(), ..Default::default() }).value;
     table.append_discovered(&mut wire);
