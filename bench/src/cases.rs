@@ -306,7 +306,12 @@ impl Wanted {
     }
 }
 
-/// The cases of a list with commas: names, `name:size`, or `all`.
+/// Whether Envoy has what a case needs.
+pub(crate) fn has_envoy(case: &Case) -> bool {
+    OWN.iter().all(|own| own.name != case.name)
+}
+
+/// The cases of a list with commas: names, `name:size`, or `all` (that can be compared with Envoy).
 pub(crate) fn parse(list: &str) -> Result<Vec<Wanted>> {
     if list == "all" {
         return Ok(CASES.iter().map(|case| Wanted { case: *case, sizes: case.sizes.to_vec() }).collect());
@@ -317,8 +322,8 @@ pub(crate) fn parse(list: &str) -> Result<Vec<Wanted>> {
 fn one(text: &str) -> Result<Wanted> {
     let mut parts = text.split(':');
     let name = parts.next().unwrap_or_default();
-    let Some(case) = CASES.iter().find(|case| case.name == name) else {
-        let names: Vec<&str> = CASES.iter().map(|case| case.name).collect();
+    let Some(case) = find(name) else {
+        let names: Vec<&str> = CASES.iter().chain(OWN).map(|case| case.name).collect();
         bail!("no case {name:?}; there are {} and all", names.join(", "));
     };
     let sizes: Result<Vec<usize>> =
@@ -326,7 +331,7 @@ fn one(text: &str) -> Result<Wanted> {
     let sizes = sizes?;
     ensure!(sizes.is_empty() || case.size != Size::None, "case {name} has no size");
     ensure!(sizes.iter().all(|size| *size > 0), "{text}: sizes begin at 1");
-    Ok(Wanted { case: *case, sizes: if sizes.is_empty() { case.sizes.to_vec() } else { sizes } })
+    Ok(Wanted { case, sizes: if sizes.is_empty() { case.sizes.to_vec() } else { sizes } })
 }
 
 #[cfg(test)]

@@ -1,10 +1,11 @@
 //! What the kernel counts: cores, processor time and memory of the proxy.
 
 use std::fs;
+use std::process::Child;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, setrlimit};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 /// Which cores do what.
@@ -109,6 +110,20 @@ pub(crate) fn busy(cores: &[usize]) -> f64 {
         Some((times.get(..8)?.iter().sum::<f64>() - idle) / 100.0)
     };
     cores.iter().filter_map(of).sum()
+}
+
+/// Ends a process: it is asked to, so that it can write down what it has counted (a build for `cargo
+/// xtask profile` does), and made to after five seconds.
+pub(crate) fn end(child: &mut Child) {
+    let limit = Instant::now() + Duration::from_secs(5);
+    // One that has ended already cannot be told.
+    let _ = kill_process(Pid::from_child(child), Signal::TERM);
+    while matches!(child.try_wait(), Ok(None)) {
+        if Instant::now() > limit {
+            let _ = child.kill();
+        }
+        pause(Duration::from_millis(2));
+    }
 }
 
 /// Lets time pass.

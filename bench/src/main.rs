@@ -175,6 +175,9 @@ fn measure(arguments: &Arguments) -> Result<bool> {
         peers.push(Peer::leno(ours(arguments.proxy.as_deref())?));
     }
     let mut wanted = cases::parse(list)?;
+    if let Some(own) = wanted.iter().find(|wanted| !arguments.alone && !cases::has_envoy(&wanted.case)) {
+        bail!("Envoy has not what {} needs (--alone measures ours only)", own.case.name);
+    }
     let files = machine::raise_file_limit()?;
     if list == "all" {
         for wanted in &mut wanted {

@@ -73,7 +73,7 @@ impl Peer {
     }
 }
 
-/// A proxy that runs; it is killed when this is dropped.
+/// A proxy that runs; it is ended when this is dropped.
 pub(crate) struct Running {
     child: Child,
     /// Where it listens.
@@ -102,8 +102,7 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        machine::end(&mut self.child);
     }
 }
 

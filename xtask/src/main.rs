@@ -7,11 +7,12 @@
 //!
 //! `cargo xtask deviations` rewrites docs/deviations.md from the comments; `compatibility` and
 //! `crds` rewrite docs/compatibility.md and deploy/crds from the control plane's types, through the
-//! tests that check them.
+//! tests that check them. `profile` makes the profile that release builds are optimised by.
 
 mod deviations;
 mod files;
 mod layers;
+mod profile;
 mod sources;
 
 use std::path::PathBuf;
@@ -32,7 +33,8 @@ fn main() -> Result<()> {
         ["deviations"] => deviations::write(&root()),
         ["compatibility"] => update("UPDATE_COMPATIBILITY", "model::compatibility"),
         ["crds"] => update("UPDATE_CRDS", "model::crd"),
-        _ => bail!("usage: cargo xtask tidy | deviations | compatibility | crds"),
+        ["profile"] => profile::make(&root()),
+        _ => bail!("usage: cargo xtask tidy | deviations | compatibility | crds | profile"),
     }
 }
 

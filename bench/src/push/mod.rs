@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use leno_xds::Mode;
 use serde_json::json;
+use tokio::signal::unix::{SignalKind, signal};
 
 use self::fleet::{Expectation, Fleet, Sight};
 use self::mesh::{Mesh, Size};
@@ -187,7 +188,8 @@ pub(crate) fn control(arguments: ControlArguments) -> Result<bool> {
     runtime.block_on(async {
         let server = leno_control::server::Server::bind(config).await?;
         println!("{} {}", server.grpc_addr()?, server.http_addr()?);
-        server.run(std::future::pending()).await;
+        let mut ended = signal(SignalKind::terminate())?;
+        server.run(async move { _ = ended.recv().await }).await;
         Ok(true)
     })
 }
@@ -230,9 +232,7 @@ impl Control {
 
 impl Drop for Control {
     fn drop(&mut self) {
-        // If it has ended already there is nothing to end.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        machine::end(&mut self.child);
     }
 }
 
