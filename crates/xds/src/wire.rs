@@ -5,6 +5,8 @@
 //! receive buffer when receiving. Field numbers are those of
 //! `envoy/service/discovery/v3/discovery.proto`.
 
+use std::collections::BTreeMap;
+
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use leno_api::proto::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DiscoveryRequest};
 use leno_base::Name;
@@ -39,6 +41,8 @@ pub struct Response {
     pub resources: Vec<Resource>,
     /// Names of what is gone. Always empty in SotW.
     pub removed: Vec<Name>,
+    /// Names that resources were asked for by other than their own, by their own. Always empty in SotW.
+    pub aliases: BTreeMap<Name, Vec<Name>>,
     /// `control_plane.identifier`; not sent when empty.
     pub control_plane: Name,
     /// The bodies of the resources are encoded `Any`s, which say of which type they are; else each
@@ -209,7 +213,18 @@ impl Response {
     fn encode_resource_tail(&self, resource: &Resource, buffer: &mut impl BufMut) {
         if self.mode == Mode::Delta {
             put(buffer, 3, resource.name.as_bytes());
+            for alias in self.aliases_of(resource) {
+                put_head(buffer, 4, alias.len());
+                buffer.put_slice(alias.as_bytes());
+            }
         }
+    }
+
+    fn aliases_of(&self, resource: &Resource) -> &[Name] {
+        // Hardly any response has any.
+        let none = self.aliases.is_empty();
+        let found = if none { None } else { self.aliases.get(&resource.name) };
+        found.map(Vec::as_slice).unwrap_or_default()
     }
 
     /// Everything behind the resources.
@@ -255,7 +270,11 @@ impl Response {
         match self.mode {
             Mode::Sotw => any,
             Mode::Delta => {
-                len(1, resource.version.as_bytes()) + delimited_len(2, any) + len(3, resource.name.as_bytes())
+                let aliases = self.aliases_of(resource).iter();
+                len(1, resource.version.as_bytes())
+                    + delimited_len(2, any)
+                    + len(3, resource.name.as_bytes())
+                    + aliases.map(|alias| delimited_len(4, alias.len())).sum::<usize>()
             }
         }
     }
@@ -444,6 +463,7 @@ mod tests {
                 Resource::new(Name::new("big"), Name::new("2"), vec![b'x'; 300].into()),
             ],
             removed: vec![Name::new("gone"), Name::new("")],
+            aliases: BTreeMap::from([(Name::new("a"), vec![Name::new("x"), Name::new("yy")])]),
             control_plane: Name::new("leno"),
             packed: false,
         }
@@ -481,6 +501,9 @@ mod tests {
         let last = generated.resources[2].resource.as_ref().unwrap();
         assert_eq!((last.type_url.as_str(), last.value.len()), (TypeUrl::Cluster.as_str(), 300));
         assert_eq!(generated.resources[2].version, "2");
+        let aliases: Vec<&[String]> =
+            generated.resources.iter().map(|resource| resource.aliases.as_slice()).collect();
+        assert_eq!(aliases, [&["x".to_owned(), "yy".to_owned()][..], &[], &[]]);
     }
 
     #[test]

@@ -299,11 +299,33 @@ pub(super) fn held(look: Look<'_>, session: &Session, types: impl IntoIterator<I
     let of_type = |type_url: TypeUrl| {
         let all = look.push.resources(session, &type_url);
         let wanted = all.into_iter().flat_map(Resources::iter);
-        let wanted = wanted.filter(|resource| session.wants(&type_url, &resource.name)).cloned().collect();
+        let wanted = wanted.filter(|resource| session.wants(&type_url, &resource.name)).cloned();
+        let wanted = match look.push.resources(session, &TypeUrl::VirtualHost) {
+            Some(hosts) if type_url == TypeUrl::Route && session.key.asks_for_hosts() => {
+                wanted.map(|table| with_hosts(&table, hosts)).collect()
+            }
+            _ => wanted.collect(),
+        };
         let version = all.map(|all| all.version().clone()).unwrap_or_default();
         Held { type_url, version, resources: wanted }
     };
     types.into_iter().map(of_type).collect()
+}
+
+/// A route configuration with the virtual hosts that the proxy has for it besides.
+fn with_hosts(table: &Resource, hosts: &Resources) -> Resource {
+    use prost::encoding::{WireType, encode_key, encode_varint};
+    /// `RouteConfiguration.virtual_hosts`, of which an encoded message may have more behind the rest.
+    const VIRTUAL_HOSTS: u32 = 2;
+    let mut body = table.body.to_vec();
+    let is_its =
+        |host: &&Resource| host.name.rsplit_once('/').is_some_and(|(own, _)| own == table.name.as_str());
+    for host in hosts.iter().filter(is_its) {
+        encode_key(VIRTUAL_HOSTS, WireType::LengthDelimited, &mut body);
+        encode_varint(host.body.len() as u64, &mut body);
+        body.extend_from_slice(&host.body);
+    }
+    Resource::new(table.name.clone(), table.version.clone(), body.into())
 }
 
 /// The same for what a dump shows without being asked for endpoints.

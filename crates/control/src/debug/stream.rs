@@ -159,6 +159,7 @@ impl Looker {
             nonce: Name::from(self.next_nonce.to_string()),
             resources: Vec::new(),
             removed: Vec::new(),
+            aliases: BTreeMap::new(),
             control_plane: Name::from(control_plane()),
             packed: true,
         };

@@ -184,6 +184,20 @@ impl Index for EntriesByHost {
     }
 }
 
+/// ServiceEntries by those of their hosts that are not written in lower case, in lower case.
+pub(crate) struct EntriesByFoldedHost;
+
+impl Index for EntriesByFoldedHost {
+    type Of = ServiceEntries;
+    type Bucket = String;
+    const NAME: &'static str = "service-entries-by-folded-host";
+
+    fn buckets(_: &Key, entry: &Config<ServiceEntry>) -> Vec<String> {
+        let unusual = |host: &&String| host.bytes().any(|byte| byte.is_ascii_uppercase());
+        entry.spec.hosts.iter().filter(unusual).map(|host| host.to_ascii_lowercase()).collect()
+    }
+}
+
 /// Tells the graph of the secondary orders; to be called once, before the first commit.
 pub(crate) fn register(graph: &mut Graph) {
     graph.register::<SlicesByService>();
@@ -191,6 +205,7 @@ pub(crate) fn register(graph: &mut Graph) {
     graph.register::<WorkloadEntriesByLabel>();
     register_by_namespace(graph);
     graph.register::<EntriesByHost>();
+    graph.register::<EntriesByFoldedHost>();
     graph.register::<crate::scope::ingress::IngressesByHost>();
     graph.register::<crate::scope::rules::ByGateway>();
     graph.register::<crate::scope::rules::ByHost>();

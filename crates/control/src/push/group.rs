@@ -1,6 +1,6 @@
 //! What proxies of one kind should have: what they share with others as clients, and what is theirs.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -18,7 +18,12 @@ use crate::scope::client::ClientOf;
 use crate::scope::{ProxyKey, Role};
 use crate::translate::cluster::OwnClusters;
 use crate::translate::listener::OwnListeners;
+use crate::translate::name;
 use crate::translate::resource::Resource;
+
+/// A virtual host that leads to no more clusters than this comes with all of them; those of others are
+/// asked for.
+const MOST_CLUSTERS: usize = 32;
 
 /// The resources for all proxies with one key, and who these are.
 #[derive(Debug)]
@@ -35,6 +40,9 @@ pub(crate) struct Group {
     pub(crate) kin: Option<Kin>,
     /// The clusters of services that it is told of then.
     picked: BTreeSet<Name>,
+    /// The virtual hosts that it is told of, by their names, if it is told only of those that are used.
+    picked_hosts: BTreeMap<Name, Arc<Resource>>,
+    hosts: Resources,
     /// Since when it has no members.
     pub(crate) empty_since: Option<Instant>,
 }
@@ -51,6 +59,8 @@ impl Group {
             listeners: Resources::default(),
             kin: key.is_lazy().then(|| Kin::of(key)),
             picked: BTreeSet::new(),
+            picked_hosts: BTreeMap::new(),
+            hosts: Resources::default(),
             empty_since: None,
         }
     }
@@ -60,6 +70,7 @@ impl Group {
         match type_url {
             TypeUrl::Cluster if !self.is_grpc() => &self.clusters,
             TypeUrl::Listener if !self.is_grpc() => &self.listeners,
+            TypeUrl::VirtualHost if self.client.asks_for_hosts() => &self.hosts,
             _ => view.resources(type_url),
         }
     }
@@ -77,6 +88,9 @@ impl Group {
             _ => &None,
         };
         all.extend(origins(own.iter().flat_map(|list| list.iter())));
+        if *type_url == TypeUrl::VirtualHost {
+            all.extend(origins(self.picked_hosts.values()));
+        }
         all
     }
 
@@ -118,11 +132,30 @@ impl Group {
         self.picked.contains(name)
     }
 
-    /// The clusters of services that it is told of from now on, with those that listeners need; false
-    /// if they are the same as before.
+    /// The virtual hosts that it is told of from now on, by the names that they are learnt by; false if
+    /// they are the same as before.
+    pub(crate) fn pick_hosts(&mut self, view: &View, learnt: &[Name], version: &Name) -> bool {
+        let picked = learnt.iter().filter_map(|name| view.host(name));
+        let picked = picked.map(|host| (host.wire.name.clone(), Arc::clone(host))).collect();
+        if self.picked_hosts == picked && !self.hosts.version().is_empty() {
+            return false;
+        }
+        self.picked_hosts = picked;
+        self.hosts.replace(self.picked_hosts.values().map(|host| host.wire.clone()));
+        self.hosts.set_version(version.clone());
+        true
+    }
+
+    /// The clusters of services that it is told of from now on, with those that listeners and virtual
+    /// hosts need, and those that the latter lead to; false if they are the same as before.
     pub(crate) fn pick(&mut self, view: &View, learnt: impl Iterator<Item = Name>) -> bool {
         let own = self.own_listeners.iter().flat_map(|list| list.iter());
         let needed = view.needed().iter().chain(own.flat_map(|listener| &listener.needs));
+        let hosts = self.picked_hosts.values();
+        let led_to =
+            hosts.clone().map(|host| &host.clusters).filter(|clusters| clusters.len() <= MOST_CLUSTERS);
+        let led_to = led_to.flatten().filter(|cluster| name::parse_outbound(cluster).is_some());
+        let needed = needed.chain(led_to).chain(hosts.flat_map(|host| &host.needs));
         let picked = learnt.chain(needed.cloned()).collect();
         let changed = self.picked != picked;
         self.picked = picked;

@@ -1,6 +1,6 @@
-//! Which clusters workloads use, as far as their proxies have shown it.
+//! Which clusters and virtual hosts workloads use, as far as their proxies have shown it.
 //!
-//! A sidecar that asks for clusters when something is first sent there is told of those that it or
+//! A sidecar that asks for these when something is first sent there is told of those that it or
 //! its like have asked for, so that the first request after a restart, or of a new replica, need not
 //! wait. What is known is not kept by the control plane alone: a proxy that connects says what it holds.
 
@@ -12,7 +12,7 @@ use leno_base::Name;
 
 use crate::scope::ProxyKey;
 
-/// How long a cluster is known that no proxy asks for by its name. One that is still used then is
+/// How long something is known that no proxy asks for by its name. One that is still used then is
 /// asked for once more, and does not go before that.
 const KEEP: Duration = Duration::from_secs(24 * 3600);
 
@@ -25,6 +25,19 @@ const PASSING: [&str; 6] = [
     "apps.kubernetes.io/pod-index",
     "batch.kubernetes.io/job-completion-index",
 ];
+
+/// How many names of virtual hosts are kept that nobody asks for any more and that somebody may have made
+/// up: a workload that calls the whole of the internet must not fill its proxies.
+const MOST_MADE_UP: usize = 1000;
+
+/// What is learnt of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum What {
+    /// By their names.
+    Clusters,
+    /// By the names of the resources.
+    Hosts,
+}
 
 /// Those who are taken to call the same services: the proxies of a workload, whatever its revision.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -54,8 +67,56 @@ pub(crate) struct Learnt {
 #[derive(Debug, Default)]
 struct Known {
     groups: HashSet<Arc<ProxyKey>>,
-    /// The clusters, and since when nobody asks for them by their names, if nobody does.
-    clusters: BTreeMap<Name, Option<Instant>>,
+    clusters: Uses,
+    hosts: Uses,
+}
+
+/// What is used.
+#[derive(Debug, Default)]
+struct Uses {
+    all: BTreeMap<Name, Use>,
+    /// Counts what was asked for.
+    last: u64,
+}
+
+/// One of them.
+#[derive(Debug)]
+struct Use {
+    /// Since when nobody asks for it by its name, if nobody does.
+    unnamed: Option<Instant>,
+    /// When it came to be known, by the count.
+    since: u64,
+}
+
+impl Known {
+    fn uses(&self, what: What) -> &Uses {
+        match what {
+            What::Clusters => &self.clusters,
+            What::Hosts => &self.hosts,
+        }
+    }
+
+    fn uses_mut(&mut self, what: What) -> &mut Uses {
+        match what {
+            What::Clusters => &mut self.clusters,
+            What::Hosts => &mut self.hosts,
+        }
+    }
+}
+
+impl Uses {
+    /// Notes that something is used; true if that was not known.
+    fn note(&mut self, name: &Name, unnamed: Option<Instant>) -> bool {
+        if let Some(known) = self.all.get_mut(name) {
+            if unnamed.is_none() {
+                known.unnamed = None;
+            }
+            return false;
+        }
+        self.last += 1;
+        self.all.insert(name.clone(), Use { unnamed, since: self.last });
+        true
+    }
 }
 
 impl Learnt {
@@ -71,24 +132,35 @@ impl Learnt {
         }
     }
 
-    /// A proxy asks for clusters; true if some were not known.
-    pub(crate) fn on_asked(&mut self, kin: &Kin, names: &[Name]) -> bool {
-        let Some(known) = self.all.get_mut(kin).filter(|_| !names.is_empty()) else { return false };
-        let insert = |name: &Name| known.clusters.insert(name.clone(), None).is_none();
-        names.iter().map(insert).fold(false, |some, is_new| some | is_new)
+    /// A proxy asks for some; true if some were not known.
+    pub(crate) fn on_asked(&mut self, kin: &Kin, what: What, names: &[Name]) -> bool {
+        self.note(kin, what, names, None)
     }
 
-    /// A proxy has clusters, from an earlier stream; true if some were not known.
-    pub(crate) fn on_held(&mut self, kin: &Kin, names: &[Name], now: Instant) -> bool {
-        let Some(known) = self.all.get_mut(kin) else { return false };
-        let mut some = false;
-        for name in names {
-            known.clusters.entry(name.clone()).or_insert_with(|| {
-                some = true;
-                Some(now)
-            });
+    /// A proxy has some, from an earlier stream; true if some were not known.
+    pub(crate) fn on_held(&mut self, kin: &Kin, what: What, names: &[Name], now: Instant) -> bool {
+        self.note(kin, what, names, Some(now))
+    }
+
+    fn note(&mut self, kin: &Kin, what: What, names: &[Name], unnamed: Option<Instant>) -> bool {
+        let Some(known) = self.all.get_mut(kin).filter(|_| !names.is_empty()) else { return false };
+        let uses = known.uses_mut(what);
+        names.iter().fold(false, |some, name| uses.note(name, unnamed) | some)
+    }
+
+    /// Forgets the oldest of the virtual hosts that are made up and not asked for, if there are too many.
+    pub(crate) fn limit(&mut self, kin: &Kin, is_made_up: impl Fn(&Name) -> bool) {
+        let Some(known) = self.all.get_mut(kin) else { return };
+        let hosts = &mut known.hosts.all;
+        if hosts.len() <= MOST_MADE_UP {
+            return;
         }
-        some
+        let made_up = hosts.iter().filter(|(name, one)| one.unnamed.is_some() && is_made_up(name));
+        let mut made_up: Vec<(u64, Name)> = made_up.map(|(name, one)| (one.since, name.clone())).collect();
+        made_up.sort_unstable();
+        for (_, name) in made_up.iter().take(made_up.len().saturating_sub(MOST_MADE_UP)) {
+            hosts.remove(name);
+        }
     }
 
     /// Proxies of these may not ask for something any more.
@@ -98,9 +170,14 @@ impl Learnt {
         }
     }
 
-    /// The clusters that are known to be used by some.
-    pub(crate) fn clusters(&self, kin: &Kin) -> impl Iterator<Item = &Name> + use<'_> {
-        self.all.get(kin).into_iter().flat_map(|known| known.clusters.keys())
+    /// What is known to be used by some.
+    pub(crate) fn uses(&self, kin: &Kin, what: What) -> impl Iterator<Item = &Name> + use<'_> {
+        self.all.get(kin).into_iter().flat_map(move |known| known.uses(what).all.keys())
+    }
+
+    /// Whether something is known to be used by some.
+    pub(crate) fn has(&self, kin: &Kin, what: What, name: &str) -> bool {
+        self.all.get(kin).is_some_and(|known| known.uses(what).all.contains_key(name))
     }
 
     /// The groups of these.
@@ -109,39 +186,49 @@ impl Learnt {
     }
 
     /// Forgets what nobody has asked for in a long time; gives the groups that this concerns.
-    /// `is_named`: whether a proxy of a group asks for a cluster by its name. `exists`: whether there is
-    /// such a cluster for it.
+    /// `is_named`: whether a proxy of a group asks for something by its name. `exists`: whether there is
+    /// such a thing for it.
     pub(crate) fn tidy(
         &mut self,
         now: Instant,
-        is_named: impl Fn(&Arc<ProxyKey>, &Name) -> bool,
-        exists: impl Fn(&Arc<ProxyKey>, &Name) -> bool,
+        is_named: impl Fn(&Arc<ProxyKey>, What, &Name) -> bool,
+        exists: impl Fn(&Arc<ProxyKey>, What, &Name) -> bool,
     ) -> Vec<Arc<ProxyKey>> {
+        let mut concerned = Vec::new();
         for kin in std::mem::take(&mut self.untidy) {
             let Some(known) = self.all.get_mut(&kin) else { continue };
-            for (name, unnamed) in &mut known.clusters {
-                if known.groups.iter().any(|group| is_named(group, name)) {
-                    *unnamed = None;
-                } else {
-                    unnamed.get_or_insert(now);
+            let Known { groups, clusters, hosts } = known;
+            for (what, uses) in [(What::Clusters, clusters), (What::Hosts, hosts)] {
+                for (name, one) in &mut uses.all {
+                    if groups.iter().any(|group| is_named(group, what, name)) {
+                        one.unnamed = None;
+                    } else {
+                        one.unnamed.get_or_insert(now);
+                    }
+                }
+                // Of what there is not nobody need be told.
+                let before = uses.all.len();
+                uses.all.retain(|name, one| {
+                    let exists = || groups.iter().any(|group| exists(group, what, name));
+                    one.unnamed.is_none() || groups.is_empty() || exists()
+                });
+                // A virtual host that says so is there to be taken away.
+                if what == What::Hosts && uses.all.len() != before {
+                    concerned.extend(groups.iter().cloned());
                 }
             }
-            // Of what there is not nobody need be told.
-            let groups = &known.groups;
-            known.clusters.retain(|name, unnamed| {
-                unnamed.is_none() || groups.is_empty() || groups.iter().any(|group| exists(group, name))
-            });
         }
-        let mut concerned = Vec::new();
         let is_over =
-            |since: &Option<Instant>| since.is_some_and(|since| now.saturating_duration_since(since) >= KEEP);
+            |one: &Use| one.unnamed.is_some_and(|since| now.saturating_duration_since(since) >= KEEP);
         self.all.retain(|_, known| {
-            let before = known.clusters.len();
-            known.clusters.retain(|_, unnamed| !is_over(unnamed));
-            if known.clusters.len() != before {
+            let count = |known: &Known| known.clusters.all.len() + known.hosts.all.len();
+            let before = count(known);
+            known.clusters.all.retain(|_, one| !is_over(one));
+            known.hosts.all.retain(|_, one| !is_over(one));
+            if count(known) != before {
                 concerned.extend(known.groups.iter().cloned());
             }
-            !(known.groups.is_empty() && known.clusters.is_empty())
+            !(known.groups.is_empty() && count(known) == 0)
         });
         concerned
     }
@@ -155,7 +242,7 @@ mod tests {
     use leno_base::Name;
     use leno_derive::Graph;
 
-    use super::{KEEP, Kin, Learnt};
+    use super::{KEEP, Kin, Learnt, MOST_MADE_UP, What};
     use crate::push::node;
     use crate::scope::ProxyKey;
     use crate::translate::resource::{object, text};
@@ -171,7 +258,7 @@ mod tests {
     }
 
     fn names(learnt: &Learnt, kin: &Kin) -> Vec<String> {
-        learnt.clusters(kin).map(ToString::to_string).collect()
+        learnt.uses(kin, What::Clusters).map(ToString::to_string).collect()
     }
 
     #[test]
@@ -185,32 +272,55 @@ mod tests {
         let start = Instant::now();
         let mut learnt = Learnt::default();
         learnt.join(&kin, &first);
-        assert!(learnt.on_asked(&kin, &[a.clone(), none]));
-        assert!(!learnt.on_asked(&kin, std::slice::from_ref(&a)) && !learnt.on_asked(&kin, &[]));
-        assert!(learnt.on_held(&kin, &[a, b], start));
+        assert!(learnt.on_asked(&kin, What::Clusters, &[a.clone(), none]));
+        assert!(
+            !learnt.on_asked(&kin, What::Clusters, std::slice::from_ref(&a))
+                && !learnt.on_asked(&kin, What::Clusters, &[])
+        );
+        assert!(learnt.on_held(&kin, What::Clusters, &[a, b], start));
         assert_eq!(names(&learnt, &kin), ["a", "b", "none"]);
-        assert!(learnt.clusters(&Kin::of(&other)).next().is_none());
+        assert!(learnt.uses(&Kin::of(&other), What::Clusters).next().is_none());
         // Who asks for them by name has them for as long as he does, and what does not exist no longer.
-        let exists = |_: &Arc<ProxyKey>, name: &Name| name.as_str() != "none";
+        let exists = |_: &Arc<ProxyKey>, _: What, name: &Name| name.as_str() != "none";
         learnt.on_changed(&kin);
-        assert!(learnt.tidy(start, |_, name| name.as_str() != "b", exists).is_empty());
+        assert!(learnt.tidy(start, |_, _, name| name.as_str() != "b", exists).is_empty());
         assert_eq!(names(&learnt, &kin), ["a", "b", "none"]);
         learnt.on_changed(&kin);
-        assert!(learnt.tidy(start, |_, name| name.as_str() == "a", exists).is_empty());
+        assert!(learnt.tidy(start, |_, _, name| name.as_str() == "a", exists).is_empty());
         assert_eq!(names(&learnt, &kin), ["a", "b"]);
         // The next revision profits.
         learnt.join(&kin, &second);
         learnt.leave(&kin, &first);
         let later = start + KEEP;
-        assert_eq!(learnt.tidy(later - Duration::from_secs(1), |_, _| true, exists), []);
-        assert_eq!(learnt.tidy(later, |_, _| true, exists), [Arc::clone(&second)]);
+        assert_eq!(learnt.tidy(later - Duration::from_secs(1), |_, _, _| true, exists), []);
+        assert_eq!(learnt.tidy(later, |_, _, _| true, exists), [Arc::clone(&second)]);
         assert_eq!(names(&learnt, &kin), ["a"]);
         // Nobody asks for it any more.
         learnt.leave(&kin, &second);
         learnt.on_changed(&kin);
-        assert_eq!(learnt.tidy(later, |_, _| true, exists), []);
+        assert_eq!(learnt.tidy(later, |_, _, _| true, exists), []);
         assert_eq!(names(&learnt, &kin), ["a"]);
-        assert_eq!(learnt.tidy(later + KEEP, |_, _| true, exists), []);
+        assert_eq!(learnt.tidy(later + KEEP, |_, _, _| true, exists), []);
         assert!(learnt.all.is_empty());
+    }
+    #[test]
+    fn what_is_made_up_is_limited() {
+        let proxy = proxy([("app", "web"), ("pod-template-hash", "1")]);
+        let kin = Kin::of(&proxy);
+        let mut learnt = Learnt::default();
+        learnt.join(&kin, &proxy);
+        let real = Name::new("80/a.real");
+        assert!(learnt.on_asked(&kin, What::Hosts, std::slice::from_ref(&real)));
+        let made_up = |index: usize| Name::from(format!("80/x{index}"));
+        assert!(learnt.on_asked(&kin, What::Hosts, &[made_up(0)]));
+        for index in 1..MOST_MADE_UP + 3 {
+            assert!(learnt.on_held(&kin, What::Hosts, &[made_up(index)], Instant::now()));
+            learnt.limit(&kin, |name| *name != real);
+        }
+        assert_eq!(learnt.uses(&kin, What::Hosts).count(), MOST_MADE_UP + 2);
+        let has = |name: &Name| learnt.has(&kin, What::Hosts, name);
+        // What is asked for stays.
+        assert!(has(&real) && has(&made_up(0)) && has(&made_up(3)));
+        assert!(!has(&made_up(1)) && !has(&made_up(2)) && !learnt.has(&kin, What::Clusters, &real));
     }
 }

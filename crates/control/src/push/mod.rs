@@ -4,8 +4,8 @@
 //! - `view.rs`: proxies that are the same as clients share one [`View`] with what they call;
 //! - `group.rs`: of these, proxies that are alike in all share one [`Group`], with what is theirs;
 //! - `clearance.rs`: who it has proven to be, and which credentials it may have for that;
-//! - `learnt.rs`: which clusters workloads use, for proxies that are told of these only, with
-//!   `picking.rs`, which are these;
+//! - `learnt.rs`: which clusters and virtual hosts workloads use, for proxies that are told of these only,
+//!   with `picking.rs`, which are these;
 //! - `named.rs`: the resources of one type;
 //! - `session.rs`: one stream, and the order in which it is told things;
 //! - `propagation.rs`: how far changes have come;
@@ -41,7 +41,7 @@ use tonic::Status;
 use self::about::About;
 use self::clearance::{Gate, Verdict};
 use self::group::Group;
-use self::learnt::Learnt;
+use self::learnt::{Kin, Learnt, What};
 use self::propagation::Propagation;
 use self::session::{Cause, Said, Session};
 use self::view::View;
@@ -87,7 +87,7 @@ pub(crate) struct Push {
     waiting: BTreeSet<StreamId>,
     /// Sessions of authenticated proxies that have asked for credentials.
     credentials: BTreeMap<Account, BTreeSet<StreamId>>,
-    /// Which clusters workloads use.
+    /// Which clusters and virtual hosts workloads use.
     learnt: Learnt,
     propagation: Propagation,
     counts: Counts,
@@ -201,6 +201,7 @@ impl Push {
         self.on_named::<GrpcListener>(graph, &TypeUrl::Listener, now, &mut touched);
         self.on_named::<Route>(graph, &TypeUrl::Route, now, &mut touched);
         self.on_named::<GrpcRoute>(graph, &TypeUrl::Route, now, &mut touched);
+        self.on_hosts(graph, now, &mut touched);
         self.release_held(graph, now, &mut touched);
         self.on_whole::<Extensions>(graph, &TypeUrl::ExtensionConfig, &mut touched);
         self.on_secrets(graph, &mut touched);
@@ -317,7 +318,7 @@ impl Push {
         self.pump_all(waiting, now);
     }
 
-    /// Marks routes whose clusters have come, or that have waited for them long enough.
+    /// Marks routes and virtual hosts whose clusters have come, or that have waited for them long enough.
     fn release_held(&mut self, graph: &Graph, now: Instant, touched: &mut Touched) {
         let holding = self.views.iter().filter(|(_, view)| view.holds_routes());
         let holding: Vec<Arc<ProxyKey>> = holding.map(|(client, _)| Arc::clone(client)).collect();
@@ -325,7 +326,12 @@ impl Push {
         for client in holding {
             let Some(view) = self.views.get_mut(&client) else { continue };
             let released = view.release_held(graph, &client, &version, now);
-            self.mark_view(&client, &TypeUrl::Route, Some(&released), &version, touched);
+            let routes = released.iter().filter(|(type_url, _)| *type_url == TypeUrl::Route);
+            let routes: Vec<String> = routes.map(|(_, name)| name.to_string()).collect();
+            self.mark_view(&client, &TypeUrl::Route, Some(&routes), &version, touched);
+            if routes.len() < released.len() {
+                self.pick_all(graph, &client, touched);
+            }
             self.follow_needs(graph, &client, touched);
         }
     }
@@ -368,6 +374,11 @@ impl Push {
                 }
                 members.iter().any(|session| session.wants(type_url, name))
             });
+            let learnt = &self.learnt;
+            let kins: Vec<&Kin> = groups.iter().filter_map(|group| group.kin.as_ref()).collect();
+            view.release_hosts(graph, &client, |name| {
+                kins.iter().any(|kin| learnt.has(kin, What::Hosts, name))
+            });
         }
     }
 
@@ -392,8 +403,9 @@ impl Push {
         tracing::info!(node = node.id, ?mode, "proxy connected");
         let mut key = node.key.clone();
         if mode == Mode::Sotw {
-            // Clusters cannot be asked for one by one there.
+            // Neither can be asked for one by one there.
             key.options.abilities.remove(Abilities::ON_DEMAND);
+            key.options.abilities.remove(Abilities::HOSTS_ON_DEMAND);
         }
         let key = self.group_of(graph, key);
         self.join(id, &key);
@@ -468,12 +480,19 @@ impl Push {
                 session.owe(&type_url);
                 self.counts.on_asked();
                 let key = Arc::clone(&session.key);
+                if type_url == TypeUrl::VirtualHost && key.asks_for_hosts() {
+                    let answers = self.on_hosts_asked(graph, &key, (&names, &held), now, touched);
+                    if let Some(session) = self.sessions.get_mut(&id) {
+                        session.await_hosts(answers);
+                    }
+                    return;
+                }
                 if type_url == TypeUrl::Cluster
                     && let Some(kin) = &group.kin
                 {
-                    let asked = self.learnt.on_asked(kin, &names);
+                    let asked = self.learnt.on_asked(kin, What::Clusters, &names);
                     held.retain(|name| name::parse_outbound(name).is_some());
-                    let held = self.learnt.on_held(kin, &held, now);
+                    let held = self.learnt.on_held(kin, What::Clusters, &held, now);
                     let kin = if asked || held { self.learnt.groups(kin) } else { Vec::new() };
                     for key in kin {
                         self.pick(graph, &key, touched);

@@ -30,6 +30,8 @@ const CERTIFICATES: &str = "MESH_CERTIFICATES";
 /// The metadata field, and the annotation, by which a proxy says whether it is to be told of the clusters
 /// only that it uses. Leno's own need not say so.
 const LAZY: &str = "LENO_LAZY";
+/// The metadata field by which it says the same of virtual hosts.
+const LAZY_ROUTES: &str = "LENO_LAZY_ROUTES";
 const LAZY_ANNOTATION: &str = "leno/lazy";
 
 /// What Leno's proxies call themselves.
@@ -207,6 +209,10 @@ pub(crate) fn parse(graph: &Graph, node: &core::Node) -> Result<Node, BadNode> {
     let is_lazy = says.unwrap_or(node.user_agent_name == OURS);
     if role != Role::Sidecar || !is_lazy || !lazy_is_on(graph) {
         abilities.remove(Abilities::ON_DEMAND);
+    } else if abilities.has(Abilities::ON_DEMAND)
+        && field(LAZY_ROUTES).and_then(truth).unwrap_or_else(|| lazy_routes_are_on(graph))
+    {
+        abilities.insert(Abilities::HOSTS_ON_DEMAND);
     }
     Ok(Node {
         // Its namespace is what it has to prove; what else its identifier says is only words.
@@ -245,6 +251,11 @@ pub(crate) fn asked_for(node: &core::Node, names: &BTreeSet<String>) -> BTreeMap
 /// Whether proxies may be told of the clusters only that they use.
 fn lazy_is_on(graph: &Graph) -> bool {
     graph.input::<SwitchInput>(&()).is_none_or(|switches| switches.lazy)
+}
+
+/// Whether they are told of the virtual hosts only that they use, unless they say.
+fn lazy_routes_are_on(graph: &Graph) -> bool {
+    graph.input::<SwitchInput>(&()).is_some_and(|switches| switches.lazy_routes)
 }
 
 /// A truth value of metadata, which may be written as a text.

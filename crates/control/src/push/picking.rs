@@ -1,7 +1,8 @@
-//! Which clusters of services proxies are told of that ask for what they use: those that their like are
-//! known to use (`learnt.rs`), and those that must be there before something else is used.
+//! Which clusters of services and which virtual hosts proxies are told of that ask for what they use:
+//! those that their like are known to use (`learnt.rs`), the clusters that these virtual hosts lead to, and
+//! those that must be there before something else is used.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -9,8 +10,10 @@ use leno_base::Name;
 use leno_derive::Graph;
 use leno_xds::TypeUrl;
 
+use super::learnt::What;
 use super::{Push, Touched, mark, version};
 use crate::scope::ProxyKey;
+use crate::translate::route::on_demand::NamedHost;
 
 impl Push {
     /// Sees to it that proxies that ask for clusters have those that must be there beforehand.
@@ -20,22 +23,93 @@ impl Push {
         }
         let Some(view) = self.views.get_mut(client) else { return };
         if view.refresh_needed() {
-            for key in view.groups.iter().cloned().collect::<Vec<_>>() {
-                self.pick(graph, &key, touched);
-            }
+            self.pick_all(graph, client, touched);
         }
     }
 
-    /// Chooses anew which clusters of services the proxies of a group are told of, if not of all.
+    /// Chooses anew what the proxies of all groups of a view are told of.
+    pub(super) fn pick_all(&mut self, graph: &Graph, client: &ProxyKey, touched: &mut Touched) {
+        let groups = self.views.get(client).into_iter().flat_map(|view| &view.groups);
+        for key in groups.cloned().collect::<Vec<_>>() {
+            self.pick(graph, &key, touched);
+        }
+    }
+
+    /// A proxy asks for virtual hosts, by the hosts of requests; `held` are those that it has.
+    pub(super) fn on_hosts_asked(
+        &mut self,
+        graph: &Graph,
+        key: &Arc<ProxyKey>,
+        (names, held): (&[Name], &[Name]),
+        now: Instant,
+        touched: &mut Touched,
+    ) -> Vec<(Name, Name)> {
+        let Some(group) = self.groups.get(key) else { return Vec::new() };
+        let Some(kin) = group.kin.clone() else { return Vec::new() };
+        let client = Arc::clone(&group.client);
+        // What the answer is called is learnt too, by which the next asks who comes back with it.
+        let answers: Vec<(Name, Name)> = names
+            .iter()
+            .map(|name| {
+                let asked = (ProxyKey::clone(&client), name.to_ascii_lowercase());
+                let found = graph.peek::<NamedHost>(&asked);
+                let found = found.as_ref().as_ref().map(|found| found.wire.name.clone());
+                (name.clone(), found.unwrap_or_else(|| name.clone()))
+            })
+            .collect();
+        let asked = answers.iter().map(|(asked, _)| Name::from(asked.to_ascii_lowercase()));
+        let used: Vec<Name> = asked.chain(answers.iter().map(|(_, found)| found.clone())).collect();
+        let asked = self.learnt.on_asked(&kin, What::Hosts, &used);
+        if self.learnt.on_held(&kin, What::Hosts, held, now) || asked {
+            let view = self.views.get(&client);
+            let find = |name: &Name| view.and_then(|view| view.host(name));
+            let is_made_up =
+                |name: &Name| find(name).is_some_and(|host| host.is_made_up || host.wire.name != *name);
+            self.learnt.limit(&kin, is_made_up);
+            for key in self.learnt.groups(&kin) {
+                self.pick(graph, &key, touched);
+            }
+            self.untidy.insert(client);
+        } else {
+            self.pick(graph, key, touched);
+        }
+        answers
+    }
+
+    /// Virtual hosts that are asked for one by one have changed.
+    pub(super) fn on_hosts(&mut self, graph: &Graph, now: Instant, touched: &mut Touched) {
+        let mut concerned = HashSet::new();
+        for ((client, name), found) in graph.changed::<NamedHost>() {
+            let Some(view) = self.views.get_mut(&client) else { continue };
+            if let Some(found) = found.as_ref()
+                && view.set_host(graph, &client, &name, found, now)
+            {
+                concerned.insert(client);
+            }
+        }
+        for client in concerned {
+            self.pick_all(graph, &client, touched);
+        }
+    }
+
+    /// Chooses anew which clusters of services and virtual hosts the proxies of a group are told of, if not
+    /// of all.
     pub(super) fn pick(&mut self, graph: &Graph, key: &Arc<ProxyKey>, touched: &mut Touched) {
         let Some(group) = self.groups.get_mut(key) else { return };
         let Some(kin) = &group.kin else { return };
         let Some(view) = self.views.get_mut(&group.client) else { return };
-        let learnt: Vec<Name> = self.learnt.clusters(kin).cloned().collect();
+        let version = version(graph);
+        let learnt: Vec<Name> = self.learnt.uses(kin, What::Clusters).cloned().collect();
+        if key.asks_for_hosts() {
+            let hosts: Vec<Name> = self.learnt.uses(kin, What::Hosts).cloned().collect();
+            view.load_hosts(graph, &group.client, &hosts);
+            if group.pick_hosts(view, &hosts, &version) {
+                mark(&mut self.sessions, group, &TypeUrl::VirtualHost, None, touched);
+            }
+        }
         if !group.pick(view, learnt.into_iter()) {
             return;
         }
-        let version = version(graph);
         view.load_named(graph, &group.client, &TypeUrl::Cluster, group.picked(), &version);
         let before = group.resources(view, &TypeUrl::Cluster).clone();
         group.combine(view, &TypeUrl::Cluster, &version);
@@ -44,17 +118,23 @@ impl Push {
         }
     }
 
-    /// Forgets clusters that nobody has asked for in a long time.
+    /// Forgets what nobody has asked for in a long time.
     pub(super) fn forget(&mut self, graph: &Graph, now: Instant) {
         let (groups, sessions, views) = (&self.groups, &self.sessions, &self.views);
-        let is_named = |key: &Arc<ProxyKey>, name: &Name| {
+        let is_named = |key: &Arc<ProxyKey>, what: What, name: &Name| {
             let members = groups.get(key).into_iter().flat_map(|group| &group.members);
             let mut members = members.filter_map(|id| sessions.get(id));
-            members.any(|session| session.asks_for(&TypeUrl::Cluster, name))
+            members.any(|session| match what {
+                What::Clusters => session.asks_for(&TypeUrl::Cluster, name),
+                What::Hosts => session.asks_for_host(name),
+            })
         };
-        let exists = |key: &Arc<ProxyKey>, name: &Name| {
+        let exists = |key: &Arc<ProxyKey>, what: What, name: &Name| {
             let view = groups.get(key).and_then(|group| views.get(&group.client));
-            view.is_some_and(|view| view.find(&TypeUrl::Cluster, name).is_some())
+            view.is_some_and(|view| match what {
+                What::Clusters => view.find(&TypeUrl::Cluster, name).is_some(),
+                What::Hosts => view.host(name).is_some_and(|host| !host.is_made_up),
+            })
         };
         let concerned = self.learnt.tidy(now, is_named, exists);
         let mut touched = Touched { ids: BTreeSet::new(), cause: None };

@@ -15,6 +15,7 @@ use leno_base::Name;
 use leno_base::clock::{Clock, System};
 use leno_xds::server::grpc::{Sender, StreamId};
 use leno_xds::server::{Event, Resources, Scope, Stream};
+use leno_xds::types::WILDCARD;
 use leno_xds::wire::{Request, Response};
 use leno_xds::{Mode, Resource, TypeUrl};
 
@@ -32,6 +33,10 @@ use crate::scope::ProxyKey;
 /// lingers. A proxy that does not answer in this time is told the rest all the same.
 const PATIENCE: Duration = Duration::from_secs(5);
 
+/// How long the host of a request may be, in bytes, with the name of the route configuration: longer than
+/// any that exists.
+const MOST_HOST: usize = 512;
+
 /// How the control plane calls itself to proxies.
 const CONTROL_PLANE: &str = "leno";
 
@@ -39,7 +44,8 @@ const CONTROL_PLANE: &str = "leno";
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Said {
     /// Resources are wanted; for clusters and listeners all, whatever the names. `held` are clusters
-    /// that the proxy has from an earlier stream, if these are its first words about clusters.
+    /// or virtual hosts that the proxy has from an earlier stream, if these are its first words about
+    /// them.
     Wants { type_url: TypeUrl, names: Vec<Name>, held: Vec<Name> },
     /// Some resources are not wanted any more.
     Unwanted,
@@ -84,6 +90,11 @@ pub(crate) struct Session {
     /// Clusters that were sent and whose endpoints were not asked for yet: they are still being
     /// taken in.
     awaiting: BTreeSet<Name>,
+    /// The hosts by which it has asked for virtual hosts, as it spells them, with what those were called that
+    /// it was given.
+    asked_hosts: BTreeMap<Name, Name>,
+    /// Those of them that are to be answered.
+    awaited_hosts: Vec<Name>,
     /// Since when something is held back.
     held_since: Option<Instant>,
     /// When a response was sent last, by type.
@@ -121,6 +132,8 @@ impl Session {
             lingering: BTreeMap::new(),
             lingering_since: None,
             awaiting: BTreeSet::new(),
+            asked_hosts: BTreeMap::new(),
+            awaited_hosts: Vec::new(),
             held_since: None,
             sent_at: BTreeMap::new(),
             pending_since: None,
@@ -135,8 +148,9 @@ impl Session {
     }
 
     /// Reads a request.
-    pub(crate) fn on_request(&mut self, request: Request, counts: &mut Counts) -> Vec<Said> {
+    pub(crate) fn on_request(&mut self, mut request: Request, counts: &mut Counts) -> Vec<Said> {
         let mut said = Vec::new();
+        let mut hosts = self.take_hosts(&mut request, &mut said);
         if self.stream.is_late(&request) {
             counts.on_expired(&TypeUrl::from(request.type_url()));
         }
@@ -148,11 +162,16 @@ impl Session {
                             self.awaiting.remove(name);
                         }
                     }
+                    let is_learnt = matches!(type_url, TypeUrl::Cluster | TypeUrl::VirtualHost);
                     let held = match self.stream.subscription(&type_url) {
-                        Some(clusters) if is_new && type_url == TypeUrl::Cluster => {
-                            clusters.sent_resources().map(|(name, _)| name.clone()).collect()
+                        Some(sent) if is_new && is_learnt => {
+                            sent.sent_resources().map(|(name, _)| name.clone()).collect()
                         }
                         _ => Vec::new(),
+                    };
+                    let names = match type_url {
+                        TypeUrl::VirtualHost if !hosts.is_empty() => std::mem::take(&mut hosts),
+                        _ => names,
                     };
                     said.push(Said::Wants { type_url, names, held });
                 }
@@ -165,7 +184,45 @@ impl Session {
                 }
             }
         }
+        if !hosts.is_empty() {
+            said.push(Said::Wants { type_url: TypeUrl::VirtualHost, names: hosts, held: Vec::new() });
+        }
         said
+    }
+
+    /// Takes out of a request the hosts by which it asks for virtual hosts: what the stream knows is that
+    /// the proxy takes all that its like are known to use.
+    fn take_hosts(&mut self, request: &mut Request, said: &mut Vec<Said>) -> Vec<Name> {
+        let Request::Delta(request) = request else { return Vec::new() };
+        if request.type_url != TypeUrl::VirtualHost.as_str() || !self.key.asks_for_hosts() {
+            return Vec::new();
+        }
+        let gone = std::mem::take(&mut request.resource_names_unsubscribe);
+        gone.iter().for_each(|name| drop(self.asked_hosts.remove(name.as_str())));
+        if !gone.is_empty() {
+            said.push(Said::Unwanted);
+        }
+        // That such hosts do not exist is said without any learning.
+        let asked = std::mem::take(&mut request.resource_names_subscribe);
+        let asked = asked.into_iter().filter(|name| name != WILDCARD);
+        let (asked, endless): (Vec<_>, Vec<_>) = asked.partition(|name| name.len() <= MOST_HOST);
+        request.resource_names_subscribe = endless;
+        if self.stream.subscription(&TypeUrl::VirtualHost).is_none() {
+            request.resource_names_subscribe.push(WILDCARD.to_owned());
+        }
+        asked.into_iter().map(Name::from).collect()
+    }
+
+    /// Notes hosts that the proxy has asked for, with what the virtual hosts are called that it is given.
+    pub(crate) fn await_hosts(&mut self, answers: Vec<(Name, Name)>) {
+        self.awaited_hosts.extend(answers.iter().map(|(asked, _)| asked.clone()));
+        self.asked_hosts.extend(answers);
+    }
+
+    /// Whether the proxy has asked for the virtual host that is learnt by a name: it does not ask again
+    /// when it goes, and takes it that there is none from then on.
+    pub(crate) fn asks_for_host(&self, name: &Name) -> bool {
+        self.asked_hosts.iter().any(|(asked, given)| given == name || asked.eq_ignore_ascii_case(name))
     }
 
     fn note_answer(&mut self, type_url: &TypeUrl, refused: bool) {
@@ -294,13 +351,15 @@ impl Session {
         let mut next = None;
         for type_url in &self.pending {
             // An answer that was asked for is given; anything else waits for the answer to the last.
-            if self.stream.is_outstanding(type_url) && !self.stream.is_owed(type_url) {
+            let is_owed = self.stream.is_owed(type_url)
+                || (*type_url == TypeUrl::VirtualHost && !self.awaited_hosts.is_empty());
+            if self.stream.is_outstanding(type_url) && !is_owed {
                 continue;
             }
             if *type_url == TypeUrl::Secret && self.clearance == Clearance::Pending {
                 continue;
             }
-            let upper = matches!(type_url, TypeUrl::Listener | TypeUrl::Route);
+            let upper = matches!(type_url, TypeUrl::Listener | TypeUrl::Route | TypeUrl::VirtualHost);
             if upper && !self.is_settled_below() && !self.is_impatient(now) {
                 held = true;
                 continue;
@@ -313,8 +372,8 @@ impl Session {
             self.awaiting.clear();
         }
         if next.is_none() && self.pending.is_empty() && !self.lingering.is_empty() {
-            let taken = [TypeUrl::Cluster, TypeUrl::Endpoint, TypeUrl::Listener, TypeUrl::Route];
-            let taken = taken.iter().all(|type_url| !self.stream.is_outstanding(type_url));
+            let mut upper = TypeUrl::KNOWN.iter().filter(|type_url| **type_url <= TypeUrl::VirtualHost);
+            let taken = upper.all(|type_url| !self.stream.is_outstanding(type_url));
             if taken || self.is_impatient(now) {
                 let since = *self.lingering_since.get_or_insert(now);
                 let is_over = now.saturating_duration_since(since) >= REFERENCE_PATIENCE;
@@ -366,6 +425,9 @@ impl Session {
 
     fn respond(&mut self, group: &Group, view: &View, type_url: &TypeUrl) -> Option<Response> {
         let resources = self.resources(group, view, type_url);
+        if *type_url == TypeUrl::VirtualHost {
+            return self.respond_with_hosts(resources, view);
+        }
         if *type_url != TypeUrl::Cluster {
             return self.stream.push(type_url, resources, Scope::All);
         }
@@ -380,6 +442,28 @@ impl Session {
             self.stream.push(type_url, &resources, Scope::All)
         }?;
         self.note_awaited(view, &response);
+        Some(response)
+    }
+
+    /// Answers hosts that were asked for, whether or not the proxy has the virtual hosts: who waits goes on
+    /// when the answer names what he waits for.
+    fn respond_with_hosts(&mut self, hosts: &Resources, view: &View) -> Option<Response> {
+        let mut aliases: BTreeMap<Name, Vec<Name>> = BTreeMap::new();
+        for asked in std::mem::take(&mut self.awaited_hosts) {
+            if let Some(host) = view.host(&Name::from(asked.to_ascii_lowercase())) {
+                let aliases = aliases.entry(host.wire.name.clone()).or_default();
+                if !aliases.contains(&asked) {
+                    aliases.push(asked);
+                }
+            }
+        }
+        let names: Vec<Name> = aliases.keys().cloned().collect();
+        self.stream.ask_again(&TypeUrl::VirtualHost, &names);
+        let mut response = self.stream.push(&TypeUrl::VirtualHost, hosts, Scope::All)?;
+        for (name, aliases) in &mut aliases {
+            aliases.retain(|alias| alias != name);
+        }
+        response.aliases = aliases;
         Some(response)
     }
 

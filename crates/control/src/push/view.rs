@@ -25,6 +25,7 @@ use crate::translate::patch::Extensions;
 use crate::translate::resource::Resource;
 use crate::translate::route::Route;
 use crate::translate::route::grpc::GrpcRoute;
+use crate::translate::route::on_demand::NamedHost;
 use crate::translate::trust_bundle::{self, TrustBundle};
 
 /// How long a route waits for a cluster that does not exist, and a cluster that has gone for the
@@ -44,9 +45,12 @@ pub(crate) struct View {
     named: BTreeMap<TypeUrl, Named>,
     /// Of the credentials those that any authenticated proxy may have.
     open_secrets: Named,
-    /// Newer routes that lead to clusters that do not exist, where those before did not; and since
-    /// when there are such.
-    held: BTreeMap<Name, (Arc<Resource>, Instant)>,
+    /// The virtual hosts that are asked for one by one, by the names that they are learnt by; each is the
+    /// answer to its name, and may be called otherwise.
+    hosts: BTreeMap<Name, Arc<Resource>>,
+    /// Newer routes and virtual hosts that lead to clusters that do not exist, where those before did not;
+    /// and since when there are such.
+    held: BTreeMap<(TypeUrl, Name), (Arc<Resource>, Instant)>,
     /// Clusters that are of no use before their endpoints have been asked for and sent.
     needing: HashSet<Name>,
     /// Clusters that must be there before what there is else is used; of proxies only that ask for
@@ -205,40 +209,108 @@ impl View {
         version: &Name,
         now: Instant,
     ) -> bool {
-        if let Some(route) = route.filter(|route| self.is_worse(graph, client, route)) {
-            let (held, _) =
-                self.held.entry(route.wire.name.clone()).or_insert_with(|| (Arc::clone(route), now));
-            *held = Arc::clone(route);
+        let key = (TypeUrl::Route, Name::new(name));
+        if let Some(route) = route.filter(|route| self.is_worse(graph, client, &key, route)) {
+            self.hold(key, route, now);
             return false;
         }
-        self.held.remove(name);
+        self.held.remove(&key);
         self.named.entry(TypeUrl::Route).or_default().set(name, route, version.clone());
         true
     }
 
-    /// Routes that were held back and need not be any more; they are told from now on.
+    fn hold(&mut self, key: (TypeUrl, Name), resource: &Arc<Resource>, now: Instant) {
+        let (held, _) = self.held.entry(key).or_insert_with(|| (Arc::clone(resource), now));
+        *held = Arc::clone(resource);
+    }
+
+    /// Asks the graph for virtual hosts by the names that they are learnt by.
+    pub(crate) fn load_hosts(&mut self, graph: &Graph, client: &ProxyKey, names: &[Name]) {
+        for name in names {
+            if self.hosts.contains_key(name) {
+                continue;
+            }
+            let found = graph.get::<NamedHost>(&(client.clone(), name.to_string()));
+            let Some(host) = found.as_ref() else { continue };
+            // One that is known by another name may have been held back.
+            let mut known =
+                (!self.held.is_empty()).then_some(&self.hosts).into_iter().flat_map(BTreeMap::values);
+            let known = known.find(|known| known.wire.name == host.wire.name);
+            let host = Arc::clone(known.unwrap_or(host));
+            self.hosts.insert(name.clone(), host);
+        }
+    }
+
+    /// The virtual host that is the answer to a name that it is learnt by.
+    pub(crate) fn host(&self, name: &Name) -> Option<&Arc<Resource>> {
+        self.hosts.get(name)
+    }
+
+    /// A new answer. False if it is not to be told yet, or nobody has learnt of it.
+    pub(crate) fn set_host(
+        &mut self,
+        graph: &Graph,
+        client: &ProxyKey,
+        name: &str,
+        host: &Arc<Resource>,
+        now: Instant,
+    ) -> bool {
+        if !self.hosts.contains_key(name) {
+            return false;
+        }
+        let key = (TypeUrl::VirtualHost, Name::new(name));
+        if self.is_worse(graph, client, &key, host) {
+            self.hold(key, host, now);
+            return false;
+        }
+        self.held.remove(&key);
+        self.hosts.insert(key.1, Arc::clone(host));
+        true
+    }
+
+    /// Lets go of virtual hosts that are not wanted any more, by the names that they are learnt by.
+    pub(crate) fn release_hosts(
+        &mut self,
+        graph: &mut Graph,
+        client: &ProxyKey,
+        wanted: impl Fn(&Name) -> bool,
+    ) {
+        let unwanted: Vec<Name> = self.hosts.keys().filter(|name| !wanted(name)).cloned().collect();
+        for name in unwanted {
+            self.hosts.remove(&name);
+            graph.release::<NamedHost>(&(client.clone(), name.to_string()));
+            self.held.remove(&(TypeUrl::VirtualHost, name));
+        }
+    }
+
+    /// Routes and virtual hosts that were held back and need not be any more; they are told from now on.
     pub(crate) fn release_held(
         &mut self,
         graph: &Graph,
         client: &ProxyKey,
         version: &Name,
         now: Instant,
-    ) -> Vec<String> {
-        let due = |(route, since): &(Arc<Resource>, Instant)| {
+    ) -> Vec<(TypeUrl, Name)> {
+        let is_due = |key: &(TypeUrl, Name), (resource, since): &(Arc<Resource>, Instant)| {
             now.saturating_duration_since(*since) >= REFERENCE_PATIENCE
-                || !self.is_worse(graph, client, route)
+                || !self.is_worse(graph, client, key, resource)
         };
-        let due: Vec<Name> =
-            self.held.iter().filter(|(_, held)| due(held)).map(|(name, _)| name.clone()).collect();
-        for name in &due {
-            if let Some((route, _)) = self.held.remove(name) {
-                self.named.entry(TypeUrl::Route).or_default().set(name, Some(&route), version.clone());
+        let due = self.held.iter().filter(|(key, held)| is_due(key, held));
+        let due: Vec<(TypeUrl, Name)> = due.map(|(key, _)| key.clone()).collect();
+        for key in &due {
+            let Some((resource, _)) = self.held.remove(key) else { continue };
+            match key {
+                (TypeUrl::VirtualHost, name) => drop(self.hosts.insert(name.clone(), resource)),
+                (type_url, name) => {
+                    let kept = self.named.entry(type_url.clone()).or_default();
+                    kept.set(name, Some(&resource), version.clone());
+                }
             }
         }
-        due.iter().map(Name::to_string).collect()
+        due
     }
 
-    /// Whether routes are held back.
+    /// Whether routes or virtual hosts are held back.
     pub(crate) fn holds_routes(&self) -> bool {
         !self.held.is_empty()
     }
@@ -250,16 +322,28 @@ impl View {
 
     /// Whether a route that proxies are told of leads to a cluster.
     pub(crate) fn leads_to(&self, cluster: &Name) -> bool {
-        self.routes().any(|route| route.clusters.binary_search(cluster).is_ok())
+        let mut all = self.routes().chain(self.hosts.values());
+        all.any(|route| route.clusters.binary_search(cluster).is_ok())
     }
 
     /// Whether a route leads to a cluster that does not exist, to which the one that proxies have
     /// does not lead.
-    fn is_worse(&self, graph: &Graph, client: &ProxyKey, route: &Resource) -> bool {
+    fn is_worse(
+        &self,
+        graph: &Graph,
+        client: &ProxyKey,
+        (type_url, name): &(TypeUrl, Name),
+        route: &Resource,
+    ) -> bool {
         let Some(clusters) = self.whole.get(&TypeUrl::Cluster).filter(|clusters| clusters.is_asked()) else {
             return false;
         };
-        let Some(before) = self.find(&TypeUrl::Route, &route.wire.name) else { return false };
+        let before = match type_url {
+            // One that takes another's place takes its domains too, at once.
+            TypeUrl::VirtualHost => self.hosts.get(name).filter(|host| host.wire.name == route.wire.name),
+            _ => self.find(type_url, name),
+        };
+        let Some(before) = before else { return false };
         let is_new = |name: &&Name| before.clusters.binary_search(name).is_err();
         // Proxies that ask for clusters need not have them, but there must be such.
         let is_there = |name: &Name| {
@@ -319,7 +403,7 @@ impl View {
             for name in named.release_unwanted(|name| wanted(type_url, name)) {
                 release(graph, client, type_url, &name);
                 match type_url {
-                    TypeUrl::Route => drop(self.held.remove(&name)),
+                    TypeUrl::Route => drop(self.held.remove(&(TypeUrl::Route, name))),
                     TypeUrl::Secret => {
                         let version = self.open_secrets.resources().version().clone();
                         self.open_secrets.set(&name, None, version);
@@ -333,6 +417,7 @@ impl View {
     /// Lets go of everything.
     pub(crate) fn release(mut self, graph: &mut Graph, client: &ProxyKey) {
         self.release_unwanted(graph, client, |_, _| false);
+        self.release_hosts(graph, client, |_| false);
         graph.release::<SharedClusters>(client);
         graph.release::<FixedClusters>(client);
         graph.release::<SharedListeners>(client);

@@ -23,7 +23,8 @@ use leno_derive::{Cx, Query};
 
 use self::protocol::Protocol;
 use crate::model::inputs::{
-    EntriesByHost, MeshConfigs, ServiceEntries, ServiceEntriesByNamespace, Services, ServicesByNamespace,
+    EntriesByFoldedHost, EntriesByHost, MeshConfigs, ServiceEntries, ServiceEntriesByNamespace, Services,
+    ServicesByNamespace,
 };
 use crate::model::mesh::MeshConfig;
 use crate::model::{Key, Kind, ObjectRef};
@@ -261,6 +262,25 @@ pub(crate) fn of_host(cx: &Cx<'_>, host: &str) -> Vec<Arc<Service>> {
         services.extend(declared.iter().filter(|service| service.id.host == host).cloned());
     }
     services
+}
+
+/// A host, and other spellings of it by which services are declared.
+pub(crate) fn spellings(cx: &Cx<'_>, host: &str) -> Vec<String> {
+    let mut all = vec![host.to_owned()];
+    for key in cx.bucket::<EntriesByFoldedHost>(&host.to_ascii_lowercase()) {
+        let Some(entry) = cx.input::<ServiceEntries>(&key) else { continue };
+        all.extend(entry.spec.hosts.iter().filter(|other| other.eq_ignore_ascii_case(host)).cloned());
+    }
+    all.dedup();
+    all
+}
+
+/// The service that a namespace sees under a host: what [`Visible`] has there, without a look at others.
+pub(crate) fn visible_host(cx: &Cx<'_>, namespace: &str, host: &str) -> Option<Arc<Service>> {
+    let mut services = of_host(cx, host);
+    services.retain(|service| service.export_to.reaches(namespace));
+    services.sort_by(|a, b| (&a.created, &a.id).cmp(&(&b.created, &b.id)));
+    services.into_iter().reduce(|best, next| if is_better(&next, &best, namespace) { next } else { best })
 }
 
 /// The services that objects of a namespace declare.

@@ -96,7 +96,7 @@ pub(crate) struct ProxyOptions {
 /// A set of extensions that not every proxy has: Istio's own, which an Envoy that was not built by
 /// Istio refuses, and some of Envoy's that Leno's proxies do not have.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) struct Abilities(u8);
+pub(crate) struct Abilities(u16);
 
 impl Abilities {
     /// `istio.stats` among the filters of requests.
@@ -116,6 +116,8 @@ impl Abilities {
     /// Clusters are asked for when they are first used: `envoy.filters.http.on_demand`, and the will
     /// to do so.
     pub(crate) const ON_DEMAND: Abilities = Abilities(1 << 7);
+    /// So are virtual hosts. Not without the one above.
+    pub(crate) const HOSTS_ON_DEMAND: Abilities = Abilities(1 << 8);
 
     /// Adds what another set has.
     pub(crate) fn insert(&mut self, other: Abilities) {
@@ -203,6 +205,11 @@ impl ProxyKey {
         self.options.abilities.has(Abilities::ON_DEMAND)
     }
 
+    /// Whether it is told of the virtual hosts only that these use.
+    pub(crate) fn asks_for_hosts(&self) -> bool {
+        self.options.abilities.has(Abilities::HOSTS_ON_DEMAND)
+    }
+
     /// Whether it gets connections that were meant for others, with the original destination.
     pub(crate) fn captures(&self) -> bool {
         self.role == Role::Sidecar && !matches!(self.interception, Interception::Explicit { .. })
@@ -228,6 +235,23 @@ impl ProxyKey {
             interception: Interception::Redirect,
             ..self.clone()
         }))
+    }
+
+    /// The viewer that a proxy as a client (what [`client::ClientOf`] gives) is, perhaps with a label or two
+    /// more than [`ProxyKey::viewer`] gives it: there is nothing left to look up, so that what is derived for
+    /// each of the many things that clients ask for does not depend on which labels rules select by.
+    pub(crate) fn known_viewer(&self) -> Viewer {
+        Viewer {
+            role: self.role,
+            captures: self.captures(),
+            families: self.families,
+            options: self.options.clone(),
+            identity: Arc::default(),
+            certificates: self.site.certificates,
+            namespace: self.namespace.clone(),
+            sidecar: self.sidecar.clone(),
+            labels: self.labels.clone(),
+        }
     }
 
     /// The proxy as a client.

@@ -21,11 +21,14 @@ pub(crate) struct Resource {
     pub(crate) origins: Vec<ObjectRef>,
     /// For a cluster: whether it is of no use before its endpoints have been asked for and sent.
     pub(crate) needs_endpoints: bool,
-    /// For a route configuration: the clusters that it leads to, sorted.
+    /// For a route configuration or virtual host: the clusters that it leads to, sorted.
     pub(crate) clusters: Vec<leno_base::Name>,
     /// Clusters that must be there before it is used, even at proxies that ask for clusters when they
     /// send something there: mirrors, and what filters, loggers and tracers talk to; sorted.
     pub(crate) needs: Vec<leno_base::Name>,
+    /// For a virtual host: whether it is for one host that somebody has asked for, of which there can be
+    /// as many as requests make up.
+    pub(crate) is_made_up: bool,
 }
 
 impl Resource {
@@ -40,6 +43,7 @@ impl Resource {
             needs_endpoints: false,
             clusters: Vec::new(),
             needs: Vec::new(),
+            is_made_up: false,
         }
     }
 

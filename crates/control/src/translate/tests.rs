@@ -471,6 +471,7 @@ fn inline_routes(value: &mut Value, routes: &[Value]) {
 
 /// Whatever the order in which a mesh comes together, the result is the one of its final state.
 mod incremental;
+mod on_demand;
 
 /// A whole mesh's configuration as one value, to compare with another.
 pub(super) fn whole(graph: &Graph, keys: &[ProxyKey]) -> Map<String, Value> {

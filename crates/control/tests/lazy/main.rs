@@ -12,9 +12,13 @@ use std::path::Path;
 use std::time::Duration;
 
 use leno_api::proto::envoy::config::core::v3::{Extension, Node};
+use leno_api::proto::envoy::config::route::v3::route::Action;
+use leno_api::proto::envoy::config::route::v3::route_action::ClusterSpecifier;
+use leno_api::proto::envoy::config::route::v3::{RouteConfiguration, VirtualHost};
 use leno_api::proto::envoy::service::discovery::v3::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
 use leno_api::proto::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
 use leno_control::server::{Config, Server};
+use prost::Message as _;
 use prost_types::value::Kind;
 use prost_types::{Struct, Value};
 use tokio::sync::{mpsc, oneshot};
@@ -24,6 +28,7 @@ use tonic::Streaming;
 const CDS: &str = "type.googleapis.com/envoy.config.cluster.v3.Cluster";
 const EDS: &str = "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment";
 const LDS: &str = "type.googleapis.com/envoy.config.listener.v3.Listener";
+const VHDS: &str = "type.googleapis.com/envoy.config.route.v3.VirtualHost";
 const RDS: &str = "type.googleapis.com/envoy.config.route.v3.RouteConfiguration";
 
 /// Nothing here takes long; what does is a bug.
@@ -129,6 +134,10 @@ struct Client {
     responses: Streaming<DeltaDiscoveryResponse>,
     /// What it has, by type and name, with versions.
     held: BTreeMap<(String, String), String>,
+    /// Its virtual hosts.
+    hosts: BTreeMap<String, VirtualHost>,
+    /// The hosts for which it was given them.
+    answered: BTreeSet<String>,
 }
 
 impl Client {
@@ -149,7 +158,7 @@ impl Client {
         let responses = client.delta_aggregated_resources(ReceiverStream::new(outgoing)).await;
         let responses = responses.expect("a stream").into_inner();
         let held = held.into_iter().map(|(name, version)| ((CDS.to_owned(), name), version)).collect();
-        Client { requests, responses, held }
+        Client { requests, responses, held, hosts: BTreeMap::new(), answered: BTreeSet::new() }
     }
 
     async fn ask(&self, type_url: &str, names: &[&str]) {
@@ -179,6 +188,9 @@ impl Client {
         for name in &response.removed_resources {
             self.held.remove(&(type_url.clone(), name.clone()));
         }
+        if type_url == VHDS {
+            self.take_hosts(&response);
+        }
         let answer = DeltaDiscoveryRequest {
             type_url,
             response_nonce: response.nonce.clone(),
@@ -189,6 +201,35 @@ impl Client {
             self.ask(EDS, &fresh.iter().map(String::as_str).collect::<Vec<_>>()).await;
         }
         response
+    }
+
+    /// Takes virtual hosts as Envoy does, which all together must be a table without doubt.
+    fn take_hosts(&mut self, response: &DeltaDiscoveryResponse) {
+        for name in &response.removed_resources {
+            self.hosts.remove(name);
+        }
+        for resource in &response.resources {
+            let body = resource.resource.as_ref().expect("a body");
+            let host = VirtualHost::decode(body.value.as_slice()).expect("a virtual host");
+            assert_eq!(host.name, resource.name);
+            // Where it leads to is there.
+            for cluster in leads_to(&host).filter(|cluster| cluster.starts_with("outbound|")) {
+                assert!(self.has(CDS, &cluster) && self.has(EDS, &cluster), "{cluster}");
+            }
+            self.answered.extend(resource.aliases.iter().chain([&resource.name]).cloned());
+            self.hosts.insert(host.name.clone(), host);
+        }
+        let mut domains = BTreeSet::new();
+        let all = self.hosts.values().flat_map(|host| &host.domains);
+        assert!(all.into_iter().all(|domain| domains.insert(domain)), "twice: {:?}", self.hosts);
+    }
+
+    /// Reads until a virtual host leads to a cluster.
+    async fn until_led(&mut self, name: &str, cluster: &str) {
+        let leads = |client: &Client| {
+            client.hosts.get(name).is_some_and(|host| leads_to(host).any(|found| found == cluster))
+        };
+        self.until(&format!("{name} to {cluster}"), leads).await;
     }
 
     /// Reads until something holds.
@@ -334,5 +375,138 @@ async fn who_comes_back_keeps_what_he_has() {
     node.user_agent_name = "leno".to_owned();
     let mut ours = Client::connect(&pilot, node, &[], BTreeMap::new()).await;
     ours.until("what its like use", |client| client.clusters() == both).await;
+    pilot.stop().await;
+}
+
+/// The clusters that a virtual host's routes name.
+fn leads_to(host: &VirtualHost) -> impl Iterator<Item = String> {
+    host.routes.iter().filter_map(|route| match route.action.as_ref()? {
+        Action::Route(action) => match action.cluster_specifier.as_ref()? {
+            ClusterSpecifier::Cluster(name) => Some(name.clone()),
+            _ => None,
+        },
+        _ => None,
+    })
+}
+
+/// A sidecar of an app that asks for virtual hosts too.
+fn asking(app: &str) -> Node {
+    let mut node = node(app, "true");
+    let metadata = node.metadata.as_mut().expect("some");
+    metadata.fields.insert("LENO_LAZY_ROUTES".to_owned(), text("true"));
+    node
+}
+
+/// Connects one, up to where a listener's routes say that there are virtual hosts.
+async fn connect(pilot: &Pilot, app: &str) -> Client {
+    let mut client = Client::connect(pilot, asking(app), &[], BTreeMap::new()).await;
+    client.until("the fixed clusters", |client| client.has(CDS, "PassthroughCluster")).await;
+    client.ask(LDS, &[]).await;
+    client.until("the listeners", |client| client.has(LDS, "0.0.0.0_80")).await;
+    client.ask(RDS, &["80"]).await;
+    let table = loop {
+        let response = client.next().await;
+        if let Some(table) = response.resources.into_iter().find(|_| response.type_url == RDS) {
+            break RouteConfiguration::decode(table.resource.expect("a body").value.as_slice());
+        }
+    };
+    let table = table.expect("a route configuration");
+    assert!(table.vhds.is_some() && table.virtual_hosts.is_empty(), "{table:?}");
+    client
+}
+
+#[tokio::test]
+async fn a_sidecar_has_the_virtual_hosts_that_its_workload_uses() {
+    let folder = mesh();
+    let pilot = Pilot::start(folder.path()).await;
+    let mut web = connect(&pilot, "web").await;
+    web.ask(VHDS, &[]).await;
+    let first = loop {
+        let response = web.next().await;
+        if response.type_url == VHDS {
+            break response;
+        }
+    };
+    assert!(first.resources.is_empty() && first.removed_resources.is_empty());
+    // By whatever name and port: one answer, with its cluster and endpoints.
+    web.ask(VHDS, &["80/s1.mesh:80", "80/240.0.0.1"]).await;
+    web.until_led("80/s1.mesh", &cluster(1)).await;
+    assert!(["80/s1.mesh:80", "80/240.0.0.1"].iter().all(|asked| web.answered.contains(*asked)));
+    let domains = &web.hosts["80/s1.mesh"].domains;
+    assert!(
+        ["s1.mesh", "240.0.0.1"].iter().all(|domain| domains.iter().any(|own| own == domain)),
+        "{domains:?}"
+    );
+    // A question is answered again by what there is already.
+    web.answered.clear();
+    web.ask(VHDS, &["80/s1.mesh."]).await;
+    web.until("an answer", |client| client.answered.contains("80/s1.mesh.")).await;
+    assert_eq!(web.clusters(), set(&[cluster(1)]));
+    // Its like have it too, with the first answer; others have not.
+    let mut replica = connect(&pilot, "web").await;
+    replica.ask(VHDS, &[]).await;
+    replica.until_led("80/s1.mesh", &cluster(1)).await;
+    let mut other = connect(&pilot, "other").await;
+    other.ask(VHDS, &["80/s2.mesh"]).await;
+    other.until_led("80/s2.mesh", &cluster(2)).await;
+    assert_eq!(other.hosts.len(), 1);
+    // Unknown hosts go where they want, each by itself, until there is such a service.
+    let name = format!("80/{}", host(SERVICES));
+    web.ask(VHDS, &[&name, "80/nowhere.example:81", "80/*.example", "80/*"]).await;
+    web.until_led(&name, "PassthroughCluster").await;
+    web.until_led("80/nowhere.example", "PassthroughCluster").await;
+    assert_eq!(web.hosts[&name].domains, [host(SERVICES)]);
+    web.until("what no request can have", |client| client.hosts.contains_key("80/*")).await;
+    for odd in ["80/*", "80/*.example"] {
+        assert!(web.hosts[odd].routes.is_empty() && web.hosts[odd].domains == [odd], "{odd}");
+    }
+    write(folder.path(), "new.yaml", &service(SERVICES));
+    web.until_led(&name, &cluster(SERVICES)).await;
+    assert!(web.hosts[&name].domains.len() > 1);
+    replica.until_led(&name, &cluster(SERVICES)).await;
+    // A rule reaches those who have its virtual host.
+    write(
+        folder.path(),
+        "rule.yaml",
+        "apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: s1}
+spec: {hosts: [s1.mesh], http: [{route: [{destination: {host: s3.mesh}}]}]}
+",
+    );
+    web.until_led("80/s1.mesh", &cluster(3)).await;
+    // A service that goes leaves no host without an answer that was asked for.
+    fs::remove_file(folder.path().join("rule.yaml")).expect("there");
+    fs::remove_file(folder.path().join("s1.yaml")).expect("there");
+    for asked in ["80/s1.mesh", "80/240.0.0.1"] {
+        web.until_led(asked, "PassthroughCluster").await;
+    }
+    web.until("an end", |client| !client.has(CDS, &cluster(1)) && !client.has(CDS, &cluster(3))).await;
+    write(folder.path(), "s1.yaml", &service(1));
+    web.until_led("80/s1.mesh", &cluster(1)).await;
+    web.until("one again", |client| !client.hosts.contains_key("80/240.0.0.1")).await;
+    // What it does not use changes without a word to it.
+    assert_eq!(other.hosts.len(), 1);
+    // The next control plane knows what it is told.
+    let hosts = web.held.iter().filter(|((type_url, _), _)| type_url == VHDS);
+    let hosts: BTreeMap<String, String> =
+        hosts.map(|((_, name), version)| (name.clone(), version.clone())).collect();
+    drop((web, replica, other));
+    pilot.stop().await;
+    let pilot = Pilot::start(folder.path()).await;
+    let mut web = connect(&pilot, "web").await;
+    let again = DeltaDiscoveryRequest {
+        type_url: VHDS.to_owned(),
+        resource_names_subscribe: vec!["*".to_owned(), "80/240.0.0.1".to_owned()],
+        initial_resource_versions: hosts.into_iter().collect(),
+        ..DeltaDiscoveryRequest::default()
+    };
+    web.requests.send(again).await.expect("open");
+    web.until_led("80/s1.mesh", &cluster(1)).await;
+    assert_eq!(web.hosts.len(), 1, "only what was asked for is told again: {:?}", web.hosts.keys());
+    let mut fresh = connect(&pilot, "web").await;
+    fresh.ask(VHDS, &[]).await;
+    fresh.until_led(&name, &cluster(SERVICES)).await;
+    assert_eq!(fresh.clusters(), set(&[cluster(1), cluster(SERVICES)]));
     pilot.stop().await;
 }

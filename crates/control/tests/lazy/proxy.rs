@@ -64,6 +64,16 @@ async fn held(pilot: &Pilot) -> BTreeSet<String> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn first_requests_wait_and_none_is_lost() {
+    clusters_come(false).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn first_requests_wait_for_virtual_hosts_and_none_is_lost() {
+    clusters_come(true).await;
+}
+
+/// `routes`: virtual hosts come when they are asked for, as clusters do.
+async fn clusters_come(routes: bool) {
     let Some(binary) = leno_testkit::envoy::binary() else { return };
     let backend = Scripted::start(|_| Action::ok("here")).await.expect("a backend");
     let folder = tempfile::tempdir().expect("a folder");
@@ -79,7 +89,7 @@ async fn first_requests_wait_and_none_is_lost() {
     let node = format!(
         "  id: sidecar~127.0.0.1~web.default~default.svc.cluster.local
   cluster: web
-  metadata: {{LABELS: {{app: web}}, INTERCEPTION_MODE: NONE, HTTP_PROXY_PORT: \"{port}\", LENO_LAZY: true}}"
+  metadata: {{LABELS: {{app: web}}, INTERCEPTION_MODE: NONE, HTTP_PROXY_PORT: \"{port}\", LENO_LAZY: true, LENO_LAZY_ROUTES: {routes}}}"
     );
     fs::write(&file, configured::bootstrap(&node, "DELTA_GRPC", pilot.address)).expect("writable");
     let proxy = Command::new(binary)
@@ -136,11 +146,19 @@ async fn first_requests_wait_and_none_is_lost() {
     // Without a control plane what is there is used on, and what is not fails when nobody has answered.
     let address = pilot.address;
     pilot.stop().await;
-    assert_eq!(get(port, 4).await.expect("an answer"), 503, "{}", said());
+    // For a virtual host Envoy waits for as long as it takes.
+    let waiting = routes.then(|| tokio::spawn(get(port, 4)));
+    if !routes {
+        assert_eq!(get(port, 4).await.expect("an answer"), 503, "{}", said());
+    }
     let pilot = Pilot::start_at(folder.path(), address).await;
     let begin = Instant::now();
     while get(port, 4).await.expect("an answer") != 200 {
         assert!(begin.elapsed() < LIMIT, "nobody asks the new control plane: {}", said());
+    }
+    if let Some(waiting) = waiting {
+        let waiting = tokio::time::timeout(LIMIT, waiting).await.expect("it has waited long enough");
+        waiting.expect("no panic").expect("an answer");
     }
     let holds = held(&pilot).await;
     assert!([1, 2, 3, 4].map(cluster).iter().all(|name| holds.contains(name)), "{holds:?}");

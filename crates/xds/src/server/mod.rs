@@ -241,6 +241,7 @@ impl Stream {
             nonce,
             resources: added,
             removed,
+            aliases: BTreeMap::new(),
             control_plane: self.control_plane.clone(),
             packed: false,
         })

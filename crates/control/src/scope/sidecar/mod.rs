@@ -223,6 +223,14 @@ pub(crate) fn imported(cx: &Cx<'_>, sight: &Sight, listener: usize) -> Arc<ByHos
     }
 }
 
+/// One of them, without a look at the others if there is no Sidecar.
+pub(crate) fn imported_host(cx: &Cx<'_>, sight: &Sight, listener: usize, host: &str) -> Option<Arc<Service>> {
+    match sight.sidecar {
+        None => registry::visible_host(cx, &sight.namespace, host),
+        Some(_) => cx.get::<Imported>(&(sight.clone(), listener)).get(host).cloned(),
+    }
+}
+
 /// Those of them that have a TCP port with a number, without those that are other names of others.
 pub(crate) fn imported_on_port(
     cx: &Cx<'_>,
@@ -242,6 +250,14 @@ pub(crate) fn visible(cx: &Cx<'_>, sight: &Sight) -> Arc<ByHost> {
     match sight.sidecar {
         None => cx.get::<Visible>(&sight.namespace),
         Some(_) => cx.get::<Seen>(sight),
+    }
+}
+
+/// One of them, without a look at the others if there is no Sidecar.
+pub(crate) fn visible_host(cx: &Cx<'_>, sight: &Sight, host: &str) -> Option<Arc<Service>> {
+    match sight.sidecar {
+        None => registry::visible_host(cx, &sight.namespace, host),
+        Some(_) => cx.get::<Seen>(sight).get(host).cloned(),
     }
 }
 

@@ -38,7 +38,7 @@ impl Query for NamedCluster {
     const NAME: &'static str = "named-cluster";
 
     fn derive(cx: &Cx<'_>, (client, name): &(ProxyKey, String)) -> Option<Arc<Resource>> {
-        let mut key = find(cx, &client.viewer(cx), name).filter(|key| !key.sni)?;
+        let mut key = find(cx, &client.known_viewer(), name).filter(|key| !key.sni)?;
         if service_of(cx, &key)?.resolution.is_dns() {
             // It contains its endpoints, which may depend on the client's place.
             key.client.view = client.view(cx, &key.endpoints());

@@ -153,8 +153,8 @@ pub(crate) fn find(cx: &Cx<'_>, viewer: &Viewer, name: &str) -> Option<ClusterKe
         Some(parsed) => (parsed, false),
         None => (name::parse_outbound_sni(name)?, true),
     };
-    let visible = sidecar::visible(cx, &viewer.sight());
-    let service = visible.get(parsed.host).filter(|service| service.resolution != Resolution::Alias)?;
+    let service = sidecar::visible_host(cx, &viewer.sight(), parsed.host);
+    let service = &service.filter(|service| service.resolution != Resolution::Alias)?;
     service.port(parsed.port).filter(|port| is_carried(service, port.protocol))?;
     let rules = policies(cx, viewer, service);
     if !parsed.subset.is_empty() {

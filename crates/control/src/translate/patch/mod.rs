@@ -427,6 +427,11 @@ pub(crate) fn all(
     all
 }
 
+/// Whether some of the patches are for resources of a kind.
+pub(crate) fn concerns(cx: &Cx<'_>, patches: &Patches, family: Family) -> bool {
+    !patches.is_empty() && !cx.get::<Selected>(&(patches.clone(), family)).is_empty()
+}
+
 /// One resource as patches make it; `None` if they remove it.
 pub(crate) fn one(
     cx: &Cx<'_>,

@@ -1,6 +1,7 @@
 //! RDS: which request goes where.
 //!
 //! - `sidecar.rs`: a route configuration per outbound port, or the one of the explicit proxy;
+//! - `on_demand.rs`: their virtual hosts one by one, for those that ask for them so;
 //! - `gateway.rs`: one per port of a gateway;
 //! - `rule.rs`: an HTTP rule of a VirtualService as Envoy routes, with `matcher.rs`, `action.rs`,
 //!   `retry.rs`, `hash.rs` (what decides on the endpoint) and `filter.rs` (faults and CORS).
@@ -11,6 +12,7 @@ pub(crate) mod gateway;
 pub(crate) mod grpc;
 mod hash;
 pub(crate) mod matcher;
+pub(crate) mod on_demand;
 pub(crate) mod retry;
 pub(crate) mod rule;
 pub(crate) mod sidecar;
@@ -41,7 +43,7 @@ impl Query for Route {
     const NAME: &'static str = "route";
 
     fn derive(cx: &Cx<'_>, (proxy, name): &(ProxyKey, String)) -> Option<Arc<Resource>> {
-        let found = unpatched(cx, proxy, name)?;
+        let found = on_demand(cx, proxy, name).or_else(|| unpatched(cx, proxy, name))?;
         let patches = &proxy.patching.patches;
         if patches.is_empty() {
             return Some(found);
@@ -62,7 +64,15 @@ pub(super) fn subject(cx: &Cx<'_>, proxy: &ProxyKey, name: &str) -> Subject {
     subject
 }
 
-/// A route configuration before EnvoyFilters.
+/// A route configuration whose virtual hosts are asked for one by one, before EnvoyFilters.
+fn on_demand(cx: &Cx<'_>, proxy: &ProxyKey, name: &str) -> Option<Arc<Resource>> {
+    if !proxy.asks_for_hosts() {
+        return None;
+    }
+    cx.get::<on_demand::Table>(&(proxy.viewer(cx), name.to_owned())).as_ref().clone()
+}
+
+/// A route configuration with all of its virtual hosts, before EnvoyFilters.
 pub(super) fn unpatched(cx: &Cx<'_>, proxy: &ProxyKey, name: &str) -> Option<Arc<Resource>> {
     match (proxy.role, proxy.interception) {
         (Role::Router, _) => {

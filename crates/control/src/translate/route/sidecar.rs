@@ -21,7 +21,8 @@ use crate::scope::outbound::{OutboundPolicy, Unknown};
 use crate::scope::proxy_config::MeshOf;
 use crate::scope::rules::{Order, Rule, RuleId, candidates};
 use crate::scope::sidecar::{
-    self, Egress, EgressOf, UNIX, egress_on, host_rules, imported, imported_on_port, imported_rules,
+    self, Egress, EgressOf, UNIX, egress_on, host_rules, imported, imported_host, imported_on_port,
+    imported_rules,
 };
 use crate::scope::{Viewer, fit};
 use crate::translate::proto::route;
@@ -29,7 +30,7 @@ use crate::translate::resource::Resource;
 use crate::translate::{any_name, name};
 
 /// The port on which rules for hosts that are no services apply, as in Istio.
-const PLAIN_HTTP: u16 = 80;
+pub(super) const PLAIN_HTTP: u16 = 80;
 
 /// The route configuration of an outbound port (`9080`) or of one service on it
 /// (`reviews.default.svc.cluster.local:9080`).
@@ -65,11 +66,12 @@ impl Query for OutboundRoute {
             hosts.add_all_ports(cx, viewer, listener);
         } else {
             let services = imported_on_port(cx, &sight, listener, port);
+            let taken: HashSet<&str> = services.iter().map(|service| service.id.host.as_str()).collect();
             for draft in drafts(cx, viewer, listener, &services, port) {
                 hosts.origins.extend(draft.origins);
                 let mut domains = draft.host.map_or_else(Vec::new, |host| vec![host]);
                 if let Some(service) = &draft.service {
-                    domains = own_domains(cx, service, viewer, egress, &services);
+                    domains = own_domains(cx, service, viewer, egress, |host| taken.contains(host));
                 }
                 hosts.add(draft.name, domains, draft.routes);
             }
@@ -98,7 +100,8 @@ impl Query for HttpProxyRoute {
         }
         // Deviation: without the original destination there is nowhere to pass unknown hosts on to,
         // whatever the mesh allows.
-        hosts.add("block_all".to_owned(), vec!["*".to_owned()], vec![block_all()]);
+        let (name, message) = block_all();
+        hosts.add(name, vec!["*".to_owned()], vec![message]);
         Resource::clone(&hosts.finish(name::HTTP_PROXY, false))
     }
 }
@@ -118,21 +121,25 @@ impl Hosts {
             .collect();
         for port in ports {
             let services = imported_on_port(cx, &sight, listener, port);
+            let taken: HashSet<&str> = services.iter().map(|service| service.id.host.as_str()).collect();
             for draft in drafts(cx, viewer, listener, &services, port) {
                 self.origins.extend(draft.origins);
                 let mut domains = draft.host.map_or_else(Vec::new, |host| vec![host]);
                 if let Some(service) = &draft.service {
-                    domains = own_domains(cx, service, viewer, egress, &services);
+                    domains = own_domains(cx, service, viewer, egress, |host| taken.contains(host));
                 }
-                let domains = domains.into_iter().flat_map(|domain| {
-                    let with_port = name::virtual_host(domain.trim_matches(['[', ']']), port);
-                    if port == PLAIN_HTTP { vec![domain, with_port] } else { vec![with_port] }
-                });
+                let domains = domains.into_iter().flat_map(|domain| with_port(domain, port));
                 self.add(draft.name, domains.collect(), draft.routes);
             }
         }
         self.sort();
     }
+}
+
+/// A domain as it stands in a table for all ports.
+pub(super) fn with_port(domain: String, port: u16) -> Vec<String> {
+    let with_port = name::virtual_host(domain.trim_matches(['[', ']']), port);
+    if port == PLAIN_HTTP { vec![domain, with_port] } else { vec![with_port] }
 }
 
 /// A virtual host before its domains are known.
@@ -202,12 +209,12 @@ fn drafts(cx: &Cx<'_>, viewer: &Viewer, listener: usize, services: &[Arc<Service
 }
 
 /// Whether a host of a rule is that of a service, or a wildcard that includes one.
-fn is_known(host: &str, known: &HashSet<String>) -> bool {
+pub(super) fn is_known(host: &str, known: &HashSet<String>) -> bool {
     let host = host.to_ascii_lowercase();
     known.contains(&host) || (host.starts_with('*') && known.iter().any(|known| fit(&host, known).is_some()))
 }
 
-fn carries_http(service: &Service, port: u16) -> bool {
+pub(super) fn carries_http(service: &Service, port: u16) -> bool {
     service.port(port).is_some_and(|port| port.protocol.is_http_or_auto())
 }
 
@@ -215,7 +222,7 @@ fn carries_http(service: &Service, port: u16) -> bool {
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Routes {
     /// The rule that they come from, if any.
-    rule: Option<RuleId>,
+    pub(super) rule: Option<RuleId>,
     pub(super) routes: Vec<route::Route>,
     pub(super) origins: Vec<crate::model::ObjectRef>,
 }
@@ -243,7 +250,7 @@ pub(super) fn of_service(
 
 /// The routes to a service that a listener imports: of the first rule for its host that has any here,
 /// else the route to the service itself.
-struct ServiceRoutes;
+pub(super) struct ServiceRoutes;
 
 impl Query for ServiceRoutes {
     type Key = (Viewer, usize, String, u16);
@@ -261,8 +268,8 @@ impl Query for ServiceRoutes {
                 return Routes { rule: Some(rule.id.clone()), routes: routes.as_ref().clone(), origins };
             }
         }
-        let visible = imported(cx, &sight, *listener);
-        let hash = visible.get(host).and_then(|service| hash::of_service(cx, viewer, service, *port));
+        let service = imported_host(cx, &sight, *listener, host);
+        let hash = service.and_then(|service| hash::of_service(cx, viewer, &service, *port));
         let mesh = cx.get::<Mesh>(&());
         let cluster = name::outbound(*port, "", host);
         let action = action::forward(cluster, mesh.default_http_retry_policy.as_ref(), hash);
@@ -281,39 +288,41 @@ impl Query for ServiceRoutes {
 impl Hosts {
     /// Adds the virtual host for all other hosts. `captured`: whether it is known where these are.
     fn add_rest(&mut self, cx: &Cx<'_>, viewer: &Viewer, captured: bool) {
-        let all = vec!["*".to_owned()];
-        let cluster = match cx.get::<OutboundPolicy>(viewer).as_ref() {
-            Unknown::Pass if captured => name::PASSTHROUGH_CLUSTER.to_owned(),
-            Unknown::Through(proxy) => action::cluster(proxy, None, 0),
-            Unknown::ByName => {
-                let notes = notes_host(&cx.get::<MeshOf>(&viewer.options.overrides));
-                self.add(any_name::NAME.to_owned(), all, vec![any_name::route(notes)]);
-                return;
-            }
-            // Deviation: Istio leads to the passthrough cluster what has not been captured too, where
-            // nothing can come of it but a 503.
-            Unknown::Pass | Unknown::Refuse => {
-                self.add("block_all".to_owned(), all, vec![block_all()]);
-                return;
-            }
-        };
-        let action = route::RouteAction {
-            append_x_forwarded_host: notes_host(&cx.get::<MeshOf>(&viewer.options.overrides)),
-            cluster_specifier: Some(route::route_action::ClusterSpecifier::Cluster(cluster)),
-            ..action::unlimited()
-        };
-        let message = route::Route {
-            name: "allow_any".to_owned(),
-            r#match: Some(matcher::everything()),
-            action: Some(route::route::Action::Route(action)),
-            ..route::Route::default()
-        };
-        self.add("allow_any".to_owned(), all, vec![message]);
+        let (name, message) = rest(cx, viewer, captured);
+        self.add(name, vec!["*".to_owned()], vec![message]);
     }
 }
 
-fn block_all() -> route::Route {
-    route::Route {
+/// The virtual host for hosts that are not known: its name, and its route.
+pub(super) fn rest(cx: &Cx<'_>, viewer: &Viewer, captured: bool) -> (String, route::Route) {
+    let cluster = match cx.get::<OutboundPolicy>(viewer).as_ref() {
+        Unknown::Pass if captured => name::PASSTHROUGH_CLUSTER.to_owned(),
+        Unknown::Through(proxy) => action::cluster(proxy, None, 0),
+        Unknown::ByName => {
+            let notes = notes_host(&cx.get::<MeshOf>(&viewer.options.overrides));
+            return (any_name::NAME.to_owned(), any_name::route(notes));
+        }
+        // Deviation: Istio leads to the passthrough cluster what has not been captured too, where
+        // nothing can come of it but a 503.
+        Unknown::Pass | Unknown::Refuse => return block_all(),
+    };
+    let action = route::RouteAction {
+        append_x_forwarded_host: notes_host(&cx.get::<MeshOf>(&viewer.options.overrides)),
+        cluster_specifier: Some(route::route_action::ClusterSpecifier::Cluster(cluster)),
+        ..action::unlimited()
+    };
+    let message = route::Route {
+        name: "allow_any".to_owned(),
+        r#match: Some(matcher::everything()),
+        action: Some(route::route::Action::Route(action)),
+        ..route::Route::default()
+    };
+    ("allow_any".to_owned(), message)
+}
+
+/// One that refuses all requests.
+pub(super) fn block_all() -> (String, route::Route) {
+    let message = route::Route {
         name: "block_all".to_owned(),
         r#match: Some(matcher::everything()),
         action: Some(route::route::Action::DirectResponse(route::DirectResponseAction {
@@ -321,17 +330,19 @@ fn block_all() -> route::Route {
             ..route::DirectResponseAction::default()
         })),
         ..route::Route::default()
-    }
+    };
+    ("block_all".to_owned(), message)
 }
 
 /// A service's domains but for short forms that are the full names of others on the port: a service
-/// called `example.com.svc.cluster.local` must not take the requests to `example.com`.
-fn own_domains(
+/// called `example.com.svc.cluster.local` must not take the requests to `example.com`. `is_taken`: whether
+/// there is a service with a host on the port.
+pub(super) fn own_domains(
     cx: &Cx<'_>,
     service: &Service,
     viewer: &Viewer,
     egress: &Egress,
-    services: &[Arc<Service>],
+    is_taken: impl Fn(&str) -> bool,
 ) -> Vec<String> {
     let mut domains = domains(service, viewer);
     // Other names of the service lead to it too, if they are imported.
@@ -341,9 +352,7 @@ fn own_domains(
         domains.push(format!("{alias}."));
         domains.extend(short_names(alias, &viewer.namespace));
     }
-    domains.retain(|domain| {
-        services.iter().all(|other| other.id.host != *domain || other.id.host == service.id.host)
-    });
+    domains.retain(|domain| *domain == service.id.host || !is_taken(domain));
     domains
 }
 
@@ -367,7 +376,7 @@ fn domains(service: &Service, viewer: &Viewer) -> Vec<String> {
 }
 
 /// A host as it stands in a host header: addresses of version 6 in brackets.
-fn bracketed(host: &str) -> String {
+pub(super) fn bracketed(host: &str) -> String {
     match host.parse::<IpAddr>() {
         Ok(IpAddr::V6(address)) => format!("[{address}]"),
         _ => host.to_owned(),

@@ -1,0 +1,346 @@
+//! Virtual hosts that proxies ask for when they first need them (VHDS), for those that would otherwise be
+//! told of every service's.
+//!
+//! Their route configurations ([`Table`]) have no virtual hosts, only the word that there are some.
+//! What a proxy asks for is `CONFIGURATION/HOST`, the host as a request has it, and there is an answer to
+//! each ([`NamedHost`]): the virtual host that the whole table would lead the request to (`owner.rs`
+//! finds it without making the table), with the domains that are its in the whole table; where the whole
+//! table has nothing but the one for all others, a virtual host of this one domain that does what that
+//! one does.
+//!
+//! A domain that is a wildcard is told of only if nothing else in the table is below it: who has it asks
+//! for nothing below it. Otherwise a virtual host of one domain is the answer here too.
+//!
+//! Resources are called `CONFIGURATION/DOMAIN`, and so are their virtual hosts: Envoy keeps them by their
+//! own names and removes them by those of resources.
+
+mod owner;
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use leno_derive::{Cx, Query};
+use prost::Message as _;
+
+use self::owner::Here;
+use super::{Hosts, clusters, mirrors, sidecar as tables, subject};
+use crate::model::ObjectRef;
+use crate::scope::proxy_config::MeshOf;
+use crate::scope::rules::{self, RuleId};
+use crate::scope::sidecar::{self, EgressOf, UNIX, egress_on};
+use crate::scope::{ProxyKey, Viewer};
+use crate::translate::name;
+use crate::translate::patch::{self, Family};
+use crate::translate::proto::{core, route};
+use crate::translate::resource::{Resource, ads};
+
+/// How long a listener waits for the first virtual hosts of its routes. To Envoy an answer without any
+/// is none, so that it waits for this time if its workload is not known to use any.
+const FIRST: prost_types::Duration = prost_types::Duration { seconds: 0, nanos: 100_000_000 };
+
+/// A route configuration without virtual hosts; `None` if there is none of this name, or it is one for a
+/// single service, which has nothing to leave out.
+pub(super) struct Table;
+
+impl Query for Table {
+    type Key = (Viewer, String);
+    type Value = Option<Arc<Resource>>;
+    const NAME: &'static str = "on-demand-table";
+
+    fn derive(cx: &Cx<'_>, (viewer, name): &(Viewer, String)) -> Option<Arc<Resource>> {
+        let place = Place::find(cx, viewer, name)?;
+        let message = empty(cx, viewer, name, &place);
+        Some(Arc::new(Resource::new(name, &message, sidecar::origin(&viewer.sight()).into_iter().collect())))
+    }
+}
+
+fn empty(cx: &Cx<'_>, viewer: &Viewer, name: &str, place: &Place) -> route::RouteConfiguration {
+    let hosts = Hosts::new(&cx.get::<MeshOf>(&viewer.options.overrides));
+    let source = core::ConfigSource { initial_fetch_timeout: Some(FIRST), ..ads() };
+    route::RouteConfiguration {
+        vhds: Some(route::Vhds { config_source: Some(source) }),
+        ..hosts.configuration(name, place.port.is_some())
+    }
+}
+
+/// What a route configuration is for.
+#[derive(Clone, Copy, Debug)]
+struct Place {
+    /// Which listener of the client's sight; `None` if there is none, so that all hosts are unknown.
+    listener: Option<usize>,
+    /// `None`: for all, told apart by the port in the host.
+    port: Option<u16>,
+    rest: Rest,
+}
+
+/// What becomes of unknown hosts.
+#[derive(Clone, Copy, Debug)]
+enum Rest {
+    /// What the client's policy says; whether it is known where they are.
+    Policy {
+        captured: bool,
+    },
+    Refused,
+}
+
+impl Place {
+    fn find(cx: &Cx<'_>, viewer: &Viewer, name: &str) -> Option<Place> {
+        let all = cx.get::<EgressOf>(&viewer.sight());
+        if name == name::HTTP_PROXY {
+            let listener = all.iter().position(|egress| egress.port.is_none());
+            return Some(Place { listener, port: None, rest: Rest::Refused });
+        }
+        if !viewer.captures && viewer.sidecar.is_none() {
+            return None;
+        }
+        if name.starts_with(UNIX) {
+            let listener = all.iter().position(|egress| egress.bind == *name)?;
+            return Some(Place {
+                listener: Some(listener),
+                port: None,
+                rest: Rest::Policy { captured: false },
+            });
+        }
+        let port: u16 = name.parse().ok()?;
+        let listener = egress_on(&all, port)?;
+        let egress = all.get(listener)?;
+        let captured = viewer.captures && !egress.bound;
+        let port = (!egress.serves_all_ports()).then_some(port);
+        Some(Place { listener: Some(listener), port, rest: Rest::Policy { captured } })
+    }
+}
+
+/// Whose virtual host it is in the whole table.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+enum Owner {
+    Service {
+        host: String,
+        port: u16,
+    },
+    /// That of a host that is no service's but a rule's.
+    Rule {
+        id: RuleId,
+        /// In lower case.
+        host: String,
+        port: u16,
+    },
+    /// That for all hosts that are not known.
+    Rest,
+    /// None: no virtual host could have this domain and no other.
+    Nobody,
+}
+
+/// The answer to a host that is asked for.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Answer {
+    owner: Owner,
+    /// The only domain, if it is not to have all that are its.
+    only: Option<String>,
+}
+
+impl Answer {
+    fn nobody(host: &str) -> Answer {
+        Answer { owner: Owner::Nobody, only: Some(host.to_owned()) }
+    }
+}
+
+/// Finds it, for a host in lower case.
+struct AnswerTo;
+
+impl Query for AnswerTo {
+    type Key = (Viewer, String, String);
+    type Value = Answer;
+    const NAME: &'static str = "on-demand-answer";
+
+    fn derive(cx: &Cx<'_>, (viewer, name, asked): &(Viewer, String, String)) -> Answer {
+        let Some(place) = Place::find(cx, viewer, name) else { return Answer::nobody(asked) };
+        let (host, given) = split(asked);
+        let port = place.port.or(given).unwrap_or(tables::PLAIN_HTTP);
+        // Where ports do not tell hosts apart they are left out when one is looked for.
+        let domain = if place.port.is_some() { host } else { asked };
+        if domain.is_empty() || domain.contains('/') {
+            return Answer::nobody(asked);
+        }
+        if let Some(here) = place.listener.and_then(|listener| Here::new(cx, viewer, listener, port)) {
+            if let Some(owner) = here.owner(host) {
+                let hides = host.starts_with('*') && !here.is_alone(host, &owner);
+                return if hides { Answer::nobody(asked) } else { Answer { owner, only: None } };
+            }
+            if !domain.contains('*') {
+                for pattern in here.patterns(host) {
+                    if let Some(owner) = here.owner(&pattern) {
+                        let only = (!here.is_alone(&pattern, &owner)).then(|| domain.to_owned());
+                        return Answer { owner, only };
+                    }
+                }
+            }
+        }
+        // Deviation: a host with an asterisk would be a wildcard if it were a domain. It gets a 404, where a
+        // whole table has it passed on as any other that is not known.
+        if domain.contains('*') {
+            return Answer::nobody(asked);
+        }
+        Answer { owner: Owner::Rest, only: Some(domain.to_owned()) }
+    }
+}
+
+/// A host and the port behind it, if there is one.
+fn split(host: &str) -> (&str, Option<u16>) {
+    match host.rsplit_once(':') {
+        // Without brackets these are parts of an address.
+        Some((name, port)) if !name.contains(':') || name.ends_with(']') => match port.parse() {
+            Ok(port) => (name, Some(port)),
+            Err(_) => (host, None),
+        },
+        _ => (host, None),
+    }
+}
+
+/// A virtual host as it is in the whole table.
+#[derive(Clone, Debug, PartialEq)]
+struct Whole {
+    message: route::VirtualHost,
+    /// Its domains when it is told of by itself; the first is what it is called by.
+    domains: Vec<String>,
+    origins: Vec<ObjectRef>,
+}
+
+/// Makes it.
+struct WholeHost;
+
+impl Query for WholeHost {
+    type Key = (Viewer, String, Owner);
+    /// `None` if it has no domains or routes, as when it is gone.
+    type Value = Option<Whole>;
+    const NAME: &'static str = "on-demand-host";
+
+    fn derive(cx: &Cx<'_>, (viewer, name, owner): &(Viewer, String, Owner)) -> Option<Whole> {
+        let place = Place::find(cx, viewer, name)?;
+        let here = |port| place.listener.and_then(|listener| Here::new(cx, viewer, listener, port));
+        let mut hosts = Hosts::new(&cx.get::<MeshOf>(&viewer.options.overrides));
+        let spelt = |domains: Vec<String>, port| match place.port {
+            Some(_) => domains,
+            None => domains.into_iter().flat_map(|domain| tables::with_port(domain, port)).collect(),
+        };
+        hosts.origins.extend(sidecar::origin(&viewer.sight()));
+        let domains = match owner {
+            Owner::Service { host, port } => {
+                let here = here(*port)?;
+                let service = here.service(host)?;
+                let found = here.routes(&service);
+                hosts.origins.extend(found.origins.iter().cloned().chain([service.id.object.clone()]));
+                let all = here.domains(&service);
+                let own = all.iter().filter(|domain| here.may_tell(domain, owner)).cloned().collect();
+                hosts.add(name::virtual_host(host, *port), spelt(all, *port), found.routes.clone());
+                spelt(own, *port)
+            }
+            Owner::Rule { id, host, port } => {
+                let here = here(*port)?;
+                let rule = rules::find(cx, id)?;
+                hosts.origins.extend(rule.origins.iter().cloned());
+                let routes = here.routes_of(&rule);
+                let domains = spelt(vec![tables::bracketed(host)], *port);
+                hosts.add(name::virtual_host(host, *port), domains.clone(), routes.as_ref().clone());
+                domains
+            }
+            Owner::Rest => {
+                let (name, message) = match place.rest {
+                    Rest::Policy { captured } => tables::rest(cx, viewer, captured),
+                    Rest::Refused => tables::block_all(),
+                };
+                hosts.add(name, vec!["*".to_owned()], vec![message]);
+                Vec::new()
+            }
+            Owner::Nobody => return None,
+        };
+        let message = hosts.hosts.pop()?;
+        Some(Whole { message, domains, origins: hosts.origins })
+    }
+}
+
+/// The virtual host that a client is given when it asks for a host: `CONFIGURATION/HOST`, in lower case.
+/// A root. There always is one for clients that ask; one whose domain no request can have, if there is no
+/// such configuration or no such host. `None` for other clients.
+pub(crate) struct NamedHost;
+
+impl Query for NamedHost {
+    type Key = (ProxyKey, String);
+    type Value = Option<Arc<Resource>>;
+    const NAME: &'static str = "named-host";
+
+    fn derive(cx: &Cx<'_>, (client, asked): &(ProxyKey, String)) -> Option<Arc<Resource>> {
+        if !client.asks_for_hosts() {
+            return None;
+        }
+        let (table, host) = asked.rsplit_once('/').unwrap_or(("", asked));
+        let viewer = client.known_viewer();
+        let mut answer = cx.get::<AnswerTo>(&(viewer.clone(), table.to_owned(), host.to_owned()));
+        let ask = |answer: &Answer| {
+            let whole = cx.get::<WholeHost>(&(viewer.clone(), table.to_owned(), answer.owner.clone()));
+            let found = patched(cx, client, table, whole.as_ref().as_ref()?);
+            found.filter(|whole| answer.only.is_some() || !whole.domains.is_empty())
+        };
+        let mut found = ask(&answer);
+        if found.is_none() && !matches!(answer.owner, Owner::Rest | Owner::Nobody) {
+            // A patch has removed it: what is left is that for all others.
+            let only = answer.only.clone().or_else(|| Some(plain(cx, &viewer, table, host)));
+            answer = Arc::new(Answer { owner: Owner::Rest, only });
+            found = ask(&answer);
+        }
+        let Whole { mut message, domains, origins } = found.unwrap_or_else(|| {
+            answer = Arc::new(Answer::nobody(host));
+            Whole { message: route::VirtualHost::default(), domains: Vec::new(), origins: Vec::new() }
+        });
+        match &answer.only {
+            // No host has a slash.
+            Some(_) if answer.owner == Owner::Nobody => message.domains = vec![asked.clone()],
+            Some(only) => message.domains = vec![only.clone()],
+            None => message.domains = domains,
+        }
+        let first = message.domains.first()?.to_ascii_lowercase();
+        message.name = if answer.owner == Owner::Nobody { first } else { format!("{table}/{first}") };
+        let configuration = route::RouteConfiguration {
+            virtual_hosts: vec![message],
+            ..route::RouteConfiguration::default()
+        };
+        let message = configuration.virtual_hosts.first()?;
+        let mut resource = Resource::new(&message.name, message, origins);
+        (resource.clusters, resource.needs) = (clusters(&configuration), mirrors(&configuration));
+        resource.is_made_up = answer.only.is_some();
+        Some(Arc::new(resource))
+    }
+}
+
+/// The host by which it is asked for the virtual host for all others.
+fn plain(cx: &Cx<'_>, viewer: &Viewer, table: &str, host: &str) -> String {
+    let by_port = Place::find(cx, viewer, table).is_some_and(|place| place.port.is_some());
+    if by_port { split(host).0.to_owned() } else { host.to_owned() }
+}
+
+/// A virtual host as patches make it: as if it were the only one of its table. `None` if they remove it.
+fn patched(cx: &Cx<'_>, client: &ProxyKey, table: &str, whole: &Whole) -> Option<Whole> {
+    let patches = &client.patching.patches;
+    if !patch::concerns(cx, patches, Family::Route) {
+        return Some(whole.clone());
+    }
+    let viewer = client.known_viewer();
+    let place = Place::find(cx, &viewer, table)?;
+    let empty = empty(cx, &viewer, table, &place);
+    let apply = |message: &route::RouteConfiguration| {
+        let resource = Arc::new(Resource::new(table, message, Vec::new()));
+        let resource = patch::one(cx, patches, Family::Route, subject(cx, client, table), resource)?;
+        let message = route::RouteConfiguration::decode(resource.wire.body.clone()).ok()?;
+        Some((message, resource.origins.clone()))
+    };
+    // What they add is in the table itself.
+    let (added, _) = apply(&empty)?;
+    let added: HashSet<&str> = added.virtual_hosts.iter().map(|host| host.name.as_str()).collect();
+    let only = route::RouteConfiguration { virtual_hosts: vec![whole.message.clone()], ..empty.clone() };
+    let (patched, origins) = apply(&only)?;
+    let message = patched.virtual_hosts.into_iter().find(|host| !added.contains(host.name.as_str()))?;
+    // One that has got others has these.
+    let same = message.domains == whole.message.domains;
+    let domains = if same { whole.domains.clone() } else { message.domains.clone() };
+    let origins = whole.origins.iter().cloned().chain(origins).collect();
+    Some(Whole { message, domains, origins })
+}
