@@ -22,7 +22,16 @@ const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
     ("leno-testkit", &["leno-api", "leno-base", "leno-xds"]),
     (
         "leno",
-        &["leno-proxy", "leno-control", "leno-node", "leno-samples", "leno-xds", "leno-api", "leno-base"],
+        &[
+            "leno-proxy",
+            "leno-control",
+            "leno-agent",
+            "leno-node",
+            "leno-samples",
+            "leno-xds",
+            "leno-api",
+            "leno-base",
+        ],
     ),
     ("leno-bench", &["leno-api", "leno-base", "leno-control", "leno-proxy", "leno-testkit", "leno-xds"]),
     ("leno-fuzz", &["leno-proxy", "leno-tls", "leno-api", "leno-base"]),

@@ -2,11 +2,13 @@
 //!
 //! `default` is the workload's certificate, `ROOTCA` the roots. Nothing is said before there is a
 //! certificate, so that a proxy waits for it instead of being told that there is none.
+//! `file-cert:CHAIN~KEY` and `file-root:ROOTS` are what is in these files, as it is now.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
+use std::time::Duration;
 
 use bytes::Bytes;
 use leno_api::proto::envoy::config::core::v3::DataSource;
@@ -17,7 +19,7 @@ use leno_api::proto::envoy::extensions::transport_sockets::tls::v3::{
 use leno_base::Name;
 use leno_xds::server::grpc::{DiscoveryService, Sender, StreamEvent, StreamId};
 use leno_xds::server::listen::{Listen, Socket};
-use leno_xds::server::{Event, Resources, Scope, Stream};
+use leno_xds::server::{Event, Resources, Scope, Stream, Subscription};
 use leno_xds::{Resource, TypeUrl};
 use prost::Message;
 use tokio::sync::{mpsc, watch};
@@ -32,6 +34,13 @@ pub const CERTIFICATE: &str = "default";
 
 /// The roots.
 pub const ROOTS: &str = "ROOTCA";
+
+/// The beginning of names that stand for files with a certificate and its key.
+const FILE_CERTIFICATE: &str = "file-cert:";
+/// The beginning of names that stand for a file with roots.
+const FILE_ROOTS: &str = "file-root:";
+/// How often files are looked at.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// Binds the socket, with its folders, for ourselves alone.
 ///
@@ -58,8 +67,10 @@ pub async fn serve(socket: Socket, secrets: watch::Receiver<Option<Secret>>, end
 #[derive(Debug, Default)]
 struct Loop {
     streams: BTreeMap<StreamId, (Stream, Sender)>,
-    /// Absent before there is a certificate.
-    resources: Option<Resources>,
+    /// What can be given: nothing before there is a certificate.
+    resources: Resources,
+    /// Whether there is.
+    has_secret: bool,
 }
 
 impl Loop {
@@ -69,6 +80,7 @@ impl Loop {
         mut secrets: watch::Receiver<Option<Secret>>,
     ) {
         let mut is_kept = true;
+        let mut looks = tokio::time::interval(LOOK);
         self.take(secrets.borrow_and_update().as_ref());
         loop {
             tokio::select! {
@@ -81,6 +93,7 @@ impl Loop {
                     // Nobody renews it any more: what there is stays.
                     Err(_) => is_kept = false,
                 },
+                _ = looks.tick() => self.look(),
             }
             self.push();
         }
@@ -88,12 +101,35 @@ impl Loop {
 
     fn take(&mut self, secret: Option<&Secret>) {
         let Some(secret) = secret else { return };
-        let mut resources: Resources =
-            [resource(CERTIFICATE, certificate(secret)), resource(ROOTS, roots(secret))]
-                .into_iter()
-                .collect();
-        resources.set_version(Name::from(secret.expires.to_string()));
-        self.resources = Some(resources);
+        let Secret { chain, key, roots: trusted, .. } = secret;
+        self.put(resource(CERTIFICATE, certificate(chain.as_bytes(), key.as_bytes())));
+        self.put(resource(ROOTS, roots(trusted.as_bytes())));
+        self.has_secret = true;
+    }
+
+    fn put(&mut self, resource: Resource) {
+        if self.resources.find(&resource.name).is_none_or(|known| known.version != resource.version) {
+            let version = resource.version.clone();
+            self.resources.insert(resource);
+            self.resources.set_version(version);
+        }
+    }
+
+    /// Reads the files again that are asked for.
+    fn look(&mut self) {
+        let names = self.streams.values().filter_map(|(stream, _)| stream.subscription(&TypeUrl::Secret));
+        let names: BTreeSet<Name> =
+            names.flat_map(Subscription::names).filter(|name| name.starts_with("file-")).cloned().collect();
+        for name in names {
+            match from_files(&name) {
+                Ok(value) => self.put(resource(&name, value)),
+                Err(error) if self.resources.find(&name).is_none() => {
+                    tracing::warn!(name = &*name, error, "a secret cannot be read");
+                }
+                // What there is stays: somebody is writing the files.
+                Err(error) => tracing::debug!(name = &*name, error, "a secret cannot be read"),
+            }
+        }
     }
 
     fn on_event(&mut self, event: StreamEvent) {
@@ -109,6 +145,7 @@ impl Loop {
                         tracing::warn!(message, "a proxy refuses a certificate");
                     }
                 }
+                self.look();
             }
             StreamEvent::Ready { .. } => {}
             StreamEvent::Closed { id, .. } => drop(self.streams.remove(&id)),
@@ -116,9 +153,13 @@ impl Loop {
     }
 
     fn push(&mut self) {
-        let Some(resources) = &self.resources else { return };
         for (stream, sender) in self.streams.values_mut().filter(|(_, sender)| sender.is_ready()) {
-            if let Some(response) = stream.push(&TypeUrl::Secret, resources, Scope::All) {
+            let wanted = stream.subscription(&TypeUrl::Secret);
+            let is_there = |name: &Name| self.has_secret || self.resources.find(name).is_some();
+            if !wanted.is_some_and(|wanted| wanted.is_wildcard() || wanted.names().any(is_there)) {
+                continue;
+            }
+            if let Some(response) = stream.push(&TypeUrl::Secret, &self.resources, Scope::All) {
                 // It was ready, and nobody else sends.
                 let _ = sender.send(response);
             }
@@ -126,24 +167,39 @@ impl Loop {
     }
 }
 
-fn certificate(secret: &Secret) -> secret::Type {
+fn certificate(chain: &[u8], key: &[u8]) -> secret::Type {
     secret::Type::TlsCertificate(TlsCertificate {
-        certificate_chain: Some(inline(&secret.chain)),
-        private_key: Some(inline(&secret.key)),
+        certificate_chain: Some(inline(chain)),
+        private_key: Some(inline(key)),
         ..TlsCertificate::default()
     })
 }
 
-fn roots(secret: &Secret) -> secret::Type {
+fn roots(pem: &[u8]) -> secret::Type {
     secret::Type::ValidationContext(CertificateValidationContext {
-        trusted_ca: Some(inline(&secret.roots)),
+        trusted_ca: Some(inline(pem)),
         ..CertificateValidationContext::default()
     })
 }
 
-fn inline(text: &str) -> DataSource {
+/// What the files are that a name stands for.
+fn from_files(name: &str) -> Result<secret::Type, String> {
+    let read = |path: &str| std::fs::read(path).map_err(|error| format!("{path}: {error}"));
+    if let Some(path) = name.strip_prefix(FILE_ROOTS) {
+        return Ok(roots(&read(path)?));
+    }
+    let files = name.strip_prefix(FILE_CERTIFICATE).and_then(|files| files.split_once('~'));
+    let (chain, key) = files.ok_or("it is neither file-cert:CHAIN~KEY nor file-root:ROOTS")?;
+    let (chain, key) = (read(chain)?, read(key)?);
+    // Between two writes they do not fit.
+    leno_tls::issue::certificates(&chain)?;
+    leno_tls::issue::KeyPair::from_pem(&key)?;
+    Ok(certificate(&chain, &key))
+}
+
+fn inline(bytes: &[u8]) -> DataSource {
     DataSource {
-        specifier: Some(Specifier::InlineBytes(Bytes::copy_from_slice(text.as_bytes()))),
+        specifier: Some(Specifier::InlineBytes(Bytes::copy_from_slice(bytes))),
         ..DataSource::default()
     }
 }

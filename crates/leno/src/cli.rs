@@ -11,7 +11,7 @@ use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::verb::{
-    analyze, completion, crd, logs, pilot, proxy, ps, sample, stop, token, up, validate, version,
+    agent, analyze, completion, crd, logs, pilot, proxy, ps, sample, stop, token, up, validate, version,
 };
 
 /// A service mesh in one binary: Envoy's proxy, Istio's control plane, and both on one machine
@@ -45,6 +45,9 @@ enum Verb {
     /// Run the control plane
     #[command(disable_version_flag = true)]
     Pilot(pilot::Pilot),
+    /// Run a proxy with all that it needs beside a workload: its identity, its configuration, its probes
+    #[command(disable_version_flag = true, disable_help_subcommand = true)]
+    Agent(agent::Agent),
     /// Make tokens with which machines come into a mesh
     Token(token::Token),
     /// Run a service of the samples
@@ -57,7 +60,7 @@ enum Verb {
 }
 
 /// Programs that Leno stands in for, whose verbs it does not have yet.
-const KNOWN_STRANGERS: [&str; 3] = ["istioctl", "pilot-agent", "ztunnel"];
+const KNOWN_STRANGERS: [&str; 2] = ["istioctl", "ztunnel"];
 
 /// Runs the verb that the arguments ask for, the first of them being the program's name.
 pub(crate) fn run(arguments: Vec<OsString>) -> ExitCode {
@@ -68,6 +71,7 @@ pub(crate) fn run(arguments: Vec<OsString>) -> ExitCode {
         "pilot-discovery" => {
             parse_as::<pilot::Pilot>("pilot-discovery", arguments).and_then(pilot::Pilot::run)
         }
+        "pilot-agent" => agent::Agent::new(arguments).run(),
         stranger if KNOWN_STRANGERS.contains(&stranger) => {
             parse_as_stranger(stranger, arguments).and_then(run_verb)
         }
@@ -116,6 +120,7 @@ fn run_verb(cli: Cli) -> Result<ExitCode, Failure> {
         Verb::Validate(verb) => verb.run(),
         Verb::Proxy(verb) => verb.run(),
         Verb::Pilot(verb) => verb.run(),
+        Verb::Agent(verb) => verb.run(),
         Verb::Token(verb) => verb.run(),
         Verb::Sample(verb) => verb.run(),
         Verb::Version(verb) => verb.run(),

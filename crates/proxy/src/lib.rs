@@ -37,4 +37,4 @@ mod worker;
 pub use allocator::Allocator;
 pub use config::validate::{Summary, validate};
 pub use options::Options;
-pub use server::{RunError, run};
+pub use server::{RunError, run, start_log};

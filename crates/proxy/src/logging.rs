@@ -2,35 +2,52 @@
 //! `admin::logging`, which makes the filter; here it is installed and replaced.
 
 use std::io;
-use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Registry, reload};
 
+use crate::options::Options;
+
 /// Replaces the filter while running.
 #[derive(Clone)]
-pub(crate) struct LogFilter(reload::Handle<EnvFilter, Registry>);
+pub(crate) struct LogFilter {
+    handle: reload::Handle<EnvFilter, Registry>,
+    /// Levels of others, which stay.
+    others: Arc<str>,
+}
 
-/// Starts logging to stderr, or to a file. A second proxy in one process (tests) shares the
-/// log of the first.
-pub(crate) fn start(filter: &str, file: Option<&Path>) -> io::Result<LogFilter> {
-    let (layer, handle) = reload::Layer::new(EnvFilter::new(filter));
-    let writer = match file {
+/// The log of the process.
+static STARTED: OnceLock<LogFilter> = OnceLock::new();
+
+/// Starts logging to stderr, or to a file. There is one log in a process: who starts it again (a proxy
+/// beside an agent, or several in tests) shares it.
+pub(crate) fn start(options: &Options) -> io::Result<LogFilter> {
+    let writer = match options.log_path.as_deref() {
         None => Writer::Stderr,
         Some(path) => Writer::File(Arc::new(std::fs::File::options().create(true).append(true).open(path)?)),
     };
-    let output = tracing_subscriber::fmt::layer().with_ansi(false).with_writer(writer);
-    let _ = tracing_subscriber::registry().with(layer).with(output).try_init();
-    Ok(LogFilter(handle))
+    let started = STARTED.get_or_init(|| {
+        let others: Arc<str> = options.other_log_levels.as_str().into();
+        let filter = crate::admin::logging::filter(options);
+        let (layer, handle) = reload::Layer::new(with_others(&filter, &others));
+        let output = tracing_subscriber::fmt::layer().with_ansi(false).with_writer(writer);
+        let _ = tracing_subscriber::registry().with(layer).with(output).try_init();
+        LogFilter { handle, others }
+    });
+    Ok(started.clone())
+}
+
+fn with_others(filter: &str, others: &str) -> EnvFilter {
+    EnvFilter::new(if others.is_empty() { filter.to_owned() } else { format!("{filter},{others}") })
 }
 
 impl LogFilter {
     /// Installs another filter, in the syntax of `tracing_subscriber::EnvFilter`.
     pub(crate) fn set(&self, filter: &str) {
-        let _ = self.0.reload(EnvFilter::new(filter));
+        let _ = self.handle.reload(with_others(filter, &self.others));
     }
 }
 

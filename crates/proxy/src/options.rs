@@ -40,6 +40,12 @@ pub struct Options {
     pub reject_unknown_dynamic_fields: bool,
     /// `--ignore-unknown-dynamic-fields`: unknown fields of xDS resources are not even counted.
     pub ignore_unknown_dynamic_fields: bool,
+    /// Somebody else in the process follows SIGTERM and SIGINT, and ends the proxy by `/quitquitquit`.
+    /// Not a flag.
+    pub embedded: bool,
+    /// Levels of others in the process, in the syntax of `tracing_subscriber::EnvFilter`, which stay
+    /// whatever the proxy's are: `leno_agent=info`. Not a flag.
+    pub other_log_levels: String,
 }
 
 impl Default for Options {
@@ -62,6 +68,8 @@ impl Default for Options {
             allow_unknown_static_fields: false,
             reject_unknown_dynamic_fields: false,
             ignore_unknown_dynamic_fields: false,
+            embedded: false,
+            other_log_levels: String::new(),
         }
     }
 }

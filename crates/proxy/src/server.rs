@@ -99,14 +99,22 @@ const BEAT: Duration = Duration::from_secs(1);
 /// After how many beats the allocator gives back again what it keeps for later.
 const COLLECTION: u32 = 10;
 
+/// Starts the log before the proxy, for others in the process.
+///
+/// # Errors
+/// If its file cannot be opened.
+pub fn start_log(options: &Options) -> Result<(), RunError> {
+    let failed = |error| RunError::System("cannot open the log file".to_owned(), error);
+    crate::logging::start(options).map(drop).map_err(failed)
+}
+
 /// Runs a proxy until it is told to end. Blocks the calling thread.
 pub fn run(options: Options) -> Result<(), RunError> {
     let system = |what: &str| {
         let what = what.to_owned();
         move |error| RunError::System(what, error)
     };
-    let log = crate::logging::start(&admin::logging::filter(&options), options.log_path.as_deref())
-        .map_err(system("cannot open the log file"))?;
+    let log = crate::logging::start(&options).map_err(system("cannot open the log file"))?;
     crate::telemetry::access_log::configure(options.file_flush_interval, options.file_flush_min_size);
     let bootstrap = crate::config::file::load(&options).map_err(RunError::Config)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
@@ -289,6 +297,7 @@ impl Server {
             |kind| signal(kind).map_err(|error| RunError::System("signal handler".to_owned(), error));
         let mut terminate = signals(SignalKind::terminate())?;
         let mut interrupt = signals(SignalKind::interrupt())?;
+        let ends_by_signals = !self.options.embedded;
         let mut reopen = signals(SignalKind::user_defined1())?;
         // Of a terminal that was closed, or of a supervisor that wants files read again: those are
         // watched anyway. As in Envoy it ends nothing.
@@ -301,8 +310,8 @@ impl Server {
                 Some(incoming) = events.xds.recv() => Event::Xds(incoming),
                 Some(demand) = events.demands.recv() => Event::Demanded(demand),
                 Some(command) = events.admin.recv() => Event::Admin(command),
-                _ = terminate.recv() => Event::Terminate,
-                _ = interrupt.recv() => Event::Terminate,
+                _ = terminate.recv(), if ends_by_signals => Event::Terminate,
+                _ = interrupt.recv(), if ends_by_signals => Event::Terminate,
                 _ = reopen.recv() => Event::ReopenLogs,
                 _ = hang_up.recv() => {
                     tracing::warn!("caught and eating SIGHUP");

@@ -1,5 +1,6 @@
 //! One file per verb. Each is a clap struct with `run`; `../cli.rs` lists them.
 
+pub(crate) mod agent;
 pub(crate) mod analyze;
 pub(crate) mod completion;
 pub(crate) mod crd;

@@ -229,11 +229,12 @@ impl Proxy {
             allow_unknown_static_fields: self.allow_unknown_static_fields || self.allow_unknown_fields,
             reject_unknown_dynamic_fields: self.reject_unknown_dynamic_fields,
             ignore_unknown_dynamic_fields: self.ignore_unknown_dynamic_fields,
+            ..leno_proxy::Options::default()
         })
     }
 }
 
-fn component_levels(list: &str) -> anyhow::Result<Vec<(String, String)>> {
+pub(super) fn component_levels(list: &str) -> anyhow::Result<Vec<(String, String)>> {
     let pairs = list.split(',').map(str::trim).filter(|pair| !pair.is_empty());
     let level = |pair: &str| match pair.split_once(':') {
         Some((component, level)) if LEVELS.contains(&level) => Ok((component.to_owned(), level.to_owned())),

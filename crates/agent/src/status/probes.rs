@@ -1,0 +1,274 @@
+//! Kubelet's probes of the application, made on its behalf: `ISTIO_KUBE_APP_PROBERS`.
+//!
+//! Injection has put `/app-health/CONTAINER/readyz` in place of each probe and written down what it was.
+//! We make it as kubelet would, from an address that the redirection lets pass.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Buf, BufMut, Bytes};
+use http::header::{CONNECTION, HOST, LOCATION, USER_AGENT};
+use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Uri};
+use http_body_util::Full;
+use prost::Message;
+use rustls::ClientConfig;
+use serde::Deserialize;
+use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
+
+use super::text;
+use crate::http::{Answer, Target, call, credulous, request};
+
+/// The address that applications see: packets from it are not redirected.
+const FROM_V4: &str = "127.0.0.6";
+/// The other family's.
+const FROM_V6: &str = "::6";
+/// How much of an answer is passed on.
+const MOST: usize = 10 * 1024;
+/// How much of it is read at all.
+const READ: usize = 16 << 20;
+/// How often an application may send us elsewhere.
+const REDIRECTS: usize = 10;
+
+/// A probe, as Kubernetes writes it.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct Probe {
+    http_get: Option<HttpGet>,
+    tcp_socket: Option<TcpSocket>,
+    grpc: Option<Grpc>,
+    timeout_seconds: u32,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct HttpGet {
+    path: String,
+    port: u16,
+    scheme: String,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+struct TcpSocket {
+    port: u16,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+struct Grpc {
+    port: u16,
+    service: Option<String>,
+}
+
+/// All of them, by path.
+#[derive(Debug)]
+pub struct Probes {
+    by_path: BTreeMap<String, Probe>,
+    host: String,
+    from: Option<IpAddr>,
+    status_port: u16,
+    tls: Option<Arc<ClientConfig>>,
+}
+
+impl Probes {
+    /// Reads what injection has written. `host` is where the application is: the Pod's address, as a
+    /// rule.
+    ///
+    /// # Errors
+    /// If it is no such thing.
+    pub fn read(text: &str, host: &str, status_port: u16, redirected: bool) -> Result<Probes, String> {
+        const NAME: &str = "ISTIO_KUBE_APP_PROBERS";
+        let by_path: BTreeMap<String, Probe> = match text {
+            "" => BTreeMap::new(),
+            text => serde_json::from_str(text).map_err(|error| format!("{NAME}: {error}"))?,
+        };
+        for (path, probe) in &by_path {
+            if !is_path(path) {
+                return Err(format!("{NAME}: {path} is not /app-health/CONTAINER/(livez|readyz|startupz)"));
+            }
+            let kinds =
+                [probe.http_get.is_some(), probe.tcp_socket.is_some(), probe.grpc.is_some()];
+            if kinds.into_iter().filter(|kind| *kind).count() != 1 {
+                return Err(format!("{NAME}: {path}: it must be one of httpGet, tcpSocket, grpc"));
+            }
+        }
+        let from = if host.contains(':') { FROM_V6 } else { FROM_V4 };
+        let from = from.parse().ok().filter(|_| redirected);
+        let tls = if by_path.is_empty() { None } else { Some(credulous()?) };
+        Ok(Probes { by_path, host: host.to_owned(), from, status_port, tls })
+    }
+
+    pub(super) async fn answer(&self, path: &str, headers: &HeaderMap) -> Response<Full<Bytes>> {
+        let Some(probe) = self.by_path.get(path) else {
+            tracing::error!(path, "there is no such probe");
+            let words = format!("app prober config does not exists for {path}");
+            return text(StatusCode::BAD_REQUEST, words);
+        };
+        // Kubernetes' default is a second.
+        let timeout = Duration::from_secs(probe.timeout_seconds.max(1).into());
+        let failed = |error: String| {
+            tracing::warn!(path, error, "a probe of the application has failed");
+            text(StatusCode::INTERNAL_SERVER_ERROR, "")
+        };
+        match (&probe.http_get, &probe.tcp_socket, &probe.grpc) {
+            (Some(get), ..) => match self.get(get, headers, timeout).await {
+                // What leads away is fine, and cannot be passed on without its place.
+                Ok(answer) if answer.status.is_redirection() => text(StatusCode::OK, ""),
+                Ok(answer) => text(answer.status, answer.body.slice(..answer.body.len().min(MOST))),
+                Err(error) => failed(error),
+            },
+            (_, Some(socket), _) => {
+                let target = self.target(socket.port);
+                match tokio::time::timeout(timeout, target.connect()).await {
+                    Ok(Ok(_)) => text(StatusCode::OK, ""),
+                    Ok(Err(error)) => failed(error),
+                    Err(_) => failed(format!("{}: no connection within {timeout:?}", target.authority())),
+                }
+            }
+            (.., Some(grpc)) => match tokio::time::timeout(timeout, Box::pin(self.check(grpc, headers))).await {
+                Ok(Ok(())) => text(StatusCode::OK, ""),
+                Ok(Err(error)) => failed(error),
+                Err(_) => failed(format!("no answer within {timeout:?}")),
+            },
+            (None, None, None) => failed("it asks for nothing".to_owned()),
+        }
+    }
+
+    fn target(&self, port: u16) -> Target {
+        Target { from: self.from, ..Target::new(self.host.clone(), port) }
+    }
+
+    async fn get(&self, get: &HttpGet, headers: &HeaderMap, timeout: Duration) -> Result<Answer, String> {
+        let mut target = self.target(get.port);
+        if get.scheme.eq_ignore_ascii_case("https") {
+            target.tls.clone_from(&self.tls);
+        }
+        let mut path = if get.path.starts_with('/') { get.path.clone() } else { format!("/{}", get.path) };
+        for _ in 0..REDIRECTS {
+            let mut request = request(Method::GET, &path, &target)?;
+            for (name, value) in headers.iter().filter(|(name, _)| !matches!(**name, HOST | CONNECTION)) {
+                request.headers_mut().append(name, value.clone());
+            }
+            if let Some(host) = headers.get(HOST) {
+                request.headers_mut().insert(HOST, self.host_header(host, get.port));
+            }
+            let answer = call(&target, request, timeout, READ).await?;
+            if !answer.status.is_redirection() {
+                return Ok(answer);
+            }
+            match elsewhere(&answer, &self.host) {
+                Some(next) => path = next,
+                None => return Ok(answer),
+            }
+        }
+        Err(format!("stopped after {REDIRECTS} redirects"))
+    }
+
+    /// What kubelet has asked for, with the port of the application in place of ours.
+    fn host_header(&self, given: &HeaderValue, port: u16) -> HeaderValue {
+        let own = format!(":{}", self.status_port);
+        let text = given.to_str().ok().and_then(|text| text.strip_suffix(&own));
+        let replaced = text.map(|host| format!("{host}:{port}")).and_then(|text| text.parse().ok());
+        replaced.unwrap_or_else(|| given.clone())
+    }
+
+    /// Asks `grpc.health.v1.Health`.
+    async fn check(&self, grpc: &Grpc, headers: &HeaderMap) -> Result<(), String> {
+        let target = self.target(grpc.port);
+        let stream = target.connect().await?;
+        let connection = leno_xds::client::grpc::Connection {
+            authority: target.authority(),
+            connect_timeout: Duration::from_secs(1),
+            keepalive: None,
+        };
+        let channel = leno_xds::client::grpc::over(stream, &connection).await.map_err(|error| error.to_string())?;
+        let mut client = tonic::client::Grpc::new(channel);
+        client.ready().await.map_err(|error| error.to_string())?;
+        let mut request =
+            tonic::Request::new(HealthCheckRequest { service: grpc.service.clone().unwrap_or_default() });
+        if let Some(agent) = headers.get(USER_AGENT).and_then(|agent| agent.to_str().ok()?.parse().ok()) {
+            request.metadata_mut().insert("user-agent", agent);
+        }
+        let path = http::uri::PathAndQuery::from_static("/grpc.health.v1.Health/Check");
+        let answer = client.unary(request, path, HealthCodec).await;
+        let answer: tonic::Response<HealthCheckResponse> =
+            answer.map_err(|status| format!("{:?}: {}", status.code(), status.message()))?;
+        match answer.into_inner().status {
+            SERVING => Ok(()),
+            other => Err(format!("its health is {other}")),
+        }
+    }
+}
+
+fn is_path(path: &str) -> bool {
+    let mut parts = path.split('/');
+    let known = [parts.next(), parts.next(), parts.next(), parts.next(), parts.next()];
+    matches!(
+        known,
+        [Some(""), Some("app-health" | "app-lifecycle"), Some(container), Some(kind), None]
+            if !container.is_empty()
+                && ["livez", "readyz", "startupz", "prestopz", "poststartz"].contains(&kind)
+    )
+}
+
+/// Where an answer sends us, if that is the same place.
+fn elsewhere(answer: &Answer, host: &str) -> Option<String> {
+    let location: Uri = answer.headers.get(LOCATION)?.to_str().ok()?.parse().ok()?;
+    let same = location.host().is_none_or(|found| found.trim_matches(['[', ']']) == host);
+    same.then(|| location.path_and_query().map_or_else(|| "/".to_owned(), ToString::to_string))
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct HealthCheckRequest {
+    #[prost(string, tag = "1")]
+    service: String,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct HealthCheckResponse {
+    #[prost(int32, tag = "1")]
+    status: i32,
+}
+
+/// `HealthCheckResponse.SERVING`.
+const SERVING: i32 = 1;
+
+#[derive(Clone, Copy, Debug)]
+struct HealthCodec;
+
+impl Codec for HealthCodec {
+    type Encode = HealthCheckRequest;
+    type Decode = HealthCheckResponse;
+    type Encoder = HealthCodec;
+    type Decoder = HealthCodec;
+
+    fn encoder(&mut self) -> HealthCodec {
+        HealthCodec
+    }
+
+    fn decoder(&mut self) -> HealthCodec {
+        HealthCodec
+    }
+}
+
+impl Encoder for HealthCodec {
+    type Item = HealthCheckRequest;
+    type Error = tonic::Status;
+
+    fn encode(&mut self, item: HealthCheckRequest, to: &mut EncodeBuf<'_>) -> Result<(), tonic::Status> {
+        to.put_slice(&item.encode_to_vec());
+        Ok(())
+    }
+}
+
+impl Decoder for HealthCodec {
+    type Item = HealthCheckResponse;
+    type Error = tonic::Status;
+
+    fn decode(&mut self, from: &mut DecodeBuf<'_>) -> Result<Option<HealthCheckResponse>, tonic::Status> {
+        let bytes = from.copy_to_bytes(from.remaining());
+        HealthCheckResponse::decode(bytes).map(Some).map_err(|error| tonic::Status::internal(error.to_string()))
+    }
+}

@@ -1,0 +1,256 @@
+//! Metrics: ours, the proxy's, and the application's (`ISTIO_PROMETHEUS_ANNOTATIONS`), one after the
+//! other in one answer.
+//!
+//! Whoever cannot be had is left out, and counted: half of the metrics are better than none. The
+//! application's come last, because in the OpenMetrics format they say that nothing follows; they decide
+//! the format of the whole.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{ACCEPT, CONTENT_TYPE, HeaderName, HeaderValue, USER_AGENT};
+use http::{HeaderMap, Method, Response, StatusCode};
+use http_body_util::Full;
+use serde::Deserialize;
+
+use super::text;
+use crate::http::{Answer, Target, call, request};
+use crate::metrics::Metrics;
+
+const TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
+const OPEN_METRICS: [&str; 2] = [
+    "application/openmetrics-text; version=0.0.1; charset=utf-8",
+    "application/openmetrics-text; version=1.0.0; charset=utf-8",
+];
+const TIMEOUT: HeaderName = HeaderName::from_static("x-prometheus-scrape-timeout-seconds");
+/// How much of the proxy's metrics is read.
+const MOST_PROXY: usize = 256 << 20;
+/// How much of an application's.
+const MOST_APPLICATION: usize = 10 << 20;
+/// How long it may take, if Prometheus does not say.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Ports of the mesh, which are no application's.
+const RESERVED: [u16; 9] = [15000, 15001, 15004, 15006, 15008, 15020, 15021, 15053, 15090];
+
+/// The annotations of the application, as injection writes them down.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+struct Annotations {
+    scrape: String,
+    path: String,
+    port: String,
+    targets: Vec<Annotated>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+struct Annotated {
+    port: String,
+    path: String,
+}
+
+/// Where metrics come from.
+#[derive(Debug)]
+pub struct Scrape {
+    /// The port of the proxy's metrics; absent if they are not merged.
+    proxy: Option<u16>,
+    /// Ports and paths of the application's.
+    applications: Vec<(u16, String)>,
+    host: String,
+}
+
+impl Scrape {
+    /// `annotations`: absent for gateways. `host` is where everything is.
+    ///
+    /// # Errors
+    /// If the annotations make no sense, or lead back here.
+    pub fn read(
+        proxy: Option<u16>,
+        annotations: Option<&str>,
+        status_port: u16,
+        host: &str,
+    ) -> Result<Scrape, String> {
+        const NAME: &str = "ISTIO_PROMETHEUS_ANNOTATIONS";
+        let annotations = match annotations {
+            None => None,
+            Some(text) => {
+                Some(serde_json::from_str::<Annotations>(text).map_err(|error| format!("{NAME}: {error}"))?)
+            }
+        };
+        let mut applications = Vec::new();
+        if let Some(Annotations { path, port, mut targets, .. }) =
+            annotations.filter(|annotations| annotations.scrape != "false")
+        {
+            if targets.is_empty() {
+                let port = if port.is_empty() { "80".to_owned() } else { port };
+                targets.push(Annotated { port, path });
+            }
+            for Annotated { port, path } in targets {
+                let number: u16 =
+                    port.parse().ok().filter(|port| *port != 0).ok_or(format!("{NAME}: {port:?} is no port"))?;
+                if number == status_port || RESERVED.contains(&number) {
+                    return Err(format!("{NAME}: port {number} is the mesh's own, not the application's"));
+                }
+                applications.push((number, if path.is_empty() { "/metrics".to_owned() } else { path }));
+            }
+        }
+        Ok(Scrape { proxy, applications, host: host.to_owned() })
+    }
+
+    pub(super) async fn answer(
+        &self,
+        headers: &HeaderMap,
+        query: Option<&str>,
+        metrics: &Metrics,
+        now: u64,
+    ) -> Response<Full<Bytes>> {
+        let seconds = headers.get(&TIMEOUT).and_then(|value| value.to_str().ok()?.parse::<f64>().ok());
+        let timeout = seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok()).unwrap_or(PATIENCE);
+        let proxy = async {
+            let port = self.proxy?;
+            let path = match query {
+                None => "/stats/prometheus".to_owned(),
+                Some(query) => format!("/stats/prometheus?{query}"),
+            };
+            let accept = HeaderValue::from_static("text/plain;version=0.0.4");
+            let got = self.get(port, &path, headers, accept, timeout, MOST_PROXY).await;
+            got.inspect_err(|error| {
+                metrics.proxy_scrape_failures.add(1);
+                tracing::error!(error, "the proxy's metrics cannot be had");
+            })
+            .ok()
+        };
+        let applications = async {
+            let mut got = Vec::with_capacity(self.applications.len());
+            for (port, path) in &self.applications {
+                match self.get(*port, path, headers, accepted(headers), timeout, MOST_APPLICATION).await {
+                    Ok(answer) => got.push(answer),
+                    Err(error) => {
+                        metrics.application_scrape_failures.add(1);
+                        tracing::error!(error, "the application's metrics cannot be had");
+                    }
+                }
+            }
+            got
+        };
+        let (proxy, applications) = tokio::join!(proxy, applications);
+        let mut formats = applications.iter().map(|answer| format(&answer.headers));
+        let first = formats.next().unwrap_or(TEXT);
+        // If they do not agree there is only the oldest.
+        let format = if formats.all(|format| format == first) { first } else { TEXT };
+        let mut out = metrics.text(now).into_bytes();
+        if let Some(proxy) = proxy {
+            append(&mut out, &proxy.body);
+        }
+        for application in &applications {
+            append(&mut out, without_end(&application.body));
+        }
+        if format != TEXT {
+            out.extend_from_slice(b"# EOF\n");
+        }
+        let mut response = text(StatusCode::OK, out);
+        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(format));
+        response
+    }
+
+    async fn get(
+        &self,
+        port: u16,
+        path: &str,
+        headers: &HeaderMap,
+        accept: HeaderValue,
+        timeout: Duration,
+        most: usize,
+    ) -> Result<Answer, String> {
+        let target = Target::new(self.host.clone(), port);
+        let mut request = request(Method::GET, path, &target)?;
+        for name in [USER_AGENT, TIMEOUT] {
+            if let Some(value) = headers.get(&name) {
+                request.headers_mut().insert(name, value.clone());
+            }
+        }
+        request.headers_mut().insert(ACCEPT, accept);
+        let answer = call(&target, request, timeout, most).await?;
+        if answer.status != StatusCode::OK {
+            return Err(format!("{}{path}: {}", target.authority(), answer.status));
+        }
+        Ok(answer)
+    }
+}
+
+/// Of what Prometheus takes, what can be merged.
+fn accepted(headers: &HeaderMap) -> HeaderValue {
+    let asked = headers.get(ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let known = asked.split(',').map(str::trim).filter(|one| {
+        let kind = one.split(';').next().unwrap_or_default().trim();
+        ["text/plain", "text/*", "application/openmetrics-text"].contains(&kind)
+    });
+    let known: Vec<&str> = known.collect();
+    let text = if known.is_empty() { "text/plain;version=0.0.4".to_owned() } else { known.join(",") };
+    HeaderValue::try_from(text).unwrap_or(HeaderValue::from_static("text/plain;version=0.0.4"))
+}
+
+fn format(headers: &HeaderMap) -> &'static str {
+    let kind = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let mut parts = kind.split(';').map(str::trim);
+    if parts.next() != Some("application/openmetrics-text") {
+        return TEXT;
+    }
+    let [old, new] = OPEN_METRICS;
+    match parts.find_map(|part| part.strip_prefix("version=")).map(|version| version.trim_matches('"')) {
+        Some("1.0.0") => new,
+        None | Some("0.0.1") => old,
+        Some(_) => TEXT,
+    }
+}
+
+/// Without the line that says that nothing follows.
+fn without_end(body: &[u8]) -> &[u8] {
+    let trimmed = body.trim_ascii_end();
+    trimmed.strip_suffix(b"# EOF").unwrap_or(body)
+}
+
+fn append(out: &mut Vec<u8>, body: &[u8]) {
+    out.extend_from_slice(body);
+    if !body.is_empty() && !body.ends_with(b"\n") {
+        out.push(b'\n');
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Scrape, without_end};
+
+    #[test]
+    fn annotations() {
+        for (text, expected) in [
+            (None, Ok(vec![])),
+            (Some("{}"), Ok(vec![(80, "/metrics")])),
+            (Some(r#"{"scrape":"false","port":"9080"}"#), Ok(vec![])),
+            (Some(r#"{"scrape":"true","port":"9080","path":"/m"}"#), Ok(vec![(9080, "/m")])),
+            (Some(r#"{"targets":[{"port":"1"},{"port":"2","path":"/b"}]}"#), Ok(vec![(1, "/metrics"), (2, "/b")])),
+            (Some(r#"{"port":"015020"}"#), Err("port 15020 is the mesh's own")),
+            (Some(r#"{"port":"15030"}"#), Err("port 15030 is the mesh's own")),
+            (Some(r#"{"port":"http"}"#), Err("\"http\" is no port")),
+            (Some("nonsense"), Err("ISTIO_PROMETHEUS_ANNOTATIONS: ")),
+        ] {
+            match (Scrape::read(None, text, 15030, "localhost"), expected) {
+                (Ok(scrape), Ok(expected)) => {
+                    let found: Vec<_> =
+                        scrape.applications.iter().map(|(port, path)| (*port, path.as_str())).collect();
+                    assert_eq!(found, expected, "{text:?}");
+                }
+                (Err(error), Err(expected)) => assert!(error.contains(expected), "{text:?}: {error}"),
+                (found, _) => panic!("{text:?}: {found:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn ends() {
+        assert_eq!(without_end(b"a 1\n# EOF\n"), b"a 1\n");
+        assert_eq!(without_end(b"a 1\n# EOF\r\n "), b"a 1\n");
+        assert_eq!(without_end(b"a 1\n"), b"a 1\n");
+    }
+}

@@ -1,0 +1,396 @@
+//! `leno agent` under `leno pilot`, as processes: two workloads with identities of their own, between
+//! which only mTLS passes. The proxies are ours, inside the agents, or the real Envoy as their child.
+//!
+//! Nothing is redirected (`INTERCEPTION_MODE: NONE`): each workload has a loopback address of its own, its
+//! sidecar listens there, and its application calls through it as an HTTP proxy.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+/// Nothing takes that long unless it hangs; the machine may be busy.
+const PATIENCE: Duration = Duration::from_secs(90);
+/// Where sidecars take requests.
+const INBOUND: u16 = 9080;
+/// Where sidecars are HTTP proxies.
+const OUTBOUND: u16 = 15080;
+
+/// A process that does not outlive the test.
+struct Killed(Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+impl Killed {
+    fn terminate(&self) {
+        let pid = i32::try_from(self.0.id()).expect("a pid");
+        let pid = rustix::process::Pid::from_raw(pid).expect("a pid");
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("it can be told");
+    }
+
+    fn ended(&mut self) -> ExitStatus {
+        let start = Instant::now();
+        loop {
+            if let Some(status) = self.0.try_wait().expect("it can be waited for") {
+                return status;
+            }
+            assert!(start.elapsed() < PATIENCE, "it does not end");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+fn start(command: &mut Command, log: &Path) -> Killed {
+    let log = std::fs::File::create(log).expect("writable");
+    let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn();
+    Killed(child.expect("it starts"))
+}
+
+/// A port that nobody has now. Somebody may take it; then the test fails and says so.
+fn free() -> u16 {
+    let listener = TcpListener::bind(("0.0.0.0", 0)).expect("a port");
+    listener.local_addr().expect("an address").port()
+}
+
+/// Loopback addresses that nobody uses.
+fn network() -> (u8, u8) {
+    static TRIED: AtomicU32 = AtomicU32::new(0);
+    let seed = std::process::id().wrapping_mul(2_246_822_519);
+    for _ in 0..256 {
+        let [_, _, a, b] = seed.wrapping_add(TRIED.fetch_add(1, Ordering::Relaxed)).to_be_bytes();
+        let a = a.max(1);
+        if (1..=2).all(|last| TcpListener::bind((Ipv4Addr::new(127, a, b, last), INBOUND)).is_ok()) {
+            return (a, b);
+        }
+    }
+    panic!("all loopback networks are in use")
+}
+
+/// An application that answers with the head of what it was asked.
+fn application() -> u16 {
+    let listener = TcpListener::bind(("0.0.0.0", 0)).expect("a port");
+    let port = listener.local_addr().expect("an address").port();
+    std::thread::spawn(move || {
+        for stream in listener.incoming().map_while(Result::ok) {
+            std::thread::spawn(move || echo(stream));
+        }
+    });
+    port
+}
+
+fn echo(mut stream: TcpStream) {
+    let mut lines = BufReader::new(stream.try_clone().expect("a handle"));
+    loop {
+        let mut head = String::new();
+        while !head.ends_with("\r\n\r\n") {
+            if matches!(lines.read_line(&mut head), Ok(0) | Err(_)) {
+                return;
+            }
+        }
+        let body = if head.starts_with("GET /metrics") { "app_requests 7\n".to_owned() } else { head };
+        let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+        if stream.write_all(answer.as_bytes()).is_err() {
+            return;
+        }
+    }
+}
+
+struct Mesh {
+    folder: tempfile::TempDir,
+    network: (u8, u8),
+    pilot: u16,
+    application: u16,
+    _pilot: Killed,
+}
+
+/// A workload with an agent.
+struct Workload {
+    address: Ipv4Addr,
+    status: u16,
+    admin: u16,
+    health: u16,
+    agent: Killed,
+    folder: PathBuf,
+}
+
+impl Mesh {
+    fn start() -> Mesh {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (network, application) = (network(), application());
+        let mesh = folder.path().join("mesh");
+        std::fs::create_dir(&mesh).expect("a folder");
+        let address = |last| Ipv4Addr::new(127, network.0, network.1, last).to_string();
+        let pod = |name: &str, last| {
+            json!({
+                "apiVersion": "v1",
+                "kind": "Pod",
+                "metadata": { "name": format!("{name}-0"), "namespace": "default", "labels": { "app": name } },
+                "spec": { "serviceAccountName": name, "containers": [{ "name": "app", "image": "app" }] },
+                "status": {
+                    "phase": "Running",
+                    "podIP": address(last),
+                    "podIPs": [{ "ip": address(last) }],
+                    "conditions": [{ "type": "Ready", "status": "True" }],
+                },
+            })
+        };
+        let objects = [
+            pod("client", 1),
+            pod("server", 2),
+            json!({
+                "apiVersion": "v1",
+                "kind": "Service",
+                "metadata": { "name": "server", "namespace": "default" },
+                "spec": {
+                    "selector": { "app": "server" },
+                    "clusterIP": "10.96.0.9",
+                    "ports": [{ "name": "http", "port": INBOUND, "targetPort": INBOUND }],
+                },
+            }),
+            json!({
+                "apiVersion": "networking.istio.io/v1",
+                "kind": "Sidecar",
+                "metadata": { "name": "default", "namespace": "default" },
+                "spec": {
+                    "ingress": [{
+                        "port": { "number": INBOUND, "name": "http", "protocol": "HTTP" },
+                        "defaultEndpoint": format!("0.0.0.0:{application}"),
+                    }],
+                    "egress": [{ "hosts": ["./*"] }],
+                },
+            }),
+            json!({
+                "apiVersion": "security.istio.io/v1",
+                "kind": "PeerAuthentication",
+                "metadata": { "name": "default", "namespace": "default" },
+                "spec": { "mtls": { "mode": "STRICT" } },
+            }),
+            json!({
+                "apiVersion": "security.istio.io/v1",
+                "kind": "AuthorizationPolicy",
+                "metadata": { "name": "server", "namespace": "default" },
+                "spec": {
+                    "selector": { "matchLabels": { "app": "server" } },
+                    "action": "ALLOW",
+                    "rules": [{
+                        "from": [{ "source": { "principals": ["cluster.local/ns/default/sa/client"] } }],
+                        "to": [{ "operation": { "paths": ["/for-client"] } }],
+                    }],
+                },
+            }),
+        ];
+        let text: String = objects.iter().map(|object| format!("---\n{object}\n")).collect();
+        std::fs::write(mesh.join("mesh.yaml"), text).expect("writable");
+
+        let pilot = free();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_leno"));
+        command.args(["pilot", "--grpcAddr=", "--monitoringAddr=127.0.0.1:0", "--dir"]).arg(&mesh);
+        command.arg(format!("--secureGRPCAddr=127.0.0.1:{pilot}"));
+        command.arg("--joinTokens").arg(folder.path().join("tokens"));
+        command.env("ROOT_CA_DIR", folder.path().join("ca"));
+        let _pilot = start(&mut command, &folder.path().join("pilot.log"));
+        let mesh = Mesh { folder, network, pilot, application, _pilot };
+        mesh.until("there are roots", || mesh.folder.path().join("ca/roots.pem").exists());
+        mesh
+    }
+
+    /// Waits until something is so.
+    fn until(&self, what: &str, is_so: impl Fn() -> bool) {
+        let start = Instant::now();
+        while !is_so() {
+            if start.elapsed() > PATIENCE {
+                panic!("{what}: not in time\n{}", self.logs());
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// All that was said.
+    fn logs(&self) -> String {
+        let files = std::fs::read_dir(self.folder.path()).expect("readable").flatten().map(|file| file.path());
+        let logs = files.filter(|path| path.extension().is_some_and(|end| end == "log"));
+        logs.map(|path| {
+            format!("{}:\n{}\n", path.display(), std::fs::read_to_string(&path).unwrap_or_default())
+        })
+        .collect()
+    }
+
+    /// Starts a workload's agent. `config` is added to its ProxyConfig.
+    fn workload(&self, name: &str, last: u8, config: &serde_json::Value, variables: &[(&str, String)]) -> Workload {
+        let folder = self.folder.path().join(name);
+        let secrets = folder.join("var/run/secrets");
+        std::fs::create_dir_all(secrets.join("istio")).expect("a folder");
+        std::fs::create_dir_all(secrets.join("tokens")).expect("a folder");
+        std::fs::copy(self.folder.path().join("ca/roots.pem"), secrets.join("istio/root-cert.pem")).expect("roots");
+        let mut token = Command::new(env!("CARGO_BIN_EXE_leno"));
+        token.args(["token", "create", "--service-account", name, "--dir"]).arg(self.folder.path().join("tokens"));
+        let token = token.output().expect("it runs");
+        assert!(token.status.success(), "{}", String::from_utf8_lossy(&token.stderr));
+        std::fs::write(secrets.join("tokens/istio-token"), token.stdout).expect("writable");
+        let pod = folder.join("etc/istio/pod");
+        std::fs::create_dir_all(&pod).expect("a folder");
+        std::fs::write(pod.join("labels"), format!("app=\"{name}\"\n")).expect("writable");
+
+        let address = Ipv4Addr::new(127, self.network.0, self.network.1, last);
+        let (status, admin, health) = (free(), free(), free());
+        let mut all = json!({
+            "discoveryAddress": format!("127.0.0.1:{}", self.pilot),
+            "proxyAdminPort": admin,
+            "statusPort": status,
+            "concurrency": 1,
+            "terminationDrainDuration": "1s",
+        });
+        for (name, value) in config.as_object().expect("an object") {
+            all[name] = value.clone();
+        }
+        let mut command = Command::new(env!("CARGO_BIN_EXE_leno"));
+        command.args(["agent", "proxy", "sidecar", "--domain", "default.svc.cluster.local"]);
+        command.args(["--proxyLogLevel=warning", "--proxyComponentLogLevel=misc:error"]);
+        command.args(["--log_output_level=default:info", "--of-a-later-release=true"]).current_dir(&folder);
+        for (name, value) in [
+            ("POD_NAME", format!("{name}-0")),
+            ("POD_NAMESPACE", "default".to_owned()),
+            ("INSTANCE_IP", address.to_string()),
+            ("SERVICE_ACCOUNT", name.to_owned()),
+            ("ISTIO_META_INTERCEPTION_MODE", "NONE".to_owned()),
+            ("ISTIO_META_WORKLOAD_NAME", name.to_owned()),
+            ("ISTIOD_SAN", "istiod.istio-system.svc".to_owned()),
+            ("ENVOY_STATUS_PORT", health.to_string()),
+            ("ENVOY_PROMETHEUS_PORT", free().to_string()),
+            ("PROXY_CONFIG", all.to_string()),
+        ] {
+            command.env(name, value);
+        }
+        command.envs(variables.iter().map(|(name, value)| (*name, value.as_str())));
+        let agent = start(&mut command, &self.folder.path().join(format!("{name}.log")));
+        Workload { address, status, admin, health, agent, folder }
+    }
+
+    fn until_ready(&self, workload: &Workload) {
+        self.until("it is ready", || matches!(ask(workload.status(), "GET", "/healthz/ready", ""), Ok((200, _))));
+    }
+}
+
+impl Workload {
+    fn status(&self) -> SocketAddr {
+        (Ipv4Addr::LOCALHOST, self.status).into()
+    }
+}
+
+/// One request; the status, and the body.
+fn ask(to: SocketAddr, method: &str, path: &str, headers: &str) -> std::io::Result<(u16, String)> {
+    let mut stream = TcpStream::connect(to)?;
+    stream.set_read_timeout(Some(Duration::from_secs(20)))?;
+    let host = if headers.contains("Host:") { "" } else { "Host: localhost\r\n" };
+    let head = format!("{method} {path} HTTP/1.1\r\n{host}Connection: close\r\n{headers}\r\n");
+    stream.write_all(head.as_bytes())?;
+    let mut bytes = Vec::new();
+    stream.read_to_end(&mut bytes)?;
+    let text = String::from_utf8_lossy(&bytes).into_owned();
+    let status = text.split(' ').nth(1).and_then(|status| status.parse().ok());
+    let status = status.ok_or_else(|| std::io::Error::other(format!("{text:?} is no answer")))?;
+    Ok((status, text.split_once("\r\n\r\n").map(|(_, body)| body.to_owned()).unwrap_or_default()))
+}
+
+/// Two workloads talk, and nobody else does.
+fn talk(config: &serde_json::Value) {
+    let mesh = Mesh::start();
+    let probes = json!({
+        "/app-health/app/readyz": { "httpGet": { "path": "/ready", "port": mesh.application, "scheme": "HTTP" } },
+        "/app-health/app/livez": { "tcpSocket": { "port": mesh.application } },
+        "/app-health/app/startupz": { "tcpSocket": { "port": 1 } },
+    });
+    let variables = [
+        ("ISTIO_KUBE_APP_PROBERS", probes.to_string()),
+        ("ISTIO_PROMETHEUS_ANNOTATIONS", json!({ "scrape": "true", "port": mesh.application.to_string() }).to_string()),
+        ("OUTPUT_CERTS", "certs".to_owned()),
+    ];
+    let mut server = mesh.workload("server", 2, config, &variables);
+    let mut client = mesh.workload("client", 1, config, &[]);
+    mesh.until_ready(&server);
+    mesh.until_ready(&client);
+
+    let proxy = SocketAddr::from((client.address, OUTBOUND));
+    let host = format!("Host: server.default.svc.cluster.local:{INBOUND}\r\n");
+    let call = |path: &str| {
+        let absolute = format!("http://server.default.svc.cluster.local:{INBOUND}{path}");
+        ask(proxy, "GET", &absolute, &host)
+    };
+    mesh.until("they talk", || matches!(call("/for-client"), Ok((200, _))));
+    let (_, head) = call("/for-client").expect("an answer");
+    let head = head.to_ascii_lowercase();
+    for words in [
+        "by=spiffe://cluster.local/ns/default/sa/server",
+        "uri=spiffe://cluster.local/ns/default/sa/client",
+    ] {
+        assert!(head.contains(words), "{words}: {head}");
+    }
+    let (status, body) = call("/for-nobody").expect("an answer");
+    assert_eq!((status, body.as_str()), (403, "RBAC: access denied"));
+    let plain = ask((server.address, INBOUND).into(), "GET", "/for-client", "");
+    assert!(plain.is_err(), "plaintext must be refused: {plain:?}");
+
+    // The status port, and 15021 through the proxy.
+    let get = |path: &str| ask(server.status(), "GET", path, "").expect("an answer");
+    assert_eq!(ask((Ipv4Addr::LOCALHOST, server.health).into(), "GET", "/healthz/ready", "").expect("an answer").0, 200);
+    let (status, body) = get("/app-health/app/readyz");
+    assert!(status == 200 && body.starts_with("GET /ready HTTP/1.1"), "{status} {body}");
+    assert_eq!(get("/app-health/app/livez").0, 200);
+    assert_eq!(get("/app-health/app/startupz").0, 500);
+    assert_eq!(get("/app-health/other/livez").0, 400);
+    let (_, metrics) = get("/stats/prometheus");
+    for words in [
+        "app_requests 7",
+        "istio_agent_cert_expiry_seconds{resource_name=\"default\"}",
+        "istio_agent_startup_duration_seconds",
+        "envoy_server_live",
+    ] {
+        assert!(metrics.contains(words), "{words}: {metrics}");
+    }
+    assert_eq!(get("/quitquitquit").0, 405);
+    assert!(server.folder.join("certs/cert-chain.pem").exists());
+
+    // What pilot-agent's other verbs do.
+    let mut wait = Command::new(env!("CARGO_BIN_EXE_leno"));
+    wait.args(["agent", "wait", "--url"]).arg(format!("http://localhost:{}/healthz/ready", client.health));
+    assert!(wait.status().expect("it runs").success());
+    let mut request = Command::new(env!("CARGO_BIN_EXE_leno"));
+    request.args(["agent", "request", "GET", "/ready", "--debug-port", &client.admin.to_string()]);
+    let answer = request.output().expect("it runs");
+    assert_eq!(String::from_utf8_lossy(&answer.stdout).trim(), "LIVE");
+
+    // A job is done, and a Pod is deleted.
+    assert_eq!(ask(client.status(), "POST", "/quitquitquit", "").expect("an answer").0, 200);
+    assert!(client.agent.ended().success(), "{}", mesh.logs());
+    server.agent.terminate();
+    assert!(server.agent.ended().success(), "{}", mesh.logs());
+    assert!(ask((server.address, INBOUND).into(), "GET", "/", "").is_err(), "its proxy has ended with it");
+}
+
+#[test]
+fn our_proxies_talk_over_mtls() {
+    talk(&json!({}));
+}
+
+#[test]
+fn envoys_talk_over_mtls() {
+    let Some(envoy) = leno_testkit::envoy::binary() else { return };
+    talk(&json!({ "binaryPath": envoy }));
+}
+
+/// If the proxy ends, so does the agent.
+#[test]
+fn an_agent_ends_with_its_proxy() {
+    let mesh = Mesh::start();
+    let mut workload = mesh.workload("client", 1, &json!({ "binaryPath": "/bin/false" }), &[]);
+    assert!(!workload.agent.ended().success(), "{}", mesh.logs());
+}
