@@ -98,13 +98,17 @@ impl Agent {
         if let Some(folder) = &environment.output {
             tasks.spawn(files::write(folder.clone(), secrets.clone()));
         }
-        let socket = sds::bind(Path::new(sds::SOCKET)).map_err(|error| one(format!("{}: {error}", sds::SOCKET)))?;
+        let socket =
+            sds::bind(Path::new(sds::SOCKET)).map_err(|error| one(format!("{}: {error}", sds::SOCKET)))?;
         tasks.spawn(sds::serve(socket, secrets, until));
 
         // The control plane.
         let (say_names, known_names) = watch::channel(None);
         let resolves = resolve(&settings, known_names.clone(), &metrics, &mut tasks).await.map_err(one)?;
-        let wanted = Wanted { names: resolves.then_some(say_names), roots: environment.dynamic_proxy_config.then_some(say_roots) };
+        let wanted = Wanted {
+            names: resolves.then_some(say_names),
+            roots: environment.dynamic_proxy_config.then_some(say_roots),
+        };
         let control_plane = control_plane(&settings, own).map_err(one)?;
         let path = Path::new(&config.config_path).join("XDS");
         let listener = XdsProxy::bind(&path).map_err(|error| one(format!("{}: {error}", path.display())))?;
@@ -116,7 +120,8 @@ impl Agent {
         let admin = (host.clone(), config.proxy_admin_port);
         if config.status_port != 0 {
             let port = config.status_port;
-            let redirected = environment.variables.get("ISTIO_META_INTERCEPTION_MODE").is_none_or(|mode| mode != "NONE");
+            let redirected =
+                environment.variables.get("ISTIO_META_INTERCEPTION_MODE").is_none_or(|mode| mode != "NONE");
             let application = match environment.instance_ip {
                 Some(address) if !environment.probe_localhost => address.to_string(),
                 _ => host.clone(),
@@ -125,7 +130,8 @@ impl Agent {
             let merged = environment.merges_proxy_stats.then_some(environment.prometheus_port);
             let status = Status {
                 readiness: Readiness::new(host.clone(), config.proxy_admin_port),
-                probes: Probes::read(&environment.app_probers, &application, port, redirected).map_err(one)?,
+                probes: Probes::read(&environment.app_probers, &application, port, redirected)
+                    .map_err(one)?,
                 scrape: Scrape::read(merged, annotations, port, &host).map_err(one)?,
                 metrics: Arc::clone(&metrics),
                 names: resolves.then_some(known_names),
@@ -230,6 +236,7 @@ fn identity(
         name,
         roots: Some(roots),
         held: Some(held),
+        takes_join_tokens: true,
         timeout: SIGN,
         headers: BTreeMap::new(),
         ..credentials(environment)
@@ -282,10 +289,7 @@ fn credentials(environment: &Environment) -> ControlPlane {
     }
 }
 
-fn control_plane(
-    settings: &Settings,
-    held: watch::Receiver<Option<Secret>>,
-) -> Result<ControlPlane, String> {
+fn control_plane(settings: &Settings, held: watch::Receiver<Option<Secret>>) -> Result<ControlPlane, String> {
     let Settings { environment, config, .. } = settings;
     let roots = match config.control_plane_auth_policy {
         AuthenticationPolicy::None => None,
@@ -342,7 +346,9 @@ fn roots_for_xds(environment: &Environment, config: &ProxyConfig) -> Result<Root
         return existing(given.map_or("", String::as_str));
     }
     if environment.cert_provider == "none" {
-        return Err("PILOT_CERT_PROVIDER=none: the control plane's roots must be given (XDS_ROOT_CA)".to_owned());
+        return Err(
+            "PILOT_CERT_PROVIDER=none: the control plane's roots must be given (XDS_ROOT_CA)".to_owned()
+        );
     }
     existing(MESH_ROOTS)
 }

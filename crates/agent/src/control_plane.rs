@@ -49,6 +49,9 @@ pub struct ControlPlane {
     pub certificate: Option<(PathBuf, PathBuf)>,
     /// The certificate that we have been given meanwhile.
     pub held: Option<watch::Receiver<Option<Secret>>>,
+    /// Whether it takes join tokens: the authority does. Nobody else is shown one, as it would be used up;
+    /// connecting waits for the certificate then.
+    pub takes_join_tokens: bool,
     /// The name of our cluster, which istiod wants to know.
     pub cluster: String,
     /// Headers of each call.
@@ -61,6 +64,8 @@ pub struct ControlPlane {
 enum Shown {
     Nothing,
     Token(String),
+    /// A token that is good once.
+    Joins(String),
     /// A certificate and its key, in PEM.
     Certificate(Vec<u8>, Vec<u8>),
 }
@@ -78,7 +83,7 @@ impl ControlPlane {
     async fn reach(&self) -> Result<(Channel, HeaderMap), String> {
         let failed = |error: &dyn std::fmt::Display| format!("{}: {error}", self.address);
         let (host, _) = self.address.rsplit_once(':').ok_or_else(|| failed(&"it is not HOST:PORT"))?;
-        let shown = self.shown()?;
+        let shown = self.show().await?;
         let headers = self.headers(&shown)?;
         let stream = TcpStream::connect(&self.address).await.map_err(|error| failed(&error))?;
         stream.set_nodelay(true).map_err(|error| failed(&error))?;
@@ -102,6 +107,20 @@ impl ControlPlane {
         let stream = TlsConnector::from(Arc::new(config)).connect(name, stream).await;
         let channel = over(stream.map_err(|error| failed(&error))?, &connection).await;
         Ok((channel.map_err(|error| failed(&error))?, headers))
+    }
+
+    /// What shows who we are; waits for a certificate if nothing else does.
+    async fn show(&self) -> Result<Shown, String> {
+        let mut held = self.held.clone();
+        loop {
+            let seen = held.as_mut().map(|held| drop(held.borrow_and_update()));
+            match (self.shown()?, held.as_mut(), seen) {
+                (Shown::Joins(_), Some(held), _) if !self.takes_join_tokens => {
+                    held.changed().await.map_err(|_| "there will be no certificate".to_owned())?;
+                }
+                (shown, ..) => return Ok(shown),
+            }
+        }
     }
 
     fn shown(&self) -> Result<Shown, String> {
@@ -133,12 +152,12 @@ impl ControlPlane {
         if let Some(secret) = held.filter(|secret| secret.expires > now) {
             return Ok(Shown::Certificate(secret.chain.into_bytes(), secret.key.into_bytes()));
         }
-        Ok(token.map_or(Shown::Nothing, Shown::Token))
+        Ok(token.map_or(Shown::Nothing, Shown::Joins))
     }
 
     fn headers(&self, shown: &Shown) -> Result<HeaderMap, String> {
         let mut headers = HeaderMap::new();
-        if let Shown::Token(token) = shown {
+        if let Shown::Token(token) | Shown::Joins(token) = shown {
             let mut value = HeaderValue::try_from(format!("Bearer {token}"))
                 .map_err(|_| "there is no token in the token's file".to_owned())?;
             value.set_sensitive(true);
@@ -147,7 +166,8 @@ impl ControlPlane {
         let cluster = Some(("clusterid", self.cluster.as_str())).filter(|(_, name)| !name.is_empty());
         let given = self.headers.iter().map(|(name, value)| (name.as_str(), value.as_str()));
         for (name, value) in cluster.into_iter().chain(given) {
-            let pair = HeaderName::try_from(name.to_ascii_lowercase()).ok().zip(HeaderValue::try_from(value).ok());
+            let pair =
+                HeaderName::try_from(name.to_ascii_lowercase()).ok().zip(HeaderValue::try_from(value).ok());
             let (name, value) = pair.ok_or_else(|| format!("{name}: {value:?} cannot be a header"))?;
             headers.insert(name, value);
         }
@@ -179,7 +199,7 @@ fn client_config(roots: &Roots, shown: &Shown) -> Result<ClientConfig, String> {
         .map_err(|error| error.to_string())?
         .with_root_certificates(store);
     let mut config = match shown {
-        Shown::Nothing | Shown::Token(_) => builder.with_no_client_auth(),
+        Shown::Nothing | Shown::Token(_) | Shown::Joins(_) => builder.with_no_client_auth(),
         Shown::Certificate(chain, key) => {
             let failed = |error: &dyn std::fmt::Display| format!("our certificate: {error}");
             let key = PrivateKeyDer::from_pem_slice(key).map_err(|error| failed(&error))?;

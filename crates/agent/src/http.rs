@@ -85,7 +85,11 @@ pub(crate) async fn call(
 }
 
 /// `GET`, or `POST`.
-pub(crate) fn request(method: http::Method, path: &str, target: &Target) -> Result<Request<Empty<Bytes>>, String> {
+pub(crate) fn request(
+    method: http::Method,
+    path: &str,
+    target: &Target,
+) -> Result<Request<Empty<Bytes>>, String> {
     let request = Request::builder().method(method).uri(path).header(http::header::HOST, target.authority());
     request.body(Empty::new()).map_err(|error| format!("{path}: {error}"))
 }

@@ -10,7 +10,8 @@ pub fn addresses(excluded: &[&str]) -> Vec<IpAddr> {
     let networks = connected(&read("route"), excluded);
     let v4 = local(&read("fib_trie")).into_iter();
     let v4 = v4.filter(|address| !networks.iter().any(|(base, mask)| u32::from(*address) & mask == *base));
-    let v4 = v4.filter(|address| !address.is_loopback() && !address.is_link_local() && !address.is_unspecified());
+    let v4 =
+        v4.filter(|address| !address.is_loopback() && !address.is_link_local() && !address.is_unspecified());
     let v6 = v6(&read("if_inet6"), excluded).into_iter();
     let v6 = v6.filter(|address| !address.is_loopback() && !address.is_unicast_link_local());
     v4.map(IpAddr::V4).chain(v6.map(IpAddr::V6)).collect()
@@ -37,7 +38,9 @@ fn connected(text: &str, interfaces: &[&str]) -> Vec<(u32, u32)> {
     let number = |text: &str| u32::from_str_radix(text, 16).ok().map(u32::from_be);
     lines
         .filter_map(|fields| match fields.as_slice() {
-            [name, base, "00000000", _, _, _, _, mask, ..] if interfaces.contains(name) && *base != "00000000" => {
+            [name, base, "00000000", _, _, _, _, mask, ..]
+                if interfaces.contains(name) && *base != "00000000" =>
+            {
                 Some((number(base)?, number(mask)?))
             }
             _ => None,

@@ -220,8 +220,14 @@ const WITHOUT_EFFECT: [(&str, &str); 7] = [
 ];
 
 /// Fields that others look at: the injector, and the control plane.
-const OF_OTHERS: [&str; 6] =
-    ["interceptionMode", "holdApplicationUntilProxyStarts", "image", "meshId", "proxyHeaders", "gatewayTopology"];
+const OF_OTHERS: [&str; 6] = [
+    "interceptionMode",
+    "holdApplicationUntilProxyStarts",
+    "image",
+    "meshId",
+    "proxyHeaders",
+    "gatewayTopology",
+];
 
 /// Fields that we cannot do without.
 const REFUSED: [&str; 3] = ["proxyBootstrapTemplatePath", "zipkinAddress", "envoyMetricsServiceAddress"];
@@ -476,7 +482,10 @@ mod tests {
     #[test]
     fn what_is_refused() {
         for (text, words) in [
-            ("proxyBootstrapTemplatePath: /x", "PROXY_CONFIG:1:1: proxyBootstrapTemplatePath is not supported yet"),
+            (
+                "proxyBootstrapTemplatePath: /x",
+                "PROXY_CONFIG:1:1: proxyBootstrapTemplatePath is not supported yet",
+            ),
             ("tracing: {lightstep: {address: a:1}}", "tracing.lightstep is not supported yet"),
             ("concurrency: many", "concurrency"),
             ("discoveryAddress: istiod", "\"istiod\" is not HOST:PORT"),

@@ -218,9 +218,11 @@ impl XdsProxy {
         };
         match mode {
             Mode::Sotw => {
-                let answer = leno_api::proto::envoy::service::discovery::v3::DiscoveryResponse::decode(answer);
+                let answer =
+                    leno_api::proto::envoy::service::discovery::v3::DiscoveryResponse::decode(answer);
                 let answer = answer.ok()?;
-                let outcome = answer.resources.first().map_or(Ok(()), |one| self.wanted.take(type_url, &one.value));
+                let outcome =
+                    answer.resources.first().map_or(Ok(()), |one| self.wanted.take(type_url, &one.value));
                 let reply = DiscoveryRequest {
                     version_info: answer.version_info,
                     type_url: type_url.to_owned(),
@@ -307,9 +309,8 @@ struct Relay {
 impl tonic::server::StreamingService<Bytes> for Relay {
     type Response = Bytes;
     type ResponseStream = ReceiverStream<Result<Bytes, Status>>;
-    type Future = std::pin::Pin<
-        Box<dyn Future<Output = Result<Response<Self::ResponseStream>, Status>> + Send>,
-    >;
+    type Future =
+        std::pin::Pin<Box<dyn Future<Output = Result<Response<Self::ResponseStream>, Status>> + Send>>;
 
     fn call(&mut self, request: Request<Streaming<Bytes>>) -> Self::Future {
         Box::pin(Arc::clone(&self.shared).relay(self.mode, request.into_inner()))
@@ -390,7 +391,9 @@ impl Decoder for Raw {
 
 #[cfg(test)]
 mod tests {
-    use super::{DeltaDiscoveryRequest, DiscoveryRequest, LISTENER, Message, Mode, request_field, subscribe, type_url};
+    use super::{
+        DeltaDiscoveryRequest, DiscoveryRequest, LISTENER, Message, Mode, request_field, subscribe, type_url,
+    };
 
     #[test]
     fn types_of_requests() {

@@ -133,7 +133,12 @@ impl Mesh {
             json!({
                 "apiVersion": "v1",
                 "kind": "Pod",
-                "metadata": { "name": format!("{name}-0"), "namespace": "default", "labels": { "app": name } },
+                "metadata": {
+                    "name": format!("{name}-0"),
+                    "namespace": "default",
+                    // Injection says by it that there is a sidecar.
+                    "labels": { "app": name, "security.istio.io/tlsMode": "istio" },
+                },
                 "spec": { "serviceAccountName": name, "containers": [{ "name": "app", "image": "app" }] },
                 "status": {
                     "phase": "Running",
@@ -207,7 +212,8 @@ impl Mesh {
     fn until(&self, what: &str, is_so: impl Fn() -> bool) {
         let start = Instant::now();
         while !is_so() {
-            if start.elapsed() > PATIENCE {
+            let has_ended = self.logs().contains("the proxy has ended");
+            if has_ended || start.elapsed() > PATIENCE {
                 panic!("{what}: not in time\n{}", self.logs());
             }
             std::thread::sleep(Duration::from_millis(50));
@@ -216,7 +222,8 @@ impl Mesh {
 
     /// All that was said.
     fn logs(&self) -> String {
-        let files = std::fs::read_dir(self.folder.path()).expect("readable").flatten().map(|file| file.path());
+        let files =
+            std::fs::read_dir(self.folder.path()).expect("readable").flatten().map(|file| file.path());
         let logs = files.filter(|path| path.extension().is_some_and(|end| end == "log"));
         logs.map(|path| {
             format!("{}:\n{}\n", path.display(), std::fs::read_to_string(&path).unwrap_or_default())
@@ -225,14 +232,23 @@ impl Mesh {
     }
 
     /// Starts a workload's agent. `config` is added to its ProxyConfig.
-    fn workload(&self, name: &str, last: u8, config: &serde_json::Value, variables: &[(&str, String)]) -> Workload {
+    fn workload(
+        &self,
+        name: &str,
+        last: u8,
+        config: &serde_json::Value,
+        variables: &[(&str, String)],
+    ) -> Workload {
         let folder = self.folder.path().join(name);
         let secrets = folder.join("var/run/secrets");
         std::fs::create_dir_all(secrets.join("istio")).expect("a folder");
         std::fs::create_dir_all(secrets.join("tokens")).expect("a folder");
-        std::fs::copy(self.folder.path().join("ca/roots.pem"), secrets.join("istio/root-cert.pem")).expect("roots");
+        std::fs::copy(self.folder.path().join("ca/roots.pem"), secrets.join("istio/root-cert.pem"))
+            .expect("roots");
         let mut token = Command::new(env!("CARGO_BIN_EXE_leno"));
-        token.args(["token", "create", "--service-account", name, "--dir"]).arg(self.folder.path().join("tokens"));
+        token
+            .args(["token", "create", "--service-account", name, "--dir"])
+            .arg(self.folder.path().join("tokens"));
         let token = token.output().expect("it runs");
         assert!(token.status.success(), "{}", String::from_utf8_lossy(&token.stderr));
         std::fs::write(secrets.join("tokens/istio-token"), token.stdout).expect("writable");
@@ -276,7 +292,9 @@ impl Mesh {
     }
 
     fn until_ready(&self, workload: &Workload) {
-        self.until("it is ready", || matches!(ask(workload.status(), "GET", "/healthz/ready", ""), Ok((200, _))));
+        self.until("it is ready", || {
+            matches!(ask(workload.status(), "GET", "/healthz/ready", ""), Ok((200, _)))
+        });
     }
 }
 
@@ -311,7 +329,10 @@ fn talk(config: &serde_json::Value) {
     });
     let variables = [
         ("ISTIO_KUBE_APP_PROBERS", probes.to_string()),
-        ("ISTIO_PROMETHEUS_ANNOTATIONS", json!({ "scrape": "true", "port": mesh.application.to_string() }).to_string()),
+        (
+            "ISTIO_PROMETHEUS_ANNOTATIONS",
+            json!({ "scrape": "true", "port": mesh.application.to_string() }).to_string(),
+        ),
         ("OUTPUT_CERTS", "certs".to_owned()),
     ];
     let mut server = mesh.workload("server", 2, config, &variables);
@@ -325,13 +346,18 @@ fn talk(config: &serde_json::Value) {
         let absolute = format!("http://server.default.svc.cluster.local:{INBOUND}{path}");
         ask(proxy, "GET", &absolute, &host)
     };
-    mesh.until("they talk", || matches!(call("/for-client"), Ok((200, _))));
+    mesh.until("they talk", || {
+        let answer = call("/for-client");
+        if !matches!(answer, Ok((200, _))) {
+            eprintln!("not yet: {answer:?}");
+        }
+        matches!(answer, Ok((200, _)))
+    });
     let (_, head) = call("/for-client").expect("an answer");
     let head = head.to_ascii_lowercase();
-    for words in [
-        "by=spiffe://cluster.local/ns/default/sa/server",
-        "uri=spiffe://cluster.local/ns/default/sa/client",
-    ] {
+    for words in
+        ["by=spiffe://cluster.local/ns/default/sa/server", "uri=spiffe://cluster.local/ns/default/sa/client"]
+    {
         assert!(head.contains(words), "{words}: {head}");
     }
     let (status, body) = call("/for-nobody").expect("an answer");
@@ -341,7 +367,10 @@ fn talk(config: &serde_json::Value) {
 
     // The status port, and 15021 through the proxy.
     let get = |path: &str| ask(server.status(), "GET", path, "").expect("an answer");
-    assert_eq!(ask((Ipv4Addr::LOCALHOST, server.health).into(), "GET", "/healthz/ready", "").expect("an answer").0, 200);
+    assert_eq!(
+        ask((Ipv4Addr::LOCALHOST, server.health).into(), "GET", "/healthz/ready", "").expect("an answer").0,
+        200
+    );
     let (status, body) = get("/app-health/app/readyz");
     assert!(status == 200 && body.starts_with("GET /ready HTTP/1.1"), "{status} {body}");
     assert_eq!(get("/app-health/app/livez").0, 200);

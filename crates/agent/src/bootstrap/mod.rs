@@ -22,7 +22,10 @@ pub use node::{Node, Role};
 
 /// Values of the runtime that every proxy has.
 const RUNTIME: [(&str, Value); 5] = [
-    ("envoy.deprecated_features:envoy.config.listener.v3.Listener.hidden_envoy_deprecated_use_original_dst", Value::Bool(true)),
+    (
+        "envoy.deprecated_features:envoy.config.listener.v3.Listener.hidden_envoy_deprecated_use_original_dst",
+        Value::Bool(true),
+    ),
     ("envoy.reloadable_features.http_reject_path_with_fragment", Value::Bool(false)),
     ("envoy.reloadable_features.fixed_heap_use_allocated", Value::Bool(true)),
     ("envoy.reloadable_features.coalesce_lb_rebuilds_on_batch_update", Value::Bool(false)),
@@ -42,6 +45,14 @@ pub struct Inputs<'i> {
     pub outlier_log: Option<&'i str>,
     /// Whether the proxy's own log is JSON.
     pub json_log: bool,
+}
+
+impl Inputs<'_> {
+    /// Whether Envoy is the proxy. Deviation: our own proxy, whose log has one format, and whose answers
+    /// are not compressed yet, gets a bootstrap without what it would refuse.
+    fn is_for_envoy(&self) -> bool {
+        self.config.envoy().is_some()
+    }
 }
 
 /// Addresses by the families that the workload has.
@@ -85,7 +96,6 @@ pub fn render(inputs: &Inputs<'_>) -> Result<Value, Vec<String>> {
     let families = Families::of(&node.addresses, environment.dual_stack);
     let source = json!({ "ads": {}, "initial_fetch_timeout": "0s", "resource_api_version": "V3" });
     let mut bootstrap = json!({
-        "application_log_config": { "log_format": log_format(inputs.json_log) },
         "node": node.to_json(config, environment),
         "layered_runtime": { "layers": [
             { "name": "global config", "static_layer": runtime(config, environment) },
@@ -94,9 +104,8 @@ pub fn render(inputs: &Inputs<'_>) -> Result<Value, Vec<String>> {
         "bootstrap_extensions": [{
             "name": "envoy.bootstrap.internal_listener",
             "typed_config": {
-                "@type": "type.googleapis.com/udpa.type.v1.TypedStruct",
-                "type_url": "type.googleapis.com/envoy.extensions.bootstrap.internal_listener.v3.InternalListener",
-                "value": { "buffer_size_kb": 64 },
+                "@type": "type.googleapis.com/envoy.extensions.bootstrap.internal_listener.v3.InternalListener",
+                "buffer_size_kb": 64,
             },
         }],
         "stats_config": stats::config(inputs),
@@ -135,6 +144,10 @@ pub fn render(inputs: &Inputs<'_>) -> Result<Value, Vec<String>> {
         "deferred_stat_options": { "enable_deferred_creation_stats": true },
     });
     let Some(fields) = bootstrap.as_object_mut() else { return Ok(bootstrap) };
+    if inputs.is_for_envoy() {
+        let format = json!({ "log_format": log_format(inputs.json_log) });
+        fields.insert("application_log_config".to_owned(), format);
+    }
     stats::intervals(environment, fields);
     if let Some(tracer) = statics::tracer(inputs) {
         fields.insert("tracing".to_owned(), json!({ "http": tracer }));

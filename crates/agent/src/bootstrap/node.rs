@@ -95,8 +95,8 @@ impl Node {
             }
         };
         let canonical = || {
-            let names =
-                ["service.istio.io/canonical-name", "app.kubernetes.io/name", "app"].map(|name| self.labels.get(name));
+            let names = ["service.istio.io/canonical-name", "app.kubernetes.io/name", "app"]
+                .map(|name| self.labels.get(name));
             let fallback = if workload.is_empty() { "istio-proxy" } else { workload };
             names.into_iter().flatten().next().map_or(fallback, String::as_str).to_owned()
         };
@@ -104,7 +104,9 @@ impl Node {
             None => or_default(config.service_cluster.as_deref().unwrap_or("istio-proxy")),
             Some(TracingServiceName::AppLabelAndNamespace) => or_default("istio-proxy"),
             Some(TracingServiceName::CanonicalNameOnly) => or_default(&canonical()),
-            Some(TracingServiceName::CanonicalNameAndNamespace) if namespace.is_empty() => or_default(&canonical()),
+            Some(TracingServiceName::CanonicalNameAndNamespace) if namespace.is_empty() => {
+                or_default(&canonical())
+            }
             Some(TracingServiceName::CanonicalNameAndNamespace) => format!("{}.{namespace}", canonical()),
         }
     }
@@ -153,7 +155,7 @@ impl Node {
         if !fixed.is_empty() {
             put("STATIC_LABELS", json!(fixed));
         }
-        if let Some(annotations) = &environment.annotations {
+        if let Some(annotations) = environment.annotations.as_ref().filter(|all| !all.is_empty()) {
             put("ANNOTATIONS", json!(annotations));
         }
         if let Some(address) = environment.variables.get("DNS_PROXY_ADDR").filter(|text| !text.is_empty()) {
@@ -174,7 +176,8 @@ impl Node {
     /// By the label of machines; in a cluster the control plane knows it by the Pod's node.
     fn locality(&self) -> Value {
         let names = ["topology.istio.io/locality", "istio-locality"];
-        let Some(text) = names.iter().find_map(|name| self.labels.get(*name)).filter(|it| !it.is_empty()) else {
+        let Some(text) = names.iter().find_map(|name| self.labels.get(*name)).filter(|it| !it.is_empty())
+        else {
             return json!({});
         };
         let text = if text.contains('/') { text.clone() } else { text.replace('.', "/") };

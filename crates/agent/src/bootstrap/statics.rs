@@ -224,7 +224,8 @@ pub(super) fn listeners(inputs: &Inputs<'_>, families: &Families) -> Vec<Value> 
     let metadata = config.proxy_metadata.get("METRICS_LOCALHOST_ACCESS_ONLY");
     let local = metadata.is_some_and(|value| value == "true");
     let at = if local { families.localhost } else { families.wildcard };
-    let compressors = if config.stats_compression.unwrap_or(true) { compressors() } else { Vec::new() };
+    let compresses = inputs.is_for_envoy() && config.stats_compression.unwrap_or(true);
+    let compressors = if compresses { compressors() } else { Vec::new() };
     let mut metrics = listener(at, environment.prometheus_port);
     let filters = [connections("stats", &[("/stats/prometheus", "prometheus_stats")], compressors)];
     metrics["filter_chains"] = json!([{ "filters": filters }]);
@@ -304,9 +305,7 @@ fn secure(address: &str, port: u16, filter: Value) -> Value {
 }
 
 fn connections(stat_prefix: &str, routes: &[(&str, &str)], mut filters: Vec<Value>) -> Value {
-    let route = |(path, cluster): &(&str, &str)| {
-        json!({ "match": { "prefix": path }, "route": { "cluster": cluster } })
-    };
+    let route = |(path, cluster): &(&str, &str)| json!({ "match": { "prefix": path }, "route": { "cluster": cluster } });
     filters.push(json!({
         "name": "envoy.filters.http.router",
         "typed_config": { "@type": format!("{TYPE}.filters.http.router.v3.Router") },

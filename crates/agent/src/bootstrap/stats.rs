@@ -76,8 +76,7 @@ pub(super) fn config(inputs: &Inputs<'_>) -> Value {
         }
         out
     };
-    let prefixes =
-        wanted("sidecar.istio.io/statsInclusionPrefixes", matcher.inclusion_prefixes, &[PREFIXES]);
+    let prefixes = wanted("sidecar.istio.io/statsInclusionPrefixes", matcher.inclusion_prefixes, &[PREFIXES]);
     let idle: &[&str] = if environment.exit_when_idle { &[SUFFIXES, IDLE_SUFFIX] } else { &[SUFFIXES] };
     let suffixes = wanted("sidecar.istio.io/statsInclusionSuffixes", matcher.inclusion_suffixes, idle);
     let expressions =

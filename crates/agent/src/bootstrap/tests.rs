@@ -21,8 +21,13 @@ fn bootstrap(role: Role, variables: &[(&str, &str)], labels: &str, annotations: 
         [("PROXY_CONFIG", Layer::Proxy(&environment.proxy_config)), ("annotation", Layer::Proxy(&annotated))];
     let config = ProxyConfig::read(&layers).expect("a good ProxyConfig");
     let node = Node::new(role, None, &config, &environment, &[], None);
-    let inputs =
-        Inputs { config: &config, environment: &environment, node: &node, outlier_log: None, json_log: false };
+    let inputs = Inputs {
+        config: &config,
+        environment: &environment,
+        node: &node,
+        outlier_log: None,
+        json_log: false,
+    };
     render(&inputs).expect("a bootstrap")
 }
 
@@ -32,23 +37,30 @@ fn check(bootstrap: &Value, expected: ExpectFile) {
     let mut file = tempfile::NamedTempFile::with_suffix(".json").expect("a file");
     std::io::Write::write_all(&mut file, bootstrap.to_string().as_bytes()).expect("writable");
     let output = std::process::Command::new(envoy)
-        .args(["--mode", "validate", "--use-dynamic-base-id", "--allow-unknown-static-fields", "-l", "error", "-c"])
+        .args([
+            "--mode",
+            "validate",
+            "--use-dynamic-base-id",
+            "--allow-unknown-static-fields",
+            "-l",
+            "error",
+            "-c",
+        ])
         .arg(file.path() as &Path)
         .output()
         .expect("it runs");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
-#[test]
-fn a_sidecar() {
-    let found = bootstrap(
+fn sidecar(config: &str) -> Value {
+    bootstrap(
         Role::Sidecar,
         &[
             ("POD_NAME", "reviews-v1-0"),
             ("POD_NAMESPACE", "default"),
             ("INSTANCE_IP", "10.0.0.7"),
             ("SERVICE_ACCOUNT", "bookinfo-reviews"),
-            ("PROXY_CONFIG", "{}"),
+            ("PROXY_CONFIG", config),
             ("ISTIO_META_CLUSTER_ID", "Kubernetes"),
             ("ISTIO_META_INTERCEPTION_MODE", "REDIRECT"),
             ("ISTIO_META_POD_PORTS", "[{\"containerPort\":9080,\"protocol\":\"TCP\"}]"),
@@ -59,8 +71,18 @@ fn a_sidecar() {
         ],
         "app=\"reviews\"\nversion=\"v1\"\npod-template-hash=\"abc\"\n",
         "",
-    );
-    check(&found, expect_file!["../../tests/bootstrap/sidecar.json"]);
+    )
+}
+
+#[test]
+fn a_sidecar() {
+    check(&sidecar("{}"), expect_file!["../../tests/bootstrap/sidecar.json"]);
+}
+
+#[test]
+fn a_sidecar_of_envoy() {
+    let found = sidecar("{binaryPath: /opt/envoy, concurrency: 2, tracing: {datadog: {address: 'dd:8126'}}}");
+    check(&found, expect_file!["../../tests/bootstrap/sidecar-envoy.json"]);
 }
 
 #[test]

@@ -29,7 +29,8 @@ impl Resolv {
             match words.next() {
                 Some("nameserver") => {
                     // A zone (`fe80::1%eth0`) is more than an address says.
-                    let address = words.next().and_then(|word| word.split('%').next()?.parse::<IpAddr>().ok());
+                    let address =
+                        words.next().and_then(|word| word.split('%').next()?.parse::<IpAddr>().ok());
                     found.servers.extend(address.map(|address| SocketAddr::new(address, 53)));
                 }
                 Some("search") => found.search = words.map(str::to_owned).collect(),
@@ -91,10 +92,14 @@ impl Upstream {
     }
 }
 
-async fn one(server: SocketAddr, query: &[u8], by_stream: bool, timeout: Duration) -> Result<Vec<u8>, String> {
-    let asking = async {
-        if by_stream { stream(server, query).await } else { datagram(server, query).await }
-    };
+async fn one(
+    server: SocketAddr,
+    query: &[u8],
+    by_stream: bool,
+    timeout: Duration,
+) -> Result<Vec<u8>, String> {
+    let asking =
+        async { if by_stream { stream(server, query).await } else { datagram(server, query).await } };
     match tokio::time::timeout(timeout, asking).await {
         Ok(answer) => answer.map_err(|error| format!("{server}: {error}")),
         Err(_) => Err(format!("{server}: no answer within {timeout:?}")),

@@ -208,17 +208,23 @@ impl Resolver {
             return Own::Nothing;
         }
         self.metrics.dns_requests.add(1);
-        let most = if is_stream { usize::from(u16::MAX) } else { usize::from(message.max_payload()).max(DATAGRAM) };
+        let most =
+            if is_stream { usize::from(u16::MAX) } else { usize::from(message.max_payload()).max(DATAGRAM) };
         let Some(question) = message.queries.first() else {
             return Own::Answer(failure(&message));
         };
         let table = self.table.borrow().clone();
         let Some(table) = table else {
-            return if self.answers_at_once { Own::Others(Box::new(message)) } else { Own::Answer(failure(&message)) };
+            return if self.answers_at_once {
+                Own::Others(Box::new(message))
+            } else {
+                Own::Answer(failure(&message))
+            };
         };
         let kind = question.query_type();
         let is_address = matches!(kind, RecordType::A | RecordType::AAAA);
-        if message.metadata.op_code != OpCode::Query || question.query_class() != DNSClass::IN || !is_address {
+        if message.metadata.op_code != OpCode::Query || question.query_class() != DNSClass::IN || !is_address
+        {
             return Own::Others(Box::new(message));
         }
         let mut name = question.name().to_ascii().to_ascii_lowercase();

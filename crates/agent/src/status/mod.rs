@@ -155,15 +155,23 @@ impl Status {
         };
         let Some(table) = table else { return json(StatusCode::NOT_FOUND, json!({})) };
         let info = |info: &crate::name_table::NameInfo| {
-            let fields = [("registry", &info.registry), ("shortname", &info.shortname), ("namespace", &info.namespace)];
+            let fields = [
+                ("registry", &info.registry),
+                ("shortname", &info.shortname),
+                ("namespace", &info.namespace),
+            ];
             let mut value = Map::new();
             value.insert("ips".to_owned(), json!(info.ips));
             value.extend(
-                fields.into_iter().filter(|(_, text)| !text.is_empty()).map(|(name, text)| (name.to_owned(), json!(text))),
+                fields
+                    .into_iter()
+                    .filter(|(_, text)| !text.is_empty())
+                    .map(|(name, text)| (name.to_owned(), json!(text))),
             );
             Value::Object(value)
         };
-        let names: Map<String, Value> = table.table.iter().map(|(name, it)| (name.clone(), info(it))).collect();
+        let names: Map<String, Value> =
+            table.table.iter().map(|(name, it)| (name.clone(), info(it))).collect();
         json(StatusCode::OK, json!({ "table": names }))
     }
 }

@@ -88,8 +88,7 @@ impl Probes {
             if !is_path(path) {
                 return Err(format!("{NAME}: {path} is not /app-health/CONTAINER/(livez|readyz|startupz)"));
             }
-            let kinds =
-                [probe.http_get.is_some(), probe.tcp_socket.is_some(), probe.grpc.is_some()];
+            let kinds = [probe.http_get.is_some(), probe.tcp_socket.is_some(), probe.grpc.is_some()];
             if kinds.into_iter().filter(|kind| *kind).count() != 1 {
                 return Err(format!("{NAME}: {path}: it must be one of httpGet, tcpSocket, grpc"));
             }
@@ -127,11 +126,13 @@ impl Probes {
                     Err(_) => failed(format!("{}: no connection within {timeout:?}", target.authority())),
                 }
             }
-            (.., Some(grpc)) => match tokio::time::timeout(timeout, Box::pin(self.check(grpc, headers))).await {
-                Ok(Ok(())) => text(StatusCode::OK, ""),
-                Ok(Err(error)) => failed(error),
-                Err(_) => failed(format!("no answer within {timeout:?}")),
-            },
+            (.., Some(grpc)) => {
+                match tokio::time::timeout(timeout, Box::pin(self.check(grpc, headers))).await {
+                    Ok(Ok(())) => text(StatusCode::OK, ""),
+                    Ok(Err(error)) => failed(error),
+                    Err(_) => failed(format!("no answer within {timeout:?}")),
+                }
+            }
             (None, None, None) => failed("it asks for nothing".to_owned()),
         }
     }
@@ -183,7 +184,8 @@ impl Probes {
             connect_timeout: Duration::from_secs(1),
             keepalive: None,
         };
-        let channel = leno_xds::client::grpc::over(stream, &connection).await.map_err(|error| error.to_string())?;
+        let channel =
+            leno_xds::client::grpc::over(stream, &connection).await.map_err(|error| error.to_string())?;
         let mut client = tonic::client::Grpc::new(channel);
         client.ready().await.map_err(|error| error.to_string())?;
         let mut request =
@@ -269,6 +271,8 @@ impl Decoder for HealthCodec {
 
     fn decode(&mut self, from: &mut DecodeBuf<'_>) -> Result<Option<HealthCheckResponse>, tonic::Status> {
         let bytes = from.copy_to_bytes(from.remaining());
-        HealthCheckResponse::decode(bytes).map(Some).map_err(|error| tonic::Status::internal(error.to_string()))
+        HealthCheckResponse::decode(bytes)
+            .map(Some)
+            .map_err(|error| tonic::Status::internal(error.to_string()))
     }
 }

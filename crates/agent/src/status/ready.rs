@@ -53,7 +53,8 @@ impl Readiness {
             }
         }
         let answer =
-            call(&self.admin, request(Method::GET, &path, &self.admin)?, Duration::from_secs(3), 1 << 20).await?;
+            call(&self.admin, request(Method::GET, &path, &self.admin)?, Duration::from_secs(3), 1 << 20)
+                .await?;
         if !answer.status.is_success() {
             return Err(format!("the proxy's stats: {}", answer.status));
         }
@@ -120,7 +121,10 @@ mod tests {
             let error = updates(stats).expect_err(stats);
             assert!(error.contains(expected), "{error}");
         }
-        assert_eq!(updates("cluster_manager.cds.update_success: 2\nlistener_manager.lds.update_success: 1"), Ok(()));
+        assert_eq!(
+            updates("cluster_manager.cds.update_success: 2\nlistener_manager.lds.update_success: 1"),
+            Ok(())
+        );
         for (stats, expected) in [
             ("", "server.state is not yet"),
             ("server.state: 0", "workers_started is not yet"),

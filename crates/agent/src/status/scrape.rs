@@ -87,8 +87,11 @@ impl Scrape {
                 targets.push(Annotated { port, path });
             }
             for Annotated { port, path } in targets {
-                let number: u16 =
-                    port.parse().ok().filter(|port| *port != 0).ok_or(format!("{NAME}: {port:?} is no port"))?;
+                let number: u16 = port
+                    .parse()
+                    .ok()
+                    .filter(|port| *port != 0)
+                    .ok_or(format!("{NAME}: {port:?} is no port"))?;
                 if number == status_port || RESERVED.contains(&number) {
                     return Err(format!("{NAME}: port {number} is the mesh's own, not the application's"));
                 }
@@ -106,7 +109,8 @@ impl Scrape {
         now: u64,
     ) -> Response<Full<Bytes>> {
         let seconds = headers.get(&TIMEOUT).and_then(|value| value.to_str().ok()?.parse::<f64>().ok());
-        let timeout = seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok()).unwrap_or(PATIENCE);
+        let timeout =
+            seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok()).unwrap_or(PATIENCE);
         let proxy = async {
             let port = self.proxy?;
             let path = match query {
@@ -229,7 +233,10 @@ mod tests {
             (Some("{}"), Ok(vec![(80, "/metrics")])),
             (Some(r#"{"scrape":"false","port":"9080"}"#), Ok(vec![])),
             (Some(r#"{"scrape":"true","port":"9080","path":"/m"}"#), Ok(vec![(9080, "/m")])),
-            (Some(r#"{"targets":[{"port":"1"},{"port":"2","path":"/b"}]}"#), Ok(vec![(1, "/metrics"), (2, "/b")])),
+            (
+                Some(r#"{"targets":[{"port":"1"},{"port":"2","path":"/b"}]}"#),
+                Ok(vec![(1, "/metrics"), (2, "/b")]),
+            ),
             (Some(r#"{"port":"015020"}"#), Err("port 15020 is the mesh's own")),
             (Some(r#"{"port":"15030"}"#), Err("port 15030 is the mesh's own")),
             (Some(r#"{"port":"http"}"#), Err("\"http\" is no port")),

@@ -57,7 +57,13 @@ enum Verb {
 #[derive(Debug, clap::Args)]
 struct Log {
     /// Levels of the agent's log, as `default:info,xdsproxy:debug`
-    #[arg(long = "log_output_level", alias = "log-output-level", value_name = "LIST", default_value = "default:info", global = true)]
+    #[arg(
+        long = "log_output_level",
+        alias = "log-output-level",
+        value_name = "LIST",
+        default_value = "default:info",
+        global = true
+    )]
     log_output_level: String,
     /// The proxy's log, if it is Envoy, is JSON
     #[arg(long = "log_as_json", alias = "log-as-json", global = true)]
@@ -167,20 +173,26 @@ fn parse(mut arguments: Vec<OsString>) -> Result<(Line, Vec<String>), Failure> {
             Err(error) => error,
         };
         let flag = match error.get(ContextKind::InvalidArg) {
-            Some(ContextValue::String(flag)) if error.kind() == ErrorKind::UnknownArgument && flag.starts_with('-') => {
+            Some(ContextValue::String(flag))
+                if error.kind() == ErrorKind::UnknownArgument && flag.starts_with('-') =>
+            {
                 flag.clone()
             }
             _ => return Err(Failure::Usage(error, 1)),
         };
         let name = flag.split('=').next().unwrap_or_default().to_owned();
         let is_flag = |argument: &OsString| {
-            argument.to_str().is_some_and(|text| text == name || text.strip_prefix(&name).is_some_and(|rest| rest.starts_with('=')))
+            argument.to_str().is_some_and(|text| {
+                text == name || text.strip_prefix(&name).is_some_and(|rest| rest.starts_with('='))
+            })
         };
         let Some(at) = arguments.iter().position(is_flag) else { return Err(Failure::Usage(error, 1)) };
         let removed = arguments.remove(at);
         // Its value, as pflag guesses it.
         let has_value = removed.to_str().is_none_or(|text| !text.contains('='));
-        if has_value && arguments.get(at).and_then(|next| next.to_str()).is_some_and(|next| !next.starts_with('-')) {
+        if has_value
+            && arguments.get(at).and_then(|next| next.to_str()).is_some_and(|next| !next.starts_with('-'))
+        {
             arguments.remove(at);
         }
         unknown.push(name);
@@ -189,6 +201,8 @@ fn parse(mut arguments: Vec<OsString>) -> Result<(Line, Vec<String>), Failure> {
 
 impl Run {
     fn run(self, log: &Log, unknown: &[String]) -> Result<ExitCode, Failure> {
+        // For the sake of command lines that have it.
+        let _ = &self.profiling;
         let mut options = self.options(log)?;
         leno_proxy::start_log(&options)?;
         for flag in unknown {
@@ -205,7 +219,8 @@ impl Run {
             options.file_flush_min_size = config.file_flush_min_size_kb as usize * 1024;
         }
         if let Some(file) = &environment.bootstrap_override {
-            options.config_yaml = Some(read_override(file, &environment.host_ip).map_err(anyhow::Error::msg)?);
+            options.config_yaml =
+                Some(read_override(file, &environment.host_ip).map_err(anyhow::Error::msg)?);
         }
         let envoy = config.envoy().map(PathBuf::from);
         let addresses = settings.node.addresses.clone();
@@ -267,10 +282,10 @@ impl Run {
         }
         let outlier_log = Some(self.outlier_log.clone()).filter(|path| !path.is_empty());
         let role = if self.role == "router" { Role::Router } else { Role::Sidecar };
-        let excluded = environment.annotation("traffic.sidecar.istio.io/excludeInterfaces").unwrap_or_default();
+        let excluded =
+            environment.annotation("traffic.sidecar.istio.io/excludeInterfaces").unwrap_or_default();
         let found = addresses(&excluded.split(',').map(str::trim).collect::<Vec<_>>());
-        let node =
-            Node::new(role, Some(&self.domain), &config, &environment, &found, outlier_log.as_deref());
+        let node = Node::new(role, Some(&self.domain), &config, &environment, &found, outlier_log.as_deref());
         Ok(Settings { environment, config, node, outlier_log, json_log: log.log_as_json })
     }
 
@@ -372,8 +387,11 @@ fn child(program: &Path, options: &Options, addresses: &[IpAddr], skips: bool) -
     }
     command.args(["-l", &options.log_level]);
     if !options.component_log_levels.is_empty() {
-        let pairs: Vec<String> =
-            options.component_log_levels.iter().map(|(component, level)| format!("{component}:{level}")).collect();
+        let pairs: Vec<String> = options
+            .component_log_levels
+            .iter()
+            .map(|(component, level)| format!("{component}:{level}"))
+            .collect();
         command.args(["--component-log-level", &pairs.join(",")]);
     }
     if skips {
@@ -404,12 +422,20 @@ fn child(program: &Path, options: &Options, addresses: &[IpAddr], skips: bool) -
             Err(error) => Err(error.to_string()),
         }
     };
-    Ok(Proxy { exited: Box::pin(exited), kill: Some(Box::new(move || drop(kill.send(())))) })
+    Ok(Proxy {
+        exited: Box::pin(exited),
+        kill: Some(Box::new(move || {
+            let _ = kill.send(());
+        })),
+    })
 }
 
 impl Wait {
     fn run(self) -> Result<ExitCode, Failure> {
-        let rest = self.url.strip_prefix("http://").ok_or_else(|| anyhow!("--url: {:?} is not http://...", self.url))?;
+        let rest = self
+            .url
+            .strip_prefix("http://")
+            .ok_or_else(|| anyhow!("--url: {:?} is not http://...", self.url))?;
         let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
         let deadline = std::time::Instant::now() + Duration::from_secs(self.timeout);
         let timeout = Duration::from_millis(self.request_timeout);
@@ -421,7 +447,9 @@ impl Wait {
                 Err(error) => last = error.to_string(),
             }
             if std::time::Instant::now() >= deadline {
-                return Err(anyhow!("timeout waiting for Envoy proxy to become ready. Last error: {last}").into());
+                return Err(
+                    anyhow!("timeout waiting for Envoy proxy to become ready. Last error: {last}").into()
+                );
             }
             std::thread::sleep(Duration::from_millis(self.period));
         }
@@ -451,12 +479,12 @@ fn exchange(method: &str, authority: &str, path: &str, timeout: Duration) -> any
 async fn one_request(method: &str, authority: &str, path: &str) -> anyhow::Result<(u16, String)> {
     use http_body_util::{BodyExt as _, Empty};
     let stream = tokio::net::TcpStream::connect(authority).await.with_context(|| authority.to_owned())?;
-    let (mut sender, connection) = hyper::client::conn::http1::handshake::<_, Empty<bytes::Bytes>>(
-        hyper_util::rt::TokioIo::new(stream),
-    )
-    .await?;
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake::<_, Empty<bytes::Bytes>>(hyper_util::rt::TokioIo::new(stream))
+            .await?;
     tokio::spawn(connection);
-    let request = http::Request::builder().method(method).uri(path).header("host", authority).body(Empty::new())?;
+    let request =
+        http::Request::builder().method(method).uri(path).header("host", authority).body(Empty::new())?;
     let response = sender.send_request(request).await?;
     let status = response.status().as_u16();
     let body = response.into_body().collect().await?.to_bytes();
@@ -471,12 +499,19 @@ mod tests {
     fn command_lines_of_pilot_agent() {
         let line = "proxy sidecar --domain shop.svc.cluster.local --proxyLogLevel=warning \
              --proxyComponentLogLevel=misc:error --log_output_level=default:info --unheard of --of=it";
-        let (line, unknown) = parse(line.split_whitespace().map(Into::into).collect()).ok().expect("it is understood");
+        let (line, unknown) =
+            parse(line.split_whitespace().map(Into::into).collect()).ok().expect("it is understood");
         assert_eq!(unknown, ["--unheard", "--of"]);
         let Verb::Proxy(run) = line.verb else { panic!("it runs a proxy") };
         assert_eq!((run.role.as_str(), run.domain.as_str()), ("sidecar", "shop.svc.cluster.local"));
         assert_eq!(line.log.log_output_level, "default:info");
-        for good in ["proxy router --log_as_json", "proxy", "wait --timeoutSeconds 5", "request GET /ready", "version"] {
+        for good in [
+            "proxy router --log_as_json",
+            "proxy",
+            "wait --timeoutSeconds 5",
+            "request GET /ready",
+            "version",
+        ] {
             assert!(parse(good.split_whitespace().map(Into::into).collect()).is_ok(), "{good}");
         }
         for bad in ["proxy ztunnel", "dance", "request GET"] {
@@ -486,9 +521,15 @@ mod tests {
 
     #[test]
     fn levels() {
-        assert_eq!(split_level("info,misc:error,upstream:debug"), ("info".to_owned(), "misc:error,upstream:debug".to_owned()));
+        assert_eq!(
+            split_level("info,misc:error,upstream:debug"),
+            ("info".to_owned(), "misc:error,upstream:debug".to_owned())
+        );
         assert_eq!(split_level("misc:error").0, "warning");
-        assert_eq!(agent_levels("default:debug,xdsproxy:warn,unknown:info").expect("fine"), "leno_agent=debug,leno=debug,leno_agent::xds_proxy=warn");
+        assert_eq!(
+            agent_levels("default:debug,xdsproxy:warn,unknown:info").expect("fine"),
+            "leno_agent=debug,leno=debug,leno_agent::xds_proxy=warn"
+        );
         assert!(agent_levels("default:loud").is_err());
     }
 }

@@ -1,0 +1,194 @@
+//! The DNS proxy over its sockets, with a server of the machine behind it.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query, ResponseCode};
+use hickory_proto::rr::rdata::A;
+use hickory_proto::rr::{Name, RData, Record, RecordType};
+use leno_agent::dns::{Place, Resolver, Upstream, bind, follow, serve};
+use leno_agent::name_table::{NameInfo, NameTable};
+use leno_base::Rng;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream, UdpSocket};
+use tokio::sync::watch;
+
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// A server that knows one address for every name.
+async fn server() -> SocketAddr {
+    let stream = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = stream.local_addr().expect("an address");
+    let datagrams = UdpSocket::bind(address).await.expect("the same port");
+    let answer = |query: &[u8]| {
+        let query = Message::from_vec(query).expect("a query");
+        let mut answer = Message::response(query.metadata.id, OpCode::Query);
+        let name = query.queries[0].name().clone();
+        answer.add_queries(query.queries.clone());
+        answer.add_answer(Record::from_rdata(name, 5, RData::A(A([203, 0, 113, 7].into()))));
+        answer.to_vec().expect("an answer")
+    };
+    tokio::spawn(async move {
+        let mut buffer = [0; 4096];
+        loop {
+            tokio::select! {
+                got = datagrams.recv_from(&mut buffer) => {
+                    let (length, peer) = got.expect("a query");
+                    datagrams.send_to(&answer(&buffer[..length]), peer).await.expect("it is sent");
+                }
+                got = stream.accept() => {
+                    let (mut stream, _) = got.expect("a connection");
+                    let answered = exchange_on(&mut stream, None).await;
+                    let answer = answer(&answered);
+                    stream.write_u16(u16::try_from(answer.len()).expect("short")).await.expect("it is sent");
+                    stream.write_all(&answer).await.expect("it is sent");
+                }
+            }
+        }
+    });
+    address
+}
+
+/// Sends a message and reads one; or only reads one.
+async fn exchange_on(stream: &mut TcpStream, message: Option<&[u8]>) -> Vec<u8> {
+    if let Some(message) = message {
+        stream.write_u16(u16::try_from(message.len()).expect("short")).await.expect("it is sent");
+        stream.write_all(message).await.expect("it is sent");
+    }
+    let length = stream.read_u16().await.expect("a length");
+    let mut bytes = vec![0; usize::from(length)];
+    stream.read_exact(&mut bytes).await.expect("a message");
+    bytes
+}
+
+struct Running {
+    address: SocketAddr,
+    names: watch::Sender<Option<Arc<NameTable>>>,
+    table: watch::Receiver<Option<Arc<leno_agent::dns::Table>>>,
+    metrics: Arc<leno_agent::metrics::Metrics>,
+}
+
+impl Running {
+    async fn start(servers: Vec<SocketAddr>) -> Running {
+        let sockets = bind("127.0.0.1:0", &servers).await.expect("sockets");
+        let address = sockets.addresses()[0];
+        let (names, told) = watch::channel(None);
+        let (say, table) = watch::channel(None);
+        let place = Place::new("shop", "shop.svc.cluster.local", Some("shop.svc.cluster.local"));
+        tokio::spawn(follow(told, place, say));
+        let metrics = Arc::<leno_agent::metrics::Metrics>::default();
+        let resolver = Resolver {
+            table: table.clone(),
+            upstream: Upstream::new(servers, Duration::from_secs(20), false, Rng::new(7)),
+            answers_at_once: false,
+            metrics: Arc::clone(&metrics),
+        };
+        tokio::spawn(serve(sockets, Arc::new(resolver)));
+        Running { address, names, table, metrics }
+    }
+
+    async fn tell(&mut self, names: &[(&str, Vec<String>)]) {
+        let info = |(name, ips): &(&str, Vec<String>)| {
+            let info = NameInfo { ips: ips.clone(), registry: "External".to_owned(), ..NameInfo::default() };
+            ((*name).to_owned(), info)
+        };
+        let table: BTreeMap<String, NameInfo> = names.iter().map(info).collect();
+        self.names.send_replace(Some(Arc::new(NameTable { table })));
+        self.table.changed().await.expect("it is taken");
+    }
+
+    async fn ask(&self, query: &[u8], by_stream: bool) -> Message {
+        let asking = async {
+            if by_stream {
+                let mut stream = TcpStream::connect(self.address).await.expect("it accepts");
+                exchange_on(&mut stream, Some(query)).await
+            } else {
+                let socket = UdpSocket::bind("127.0.0.1:0").await.expect("a port");
+                socket.send_to(query, self.address).await.expect("it is sent");
+                let mut answer = vec![0; 65_535];
+                let length = socket.recv(&mut answer).await.expect("an answer");
+                answer.truncate(length);
+                answer
+            }
+        };
+        let bytes = tokio::time::timeout(LIMIT, asking).await.expect("an answer in time");
+        Message::from_vec(&bytes).expect("an answer")
+    }
+}
+
+fn query(name: &str, kind: RecordType, payload: Option<u16>) -> Vec<u8> {
+    let mut message = Message::new(4711, MessageType::Query, OpCode::Query);
+    message.metadata.recursion_desired = true;
+    message.add_query(Query::query(Name::from_ascii(name).expect("a name"), kind));
+    if let Some(payload) = payload {
+        let mut edns = Edns::new();
+        edns.set_max_payload(payload);
+        message.set_edns(edns);
+    }
+    message.to_vec().expect("a query")
+}
+
+fn told(answer: &Message) -> String {
+    let mut words = vec![format!("{:?}", answer.metadata.response_code)];
+    let records =
+        answer.answers.iter().map(|record| format!("{} {} {}", record.name, record.ttl, record.data));
+    words.extend(records);
+    words.join(", ")
+}
+
+#[tokio::test]
+async fn names_of_the_mesh_and_others() {
+    let mut running = Running::start(vec![server().await]).await;
+    let before = running.ask(&query("api.example.com.", RecordType::A, None), false).await;
+    assert_eq!(before.metadata.response_code, ResponseCode::ServFail, "names have not come yet");
+    let ips = |list: &[&str]| list.iter().map(|ip| (*ip).to_owned()).collect::<Vec<_>>();
+    running
+        .tell(&[("api.example.com", ips(&["240.240.0.1"])), ("*.wild.example.com", ips(&["fd00::2"]))])
+        .await;
+    for (name, kind, expected) in [
+        ("API.example.com.", RecordType::A, "NoError, API.example.com. 30 240.240.0.1"),
+        ("api.example.com.", RecordType::AAAA, "NoError"),
+        ("a.wild.example.com.", RecordType::AAAA, "NoError, a.wild.example.com. 30 fd00::2"),
+        (
+            "api.example.com.shop.svc.cluster.local.",
+            RecordType::A,
+            "NoError, api.example.com.shop.svc.cluster.local. 30 api.example.com., api.example.com. 30 240.240.0.1",
+        ),
+        ("www.example.org.", RecordType::A, "NoError, www.example.org. 5 203.0.113.7"),
+        ("api.example.com.", RecordType::TXT, "NoError, api.example.com. 5 203.0.113.7"),
+    ] {
+        for by_stream in [false, true] {
+            let answer = running.ask(&query(name, kind, None), by_stream).await;
+            assert_eq!(told(&answer), expected, "{name} {kind}, by stream: {by_stream}");
+            assert_eq!(answer.metadata.id, 4711);
+            assert_eq!(answer.metadata.authoritative, !expected.contains(" 5 "), "{name} {kind}");
+        }
+    }
+    assert_eq!(running.metrics.dns_requests.value(), 13);
+    assert_eq!(running.metrics.dns_upstream_requests.value(), 4);
+}
+
+#[tokio::test]
+async fn what_does_not_fit_is_cut_off() {
+    let mut running = Running::start(vec![server().await]).await;
+    let many: Vec<String> = (0..100u8).map(|last| IpAddr::from([10, 0, 0, last]).to_string()).collect();
+    running.tell(&[("many.example.com", many)]).await;
+    let name = "many.example.com.";
+    let short = running.ask(&query(name, RecordType::A, None), false).await;
+    assert!(short.metadata.truncation && (1..40).contains(&short.answers.len()), "{}", short.answers.len());
+    let longer = running.ask(&query(name, RecordType::A, Some(4096)), false).await;
+    assert!(!longer.metadata.truncation && longer.answers.len() == 100);
+    let stream = running.ask(&query(name, RecordType::A, None), true).await;
+    assert!(!stream.metadata.truncation && stream.answers.len() == 100);
+}
+
+#[tokio::test]
+async fn without_servers() {
+    let mut running = Running::start(Vec::new()).await;
+    running.tell(&[("api.example.com", vec!["240.240.0.1".to_owned()])]).await;
+    let answer = running.ask(&query("www.example.org.", RecordType::A, None), false).await;
+    assert_eq!(answer.metadata.response_code, ResponseCode::ServFail);
+    assert_eq!(running.metrics.dns_upstream_failures.value(), 1);
+}
