@@ -581,6 +581,7 @@ impl Server {
             updated: self.records.updated().clone(),
             unready: self.store.unready(),
             secrets: self.secrets(),
+            extensions: self.store.shown_extensions(),
             snapshot,
         }
     }

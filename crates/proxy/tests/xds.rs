@@ -25,6 +25,8 @@ use tokio_stream::wrappers::{TcpListenerStream, UnixListenerStream};
 use tonic::codegen::Service;
 use tonic::server::NamedService;
 
+#[path = "xds/extensions.rs"]
+mod extensions;
 #[path = "xds/on_demand.rs"]
 mod on_demand;
 #[path = "support/mod.rs"]
@@ -77,7 +79,8 @@ impl Server {
             .add_service(ClusterDiscovery(inner()))
             .add_service(EndpointDiscovery(inner()))
             .add_service(ListenerDiscovery(inner()))
-            .add_service(RouteDiscovery(inner()));
+            .add_service(RouteDiscovery(inner()))
+            .add_service(ExtensionDiscovery(inner()));
         let serving = tokio::spawn(async move {
             server.serve_with_incoming(incoming).await.expect("it serves");
         });
@@ -135,6 +138,11 @@ service!(SecretDiscovery, Secret, "envoy.service.secret.v3.SecretDiscoveryServic
 service!(ClusterDiscovery, Cluster, "envoy.service.cluster.v3.ClusterDiscoveryService");
 service!(EndpointDiscovery, Endpoint, "envoy.service.endpoint.v3.EndpointDiscoveryService");
 service!(ListenerDiscovery, Listener, "envoy.service.listener.v3.ListenerDiscoveryService");
+service!(
+    ExtensionDiscovery,
+    ExtensionConfig,
+    "envoy.service.extension.v3.ExtensionConfigDiscoveryService"
+);
 service!(RouteDiscovery, Route, "envoy.service.route.v3.RouteDiscoveryService");
 
 /// A proxy in a thread of its own.

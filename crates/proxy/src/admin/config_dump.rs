@@ -8,6 +8,7 @@ use leno_api::proto::envoy::config::listener::v3 as listener;
 use leno_api::proto::envoy::config::route::v3 as route;
 use leno_api::proto::envoy::extensions::filters::network::http_connection_manager::v3 as manager;
 use leno_api::proto::envoy::extensions::transport_sockets::tls::v3 as tls;
+use leno_base::Name;
 use prost::{Message, Name as _};
 use regex::bytes::Regex;
 use serde_json::{Map, Value, json};
@@ -16,7 +17,9 @@ use crate::admin::json::{
     any, endpoint_address, health_status, locality, masked, object, packed, text, unpacked,
 };
 use crate::admin::respond::{Query, Response};
-use crate::admin::{Answer, Asking, Context, Endpoint, RefusedResource, ResourceKind, View};
+use crate::admin::{
+    Answer, Asking, Context, DynamicResource, Endpoint, RefusedResource, ResourceKind, View,
+};
 use crate::cluster::{Assignment, Cluster, LocalityEndpoints};
 use crate::config::re2;
 use crate::listener::Listener;
@@ -59,6 +62,8 @@ const DYNAMIC_ROUTE: [&str; 5] =
     ["version_info", "route_config", "last_updated", "error_state", "client_status"];
 const DYNAMIC_ENDPOINT: [&str; 5] =
     ["version_info", "endpoint_config", "last_updated", "error_state", "client_status"];
+const DYNAMIC_EXTENSION: [&str; 5] =
+    ["version_info", "ecds_filter", "last_updated", "error_state", "client_status"];
 
 fn dump<'a>(context: &'a Context, query: &'a Query) -> Asking<'a> {
     Box::pin(async {
@@ -68,6 +73,7 @@ fn dump<'a>(context: &'a Context, query: &'a Query) -> Asking<'a> {
         };
         let Some(view) = context.view().await else { return Response::gone() };
         let mut parts = vec![bootstrap(context), clusters(context, &view, &names)];
+        parts.extend(view.extensions.as_deref().map(|extensions| self::extensions(extensions, &names)));
         if query.has("include_eds") {
             parts.push(endpoints(&view, &names));
         }
@@ -162,7 +168,7 @@ fn bootstrap(context: &Context) -> Part {
 }
 
 /// When a resource was taken; static ones came with the start.
-fn updated(context: &Context, view: &View, kind: ResourceKind, name: &leno_base::Name) -> Value {
+fn updated(context: &Context, view: &View, kind: ResourceKind, name: &Name) -> Value {
     date(view.updated.get(&(kind, name.clone())).copied().unwrap_or(context.server.started_at))
 }
 
@@ -219,6 +225,23 @@ fn clusters(context: &Context, view: &View, names: &Names) -> Part {
             ("dynamic_active_clusters", "ClustersConfigDump.DynamicCluster", &DYNAMIC_CLUSTER),
             ("dynamic_warming_clusters", "ClustersConfigDump.DynamicCluster", &DYNAMIC_CLUSTER),
         ],
+    }
+}
+
+/// Configurations of filters.
+fn extensions(known: &[(Name, DynamicResource)], names: &Names) -> Part {
+    let shown = known.iter().filter(|(name, _)| names.wanted(name)).map(|(_, extension)| {
+        object([
+            ("version_info", text(&extension.version)),
+            ("ecds_filter", any(&extension.source)),
+            ("last_updated", date(extension.updated)),
+        ])
+    });
+    Part {
+        name: "EcdsConfigDump",
+        fields: fields([("ecds_filters", shown.collect::<Vec<_>>().into())]),
+        known: &["ecds_filters"],
+        lists: &[("ecds_filters", "EcdsConfigDump.EcdsFilterConfig", &DYNAMIC_EXTENSION)],
     }
 }
 

@@ -144,6 +144,8 @@ pub(crate) struct View {
     pub(crate) unready: Vec<(String, Vec<String>)>,
     /// Secrets that are to come by SDS, by name, with those that did.
     pub(crate) secrets: Vec<(Name, Option<DynamicResource>)>,
+    /// Configurations of filters that came by ECDS, by name; `None`: none is to come.
+    pub(crate) extensions: Option<Vec<(Name, DynamicResource)>>,
 }
 
 /// A resource as it came by xDS.

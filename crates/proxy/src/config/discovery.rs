@@ -20,7 +20,7 @@ use prost_types::Any;
 use crate::cluster::Assignment;
 use crate::config::lower::{Lower, Rejected, Scope};
 use crate::config::source::{Origin, ResourceKey};
-use crate::config::store::Store;
+use crate::config::store::{Extension, Store};
 use crate::http::route::RouteTable;
 use crate::listener::sockets::Sockets;
 use crate::tls::secrets::{KnownSecret, Refilled, fill_cluster, fill_listener};
@@ -68,6 +68,8 @@ pub(crate) struct Applied {
     pub(crate) endpoints: Vec<(Vec<Name>, Arc<Assignment>)>,
     /// TLS contexts that were made anew.
     pub(crate) refilled: Vec<Refilled>,
+    /// Configurations that are there and of a type that filters of a new listener do not take.
+    pub(crate) conflicts: Vec<ResourceKey>,
     /// Route tables that virtual hosts came for, or went from.
     pub(crate) tables: Vec<HostsTaken>,
 }
@@ -155,6 +157,8 @@ impl Discovery {
                 store.expire_secret(self.key(name));
                 false
             }
+            // Deviation: likewise. In Envoy the listener that waits for it waits for ever then.
+            TypeUrl::ExtensionConfig => store.remove_extension(self.key(name), &self.scope),
             // Endpoints and routes are forgotten when nothing refers to them (as Envoy does).
             _ => false,
         });
@@ -166,6 +170,7 @@ impl Discovery {
             endpoints: Vec::new(),
             refilled: Vec::new(),
             tables: Vec::new(),
+            conflicts: Vec::new(),
         };
         for resource in added {
             let Resource { name, version, body } = resource;
@@ -175,7 +180,9 @@ impl Discovery {
             let key = self.key(&name);
             let outcome = match type_url {
                 TypeUrl::Cluster => put_cluster(&name, &source, scope, store),
-                TypeUrl::Listener => put_listener(&name, &source, scope, store, sockets),
+                TypeUrl::Listener => {
+                    put_listener(&name, &source, scope, store, sockets, &mut applied.conflicts)
+                }
                 TypeUrl::Route => {
                     let mut hasher = DefaultHasher::new();
                     hasher.write(&source.value);
@@ -198,6 +205,7 @@ impl Discovery {
                     applied.refilled.extend(refilled);
                     true
                 }),
+                TypeUrl::ExtensionConfig => put_extension(key, &source, scope, store),
                 _ => Err(Rejected::because(format!("{type_url} was never subscribed"))),
             };
             let changed = outcome.as_ref().is_ok_and(|changed| *changed);
@@ -304,6 +312,7 @@ impl Discovery {
             TypeUrl::Route => store.expire_routes(self.key(name)),
             TypeUrl::VirtualHost => store.hosts_came(&self.origin),
             TypeUrl::Secret => store.expire_secret(self.key(name)),
+            TypeUrl::ExtensionConfig => store.expire_extension(self.key(name)),
             _ => {}
         }
     }
@@ -415,15 +424,17 @@ fn put_listener(
     scope: Scope,
     store: &mut Store,
     sockets: &mut Sockets,
+    conflicts: &mut Vec<ResourceKey>,
 ) -> Result<bool, Rejected> {
     if !store.takes_listener(name, &source.value) {
         return Ok(false);
     }
     let previous = store.newest_listener(name);
-    let listener = Lower::resource_in(scope, |at| {
+    let listener = Lower::resource_in(scope.clone(), |at| {
         crate::listener::config::lower(source, previous.map(|listener| &**listener), at)
     })?;
     fill_listener(&listener, store.secrets()).map_err(Rejected::because)?;
+    let listener = store.extend(listener, &scope, conflicts).map_err(Rejected::because)?;
     sockets.bind(&listener).map_err(|error| Rejected::because(error.to_string()))?;
     Ok(store.put_listener(Arc::new(listener)))
 }
@@ -454,6 +465,24 @@ fn put_endpoints(
     let assignment = Arc::new(assignment);
     let users = store.put_assignment(key, Arc::clone(&assignment));
     Ok((!users.is_empty()).then_some((users, assignment)))
+}
+
+/// Returns whether it is another one than there was.
+fn put_extension(
+    key: ResourceKey,
+    source: &Any,
+    scope: Scope,
+    store: &mut Store,
+) -> Result<bool, Rejected> {
+    let lowered = Lower::resource_in(scope.clone(), |at| Extension::lower(source, SystemTime::now(), at));
+    let put = lowered.and_then(|extension| {
+        store.put_extension(key.clone(), extension, &scope).map_err(Rejected::because)
+    });
+    if put.is_err() {
+        // Nothing waits for one that is refused: so it is in Envoy.
+        store.expire_extension(key);
+    }
+    put
 }
 
 /// Returns the contexts that were made anew.

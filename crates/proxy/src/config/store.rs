@@ -2,7 +2,7 @@
 //! what has to be published.
 //!
 //! A cluster is *warm* when its endpoints are known (EDS answered or timed out, DNS resolved
-//! once), a listener when its routes are; both when their secrets are. A changed resource serves only when it is warm; the
+//! once), a listener when its routes and its filters' configurations are; both when their secrets are. A changed resource serves only when it is warm; the
 //! one that it replaces serves until then. `settle` moves what has become warm into the next
 //! `Snapshot`. The store does no I/O: it says what is wanted and is told what came.
 //!
@@ -26,9 +26,12 @@ use crate::listener::{Listener, NetworkFilters};
 use crate::snapshot::Snapshot;
 use crate::tls::secrets::{self, KnownSecret, Refilled, SecretRef, SecretTable};
 
+mod extensions;
 mod table;
 mod virtual_hosts;
 
+pub(crate) use extensions::Extension;
+use extensions::ExtensionTable;
 pub(crate) use table::{Reference, Want};
 use table::{Slot, Table, Versioned};
 use virtual_hosts::HostDemands;
@@ -43,6 +46,8 @@ pub(crate) struct Store {
     /// That came by EDS.
     assignments: BTreeMap<ResourceKey, Arc<Assignment>>,
     secrets: SecretTable,
+    /// That came by ECDS.
+    extensions: ExtensionTable,
     /// By cluster name, from DNS, with the settings that it was found by: a changed cluster must
     /// not serve what its predecessor's names resolved to.
     resolved: BTreeMap<Name, Vec<Resolved>>,
@@ -132,7 +137,12 @@ impl Versioned for Listener {
             timeout,
             user: prefix.clone(),
         });
-        routes.chain(secrets::of_listener(self).map(secret)).collect()
+        let extensions = self.discovered().map(|filter| Want {
+            reference: Reference::extension(filter.key()),
+            timeout: filter.timeout(),
+            user: Name::default(),
+        });
+        routes.chain(secrets::of_listener(self).map(secret)).chain(extensions).collect()
     }
 }
 
@@ -461,7 +471,9 @@ impl Store {
             let missing = rds(listener).filter(|(table, _, _)| !self.has_routes(table));
             let routes =
                 missing.map(|(table, _, _)| format!("target RdsRouteConfigSubscription init {}", table.name));
-            let targets = routes.chain(self.missing_secrets(secrets::of_listener(listener))).collect();
+            let extensions = self.missing_extensions(listener);
+            let secrets = self.missing_secrets(secrets::of_listener(listener));
+            let targets = routes.chain(secrets).chain(extensions).collect();
             unready.push((format!("init manager Listener-init-target {}", listener.name), targets));
         }
         unready
@@ -536,6 +548,7 @@ impl Store {
             let is_warm = warming.is_some_and(|listener| {
                 rds(listener).all(|(table, _, _)| self.has_routes(table) || expired.contains(table))
                     && self.secrets.has(secrets::of_listener(listener))
+                    && self.extensions.has(listener)
                     && listener.background.iter().all(|(work, _)| work.is_ready())
             });
             if is_warm {
@@ -569,7 +582,7 @@ impl Store {
         }
     }
 
-    /// Drops endpoints, routes and secrets that nothing refers to.
+    /// Drops endpoints, routes, secrets and configurations of filters that nothing refers to.
     fn forget_unused(&mut self) {
         for reference in std::mem::take(&mut self.loose) {
             if self.refers_to(&reference) {
@@ -587,6 +600,7 @@ impl Store {
                     self.hosts.forget(&key);
                 }
                 TypeUrl::Cluster => {}
+                TypeUrl::ExtensionConfig => self.extensions.forget(&key),
                 _ => self.secrets.forget(&key),
             }
         }

@@ -28,6 +28,8 @@ use crate::telemetry::trace::{Tracing, TracingStats};
 use crate::worker::Worker;
 
 pub(crate) mod detection;
+pub(crate) mod discovered;
+mod filters;
 mod forward_proto;
 mod http2;
 pub(crate) mod local_reply;
@@ -35,6 +37,7 @@ pub(crate) mod lower;
 mod proxy_status;
 mod scoped;
 
+pub(crate) use discovered::DiscoveredFilter;
 pub(crate) use forward_proto::ForwardProto;
 pub(crate) use proxy_status::ProxyStatus;
 pub(crate) use scoped::Scopes;
@@ -105,7 +108,7 @@ impl Deref for Manager {
 }
 
 /// One HTTP connection manager: everything that a downstream HTTP connection obeys.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct HttpConnectionManager {
     /// Scope of its stats: `http.STAT_PREFIX.`.
     pub(crate) stat_prefix: Name,
@@ -115,6 +118,8 @@ pub(crate) struct HttpConnectionManager {
     pub(crate) routes: RouteSource,
     /// The chain in order, without the terminal router.
     pub(crate) filters: Vec<ChainedFilter>,
+    /// Which of them, and of `upgrade_filters`, have their configuration by ECDS.
+    pub(crate) discovered: Vec<DiscoveredFilter>,
     /// Which of them want to be told of every request, and how often of those that go on.
     pub(crate) observers: Vec<(usize, Duration)>,
     /// The last of them that says what connections offer by ALPN.
@@ -124,7 +129,7 @@ pub(crate) struct HttpConnectionManager {
     /// `access_log`.
     pub(crate) access_logs: Vec<Arc<AccessLog>>,
     /// `tracing`, if it has a provider.
-    pub(crate) tracing: Option<Box<Tracing>>,
+    pub(crate) tracing: Option<Arc<Tracing>>,
     /// `local_reply_config`.
     pub(crate) local_replies: Option<Arc<LocalReplies>>,
     /// `server_name`, "envoy" by default.

@@ -220,7 +220,7 @@ pub(crate) fn lower_proto(
 }
 
 /// What goes on beside connections: for the filters of all chains, and for all access logs.
-fn background(chains: &FilterChains, logs: &[Arc<AccessLog>]) -> Vec<(Arc<dyn Background>, Name)> {
+pub(super) fn background(chains: &FilterChains, logs: &[Arc<AccessLog>]) -> Vec<(Arc<dyn Background>, Name)> {
     fn senders(logs: &[Arc<AccessLog>]) -> impl Iterator<Item = (Arc<dyn Background>, Name)> {
         let all = logs.iter().filter_map(|log| log.sender());
         all.map(|sender| -> (Arc<dyn Background>, Name) { (sender, Name::default()) })

@@ -45,24 +45,25 @@ pub(crate) struct ConnectionFacts<'a> {
     pub(crate) application_protocols: &'a [Box<str>],
 }
 
-/// All chains of a listener.
-#[derive(Debug, Default)]
+/// All chains of a listener. How one is found says its place among them, so that chains can be
+/// exchanged (`renewed`) without making that anew.
+#[derive(Clone, Debug, Default)]
 pub(crate) struct FilterChains {
     /// Where chains are found by their criteria; made when first asked, unless it is there.
-    by_port: OnceLock<Box<Ports>>,
+    by_port: Arc<OnceLock<Box<Ports>>>,
     /// The only chain beside the default one, if it has no criteria.
-    only: Option<Arc<FilterChain>>,
-    default: Option<Arc<FilterChain>>,
+    only: Option<usize>,
+    default: Option<usize>,
     /// `filter_chain_matcher`, which chooses instead of the chains' own criteria; `None` inside:
     /// it names a chain that does not exist.
-    matcher: Option<Matcher<Option<Arc<FilterChain>>>>,
+    matcher: Option<Arc<Matcher<Option<usize>>>>,
     /// All chains, the default one last, with the fingerprints of their messages, by which the next
     /// version of the listener recognises what it can keep.
     chains: Vec<(Fingerprint, Arc<FilterChain>)>,
 }
 
 // The steps, last one first. A key of `Default::default()` (0, "") means: whatever it is.
-type SourcePorts = HashMap<u16, Arc<FilterChain>>;
+type SourcePorts = HashMap<u16, usize>;
 type SourceRanges = CidrMap<SourcePorts>;
 /// By ConnectionSourceType.
 type SourceTypes = [SourceRanges; 3];
@@ -77,11 +78,35 @@ pub(super) type Ports = HashMap<u16, Destinations>;
 impl FilterChains {
     /// The chain that serves a connection; `None`: it is closed.
     pub(crate) fn find(&self, facts: &ConnectionFacts<'_>) -> Option<&Arc<FilterChain>> {
-        match self.matcher.as_ref().map(|matcher| matcher.find(facts)) {
-            Some(Some(chosen)) => chosen.as_ref(),
-            Some(None) => self.default.as_ref(),
-            None => self.matched(facts).or(self.default.as_ref()),
+        let place = match self.matcher.as_ref().map(|matcher| matcher.find(facts)) {
+            Some(Some(chosen)) => *chosen,
+            Some(None) => self.default,
+            None => self.matched(facts).or(self.default),
+        };
+        self.at(place?)
+    }
+
+    /// The same chains, but for those in whose place another one is given.
+    ///
+    /// # Errors
+    /// What `renew` says.
+    pub(crate) fn renewed<E>(
+        &self,
+        mut renew: impl FnMut(&Arc<FilterChain>) -> Result<Option<Arc<FilterChain>>, E>,
+    ) -> Result<Option<Self>, E> {
+        let mut renewed: Option<Self> = None;
+        for (place, (_, chain)) in self.chains.iter().enumerate() {
+            if let Some(next) = renew(chain)?
+                && let Some((_, chain)) = renewed.get_or_insert_with(|| self.clone()).chains.get_mut(place)
+            {
+                *chain = next;
+            }
         }
+        Ok(renewed)
+    }
+
+    fn at(&self, place: usize) -> Option<&Arc<FilterChain>> {
+        self.chains.get(place).map(|(_, chain)| chain)
     }
 
     /// All chains, the default one included.
@@ -89,13 +114,9 @@ impl FilterChains {
         self.chains.iter().map(|(_, chain)| chain)
     }
 
-    fn is_default(&self, chain: &Arc<FilterChain>) -> bool {
-        self.default.as_ref().is_some_and(|default| Arc::ptr_eq(default, chain))
-    }
-
-    /// All chains but the default one.
-    fn matching(&self) -> impl Iterator<Item = &Arc<FilterChain>> {
-        self.all().filter(|chain| !self.is_default(chain))
+    /// All chains but the default one, with their places.
+    fn matching(&self) -> impl Iterator<Item = (usize, &Arc<FilterChain>)> {
+        self.all().enumerate().filter(|(place, _)| self.default != Some(*place))
     }
 
     /// Which chain of `next`, a later version of the listener, goes on for each chain of these:
@@ -106,23 +127,23 @@ impl FilterChains {
         next: &'n FilterChains,
     ) -> Vec<(&Arc<FilterChain>, Option<&'n Arc<FilterChain>>)> {
         let same: HashMap<_, _> = next.all().map(|chain| (Arc::as_ptr(chain), chain)).collect();
-        let by_match: HashMap<_, _> = next.matching().map(|chain| (&*chain.criteria, chain)).collect();
-        let named = next.matching().filter(|chain| !chain.name.is_empty());
-        let by_name: HashMap<_, _> = named.map(|chain| (&*chain.name, chain)).collect();
-        let find = |chain: &Arc<FilterChain>| {
+        let by_match: HashMap<_, _> = next.matching().map(|(_, chain)| (&*chain.criteria, chain)).collect();
+        let named = next.matching().filter(|(_, chain)| !chain.name.is_empty());
+        let by_name: HashMap<_, _> = named.map(|(_, chain)| (&*chain.name, chain)).collect();
+        let find = |place: usize, chain: &Arc<FilterChain>| {
             let like = |other: &&Arc<FilterChain>| chain.network.is_like(&other.network);
             if let Some(same) = same.get(&Arc::as_ptr(chain)) {
                 return Some(*same);
             }
-            if self.is_default(chain) {
-                return next.default.as_ref().filter(like);
+            if self.default == Some(place) {
+                return next.default.and_then(|place| next.at(place)).filter(like);
             }
             // With a matcher they have no criteria, only names.
             let by_criteria = self.matcher.is_none() && next.matcher.is_none();
             let matched = by_match.get(&*chain.criteria).copied().filter(|_| by_criteria).filter(like);
             matched.or_else(|| by_name.get(&*chain.name).copied().filter(like))
         };
-        self.all().map(|chain| (chain, find(chain))).collect()
+        self.all().enumerate().map(|(place, chain)| (chain, find(place, chain))).collect()
     }
 
     /// The chain of this message, if there is one.
@@ -130,9 +151,9 @@ impl FilterChains {
         self.chains.iter().find(|(other, _)| *other == wire).map(|(_, chain)| chain)
     }
 
-    fn matched(&self, facts: &ConnectionFacts<'_>) -> Option<&Arc<FilterChain>> {
+    fn matched(&self, facts: &ConnectionFacts<'_>) -> Option<usize> {
         if self.only.is_some() {
-            return self.only.as_ref();
+            return self.only;
         }
         let by_port = self.by_port.get_or_init(|| Box::new(self.ports()));
         let destinations = exact_or_any(by_port, &facts.destination.port())?;
@@ -143,7 +164,7 @@ impl FilterChains {
         let direct = named.or_else(|| protocols.get(""))?;
         let (_, types) = direct.longest(facts.direct_source.ip())?;
         let (_, ports) = by_source_type(types, facts)?.longest(facts.source.ip())?;
-        exact_or_any(ports, &facts.source.port())
+        exact_or_any(ports, &facts.source.port()).copied()
     }
 
     /// Adds a chain that `filter_chain_matcher` may name.
@@ -159,13 +180,13 @@ impl FilterChains {
     /// Lowers `filter_chain_matcher`, which names chains that are there already.
     pub(super) fn set_matcher(&mut self, proto: xds::Matcher, at: &mut Lower) {
         let chains: HashMap<_, _> =
-            self.matching().map(|chain| (chain.name.clone(), Arc::clone(chain))).collect();
+            self.matching().map(|(place, chain)| (chain.name.clone(), place)).collect();
         let matcher = matching::lower(proto, Place::CONNECTION, at, &mut |action, at| {
             let any = at.required("typed_config", action.typed_config, |any, _| Some(any))?;
             let name: String = at.field("typed_config", |at| at.unpack(&any))?;
-            Some(chains.get(name.as_str()).cloned())
+            Some(chains.get(name.as_str()).copied())
         });
-        self.matcher = matcher;
+        self.matcher = matcher.map(Arc::new);
     }
 
     /// Adds a chain that serves what matches, to `ports` too: all chains are added to the same ones.
@@ -178,35 +199,36 @@ impl FilterChains {
         at: &mut Lower,
     ) {
         let criteria = at.field("filter_chain_match", |at| Criteria::lower(proto.unwrap_or_default(), at));
+        let place = self.chains.len();
         self.chains.push((wire, Arc::clone(chain)));
         let Some(criteria) = criteria else { return };
-        if let Err(other) = criteria.insert(ports, chain) {
+        if let Err(other) = criteria.insert(ports, place) {
+            let other = self.at(other).map(|other| &*other.name).unwrap_or_default();
             at.error(format!(
-                "filter chain '{}' has the same matching rules defined as '{}': multiple filter chains with overlapping matching rules are defined",
-                chain.name, other.name
+                "filter chain '{}' has the same matching rules defined as '{other}': multiple filter chains with overlapping matching rules are defined",
+                chain.name
             ));
         }
     }
 
     /// Sets the chain that serves what no other does.
     pub(super) fn add_default(&mut self, wire: Fingerprint, chain: &Arc<FilterChain>) {
+        self.default = Some(self.chains.len());
         self.chains.push((wire, Arc::clone(chain)));
-        self.default = Some(Arc::clone(chain));
     }
 
     /// All chains are there; `ports` are kept if they are likely to be used soon.
     pub(super) fn finish(&mut self, ports: Ports, soon: bool) {
         self.chains.shrink_to_fit();
         let mut matching = self.matching();
-        if let (Some(only), None) = (matching.next(), matching.next())
-            && only.criteria.is_empty()
-        {
-            let only = Arc::clone(only);
-            drop(matching);
-            self.only = Some(only);
-        } else if soon {
-            drop(matching);
-            self.by_port = OnceLock::from(Box::new(ports));
+        let only = match (matching.next(), matching.next()) {
+            (Some((only, chain)), None) if chain.criteria.is_empty() => Some(only),
+            _ => None,
+        };
+        drop(matching);
+        self.only = only;
+        if only.is_none() && soon {
+            self.by_port = Arc::new(OnceLock::from(Box::new(ports)));
         }
     }
 
@@ -214,10 +236,10 @@ impl FilterChains {
     /// added: nothing is refused here.
     fn ports(&self) -> Ports {
         let mut ports = Ports::new();
-        for chain in self.matching() {
+        for (place, chain) in self.matching() {
             let proto = proto::FilterChainMatch::decode(&*chain.criteria).unwrap_or_default();
             if let Some(criteria) = Criteria::lower(proto, &mut Lower::default()) {
-                let _ = criteria.insert(&mut ports, chain);
+                let _ = criteria.insert(&mut ports, place);
             }
         }
         ports
@@ -322,8 +344,8 @@ impl Criteria {
         })
     }
 
-    /// Puts a chain to all combinations of its criteria; the error is a chain that is there.
-    fn insert(&self, ports: &mut Ports, chain: &Arc<FilterChain>) -> Result<(), Arc<FilterChain>> {
+    /// Puts a chain to all combinations of its criteria; the error is the place of one that is there.
+    fn insert(&self, ports: &mut Ports, chain: usize) -> Result<(), usize> {
         let destinations = ports.entry(self.port).or_default();
         for destination in &self.destinations {
             let names = range(destinations, *destination);
@@ -339,7 +361,7 @@ impl Criteria {
                         for source in &self.sources {
                             let ports = range(sources, *source);
                             for port in &self.source_ports {
-                                if let Some(other) = ports.insert(*port, Arc::clone(chain)) {
+                                if let Some(other) = ports.insert(*port, chain) {
                                     return Err(other);
                                 }
                             }

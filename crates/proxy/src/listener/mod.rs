@@ -17,7 +17,7 @@ use crate::telemetry::access_log::AccessLog;
 use crate::tls::{DownstreamTls, Transport};
 
 /// A listener as configured (envoy.config.listener.v3.Listener), lowered.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Listener {
     /// `name`, never empty (Envoy invents one for static listeners without).
     pub(crate) name: Name,
@@ -163,7 +163,7 @@ pub(crate) enum ListenerPredicate {
 }
 
 /// One filter chain.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct FilterChain {
     /// `name`.
     pub(crate) name: Name,
@@ -217,4 +217,5 @@ pub(crate) mod internal;
 pub(crate) mod network;
 pub(crate) mod original_dst;
 pub(crate) mod proxy_protocol;
+pub(crate) mod renew;
 pub(crate) mod sockets;

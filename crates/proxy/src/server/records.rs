@@ -25,18 +25,12 @@ pub(super) struct Records {
 impl Records {
     /// Remembers an update that came now.
     pub(super) fn record(&mut self, applied: Applied, now: SystemTime) {
-        let Applied { type_url, version, outcomes, removed, endpoints: _, refilled: _, tables } = applied;
+        let Applied { type_url, version, outcomes, removed, endpoints: _, refilled: _, tables, conflicts: _ } = applied;
         for HostsTaken { table, changed, refused: _ } in tables {
             if let Some(routes) = self.routes.get_mut(&table.name).filter(|_| changed) {
                 routes.version = version.to_string();
                 routes.updated = now;
             }
-        }
-        for name in removed {
-            let kind =
-                if type_url == TypeUrl::Cluster { ResourceKind::Cluster } else { ResourceKind::Listener };
-            self.updated.remove(&(kind, name.clone()));
-            self.refused.remove(&(type_url.clone(), name));
         }
         let accepted = outcomes.iter().all(|outcome| outcome.refused.is_none());
         let kind = match type_url {
@@ -46,6 +40,10 @@ impl Records {
             _ => None,
         };
         if let Some(kind) = kind {
+            for name in removed {
+                self.updated.remove(&(kind, name.clone()));
+                self.refused.remove(&(type_url.clone(), name));
+            }
             outcomes.into_iter().for_each(|outcome| self.take(&type_url, kind, outcome, now));
         }
         if accepted {

@@ -135,7 +135,9 @@ impl ListenerManagerStats {
 
     /// Counts what one snapshot changes in another, for so many workers.
     pub(crate) fn published(&self, before: &Snapshot, after: &Snapshot, workers: usize) {
-        let [added, modified, removed] = changes(&before.listeners, &after.listeners);
+        // What came by ECDS alone makes no other version of a listener.
+        let [added, modified, removed] =
+            changes(&before.listeners, &after.listeners, |then, now| then.is_same_version(now));
         self.listeners.listener_create_success().add((added + modified) * workers as u64);
         self.listeners.listener_added().add(added);
         self.listeners.listener_modified().add(modified);
@@ -249,13 +251,17 @@ impl Memory {
 }
 
 /// How many are new, another version, gone.
-fn changes<T>(before: &HashMap<Name, Arc<T>>, after: &HashMap<Name, Arc<T>>) -> [u64; 3] {
+fn changes<T>(
+    before: &HashMap<Name, Arc<T>>,
+    after: &HashMap<Name, Arc<T>>,
+    same: impl Fn(&T, &T) -> bool,
+) -> [u64; 3] {
     let mut counts = [0; 3];
     let [added, modified, removed] = &mut counts;
     for (name, now) in after {
         match before.get(name) {
             None => *added += 1,
-            Some(then) if !Arc::ptr_eq(then, now) => *modified += 1,
+            Some(then) if !same(then, now) => *modified += 1,
             Some(_) => {}
         }
     }
@@ -275,7 +281,7 @@ mod tests {
         let (one, two) = (std::sync::Arc::new(1), std::sync::Arc::new(2));
         let before = map(&[("same", &one), ("changed", &one), ("gone", &one)]);
         let after = map(&[("same", &one), ("changed", &two), ("new", &one), ("newer", &one)]);
-        assert_eq!(super::changes(&before, &after), [2, 1, 1]);
+        assert_eq!(super::changes(&before, &after, |then, now| then == now), [2, 1, 1]);
     }
 
     #[test]

@@ -87,7 +87,7 @@ impl Tested {
 }
 
 /// Replaces a file in one step.
-fn put(folder: &Path, name: &str, text: &str) {
+pub(super) fn put(folder: &Path, name: &str, text: &str) {
     let temporary = folder.join("temporary");
     std::fs::write(&temporary, text).expect("written");
     std::fs::rename(temporary, folder.join(name)).expect("moved");

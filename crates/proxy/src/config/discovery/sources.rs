@@ -285,8 +285,9 @@ impl Sources {
         }
         let users = moved.iter().filter(|reference| !is_host(reference)).map(|reference| {
             let wants = store.wants(reference);
-            // All users of a secret count as one.
-            let most = if reference.type_url == TypeUrl::Secret { 1 } else { usize::MAX };
+            // All users of a secret count as one, and those of a filter's configuration.
+            let as_one = matches!(reference.type_url, TypeUrl::Secret | TypeUrl::ExtensionConfig);
+            let most = if as_one { 1 } else { usize::MAX };
             (reference, wants.take(most).map(|want| want.user).collect())
         });
         let users: Vec<(&Reference, BTreeSet<Name>)> = users.collect();
@@ -466,6 +467,7 @@ impl Sources {
 
     fn count(&self, feed: &Feed, applied: &Applied, begun: Instant) {
         let took = begun.elapsed();
+        applied.conflicts.iter().for_each(|key| self.counts.conflict(key));
         let key = |name: &Name| ResourceKey { name: name.clone(), origin: feed.origin() };
         let ending = |refused: bool, changed: bool| {
             if refused { Ending::Rejected } else { Ending::Accepted { took, changed } }
@@ -495,6 +497,9 @@ impl Sources {
                 for outcome in &applied.outcomes {
                     let ending = ending(outcome.refused.is_some(), outcome.changed);
                     self.counts.end(&applied.type_url, &key(&outcome.name), &ending);
+                }
+                for name in &applied.removed {
+                    self.counts.end(&applied.type_url, &key(name), &ending(false, true));
                 }
             }
         }
@@ -587,6 +592,7 @@ impl Sources {
                     outcomes: vec![outcome],
                     removed: Vec::new(),
                     endpoints: Vec::new(),
+                    conflicts: Vec::new(),
                     refilled,
                     tables: Vec::new(),
                 })
@@ -642,7 +648,7 @@ impl Running {
         let mut taken = Vec::new();
         for name in &names {
             let error = match resources.as_slice() {
-                [] if *type_url != TypeUrl::Secret => {
+                [] if !matches!(type_url, TypeUrl::Secret | TypeUrl::ExtensionConfig) => {
                     give_up(Ending::Empty, name, store);
                     continue;
                 }

@@ -1,5 +1,6 @@
 //! What subscriptions count: `cluster_manager.cds.`, `listener_manager.lds.`, `cluster.NAME.`,
-//! `http.PREFIX.rds.NAME.`, `http.PREFIX.rds.vhds.TABLE.` and `sds.NAME.`, as Envoy does. `version`, a hash of 64 bits, and
+//! `http.PREFIX.rds.NAME.`, `http.PREFIX.rds.vhds.TABLE.`, `sds.NAME.` and
+//! `extension_config_discovery.http_filter.NAME.`, as Envoy does. `version`, a hash of 64 bits, and
 //! `version_text` are not shown: values here have 62 bits.
 
 use std::collections::{BTreeSet, HashMap};
@@ -50,6 +51,14 @@ stats_scope! {
 }
 
 stats_scope! {
+    struct ExtensionScope {
+        counter config_conflict;
+        counter config_fail;
+        counter config_reload;
+    }
+}
+
+stats_scope! {
     /// `control_plane.`
     pub(super) struct ControlPlaneScope {
         gauge connected_state;
@@ -68,6 +77,9 @@ struct Subscription {
     reload: Option<ReloadScope>,
     empty: Option<EmptyScope>,
     secret: Option<SecretScope>,
+    extension: Option<ExtensionScope>,
+    /// It is a file, which is read at once.
+    of_file: bool,
     /// Of a stream of its own.
     control_plane: Option<ControlPlaneScope>,
 }
@@ -115,6 +127,7 @@ impl Subscription {
             TypeUrl::Route => format!("http.{user}.rds.{name}."),
             // The name ends with a slash.
             TypeUrl::VirtualHost => format!("http.{user}.rds.vhds.{}.", name.trim_end_matches('/')),
+            TypeUrl::ExtensionConfig => format!("extension_config_discovery.http_filter.{name}."),
             _ => format!("sds.{name}."),
         };
         let prefix = prefix.replace(':', "_");
@@ -135,11 +148,13 @@ impl Subscription {
             empty: matches!(type_url, TypeUrl::Route | TypeUrl::VirtualHost)
                 .then(|| EmptyScope::new(thread, &prefix)),
             secret: (*type_url == TypeUrl::Secret).then(|| SecretScope::new(thread, &prefix)),
+            extension: (*type_url == TypeUrl::ExtensionConfig).then(|| ExtensionScope::new(thread, &prefix)),
+            of_file: matches!(key.origin, Origin::File(_)),
             control_plane: own_stream
                 .then(|| ControlPlaneScope::new(thread, &format!("{prefix}control_plane."))),
         };
-        // A file is read at once, which counts then.
-        if !matches!(key.origin, Origin::File(_)) {
+        // That counts then.
+        if !subscription.of_file {
             subscription.attempts.begun().inc();
         }
         subscription
@@ -162,6 +177,9 @@ impl Subscription {
                 if *changed {
                     self.reloaded();
                 }
+                if let Some(extension) = self.extension.as_ref().filter(|_| *changed) {
+                    extension.config_reload().inc();
+                }
             }
             Ending::Empty => {
                 self.attempts.succeeded().inc();
@@ -175,6 +193,14 @@ impl Subscription {
             Ending::Rejected => self.counts.update_rejected().inc(),
             Ending::Failed => self.attempts.failed().inc(),
             Ending::TimedOut => self.counts.init_fetch_timeout().inc(),
+        }
+        let fails = match ending {
+            Ending::Rejected | Ending::TimedOut => true,
+            Ending::Failed => self.of_file,
+            Ending::Accepted { .. } | Ending::Empty => false,
+        };
+        if let Some(extension) = self.extension.as_ref().filter(|_| fails) {
+            extension.config_fail().inc();
         }
     }
 }
@@ -282,6 +308,14 @@ impl Counts {
         let all = self.subscriptions.iter();
         all.filter(move |((of, key), _)| key.origin == *origin && type_url.is_none_or(|wanted| wanted == of))
             .flat_map(|(_, known)| known)
+    }
+
+    /// The configuration that is there is of a type that a filter does not take.
+    pub(super) fn conflict(&self, key: &ResourceKey) {
+        let known = self.subscriptions.get(&(TypeUrl::ExtensionConfig, key.clone()));
+        for extension in known.into_iter().flatten().filter_map(|known| known.extension.as_ref()) {
+            extension.config_conflict().inc();
+        }
     }
 
     /// Files of a secret have changed and cannot be used.

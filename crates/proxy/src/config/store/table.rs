@@ -17,7 +17,8 @@ use crate::config::source::{Origin, ResourceKey};
 /// A resource that comes by discovery, as others refer to it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Reference {
-    /// Its type: endpoints, routes, a secret, or a cluster or virtual host that was asked for.
+    /// Its type: endpoints, routes, a secret, a filter's configuration, or a cluster or virtual host
+    /// that was asked for.
     pub(crate) type_url: TypeUrl,
     /// Which.
     pub(crate) key: ResourceKey,
@@ -44,6 +45,11 @@ impl Reference {
         Self { type_url: TypeUrl::VirtualHost, key: ResourceKey { name, origin: origin.clone() } }
     }
 
+    /// To the configuration of a filter.
+    pub(crate) fn extension(key: &ResourceKey) -> Self {
+        Self { type_url: TypeUrl::ExtensionConfig, key: key.clone() }
+    }
+
     /// To a secret.
     pub(crate) fn secret(key: &ResourceKey) -> Self {
         Self { type_url: TypeUrl::Secret, key: key.clone() }
@@ -58,7 +64,7 @@ pub(crate) struct Want {
     /// How long the user waits for it before going on without; `None`: for ever.
     pub(crate) timeout: Option<Duration>,
     /// The user's name in stats: a cluster's, or a connection manager's `stat_prefix`; empty for
-    /// secrets, which count for themselves.
+    /// secrets and configurations of filters, which count for themselves.
     pub(crate) user: Name,
 }
 
@@ -175,6 +181,24 @@ impl<T: Versioned> Table<T> {
     /// The version that warms is in force.
     pub(super) fn activate(&mut self, name: &Name) {
         self.change(name, |slot| slot.active = slot.warming.take().or(slot.active.take()));
+    }
+
+    /// Versions with something of theirs made anew take the place of those in force and warming. One
+    /// in force stays until the other is warm, unless another version warms anyway. True: it is
+    /// replaced at once.
+    pub(super) fn renew(&mut self, name: &Name, active: Option<Arc<T>>, warming: Option<Arc<T>>) -> bool {
+        self.news.insert(name.clone());
+        self.change(name, |slot| {
+            let Some(before) = &slot.warming else {
+                slot.warming = active;
+                return false;
+            };
+            let others = slot.active.as_ref().is_some_and(|active| active.source() != before.source());
+            slot.warming = warming.or(slot.warming.take());
+            let Some(active) = active.filter(|_| others) else { return false };
+            slot.active = Some(active);
+            true
+        })
     }
 
     /// Changes a slot, and the indexes with it. A slot without versions is none.

@@ -15,7 +15,7 @@ use crate::http::reply::Reply;
 use crate::http::route::matcher::header_name;
 
 /// One extension.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) enum Detection {
     /// `x-forwarded-for`.
     Forwarded {
@@ -36,7 +36,7 @@ pub(crate) enum Detection {
 }
 
 /// What is skipped at the end of `x-forwarded-for`.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) enum Skip {
     /// So many addresses.
     Hops(u32),

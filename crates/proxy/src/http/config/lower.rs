@@ -14,22 +14,22 @@ use leno_api::proto::envoy::extensions::http::early_header_mutation::header_muta
 use leno_api::proto::envoy::extensions::http::header_formatters::preserve_case::v3::PreserveCaseFormatterConfig;
 use leno_api::proto::envoy::extensions::http::header_formatters::preserve_case::v3::preserve_case_formatter_config::FormatterTypeOnEnvoyHeaders;
 use prost::Name as _;
-use leno_base::Name;
 use prost_types::Any;
 
 pub(crate) use super::http2::http2_options;
+use super::discovered::DiscoveredFilter;
+use super::filters::{self, LoweredChain};
 use super::{
     CodecType, EscapedSlashes, ForwardProto, Http1Settings, HttpConnectionManager, ProxyStatus, RouteSource,
     RouterConfig, Scopes, ServerHeader, StripPort, Underscores, UpgradeType, detection, local_reply,
 };
 use crate::config::address;
-use crate::config::filter_id::FilterId;
 use crate::config::lower::Lower;
 use crate::config::source::{ResourceKey, config_source};
 use crate::config::wire::split;
 use crate::http::client_cert::{ClientCertDetails, Forward};
 use crate::http::codec::h1::head::KeepCase;
-use crate::http::filters::{ChainedFilter, REGISTRY};
+use crate::http::filters::ChainedFilter;
 use crate::http::forward::strict;
 use crate::http::forward::upstream_log::UpstreamLog;
 use crate::http::headers::Known;
@@ -176,12 +176,14 @@ impl HttpConnectionManager {
             Some(http1)
         });
         let http2 = at.field("http2_protocol_options", |at| http2_options(http2_protocol_options, at));
-        let (filters, router) = filter_chain("http_filters", http_filters, at);
+        let LoweredChain { filters, router, discovered } = filters::lower("http_filters", http_filters, at);
         let router = router.unwrap_or_default();
+        let mut discovered: Vec<_> =
+            discovered.into_iter().map(|(place, filter)| filter.placed(None, place)).collect();
         let tracing = at.optional("tracing", tracing, |proto, at| {
-            trace::config::lower(proto, request_ids, router.start_child_span, at)
+            trace::config::lower(proto, request_ids, router.start_child_span, at).map(Arc::from)
         });
-        let (upgrades, upgrade_filters) = upgrades(upgrade_configs, &router, at);
+        let (upgrades, upgrade_filters) = upgrades(upgrade_configs, &router, &mut discovered, at);
         let routes = route_source(route_specifier, inline_table, at);
         let strip_any = matches!(
             strip_port_mode,
@@ -249,9 +251,10 @@ impl HttpConnectionManager {
         Some(Arc::new(HttpConnectionManager {
             stat_prefix: stat_prefix.into(),
             codec,
-            observers: observers(&filters),
-            alpn: filters.iter().rposition(|filter| filter.config.alpn().is_some()),
+            observers: filters::observers(&filters),
+            alpn: filters::alpn(&filters),
             filters,
+            discovered,
             router,
             access_logs: at.each("access_log", access_log, AccessLog::lower),
             tracing,
@@ -378,6 +381,7 @@ fn early_changes(extension: core::TypedExtensionConfig, at: &mut Lower) -> Optio
 fn upgrades(
     protos: Vec<hcm::http_connection_manager::UpgradeConfig>,
     router: &RouterConfig,
+    discovered: &mut Vec<DiscoveredFilter>,
     at: &mut Lower,
 ) -> (Vec<UpgradeType>, Vec<(Box<str>, Vec<ChainedFilter>)>) {
     let mut seen: Vec<Box<str>> = Vec::new();
@@ -390,11 +394,15 @@ fn upgrades(
         }
         seen.push(name.clone());
         if !filters.is_empty() {
-            let (filters, its_router) = filter_chain("filters", filters, at);
+            let LoweredChain { filters, router: its_router, discovered: its_discovered } =
+                filters::lower("filters", filters, at);
             // One router serves all chains of a connection manager.
-            let observed = !observers(&filters).is_empty();
+            let observed = !filters::observers(&filters).is_empty();
             at.unsupported("filters: one that counts requests", observed);
             at.unsupported("filters.router", its_router.is_some_and(|its| !its.is_like(router)));
+            let upgrade = Some(own.len());
+            let its_discovered = its_discovered.into_iter();
+            discovered.extend(its_discovered.map(|(place, filter)| filter.placed(upgrade, place)));
             own.push((name.clone(), filters));
         }
         Some(UpgradeType { name, enabled: enabled.unwrap_or(true), connect: None })
@@ -435,74 +443,7 @@ fn route_source(
     }
 }
 
-/// Lowers the HTTP filters: all but the last from the registry, the last is the router.
-/// `None`: it has no router, which is an error, or its configuration is one.
-fn filter_chain(
-    field: &str,
-    protos: Vec<hcm::HttpFilter>,
-    at: &mut Lower,
-) -> (Vec<ChainedFilter>, Option<RouterConfig>) {
-    let last = protos.len().checked_sub(1);
-    let mut router = None;
-    let mut index = 0;
-    let filters = at.each(field, protos, |proto, at| {
-        let is_last = Some(index) == last;
-        index += 1;
-        let hcm::HttpFilter { name, is_optional, disabled, config_type } = proto;
-        let any = match config_type {
-            Some(hcm::http_filter::ConfigType::TypedConfig(any)) => any,
-            Some(hcm::http_filter::ConfigType::ConfigDiscovery(_)) => {
-                at.unsupported("config_discovery", true);
-                return None;
-            }
-            None => {
-                at.error_at("typed_config", format!("filter '{name}' must have a typed config"));
-                return None;
-            }
-        };
-        let any = at.field("typed_config", |at| at.extension(any))?;
-        if leno_api::any::is::<router::Router>(&any) {
-            if !is_last {
-                at.error(format!(
-                    "terminal filter named {name} of type envoy.filters.http.router must be the last filter in a http filter chain."
-                ));
-            }
-            if disabled {
-                at.error_at("disabled", "the terminal filter cannot be disabled by default");
-            }
-            router = at.field("typed_config", |at| lower_router(&any, at));
-            return None;
-        }
-        let type_name = leno_api::any::type_name(&any.type_url);
-        let Some(registration) = REGISTRY.iter().find(|filter| filter.config_type == type_name) else {
-            if !is_optional {
-                at.unsupported_extension(&name, &any.type_url);
-            }
-            return None;
-        };
-        if is_last {
-            at.error(format!(
-                "non-terminal filter named {name} of type {} is the last filter in a http filter chain.",
-                registration.name
-            ));
-        }
-        at.scope_mut().filter_name = Name::new(&name);
-        let config = at.field("typed_config", |at| (registration.lower)(&any, at))?;
-        Some(ChainedFilter { id: FilterId::of(&name), disabled, config })
-    });
-    if last.is_none() {
-        at.error_at(field, "a chain without filters is not supported yet");
-    }
-    (filters, router)
-}
-
-/// The places of filters that want to be told of every request, and how often of those that go on.
-fn observers(filters: &[ChainedFilter]) -> Vec<(usize, Duration)> {
-    let all = filters.iter().enumerate();
-    all.filter_map(|(place, filter)| Some((place, filter.config.observes()?))).collect()
-}
-
-fn lower_router(any: &Any, at: &mut Lower) -> Option<RouterConfig> {
+pub(super) fn lower_router(any: &Any, at: &mut Lower) -> Option<RouterConfig> {
     let router::Router {
         dynamic_stats,
         start_child_span,

@@ -67,6 +67,7 @@ mod istio_stats;
 mod jwt_authn;
 mod lane;
 mod local_ratelimit;
+pub(crate) mod missing;
 mod on_demand;
 mod peer_metadata;
 #[cfg(test)]
@@ -101,7 +102,7 @@ use crate::telemetry::stream_info::StreamInfo;
 use crate::worker::Worker;
 
 /// A filter's place in a chain.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct ChainedFilter {
     /// `name`, which per-route settings refer to.
     pub(crate) id: FilterId,
