@@ -17,9 +17,7 @@ use crate::admin::json::{
     any, endpoint_address, health_status, locality, masked, object, packed, text, unpacked,
 };
 use crate::admin::respond::{Query, Response};
-use crate::admin::{
-    Answer, Asking, Context, DynamicResource, Endpoint, RefusedResource, ResourceKind, View,
-};
+use crate::admin::{Answer, Asking, Context, DynamicResource, Endpoint, RefusedResource, ResourceKind, View};
 use crate::cluster::{Assignment, Cluster, LocalityEndpoints};
 use crate::config::re2;
 use crate::listener::Listener;

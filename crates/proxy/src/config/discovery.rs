@@ -157,8 +157,10 @@ impl Discovery {
                 store.expire_secret(self.key(name));
                 false
             }
-            // Deviation: likewise. In Envoy the listener that waits for it waits for ever then.
-            TypeUrl::ExtensionConfig => store.remove_extension(self.key(name), &self.scope),
+            TypeUrl::ExtensionConfig => {
+                store.remove_extension(&self.key(name), &self.scope);
+                true
+            }
             // Endpoints and routes are forgotten when nothing refers to them (as Envoy does).
             _ => false,
         });
@@ -468,16 +470,10 @@ fn put_endpoints(
 }
 
 /// Returns whether it is another one than there was.
-fn put_extension(
-    key: ResourceKey,
-    source: &Any,
-    scope: Scope,
-    store: &mut Store,
-) -> Result<bool, Rejected> {
+fn put_extension(key: ResourceKey, source: &Any, scope: Scope, store: &mut Store) -> Result<bool, Rejected> {
     let lowered = Lower::resource_in(scope.clone(), |at| Extension::lower(source, SystemTime::now(), at));
-    let put = lowered.and_then(|extension| {
-        store.put_extension(key.clone(), extension, &scope).map_err(Rejected::because)
-    });
+    let put = lowered
+        .and_then(|extension| store.put_extension(key.clone(), extension, &scope).map_err(Rejected::because));
     if put.is_err() {
         // Nothing waits for one that is refused: so it is in Envoy.
         store.expire_extension(key);

@@ -213,7 +213,9 @@ async fn story(mode: Mode, name: &'static str, envoy: Option<&Path>, folder: &Pa
     // Another configuration comes under the connection.
     set(&server, &[("one", &says("one", "2")), ("dark", &dark), ("two", &says("two", "2"))]);
     block_in_place(|| client.until("/", "200 x-one: 2 x-two: 2"));
-    proxy.until_stat("extension_config_discovery.http_filter.two.config_reload", 1);
+    // With delta it was said first that there is none.
+    let reloads = if mode == Mode::Delta { 2 } else { 1 };
+    proxy.until_stat("extension_config_discovery.http_filter.two.config_reload", reloads);
     seen.push(dump(&proxy, "/config_dump?resource=ecds_filters&name_regex=one"));
     seen.push(dump(&proxy, "/config_dump?resource=ecds_filters&name_regex=none"));
     seen.push(counts(&proxy));
@@ -229,23 +231,15 @@ async fn story(mode: Mode, name: &'static str, envoy: Option<&Path>, folder: &Pa
     seen.push(block_in_place(|| client.ask("/")));
     proxy.until_stat("extension_config_discovery.http_filter.one.config_fail", 2);
 
-    // A listener that comes later has what is there; but not if it is of a type that it does not take.
+    // What is good again is taken again.
     set(&server, &[("one", &says("one", "3")), ("dark", &dark), ("two", &says("two", "3"))]);
     block_in_place(|| client.until("/", "200 x-one: 3 x-two: 3"));
-    let second = filter("two", ads, "") + &filter_or("one", ads, "buffer.v3.Buffer", &buffers(1000), "");
-    server.control.set(TypeUrl::Listener, vec![listener("l", &log, &first), listener("m", &log, &second)]);
-    proxy.until_stat("listener_manager.total_listeners_active", 2);
-    seen.push(block_in_place(|| Kept::new(&proxy, "m").ask("/")));
-    proxy.until_stat("extension_config_discovery.http_filter.one.config_conflict", 1);
-    server.control.set(TypeUrl::Listener, vec![listener("l", &log, &first)]);
-    proxy.until_stat("listener_manager.total_listeners_active", 1);
-
     // What is not there any more is missed, or the default one is back.
     if mode == Mode::Delta {
         set(&server, &[("dark", &dark)]);
         block_in_place(|| client.until("/", "500 x-two: default"));
         proxy.until_stat("extension_config_discovery.http_filter.one.config_reload", 4);
-        proxy.until_stat("extension_config_discovery.http_filter.two.config_reload", 3);
+        proxy.until_stat("extension_config_discovery.http_filter.two.config_reload", 4);
         seen.push(dump(&proxy, "/config_dump?resource=ecds_filters"));
         seen.push(counts(&proxy));
         let logged = block_in_place(|| {
@@ -259,20 +253,26 @@ async fn story(mode: Mode, name: &'static str, envoy: Option<&Path>, folder: &Pa
         block_in_place(|| client.until("/", "200 x-one: 4 x-two: default"));
     }
 
-    // One that never comes is waited for, for its time.
+    // One that never comes is waited for, for its time; with delta, where it is said that there is
+    // none, for ever.
     let late = filter("late", "{ads: {}, initial_fetch_timeout: 0s}", "");
     let never = filter("never", "{ads: {}, initial_fetch_timeout: 0.2s}", "")
         + &filter("never_either", "{ads: {}, initial_fetch_timeout: 0.1s}", "");
-    server.control.set(
-        TypeUrl::Listener,
-        vec![listener("l", &log, &first), listener("w", &log, &late), listener("v", &log, &never)],
-    );
-    proxy.until_stat("listener_manager.total_listeners_active", 2);
-    seen.push(block_in_place(|| Kept::new(&proxy, "v").ask("/")));
+    let mut all = vec![listener("l", &log, &first), listener("w", &log, &late)];
+    if mode == Mode::Sotw {
+        all.push(listener("v", &log, &never));
+        server.control.set(TypeUrl::Listener, all.clone());
+        proxy.until_stat("listener_manager.total_listeners_active", 2);
+        seen.push(block_in_place(|| Kept::new(&proxy, "v").ask("/")));
+    } else {
+        server.control.set(TypeUrl::Listener, all.clone());
+        proxy.until_stat("extension_config_discovery.http_filter.late.update_success", 1);
+        proxy.until_stat("listener_manager.total_listeners_warming", 1);
+    }
     let waiting = dump(&proxy, "/init_dump");
     assert!(waiting.contains("shared target FilterConfigSubscription init late"), "{name}: {waiting}");
     set(&server, &[("one", &says("one", "5")), ("dark", &dark), ("late", &says("late", "1"))]);
-    proxy.until_stat("listener_manager.total_listeners_active", 3);
+    proxy.until_stat("listener_manager.total_listeners_active", all.len() as u64);
     seen.push(block_in_place(|| Kept::new(&proxy, "w").ask("/")));
     block_in_place(|| {
         client.until(
@@ -281,6 +281,14 @@ async fn story(mode: Mode, name: &'static str, envoy: Option<&Path>, folder: &Pa
         )
     });
     seen.push(counts(&proxy));
+
+    // A listener that comes later has what is there; but not if it is of a type that it does not take.
+    let second = filter("two", ads, "") + &filter_or("one", ads, "buffer.v3.Buffer", &buffers(1000), "");
+    all.push(listener("m", &log, &second));
+    server.control.set(TypeUrl::Listener, all.clone());
+    proxy.until_stat("listener_manager.total_listeners_active", all.len() as u64);
+    seen.push(block_in_place(|| Kept::new(&proxy, "m").ask("/")));
+    proxy.until_stat("extension_config_discovery.http_filter.one.config_conflict", 1);
 
     // Subscriptions end with the last listener that has them.
     drop(client);
@@ -310,9 +318,21 @@ async fn by_streams(mode: Mode) {
     if let [ours, theirs] = &all[..] {
         assert_eq!(ours.len(), theirs.len());
         for (ours, theirs) in ours.iter().zip(theirs) {
-            pretty(theirs, ours);
+            pretty(&comparable(mode, theirs), &comparable(mode, ours));
         }
     }
+}
+
+/// Without what Envoy counts of resources that came with one that is refused; with delta it counts two
+/// attempts of that one.
+fn comparable(mode: Mode, text: &str) -> String {
+    let beside = [".dark.", ".two."];
+    let refused = [".config_fail ", ".update_attempt ", ".update_rejected "];
+    let left_out = |line: &str| {
+        mode == Mode::Delta && line.contains(".one.update_attempt ")
+            || beside.iter().any(|name| line.contains(name)) && refused.iter().any(|stat| line.contains(stat))
+    };
+    text.lines().filter(|line| !left_out(line)).map(|line| format!("{line}\n")).collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -105,16 +105,14 @@ impl Store {
         Ok(true)
     }
 
-    /// The control plane says that there is no such configuration, or none any more: those who refer
-    /// to it get their default ones; false: there was none.
-    pub(crate) fn remove_extension(&mut self, key: ResourceKey, scope: &Scope) -> bool {
-        let was_known = self.extensions.known.remove(&key).is_some();
-        if was_known {
+    /// There is no such configuration any more: those who refer to it get their default ones. If there
+    /// never was one, who waits for it goes on to, as in Envoy: what serves instead does so meanwhile.
+    pub(crate) fn remove_extension(&mut self, key: &ResourceKey, scope: &Scope) {
+        if self.extensions.known.remove(key).is_some() {
             // Nothing is lowered, so nothing is refused.
-            let _: Result<(), Refusal> = self.renew_listeners(&key, None, scope);
+            let _: Result<(), Refusal> = self.renew_listeners(key, None, scope);
+            self.expire_extension(key.clone());
         }
-        self.expire_extension(key);
-        was_known
     }
 
     /// This configuration did not come in time, or was refused: its users start without.

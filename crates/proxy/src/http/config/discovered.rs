@@ -16,7 +16,7 @@ use prost_types::Any;
 
 use super::{HttpConnectionManager, filters};
 use crate::config::lower::{Lower, Scope};
-use crate::config::source::{ResourceKey, config_source};
+use crate::config::source::{Origin, ResourceKey, config_source};
 use crate::config::store::Extension;
 use crate::http::filters::missing::Missing;
 use crate::http::filters::{ChainedFilter, FilterConfig, REGISTRY};
@@ -101,10 +101,18 @@ impl Discovery {
             if let Err(conflict) = check_type(&types, &any) {
                 at.error(conflict);
             }
-            // Its place in messages is the one where a filter's configuration is elsewhere.
             lower_filter(name, &any, at)
         });
-        let source = at.required("config_source", source, config_source)?;
+        let source = at.required("config_source", source, |source, at| {
+            let source = config_source(source, at)?;
+            if source.origin == Origin::Ads && at.scope().ads.is_none() {
+                at.error("ADS must be configured to support an ADS config source");
+            }
+            if at.scope().node_id.is_empty() || at.scope().node_cluster.is_empty() {
+                at.error("node 'id' and 'cluster' are required");
+            }
+            Some(source)
+        })?;
         Some(Self {
             key: ResourceKey { name: name.into(), origin: source.origin },
             timeout: source.initial_fetch_timeout,

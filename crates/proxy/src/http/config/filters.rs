@@ -88,12 +88,7 @@ fn is_known(config: &Any) -> bool {
 }
 
 /// Lowers the configuration of a filter that is not the router, which is at `typed_config`.
-pub(super) fn filter(
-    name: &str,
-    any: &Any,
-    is_last: bool,
-    at: &mut Lower,
-) -> Option<Arc<dyn FilterConfig>> {
+pub(super) fn filter(name: &str, any: &Any, is_last: bool, at: &mut Lower) -> Option<Arc<dyn FilterConfig>> {
     let type_name = leno_api::any::type_name(&any.type_url);
     let Some(registration) = REGISTRY.iter().find(|filter| filter.config_type == type_name) else {
         at.unsupported_extension(name, &any.type_url);

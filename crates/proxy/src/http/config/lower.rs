@@ -16,9 +16,9 @@ use leno_api::proto::envoy::extensions::http::header_formatters::preserve_case::
 use prost::Name as _;
 use prost_types::Any;
 
-pub(crate) use super::http2::http2_options;
 use super::discovered::DiscoveredFilter;
 use super::filters::{self, LoweredChain};
+pub(crate) use super::http2::http2_options;
 use super::{
     CodecType, EscapedSlashes, ForwardProto, Http1Settings, HttpConnectionManager, ProxyStatus, RouteSource,
     RouterConfig, Scopes, ServerHeader, StripPort, Underscores, UpgradeType, detection, local_reply,
