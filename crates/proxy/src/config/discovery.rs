@@ -285,6 +285,7 @@ impl Discovery {
             removed: Vec::new(),
             endpoints: Vec::new(),
             refilled: Vec::new(),
+            conflicts: Vec::new(),
             tables,
         };
         applied.warn();

@@ -25,7 +25,8 @@ pub(super) struct Records {
 impl Records {
     /// Remembers an update that came now.
     pub(super) fn record(&mut self, applied: Applied, now: SystemTime) {
-        let Applied { type_url, version, outcomes, removed, endpoints: _, refilled: _, tables, conflicts: _ } = applied;
+        let Applied { type_url, version, outcomes, removed, endpoints: _, refilled: _, tables, conflicts: _ } =
+            applied;
         for HostsTaken { table, changed, refused: _ } in tables {
             if let Some(routes) = self.routes.get_mut(&table.name).filter(|_| changed) {
                 routes.version = version.to_string();

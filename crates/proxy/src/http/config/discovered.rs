@@ -101,7 +101,7 @@ impl Discovery {
             if let Err(conflict) = check_type(&types, &any) {
                 at.error(conflict);
             }
-            lower_filter(name, &any, at)
+            lower_filter(name, &any, "", at)
         });
         let source = at.required("config_source", source, |source, at| {
             let source = config_source(source, at)?;
@@ -141,7 +141,9 @@ impl Discovery {
             outbound: self.direction == Direction::Outbound,
             ..scope.clone()
         };
-        let lowered = Lower::resource_in(scope, |at| lower_filter(&self.key.name, &extension.config, at));
+        let lowered = Lower::resource_in(scope, |at| {
+            lower_filter(&self.key.name, &extension.config, "typed_config", at)
+        });
         lowered.map_err(|rejected| Refusal::Invalid(rejected.to_string()))
     }
 }
@@ -155,12 +157,12 @@ fn check_type(types: &[Box<str>], config: &Any) -> Result<(), String> {
     Err(format!("Error: filter config has type URL {type_name} but expect {types}."))
 }
 
-fn lower_filter(name: &str, config: &Any, at: &mut Lower) -> Option<Arc<dyn FilterConfig>> {
+fn lower_filter(name: &str, config: &Any, field: &str, at: &mut Lower) -> Option<Arc<dyn FilterConfig>> {
     if leno_api::any::is::<router::Router>(config) {
         at.error(filters::early_router(name));
         return None;
     }
-    filters::filter(name, config, false, at)
+    filters::filter(name, config, false, field, at)
 }
 
 impl DiscoveredFilter {

@@ -63,7 +63,7 @@ pub(super) fn lower(field: &str, protos: Vec<hcm::HttpFilter>, at: &mut Lower) -
         if is_optional && !is_known(&any) {
             return None;
         }
-        let config = filter(&name, &any, is_last, at)?;
+        let config = filter(&name, &any, is_last, "typed_config", at)?;
         chain.filters.push(ChainedFilter { id: FilterId::of(&name), disabled, config });
         None
     });
@@ -87,8 +87,14 @@ fn is_known(config: &Any) -> bool {
     REGISTRY.iter().any(|filter| filter.config_type == type_name)
 }
 
-/// Lowers the configuration of a filter that is not the router, which is at `typed_config`.
-pub(super) fn filter(name: &str, any: &Any, is_last: bool, at: &mut Lower) -> Option<Arc<dyn FilterConfig>> {
+/// Lowers the configuration of a filter that is not the router, which is at `field`.
+pub(super) fn filter(
+    name: &str,
+    any: &Any,
+    is_last: bool,
+    field: &str,
+    at: &mut Lower,
+) -> Option<Arc<dyn FilterConfig>> {
     let type_name = leno_api::any::type_name(&any.type_url);
     let Some(registration) = REGISTRY.iter().find(|filter| filter.config_type == type_name) else {
         at.unsupported_extension(name, &any.type_url);
@@ -101,7 +107,7 @@ pub(super) fn filter(name: &str, any: &Any, is_last: bool, at: &mut Lower) -> Op
         ));
     }
     at.scope_mut().filter_name = Name::new(name);
-    at.field("typed_config", |at| (registration.lower)(any, at))
+    at.field(field, |at| (registration.lower)(any, at))
 }
 
 /// The places of filters that want to be told of every request, and how often of those that go on.
