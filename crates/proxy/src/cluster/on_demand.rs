@@ -137,7 +137,11 @@ impl Awaited {
 
     /// Asks for a virtual host that a table does not have, and waits until there was an answer,
     /// whatever it is. As in Envoy, only the deadlines of the request end that earlier.
-    pub(crate) fn host(self: &Rc<Self>, table: &ResourceKey, host: Name) -> impl Future<Output = ()> + use<> {
+    pub(crate) fn host(
+        self: &Rc<Self>,
+        table: &ResourceKey,
+        host: &Name,
+    ) -> impl Future<Output = ()> + use<> {
         let name = Name::from(format!("{}/{host}", table.name));
         let ticket =
             self.hosts.join(&name, || self.ask(Demand::Host { table: table.clone(), host: host.clone() }));
@@ -268,7 +272,7 @@ mod tests {
         let (demands, mut asked) = mpsc::unbounded_channel();
         let awaited = Awaited::new(demands);
         let table = "r".into();
-        let [mut one, mut two] = ["a", "a"].map(|host| Box::pin(awaited.host(&table, host.into())));
+        let [mut one, mut two] = ["a", "a"].map(|host| Box::pin(awaited.host(&table, &host.into())));
         assert!(matches!(asked.try_recv(), Ok(Demand::Host { host, .. }) if &*host == "a"));
         assert!(asked.try_recv().is_err(), "asked once");
         assert!(futures_poll(&mut one).await.is_none());
@@ -279,7 +283,7 @@ mod tests {
         one.await;
         two.await;
         // Who goes away is not kept.
-        drop(Box::pin(awaited.host(&table, "b".into())));
+        drop(Box::pin(awaited.host(&table, &"b".into())));
         assert!(awaited.hosts.0.borrow().is_empty());
     }
 

@@ -32,8 +32,9 @@ struct State {
     asked: Vec<String>,
     /// Hosts that are not answered yet.
     held: bool,
-    /// The way to the proxy; dropping it ends the stream.
-    stream: Option<mpsc::UnboundedSender<DeltaDiscoveryResponse>>,
+    /// The ways to the proxy, by whether the stream is for virtual hosts alone; dropping one ends its
+    /// stream.
+    streams: BTreeMap<bool, mpsc::UnboundedSender<DeltaDiscoveryResponse>>,
     /// Nonces so far.
     sent: u64,
     /// The RDS resource.
@@ -102,7 +103,8 @@ impl State {
             nonce: self.sent.to_string(),
             ..DeltaDiscoveryResponse::default()
         };
-        if let Some(stream) = &self.stream {
+        let own = self.streams.get(&true).filter(|_| response.type_url == VirtualHost::type_url());
+        if let Some(stream) = own.or(self.streams.get(&false)) {
             let _ = stream.send(response);
         }
     }
@@ -204,7 +206,8 @@ async fn serve(stream: tokio::net::TcpStream, control: Control) {
         let (end, has_ended) = tokio::sync::oneshot::channel::<()>();
         ended = Some(has_ended);
         let (responses, mut outgoing) = mpsc::unbounded_channel::<DeltaDiscoveryResponse>();
-        control.state().stream = Some(responses);
+        let is_own = request.uri().path().ends_with("VirtualHostDiscoveryService/DeltaVirtualHosts");
+        control.state().streams.insert(is_own, responses);
         let head = http::Response::builder().header("content-type", "application/grpc").body(());
         let Ok(mut stream) = respond.send_response(head.expect("a head"), false) else { return };
         tokio::task::spawn_local(async move {
@@ -420,7 +423,7 @@ fn story(proxy: &Tested, control: &Control) {
     );
 
     // The control plane goes away: who asks for something new waits, all else goes on.
-    control.state().stream = None;
+    control.state().streams.clear();
     let waiting = std::thread::spawn(move || ask(address, "c.com", "/", ""));
     assert_eq!(get(running, "a.com", "/"), "200 back", "{name}");
     control.until_asked(
@@ -436,14 +439,13 @@ fn story(proxy: &Tested, control: &Control) {
     }
 }
 
-#[test]
-fn virtual_hosts_come_as_in_envoy() {
+fn compare(source: &str) {
     let folder = tempfile::tempdir().expect("a folder");
     for (name, envoy) in Tested::kinds() {
-        let text = "{name: r, vhds: {config_source: {ads: {}, resource_api_version: V3, initial_fetch_timeout: 20s}}}";
+        let text = format!("{{name: r, vhds: {{config_source: {source}}}}}");
         let table = RouteConfiguration {
             virtual_hosts: vec![virtual_host("static", &["static.com"], "static")],
-            ..leno_api::decode_text(text, "table").unwrap_or_else(|errors| panic!("{errors}"))
+            ..leno_api::decode_text(&text, "table").unwrap_or_else(|errors| panic!("{errors}"))
         };
         let control = Control::start(table);
         let bootstrap = bootstrap(control.address);
@@ -451,4 +453,17 @@ fn virtual_hosts_come_as_in_envoy() {
         story(&proxy, &control);
         proxy.0.stop();
     }
+}
+
+#[test]
+fn from_the_aggregated_stream() {
+    compare("{ads: {}, resource_api_version: V3, initial_fetch_timeout: 20s}");
+}
+
+#[test]
+fn from_a_stream_of_their_own() {
+    compare(
+        "{resource_api_version: V3, initial_fetch_timeout: 20s, api_config_source: {api_type: DELTA_GRPC, \
+         transport_api_version: V3, grpc_services: [{envoy_grpc: {cluster_name: xds}}]}}",
+    );
 }

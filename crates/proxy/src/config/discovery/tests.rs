@@ -10,7 +10,7 @@ use expect_test::{Expect, expect};
 use leno_base::{Name, Rng};
 use leno_xds::client::{Client, Config, Interest, grpc};
 use leno_xds::wire::{self, Received, ReceivedSotw};
-use leno_xds::{Mode, TypeUrl};
+use leno_xds::{Mode, Resource, TypeUrl};
 use prost::Message;
 use prost_types::Any;
 
@@ -43,7 +43,8 @@ impl Proxy {
         }
         client.on_connected();
         let (commander, _) = grpc::commands();
-        let scope = Scope { unknown_fields, xds_clusters: Some(Arc::default()), ..Scope::default() };
+        let (xds_clusters, ads) = (Some(Arc::default()), Some(Mode::Delta));
+        let scope = Scope { unknown_fields, xds_clusters, ads, ..Scope::default() };
         let discovery = Discovery::new(Some(commander), Origin::Ads, scope);
         Self { discovery, client, store: Store::new(true, true), sockets: Sockets::new(1), version: 0 }
     }
@@ -58,6 +59,38 @@ impl Proxy {
     fn asked(&self) -> Vec<String> {
         let asked = self.discovery.asked.keys();
         asked.map(|(type_url, name)| format!("{} {name}", type_url.short())).collect()
+    }
+
+    /// Takes virtual hosts: the names that they come under, and their domains.
+    fn take_hosts(&mut self, added: &[(&str, &[&str])], removed: &[&str], answered: &[&str]) -> Applied {
+        let added = added.iter().map(|(name, domains)| {
+            let proto = leno_api::proto::envoy::config::route::v3::VirtualHost {
+                name: (*name).to_owned(),
+                domains: domains.iter().map(|domain| (*domain).to_owned()).collect(),
+                ..Default::default()
+            };
+            Resource::hashed(Name::new(name), proto.encode_to_vec().into())
+        });
+        let names = |names: &[&str]| names.iter().map(|name| Name::new(name)).collect();
+        let (version, store) = (Name::new("1"), &mut self.store);
+        let (removed, answered) = (names(removed), names(answered));
+        let applied = self.discovery.take_hosts(&version, added.collect(), removed, answered, store);
+        self.store.settle();
+        applied
+    }
+
+    /// The names that virtual hosts of the table in force came under, with their domains.
+    fn hosts(&self) -> Vec<String> {
+        let Some(table) = self.store.snapshot().routes.get(&"r".into()) else { return Vec::new() };
+        let mut wire = Vec::new();
+        table.append_discovered(&mut wire);
+        let shown = leno_api::proto::envoy::config::route::v3::RouteConfiguration::decode(&*wire);
+        let hosts = shown.expect("a table").virtual_hosts.into_iter();
+        hosts.map(|host| format!("{}: {}", host.name, host.domains.join(" "))).collect()
+    }
+
+    fn answered(&mut self) -> Vec<String> {
+        self.store.take_answered().iter().map(ToString::to_string).collect()
     }
 
     /// Takes a response with the whole state of a type, as the control plane would send it.
@@ -249,4 +282,84 @@ fn endpoints_go_to_the_clusters_in_force_and_references_are_followed() {
     proxy.take(&TypeUrl::Cluster, Vec::new());
     proxy.follow();
     assert_eq!(proxy.asked(), ["RDS r"], "nothing refers to the endpoints any more");
+}
+
+#[test]
+fn virtual_hosts_go_into_the_tables_that_they_are_for() {
+    let mut proxy = Proxy::new(UnknownFields::Ignore);
+    proxy.take(&TypeUrl::Cluster, Vec::new());
+    let listener = format!("name: l, {}, filter_chains: [{{{}}}]", at_port(0), rds_filters("r"));
+    proxy.take(&TypeUrl::Listener, vec![listener_message(&listener)]);
+    let table = |more: &str| {
+        let text = format!("{{name: r, virtual_hosts: [{{name: own, domains: [own]}}], {more}}}");
+        let proto: leno_api::proto::envoy::config::route::v3::RouteConfiguration =
+            leno_api::decode_text(&text, "table").unwrap_or_else(|errors| panic!("{errors}"));
+        leno_api::any::pack(&proto)
+    };
+    let with_vhds = "vhds: {config_source: {ads: {}}}";
+    check(&proxy.take(&TypeUrl::Route, vec![table(with_vhds)]), expect!["r: accepted"]);
+    // The first answer is waited for, whatever is in it.
+    proxy.follow();
+    assert_eq!(proxy.asked(), ["RDS r", "VHDS r/"]);
+    assert!(!proxy.store.is_live() && proxy.store.snapshot().routes.is_empty());
+    proxy.take_hosts(&[], &[], &[]);
+    assert!(proxy.store.is_live());
+    // Each is judged for itself; what is not for a table that is there lies.
+    let added: &[(&str, &[&str])] =
+        &[("r/a", &["a"]), ("r/b", &["own"]), ("r/c", &["*.c"]), ("q/d", &["d"]), ("e", &["e"])];
+    check(
+        &proxy.take_hosts(added, &[], &[]),
+        expect![[r#"
+            r/a: accepted
+            r/b: domains[0]: Only unique values for domains are permitted. Duplicate entry of domain own in route r
+            r/c: accepted
+            q/d: accepted
+            e: accepted"#]],
+    );
+    assert_eq!(proxy.hosts(), ["r/a: a", "r/c: *.c"]);
+    // Who waits goes on, even if what came is refused; the last good version stays.
+    for host in ["a", "b", "x", "y"] {
+        proxy.store.demand_host(&"r".into(), host);
+    }
+    proxy.follow();
+    assert_eq!(proxy.asked(), ["RDS r", "VHDS r/", "VHDS r/a", "VHDS r/b", "VHDS r/x", "VHDS r/y"]);
+    assert!(proxy.answered().is_empty());
+    let before = Arc::clone(proxy.store.snapshot());
+    proxy.take_hosts(&[("r/a", &["own"]), ("r/c", &["*.c"])], &["r/x"], &["r/y", "r/z"]);
+    assert_eq!(proxy.answered(), ["r/a", "r/x", "r/y"]);
+    assert!(Arc::ptr_eq(&before, proxy.store.snapshot()), "nothing has changed");
+    let applied = proxy.take_hosts(&[("r/b", &["b", "a"])], &["r/a"], &[]);
+    assert_eq!((applied.tables.len(), applied.tables[0].changed), (1, true));
+    assert_eq!(
+        (proxy.hosts(), proxy.answered()),
+        (vec!["r/b: b a".into(), "r/c: *.c".into()], vec!["r/b".into()])
+    );
+    // The table changes, and keeps them; one that has a domain of theirs is refused.
+    proxy.take(&TypeUrl::Route, vec![table(&format!("request_headers_to_remove: [x], {with_vhds}"))]);
+    assert_eq!(proxy.hosts(), ["r/b: b a", "r/c: *.c"]);
+    let mut taken = table(with_vhds);
+    let host = leno_api::proto::envoy::config::route::v3::VirtualHost {
+        name: "n".into(),
+        domains: vec!["b".into()],
+        ..Default::default()
+    };
+    prost::encoding::message::encode(2, &host, &mut taken.value);
+    check(
+        &proxy.take(&TypeUrl::Route, vec![taken]),
+        expect![
+            "r: virtual_hosts: Only unique values for domains are permitted. Duplicate entry of domain b in route r"
+        ],
+    );
+    assert_eq!(proxy.hosts(), ["r/b: b a", "r/c: *.c"]);
+    // Without `vhds` it has none, and nothing is asked for; nor when it is gone.
+    proxy.take(&TypeUrl::Route, vec![table("")]);
+    proxy.follow();
+    assert_eq!((proxy.hosts().len(), proxy.asked()), (0, vec!["RDS r".to_owned()]));
+    proxy.take(&TypeUrl::Route, vec![table(with_vhds)]);
+    assert!(proxy.store.snapshot().routes.contains_key(&"r".into()), "it was in force: nothing waits");
+    proxy.follow();
+    assert_eq!(proxy.asked(), ["RDS r", "VHDS r/"]);
+    proxy.take(&TypeUrl::Listener, Vec::new());
+    proxy.follow();
+    assert!(proxy.asked().is_empty(), "{:?}", proxy.asked());
 }

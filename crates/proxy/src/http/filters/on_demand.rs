@@ -90,7 +90,7 @@ struct Asking {
 impl HttpStreamFilter for Asking {
     fn on_request(&mut self, stream: &mut Stream, head: &mut HeaderMap, _end: bool) -> Step {
         if let Some((table, host)) = self.unknown.take() {
-            let answer = stream.worker.awaited().host(&table, host);
+            let answer = stream.worker.awaited().host(&table, &host);
             return Step::wait(async move {
                 answer.await;
                 Outcome::Again
