@@ -9,6 +9,7 @@ use std::fmt::Write as _;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use leno_api::proto::envoy::config::cluster::v3::Cluster;
 use leno_api::proto::envoy::config::route::v3::{RouteConfiguration, VirtualHost};
 use leno_api::proto::envoy::service::discovery::v3::{
     DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource,
@@ -124,6 +125,14 @@ impl State {
             }
             return;
         }
+        if request.type_url == Cluster::type_url() {
+            if !subscribed.is_empty() {
+                self.asked.push(format!("clusters +{}", subscribed.join(" +")));
+                let names: Vec<&str> = subscribed.iter().map(String::as_str).collect();
+                self.send(Cluster::type_url(), Vec::new(), &names);
+            }
+            return;
+        }
         let mut said = String::new();
         if is_first || !subscribed.is_empty() {
             let _ = write!(said, "+{}", subscribed.join(" +"));
@@ -162,7 +171,8 @@ impl State {
                 ..host("r/wide", &["*.example.com", asked], "by an alias")
             },
             "elsewhere" => host(name, &["somewhere.else"], "elsewhere"),
-            "taken" => host(name, &["static.com"], "taken"),
+            "cluster" => packed(name, 1, &to_cluster(name, asked, "")),
+            "plain" => packed(name, 1, &to_cluster(name, asked, PLAIN)),
             _ => host(name, &[asked], asked),
         };
         self.send(VirtualHost::type_url(), vec![resource], &[]);
@@ -192,6 +202,18 @@ fn virtual_host(name: &str, domains: &[&str], body: &str) -> VirtualHost {
     );
     leno_api::decode_text(&text, name).unwrap_or_else(|errors| panic!("{errors}"))
 }
+
+/// One that sends requests to a cluster that there is not.
+fn to_cluster(name: &str, domain: &str, more: &str) -> VirtualHost {
+    let text = format!(
+        "{{name: {name}, domains: [{domain}], routes: [{{match: {{prefix: /}}, route: {{cluster: unknown}}}}]{more}}}"
+    );
+    leno_api::decode_text(&text, name).unwrap_or_else(|errors| panic!("{errors}"))
+}
+
+/// Settings of a virtual host: no cluster is asked for.
+const PLAIN: &str = ", typed_per_filter_config: {envoy.filters.http.on_demand: {'@type': \
+     type.googleapis.com/envoy.extensions.filters.http.on_demand.v3.PerRouteConfig}}";
 
 async fn serve(stream: tokio::net::TcpStream, control: Control) {
     let Ok(mut connection) = h2::server::handshake(stream).await else { return };
@@ -285,7 +307,7 @@ fn listener(name: &str, filter: &str, patience: &str) -> String {
           rds: {{route_config_name: r, config_source: {{ads: {{}}, resource_api_version: V3}}}}
           http_filters:
           - name: envoy.filters.http.{filter}
-            typed_config: {{"@type": type.googleapis.com/envoy.extensions.filters.http.{filter}.v3.OnDemand}}
+            typed_config: {{"@type": type.googleapis.com/envoy.extensions.filters.http.{filter}.v3.OnDemand, odcds: {{source: {{ads: {{}}, resource_api_version: V3}}}}}}
           - name: envoy.filters.http.router
             typed_config: {{"@type": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}}
 "#
@@ -340,6 +362,10 @@ fn story(proxy: &Tested, control: &Control) {
     is("elsewhere.com", "/", "404", &["+r/elsewhere.com"]);
     is("elsewhere.com", "/", "404", &[]);
     is("static.com", "/nowhere", "404", &["+r/static.com"]);
+
+    // The route that was found may lead to a cluster that is to be asked for too.
+    is("cluster.com", "/", "503", &["+r/cluster.com", "clusters +unknown"]);
+    is("plain.com", "/", "503", &["+r/plain.com"]);
 
     // Many wait for the same; what they have sent so far is kept. One goes away.
     control.state().held = true;
@@ -413,9 +439,11 @@ fn story(proxy: &Tested, control: &Control) {
             "r/a.com",
             "r/a.com:8080",
             "r/b.com",
+            "r/cluster.com",
             "r/elsewhere.com",
             "r/first",
             "r/late.com",
+            "r/plain.com",
             "r/pushed",
             "r/wide"
         ],
@@ -428,9 +456,9 @@ fn story(proxy: &Tested, control: &Control) {
     assert_eq!(get(running, "a.com", "/"), "200 back", "{name}");
     control.until_asked(
         name,
-        "+* +r/a.com +r/a.com:8080 +r/alias.com +r/b.com +r/elsewhere.com +r/late.com +r/none.com \
-         +r/q.com +r/static.com has q/b has r/a.com has r/a.com:8080 has r/b.com has r/elsewhere.com has r/first \
-         has r/late.com has r/pushed has r/wide",
+        "+* +r/a.com +r/a.com:8080 +r/alias.com +r/b.com +r/cluster.com +r/elsewhere.com +r/late.com +r/none.com +r/plain.com \
+         +r/q.com +r/static.com has q/b has r/a.com has r/a.com:8080 has r/b.com has r/cluster.com has r/elsewhere.com has r/first \
+         has r/late.com has r/plain.com has r/pushed has r/wide",
     );
     assert_eq!(waiting.join().expect("no panic"), "200 c.com", "{name}");
     assert_eq!(get(running, "a.com", "/"), "200 back", "{name}");

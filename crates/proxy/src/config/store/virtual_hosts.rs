@@ -144,8 +144,7 @@ impl HostDemands {
         for name in names {
             for table in self.tables_of(&name, origin) {
                 let asked = self.tables.get_mut(&table).and_then(|demands| demands.asked.get_mut(&name));
-                if let Some(answered) = asked {
-                    *answered = true;
+                if asked.is_some_and(|answered| !std::mem::replace(answered, true)) {
                     self.answered.push(name.clone());
                 }
             }

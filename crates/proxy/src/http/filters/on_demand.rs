@@ -8,8 +8,7 @@
 //! router answers 404.
 //!
 //! Deviation: Envoy runs the whole chain again for a request without a body once its cluster is there;
-//! here the filters in front have seen it once. A cluster is asked for also if its route has come on
-//! demand; Envoy does not look for it then.
+//! here the filters in front have seen it once.
 
 use std::any::Any;
 use std::sync::Arc;
@@ -21,6 +20,7 @@ use leno_base::Name;
 
 use super::{FilterConfig, HttpStreamFilter, Opening, Outcome, Registration, RouteSettings, Step};
 use crate::cluster::on_demand::OnDemand;
+use crate::config::filter_id::FilterId;
 use crate::config::lower::Lower;
 use crate::config::source::ResourceKey;
 use crate::http::headers::HeaderMap;
@@ -41,6 +41,8 @@ pub(super) const REGISTRATION: Registration = Registration {
 /// OnDemand, and PerRouteConfig, which takes its place.
 #[derive(Debug)]
 struct Filter {
+    /// Its name in the chain; in PerRouteConfig of no interest.
+    id: FilterId,
     /// `odcds`; `None`: nothing is asked for.
     odcds: Option<OnDemand>,
 }
@@ -55,7 +57,11 @@ impl FilterConfig for Filter {
     ) -> Opening {
         let settings = settings.and_then(RouteSettings::first::<Filter>).unwrap_or(self);
         if let Some(unknown) = stream.unknown_host(head) {
-            return Opening::Open(Box::new(Asking { unknown: Some(unknown), odcds: self.odcds.clone() }));
+            return Opening::Open(Box::new(Asking {
+                unknown: Some(unknown),
+                id: self.id,
+                odcds: self.odcds.clone(),
+            }));
         }
         match &settings.odcds {
             Some(on_demand) => Opening::Done(await_cluster(on_demand, stream, head)),
@@ -83,7 +89,9 @@ fn await_cluster(on_demand: &OnDemand, stream: &Stream, head: &HeaderMap) -> Ste
 struct Asking {
     /// What is to be asked for still.
     unknown: Option<(ResourceKey, Name)>,
-    /// `odcds` of the chain.
+    /// The filter's name in the chain.
+    id: FilterId,
+    /// `odcds` of the chain, unless the route that is found has settings.
     odcds: Option<OnDemand>,
 }
 
@@ -97,7 +105,10 @@ impl HttpStreamFilter for Asking {
             });
         }
         stream.refresh_route(head);
-        match &self.odcds {
+        let settings =
+            stream.selected.as_ref().and_then(|selected| selected.overrides().find(self.id).cloned());
+        let of_route = settings.as_ref().and_then(|settings| settings.first::<Filter>());
+        match of_route.map_or(&self.odcds, |of_route| &of_route.odcds) {
             Some(on_demand) => await_cluster(on_demand, stream, head),
             None => Step::Continue,
         }
@@ -106,12 +117,18 @@ impl HttpStreamFilter for Asking {
 
 fn lower(any: &prost_types::Any, at: &mut Lower) -> Option<Arc<dyn FilterConfig>> {
     let proto::OnDemand { odcds } = at.unpack(any)?;
-    Some(Arc::new(Filter { odcds: at.optional("odcds", odcds, lower_odcds) }))
+    Some(Arc::new(Filter {
+        id: FilterId::of(&at.scope().filter_name),
+        odcds: at.optional("odcds", odcds, lower_odcds),
+    }))
 }
 
 fn lower_route(any: &prost_types::Any, at: &mut Lower) -> Option<Arc<dyn Any + Send + Sync>> {
     let proto::PerRouteConfig { odcds } = at.unpack(any)?;
-    Some(Arc::new(Filter { odcds: at.optional("odcds", odcds, lower_odcds) }))
+    Some(Arc::new(Filter {
+        id: FilterId::of(&at.scope().filter_name),
+        odcds: at.optional("odcds", odcds, lower_odcds),
+    }))
 }
 
 fn lower_odcds(proto: proto::OnDemandCds, at: &mut Lower) -> Option<OnDemand> {
