@@ -347,7 +347,7 @@ fn virtual_hosts_go_into_the_tables_that_they_are_for() {
     check(
         &proxy.take(&TypeUrl::Route, vec![taken]),
         expect![
-            "r: virtual_hosts: Only unique values for domains are permitted. Duplicate entry of domain b in route r"
+            "r: vhds[r/b].domains[0]: Only unique values for domains are permitted. Duplicate entry of domain b in route r"
         ],
     );
     assert_eq!(proxy.hosts(), ["r/b: b a", "r/c: *.c"]);

@@ -175,16 +175,18 @@ impl RouteTable {
             discovered.by_name = known.by_name;
             discovered.exact = known.exact;
             discovered.wildcards = known.wildcards;
-            for host in discovered.by_name.values() {
-                for domain in host.host.domains.iter().filter(|domain| self.domains.contains(domain)) {
-                    at.error_at("virtual_hosts", repeated(domain, &self.name));
+            for (name, host) in discovered.by_name.iter() {
+                let domains = host.host.domains.iter().enumerate();
+                for (place, domain) in domains.filter(|(_, domain)| self.domains.contains(domain)) {
+                    at.error_at(&format!("vhds[{name}].domains[{place}]"), repeated(domain, &self.name));
                 }
             }
             return;
         }
         // What the table says of all of them may be something else now.
         for (name, host) in known.by_name.iter() {
-            if let Some(found) = self.lower_discovered(name, &host.wire, at) {
+            let lower = |at: &mut Lower| self.lower_discovered(name, &host.wire, at);
+            if let Some(found) = at.field(&format!("vhds[{name}]"), lower) {
                 self.put_discovered(name.clone(), found);
             }
         }

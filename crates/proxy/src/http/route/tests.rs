@@ -433,7 +433,7 @@ fn a_domain_belongs_to_one_virtual_host() {
         Some(())
     });
     expect![
-        "virtual_hosts: Only unique values for domains are permitted. Duplicate entry of domain a in route r"
+        "vhds[r/a].domains[0]: Only unique values for domains are permitted. Duplicate entry of domain a in route r"
     ]
     .assert_eq(&kept.expect_err("a conflict").to_string());
     // What came reads as if it had been in the table.
