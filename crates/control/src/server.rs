@@ -10,7 +10,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use leno_base::clock::{Clock, System};
 use leno_derive::{Batch, Graph};
@@ -25,11 +25,12 @@ use tokio::task::JoinSet;
 pub use crate::access::{Access, Issuer, Secure, create_join_token};
 use crate::access::{Domains, Door};
 use crate::analyze::Analysis;
+use crate::analyze::validity::{Validities, outdated};
 pub use crate::ca::CaSettings;
 use crate::ca::{self, Ca};
 use crate::debug::stream::Lookers;
 use crate::debug::{self, Answer, Look, Question};
-use crate::model::diagnostic::{Diagnostic, Severity};
+use crate::model::diagnostic::{Diagnostic, Finding, Severity};
 use crate::model::duration::Span;
 use crate::model::identity::Account;
 use crate::model::switches::{SwitchInput, Switches, VariableInput};
@@ -80,6 +81,8 @@ pub struct Config {
     pub access: Access,
     /// Where people look: `/ready` and `/debug/...` over HTTP.
     pub http_addr: SocketAddr,
+    /// Where the same is served too.
+    pub second_http_addr: Option<SocketAddr>,
 }
 
 impl Config {
@@ -93,6 +96,7 @@ impl Config {
             connections: Options::default(),
             access: Access::default(),
             http_addr: SocketAddr::from(([127, 0, 0, 1], 15014)),
+            second_http_addr: None,
         }
     }
 }
@@ -114,6 +118,7 @@ pub struct Server {
     streams: mpsc::Receiver<StreamEvent>,
     believes_all: bool,
     http: TcpListener,
+    second_http: Option<TcpListener>,
 }
 
 /// Everything that can happen.
@@ -173,6 +178,7 @@ impl Server {
             streams,
             believes_all: config.access.believes_all,
             http: bind(config.http_addr)?,
+            second_http: config.second_http_addr.map(bind).transpose()?,
         })
     }
 
@@ -200,6 +206,14 @@ impl Server {
         self.http.local_addr()
     }
 
+    /// Its second address.
+    ///
+    /// # Errors
+    /// If there is none, or the operating system does not tell.
+    pub fn second_http_addr(&self) -> io::Result<SocketAddr> {
+        address_of(self.second_http.as_ref())
+    }
+
     /// Serves until `shutdown` is done.
     pub async fn run(self, shutdown: impl Future<Output = ()> + Send + 'static) {
         let (events, mut queue) = mpsc::channel(QUEUE);
@@ -208,12 +222,10 @@ impl Server {
         let (want, wanted) = watch::channel(Wanted::default());
         self.spawn_sources(&events, wanted, &mut tasks);
         let gate = self.gate(&events, &mut tasks);
-        tasks.spawn(debug::http::serve(
-            self.http,
-            events.clone(),
-            Arc::clone(&ready),
-            Some(self.door.callers),
-        ));
+        for http in std::iter::once(self.http).chain(self.second_http) {
+            let callers = Some(Arc::clone(&self.door.callers));
+            tasks.spawn(debug::http::serve(http, events.clone(), Arc::clone(&ready), callers));
+        }
         let (end, ended) = watch::channel(false);
         let domains = self.door.domains.clone();
         let ca = self.door.ca;
@@ -367,6 +379,12 @@ async fn keep_ca(
     }
 }
 
+/// Seconds since the epoch.
+fn seconds(wall: SystemTime) -> i64 {
+    let since = wall.duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
+}
+
 fn address_of(listener: Option<&TcpListener>) -> io::Result<SocketAddr> {
     listener.ok_or(io::ErrorKind::AddrNotAvailable)?.local_addr()
 }
@@ -401,6 +419,8 @@ struct Loop {
     /// Something has changed since faults were last looked for.
     unanalyzed: bool,
     analyzed_at: Instant,
+    /// When the next certificate that proxies are given begins or ends, in seconds since the epoch.
+    outdates_at: Option<i64>,
     ready: Arc<AtomicBool>,
     /// Says once that the sources are known, so that proxies are served.
     know: watch::Sender<bool>,
@@ -451,6 +471,7 @@ impl Loop {
             diagnostics: Vec::new(),
             unanalyzed: false,
             analyzed_at: Instant::now(),
+            outdates_at: None,
             ready,
             know,
             want,
@@ -541,6 +562,7 @@ impl Loop {
             self.want_credentials();
         }
         self.push.on_tick(&self.graph, Instant::now());
+        self.unanalyzed |= self.outdates_at.is_some_and(|at| at <= seconds(System.wall()));
         self.tell_progress();
         self.ticks = self.ticks.wrapping_add(1);
         if self.ticks.is_multiple_of(COLLECT_EVERY) {
@@ -593,7 +615,9 @@ impl Loop {
     fn examine(&mut self) {
         self.unanalyzed = false;
         self.push.take_refusals_changed();
-        self.analysis = self.analyze();
+        let (outdated, next) = outdated(&self.graph.get::<Validities>(&()), seconds(System.wall()));
+        self.outdates_at = next;
+        self.analysis = self.analyze(&outdated);
         self.refusals = self.refused();
         self.tell_diagnostics();
         if let Some((say, book)) = &mut self.statuses {
@@ -657,14 +681,15 @@ impl Loop {
         }
     }
 
-    fn analyze(&self) -> Vec<Diagnostic> {
+    /// The faults of the configuration; `outdated` are those that time has brought.
+    fn analyze(&self, outdated: &[(ObjectRef, Finding)]) -> Vec<Diagnostic> {
         let mut places = Places::default();
         let found = self.graph.get::<Analysis>(&());
         let about = |(object, finding): &(ObjectRef, _)| {
             let diagnostic = Diagnostic::about(object, finding);
             self.located(&mut places, object, diagnostic)
         };
-        found.iter().map(about).collect()
+        found.iter().chain(outdated).map(about).collect()
     }
 
     fn refused(&self) -> Vec<Diagnostic> {

@@ -14,6 +14,8 @@ use leno_api::proto::envoy::service::discovery::v3::{
 };
 use leno_control::server::{Config, Server};
 use prost::Message;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
@@ -50,6 +52,7 @@ fn object(kind: &str, namespace: &str, name: &str, values: &[(&str, &str)]) -> S
 struct Pilot {
     folder: tempfile::TempDir,
     grpc: SocketAddr,
+    http: SocketAddr,
 }
 
 impl Pilot {
@@ -61,9 +64,19 @@ impl Pilot {
         config.http_addr.set_port(0);
         config.access.believes_all = believes_all;
         let server = Server::bind(config).await.expect("free ports");
-        let grpc = server.grpc_addr().expect("an address");
+        let (grpc, http) = (server.grpc_addr().expect("an address"), server.http_addr().expect("an address"));
         tokio::spawn(server.run(std::future::pending()));
-        Pilot { folder, grpc }
+        Pilot { folder, grpc, http }
+    }
+
+    /// A page for people.
+    async fn page(&self, path: &str) -> String {
+        let mut stream = TcpStream::connect(self.http).await.expect("it listens");
+        let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.expect("it reads");
+        let mut text = String::new();
+        stream.read_to_string(&mut text).await.expect("it answers");
+        text
     }
 
     async fn client(&self) -> AggregatedDiscoveryServiceClient<tonic::transport::Channel> {
@@ -188,6 +201,34 @@ async fn credentials_reach_those_who_may_have_them_and_follow_changes() {
     let late = object("Secret", "default", "absent", &[("tls.crt", &other), ("tls.key", &other_key)]);
     write(pilot.folder.path(), &(own(&newer, &newer_key) + &rest + &late));
     assert_eq!(stream.secrets(&names).await, [expected("kubernetes://absent", &[&other, &other_key])]);
+}
+
+#[tokio::test]
+async fn certificates_that_have_ended_are_given_with_a_warning() {
+    let key = rcgen::KeyPair::generate().expect("a key");
+    let mut params = rcgen::CertificateParams::new(vec!["web".to_owned()]).expect("a name");
+    params.not_before = rcgen::date_time_ymd(2000, 1, 1);
+    params.not_after = rcgen::date_time_ymd(2010, 1, 1);
+    let (chain, key) = (params.self_signed(&key).expect("a certificate").pem(), key.serialize_pem());
+    let mesh = object("Secret", "default", "web", &[("tls.crt", &chain), ("tls.key", &key)]);
+    let pilot = Pilot::start(true, &mesh).await;
+    let names = ["kubernetes://web"];
+    let mut stream = Sotw::start(&pilot, GATEWAY, &names).await;
+    assert_eq!(stream.secrets(&names).await, [expected(names[0], &[&chain, &key])]);
+    let diagnostics = pilot.page("/debug/diagnostics").await;
+    assert!(diagnostics.contains("outdated-certificate"), "{diagnostics}");
+    assert!(diagnostics.contains("it ended on 2010-01-01T00:00:00Z"), "{diagnostics}");
+    let metrics = pilot.page("/metrics").await;
+    let sample = "leno_certificate_expiry_timestamp{kind=\"Secret\",namespace=\"default\",name=\"web\",\
+                  key=\"tls.crt\"} 1262304000";
+    assert!(metrics.contains(sample), "{metrics}");
+    // It is said no more once there is one that can be used.
+    let (newer, newer_key) = certificate("newer");
+    let mesh = object("Secret", "default", "web", &[("tls.crt", &newer), ("tls.key", &newer_key)]);
+    write(pilot.folder.path(), &mesh);
+    assert_eq!(stream.secrets(&names).await, [expected(names[0], &[&newer, &newer_key])]);
+    let diagnostics = pilot.page("/debug/diagnostics").await;
+    assert!(!diagnostics.contains("outdated-certificate"), "{diagnostics}");
 }
 
 #[tokio::test]

@@ -63,6 +63,8 @@ struct Pilot {
     folder: tempfile::TempDir,
     grpc: SocketAddr,
     http: SocketAddr,
+    /// Where the same is served again.
+    second_http: SocketAddr,
     stop: Option<oneshot::Sender<()>>,
     task: tokio::task::JoinHandle<()>,
 }
@@ -75,17 +77,23 @@ impl Pilot {
         let mut config = Config::new(vec![folder.path().to_owned()]);
         config.grpc_addr = any;
         config.http_addr = any;
+        config.second_http_addr = Some(any);
         let server = Server::bind(config).await.expect("free ports");
         let (grpc, http) = (server.grpc_addr().expect("an address"), server.http_addr().expect("an address"));
+        let second_http = server.second_http_addr().expect("an address");
         let (stop, stopped) = oneshot::channel();
         let task = tokio::spawn(server.run(async {
             let _ = stopped.await;
         }));
-        Pilot { folder, grpc, http, stop: Some(stop), task }
+        Pilot { folder, grpc, http, second_http, stop: Some(stop), task }
     }
 
     async fn get(&self, path: &str) -> (u16, String) {
-        let mut stream = TcpStream::connect(self.http).await.expect("it listens");
+        Pilot::get_at(self.http, path).await
+    }
+
+    async fn get_at(address: SocketAddr, path: &str) -> (u16, String) {
+        let mut stream = TcpStream::connect(address).await.expect("it listens");
         let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
         stream.write_all(request.as_bytes()).await.expect("it reads");
         let mut text = String::new();
@@ -448,7 +456,9 @@ async fn people_can_look_inside() {
     let response = client.next(CDS).await;
     client.ack(&response, &[]).await;
     assert_eq!(pilot.get("/ready").await.0, 200);
+    assert_eq!(Pilot::get_at(pilot.second_http, "/ready").await.0, 200);
     let (_, registry) = pilot.get("/debug/registryz").await;
+    assert_eq!(Pilot::get_at(pilot.second_http, "/debug/registryz").await.1, registry);
     let registry: serde_json::Value = serde_json::from_str(&registry).expect("JSON");
     assert_eq!(registry[0]["hostname"], "reviews.default.svc.cluster.local");
     assert_eq!(registry[0]["addresses"][0], "10.96.0.5");

@@ -17,6 +17,7 @@ mod rule;
 pub mod run;
 mod security;
 mod telemetry;
+pub(crate) mod validity;
 
 use std::sync::Arc;
 

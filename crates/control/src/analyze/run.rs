@@ -14,6 +14,7 @@ use super::Analysis;
 use super::istio::{ANALYZERS, Analyzed};
 use super::message::{Code, Level, Message, of_code, of_finding};
 use super::raw::{Now, RawKey, Raws, RawsByKind, key_of};
+use super::validity::{Validities, outdated};
 use crate::model::diagnostic::{Finding, Severity};
 use crate::model::read::{self, Read};
 use crate::model::{Change, ObjectRef, inputs};
@@ -254,7 +255,9 @@ impl World {
             messages.extend(findings.iter().filter(|_| runs).map(|finding| message_of(key, finding)));
         }
         if options.analyzers.is_empty() {
-            for (object, finding) in graph.get::<Analysis>(&()).iter() {
+            let now = graph.input::<Now>(&()).map_or(0, |now| *now);
+            let (outdated, _) = outdated(&graph.get::<Validities>(&()), now);
+            for (object, finding) in graph.get::<Analysis>(&()).iter().chain(&outdated) {
                 let Some(key) = typed.get(object) else { continue };
                 let message = message_of(key, finding);
                 // istioctl's own analyzers have said the same.

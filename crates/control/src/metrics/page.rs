@@ -9,11 +9,12 @@ use super::faults::FAULTS;
 use super::sums::AllSums;
 use super::text::Text;
 use super::{Counts, Histogram, type_label};
+use crate::analyze::validity::Validities;
 use crate::ca::{Ca, CaSeen};
-use crate::model::Kind;
 use crate::model::diagnostic::{Diagnostic, Severity};
 use crate::model::inputs::{DestinationRules, VirtualServices};
 use crate::model::read::known;
+use crate::model::{Kind, ObjectRef};
 use crate::push::Push;
 
 /// What there is to be seen.
@@ -35,6 +36,7 @@ pub(crate) fn page(seen: Seen<'_>) -> String {
     about_changes(&mut text, seen.push.counts());
     about_proxies(&mut text, seen.push);
     about_registry(&mut text, seen.graph);
+    about_certificates(&mut text, seen.graph);
     about_faults(&mut text, seen.diagnostics);
     if let Some(ca) = seen.ca {
         about_ca(&mut text, &ca.seen());
@@ -243,6 +245,19 @@ fn about_registry(text: &mut Text, graph: &Graph) {
         // The number of destination rules is ours: istiod does not tell.
         let name = if name == "pilot_destrules" { "leno_destination_rules" } else { name };
         text.single(name, "gauge", help, value as f64);
+    }
+}
+
+/// Istiod does not tell; its agents do, of what they hold.
+fn about_certificates(text: &mut Text, graph: &Graph) {
+    let name = "leno_certificate_expiry_timestamp";
+    let help = "The unix timestamp, in seconds, when a certificate that proxies are given will expire.";
+    text.family(name, "gauge", help);
+    for one in graph.get::<Validities>(&()).iter() {
+        let kind = one.object.kind.to_string();
+        let ObjectRef { namespace, name: object, .. } = &one.object;
+        let labels = [("kind", kind.as_str()), ("namespace", namespace), ("name", object), ("key", one.key)];
+        text.sample(name, &labels, one.to as f64);
     }
 }
 

@@ -88,16 +88,26 @@ pub(crate) struct Pilot {
     trusts_plaintext: bool,
     #[command(flatten)]
     keepalive: Keepalive,
-    /// Without effect yet: where webhooks for injection and validation will be served
-    #[arg(long = "httpsAddr", alias = "https-addr", value_name = "ADDRESS", default_value = ":15017")]
+    /// Where webhooks for injection and validation are served: not supported yet, so that nothing but
+    /// the empty address is taken
+    // Deviation: by default nothing is served there, where istiod serves its webhooks at :15017.
+    #[arg(
+        long = "httpsAddr",
+        alias = "https-addr",
+        value_name = "ADDRESS",
+        default_value = "",
+        hide_default_value = true
+    )]
     https_addr: String,
     /// Write what is found wrong with objects of the cluster into their status
     #[arg(long = "writeStatus", env = "PILOT_ENABLE_ANALYSIS")]
     write_status: bool,
-    /// Without effect: everything is served at --monitoringAddr
-    #[arg(long = "httpAddr", alias = "http-addr", value_name = "ADDRESS", default_value = ":8080")]
-    http_addr: String,
-    /// Where /ready and /debug are served
+    /// Where /ready and /debug are served too, for readiness probes; `:8080` if a cluster is read, else
+    /// nowhere. xDS is not served there, whatever --grpcAddr
+    // Deviation: istiod serves it without a cluster too, and with an empty --grpcAddr xDS as well.
+    #[arg(long = "httpAddr", alias = "http-addr", value_name = "ADDRESS")]
+    http_addr: Option<String>,
+    /// Where /ready, /debug and /metrics are served; empty: at --httpAddr only
     #[arg(
         long = "monitoringAddr",
         alias = "monitoring-addr",
@@ -167,6 +177,9 @@ struct Keepalive {
     most_streams: u32,
 }
 
+/// Where the probes of Istio's charts ask.
+const READY_ADDRESS: &str = ":8080";
+
 /// Where the certificate of istiod is mounted, as Istio's charts do it.
 const TLS_FILES: [&str; 2] = ["/var/run/secrets/istiod/tls/tls.crt", "/var/run/secrets/istiod/tls/tls.key"];
 
@@ -176,11 +189,9 @@ const ROOTS: &str = "/var/run/secrets/istiod/ca/root-cert.pem";
 impl Pilot {
     pub(crate) fn run(self) -> Result<ExitCode, Failure> {
         let _ = self.verb;
-        // A typing error is one all the same.
-        address("--httpAddr", &self.http_addr)?;
-        address("--httpsAddr", &self.https_addr)?;
         start_log(&self.log_output_level)?;
         let kubernetes = self.kubernetes()?;
+        let looking = self.looking(kubernetes.is_some())?;
         let (mut access, connections) = (self.access()?, self.keepalive.options());
         access.authority = self.authority(kubernetes.is_some(), |name| std::env::var(name).ok())?;
         if !is_reachable(&access) {
@@ -194,8 +205,8 @@ impl Pilot {
         }
         config.access = access;
         config.connections = connections;
+        (config.http_addr, config.second_http_addr) = looking;
         config.kubernetes = kubernetes;
-        config.http_addr = address("--monitoringAddr", &self.monitoring_addr)?;
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
         runtime
             .block_on(async {
@@ -215,6 +226,25 @@ impl Pilot {
 }
 
 impl Pilot {
+    /// Where people look, once or twice; refuses what would have no effect.
+    fn looking(&self, in_cluster: bool) -> anyhow::Result<(SocketAddr, Option<SocketAddr>)> {
+        if !self.https_addr.is_empty() {
+            bail!("--httpsAddr: webhooks for injection and validation are not supported yet");
+        }
+        let default = if in_cluster { READY_ADDRESS } else { "" };
+        let second = Some(self.http_addr.as_deref().unwrap_or(default)).filter(|text| !text.is_empty());
+        let second = second.map(|text| address("--httpAddr", text)).transpose()?;
+        match (self.monitoring_addr.as_str(), second) {
+            ("", Some(only)) => Ok((only, None)),
+            ("", None) => bail!("/ready is served nowhere: neither --monitoringAddr nor --httpAddr"),
+            // One port is enough for what is the same.
+            (text, second) => {
+                let first = address("--monitoringAddr", text)?;
+                Ok((first, second.filter(|second| *second != first || first.port() == 0)))
+            }
+        }
+    }
+
     /// Who may connect.
     fn access(&self) -> anyhow::Result<Access> {
         let secure = self.tls.files().filter(|_| !self.secure_grpc_addr.is_empty());
@@ -381,6 +411,35 @@ mod tests {
     fn pilot(arguments: &[&str]) -> Result<Pilot, String> {
         let command = Command::try_parse_from([&["pilot"], arguments].concat());
         command.map(|command| command.pilot).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn where_people_look() {
+        for (arguments, in_cluster, expected) in [
+            (&[][..], false, "0.0.0.0:15014"),
+            (&[], true, "0.0.0.0:15014 0.0.0.0:8080"),
+            (&["--httpAddr="], true, "0.0.0.0:15014"),
+            (&["--httpAddr=127.0.0.1:1"], false, "0.0.0.0:15014 127.0.0.1:1"),
+            (&["--httpAddr=:15014"], false, "0.0.0.0:15014"),
+            (&["--monitoringAddr="], true, "0.0.0.0:8080"),
+            (&["--monitoringAddr="], false, "/ready is served nowhere"),
+            (&["--httpAddr=8080"], false, "--httpAddr: \"8080\" is not ADDRESS:PORT"),
+            (&["--httpsAddr="], false, "0.0.0.0:15014"),
+            (
+                &["--httpsAddr=:15017"],
+                true,
+                "--httpsAddr: webhooks for injection and validation are not supported",
+            ),
+        ] {
+            let found = match pilot(arguments).expect("good flags").looking(in_cluster) {
+                Ok((first, second)) => {
+                    let second = second.map(|second| format!(" {second}")).unwrap_or_default();
+                    format!("{first}{second}")
+                }
+                Err(error) => error.to_string(),
+            };
+            assert!(found.starts_with(expected), "{arguments:?}: {found}");
+        }
     }
 
     #[test]

@@ -71,7 +71,8 @@ impl Hosts {
         let exact = seen.iter().find_map(|scope| self.0.get(&(scope.clone(), host.clone())));
         exact.or_else(|| {
             let visible = self.0.iter().filter(|((scope, _), _)| scope == "*" || scope == namespace);
-            visible.filter(|((_, known), _)| fit(known, &host).is_some()).map(|(_, known)| known).next()
+            let any = |known: &str| known.starts_with('*') && fit(known, &host).is_some();
+            visible.filter(|((_, known), _)| any(known)).map(|(_, known)| known).next()
         })
     }
 }

@@ -892,7 +892,7 @@ async fn each_code_is_raised_and_not_by_a_near_miss() {
 }
 
 /// Of our own codes these have their tests beside what derives them.
-const ELSEWHERE: [&str; 5] = ["LENO0003", "LENO0104", "LENO0105", "LENO0106", "LENO0110"];
+const ELSEWHERE: [&str; 6] = ["LENO0003", "LENO0104", "LENO0105", "LENO0106", "LENO0110", "LENO0111"];
 
 #[test]
 fn each_code_has_a_case() {
@@ -902,4 +902,25 @@ fn each_code_has_a_case() {
         missing.filter(|code| !cases.contains(code) && !NEVER.contains(code) && !ELSEWHERE.contains(code));
     assert_eq!(missing.collect::<Vec<_>>(), Vec::<&str>::new());
     assert!(NEVER.iter().all(|code| !cases.contains(code)));
+}
+
+/// A destination that is exported to some namespaces only is none for a rule that is exported to others.
+#[tokio::test]
+async fn destinations_are_looked_for_where_a_rule_is_exported_to() {
+    let check = async |service: &str, rule: &str, expected: bool| {
+        let text = format!(
+            "apiVersion: v1\nkind: Service\nmetadata: {{name: a, namespace: nn, annotations: \
+             {{networking.istio.io/exportTo: '{service}'}}}}\nspec: {{ports: [{{name: http, port: 80}}]}}\n---\n\
+             apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {{name: r, namespace: nn}}\n\
+             spec: {{hosts: [a], exportTo: [{rule}], http: [{{route: [{{destination: {{host: a}}}}]}}]}}\n"
+        );
+        let files = vec![Text { name: "f.yaml".to_owned(), text }];
+        let outcome = run(&Options { files, ..Options::default() }).await.unwrap();
+        let found = outcome.messages.iter().any(|message| message.code.code == "IST0101");
+        assert_eq!(found, expected, "{service} {rule}");
+    };
+    check("one,.", "bogus", true).await;
+    check("one,.", "one", false).await;
+    check("one,.", "'.'", false).await;
+    check("*", "bogus", false).await;
 }

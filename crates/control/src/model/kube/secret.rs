@@ -148,6 +148,20 @@ impl ConfigMap {
     }
 }
 
+impl Certificate {
+    /// The name under which the chain was found.
+    pub(crate) fn chain_name(&self) -> &'static str {
+        self.names[0]
+    }
+}
+
+impl Roots {
+    /// The name under which the certificates were found.
+    pub(crate) fn certificates_name(&self) -> &'static str {
+        self.names[0]
+    }
+}
+
 impl Material {
     fn new(find: impl Fn(&str) -> Option<Bytes>) -> Material {
         let certificate = CERTIFICATES.iter().find_map(|names @ [chain, key, staple]| {
