@@ -43,7 +43,8 @@ use crate::source::kube::book::{Book, Programmed};
 pub use crate::source::kube::client::Kubernetes;
 use crate::source::kube::writer::Statuses;
 use crate::source::kube::{Cluster, Wanted};
-use crate::source::{self, Origin, Places, Update};
+use crate::source::located::Located;
+use crate::source::{self, Origin, Update};
 pub use leno_xds::server::listen::Options;
 
 /// How often things that wait are looked at.
@@ -412,8 +413,12 @@ struct Loop {
     source_diagnostics: Arc<Vec<Diagnostic>>,
     /// Faults found by analysis, located.
     analysis: Vec<Diagnostic>,
+    /// Where these are.
+    faults_at: Located,
     /// What proxies have refused, located.
     refusals: Vec<Diagnostic>,
+    /// Where these are.
+    refusals_at: Located,
     /// All that is wrong, as last printed.
     diagnostics: Vec<Diagnostic>,
     /// Something has changed since faults were last looked for.
@@ -467,7 +472,9 @@ impl Loop {
             origins: BTreeMap::new(),
             source_diagnostics: Arc::default(),
             analysis: Vec::new(),
+            faults_at: Located::default(),
             refusals: Vec::new(),
+            refusals_at: Located::default(),
             diagnostics: Vec::new(),
             unanalyzed: false,
             analyzed_at: Instant::now(),
@@ -682,30 +689,24 @@ impl Loop {
     }
 
     /// The faults of the configuration; `outdated` are those that time has brought.
-    fn analyze(&self, outdated: &[(ObjectRef, Finding)]) -> Vec<Diagnostic> {
-        let mut places = Places::default();
+    fn analyze(&mut self, outdated: &[(ObjectRef, Finding)]) -> Vec<Diagnostic> {
         let found = self.graph.get::<Analysis>(&());
-        let about = |(object, finding): &(ObjectRef, _)| {
-            let diagnostic = Diagnostic::about(object, finding);
-            self.located(&mut places, object, diagnostic)
+        let about = |(object, finding): &(ObjectRef, Finding)| {
+            (Some(object.clone()), Diagnostic::about(object, finding))
         };
-        found.iter().chain(outdated).map(about).collect()
+        self.faults_at.locate(&self.origins, found.iter().chain(outdated).map(about))
     }
 
-    fn refused(&self) -> Vec<Diagnostic> {
-        let mut places = Places::default();
+    fn refused(&mut self) -> Vec<Diagnostic> {
         let mut all = Vec::new();
         for (object, finding) in self.push.patch_faults(&self.graph) {
-            all.push(self.located(&mut places, &object, Diagnostic::about(&object, &finding)));
+            let diagnostic = Diagnostic::about(&object, &finding);
+            all.push((Some(object), diagnostic));
         }
         for refusal in self.push.refusals(&self.graph) {
-            let diagnostic = refusal.diagnostic();
-            all.push(match &refusal.object {
-                Some(object) => self.located(&mut places, object, diagnostic),
-                None => diagnostic,
-            });
+            all.push((refusal.object.clone(), refusal.diagnostic()));
         }
-        all
+        self.refusals_at.locate(&self.origins, all)
     }
 
     /// Gathers all that is wrong, and prints what is new and what is mended.
@@ -733,20 +734,5 @@ impl Loop {
             // Who writes them ends with us.
             let _ = say.send(news);
         }
-    }
-
-    fn located<'o>(
-        &'o self,
-        places: &mut Places<'o>,
-        object: &ObjectRef,
-        mut diagnostic: Diagnostic,
-    ) -> Diagnostic {
-        if let Some(origin) = self.origins.get(object) {
-            let position = places.locate(origin, &diagnostic.path);
-            diagnostic.file = origin.file.to_string();
-            diagnostic.line = position.line;
-            diagnostic.column = position.column;
-        }
-        diagnostic
     }
 }

@@ -120,15 +120,19 @@ pub(super) fn mesh(look: Look<'_>, _: &Question) -> Answer {
         .iter()
         .filter(|(object, _)| object.kind == Kind::MeshConfig)
         .max_by_key(|(object, _)| object.namespace == mesh.root_namespace)
-        .and_then(|(_, origin)| origin.to_json());
-    let text = written.as_ref().and_then(|map| map.pointer("/data/mesh")).and_then(Value::as_str);
-    let documents = text.and_then(|text| yaml::parse(text, Dialect::Kubernetes).ok()).unwrap_or_default();
-    if let (Some(page), Some(Value::Object(written))) =
-        (page.as_object_mut(), documents.first().map(Node::to_json))
-    {
-        page.extend(written);
-    }
-    Answer::Json(page)
+        .map(|(_, origin)| origin.clone());
+    // It may be part of a large file.
+    Answer::later(move || {
+        let written = written.and_then(|origin| origin.to_json());
+        let text = written.as_ref().and_then(|map| map.pointer("/data/mesh")).and_then(Value::as_str);
+        let documents = text.and_then(|text| yaml::parse(text, Dialect::Kubernetes).ok()).unwrap_or_default();
+        if let (Some(page), Some(Value::Object(written))) =
+            (page.as_object_mut(), documents.first().map(Node::to_json))
+        {
+            page.extend(written);
+        }
+        Answer::Json(page)
+    })
 }
 
 /// `/debug/inject`: there is no injection here.

@@ -1,5 +1,7 @@
 //! Pages about connected proxies.
 
+use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use ::http::StatusCode;
@@ -16,8 +18,9 @@ use serde_json::{Map, Value, json};
 
 use super::{Answer, Look, Question, parameter};
 use crate::model::duration::rfc3339;
+use crate::push::about::About;
 use crate::push::session::Session;
-use crate::scope::Role;
+use crate::scope::{ProxyKey, Role};
 use crate::translate::name_table;
 
 /// The types of a dump, in its order.
@@ -173,8 +176,8 @@ fn role(session: &Session) -> &'static str {
 
 /// `/debug/connections`: who is connected.
 pub(super) fn connections(look: Look<'_>, _: &Question) -> Answer {
-    let all: Vec<Value> = look.push.sessions().map(|session| connected(look, session)).collect();
-    Answer::Json(clients(&all))
+    let all: Vec<Connected> = look.push.sessions().map(|session| Connected::of(look, session)).collect();
+    Answer::later(move || Answer::Json(clients(&all.iter().map(Connected::to_json).collect::<Vec<Value>>())))
 }
 
 /// `/debug/adsz[?proxyID=]`: who is connected, and asks for what.
@@ -191,21 +194,65 @@ pub(super) fn adsz(look: Look<'_>, question: &Question) -> Answer {
     } else {
         look.push.sessions().collect()
     };
-    let all = sessions.into_iter().map(|session| {
-        let mut client = connected(look, session);
-        let node = session.about.node();
-        let watches: Map<String, Value> = session
-            .stream()
-            .subscriptions()
-            .map(|(type_url, wanted)| {
-                (
-                    type_url.as_str().to_owned(),
-                    wanted.names().map(|name| Value::from(name.as_str())).collect(),
-                )
+    let all: Vec<Asking> = sessions.into_iter().map(|session| Asking::of(look, session)).collect();
+    Answer::later(move || Answer::Json(clients(&all.iter().map(Asking::to_json).collect::<Vec<Value>>())))
+}
+
+/// Who is connected, and since when.
+struct Connected {
+    id: String,
+    at: SystemTime,
+    peer: Option<SocketAddr>,
+}
+
+impl Connected {
+    fn of(look: Look<'_>, session: &Session) -> Connected {
+        let since = look.now.saturating_duration_since(session.about.connected);
+        let at = look.wall.checked_sub(since).unwrap_or(look.wall);
+        Connected { id: connection(session), at, peer: session.about.peer }
+    }
+
+    fn to_json(&self) -> Value {
+        json!({
+            "connectionId": self.id,
+            "connectedAt": rfc3339(self.at),
+            "address": self.peer.map(|peer| peer.to_string()).unwrap_or_default(),
+        })
+    }
+}
+
+/// The same, with what it says of itself and asks for: handles of what is kept.
+struct Asking {
+    connected: Connected,
+    about: Box<About>,
+    key: Arc<ProxyKey>,
+    watches: Vec<(TypeUrl, Vec<Name>)>,
+}
+
+impl Asking {
+    fn of(look: Look<'_>, session: &Session) -> Asking {
+        let watches = session.stream().subscriptions();
+        let watches = watches.map(|(type_url, wanted)| (type_url.clone(), wanted.names().cloned().collect()));
+        Asking {
+            connected: Connected::of(look, session),
+            about: session.about.clone(),
+            key: Arc::clone(&session.key),
+            watches: watches.collect(),
+        }
+    }
+
+    fn to_json(&self) -> Value {
+        let mut client = self.connected.to_json();
+        let node = self.about.node();
+        let watches: Map<String, Value> = self
+            .watches
+            .iter()
+            .map(|(type_url, names)| {
+                (type_url.as_str().to_owned(), names.iter().map(|name| Value::from(name.as_str())).collect())
             })
             .collect();
         if let Some(fields) = client.as_object_mut() {
-            fields.insert("labels".to_owned(), json!(session.key.labels));
+            fields.insert("labels".to_owned(), json!(self.key.labels));
             let metadata = node.metadata.as_ref().map(|metadata| {
                 encode::to_value("google.protobuf.Struct", &metadata.encode_to_vec(), Style::default())
                     .unwrap_or_default()
@@ -217,17 +264,7 @@ pub(super) fn adsz(look: Look<'_>, question: &Question) -> Answer {
             fields.insert("watches".to_owned(), Value::from(watches));
         }
         client
-    });
-    Answer::Json(clients(&all.collect::<Vec<Value>>()))
-}
-
-fn connected(look: Look<'_>, session: &Session) -> Value {
-    let since = look.now.saturating_duration_since(session.about.connected);
-    json!({
-        "connectionId": connection(session),
-        "connectedAt": rfc3339(look.wall.checked_sub(since).unwrap_or(look.wall)),
-        "address": session.about.peer.map(|peer| peer.to_string()).unwrap_or_default(),
-    })
+    }
 }
 
 fn clients(all: &[Value]) -> Value {
@@ -468,7 +505,8 @@ fn configs(parts: Vec<Any>) -> Answer {
     Answer::Json(json!({ "configs": values.collect::<Vec<Value>>() }))
 }
 
-/// `/debug/sidecarz?proxyID=`: what the configuration of a proxy is made of.
+/// `/debug/sidecarz?proxyID=`: what the configuration of a proxy is made of: names of one proxy's
+/// resources, which cost less than to hand them over.
 pub(super) fn sidecarz(look: Look<'_>, question: &Question) -> Answer {
     let session = match look.proxy(question) {
         Ok(session) => session,

@@ -6,10 +6,11 @@ use ::http::StatusCode;
 use serde_json::{Map, Value, json};
 
 use super::{Answer, Look, Question};
+use crate::push::session::Session;
 use crate::registry::instances::{Health, Instance, Instances};
 use crate::registry::network::Networks;
 use crate::registry::protocol::Protocol;
-use crate::registry::targets::Targets;
+use crate::registry::targets::{Target, Targets};
 use crate::registry::{AllServices, Port, Resolution, Service};
 use crate::scope::locality::CLUSTER_ID;
 
@@ -167,9 +168,15 @@ fn endpoints_of(service: &Arc<Service>, instance: &Instance) -> Vec<Value> {
 
 /// `/debug/instancesz`: the services in front of each connected proxy's workload.
 pub(super) fn instancesz(look: Look<'_>, _: &Question) -> Answer {
+    let of_session =
+        |session: &Session| (session.node.clone(), look.graph.peek::<Targets>(&session.key.workload()));
+    let all: Vec<(String, Arc<Vec<Target>>)> = look.push.sessions().map(of_session).collect();
+    Answer::later(move || Answer::Json(instances_of(&all)))
+}
+
+fn instances_of(all: &[(String, Arc<Vec<Target>>)]) -> Value {
     let mut proxies = Map::new();
-    for session in look.push.sessions() {
-        let targets = look.graph.peek::<Targets>(&session.key.workload());
+    for (node, targets) in all {
         let targets = targets.iter().map(|target| {
             let port = target.service.port(target.port);
             json!({
@@ -182,9 +189,9 @@ pub(super) fn instancesz(look: Look<'_>, _: &Question) -> Answer {
                 },
             })
         });
-        proxies.insert(session.node.clone(), targets.collect());
+        proxies.insert(node.clone(), targets.collect());
     }
-    Answer::Json(Value::from(proxies))
+    Value::from(proxies)
 }
 
 /// `/debug/networkz`: the gateways between networks.

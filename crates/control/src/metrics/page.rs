@@ -1,4 +1,7 @@
 //! The page of metrics: what was counted, and what there is now.
+//!
+//! It is made on the control loop, as it costs little there: sums over services are derived and kept up to
+//! date (`sums.rs`), and what is left is a walk over the connected proxies and over the faults.
 
 use std::collections::BTreeMap;
 

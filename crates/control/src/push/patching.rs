@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use leno_derive::Graph;
+use leno_xds::TypeUrl;
 
+use super::view::View;
 use super::{Push, Touched, node};
 use crate::model::diagnostic::{Finding, Severity};
 use crate::model::inputs::EnvoyFilters;
@@ -13,7 +15,7 @@ use crate::model::{Key, Kind, ObjectRef};
 use crate::scope::ProxyKey;
 use crate::scope::patches::PatchId;
 use crate::source::kube::book::{Match, Matches};
-use crate::translate::patch::report::{Effect, Effects, OwnEffects, SharedEffects};
+use crate::translate::patch::report::{Asked, Effect, Effects, OwnEffects, SharedEffects};
 
 /// What is told to the author of a patch that could not be applied; `None` if it could.
 pub(crate) fn patch_fault(id: &PatchId, effect: &Effect) -> Option<(ObjectRef, Finding)> {
@@ -30,6 +32,15 @@ pub(crate) fn patch_fault(id: &PatchId, effect: &Effect) -> Option<(ObjectRef, F
         message: format!("cannot be applied{place}{others}, and is left out there: {why}"),
     };
     Some((id.filter.of(Kind::EnvoyFilter), finding))
+}
+
+/// A client and what is asked for by name.
+fn asked(client: &ProxyKey, view: &View) -> Asked {
+    Asked {
+        client: client.clone(),
+        routes: view.asked_names(&TypeUrl::Route),
+        clusters: view.asked_names(&TypeUrl::Cluster),
+    }
 }
 
 impl Push {
@@ -68,8 +79,7 @@ impl Push {
         }
         for (client, view) in &self.views {
             if !client.patching.patches.is_empty() {
-                let key = (ProxyKey::clone(client), view.route_names());
-                total.absorb(&graph.peek::<SharedEffects>(&key));
+                total.absorb(&graph.peek::<SharedEffects>(&asked(client, view)));
             }
         }
         for key in self.groups.keys() {
@@ -89,8 +99,8 @@ impl Push {
             let shared = if client.patching.patches.is_empty() {
                 BTreeSet::new()
             } else {
-                let key = (ProxyKey::clone(client), view.route_names());
-                graph.peek::<SharedEffects>(&key).0.keys().cloned().collect::<BTreeSet<PatchId>>()
+                let effects = graph.peek::<SharedEffects>(&asked(client, view));
+                effects.0.keys().cloned().collect::<BTreeSet<PatchId>>()
             };
             for key in &view.groups {
                 let members = self.groups.get(key).map_or(0, |group| group.members.len());

@@ -371,9 +371,9 @@ impl View {
         &self.needed
     }
 
-    /// The route configurations that were asked for.
-    pub(crate) fn route_names(&self) -> Vec<String> {
-        let asked = self.named.get(&TypeUrl::Route).into_iter().flat_map(Named::asked);
+    /// What was asked for by name of a type, sorted.
+    pub(crate) fn asked_names(&self, type_url: &TypeUrl) -> Vec<String> {
+        let asked = self.named.get(type_url).into_iter().flat_map(Named::asked);
         let mut names: Vec<String> = asked.map(ToString::to_string).collect();
         names.sort();
         names

@@ -20,6 +20,7 @@
 pub(crate) mod files;
 pub(crate) mod fold;
 pub(crate) mod kube;
+pub(crate) mod located;
 pub(crate) mod merge;
 mod scan;
 #[cfg(test)]
@@ -129,6 +130,11 @@ impl Origin {
             item: None,
             generation: None,
         }
+    }
+
+    /// Whether it is the same text, read once, and the same place in it.
+    fn is_same(&self, other: &Origin) -> bool {
+        Arc::ptr_eq(&self.text, &other.text) && (self.document, self.item) == (other.document, other.item)
     }
 
     /// Where a field is, or the nearest field around it.

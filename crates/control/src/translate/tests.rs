@@ -38,7 +38,7 @@ use crate::translate::cluster::Clusters;
 use crate::translate::endpoint::Endpoints;
 use crate::translate::listener::Listeners;
 use crate::translate::patch::Extensions;
-use crate::translate::patch::report::{Effects, OwnEffects, SharedEffects};
+use crate::translate::patch::report::{Asked, Effects, OwnEffects, SharedEffects};
 use crate::translate::resource::Resource;
 use crate::translate::route::Route;
 use crate::translate::trust_bundle::TrustBundle;
@@ -362,10 +362,13 @@ fn configuration(graph: &Graph, key: &ProxyKey) -> Value {
 
 /// What patches have done to a proxy's configuration.
 fn effects(graph: &Graph, key: &ProxyKey, configuration: &Value) -> Effects {
-    let names = configuration["routes"].as_array().into_iter().flatten();
-    let names = names.filter_map(|route| route["name"].as_str()).map(str::to_owned).collect();
-    let client = graph.peek::<ClientOf>(key);
-    let mut effects = graph.peek::<SharedEffects>(&(ProxyKey::clone(&client), names)).as_ref().clone();
+    let names = |field: &str| {
+        let all = configuration[field].as_array().into_iter().flatten();
+        all.filter_map(|found| found["name"].as_str()).map(str::to_owned).collect()
+    };
+    let client = ProxyKey::clone(&graph.peek::<ClientOf>(key));
+    let asked = Asked { client, routes: names("routes"), clusters: names("clusters") };
+    let mut effects = graph.peek::<SharedEffects>(&asked).as_ref().clone();
     effects.absorb(&graph.peek::<OwnEffects>(key));
     effects
 }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use leno_derive::{Cx, Query};
 
 use super::outbound::Outbound;
-use super::{find, fixed, service_of};
+use super::{find, service_of};
 use crate::scope::ProxyKey;
 use crate::translate::patch::{self, Family, Subject};
 use crate::translate::resource::Resource;
@@ -24,8 +24,8 @@ impl Query for FixedClusters {
 
     fn derive(cx: &Cx<'_>, client: &ProxyKey) -> Vec<Arc<Resource>> {
         let context = client.client_context();
-        let clusters = fixed(cx, client, &client.viewer(cx));
-        patch::all(cx, &client.patching.patches, Family::Cluster, context, clusters, |_| Subject::of(context))
+        let (patches, clusters) = (&client.patching.patches, fixed(cx, client));
+        patch::all(cx, patches, Family::Cluster, context, clusters, |_| Subject::of(context))
     }
 }
 
@@ -38,13 +38,23 @@ impl Query for NamedCluster {
     const NAME: &'static str = "named-cluster";
 
     fn derive(cx: &Cx<'_>, (client, name): &(ProxyKey, String)) -> Option<Arc<Resource>> {
-        let mut key = find(cx, &client.known_viewer(), name).filter(|key| !key.sni)?;
-        if service_of(cx, &key)?.resolution.is_dns() {
-            // It contains its endpoints, which may depend on the client's place.
-            key.client.view = client.view(cx, &key.endpoints());
-        }
-        let cluster = cx.get::<Outbound>(&key).as_ref().clone()?;
+        let cluster = named(cx, client, name)?;
         let subject = Subject::of(client.client_context());
         patch::one(cx, &client.patching.patches, Family::Cluster, subject, cluster)
     }
+}
+
+/// The clusters of [`FixedClusters`] before EnvoyFilters.
+pub(in crate::translate) fn fixed(cx: &Cx<'_>, client: &ProxyKey) -> Vec<Arc<Resource>> {
+    super::fixed(cx, client, &client.viewer(cx))
+}
+
+/// The cluster of [`NamedCluster`] before EnvoyFilters.
+pub(in crate::translate) fn named(cx: &Cx<'_>, client: &ProxyKey, name: &str) -> Option<Arc<Resource>> {
+    let mut key = find(cx, &client.known_viewer(), name).filter(|key| !key.sni)?;
+    if service_of(cx, &key)?.resolution.is_dns() {
+        // It contains its endpoints, which may depend on the client's place.
+        key.client.view = client.view(cx, &key.endpoints());
+    }
+    cx.get::<Outbound>(&key).as_ref().clone()
 }

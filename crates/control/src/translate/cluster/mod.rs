@@ -99,7 +99,7 @@ impl ClusterKey {
 
 /// A cluster of a client, or what is left to be said to have it.
 #[derive(Clone, Debug, PartialEq)]
-enum Entry {
+pub(super) enum Entry {
     Ready(Arc<Resource>),
     /// It contains its endpoints, which may depend on the client's place.
     Placed(Box<ClusterKey>),
@@ -112,7 +112,7 @@ pub(crate) fn name_of(sni: bool, port: u16, subset: &str, host: &str) -> String 
 
 /// The outbound clusters of a client, for one part of the services; the flag asks for those of
 /// gateways between networks.
-struct OutboundPart;
+pub(super) struct OutboundPart;
 
 impl Query for OutboundPart {
     type Key = (Viewer, bool, u8);

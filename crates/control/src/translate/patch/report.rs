@@ -26,15 +26,24 @@ pub(crate) struct Effect {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Effects(pub(crate) BTreeMap<PatchId, Effect>);
 
-/// What patches do to what a client shares with its like, with the route configurations named.
+/// A client, and what it and its like have asked for by name.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Asked {
+    pub(crate) client: ProxyKey,
+    pub(crate) routes: Vec<String>,
+    /// Only of one that asks for each; others have all.
+    pub(crate) clusters: Vec<String>,
+}
+
+/// What patches do to what a client shares with its like.
 pub(crate) struct SharedEffects;
 
 impl Query for SharedEffects {
-    type Key = (ProxyKey, Vec<String>);
+    type Key = Asked;
     type Value = Effects;
     const NAME: &'static str = "shared-patch-effects";
 
-    fn derive(cx: &Cx<'_>, (client, names): &(ProxyKey, Vec<String>)) -> Effects {
+    fn derive(cx: &Cx<'_>, Asked { client, routes, clusters }: &Asked) -> Effects {
         let mut effects = Effects::default();
         let patches = &client.patching.patches;
         if patches.is_empty() {
@@ -42,14 +51,24 @@ impl Query for SharedEffects {
         }
         let context = client.client_context();
         let subject = |_: &Resource| Subject::of(context);
-        effects.add(cx, patches, Family::Cluster, context, cluster::shared(cx, client), &subject);
-        effects.add(cx, patches, Family::Listener, context, listener::shared(cx, client), &subject);
-        for name in names {
-            let subject = |_: &Resource| route::subject(cx, client, name);
-            let found = route::unpatched(cx, client, name).into_iter().collect();
-            effects.add(cx, patches, Family::Route, context, found, &subject);
+        if client.is_lazy() {
+            // It has no others, and nothing is derived for the report alone.
+            let fixed = || cluster::lazy::fixed(cx, client);
+            effects.add(cx, patches, Family::Cluster, context, fixed, &subject);
+            for name in clusters {
+                let found = || cluster::lazy::named(cx, client, name);
+                effects.touch(cx, patches, Family::Cluster, |_| Subject::of(context), found);
+            }
+        } else {
+            let shared = || cluster::shared(cx, client);
+            effects.add(cx, patches, Family::Cluster, context, shared, &subject);
         }
-        effects.add(cx, patches, Family::Extension, context, Vec::new(), &subject);
+        effects.add(cx, patches, Family::Listener, context, || listener::shared(cx, client), &subject);
+        for name in routes {
+            let found = || route::unpatched(cx, client, name);
+            effects.touch(cx, patches, Family::Route, |_| route::subject(cx, client, name), found);
+        }
+        effects.add(cx, patches, Family::Extension, context, Vec::new, &subject);
         effects
     }
 }
@@ -65,17 +84,16 @@ impl Query for OwnEffects {
     fn derive(cx: &Cx<'_>, proxy: &ProxyKey) -> Effects {
         let mut effects = Effects::default();
         let (patches, context) = (proxy.own_patches(cx), PatchContext::SidecarInbound);
-        if let Some(listener) = listener::explicit(cx, proxy) {
-            let (shared, subject) = (proxy.shared_patches(cx), Subject::of(proxy.client_context()));
-            effects.touch(cx, &shared, Family::Listener, subject, listener);
-        }
+        let explicit = || listener::explicit(cx, proxy);
+        let subject = |_: &Resource| Subject::of(proxy.client_context());
+        effects.touch(cx, &proxy.shared_patches(cx), Family::Listener, subject, explicit);
         if patches.is_empty() {
             return effects;
         }
-        let own = listener::own(cx, proxy);
+        let own = || listener::own(cx, proxy);
         effects.add(cx, &patches, Family::ListenerWithRoutes, context, own, &|_| Subject::of(context));
         let subject = |found: &Resource| cluster::own_subject(cx, proxy, found);
-        effects.add(cx, &patches, Family::Cluster, context, cluster::own(cx, proxy), &subject);
+        effects.add(cx, &patches, Family::Cluster, context, || cluster::own(cx, proxy), &subject);
         effects
     }
 }
@@ -94,13 +112,15 @@ impl Effects {
         }
     }
 
+    /// Counts what patches do to all resources of a kind, and what they add. The resources are made only
+    /// if some patch is for the kind.
     fn add(
         &mut self,
         cx: &Cx<'_>,
         patches: &Patches,
         family: Family,
         context: PatchContext,
-        resources: Vec<Arc<Resource>>,
+        resources: impl FnOnce() -> Vec<Arc<Resource>>,
         subject: &dyn Fn(&Resource) -> Subject,
     ) {
         let selected = cx.get::<Selected>(&(patches.clone(), family));
@@ -108,8 +128,8 @@ impl Effects {
             return;
         }
         let mut present = std::collections::BTreeSet::new();
-        for resource in resources {
-            let kept = self.touch(cx, patches, family, subject(&resource), resource);
+        for resource in resources() {
+            let kept = self.count(cx, &selected, family, subject(&resource), resource);
             present.extend(kept.map(|resource| resource.wire.name.clone()));
         }
         let patches = Patches::clone(&selected);
@@ -128,21 +148,36 @@ impl Effects {
         }
     }
 
-    /// Counts what patches do to a resource; gives what they make of it.
+    /// Counts what patches do to a resource if there is one, which is made only if some patch is for its
+    /// kind.
     fn touch(
         &mut self,
         cx: &Cx<'_>,
         patches: &Patches,
         family: Family,
+        subject: impl FnOnce(&Resource) -> Subject,
+        resource: impl FnOnce() -> Option<Arc<Resource>>,
+    ) {
+        let selected = cx.get::<Selected>(&(patches.clone(), family));
+        if !selected.is_empty()
+            && let Some(resource) = resource()
+        {
+            self.count(cx, &selected, family, subject(&resource), resource);
+        }
+    }
+
+    /// Counts what the patches that are for its kind do to a resource; gives what they make of it, which
+    /// is what proxies have been sent.
+    fn count(
+        &mut self,
+        cx: &Cx<'_>,
+        selected: &Patches,
+        family: Family,
         subject: Subject,
         resource: Arc<Resource>,
     ) -> Option<Arc<Resource>> {
-        let selected = cx.get::<Selected>(&(patches.clone(), family));
-        if selected.is_empty() {
-            return Some(resource);
-        }
         let name = resource.name().to_owned();
-        let outcome = outcome(cx, &selected, family, subject, resource);
+        let outcome = outcome(cx, selected, family, subject, resource);
         for (index, id) in selected.iter().enumerate() {
             let effect = self.0.entry(id.clone()).or_default();
             effect.resources += usize::from(outcome.touched.contains(&index));

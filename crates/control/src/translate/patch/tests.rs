@@ -10,13 +10,15 @@ use leno_derive::{Batch, Graph};
 use prost::Message;
 
 use super::Patched;
+use super::report::{Asked, SharedEffects};
 use crate::model::read::{self, Read};
 use crate::model::{Change, inputs};
 use crate::scope::client::ClientOf;
 use crate::scope::patches::Patching;
-use crate::scope::{Families, Interception, ProxyKey, ProxyOptions, Role, Site};
+use crate::scope::{Abilities, Families, Interception, ProxyKey, ProxyOptions, Role, Site};
 use crate::source::Origin;
-use crate::translate::cluster::SharedClusters;
+use crate::translate::cluster::lazy::{FixedClusters, NamedCluster};
+use crate::translate::cluster::{OutboundPart, SharedClusters};
 use crate::translate::listener::SharedListeners;
 use crate::translate::proto::listener;
 use crate::translate::resource::Resource;
@@ -144,4 +146,33 @@ fn what_nobody_here_knows_passes_through() {
     assert_eq!(config.type_url, "type.googleapis.com/xds.type.v3.TypedStruct");
     let wanted = url.as_bytes();
     assert!(config.value.windows(wanted.len()).any(|part| part == wanted));
+}
+
+#[test]
+fn the_report_makes_nothing_that_proxies_do_not_have() {
+    let patches = "{applyTo: CLUSTER, patch: {operation: MERGE, value: {connect_timeout: 3s}}}, \
+                   {applyTo: LISTENER, patch: {operation: MERGE, value: {reuse_port: false}}}";
+    let resources = |graph: &Graph, client: &ProxyKey, clusters: &[&str]| -> Vec<usize> {
+        let clusters = clusters.iter().map(|&name| name.to_owned()).collect();
+        let asked = Asked { client: client.clone(), routes: Vec::new(), clusters };
+        graph.peek::<SharedEffects>(&asked).0.values().map(|effect| effect.resources).collect()
+    };
+    let mut graph = new_graph();
+    apply(&mut graph, &filter("f", "", patches));
+    let all = client(&graph, "x");
+    let (clusters, listeners) = (graph.get::<SharedClusters>(&all), graph.get::<SharedListeners>(&all));
+    let made = graph.recomputations::<Patched>();
+    assert_eq!(resources(&graph, &all, &[]), [clusters.len(), listeners.len()]);
+    assert_eq!(graph.recomputations::<Patched>(), made, "patches are not applied again");
+
+    // Of a mesh's clusters a proxy that asks for each has two of its own and the one.
+    let mut graph = new_graph();
+    apply(&mut graph, &filter("f", "", patches));
+    let mut lazy = client(&graph, "x");
+    lazy.options.abilities.insert(Abilities::ON_DEMAND);
+    let name = "outbound|80||a.default.svc.cluster.local";
+    let fixed = graph.get::<FixedClusters>(&lazy).len();
+    assert!(graph.get::<NamedCluster>(&(lazy.clone(), name.to_owned())).is_some());
+    assert_eq!(resources(&graph, &lazy, &[name]).first(), Some(&(fixed + 1)));
+    assert_eq!(graph.recomputations::<OutboundPart>(), 0, "others are not made");
 }
