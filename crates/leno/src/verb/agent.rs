@@ -432,27 +432,29 @@ fn child(program: &Path, options: &Options, addresses: &[IpAddr], skips: bool) -
 
 impl Wait {
     fn run(self) -> Result<ExitCode, Failure> {
-        let rest = self
-            .url
-            .strip_prefix("http://")
-            .ok_or_else(|| anyhow!("--url: {:?} is not http://...", self.url))?;
+        let rest = self.url.strip_prefix("http://");
+        let rest = rest.ok_or_else(|| anyhow!("--url: {:?} is not http://...", self.url))?;
         let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
-        let deadline = std::time::Instant::now() + Duration::from_secs(self.timeout);
-        let timeout = Duration::from_millis(self.request_timeout);
-        let mut last;
-        loop {
-            match exchange("GET", authority, if path.is_empty() { "/" } else { path }, timeout) {
-                Ok((200..=299, _)) => return Ok(ExitCode::SUCCESS),
-                Ok((status, _)) => last = format!("HTTP status code {status}"),
-                Err(error) => last = error.to_string(),
+        let path = if path.is_empty() { "/" } else { path };
+        let each = Duration::from_millis(self.request_timeout);
+        let period = Duration::from_millis(self.period);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        runtime.block_on(async {
+            let end = tokio::time::Instant::now() + Duration::from_secs(self.timeout);
+            loop {
+                let error = match tokio::time::timeout(each, one_request("GET", authority, path)).await {
+                    Ok(Ok((200..=299, _))) => return Ok(ExitCode::SUCCESS),
+                    Ok(Ok((status, _))) => format!("HTTP status code {status}"),
+                    Ok(Err(error)) => format!("{error:#}"),
+                    Err(_) => format!("no answer within {each:?}"),
+                };
+                if tokio::time::Instant::now() >= end {
+                    let words = "timeout waiting for Envoy proxy to become ready. Last error";
+                    return Err(anyhow!("{words}: {error}").into());
+                }
+                tokio::time::sleep(period).await;
             }
-            if std::time::Instant::now() >= deadline {
-                return Err(
-                    anyhow!("timeout waiting for Envoy proxy to become ready. Last error: {last}").into()
-                );
-            }
-            std::thread::sleep(Duration::from_millis(self.period));
-        }
+        })
     }
 }
 
@@ -460,7 +462,11 @@ impl Request {
     fn run(self) -> Result<ExitCode, Failure> {
         let path = if self.path.starts_with('/') { self.path.clone() } else { format!("/{}", self.path) };
         let authority = format!("localhost:{}", self.debug_port);
-        let (status, body) = exchange(&self.method, &authority, &path, Duration::from_secs(60))?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let asked = async {
+            tokio::time::timeout(Duration::from_secs(60), one_request(&self.method, &authority, &path)).await
+        };
+        let (status, body) = runtime.block_on(asked)??;
         if status >= 400 {
             return Err(anyhow!("received unsuccessful status code {status}: {body}").into());
         }
@@ -470,12 +476,6 @@ impl Request {
 }
 
 /// One request, and the status and the body of its answer.
-fn exchange(method: &str, authority: &str, path: &str, timeout: Duration) -> anyhow::Result<(u16, String)> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let asked = one_request(method, authority, path);
-    runtime.block_on(async { tokio::time::timeout(timeout, asked).await })?
-}
-
 async fn one_request(method: &str, authority: &str, path: &str) -> anyhow::Result<(u16, String)> {
     use http_body_util::{BodyExt as _, Empty};
     let stream = tokio::net::TcpStream::connect(authority).await.with_context(|| authority.to_owned())?;

@@ -1,0 +1,217 @@
+//! The status port: what kubelet and Prometheus get.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use leno_agent::lifecycle::Order;
+use leno_agent::metrics::Metrics;
+use leno_agent::name_table::{NameInfo, NameTable};
+use leno_agent::status::{Probes, Readiness, Scrape, Status, serve};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{mpsc, watch};
+
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// A server that answers each request with a status, headers and a body that are made of its head.
+async fn server(answer: fn(&str) -> (u16, String, String)) -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let port = listener.local_addr().expect("an address").port();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let mut head = Vec::new();
+                while !head.ends_with(b"\r\n\r\n") {
+                    match stream.read_u8().await {
+                        Ok(byte) => head.push(byte),
+                        Err(_) => return,
+                    }
+                }
+                let (status, headers, body) = answer(&String::from_utf8(head).expect("text"));
+                let length = body.len();
+                let text = format!("HTTP/1.1 {status} X\r\ncontent-length: {length}\r\n{headers}\r\n{body}");
+                let _ = stream.write_all(text.as_bytes()).await;
+            });
+        }
+    });
+    port
+}
+
+struct Running {
+    address: SocketAddr,
+    orders: mpsc::Receiver<Order>,
+    names: watch::Sender<Option<Arc<NameTable>>>,
+    terminate: watch::Sender<bool>,
+}
+
+/// With probes, the annotations of the application, and the proxy's admin and metrics port.
+async fn start(probes: &str, annotations: Option<&str>, proxy: u16) -> Running {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = listener.local_addr().expect("an address");
+    let (order, orders) = mpsc::channel(4);
+    let (names, known) = watch::channel(None);
+    let (terminate, terminated) = watch::channel(false);
+    let status = Status {
+        readiness: Readiness::new("127.0.0.1", proxy),
+        probes: Probes::read(probes, "127.0.0.1", address.port(), true).expect("good probes"),
+        scrape: Scrape::read(Some(proxy), annotations, address.port(), "127.0.0.1")
+            .expect("good annotations"),
+        metrics: Arc::<Metrics>::default(),
+        names: Some(known),
+        orders: order,
+        metrics_are_local: false,
+        terminated,
+    };
+    tokio::spawn(serve(listener, Arc::new(status)));
+    Running { address, orders, names, terminate }
+}
+
+impl Running {
+    async fn ask(&self, method: &str, path: &str, headers: &str) -> (u16, String, String) {
+        let asking = async {
+            let mut stream = TcpStream::connect(self.address).await.expect("it accepts");
+            let host = format!("Host: pod:{}\r\n", self.address.port());
+            let head = format!("{method} {path} HTTP/1.1\r\n{host}Connection: close\r\n{headers}\r\n");
+            stream.write_all(head.as_bytes()).await.expect("it is sent");
+            let mut text = String::new();
+            stream.read_to_string(&mut text).await.expect("an answer");
+            let status = text.split(' ').nth(1).and_then(|status| status.parse().ok()).expect("a status");
+            let (head, body) = text.split_once("\r\n\r\n").expect("a head");
+            (status, head.to_ascii_lowercase(), body.to_owned())
+        };
+        tokio::time::timeout(LIMIT, asking).await.expect("an answer in time")
+    }
+}
+
+fn application(head: &str) -> (u16, String, String) {
+    let path = head.split(' ').nth(1).unwrap_or_default();
+    match path {
+        "/away" => (302, "location: http://elsewhere/x\r\n".to_owned(), String::new()),
+        "/moved" => (302, "location: /ready\r\n".to_owned(), String::new()),
+        "/round" => (302, "location: /round\r\n".to_owned(), String::new()),
+        "/bad" => (503, String::new(), "not now".to_owned()),
+        "/metrics" => {
+            let kind = "content-type: application/openmetrics-text; version=1.0.0\r\n";
+            (200, kind.to_owned(), "app 1\n# EOF\n".to_owned())
+        }
+        _ => (200, String::new(), head.to_ascii_lowercase()),
+    }
+}
+
+#[tokio::test]
+async fn probes() {
+    let port = server(application).await;
+    let probes = [
+        ("readyz", format!("{{\"httpGet\":{{\"path\":\"ready\",\"port\":{port}}}}}")),
+        ("livez", format!("{{\"httpGet\":{{\"path\":\"/bad\",\"port\":{port}}}}}")),
+        ("startupz", format!("{{\"tcpSocket\":{{\"port\":{port}}}}}")),
+    ];
+    let moved = ["away", "moved", "round"]
+        .map(|path| (path, "readyz", format!("{{\"httpGet\":{{\"path\":\"/{path}\",\"port\":{port}}}}}")));
+    let first = probes.iter().map(|(kind, probe)| format!("\"/app-health/app/{kind}\":{probe}"));
+    let rest = moved.iter().map(|(name, kind, probe)| format!("\"/app-health/{name}/{kind}\":{probe}"));
+    let tls = format!(
+        "\"/app-health/tls/livez\":{{\"httpGet\":{{\"path\":\"/\",\"port\":{port},\"scheme\":\"HTTPS\"}}}}"
+    );
+    let grpc = format!("\"/app-health/grpc/livez\":{{\"grpc\":{{\"port\":{port}}},\"timeoutSeconds\":5}}");
+    let all: Vec<String> = first.chain(rest).chain([tls, grpc]).collect();
+    let running = start(&format!("{{{}}}", all.join(",")), None, 1).await;
+
+    let (status, _, body) = running.ask("GET", "/app-health/app/readyz", "X-Probe: a\r\n").await;
+    assert_eq!(status, 200);
+    assert!(body.starts_with("get /ready http/1.1"), "{body}");
+    assert!(body.contains("x-probe: a") && body.contains(&format!("host: pod:{port}\r\n")), "{body}");
+    for (path, expected) in [
+        ("/app-health/app/livez", (503, "not now")),
+        ("/app-health/app/startupz", (200, "")),
+        ("/app-health/away/readyz", (200, "")),
+        ("/app-health/round/readyz", (500, "")),
+        // It speaks neither TLS nor HTTP/2.
+        ("/app-health/tls/livez", (500, "")),
+        ("/app-health/grpc/livez", (500, "")),
+        ("/app-health/none/livez", (400, "app prober config does not exists for /app-health/none/livez")),
+        ("/nothing", (404, "404 page not found\n")),
+    ] {
+        let (status, _, body) = running.ask("GET", path, "").await;
+        assert_eq!((status, body.as_str()), expected, "{path}");
+    }
+    let (status, _, body) = running.ask("GET", "/app-health/moved/readyz", "").await;
+    assert!(status == 200 && body.starts_with("get /ready"), "{status} {body}");
+    for bad in [
+        "nonsense",
+        "{\"/app-health/app\":{\"tcpSocket\":{\"port\":1}}}",
+        "{\"/app-health/app/livez\":{}}",
+        "{\"/app-health/app/livez\":{\"tcpSocket\":{\"port\":1},\"grpc\":{\"port\":1}}}",
+        "{\"/app-health/app/livez\":{\"tcpSocket\":{\"port\":\"http\"}}}",
+    ] {
+        assert!(Probes::read(bad, "127.0.0.1", 15020, true).is_err(), "{bad}");
+    }
+}
+
+fn proxy(head: &str) -> (u16, String, String) {
+    let body = if head.contains("update_success") {
+        "cluster_manager.cds.update_success: 1\nlistener_manager.lds.update_success: 1\n"
+    } else if head.contains("server") {
+        "server.state: 0\nlistener_manager.workers_started: 1\n"
+    } else {
+        "envoy_x 2"
+    };
+    (200, String::new(), body.to_owned())
+}
+
+#[tokio::test]
+async fn readiness_and_orders() {
+    let mut running = start("", None, server(proxy).await).await;
+    assert_eq!(running.ask("GET", "/healthz/ready", "").await.0, 503, "names have not come");
+    assert_eq!(running.ask("GET", "/debug/ndsz", "").await.0, 404);
+    let info =
+        NameInfo { ips: vec!["10.0.0.1".to_owned()], registry: "External".to_owned(), ..NameInfo::default() };
+    let table = NameTable { table: [("a.example".to_owned(), info)].into() };
+    running.names.send_replace(Some(Arc::new(table)));
+    assert_eq!(running.ask("GET", "/healthz/ready", "").await.0, 200);
+    let names = running.ask("GET", "/debug/ndsz", "").await.2;
+    assert_eq!(names, r#"{"table":{"a.example":{"ips":["10.0.0.1"],"registry":"External"}}}"#);
+
+    assert_eq!(running.ask("GET", "/drain", "").await.0, 405);
+    assert_eq!(running.ask("POST", "/drain", "").await.2, "OK");
+    assert_eq!(running.ask("POST", "/quitquitquit", "").await.2, "OK");
+    assert_eq!(running.orders.recv().await, Some(Order::Drain));
+    assert_eq!(running.orders.recv().await, Some(Order::Quit));
+
+    running.terminate.send_replace(true);
+    assert_eq!(running.ask("GET", "/healthz/ready", "").await.0, 503, "it is about to end");
+    let nobody = start("", None, 1).await;
+    nobody.names.send_replace(Some(Arc::default()));
+    assert_eq!(nobody.ask("GET", "/healthz/ready", "").await.0, 503, "there is no proxy");
+}
+
+#[tokio::test]
+async fn metrics() {
+    let (proxy, port) = (server(proxy).await, server(application).await);
+    let one = format!("{{\"scrape\":\"true\",\"port\":\"{port}\"}}");
+    let running = start("", Some(&one), proxy).await;
+    let (status, head, body) = running.ask("GET", "/stats/prometheus", "").await;
+    assert_eq!(status, 200);
+    assert!(
+        head.contains("content-type: application/openmetrics-text; version=1.0.0; charset=utf-8"),
+        "{head}"
+    );
+    assert!(body.ends_with("envoy_x 2\napp 1\n# EOF\n"), "{body}");
+    assert!(body.contains("istio_agent_scrapes_total 1\n"), "{body}");
+
+    // Half of the metrics are better than none.
+    let both = format!("{{\"targets\":[{{\"port\":\"1\"}},{{\"port\":\"{port}\",\"path\":\"/text\"}}]}}");
+    let running = start("", Some(&both), 1).await;
+    let (status, head, body) = running.ask("GET", "/metrics", "").await;
+    assert!(
+        status == 200 && head.contains("content-type: text/plain; version=0.0.4; charset=utf-8"),
+        "{head}"
+    );
+    assert!(body.contains("get /text http/1.1") && !body.contains("# EOF"), "{body}");
+    let again = running.ask("GET", "/metrics", "").await.2;
+    for words in ["scrape_failures_total{type=\"envoy\"} 2", "scrape_failures_total{type=\"application\"} 2"]
+    {
+        assert!(again.contains(words), "{words}: {again}");
+    }
+}
