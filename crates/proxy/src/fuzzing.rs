@@ -439,7 +439,7 @@ fn normalize(input: &[u8]) {
             if !map.path().starts_with(b"/") {
                 return;
             }
-            if normalize::request(manager, &mut stream_info(), &mut map, [1, 2]).is_err() {
+            if normalize::request(manager, &mut stream_info(), &mut map, || 1).is_err() {
                 continue;
             }
             let path = map.path().to_vec();

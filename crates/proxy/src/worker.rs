@@ -12,7 +12,7 @@ use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::rc::Rc;
 use std::sync::{Arc, Weak};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use leno_base::drain::Phase;
 use leno_base::{FastHash, Name};
@@ -252,6 +252,8 @@ pub(crate) struct Worker {
     traced: RefCell<Vec<(Weak<HttpConnectionManager>, Rc<Traced>)>>,
     /// State of the random generator (splitmix64).
     random: Cell<u64>,
+    /// What both clocks said when they were last compared.
+    clocks: Cell<(Instant, SystemTime)>,
     /// How often clusters or their hosts have changed.
     host_changes: Cell<u64>,
     /// What Istio's metrics and peers need.
@@ -294,6 +296,7 @@ impl Worker {
             exporters: RefCell::default(),
             traced: RefCell::default(),
             random: Cell::new(leno_base::rng::Rng::from_entropy().next_u64()),
+            clocks: Cell::new((Instant::now(), SystemTime::now())),
             host_changes: Cell::new(0),
             istio: istio::Tables::default(),
             awaited: Rc::default(),
@@ -507,6 +510,21 @@ impl Worker {
         let name =
             destinations.get(&address).or_else(|| destinations.get(&SocketAddr::new(any, address.port())))?;
         self.listener(name)
+    }
+
+    /// What the system's clock says at this time, just now: it is asked once a second, as each
+    /// request would pay for it.
+    pub(crate) fn wall(&self, now: std::time::Instant) -> SystemTime {
+        let now = Instant::from_std(now);
+        let (at, wall) = self.clocks.get();
+        match now.checked_duration_since(at) {
+            Some(since) if since < Duration::from_secs(1) => wall + since,
+            _ => {
+                let wall = SystemTime::now();
+                self.clocks.set((now, wall));
+                wall
+            }
+        }
     }
 
     /// A uniformly random number.

@@ -624,8 +624,13 @@ impl Host {
 
     /// Tells outlier detection, if there is any, how something ended.
     pub(crate) fn report(&self, report: Report) {
+        self.report_with(|| report);
+    }
+
+    /// The same of what has to be found out first.
+    pub(crate) fn report_with(&self, report: impl FnOnce() -> Report) {
         if let Some(outlier) = &self.outlier {
-            outlier.report(report);
+            outlier.report(report());
         }
     }
 

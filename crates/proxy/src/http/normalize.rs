@@ -55,7 +55,7 @@ pub(crate) fn request(
     manager: &HttpConnectionManager,
     info: &mut StreamInfo,
     head: &mut HeaderMap,
-    random: [u64; 2],
+    random: impl Fn() -> u64,
 ) -> Result<Origin, Reply> {
     underscores(manager, head)?;
     join_lists(head);
@@ -86,7 +86,7 @@ pub(crate) fn request(
     if manager.generate_request_id {
         let edge = manager.use_remote_address && !origin.internal;
         if !head.contains(Known::XRequestId) || (edge && !manager.preserve_external_request_id) {
-            head.set(Known::XRequestId, &uuid(random));
+            head.set(Known::XRequestId, &uuid([random(), random()]));
         }
     }
     info.request_id = head.get_str(Known::XRequestId).map(Into::into);

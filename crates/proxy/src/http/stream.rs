@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 use std::pin::pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use leno_base::Name;
@@ -232,10 +232,8 @@ impl Stream {
         stats.downstream_rq_total().inc();
         stats.downstream_rq_active().inc();
         let complete = down.request_complete();
-        let mut info =
-            StreamInfo::new(Rc::clone(&connection.info), Some(down.protocol()), now, SystemTime::now());
-        info.request_head = size;
-        info.request_complete = complete.then_some(now);
+        let protocol = Some(down.protocol());
+        let wall = connection.worker.wall(now);
         let grpc = head.is_grpc();
         let next_log = manager.log_interval.map(|interval| now + interval);
         let next_report = if grpc { report_interval(&manager) } else { None };
@@ -251,12 +249,13 @@ impl Stream {
             ..Deadlines::new(now)
         };
         let attempt_logs = AttemptLogs::new(&manager, &connection.info);
-        Self {
+        // Written in place, as it is large.
+        let mut stream = Self {
+            info: StreamInfo::new(Rc::clone(&connection.info), protocol, now, wall),
             worker: Rc::clone(&connection.worker),
             random: connection.worker.random(),
             manager,
             stats,
-            info,
             request: head,
             response: HeaderMap::new(),
             trailers: None,
@@ -274,7 +273,10 @@ impl Stream {
             drain: connection.drain.clone(),
             finished: false,
             grpc,
-        }
+        };
+        stream.info.request_head = size;
+        stream.info.request_complete = complete.then_some(now);
+        stream
     }
 
     /// The request's way: forward only.
@@ -375,7 +377,6 @@ impl Stream {
         if self.redirected.is_some() {
             return Box::pin(self.prepare_again(chain, head, down, timer)).await;
         }
-        let random = [self.worker.random(), self.worker.random()];
         if self.manager.proxy_100_continue {
             down.set_owes_continue(false);
         } else if head.contains(Known::Expect) {
@@ -383,6 +384,7 @@ impl Stream {
             down.send_continue();
             head.remove(Known::Expect);
         }
+        let random = || self.worker.random();
         let origin = match normalize::request(&self.manager, &mut self.info, head, random) {
             Ok(origin) => origin,
             Err(reply) => return Err(reply.into()),
@@ -399,6 +401,10 @@ impl Stream {
         }
         if let Some(limit) = self.selected.as_ref().and_then(|selected| selected.route.buffer_limit) {
             self.request_buffer_limit = usize::try_from(limit).unwrap_or(usize::MAX);
+        }
+        if chain.has_none(&self.manager) {
+            // The future that waits for filters is large.
+            return Ok(());
         }
         let end = down.request_complete();
         pin!(chain.on_request(self, head, end, &mut Attendant { down, timer })).await

@@ -529,6 +529,7 @@ impl StreamInfo {
     }
 
     /// The facts at the start of a stream on `connection`.
+    #[inline]
     pub(crate) fn new(
         connection: Rc<ConnectionInfo>,
         protocol: Option<Protocol>,

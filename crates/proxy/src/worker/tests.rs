@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use leno_base::Name;
 use leno_base::drain::Phase;
@@ -678,4 +678,16 @@ fn internal_listeners_take_connections_of_clusters() {
         let mut client = TcpStream::connect(proxy.address("l")).await.expect("a connection");
         assert_eq!(client.read(&mut [0]).await.unwrap_or(0), 0, "nobody is inside");
     });
+}
+
+#[test]
+fn the_system_is_asked_for_the_time_once_a_second() {
+    let worker = Worker::new(StatsStore::default().thread(), GlobalConnections::new(None));
+    let start = Instant::now();
+    let wall = worker.wall(start);
+    assert_eq!(worker.wall(start + Duration::from_millis(900)), wall + Duration::from_millis(900));
+    // The clock of the test has not moved as far as that.
+    let asked = worker.wall(start + Duration::from_secs(5));
+    assert!(asked >= wall && asked < wall + Duration::from_secs(4), "{asked:?} {wall:?}");
+    assert_eq!(worker.wall(start + Duration::from_millis(5500)), asked + Duration::from_millis(500));
 }

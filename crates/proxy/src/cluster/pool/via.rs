@@ -8,7 +8,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use crate::cluster::pool::Pool;
-use crate::cluster::{Cluster, Metadata, UpstreamProtocol};
+use crate::cluster::{Cluster, Metadata, ServerNames, UpstreamProtocol};
 use crate::http::headers::HeaderMap;
 use crate::proxy_protocol::Origin;
 use crate::telemetry::stream_info::{ClusterFacts, ConnectionInfo, DynamicMetadata};
@@ -106,6 +106,7 @@ impl Wanted<'_> {
 
 impl Via {
     /// What connections for requests to a cluster take over; most take over nothing.
+    #[inline]
     pub(crate) fn of_request<'a>(
         cluster: &Cluster,
         facts: &ClusterFacts,
@@ -113,8 +114,19 @@ impl Via {
     ) -> Option<Wanted<'a>> {
         let Asking { connection, http2, announce, host, alpn } = asking;
         let alpn = alpn.and_then(|overrides| overrides.find(cluster, facts, http2));
-        let own = Self::of_client(cluster, connection, announce, host);
-        (own.is_some() || alpn.is_some()).then_some(Wanted { own, alpn })
+        let found = &connection.found;
+        let is_plain = found.origin.is_none()
+            && found.original_source.is_none()
+            && (cluster.http.server_names.is_none() || host.is_none())
+            && !cluster.per_connection();
+        // What is handed over is large: it is not even made for nothing.
+        if is_plain {
+            return alpn.map(|alpn| Wanted { own: None, alpn: Some(alpn) });
+        }
+        match (Self::of_client(cluster, connection, announce, host), alpn) {
+            (None, None) => None,
+            (own, alpn) => Some(Wanted { own, alpn }),
+        }
     }
 
     fn of_client(
@@ -123,13 +135,9 @@ impl Via {
         announce: bool,
         host: Option<&Arc<str>>,
     ) -> Option<Self> {
-        let found = &connection.found;
         let own = cluster.per_connection().then_some(connection.id);
         let named = cluster.http.server_names.as_ref().zip(host);
-        if found.origin.is_none() && found.original_source.is_none() && own.is_none() && named.is_none() {
-            return None;
-        }
-        let origin = found.origin.as_deref().filter(|_| announce && cluster.announces());
+        let origin = connection.found.origin.as_deref().filter(|_| announce && cluster.announces());
         let via = Self::of(origin.cloned(), connection);
         let via = if own.is_some() { Some(Self { own, ..via.unwrap_or_default() }) } else { via };
         let Some((names, host)) = named else { return via };
@@ -160,8 +168,12 @@ impl Via {
 }
 
 /// The host that a request asks for, as far as this cluster's endpoints are called by it.
+#[inline]
 pub(crate) fn host(cluster: &Cluster, head: &HeaderMap) -> Option<Arc<str>> {
-    let names = cluster.http.server_names.as_ref()?;
+    host_by(cluster.http.server_names.as_ref()?, head)
+}
+
+fn host_by(names: &ServerNames, head: &HeaderMap) -> Option<Arc<str>> {
     let header = names.header.as_ref().and_then(|header| head.find(header));
     let authority = std::str::from_utf8(header.unwrap_or_else(|| head.authority())).ok()?;
     let host = match authority.strip_prefix('[') {

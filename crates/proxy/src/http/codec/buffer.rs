@@ -87,14 +87,19 @@ impl Output {
             return;
         }
         if self.pieces.is_empty() && data.len() <= COPY_LIMIT {
-            if self.flat.capacity() == 0 {
-                self.flat = take_write_buffer();
-            }
-            self.flat.extend_from_slice(&data);
+            self.copy(&data);
         } else {
             self.pieces_len += data.len();
             self.pieces.push_back(data);
         }
+    }
+
+    /// Appends body bytes behind what is flat: there are no pieces.
+    fn copy(&mut self, data: &[u8]) {
+        if self.flat.capacity() == 0 {
+            self.flat = take_write_buffer();
+        }
+        self.flat.extend_from_slice(data);
     }
 
     /// Bytes that wait.
@@ -419,6 +424,18 @@ impl Transport {
     /// Whether bytes can pass from here to `to` unseen: nothing that was read waits here.
     pub(crate) fn splices_to(&self, to: &Transport) -> bool {
         self.input.is_empty() && !self.eof && splice::possible(&self.socket, &to.socket)
+    }
+
+    /// Copies bytes that were read to what `to` has to write, up to so many: as many as that is the
+    /// cheaper way for. Says how many those are.
+    pub(crate) fn copy_to(&mut self, to: &mut Transport, limit: usize) -> usize {
+        let count = self.input.len().min(limit);
+        if count > COPY_LIMIT || !to.output.pieces.is_empty() {
+            return 0;
+        }
+        to.output.copy(self.input.get(..count).unwrap_or_default());
+        self.input.advance(count);
+        count
     }
 
     /// Whether reading brings much at once.

@@ -315,9 +315,6 @@ async fn next_request(
     let age = age.filter(|_| !manager.safe_max_duration);
     let mut began: Option<Instant> = None;
     poll_fn(|cx| {
-        // Looked at again when overload changes how long it is.
-        let idle = manager.idle_timeout.map(|limit| since + overload.scaled(Timed::ConnectionIdle, limit));
-        let age = end_of(connection, age);
         match server.poll_request(cx, head) {
             Poll::Ready(Ok(request)) => return Poll::Ready(Next::Request(request)),
             Poll::Ready(Err(NoRequest::Closed)) => {
@@ -329,6 +326,9 @@ async fn next_request(
             }
             Poll::Pending => {}
         }
+        // Looked at again when overload changes how long it is.
+        let idle = manager.idle_timeout.map(|limit| since + overload.scaled(Timed::ConnectionIdle, limit));
+        let age = end_of(connection, age);
         if server.is_stuck() {
             // The end of the response before seemed to be sent, and was not.
             let limit = manager.stream_flush_timeout.unwrap_or(manager.stream_idle_timeout);

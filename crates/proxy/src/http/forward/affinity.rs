@@ -59,6 +59,7 @@ impl Affinity {
     }
 
     /// What a balancer may know of the request.
+    #[inline]
     pub(super) fn context<'a>(&'a self, selected: &'a Selected, stream: &'a Stream) -> PickContext<'a> {
         let info = &stream.info;
         let override_host = info.upstream.override_host.as_ref();
@@ -76,16 +77,13 @@ impl Affinity {
     }
 
     /// An endpoint was chosen: the request is told, if the policy says so.
+    #[inline]
     pub(super) fn chosen(cluster: &WorkerCluster, host: &Host, info: &mut StreamInfo) {
         if let Some((namespace, path)) = cluster.config.balancing.selected_key()
             && let Some((first, rest)) = path.split_first()
         {
-            let address = Value::String(host.config.address.to_string());
-            let value = rest
-                .iter()
-                .rev()
-                .fold(address, |value, key| Value::Object(Map::from_iter([(key.clone(), value)])));
-            info.metadata.values_mut(namespace).insert(first.clone(), value);
+            let values = info.metadata.values_mut(namespace);
+            values.insert(first.clone(), chosen_value(host, rest));
         }
     }
 
@@ -128,4 +126,10 @@ impl Affinity {
             head.append_known(Known::SetCookie, cookie.as_bytes());
         }
     }
+}
+
+/// An endpoint's address, below these keys.
+fn chosen_value(host: &Host, keys: &[String]) -> Value {
+    let address = Value::String(host.config.address.to_string());
+    keys.iter().rev().fold(address, |value, key| Value::Object(Map::from_iter([(key.clone(), value)])))
 }

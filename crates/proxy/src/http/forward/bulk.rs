@@ -1,9 +1,9 @@
-//! Large bodies that nobody looks at pass by: from socket to socket, through a pipe in the kernel
-//! ([`crate::splice`]).
+//! Bodies that nobody looks at pass by: no filter sees them, no retry keeps them, and they are
+//! HTTP/1 without framing among their bytes on both sides.
 //!
-//! A body does while it is HTTP/1 without TLS and without framing among its bytes on both sides,
-//! no filter sees it, no retry keeps it, and enough of it is left. All else, its begin and its
-//! end for instance, is copied as usual: [`Step::Copy`] says so, at any time.
+//! Large ones without TLS go from socket to socket, through a pipe in the kernel
+//! ([`crate::splice`]), while enough of them is left. What is read already goes from buffer to
+//! buffer, if it is little. All else is copied as usual: [`Step::Copy`] says so, at any time.
 
 use std::io;
 use std::task::{Context, Poll, ready};
@@ -118,7 +118,7 @@ impl Bulk {
         let limit = to.high_water();
         if !worth || (limit as u64) < WORTH || !from.splices_to(to) {
             self.pipe = None;
-            return Poll::Ready(Step::Copy);
+            return Poll::Ready(copy(from, reader, to));
         }
         // What came before the bulk of it goes out with the head.
         if ready!(to.poll_flush(cx)).is_err() {
@@ -159,5 +159,18 @@ impl Bulk {
             to.output.push(pipe.into_bytes()?);
         }
         to.poll_flush(cx)
+    }
+}
+
+/// What is here of the body goes from buffer to buffer, if that is little: a piece of its own would
+/// be copied all the same.
+fn copy<E>(from: &mut Transport, reader: &mut BodyReader, to: &mut Transport) -> Step<E> {
+    let left = usize::try_from(reader.unframed()).unwrap_or(usize::MAX);
+    match from.copy_to(to, left) {
+        0 => Step::Copy,
+        count => {
+            reader.pass(count as u64);
+            Step::Passed { count, end: reader.is_done() }
+        }
     }
 }

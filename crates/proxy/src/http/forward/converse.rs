@@ -225,7 +225,7 @@ impl Router<'_, '_, '_> {
     /// A response's head is here, and with `end` all of it: whether the attempt ends with it.
     fn on_head(&mut self, leg: &mut Leg, response: &HeaderMap, end: bool) -> Option<Outcome> {
         let errors = self.member.config.extras.as_ref().and_then(|extras| extras.errors.as_ref());
-        leg.host.report(match errors {
+        leg.host.report_with(|| match errors {
             Some(errors) => errors.report(response),
             None => Report::answer(response, self.exchange.stream.is_grpc()),
         });
@@ -523,13 +523,13 @@ impl Router<'_, '_, '_> {
             // The client may stop in the middle of its request now; Envoy says so at once too.
             down.close_after_response();
         }
-        let status = head.status();
+        stream.send_head(head, end, now, down);
+        let status = stream.info.response_code;
         if status == 101 {
             stream.deadlines.route = None;
             stream.stats.downstream_cx_upgrades_total().inc();
         }
         let tunnel = status == 101 || stream.request.method() == b"CONNECT" && status / 100 == 2;
-        stream.send_head(head, end, now, down);
         if tunnel && stream.manager.log_tunnels {
             stream.log(LogType::DownstreamTunnelSuccessfullyEstablished, None);
         }

@@ -18,10 +18,10 @@ use smallvec::SmallVec;
 
 use crate::cluster::aggregate::Picked;
 use crate::cluster::outlier::Report;
+use crate::cluster::pool;
 use crate::cluster::pool::via::{self, Asking, Via};
 use crate::cluster::stats::Permit;
 use crate::cluster::worker_cluster::{Host, WorkerCluster};
-use crate::cluster::{PickContext, pool};
 use crate::http::codec::ResetReason;
 use crate::http::codec::h1::client::Answer;
 use crate::http::codec::side::{Downstream, Untouched, Upstream};
@@ -520,12 +520,12 @@ impl Router<'_, '_, '_> {
         }
         let omitted = |host: &Host| self.retries.omits(host, &self.tried);
         let omits = attempts > 1 && self.retries.host_selection_attempts() > 0;
-        let context = PickContext {
-            rejects: if omits { Some(&omitted) } else { None },
-            attempts: self.retries.host_selection_attempts(),
-            excluded_priorities: self.retries.excluded_priorities(),
-            ..self.affinity.context(self.selected, stream)
-        };
+        let mut context = self.affinity.context(self.selected, stream);
+        if attempts > 1 {
+            context.rejects = if omits { Some(&omitted) } else { None };
+            context.attempts = self.retries.host_selection_attempts();
+            context.excluded_priorities = self.retries.excluded_priorities();
+        }
         let Picked { cluster, mut host, priority } = stream.worker.pick(&self.cluster, &context)?;
         self.member = cluster;
         self.retries.attempted(priority);
@@ -539,12 +539,12 @@ impl Router<'_, '_, '_> {
             http2: stream.info.protocol == Some(Protocol::Http2),
             announce: stream.manager.announce_client,
             host: self.asked_for.as_ref(),
-            alpn: self.exchange.chain.alpn(stream).filter(|_| host.transport.tls().is_some()),
+            alpn: host.transport.tls().and_then(|_| self.exchange.chain.alpn(stream)),
         };
         if let Some(wanted) = Via::of_request(&self.member.config, &self.member.facts, asking) {
             host = host.via(wanted);
         }
-        if let Some(address) = host.address {
+        if let Some(address) = host.address.filter(|_| self.retries.host_selection_attempts() > 0) {
             self.tried.push(address);
         }
         if attempts > 1 {

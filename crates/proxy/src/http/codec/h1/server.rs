@@ -269,14 +269,8 @@ impl H1Server {
             self.close = true;
         }
         let shape = self.shape(end);
-        let mut text = self.transport.output.text();
-        let before = text.bytes().len();
-        let length = write::write_response(text.bytes(), map, shape, self.style);
-        let written = text.bytes().get(before..).unwrap_or_default();
-        let first = memchr::memchr(b'\n', written).map_or(0, |at| at + 1);
-        let fields = written.len().saturating_sub(first + 2);
-        let size = HeadSize { wire: written.len() as u64, fields: fields as u64 };
-        drop(text);
+        let (length, size) =
+            write::write_response(self.transport.output.text().bytes(), map, shape, self.style);
         if length == BodyLength::UntilClose {
             self.close = true;
         } else if self.request.upgrade || self.connect {

@@ -281,12 +281,17 @@ fn written_heads() {
     map.set_status(204);
     let shape = ResponseShape { end: false, to_head: false, tunnel: false, http10: false, close: true };
     let mut bytes = Vec::new();
-    assert_eq!(write_response(&mut bytes, &map, shape, WriteStyle::default()), BodyLength::Empty);
+    assert_eq!(write_response(&mut bytes, &map, shape, WriteStyle::default()).0, BodyLength::Empty);
     map.set_status(200);
     let shape = ResponseShape { close: false, ..shape };
-    assert_eq!(write_response(&mut bytes, &map, shape, WriteStyle::default()), BodyLength::Chunked);
+    assert_eq!(write_response(&mut bytes, &map, shape, WriteStyle::default()).0, BodyLength::Chunked);
     let shape = ResponseShape { http10: true, ..shape };
-    assert_eq!(write_response(&mut bytes, &map, shape, WriteStyle::default()), BodyLength::UntilClose);
+    let before = bytes.len();
+    let (body, size) = write_response(&mut bytes, &map, shape, WriteStyle::default());
+    assert_eq!(body, BodyLength::UntilClose);
+    // As Envoy counts fields: without the first line and the last.
+    let fields = "connection: close\r\n".len() as u64;
+    assert_eq!((size.wire, size.fields), ((bytes.len() - before) as u64, fields));
     expect![[r#"
         HTTP/1.1 204 No Content
         connection: close

@@ -5,6 +5,7 @@
 
 use crate::http::codec::BodyLength;
 use crate::http::headers::{HeaderMap, Known, KnownSet, OriginalCase};
+use crate::telemetry::stream_info::HeadSize;
 use crate::text::append;
 
 /// More than the first line and what is added to the fields take as a rule.
@@ -105,13 +106,14 @@ pub(crate) struct ResponseShape {
     pub(crate) close: bool,
 }
 
-/// Writes a response head. Says how its body is to be written.
+/// Writes a response head. Says how its body is to be written, and how long it is.
 pub(crate) fn write_response(
     bytes: &mut Vec<u8>,
     map: &HeaderMap,
     shape: ResponseShape,
     style: WriteStyle,
-) -> BodyLength {
+) -> (BodyLength, HeadSize) {
+    let begin = bytes.len();
     let status = map.status();
     bytes.reserve(ROOM + map.written_size());
     let version: &[u8; 9] = if shape.http10 { b"HTTP/1.0 " } else { b"HTTP/1.1 " };
@@ -119,6 +121,7 @@ pub(crate) fn write_response(
     let phrase = map.case().and_then(|case| case.reason.as_deref()).unwrap_or_else(|| reason(status));
     let code = map.get(Known::Status).unwrap_or(b"500");
     append(bytes, [version, code, b" ", phrase.as_bytes(), b"\r\n"]);
+    let fields = bytes.len();
     // A length that there is no body of, and the end of an upgrade that was refused.
     let mut without = KnownSet::EMPTY;
     if status < 200 || status == 204 {
@@ -160,8 +163,10 @@ pub(crate) fn write_response(
     } else if shape.end && length.is_none() && !bodiless && body == BodyLength::Empty {
         write_field(bytes, b"content-length", b"0", case);
     }
+    let end = bytes.len();
     append(bytes, [b"\r\n"]);
-    body
+    let size = HeadSize { wire: (bytes.len() - begin) as u64, fields: (end - fields) as u64 };
+    (body, size)
 }
 
 /// All but pseudo-headers and `without`.

@@ -41,10 +41,12 @@ impl Record {
         // Zipkin's spans do not say theirs, as in Envoy.
         let own = span.filter(|(_, wide)| *wide);
         let span_id = own.map(|(span, _)| Bytes::copy_from_slice(&span.span.to_be_bytes()));
+        let mut attributes = pairs(&self.attributes, cx);
+        attributes.extend(self.states(cx));
         let record = logs::LogRecord {
             time_unix_nano: u64::try_from(since.as_nanos()).unwrap_or(u64::MAX),
             body: self.body.as_ref().map(|body| body.value(cx)),
-            attributes: [pairs(&self.attributes, cx), self.states(cx)].concat(),
+            attributes,
             trace_id: trace_id.unwrap_or_default(),
             span_id: span_id.unwrap_or_default(),
             ..logs::LogRecord::default()
@@ -54,7 +56,7 @@ impl Record {
 
     /// The filter states that are asked for, of the request or else of its upstream connection, in
     /// JSON.
-    fn states(&self, cx: &FormatContext<'_>) -> Vec<common::KeyValue> {
+    fn states(&self, cx: &FormatContext<'_>) -> impl Iterator<Item = common::KeyValue> {
         let find = |key: &str| {
             let info = cx.info;
             let state = info.filter_state.get(key).or_else(|| info.upstream.filter_state.get(key))?;
@@ -65,7 +67,7 @@ impl Record {
             let value = common::AnyValue { value: Some(common::any_value::Value::StringValue(text)) };
             Some(common::KeyValue { key: key.to_owned(), value: Some(value), ..common::KeyValue::default() })
         };
-        self.objects.iter().filter_map(|key| find(key)).collect()
+        self.objects.iter().filter_map(move |key| find(key))
     }
 }
 
