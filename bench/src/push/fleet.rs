@@ -1,8 +1,8 @@
 //! Simulated sidecars: many xDS clients in one thread, each with a connection of its own.
 //!
 //! Each does what a sidecar does: clusters first, then the endpoints of all that want some, then
-//! listeners, then routes, and it acknowledges everything. One that asks for clusters when its workload
-//! uses them does so then, and at once when it comes back. They notice when what they were told contains
+//! listeners, then routes, and it acknowledges everything. One that asks for clusters or virtual hosts when
+//! its workload uses them does so then, and at once when it comes back. They notice when what they were told contains
 //! what the benchmark waits for.
 
 use std::collections::HashSet;
@@ -19,6 +19,7 @@ use leno_xds::wire::Received;
 use leno_xds::{Mode, TypeUrl};
 use prost::Message as _;
 use tokio::net::TcpStream;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::task::JoinSet;
 
 /// How much a stream may have in flight.
@@ -32,6 +33,28 @@ pub(super) enum Sight {
     Cluster,
     Endpoint,
     Route,
+    /// Virtual hosts that come one by one.
+    Host,
+}
+
+/// Who sees it.
+#[derive(Clone, Debug)]
+pub(super) enum Whom {
+    All,
+    /// Those that use this cluster.
+    Users(String),
+    /// The first proxy.
+    First,
+}
+
+/// What a proxy's workload uses.
+#[derive(Clone, Debug)]
+pub(super) struct Used {
+    /// Clusters that it asks for; empty: it takes all.
+    pub(super) clusters: Arc<[String]>,
+    /// What it asks for virtual hosts by, in place of the clusters, which come with them; empty: it takes
+    /// all.
+    pub(super) hosts: Arc<[String]>,
 }
 
 /// What every proxy must have acknowledged.
@@ -42,19 +65,22 @@ pub(super) struct Expectation {
     pub(super) marker: Vec<u8>,
     /// How many resources or parts of them have it; the marker is followed by `-00`, `-01`, ...
     pub(super) count: usize,
-    /// Only proxies see it that use this cluster; `None`: all do.
-    pub(super) cluster: Option<String>,
+    pub(super) whom: Whom,
 }
 
 impl Expectation {
     /// Everything that a proxy asks for.
     fn everything() -> Expectation {
-        Expectation { sight: Sight::Everything, marker: Vec::new(), count: 1, cluster: None }
+        Expectation { sight: Sight::Everything, marker: Vec::new(), count: 1, whom: Whom::All }
     }
 
-    /// Whether it is for a proxy that uses these clusters.
-    fn concerns(&self, used: &[String]) -> bool {
-        self.cluster.as_ref().is_none_or(|cluster| used.contains(cluster))
+    /// Whether it is for a proxy.
+    fn concerns(&self, index: usize, used: &Used) -> bool {
+        match &self.whom {
+            Whom::All => true,
+            Whom::Users(cluster) => used.clusters.contains(cluster),
+            Whom::First => index == 0,
+        }
     }
 }
 
@@ -63,8 +89,10 @@ pub(super) struct Fleet {
     shared: Arc<Shared>,
     runtime: tokio::runtime::Runtime,
     proxies: JoinSet<()>,
-    /// With the clusters that each workload uses.
-    nodes: Vec<(Node, Arc<[String]>)>,
+    /// With what each workload uses.
+    nodes: Vec<(Node, Used)>,
+    /// Tells the first of further hosts to ask for.
+    ask: Option<UnboundedSender<Vec<String>>>,
     /// Whether they were connected before.
     again: bool,
     seen: Receiver<Result<Instant, String>>,
@@ -84,7 +112,7 @@ impl Fleet {
     pub(super) fn new(
         address: SocketAddr,
         mode: Mode,
-        nodes: Vec<(Node, Vec<String>)>,
+        nodes: Vec<(Node, Used)>,
         routes: Vec<String>,
     ) -> Result<Fleet> {
         let (sender, seen) = channel();
@@ -97,8 +125,8 @@ impl Fleet {
         };
         // One thread, which runs while the benchmark itself waits.
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
-        let nodes = nodes.into_iter().map(|(node, used)| (node, used.into())).collect();
-        Ok(Fleet { shared: Arc::new(shared), runtime, proxies: JoinSet::new(), nodes, again: false, seen })
+        let proxies = JoinSet::new();
+        Ok(Fleet { shared: Arc::new(shared), runtime, proxies, nodes, ask: None, again: false, seen })
     }
 
     /// Sets what [`Fleet::wait`] waits for.
@@ -111,10 +139,20 @@ impl Fleet {
     pub(super) fn connect(&mut self) {
         self.expect(Expectation::everything());
         let again = std::mem::replace(&mut self.again, true);
-        for (node, used) in &self.nodes {
-            let proxy = run(Arc::clone(&self.shared), node.clone(), Arc::clone(used), again);
+        let (ask, asks) = unbounded_channel();
+        self.ask = Some(ask);
+        let mut asks = Some(asks);
+        for (index, (node, used)) in self.nodes.iter().enumerate() {
+            let shared = Arc::clone(&self.shared);
+            let proxy = run(shared, (index, node.clone()), used.clone(), asks.take(), again);
             self.proxies.spawn_on(proxy, self.runtime.handle());
         }
+    }
+
+    /// The first proxy asks for virtual hosts besides those that its workload uses.
+    pub(super) fn ask(&self, hosts: Vec<String>) {
+        // A proxy that has failed is found when it is waited for.
+        let _ = self.ask.as_ref().map(|ask| ask.send(hosts));
     }
 
     /// Ends all connections.
@@ -129,7 +167,8 @@ impl Fleet {
         let end = Instant::now() + limit;
         let mut last = None;
         let expectation = Arc::clone(&lock(&self.shared.expectation).1);
-        let concerned = self.nodes.iter().filter(|(_, used)| expectation.concerns(used)).count();
+        let nodes = self.nodes.iter().enumerate();
+        let concerned = nodes.filter(|(index, (_, used))| expectation.concerns(*index, used)).count();
         for index in 0..concerned {
             match self.seen.recv_timeout(end.saturating_duration_since(Instant::now())) {
                 Ok(Ok(seen)) => last = last.max(Some(seen)),
@@ -146,8 +185,14 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// One proxy, until its connection ends.
-async fn run(shared: Arc<Shared>, node: Node, used: Arc<[String]>, again: bool) {
-    let error = match serve(&shared, node, used, again).await {
+async fn run(
+    shared: Arc<Shared>,
+    node: (usize, Node),
+    used: Used,
+    asks: Option<UnboundedReceiver<Vec<String>>>,
+    again: bool,
+) {
+    let error = match serve(&shared, node, used, asks, again).await {
         Ok(()) => "the stream has ended".to_owned(),
         Err(error) => format!("{error:#}"),
     };
@@ -155,7 +200,13 @@ async fn run(shared: Arc<Shared>, node: Node, used: Arc<[String]>, again: bool) 
     let _ = lock(&shared.seen).send(Err(error));
 }
 
-async fn serve(shared: &Arc<Shared>, node: Node, used: Arc<[String]>, again: bool) -> Result<()> {
+async fn serve(
+    shared: &Arc<Shared>,
+    (index, node): (usize, Node),
+    used: Used,
+    mut asks: Option<UnboundedReceiver<Vec<String>>>,
+    again: bool,
+) -> Result<()> {
     let tcp = TcpStream::connect(shared.address).await?;
     tcp.set_nodelay(true)?;
     let (sender, connection) = h2::client::Builder::new()
@@ -170,16 +221,27 @@ async fn serve(shared: &Arc<Shared>, node: Node, used: Arc<[String]>, again: boo
             .header("te", "trailers")
             .body(())?;
         let (response, body) = sender.send_request(request, false)?;
-        let mut proxy = Proxy::new(Arc::clone(shared), body, used);
+        let mut proxy = Proxy::new(Arc::clone(shared), body, index, used, again);
         proxy.connect(node, again)?;
         let mut body = response.await?.into_body();
         let mut buffer = BytesMut::new();
-        while let Some(data) = body.data().await {
-            let data = data?;
+        loop {
+            let data = tokio::select! {
+                data = body.data() => data,
+                asked = next_ask(&mut asks) => {
+                    proxy.subscribe(&TypeUrl::VirtualHost, asked, Vec::new(), None)?;
+                    continue;
+                }
+            };
+            let Some(data) = data.transpose()? else { break };
             body.flow_control().release_capacity(data.len())?;
             buffer.extend_from_slice(&data);
             while let Some(message) = take_message(&mut buffer)? {
                 proxy.on_response(Received::decode(shared.mode, message)?)?;
+            }
+            if buffer.is_empty() {
+                // What the largest message took is not kept.
+                buffer = BytesMut::new();
             }
         }
         let trailers = body.trailers().await?.unwrap_or_default();
@@ -188,6 +250,17 @@ async fn serve(shared: &Arc<Shared>, node: Node, used: Arc<[String]>, again: boo
     tokio::select! {
         ended = connection => Ok(ended?),
         ended = stream => ended,
+    }
+}
+
+/// What this proxy is told to ask for; never, if it is not the first.
+async fn next_ask(asks: &mut Option<UnboundedReceiver<Vec<String>>>) -> Vec<String> {
+    match asks {
+        Some(asks) => match asks.recv().await {
+            Some(hosts) => hosts,
+            None => std::future::pending().await,
+        },
+        None => std::future::pending().await,
     }
 }
 
@@ -209,8 +282,9 @@ fn take_message(buffer: &mut BytesMut) -> Result<Option<Bytes>> {
 struct Proxy {
     shared: Arc<Shared>,
     body: h2::SendStream<Bytes>,
-    /// Clusters that its workload uses and it asks for; empty: it takes all.
-    used: Arc<[String]>,
+    index: usize,
+    used: Used,
+    again: bool,
     asked_used: bool,
     /// Clusters whose endpoints it has asked for, and those of them that it has been told.
     endpoints: HashSet<u64>,
@@ -218,6 +292,7 @@ struct Proxy {
     endpoint_names: Vec<String>,
     missing_endpoints: HashSet<u64>,
     missing_routes: HashSet<u64>,
+    missing_hosts: HashSet<u64>,
     asked: [bool; 4],
     /// The number of the expectation that `found` is about.
     number: u64,
@@ -232,11 +307,15 @@ struct Seen {
 }
 
 impl Proxy {
-    fn new(shared: Arc<Shared>, body: h2::SendStream<Bytes>, used: Arc<[String]>) -> Proxy {
+    fn new(shared: Arc<Shared>, body: h2::SendStream<Bytes>, index: usize, used: Used, again: bool) -> Proxy {
         Proxy {
             shared,
             body,
+            index,
+            // What is asked for by a port is found without it.
+            missing_hosts: used.hosts.iter().map(|host| fingerprint(without_port(host))).collect(),
             used,
+            again,
             asked_used: false,
             endpoints: HashSet::new(),
             endpoint_names: Vec::new(),
@@ -252,9 +331,9 @@ impl Proxy {
     /// The first request; who was here before asks again for what he has asked for.
     fn connect(&mut self, node: Node, again: bool) -> Result<()> {
         let mut names = Vec::new();
-        if again && !self.used.is_empty() {
+        if again && !self.used.clusters.is_empty() && self.used.hosts.is_empty() {
             names.push("*".to_owned());
-            names.extend(self.used.iter().cloned());
+            names.extend(self.used.clusters.iter().cloned());
             self.asked_used = true;
         }
         self.subscribe(&TypeUrl::Cluster, names, Vec::new(), Some(node))
@@ -297,6 +376,12 @@ impl Proxy {
             TypeUrl::Endpoint => {
                 for resource in &resources {
                     self.missing_endpoints.remove(&fingerprint(&resource.name));
+                }
+                self.acknowledge(&type_url, version, nonce)?;
+            }
+            TypeUrl::VirtualHost => {
+                for resource in &resources {
+                    self.missing_hosts.remove(&fingerprint(&resource.name));
                 }
                 self.acknowledge(&type_url, version, nonce)?;
             }
@@ -367,11 +452,20 @@ impl Proxy {
         }
         if *routes
             && self.missing_routes.is_empty()
-            && !self.used.is_empty()
+            && !self.used.clusters.is_empty()
             && !std::mem::replace(&mut self.asked_used, true)
         {
             // Its workload calls them all at once.
-            return self.subscribe(&TypeUrl::Cluster, self.used.to_vec(), Vec::new(), None);
+            if self.used.hosts.is_empty() {
+                return self.subscribe(&TypeUrl::Cluster, self.used.clusters.to_vec(), Vec::new(), None);
+            }
+            let mut hosts = self.used.hosts.to_vec();
+            if self.again {
+                hosts.push("*".to_owned());
+            } else {
+                self.subscribe(&TypeUrl::VirtualHost, Vec::new(), Vec::new(), None)?;
+            }
+            return self.subscribe(&TypeUrl::VirtualHost, hosts, Vec::new(), None);
         }
         Ok(())
     }
@@ -388,8 +482,9 @@ impl Proxy {
             Sight::Cluster => *type_url == TypeUrl::Cluster,
             Sight::Endpoint => *type_url == TypeUrl::Endpoint,
             Sight::Route => *type_url == TypeUrl::Route,
+            Sight::Host => *type_url == TypeUrl::VirtualHost,
         };
-        if self.told || !here || !expectation.concerns(&self.used) {
+        if self.told || !here || !expectation.concerns(self.index, &self.used) {
             return;
         }
         for resource in resources {
@@ -413,14 +508,18 @@ impl Proxy {
         let done = match expectation.sight {
             Sight::Everything => {
                 let [_, _, _, routes] = self.asked;
+                let clusters = &self.used.clusters;
                 let is_used_there =
-                    || self.used.iter().all(|name| self.endpoints.contains(&fingerprint(name)));
+                    || clusters.iter().all(|name| self.endpoints.contains(&fingerprint(name)));
                 routes
+                    && self.missing_hosts.is_empty()
                     && self.missing_endpoints.is_empty()
                     && self.missing_routes.is_empty()
                     && is_used_there()
             }
-            Sight::Cluster | Sight::Endpoint | Sight::Route => self.found.len() >= expectation.count,
+            Sight::Cluster | Sight::Endpoint | Sight::Route | Sight::Host => {
+                self.found.len() >= expectation.count
+            }
         };
         if done && !std::mem::replace(&mut self.told, true) {
             // Nobody may be waiting.
@@ -497,6 +596,11 @@ fn is_eds(body: &Bytes) -> bool {
         kind: Option<i32>,
     }
     Kind::decode(body.clone()).is_ok_and(|cluster| cluster.kind == Some(3))
+}
+
+/// What a virtual host is called that is asked for with a port.
+fn without_port(asked: &str) -> &str {
+    asked.rsplit_once(':').map_or(asked, |(host, _)| host)
 }
 
 /// Stands for a name: a thousand proxies with a thousand names each would be large.

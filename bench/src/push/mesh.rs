@@ -93,6 +93,26 @@ impl Mesh {
         (0..self.size.used.min(self.size.services)).map(service).collect()
     }
 
+    /// The hosts that it asks for virtual hosts by, as requests have them.
+    pub(super) fn used_hosts(&self, proxy: usize) -> Vec<String> {
+        let service = |index: usize| {
+            let service = (proxy + 1 + index * 211) % self.size.services;
+            self.asked(&name(service), service)
+        };
+        (0..self.size.used.min(self.size.services)).map(service).collect()
+    }
+
+    /// The hosts of services that [`Mesh::add_services`] will add.
+    pub(super) fn coming(&self, number: u32, count: usize) -> Vec<String> {
+        let (first, mark) = (self.place(number, count), mark(number));
+        (0..count).map(|index| self.asked(&format!("{mark}-{index:02}"), first + index)).collect()
+    }
+
+    fn asked(&self, name: &str, service: usize) -> String {
+        let (port, namespace) = (self.port(service), namespace(service));
+        format!("{port}/{name}.{namespace}.svc.cluster.local:{port}")
+    }
+
     /// The name of a service's cluster.
     fn cluster(&self, service: usize) -> String {
         format!("outbound|{}||{}.{}.svc.cluster.local", self.port(service), name(service), namespace(service))
@@ -155,14 +175,17 @@ impl Mesh {
 
     /// New services, in a namespace of their own if there are many.
     pub(super) fn add_services(&self, number: u32, count: usize) -> Files {
+        let first = self.place(number, count);
         let all = (0..count).flat_map(|index| {
             let name = format!("{}-{index:02}", mark(number));
-            // The number of a service decides the namespace.
-            let service =
-                if count == 1 { self.any(number) } else { self.size.services + number as usize * 100 };
-            [self.service(&name, service + index), self.slice(&name, service + index, None)]
+            [self.service(&name, first + index), self.slice(&name, first + index, None)]
         });
         Files(all.collect())
+    }
+
+    /// The number of the first of new services, which decides the namespace.
+    fn place(&self, number: u32, count: usize) -> usize {
+        if count == 1 { self.any(number) } else { self.size.services + number as usize * PER_NAMESPACE }
     }
 
     /// A service, other ones for neighbouring numbers.

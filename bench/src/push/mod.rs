@@ -20,7 +20,7 @@ use leno_xds::Mode;
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 
-use self::fleet::{Expectation, Fleet, Sight};
+use self::fleet::{Expectation, Fleet, Sight, Used, Whom};
 use self::mesh::{Mesh, Size};
 use crate::machine::{self, Cores};
 
@@ -54,6 +54,9 @@ pub(crate) struct Arguments {
     /// take everything
     #[arg(long, default_value_t = 0, value_name = "N")]
     used: usize,
+    /// With --used: proxies are told of all virtual hosts, and ask for clusters only
+    #[arg(long)]
+    whole_tables: bool,
     /// What the proxies speak: delta or sotw
     #[arg(long, default_value = "delta", value_parser = ["delta", "sotw"])]
     mode: String,
@@ -138,17 +141,22 @@ pub(crate) fn run(arguments: &Arguments) -> Result<bool> {
     };
     let mesh = Mesh::write(&folder.join("mesh"), size)?;
     let started = Instant::now();
-    let control = Control::start(folder, mesh.folder(), split.proxy.first().copied())?;
+    let hosts = arguments.used > 0 && !arguments.whole_tables;
+    let control = Control::start(folder, mesh.folder(), split.proxy.first().copied(), hosts)?;
     let nodes = mesh.nodes(arguments.proxies).into_iter().enumerate();
-    let nodes = nodes.map(|(index, node)| (node, mesh.used(index))).collect();
+    let used = |index| {
+        let hosts = if hosts { mesh.used_hosts(index) } else { Vec::new() };
+        Used { clusters: mesh.used(index).into(), hosts: hosts.into() }
+    };
+    let nodes = nodes.map(|(index, node)| (node, used(index))).collect();
     let mut fleet = Fleet::new(control.address, mode, nodes, mesh.route_names())?;
     let read = started.elapsed();
-    let mut bench = Bench { mesh, control, mark: 0 };
+    let mut bench = Bench { mesh, control, hosts, mark: 0 };
     // The first time everything is derived; what it costs is a figure of its own.
     let (first, cpu) = bench.connect(&mut fleet)?;
     let facts = json!({
         "services": arguments.services, "endpoints": arguments.endpoints, "proxies": arguments.proxies,
-        "ports": arguments.ports, "used": arguments.used, "mode": arguments.mode, "machine": machine::facts(&cores),
+        "ports": arguments.ports, "used": arguments.used, "whole_tables": !hosts, "mode": arguments.mode, "machine": machine::facts(&cores),
     });
     println!("{facts}");
     println!("{}", bench.line("start", &[read], 0.0, 1));
@@ -202,11 +210,12 @@ pub(crate) struct Control {
 }
 
 impl Control {
-    /// Starts it and waits until it is ready.
-    pub(crate) fn start(folder: &Path, mesh: &Path, core: Option<usize>) -> Result<Control> {
+    /// Starts it and waits until it is ready. `hosts`: virtual hosts come when they are asked for.
+    pub(crate) fn start(folder: &Path, mesh: &Path, core: Option<usize>, hosts: bool) -> Result<Control> {
         let log = std::fs::File::create(folder.join("control.log"))?;
         let mut command = Command::new(std::env::current_exe()?);
         command.arg("control").arg("--dir").arg(mesh).stdout(Stdio::piped()).stderr(log);
+        command.env("LENO_LAZY_ROUTES", hosts.to_string());
         if let Some(core) = core {
             command.arg("--core").arg(core.to_string());
         }
@@ -251,6 +260,8 @@ fn is_ready(address: SocketAddr) -> bool {
 struct Bench {
     mesh: Mesh,
     control: Control,
+    /// Whether proxies ask for virtual hosts.
+    hosts: bool,
     mark: u32,
 }
 
@@ -262,21 +273,36 @@ impl Bench {
         }
         self.mark += 1;
         let number = self.mark;
-        let before = self.control.cpu();
         let expect = |sight, marker: String, count| Expectation {
             sight,
             marker: marker.into_bytes(),
             count,
-            cluster: match sight {
-                Sight::Endpoint | Sight::Cluster => {
-                    self.mesh.concerned(number, kind == Kind::DestinationRule)
+            whom: match sight {
+                Sight::Endpoint | Sight::Cluster | Sight::Host => {
+                    self.mesh.concerned(number, kind != Kind::Endpoint).map_or(Whom::All, Whom::Users)
                 }
-                Sight::Everything | Sight::Route => None,
+                Sight::Everything | Sight::Route => Whom::All,
             },
         };
+        let new = match kind {
+            Kind::NewService => 1,
+            Kind::Namespace => NAMESPACE,
+            _ => 0,
+        };
+        let one = |marker: String| Expectation { whom: Whom::First, ..expect(Sight::Host, marker, new) };
+        if self.hosts && new > 0 {
+            // Nobody hears of services that nobody uses: one proxy has asked for them before there are any.
+            fleet.expect(one(mesh::mark(number)));
+            fleet.ask(self.mesh.coming(number, new));
+            fleet.wait(LIMIT).with_context(|| format!("asking for {} {number}", kind.name()))?;
+            self.settle();
+        }
+        let before = self.control.cpu();
         let is_lazy = self.mesh.concerned(number, false).is_some();
         let expectation = match kind {
             Kind::Endpoint => expect(Sight::Endpoint, mesh::address_mark(number), 1),
+            Kind::VirtualService if self.hosts => expect(Sight::Host, mesh::mark(number), 1),
+            Kind::NewService | Kind::Namespace if self.hosts => one(format!("||{}", mesh::mark(number))),
             Kind::VirtualService => expect(Sight::Route, mesh::mark(number), 1),
             Kind::DestinationRule if is_lazy => expect(Sight::Cluster, mesh::mark(number), 1),
             // The subset's endpoints come last.

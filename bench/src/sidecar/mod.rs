@@ -52,6 +52,9 @@ pub(crate) struct Arguments {
     /// Of how many services the workload's proxy is told by a Sidecar; without, of all
     #[arg(long, value_name = "N")]
     scoped: Option<usize>,
+    /// The proxies are told of all virtual hosts, and ask for clusters only
+    #[arg(long)]
+    whole_tables: bool,
     /// Workers of the proxies
     #[arg(long, default_value_t = 2, value_name = "N")]
     concurrency: usize,
@@ -87,7 +90,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<bool> {
     std::fs::create_dir_all(folder.join("mesh"))?;
     let agent = agent::start(folder)?;
     std::fs::write(folder.join("mesh/mesh.yaml"), mesh.text())?;
-    let control = Control::start(folder, &folder.join("mesh"), None)?;
+    let control = Control::start(folder, &folder.join("mesh"), None, !arguments.whole_tables)?;
     let mut peers = vec![match &arguments.proxy {
         Some(path) => Peer::leno(path.clone()),
         None => Peer::leno(std::env::current_exe()?),
@@ -134,6 +137,7 @@ fn measure(
             "endpoints": arguments.endpoints,
             "pods": arguments.pods,
             "scoped": arguments.scoped,
+            "whole_tables": arguments.whole_tables,
             "concurrency": arguments.concurrency,
             "called": called,
             "clusters": clusters,
