@@ -124,18 +124,18 @@ mod tests {
     use crate::model::kube::Secret;
     use crate::model::{Key, Meta};
 
-    /// A certificate for some years.
-    fn certificate(years: std::ops::RangeInclusive<i32>) -> String {
+    /// A certificate from the beginning of a year to that of another.
+    fn certificate(from: i32, to: i32) -> String {
         let key = rcgen::KeyPair::generate().expect("a key");
         let mut params = rcgen::CertificateParams::new(vec!["a".to_owned()]).expect("a name");
-        params.not_before = rcgen::date_time_ymd(*years.start(), 1, 1);
-        params.not_after = rcgen::date_time_ymd(*years.end(), 1, 1);
+        params.not_before = rcgen::date_time_ymd(from, 1, 1);
+        params.not_after = rcgen::date_time_ymd(to, 1, 1);
         params.self_signed(&key).expect("a certificate").pem()
     }
 
     #[test]
     fn chains_end_with_their_first_and_roots_with_their_last() {
-        let (early, late) = (certificate(2000..=2010), certificate(2005..=2020));
+        let (early, late) = (certificate(2000, 2010), certificate(2005, 2020));
         let both = format!("{early}{late}");
         let values = [("tls.crt", both.as_str()), ("tls.key", "key"), ("ca.crt", &both)];
         let data =
