@@ -548,6 +548,28 @@ mod tests {
     }
 
     #[test]
+    fn chains_are_exchanged_where_they_are_found() {
+        let before = chains(&["port=80", "port=81"], true).expect("nothing is wrong");
+        assert!(before.renewed(|_| Ok::<_, ()>(None)).is_ok_and(|renewed| renewed.is_none()));
+        let renewed = before.renewed(|old| Ok::<_, ()>((&*old.name == "port=80").then(|| chain("new"))));
+        let renewed = renewed.expect("nothing is refused").expect("one is another");
+        let source = "127.0.0.1:1".parse().expect("an address");
+        let found = [80, 81].map(|port| {
+            let destination = ([127, 0, 0, 1], port).into();
+            let facts = ConnectionFacts {
+                destination,
+                source,
+                direct_source: source,
+                server_name: "",
+                transport: "raw_buffer",
+                application_protocols: &[],
+            };
+            [&before, &renewed].map(|chains| chains.find(&facts).map_or("none", |chain| &*chain.name))
+        });
+        assert_eq!(found, [["port=80", "new"], ["port=81", "port=81"]]);
+    }
+
+    #[test]
     fn a_matcher_chooses_by_name() {
         let lowered = Lower::resource(|at| {
             let mut chains = FilterChains::default();

@@ -97,6 +97,9 @@ impl Store {
         if known.is_some_and(|known| known.fingerprint == extension.fingerprint) {
             return Ok(false);
         }
+        // Deviation: a configuration that one of several filters refuses is taken by none, unless it is
+        // a listener that drains, which is not asked; Envoy asks that too, and gives the configuration
+        // to filters in front of the one that refuses it for another reason than its type.
         self.renew_listeners(&key, Some(&extension), scope).map_err(Refusal::into_message)?;
         self.came(Reference::extension(&key));
         self.unsettled = true;

@@ -105,6 +105,7 @@ impl Discovery {
         });
         let source = at.required("config_source", source, |source, at| {
             let source = config_source(source, at)?;
+            // Envoy accepts that when it validates only, and does not start with it.
             if source.origin == Origin::Ads && at.scope().ads.is_none() {
                 at.error("ADS must be configured to support an ADS config source");
             }
