@@ -46,9 +46,21 @@ impl Mounted {
         let (chain, key, roots) = (read(&self.chain)?, read(&self.key)?, read(&self.roots)?);
         let failed = |path: &Path, error: String| format!("{}: {error}", path.display());
         let expires = expires(chain.as_bytes()).map_err(|error| failed(&self.chain, error))?;
-        leno_tls::issue::KeyPair::from_pem(key.as_bytes()).map_err(|error| failed(&self.key, error))?;
+        fit(chain.as_bytes(), key.as_bytes()).map_err(|error| failed(&self.key, error))?;
         leno_tls::issue::certificates(roots.as_bytes()).map_err(|error| failed(&self.roots, error))?;
         Ok(Secret { chain, key, roots, expires })
+    }
+}
+
+/// Whether a key is that of a certificate: between two writes it is another's.
+pub(crate) fn fit(chain: &[u8], key: &[u8]) -> Result<(), String> {
+    let all = leno_tls::issue::certificates(chain)?;
+    let leaf = leno_tls::Certificate::parse(all.first().ok_or("there is no certificate")?)?;
+    let key = leno_tls::issue::KeyPair::from_pem(key)?;
+    if leaf.public_key() == key.public().spki() {
+        Ok(())
+    } else {
+        Err("the key is not the certificate's".to_owned())
     }
 }
 

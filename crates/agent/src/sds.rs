@@ -156,7 +156,8 @@ impl Loop {
         for (stream, sender) in self.streams.values_mut().filter(|(_, sender)| sender.is_ready()) {
             let wanted = stream.subscription(&TypeUrl::Secret);
             let is_there = |name: &Name| self.has_secret || self.resources.find(name).is_some();
-            if !wanted.is_some_and(|wanted| wanted.is_wildcard() || wanted.names().any(is_there)) {
+            // What is not there yet must not look as if there were none.
+            if !wanted.is_some_and(|wanted| wanted.names().all(is_there)) {
                 continue;
             }
             if let Some(response) = stream.push(&TypeUrl::Secret, &self.resources, Scope::All) {
@@ -191,9 +192,7 @@ fn from_files(name: &str) -> Result<secret::Type, String> {
     let files = name.strip_prefix(FILE_CERTIFICATE).and_then(|files| files.split_once('~'));
     let (chain, key) = files.ok_or("it is neither file-cert:CHAIN~KEY nor file-root:ROOTS")?;
     let (chain, key) = (read(chain)?, read(key)?);
-    // Between two writes they do not fit.
-    leno_tls::issue::certificates(&chain)?;
-    leno_tls::issue::KeyPair::from_pem(&key)?;
+    crate::files::fit(&chain, &key)?;
     Ok(certificate(&chain, &key))
 }
 

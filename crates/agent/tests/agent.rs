@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use leno_agent::authority::{Authority, Signed};
+use leno_agent::files::{self, Mounted};
 use leno_agent::identity::{Renewal, Secret, Settings, keep};
 use leno_agent::sds;
 use leno_api::proto::envoy::config::core::v3::Node;
@@ -223,6 +224,82 @@ async fn proxies_wait_and_are_told_of_what_changes() {
         let response = response.expect("no error").expect("not the end");
         assert_eq!(response.resources.len(), expected);
         requests.send(request(&response.nonce, &response.version_info)).await.expect("open");
+    }
+}
+
+/// Files are secrets too, as they are now.
+#[tokio::test]
+async fn secrets_in_files() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (_say, _end) = serve(folder.path());
+    let signer = root_of(wall());
+    let mounted = Mounted::in_folder(folder.path());
+    let write = |secret: &Secret| {
+        std::fs::write(&mounted.key, &secret.key).expect("writable");
+        std::fs::write(&mounted.roots, &secret.roots).expect("writable");
+        // The last one: what does not fit yet is not taken.
+        std::fs::write(&mounted.chain, &secret.chain).expect("writable");
+    };
+    let first = made(&signer);
+    write(&first);
+    let connection = Connection { authority: "sds-grpc".to_owned(), connect_timeout: LIMIT, keepalive: None };
+    let target = Target::Unix(folder.path().join("uds/socket"));
+    let channel = connect(&target, &connection).await.expect("it listens");
+    let (requests, outgoing) = tokio::sync::mpsc::channel(4);
+    let own = format!("file-cert:{}~{}", mounted.chain.display(), mounted.key.display());
+    let roots = format!("file-root:{}", mounted.roots.display());
+    let request = |nonce: &str, version: &str| DiscoveryRequest {
+        type_url: "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret".to_owned(),
+        resource_names: vec![own.clone(), roots.clone()],
+        response_nonce: nonce.to_owned(),
+        version_info: version.to_owned(),
+        ..DiscoveryRequest::default()
+    };
+    requests.send(request("", "")).await.expect("open");
+    let outgoing = tokio_stream::wrappers::ReceiverStream::new(outgoing);
+    let mut client = AggregatedDiscoveryServiceClient::new(channel);
+    let mut responses = client.stream_aggregated_resources(outgoing).await.expect("a stream").into_inner();
+    let mut next = async |count: usize| {
+        let response = tokio::time::timeout(LIMIT, responses.message()).await.expect("in time");
+        let response = response.expect("no error").expect("not the end");
+        assert_eq!(response.resources.len(), count);
+        response
+    };
+    let response = next(2).await;
+    requests.send(request(&response.nonce, &response.version_info)).await.expect("open");
+    write(&made(&signer));
+    // The roots are the same.
+    next(1).await;
+}
+
+/// Certificates that somebody else renews, and that we write for others.
+#[tokio::test]
+async fn certificates_in_files() {
+    let (from, to) = (tempfile::tempdir().expect("a folder"), tempfile::tempdir().expect("a folder"));
+    let mounted = Mounted::in_folder(from.path());
+    let (say, mut secrets) = watch::channel(None);
+    tokio::spawn(files::follow(mounted.clone(), say));
+    tokio::spawn(files::write(to.path().join("certs"), secrets.clone()));
+    let signer = root_of(wall());
+    for secret in [made(&signer), made(&signer)] {
+        // Half a certificate is none.
+        std::fs::write(&mounted.chain, "-----BEGIN CERTIFICATE-----").expect("writable");
+        std::fs::write(&mounted.key, &secret.key).expect("writable");
+        std::fs::write(&mounted.roots, &secret.roots).expect("writable");
+        std::fs::write(&mounted.chain, &secret.chain).expect("writable");
+        let is_it = |known: &Option<Secret>| known.as_ref().is_some_and(|known| known.chain == secret.chain);
+        let told = tokio::time::timeout(LIMIT, secrets.wait_for(is_it)).await.expect("in time");
+        assert_eq!(told.expect("it goes on").as_ref().map(|told| &told.key), Some(&secret.key));
+        let written = Mounted::in_folder(&to.path().join("certs"));
+        let writing = async {
+            while std::fs::read_to_string(&written.roots).ok().as_ref() != Some(&secret.roots)
+                || std::fs::read_to_string(&written.chain).ok().as_ref() != Some(&secret.chain)
+            {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(LIMIT, writing).await.expect("it is written in time");
+        assert!(written.exist());
     }
 }
 
