@@ -28,6 +28,10 @@ const APP: &str = "app";
 const QUALIFIED_APP: &str = "app.kubernetes.io/name";
 const VERSION: &str = "version";
 const QUALIFIED_VERSION: &str = "app.kubernetes.io/version";
+/// Bytes of a name that is taken over of a peer: names of Kubernetes are no longer.
+const NAME: usize = 253;
+/// The same of `OWNER` and `IDENTITY`, which are made of names.
+const PATH: usize = 600;
 /// Kinds of workloads that `OWNER` may name.
 const KINDS: [&str; 4] = ["pod", "deployment", "job", "cronjob"];
 
@@ -79,11 +83,12 @@ impl Workload {
         workload
     }
 
-    /// What a peer says of itself.
+    /// What a peer says of itself; what is longer than names of Kubernetes are is not taken over.
     pub(crate) fn of_struct(metadata: &Struct, additional: &[Box<str>]) -> Self {
-        fn text(value: &Value) -> Box<str> {
+        // Deviation: Istio's proxy takes facts of peers over at any length, into its metrics too.
+        fn text(value: &Value, limit: usize) -> Box<str> {
             match &value.kind {
-                Some(Kind::StringValue(text)) => text.as_str().into(),
+                Some(Kind::StringValue(text)) if text.len() <= limit => text.as_str().into(),
                 _ => Box::default(),
             }
         }
@@ -91,8 +96,11 @@ impl Workload {
             Some(Kind::StructValue(labels)) => Some(&labels.fields),
             _ => None,
         };
-        let labels = labels.into_iter().flatten().map(|(name, value)| (name.as_str(), text(value)));
-        let field = |name: &str| metadata.fields.get(name).map(text).unwrap_or_default();
+        let labels = labels.into_iter().flatten().map(|(name, value)| (name.as_str(), text(value, NAME)));
+        let field = |name: &str| {
+            let limit = if matches!(name, "OWNER" | "IDENTITY") { PATH } else { NAME };
+            metadata.fields.get(name).map(|value| text(value, limit)).unwrap_or_default()
+        };
         Self::new(field, labels, additional)
     }
 

@@ -54,22 +54,24 @@ impl NetworkFilter for Counting {
 
     fn on_report(&mut self, info: &StreamInfo, end: bool) {
         let facts = LogFacts { context: FormatContext::new(info), node: None };
+        let seen = || Seen::new(&self.settings, info, None, Spoken::Tcp, None);
         let series = match &self.series {
-            Some(series) => Rc::clone(series),
+            Some(series) if !series.is_retired() => Rc::clone(series),
+            // It was quiet for long: what was counted is not shown any more.
+            Some(_) => self.settings.session(&self.worker, &seen(), facts),
             None if end || knows_peer(self.settings.side, info) => {
-                let seen = Seen::new(&self.settings, info, None, Spoken::Tcp, None);
-                let series = self.settings.open_session(&self.worker, &seen, facts);
-                Rc::clone(self.series.insert(series))
+                self.settings.open_session(&self.worker, &seen(), facts)
             }
             None => return,
         };
+        let series = &*self.series.insert(series);
         let (received, sent) = info.wire_bytes();
         let [sent_before, received_before] = self.counted;
         let new = [sent.saturating_sub(sent_before), received.saturating_sub(received_before)];
-        self.settings.session_bytes(&series, new[0], new[1]);
+        self.settings.session_bytes(series, new[0], new[1]);
         self.counted = [sent, received];
         if end {
-            self.settings.close_session(&series, facts);
+            self.settings.close_session(series, facts);
         }
     }
 }

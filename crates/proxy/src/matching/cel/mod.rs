@@ -44,6 +44,11 @@ impl Expression {
     pub(crate) fn text(&self, facts: &impl Facts) -> Option<String> {
         self.0.value(facts).ok().map(|value| value.print())
     }
+
+    /// Whether configuration alone says what it can be: nobody who sends requests makes up values.
+    pub(crate) fn is_configured(&self) -> bool {
+        self.0.is_configured()
+    }
 }
 
 /// An expression.
@@ -124,6 +129,30 @@ enum Conversion {
 }
 
 impl Expr {
+    /// See [`Expression::is_configured`]; of what is rare in labels it is not known.
+    fn is_configured(&self) -> bool {
+        match self {
+            Expr::Constant(_) | Expr::Unknown | Expr::Attribute(Root::Xds, _) => true,
+            // These have one of two values.
+            Expr::Has(_)
+            | Expr::Not(_)
+            | Expr::And(_)
+            | Expr::Or(_)
+            | Expr::Equal(..)
+            | Expr::Compare(..)
+            | Expr::In(_)
+            | Expr::Text(..)
+            | Expr::Matches(..) => true,
+            Expr::Select(of, _) | Expr::Convert(_, of) | Expr::Negate(of) | Expr::Size(of) => of.is_configured(),
+            Expr::Index(of) | Expr::Arithmetic(_, of) => of.iter().all(Expr::is_configured),
+            Expr::If(parts) => {
+                let [_, then, otherwise] = &**parts;
+                then.is_configured() && otherwise.is_configured()
+            }
+            Expr::Root(_) | Expr::Attribute(..) | Expr::List(_) | Expr::Map(_) => false,
+        }
+    }
+
     fn value<'f>(&'f self, facts: &'f impl Facts) -> Result<Value<'f>, Failed> {
         let both = |of: &'f [Expr; 2]| Ok((of[0].value(facts)?, of[1].value(facts)?));
         Ok(match self {

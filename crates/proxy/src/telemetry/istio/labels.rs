@@ -52,6 +52,11 @@ const NO_SERVICE: [&str; 5] = [
     "InboundPassthroughClusterIpv6",
 ];
 
+/// The place of `BlackHoleCluster`.
+const BLACK_HOLE: usize = 0;
+/// The place of `PassthroughCluster`.
+const PASSTHROUGH: usize = 1;
+
 /// Filter states that say who the client of a waypoint is, and the waypoint itself.
 const PRINCIPALS: [&str; 2] = ["io.istio.peer_principal", "io.istio.local_principal"];
 
@@ -61,6 +66,13 @@ pub(super) fn name(label: &'static str) -> Arc<str> {
         LazyLock::new(|| LABELS.into_iter().map(|label| (label, label.into())).collect());
     NAMES.get(label).map_or_else(|| label.into(), Arc::clone)
 }
+
+/// Bytes of a text of a client's that is shown: the longest name of a host has 253, with a port 259.
+pub(super) const TEXT: usize = 259;
+/// Bytes of an identity that is shown (SPIFFE-ID section 2.3: implementations need not take more).
+const PRINCIPAL: usize = 2_048;
+/// The highest status that gRPC knows of.
+const GRPC_STATUSES: u32 = 16;
 
 /// Whose view is reported.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -77,8 +89,8 @@ pub(crate) enum Side {
 #[derive(Clone, Copy, Debug)]
 enum Destination<'a> {
     Unknown,
-    /// A cluster or route that stands for no service.
-    Named(&'a str),
+    /// A cluster or route that stands for no service: one of `NO_SERVICE`, by its place there.
+    Named(usize),
     Service(&'a MeshService),
 }
 
@@ -111,7 +123,7 @@ pub(crate) struct Seen<'a> {
 /// What tells requests with different labels apart, in numbers: those of the settings, of what was
 /// spoken and what came of it, and the addresses of objects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Identity([u64; 8]);
+pub(super) struct Identity([u64; 9]);
 
 /// Identities are made of numbers that are not chosen by clients: mixing them is enough.
 #[derive(Default)]
@@ -130,8 +142,10 @@ pub(super) struct Anchors {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Facts<'a> {
     side: Side,
-    /// Whom this proxy talks to.
+    /// Whom this proxy talks to, as it says of itself.
     peer: Option<&'a FilterState>,
+    /// Whether a certificate has proven who it is: then it may be believed.
+    proven: bool,
     /// What the control plane says of the endpoint, where the peer says nothing of itself.
     endpoint: Option<&'a str>,
     /// The server behind a gateway.
@@ -221,7 +235,9 @@ impl<'a> Seen<'a> {
         let destination = destination(info);
         let named = matches!(destination, Destination::Service(service) if !service.host.is_empty());
         let host = request.filter(|_| settings.host_fallback && !named);
-        let host = host.and_then(|head| head.get(Known::Authority)).unwrap_or_default();
+        // What is longer than any name is as good as none.
+        let host = host.and_then(|head| head.get(Known::Authority)).filter(|host| host.len() <= TEXT);
+        let host = host.unwrap_or_default();
         Self { side: settings.side, host, destination, spoken, grpc_status, info }
     }
 
@@ -268,19 +284,21 @@ impl<'a> Seen<'a> {
         let Objects { peer, endpoint, server, principals: [theirs, ours], tls, cluster } = self.objects();
         let named = match self.destination {
             // What the route says stands above what the cluster is.
-            Destination::Named(name) => name.len() as u64,
+            Destination::Named(place) => place as u64 + 1,
             Destination::Unknown | Destination::Service(_) => 0,
         };
         let what = u64::from(self.info.response_code) | (family as u64) << 16 | (self.spoken as u64) << 24;
-        let grpc = self.grpc_status.map_or(u32::MAX, |status| status);
+        let grpc = u64::from(self.grpc_status.is_some());
         Some(Identity([
             settings.number,
-            what | named << 32,
-            u64::from(self.info.flags.bits()) << 32 | u64::from(grpc),
-            address(peer) | address(endpoint),
+            what | named << 32 | grpc << 40,
+            u64::from(self.info.flags.bits()) << 32 | u64::from(self.grpc_status.unwrap_or_default()),
+            // Only one of them is there.
+            if peer.is_some() { address(peer) } else { address(endpoint) },
             address(server),
-            address(theirs) | address(tls),
+            address(theirs),
             address(ours),
+            address(tls),
             address(cluster),
         ]))
     }
@@ -304,16 +322,19 @@ impl<'a> Seen<'a> {
         let info = self.info;
         let Objects { peer, endpoint, server, principals, tls, cluster: _ } = self.objects();
         let left = principals.map(|state| state.map_or("", |state| state.text.as_str()));
-        let [mut peer_principal, own_principal] = match left {
-            ["", ""] => principals_of(tls.map(|tls| &**tls)),
-            left => left,
+        let ([peer_principal, own_principal], trusted) = match left {
+            ["", ""] => (principals_of(tls.map(|tls| &**tls)), tls.is_some_and(|tls| tls.trusted)),
+            left => (left, true),
         };
+        let [mut peer_principal, own_principal] = [peer_principal, own_principal].map(principal);
+        let proven = trusted && !peer_principal.is_empty();
         if self.side == Side::Client && peer_principal.is_empty() {
             peer_principal = peer.and_then(|state| Some(&*state.peer.as_ref()?.identity)).unwrap_or_default();
         }
         Facts {
             side: self.side,
             peer: peer.map(|state| &**state),
+            proven,
             endpoint: endpoint.and_then(|endpoint| endpoint.metadata.get("istio")?.get("workload")?.as_str()),
             server: server.map(|state| &**state),
             peer_principal,
@@ -345,20 +366,32 @@ impl Anchors {
 }
 
 impl<'a> Facts<'a> {
-    /// Whether a text of the client's is among them.
+    /// Whether there is something among them which anybody can choose freely: the host that is asked
+    /// for, what peers say of themselves, a status that gRPC does not know. The server behind a gateway
+    /// is chosen by the control plane.
     pub(super) fn are_of_client(&self) -> bool {
         !self.host.is_empty()
+            || (self.peer.is_some() || !self.peer_principal.is_empty()) && !self.proven
+            || self.grpc_status.is_some_and(|status| status > GRPC_STATUSES)
     }
 
-    /// The same without the host that the client has asked for.
-    pub(super) fn without_host(&self) -> Self {
-        Self { host: b"", ..*self }
+    /// The same without that.
+    pub(super) fn believed(&self) -> Self {
+        let Self { peer, proven, peer_principal, grpc_status, .. } = *self;
+        Self {
+            peer: peer.filter(|_| proven),
+            peer_principal: if proven { peer_principal } else { "" },
+            host: b"",
+            grpc_status: grpc_status.filter(|status| *status <= GRPC_STATUSES),
+            ..*self
+        }
     }
 
     /// What is left if nothing is known of who talks to whom.
     pub(super) fn nobody(&self) -> Self {
         Self {
             peer: None,
+            proven: false,
             endpoint: None,
             server: None,
             peer_principal: "",
@@ -386,9 +419,9 @@ impl<'a> Facts<'a> {
         put(key, self.host);
         match self.destination {
             Destination::Unknown => key.push(0),
-            Destination::Named(name) => {
+            Destination::Named(place) => {
                 key.push(1);
-                put(key, name.as_bytes());
+                key.extend_from_slice(&place.to_le_bytes());
             }
             Destination::Service(MeshService { host, name, namespace }) => {
                 key.push(2);
@@ -397,7 +430,8 @@ impl<'a> Facts<'a> {
         }
         key.push(self.spoken as u8);
         key.extend_from_slice(&self.code.to_le_bytes());
-        key.extend_from_slice(&self.grpc_status.map_or(u32::MAX, |status| status).to_le_bytes());
+        key.push(u8::from(self.grpc_status.is_some()));
+        key.extend_from_slice(&self.grpc_status.unwrap_or_default().to_le_bytes());
         key.extend_from_slice(&self.info.map_or(0, |info| info.flags.bits()).to_le_bytes());
     }
 
@@ -419,7 +453,7 @@ impl<'a> Facts<'a> {
             (String::from_utf8_lossy(self.host), String::from_utf8_lossy(self.host), "");
         match self.destination {
             Destination::Unknown => {}
-            Destination::Named(named) => name = named.into(),
+            Destination::Named(place) => name = NO_SERVICE.get(place).copied().unwrap_or_default().into(),
             Destination::Service(service) => {
                 host = if service.host.is_empty() { host } else { Cow::Borrowed(&*service.host) };
                 (name, namespace) = (Cow::Borrowed(&*service.name), &*service.namespace);
@@ -524,14 +558,14 @@ pub(super) fn put(key: &mut Vec<u8>, text: &[u8]) {
 
 fn destination(info: &StreamInfo) -> Destination<'_> {
     match info.route_name() {
-        Some("block_all") => return Destination::Named("BlackHoleCluster"),
-        Some("allow_any") => return Destination::Named("PassthroughCluster"),
+        Some("block_all") => return Destination::Named(BLACK_HOLE),
+        Some("allow_any") => return Destination::Named(PASSTHROUGH),
         _ => {}
     }
     let Some(cluster) = info.upstream.cluster.as_deref() else { return Destination::Unknown };
     let ClusterFacts { name, .. } = cluster;
-    match NO_SERVICE.into_iter().find(|known| **known == **name) {
-        Some(known) => Destination::Named(known),
+    match NO_SERVICE.into_iter().position(|known| *known == **name) {
+        Some(place) => Destination::Named(place),
         None => cluster.service().map_or(Destination::Unknown, Destination::Service),
     }
 }
@@ -541,6 +575,11 @@ fn principals_of(tls: Option<&TlsInfo>) -> [&str; 2] {
     let peer = tls.and_then(|tls| tls.peer.as_ref()?.own()?.uris().next());
     let own = tls.and_then(|tls| tls.local.as_ref()?.certificate().uris().next());
     [peer.unwrap_or_default(), own.unwrap_or_default()]
+}
+
+/// What is shown of an identity: nothing if it is longer than any can be.
+fn principal(text: &str) -> &str {
+    if text.len() <= PRINCIPAL { text } else { "" }
 }
 
 /// Of `spiffe://DOMAIN/ns/NAMESPACE/sa/ACCOUNT`.

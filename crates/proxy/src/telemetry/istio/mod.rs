@@ -34,6 +34,8 @@ use crate::worker::Worker;
 
 /// What Envoy calls the names of these stats; Prometheus does not see it.
 const NAMESPACE: &str = "istiocustom.";
+/// What is not known.
+const UNKNOWN: &str = "unknown";
 
 /// PluginConfig, lowered; listeners that say the same share it.
 #[derive(Debug)]
@@ -158,7 +160,8 @@ pub(crate) struct Series {
 }
 
 impl Series {
-    fn is_retired(&self) -> bool {
+    /// Whether nobody sees any more what is counted here.
+    pub(crate) fn is_retired(&self) -> bool {
         self.standard.iter().flatten().chain(&self.custom).any(|block| block.is_retired())
     }
 
@@ -192,11 +195,19 @@ impl Settings {
         Arc::<Rotation>::clone(&self.rotation)
     }
 
-    /// The values of the expressions for labels; `unknown` where they have none.
+    /// The values of the expressions for labels; `unknown` where they have none, or one that is longer
+    /// than labels should be.
     fn values(&self, facts: LogFacts<'_>) -> Vec<String> {
         let facts = LogFacts { node: Some(&self.node), ..facts };
-        let value = |expression: &Expression| expression.text(&facts);
-        self.expressions.iter().map(|one| value(one).unwrap_or_else(|| "unknown".to_owned())).collect()
+        // Deviation: a value of more than 259 bytes is "unknown"; Istio's proxy shows it at any length.
+        let value = |one: &Expression| one.text(&facts).filter(|value| value.len() <= labels::TEXT);
+        self.expressions.iter().map(|one| value(one).unwrap_or_else(|| UNKNOWN.to_owned())).collect()
+    }
+
+    /// Whether there is something among what labels depend on that anybody can choose.
+    fn are_of_client(&self, facts: &Facts<'_>, values: &[String]) -> bool {
+        let mut expressions = self.expressions.iter().zip(values);
+        facts.are_of_client() || expressions.any(|(one, value)| !one.is_configured() && value != UNKNOWN)
     }
 
     /// Counts a request that has ended.
@@ -235,9 +246,19 @@ impl Settings {
         seen: &Seen<'_>,
         facts: LogFacts<'_>,
     ) -> Rc<Series> {
-        let series = worker.istio().series(self, Family::Session, seen, facts, worker);
+        let series = self.session(worker, seen, facts);
         series.count(0, 1);
         series
+    }
+
+    /// The blocks of a session that has been counted as opened.
+    pub(crate) fn session(
+        self: &Arc<Self>,
+        worker: &Worker,
+        seen: &Seen<'_>,
+        facts: LogFacts<'_>,
+    ) -> Rc<Series> {
+        worker.istio().series(self, Family::Session, seen, facts, worker)
     }
 
     /// Counts bytes of a session: to the client, and from it.

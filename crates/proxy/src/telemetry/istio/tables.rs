@@ -1,9 +1,11 @@
 //! What a worker keeps of metrics and of peers.
 //!
-//! Clients have a say in labels: by the host that they ask for where no service is known, and by
-//! what they say of themselves. So there are limits to both tables. Beyond them requests are
-//! counted all the same, with less said of them, and `istio_stats.label_sets_collapsed` counts how
-//! many.
+//! Clients have a say in labels: by the host that they ask for where no service is known, by what they
+//! say of themselves, and by what expressions take of requests. So there are limits to both tables,
+//! and label sets with something that no certificate has proven have a limit of their own, which
+//! leaves room for the others. Beyond them requests are counted all the same, with less said of
+//! them, and `istio_stats.label_sets_collapsed` counts how many. The length of a client's text is
+//! limited where it is taken (`labels`, `telemetry::workload`).
 
 use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::HashMap;
@@ -12,7 +14,7 @@ use std::rc::Rc;
 use std::sync::{Arc, Weak};
 
 use super::labels::{Anchors, Facts, Identity, IdentityHasher, Seen, put};
-use super::{Family, Series, Settings};
+use super::{Family, Series, Settings, UNKNOWN};
 use crate::matching::facts::LogFacts;
 use crate::telemetry::stats::stats_scope;
 use crate::telemetry::stream_info::FilterState;
@@ -23,9 +25,12 @@ use crate::worker::Worker;
 const PEERS: usize = 500;
 /// Bytes that a peer says of itself which are remembered; Istio's proxies say less than a kilobyte.
 const SAID: usize = 8 << 10;
+/// Bytes of a name that is remembered; `sidecar~10.0.0.1~POD.NAMESPACE~NAMESPACE.svc.DOMAIN` has a few
+/// hundreds at most.
+const CALLED: usize = 1 << 10;
 /// Label sets of a worker. An Istio proxy has some hundreds.
 const LABEL_SETS: usize = 10_000;
-/// Those among them with a text of a client's.
+/// Those among them with something that anybody can choose.
 const OF_CLIENTS: usize = 1_000;
 /// Label sets that are found by the addresses of what they depend on; more than that are looked for
 /// by all that they depend on.
@@ -43,7 +48,7 @@ stats_scope! {
 pub(crate) struct Tables {
     /// Label sets that were counted, by what they depend on.
     series: RefCell<HashMap<Box<[u8]>, Kept>>,
-    /// How many of them have a text of a client's.
+    /// How many of them have something that anybody can choose.
     of_clients: Cell<usize>,
     /// The same, by the addresses of what they depend on.
     recent: RefCell<HashMap<Identity, Recent, BuildHasherDefault<IdentityHasher>>>,
@@ -59,7 +64,7 @@ pub(crate) struct Tables {
 struct Kept {
     series: Rc<Series>,
     settings: Weak<Settings>,
-    /// A text of a client's is among the labels.
+    /// Something that anybody can choose is among the labels.
     of_client: bool,
 }
 
@@ -101,7 +106,7 @@ impl Tables {
             return peer.state.clone();
         }
         let state = read().map(|workload| Rc::new(workload.into_state()));
-        if said.len() > SAID {
+        if said.len() > SAID || id.len() > CALLED {
             return state;
         }
         if peers.len() >= PEERS && !peers.contains_key(id) {
@@ -148,7 +153,7 @@ impl Tables {
             if let Some(identity) = identity {
                 let mut recent = self.recent.borrow_mut();
                 if recent.len() >= RECENT {
-                    recent.clear();
+                    make_room(&mut recent);
                 }
                 let settings = Arc::downgrade(settings);
                 let anchors = seen.anchors();
@@ -158,9 +163,9 @@ impl Tables {
         }
         let thread = worker.stats();
         self.stats.get_or_init(|| TableStats::kept(thread, "istio_stats.")).label_sets_collapsed().inc();
-        let values = vec!["unknown".to_owned(); values.len()];
-        let without_host = self.find(settings, family, &facts.without_host(), &values, worker);
-        without_host.unwrap_or_else(|| self.make(settings, family, &facts.nobody(), &values, worker))
+        let values = vec![UNKNOWN.to_owned(); values.len()];
+        let believed = self.find(settings, family, &facts.believed(), &values, worker);
+        believed.unwrap_or_else(|| self.make(settings, family, &facts.nobody(), &values, worker))
     }
 
     /// The blocks by all that the labels depend on; they are made if there is room for them.
@@ -175,7 +180,7 @@ impl Tables {
         if let Some(series) = self.known(settings, family, facts, values) {
             return Some(series);
         }
-        let full = facts.are_of_client() && self.of_clients.get() >= OF_CLIENTS;
+        let full = settings.are_of_client(facts, values) && self.of_clients.get() >= OF_CLIENTS;
         if full || self.series.borrow().len() >= LABEL_SETS {
             return None;
         }
@@ -212,7 +217,7 @@ impl Tables {
             return series;
         }
         let series = Rc::new(settings.make(family, facts, values, worker));
-        let of_client = facts.are_of_client();
+        let of_client = settings.are_of_client(facts, values);
         let kept = Kept { series: Rc::clone(&series), settings: Arc::downgrade(settings), of_client };
         let key = self.key.borrow();
         if self.series.borrow_mut().insert((&**key).into(), kept).is_none() && of_client {
@@ -221,9 +226,24 @@ impl Tables {
         series
     }
 
+    /// How many label sets are found by addresses.
+    #[cfg(test)]
+    pub(super) fn recent(&self) -> usize {
+        self.recent.borrow().len()
+    }
+
     /// How many label sets there are.
     #[cfg(test)]
     pub(super) fn label_sets(&self) -> usize {
         self.series.borrow().len()
+    }
+}
+
+/// Forgets what will not come any more: a client whose every request says something else of itself
+/// leaves much of that, and the label sets of others stay. If that is not enough all goes.
+fn make_room(recent: &mut HashMap<Identity, Recent, BuildHasherDefault<IdentityHasher>>) {
+    recent.retain(|_, recent| !recent.anchors.are_gone());
+    if recent.len() > RECENT / 2 {
+        recent.clear();
     }
 }
