@@ -157,7 +157,7 @@ fn as_text(cluster: &Cluster, view: &View, hosts: &HostTable, out: &mut String) 
             ("region", host.locality.region.to_string()),
             ("zone", host.locality.zone.to_string()),
             ("sub_zone", host.locality.sub_zone.to_string()),
-            ("canary", is_canary(&host.config).to_string()),
+            ("canary", host.config.metadata.is_canary().to_string()),
             ("priority", host.priority.to_string()),
             ("success_rate", percent(success_rate)),
             ("local_origin_success_rate", percent(local_success_rate)),
@@ -205,12 +205,6 @@ fn percent(rate: Option<f64>) -> String {
     };
     let text = format!("{rate:.digits$}");
     text.trim_end_matches('0').trim_end_matches('.').to_owned()
-}
-
-/// `envoy.lb: {canary: true}`.
-fn is_canary(endpoint: &EndpointConfig) -> bool {
-    let lb = endpoint.metadata.get("envoy.lb");
-    lb.and_then(|lb| lb.get("canary")).and_then(Value::as_bool).unwrap_or(false)
 }
 
 /// envoy.admin.v3.ClusterStatus.

@@ -123,6 +123,10 @@ pub(crate) struct TransportMatch {
 impl Cluster {
     /// What lies between the cluster and an endpoint with this metadata.
     pub(crate) fn transport_to(&self, endpoint: &Metadata) -> &Transport<UpstreamTls> {
+        // Metadata is read for those who look: not without need.
+        if self.transport_matches.is_empty() {
+            return &self.transport;
+        }
         self.transport_matching(endpoint.get("envoy.transport_socket_match"))
     }
 
@@ -133,6 +137,9 @@ impl Cluster {
 
     /// The PROXY protocol header that connections to an endpoint with this metadata begin with.
     pub(crate) fn proxy_header_to(&self, endpoint: &Metadata) -> Option<&Arc<UpstreamHeader>> {
+        if self.transport_matches.is_empty() {
+            return self.proxy_header.as_ref();
+        }
         self.proxy_header_matching(endpoint.get("envoy.transport_socket_match"))
     }
 

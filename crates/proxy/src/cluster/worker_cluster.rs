@@ -554,7 +554,7 @@ impl Host {
         let (facts, own_pools) = (Rc::default(), Rc::default());
         let (outlier, vitals) = (None, None);
         Self {
-            canary: is_canary(&config),
+            canary: config.metadata.is_canary(),
             config: Rc::new(config),
             address,
             priority: 0,
@@ -574,7 +574,7 @@ impl Host {
 
     /// The same host with other settings (weight, health, metadata, priority).
     fn reconfigured(&self, config: EndpointConfig, priority: u32) -> Self {
-        Self { canary: is_canary(&config), config: Rc::new(config), priority, ..self.another() }
+        Self { canary: config.metadata.is_canary(), config: Rc::new(config), priority, ..self.another() }
     }
 
     /// The same host once more: what it counts and what is known of it is shared.
@@ -691,12 +691,6 @@ impl Host {
     pub(crate) fn is_ejected(&self) -> bool {
         self.outlier.as_ref().is_some_and(Watched::is_ejected)
     }
-}
-
-/// Whether an endpoint's `envoy.lb` metadata calls it a canary.
-fn is_canary(config: &EndpointConfig) -> bool {
-    let labels = config.metadata.get("envoy.lb");
-    labels.and_then(|labels| labels.get("canary")) == Some(&serde_json::Value::Bool(true))
 }
 
 /// What lies in an object at a path.

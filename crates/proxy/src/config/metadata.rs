@@ -10,9 +10,15 @@ use std::sync::{Arc, LazyLock, OnceLock};
 
 use leno_api::proto::envoy::config::core::v3 as core;
 use prost::Message as _;
+use prost_types::value::Kind;
 use serde_json::Value as Json;
 
 use crate::config::address;
+
+/// The namespace of what balancers read.
+const LB: &str = "envoy.lb";
+/// The value there that makes an endpoint a canary.
+const CANARY: &str = "canary";
 
 /// Namespace → JSON object. Cheap to clone.
 #[derive(Clone, Default)]
@@ -21,6 +27,8 @@ pub(crate) struct Metadata(Option<Arc<Held>>);
 struct Held {
     /// `filter_metadata` alone, in wire form; empty if it was made of JSON.
     wire: Box<[u8]>,
+    /// `envoy.lb: {canary: true}`, which is asked of every endpoint.
+    canary: bool,
     read: OnceLock<BTreeMap<String, Json>>,
 }
 
@@ -31,7 +39,21 @@ impl Metadata {
             return Self::default();
         }
         let wire = filter_metadata.encode_to_vec().into();
-        Self(Some(Arc::new(Held { wire, read: OnceLock::new() })))
+        let labels = filter_metadata.filter_metadata.get(LB);
+        let canary = labels.and_then(|labels| labels.fields.get(CANARY)?.kind.as_ref());
+        let canary = canary == Some(&Kind::BoolValue(true));
+        Self(Some(Arc::new(Held { wire, canary, read: OnceLock::new() })))
+    }
+
+    /// Whether it calls an endpoint a canary (`envoy.lb: {canary: true}`).
+    pub(crate) fn is_canary(&self) -> bool {
+        self.0.as_ref().is_some_and(|held| held.canary)
+    }
+
+    /// Whether somebody has looked.
+    #[cfg(test)]
+    pub(crate) fn was_read(&self) -> bool {
+        self.0.as_ref().is_some_and(|held| held.read.get().is_some())
     }
 
     /// Whether both share their storage, if they have some.
@@ -68,7 +90,8 @@ impl Deref for Metadata {
 
 impl From<BTreeMap<String, Json>> for Metadata {
     fn from(read: BTreeMap<String, Json>) -> Self {
-        Self(Some(Arc::new(Held { wire: Box::default(), read: read.into() })))
+        let canary = read.get(LB).and_then(|labels| labels.get(CANARY)) == Some(&Json::Bool(true));
+        Self(Some(Arc::new(Held { wire: Box::default(), canary, read: read.into() })))
     }
 }
 
@@ -76,9 +99,10 @@ impl PartialEq for Metadata {
     fn eq(&self, other: &Self) -> bool {
         match (&self.0, &other.0) {
             (None, None) => true,
-            (Some(a), Some(b)) => {
-                Arc::ptr_eq(a, b) || (!a.wire.is_empty() && a.wire == b.wire) || a.read() == b.read()
-            }
+            (Some(a), Some(b)) if Arc::ptr_eq(a, b) => true,
+            // Maps are encoded in order: what is the same has the same bytes.
+            (Some(a), Some(b)) if !a.wire.is_empty() && !b.wire.is_empty() => a.wire == b.wire,
+            (Some(a), Some(b)) => a.read() == b.read(),
             _ => self.is_empty() && other.is_empty(),
         }
     }
@@ -92,10 +116,16 @@ impl fmt::Debug for Metadata {
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
+    use leno_api::proto::envoy::config::cluster::v3 as cluster;
     use leno_api::proto::envoy::config::core::v3 as core;
     use serde_json::json;
 
     use super::Metadata;
+    use crate::cluster::config::lower_proto;
+    use crate::cluster::worker_cluster::Host;
+    use crate::cluster::{EndpointAddress, EndpointConfig};
+    use crate::config::lower::Lower;
 
     fn metadata(text: &str) -> Metadata {
         let proto: core::Metadata =
@@ -106,10 +136,12 @@ mod tests {
     #[test]
     fn it_is_read_when_somebody_looks() {
         let read = metadata("{filter_metadata: {istio: {workload: a, n: 1}}}");
-        assert!(read.0.as_ref().is_some_and(|held| held.read.get().is_none()));
+        assert!(!read.was_read());
         assert_eq!(read, read.clone());
         assert_eq!(read, metadata("{filter_metadata: {istio: {n: 1, workload: a}}}"));
-        assert!(read.0.as_ref().is_some_and(|held| held.read.get().is_none()), "bytes are compared first");
+        let other = metadata("{filter_metadata: {istio: {workload: b, n: 1}}}");
+        assert_ne!(read, other);
+        assert!(!read.was_read() && !other.was_read(), "bytes are compared");
         assert_eq!(read.get("istio"), Some(&json!({"workload": "a", "n": 1})));
         let made: Metadata = [("istio".to_owned(), json!({"n": 1, "workload": "a"}))]
             .into_iter()
@@ -123,5 +155,33 @@ mod tests {
     fn nothing_needs_no_storage() {
         assert_eq!(metadata("{}"), Metadata::default());
         assert!(metadata("{}").0.is_none() && metadata("{}").is_empty());
+    }
+
+    #[test]
+    fn canaries_are_known_without_a_look() {
+        let check = |text: &str, expected| {
+            let wire = metadata(text);
+            assert_eq!((wire.is_canary(), wire.was_read()), (expected, false), "{text}");
+            assert_eq!(Metadata::from((*wire).clone()).is_canary(), expected, "{text}");
+        };
+        check("{filter_metadata: {envoy.lb: {canary: true}}}", true);
+        check("{filter_metadata: {envoy.lb: {canary: false}}}", false);
+        check("{filter_metadata: {envoy.lb: {canary: 'true'}}}", false);
+        check("{filter_metadata: {other: {canary: true}}}", false);
+        // Nobody else looks either when a cluster takes an endpoint over.
+        let address = EndpointAddress::Ip("10.1.1.1:80".parse().expect("an address"));
+        let metadata = metadata("{filter_metadata: {envoy.lb: {canary: true}}}");
+        let host = Host::new(EndpointConfig { metadata: metadata.clone(), ..EndpointConfig::plain(address) });
+        assert!(host.is_canary() && !metadata.was_read());
+        let cluster: cluster::Cluster = leno_api::decode_text(
+            "{name: c, type: STATIC, connect_timeout: 1s, load_assignment: {cluster_name: c}}",
+            "cluster",
+        )
+        .unwrap_or_else(|errors| panic!("{errors}"));
+        let cluster = Lower::resource(|at| lower_proto(cluster, Bytes::new(), at)).expect("a cluster");
+        assert!(
+            cluster.transport_to(&metadata).tls().is_none() && cluster.proxy_header_to(&metadata).is_none()
+        );
+        assert!(!metadata.was_read());
     }
 }
