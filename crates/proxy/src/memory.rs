@@ -4,7 +4,8 @@
 //! what may come. And the kernel maps code and constants in windows of 64 KiB around each page that
 //! is touched, so that reading a bootstrap and lowering it leave most of a large binary resident, in
 //! every sidecar. Once the proxy serves, those mappings are dropped; what is touched again is mapped
-//! again from the page cache, which costs a minor fault for each window.
+//! again from the page cache, which costs a minor fault for each window. That is done once: later
+//! configurations are less than the first, and requests would find nothing of their way mapped.
 
 use std::ffi::c_void;
 use std::fs;
@@ -17,14 +18,59 @@ unsafe extern "C" {
     fn mi_collect(force: bool);
 }
 
-/// Lets go of the calling thread's free memory, and of the binary's pages.
-pub(crate) fn give_back() {
+/// After how many beats the allocator gives back again what it keeps for later: answers of the admin
+/// interface need some, now and then.
+const COLLECTION: u32 = 10;
+
+/// When memory is given back: a beat after all of a configuration is in force, and now and then.
+#[derive(Debug, Default)]
+pub(crate) struct Settling {
+    /// Beats since the last change.
+    beats: u32,
+    /// The binary's pages were given back.
+    binary: bool,
+}
+
+/// What is given back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Given {
+    /// The calling thread's free memory.
+    Free,
+    /// That, and the binary's pages.
+    All,
+}
+
+impl Settling {
+    /// Something new is in force.
+    pub(crate) fn disturb(&mut self) {
+        self.beats = 0;
+    }
+
+    /// A beat has passed; `live`: all that was waited for is in force. What is to be given back.
+    pub(crate) fn beat(&mut self, live: bool) -> Option<Given> {
+        self.beats = if live { self.beats.saturating_add(1) } else { 0 };
+        match self.beats {
+            2 if self.binary => Some(Given::Free),
+            2 => {
+                self.binary = true;
+                Some(Given::All)
+            }
+            beats if beats > 2 && beats.is_multiple_of(COLLECTION) => Some(Given::Free),
+            _ => None,
+        }
+    }
+}
+
+/// Gives back.
+pub(crate) fn give_back(what: Given) {
     collect();
-    give_back_binary();
+    if what == Given::All {
+        give_back_binary();
+    }
 }
 
 /// Lets go of the calling thread's free memory.
-pub(crate) fn collect() {
+fn collect() {
     // SAFETY: collects the calling thread's own heap, which nothing else touches meanwhile. Where
     // another allocator is used that heap is empty.
     #[allow(unsafe_code, reason = "the allocator is C")]
@@ -41,27 +87,31 @@ fn give_back_binary() {
     for (start, length) in clean_ranges(&maps, &binary.to_string_lossy()) {
         // SAFETY: the range is a private, read-only mapping of a file that is running and so
         // cannot be written to (ETXTBSY), and none of its pages differs from the file: what the
-        // loader has relocated is anonymous memory, which was looked for. Dropping its pages loses
-        // nothing: they are read again.
+        // loader has relocated is anonymous memory, in place or swapped out, and both were looked
+        // for. Dropping its pages loses nothing: they are read again.
         #[allow(unsafe_code, reason = "advice about mapped memory is unsafe in general")]
         let _ = unsafe { madvise(start as *mut c_void, length, Advice::LinuxDontNeed) };
     }
 }
 
 /// Start and length of each read-only mapping of `binary` in /proc/self/smaps that has no page of its
-/// own: all that it holds is in the file.
+/// own: all that it holds is in the file. Its entry must say so, of pages in memory (`Anonymous`) and of
+/// those that were swapped out (`Swap`).
 fn clean_ranges(smaps: &str, binary: &str) -> Vec<(usize, usize)> {
     let mut ranges = Vec::new();
-    let mut current = None;
-    for line in smaps.lines() {
-        if let Some(count) = line.strip_prefix("Anonymous:") {
-            let range = current.take();
-            if count.trim() == "0 kB" {
-                ranges.extend(range);
+    let mut lines = smaps.lines().peekable();
+    while let Some(line) = lines.next() {
+        let Some((range, flags, path)) = mapping(line) else { continue };
+        let mut own = [None; 2];
+        while let Some(line) = lines.next_if(|line| mapping(line).is_none()) {
+            for (of, name) in own.iter_mut().zip(["Anonymous:", "Swap:"]) {
+                if let Some(count) = line.strip_prefix(name) {
+                    *of = Some(count.trim());
+                }
             }
-        } else if let Some(header) = mapping(line) {
-            let (range, flags, path) = header;
-            current = (matches!(flags, "r-xp" | "r--p") && path == Some(binary)).then_some(range);
+        }
+        if matches!(flags, "r-xp" | "r--p") && path == Some(binary) && own == [Some("0 kB"); 2] {
+            ranges.push(range);
         }
     }
     ranges
@@ -82,24 +132,28 @@ fn mapping(line: &str) -> Option<((usize, usize), &str, Option<&str>)> {
 
 #[cfg(test)]
 mod tests {
-    use super::{clean_ranges, give_back};
+    use super::{Given, Settling, clean_ranges, give_back};
 
     #[test]
     fn only_what_is_in_the_file_is_given_back() {
-        let part = |range: &str, flags: &str, path: &str, anonymous: u32| {
+        let part = |range: &str, flags: &str, path: &str, anonymous: u32, swap: &str| {
             format!(
                 "{range} {flags} 0028d000 fe:00 5803265                    {path}\nSize: 8 kB\nRss: 8 kB\n\
-                 Private_Dirty: 0 kB\nAnonymous: {anonymous} kB\nVmFlags: rd ex\n"
+                 Private_Dirty: 0 kB\nAnonymous: {anonymous} kB\n{swap}SwapPss: 0 kB\nVmFlags: rd ex\n"
             )
         };
+        let none = "Swap: 0 kB\n";
         let smaps = [
-            part("1000-3000", "r--p", "/opt/a leno", 0),
-            part("3000-7000", "r-xp", "/opt/a leno", 0),
-            // Relocated.
-            part("7000-8000", "r--p", "/opt/a leno", 4),
-            part("8000-9000", "rw-p", "/opt/a leno", 0),
-            part("a000-b000", "r-xp", "/lib/libc.so.6", 0),
-            part("c000-d000", "r--p", "", 0),
+            part("1000-3000", "r--p", "/opt/a leno", 0, none),
+            part("3000-7000", "r-xp", "/opt/a leno", 0, none),
+            // Relocated; and swapped out since then.
+            part("7000-8000", "r--p", "/opt/a leno", 4, none),
+            part("e000-f000", "r--p", "/opt/a leno", 0, "Swap: 4 kB\n"),
+            // Nothing is said of it.
+            part("f000-10000", "r--p", "/opt/a leno", 0, ""),
+            part("8000-9000", "rw-p", "/opt/a leno", 0, none),
+            part("a000-b000", "r-xp", "/lib/libc.so.6", 0, none),
+            part("c000-d000", "r--p", "", 0, none),
             "nonsense\n".to_owned(),
         ];
         let ranges = clean_ranges(&smaps.concat(), "/opt/a leno");
@@ -108,7 +162,18 @@ mod tests {
 
     #[test]
     fn the_program_goes_on_afterwards() {
-        give_back();
+        give_back(Given::All);
         assert_eq!(std::hint::black_box("still here").len(), 10);
+    }
+    #[test]
+    fn the_binary_is_given_back_once() {
+        let mut settling = Settling::default();
+        let mut beats = |count, live| (0..count).map(|_| settling.beat(live)).collect::<Vec<_>>();
+        assert_eq!(beats(3, false), [None; 3], "not before it serves");
+        assert_eq!(beats(3, true), [None, Some(Given::All), None]);
+        let later = beats(17, true);
+        assert_eq!(later.iter().flatten().collect::<Vec<_>>(), [&Given::Free; 2]);
+        settling.disturb();
+        assert_eq!([settling.beat(true), settling.beat(true)], [None, Some(Given::Free)]);
     }
 }

@@ -31,6 +31,7 @@ use crate::listener::bind;
 use crate::listener::counts::SilentListeners;
 use crate::listener::sockets::Sockets;
 use crate::logging::LogFilter;
+use crate::memory::{self, Settling};
 use crate::options::Options;
 use crate::overload;
 use crate::snapshot::Snapshot;
@@ -96,9 +97,6 @@ enum Event {
 /// How often sampled gauges are brought up to date.
 const BEAT: Duration = Duration::from_secs(1);
 
-/// After how many beats the allocator gives back again what it keeps for later.
-const COLLECTION: u32 = 10;
-
 /// Starts the log before the proxy, for others in the process.
 ///
 /// # Errors
@@ -155,8 +153,8 @@ struct Server {
     /// Listeners and filter chains that are gone, whose connections may not be.
     draining_resources: DrainingResources,
     overload: Option<overload::monitor::Watch>,
-    /// Beats for which everything has been in force, since anything but endpoints has changed.
-    beats_settled: u32,
+    /// When memory is given back.
+    settling: Settling,
     started: Instant,
 }
 
@@ -285,7 +283,7 @@ impl Server {
             draining: false,
             draining_resources: DrainingResources::default(),
             overload,
-            beats_settled: 0,
+            settling: Settling::default(),
             started,
         };
         Ok((server, Events { main, xds, demands, admin: admin_commands }))
@@ -384,7 +382,7 @@ impl Server {
         let news = self.store.news();
         self.check_health(&news);
         if let Some(snapshot) = self.store.settle() {
-            self.beats_settled = 0;
+            self.settling.disturb();
             self.stats.clusters.published(&before, &snapshot);
             self.stats.listeners.published(&before, &snapshot, self.workers.len());
             self.draining_resources.follow(&before, &snapshot, self.options.drain_time);
@@ -489,14 +487,10 @@ impl Server {
         self.draining_resources.sample(&self.stats.listeners);
     }
 
-    /// When a beat has passed since everything was in force: gives back memory that only taking it over
-    /// needed; and what answers of the admin interface needed, now and then.
+    /// Gives back memory when it is time to.
     fn settle_down(&mut self) {
-        self.beats_settled = if self.store.is_live() { self.beats_settled.saturating_add(1) } else { 0 };
-        match self.beats_settled {
-            2 => crate::memory::give_back(),
-            beats if beats > 2 && beats.is_multiple_of(COLLECTION) => crate::memory::collect(),
-            _ => {}
+        if let Some(what) = self.settling.beat(self.store.is_live()) {
+            memory::give_back(what);
         }
     }
 
