@@ -37,7 +37,7 @@ struct Shared {
     changed: Notify,
     /// How often `changed` was rung.
     changes: Cell<u64>,
-    /// Watches that exist; the drain is complete at 0.
+    /// Watches that exist, of connections and of their streams; the drain is complete at 0.
     watches: Cell<usize>,
     /// Watches that were ever made, which places each in the spread.
     made: Cell<u32>,
@@ -97,13 +97,13 @@ impl Drain {
         *self.shared.manager.borrow_mut() = Some(manager.into());
     }
 
-    /// Connections that are still there.
+    /// Connections that are still there, with their streams; 0: the drain is complete.
     pub(crate) fn connections(&self) -> usize {
         self.shared.watches.get()
     }
 }
 
-/// The side of one connection.
+/// The side of one connection, or of a stream of it.
 #[derive(Debug)]
 pub(crate) struct DrainWatch {
     shared: Rc<Shared>,

@@ -124,8 +124,6 @@ pub(crate) struct Stream {
     pub(crate) trace: Option<Box<ActiveTrace>>,
     /// What internal redirects have made of the request.
     pub(crate) redirected: Option<Box<Redirected>>,
-    /// What the client's proxy wants to know of this one: its name, its metadata (`peer_metadata`).
-    pub(crate) peer_asks: [bool; 2],
     /// Asks the connection to end.
     drain: DrainWatch,
     /// When the access logs are written next; `Deadlines::log` is for those of attempts too.
@@ -264,7 +262,6 @@ impl Stream {
             trace: None,
             redirected: None,
             internal: false,
-            peer_asks: [false; 2],
             next_log,
             reports: next_report.map(|next| Box::new(Reports { next, counted: [0; 2] })),
             deadlines,

@@ -32,9 +32,11 @@ pub(crate) struct Chain {
     open: Option<Box<Open>>,
     /// As long as there are none: the places of those that want to see the response's head.
     heads: u64,
+    /// What those have noted: a bit of each in either word, at its place.
+    notes: [u64; 2],
     /// Filters of the chain up to here have seen the request.
     seen: usize,
-    /// A filter may have waited for something, or was given more than a look at the head.
+    /// A filter has held the request up: it has waited for something, or for the body.
     waited: bool,
     /// A response has begun its way through the filters.
     responding: bool,
@@ -80,6 +82,11 @@ fn places(mut word: u64) -> impl Iterator<Item = usize> {
     })
 }
 
+/// What the filter at this place has noted.
+fn note(notes: [u64; 2], place: usize) -> [bool; 2] {
+    notes.map(|word| word >> place & 1 != 0)
+}
+
 /// What became of a step of a request's head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Flow {
@@ -110,7 +117,7 @@ impl Chain {
         self.filters(manager).is_empty()
     }
 
-    /// Whether a filter may have waited for something since the request came.
+    /// Whether a filter has held the request up since it came.
     pub(crate) fn has_waited(&self) -> bool {
         self.waited
     }
@@ -128,10 +135,10 @@ impl Chain {
 
     /// The filters that want to see more, with those before that want to see the response's head.
     fn opened(&mut self) -> &mut Open {
-        let heads = std::mem::take(&mut self.heads);
+        let (heads, notes) = (std::mem::take(&mut self.heads), self.notes);
         self.open.get_or_insert_with(|| {
             let mut open = Open::new();
-            open.live.extend(places(heads).map(|place| Live::new(place, None)));
+            open.live.extend(places(heads).map(|place| Live::of_head(place, note(notes, place))));
             Box::new(open)
         })
     }
@@ -150,7 +157,8 @@ impl Chain {
             if self.heads >> place & 1 != 0
                 && let Ok(settings) = settings_of(filter, selected.as_deref())
             {
-                filter.config.on_response_head(stream, settings.map(|settings| &**settings), head);
+                let settings = settings.map(|settings| &**settings);
+                filter.config.on_response_head(stream, settings, note(self.notes, place), head);
             }
         }
     }
@@ -184,8 +192,14 @@ impl Chain {
             if let Opening::Done(Step::Continue | Step::Hold) = opening {
                 continue;
             }
-            if matches!(opening, Opening::Head) && self.open.is_none() && index < PLACES {
+            if let Opening::Head(noted) = opening
+                && self.open.is_none()
+                && index < PLACES
+            {
                 self.heads |= 1 << index;
+                for (word, bit) in self.notes.iter_mut().zip(noted) {
+                    *word |= u64::from(bit) << index;
+                }
                 continue;
             }
             let opened = self.open(opening, configured, settings, index, stream, head, end, attend);
@@ -213,10 +227,14 @@ impl Chain {
         end: bool,
         attend: &mut impl Attend,
     ) -> Result<Flow, Ended> {
-        self.waited = true;
         loop {
             let (mut step, filter) = match opening {
-                Opening::Head => (Step::Continue, None),
+                Opening::Head(noted) => {
+                    let open = self.opened();
+                    open.request.lengthen(open.live.len());
+                    open.live.push(Live::of_head(index, noted));
+                    return Ok(Flow::Go);
+                }
                 Opening::Done(Step::Continue | Step::Hold) => return Ok(Flow::Go),
                 Opening::Done(step) => match self.settle(step, stream, end, attend).await? {
                     Flow::Again => {
@@ -281,6 +299,7 @@ impl Chain {
         stream: &mut Stream,
         attend: &mut impl Attend,
     ) -> Result<Outcome, Ended> {
+        self.waited = true;
         poll_fn(|cx| {
             if let Poll::Ready(outcome) = Pin::new(&mut until).poll(cx) {
                 return Poll::Ready(Ok(outcome));
@@ -305,7 +324,8 @@ impl Chain {
         manager: &HttpConnectionManager,
         attend: &mut impl Attend,
     ) -> Result<(), Ended> {
-        let filters = self.filters(manager);
+        self.waited = true;
+        let filters = filters(manager, self.upgrade);
         let Some(open) = &mut self.open else { return Ok(()) };
         let Open { live, request, .. } = &mut **open;
         poll_fn(|cx| {

@@ -3,6 +3,9 @@
 //! that a sidecar is calling, and which HTTP it speaks.
 //!
 //! Clusters can opt out: by `alpn_override: "false"` in their metadata of `istio`.
+//!
+//! Of several entries for one protocol the first counts, as in Istio's proxy; an empty one leaves the
+//! transport socket's.
 
 use std::sync::Arc;
 
@@ -48,7 +51,11 @@ impl FilterConfig for IstioAlpn {
 
 fn lower(any: &prost_types::Any, at: &mut Lower) -> Option<Arc<dyn FilterConfig>> {
     let proto::FilterConfig { alpn_override } = at.unpack(any)?;
-    let mut overrides = AlpnOverrides::default();
+    Some(Arc::new(IstioAlpn(overrides(alpn_override, at))))
+}
+
+fn overrides(alpn_override: Vec<AlpnOverride>, at: &mut Lower) -> AlpnOverrides {
+    let [mut http1, mut http2] = [None, None];
     at.each("alpn_override", alpn_override, |one, at| {
         let AlpnOverride { upstream_protocol, alpn_override } = one;
         let Ok(protocol) = Protocol::try_from(upstream_protocol) else {
@@ -61,13 +68,67 @@ fn lower(any: &prost_types::Any, at: &mut Lower) -> Option<Arc<dyn FilterConfig>
             return None;
         }
         let names = (!names.is_empty()).then(|| names.into());
-        match protocol {
-            // Requests of HTTP/1.0 are sent on as HTTP/1.1.
-            Protocol::Http10 => {}
-            Protocol::Http11 => overrides.http1 = names,
-            Protocol::Http2 => overrides.http2 = names,
+        let known = match protocol {
+            // Deviation: requests of HTTP/1.0 are sent on as HTTP/1.1 and offer what these do; Istio's
+            // proxy has connections of HTTP/1.0 too, where a cluster uses the client's protocol.
+            Protocol::Http10 => return None,
+            Protocol::Http11 => &mut http1,
+            Protocol::Http2 => &mut http2,
+        };
+        match known {
+            None => *known = Some(names),
+            Some(_) => {
+                let protocol = protocol.as_str_name();
+                tracing::warn!(target: "config", protocol, "istio.alpn: another entry for it has no effect");
+            }
         }
         Some(())
     });
-    Some(Arc::new(IstioAlpn(overrides)))
+    AlpnOverrides { http1: http1.flatten(), http2: http2.flatten() }
+}
+
+#[cfg(test)]
+mod tests {
+    use expect_test::{Expect, expect};
+
+    use super::overrides;
+    use crate::config::lower::Lower;
+
+    /// What is offered for HTTP/1.1 and for HTTP/2.
+    fn check(config: &str, expected: &Expect) {
+        let proto: super::proto::FilterConfig =
+            leno_api::decode_text(config, "filter").unwrap_or_else(|errors| panic!("{errors}"));
+        let lowered = Lower::resource(|at| Some(overrides(proto.alpn_override, at)));
+        let shown = lowered.map_or_else(
+            |error| error.to_string(),
+            |all| {
+                let shown = [all.http1, all.http2].map(|names| {
+                    let names =
+                        names.map(|names| names.iter().map(|name| name.escape_ascii().to_string()).collect());
+                    names.map_or("-".to_owned(), |names: Vec<_>| names.join(" "))
+                });
+                shown.join(" | ")
+            },
+        );
+        expected.assert_eq(&shown);
+    }
+
+    #[test]
+    fn the_first_entry_of_a_protocol_counts() {
+        check(
+            "{alpn_override: [{upstream_protocol: HTTP10, alpn_override: [istio-http/1.0]}, \
+             {upstream_protocol: HTTP11, alpn_override: [istio-http/1.1, istio]}, \
+             {upstream_protocol: HTTP2, alpn_override: [istio-h2]}, \
+             {upstream_protocol: HTTP11, alpn_override: [other]}, {upstream_protocol: HTTP2}]}",
+            &expect!["istio-http/1.1 istio | istio-h2"],
+        );
+        check(
+            "{alpn_override: [{upstream_protocol: HTTP2}, {upstream_protocol: HTTP2, alpn_override: [h2]}]}",
+            &expect!["- | -"],
+        );
+        check(
+            "{alpn_override: [{upstream_protocol: HTTP2, alpn_override: [h2, '']}]}",
+            &expect!["alpn_override[0].alpn_override[1]: a protocol's name has 1 to 255 bytes"],
+        );
+    }
 }

@@ -67,6 +67,8 @@ pub(super) struct Live {
     pub(super) index: usize,
     /// `None`: the hooks of its configuration are called.
     pub(super) filter: Option<Box<dyn HttpStreamFilter>>,
+    /// It wants to see the response's head only, and has noted this.
+    head: Option<[bool; 2]>,
     /// What it holds of the request, and of the response.
     request: Kept,
     response: Kept,
@@ -74,7 +76,12 @@ pub(super) struct Live {
 
 impl Live {
     pub(super) fn new(index: usize, filter: Option<Box<dyn HttpStreamFilter>>) -> Self {
-        Self { index, filter, request: Kept::default(), response: Kept::default() }
+        Self { index, filter, head: None, request: Kept::default(), response: Kept::default() }
+    }
+
+    /// A filter that said `Opening::Head`.
+    pub(super) fn of_head(index: usize, noted: [bool; 2]) -> Self {
+        Self { head: Some(noted), ..Self::new(index, None) }
     }
 
     /// Whether it holds the request's head.
@@ -98,7 +105,10 @@ impl Live {
     ) -> Step {
         let Some(filter) = &mut self.filter else {
             let Some(configured) = filters.get(self.index) else { return Step::Continue };
-            return watch(configured, direction, part, ahead, stream);
+            return match self.head {
+                None => watch(configured, direction, part, ahead, stream),
+                Some(noted) => show_head(configured, noted, part, stream),
+            };
         };
         match part {
             Part::Head { end } => {
@@ -128,6 +138,17 @@ impl Live {
             },
         }
     }
+}
+
+/// The hook of a filter that said `Opening::Head`.
+fn show_head(configured: &ChainedFilter, noted: [bool; 2], part: &Part, stream: &mut Stream) -> Step {
+    if let Part::Head { .. } = part {
+        let settings = settings(configured, stream).unwrap_or_default();
+        let mut head = std::mem::take(&mut stream.response);
+        configured.config.on_response_head(stream, settings.as_deref(), noted, &mut head);
+        stream.response = head;
+    }
+    Step::Continue
 }
 
 /// The hook of a filter without an object for the stream.

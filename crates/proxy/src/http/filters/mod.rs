@@ -145,8 +145,19 @@ pub(crate) trait FilterConfig: fmt::Debug + Send + Sync {
         head: &mut HeaderMap,
         _end: bool,
     ) -> Step {
-        self.on_response_head(stream, settings, head);
+        self.on_response_head(stream, settings, [false; 2], head);
         Step::Continue
+    }
+
+    /// The response's head, for filters that said `Opening::Head`, with what they have noted, and in
+    /// place of `on_response` where that is not there.
+    fn on_response_head(
+        &self,
+        _stream: &mut Stream,
+        _settings: Option<&RouteSettings>,
+        _noted: [bool; 2],
+        _head: &mut HeaderMap,
+    ) {
     }
 
     /// The response's trailers, for filters that said `Opening::Watch`.
@@ -158,15 +169,6 @@ pub(crate) trait FilterConfig: fmt::Debug + Send + Sync {
         _data: &mut Bytes,
     ) -> Step {
         Step::Continue
-    }
-
-    /// The same, for filters that said `Opening::Head`.
-    fn on_response_head(
-        &self,
-        _stream: &mut Stream,
-        _settings: Option<&RouteSettings>,
-        _head: &mut HeaderMap,
-    ) {
     }
 
     /// What goes on beside requests as long as the filter is configured.
@@ -218,8 +220,8 @@ pub(crate) enum Opening {
     /// No more of it.
     Done(Step),
     /// The response's head, which it may change (`FilterConfig::on_response_head`). Nothing is held
-    /// up by it: bodies pass unseen.
-    Head,
+    /// up by it: bodies pass unseen. It is told then what it notes here of the request.
+    Head([bool; 2]),
     /// The response's head and the trailers; the hooks of the `FilterConfig` are called.
     Watch(Step),
     /// All of it; the filter's own `on_request` is called at once.

@@ -48,10 +48,27 @@ impl FilterConfig for Probe {
         &self,
         _stream: &mut Stream,
         _settings: Option<&RouteSettings>,
-        _head: &mut HeaderMap,
+        head: &mut HeaderMap,
         _end: bool,
     ) -> Opening {
+        match self.0.split_once(' ') {
+            Some(("pass", _)) => return Opening::PASS,
+            Some(("head", _)) => {
+                return Opening::Head(["x-first", "x-second"].map(|name| head.find(name).is_some()));
+            }
+            _ => {}
+        }
         Opening::Open(Box::new(Probing { what: self.0.clone(), body: Vec::new(), asked: false }))
+    }
+
+    fn on_response_head(
+        &self,
+        _stream: &mut Stream,
+        _settings: Option<&RouteSettings>,
+        noted: [bool; 2],
+        head: &mut HeaderMap,
+    ) {
+        head.append(b"x-marked", format!("{} {noted:?}", self.0).as_bytes());
     }
 }
 

@@ -146,10 +146,10 @@ async fn until(condition: impl Fn() -> bool) {
         .expect("the condition comes true");
 }
 
-/// A stream lies in the future of its request, and is moved there: its size is paid for by each.
+/// A stream lies in the future of its request: all of it is written for each.
 #[test]
 fn streams_stay_small() {
     let (stream, info) = (size_of::<crate::http::stream::Stream>(), size_of::<StreamInfo>());
     println!("a stream has {stream} bytes, {info} of them are what is known of it");
-    assert!(stream <= 1100, "{stream}");
+    assert!(stream <= 930, "{stream}");
 }

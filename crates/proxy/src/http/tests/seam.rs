@@ -392,3 +392,65 @@ fn resets_and_deadlines_are_noticed_while_a_filter_waits() {
         assert_eq!(body, b"stream timeout");
     });
 }
+
+#[test]
+fn filters_that_want_the_response_s_head() {
+    let filters = |places: &[usize], count: usize| -> Vec<String> {
+        let what = |place| if places.contains(&place) { "head" } else { "pass" };
+        (0..count).map(|place| format!("{} {place}", what(place))).collect()
+    };
+    let asks = "GET / HTTP/1.1\r\nhost: h\r\nx-second: 1\r\n\r\n";
+    run(async {
+        // Places from 64 on are not in a word; the last filter is first to see a response.
+        let long = filters(&[0, 63, 64, 70], 71);
+        let long: Vec<&str> = long.iter().map(String::as_str).collect();
+        check(
+            &long,
+            asks,
+            OK,
+            &expect![[r#"
+            > GET / HTTP/1.1
+            > ""
+            HTTP/1.1 200 OK
+            content-length: 2
+            x-marked: head 70 [false, true]
+            x-marked: head 64 [false, true]
+            x-marked: head 63 [false, true]
+            x-marked: head 0 [false, true]
+            "ok"
+        "#]],
+        )
+        .await;
+        // The same in a word alone, and once a filter sees all of the stream.
+        check(
+            &["head 0", "pass 1", "head 2"],
+            asks,
+            OK,
+            &expect![[r#"
+            > GET / HTTP/1.1
+            > ""
+            HTTP/1.1 200 OK
+            content-length: 2
+            x-marked: head 2 [false, true]
+            x-marked: head 0 [false, true]
+            "ok"
+        "#]],
+        )
+        .await;
+        check(
+            &["head 0", "all", "head 2"],
+            asks,
+            OK,
+            &expect![[r#"
+            > GET / HTTP/1.1
+            > ""
+            HTTP/1.1 200 OK
+            content-length: 2
+            x-marked: head 2 [false, true]
+            x-marked: head 0 [false, true]
+            "ok"
+        "#]],
+        )
+        .await;
+    });
+}

@@ -92,18 +92,21 @@ impl FilterConfig for PeerMetadata {
         if self.upstream_discovery.is_empty() && self.downstream_propagation.is_empty() {
             return Opening::PASS;
         }
-        if self.downstream_discovery.contains(&Discovery::Headers) {
-            stream.peer_asks = asked;
-        }
-        Opening::Head
+        // Whoever tells nothing is told nothing.
+        Opening::Head(asked.map(|asked| asked && self.downstream_discovery.contains(&Discovery::Headers)))
     }
 
-    fn on_response_head(&self, stream: &mut Stream, _settings: Option<&RouteSettings>, head: &mut HeaderMap) {
+    fn on_response_head(
+        &self,
+        stream: &mut Stream,
+        _settings: Option<&RouteSettings>,
+        asked: [bool; 2],
+        head: &mut HeaderMap,
+    ) {
         self.discover(&self.upstream_discovery, UPSTREAM_PEER, stream, head);
         for way in &self.downstream_propagation {
             if stream.info.upstream.cluster.as_deref().is_none_or(|cluster| !way.skips(cluster)) {
-                // Whoever tells nothing is told nothing.
-                self.tell(head, stream.peer_asks);
+                self.tell(head, asked);
             }
         }
     }
