@@ -232,8 +232,8 @@ impl FilterChains {
         }
     }
 
-    /// Where all chains are found by their criteria. These were lowered before, when the chains were
-    /// added: nothing is refused here.
+    /// Where all chains are found by their criteria. These are kept in wire form, a tenth of what they
+    /// are lowered, and were lowered before, when the chains were added: nothing is refused here.
     fn ports(&self) -> Ports {
         let mut ports = Ports::new();
         for (place, chain) in self.matching() {

@@ -277,6 +277,27 @@ mod tests {
     }
 
     #[test]
+    fn nothing_longer_than_a_name_is_taken_over() {
+        let told = |length: usize| {
+            let long = "n".repeat(length);
+            let own = Workload {
+                workload: long.as_str().into(),
+                app: long.as_str().into(),
+                identity: long.as_str().into(),
+                ..Workload::default()
+            };
+            Workload::of_struct(&own.to_struct(), &[])
+        };
+        let lengths = |length| {
+            let told = told(length);
+            [told.workload.len(), told.app.len(), told.identity.len()]
+        };
+        assert_eq!(lengths(253), [253; 3]);
+        assert_eq!(lengths(254), [0, 0, 254]);
+        assert_eq!(lengths(601), [0; 3]);
+    }
+
+    #[test]
     fn endpoints_have_five_facts() {
         let known = Workload::of_endpoint("w;ns;c;r;cl").map(|known| known.into_state().text);
         assert_eq!(known.as_deref(), Some("workload=w,cluster=cl,namespace=ns,service=c,revision=r"));

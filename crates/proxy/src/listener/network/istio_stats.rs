@@ -81,3 +81,58 @@ pub(super) fn lower(any: &Any, at: &mut Lower) -> Option<Arc<dyn NetworkFilterCo
     let proto: proto::PluginConfig = at.unpack(any)?;
     Some(Arc::new(IstioStats(config::lower(proto, at)?)))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::rc::Rc;
+    use std::time::{Instant, SystemTime};
+
+    use super::{Counting, NetworkFilter, config, proto};
+    use crate::config::lower::Lower;
+    use crate::listener::accept::GlobalConnections;
+    use crate::telemetry::scrape::{Sample, scrape};
+    use crate::telemetry::stats::StatsStore;
+    use crate::telemetry::stream_info::{ConnectionInfo, StreamInfo};
+    use crate::telemetry::workload::{NO_PEER, Workload};
+    use crate::worker::Worker;
+
+    #[test]
+    fn a_session_that_was_quiet_is_counted_on() {
+        let settings = Lower::resource(|at| config::lower(proto::PluginConfig::default(), at));
+        let store = StatsStore::default();
+        let worker = Rc::new(Worker::new(store.thread(), GlobalConnections::new(None)));
+        let settings = settings.expect("a configuration");
+        let mut session = Counting { settings, worker: Rc::clone(&worker), series: None, counted: [0; 2] };
+        let (remote, local) = ("10.0.0.9:5".parse(), "10.0.0.1:80".parse());
+        let connection =
+            ConnectionInfo::plain(1, remote.expect("an address"), local.expect("an address"), Instant::now());
+        let mut info = StreamInfo::new(Rc::new(connection), None, Instant::now(), SystemTime::now());
+        let shown = || {
+            let count = |name: &str| match scrape(&store, |known| known.contains(name)).as_slice() {
+                [] => None,
+                [one] => match one.value {
+                    Sample::Counter(count) => Some(count),
+                    _ => None,
+                },
+                more => panic!("{more:?}"),
+            };
+            ["tcp_connections_opened", "tcp_connections_closed", "tcp_sent_bytes"].map(count)
+        };
+        info.bytes_sent = 10;
+        session.on_report(&info, false);
+        assert_eq!(shown(), [None; 3], "not before it is known who the peer is");
+        info.upstream.filter_state.insert(NO_PEER, Workload::default().into_state());
+        session.on_report(&info, false);
+        assert_eq!(shown(), [Some(1), Some(0), Some(10)]);
+        // Nothing happens for long: what was counted is given up.
+        let before = worker.stats().activity();
+        worker.stats().retire_idle(&before);
+        worker.istio().clean_up();
+        assert_eq!(shown(), [None; 3]);
+        info.bytes_sent = 15;
+        session.on_report(&info, false);
+        assert_eq!(shown(), [Some(0), Some(0), Some(5)], "it is not opened again");
+        session.on_report(&info, true);
+        assert_eq!(shown(), [Some(0), Some(1), Some(5)]);
+    }
+}

@@ -34,7 +34,7 @@ const LABEL_SETS: usize = 10_000;
 const OF_CLIENTS: usize = 1_000;
 /// Label sets that are found by the addresses of what they depend on; more than that are looked for
 /// by all that they depend on.
-const RECENT: usize = 4_096;
+pub(super) const RECENT: usize = 4_096;
 
 stats_scope! {
     /// `istio_stats.`
@@ -226,10 +226,10 @@ impl Tables {
         series
     }
 
-    /// How many label sets are found by addresses.
+    /// Whether a label set is found by addresses.
     #[cfg(test)]
-    pub(super) fn recent(&self) -> usize {
-        self.recent.borrow().len()
+    pub(super) fn finds(&self, identity: &Identity) -> bool {
+        self.recent.borrow().contains_key(identity)
     }
 
     /// How many label sets there are.

@@ -11,6 +11,7 @@ use leno_api::proto::stats as proto;
 use serde_json::json;
 
 use super::config::lower;
+use super::tables::RECENT;
 use super::{Family, Request, Seen, Settings, Spoken, Tables};
 use crate::cluster::{EndpointAddress, EndpointConfig, Metadata};
 use crate::config::lower::{Lower, Scope};
@@ -22,7 +23,7 @@ use crate::telemetry::access_log::command::FormatContext;
 use crate::telemetry::scrape::{Sample, scrape};
 use crate::telemetry::stats::StatsStore;
 use crate::telemetry::stream_info::{
-    ClusterFacts, ConnectionInfo, Protocol, ResponseFlags, RouteNames, StreamInfo,
+    ClusterFacts, ConnectionInfo, FilterState, Protocol, ResponseFlags, RouteNames, StreamInfo,
 };
 use crate::telemetry::workload::{DOWNSTREAM_PEER, UPSTREAM_PEER, Workload};
 use crate::worker::Worker;
@@ -60,6 +61,10 @@ fn peer() -> Workload {
         cluster: "c2".into(),
         ..Workload::default()
     }
+}
+
+fn text(text: &str) -> FilterState {
+    FilterState { text: text.to_owned(), typed: None, peer: None }
 }
 
 /// The labels of a request, and of a session, that says this of itself.
@@ -215,11 +220,6 @@ fn servers_know_clients() {
         Direction::Inbound,
         |info| {
             info.filter_state.insert(DOWNSTREAM_PEER, peer().into_state());
-            let text = |text: &str| crate::telemetry::stream_info::FilterState {
-                text: text.to_owned(),
-                typed: None,
-                peer: None,
-            };
             info.filter_state.insert("io.istio.peer_principal", text("spiffe://td/ns/else/sa/cart"));
             info.filter_state.insert("io.istio.local_principal", text("spiffe://td/ns/shop/sa/front"));
         },
@@ -441,6 +441,11 @@ fn what_peers_say_is_read_once_for_each_set_of_labels() {
     for times in [1, 0] {
         assert_eq!(peer(b"other", b"nonsense", &none, false), (None, times));
     }
+    // Nothing is remembered of who says or calls itself too much.
+    let (long, name) = (vec![b'x'; 9 << 10], vec![b'x'; 2 << 10]);
+    for (id, said) in [(b"long".as_slice(), long.as_slice()), (name.as_slice(), b"said".as_slice())] {
+        assert_eq!([1, 1], [(); 2].map(|()| peer(id, said, &none, true).1), "{}", id.len());
+    }
     // Who has no name is known by what it says.
     for (said, times) in [(b"a", 1), (b"b", 1), (b"a", 0), (b"b", 0)] {
         assert_eq!(peer(b"", said, &none, true).1, times);
@@ -470,10 +475,148 @@ fn label_sets_are_found_by_what_requests_share() {
         assert!(one.is_some() && !all[place + 1..].contains(one), "{place}");
     }
     assert_eq!(identity(&info, false), all[all.len() - 1]);
+    // Names of the same length, and a status that a server may send.
+    let mut ways = Vec::new();
+    for name in ["InboundPassthroughClusterIpv4", "InboundPassthroughClusterIpv6"] {
+        let facts = ClusterFacts::new("c".into(), name.into(), Metadata::default());
+        info.upstream.cluster = Some(Rc::new(facts));
+        ways.push(identity(&info, false));
+    }
+    for status in [None, Some(0), Some(u32::MAX)] {
+        let seen = Seen::new(&settings, &info, None, Spoken::Http, status);
+        ways.push(seen.identity(&settings, Family::Request));
+    }
+    assert_eq!(ways.remove(2), ways[1]);
+    for (place, one) in ways.iter().enumerate() {
+        assert!(one.is_some() && !ways[place + 1..].contains(one), "{place}");
+    }
     // The host is the client's: nothing that it shares tells its requests apart.
     let mut head = HeaderMap::new();
     head.append(b":authority", b"host.test");
     info.upstream.cluster = None;
     let seen = Seen::new(&settings, &info, Some(&head), Spoken::Http, None);
     assert_eq!(seen.identity(&settings, Family::Request), None);
+}
+
+/// A proxy that counts requests.
+struct Counter {
+    settings: Arc<Settings>,
+    store: StatsStore,
+    worker: Worker,
+}
+
+impl Counter {
+    fn new(config: &str, direction: Direction) -> Self {
+        let store = StatsStore::default();
+        let worker = Worker::new(store.thread(), GlobalConnections::new(None));
+        Self { settings: settings(config, direction).expect("a configuration"), store, worker }
+    }
+
+    /// Counts a request with these headers; how many label sets there are.
+    fn count(&self, info: &StreamInfo, headers: &[(&str, &str)]) -> usize {
+        let mut head = HeaderMap::new();
+        headers.iter().for_each(|(name, value)| head.append(name.as_bytes(), value.as_bytes()));
+        let seen = Seen::new(&self.settings, info, Some(&head), Spoken::Http, None);
+        let context = FormatContext { request: Some(&head), ..FormatContext::new(info) };
+        let request = Request { duration: std::time::Duration::from_millis(7), received: 1, sent: 2 };
+        self.settings.request(&self.worker, &seen, LogFacts { context, node: None }, request);
+        self.worker.istio().label_sets()
+    }
+
+    /// The values of a label, of all that was counted.
+    fn values(&self, label: &str) -> Vec<String> {
+        let all = scrape(&self.store, |name| name.contains("requests_total"));
+        let labels = all.iter().filter_map(|stat| stat.labels.as_ref());
+        let value = labels.filter_map(|all| all.pairs.iter().find(|(name, _)| **name == *label));
+        value.map(|(_, value)| value.to_string()).collect()
+    }
+
+    /// How many requests were counted with less said of them.
+    fn collapsed(&self) -> u64 {
+        let stats = scrape(&self.store, |name| name == "istio_stats.label_sets_collapsed");
+        match stats.first().map(|stat| &stat.value) {
+            Some(Sample::Counter(value)) => *value,
+            _ => 0,
+        }
+    }
+}
+
+#[test]
+fn long_texts_of_clients_are_not_shown() {
+    let info = info(Some(Protocol::Http11));
+    let (longest, longer) = ("a".repeat(259), "a".repeat(260));
+    let counter =
+        Counter::new("metrics: [{dimensions: {said: \"request.headers['x-said']\"}}]", Direction::Outbound);
+    counter.count(&info, &[(":authority", &longest), ("x-said", &longest)]);
+    counter.count(&info, &[(":authority", &longer), ("x-said", &longer)]);
+    counter.count(&info, &[]);
+    for label in ["destination_service", "said"] {
+        let mut values = counter.values(label);
+        values.sort();
+        assert_eq!(values, [longest.as_str(), "unknown"], "{label}");
+    }
+}
+
+#[test]
+fn claims_of_peers_leave_room_for_others() {
+    let counter = Counter::new("disable_host_header_fallback: true", Direction::Inbound);
+    let told = |name: &str, principal: Option<&str>| {
+        let mut info = info(Some(Protocol::Http11));
+        info.filter_state.insert(DOWNSTREAM_PEER, Workload { workload: name.into(), ..peer() }.into_state());
+        if let Some(principal) = principal {
+            info.filter_state.insert("io.istio.peer_principal", text(principal));
+        }
+        info
+    };
+    for number in 0..1200 {
+        counter.count(&told(&format!("forged-{number}"), None), &[]);
+    }
+    // One more stands for those that there was no room for.
+    assert_eq!((counter.worker.istio().label_sets(), counter.collapsed()), (1001, 200));
+    assert!(counter.values("source_workload").contains(&"unknown".to_owned()));
+    // Who has proven who it is is told apart all the same.
+    for number in 0..3 {
+        counter.count(&told(&format!("proven-{number}"), Some("spiffe://td/ns/db/sa/cart")), &[]);
+    }
+    assert_eq!((counter.worker.istio().label_sets(), counter.collapsed()), (1004, 200));
+    assert!(counter.values("source_workload").contains(&"proven-2".to_owned()));
+}
+
+#[test]
+fn values_of_expressions_leave_room_for_others() {
+    let config = "disable_host_header_fallback: true, metrics: [{dimensions: {path: request.path, \
+                  build: xds.node.metadata.ISTIO_VERSION, secure: request.scheme == 'https'}}]";
+    let counter = Counter::new(config, Direction::Inbound);
+    let mut info = info(Some(Protocol::Http11));
+    for number in 0..1200 {
+        counter.count(&info, &[(":path", &format!("/{number}"))]);
+    }
+    assert_eq!((counter.worker.istio().label_sets(), counter.collapsed()), (1001, 200));
+    // What configuration says does not count.
+    let configured = config.replace("path: request.path, ", "");
+    let counter = Counter::new(&configured, Direction::Inbound);
+    for code in 0..1100 {
+        info.response_code = code;
+        counter.count(&info, &[]);
+    }
+    assert_eq!((counter.worker.istio().label_sets(), counter.collapsed()), (1100, 0));
+}
+
+#[test]
+fn who_changes_what_it_says_does_not_crowd_out_others() {
+    let counter = Counter::new("disable_host_header_fallback: true", Direction::Inbound);
+    let told = || {
+        let mut info = info(Some(Protocol::Http11));
+        info.filter_state.insert(DOWNSTREAM_PEER, peer().into_state());
+        info
+    };
+    let lasting = told();
+    counter.count(&lasting, &[]);
+    let seen = Seen::new(&counter.settings, &lasting, None, Spoken::Http, None);
+    let identity = seen.identity(&counter.settings, Family::Request).expect("an identity");
+    for _ in 0..RECENT + 10 {
+        counter.count(&told(), &[]);
+    }
+    assert!(counter.worker.istio().finds(&identity));
+    assert_eq!(counter.worker.istio().label_sets(), 1);
 }
