@@ -143,7 +143,9 @@ impl Expr {
             | Expr::In(_)
             | Expr::Text(..)
             | Expr::Matches(..) => true,
-            Expr::Select(of, _) | Expr::Convert(_, of) | Expr::Negate(of) | Expr::Size(of) => of.is_configured(),
+            Expr::Select(of, _) | Expr::Convert(_, of) | Expr::Negate(of) | Expr::Size(of) => {
+                of.is_configured()
+            }
             Expr::Index(of) | Expr::Arithmetic(_, of) => of.iter().all(Expr::is_configured),
             Expr::If(parts) => {
                 let [_, then, otherwise] = &**parts;
