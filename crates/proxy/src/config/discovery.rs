@@ -183,7 +183,7 @@ impl Discovery {
             let outcome = match type_url {
                 TypeUrl::Cluster => put_cluster(&name, &source, scope, store),
                 TypeUrl::Listener => {
-                    put_listener(&name, &source, scope, store, sockets, &mut applied.conflicts)
+                    put_listener(&name, &source, &scope, store, sockets, &mut applied.conflicts)
                 }
                 TypeUrl::Route => {
                     let mut hasher = DefaultHasher::new();
@@ -207,7 +207,7 @@ impl Discovery {
                     applied.refilled.extend(refilled);
                     true
                 }),
-                TypeUrl::ExtensionConfig => put_extension(key, &source, scope, store),
+                TypeUrl::ExtensionConfig => put_extension(key, &source, &scope, store),
                 _ => Err(Rejected::because(format!("{type_url} was never subscribed"))),
             };
             let changed = outcome.as_ref().is_ok_and(|changed| *changed);
@@ -424,7 +424,7 @@ fn put_cluster(name: &str, source: &Any, scope: Scope, store: &mut Store) -> Res
 fn put_listener(
     name: &str,
     source: &Any,
-    scope: Scope,
+    scope: &Scope,
     store: &mut Store,
     sockets: &mut Sockets,
     conflicts: &mut Vec<ResourceKey>,
@@ -437,7 +437,7 @@ fn put_listener(
         crate::listener::config::lower(source, previous.map(|listener| &**listener), at)
     })?;
     fill_listener(&listener, store.secrets()).map_err(Rejected::because)?;
-    let listener = store.extend(listener, &scope, conflicts).map_err(Rejected::because)?;
+    let listener = store.extend(listener, scope, conflicts).map_err(Rejected::because)?;
     sockets.bind(&listener).map_err(|error| Rejected::because(error.to_string()))?;
     Ok(store.put_listener(Arc::new(listener)))
 }
@@ -471,10 +471,10 @@ fn put_endpoints(
 }
 
 /// Returns whether it is another one than there was.
-fn put_extension(key: ResourceKey, source: &Any, scope: Scope, store: &mut Store) -> Result<bool, Rejected> {
+fn put_extension(key: ResourceKey, source: &Any, scope: &Scope, store: &mut Store) -> Result<bool, Rejected> {
     let lowered = Lower::resource_in(scope.clone(), |at| Extension::lower(source, SystemTime::now(), at));
     let put = lowered
-        .and_then(|extension| store.put_extension(key.clone(), extension, &scope).map_err(Rejected::because));
+        .and_then(|extension| store.put_extension(key.clone(), extension, scope).map_err(Rejected::because));
     if put.is_err() {
         // Nothing waits for one that is refused: so it is in Envoy.
         store.expire_extension(key);
