@@ -26,6 +26,7 @@ pub(super) struct Size {
     /// How many services each workload calls, whose proxies then ask for clusters when they use them; 0:
     /// proxies take everything.
     pub(super) used: usize,
+    pub(super) proxies: usize,
 }
 
 /// A folder with a mesh.
@@ -89,14 +90,14 @@ impl Mesh {
 
     /// The clusters that the workload calls beside which a sidecar stands.
     pub(super) fn used(&self, proxy: usize) -> Vec<String> {
-        let service = |index: usize| self.cluster((proxy + 1 + index * 211) % self.size.services);
+        let service = |index: usize| self.cluster((proxy + index * 211) % self.size.services);
         (0..self.size.used.min(self.size.services)).map(service).collect()
     }
 
     /// The hosts that it asks for virtual hosts by, as requests have them.
     pub(super) fn used_hosts(&self, proxy: usize) -> Vec<String> {
         let service = |index: usize| {
-            let service = (proxy + 1 + index * 211) % self.size.services;
+            let service = (proxy + index * 211) % self.size.services;
             self.asked(&name(service), service)
         };
         (0..self.size.used.min(self.size.services)).map(service).collect()
@@ -120,8 +121,7 @@ impl Mesh {
 
     /// The cluster of the service that a change is about, if it only concerns those who call it.
     pub(super) fn concerned(&self, number: u32, with_rule: bool) -> Option<String> {
-        let service = self.any(number);
-        let service = if with_rule { service / WITH_RULE * WITH_RULE } else { service };
+        let service = if with_rule { self.any_with_rule(number) } else { self.any(number) };
         (self.size.used > 0).then(|| self.cluster(service))
     }
 
@@ -165,12 +165,12 @@ impl Mesh {
 
     /// A VirtualService gets another route.
     pub(super) fn change_rule(&self, number: u32) -> Files {
-        Files(vec![self.rule(self.any(number) / WITH_RULE * WITH_RULE, &mark(number))])
+        Files(vec![self.rule(self.any_with_rule(number), &mark(number))])
     }
 
     /// A DestinationRule gets another subset in place of the last.
     pub(super) fn change_policy(&self, number: u32) -> Files {
-        Files(vec![self.policy(self.any(number) / WITH_RULE * WITH_RULE, &mark(number))])
+        Files(vec![self.policy(self.any_with_rule(number), &mark(number))])
     }
 
     /// New services, in a namespace of their own if there are many.
@@ -188,9 +188,16 @@ impl Mesh {
         if count == 1 { self.any(number) } else { self.size.services + number as usize * PER_NAMESPACE }
     }
 
-    /// A service, other ones for neighbouring numbers.
+    /// A service that some proxy uses, other ones for neighbouring numbers.
     fn any(&self, number: u32) -> usize {
-        (number as usize).wrapping_mul(7919) % self.size.services
+        let used =
+            if self.size.used > 0 { self.size.proxies.min(self.size.services) } else { self.size.services };
+        (number as usize).wrapping_mul(7919) % used
+    }
+
+    /// The same of those with a VirtualService and a DestinationRule.
+    fn any_with_rule(&self, number: u32) -> usize {
+        self.any(number) / WITH_RULE * WITH_RULE
     }
 
     fn port(&self, service: usize) -> usize {

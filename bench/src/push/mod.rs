@@ -138,6 +138,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<bool> {
         endpoints: arguments.endpoints,
         ports: arguments.ports,
         used: arguments.used,
+        proxies: arguments.proxies,
     };
     let mesh = Mesh::write(&folder.join("mesh"), size)?;
     let started = Instant::now();

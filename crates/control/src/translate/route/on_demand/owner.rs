@@ -32,7 +32,23 @@ pub(super) struct Here<'c, 'g> {
 
 /// Where somebody stands in the order of the whole table: virtual hosts of rules in the order of these,
 /// then those of services with rules that bring no hosts of their own, then those without.
-type Rank = (u8, Option<Order>, Option<RuleId>, bool, String);
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+struct Rank {
+    kind: Kind,
+    order: Option<Order>,
+    rule: Option<RuleId>,
+    /// What a rule brings itself comes before its services.
+    is_service: bool,
+    host: String,
+}
+
+/// The sorts of virtual hosts, in their order.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+enum Kind {
+    Ruled,
+    RuledAlone,
+    Plain,
+}
 
 impl<'c, 'g> Here<'c, 'g> {
     pub(super) fn new(
@@ -111,8 +127,13 @@ impl<'c, 'g> Here<'c, 'g> {
                 continue;
             };
             if self.brings(rule, &host) {
-                let rank =
-                    (0, Order::of(rule, &self.sight.namespace), Some(rule.id.clone()), false, host.clone());
+                let rank = Rank {
+                    kind: Kind::Ruled,
+                    order: Order::of(rule, &self.sight.namespace),
+                    rule: Some(rule.id.clone()),
+                    is_service: false,
+                    host: host.clone(),
+                };
                 claims.push((rank, Owner::Rule { id: rule.id.clone(), host, port: self.port }));
             }
         }
@@ -120,15 +141,21 @@ impl<'c, 'g> Here<'c, 'g> {
     }
 
     fn rank_of(&self, service: &Service) -> Rank {
-        let host = service.id.host.clone();
-        let Some(id) = self.routes(service).rule.clone() else { return (2, None, None, true, host) };
+        let plain = Rank {
+            kind: Kind::Plain,
+            order: None,
+            rule: None,
+            is_service: true,
+            host: service.id.host.clone(),
+        };
+        let Some(id) = self.routes(service).rule.clone() else { return plain };
         if self.port == tables::PLAIN_HTTP && matches!(id, RuleId::Service { .. }) {
-            return (1, None, Some(id), true, host);
+            return Rank { kind: Kind::RuledAlone, rule: Some(id), ..plain };
         }
         let rules = host_rules(self.cx, &self.sight, self.listener, &service.id.host);
         let rule = rules.iter().find(|rule| rule.id == id);
         let order = rule.and_then(|rule| Order::of(rule, &self.sight.namespace));
-        (0, order, Some(id), true, host)
+        Rank { kind: Kind::Ruled, order, rule: Some(id), ..plain }
     }
 
     /// Whether a rule brings a virtual host for one of its hosts, which is no service's.
