@@ -6,7 +6,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::time::Duration;
 
@@ -50,9 +49,7 @@ pub fn bind(path: &Path) -> io::Result<Socket> {
     if let Some(folder) = path.parent() {
         std::fs::create_dir_all(folder)?;
     }
-    let socket = Socket::unix(path.to_owned())?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
-    Ok(socket)
+    Socket::unix_private(path)
 }
 
 /// Serves until `ended` is true.

@@ -223,9 +223,13 @@ impl Server {
         let (want, wanted) = watch::channel(Wanted::default());
         self.spawn_sources(&events, wanted, &mut tasks);
         let gate = self.gate(&events, &mut tasks);
+        let shown = debug::http::Ready {
+            known: Arc::clone(&ready),
+            ca: self.door.ca.as_ref().map(|(ca, _)| Arc::clone(ca)),
+        };
         for http in std::iter::once(self.http).chain(self.second_http) {
             let callers = Some(Arc::clone(&self.door.callers));
-            tasks.spawn(debug::http::serve(http, events.clone(), Arc::clone(&ready), callers));
+            tasks.spawn(debug::http::serve(http, events.clone(), shown.clone(), callers));
         }
         let (end, ended) = watch::channel(false);
         let domains = self.door.domains.clone();
@@ -237,10 +241,16 @@ impl Server {
         // What is left of the service goes, so that its channel ends with the servers.
         drop(self.door.plain);
         let (know, known) = watch::channel(false);
-        let namespaces = ca.clone().and_then(|(ca, is_plugged)| {
-            let cluster = self.cluster.clone();
-            tasks.spawn(keep_ca(Arc::clone(&ca), is_plugged, cluster, known.clone(), domains.clone()));
-            self.cluster.as_ref().map(|cluster| ca::spawn_publisher(cluster, &ca, &mut tasks))
+        let mut writers = JoinSet::new();
+        let namespaces = ca.as_ref().and_then(|(ca, made_of)| {
+            match made_of {
+                Some(made_of) => drop(tasks.spawn(ca::follow(Arc::clone(ca), made_of.clone()))),
+                None => {
+                    let cluster = self.cluster.clone();
+                    tasks.spawn(keep_ca(Arc::clone(ca), cluster, known.clone(), domains.clone()));
+                }
+            }
+            self.cluster.as_ref().map(|cluster| ca::spawn_publisher(cluster, ca, &mut writers))
         });
         tasks.spawn(serve_xds(servers, self.streams, events.clone(), known, ended));
         tasks.spawn(tick(events.clone()));
@@ -251,7 +261,6 @@ impl Server {
             let _ = over.send(Event::Shutdown).await;
         });
         drop(events);
-        let mut writers = JoinSet::new();
         let statuses = self.cluster.as_ref().and_then(|cluster| cluster.spawn_writer(&mut writers));
         let mut control = Loop::new(ready, know, want, statuses, gate, domains);
         control.ca = ca.map(|(ca, _)| ca);
@@ -295,7 +304,9 @@ impl Server {
             });
             ask
         });
-        Gate::new(self.believes_all, reviews)
+        let mut gate = Gate::new(self.believes_all, reviews);
+        gate.proves = !self.believes_all && self.door.secure.is_some();
+        gate
     }
 
     fn spawn_sources(
@@ -362,22 +373,13 @@ async fn serve_xds(
     let _ = events.send(Event::Over).await;
 }
 
-/// Keeps the certificate authority, once it is known what the mesh is called. Runs for ever.
-async fn keep_ca(
-    ca: Arc<Ca>,
-    is_plugged: bool,
-    cluster: Option<Cluster>,
-    mut known: watch::Receiver<bool>,
-    domains: Domains,
-) {
+/// Keeps a certificate authority of our own, once it is known what the mesh is called. Runs for ever.
+async fn keep_ca(ca: Arc<Ca>, cluster: Option<Cluster>, mut known: watch::Receiver<bool>, domains: Domains) {
     // An error is the end of everything.
     if known.wait_for(|known| *known).await.is_err() {
         return;
     }
-    match is_plugged {
-        true => ca::follow(ca).await,
-        false => ca::keep(ca, cluster, domains.own()).await,
-    }
+    ca::keep(ca, cluster, domains.own()).await;
 }
 
 /// Seconds since the epoch.

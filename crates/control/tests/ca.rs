@@ -9,6 +9,8 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
+use leno_api::proto::envoy::service::discovery::v3::DeltaDiscoveryRequest;
+use leno_api::proto::envoy::service::discovery::v3::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
 use leno_api::proto::istio::v1::auth::istio_certificate_service_client::IstioCertificateServiceClient;
 use leno_api::proto::istio::v1::auth::{IstioCertificateRequest, IstioCertificateResponse};
 use leno_control::server::{CaSettings, Config, Kubernetes, Server, create_join_token};
@@ -107,6 +109,16 @@ async fn ask(
     answer.map(tonic::Response::into_inner)
 }
 
+/// Begins a stream of xDS with a token.
+async fn discover(channel: Channel, token: &str) -> Result<(), Status> {
+    let mut client = AggregatedDiscoveryServiceClient::new(channel);
+    let mut request = Request::new(tokio_stream::pending::<DeltaDiscoveryRequest>());
+    let value: MetadataValue<_> = format!("Bearer {token}").parse().expect("a value");
+    request.metadata_mut().insert("authorization", value);
+    let answer = tokio::time::timeout(LIMIT, client.delta_aggregated_resources(request)).await;
+    answer.expect("in time").map(drop)
+}
+
 /// A new key, and a request for it that asks for this identity.
 fn csr(identity: &str) -> (KeyPair, IstioCertificateRequest) {
     let key = KeyPair::generate(KeyType::P256).expect("a key");
@@ -136,17 +148,27 @@ fn service_account(namespace: &str, name: &str) -> User {
     User { name: format!("system:serviceaccount:{namespace}:{name}"), groups }
 }
 
-async fn metrics(pilot: &Pilot) -> BTreeMap<String, f64> {
+/// A page of the port for people, with its head.
+async fn page(pilot: &Pilot, path: &str) -> String {
     let mut stream = TcpStream::connect(pilot.http).await.expect("it listens");
-    let asked = b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
-    stream.write_all(asked).await.expect("it reads");
+    let asked = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+    stream.write_all(asked.as_bytes()).await.expect("it reads");
     let mut text = String::new();
     stream.read_to_string(&mut text).await.expect("it answers");
+    text
+}
+
+async fn metrics(pilot: &Pilot) -> BTreeMap<String, f64> {
+    let text = page(pilot, "/metrics").await;
     let lines = text.lines().filter(|line| line.starts_with("citadel_"));
     lines
         .filter_map(|line| line.split_once(' '))
         .map(|(name, value)| (name.to_owned(), value.parse().expect("a number")))
         .collect()
+}
+
+async fn is_ready(pilot: &Pilot) -> bool {
+    page(pilot, "/ready").await.starts_with("HTTP/1.1 200")
 }
 
 /// A cluster with a control plane, and the roots as agents find them.
@@ -524,6 +546,16 @@ async fn a_machine_joins() {
     let channel = until("the authority", async || connect(pilot.secure, &roots, None).await.ok()).await;
     let create = |ttl| create_join_token(tokens.path(), "vms", "legacy", ttl).expect("a token");
     let (token, expired) = (create(LIMIT), create(Duration::ZERO));
+    // Whatever comes to nothing uses it up no more than what it is not for.
+    let bad = IstioCertificateRequest { csr: "x".to_owned(), ..IstioCertificateRequest::default() };
+    let long = IstioCertificateRequest { validity_duration: i64::MAX, ..csr(REVIEWS).1 };
+    for asked in [bad, long] {
+        let refused = ask(channel.clone(), Some(&token), asked).await.expect_err("it cannot be signed");
+        assert_eq!(refused.code(), Code::InvalidArgument, "{refused}");
+    }
+    let refused = discover(channel.clone(), &token).await.expect_err("it is for a certificate only");
+    assert_eq!(refused.code(), Code::Unauthenticated, "{refused}");
+    assert!(refused.message().contains("for nothing else"), "{refused}");
     let (key, asked) = csr("spiffe://cluster.local/ns/vms/sa/other");
     let answer = ask(channel.clone(), Some(&token), asked).await.expect("a certificate");
     let legacy = [AltName::Uri("spiffe://cluster.local/ns/vms/sa/legacy".to_owned())];
@@ -535,4 +567,87 @@ async fn a_machine_joins() {
     let certified =
         connect(pilot.secure, &roots, Some(&own(&answer, &key))).await.expect("it is of the mesh");
     assert_eq!(names(&ask(certified, None, csr(REVIEWS).1).await.expect("the next one")), legacy);
+}
+
+/// Who may not make its authority is not ready, whatever else it knows.
+#[tokio::test]
+async fn without_an_authority_nobody_is_ready() {
+    let cluster = Cluster::start(&[]).await;
+    cluster.api.deny("*", "create", "", "secrets");
+    let pilot = start(cluster.config.clone()).await;
+    until("the sources", async || {
+        page(&pilot, "/metrics").await.contains("pilot_k8s_reg_events{").then_some(())
+    })
+    .await;
+    assert!(!is_ready(&pilot).await);
+    cluster.api.allow_all();
+    until("the authority", async || is_ready(&pilot).await.then_some(())).await;
+}
+
+/// An authority that somebody else makes, with a list of what it has revoked.
+fn revoking() -> (Material, String) {
+    let mut params = rcgen::CertificateParams::default();
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    params.key_usages = vec![rcgen::KeyUsagePurpose::KeyCertSign, rcgen::KeyUsagePurpose::CrlSign];
+    let key = rcgen::KeyPair::generate().expect("a key");
+    let private = key.serialize_pem().into_bytes();
+    let issuer = rcgen::CertifiedIssuer::self_signed(params, key).expect("a root");
+    let list = rcgen::CertificateRevocationListParams {
+        this_update: rcgen::date_time_ymd(2020, 1, 1),
+        next_update: rcgen::date_time_ymd(2120, 1, 1),
+        crl_number: rcgen::SerialNumber::from(1u64),
+        issuing_distribution_point: None,
+        revoked_certs: Vec::new(),
+        key_identifier_method: rcgen::KeyIdMethod::Sha256,
+    };
+    let list = list.signed_by(&issuer).expect("signed").pem().expect("text");
+    let pem = issuer.pem().into_bytes();
+    (Material { certificate: pem.clone(), key: private, roots: pem, ..Material::default() }, list)
+}
+
+/// What was revoked is told to all namespaces, as long as there is something.
+#[tokio::test]
+async fn revocations_come_and_go() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (material, list) = revoking();
+    plug(folder.path(), &material);
+    place(folder.path(), "ca-crl.pem", list.as_bytes());
+    let cluster = Cluster::start(&[("ROOT_CA_DIR", folder.path().to_str().expect("text"))]).await;
+    let map = |namespace: &str, text: &str| {
+        json!({ "apiVersion": "v1", "kind": "ConfigMap", "data": { "other": text },
+            "metadata": { "name": "istio-ca-crl", "namespace": namespace } })
+    };
+    let found = |namespace: &str| cluster.api.find("", "configmaps", namespace, "istio-ca-crl");
+    let told = |namespace: &str| {
+        found(namespace)?.pointer("/data/ca-crl.pem").and_then(Value::as_str).map(str::to_owned)
+    };
+    cluster.api.put(map("istio-system", "theirs"));
+    let pilot = start(cluster.config.clone()).await;
+    for namespace in ["default", "istio-system"] {
+        assert_eq!(until("the list", async || told(namespace)).await, list);
+    }
+    fs::remove_file(folder.path().join("ca-crl.pem")).expect("it is there");
+    until("no map", async || found("default").is_none().then_some(())).await;
+    until("no list", async || told("istio-system").is_none().then_some(())).await;
+    // What others have put there stays, before and after.
+    let theirs = found("istio-system").expect("it is theirs too");
+    assert_eq!(theirs.pointer("/data/other"), Some(&json!("theirs")));
+    cluster.api.put(map("later", "theirs"));
+    cluster.api.put(json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": "later" } }));
+    cluster.roots("later").await;
+    assert!(found("later").is_some());
+    assert!(is_ready(&pilot).await);
+}
+
+/// A permission that is missing hides nothing for ever, and does not keep others from being told.
+#[tokio::test]
+async fn roots_are_written_where_they_may_be() {
+    let cluster = Cluster::start(&[]).await;
+    cluster.api.deny("*", "patch", "", "configmaps");
+    let pilot = start(cluster.config.clone()).await;
+    until("the authority", async || is_ready(&pilot).await.then_some(())).await;
+    cluster.api.allow_all();
+    // What could not be written is tried again with the next repair, and what is new at once.
+    cluster.api.put(json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": "new" } }));
+    cluster.roots("new").await;
 }

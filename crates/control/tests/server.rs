@@ -569,6 +569,18 @@ async fn istioctl_asks_over_xds() {
     assert!(clients.contains("\"totalClients\": 1"), "{clients}");
     looker.ask(CDS, &[]).await;
     assert!(looker.responses.message().await.is_err());
+    // Whom a proxy on this machine speaks for may be anybody.
+    let (requests, outgoing) = mpsc::channel(1);
+    requests.send(asking("istio.io/debug/syncz", &[])).await.expect("open");
+    let mut passed_on = tonic::Request::new(ReceiverStream::new(outgoing));
+    passed_on.metadata_mut().insert("x-forwarded-for", "1.2.3.4".parse().expect("a value"));
+    let client = AggregatedDiscoveryServiceClient::connect(format!("http://{}", pilot.grpc)).await;
+    let answer = client.expect("it listens").stream_aggregated_resources(passed_on).await;
+    let error = match answer {
+        Ok(mut answer) => answer.get_mut().message().await.expect_err("a refusal"),
+        Err(error) => error,
+    };
+    assert_eq!(error.code(), tonic::Code::Unauthenticated, "{error}");
     pilot.stop().await;
 }
 
@@ -680,5 +692,29 @@ async fn a_stranger_is_sent_away() {
     let error = error.expect_err("a refusal");
     assert_eq!(error.code(), tonic::Code::InvalidArgument);
     assert!(error.message().contains("nobody"), "{error}");
+    pilot.stop().await;
+}
+
+/// What a stranger makes up is not remembered without an end.
+#[tokio::test]
+async fn who_asks_for_too_many_types_is_sent_away() {
+    let pilot = Pilot::start(&[]).await;
+    let long = format!("type.googleapis.com/{}", "x".repeat(300));
+    let mut client = Client::connect(&pilot, SIDECAR, &long, &[]).await;
+    let error = tokio::time::timeout(LIMIT, client.responses.message()).await.expect("in time");
+    assert_eq!(error.expect_err("a refusal").code(), tonic::Code::InvalidArgument);
+    let name = |index: usize| format!("type.googleapis.com/x{index}");
+    let mut client = Client::connect(&pilot, SIDECAR, &name(0), &[]).await;
+    client.next(&name(0)).await;
+    for index in 1..32 {
+        client.ask(&name(index), &[]).await;
+        client.next(&name(index)).await;
+    }
+    let (_, page) = pilot.get("/metrics").await;
+    assert!(page.contains("pilot_xds_pushes{type=\"other\"} 32"), "{page}");
+    assert!(!page.contains("x31"), "{page}");
+    client.ask(&name(32), &[]).await;
+    let error = tokio::time::timeout(LIMIT, client.responses.message()).await.expect("in time");
+    assert!(error.expect_err("a refusal").message().contains("too many types"));
     pilot.stop().await;
 }

@@ -2,7 +2,7 @@
 //!
 //! - `tls.rs`: the port with TLS, whose certificate is renewed by changing its files;
 //! - `token.rs`: tokens of service accounts, judged by the API server, or by an issuer's keys;
-//! - `join.rs`: tokens that are good once, for machines without Kubernetes;
+//! - `join.rs`: tokens that are good once, for the certificate of a machine without Kubernetes;
 //! - `forwarded.rs`: certificates that a proxy in front of us has verified;
 //! - `made.rs`: things made of files, made anew when these change.
 //!
@@ -25,6 +25,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use leno_base::cidr::Cidr;
+use leno_tls::issue::{Material, SpiffeId};
 use leno_xds::server::grpc::DiscoveryService;
 use leno_xds::server::listen::{
     Authenticated, Authenticator, Beside, Caller, Credentials, Handshake, Listen, Options, Pod,
@@ -32,12 +33,13 @@ use leno_xds::server::listen::{
 use tokio::sync::Semaphore;
 
 pub use self::join::create_join_token;
+pub(crate) use self::join::{JoinTokens, Ticket};
 pub use self::tls::Secure;
 pub(crate) use self::tls::{parameters, server_context, shake};
 pub use self::token::Issuer;
 use crate::ca::node::Nodes;
 use crate::ca::{self, Ca, CaSettings, OwnServer, Service};
-use crate::model::identity::{Account, TRUST_DOMAIN, trust_domain};
+use crate::model::identity::{Account, TRUST_DOMAIN};
 use crate::source::kube::Cluster;
 
 /// How long the API server may think about a token, and others before it.
@@ -45,6 +47,9 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// How many tokens the API server is asked about at a time: strangers may send as many as they like.
 const MOST_REVIEWS: usize = 32;
+
+/// The words for who shows a join token for anything else.
+const ONLY_JOINS: &str = "a join token is for a certificate, and for nothing else";
 
 /// The audience of tokens for the control plane, unless it is told another: Istio's.
 const AUDIENCE: &str = "istio-ca";
@@ -106,14 +111,14 @@ impl Domains {
         domains.first().cloned().unwrap_or_else(|| TRUST_DOMAIN.to_owned())
     }
 
-    /// Whether an identity is of one of them.
+    /// Whether an identity is well-formed and of one of them.
     pub(crate) fn have(&self, identity: &str) -> bool {
         let domains = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        trust_domain(identity).is_some_and(|domain| domains.iter().any(|known| known == domain))
+        SpiffeId::parse(identity).is_ok_and(|identity| domains.iter().any(|known| known == identity.domain()))
     }
 
     /// The identity of a service account.
-    fn identity(&self, account: &Account) -> String {
+    pub(crate) fn identity(&self, account: &Account) -> String {
         account.identity(&self.own())
     }
 }
@@ -128,8 +133,8 @@ pub(crate) struct Door {
     /// Finds out who calls, whoever asks.
     pub(crate) callers: Arc<dyn Authenticator>,
     pub(crate) domains: Domains,
-    /// The certificate authority, and whether somebody else makes its files.
-    pub(crate) ca: Option<(Arc<Ca>, bool)>,
+    /// The certificate authority, and what it was made of if somebody else makes its files.
+    pub(crate) ca: Option<(Arc<Ca>, Option<Material>)>,
 }
 
 impl Door {
@@ -153,11 +158,11 @@ impl Door {
             issuer: access.issuer.clone().map(keys).transpose()?,
             audiences,
             cluster: cluster.clone(),
-            join_tokens: access.join_tokens.clone(),
             reviews: Semaphore::new(MOST_REVIEWS),
             trusted_proxies: access.trusted_proxies.clone(),
         });
         let ca = access.authority.clone().map(open_ca).transpose()?;
+        let joins = access.join_tokens.as_deref().map(JoinTokens::open).transpose()?;
         let plain = Listen { options: options.clone(), ..Listen::new(service) };
         let handshake: Option<Arc<dyn Handshake>> = match (&access.secure, &ca) {
             (Some((_, secure)), _) => Some(Arc::new(tls::Server::read(secure.clone())?)),
@@ -168,7 +173,8 @@ impl Door {
         let beside = ca.as_ref().map(|(ca, _)| {
             let accounts = ca.node_accounts().to_vec();
             let nodes = Nodes { accounts, cluster, domains: domains.clone() };
-            Arc::new(Service::new(Arc::clone(ca), nodes)) as Arc<dyn Beside>
+            let joins = joins.map(|tokens| (tokens, domains.clone()));
+            Arc::new(Service::new(Arc::clone(ca), nodes, joins)) as Arc<dyn Beside>
         });
         let secure = handshake.map(|handshake| Listen {
             authenticator: Arc::clone(&callers),
@@ -185,13 +191,14 @@ impl Door {
 }
 
 /// Makes an authority, whose files are read now if there are any.
-fn open_ca(settings: CaSettings) -> Result<(Arc<Ca>, bool), String> {
+fn open_ca(settings: CaSettings) -> Result<(Arc<Ca>, Option<Material>), String> {
     let plugged = ca::plugged(&settings)?;
-    let (ca, is_plugged) = (Ca::new(settings), plugged.is_some());
-    if let Some(authority) = plugged {
+    let ca = Ca::new(settings);
+    let made_of = plugged.map(|(authority, material)| {
         ca.install(authority);
-    }
-    Ok((ca, is_plugged))
+        material
+    });
+    Ok((ca, made_of))
 }
 
 /// Finds out who calls.
@@ -200,7 +207,6 @@ struct Callers {
     audiences: Vec<String>,
     issuer: Option<token::Keys>,
     cluster: Option<Cluster>,
-    join_tokens: Option<PathBuf>,
     /// Room for questions to the API server.
     reviews: Semaphore,
     trusted_proxies: Vec<Cidr>,
@@ -215,8 +221,10 @@ impl fmt::Debug for Callers {
 impl Authenticator for Callers {
     fn authenticate<'c>(&'c self, credentials: Credentials<'c>) -> Authenticated<'c> {
         Box::pin(async move {
-            let caller = self.identify(credentials).await.inspect_err(|why| {
-                tracing::warn!(peer = ?credentials.address, why, "a caller is not authenticated");
+            let caller = self.identify(credentials).await.inspect_err(|why| match why.as_str() {
+                // He may yet be, by the authority.
+                ONLY_JOINS => tracing::debug!(peer = ?credentials.address, "a join token was shown"),
+                _ => tracing::warn!(peer = ?credentials.address, why, "a caller is not authenticated"),
             })?;
             Ok(Some(caller))
         })
@@ -260,10 +268,8 @@ impl Callers {
         {
             return account.map(|account| (account, None));
         }
-        if let Some(folder) = &self.join_tokens
-            && let Some(account) = join::redeem(folder, token)
-        {
-            return account.map(|account| (account, None));
+        if join::is_one(token) {
+            return Err(ONLY_JOINS.to_owned());
         }
         let Some(cluster) = &self.cluster else {
             return Err("the token is of an issuer that is not known".to_owned());
@@ -296,7 +302,6 @@ mod tests {
             audiences: Vec::new(),
             issuer: None,
             cluster: None,
-            join_tokens: None,
             reviews: tokio::sync::Semaphore::new(1),
             trusted_proxies: vec![Cidr::new([10, 0, 0, 0].into(), 8).expect("a range")],
         }
@@ -348,6 +353,12 @@ mod tests {
                 Ok("spiffe://mesh/ns/a/sa/b"),
             ),
             (&[], Some(("authorization", "Bearer x")), "10.0.0.1:5", Err("issuer that is not known")),
+            (
+                &[],
+                Some(("authorization", "Bearer leno-join-AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA")),
+                "10.0.0.1:5",
+                Err("for a certificate, and for nothing else"),
+            ),
             (&[], Some(("authorization", "Basic x")), "10.0.0.1:5", Err("neither a certificate")),
         ] {
             let certificate: Vec<String> = certificate.iter().map(|&it| it.to_owned()).collect();

@@ -10,6 +10,7 @@ use leno_tls::jwt::{KeySet, Token};
 use serde::Deserialize;
 
 use super::made::{Made, read};
+use crate::model::duration::seconds;
 use crate::model::identity::Account;
 
 /// Seconds that clocks may differ.
@@ -99,7 +100,7 @@ impl Keys {
 
     /// Whose a token is; `None` if it is another issuer's.
     pub(super) fn account(&self, text: &str) -> Option<Result<Account, String>> {
-        let now = System.wall().duration_since(std::time::UNIX_EPOCH).unwrap_or_default().as_secs();
+        let now = seconds(System.wall());
         let token = Token::parse(text).ok().filter(|token| *token.issuer == *self.issuer.issuer)?;
         Some(self.verify(&token, now))
     }

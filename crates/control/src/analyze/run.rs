@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
-use std::time::UNIX_EPOCH;
 
 use leno_api::yaml::{self, Dialect, Node};
 use leno_base::clock::{Clock, System};
@@ -16,15 +15,13 @@ use super::message::{Code, Level, Message, of_code, of_finding};
 use super::raw::{Now, RawKey, Raws, RawsByKind, key_of};
 use super::validity::{Validities, outdated};
 use crate::model::diagnostic::{Finding, Severity};
+use crate::model::duration::seconds;
 use crate::model::read::{self, Read};
-use crate::model::{Change, ObjectRef, inputs};
+use crate::model::{Change, KUBERNETES, ObjectRef, inputs};
 use crate::source::files::places;
 use crate::source::kube::client::Kubernetes;
 use crate::source::kube::snapshot;
 use crate::source::{Origin, Places, object_node};
-
-/// Namespaces of Kubernetes itself, about whose objects nothing is said.
-const IGNORED: [&str; 4] = ["kube-system", "kube-public", "kube-node-lease", "local-path-storage"];
 
 /// What messages about no object are about, as istioctl calls it.
 const CLUSTER: &str = "Cluster";
@@ -226,7 +223,7 @@ impl World {
         inputs::register(&mut graph);
         graph.register::<RawsByKind>();
         let mut batch = Batch::new();
-        let now = System.wall().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        let now = seconds(System.wall());
         batch.set::<Now>((), i64::try_from(now).unwrap_or(i64::MAX));
         let mut typed: BTreeMap<ObjectRef, RawKey> = BTreeMap::new();
         for (key, (object, origin)) in &self.objects {
@@ -306,7 +303,7 @@ impl World {
             let elsewhere = options.namespace.as_ref().is_some_and(|wanted| wanted != namespace);
             let Some((object, origin)) = self.objects.get(key) else { continue };
             if (elsewhere && !namespace.is_empty())
-                || IGNORED.contains(&namespace.as_str())
+                || KUBERNETES.contains(&namespace.as_str())
                 || is_suppressed(code, key, object, options)
             {
                 continue;

@@ -2,7 +2,8 @@
 //!
 //! Files that somebody else makes are followed: they are looked at every few seconds, and what is wrong
 //! with new ones is said while the last good ones stay in use. An authority of our own is looked at as
-//! istiod does it, once an hour; replicas notice then what another has written.
+//! istiod does it, once an hour; replicas notice then what another has written. The roots of others that
+//! are to be trusted beside it (`others.rs`) are files again.
 
 use std::fs;
 use std::io;
@@ -12,8 +13,10 @@ use std::time::Duration;
 
 use leno_base::backoff::Backoff;
 use leno_base::rng::Rng;
-use leno_tls::issue::{Authority, Material, certificates};
+use leno_tls::issue::{Authority, Material, certificates, certificates_to_pem};
+use tokio::time::Instant;
 
+use super::others::Others;
 use super::rotation::{Kept, Schedule};
 use super::vault::Vault;
 use super::{Ca, CaSettings, now};
@@ -26,56 +29,59 @@ const LOOK: Duration = Duration::from_secs(2);
 const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(30));
 
 /// Reads the authority's files, if somebody else makes them; they must be good for the control plane to
-/// start.
+/// start. Also gives what was read, for [`follow`].
 ///
 /// # Errors
 /// What is wrong with them.
-pub(crate) fn plugged(settings: &CaSettings) -> Result<Option<Authority>, String> {
-    let Some(material) = Files::find(&settings.dir)? else { return Ok(None) };
-    let authority = Authority::load(&material, now());
-    authority.map(Some).map_err(|error| format!("{}: {error}", settings.dir.display()))
-}
-
-/// The files of an authority, under one of the names that Istio knows.
-struct Files;
-
-impl Files {
-    /// `None`: there are none.
-    ///
-    /// # Errors
-    /// If there are some, and not all.
-    fn find(folder: &Path) -> Result<Option<Material>, String> {
-        // A Secret of the type kubernetes.io/tls, as cert-manager makes them.
-        if let Some(certificate) = read(&folder.join("tls.crt"))? {
-            let (first, chain) = first_of(&certificate)?;
-            let roots = required(&folder.join("ca.crt"))?;
-            let key = required(&folder.join("tls.key"))?;
-            return Ok(Some(Material { certificate: first, key, chain, roots, revocations: Vec::new() }));
-        }
-        let [certificate, key, roots] =
-            ["ca-cert.pem", "ca-key.pem", "root-cert.pem"].map(|name| folder.join(name));
-        // Roots alone are others to trust beside our own.
-        if read(&certificate)?.is_none() && read(&key)?.is_none() {
-            return Ok(None);
-        }
-        Ok(Some(Material {
-            certificate: required(&certificate)?,
-            key: required(&key)?,
-            chain: read(&folder.join("cert-chain.pem"))?.unwrap_or_default(),
-            roots: required(&roots)?,
-            revocations: read(&folder.join("ca-crl.pem"))?.unwrap_or_default(),
-        }))
+pub(crate) fn plugged(settings: &CaSettings) -> Result<Option<(Authority, Material)>, String> {
+    let Some(material) = find(&settings.dir)? else { return Ok(None) };
+    match Authority::load(&material, now()) {
+        Ok(authority) => Ok(Some((authority, material))),
+        Err(error) => Err(format!("{}: {error}", settings.dir.display())),
     }
 }
 
-/// The first certificate of a text, and all.
-fn first_of(pem: &[u8]) -> Result<(Vec<u8>, Vec<u8>), String> {
-    let all = certificates(pem)?;
-    let first = leno_tls::issue::certificates_to_pem(all.first());
-    Ok((first.into_bytes(), pem.to_vec()))
+/// The files of an authority, under one of the names that Istio knows; `None`: there are none.
+///
+/// # Errors
+/// If there are some, and not all.
+fn find(folder: &Path) -> Result<Option<Material>, String> {
+    let place = |name: &str| folder.join(name);
+    let (certificate, key) = (place("ca-cert.pem"), place("ca-key.pem"));
+    let revocations = read(&place("ca-crl.pem"))?.unwrap_or_default();
+    let is_pem = read(&certificate)?.is_some() || read(&key)?.is_some();
+    // A Secret of the type kubernetes.io/tls, as cert-manager makes them.
+    if let Some(all) = read(&place("tls.crt"))? {
+        if is_pem {
+            return Err(format!(
+                "{}: tls.crt and ca-cert.pem are both there: which is the authority?",
+                folder.display()
+            ));
+        }
+        let certificate =
+            first_of(&all).map_err(|error| format!("{}: {error}", place("tls.crt").display()))?;
+        let (key, roots) = (required(&place("tls.key"))?, required(&place("ca.crt"))?);
+        return Ok(Some(Material { certificate, key, chain: all, roots, revocations }));
+    }
+    // Roots alone are others to trust beside our own.
+    if !is_pem {
+        return Ok(None);
+    }
+    Ok(Some(Material {
+        certificate: required(&certificate)?,
+        key: required(&key)?,
+        chain: read(&place("cert-chain.pem"))?.unwrap_or_default(),
+        roots: required(&place("root-cert.pem"))?,
+        revocations,
+    }))
 }
 
-fn read(path: &Path) -> Result<Option<Vec<u8>>, String> {
+/// The first certificate of a text.
+fn first_of(pem: &[u8]) -> Result<Vec<u8>, String> {
+    Ok(certificates_to_pem(certificates(pem)?.first()).into_bytes())
+}
+
+pub(super) fn read(path: &Path) -> Result<Option<Vec<u8>>, String> {
     match fs::read(path) {
         Ok(bytes) => Ok(Some(bytes)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -87,32 +93,63 @@ fn required(path: &Path) -> Result<Vec<u8>, String> {
     read(path)?.ok_or_else(|| format!("{} is missing, and others of its kind are there", path.display()))
 }
 
-/// Follows the files of an authority that somebody else makes. Runs for ever.
-pub(crate) async fn follow(ca: Arc<Ca>) {
-    let mut told = None;
-    let mut known = Files::find(&ca.settings.dir).ok().flatten();
-    loop {
-        tokio::time::sleep(LOOK).await;
-        let found = match Files::find(&ca.settings.dir) {
-            Ok(Some(found)) => found,
-            Ok(None) => continue,
-            Err(error) => {
-                complain(&mut told, error);
-                continue;
-            }
-        };
-        if known.as_ref() == Some(&found) {
-            continue;
-        }
-        let authority = Authority::load(&found, now());
-        match authority.and_then(|authority| succeeds(&ca, &authority).map(|()| authority)) {
-            Ok(authority) => {
-                ca.install(authority);
-                (known, told) = (Some(found), None);
-            }
-            Err(error) => complain(&mut told, error),
+/// A fault that stays, which is told once.
+pub(super) struct Complaint {
+    /// What follows from it.
+    words: &'static str,
+    told: Option<String>,
+}
+
+impl Complaint {
+    /// Nothing is wrong yet.
+    pub(super) fn new(words: &'static str) -> Complaint {
+        Complaint { words, told: None }
+    }
+
+    /// Something is wrong.
+    pub(super) fn tell(&mut self, error: String) {
+        if self.told.as_ref() != Some(&error) {
+            tracing::error!(error, "{}", self.words);
+            self.told = Some(error);
         }
     }
+
+    /// Nothing is wrong any more.
+    pub(super) fn is_over(&mut self) {
+        if let Some(error) = self.told.take() {
+            tracing::info!(error, "no longer: {}", self.words);
+        }
+    }
+}
+
+/// Follows the files of an authority that somebody else makes. Runs for ever. `known` is what the one in
+/// use was made of.
+pub(crate) async fn follow(ca: Arc<Ca>, mut known: Material) {
+    let mut complaint = Complaint::new("the certificate authority that was read before stays in use");
+    loop {
+        tokio::time::sleep(LOOK).await;
+        match news(&ca, &known) {
+            Ok(None) => complaint.is_over(),
+            Ok(Some((found, authority))) => {
+                complaint.is_over();
+                ca.install(authority);
+                known = found;
+            }
+            Err(error) => complaint.tell(error),
+        }
+    }
+}
+
+/// What the files hold now, if that is something else.
+fn news(ca: &Ca, known: &Material) -> Result<Option<(Material, Authority)>, String> {
+    let folder = &ca.settings.dir;
+    let found = find(folder)?.ok_or_else(|| format!("{}: the files are gone", folder.display()))?;
+    if found == *known {
+        return Ok(None);
+    }
+    let authority = Authority::load(&found, now())?;
+    succeeds(ca, &authority)?;
+    Ok(Some((found, authority)))
 }
 
 /// Whether an authority may take the place of the one that we have: one must trust all that the other
@@ -128,13 +165,6 @@ fn succeeds(ca: &Ca, new: &Authority) -> Result<(), String> {
     Err("the new roots neither hold all old ones nor are held by them: add the new root first, and take the \
          old one away when all workloads have asked for certificates again"
         .to_owned())
-}
-
-fn complain(told: &mut Option<String>, error: String) {
-    if told.as_ref() != Some(&error) {
-        tracing::error!(error, "the certificate authority that was read before stays in use");
-        *told = Some(error);
-    }
 }
 
 /// Keeps an authority of our own. Runs for ever. `organization` is the name of new roots.
@@ -158,42 +188,62 @@ pub(crate) async fn keep(ca: Arc<Ca>, cluster: Option<Cluster>, organization: St
         leaf: settings.max_ttl,
         check_every: settings.check_every,
     };
+    keep_in(&ca, &vault, &schedule).await;
+}
+
+/// Keeps an authority of our own in a vault. Runs for ever.
+async fn keep_in(ca: &Ca, vault: &Vault, schedule: &Schedule) {
     let mut rng = Rng::from_entropy();
     let mut backoff = Backoff::new(RETRY.0, RETRY.1, rng.fork());
-    let mut used: Option<Material> = None;
+    let mut others = Others::new(ca.settings.dir.join("root-cert.pem"));
+    let mut unused = Complaint::new("a certificate authority was put beside our own, and is not used");
+    // What is kept, and what was made of it and the others' roots.
+    let (mut kept, mut used): (Option<Kept>, Option<Material>) = (None, None);
+    // When to look at what is kept; never again: `None`.
+    let mut look_at = Some(Instant::now());
     loop {
-        match look(&vault, &schedule).await {
-            Ok(Some(kept)) => {
-                backoff.reset();
-                let more = read(&settings.dir.join("root-cert.pem")).unwrap_or_else(|error| {
-                    tracing::error!(error, "other roots cannot be read");
-                    None
-                });
-                let material = kept.material(&more.unwrap_or_default());
-                if used.as_ref() != Some(&material) {
-                    match Authority::load(&material, now()) {
-                        Ok(authority) => {
-                            ca.install(authority);
-                            used = Some(material);
-                        }
-                        Err(error) => tracing::error!(error, "what is kept is no certificate authority"),
+        if look_at.is_some_and(|at| at <= Instant::now()) {
+            let found = look(vault, schedule).await;
+            look_at = match found {
+                Ok(Some(found)) => match Authority::load(&found.material(b""), now()) {
+                    Ok(_) => {
+                        backoff.reset();
+                        kept = Some(found);
+                        let jitter =
+                            |rng: &mut Rng| if ca.settings.jitter { 0.8 + 0.4 * rng.fraction() } else { 1.0 };
+                        schedule.check_every.map(|every| Instant::now() + every.mul_f64(jitter(&mut rng)))
                     }
+                    Err(error) => {
+                        tracing::error!(error, "what is kept is no certificate authority");
+                        Some(Instant::now() + backoff.next_wait())
+                    }
+                },
+                // Another has been first: what it has written is what counts.
+                Ok(None) => Some(Instant::now() + backoff.next_wait()),
+                Err(error) => {
+                    tracing::error!(error, "the certificate authority cannot be kept");
+                    Some(Instant::now() + backoff.next_wait())
                 }
-            }
-            // Another has been first: what it has written is what counts.
-            Ok(None) => {
-                tokio::time::sleep(backoff.next_wait()).await;
-                continue;
-            }
-            Err(error) => {
-                tracing::error!(error, "the certificate authority cannot be kept");
-                tokio::time::sleep(backoff.next_wait()).await;
-                continue;
+            };
+        }
+        if let Some(kept) = &kept {
+            let material = kept.material(others.look());
+            if used.as_ref() != Some(&material) {
+                // Both are good by themselves.
+                match Authority::load(&material, now()) {
+                    Ok(authority) => ca.install(authority),
+                    Err(error) => tracing::error!(error, "the roots of others do not go with our own"),
+                }
+                used = Some(material);
             }
         }
-        let Some(every) = settings.check_every else { return std::future::pending().await };
-        let every = if settings.jitter { every.mul_f64(0.8 + 0.4 * rng.fraction()) } else { every };
-        tokio::time::sleep(every).await;
+        match find(&ca.settings.dir) {
+            Ok(None) => unused.is_over(),
+            Ok(Some(_)) => unused.tell("it takes over when the control plane is started again".to_owned()),
+            Err(error) => unused.tell(error),
+        }
+        let next = Instant::now() + LOOK;
+        tokio::time::sleep_until(look_at.map_or(next, |at| at.min(next))).await;
     }
 }
 
@@ -206,18 +256,25 @@ async fn look(vault: &Vault, schedule: &Schedule) -> Result<Option<Kept>, String
         Some(found) if schedule.check_every.is_some() => found.kept.rotated(schedule, now)?,
         Some(_) => None,
     };
-    let Some(wanted) = wanted else { return Ok(found.map(|found| found.kept)) };
-    Ok(vault.write(&wanted, found).await?.then_some(wanted))
+    if let Some(wanted) = wanted {
+        return Ok(vault.write(&wanted, found).await?.then_some(wanted));
+    }
+    let kept = found.map(|found| found.kept);
+    kept.iter().for_each(|kept| vault.mend(kept));
+    Ok(kept)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
     use std::sync::Arc;
     use std::time::Duration;
 
     use leno_tls::issue::{Authority, KeyType};
 
-    use super::{Ca, CaSettings, Files, Kept, Material, Schedule, Vault, look, now, succeeds};
+    use super::{
+        Ca, CaSettings, Kept, Material, Schedule, Vault, find, follow, keep_in, look, now, plugged, succeeds,
+    };
 
     fn schedule() -> Schedule {
         Schedule {
@@ -230,17 +287,30 @@ mod tests {
         }
     }
 
-    fn ca() -> Arc<Ca> {
-        Ca::new(CaSettings::read(|_| None).expect("fine").expect("an authority"))
+    fn kept() -> Kept {
+        Kept::new(&schedule(), now()).expect("a root")
+    }
+
+    /// One whose files are in a folder.
+    fn ca(folder: &std::path::Path) -> Arc<Ca> {
+        let folder = folder.to_str().expect("text").to_owned();
+        let settings = CaSettings::read(|name| (name == "ROOT_CA_DIR").then(|| folder.clone()));
+        Ca::new(settings.expect("fine").expect("an authority"))
+    }
+
+    /// How many roots it trusts when it is another one than before.
+    async fn next(changes: &mut tokio::sync::watch::Receiver<Option<Arc<Authority>>>) -> usize {
+        changes.changed().await.expect("it is there");
+        changes.borrow_and_update().as_ref().map_or(0, |authority| authority.roots().len())
     }
 
     #[test]
     fn roots_must_overlap() {
-        let [a, b] = [(), ()].map(|()| Kept::new(&schedule(), now()).expect("a root"));
+        let [a, b] = [kept(), kept()];
         let load = |kept: &Kept, more: &str| {
             Authority::load(&kept.material(more.as_bytes()), now()).expect("an authority")
         };
-        let ca = ca();
+        let ca = ca(std::path::Path::new("none"));
         assert!(succeeds(&ca, &load(&a, "")).is_ok(), "the first");
         for (old, new, good) in [
             (load(&a, ""), load(&a, &b.roots), true),
@@ -258,16 +328,89 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let vault = Vault::Folder(folder.path().to_owned());
         let first = look(&vault, &schedule()).await.expect("writable").expect("nobody else is there");
+        // What a crash has left out is made up for.
+        let public = folder.path().join("roots.pem");
+        fs::remove_file(&public).expect("it is there");
         let again = look(&vault, &schedule()).await.expect("readable").expect("it is there");
         assert_eq!(first, again);
+        assert_eq!(fs::read_to_string(public).expect("readable"), first.roots);
+    }
+
+    /// Files that change between the start and the first look are noticed, as are those that go.
+    #[tokio::test(start_paused = true)]
+    async fn no_change_of_files_is_lost() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let [a, b] = [kept(), kept()];
+        let plug = |kept: &Kept, roots: &str| {
+            for (name, text) in [
+                ("ca-cert.pem", &*kept.current.certificate),
+                ("ca-key.pem", &kept.current.key),
+                ("root-cert.pem", roots),
+            ] {
+                fs::write(folder.path().join(name), text).expect("writable");
+            }
+        };
+        plug(&a, &a.roots);
+        let ca = ca(folder.path());
+        let (authority, known) = plugged(&ca.settings).expect("good files").expect("an authority");
+        ca.install(authority);
+        plug(&b, &format!("{}{}", a.roots, b.roots));
+        let mut changes = ca.current.subscribe();
+        let following = tokio::spawn(follow(Arc::clone(&ca), known));
+        assert_eq!(next(&mut changes).await, 2);
+        fs::remove_file(folder.path().join("ca-cert.pem")).expect("it is there");
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        assert!(!changes.has_changed().expect("it is there"));
+        plug(&b, &b.roots);
+        assert_eq!(next(&mut changes).await, 1);
+        following.abort();
+    }
+
+    /// Others' roots come and go beside our own, which does not depend on them.
+    #[tokio::test(start_paused = true)]
+    async fn bad_roots_of_others_take_nothing_away() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = folder.path().join("root-cert.pem");
+        let broken = "-----BEGIN CERTIFICATE-----\nMAA=\n-----END CERTIFICATE-----\n";
+        fs::write(&file, broken).expect("writable");
+        let ca = ca(folder.path());
+        let mut changes = ca.current.subscribe();
+        let (keeping, schedule) = (Arc::clone(&ca), Schedule { check_every: None, ..schedule() });
+        let keeping =
+            tokio::spawn(
+                async move { keep_in(&keeping, &Vault::Memory(Default::default()), &schedule).await },
+            );
+        assert_eq!(next(&mut changes).await, 1, "ours is good");
+        let other = kept().roots;
+        fs::write(&file, &other).expect("writable");
+        assert_eq!(next(&mut changes).await, 2);
+        let signing = ca.authority().expect("it is there").certificate().serial().to_owned();
+        // Broken, unreadable, or away for a moment: the last good ones stay.
+        for spoil in [
+            &|| fs::write(&file, broken).expect("writable") as (),
+            &|| {
+                fs::remove_file(&file).expect("it is there");
+                fs::create_dir(&file).expect("a folder");
+            },
+            &|| fs::remove_dir(&file).expect("it is there"),
+        ] as [&dyn Fn(); 3]
+        {
+            spoil();
+            tokio::time::sleep(Duration::from_secs(10)).await;
+            assert!(!changes.has_changed().expect("it is there"));
+        }
+        // Gone for good.
+        assert_eq!(next(&mut changes).await, 1);
+        assert_eq!(ca.authority().expect("it is there").certificate().serial(), signing);
+        keeping.abort();
     }
 
     #[test]
     fn files_by_both_names() {
         let folder = tempfile::tempdir().expect("a folder");
-        let write =
-            |name: &str, text: &str| std::fs::write(folder.path().join(name), text).expect("writable");
-        let find = || Files::find(folder.path());
+        let write = |name: &str, text: &str| fs::write(folder.path().join(name), text).expect("writable");
+        let remove = |name: &str| fs::remove_file(folder.path().join(name)).expect("it is there");
+        let find = || find(folder.path());
         assert_eq!(find(), Ok(None));
         write("root-cert.pem", "r");
         assert_eq!(find(), Ok(None), "only others to trust");
@@ -283,11 +426,18 @@ mod tests {
             ..Material::default()
         };
         assert_eq!(find(), Ok(Some(expected)));
-        let kept = Kept::new(&schedule(), now()).expect("a root");
+        let kept = kept();
         write("tls.crt", &kept.roots);
-        assert!(find().is_err());
+        assert!(find().is_err_and(|why| why.contains("both there")));
+        remove("ca-cert.pem");
+        assert!(find().is_err_and(|why| why.contains("both there")));
+        remove("ca-key.pem");
+        assert!(find().is_err_and(|why| why.contains("tls.key is missing")));
         write("tls.key", &kept.current.key);
         write("ca.crt", &kept.roots);
+        let found = find().expect("all are there").expect("some are there");
+        assert_eq!(found.revocations, b"x");
+        remove("ca-crl.pem");
         let found = find().expect("all are there").expect("some are there");
         assert!(Authority::load(&found, now()).is_ok());
     }

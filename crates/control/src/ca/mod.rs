@@ -5,6 +5,7 @@
 //! - `rotation.rs`: when its root is followed by another, so that at every moment everybody trusts what
 //!   everybody shows (decides only, and knows no I/O);
 //! - `keeper.rs`: the task that reads, makes and rotates it, or follows files that somebody else makes;
+//! - `others.rs`: roots of other meshes, to be trusted beside our own;
 //! - `service.rs`: Istio's certificate service, which signs for whoever has proven who he is;
 //! - `node.rs`: which workloads a proxy of a whole node may ask for;
 //! - `serving.rs`: the control plane's own certificate, for the port with TLS;
@@ -14,6 +15,7 @@
 
 mod keeper;
 pub(crate) mod node;
+mod others;
 mod publish;
 mod rotation;
 mod service;
@@ -24,7 +26,6 @@ mod vault;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::UNIX_EPOCH;
 
 use leno_base::clock::{Clock, System};
 use leno_tls::issue::{self, Validity};
@@ -35,6 +36,7 @@ pub(crate) use self::publish::spawn as spawn_publisher;
 pub(crate) use self::service::Service;
 pub(crate) use self::serving::OwnServer;
 pub use self::settings::CaSettings;
+use crate::model::duration::seconds;
 
 /// How long before it was signed a certificate is valid: clocks differ.
 pub(crate) const CLOCK_SKEW: i64 = 120;
@@ -132,6 +134,5 @@ pub(crate) struct CaSeen {
 
 /// Seconds since the epoch.
 fn now() -> i64 {
-    let now = System.wall().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(now.as_secs()).unwrap_or(i64::MAX)
+    i64::try_from(seconds(System.wall())).unwrap_or(i64::MAX)
 }

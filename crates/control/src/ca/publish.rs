@@ -2,18 +2,23 @@
 //! anything: the ConfigMap `istio-ca-root-cert`, and `istio-ca-crl` beside it if anything was revoked.
 //!
 //! The replica that leads writes them, by server-side apply, so that what others add to them stays. All
-//! are written again now and then, should somebody have changed or deleted one.
+//! are written again now and then, should somebody have changed or deleted one. When nothing is revoked
+//! any more `istio-ca-crl` is taken away: proxies would go on refusing what it names, and, once the lists
+//! in it are too old, everybody.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use http::Method;
-use serde_json::json;
+use k8s_openapi::api::core::v1::ConfigMap;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ManagedFieldsEntry;
+use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use super::Ca;
+use crate::model::KUBERNETES;
 use crate::source::kube::client::Fault;
 use crate::source::kube::{Cluster, lease};
 
@@ -22,9 +27,6 @@ const LEASE: &str = "leno-root-cert-leader";
 
 /// Under which name fields are owned.
 const MANAGER: &str = "leno-ca";
-
-/// Namespaces of Kubernetes' own, which istiod leaves alone too.
-const LEFT_ALONE: [&str; 4] = ["kube-system", "kube-public", "kube-node-lease", "local-path-storage"];
 
 /// How long to wait after writes have failed.
 const AGAIN: Duration = Duration::from_secs(2);
@@ -56,6 +58,8 @@ async fn publish(
     let mut changes = ca.current.subscribe();
     // What was written where.
     let mut written: BTreeMap<(String, &'static str), String> = BTreeMap::new();
+    // Of what was said that it may not be written, or taken away.
+    let mut said: BTreeSet<(&'static str, bool)> = BTreeSet::new();
     let mut repair_at = tokio::time::Instant::now() + REPAIR;
     loop {
         let mut failed = false;
@@ -73,17 +77,27 @@ async fn publish(
                 ("istio-ca-root-cert", "root-cert.pem", authority.roots_pem()),
                 ("istio-ca-crl", "ca-crl.pem", authority.revocations().to_owned()),
             ];
-            for namespace in all.iter().filter(|name| !LEFT_ALONE.contains(&name.as_str())) {
-                for (name, key, text) in wanted.iter().filter(|(_, _, text)| !text.is_empty()) {
+            for namespace in all.iter().filter(|name| !KUBERNETES.contains(&name.as_str())) {
+                for (name, key, text) in &wanted {
                     let place = (namespace.clone(), *name);
                     if written.get(&place) == Some(text) {
                         continue;
                     }
-                    match write(&cluster, namespace, name, key, text).await {
+                    let outcome = match text.as_str() {
+                        "" => remove(&cluster, namespace, name, key).await,
+                        text => write(&cluster, namespace, name, &json!({ (*key): text })).await,
+                    };
+                    match outcome {
                         Ok(()) => drop(written.insert(place, text.clone())),
-                        // It is being deleted, or gone already.
-                        Err(fault) if matches!(fault.code(), 403 | 404) => {
-                            tracing::debug!(%fault, namespace, name, "cannot be written");
+                        Err(fault) if fault.code() == 404 || is_ending(&fault) => {
+                            tracing::debug!(%fault, namespace, name, "its namespace is ending");
+                            written.insert(place, text.clone());
+                        }
+                        // It is tried again with the next repair.
+                        Err(fault) if fault.code() == 403 => {
+                            if said.insert((*name, text.is_empty())) {
+                                tracing::warn!(%fault, namespace, name, "may not be written");
+                            }
                             written.insert(place, text.clone());
                         }
                         Err(fault) => {
@@ -111,15 +125,49 @@ async fn publish(
     }
 }
 
-async fn write(cluster: &Cluster, namespace: &str, name: &str, key: &str, text: &str) -> Result<(), Fault> {
+/// Writes what is to be ours of a ConfigMap.
+async fn write(cluster: &Cluster, namespace: &str, name: &str, data: &Value) -> Result<(), Fault> {
     let path = format!("/api/v1/namespaces/{namespace}/configmaps/{name}?fieldManager={MANAGER}&force=true");
     let body = json!({
         "apiVersion": "v1",
         "kind": "ConfigMap",
         "metadata": { "name": name, "namespace": namespace, "labels": { "istio.io/config": "true" } },
-        "data": { key: text },
+        "data": data,
     });
     let body = body.to_string().into_bytes();
     let api = cluster.api();
     api.call(Method::PATCH, &path, "application/json", "application/apply-patch+yaml", body).await.map(drop)
+}
+
+/// Deletes a ConfigMap that we have made, or what is ours of it.
+async fn remove(cluster: &Cluster, namespace: &str, name: &str, key: &str) -> Result<(), Fault> {
+    let path = format!("/api/v1/namespaces/{namespace}/configmaps/{name}");
+    let found = match cluster.api().get(&path, "application/json").await {
+        Ok(found) => found,
+        Err(fault) if fault.code() == 404 => return Ok(()),
+        Err(fault) => return Err(fault),
+    };
+    let found: ConfigMap = serde_json::from_str(&found).map_err(|error| Fault::Broken(error.to_string()))?;
+    let is_ours = |entry: &ManagedFieldsEntry| entry.manager.as_deref() == Some(MANAGER);
+    let managers = || found.metadata.managed_fields.iter().flatten();
+    if !managers().any(is_ours) {
+        return Ok(());
+    }
+    let is_else = found.data.iter().flatten().any(|(name, _)| name != key) || found.binary_data.is_some();
+    if is_else || !managers().all(is_ours) {
+        // What others have put there stays.
+        return write(cluster, namespace, name, &json!({})).await;
+    }
+    // The one that was seen, and no other.
+    let seen = json!({ "uid": found.metadata.uid, "resourceVersion": found.metadata.resource_version });
+    let body = json!({ "apiVersion": "v1", "kind": "DeleteOptions", "preconditions": seen });
+    let body = body.to_string().into_bytes();
+    let api = cluster.api();
+    api.call(Method::DELETE, &path, "application/json", "application/json", body).await.map(drop)
+}
+
+/// Whether nothing can be written because the namespace is being deleted. Permissions that are missing
+/// have the same status.
+fn is_ending(fault: &Fault) -> bool {
+    matches!(fault, Fault::Status { code: 403, cause, .. } if cause.as_deref() == Some("NamespaceTerminating"))
 }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use http::Request as HttpRequest;
+use http::{HeaderMap, Request as HttpRequest};
 use hyper::body::Incoming;
 use leno_api::proto::istio::v1::auth::istio_certificate_service_server::{
     IstioCertificateService, IstioCertificateServiceServer,
@@ -26,6 +26,7 @@ use tonic::{Code, Request, Response, Status};
 
 use super::node::Nodes;
 use super::{Ca, now};
+use crate::access::{Domains, JoinTokens, Ticket};
 
 /// How long a call may be: a request, the names in its metadata, and what protobuf adds.
 const MOST_MESSAGE: usize = MOST_BYTES + (4 << 10);
@@ -44,6 +45,8 @@ const IMPERSONATED: &str = "ImpersonatedIdentity";
 pub(crate) struct Service {
     ca: Arc<Ca>,
     nodes: Nodes,
+    /// Tokens that are good for one certificate, and what the mesh is called.
+    joins: Option<(JoinTokens, Domains)>,
 }
 
 /// Why there is no certificate, as istiod calls it.
@@ -55,8 +58,8 @@ struct Refused {
 }
 
 impl Service {
-    pub(crate) fn new(ca: Arc<Ca>, nodes: Nodes) -> Service {
-        Service { ca, nodes }
+    pub(crate) fn new(ca: Arc<Ca>, nodes: Nodes, joins: Option<(JoinTokens, Domains)>) -> Service {
+        Service { ca, nodes, joins }
     }
 
     /// Signs what a caller has asked for. Only identities that are proven may be given.
@@ -133,12 +136,21 @@ impl IstioCertificateService for Service {
         &self,
         request: Request<IstioCertificateRequest>,
     ) -> Result<Response<IstioCertificateResponse>, Status> {
-        let caller = request.extensions().get::<Proven>().cloned();
-        let Some(Proven(caller)) = caller else { return Err(self.nobody()) };
+        let proven = request.extensions().get::<Proven>().cloned();
+        let Some(proven) = proven else { return Err(self.nobody()) };
         let request = request.into_inner();
-        let identity = self.identity(&caller, &request).await?;
+        let (identity, ticket) = match proven {
+            Proven::Caller(caller) => (self.identity(&caller, &request).await?, None),
+            Proven::Joins(headers) => {
+                let (identity, ticket) = self.joining(&headers)?;
+                (identity, Some(ticket))
+            }
+        };
         match self.sign(&request, &identity) {
             Ok(cert_chain) => {
+                // It is used up when there is something to be had for it, and what two have got for it is
+                // for the first.
+                ticket.map_or(Ok(()), Ticket::use_up).map_err(|why| self.no_ticket(&why))?;
                 self.count(&self.ca.counts.issued);
                 tracing::debug!(%identity, "a certificate was signed");
                 Ok(Response::new(IstioCertificateResponse { cert_chain }))
@@ -152,11 +164,30 @@ impl IstioCertificateService for Service {
     }
 }
 
-/// The caller, in the request's extensions.
+/// Who asks, in the request's extensions.
 #[derive(Clone, Debug)]
-struct Proven(Caller);
+enum Proven {
+    Caller(Caller),
+    /// Somebody with a join token, whose headers these are.
+    Joins(HeaderMap),
+}
 
 impl Service {
+    /// Whose join token is shown.
+    fn joining(&self, headers: &HeaderMap) -> Result<(SpiffeId, Ticket), Status> {
+        let found = self.joins.as_ref().and_then(|(tokens, domains)| Some((tokens.find(headers)?, domains)));
+        let Some((ticket, domains)) = found else { return Err(self.nobody()) };
+        let ticket = ticket.map_err(|why| self.no_ticket(&why))?;
+        let identity = domains.identity(ticket.account());
+        SpiffeId::parse(&identity).map(|identity| (identity, ticket)).map_err(|why| self.no_ticket(why))
+    }
+
+    /// Why somebody is not let in is in our log, and not for him.
+    fn no_ticket(&self, why: &str) -> Status {
+        tracing::warn!(why, "a machine is not let in");
+        self.nobody()
+    }
+
     fn nobody(&self) -> Status {
         self.count(&self.ca.counts.authentication_failures);
         Status::unauthenticated("request authenticate failure")
@@ -176,9 +207,13 @@ impl Beside for Service {
         let service = self.clone();
         Box::pin(async move {
             service.count(&service.ca.counts.requests);
-            // Why somebody is not known is in our log, and not for him.
-            let Ok(Some(caller)) = caller else { return service.nobody().into_http() };
-            request.extensions_mut().insert(Proven(caller));
+            let proven = match caller {
+                Ok(Some(caller)) => Proven::Caller(caller),
+                // Why somebody is not known is in our log, and not for him.
+                _ if service.joins.is_none() => return service.nobody().into_http(),
+                _ => Proven::Joins(request.headers().clone()),
+            };
+            request.extensions_mut().insert(proven);
             let mut server = IstioCertificateServiceServer::new(service)
                 .max_decoding_message_size(MOST_MESSAGE)
                 .max_encoding_message_size(usize::MAX);

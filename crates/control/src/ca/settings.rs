@@ -39,7 +39,8 @@ pub struct CaSettings {
     pub grace_percent: u8,
     /// Whether replicas look at different moments (`CITADEL_ENABLE_JITTER_FOR_ROOT_CERT_ROTATOR`).
     pub jitter: bool,
-    /// How long a certificate is valid for which nobody has said it (`DEFAULT_WORKLOAD_CERT_TTL`).
+    /// How long a certificate is valid for which nobody has said it (`DEFAULT_WORKLOAD_CERT_TTL`); never
+    /// longer than `max_ttl`.
     pub default_ttl: Duration,
     /// How long it may be (`MAX_WORKLOAD_CERT_TTL`).
     pub max_ttl: Duration,
@@ -96,6 +97,14 @@ impl CaSettings {
                 .filter(|percent| (1..=99).contains(percent))
                 .ok_or_else(|| format!("{percent}: {text:?} is no number from 1 to 99"))?,
         };
+        let max_ttl = time("MAX_WORKLOAD_CERT_TTL", 90 * DAY)?;
+        let default_ttl = time("DEFAULT_WORKLOAD_CERT_TTL", DAY.min(max_ttl))?;
+        if default_ttl > max_ttl {
+            // A root is taken away when what it has signed has expired by the longest life.
+            return Err(format!(
+                "DEFAULT_WORKLOAD_CERT_TTL: {default_ttl:?} is more than MAX_WORKLOAD_CERT_TTL, {max_ttl:?}"
+            ));
+        }
         let every = time("CITADEL_SELF_SIGNED_ROOT_CERT_CHECK_INTERVAL", HOUR)?;
         let settings = CaSettings {
             dir: set("ROOT_CA_DIR").unwrap_or_else(|| "./etc/cacerts".to_owned()).into(),
@@ -109,16 +118,16 @@ impl CaSettings {
             check_every: Some(every).filter(|every| !every.is_zero()),
             grace_percent,
             jitter: flag("CITADEL_ENABLE_JITTER_FOR_ROOT_CERT_ROTATOR", true)?,
-            default_ttl: time("DEFAULT_WORKLOAD_CERT_TTL", DAY)?,
-            max_ttl: time("MAX_WORKLOAD_CERT_TTL", 90 * DAY)?,
+            default_ttl,
+            max_ttl,
             node_accounts: set("CA_TRUSTED_NODE_ACCOUNTS")
                 .map(|all| all.split(',').map(|one| one.trim().to_owned()).collect())
                 .unwrap_or_default(),
         };
         for (name, ttl) in [
             ("CITADEL_SELF_SIGNED_CA_CERT_TTL", settings.root_ttl),
-            ("DEFAULT_WORKLOAD_CERT_TTL", settings.default_ttl),
             ("MAX_WORKLOAD_CERT_TTL", settings.max_ttl),
+            ("DEFAULT_WORKLOAD_CERT_TTL", settings.default_ttl),
         ] {
             if ttl.as_secs() == 0 {
                 return Err(format!("{name} must be a second at least"));
@@ -165,7 +174,13 @@ mod tests {
         let set = set.expect("fine").expect("an authority");
         assert_eq!((set.keeps, set.root_key, set.check_every), (true, KeyType::Rsa4096, None));
         assert_eq!(set.node_accounts, ["istio-system/ztunnel", "kube-system/ztunnel"]);
+        let short = read(&[("MAX_WORKLOAD_CERT_TTL", "1h")]).expect("fine").expect("an authority");
+        assert_eq!(
+            (short.default_ttl, short.max_ttl),
+            (Duration::from_secs(3600), Duration::from_secs(3600))
+        );
         for (name, value) in [
+            ("DEFAULT_WORKLOAD_CERT_TTL", "2161h"),
             ("ENABLE_CA_SERVER", "maybe"),
             ("EXTERNAL_CA", "ISTIOD_RA_KUBERNETES_API"),
             ("USE_CACERTS_FOR_SELF_SIGNED_CA", "true"),

@@ -2,7 +2,8 @@
 //!
 //! In a cluster it is istiod's Secret `istio-ca-secret` of the root namespace, so that one that istiod
 //! has made goes on under us and the other way round; the `resourceVersion` decides between replicas
-//! that write at once. On a machine it is a file that only its owner may read. Both hold the same names.
+//! that write at once. On a machine it is a file that only its owner may read, and a lock decides. Both hold
+//! the same names.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -31,6 +32,9 @@ const PUBLIC: &str = "roots.pem";
 
 /// The file.
 const FILE: &str = "self-signed-ca.json";
+
+/// The file that who writes holds the lock of.
+const LOCK: &str = ".self-signed-ca.lock";
 
 /// Names of what is kept; the first three are istiod's.
 const CERTIFICATE: &str = "ca-cert.pem";
@@ -91,10 +95,19 @@ impl Vault {
                 *place.lock().unwrap_or_else(PoisonError::into_inner) = Some(kept.clone());
                 Ok(true)
             }
-            Vault::Folder(folder) => write_files(folder, kept)
-                .map(|()| true)
-                .map_err(|error| format!("{}: {error}", folder.join(FILE).display())),
+            Vault::Folder(folder) => replace(folder, kept, before.map(|found| found.kept)),
             Vault::Secret(cluster) => write_secret(cluster, kept, before).await,
+        }
+    }
+
+    /// Sees to it that what goes with what is kept is there too.
+    pub(super) fn mend(&self, kept: &Kept) {
+        let Vault::Folder(folder) = self else { return };
+        let path = folder.join(PUBLIC);
+        if !fs::read_to_string(&path).is_ok_and(|text| text == kept.roots)
+            && let Err(error) = lock(folder).and_then(|_lock| write_file(folder, PUBLIC, 0o644, &kept.roots))
+        {
+            tracing::error!(%error, path = %path.display(), "the roots cannot be written");
         }
     }
 }
@@ -143,9 +156,31 @@ fn read_file(path: &Path) -> Result<Option<Kept>, String> {
     from_map(map).map(Some).map_err(|error| format!("{}: {error}", path.display()))
 }
 
+/// Keeps this in place of what was there before, unless another has written meanwhile.
+fn replace(folder: &Path, kept: &Kept, before: Option<Kept>) -> Result<bool, String> {
+    let words = |error: io::Error| format!("{}: {error}", folder.join(FILE).display());
+    let _lock = lock(folder).map_err(words)?;
+    if read_file(&folder.join(FILE))? != before {
+        return Ok(false);
+    }
+    write_files(folder, kept).map(|()| true).map_err(words)
+}
+
+/// Lets nobody else write into the folder before this is dropped.
+fn lock(folder: &Path) -> io::Result<fs::File> {
+    fs::create_dir_all(folder)?;
+    let lock = fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(folder.join(LOCK))?;
+    lock.lock()?;
+    Ok(lock)
+}
+
 /// Writes the files.
 fn write_files(folder: &Path, kept: &Kept) -> io::Result<()> {
-    fs::create_dir_all(folder)?;
     let text = serde_json::to_string_pretty(&to_map(kept)).map_err(io::Error::other)?;
     write_file(folder, FILE, 0o600, &text)?;
     write_file(folder, PUBLIC, 0o644, &kept.roots)
@@ -254,16 +289,34 @@ mod tests {
         let vault = Vault::Folder(folder.path().join("ca"));
         assert!(vault.read().await.expect("readable").is_none());
         for name in ["a", "b"] {
-            assert_eq!(vault.write(&kept(name), None).await, Ok(true));
+            let before = vault.read().await.expect("readable");
+            assert_eq!(vault.write(&kept(name), before).await, Ok(true));
             assert_eq!(vault.read().await.expect("readable").map(|found| found.kept), Some(kept(name)));
         }
         let file = folder.path().join("ca").join(FILE);
         let mode = std::fs::metadata(&file).expect("it is there").permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
-        assert_eq!(std::fs::read_dir(folder.path().join("ca")).expect("a folder").count(), 2);
+        assert_eq!(std::fs::read_dir(folder.path().join("ca")).expect("a folder").count(), 3);
         let roots = std::fs::read_to_string(folder.path().join("ca").join(PUBLIC));
         assert_eq!(roots.expect("readable"), kept("b").roots);
         std::fs::write(&file, "{").expect("writable");
         assert!(vault.read().await.is_err());
+    }
+
+    /// Of two that begin at once, and of two that go on at once, the first counts.
+    #[tokio::test]
+    async fn two_writers_agree() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let [one, other] = [(), ()].map(|()| Vault::Folder(folder.path().to_owned()));
+        let mut last = None;
+        for names in [["a", "b"], ["c", "d"]] {
+            let [seen, seen_too] = [one.read().await, other.read().await].map(|it| it.expect("readable"));
+            assert_eq!(seen.as_ref().map(|found| &found.kept), last.as_ref());
+            let [first, second] = names.map(kept);
+            assert_eq!(one.write(&first, seen).await, Ok(true));
+            assert_eq!(other.write(&second, seen_too).await, Ok(false));
+            assert_eq!(other.read().await.expect("readable").map(|it| it.kept), Some(first.clone()));
+            last = Some(first);
+        }
     }
 }

@@ -2,28 +2,60 @@
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode};
-use http_body_util::Full;
-use hyper::body::Incoming;
+use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use leno_xds::server::listen::{Authenticator, Credentials};
 use tokio::net::TcpListener;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, Semaphore, mpsc, oneshot};
 
 use super::viewer::{Viewer, is_here, is_passed_on};
 use super::{Answer, Question};
+use crate::ca::Ca;
 use crate::server::Event;
+
+/// How many connections there may be at a time; others wait to be accepted. Descriptors are for proxies.
+const MOST_CONNECTIONS: usize = 512;
+
+/// How long the first request of a connection may take to come: istiod's `ReadHeaderTimeout`.
+const FIRST: Duration = Duration::from_secs(30);
+
+/// How long nothing may happen afterwards, istiod's `IdleTimeout`: neither a request nor, while a page is
+/// sent, its being taken.
+const IDLE: Duration = Duration::from_secs(90);
+
+/// How much of a page is given to the connection at a time, bytes.
+const PIECE: usize = 64 << 10;
+
+/// What there must be for proxies to be served.
+#[derive(Clone)]
+pub(crate) struct Ready {
+    /// That the sources are known.
+    pub(crate) known: Arc<AtomicBool>,
+    /// The certificate authority, if there is to be one: without it nobody comes in by TLS, and a rollout
+    /// must not go on that replaces those where it works.
+    pub(crate) ca: Option<Arc<Ca>>,
+}
+
+impl Ready {
+    fn is_ready(&self) -> bool {
+        self.known.load(Ordering::Acquire) && self.ca.as_ref().is_none_or(|ca| ca.authority().is_some())
+    }
+}
 
 /// What every connection needs.
 #[derive(Clone)]
 struct Shared {
     events: mpsc::Sender<Event>,
-    ready: Arc<AtomicBool>,
+    ready: Ready,
     /// Who may look from elsewhere; nobody without one.
     authenticator: Option<Arc<dyn Authenticator>>,
 }
@@ -33,31 +65,123 @@ struct Shared {
 pub(crate) async fn serve(
     listener: TcpListener,
     events: mpsc::Sender<Event>,
-    ready: Arc<AtomicBool>,
+    ready: Ready,
     authenticator: Option<Arc<dyn Authenticator>>,
 ) {
     let shared = Shared { events, ready, authenticator };
+    let room = Arc::new(Semaphore::new(MOST_CONNECTIONS));
     loop {
+        // It is never closed.
+        let Ok(permit) = Arc::clone(&room).acquire_owned().await else { return };
         let (stream, peer) = match listener.accept().await {
             Ok(accepted) => accepted,
             Err(error) => {
                 // Out of descriptors, say: waiting a little is all that can be done.
                 tracing::warn!(%error, "debug interface: accept");
-                tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+                tokio::time::sleep(Duration::from_millis(100)).await;
                 continue;
             }
         };
         let shared = shared.clone();
         let is_here = is_here(Some(peer), stream.local_addr().ok());
         tokio::spawn(async move {
+            let progress = Arc::new(Progress::default());
+            let seen = Arc::clone(&progress);
             let service = service_fn(move |request| {
-                let shared = shared.clone();
-                async move { Ok::<_, Infallible>(answer(&request, &shared, peer, is_here).await) }
+                let (shared, busy) = (shared.clone(), Busy::new(&seen));
+                async move {
+                    let response = answer(&request, &shared, peer, is_here).await;
+                    Ok::<_, Infallible>(response.map(|rest| Page { rest, busy }))
+                }
             });
             let server = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
-            // A client that goes away is no concern of ours.
-            let _ = server.serve_connection(TokioIo::new(stream), service).await;
+            tokio::select! {
+                // A client that goes away is no concern of ours.
+                _ = server.serve_connection(TokioIo::new(stream), service) => {}
+                () = progress.ceases() => tracing::debug!(%peer, "debug interface: nothing happens"),
+            }
+            drop(permit);
         });
+    }
+}
+
+/// Whether anything happens on a connection.
+#[derive(Debug, Default)]
+struct Progress {
+    happened: Notify,
+    /// Requests that are being answered.
+    answering: AtomicUsize,
+}
+
+impl Progress {
+    /// Waits until nothing has happened for too long.
+    async fn ceases(&self) {
+        let mut patience = FIRST;
+        loop {
+            let happened = tokio::time::timeout(patience, self.happened.notified()).await.is_ok();
+            if !happened && self.answering.load(Ordering::Acquire) == 0 {
+                return;
+            }
+            patience = IDLE;
+        }
+    }
+}
+
+/// A request that is there, until it has been answered and the answer was taken.
+#[derive(Debug)]
+struct Busy {
+    progress: Arc<Progress>,
+    /// Whether it is we who take long.
+    is_answering: bool,
+}
+
+impl Busy {
+    fn new(progress: &Arc<Progress>) -> Busy {
+        progress.answering.fetch_add(1, Ordering::AcqRel);
+        progress.happened.notify_one();
+        Busy { progress: Arc::clone(progress), is_answering: true }
+    }
+
+    /// The client takes a part of the answer.
+    fn taken(&mut self) {
+        if std::mem::take(&mut self.is_answering) {
+            self.progress.answering.fetch_sub(1, Ordering::AcqRel);
+        }
+        self.progress.happened.notify_one();
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.taken();
+    }
+}
+
+/// A page on its way, piece by piece, so that it shows whether it is taken.
+struct Page {
+    rest: Bytes,
+    busy: Busy,
+}
+
+impl Body for Page {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        self.busy.taken();
+        let length = self.rest.len().min(PIECE);
+        Poll::Ready((length > 0).then(|| Ok(Frame::data(self.rest.split_to(length)))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.rest.is_empty()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.rest.len() as u64)
     }
 }
 
@@ -66,12 +190,12 @@ async fn answer(
     shared: &Shared,
     peer: SocketAddr,
     is_here: bool,
-) -> Response<Full<Bytes>> {
+) -> Response<Bytes> {
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
         return text(StatusCode::METHOD_NOT_ALLOWED, "use GET\n");
     }
     let path = request.uri().path();
-    let is_ready = shared.ready.load(Ordering::Acquire);
+    let is_ready = shared.ready.is_ready();
     match path {
         "/ready" | "/healthz/ready" if is_ready => return text(StatusCode::OK, "ready\n"),
         "/ready" | "/healthz/ready" => return text(StatusCode::SERVICE_UNAVAILABLE, "not ready\n"),
@@ -102,7 +226,7 @@ async fn answer(
     written.unwrap_or_else(|_| text(StatusCode::INTERNAL_SERVER_ERROR, "the page could not be made\n"))
 }
 
-fn write(answer: Answer) -> Response<Full<Bytes>> {
+fn write(answer: Answer) -> Response<Bytes> {
     match answer {
         Answer::Json(value) => {
             let mut body = serde_json::to_vec_pretty(&value).unwrap_or_default();
@@ -139,13 +263,88 @@ async fn viewer(
     Viewer::of(is_here, caller.as_ref())
 }
 
-fn text(status: StatusCode, body: &str) -> Response<Full<Bytes>> {
+fn text(status: StatusCode, body: &str) -> Response<Bytes> {
     respond(status, "text/plain; charset=utf-8", body.as_bytes().to_vec())
 }
 
-fn respond(status: StatusCode, kind: &'static str, body: Vec<u8>) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(Bytes::from(body)));
+fn respond(status: StatusCode, kind: &'static str, body: Vec<u8>) -> Response<Bytes> {
+    let mut response = Response::new(Bytes::from(body));
     *response.status_mut() = status;
     response.headers_mut().insert(http::header::CONTENT_TYPE, http::HeaderValue::from_static(kind));
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::AtomicBool;
+
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::{TcpListener, TcpStream};
+    use tokio::sync::mpsc;
+    use tokio::time::Instant;
+
+    use super::{FIRST, IDLE, MOST_CONNECTIONS, Ready, serve};
+    use crate::ca::{Ca, CaSettings};
+
+    /// A server, of whose loop nothing is answered.
+    async fn start(ca: Option<Arc<Ca>>) -> std::net::SocketAddr {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let address = listener.local_addr().expect("an address");
+        let ready = Ready { known: Arc::new(AtomicBool::new(true)), ca };
+        tokio::spawn(serve(listener, mpsc::channel(1).0, ready, None));
+        address
+    }
+
+    async fn send(address: std::net::SocketAddr, text: &str) -> TcpStream {
+        let mut stream = TcpStream::connect(address).await.expect("it listens");
+        stream.write_all(text.as_bytes()).await.expect("it reads");
+        stream
+    }
+
+    async fn rest(stream: &mut TcpStream) -> String {
+        let mut text = Vec::new();
+        // A connection that is cut off is at its end too.
+        let _ = stream.read_to_end(&mut text).await;
+        String::from_utf8(text).expect("text")
+    }
+
+    const GET: &str = "GET /ready HTTP/1.1\r\nHost: x\r\n\r\n";
+
+    #[tokio::test(start_paused = true)]
+    async fn nobody_may_be_silent_for_ever() {
+        let address = start(None).await;
+        for (text, patience) in [
+            ("", FIRST),
+            ("G", FIRST),
+            ("PRI * HT", FIRST),
+            ("GET /ready HTTP/1.1\r\nHost:", FIRST),
+            (GET, IDLE),
+        ] {
+            let begun = Instant::now();
+            let mut stream = send(address, text).await;
+            let answer = rest(&mut stream).await;
+            assert!(
+                begun.elapsed() >= patience && begun.elapsed() < patience * 2,
+                "{text}: {:?}",
+                begun.elapsed()
+            );
+            assert_eq!(answer.is_empty(), text != GET, "{answer}");
+        }
+        // Those that wait for their turn get it.
+        let mut silent = Vec::new();
+        for _ in 0..MOST_CONNECTIONS {
+            silent.push(TcpStream::connect(address).await.expect("it listens"));
+        }
+        let mut stream = send(address, &GET.replace("\r\n\r\n", "\r\nConnection: close\r\n\r\n")).await;
+        assert!(rest(&mut stream).await.starts_with("HTTP/1.1 200"));
+    }
+
+    #[tokio::test]
+    async fn ready_with_an_authority_only() {
+        let settings = CaSettings::read(|_| None).expect("fine").expect("an authority");
+        let address = start(Some(Ca::new(settings))).await;
+        let mut stream = send(address, &GET.replace("\r\n\r\n", "\r\nConnection: close\r\n\r\n")).await;
+        assert!(rest(&mut stream).await.starts_with("HTTP/1.1 503"));
+    }
 }

@@ -212,9 +212,9 @@ impl<'l> Look<'l> {
         };
         let is_whole = |session: &&Session| session.node == wanted || session.node_id == wanted;
         let is_part = |session: &&Session| proxies::connection(session).contains(&wanted);
-        let push = self.push;
-        let found = push.sessions().find(is_whole).or_else(|| push.sessions().find(is_part));
-        let found = found.filter(|session| self.may_see(&question.viewer, session));
+        // What somebody may not see must not hide from him what he may.
+        let seen = || self.push.sessions().filter(|session| self.may_see(&question.viewer, session));
+        let found = seen().find(is_whole).or_else(|| seen().find(is_part));
         found.ok_or_else(|| {
             let text =
                 "Proxy not connected to this Pilot instance. It may be connected to another instance.\n";

@@ -24,7 +24,7 @@ use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
 use tonic::Status;
 
-use super::viewer::{Viewer, is_here};
+use super::viewer::{Viewer, is_here, is_passed_on};
 use super::{Answer, Look, Question, answer, proxies};
 use crate::push::session::Session;
 
@@ -83,7 +83,8 @@ impl Lookers {
     pub(crate) fn on_stream(&mut self, look: Look<'_>, event: StreamEvent) {
         match event {
             StreamEvent::Connected(connected) => {
-                let viewer = Viewer::of(is_here(connected.peer, None), connected.caller.as_ref());
+                let is_here = is_here(connected.peer, None) && !is_passed_on(connected.metadata.as_ref());
+                let viewer = Viewer::of(is_here, connected.caller.as_ref());
                 let Connected { id, mode, sender, .. } = *connected;
                 let (tell, told) = mpsc::channel(MOST_WAITING);
                 let ready = Arc::new(Notify::new());

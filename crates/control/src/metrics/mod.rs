@@ -10,14 +10,17 @@ mod page;
 mod sums;
 mod text;
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use leno_base::Name;
 use leno_xds::TypeUrl;
 
 use crate::model::diagnostic::{Diagnostic, Severity};
 use crate::model::read::known;
 use crate::model::{Change, Kind, ObjectRef};
+use crate::translate::{name_table, trust_bundle};
 
 pub(crate) use self::page::{Seen, page};
 
@@ -32,6 +35,9 @@ const SIZE: &[f64] = &[1.0, 10_000.0, 1_000_000.0, 4_000_000.0, 10_000_000.0, 40
 
 /// Bounds of `leno_propagation_seconds`.
 const PROPAGATION: &[f64] = &[0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0];
+
+/// The types that we make beside those that have names of their own in xDS.
+const MADE: [&str; 2] = [name_table::TYPE_URL, trust_bundle::TYPE_URL];
 
 /// How often values lay in which range.
 #[derive(Clone, Debug)]
@@ -121,10 +127,11 @@ impl Default for Counts {
 impl Counts {
     /// A response was made and sent.
     pub(crate) fn on_push(&mut self, type_url: &TypeUrl, took: Duration, bytes: usize) {
-        count(&mut self.pushes, type_url, 1);
-        entry(&mut self.push_time, type_url, PUSH_TIME).observe_time(took);
+        let type_url = counted(type_url);
+        count(&mut self.pushes, &type_url, 1);
+        entry(&mut self.push_time, &type_url, PUSH_TIME).observe_time(took);
         // More than 2^52 bytes do not fit into a message.
-        entry(&mut self.sizes, type_url, SIZE).observe(bytes as f64);
+        entry(&mut self.sizes, &type_url, SIZE).observe(bytes as f64);
     }
 
     /// A proxy was sent all that it was to get.
@@ -139,12 +146,12 @@ impl Counts {
 
     /// A proxy has refused a response.
     pub(crate) fn on_reject(&mut self, type_url: &TypeUrl) {
-        count(&mut self.rejects, type_url, 1);
+        count(&mut self.rejects, &counted(type_url), 1);
     }
 
     /// A proxy has answered a response that is not the last.
     pub(crate) fn on_expired(&mut self, type_url: &TypeUrl) {
-        count(&mut self.expired, type_url, 1);
+        count(&mut self.expired, &counted(type_url), 1);
     }
 
     /// Proxies have asked for something.
@@ -233,6 +240,17 @@ fn entry<'m, K: Ord + Clone>(
     all.entry(key.clone()).or_insert_with(|| Histogram::new(bounds))
 }
 
+/// Under which type something is counted: whoever connects may ask for types of any name, and what is
+/// counted is never forgotten.
+fn counted(type_url: &TypeUrl) -> Cow<'_, TypeUrl> {
+    match type_url {
+        TypeUrl::Other(url) if !MADE.contains(&url.as_str()) => {
+            Cow::Owned(TypeUrl::Other(Name::new("other")))
+        }
+        known => Cow::Borrowed(known),
+    }
+}
+
 /// What istiod's metrics call a type.
 pub(crate) fn type_label(type_url: &TypeUrl) -> String {
     match type_url {
@@ -245,7 +263,12 @@ pub(crate) fn type_label(type_url: &TypeUrl) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{Histogram, WAIT};
+    use std::time::Duration;
+
+    use leno_xds::TypeUrl;
+
+    use super::{Counts, Histogram, WAIT, type_label};
+    use crate::translate::name_table;
 
     #[test]
     fn values_fall_into_the_range_that_ends_with_them() {
@@ -253,5 +276,24 @@ mod tests {
         [0.0, 0.1, 0.2, 30.0, 31.0].into_iter().for_each(|value| histogram.observe(value));
         assert_eq!(histogram.counts, [2, 1, 0, 0, 0, 0, 0, 1, 1]);
         assert!((histogram.sum - 61.3).abs() < 1e-9);
+    }
+
+    #[test]
+    fn types_that_strangers_make_up_are_counted_as_one() {
+        let mut counts = Counts::default();
+        for index in 0..100 {
+            let made_up = TypeUrl::from(format!("type.googleapis.com/x{index}").as_str());
+            counts.on_push(&made_up, Duration::ZERO, 0);
+            counts.on_reject(&made_up);
+            counts.on_expired(&made_up);
+        }
+        counts.on_push(&TypeUrl::Cluster, Duration::ZERO, 0);
+        counts.on_push(&TypeUrl::from(name_table::TYPE_URL), Duration::ZERO, 0);
+        let mut pushes: Vec<_> = counts.pushes.iter().map(|(it, count)| (type_label(it), *count)).collect();
+        pushes.sort();
+        let expected = [("cds", 1), ("nds", 1), ("other", 100)];
+        assert_eq!(pushes, expected.map(|(name, count)| (name.to_owned(), count)));
+        let sizes = [counts.push_time.len(), counts.sizes.len(), counts.rejects.len(), counts.expired.len()];
+        assert_eq!(sizes, [3, 3, 1, 1]);
     }
 }

@@ -212,9 +212,8 @@ fn about_proxies(text: &mut Text, push: &Push) {
     for (wanted, name, help) in rejecting {
         text.family(name, "gauge", help);
         for session in push.refusing() {
-            for (type_url, message) in session.refusals().filter(|(type_url, _)| **type_url == wanted) {
-                let labels = [("node", session.node.as_str()), ("err", message), ("type", type_url.short())];
-                text.sample(name, labels.get(..2).unwrap_or_default(), 1.0);
+            for (_, message) in session.refusals().filter(|(type_url, _)| **type_url == wanted) {
+                text.sample(name, &[("node", session.node.as_str()), ("err", message)], 1.0);
             }
         }
     }
@@ -232,7 +231,8 @@ fn about_registry(text: &mut Text, graph: &Graph) {
             "Total virtual services known to pilot.",
             graph.keys::<VirtualServices>().len(),
         ),
-        ("pilot_destrules", "Total destination rules.", graph.keys::<DestinationRules>().len()),
+        // Istiod does not tell.
+        ("leno_destination_rules", "Total destination rules.", graph.keys::<DestinationRules>().len()),
         ("endpoint_no_pod", "Endpoints without an associated pod.", sum.without_pod),
         ("pilot_no_ip", "Pods not found in the endpoint table, possibly invalid.", sum.without_address),
         ("pilot_endpoint_not_ready", "Endpoint found in unready state.", sum.not_ready),
@@ -245,8 +245,6 @@ fn about_registry(text: &mut Text, graph: &Graph) {
         ),
     ];
     for (name, help, value) in gauges {
-        // The number of destination rules is ours: istiod does not tell.
-        let name = if name == "pilot_destrules" { "leno_destination_rules" } else { name };
         text.single(name, "gauge", help, value as f64);
     }
 }

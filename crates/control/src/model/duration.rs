@@ -1,7 +1,7 @@
 //! Durations as Istio's YAML writes them: `5s`, `100ms`, `1h30m`; and times as Kubernetes does.
 
 use std::fmt;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use k8s_openapi::jiff::Timestamp;
 use leno_base::duration::parse_go;
@@ -58,7 +58,17 @@ impl schemars::JsonSchema for Span {
     }
 }
 
-/// A time as Go writes it.
+/// A time in seconds since the epoch.
+pub(crate) fn seconds(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+}
+
+/// A time in whole seconds, as Kubernetes writes it.
+pub(crate) fn rfc3339_seconds(time: SystemTime) -> String {
+    Timestamp::try_from(time).map(|time| time.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()).unwrap_or_default()
+}
+
+/// A time as Go writes it, with all that it has below a second.
 pub(crate) fn rfc3339(time: SystemTime) -> String {
     Timestamp::try_from(time).map(|time| time.to_string()).unwrap_or_default()
 }

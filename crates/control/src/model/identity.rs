@@ -3,6 +3,8 @@
 
 use std::fmt;
 
+use leno_tls::issue::SpiffeId;
+
 /// What all SPIFFE identities begin with.
 pub(crate) const SPIFFE: &str = "spiffe://";
 
@@ -23,11 +25,9 @@ impl Account {
     /// Whom a SPIFFE identity names: `spiffe://DOMAIN/ns/NAMESPACE/sa/NAME`, and nothing before, between
     /// or behind that.
     pub(crate) fn of_identity(identity: &str) -> Option<Account> {
-        let mut parts = identity.strip_prefix(SPIFFE)?.split('/');
-        let (domain, ns, namespace, sa, name) =
-            (parts.next()?, parts.next()?, parts.next()?, parts.next()?, parts.next()?);
-        let is_good = !domain.is_empty() && ns == "ns" && sa == "sa" && parts.next().is_none();
-        Account::new(namespace, name).filter(|_| is_good)
+        let identity = SpiffeId::parse(identity).ok()?;
+        let (namespace, name) = identity.account()?;
+        Account::new(namespace, name)
     }
 
     /// Whom the name of a user of Kubernetes names: `system:serviceaccount:NAMESPACE:NAME`.
@@ -63,14 +63,9 @@ pub(crate) fn identity(domain: &str, namespace: &str, account: &str) -> String {
     format!("{SPIFFE}{domain}/ns/{namespace}/sa/{account}")
 }
 
-/// The trust domain of a SPIFFE identity, of whatever it names.
-pub(crate) fn trust_domain(identity: &str) -> Option<&str> {
-    identity.strip_prefix(SPIFFE)?.split_once('/').map(|(domain, _)| domain)
-}
-
 #[cfg(test)]
 mod tests {
-    use super::{Account, trust_domain};
+    use super::Account;
 
     #[test]
     fn whom_identities_and_users_name() {
@@ -83,6 +78,10 @@ mod tests {
             ("spiffe://x/more/ns/a/sa/b", None),
             ("spiffe:///ns/a/sa/b", None),
             ("SPIFFE://x/ns/a/sa/b", None),
+            ("spiffe://X/ns/a/sa/b", None),
+            ("spiffe://x:1/ns/a/sa/b", None),
+            ("spiffe://x/ns/../sa/b", None),
+            ("spiffe://x/ns/a/sa/b,c", None),
             ("x/ns/a/sa/b", None),
             ("", None),
         ] {
@@ -103,7 +102,5 @@ mod tests {
         ] {
             assert_eq!(Account::of_user(user).map(|it| it.to_string()).as_deref(), expected, "{user}");
         }
-        assert_eq!(trust_domain("spiffe://x/anything"), Some("x"));
-        assert_eq!(trust_domain("spiffe://x"), None);
     }
 }

@@ -63,6 +63,10 @@ use self::workload_entry::WorkloadEntry;
 use self::workload_group::WorkloadGroup;
 use crate::source::Origin;
 
+/// Namespaces of Kubernetes' own, which istiod leaves alone.
+pub(crate) const KUBERNETES: [&str; 4] =
+    ["kube-system", "kube-public", "kube-node-lease", "local-path-storage"];
+
 /// The kinds that are read. Others are tolerated or reported, see `read.rs`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Kind {

@@ -52,6 +52,8 @@ pub(crate) enum Clearance {
 pub(crate) struct Gate {
     /// `PILOT_ENABLE_XDS_IDENTITY_CHECK`: whether an authenticated caller must be who its node says.
     pub(crate) checks_identity: bool,
+    /// Whether there is a port on which callers prove who they are.
+    pub(crate) proves: bool,
     believes_all: bool,
     reviews: Option<mpsc::UnboundedSender<Account>>,
     /// What was answered, and until when it holds; `None` if the answer has not come yet.
@@ -69,7 +71,7 @@ impl Gate {
     /// Checks identities. `believes_all`: callers that were not authenticated are believed to be who
     /// they say; `reviews`: where to ask whether an account may read Secrets, if not all may.
     pub(crate) fn new(believes_all: bool, reviews: Option<mpsc::UnboundedSender<Account>>) -> Gate {
-        Gate { checks_identity: true, believes_all, reviews, verdicts: BTreeMap::new() }
+        Gate { checks_identity: true, proves: false, believes_all, reviews, verdicts: BTreeMap::new() }
     }
 
     /// Who a proxy is, as far as that is proven; `None` if it is not.

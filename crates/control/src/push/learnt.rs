@@ -17,13 +17,18 @@ use crate::scope::ProxyKey;
 const KEEP: Duration = Duration::from_secs(24 * 3600);
 
 /// Labels in which replicas of one workload differ, or its revisions.
-const PASSING: [&str; 6] = [
+const PASSING: [&str; 10] = [
     "pod-template-hash",
     "controller-revision-hash",
     "pod-template-generation",
     "statefulset.kubernetes.io/pod-name",
     "apps.kubernetes.io/pod-index",
     "batch.kubernetes.io/job-completion-index",
+    // Each run of a CronJob is a Job of its own.
+    "batch.kubernetes.io/controller-uid",
+    "batch.kubernetes.io/job-name",
+    "controller-uid",
+    "job-name",
 ];
 
 /// How many names of virtual hosts are kept that nobody asks for any more and that somebody may have made

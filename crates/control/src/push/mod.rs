@@ -166,6 +166,12 @@ impl Push {
             StreamEvent::Connected(connected) => self.connect(graph, *connected, now),
             StreamEvent::Request { id, request } => {
                 let Some(session) = self.sessions.get_mut(&id) else { return };
+                if let Err(why) = session.admit(&request) {
+                    if let Some(session) = self.disconnect(id, Some(why), now) {
+                        session.close(Status::invalid_argument(why));
+                    }
+                    return;
+                }
                 let said = session.on_request(*request, &mut self.counts);
                 self.note_refusals(id);
                 let mut touched = Touched { ids: BTreeSet::from([id]), cause: None };
@@ -175,7 +181,7 @@ impl Push {
                 self.pump_all(touched, now);
             }
             StreamEvent::Ready { id } => self.pump(id, now),
-            StreamEvent::Closed { id, error } => self.disconnect(id, error.as_deref(), now),
+            StreamEvent::Closed { id, error } => drop(self.disconnect(id, error.as_deref(), now)),
         }
     }
 
@@ -402,8 +408,9 @@ impl Push {
         };
         tracing::info!(node = node.id, ?mode, "proxy connected");
         let mut key = node.key.clone();
-        if mode == Mode::Sotw {
-            // Neither can be asked for one by one there.
+        if mode == Mode::Sotw || (self.gate.proves && caller.is_none()) {
+            // Neither can be asked for one by one there; and where proxies prove who they are nobody else
+            // may say what workloads use.
             key.options.abilities.remove(Abilities::ON_DEMAND);
             key.options.abilities.remove(Abilities::HOSTS_ON_DEMAND);
         }
@@ -449,8 +456,9 @@ impl Push {
         self.untidy.insert(Arc::clone(&group.client));
     }
 
-    fn disconnect(&mut self, id: StreamId, error: Option<&str>, now: Instant) {
-        let Some(session) = self.sessions.remove(&id) else { return };
+    /// A stream has ended, or is to end; gives its session, if there is one.
+    fn disconnect(&mut self, id: StreamId, error: Option<&str>, now: Instant) -> Option<Session> {
+        let session = self.sessions.remove(&id)?;
         tracing::info!(node = session.node, error, "proxy disconnected");
         self.propagation.leave(id, &session.tracks, now, &mut self.counts);
         self.refusals_changed |= self.refusing.remove(&id);
@@ -464,6 +472,7 @@ impl Push {
             }
         }
         self.leave(id, &session.key, now);
+        Some(session)
     }
 
     fn on_said(&mut self, graph: &Graph, id: StreamId, said: Said, now: Instant, touched: &mut Touched) {

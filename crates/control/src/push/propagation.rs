@@ -15,6 +15,7 @@ use leno_xds::server::grpc::StreamId;
 
 use crate::metrics::Counts;
 use crate::model::{Kind, ObjectRef};
+use crate::translate::{name_table, trust_bundle};
 
 /// How many changes a proxy may be behind by before the oldest is given up.
 const MOST_OPEN: usize = 256;
@@ -154,7 +155,12 @@ impl Tracks {
 }
 
 fn bit(type_url: &TypeUrl) -> u16 {
-    let place = TypeUrl::KNOWN.iter().position(|known| known == type_url).unwrap_or(15);
+    let place = match type_url {
+        TypeUrl::Other(url) if *url == name_table::TYPE_URL => 14,
+        TypeUrl::Other(url) if *url == trust_bundle::TYPE_URL => 13,
+        // Of other types nothing is ever sent.
+        known => TypeUrl::KNOWN.iter().position(|one| one == known).unwrap_or(15),
+    };
     1 << place
 }
 

@@ -4,7 +4,8 @@
 //! from the bottom up: clusters, their endpoints, then the listeners and routes that lead there,
 //! each only when the proxy has taken what is below. Something that goes is told from the top
 //! down: a cluster that is no longer wanted stays (it *lingers*) until the proxy has taken the
-//! routes that do without it. Routes that lead where nothing is are held back for a while, see
+//! routes that do without it. So does what a proxy has from an earlier stream, which may be from another
+//! replica (in delta, where it says what it has). Routes that lead where nothing is are held back for a while, see
 //! `view.rs`.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -18,6 +19,7 @@ use leno_xds::server::{Event, Resources, Scope, Stream};
 use leno_xds::types::WILDCARD;
 use leno_xds::wire::{Request, Response};
 use leno_xds::{Mode, Resource, TypeUrl};
+use tonic::Status;
 
 use super::about::About;
 use super::clearance::Clearance;
@@ -36,6 +38,11 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// How long the host of a request may be, in bytes, with the name of the route configuration: longer than
 /// any that exists.
 const MOST_HOST: usize = 512;
+
+/// How many types a proxy may ask for on one stream, and how long their URLs may be, bytes: proxies know
+/// a dozen, and what a stranger makes up is remembered as long as his stream.
+const MOST_TYPES: usize = 32;
+const LONGEST_TYPE: usize = 256;
 
 /// How the control plane calls itself to proxies.
 const CONTROL_PLANE: &str = "leno";
@@ -87,6 +94,11 @@ pub(crate) struct Session {
     lingering: BTreeMap<Name, Resource>,
     /// Since when there are such.
     lingering_since: Option<Instant>,
+    /// Whether the proxy has clusters from an earlier stream, none of which is taken away before it has
+    /// taken listeners and routes.
+    resumes: bool,
+    /// Since when.
+    resumes_since: Option<Instant>,
     /// Clusters that were sent and whose endpoints were not asked for yet: they are still being
     /// taken in.
     awaiting: BTreeSet<Name>,
@@ -131,6 +143,8 @@ impl Session {
             sent_clusters: Resources::default(),
             lingering: BTreeMap::new(),
             lingering_since: None,
+            resumes: false,
+            resumes_since: None,
             awaiting: BTreeSet::new(),
             asked_hosts: BTreeMap::new(),
             awaited_hosts: Vec::new(),
@@ -145,6 +159,27 @@ impl Session {
     /// The state of the stream, for people to look at.
     pub(crate) fn stream(&self) -> &Stream {
         &self.stream
+    }
+
+    /// Whether a request may be read.
+    ///
+    /// # Errors
+    /// The words for who asks for more types than there can be.
+    pub(crate) fn admit(&self, request: &Request) -> Result<(), &'static str> {
+        let type_url = request.type_url();
+        if type_url.len() > LONGEST_TYPE {
+            return Err("the type URL is too long");
+        }
+        let is_more = || self.stream.subscription(&TypeUrl::from(type_url)).is_none();
+        if self.stream.subscriptions().nth(MOST_TYPES - 1).is_some() && is_more() {
+            return Err("too many types are asked for on one stream");
+        }
+        Ok(())
+    }
+
+    /// Ends the stream.
+    pub(crate) fn close(self, status: Status) {
+        self.sender.close(status);
     }
 
     /// Reads a request.
@@ -173,6 +208,10 @@ impl Session {
                         TypeUrl::VirtualHost if !hosts.is_empty() => std::mem::take(&mut hosts),
                         _ => names,
                     };
+                    self.resumes |= type_url == TypeUrl::Cluster && !held.is_empty();
+                    if is_new && self.resumes && matches!(type_url, TypeUrl::Cluster | TypeUrl::Endpoint) {
+                        self.stream.hold(&type_url, true);
+                    }
                     said.push(Said::Wants { type_url, names, held });
                 }
                 Event::Unsubscribed { .. } => said.push(Said::Unwanted),
@@ -304,7 +343,7 @@ impl Session {
 
     /// Whether there is something to tell when time has passed.
     pub(crate) fn is_waiting(&self) -> bool {
-        !self.pending.is_empty() || !self.lingering.is_empty()
+        !self.pending.is_empty() || !self.lingering.is_empty() || self.resumes
     }
 
     /// The refusals that stand, by type.
@@ -371,6 +410,14 @@ impl Session {
             // What was waited for will not come.
             self.awaiting.clear();
         }
+        if self.resumes && next.is_none() && self.has_resumed(now) {
+            self.resumes = false;
+            for type_url in [TypeUrl::Cluster, TypeUrl::Endpoint] {
+                self.stream.hold(&type_url, false);
+            }
+            self.pending.insert(TypeUrl::Endpoint);
+            return Some(TypeUrl::Cluster);
+        }
         if next.is_none() && self.pending.is_empty() && !self.lingering.is_empty() {
             let mut upper = TypeUrl::KNOWN.iter().filter(|type_url| **type_url <= TypeUrl::VirtualHost);
             let taken = upper.all(|type_url| !self.stream.is_outstanding(type_url));
@@ -394,6 +441,18 @@ impl Session {
             (false, _) => {}
         }
         next
+    }
+
+    /// Whether a proxy that has come back has all listeners and routes of now, or has had its time.
+    fn has_resumed(&mut self, now: Instant) -> bool {
+        let since = *self.resumes_since.get_or_insert(now);
+        let has_taken = |type_url: &TypeUrl| {
+            self.stream.subscription(type_url).is_some()
+                && !self.stream.is_outstanding(type_url)
+                && !self.stream.is_owed(type_url)
+        };
+        now.saturating_duration_since(since) >= REFERENCE_PATIENCE
+            || (self.pending.is_empty() && [TypeUrl::Listener, TypeUrl::Route].iter().all(has_taken))
     }
 
     fn is_impatient(&self, now: Instant) -> bool {

@@ -510,3 +510,32 @@ spec: {hosts: [s1.mesh], http: [{route: [{destination: {host: s3.mesh}}]}]}
     assert_eq!(fresh.clusters(), set(&[cluster(1), cluster(SERVICES)]));
     pilot.stop().await;
 }
+
+/// Make before break holds over the end of a stream: what routes may still lead to goes after they have
+/// been told anew, though it is not known any more.
+#[tokio::test]
+async fn who_comes_back_keeps_what_has_gone_until_his_routes_do_without() {
+    let folder = mesh();
+    let pilot = Pilot::start(folder.path()).await;
+    for lazy in ["true", "false"] {
+        write(folder.path(), "s5.yaml", &service(5));
+        let mut web = Client::connect(&pilot, node("web", lazy), &[&cluster(5)], BTreeMap::new()).await;
+        web.until("what it asks for", |client| client.clusters().contains(&cluster(5))).await;
+        let held = web.holds();
+        drop(web);
+        fs::remove_file(folder.path().join("s5.yaml")).expect("it is there");
+        let mut fresh = Client::connect(&pilot, node("fresh", "false"), &[], BTreeMap::new()).await;
+        fresh.until("an end", |client| client.has(CDS, "PassthroughCluster")).await;
+        fresh.until("an end", |client| !client.clusters().contains(&cluster(5))).await;
+        let mut web = Client::connect(&pilot, node("web", lazy), &[&cluster(5)], held).await;
+        web.ask(EDS, &[&cluster(5)]).await;
+        web.ask(LDS, &[]).await;
+        web.ask(RDS, &["80"]).await;
+        web.until("listeners", |client| client.has(LDS, "virtualOutbound")).await;
+        assert!(web.clusters().contains(&cluster(5)), "{lazy}: before the routes");
+        web.until("routes", |client| client.has(RDS, "80")).await;
+        assert!(web.clusters().contains(&cluster(5)), "{lazy}: with the routes");
+        web.until("an end", |client| !client.clusters().contains(&cluster(5))).await;
+    }
+    pilot.stop().await;
+}

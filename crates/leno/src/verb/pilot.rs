@@ -199,6 +199,7 @@ impl Pilot {
                          authority";
             return Err(anyhow::anyhow!(words).into());
         }
+        without_effect(&access, kubernetes.is_some(), |name| std::env::var(name).ok())?;
         let mut config = leno_control::server::Config::new(self.dirs);
         if access.plaintext {
             config.grpc_addr = address("--grpcAddr", &self.grpc_addr)?;
@@ -367,6 +368,38 @@ fn is_reachable(access: &Access) -> bool {
     access.plaintext || access.secure.is_some() || own.is_some()
 }
 
+/// Looks for what was set and has no effect with the rest; warns of what Istio's charts may set.
+///
+/// # Errors
+/// If there is nobody who could use join tokens.
+fn without_effect(
+    access: &Access,
+    in_cluster: bool,
+    variable: impl Fn(&str) -> Option<String>,
+) -> anyhow::Result<()> {
+    let own = access.authority.as_ref().and_then(|ca| ca.address);
+    if access.join_tokens.is_some()
+        && !(access.authority.is_some() && (own.is_some() || access.secure.is_some()))
+    {
+        bail!(
+            "--joinTokens has no effect: there is no authority to sign for who shows one (set ROOT_CA_DIR), or no \
+             port with TLS (--secureGRPCAddr)"
+        );
+    }
+    let is_set = |name: &str| variable(name).is_some_and(|value| !value.is_empty());
+    if is_set("ISTIOD_CUSTOM_HOST") && (access.secure.is_some() || access.authority.is_none()) {
+        tracing::warn!(
+            "ISTIOD_CUSTOM_HOST has no effect: the certificate of the port with TLS is not made here"
+        );
+    }
+    if is_set("CA_TRUSTED_NODE_ACCOUNTS") && !(in_cluster && access.authority.is_some()) {
+        tracing::warn!(
+            "CA_TRUSTED_NODE_ACCOUNTS has no effect without an authority in a cluster, whose Pods are known"
+        );
+    }
+    Ok(())
+}
+
 /// An address as Go writes it: `:15010` is all addresses of the machine.
 fn address(flag: &str, text: &str) -> anyhow::Result<SocketAddr> {
     let full = if text.starts_with(':') { format!("0.0.0.0{text}") } else { text.to_owned() };
@@ -400,7 +433,7 @@ fn start_log(levels: &str) -> anyhow::Result<()> {
 mod tests {
     use clap::Parser as _;
 
-    use super::{Pilot, address, is_reachable};
+    use super::{Pilot, address, is_reachable, without_effect};
 
     #[derive(clap::Parser)]
     struct Command {
@@ -521,6 +554,11 @@ mod tests {
         assert!(!is_reachable(&access));
         access.authority = plain.authority(true, set(nowhere)).expect("fine");
         assert!(is_reachable(&access));
+        access.join_tokens = Some("tokens".into());
+        assert!(without_effect(&access, false, |_| None).is_ok());
+        access.authority = None;
+        let error = without_effect(&access, false, |_| None).expect_err("nobody signs").to_string();
+        assert!(error.contains("--joinTokens"), "{error}");
         let closed = pilot(&["--secureGRPCAddr="]).expect("good flags");
         assert!(closed.authority(true, set(nowhere)).expect("fine").is_some_and(|ca| ca.address.is_none()));
     }

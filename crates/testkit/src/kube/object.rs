@@ -177,7 +177,10 @@ impl State {
         if is_deleting(namespace) {
             let message =
                 format!("unable to create new content in namespace {name} because it is being terminated");
-            return Err(Failure::new(403, "Forbidden", message));
+            let mut failure = Failure::new(403, "Forbidden", message);
+            let cause = format!("namespace {name} is being terminated");
+            failure.causes = vec![("metadata.namespace".to_owned(), cause, "NamespaceTerminating")];
+            return Err(failure);
         }
         Ok(())
     }

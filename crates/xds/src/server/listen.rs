@@ -9,7 +9,7 @@ use std::convert::Infallible;
 use std::fmt::Debug;
 use std::io;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -51,17 +51,43 @@ impl Socket {
     /// # Errors
     /// If that fails, or if something else is there, or a process that answers.
     pub fn unix(path: PathBuf) -> io::Result<Socket> {
-        use std::os::unix::fs::FileTypeExt as _;
-        if let Ok(metadata) = std::fs::symlink_metadata(&path)
-            && metadata.file_type().is_socket()
-        {
-            if std::os::unix::net::UnixStream::connect(&path).is_ok() {
-                return Err(io::Error::from(io::ErrorKind::AddrInUse));
-            }
-            std::fs::remove_file(&path)?;
-        }
+        make_room(&path)?;
         Ok(Socket::Unix(UnixListener::bind(path)?))
     }
+
+    /// The same for the owner's processes alone, at every moment: it is bound under another name and gets
+    /// its own when others may not connect any more.
+    ///
+    /// # Errors
+    /// If that fails, or if something else is there, or a process that answers.
+    pub fn unix_private(path: &Path) -> io::Result<Socket> {
+        use std::os::unix::fs::PermissionsExt as _;
+        make_room(path)?;
+        if std::fs::symlink_metadata(path).is_ok() {
+            return Err(io::Error::from(io::ErrorKind::AlreadyExists));
+        }
+        // Short: the paths of sockets are.
+        let draft = path.with_file_name(format!(".{}", std::process::id()));
+        make_room(&draft)?;
+        let listener = UnixListener::bind(&draft)?;
+        std::fs::set_permissions(&draft, std::fs::Permissions::from_mode(0o600))?;
+        std::fs::rename(&draft, path)?;
+        Ok(Socket::Unix(listener))
+    }
+}
+
+/// Removes a socket that a process has left behind.
+fn make_room(path: &Path) -> io::Result<()> {
+    use std::os::unix::fs::FileTypeExt as _;
+    if let Ok(metadata) = std::fs::symlink_metadata(path)
+        && metadata.file_type().is_socket()
+    {
+        if std::os::unix::net::UnixStream::connect(path).is_ok() {
+            return Err(io::Error::from(io::ErrorKind::AddrInUse));
+        }
+        std::fs::remove_file(path)?;
+    }
+    Ok(())
 }
 
 /// How connections are treated.

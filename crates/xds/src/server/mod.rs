@@ -247,6 +247,14 @@ impl Stream {
         })
     }
 
+    /// Delta: whether nothing is taken away for now of what the client has of a type, though it has gone:
+    /// a client that comes back may use it until it has been told of what does without.
+    pub fn hold(&mut self, type_url: &TypeUrl, holds: bool) {
+        if let Some(subscription) = self.subscriptions.get_mut(type_url) {
+            subscription.hold(holds);
+        }
+    }
+
     /// Makes the next push of a type send these again, as far as they are subscribed, although
     /// the client has them.
     pub fn ask_again(&mut self, type_url: &TypeUrl, names: &[Name]) {

@@ -33,6 +33,8 @@ pub struct Subscription {
     asked_all: bool,
     /// What the client said that it has was not compared with what there is yet.
     unchecked: bool,
+    /// Delta: nothing is taken away that the client has.
+    holds: bool,
     /// SotW: the wildcard is spelt out.
     explicit_wildcard: bool,
     /// SotW: what stale requests asked for, until one comes that may be answered.
@@ -200,6 +202,13 @@ impl Subscription {
         self.unchecked = true;
     }
 
+    /// Delta: from now on nothing is taken away that the client has, or it is again.
+    pub(super) fn hold(&mut self, holds: bool) {
+        // What has gone meanwhile is found out then.
+        self.unchecked |= self.holds && !holds;
+        self.holds = holds;
+    }
+
     /// Delta: changes of the list of names.
     pub(super) fn change_names(
         &mut self,
@@ -361,6 +370,7 @@ impl Subscription {
             let asked = self.asked.remove(&name);
             match resources.find(&name) {
                 Some(resource) => self.plan_resource(resource, &mut plan),
+                None if self.holds && self.sent.contains(&name) => {}
                 None if self.sent.remove(&name) || asked => plan.1.push(name),
                 None => {}
             }

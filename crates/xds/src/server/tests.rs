@@ -558,3 +558,24 @@ fn a_client_that_never_answers_costs_a_bounded_amount() {
     play.delta(&TypeUrl::Cluster, &[], &[], "1000");
     assert_eq!(play.log, "request\nrequest\n  ack CDS v 1000\n");
 }
+
+#[test]
+fn delta_takes_away_nothing_that_is_held() {
+    let mut play = Play::new(Mode::Delta);
+    let names = ["*", "b", "none"].map(str::to_owned).to_vec();
+    let held =
+        [("a", "1"), ("b", "1"), ("c", "1")].map(|(name, version)| (name.to_owned(), version.to_owned()));
+    play.request(Request::Delta(DeltaDiscoveryRequest {
+        type_url: TypeUrl::Cluster.to_string(),
+        resource_names_subscribe: names,
+        initial_resource_versions: held.into_iter().collect(),
+        ..Default::default()
+    }));
+    play.stream.hold(&TypeUrl::Cluster, true);
+    play.push(&TypeUrl::Cluster, &["a=2"], Scope::All);
+    play.delta(&TypeUrl::Cluster, &[], &[], "1");
+    play.push(&TypeUrl::Cluster, &["a=2"], Scope::All);
+    play.stream.hold(&TypeUrl::Cluster, false);
+    play.push(&TypeUrl::Cluster, &["a=2"], Scope::All);
+    expect![[""]].assert_eq(&play.log);
+}

@@ -7,7 +7,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::SystemTime;
 
-use k8s_openapi::jiff::Timestamp;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
@@ -15,6 +14,7 @@ use super::discovery::watched;
 use super::writer::Statuses;
 use crate::analyze::message::of_finding;
 use crate::model::diagnostic::{Diagnostic, Severity};
+use crate::model::duration::rfc3339_seconds;
 use crate::model::label::GATEWAY_CONTROLLER;
 use crate::model::read::Known;
 use crate::model::{Kind, ObjectRef};
@@ -52,7 +52,7 @@ impl Condition {
         let last = old.into_iter().flat_map(|old| &old.conditions);
         let last = last.into_iter().find(|last| last.r#type == r#type && last.status == status);
         let last_transition_time =
-            last.map_or_else(|| rfc3339(wall), |last| last.last_transition_time.clone());
+            last.map_or_else(|| rfc3339_seconds(wall), |last| last.last_transition_time.clone());
         Condition { r#type, status, reason, message, last_transition_time, observed_generation }
     }
 }
@@ -222,6 +222,7 @@ impl Book {
             self.said.remove(object);
             self.programmed.remove(object);
             self.derived.remove(object);
+            self.matches.remove(object);
             self.due |= self.findings.contains_key(object);
         }
         Statuses { forget: gone.iter().cloned().collect(), ..Statuses::default() }
@@ -429,7 +430,7 @@ fn complete_conditions(holder: &mut Value, old: Option<&Value>, generation: i64,
         };
         let last = before.and_then(|before| before.iter().find(same));
         let since = last.and_then(|last| last.get("lastTransitionTime")).cloned();
-        let since = since.unwrap_or_else(|| Value::from(rfc3339(wall)));
+        let since = since.unwrap_or_else(|| Value::from(rfc3339_seconds(wall)));
         let defaults: Map<String, Value> = Map::from_iter([
             ("lastTransitionTime".to_owned(), since),
             ("observedGeneration".to_owned(), Value::from(generation)),
@@ -437,10 +438,6 @@ fn complete_conditions(holder: &mut Value, old: Option<&Value>, generation: i64,
         fields.extend(defaults);
         fields.entry("message").or_insert_with(|| Value::from(""));
     }
-}
-
-fn rfc3339(wall: SystemTime) -> String {
-    Timestamp::try_from(wall).map(|time| time.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()).unwrap_or_default()
 }
 
 #[cfg(test)]

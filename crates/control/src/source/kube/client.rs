@@ -54,7 +54,13 @@ const LONGEST_LINE: usize = 64 << 20;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Fault {
     /// The server said no.
-    Status { code: u16, message: String, retry_after: Option<Duration> },
+    Status {
+        code: u16,
+        message: String,
+        /// The first of the causes that it names, in one word.
+        cause: Option<String>,
+        retry_after: Option<Duration>,
+    },
     /// There was no answer, or none that can be read.
     Broken(String),
 }
@@ -184,19 +190,36 @@ impl Api {
         let code = response.status().as_u16();
         let seconds = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
         let bytes = response.into_body().collect().await.map_err(|error| Fault::broken(&error))?.to_bytes();
-        let message = match serde_json::from_slice::<Status>(&bytes) {
-            Ok(status) if !status.message.is_empty() => status.message,
-            _ => String::from_utf8_lossy(bytes.get(..bytes.len().min(200)).unwrap_or_default()).into_owned(),
+        let status = serde_json::from_slice::<Status>(&bytes).unwrap_or_default();
+        let message = match status.message {
+            message if message.is_empty() => {
+                String::from_utf8_lossy(bytes.get(..bytes.len().min(200)).unwrap_or_default()).into_owned()
+            }
+            message => message,
         };
-        Err(Fault::Status { code, message, retry_after: seconds.map(Duration::from_secs) })
+        let cause = status.details.causes.into_iter().map(|cause| cause.reason).next();
+        Err(Fault::Status { code, message, cause, retry_after: seconds.map(Duration::from_secs) })
     }
 }
 
 /// Kubernetes' `Status`, as far as it matters.
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
+#[serde(default)]
 struct Status {
-    #[serde(default)]
     message: String,
+    details: Details,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Details {
+    causes: Vec<Cause>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Cause {
+    reason: String,
 }
 
 /// The lines of an answer that goes on.

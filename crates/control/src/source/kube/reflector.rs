@@ -263,6 +263,7 @@ impl Reflector {
                 return ControlFlow::Break(Fault::Status {
                     code,
                     message: text("message"),
+                    cause: None,
                     retry_after: None,
                 });
             }

@@ -226,8 +226,12 @@ async fn write(cluster: &Cluster, object: &ObjectRef, status: &Value) -> Result<
         let catalog = cluster.catalog.borrow();
         known.filter_map(|known| catalog.find(&known).cloned()).collect()
     };
-    let mut outcome =
-        Err(Fault::Status { code: 404, message: "its kind is not served".to_owned(), retry_after: None });
+    let mut outcome = Err(Fault::Status {
+        code: 404,
+        message: "its kind is not served".to_owned(),
+        cause: None,
+        retry_after: None,
+    });
     // Several kinds may be read as one: it is of the first that has it.
     for served in served {
         outcome = write_as(cluster, &served, object, status.clone()).await;
