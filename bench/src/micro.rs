@@ -1,6 +1,8 @@
 //! Instruction counts of parts of the proxy, by callgrind: the same from run to run where time is
 //! not. Each part runs N and 2N times in a process of its own; the difference by N is what one
-//! takes, free of what starting costs. `--check` compares with what was recorded.
+//! takes, free of what starting costs. Of whole requests the proxy's worker is counted alone: what
+//! client, back end and main thread do depends on time too. `--check` compares with what was
+//! recorded.
 
 use std::collections::BTreeMap;
 use std::io::{Read as _, Write as _};
@@ -21,8 +23,7 @@ use crate::verify::request_block;
 use crate::wire::http1;
 use crate::wire::http2::{Endpoint, Event};
 
-/// Whole requests through a proxy in this process, one at a time. The little that client and back
-/// end take is in the count.
+/// Whole requests through a proxy in this process, one at a time; its worker is counted.
 const REQUESTS: &[Part] = &[
     Part { name: "request_h1", times: 2000, run: |times| whole("h1", times) },
     Part { name: "request_h1istio", times: 2000, run: |times| whole("h1istio", times) },
@@ -43,13 +44,21 @@ pub(crate) struct Arguments {
     /// Record what is counted
     #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = BASELINE, conflicts_with = "check")]
     update: Option<PathBuf>,
-    /// How much more than recorded a part may take, percent
+    /// How much more than recorded a part may take, percent; whole requests 2 at most
     #[arg(long, default_value_t = 5.0, value_name = "PERCENT")]
     tolerance: f64,
     /// Run one part this many times and do nothing else
     #[arg(long, hide = true)]
     times: Option<u64>,
 }
+
+/// How much more than recorded a whole request may take, percent: what a change adds to it is a small
+/// part of it.
+const REQUEST_TOLERANCE: f64 = 2.0;
+
+/// Functions that no thread but the proxy's worker calls are methods of this type; the compiler has
+/// two ways to write that.
+const OF_WORKER: [&str; 2] = ["leno_proxy::worker::Worker::", "leno_proxy::worker::Worker>::"];
 
 /// What a client's proxy says of itself.
 const PEER: &str = concat!(
@@ -93,10 +102,13 @@ pub(crate) fn run(arguments: &Arguments) -> Result<bool> {
         false => println!("| part | instructions |\n|---|---|"),
     }
     let mut failed = false;
-    for part in parts().filter(|part| part.name.contains(&arguments.filter)) {
+    let small = PARTS.iter().map(|part| (part, false));
+    let all = small.chain(REQUESTS.iter().map(|part| (part, true)));
+    for (part, whole) in all.filter(|(part, _)| part.name.contains(&arguments.filter)) {
         let times = part.times;
-        let both =
-            instructions(part.name, 2 * times).and_then(|more| Ok((more, instructions(part.name, times)?)));
+        let count = |times| instructions(part.name, times, whole);
+        let both = count(2 * times).and_then(|more| Ok((more, count(times)?)));
+        let tolerance = if whole { arguments.tolerance.min(REQUEST_TOLERANCE) } else { arguments.tolerance };
         match both {
             Ok((more, less)) => {
                 #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
@@ -104,7 +116,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<bool> {
                 // Less than one instruction is what the start differs by.
                 let count = (count * 10.0).round() / 10.0;
                 let verdict = arguments.check.is_some().then(|| {
-                    let (text, fine) = judge(count, recorded.get(part.name).copied(), arguments.tolerance);
+                    let (text, fine) = judge(count, recorded.get(part.name).copied(), tolerance);
                     failed |= !fine;
                     text
                 });
@@ -136,7 +148,7 @@ fn read(path: &Path) -> Result<BTreeMap<String, f64>> {
 /// The further cells of a row, and whether the part takes no more than it may.
 fn judge(count: f64, recorded: Option<f64>, tolerance: f64) -> (String, bool) {
     let Some(recorded) = recorded.filter(|recorded| *recorded > 0.0) else {
-        return (" - | - | not recorded |".to_owned(), true);
+        return (" - | - | **NOT RECORDED** |".to_owned(), false);
     };
     let change = (count / recorded - 1.0) * 100.0;
     // An instruction more is no growth of what takes a handful.
@@ -241,12 +253,14 @@ fn requests_http2(stream: &mut TcpStream, times: u64) -> Result<()> {
     Ok(())
 }
 
-/// Instructions of a process that runs a part so many times.
-fn instructions(part: &str, times: u64) -> Result<u64> {
+/// Instructions of a process that runs a part so many times; `whole`: of the proxy's worker in it.
+fn instructions(part: &str, times: u64, whole: bool) -> Result<u64> {
     let own = std::env::current_exe()?;
+    let folder = tempfile::tempdir()?;
     let output = Command::new("valgrind")
-        .args(["--tool=callgrind", "--callgrind-out-file=/dev/null"])
+        .args(["--tool=callgrind", "--separate-threads=yes", "--callgrind-out-file=threads"])
         .arg(own)
+        .current_dir(&folder)
         .args(["micro", part, "--times", &times.to_string()])
         .stdin(Stdio::null())
         .output()?;
@@ -255,14 +269,33 @@ fn instructions(part: &str, times: u64) -> Result<u64> {
         let reason = text.lines().find(|line| line.starts_with("not supported yet"));
         bail!("{}", reason.or(text.lines().last()).unwrap_or("callgrind failed"));
     }
-    let line = text.lines().find_map(|line| line.split_once("Collected : "));
-    line.and_then(|(_, number)| number.trim().parse().ok())
-        .with_context(|| format!("{part}: callgrind says no number"))
+    let mut counted = Vec::new();
+    for file in std::fs::read_dir(&folder)? {
+        let thread = String::from_utf8_lossy(&std::fs::read(file?.path())?).into_owned();
+        // The file of no thread is empty.
+        if let Some(total) = total(&thread).filter(|_| !whole || is_worker(&thread)) {
+            counted.push(total);
+        }
+    }
+    ensure!(!counted.is_empty(), "{part}: callgrind says no number");
+    ensure!(!whole || counted.len() == 1, "{part}: {} threads look like a worker", counted.len());
+    Ok(counted.iter().sum())
+}
+
+/// The instructions of a thread, by the file that callgrind writes of it.
+fn total(thread: &str) -> Option<u64> {
+    thread.lines().find_map(|line| line.strip_prefix("totals:"))?.trim().parse().ok()
+}
+
+/// Whether a thread is the proxy's worker, by the names of its functions.
+fn is_worker(thread: &str) -> bool {
+    let mut functions = thread.lines().filter(|line| line.starts_with("fn="));
+    functions.any(|line| OF_WORKER.iter().any(|name| line.contains(name)))
 }
 
 #[cfg(test)]
 mod tests {
-    use super::judge;
+    use super::{is_worker, judge, total};
 
     #[test]
     fn growth_is_judged() {
@@ -271,6 +304,19 @@ mod tests {
         assert_eq!(check(1051.0, Some(1000.0)), (" 1000 | +5.1 % | **GREW** |".to_owned(), false));
         assert_eq!(check(900.0, Some(1000.0)), (" 1000 | -10.0 % | less: record it |".to_owned(), true));
         assert_eq!(check(6.0, Some(5.0)), (" 5.0 | +20.0 % |  |".to_owned(), true));
-        assert_eq!(check(6.0, None), (" - | - | not recorded |".to_owned(), true));
+        assert_eq!(check(6.0, None), (" - | - | **NOT RECORDED** |".to_owned(), false));
+    }
+
+    #[test]
+    fn threads_are_told_apart() {
+        let thread =
+            |functions: &str| format!("thread: 3\nevents: Ir\nsummary: 7\n\n{functions}\ntotals: 7\n");
+        let main =
+            thread("fn=(1) leno_proxy::worker::spawn\n+2 7\ncfn=(2) leno_proxy::worker::Worker::run\n");
+        assert_eq!((total(&main), is_worker(&main)), (Some(7), false));
+        for name in ["leno_proxy::worker::Worker::adopt", "<leno_proxy::worker::Worker>::adopt'2"] {
+            assert!(is_worker(&thread(&format!("fn=(1) {name}\n+2 7"))), "{name}");
+        }
+        assert_eq!(total(""), None);
     }
 }
