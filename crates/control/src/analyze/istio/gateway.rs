@@ -2,6 +2,7 @@
 
 use leno_derive::Cx;
 use leno_tls::Certificate;
+use rustls::pki_types::CertificateDer;
 use serde_json::Value;
 
 use crate::analyze::message::{Message, words};
@@ -168,8 +169,12 @@ fn is_good_credential(secret: &Raw, now: Option<i64>) -> bool {
     let value = |names: [&str; 2]| names.into_iter().find_map(|name| value_of(secret, name));
     let certificate = value(["tls.crt", "cert"]).unwrap_or_default();
     let has_key = value(["tls.key", "key"]).is_some_and(|key| !key.is_empty());
-    let all = leno_tls::issue::certificates(&certificate).unwrap_or_default();
-    let certificate = all.first().and_then(|first| Certificate::parse(first).ok());
+    let text = String::from_utf8_lossy(&certificate).into_owned();
+    let body = text.split_once("-----BEGIN CERTIFICATE-----").and_then(|(_, rest)| {
+        let (body, _) = rest.split_once("-----END CERTIFICATE-----")?;
+        leno_base::base64::decode(body.split_whitespace().collect::<String>().as_bytes())
+    });
+    let certificate = body.and_then(|body| Certificate::parse(&CertificateDer::from(body)).ok());
     let is_valid = |certificate: &Certificate| {
         let (from, to) = certificate.validity();
         now.is_none_or(|now| (from..=to).contains(&now))
