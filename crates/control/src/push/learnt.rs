@@ -35,6 +35,10 @@ const PASSING: [&str; 10] = [
 /// up: a workload that calls the whole of the internet must not fill its proxies.
 const MOST_MADE_UP: usize = 1000;
 
+/// How much is kept of workloads that have no proxy here any more, names and workloads together: whoever
+/// connects may say that he is another each time.
+const MOST_ABSENT: usize = 100_000;
+
 /// What is learnt of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum What {
@@ -82,6 +86,9 @@ struct Uses {
     all: BTreeMap<Name, Use>,
     /// Counts what was asked for.
     last: u64,
+    /// What was forgotten, and when: a proxy that has it from another replica, which knows it yet, does
+    /// not bring it back.
+    forgotten: BTreeMap<Name, Instant>,
 }
 
 /// One of them.
@@ -94,6 +101,21 @@ struct Use {
 }
 
 impl Known {
+    /// How much is known to be used.
+    fn count(&self) -> usize {
+        self.clusters.all.len() + self.hosts.all.len()
+    }
+
+    /// How many names are kept.
+    fn size(&self) -> usize {
+        self.count() + self.clusters.forgotten.len() + self.hosts.forgotten.len()
+    }
+
+    /// Until when something was asked for, of those that have no proxies.
+    fn last_used(&self) -> Option<Instant> {
+        self.clusters.all.values().chain(self.hosts.all.values()).filter_map(|one| one.unnamed).max()
+    }
+
     fn uses(&self, what: What) -> &Uses {
         match what {
             What::Clusters => &self.clusters,
@@ -118,9 +140,23 @@ impl Uses {
             }
             return false;
         }
+        let is_asked = unnamed.is_none();
+        if is_asked {
+            self.forgotten.remove(name);
+        } else if self.forgotten.contains_key(name) {
+            return false;
+        }
         self.last += 1;
         self.all.insert(name.clone(), Use { unnamed, since: self.last });
         true
+    }
+
+    /// Forgets what nobody has asked for in a long time.
+    fn forget_old(&mut self, now: Instant) {
+        let is_over = |since: Instant| now.saturating_duration_since(since) >= KEEP;
+        self.forgotten.retain(|_, at| !is_over(*at));
+        let old = self.all.extract_if(.., |_, one| one.unnamed.is_some_and(is_over));
+        self.forgotten.extend(old.map(|(name, _)| (name, now)));
     }
 }
 
@@ -223,19 +259,37 @@ impl Learnt {
                 }
             }
         }
-        let is_over =
-            |one: &Use| one.unnamed.is_some_and(|since| now.saturating_duration_since(since) >= KEEP);
         self.all.retain(|_, known| {
-            let count = |known: &Known| known.clusters.all.len() + known.hosts.all.len();
-            let before = count(known);
-            known.clusters.all.retain(|_, one| !is_over(one));
-            known.hosts.all.retain(|_, one| !is_over(one));
-            if count(known) != before {
+            let before = known.count();
+            known.clusters.forget_old(now);
+            known.hosts.forget_old(now);
+            if known.count() != before {
                 concerned.extend(known.groups.iter().cloned());
             }
-            !(known.groups.is_empty() && count(known) == 0)
+            !(known.groups.is_empty() && known.size() == 0)
         });
+        self.forget_absent();
         concerned
+    }
+
+    /// Forgets the workloads that have been away for the longest, if there are too many.
+    fn forget_absent(&mut self) {
+        let absent = || self.all.iter().filter(|(_, known)| known.groups.is_empty());
+        let size: usize = absent().map(|(_, known)| known.size() + 1).sum();
+        if size <= MOST_ABSENT {
+            return;
+        }
+        let mut all: Vec<(Option<Instant>, usize, Kin)> =
+            absent().map(|(kin, known)| (known.last_used(), known.size() + 1, kin.clone())).collect();
+        all.sort_unstable_by_key(|(last, ..)| *last);
+        let mut left = size;
+        for (_, size, kin) in all {
+            if left <= MOST_ABSENT {
+                return;
+            }
+            self.all.remove(&kin);
+            left -= size;
+        }
     }
 }
 
@@ -247,7 +301,7 @@ mod tests {
     use leno_base::Name;
     use leno_derive::Graph;
 
-    use super::{KEEP, Kin, Learnt, MOST_MADE_UP, What};
+    use super::{KEEP, Kin, Learnt, MOST_ABSENT, MOST_MADE_UP, What};
     use crate::push::node;
     use crate::scope::ProxyKey;
     use crate::translate::resource::{object, text};
@@ -306,6 +360,9 @@ mod tests {
         assert_eq!(learnt.tidy(later, |_, _, _| true, exists), []);
         assert_eq!(names(&learnt, &kin), ["a"]);
         assert_eq!(learnt.tidy(later + KEEP, |_, _, _| true, exists), []);
+        // That it was forgotten is known as long again.
+        assert!(names(&learnt, &kin).is_empty() && !learnt.all.is_empty());
+        assert_eq!(learnt.tidy(later + 2 * KEEP, |_, _, _| true, exists), []);
         assert!(learnt.all.is_empty());
     }
     #[test]
@@ -327,5 +384,46 @@ mod tests {
         // What is asked for stays.
         assert!(has(&real) && has(&made_up(0)) && has(&made_up(3)));
         assert!(!has(&made_up(1)) && !has(&made_up(2)) && !learnt.has(&kin, What::Clusters, &real));
+    }
+
+    /// A proxy that wanders between replicas does not teach each what it has forgotten.
+    #[test]
+    fn what_was_forgotten_is_not_learnt_from_who_only_holds_it() {
+        let proxy = proxy([("app", "web"), ("pod-template-hash", "1")]);
+        let kin = Kin::of(&proxy);
+        let (start, mut learnt) = (Instant::now(), Learnt::default());
+        learnt.join(&kin, &proxy);
+        let one = [Name::new("a")];
+        assert!(learnt.on_held(&kin, What::Clusters, &one, start));
+        let later = start + KEEP;
+        assert_eq!(learnt.tidy(later, |_, _, _| false, |_, _, _| true), [Arc::clone(&proxy)]);
+        assert!(!learnt.on_held(&kin, What::Clusters, &one, later));
+        assert!(names(&learnt, &kin).is_empty());
+        // Who asks for it uses it.
+        assert!(learnt.on_asked(&kin, What::Clusters, &one));
+        assert_eq!(names(&learnt, &kin), ["a"]);
+    }
+
+    #[test]
+    fn who_is_another_each_time_is_forgotten() {
+        let (start, mut learnt) = (Instant::now(), Learnt::default());
+        let named: Vec<Name> = (0..MOST_ABSENT / 10).map(|index| Name::from(format!("c{index}"))).collect();
+        let mut all = Vec::new();
+        for app in ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j", "k", "l"] {
+            let proxy = proxy([("app", app), ("pod-template-hash", "1")]);
+            let kin = Kin::of(&proxy);
+            learnt.join(&kin, &proxy);
+            assert!(learnt.on_held(
+                &kin,
+                What::Clusters,
+                &named,
+                start + Duration::from_secs(all.len() as u64)
+            ));
+            learnt.leave(&kin, &proxy);
+            all.push(kin);
+        }
+        assert_eq!(learnt.tidy(start, |_, _, _| false, |_, _, _| true), []);
+        let known = all.iter().map(|kin| learnt.all.contains_key(kin));
+        assert!(known.eq((0..12).map(|index| index > 2)), "the last nine are left");
     }
 }
