@@ -138,11 +138,7 @@ service!(SecretDiscovery, Secret, "envoy.service.secret.v3.SecretDiscoveryServic
 service!(ClusterDiscovery, Cluster, "envoy.service.cluster.v3.ClusterDiscoveryService");
 service!(EndpointDiscovery, Endpoint, "envoy.service.endpoint.v3.EndpointDiscoveryService");
 service!(ListenerDiscovery, Listener, "envoy.service.listener.v3.ListenerDiscoveryService");
-service!(
-    ExtensionDiscovery,
-    ExtensionConfig,
-    "envoy.service.extension.v3.ExtensionConfigDiscoveryService"
-);
+service!(ExtensionDiscovery, ExtensionConfig, "envoy.service.extension.v3.ExtensionConfigDiscoveryService");
 service!(RouteDiscovery, Route, "envoy.service.route.v3.RouteDiscoveryService");
 
 /// A proxy in a thread of its own.

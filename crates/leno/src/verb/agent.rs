@@ -5,8 +5,10 @@
 
 use std::ffi::OsString;
 use std::net::IpAddr;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::process::{ExitCode, Stdio};
+use std::process::{Command, ExitCode, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow, bail};
@@ -19,6 +21,7 @@ use leno_agent::interfaces::addresses;
 use leno_agent::lifecycle::Proxy;
 use leno_agent::proxy_config::{Layer, ProxyConfig};
 use leno_proxy::Options;
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::proxy::component_levels;
 use crate::cli::Failure;
@@ -375,7 +378,7 @@ fn inside(options: Options) -> anyhow::Result<Proxy> {
 /// Envoy, as a child.
 fn child(program: &Path, options: &Options, addresses: &[IpAddr], skips: bool) -> anyhow::Result<Proxy> {
     let v6 = !addresses.is_empty() && addresses.iter().all(IpAddr::is_ipv6);
-    let mut command = tokio::process::Command::new(program);
+    let mut command = Command::new(program);
     command.arg("-c").args(&options.config_path);
     command.args(["--drain-time-s", &options.drain_time.as_secs().to_string()]);
     command.args(["--drain-strategy", "immediate"]);
@@ -403,31 +406,42 @@ fn child(program: &Path, options: &Options, addresses: &[IpAddr], skips: bool) -
     if let Some(concurrency) = options.concurrency {
         command.args(["--concurrency", &concurrency.to_string()]);
     }
-    tracing::info!(command = ?command.as_std(), "starting Envoy");
-    let child = command.stdin(Stdio::null()).kill_on_drop(true).spawn();
+    tracing::info!(?command, "starting Envoy");
+    let child = command.stdin(Stdio::null()).spawn();
     let mut child = child.with_context(|| program.display().to_string())?;
-    let (kill, killed) = tokio::sync::oneshot::channel::<()>();
+    // Names this process even when its number has gone to another one.
+    let handle = pidfd_open(Pid::from_child(&child), PidfdFlags::empty()).map(Arc::new)?;
+    let (ended, end) = tokio::sync::oneshot::channel();
+    // Not by tokio, whose workers would look for children in each of their turns.
+    std::thread::Builder::new().name("envoy".to_owned()).spawn(move || {
+        let _ = ended.send(child.wait());
+    })?;
+    let running = Running(Arc::clone(&handle));
     let exited = async move {
-        let status = tokio::select! {
-            status = child.wait() => status,
-            Ok(()) = killed => {
-                let _ = child.start_kill();
-                let _ = child.wait().await;
-                return Ok(());
-            }
-        };
+        let status = end.await;
+        drop(running);
         match status {
-            Ok(status) if status.success() => Ok(()),
-            Ok(status) => Err(status.to_string()),
-            Err(error) => Err(error.to_string()),
+            Ok(Ok(status)) if status.success() => Ok(()),
+            Ok(Ok(status)) => Err(status.to_string()),
+            Ok(Err(error)) => Err(error.to_string()),
+            Err(_) => Err("nobody waits for it".to_owned()),
         }
     };
-    Ok(Proxy {
-        exited: Box::pin(exited),
-        kill: Some(Box::new(move || {
-            let _ = kill.send(());
-        })),
-    })
+    Ok(Proxy { exited: Box::pin(exited), kill: Some(Box::new(move || kill(&handle))) })
+}
+
+/// A child that does not outlive who waits for it.
+struct Running(Arc<OwnedFd>);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        kill(&self.0);
+    }
+}
+
+fn kill(process: &OwnedFd) {
+    // One that has ended cannot be killed.
+    let _ = pidfd_send_signal(process, Signal::KILL);
 }
 
 impl Wait {
