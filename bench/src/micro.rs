@@ -313,8 +313,7 @@ mod tests {
     fn threads_are_told_apart() {
         let thread =
             |functions: &str| format!("thread: 3\nevents: Ir\nsummary: 7\n\n{functions}\ntotals: 7\n");
-        let main =
-            thread("fn=leno_proxy::worker::spawn\n+2 7\ncfn=leno_proxy::worker::Worker::run\n");
+        let main = thread("fn=leno_proxy::worker::spawn\n+2 7\ncfn=leno_proxy::worker::Worker::run\n");
         assert_eq!((total(&main), is_worker(&main)), (Some(7), false));
         for name in ["leno_proxy::worker::Worker::adopt", "<leno_proxy::worker::Worker>::adopt'2"] {
             assert!(is_worker(&thread(&format!("fn={name}\n+2 7"))), "{name}");
