@@ -158,7 +158,9 @@ pub(super) fn http(
     all.push(http_filter("envoy.filters.http.cors", &filters::cors::v3::Cors::default()));
     all.extend(slot(Slot::Telemetry));
     if scope.asks_on_demand() {
-        all.push(on_demand());
+        // Without its virtual host a request has no route yet, whose settings the other filters need.
+        let is_first = scope.abilities.has(Abilities::HOSTS_ON_DEMAND);
+        all.insert(if is_first { 0 } else { all.len() }, on_demand());
     }
     // In all of them, as the routes of each have the one for unknown hosts.
     if scope.side == Side::Outbound && mesh.outbound_traffic_policy.mode == OutboundMode::AllowAnyDynamicDns {
