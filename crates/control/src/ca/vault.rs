@@ -95,7 +95,7 @@ impl Vault {
                 *place.lock().unwrap_or_else(PoisonError::into_inner) = Some(kept.clone());
                 Ok(true)
             }
-            Vault::Folder(folder) => replace(folder, kept, before.map(|found| found.kept)),
+            Vault::Folder(folder) => replace(folder, kept, before.as_ref().map(|found| &found.kept)),
             Vault::Secret(cluster) => write_secret(cluster, kept, before).await,
         }
     }
@@ -157,10 +157,10 @@ fn read_file(path: &Path) -> Result<Option<Kept>, String> {
 }
 
 /// Keeps this in place of what was there before, unless another has written meanwhile.
-fn replace(folder: &Path, kept: &Kept, before: Option<Kept>) -> Result<bool, String> {
+fn replace(folder: &Path, kept: &Kept, before: Option<&Kept>) -> Result<bool, String> {
     let words = |error: io::Error| format!("{}: {error}", folder.join(FILE).display());
     let _lock = lock(folder).map_err(words)?;
-    if read_file(&folder.join(FILE))? != before {
+    if read_file(&folder.join(FILE))?.as_ref() != before {
         return Ok(false);
     }
     write_files(folder, kept).map(|()| true).map_err(words)
