@@ -132,7 +132,7 @@ async fn told_to_quit(orders: &mut mpsc::Receiver<Order>) {
             return;
         }
     }
-    std::future::pending().await
+    std::future::pending::<()>().await;
 }
 
 async fn drain(admin: &Target, inbound_only: bool, goes_on: bool) {

@@ -239,7 +239,7 @@ pub(super) fn listeners(inputs: &Inputs<'_>, families: &Families) -> Vec<Value> 
         ),
     ] {
         if port != 0 {
-            all.push(secure(families.wildcard, port, connections(prefix, routes, Vec::new())));
+            all.push(secure(families.wildcard, port, &connections(prefix, routes, Vec::new())));
         }
     }
     let mut status = listener(families.wildcard, environment.status_port);
@@ -277,7 +277,7 @@ fn listener(address: &str, port: u16) -> Value {
 }
 
 /// For those with a certificate of the mesh only.
-fn secure(address: &str, port: u16, filter: Value) -> Value {
+fn secure(address: &str, port: u16, filter: &Value) -> Value {
     let mut listener = listener(address, port);
     listener["listener_filters"] = json!([{
         "name": "envoy.filters.listener.tls_inspector",

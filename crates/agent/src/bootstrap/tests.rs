@@ -31,7 +31,7 @@ fn bootstrap(role: Role, variables: &[(&str, &str)], labels: &str, annotations: 
     render(&inputs).expect("a bootstrap")
 }
 
-fn check(bootstrap: &Value, expected: ExpectFile) {
+fn check(bootstrap: &Value, expected: &ExpectFile) {
     expected.assert_eq(&format!("{bootstrap:#}\n"));
     let Some(envoy) = leno_testkit::envoy::binary() else { return };
     let mut file = tempfile::NamedTempFile::with_suffix(".json").expect("a file");
@@ -76,13 +76,13 @@ fn sidecar(config: &str) -> Value {
 
 #[test]
 fn a_sidecar() {
-    check(&sidecar("{}"), expect_file!["../../tests/bootstrap/sidecar.json"]);
+    check(&sidecar("{}"), &expect_file!["../../tests/bootstrap/sidecar.json"]);
 }
 
 #[test]
 fn a_sidecar_of_envoy() {
     let found = sidecar("{binaryPath: /opt/envoy, concurrency: 2, tracing: {datadog: {address: 'dd:8126'}}}");
-    check(&found, expect_file!["../../tests/bootstrap/sidecar-envoy.json"]);
+    check(&found, &expect_file!["../../tests/bootstrap/sidecar-envoy.json"]);
 }
 
 #[test]
@@ -128,5 +128,5 @@ sidecar.istio.io/extraStatTags=\"destination_port\"
 proxy.istio.io/config=\"statsCompression: false\"
 ",
     );
-    check(&found, expect_file!["../../tests/bootstrap/gateway.json"]);
+    check(&found, &expect_file!["../../tests/bootstrap/gateway.json"]);
 }

@@ -278,7 +278,7 @@ async fn story(mode: Mode, name: &'static str, envoy: Option<&Path>, folder: &Pa
         client.until(
             "/",
             if mode == Mode::Delta { "200 x-one: 5 x-two: default" } else { "200 x-one: 5 x-two: 3" },
-        )
+        );
     });
     seen.push(counts(&proxy));
 

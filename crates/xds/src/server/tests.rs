@@ -577,5 +577,15 @@ fn delta_takes_away_nothing_that_is_held() {
     play.push(&TypeUrl::Cluster, &["a=2"], Scope::All);
     play.stream.hold(&TypeUrl::Cluster, false);
     play.push(&TypeUrl::Cluster, &["a=2"], Scope::All);
-    expect![[""]].assert_eq(&play.log);
+    expect![[r#"
+        request
+          subscribed CDS new * ["b", "none"]
+        push CDS ["a=2"]
+          < 1 ["a=2"] -["none"]
+        request
+          ack CDS v 1
+        push CDS ["a=2"]
+        push CDS ["a=2"]
+          < 2 [] -["b", "c"]
+    "#]].assert_eq(&play.log);
 }

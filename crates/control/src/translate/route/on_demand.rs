@@ -335,7 +335,7 @@ fn patched(cx: &Cx<'_>, client: &ProxyKey, table: &str, whole: &Whole) -> Option
     // What they add is in the table itself.
     let (added, _) = apply(&empty)?;
     let added: HashSet<&str> = added.virtual_hosts.iter().map(|host| host.name.as_str()).collect();
-    let only = route::RouteConfiguration { virtual_hosts: vec![whole.message.clone()], ..empty.clone() };
+    let only = route::RouteConfiguration { virtual_hosts: vec![whole.message.clone()], ..empty };
     let (patched, origins) = apply(&only)?;
     let message = patched.virtual_hosts.into_iter().find(|host| !added.contains(host.name.as_str()))?;
     // One that has got others has these.
