@@ -26,7 +26,7 @@ async fn server() -> SocketAddr {
         let query = Message::from_vec(query).expect("a query");
         let mut answer = Message::response(query.metadata.id, OpCode::Query);
         let name = query.queries[0].name().clone();
-        answer.add_queries(query.queries.clone());
+        answer.add_queries(query.queries);
         answer.add_answer(Record::from_rdata(name, 5, RData::A(A([203, 0, 113, 7].into()))));
         answer.to_vec().expect("an answer")
     };

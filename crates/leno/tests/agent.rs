@@ -44,9 +44,15 @@ impl Killed {
                 return status;
             }
             assert!(start.elapsed() < PATIENCE, "it does not end");
-            std::thread::sleep(Duration::from_millis(20));
+            pause(Duration::from_millis(20));
         }
     }
+}
+
+/// What other processes do is looked at again and again.
+#[expect(clippy::disallowed_methods, reason = "there is no event to wait for")]
+fn pause(duration: Duration) {
+    std::thread::sleep(duration);
 }
 
 fn start(command: &mut Command, log: &Path) -> Killed {
@@ -216,7 +222,7 @@ impl Mesh {
             if has_ended || start.elapsed() > PATIENCE {
                 panic!("{what}: not in time\n{}", self.logs());
             }
-            std::thread::sleep(Duration::from_millis(50));
+            pause(Duration::from_millis(50));
         }
     }
 

@@ -587,5 +587,6 @@ fn delta_takes_away_nothing_that_is_held() {
         push CDS ["a=2"]
         push CDS ["a=2"]
           < 2 [] -["b", "c"]
-    "#]].assert_eq(&play.log);
+    "#]]
+    .assert_eq(&play.log);
 }
