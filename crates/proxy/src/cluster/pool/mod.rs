@@ -307,7 +307,9 @@ fn open_for_waiters(pool: &Rc<RefCell<Pool>>, target: &Rc<Target>, high_priority
     loop {
         let mut state = pool.borrow_mut();
         state.waiters.retain(|waiter| !waiter.ready.is_closed());
-        let Some(next) = state.waiters.front() else { return };
+        // Those that are being opened are for the first in line.
+        let next = state.waiters.get(state.connecting).or(state.waiters.front());
+        let Some(next) = next else { return };
         // Where ALPN decides, HTTP/2 is assumed first; if it was not, more are opened then.
         let http2 = next.http2;
         let settings = if http2 { http2_settings(&target.cluster, true) } else { None };
@@ -373,9 +375,9 @@ async fn open(pool: Rc<RefCell<Pool>>, target: Rc<Target>, permit: Permit, http2
                 Opened::H1(connection) => {
                     target.stats.upstream_cx_http1_total().inc();
                     h1::offer(&pool, connection);
-                    if matches!(target.cluster.protocol, UpstreamProtocol::Auto(_)) {
-                        open_for_waiters(&pool, &target, false);
-                    }
+                    // Whoever is left in line needs HTTP/2, or it was assumed that one connection is
+                    // enough for all.
+                    open_for_waiters(&pool, &target, false);
                 }
                 Opened::H2(connection) => {
                     target.stats.upstream_cx_http2_total().inc();
