@@ -4,6 +4,7 @@
 //! DNS, and the admin interface; workers get what it publishes. `run` is the whole life of a
 //! proxy; `Server::handle` is the loop's body.
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -132,6 +133,8 @@ struct Server {
     store: Store,
     sockets: Sockets,
     workers: Vec<Handle>,
+    /// Whether the workers have adopted what was configured at the start.
+    adopted: Cell<bool>,
     /// Where resources come from that are not in the bootstrap.
     sources: Sources,
     /// DNS tasks by cluster, with the configuration that each works for.
@@ -284,6 +287,7 @@ impl Server {
             draining_resources: DrainingResources::default(),
             overload,
             settling: Settling::default(),
+            adopted: Cell::new(false),
             started,
         };
         Ok((server, Events { main, xds, demands, admin: admin_commands }))
@@ -494,10 +498,18 @@ impl Server {
         }
     }
 
+    /// A request that comes when somebody has been told `LIVE` meets all of the configuration.
+    fn has_been_adopted(&self) -> bool {
+        if !self.adopted.get() {
+            self.adopted.set(self.workers.iter().all(Handle::is_up_to_date));
+        }
+        self.adopted.get()
+    }
+
     fn state(&self) -> ServerState {
         if self.draining || self.health_checks_fail {
             ServerState::Draining
-        } else if self.store.is_live() {
+        } else if self.store.is_live() && self.has_been_adopted() {
             ServerState::Live
         } else if self.store.awaits_listeners() {
             ServerState::PreInitializing

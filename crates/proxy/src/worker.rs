@@ -11,6 +11,7 @@ use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::rc::Rc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, SystemTime};
 
@@ -135,13 +136,22 @@ pub(crate) struct HostReport {
 /// The main thread's side of a worker. Dropping it ends the worker.
 pub(crate) struct Handle {
     commands: mpsc::UnboundedSender<Command>,
+    told: Cell<u64>,
+    done: Arc<AtomicU64>,
     thread: Option<std::thread::JoinHandle<()>>,
 }
 
 impl Handle {
     /// Tells the worker something; one that has died is silent.
     pub(crate) fn tell(&self, command: Command) {
-        let _ = self.commands.send(command);
+        if self.commands.send(command).is_ok() {
+            self.told.set(self.told.get() + 1);
+        }
+    }
+
+    /// Whether the worker has done all that it was told.
+    pub(crate) fn is_up_to_date(&self) -> bool {
+        self.done.load(Ordering::Acquire) == self.told.get()
     }
 }
 
@@ -168,6 +178,8 @@ pub(crate) fn spawn(
     let stats = stats.thread();
     let (commands, mailbox) = mpsc::unbounded_channel();
     let (ready, readiness) = std::sync::mpsc::sync_channel(1);
+    let done = Arc::new(AtomicU64::new(0));
+    let counted = Arc::clone(&done);
     let thread = std::thread::Builder::new().name(format!("worker_{index}")).spawn(move || {
         // A runtime of local tasks cannot leave its thread.
         let options = LocalOptions::default();
@@ -186,14 +198,14 @@ pub(crate) fn spawn(
         let worker = Rc::new(Worker { index, internal_buffer, awaited: Awaited::new(demands), ..worker });
         // A task of its own: what `block_on` is given itself would be polled in each turn of the
         // runtime, whoever was woken.
-        let run = runtime.spawn_local(worker.run(mailbox));
+        let run = runtime.spawn_local(worker.run(mailbox, counted));
         if let Err(error) = runtime.block_on(run)
             && error.is_panic()
         {
             std::panic::resume_unwind(error.into_panic());
         }
     })?;
-    let handle = Handle { commands, thread: Some(thread) };
+    let handle = Handle { commands, told: Cell::new(0), done, thread: Some(thread) };
     match readiness.recv() {
         Ok(ready) => ready.map(|()| handle),
         Err(_) => Err(std::io::Error::other("a worker ended at its start")),
@@ -304,7 +316,7 @@ impl Worker {
     }
 
     /// Serves commands until told to stop; connections run as local tasks beside it.
-    async fn run(self: Rc<Self>, mut mailbox: mpsc::UnboundedReceiver<Command>) {
+    async fn run(self: Rc<Self>, mut mailbox: mpsc::UnboundedReceiver<Command>, done: Arc<AtomicU64>) {
         let mut cleanup = tokio::time::interval(CLEANUP);
         loop {
             let command = tokio::select! {
@@ -330,6 +342,7 @@ impl Worker {
                 Some(Command::Hosts(answer)) => drop(answer.send(self.host_reports())),
                 Some(Command::Stop) | None => return,
             }
+            done.fetch_add(1, Ordering::Release);
         }
     }
 
