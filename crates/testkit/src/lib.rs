@@ -3,12 +3,15 @@
 //! - [`envoy`]: the real Envoy, to compare with;
 //! - [`http`]: raw HTTP/1 peers;
 //! - `kube` (feature `kube`): a Kubernetes API server in memory;
+//! - `kubelet` (feature `kubelet`): a cluster whose pods run, as processes in namespaces;
 //! - [`wheels`]: other people's programs that come as Python wheels.
 
 pub mod envoy;
 pub mod http;
 #[cfg(feature = "kube")]
 pub mod kube;
+#[cfg(all(feature = "kubelet", target_os = "linux"))]
+pub mod kubelet;
 #[cfg(feature = "tls")]
 pub mod tls;
 pub mod wheels;

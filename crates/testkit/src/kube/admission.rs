@@ -1,5 +1,6 @@
 //! Admission webhooks: asked over HTTPS before something is stored.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -198,7 +199,17 @@ async fn post(shared: &Shared, hook: &Value, review: &Value) -> Result<Value, St
     let (host, address, path) = if url.is_empty() {
         let (namespace, name) =
             (text(&config, &["service", "namespace"]), text(&config, &["service", "name"]));
-        let address = lock(&shared.state).services.get(&format!("{namespace}/{name}")).copied();
+        let address = {
+            let state = lock(&shared.state);
+            let routed = state.services.get(&format!("{namespace}/{name}")).copied();
+            // Where there is a network of services its own address leads there.
+            routed.or_else(|| {
+                let service = state.find_raw("", "services", namespace, name).filter(|_| state.kubelet)?;
+                let port = config.pointer("/service/port").and_then(Value::as_u64).unwrap_or(443);
+                let address = text(&service, &["spec", "clusterIP"]).parse().ok()?;
+                Some(SocketAddr::new(address, u16::try_from(port).ok()?))
+            })
+        };
         let address = address.ok_or_else(|| format!("service {namespace}/{name} has no address"))?;
         let path = text(&config, &["service", "path"]).to_owned();
         (format!("{name}.{namespace}.svc"), address.to_string(), path)

@@ -161,9 +161,19 @@ impl ApiServer {
 
     /// A kubeconfig for it, as JSON (which is YAML too), with one context named `test`.
     pub fn kubeconfig(&self) -> String {
+        let certificate = self.tls.as_ref().map(|(certificate, _)| certificate.as_str());
+        self.kubeconfig_with(certificate)
+    }
+
+    /// The same for clients that trust a certificate of an authority, which is not the server's own.
+    pub fn kubeconfig_for(&self, bundle: &str) -> String {
+        self.kubeconfig_with(Some(bundle))
+    }
+
+    fn kubeconfig_with(&self, bundle: Option<&str>) -> String {
         let mut cluster = json!({ "server": self.url() });
-        if let (Some((certificate, _)), Some(cluster)) = (&self.tls, cluster.as_object_mut()) {
-            let data = leno_base::base64::encode(certificate.as_bytes());
+        if let (Some(bundle), Some(cluster)) = (bundle, cluster.as_object_mut()) {
+            let data = leno_base::base64::encode(bundle.as_bytes());
             cluster.insert("certificate-authority-data".to_owned(), Value::from(data));
         }
         json!({

@@ -217,9 +217,16 @@ impl State {
             if let (Some(map), Some(status)) = (changed.as_object_mut(), object.get("status")) {
                 map.insert("status".to_owned(), status.clone());
             }
-            let managed = object.pointer("/metadata/managedFields").cloned();
-            if let (Some(metadata), Some(managed)) = (metadata(&mut changed), managed) {
-                metadata.insert("managedFields".to_owned(), managed);
+            // Of Pods and Nodes, kubelets change labels and annotations together with the status.
+            let kubelets = target.resource.group.is_empty()
+                && matches!(target.resource.plural.as_str(), "pods" | "nodes");
+            let more: &[&str] = if kubelets { &["labels", "annotations"] } else { &[] };
+            if let Some(metadata) = metadata(&mut changed) {
+                for &field in ["managedFields"].iter().chain(more) {
+                    if let Some(value) = object.pointer(&format!("/metadata/{field}")) {
+                        metadata.insert(field.to_owned(), value.clone());
+                    }
+                }
             }
             return Ok(changed);
         }

@@ -33,7 +33,7 @@ pub(super) fn issue(state: &mut State, namespace: &str, name: &str, request: &Va
     let uid = state
         .find_raw("", "serviceaccounts", namespace, name)
         .map(|account| text(&account, &["metadata", "uid"]).to_owned());
-    let claims = json!({
+    let mut claims = json!({
         "aud": audiences,
         "exp": since + seconds,
         "iat": since,
@@ -43,6 +43,9 @@ pub(super) fn issue(state: &mut State, namespace: &str, name: &str, request: &Va
         "kubernetes.io": { "namespace": namespace, "serviceaccount": { "name": name, "uid": uid } },
         "sub": user,
     });
+    if let Some(pod) = request.pointer("/spec/boundObjectRef").filter(|it| text(it, &["kind"]) == "Pod") {
+        claims["kubernetes.io"]["pod"] = json!({ "name": pod["name"], "uid": pod["uid"] });
+    }
     let signature = state.random().to_be_bytes();
     let header = json!({ "alg": "RS256", "kid": "testkit" });
     let token = format!(

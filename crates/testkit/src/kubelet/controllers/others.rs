@@ -1,0 +1,65 @@
+//! Jobs, the addresses of load balancers, and the certificates that every namespace has.
+
+use serde_json::{Value, json};
+
+use super::super::cache::{Objects, Write, text};
+use super::{delete, is_active, is_deleted, number, patch, pod, pods_of, status};
+
+const BUNDLE: &str = "kube-root-ca.crt";
+
+/// The certificates by which pods know the API server.
+pub(super) fn bundles(objects: &Objects, bundle: &str, writes: &mut Vec<Write>) {
+    for namespace in objects.all("namespaces").filter(|it| !is_deleted(it)) {
+        let name = text(namespace, "/metadata/name");
+        if let Some(map) = objects.find("configmaps", name, BUNDLE) {
+            // The API server makes one that is empty.
+            if text(map, "/data/ca.crt") != bundle {
+                writes.push(patch("configmaps", map, "", json!({ "data": { "ca.crt": bundle } })));
+            }
+        } else {
+            let object = json!({ "apiVersion": "v1", "kind": "ConfigMap",
+                "metadata": { "name": BUNDLE, "namespace": name }, "data": { "ca.crt": bundle } });
+            writes.push(Write::Create { plural: "configmaps", object });
+        }
+    }
+}
+
+/// The node is the load balancer.
+pub(super) fn load_balancers(objects: &Objects, node: &str, writes: &mut Vec<Write>) {
+    for service in objects.all("services").filter(|it| text(it, "/spec/type") == "LoadBalancer") {
+        let balancer = json!({ "ingress": [{ "ip": node, "ipMode": "VIP" }] });
+        status("services", service, &json!({ "loadBalancer": balancer }), writes);
+    }
+}
+
+pub(super) fn jobs(objects: &Objects, writes: &mut Vec<Write>) {
+    for job in objects.all("jobs").filter(|it| !is_deleted(it)) {
+        let pods = pods_of(objects, job);
+        let count = |phase: &str| pods.iter().filter(|it| text(it, "/status/phase") == phase).count();
+        let (succeeded, failed) = (count("Succeeded"), count("Failed"));
+        let active: Vec<&&Value> = pods.iter().filter(|it| is_active(it)).collect();
+        let size = |path: &str, default: i64| usize::try_from(number(job, path, default)).unwrap_or_default();
+        let wanted = size("/spec/completions", 1);
+        let suspended = job.pointer("/spec/suspend") == Some(&json!(true));
+        let is_complete = succeeded >= wanted;
+        let is_failed = !is_complete && failed > size("/spec/backoffLimit", 6);
+        if is_failed || suspended {
+            writes.extend(active.iter().map(|it| delete("pods", it)));
+        } else if !is_complete {
+            let room = size("/spec/parallelism", 1).min(wanted - succeeded);
+            let name = text(job, "/metadata/name");
+            let labels = [("job-name", name), ("batch.kubernetes.io/job-name", name)];
+            for _ in active.len()..room {
+                writes.push(pod(job, None, &labels));
+            }
+        }
+        let condition = |kind: &str| json!([{ "type": kind, "status": "True" }]);
+        let mut new = json!({ "active": active.len(), "succeeded": succeeded, "failed": failed });
+        match (is_complete, is_failed) {
+            (true, _) => new["conditions"] = condition("Complete"),
+            (_, true) => new["conditions"] = condition("Failed"),
+            _ => {}
+        }
+        status("jobs", job, &new, writes);
+    }
+}

@@ -1,0 +1,253 @@
+//! A cluster of one node, in the namespaces of a test's inner process: an API server, the controllers of
+//! Kubernetes as far as installing and using a mesh needs them, a kubelet that runs pods as processes, kube-proxy
+//! and DNS. `kubectl`, and everything else that speaks to a cluster, works with it.
+//!
+//! START HERE: [`Machine::start`], in the process that [`leno_node::Node::enter`] has made a node. Inside:
+//!
+//! - `cache.rs`: the objects, by watches, and how they are changed;
+//! - `controllers/`: Deployments, ReplicaSets, StatefulSets, DaemonSets, Jobs, EndpointSlices, load balancers;
+//! - `pods.rs`: the scheduler and the kubelet, on top of `leno_kubelet`;
+//! - `dns.rs`: names of Services.
+//!
+//! Not there: autoscaling, disruption budgets, volumes that last, quotas, network policies, UDP by Services,
+//! `minReadySeconds`, `partition` of StatefulSets, time limits of Jobs, CronJobs. A pod's downward API shows it as
+//! it was when it started.
+
+mod cache;
+mod controllers;
+mod dns;
+mod pods;
+
+use std::error::Error;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use ::kube::config::{KubeConfigOptions, Kubeconfig};
+use ::kube::{Client, Config};
+use leno_kubelet::Images;
+use leno_node::{Line, Node};
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
+use serde_json::{Value, json};
+use tokio::net::UdpSocket;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+
+use self::cache::{Cache, Write};
+use self::pods::Pods;
+use crate::kube::{ApiServer, Options};
+
+/// The name of the node.
+const NODE: &str = "node";
+/// After something could not be done.
+const AGAIN: Duration = Duration::from_millis(250);
+
+/// How a cluster is started.
+#[derive(Debug)]
+pub struct Setup {
+    /// What stands for images.
+    pub images: Images,
+    /// A folder for files of pods; it must not be closed to other users.
+    pub folder: PathBuf,
+    /// Where the output of containers goes.
+    pub lines: mpsc::Sender<Line>,
+}
+
+/// A running cluster. Dropping it kills its pods.
+pub struct Machine {
+    server: Arc<ApiServer>,
+    client: Client,
+    cache: Cache,
+    bundle: String,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        self.tasks.iter().for_each(JoinHandle::abort);
+    }
+}
+
+impl Machine {
+    /// Starts it on a node, which must be root's.
+    ///
+    /// # Errors
+    /// The step that failed.
+    pub async fn start(node: &Node, setup: Setup) -> Result<Machine, Box<dyn Error>> {
+        let address = node.network().address;
+        let (bundle, certificate, key) = certificates(address)?;
+        let options = Options {
+            tls: Some((certificate, key)),
+            authenticate: true,
+            address: Some(SocketAddr::new(address.into(), 6443)),
+        };
+        let server = Arc::new(ApiServer::start_with(options).await?);
+        server.expect_kubelet();
+        server.put(node_object(address));
+        server.put(own_endpoints(address));
+        let kubeconfig = Kubeconfig::from_yaml(&server.kubeconfig_for(&bundle))?;
+        let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
+        let client = Client::try_from(config)?;
+        let cache = Cache::start(client.clone()).await;
+        let dns = UdpSocket::bind((address, 53)).await?;
+        let pods = Pods::new(node.clone(), cache.clone(), setup);
+        let tasks = vec![
+            tokio::spawn(dns::serve(dns, cache.clone())),
+            tokio::spawn(run(node.clone(), cache.clone(), pods, bundle.clone())),
+        ];
+        Ok(Machine { server, client, cache, bundle, tasks })
+    }
+
+    /// Its API server.
+    pub fn server(&self) -> &ApiServer {
+        &self.server
+    }
+
+    /// A client of its API server, which may do everything.
+    pub fn client(&self) -> Client {
+        self.client.clone()
+    }
+
+    /// Writes a kubeconfig for it.
+    ///
+    /// # Errors
+    /// As writing fails.
+    pub fn write_kubeconfig(&self, path: &Path) -> std::io::Result<()> {
+        std::fs::write(path, self.server.kubeconfig_for(&self.bundle))
+    }
+
+    /// All objects of a kind in a namespace.
+    pub fn objects(&self, plural: &str, namespace: &str) -> Vec<Arc<Value>> {
+        self.cache.objects().of(plural, namespace).cloned().collect()
+    }
+
+    /// Waits until something holds for an object, which it returns.
+    pub async fn until(
+        &self,
+        plural: &str,
+        namespace: &str,
+        name: &str,
+        holds: impl Fn(&Value) -> bool,
+    ) -> Arc<Value> {
+        let mut changes = self.cache.changes();
+        loop {
+            changes.borrow_and_update();
+            if let Some(found) = self.cache.objects().find(plural, namespace, name).filter(|it| holds(it)) {
+                return found.clone();
+            }
+            if changes.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
+    /// Waits until something holds for all objects of a kind in a namespace, which it returns.
+    pub async fn until_all(
+        &self,
+        plural: &str,
+        namespace: &str,
+        holds: impl Fn(&[Arc<Value>]) -> bool,
+    ) -> Vec<Arc<Value>> {
+        let mut changes = self.cache.changes();
+        loop {
+            changes.borrow_and_update();
+            let all: Vec<_> = self.cache.objects().of(plural, namespace).cloned().collect();
+            if holds(&all) {
+                return all;
+            }
+            if changes.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+}
+
+/// The loop: after each change everything is looked at.
+async fn run(node: Node, cache: Cache, mut pods: Pods, bundle: String) {
+    let mut changes = cache.changes();
+    let mut services = Vec::new();
+    let address = node.network().address;
+    loop {
+        changes.borrow_and_update();
+        let mut failed = false;
+        let due = controllers::due(&cache.objects(), NODE, &address.to_string(), &bundle);
+        for write in due {
+            failed |= write_or_say(&cache, &write).await;
+        }
+        failed |= pods.settle().await;
+        let now = controllers::proxied(&cache.objects(), address);
+        if now != services {
+            match node.services(&now) {
+                Ok(()) => services = now,
+                Err(error) => {
+                    tracing::warn!("services: {error}");
+                    failed = true;
+                }
+            }
+        }
+        let again =
+            async { if failed { tokio::time::sleep(AGAIN).await } else { std::future::pending().await } };
+        tokio::select! {
+            changed = changes.changed() => if changed.is_err() {
+                return;
+            },
+            () = pods.changed() => {}
+            () = again => {}
+        }
+    }
+}
+
+/// Makes a change; whether that failed.
+async fn write_or_say(cache: &Cache, write: &Write) -> bool {
+    match cache.write(write).await {
+        Ok(()) => false,
+        Err(error) => {
+            tracing::info!("{write:?}: {error}");
+            true
+        }
+    }
+}
+
+/// The API server's certificates: the root, and its own with key.
+fn certificates(address: Ipv4Addr) -> Result<(String, String, String), Box<dyn Error>> {
+    let root_key = KeyPair::generate()?;
+    let mut root = CertificateParams::new(Vec::<String>::new())?;
+    root.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    root.distinguished_name.push(DnType::CommonName, "kubernetes");
+    let bundle = root.self_signed(&root_key)?.pem();
+    let issuer = Issuer::new(root, root_key);
+    let names = [
+        "kubernetes",
+        "kubernetes.default",
+        "kubernetes.default.svc",
+        "kubernetes.default.svc.cluster.local",
+    ];
+    let mut names: Vec<String> = names.map(str::to_owned).to_vec();
+    names.extend([address.to_string(), "10.96.0.1".to_owned()]);
+    let key = KeyPair::generate()?;
+    let certificate = CertificateParams::new(names)?.signed_by(&key, &issuer)?;
+    Ok((bundle.clone(), certificate.pem() + &bundle, key.serialize_pem()))
+}
+
+fn node_object(address: Ipv4Addr) -> Value {
+    let (cpus, memory) = leno_kubelet::capacity();
+    let capacity = json!({ "cpu": format!("{cpus}m"), "memory": memory.to_string(), "pods": "250" });
+    json!({ "apiVersion": "v1", "kind": "Node",
+        "metadata": { "name": NODE, "labels": { "kubernetes.io/hostname": NODE, "kubernetes.io/os": "linux",
+            "topology.kubernetes.io/region": "here", "topology.kubernetes.io/zone": "here-1" } },
+        "status": { "capacity": capacity, "allocatable": capacity,
+            "addresses": [{ "type": "InternalIP", "address": address.to_string() },
+                { "type": "Hostname", "address": NODE }],
+            "conditions": [{ "type": "Ready", "status": "True", "reason": "KubeletReady" }] } })
+}
+
+/// Those of the API server, which no controller makes.
+fn own_endpoints(address: Ipv4Addr) -> Value {
+    json!({ "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
+        "metadata": { "name": "kubernetes", "namespace": "default",
+            "labels": { "kubernetes.io/service-name": "kubernetes" } },
+        "addressType": "IPv4",
+        "endpoints": [{ "addresses": [address.to_string()], "conditions": { "ready": true } }],
+        "ports": [{ "name": "https", "port": 6443, "protocol": "TCP" }] })
+}
