@@ -1,16 +1,21 @@
 //! Links, addresses and routes as rtnetlink requests: rtnetlink(7). Pure; [`crate::netlink::Socket`] sends.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::RawFd;
 
-use crate::netlink::{Message, Request};
-use crate::redirect::Ipv4Net;
+use crate::net::Ipv4Net;
+use crate::netlink::{Message, Request, attributes};
+use crate::rules::Family;
 
 /// `linux/veth.h`: the peer's `ifinfomsg` and attributes follow.
 const VETH_INFO_PEER: u16 = 1;
 /// `linux/fib_rules.h`.
 const FRA_IIFNAME: u16 = 3;
 const FRA_PRIORITY: u16 = 6;
+const FRA_FWMARK: u16 = 10;
+const FRA_TABLE: u16 = 15;
+/// Between the table of local addresses (0) and the main one (32766).
+const MARK_PRIORITY: u32 = 32765;
 const TO_TABLE: u8 = 1;
 
 const DO: u16 = (libc::NLM_F_REQUEST | libc::NLM_F_ACK) as u16;
@@ -133,4 +138,90 @@ fn link_header(index: u32, up: bool) -> [u8; 16] {
     header[8..12].copy_from_slice(&flag.to_ne_bytes());
     header[12..16].copy_from_slice(&flag.to_ne_bytes());
     header
+}
+
+/// Whether something is added or taken away.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Change {
+    /// It must not be there yet: `EEXIST`.
+    Add,
+    /// It must be there: `ENOENT`, `ESRCH`, `EADDRNOTAVAIL`.
+    Remove,
+}
+
+impl Change {
+    /// The types of messages come in fours: new, delete, get, set.
+    fn message(self, new: u16, header: &[u8]) -> Message {
+        match self {
+            Change::Add => Message::new(new, CREATE, header),
+            Change::Remove => Message::new(new + 1, DO, header),
+        }
+    }
+}
+
+fn number(family: Family) -> u8 {
+    match family {
+        Family::V4 => libc::AF_INET as u8,
+        Family::V6 => libc::AF_INET6 as u8,
+    }
+}
+
+/// Lets packets with a mark look up a table of routes.
+pub(crate) fn mark_rule(change: Change, family: Family, mark: u32, table: u32) -> Request {
+    // struct fib_rule_hdr, as above; the table is an attribute
+    let header = [number(family), 0, 0, 0, 0, 0, 0, TO_TABLE, 0, 0, 0, 0];
+    let mut message = change.message(libc::RTM_NEWRULE, &header);
+    message.attr(FRA_FWMARK, &mark.to_ne_bytes()).attr(FRA_TABLE, &table.to_ne_bytes());
+    // With a priority of its own the kernel sees that a rule is there already.
+    message.attr(FRA_PRIORITY, &MARK_PRIORITY.to_ne_bytes());
+    Request::of(&message)
+}
+
+/// In a table of routes, leads everything to this machine itself.
+pub(crate) fn local_route(change: Change, family: Family, table: u32, loopback: u32) -> Request {
+    let header = [
+        number(family),
+        0,
+        0,
+        0,
+        0, // the table is an attribute
+        libc::RTPROT_BOOT,
+        libc::RT_SCOPE_HOST,
+        libc::RTN_LOCAL,
+        0,
+        0,
+        0,
+        0,
+    ];
+    let mut message = change.message(libc::RTM_NEWROUTE, &header);
+    message.attr(libc::RTA_OIF, &loopback.to_ne_bytes()).attr(libc::RTA_TABLE, &table.to_ne_bytes());
+    Request::of(&message)
+}
+
+/// Gives a link an IPv6 address of its own, or takes it away.
+pub(crate) fn host_address(change: Change, index: u32, address: Ipv6Addr) -> Request {
+    let mut header = vec![libc::AF_INET6 as u8, 128, 0, 0];
+    header.extend_from_slice(&index.to_ne_bytes());
+    let mut message = change.message(libc::RTM_NEWADDR, &header);
+    message.attr(libc::IFA_LOCAL, &address.octets()).attr(libc::IFA_ADDRESS, &address.octets());
+    Request::of(&message)
+}
+
+/// Asks for the addresses of all links.
+pub(crate) fn list_addresses() -> Request {
+    let flags = (libc::NLM_F_REQUEST | libc::NLM_F_DUMP) as u16;
+    Request::of(&Message::new(libc::RTM_GETADDR, flags, &[0; 8]))
+}
+
+/// The address that an entry of the list tells of.
+pub(crate) fn listed_address(entry: &[u8]) -> Option<IpAddr> {
+    let family = i32::from(*entry.first()?);
+    let find = |kind| attributes(entry.get(8..)?).find(|a| a.kind == kind).map(|a| a.value);
+    // Of IPv4 "address" may be the other end of the link.
+    let value = find(libc::IFA_LOCAL).or_else(|| find(libc::IFA_ADDRESS))?;
+    match family {
+        libc::AF_INET => <[u8; 4]>::try_from(value).ok().map(IpAddr::from),
+        libc::AF_INET6 => <[u8; 16]>::try_from(value).ok().map(IpAddr::from),
+        _ => None,
+    }
 }

@@ -12,6 +12,7 @@ use rustix::net::{AddressFamily, Protocol, RecvFlags, SendFlags, SocketFlags, So
 
 const HEADER: usize = 16; // struct nlmsghdr: length u32, type u16, flags u16, sequence u32, port u32
 const NESTED: u16 = 0x8000; // NLA_F_NESTED
+const KIND: u16 = 0x3fff; // NLA_TYPE_MASK
 const REPLY_LIMIT: Duration = Duration::from_secs(10);
 
 /// One netlink message under construction.
@@ -30,6 +31,20 @@ impl Message {
         let mut message = Message { bytes };
         message.raw(family_header);
         message
+    }
+
+    /// Lets the kernel say when the message is done, and not only if it fails.
+    pub(crate) fn ask_for_acknowledgement(&mut self) {
+        let flags =
+            self.bytes.get(6..8).and_then(|flags| flags.try_into().ok()).map_or(0, u16::from_ne_bytes);
+        if let Some(field) = self.bytes.get_mut(6..8) {
+            field.copy_from_slice(&(flags | libc::NLM_F_ACK as u16).to_ne_bytes());
+        }
+    }
+
+    /// What follows the headers of netlink and of the family.
+    pub(crate) fn attributes(&self, family_header: usize) -> &[u8] {
+        self.bytes.get(HEADER + family_header..).unwrap_or_default()
     }
 
     /// Appends bytes as they are, padded to four.
@@ -156,6 +171,10 @@ impl Socket {
     /// Sends a request and waits until the kernel has acknowledged every message that asked for it. The first
     /// error ends it; drop the socket then, as replies may be left in it.
     pub(crate) fn transact(&self, request: &Request) -> Result<(), Errno> {
+        // Twice that, and more, is what a message may be; by default about 200 kB.
+        if request.bytes.len() > 64 * 1024 {
+            sockopt::set_socket_send_buffer_size(&self.0, request.bytes.len().saturating_mul(2))?;
+        }
         rustix::net::send(&self.0, &request.bytes, SendFlags::empty())?;
         let mut missing = request.acks;
         let mut buffer = [0_u8; 8192];
@@ -177,6 +196,60 @@ impl Socket {
         }
         Ok(())
     }
+
+    /// Sends a request for a list, and returns its entries: what follows netlink's header of each. `EINTR`: what is
+    /// listed has changed meanwhile, so that the list may be no state that ever was.
+    pub(crate) fn dump(&self, request: &Request) -> Result<Vec<Vec<u8>>, Errno> {
+        rustix::net::send(&self.0, &request.bytes, SendFlags::empty())?;
+        let mut entries = Vec::new();
+        let mut torn = false;
+        // The kernel fills at most 32 KiB at once.
+        let mut buffer = vec![0_u8; 64 * 1024];
+        loop {
+            let (received, _) = match rustix::net::recv(&self.0, &mut buffer[..], RecvFlags::empty()) {
+                Err(Errno::INTR) => continue,
+                other => other?,
+            };
+            let mut rest = buffer.get(..received).unwrap_or_default();
+            while let Some((length, kind)) = header(rest) {
+                let flags =
+                    rest.get(6..8).and_then(|flags| flags.try_into().ok()).map_or(0, u16::from_ne_bytes);
+                torn |= flags & libc::NLM_F_DUMP_INTR as u16 != 0;
+                match i32::from(kind) {
+                    libc::NLMSG_DONE if torn => return Err(Errno::INTR),
+                    libc::NLMSG_DONE => return Ok(entries),
+                    libc::NLMSG_ERROR => match error_code(rest) {
+                        0 => {}
+                        code => return Err(Errno::from_raw_os_error(code)),
+                    },
+                    _ => entries.push(rest.get(HEADER..length).unwrap_or_default().to_vec()),
+                }
+                rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+            }
+        }
+    }
+}
+
+/// The attributes of a message, or within an attribute: kind without flags, and value. What is cut off is left out.
+pub(crate) fn attributes(bytes: &[u8]) -> impl Iterator<Item = Attribute<'_>> {
+    let mut rest = bytes;
+    std::iter::from_fn(move || {
+        let &[l0, l1, k0, k1, ..] = rest else { return None };
+        let length = usize::from(u16::from_ne_bytes([l0, l1]));
+        let kind = u16::from_ne_bytes([k0, k1]);
+        let value = rest.get(4..length)?;
+        rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+        Some(Attribute { kind: kind & KIND, nested: kind & NESTED != 0, value })
+    })
+}
+
+/// See [`attributes`].
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Attribute<'a> {
+    pub(crate) kind: u16,
+    /// Whether it is said to consist of attributes; the kernel does not always say so.
+    pub(crate) nested: bool,
+    pub(crate) value: &'a [u8],
 }
 
 /// Length and type of the message at the start of `bytes`.

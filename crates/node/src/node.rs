@@ -14,11 +14,12 @@ use rustix::net::netdevice;
 use crate::control::Publisher;
 use crate::error::{During, NodeError};
 use crate::link::{self, Via};
+use crate::net::Ipv4Net;
 use crate::netlink::Socket;
 use crate::nft;
 use crate::outer::VARIABLE;
 use crate::reaper;
-use crate::redirect::Ipv4Net;
+use crate::rules::Family;
 use crate::services::{self, Service};
 use crate::support::Mode;
 use crate::sys;
@@ -130,7 +131,7 @@ impl Node {
     ///
     /// The kernel's refusal; then the services of before stay.
     pub fn services(&self, services: &[Service]) -> Result<(), NodeError> {
-        let request = nft::replace(&services::rules(services));
+        let request = nft::replace(&[Family::V4], &services::rules(services));
         Socket::netfilter()
             .and_then(|socket| socket.transact(&request))
             .during(|| "cannot install the services".into())

@@ -6,17 +6,18 @@ use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread;
 
 use rustix::io::Errno;
 
 use crate::error::{During, NodeError};
+use crate::intercept::{self, Choice, Options};
 use crate::link::{self, MAIN_TABLE, Peer, Via};
+use crate::net::Ipv4Net;
 use crate::netlink::Socket;
 use crate::nft;
 use crate::node::{self, LOOPBACK, Node};
-use crate::redirect::{Ipv4Net, Redirect};
-use crate::rules::Ruleset;
+use crate::redirect::Redirect;
+use crate::rules::{Family, Ruleset};
 use crate::sys::{self, Namespaces};
 
 const LINK: &str = "eth0";
@@ -71,7 +72,8 @@ impl Pod {
                 io::Error::new(io::ErrorKind::InvalidInput, why),
             ));
         }
-        let namespaces = on_thread(|| make_namespaces(spec)).during(|| failed("cannot start a thread"))??;
+        let namespaces =
+            sys::on_thread(|| make_namespaces(spec)).during(|| failed("cannot start a thread"))??;
 
         let link = node.next_link();
         let peer = Peer { name: LINK, namespace: Some(namespaces.net.as_raw_fd()) };
@@ -111,19 +113,29 @@ impl Pod {
     ///
     /// The kernel's refusal; then the earlier rules stay in force.
     pub fn redirect(&self, redirect: &Redirect) -> Result<(), NodeError> {
-        self.install(&redirect.rules())
+        self.within(|| {
+            intercept::apply(redirect, &Options { backend: Choice::Nftables, ..Options::default() })
+        })?
+        .map(drop)
+        .map_err(io::Error::other)
+        .during(|| format!("pod {}: cannot install redirection rules", self.name()))
     }
 
     /// The same with rules of the caller's own making.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's refusal; then the earlier rules stay in force.
     pub fn install(&self, rules: &Ruleset) -> Result<(), NodeError> {
-        let request = nft::replace(rules);
+        let request = nft::replace(&[Family::V4], rules);
         self.within(|| Socket::netfilter()?.transact(&request))?
-            .during(|| format!("pod {}: cannot install redirection rules", self.name()))
+            .during(|| format!("pod {}: cannot install rules", self.name()))
     }
 
     /// Removes the redirection.
-    pub fn remove_redirect(&self) -> Result<(), NodeError> {
-        self.within(|| Socket::netfilter()?.transact(&nft::remove()))?
+    pub fn remove_redirect(&self, redirect: &Redirect) -> Result<(), NodeError> {
+        self.within(|| intercept::remove(redirect, Choice::Nftables))?
+            .map_err(io::Error::other)
             .during(|| format!("pod {}: cannot remove redirection rules", self.name()))
     }
 
@@ -135,7 +147,7 @@ impl Pod {
     /// When the thread cannot start or join the namespace. A panic inside is passed on.
     pub fn within<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T, NodeError> {
         let step = || format!("pod {}: cannot enter its network", self.name());
-        on_thread(|| self.shared.namespaces.join_network().map(|()| work())).during(step)?.during(step)
+        sys::on_thread(|| self.shared.namespaces.join_network().map(|()| work())).during(step)?.during(step)
     }
 
     /// Cuts the pod off and lets go of its namespaces, which end with the last process in them: stop those
@@ -229,12 +241,4 @@ fn route_to_pod(link: &str, pod: Ipv4Addr, node: Ipv4Addr) -> io::Result<()> {
         node::index_of(link)?,
         &via,
     ))?)
-}
-
-/// Runs on a thread that ends with the work, since what the work does to its namespaces cannot be undone.
-fn on_thread<T: Send>(work: impl FnOnce() -> T + Send) -> io::Result<T> {
-    thread::scope(|scope| {
-        let thread = thread::Builder::new().name("namespace".into()).spawn_scoped(scope, work)?;
-        Ok(thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
-    })
 }

@@ -23,6 +23,7 @@ use tokio::sync::{mpsc, watch};
 use crate::error::{During, NodeError};
 use crate::pod::Pod;
 use crate::reaper;
+use crate::root::Root;
 use crate::sys::{self, Preparation};
 
 /// As container runtimes give a process that has none.
@@ -47,6 +48,8 @@ pub struct ProcessSpec {
     pub gid: Option<u32>,
     /// The capabilities to keep, also as another user than root. `None`: root keeps what this process has.
     pub capabilities: Option<Capabilities>,
+    /// Its own view of the files, of one made for the same pod. `None`: the pod's.
+    pub root: Option<Root>,
 }
 
 /// A set of Linux capabilities: capabilities(7).
@@ -60,6 +63,40 @@ impl Capabilities {
     pub const NET_ADMIN: Capabilities = Capabilities(CapabilitySet::NET_ADMIN.bits());
     /// Binding ports below 1024; pods do not need it.
     pub const NET_BIND_SERVICE: Capabilities = Capabilities(CapabilitySet::NET_BIND_SERVICE.bits());
+
+    /// What container runtimes leave to root: what a program needs that handles files and users of its own.
+    pub const CONTAINER: Capabilities = Capabilities(
+        CapabilitySet::CHOWN.bits()
+            | CapabilitySet::DAC_OVERRIDE.bits()
+            | CapabilitySet::FOWNER.bits()
+            | CapabilitySet::FSETID.bits()
+            | CapabilitySet::KILL.bits()
+            | CapabilitySet::SETGID.bits()
+            | CapabilitySet::SETUID.bits()
+            | CapabilitySet::SETPCAP.bits()
+            | CapabilitySet::NET_BIND_SERVICE.bits()
+            | CapabilitySet::SYS_CHROOT.bits()
+            | CapabilitySet::MKNOD.bits()
+            | CapabilitySet::AUDIT_WRITE.bits()
+            | CapabilitySet::SETFCAP.bits()
+            | CapabilitySet::NET_RAW.bits(),
+    );
+
+    /// The capability of a name as Kubernetes writes it: `NET_ADMIN`, `CAP_NET_ADMIN`, or `ALL`.
+    pub fn named(name: &str) -> Option<Capabilities> {
+        let name = name.to_ascii_uppercase();
+        let name = name.strip_prefix("CAP_").unwrap_or(&name);
+        if name == "ALL" {
+            return Some(Capabilities(CapabilitySet::all().bits()));
+        }
+        CapabilitySet::from_name(name).map(|set| Capabilities(set.bits()))
+    }
+
+    /// This set but for another.
+    #[must_use]
+    pub const fn without(self, other: Capabilities) -> Capabilities {
+        Capabilities(self.0 & !other.0)
+    }
 
     /// Both sets.
     #[must_use]
@@ -226,6 +263,7 @@ fn command(pod: Option<&Pod>, spec: &ProcessSpec) -> io::Result<Command> {
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let preparation = Preparation {
         namespaces: pod.map(Pod::namespaces),
+        mount: spec.root.as_ref().map(Root::mount),
         directory,
         uid: spec.uid,
         gid: spec.gid,

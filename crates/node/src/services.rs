@@ -7,8 +7,9 @@
 use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, SocketAddrV4};
 
-use crate::redirect::Ipv4Net;
-use crate::rules::{Chain, Hook, Match, Rule, Ruleset, Verdict};
+use leno_base::Cidr;
+
+use crate::rules::{Chain, Family, Hook, Kind, Match, Rule, Ruleset, Table, Verdict};
 
 const SERVICES: &str = "SERVICES";
 
@@ -24,14 +25,14 @@ pub struct Service {
 /// The node's rules for all its services.
 pub(crate) fn rules(services: &[Service]) -> Ruleset {
     let jump = || vec![Rule { matches: vec![Match::Tcp], verdict: Verdict::Jump(SERVICES) }];
-    Ruleset {
-        chains: vec![
-            Chain { name: SERVICES, hook: None, rules: services.iter().flat_map(to_endpoints).collect() },
-            Chain { name: "prerouting", hook: Some(Hook::Prerouting), rules: jump() },
-            Chain { name: "output", hook: Some(Hook::Output), rules: jump() },
-            Chain { name: "postrouting", hook: Some(Hook::Postrouting), rules: to_oneself(services) },
-        ],
-    }
+    let hooked = |hook: Hook, rules| Chain { name: hook.chain(), hook: Some(hook), rules };
+    let chains = vec![
+        Chain { name: SERVICES, hook: None, rules: services.iter().flat_map(to_endpoints).collect() },
+        hooked(Hook::Prerouting, jump()),
+        hooked(Hook::Output, jump()),
+        hooked(Hook::Postrouting, to_oneself(services)),
+    ];
+    Ruleset { tables: vec![Table { family: Family::V4, kind: Kind::Nat, chains }] }
 }
 
 /// Of n endpoints the first gets one connection in n, the second one in n-1 of the others, and so on.
@@ -39,7 +40,7 @@ fn to_endpoints(service: &Service) -> impl Iterator<Item = Rule> {
     let many = service.endpoints.len();
     service.endpoints.iter().enumerate().map(move |(index, &endpoint)| {
         let mut matches =
-            vec![Match::To(Ipv4Net::host(*service.address.ip())), Match::Port(service.address.port())];
+            vec![Match::To(Cidr::host((*service.address.ip()).into())), Match::Port(service.address.port())];
         let left = u32::try_from(many - index).unwrap_or(u32::MAX);
         if left > 1 {
             matches.push(Match::OneIn(left));
@@ -54,7 +55,7 @@ fn to_oneself(services: &[Service]) -> Vec<Rule> {
     let pods: BTreeSet<Ipv4Addr> =
         services.iter().flat_map(|service| service.endpoints.iter().map(|endpoint| *endpoint.ip())).collect();
     pods.into_iter()
-        .map(Ipv4Net::host)
+        .map(|pod| Cidr::host(pod.into()))
         .map(|pod| Rule { matches: vec![Match::From(pod), Match::To(pod)], verdict: Verdict::Masquerade })
         .collect()
 }
@@ -77,22 +78,22 @@ mod tests {
             service("10.96.0.11:80", &[]),
         ]);
         expect![[r#"
-            table ip leno {
+            table ip leno-nat {
             	chain SERVICES {
             		ip daddr 10.96.0.10/32 tcp dport 80 numgen random mod 3 0 dnat to 10.244.0.2:9080
             		ip daddr 10.96.0.10/32 tcp dport 80 numgen random mod 2 0 dnat to 10.244.0.3:9080
             		ip daddr 10.96.0.10/32 tcp dport 80 dnat to 10.244.0.4:9080
             		ip daddr 10.96.0.10/32 tcp dport 443 dnat to 10.244.0.2:9443
             	}
-            	chain prerouting {
+            	chain PREROUTING {
             		type nat hook prerouting priority -100; policy accept;
             		meta l4proto tcp jump SERVICES
             	}
-            	chain output {
+            	chain OUTPUT {
             		type nat hook output priority -100; policy accept;
             		meta l4proto tcp jump SERVICES
             	}
-            	chain postrouting {
+            	chain POSTROUTING {
             		type nat hook postrouting priority 100; policy accept;
             		ip saddr 10.244.0.2/32 ip daddr 10.244.0.2/32 masquerade
             		ip saddr 10.244.0.3/32 ip daddr 10.244.0.3/32 masquerade

@@ -11,6 +11,7 @@ use rustix::process::{Signal, WaitId, WaitIdOptions};
 use crate::link::Peer;
 use crate::netlink::{Request, Socket};
 use crate::redirect::Redirect;
+use crate::rules::Family;
 use crate::sys::{self, IdMaps};
 use crate::{link, nft};
 
@@ -165,7 +166,7 @@ fn probe(mode: Mode) -> Result<(), Failure> {
     let trial = Trial {
         maps: (mode == Mode::User).then(IdMaps::of_caller),
         veth: link::add_veth("leno1", &Peer { name: "eth0", namespace: None }),
-        rules: nft::replace(&Redirect::by_mark().rules()),
+        rules: nft::replace(&[Family::V4], &Redirect::by_mark().rules()),
     };
     let (reader, writer) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).map_err(outside)?;
     let body = || match trial.run() {

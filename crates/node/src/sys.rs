@@ -223,18 +223,39 @@ impl Namespaces {
         })
     }
 
+    /// Makes the *calling thread* a member of a new mount namespace that begins as this one. Only for a thread
+    /// that ends soon after.
+    pub(crate) fn fork_mounts(&self) -> Result<(), Errno> {
+        // SAFETY: the table of open files is not among what is unshared.
+        unsafe { rustix::thread::unshare_unsafe(UnshareFlags::FS)? };
+        setns(self.mount.as_fd(), LinkNameSpaceType::Mount)?;
+        // SAFETY: as above.
+        unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS) }
+    }
+
     /// Makes the *calling thread* a member of the network namespace.
     pub(crate) fn join_network(&self) -> Result<(), Errno> {
         setns(self.net.as_fd(), LinkNameSpaceType::Network)
     }
 
-    /// Makes the calling, single-threaded process a member of all. *After fork.*
-    fn join(&self) -> Result<(), Errno> {
+    /// Makes the calling, single-threaded process a member of all, but of another mount namespace if one is
+    /// given. *After fork.*
+    fn join(&self, mount: Option<&OwnedFd>) -> Result<(), Errno> {
         // The mount namespace last: the others' files are open already, and it resets the working directory.
         setns(self.net.as_fd(), LinkNameSpaceType::Network)?;
         setns(self.host_name.as_fd(), LinkNameSpaceType::HostNameAndNISDomainName)?;
-        setns(self.mount.as_fd(), LinkNameSpaceType::Mount)
+        setns(mount.unwrap_or(&self.mount).as_fd(), LinkNameSpaceType::Mount)
     }
+}
+
+/// Makes the *calling thread* a member of the network namespace that a file stands for.
+pub(crate) fn join_network(file: BorrowedFd<'_>) -> Result<(), Errno> {
+    setns(file, LinkNameSpaceType::Network)
+}
+
+/// Opens the mount namespace of the calling thread.
+pub(crate) fn own_mounts() -> Result<OwnedFd, Errno> {
+    rustix::fs::open(c"/proc/thread-self/ns/mnt", OFlags::RDONLY | OFlags::CLOEXEC, FileMode::empty())
 }
 
 fn setns(fd: BorrowedFd<'_>, kind: LinkNameSpaceType) -> Result<(), Errno> {
@@ -244,6 +265,8 @@ fn setns(fd: BorrowedFd<'_>, kind: LinkNameSpaceType) -> Result<(), Errno> {
 /// What a child does with itself between `fork` and `exec`.
 pub(crate) struct Preparation {
     pub(crate) namespaces: Option<Arc<Namespaces>>,
+    /// A mount namespace instead of that of `namespaces`.
+    pub(crate) mount: Option<Arc<OwnedFd>>,
     pub(crate) directory: Option<CString>,
     pub(crate) uid: Option<u32>,
     pub(crate) gid: Option<u32>,
@@ -267,7 +290,7 @@ impl Preparation {
     fn apply(&self, parent: Pid) -> Result<(), Errno> {
         rustix::process::setsid()?;
         if let Some(namespaces) = &self.namespaces {
-            namespaces.join()?;
+            namespaces.join(self.mount.as_deref())?;
         }
         if let Some(directory) = &self.directory {
             rustix::process::chdir(directory.as_c_str())?;
@@ -356,4 +379,12 @@ pub(crate) fn on_lasting_thread<T: Send + 'static>(
     let gone = || io::Error::other("the thread that starts processes is gone");
     queue.send(job).map_err(|_| gone())?;
     result.recv().map_err(|_| gone())
+}
+
+/// Runs on a thread that ends with the work, since what the work does to its namespaces cannot be undone.
+pub(crate) fn on_thread<T: Send>(work: impl FnOnce() -> T + Send) -> io::Result<T> {
+    thread::scope(|scope| {
+        let thread = thread::Builder::new().name("namespace".into()).spawn_scoped(scope, work)?;
+        Ok(thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+    })
 }

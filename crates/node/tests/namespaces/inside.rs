@@ -221,8 +221,8 @@ async fn outbound(node: &Node) -> Result<(), Box<dyn Error>> {
     let handed_over = "app, meant for nothing, from 127.0.0.6";
     check(node, &a, As::App, &["connect", "10.244.0.4:9080", "from", "127.0.0.6"], handed_over).await?;
 
-    a.remove_redirect()?;
-    a.remove_redirect()?;
+    a.remove_redirect(&redirect(node))?;
+    a.remove_redirect(&redirect(node))?;
     check(node, &a, As::App, &["connect", "10.244.0.5:9080"], "b, meant for nothing, from 10.244.0.4").await
 }
 
