@@ -172,6 +172,7 @@ const GENERATED: &[&str] = &[
     "envoy/type/matcher/v3/status_code_input.proto",
     "istio/alpn/config.proto",
     "istio/auth/ca.proto",
+    "istio/dns/nds.proto",
     "istio/metadata_exchange/config.proto",
     "istio/peer_metadata/config.proto",
     "istio/stats/config.proto",
@@ -325,7 +326,7 @@ fn generate(files: &BTreeMap<String, Compiled>, out: &Path) {
     config.out_dir(out).include_file("protos.rs").bytes(["."]).enable_type_names();
     // What is configured has its maps in order: what is the same has the same bytes, which versions
     // and comparisons rely on.
-    config.btree_map([".envoy.config", ".envoy.extensions", ".stats"]);
+    config.btree_map([".envoy.config", ".envoy.extensions", ".istio.networking.nds", ".stats"]);
     config.type_name_domain(["."], "type.googleapis.com").disable_comments(["."]);
     tonic_prost_build::configure()
         .compile_fds_with_config(set, config)

@@ -16,7 +16,7 @@ use crate::wire::{
     Fields, MAX_DEPTH, Malformed, Raw, Scalar, Set, join_message, push_field, push_index, push_key, scalars,
 };
 use crate::yaml::TYPE_KEY;
-pub use text::{json_text, yaml_text};
+pub use text::{json_text, yaml_blocks, yaml_text};
 
 /// How to write.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

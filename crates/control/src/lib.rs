@@ -12,7 +12,7 @@
 //!
 //! Steps 3 to 5 are pure derivations on a `leno_derive::Graph`: only what a change reaches is
 //! computed again. `access` knows who may connect, and `ca` signs who workloads are; `analyze` derives faults from the same facts, and
-//! `debug` shows it all; `metrics` counts.
+//! `debug` shows it all; `metrics` counts. `inject` adds what Pods need to be in the mesh.
 //!
 //! START HERE: [`server`], which joins them in one loop.
 
@@ -20,6 +20,7 @@ mod access;
 mod analyze;
 mod ca;
 mod debug;
+pub mod inject;
 mod metrics;
 mod model;
 mod push;
@@ -34,3 +35,8 @@ pub use analyze::message::{CODES, Code, Level};
 pub use analyze::run as analysis;
 pub use model::diagnostic::{Diagnostic, Severity};
 pub use validate::validate;
+
+/// Requests to API servers, for programs that are no control planes.
+pub mod kubernetes {
+    pub use crate::source::kube::client::{Api, Fault, Kubernetes, Lines};
+}

@@ -10,7 +10,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use leno_base::clock::{Clock, System};
 use leno_derive::{Batch, Graph};
@@ -30,8 +30,10 @@ pub use crate::ca::CaSettings;
 use crate::ca::{self, Ca};
 use crate::debug::stream::Lookers;
 use crate::debug::{self, Answer, Look, Question};
+use crate::inject::webhook::Webhook;
+use crate::inject::{self, WebhookOptions};
 use crate::model::diagnostic::{Diagnostic, Finding, Severity};
-use crate::model::duration::Span;
+use crate::model::duration::{Span, seconds};
 use crate::model::identity::Account;
 use crate::model::switches::{SwitchInput, Switches, VariableInput};
 use crate::model::{Change, Kind, ObjectRef, inputs};
@@ -84,6 +86,8 @@ pub struct Config {
     pub http_addr: SocketAddr,
     /// Where the same is served too.
     pub second_http_addr: Option<SocketAddr>,
+    /// Where API servers ask for injection and validation, if anywhere.
+    pub webhooks: Option<WebhookOptions>,
 }
 
 impl Config {
@@ -98,6 +102,7 @@ impl Config {
             access: Access::default(),
             http_addr: SocketAddr::from(([127, 0, 0, 1], 15014)),
             second_http_addr: None,
+            webhooks: None,
         }
     }
 }
@@ -120,6 +125,10 @@ pub struct Server {
     believes_all: bool,
     http: TcpListener,
     second_http: Option<TcpListener>,
+    /// Where webhooks are served, and what answers.
+    webhooks: Option<(TcpListener, Arc<Webhook>)>,
+    /// Roots of a certificate that somebody else has made.
+    roots: Option<PathBuf>,
 }
 
 /// Everything that can happen.
@@ -169,13 +178,24 @@ impl Server {
         let door = Door::new(&config.access, &config.connections, service, cluster.clone());
         let own = config.access.authority.as_ref().and_then(|ca| ca.address);
         let secure = config.access.secure.as_ref().map(|(address, _)| *address).or(own);
+        let door = door.map_err(io::Error::other)?;
+        let webhooks = config.webhooks.map(|options| {
+            if door.webhooks.is_none() {
+                let words = "webhooks need a certificate: neither files of one nor an authority is there";
+                return Err(io::Error::other(words));
+            }
+            let listener = bind(options.address)?;
+            Ok((listener, Arc::new(Webhook::new(options).map_err(io::Error::other)?)))
+        });
         Ok(Server {
+            webhooks: webhooks.transpose()?,
+            roots: config.access.secure.as_ref().and_then(|(_, secure)| secure.roots.clone()),
             dirs: config.dirs,
             cluster,
             grpc: config.access.plaintext.then(|| bind(config.grpc_addr)).transpose()?,
             grpc_path: config.grpc_path.map(bind_path).transpose()?,
             secure: secure.map(bind).transpose()?,
-            door: door.map_err(io::Error::other)?,
+            door,
             streams,
             believes_all: config.access.believes_all,
             http: bind(config.http_addr)?,
@@ -207,6 +227,14 @@ impl Server {
         self.http.local_addr()
     }
 
+    /// The address of the webhooks.
+    ///
+    /// # Errors
+    /// If there is none, or the operating system does not tell.
+    pub fn webhook_addr(&self) -> io::Result<SocketAddr> {
+        address_of(self.webhooks.as_ref().map(|(listener, _)| listener))
+    }
+
     /// Its second address.
     ///
     /// # Errors
@@ -230,6 +258,20 @@ impl Server {
         for http in std::iter::once(self.http).chain(self.second_http) {
             let callers = Some(Arc::clone(&self.door.callers));
             tasks.spawn(debug::http::serve(http, events.clone(), shown.clone(), callers));
+        }
+        let webhook = self.webhooks.as_ref().map(|(_, webhook)| Arc::clone(webhook));
+        if let (Some((listener, webhook)), Some(handshake)) = (self.webhooks, self.door.webhooks) {
+            let (cluster, dirs) = (self.cluster.clone(), self.dirs.clone());
+            tasks.spawn(inject::webhook::follow(Arc::clone(&webhook), cluster, dirs));
+            if let Some(cluster) = self.cluster.clone().filter(|_| webhook.options.registers) {
+                let (files, ca) = (self.roots, self.door.ca.as_ref().map(|(ca, _)| Arc::clone(ca)));
+                let roots = move || match &files {
+                    Some(path) => std::fs::read_to_string(path).ok(),
+                    None => ca.as_ref().and_then(|ca| Some(ca.authority()?.roots_pem())),
+                };
+                tasks.spawn(inject::webhook::register(Arc::clone(&webhook), cluster, roots));
+            }
+            tasks.spawn(inject::webhook::serve(listener, handshake, webhook));
         }
         let (end, ended) = watch::channel(false);
         let domains = self.door.domains.clone();
@@ -264,6 +306,7 @@ impl Server {
         let statuses = self.cluster.as_ref().and_then(|cluster| cluster.spawn_writer(&mut writers));
         let mut control = Loop::new(ready, know, want, statuses, gate, domains);
         control.ca = ca.map(|(ca, _)| ca);
+        control.webhook = webhook;
         control.namespaces = namespaces;
         while let Some(event) = queue.recv().await {
             match event {
@@ -382,12 +425,6 @@ async fn keep_ca(ca: Arc<Ca>, cluster: Option<Cluster>, mut known: watch::Receiv
     ca::keep(ca, cluster, domains.own()).await;
 }
 
-/// Seconds since the epoch.
-fn seconds(wall: SystemTime) -> i64 {
-    let since = wall.duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
-}
-
 fn address_of(listener: Option<&TcpListener>) -> io::Result<SocketAddr> {
     listener.ok_or(io::ErrorKind::AddrNotAvailable)?.local_addr()
 }
@@ -441,8 +478,10 @@ struct Loop {
     statuses: Option<(mpsc::UnboundedSender<Statuses>, Book)>,
     /// The certificate authority, to tell of it.
     ca: Option<Arc<Ca>>,
+    /// The webhooks, if they are served.
+    webhook: Option<Arc<Webhook>>,
     /// Where to say which namespaces there are, for those who write into all.
-    namespaces: Option<watch::Sender<BTreeSet<String>>>,
+    namespaces: Option<watch::Sender<ca::Namespaces>>,
     ticks: u32,
 }
 
@@ -488,6 +527,7 @@ impl Loop {
             domains,
             statuses: statuses.map(|say| (say, Book::default())),
             ca: None,
+            webhook: None,
             namespaces: None,
             ticks: 0,
         }
@@ -521,12 +561,15 @@ impl Loop {
         if revision != before {
             tracing::info!(changes = count, %revision, "configuration changed");
             self.push.on_change(&self.graph, &news, Instant::now());
-            if news.changed.iter().chain(&news.removed).any(|object| object.kind == Kind::Namespace) {
-                self.tell_namespaces();
-            }
             let mesh = self.graph.get::<Mesh>(&());
             let domains = std::iter::once(&mesh.trust_domain).chain(&mesh.trust_domain_aliases);
             self.domains.set(domains.filter(|domain| !domain.is_empty()).cloned().collect());
+        }
+        let others = update.gone.iter().filter(|object| object.kind == Kind::Namespace);
+        let others: BTreeSet<&str> = others.map(|object| object.name.as_str()).collect();
+        let is_namespace = |object: &ObjectRef| object.kind == Kind::Namespace;
+        if !others.is_empty() || news.changed.iter().chain(&news.removed).any(is_namespace) {
+            self.tell_namespaces(&others);
         }
         if let Some((say, book)) = &mut self.statuses
             && !update.gone.is_empty()
@@ -543,10 +586,11 @@ impl Loop {
         }
     }
 
-    fn tell_namespaces(&self) {
+    /// Says which namespaces there are; `others`: of those that have gone, should they be there again.
+    fn tell_namespaces(&self, others: &BTreeSet<&str>) {
         if let Some(say) = &self.namespaces {
             let all = self.graph.keys::<inputs::Namespaces>();
-            say.send_replace(all.into_iter().map(|key| key.name).collect());
+            say.send_modify(|told| told.follow(all.into_iter().map(|key| key.name), others));
         }
     }
 
@@ -685,6 +729,7 @@ impl Loop {
             origins: &self.origins,
             diagnostics: &self.diagnostics,
             ca: self.ca.as_deref(),
+            webhook: self.webhook.as_deref(),
             now: Instant::now(),
             wall: System.wall(),
         }

@@ -1,5 +1,7 @@
 //! The certificate authority: who gets which certificate, and where it is kept.
 
+#[path = "ca/replicas.rs"]
+mod replicas;
 #[path = "support/tls.rs"]
 mod tls;
 

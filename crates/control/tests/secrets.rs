@@ -71,8 +71,12 @@ impl Pilot {
 
     /// A page for people.
     async fn page(&self, path: &str) -> String {
+        self.page_for(path, "").await
+    }
+
+    async fn page_for(&self, path: &str, headers: &str) -> String {
         let mut stream = TcpStream::connect(self.http).await.expect("it listens");
-        let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+        let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{headers}\r\n");
         stream.write_all(request.as_bytes()).await.expect("it reads");
         let mut text = String::new();
         stream.read_to_string(&mut text).await.expect("it answers");
@@ -221,6 +225,11 @@ async fn certificates_that_have_ended_are_given_with_a_warning() {
     let metrics = pilot.page("/metrics").await;
     let sample = "leno_certificate_expiry_timestamp{kind=\"Secret\",namespace=\"default\",name=\"web\",\
                   key=\"tls.crt\"} 1262304000";
+    assert!(metrics.contains(sample), "{metrics}");
+    // Which credentials there are is no matter of who asks from elsewhere.
+    let metrics = pilot.page_for("/metrics", "X-Forwarded-For: 192.0.2.1\r\n").await;
+    assert!(!metrics.contains("leno_certificate_expiry_timestamp") && !metrics.contains("web"), "{metrics}");
+    let sample = "leno_first_certificate_expiry_timestamp{kind=\"Secret\"} 1262304000";
     assert!(metrics.contains(sample), "{metrics}");
     // It is said no more once there is one that can be used.
     let (newer, newer_key) = certificate("newer");

@@ -1,6 +1,5 @@
 //! The control plane as its clients see it: over gRPC and HTTP, while files change.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::net::SocketAddr;
 use std::path::Path;
@@ -11,6 +10,8 @@ use leno_api::proto::envoy::config::endpoint::v3::ClusterLoadAssignment;
 use leno_api::proto::envoy::config::route::v3::RouteConfiguration;
 use leno_api::proto::envoy::service::discovery::v3::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
 use leno_api::proto::envoy::service::discovery::v3::{DiscoveryRequest, DiscoveryResponse};
+use leno_api::proto::istio::networking::nds::v1::NameTable;
+use leno_api::proto::istio::networking::nds::v1::name_table::NameInfo;
 use leno_control::server::{Config, Server};
 use prost::Message;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -627,25 +628,6 @@ async fn what_happens_is_counted() {
     pilot.stop().await;
 }
 
-/// `istio.networking.nds.v1.NameTable`, as far as it is looked at.
-#[derive(Clone, PartialEq, Message)]
-struct NameTable {
-    #[prost(btree_map = "string, message", tag = "1")]
-    table: BTreeMap<String, NameInfo>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct NameInfo {
-    #[prost(string, repeated, tag = "1")]
-    ips: Vec<String>,
-    #[prost(string, tag = "2")]
-    registry: String,
-    #[prost(string, tag = "3")]
-    shortname: String,
-    #[prost(string, tag = "4")]
-    namespace: String,
-}
-
 #[tokio::test]
 async fn agents_are_told_names_as_they_change() {
     const NDS: &str = "type.googleapis.com/istio.networking.nds.v1.NameTable";
@@ -681,6 +663,10 @@ spec: {hosts: [api.example.com], addresses: [240.0.0.9], ports: [{number: 443, n
     client.ask("type.googleapis.com/istio.mesh.v1alpha1.ProxyConfig", &[]).await;
     let nothing = client.next("type.googleapis.com/istio.mesh.v1alpha1.ProxyConfig").await;
     assert!(nothing.resources.is_empty());
+    // Gateways resolve names as well (ENABLE_DNS_SERVER), and are not ready without a table.
+    let gateway = SIDECAR.replace("sidecar~", "router~");
+    let mut gateway = Client::connect(&pilot, &gateway, NDS, &[]).await;
+    assert_eq!(read(&gateway.next(NDS).await), [outside, db, reviews]);
     pilot.stop().await;
 }
 

@@ -323,3 +323,38 @@ fn times() {
         assert_eq!(text::timestamp(seconds, 0), expected);
     }
 }
+
+#[test]
+fn text_of_several_lines_in_blocks() {
+    let value = serde_json::json!({
+        "a": { "one": "x\ny", "two": "x\n  y\n", "three": "x\n\ny\n\n\n" },
+        "spaces first": " x\ny", "line": "x\n", "bell": "x\n\u{7}y", "list": ["x\ny"], "colon": "a: b # c\n- d",
+    });
+    let text = super::yaml_blocks(&value);
+    expect_test::expect![[r#"
+        a:
+          one: |-
+            x
+            y
+          two: |
+            x
+              y
+          three: |+
+            x
+
+            y
+
+
+        "spaces first": " x\ny"
+        line: "x\n"
+        bell: "x\n\u0007y"
+        list:
+        - "x\ny"
+        colon: |-
+          a: b # c
+          - d
+    "#]]
+    .assert_eq(&text);
+    let read = parse(&text, Dialect::Kubernetes).expect("it is YAML");
+    assert_eq!(read[0].to_json(), value);
+}

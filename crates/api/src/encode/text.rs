@@ -87,10 +87,19 @@ fn write_quoted(out: &mut String, text: &str, in_json: bool) {
 /// YAML text of a value, ending in a line break. Block style, two spaces; text is quoted where any
 /// dialect could take it for something else.
 pub fn yaml_text(value: &Value) -> String {
+    yaml(value, false)
+}
+
+/// As [`yaml_text`], where text of several lines is written line by line, as people do it in ConfigMaps.
+pub fn yaml_blocks(value: &Value) -> String {
+    yaml(value, true)
+}
+
+fn yaml(value: &Value, blocks: bool) -> String {
     let mut text = String::new();
     match value {
-        Value::Object(object) if !object.is_empty() => write_yaml(&mut text, value, 0),
-        Value::Array(items) if !items.is_empty() => write_yaml(&mut text, value, 0),
+        Value::Object(object) if !object.is_empty() => write_yaml(&mut text, value, 0, blocks),
+        Value::Array(items) if !items.is_empty() => write_yaml(&mut text, value, 0, blocks),
         other => {
             write_yaml_scalar(&mut text, other);
             text.push('\n');
@@ -100,7 +109,7 @@ pub fn yaml_text(value: &Value) -> String {
 }
 
 /// Writes a collection that is not empty; the cursor stands where its first line begins.
-fn write_yaml(out: &mut String, value: &Value, indent: usize) {
+fn write_yaml(out: &mut String, value: &Value, indent: usize, blocks: bool) {
     match value {
         Value::Object(object) => {
             for (index, (key, value)) in object.iter().enumerate() {
@@ -113,14 +122,15 @@ fn write_yaml(out: &mut String, value: &Value, indent: usize) {
                     Value::Object(inner) if !inner.is_empty() => {
                         out.push('\n');
                         spaces(out, indent + 2);
-                        write_yaml(out, value, indent + 2);
+                        write_yaml(out, value, indent + 2, blocks);
                     }
                     // A list stands under its key, not further in.
                     Value::Array(items) if !items.is_empty() => {
                         out.push('\n');
                         spaces(out, indent);
-                        write_yaml(out, value, indent);
+                        write_yaml(out, value, indent, blocks);
                     }
+                    Value::String(text) if blocks && is_block(text) => write_block(out, text, indent + 2),
                     other => {
                         out.push(' ');
                         write_yaml_scalar(out, other);
@@ -136,8 +146,8 @@ fn write_yaml(out: &mut String, value: &Value, indent: usize) {
                 }
                 out.push_str("- ");
                 match item {
-                    Value::Object(inner) if !inner.is_empty() => write_yaml(out, item, indent + 2),
-                    Value::Array(inner) if !inner.is_empty() => write_yaml(out, item, indent + 2),
+                    Value::Object(inner) if !inner.is_empty() => write_yaml(out, item, indent + 2, blocks),
+                    Value::Array(inner) if !inner.is_empty() => write_yaml(out, item, indent + 2, blocks),
                     other => {
                         write_yaml_scalar(out, other);
                         out.push('\n');
@@ -147,6 +157,34 @@ fn write_yaml(out: &mut String, value: &Value, indent: usize) {
         }
         other => write_yaml_scalar(out, other),
     }
+}
+
+/// Whether text can be written line by line.
+fn is_block(text: &str) -> bool {
+    let is_printable = |letter: char| letter == '\n' || letter == '\t' || !letter.is_control();
+    let strange = ['\u{2028}', '\u{2029}', '\u{feff}', '\u{85}'];
+    text.trim_end_matches('\n').contains('\n')
+        && !text.starts_with([' ', '\n', '\t'])
+        && text.chars().all(|letter| is_printable(letter) && !strange.contains(&letter))
+}
+
+/// Text line by line; the cursor stands behind its key's colon.
+fn write_block(out: &mut String, text: &str, indent: usize) {
+    let body = text.trim_end_matches('\n');
+    out.push_str(match text.len() - body.len() {
+        0 => " |-\n",
+        1 => " |\n",
+        _ => " |+\n",
+    });
+    for line in body.split('\n') {
+        if !line.is_empty() {
+            spaces(out, indent);
+            out.push_str(line);
+        }
+        out.push('\n');
+    }
+    // Of several line breaks at the end the first is that of the last line.
+    (body.len() + 1..text.len()).for_each(|_| out.push('\n'));
 }
 
 fn write_yaml_scalar(out: &mut String, value: &Value) {

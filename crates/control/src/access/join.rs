@@ -170,7 +170,7 @@ fn file_of(folder: &Path, token: &str) -> PathBuf {
 
 /// Seconds since the epoch.
 fn now() -> u64 {
-    seconds(System.wall())
+    seconds(System.wall()).unsigned_abs()
 }
 
 #[cfg(test)]

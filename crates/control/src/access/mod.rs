@@ -1,7 +1,8 @@
 //! The door: how proxies connect, and how they prove who they are.
 //!
 //! - `tls.rs`: the port with TLS, whose certificate is renewed by changing its files;
-//! - `token.rs`: tokens of service accounts, judged by the API server, or by an issuer's keys;
+//! - `token.rs`: tokens of service accounts, judged by the API server, or by an issuer's keys, which
+//!   `fetch.rs` may have to fetch;
 //! - `join.rs`: tokens that are good once, for the certificate of a machine without Kubernetes;
 //! - `forwarded.rs`: certificates that a proxy in front of us has verified;
 //! - `made.rs`: things made of files, made anew when these change.
@@ -12,6 +13,7 @@
 //! mesh's trust domains count. What an identity is worth is decided in `push/clearance.rs`, and for
 //! those who look at debug pages in `debug/viewer.rs`.
 
+mod fetch;
 mod forwarded;
 mod join;
 mod made;
@@ -35,7 +37,7 @@ use tokio::sync::Semaphore;
 pub use self::join::create_join_token;
 pub(crate) use self::join::{JoinTokens, Ticket};
 pub use self::tls::Secure;
-pub(crate) use self::tls::{parameters, server_context, shake};
+pub(crate) use self::tls::{WEBHOOKS, XDS, parameters, server_context, shake};
 pub use self::token::Issuer;
 use crate::ca::node::Nodes;
 use crate::ca::{self, Ca, CaSettings, OwnServer, Service};
@@ -70,6 +72,8 @@ pub struct Access {
     pub audiences: Vec<String>,
     /// An issuer of tokens beside the API server.
     pub issuer: Option<Issuer>,
+    /// The roots by which its keys are fetched (`SSL_CERT_FILE`); `None`: those of the system.
+    pub system_roots: Option<PathBuf>,
     /// The folder of join tokens; `None`: there are none.
     pub join_tokens: Option<PathBuf>,
     /// Proxies that are believed what they say of the certificates of others.
@@ -88,6 +92,7 @@ impl Default for Access {
             believes_all: false,
             audiences: vec![AUDIENCE.to_owned()],
             issuer: None,
+            system_roots: None,
             join_tokens: None,
             trusted_proxies: Vec::new(),
             authority: None,
@@ -130,6 +135,8 @@ pub(crate) struct Door {
     pub(crate) plain: Listen,
     /// For those with TLS.
     pub(crate) secure: Option<Listen>,
+    /// TLS for webhooks, if there is a certificate.
+    pub(crate) webhooks: Option<Arc<dyn Handshake>>,
     /// Finds out who calls, whoever asks.
     pub(crate) callers: Arc<dyn Authenticator>,
     pub(crate) domains: Domains,
@@ -152,7 +159,7 @@ impl Door {
         domains.set(vec![TRUST_DOMAIN.to_owned()]);
         let audiences: Vec<String> =
             access.audiences.iter().filter(|audience| !audience.is_empty()).cloned().collect();
-        let keys = |issuer| token::Keys::read(issuer, &audiences);
+        let keys = |issuer| token::Keys::read(issuer, &audiences, access.system_roots.clone());
         let callers: Arc<dyn Authenticator> = Arc::new(Callers {
             domains: domains.clone(),
             issuer: access.issuer.clone().map(keys).transpose()?,
@@ -165,9 +172,18 @@ impl Door {
         let joins = access.join_tokens.as_deref().map(JoinTokens::open).transpose()?;
         let plain = Listen { options: options.clone(), ..Listen::new(service) };
         let handshake: Option<Arc<dyn Handshake>> = match (&access.secure, &ca) {
-            (Some((_, secure)), _) => Some(Arc::new(tls::Server::read(secure.clone())?)),
+            (Some((_, secure)), _) => Some(Arc::new(tls::Server::read(secure.clone(), XDS)?)),
             (None, Some((ca, _))) if ca.address().is_some() => Some(Arc::new(OwnServer::new(Arc::clone(ca)))),
             (None, _) => None,
+        };
+        // API servers show no certificate that we could know.
+        let webhooks: Option<Arc<dyn Handshake>> = match (&access.secure, &ca) {
+            (Some((_, secure)), _) => {
+                let secure = Secure { roots: None, ..secure.clone() };
+                Some(Arc::new(tls::Server::read(secure, WEBHOOKS)?))
+            }
+            (None, Some((ca, _))) => Some(Arc::new(OwnServer::for_webhooks(Arc::clone(ca)))),
+            (None, None) => None,
         };
         // Tokens and certificates are for nobody else to see.
         let beside = ca.as_ref().map(|(ca, _)| {
@@ -186,7 +202,7 @@ impl Door {
             true => Listen { authenticator: Arc::clone(&callers), ..plain },
             false => plain,
         };
-        Ok(Door { plain, secure, callers, domains, ca })
+        Ok(Door { plain, secure, webhooks, callers, domains, ca })
     }
 }
 
@@ -264,7 +280,7 @@ impl Callers {
     /// Whose a token is, and to which Pod it was issued.
     async fn account(&self, token: &str) -> Result<(Account, Option<Pod>), String> {
         if let Some(keys) = &self.issuer
-            && let Some(account) = keys.account(token)
+            && let Some(account) = keys.account(token).await
         {
             return account.map(|account| (account, None));
         }

@@ -37,15 +37,15 @@ impl Server {
     ///
     /// # Errors
     /// What is wrong with which.
-    pub(super) fn read(secure: Secure) -> Result<Server, String> {
+    pub(super) fn read(secure: Secure, protocols: &'static [&'static str]) -> Result<Server, String> {
         let paths = [&secure.certificate, &secure.key].into_iter().chain(&secure.roots);
         let paths = paths.cloned().collect();
-        Made::new(paths, move || secure.context()).map(Server)
+        Made::new(paths, move || secure.context(protocols)).map(Server)
     }
 }
 
 impl Secure {
-    fn context(&self) -> Result<ServerContext, String> {
+    fn context(&self, protocols: &[&str]) -> Result<ServerContext, String> {
         let source = |path: &PathBuf| {
             Ok::<_, String>(Source { bytes: read(path)?, place: path.display().to_string() })
         };
@@ -60,7 +60,7 @@ impl Secure {
                 Trust::Bundle(Arc::new(bundle.map_err(|error| format!("{}: {error}", path.display()))?))
             }
         };
-        server_context(identity, trust, parameters(self.only_1_3, &self.suites)?)
+        server_context(identity, trust, parameters(self.only_1_3, &self.suites)?, protocols)
     }
 }
 
@@ -79,7 +79,14 @@ pub(crate) fn parameters(only_1_3: bool, suites: &[String]) -> Result<Parameters
     Ok(parameters)
 }
 
-/// What a server needs that shows this certificate, and asks clients for one if it trusts anybody.
+/// What proxies speak.
+pub(crate) const XDS: &[&str] = &["h2"];
+
+/// What API servers speak with webhooks.
+pub(crate) const WEBHOOKS: &[&str] = &["h2", "http/1.1"];
+
+/// What a server needs that shows this certificate and speaks these protocols, and asks clients for
+/// one if it trusts anybody.
 ///
 /// # Errors
 /// What does not fit together.
@@ -87,10 +94,11 @@ pub(crate) fn server_context(
     identity: Identity,
     trust: Trust,
     parameters: Parameters,
+    protocols: &[&str],
 ) -> Result<ServerContext, String> {
     let settings = ServerSettings {
         parameters,
-        alpn: vec![b"h2".to_vec()],
+        alpn: protocols.iter().map(|name| name.as_bytes().to_vec()).collect(),
         identities: vec![Arc::new(identity)],
         rules: Arc::new(ValidationRules { trust, ..ValidationRules::default() }),
         // Who has none may show a token.

@@ -223,8 +223,7 @@ impl World {
         inputs::register(&mut graph);
         graph.register::<RawsByKind>();
         let mut batch = Batch::new();
-        let now = seconds(System.wall());
-        batch.set::<Now>((), i64::try_from(now).unwrap_or(i64::MAX));
+        batch.set::<Now>((), seconds(System.wall()));
         let mut typed: BTreeMap<ObjectRef, RawKey> = BTreeMap::new();
         for (key, (object, origin)) in &self.objects {
             batch.set::<Raws>(key.clone(), object.clone());

@@ -32,7 +32,7 @@ use leno_tls::issue::{self, Validity};
 use tokio::sync::watch;
 
 pub(crate) use self::keeper::{follow, keep, plugged};
-pub(crate) use self::publish::spawn as spawn_publisher;
+pub(crate) use self::publish::{Namespaces, spawn as spawn_publisher};
 pub(crate) use self::service::Service;
 pub(crate) use self::serving::OwnServer;
 pub use self::settings::CaSettings;
@@ -134,5 +134,5 @@ pub(crate) struct CaSeen {
 
 /// Seconds since the epoch.
 fn now() -> i64 {
-    i64::try_from(seconds(System.wall())).unwrap_or(i64::MAX)
+    seconds(System.wall())
 }

@@ -34,14 +34,33 @@ const AGAIN: Duration = Duration::from_secs(2);
 /// How often all are written without a reason.
 const REPAIR: Duration = Duration::from_secs(300);
 
+/// The namespaces that there are, each with a number of its own: one that comes after another of its
+/// name has gone has a higher one, and nothing of what was written into the other.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Namespaces {
+    numbers: BTreeMap<String, u64>,
+    last: u64,
+}
+
+impl Namespaces {
+    /// These are there now; those in `gone` are others than before, if they are there.
+    pub(crate) fn follow(&mut self, all: impl IntoIterator<Item = String>, gone: &BTreeSet<&str>) {
+        let mut before = std::mem::take(&mut self.numbers);
+        before.retain(|name, _| !gone.contains(name.as_str()));
+        for name in all {
+            let number = before.remove(&name).unwrap_or_else(|| {
+                self.last += 1;
+                self.last
+            });
+            self.numbers.insert(name, number);
+        }
+    }
+}
+
 /// Starts what writes them; `namespaces` is where to say which there are.
-pub(crate) fn spawn(
-    cluster: &Cluster,
-    ca: &Arc<Ca>,
-    tasks: &mut JoinSet<()>,
-) -> watch::Sender<BTreeSet<String>> {
+pub(crate) fn spawn(cluster: &Cluster, ca: &Arc<Ca>, tasks: &mut JoinSet<()>) -> watch::Sender<Namespaces> {
     let (leads, leading) = watch::channel(false);
-    let (say, namespaces) = watch::channel(BTreeSet::new());
+    let (say, namespaces) = watch::channel(Namespaces::default());
     let candidate = cluster.clone();
     tasks.spawn(async move { lease::run(candidate, LEASE, leads).await });
     tasks.spawn(publish(cluster.clone(), Arc::clone(ca), leading, namespaces));
@@ -53,11 +72,11 @@ async fn publish(
     cluster: Cluster,
     ca: Arc<Ca>,
     mut leads: watch::Receiver<bool>,
-    mut namespaces: watch::Receiver<BTreeSet<String>>,
+    mut namespaces: watch::Receiver<Namespaces>,
 ) {
     let mut changes = ca.current.subscribe();
-    // What was written where.
-    let mut written: BTreeMap<(String, &'static str), String> = BTreeMap::new();
+    // What was written where, and into which of the namespaces of that name.
+    let mut written: BTreeMap<(String, &'static str), (u64, String)> = BTreeMap::new();
     // Of what was said that it may not be written, or taken away.
     let mut said: BTreeSet<(&'static str, bool)> = BTreeSet::new();
     let mut repair_at = tokio::time::Instant::now() + REPAIR;
@@ -69,18 +88,18 @@ async fn publish(
             written.clear();
         }
         let authority = changes.borrow_and_update().clone();
-        let all = namespaces.borrow_and_update().clone();
-        written.retain(|(namespace, _), _| all.contains(namespace));
+        let all = namespaces.borrow_and_update().numbers.clone();
+        written.retain(|(namespace, _), (number, _)| all.get(namespace) == Some(number));
         if let (true, Some(authority)) = (leads_now, authority) {
             // The ConfigMap, the key in it, and the text.
             let wanted = [
                 ("istio-ca-root-cert", "root-cert.pem", authority.roots_pem()),
                 ("istio-ca-crl", "ca-crl.pem", authority.revocations().to_owned()),
             ];
-            for namespace in all.iter().filter(|name| !KUBERNETES.contains(&name.as_str())) {
+            for (namespace, number) in all.iter().filter(|(name, _)| !KUBERNETES.contains(&name.as_str())) {
                 for (name, key, text) in &wanted {
                     let place = (namespace.clone(), *name);
-                    if written.get(&place) == Some(text) {
+                    if written.get(&place).is_some_and(|(_, written)| written == text) {
                         continue;
                     }
                     let outcome = match text.as_str() {
@@ -88,17 +107,17 @@ async fn publish(
                         text => write(&cluster, namespace, name, &json!({ (*key): text })).await,
                     };
                     match outcome {
-                        Ok(()) => drop(written.insert(place, text.clone())),
+                        Ok(()) => drop(written.insert(place, (*number, text.clone()))),
                         Err(fault) if fault.code() == 404 || is_ending(&fault) => {
                             tracing::debug!(%fault, namespace, name, "its namespace is ending");
-                            written.insert(place, text.clone());
+                            written.insert(place, (*number, text.clone()));
                         }
                         // It is tried again with the next repair.
                         Err(fault) if fault.code() == 403 => {
                             if said.insert((*name, text.is_empty())) {
                                 tracing::warn!(%fault, namespace, name, "may not be written");
                             }
-                            written.insert(place, text.clone());
+                            written.insert(place, (*number, text.clone()));
                         }
                         Err(fault) => {
                             tracing::warn!(%fault, namespace, name, "cannot be written now");

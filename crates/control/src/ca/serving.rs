@@ -13,11 +13,14 @@ use leno_tls::{AltName, Identity, ServerContext, Source, Trust, TrustBundle};
 use leno_xds::server::listen::{Handshake, Shaken, Stream};
 
 use super::{Ca, now};
-use crate::access::{parameters, server_context, shake};
+use crate::access::{WEBHOOKS, XDS, parameters, server_context, shake};
 
 /// A server with a certificate of the authority.
 pub(crate) struct OwnServer {
     ca: Arc<Ca>,
+    protocols: &'static [&'static str],
+    /// Whether clients are asked for certificates.
+    asks: bool,
     made: Mutex<Option<Made>>,
 }
 
@@ -36,7 +39,12 @@ impl fmt::Debug for OwnServer {
 
 impl OwnServer {
     pub(crate) fn new(ca: Arc<Ca>) -> OwnServer {
-        OwnServer { ca, made: Mutex::new(None) }
+        OwnServer { ca, protocols: XDS, asks: true, made: Mutex::new(None) }
+    }
+
+    /// The same for API servers that ask webhooks.
+    pub(crate) fn for_webhooks(ca: Arc<Ca>) -> OwnServer {
+        OwnServer { ca, protocols: WEBHOOKS, asks: false, made: Mutex::new(None) }
     }
 
     fn context(&self) -> Result<Arc<ServerContext>, String> {
@@ -66,11 +74,14 @@ impl OwnServer {
         let identity = Identity::load(&source(chain), &source(key.to_pem()?), None, None, &provider)
             .map_err(|error| error.to_string())?;
         let trusted = format!("{}{}", authority.roots_pem(), authority.revocations());
-        let trust = Trust::Bundle(Arc::new(TrustBundle::parse(trusted.as_bytes())?));
+        let trust = match self.asks {
+            true => Trust::Bundle(Arc::new(TrustBundle::parse(trusted.as_bytes())?)),
+            false => Trust::Nobody,
+        };
         let (_, last) = identity.certificate().validity();
         let until = now + (last - now) / 2;
         let parameters = parameters(self.ca.settings.only_1_3, &self.ca.settings.suites)?;
-        let context = Arc::new(server_context(identity, trust, parameters)?);
+        let context = Arc::new(server_context(identity, trust, parameters, self.protocols)?);
         tracing::info!(names = ?self.ca.settings.hosts, expires = last, "our own certificate was made");
         Ok(Made { of: authority, until, context })
     }

@@ -136,9 +136,14 @@ pub(super) fn mesh(look: Look<'_>, _: &Question) -> Answer {
 }
 
 /// `/debug/inject`: there is no injection here.
-pub(super) fn inject(_: Look<'_>, _: &Question) -> Answer {
-    let text = "this control plane injects nothing, so it has no templates\n".to_owned();
-    Answer::Fault(StatusCode::NOT_FOUND, text)
+pub(super) fn inject(look: Look<'_>, _: &Question) -> Answer {
+    match look.webhook {
+        Some(webhook) => Answer::Json(webhook.shown()),
+        None => {
+            let text = "this control plane serves no webhooks, so it has no templates\n".to_owned();
+            Answer::Fault(StatusCode::NOT_FOUND, text)
+        }
+    }
 }
 
 /// `/debug/gatewayz`: what became of the Gateway API's objects.

@@ -14,15 +14,16 @@ use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use leno_xds::server::listen::{Authenticator, Credentials};
+use leno_xds::server::room::Room;
 use tokio::net::TcpListener;
-use tokio::sync::{Notify, Semaphore, mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 
 use super::viewer::{Viewer, is_here, is_passed_on};
 use super::{Answer, Question};
 use crate::ca::Ca;
 use crate::server::Event;
 
-/// How many connections there may be at a time; others wait to be accepted. Descriptors are for proxies.
+/// How many connections there may be at a time; then the longest idle goes. Descriptors are for proxies.
 const MOST_CONNECTIONS: usize = 512;
 
 /// How long the first request of a connection may take to come: istiod's `ReadHeaderTimeout`.
@@ -69,10 +70,8 @@ pub(crate) async fn serve(
     authenticator: Option<Arc<dyn Authenticator>>,
 ) {
     let shared = Shared { events, ready, authenticator };
-    let room = Arc::new(Semaphore::new(MOST_CONNECTIONS));
+    let mut room = Room::new(MOST_CONNECTIONS);
     loop {
-        // It is never closed.
-        let Ok(permit) = Arc::clone(&room).acquire_owned().await else { return };
         let (stream, peer) = match listener.accept().await {
             Ok(accepted) => accepted,
             Err(error) => {
@@ -84,12 +83,13 @@ pub(crate) async fn serve(
         };
         let shared = shared.clone();
         let is_here = is_here(Some(peer), stream.local_addr().ok());
-        tokio::spawn(async move {
+        room.seat(|of| async move {
             let progress = Arc::new(Progress::default());
             let seen = Arc::clone(&progress);
             let service = service_fn(move |request| {
-                let (shared, busy) = (shared.clone(), Busy::new(&seen));
+                let (shared, busy, of) = (shared.clone(), Busy::new(&seen), Arc::clone(&of));
                 async move {
+                    let _answering = of.begin();
                     let response = answer(&request, &shared, peer, is_here).await;
                     Ok::<_, Infallible>(response.map(|rest| Page { rest, busy }))
                 }
@@ -100,7 +100,6 @@ pub(crate) async fn serve(
                 _ = server.serve_connection(TokioIo::new(stream), service) => {}
                 () = progress.ceases() => tracing::debug!(%peer, "debug interface: nothing happens"),
             }
-            drop(permit);
         });
     }
 }
@@ -205,7 +204,9 @@ async fn answer(
         _ => {}
     }
     let viewer = if path == "/metrics" {
-        Viewer::Anyone
+        // Everybody may ask, and who does not from here is of no namespace.
+        let is_here = is_here && !is_passed_on(request.headers());
+        if is_here { Viewer::Anyone } else { Viewer::Namespace(String::new()) }
     } else {
         match viewer(request, shared, peer, is_here).await {
             Ok(viewer) => viewer,

@@ -25,6 +25,7 @@ use serde_json::Value;
 
 use self::viewer::Viewer;
 use crate::ca::Ca;
+use crate::inject::webhook::Webhook;
 use crate::metrics;
 use crate::model::ObjectRef;
 use crate::model::diagnostic::Diagnostic;
@@ -89,6 +90,7 @@ pub(crate) struct Look<'l> {
     pub(crate) origins: &'l BTreeMap<ObjectRef, Origin>,
     pub(crate) diagnostics: &'l [Diagnostic],
     pub(crate) ca: Option<&'l Ca>,
+    pub(crate) webhook: Option<&'l Webhook>,
     pub(crate) now: Instant,
     pub(crate) wall: SystemTime,
 }
@@ -240,9 +242,15 @@ fn list(_: Look<'_>, _: &Question) -> Answer {
     Answer::Json(names.filter(|name| *name != "list").map(Value::from).collect())
 }
 
-fn prometheus(look: Look<'_>, _: &Question) -> Answer {
-    let seen =
-        metrics::Seen { graph: look.graph, push: look.push, diagnostics: look.diagnostics, ca: look.ca };
+fn prometheus(look: Look<'_>, question: &Question) -> Answer {
+    let seen = metrics::Seen {
+        graph: look.graph,
+        push: look.push,
+        diagnostics: look.diagnostics,
+        ca: look.ca,
+        webhook: look.webhook,
+        names: look.is_unrestricted(&question.viewer),
+    };
     Answer::Text(metrics::page(seen))
 }
 

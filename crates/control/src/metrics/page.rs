@@ -4,6 +4,7 @@
 //! date (`sums.rs`), and what is left is a walk over the connected proxies and over the faults.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
 
 use leno_derive::Graph;
 use leno_xds::TypeUrl;
@@ -14,6 +15,7 @@ use super::text::Text;
 use super::{Counts, Histogram, type_label};
 use crate::analyze::validity::Validities;
 use crate::ca::{Ca, CaSeen};
+use crate::inject::{self, webhook::Webhook};
 use crate::model::diagnostic::{Diagnostic, Severity};
 use crate::model::inputs::{DestinationRules, VirtualServices};
 use crate::model::read::known;
@@ -29,6 +31,10 @@ pub(crate) struct Seen<'s> {
     pub(crate) diagnostics: &'s [Diagnostic],
     /// The certificate authority, if there is one.
     pub(crate) ca: Option<&'s Ca>,
+    /// The webhooks, if they are served.
+    pub(crate) webhook: Option<&'s Webhook>,
+    /// Whether who asks may see which credentials there are.
+    pub(crate) names: bool,
 }
 
 /// The page.
@@ -39,10 +45,13 @@ pub(crate) fn page(seen: Seen<'_>) -> String {
     about_changes(&mut text, seen.push.counts());
     about_proxies(&mut text, seen.push);
     about_registry(&mut text, seen.graph);
-    about_certificates(&mut text, seen.graph);
+    about_certificates(&mut text, seen.graph, seen.names);
     about_faults(&mut text, seen.diagnostics);
     if let Some(ca) = seen.ca {
         about_ca(&mut text, &ca.seen());
+    }
+    if let Some(webhook) = seen.webhook {
+        about_webhooks(&mut text, &webhook.counts);
     }
     about_process(&mut text);
     text.finish()
@@ -92,6 +101,34 @@ fn about_pushes(text: &mut Text, counts: &Counts) {
     text.family(name, "histogram", help);
     for (kind, histogram) in &counts.propagation {
         text.histogram(name, &[("kind", &kind.to_string())], histogram);
+    }
+}
+
+fn about_webhooks(text: &mut Text, counts: &inject::webhook::Counts) {
+    let counters = [
+        ("sidecar_injection_requests_total", "Total number of sidecar injection requests.", &counts.requests),
+        (
+            "sidecar_injection_success_total",
+            "Total number of successful sidecar injection requests.",
+            &counts.successes,
+        ),
+        (
+            "sidecar_injection_failure_total",
+            "Total number of failed sidecar injection requests.",
+            &counts.failures,
+        ),
+        (
+            "sidecar_injection_skip_total",
+            "Total number of skipped sidecar injection requests.",
+            &counts.skips,
+        ),
+        ("galley_validation_passed", "Resource is valid", &counts.validated),
+        ("galley_validation_failed", "Resource validation failed", &counts.rejected),
+        ("webhook_patch_attempts_total", "Webhook patching attempts", &counts.patched),
+    ];
+    for (name, help, value) in counters {
+        text.family(name, "counter", help);
+        text.sample(name, &[], value.load(Ordering::Relaxed) as f64);
     }
 }
 
@@ -249,12 +286,29 @@ fn about_registry(text: &mut Text, graph: &Graph) {
     }
 }
 
-/// Istiod does not tell; its agents do, of what they hold.
-fn about_certificates(text: &mut Text, graph: &Graph) {
+/// Istiod does not tell; its agents do, of what they hold. Everybody may ask for metrics: who is on this machine
+/// is told of each credential, others only when the first of a kind ends.
+fn about_certificates(text: &mut Text, graph: &Graph, names: bool) {
+    let validities = graph.get::<Validities>(&());
+    let mut first: BTreeMap<Kind, i64> = BTreeMap::new();
+    for one in validities.iter() {
+        let earliest = first.entry(one.object.kind).or_insert(one.to);
+        *earliest = one.to.min(*earliest);
+    }
+    let name = "leno_first_certificate_expiry_timestamp";
+    let help = "The unix timestamp, in seconds, when the first of the certificates that proxies are given will \
+                expire, by the kind of objects that hold them.";
+    text.family(name, "gauge", help);
+    for (kind, to) in first {
+        text.sample(name, &[("kind", &kind.to_string())], to as f64);
+    }
+    if !names {
+        return;
+    }
     let name = "leno_certificate_expiry_timestamp";
     let help = "The unix timestamp, in seconds, when a certificate that proxies are given will expire.";
     text.family(name, "gauge", help);
-    for one in graph.get::<Validities>(&()).iter() {
+    for one in validities.iter() {
         let kind = one.object.kind.to_string();
         let ObjectRef { namespace, name: object, .. } = &one.object;
         let labels = [("kind", kind.as_str()), ("namespace", namespace), ("name", object), ("key", one.key)];

@@ -58,9 +58,10 @@ impl schemars::JsonSchema for Span {
     }
 }
 
-/// A time in seconds since the epoch.
-pub(crate) fn seconds(time: SystemTime) -> u64 {
-    time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+/// A time in seconds since the epoch; before it there is none.
+pub(crate) fn seconds(time: SystemTime) -> i64 {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
 }
 
 /// A time in whole seconds, as Kubernetes writes it.

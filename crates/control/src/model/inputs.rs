@@ -1,5 +1,7 @@
 //! The inputs of the derivation graph, one table per kind, and their secondary orders.
 
+use std::net::IpAddr;
+
 use leno_derive::{Batch, Graph, Index, Input};
 
 use super::authorization_policy::AuthorizationPolicy;
@@ -198,6 +200,58 @@ impl Index for EntriesByFoldedHost {
     }
 }
 
+/// Services by their addresses.
+pub(crate) struct ServicesByAddress;
+
+impl Index for ServicesByAddress {
+    type Of = Services;
+    type Bucket = IpAddr;
+    const NAME: &'static str = "services-by-address";
+
+    fn buckets(_: &Key, service: &kube::Service) -> Vec<IpAddr> {
+        service.cluster_ips.clone()
+    }
+}
+
+/// ServiceEntries by their addresses, as far as these are single ones.
+pub(crate) struct EntriesByAddress;
+
+impl Index for EntriesByAddress {
+    type Of = ServiceEntries;
+    type Bucket = IpAddr;
+    const NAME: &'static str = "service-entries-by-address";
+
+    fn buckets(_: &Key, entry: &Config<ServiceEntry>) -> Vec<IpAddr> {
+        // A range of one address is an address.
+        let single = |text: &String| text.split('/').next().and_then(|address| address.parse().ok());
+        entry.spec.addresses.iter().filter_map(single).collect()
+    }
+}
+
+/// ServiceEntries by all names that a client, wherever it is, may know one of their hosts by: in lower case
+/// and without a dot at the end.
+pub(crate) struct EntriesByName;
+
+impl Index for EntriesByName {
+    type Of = ServiceEntries;
+    type Bucket = String;
+    const NAME: &'static str = "service-entries-by-name";
+
+    fn buckets(_: &Key, entry: &Config<ServiceEntry>) -> Vec<String> {
+        let mut names = Vec::new();
+        for host in &entry.spec.hosts {
+            let host = host.to_ascii_lowercase();
+            let host = host.strip_suffix('.').unwrap_or(&host);
+            if let Some((name, namespace)) = crate::registry::kubernetes_name(host) {
+                let base = format!("{name}.{namespace}");
+                names.extend([name.to_owned(), format!("{base}.svc"), base]);
+            }
+            names.push(host.to_owned());
+        }
+        names
+    }
+}
+
 /// Tells the graph of the secondary orders; to be called once, before the first commit.
 pub(crate) fn register(graph: &mut Graph) {
     graph.register::<SlicesByService>();
@@ -206,7 +260,13 @@ pub(crate) fn register(graph: &mut Graph) {
     register_by_namespace(graph);
     graph.register::<EntriesByHost>();
     graph.register::<EntriesByFoldedHost>();
+    graph.register::<EntriesByName>();
+    graph.register::<EntriesByAddress>();
+    graph.register::<ServicesByAddress>();
     graph.register::<crate::scope::ingress::IngressesByHost>();
+    graph.register::<crate::scope::SelectingRules>();
+    graph.register::<crate::scope::SelectingPolicies>();
+    graph.register::<crate::scope::locality::PlacingPolicies>();
     graph.register::<crate::scope::rules::ByGateway>();
     graph.register::<crate::scope::rules::ByHost>();
     graph.register::<crate::registry::alias::ServicesByExternalName>();

@@ -28,7 +28,7 @@ pub(crate) struct Switches {
     /// `LENO_LAZY`, on by default: sidecars that can ask for clusters when they first use them are
     /// told only of those that workloads like theirs have used.
     pub(crate) lazy: bool,
-    /// `LENO_LAZY_ROUTES`: the same of the virtual hosts of their routes.
+    /// `LENO_LAZY_ROUTES`, on by default: the same of the virtual hosts of their routes, of Leno's proxies.
     pub(crate) lazy_routes: bool,
     /// `ISTIO_MULTIROOT_MESH`: agents are told the roots of the MeshConfig (PCDS).
     pub(crate) multi_root: bool,
@@ -67,7 +67,7 @@ impl Switches {
             ingress_namespace: variable("K8S_INGRESS_NS").unwrap_or_default(),
             checks_identity: on_unless_off("PILOT_ENABLE_XDS_IDENTITY_CHECK"),
             lazy: on_unless_off("LENO_LAZY"),
-            lazy_routes: on("LENO_LAZY_ROUTES"),
+            lazy_routes: on_unless_off("LENO_LAZY_ROUTES"),
             multi_root: on("ISTIO_MULTIROOT_MESH"),
             debug_on_http: on_unless_off("ENABLE_DEBUG_ON_HTTP"),
             debug_namespaces: list("DEBUG_ENDPOINT_AUTH_ALLOWED_NAMESPACES"),

@@ -221,6 +221,12 @@ impl Learnt {
         self.all.get(kin).is_some_and(|known| known.uses(what).all.contains_key(name))
     }
 
+    /// Whether any of several is.
+    pub(crate) fn has_any(&self, kin: &Kin, what: What, names: &[String]) -> bool {
+        let uses = self.all.get(kin).map(|known| &known.uses(what).all);
+        uses.is_some_and(|uses| names.iter().any(|name| uses.contains_key(name.as_str())))
+    }
+
     /// The groups of these.
     pub(crate) fn groups(&self, kin: &Kin) -> Vec<Arc<ProxyKey>> {
         self.all.get(kin).map(|known| known.groups.iter().cloned().collect()).unwrap_or_default()

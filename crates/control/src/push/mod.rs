@@ -50,7 +50,7 @@ use crate::model::ObjectRef;
 use crate::model::identity::Account;
 use crate::scope::client::ClientOf;
 use crate::scope::patches::MetadataNames;
-use crate::scope::{Abilities, ProxyKey};
+use crate::scope::{Abilities, ProxyFacts, ProxyKey};
 use crate::translate::cluster::grpc::{GrpcCluster, GrpcEndpoints};
 use crate::translate::cluster::lazy::{FixedClusters, NamedCluster};
 use crate::translate::cluster::{OwnClusters, SharedClusters};
@@ -273,6 +273,7 @@ impl Push {
     where
         Q: Query<Key = (ProxyKey, String), Value = Option<Arc<Resource>>>,
     {
+        #[allow(clippy::mutable_key_type, reason = "a key does not change")]
         let mut by_client: HashMap<ProxyKey, Vec<_>> = HashMap::new();
         for ((client, name), found) in graph.changed::<Q>() {
             by_client.entry(client).or_default().push((name, found));
@@ -407,14 +408,14 @@ impl Push {
             }
         };
         tracing::info!(node = node.id, ?mode, "proxy connected");
-        let mut key = node.key.clone();
+        let mut facts = ProxyFacts::clone(&node.key);
         if mode == Mode::Sotw || (self.gate.proves && caller.is_none()) {
             // Neither can be asked for one by one there; and where proxies prove who they are nobody else
             // may say what workloads use.
-            key.options.abilities.remove(Abilities::ON_DEMAND);
-            key.options.abilities.remove(Abilities::HOSTS_ON_DEMAND);
+            facts.options.abilities.remove(Abilities::ON_DEMAND);
+            facts.options.abilities.remove(Abilities::HOSTS_ON_DEMAND);
         }
-        let key = self.group_of(graph, key);
+        let key = self.group_of(graph, ProxyKey::from(facts));
         self.join(id, &key);
         self.sessions.insert(id, Session::new(id, node, account, key, about, mode, sender));
     }

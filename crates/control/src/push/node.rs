@@ -19,7 +19,9 @@ use crate::registry::instances::{CANONICAL_NAME, CANONICAL_REVISION, locality_la
 use crate::scope::locality::NETWORK;
 use crate::scope::patches::{MetadataNames, Patching};
 use crate::scope::proxy_config::{self, Overrides};
-use crate::scope::{Abilities, Families, Identity, Interception, ProxyKey, ProxyOptions, Role, Site};
+use crate::scope::{
+    Abilities, Families, Identity, Interception, ProxyFacts, ProxyKey, ProxyOptions, Role, Site,
+};
 
 /// The port of the explicit HTTP proxy unless the metadata says otherwise; Istio's.
 const HTTP_PROXY_PORT: u16 = 15080;
@@ -205,12 +207,14 @@ pub(crate) fn parse(graph: &Graph, node: &core::Node) -> Result<Node, BadNode> {
     let mut abilities = abilities(&node.extensions);
     let says = field(LAZY).and_then(truth);
     let says = says.or_else(|| annotation(LAZY_ANNOTATION).and_then(|text| text.parse().ok()));
-    // Others may be able to, and do as they were told to by who wrote their bootstraps.
-    let is_lazy = says.unwrap_or(node.user_agent_name == OURS);
+    // Others may be able to, and do as they were told to by who wrote their bootstraps. An Envoy refuses a
+    // table with domains that it has got one by one, and so is asked about these by themselves.
+    let is_ours = node.user_agent_name == OURS;
+    let is_lazy = says.unwrap_or(is_ours);
     if role != Role::Sidecar || !is_lazy || !lazy_is_on(graph) {
         abilities.remove(Abilities::ON_DEMAND);
     } else if abilities.has(Abilities::ON_DEMAND)
-        && field(LAZY_ROUTES).and_then(truth).unwrap_or_else(|| lazy_routes_are_on(graph))
+        && field(LAZY_ROUTES).and_then(truth).unwrap_or_else(|| is_ours && lazy_routes_are_on(graph))
     {
         abilities.insert(Abilities::HOSTS_ON_DEMAND);
     }
@@ -219,7 +223,7 @@ pub(crate) fn parse(graph: &Graph, node: &core::Node) -> Result<Node, BadNode> {
         name: format!("{pod}.{namespace}"),
         id: node.id.clone(),
         service_account: words("SERVICE_ACCOUNT"),
-        key: ProxyKey {
+        key: ProxyKey::from(ProxyFacts {
             role,
             namespace,
             labels,
@@ -233,7 +237,7 @@ pub(crate) fn parse(graph: &Graph, node: &core::Node) -> Result<Node, BadNode> {
                 metadata: asked_for(node, &graph.get::<MetadataNames>(&())),
                 ..Patching::default()
             },
-        },
+        }),
     })
 }
 
@@ -255,7 +259,7 @@ fn lazy_is_on(graph: &Graph) -> bool {
 
 /// Whether they are told of the virtual hosts only that they use, unless they say.
 fn lazy_routes_are_on(graph: &Graph) -> bool {
-    graph.input::<SwitchInput>(&()).is_some_and(|switches| switches.lazy_routes)
+    graph.input::<SwitchInput>(&()).is_none_or(|switches| switches.lazy_routes)
 }
 
 /// A truth value of metadata, which may be written as a text.
@@ -466,7 +470,7 @@ mod tests {
         .assert_debug_eq(key.identity.as_ref());
         let given = serde_json::json!({ "tracing": { "sampling": 7 } });
         let expected = Overrides::read([given.as_object().expect("an object").clone()]);
-        assert_eq!(Ok(key.options.overrides), expected);
+        assert_eq!(Ok(key.options.overrides.clone()), expected);
         // Who lists nothing may have all of Envoy's own.
         let plain = parse(&graph, &node("sidecar~10.0.0.5~web-1.a~d", Vec::new())).expect("a good node");
         assert!(plain.key.options.abilities.has(Abilities::DATADOG));
@@ -488,30 +492,35 @@ mod tests {
                 user_agent_name: agent.to_owned(),
                 ..node(id, fields)
             };
-            parse(graph, &node).expect("a good node").key.is_lazy()
+            let key = parse(graph, &node).expect("a good node").key;
+            (key.is_lazy(), key.asks_for_hosts())
         };
         let sidecar = "sidecar~10.0.0.5~web-1.a~d";
         let said = |value: &str| vec![("LENO_LAZY", text(value))];
         let annotated = |value: &str| vec![("ANNOTATIONS", object([("leno/lazy", text(value))]))];
-        assert!(read(&graph, sidecar, "leno", Vec::new()));
-        assert!(
-            !read(&graph, sidecar, "leno", said("false"))
-                && !read(&graph, sidecar, "leno", annotated("false"))
-        );
-        assert!(!read(&graph, sidecar, "envoy", Vec::new()));
-        assert!(
-            read(&graph, sidecar, "envoy", said("true")) && read(&graph, sidecar, "envoy", annotated("true"))
-        );
-        assert!(!read(&graph, "router~10.0.0.5~gw-1.a~d", "leno", said("true")));
+        let (all, clusters, hosts) = ((false, false), (true, false), (true, true));
+        assert_eq!(read(&graph, sidecar, "leno", Vec::new()), hosts);
+        assert_eq!(read(&graph, sidecar, "leno", said("false")), all);
+        assert_eq!(read(&graph, sidecar, "leno", annotated("false")), all);
+        assert_eq!(read(&graph, sidecar, "leno", vec![("LENO_LAZY_ROUTES", text("false"))]), clusters);
+        assert_eq!(read(&graph, sidecar, "envoy", Vec::new()), all);
+        assert_eq!(read(&graph, sidecar, "envoy", vec![("LENO_LAZY_ROUTES", text("true"))]), all);
+        assert_eq!(read(&graph, sidecar, "envoy", said("true")), clusters);
+        assert_eq!(read(&graph, sidecar, "envoy", annotated("true")), clusters);
+        let both = [said("true"), vec![("LENO_LAZY_ROUTES", text("true"))]].concat();
+        assert_eq!(read(&graph, sidecar, "envoy", both), hosts);
+        assert_eq!(read(&graph, "router~10.0.0.5~gw-1.a~d", "leno", said("true")), all);
         // Who cannot ask is told of all.
         let plain = core::Node { user_agent_name: "leno".to_owned(), ..node(sidecar, said("true")) };
         assert!(!parse(&graph, &plain).expect("a good node").key.is_lazy());
-        let mut off = Graph::new();
-        let mut batch = leno_derive::Batch::new();
-        let switches = Switches::read(|name| (name == "LENO_LAZY").then(|| "false".to_owned()));
-        batch.set::<SwitchInput>((), switches);
-        off.commit(batch);
-        assert!(!read(&off, sidecar, "leno", said("true")));
+        for (name, expected) in [("LENO_LAZY", all), ("LENO_LAZY_ROUTES", clusters)] {
+            let mut off = Graph::new();
+            let mut batch = leno_derive::Batch::new();
+            let switches = Switches::read(|asked| (asked == name).then(|| "false".to_owned()));
+            batch.set::<SwitchInput>((), switches);
+            off.commit(batch);
+            assert_eq!(read(&off, sidecar, "leno", said("true")), expected);
+        }
     }
 
     #[test]

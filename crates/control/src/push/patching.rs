@@ -12,8 +12,8 @@ use super::{Push, Touched, node};
 use crate::model::diagnostic::{Finding, Severity};
 use crate::model::inputs::EnvoyFilters;
 use crate::model::{Key, Kind, ObjectRef};
-use crate::scope::ProxyKey;
 use crate::scope::patches::PatchId;
+use crate::scope::{ProxyFacts, ProxyKey};
 use crate::source::kube::book::{Match, Matches};
 use crate::translate::patch::report::{Asked, Effect, Effects, OwnEffects, SharedEffects};
 
@@ -56,9 +56,9 @@ impl Push {
         for session in self.sessions.values() {
             let metadata = node::asked_for(&session.about.node(), names);
             if metadata != session.key.patching.metadata {
-                let mut key = ProxyKey::clone(&session.key);
-                key.patching.metadata = metadata;
-                moving.push((session.id, key));
+                let mut facts = ProxyFacts::clone(&session.key);
+                facts.patching.metadata = metadata;
+                moving.push((session.id, ProxyKey::from(facts)));
             }
         }
         for (id, key) in moving {

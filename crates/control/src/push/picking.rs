@@ -2,7 +2,7 @@
 //! those that their like are known to use (`learnt.rs`), the clusters that these virtual hosts lead to, and
 //! those that must be there before something else is used.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -11,9 +11,10 @@ use leno_derive::Graph;
 use leno_xds::TypeUrl;
 
 use super::learnt::What;
+use super::session::AskedHost;
 use super::{Push, Touched, mark, version};
 use crate::scope::ProxyKey;
-use crate::translate::route::on_demand::NamedHost;
+use crate::translate::route::on_demand::{self, NamedHost};
 
 impl Push {
     /// Sees to it that proxies that ask for clusters have those that must be there beforehand.
@@ -43,22 +44,24 @@ impl Push {
         (names, held): (&[Name], &[Name]),
         now: Instant,
         touched: &mut Touched,
-    ) -> Vec<(Name, Name)> {
+    ) -> Vec<AskedHost> {
         let Some(group) = self.groups.get(key) else { return Vec::new() };
         let Some(kin) = group.kin.clone() else { return Vec::new() };
         let client = Arc::clone(&group.client);
         // What the answer is called is learnt too, by which the next asks who comes back with it.
-        let answers: Vec<(Name, Name)> = names
+        let answers: Vec<AskedHost> = names
             .iter()
-            .map(|name| {
-                let asked = (ProxyKey::clone(&client), name.to_ascii_lowercase());
-                let found = graph.peek::<NamedHost>(&asked);
-                let found = found.as_ref().as_ref().map(|found| found.wire.name.clone());
-                (name.clone(), found.unwrap_or_else(|| name.clone()))
+            .map(|asked| {
+                let learnt = on_demand::learnt_by(graph, &client, asked);
+                let learnt = if *asked == *learnt { asked.clone() } else { Name::from(learnt) };
+                let found = graph.peek::<NamedHost>(&(ProxyKey::clone(&client), learnt.to_string()));
+                let found = found.as_ref().as_ref().map(|found| &found.wire.name);
+                let given = found.filter(|given| **given != learnt).unwrap_or(&learnt).clone();
+                AskedHost { asked: asked.clone(), learnt, given }
             })
             .collect();
-        let asked = answers.iter().map(|(asked, _)| Name::from(asked.to_ascii_lowercase()));
-        let used: Vec<Name> = asked.chain(answers.iter().map(|(_, found)| found.clone())).collect();
+        let used: Vec<Name> =
+            answers.iter().flat_map(|answer| [&answer.learnt, &answer.given]).cloned().collect();
         let asked = self.learnt.on_asked(&kin, What::Hosts, &used);
         if self.learnt.on_held(&kin, What::Hosts, held, now) || asked {
             let view = self.views.get(&client);
@@ -78,17 +81,24 @@ impl Push {
 
     /// Virtual hosts that are asked for one by one have changed.
     pub(super) fn on_hosts(&mut self, graph: &Graph, now: Instant, touched: &mut Touched) {
-        let mut concerned = HashSet::new();
+        #[allow(clippy::mutable_key_type, reason = "a key does not change")]
+        let mut concerned: HashMap<ProxyKey, Vec<String>> = HashMap::new();
         for ((client, name), found) in graph.changed::<NamedHost>() {
             let Some(view) = self.views.get_mut(&client) else { continue };
             if let Some(found) = found.as_ref()
                 && view.set_host(graph, &client, &name, found, now)
             {
-                concerned.insert(client);
+                concerned.entry(client).or_default().push(name);
             }
         }
-        for client in concerned {
-            self.pick_all(graph, &client, touched);
+        for (client, names) in concerned {
+            let groups = self.views.get(&client).into_iter().flat_map(|view| &view.groups);
+            for key in groups.cloned().collect::<Vec<_>>() {
+                let kin = self.groups.get(&key).and_then(|group| group.kin.as_ref());
+                if kin.is_some_and(|kin| self.learnt.has_any(kin, What::Hosts, &names)) {
+                    self.pick(graph, &key, touched);
+                }
+            }
         }
     }
 

@@ -69,6 +69,17 @@ pub(crate) struct Cause {
     pub(crate) at: Instant,
 }
 
+/// A host by which a proxy has asked for a virtual host.
+#[derive(Clone, Debug)]
+pub(crate) struct AskedHost {
+    /// As it spells it.
+    pub(crate) asked: Name,
+    /// What the answer is learnt by.
+    pub(crate) learnt: Name,
+    /// What the virtual host was called that it was given.
+    pub(crate) given: Name,
+}
+
 /// One stream.
 #[derive(Debug)]
 pub(crate) struct Session {
@@ -102,11 +113,10 @@ pub(crate) struct Session {
     /// Clusters that were sent and whose endpoints were not asked for yet: they are still being
     /// taken in.
     awaiting: BTreeSet<Name>,
-    /// The hosts by which it has asked for virtual hosts, as it spells them, with what those were called that
-    /// it was given.
-    asked_hosts: BTreeMap<Name, Name>,
+    /// The hosts by which it has asked for virtual hosts, by what it spells them.
+    asked_hosts: BTreeMap<Name, AskedHost>,
     /// Those of them that are to be answered.
-    awaited_hosts: Vec<Name>,
+    awaited_hosts: Vec<AskedHost>,
     /// Since when something is held back.
     held_since: Option<Instant>,
     /// When a response was sent last, by type.
@@ -252,16 +262,16 @@ impl Session {
         asked.into_iter().map(Name::from).collect()
     }
 
-    /// Notes hosts that the proxy has asked for, with what the virtual hosts are called that it is given.
-    pub(crate) fn await_hosts(&mut self, answers: Vec<(Name, Name)>) {
-        self.awaited_hosts.extend(answers.iter().map(|(asked, _)| asked.clone()));
-        self.asked_hosts.extend(answers);
+    /// Notes hosts that the proxy has asked for.
+    pub(crate) fn await_hosts(&mut self, answers: Vec<AskedHost>) {
+        self.asked_hosts.extend(answers.iter().map(|answer| (answer.asked.clone(), answer.clone())));
+        self.awaited_hosts.extend(answers);
     }
 
     /// Whether the proxy has asked for the virtual host that is learnt by a name: it does not ask again
     /// when it goes, and takes it that there is none from then on.
     pub(crate) fn asks_for_host(&self, name: &Name) -> bool {
-        self.asked_hosts.iter().any(|(asked, given)| given == name || asked.eq_ignore_ascii_case(name))
+        self.asked_hosts.values().any(|host| host.given == *name || host.learnt == *name)
     }
 
     fn note_answer(&mut self, type_url: &TypeUrl, refused: bool) {
@@ -508,8 +518,8 @@ impl Session {
     /// when the answer names what he waits for.
     fn respond_with_hosts(&mut self, hosts: &Resources, view: &View) -> Option<Response> {
         let mut aliases: BTreeMap<Name, Vec<Name>> = BTreeMap::new();
-        for asked in std::mem::take(&mut self.awaited_hosts) {
-            if let Some(host) = view.host(&Name::from(asked.to_ascii_lowercase())) {
+        for AskedHost { asked, learnt, .. } in std::mem::take(&mut self.awaited_hosts) {
+            if let Some(host) = view.host(&learnt) {
                 let aliases = aliases.entry(host.wire.name.clone()).or_default();
                 if !aliases.contains(&asked) {
                     aliases.push(asked);

@@ -42,6 +42,14 @@ impl Given {
     }
 }
 
+/// Whether an address is one of those that may be given.
+pub(crate) fn is_to_give(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(address) => address.octets()[..2] == FIRST_V4.octets()[..2],
+        IpAddr::V6(address) => address.segments()[..7] == FIRST_V6.segments()[..7],
+    }
+}
+
 /// The addresses of one service, if it needs some.
 pub(crate) struct AutoAddress;
 

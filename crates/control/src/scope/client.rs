@@ -8,7 +8,7 @@ use leno_derive::{Cx, Query};
 use super::locality::SiteMatters;
 use super::patches::Patching;
 use super::telemetry::{self, SelectingPairs, is_traced};
-use super::{Interception, ProxyKey, Role, SelectingLabels, sidecar};
+use super::{Interception, ProxyFacts, ProxyKey, Role, SelectingLabels, sidecar};
 
 /// The address in the place of one that makes no difference.
 const NOWHERE: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
@@ -24,7 +24,7 @@ impl Query for ClientOf {
     const NAME: &'static str = "client-of";
 
     fn derive(cx: &Cx<'_>, proxy: &ProxyKey) -> ProxyKey {
-        let mut client = proxy.clone();
+        let mut client = ProxyFacts::clone(proxy);
         // What these make is what counts, not what they are chosen by.
         client.patching = Patching { patches: proxy.shared_patches(cx), ..Patching::default() };
         let matters = cx.get::<SiteMatters>(&());
@@ -51,13 +51,12 @@ impl Query for ClientOf {
         if !is_traced(cx, client.workload(), telemetry::Side::Client, &client.options.overrides) {
             client.identity = Arc::default();
         }
-        if proxy.role != Role::Sidecar {
-            return client;
+        if proxy.role == Role::Sidecar {
+            client.sidecar = sidecar::narrowing(cx, &proxy.workload());
+            if matches!(proxy.interception, Interception::Explicit { .. }) {
+                client.interception = Interception::Explicit { address: NOWHERE, port: 0 };
+            }
         }
-        client.sidecar = sidecar::narrowing(cx, &proxy.workload());
-        if matches!(proxy.interception, Interception::Explicit { .. }) {
-            client.interception = Interception::Explicit { address: NOWHERE, port: 0 };
-        }
-        client
+        if client == **proxy { proxy.clone() } else { ProxyKey::from(client) }
     }
 }

@@ -5,13 +5,14 @@
 
 use std::collections::BTreeSet;
 
-use leno_derive::{Cx, Query};
+use leno_derive::{Cx, Index, Query};
 
 use super::ProxyKey;
 use super::policy::{EffectiveKey, EffectivePolicy};
-use crate::model::destination_rule::{LoadBalancer, LocalityLb, ZoneAwareLb};
+use crate::model::destination_rule::{DestinationRule, LoadBalancer, LocalityLb, TrafficPolicy, ZoneAwareLb};
 use crate::model::inputs::DestinationRules;
 use crate::model::mesh::MeshConfig;
+use crate::model::{Config, Key};
 use crate::registry::network::Networks;
 use crate::registry::{self, AllServices, Distribution, Mesh, Service, ServiceId};
 
@@ -194,6 +195,34 @@ impl Query for ServicesMatter {
     }
 }
 
+/// The DestinationRules by which it may matter where clients are: all others change without all that is asked
+/// of clients being looked at again.
+pub(crate) struct PlacingPolicies;
+
+impl Index for PlacingPolicies {
+    type Of = DestinationRules;
+    type Bucket = ();
+    const NAME: &'static str = "placing-destination-rules";
+
+    fn buckets(_: &Key, rule: &Config<DestinationRule>) -> Vec<()> {
+        let subsets = rule.spec.subsets.iter().filter_map(|subset| subset.traffic_policy.as_ref());
+        let places = |policy: &TrafficPolicy| {
+            let ports = &policy.port_level_settings;
+            policy.load_balancer.is_some()
+                || policy.outlier_detection.is_some()
+                || ports.iter().any(|port| port.load_balancer.is_some() || port.outlier_detection.is_some())
+        };
+        rule.spec
+            .traffic_policy
+            .iter()
+            .chain(subsets)
+            .find(|policy| places(policy))
+            .map(drop)
+            .into_iter()
+            .collect()
+    }
+}
+
 /// What the mesh's settings and the DestinationRules depend on of where clients are.
 struct RulesMatter;
 
@@ -212,7 +241,7 @@ impl Query for RulesMatter {
         matters.locality = mesh.zone_aware_lb_setting.is_some()
             || by_mesh.is_some_and(|setting| ejects || !setting.distribute.is_empty());
         matters.note_setting(by_mesh, mesh.zone_aware_lb_setting.as_ref());
-        for key in cx.all::<DestinationRules>() {
+        for key in cx.bucket::<PlacingPolicies>(&()) {
             let Some(rule) = cx.input::<DestinationRules>(&key) else { continue };
             let subsets = rule.spec.subsets.iter().filter_map(|subset| subset.traffic_policy.as_ref());
             for policy in rule.spec.traffic_policy.iter().chain(subsets) {

@@ -1,7 +1,7 @@
 //! Who sees what: which proxies there are to the eyes of translation, and what applies to each.
 //!
 //! - [`ProxyKey`]: everything that translation may know of a proxy. Proxies with the same key share
-//!   every derivation and every encoded byte.
+//!   every derivation and every encoded byte; `shared.rs` keeps it small as a key;
 //! - `client.rs`: what of a proxy matters to what it calls: nearly all proxies share that;
 //! - `rules.rs`: which VirtualServices apply; `policy.rs`: which DestinationRules, merged;
 //!   `sidecar/`: which services and rules a workload's proxy knows at all, if a Sidecar says;
@@ -23,19 +23,27 @@ pub(crate) mod policy;
 pub(crate) mod proxy_config;
 pub(crate) mod rules;
 pub(crate) mod security;
+mod shared;
 pub(crate) mod sidecar;
 pub(crate) mod telemetry;
 
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::hash::{Hash, Hasher};
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::ops::Deref;
+use std::sync::{Arc, OnceLock};
 
-use leno_derive::{Cx, Query};
+use leno_derive::{Cx, Index, Query};
 
 use self::proxy_config::Overrides;
-use crate::model::Key;
+use self::shared::Shared;
+use crate::model::destination_rule::DestinationRule;
 use crate::model::duration::Span;
 use crate::model::inputs::{DestinationRules, VirtualServices};
+use crate::model::virtual_service::VirtualService;
+use crate::model::{Config, Key};
 use crate::registry::targets::Workload;
 
 /// What a proxy is for.
@@ -60,9 +68,17 @@ pub(crate) enum Interception {
     Explicit { address: IpAddr, port: u16 },
 }
 
+/// [`ProxyFacts`], shared by all that is derived of them.
+#[derive(Clone)]
+pub(crate) struct ProxyKey {
+    facts: Shared<ProxyFacts>,
+    /// The viewer that it is as a client, when it has been asked for.
+    viewer: Arc<OnceLock<Viewer>>,
+}
+
 /// Everything that translation may know of a proxy.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) struct ProxyKey {
+pub(crate) struct ProxyFacts {
     pub(crate) role: Role,
     pub(crate) namespace: String,
     pub(crate) labels: BTreeMap<String, String>,
@@ -194,7 +210,53 @@ impl Families {
     }
 }
 
-impl ProxyKey {
+impl From<ProxyFacts> for ProxyKey {
+    fn from(facts: ProxyFacts) -> ProxyKey {
+        ProxyKey { facts: Shared::from(facts), viewer: Arc::default() }
+    }
+}
+
+impl Deref for ProxyKey {
+    type Target = ProxyFacts;
+
+    fn deref(&self) -> &ProxyFacts {
+        &self.facts
+    }
+}
+
+impl PartialEq for ProxyKey {
+    fn eq(&self, other: &ProxyKey) -> bool {
+        self.facts == other.facts
+    }
+}
+
+impl Eq for ProxyKey {}
+
+impl PartialOrd for ProxyKey {
+    fn partial_cmp(&self, other: &ProxyKey) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for ProxyKey {
+    fn cmp(&self, other: &ProxyKey) -> Ordering {
+        self.facts.cmp(&other.facts)
+    }
+}
+
+impl Hash for ProxyKey {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.facts.hash(state);
+    }
+}
+
+impl fmt::Debug for ProxyKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.facts.fmt(f)
+    }
+}
+
+impl ProxyFacts {
     /// The workload that it stands beside, or is.
     pub(crate) fn workload(&self) -> Workload {
         Workload { namespace: self.namespace.clone(), labels: self.labels.clone() }
@@ -215,11 +277,6 @@ impl ProxyKey {
         self.role == Role::Sidecar && !matches!(self.interception, Interception::Explicit { .. })
     }
 
-    /// The proxy as a client, as its listeners know it: with what is only observed.
-    pub(crate) fn listening(&self, cx: &Cx<'_>) -> Viewer {
-        Viewer { labels: self.labels.clone(), identity: Arc::clone(&self.identity), ..self.viewer(cx) }
-    }
-
     /// Its own address, where it matters: without capture it listens there.
     pub(crate) fn address(&self) -> Option<IpAddr> {
         match self.interception {
@@ -228,20 +285,9 @@ impl ProxyKey {
         }
     }
 
-    /// What a gRPC application calls is what a sidecar beside it would: the proxy that shares it.
-    pub(crate) fn as_client(&self, cx: &Cx<'_>) -> ProxyKey {
-        ProxyKey::clone(&cx.get::<client::ClientOf>(&ProxyKey {
-            role: Role::Sidecar,
-            interception: Interception::Redirect,
-            ..self.clone()
-        }))
-    }
-
-    /// The viewer that a proxy as a client (what [`client::ClientOf`] gives) is, perhaps with a label or two
-    /// more than [`ProxyKey::viewer`] gives it: there is nothing left to look up, so that what is derived for
-    /// each of the many things that clients ask for does not depend on which labels rules select by.
-    pub(crate) fn known_viewer(&self) -> Viewer {
-        Viewer {
+    /// What it is as a client with a Sidecar and some labels.
+    fn as_viewer(&self, sidecar: Option<Key>, labels: BTreeMap<String, String>) -> ViewerFacts {
+        ViewerFacts {
             role: self.role,
             captures: self.captures(),
             families: self.families,
@@ -249,9 +295,34 @@ impl ProxyKey {
             identity: Arc::default(),
             certificates: self.site.certificates,
             namespace: self.namespace.clone(),
-            sidecar: self.sidecar.clone(),
-            labels: self.labels.clone(),
+            sidecar,
+            labels,
         }
+    }
+}
+
+impl ProxyKey {
+    /// The proxy as a client, as its listeners know it: with what is only observed.
+    pub(crate) fn listening(&self, cx: &Cx<'_>) -> Viewer {
+        let viewer = ViewerFacts::clone(&self.viewer(cx));
+        let (labels, identity) = (self.labels.clone(), Arc::clone(&self.identity));
+        Viewer::from(ViewerFacts { labels, identity, ..viewer })
+    }
+
+    /// What a gRPC application calls is what a sidecar beside it would: the proxy that shares it.
+    pub(crate) fn as_client(&self, cx: &Cx<'_>) -> ProxyKey {
+        ProxyKey::clone(&cx.get::<client::ClientOf>(&ProxyKey::from(ProxyFacts {
+            role: Role::Sidecar,
+            interception: Interception::Redirect,
+            ..ProxyFacts::clone(self)
+        })))
+    }
+
+    /// The viewer that a proxy as a client (what [`client::ClientOf`] gives) is, perhaps with a label or two
+    /// more than [`ProxyKey::viewer`] gives it: there is nothing left to look up, so that what is derived for
+    /// each of the many things that clients ask for does not depend on which labels rules select by.
+    pub(crate) fn known_viewer(&self) -> &Viewer {
+        self.viewer.get_or_init(|| Viewer::from(self.as_viewer(self.sidecar.clone(), self.labels.clone())))
     }
 
     /// The proxy as a client.
@@ -264,24 +335,22 @@ impl ProxyKey {
                 self.sidecar.clone().or_else(|| sidecar::narrowing(cx, &self.workload()))
             }
         };
-        Viewer {
-            role: self.role,
-            captures: self.captures(),
-            families: self.families,
-            options: self.options.clone(),
-            identity: Arc::default(),
-            certificates: self.site.certificates,
-            namespace: self.namespace.clone(),
-            sidecar,
-            labels: labels.map(|(name, value)| (name.clone(), value.clone())).collect(),
+        let labels = labels.map(|(name, value)| (name.clone(), value.clone())).collect();
+        if sidecar == self.sidecar && labels == self.labels {
+            return self.known_viewer().clone();
         }
+        Viewer::from(self.as_viewer(sidecar, labels))
     }
 }
 
 /// A proxy as a client: what outbound configuration may depend on. Of the labels only those that
 /// some rule selects clients by, so that all clients of a namespace usually share one.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) struct Viewer {
+pub(crate) struct Viewer(Shared<ViewerFacts>);
+
+/// What it is.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct ViewerFacts {
     pub(crate) role: Role,
     /// Whether the address that the caller wanted is known.
     pub(crate) captures: bool,
@@ -297,6 +366,20 @@ pub(crate) struct Viewer {
     pub(crate) labels: BTreeMap<String, String>,
 }
 
+impl From<ViewerFacts> for Viewer {
+    fn from(facts: ViewerFacts) -> Viewer {
+        Viewer(Shared::from(facts))
+    }
+}
+
+impl Deref for Viewer {
+    type Target = ViewerFacts;
+
+    fn deref(&self) -> &ViewerFacts {
+        &self.0
+    }
+}
+
 /// The names of the labels that rules select clients by.
 struct SelectingLabels;
 
@@ -307,14 +390,10 @@ impl Query for SelectingLabels {
 
     fn derive(cx: &Cx<'_>, (): &()) -> BTreeSet<String> {
         let mut names = BTreeSet::new();
-        for key in cx.all::<VirtualServices>() {
-            let Some(rule) = cx.input::<VirtualServices>(&key) else { continue };
-            let http = rule.spec.http.iter().flat_map(|rule| &rule.r#match).map(|found| &found.source_labels);
-            let tcp = rule.spec.tcp.iter().flat_map(|rule| &rule.r#match).map(|found| &found.source_labels);
-            let tls = rule.spec.tls.iter().flat_map(|rule| &rule.r#match).map(|found| &found.source_labels);
-            names.extend(http.chain(tcp).chain(tls).flat_map(|labels| labels.keys().cloned()));
+        for key in cx.bucket::<SelectingRules>(&()) {
+            names.extend(cx.input::<VirtualServices>(&key).iter().flat_map(|rule| selecting(rule)));
         }
-        for key in cx.all::<DestinationRules>() {
+        for key in cx.bucket::<SelectingPolicies>(&()) {
             let Some(rule) = cx.input::<DestinationRules>(&key) else { continue };
             if let Some(selector) = &rule.spec.workload_selector {
                 names.extend(selector.match_labels.keys().cloned());
@@ -322,6 +401,41 @@ impl Query for SelectingLabels {
         }
         names.extend(cx.get::<locality::SiteMatters>(&()).labels.iter().cloned());
         names
+    }
+}
+
+/// The names of the labels that a rule selects clients by.
+fn selecting(rule: &Config<VirtualService>) -> impl Iterator<Item = String> {
+    let http = rule.spec.http.iter().flat_map(|rule| &rule.r#match).map(|found| &found.source_labels);
+    let tcp = rule.spec.tcp.iter().flat_map(|rule| &rule.r#match).map(|found| &found.source_labels);
+    let tls = rule.spec.tls.iter().flat_map(|rule| &rule.r#match).map(|found| &found.source_labels);
+    http.chain(tcp).chain(tls).flat_map(|labels| labels.keys().cloned())
+}
+
+/// The VirtualServices that select clients: all others change without all that is asked of clients being
+/// looked at again.
+pub(crate) struct SelectingRules;
+
+impl Index for SelectingRules {
+    type Of = VirtualServices;
+    type Bucket = ();
+    const NAME: &'static str = "selecting-virtual-services";
+
+    fn buckets(_: &Key, rule: &Config<VirtualService>) -> Vec<()> {
+        selecting(rule).next().into_iter().map(drop).collect()
+    }
+}
+
+/// The same of DestinationRules.
+pub(crate) struct SelectingPolicies;
+
+impl Index for SelectingPolicies {
+    type Of = DestinationRules;
+    type Bucket = ();
+    const NAME: &'static str = "selecting-destination-rules";
+
+    fn buckets(_: &Key, rule: &Config<DestinationRule>) -> Vec<()> {
+        rule.spec.workload_selector.iter().map(drop).collect()
     }
 }
 

@@ -266,6 +266,20 @@ impl Query for HostRules {
     }
 }
 
+/// Whether some rule for sidecars names a host, in lower case, wherever the client is.
+pub(crate) fn is_named_by_any(cx: &Cx<'_>, host: &str) -> bool {
+    !cx.bucket::<ByHost>(&HostBucket::Named(host.to_owned())).is_empty()
+}
+
+/// Whether there are rules that [`HostRules`] may have for a host, wherever the client is.
+pub(crate) fn are_any_for(cx: &Cx<'_>, host: &str) -> bool {
+    let host = host.to_ascii_lowercase();
+    let service = kubernetes_name(&host);
+    let service = service.map(|(name, own)| Key { namespace: own.to_owned(), name: name.to_owned() });
+    host_buckets(&host).iter().any(|bucket| !cx.bucket::<ByHost>(bucket).is_empty())
+        || service.is_some_and(|service| !cx.get::<ServiceRules>(&service).is_empty())
+}
+
 /// The rules of routes of the Gateway API for a service that count for clients in a namespace:
 /// those of its own routes, and of routes beside the service.
 fn service_rules(cx: &Cx<'_>, namespace: &str, host: &str) -> Vec<Arc<Rule>> {

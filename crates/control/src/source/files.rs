@@ -425,6 +425,11 @@ pub(crate) fn places(documents: &[Node<'_>]) -> Vec<(usize, Option<usize>)> {
     places
 }
 
+/// The configuration files of folders, in their order; what cannot be read has none.
+pub(crate) fn configuration_files(folders: &[PathBuf]) -> Vec<PathBuf> {
+    folders.iter().filter_map(|folder| list(folder).ok()).flatten().collect()
+}
+
 /// The configuration files directly in a folder, sorted; or the file itself.
 fn list(folder: &Path) -> std::io::Result<Vec<PathBuf>> {
     if fs::metadata(folder)?.is_file() {

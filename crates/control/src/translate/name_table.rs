@@ -1,11 +1,12 @@
 //! NDS: which names an agent's DNS server answers by itself, and with which addresses.
 //!
-//! One table for all that a sidecar's workload may call. The agent adds the short forms of a
+//! One table for all that a sidecar's workload, or a gateway, may call. The agent adds the short forms of a
 //! Service's name (`reviews`, `reviews.default`, ...) for which it is given the parts.
 
-use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+use leno_api::proto::istio::networking::nds::v1::NameTable as Table;
+use leno_api::proto::istio::networking::nds::v1::name_table::NameInfo as Info;
 use leno_derive::{Cx, Query};
 
 use super::resource::Resource;
@@ -17,30 +18,11 @@ use crate::scope::{Families, ProxyKey, Role};
 /// The type of the resource.
 pub(crate) const TYPE_URL: &str = "type.googleapis.com/istio.networking.nds.v1.NameTable";
 
-/// `istio.networking.nds.v1.NameTable`.
-#[derive(Clone, PartialEq, prost::Message)]
-struct Table {
-    /// By host.
-    #[prost(btree_map = "string, message", tag = "1")]
-    table: BTreeMap<String, Info>,
-}
-
-/// `istio.networking.nds.v1.NameTable.NameInfo`.
-#[derive(Clone, PartialEq, prost::Message)]
-struct Info {
-    #[prost(string, repeated, tag = "1")]
-    ips: Vec<String>,
-    #[prost(string, tag = "2")]
-    registry: String,
-    /// The name of a Kubernetes Service, and its namespace.
-    #[prost(string, tag = "3")]
-    shortname: String,
-    #[prost(string, tag = "4")]
-    namespace: String,
-}
-
-/// The table of a proxy as a client, see [`crate::scope::client::ClientOf`]; `None` for gateways,
-/// whose agents do not answer DNS. Its name is empty, as in Istio. A root.
+/// The table of a proxy as a client, see [`crate::scope::client::ClientOf`]; `None` for those that have
+/// no agent. Its name is empty, as in Istio. A root.
+///
+/// Deviation: a gateway has the names of all that its namespace sees, by which its filters for hosts that are
+/// resolved per request find Services; istiod's table for gateways is empty.
 pub(crate) struct NameTable;
 
 impl Query for NameTable {
@@ -49,7 +31,7 @@ impl Query for NameTable {
     const NAME: &'static str = "name-table";
 
     fn derive(cx: &Cx<'_>, client: &ProxyKey) -> Option<Resource> {
-        if client.role != Role::Sidecar {
+        if client.role == Role::Grpc {
             return None;
         }
         let mut message = Table::default();

@@ -32,7 +32,9 @@ use crate::push::patching::patch_fault;
 use crate::scope::client::ClientOf;
 use crate::scope::patches::Patching;
 use crate::scope::proxy_config::Overrides;
-use crate::scope::{Abilities, Families, Identity, Interception, ProxyKey, ProxyOptions, Role, Site};
+use crate::scope::{
+    Abilities, Families, Identity, Interception, ProxyFacts, ProxyKey, ProxyOptions, Role, Site,
+};
 use crate::source::files::{Files, Look};
 use crate::translate::cluster::Clusters;
 use crate::translate::endpoint::Endpoints;
@@ -106,7 +108,7 @@ impl Proxy {
             Interception::Explicit { address: address.ip(), port: address.port() }
         });
         let captured = if self.tproxy { Interception::Tproxy } else { Interception::Redirect };
-        ProxyKey {
+        ProxyKey::from(ProxyFacts {
             role: if self.router { Role::Router } else { Role::Sidecar },
             namespace: self.namespace.clone(),
             labels: self.labels.clone(),
@@ -133,7 +135,7 @@ impl Proxy {
             },
             sidecar: None,
             patching: Patching { metadata: self.metadata.clone(), ..Patching::default() },
-        }
+        })
     }
 }
 
@@ -238,11 +240,12 @@ fn run(case: &Path) -> Result<(), String> {
 
 /// Writes all that a proxy gets, if it is one of Istio's own.
 fn write_whole(graph: &Graph, proxy: &Proxy, folder: &Path) {
-    let mut key = proxy.key();
-    key.site.certificates = true;
+    let mut facts = ProxyFacts::clone(&proxy.key());
+    facts.site.certificates = true;
     let istios = ["stats", "peers", "alpn"];
     let extensions: Vec<String> = proxy.extensions.iter().cloned().chain(istios.map(str::to_owned)).collect();
-    key.options.abilities = abilities(&extensions);
+    facts.options.abilities = abilities(&extensions);
+    let key = ProxyKey::from(facts);
     fs::create_dir_all(folder).expect("writable");
     let text = configuration(graph, &key).to_string();
     fs::write(folder.join(format!("{}.json", proxy.name)), text).expect("writable");

@@ -290,7 +290,7 @@ fn derived(
         "HTTP" | "HTTPS" => &["HTTPRoute", "GRPCRoute"],
         "TCP" => &["TCPRoute"],
         "TLS" if is_passthrough(listener) => &["TLSRoute"],
-        "TLS" => &["TCPRoute"],
+        "TLS" => &["TLSRoute", "TCPRoute"],
         other => {
             return Err((
                 "protocol",

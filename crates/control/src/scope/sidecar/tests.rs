@@ -11,7 +11,7 @@ use crate::model::read::{self, Read};
 use crate::model::{Change, inputs};
 use crate::scope::client::ClientOf;
 use crate::scope::patches::Patching;
-use crate::scope::{Families, Interception, ProxyKey, ProxyOptions, Role, Site};
+use crate::scope::{Families, Interception, ProxyFacts, ProxyKey, ProxyOptions, Role, Site};
 use crate::source::Origin;
 use crate::translate::cluster::SharedClusters;
 use crate::translate::listener::SharedListeners;
@@ -37,7 +37,7 @@ fn service(name: &str, namespace: &str, ip: u8) -> String {
 
 #[test]
 fn what_is_not_imported_costs_nothing() {
-    let key = ProxyKey {
+    let key = ProxyKey::from(ProxyFacts {
         role: Role::Sidecar,
         namespace: "one".to_owned(),
         labels: BTreeMap::from([("app".to_owned(), "a".to_owned())]),
@@ -48,7 +48,7 @@ fn what_is_not_imported_costs_nothing() {
         identity: Arc::default(),
         sidecar: None,
         patching: Patching::default(),
-    };
+    });
     let mut graph = Graph::new();
     inputs::register(&mut graph);
     let sidecar = "{apiVersion: networking.istio.io/v1, kind: Sidecar, metadata: {name: s, namespace: one}, \

@@ -52,13 +52,16 @@ const LONGEST_LINE: usize = 64 << 20;
 
 /// Why a request had no good answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Fault {
+pub enum Fault {
     /// The server said no.
     Status {
+        /// HTTP's status.
         code: u16,
+        /// In its own words.
         message: String,
         /// The first of the causes that it names, in one word.
         cause: Option<String>,
+        /// When it wants to be asked again.
         retry_after: Option<Duration>,
     },
     /// There was no answer, or none that can be read.
@@ -67,7 +70,7 @@ pub(crate) enum Fault {
 
 impl Fault {
     /// The status of the answer; 0 if there was none.
-    pub(crate) fn code(&self) -> u16 {
+    pub fn code(&self) -> u16 {
         match self {
             Fault::Status { code, .. } => *code,
             Fault::Broken(_) => 0,
@@ -99,7 +102,7 @@ impl fmt::Display for Fault {
 
 /// A client of one API server.
 #[derive(Clone)]
-pub(crate) struct Api {
+pub struct Api {
     client: kube::Client,
 }
 
@@ -108,7 +111,7 @@ impl Api {
     ///
     /// # Errors
     /// If there is none, or it cannot be read.
-    pub(crate) async fn new(cluster: &Kubernetes) -> Result<Api, String> {
+    pub async fn new(cluster: &Kubernetes) -> Result<Api, String> {
         let options = KubeConfigOptions { context: cluster.context.clone(), ..KubeConfigOptions::default() };
         let told = |error: &dyn std::error::Error| match Fault::broken(error) {
             Fault::Broken(text) => text,
@@ -133,7 +136,7 @@ impl Api {
     ///
     /// # Errors
     /// Whatever is not a success.
-    pub(crate) async fn get(&self, path: &str, accept: &str) -> Result<String, Fault> {
+    pub async fn get(&self, path: &str, accept: &str) -> Result<String, Fault> {
         self.call(Method::GET, path, accept, "", Vec::new()).await
     }
 
@@ -141,7 +144,7 @@ impl Api {
     ///
     /// # Errors
     /// Whatever is not a success.
-    pub(crate) async fn call(
+    pub async fn call(
         &self,
         method: Method,
         path: &str,
@@ -163,7 +166,7 @@ impl Api {
     ///
     /// # Errors
     /// Whatever is not a success.
-    pub(crate) async fn lines(&self, path: &str, accept: &str) -> Result<Lines, Fault> {
+    pub async fn lines(&self, path: &str, accept: &str) -> Result<Lines, Fault> {
         let late = |_| Fault::Broken("no answer in time".to_owned());
         let sending = self.send(Method::GET, path, accept, "", Vec::new());
         let response = tokio::time::timeout(PATIENCE, sending).await.map_err(late)??;
@@ -223,7 +226,7 @@ struct Cause {
 }
 
 /// The lines of an answer that goes on.
-pub(crate) struct Lines {
+pub struct Lines {
     body: Body,
     buffer: BytesMut,
     /// How much of the buffer has no end of line in it.
@@ -236,7 +239,7 @@ impl Lines {
     ///
     /// # Errors
     /// If the connection breaks, or sends a line without end.
-    pub(crate) async fn next(&mut self) -> Result<Option<Bytes>, Fault> {
+    pub async fn next(&mut self) -> Result<Option<Bytes>, Fault> {
         loop {
             if let Some(line) = self.ready() {
                 return Ok(Some(line));
@@ -257,7 +260,7 @@ impl Lines {
     }
 
     /// The next line, if it has come already.
-    pub(crate) fn ready(&mut self) -> Option<Bytes> {
+    pub fn ready(&mut self) -> Option<Bytes> {
         let rest = self.buffer.get(self.searched..)?;
         let Some(end) = rest.iter().position(|byte| *byte == b'\n') else {
             self.searched = self.buffer.len();

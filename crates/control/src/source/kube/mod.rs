@@ -290,7 +290,7 @@ impl Watcher {
             index: self.next,
             api: self.cluster.api.clone(),
             scope: scope.clone(),
-            tells: known.reads.filter(|_| book::tells(&known)),
+            tells: known.reads.filter(|kind| *kind == Kind::Namespace || book::tells(&known)),
             served: receiver,
             tell: self.tell.clone(),
             backoff: self.cluster.backoff(self.rng.fork()),

@@ -69,7 +69,8 @@ pub(super) struct Reflector {
     pub(super) index: usize,
     pub(super) api: Api,
     pub(super) scope: Scope,
-    /// As what the objects are read, if their status is ours to write.
+    /// As what the objects are read, if it matters that one is another than the last of its name: their
+    /// status is ours to write, or, of namespaces, what is in them.
     pub(super) tells: Option<Kind>,
     /// Where the objects are; `None` while the kind is not served.
     pub(super) served: watch::Receiver<Option<Served>>,

@@ -51,7 +51,7 @@ pub(in crate::translate) fn fixed(cx: &Cx<'_>, client: &ProxyKey) -> Vec<Arc<Res
 
 /// The cluster of [`NamedCluster`] before EnvoyFilters.
 pub(in crate::translate) fn named(cx: &Cx<'_>, client: &ProxyKey, name: &str) -> Option<Arc<Resource>> {
-    let mut key = find(cx, &client.known_viewer(), name).filter(|key| !key.sni)?;
+    let mut key = find(cx, client.known_viewer(), name).filter(|key| !key.sni)?;
     if service_of(cx, &key)?.resolution.is_dns() {
         // It contains its endpoints, which may depend on the client's place.
         key.client.view = client.view(cx, &key.endpoints());

@@ -21,7 +21,7 @@ use crate::registry::protocol::Protocol;
 use crate::registry::targets::Workload;
 use crate::scope::gateways::{AttachedGateways, GatewayPort, GatewayServer, ServerKind};
 use crate::scope::policy::MergedPolicy;
-use crate::scope::rules::{GatewayRules, Rule};
+use crate::scope::rules::{GatewayRules, Rule, Semantics};
 use crate::scope::security;
 use crate::scope::{Viewer, fit};
 use crate::translate::cluster::policies;
@@ -129,16 +129,18 @@ impl Maker<'_, '_> {
                 let manager = connection_manager(self.cx, self.frame, self.scope, prefix, routes, protocol);
                 vec![Chain { filters: vec![manager], ..terminated() }]
             }
-            ServerKind::Tcp | ServerKind::Tls => {
+            ServerKind::Tcp => {
                 let Some((rule, targets)) = self.tcp_targets(server) else { return Vec::new() };
                 origins.extend(rule.origins.iter().cloned());
                 let place = self.place(server);
                 let wanted = self.wanted(&place, port_name(server), is_of_mesh(server));
                 let filters = wanted.to_targets(&targets, &rule.meta);
-                let chain = terminated();
                 // A server of plain bytes has nothing to tell its connections apart by.
-                let names = if server.kind == ServerKind::Tcp { Vec::new() } else { chain.sni.clone() };
-                vec![Chain { sni: names, filters, ..chain }]
+                vec![Chain { sni: Vec::new(), filters, ..terminated() }]
+            }
+            ServerKind::Tls => {
+                let with_tls = |chain| Chain { tls: terminated().tls, ..chain };
+                self.ended(server, sni, origins).into_iter().map(with_tls).collect()
             }
             ServerKind::Passthrough => self.passed_on(server, sni, origins),
             ServerKind::AutoPassthrough => self.passed_on_by_name(server),
@@ -184,6 +186,37 @@ impl Maker<'_, '_> {
         })
     }
 
+    /// The chains of TLS that ends here, still without it: where TLSRoutes say, each for its own names,
+    /// and for all names that are left where the first TCP rule says.
+    // Deviation: istiod sends all names of the listener to where the first TLSRoute leads, whatever its
+    // hostnames; here a TLSRoute has those of its hostnames that are within the listener's.
+    fn ended(
+        &self,
+        server: &GatewayServer,
+        sni: &mut HashSet<String>,
+        origins: &mut Vec<ObjectRef>,
+    ) -> Vec<Chain> {
+        let place = self.place(server);
+        let wanted = self.wanted(&place, port_name(server), is_of_mesh(server));
+        let of_bytes = self.tcp_targets(server);
+        let mut chains = Vec::new();
+        for rule in self.rules(server) {
+            if let Some((_, targets)) = of_bytes.as_ref().filter(|(of_bytes, _)| of_bytes.id == rule.id) {
+                let names = server.sni_hosts().into_iter();
+                let names: Vec<String> = names.filter(|name| sni.insert(name.clone())).collect();
+                if !names.is_empty() {
+                    origins.extend(rule.origins.iter().cloned());
+                    let filters = wanted.to_targets(targets, &rule.meta);
+                    chains.push(Chain { sni: names, filters, ..Chain::default() });
+                }
+            }
+            if rule.semantics == Semantics::GatewayApi {
+                chains.extend(by_name(&wanted, &rule, server, sni, origins));
+            }
+        }
+        chains
+    }
+
     /// The chains of TLS that goes on to where TLS rules say.
     fn passed_on(
         &self,
@@ -193,27 +226,8 @@ impl Maker<'_, '_> {
     ) -> Vec<Chain> {
         let place = self.place(server);
         let wanted = self.wanted(&place, port_name(server), false);
-        let mut chains = Vec::new();
-        for rule in self.rules(server) {
-            for tls in rule.spec.tls.iter().filter(|tls| !tls.route.is_empty()) {
-                for found in &tls.r#match {
-                    let here = (found.port == 0 || found.port == u32::from(server.number))
-                        && (found.gateways.is_empty() || found.gateways.contains(&place.gateway));
-                    // Envoy refuses two chains for one name: the older rule has it.
-                    if !here || found.sni_hosts.iter().any(|name| sni.contains(name)) {
-                        continue;
-                    }
-                    sni.extend(found.sni_hosts.iter().cloned());
-                    origins.extend(rule.origins.iter().cloned());
-                    chains.push(Chain {
-                        sni: found.sni_hosts.clone(),
-                        filters: wanted.to_targets(&tls.route, &rule.meta),
-                        ..Chain::default()
-                    });
-                }
-            }
-        }
-        chains
+        let rules = self.rules(server).into_iter();
+        rules.flat_map(|rule| by_name(&wanted, &rule, server, sni, origins)).collect()
     }
 
     /// The chains of the mesh's own TLS that goes on to the cluster that its server name names:
@@ -244,6 +258,36 @@ impl Maker<'_, '_> {
         }
         chains
     }
+}
+
+/// The chains of a rule's parts about TLS. `sni` are the names that are taken on the port.
+fn by_name(
+    wanted: &Wanted<'_, '_>,
+    rule: &Rule,
+    server: &GatewayServer,
+    sni: &mut HashSet<String>,
+    origins: &mut Vec<ObjectRef>,
+) -> Vec<Chain> {
+    let gateway = server.gateway_name();
+    let mut chains = Vec::new();
+    for tls in rule.spec.tls.iter().filter(|tls| !tls.route.is_empty()) {
+        for found in &tls.r#match {
+            let here = (found.port == 0 || found.port == u32::from(server.number))
+                && (found.gateways.is_empty() || found.gateways.contains(&gateway));
+            // Envoy refuses two chains for one name: the older rule has it.
+            if !here || found.sni_hosts.iter().any(|name| sni.contains(name)) {
+                continue;
+            }
+            sni.extend(found.sni_hosts.iter().cloned());
+            origins.extend(rule.origins.iter().cloned());
+            chains.push(Chain {
+                sni: found.sni_hosts.clone(),
+                filters: wanted.to_targets(&tls.route, &rule.meta),
+                ..Chain::default()
+            });
+        }
+    }
+    chains
 }
 
 /// What a server's author calls its port.

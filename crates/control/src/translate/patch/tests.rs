@@ -15,7 +15,7 @@ use crate::model::read::{self, Read};
 use crate::model::{Change, inputs};
 use crate::scope::client::ClientOf;
 use crate::scope::patches::Patching;
-use crate::scope::{Abilities, Families, Interception, ProxyKey, ProxyOptions, Role, Site};
+use crate::scope::{Abilities, Families, Interception, ProxyFacts, ProxyKey, ProxyOptions, Role, Site};
 use crate::source::Origin;
 use crate::translate::cluster::lazy::{FixedClusters, NamedCluster};
 use crate::translate::cluster::{OutboundPart, SharedClusters};
@@ -50,7 +50,7 @@ fn filter(name: &str, more: &str, patches: &str) -> String {
 }
 
 fn client(graph: &Graph, app: &str) -> ProxyKey {
-    let key = ProxyKey {
+    let key = ProxyKey::from(ProxyFacts {
         role: Role::Sidecar,
         namespace: "default".to_owned(),
         labels: [("app".to_owned(), app.to_owned())].into(),
@@ -61,7 +61,7 @@ fn client(graph: &Graph, app: &str) -> ProxyKey {
         identity: Arc::default(),
         sidecar: None,
         patching: Patching::default(),
-    };
+    });
     ProxyKey::clone(&graph.get::<ClientOf>(&key))
 }
 
@@ -168,8 +168,9 @@ fn the_report_makes_nothing_that_proxies_do_not_have() {
     // Of a mesh's clusters a proxy that asks for each has two of its own and the one.
     let mut graph = new_graph();
     apply(&mut graph, &filter("f", "", patches));
-    let mut lazy = client(&graph, "x");
+    let mut lazy = ProxyFacts::clone(&client(&graph, "x"));
     lazy.options.abilities.insert(Abilities::ON_DEMAND);
+    let lazy = ProxyKey::from(lazy);
     let name = "outbound|80||a.default.svc.cluster.local";
     let fixed = graph.get::<FixedClusters>(&lazy).len();
     assert!(graph.get::<NamedCluster>(&(lazy.clone(), name.to_owned())).is_some());

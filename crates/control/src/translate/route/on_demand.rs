@@ -4,9 +4,9 @@
 //! Their route configurations ([`Table`]) have no virtual hosts, only the word that there are some.
 //! What a proxy asks for is `CONFIGURATION/HOST`, the host as a request has it, and there is an answer to
 //! each ([`NamedHost`]): the virtual host that the whole table would lead the request to (`owner.rs`
-//! finds it without making the table), with the domains that are its in the whole table; where the whole
-//! table has nothing but the one for all others, a virtual host of this one domain that does what that
-//! one does.
+//! finds it without making the table, `standing.rs` without a look at what else there could be), with the
+//! domains that are its in the whole table; where the whole table has nothing but the one for all others,
+//! a virtual host of this one domain that does what that one does.
 //!
 //! A domain that is a wildcard is told of only if nothing else in the table is below it: who has it asks
 //! for nothing below it. Otherwise a virtual host of one domain is the answer here too.
@@ -15,11 +15,12 @@
 //! own names and removes them by those of resources.
 
 mod owner;
+mod standing;
 
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use leno_derive::{Cx, Query};
+use leno_derive::{Cx, Graph, Query};
 use prost::Message as _;
 
 use self::owner::Here;
@@ -49,12 +50,12 @@ impl Query for Table {
 
     fn derive(cx: &Cx<'_>, (viewer, name): &(Viewer, String)) -> Option<Arc<Resource>> {
         let place = Place::find(cx, viewer, name)?;
-        let message = empty(cx, viewer, name, &place);
+        let message = empty(cx, viewer, name, place);
         Some(Arc::new(Resource::new(name, &message, sidecar::origin(&viewer.sight()).into_iter().collect())))
     }
 }
 
-fn empty(cx: &Cx<'_>, viewer: &Viewer, name: &str, place: &Place) -> route::RouteConfiguration {
+fn empty(cx: &Cx<'_>, viewer: &Viewer, name: &str, place: Place) -> route::RouteConfiguration {
     let hosts = Hosts::new(&cx.get::<MeshOf>(&viewer.options.overrides));
     let source = core::ConfigSource { initial_fetch_timeout: Some(FIRST), ..ads() };
     route::RouteConfiguration {
@@ -64,7 +65,7 @@ fn empty(cx: &Cx<'_>, viewer: &Viewer, name: &str, place: &Place) -> route::Rout
 }
 
 /// What a route configuration is for.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Place {
     /// Which listener of the client's sight; `None` if there is none, so that all hosts are unknown.
     listener: Option<usize>,
@@ -74,7 +75,7 @@ struct Place {
 }
 
 /// What becomes of unknown hosts.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Rest {
     /// What the client's policy says; whether it is known where they are.
     Policy {
@@ -84,7 +85,21 @@ enum Rest {
 }
 
 impl Place {
+    /// `None` if there is no such configuration.
     fn find(cx: &Cx<'_>, viewer: &Viewer, name: &str) -> Option<Place> {
+        *cx.get::<PlaceOf>(&(viewer.clone(), name.to_owned()))
+    }
+}
+
+/// Finds it by the name of the configuration.
+struct PlaceOf;
+
+impl Query for PlaceOf {
+    type Key = (Viewer, String);
+    type Value = Option<Place>;
+    const NAME: &'static str = "on-demand-place";
+
+    fn derive(cx: &Cx<'_>, (viewer, name): &(Viewer, String)) -> Option<Place> {
         let all = cx.get::<EgressOf>(&viewer.sight());
         if name == name::HTTP_PROXY {
             let listener = all.iter().position(|egress| egress.port.is_none());
@@ -134,31 +149,24 @@ enum Owner {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Answer {
     owner: Owner,
-    /// The only domain, if it is not to have all that are its.
+    /// The only domain, if it is not to have all that are its; of nobody's, what was asked for.
     only: Option<String>,
 }
 
 impl Answer {
-    fn nobody(host: &str) -> Answer {
-        Answer { owner: Owner::Nobody, only: Some(host.to_owned()) }
+    fn nobody(asked: &str) -> Answer {
+        Answer { owner: Owner::Nobody, only: Some(asked.to_owned()) }
     }
-}
 
-/// Finds it, for a host in lower case.
-struct AnswerTo;
-
-impl Query for AnswerTo {
-    type Key = (Viewer, String, String);
-    type Value = Answer;
-    const NAME: &'static str = "on-demand-answer";
-
-    fn derive(cx: &Cx<'_>, (viewer, name, asked): &(Viewer, String, String)) -> Answer {
-        let Some(place) = Place::find(cx, viewer, name) else { return Answer::nobody(asked) };
-        let (host, given) = split(asked);
+    /// Finds it; `asked` is `CONFIGURATION/HOST` in lower case.
+    fn find(cx: &Cx<'_>, viewer: &Viewer, asked: &str) -> Answer {
+        let (table, asked_host) = asked.rsplit_once('/').unwrap_or(("", asked));
+        let Some(place) = Place::find(cx, viewer, table) else { return Answer::nobody(asked) };
+        let (host, given) = split(asked_host);
         let port = place.port.or(given).unwrap_or(tables::PLAIN_HTTP);
         // Where ports do not tell hosts apart they are left out when one is looked for.
-        let domain = if place.port.is_some() { host } else { asked };
-        if domain.is_empty() || domain.contains('/') {
+        let domain = if place.port.is_some() { host } else { asked_host };
+        if domain.is_empty() {
             return Answer::nobody(asked);
         }
         if let Some(here) = place.listener.and_then(|listener| Here::new(cx, viewer, listener, port)) {
@@ -205,17 +213,11 @@ struct Whole {
     origins: Vec<ObjectRef>,
 }
 
-/// Makes it.
-struct WholeHost;
-
-impl Query for WholeHost {
-    type Key = (Viewer, String, Owner);
-    /// `None` if it has no domains or routes, as when it is gone.
-    type Value = Option<Whole>;
-    const NAME: &'static str = "on-demand-host";
-
-    fn derive(cx: &Cx<'_>, (viewer, name, owner): &(Viewer, String, Owner)) -> Option<Whole> {
-        let place = Place::find(cx, viewer, name)?;
+impl Whole {
+    /// Makes it; `None` if it has no domains or routes, as when it is gone. Which of its domains are told of
+    /// is found out if it is to have `all`.
+    fn make(cx: &Cx<'_>, viewer: &Viewer, table: &str, owner: &Owner, all: bool) -> Option<Whole> {
+        let place = Place::find(cx, viewer, table)?;
         let here = |port| place.listener.and_then(|listener| Here::new(cx, viewer, listener, port));
         let mut hosts = Hosts::new(&cx.get::<MeshOf>(&viewer.options.overrides));
         let spelt = |domains: Vec<String>, port| match place.port {
@@ -227,12 +229,24 @@ impl Query for WholeHost {
             Owner::Service { host, port } => {
                 let here = here(*port)?;
                 let service = here.service(host)?;
-                let found = here.routes(&service);
-                hosts.origins.extend(found.origins.iter().cloned().chain([service.id.object.clone()]));
-                let all = here.domains(&service);
-                let own = all.iter().filter(|domain| here.may_tell(domain, owner)).cloned().collect();
-                hosts.add(name::virtual_host(host, *port), spelt(all, *port), found.routes.clone());
-                spelt(own, *port)
+                let standing = here.standing(&service);
+                hosts.origins.push(service.id.object.clone());
+                let name = name::virtual_host(host, *port);
+                if standing.alone {
+                    let found = here.undisputed_routes(&service, standing.ruled);
+                    hosts.origins.extend(found.origins);
+                    let domains = spelt(here.undisputed_domains(&service), *port);
+                    hosts.add(name, domains.clone(), found.routes);
+                    domains
+                } else {
+                    let found = here.routes(&service);
+                    hosts.origins.extend(found.origins.iter().cloned());
+                    let known = here.domains(&service);
+                    let own = known.iter().filter(|domain| all && here.may_tell(domain, owner));
+                    let own = spelt(own.cloned().collect(), *port);
+                    hosts.add(name, spelt(known, *port), found.routes.clone());
+                    own
+                }
             }
             Owner::Rule { id, host, port } => {
                 let here = here(*port)?;
@@ -258,6 +272,43 @@ impl Query for WholeHost {
     }
 }
 
+/// The virtual host that is an answer, by the configuration; `None` if there is none (any more), or if
+/// patches have left nothing of it. All hosts with the answer share it.
+struct HostOf;
+
+impl Query for HostOf {
+    type Key = (ProxyKey, String, Answer);
+    type Value = Option<Arc<Resource>>;
+    const NAME: &'static str = "on-demand-host";
+
+    fn derive(cx: &Cx<'_>, (client, table, answer): &(ProxyKey, String, Answer)) -> Option<Arc<Resource>> {
+        let all = answer.only.is_none();
+        let whole = match answer.owner {
+            Owner::Nobody => {
+                Whole { message: route::VirtualHost::default(), domains: Vec::new(), origins: Vec::new() }
+            }
+            _ => {
+                let whole = Whole::make(cx, client.known_viewer(), table, &answer.owner, all)?;
+                patched(cx, client, table, whole, answer.only.as_deref())?
+            }
+        };
+        let Whole { mut message, domains, origins } = whole;
+        // That of nobody has what was asked for: no host has a slash.
+        message.domains = answer.only.clone().map_or(domains, |only| vec![only]);
+        let first = message.domains.first()?.to_ascii_lowercase();
+        message.name = if answer.owner == Owner::Nobody { first } else { format!("{table}/{first}") };
+        let configuration = route::RouteConfiguration {
+            virtual_hosts: vec![message],
+            ..route::RouteConfiguration::default()
+        };
+        let message = configuration.virtual_hosts.first()?;
+        let mut resource = Resource::new(&message.name, message, origins);
+        (resource.clusters, resource.needs) = (clusters(&configuration), mirrors(&configuration));
+        resource.is_made_up = !all;
+        Some(Arc::new(resource))
+    }
+}
+
 /// The virtual host that a client is given when it asks for a host: `CONFIGURATION/HOST`, in lower case.
 /// A root. There always is one for clients that ask; one whose domain no request can have, if there is no
 /// such configuration or no such host. `None` for other clients.
@@ -272,75 +323,78 @@ impl Query for NamedHost {
         if !client.asks_for_hosts() {
             return None;
         }
-        let (table, host) = asked.rsplit_once('/').unwrap_or(("", asked));
         let viewer = client.known_viewer();
-        let mut answer = cx.get::<AnswerTo>(&(viewer.clone(), table.to_owned(), host.to_owned()));
-        let ask = |answer: &Answer| {
-            let whole = cx.get::<WholeHost>(&(viewer.clone(), table.to_owned(), answer.owner.clone()));
-            let found = patched(cx, client, table, whole.as_ref().as_ref()?);
-            found.filter(|whole| answer.only.is_some() || !whole.domains.is_empty())
-        };
-        let mut found = ask(&answer);
-        if found.is_none() && !matches!(answer.owner, Owner::Rest | Owner::Nobody) {
-            // A patch has removed it: what is left is that for all others.
-            let only = answer.only.clone().or_else(|| Some(plain(cx, &viewer, table, host)));
-            answer = Arc::new(Answer { owner: Owner::Rest, only });
-            found = ask(&answer);
+        let (table, host) = asked.rsplit_once('/').unwrap_or(("", asked));
+        let is_by_port = Place::find(cx, viewer, table).is_some_and(|place| place.port.is_some());
+        let plain = if is_by_port { split(host).0 } else { host };
+        if plain != host {
+            return cx.get::<NamedHost>(&(client.clone(), format!("{table}/{plain}"))).as_ref().clone();
         }
-        let Whole { mut message, domains, origins } = found.unwrap_or_else(|| {
-            answer = Arc::new(Answer::nobody(host));
-            Whole { message: route::VirtualHost::default(), domains: Vec::new(), origins: Vec::new() }
-        });
-        match &answer.only {
-            // No host has a slash.
-            Some(_) if answer.owner == Owner::Nobody => message.domains = vec![asked.clone()],
-            Some(only) => message.domains = vec![only.clone()],
-            None => message.domains = domains,
-        }
-        let first = message.domains.first()?.to_ascii_lowercase();
-        message.name = if answer.owner == Owner::Nobody { first } else { format!("{table}/{first}") };
-        let configuration = route::RouteConfiguration {
-            virtual_hosts: vec![message],
-            ..route::RouteConfiguration::default()
+        let answer = Answer::find(cx, viewer, asked);
+        let ask =
+            |answer: Answer| cx.get::<HostOf>(&(client.clone(), table.to_owned(), answer)).as_ref().clone();
+        let rest = match answer.owner {
+            Owner::Rest | Owner::Nobody => None,
+            // A patch may have removed it: what is left is that for all others.
+            _ => {
+                let only = answer.only.clone().or_else(|| Some(host.to_owned()));
+                Some(Answer { owner: Owner::Rest, only })
+            }
         };
-        let message = configuration.virtual_hosts.first()?;
-        let mut resource = Resource::new(&message.name, message, origins);
-        (resource.clusters, resource.needs) = (clusters(&configuration), mirrors(&configuration));
-        resource.is_made_up = answer.only.is_some();
-        Some(Arc::new(resource))
+        ask(answer).or_else(|| ask(rest?)).or_else(|| ask(Answer::nobody(asked)))
     }
 }
 
-/// The host by which it is asked for the virtual host for all others.
-fn plain(cx: &Cx<'_>, viewer: &Viewer, table: &str, host: &str) -> String {
-    let by_port = Place::find(cx, viewer, table).is_some_and(|place| place.port.is_some());
-    if by_port { split(host).0.to_owned() } else { host.to_owned() }
+/// What a virtual host is learnt by that is asked for: `asked` in lower case, and without a port where ports
+/// do not tell hosts apart.
+pub(crate) fn learnt_by(graph: &Graph, client: &ProxyKey, asked: &str) -> String {
+    let mut asked = asked.to_ascii_lowercase();
+    if let Some((table, host)) = asked.rsplit_once('/') {
+        let plain = table.len() + 1 + split(host).0.len();
+        if plain < asked.len() {
+            let place = graph.peek::<PlaceOf>(&(client.known_viewer().clone(), table.to_owned()));
+            if place.is_some_and(|place| place.port.is_some()) {
+                asked.truncate(plain);
+            }
+        }
+    }
+    asked
 }
 
-/// A virtual host as patches make it: as if it were the only one of its table. `None` if they remove it.
-fn patched(cx: &Cx<'_>, client: &ProxyKey, table: &str, whole: &Whole) -> Option<Whole> {
+/// A virtual host as patches make it: as if it were the only one of its table. `None` if they remove it, or
+/// have put its domains, or the `only` one that it is to have, into the table itself.
+fn patched(cx: &Cx<'_>, client: &ProxyKey, table: &str, whole: Whole, only: Option<&str>) -> Option<Whole> {
     let patches = &client.patching.patches;
     if !patch::concerns(cx, patches, Family::Route) {
-        return Some(whole.clone());
+        return Some(whole);
     }
     let viewer = client.known_viewer();
-    let place = Place::find(cx, &viewer, table)?;
-    let empty = empty(cx, &viewer, table, &place);
+    let empty = empty(cx, viewer, table, Place::find(cx, viewer, table)?);
     let apply = |message: &route::RouteConfiguration| {
         let resource = Arc::new(Resource::new(table, message, Vec::new()));
         let resource = patch::one(cx, patches, Family::Route, subject(cx, client, table), resource)?;
         let message = route::RouteConfiguration::decode(resource.wire.body.clone()).ok()?;
         Some((message, resource.origins.clone()))
     };
-    // What they add is in the table itself.
     let (added, _) = apply(&empty)?;
+    let taken: HashSet<String> = added
+        .virtual_hosts
+        .iter()
+        .flat_map(|host| &host.domains)
+        .map(|domain| domain.to_ascii_lowercase())
+        .collect();
+    let is_free = |domain: &str| !taken.contains(&domain.to_ascii_lowercase());
+    if !only.is_none_or(is_free) {
+        return None;
+    }
     let added: HashSet<&str> = added.virtual_hosts.iter().map(|host| host.name.as_str()).collect();
-    let only = route::RouteConfiguration { virtual_hosts: vec![whole.message.clone()], ..empty };
-    let (patched, origins) = apply(&only)?;
+    let alone = route::RouteConfiguration { virtual_hosts: vec![whole.message.clone()], ..empty };
+    let (patched, origins) = apply(&alone)?;
     let message = patched.virtual_hosts.into_iter().find(|host| !added.contains(host.name.as_str()))?;
     // One that has got others has these.
     let same = message.domains == whole.message.domains;
-    let domains = if same { whole.domains.clone() } else { message.domains.clone() };
-    let origins = whole.origins.iter().cloned().chain(origins).collect();
+    let mut domains = if same { whole.domains } else { message.domains.clone() };
+    domains.retain(|domain| is_free(domain));
+    let origins = whole.origins.into_iter().chain(origins).collect();
     Some(Whole { message, domains, origins })
 }

@@ -114,9 +114,10 @@ fn http_route(
         // Nothing to do with the request, which validation has reported.
         return None;
     } else {
-        let visible = sidecar::visible(cx, &place.viewer.sight());
+        let sight = place.viewer.sight();
         let target_of = |destination: &Destination| {
-            let service = visible.get(&destination.host).map(AsRef::as_ref);
+            let service = sidecar::visible_host(cx, &sight, &destination.host);
+            let service = service.as_deref();
             action::Target {
                 cluster: action::cluster(destination, service, place.port),
                 hash: service

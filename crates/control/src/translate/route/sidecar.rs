@@ -209,7 +209,7 @@ fn drafts(cx: &Cx<'_>, viewer: &Viewer, listener: usize, services: &[Arc<Service
 }
 
 /// Whether a host of a rule is that of a service, or a wildcard that includes one.
-pub(super) fn is_known(host: &str, known: &HashSet<String>) -> bool {
+fn is_known(host: &str, known: &HashSet<String>) -> bool {
     let host = host.to_ascii_lowercase();
     known.contains(&host) || (host.starts_with('*') && known.iter().any(|known| fit(&host, known).is_some()))
 }
@@ -258,9 +258,21 @@ impl Query for ServiceRoutes {
     const NAME: &'static str = "service-routes";
 
     fn derive(cx: &Cx<'_>, (viewer, listener, host, port): &(Viewer, usize, String, u16)) -> Routes {
-        let place = Place { viewer: viewer.clone(), gateway: MESH.to_owned(), port: *port, tls: false };
-        let sight = viewer.sight();
-        let rules = host_rules(cx, &sight, *listener, host);
+        service_routes(cx, viewer, (*listener, host, *port), true)
+    }
+}
+
+/// Makes them. `ruled`: whether there may be rules for the host.
+pub(super) fn service_routes(
+    cx: &Cx<'_>,
+    viewer: &Viewer,
+    (listener, host, port): (usize, &str, u16),
+    ruled: bool,
+) -> Routes {
+    let sight = viewer.sight();
+    if ruled {
+        let place = Place { viewer: viewer.clone(), gateway: MESH.to_owned(), port, tls: false };
+        let rules = host_rules(cx, &sight, listener, host);
         for rule in candidates(&rules, &host.to_ascii_lowercase()) {
             let routes = routes_of(cx, rule, &place);
             if !routes.is_empty() {
@@ -268,21 +280,21 @@ impl Query for ServiceRoutes {
                 return Routes { rule: Some(rule.id.clone()), routes: routes.as_ref().clone(), origins };
             }
         }
-        let service = imported_host(cx, &sight, *listener, host);
-        let hash = service.and_then(|service| hash::of_service(cx, viewer, &service, *port));
-        let mesh = cx.get::<Mesh>(&());
-        let cluster = name::outbound(*port, "", host);
-        let action = action::forward(cluster, mesh.default_http_retry_policy.as_ref(), hash);
-        let mut message = route::Route {
-            name: "default".to_owned(),
-            r#match: Some(matcher::everything()),
-            action: Some(route::route::Action::Route(action)),
-            ..route::Route::default()
-        };
-        let operation = operation(&message, host, *port);
-        message.decorator = Some(route::Decorator { operation, ..route::Decorator::default() });
-        Routes { rule: None, routes: vec![message], origins: Vec::new() }
     }
+    let service = imported_host(cx, &sight, listener, host);
+    let hash = service.and_then(|service| hash::of_service(cx, viewer, &service, port));
+    let mesh = cx.get::<Mesh>(&());
+    let cluster = name::outbound(port, "", host);
+    let action = action::forward(cluster, mesh.default_http_retry_policy.as_ref(), hash);
+    let mut message = route::Route {
+        name: "default".to_owned(),
+        r#match: Some(matcher::everything()),
+        action: Some(route::route::Action::Route(action)),
+        ..route::Route::default()
+    };
+    let operation = operation(&message, host, port);
+    message.decorator = Some(route::Decorator { operation, ..route::Decorator::default() });
+    Routes { rule: None, routes: vec![message], origins: Vec::new() }
 }
 
 impl Hosts {
@@ -357,7 +369,7 @@ pub(super) fn own_domains(
 }
 
 /// All spellings of a service's host that a client in a namespace may use, and its addresses.
-fn domains(service: &Service, viewer: &Viewer) -> Vec<String> {
+pub(super) fn domains(service: &Service, viewer: &Viewer) -> Vec<String> {
     let host = &service.id.host;
     let mut domains = vec![bracketed(host)];
     if host.parse::<IpAddr>().is_err() {

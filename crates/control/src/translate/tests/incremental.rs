@@ -13,7 +13,9 @@ use super::whole;
 use crate::model::read::{self, Read};
 use crate::model::{Change, ObjectRef, inputs};
 use crate::scope::patches::Patching;
-use crate::scope::{Abilities, Families, Identity, Interception, ProxyKey, ProxyOptions, Role, Site};
+use crate::scope::{
+    Abilities, Families, Identity, Interception, ProxyFacts, ProxyKey, ProxyOptions, Role, Site,
+};
 use crate::source::Origin;
 
 /// An event: an object in some form, or its end.
@@ -186,7 +188,7 @@ fn read_one(text: &str) -> (ObjectRef, crate::model::Object, Origin) {
 
 fn keys() -> Vec<ProxyKey> {
     let labels = |app: &str| BTreeMap::from([("app".to_owned(), app.to_owned())]);
-    let key = |role, app: &str, interception| ProxyKey {
+    let key = |role, app: &str, interception| ProxyFacts {
         role,
         namespace: "default".to_owned(),
         labels: labels(app),
@@ -210,15 +212,17 @@ fn keys() -> Vec<ProxyKey> {
     };
     let metadata = BTreeMap::from([("TIER".to_owned(), "gold".to_owned())]);
     let patching = Patching { metadata, ..Patching::default() };
-    vec![
-        ProxyKey { patching, ..key(Role::Sidecar, "a0", Interception::Redirect) },
-        ProxyKey { site, ..key(Role::Sidecar, "a0", Interception::Redirect) },
+    [
+        ProxyFacts { patching, ..key(Role::Sidecar, "a0", Interception::Redirect) },
+        ProxyFacts { site, ..key(Role::Sidecar, "a0", Interception::Redirect) },
         key(Role::Sidecar, "a0", Interception::Redirect),
         key(Role::Sidecar, "a1", Interception::Redirect),
-        ProxyKey { options: able, ..key(Role::Sidecar, "a1", Interception::Redirect) },
+        ProxyFacts { options: able, ..key(Role::Sidecar, "a1", Interception::Redirect) },
         key(Role::Sidecar, "a1", explicit),
         key(Role::Router, "a2", Interception::Redirect),
     ]
+    .map(ProxyKey::from)
+    .into()
 }
 
 proptest! {

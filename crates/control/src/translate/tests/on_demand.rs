@@ -12,7 +12,7 @@ use prost::Message as _;
 
 use super::{Proxy, find_routes, load, value};
 use crate::scope::client::ClientOf;
-use crate::scope::{Abilities, ProxyKey, Role, fit};
+use crate::scope::{Abilities, ProxyFacts, ProxyKey, Role, fit};
 use crate::translate::listener::Listeners;
 use crate::translate::proto::route as proto;
 use crate::translate::route::Route;
@@ -133,18 +133,21 @@ fn what_is_asked_for_is_what_the_whole_has() {
         let documents = yaml::parse(&text, Dialect::Kubernetes).expect("YAML");
         let (proxies, _) = yaml::from_node::<Vec<Proxy>>(&documents[0]).expect("proxies");
         for proxy in proxies {
-            let mut key = proxy.key();
+            let key = proxy.key();
             if key.role != Role::Sidecar {
                 continue;
             }
-            key.options.abilities.remove(Abilities::HOSTS_ON_DEMAND);
+            let mut facts = ProxyFacts::clone(&key);
+            facts.options.abilities.remove(Abilities::HOSTS_ON_DEMAND);
+            let key = ProxyKey::from(facts.clone());
             let whole = ProxyKey::clone(&graph.peek::<ClientOf>(&key));
             let mut names = BTreeSet::new();
             let listeners = graph.peek::<Listeners>(&key);
             for listener in listeners.iter() {
                 find_routes(&value("envoy.config.listener.v3.Listener", listener), &mut names);
             }
-            key.options.abilities.insert(Abilities::HOSTS_ON_DEMAND);
+            facts.options.abilities.insert(Abilities::HOSTS_ON_DEMAND);
+            let key = ProxyKey::from(facts);
             let client = ProxyKey::clone(&graph.peek::<ClientOf>(&key));
             for name in names {
                 let mut found = String::new();

@@ -12,6 +12,7 @@ use leno_derive::Cx;
 use super::super::rule::{Place, routes_of};
 use super::super::sidecar::{self as tables, Routes, ServiceRoutes};
 use super::Owner;
+use super::standing::{Standing, StandingOf};
 use crate::model::virtual_service::MESH;
 use crate::registry::protocol::Protocol;
 use crate::registry::{DOMAIN, Resolution, Service, spellings};
@@ -26,7 +27,7 @@ pub(super) struct Here<'c, 'g> {
     viewer: &'c Viewer,
     sight: Sight,
     listener: usize,
-    egress: Egress,
+    all_egress: Arc<Vec<Egress>>,
     port: u16,
 }
 
@@ -58,8 +59,14 @@ impl<'c, 'g> Here<'c, 'g> {
         port: u16,
     ) -> Option<Here<'c, 'g>> {
         let sight = viewer.sight();
-        let egress = cx.get::<EgressOf>(&sight).get(listener)?.clone();
-        Some(Here { cx, viewer, sight, listener, egress, port })
+        let all_egress = cx.get::<EgressOf>(&sight);
+        all_egress.get(listener)?;
+        Some(Here { cx, viewer, sight, listener, all_egress, port })
+    }
+
+    /// What is known of a service's host.
+    pub(super) fn standing(&self, service: &Service) -> Standing {
+        *self.cx.get::<StandingOf>(&service.id.host)
     }
 
     /// The service with a host that takes requests here.
@@ -79,6 +86,12 @@ impl<'c, 'g> Here<'c, 'g> {
         imported_on_port(self.cx, &self.sight, self.listener, self.port)
     }
 
+    /// The routes to a service with which nobody disputes its domains. Nobody else asks for them, so they are
+    /// not kept.
+    pub(super) fn undisputed_routes(&self, service: &Service, ruled: bool) -> Routes {
+        tables::service_routes(self.cx, self.viewer, (self.listener, &service.id.host, self.port), ruled)
+    }
+
     /// The routes to a service.
     pub(super) fn routes(&self, service: &Service) -> Arc<Routes> {
         let key = (self.viewer.clone(), self.listener, service.id.host.clone(), self.port);
@@ -95,7 +108,31 @@ impl<'c, 'g> Here<'c, 'g> {
     /// The domains of a service, whether or not others come before it.
     pub(super) fn domains(&self, service: &Service) -> Vec<String> {
         let is_taken = |host: &str| self.any_service(host).is_some();
-        tables::own_domains(self.cx, service, self.viewer, &self.egress, is_taken)
+        let Some(egress) = self.all_egress.get(self.listener) else { return Vec::new() };
+        tables::own_domains(self.cx, service, self.viewer, egress, is_taken)
+    }
+
+    /// The same of a service with which nobody disputes any.
+    pub(super) fn undisputed_domains(&self, service: &Service) -> Vec<String> {
+        tables::domains(service, self.viewer)
+    }
+
+    /// The service that has a domain, if nobody disputes any with it.
+    fn undisputed_owner(&self, domain: &str) -> Option<Owner> {
+        let name = domain.strip_suffix('.').unwrap_or(domain);
+        let full = if !name.contains('.') {
+            format!("{name}.{}.svc.{DOMAIN}", self.sight.namespace)
+        } else if name.ends_with(".svc") {
+            format!("{name}.{DOMAIN}")
+        } else {
+            format!("{name}.svc.{DOMAIN}")
+        };
+        [name, &full].into_iter().find_map(|host| {
+            let service = self.service(host)?;
+            let has = || self.undisputed_domains(&service).iter().any(|own| own.eq_ignore_ascii_case(domain));
+            let owner = Owner::Service { host: service.id.host.clone(), port: self.port };
+            (self.standing(&service).alone && has()).then_some(owner)
+        })
     }
 
     /// Whether an owner has a domain, and hides nobody who is told of it.
@@ -107,6 +144,9 @@ impl<'c, 'g> Here<'c, 'g> {
 
     /// Who has a domain, in lower case and without a port.
     pub(super) fn owner(&self, domain: &str) -> Option<Owner> {
+        if let Some(owner) = self.undisputed_owner(domain) {
+            return Some(owner);
+        }
         let mut claims: Vec<(Rank, Owner)> = Vec::new();
         for service in self.services_of(domain) {
             if !self.domains(&service).iter().any(|own| own.eq_ignore_ascii_case(domain)) {
@@ -208,7 +248,10 @@ impl<'c, 'g> Here<'c, 'g> {
         let namespace = &self.sight.namespace;
         for name in [Some(domain), domain.strip_prefix("*.")].into_iter().flatten() {
             let name = name.strip_suffix('.').unwrap_or(name);
-            hosts.extend([name.to_owned(), unbracketed(name).to_owned()]);
+            hosts.push(name.to_owned());
+            if unbracketed(name) != name {
+                hosts.push(unbracketed(name).to_owned());
+            }
             if !name.contains('.') {
                 hosts.push(format!("{name}.{namespace}.svc.{DOMAIN}"));
             } else if name.ends_with(".svc") {

@@ -1,0 +1,151 @@
+//! Kubernetes' strategic merge of Pods: lists of things with names are merged by name.
+//!
+//! What the merged-in part names comes first, in its order; what only the Pod had follows.
+
+use serde_json::{Map, Value as Json};
+
+use super::Refused;
+
+/// By which field the elements of a list are merged, by the list's name and what it stands in.
+fn merge_key(list: &str, within: &str) -> Option<&'static str> {
+    Some(match (list, within) {
+        ("containers" | "initContainers" | "ephemeralContainers" | "volumes", "spec") => "name",
+        ("imagePullSecrets" | "resourceClaims" | "schedulingGates", "spec") => "name",
+        ("hostAliases", "spec") => "ip",
+        ("topologySpreadConstraints", "spec") => "topologyKey",
+        ("env", _) => "name",
+        ("ports", _) => "containerPort",
+        ("volumeMounts", _) => "mountPath",
+        ("volumeDevices", _) => "devicePath",
+        ("ownerReferences", "metadata") => "uid",
+        _ => return None,
+    })
+}
+
+/// Merges a rendered template into a Pod.
+pub(crate) fn pod(pod: &mut Json, overlay: &Json) -> Result<(), Refused> {
+    match overlay {
+        Json::Null => Ok(()),
+        Json::Object(overlay) => {
+            if !pod.is_object() {
+                *pod = Json::Object(Map::new());
+            }
+            let Json::Object(pod) = pod else { return Ok(()) };
+            map(pod, overlay, "")
+        }
+        _ => Err(Refused("the template does not make a mapping".to_owned())),
+    }
+}
+
+fn map(target: &mut Map<String, Json>, overlay: &Map<String, Json>, within: &str) -> Result<(), Refused> {
+    match overlay.get("$patch").and_then(Json::as_str) {
+        None | Some("merge") => {}
+        Some("replace") => {
+            target.clear();
+            target.extend(
+                overlay.iter().filter(|(key, _)| *key != "$patch").map(|(k, v)| (k.clone(), v.clone())),
+            );
+            return Ok(());
+        }
+        Some("delete") => {
+            target.clear();
+            return Ok(());
+        }
+        Some(other) => return Err(Refused(format!("$patch: {other:?} is not known"))),
+    }
+    for (key, value) in overlay {
+        if key.starts_with('$') {
+            if key != "$patch" {
+                return Err(Refused(format!("{key}: directives but $patch are not supported")));
+            }
+            continue;
+        }
+        match (target.get_mut(key), value) {
+            (_, Json::Null) => {
+                target.shift_remove(key);
+            }
+            (Some(Json::Object(old)), Json::Object(new)) => map(old, new, key)?,
+            (Some(Json::Array(old)), Json::Array(new)) => match merge_key(key, within) {
+                Some(name) => list(old, new, name, key)?,
+                None if key == "finalizers" && within == "metadata" => {
+                    for item in new {
+                        if !old.contains(item) {
+                            old.push(item.clone());
+                        }
+                    }
+                }
+                None => old.clone_from(new),
+            },
+            (_, Json::Array(new)) if merge_key(key, within).is_some() => {
+                let mut items = Vec::new();
+                list(&mut items, new, merge_key(key, within).unwrap_or_default(), key)?;
+                target.insert(key.clone(), Json::Array(items));
+            }
+            (_, new) => {
+                target.insert(key.clone(), without_nulls(new));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Null takes away; what is new has nothing that it could take away.
+fn without_nulls(value: &Json) -> Json {
+    match value {
+        Json::Object(map) => map
+            .iter()
+            .filter(|(_, value)| !value.is_null())
+            .map(|(key, value)| (key.clone(), without_nulls(value)))
+            .collect(),
+        other => other.clone(),
+    }
+}
+
+fn list(old: &mut Vec<Json>, new: &[Json], name: &str, within: &str) -> Result<(), Refused> {
+    // `- $patch: replace` takes the place of the whole list.
+    let directive = |item: &Json| item.get("$patch").and_then(Json::as_str).map(str::to_owned);
+    if new.iter().any(|item| directive(item).as_deref() == Some("replace") && item.get(name).is_none()) {
+        *old = new.iter().filter(|item| directive(item).is_none()).cloned().collect();
+        return Ok(());
+    }
+    // What is left of the old list, and what is merged, each with its place in the old list.
+    let mut left: Vec<(usize, Json)> = std::mem::take(old).into_iter().enumerate().collect();
+    let mut merged: Vec<(Option<usize>, Json)> = Vec::new();
+    for item in new {
+        let Some(key) = item.get(name).filter(|key| !key.is_null()) else {
+            return Err(Refused(format!("an element of {within} does not have {name:?}")));
+        };
+        if directive(item).as_deref() == Some("delete") {
+            left.retain(|(_, other)| other.get(name) != Some(key));
+            continue;
+        }
+        let Json::Object(overlay) = item else { continue };
+        // Of several with the same key the later ones are merged into the first.
+        if let Some((_, Json::Object(known))) =
+            merged.iter_mut().find(|(_, other)| other.get(name) == Some(key))
+        {
+            map(known, overlay, within)?;
+            continue;
+        }
+        let found = left.iter().position(|(_, other)| other.get(name) == Some(key));
+        let found = found.map(|index| left.remove(index));
+        let (place, mut element) = match found {
+            Some((place, element)) => (Some(place), element),
+            None => (None, Json::Object(Map::new())),
+        };
+        if let Json::Object(target) = &mut element {
+            map(target, overlay, within)?;
+        }
+        merged.push((place, element));
+    }
+    // Both keep their order; what stood in front of a merged element still does.
+    let mut left = left.into_iter().peekable();
+    for (place, element) in merged {
+        while let Some((_, before)) = left.next_if(|(index, _)| place.is_some_and(|place| *index < place)) {
+            old.push(before);
+        }
+        old.push(element);
+    }
+    old.extend(left.map(|(_, element)| element));
+    Ok(())
+}

@@ -1,0 +1,119 @@
+//! The webhooks: `/inject` puts sidecars into Pods, `/validate` refuses objects that could not be
+//! used, over HTTPS, asked by API servers.
+//!
+//! `review` answers one AdmissionReview, a pure function but for the counts; `serve` is the server;
+//! `follow` keeps what it is configured with (a bad ConfigMap leaves the last good one) and
+//! `register` tells API servers our roots.
+
+mod follow;
+mod register;
+mod review;
+mod serve;
+#[cfg(test)]
+mod tests;
+
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
+
+pub(crate) use follow::follow;
+pub(crate) use register::register;
+pub(crate) use serve::serve;
+
+use serde_json::{Value as Json, json};
+
+use super::{BuiltIn, Injector, MeshSettings, ProxyRules, Refused, Settings};
+
+/// Where webhooks are served, and for which control plane.
+#[derive(Clone, Debug)]
+pub struct WebhookOptions {
+    /// The address, `:15017` by default.
+    pub address: SocketAddr,
+    /// The revision of the control plane, `default` for the default one.
+    pub revision: String,
+    /// The namespace of its ConfigMaps.
+    pub namespace: String,
+    /// Whether nodes run native sidecars; `None`: if all kubelets are of version 1.33 or later.
+    pub native: Option<bool>,
+    /// Whether webhook configurations are given our roots.
+    pub registers: bool,
+}
+
+/// What is configured now, and what was done.
+pub(crate) struct Webhook {
+    pub(crate) options: WebhookOptions,
+    current: RwLock<Current>,
+    native: AtomicBool,
+    pub(crate) counts: Counts,
+}
+
+#[derive(Clone)]
+struct Current {
+    injector: Arc<Injector>,
+    rules: Arc<ProxyRules>,
+}
+
+/// Istio's counts of injection.
+#[derive(Debug, Default)]
+pub(crate) struct Counts {
+    pub(crate) requests: AtomicU64,
+    pub(crate) successes: AtomicU64,
+    pub(crate) failures: AtomicU64,
+    pub(crate) skips: AtomicU64,
+    /// Objects that were let in, and that were not.
+    pub(crate) validated: AtomicU64,
+    pub(crate) rejected: AtomicU64,
+    /// Times that a webhook configuration was given our roots.
+    pub(crate) patched: AtomicU64,
+}
+
+impl Counts {
+    fn add(count: &AtomicU64) {
+        count.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+impl Webhook {
+    /// With what is built in.
+    pub(crate) fn new(options: WebhookOptions) -> Result<Webhook, Refused> {
+        let injector = Injector::new(BuiltIn::settings(&options.revision), MeshSettings::default())?;
+        let current = Current { injector: Arc::new(injector), rules: Arc::new(ProxyRules::default()) };
+        Ok(Webhook {
+            native: AtomicBool::new(options.native.unwrap_or(false)),
+            options,
+            current: RwLock::new(current),
+            counts: Counts::default(),
+        })
+    }
+
+    fn current(&self) -> Current {
+        self.current.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// What it has, for `/debug/inject`.
+    pub(crate) fn shown(&self) -> Json {
+        let current = self.current();
+        let settings = current.injector.settings();
+        json!({
+            "revision": self.options.revision,
+            "policy": format!("{:?}", settings.config.policy).to_lowercase(),
+            "defaultTemplates": settings.config.default_templates,
+            "templates": settings.config.templates,
+            "aliases": settings.config.aliases,
+            "neverInjectSelector": settings.config.never,
+            "alwaysInjectSelector": settings.config.always,
+            "injectedAnnotations": settings.config.injected_annotations,
+            "values": settings.values,
+            "meshConfig": current.injector.mesh().json(),
+            "nativeSidecars": self.native.load(Ordering::Relaxed),
+        })
+    }
+
+    /// From now on Pods are injected so. What cannot be used changes nothing.
+    fn install(&self, settings: Settings, mesh: MeshSettings, rules: ProxyRules) -> Result<(), Refused> {
+        let injector = Arc::new(Injector::new(settings, mesh)?);
+        let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
+        *current = Current { injector, rules: Arc::new(rules) };
+        Ok(())
+    }
+}

@@ -1,0 +1,170 @@
+//! Reviews answered, paths read, configurations patched.
+
+use serde_json::{Value as Json, json};
+
+use super::{Webhook, WebhookOptions, follow, register, review};
+use crate::inject::patch;
+
+fn webhook() -> Webhook {
+    Webhook::new(WebhookOptions {
+        address: ([127, 0, 0, 1], 0).into(),
+        revision: "default".to_owned(),
+        namespace: "istio-system".to_owned(),
+        native: Some(false),
+        registers: false,
+    })
+    .expect("what is built in can be used")
+}
+
+fn ask(webhook: &Webhook, path: &str, body: &Json) -> (u16, Json) {
+    let (status, text) = review::answer(webhook, path, "application/json", body.to_string().as_bytes());
+    (status.as_u16(), serde_json::from_str(&text).unwrap_or(Json::String(text)))
+}
+
+fn review_of(object: &Json) -> Json {
+    json!({
+        "apiVersion": "admission.k8s.io/v1",
+        "kind": "AdmissionReview",
+        "request": {"uid": "u1", "namespace": "shop", "operation": "CREATE", "object": object},
+    })
+}
+
+fn pod() -> Json {
+    json!({
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": {"generateName": "a-", "labels": {"app": "a"}},
+        "spec": {"containers": [{"name": "a", "image": "a:1"}]},
+    })
+}
+
+#[test]
+fn a_pod_is_answered_with_a_patch() {
+    let webhook = webhook();
+    for version in ["admission.k8s.io/v1", "admission.k8s.io/v1beta1"] {
+        let mut body = review_of(&pod());
+        body["apiVersion"] = json!(version);
+        let (status, answer) = ask(&webhook, "/inject/cluster/east/net/n1", &body);
+        assert_eq!((status, &answer["apiVersion"]), (200, &json!(version)), "{answer}");
+        let response = &answer["response"];
+        assert_eq!((&response["uid"], &response["allowed"]), (&json!("u1"), &json!(true)));
+        let text = leno_base::base64::decode(response["patch"].as_str().expect("a patch").as_bytes())
+            .expect("base64");
+        let operations: Vec<Json> = serde_json::from_slice(&text).expect("JSON");
+        let mut patched = pod();
+        patch::apply(&mut patched, &operations).expect("it applies");
+        let names: Vec<_> =
+            crate::inject::pod::containers(&patched, "containers").iter().map(|it| &it["name"]).collect();
+        assert_eq!(names, [&json!("a"), &json!("istio-proxy")]);
+        assert_eq!(patched["metadata"].get("namespace"), None, "it is not ours to say");
+        assert_eq!(patched["metadata"]["labels"]["topology.istio.io/network"], "n1");
+        let proxy = crate::inject::pod::find(&patched, "containers", "istio-proxy").expect("the proxy");
+        assert!(
+            proxy["env"].as_array().is_some_and(|env| {
+                env.contains(&json!({"name": "ISTIO_META_CLUSTER_ID", "value": "east"}))
+            })
+        );
+    }
+}
+
+#[test]
+fn what_is_not_wanted_is_let_in_as_it_is() {
+    let webhook = webhook();
+    let mut body = review_of(&pod());
+    body["request"]["namespace"] = json!("kube-system");
+    let (_, answer) = ask(&webhook, "/inject", &body);
+    assert_eq!(answer["response"], json!({"allowed": true, "uid": "u1"}));
+    let shown = webhook.counts.skips.load(std::sync::atomic::Ordering::Relaxed);
+    assert_eq!(shown, 1);
+}
+
+#[test]
+fn what_cannot_be_injected_is_refused_and_said() {
+    let webhook = webhook();
+    let mut bad = pod();
+    bad["metadata"]["annotations"] = json!({"sidecar.istio.io/proxyCPU": "much"});
+    let (status, answer) = ask(&webhook, "/inject", &review_of(&bad));
+    assert_eq!((status, &answer["response"]["allowed"]), (200, &json!(false)));
+    let message = answer["response"]["status"]["message"].as_str().unwrap_or_default();
+    assert!(message.contains("sidecar.istio.io/proxyCPU"), "{message}");
+    for (kind, body, wanted) in [
+        ("application/json", "", 400),
+        ("application/yaml", "{}", 415),
+        ("application/json", "{", 400),
+        ("application/json", "{}", 200),
+        ("application/json", "[]", 200),
+        ("application/json", "{\"apiVersion\": \"admission.k8s.io/v1\", \"kind\": \"AdmissionReview\"}", 200),
+    ] {
+        let (status, text) = review::answer(&webhook, "/inject", kind, body.as_bytes());
+        assert_eq!(status.as_u16(), wanted, "{body}: {text}");
+        assert!(!text.contains("\"allowed\":true"), "{body}: {text}");
+    }
+    assert_eq!(review::answer(&webhook, "/other", "application/json", b"{}").0.as_u16(), 404);
+}
+
+#[test]
+fn objects_are_validated() {
+    let webhook = webhook();
+    let rule = |route: Json| {
+        json!({
+            "apiVersion": "networking.istio.io/v1", "kind": "VirtualService",
+            "metadata": {"name": "a", "namespace": "shop"},
+            "spec": {"hosts": ["a"], "http": [route]},
+        })
+    };
+    let good = rule(json!({"route": [{"destination": {"host": "a"}}]}));
+    assert_eq!(ask(&webhook, "/validate", &review_of(&good)).1["response"]["allowed"], json!(true));
+    let bad = rule(json!({"route": [{"destination": {"host": ""}}]}));
+    let (_, answer) = ask(&webhook, "/validate", &review_of(&bad));
+    assert_eq!(answer["response"]["allowed"], json!(false), "{answer}");
+    let message = answer["response"]["status"]["message"].as_str().unwrap_or_default();
+    assert!(message.starts_with("configuration is invalid: ") && message.contains("host"), "{message}");
+    let mut gone = review_of(&bad);
+    gone["request"]["operation"] = json!("DELETE");
+    assert_eq!(ask(&webhook, "/validate", &gone).1["response"]["allowed"], json!(true));
+    let mut asks = good;
+    asks["metadata"]["annotations"] = json!({"istio.io/always-reject": "true"});
+    assert_eq!(ask(&webhook, "/validate", &review_of(&asks)).1["response"]["allowed"], json!(false));
+}
+
+#[test]
+fn variables_are_read_from_the_path() {
+    let of = |path: &str| {
+        review::variables(path).into_iter().map(|(k, v)| format!("{k}={v}")).collect::<Vec<_>>().join(" ")
+    };
+    assert_eq!(of("/inject"), "");
+    assert_eq!(of("/inject/"), "");
+    assert_eq!(of("/inject/cluster/c1/net/n1"), "ISTIO_META_CLUSTER_ID=c1 ISTIO_META_NETWORK=n1");
+    assert_eq!(of("/inject/cluster/c1/net/n1/"), "ISTIO_META_CLUSTER_ID=c1 ISTIO_META_NETWORK=n1");
+    assert_eq!(of("/inject/foo/a--slash--b"), "FOO=a/b");
+    assert_eq!(of("/inject/cluster/c1/odd"), "ISTIO_META_CLUSTER_ID=c1");
+    assert_eq!(
+        of("/inject/:ENV:cluster=c1:ENV:net=n1:ENV:=x"),
+        "ISTIO_META_CLUSTER_ID=c1 ISTIO_META_NETWORK=n1"
+    );
+}
+
+#[test]
+fn configurations_are_given_our_roots_once() {
+    let object = json!({"webhooks": [
+        {"name": "rev.namespace.sidecar-injector.istio.io", "clientConfig": {}, "failurePolicy": "Fail"},
+        {"name": "other.example.com", "clientConfig": {}},
+        {"name": "rev.object.sidecar-injector.istio.io", "clientConfig": {"caBundle": "ours"}},
+    ]});
+    assert_eq!(
+        register::changes(&object, "ours", false, false),
+        [json!({"op": "add", "path": "/webhooks/0/clientConfig/caBundle", "value": "ours"})]
+    );
+    let validates = json!({"webhooks": [{"name": "rev.validation.istio.io", "clientConfig": {"caBundle": "ours"}, "failurePolicy": "Ignore"}]});
+    assert!(register::changes(&validates, "ours", true, false).is_empty());
+    assert_eq!(
+        register::changes(&validates, "ours", true, true),
+        [json!({"op": "add", "path": "/webhooks/0/failurePolicy", "value": "Fail"})]
+    );
+}
+
+#[test]
+fn versions_of_kubelets() {
+    assert_eq!(follow::minor("v1.33.2"), Some(33));
+    assert_eq!(follow::minor("v1.34.0-gke.1"), Some(34));
+    assert_eq!(follow::minor("x"), None);
+}

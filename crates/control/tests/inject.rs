@@ -1,0 +1,244 @@
+//! Goldens of injection: `tests/inject/THEME.yaml` has Pods and settings, one case a document, and
+//! `THEME.expected` what becomes of them: of the first case all of it, of the others in which lines
+//! they differ from the first. `UPDATE_GOLDENS=1` writes them.
+//!
+//! For each case: injecting the result again changes nothing, and the patch makes the result.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+
+use leno_control::inject::{
+    BuiltIn, Config, Injector, MeshSettings, Owner, ProxyRules, ProxySelection, Refused, Request, Settings,
+    patch,
+};
+use serde_json::{Value as Json, json};
+
+fn folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/inject")
+}
+
+/// The Pod that cases change.
+fn base() -> Json {
+    json!({
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {
+            "generateName": "hello-5d4f8c7b9-",
+            "namespace": "shop",
+            "labels": {"app": "hello", "pod-template-hash": "5d4f8c7b9"},
+            "ownerReferences": [
+                {"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "hello-5d4f8c7b9", "controller": true, "uid": "1"}
+            ],
+        },
+        "spec": {
+            "containers": [{"name": "hello", "image": "example/hello:1", "ports": [{"name": "http", "containerPort": 80}]}],
+        },
+    })
+}
+
+/// Maps are merged, null takes away, all else replaces.
+fn over(base: &mut Json, changes: &Json) {
+    match (base, changes) {
+        (Json::Object(base), Json::Object(changes)) => {
+            for (key, value) in changes {
+                match base.get_mut(key) {
+                    _ if value.is_null() => drop(base.shift_remove(key)),
+                    Some(old) => over(old, value),
+                    None => drop(base.insert(key.clone(), value.clone())),
+                }
+            }
+        }
+        (base, changes) => *base = changes.clone(),
+    }
+}
+
+struct Case {
+    name: String,
+    pod: Json,
+    injector: Injector,
+    request: Request,
+}
+
+fn read(document: &Json) -> Case {
+    let text = |name: &str| document.get(name).and_then(Json::as_str).unwrap_or_default();
+    for key in document.as_object().expect("a mapping").keys() {
+        let known = ["case", "pod", "values", "config", "mesh", "revision", "native", "variables", "rules"];
+        assert!(known.contains(&key.as_str()), "{}: {key} is not known", text("case"));
+    }
+    let mut pod = base();
+    over(&mut pod, document.get("pod").unwrap_or(&json!({})));
+    let mut settings = BuiltIn::settings(text("revision"));
+    over(&mut settings.values, document.get("values").unwrap_or(&json!({})));
+    if let Some(config) = document.get("config") {
+        let mut read = Config::parse(&config.to_string()).expect("a configuration");
+        for (name, template) in BuiltIn::templates() {
+            read.templates.entry(name).or_insert(template);
+        }
+        settings = Settings { config: read, ..settings };
+    }
+    let mesh = MeshSettings::from_json(document.get("mesh").unwrap_or(&json!({})));
+    let variables: BTreeMap<String, String> =
+        serde_json::from_value(document.get("variables").cloned().unwrap_or_else(|| json!({})))
+            .expect("variables");
+    let rules =
+        document.get("rules").and_then(Json::as_array).into_iter().flatten().map(|rule| ProxySelection {
+            namespace: rule["namespace"].as_str().unwrap_or_default().to_owned(),
+            labels: rule.get("labels").map(|labels| serde_json::from_value(labels.clone()).expect("labels")),
+            spec: rule["spec"].clone(),
+        });
+    let request = Request {
+        owner: None::<Owner>,
+        variables,
+        native: document.get("native") == Some(&json!(true)),
+        rules: ProxyRules(rules.collect()),
+    };
+    let injector = Injector::new(settings, mesh).expect("an injector");
+    Case { name: text("case").to_owned(), pod, injector, request }
+}
+
+/// What becomes of a case, as text.
+fn outcome(case: &Case) -> String {
+    if !case.injector.wants(&case.pod) {
+        return "not injected\n".to_owned();
+    }
+    let injected = match case.injector.inject(&case.pod, &case.request) {
+        Ok(injected) => injected,
+        Err(Refused(message)) => return format!("refused: {message}\n"),
+    };
+    let mut patched = case.pod.clone();
+    patch::apply(&mut patched, &patch::difference(&case.pod, &injected)).expect("the patch applies");
+    assert_eq!(patched, injected, "{}: the patch makes the result", case.name);
+    let again = case.injector.inject(&injected, &case.request).expect("what is injected can be injected");
+    let (first, second) = (leno_gotemplate::yaml::text(&injected), leno_gotemplate::yaml::text(&again));
+    assert_eq!(
+        first,
+        second,
+        "{}: injecting again changes nothing\n{}",
+        case.name,
+        difference(&first, &second)
+    );
+    acceptable(&case.name, &injected);
+    first
+}
+
+/// What an API server would refuse: names that are missing or twice, probes and volumes of several kinds.
+fn acceptable(case: &str, pod: &Json) {
+    let typed: Result<k8s_openapi::api::core::v1::Pod, _> = serde_json::from_value(pod.clone());
+    if let Err(error) = typed {
+        panic!("{case}: not a Pod: {error}");
+    }
+    let list = |path: &str| pod.pointer(path).and_then(Json::as_array).cloned().unwrap_or_default();
+    let unique = |items: &[Json], key: &str, what: &str| {
+        let mut seen = Vec::new();
+        for item in items {
+            let value = item.get(key).unwrap_or_else(|| panic!("{case}: {what} without {key}"));
+            assert!(!seen.contains(&value), "{case}: {what} {value} is there twice");
+            seen.push(value);
+        }
+    };
+    let volumes = list("/spec/volumes");
+    unique(&volumes, "name", "volume");
+    let mut containers = list("/spec/initContainers");
+    containers.extend(list("/spec/containers"));
+    unique(&containers, "name", "container");
+    for container in &containers {
+        let items = |key: &str| container.get(key).and_then(Json::as_array).cloned().unwrap_or_default();
+        unique(&items("volumeMounts"), "mountPath", "mount");
+        assert!(
+            container.get("image").is_some_and(|image| image != "auto" && image != ""),
+            "{case}: an image"
+        );
+        for mount in items("volumeMounts") {
+            let known = volumes.iter().any(|volume| volume["name"] == mount["name"]);
+            assert!(known, "{case}: mount of {} without a volume", mount["name"]);
+        }
+        for probe in ["readinessProbe", "livenessProbe", "startupProbe"] {
+            let kinds = ["httpGet", "tcpSocket", "grpc", "exec"];
+            let count =
+                kinds.iter().filter(|kind| container.pointer(&format!("/{probe}/{kind}")).is_some()).count();
+            assert!(container.get(probe).is_none() || count == 1, "{case}: one kind of {probe}");
+        }
+    }
+}
+
+/// The lines in which two texts differ, with those around that say where.
+fn difference(from: &str, to: &str) -> String {
+    let (a, b): (Vec<&str>, Vec<&str>) = (from.lines().collect(), to.lines().collect());
+    // Longest common subsequence.
+    let mut length = vec![vec![0_u32; b.len() + 1]; a.len() + 1];
+    for i in (0..a.len()).rev() {
+        for j in (0..b.len()).rev() {
+            length[i][j] =
+                if a[i] == b[j] { length[i + 1][j + 1] + 1 } else { length[i + 1][j].max(length[i][j + 1]) };
+        }
+    }
+    let mut lines: Vec<(char, &str)> = Vec::new();
+    let (mut i, mut j) = (0, 0);
+    while i < a.len() || j < b.len() {
+        if i < a.len() && j < b.len() && a[i] == b[j] {
+            lines.push((' ', a[i]));
+            i += 1;
+            j += 1;
+        } else if i < a.len() && (j == b.len() || length[i + 1][j] >= length[i][j + 1]) {
+            lines.push(('-', a[i]));
+            i += 1;
+        } else {
+            lines.push(('+', b[j]));
+            j += 1;
+        }
+    }
+    let mut out = String::new();
+    let mut shown = true;
+    for (index, (mark, line)) in lines.iter().enumerate() {
+        let near =
+            lines[index.saturating_sub(1)..(index + 2).min(lines.len())].iter().any(|(mark, _)| *mark != ' ');
+        if near {
+            let _ = writeln!(out, "{mark}{line}");
+        } else if shown {
+            out.push_str(" ...\n");
+        }
+        shown = near;
+    }
+    out
+}
+
+#[test]
+fn pods_become_what_is_recorded() {
+    let mut names: Vec<PathBuf> = std::fs::read_dir(folder())
+        .expect("the folder")
+        .map(|entry| entry.expect("an entry").path())
+        .filter(|path| path.extension().is_some_and(|extension| extension == "yaml"))
+        .collect();
+    names.sort();
+    let updates = std::env::var_os("UPDATE_GOLDENS").is_some();
+    let mut count = 0;
+    let mut wrong = Vec::new();
+    for path in names {
+        let text = std::fs::read_to_string(&path).expect("a file");
+        let mut expected = String::new();
+        let mut first: Option<String> = None;
+        for document in text.split("\n---\n").filter(|text| !text.trim().is_empty()) {
+            let document =
+                leno_gotemplate::yaml::parse(document).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+            let case = read(&document);
+            let outcome = outcome(&case);
+            count += 1;
+            let shown = match &first {
+                Some(first) if outcome.lines().count() > 3 => difference(first, &outcome),
+                _ => outcome.clone(),
+            };
+            first.get_or_insert(outcome);
+            let _ = write!(expected, "== {}\n{shown}\n", case.name);
+        }
+        let golden = path.with_extension("expected");
+        if updates {
+            std::fs::write(&golden, &expected).expect("written");
+        } else if std::fs::read_to_string(&golden).unwrap_or_default() != expected {
+            let known = std::fs::read_to_string(&golden).unwrap_or_default();
+            wrong.push(format!("{}\n{}", golden.display(), difference(&known, &expected)));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    assert!(count >= 120, "there are {count} cases");
+}
