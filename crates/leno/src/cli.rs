@@ -10,8 +10,10 @@ use std::process::ExitCode;
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
+use crate::cni::plugin;
 use crate::verb::{
-    agent, analyze, completion, crd, logs, pilot, proxy, ps, sample, stop, token, up, validate, version,
+    agent, analyze, cni, completion, crd, install, kube_inject, logs, manifest, pilot, profile, proxy, ps,
+    sample, stop, tag, token, uninstall, up, validate, verify_install, version,
 };
 
 /// A service mesh in one binary: Envoy's proxy, Istio's control plane, and both on one machine
@@ -33,10 +35,27 @@ enum Verb {
     Logs(logs::Logs),
     /// Stop a running `leno up`
     Stop(stop::Stop),
+    /// Install the mesh into a Kubernetes cluster
+    #[command(visible_alias = "apply")]
+    Install(install::Install),
+    /// Install it anew over what is there
+    Upgrade(install::Upgrade),
+    /// Take the mesh out of a Kubernetes cluster
+    Uninstall(uninstall::Uninstall),
+    /// Check that what was installed is there and runs
+    VerifyInstall(verify_install::VerifyInstall),
+    /// Print and compare what is installed
+    Manifest(manifest::Manifest),
+    /// Print and compare the profiles of installations
+    Profile(profile::Profile),
+    /// Give control planes other names, under which namespaces can ask for them
+    Tag(tag::Tag),
     /// Say what is wrong with the configuration of a mesh, in files or in a cluster
     Analyze(analyze::Analyze),
     /// Print the CustomResourceDefinitions of the kinds that are read
     Crd(crd::Crd),
+    /// Put sidecars into the Pods of Kubernetes YAML, as the webhook does it in a cluster
+    KubeInject(kube_inject::KubeInject),
     /// Check Kubernetes and Istio YAML as the control plane reads it
     Validate(validate::Validate),
     /// Run the proxy, with Envoy's flags and configuration
@@ -48,6 +67,9 @@ enum Verb {
     /// Run a proxy with all that it needs beside a workload: its identity, its configuration, its probes
     #[command(disable_version_flag = true, disable_help_subcommand = true)]
     Agent(agent::Agent),
+    /// Redirect pods before their containers start: the CNI plugin, and the program that installs it
+    #[command(disable_version_flag = true, disable_help_subcommand = true)]
+    Cni(cni::Cni),
     /// Make tokens with which machines come into a mesh
     Token(token::Token),
     /// Run a service of the samples
@@ -72,6 +94,8 @@ pub(crate) fn run(arguments: Vec<OsString>) -> ExitCode {
             parse_as::<pilot::Pilot>("pilot-discovery", arguments).and_then(pilot::Pilot::run)
         }
         "pilot-agent" => agent::Agent::new(arguments).run(),
+        "istio-cni" => Ok(plugin::run()),
+        "install-cni" => parse_as::<cni::Install>("install-cni", arguments).and_then(cni::Install::run),
         stranger if KNOWN_STRANGERS.contains(&stranger) => {
             parse_as_stranger(stranger, arguments).and_then(run_verb)
         }
@@ -115,12 +139,21 @@ fn run_verb(cli: Cli) -> Result<ExitCode, Failure> {
         Verb::Ps(verb) => verb.run(),
         Verb::Logs(verb) => verb.run(),
         Verb::Stop(verb) => verb.run(),
+        Verb::Install(verb) => verb.run(),
+        Verb::Upgrade(verb) => verb.run(),
+        Verb::Uninstall(verb) => verb.run(),
+        Verb::VerifyInstall(verb) => verb.run(),
+        Verb::Manifest(verb) => verb.run(),
+        Verb::Profile(verb) => verb.run(),
+        Verb::Tag(verb) => verb.run(),
         Verb::Analyze(verb) => verb.run(),
         Verb::Crd(verb) => verb.run(),
+        Verb::KubeInject(verb) => verb.run(),
         Verb::Validate(verb) => verb.run(),
         Verb::Proxy(verb) => verb.run(),
         Verb::Pilot(verb) => verb.run(),
         Verb::Agent(verb) => verb.run(),
+        Verb::Cni(verb) => verb.run(),
         Verb::Token(verb) => verb.run(),
         Verb::Sample(verb) => verb.run(),
         Verb::Version(verb) => verb.run(),
@@ -178,11 +211,30 @@ mod tests {
             "leno analyze a.yaml b -R --use-kube=false -A -o json -S IST0101=VirtualService*",
             "leno analyze -k -n default --failure-threshold warning",
             "leno crd gateways",
+            "leno install --set profile=demo -y -f a.yaml -f b.yaml --revision canary --context kind -c kubeconfig",
+            "leno install --set values.global.hub=x --set components.cni.enabled=true --dry-run --readiness-timeout 10s",
+            "leno upgrade -y",
+            "leno uninstall --purge -y",
+            "leno uninstall --revision canary --skip-confirmation --verbose",
+            "leno verify-install -f a.yaml",
+            "leno manifest generate --set profile=minimal --component Pilot",
+            "leno manifest diff a.yaml b.yaml",
+            "leno manifest translate -f a.yaml -o out",
+            "leno manifest install -y",
+            "leno profile list",
+            "leno profile dump demo -p components.pilot -o json",
+            "leno profile diff default demo",
+            "leno tag set prod --revision 1-2 --overwrite",
+            "leno tag generate prod -r 1-2 --webhook-name x",
+            "leno tag list -o json",
+            "leno tag remove prod -y",
             "leno validate -",
             "leno logs -f reviews-v1",
             "leno sample bookinfo reviews 9080",
             "leno pilot --dir a --dir b --grpcAddr :15010",
             "leno token create --dir tokens -n vms --service-account legacy --ttl 30m",
+            "leno cni",
+            "leno cni install --cni-conf-name=10-a.conflist --repair-delete-pods --chained-cni-plugin=true",
             "leno proxy -c envoy.yaml --concurrency 1 -l warning --drain-time-s 45",
         ] {
             assert!(parse(arguments(text)).is_ok(), "{text}");
@@ -205,11 +257,10 @@ mod tests {
             "pilot-discovery discovery --dir a --monitoringAddr=:15014 --log_output_level=default:info";
         assert!(parse_as::<pilot::Pilot>("pilot-discovery", arguments(discovery)).is_ok());
         assert!(parse_as_stranger("istioctl", arguments("istioctl validate a.yaml")).is_ok());
-        let Err(Failure::Error(error)) =
-            parse_as_stranger("istioctl", arguments("istioctl kube-inject -f a"))
+        let Err(Failure::Error(error)) = parse_as_stranger("istioctl", arguments("istioctl proxy-status"))
         else {
             panic!("it must be refused");
         };
-        assert!(error.to_string().contains("istioctl kube-inject"), "{error}");
+        assert!(error.to_string().contains("istioctl proxy-status"), "{error}");
     }
 }

@@ -3,7 +3,11 @@
 
 use std::process::ExitCode;
 
+mod capture;
 mod cli;
+#[cfg(target_os = "linux")]
+mod cni;
+mod install;
 #[cfg(target_os = "linux")]
 mod up;
 mod verb;

@@ -5,7 +5,7 @@
 //! sidecar listens there, and its application calls through it as an HTTP proxy.
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -74,7 +74,7 @@ fn network() -> (u8, u8) {
     for _ in 0..256 {
         let [_, _, a, b] = seed.wrapping_add(TRIED.fetch_add(1, Ordering::Relaxed)).to_be_bytes();
         let a = a.max(1);
-        if (1..=2).all(|last| TcpListener::bind((Ipv4Addr::new(127, a, b, last), INBOUND)).is_ok()) {
+        if (1..=3).all(|last| TcpListener::bind((Ipv4Addr::new(127, a, b, last), INBOUND)).is_ok()) {
             return (a, b);
         }
     }
@@ -113,9 +113,12 @@ fn echo(mut stream: TcpStream) {
 struct Mesh {
     folder: tempfile::TempDir,
     network: (u8, u8),
-    pilot: u16,
+    /// Replicas of the control plane, which share a folder with their authority.
+    pilots: Vec<u16>,
     application: u16,
-    _pilot: Killed,
+    /// The port of the gateway.
+    gateway: u16,
+    _pilots: Vec<Killed>,
 }
 
 /// A workload with an agent.
@@ -130,8 +133,13 @@ struct Workload {
 
 impl Mesh {
     fn start() -> Mesh {
+        Mesh::start_with(1, &[])
+    }
+
+    /// With so many replicas of a control plane whose authority follows these variables.
+    fn start_with(replicas: usize, variables: &[(&str, &str)]) -> Mesh {
         let folder = tempfile::tempdir().expect("a folder");
-        let (network, application) = (network(), application());
+        let (network, application, gateway) = (network(), application(), free());
         let mesh = folder.path().join("mesh");
         std::fs::create_dir(&mesh).expect("a folder");
         let address = |last| Ipv4Addr::new(127, network.0, network.1, last).to_string();
@@ -157,6 +165,29 @@ impl Mesh {
         let objects = [
             pod("client", 1),
             pod("server", 2),
+            pod("gateway", 3),
+            json!({
+                "apiVersion": "networking.istio.io/v1",
+                "kind": "Gateway",
+                "metadata": { "name": "gateway", "namespace": "default" },
+                "spec": {
+                    "selector": { "app": "gateway" },
+                    "servers": [{
+                        "port": { "number": gateway, "name": "http", "protocol": "HTTP" },
+                        "hosts": ["shop.example.com"],
+                    }],
+                },
+            }),
+            json!({
+                "apiVersion": "networking.istio.io/v1",
+                "kind": "VirtualService",
+                "metadata": { "name": "shop", "namespace": "default" },
+                "spec": {
+                    "hosts": ["shop.example.com"],
+                    "gateways": ["gateway"],
+                    "http": [{ "route": [{ "destination": { "host": "server" } }] }],
+                },
+            }),
             json!({
                 "apiVersion": "v1",
                 "kind": "Service",
@@ -165,6 +196,16 @@ impl Mesh {
                     "selector": { "app": "server" },
                     "clusterIP": "10.96.0.9",
                     "ports": [{ "name": "http", "port": INBOUND, "targetPort": INBOUND }],
+                },
+            }),
+            // A handshake for each request.
+            json!({
+                "apiVersion": "networking.istio.io/v1",
+                "kind": "DestinationRule",
+                "metadata": { "name": "server", "namespace": "default" },
+                "spec": {
+                    "host": "server",
+                    "trafficPolicy": { "connectionPool": { "http": { "maxRequestsPerConnection": 1 } } },
                 },
             }),
             json!({
@@ -193,7 +234,10 @@ impl Mesh {
                     "selector": { "matchLabels": { "app": "server" } },
                     "action": "ALLOW",
                     "rules": [{
-                        "from": [{ "source": { "principals": ["cluster.local/ns/default/sa/client"] } }],
+                        "from": [{ "source": { "principals": [
+                            "cluster.local/ns/default/sa/client",
+                            "cluster.local/ns/default/sa/gateway",
+                        ] } }],
                         "to": [{ "operation": { "paths": ["/for-client"] } }],
                     }],
                 },
@@ -202,14 +246,17 @@ impl Mesh {
         let text: String = objects.iter().map(|object| format!("---\n{object}\n")).collect();
         std::fs::write(mesh.join("mesh.yaml"), text).expect("writable");
 
-        let pilot = free();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_leno"));
-        command.args(["pilot", "--grpcAddr=", "--monitoringAddr=127.0.0.1:0", "--dir"]).arg(&mesh);
-        command.arg(format!("--secureGRPCAddr=127.0.0.1:{pilot}"));
-        command.arg("--joinTokens").arg(folder.path().join("tokens"));
-        command.env("ROOT_CA_DIR", folder.path().join("ca"));
-        let _pilot = start(&mut command, &folder.path().join("pilot.log"));
-        let mesh = Mesh { folder, network, pilot, application, _pilot };
+        let pilots: Vec<u16> = (0..replicas).map(|_| free()).collect();
+        let started = pilots.iter().map(|pilot| {
+            let mut command = Command::new(env!("CARGO_BIN_EXE_leno"));
+            command.args(["pilot", "--grpcAddr=", "--monitoringAddr=127.0.0.1:0", "--dir"]).arg(&mesh);
+            command.arg(format!("--secureGRPCAddr=127.0.0.1:{pilot}"));
+            command.arg("--joinTokens").arg(folder.path().join("tokens"));
+            command.env("ROOT_CA_DIR", folder.path().join("ca")).envs(variables.iter().copied());
+            start(&mut command, &folder.path().join(format!("pilot-{pilot}.log")))
+        });
+        let _pilots = started.collect();
+        let mesh = Mesh { folder, network, pilots, application, gateway, _pilots };
         mesh.until("there are roots", || mesh.folder.path().join("ca/roots.pem").exists());
         mesh
     }
@@ -245,12 +292,22 @@ impl Mesh {
         config: &serde_json::Value,
         variables: &[(&str, String)],
     ) -> Workload {
+        self.start_agent("sidecar", name, last, config, variables)
+    }
+
+    fn start_agent(
+        &self,
+        role: &str,
+        name: &str,
+        last: u8,
+        config: &serde_json::Value,
+        variables: &[(&str, String)],
+    ) -> Workload {
         let folder = self.folder.path().join(name);
         let secrets = folder.join("var/run/secrets");
         std::fs::create_dir_all(secrets.join("istio")).expect("a folder");
         std::fs::create_dir_all(secrets.join("tokens")).expect("a folder");
-        std::fs::copy(self.folder.path().join("ca/roots.pem"), secrets.join("istio/root-cert.pem"))
-            .expect("roots");
+        self.hand_out_roots(&folder);
         let mut token = Command::new(env!("CARGO_BIN_EXE_leno"));
         token
             .args(["token", "create", "--service-account", name, "--dir"])
@@ -265,7 +322,7 @@ impl Mesh {
         let address = Ipv4Addr::new(127, self.network.0, self.network.1, last);
         let (status, admin, health) = (free(), free(), free());
         let mut all = json!({
-            "discoveryAddress": format!("127.0.0.1:{}", self.pilot),
+            "discoveryAddress": format!("127.0.0.1:{}", self.pilots[usize::from(last) % self.pilots.len()]),
             "proxyAdminPort": admin,
             "statusPort": status,
             "concurrency": 1,
@@ -275,7 +332,7 @@ impl Mesh {
             all[name] = value.clone();
         }
         let mut command = Command::new(env!("CARGO_BIN_EXE_leno"));
-        command.args(["agent", "proxy", "sidecar", "--domain", "default.svc.cluster.local"]);
+        command.args(["agent", "proxy", role, "--domain", "default.svc.cluster.local"]);
         command.args(["--proxyLogLevel=warning", "--proxyComponentLogLevel=misc:error"]);
         command.args(["--log_output_level=default:info", "--of-a-later-release=true"]).current_dir(&folder);
         for (name, value) in [
@@ -295,6 +352,18 @@ impl Mesh {
         command.envs(variables.iter().map(|(name, value)| (*name, value.as_str())));
         let agent = start(&mut command, &self.folder.path().join(format!("{name}.log")));
         Workload { address, status, admin, health, agent, folder }
+    }
+
+    /// Does what a kubelet does with the roots that the control plane has written for everybody.
+    fn hand_out_roots(&self, workload: &Path) {
+        let place = workload.join("var/run/secrets/istio");
+        std::fs::copy(self.folder.path().join("ca/roots.pem"), place.join("draft")).expect("roots");
+        std::fs::rename(place.join("draft"), place.join("root-cert.pem")).expect("writable");
+    }
+
+    /// What is trusted.
+    fn roots(&self) -> String {
+        std::fs::read_to_string(self.folder.path().join("ca/roots.pem")).expect("roots")
     }
 
     fn until_ready(&self, workload: &Workload) {
@@ -409,6 +478,120 @@ fn talk(config: &serde_json::Value) {
     server.agent.terminate();
     assert!(server.agent.ended().success(), "{}", mesh.logs());
     assert!(ask((server.address, INBOUND).into(), "GET", "/", "").is_err(), "its proxy has ended with it");
+}
+
+/// Two workloads whose certificates come from a replica each go on talking, with a handshake for each
+/// request, while the root of the mesh is followed by another.
+#[test]
+fn a_root_is_followed_by_another_while_workloads_talk() {
+    let mesh = Mesh::start_with(
+        2,
+        &[
+            ("CITADEL_SELF_SIGNED_CA_CERT_TTL", "60s"),
+            // Counted from two minutes before, so it is announced after 14 s, signs after 26, and is alone
+            // after 38.
+            ("CITADEL_SELF_SIGNED_ROOT_CERT_GRACE_PERIOD_PERCENTILE", "46"),
+            ("CITADEL_SELF_SIGNED_ROOT_CERT_CHECK_INTERVAL", "1s"),
+            ("CITADEL_ENABLE_JITTER_FOR_ROOT_CERT_ROTATOR", "false"),
+            ("MAX_WORKLOAD_CERT_TTL", "10s"),
+        ],
+    );
+    let first = mesh.roots().lines().take_while(|line| !line.contains("END")).collect::<Vec<_>>().join("\n");
+    let short = [("SECRET_TTL", "10s".to_owned())];
+    let server = mesh.workload("server", 2, &json!({}), &short);
+    let client = mesh.workload("client", 1, &json!({}), &short);
+    mesh.until_ready(&server);
+    mesh.until_ready(&client);
+    let proxy = SocketAddr::from((client.address, OUTBOUND));
+    let host = format!("Host: server.default.svc.cluster.local:{INBOUND}\r\n");
+    let absolute = format!("http://server.default.svc.cluster.local:{INBOUND}/for-client");
+    let call = || ask(proxy, "GET", &absolute, &host);
+    mesh.until("they talk", || matches!(call(), Ok((200, _))));
+    let (mut told, mut most, mut answered, mut since) = (mesh.roots(), 0, 0, None);
+    let start = Instant::now();
+    // Until the first root is gone, and whatever is left of it must have gone too.
+    while since.is_none_or(|since: Instant| since.elapsed() < Duration::from_secs(4)) {
+        let answer = call();
+        assert!(
+            matches!(answer, Ok((200, _))),
+            "after {:?} and {answered} answers: {answer:?}\n{}",
+            start.elapsed(),
+            mesh.logs()
+        );
+        answered += 1;
+        let roots = mesh.roots();
+        most = most.max(roots.matches("BEGIN CERTIFICATE").count());
+        if roots != told {
+            mesh.hand_out_roots(&server.folder);
+            mesh.hand_out_roots(&client.folder);
+            told = roots;
+        }
+        if since.is_none() && !told.contains(&first) {
+            since = Some(Instant::now());
+        }
+        assert!(start.elapsed() < PATIENCE, "the first root stays\n{}", mesh.logs());
+        pause(Duration::from_millis(20));
+    }
+    assert!(most > 1 && answered > 100, "{most} roots at a time, {answered} answers");
+}
+
+/// The address that a DNS server has for a name.
+fn look_up(server: u16, name: &str) -> std::io::Result<Vec<u8>> {
+    let mut query = vec![0x12, 0x67, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
+    for label in name.split('.') {
+        query.push(u8::try_from(label.len()).expect("short"));
+        query.extend(label.bytes());
+    }
+    query.extend([0, 0, 1, 0, 1]);
+    let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
+    socket.set_read_timeout(Some(Duration::from_secs(20)))?;
+    socket.send_to(&query, (Ipv4Addr::LOCALHOST, server))?;
+    let mut answer = vec![0; 512];
+    let length = socket.recv(&mut answer)?;
+    // The last four bytes of an answer with one address.
+    Ok(answer[length.saturating_sub(4)..length].to_vec())
+}
+
+/// From outside, through a gateway, to a workload that takes mTLS only.
+fn enter(config: &serde_json::Value) {
+    let mesh = Mesh::start();
+    let server = mesh.workload("server", 2, config, &[]);
+    let dns = free();
+    let variables =
+        [("ISTIO_META_ENABLE_DNS_SERVER", "true".to_owned()), ("DNS_PROXY_ADDR", format!("127.0.0.1:{dns}"))];
+    let mut gateway = mesh.start_agent("router", "gateway", 3, config, &variables);
+    mesh.until_ready(&server);
+    // With names, which a gateway gets as well.
+    mesh.until_ready(&gateway);
+    // Where nothing is redirected a proxy listens on its own address.
+    let to = SocketAddr::from((gateway.address, mesh.gateway));
+    let call = |host: &str, path: &str| ask(to, "GET", path, &format!("Host: {host}\r\n"));
+    mesh.until("the gateway is open", || {
+        let answer = call("shop.example.com", "/for-client");
+        if !matches!(answer, Ok((200, _))) {
+            eprintln!("not yet: {answer:?}");
+        }
+        matches!(answer, Ok((200, _)))
+    });
+    let (_, head) = call("shop.example.com", "/for-client").expect("an answer");
+    let words = "uri=spiffe://cluster.local/ns/default/sa/gateway";
+    assert!(head.to_ascii_lowercase().contains(words), "{head}");
+    assert_eq!(call("shop.example.com", "/for-nobody").expect("an answer").0, 403);
+    assert_eq!(call("other.example.com", "/for-client").expect("an answer").0, 404);
+    assert_eq!(look_up(dns, "server.default.svc.cluster.local").expect("an answer"), [10, 96, 0, 9]);
+    gateway.agent.terminate();
+    assert!(gateway.agent.ended().success(), "{}", mesh.logs());
+}
+
+#[test]
+fn our_gateway_lets_requests_in() {
+    enter(&json!({}));
+}
+
+#[test]
+fn envoys_gateway_lets_requests_in() {
+    let Some(envoy) = leno_testkit::envoy::binary() else { return };
+    enter(&json!({ "binaryPath": envoy }));
 }
 
 #[test]

@@ -2,37 +2,12 @@
 
 use std::net::SocketAddr;
 
+use leno_agent::bootstrap::{ISTIO_VERSION, STATS_TAGS};
 use serde_json::{Value, json};
 
 use super::layout::{ADMIN_PORT, HTTP_PROXY_PORT, Layout, METRICS_PORT, PROXY_ID, STATUS_PORT};
 use super::plan::{PodPlan, ProxyRole};
 use super::state::NODE_NAME;
-
-/// The release of Istio whose agent this stands for; control planes look at it.
-const ISTIO_VERSION: &str = "1.28.0";
-
-/// Which parts of a stat's name are labels: as in Istio's bootstraps, so that dashboards work. Names of
-/// clusters and HTTP servers end in a semicolon. Istio's own metrics bring their labels along.
-const STATS_TAGS: [(&str, &str); 15] = [
-    ("cluster_name", r"^cluster(\.(.+);)"),
-    ("http_conn_manager_prefix", r"^http\.(((?:[_.[:digit:]\w]*|[_\[\]aAbBcCdDeEfF[:digit:]\w\:]*));\.)"),
-    ("thread_name", r"^server(\.(.+))\.watchdog"),
-    ("tcp_prefix", r"^tcp\.((.*?)\.)\w+?$"),
-    ("response_code", r"_rq(_(\d{3}))$"),
-    ("response_code_class", r"_rq(_(\dxx))$"),
-    (
-        "http_conn_manager_listener_prefix",
-        r"^listener(?=\.).*?\.http\.(((?:[_.[:digit:]]*|[_\[\]aAbBcCdDeEfF[:digit:]]*))\.)",
-    ),
-    ("listener_address", r"^listener\.(((?:[_.[:digit:]]*|[_\[\]aAbBcCdDeEfF[:digit:]]*))\.)"),
-    ("mongo_prefix", r"^mongo\.(.+?)\.(collection|cmd|cx_|op_|delays_|decoding_)(.*?)$"),
-    ("cache", r"(cache\.(.+?)\.)"),
-    ("component", r"(component\.(.+?)\.)"),
-    ("tag", r"(tag\.(.+?);\.)"),
-    ("authz_enforce_result", r"rbac(\.(allowed|denied))"),
-    ("authz_dry_run_action", r"(\.istio_dry_run_(allow|deny)_)"),
-    ("authz_dry_run_result", r"(\.shadow_(allowed|denied))"),
-];
 
 /// The bootstrap of a pod's proxy.
 pub(crate) fn bootstrap(pod: &PodPlan, layout: &Layout, mesh: &str) -> Value {
@@ -257,7 +232,8 @@ spec: {selector: {istio: ingressgateway}, servers: [{port: {number: 80}}]}
 
     fn check(layout: &Layout, role: ProxyRole, expected: &expect_test::ExpectFile) {
         let objects = read_text(MESH);
-        let plan = plan(&objects, &Settings { images: Images::default() }, &mut layout.ranges());
+        let plan =
+            plan(&objects, &Settings { images: Images::default(), mounts: true }, &mut layout.ranges());
         let pod = plan.pods.values().find(|pod| pod.proxy == role).unwrap();
         let text = serde_json::to_string_pretty(&bootstrap(pod, layout, "mesh")).unwrap();
         expected.assert_eq(&(text + "\n"));

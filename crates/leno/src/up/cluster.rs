@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use leno_kubelet::Place;
 use leno_node::Line;
 use tokio::sync::{mpsc, watch};
 
@@ -20,10 +21,11 @@ use super::objects::{Key, Objects, Problem};
 use super::overview::{Overview, PodRow, PublishedRow};
 use super::pilot::{self, Report};
 use super::plan::{self, Given, Plan, PodPlan, Publication, Settings};
-use super::pod::{self, Condition, Ending, Handle, News, World};
+use super::pod::{self, Condition, Ending, Handle, News};
 use super::publish::{Published, Target};
 use super::services;
-use super::site::{Place, Site};
+use super::site::Site;
+use super::sources::{World, WorldSources};
 use super::state::{Phase, StateFolder};
 
 /// How long a replica that goes stays up after it was said to go, so that nobody calls it any more.
@@ -88,6 +90,8 @@ pub(crate) struct Cluster {
     /// Services as the node leads to them.
     services: Vec<leno_node::Service>,
     world: watch::Sender<Arc<World>>,
+    /// Counts the changes of the world.
+    changes: watch::Sender<u64>,
     news: mpsc::UnboundedSender<(Key, News)>,
     report: Report,
     /// Problems that were printed and still hold.
@@ -148,6 +152,7 @@ impl Cluster {
             state,
             services: Vec::new(),
             world: watch::channel(Arc::default()).0,
+            changes: watch::channel(0).0,
             news,
             report: Report::default(),
             shown: BTreeSet::new(),
@@ -266,8 +271,8 @@ impl Cluster {
     async fn settle(&mut self) {
         for (key, pod) in &self.plan.pods {
             if !self.pods.contains_key(key) {
-                let world = self.world.subscribe();
-                let handle = pod::start(pod.clone(), self.site.clone(), world, self.news.clone());
+                let sources = WorldSources::new(self.world.subscribe(), self.changes.subscribe());
+                let handle = pod::start(pod.clone(), self.site.clone(), sources, self.news.clone());
                 let condition =
                     Condition { phase: Phase::NotReady, words: "starting".to_owned(), restarts: 0 };
                 let running = Running {
@@ -429,13 +434,16 @@ impl Cluster {
             ready: ready.collect(),
             entries: self.entry_addresses(),
         };
-        self.world.send_if_modified(|current| {
+        let changed = self.world.send_if_modified(|current| {
             let differs = **current != world;
             if differs {
                 *current = Arc::new(world);
             }
             differs
         });
+        if changed {
+            self.changes.send_modify(|count| *count += 1);
+        }
         self.show_problems();
         self.say_ready();
         self.display.table(self.overview());

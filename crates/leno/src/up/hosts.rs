@@ -107,7 +107,7 @@ mod tests {
              spec: {hosts: [api.example.com, b.example.com, '*.c.com'], resolution: DNS}\n",
         );
         let mut given = Given { pods: Addresses::new(10, 244), services: Addresses::new(10, 96) };
-        let plan = plan(&objects, &Settings { images: Images::default() }, &mut given);
+        let plan = plan(&objects, &Settings { images: Images::default(), mounts: true }, &mut given);
         let me = plan.pods.values().find(|pod| pod.key.name == "me").unwrap();
         let ready: BTreeSet<_> = plan.pods.keys().filter(|key| key.name != "db-1").cloned().collect();
         let entries = [("api.example.com".to_owned(), [240, 240, 0, 9].into())].into();

@@ -1,5 +1,7 @@
 //! Which local command stands for a container image.
 
+use leno_kubelet::{Image, repository, split};
+
 /// The images that have a command.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Images {
@@ -14,6 +16,18 @@ pub(crate) enum Program {
     /// A command of the user's, before the container's `args`.
     Command(Vec<String>),
 }
+
+/// What this process passes on to commands of the user's.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Inherited {
+    /// The program that stands for the samples' image, as `/proc/self/exe`.
+    pub(crate) executable: String,
+    pub(crate) variables: Vec<(String, String)>,
+    pub(crate) directory: Option<String>,
+}
+
+/// The names of variables that commands of the user's get from the one who called `leno up`.
+pub(crate) const INHERITED: [&str; 6] = ["PATH", "HOME", "USER", "LANG", "TMPDIR", "TZ"];
 
 /// The image of the samples.
 const SAMPLES: &str = "lenomesh/samples";
@@ -48,58 +62,29 @@ impl Images {
     }
 }
 
-/// An image's name without tag and digest.
-pub(crate) fn repository(image: &str) -> &str {
-    let name = image.split_once('@').map_or(image, |(name, _)| name);
-    match name.rsplit_once(':') {
-        // A colon before the last slash is that of the registry's port.
-        Some((name, tag)) if !tag.contains('/') => name,
-        _ => name,
-    }
-}
-
-/// Words as a shell splits them: quotes and backslashes, nothing else. `None` if a quote is not
-/// closed or there are no words.
-fn split(command: &str) -> Option<Vec<String>> {
-    let mut words = Vec::new();
-    let mut word: Option<String> = None;
-    let mut characters = command.chars();
-    while let Some(c) = characters.next() {
-        match c {
-            ' ' | '\t' | '\n' => words.extend(word.take()),
-            '\\' => word.get_or_insert_default().push(characters.next()?),
-            '\'' | '"' => {
-                let word = word.get_or_insert_default();
-                loop {
-                    match characters.next()? {
-                        end if end == c => break,
-                        '\\' if c == '"' => word.push(characters.next()?),
-                        other => word.push(other),
-                    }
-                }
-            }
-            other => word.get_or_insert_default().push(other),
+impl Program {
+    /// What runs for the image.
+    pub(crate) fn image(&self, inherited: &Inherited) -> Image {
+        match self {
+            Program::Sample => Image {
+                entrypoint: vec![inherited.executable.clone(), "sample".to_owned()],
+                keeps_entrypoint: true,
+                ..Image::default()
+            },
+            Program::Command(words) => Image {
+                entrypoint: words.clone(),
+                keeps_entrypoint: true,
+                environment: inherited.variables.clone(),
+                directory: inherited.directory.clone(),
+                ..Image::default()
+            },
         }
     }
-    words.extend(word);
-    (!words.is_empty()).then_some(words)
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Images, Program, repository, split};
-
-    #[test]
-    fn repositories() {
-        for (image, expected) in [
-            ("nginx", "nginx"),
-            ("nginx:1.27", "nginx"),
-            ("host:5000/team/app", "host:5000/team/app"),
-            ("host:5000/team/app:v1@sha256:ab", "host:5000/team/app"),
-        ] {
-            assert_eq!(repository(image), expected);
-        }
-    }
+    use super::{Images, Program};
 
     #[test]
     fn the_more_exact_name_counts() {
@@ -111,13 +96,5 @@ mod tests {
         assert_eq!(images.find("team/app:v2"), command(&["./b", "--x", "y z"]));
         assert_eq!(images.find("lenomesh/samples:0.1"), Some(Program::Sample));
         assert_eq!(images.find("team/other"), None);
-    }
-
-    #[test]
-    fn splits_as_a_shell() {
-        let words = |text| split(text).map(|words| words.join("|"));
-        assert_eq!(words(r#" a  "b \" c" d\ e '' "#).as_deref(), Some(r#"a|b " c|d e|"#));
-        assert_eq!(words("a 'b"), None);
-        assert_eq!(words("  "), None);
     }
 }

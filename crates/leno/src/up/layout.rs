@@ -95,6 +95,11 @@ impl Layout {
         matches!(self, Layout::Loopback { .. })
     }
 
+    /// Whether containers can have users, and files of their own.
+    pub(crate) fn mounts(&self) -> bool {
+        matches!(self, Layout::Namespaces { mode: Mode::Root, .. })
+    }
+
     /// Whether a proxy must mark its sockets.
     pub(crate) fn marks(&self) -> bool {
         matches!(self, Layout::Namespaces { owner: Owner::Mark, .. })

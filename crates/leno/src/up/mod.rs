@@ -6,31 +6,28 @@
 //!
 //! ```text
 //! folders.rs ─► objects.rs ─► plan.rs ─► cluster.rs ─► pod.rs (one task per pod): leno_node
-//!  watches      YAML → typed   what is    the loop       bootstrap.rs environment.rs hosts.rs probe.rs
-//!                              to run       │
+//!  watches      YAML → typed   what is    the loop       bootstrap.rs hosts.rs, and
+//!                              to run       │             leno_kubelet for its containers
 //!                                           ├► state.rs ─► files ─► pilot.rs (leno pilot, a process)
 //!                                           ├► publish.rs: ports of the host into pods
 //!                                           └► display.rs, control.rs ◄─ client.rs (leno ps, logs, stop)
 //! ```
 //!
-//! What a cluster has and this has not: volumes, liveness probes, lifecycle hooks, resource limits and
-//! quotas, container users, host networks, UDP through the mesh, DNS (names are in each pod's /etc/hosts,
+//! What a cluster has and this has not: volumes but for those of root, resource limits and quotas,
+//! tokens of service accounts, host networks, UDP through the mesh, DNS (names are in each pod's /etc/hosts,
 //! so that other servers' names do not resolve), and, in network namespaces, a way out of the machine.
-//! What of it a manifest asks for is reported, apart from resources and users.
+//! What of it a manifest asks for is reported, apart from resources.
 //!
 //! START HERE, then `cluster.rs`.
 
 mod address;
 mod bootstrap;
-mod capture;
 pub(crate) mod client;
 mod cluster;
 mod control;
 pub(crate) mod display;
-mod environment;
 mod folders;
 mod hosts;
-mod http;
 mod image;
 mod layout;
 mod logs;
@@ -40,11 +37,11 @@ mod overview;
 mod pilot;
 mod plan;
 mod pod;
-mod probe;
 mod publish;
 mod runtime_dir;
 mod services;
 mod site;
+mod sources;
 mod state;
 
 use std::net::{Ipv4Addr, TcpListener};
@@ -61,8 +58,7 @@ use tokio::sync::{mpsc, watch};
 
 use self::cluster::{Cluster, Sources};
 use self::display::Display;
-use self::environment::{INHERITED, Inherited};
-use self::image::Images;
+use self::image::{INHERITED, Images, Inherited};
 use self::layout::Layout;
 use self::logs::Logs;
 use self::plan::Settings;
@@ -173,7 +169,7 @@ async fn inner(
     let (report_sender, reports) = mpsc::channel(1);
     tokio::spawn(pilot::watch(site.clone(), report_sender));
 
-    let settings = Settings { images: Images::new(&up.images)? };
+    let settings = Settings { images: Images::new(&up.images)?, mounts: site.layout.mounts() };
     let (cluster, news) = Cluster::new(site, settings, up.address, mode, state, logs, display, started);
     let sources = Sources { objects, lines: line_receiver, reports, questions, end };
     cluster.run(&up.dirs, sources, news).await;

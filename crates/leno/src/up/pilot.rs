@@ -9,7 +9,6 @@ use serde::Deserialize;
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 
-use super::http;
 use super::site::Site;
 
 /// The name that its output has.
@@ -165,7 +164,8 @@ async fn read_page<T: serde::de::DeserializeOwned>(site: &Site, path: &str) -> O
     let [_, address] = site.layout.control_plane();
     let limit = Duration::from_secs(2);
     let stream = tokio::time::timeout(limit, TcpStream::connect(address)).await.ok()?.ok()?;
-    let (status, body) = http::get(stream, &address.to_string(), path, &[], limit).await.ok()?;
+    let (status, body) =
+        leno_kubelet::http::get(stream, &address.to_string(), path, &[], limit).await.ok()?;
     if status != 200 {
         return None;
     }

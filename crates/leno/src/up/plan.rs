@@ -10,9 +10,9 @@ use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use super::address::{self, Addresses};
-use super::capture::{self, Capture};
-use super::image::{self, Images, Program};
+use super::image::{Images, Program};
 use super::objects::{Gateway, Key, Objects, Problem, Service, Workload, WorkloadKind};
+use crate::capture::{self, Capture};
 
 /// Where gateways live that nobody declares.
 pub(crate) const ROOT_NAMESPACE: &str = "istio-system";
@@ -40,7 +40,6 @@ pub(crate) struct PodPlan {
     pub(crate) proxy: ProxyRole,
     pub(crate) init_containers: Vec<ContainerPlan>,
     pub(crate) containers: Vec<ContainerPlan>,
-    pub(crate) restart: RestartPolicy,
     /// The specification that it is made of, for what others read of it.
     pub(crate) spec: core::PodSpec,
     /// A StatefulSet's governing Service, in which the pod has a name of its own.
@@ -58,13 +57,6 @@ pub(crate) enum ProxyRole {
     Sidecar,
     /// It is all there is.
     Gateway,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum RestartPolicy {
-    Always,
-    OnFailure,
-    Never,
 }
 
 /// A process to run.
@@ -94,6 +86,8 @@ pub(crate) struct Publication {
 #[derive(Debug)]
 pub(crate) struct Settings {
     pub(crate) images: Images,
+    /// Whether volumes can be mounted.
+    pub(crate) mounts: bool,
 }
 
 /// The addresses given so far.
@@ -150,16 +144,17 @@ fn add_workload(
         let path = format!("{prefix}spec.hostNetwork");
         plan.problems.push(workload.origin.problem(&path, "is not supported by leno up, has no effect"));
     }
-    let (capture, faults) = capture::of_annotations(&workload.annotations);
+    let (mut capture, mut faults) = capture::of_annotations(&workload.annotations);
+    if capture.is_tproxy() {
+        // The proxy has no right to transparent sockets here.
+        capture.redirect_instead();
+        let words = "TPROXY is not supported by leno up, REDIRECT is used";
+        faults.push((capture::MODE.to_owned(), words.to_owned()));
+    }
     for (annotation, message) in faults {
         let path = format!("{prefix}metadata.annotations[\"{annotation}\"]");
         plan.problems.push(workload.origin.problem(&path, message));
     }
-    let restart = match workload.spec.restart_policy.as_deref() {
-        Some("OnFailure") => RestartPolicy::OnFailure,
-        Some("Never") => RestartPolicy::Never,
-        _ => RestartPolicy::Always,
-    };
     let template_hash = template_hash(workload, &containers, &init_containers, proxy);
     for index in 0..workload.replicas {
         let name = pod_name(workload, template_hash, index);
@@ -187,7 +182,6 @@ fn add_workload(
             proxy,
             init_containers: init_containers.clone(),
             containers: containers.clone(),
-            restart,
             spec: workload.spec.clone(),
             subdomain: workload.service_name.clone(),
             capture: capture.clone(),
@@ -215,7 +209,7 @@ fn add_containers(
                 "no local command is known for {image:?}, so {} {} is not run; name one with --image {}=COMMAND",
                 workload.kind,
                 workload.key,
-                image::repository(image),
+                leno_kubelet::repository(image),
             );
             problems.push(workload.origin.problem(&format!("{path}.image"), message));
             complete = false;
@@ -229,10 +223,8 @@ fn add_containers(
             }
         };
         let mounts = container.volume_mounts.as_deref().unwrap_or_default();
-        ignored("volumeMounts", !mounts.is_empty(), "leno up mounts no volumes");
-        ignored("livenessProbe", container.liveness_probe.is_some(), "leno up restarts what ends only");
-        ignored("startupProbe", container.startup_probe.is_some(), "leno up waits for readiness only");
-        ignored("lifecycle", container.lifecycle.is_some(), "leno up calls no hooks");
+        let cannot = !mounts.is_empty() && !settings.mounts;
+        ignored("volumeMounts", cannot, "leno up mounts volumes only as root and in namespaces");
         plans.push(ContainerPlan { name: container.name.clone(), program, container: container.clone() });
     }
     complete
@@ -354,7 +346,6 @@ fn gateway_pod(selector: &BTreeMap<String, String>, given: &mut Given) -> PodPla
         proxy: ProxyRole::Gateway,
         init_containers: Vec::new(),
         containers: Vec::new(),
-        restart: RestartPolicy::Always,
         spec: core::PodSpec { service_account_name: Some(account), ..core::PodSpec::default() },
         subdomain: String::new(),
         capture: Capture::default(),

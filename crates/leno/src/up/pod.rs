@@ -2,43 +2,29 @@
 //! `Life::run` is the story. What it learns it tells the cluster (`cluster.rs`), which alone decides
 //! what is to run.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::future::pending;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use futures_util::future::{join_all, select_all};
-use leno_node::{
-    Backoff, Capabilities, Ipv4Net, Mode, Pod, PodSpec, ProcessSpec, Redirect, Restart, State, Status,
-    Supervisor,
-};
+use k8s_openapi::api::core::v1 as core;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use leno_base::Cidr;
+use leno_kubelet::{Facts, Place, PodState};
+use leno_node::{Backoff, Mode, Pod, PodSpec, ProcessSpec, Redirect, Restart, State, Status, Supervisor};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 
 use super::bootstrap::bootstrap;
-use super::environment;
 use super::hosts;
-use super::http;
-use super::layout::{Layout, Owner, STATUS_PORT};
-use super::objects::{Key, Objects};
-use super::plan::{ContainerPlan, Plan, PodPlan, ProxyRole, RestartPolicy, matches};
-use super::probe::Probe;
-use super::site::{Place, Site};
-use super::state::Phase;
-
-/// What pods may look at: replaced as a whole when something changes.
-#[derive(Debug, Default, PartialEq)]
-pub(crate) struct World {
-    pub(crate) objects: Objects,
-    pub(crate) plan: Plan,
-    /// The pods that can be called.
-    pub(crate) ready: BTreeSet<Key>,
-    /// Virtual addresses of ServiceEntry hosts.
-    pub(crate) entries: BTreeMap<String, Ipv4Addr>,
-}
+use super::layout::{HTTP_PROXY_PORT, Layout, Owner, STATUS_PORT};
+use super::objects::Key;
+use super::plan::{ContainerPlan, PodPlan, ProxyRole, matches};
+use super::site::Site;
+use super::sources::WorldSources;
+use super::state::{NODE_NAME, Phase};
 
 /// What a pod tells the cluster.
 #[derive(Clone, Debug)]
@@ -94,7 +80,7 @@ const PROXY_LIMIT: Duration = Duration::from_secs(3);
 pub(crate) fn start(
     plan: PodPlan,
     site: Arc<Site>,
-    world: watch::Receiver<Arc<World>>,
+    sources: WorldSources,
     news: mpsc::UnboundedSender<(Key, News)>,
 ) -> Handle {
     let (ending, receiver) = watch::channel(None);
@@ -104,11 +90,12 @@ pub(crate) fn start(
         hosts_file: site.folder.join("hosts").join(format!("{}-{}", plan.key.namespace, plan.key.name)),
         hosts: String::new(),
         proxy: None,
-        apps: Vec::new(),
+        containers: None,
+        state: None,
         condition,
         plan,
         site,
-        world,
+        sources,
         news,
     };
     tokio::spawn(life.run(receiver));
@@ -118,14 +105,16 @@ pub(crate) fn start(
 struct Life {
     plan: PodPlan,
     site: Arc<Site>,
-    world: watch::Receiver<Arc<World>>,
+    sources: WorldSources,
     news: mpsc::UnboundedSender<(Key, News)>,
     place: Place,
     hosts_file: PathBuf,
     /// What the file holds.
     hosts: String,
     proxy: Option<Proxy>,
-    apps: Vec<App>,
+    containers: Option<leno_kubelet::Handle>,
+    /// Of the containers.
+    state: Option<watch::Receiver<PodState>>,
     condition: Condition,
 }
 
@@ -133,19 +122,6 @@ struct Life {
 struct Proxy {
     supervisor: Supervisor,
     status: watch::Receiver<Status>,
-}
-
-/// An application's process, and how its readiness stands.
-struct App {
-    supervisor: Supervisor,
-    status: watch::Receiver<Status>,
-    environment: Vec<(String, String)>,
-    probe: Probe,
-    ready: bool,
-    failures: u32,
-    /// The number of restarts that `ready` is about.
-    checked: Option<u32>,
-    next: Instant,
 }
 
 impl Life {
@@ -172,11 +148,7 @@ impl Life {
         if self.plan.proxy != ProxyRole::None {
             self.start_proxy().await;
         }
-        if !self.run_init_containers().await {
-            self.condition(Phase::Failed, "an init container failed".to_owned());
-            return pending().await;
-        }
-        self.start_apps().await;
+        self.start_containers();
         self.watch().await
     }
 
@@ -198,9 +170,7 @@ impl Life {
                 let mut redirect = self.plan.capture.redirect(defaults);
                 // The node has nothing but the control plane, which the proxy must reach before it can
                 // know of anything.
-                redirect
-                    .exclude_outbound_cidrs
-                    .push(Ipv4Net { address: self.site.layout.node(), prefix: 32 });
+                redirect.exclude_outbound_cidrs.push(Cidr::host(self.site.layout.node().into()));
                 redirect
             });
             let create = move || {
@@ -248,81 +218,57 @@ impl Life {
     async fn proxy_is_ready(&self) -> bool {
         let address = SocketAddr::new(self.plan.address.into(), STATUS_PORT);
         let Ok(stream) = self.place.connect(address).await else { return false };
-        let answer = http::get(stream, "localhost", "/healthz/ready", &[], Duration::from_secs(1)).await;
+        let answer =
+            leno_kubelet::http::get(stream, "localhost", "/healthz/ready", &[], Duration::from_secs(1)).await;
         answer.is_ok_and(|(status, _)| status == 200)
     }
 
-    /// Runs them one after the other; whether all have succeeded.
-    async fn run_init_containers(&mut self) -> bool {
-        let restart =
-            if self.plan.restart == RestartPolicy::Never { Restart::Never } else { Restart::OnFailure };
-        for container in self.plan.init_containers.clone() {
-            let stays = container.container.restart_policy.as_deref() == Some("Always");
-            let (spec, environment) = self.command(&container).await;
-            if stays {
-                self.add_app(&container, spec, environment, Restart::Always);
-                continue;
-            }
-            let supervisor = self.supervise(spec, restart);
-            let mut status = supervisor.status();
-            loop {
-                let state = status.borrow_and_update().clone();
-                if state.state == State::Ended {
-                    if !state.last_exit.is_some_and(leno_node::Exit::success) {
-                        return false;
-                    }
-                    break;
-                }
-                let words = words(&container.name, &state);
-                self.condition(Phase::NotReady, words.unwrap_or(format!("{} runs", container.name)));
-                if status.changed().await.is_err() && status.borrow().state != State::Ended {
-                    return false;
-                }
-            }
+    /// Hands them over to the kubelet.
+    fn start_containers(&mut self) {
+        if self.plan.containers.is_empty() {
+            return;
         }
-        true
-    }
-
-    async fn start_apps(&mut self) {
-        let restart = match self.plan.restart {
-            RestartPolicy::Always => Restart::Always,
-            RestartPolicy::OnFailure => Restart::OnFailure,
-            RestartPolicy::Never => Restart::Never,
-        };
-        for container in self.plan.containers.clone() {
-            let (spec, environment) = self.command(&container).await;
-            self.add_app(&container, spec, environment, restart);
+        let mut images = leno_kubelet::Images::default();
+        for it in self.plan.init_containers.iter().chain(&self.plan.containers) {
+            let name = it.container.image.as_deref().unwrap_or_default();
+            images.add(name, it.program.image(&self.site.inherited));
         }
-    }
-
-    fn add_app(
-        &mut self,
-        container: &ContainerPlan,
-        spec: ProcessSpec,
-        environment: Vec<(String, String)>,
-        restart: Restart,
-    ) {
-        let probe = Probe::of(container, &self.service_ports()).unwrap_or_else(|message| {
-            self.tell(News::Fault(String::new(), format!("{}: {message}, its port counts", container.name)));
-            Probe::of_ports(container, &self.service_ports())
-        });
-        let supervisor = self.supervise(spec, restart);
-        self.apps.push(App {
-            status: supervisor.status(),
-            supervisor,
-            environment,
-            probe,
-            ready: false,
-            failures: 0,
-            checked: None,
-            next: Instant::now(),
-        });
+        let mounts = self.site.layout.mounts();
+        let (loopback, folder) = (self.site.layout.is_loopback(), &self.site.folder);
+        let name = format!("{}-{}", self.plan.key.namespace, self.plan.key.name);
+        self.containers = Some(leno_kubelet::start(leno_kubelet::Start {
+            pod: object(&self.plan, mounts),
+            place: self.place.clone(),
+            // Past its sidecar.
+            probes_from: self.place.clone(),
+            facts: Facts {
+                address: self.plan.address,
+                node: NODE_NAME.to_owned(),
+                node_address: self.site.layout.node(),
+                capacity: leno_kubelet::capacity(),
+            },
+            images: Arc::new(images),
+            sources: Arc::new(self.sources.clone()),
+            folder: folder.join("pods").join(name),
+            service_ports: self.service_ports(),
+            settings: leno_kubelet::Settings {
+                look: Some(LOOK),
+                wait_for_ports: true,
+                users: mounts,
+                own_files: false,
+                bare_commands: false,
+                variables: if loopback { of_loopback(&self.plan) } else { Vec::new() },
+                ..leno_kubelet::Settings::default()
+            },
+            lines: self.site.lines.clone(),
+        }));
+        self.state = self.containers.as_ref().map(leno_kubelet::Handle::state);
     }
 
     /// The ports that services lead to at this pod, by number.
     fn service_ports(&self) -> Vec<u16> {
         use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
-        let world = self.world.borrow();
+        let world = self.sources.world.borrow();
         let services =
             world.objects.services.values().filter(|it| it.key.namespace == self.plan.key.namespace);
         let specs = services.filter_map(|service| service.object.spec.as_ref()).filter(|spec| {
@@ -337,48 +283,6 @@ impl Life {
                 _ => u16::try_from(port.port).ok(),
             })
             .collect()
-    }
-
-    /// The command of a container, once everything that it refers to is there.
-    async fn command(&mut self, container: &ContainerPlan) -> (ProcessSpec, Vec<(String, String)>) {
-        let mut world = self.world.clone();
-        loop {
-            let now = world.borrow_and_update().clone();
-            let made = environment::command(
-                &self.plan,
-                container,
-                &now.objects,
-                &now.plan,
-                &self.site.layout,
-                &self.site.inherited,
-            );
-            let faults = match made {
-                Ok(command) => {
-                    let directory = container.container.working_dir.clone().map(PathBuf::from);
-                    let directory = directory.filter(|directory| directory.is_dir());
-                    let spec = ProcessSpec {
-                        name: format!("{}/{}", self.plan.key.name, container.name),
-                        argv: command.argv,
-                        environment: command.environment.clone(),
-                        directory: directory.or(command.directory.map(PathBuf::from)),
-                        capabilities: self.site.node.is_some().then_some(Capabilities::NONE),
-                        ..ProcessSpec::default()
-                    };
-                    return (spec, command.environment);
-                }
-                Err(faults) => faults,
-            };
-            let index = self.plan.containers.iter().position(|it| it.name == container.name);
-            let prefix = index.map_or_else(String::new, |index| format!("spec.containers[{index}]."));
-            for (path, message) in &faults {
-                self.tell(News::Fault(format!("{prefix}{path}"), format!("{message}; the pod waits for it")));
-            }
-            let message = faults.first().map(|(_, message)| message.clone()).unwrap_or_default();
-            self.condition(Phase::NotReady, format!("{}: {message}", container.name));
-            if world.changed().await.is_err() {
-                return pending().await;
-            }
-        }
     }
 
     fn supervise(&self, spec: ProcessSpec, restart: Restart) -> Supervisor {
@@ -402,9 +306,10 @@ impl Life {
                     next = Some(Instant::now() + LOOK);
                 }
             }
-            self.check_apps().await;
-            let of_apps = self.apps.iter().filter_map(App::next_check).min();
-            next = next.into_iter().chain(of_apps).min();
+            if let Some(state) = &mut self.state {
+                state.borrow_and_update();
+            }
+            self.tell_faults();
             let (phase, words) = self.judge(proxy_ready);
             self.condition(phase, words);
             if matches!(phase, Phase::Succeeded | Phase::Failed)
@@ -419,48 +324,21 @@ impl Life {
         }
     }
 
-    async fn check_apps(&mut self) {
-        for app in &mut self.apps {
-            let status = app.status.borrow_and_update().clone();
-            if !matches!(status.state, State::Running { .. }) {
-                app.ready = false;
-                app.checked = None;
-                continue;
-            }
-            if app.checked != Some(status.restarts) {
-                app.checked = Some(status.restarts);
-                app.ready = false;
-                app.failures = 0;
-                app.next = Instant::now();
-            }
-            if app.next_check().is_none_or(|next| Instant::now() < next) {
-                continue;
-            }
-            if app.probe.run(&self.plan, &self.place, &app.environment).await {
-                app.ready = true;
-                app.failures = 0;
-                app.next = Instant::now() + app.probe.period.min(Duration::from_secs(3600));
-            } else {
-                app.failures += 1;
-                app.ready &= app.failures < app.probe.failures;
-                app.next = Instant::now() + if app.ready { app.probe.period } else { LOOK };
-            }
+    fn judge(&mut self, proxy_ready: bool) -> (Phase, String) {
+        let state = self.containers.as_ref().map(|it| it.state().borrow().clone());
+        if let Some(state) = &state
+            && matches!(state.phase, "Succeeded" | "Failed")
+        {
+            let phase = if state.phase == "Failed" { Phase::Failed } else { Phase::Succeeded };
+            return (phase, why_ended(state));
         }
-    }
-
-    fn judge(&self, proxy_ready: bool) -> (Phase, String) {
-        let states: Vec<Status> = self.apps.iter().map(|app| app.status.borrow().clone()).collect();
-        if !states.is_empty() && states.iter().all(|status| status.state == State::Ended) {
-            let failed = states.iter().any(|status| !status.last_exit.is_some_and(leno_node::Exit::success));
-            let last = states.iter().find_map(|status| status.last_exit);
-            let words = last.map_or_else(|| "cannot be started".to_owned(), |exit| exit.to_string());
-            return (if failed { Phase::Failed } else { Phase::Succeeded }, words);
-        }
-        for (app, status) in self.apps.iter().zip(&states) {
-            let name = app.supervisor.name().rsplit('/').next().unwrap_or_default();
-            if let Some(words) = words(name, status) {
+        for (name, status) in state.iter().flat_map(PodState::all) {
+            if let Some(words) = hindrance(name, status) {
                 return (Phase::NotReady, words);
             }
+        }
+        if let Some((_, words)) = state.as_ref().and_then(|state| state.reason.clone()) {
+            return (Phase::NotReady, words);
         }
         if let Some(proxy) = &self.proxy
             && !proxy_ready
@@ -468,35 +346,38 @@ impl Life {
             let words = words("istio-proxy", &proxy.status.borrow());
             return (Phase::NotReady, words.unwrap_or("waits for its proxy".to_owned()));
         }
-        if let Some(app) =
-            self.apps.iter().find(|app| !app.ready && app.status.borrow().state != State::Ended)
-        {
-            let name = app.supervisor.name().rsplit('/').next().unwrap_or_default();
-            return (Phase::NotReady, format!("{name} is not ready yet"));
+        let Some(state) = state else { return (Phase::Ready, String::new()) };
+        if state.ready {
+            return (Phase::Ready, String::new());
         }
-        (Phase::Ready, String::new())
+        let open = state.all().find(|(_, status)| !status.ready && !status.over);
+        match open {
+            Some((name, _)) if !state.initialized => (Phase::NotReady, format!("{name} runs")),
+            Some((name, _)) => (Phase::NotReady, format!("{name} is not ready yet")),
+            None => (Phase::NotReady, "starting".to_owned()),
+        }
+    }
+
+    /// What containers wait for, at its place in the manifest.
+    fn tell_faults(&mut self) {
+        let Some(state) = self.containers.as_ref().map(|it| it.state().borrow().clone()) else { return };
+        for (list, containers) in
+            [("initContainers", &state.init_containers), ("containers", &state.containers)]
+        {
+            for (index, (_, status)) in containers.iter().enumerate() {
+                for fault in &status.faults {
+                    let path = format!("spec.{list}[{index}].{}", fault.path);
+                    self.tell(News::Fault(path, format!("{}; the pod waits for it", fault.message)));
+                }
+            }
+        }
     }
 
     /// Until a process, the world or the clock has something new.
     async fn wait_for_change(&mut self, next: Option<Instant>) {
         let proxy = self.proxy.as_ref().map(|proxy| proxy.status.clone());
-        let statuses = self.apps.iter().map(|app| app.status.clone()).chain(proxy);
-        let changes: Vec<_> = statuses
-            .map(|mut status| {
-                Box::pin(async move {
-                    // One that has ended says nothing more.
-                    if status.changed().await.is_err() {
-                        pending::<()>().await;
-                    }
-                })
-            })
-            .collect();
-        let changed = async {
-            if changes.is_empty() {
-                return pending().await;
-            }
-            select_all(changes).await;
-        };
+        let of_proxy = changed(proxy);
+        let of_containers = changed(self.state.as_mut());
         let clock = async {
             match next {
                 Some(next) => sleep_until(next).await,
@@ -504,9 +385,10 @@ impl Life {
             }
         };
         tokio::select! {
-            () = changed => {}
+            () = of_proxy => {}
+            () = of_containers => {}
             () = clock => {}
-            world = self.world.changed() => if world.is_err() {
+            world = self.sources.world.changed() => if world.is_err() {
                 pending::<()>().await;
             }
         }
@@ -517,7 +399,10 @@ impl Life {
         let grace = self.plan.spec.termination_grace_period_seconds.and_then(|it| u64::try_from(it).ok());
         let limit = Duration::from_secs(grace.unwrap_or(30)).min(ending.limit);
         tokio::time::sleep(ending.drain).await;
-        join_all(std::mem::take(&mut self.apps).into_iter().map(|app| app.supervisor.stop(limit))).await;
+        if let Some(containers) = self.containers.take() {
+            containers.end(Some(limit));
+            let _ = containers.state().wait_for(|state| state.gone).await;
+        }
         if let Some(proxy) = self.proxy.take() {
             proxy.supervisor.stop(PROXY_LIMIT.min(ending.limit)).await;
         }
@@ -533,7 +418,7 @@ impl Life {
         if self.site.node.is_none() {
             return Ok(());
         }
-        let world = self.world.borrow().clone();
+        let world = self.sources.world.borrow().clone();
         let text = hosts::hosts(&self.plan, &world.plan, &world.objects, &world.ready, &world.entries);
         if text != self.hosts {
             std::fs::write(&self.hosts_file, &text)?;
@@ -544,8 +429,9 @@ impl Life {
 
     fn condition(&mut self, phase: Phase, words: String) {
         let of_proxy = self.proxy.as_ref().map(|proxy| proxy.status.borrow().restarts);
-        let of_apps = self.apps.iter().map(|app| app.status.borrow().restarts);
-        let condition = Condition { phase, words, restarts: of_apps.chain(of_proxy).sum() };
+        let state = self.containers.as_ref().map(|it| it.state().borrow().clone());
+        let of_containers = state.iter().flat_map(PodState::all).map(|(_, status)| status.restarts);
+        let condition = Condition { phase, words, restarts: of_containers.chain(of_proxy).sum() };
         if condition != self.condition {
             self.condition = condition.clone();
             self.tell(News::Condition(condition));
@@ -558,12 +444,15 @@ impl Life {
     }
 }
 
-impl App {
-    /// When to check again; `None`: when something changes.
-    fn next_check(&self) -> Option<Instant> {
-        let runs = matches!(self.status.borrow().state, State::Running { .. });
-        (runs && !(self.ready && self.probe.period == Duration::MAX)).then_some(self.next)
+/// Until something says something new, if it ever does.
+async fn changed<T>(of: Option<impl std::borrow::BorrowMut<watch::Receiver<T>>>) {
+    if let Some(mut receiver) = of
+        && receiver.borrow_mut().changed().await.is_ok()
+    {
+        return;
     }
+    // One that has ended says nothing more.
+    pending::<()>().await;
 }
 
 /// What keeps a process from running, in words; `None` if it runs.
@@ -574,6 +463,72 @@ fn words(name: &str, status: &Status) -> Option<String> {
         State::BackOff { reason, delay } => Some(format!("{name}: {reason}, again in {delay:?}")),
         State::Stopped => Some(format!("{name} is stopped")),
     }
+}
+
+/// What keeps a container from running, in words; `None` if it runs, or waits for its turn.
+fn hindrance(name: &str, status: &leno_kubelet::Status) -> Option<String> {
+    if let Some(fault) = status.faults.first() {
+        return Some(format!("{name}: {}", fault.message));
+    }
+    let (last, delay) = (status.last.as_ref()?, status.delay?);
+    Some(format!("{name}: {}, again in {delay:?}", how_ended(last)))
+}
+
+fn how_ended(ended: &leno_kubelet::Ended) -> String {
+    match (ended.exit, ended.message.is_empty()) {
+        (Some(exit), true) => exit.to_string(),
+        _ => ended.message.clone(),
+    }
+}
+
+/// How a pod came to its end.
+fn why_ended(state: &PodState) -> String {
+    if let Some((_, words)) = &state.reason {
+        return words.clone();
+    }
+    if !state.initialized {
+        return "an init container failed".to_owned();
+    }
+    let failed = state.containers.iter().filter_map(|(_, it)| it.end()).find(|it| !it.success());
+    let last = failed.or(state.containers.iter().find_map(|(_, it)| it.end()));
+    last.map_or_else(String::new, how_ended)
+}
+
+/// The pod's object as the kubelet reads it.
+fn object(plan: &PodPlan, mounts: bool) -> core::Pod {
+    let mut spec = plan.spec.clone();
+    // Reported by the plan.
+    spec.host_network = None;
+    spec.automount_service_account_token = Some(false);
+    spec.service_account_name = Some(plan.service_account().to_owned());
+    let declared = |list: &[ContainerPlan]| list.iter().map(|it| it.container.clone()).collect::<Vec<_>>();
+    spec.containers = declared(&plan.containers);
+    spec.init_containers = Some(declared(&plan.init_containers));
+    if !mounts {
+        spec.volumes = None;
+        for container in spec.containers.iter_mut().chain(spec.init_containers.iter_mut().flatten()) {
+            container.volume_mounts = None;
+        }
+    }
+    let metadata = ObjectMeta {
+        name: Some(plan.key.name.clone()),
+        namespace: Some(plan.key.namespace.clone()),
+        uid: Some(plan.uid()),
+        labels: Some(plan.labels.clone()),
+        annotations: Some(plan.annotations.clone()),
+        ..ObjectMeta::default()
+    };
+    core::Pod { metadata, spec: Some(spec), status: None }
+}
+
+/// Where traffic is not redirected: which address to listen on, and where to send requests to.
+fn of_loopback(pod: &PodPlan) -> Vec<(String, String)> {
+    let mut variables = vec![("LISTEN_ADDRESS".to_owned(), pod.address.to_string())];
+    if pod.proxy == ProxyRole::Sidecar {
+        variables.push(("http_proxy".to_owned(), format!("http://{}:{HTTP_PROXY_PORT}", pod.address)));
+        variables.push(("no_proxy".to_owned(), "localhost,127.0.0.1".to_owned()));
+    }
+    variables
 }
 
 /// How redirection can tell proxies from applications: by their user, where any user may run them.

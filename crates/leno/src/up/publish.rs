@@ -6,12 +6,13 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use leno_kubelet::Place;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use super::site::{Place, Site};
+use super::site::Site;
 
 /// How long a connection waits for a pod that does not accept, as one that is being started again.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -92,12 +93,12 @@ async fn forward(mut client: TcpStream, target: watch::Receiver<Arc<Target>>) {
 
 #[cfg(test)]
 mod tests {
+    use leno_kubelet::Place;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::{TcpListener, TcpStream};
     use tokio::sync::watch;
 
     use super::{Target, accept};
-    use crate::up::site::Place;
 
     #[tokio::test]
     async fn copies_both_ways_and_keeps_half_closed_connections() {

@@ -78,7 +78,7 @@ mod tests {
              {app: a}}, template: {metadata: {labels: {app: a}}, spec: {containers: [{name: c, image: 'lenomesh/samples:0.1', \
              ports: [{name: web, containerPort: 8080}]}]}}}\n",
         );
-        let settings = Settings { images: Images::default() };
+        let settings = Settings { images: Images::default(), mounts: true };
         let plan = plan(&objects, &settings, &mut Layout::Loopback { ports: [1, 2] }.ranges());
         let mut phases = [Phase::Ready, Phase::NotReady].into_iter();
         let pods = plan.pods.values().map(|pod| (pod.key.clone(), (pod.clone(), phases.next().unwrap())));

@@ -1,15 +1,14 @@
-//! What all pods of a running mesh share, and the place where one of them lives.
+//! What all pods of a running mesh share.
 
+use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::time::Duration;
-use std::{io, net};
 
-use leno_node::{Capabilities, Line, Node, Pod, ProcessSpec, Publisher};
-use tokio::net::{TcpListener, TcpStream};
+use leno_node::{Capabilities, Line, Node, ProcessSpec, Publisher};
+use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 
-use super::environment::Inherited;
+use super::image::Inherited;
 use super::layout::{Layout, Owner, PROXY_ID};
 use crate::verb::up::ProxyProgram;
 
@@ -78,38 +77,5 @@ impl Site {
             Layout::Loopback { .. } => spec.capabilities = None,
         }
         spec
-    }
-}
-
-/// Where a pod lives: a network namespace, or this one.
-#[derive(Clone, Debug)]
-pub(crate) enum Place {
-    Namespace(Pod),
-    Here,
-}
-
-impl Place {
-    pub(crate) fn pod(&self) -> Option<&Pod> {
-        match self {
-            Place::Namespace(pod) => Some(pod),
-            Place::Here => None,
-        }
-    }
-
-    /// Connects from inside.
-    pub(crate) async fn connect(&self, address: SocketAddr) -> io::Result<TcpStream> {
-        const LIMIT: Duration = Duration::from_secs(2);
-        match self {
-            Place::Here => TcpStream::connect(address).await,
-            Place::Namespace(pod) => {
-                let pod = pod.clone();
-                // The connection belongs to the namespace that it was made in, whoever uses it.
-                let connect = move || pod.within(|| net::TcpStream::connect_timeout(&address, LIMIT));
-                let stream = tokio::task::spawn_blocking(connect).await.map_err(io::Error::other)?;
-                let stream = stream.map_err(io::Error::other)??;
-                stream.set_nonblocking(true)?;
-                TcpStream::from_std(stream)
-            }
-        }
     }
 }

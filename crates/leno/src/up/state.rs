@@ -206,7 +206,8 @@ mod tests {
             "apiVersion: v1\nkind: Pod\nmetadata: {name: a}\nspec: {containers: [{name: a, image: lenomesh/samples}]}\n---\n\
              apiVersion: v1\nkind: Service\nmetadata: {name: s}\nspec: {ports: [{port: 80}]}\n",
         );
-        let plan = plan(&objects, &Settings { images: Images::default() }, &mut layout.ranges());
+        let plan =
+            plan(&objects, &Settings { images: Images::default(), mounts: true }, &mut layout.ranges());
         let mut state = StateFolder::create(folder.path().join("state")).unwrap();
         let mut pods: BTreeMap<_, _> =
             plan.pods.iter().map(|(key, pod)| (key.clone(), (pod.clone(), Phase::Ready))).collect();

@@ -17,14 +17,20 @@ use clap::{CommandFactory as _, FromArgMatches as _};
 use leno_agent::agent::Settings;
 use leno_agent::bootstrap::{Node, Role, read_override};
 use leno_agent::environment::Environment;
+use leno_agent::http::ask;
 use leno_agent::interfaces::addresses;
 use leno_agent::lifecycle::Proxy;
 use leno_agent::proxy_config::{Layer, ProxyConfig};
 use leno_proxy::Options;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
+use super::iptables;
+use super::log_levels::{self, Scoped};
 use super::proxy::component_levels;
 use crate::cli::Failure;
+
+/// How much of an answer is read, bytes: configurations are large.
+const MOST: usize = 512 << 20;
 
 /// What `leno agent` is called with, which is looked at later.
 #[derive(Debug, clap::Args)]
@@ -53,6 +59,10 @@ enum Verb {
     Wait(Wait),
     /// Ask the admin interface of the proxy
     Request(Request),
+    /// Let the connections of this network namespace go through the proxy
+    IstioIptables(Box<iptables::Flags>),
+    /// The end of that
+    IstioCleanIptables(Box<iptables::Flags>),
     /// Print the version
     Version,
 }
@@ -68,7 +78,7 @@ struct Log {
         global = true
     )]
     log_output_level: String,
-    /// The proxy's log, if it is Envoy, is JSON
+    /// The proxy's log is JSON
     #[arg(long = "log_as_json", alias = "log-as-json", global = true)]
     log_as_json: bool,
 }
@@ -155,12 +165,19 @@ impl Agent {
             Verb::Proxy(run) => run.run(&log, &unknown),
             Verb::Wait(wait) => wait.run(),
             Verb::Request(request) => request.run(),
+            Verb::IstioIptables(flags) => known(&unknown).and_then(|()| flags.run(false)),
+            Verb::IstioCleanIptables(flags) => known(&unknown).and_then(|()| flags.run(true)),
             Verb::Version => {
                 println!("{}", env!("CARGO_PKG_VERSION"));
                 Ok(ExitCode::SUCCESS)
             }
         }
     }
+}
+
+/// Rules that are not as they were meant to be are worse than none.
+fn known(unknown: &[String]) -> Result<(), Failure> {
+    if unknown.is_empty() { Ok(()) } else { Err(anyhow!("not known: {}", unknown.join(", ")).into()) }
 }
 
 /// Reads the command line without what is not known, which is returned.
@@ -239,7 +256,7 @@ impl Run {
                 None => inside(options)?,
                 Some(program) => child(&program, &options, &addresses, skips)?,
             };
-            agent.run(proxy, terminated).await.map_err(|error| anyhow!("the proxy has ended: {error}"))
+            agent.run(proxy, terminated).await.map_err(anyhow::Error::msg)
         });
         // What still runs is of no use without a proxy.
         runtime.shutdown_background();
@@ -281,7 +298,7 @@ impl Run {
             config.concurrency = Some(self.concurrency);
         }
         if let Some(binary) = &self.binary {
-            config.binary_path.clone_from(binary);
+            config.set_binary(binary);
         }
         let outlier_log = Some(self.outlier_log.clone()).filter(|path| !path.is_empty());
         let role = if self.role == "router" { Role::Router } else { Role::Sidecar };
@@ -324,17 +341,7 @@ fn split_level(text: &str) -> (String, String) {
 /// The agent's levels for its own log. Scopes are pilot-agent's; those that we do not have have no effect.
 fn agent_levels(levels: &str) -> anyhow::Result<String> {
     let mut directives = Vec::new();
-    for pair in levels.split(',').map(str::trim).filter(|pair| !pair.is_empty()) {
-        let (scope, level) = pair.split_once(':').unwrap_or(("default", pair));
-        let level = match level {
-            "none" => "off",
-            "fatal" | "error" => "error",
-            "warn" => "warn",
-            "info" => "info",
-            "debug" => "debug",
-            "trace" => "trace",
-            _ => bail!("--log_output_level: {pair:?} is not SCOPE:LEVEL"),
-        };
+    for Scoped { scope, level } in log_levels::parse(levels)? {
         let target = match scope {
             "default" | "all" => "leno_agent",
             "xdsproxy" => "leno_agent::xds_proxy",
@@ -410,13 +417,22 @@ fn child(program: &Path, options: &Options, addresses: &[IpAddr], skips: bool) -
     let child = command.stdin(Stdio::null()).spawn();
     let mut child = child.with_context(|| program.display().to_string())?;
     // Names this process even when its number has gone to another one.
-    let handle = pidfd_open(Pid::from_child(&child), PidfdFlags::empty()).map(Arc::new)?;
+    let handle = match pidfd_open(Pid::from_child(&child), PidfdFlags::empty()) {
+        Ok(handle) => Arc::new(handle),
+        Err(error) => {
+            // Nobody would end it later.
+            let _ = child.kill();
+            let _ = child.wait();
+            return Err(error).context("the Envoy that was started cannot be followed");
+        }
+    };
+    let running = Running(Arc::clone(&handle));
     let (ended, end) = tokio::sync::oneshot::channel();
-    // Not by tokio, whose workers would look for children in each of their turns.
+    // Not by tokio, whose workers would look for children in each of their turns. If there is no thread for it
+    // `running` ends it.
     std::thread::Builder::new().name("envoy".to_owned()).spawn(move || {
         let _ = ended.send(child.wait());
     })?;
-    let running = Running(Arc::clone(&handle));
     let exited = async move {
         let status = end.await;
         drop(running);
@@ -450,17 +466,20 @@ impl Wait {
         let rest = rest.ok_or_else(|| anyhow!("--url: {:?} is not http://...", self.url))?;
         let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
         let path = if path.is_empty() { "/" } else { path };
+        let (host, port) = match authority.rsplit_once(':') {
+            Some((host, port)) if !port.ends_with(']') => (host, port.parse().context("--url: its port")?),
+            _ => (authority, 80),
+        };
         let each = Duration::from_millis(self.request_timeout);
         let period = Duration::from_millis(self.period);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         runtime.block_on(async {
             let end = tokio::time::Instant::now() + Duration::from_secs(self.timeout);
             loop {
-                let error = match tokio::time::timeout(each, one_request("GET", authority, path)).await {
-                    Ok(Ok((200..=299, _))) => return Ok(ExitCode::SUCCESS),
-                    Ok(Ok((status, _))) => format!("HTTP status code {status}"),
-                    Ok(Err(error)) => format!("{error:#}"),
-                    Err(_) => format!("no answer within {each:?}"),
+                let error = match ask("GET", (host, port), path, each, MOST).await {
+                    Ok((200..=299, _)) => return Ok(ExitCode::SUCCESS),
+                    Ok((status, _)) => format!("HTTP status code {status}"),
+                    Err(error) => error,
                 };
                 if tokio::time::Instant::now() >= end {
                     let words = "timeout waiting for Envoy proxy to become ready. Last error";
@@ -475,34 +494,17 @@ impl Wait {
 impl Request {
     fn run(self) -> Result<ExitCode, Failure> {
         let path = if self.path.starts_with('/') { self.path.clone() } else { format!("/{}", self.path) };
-        let authority = format!("localhost:{}", self.debug_port);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let asked = async {
-            tokio::time::timeout(Duration::from_secs(60), one_request(&self.method, &authority, &path)).await
-        };
-        let (status, body) = runtime.block_on(asked)??;
+        let to = ("localhost", self.debug_port);
+        let asked = ask(&self.method, to, &path, Duration::from_secs(60), MOST);
+        let (status, body) = runtime.block_on(asked).map_err(anyhow::Error::msg)?;
+        let body = String::from_utf8_lossy(&body);
         if status >= 400 {
             return Err(anyhow!("received unsuccessful status code {status}: {body}").into());
         }
         println!("{body}");
         Ok(ExitCode::SUCCESS)
     }
-}
-
-/// One request, and the status and the body of its answer.
-async fn one_request(method: &str, authority: &str, path: &str) -> anyhow::Result<(u16, String)> {
-    use http_body_util::{BodyExt as _, Empty};
-    let stream = tokio::net::TcpStream::connect(authority).await.with_context(|| authority.to_owned())?;
-    let (mut sender, connection) =
-        hyper::client::conn::http1::handshake::<_, Empty<bytes::Bytes>>(hyper_util::rt::TokioIo::new(stream))
-            .await?;
-    tokio::spawn(connection);
-    let request =
-        http::Request::builder().method(method).uri(path).header("host", authority).body(Empty::new())?;
-    let response = sender.send_request(request).await?;
-    let status = response.status().as_u16();
-    let body = response.into_body().collect().await?.to_bytes();
-    Ok((status, String::from_utf8_lossy(&body).into_owned()))
 }
 
 #[cfg(test)]
@@ -525,6 +527,8 @@ mod tests {
             "wait --timeoutSeconds 5",
             "request GET /ready",
             "version",
+            "istio-iptables -p 15001 -b * --log_output_level=default:info",
+            "istio-clean-iptables",
         ] {
             assert!(parse(good.split_whitespace().map(Into::into).collect()).is_ok(), "{good}");
         }

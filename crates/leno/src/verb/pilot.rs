@@ -6,8 +6,10 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use leno_control::inject::WebhookOptions;
 use leno_control::server::{Access, CaSettings, Issuer, Kubernetes, Options, Secure, parse_duration};
 
+use super::log_levels::{self, Scoped};
 use crate::cli::Failure;
 
 /// Flags have the names of pilot-discovery's.
@@ -73,7 +75,7 @@ pub(crate) struct Pilot {
     )]
     audiences: Vec<String>,
     /// An issuer of tokens beside the API server, as JSON: issuer, audiences, and jwks (the keys) or
-    /// jwksUri (file:///PATH)
+    /// jwksUri (https://..., file:///PATH); without either the issuer is asked (OpenID Connect)
     #[arg(long = "jwtRule", env = "JWT_RULE", value_name = "JSON", default_value = "")]
     jwt_rule: String,
     /// The folder of join tokens (see `leno token create`), for machines without Kubernetes
@@ -88,17 +90,11 @@ pub(crate) struct Pilot {
     trusts_plaintext: bool,
     #[command(flatten)]
     keepalive: Keepalive,
-    /// Where webhooks for injection and validation are served: not supported yet, so that nothing but
-    /// the empty address is taken
-    // Deviation: by default nothing is served there, where istiod serves its webhooks at :15017.
-    #[arg(
-        long = "httpsAddr",
-        alias = "https-addr",
-        value_name = "ADDRESS",
-        default_value = "",
-        hide_default_value = true
-    )]
-    https_addr: String,
+    /// Where webhooks for injection and validation are served, with TLS: `:15017` if a cluster is read
+    /// and there is a certificate, else nowhere; empty: nowhere
+    // Deviation: with an empty address istiod serves its webhooks at --httpAddr without TLS.
+    #[arg(long = "httpsAddr", alias = "https-addr", value_name = "ADDRESS")]
+    https_addr: Option<String>,
     /// Write what is found wrong with objects of the cluster into their status
     #[arg(long = "writeStatus", env = "PILOT_ENABLE_ANALYSIS")]
     write_status: bool,
@@ -180,6 +176,9 @@ struct Keepalive {
 /// Where the probes of Istio's charts ask.
 const READY_ADDRESS: &str = ":8080";
 
+/// Where API servers ask webhooks.
+const WEBHOOKS: &str = ":15017";
+
 /// Where the certificate of istiod is mounted, as Istio's charts do it.
 const TLS_FILES: [&str; 2] = ["/var/run/secrets/istiod/tls/tls.crt", "/var/run/secrets/istiod/tls/tls.key"];
 
@@ -200,10 +199,16 @@ impl Pilot {
             return Err(anyhow::anyhow!(words).into());
         }
         without_effect(&access, kubernetes.is_some(), |name| std::env::var(name).ok())?;
+        let certified = access.secure.is_some() || access.authority.is_some();
+        let webhooks = self.webhooks(kubernetes.is_some() && certified, |name| std::env::var(name).ok())?;
+        if webhooks.is_some() && !certified {
+            return Err(anyhow::anyhow!("--httpsAddr needs --tlsCertFile or an authority").into());
+        }
         let mut config = leno_control::server::Config::new(self.dirs);
         if access.plaintext {
             config.grpc_addr = address("--grpcAddr", &self.grpc_addr)?;
         }
+        config.webhooks = webhooks;
         config.access = access;
         config.connections = connections;
         (config.http_addr, config.second_http_addr) = looking;
@@ -229,9 +234,6 @@ impl Pilot {
 impl Pilot {
     /// Where people look, once or twice; refuses what would have no effect.
     fn looking(&self, in_cluster: bool) -> anyhow::Result<(SocketAddr, Option<SocketAddr>)> {
-        if !self.https_addr.is_empty() {
-            bail!("--httpsAddr: webhooks for injection and validation are not supported yet");
-        }
         let default = if in_cluster { READY_ADDRESS } else { "" };
         let second = Some(self.http_addr.as_deref().unwrap_or(default)).filter(|text| !text.is_empty());
         let second = second.map(|text| address("--httpAddr", text)).transpose()?;
@@ -244,6 +246,37 @@ impl Pilot {
                 Ok((first, second.filter(|second| *second != first || first.port() == 0)))
             }
         }
+    }
+
+    /// Where webhooks are served, and for whom.
+    fn webhooks(
+        &self,
+        by_default: bool,
+        variable: impl Fn(&str) -> Option<String>,
+    ) -> anyhow::Result<Option<WebhookOptions>> {
+        let default = if by_default { WEBHOOKS } else { "" };
+        let text = self.https_addr.as_deref().unwrap_or(default);
+        if text.is_empty() {
+            return Ok(None);
+        }
+        let native = variable("ENABLE_NATIVE_SIDECARS").unwrap_or_default();
+        let native = match native.as_str() {
+            "true" => Some(true),
+            "false" => Some(false),
+            "" | "auto" => None,
+            other => bail!("ENABLE_NATIVE_SIDECARS: {other:?} is none of true, false, auto"),
+        };
+        // Istio's charts empty the name where others register the webhook.
+        let registers = variable("INJECTION_WEBHOOK_CONFIG_NAME").is_none_or(|name| !name.is_empty());
+        Ok(Some(WebhookOptions {
+            address: address("--httpsAddr", text)?,
+            revision: variable("REVISION")
+                .filter(|name| !name.is_empty())
+                .unwrap_or_else(|| "default".to_owned()),
+            namespace: self.namespace.clone(),
+            native,
+            registers,
+        }))
     }
 
     /// Who may connect.
@@ -268,6 +301,8 @@ impl Pilot {
             believes_all: self.trusts_plaintext,
             audiences: self.audiences.clone(),
             issuer,
+            // Where programs that trust the system look first.
+            system_roots: std::env::var_os("SSL_CERT_FILE").filter(|path| !path.is_empty()).map(Into::into),
             join_tokens: self.join_tokens.clone(),
             trusted_proxies: trusted.collect::<anyhow::Result<_>>()?,
             authority: None,
@@ -407,24 +442,11 @@ fn address(flag: &str, text: &str) -> anyhow::Result<SocketAddr> {
 }
 
 fn start_log(levels: &str) -> anyhow::Result<()> {
-    let mut directives = Vec::new();
-    for pair in levels.split(',').map(str::trim).filter(|pair| !pair.is_empty()) {
-        let (scope, level) = pair.split_once(':').unwrap_or(("default", pair));
-        let level = match level {
-            "none" => "off",
-            "fatal" | "error" => "error",
-            "warn" => "warn",
-            "info" => "info",
-            "debug" => "debug",
-            "trace" => "trace",
-            _ => bail!("--log_output_level: {pair:?} is not SCOPE:LEVEL"),
-        };
-        directives.push(match scope {
-            "default" | "all" => format!("warn,leno={level},leno_control={level},leno_xds={level}"),
-            scope => format!("leno_control::{scope}={level}"),
-        });
-    }
-    let filter = tracing_subscriber::EnvFilter::try_new(directives.join(","))?;
+    let directives = log_levels::parse(levels)?.into_iter().map(|Scoped { scope, level }| match scope {
+        "default" | "all" => format!("warn,leno={level},leno_control={level},leno_xds={level}"),
+        scope => format!("leno_control::{scope}={level}"),
+    });
+    let filter = tracing_subscriber::EnvFilter::try_new(directives.collect::<Vec<_>>().join(","))?;
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
     Ok(())
 }
@@ -447,6 +469,22 @@ mod tests {
     }
 
     #[test]
+    fn where_webhooks_are_served() {
+        let none = |_: &str| None;
+        let of = |arguments: &[&str], by_default: bool| {
+            let options = pilot(arguments)
+                .and_then(|pilot| pilot.webhooks(by_default, none).map_err(|e| e.to_string()));
+            options.map(|options| options.map(|options| options.address.to_string()))
+        };
+        assert_eq!(of(&[], false), Ok(None));
+        assert_eq!(of(&[], true), Ok(Some("0.0.0.0:15017".to_owned())));
+        assert_eq!(of(&["--httpsAddr="], true), Ok(None));
+        assert_eq!(of(&["--httpsAddr=127.0.0.1:1"], false), Ok(Some("127.0.0.1:1".to_owned())));
+        let bad = |name: &str| (name == "ENABLE_NATIVE_SIDECARS").then(|| "maybe".to_owned());
+        assert!(pilot(&[]).expect("flags").webhooks(true, bad).is_err());
+    }
+
+    #[test]
     fn where_people_look() {
         for (arguments, in_cluster, expected) in [
             (&[][..], false, "0.0.0.0:15014"),
@@ -458,11 +496,6 @@ mod tests {
             (&["--monitoringAddr="], false, "/ready is served nowhere"),
             (&["--httpAddr=8080"], false, "--httpAddr: \"8080\" is not ADDRESS:PORT"),
             (&["--httpsAddr="], false, "0.0.0.0:15014"),
-            (
-                &["--httpsAddr=:15017"],
-                true,
-                "--httpsAddr: webhooks for injection and validation are not supported",
-            ),
         ] {
             let found = match pilot(arguments).expect("good flags").looking(in_cluster) {
                 Ok((first, second)) => {

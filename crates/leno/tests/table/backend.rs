@@ -7,7 +7,7 @@
 //! with 503, or with `back-status`, before the so-manieth attempt) and `back-at` (`ADDRESS=status`:
 //! only there).
 //!
-//! Two services are among them: `check.rs`, and keys of tokens under `/keys/`.
+//! Further services are among them: `check.rs`, `collector.rs`, and keys of tokens under `/keys/`.
 
 use std::collections::{BTreeMap, HashMap};
 use std::convert::Infallible;
@@ -33,6 +33,7 @@ use tokio_rustls::TlsAcceptor;
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
 use crate::check::{self, Call};
+use crate::collector::{self, Span};
 use crate::token;
 
 /// The header by which a request says which row it belongs to.
@@ -53,6 +54,7 @@ pub(crate) struct Seen {
 /// All back ends.
 pub(crate) struct Backend {
     seen: Mutex<HashMap<String, Vec<Seen>>>,
+    spans: Mutex<Vec<Span>>,
     tls: Arc<ServerConfig>,
 }
 
@@ -71,7 +73,7 @@ struct Rewound {
 
 impl Backend {
     pub(crate) fn new(tls: Arc<ServerConfig>) -> Arc<Backend> {
-        Arc::new(Backend { seen: Mutex::default(), tls })
+        Arc::new(Backend { seen: Mutex::default(), spans: Mutex::default(), tls })
     }
 
     /// Serves what is redirected to a socket.
@@ -85,6 +87,12 @@ impl Backend {
     pub(crate) fn seen(&self, row: &str) -> Vec<Seen> {
         let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         seen.get(row).cloned().unwrap_or_default()
+    }
+
+    /// The spans of a row that have arrived.
+    pub(crate) fn spans(&self, row: &str) -> Vec<Span> {
+        let spans = self.spans.lock().unwrap_or_else(PoisonError::into_inner);
+        spans.iter().filter(|span| span.get(collector::ROW) == Some(row)).cloned().collect()
     }
 
     /// Writes something down; gives how often that row has been seen.
@@ -172,6 +180,9 @@ impl Backend {
         }
         if head.uri.path() == "/keys/now" {
             return Ok(Response::new(Full::from(token::keys()).boxed()));
+        }
+        if let Some(spans) = collector::read(head.uri.path(), &body) {
+            self.spans.lock().unwrap_or_else(PoisonError::into_inner).extend(spans);
         }
         let mut facts = connection.facts;
         let host = head.headers.get("host").and_then(|host| host.to_str().ok());

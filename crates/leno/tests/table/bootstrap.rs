@@ -2,14 +2,12 @@
 
 use std::net::Ipv4Addr;
 
+use leno_agent::bootstrap::ISTIO_VERSION;
 use leno_node::Mode;
 use serde_json::{Value, json};
 
 use crate::mesh::{Pod, Role};
 use crate::place::{ADMIN, OWNER};
-
-/// The release of Istio whose agent this stands for.
-const ISTIO_VERSION: &str = "1.28.0";
 
 /// Where a proxy gets its configuration and its secrets.
 pub(crate) struct Servers {

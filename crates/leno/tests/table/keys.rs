@@ -5,13 +5,21 @@ use std::path::Path;
 use std::sync::Arc;
 
 use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, KeyUsagePurpose, SanType,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer, DnType, IsCa,
+    KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams, SanType, SerialNumber, date_time_ymd,
 };
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig};
 
 type Authority = CertifiedIssuer<'static, KeyPair>;
+
+/// The numbers of the client `revoked` and of the servers behind the proxies, in certificates.
+const REVOKED: u64 = 4711;
+const SERVER: u64 = 4712;
+
+/// Revocation lists of the world, each in the file `NAME.crl`, by the numbers of what is in them.
+const REVOCATIONS: [(&str, &[u64]); 2] = [("clients", &[REVOKED]), ("servers", &[SERVER])];
 
 /// Certificates of gateways, each in the files `NAME.pem` and `NAME.key`.
 const SERVERS: [(&str, &[&str]); 4] = [
@@ -57,6 +65,9 @@ impl Keys {
             identity(&keys.root, name, names)?.write(folder, name)?;
         }
         client.write(folder, "client")?;
+        for (name, numbers) in REVOCATIONS {
+            fs::write(folder.join(format!("{name}.crl")), revocations(&keys.root, numbers)?)?;
+        }
         Ok(keys)
     }
 
@@ -70,11 +81,12 @@ impl Keys {
         identity(&self.mesh, "", &[name])
     }
 
-    /// What a client shows: `client`, `stranger` (of an authority that nobody trusts) or the identity
-    /// of a workload.
+    /// What a client shows: `client`, `revoked` (the same, taken back), `stranger` (of an authority that
+    /// nobody trusts) or the identity of a workload.
     pub(crate) fn client(&self, name: &str) -> Result<Identity, rcgen::Error> {
         match name {
             "client" => identity(&self.root, "client", &["client.example.com"]),
+            "revoked" => numbered(&self.root, "client", &["client.example.com"], REVOKED),
             "stranger" => identity(&authority("nobody")?, "client", &["client.example.com"]),
             name => self.workload(name),
         }
@@ -82,7 +94,7 @@ impl Keys {
 
     /// TLS of the servers behind the proxies: a certificate with many names, and any client.
     pub(crate) fn server(&self) -> Result<Arc<ServerConfig>, Box<dyn std::error::Error>> {
-        let identity = identity(&self.root, "server", &BACK_END)?;
+        let identity = numbered(&self.root, "server", &BACK_END, SERVER)?;
         let mut roots = RootCertStore::empty();
         roots.add(self.root.der().clone())?;
         roots.add(self.mesh.der().clone())?;
@@ -118,8 +130,41 @@ fn authority(name: &str) -> Result<Authority, rcgen::Error> {
     CertifiedIssuer::self_signed(params, KeyPair::generate()?)
 }
 
+fn revocations(issuer: &Authority, numbers: &[u64]) -> Result<String, rcgen::Error> {
+    let revoked = |number: &u64| RevokedCertParams {
+        serial_number: SerialNumber::from(*number),
+        revocation_time: date_time_ymd(2024, 1, 1),
+        reason_code: None,
+        invalidity_date: None,
+    };
+    let list = CertificateRevocationListParams {
+        this_update: date_time_ymd(2024, 1, 1),
+        next_update: date_time_ymd(4096, 1, 1),
+        crl_number: SerialNumber::from(1),
+        issuing_distribution_point: None,
+        revoked_certs: numbers.iter().map(revoked).collect(),
+        key_identifier_method: KeyIdMethod::Sha256,
+    };
+    list.signed_by(issuer)?.pem()
+}
+
 fn identity(issuer: &Authority, common: &str, names: &[&str]) -> Result<Identity, rcgen::Error> {
+    issued(issuer, common, names, None)
+}
+
+/// One whose number is known.
+fn numbered(issuer: &Authority, common: &str, names: &[&str], number: u64) -> Result<Identity, rcgen::Error> {
+    issued(issuer, common, names, Some(number))
+}
+
+fn issued(
+    issuer: &Authority,
+    common: &str,
+    names: &[&str],
+    number: Option<u64>,
+) -> Result<Identity, rcgen::Error> {
     let mut params = CertificateParams::default();
+    params.serial_number = number.map(SerialNumber::from);
     params.distinguished_name = rcgen::DistinguishedName::new();
     if !common.is_empty() {
         params.distinguished_name.push(DnType::CommonName, common);

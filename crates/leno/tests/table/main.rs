@@ -14,6 +14,10 @@ mod backend;
 mod bootstrap;
 mod check;
 mod client;
+#[allow(dead_code, reason = "shared with the tests of the proxy, which use all of it")]
+#[path = "../../../proxy/tests/tracing/collect.rs"]
+mod collect;
+mod collector;
 mod inside;
 mod keys;
 mod mesh;

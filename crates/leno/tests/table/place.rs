@@ -10,10 +10,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use leno_node::{
-    Chain, Hook, Ipv4Net, Line, Match, Mode, Node, Owner, PodSpec, Process, ProcessSpec, Redirect, Rule,
-    Ruleset, Verdict,
-};
+use leno_base::Cidr;
+use leno_node::rules::{Chain, Family, Hook, Kind, Match, Owner, Rule, Ruleset, Table, Verdict};
+use leno_node::{Line, Mode, Node, PodSpec, Process, ProcessSpec, Redirect};
 use serde_json::Value;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
@@ -30,7 +29,7 @@ pub(crate) const ADMIN: u16 = 15000;
 /// The port of the back ends in each pod.
 const BACK_ENDS: u16 = 65000;
 /// Nobody has these addresses: connections to them are refused.
-const NOBODY: Ipv4Net = Ipv4Net { address: Ipv4Addr::new(10, 99, 0, 0), prefix: 16 };
+const NOBODY: &str = "10.99.0.0/16";
 /// A port on which nothing listens.
 const CLOSED: u16 = 1;
 /// The chain for what a proxy sends.
@@ -184,7 +183,7 @@ impl Place {
 fn rules(role: Role, node: &Node, proxied: impl Iterator<Item = Ipv4Addr>) -> Ruleset {
     let (redirect, owner) = match node.mode() {
         Mode::Root => {
-            let redirect = Redirect { proxy_uid: None, proxy_gid: Some(OWNER), ..Redirect::default() };
+            let redirect = Redirect { proxy_uids: Vec::new(), ..Redirect::default() };
             (redirect, Owner::Gid(OWNER))
         }
         Mode::User => (Redirect::by_mark(), Owner::Mark(OWNER)),
@@ -195,15 +194,18 @@ fn rules(role: Role, node: &Node, proxied: impl Iterator<Item = Ipv4Addr>) -> Ru
         Role::Sidecar => redirect.rules(),
         Role::Gateway => {
             let sent = Rule { matches: vec![Match::Tcp, Match::Owner(owner)], verdict: Verdict::Jump(SENT) };
-            Ruleset { chains: vec![Chain { name: "output", hook: Some(Hook::Output), rules: vec![sent] }] }
+            let hook = Hook::Output;
+            let chains = vec![Chain { name: hook.chain(), hook: Some(hook), rules: vec![sent] }];
+            Ruleset { tables: vec![Table { family: Family::V4, kind: Kind::Nat, chains }] }
         }
     };
-    for chain in &mut rules.chains {
+    let Some(table) = rules.tables.first_mut() else { return rules };
+    for chain in &mut table.chains {
         let mut changed = Vec::new();
         for rule in chain.rules.drain(..) {
             match rule.matches.as_slice() {
                 // The proxy to its application.
-                [Match::From(_), Match::OutLoopback] => {
+                [Match::Out(_), Match::From(_)] => {
                     let matches = [Match::Tcp].into_iter().chain(rule.matches).collect();
                     changed.push(Rule { matches, verdict: back_ends() });
                 }
@@ -218,9 +220,10 @@ fn rules(role: Role, node: &Node, proxied: impl Iterator<Item = Ipv4Addr>) -> Ru
     }
     let here = [Ipv4Addr::LOCALHOST, node.network().address];
     let mut sent: Vec<Rule> =
-        here.into_iter().chain(proxied).map(|address| straight(Ipv4Net::host(address))).collect();
-    sent.push(Rule { matches: vec![Match::To(NOBODY), Match::Tcp], verdict: Verdict::Redirect(CLOSED) });
+        here.into_iter().chain(proxied).map(|address| straight(Cidr::host(address.into()))).collect();
+    let nobody = NOBODY.parse().map(Match::To).into_iter();
+    sent.push(Rule { matches: nobody.chain([Match::Tcp]).collect(), verdict: Verdict::Redirect(CLOSED) });
     sent.push(Rule { matches: vec![Match::Tcp], verdict: back_ends() });
-    rules.chains.insert(0, Chain { name: SENT, hook: None, rules: sent });
+    table.chains.insert(0, Chain { name: SENT, hook: None, rules: sent });
     rules
 }

@@ -109,9 +109,18 @@ pub(crate) struct Expectation {
     pub(crate) same: bool,
     /// What must be written to logs, by their names; `None`: nothing.
     pub(crate) logs: Vec<(String, Option<String>)>,
+    /// Lines that there must be in logs, by their names, whoever they are about: nothing tells what
+    /// question a connection was made for.
+    pub(crate) lines: Vec<(String, String)>,
     /// What must be counted.
     pub(crate) metrics: Vec<Metric>,
+    /// Spans that collectors must be told, each by what it must have.
+    pub(crate) spans: Vec<Vec<Label>>,
 }
+
+/// A name with its value; `None`: absent.
+#[derive(Clone, Debug)]
+pub(crate) struct Label(pub(crate) String, pub(crate) Option<String>);
 
 /// A sample of a proxy's.
 #[derive(Clone, Debug, Default)]
@@ -120,8 +129,7 @@ pub(crate) struct Metric {
     pub(crate) there: bool,
     pub(crate) pod: String,
     pub(crate) name: String,
-    /// Labels with their values; `None`: absent.
-    pub(crate) labels: Vec<(String, Option<String>)>,
+    pub(crate) labels: Vec<Label>,
 }
 
 /// How it ends.
@@ -305,8 +313,15 @@ fn fact_of(expect: &mut Expectation, fact: &str) -> Result<(), String> {
             expect.logs.push((log.to_owned(), Some(text.to_owned())));
         }
         ("!log", log) => expect.logs.push((log.to_owned(), None)),
+        ("line", text) => {
+            let (log, text) = text.split_once(' ').ok_or_else(|| format!("{text:?}: what does it say?"))?;
+            expect.lines.push((log.to_owned(), text.to_owned()));
+        }
         ("metric", text) => expect.metrics.push(metric(true, text)?),
         ("!metric", text) => expect.metrics.push(metric(false, text)?),
+        ("span", text) => {
+            expect.spans.push(text.split(' ').map(label).collect::<Result<_, _>>()?);
+        }
         ("certificate", name) => expect.certificate = Some(name.to_owned()),
         (name @ ("path" | "host" | "method" | "protocol" | "tls" | "peer" | "proxied" | "sent"), value) => {
             expect.facts.insert(name.to_owned(), value.to_owned());
@@ -321,13 +336,27 @@ fn metric(there: bool, text: &str) -> Result<Metric, String> {
     let (Some(pod), Some(name)) = (words.next(), words.next()) else {
         return Err(format!("{text:?}: which proxy counts what?"));
     };
-    let label = |word: &str| match (word.split_once('='), word.strip_prefix('!')) {
-        (Some((name, value)), _) => Ok((name.to_owned(), Some(value.to_owned()))),
-        (None, Some(name)) => Ok((name.to_owned(), None)),
-        _ => Err(format!("{word:?} is no label")),
-    };
     let labels = words.map(label).collect::<Result<_, _>>()?;
     Ok(Metric { there, pod: pod.to_owned(), name: name.to_owned(), labels })
+}
+
+fn label(word: &str) -> Result<Label, String> {
+    match (word.split_once('='), word.strip_prefix('!')) {
+        (Some((name, value)), _) => Ok(Label(name.to_owned(), Some(value.to_owned()))),
+        (None, Some(name)) => Ok(Label(name.to_owned(), None)),
+        _ => Err(format!("{word:?} is no label")),
+    }
+}
+
+impl Label {
+    /// Whether the value that there is of this name, if any, is as it should be.
+    pub(crate) fn fits(&self, actual: Option<&str>) -> bool {
+        match (&self.1, actual) {
+            (Some(value), Some(actual)) => fits(value, actual),
+            (None, actual) => actual.is_none(),
+            (Some(_), None) => false,
+        }
+    }
 }
 
 /// Whether a text is as a pattern says, in which `*` stands for anything.

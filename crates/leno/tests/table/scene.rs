@@ -11,10 +11,11 @@ use tokio::task::JoinSet;
 
 use crate::backend::{Backend, Seen};
 use crate::client::{self, Answer};
+use crate::collector::Span;
 use crate::keys::Keys;
 use crate::mesh::Mesh;
 use crate::place::Place;
-use crate::row::{Expectation, Metric, Row, fits};
+use crate::row::{Expectation, Label, Metric, Row, fits};
 
 /// How much less than it should a wait may take.
 const COARSE: Duration = Duration::from_millis(20);
@@ -124,6 +125,7 @@ impl Scene {
             if faults.is_empty() {
                 faults.extend(self.logged(id, expect).await);
                 faults.extend(self.counted(expect).await);
+                faults.extend(self.traced(id, expect).await);
             }
             if faults.is_empty() {
                 return (Ok(index), self.place_of(expect, &seen));
@@ -174,6 +176,12 @@ impl Scene {
                     faults.push(format!("the log {log} has {lines:?}"));
                 }
             }
+            for (log, text) in &expect.lines {
+                let all = self.log(log);
+                if !all.lines().any(|line| fits(text, line)) {
+                    faults.push(format!("the log {log} has no such line: {text}"));
+                }
+            }
             if faults.is_empty() || start.elapsed() > LATE {
                 return faults;
             }
@@ -181,9 +189,14 @@ impl Scene {
         }
     }
 
+    /// All that a log says.
+    fn log(&self, log: &str) -> String {
+        fs::read_to_string(self.folder.join(format!("{log}.log"))).unwrap_or_default()
+    }
+
     /// What a log says of a question: what comes after its number, or of JSON the whole line.
     fn lines(&self, log: &str, id: &str) -> Vec<String> {
-        let text = fs::read_to_string(self.folder.join(format!("{log}.log"))).unwrap_or_default();
+        let text = self.log(log);
         let (begin, within) = (format!("{id} "), format!("{id:?}"));
         let about = |line: &str| match line.strip_prefix(&begin) {
             Some(rest) => Some(rest.to_owned()),
@@ -239,6 +252,25 @@ impl Scene {
             }
         }
         faults
+    }
+
+    /// Waits for the spans that there must be of a question; gives what is not there.
+    async fn traced(&self, id: &str, expect: &Expectation) -> Vec<String> {
+        let start = Instant::now();
+        loop {
+            let spans = self.backend.spans(id);
+            let is_told = |wanted: &[Label]| {
+                let fits = |span: &Span| wanted.iter().all(|label| label.fits(span.get(&label.0)));
+                spans.iter().any(fits)
+            };
+            let missing = expect.spans.iter().filter(|wanted| !is_told(wanted));
+            let faults: Vec<String> =
+                missing.map(|wanted| format!("no span has {wanted:?}, but there are {spans:#?}")).collect();
+            if faults.is_empty() || start.elapsed() > LATE {
+                return faults;
+            }
+            tokio::time::sleep(AGAIN).await;
+        }
     }
 
     /// Whether an address is what a table calls by a name: `POD`, `POD:PORT`, `HOST:PORT`,
@@ -325,11 +357,7 @@ impl Metric {
                 .find_map(|label| label.strip_prefix(&begin))
                 .map(|text| text.trim_end_matches('"'))
         };
-        let is = |(name, value): &(String, Option<String>)| match (value, label(name)) {
-            (Some(value), Some(label)) => fits(value, label),
-            (None, label) => label.is_none(),
-            (Some(_), None) => false,
-        };
+        let is = |wanted: &Label| wanted.fits(label(&wanted.0));
         name == self.name && value != "0" && self.labels.iter().all(is)
     }
 }

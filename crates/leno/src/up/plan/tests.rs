@@ -15,7 +15,7 @@ fn given() -> Given {
 
 fn plan_of(text: &str, given: &mut Given) -> Plan {
     let images = [("shop/web".to_owned(), "./web --fast".to_owned())];
-    plan(&read_text(text), &Settings { images: Images::new(&images).unwrap() }, given)
+    plan(&read_text(text), &Settings { images: Images::new(&images).unwrap(), mounts: true }, given)
 }
 
 fn render(plan: &Plan) -> String {
@@ -64,7 +64,7 @@ const GATEWAY: &str = "apiVersion: networking.istio.io/v1\nkind: Gateway\nmetada
 fn the_bookshop() {
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../samples/bookinfo");
     let objects = crate::up::objects::Folders::default().read(&[folder.into()]);
-    let plan = plan(&objects, &Settings { images: Images::default() }, &mut given());
+    let plan = plan(&objects, &Settings { images: Images::default(), mounts: true }, &mut given());
     let roles = |role| plan.pods.values().filter(|pod| pod.proxy == role).count();
     assert_eq!((roles(ProxyRole::Sidecar), roles(ProxyRole::Gateway), roles(ProxyRole::None)), (6, 1, 0));
     assert_eq!(plan.services.len(), 4);

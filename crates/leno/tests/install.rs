@@ -1,0 +1,557 @@
+//! Installation against an API server: each profile, upgrades, revisions, tags, what goes wrong, and that
+//! nothing is left behind; what is rendered against what was recorded, and against Helm where it is there.
+//!
+//! Nobody runs Pods here: [`Site::start`] plays the controller that says that Deployments are available.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use expect_test::expect;
+use http::Request;
+use leno_testkit::kube::ApiServer;
+use serde_json::{Value, json};
+
+/// An API server, and what makes workloads available in it.
+struct Site {
+    server: Arc<ApiServer>,
+    folder: tempfile::TempDir,
+    client: kube::Client,
+    /// Whether workloads become available.
+    runs: Arc<AtomicBool>,
+    controller: tokio::task::JoinHandle<()>,
+}
+
+impl Drop for Site {
+    fn drop(&mut self) {
+        self.controller.abort();
+    }
+}
+
+/// The kinds that are looked for.
+const KINDS: [&str; 18] = [
+    "api/v1/services",
+    "api/v1/configmaps",
+    "api/v1/secrets",
+    "api/v1/serviceaccounts",
+    "api/v1/resourcequotas",
+    "apis/apps/v1/deployments",
+    "apis/apps/v1/daemonsets",
+    "apis/autoscaling/v2/horizontalpodautoscalers",
+    "apis/policy/v1/poddisruptionbudgets",
+    "apis/networking.k8s.io/v1/networkpolicies",
+    "apis/coordination.k8s.io/v1/leases",
+    "apis/rbac.authorization.k8s.io/v1/roles",
+    "apis/rbac.authorization.k8s.io/v1/rolebindings",
+    "apis/rbac.authorization.k8s.io/v1/clusterroles",
+    "apis/rbac.authorization.k8s.io/v1/clusterrolebindings",
+    "apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations",
+    "apis/admissionregistration.k8s.io/v1/validatingwebhookconfigurations",
+    "apis/apiextensions.k8s.io/v1/customresourcedefinitions",
+];
+
+impl Site {
+    async fn start() -> Site {
+        let server = Arc::new(ApiServer::start().await.expect("a port"));
+        let folder = tempfile::tempdir().expect("a folder");
+        server.write_kubeconfig(&folder.path().join("config")).expect("a kubeconfig");
+        let kubeconfig = kube::config::Kubeconfig::from_yaml(&server.kubeconfig()).expect("it is good");
+        let config =
+            kube::Config::from_custom_kubeconfig(kubeconfig, &Default::default()).await.expect("good");
+        let client = kube::Client::try_from(config).expect("a client");
+        let runs = Arc::new(AtomicBool::new(true));
+        let controller = tokio::spawn(control(Arc::clone(&server), client.clone(), Arc::clone(&runs)));
+        Site { server, folder, client, runs, controller }
+    }
+
+    /// Runs the program; what it says, and whether all was well.
+    async fn leno(&self, arguments: &str) -> (bool, String) {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_leno"));
+        command.args(arguments.split_whitespace()).env("KUBECONFIG", self.folder.path().join("config"));
+        let output =
+            tokio::task::spawn_blocking(move || command.output()).await.expect("it runs").expect("it runs");
+        (output.status.success(), said(&output))
+    }
+
+    /// As [`Site::leno`], which must go well.
+    async fn good(&self, arguments: &str) -> String {
+        let (good, text) = self.leno(arguments).await;
+        assert!(good, "leno {arguments}: {text}");
+        text
+    }
+
+    /// As [`Site::leno`], which must not go well.
+    async fn bad(&self, arguments: &str) -> String {
+        let (good, text) = self.leno(arguments).await;
+        assert!(!good, "leno {arguments}: {text}");
+        text
+    }
+
+    /// Everything that is in the cluster, as `services istio-system/istiod`.
+    async fn all(&self) -> BTreeSet<String> {
+        let mut all = BTreeSet::new();
+        for kind in KINDS {
+            for object in items(&self.client, kind).await {
+                let text =
+                    |path: &str| object.pointer(path).and_then(Value::as_str).unwrap_or_default().to_owned();
+                let plural = kind.rsplit('/').next().unwrap_or_default();
+                // What the cluster itself puts into every namespace says nothing.
+                if !matches!(text("/metadata/name").as_str(), "default" | "kube-root-ca.crt") {
+                    all.insert(format!(
+                        "{plural} {}/{}",
+                        text("/metadata/namespace"),
+                        text("/metadata/name")
+                    ));
+                }
+            }
+        }
+        all
+    }
+
+    fn has(&self, group: &str, plural: &str, namespace: &str, name: &str) -> bool {
+        self.server.find(group, plural, namespace, name).is_some()
+    }
+}
+
+async fn items(client: &kube::Client, path: &str) -> Vec<Value> {
+    let request = Request::get(format!("/{path}")).body(Vec::new()).expect("good");
+    let found = client.request::<Value>(request).await.unwrap_or_default();
+    found["items"].as_array().cloned().unwrap_or_default()
+}
+
+/// Plays the controllers of workloads, as long as it is to run them.
+async fn control(server: Arc<ApiServer>, client: kube::Client, runs: Arc<AtomicBool>) {
+    let mut clock = tokio::time::interval(Duration::from_millis(20));
+    let mut seen = 0;
+    loop {
+        clock.tick().await;
+        let revision = server.revision();
+        if revision == seen || !runs.load(Ordering::SeqCst) {
+            continue;
+        }
+        seen = revision;
+        for mut object in items(&client, "apis/apps/v1/daemonsets").await {
+            let generation = object["metadata"]["generation"].clone();
+            if object["status"]["observedGeneration"] != generation {
+                object["apiVersion"] = json!("apps/v1");
+                object["kind"] = json!("DaemonSet");
+                object["status"] = json!({ "observedGeneration": generation, "desiredNumberScheduled": 0,
+                    "updatedNumberScheduled": 0, "numberAvailable": 0 });
+                server.put(object);
+            }
+        }
+        for mut object in items(&client, "apis/apps/v1/deployments").await {
+            let (generation, wanted) =
+                (object["metadata"]["generation"].clone(), &object["spec"]["replicas"]);
+            let wanted = wanted.as_i64().unwrap_or(1);
+            if object["status"]["observedGeneration"] == generation {
+                continue;
+            }
+            object["apiVersion"] = json!("apps/v1");
+            object["kind"] = json!("Deployment");
+            object["status"] = json!({ "observedGeneration": generation, "replicas": wanted,
+                "updatedReplicas": wanted, "availableReplicas": wanted });
+            server.put(object);
+        }
+    }
+}
+
+fn said(output: &Output) -> String {
+    let text = [&output.stdout, &output.stderr].map(|bytes| String::from_utf8_lossy(bytes).into_owned());
+    text.concat()
+}
+
+/// The lines that say that something is done.
+fn done(text: &str) -> String {
+    let lines = text.lines().filter(|line| line.starts_with(['\u{2714}', '\u{2718}']));
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_profile() {
+    let site = Site::start().await;
+    let before = site.all().await;
+    for (profile, expected) in [
+        (
+            "demo",
+            expect![[r"
+                ✔ Leno core installed
+                ✔ Lenod installed
+                ✔ Ingress gateways installed
+                ✔ Egress gateways installed
+                ✔ Installation complete"]],
+        ),
+        (
+            "minimal",
+            expect![[r"
+                ✔ Leno core installed
+                ✔ Lenod installed
+                ✔ Installation complete"]],
+        ),
+        ("empty", expect!["✔ Installation complete"]),
+        (
+            "default",
+            expect![[r"
+                ✔ Leno core installed
+                ✔ Lenod installed
+                ✔ Ingress gateways installed
+                ✔ Installation complete"]],
+        ),
+        (
+            "preview",
+            expect![[r"
+                ✔ Leno core installed
+                ✔ Lenod installed
+                ✔ Ingress gateways installed
+                ✔ Installation complete"]],
+        ),
+    ] {
+        let text = site.good(&format!("install -y --set profile={profile}")).await;
+        expected.assert_eq(&done(&text));
+        let text = site.good("verify-install").await;
+        assert!(text.contains("Leno is installed and verified successfully"), "{text}");
+        // Each profile is installed over the one before: what it does not have went.
+        let gateway = profile != "minimal" && profile != "empty";
+        assert_eq!(
+            site.has("apps", "deployments", "istio-system", "istio-ingressgateway"),
+            gateway,
+            "{profile}"
+        );
+        assert_eq!(site.has("", "services", "istio-system", "istio-egressgateway"), profile == "demo");
+        assert_eq!(site.has("apps", "deployments", "istio-system", "istiod"), profile != "empty");
+    }
+    // What control planes write goes too.
+    for (kind, version, name) in
+        [("Secret", "v1", "istio-ca-secret"), ("Lease", "coordination.k8s.io/v1", "leno-status-leader")]
+    {
+        site.server.put(json!({ "apiVersion": version, "kind": kind,
+            "metadata": { "name": name, "namespace": "istio-system" } }));
+    }
+    site.server
+        .put(json!({ "apiVersion": "v1", "kind": "ConfigMap", "metadata": { "name": "istio-ca-root-cert",
+        "namespace": "default", "labels": { "istio.io/config": "true" } } }));
+    let text = site.good("uninstall --purge -y").await;
+    assert_eq!(done(&text), "\u{2714} Uninstall complete");
+    // The namespace stays.
+    assert_eq!(site.all().await, before);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn openshift_and_the_plugin() {
+    let site = Site::start().await;
+    // There is no multus in this cluster.
+    let text = site.bad("install -y --set profile=openshift").await;
+    assert!(text.contains("NetworkAttachmentDefinition"), "{text}");
+    let text = site.good("install -y --set profile=minimal --set components.cni.enabled=true").await;
+    assert!(text.contains("\u{2714} CNI installed"), "{text}");
+    assert!(site.has("apps", "daemonsets", "istio-system", "istio-cni-node"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn upgrades_keep_what_was_said() {
+    let site = Site::start().await;
+    assert!(site.bad("upgrade -y").await.contains("there is no installation of revision \"default\""));
+    site.good("install -y --set profile=demo --set values.pilot.env.A=1").await;
+    let replicas =
+        |site: &Site| site.server.find("apps", "deployments", "istio-system", "istiod").expect("it is there");
+    let was = replicas(&site);
+    // The control plane has closed its webhook meanwhile, and somebody has scaled it.
+    let mut webhook = site
+        .server
+        .find(
+            "admissionregistration.k8s.io",
+            "validatingwebhookconfigurations",
+            "",
+            "istio-validator-istio-system",
+        )
+        .expect("it is there");
+    webhook["webhooks"][0]["failurePolicy"] = json!("Fail");
+    webhook["webhooks"][0]["clientConfig"]["caBundle"] = json!("eA==");
+    site.server.put(webhook);
+    site.good("upgrade -y").await;
+    let env = replicas(&site)["spec"]["template"]["spec"]["containers"][0]["env"].clone();
+    assert!(env.as_array().is_some_and(|all| all.contains(&json!({ "name": "A", "value": "1" }))), "{env}");
+    assert_eq!(replicas(&site)["metadata"]["uid"], was["metadata"]["uid"]);
+    let webhook = site
+        .server
+        .find(
+            "admissionregistration.k8s.io",
+            "validatingwebhookconfigurations",
+            "",
+            "istio-validator-istio-system",
+        )
+        .expect("it is there");
+    assert_eq!(webhook["webhooks"][0]["failurePolicy"], "Fail");
+    assert_eq!(webhook["webhooks"][0]["clientConfig"]["caBundle"], "eA==");
+    site.good("upgrade -y --set profile=minimal").await;
+    assert!(!site.has("apps", "deployments", "istio-system", "istio-egressgateway"));
+    // What was changed or taken away is found.
+    assert!(site.server.remove("", "services", "istio-system", "istiod"));
+    let text = site.bad("verify-install").await;
+    assert!(text.contains("\u{2718} Service: istiod.istio-system: it is not there"), "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn revisions_side_by_side() {
+    let site = Site::start().await;
+    site.good("install -y --set profile=minimal").await;
+    let first = site.all().await;
+    site.good("install -y --set profile=minimal --revision canary").await;
+    for name in ["istiod", "istiod-canary"] {
+        assert!(site.has("apps", "deployments", "istio-system", name), "{name}");
+    }
+    assert!(site.has("", "configmaps", "istio-system", "istio-canary"));
+    assert!(
+        site.bad("tag set prod --revision other").await.contains("there is no control plane of revision")
+    );
+    site.good("tag set prod --revision canary").await;
+    site.server.put(json!({ "apiVersion": "v1", "kind": "Namespace",
+        "metadata": { "name": "shop", "labels": { "istio.io/rev": "prod" } } }));
+    let text = site.good("tag list").await;
+    expect![[r"
+        TAG  REVISION NAMESPACES
+        prod canary   shop
+    "]]
+    .assert_eq(&text);
+    assert!(site.bad("tag set prod --revision default").await.contains("use --overwrite"));
+    site.good("tag set prod --revision default --overwrite").await;
+    let tag = site
+        .server
+        .find("admissionregistration.k8s.io", "mutatingwebhookconfigurations", "", "istio-revision-tag-prod")
+        .expect("it is there");
+    assert_eq!(tag["webhooks"][0]["clientConfig"]["service"]["name"], "istiod");
+    assert!(site.good("tag generate x --revision canary").await.contains("istio-revision-tag-x"));
+    site.good("tag remove prod -y").await;
+    assert!(site.bad("tag remove prod -y").await.contains("there is no tag \"prod\""));
+    assert!(site.bad("uninstall --revision other -y").await.contains("could not find target revision"));
+    site.good("uninstall --revision canary -y").await;
+    assert_eq!(site.all().await, first);
+    assert!(site.good("verify-install").await.contains("verified successfully"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_first_of_several_is_the_default() {
+    let site = Site::start().await;
+    let text = site.good("install -y --set profile=minimal --revision one").await;
+    assert!(text.contains("Revision \"one\" is the default one now"), "{text}");
+    let text = site.good("tag list -o json").await;
+    let tags: Value = serde_json::from_str(&text).expect("JSON");
+    assert_eq!(tags, json!([{ "tag": "default", "revision": "one", "namespaces": [] }]));
+    let validator = site
+        .server
+        .find(
+            "admissionregistration.k8s.io",
+            "validatingwebhookconfigurations",
+            "",
+            "istiod-default-validator",
+        )
+        .expect("it is there");
+    assert_eq!(validator["webhooks"][0]["clientConfig"]["service"]["name"], "istiod-one");
+    let text = site.good("install -y --set profile=minimal --revision two").await;
+    assert!(!text.contains("is the default one now"), "{text}");
+    site.good("tag set default --revision two --overwrite").await;
+    let tags = site.good("tag list").await;
+    assert!(tags.contains("default two"), "{tags}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_does_not_run_is_said_with_reasons() {
+    let site = Site::start().await;
+    site.runs.store(false, Ordering::SeqCst);
+    site.server
+        .put(json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": "istio-system" } }));
+    site.server.put(json!({ "apiVersion": "v1", "kind": "Pod",
+        "metadata": { "name": "istiod-1", "namespace": "istio-system", "labels": { "app": "istiod", "istio": "pilot" } },
+        "spec": { "containers": [{ "name": "discovery", "image": "x" }] },
+        "status": { "containerStatuses": [{ "name": "discovery",
+            "state": { "waiting": { "reason": "ImagePullBackOff", "message": "no such image" } } }] } }));
+    site.server.put(
+        json!({ "apiVersion": "v1", "kind": "Event", "type": "Warning", "reason": "FailedCreate",
+        "metadata": { "name": "e", "namespace": "istio-system" }, "message": "quota",
+        "involvedObject": { "kind": "ReplicaSet", "name": "istiod-1", "namespace": "istio-system" } }),
+    );
+    let text = site.bad("install -y --set profile=minimal --readiness-timeout 1s").await;
+    for words in [
+        "\u{2718} Lenod encountered an error: not ready after 1s",
+        "Deployment/istio-system/istiod: 0 of 1 replicas are available",
+        "Pod istiod-1: container discovery: ImagePullBackOff: no such image",
+        "ReplicaSet istiod-1: FailedCreate: quota",
+    ] {
+        assert!(text.contains(words), "{words}: {text}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_changed_without_a_yes() {
+    let site = Site::start().await;
+    let before = site.all().await;
+    // Nobody answers.
+    assert!(site.bad("install --set profile=minimal").await.contains("Cancelled."));
+    site.good("install --set profile=minimal --dry-run").await;
+    assert!(site.bad("uninstall -y").await.contains("at least one of"));
+    assert_eq!(site.all().await, before);
+    site.server.deny("*", "*", "rbac.authorization.k8s.io", "clusterroles");
+    let text = site.bad("install -y --set profile=minimal").await;
+    assert!(text.contains("ClusterRole/istiod-clusterrole-istio-system"), "{text}");
+}
+
+/// What is rendered of each of these is recorded.
+const MANIFESTS: [(&str, &str); 9] = [
+    ("default", ""),
+    ("demo", "--set profile=demo"),
+    ("minimal", "--set profile=minimal"),
+    ("empty", "--set profile=empty"),
+    ("preview", "--set profile=preview"),
+    ("openshift", "--set profile=openshift"),
+    (
+        "revision",
+        "--set profile=minimal --revision canary --set values.revisionTags=[\"prod\",\"default\"] --set hub=h --set tag=t",
+    ),
+    (
+        "large",
+        "--set values.pilot.autoscaleMin=2 --set values.gateways.istio-ingressgateway.autoscaleMin=2 \
+         --set values.gateways.istio-ingressgateway.type=NodePort --set values.global.networkPolicy.enabled=true \
+         --set values.sidecarInjectorWebhook.enableNamespacesByDefault=true \
+         --set components.pilot.k8s.resources.limits.cpu=2 --set components.pilot.k8s.hpaSpec.maxReplicas=9 \
+         --set components.pilot.k8s.env[0].name=X --set components.pilot.k8s.env[0].value=y \
+         --set meshConfig.accessLogFile=/dev/stdout",
+    ),
+    (
+        "elsewhere",
+        "--set values.global.istioNamespace=mesh --set components.cni.enabled=true --set components.cni.namespace=kube-system \
+         --set components.ingressGateways[name:inner].enabled=true --set components.ingressGateways[name:inner].label.istio=inner \
+         --set components.ingressGateways[name:inner].namespace=gateways --set values.defaultRevision=",
+    ),
+];
+
+fn generate(arguments: &str) -> String {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_leno"));
+    let output =
+        command.args(["manifest", "generate"]).args(arguments.split_whitespace()).output().expect("it runs");
+    assert!(output.status.success(), "{arguments}: {}", said(&output));
+    String::from_utf8(output.stdout).expect("text")
+}
+
+/// The ConfigMap of injection without the templates, and without the values unless they are wanted.
+fn shortened(document: &str, with_values: bool) -> String {
+    let mut text = String::new();
+    // Lines further in than this are left out.
+    let mut hidden = None;
+    for line in document.lines() {
+        let indent = line.len() - line.trim_start().len();
+        if hidden.is_some_and(|depth| line.trim().is_empty() || indent > depth) {
+            continue;
+        }
+        let is_template = indent == 6 && line.ends_with('|');
+        hidden = (is_template || (!with_values && line == "  values: |-")).then_some(indent);
+        text.push_str(line);
+        text.push('\n');
+    }
+    text
+}
+
+#[test]
+fn what_is_rendered() {
+    let folder = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/install"));
+    let mut wrong = Vec::new();
+    for (name, arguments) in MANIFESTS {
+        let mut text = String::new();
+        for document in generate(arguments).split("---\n").filter(|it| !it.trim().is_empty()) {
+            // The kinds are in deploy/crds, the templates of injection have tests of their own.
+            if document.contains("kind: CustomResourceDefinition") {
+                let name = document.lines().find(|line| line.starts_with("  name: ")).unwrap_or_default();
+                text.push_str(&format!("# CustomResourceDefinition {}\n---\n", name.trim()));
+            } else {
+                let is_injector = document.contains("name: istio-sidecar-injector");
+                text.push_str(&if is_injector {
+                    shortened(document, name == "default")
+                } else {
+                    document.to_owned()
+                });
+                text.push_str("---\n");
+            }
+        }
+        let path = folder.join(format!("{name}.yaml"));
+        if std::env::var_os("UPDATE_GOLDENS").is_some() {
+            std::fs::create_dir_all(folder).expect("a folder");
+            std::fs::write(&path, &text).expect("written");
+        } else if std::fs::read_to_string(&path).ok().as_deref() != Some(&text) {
+            wrong.push(name);
+        }
+    }
+    assert!(wrong.is_empty(), "other than recorded: {wrong:?}; UPDATE_GOLDENS=1 writes them");
+}
+
+#[test]
+fn what_is_refused() {
+    for (arguments, expected) in [
+        ("--set profile=demi", "profile \"demi\" is not known"),
+        ("--set values.global.proxy.tracer=lightstep", "\"lightstep\" is not supported"),
+        ("--set values.global.logAsJson=true", "not supported yet: global.logAsJson"),
+        ("--set values.global.proxy.clusterDomain=a.b", "nothing but cluster.local"),
+        ("--set values.profile=unheard", "unknown profile \"unheard\""),
+        ("--set values.global.platform=moon", "unknown platform \"moon\""),
+        ("--set components.ztunnel.enabled=true", "not supported yet"),
+        ("--set components.base.k8s.replicaCount=1", "the component has no workload"),
+        ("--set values.cni.ambient.enabled=true --set components.cni.enabled=true", "cni.ambient.enabled"),
+        ("-f /nowhere.yaml", "/nowhere.yaml"),
+        ("-d charts", "--manifests is not supported"),
+    ] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_leno"));
+        let output = command
+            .args(["manifest", "generate"])
+            .args(arguments.split_whitespace())
+            .output()
+            .expect("it runs");
+        let text = said(&output);
+        assert!(!output.status.success() && text.contains(expected), "{arguments}: {text}");
+    }
+}
+
+/// Helm renders the same: `$HELM_BIN` is one.
+#[test]
+fn helm_renders_the_same() {
+    let Some(helm) = std::env::var_os("HELM_BIN") else {
+        println!("skipped: HELM_BIN names no helm");
+        return;
+    };
+    let charts = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../deploy/charts"));
+    for (name, arguments) in MANIFESTS {
+        // What the installer lays over is not Helm's.
+        if arguments.contains(".k8s.") {
+            continue;
+        }
+        let folder = tempfile::tempdir().expect("a folder");
+        let ours = folder.path().join("ours.yaml");
+        std::fs::write(&ours, generate(arguments)).expect("written");
+        let mut command = Command::new(env!("CARGO_BIN_EXE_leno"));
+        command.args(["manifest", "translate", "-o"]).arg(folder.path().join("values"));
+        let output = command.args(arguments.split_whitespace()).output().expect("it runs");
+        assert!(output.status.success(), "{}", said(&output));
+        let mut theirs = String::new();
+        for line in said(&output).lines().filter(|line| line.starts_with("helm ")) {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            let after = |flag: &str| words.iter().position(|it| *it == flag).and_then(|at| words.get(at + 1));
+            let chart = words.get(4).and_then(|it| it.rsplit('/').next()).expect("a chart");
+            let mut command = Command::new(&helm);
+            command.args(["template", "istio", "--kube-version", "1.33.0"]).arg(charts.join(chart));
+            command.args([
+                "--namespace",
+                after("--namespace").expect("one"),
+                "-f",
+                after("-f").expect("one"),
+            ]);
+            let output = command.output().expect("helm runs");
+            assert!(output.status.success(), "{name}: {line}: {}", said(&output));
+            theirs.push_str(&String::from_utf8_lossy(&output.stdout));
+        }
+        let path = folder.path().join("theirs.yaml");
+        std::fs::write(&path, theirs).expect("written");
+        let mut command = Command::new(env!("CARGO_BIN_EXE_leno"));
+        let output = command.args(["manifest", "diff"]).arg(&ours).arg(&path).output().expect("it runs");
+        assert!(output.status.success(), "{name}: {}", said(&output));
+    }
+}
