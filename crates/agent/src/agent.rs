@@ -4,13 +4,13 @@
 //! returns) and writes its bootstrap; whoever calls starts the proxy, and [`Agent::run`] follows it to its
 //! end.
 
-use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use leno_api::proto::istio::networking::nds::v1::NameTable;
 use leno_base::Rng;
 use leno_tls::issue::SpiffeId;
 use tokio::net::TcpListener;
@@ -25,8 +25,8 @@ use crate::files::{self, Mounted};
 use crate::identity::{Secret, keep};
 use crate::lifecycle::{Draining, Order, Proxy, supervise};
 use crate::metrics::Metrics;
-use crate::name_table::NameTable;
 use crate::proxy_config::{AuthenticationPolicy, ProxyConfig};
+use crate::sds::Sources;
 use crate::status::{Probes, Readiness, Scrape, Status};
 use crate::xds_proxy::{Wanted, XdsProxy};
 use crate::{dns, identity, sds, status};
@@ -69,7 +69,7 @@ pub struct Agent {
     terminated: watch::Sender<bool>,
     /// Ends SDS when it is gone.
     _ended: watch::Sender<bool>,
-    _tasks: JoinSet<()>,
+    tasks: JoinSet<()>,
 }
 
 impl Agent {
@@ -80,8 +80,15 @@ impl Agent {
     pub async fn start(settings: Settings) -> Result<Agent, Vec<String>> {
         let Settings { environment, config, node, outlier_log, json_log } = &settings;
         let one = |error: String| vec![error];
-        let inputs =
-            Inputs { config, environment, node, outlier_log: outlier_log.as_deref(), json_log: *json_log };
+        let from = Sources::find(Path::new("."), &environment.identity_socket).await.map_err(one)?;
+        let inputs = Inputs {
+            config,
+            environment,
+            node,
+            outlier_log: outlier_log.as_deref(),
+            json_log: *json_log,
+            secrets: &from,
+        };
         let bootstrap = write_bootstrap(&inputs)?;
         let metrics = Arc::new(Metrics::default());
         let mut tasks = JoinSet::new();
@@ -92,14 +99,18 @@ impl Agent {
         // The certificate, and what is made of it.
         let (say, own) = watch::channel(None);
         let (say_roots, more_roots) = watch::channel(String::new());
-        identity(&settings, say, own.clone(), &metrics, &mut tasks).map_err(one)?;
         let (say_all, secrets) = watch::channel(None);
-        tasks.spawn(combine(own.clone(), more_roots, say_all, Arc::clone(&metrics)));
-        if let Some(folder) = &environment.output {
-            tasks.spawn(files::write(folder.clone(), secrets.clone()));
+        if from.files.is_some() {
+            tracing::info!(socket = from.workload, "another agent gives the workload's certificate");
+        } else {
+            identity(&settings, say, own.clone(), &metrics, &mut tasks).map_err(one)?;
+            tasks.spawn(combine(own.clone(), more_roots, say_all, Arc::clone(&metrics)));
+            if let Some(folder) = &environment.output {
+                tasks.spawn(files::write(folder.clone(), secrets.clone()));
+            }
         }
-        let socket =
-            sds::bind(Path::new(sds::SOCKET)).map_err(|error| one(format!("{}: {error}", sds::SOCKET)))?;
+        let path = Path::new(from.own());
+        let socket = sds::bind(path).map_err(|error| one(format!("{}: {error}", path.display())))?;
         tasks.spawn(sds::serve(socket, secrets, until));
 
         // The control plane.
@@ -116,7 +127,7 @@ impl Agent {
         tasks.spawn(proxy.serve(listener));
 
         // Our own port.
-        let host = localhost(&node.addresses).to_string();
+        let host = localhost(&node.addresses, environment.dual_stack).to_owned();
         let admin = (host.clone(), config.proxy_admin_port);
         if config.status_port != 0 {
             let port = config.status_port;
@@ -130,8 +141,14 @@ impl Agent {
             let merged = environment.merges_proxy_stats.then_some(environment.prometheus_port);
             let status = Status {
                 readiness: Readiness::new(host.clone(), config.proxy_admin_port),
-                probes: Probes::read(&environment.app_probers, &application, port, redirected)
-                    .map_err(one)?,
+                probes: Probes::read(
+                    &environment.app_probers,
+                    &application,
+                    port,
+                    redirected,
+                    environment.probe_h2,
+                )
+                .map_err(one)?,
                 scrape: Scrape::read(merged, annotations, port, &host).map_err(one)?,
                 metrics: Arc::clone(&metrics),
                 names: resolves.then_some(known_names),
@@ -154,21 +171,26 @@ impl Agent {
             ],
         };
         tracing::info!(id = node.id, bootstrap = %bootstrap.display(), "the agent is up");
-        Ok(Agent { bootstrap, admin, draining, orders, order, terminated, _ended: ended, _tasks: tasks })
+        Ok(Agent { bootstrap, admin, draining, orders, order, terminated, _ended: ended, tasks })
     }
 
     /// Follows the proxy to its end. `terminate` is when we are told to end.
     ///
     /// # Errors
-    /// If the proxy has ended badly.
+    /// If the proxy has ended badly, or what it cannot do without.
     pub async fn run(self, proxy: Proxy, terminate: impl Future<Output = ()>) -> Result<(), String> {
-        let Agent { admin, draining, orders, order, terminated, _ended, _tasks, .. } = self;
+        let Agent { admin, draining, orders, order, terminated, _ended, mut tasks, .. } = self;
         let mut running = std::pin::pin!(supervise(proxy, orders, admin, &draining));
         let mut terminate = std::pin::pin!(terminate);
         let mut is_told = false;
         loop {
             tokio::select! {
-                ended = &mut running => return ended,
+                ended = &mut running => return ended.map_err(|error| format!("the proxy has ended: {error}")),
+                // None of them ends while somebody needs it. Whoever starts us starts us anew.
+                Some(ended) = tasks.join_next() => {
+                    let why = ended.map_or_else(|error| error.to_string(), |()| "it is at its end".to_owned());
+                    return Err(format!("a part of the agent has ended: {why}"));
+                }
                 () = &mut terminate, if !is_told => {
                     is_told = true;
                     // Whoever asks whether we are ready is told that we are not any more.
@@ -238,7 +260,7 @@ fn identity(
         held: Some(held),
         takes_join_tokens: true,
         timeout: SIGN,
-        headers: BTreeMap::new(),
+        headers: environment.ca_headers.clone(),
         ..credentials(environment)
     });
     let counted = Counted { authority, metrics: Arc::clone(metrics) };

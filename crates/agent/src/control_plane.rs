@@ -166,13 +166,24 @@ impl ControlPlane {
         let cluster = Some(("clusterid", self.cluster.as_str())).filter(|(_, name)| !name.is_empty());
         let given = self.headers.iter().map(|(name, value)| (name.as_str(), value.as_str()));
         for (name, value) in cluster.into_iter().chain(given) {
-            let pair =
-                HeaderName::try_from(name.to_ascii_lowercase()).ok().zip(HeaderValue::try_from(value).ok());
-            let (name, value) = pair.ok_or_else(|| format!("{name}: {value:?} cannot be a header"))?;
+            let (name, value) = header(name, value)?;
             headers.insert(name, value);
         }
         Ok(headers)
     }
+}
+
+/// A header, whose value is in no log: it may show who we are.
+///
+/// # Errors
+/// If it cannot be one.
+pub(crate) fn header(name: &str, value: &str) -> Result<(HeaderName, HeaderValue), String> {
+    let found = HeaderName::try_from(name.to_ascii_lowercase());
+    let found = found.map_err(|_| format!("{name} cannot be the name of a header"))?;
+    let mut value =
+        HeaderValue::try_from(value).map_err(|_| format!("the value of {name} cannot be a header's"))?;
+    value.set_sensitive(true);
+    Ok((found, value))
 }
 
 fn client_config(roots: &Roots, shown: &Shown) -> Result<ClientConfig, String> {

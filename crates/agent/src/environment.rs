@@ -13,6 +13,9 @@ use std::time::Duration;
 use leno_base::duration::parse_go;
 use leno_tls::issue::KeyType;
 
+use crate::control_plane::header;
+use crate::sds;
+
 /// Where the downward API puts the labels of the Pod.
 pub const LABELS: &str = "./etc/istio/pod/labels";
 /// Where it puts its annotations.
@@ -22,6 +25,7 @@ pub const TOKEN: &str = "./var/run/secrets/tokens/istio-token";
 
 /// Variables that ask for what there is not, with the values that ask for nothing.
 const REFUSED: [(&str, &[&str]); 8] = [
+    ("ISTIO_BOOTSTRAP", &[""]),
     ("CA_PROVIDER", &["", "Citadel"]),
     ("XDS_AUTH_PROVIDER", &[""]),
     ("CREDENTIAL_FETCHER_TYPE", &["", "JWT"]),
@@ -29,11 +33,18 @@ const REFUSED: [(&str, &[&str]); 8] = [
     ("COMPLIANCE_POLICY", &[""]),
     ("ISTIO_META_CERT_SIGNER", &[""]),
     ("PEER_METADATA_DISCOVERY", &["", "false", "0"]),
-    ("WORKLOAD_IDENTITY_SOCKET_FILE", &["", "socket"]),
 ];
 
 /// Variables that have no effect.
-const WITHOUT_EFFECT: [&str; 10] = [
+const WITHOUT_EFFECT: [&str; 16] = [
+    // Keys are in PKCS #8 always, and tokens a third party's.
+    "PKCS8_KEY",
+    "JWT_POLICY",
+    // There is no metadata of platforms.
+    "CLOUD_PLATFORM",
+    "GCP_METADATA",
+    "GCP_QUOTA_PROJECT",
+    "GCP_ZONE",
     "GRPC_XDS_BOOTSTRAP",
     "WASM_INSECURE_REGISTRIES",
     "WASM_MODULE_EXPIRY",
@@ -100,6 +111,8 @@ pub struct Environment {
     pub jitter: f64,
     /// `ECC_SIGNATURE_ALGORITHM`, `ECC_CURVE` and `WORKLOAD_RSA_KEY_SIZE`.
     pub key: KeyType,
+    /// `CA_HEADER_*`: headers of each request for a certificate.
+    pub ca_headers: BTreeMap<String, String>,
     /// `XDS_HEADER_*`.
     pub xds_headers: BTreeMap<String, String>,
     /// `PROXY_CONFIG_XDS_AGENT`: roots come by discovery too.
@@ -132,6 +145,11 @@ pub struct Environment {
     pub app_probers: String,
     /// `REWRITE_PROBE_LEGACY_LOCALHOST_DESTINATION`.
     pub probe_localhost: bool,
+    /// `ISTIO_ENABLE_HTTP2_PROBING`: whether probes by HTTPS may be HTTP/2.
+    pub probe_h2: bool,
+    /// `WORKLOAD_IDENTITY_SOCKET_FILE`: the name of the socket on which the workload's certificate is, that of
+    /// another agent if it is not `socket`.
+    pub identity_socket: String,
     /// `ISTIO_PROMETHEUS_ANNOTATIONS`.
     pub prometheus: Option<String>,
     /// `PILOT_AGENT_MERGE_ENVOY_STATS`: whether the proxy's metrics are among ours.
@@ -220,10 +238,11 @@ impl Environment {
             output: path(&read, "OUTPUT_CERTS"),
             file_mounted: read.truth("FILE_MOUNTED_CERTS", false),
             ttl: read.duration("SECRET_TTL", Duration::from_secs(24 * 3600)),
-            grace: read.parsed("SECRET_GRACE_PERIOD_RATIO", 0.5),
-            jitter: read.parsed("SECRET_GRACE_PERIOD_RATIO_JITTER", 0.01),
+            grace: read.ratio("SECRET_GRACE_PERIOD_RATIO", 0.5),
+            jitter: read.ratio("SECRET_GRACE_PERIOD_RATIO_JITTER", 0.01),
             key: read.key(),
-            xds_headers: read.prefixed("XDS_HEADER_"),
+            ca_headers: read.headers("CA_HEADER_"),
+            xds_headers: read.headers("XDS_HEADER_"),
             dynamic_proxy_config: read.truth("PROXY_CONFIG_XDS_AGENT", false),
             delta: read.truth("ISTIO_DELTA_XDS", true),
             dual_stack: read.truth("ISTIO_DUAL_STACK", false),
@@ -239,6 +258,8 @@ impl Environment {
             bootstrap_override: path(&read, "ISTIO_BOOTSTRAP_OVERRIDE"),
             app_probers: read.text("ISTIO_KUBE_APP_PROBERS", ""),
             probe_localhost: read.truth("REWRITE_PROBE_LEGACY_LOCALHOST_DESTINATION", false),
+            probe_h2: read.truth("ISTIO_ENABLE_HTTP2_PROBING", true),
+            identity_socket: read.text("WORKLOAD_IDENTITY_SOCKET_FILE", sds::SOCKET_NAME),
             prometheus: variables.get("ISTIO_PROMETHEUS_ANNOTATIONS").cloned(),
             merges_proxy_stats: read.truth("PILOT_AGENT_MERGE_ENVOY_STATS", true),
             dns_capture: read.truth("ISTIO_META_DNS_CAPTURE", false),
@@ -251,6 +272,10 @@ impl Environment {
             annotations: downward(ANNOTATIONS, &mut read),
             variables: BTreeMap::new(),
         };
+        if environment.identity_socket.contains('/') || [".", ".."].contains(&&*environment.identity_socket) {
+            let name = &environment.identity_socket;
+            read.faults.push(format!("WORKLOAD_IDENTITY_SOCKET_FILE={name}: it must be a name, not a path"));
+        }
         if environment.provisioned.is_some() && environment.file_mounted {
             read.faults.push("PROV_CERT and FILE_MOUNTED_CERTS exclude each other".to_owned());
         }
@@ -313,9 +338,27 @@ impl<'e> Read<'e> {
         })
     }
 
-    fn prefixed(&self, prefix: &str) -> BTreeMap<String, String> {
-        let all = self.variables.iter();
-        all.filter_map(|(name, value)| Some((name.strip_prefix(prefix)?.to_owned(), value.clone()))).collect()
+    /// A part of a whole.
+    fn ratio(&mut self, name: &str, default: f64) -> f64 {
+        let ratio = self.parsed(name, default);
+        if (0.0..=1.0).contains(&ratio) {
+            return ratio;
+        }
+        self.faults.push(format!("{name}={ratio}: it must be from 0 to 1"));
+        default
+    }
+
+    /// Headers, whose values are secrets as a rule: what is wrong with one is said without it.
+    fn headers(&mut self, prefix: &str) -> BTreeMap<String, String> {
+        let mut found = BTreeMap::new();
+        for (variable, value) in self.variables {
+            let Some(name) = variable.strip_prefix(prefix) else { continue };
+            match header(name, value) {
+                Ok(_) => drop(found.insert(name.to_owned(), value.clone())),
+                Err(error) => self.faults.push(format!("{variable}: {error}")),
+            }
+        }
+        found
     }
 
     /// Deviation: keys are ECDSA on P-256 unless an RSA size is given; pilot-agent's are RSA of 2048 bits.
@@ -420,9 +463,16 @@ mod tests {
             ("CA_PROVIDER", "GoogleCA"),
             ("FILE_MOUNTED_CERTS", "perhaps"),
             ("ECC_SIGNATURE_ALGORITHM", "EDDSA"),
+            ("SECRET_GRACE_PERIOD_RATIO", "NaN"),
+            ("SECRET_GRACE_PERIOD_RATIO_JITTER", "-0.1"),
+            ("ISTIO_BOOTSTRAP", "/etc/bootstrap.json"),
+            ("CA_HEADER_a b", "secret"),
+            ("XDS_HEADER_key", "secret\n"),
         ];
         let variables = variables.map(|(name, value)| (name.to_owned(), value.to_owned()));
         let faults = Environment::read(variables, std::path::Path::new("/nowhere")).expect_err("faults");
-        assert_eq!(faults.len(), 5, "{faults:?}");
+        assert_eq!(faults.len(), 10, "{faults:?}");
+        assert!(!faults.iter().any(|fault| fault.contains("secret")), "{faults:?}");
+        assert!(faults.iter().any(|fault| fault.contains("XDS_HEADER_key")), "{faults:?}");
     }
 }

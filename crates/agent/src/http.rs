@@ -1,4 +1,5 @@
-//! Single requests of HTTP: to the proxy's admin interface, and to applications.
+//! Single requests of HTTP: to the proxy's admin interface, and to applications. Over TLS it is HTTP/2 if the
+//! other side prefers it, where that is asked for ([`credulous`]).
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -7,9 +8,11 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, Request, StatusCode};
 use http_body_util::{BodyExt, Empty};
-use hyper_util::rt::TokioIo;
+use hyper::body::Incoming;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio_rustls::TlsConnector;
 
@@ -84,6 +87,23 @@ pub(crate) async fn call(
     tokio::time::timeout(timeout, Box::pin(exchange(target, request, most))).await.map_err(late)?
 }
 
+/// Sends one request and reads at most `most` bytes of the answer's body: the status, and the body.
+///
+/// # Errors
+/// Why there is no answer in time.
+pub async fn ask(
+    method: &str,
+    (host, port): (&str, u16),
+    path: &str,
+    timeout: Duration,
+    most: usize,
+) -> Result<(u16, Bytes), String> {
+    let target = Target::new(host, port);
+    let method = method.parse().map_err(|_| format!("{method:?} is no method"))?;
+    let answer = call(&target, request(method, path, &target)?, timeout, most).await?;
+    Ok((answer.status.as_u16(), answer.body))
+}
+
 /// `GET`, or `POST`.
 pub(crate) fn request(
     method: http::Method,
@@ -98,50 +118,97 @@ async fn exchange(target: &Target, request: Request<Empty<Bytes>>, most: usize) 
     let failed = |error: &dyn std::fmt::Display| format!("{}: {error}", target.authority());
     let stream = target.connect().await?;
     match &target.tls {
-        None => over(stream, request, most).await.map_err(|error| failed(&error)),
+        None => http1(stream, request, most).await.map_err(|error| failed(&error)),
         Some(config) => {
-            let name = ServerName::try_from(target.host.clone()).map_err(|error| failed(&error))?;
+            let name = target.host.trim_matches(['[', ']']).to_owned();
+            let name = ServerName::try_from(name).map_err(|error| failed(&error))?;
             let stream = TlsConnector::from(Arc::clone(config)).connect(name, stream).await;
-            over(stream.map_err(|error| failed(&error))?, request, most).await.map_err(|error| failed(&error))
+            let stream = stream.map_err(|error| failed(&error))?;
+            let answer = if stream.get_ref().1.alpn_protocol() == Some(b"h2") {
+                http2(stream, request, most).await
+            } else {
+                http1(stream, request, most).await
+            };
+            answer.map_err(|error| failed(&error))
         }
     }
 }
 
-async fn over<IO>(io: IO, request: Request<Empty<Bytes>>, most: usize) -> Result<Answer, String>
+async fn http1<IO>(io: IO, request: Request<Empty<Bytes>>, most: usize) -> Result<Answer, String>
 where
-    IO: tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + Unpin + 'static,
+    IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake(TokioIo::new(io)).await.map_err(|error| error.to_string())?;
     let connection = tokio::spawn(connection);
-    let answer = async {
-        let response = sender.send_request(request).await.map_err(|error| error.to_string())?;
-        let (head, mut body) = response.into_parts();
-        let mut bytes = BytesMut::new();
-        while let Some(frame) = body.frame().await {
-            if let Ok(data) = frame.map_err(|error| error.to_string())?.into_data() {
-                if bytes.len() + data.len() > most {
-                    return Err(format!("the answer has more than {most} bytes"));
-                }
-                bytes.extend_from_slice(&data);
-            }
-        }
-        Ok(Answer { status: head.status, headers: head.headers, body: bytes.freeze() })
-    };
-    let answer = answer.await;
-    connection.abort();
-    answer
+    // It ends with whoever waits for it.
+    let _connection = Aborted(connection);
+    let response = sender.send_request(request).await.map_err(|error| error.to_string())?;
+    read(response, most).await
 }
 
-/// Settings of TLS that believe everybody, as kubelet's probes do.
-pub(crate) fn credulous() -> Result<Arc<ClientConfig>, String> {
+async fn http2<IO>(io: IO, request: Request<Empty<Bytes>>, most: usize) -> Result<Answer, String>
+where
+    IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let handshake = hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(io)).await;
+    let (mut sender, connection) = handshake.map_err(|error| error.to_string())?;
+    let _connection = Aborted(tokio::spawn(connection));
+    let (mut head, body) = request.into_parts();
+    // What is `Host` there is a part of the URI here.
+    let authority = head.headers.remove(http::header::HOST);
+    let authority = authority.and_then(|host| host.to_str().ok()?.parse::<http::uri::Authority>().ok());
+    let mut uri = head.uri.into_parts();
+    uri.scheme = Some(http::uri::Scheme::HTTPS);
+    uri.authority = Some(authority.ok_or("its host is no authority")?);
+    head.uri = http::Uri::from_parts(uri).map_err(|error| error.to_string())?;
+    // Of a connection, and not allowed where many share one.
+    for name in [http::header::TE, http::header::TRANSFER_ENCODING, http::header::UPGRADE] {
+        head.headers.remove(name);
+    }
+    for name in ["keep-alive", "proxy-connection"] {
+        head.headers.remove(name);
+    }
+    let request = Request::from_parts(head, body);
+    let response = sender.send_request(request).await.map_err(|error| error.to_string())?;
+    read(response, most).await
+}
+
+async fn read(response: http::Response<Incoming>, most: usize) -> Result<Answer, String> {
+    let (head, mut body) = response.into_parts();
+    let mut bytes = BytesMut::new();
+    while let Some(frame) = body.frame().await {
+        if let Ok(data) = frame.map_err(|error| error.to_string())?.into_data() {
+            if bytes.len() + data.len() > most {
+                return Err(format!("the answer has more than {most} bytes"));
+            }
+            bytes.extend_from_slice(&data);
+        }
+    }
+    Ok(Answer { status: head.status, headers: head.headers, body: bytes.freeze() })
+}
+
+/// A task that ends when nobody needs it any more.
+struct Aborted<T>(tokio::task::JoinHandle<T>);
+
+impl<T> Drop for Aborted<T> {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// Settings of TLS that believe everybody, as kubelet's probes do. With `h2` they prefer HTTP/2.
+pub(crate) fn credulous(h2: bool) -> Result<Arc<ClientConfig>, String> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let config = ClientConfig::builder_with_provider(Arc::clone(&provider))
+    let mut config = ClientConfig::builder_with_provider(Arc::clone(&provider))
         .with_safe_default_protocol_versions()
         .map_err(|error| error.to_string())?
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(Anybody(provider)))
         .with_no_client_auth();
+    if h2 {
+        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    }
     Ok(Arc::new(config))
 }
 

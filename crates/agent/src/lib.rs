@@ -8,7 +8,7 @@
 //!   the authority is away; [`files`]: those that others renew, or read; [`sds`]: the proxy gets it on a
 //!   Unix socket, so that Envoy can be the proxy as well;
 //! - [`control_plane`]: how the control plane is spoken to; [`xds_proxy`]: the proxy's streams are passed
-//!   on to it, which brings a [`name_table`] as well;
+//!   on to it, which brings the table of names as well;
 //! - [`dns`]: names of the mesh, and all others;
 //! - [`status`]: readiness, probes of the application, [`metrics`]; [`lifecycle`]: how it ends.
 
@@ -19,12 +19,11 @@ pub mod control_plane;
 pub mod dns;
 pub mod environment;
 pub mod files;
-mod http;
+pub mod http;
 pub mod identity;
 pub mod interfaces;
 pub mod lifecycle;
 pub mod metrics;
-pub mod name_table;
 pub mod proxy_config;
 pub mod sds;
 pub mod status;

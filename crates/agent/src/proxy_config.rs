@@ -31,7 +31,7 @@ pub enum Layer<'t> {
 pub struct ProxyConfig {
     /// The folder of the socket for xDS and of the bootstrap.
     pub config_path: String,
-    /// Envoy's, if it is to be the proxy.
+    /// Envoy's, if it is to be the proxy; see [`ProxyConfig::envoy`].
     pub binary_path: String,
     /// The cluster of the node.
     pub service_cluster: Option<String>,
@@ -83,6 +83,9 @@ pub struct ProxyConfig {
     /// Everything as it was written, for the metadata of the node.
     #[serde(skip)]
     pub written: Map<String, Value>,
+    /// Whether a flag names the binary, which means it whatever it is.
+    #[serde(skip)]
+    binary_is_meant: bool,
 }
 
 /// How the service of a trace is named.
@@ -204,6 +207,7 @@ impl Default for ProxyConfig {
             stats_compression: None,
             connection_settings: None,
             written: Map::new(),
+            binary_is_meant: false,
         }
     }
 }
@@ -262,7 +266,7 @@ impl ProxyConfig {
     /// Takes annotations over that set single fields.
     ///
     /// # Errors
-    /// If one is no port.
+    /// If one is no port, or no address.
     pub fn annotate(&mut self, annotation: impl Fn(&str) -> Option<String>) -> Result<(), Vec<String>> {
         if let Some(address) = annotation("sidecar.istio.io/discoveryAddress") {
             self.written.insert("discoveryAddress".to_owned(), json!(address));
@@ -273,12 +277,22 @@ impl ProxyConfig {
                 port.parse().map_err(|_| vec![format!("status.sidecar.istio.io/port: {port} is no port")])?;
             self.written.insert("statusPort".to_owned(), json!(self.status_port));
         }
-        Ok(())
+        self.check()
+    }
+
+    /// Takes over what a flag names as the proxy (`--binaryPath`); nothing if it is empty.
+    pub fn set_binary(&mut self, path: &str) {
+        if !path.is_empty() {
+            path.clone_into(&mut self.binary_path);
+            self.written.insert("binaryPath".to_owned(), json!(path));
+            self.binary_is_meant = true;
+        }
     }
 
     /// Envoy's binary, if somebody has said that it is to be the proxy.
     pub fn envoy(&self) -> Option<&str> {
-        Some(self.binary_path.as_str()).filter(|path| !path.is_empty() && *path != DEFAULT_BINARY)
+        let is_meant = self.binary_is_meant || self.binary_path != DEFAULT_BINARY;
+        Some(self.binary_path.as_str()).filter(|path| is_meant && !path.is_empty())
     }
 
     /// As it is shown to the control plane: with the defaults that are not written.
@@ -477,6 +491,20 @@ mod tests {
         assert_eq!(metadata, ["A=a", "B=c"]);
         assert!(config.envoy().is_none());
         assert_eq!(config.to_json()["drainDuration"], "10s");
+    }
+
+    #[test]
+    fn flags_and_annotations_come_last() {
+        let mut config = ProxyConfig::read(&[]).expect("fine");
+        config.set_binary("");
+        assert!(config.envoy().is_none());
+        config.set_binary("/usr/local/bin/envoy");
+        assert_eq!(config.envoy(), Some("/usr/local/bin/envoy"));
+        for (address, good) in [("istiod.edge.svc:15012", true), ("istiod", false), (":1", false)] {
+            let annotation =
+                |name: &str| (name == "sidecar.istio.io/discoveryAddress").then(|| address.to_owned());
+            assert_eq!(config.annotate(annotation).is_ok(), good, "{address}");
+        }
     }
 
     #[test]

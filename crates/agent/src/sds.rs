@@ -1,4 +1,4 @@
-//! The certificate for proxies: SDS on a Unix socket, as Istio's agent serves it.
+//! The certificate for proxies: SDS on a Unix socket, as Istio's agent serves it, unless somebody else does.
 //!
 //! `default` is the workload's certificate, `ROOTCA` the roots. Nothing is said before there is a
 //! certificate, so that a proxy waits for it instead of being told that there is none.
@@ -21,12 +21,68 @@ use leno_xds::server::listen::{Listen, Socket};
 use leno_xds::server::{Event, Resources, Scope, Stream, Subscription};
 use leno_xds::{Resource, TypeUrl};
 use prost::Message;
+use tokio::net::UnixStream;
 use tokio::sync::{mpsc, watch};
 
 use crate::identity::Secret;
 
-/// Where Istio's proxies look for it, below the working directory.
-pub const SOCKET: &str = "./var/run/secrets/workload-spiffe-uds/socket";
+/// The folder in which Istio's proxies look for it, below the working directory.
+const FOLDER: &str = "./var/run/secrets/workload-spiffe-uds";
+
+/// The name of our socket there.
+pub const SOCKET_NAME: &str = "socket";
+
+/// Our socket where somebody else gives the workload's certificate: for files alone.
+const FILES: &str = "./var/run/secrets/credential-uds/files-socket";
+
+/// The socket of somebody who gives credentials of gateways.
+const CREDENTIALS: &str = "./var/run/secrets/credential-uds/socket";
+
+/// How long somebody else has to answer on a socket.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Where the proxy gets secrets.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sources {
+    /// The socket with the workload's certificate.
+    pub workload: String,
+    /// Our socket, if the other one is somebody else's (SPIRE's agent, say).
+    pub files: Option<String>,
+    /// Whether somebody gives credentials of gateways.
+    pub has_credentials: bool,
+}
+
+impl Default for Sources {
+    /// Ours alone.
+    fn default() -> Self {
+        Sources { workload: format!("{FOLDER}/{SOCKET_NAME}"), files: None, has_credentials: false }
+    }
+}
+
+impl Sources {
+    /// Looks who answers below a folder (`.`, as a rule). `name` is the socket's
+    /// (`WORKLOAD_IDENTITY_SOCKET_FILE`).
+    ///
+    /// # Errors
+    /// If nobody answers on a socket that is not to be ours.
+    pub async fn find(folder: &Path, name: &str) -> Result<Sources, String> {
+        let workload = format!("{FOLDER}/{name}");
+        let files = answers(&folder.join(&workload)).await.then(|| FILES.to_owned());
+        if files.is_none() && name != SOCKET_NAME {
+            return Err(format!("WORKLOAD_IDENTITY_SOCKET_FILE={name}: nobody answers on {workload}"));
+        }
+        Ok(Sources { workload, files, has_credentials: answers(&folder.join(CREDENTIALS)).await })
+    }
+
+    /// Our socket.
+    pub fn own(&self) -> &str {
+        self.files.as_deref().unwrap_or(&self.workload)
+    }
+}
+
+async fn answers(path: &Path) -> bool {
+    matches!(tokio::time::timeout(PATIENCE, UnixStream::connect(path)).await, Ok(Ok(_)))
+}
 
 /// The workload's certificate.
 pub const CERTIFICATE: &str = "default";

@@ -17,6 +17,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use leno_api::proto::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DiscoveryRequest};
 use leno_api::proto::google::rpc;
+use leno_api::proto::istio::networking::nds::v1::NameTable;
 use leno_xds::Mode;
 use prost::Message;
 use prost::encoding::{DecodeContext, decode_key, decode_varint, skip_field};
@@ -31,8 +32,9 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::control_plane::ControlPlane;
 use crate::metrics::Metrics;
-use crate::name_table::{NameTable, TYPE_URL as NAME_TABLE};
 
+/// The names of the mesh (NDS).
+const NAME_TABLE: &str = "type.googleapis.com/istio.networking.nds.v1.NameTable";
 /// The mesh's configuration for proxies.
 const PROXY_CONFIG: &str = "type.googleapis.com/istio.mesh.v1alpha1.ProxyConfig";
 const LISTENER: &str = "type.googleapis.com/envoy.config.listener.v3.Listener";
@@ -92,7 +94,7 @@ pub struct XdsProxy {
 }
 
 impl XdsProxy {
-    /// Binds the socket that the proxy connects to, in place of one that was left behind.
+    /// Binds the socket that the proxy connects to, in place of one that was left behind, for ourselves alone.
     ///
     /// # Errors
     /// If that fails, or a process answers there.
@@ -100,7 +102,8 @@ impl XdsProxy {
         if let Some(folder) = path.parent() {
             std::fs::create_dir_all(folder)?;
         }
-        match leno_xds::server::listen::Socket::unix(path.to_owned())? {
+        // Whoever may speak to the control plane in the proxy's name is told the keys of its certificates.
+        match leno_xds::server::listen::Socket::unix_private(path)? {
             leno_xds::server::listen::Socket::Unix(listener) => Ok(listener),
             leno_xds::server::listen::Socket::Tcp(_) => Err(std::io::ErrorKind::Unsupported.into()),
         }
@@ -394,6 +397,16 @@ mod tests {
     use super::{
         DeltaDiscoveryRequest, DiscoveryRequest, LISTENER, Message, Mode, request_field, subscribe, type_url,
     };
+
+    #[tokio::test]
+    async fn the_socket_is_ours_alone() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("proxy/XDS");
+        let _listener = super::XdsProxy::bind(&path).expect("it can be bound");
+        let mode = std::fs::metadata(&path).expect("it is there").permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+    }
 
     #[test]
     fn types_of_requests() {

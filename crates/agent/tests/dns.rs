@@ -9,7 +9,8 @@ use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query, ResponseCode}
 use hickory_proto::rr::rdata::A;
 use hickory_proto::rr::{Name, RData, Record, RecordType};
 use leno_agent::dns::{Place, Resolver, Upstream, bind, follow, serve};
-use leno_agent::name_table::{NameInfo, NameTable};
+use leno_api::proto::istio::networking::nds::v1::NameTable;
+use leno_api::proto::istio::networking::nds::v1::name_table::NameInfo;
 use leno_base::Rng;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
@@ -116,6 +117,34 @@ impl Running {
         let bytes = tokio::time::timeout(LIMIT, asking).await.expect("an answer in time");
         Message::from_vec(&bytes).expect("an answer")
     }
+}
+
+/// Servers that say nothing take no names of the mesh down with them.
+#[tokio::test]
+async fn names_of_the_mesh_do_not_wait_for_others() {
+    let silent = UdpSocket::bind("127.0.0.1:0").await.expect("a port");
+    let mut running = Running::start(vec![silent.local_addr().expect("an address")]).await;
+    running.tell(&[("api.example.com", vec!["240.240.0.1".to_owned()])]).await;
+    let socket = UdpSocket::bind("127.0.0.1:0").await.expect("a port");
+    let others = query("far.example.com", RecordType::A, None);
+    // One is refused in the end, when as many are asked for as may be.
+    let mut answer = vec![0; 512];
+    let refused = async {
+        loop {
+            socket.send_to(&others, running.address).await.expect("it is sent");
+            tokio::task::yield_now().await;
+            if let Ok(length) = socket.try_recv(&mut answer) {
+                break Message::from_vec(&answer[..length]).expect("an answer");
+            }
+        }
+    };
+    let refused = tokio::time::timeout(Duration::from_secs(15), refused)
+        .await
+        .expect("before the servers' time is over");
+    assert_eq!(refused.metadata.response_code, ResponseCode::ServFail);
+    assert!(running.metrics.dns_upstream_requests.value() >= 1000);
+    let known = running.ask(&query("api.example.com", RecordType::A, None), false).await;
+    assert_eq!(told(&known), "NoError, api.example.com. 30 240.240.0.1");
 }
 
 fn query(name: &str, kind: RecordType, payload: Option<u16>) -> Vec<u8> {

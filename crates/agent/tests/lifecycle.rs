@@ -7,6 +7,7 @@ use leno_agent::lifecycle::{Draining, Order, Proxy, supervise};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
 
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -88,14 +89,36 @@ fn draining(until_idle: Option<Duration>) -> Draining {
 const DRAIN: &str = "POST /drain_listeners?graceful&inboundonly";
 const COUNT: &str = "GET /stats?usedonly&filter=downstream_cx_active$";
 
+/// Who waits this long before the end would not be waited for here.
+const FOR_EVER: Draining = Draining {
+    wait: Duration::from_secs(100_000),
+    until_idle: None,
+    inbound_only: true,
+    own_ports: Vec::new(),
+};
+
+/// A proxy that runs beside the test.
+fn runs(
+    proxy: Proxy,
+    orders: mpsc::Receiver<Order>,
+    admin: &Admin,
+    draining: Draining,
+) -> JoinHandle<Result<(), String>> {
+    let admin = ("127.0.0.1".to_owned(), admin.port);
+    tokio::spawn(async move { supervise(proxy, orders, admin, &draining).await })
+}
+
+async fn end_of(running: JoinHandle<Result<(), String>>) -> Result<(), String> {
+    tokio::time::timeout(LIMIT, running).await.expect("it ends in time").expect("it does not panic")
+}
+
 async fn ends(
     proxy: Proxy,
     orders: mpsc::Receiver<Order>,
     admin: &Admin,
-    draining: &Draining,
+    draining: Draining,
 ) -> Result<(), String> {
-    let running = supervise(proxy, orders, ("127.0.0.1".to_owned(), admin.port), draining);
-    tokio::time::timeout(LIMIT, running).await.expect("it ends in time")
+    end_of(runs(proxy, orders, admin, draining)).await
 }
 
 #[tokio::test]
@@ -105,7 +128,7 @@ async fn by_itself() {
         let (proxy, end, _) = proxy();
         let (_order, orders) = mpsc::channel(1);
         end.send(outcome.clone()).expect("it is waited for");
-        assert_eq!(ends(proxy, orders, &admin, &draining(None)).await, outcome);
+        assert_eq!(ends(proxy, orders, &admin, draining(None)).await, outcome);
     }
     assert!(admin.asked().is_empty());
 }
@@ -116,7 +139,7 @@ async fn terminated() {
     let (proxy, _end, killed) = proxy();
     let (order, orders) = mpsc::channel(1);
     order.send(Order::Terminate).await.expect("it is taken");
-    assert_eq!(ends(proxy, orders, &admin, &draining(None)).await, Ok(()));
+    assert_eq!(ends(proxy, orders, &admin, draining(None)).await, Ok(()));
     assert!(*killed.lock().expect("a lock"));
     assert_eq!(admin.asked(), [DRAIN]);
 }
@@ -129,7 +152,7 @@ async fn when_nobody_is_connected_any_more() {
     let (order, orders) = mpsc::channel(1);
     order.send(Order::Terminate).await.expect("it is taken");
     let draining = draining(Some(Duration::from_millis(10)));
-    assert_eq!(ends(proxy, orders, &admin, &draining).await, Ok(()));
+    assert_eq!(ends(proxy, orders, &admin, draining).await, Ok(()));
     assert!(*killed.lock().expect("a lock"));
     assert_eq!(admin.asked(), [DRAIN, COUNT, COUNT]);
 }
@@ -139,20 +162,12 @@ async fn drained_before() {
     let mut admin = Admin::start().await;
     let (proxy, _end, killed) = proxy();
     let (order, orders) = mpsc::channel(1);
-    let port = admin.port;
-    // It would wait for ever, if it waited.
-    let draining = Draining { wait: Duration::from_secs(100_000), ..draining(None) };
-    let running =
-        tokio::spawn(
-            async move { supervise(proxy, orders, ("127.0.0.1".to_owned(), port), &draining).await },
-        );
+    let running = runs(proxy, orders, &admin, FOR_EVER);
     order.send(Order::Drain).await.expect("it is taken");
     admin.until_asked(1).await;
     assert!(!running.is_finished() && !*killed.lock().expect("a lock"), "it goes on");
     order.send(Order::Terminate).await.expect("it is taken");
-    let ended =
-        tokio::time::timeout(LIMIT, running).await.expect("it ends in time").expect("it does not panic");
-    assert_eq!(ended, Ok(()));
+    assert_eq!(end_of(running).await, Ok(()));
     assert!(*killed.lock().expect("a lock"));
     assert_eq!(admin.asked(), ["POST /drain_listeners?graceful&skip_exit&inboundonly"]);
 }
@@ -162,18 +177,11 @@ async fn told_to_quit_while_it_drains() {
     let mut admin = Admin::start().await;
     let (proxy, _end, killed) = proxy();
     let (order, orders) = mpsc::channel(1);
-    let port = admin.port;
-    let draining = Draining { wait: Duration::from_secs(100_000), ..draining(None) };
-    let running =
-        tokio::spawn(
-            async move { supervise(proxy, orders, ("127.0.0.1".to_owned(), port), &draining).await },
-        );
+    let running = runs(proxy, orders, &admin, FOR_EVER);
     order.send(Order::Terminate).await.expect("it is taken");
     admin.until_asked(1).await;
     order.send(Order::Quit).await.expect("it is taken");
-    let ended =
-        tokio::time::timeout(LIMIT, running).await.expect("it ends in time").expect("it does not panic");
-    assert_eq!(ended, Ok(()));
+    assert_eq!(end_of(running).await, Ok(()));
     assert!(*killed.lock().expect("a lock"));
 }
 
@@ -186,14 +194,9 @@ async fn by_its_admin_interface() {
     let (end, ended) = oneshot::channel();
     let exited = async move { ended.await.unwrap_or_else(|_| Err("gone".to_owned())) };
     let proxy = Proxy { exited: Box::pin(exited), kill: None };
-    let port = admin.port;
-    let running = tokio::spawn(async move {
-        supervise(proxy, orders, ("127.0.0.1".to_owned(), port), &draining(None)).await
-    });
+    let running = runs(proxy, orders, &admin, draining(None));
     admin.until_asked(1).await;
     end.send(Ok(())).expect("it is waited for");
-    let ended =
-        tokio::time::timeout(LIMIT, running).await.expect("it ends in time").expect("it does not panic");
-    assert_eq!(ended, Ok(()));
+    assert_eq!(end_of(running).await, Ok(()));
     assert_eq!(admin.asked(), ["POST /quitquitquit"]);
 }

@@ -2,12 +2,16 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use leno_agent::lifecycle::Order;
 use leno_agent::metrics::Metrics;
-use leno_agent::name_table::{NameInfo, NameTable};
 use leno_agent::status::{Probes, Readiness, Scrape, Status, serve};
+use leno_api::proto::istio::networking::nds::v1::NameTable;
+use leno_api::proto::istio::networking::nds::v1::name_table::NameInfo;
+use leno_tls::issue::{self, KeyPair, KeyType, Validity, certificates_to_pem, root};
+use rustls::pki_types::PrivateKeyDer;
+use rustls::pki_types::pem::PemObject;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
@@ -54,7 +58,7 @@ async fn start(probes: &str, annotations: Option<&str>, proxy: u16) -> Running {
     let (terminate, terminated) = watch::channel(false);
     let status = Status {
         readiness: Readiness::new("127.0.0.1", proxy),
-        probes: Probes::read(probes, "127.0.0.1", address.port(), true).expect("good probes"),
+        probes: Probes::read(probes, "127.0.0.1", address.port(), true, true).expect("good probes"),
         scrape: Scrape::read(Some(proxy), annotations, address.port(), "127.0.0.1")
             .expect("good annotations"),
         metrics: Arc::<Metrics>::default(),
@@ -145,7 +149,7 @@ async fn probes() {
         "{\"/app-health/app/livez\":{\"tcpSocket\":{\"port\":1},\"grpc\":{\"port\":1}}}",
         "{\"/app-health/app/livez\":{\"tcpSocket\":{\"port\":\"http\"}}}",
     ] {
-        assert!(Probes::read(bad, "127.0.0.1", 15020, true).is_err(), "{bad}");
+        assert!(Probes::read(bad, "127.0.0.1", 15020, true, true).is_err(), "{bad}");
     }
 }
 
@@ -158,6 +162,105 @@ fn proxy(head: &str) -> (u16, String, String) {
         "envoy_x 2"
     };
     (200, String::new(), body.to_owned())
+}
+
+/// A server over TLS that says which protocol it was asked in, and by which host.
+async fn secure_server() -> u16 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_secs().cast_signed();
+    let key = KeyPair::generate(KeyType::P256).expect("a key");
+    let validity = Validity { not_before: now - 600, not_after: now + 86_400 };
+    let chain = certificates_to_pem([&root(&key, "test", validity).expect("a root")]);
+    let chain = issue::certificates(chain.as_bytes()).expect("it is one");
+    let pem = key.to_pem().expect("a key");
+    let key = PrivateKeyDer::from_pem_slice(pem.as_bytes()).expect("a key");
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = rustls::ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+    let config = config.expect("versions").with_no_client_auth().with_single_cert(chain, key);
+    let mut config = config.expect("a certificate");
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let port = listener.local_addr().expect("an address").port();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let acceptor = acceptor.clone();
+            tokio::spawn(async move {
+                let stream = acceptor.accept(stream).await.expect("a handshake");
+                let service = hyper::service::service_fn(|request: http::Request<_>| async move {
+                    let _: &hyper::body::Incoming = request.body();
+                    let host = request.uri().authority().map(ToString::to_string);
+                    let host =
+                        host.or_else(|| Some(request.headers().get("host")?.to_str().ok()?.to_owned()));
+                    let words = format!("{:?} {}", request.version(), host.unwrap_or_default());
+                    Ok::<_, std::convert::Infallible>(http::Response::new(http_body_util::Full::new(
+                        bytes::Bytes::from(words),
+                    )))
+                });
+                let executor = hyper_util::rt::TokioExecutor::new();
+                let server = hyper_util::server::conn::auto::Builder::new(executor);
+                let _ = server.serve_connection(hyper_util::rt::TokioIo::new(stream), service).await;
+            });
+        }
+    });
+    port
+}
+
+#[tokio::test]
+async fn probes_by_https_are_http2_and_lead_elsewhere_on_the_host() {
+    let secure = secure_server().await;
+    // Another port, and another scheme, of the same host; Go's client and kubelet go there.
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let moved = listener.local_addr().expect("an address").port();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let head = format!("location: https://127.0.0.1:{secure}/there\r\ncontent-length: 0\r\n");
+            let answer = format!("HTTP/1.1 307 X\r\n{head}connection: close\r\n\r\n");
+            let mut asked = [0; 4096];
+            let _ = stream.read(&mut asked).await;
+            let _ = stream.write_all(answer.as_bytes()).await;
+        }
+    });
+    let probe = |port: u16, scheme: &str| {
+        format!(
+            "{{\"httpGet\":{{\"path\":\"/\",\"port\":{port},\"scheme\":\"{scheme}\"}},\"timeoutSeconds\":30}}"
+        )
+    };
+    let probes = format!(
+        "{{\"/app-health/a/livez\":{},\"/app-health/a/readyz\":{}}}",
+        probe(secure, "HTTPS"),
+        probe(moved, "HTTP")
+    );
+    let running = start(&probes, None, 1).await;
+    let (status, _, body) = running.ask("GET", "/app-health/a/livez", "").await;
+    assert_eq!((status, body), (200, format!("HTTP/2.0 pod:{secure}")));
+    let (status, _, body) = running.ask("GET", "/app-health/a/readyz", "").await;
+    assert_eq!((status, body), (200, format!("HTTP/2.0 127.0.0.1:{secure}")));
+}
+
+#[tokio::test]
+async fn scrapes_are_answered_one_at_a_time() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let port = listener.local_addr().expect("an address").port();
+    let running = start("", None, port).await;
+    let first = tokio::spawn(async move {
+        let mut stream = TcpStream::connect(running.address).await.expect("it accepts");
+        stream
+            .write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            .await
+            .expect("sent");
+        let mut text = String::new();
+        stream.read_to_string(&mut text).await.expect("an answer");
+        text
+    });
+    let (mut scraped, _) =
+        tokio::time::timeout(LIMIT, listener.accept()).await.expect("in time").expect("it connects");
+    // While the proxy takes its time nobody else is served, and waits no longer than he says.
+    let other = Running { address: running.address, ..running };
+    let waiting = "X-Prometheus-Scrape-Timeout-Seconds: 0.05\r\n";
+    assert_eq!(other.ask("GET", "/metrics", waiting).await.0, 503);
+    scraped.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\nx 1").await.expect("it is read");
+    let text = tokio::time::timeout(LIMIT, first).await.expect("in time").expect("it ends");
+    assert!(text.starts_with("HTTP/1.1 200") && text.ends_with("x 1\n"), "{text}");
 }
 
 #[tokio::test]

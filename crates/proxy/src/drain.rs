@@ -97,8 +97,8 @@ impl Drain {
         *self.shared.manager.borrow_mut() = Some(manager.into());
     }
 
-    /// Connections that are still there, with their streams; 0: the drain is complete.
-    pub(crate) fn connections(&self) -> usize {
+    /// How many watch it: connections and their streams. With 0 the drain is complete.
+    pub(crate) fn watches(&self) -> usize {
         self.shared.watches.get()
     }
 }

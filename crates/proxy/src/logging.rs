@@ -1,5 +1,6 @@
 //! The proxy's own log, on `tracing`. Levels and components by Envoy's names are in
-//! `admin::logging`, which makes the filter; here it is installed and replaced.
+//! `admin::logging`, which makes the filter; here it is installed and replaced. [`format`] is how lines look
+//! if the configuration says so.
 
 use std::io;
 use std::sync::{Arc, OnceLock};
@@ -10,6 +11,8 @@ use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Registry, reload};
 
 use crate::options::Options;
+
+pub(crate) mod format;
 
 /// Replaces the filter while running.
 #[derive(Clone)]
@@ -33,7 +36,8 @@ pub(crate) fn start(options: &Options) -> io::Result<LogFilter> {
         let others: Arc<str> = options.other_log_levels.as_str().into();
         let filter = crate::admin::logging::filter(options);
         let (layer, handle) = reload::Layer::new(with_others(&filter, &others));
-        let output = tracing_subscriber::fmt::layer().with_ansi(false).with_writer(writer);
+        let output = tracing_subscriber::fmt::layer().with_ansi(false);
+        let output = output.event_format(format::Lines::new()).with_writer(writer);
         let _ = tracing_subscriber::registry().with(layer).with(output).try_init();
         LogFilter { handle, others }
     });

@@ -4,8 +4,8 @@
 //! what may come. And the kernel maps code and constants in windows of 64 KiB around each page that
 //! is touched, so that reading a bootstrap and lowering it leave most of a large binary resident, in
 //! every sidecar. Once the proxy serves, those mappings are dropped; what is touched again is mapped
-//! again from the page cache, which costs a minor fault for each window. That is done once: later
-//! configurations are less than the first, and requests would find nothing of their way mapped.
+//! again from the page cache, which costs a minor fault for each window. That is done again when a later
+//! configuration has come, but not each time: requests find nothing of their way mapped then.
 
 use std::ffi::c_void;
 use std::fs;
@@ -22,13 +22,18 @@ unsafe extern "C" {
 /// interface need some, now and then.
 const COLLECTION: u32 = 10;
 
+/// How many beats lie between two times that the binary's pages are given back.
+const APART: u32 = 10;
+
 /// When memory is given back: a beat after all of a configuration is in force, and now and then.
 #[derive(Debug, Default)]
 pub(crate) struct Settling {
     /// Beats since the last change.
     beats: u32,
-    /// The binary's pages were given back.
-    binary: bool,
+    /// Beats since the binary's pages were given back; `None`: they never were.
+    binary: Option<u32>,
+    /// Something new has come in force since then.
+    changed: bool,
 }
 
 /// What is given back.
@@ -44,20 +49,21 @@ impl Settling {
     /// Something new is in force.
     pub(crate) fn disturb(&mut self) {
         self.beats = 0;
+        self.changed = true;
     }
 
     /// A beat has passed; `live`: all that was waited for is in force. What is to be given back.
     pub(crate) fn beat(&mut self, live: bool) -> Option<Given> {
         self.beats = if live { self.beats.saturating_add(1) } else { 0 };
-        match self.beats {
-            2 if self.binary => Some(Given::Free),
-            2 => {
-                self.binary = true;
-                Some(Given::All)
-            }
-            beats if beats > 2 && beats.is_multiple_of(COLLECTION) => Some(Given::Free),
-            _ => None,
+        self.binary = self.binary.map(|beats| beats.saturating_add(1));
+        if self.beats < 2 {
+            return None;
         }
+        if self.binary.is_none_or(|beats| self.changed && beats >= APART) {
+            (self.binary, self.changed) = (Some(0), false);
+            return Some(Given::All);
+        }
+        (self.beats == 2 || self.beats.is_multiple_of(COLLECTION)).then_some(Given::Free)
     }
 }
 
@@ -165,15 +171,24 @@ mod tests {
         give_back(Given::All);
         assert_eq!(std::hint::black_box("still here").len(), 10);
     }
+
     #[test]
-    fn the_binary_is_given_back_once() {
+    fn the_binary_is_given_back_after_changes_but_not_each_time() {
         let mut settling = Settling::default();
-        let mut beats = |count, live| (0..count).map(|_| settling.beat(live)).collect::<Vec<_>>();
-        assert_eq!(beats(3, false), [None; 3], "not before it serves");
-        assert_eq!(beats(3, true), [None, Some(Given::All), None]);
-        let later = beats(17, true);
-        assert_eq!(later.iter().flatten().collect::<Vec<_>>(), [&Given::Free; 2]);
+        let beats = |settling: &mut Settling, count, live| {
+            (0..count).map(|_| settling.beat(live)).collect::<Vec<_>>()
+        };
+        assert_eq!(beats(&mut settling, 3, false), [None; 3], "not before it serves");
+        assert_eq!(beats(&mut settling, 3, true), [None, Some(Given::All), None]);
         settling.disturb();
-        assert_eq!([settling.beat(true), settling.beat(true)], [None, Some(Given::Free)]);
+        assert_eq!(
+            beats(&mut settling, 8, true),
+            [None, Some(Given::Free), None, None, None, None, None, None]
+        );
+        assert_eq!(beats(&mut settling, 2, true), [Some(Given::All), Some(Given::Free)]);
+        let later = beats(&mut settling, 20, true);
+        assert_eq!(later.iter().flatten().collect::<Vec<_>>(), [&Given::Free; 2], "nothing has changed");
+        settling.disturb();
+        assert_eq!(beats(&mut settling, 3, true), [None, Some(Given::All), None]);
     }
 }

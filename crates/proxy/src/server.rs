@@ -25,6 +25,7 @@ use crate::config::discovery::control_plane::XdsClusters;
 use crate::config::discovery::sources::{Incoming, Settings, Sources};
 use crate::config::extensions;
 use crate::config::lower::{Scope, UnknownFields};
+use crate::config::source::ResourceKey;
 use crate::config::store::Store;
 use crate::listener::Direction;
 use crate::listener::accept::GlobalConnections;
@@ -188,6 +189,9 @@ impl Server {
         bootstrap: Bootstrap,
         log: LogFilter,
     ) -> Result<(Self, Events), RunError> {
+        if let Some(format) = &bootstrap.log_format {
+            crate::logging::format::set(format.clone());
+        }
         let concurrency = options.concurrency.unwrap_or_else(processors).max(1);
         let all_stats = Arc::new(StatsStore::default());
         let main_stats = all_stats.thread();
@@ -406,7 +410,7 @@ impl Server {
         }
         let answered = self.store.take_answered();
         if !answered.is_empty() {
-            let answered: Arc<[Name]> = answered.into();
+            let answered: Arc<[ResourceKey]> = answered.into();
             self.tell(|| Command::Answered(Arc::clone(&answered)));
         }
         let (clusters, listeners) = self.store.count_warming();
@@ -629,3 +633,7 @@ fn unknown_fields(options: &Options, count: &Arc<AtomicU64>) -> UnknownFields {
 fn processors() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
+
+#[cfg(test)]
+#[path = "server/tests.rs"]
+mod tests;

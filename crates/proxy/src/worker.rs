@@ -82,7 +82,7 @@ pub(crate) enum Command {
     /// There is no cluster of this name, which was asked for on demand.
     Missing(Name),
     /// These virtual hosts, which were asked for on demand, were answered.
-    Answered(Arc<[Name]>),
+    Answered(Arc<[ResourceKey]>),
     /// Start something that goes on beside requests.
     Start {
         /// What.

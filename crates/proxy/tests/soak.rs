@@ -21,13 +21,15 @@ use leno_api::proto::envoy::config::route::v3::RouteConfiguration;
 use leno_base::Name;
 use leno_base::rng::Rng;
 use leno_proxy::Options;
-use leno_xds::{Resource, TypeUrl};
+use leno_xds::{Mode, Resource, TypeUrl};
 use prost::Message;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio_stream::wrappers::TcpListenerStream;
 use xds::ControlPlane;
 
+#[path = "support/ads.rs"]
+mod ads;
 #[allow(dead_code, reason = "shared with the tests of the protocol, which use all of it")]
 #[path = "../../xds/tests/support/mod.rs"]
 mod xds;
@@ -271,27 +273,6 @@ fn configure(control: &ControlPlane, port: u16, endpoints: &[SocketAddr], step: 
     control.set(TypeUrl::Listener, vec![resource::<Listener>("l", &listener)]);
 }
 
-fn bootstrap(control: u16) -> String {
-    format!(
-        r#"
-node: {{id: proxy, cluster: soak}}
-admin: {{address: {{socket_address: {{address: 127.0.0.1, port_value: 0}}}}}}
-dynamic_resources:
-  ads_config: {{api_type: DELTA_GRPC, transport_api_version: V3, grpc_services: [{{envoy_grpc: {{cluster_name: xds}}}}]}}
-  cds_config: {{ads: {{}}, resource_api_version: V3}}
-  lds_config: {{ads: {{}}, resource_api_version: V3}}
-static_resources:
-  clusters:
-  - name: xds
-    typed_extension_protocol_options:
-      envoy.extensions.upstreams.http.v3.HttpProtocolOptions:
-        "@type": type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions
-        explicit_http_config: {{http2_protocol_options: {{}}}}
-    load_assignment: {{cluster_name: xds, endpoints: [{{lb_endpoints: [{{endpoint: {{address: {{socket_address: {{address: 127.0.0.1, port_value: {control}}}}}}}}}]}}]}}
-"#
-    )
-}
-
 /// A port that is free, as far as anybody knows.
 async fn free_port() -> SocketAddr {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a port");
@@ -313,14 +294,15 @@ async fn nothing_is_lost_and_nothing_grows() {
         breakers.push(breaker);
     }
     let incoming = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a port");
-    let control_port = incoming.local_addr().expect("an address").port();
+    let control_plane = incoming.local_addr().expect("an address");
     let (control, service) = ControlPlane::start();
     let server = tonic::transport::Server::builder().add_service(service);
     tokio::spawn(async move { server.serve_with_incoming(TcpListenerStream::new(incoming)).await });
     let front = free_port().await;
     configure(&control, front.port(), &endpoints, 0);
     let config = folder.path().join("bootstrap.yaml");
-    std::fs::write(&config, bootstrap(control_port)).expect("written");
+    let bootstrap = ads::bootstrap(Mode::Delta, &["cds", "lds"], control_plane, "");
+    std::fs::write(&config, bootstrap).expect("written");
     let proxy = Proxy::start(&config);
     let listening = async { while TcpStream::connect(front).await.is_err() {} };
     tokio::time::timeout(Duration::from_secs(30), listening).await.expect("it listens");

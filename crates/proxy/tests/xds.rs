@@ -25,6 +25,8 @@ use tokio_stream::wrappers::{TcpListenerStream, UnixListenerStream};
 use tonic::codegen::Service;
 use tonic::server::NamedService;
 
+#[path = "support/ads.rs"]
+mod ads;
 #[path = "xds/extensions.rs"]
 mod extensions;
 #[path = "xds/on_demand.rs"]
@@ -152,28 +154,8 @@ impl Proxy {
     async fn start(mode: Mode, control_plane: SocketAddr) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let admin_path = folder.path().join("admin");
-        let api_type = if mode == Mode::Delta { "DELTA_GRPC" } else { "GRPC" };
-        let port = control_plane.port();
-        let bootstrap = format!(
-            r#"
-node: {{id: proxy, cluster: test}}
-admin: {{address: {{socket_address: {{address: 127.0.0.1, port_value: 0}}}}}}
-dynamic_resources:
-  ads_config: {{api_type: {api_type}, transport_api_version: V3, grpc_services: [{{envoy_grpc: {{cluster_name: xds}}}}]}}
-  cds_config: {{ads: {{}}, resource_api_version: V3}}
-  lds_config: {{ads: {{}}, resource_api_version: V3}}
-static_resources:
-  clusters:
-  - name: xds
-    typed_extension_protocol_options:
-      envoy.extensions.upstreams.http.v3.HttpProtocolOptions:
-        "@type": type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions
-        explicit_http_config: {{http2_protocol_options: {{}}}}
-    load_assignment: {{cluster_name: xds, endpoints: [{{lb_endpoints: [{{endpoint: {{address: {{socket_address: {{address: 127.0.0.1, port_value: {port}}}}}}}}}]}}]}}
-"#
-        );
         let options = Options {
-            config_yaml: Some(bootstrap),
+            config_yaml: Some(ads::bootstrap(mode, &["cds", "lds"], control_plane, "")),
             concurrency: Some(1),
             admin_address_path: Some(admin_path.clone()),
             log_level: "error".into(),

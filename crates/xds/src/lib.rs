@@ -13,6 +13,7 @@
 //! Read next: [`types`] for the vocabulary, then [`client`] or [`server`].
 
 pub mod client;
+mod messages;
 pub mod server;
 pub mod types;
 pub mod wire;

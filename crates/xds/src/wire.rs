@@ -13,7 +13,7 @@ use leno_base::Name;
 use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint, key_len};
 use prost::{DecodeError, Message};
 use tonic::Status;
-use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
+use tonic::codec::{EncodeBuf, Encoder};
 
 use crate::types::{Mode, Resource, TypeUrl};
 
@@ -408,24 +408,9 @@ fn put(buffer: &mut impl BufMut, tag: u32, bytes: &[u8]) {
     }
 }
 
-/// gRPC codec of the client's side: requests out, responses in.
+/// Writes what the client says.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct ClientCodec(pub(crate) Mode);
-
-impl Codec for ClientCodec {
-    type Encode = Request;
-    type Decode = Received;
-    type Encoder = Self;
-    type Decoder = Self;
-
-    fn encoder(&mut self) -> Self {
-        *self
-    }
-
-    fn decoder(&mut self) -> Self {
-        *self
-    }
-}
+pub(crate) struct ClientCodec;
 
 impl Encoder for ClientCodec {
     type Item = Request;
@@ -433,15 +418,6 @@ impl Encoder for ClientCodec {
 
     fn encode(&mut self, request: Request, buffer: &mut EncodeBuf<'_>) -> Result<(), Status> {
         request.encode(buffer).map_err(|error| Status::internal(error.to_string()))
-    }
-}
-
-impl Decoder for ClientCodec {
-    type Item = Received;
-    type Error = Status;
-
-    fn decode(&mut self, buffer: &mut DecodeBuf<'_>) -> Result<Option<Received>, Status> {
-        Received::decode(self.0, buffer).map(Some).map_err(|error| Status::internal(error.to_string()))
     }
 }
 

@@ -11,6 +11,7 @@ use serde_json::{Map, Value, json};
 
 use crate::environment::Environment;
 use crate::proxy_config::ProxyConfig;
+use crate::sds::Sources;
 
 pub mod node;
 mod statics;
@@ -18,7 +19,8 @@ mod stats;
 #[cfg(test)]
 mod tests;
 
-pub use node::{Node, Role};
+pub use node::{ISTIO_VERSION, Node, Role};
+pub use stats::STATS_TAGS;
 
 /// Values of the runtime that every proxy has.
 const RUNTIME: [(&str, Value); 5] = [
@@ -45,11 +47,13 @@ pub struct Inputs<'i> {
     pub outlier_log: Option<&'i str>,
     /// Whether the proxy's own log is JSON.
     pub json_log: bool,
+    /// Where it gets secrets.
+    pub secrets: &'i Sources,
 }
 
 impl Inputs<'_> {
-    /// Whether Envoy is the proxy. Deviation: our own proxy, whose log has one format, and whose answers
-    /// are not compressed yet, gets a bootstrap without what it would refuse.
+    /// Whether Envoy is the proxy. Deviation: our own proxy, whose answers are not compressed yet, gets a bootstrap
+    /// without what it would refuse.
     fn is_for_envoy(&self) -> bool {
         self.config.envoy().is_some()
     }
@@ -81,10 +85,10 @@ impl Families {
     }
 }
 
-/// The address that the proxy's admin interface has, and ours for it.
-pub fn localhost(addresses: &[IpAddr]) -> IpAddr {
-    let v6 = !addresses.is_empty() && addresses.iter().all(IpAddr::is_ipv6);
-    if v6 { std::net::Ipv6Addr::LOCALHOST.into() } else { std::net::Ipv4Addr::LOCALHOST.into() }
+/// The address that the proxy's admin interface has, and ours for it, of a machine with these addresses, which
+/// has both families if `dual_stack` and they are of both.
+pub fn localhost(addresses: &[IpAddr], dual_stack: bool) -> &'static str {
+    Families::of(addresses, dual_stack).localhost
 }
 
 /// Makes the bootstrap.
@@ -96,7 +100,7 @@ pub fn render(inputs: &Inputs<'_>) -> Result<Value, Vec<String>> {
     let families = Families::of(&node.addresses, environment.dual_stack);
     let source = json!({ "ads": {}, "initial_fetch_timeout": "0s", "resource_api_version": "V3" });
     let mut bootstrap = json!({
-        "node": node.to_json(config, environment),
+        "node": node.to_json(inputs),
         "layered_runtime": { "layers": [
             { "name": "global config", "static_layer": runtime(config, environment) },
             { "name": "admin", "admin_layer": {} },
@@ -144,10 +148,8 @@ pub fn render(inputs: &Inputs<'_>) -> Result<Value, Vec<String>> {
         "deferred_stat_options": { "enable_deferred_creation_stats": true },
     });
     let Some(fields) = bootstrap.as_object_mut() else { return Ok(bootstrap) };
-    if inputs.is_for_envoy() {
-        let format = json!({ "log_format": log_format(inputs.json_log) });
-        fields.insert("application_log_config".to_owned(), format);
-    }
+    let format = json!({ "log_format": log_format(inputs.json_log) });
+    fields.insert("application_log_config".to_owned(), format);
     stats::intervals(environment, fields);
     if let Some(tracer) = statics::tracer(inputs) {
         fields.insert("tracing".to_owned(), json!({ "http": tracer }));

@@ -5,11 +5,12 @@ use std::net::IpAddr;
 
 use serde_json::{Map, Value, json};
 
+use super::Inputs;
 use crate::environment::Environment;
 use crate::proxy_config::{ProxyConfig, TracingServiceName};
 
 /// The release of Istio whose agent this stands for; control planes look at it.
-const ISTIO_VERSION: &str = "1.28.0";
+pub const ISTIO_VERSION: &str = "1.30.0";
 
 /// What a proxy is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -111,7 +112,8 @@ impl Node {
         }
     }
 
-    pub(super) fn to_json(&self, config: &ProxyConfig, environment: &Environment) -> Value {
+    pub(super) fn to_json(&self, inputs: &Inputs<'_>) -> Value {
+        let Inputs { config, environment, secrets, .. } = *inputs;
         let mut metadata = self.metadata.clone();
         let mut put = |name: &str, value: Value| drop(metadata.insert(name.to_owned(), value));
         let addresses: Vec<String> = self.addresses.iter().map(IpAddr::to_string).collect();
@@ -133,7 +135,15 @@ impl Node {
             put("ENVOY_SKIP_DEPRECATED_LOGS", json!("true"));
         }
         put("METADATA_DISCOVERY", json!("false"));
-        put("WORKLOAD_IDENTITY_SOCKET_FILE", json!("socket"));
+        put("WORKLOAD_IDENTITY_SOCKET_FILE", json!(environment.identity_socket));
+        // Control planes name other clusters for these.
+        for (name, is_so) in
+            [("credential", secrets.has_credentials), ("file-credential", secrets.files.is_some())]
+        {
+            if is_so {
+                put(name, json!("true"));
+            }
+        }
         put("PROXY_CONFIG", config.to_json());
         put("PILOT_SAN", json!([pilot_name(config)]));
         for (name, value) in [

@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 
 use super::{Families, Inputs};
 use crate::proxy_config::{Keepalive, Remote};
+use crate::sds::Sources;
 
 const TYPE: &str = "type.googleapis.com/envoy.extensions";
 
@@ -69,8 +70,12 @@ pub(super) fn clusters(inputs: &Inputs<'_>, families: &Families) -> Result<Vec<V
     let Inputs { config, environment, .. } = *inputs;
     let admin = socket(families.localhost, config.proxy_admin_port);
     let own = socket(families.localhost, config.status_port);
-    let mut sds = at_once("sds-grpc", "1s", &pipe(crate::sds::SOCKET));
-    sds["typed_extension_protocol_options"] = http2();
+    let secrets = |name: &str, path: &str| {
+        let mut cluster = at_once(name, "1s", &pipe(path));
+        cluster["typed_extension_protocol_options"] = http2();
+        cluster
+    };
+    let sds = secrets("sds-grpc", &inputs.secrets.workload);
     let mut xds = at_once("xds-grpc", "1s", &pipe(&format!("{}/XDS", config.config_path)));
     let most = |priority: &str| {
         json!({
@@ -86,6 +91,9 @@ pub(super) fn clusters(inputs: &Inputs<'_>, families: &Families) -> Result<Vec<V
     xds["typed_extension_protocol_options"] = http2();
     let mut all =
         vec![at_once("prometheus_stats", "0.250s", &admin), at_once("agent", "0.250s", &own), sds, xds];
+    if let Some(path) = &inputs.secrets.files {
+        all.insert(3, secrets("sds-files-grpc", path));
+    }
 
     let mut faults = Vec::new();
     if let Some(tracing) = &config.tracing {
@@ -95,7 +103,7 @@ pub(super) fn clusters(inputs: &Inputs<'_>, families: &Families) -> Result<Vec<V
             && let Some(address) = address(&at.address, &environment.host_ip)
         {
             let mut cluster = by_name(name, families, &address);
-            put_tls(&mut cluster, tracing.tls_settings.as_ref(), name, false, &mut faults);
+            put_tls(&mut cluster, tracing.tls_settings.as_ref(), (name, false), inputs.secrets, &mut faults);
             all.push(cluster);
         }
     }
@@ -105,7 +113,7 @@ pub(super) fn clusters(inputs: &Inputs<'_>, families: &Families) -> Result<Vec<V
     ] {
         let Some(service) = service else { continue };
         if let Some(address) = address(&service.address, &environment.host_ip) {
-            all.push(remote(name, service, families, &address, &mut faults));
+            all.push(remote(name, service, families, &address, inputs.secrets, &mut faults));
         }
     }
     if inputs.self_discovery() {
@@ -119,11 +127,12 @@ fn remote(
     service: &Remote,
     families: &Families,
     address: &Value,
+    from: &Sources,
     faults: &mut Vec<String>,
 ) -> Value {
     let mut cluster = by_name(name, families, address);
     cluster["typed_extension_protocol_options"] = http2();
-    put_tls(&mut cluster, service.tls_settings.as_ref(), name, true, faults);
+    put_tls(&mut cluster, service.tls_settings.as_ref(), (name, true), from, faults);
     if let Some(Keepalive { probes, time, interval }) = &service.tcp_keepalive {
         let mut keepalive = json!({});
         if *probes > 0 {
@@ -161,11 +170,11 @@ fn local_cluster() -> Value {
 }
 
 /// Where certificates come from, as references to them say it.
-fn sds_config() -> Value {
+fn sds_config(cluster: &str) -> Value {
     json!({
         "api_config_source": {
             "api_type": "GRPC",
-            "grpc_services": [{ "envoy_grpc": { "cluster_name": "sds-grpc" } }],
+            "grpc_services": [{ "envoy_grpc": { "cluster_name": cluster } }],
             "set_node_on_first_message_only": true,
             "transport_api_version": "V3",
         },
@@ -173,12 +182,20 @@ fn sds_config() -> Value {
     })
 }
 
-fn secret(name: &str) -> Value {
-    json!({ "name": name, "sds_config": sds_config() })
+fn secret(name: &str, from: &Sources) -> Value {
+    let is_ours = name.starts_with("file-") && from.files.is_some();
+    let cluster = if is_ours { "sds-files-grpc" } else { "sds-grpc" };
+    json!({ "name": name, "sds_config": sds_config(cluster) })
 }
 
 /// TLS to a service, by a DestinationRule's settings.
-fn put_tls(cluster: &mut Value, settings: Option<&Value>, name: &str, h2: bool, faults: &mut Vec<String>) {
+fn put_tls(
+    cluster: &mut Value,
+    settings: Option<&Value>,
+    (name, h2): (&str, bool),
+    from: &Sources,
+    faults: &mut Vec<String>,
+) {
     let Some(settings) = settings else { return };
     let text = |field: &str| settings.get(field).and_then(Value::as_str).unwrap_or_default();
     let (own, roots) = match text("mode") {
@@ -198,12 +215,12 @@ fn put_tls(cluster: &mut Value, settings: Option<&Value>, name: &str, h2: bool, 
         "common_tls_context": {
             "combined_validation_context": {
                 "default_validation_context": { "match_subject_alt_names": names },
-                "validation_context_sds_secret_config": secret(&roots),
+                "validation_context_sds_secret_config": secret(&roots, from),
             },
         },
     });
     if let Some(own) = &own {
-        context["common_tls_context"]["tls_certificate_sds_secret_configs"] = json!([secret(own)]);
+        context["common_tls_context"]["tls_certificate_sds_secret_configs"] = json!([secret(own, from)]);
     }
     if h2 {
         let protocols = if text("mode") == "ISTIO_MUTUAL" { json!(["istio", "h2"]) } else { json!(["h2"]) };
@@ -239,7 +256,12 @@ pub(super) fn listeners(inputs: &Inputs<'_>, families: &Families) -> Vec<Value> 
         ),
     ] {
         if port != 0 {
-            all.push(secure(families.wildcard, port, &connections(prefix, routes, Vec::new())));
+            all.push(secure(
+                families.wildcard,
+                port,
+                inputs.secrets,
+                &connections(prefix, routes, Vec::new()),
+            ));
         }
     }
     let mut status = listener(families.wildcard, environment.status_port);
@@ -277,7 +299,7 @@ fn listener(address: &str, port: u16) -> Value {
 }
 
 /// For those with a certificate of the mesh only.
-fn secure(address: &str, port: u16, filter: &Value) -> Value {
+fn secure(address: &str, port: u16, from: &Sources, filter: &Value) -> Value {
     let mut listener = listener(address, port);
     listener["listener_filters"] = json!([{
         "name": "envoy.filters.listener.tls_inspector",
@@ -291,10 +313,10 @@ fn secure(address: &str, port: u16, filter: &Value) -> Value {
                 "@type": format!("{TYPE}.transport_sockets.tls.v3.DownstreamTlsContext"),
                 "require_client_certificate": true,
                 "common_tls_context": {
-                    "tls_certificate_sds_secret_configs": [secret("default")],
+                    "tls_certificate_sds_secret_configs": [secret("default", from)],
                     "combined_validation_context": {
                         "default_validation_context": {},
-                        "validation_context_sds_secret_config": secret("ROOTCA"),
+                        "validation_context_sds_secret_config": secret("ROOTCA", from),
                     },
                 },
             },

@@ -8,9 +8,9 @@ use super::statics::address;
 use crate::environment::Environment;
 use crate::proxy_config::ProxyConfig;
 
-/// Which parts of a stat's name are labels. Istio's own metrics bring theirs along. Names of clusters and
-/// of HTTP servers end in a semicolon.
-const TAGS: [(&str, &str); 9] = [
+/// Which parts of a stat's name are labels, as in Istio's bootstraps. Istio's own metrics bring theirs along.
+/// Names of clusters and of HTTP servers end in a semicolon.
+pub const STATS_TAGS: [(&str, &str); 16] = [
     ("cluster_name", r"^cluster(\.(.+);)"),
     ("http_conn_manager_prefix", r"^http\.(((?:[_.[:digit:]\w]*|[_\[\]aAbBcCdDeEfF[:digit:]\w\:]*));\.)"),
     ("thread_name", r"^server(\.(.+))\.watchdog"),
@@ -23,10 +23,6 @@ const TAGS: [(&str, &str); 9] = [
     ),
     ("listener_address", r"^listener\.(((?:[_.[:digit:]]*|[_\[\]aAbBcCdDeEfF[:digit:]]*))\.)"),
     ("mongo_prefix", r"^mongo\.(.+?)\.(collection|cmd|cx_|op_|delays_|decoding_)(.*?)$"),
-];
-
-/// Those that come after the ones that are asked for.
-const LAST_TAGS: [(&str, &str); 7] = [
     ("cache", r"(cache\.(.+?)\.)"),
     ("component", r"(component\.(.+?)\.)"),
     ("tag", r"(tag\.(.+?);\.)"),
@@ -35,6 +31,9 @@ const LAST_TAGS: [(&str, &str); 7] = [
     ("authz_dry_run_action", r"(\.istio_dry_run_(allow|deny)_)"),
     ("authz_dry_run_result", r"(\.shadow_(allowed|denied))"),
 ];
+
+/// Those of them in front of the ones that are asked for.
+const FIRST_TAGS: usize = 9;
 
 /// What readiness, draining and dashboards cannot do without.
 const PREFIXES: &str = "cluster_manager,listener_manager,server,cluster.xds-grpc,wasm";
@@ -52,10 +51,10 @@ pub(super) fn config(inputs: &Inputs<'_>) -> Value {
             extra.push(name);
         }
     }
-    let first = TAGS.iter().map(|(name, regex)| tag(name, regex));
+    let all = STATS_TAGS.map(|(name, regex)| tag(name, regex));
+    let (first, last) = all.split_at(FIRST_TAGS);
     let asked = extra.iter().map(|name| tag(name, &format!(r"({name}=\.=(.*?);\.;)")));
-    let tags: Vec<Value> =
-        first.chain(asked).chain(LAST_TAGS.iter().map(|(name, regex)| tag(name, regex))).collect();
+    let tags: Vec<Value> = first.iter().cloned().chain(asked).chain(last.iter().cloned()).collect();
 
     let matcher = config.proxy_stats_matcher.clone().unwrap_or_default();
     let wanted = |annotation: &str, configured: Option<Vec<String>>, always: &[&str]| -> Vec<String> {

@@ -3,9 +3,10 @@ use std::path::Path;
 use expect_test::{ExpectFile, expect_file};
 use serde_json::Value;
 
-use super::{Inputs, Node, Role, render};
+use super::{Inputs, Node, Role, localhost, render};
 use crate::environment::Environment;
 use crate::proxy_config::{Layer, ProxyConfig};
+use crate::sds::Sources;
 
 /// Renders what these variables (`NAME=VALUE`) come to.
 fn bootstrap(role: Role, variables: &[(&str, &str)], labels: &str, annotations: &str) -> Value {
@@ -27,6 +28,7 @@ fn bootstrap(role: Role, variables: &[(&str, &str)], labels: &str, annotations: 
         node: &node,
         outlier_log: None,
         json_log: false,
+        secrets: &Sources::default(),
     };
     render(&inputs).expect("a bootstrap")
 }
@@ -129,4 +131,91 @@ proxy.istio.io/config=\"statsCompression: false\"
 ",
     );
     check(&found, &expect_file!["../../tests/bootstrap/gateway.json"]);
+}
+
+#[test]
+fn who_asks_the_admin_interface_asks_where_it_is() {
+    for (addresses, dual_stack, expected) in [
+        (&[][..], false, "127.0.0.1"),
+        (&["10.0.0.7"], false, "127.0.0.1"),
+        (&["fd00::7"], false, "::1"),
+        (&["fd00::7", "10.0.0.7"], false, "127.0.0.1"),
+        (&["fd00::7", "10.0.0.7"], true, "::1"),
+        (&["10.0.0.7", "fd00::7"], true, "127.0.0.1"),
+    ] {
+        let environment = Environment::read(
+            [("ISTIO_DUAL_STACK".to_owned(), dual_stack.to_string())],
+            Path::new("/nowhere"),
+        );
+        let environment = environment.expect("good variables");
+        let config = ProxyConfig::default();
+        let found: Vec<_> = addresses.iter().map(|address| address.parse().expect("an address")).collect();
+        let mut node = Node::new(Role::Sidecar, None, &config, &environment, &found, None);
+        node.addresses.clone_from(&found);
+        let inputs = Inputs {
+            config: &config,
+            environment: &environment,
+            node: &node,
+            outlier_log: None,
+            json_log: false,
+            secrets: &Sources::default(),
+        };
+        let bootstrap = render(&inputs).expect("a bootstrap");
+        let admin = &bootstrap["admin"]["address"]["socket_address"]["address"];
+        assert_eq!(admin, expected, "{addresses:?} {dual_stack}");
+        assert_eq!(localhost(&found, dual_stack), expected, "{addresses:?} {dual_stack}");
+    }
+}
+
+/// Another agent gives the workload's certificate; ours gives what is in files.
+#[test]
+fn beside_another_agent() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let sockets = folder.path().join("var/run/secrets");
+    for (socket, name) in [("workload-spiffe-uds", "spire"), ("credential-uds", "socket")] {
+        std::fs::create_dir_all(sockets.join(socket)).expect("a folder");
+        let listener = std::os::unix::net::UnixListener::bind(sockets.join(socket).join(name));
+        // Whoever listens goes on until the test ends.
+        std::mem::forget(listener.expect("it can be bound"));
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let find = |name: &str| runtime.block_on(Sources::find(folder.path(), name));
+    assert!(find("other").expect_err("nobody is there").contains("nobody answers"));
+    let ours = find("socket").expect("ours is to be");
+    assert_eq!(ours, Sources { has_credentials: true, ..Sources::default() });
+    assert_eq!(ours.own(), "./var/run/secrets/workload-spiffe-uds/socket");
+    let secrets = find("spire").expect("somebody is there");
+    assert_eq!(secrets.own(), "./var/run/secrets/credential-uds/files-socket");
+
+    let variables = [("WORKLOAD_IDENTITY_SOCKET_FILE".to_owned(), "spire".to_owned())];
+    let environment = Environment::read(variables, folder.path()).expect("good variables");
+    let config =
+        "tracing: {zipkin: {address: 'z:9411'}, tlsSettings: {mode: SIMPLE, caCertificates: /r.pem}}";
+    let config = ProxyConfig::read(&[("config", Layer::Proxy(config))]).expect("a good ProxyConfig");
+    let node = Node::new(Role::Router, None, &config, &environment, &[], None);
+    let inputs = Inputs {
+        config: &config,
+        environment: &environment,
+        node: &node,
+        outlier_log: None,
+        json_log: false,
+        secrets: &secrets,
+    };
+    let bootstrap = render(&inputs).expect("a bootstrap");
+    let metadata = &bootstrap["node"]["metadata"];
+    assert_eq!((&metadata["file-credential"], &metadata["credential"]), (&"true".into(), &"true".into()));
+    assert_eq!(metadata["WORKLOAD_IDENTITY_SOCKET_FILE"], "spire");
+    let clusters = bootstrap["static_resources"]["clusters"].as_array().expect("clusters");
+    let path = |name: &str| {
+        let cluster = clusters.iter().find(|cluster| cluster["name"] == name).expect(name);
+        cluster["load_assignment"]["endpoints"][0]["lb_endpoints"][0]["endpoint"]["address"]["pipe"]["path"]
+            .clone()
+    };
+    assert_eq!(path("sds-grpc"), "./var/run/secrets/workload-spiffe-uds/spire");
+    assert_eq!(path("sds-files-grpc"), secrets.own());
+    let zipkin = clusters.iter().find(|cluster| cluster["name"] == "zipkin").expect("a tracer");
+    let validation =
+        &zipkin["transport_socket"]["typed_config"]["common_tls_context"]["combined_validation_context"];
+    let from = &validation["validation_context_sds_secret_config"]["sds_config"]["api_config_source"];
+    assert_eq!(from["grpc_services"][0]["envoy_grpc"]["cluster_name"], "sds-files-grpc");
 }

@@ -14,6 +14,7 @@ use std::time::Duration;
 use hickory_proto::op::{Message, OpCode, ResponseCode};
 use hickory_proto::rr::rdata::{A, AAAA, CNAME};
 use hickory_proto::rr::{DNSClass, Name, RData, Record, RecordType};
+use leno_api::proto::istio::networking::nds::v1::NameTable;
 use leno_base::Rng;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
@@ -27,11 +28,10 @@ pub use forward::{Resolv, Upstream};
 pub use table::{Place, Table};
 
 use crate::metrics::Metrics;
-use crate::name_table::NameTable;
 
 /// How long an answer of ours holds, seconds.
 const TTL: u32 = 30;
-/// The most that is asked of others at a time; more wait.
+/// The most that is asked of others at a time; more are refused, as names of the mesh must not wait for them.
 const MOST: usize = 1024;
 /// The most connections at a time.
 const MOST_CONNECTIONS: usize = 256;
@@ -121,7 +121,8 @@ pub async fn serve(sockets: Sockets, resolver: Arc<Resolver>) {
         tasks.spawn(serve_datagrams(Arc::new(datagrams), Arc::clone(&resolver)));
         tasks.spawn(serve_streams(stream, Arc::clone(&resolver)));
     }
-    while tasks.join_next().await.is_some() {}
+    // None ends by itself.
+    tasks.join_next().await;
 }
 
 async fn serve_datagrams(socket: Arc<UdpSocket>, resolver: Arc<Resolver>) {
@@ -142,7 +143,12 @@ async fn serve_datagrams(socket: Arc<UdpSocket>, resolver: Arc<Resolver>) {
             Own::Answer(answer) => drop(socket.send_to(&answer, peer).await),
             Own::Nothing => {}
             Own::Others(message) => {
-                let Ok(permit) = Arc::clone(&room).acquire_owned().await else { return };
+                let Ok(permit) = Arc::clone(&room).try_acquire_owned() else {
+                    resolver.metrics.dns_upstream_failures.add(1);
+                    tracing::debug!("too many lookups wait for the machine's servers");
+                    drop(socket.send_to(&failure(&message), peer).await);
+                    continue;
+                };
                 let (socket, resolver, query) = (Arc::clone(&socket), Arc::clone(&resolver), query.to_vec());
                 tokio::spawn(async move {
                     let answer = resolver.others(&query, &message, false).await;

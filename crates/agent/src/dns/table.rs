@@ -8,7 +8,8 @@
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use crate::name_table::{NameInfo, NameTable};
+use leno_api::proto::istio::networking::nds::v1::NameTable;
+use leno_api::proto::istio::networking::nds::v1::name_table::NameInfo;
 
 /// Where the workload is, as far as names go.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -137,8 +138,7 @@ fn variants(host: &str, info: &NameInfo, place: &Place) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Place, Table};
-    use crate::name_table::{NameInfo, NameTable};
+    use super::{NameInfo, NameTable, Place, Table};
 
     fn table() -> Table {
         let kube = |name: &str, namespace: &str, ips: &[&str]| NameInfo {

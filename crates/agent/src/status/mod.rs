@@ -2,7 +2,9 @@
 //!
 //! Kubelet's probes come here, because the application's ports take only mTLS ([`probes`]). Whether the
 //! proxy is ready is known by its stats ([`ready`]). Metrics are the application's, the proxy's and ours,
-//! one after the other ([`scrape`]). What changes anything is for callers on the machine alone.
+//! one after the other ([`scrape`]). What changes anything is for callers on the machine alone. Others can
+//! connect as well, so all that they may take is bounded: connections ([`leno_xds::server::room`]), the time in which an answer
+//! must be taken, and memory, as one scrape is answered at a time.
 
 use std::convert::Infallible;
 use std::net::{IpAddr, SocketAddr};
@@ -12,17 +14,21 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HeaderValue};
 use http::{Method, Request, Response, StatusCode};
+use http_body_util::BodyExt as _;
 use http_body_util::Full;
+use http_body_util::combinators::UnsyncBoxBody;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use leno_api::proto::istio::networking::nds::v1::NameTable;
+use leno_api::proto::istio::networking::nds::v1::name_table::NameInfo;
+use leno_xds::server::room::{Room, Taken};
 use serde_json::{Map, Value, json};
 use tokio::net::TcpListener;
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 
 use crate::lifecycle::Order;
 use crate::metrics::Metrics;
-use crate::name_table::NameTable;
 
 pub mod probes;
 mod ready;
@@ -32,7 +38,7 @@ pub use probes::Probes;
 pub use ready::Readiness;
 pub use scrape::Scrape;
 
-/// How long a client may take to say what it wants.
+/// How long a client may take to say what it wants, and may take nothing of what it is sent.
 const SLOW: Duration = Duration::from_secs(10);
 /// The most connections at a time.
 const MOST: usize = 256;
@@ -60,21 +66,22 @@ pub struct Status {
 
 /// Serves until it is dropped.
 pub async fn serve(listener: TcpListener, status: Arc<Status>) {
-    let room = Arc::new(Semaphore::new(MOST));
+    let mut room = Room::new(MOST);
     loop {
-        let Ok(permit) = Arc::clone(&room).acquire_owned().await else { return };
         match listener.accept().await {
             Ok((stream, peer)) => {
                 let status = Arc::clone(&status);
-                tokio::spawn(async move {
+                room.seat(|of| async move {
                     let service = service_fn(|request| {
-                        let status = Arc::clone(&status);
-                        async move { Ok::<_, Infallible>(status.answer(request, peer).await) }
+                        let (status, of) = (Arc::clone(&status), Arc::clone(&of));
+                        async move {
+                            let _busy = of.begin();
+                            Ok::<_, Infallible>(status.answer(request, peer).await)
+                        }
                     });
                     let mut server = hyper::server::conn::http1::Builder::new();
                     server.timer(TokioTimer::new()).header_read_timeout(SLOW);
-                    let _ = server.serve_connection(TokioIo::new(stream), service).await;
-                    drop(permit);
+                    let _ = server.serve_connection(TokioIo::new(Taken::new(stream, SLOW)), service).await;
                 });
             }
             Err(error) => {
@@ -94,16 +101,23 @@ pub(crate) fn text(status: StatusCode, body: impl Into<Bytes>) -> Response<Full<
 }
 
 impl Status {
-    async fn answer(&self, request: Request<Incoming>, peer: SocketAddr) -> Response<Full<Bytes>> {
+    async fn answer(
+        &self,
+        request: Request<Incoming>,
+        peer: SocketAddr,
+    ) -> Response<UnsyncBoxBody<Bytes, std::io::Error>> {
         let is_local = is_local(peer.ip());
         let denied = || text(StatusCode::FORBIDDEN, "Only requests from localhost are allowed\n");
-        match request.uri().path() {
+        let answer = match request.uri().path() {
             "/healthz/ready" => self.ready().await,
             "/metrics" | "/stats/prometheus" if self.metrics_are_local && !is_local => denied(),
             "/metrics" | "/stats/prometheus" => {
                 self.metrics.scrapes.add(1);
                 let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-                self.scrape.answer(request.headers(), request.uri().query(), &self.metrics, now).await
+                return self
+                    .scrape
+                    .answer(request.headers(), request.uri().query(), &self.metrics, now)
+                    .await;
             }
             "/quitquitquit" | "/drain" | "/debug/ndsz" if !is_local => denied(),
             "/quitquitquit" => self.order(request.method(), Order::Quit).await,
@@ -113,7 +127,8 @@ impl Status {
                 self.probes.answer(path, request.headers()).await
             }
             _ => text(StatusCode::NOT_FOUND, "404 page not found\n"),
-        }
+        };
+        answer.map(|body| body.map_err(|never| match never {}).boxed_unsync())
     }
 
     async fn ready(&self) -> Response<Full<Bytes>> {
@@ -154,7 +169,7 @@ impl Status {
             response
         };
         let Some(table) = table else { return json(StatusCode::NOT_FOUND, json!({})) };
-        let info = |info: &crate::name_table::NameInfo| {
+        let info = |info: &NameInfo| {
             let fields = [
                 ("registry", &info.registry),
                 ("shortname", &info.shortname),

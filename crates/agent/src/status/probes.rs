@@ -8,14 +8,14 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::{Buf, BufMut, Bytes};
+use bytes::Bytes;
 use http::header::{CONNECTION, HOST, LOCATION, USER_AGENT};
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Uri};
 use http_body_util::Full;
 use prost::Message;
 use rustls::ClientConfig;
 use serde::Deserialize;
-use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
+use tonic_prost::ProstCodec;
 
 use super::text;
 use crate::http::{Answer, Target, call, credulous, request};
@@ -74,11 +74,17 @@ pub struct Probes {
 
 impl Probes {
     /// Reads what injection has written. `host` is where the application is: the Pod's address, as a
-    /// rule.
+    /// rule; `h2` whether HTTPS may be HTTP/2.
     ///
     /// # Errors
     /// If it is no such thing.
-    pub fn read(text: &str, host: &str, status_port: u16, redirected: bool) -> Result<Probes, String> {
+    pub fn read(
+        text: &str,
+        host: &str,
+        status_port: u16,
+        redirected: bool,
+        h2: bool,
+    ) -> Result<Probes, String> {
         const NAME: &str = "ISTIO_KUBE_APP_PROBERS";
         let by_path: BTreeMap<String, Probe> = match text {
             "" => BTreeMap::new(),
@@ -95,7 +101,7 @@ impl Probes {
         }
         let from = if host.contains(':') { FROM_V6 } else { FROM_V4 };
         let from = from.parse().ok().filter(|_| redirected);
-        let tls = if by_path.is_empty() { None } else { Some(credulous()?) };
+        let tls = if by_path.is_empty() { None } else { Some(credulous(h2)?) };
         Ok(Probes { by_path, host: host.to_owned(), from, status_port, tls })
     }
 
@@ -112,7 +118,7 @@ impl Probes {
             text(StatusCode::INTERNAL_SERVER_ERROR, "")
         };
         match (&probe.http_get, &probe.tcp_socket, &probe.grpc) {
-            (Some(get), ..) => match self.get(get, headers, timeout).await {
+            (Some(get), ..) => match self.get_within(get, headers, timeout).await {
                 // What leads away is fine, and cannot be passed on without its place.
                 Ok(answer) if answer.status.is_redirection() => text(StatusCode::OK, ""),
                 Ok(answer) => text(answer.status, answer.body.slice(..answer.body.len().min(MOST))),
@@ -141,28 +147,46 @@ impl Probes {
         Target { from: self.from, ..Target::new(self.host.clone(), port) }
     }
 
+    /// One time for all that an application sends us to.
+    async fn get_within(
+        &self,
+        get: &HttpGet,
+        headers: &HeaderMap,
+        timeout: Duration,
+    ) -> Result<Answer, String> {
+        let answer = tokio::time::timeout(timeout, Box::pin(self.get(get, headers, timeout))).await;
+        answer.unwrap_or_else(|_| Err(format!("no answer within {timeout:?}")))
+    }
+
     async fn get(&self, get: &HttpGet, headers: &HeaderMap, timeout: Duration) -> Result<Answer, String> {
-        let mut target = self.target(get.port);
-        if get.scheme.eq_ignore_ascii_case("https") {
-            target.tls.clone_from(&self.tls);
-        }
-        let mut path = if get.path.starts_with('/') { get.path.clone() } else { format!("/{}", get.path) };
+        let mut at = Place {
+            is_secure: get.scheme.eq_ignore_ascii_case("https"),
+            port: get.port,
+            path: if get.path.starts_with('/') { get.path.clone() } else { format!("/{}", get.path) },
+        };
+        let mut host = headers.get(HOST).map(|host| self.host_header(host, get.port));
         for _ in 0..REDIRECTS {
-            let mut request = request(Method::GET, &path, &target)?;
+            let mut target = self.target(at.port);
+            target.tls = self.tls.clone().filter(|_| at.is_secure);
+            let mut request = request(Method::GET, &at.path, &target)?;
             for (name, value) in headers.iter().filter(|(name, _)| !matches!(**name, HOST | CONNECTION)) {
                 request.headers_mut().append(name, value.clone());
             }
-            if let Some(host) = headers.get(HOST) {
-                request.headers_mut().insert(HOST, self.host_header(host, get.port));
+            if let Some(host) = &host {
+                request.headers_mut().insert(HOST, host.clone());
             }
             let answer = call(&target, request, timeout, READ).await?;
-            if !answer.status.is_redirection() {
+            let leads = matches!(answer.status.as_u16(), 301 | 302 | 303 | 307 | 308);
+            let Some(location) = answer.headers.get(LOCATION).filter(|to| leads && !to.is_empty()) else {
                 return Ok(answer);
+            };
+            let location =
+                location.to_str().map_err(|_| "the place that it leads to is no text".to_owned())?;
+            let Some((next, names_host)) = at.follow(location, &self.host)? else { return Ok(answer) };
+            if names_host {
+                host = None;
             }
-            match elsewhere(&answer, &self.host) {
-                Some(next) => path = next,
-                None => return Ok(answer),
-            }
+            at = next;
         }
         Err(format!("stopped after {REDIRECTS} redirects"))
     }
@@ -194,7 +218,7 @@ impl Probes {
             request.metadata_mut().insert("user-agent", agent);
         }
         let path = http::uri::PathAndQuery::from_static("/grpc.health.v1.Health/Check");
-        let answer = client.unary(request, path, HealthCodec).await;
+        let answer = client.unary(request, path, ProstCodec::default()).await;
         let answer: tonic::Response<HealthCheckResponse> =
             answer.map_err(|status| format!("{:?}: {}", status.code(), status.message()))?;
         match answer.into_inner().status {
@@ -215,11 +239,65 @@ fn is_path(path: &str) -> bool {
     )
 }
 
-/// Where an answer sends us, if that is the same place.
-fn elsewhere(answer: &Answer, host: &str) -> Option<String> {
-    let location: Uri = answer.headers.get(LOCATION)?.to_str().ok()?.parse().ok()?;
-    let same = location.host().is_none_or(|found| found.trim_matches(['[', ']']) == host);
-    same.then(|| location.path_and_query().map_or_else(|| "/".to_owned(), ToString::to_string))
+/// What is asked for of a host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Place {
+    is_secure: bool,
+    port: u16,
+    /// With the query.
+    path: String,
+}
+
+impl Place {
+    /// Where a `Location` leads from here (RFC 3986, section 5.2), and whether it names the host; `None` if that
+    /// is another host than this, which kubelet does not follow to either.
+    fn follow(&self, location: &str, host: &str) -> Result<Option<(Place, bool)>, String> {
+        let bad = || format!("it leads to {location:?}, which is no place");
+        let location = location.split('#').next().unwrap_or_default();
+        let is_absolute = location.split(['/', '?']).next().is_some_and(|start| start.contains(':'));
+        if !is_absolute && !location.starts_with("//") {
+            let path = relative(&self.path, location);
+            return Ok(Some((Place { path, ..self.clone() }, false)));
+        }
+        let scheme = if self.is_secure { "https:" } else { "http:" };
+        let text = if is_absolute { location.to_owned() } else { format!("{scheme}{location}") };
+        let uri: Uri = text.parse().map_err(|_| bad())?;
+        let is_secure = match uri.scheme_str() {
+            Some("http") => false,
+            Some("https") => true,
+            _ => return Err(bad()),
+        };
+        if uri.host().ok_or_else(bad)?.trim_matches(['[', ']']) != host.trim_matches(['[', ']']) {
+            return Ok(None);
+        }
+        let port = uri.port_u16().unwrap_or(if is_secure { 443 } else { 80 });
+        let path = uri.path_and_query().map_or("/", |path| path.as_str());
+        Ok(Some((Place { is_secure, port, path: relative("/", path) }, true)))
+    }
+}
+
+/// A path, and a query, relative to another one.
+fn relative(base: &str, to: &str) -> String {
+    let base = base.split('?').next().unwrap_or_default();
+    let (path, query) = to.split_at(to.find('?').unwrap_or(to.len()));
+    let joined = match path {
+        "" => return format!("{base}{query}"),
+        path if path.starts_with('/') => path.to_owned(),
+        path => format!("{}{path}", base.get(..base.rfind('/').map_or(0, |at| at + 1)).unwrap_or_default()),
+    };
+    let mut segments: Vec<&str> = Vec::new();
+    for segment in joined.split('/').skip(1) {
+        match segment {
+            "." => {}
+            ".." => drop(segments.pop()),
+            segment => segments.push(segment),
+        }
+    }
+    // A folder stays one.
+    if joined.ends_with("/.") || joined.ends_with("/..") {
+        segments.push("");
+    }
+    format!("/{}{query}", segments.join("/"))
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -237,42 +315,36 @@ struct HealthCheckResponse {
 /// `HealthCheckResponse.SERVING`.
 const SERVING: i32 = 1;
 
-#[derive(Clone, Copy, Debug)]
-struct HealthCodec;
+#[cfg(test)]
+mod tests {
+    use super::Place;
 
-impl Codec for HealthCodec {
-    type Encode = HealthCheckRequest;
-    type Decode = HealthCheckResponse;
-    type Encoder = HealthCodec;
-    type Decoder = HealthCodec;
-
-    fn encoder(&mut self) -> HealthCodec {
-        HealthCodec
-    }
-
-    fn decoder(&mut self) -> HealthCodec {
-        HealthCodec
-    }
-}
-
-impl Encoder for HealthCodec {
-    type Item = HealthCheckRequest;
-    type Error = tonic::Status;
-
-    fn encode(&mut self, item: HealthCheckRequest, to: &mut EncodeBuf<'_>) -> Result<(), tonic::Status> {
-        to.put_slice(&item.encode_to_vec());
-        Ok(())
-    }
-}
-
-impl Decoder for HealthCodec {
-    type Item = HealthCheckResponse;
-    type Error = tonic::Status;
-
-    fn decode(&mut self, from: &mut DecodeBuf<'_>) -> Result<Option<HealthCheckResponse>, tonic::Status> {
-        let bytes = from.copy_to_bytes(from.remaining());
-        HealthCheckResponse::decode(bytes)
-            .map(Some)
-            .map_err(|error| tonic::Status::internal(error.to_string()))
+    #[test]
+    fn where_redirects_lead() {
+        let from = Place { is_secure: false, port: 8080, path: "/a/b?x=1".to_owned() };
+        for (location, expected) in [
+            ("/ready", "http 8080 /ready"),
+            ("ready", "http 8080 /a/ready"),
+            ("../ready?y", "http 8080 /ready?y"),
+            ("./", "http 8080 /a/"),
+            ("?y=2#part", "http 8080 /a/b?y=2"),
+            ("https://10.0.0.7:8443/c", "https 8443 /c named"),
+            ("https://10.0.0.7", "https 443 / named"),
+            ("http://10.0.0.7/../c", "http 80 /c named"),
+            ("//10.0.0.7:9/c", "http 9 /c named"),
+            ("http://example.com/", "elsewhere"),
+            ("ftp://10.0.0.7/", "no place"),
+            ("http://", "no place"),
+        ] {
+            let found = match from.follow(location, "10.0.0.7") {
+                Ok(Some((Place { is_secure, port, path }, named))) => {
+                    let scheme = if is_secure { "https" } else { "http" };
+                    format!("{scheme} {port} {path}{}", if named { " named" } else { "" })
+                }
+                Ok(None) => "elsewhere".to_owned(),
+                Err(_) => "no place".to_owned(),
+            };
+            assert_eq!(found, expected, "{location}");
+        }
     }
 }

@@ -5,13 +5,21 @@
 //! application's come last, because in the OpenMetrics format they say that nothing follows; they decide
 //! the format of the whole.
 
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{ACCEPT, CONTENT_TYPE, HeaderName, HeaderValue, USER_AGENT};
 use http::{HeaderMap, Method, Response, StatusCode};
-use http_body_util::Full;
+use http_body_util::BodyExt as _;
+use http_body_util::combinators::UnsyncBoxBody;
+use hyper::body::{Body, Frame, SizeHint};
 use serde::Deserialize;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
 
 use super::text;
 use crate::http::{Answer, Target, call, request};
@@ -27,8 +35,10 @@ const TIMEOUT: HeaderName = HeaderName::from_static("x-prometheus-scrape-timeout
 const MOST_PROXY: usize = 256 << 20;
 /// How much of an application's.
 const MOST_APPLICATION: usize = 10 << 20;
-/// How long it may take, if Prometheus does not say.
+/// How long it may take at most, and if Prometheus does not say.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// How much of an answer is given to a connection at a time.
+const PIECE: usize = 64 << 10;
 
 /// Ports of the mesh, which are no application's.
 const RESERVED: [u16; 9] = [15000, 15001, 15004, 15006, 15008, 15020, 15021, 15053, 15090];
@@ -58,6 +68,8 @@ pub struct Scrape {
     /// Ports and paths of the application's.
     applications: Vec<(u16, String)>,
     host: String,
+    /// One at a time: its answer is in memory until it has been taken.
+    turn: Arc<Semaphore>,
 }
 
 impl Scrape {
@@ -98,7 +110,7 @@ impl Scrape {
                 applications.push((number, if path.is_empty() { "/metrics".to_owned() } else { path }));
             }
         }
-        Ok(Scrape { proxy, applications, host: host.to_owned() })
+        Ok(Scrape { proxy, applications, host: host.to_owned(), turn: Arc::new(Semaphore::new(1)) })
     }
 
     pub(super) async fn answer(
@@ -107,10 +119,29 @@ impl Scrape {
         query: Option<&str>,
         metrics: &Metrics,
         now: u64,
-    ) -> Response<Full<Bytes>> {
-        let seconds = headers.get(&TIMEOUT).and_then(|value| value.to_str().ok()?.parse::<f64>().ok());
-        let timeout =
-            seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok()).unwrap_or(PATIENCE);
+    ) -> Response<UnsyncBoxBody<Bytes, io::Error>> {
+        let late = Instant::now() + patience(headers);
+        let turn = tokio::time::timeout_at(late, Arc::clone(&self.turn).acquire_owned()).await;
+        let Ok(Ok(turn)) = turn else {
+            let busy = text(StatusCode::SERVICE_UNAVAILABLE, "others are being answered\n");
+            return busy.map(|body| body.map_err(|never| match never {}).boxed_unsync());
+        };
+        let (format, left) = self.gather(headers, query, metrics, now).await;
+        let answered = Answered { left, late: Instant::now() + PATIENCE, _turn: turn };
+        let mut response = Response::new(answered.boxed_unsync());
+        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(format));
+        response
+    }
+
+    /// All metrics, and in which format they are.
+    async fn gather(
+        &self,
+        headers: &HeaderMap,
+        query: Option<&str>,
+        metrics: &Metrics,
+        now: u64,
+    ) -> (&'static str, Bytes) {
+        let late = Instant::now() + patience(headers);
         let proxy = async {
             let port = self.proxy?;
             let path = match query {
@@ -118,7 +149,7 @@ impl Scrape {
                 Some(query) => format!("/stats/prometheus?{query}"),
             };
             let accept = HeaderValue::from_static("text/plain;version=0.0.4");
-            let got = self.get(port, &path, headers, accept, timeout, MOST_PROXY).await;
+            let got = self.get(port, &path, headers, accept, late, MOST_PROXY).await;
             got.inspect_err(|error| {
                 metrics.proxy_scrape_failures.add(1);
                 tracing::error!(error, "the proxy's metrics cannot be had");
@@ -128,7 +159,7 @@ impl Scrape {
         let applications = async {
             let mut got = Vec::with_capacity(self.applications.len());
             for (port, path) in &self.applications {
-                match self.get(*port, path, headers, accepted(headers), timeout, MOST_APPLICATION).await {
+                match self.get(*port, path, headers, accepted(headers), late, MOST_APPLICATION).await {
                     Ok(answer) => got.push(answer),
                     Err(error) => {
                         metrics.application_scrape_failures.add(1);
@@ -153,9 +184,7 @@ impl Scrape {
         if format != TEXT {
             out.extend_from_slice(b"# EOF\n");
         }
-        let mut response = text(StatusCode::OK, out);
-        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(format));
-        response
+        (format, out.into())
     }
 
     async fn get(
@@ -164,7 +193,7 @@ impl Scrape {
         path: &str,
         headers: &HeaderMap,
         accept: HeaderValue,
-        timeout: Duration,
+        late: Instant,
         most: usize,
     ) -> Result<Answer, String> {
         let target = Target::new(self.host.clone(), port);
@@ -175,11 +204,51 @@ impl Scrape {
             }
         }
         request.headers_mut().insert(ACCEPT, accept);
-        let answer = call(&target, request, timeout, most).await?;
+        let left = late.saturating_duration_since(Instant::now());
+        let answer = call(&target, request, left, most).await?;
         if answer.status != StatusCode::OK {
             return Err(format!("{}{path}: {}", target.authority(), answer.status));
         }
         Ok(answer)
+    }
+}
+
+/// How long Prometheus waits; nobody waits for longer than we do.
+fn patience(headers: &HeaderMap) -> Duration {
+    let seconds = headers.get(&TIMEOUT).and_then(|value| value.to_str().ok()?.parse::<f64>().ok());
+    let asked = seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+    asked.filter(|asked| !asked.is_zero()).map_or(PATIENCE, |asked| asked.min(PATIENCE))
+}
+
+/// An answer that must be taken before it is late. The next scrape waits until then.
+struct Answered {
+    left: Bytes,
+    late: Instant,
+    _turn: OwnedSemaphorePermit,
+}
+
+impl Body for Answered {
+    type Data = Bytes;
+    type Error = io::Error;
+
+    fn poll_frame(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+        let this = self.get_mut();
+        if this.left.is_empty() {
+            return Poll::Ready(None);
+        }
+        if Instant::now() >= this.late {
+            return Poll::Ready(Some(Err(io::ErrorKind::TimedOut.into())));
+        }
+        let piece = this.left.split_to(this.left.len().min(PIECE));
+        Poll::Ready(Some(Ok(Frame::data(piece))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.left.is_empty()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.left.len() as u64)
     }
 }
 

@@ -11,6 +11,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::future::Future;
+use std::hash::Hash;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -89,18 +90,17 @@ stats_scope! {
 /// What a worker waits for.
 #[derive(Default)]
 pub(crate) struct Awaited {
-    clusters: Waiting,
-    /// Virtual hosts as they are subscribed to: `TABLE/HOST`.
-    hosts: Waiting,
+    clusters: Waiting<Name>,
+    /// Virtual hosts: `TABLE/HOST`, and where the table comes from.
+    hosts: Waiting<ResourceKey>,
     /// Stats of TCP proxies by prefix.
     scopes: RefCell<HashMap<Name, Rc<OnDemandStats>>>,
     /// Takes what is asked for to the main thread; `None`: nobody is there to ask.
     demands: Option<mpsc::UnboundedSender<Demand>>,
 }
 
-/// Who waits, by the name of what they wait for.
-#[derive(Clone, Default)]
-struct Waiting(Rc<RefCell<HashMap<Name, Rc<Entry>>>>);
+/// Who waits, by what they wait for.
+struct Waiting<K>(Rc<RefCell<HashMap<K, Rc<Entry>>>>);
 
 /// Something that somebody waits for.
 #[derive(Default)]
@@ -142,9 +142,9 @@ impl Awaited {
         table: &ResourceKey,
         host: &Name,
     ) -> impl Future<Output = ()> + use<> {
-        let name = Name::from(format!("{}/{host}", table.name));
+        let key = table.host(host);
         let ticket =
-            self.hosts.join(&name, || self.ask(Demand::Host { table: table.clone(), host: host.clone() }));
+            self.hosts.join(&key, || self.ask(Demand::Host { table: table.clone(), host: host.clone() }));
         async move { ticket.entry.notify.notified().await }
     }
 
@@ -179,45 +179,51 @@ impl Awaited {
         }
     }
 
-    /// Wakes who waits for virtual hosts of these names. What has come is in force.
-    pub(crate) fn answered(&self, names: &[Name]) {
+    /// Wakes who waits for these virtual hosts ([`ResourceKey::host`]). What has come is in force.
+    pub(crate) fn answered(&self, keys: &[ResourceKey]) {
         let mut hosts = self.hosts.0.borrow_mut();
-        for name in names {
-            if let Some(entry) = hosts.remove(name) {
+        for key in keys {
+            if let Some(entry) = hosts.remove(key) {
                 entry.notify.notify_waiters();
             }
         }
     }
 }
 
-impl Waiting {
+impl<K> Default for Waiting<K> {
+    fn default() -> Self {
+        Self(Rc::default())
+    }
+}
+
+impl<K: Clone + Eq + Hash> Waiting<K> {
     /// Waits beside others for the same; whoever is the first asks for it.
-    fn join(&self, name: &Name, ask: impl FnOnce()) -> Ticket {
-        let known = self.0.borrow().get(name).cloned();
+    fn join(&self, key: &K, ask: impl FnOnce()) -> Ticket<K> {
+        let known = self.0.borrow().get(key).cloned();
         let entry = known.unwrap_or_else(|| {
             ask();
             let entry = Rc::<Entry>::default();
-            self.0.borrow_mut().insert(name.clone(), Rc::clone(&entry));
+            self.0.borrow_mut().insert(key.clone(), Rc::clone(&entry));
             entry
         });
-        Ticket { waiting: self.clone(), name: name.clone(), entry }
+        Ticket { waiting: Self(Rc::clone(&self.0)), key: key.clone(), entry }
     }
 }
 
 /// Somebody who waits. The last one who goes away takes the entry along: the next asks anew.
-struct Ticket {
-    waiting: Waiting,
-    name: Name,
+struct Ticket<K: Eq + Hash> {
+    waiting: Waiting<K>,
+    key: K,
     entry: Rc<Entry>,
 }
 
-impl Drop for Ticket {
+impl<K: Eq + Hash> Drop for Ticket<K> {
     fn drop(&mut self) {
         let mut waiting = self.waiting.0.borrow_mut();
-        let same = waiting.get(&self.name).is_some_and(|known| Rc::ptr_eq(known, &self.entry));
+        let same = waiting.get(&self.key).is_some_and(|known| Rc::ptr_eq(known, &self.entry));
         // The entry's and this one.
         if same && Rc::strong_count(&self.entry) == 2 {
-            waiting.remove(&self.name);
+            waiting.remove(&self.key);
         }
     }
 }
@@ -229,7 +235,7 @@ mod tests {
     use tokio::sync::mpsc;
 
     use super::{Arrival, Awaited, Demand, OnDemand};
-    use crate::config::source::Origin;
+    use crate::config::source::{Origin, ResourceKey};
 
     #[tokio::test(start_paused = true)]
     async fn waiting_ends_in_one_of_three_ways() {
@@ -271,7 +277,7 @@ mod tests {
     async fn a_host_is_waited_for_until_there_is_an_answer() {
         let (demands, mut asked) = mpsc::unbounded_channel();
         let awaited = Awaited::new(demands);
-        let table = "r".into();
+        let table = ResourceKey::from("r");
         let [mut one, mut two] = ["a", "a"].map(|host| Box::pin(awaited.host(&table, &host.into())));
         assert!(matches!(asked.try_recv(), Ok(Demand::Host { host, .. }) if &*host == "a"));
         assert!(asked.try_recv().is_err(), "asked once");

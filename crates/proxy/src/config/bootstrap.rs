@@ -29,6 +29,7 @@ use crate::config::runtime::Runtime;
 use crate::config::source::{ConfigSource, XdsServer, config_source, xds_server};
 use crate::config::wire::{places, split};
 use crate::listener::{Direction, ListenAddress, Listener};
+use crate::logging::format::LogFormat;
 use crate::overload::Plan;
 use crate::telemetry::tags::StatsConfig;
 
@@ -51,6 +52,8 @@ pub(crate) struct Bootstrap {
     pub(crate) admin: Option<AdminConfig>,
     /// `cluster_manager.outlier_detection.event_log_path`, if any.
     pub(crate) outlier_log: Option<Arc<str>>,
+    /// `application_log_config.log_format`.
+    pub(crate) log_format: Option<LogFormat>,
     /// `overload_manager`.
     pub(crate) overload: Option<Plan>,
     /// The overload manager's limit of connections, else runtime key
@@ -142,14 +145,14 @@ pub(crate) fn lower(wire: Bytes, at: &mut Lower) -> Option<Bootstrap> {
     at.unsupported("xds_delegate_extension", xds_delegate_extension.is_some());
     at.unsupported("xds_config_tracker_extension", xds_config_tracker_extension.is_some());
     at.unsupported("listener_manager", listener_manager.is_some());
-    at.unsupported("application_log_config", application_log_config.is_some());
     at.unsupported("grpc_async_client_manager_config", grpc_async_client_manager_config.is_some());
     at.unsupported("memory_allocator_manager", memory_allocator_manager.is_some());
     at.unsupported("enable_worker_cpu_affinity", enable_worker_cpu_affinity);
     at.unsupported("stats_eviction", stats_eviction.is_some());
+    let log_format = at.optional("application_log_config", application_log_config, lower_log);
     let mut internal_buffer = None;
     at.each("bootstrap_extensions", bootstrap_extensions, |extension, at| {
-        let any = extension.typed_config.unwrap_or_default();
+        let any = at.field("typed_config", |at| at.extension(extension.typed_config.unwrap_or_default()))?;
         if leno_api::any::is::<InternalListenerProto>(&any) {
             let InternalListenerProto { buffer_size_kb } = at.field("typed_config", |at| at.unpack(&any))?;
             internal_buffer = Some(buffer_size_kb.unwrap_or(1024) as usize * 1024);
@@ -241,10 +244,24 @@ pub(crate) fn lower(wire: Bytes, at: &mut Lower) -> Option<Bootstrap> {
         lds,
         admin,
         outlier_log,
+        log_format,
         overload,
         max_connections,
         scope,
     })
+}
+
+/// How lines of our own log look.
+fn lower_log(proto: proto::bootstrap::ApplicationLogConfig, at: &mut Lower) -> Option<LogFormat> {
+    use proto::bootstrap::application_log_config::LogFormat as LogFormatProto;
+    use proto::bootstrap::application_log_config::log_format::LogFormat as Kind;
+    let proto::bootstrap::ApplicationLogConfig { log_format } = proto;
+    let LogFormatProto { log_format } = log_format?;
+    let (field, format) = match log_format? {
+        Kind::TextFormat(text) => ("text_format", LogFormat::parse(&text)),
+        Kind::JsonFormat(object) => ("json_format", LogFormat::parse_json(&address::object(object))),
+    };
+    format.map_err(|error| at.error_at(&format!("log_format.{field}"), error)).ok()
 }
 
 fn decode<T: Message + prost::Name + Default>(wire: &[u8], at: &mut Lower) -> Option<T> {

@@ -22,6 +22,7 @@ use crate::config::lower::{Lower, Rejected, Scope};
 use crate::config::source::{Origin, ResourceKey};
 use crate::config::store::{Extension, Store};
 use crate::http::route::RouteTable;
+use crate::http::route::discovered::Coming;
 use crate::listener::sockets::Sockets;
 use crate::tls::secrets::{KnownSecret, Refilled, fill_cluster, fill_listener};
 
@@ -128,6 +129,21 @@ impl Discovery {
         applied
     }
 
+    /// Takes resources whose time to live is over out of the store.
+    pub(crate) fn outlive(
+        &mut self,
+        type_url: &TypeUrl,
+        names: Vec<Name>,
+        store: &mut Store,
+        sockets: &mut Sockets,
+    ) -> Applied {
+        let version = Name::default();
+        match type_url {
+            TypeUrl::VirtualHost => self.take_hosts(&version, Vec::new(), names, Vec::new(), store),
+            _ => self.take(type_url, &version, Vec::new(), names, store, sockets),
+        }
+    }
+
     /// Brings resources into the store, and out of it.
     fn take(
         &mut self,
@@ -224,7 +240,8 @@ impl Discovery {
     }
 
     /// Brings virtual hosts into the route tables that they are for, and out of them. Those who wait
-    /// for one go on even if it is refused: what there was stays.
+    /// for one go on even if it is refused: what there was stays. Who has which domain is judged when all
+    /// that came before under the same names is out, so that a domain may go from one to another.
     ///
     /// Deviation: good virtual hosts are taken, whatever else came with them; Envoy refuses all that
     /// came for the table, and who waits for one of them waits on.
@@ -233,7 +250,7 @@ impl Discovery {
         version: &Name,
         added: Vec<Resource>,
         removed: Vec<Name>,
-        answered: Vec<Name>,
+        answered: Vec<(Name, Name)>,
         store: &mut Store,
     ) -> Applied {
         let type_url = TypeUrl::VirtualHost;
@@ -243,40 +260,50 @@ impl Discovery {
                 changes.with(key, store, |table, change| change.changed |= table.remove_discovered(name));
             }
         }
-        let mut outcomes = Vec::new();
-        for Resource { name, version, body } in &added {
-            let version = version.to_string();
-            let scope = Scope { added_via_api: true, version: version.clone(), ..self.scope.clone() };
-            let mut outcome = Outcome {
+        let mut outcomes = Vec::with_capacity(added.len());
+        let mut places: BTreeMap<ResourceKey, Vec<usize>> = BTreeMap::new();
+        for (place, Resource { name, version, body }) in added.iter().enumerate() {
+            outcomes.push(Outcome {
                 name: name.clone(),
-                version,
+                version: version.to_string(),
                 source: Any { type_url: type_url.as_str().to_owned(), value: body.to_vec() },
                 refused: None,
                 changed: false,
-            };
+            });
             for key in store.tables_of(name, &self.origin) {
-                changes.with(key, store, |table, change| {
-                    if table.is_discovered(name, body) {
-                        return;
-                    }
-                    let lower = |at: &mut Lower| table.lower_discovered(name, body, at);
-                    match Lower::resource_in(scope.clone(), lower) {
-                        Ok(found) => {
-                            table.put_discovered(name.clone(), found);
-                            (outcome.changed, change.changed) = (true, true);
+                places.entry(key).or_default().push(place);
+            }
+        }
+        for (key, places) in places {
+            changes.with(key, store, |table, change| {
+                let coming = places.iter().filter_map(|place| added.get(*place)).map(|host| Coming {
+                    name: &host.name,
+                    wire: &host.body,
+                    scope: Scope {
+                        added_via_api: true,
+                        version: host.version.to_string(),
+                        ..self.scope.clone()
+                    },
+                });
+                let became = table.put_discovered(&coming.collect::<Vec<_>>());
+                for (place, became) in places.iter().zip(became) {
+                    let Some(outcome) = outcomes.get_mut(*place) else { continue };
+                    match became {
+                        Ok(changed) => {
+                            outcome.changed |= changed;
+                            change.changed |= changed;
                         }
                         Err(error) => {
                             outcome.refused = Some(error.to_string());
                             change.refused = true;
                         }
                     }
-                });
-            }
-            outcomes.push(outcome);
+                }
+            });
         }
         let tables = changes.put(store);
-        let names = added.into_iter().map(|resource| resource.name).chain(removed).chain(answered);
-        store.answer_hosts(names, &self.origin);
+        let came = added.into_iter().map(|resource| resource.name).chain(removed);
+        store.answer_hosts(came.map(|name| (name.clone(), name)).chain(answered), &self.origin);
         store.hosts_came(&self.origin);
         let applied = Applied {
             type_url,
@@ -323,6 +350,24 @@ impl Discovery {
     /// Asks for what is wanted now and was not, and no more for what is not; true: something new is
     /// among it.
     fn follow(&mut self, moves: Moves) -> bool {
+        let mut gone: BTreeMap<TypeUrl, Vec<Name>> = BTreeMap::new();
+        let mut tables_gone = false;
+        for of in moves.gone {
+            if self.asked.remove(&of).is_some() {
+                match interest(&of) {
+                    Interest::Wildcard => tables_gone = true,
+                    Interest::Names(_) => gone.entry(of.0).or_default().push(of.1),
+                }
+            }
+        }
+        // One wildcard serves all tables. With the last of them it ends first: a new one waits for an
+        // answer of its own.
+        if tables_gone
+            && let Some(commander) = &self.commander
+            && !self.asked.keys().any(|of| matches!(interest(of), Interest::Wildcard))
+        {
+            commander.unsubscribe(TypeUrl::VirtualHost, Interest::Wildcard);
+        }
         let mut news = false;
         for (of, timeout) in moves.wanted {
             if self.asked.contains_key(&of) {
@@ -334,23 +379,9 @@ impl Discovery {
             }
             self.asked.insert(of, timeout);
         }
-        let mut gone: BTreeMap<TypeUrl, Vec<Name>> = BTreeMap::new();
-        let mut tables_gone = false;
-        for of in moves.gone {
-            if self.asked.remove(&of).is_some() {
-                match interest(&of) {
-                    Interest::Wildcard => tables_gone = true,
-                    Interest::Names(_) => gone.entry(of.0).or_default().push(of.1),
-                }
-            }
-        }
         if let Some(commander) = &self.commander {
             for (type_url, names) in gone {
                 commander.unsubscribe(type_url, Interest::Names(names));
-            }
-            // One wildcard serves all tables.
-            if tables_gone && !self.asked.keys().any(|of| matches!(interest(of), Interest::Wildcard)) {
-                commander.unsubscribe(TypeUrl::VirtualHost, Interest::Wildcard);
             }
         }
         self.tables.retain(|name, _| self.asked.contains_key(&(TypeUrl::Route, name.clone())));
@@ -472,7 +503,8 @@ fn put_endpoints(
 
 /// Returns whether it is another one than there was.
 fn put_extension(key: ResourceKey, source: &Any, scope: &Scope, store: &mut Store) -> Result<bool, Rejected> {
-    let lowered = Lower::resource_in(scope.clone(), |at| Extension::lower(source, SystemTime::now(), at));
+    let lower = |at: &mut Lower| Extension::lower(&key.name, source, SystemTime::now(), at);
+    let lowered = Lower::resource_in(scope.clone(), lower);
     let put = lowered
         .and_then(|extension| store.put_extension(key.clone(), extension, scope).map_err(Rejected::because));
     if put.is_err() {

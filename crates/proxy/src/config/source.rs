@@ -42,6 +42,13 @@ pub(crate) struct ResourceKey {
     pub(crate) origin: Origin,
 }
 
+impl ResourceKey {
+    /// What somebody waits for who asks for a virtual host of this route table.
+    pub(crate) fn host(&self, host: &str) -> ResourceKey {
+        ResourceKey { name: Name::from(format!("{}/{host}", self.name)), origin: self.origin.clone() }
+    }
+}
+
 impl Hash for ResourceKey {
     /// By name: hardly ever are there two of the same name.
     fn hash<H: Hasher>(&self, state: &mut H) {

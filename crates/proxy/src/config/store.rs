@@ -131,6 +131,10 @@ impl Versioned for Listener {
         self.added_via_api
     }
 
+    fn takes_same(&self, other: &Self) -> bool {
+        self.discovered().map(|filter| filter.seen()).eq(other.discovered().map(|filter| filter.seen()))
+    }
+
     fn wants(&self) -> Vec<Want> {
         let routes = rds(self).map(|(table, timeout, prefix)| Want {
             reference: Reference::routes(table),
@@ -260,8 +264,8 @@ impl Store {
         self.unsettled |= self.hosts.is_news();
     }
 
-    /// These names of virtual hosts were answered from a place, whatever the answer was.
-    pub(crate) fn answer_hosts(&mut self, names: impl Iterator<Item = Name>, origin: &Origin) {
+    /// These names of virtual hosts were answered from a place, whatever the answer was, each under a name.
+    pub(crate) fn answer_hosts(&mut self, names: impl Iterator<Item = (Name, Name)>, origin: &Origin) {
         self.hosts.answer(names, origin);
         self.unsettled |= self.hosts.is_news();
     }
@@ -275,8 +279,8 @@ impl Store {
         }
     }
 
-    /// Names of virtual hosts that were answered since the last call.
-    pub(crate) fn take_answered(&mut self) -> Vec<Name> {
+    /// Virtual hosts ([`ResourceKey::host`]) that were answered since the last call.
+    pub(crate) fn take_answered(&mut self) -> Vec<ResourceKey> {
         self.hosts.take_answered()
     }
 
@@ -599,9 +603,10 @@ impl Store {
                     self.expired_routes.remove(&key);
                     self.hosts.forget(&key);
                 }
-                TypeUrl::Cluster => {}
                 TypeUrl::ExtensionConfig => self.extensions.forget(&key),
-                _ => self.secrets.forget(&key),
+                TypeUrl::Secret => self.secrets.forget(&key),
+                // The others lie elsewhere: with those who refer to them, or by themselves.
+                _ => {}
             }
         }
     }

@@ -163,9 +163,9 @@ impl WorkerListener {
         self.drains.borrow().values().for_each(|drain| drain.set_failing(self.failing.get()));
     }
 
-    /// Connections in its filter chains.
+    /// How many connections there are in its filter chains, and streams of them.
     pub(crate) fn connections(&self) -> usize {
-        self.drains.borrow().values().map(|drain| drain.connections()).sum()
+        self.drains.borrow().values().map(|drain| drain.watches()).sum()
     }
 
     /// Whether a new connection may come in, with its places among all of them.

@@ -6,12 +6,12 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use leno_api::proto::envoy::config::cluster::v3::Cluster;
-use leno_xds::{Resource, TypeUrl};
+use leno_xds::{Mode, Resource, TypeUrl};
 use tokio::task::spawn_blocking;
 
 use super::proxies::{self, wait};
 use super::sources::Tested;
-use super::{Action, Scripted, Server, resource};
+use super::{Action, Scripted, Server, ads, resource};
 
 /// A cluster with one endpoint.
 fn cluster(name: &str, address: SocketAddr) -> Resource {
@@ -24,24 +24,9 @@ fn cluster(name: &str, address: SocketAddr) -> Resource {
 }
 
 fn bootstrap(source: &str, control_plane: SocketAddr) -> String {
-    let (ip, port) = (control_plane.ip(), control_plane.port());
     let on_demand = "type.googleapis.com/envoy.extensions.filters.http.on_demand.v3";
-    format!(
-        r#"
-node: {{id: proxy, cluster: test}}
-admin: {{address: {{socket_address: {{address: 127.0.0.1, port_value: 0}}}}}}
-dynamic_resources:
-  ads_config: {{api_type: DELTA_GRPC, transport_api_version: V3, grpc_services: [{{envoy_grpc: {{cluster_name: xds}}}}]}}
-static_resources:
-  clusters:
-  - name: xds
-    connect_timeout: 5s
-    typed_extension_protocol_options:
-      envoy.extensions.upstreams.http.v3.HttpProtocolOptions:
-        "@type": type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions
-        explicit_http_config: {{http2_protocol_options: {{}}}}
-    load_assignment: {{cluster_name: xds, endpoints: [{{lb_endpoints: [{{endpoint: {{address: {{socket_address: {{address: {ip}, port_value: {port}}}}}}}}}]}}]}}
-  listeners:
+    let listeners = format!(
+        r#"  listeners:
   - name: http
     address: {{socket_address: {{address: 127.0.0.1, port_value: 0}}}}
     filter_chains:
@@ -80,7 +65,8 @@ static_resources:
           cluster: bytes
           on_demand: {{odcds_config: {source}}}
 "#
-    )
+    );
+    ads::bootstrap(Mode::Delta, &[], control_plane, &listeners)
 }
 
 /// What a request for a cluster gets.

@@ -11,7 +11,7 @@ use leno_xds::{Mode, TypeUrl};
 use tokio::task::spawn_blocking;
 
 use super::proxies::{self, wait};
-use super::{Server, endpoints, resource, routes};
+use super::{Server, ads, endpoints, resource, routes};
 
 /// A proxy of either kind under test.
 pub(super) struct Tested(pub(super) proxies::Proxy);
@@ -256,23 +256,11 @@ fn streams_bootstrap(mode: Mode, address: SocketAddr, transport: &str) -> (Strin
          transport_api_version: V3, set_node_on_first_message_only: true, grpc_services: [{{envoy_grpc: {{cluster_name: \
          xds}}, initial_metadata: [{{key: x-token, value: secret}}], timeout: 1s}}]}}}}"
     );
-    let (ip, port) = (address.ip(), address.port());
     let bootstrap = format!(
-        r#"
-node: {{id: proxy, cluster: test}}
-admin: {{address: {{socket_address: {{address: 127.0.0.1, port_value: 0}}}}}}
-dynamic_resources: {{cds_config: {source}, lds_config: {source}}}
-static_resources:
-  clusters:
-  - name: xds
-    connect_timeout: 5s
-    typed_extension_protocol_options:
-      envoy.extensions.upstreams.http.v3.HttpProtocolOptions:
-        "@type": type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions
-        explicit_http_config: {{http2_protocol_options: {{}}}}
-    {transport}
-    load_assignment: {{cluster_name: xds, endpoints: [{{lb_endpoints: [{{endpoint: {{address: {{socket_address: {{address: {ip}, port_value: {port}}}}}}}}}]}}]}}
-"#
+        "node: {{id: proxy, cluster: test}}\n\
+         admin: {{address: {{socket_address: {{address: 127.0.0.1, port_value: 0}}}}}}\n\
+         dynamic_resources: {{cds_config: {source}, lds_config: {source}}}\nstatic_resources:\n{}",
+        ads::cluster(address, transport)
     );
     (bootstrap, source)
 }

@@ -14,9 +14,11 @@ use leno_api::proto::envoy::config::route::v3::{RouteConfiguration, VirtualHost}
 use leno_api::proto::envoy::service::discovery::v3::{
     DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource,
 };
+use leno_xds::Mode;
 use prost::{Message, Name as _};
 use tokio::sync::mpsc;
 
+use super::ads;
 use super::proxies::{self, exchange, wait};
 use super::sources::Tested;
 
@@ -269,27 +271,9 @@ async fn wait_for(ended: &mut tokio::sync::oneshot::Receiver<()>) {
 }
 
 fn bootstrap(control: SocketAddr) -> String {
-    let (ip, port) = (control.ip(), control.port());
-    format!(
-        r#"
-node: {{id: proxy, cluster: test}}
-admin: {{address: {{socket_address: {{address: 127.0.0.1, port_value: 0}}}}}}
-dynamic_resources:
-  ads_config: {{api_type: DELTA_GRPC, transport_api_version: V3, grpc_services: [{{envoy_grpc: {{cluster_name: xds}}}}]}}
-static_resources:
-  clusters:
-  - name: xds
-    connect_timeout: 5s
-    typed_extension_protocol_options:
-      envoy.extensions.upstreams.http.v3.HttpProtocolOptions:
-        "@type": type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions
-        explicit_http_config: {{http2_protocol_options: {{}}}}
-    load_assignment: {{cluster_name: xds, endpoints: [{{lb_endpoints: [{{endpoint: {{address: {{socket_address: {{address: {ip}, port_value: {port}}}}}}}}}]}}]}}
-  listeners:
-{}{}"#,
-        listener("http", "on_demand", "30s"),
-        listener("impatient", "on_demand", "0.2s")
-    )
+    let (patient, impatient) =
+        (listener("http", "on_demand", "30s"), listener("impatient", "on_demand", "0.2s"));
+    ads::bootstrap(Mode::Delta, &[], control, &format!("  listeners:\n{patient}{impatient}"))
 }
 
 fn listener(name: &str, filter: &str, patience: &str) -> String {

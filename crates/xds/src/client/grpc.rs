@@ -8,22 +8,27 @@
 //! stream, and commands are obeyed all the same.
 
 use std::collections::VecDeque;
+use std::future::poll_fn;
 use std::pin::pin;
 use std::time::Duration;
 
 use http::HeaderMap;
-use http::uri::{PathAndQuery, Uri};
+use http::uri::Uri;
 use hyper_util::rt::TokioIo;
 use leno_base::Name;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, sleep_until};
+use tokio_stream::StreamExt as _;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::client::Grpc;
+use tonic::body::Body;
+use tonic::codec::EncodeBody;
 use tonic::transport::{Channel, Endpoint};
-use tonic::{Status, Streaming};
+use tonic::{Code, Status};
+use tower::Service as _;
 
 use super::{Client, Expired, Interest, Receipt, Rejection, Update};
-use crate::types::TypeUrl;
+use crate::messages::Messages;
+use crate::types::{Mode, TypeUrl};
 use crate::wire::{ClientCodec, Received, Request};
 
 /// What the proxy wants done. See the methods of the same names of [`Client`].
@@ -277,10 +282,9 @@ impl Shell {
         // Small: what is not taken stays in the state machine, where it merges with what follows.
         let (requests, outgoing) = mpsc::channel(1);
         self.client.on_connected();
-        let codec = ClientCodec(self.client.mode());
         // Some servers answer nothing, not even headers, before they have read a request.
-        let mut opening = pin!(open(channel, path, metadata, codec, outgoing));
-        let mut incoming: Option<Streaming<Received>> = None;
+        let mut opening = pin!(open(channel, path, metadata, outgoing));
+        let mut incoming: Option<Messages> = None;
         let mut writable = true;
         loop {
             let room = self.outbox.is_empty();
@@ -293,7 +297,7 @@ impl Shell {
                     }
                     Err(status) => return Ok(describe(&status)),
                 },
-                received = next(incoming.as_mut()), if incoming.is_some() && room => match received {
+                received = next(self.client.mode(), incoming.as_mut()), if incoming.is_some() && room => match received {
                     Ok(Some(response)) => {
                         let now = Instant::now().into_std();
                         self.outbox.extend(self.client.on_response(now, response).map(Event::Update));
@@ -359,27 +363,57 @@ fn obey(client: &mut Client, command: Command) {
     }
 }
 
+/// Sends the head of a call and, when the server answers, gives what comes then.
 async fn open(
-    channel: Channel,
+    mut channel: Channel,
     path: &'static str,
     metadata: HeaderMap,
-    codec: ClientCodec,
     outgoing: mpsc::Receiver<Request>,
-) -> Result<Streaming<Received>, Status> {
+) -> Result<Messages, Status> {
+    poll_fn(|context| channel.poll_ready(context))
+        .await
+        .map_err(|error| Status::unavailable(chain(&error)))?;
+    let requests = ReceiverStream::new(outgoing).map(Ok);
+    let mut call = http::Request::new(Body::new(EncodeBody::new_client(ClientCodec, requests, None, None)));
+    *call.method_mut() = http::Method::POST;
+    *call.version_mut() = http::Version::HTTP_2;
+    *call.uri_mut() = Uri::from_static(path);
+    *call.headers_mut() = tonic::metadata::MetadataMap::from_headers(metadata).into_headers();
+    // What makes it gRPC nobody else decides.
+    RESERVED.iter().for_each(|name| drop(call.headers_mut().remove(*name)));
+    call.headers_mut().insert(http::header::TE, http::HeaderValue::from_static("trailers"));
+    let grpc = http::HeaderValue::from_static("application/grpc");
+    call.headers_mut().insert(http::header::CONTENT_TYPE, grpc);
+    let answer = channel.call(call).await.map_err(|error| Status::from_error(error.into()))?;
+    match Status::from_header_map(answer.headers()) {
+        Some(status) if status.code() != Code::Ok => return Err(status),
+        None if answer.status() != http::StatusCode::OK => return Err(of_http(answer.status())),
+        _ => {}
+    }
     // A whole configuration in one message has no natural limit; Envoy sets none either.
-    let mut grpc = Grpc::new(channel).max_decoding_message_size(usize::MAX);
-    grpc.ready().await.map_err(|error| Status::unavailable(chain(&error)))?;
-    let mut request = tonic::Request::new(ReceiverStream::new(outgoing));
-    *request.metadata_mut() = tonic::metadata::MetadataMap::from_headers(metadata);
-    let response = grpc.streaming(request, PathAndQuery::from_static(path), codec).await?;
-    Ok(response.into_inner())
+    Ok(Messages::new(answer.into_body(), usize::MAX))
 }
 
-async fn next(incoming: Option<&mut Streaming<Received>>) -> Result<Option<Received>, Status> {
-    match incoming {
-        Some(responses) => responses.message().await,
-        None => std::future::pending().await,
-    }
+/// Headers that gRPC has a use for itself.
+const RESERVED: [&str; 5] = ["te", "content-type", "grpc-message", "grpc-status", "grpc-encoding"];
+
+/// The status of a call that is answered without one, by gRPC's table.
+fn of_http(status: http::StatusCode) -> Status {
+    let code = match status.as_u16() {
+        400 => Code::Internal,
+        401 => Code::Unauthenticated,
+        403 => Code::PermissionDenied,
+        404 => Code::Unimplemented,
+        429 | 502 | 503 | 504 => Code::Unavailable,
+        _ => Code::Unknown,
+    };
+    Status::new(code, format!("no grpc-status, and the status of HTTP is {}", status.as_u16()))
+}
+
+async fn next(mode: Mode, incoming: Option<&mut Messages>) -> Result<Option<Received>, Status> {
+    let Some(messages) = incoming else { return std::future::pending().await };
+    let Some(message) = messages.next().await? else { return Ok(None) };
+    Received::decode(mode, message).map(Some).map_err(|error| Status::internal(error.to_string()))
 }
 
 async fn wait_until(deadline: Option<std::time::Instant>) {

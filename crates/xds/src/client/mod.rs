@@ -90,9 +90,9 @@ pub struct Update {
     pub added: Vec<Resource>,
     /// What does not exist (any more). In SotW this is computed from absence, for LDS and CDS.
     pub removed: Vec<Name>,
-    /// Names of virtual hosts that this answers beside those of `added` and `removed`: aliases, and
-    /// what there is not.
-    pub answered: Vec<Name>,
+    /// Virtual hosts that were asked for under other names than those of `added` and `removed`, with what
+    /// they are called; that there may be none of.
+    pub answered: Vec<(Name, Name)>,
     /// True if `added` is the whole state of the type (SotW of LDS and CDS).
     pub full: bool,
     /// For [`Client::ack`] and [`Client::nack`].
@@ -383,7 +383,7 @@ struct Content {
     resources: Vec<Resource>,
     removed: Vec<Name>,
     /// See [`Update::answered`].
-    answered: Vec<Name>,
+    answered: Vec<(Name, Name)>,
     /// How long what is in it lives, heartbeats included; `None`: for ever.
     lives: Vec<(Name, Option<Duration>)>,
 }
@@ -458,10 +458,12 @@ fn read_delta(response: ReceivedDelta) -> Result<Content, String> {
     for resource in response.resources {
         let name = Name::from(resource.name);
         content.lives.push((name.clone(), resource.ttl.map(time_to_live)));
-        if !resource.aliases.is_empty() {
-            // Without a resource: there is none under these names.
-            content.answered.push(name.clone());
-            content.answered.extend(resource.aliases.into_iter().map(Name::from));
+        // Without a resource: there is none under these names. Virtual hosts have no heartbeats.
+        let is_host = response.type_url == TypeUrl::VirtualHost.as_str();
+        if !resource.aliases.is_empty() || (is_host && resource.resource.is_none()) {
+            content.answered.push((name.clone(), name.clone()));
+            let aliases = resource.aliases.into_iter().map(|alias| (Name::from(alias), name.clone()));
+            content.answered.extend(aliases);
         }
         let Some(any) = resource.resource else { continue };
         check_type(&any, &response.type_url)?;

@@ -23,13 +23,14 @@
 //! shared, and the difference from it; see [`Resources`].
 //!
 //! Read next: [`subscription`] (private), the state of one type; [`grpc`], the shell,
-//! and [`listen`], the server around it.
+//! and [`listen`], the server around it; [`room`] bounds the connections of other ports.
 
 pub mod grpc;
 pub mod listen;
 mod overlay;
 mod requests;
 mod resources;
+pub mod room;
 mod subscription;
 
 #[cfg(test)]

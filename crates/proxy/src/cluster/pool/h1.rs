@@ -231,8 +231,7 @@ pub(super) fn offer(pool: &Rc<RefCell<Pool>>, connection: Box<H1Connection>) {
             keep(pool, connection);
             return;
         }
-        // HTTP/2 has its own line, where a cluster follows its downstream's protocol.
-        let place = state.waiters.iter().position(|waiter| waiter.http1 && (fresh || !waiter.fresh));
+        let place = state.waiters.iter().position(|waiter| fresh || !waiter.fresh);
         let Some(waiter) = place.and_then(|place| state.waiters.remove(place)) else {
             // Whoever needs a fresh one and has none on its way may have this one's place.
             let in_the_way = !fresh

@@ -165,7 +165,7 @@ pub(super) fn take(pool: &Rc<RefCell<Pool>>) -> Option<Rc<H2Lease>> {
 /// Gives places to those in line, as long as there are some.
 pub(super) fn serve_waiters(pool: &Rc<RefCell<Pool>>) {
     loop {
-        if !pool.borrow().waiters.front().is_some_and(|waiter| waiter.http2) {
+        if pool.borrow().waiters.is_empty() {
             return;
         }
         let Some(lease) = take(pool) else { return };
@@ -197,7 +197,7 @@ pub(super) fn connect(
     count: Count,
     target: &Rc<Target>,
 ) -> Result<Rc<H2Connection>, ConnectError> {
-    let (Some(settings), Some(stats)) = (http2_settings(&target.cluster, true), &target.http2) else {
+    let (Some(settings), Some(stats)) = (http2_settings(&target.cluster), &target.http2_stats) else {
         return Err(ConnectError::Handshake);
     };
     let limits = &target.cluster.pool;

@@ -7,6 +7,9 @@
 //! wait, as in Envoy. What is acquired is a lease: dropping it gives the connection back, or
 //! closes it if its exchange is not complete.
 //!
+//! Requests in one line all speak the same protocols: where a cluster follows its clients' protocol, those
+//! over HTTP/2 have a pool of their own beside the other, as in Envoy.
+//!
 //! A request whose kept connection turned out to be dead asks for a fresh HTTP/1 connection, one
 //! that was neither used nor kept: servers tend to close their idle connections together, so the
 //! next idle one would be dead as well. Where the circuit breaker allows no further connection, a
@@ -53,6 +56,9 @@ pub(crate) use h2::H2Lease;
 pub(crate) struct Pool {
     /// What its connections take over of a downstream connection; `None`: they are for all.
     via: Option<Rc<Via>>,
+    /// Where the cluster follows its clients' protocol: the pool for requests over HTTP/2, from the first of
+    /// them on.
+    multiplexed: Option<Rc<RefCell<Pool>>>,
     #[allow(clippy::vec_box, reason = "connections move between pool and lease for each request")]
     idle: Vec<Box<h1::H1Connection>>,
     streams: Vec<Rc<h2::H2Connection>>,
@@ -71,11 +77,7 @@ pub(crate) struct Pool {
 
 struct Waiter {
     ready: oneshot::Sender<Result<Upstream, PoolFailure>>,
-    /// An HTTP/1 connection will do.
-    http1: bool,
-    /// An HTTP/2 connection will do; either will where ALPN decides.
-    http2: bool,
-    /// Only a connection that was never used or kept will do; never with `http2`.
+    /// No HTTP/1 connection that was used or kept will do.
     fresh: bool,
 }
 
@@ -101,12 +103,51 @@ struct Target {
     tls_stats: Option<Rc<TlsStats>>,
     counts: Rc<HostCounts>,
     /// Where HTTP/2 connections count, if the cluster may have some.
-    http2: Option<Http2Stats>,
+    http2_stats: Option<Http2Stats>,
+    /// Which protocols will do.
+    protocols: Protocols,
     pool: Weak<RefCell<Pool>>,
 }
 
+/// The protocols that requests can be sent with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Protocols {
+    http1: bool,
+    /// With both, ALPN decides.
+    http2: bool,
+}
+
+impl Protocols {
+    /// For requests to a cluster that came by HTTP/2 or not.
+    fn of(cluster: &Cluster, downstream_http2: bool) -> Self {
+        let (http1, http2) = match &cluster.protocol {
+            UpstreamProtocol::Http1 => (true, false),
+            UpstreamProtocol::Http2(_) => (false, true),
+            UpstreamProtocol::Downstream(_) => (!downstream_http2, downstream_http2),
+            UpstreamProtocol::Auto(_) => (true, true),
+        };
+        Self { http1, http2 }
+    }
+
+    /// What they are called in ALPN.
+    fn names(self) -> &'static [&'static [u8]] {
+        match (self.http1, self.http2) {
+            (true, true) => &[b"h2", b"http/1.1"],
+            (false, true) => &[b"h2"],
+            _ => &[b"http/1.1"],
+        }
+    }
+
+    /// How many requests one connection takes at once. Where ALPN decides, HTTP/2 is assumed first; if it
+    /// was not, more connections are opened then.
+    fn places(self, cluster: &Cluster) -> usize {
+        let settings = if self.http2 { http2_settings(cluster) } else { None };
+        settings.map_or(1, |settings| settings.max_concurrent_streams.clamp(1, 1024) as usize)
+    }
+}
+
 impl Target {
-    fn new(cluster: &WorkerCluster, host: &Host) -> Self {
+    fn new(cluster: &WorkerCluster, host: &Host, pool: &Rc<RefCell<Pool>>, protocols: Protocols) -> Self {
         Self {
             cluster: Arc::clone(&cluster.config),
             stats: cluster.stats.clone(),
@@ -117,18 +158,14 @@ impl Target {
             transport: host.transport.clone(),
             tls_stats: cluster.tls_stats.clone(),
             counts: Rc::clone(&host.counts),
-            http2: cluster.http2.clone(),
-            pool: Rc::downgrade(&host.pool),
+            http2_stats: cluster.http2.clone(),
+            protocols,
+            pool: Rc::downgrade(pool),
         }
     }
 
-    /// Whom a connection goes to, for HTTP/2 where the cluster leaves that open.
-    fn peer<'a>(&'a self, via: Option<&'a Via>, http2: bool) -> connect::Peer<'a> {
-        let offered: &'static [&'static [u8]] = match (&self.cluster.protocol, http2) {
-            (UpstreamProtocol::Auto(_), _) => &[b"h2", b"http/1.1"],
-            (UpstreamProtocol::Http2(_), _) | (UpstreamProtocol::Downstream(_), true) => &[b"h2"],
-            (UpstreamProtocol::Http1, _) | (UpstreamProtocol::Downstream(_), false) => &[b"http/1.1"],
-        };
+    /// Whom a connection goes to.
+    fn peer<'a>(&'a self, via: Option<&'a Via>) -> connect::Peer<'a> {
         connect::Peer {
             cluster: &self.cluster,
             address: &self.address,
@@ -139,7 +176,7 @@ impl Target {
             transport: &self.transport,
             offer: match via.and_then(|via| via.alpn.as_deref()) {
                 Some(names) => Offer::Instead(names),
-                None => Offer::Otherwise(offered),
+                None => Offer::Otherwise(self.protocols.names()),
             },
             stats: self.tls_stats.as_deref(),
         }
@@ -187,9 +224,18 @@ fn now() -> Instant {
 }
 
 impl Pool {
+    fn taking_over(via: Option<Rc<Via>>) -> Self {
+        let mut pool = Self::default();
+        pool.via = via;
+        pool
+    }
+
     /// Whether there is no connection, and nobody waits for one.
     pub(crate) fn is_unused(&self) -> bool {
-        self.open == 0 && self.connecting == 0 && self.waiters.is_empty()
+        self.open == 0
+            && self.connecting == 0
+            && self.waiters.is_empty()
+            && self.multiplexed.as_ref().is_none_or(|pool| pool.borrow().is_unused())
     }
 }
 
@@ -200,8 +246,23 @@ pub(crate) fn drain(pool: &Rc<RefCell<Pool>>) {
     let idle = std::mem::take(&mut state.idle);
     let streams = std::mem::take(&mut state.streams);
     state.open = state.open.saturating_sub(idle.len() + streams.len());
+    let multiplexed = state.multiplexed.clone();
     drop(state);
     streams.iter().for_each(|connection| connection.drain());
+    if let Some(pool) = multiplexed {
+        drain(&pool);
+    }
+}
+
+/// The pool for requests that came by HTTP/2 or not.
+fn pool_for(cluster: &Cluster, host: &Host, downstream_http2: bool) -> Rc<RefCell<Pool>> {
+    if !(downstream_http2 && matches!(cluster.protocol, UpstreamProtocol::Downstream(_))) {
+        return Rc::clone(&host.pool);
+    }
+    let mut state = host.pool.borrow_mut();
+    let via = state.via.clone();
+    let pool = state.multiplexed.get_or_insert_with(|| Rc::new(RefCell::new(Pool::taking_over(via))));
+    Rc::clone(pool)
 }
 
 impl Drop for Pool {
@@ -211,12 +272,13 @@ impl Drop for Pool {
     }
 }
 
-/// Whether HTTP/2 is spoken to the cluster, for a downstream that speaks it or not.
-fn http2_settings(cluster: &Cluster, downstream_http2: bool) -> Option<&Http2Settings> {
+/// How HTTP/2 is spoken to the cluster, if it may be.
+fn http2_settings(cluster: &Cluster) -> Option<&Http2Settings> {
     match &cluster.protocol {
         UpstreamProtocol::Http1 => None,
-        UpstreamProtocol::Http2(settings) | UpstreamProtocol::Auto(settings) => Some(settings),
-        UpstreamProtocol::Downstream(settings) => downstream_http2.then_some(settings),
+        UpstreamProtocol::Http2(settings)
+        | UpstreamProtocol::Auto(settings)
+        | UpstreamProtocol::Downstream(settings) => Some(settings),
     }
 }
 
@@ -228,24 +290,17 @@ pub(crate) fn try_acquire(
     downstream_http2: bool,
     fresh: bool,
 ) -> Option<Upstream> {
-    let (http1, http2) = protocols(&cluster.config, downstream_http2);
-    let multiplexed = || h2::take(&host.pool).map(|lease| Upstream::H2 { lease, stream: None });
+    let Protocols { http1, http2 } = Protocols::of(&cluster.config, downstream_http2);
+    let multiplexed = || {
+        let lease = h2::take(&pool_for(&cluster.config, host, true))?;
+        Some(Upstream::H2 { lease, stream: None })
+    };
     let found = if http2 { multiplexed() } else { None };
     let found = found.or_else(|| if http1 && !fresh { h1::take(&host.pool).map(Upstream::H1) } else { None });
     if cluster.config.extras.is_some() && found.is_some() {
         preconnect::keep_ratio(cluster, host, downstream_http2, false);
     }
     found
-}
-
-/// Whether connections of HTTP/1 and of HTTP/2 will do.
-fn protocols(cluster: &Cluster, downstream_http2: bool) -> (bool, bool) {
-    match &cluster.protocol {
-        UpstreamProtocol::Http1 => (true, false),
-        UpstreamProtocol::Http2(_) => (false, true),
-        UpstreamProtocol::Downstream(_) => (!downstream_http2, downstream_http2),
-        UpstreamProtocol::Auto(_) => (true, true),
-    }
 }
 
 /// A connection for one request, opened if need be. Dropping the future leaves the line; a
@@ -278,11 +333,12 @@ pub(crate) async fn wait(
     stats.upstream_rq_pending_total().inc();
     stats.upstream_rq_pending_active().inc();
     let _active = Pending(stats.clone());
-    let target = Rc::new(Target::new(cluster, host));
+    let pool = pool_for(&cluster.config, host, downstream_http2);
+    let protocols = Protocols::of(&cluster.config, downstream_http2);
+    let target = Rc::new(Target::new(cluster, host, &pool, protocols));
     let (ready, waiting) = oneshot::channel();
-    let (http1, http2) = protocols(&cluster.config, downstream_http2);
-    host.pool.borrow_mut().waiters.push_back(Waiter { ready, http1, http2, fresh: fresh && http1 });
-    open_for_waiters(&host.pool, &target, high_priority);
+    pool.borrow_mut().waiters.push_back(Waiter { ready, fresh });
+    open_for_waiters(&pool, &target, high_priority);
     if cluster.config.extras.is_some() {
         preconnect::keep_ratio(cluster, host, downstream_http2, high_priority);
     }
@@ -304,17 +360,11 @@ impl Drop for Pending {
 
 /// Opens connections until there is one for everybody in line.
 fn open_for_waiters(pool: &Rc<RefCell<Pool>>, target: &Rc<Target>, high_priority: bool) {
+    let places = target.protocols.places(&target.cluster);
     loop {
         let mut state = pool.borrow_mut();
         state.waiters.retain(|waiter| !waiter.ready.is_closed());
-        // Those that are being opened are for the first in line.
-        let next = state.waiters.get(state.connecting).or(state.waiters.front());
-        let Some(next) = next else { return };
-        // Where ALPN decides, HTTP/2 is assumed first; if it was not, more are opened then.
-        let http2 = next.http2;
-        let settings = if http2 { http2_settings(&target.cluster, true) } else { None };
-        let each = settings.map_or(1, |settings| settings.max_concurrent_streams.clamp(1, 1024) as usize);
-        if state.connecting * each >= state.waiters.len() {
+        if state.connecting * places >= state.waiters.len() {
             return;
         }
         let permit = match Permit::take(&target.cluster, Resource::Connections, high_priority) {
@@ -338,22 +388,22 @@ fn open_for_waiters(pool: &Rc<RefCell<Pool>>, target: &Rc<Target>, high_priority
         };
         state.connecting += 1;
         drop(state);
-        tokio::task::spawn_local(open(Rc::clone(pool), Rc::clone(target), permit, http2));
+        tokio::task::spawn_local(open(Rc::clone(pool), Rc::clone(target), permit));
     }
 }
 
 /// Opens one connection and gives it to whoever is first in line.
-async fn open(pool: Rc<RefCell<Pool>>, target: Rc<Target>, permit: Permit, http2: bool) {
+async fn open(pool: Rc<RefCell<Pool>>, target: Rc<Target>, permit: Permit) {
     target.stats.upstream_cx_total().inc();
     let started = now();
     let mut count = Count::new(&target, permit);
     let via = pool.borrow().via.clone();
-    let opened = match connect::open(target.peer(via.as_deref(), http2)).await {
+    let opened = match connect::open(target.peer(via.as_deref())).await {
         Err(error) => Err(error),
         Ok((socket, tls)) => {
-            let http2 = match target.cluster.protocol {
-                UpstreamProtocol::Auto(_) => tls.as_ref().is_some_and(|tls| tls.is_http2()),
-                _ => http2,
+            let http2 = match target.protocols {
+                Protocols { http1: true, http2: true } => tls.as_ref().is_some_and(|tls| tls.is_http2()),
+                Protocols { http2, .. } => http2,
             };
             count.tls = tls;
             if http2 {
@@ -375,8 +425,7 @@ async fn open(pool: Rc<RefCell<Pool>>, target: Rc<Target>, permit: Permit, http2
                 Opened::H1(connection) => {
                     target.stats.upstream_cx_http1_total().inc();
                     h1::offer(&pool, connection);
-                    // Whoever is left in line needs HTTP/2, or it was assumed that one connection is
-                    // enough for all.
+                    // It may have been assumed that one connection is enough for all.
                     open_for_waiters(&pool, &target, false);
                 }
                 Opened::H2(connection) => {

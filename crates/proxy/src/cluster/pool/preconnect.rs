@@ -6,7 +6,7 @@
 use std::rc::Rc;
 
 use crate::cluster::HealthStatus;
-use crate::cluster::pool::{Pool, Target, http2_settings, open, protocols};
+use crate::cluster::pool::{Pool, Protocols, Target, open, pool_for};
 use crate::cluster::stats::{Permit, Resource};
 use crate::cluster::worker_cluster::{Host, WorkerCluster};
 
@@ -63,7 +63,7 @@ pub(crate) fn anticipate(cluster: &WorkerCluster, downstream_http2: bool, high_p
     if settings.predictive <= 1.0 {
         return;
     }
-    let each = places(cluster, downstream_http2);
+    let each = Protocols::of(&cluster.config, downstream_http2).places(&cluster.config);
     // Deviation: Envoy compares a cluster's streams with the connections of all clusters of a worker;
     // here each cluster counts for itself.
     // Those that were just opened do not count themselves yet.
@@ -83,13 +83,6 @@ pub(crate) fn anticipate(cluster: &WorkerCluster, downstream_http2: bool, high_p
     }
 }
 
-/// Streams that a connection takes.
-fn places(cluster: &WorkerCluster, downstream_http2: bool) -> usize {
-    let (_, http2) = protocols(&cluster.config, downstream_http2);
-    let settings = if http2 { http2_settings(&cluster.config, true) } else { None };
-    settings.map_or(1, |settings| settings.max_concurrent_streams.clamp(1, 1024) as usize)
-}
-
 /// Opens a connection if its pool has too few for the ratio and `more` streams; false: it has not.
 fn open_one(
     cluster: &WorkerCluster,
@@ -99,9 +92,10 @@ fn open_one(
     ratio: f64,
     more: usize,
 ) -> bool {
-    let each = places(cluster, downstream_http2);
-    let mut state = host.pool.borrow_mut();
-    let (active, room) = state.load(each);
+    let protocols = Protocols::of(&cluster.config, downstream_http2);
+    let pool = pool_for(&cluster.config, host, downstream_http2);
+    let mut state = pool.borrow_mut();
+    let (active, room) = state.load(protocols.places(&cluster.config));
     if (state.waiters.len() + active + more) as f64 * ratio <= (room + active) as f64 {
         return false;
     }
@@ -111,8 +105,7 @@ fn open_one(
     };
     state.connecting += 1;
     drop(state);
-    let target = Rc::new(Target::new(cluster, host));
-    let (_, http2) = protocols(&cluster.config, downstream_http2);
-    tokio::task::spawn_local(open(Rc::clone(&host.pool), target, permit, http2));
+    let target = Rc::new(Target::new(cluster, host, &pool, protocols));
+    tokio::task::spawn_local(open(pool, target, permit));
     true
 }

@@ -6,7 +6,7 @@ use std::task::{Context, Poll, ready};
 
 use bytes::{Bytes, BytesMut};
 
-use super::{Count, PoolFailure, Target, connect, now};
+use super::{Count, PoolFailure, Protocols, Target, connect, now};
 use crate::cluster::pool::ConnectError;
 use crate::cluster::stats::{Permit, Resource};
 use crate::cluster::worker_cluster::{Host, WorkerCluster};
@@ -39,13 +39,14 @@ pub(crate) async fn open(
         stats.upstream_cx_overflow().inc();
         return Err(PoolFailure { reason: ResetReason::Overflow, detail: None });
     };
-    let target = Rc::new(Target::new(cluster, host));
+    let protocols = Protocols::of(&cluster.config, false);
+    let target = Rc::new(Target::new(cluster, host, &host.pool, protocols));
     stats.upstream_cx_total().inc();
     stats.upstream_rq_pending_total().inc();
     let started = now();
     let mut count = Count::new(&target, permit);
     let via = host.pool.borrow().via.clone();
-    match connect::open(target.peer(via.as_deref(), false)).await {
+    match connect::open(target.peer(via.as_deref())).await {
         Ok((socket, tls)) => {
             count.tls = tls;
             stats.upstream_cx_connect_ms().record_ms(now().saturating_duration_since(started));

@@ -199,8 +199,7 @@ impl OwnPools {
             return Rc::clone(pool);
         }
         pools.retain(|pool| Rc::strong_count(pool) > 1 || !pool.borrow().is_unused());
-        let pool = Rc::new(RefCell::new(Pool::default()));
-        pool.borrow_mut().via = Some(Rc::new(via));
+        let pool = Rc::new(RefCell::new(Pool::taking_over(Some(Rc::new(via)))));
         pools.push(Rc::clone(&pool));
         pool
     }

@@ -434,7 +434,7 @@ impl Sources {
                     return None;
                 }
                 grpc::Event::Outlived { type_url, names } => {
-                    running.discovery.take(&type_url, &Name::default(), Vec::new(), names, store, sockets)
+                    running.discovery.outlive(&type_url, names, store, sockets)
                 }
                 grpc::Event::Update(update) => running.discovery.apply(update, store, sockets),
             },

@@ -41,9 +41,12 @@ pub(crate) struct Extension {
 }
 
 impl Extension {
-    /// Lowers a TypedExtensionConfig; its configuration is lowered where it is used.
-    pub(crate) fn lower(source: &Any, updated: SystemTime, at: &mut Lower) -> Option<Self> {
-        let TypedExtensionConfig { name: _, typed_config } = at.decode(source)?;
+    /// Lowers a TypedExtensionConfig that came under a name; its configuration is lowered where it is used.
+    pub(crate) fn lower(name: &str, source: &Any, updated: SystemTime, at: &mut Lower) -> Option<Self> {
+        let TypedExtensionConfig { name: own, typed_config } = at.decode(source)?;
+        if own != name {
+            at.error_at("name", format!("Unexpected resource name in ExtensionConfigDS response: {own}"));
+        }
         let config = at.required("typed_config", typed_config, |any, at| at.extension(any))?;
         Some(Self {
             fingerprint: Fingerprint::of(&config.encode_to_vec()),

@@ -73,6 +73,10 @@ pub(super) trait Versioned {
     fn name(&self) -> &Name;
     fn source(&self) -> &[u8];
     fn added_via_api(&self) -> bool;
+    /// Whether it has taken from elsewhere what this other version of itself has.
+    fn takes_same(&self, _other: &Self) -> bool {
+        true
+    }
     /// What it takes from elsewhere.
     fn wants(&self) -> Vec<Want>;
 }
@@ -110,7 +114,8 @@ impl<T: Versioned> Slot<T> {
 
     /// Puts a version that is to be taken, unless it is the one in force: then nothing warms.
     fn put(&mut self, version: Arc<T>) {
-        let in_force = self.active.as_ref().is_some_and(|active| active.source() == version.source());
+        let same = |active: &Arc<T>| active.source() == version.source() && active.takes_same(&version);
+        let in_force = self.active.as_ref().is_some_and(same);
         self.warming = (!in_force).then_some(version);
     }
 }

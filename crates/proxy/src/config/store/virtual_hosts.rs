@@ -28,8 +28,8 @@ pub(super) struct HostDemands {
     tables: BTreeMap<ResourceKey, Demands>,
     /// Places that have answered once.
     came: BTreeSet<Origin>,
-    /// Names that were answered, for those who wait for them.
-    answered: Vec<Name>,
+    /// What was answered ([`ResourceKey::host`]), for those who wait for it.
+    answered: Vec<ResourceKey>,
     /// What is wanted now and was not, or the other way round.
     moved: BTreeSet<Reference>,
 }
@@ -41,8 +41,8 @@ struct Demands {
     timeout: Option<Duration>,
     /// It is not in force: the first answer is awaited.
     waits: bool,
-    /// Names (`TABLE/HOST`) that were asked for; whether there was an answer.
-    asked: HashMap<Name, bool>,
+    /// Names (`TABLE/HOST`) that were asked for; if there was an answer, under which name it came.
+    asked: HashMap<Name, Option<Name>>,
     /// The same, the oldest first.
     order: VecDeque<Name>,
 }
@@ -51,8 +51,9 @@ impl HostDemands {
     /// A table has come. One that was not there before waits for the first answer, unless there was
     /// one.
     ///
-    /// Deviation: any first answer will do, an empty one too; Envoy waits for one that has something
-    /// for this table, for `initial_fetch_timeout` otherwise.
+    /// Deviation: any first answer of the place will do, an empty one too, and a later table of the same
+    /// place waits for none; Envoy waits for one that has something for this table, for
+    /// `initial_fetch_timeout` otherwise.
     pub(super) fn put(&mut self, table: &ResourceKey, vhds: Option<&ConfigSource>, is_new: bool) {
         let Some(source) = vhds else {
             self.forget(table);
@@ -82,44 +83,52 @@ impl HostDemands {
     pub(super) fn forget(&mut self, table: &ResourceKey) {
         let Some(demands) = self.tables.remove(table) else { return };
         self.moved.extend(demands.references(table));
-        self.answered.extend(demands.order);
+        let answered = demands.order.into_iter();
+        self.answered.extend(answered.map(|name| ResourceKey { name, origin: table.origin.clone() }));
         if !self.tables.values().any(|other| other.origin == demands.origin) {
             self.came.remove(&demands.origin);
         }
     }
 
-    /// Somebody waits for a host of a table. Returns a name that is to be forgotten, as there are too
-    /// many. `has`: whether something has come under a name.
+    /// Somebody waits for a host of a table. If there are too many, one is not asked for any more: returns
+    /// the name of what is to be forgotten with it. `has`: whether something has come under a name.
     pub(super) fn demand(
         &mut self,
         table: &ResourceKey,
         host: &str,
         has: impl Fn(&Name) -> bool,
     ) -> Option<Name> {
-        let name = Name::from(format!("{}/{host}", table.name));
+        let awaited = table.host(host);
         let Some(demands) = self.tables.get_mut(table) else {
-            self.answered.push(name);
+            self.answered.push(awaited);
             return None;
         };
-        match demands.asked.get(&name) {
-            Some(true) => self.answered.push(name),
-            Some(false) => {}
+        match demands.asked.get(&awaited.name) {
+            Some(Some(_)) => self.answered.push(awaited),
+            Some(None) => {}
             None => {
-                self.moved.insert(Reference::hosts(name.clone(), &demands.origin));
-                demands.asked.insert(name.clone(), false);
-                demands.order.push_back(name);
+                self.moved.insert(Reference::hosts(awaited.name.clone(), &demands.origin));
+                demands.asked.insert(awaited.name.clone(), None);
+                demands.order.push_back(awaited.name);
                 if demands.order.len() > MOST {
-                    let mut oldest = demands.order.iter().take(LOOKED_AT);
-                    let place = oldest.position(|name| !has(name)).unwrap_or(0);
-                    let gone = demands.order.remove(place)?;
-                    demands.asked.remove(&gone);
-                    self.moved.insert(Reference::hosts(gone.clone(), &demands.origin));
-                    self.answered.push(gone.clone());
-                    return Some(gone);
+                    return self.forget_one(table, has);
                 }
             }
         }
         None
+    }
+
+    /// Asks no more for one of the oldest names of a table.
+    fn forget_one(&mut self, table: &ResourceKey, has: impl Fn(&Name) -> bool) -> Option<Name> {
+        let demands = self.tables.get_mut(table)?;
+        let found = |name: &Name| demands.asked.get(name).and_then(Option::as_ref).is_some_and(&has);
+        let place = demands.order.iter().take(LOOKED_AT).position(|name| !found(name)).unwrap_or(0);
+        let gone = demands.order.remove(place)?;
+        let given = demands.asked.remove(&gone).flatten();
+        self.moved.insert(Reference::hosts(gone.clone(), &demands.origin));
+        self.answered.push(ResourceKey { name: gone, origin: table.origin.clone() });
+        // Another name may stand for it as well.
+        given.filter(|given| !demands.asked.values().any(|other| other.as_ref() == Some(given)))
     }
 
     /// The tables that what comes from a place under this name is for.
@@ -139,13 +148,13 @@ impl HostDemands {
         self.tables.range(first..).take_while(move |(key, _)| key.name == table)
     }
 
-    /// These names were answered, whatever the answer was.
-    pub(super) fn answer(&mut self, names: impl Iterator<Item = Name>, origin: &Origin) {
-        for name in names {
+    /// These names were answered, whatever the answer was, each under a name.
+    pub(super) fn answer(&mut self, names: impl Iterator<Item = (Name, Name)>, origin: &Origin) {
+        for (name, given) in names {
             for table in self.tables_of(&name, origin) {
                 let asked = self.tables.get_mut(&table).and_then(|demands| demands.asked.get_mut(&name));
-                if asked.is_some_and(|answered| !std::mem::replace(answered, true)) {
-                    self.answered.push(name.clone());
+                if asked.is_some_and(|answered| answered.replace(given.clone()).is_none()) {
+                    self.answered.push(ResourceKey { name: name.clone(), origin: table.origin });
                 }
             }
         }
@@ -177,7 +186,8 @@ impl HostDemands {
         }
     }
 
-    /// The tables that refer to this, with how long each waits for the first answer.
+    /// The tables that refer to this, with how long each waits for the first answer; who waits for one
+    /// host has a time of its own.
     pub(super) fn users(
         &self,
         reference: &Reference,
@@ -191,14 +201,14 @@ impl HostDemands {
             demands.origin == reference.key.origin
                 && (host.is_empty() || demands.asked.contains_key(&*reference.key.name))
         });
-        users.map(|(_, key, demands)| (key, demands.timeout))
+        users.map(|(host, key, demands)| (key, demands.timeout.filter(|_| host.is_empty())))
     }
 
     pub(super) fn take_moved(&mut self) -> BTreeSet<Reference> {
         std::mem::take(&mut self.moved)
     }
 
-    pub(super) fn take_answered(&mut self) -> Vec<Name> {
+    pub(super) fn take_answered(&mut self) -> Vec<ResourceKey> {
         std::mem::take(&mut self.answered)
     }
 
@@ -224,6 +234,8 @@ impl Demands {
 mod tests {
     use std::time::Duration;
 
+    use leno_base::Name;
+
     use super::{HostDemands, MOST};
     use crate::config::source::{ConfigSource, Origin, ResourceKey};
 
@@ -241,7 +253,7 @@ mod tests {
     }
 
     fn answered(demands: &mut HostDemands) -> Vec<String> {
-        demands.take_answered().iter().map(ToString::to_string).collect()
+        demands.take_answered().iter().map(|key| key.name.to_string()).collect()
     }
 
     #[test]
@@ -258,7 +270,8 @@ mod tests {
         }
         assert_eq!(moved(&mut demands), ["+a/r/x"]);
         assert!(answered(&mut demands).is_empty());
-        demands.answer(["a/r/x".into(), "a/r/y".into(), "r/x".into()].into_iter(), &Origin::Ads);
+        let names = ["a/r/x", "a/r/y", "r/x"].map(|name| (name.into(), name.into()));
+        demands.answer(names.into_iter(), &Origin::Ads);
         assert_eq!(answered(&mut demands), ["a/r/x"], "nobody asked for the others");
         assert_eq!(demands.demand(&table, "x", |_| false), None);
         assert_eq!((moved(&mut demands).len(), answered(&mut demands)), (0, vec!["a/r/x".to_owned()]));
@@ -284,13 +297,24 @@ mod tests {
             assert_eq!(demands.demand(&table, &host.to_string(), |_| false), None);
         }
         moved(&mut demands);
-        // The third is the oldest that there is no host of.
-        let gone = demands.demand(&table, "a", |name| ["r/0", "r/1"].contains(&name.as_str()));
-        assert_eq!(gone.as_deref(), Some("r/2"));
-        assert_eq!(moved(&mut demands), ["-r/2", "+r/a"]);
-        assert_eq!(answered(&mut demands), ["r/2"]);
-        let gone = demands.demand(&table, "b", |_| true);
-        assert_eq!(gone.as_deref(), Some("r/0"));
-        assert_eq!(demands.demand(&table, "1", |_| true), None);
+        // The first three came under other names, two of them under the same.
+        let names = [("r/0", "r/x"), ("r/1", "r/x"), ("r/2", "r/y"), ("r/3", "r/z")];
+        let names = names.map(|(name, given)| (name.into(), given.into()));
+        demands.answer(names.into_iter(), &Origin::Ads);
+        answered(&mut demands);
+        // The fourth is the oldest that there is no host of.
+        let has = |name: &Name| ["r/x", "r/y"].contains(&name.as_str());
+        assert_eq!(demands.demand(&table, "a", has).as_deref(), Some("r/z"));
+        assert_eq!(moved(&mut demands), ["-r/3", "+r/a"]);
+        assert_eq!(answered(&mut demands), ["r/3"]);
+        assert_eq!(demands.demand(&table, "b", has), None, "r/4 was not answered");
+        let all = |_: &Name| true;
+        demands.answer(
+            (5..MOST).map(|host| format!("r/{host}")).map(|name| ((&*name).into(), (&*name).into())),
+            &Origin::Ads,
+        );
+        assert_eq!(demands.demand(&table, "c", all), None, "r/1 stands for what r/0 stood for");
+        assert_eq!(demands.demand(&table, "d", all).as_deref(), Some("r/x"));
+        assert_eq!(demands.demand(&table, "1", all).as_deref(), Some("r/y"));
     }
 }

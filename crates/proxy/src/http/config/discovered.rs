@@ -18,6 +18,7 @@ use super::{HttpConnectionManager, filters};
 use crate::config::lower::{Lower, Scope};
 use crate::config::source::{Origin, ResourceKey, config_source};
 use crate::config::store::Extension;
+use crate::config::wire::Fingerprint;
 use crate::http::filters::missing::Missing;
 use crate::http::filters::{ChainedFilter, FilterConfig, REGISTRY};
 use crate::listener::Direction;
@@ -32,7 +33,7 @@ pub(crate) struct DiscoveredFilter {
     /// Where its configuration comes from.
     discovery: Arc<Discovery>,
     /// Which configuration was looked at last; `None`: there was none.
-    seen: Option<crate::config::wire::Fingerprint>,
+    seen: Option<Fingerprint>,
 }
 
 /// ExtensionConfigSource.
@@ -175,6 +176,11 @@ impl DiscoveredFilter {
     /// How long to wait for the first answer before going on without; `None`: for ever.
     pub(crate) fn timeout(&self) -> Option<Duration> {
         self.discovery.timeout
+    }
+
+    /// Which configuration it has; `None`: none that came.
+    pub(crate) fn seen(&self) -> Option<Fingerprint> {
+        self.seen
     }
 
     /// Whether a listener waits for it.

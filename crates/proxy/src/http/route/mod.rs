@@ -24,7 +24,7 @@ use crate::telemetry::stream_info::RouteNames;
 use crate::telemetry::trace::{Decorator, RouteTracing};
 
 pub(crate) mod config;
-mod discovered;
+pub(crate) mod discovered;
 mod domains;
 mod filters;
 pub(crate) mod hash_policy;

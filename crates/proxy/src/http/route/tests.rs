@@ -8,6 +8,7 @@ use super::{MatchContext, RouteTable, proto};
 use crate::config::lower::{Lower, Scope};
 use crate::http::headers::HeaderMap;
 use crate::http::route::Action;
+use crate::http::route::discovered::Coming;
 
 fn decode(yaml: &str) -> proto::RouteConfiguration {
     leno_api::decode::decode_text(yaml, "table.yaml").unwrap_or_else(|errors| panic!("{errors}"))
@@ -378,9 +379,9 @@ fn try_discover(
     name: &str,
     host: &proto::VirtualHost,
 ) -> Result<(), crate::config::lower::Rejected> {
-    let found = Lower::resource(|at| table.lower_discovered(name, &host.encode_to_vec(), at))?;
-    table.put_discovered(name.into(), found);
-    Ok(())
+    let (name, wire) = (name.into(), host.encode_to_vec());
+    let coming = Coming { name: &name, wire: &wire, scope: Scope::default() };
+    table.put_discovered(&[coming]).into_iter().try_for_each(|became| became.map(drop))
 }
 
 #[test]
@@ -411,7 +412,14 @@ fn a_domain_belongs_to_one_virtual_host() {
         &mut table,
         &["*.own", "a.*"],
         expect![
-            "domains[0]: Only unique values for domains are permitted. Duplicate entry of domain *.own in route r; domains[1]: Only unique values for domains are permitted. Duplicate entry of domain a.* in route r"
+            "domains[0]: Only unique values for domains are permitted. Duplicate entry of domain *.own in route r"
+        ],
+    );
+    refused(
+        &mut table,
+        &["b", "a.*"],
+        expect![
+            "domains[1]: Only unique values for domains are permitted. Duplicate entry of domain a.* in route r"
         ],
     );
     refused(&mut table, &["*"], expect!["domains[0]: Only a single wildcard domain is permitted in route r"]);
@@ -424,18 +432,27 @@ fn a_domain_belongs_to_one_virtual_host() {
     );
     discover(&mut table, "r/b", &host(&["*.a"]));
     assert_eq!(table.find_host(&request("GET b /")).map(|host| host.domains.len()), Some(3), "none came");
-    // A table whose own domains are others' now is refused.
-    let next =
-        with_vhds(proto::RouteConfiguration { virtual_hosts: vec![host(&["a"])], ..Default::default() });
-    let kept = Lower::resource(|at| {
-        let mut next = next;
-        next.keep_discovered(&table, at);
-        Some(())
-    });
-    expect![
-        "vhds[r/a].domains[0]: Only unique values for domains are permitted. Duplicate entry of domain a in route r"
-    ]
-    .assert_eq(&kept.expect_err("a conflict").to_string());
+    // A table whose own domains are others' now has them itself, also if these are lowered anew.
+    for remove in [Vec::new(), vec!["x".to_owned()]] {
+        let own = proto::VirtualHost { name: "own".to_owned(), ..host(&["a", "a.*"]) };
+        let mut next = with_vhds(proto::RouteConfiguration {
+            virtual_hosts: vec![own],
+            request_headers_to_remove: remove,
+            ..Default::default()
+        });
+        let kept = Lower::resource(|at| {
+            next.keep_discovered(&table, at);
+            Some(())
+        });
+        kept.unwrap_or_else(|errors| panic!("{errors}"));
+        let found = |asked: &str| {
+            next.find_host(&request(&format!("GET {asked} /"))).map(|host| host.virtual_host.name.clone())
+        };
+        assert_eq!(
+            ["a", "a.x", "x.a"].map(|asked| found(asked).map(|name| name.to_string())),
+            ["own", "own", "host"].map(|name| Some(name.to_owned()))
+        );
+    }
     // What came reads as if it had been in the table.
     let mut wire = super::pack(&proto::RouteConfiguration { name: "r".into(), ..Default::default() }).value;
     table.append_discovered(&mut wire);

@@ -350,7 +350,7 @@ fn draining_ends_connections_after_the_answer() {
         drop(busy);
         drop(idle);
         until(|| proxy.stat("http.t.downstream_cx_active") == 0).await;
-        assert_eq!(proxy.drain.connections(), 0);
+        assert_eq!(proxy.drain.watches(), 0);
     });
 }
 

@@ -1,15 +1,21 @@
 //! HTTP/2 on one side or both.
 
+use std::cell::Cell;
 use std::net::SocketAddr;
+use std::rc::Rc;
 
 use bytes::Bytes;
 use h2::client::SendRequest;
 use h2::{Reason, RecvStream};
 use http::{HeaderMap, Request, Response};
-use leno_testkit::http::{Action, Client, Scripted};
+use leno_testkit::http::{Action, Client, Scripted, read_message};
+use tokio::io::AsyncWriteExt as _;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Notify;
 
-use super::{HTTP2, Proxy, cluster, run};
+use super::{HTTP2, Proxy, cluster, run, until};
+use crate::cluster::{PickContext, pool};
+use crate::http::codec::side::Upstream;
 
 const ALL: &str = "[{match: {prefix: /}, route: {cluster: up, timeout: 0s}}]";
 
@@ -19,9 +25,9 @@ pub(super) async fn echo() -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = listener.local_addr().expect("an address");
     tokio::task::spawn_local(async move {
-        let refused = std::rc::Rc::new(std::cell::Cell::new(false));
+        let refused = Rc::new(Cell::new(false));
         while let Ok((stream, _)) = listener.accept().await {
-            let refused = std::rc::Rc::clone(&refused);
+            let refused = Rc::clone(&refused);
             tokio::task::spawn_local(async move {
                 let mut connection = h2::server::handshake(stream).await.expect("a handshake");
                 while let Some(Ok((request, mut respond))) = connection.accept().await {
@@ -147,6 +153,78 @@ fn versions_are_translated() {
     });
 }
 
+/// A cluster that follows its clients' protocol, with one connection.
+const DOWNSTREAM: &str = r#"circuit_breakers: {thresholds: [{max_connections: 1}]}
+typed_extension_protocol_options:
+  envoy.extensions.upstreams.http.v3.HttpProtocolOptions:
+    "@type": type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions
+    use_downstream_protocol_config: {http_protocol_options: {}, http2_protocol_options: {}}
+"#;
+
+/// An upstream of both protocols whose HTTP/1 connections wait for `release` before each answer. `asked`
+/// counts what came over HTTP/1.
+async fn of_both(release: Rc<Notify>, asked: Rc<Cell<usize>>) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = listener.local_addr().expect("an address");
+    tokio::task::spawn_local(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let (release, asked) = (Rc::clone(&release), Rc::clone(&asked));
+            tokio::task::spawn_local(async move {
+                // HTTP/2 begins with PRI, what is asked over HTTP/1 with GET.
+                let mut start = [0];
+                let _ = stream.peek(&mut start).await;
+                if start == *b"P" {
+                    let mut connection = h2::server::handshake(stream).await.expect("a handshake");
+                    while let Some(Ok((request, respond))) = connection.accept().await {
+                        tokio::task::spawn_local(answer(request, respond));
+                    }
+                    return;
+                }
+                let mut buffer = Vec::new();
+                while read_message(&mut stream, &mut buffer).await.is_some() {
+                    asked.set(asked.get() + 1);
+                    release.notified().await;
+                    stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await.expect("sent");
+                }
+            });
+        }
+    });
+    address
+}
+
+#[test]
+fn requests_of_one_protocol_do_not_wait_for_connections_of_the_other() {
+    run(async {
+        let (release, asked) = (Rc::<Notify>::default(), Rc::<Cell<usize>>::default());
+        let address = of_both(Rc::clone(&release), Rc::clone(&asked)).await;
+        let proxy = Proxy::start(ALL, "", &[cluster("up", address, DOWNSTREAM)]).await;
+        let mut over_http1 = Client::connect(proxy.address).await.expect("a connection");
+        over_http1.send("GET / HTTP/1.1\r\nhost: h\r\n\r\n").await.expect("sent");
+        until(|| asked.get() == 1).await;
+        // The circuit breaker's only connection is in use, and each protocol may have its first.
+        let client = connect(proxy.address).await;
+        let calls = (0..3).map(|_| async {
+            let mut client = client.clone().ready().await.expect("ready");
+            let (response, _) = client.send_request(post("/"), true).expect("sent");
+            response.await.expect("an answer").status()
+        });
+        assert_eq!(futures_util::future::join_all(calls).await, [200; 3]);
+        assert_eq!(proxy.stat("cluster.up.upstream_cx_http1_total"), 1);
+        assert_eq!(proxy.stat("cluster.up.upstream_cx_http2_total"), 1);
+        assert_eq!(proxy.stat("cluster.up.upstream_cx_overflow"), 1);
+        // One over HTTP/1 waits for one of its own.
+        let mut another = Client::connect(proxy.address).await.expect("a connection");
+        another.send("GET / HTTP/1.1\r\nhost: h\r\n\r\n").await.expect("sent");
+        until(|| proxy.stat("cluster.up.upstream_rq_pending_active") == 1).await;
+        release.notify_one();
+        assert_eq!(over_http1.answer().await, Some((200, String::new())));
+        until(|| asked.get() == 2).await;
+        release.notify_one();
+        assert_eq!(another.answer().await, Some((200, String::new())));
+        assert_eq!(proxy.stat("cluster.up.upstream_cx_http1_total"), 1);
+    });
+}
+
 #[test]
 fn resets_are_mapped_and_refused_streams_replayed() {
     run(async {
@@ -173,8 +251,8 @@ fn a_client_that_resets_ends_its_stream_only() {
         let (response, mut send) = client.send_request(post("/s"), false).expect("sent");
         let _body = response.await.expect("an answer").into_body();
         send.send_reset(Reason::CANCEL);
-        super::until(|| proxy.stat("http.t.downstream_rq_rx_reset") == 1).await;
-        super::until(|| proxy.stat("cluster.up.upstream_rq_active") == 0).await;
+        until(|| proxy.stat("http.t.downstream_rq_rx_reset") == 1).await;
+        until(|| proxy.stat("cluster.up.upstream_rq_active") == 0).await;
         let (response, _) = client.send_request(post("/s"), true).expect("sent");
         assert_eq!(response.await.expect("an answer").status(), 200);
     });
@@ -218,6 +296,35 @@ fn connections_that_go_are_replaced() {
     });
 }
 
+/// A cluster that follows its clients' protocol: a connection that is being opened for one of them is
+/// of no use to who needs the other protocol.
+#[test]
+fn both_protocols_may_be_waited_for_at_once() {
+    run(async {
+        let address = of_both(Rc::default(), Rc::default()).await;
+        let follows = HTTP2.replace("explicit_http_config", "use_downstream_protocol_config");
+        for http2_first in [false, true] {
+            let proxy = Proxy::start(ALL, "", &[cluster("up", address, &follows)]).await;
+            let up = proxy.worker.cluster("up").expect("the cluster");
+            let host = proxy.worker.pick(&up, &PickContext::default()).expect("its endpoint").host;
+            // Both are in line before any connection is open.
+            let both = async {
+                tokio::join!(
+                    pool::acquire(&up, &host, http2_first, false),
+                    pool::acquire(&up, &host, !http2_first, false)
+                )
+            };
+            let both = tokio::time::timeout(std::time::Duration::from_secs(30), both).await;
+            let (first, second) = both.expect("nobody waits for ever");
+            for (upstream, http2) in [(first, http2_first), (second, !http2_first)] {
+                let is_http2 = matches!(upstream, Ok(Upstream::H2 { .. }));
+                assert!(upstream.is_ok() && is_http2 == http2, "HTTP/2 first: {http2_first}");
+            }
+            assert_eq!(proxy.stat("cluster.up.upstream_cx_total"), 2);
+        }
+    });
+}
+
 #[test]
 fn draining_sends_goaway() {
     run(async {
@@ -228,7 +335,7 @@ fn draining_sends_goaway() {
         proxy.drain.advance(leno_base::drain::Phase::Draining);
         send.send_data("late".into(), true).expect("sent");
         assert_eq!(read(body).await.0, b"late");
-        super::until(|| proxy.stat("http.t.downstream_cx_active") == 0).await;
+        until(|| proxy.stat("http.t.downstream_cx_active") == 0).await;
     });
 }
 
@@ -253,8 +360,8 @@ fn many_streams_of_many_connections_pass_at_once() {
             }
         });
         futures_util::future::join_all(calls).await;
-        super::until(|| proxy.stat("cluster.up.upstream_rq_active") == 0).await;
-        super::until(|| proxy.stat("http2.streams_active") == 0).await;
+        until(|| proxy.stat("cluster.up.upstream_rq_active") == 0).await;
+        until(|| proxy.stat("http2.streams_active") == 0).await;
         assert_eq!(proxy.stat("cluster.up.http2.streams_active"), 0);
         assert_eq!(proxy.stat("http.t.downstream_rq_2xx"), 600);
     });

@@ -335,7 +335,7 @@ impl<'a> Seen<'a> {
             side: self.side,
             peer: peer.map(|state| &**state),
             proven,
-            endpoint: endpoint.and_then(|endpoint| endpoint.metadata.get("istio")?.get("workload")?.as_str()),
+            endpoint: endpoint.and_then(|endpoint| workload_of(endpoint)),
             server: server.map(|state| &**state),
             peer_principal,
             own_principal,
@@ -347,6 +347,11 @@ impl<'a> Seen<'a> {
             info: Some(info),
         }
     }
+}
+
+/// What the control plane says of an endpoint.
+fn workload_of(endpoint: &EndpointConfig) -> Option<&str> {
+    endpoint.metadata.get("istio")?.get("workload")?.as_str()
 }
 
 /// 0: there is none.
@@ -378,8 +383,15 @@ impl<'a> Facts<'a> {
     /// The same without that.
     pub(super) fn believed(&self) -> Self {
         let Self { peer, proven, peer_principal, grpc_status, .. } = *self;
+        let peer = peer.filter(|_| proven);
+        // What the control plane says of the endpoint was not looked at while the peer spoke for itself.
+        let endpoint = match (self.side, peer, self.info) {
+            (Side::Client, None, Some(info)) => info.upstream.endpoint.as_deref().and_then(workload_of),
+            _ => self.endpoint,
+        };
         Self {
-            peer: peer.filter(|_| proven),
+            peer,
+            endpoint,
             peer_principal: if proven { peer_principal } else { "" },
             host: b"",
             grpc_status: grpc_status.filter(|status| *status <= GRPC_STATUSES),
