@@ -56,6 +56,7 @@ fn changes_reach_simulated_proxies() {
 fn a_sidecar_is_measured_before_and_after_it_is_used() {
     let output = Command::new(env!("CARGO_BIN_EXE_leno-bench"))
         .args(["sidecar", "--services", "4", "--endpoints", "2", "--calls", "2", "--pods", "--alone"])
+        .args(["--settling", "0"])
         .output()
         .expect("it starts");
     let errors = String::from_utf8_lossy(&output.stderr);

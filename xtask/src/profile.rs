@@ -31,7 +31,8 @@ pub(crate) fn make(root: &Path) -> Result<()> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo"));
     let mut build = Command::new(cargo);
     build.args(["build", "--release", "-p", "leno", "-p", "leno-bench", "--target-dir"]).arg(&target);
-    build.env("LENO_PROFILE", &counts).current_dir(root);
+    // The project's own wrapper makes the build that counts.
+    build.env("LENO_PROFILE", &counts).env_remove("RUSTC_WRAPPER").current_dir(root);
     run(&mut build)?;
     let (leno, bench) = (target.join("release/leno"), target.join("release/leno-bench"));
     for load in LOADS {
@@ -47,6 +48,8 @@ pub(crate) fn make(root: &Path) -> Result<()> {
         command.env("LLVM_PROFILE_FILE", counts.join("%m.profraw")).current_dir(root);
         run(&mut command)?;
     }
+    let counted = std::fs::read_dir(&counts)?.next().is_some();
+    ensure!(counted, "nothing was counted: is there another rustc-wrapper than that of .cargo/config.toml?");
     let profile = root.join("profile");
     let mut command = Command::new(merge);
     command.args(["merge", "--sparse", "-o"]).arg(profile.join("leno.profdata"));

@@ -125,8 +125,8 @@ impl Mesh {
         (self.size.used > 0).then(|| self.cluster(service))
     }
 
-    /// Sidecars, spread over the services' workloads.
-    pub(super) fn nodes(&self, count: usize) -> Vec<Node> {
+    /// Sidecars, spread over the services' workloads. `hosts`: they ask for virtual hosts too.
+    pub(super) fn nodes(&self, count: usize, hosts: bool) -> Vec<Node> {
         let node = |index: usize| {
             let service = index % self.size.services;
             let namespace = namespace(service);
@@ -137,6 +137,7 @@ impl Mesh {
                 ("NAMESPACE".to_owned(), text(namespace.clone())),
                 ("LABELS".to_owned(), Value { kind: Some(Kind::StructValue(labels)) }),
                 ("LENO_LAZY".to_owned(), text((self.size.used > 0).to_string())),
+                ("LENO_LAZY_ROUTES".to_owned(), text(hosts.to_string())),
             ];
             let on_demand = Extension {
                 name: "envoy.filters.http.on_demand".to_owned(),

@@ -144,7 +144,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<bool> {
     let started = Instant::now();
     let hosts = arguments.used > 0 && !arguments.whole_tables;
     let control = Control::start(folder, mesh.folder(), split.proxy.first().copied(), hosts)?;
-    let nodes = mesh.nodes(arguments.proxies).into_iter().enumerate();
+    let nodes = mesh.nodes(arguments.proxies, hosts).into_iter().enumerate();
     let used = |index| {
         let hosts = if hosts { mesh.used_hosts(index) } else { Vec::new() };
         Used { clusters: mesh.used(index).into(), hosts: hosts.into() }

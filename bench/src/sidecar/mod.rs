@@ -61,6 +61,10 @@ pub(crate) struct Arguments {
     /// The `leno` to measure; by default the proxy in this binary, which maps more than `leno`
     #[arg(long, value_name = "PATH")]
     proxy: Option<PathBuf>,
+    /// How long a proxy is left alone before its memory is looked at: what only a change needed is given
+    /// back when that is some seconds ago
+    #[arg(long, default_value_t = 15, value_name = "SECONDS")]
+    settling: u64,
     /// Measure ours alone
     #[arg(long)]
     alone: bool,
@@ -129,6 +133,7 @@ fn measure(
         let first = (called > 0).then(|| mesh.call(called, TIMES)).transpose()?;
         let [clusters, listeners] = settle(running.address)?;
         mesh::wait_until_idle(running.pid(), STILL, LIMIT)?;
+        machine::pause(Duration::from_secs(arguments.settling));
         running.check()?;
         let memory = |field| (machine::memory(running.pid(), field) * 10.0).round() / 10.0;
         let line = json!({
