@@ -6,7 +6,7 @@
 //! - `deviations`: every `// Deviation:` comment is listed in docs/deviations.md.
 //!
 //! `cargo xtask deviations` rewrites docs/deviations.md from the comments; `compatibility` and
-//! `crds` rewrite docs/compatibility.md and deploy/crds from the control plane's types, through the
+//! `crds` rewrite docs/compatibility.md and deploy/charts/base/files/crds from the control plane's types, through the
 //! tests that check them. `profile` makes the profile that release builds are optimised by.
 
 mod deviations;

@@ -231,7 +231,7 @@ async fn the_next_leads_at_once_and_knows_what_is_wrong() {
 #[tokio::test]
 async fn our_definitions_are_good_ones() {
     let cluster = Cluster::start().await;
-    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../deploy/crds");
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../deploy/charts/base/files/crds");
     let mut count = 0;
     for entry in std::fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();

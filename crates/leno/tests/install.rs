@@ -460,7 +460,7 @@ fn what_is_rendered() {
     for (name, arguments) in MANIFESTS {
         let mut text = String::new();
         for document in generate(arguments).split("---\n").filter(|it| !it.trim().is_empty()) {
-            // The kinds are in deploy/crds, the templates of injection have tests of their own.
+            // The kinds are in deploy/charts/base/files/crds, the templates of injection have tests of their own.
             if document.contains("kind: CustomResourceDefinition") {
                 let name = document.lines().find(|line| line.starts_with("  name: ")).unwrap_or_default();
                 text.push_str(&format!("# CustomResourceDefinition {}\n---\n", name.trim()));

@@ -6,7 +6,7 @@ use crate::cli::Failure;
 
 macro_rules! definitions {
     ($($name:literal)*) => {
-        &[$(($name, include_str!(concat!("../../../../deploy/crds/", $name, ".yaml")))),*]
+        &[$(($name, include_str!(concat!("../../../../deploy/charts/base/files/crds/", $name, ".yaml")))),*]
     };
 }
 
@@ -59,7 +59,7 @@ mod tests {
 
     #[test]
     fn all_definitions_are_there() {
-        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../deploy/crds");
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../deploy/charts/base/files/crds");
         let mut files: Vec<String> = std::fs::read_dir(folder)
             .unwrap()
             .map(|entry| entry.unwrap().file_name().to_string_lossy().trim_end_matches(".yaml").to_owned())

@@ -1,4 +1,4 @@
-//! `deploy/crds`: the CustomResourceDefinitions of Istio's kinds, made from our own types.
+//! `deploy/charts/base/files/crds`: the CustomResourceDefinitions of Istio's kinds, made from our own types.
 //!
 //! Names, versions, printer columns and limits are Istio's, so that `kubectl` feels the same and a
 //! cluster may have either. The schema of a `spec` is that of its type; what a type does not say

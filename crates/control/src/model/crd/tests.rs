@@ -17,7 +17,7 @@ fn root() -> PathBuf {
 
 #[test]
 fn files_are_up_to_date() {
-    let folder = root().join("deploy/crds");
+    let folder = root().join("deploy/charts/base/files/crds");
     let mut stale = Vec::new();
     for definition in &DEFINITIONS {
         let text = yaml_text(&definition.render());
