@@ -8,11 +8,11 @@
 
 use std::convert::Infallible;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
-use http::header::{CONTENT_TYPE, HeaderValue};
+use http::header::{CONNECTION, CONTENT_TYPE, HeaderValue};
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::BodyExt as _;
 use http_body_util::Full;
@@ -72,16 +72,23 @@ pub async fn serve(listener: TcpListener, status: Arc<Status>) {
             Ok((stream, peer)) => {
                 let status = Arc::clone(&status);
                 room.seat(|of| async move {
+                    let ordered = OnceLock::new();
                     let service = service_fn(|request| {
-                        let (status, of) = (Arc::clone(&status), Arc::clone(&of));
+                        let (status, of, ordered) = (&status, &of, &ordered);
                         async move {
                             let _busy = of.begin();
-                            Ok::<_, Infallible>(status.answer(request, peer).await)
+                            Ok::<_, Infallible>(status.answer(request, peer, ordered).await)
                         }
                     });
                     let mut server = hyper::server::conn::http1::Builder::new();
                     server.timer(TokioTimer::new()).header_read_timeout(SLOW);
                     let _ = server.serve_connection(TokioIo::new(Taken::new(stream, SLOW)), service).await;
+                    // Only now, because the process may end by it and its caller has to be answered.
+                    if let Some(order) = ordered.into_inner() {
+                        tracing::info!(?order, "an order on the status port");
+                        // If nobody takes orders any more, the end is near anyway.
+                        let _ = status.orders.send(order).await;
+                    }
                 });
             }
             Err(error) => {
@@ -105,6 +112,7 @@ impl Status {
         &self,
         request: Request<Incoming>,
         peer: SocketAddr,
+        ordered: &OnceLock<Order>,
     ) -> Response<UnsyncBoxBody<Bytes, std::io::Error>> {
         let is_local = is_local(peer.ip());
         let denied = || text(StatusCode::FORBIDDEN, "Only requests from localhost are allowed\n");
@@ -120,8 +128,8 @@ impl Status {
                     .await;
             }
             "/quitquitquit" | "/drain" | "/debug/ndsz" if !is_local => denied(),
-            "/quitquitquit" => self.order(request.method(), Order::Quit).await,
-            "/drain" => self.order(request.method(), Order::Drain).await,
+            "/quitquitquit" => order(request.method(), Order::Quit, ordered),
+            "/drain" => order(request.method(), Order::Drain, ordered),
             "/debug/ndsz" => self.names(),
             path if path.starts_with("/app-health/") || path.starts_with("/app-lifecycle/") => {
                 self.probes.answer(path, request.headers()).await
@@ -149,16 +157,6 @@ impl Status {
                 text(StatusCode::SERVICE_UNAVAILABLE, "")
             }
         }
-    }
-
-    async fn order(&self, method: &Method, order: Order) -> Response<Full<Bytes>> {
-        if method != Method::POST {
-            return text(StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed\n");
-        }
-        tracing::info!(?order, "an order on the status port");
-        // If nobody takes orders any more, the end is near anyway.
-        let _ = self.orders.send(order).await;
-        text(StatusCode::OK, "OK")
     }
 
     fn names(&self) -> Response<Full<Bytes>> {
@@ -189,6 +187,17 @@ impl Status {
             table.table.iter().map(|(name, it)| (name.clone(), info(it))).collect();
         json(StatusCode::OK, json!({ "table": names }))
     }
+}
+
+/// Takes down what is to be done when the connection has ended, which it does with this answer.
+fn order(method: &Method, order: Order, ordered: &OnceLock<Order>) -> Response<Full<Bytes>> {
+    if method != Method::POST {
+        return text(StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed\n");
+    }
+    let _ = ordered.set(order);
+    let mut response = text(StatusCode::OK, "OK");
+    response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    response
 }
 
 /// Whether a caller is on the machine.
