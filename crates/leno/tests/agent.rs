@@ -7,59 +7,18 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use leno_testkit::mesh::{self, pod};
+use leno_testkit::process::{Killed, PATIENCE, pause};
 use serde_json::json;
 
-/// Nothing takes that long unless it hangs; the machine may be busy.
-const PATIENCE: Duration = Duration::from_secs(90);
 /// Where sidecars take requests.
 const INBOUND: u16 = 9080;
 /// Where sidecars are HTTP proxies.
 const OUTBOUND: u16 = 15080;
-
-/// A process that does not outlive the test.
-struct Killed(Child);
-
-impl Drop for Killed {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-impl Killed {
-    fn terminate(&self) {
-        let pid = i32::try_from(self.0.id()).expect("a pid");
-        let pid = rustix::process::Pid::from_raw(pid).expect("a pid");
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("it can be told");
-    }
-
-    fn ended(&mut self) -> ExitStatus {
-        let start = Instant::now();
-        loop {
-            if let Some(status) = self.0.try_wait().expect("it can be waited for") {
-                return status;
-            }
-            assert!(start.elapsed() < PATIENCE, "it does not end");
-            pause(Duration::from_millis(20));
-        }
-    }
-}
-
-/// What other processes do is looked at again and again.
-#[expect(clippy::disallowed_methods, reason = "there is no event to wait for")]
-fn pause(duration: Duration) {
-    std::thread::sleep(duration);
-}
-
-fn start(command: &mut Command, log: &Path) -> Killed {
-    let log = std::fs::File::create(log).expect("writable");
-    let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn();
-    Killed(child.expect("it starts"))
-}
 
 /// A port that nobody has now. Somebody may take it; then the test fails and says so.
 fn free() -> u16 {
@@ -111,7 +70,7 @@ fn echo(mut stream: TcpStream) {
 }
 
 struct Mesh {
-    folder: tempfile::TempDir,
+    mesh: mesh::Mesh,
     network: (u8, u8),
     /// Replicas of the control plane, which share a folder with their authority.
     pilots: Vec<u16>,
@@ -138,34 +97,12 @@ impl Mesh {
 
     /// With so many replicas of a control plane whose authority follows these variables.
     fn start_with(replicas: usize, variables: &[(&str, &str)]) -> Mesh {
-        let folder = tempfile::tempdir().expect("a folder");
         let (network, application, gateway) = (network(), application(), free());
-        let mesh = folder.path().join("mesh");
-        std::fs::create_dir(&mesh).expect("a folder");
-        let address = |last| Ipv4Addr::new(127, network.0, network.1, last).to_string();
-        let pod = |name: &str, last| {
-            json!({
-                "apiVersion": "v1",
-                "kind": "Pod",
-                "metadata": {
-                    "name": format!("{name}-0"),
-                    "namespace": "default",
-                    // Injection says by it that there is a sidecar.
-                    "labels": { "app": name, "security.istio.io/tlsMode": "istio" },
-                },
-                "spec": { "serviceAccountName": name, "containers": [{ "name": "app", "image": "app" }] },
-                "status": {
-                    "phase": "Running",
-                    "podIP": address(last),
-                    "podIPs": [{ "ip": address(last) }],
-                    "conditions": [{ "type": "Ready", "status": "True" }],
-                },
-            })
-        };
+        let address = |last| [Ipv4Addr::new(127, network.0, network.1, last).to_string()];
         let objects = [
-            pod("client", 1),
-            pod("server", 2),
-            pod("gateway", 3),
+            pod("client", &address(1)),
+            pod("server", &address(2)),
+            pod("gateway", &address(3)),
             json!({
                 "apiVersion": "networking.istio.io/v1",
                 "kind": "Gateway",
@@ -243,45 +180,23 @@ impl Mesh {
                 },
             }),
         ];
-        let text: String = objects.iter().map(|object| format!("---\n{object}\n")).collect();
-        std::fs::write(mesh.join("mesh.yaml"), text).expect("writable");
-
+        let mesh = mesh::Mesh::new(Path::new(env!("CARGO_BIN_EXE_leno")), &objects);
         let pilots: Vec<u16> = (0..replicas).map(|_| free()).collect();
         let started = pilots.iter().map(|pilot| {
-            let mut command = Command::new(env!("CARGO_BIN_EXE_leno"));
-            command.args(["pilot", "--grpcAddr=", "--monitoringAddr=127.0.0.1:0", "--dir"]).arg(&mesh);
-            command.arg(format!("--secureGRPCAddr=127.0.0.1:{pilot}"));
-            command.arg("--joinTokens").arg(folder.path().join("tokens"));
-            command.env("ROOT_CA_DIR", folder.path().join("ca")).envs(variables.iter().copied());
-            start(&mut command, &folder.path().join(format!("pilot-{pilot}.log")))
+            let mut command = mesh.pilot(&format!("127.0.0.1:{pilot}"));
+            mesh.start(command.envs(variables.iter().copied()), &format!("pilot-{pilot}"))
         });
         let _pilots = started.collect();
-        let mesh = Mesh { folder, network, pilots, application, gateway, _pilots };
-        mesh.until("there are roots", || mesh.folder.path().join("ca/roots.pem").exists());
-        mesh
+        mesh.until_rooted();
+        Mesh { mesh, network, pilots, application, gateway, _pilots }
     }
 
-    /// Waits until something is so.
-    fn until(&self, what: &str, is_so: impl Fn() -> bool) {
-        let start = Instant::now();
-        while !is_so() {
-            let has_ended = self.logs().contains("the proxy has ended");
-            if has_ended || start.elapsed() > PATIENCE {
-                panic!("{what}: not in time\n{}", self.logs());
-            }
-            pause(Duration::from_millis(50));
-        }
+    fn until(&self, what: &str, is_so: impl FnMut() -> bool) {
+        self.mesh.until(what, is_so);
     }
 
-    /// All that was said.
     fn logs(&self) -> String {
-        let files =
-            std::fs::read_dir(self.folder.path()).expect("readable").flatten().map(|file| file.path());
-        let logs = files.filter(|path| path.extension().is_some_and(|end| end == "log"));
-        logs.map(|path| {
-            format!("{}:\n{}\n", path.display(), std::fs::read_to_string(&path).unwrap_or_default())
-        })
-        .collect()
+        self.mesh.logs()
     }
 
     /// Starts a workload's agent. `config` is added to its ProxyConfig.
@@ -303,22 +218,7 @@ impl Mesh {
         config: &serde_json::Value,
         variables: &[(&str, String)],
     ) -> Workload {
-        let folder = self.folder.path().join(name);
-        let secrets = folder.join("var/run/secrets");
-        std::fs::create_dir_all(secrets.join("istio")).expect("a folder");
-        std::fs::create_dir_all(secrets.join("tokens")).expect("a folder");
-        self.hand_out_roots(&folder);
-        let mut token = Command::new(env!("CARGO_BIN_EXE_leno"));
-        token
-            .args(["token", "create", "--service-account", name, "--dir"])
-            .arg(self.folder.path().join("tokens"));
-        let token = token.output().expect("it runs");
-        assert!(token.status.success(), "{}", String::from_utf8_lossy(&token.stderr));
-        std::fs::write(secrets.join("tokens/istio-token"), token.stdout).expect("writable");
-        let pod = folder.join("etc/istio/pod");
-        std::fs::create_dir_all(&pod).expect("a folder");
-        std::fs::write(pod.join("labels"), format!("app=\"{name}\"\n")).expect("writable");
-
+        let folder = self.mesh.workload(name);
         let address = Ipv4Addr::new(127, self.network.0, self.network.1, last);
         let (status, admin, health) = (free(), free(), free());
         let mut all = json!({
@@ -331,39 +231,17 @@ impl Mesh {
         for (name, value) in config.as_object().expect("an object") {
             all[name] = value.clone();
         }
-        let mut command = Command::new(env!("CARGO_BIN_EXE_leno"));
+        let mut command = self.mesh.program();
         command.args(["agent", "proxy", role, "--domain", "default.svc.cluster.local"]);
         command.args(["--proxyLogLevel=warning", "--proxyComponentLogLevel=misc:error"]);
         command.args(["--log_output_level=default:info", "--of-a-later-release=true"]).current_dir(&folder);
-        for (name, value) in [
-            ("POD_NAME", format!("{name}-0")),
-            ("POD_NAMESPACE", "default".to_owned()),
-            ("INSTANCE_IP", address.to_string()),
-            ("SERVICE_ACCOUNT", name.to_owned()),
-            ("ISTIO_META_INTERCEPTION_MODE", "NONE".to_owned()),
-            ("ISTIO_META_WORKLOAD_NAME", name.to_owned()),
-            ("ISTIOD_SAN", "istiod.istio-system.svc".to_owned()),
-            ("ENVOY_STATUS_PORT", health.to_string()),
-            ("ENVOY_PROMETHEUS_PORT", free().to_string()),
-            ("PROXY_CONFIG", all.to_string()),
-        ] {
-            command.env(name, value);
-        }
+        command.envs(self.mesh.environment(name, &address.to_string(), &all));
+        command.env("ISTIO_META_INTERCEPTION_MODE", "NONE");
+        command.env("ENVOY_STATUS_PORT", health.to_string());
+        command.env("ENVOY_PROMETHEUS_PORT", free().to_string());
         command.envs(variables.iter().map(|(name, value)| (*name, value.as_str())));
-        let agent = start(&mut command, &self.folder.path().join(format!("{name}.log")));
+        let agent = self.mesh.start(&mut command, name);
         Workload { address, status, admin, health, agent, folder }
-    }
-
-    /// Does what a kubelet does with the roots that the control plane has written for everybody.
-    fn hand_out_roots(&self, workload: &Path) {
-        let place = workload.join("var/run/secrets/istio");
-        std::fs::copy(self.folder.path().join("ca/roots.pem"), place.join("draft")).expect("roots");
-        std::fs::rename(place.join("draft"), place.join("root-cert.pem")).expect("writable");
-    }
-
-    /// What is trusted.
-    fn roots(&self) -> String {
-        std::fs::read_to_string(self.folder.path().join("ca/roots.pem")).expect("roots")
     }
 
     fn until_ready(&self, workload: &Workload) {
@@ -496,7 +374,8 @@ fn a_root_is_followed_by_another_while_workloads_talk() {
             ("MAX_WORKLOAD_CERT_TTL", "10s"),
         ],
     );
-    let first = mesh.roots().lines().take_while(|line| !line.contains("END")).collect::<Vec<_>>().join("\n");
+    let first =
+        mesh.mesh.roots().lines().take_while(|line| !line.contains("END")).collect::<Vec<_>>().join("\n");
     let short = [("SECRET_TTL", "10s".to_owned())];
     let server = mesh.workload("server", 2, &json!({}), &short);
     let client = mesh.workload("client", 1, &json!({}), &short);
@@ -507,7 +386,7 @@ fn a_root_is_followed_by_another_while_workloads_talk() {
     let absolute = format!("http://server.default.svc.cluster.local:{INBOUND}/for-client");
     let call = || ask(proxy, "GET", &absolute, &host);
     mesh.until("they talk", || matches!(call(), Ok((200, _))));
-    let (mut told, mut most, mut answered, mut since) = (mesh.roots(), 0, 0, None);
+    let (mut told, mut most, mut answered, mut since) = (mesh.mesh.roots(), 0, 0, None);
     let start = Instant::now();
     // Until the first root is gone, and whatever is left of it must have gone too.
     while since.is_none_or(|since: Instant| since.elapsed() < Duration::from_secs(4)) {
@@ -519,18 +398,18 @@ fn a_root_is_followed_by_another_while_workloads_talk() {
             mesh.logs()
         );
         answered += 1;
-        let roots = mesh.roots();
+        let roots = mesh.mesh.roots();
         most = most.max(roots.matches("BEGIN CERTIFICATE").count());
         if roots != told {
-            mesh.hand_out_roots(&server.folder);
-            mesh.hand_out_roots(&client.folder);
+            mesh.mesh.hand_out_roots(&server.folder);
+            mesh.mesh.hand_out_roots(&client.folder);
             told = roots;
         }
         if since.is_none() && !told.contains(&first) {
             since = Some(Instant::now());
         }
         assert!(start.elapsed() < PATIENCE, "the first root stays\n{}", mesh.logs());
-        pause(Duration::from_millis(20));
+        pause();
     }
     assert!(most > 1 && answered > 100, "{most} roots at a time, {answered} answers");
 }

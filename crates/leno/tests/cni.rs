@@ -8,16 +8,14 @@
 use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::process::{Command, Stdio};
 
 use leno_node::intercept::{self, Choice};
 use leno_node::{Dns, Redirect};
 use leno_testkit::kube::ApiServer;
+use leno_testkit::process::{Killed, until};
 use serde_json::{Value, json};
 
-/// Nothing takes that long unless it hangs.
-const PATIENCE: Duration = Duration::from_secs(30);
 const LENO: &str = env!("CARGO_BIN_EXE_leno");
 
 struct Namespace(String);
@@ -209,25 +207,6 @@ fn versions() {
     assert!(!fine && answer["code"] == 7, "{answer}");
 }
 
-struct Killed(Child);
-
-impl Drop for Killed {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-/// What other processes do is looked at again and again.
-#[expect(clippy::disallowed_methods, reason = "there is no event to wait for")]
-fn until(what: &str, holds: impl Fn() -> bool) {
-    let start = Instant::now();
-    while !holds() {
-        assert!(start.elapsed() < PATIENCE, "{what}: it does not come");
-        std::thread::sleep(Duration::from_millis(20));
-    }
-}
-
 /// A node: folders as they are mounted into the DaemonSet's pod, and its program.
 struct Node {
     folder: tempfile::TempDir,
@@ -289,9 +268,8 @@ impl Node {
     }
 
     fn terminate(&mut self) {
-        let pid = rustix::process::Pid::from_child(&self.process.0);
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("it can be told");
-        assert!(self.process.0.wait().expect("it ends").success());
+        self.process.terminate();
+        assert!(self.process.ended().success());
     }
 }
 

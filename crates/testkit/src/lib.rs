@@ -4,6 +4,8 @@
 //! - [`http`]: raw HTTP/1 peers;
 //! - `kube` (feature `kube`): a Kubernetes API server in memory;
 //! - `kubelet` (feature `kubelet`): a cluster whose pods run, as processes in namespaces;
+//! - `mesh` (feature `mesh`): a control plane and agents as processes, without a cluster;
+//! - [`process`]: processes, and waiting for what they do;
 //! - [`wheels`]: other people's programs that come as Python wheels.
 
 pub mod envoy;
@@ -12,6 +14,9 @@ pub mod http;
 pub mod kube;
 #[cfg(all(feature = "kubelet", target_os = "linux"))]
 pub mod kubelet;
+#[cfg(feature = "mesh")]
+pub mod mesh;
+pub mod process;
 #[cfg(feature = "tls")]
 pub mod tls;
 pub mod wheels;

@@ -1,0 +1,175 @@
+//! A mesh of processes without a cluster: `leno pilot` over a folder of YAML, and `leno agent` with the files and the
+//! variables that a kubelet would give it. Where they listen and in which namespaces they run is the test's to say.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::{Value, json};
+
+use crate::process::{Killed, eventually};
+
+/// The folder that everything is in: configuration, keys, logs.
+#[derive(Debug)]
+pub struct Mesh {
+    program: PathBuf,
+    folder: tempfile::TempDir,
+}
+
+/// A Pod with a sidecar, as an API server would show it: its addresses, its one label (`app`), its service account.
+pub fn pod(name: &str, addresses: &[String]) -> Value {
+    let all: Vec<Value> = addresses.iter().map(|address| json!({ "ip": address })).collect();
+    json!({
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {
+            "name": format!("{name}-0"),
+            "namespace": "default",
+            // Injection says by it that there is a sidecar.
+            "labels": { "app": name, "security.istio.io/tlsMode": "istio" },
+        },
+        "spec": { "serviceAccountName": name, "containers": [{ "name": "app", "image": "app" }] },
+        "status": {
+            "phase": "Running",
+            "podIP": addresses.first(),
+            "podIPs": all,
+            "conditions": [{ "type": "Ready", "status": "True" }],
+        },
+    })
+}
+
+impl Mesh {
+    /// A mesh of these objects.
+    ///
+    /// # Panics
+    /// If there is no place for a folder.
+    pub fn new(program: &Path, objects: &[Value]) -> Mesh {
+        let mesh = Mesh { program: program.to_owned(), folder: tempfile::tempdir().expect("a folder") };
+        std::fs::create_dir(mesh.folder().join("mesh")).expect("a folder");
+        mesh.write(objects);
+        mesh
+    }
+
+    /// Where it is.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// Replaces its objects.
+    ///
+    /// # Panics
+    /// If that cannot be written.
+    pub fn write(&self, objects: &[Value]) {
+        let text: String = objects.iter().map(|object| format!("---\n{object}\n")).collect();
+        let draft = self.folder().join("draft");
+        std::fs::write(&draft, text).expect("writable");
+        std::fs::rename(draft, self.folder().join("mesh/mesh.yaml")).expect("writable");
+    }
+
+    /// The program.
+    pub fn program(&self) -> Command {
+        Command::new(&self.program)
+    }
+
+    /// A control plane over the folder that has an authority and takes join tokens, for proxies at this address only.
+    pub fn pilot(&self, address: &str) -> Command {
+        let mut command = self.program();
+        command.args(["pilot", "--grpcAddr=", "--monitoringAddr=127.0.0.1:0", "--dir"]);
+        command.arg(self.folder().join("mesh")).arg(format!("--secureGRPCAddr={address}"));
+        command.arg("--joinTokens").arg(self.folder().join("tokens"));
+        command.env("ROOT_CA_DIR", self.folder().join("ca"));
+        command
+    }
+
+    /// Waits until the authority has a root.
+    pub fn until_rooted(&self) {
+        self.until("there are roots", || self.folder().join("ca/roots.pem").exists());
+    }
+
+    /// What is trusted.
+    ///
+    /// # Panics
+    /// If there are no roots yet.
+    pub fn roots(&self) -> String {
+        std::fs::read_to_string(self.folder().join("ca/roots.pem")).expect("roots")
+    }
+
+    /// Does what a kubelet does with the roots that the control plane has written for everybody: `workload` is the
+    /// folder of an agent.
+    ///
+    /// # Panics
+    /// If that cannot be written.
+    pub fn hand_out_roots(&self, workload: &Path) {
+        let place = workload.join("var/run/secrets/istio");
+        std::fs::create_dir_all(&place).expect("a folder");
+        std::fs::copy(self.folder().join("ca/roots.pem"), place.join("draft")).expect("roots");
+        std::fs::rename(place.join("draft"), place.join("root-cert.pem")).expect("writable");
+    }
+
+    /// Makes the folder of an agent, which is returned: the roots, a token of the service account of that name, the
+    /// Pod's label.
+    ///
+    /// # Panics
+    /// If that cannot be written.
+    pub fn workload(&self, name: &str) -> PathBuf {
+        let folder = self.folder().join(name);
+        self.hand_out_roots(&folder);
+        for part in ["var/run/secrets/tokens", "etc/istio/pod"] {
+            std::fs::create_dir_all(folder.join(part)).expect("a folder");
+        }
+        let mut token = self.program();
+        token.args(["token", "create", "--service-account", name, "--dir"]).arg(self.folder().join("tokens"));
+        let token = token.output().expect("it runs");
+        assert!(token.status.success(), "{}", String::from_utf8_lossy(&token.stderr));
+        std::fs::write(folder.join("var/run/secrets/tokens/istio-token"), token.stdout).expect("writable");
+        std::fs::write(folder.join("etc/istio/pod/labels"), format!("app=\"{name}\"\n")).expect("writable");
+        folder
+    }
+
+    /// What an agent finds in its environment; `config` is its ProxyConfig.
+    pub fn environment(&self, name: &str, address: &str, config: &Value) -> Vec<(&'static str, String)> {
+        vec![
+            ("POD_NAME", format!("{name}-0")),
+            ("POD_NAMESPACE", "default".to_owned()),
+            ("INSTANCE_IP", address.to_owned()),
+            ("SERVICE_ACCOUNT", name.to_owned()),
+            ("ISTIO_META_WORKLOAD_NAME", name.to_owned()),
+            ("ISTIOD_SAN", "istiod.istio-system.svc".to_owned()),
+            ("PROXY_CONFIG", config.to_string()),
+        ]
+    }
+
+    /// Starts a process; what it says can be found in [`Mesh::logs`].
+    pub fn start(&self, command: &mut Command, name: &str) -> Killed {
+        Killed::start(command, &self.folder().join(format!("{name}.log")))
+    }
+
+    /// Waits until something is so.
+    ///
+    /// # Panics
+    /// If it does not come, or a proxy ends meanwhile, with all that was said.
+    pub fn until(&self, what: &str, mut is_so: impl FnMut() -> bool) {
+        let mut ended = false;
+        let come = eventually(what, || {
+            let is_so = is_so();
+            ended = !is_so && self.logs().contains("the proxy has ended");
+            is_so || ended
+        });
+        match come {
+            Ok(()) if ended => panic!("{what}: a proxy has ended\n{}", self.logs()),
+            Ok(()) => {}
+            Err(late) => panic!("{late}\n{}", self.logs()),
+        }
+    }
+
+    /// All that was said.
+    pub fn logs(&self) -> String {
+        let entries = std::fs::read_dir(self.folder()).into_iter().flatten().flatten();
+        let mut files: Vec<PathBuf> = entries.map(|entry| entry.path()).collect();
+        files.retain(|path| path.extension().is_some_and(|end| end == "log"));
+        files.sort();
+        let said = files.iter().map(|path| {
+            format!("{}:\n{}\n", path.display(), std::fs::read_to_string(path).unwrap_or_default())
+        });
+        said.collect()
+    }
+}
