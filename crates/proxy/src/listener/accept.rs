@@ -592,16 +592,16 @@ impl Drop for Counted {
     }
 }
 
-/// Restores the original destination, if the system knows one. A transparent socket's own local
-/// address is the original one (TPROXY).
+/// Restores the original destination, if the system knows one. It does also where nothing was changed, as soon as it
+/// keeps records of connections: with TPROXY the address is the socket's own, and is the original one all the same.
+/// Where it keeps none, a transparent socket's own address is taken for it, as Envoy does.
 pub(super) fn restore(socket: &Socket, transparent: bool, found: &mut Inspected) {
     let Socket::Tcp(stream) = socket else { return internal::restore(found) };
     match original_dst::of(stream).map(unmapped) {
-        Some(destination) if destination != found.local => {
+        Some(destination) => {
             found.local = destination;
             found.restored = true;
         }
-        Some(_) => {}
         None => found.restored |= transparent,
     }
 }

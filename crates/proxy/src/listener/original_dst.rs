@@ -6,8 +6,8 @@ use std::net::SocketAddr;
 use socket2::SockRef;
 use tokio::net::TcpStream;
 
-/// The destination before redirection; `None` if the connection was not redirected (or the
-/// system keeps no record).
+/// The destination before redirection, which is the local address if there was none; `None` if the
+/// system keeps no record of the connection.
 pub(crate) fn of(stream: &TcpStream) -> Option<SocketAddr> {
     let socket = SockRef::from(stream);
     let original = match stream.local_addr().ok()? {

@@ -1,0 +1,158 @@
+//! Nothing leaves a pod, or gets in, in plain text before its sidecar runs, after it, and while rules are replaced.
+//! What a pod without rules does is what the validation tells.
+
+use std::net::{SocketAddr, TcpStream};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::Duration;
+
+use leno_node::intercept::{self, Choice, Options};
+use leno_node::{Dns, Redirect};
+
+use super::net::{Addresses, NODE, NODE_V6, Namespace, Said, net, v4, v6};
+use super::scene::{CLIENT, KEPT, Scene, shared_program};
+use super::servers;
+
+/// A node and a pod with programs that answer anybody; without them the reason is printed.
+fn pod(what: &str) -> Option<Vec<Namespace>> {
+    match net(what, &[("pod", Addresses::Both)]) {
+        Ok(net) => {
+            servers::accept(&net[0], 8081, servers::http);
+            servers::accept(&net[1], 8080, servers::http);
+            Some(net)
+        }
+        Err(why) => {
+            println!("skipped: pods without sidecars: {why}");
+            None
+        }
+    }
+}
+
+/// The address of the name that only the pod's name server knows; nothing if the question does not come there.
+fn address_outside(pod: &Namespace) -> String {
+    pod.run("env", &["RES_OPTIONS=timeout:2 attempts:1", "getent", "ahostsv4", servers::OUTSIDE]).text
+}
+
+/// The exit code by which the CNI plugin's repair knows a pod without rules.
+const NOT_REDIRECTED: i32 = 126;
+
+#[test]
+fn nothing_leaves_before_the_sidecar_runs() {
+    let Some(net) = pod("early") else { return };
+    let (node, pod) = (&net[0], &net[1]);
+    let program = shared_program();
+    let leno = program.path().join("leno").display().to_string();
+    let iptables = |more: &[&str]| -> Said {
+        let all = ["agent", "istio-iptables", "-u", "1337", "-i", "*", "-b", "*", "--dual-stack"];
+        let names = ["--redirect-dns", "--capture-all-dns"];
+        pod.run(&leno, &[&all[..], &names, more].concat())
+    };
+    // As the init container `istio-validation`, which holds up the pod, runs: as the proxy's user.
+    let validate = || {
+        let all = ["agent", "istio-iptables", "-u", "1337", "-i", "*", "-b", "*", "--dual-stack"];
+        let more = ["--run-validation", "--skip-rule-apply", "--probe-timeout=2s"];
+        pod.as_user(1337, &leno, &[&all[..], &more].concat()).code
+    };
+    let ways = [
+        (pod, format!("http://{NODE}:8081/")),
+        (pod, format!("http://[{NODE_V6}]:8081/")),
+        (node, format!("http://{}:8080/", v4(1))),
+        (node, format!("http://[{}]:8080/", v6(1))),
+    ];
+    for (from, url) in &ways {
+        assert_eq!(from.curl(&["-f", url]).code, 0, "without rules everything passes: {url}");
+    }
+    assert_eq!(validate(), NOT_REDIRECTED);
+    let said = iptables(&[]);
+    assert_eq!(said.code, 0, "{said:?}");
+    assert_eq!(validate(), 0);
+    for (from, url) in &ways {
+        let said = from.curl(&["-f", url]);
+        // Refused: there is nobody at the proxy's ports.
+        assert_eq!(said.code, 7, "{url}: {said:?}");
+    }
+    // No name is asked of others than the agent.
+    servers::names(node, &format!("{NODE}:53"), NODE, NODE_V6);
+    assert_eq!(address_outside(pod), "");
+    // What is the pod's own is its own.
+    assert_eq!(pod.curl(&["-f", "http://127.0.0.1:8080/"]).code, 0);
+
+    let cleaned = pod.run(&leno, &["agent", "istio-clean-iptables"]);
+    assert_eq!(cleaned.code, 0, "{cleaned:?}");
+    assert_eq!(validate(), NOT_REDIRECTED);
+    assert!(address_outside(pod).starts_with(NODE));
+}
+
+/// Rules change while programs try to get past them, all the time and on all ways.
+#[test]
+fn nothing_leaves_while_rules_are_replaced() {
+    const TIMES: u16 = 100;
+    let Some(net) = pod("swap") else { return };
+    let rules = |number: u16| Redirect {
+        exclude_outbound_ports: vec![1000 + number],
+        exclude_inbound_ports: vec![15021, 1000 + number],
+        dns: Dns::All,
+        ipv6: true,
+        ..Redirect::default()
+    };
+    // Only what is atomic by itself: iptables drops everything meanwhile, which takes too long to look at.
+    let options = Options { backend: Choice::Nftables, ..Options::default() };
+    let apply = |number| net[1].within(|| intercept::apply(&rules(number), &options)).expect("applied");
+    apply(0);
+    let (over, tried) = (AtomicBool::new(false), AtomicU32::new(0));
+    let try_all = |from: &Namespace, to: String| {
+        let to: SocketAddr = to.parse().expect("an address");
+        from.within(|| {
+            let mut passed = 0u32;
+            while !over.load(Ordering::Relaxed) {
+                passed += u32::from(TcpStream::connect_timeout(&to, Duration::from_secs(20)).is_ok());
+                tried.fetch_add(1, Ordering::Relaxed);
+            }
+            passed
+        })
+    };
+    let passed: Vec<u32> = std::thread::scope(|scope| {
+        let try_all = &try_all;
+        let ways = [
+            (&net[1], format!("{NODE}:8081")),
+            (&net[1], format!("[{NODE_V6}]:8081")),
+            (&net[0], format!("{}:8080", v4(1))),
+            (&net[0], format!("[{}]:8080", v6(1))),
+        ];
+        let running = ways.map(|(from, to)| scope.spawn(move || try_all(from, to)));
+        for number in 1..=TIMES {
+            assert!(apply(number).changed);
+        }
+        over.store(true, Ordering::Relaxed);
+        running.map(|thread| thread.join().expect("it ends")).to_vec()
+    });
+    assert_eq!(passed, [0; 4], "of {tried:?} connections");
+    assert!(tried.load(Ordering::Relaxed) > u32::from(TIMES), "{tried:?}");
+}
+
+/// A sidecar is killed: nothing passes in its place.
+pub(crate) fn without_its_sidecar(scene: &Scene) {
+    for pod in [CLIENT, KEPT] {
+        let sidecar = scene.sidecars[pod - 1].0.id().to_string();
+        assert!(scene.net[0].run("kill", &["-9", &sidecar]).code == 0);
+    }
+    let client = scene.client();
+    scene
+        .mesh
+        .until("its proxy is gone", || client.curl(&["http://127.0.0.1:15021/healthz/ready"]).code == 7);
+    for url in [format!("http://{NODE}/"), format!("http://[{NODE_V6}]/"), "http://10.96.0.9/".to_owned()] {
+        assert_eq!(client.curl(&[&url]).code, 7, "{url}");
+    }
+    assert_eq!(address_outside(client), "");
+    for host in [v4(CLIENT), format!("[{}]", v6(CLIENT))] {
+        assert_eq!(scene.net[0].curl(&[&format!("http://{host}:8080/")]).code, 7, "{host}");
+    }
+    // What is excluded does not need it.
+    assert_eq!(client.curl(&["-f", &format!("http://{}:8081/", super::net::EXCLUDED)]).code, 0);
+    // TPROXY has nobody to give packets to.
+    let kept = &scene.net[KEPT];
+    scene.mesh.until("its proxy is gone", || kept.curl(&["http://127.0.0.1:15021/healthz/ready"]).code == 7);
+    for host in [v4(KEPT), format!("[{}]", v6(KEPT))] {
+        let said = scene.net[0].curl(&["--connect-timeout", "2", &format!("http://{host}:8080/")]);
+        assert!(said.code != 0 && said.text.is_empty(), "{host}: {said:?}");
+    }
+}
