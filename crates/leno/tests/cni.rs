@@ -13,6 +13,7 @@ use std::process::{Command, Stdio};
 use leno_node::intercept::{self, Choice};
 use leno_node::{Dns, Redirect};
 use leno_testkit::kube::ApiServer;
+use leno_testkit::mesh::shared;
 use leno_testkit::process::{Killed, until};
 use serde_json::{Value, json};
 
@@ -301,6 +302,18 @@ fn a_node_gets_the_plugin_and_loses_it() {
     }
 }
 
+/// The exit code of `istio-validation`, run as the pod's proxy.
+fn validated(namespace: &Path) -> Option<i32> {
+    let name = namespace.file_name().and_then(|name| name.to_str()).expect("a name");
+    let program = shared([Path::new(LENO)]);
+    let mut command = Command::new("ip");
+    command.args(["netns", "exec", name, "setpriv", "--reuid=2000", "--regid=2001", "--clear-groups"]);
+    command.arg(program.path().join("leno"));
+    command.args(["agent", "istio-iptables", "-u", "2000", "-g", "2001", "-i", "*", "-b", "*"]);
+    command.args(["--run-validation", "--skip-rule-apply", "--probe-timeout=3s"]);
+    command.status().expect("it runs").code()
+}
+
 /// A pod whose validation has failed.
 fn broken(name: &str, address: &str) -> Value {
     let status = json!({
@@ -347,6 +360,8 @@ fn pods_that_came_too_early() {
     drop(node);
 
     if let Some((_early, place)) = namespace("early", "10.79.0.2") {
+        // What the pod's init container says until it is mended, and then: the application does not start without rules.
+        assert_eq!(validated(&place), Some(126));
         // What the sandbox's process is on a node.
         let program = [
             "netns",
@@ -367,6 +382,7 @@ fn pods_that_came_too_early() {
             server.put(broken("early", "10.79.0.2"));
             has_rules(&place)
         });
+        assert_eq!(validated(&place), Some(0));
         drop(node);
         drop(sandbox);
     }

@@ -441,16 +441,22 @@ fn rules_are_replaced_without_a_gap() {
             continue;
         }
         let over = Arc::new(AtomicBool::new(false));
-        let clients: Vec<_> = ["10.77.0.1:9080", "[fd77::1]:9080"]
-            .map(|address| {
-                let (over, pod) = (Arc::clone(&over), net.pod.clone());
+        let ways = [
+            (&net.pod, "10.77.0.1:9080", "outbound, ", "other"),
+            (&net.pod, "[fd77::1]:9080", "outbound, ", "other"),
+            (&net.other, "10.77.0.2:9080", "inbound, ", "app"),
+            (&net.other, "[fd77::2]:9080", "inbound, ", "app"),
+        ];
+        let clients: Vec<_> = ways
+            .map(|(from, address, proxy, past)| {
+                let (over, from) = (Arc::clone(&over), from.clone());
                 thread::spawn(move || {
                     let mut connections = 0;
                     while !over.load(Ordering::Relaxed) {
-                        let told = connect(&pod, APP, None, address);
+                        let told = connect(&from, APP, None, address);
                         // With iptables nothing at all passes for a moment.
-                        let fine = told.starts_with("outbound, ")
-                            || (backend != Choice::Nftables && !told.starts_with("other"));
+                        let fine = told.starts_with(proxy)
+                            || (backend != Choice::Nftables && !told.starts_with(past));
                         assert!(fine, "{backend:?}: {told}");
                         connections += 1;
                     }

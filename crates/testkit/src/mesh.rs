@@ -1,6 +1,7 @@
 //! A mesh of processes without a cluster: `leno pilot` over a folder of YAML, and `leno agent` with the files and the
 //! variables that a kubelet would give it. Where they listen and in which namespaces they run is the test's to say.
 
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -37,6 +38,25 @@ pub fn pod(name: &str, addresses: &[String]) -> Value {
     })
 }
 
+/// A folder with these programs, which every user may run there: the one that they are built in may be private.
+///
+/// # Panics
+/// If there is no place for it.
+pub fn shared<'a>(programs: impl IntoIterator<Item = &'a Path>) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().expect("a folder");
+    open(folder.path());
+    for from in programs {
+        let to = folder.path().join(from.file_name().expect("a file"));
+        std::fs::hard_link(from, &to).or_else(|_| std::fs::copy(from, &to).map(drop)).expect("copied");
+    }
+    folder
+}
+
+/// Everybody may look into a folder.
+fn open(folder: &Path) {
+    std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o755)).expect("ours");
+}
+
 impl Mesh {
     /// A mesh of these objects.
     ///
@@ -44,6 +64,8 @@ impl Mesh {
     /// If there is no place for a folder.
     pub fn new(program: &Path, objects: &[Value]) -> Mesh {
         let mesh = Mesh { program: program.to_owned(), folder: tempfile::tempdir().expect("a folder") };
+        // Proxies may be other users.
+        open(mesh.folder());
         std::fs::create_dir(mesh.folder().join("mesh")).expect("a folder");
         mesh.write(objects);
         mesh

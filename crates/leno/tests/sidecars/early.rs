@@ -1,20 +1,17 @@
-//! Nothing leaves a pod, or gets in, in plain text before its sidecar runs, after it, and while rules are replaced.
-//! What a pod without rules does is what the validation tells.
+//! Nothing leaves a pod, or gets in, in plain text before its sidecar runs, and after it. That rules are missing is
+//! what the validation tells. (That nothing passes while rules are replaced: crates/node/tests/interception.rs.)
 
-use std::net::{SocketAddr, TcpStream};
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::time::Duration;
+use std::path::Path;
 
-use leno_node::intercept::{self, Choice, Options};
-use leno_node::{Dns, Redirect};
+use leno_testkit::mesh::shared;
 
-use super::net::{Addresses, NODE, NODE_V6, Namespace, Said, net, v4, v6};
-use super::scene::{CLIENT, KEPT, Scene, shared_program};
+use super::net::{Addresses, EXCLUDED, NODE, NODE_V6, Namespace, Said, net, possible, v4, v6};
+use super::scene::{CLIENT, KEPT, Scene};
 use super::servers;
 
 /// A node and a pod with programs that answer anybody; without them the reason is printed.
-fn pod(what: &str) -> Option<Vec<Namespace>> {
-    match net(what, &[("pod", Addresses::Both)]) {
+fn pod() -> Option<Vec<Namespace>> {
+    match possible().and_then(|()| net("early", &[("pod", Addresses::Both)])) {
         Ok(net) => {
             servers::accept(&net[0], 8081, servers::http);
             servers::accept(&net[1], 8080, servers::http);
@@ -37,9 +34,9 @@ const NOT_REDIRECTED: i32 = 126;
 
 #[test]
 fn nothing_leaves_before_the_sidecar_runs() {
-    let Some(net) = pod("early") else { return };
+    let Some(net) = pod() else { return };
     let (node, pod) = (&net[0], &net[1]);
-    let program = shared_program();
+    let program = shared([Path::new(env!("CARGO_BIN_EXE_leno"))]);
     let leno = program.path().join("leno").display().to_string();
     let iptables = |more: &[&str]| -> Said {
         let all = ["agent", "istio-iptables", "-u", "1337", "-i", "*", "-b", "*", "--dual-stack"];
@@ -82,53 +79,6 @@ fn nothing_leaves_before_the_sidecar_runs() {
     assert!(address_outside(pod).starts_with(NODE));
 }
 
-/// Rules change while programs try to get past them, all the time and on all ways.
-#[test]
-fn nothing_leaves_while_rules_are_replaced() {
-    const TIMES: u16 = 100;
-    let Some(net) = pod("swap") else { return };
-    let rules = |number: u16| Redirect {
-        exclude_outbound_ports: vec![1000 + number],
-        exclude_inbound_ports: vec![15021, 1000 + number],
-        dns: Dns::All,
-        ipv6: true,
-        ..Redirect::default()
-    };
-    // Only what is atomic by itself: iptables drops everything meanwhile, which takes too long to look at.
-    let options = Options { backend: Choice::Nftables, ..Options::default() };
-    let apply = |number| net[1].within(|| intercept::apply(&rules(number), &options)).expect("applied");
-    apply(0);
-    let (over, tried) = (AtomicBool::new(false), AtomicU32::new(0));
-    let try_all = |from: &Namespace, to: String| {
-        let to: SocketAddr = to.parse().expect("an address");
-        from.within(|| {
-            let mut passed = 0u32;
-            while !over.load(Ordering::Relaxed) {
-                passed += u32::from(TcpStream::connect_timeout(&to, Duration::from_secs(20)).is_ok());
-                tried.fetch_add(1, Ordering::Relaxed);
-            }
-            passed
-        })
-    };
-    let passed: Vec<u32> = std::thread::scope(|scope| {
-        let try_all = &try_all;
-        let ways = [
-            (&net[1], format!("{NODE}:8081")),
-            (&net[1], format!("[{NODE_V6}]:8081")),
-            (&net[0], format!("{}:8080", v4(1))),
-            (&net[0], format!("[{}]:8080", v6(1))),
-        ];
-        let running = ways.map(|(from, to)| scope.spawn(move || try_all(from, to)));
-        for number in 1..=TIMES {
-            assert!(apply(number).changed);
-        }
-        over.store(true, Ordering::Relaxed);
-        running.map(|thread| thread.join().expect("it ends")).to_vec()
-    });
-    assert_eq!(passed, [0; 4], "of {tried:?} connections");
-    assert!(tried.load(Ordering::Relaxed) > u32::from(TIMES), "{tried:?}");
-}
-
 /// A sidecar is killed: nothing passes in its place.
 pub(crate) fn without_its_sidecar(scene: &Scene) {
     for pod in [CLIENT, KEPT] {
@@ -147,7 +97,7 @@ pub(crate) fn without_its_sidecar(scene: &Scene) {
         assert_eq!(scene.net[0].curl(&[&format!("http://{host}:8080/")]).code, 7, "{host}");
     }
     // What is excluded does not need it.
-    assert_eq!(client.curl(&["-f", &format!("http://{}:8081/", super::net::EXCLUDED)]).code, 0);
+    assert_eq!(client.curl(&["-f", &format!("http://{}:8081/", EXCLUDED)]).code, 0);
     // TPROXY has nobody to give packets to.
     let kept = &scene.net[KEPT];
     scene.mesh.until("its proxy is gone", || kept.curl(&["http://127.0.0.1:15021/healthz/ready"]).code == 7);

@@ -1,7 +1,7 @@
 //! Nothing goes round in circles: a pod that calls itself, and calls to the proxy's own ports.
 
 use super::net::{NODE, NODE_V6, v4, v6};
-use super::scene::{CLIENT, KEPT, PROXY, SERVER, SIX, Scene, by_any, by_both, is_from, says_from};
+use super::scene::{CLIENT, KEPT, PROXY, SIX, Scene, by_any, by_both, is_from, says_from};
 
 pub(crate) fn itself(scene: &Scene) {
     for pod in [CLIENT, KEPT, SIX] {
@@ -38,7 +38,7 @@ pub(crate) fn itself(scene: &Scene) {
 /// From wherever they are called, they answer nothing, at once.
 pub(crate) fn own_ports(scene: &Scene) {
     for port in [15001, 15006] {
-        for pod in [CLIENT, SERVER, KEPT, SIX] {
+        for &pod in &scene.pods {
             let mut hosts = vec![format!("[{}]", v6(pod))];
             if pod != SIX {
                 hosts.push(v4(pod));
@@ -71,7 +71,7 @@ pub(crate) fn own_ports(scene: &Scene) {
 /// What goes round makes a connection each time: there are as many as programs have made, and no more, and in the
 /// end hardly one.
 pub(crate) fn nothing_goes_round(scene: &Scene) {
-    for pod in [CLIENT, SERVER, KEPT, SIX] {
+    for &pod in &scene.pods {
         for port in ["15001", "15006"] {
             scene.mesh.until("connections end", || {
                 scene.figure(pod, &format!("^listener\\..*_{port}\\.downstream_cx_active")) < 50

@@ -157,7 +157,6 @@ pub(crate) fn has(program: &str) -> bool {
 
 /// A node, and pods on it, numbered from 1: the machine routes between them.
 pub(crate) fn net(what: &str, pods: &[(&str, Addresses)]) -> Result<Vec<Namespace>, String> {
-    possible()?;
     let node = Namespace::new(&format!("{what}node"))?;
     for line in [
         format!("addr add {NODE}/32 dev lo"),

@@ -3,7 +3,7 @@
 use std::process::Command;
 
 use super::net::{has, v4};
-use super::scene::{CLIENT, SERVER, Scene, by_both};
+use super::scene::{CLIENT, SERVER, STOCK, Scene, by_both};
 
 const SERVER_URL: &str = "http://server/hello";
 
@@ -43,8 +43,10 @@ pub(crate) fn netcat(scene: &Scene) {
     if !has("nc") {
         return println!("skipped: netcat through sidecars: it is not installed");
     }
-    let ask = || scene.client().fed("nc", &["-N", "-w", "50", "server", "7000"], b"hello\n");
-    scene.told("netcat", ask, |text| text == "6 bytes from 127.0.0.6\n");
+    for server in scene.servers() {
+        let ask = || scene.client().fed("nc", &["-N", "-w", "50", server, "7000"], b"hello\n");
+        scene.told("netcat", ask, |text| text == "6 bytes from 127.0.0.6\n");
+    }
 }
 
 const PYTHON: &str = r#"
@@ -155,10 +157,19 @@ pub(crate) fn go(scene: &Scene) {
 
 /// None of many is lost, over connections old and new.
 pub(crate) fn many(scene: &Scene) {
-    for more in [&["-f"][..], &["-f", "-H", "connection: close"]] {
-        let said = scene.client().curl(&[more, &["http://server/"; 50]].concat());
-        assert_eq!(said.text.matches("sa/client").count(), 50, "{said:?}");
-        assert_eq!(said.text.matches("from 127.0.0.6\n").count(), 50, "{said:?}");
+    for server in scene.servers() {
+        let urls = vec![format!("http://{server}/"); 50];
+        let urls: Vec<&str> = urls.iter().map(String::as_str).collect();
+        for more in [&["-f"][..], &["-f", "-H", "connection: close"]] {
+            let said = scene.client().curl(&[more, &urls].concat());
+            assert_eq!(said.text.matches("sa/client").count(), 50, "{said:?}");
+            assert_eq!(said.text.matches("from 127.0.0.6\n").count(), 50, "{said:?}");
+        }
+    }
+    // From the real Envoy to ours, and to itself.
+    for host in ["server", "six", "stock"].into_iter().filter(|_| scene.pods.contains(&STOCK)) {
+        let said = scene.net[STOCK].curl(&["-f", &format!("http://{host}/")]).text;
+        assert!(by_both(&said, "stock"), "{said}");
     }
     // The address of a pod behind a service is no address of the mesh's: plain text, which is refused.
     let said = scene.client().curl(&["-f", &format!("http://{}:8080/", v4(SERVER))]);

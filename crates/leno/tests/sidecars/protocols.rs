@@ -1,7 +1,7 @@
 //! Protocols in which the server speaks first, and those that are none of the mesh's business.
 
 use super::net::{NODE, NODE_V6, v4, v6};
-use super::scene::{CLIENT, KEPT, SERVER, SIX, Scene};
+use super::scene::{CLIENT, KEPT, SERVER, SIX, STOCK, Scene};
 
 /// A client of MySQL's: the server's greeting, a login, OK.
 const MYSQL: &str = r#"
@@ -41,7 +41,8 @@ with socket.create_connection((sys.argv[1], int(sys.argv[2])), 50) as stream:
 
 /// By a port that its name declares, and by the one that is known to be MySQL's.
 pub(crate) fn mysql(scene: &Scene) {
-    for (host, port) in [("server", "3316"), ("db", "3306")] {
+    let declared = scene.servers().map(|server| (server, "3316"));
+    for (host, port) in declared.chain([("db", "3306")]) {
         let ask = || scene.python(CLIENT, MYSQL, &[host, port]);
         scene.told(host, ask, |text| text == "8.0.36-127.0.0.6\n");
     }
@@ -54,15 +55,21 @@ pub(crate) fn greeted(scene: &Scene, pod: usize, host: &str, port: &str, greetin
 }
 
 pub(crate) fn server_first(scene: &Scene) {
-    // Nobody has declared what is spoken: it is waited for, in vain, for as long as the mesh says.
-    greeted(scene, CLIENT, "server", "3308", "welcome 127.0.0.6");
-    // One that takes plain text as well: what a client of the mesh says first is TLS, others say nothing.
-    greeted(scene, CLIENT, "server", "3309", "welcome 127.0.0.6");
-    greeted(scene, 0, &v4(SERVER), "3309", "welcome 127.0.0.6");
-    greeted(scene, 0, &v6(SERVER), "3309", "welcome ::6");
+    std::thread::scope(|scope| {
+        for (server, number) in scene.servers().zip([SERVER, STOCK]) {
+            // Nobody has declared what is spoken: it is waited for, in vain, for as long as the mesh says.
+            scope.spawn(move || greeted(scene, CLIENT, server, "3308", "welcome 127.0.0.6"));
+            // One that takes plain text as well: what a client of the mesh says first is TLS, others say nothing.
+            scope.spawn(move || {
+                greeted(scene, CLIENT, server, "3309", "welcome 127.0.0.6");
+                greeted(scene, 0, &v4(number), "3309", "welcome 127.0.0.6");
+                greeted(scene, 0, &v6(number), "3309", "welcome ::6");
+            });
+            scope.spawn(move || greeted(scene, SIX, server, "3308", "welcome ::6"));
+        }
+    });
     // Over IPv6 on the whole way.
     greeted(scene, CLIENT, "six", "3308", "welcome ::6");
-    greeted(scene, SIX, "server", "3308", "welcome ::6");
     // Nothing of the mesh's: the sidecar passes it on as it is.
     greeted(scene, CLIENT, NODE, "7001", &format!("one {}", v4(CLIENT)));
     greeted(scene, SIX, NODE_V6, "7002", &format!("two {}", v6(SIX)));
@@ -70,19 +77,24 @@ pub(crate) fn server_first(scene: &Scene) {
 
 /// Who is not in the mesh gets nothing, whether or not the server speaks first.
 pub(crate) fn plain_text(scene: &Scene) {
-    let node = &scene.net[0];
-    for pod in [CLIENT, SERVER, KEPT, SIX] {
-        let (v4, v6) = (v4(pod), v6(pod));
-        let hosts = if pod == SIX { vec![format!("[{v6}]")] } else { vec![v4, format!("[{v6}]")] };
-        for host in hosts {
-            let said = node.curl(&[&format!("http://{host}:8080/")]);
-            assert!(said.code != 0 && !said.text.contains("from"), "{host}: {said:?}");
-            if pod != KEPT {
-                let said = scene.python(0, FIRST, &[host.trim_matches(['[', ']']), "3308"]);
-                assert!(!said.text.contains("welcome"), "{host}: {said:?}");
+    let refused = |pod: usize, address: String| {
+        let host = if address.contains(':') { format!("[{address}]") } else { address.clone() };
+        let said = scene.net[0].curl(&[&format!("http://{host}:8080/")]);
+        assert!(said.code != 0 && !said.text.contains("from"), "{host}: {said:?}");
+        if pod != KEPT {
+            let said = scene.python(0, FIRST, &[&address, "3308"]);
+            assert!(!said.text.contains("welcome"), "{host}: {said:?}");
+        }
+    };
+    std::thread::scope(|scope| {
+        let refused = &refused;
+        for &pod in &scene.pods {
+            scope.spawn(move || refused(pod, v6(pod)));
+            if pod != SIX {
+                scope.spawn(move || refused(pod, v4(pod)));
             }
         }
-    }
+    });
     // A pod by its own address is nothing that a sidecar knows: plain text.
     let said = scene.client().curl(&[&format!("http://{}:8080/", v4(SERVER))]);
     assert!(said.code != 0 && !said.text.contains("from"), "{said:?}");

@@ -1,21 +1,23 @@
-//! The scene: a node, four pods with sidecars, a control plane, applications.
+//! The scene: a node, five pods with sidecars, a control plane, applications.
 //!
 //! | pod | addresses | redirection |
 //! |---|---|---|
 //! | client | both families | but port 5432 and 10.81.0.0/16 (fd81::/16) outbound |
 //! | server | both families | but port 9000 inbound |
 //! | kept | both families | TPROXY; inbound port 8080 only, outbound ranges of Services only |
-//! | six | IPv6 | everything |
+//! | six | IPv6 | everything, by iptables' programs if they are there |
+//! | stock | both families | everything; its proxy is the real Envoy |
+//!
+//! Where there is no Envoy the fifth pod is not there.
 
-use std::os::unix::fs::PermissionsExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use leno_testkit::mesh::{Mesh, pod};
+use leno_testkit::mesh::{Mesh, pod, shared};
 use leno_testkit::process::Killed;
 use serde_json::{Value, json};
 
-use super::net::{Addresses, NODE, NODE_V6, Namespace, Said, net, v4, v6};
+use super::net::{Addresses, NODE, NODE_V6, Namespace, Said, has, net, possible, v4, v6};
 use super::servers;
 
 /// The user that sidecars run as, and are known by.
@@ -26,52 +28,48 @@ pub(crate) const CLIENT: usize = 1;
 pub(crate) const SERVER: usize = 2;
 pub(crate) const KEPT: usize = 3;
 pub(crate) const SIX: usize = 4;
+pub(crate) const STOCK: usize = 5;
 
-const PODS: [(&str, Addresses); 4] = [
+const PODS: [(&str, Addresses); 5] = [
     ("client", Addresses::Both),
     ("server", Addresses::Both),
     ("kept", Addresses::Both),
     ("six", Addresses::V6),
+    ("stock", Addresses::Both),
 ];
 
 /// Flags of `istio-iptables` beside those that all have.
-const RULES: [&[&str]; 4] = [
+const RULES: [&[&str]; 5] = [
     &["-m", "REDIRECT", "-i", "*", "-x", "10.81.0.0/16,fd81::/16", "-b", "*", "-o", "5432"],
     &["-m", "REDIRECT", "-i", "*", "-x", "", "-b", "*", "-d", "15090,15021,15020,9000"],
     &["-m", "TPROXY", "-i", "10.96.0.0/16,fd96::/16", "-x", "", "-b", "8080"],
+    &["-m", "REDIRECT", "-i", "*", "-x", "", "-b", "*"],
     &["-m", "REDIRECT", "-i", "*", "-x", "", "-b", "*"],
 ];
 
 pub(crate) struct Scene {
     pub(crate) net: Vec<Namespace>,
     pub(crate) mesh: Mesh,
+    /// The pods that there are.
+    pub(crate) pods: Vec<usize>,
+    envoy: Option<PathBuf>,
     /// Sidecars by the numbers of their pods, less one.
     pub(crate) sidecars: Vec<Killed>,
     _pilot: Killed,
     _program: tempfile::TempDir,
 }
 
-/// The program where every user may run it.
-pub(crate) fn shared_program() -> tempfile::TempDir {
-    let folder = tempfile::tempdir().expect("a folder");
-    open(folder.path());
-    let (from, to) = (env!("CARGO_BIN_EXE_leno"), folder.path().join("leno"));
-    std::fs::hard_link(from, &to).or_else(|_| std::fs::copy(from, &to).map(drop)).expect("copied");
-    folder
-}
-
-/// Everybody may look into a folder.
-fn open(folder: &Path) {
-    std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o755)).expect("ours");
-}
-
 impl Scene {
     /// Starts everything, and waits until all sidecars are ready and have each other's endpoints.
     pub(crate) fn start() -> Result<Scene, String> {
-        let net = net("", &PODS)?;
-        let program = shared_program();
+        possible()?;
+        let leno = Path::new(env!("CARGO_BIN_EXE_leno"));
+        let envoy = leno_testkit::envoy::binary();
+        let program = shared([leno].into_iter().chain(envoy.as_deref()));
+        let envoy = envoy.and_then(|envoy| Some(program.path().join(envoy.file_name()?)));
+        let pods: Vec<usize> = (1..=PODS.len()).filter(|pod| *pod != STOCK || envoy.is_some()).collect();
+        let net = net("", &PODS[..pods.len()])?;
         let mesh = Mesh::new(&program.path().join("leno"), &objects());
-        open(mesh.folder());
         applications(&net);
         let mut pilot = net[0].command(&program.path().join("leno").display().to_string());
         let asked = mesh.pilot("[::]:15012");
@@ -79,25 +77,30 @@ impl Scene {
         pilot.envs(asked.get_envs().filter_map(|(name, value)| Some((name, value?))));
         let _pilot = mesh.start(&mut pilot, "pilot");
         mesh.until_rooted();
-        let mut scene = Scene { net, mesh, sidecars: Vec::new(), _pilot, _program: program };
-        for pod in [CLIENT, SERVER, KEPT, SIX] {
+        let mut scene = Scene { net, mesh, pods, envoy, sidecars: Vec::new(), _pilot, _program: program };
+        for pod in scene.pods.clone() {
             scene.redirect(pod);
             let sidecar = scene.sidecar(pod);
             scene.sidecars.push(sidecar);
         }
-        for pod in [CLIENT, SERVER, KEPT, SIX] {
+        for &pod in &scene.pods {
             let host = if pod == SIX { "[::1]" } else { "127.0.0.1" };
             let ready = format!("http://{host}:15021/healthz/ready");
             scene.mesh.until("a sidecar is ready", || scene.net[pod].curl(&["-f", &ready]).code == 0);
         }
-        for pod in [CLIENT, SERVER, KEPT, SIX] {
-            for host in ["server", "six", "kept", "client"] {
+        for &pod in &scene.pods {
+            for (host, _) in scene.pods.iter().map(|&pod| PODS[pod - 1]) {
                 scene.mesh.until(&format!("{} reaches {host}", PODS[pod - 1].0), || {
                     scene.net[pod].curl(&["-f", &format!("http://{host}/")]).text.starts_with("from")
                 });
             }
         }
         Ok(scene)
+    }
+
+    /// Pods with all servers, by their Services.
+    pub(crate) fn servers(&self) -> impl Iterator<Item = &'static str> {
+        self.pods.iter().filter(|pod| [SERVER, STOCK].contains(pod)).map(|&pod| PODS[pod - 1].0)
     }
 
     pub(crate) fn client(&self) -> &Namespace {
@@ -112,6 +115,9 @@ impl Scene {
             command.args(["-d", "15090,15021,15020"]);
         }
         command.args(RULES[pod - 1]).args(["--redirect-dns", "--capture-all-dns", "--dual-stack"]);
+        if pod == SIX && has("iptables-nft") {
+            command.args(["--force-iptables-binary", "nft"]);
+        }
         let done = command.output().expect("it runs");
         assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
     }
@@ -127,12 +133,15 @@ impl Scene {
         own(&folder);
         let discovery =
             if addresses == Addresses::V6 { format!("[{NODE_V6}]:15012") } else { format!("{NODE}:15012") };
-        let config = json!({
+        let mut config = json!({
             "discoveryAddress": discovery,
             "concurrency": 1,
             "proxyStatsMatcher": { "inclusionRegexps": ["listener\\..*"] },
             "terminationDrainDuration": "1s",
         });
+        if let Some(envoy) = self.envoy.as_ref().filter(|_| number == STOCK) {
+            config["binaryPath"] = json!(envoy);
+        }
         let address = if addresses == Addresses::V6 { v6(number) } else { v4(number) };
         let mode = if number == KEPT { "TPROXY" } else { "REDIRECT" };
         let mut command = self.net[number].command("setpriv");
@@ -190,18 +199,20 @@ fn own(folder: &Path) {
 }
 
 fn applications(net: &[Namespace]) {
-    for pod in [CLIENT, SERVER, KEPT, SIX] {
-        servers::accept(&net[pod], 8080, servers::http);
-        servers::accept(&net[pod], 3308, servers::greet);
+    for pod in &net[1..] {
+        servers::accept(pod, 8080, servers::http);
+        servers::accept(pod, 3308, servers::greet);
     }
-    let server = &net[SERVER];
-    servers::accept(server, 3306, servers::mysql);
-    servers::accept(server, 3309, servers::greet);
-    servers::accept(server, 7000, servers::count);
-    servers::accept(server, 9000, servers::http);
+    for number in [SERVER, STOCK] {
+        let Some(server) = net.get(number) else { continue };
+        servers::accept(server, 3306, servers::mysql);
+        servers::accept(server, 3309, servers::greet);
+        servers::accept(server, 7000, servers::count);
+        servers::accept(server, 9000, servers::http);
+        servers::echo(server, &format!("{}:9999", v4(number)));
+        servers::echo(server, &format!("[{}]:9999", v6(number)));
+    }
     servers::accept(&net[KEPT], 8082, servers::http);
-    servers::echo(server, &format!("{}:9999", v4(SERVER)));
-    servers::echo(server, &format!("[{}]:9999", v6(SERVER)));
     let node = &net[0];
     for port in [80, 5432, 8081] {
         servers::accept(node, port, servers::http);
@@ -250,8 +261,32 @@ fn entry(name: &str, addresses: &[&str], protocol: &str, port: u16, target: u16)
     })
 }
 
+/// Of a server's ports, those that take plain text as well.
+fn open_ports(name: &str) -> Value {
+    json!({
+        "apiVersion": "security.istio.io/v1",
+        "kind": "PeerAuthentication",
+        "metadata": { "name": name, "namespace": "default" },
+        "spec": {
+            "selector": { "matchLabels": { "app": name } },
+            "portLevelMtls": {
+                "3309": { "mode": "PERMISSIVE" },
+                // So that others get as far as the proxy's own port.
+                "15001": { "mode": "PERMISSIVE" },
+            },
+        },
+    })
+}
+
 fn objects() -> Vec<Value> {
     let http = json!([{ "name": "http", "port": 80, "targetPort": 8080 }]);
+    let all = json!([
+        { "name": "http", "port": 80, "targetPort": 8080 },
+        { "name": "mysql", "port": 3316, "targetPort": 3306 },
+        { "name": "detected", "port": 3308, "targetPort": 3308 },
+        { "name": "open", "port": 3309, "targetPort": 3309 },
+        { "name": "tcp-count", "port": 7000, "targetPort": 7000 },
+    ]);
     let both = |number| [v4(number), v6(number)];
     vec![
         json!({
@@ -265,17 +300,9 @@ fn objects() -> Vec<Value> {
         pod("server", &both(SERVER)),
         pod("kept", &both(KEPT)),
         pod("six", &[v6(SIX)]),
-        service(
-            "server",
-            &["10.96.0.9", "fd96::9"],
-            &json!([
-                { "name": "http", "port": 80, "targetPort": 8080 },
-                { "name": "mysql", "port": 3316, "targetPort": 3306 },
-                { "name": "detected", "port": 3308, "targetPort": 3308 },
-                { "name": "open", "port": 3309, "targetPort": 3309 },
-                { "name": "tcp-count", "port": 7000, "targetPort": 7000 },
-            ]),
-        ),
+        pod("stock", &both(STOCK)),
+        service("server", &["10.96.0.9", "fd96::9"], &all),
+        service("stock", &["10.96.0.14", "fd96::14"], &all),
         service("db", &["10.96.0.10"], &json!([{ "port": 3306, "targetPort": 3306 }])),
         service("client", &["10.96.0.11", "fd96::11"], &http),
         service("kept", &["10.96.0.12", "fd96::12"], &http),
@@ -299,19 +326,8 @@ fn objects() -> Vec<Value> {
             "metadata": { "name": "default", "namespace": "default" },
             "spec": { "mtls": { "mode": "STRICT" } },
         }),
-        json!({
-            "apiVersion": "security.istio.io/v1",
-            "kind": "PeerAuthentication",
-            "metadata": { "name": "server", "namespace": "default" },
-            "spec": {
-                "selector": { "matchLabels": { "app": "server" } },
-                "portLevelMtls": {
-                    "3309": { "mode": "PERMISSIVE" },
-                    // So that others get as far as the proxy's own port.
-                    "15001": { "mode": "PERMISSIVE" },
-                },
-            },
-        }),
+        open_ports("server"),
+        open_ports("stock"),
     ]
 }
 

@@ -1,10 +1,11 @@
 //! TPROXY: the application sees the address of its client, through both sidecars.
 
 use super::net::{v4, v6};
-use super::scene::{CLIENT, KEPT, SERVER, SIX, Scene, by_both, is_from, says_from};
+use super::scene::{CLIENT, KEPT, SERVER, SIX, STOCK, Scene, by_both, is_from, says_from};
 
 pub(crate) fn keeps_addresses(scene: &Scene) {
-    for (pod, account) in [(CLIENT, "client"), (SERVER, "server"), (SIX, "six")] {
+    let accounts = [(CLIENT, "client"), (SERVER, "server"), (SIX, "six"), (STOCK, "stock")];
+    for (pod, account) in accounts.into_iter().filter(|(pod, _)| scene.pods.contains(pod)) {
         let said = scene.net[pod].curl(&["-f", "http://kept/"]).text;
         let own = says_from(&said, &v6(pod)) || pod != SIX && says_from(&said, &v4(pod));
         assert!(own && is_from(&said, account), "{said}");
