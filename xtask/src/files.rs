@@ -24,7 +24,7 @@ const UNSAFE: &[&str] = &[
 ];
 
 /// Calls that production code must not make: time enters through `base::Clock`, tokio or an
-/// argument, and threads are never put to sleep.
+/// argument, and threads are never put to sleep. Only tests wait for other processes, which tell nobody what they do.
 const BANNED: &[(&str, &str)] = &[("thread::sleep(", "wait for an event instead")];
 
 /// Problems of all files.
@@ -57,7 +57,7 @@ fn problems(source: &Source) -> Vec<String> {
                 .push(format!("{path}:{number}: unsafe code outside the files listed in xtask/src/files.rs"));
         }
         for (call, instead) in BANNED {
-            if code.contains(call) {
+            if code.contains(call) && path != "crates/testkit/src/process.rs" {
                 problems.push(format!("{path}:{number}: {call}...) is banned: {instead}"));
             }
         }
