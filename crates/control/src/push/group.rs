@@ -40,6 +40,8 @@ pub(crate) struct Group {
     pub(crate) kin: Option<Kin>,
     /// The clusters of services that it is told of then.
     picked: BTreeSet<Name>,
+    /// Whether these were found out once.
+    has_picked: bool,
     /// The virtual hosts that it is told of, by their names, if it is told only of those that are used.
     picked_hosts: BTreeMap<Name, Arc<Resource>>,
     hosts: Resources,
@@ -59,6 +61,7 @@ impl Group {
             listeners: Resources::default(),
             kin: key.is_lazy().then(|| Kin::of(key)),
             picked: BTreeSet::new(),
+            has_picked: false,
             picked_hosts: BTreeMap::new(),
             hosts: Resources::default(),
             empty_since: None,
@@ -146,17 +149,62 @@ impl Group {
         true
     }
 
+    /// Virtual hosts that it is told of besides, by the names that they are learnt by: whether some are new
+    /// or others than before, and the clusters that it is told of with them and was not before.
+    pub(crate) fn pick_more_hosts(
+        &mut self,
+        view: &View,
+        learnt: &[Name],
+        version: &Name,
+    ) -> (bool, Vec<Name>) {
+        let (mut changed, mut clusters) = (false, Vec::new());
+        for host in learnt.iter().filter_map(|name| view.host(name)) {
+            let name = &host.wire.name;
+            if self.picked_hosts.get(name) == Some(host) {
+                continue;
+            }
+            changed = true;
+            self.hosts.insert(host.wire.clone());
+            self.picked_hosts.insert(name.clone(), Arc::clone(host));
+            clusters.extend(led_to(host).cloned());
+        }
+        if changed {
+            self.hosts.set_version(version.clone());
+        }
+        (changed, self.pick_clusters(&clusters))
+    }
+
+    /// Clusters of services that it is told of besides: those that it was not told of before.
+    pub(crate) fn pick_clusters(&mut self, clusters: &[Name]) -> Vec<Name> {
+        clusters.iter().filter(|name| self.picked.insert(Name::clone(name))).cloned().collect()
+    }
+
+    /// Takes in clusters that it is told of besides; true if there are any of them.
+    pub(crate) fn combine_more(&mut self, view: &View, clusters: &[Name], version: &Name) -> bool {
+        let found: Vec<_> = clusters.iter().filter_map(|name| view.find(&TypeUrl::Cluster, name)).collect();
+        if found.is_empty() {
+            return false;
+        }
+        for cluster in found {
+            self.clusters.insert(cluster.wire.clone());
+        }
+        self.clusters.set_version(version.clone());
+        true
+    }
+
+    /// Whether it was found out already what it is told of.
+    pub(crate) fn has_picked(&self) -> bool {
+        self.has_picked && (!self.client.asks_for_hosts() || !self.hosts.version().is_empty())
+    }
+
     /// The clusters of services that it is told of from now on, with those that listeners and virtual
     /// hosts need, and those that the latter lead to; false if they are the same as before.
     pub(crate) fn pick(&mut self, view: &View, learnt: impl Iterator<Item = Name>) -> bool {
         let own = self.own_listeners.iter().flat_map(|list| list.iter());
         let needed = view.needed().iter().chain(own.flat_map(|listener| &listener.needs));
-        let hosts = self.picked_hosts.values();
-        let led_to =
-            hosts.clone().map(|host| &host.clusters).filter(|clusters| clusters.len() <= MOST_CLUSTERS);
-        let led_to = led_to.flatten().filter(|cluster| name::parse_outbound(cluster).is_some());
-        let needed = needed.chain(led_to).chain(hosts.flat_map(|host| &host.needs));
+        let needed = needed.chain(self.picked_hosts.values().flat_map(led_to));
         let picked = learnt.chain(needed.cloned()).collect();
+        self.has_picked = true;
         let changed = self.picked != picked;
         self.picked = picked;
         changed
@@ -190,4 +238,12 @@ impl Group {
         graph.release::<OwnClusters>(key);
         graph.release::<OwnListeners>(key);
     }
+}
+
+/// The clusters of services that come with a virtual host: those that it leads to unless they are many, and
+/// those that it needs.
+fn led_to(host: &Arc<Resource>) -> impl Iterator<Item = &Name> {
+    let led_to = Some(&host.clusters).filter(|clusters| clusters.len() <= MOST_CLUSTERS);
+    let led_to = led_to.into_iter().flatten().filter(|cluster| name::parse_outbound(cluster).is_some());
+    led_to.chain(&host.needs)
 }

@@ -35,6 +35,10 @@ const PASSING: [&str; 10] = [
 /// up: a workload that calls the whole of the internet must not fill its proxies.
 const MOST_MADE_UP: usize = 1000;
 
+/// How many names of virtual hosts, or of clusters, are known to be used by a workload, those that exist
+/// aside: what one sidecar asks for, all of its workload have.
+const MOST_USED: usize = 20_000;
+
 /// How much is kept of workloads that have no proxy here any more, names and workloads together: whoever
 /// connects may say that he is another each time.
 const MOST_ABSENT: usize = 100_000;
@@ -173,20 +177,35 @@ impl Learnt {
         }
     }
 
-    /// A proxy asks for some; true if some were not known.
-    pub(crate) fn on_asked(&mut self, kin: &Kin, what: What, names: &[Name]) -> bool {
-        self.note(kin, what, names, None)
-    }
-
-    /// A proxy has some, from an earlier stream; true if some were not known.
-    pub(crate) fn on_held(&mut self, kin: &Kin, what: What, names: &[Name], now: Instant) -> bool {
-        self.note(kin, what, names, Some(now))
-    }
-
-    fn note(&mut self, kin: &Kin, what: What, names: &[Name], unnamed: Option<Instant>) -> bool {
-        let Some(known) = self.all.get_mut(kin).filter(|_| !names.is_empty()) else { return false };
+    /// A proxy asks for some; gives those that were not known. If very many are known, those that do not
+    /// exist are not learnt.
+    pub(crate) fn on_asked(
+        &mut self,
+        kin: &Kin,
+        what: What,
+        names: &[Name],
+        exists: impl Fn(&Name) -> bool,
+    ) -> Vec<Name> {
+        let Some(known) = self.all.get_mut(kin) else { return Vec::new() };
         let uses = known.uses_mut(what);
-        names.iter().fold(false, |some, name| uses.note(name, unnamed) | some)
+        let mut fresh = Vec::new();
+        for name in names {
+            if (uses.all.len() < MOST_USED || uses.all.contains_key(name) || exists(name))
+                && uses.note(name, None)
+            {
+                fresh.push(name.clone());
+            }
+        }
+        fresh
+    }
+
+    /// A proxy has some, from an earlier stream; true if some were not known. If very many are known, what
+    /// has no room is not learnt.
+    pub(crate) fn on_held(&mut self, kin: &Kin, what: What, names: &[Name], now: Instant) -> bool {
+        let Some(known) = self.all.get_mut(kin) else { return false };
+        let uses = known.uses_mut(what);
+        let note = |name| uses.all.len() < MOST_USED && uses.note(name, Some(now));
+        names.iter().map(note).fold(false, |some, is_new| some | is_new)
     }
 
     /// Forgets the oldest of the virtual hosts that are made up and not asked for, if there are too many.
@@ -307,7 +326,7 @@ mod tests {
     use leno_base::Name;
     use leno_derive::Graph;
 
-    use super::{KEEP, Kin, Learnt, MOST_ABSENT, MOST_MADE_UP, What};
+    use super::{KEEP, Kin, Learnt, MOST_ABSENT, MOST_MADE_UP, MOST_USED, What};
     use crate::push::node;
     use crate::scope::ProxyKey;
     use crate::translate::resource::{object, text};
@@ -337,10 +356,13 @@ mod tests {
         let start = Instant::now();
         let mut learnt = Learnt::default();
         learnt.join(&kin, &first);
-        assert!(learnt.on_asked(&kin, What::Clusters, &[a.clone(), none]));
-        assert!(
-            !learnt.on_asked(&kin, What::Clusters, std::slice::from_ref(&a))
-                && !learnt.on_asked(&kin, What::Clusters, &[])
+        assert_eq!(
+            learnt.on_asked(&kin, What::Clusters, &[a.clone(), none.clone()], |_| false),
+            [a.clone(), none]
+        );
+        assert_eq!(
+            learnt.on_asked(&kin, What::Clusters, std::slice::from_ref(&a), |_| false),
+            Vec::<Name>::new()
         );
         assert!(learnt.on_held(&kin, What::Clusters, &[a, b], start));
         assert_eq!(names(&learnt, &kin), ["a", "b", "none"]);
@@ -378,9 +400,9 @@ mod tests {
         let mut learnt = Learnt::default();
         learnt.join(&kin, &proxy);
         let real = Name::new("80/a.real");
-        assert!(learnt.on_asked(&kin, What::Hosts, std::slice::from_ref(&real)));
+        assert_eq!(learnt.on_asked(&kin, What::Hosts, std::slice::from_ref(&real), |_| false).len(), 1);
         let made_up = |index: usize| Name::from(format!("80/x{index}"));
-        assert!(learnt.on_asked(&kin, What::Hosts, &[made_up(0)]));
+        assert_eq!(learnt.on_asked(&kin, What::Hosts, &[made_up(0)], |_| false).len(), 1);
         for index in 1..MOST_MADE_UP + 3 {
             assert!(learnt.on_held(&kin, What::Hosts, &[made_up(index)], Instant::now()));
             learnt.limit(&kin, |name| *name != real);
@@ -390,6 +412,23 @@ mod tests {
         // What is asked for stays.
         assert!(has(&real) && has(&made_up(0)) && has(&made_up(3)));
         assert!(!has(&made_up(1)) && !has(&made_up(2)) && !learnt.has(&kin, What::Clusters, &real));
+    }
+
+    #[test]
+    fn what_a_workload_uses_is_limited() {
+        let proxy = proxy([("app", "web"), ("pod-template-hash", "1")]);
+        let kin = Kin::of(&proxy);
+        let mut learnt = Learnt::default();
+        learnt.join(&kin, &proxy);
+        let names: Vec<Name> = (0..MOST_USED + 5).map(|index| Name::from(format!("80/x{index}"))).collect();
+        let (held, asked) = names.split_at(MOST_USED - 1);
+        assert!(learnt.on_held(&kin, What::Hosts, held, Instant::now()));
+        // What exists, and what is known, has room at any time.
+        let fresh = learnt.on_asked(&kin, What::Hosts, asked, |name| name.ends_with("3"));
+        assert_eq!(fresh, [asked[0].clone(), asked[4].clone()]);
+        assert_eq!(learnt.on_asked(&kin, What::Hosts, &fresh, |_| false), Vec::<Name>::new());
+        assert!(!learnt.on_held(&kin, What::Hosts, asked, Instant::now()));
+        assert_eq!(learnt.uses(&kin, What::Hosts).count(), MOST_USED + 1);
     }
 
     /// A proxy that wanders between replicas does not teach each what it has forgotten.
@@ -406,7 +445,7 @@ mod tests {
         assert!(!learnt.on_held(&kin, What::Clusters, &one, later));
         assert!(names(&learnt, &kin).is_empty());
         // Who asks for it uses it.
-        assert!(learnt.on_asked(&kin, What::Clusters, &one));
+        assert_eq!(learnt.on_asked(&kin, What::Clusters, &one, |_| false), one);
         assert_eq!(names(&learnt, &kin), ["a"]);
     }
 

@@ -15,6 +15,7 @@
 //! what it changes in views and groups, and a look at each session that must be told of it.
 
 pub(crate) mod about;
+mod asked;
 pub(crate) mod clearance;
 pub(crate) mod group;
 mod learnt;
@@ -491,21 +492,31 @@ impl Push {
                 self.counts.on_asked();
                 let key = Arc::clone(&session.key);
                 if type_url == TypeUrl::VirtualHost && key.asks_for_hosts() {
-                    let answers = self.on_hosts_asked(graph, &key, (&names, &held), now, touched);
+                    let (answers, denied) = self.on_hosts_asked(graph, &key, (&names, &held), now, touched);
                     if let Some(session) = self.sessions.get_mut(&id) {
                         session.await_hosts(answers);
+                        if !denied.is_empty() {
+                            session.deny_hosts(denied);
+                        }
                     }
                     return;
                 }
                 if type_url == TypeUrl::Cluster
                     && let Some(kin) = &group.kin
                 {
-                    let asked = self.learnt.on_asked(kin, What::Clusters, &names);
+                    let client = ProxyKey::clone(&group.client);
+                    let exists = |name: &Name| {
+                        graph.peek::<NamedCluster>(&(client.clone(), name.to_string())).is_some()
+                    };
+                    let fresh = self.learnt.on_asked(kin, What::Clusters, &names, exists);
                     held.retain(|name| name::parse_outbound(name).is_some());
-                    let held = self.learnt.on_held(kin, What::Clusters, &held, now);
-                    let kin = if asked || held { self.learnt.groups(kin) } else { Vec::new() };
-                    for key in kin {
-                        self.pick(graph, &key, touched);
+                    let holds_more = self.learnt.on_held(kin, What::Clusters, &held, now);
+                    for key in self.learnt.groups(kin) {
+                        if holds_more {
+                            self.pick(graph, &key, touched);
+                        } else if !fresh.is_empty() {
+                            self.pick_more(graph, &key, &fresh, What::Clusters, touched);
+                        }
                     }
                 }
                 self.load(graph, &key, &type_url, &names, touched);

@@ -214,7 +214,8 @@ pub(crate) fn parse(graph: &Graph, node: &core::Node) -> Result<Node, BadNode> {
     if role != Role::Sidecar || !is_lazy || !lazy_is_on(graph) {
         abilities.remove(Abilities::ON_DEMAND);
     } else if abilities.has(Abilities::ON_DEMAND)
-        && field(LAZY_ROUTES).and_then(truth).unwrap_or_else(|| is_ours && lazy_routes_are_on(graph))
+        && field(LAZY_ROUTES).and_then(truth).unwrap_or(is_ours)
+        && lazy_routes_are_on(graph)
     {
         abilities.insert(Abilities::HOSTS_ON_DEMAND);
     }
@@ -257,7 +258,7 @@ fn lazy_is_on(graph: &Graph) -> bool {
     graph.input::<SwitchInput>(&()).is_none_or(|switches| switches.lazy)
 }
 
-/// Whether they are told of the virtual hosts only that they use, unless they say.
+/// Whether they may be told of the virtual hosts only that they use.
 fn lazy_routes_are_on(graph: &Graph) -> bool {
     graph.input::<SwitchInput>(&()).is_none_or(|switches| switches.lazy_routes)
 }
@@ -519,7 +520,8 @@ mod tests {
             let switches = Switches::read(|asked| (asked == name).then(|| "false".to_owned()));
             batch.set::<SwitchInput>((), switches);
             off.commit(batch);
-            assert_eq!(read(&off, sidecar, "leno", said("true")), expected);
+            let both = [said("true"), vec![("LENO_LAZY_ROUTES", text("true"))]].concat();
+            assert_eq!(read(&off, sidecar, "leno", both), expected);
         }
     }
 

@@ -40,6 +40,7 @@ fn asked(client: &ProxyKey, view: &View) -> Asked {
         client: client.clone(),
         routes: view.asked_names(&TypeUrl::Route),
         clusters: view.asked_names(&TypeUrl::Cluster),
+        hosts: view.kinds_of_hosts(),
     }
 }
 

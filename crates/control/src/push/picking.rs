@@ -10,8 +10,8 @@ use leno_base::Name;
 use leno_derive::Graph;
 use leno_xds::TypeUrl;
 
-use super::learnt::What;
-use super::session::AskedHost;
+use super::asked::AskedHost;
+use super::learnt::{Kin, What};
 use super::{Push, Touched, mark, version};
 use crate::scope::ProxyKey;
 use crate::translate::route::on_demand::{self, NamedHost};
@@ -36,7 +36,8 @@ impl Push {
         }
     }
 
-    /// A proxy asks for virtual hosts, by the hosts of requests; `held` are those that it has.
+    /// A proxy asks for virtual hosts, by the hosts of requests; `held` are those that it has. Gives the
+    /// answers, and the hosts that there is no room for.
     pub(super) fn on_hosts_asked(
         &mut self,
         graph: &Graph,
@@ -44,39 +45,53 @@ impl Push {
         (names, held): (&[Name], &[Name]),
         now: Instant,
         touched: &mut Touched,
-    ) -> Vec<AskedHost> {
-        let Some(group) = self.groups.get(key) else { return Vec::new() };
-        let Some(kin) = group.kin.clone() else { return Vec::new() };
+    ) -> (Vec<AskedHost>, Vec<Name>) {
+        let (mut answers, mut denied, mut fresh) = (Vec::new(), Vec::new(), Vec::new());
+        let Some(group) = self.groups.get(key) else { return (answers, denied) };
+        let Some(kin) = group.kin.clone() else { return (answers, denied) };
         let client = Arc::clone(&group.client);
-        // What the answer is called is learnt too, by which the next asks who comes back with it.
-        let answers: Vec<AskedHost> = names
-            .iter()
-            .map(|asked| {
-                let learnt = on_demand::learnt_by(graph, &client, asked);
-                let learnt = if *asked == *learnt { asked.clone() } else { Name::from(learnt) };
-                let found = graph.peek::<NamedHost>(&(ProxyKey::clone(&client), learnt.to_string()));
-                let found = found.as_ref().as_ref().map(|found| &found.wire.name);
-                let given = found.filter(|given| **given != learnt).unwrap_or(&learnt).clone();
-                AskedHost { asked: asked.clone(), learnt, given }
-            })
-            .collect();
-        let used: Vec<Name> =
-            answers.iter().flat_map(|answer| [&answer.learnt, &answer.given]).cloned().collect();
-        let asked = self.learnt.on_asked(&kin, What::Hosts, &used);
-        if self.learnt.on_held(&kin, What::Hosts, held, now) || asked {
-            let view = self.views.get(&client);
-            let find = |name: &Name| view.and_then(|view| view.host(name));
-            let is_made_up =
-                |name: &Name| find(name).is_some_and(|host| host.is_made_up || host.wire.name != *name);
-            self.learnt.limit(&kin, is_made_up);
+        for asked in names {
+            let learnt = on_demand::learnt_by(graph, &client, asked);
+            let learnt = if *asked == *learnt { asked.clone() } else { Name::from(learnt) };
+            let found = graph.peek::<NamedHost>(&(ProxyKey::clone(&client), learnt.to_string()));
+            let found = found.as_ref().as_ref();
+            let given = found.map(|found| &found.wire.name).filter(|given| **given != learnt);
+            let given = given.unwrap_or(&learnt).clone();
+            // What the answer is called is learnt too, by which the next asks who comes back with it.
+            let used = [learnt.clone(), given.clone()];
+            let exists = |name: &Name| *name == given && found.is_some_and(|found| !found.is_made_up);
+            fresh.extend(self.learnt.on_asked(&kin, What::Hosts, &used, exists));
+            let learnt = used.into_iter().find(|name| self.learnt.has(&kin, What::Hosts, name));
+            match learnt {
+                Some(learnt) => answers.push(AskedHost { asked: asked.clone(), learnt, given }),
+                None => denied.push(asked.clone()),
+            }
+        }
+        if self.learnt.on_held(&kin, What::Hosts, held, now) {
+            self.limit_hosts(graph, &kin, &client);
             for key in self.learnt.groups(&kin) {
                 self.pick(graph, &key, touched);
             }
             self.untidy.insert(client);
+        } else if fresh.is_empty() {
+            self.pick_more(graph, key, &fresh, What::Hosts, touched);
         } else {
-            self.pick(graph, key, touched);
+            for key in self.learnt.groups(&kin) {
+                self.pick_more(graph, &key, &fresh, What::Hosts, touched);
+            }
+            self.untidy.insert(client);
         }
-        answers
+        (answers, denied)
+    }
+
+    /// Forgets hosts that somebody may have made up and nobody asks for, if there are too many.
+    fn limit_hosts(&mut self, graph: &Graph, kin: &Kin, client: &Arc<ProxyKey>) {
+        let Some(view) = self.views.get_mut(client) else { return };
+        let hosts: Vec<Name> = self.learnt.uses(kin, What::Hosts).cloned().collect();
+        view.load_hosts(graph, client, &hosts);
+        let is_made_up =
+            |name: &Name| view.host(name).is_some_and(|host| host.is_made_up || host.wire.name != *name);
+        self.learnt.limit(kin, is_made_up);
     }
 
     /// Virtual hosts that are asked for one by one have changed.
@@ -124,6 +139,38 @@ impl Push {
         let before = group.resources(view, &TypeUrl::Cluster).clone();
         group.combine(view, &TypeUrl::Cluster, &version);
         if !group.resources(view, &TypeUrl::Cluster).changes_since(&before).is_empty() {
+            mark(&mut self.sessions, group, &TypeUrl::Cluster, None, touched);
+        }
+    }
+
+    /// The proxies of a group are told of some more.
+    pub(super) fn pick_more(
+        &mut self,
+        graph: &Graph,
+        key: &Arc<ProxyKey>,
+        fresh: &[Name],
+        what: What,
+        touched: &mut Touched,
+    ) {
+        let Some(group) = self.groups.get_mut(key) else { return };
+        if !group.has_picked() {
+            return self.pick(graph, key, touched);
+        }
+        let Some(view) = self.views.get_mut(&group.client) else { return };
+        let version = version(graph);
+        let clusters = match what {
+            What::Clusters => group.pick_clusters(fresh),
+            What::Hosts => {
+                view.load_hosts(graph, &group.client, fresh);
+                let (changed, clusters) = group.pick_more_hosts(view, fresh, &version);
+                if changed {
+                    mark(&mut self.sessions, group, &TypeUrl::VirtualHost, None, touched);
+                }
+                clusters
+            }
+        };
+        view.load_named(graph, &group.client, &TypeUrl::Cluster, &clusters, &version);
+        if group.combine_more(view, &clusters, &version) {
             mark(&mut self.sessions, group, &TypeUrl::Cluster, None, touched);
         }
     }

@@ -22,6 +22,7 @@ use leno_xds::{Mode, Resource, TypeUrl};
 use tonic::Status;
 
 use super::about::About;
+use super::asked::{AskedHost, AskedHosts, MOST_HOST, MOST_HOSTS};
 use super::clearance::Clearance;
 use super::group::Group;
 use super::node::Node;
@@ -34,10 +35,6 @@ use crate::scope::ProxyKey;
 /// How long listeners and routes wait for a proxy to take clusters and endpoints, or a cluster
 /// lingers. A proxy that does not answer in this time is told the rest all the same.
 const PATIENCE: Duration = Duration::from_secs(5);
-
-/// How long the host of a request may be, in bytes, with the name of the route configuration: longer than
-/// any that exists.
-const MOST_HOST: usize = 512;
 
 /// How many types a proxy may ask for on one stream, and how long their URLs may be, bytes: proxies know
 /// a dozen, and what a stranger makes up is remembered as long as his stream.
@@ -67,17 +64,6 @@ pub(crate) struct Cause {
     pub(crate) change: u64,
     /// When it came.
     pub(crate) at: Instant,
-}
-
-/// A host by which a proxy has asked for a virtual host.
-#[derive(Clone, Debug)]
-pub(crate) struct AskedHost {
-    /// As it spells it.
-    pub(crate) asked: Name,
-    /// What the answer is learnt by.
-    pub(crate) learnt: Name,
-    /// What the virtual host was called that it was given.
-    pub(crate) given: Name,
 }
 
 /// One stream.
@@ -113,10 +99,12 @@ pub(crate) struct Session {
     /// Clusters that were sent and whose endpoints were not asked for yet: they are still being
     /// taken in.
     awaiting: BTreeSet<Name>,
-    /// The hosts by which it has asked for virtual hosts, by what it spells them.
-    asked_hosts: BTreeMap<Name, AskedHost>,
+    /// The hosts by which it has asked for virtual hosts.
+    asked_hosts: AskedHosts,
     /// Those of them that are to be answered.
     awaited_hosts: Vec<AskedHost>,
+    /// Hosts of which it is to be told that there is nothing.
+    denied_hosts: Vec<Name>,
     /// Since when something is held back.
     held_since: Option<Instant>,
     /// When a response was sent last, by type.
@@ -156,8 +144,9 @@ impl Session {
             resumes: false,
             resumes_since: None,
             awaiting: BTreeSet::new(),
-            asked_hosts: BTreeMap::new(),
+            asked_hosts: AskedHosts::default(),
             awaited_hosts: Vec::new(),
+            denied_hosts: Vec::new(),
             held_since: None,
             sent_at: BTreeMap::new(),
             pending_since: None,
@@ -210,7 +199,8 @@ impl Session {
                     let is_learnt = matches!(type_url, TypeUrl::Cluster | TypeUrl::VirtualHost);
                     let held = match self.stream.subscription(&type_url) {
                         Some(sent) if is_new && is_learnt => {
-                            sent.sent_resources().map(|(name, _)| name.clone()).collect()
+                            let names = sent.sent_resources().map(|(name, _)| name);
+                            names.filter(|name| name.len() <= MOST_HOST).take(MOST_HOSTS).cloned().collect()
                         }
                         _ => Vec::new(),
                     };
@@ -247,31 +237,46 @@ impl Session {
             return Vec::new();
         }
         let gone = std::mem::take(&mut request.resource_names_unsubscribe);
-        gone.iter().for_each(|name| drop(self.asked_hosts.remove(name.as_str())));
+        gone.iter().for_each(|name| self.asked_hosts.remove(name));
         if !gone.is_empty() {
             said.push(Said::Unwanted);
         }
-        // That such hosts do not exist is said without any learning.
         let asked = std::mem::take(&mut request.resource_names_subscribe);
-        let asked = asked.into_iter().filter(|name| name != WILDCARD);
-        let (asked, endless): (Vec<_>, Vec<_>) = asked.partition(|name| name.len() <= MOST_HOST);
-        request.resource_names_subscribe = endless;
         if self.stream.subscription(&TypeUrl::VirtualHost).is_none() {
             request.resource_names_subscribe.push(WILDCARD.to_owned());
         }
-        asked.into_iter().map(Name::from).collect()
+        let asked = asked.into_iter().filter(|name| name != WILDCARD).map(Name::from);
+        let mut room = MOST_HOSTS.saturating_sub(self.asked_hosts.len());
+        let (asked, denied): (Vec<_>, Vec<_>) = asked.partition(|name| {
+            let is_new = !self.asked_hosts.contains(name);
+            let has_room = !is_new || (name.len() <= MOST_HOST && room > 0);
+            room -= usize::from(is_new && has_room);
+            has_room
+        });
+        if !denied.is_empty() {
+            self.deny_hosts(denied);
+            self.owe(&TypeUrl::VirtualHost);
+        }
+        asked
     }
 
     /// Notes hosts that the proxy has asked for.
     pub(crate) fn await_hosts(&mut self, answers: Vec<AskedHost>) {
-        self.asked_hosts.extend(answers.iter().map(|answer| (answer.asked.clone(), answer.clone())));
+        answers.iter().for_each(|answer| self.asked_hosts.insert(answer.clone()));
         self.awaited_hosts.extend(answers);
+    }
+
+    /// Notes hosts of which the proxy is to be told that there is nothing, which is all that is known of
+    /// them.
+    pub(crate) fn deny_hosts(&mut self, hosts: Vec<Name>) {
+        tracing::debug!(node = self.node, hosts = hosts.len(), "too many or too long hosts are asked for");
+        self.denied_hosts.extend(hosts);
     }
 
     /// Whether the proxy has asked for the virtual host that is learnt by a name: it does not ask again
     /// when it goes, and takes it that there is none from then on.
     pub(crate) fn asks_for_host(&self, name: &Name) -> bool {
-        self.asked_hosts.values().any(|host| host.given == *name || host.learnt == *name)
+        self.asked_hosts.names(name)
     }
 
     fn note_answer(&mut self, type_url: &TypeUrl, refused: bool) {
@@ -400,8 +405,8 @@ impl Session {
         let mut next = None;
         for type_url in &self.pending {
             // An answer that was asked for is given; anything else waits for the answer to the last.
-            let is_owed = self.stream.is_owed(type_url)
-                || (*type_url == TypeUrl::VirtualHost && !self.awaited_hosts.is_empty());
+            let is_owed =
+                self.stream.is_owed(type_url) || (*type_url == TypeUrl::VirtualHost && self.owes_hosts());
             if self.stream.is_outstanding(type_url) && !is_owed {
                 continue;
             }
@@ -451,6 +456,11 @@ impl Session {
             (false, _) => {}
         }
         next
+    }
+
+    /// Whether hosts that were asked for are to be answered.
+    fn owes_hosts(&self) -> bool {
+        !self.awaited_hosts.is_empty() || !self.denied_hosts.is_empty()
     }
 
     /// Whether a proxy that has come back has all listeners and routes of now, or has had its time.
@@ -528,6 +538,7 @@ impl Session {
         }
         let names: Vec<Name> = aliases.keys().cloned().collect();
         self.stream.ask_again(&TypeUrl::VirtualHost, &names);
+        self.stream.answer(&TypeUrl::VirtualHost, std::mem::take(&mut self.denied_hosts));
         let mut response = self.stream.push(&TypeUrl::VirtualHost, hosts, Scope::All)?;
         for (name, aliases) in &mut aliases {
             aliases.retain(|alias| alias != name);

@@ -268,6 +268,17 @@ impl View {
         true
     }
 
+    /// Names that virtual hosts are learnt by, without those that differ in their only domain.
+    pub(crate) fn kinds_of_hosts(&self) -> Vec<String> {
+        let mut kinds = HashSet::new();
+        let hosts = self.hosts.iter().filter(|(name, host)| {
+            let table = name.rsplit_once('/').map_or("", |(table, _)| table);
+            let called = (!host.is_made_up).then_some(&host.wire.name);
+            kinds.insert((table, called, &host.origins))
+        });
+        hosts.map(|(name, _)| name.to_string()).collect()
+    }
+
     /// Lets go of virtual hosts that are not wanted any more, by the names that they are learnt by.
     pub(crate) fn release_hosts(
         &mut self,

@@ -370,7 +370,7 @@ fn effects(graph: &Graph, key: &ProxyKey, configuration: &Value) -> Effects {
         all.filter_map(|found| found["name"].as_str()).map(str::to_owned).collect()
     };
     let client = ProxyKey::clone(&graph.peek::<ClientOf>(key));
-    let asked = Asked { client, routes: names("routes"), clusters: names("clusters") };
+    let asked = Asked { client, routes: names("routes"), clusters: names("clusters"), hosts: Vec::new() };
     let mut effects = graph.peek::<SharedEffects>(&asked).as_ref().clone();
     effects.absorb(&graph.peek::<OwnEffects>(key));
     effects

@@ -511,6 +511,36 @@ spec: {hosts: [s1.mesh], http: [{route: [{destination: {host: s3.mesh}}]}]}
     pilot.stop().await;
 }
 
+/// What a proxy says that it has is looked at before it is learnt for good: of hosts that somebody has made
+/// up there are no more than a limit. Those that are too long for a host are nobody's.
+#[tokio::test]
+async fn made_up_hosts_that_a_sidecar_brings_are_limited() {
+    const BROUGHT: usize = 1100;
+    let folder = mesh();
+    let pilot = Pilot::start(folder.path()).await;
+    let mut web = connect(&pilot, "web").await;
+    let brought = (0..BROUGHT).map(|index| format!("80/x{index}.example"));
+    let brought = brought.chain(["80/s1.mesh".to_owned(), format!("80/{}", "x".repeat(600))]);
+    let request = DeltaDiscoveryRequest {
+        type_url: VHDS.to_owned(),
+        resource_names_subscribe: vec!["*".to_owned()],
+        initial_resource_versions: brought.map(|name| (name, "1".to_owned())).collect(),
+        ..DeltaDiscoveryRequest::default()
+    };
+    web.requests.send(request).await.expect("open");
+    web.until_led("80/s1.mesh", &cluster(1)).await;
+    let made_up = |client: &Client| client.hosts.keys().filter(|name| name.ends_with(".example")).count();
+    assert_eq!((web.hosts.len(), made_up(&web)), (1001, 1000));
+    // What is asked for has room, unless it is too long; then it is said that there is none.
+    let long = format!("80/{}.example", "y".repeat(600));
+    web.ask(VHDS, &["80/one-more.example", &long]).await;
+    web.until("one more", |client| client.answered.contains("80/one-more.example")).await;
+    web.ask(VHDS, &[&long]).await;
+    while !web.next().await.removed_resources.contains(&long) {}
+    assert_eq!(made_up(&web), 1001);
+    pilot.stop().await;
+}
+
 /// Make before break holds over the end of a stream: what routes may still lead to goes after they have
 /// been told anew, though it is not known any more.
 #[tokio::test]

@@ -263,6 +263,13 @@ impl Stream {
             subscription.ask_again(names);
         }
     }
+
+    /// Makes the next push of a type answer these, as if they were asked for this once and not subscribed.
+    pub fn answer(&mut self, type_url: &TypeUrl, names: Vec<Name>) {
+        if let Some(subscription) = self.subscriptions.get_mut(type_url) {
+            subscription.answer(names);
+        }
+    }
 }
 
 /// What a request changes in a subscription.

@@ -354,6 +354,10 @@ impl Subscription {
         }
     }
 
+    pub(super) fn answer(&mut self, names: Vec<Name>) {
+        self.asked.extend(names);
+    }
+
     /// Delta: what has changed, and what is gone or was asked for and does not exist.
     pub(super) fn plan_delta(&mut self, resources: &Resources, scope: Scope<'_>) -> Option<Plan> {
         if self.takes_everything() {

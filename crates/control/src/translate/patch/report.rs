@@ -33,6 +33,8 @@ pub(crate) struct Asked {
     pub(crate) routes: Vec<String>,
     /// Only of one that asks for each; others have all.
     pub(crate) clusters: Vec<String>,
+    /// Only of one that asks for virtual hosts: some of each kind that it has.
+    pub(crate) hosts: Vec<String>,
 }
 
 /// What patches do to what a client shares with its like.
@@ -43,7 +45,7 @@ impl Query for SharedEffects {
     type Value = Effects;
     const NAME: &'static str = "shared-patch-effects";
 
-    fn derive(cx: &Cx<'_>, Asked { client, routes, clusters }: &Asked) -> Effects {
+    fn derive(cx: &Cx<'_>, Asked { client, routes, clusters, hosts }: &Asked) -> Effects {
         let mut effects = Effects::default();
         let patches = &client.patching.patches;
         if patches.is_empty() {
@@ -68,6 +70,7 @@ impl Query for SharedEffects {
             let found = || route::unpatched(cx, client, name);
             effects.touch(cx, patches, Family::Route, |_| route::subject(cx, client, name), found);
         }
+        effects.add_hosts(cx, client, hosts);
         effects.add(cx, patches, Family::Extension, context, Vec::new, &subject);
         effects
     }
@@ -163,6 +166,38 @@ impl Effects {
             && let Some(resource) = resource()
         {
             self.count(cx, &selected, family, subject(&resource), resource);
+        }
+    }
+
+    /// Counts what patches do to virtual hosts that are asked for one by one, each of which is patched in a
+    /// configuration of its own: without what they do to this in any case, which is counted with the
+    /// configuration.
+    fn add_hosts(&mut self, cx: &Cx<'_>, client: &ProxyKey, hosts: &[String]) {
+        let selected = cx.get::<Selected>(&(client.patching.patches.clone(), Family::Route));
+        if selected.is_empty() {
+            return;
+        }
+        let ids: Vec<&PatchId> = selected.iter().collect();
+        let patch = |table: &str, found| {
+            outcome(cx, &selected, Family::Route, route::subject(cx, client, table), found)
+        };
+        for asked in hosts {
+            let Some((table, _)) = asked.rsplit_once('/') else { continue };
+            let Some(without) = route::unpatched(cx, client, table) else { continue };
+            let Some(with) = route::on_demand::unpatched(cx, client, asked) else { continue };
+            let (without, with) = (patch(table, without), patch(table, with));
+            for index in with.touched.iter().filter(|index| !without.touched.contains(index)) {
+                if let Some(id) = ids.get(*index) {
+                    self.0.entry(PatchId::clone(id)).or_default().resources += 1;
+                }
+            }
+            for (index, fault) in &with.faults {
+                if !without.faults.contains_key(index)
+                    && let Some(id) = ids.get(*index)
+                {
+                    self.0.entry(PatchId::clone(id)).or_default().faults.push((asked.clone(), fault.clone()));
+                }
+            }
         }
     }
 

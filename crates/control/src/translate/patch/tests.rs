@@ -22,6 +22,7 @@ use crate::translate::cluster::{OutboundPart, SharedClusters};
 use crate::translate::listener::SharedListeners;
 use crate::translate::proto::listener;
 use crate::translate::resource::Resource;
+use crate::translate::route::sidecar::OutboundRoute;
 
 const SERVICES: &str = "
 {apiVersion: v1, kind: Service, metadata: {name: a}, spec: {clusterIP: 10.96.0.1, ports: [{name: http, port: 80}]}}
@@ -154,7 +155,7 @@ fn the_report_makes_nothing_that_proxies_do_not_have() {
                    {applyTo: LISTENER, patch: {operation: MERGE, value: {reuse_port: false}}}";
     let resources = |graph: &Graph, client: &ProxyKey, clusters: &[&str]| -> Vec<usize> {
         let clusters = clusters.iter().map(|&name| name.to_owned()).collect();
-        let asked = Asked { client: client.clone(), routes: Vec::new(), clusters };
+        let asked = Asked { client: client.clone(), routes: Vec::new(), clusters, hosts: Vec::new() };
         graph.peek::<SharedEffects>(&asked).0.values().map(|effect| effect.resources).collect()
     };
     let mut graph = new_graph();
@@ -176,4 +177,28 @@ fn the_report_makes_nothing_that_proxies_do_not_have() {
     assert!(graph.get::<NamedCluster>(&(lazy.clone(), name.to_owned())).is_some());
     assert_eq!(resources(&graph, &lazy, &[name]).first(), Some(&(fixed + 1)));
     assert_eq!(graph.recomputations::<OutboundPart>(), 0, "others are not made");
+}
+
+/// Of virtual hosts that are asked for one by one each is counted that a patch has changed, and what patches
+/// do to the configuration once; the whole table is never made.
+#[test]
+fn the_report_knows_virtual_hosts_that_are_asked_for() {
+    let patches = "{applyTo: VIRTUAL_HOST, patch: {operation: MERGE, value: {include_request_attempt_count: true}}}, \
+                   {applyTo: ROUTE_CONFIGURATION, patch: {operation: MERGE, value: {max_direct_response_body_size_bytes: 7}}}";
+    let mut graph = new_graph();
+    apply(&mut graph, &filter("f", "", patches));
+    let mut lazy = ProxyFacts::clone(&client(&graph, "x"));
+    lazy.options.abilities.insert(Abilities::ON_DEMAND);
+    lazy.options.abilities.insert(Abilities::HOSTS_ON_DEMAND);
+    let hosts = ["80/a.default.svc.cluster.local", "80/nowhere.example", "80/*"];
+    let asked = Asked {
+        client: ProxyKey::from(lazy),
+        routes: vec!["80".to_owned()],
+        clusters: Vec::new(),
+        hosts: hosts.map(str::to_owned).to_vec(),
+    };
+    let found = graph.peek::<SharedEffects>(&asked);
+    let found: Vec<_> = found.0.values().map(|effect| (effect.resources, effect.faults.len())).collect();
+    assert_eq!(found, [(2, 0), (1, 0)]);
+    assert_eq!(graph.recomputations::<OutboundRoute>(), 0, "a whole table is not made");
 }

@@ -43,7 +43,7 @@ impl Query for Route {
     const NAME: &'static str = "route";
 
     fn derive(cx: &Cx<'_>, (proxy, name): &(ProxyKey, String)) -> Option<Arc<Resource>> {
-        let found = on_demand(cx, proxy, name).or_else(|| unpatched(cx, proxy, name))?;
+        let found = unpatched(cx, proxy, name)?;
         let patches = &proxy.patching.patches;
         if patches.is_empty() {
             return Some(found);
@@ -64,7 +64,12 @@ pub(super) fn subject(cx: &Cx<'_>, proxy: &ProxyKey, name: &str) -> Subject {
     subject
 }
 
-/// A route configuration whose virtual hosts are asked for one by one, before EnvoyFilters.
+/// A route configuration before EnvoyFilters.
+pub(super) fn unpatched(cx: &Cx<'_>, proxy: &ProxyKey, name: &str) -> Option<Arc<Resource>> {
+    on_demand(cx, proxy, name).or_else(|| whole(cx, proxy, name))
+}
+
+/// One whose virtual hosts are asked for one by one.
 fn on_demand(cx: &Cx<'_>, proxy: &ProxyKey, name: &str) -> Option<Arc<Resource>> {
     if !proxy.asks_for_hosts() {
         return None;
@@ -72,8 +77,8 @@ fn on_demand(cx: &Cx<'_>, proxy: &ProxyKey, name: &str) -> Option<Arc<Resource>>
     cx.get::<on_demand::Table>(&(proxy.viewer(cx), name.to_owned())).as_ref().clone()
 }
 
-/// A route configuration with all of its virtual hosts, before EnvoyFilters.
-pub(super) fn unpatched(cx: &Cx<'_>, proxy: &ProxyKey, name: &str) -> Option<Arc<Resource>> {
+/// One with all of its virtual hosts.
+fn whole(cx: &Cx<'_>, proxy: &ProxyKey, name: &str) -> Option<Arc<Resource>> {
     match (proxy.role, proxy.interception) {
         (Role::Router, _) => {
             let key = gateway::GatewayRouteKey {

@@ -158,7 +158,7 @@ impl Answer {
         Answer { owner: Owner::Nobody, only: Some(asked.to_owned()) }
     }
 
-    /// Finds it; `asked` is `CONFIGURATION/HOST` in lower case.
+    /// Finds it; `asked` is `CONFIGURATION/HOST`, the host in lower case.
     fn find(cx: &Cx<'_>, viewer: &Viewer, asked: &str) -> Answer {
         let (table, asked_host) = asked.rsplit_once('/').unwrap_or(("", asked));
         let Some(place) = Place::find(cx, viewer, table) else { return Answer::nobody(asked) };
@@ -295,8 +295,11 @@ impl Query for HostOf {
         let Whole { mut message, domains, origins } = whole;
         // That of nobody has what was asked for: no host has a slash.
         message.domains = answer.only.clone().map_or(domains, |only| vec![only]);
-        let first = message.domains.first()?.to_ascii_lowercase();
-        message.name = if answer.owner == Owner::Nobody { first } else { format!("{table}/{first}") };
+        let first = message.domains.first()?;
+        message.name = match answer.owner {
+            Owner::Nobody => first.clone(),
+            _ => format!("{table}/{}", first.to_ascii_lowercase()),
+        };
         let configuration = route::RouteConfiguration {
             virtual_hosts: vec![message],
             ..route::RouteConfiguration::default()
@@ -309,7 +312,8 @@ impl Query for HostOf {
     }
 }
 
-/// The virtual host that a client is given when it asks for a host: `CONFIGURATION/HOST`, in lower case.
+/// The virtual host that a client is given when it asks for a host: `CONFIGURATION/HOST`, the host in
+/// lower case.
 /// A root. There always is one for clients that ask; one whose domain no request can have, if there is no
 /// such configuration or no such host. `None` for other clients.
 pub(crate) struct NamedHost;
@@ -345,12 +349,17 @@ impl Query for NamedHost {
     }
 }
 
-/// What a virtual host is learnt by that is asked for: `asked` in lower case, and without a port where ports
-/// do not tell hosts apart.
+/// What a virtual host is learnt by that is asked for: `asked` with its host in lower case, and without a
+/// port where ports do not tell hosts apart.
 pub(crate) fn learnt_by(graph: &Graph, client: &ProxyKey, asked: &str) -> String {
-    let mut asked = asked.to_ascii_lowercase();
-    if let Some((table, host)) = asked.rsplit_once('/') {
-        let plain = table.len() + 1 + split(host).0.len();
+    let (table, host) = asked.rsplit_once('/').unwrap_or(("", asked));
+    let mut asked = asked.to_owned();
+    let host_at = asked.len() - host.len();
+    if let Some(host) = asked.get_mut(host_at..) {
+        host.make_ascii_lowercase();
+    }
+    if !table.is_empty() {
+        let plain = host_at + split(host).0.len();
         if plain < asked.len() {
             let place = graph.peek::<PlaceOf>(&(client.known_viewer().clone(), table.to_owned()));
             if place.is_some_and(|place| place.port.is_some()) {
@@ -359,6 +368,22 @@ pub(crate) fn learnt_by(graph: &Graph, client: &ProxyKey, asked: &str) -> String
         }
     }
     asked
+}
+
+/// The configuration that the virtual host of a host that is asked for is patched in, before it is; `None` if
+/// the mesh knows nothing of such a host. `asked` as for [`NamedHost`].
+pub(in crate::translate) fn unpatched(cx: &Cx<'_>, client: &ProxyKey, asked: &str) -> Option<Arc<Resource>> {
+    let viewer = client.known_viewer();
+    let (table, _) = asked.rsplit_once('/')?;
+    let answer = Answer::find(cx, viewer, asked);
+    let whole = Whole::make(cx, viewer, table, &answer.owner, answer.only.is_none())?;
+    let empty = empty(cx, viewer, table, Place::find(cx, viewer, table)?);
+    Some(Arc::new(Resource::new(table, &alone(empty, whole.message), whole.origins)))
+}
+
+/// A configuration with this virtual host only.
+fn alone(empty: route::RouteConfiguration, host: route::VirtualHost) -> route::RouteConfiguration {
+    route::RouteConfiguration { virtual_hosts: vec![host], ..empty }
 }
 
 /// A virtual host as patches make it: as if it were the only one of its table. `None` if they remove it, or
@@ -388,8 +413,7 @@ fn patched(cx: &Cx<'_>, client: &ProxyKey, table: &str, whole: Whole, only: Opti
         return None;
     }
     let added: HashSet<&str> = added.virtual_hosts.iter().map(|host| host.name.as_str()).collect();
-    let alone = route::RouteConfiguration { virtual_hosts: vec![whole.message.clone()], ..empty };
-    let (patched, origins) = apply(&alone)?;
+    let (patched, origins) = apply(&alone(empty, whole.message.clone()))?;
     let message = patched.virtual_hosts.into_iter().find(|host| !added.contains(host.name.as_str()))?;
     // One that has got others has these.
     let same = message.domains == whole.message.domains;

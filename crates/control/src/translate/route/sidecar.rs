@@ -34,7 +34,7 @@ pub(super) const PLAIN_HTTP: u16 = 80;
 
 /// The route configuration of an outbound port (`9080`) or of one service on it
 /// (`reviews.default.svc.cluster.local:9080`).
-pub(super) struct OutboundRoute;
+pub(in crate::translate) struct OutboundRoute;
 
 impl Query for OutboundRoute {
     type Key = (Viewer, String);
