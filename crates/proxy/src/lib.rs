@@ -7,6 +7,7 @@ mod allocator;
 #[doc(hidden)]
 pub mod bench;
 mod cluster;
+mod compression;
 mod config;
 mod drain;
 #[cfg(test)]

@@ -47,6 +47,21 @@ const FIXED: &[(&str, &str, &str)] = &[
         "envoy.clusters.dynamic_forward_proxy",
         "clusters.dynamic_forward_proxy.v3.ClusterConfig",
     ),
+    (
+        "envoy.compression.compressor",
+        "envoy.compression.brotli.compressor",
+        "compression.brotli.compressor.v3.Brotli",
+    ),
+    (
+        "envoy.compression.compressor",
+        "envoy.compression.gzip.compressor",
+        "compression.gzip.compressor.v3.Gzip",
+    ),
+    (
+        "envoy.compression.compressor",
+        "envoy.compression.zstd.compressor",
+        "compression.zstd.compressor.v3.Zstd",
+    ),
     ("envoy.filters.http", "envoy.filters.http.router", "filters.http.router.v3.Router"),
     (
         "envoy.filters.listener",

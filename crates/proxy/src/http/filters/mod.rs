@@ -53,6 +53,7 @@
 
 mod buffer;
 mod chain;
+mod compressor;
 mod cors;
 mod csrf;
 mod dynamic_forward_proxy;
@@ -179,6 +180,11 @@ pub(crate) trait FilterConfig: fmt::Debug + Send + Sync {
     /// What connections for requests that it runs for offer by ALPN, if it is about that. It is the
     /// same for all requests: connection managers know their last filter that says so.
     fn alpn(&self) -> Option<&AlpnOverrides> {
+        None
+    }
+
+    /// What it compresses by, if it is about that: the compressors of a chain know of each other.
+    fn compressor(&self) -> Option<&Arc<compressor::Compressor>> {
         None
     }
 
@@ -386,6 +392,7 @@ pub(crate) struct Registration {
 /// All HTTP filters, in alphabetic order of Envoy's names.
 pub(crate) const REGISTRY: &[Registration] = &[
     buffer::REGISTRATION,
+    compressor::REGISTRATION,
     cors::REGISTRATION,
     csrf::REGISTRATION,
     dynamic_forward_proxy::REGISTRATION,
