@@ -253,6 +253,9 @@ impl Server {
         let (events, main) = mpsc::unbounded_channel();
         let (commands, admin_commands) = mpsc::unbounded_channel();
         let started = Instant::now();
+        if let Some(sinks) = bootstrap.sinks {
+            sinks.start(Arc::clone(&all_stats));
+        }
         if let Some(admin) = bootstrap.admin {
             let address = admin.address.as_ref().map(ToString::to_string).unwrap_or_default();
             let context = admin::Context::new(&options, admin, all_stats, concurrency, commands, started);

@@ -31,6 +31,7 @@ use crate::config::wire::{places, split};
 use crate::listener::{Direction, ListenAddress, Listener};
 use crate::logging::format::LogFormat;
 use crate::overload::Plan;
+use crate::telemetry::statsd::Sinks;
 use crate::telemetry::tags::StatsConfig;
 
 /// What a proxy starts with, lowered.
@@ -59,6 +60,8 @@ pub(crate) struct Bootstrap {
     /// The overload manager's limit of connections, else runtime key
     /// `overload.global_downstream_max_connections`.
     pub(crate) max_connections: Option<u64>,
+    /// `stats_sinks`, if any.
+    pub(crate) sinks: Option<Sinks>,
     /// What resources that come later are lowered in.
     pub(crate) scope: Scope,
 }
@@ -88,8 +91,7 @@ pub(crate) fn lower(wire: Bytes, at: &mut Lower) -> Option<Bootstrap> {
         // When stats are allocated is our own business.
         deferred_stat_options: _,
         stats_config,
-        // When sinks get stats, and there are none.
-        stats_flush_interval: _,
+        stats_flush_interval,
         watchdog,
         watchdogs,
         tracing,
@@ -119,13 +121,13 @@ pub(crate) fn lower(wire: Bytes, at: &mut Lower) -> Option<Bootstrap> {
         grpc_async_client_manager_config,
         memory_allocator_manager,
         enable_worker_cpu_affinity,
-        stats_flush: _,
+        stats_flush,
         stats_eviction,
     } = proto;
     at.unsupported("node_context_params", !node_context_params.is_empty());
     at.unsupported("hds_config", hds_config.is_some());
     at.unsupported("flags_path", !flags_path.is_empty());
-    at.unsupported("stats_sinks", !stats_sinks.is_empty());
+    at.unsupported("stats_flush", stats_flush.is_some() && !stats_sinks.is_empty());
     at.unsupported("watchdog", watchdog.is_some());
     at.unsupported("watchdogs", watchdogs.is_some());
     at.unsupported("enable_dispatcher_stats", enable_dispatcher_stats);
@@ -216,6 +218,8 @@ pub(crate) fn lower(wire: Bytes, at: &mut Lower) -> Option<Bootstrap> {
     at.scope_mut().secrets = Arc::new(found);
     let stats_config =
         at.field("stats_config", |at| StatsConfig::lower(stats_config.unwrap_or_default(), at));
+    let sinks =
+        stats_config.as_ref().and_then(|shown| Sinks::lower(stats_sinks, stats_flush_interval, shown, at));
     let mut admin = admin.and_then(|admin| at.field("admin", |at| lower_admin(admin, at)));
     if let (Some(admin), Some(stats_config)) = (&mut admin, stats_config) {
         admin.stats_config = stats_config;
@@ -247,6 +251,7 @@ pub(crate) fn lower(wire: Bytes, at: &mut Lower) -> Option<Bootstrap> {
         log_format,
         overload,
         max_connections,
+        sinks,
         scope,
     })
 }

@@ -7,6 +7,7 @@ pub(crate) mod per_thread;
 pub(crate) mod scrape;
 pub(crate) mod server_stats;
 pub(crate) mod stats;
+pub(crate) mod statsd;
 pub(crate) mod stream_info;
 pub(crate) mod tags;
 pub(crate) mod trace;

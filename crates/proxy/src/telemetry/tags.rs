@@ -14,7 +14,7 @@ use crate::config::re2;
 use crate::http::route::matcher::{self, StringMatcher};
 
 /// StatsConfig, lowered.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct StatsConfig {
     rules: Vec<Rule>,
     /// `fixed_value` tags: they are on all stats.
@@ -39,7 +39,7 @@ struct Rule {
 }
 
 /// `stats_matcher`.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 enum Selection {
     All,
     Nothing,
