@@ -86,6 +86,8 @@ struct Workload {
     status: u16,
     admin: u16,
     health: u16,
+    /// Where the proxy's own metrics are.
+    metrics: u16,
     agent: Killed,
     folder: PathBuf,
 }
@@ -220,7 +222,7 @@ impl Mesh {
     ) -> Workload {
         let folder = self.mesh.workload(name);
         let address = Ipv4Addr::new(127, self.network.0, self.network.1, last);
-        let (status, admin, health) = (free(), free(), free());
+        let (status, admin, health, metrics) = (free(), free(), free(), free());
         let mut all = json!({
             "discoveryAddress": format!("127.0.0.1:{}", self.pilots[usize::from(last) % self.pilots.len()]),
             "proxyAdminPort": admin,
@@ -238,10 +240,10 @@ impl Mesh {
         command.envs(self.mesh.environment(name, &address.to_string(), &all));
         command.env("ISTIO_META_INTERCEPTION_MODE", "NONE");
         command.env("ENVOY_STATUS_PORT", health.to_string());
-        command.env("ENVOY_PROMETHEUS_PORT", free().to_string());
+        command.env("ENVOY_PROMETHEUS_PORT", metrics.to_string());
         command.envs(variables.iter().map(|(name, value)| (*name, value.as_str())));
         let agent = self.mesh.start(&mut command, name);
-        Workload { address, status, admin, health, agent, folder }
+        Workload { address, status, admin, health, metrics, agent, folder }
     }
 
     fn until_ready(&self, workload: &Workload) {
@@ -337,6 +339,13 @@ fn talk(config: &serde_json::Value) {
         "envoy_server_live",
     ] {
         assert!(metrics.contains(words), "{words}: {metrics}");
+    }
+    // The proxy's own, compressed for who takes that.
+    for (accepted, plain) in [("identity", true), ("gzip", false), ("zstd, br", false)] {
+        let accepted = format!("Accept-Encoding: {accepted}\r\n");
+        let to = (Ipv4Addr::LOCALHOST, server.metrics).into();
+        let (status, metrics) = ask(to, "GET", "/stats/prometheus", &accepted).expect("an answer");
+        assert_eq!((status, metrics.contains("envoy_server_live")), (200, plain), "{accepted}");
     }
     assert_eq!(get("/quitquitquit").0, 405);
     assert!(server.folder.join("certs/cert-chain.pem").exists());
@@ -482,6 +491,26 @@ fn our_proxies_talk_over_mtls() {
 fn envoys_talk_over_mtls() {
     let Some(envoy) = leno_testkit::envoy::binary() else { return };
     talk(&json!({ "binaryPath": envoy }));
+}
+
+/// Called as `envoy`, with pilot-agent's command line and bootstrap, ours is an Envoy to the agent; it
+/// reaches everything by Unix sockets, and tells a statsd server what it counts.
+#[test]
+fn our_proxies_talk_as_envoys() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let envoy = folder.path().join("envoy");
+    std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_leno"), &envoy).expect("a link");
+    let statsd = UdpSocket::bind("127.0.0.1:0").expect("a port");
+    statsd.set_read_timeout(Some(PATIENCE)).expect("an option");
+    talk(&json!({
+        "binaryPath": envoy,
+        "statsdUdpAddress": statsd.local_addr().expect("an address").to_string(),
+        "tracing": { "zipkin": { "address": "127.0.0.1:1" } },
+    }));
+    let mut datagram = [0; 1500];
+    let length = statsd.recv(&mut datagram).expect("a datagram");
+    let line = String::from_utf8_lossy(&datagram[..length]).into_owned();
+    assert!(line.starts_with("envoy.") && (line.ends_with("|c") || line.ends_with("|g")), "{line}");
 }
 
 /// If the proxy ends, so does the agent.

@@ -51,14 +51,6 @@ pub struct Inputs<'i> {
     pub secrets: &'i Sources,
 }
 
-impl Inputs<'_> {
-    /// Whether Envoy is the proxy. Deviation: our own proxy, whose answers are not compressed yet, gets a bootstrap
-    /// without what it would refuse.
-    fn is_for_envoy(&self) -> bool {
-        self.config.envoy().is_some()
-    }
-}
-
 /// Addresses by the families that the workload has.
 #[derive(Clone, Copy, Debug)]
 struct Families {

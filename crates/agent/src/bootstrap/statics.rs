@@ -241,7 +241,7 @@ pub(super) fn listeners(inputs: &Inputs<'_>, families: &Families) -> Vec<Value> 
     let metadata = config.proxy_metadata.get("METRICS_LOCALHOST_ACCESS_ONLY");
     let local = metadata.is_some_and(|value| value == "true");
     let at = if local { families.localhost } else { families.wildcard };
-    let compresses = inputs.is_for_envoy() && config.stats_compression.unwrap_or(true);
+    let compresses = config.stats_compression.unwrap_or(true);
     let compressors = if compresses { compressors() } else { Vec::new() };
     let mut metrics = listener(at, environment.prometheus_port);
     let filters = [connections("stats", &[("/stats/prometheus", "prometheus_stats")], compressors)];
