@@ -73,3 +73,4 @@ pub use rustix::process::Signal;
 pub use services::Service;
 pub use supervisor::{Backoff, Restart, State, Status, Supervisor};
 pub use support::{Mode, Support, support};
+pub use sys::die_with_thread;

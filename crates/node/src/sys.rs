@@ -285,6 +285,23 @@ pub(crate) fn prepare(command: &mut Command, preparation: Preparation) {
     }
 }
 
+/// Lets a child be killed when the thread that starts it ends, and so when its process does, however that ends. The
+/// thread has to stay for as long as the child may.
+pub fn die_with_thread(command: &mut Command) {
+    let parent = rustix::process::getpid();
+    let prepare = move || {
+        rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+        match rustix::process::getppid() == Some(parent) {
+            true => Ok(()),
+            false => Err(Errno::SRCH.into()), // the parent was gone before it could be watched
+        }
+    };
+    // SAFETY: between fork and exec it makes two system calls, and allocates nothing.
+    unsafe {
+        command.pre_exec(prepare);
+    }
+}
+
 impl Preparation {
     /// *After fork.*
     fn apply(&self, parent: Pid) -> Result<(), Errno> {

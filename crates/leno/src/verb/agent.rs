@@ -414,25 +414,34 @@ fn child(program: &Path, options: &Options, addresses: &[IpAddr], skips: bool) -
         command.args(["--concurrency", &concurrency.to_string()]);
     }
     tracing::info!(?command, "starting Envoy");
-    let child = command.stdin(Stdio::null()).spawn();
-    let mut child = child.with_context(|| program.display().to_string())?;
-    // Names this process even when its number has gone to another one.
-    let handle = match pidfd_open(Pid::from_child(&child), PidfdFlags::empty()) {
-        Ok(handle) => Arc::new(handle),
-        Err(error) => {
-            // Nobody would end it later.
-            let _ = child.kill();
-            let _ = child.wait();
-            return Err(error).context("the Envoy that was started cannot be followed");
-        }
-    };
-    let running = Running(Arc::clone(&handle));
+    command.stdin(Stdio::null());
+    leno_node::die_with_thread(&mut command);
+    let (begun, begin) = std::sync::mpsc::channel();
     let (ended, end) = tokio::sync::oneshot::channel();
-    // Not by tokio, whose workers would look for children in each of their turns. If there is no thread for it
-    // `running` ends it.
+    // Not by tokio, whose workers would look for children in each of their turns. It dies with this thread: when we
+    // are killed, nobody is left to end it.
     std::thread::Builder::new().name("envoy".to_owned()).spawn(move || {
-        let _ = ended.send(child.wait());
+        let started = command.spawn().and_then(|mut child| {
+            // Names this process even when its number has gone to another one.
+            let handle = pidfd_open(Pid::from_child(&child), PidfdFlags::empty());
+            if handle.is_err() {
+                // Nobody would end it later.
+                let _ = child.kill();
+                let _ = child.wait();
+            }
+            Ok((handle?, child))
+        });
+        match started {
+            Ok((handle, mut child)) => {
+                let _ = begun.send(Ok(handle));
+                let _ = ended.send(child.wait());
+            }
+            Err(error) => drop(begun.send(Err(error))),
+        }
     })?;
+    let handle = begin.recv().context("the thread of Envoy has ended")?;
+    let handle = Arc::new(handle.with_context(|| program.display().to_string())?);
+    let running = Running(Arc::clone(&handle));
     let exited = async move {
         let status = end.await;
         drop(running);

@@ -6,7 +6,7 @@ use std::path::Path;
 use leno_testkit::mesh::shared;
 
 use super::net::{Addresses, EXCLUDED, NODE, NODE_V6, Namespace, Said, net, possible, v4, v6};
-use super::scene::{CLIENT, KEPT, Scene};
+use super::scene::{CLIENT, KEPT, STOCK, Scene};
 use super::servers;
 
 /// A node and a pod with programs that answer anybody; without them the reason is printed.
@@ -81,7 +81,8 @@ fn nothing_leaves_before_the_sidecar_runs() {
 
 /// A sidecar is killed: nothing passes in its place.
 pub(crate) fn without_its_sidecar(scene: &Scene) {
-    for pod in [CLIENT, KEPT] {
+    let killed = [CLIENT, KEPT, STOCK].into_iter().filter(|pod| scene.pods.contains(pod));
+    for pod in killed.clone() {
         let sidecar = scene.sidecars[pod - 1].0.id().to_string();
         assert!(scene.net[0].run("kill", &["-9", &sidecar]).code == 0);
     }
@@ -98,9 +99,12 @@ pub(crate) fn without_its_sidecar(scene: &Scene) {
     }
     // What is excluded does not need it.
     assert_eq!(client.curl(&["-f", &format!("http://{}:8081/", EXCLUDED)]).code, 0);
+    // An Envoy goes with its agent.
+    for pod in killed {
+        let gone = || scene.net[pod].curl(&["http://127.0.0.1:15021/healthz/ready"]).code == 7;
+        scene.mesh.until("its proxy is gone", gone);
+    }
     // TPROXY has nobody to give packets to.
-    let kept = &scene.net[KEPT];
-    scene.mesh.until("its proxy is gone", || kept.curl(&["http://127.0.0.1:15021/healthz/ready"]).code == 7);
     for host in [v4(KEPT), format!("[{}]", v6(KEPT))] {
         let said = scene.net[0].curl(&["--connect-timeout", "2", &format!("http://{host}:8080/")]);
         assert!(said.code != 0 && said.text.is_empty(), "{host}: {said:?}");
