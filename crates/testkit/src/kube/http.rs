@@ -26,6 +26,7 @@ use tokio_stream::wrappers::ReceiverStream;
 
 use super::object::{Target, text};
 use super::path::{Query, ResourcePath};
+use super::rbac::Attributes;
 use super::resource::REVIEWS;
 use super::selector::{FieldSelector, Labels};
 use super::state::{Seen, Shared, State, User, lock};
@@ -339,7 +340,9 @@ async fn dispatch(
     method: &Method,
     path: ResourcePath,
 ) -> Result<Reply, Failure> {
-    if let Some((group, _, kind, _)) = REVIEWS.iter().find(|it| it.0 == path.group && it.1 == path.plural) {
+    if let Some((group, plural, kind, _)) =
+        REVIEWS.iter().find(|it| it.0 == path.group && it.1 == path.plural)
+    {
         if *method != Method::POST {
             return Err(Failure::new(
                 405,
@@ -352,7 +355,9 @@ async fn dispatch(
             map.insert("apiVersion".to_owned(), Value::from(format!("{group}/v1")));
             map.insert("kind".to_owned(), Value::from(*kind));
         }
-        let state = lock(&shared.state);
+        let mut state = lock(&shared.state);
+        let wanted = Attributes { verb: "create", group, resource: plural, ..Attributes::default() };
+        state.check(&call.user, &wanted)?;
         return Ok(Reply::json(201, &review::answer(&state, &call.user, kind, review)));
     }
     let resource = lock(&shared.state).resource(&path.group, &path.version, &path.plural);
@@ -387,11 +392,19 @@ async fn dispatch(
         return Err(Failure::no_path());
     }
     {
-        let state = lock(&shared.state);
         let (group, plural) = (&target.resource.group, &target.resource.plural);
-        if state.is_denied(&call.user, word, group, plural) {
-            return Err(Failure::forbidden(&call.user.name, word, group, plural, &target.namespace));
-        }
+        // A list of one object asks for that one.
+        let selected = FieldSelector::parse(call.query.text("fieldSelector"))?;
+        let name = if on_collection { selected.name().unwrap_or_default() } else { &target.name };
+        let wanted = Attributes {
+            verb: word,
+            group,
+            resource: plural,
+            subresource: &target.subresource,
+            namespace: &target.namespace,
+            name,
+        };
+        lock(&shared.state).check(&call.user, &wanted)?;
     }
     match word {
         "watch" => listing::watch(shared, call, &target),

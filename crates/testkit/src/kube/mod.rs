@@ -10,7 +10,7 @@
 //! - `patch.rs`, `strategic.rs`, `apply.rs` with `fields.rs`: the four ways to patch;
 //! - `http.rs`: the server; `path.rs`, `verb.rs`, `listing.rs`: what a request asks for and how it is
 //!   answered; `table.rs`, `discovery.rs`: what `kubectl` asks for; `review.rs`: tokens and
-//!   permissions; `admission.rs`: webhooks.
+//!   permissions, `rbac.rs`: by roles; `admission.rs`: webhooks.
 //!
 //! It is proven with `kubectl` and the Python client in `tests/kubectl.rs`. Not there: CEL rules,
 //! conversion webhooks, protobuf but for a few kinds, quotas, audit, and all that controllers and kubelets do, but for
@@ -28,6 +28,7 @@ mod object;
 mod patch;
 mod path;
 mod protobuf;
+mod rbac;
 mod resource;
 mod review;
 mod schema;
@@ -286,6 +287,11 @@ impl ApiServer {
         lock(&self.shared.state).kubelet = true;
     }
 
+    /// From now on only who has a role for it may do something; administrators may everything.
+    pub fn authorize(&self) {
+        lock(&self.shared.state).authorize = true;
+    }
+
     /// Makes a bearer token known.
     pub fn add_token(&self, token: &str, user: User) {
         lock(&self.shared.state).tokens.insert(token.to_owned(), user);
@@ -305,6 +311,11 @@ impl ApiServer {
     /// The requests since the start, or since this was asked last.
     pub fn take_seen(&self) -> Vec<Seen> {
         std::mem::take(&mut lock(&self.shared.state).seen)
+    }
+
+    /// The requests that were forbidden, as clients were told, since the start or since this was asked last.
+    pub fn take_refused(&self) -> Vec<String> {
+        std::mem::take(&mut lock(&self.shared.state).refused)
     }
 
     /// The revision of the last change.

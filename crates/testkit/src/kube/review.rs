@@ -6,6 +6,7 @@ use leno_base::base64;
 use serde_json::{Value, json};
 
 use super::object::text;
+use super::rbac::Attributes;
 use super::state::{State, User};
 use super::time;
 
@@ -81,13 +82,22 @@ pub(super) fn answer(state: &State, user: &User, kind: &str, mut review: Value) 
             "incomplete": false,
         }),
         _ => {
+            let groups = spec.get("groups").and_then(Value::as_array).into_iter().flatten();
+            let groups = groups.filter_map(|group| group.as_str().map(str::to_owned));
             let asked = match spec.get("user").and_then(Value::as_str) {
-                Some(name) => User { name: name.to_owned(), groups: Vec::new() },
+                Some(name) => User { name: name.to_owned(), groups: groups.collect() },
                 None => user.clone(),
             };
             let attribute = |name: &str| text(&spec, &["resourceAttributes", name]);
-            let denied =
-                state.is_denied(&asked, attribute("verb"), attribute("group"), attribute("resource"));
+            let wanted = Attributes {
+                verb: attribute("verb"),
+                group: attribute("group"),
+                resource: attribute("resource"),
+                subresource: attribute("subresource"),
+                namespace: attribute("namespace"),
+                name: attribute("name"),
+            };
+            let denied = state.is_denied(&asked, &wanted);
             json!({ "allowed": !denied })
         }
     };

@@ -157,6 +157,12 @@ impl FieldSelector {
         Ok(FieldSelector(terms))
     }
 
+    /// The name that it asks for.
+    pub(super) fn name(&self) -> Option<&str> {
+        let (.., name) = self.0.iter().find(|(path, equal, _)| path == "metadata.name" && *equal)?;
+        Some(name)
+    }
+
     pub(super) fn matches(&self, object: &Value) -> bool {
         self.0.iter().all(|(path, equal, value)| {
             let found = path.split('.').try_fold(object, |at, key| at.get(key));

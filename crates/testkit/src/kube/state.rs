@@ -10,6 +10,7 @@ use std::time::{Duration, SystemTime};
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
+use super::rbac::{self, Attributes};
 use super::resource::{self, Resource};
 use super::status::Failure;
 use super::store::{Key, Store};
@@ -76,6 +77,8 @@ pub(super) struct State {
     pub(super) store: Store,
     pub(super) resources: Vec<Arc<Resource>>,
     pub(super) authenticate: bool,
+    /// Whether roles count.
+    pub(super) authorize: bool,
     pub(super) tokens: HashMap<String, User>,
     pub(super) denials: Vec<Denial>,
     pub(super) delay: Duration,
@@ -83,6 +86,8 @@ pub(super) struct State {
     pub(super) clock_offset: Duration,
     pub(super) services: HashMap<String, SocketAddr>,
     pub(super) seen: Vec<Seen>,
+    /// What was forbidden, and to whom.
+    pub(super) refused: Vec<String>,
     /// Whether something plays kubelet, and removes Pods that are being deleted.
     pub(super) kubelet: bool,
     rng: leno_base::rng::Rng,
@@ -96,6 +101,7 @@ impl State {
             store: Store::new(),
             resources: resource::built_in().into_iter().map(Arc::new).collect(),
             authenticate: false,
+            authorize: false,
             tokens: HashMap::new(),
             denials: Vec::new(),
             delay: Duration::ZERO,
@@ -103,6 +109,7 @@ impl State {
             clock_offset: Duration::ZERO,
             services: HashMap::new(),
             seen: Vec::new(),
+            refused: Vec::new(),
             kubelet: false,
             rng: leno_base::rng::Rng::from_entropy(),
             next_address: 10,
@@ -189,12 +196,27 @@ impl State {
         }
     }
 
-    /// Whether something in the way of tests forbids it.
-    pub(super) fn is_denied(&self, user: &User, verb: &str, group: &str, plural: &str) -> bool {
+    /// Whether a test forbids it, or, where roles count, none allows it.
+    pub(super) fn is_denied(&self, user: &User, wanted: &Attributes<'_>) -> bool {
         let is = |rule: &str, value: &str| rule == "*" || rule == value;
-        self.denials.iter().any(|it| {
-            is(&it.user, &user.name) && is(&it.verb, verb) && is(&it.group, group) && is(&it.plural, plural)
-        })
+        let denied = self.denials.iter().any(|it| {
+            is(&it.user, &user.name)
+                && is(&it.verb, wanted.verb)
+                && is(&it.group, wanted.group)
+                && is(&it.plural, wanted.resource)
+        });
+        denied || (self.authorize && !rbac::allows(self, user, wanted))
+    }
+
+    /// Refuses what is denied, and remembers it.
+    pub(super) fn check(&mut self, user: &User, wanted: &Attributes<'_>) -> Result<(), Failure> {
+        if !self.is_denied(user, wanted) {
+            return Ok(());
+        }
+        let Attributes { verb, group, resource, subresource, namespace, name } = *wanted;
+        let failure = Failure::forbidden(&user.name, verb, group, resource, namespace);
+        self.refused.push(format!("{} ({resource}/{subresource} {name:?})", failure.message));
+        Err(failure)
     }
 
     /// Notes a request; the failure that a test wants for it.
