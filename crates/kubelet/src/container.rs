@@ -58,6 +58,8 @@ pub enum State {
     Running {
         /// Since when.
         since: SystemTime,
+        /// Its process, in the pid namespace of who runs this.
+        pid: u32,
     },
     /// It has ended.
     Terminated(Ended),
@@ -190,7 +192,8 @@ impl Life {
             let lines = self.shared.lines.clone();
             let outcome = match Process::spawn(self.shared.place.pod(), &spec, &lines).await {
                 Ok(process) => {
-                    self.set(|status| status.state = State::Running { since });
+                    let pid = process.pid();
+                    self.set(|status| status.state = State::Running { since, pid });
                     Some(self.attend(&process, &spec).await)
                 }
                 Err(e) => {

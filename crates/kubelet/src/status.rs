@@ -108,8 +108,13 @@ fn statuses(containers: &[core::Container], states: &[(String, Status)]) -> Valu
         let image = container.image.as_deref().unwrap_or_default();
         // What initialises is ready once it has done so.
         let done = status.end().is_some_and(Ended::success);
+        let id = match status.state {
+            State::Running { pid, .. } => format!("process://{pid}"),
+            _ => String::new(),
+        };
         Some(json!({
             "name": container.name,
+            "containerID": id,
             "image": image,
             "imageID": image,
             "restartCount": status.restarts,
@@ -130,7 +135,7 @@ fn state_of(state: &State) -> Value {
         State::Waiting { reason, message } => {
             json!({ "waiting": { "reason": reason, "message": message } })
         }
-        State::Running { since } => json!({ "running": { "startedAt": time(*since) } }),
+        State::Running { since, .. } => json!({ "running": { "startedAt": time(*since) } }),
         State::Terminated(it) => json!({ "terminated": ended(it) }),
     }
 }

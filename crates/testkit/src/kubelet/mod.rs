@@ -1,6 +1,7 @@
 //! A cluster of one node, in the namespaces of a test's inner process: an API server, the controllers of
 //! Kubernetes as far as installing and using a mesh needs them, a kubelet that runs pods as processes, kube-proxy
-//! and DNS. `kubectl`, and everything else that speaks to a cluster, works with it.
+//! and DNS. `kubectl`, and everything else that speaks to a cluster, works with it. Who is no administrator may do what
+//! roles allow.
 //!
 //! START HERE: [`Machine::start`], in the process that [`leno_node::Node::enter`] has made a node. Inside:
 //!
@@ -84,6 +85,7 @@ impl Machine {
         };
         let server = Arc::new(ApiServer::start_with(options).await?);
         server.expect_kubelet();
+        server.authorize();
         server.put(node_object(address));
         server.put(own_endpoints(address));
         let kubeconfig = Kubeconfig::from_yaml(&server.kubeconfig_for(&bundle))?;
@@ -94,7 +96,13 @@ impl Machine {
         let pods = Pods::new(node.clone(), cache.clone(), setup);
         let tasks = vec![
             tokio::spawn(dns::serve(dns, cache.clone())),
-            tokio::spawn(run(node.clone(), cache.clone(), pods, bundle.clone())),
+            tokio::spawn(control(cache.clone(), |objects| controllers::slices(objects, NODE))),
+            tokio::spawn({
+                let (node, bundle) = (address.to_string(), bundle.clone());
+                control(cache.clone(), move |objects| controllers::due(objects, &node, &bundle))
+            }),
+            tokio::spawn(run(cache.clone(), pods)),
+            tokio::spawn(lead(node.clone(), cache.clone())),
         ];
         Ok(Machine { server, client, cache, bundle, tasks })
     }
@@ -163,20 +171,49 @@ impl Machine {
     }
 }
 
-/// The loop: after each change everything is looked at.
-async fn run(node: Node, cache: Cache, mut pods: Pods, bundle: String) {
+/// A controller: after each change everything is looked at. That of endpoints, the others and the kubelet are apart, as
+/// in a real cluster: much to do for one must not keep others from learning that a Pod ends.
+async fn control(cache: Cache, due: impl Fn(&cache::Objects) -> Vec<Write>) {
     let mut changes = cache.changes();
-    let mut services = Vec::new();
-    let address = node.network().address;
     loop {
         changes.borrow_and_update();
         let mut failed = false;
-        let due = controllers::due(&cache.objects(), NODE, &address.to_string(), &bundle);
-        for write in due {
+        for write in due(&cache.objects()) {
             failed |= write_or_say(&cache, &write).await;
         }
-        failed |= pods.settle().await;
-        let now = controllers::proxied(&cache.objects(), address);
+        tokio::select! {
+            changed = changes.changed() => if changed.is_err() {
+                return;
+            },
+            () = again(failed) => {}
+        }
+    }
+}
+
+/// The scheduler and the kubelet.
+async fn run(cache: Cache, mut pods: Pods) {
+    let mut changes = cache.changes();
+    loop {
+        changes.borrow_and_update();
+        let failed = pods.settle().await;
+        tokio::select! {
+            changed = changes.changed() => if changed.is_err() {
+                return;
+            },
+            () = pods.changed() => {}
+            () = again(failed) => {}
+        }
+    }
+}
+
+/// kube-proxy.
+async fn lead(node: Node, cache: Cache) {
+    let mut changes = cache.changes();
+    let mut services = Vec::new();
+    loop {
+        changes.borrow_and_update();
+        let mut failed = false;
+        let now = controllers::proxied(&cache.objects(), node.network().address);
         if now != services {
             match node.services(&now) {
                 Ok(()) => services = now,
@@ -186,16 +223,17 @@ async fn run(node: Node, cache: Cache, mut pods: Pods, bundle: String) {
                 }
             }
         }
-        let again =
-            async { if failed { tokio::time::sleep(AGAIN).await } else { std::future::pending().await } };
         tokio::select! {
             changed = changes.changed() => if changed.is_err() {
                 return;
             },
-            () = pods.changed() => {}
-            () = again => {}
+            () = again(failed) => {}
         }
     }
+}
+
+async fn again(failed: bool) {
+    if failed { tokio::time::sleep(AGAIN).await } else { std::future::pending().await }
 }
 
 /// Makes a change; whether that failed.

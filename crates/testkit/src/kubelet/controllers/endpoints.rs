@@ -13,7 +13,8 @@ const SERVICE: &str = "kubernetes.io/service-name";
 const CONTROLLER: &str = "endpointslice-controller.k8s.io";
 
 /// Makes the slices of all Services with selectors be what they should be.
-pub(crate) fn slices(objects: &Objects, node: &str, writes: &mut Vec<Write>) {
+pub(crate) fn slices(objects: &Objects, node: &str) -> Vec<Write> {
+    let mut writes = Vec::new();
     for service in objects.all("services").filter(|it| !is_deleted(it)) {
         if !service["spec"]["selector"].is_object() || text(service, "/spec/type") == "ExternalName" {
             continue;
@@ -36,6 +37,7 @@ pub(crate) fn slices(objects: &Objects, node: &str, writes: &mut Vec<Write>) {
         let gone = known.iter().filter(|it| !wanted.contains_key(text(it, "/metadata/name")));
         writes.extend(gone.map(|it| delete("endpointslices", it)));
     }
+    writes
 }
 
 /// The slices of a Service by name: one for each way in which its ports' names are resolved.

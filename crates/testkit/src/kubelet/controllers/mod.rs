@@ -12,17 +12,17 @@ use serde_json::{Value, json};
 
 use super::cache::{Objects, Write, text};
 
-/// All changes that are due.
-pub(super) fn due(objects: &Objects, node: &str, node_address: &str, bundle: &str) -> Vec<Write> {
+/// All changes that are due, but for those of [`slices`].
+pub(super) fn due(objects: &Objects, node_address: &str, bundle: &str) -> Vec<Write> {
     let mut writes = Vec::new();
     others::bundles(objects, bundle, &mut writes);
     others::load_balancers(objects, node_address, &mut writes);
+    others::orphans(objects, &mut writes);
     deployment::deployments(objects, &mut writes);
     replicas::replica_sets(objects, &mut writes);
     replicas::stateful_sets(objects, &mut writes);
     replicas::daemon_sets(objects, &mut writes);
     others::jobs(objects, &mut writes);
-    slices(objects, node, &mut writes);
     writes
 }
 

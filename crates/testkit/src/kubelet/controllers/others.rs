@@ -24,6 +24,35 @@ pub(super) fn bundles(objects: &Objects, bundle: &str, writes: &mut Vec<Write>) 
     }
 }
 
+/// What is left of owners that are gone, as the garbage collector finds it: a controller may have made it just as its
+/// owner went.
+pub(super) fn orphans(objects: &Objects, writes: &mut Vec<Write>) {
+    let kinds = |kind: &str| match kind {
+        "Deployment" => Some("deployments"),
+        "ReplicaSet" => Some("replicasets"),
+        "StatefulSet" => Some("statefulsets"),
+        "DaemonSet" => Some("daemonsets"),
+        "Job" => Some("jobs"),
+        "Service" => Some("services"),
+        _ => None,
+    };
+    for plural in ["replicasets", "pods", "endpointslices"] {
+        for object in objects.all(plural).filter(|it| !is_deleted(it)) {
+            let owners = object.pointer("/metadata/ownerReferences").and_then(Value::as_array);
+            let mut owners = owners.into_iter().flatten().filter(|it| it["controller"] == json!(true));
+            let is_gone = |owner: &Value| {
+                let namespace = text(object, "/metadata/namespace");
+                let found =
+                    kinds(text(owner, "/kind")).map(|of| objects.find(of, namespace, text(owner, "/name")));
+                found.is_some_and(|it| it.is_none_or(|it| text(it, "/metadata/uid") != text(owner, "/uid")))
+            };
+            if owners.any(is_gone) {
+                writes.push(delete(plural, object));
+            }
+        }
+    }
+}
+
 /// The node is the load balancer.
 pub(super) fn load_balancers(objects: &Objects, node: &str, writes: &mut Vec<Write>) {
     for service in objects.all("services").filter(|it| text(it, "/spec/type") == "LoadBalancer") {

@@ -4,7 +4,7 @@ use expect_test::{Expect, expect};
 use serde_json::{Value, json};
 
 use super::super::cache::{Objects, Write, text};
-use super::due;
+use super::{due, slices};
 
 #[derive(Default)]
 struct Cluster {
@@ -28,7 +28,8 @@ impl Cluster {
     /// Does what controllers want until they want nothing.
     fn settle(&mut self) {
         for _ in 0..100 {
-            let writes = due(&self.objects, "node", "10.244.0.1", "pem");
+            let mut writes = due(&self.objects, "10.244.0.1", "pem");
+            writes.extend(slices(&self.objects, "node"));
             if writes.is_empty() {
                 return;
             }
@@ -309,4 +310,27 @@ fn services_have_slices() {
     cluster.settle();
     let left: Vec<_> = cluster.objects.all("endpointslices").map(|it| it["endpoints"].clone()).collect();
     assert_eq!(left, [json!([])]);
+}
+
+#[test]
+fn what_has_lost_its_owner_goes() {
+    let mut cluster = Cluster::default();
+    let of = |kind: &str, name: &str, uid: &str| {
+        json!({ "apiVersion": "v1", "kind": "Pod", "metadata": { "name": name, "ownerReferences": [
+            { "kind": kind, "name": "set", "uid": uid, "controller": true }] } })
+    };
+    let set = json!({ "metadata": { "name": "set", "uid": "there" }, "spec": { "replicas": 1 } });
+    cluster.put("replicasets", set);
+    for pod in [
+        of("ReplicaSet", "kept", "there"),
+        of("ReplicaSet", "late", "before"),
+        of("Job", "lost", "nowhere"),
+        of("Unknown", "other", "elsewhere"),
+    ] {
+        cluster.put("pods", pod);
+    }
+    cluster.settle();
+    let gone = cluster.objects.all("pods").filter(|it| it["metadata"]["deletionTimestamp"].is_string());
+    let gone: Vec<_> = gone.map(|it| text(it, "/metadata/name")).collect();
+    assert_eq!(gone, ["late", "lost"]);
 }
