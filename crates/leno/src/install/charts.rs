@@ -30,6 +30,23 @@ macro_rules! files {
     };
 }
 
+/// [`files`], and the profiles, which all charts that have some have alike.
+macro_rules! files_and_profiles {
+    ($chart:literal: $($path:literal)*) => {
+        files![$chart:
+            $($path)*
+            "files/profile-demo.yaml"
+            "files/profile-platform-gke.yaml"
+            "files/profile-platform-k3d.yaml"
+            "files/profile-platform-k3s.yaml"
+            "files/profile-platform-microk8s.yaml"
+            "files/profile-platform-minikube.yaml"
+            "files/profile-platform-openshift.yaml"
+            "files/profile-preview.yaml"
+        ]
+    };
+}
+
 const BASE: &[File] = files!["base":
     "Chart.yaml"
     "values.yaml"
@@ -51,7 +68,7 @@ const BASE: &[File] = files!["base":
     "templates/default-validator.yaml"
 ];
 
-const LENO: &[File] = files!["leno":
+const LENO: &[File] = files_and_profiles!["leno":
     "Chart.yaml"
     "values.yaml"
     "files/gateway-injection-template.yaml"
@@ -59,14 +76,6 @@ const LENO: &[File] = files!["leno":
     "files/grpc-simple.yaml"
     "files/injection-template.yaml"
     "files/injection-values.yaml"
-    "files/profile-demo.yaml"
-    "files/profile-platform-gke.yaml"
-    "files/profile-platform-k3d.yaml"
-    "files/profile-platform-k3s.yaml"
-    "files/profile-platform-microk8s.yaml"
-    "files/profile-platform-minikube.yaml"
-    "files/profile-platform-openshift.yaml"
-    "files/profile-preview.yaml"
     "templates/_labels.tpl"
     "templates/_names.tpl"
     "templates/_profile.tpl"
@@ -99,17 +108,9 @@ const GATEWAY: &[File] = files!["gateway":
     "templates/serviceaccount.yaml"
 ];
 
-const CNI: &[File] = files!["cni":
+const CNI: &[File] = files_and_profiles!["cni":
     "Chart.yaml"
     "values.yaml"
-    "files/profile-demo.yaml"
-    "files/profile-platform-gke.yaml"
-    "files/profile-platform-k3d.yaml"
-    "files/profile-platform-k3s.yaml"
-    "files/profile-platform-microk8s.yaml"
-    "files/profile-platform-minikube.yaml"
-    "files/profile-platform-openshift.yaml"
-    "files/profile-preview.yaml"
     "templates/_labels.tpl"
     "templates/_names.tpl"
     "templates/_profile.tpl"
