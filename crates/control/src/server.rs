@@ -254,6 +254,7 @@ impl Server {
         let shown = debug::http::Ready {
             known: Arc::clone(&ready),
             ca: self.door.ca.as_ref().map(|(ca, _)| Arc::clone(ca)),
+            webhook: self.webhooks.as_ref().map(|(_, webhook)| Arc::clone(webhook)),
         };
         for http in std::iter::once(self.http).chain(self.second_http) {
             let callers = Some(Arc::clone(&self.door.callers));
@@ -263,6 +264,9 @@ impl Server {
         if let (Some((listener, webhook)), Some(handshake)) = (self.webhooks, self.door.webhooks) {
             let (cluster, dirs) = (self.cluster.clone(), self.dirs.clone());
             tasks.spawn(inject::webhook::follow(Arc::clone(&webhook), cluster, dirs));
+            if self.cluster.is_none() {
+                webhook.needs_no_roots();
+            }
             if let Some(cluster) = self.cluster.clone().filter(|_| webhook.options.registers) {
                 let (files, ca) = (self.roots, self.door.ca.as_ref().map(|(ca, _)| Arc::clone(ca)));
                 let roots = move || match &files {

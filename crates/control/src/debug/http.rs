@@ -21,6 +21,7 @@ use tokio::sync::{Notify, mpsc, oneshot};
 use super::viewer::{Viewer, is_here, is_passed_on};
 use super::{Answer, Question};
 use crate::ca::Ca;
+use crate::inject::webhook::Webhook;
 use crate::server::Event;
 
 /// How many connections there may be at a time; then the longest idle goes. Descriptors are for proxies.
@@ -44,11 +45,15 @@ pub(crate) struct Ready {
     /// The certificate authority, if there is to be one: without it nobody comes in by TLS, and a rollout
     /// must not go on that replaces those where it works.
     pub(crate) ca: Option<Arc<Ca>>,
+    /// The webhooks, if they are served.
+    pub(crate) webhook: Option<Arc<Webhook>>,
 }
 
 impl Ready {
     fn is_ready(&self) -> bool {
-        self.known.load(Ordering::Acquire) && self.ca.as_ref().is_none_or(|ca| ca.authority().is_some())
+        self.known.load(Ordering::Acquire)
+            && self.ca.as_ref().is_none_or(|ca| ca.authority().is_some())
+            && self.webhook.as_ref().is_none_or(|webhook| webhook.is_ready())
     }
 }
 
@@ -292,7 +297,7 @@ mod tests {
     async fn start(ca: Option<Arc<Ca>>) -> std::net::SocketAddr {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("an address");
-        let ready = Ready { known: Arc::new(AtomicBool::new(true)), ca };
+        let ready = Ready { known: Arc::new(AtomicBool::new(true)), ca, webhook: None };
         tokio::spawn(serve(listener, mpsc::channel(1).0, ready, None));
         address
     }

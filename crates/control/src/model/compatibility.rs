@@ -177,11 +177,13 @@ fn section(
 ) {
     let _ = writeln!(document, "\n## {title}\n");
     if let Some(row) = rows.iter().find(|row| row.path == "spec") {
-        let _ = writeln!(document, "Not yet: {}.", row.effect);
+        let words = not_yet(row);
+        let (first, rest) = words.split_at(1);
+        let _ = writeln!(document, "{}{rest}.", first.to_uppercase());
         return;
     }
     for row in rows.iter().filter(|row| support::parse(row.path).1 != Condition::Present) {
-        let _ = writeln!(document, "- `{}`: not yet: {}", row.path, row.effect);
+        let _ = writeln!(document, "- `{}`: {}", row.path, not_yet(row));
     }
     if !document.ends_with("\n\n") {
         document.push('\n');
@@ -215,10 +217,17 @@ fn section(
             }
             State::NotYet(row) => {
                 hidden = Some(field.clone());
-                format!("not yet: {}", row.effect)
+                not_yet(row)
             }
         };
         let _ = writeln!(document, "| `{field}` | {text} |");
+    }
+}
+
+fn not_yet(row: &Row) -> String {
+    match row.effect {
+        support::STARTED => support::STARTED.to_owned(),
+        effect => format!("not yet: {effect}"),
     }
 }
 

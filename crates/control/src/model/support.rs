@@ -29,8 +29,9 @@ use super::diagnostic::{Finding, Severity};
 /// The effect that most unsupported fields have.
 pub(crate) const NO_EFFECT: &str = "has no effect";
 
-/// What becomes of what is for the start of proxies: their bootstraps, agents, containers.
-const STARTED: &str = "has no effect unless proxies are started with it";
+/// What becomes of what is for the start of proxies: their bootstraps, agents, containers. Injection hands it to
+/// agents, which honour it, or say what they do not; so nobody is told of it here.
+pub(crate) const STARTED: &str = "honoured where proxies start, by injection and `leno agent`";
 
 /// What becomes of what Istio no longer looks at, or never has.
 const AS_IN_ISTIO: &str = "has no effect, as in Istio";
@@ -301,6 +302,9 @@ const BACKEND_TRAFFIC_POLICY: &[Row] = &[warn("spec", NO_EFFECT)];
 pub(crate) fn findings(kind: Kind, node: &Node<'_>) -> Vec<Finding> {
     let rows = rows(kind);
     if let Some(row) = rows.iter().find(|row| row.path == "spec") {
+        if row.effect == STARTED {
+            return Vec::new();
+        }
         let message = whole(&kind.to_string(), row.effect);
         return vec![Finding {
             severity: row.severity,
@@ -324,7 +328,7 @@ pub(crate) fn whole(kind: &str, effect: &str) -> String {
 
 fn walk_all(rows: &[Row], node: &Node<'_>) -> Vec<Finding> {
     let mut findings = Vec::new();
-    for row in rows {
+    for row in rows.iter().filter(|row| row.effect != STARTED) {
         let (steps, condition) = parse(row.path);
         let mut found = Vec::new();
         walk(node, &steps, condition, String::new(), &mut found);

@@ -353,6 +353,7 @@ impl Pilot {
             context: self.context.clone(),
             namespace: self.namespace.clone(),
             write_status: self.write_status,
+            revision: Some(std::env::var("REVISION").unwrap_or_default()),
             identity: std::env::var("POD_NAME").unwrap_or_default(),
         }))
     }

@@ -14,9 +14,13 @@ use serde_json::Value as Json;
 use super::Webhook;
 use crate::inject::{BuiltIn, MeshSettings, ProxyRules, ProxySelection, Refused, Settings};
 use crate::source::kube::Cluster;
+use crate::source::kube::client::Fault;
 
 /// How often they are looked at.
 const EVERY: Duration = Duration::from_secs(3);
+
+/// The same until everything is as it should be.
+pub(super) const SOON: Duration = Duration::from_millis(200);
 
 /// How often nodes are looked at, in units of `EVERY`.
 const NODES_EVERY: u32 = 100;
@@ -40,6 +44,7 @@ pub(crate) async fn follow(webhook: Arc<Webhook>, cluster: Option<Cluster>, dirs
     let mut known: Option<Found> = None;
     let mut turn = 0_u32;
     loop {
+        let mut is_read = true;
         let found = match &cluster {
             Some(cluster) => in_cluster(&webhook, cluster).await,
             None => Ok(in_folders(&webhook, &dirs)),
@@ -58,16 +63,27 @@ pub(crate) async fn follow(webhook: Arc<Webhook>, cluster: Option<Cluster>, dirs
                 known = Some(found);
             }
             Ok(_) => {}
-            Err(message) => tracing::debug!(message, "the configuration of injection cannot be read now"),
+            Err(fault) => {
+                tracing::debug!(%fault, "the configuration of injection cannot be read now");
+                is_read = is_final(&fault);
+            }
+        }
+        if is_read {
+            webhook.configured.store(true, Ordering::Release);
         }
         if let (Some(cluster), None) = (&cluster, webhook.options.native)
-            && turn.is_multiple_of(NODES_EVERY)
+            && turn == 0
         {
             look_at_nodes(&webhook, cluster).await;
         }
-        turn = turn.wrapping_add(1);
-        tokio::time::sleep(EVERY).await;
+        turn = (turn + 1) % NODES_EVERY;
+        tokio::time::sleep(if webhook.is_ready() { EVERY } else { SOON }).await;
     }
+}
+
+/// Whether waiting does not help: it is not ours to see.
+pub(super) fn is_final(fault: &Fault) -> bool {
+    fault.code() == 403
 }
 
 fn install(webhook: &Webhook, found: &Found) -> Result<(), Refused> {
@@ -111,15 +127,17 @@ fn key(map: &Json, name: &str) -> Option<String> {
     map.get("data")?.get(name)?.as_str().map(str::to_owned)
 }
 
-async fn in_cluster(webhook: &Webhook, cluster: &Cluster) -> Result<Found, String> {
+async fn in_cluster(webhook: &Webhook, cluster: &Cluster) -> Result<Found, Fault> {
     let options = &webhook.options;
     let map = async |base: &str| {
         let (namespace, name) = (&options.namespace, name(base, &options.revision));
         let path = format!("/api/v1/namespaces/{namespace}/configmaps/{name}");
         match cluster.api().get(&path, "application/json").await {
-            Ok(text) => serde_json::from_str::<Json>(&text).map(Some).map_err(|error| error.to_string()),
+            Ok(text) => serde_json::from_str::<Json>(&text)
+                .map(Some)
+                .map_err(|error| Fault::Broken(error.to_string())),
             Err(fault) if fault.code() == 404 => Ok(None),
-            Err(fault) => Err(fault.to_string()),
+            Err(fault) => Err(fault),
         }
     };
     let injector = map("istio-sidecar-injector").await?;
@@ -129,7 +147,7 @@ async fn in_cluster(webhook: &Webhook, cluster: &Cluster) -> Result<Found, Strin
         Ok(text) => items(&text),
         // The kind may not be there, or not for us.
         Err(fault) if matches!(fault.code(), 403 | 404) => Vec::new(),
-        Err(fault) => return Err(fault.to_string()),
+        Err(fault) => return Err(fault),
     };
     rules.sort_by_cached_key(|object| {
         let text = |name: &str| object.pointer(name).and_then(Json::as_str).unwrap_or_default().to_owned();

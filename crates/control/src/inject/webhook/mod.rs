@@ -44,6 +44,9 @@ pub(crate) struct Webhook {
     pub(crate) options: WebhookOptions,
     current: RwLock<Current>,
     native: AtomicBool,
+    /// Whether its configuration was read, and the webhook configurations have our roots; each as far as it can be.
+    configured: AtomicBool,
+    registered: AtomicBool,
     pub(crate) counts: Counts,
 }
 
@@ -80,10 +83,23 @@ impl Webhook {
         let current = Current { injector: Arc::new(injector), rules: Arc::new(ProxyRules::default()) };
         Ok(Webhook {
             native: AtomicBool::new(options.native.unwrap_or(false)),
+            configured: AtomicBool::new(false),
+            registered: AtomicBool::new(!options.registers),
             options,
             current: RwLock::new(current),
             counts: Counts::default(),
         })
+    }
+
+    /// Whether Pods that are made now are injected as they should be. Until then nobody is to be told that the
+    /// control plane is ready, as Pods are made at once when an installation has ended.
+    pub(crate) fn is_ready(&self) -> bool {
+        self.configured.load(Ordering::Acquire) && self.registered.load(Ordering::Acquire)
+    }
+
+    /// Nobody is to be given roots.
+    pub(crate) fn needs_no_roots(&self) {
+        self.registered.store(true, Ordering::Release);
     }
 
     fn current(&self) -> Current {

@@ -4,11 +4,13 @@
 //! is wrong was seen to be refused by us.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use http::Method;
 use serde_json::{Value as Json, json};
 
+use super::follow::{SOON, is_final};
 use super::{Counts, Webhook};
 use crate::source::kube::Cluster;
 use crate::source::kube::client::Fault;
@@ -37,6 +39,9 @@ pub(crate) async fn register(
                 outcome =
                     configurations(&webhook, &cluster, "validatingwebhookconfigurations", &bundle).await;
             }
+            if outcome.as_ref().map_or_else(is_final, |()| true) {
+                webhook.registered.store(true, Ordering::Release);
+            }
             match outcome {
                 Ok(()) => said.clear(),
                 Err(fault) if fault.to_string() != said => {
@@ -46,7 +51,7 @@ pub(crate) async fn register(
                 Err(_) => {}
             }
         }
-        tokio::time::sleep(EVERY).await;
+        tokio::time::sleep(if webhook.is_ready() { EVERY } else { SOON }).await;
     }
 }
 

@@ -163,6 +163,22 @@ fn configurations_are_given_our_roots_once() {
 }
 
 #[test]
+fn ready_is_who_is_configured_and_known() {
+    use std::sync::atomic::Ordering;
+    let webhook = webhook();
+    // This one gives nobody its roots.
+    assert!(!webhook.is_ready());
+    webhook.configured.store(true, Ordering::Release);
+    assert!(webhook.is_ready());
+    let options = WebhookOptions { registers: true, ..webhook.options.clone() };
+    let webhook = Webhook::new(options).expect("what is built in can be used");
+    webhook.configured.store(true, Ordering::Release);
+    assert!(!webhook.is_ready());
+    webhook.needs_no_roots();
+    assert!(webhook.is_ready());
+}
+
+#[test]
 fn versions_of_kubelets() {
     assert_eq!(follow::minor("v1.33.2"), Some(33));
     assert_eq!(follow::minor("v1.34.0-gke.1"), Some(34));

@@ -15,6 +15,8 @@ use kube::client::Body;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use serde::Deserialize;
 
+use crate::model::read::MESH_CONFIG_MAP;
+
 /// Which cluster, and as whom.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Kubernetes {
@@ -29,6 +31,9 @@ pub struct Kubernetes {
     /// Whether what is found wrong with objects is written into their status, by the replica that
     /// leads.
     pub write_status: bool,
+    /// The revision of the control plane: it has a mesh configuration of its own (`istio-REVISION`), and objects
+    /// with the label of another revision are none of its. `None`: all objects count.
+    pub revision: Option<String>,
     /// What this replica is called among its like; empty is a name of chance.
     pub identity: String,
 }
@@ -37,6 +42,14 @@ impl Kubernetes {
     /// The root namespace.
     pub(crate) fn root_namespace(&self) -> &str {
         if self.namespace.is_empty() { "istio-system" } else { &self.namespace }
+    }
+
+    /// The name of the ConfigMap with the mesh configuration.
+    pub(crate) fn mesh_config_map(&self) -> String {
+        match self.revision.as_deref() {
+            None | Some("" | "default") => MESH_CONFIG_MAP.to_owned(),
+            Some(revision) => format!("{MESH_CONFIG_MAP}-{revision}"),
+        }
     }
 }
 

@@ -74,6 +74,9 @@ pub(crate) struct Cluster {
     retry: (Duration, Duration),
     identity: String,
     writes_status: bool,
+    /// As in [`Kubernetes`].
+    revision: Option<String>,
+    mesh_config_map: String,
 }
 
 impl Cluster {
@@ -92,6 +95,8 @@ impl Cluster {
                 name => name.to_owned(),
             },
             writes_status: config.write_status,
+            revision: config.revision.clone(),
+            mesh_config_map: config.mesh_config_map(),
         })
     }
 
@@ -266,15 +271,13 @@ impl Watcher {
             cluster,
         };
         let root = watcher.cluster.root_namespace.clone();
+        let mesh = watcher.cluster.mesh_config_map.clone();
         for known in watched() {
             match known.reads {
                 // Those that are wanted come later.
                 Some(Kind::Secret) => {}
                 Some(Kind::ConfigMap) => {
-                    watcher.add(
-                        known,
-                        Scope { namespace: root.clone(), name: read::MESH_CONFIG_MAP.to_owned() },
-                    );
+                    watcher.add(known, Scope { namespace: root.clone(), name: mesh.clone() });
                 }
                 _ => watcher.add(known, Scope::default()),
             }
@@ -286,6 +289,11 @@ impl Watcher {
     fn add(&mut self, known: Known, scope: Scope) {
         let found = self.cluster.catalog.borrow().find(&known).cloned();
         let (served, receiver) = watch::channel(found);
+        let is_mesh = known.reads == Some(Kind::ConfigMap)
+            && scope.name == self.cluster.mesh_config_map
+            && scope.namespace == self.cluster.root_namespace;
+        let revision = self.cluster.revision.clone();
+        let objects = Objects::new(revision, is_mesh.then_some(read::MESH_CONFIG_MAP));
         let reflector = Reflector {
             index: self.next,
             api: self.cluster.api.clone(),
@@ -294,7 +302,7 @@ impl Watcher {
             served: receiver,
             tell: self.tell.clone(),
             backoff: self.cluster.backoff(self.rng.fork()),
-            objects: Objects::default(),
+            objects,
             failing: false,
         };
         if self.discovered {

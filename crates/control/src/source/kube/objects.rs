@@ -29,7 +29,14 @@ pub(super) struct Objects {
     diagnostics: BTreeMap<Key, Vec<Diagnostic>>,
     /// Whether the diagnostics have changed since they were asked for.
     fresh_diagnostics: bool,
+    /// Configuration with the label of another revision is passed over.
+    revision: Option<String>,
+    /// What the one object that is read is called, whatever its name is.
+    alias: Option<&'static str>,
 }
+
+/// The label by which an object is for the control plane of one revision.
+const REVISION: &str = "istio.io/rev";
 
 /// One object.
 #[derive(Debug)]
@@ -45,6 +52,12 @@ struct Known {
 }
 
 impl Objects {
+    /// With what is passed over, and renamed.
+    pub(super) fn new(revision: Option<String>, alias: Option<&'static str>) -> Objects {
+        let default = |name: String| if name.is_empty() { "default".to_owned() } else { name };
+        Objects { revision: revision.map(default), alias, ..Objects::default() }
+    }
+
     /// A list begins; what was read of one that did not end counts nevertheless.
     pub(super) fn begin(&mut self) {
         self.epoch = self.epoch.wrapping_add(1);
@@ -52,7 +65,13 @@ impl Objects {
 
     /// An object of the list, or one that was added or changed.
     pub(super) fn set(&mut self, served: &Served, node: Node<'_>) {
-        let node = completed(served, node);
+        let mut node = completed(served, node);
+        if let Some(alias) = self.alias {
+            rename(&mut node, alias);
+        }
+        if self.is_of_others(served, &node) {
+            return self.remove(&node);
+        }
         let text =
             |path: [&str; 2]| node.find(path[0]).and_then(|it| it.find(path[1])).and_then(Node::as_str);
         let name = text(["metadata", "name"]).unwrap_or_default();
@@ -119,9 +138,17 @@ impl Objects {
         let text = |name| node.find("metadata").and_then(|it| it.find(name)).and_then(Node::as_str);
         let key = Key {
             namespace: text("namespace").unwrap_or_default().to_owned(),
-            name: text("name").unwrap_or_default().to_owned(),
+            name: self.alias.or_else(|| text("name")).unwrap_or_default().to_owned(),
         };
         self.forget(&key);
+    }
+
+    /// Whether an object is for the control plane of another revision.
+    fn is_of_others(&self, served: &Served, node: &Node<'_>) -> bool {
+        let Some(revision) = self.revision.as_deref().filter(|_| is_config(served)) else { return false };
+        let labels = node.find("metadata").and_then(|it| it.find("labels"));
+        let label = labels.and_then(|it| it.find(REVISION)).and_then(Node::as_str).unwrap_or_default();
+        !label.is_empty() && label != revision
     }
 
     /// The list is whole: what was not in it is gone.
@@ -209,12 +236,10 @@ fn diagnostics(
 /// The text of an object that people may want to look at: configuration, without what only machines
 /// read. What there is very much of (pods and endpoints) and what is secret is not kept.
 fn kept_text(served: &Served, node: &Node<'_>) -> Arc<str> {
-    let group = served.api_version.split_once('/').map_or("", |(group, _)| group);
-    let is_config = group.ends_with("istio.io") || group.starts_with("gateway.networking.");
     let is_mesh = served.kind == "ConfigMap"
         && node.find("metadata").and_then(|it| it.find("name")).and_then(Node::as_str)
             == Some(read::MESH_CONFIG_MAP);
-    if !is_config && !is_mesh {
+    if !is_config(served) && !is_mesh {
         return Arc::from("");
     }
     let mut json = node.to_json();
@@ -225,6 +250,24 @@ fn kept_text(served: &Served, node: &Node<'_>) -> Arc<str> {
         }
     }
     Arc::from(json.to_string())
+}
+
+/// Whether it is configuration of a mesh.
+fn is_config(served: &Served) -> bool {
+    let group = served.api_version.split_once('/').map_or("", |(group, _)| group);
+    group.ends_with("istio.io") || group.starts_with("gateway.networking.")
+}
+
+/// Gives an object another name.
+fn rename(node: &mut Node<'_>, name: &'static str) {
+    let Value::Mapping(entries) = &mut node.value else { return };
+    let metadata = entries.iter_mut().find(|entry| entry.key == "metadata");
+    let Some(Entry { value: Node { value: Value::Mapping(entries), .. }, .. }) = metadata else { return };
+    if let Some(entry) = entries.iter_mut().find(|entry| entry.key == "name")
+        && let Value::Scalar(scalar) = &mut entry.value.value
+    {
+        scalar.text = name.into();
+    }
 }
 
 /// An object with what the items of lists leave out.
@@ -293,6 +336,43 @@ mod tests {
         list(&mut objects, &[gateway("a", 5, "a.b"), gateway("c", 3, "a.b")]);
         objects.finish();
         assert_eq!(told(&mut objects), ["set Gateway n/a", "remove Gateway n/b"]);
+    }
+
+    #[test]
+    fn what_is_for_another_revision_is_passed_over() {
+        let of = |revision: &str, version| {
+            let mut object = gateway("a", version, "a.b");
+            object["metadata"]["labels"] = json!({ "istio.io/rev": revision });
+            object
+        };
+        for (own, other) in [("", "canary"), ("default", "canary"), ("canary", "default")] {
+            let mut objects = Objects::new(Some(own.to_owned()), None);
+            let own = if own.is_empty() { "default" } else { own };
+            list(&mut objects, &[of(other, 1), gateway("b", 2, "a.b")]);
+            objects.finish();
+            assert_eq!(told(&mut objects), ["set Gateway n/b"]);
+            objects.set(&served(), from_json(&of(own, 3).to_string()).unwrap());
+            assert_eq!(told(&mut objects), ["set Gateway n/a"]);
+            // Its label is changed: it has gone to the other.
+            objects.set(&served(), from_json(&of(other, 4).to_string()).unwrap());
+            assert_eq!(told(&mut objects), ["remove Gateway n/a"]);
+        }
+        let mut all = Objects::new(None, None);
+        list(&mut all, &[of("canary", 1)]);
+        assert_eq!(told(&mut all), ["set Gateway n/a"]);
+        // Labels of what is no configuration, as of Pods, are none of this.
+        let pods = Served {
+            api_version: "v1".to_owned(),
+            kind: "ConfigMap",
+            plural: "configmaps".to_owned(),
+            namespaced: true,
+        };
+        let map = json!({ "metadata": { "name": "istio-canary", "namespace": "n", "resourceVersion": "1",
+            "labels": { "istio.io/rev": "canary" } }, "data": { "mesh": "{}" } });
+        let mut objects = Objects::new(Some("other".to_owned()), Some("istio"));
+        objects.set(&pods, from_json(&map.to_string()).unwrap());
+        objects.remove(&from_json(&map.to_string()).unwrap());
+        assert_eq!(told(&mut objects), ["set MeshConfig n/istio", "remove MeshConfig n/istio"]);
     }
 
     #[test]
