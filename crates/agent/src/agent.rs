@@ -229,7 +229,7 @@ fn identity(
     if given.exist() || environment.file_mounted {
         let files = if given.exist() { given } else { Mounted::in_folder(Path::new(MOUNTED)) };
         tracing::info!(chain = %files.chain.display(), "the workload's certificate is mounted");
-        tasks.spawn(files::follow(files, say));
+        tasks.spawn(files::follow(files, say, wall));
         return Ok(());
     }
     let account = match environment.service_account.as_str() {

@@ -132,7 +132,7 @@ impl ControlPlane {
         {
             let pem = read(chain)?;
             // One that has expired shows nothing; the token may.
-            if expires(&pem).map_err(|error| format!("{}: {error}", chain.display()))? > now {
+            if validity(&pem).map_err(|error| format!("{}: {error}", chain.display()))?.1 > now {
                 return Ok(Shown::Certificate(pem, read(key)?));
             }
         }
@@ -189,10 +189,7 @@ pub(crate) fn header(name: &str, value: &str) -> Result<(HeaderName, HeaderValue
 fn client_config(roots: &Roots, shown: &Shown) -> Result<ClientConfig, String> {
     let path = match roots {
         Roots::File(path) => path.as_path(),
-        Roots::System => {
-            let known = SYSTEM_ROOTS.map(Path::new).into_iter().find(|path| path.exists());
-            known.ok_or_else(|| format!("the system's roots are in none of {SYSTEM_ROOTS:?}"))?
-        }
+        Roots::System => &system_roots()?,
     };
     let at = |error: &dyn std::fmt::Display| format!("{}: {error}", path.display());
     let mut store = RootCertStore::empty();
@@ -222,11 +219,23 @@ fn client_config(roots: &Roots, shown: &Shown) -> Result<ClientConfig, String> {
     Ok(config)
 }
 
-/// The last second of a certificate.
-pub(crate) fn expires(chain: &[u8]) -> Result<i64, String> {
+/// The file with whom the system trusts: that of `SSL_CERT_FILE`, or where systems keep it.
+///
+/// # Errors
+/// If there is none.
+pub(crate) fn system_roots() -> Result<PathBuf, String> {
+    if let Some(named) = std::env::var_os("SSL_CERT_FILE").filter(|path| !path.is_empty()) {
+        return Ok(named.into());
+    }
+    let known = SYSTEM_ROOTS.map(PathBuf::from).into_iter().find(|path| path.exists());
+    known.ok_or_else(|| format!("the system's roots are in none of {SYSTEM_ROOTS:?}"))
+}
+
+/// The first and the last second of a certificate.
+pub(crate) fn validity(chain: &[u8]) -> Result<(i64, i64), String> {
     let all = certificates(chain)?;
     let leaf = Certificate::parse(all.first().ok_or("there is no certificate in it")?)?;
-    Ok(leaf.validity().1)
+    Ok(leaf.validity())
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, String> {

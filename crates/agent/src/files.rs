@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-use crate::control_plane::expires;
+use crate::control_plane::validity;
 use crate::identity::Secret;
 
 /// How often files are looked at: whoever mounts them replaces them in ways that no watch sees.
@@ -45,7 +45,7 @@ impl Mounted {
         };
         let (chain, key, roots) = (read(&self.chain)?, read(&self.key)?, read(&self.roots)?);
         let failed = |path: &Path, error: String| format!("{}: {error}", path.display());
-        let expires = expires(chain.as_bytes()).map_err(|error| failed(&self.chain, error))?;
+        let (_, expires) = validity(chain.as_bytes()).map_err(|error| failed(&self.chain, error))?;
         fit(chain.as_bytes(), key.as_bytes()).map_err(|error| failed(&self.key, error))?;
         leno_tls::issue::certificates(roots.as_bytes()).map_err(|error| failed(&self.roots, error))?;
         Ok(Secret { chain, key, roots, expires })
@@ -64,13 +64,57 @@ pub(crate) fn fit(chain: &[u8], key: &[u8]) -> Result<(), String> {
     }
 }
 
-/// Says what is in the files, until nobody wants to know. Files that are wrong change nothing.
-pub async fn follow(files: Mounted, say: watch::Sender<Option<Secret>>) {
+/// How far a certificate is from its end.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Age {
+    #[default]
+    Good,
+    /// In the last fifth of its life: who renews it should have done so.
+    Late,
+    Expired,
+}
+
+impl Age {
+    /// Times are seconds since the epoch.
+    fn of((from, to): (i64, i64), now: i64) -> Age {
+        let left = to.saturating_sub(now);
+        match left {
+            ..0 => Age::Expired,
+            _ if left < to.saturating_sub(from) / 5 => Age::Late,
+            _ => Age::Good,
+        }
+    }
+
+    /// Says so once.
+    fn tell(self, told: &mut Age, path: &Path, expires: i64) {
+        if self != *told {
+            let path = path.display();
+            match self {
+                Age::Good => {}
+                Age::Late => {
+                    tracing::warn!(%path, expires, "the mounted certificate expires soon, and is not renewed");
+                }
+                Age::Expired => {
+                    tracing::error!(%path, expires, "the mounted certificate has expired");
+                }
+            }
+            *told = self;
+        }
+    }
+}
+
+/// Says what is in the files, until nobody wants to know. Files that are wrong change nothing. `now` tells the
+/// time in seconds since the epoch.
+pub async fn follow(files: Mounted, say: watch::Sender<Option<Secret>>, now: impl Fn() -> i64) {
     let mut told = None;
+    let mut age = Age::default();
     loop {
         match files.read() {
             Ok(secret) => {
                 told = None;
+                if let Ok(validity) = validity(secret.chain.as_bytes()) {
+                    Age::of(validity, now()).tell(&mut age, &files.chain, secret.expires);
+                }
                 let say = &say;
                 say.send_if_modified(move |known| {
                     let is_new = known.as_ref() != Some(&secret);
@@ -119,4 +163,18 @@ fn write_one(folder: &Path, secret: &Secret) -> std::io::Result<()> {
         std::fs::rename(&draft, folder.join(name))?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Age;
+
+    #[test]
+    fn certificates_grow_old() {
+        for (now, expected) in
+            [(0, Age::Good), (80, Age::Good), (81, Age::Late), (100, Age::Late), (101, Age::Expired)]
+        {
+            assert_eq!(Age::of((0, 100), now), expected, "{now}");
+        }
+    }
 }

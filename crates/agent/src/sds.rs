@@ -2,7 +2,8 @@
 //!
 //! `default` is the workload's certificate, `ROOTCA` the roots. Nothing is said before there is a
 //! certificate, so that a proxy waits for it instead of being told that there is none.
-//! `file-cert:CHAIN~KEY` and `file-root:ROOTS` are what is in these files, as it is now.
+//! `file-cert:CHAIN~KEY` and `file-root:ROOTS` are what is in these files, as it is now; `file-root:system` is
+//! whom the system trusts. With the roots goes what their owner has revoked (`CA_CRL`), if that is mounted.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -94,6 +95,10 @@ pub const ROOTS: &str = "ROOTCA";
 const FILE_CERTIFICATE: &str = "file-cert:";
 /// The beginning of names that stand for a file with roots.
 const FILE_ROOTS: &str = "file-root:";
+/// The one that stands for the system's roots.
+const SYSTEM: &str = "system";
+/// Where the ConfigMap `istio-ca-crl` is mounted, with what the mesh's authority has revoked.
+const CA_CRL: &str = "./var/run/secrets/istio/crl/ca-crl.pem";
 /// How often files are looked at.
 const LOOK: Duration = Duration::from_secs(1);
 
@@ -124,6 +129,12 @@ struct Loop {
     resources: Resources,
     /// Whether there is.
     has_secret: bool,
+    /// Whom to trust, in PEM.
+    roots: String,
+    /// What was revoked, in PEM; empty: nothing is known of it.
+    revoked: Vec<u8>,
+    /// What is wrong with the file of that.
+    fault: Option<String>,
 }
 
 impl Loop {
@@ -134,6 +145,7 @@ impl Loop {
     ) {
         let mut is_kept = true;
         let mut looks = tokio::time::interval(LOOK);
+        self.read_revoked(Path::new(CA_CRL));
         self.take(secrets.borrow_and_update().as_ref());
         loop {
             tokio::select! {
@@ -146,7 +158,12 @@ impl Loop {
                     // Nobody renews it any more: what there is stays.
                     Err(_) => is_kept = false,
                 },
-                _ = looks.tick() => self.look(),
+                _ = looks.tick() => {
+                    self.look();
+                    if self.read_revoked(Path::new(CA_CRL)) {
+                        self.put_roots();
+                    }
+                }
             }
             self.push();
         }
@@ -156,8 +173,39 @@ impl Loop {
         let Some(secret) = secret else { return };
         let Secret { chain, key, roots: trusted, .. } = secret;
         self.put(resource(CERTIFICATE, certificate(chain.as_bytes(), key.as_bytes())));
-        self.put(resource(ROOTS, roots(trusted.as_bytes())));
+        self.roots.clone_from(trusted);
         self.has_secret = true;
+        self.put_roots();
+    }
+
+    fn put_roots(&mut self) {
+        if self.has_secret {
+            self.put(resource(ROOTS, roots(self.roots.as_bytes(), &self.revoked)));
+        }
+    }
+
+    /// Reads what was revoked; whether that is something else than before. What cannot be read changes nothing,
+    /// as a proxy would refuse the roots along with it.
+    fn read_revoked(&mut self, path: &Path) -> bool {
+        let found = match std::fs::read(path) {
+            Ok(bytes) => leno_tls::Revocations::parse(&bytes).map(|_| bytes),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+            Err(error) => Err(error.to_string()),
+        };
+        let (news, fault) = match found {
+            Ok(bytes) if bytes == self.revoked => (false, None),
+            Ok(bytes) => {
+                tracing::info!(path = %path.display(), bytes = bytes.len(), "what was revoked has changed");
+                self.revoked = bytes;
+                (true, None)
+            }
+            Err(error) => (false, Some(error)),
+        };
+        if let Some(error) = fault.as_ref().filter(|_| fault != self.fault) {
+            tracing::error!(path = %path.display(), error, "what was revoked cannot be read; what is known stays");
+        }
+        self.fault = fault;
+        news
     }
 
     fn put(&mut self, resource: Resource) {
@@ -229,9 +277,10 @@ fn certificate(chain: &[u8], key: &[u8]) -> secret::Type {
     })
 }
 
-fn roots(pem: &[u8]) -> secret::Type {
+fn roots(pem: &[u8], revoked: &[u8]) -> secret::Type {
     secret::Type::ValidationContext(CertificateValidationContext {
         trusted_ca: Some(inline(pem)),
+        crl: (!revoked.is_empty()).then(|| inline(revoked)),
         ..CertificateValidationContext::default()
     })
 }
@@ -239,8 +288,14 @@ fn roots(pem: &[u8]) -> secret::Type {
 /// What the files are that a name stands for.
 fn from_files(name: &str) -> Result<secret::Type, String> {
     let read = |path: &str| std::fs::read(path).map_err(|error| format!("{path}: {error}"));
-    if let Some(path) = name.strip_prefix(FILE_ROOTS) {
-        return Ok(roots(&read(path)?));
+    match name.strip_prefix(FILE_ROOTS) {
+        Some(SYSTEM) => {
+            let path = crate::control_plane::system_roots()?;
+            let pem = std::fs::read(&path).map_err(|error| format!("{}: {error}", path.display()))?;
+            return Ok(roots(&pem, b""));
+        }
+        Some(path) => return Ok(roots(&read(path)?, b"")),
+        None => {}
     }
     let files = name.strip_prefix(FILE_CERTIFICATE).and_then(|files| files.split_once('~'));
     let (chain, key) = files.ok_or("it is neither file-cert:CHAIN~KEY nor file-root:ROOTS")?;

@@ -278,7 +278,7 @@ async fn certificates_in_files() {
     let (from, to) = (tempfile::tempdir().expect("a folder"), tempfile::tempdir().expect("a folder"));
     let mounted = Mounted::in_folder(from.path());
     let (say, mut secrets) = watch::channel(None);
-    tokio::spawn(files::follow(mounted.clone(), say));
+    tokio::spawn(files::follow(mounted.clone(), say, wall));
     tokio::spawn(files::write(to.path().join("certs"), secrets.clone()));
     let signer = root_of(wall());
     for secret in [made(&signer), made(&signer)] {

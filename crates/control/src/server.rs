@@ -23,7 +23,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
 pub use crate::access::{Access, Issuer, Secure, create_join_token};
-use crate::access::{Domains, Door};
+use crate::access::{Blocked, Domains, Door, discover};
 use crate::analyze::Analysis;
 use crate::analyze::validity::{Validities, outdated};
 pub use crate::ca::CaSettings;
@@ -47,6 +47,7 @@ use crate::source::kube::writer::Statuses;
 use crate::source::kube::{Cluster, Wanted};
 use crate::source::located::Located;
 use crate::source::{self, Origin, Update};
+use crate::translate::security::keys::{IssuersToAsk, KeyAddressInput};
 pub use leno_xds::server::listen::Options;
 
 /// How often things that wait are looked at.
@@ -63,6 +64,9 @@ const ANALYZE_EVERY: Duration = Duration::from_millis(200);
 
 /// After how many ticks unused values are forgotten.
 const COLLECT_EVERY: u32 = 40;
+
+/// Addresses that issuers of tokens are not asked at.
+const BLOCKED: &str = "BLOCKED_CIDRS_IN_JWKS_URIS";
 
 /// How long those who write to the cluster may take to end.
 const FAREWELL: Duration = Duration::from_secs(3);
@@ -129,6 +133,10 @@ pub struct Server {
     webhooks: Option<(TcpListener, Arc<Webhook>)>,
     /// Roots of a certificate that somebody else has made.
     roots: Option<PathBuf>,
+    /// Whom to trust where something is fetched, instead of the system's.
+    system_roots: Option<PathBuf>,
+    /// Where nothing is fetched for those who write policies.
+    blocked: Blocked,
 }
 
 /// Everything that can happen.
@@ -140,6 +148,8 @@ pub(crate) enum Event {
     Stream(StreamEvent),
     /// It was found out whether a service account may read the Secrets of its namespace.
     Reviewed(Account, Verdict),
+    /// An issuer of tokens has said where its keys are.
+    Discovered(String, String),
     /// Somebody wants to know something.
     Ask(Question, oneshot::Sender<Answer>),
     /// Time has passed.
@@ -179,6 +189,7 @@ impl Server {
         let own = config.access.authority.as_ref().and_then(|ca| ca.address);
         let secure = config.access.secure.as_ref().map(|(address, _)| *address).or(own);
         let door = door.map_err(io::Error::other)?;
+        let blocked = Blocked::read(&std::env::var(BLOCKED).unwrap_or_default());
         let webhooks = config.webhooks.map(|options| {
             if door.webhooks.is_none() {
                 let words = "webhooks need a certificate: neither files of one nor an authority is there";
@@ -190,6 +201,8 @@ impl Server {
         Ok(Server {
             webhooks: webhooks.transpose()?,
             roots: config.access.secure.as_ref().and_then(|(_, secure)| secure.roots.clone()),
+            system_roots: config.access.system_roots,
+            blocked: blocked.map_err(|error| io::Error::other(format!("{BLOCKED}: {error}")))?,
             dirs: config.dirs,
             cluster,
             grpc: config.access.plaintext.then(|| bind(config.grpc_addr)).transpose()?,
@@ -251,6 +264,7 @@ impl Server {
         let (want, wanted) = watch::channel(Wanted::default());
         self.spawn_sources(&events, wanted, &mut tasks);
         let gate = self.gate(&events, &mut tasks);
+        let issuers = self.spawn_discovery(&events, &mut tasks);
         let shown = debug::http::Ready {
             known: Arc::clone(&ready),
             ca: self.door.ca.as_ref().map(|(ca, _)| Arc::clone(ca)),
@@ -312,6 +326,7 @@ impl Server {
         control.ca = ca.map(|(ca, _)| ca);
         control.webhook = webhook;
         control.namespaces = namespaces;
+        control.issuers = issuers;
         while let Some(event) = queue.recv().await {
             match event {
                 Event::Changes(update) => control.on_changes(update),
@@ -319,6 +334,7 @@ impl Server {
                 Event::Reviewed(account, verdict) => {
                     control.push.on_reviewed(&account, verdict, Instant::now());
                 }
+                Event::Discovered(issuer, uri) => control.on_discovered(issuer, uri),
                 // The asker may have left.
                 Event::Ask(question, reply) => drop(reply.send(control.on_ask(&question))),
                 Event::Tick => control.on_tick(),
@@ -354,6 +370,26 @@ impl Server {
         let mut gate = Gate::new(self.believes_all, reviews);
         gate.proves = !self.believes_all && self.door.secure.is_some();
         gate
+    }
+
+    /// What asks issuers of tokens where their keys are; where to say which.
+    fn spawn_discovery(
+        &self,
+        events: &mpsc::Sender<Event>,
+        tasks: &mut JoinSet<()>,
+    ) -> watch::Sender<BTreeSet<String>> {
+        let (ask, asked) = watch::channel(BTreeSet::new());
+        let (say, mut said) = mpsc::channel(1);
+        tasks.spawn(discover(self.system_roots.clone(), self.blocked.clone(), asked, say));
+        let events = events.clone();
+        tasks.spawn(async move {
+            while let Some((issuer, uri)) = said.recv().await {
+                if events.send(Event::Discovered(issuer, uri)).await.is_err() {
+                    return;
+                }
+            }
+        });
+        ask
     }
 
     fn spawn_sources(
@@ -486,6 +522,8 @@ struct Loop {
     webhook: Option<Arc<Webhook>>,
     /// Where to say which namespaces there are, for those who write into all.
     namespaces: Option<watch::Sender<ca::Namespaces>>,
+    /// Where to say which issuers of tokens are to be asked where their keys are.
+    issuers: watch::Sender<BTreeSet<String>>,
     ticks: u32,
 }
 
@@ -533,6 +571,7 @@ impl Loop {
             ca: None,
             webhook: None,
             namespaces: None,
+            issuers: watch::Sender::default(),
             ticks: 0,
         }
     }
@@ -568,6 +607,7 @@ impl Loop {
             let mesh = self.graph.get::<Mesh>(&());
             let domains = std::iter::once(&mesh.trust_domain).chain(&mesh.trust_domain_aliases);
             self.domains.set(domains.filter(|domain| !domain.is_empty()).cloned().collect());
+            self.ask_issuers();
         }
         let others = update.gone.iter().filter(|object| object.kind == Kind::Namespace);
         let others: BTreeSet<&str> = others.map(|object| object.name.as_str()).collect();
@@ -587,6 +627,42 @@ impl Loop {
         if !self.ready.swap(true, Ordering::AcqRel) {
             self.know.send_replace(true);
             tracing::info!("ready");
+        }
+    }
+
+    /// Has issuers of tokens asked where their keys are, and forgets what others have said.
+    fn ask_issuers(&mut self) {
+        let wanted = self.graph.get::<IssuersToAsk>(&());
+        let changed = self.issuers.send_if_modified(|told| {
+            let changed = *told != *wanted;
+            told.clone_from(&wanted);
+            changed
+        });
+        if changed {
+            let mut batch = Batch::new();
+            let known = self.graph.keys::<KeyAddressInput>().into_iter();
+            known.filter(|issuer| !wanted.contains(issuer)).for_each(|issuer| {
+                batch.remove::<KeyAddressInput>(&issuer);
+            });
+            // No policy asks for them any more, so nothing follows from that.
+            self.graph.commit(batch);
+        }
+    }
+
+    /// An issuer has said where its keys are.
+    fn on_discovered(&mut self, issuer: String, uri: String) {
+        let before = self.graph.revision();
+        let is_wanted = self.issuers.borrow().contains(&issuer);
+        if !is_wanted {
+            return;
+        }
+        tracing::info!(issuer, uri, "an issuer has said where its keys are");
+        let mut batch = Batch::new();
+        batch.set::<KeyAddressInput>(issuer, uri);
+        let at = Instant::now();
+        if self.graph.commit(batch) != before {
+            let news = News { changed: Vec::new(), removed: Vec::new(), at };
+            self.push.on_change(&self.graph, &news, at);
         }
     }
 

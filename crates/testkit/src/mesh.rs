@@ -16,15 +16,22 @@ pub struct Mesh {
     folder: tempfile::TempDir,
 }
 
-/// A Pod with a sidecar, as an API server would show it: its addresses, its one label (`app`), its service account.
-pub fn pod(name: &str, addresses: &[String]) -> Value {
+/// The namespace of a service account that is `NAMESPACE/NAME`, or a name in `default`, and its name.
+fn parts(account: &str) -> (&str, &str) {
+    account.split_once('/').unwrap_or(("default", account))
+}
+
+/// A Pod with a sidecar, as an API server would show it: its addresses, its one label (`app`), its service account
+/// (`NAME` or `NAMESPACE/NAME`), after which it is called.
+pub fn pod(account: &str, addresses: &[String]) -> Value {
+    let (namespace, name) = parts(account);
     let all: Vec<Value> = addresses.iter().map(|address| json!({ "ip": address })).collect();
     json!({
         "apiVersion": "v1",
         "kind": "Pod",
         "metadata": {
             "name": format!("{name}-0"),
-            "namespace": "default",
+            "namespace": namespace,
             // Injection says by it that there is a sidecar.
             "labels": { "app": name, "security.istio.io/tlsMode": "istio" },
         },
@@ -81,10 +88,18 @@ impl Mesh {
     /// # Panics
     /// If that cannot be written.
     pub fn write(&self, objects: &[Value]) {
+        self.write_as("mesh.yaml", objects);
+    }
+
+    /// Replaces those of a file of theirs.
+    ///
+    /// # Panics
+    /// If that cannot be written.
+    pub fn write_as(&self, file: &str, objects: &[Value]) {
         let text: String = objects.iter().map(|object| format!("---\n{object}\n")).collect();
         let draft = self.folder().join("draft");
         std::fs::write(&draft, text).expect("writable");
-        std::fs::rename(draft, self.folder().join("mesh/mesh.yaml")).expect("writable");
+        std::fs::rename(draft, self.folder().join("mesh").join(file)).expect("writable");
     }
 
     /// The program.
@@ -94,8 +109,13 @@ impl Mesh {
 
     /// A control plane over the folder that has an authority and takes join tokens, for proxies at this address only.
     pub fn pilot(&self, address: &str) -> Command {
+        self.monitored_pilot(address, "127.0.0.1:0")
+    }
+
+    /// One that tells of itself at a second address.
+    pub fn monitored_pilot(&self, address: &str, monitoring: &str) -> Command {
         let mut command = self.program();
-        command.args(["pilot", "--grpcAddr=", "--monitoringAddr=127.0.0.1:0", "--dir"]);
+        command.args(["pilot", "--grpcAddr=", &format!("--monitoringAddr={monitoring}"), "--dir"]);
         command.arg(self.folder().join("mesh")).arg(format!("--secureGRPCAddr={address}"));
         command.arg("--joinTokens").arg(self.folder().join("tokens"));
         command.env("ROOT_CA_DIR", self.folder().join("ca"));
@@ -104,7 +124,13 @@ impl Mesh {
 
     /// Waits until the authority has a root.
     pub fn until_rooted(&self) {
-        self.until("there are roots", || self.folder().join("ca/roots.pem").exists());
+        self.until("there are roots", || self.roots_file().exists());
+    }
+
+    /// Where the authority says what is to be trusted, or where that was given to it.
+    fn roots_file(&self) -> PathBuf {
+        let given = self.folder().join("ca/root-cert.pem");
+        if given.exists() { given } else { self.folder().join("ca/roots.pem") }
     }
 
     /// What is trusted.
@@ -112,7 +138,7 @@ impl Mesh {
     /// # Panics
     /// If there are no roots yet.
     pub fn roots(&self) -> String {
-        std::fs::read_to_string(self.folder().join("ca/roots.pem")).expect("roots")
+        std::fs::read_to_string(self.roots_file()).expect("roots")
     }
 
     /// Does what a kubelet does with the roots that the control plane has written for everybody: `workload` is the
@@ -123,23 +149,26 @@ impl Mesh {
     pub fn hand_out_roots(&self, workload: &Path) {
         let place = workload.join("var/run/secrets/istio");
         std::fs::create_dir_all(&place).expect("a folder");
-        std::fs::copy(self.folder().join("ca/roots.pem"), place.join("draft")).expect("roots");
+        std::fs::copy(self.roots_file(), place.join("draft")).expect("roots");
         std::fs::rename(place.join("draft"), place.join("root-cert.pem")).expect("writable");
     }
 
-    /// Makes the folder of an agent, which is returned: the roots, a token of the service account of that name, the
-    /// Pod's label.
+    /// Makes the folder of an agent, which is returned: the roots, a token of the service account (`NAME` or
+    /// `NAMESPACE/NAME`), the Pod's label.
     ///
     /// # Panics
     /// If that cannot be written.
-    pub fn workload(&self, name: &str) -> PathBuf {
+    pub fn workload(&self, account: &str) -> PathBuf {
+        let (namespace, name) = parts(account);
         let folder = self.folder().join(name);
         self.hand_out_roots(&folder);
         for part in ["var/run/secrets/tokens", "etc/istio/pod"] {
             std::fs::create_dir_all(folder.join(part)).expect("a folder");
         }
         let mut token = self.program();
-        token.args(["token", "create", "--service-account", name, "--dir"]).arg(self.folder().join("tokens"));
+        token
+            .args(["token", "create", "-n", namespace, "--service-account", name, "--dir"])
+            .arg(self.folder().join("tokens"));
         let token = token.output().expect("it runs");
         assert!(token.status.success(), "{}", String::from_utf8_lossy(&token.stderr));
         std::fs::write(folder.join("var/run/secrets/tokens/istio-token"), token.stdout).expect("writable");
@@ -148,10 +177,11 @@ impl Mesh {
     }
 
     /// What an agent finds in its environment; `config` is its ProxyConfig.
-    pub fn environment(&self, name: &str, address: &str, config: &Value) -> Vec<(&'static str, String)> {
+    pub fn environment(&self, account: &str, address: &str, config: &Value) -> Vec<(&'static str, String)> {
+        let (namespace, name) = parts(account);
         vec![
             ("POD_NAME", format!("{name}-0")),
-            ("POD_NAMESPACE", "default".to_owned()),
+            ("POD_NAMESPACE", namespace.to_owned()),
             ("INSTANCE_IP", address.to_owned()),
             ("SERVICE_ACCOUNT", name.to_owned()),
             ("ISTIO_META_WORKLOAD_NAME", name.to_owned()),

@@ -19,6 +19,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
+use super::discovery::Blocked;
 use super::made::{Made, read};
 use crate::model::request_authentication::Place;
 
@@ -39,6 +40,8 @@ const MOST: usize = 1 << 20;
 /// Who fetches documents.
 pub(super) struct Fetcher {
     tls: Made<Option<Arc<ClientConfig>>>,
+    /// Where nothing is fetched.
+    blocked: Blocked,
 }
 
 impl fmt::Debug for Fetcher {
@@ -61,7 +64,12 @@ impl Fetcher {
             None => Ok(None),
         };
         // The paths are looked at when something is fetched, which is rare.
-        Ok(Fetcher { tls: Made::new(Vec::new(), make)? })
+        Ok(Fetcher { tls: Made::new(Vec::new(), make)?, blocked: Blocked::default() })
+    }
+
+    /// One that fetches nothing from these addresses.
+    pub(super) fn without(self, blocked: Blocked) -> Fetcher {
+        Fetcher { blocked, ..self }
     }
 
     /// A document.
@@ -75,8 +83,7 @@ impl Fetcher {
 
     async fn fetch(&self, uri: &str) -> Result<Bytes, String> {
         let place = Place::parse(uri).ok_or("it is no address of http or https")?;
-        let stream = TcpStream::connect((place.host.as_str(), place.port)).await;
-        let stream = stream.map_err(|error| error.to_string())?;
+        let stream = self.connect(&place).await?;
         if !place.secure {
             return exchange(stream, uri).await;
         }
@@ -85,6 +92,24 @@ impl Fetcher {
         let name = ServerName::try_from(place.host).map_err(|error| error.to_string())?;
         let stream = TlsConnector::from(config).connect(name, stream).await;
         exchange(stream.map_err(|error| error.to_string())?, uri).await
+    }
+
+    /// Connects to the first of a place's addresses that answers. Those are looked at that are connected to,
+    /// whatever a name meant before.
+    async fn connect(&self, place: &Place) -> Result<TcpStream, String> {
+        let found = tokio::net::lookup_host((place.host.as_str(), place.port)).await;
+        let mut why = "it has no address".to_owned();
+        for address in found.map_err(|error| error.to_string())? {
+            if self.blocked.has(address.ip()) {
+                why = format!("{} may not be asked", address.ip());
+                continue;
+            }
+            match TcpStream::connect(address).await {
+                Ok(stream) => return Ok(stream),
+                Err(error) => why = error.to_string(),
+            }
+        }
+        Err(why)
     }
 }
 

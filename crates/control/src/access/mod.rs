@@ -3,6 +3,7 @@
 //! - `tls.rs`: the port with TLS, whose certificate is renewed by changing its files;
 //! - `token.rs`: tokens of service accounts, judged by the API server, or by an issuer's keys, which
 //!   `fetch.rs` may have to fetch;
+//! - `discovery.rs`: where issuers say that their keys are, which is for proxies too;
 //! - `join.rs`: tokens that are good once, for the certificate of a machine without Kubernetes;
 //! - `forwarded.rs`: certificates that a proxy in front of us has verified;
 //! - `made.rs`: things made of files, made anew when these change.
@@ -13,6 +14,7 @@
 //! mesh's trust domains count. What an identity is worth is decided in `push/clearance.rs`, and for
 //! those who look at debug pages in `debug/viewer.rs`.
 
+mod discovery;
 mod fetch;
 mod forwarded;
 mod join;
@@ -34,6 +36,7 @@ use leno_xds::server::listen::{
 };
 use tokio::sync::Semaphore;
 
+pub(crate) use self::discovery::{Blocked, address as address_of_issuer, discover};
 pub use self::join::create_join_token;
 pub(crate) use self::join::{JoinTokens, Ticket};
 pub use self::tls::Secure;

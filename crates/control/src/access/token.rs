@@ -17,6 +17,7 @@ use serde::Deserialize;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
+use super::discovery;
 use super::fetch::Fetcher;
 use super::made::{Made, read};
 use crate::model::duration::seconds;
@@ -31,9 +32,6 @@ const LIFETIME: Duration = Duration::from_secs(20 * 60);
 
 /// How long not to fetch again what was just fetched, or could not be.
 const PAUSE: Duration = Duration::from_secs(5);
-
-/// Where an issuer says where its keys are (OpenID Connect Discovery 1.0, section 4).
-const DISCOVERY: &str = "/.well-known/openid-configuration";
 
 /// An issuer of tokens, as istiod's `JWT_RULE` has it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -82,11 +80,11 @@ impl Issuer {
     fn keys(&self) -> Result<Where, String> {
         let uri = &self.jwks_uri;
         if uri.is_empty() {
-            if Place::parse(&self.issuer).is_none() {
-                let issuer = &self.issuer;
-                return Err(format!("jwks or jwksUri is needed, as {issuer:?} is no address to be asked at"));
-            }
-            return Ok(Where::Asked(format!("{}{DISCOVERY}", self.issuer.trim_end_matches('/'))));
+            let issuer = &self.issuer;
+            let asked = discovery::address(issuer).ok_or_else(|| {
+                format!("jwks or jwksUri is needed, as {issuer:?} is no address to be asked at")
+            });
+            return asked.map(Where::Asked);
         }
         match uri.strip_prefix("file://") {
             Some(path) if path.starts_with('/') => Ok(Where::File(PathBuf::from(path))),
@@ -133,13 +131,6 @@ struct Held {
     tried: Option<Instant>,
     /// Why they could not be fetched.
     fault: String,
-}
-
-/// What an issuer says of itself; the rest is for others.
-#[derive(Deserialize)]
-struct Metadata {
-    issuer: String,
-    jwks_uri: String,
 }
 
 impl Keys {
@@ -244,9 +235,7 @@ impl Fetched {
         let uri = match &self.uri {
             Some(uri) => uri.clone(),
             None => {
-                let found = self.fetcher.get(&self.asked).await?;
-                let found: Metadata =
-                    serde_json::from_slice(&found).map_err(|error| format!("{}: {error}", self.asked))?;
+                let found = discovery::ask(&self.fetcher, &self.asked).await?;
                 // Whoever is asked speaks for itself (OpenID Connect Discovery 1.0, section 4.3).
                 if found.issuer != self.issuer {
                     return Err(format!("{}: it is of the issuer {:?}", self.asked, found.issuer));
@@ -281,8 +270,9 @@ mod tests {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use tokio::net::TcpListener;
 
-    use super::{DISCOVERY, Issuer, Keys, LIFETIME, PAUSE};
+    use super::{Issuer, Keys, LIFETIME, PAUSE};
 
+    const DISCOVERY: &str = "/.well-known/openid-configuration";
     const NOW: u64 = 1_000_000;
 
     fn pair() -> (EcdsaKeyPair, String) {

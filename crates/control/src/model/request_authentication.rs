@@ -138,11 +138,12 @@ fn jwt_rule(check: &mut Check, rule: &JwtRule) {
     if rule.issuer.is_empty() && rule.jwks_uri.is_empty() {
         check.invalid("one of issuer and jwksUri is needed");
     }
-    if rule.jwks_uri.is_empty() && rule.jwks.is_empty() && !rule.issuer.is_empty() {
+    let is_asked = rule.jwks_uri.is_empty() && rule.jwks.is_empty() && !rule.issuer.is_empty();
+    if is_asked && !is_jwks_uri(&rule.issuer) {
         check.at("issuer", |check| {
             check.warn(
-                "unsupported-field",
-                "not supported yet without jwksUri or jwks: the issuer is not asked where its keys are, all its tokens are refused",
+                "no-keys",
+                "without jwksUri and jwks the issuer is asked where its keys are, but this is no http or https URI: all its tokens are refused",
             );
         });
     }

@@ -3,6 +3,8 @@
 
 use leno_derive::Input;
 
+use super::duration::Span;
+
 /// The switches; all are off by default but where it says otherwise, as in istiod.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Switches {
@@ -25,6 +27,8 @@ pub(crate) struct Switches {
     /// `PILOT_ENABLE_XDS_IDENTITY_CHECK`, on by default: an authenticated proxy must be of the
     /// namespace and service account that its node says. Without it nobody gets credentials.
     pub(crate) checks_identity: bool,
+    /// `PILOT_JWT_PUB_KEY_REFRESH_INTERVAL`: after how long proxies fetch the keys of an issuer again.
+    pub(crate) keys_lifetime: Option<Span>,
     /// `LENO_LAZY`, on by default: sidecars that can ask for clusters when they first use them are
     /// told only of those that workloads like theirs have used.
     pub(crate) lazy: bool,
@@ -66,6 +70,9 @@ impl Switches {
             multiple_authorizers: on("PILOT_ENABLE_MULTIPLE_CUSTOM_AUTHZ_PROVIDERS"),
             ingress_namespace: variable("K8S_INGRESS_NS").unwrap_or_default(),
             checks_identity: on_unless_off("PILOT_ENABLE_XDS_IDENTITY_CHECK"),
+            keys_lifetime: variable("PILOT_JWT_PUB_KEY_REFRESH_INTERVAL")
+                .and_then(|text| Span::parse(&text))
+                .filter(|span| !span.0.is_zero()),
             lazy: on_unless_off("LENO_LAZY"),
             lazy_routes: on_unless_off("LENO_LAZY_ROUTES"),
             multi_root: on("ISTIO_MULTIROOT_MESH"),

@@ -1,6 +1,7 @@
 //! Golden tests: a mesh in, the configuration of its proxies out.
 //!
-//! Each folder of `tests/golden` holds `input.yaml` (the mesh), `proxies.yaml` (who asks), and the
+//! Each folder of `tests/golden` holds `input.yaml` (the mesh), `proxies.yaml` (who asks), as the case may be
+//! `environment.yaml` and `issuers.yaml` (what issuers of tokens have said where their keys are), and the
 //! expected `NAME.yaml` for each proxy and `diagnostics.txt`. `UPDATE_GOLDENS=1` writes these
 //! anew. Where there is an Envoy, it has to accept every configuration too.
 //!
@@ -43,6 +44,7 @@ use crate::translate::patch::Extensions;
 use crate::translate::patch::report::{Asked, Effects, OwnEffects, SharedEffects};
 use crate::translate::resource::Resource;
 use crate::translate::route::Route;
+use crate::translate::security::keys::KeyAddressInput;
 use crate::translate::trust_bundle::TrustBundle;
 
 /// Who asks for configuration.
@@ -191,7 +193,8 @@ fn goldens() {
 
 fn run(case: &Path) -> Result<(), String> {
     let (graph, mut diagnostics) = load(case);
-    let mut expected = BTreeSet::from(["input.yaml", "proxies.yaml", "environment.yaml"].map(str::to_owned));
+    let mut expected =
+        BTreeSet::from(["input.yaml", "proxies.yaml", "environment.yaml", "issuers.yaml"].map(str::to_owned));
     let mut failures = String::new();
     let mut compare = |name: String, found: &str| {
         let path = case.join(&name);
@@ -297,6 +300,10 @@ fn load(case: &Path) -> (Graph, String) {
     batch.set::<SwitchInput>((), Switches::read(|name| variables.get(name).cloned()));
     for (name, value) in variables {
         batch.set::<VariableInput>(name, value);
+    }
+    // What issuers have answered who were asked where their keys are.
+    for (issuer, uri) in self::variables(&case.join("issuers.yaml")) {
+        batch.set::<KeyAddressInput>(issuer, uri);
     }
     graph.commit(batch);
     let mut all = files.diagnostics().as_ref().clone();

@@ -4,19 +4,26 @@
 //! them, as Istio's do with `PILOT_JWT_ENABLE_REMOTE_JWKS=envoy`: from the mesh's cluster for the host,
 //! or from one made for the purpose, `jwks|PORT|SCHEME|HOST`, if the host is not a service that the
 //! workload sees, or if the address says `https`, as the mesh's own cluster would send plain text there.
+//! They keep keys for five minutes, unless `PILOT_JWT_PUB_KEY_REFRESH_INTERVAL` says otherwise.
+//!
+//! Where the keys of an issuer are that a rule names without an address, the control plane asks the issuer
+//! ([`IssuersToAsk`], `access/discovery.rs`).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use leno_api::proto::envoy::extensions::filters::http::jwt_authn::v3 as jwt;
 use leno_api::proto::envoy::extensions::transport_sockets::tls::v3 as tls;
-use leno_derive::{Cx, Query};
+use leno_derive::{Cx, Input, Query};
 use tls::common_tls_context::{CombinedCertificateValidationContext, ValidationContextType};
 use tls::subject_alt_name_matcher::SanType;
 
 use super::matcher;
+use crate::access::address_of_issuer;
 use crate::model::duration::Span;
+use crate::model::inputs::RequestAuthentications;
 use crate::model::request_authentication::{JwtRule, Place};
+use crate::model::switches::SwitchInput;
 use crate::model::{Kind, ObjectRef};
 use crate::registry::protocol::Protocol;
 use crate::registry::targets::Workload;
@@ -69,18 +76,67 @@ pub(super) fn source(cx: &Cx<'_>, sight: &Sight, rule: &JwtRule) -> jwt::jwt_pro
     if !rule.jwks.is_empty() {
         return here(&rule.jwks);
     }
-    // Without an address the issuer would have to be asked for one, which nobody does yet.
-    let Some(place) = Place::parse(&rule.jwks_uri) else { return here(NO_KEYS) };
+    // Until the issuer has said where they are, none of its tokens is good.
+    let Some((uri, place)) = remote(cx, rule) else { return here(NO_KEYS) };
     let cluster = place.in_mesh(cx, sight).unwrap_or_else(|| place.cluster());
+    let lifetime = cx.input::<SwitchInput>(&()).and_then(|switches| switches.keys_lifetime);
+    let lifetime = lifetime.map_or(LIFETIME, Span::to_proto);
     JwksSourceSpecifier::RemoteJwks(jwt::RemoteJwks {
         http_uri: Some(core::HttpUri {
-            uri: rule.jwks_uri.clone(),
+            uri,
             timeout: Some(rule.timeout.map_or(TIMEOUT, Span::to_proto)),
             http_upstream_type: Some(core::http_uri::HttpUpstreamType::Cluster(cluster)),
         }),
-        cache_duration: Some(LIFETIME),
+        cache_duration: Some(lifetime),
         ..jwt::RemoteJwks::default()
     })
+}
+
+/// Where the keys of a rule are to be fetched; `None`: it holds them, or it is not known yet.
+fn remote(cx: &Cx<'_>, rule: &JwtRule) -> Option<(String, Place)> {
+    if !rule.jwks.is_empty() {
+        return None;
+    }
+    let uri = match rule.jwks_uri.as_str() {
+        "" => cx.input::<KeyAddressInput>(&rule.issuer)?.as_ref().clone(),
+        uri => uri.to_owned(),
+    };
+    let place = Place::parse(&uri)?;
+    Some((uri, place))
+}
+
+/// Where issuers have said that their keys are.
+#[derive(Debug)]
+pub(crate) struct KeyAddressInput;
+
+impl Input for KeyAddressInput {
+    /// The issuer.
+    type Key = String;
+    /// The address of its JSON web key set.
+    type Value = String;
+    const NAME: &'static str = "key-addresses";
+}
+
+/// The issuers that are to be asked where their keys are. A root.
+pub(crate) struct IssuersToAsk;
+
+impl Query for IssuersToAsk {
+    type Key = ();
+    type Value = BTreeSet<String>;
+    const NAME: &'static str = "issuers-to-ask";
+
+    fn derive(cx: &Cx<'_>, (): &()) -> BTreeSet<String> {
+        let all = cx.all::<RequestAuthentications>().into_iter();
+        let all = all.filter_map(|key| cx.input::<RequestAuthentications>(&key));
+        let mut issuers = BTreeSet::new();
+        for policy in all {
+            let rules = policy.spec.jwt_rules.iter();
+            let asked = rules.filter(|rule| rule.jwks.is_empty() && rule.jwks_uri.is_empty());
+            let asked = asked.filter(|rule| address_of_issuer(&rule.issuer).is_some());
+            issuers.extend(asked.map(|rule| rule.issuer.clone()));
+        }
+        issuers
+    }
 }
 
 /// The clusters that are made for the keys of a workload's issuers.
@@ -95,8 +151,7 @@ impl Query for KeyClusters {
         let policies = cx.get::<AuthenticationOf>(workload);
         let mut places: BTreeMap<Place, Vec<ObjectRef>> = BTreeMap::new();
         for policy in policies.iter() {
-            let fetched = policy.spec.jwt_rules.iter().filter(|rule| rule.jwks.is_empty());
-            for place in fetched.filter_map(|rule| Place::parse(&rule.jwks_uri)) {
+            for (_, place) in policy.spec.jwt_rules.iter().filter_map(|rule| remote(cx, rule)) {
                 if place.in_mesh(cx, sight).is_none() {
                     let object = policy.meta.key().of(Kind::RequestAuthentication);
                     places.entry(place).or_default().push(object);
