@@ -399,44 +399,7 @@ fn parse_downward(text: &str) -> Result<BTreeMap<String, String>, String> {
 /// What Go's `strconv.Quote` has made.
 fn unquote(quoted: &str) -> Option<String> {
     let inner = quoted.trim_end().strip_prefix('"')?.strip_suffix('"')?;
-    let mut bytes = Vec::with_capacity(inner.len());
-    let mut rest = inner.chars();
-    let push = |bytes: &mut Vec<u8>, char: char| {
-        bytes.extend_from_slice(char.encode_utf8(&mut [0; 4]).as_bytes());
-    };
-    while let Some(char) = rest.next() {
-        if char != '\\' {
-            push(&mut bytes, char);
-            continue;
-        }
-        let plain = match rest.clone().next()? {
-            'x' => {
-                rest.next();
-                let text: String = rest.by_ref().take(2).collect();
-                bytes.push(u8::from_str_radix(&text, 16).ok()?);
-                continue;
-            }
-            'u' | 'U' => {
-                let digits = if rest.next() == Some('u') { 4 } else { 8 };
-                let text: String = rest.by_ref().take(digits).collect();
-                push(&mut bytes, char::from_u32(u32::from_str_radix(&text, 16).ok()?)?);
-                continue;
-            }
-            'a' => 7,
-            'b' => 8,
-            'f' => 12,
-            'n' => b'\n',
-            'r' => b'\r',
-            't' => b'\t',
-            'v' => 11,
-            '\\' => b'\\',
-            '"' => b'"',
-            _ => return None,
-        };
-        rest.next();
-        bytes.push(plain);
-    }
-    String::from_utf8(bytes).ok()
+    String::from_utf8(leno_base::quote::unquote(inner)?).ok()
 }
 
 #[cfg(test)]

@@ -35,6 +35,8 @@ pub struct Metrics {
     pub responses: Counter,
     /// How often metrics were asked for.
     pub scrapes: Counter,
+    /// Requests on the status port that only this machine may make.
+    pub refused: Counter,
     /// The proxy's that could not be had.
     pub proxy_scrape_failures: Counter,
     /// The application's that could not be had.
@@ -65,6 +67,7 @@ impl Default for Metrics {
             requests: Counter::default(),
             responses: Counter::default(),
             scrapes: Counter::default(),
+            refused: Counter::default(),
             proxy_scrape_failures: Counter::default(),
             application_scrape_failures: Counter::default(),
             dns_requests: Counter::default(),
@@ -111,6 +114,12 @@ impl Metrics {
             ("xds_proxy_requests", "", "The total number of Xds Proxy Requests", &self.requests),
             ("xds_proxy_responses", "", "The total number of Xds Proxy Responses", &self.responses),
             ("scrapes_total", "", "The total number of scrapes.", &self.scrapes),
+            (
+                "refused_requests_total",
+                "",
+                "Requests on the status port that only this machine may make.",
+                &self.refused,
+            ),
             (
                 "num_outgoing_requests",
                 "{request_type=\"csr\"}",

@@ -221,3 +221,48 @@ async fn without_servers() {
     assert_eq!(answer.metadata.response_code, ResponseCode::ServFail);
     assert_eq!(running.metrics.dns_upstream_failures.value(), 1);
 }
+
+/// What is no query is passed over, and connections that say nothing, or read nothing, make room.
+#[tokio::test]
+async fn strangers_take_nothing_from_others() {
+    let mut running = Running::start(vec![server().await]).await;
+    running.tell(&[("api.example.com", vec!["240.240.0.1".to_owned()])]).await;
+    let known = query("api.example.com", RecordType::A, None);
+    let socket = UdpSocket::bind("127.0.0.1:0").await.expect("a port");
+    // A header that promises much, a name that points at itself, an answer, and noise.
+    let mut promises = known[..12].to_vec();
+    promises[4..12].fill(0xff);
+    let mut points = known[..12].to_vec();
+    points.extend_from_slice(b"\xc0\x0c\x00\x01\x00\x01");
+    let mut answer = known.clone();
+    answer[2] |= 0x80;
+    let mut rng = Rng::new(3);
+    let noise = (0..500).map(|_| {
+        let length = usize::try_from(rng.below(600)).expect("short");
+        (0..length).map(|_| rng.below(256) as u8).collect::<Vec<u8>>()
+    });
+    let noise: Vec<Vec<u8>> = noise.collect();
+    for bytes in [promises, points, answer, Vec::new(), vec![0; 60_000]].into_iter().chain(noise) {
+        socket.send_to(&bytes, running.address).await.expect("it is sent");
+    }
+    // Silent ones, ones that stop within a message, and ones that never read.
+    let mut held = Vec::new();
+    for index in 0..600 {
+        let mut stream = TcpStream::connect(running.address).await.expect("it accepts");
+        match index % 3 {
+            0 => {}
+            1 => stream.write_all(b"\xff\xffhalf").await.expect("it is sent"),
+            _ => {
+                let length = u16::try_from(known.len()).expect("short").to_be_bytes();
+                // It may have had to go for others.
+                let _ = stream.write_all(&[&length[..], &known].concat().repeat(20)).await;
+            }
+        }
+        held.push(stream);
+    }
+    for by_stream in [false, true] {
+        let found = running.ask(&known, by_stream).await;
+        assert_eq!(told(&found), "NoError, api.example.com. 30 240.240.0.1");
+    }
+    drop(held);
+}

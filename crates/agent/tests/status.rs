@@ -75,7 +75,8 @@ impl Running {
     async fn ask(&self, method: &str, path: &str, headers: &str) -> (u16, String, String) {
         let asking = async {
             let mut stream = TcpStream::connect(self.address).await.expect("it accepts");
-            let host = format!("Host: pod:{}\r\n", self.address.port());
+            let named = headers.to_ascii_lowercase().contains("host:");
+            let host = if named { String::new() } else { format!("Host: pod:{}\r\n", self.address.port()) };
             let head = format!("{method} {path} HTTP/1.1\r\n{host}Connection: close\r\n{headers}\r\n");
             stream.write_all(head.as_bytes()).await.expect("it is sent");
             let mut text = String::new();
@@ -317,4 +318,65 @@ async fn metrics() {
     {
         assert!(again.contains(words), "{words}: {again}");
     }
+}
+
+/// Orders are for who is on the machine himself, written as they are.
+#[tokio::test]
+async fn orders_of_others_are_refused() {
+    let mut running = start("", None, 1).await;
+    running.names.send_replace(Some(Arc::default()));
+    let mut refused = 0;
+    for headers in [
+        "Host: example.com:15020\r\n",
+        "Host: localhost.example.com\r\n",
+        "Host: localhost\r\nOrigin: https://example.com\r\n",
+        "Host: localhost\r\nOrigin: null\r\n",
+    ] {
+        for (method, path) in [("POST", "/quitquitquit"), ("POST", "/drain"), ("GET", "/debug/ndsz")] {
+            assert_eq!(running.ask(method, path, headers).await.0, 403, "{path} {headers}");
+            refused += 1;
+        }
+    }
+    let counted = format!("istio_agent_refused_requests_total {refused}\n");
+    let metrics = running.ask("GET", "/metrics", "").await.2;
+    assert!(metrics.contains(&counted), "{metrics}");
+    for path in [
+        "/healthz/../quitquitquit",
+        "/healthz/%2e%2e/quitquitquit",
+        "//quitquitquit",
+        "/%71uitquitquit",
+        "/app-health/../quitquitquit",
+        "/app-health/x/../../../quitquitquit",
+        "/quitquitquit/",
+        "/QUITQUITQUIT",
+    ] {
+        let status = running.ask("POST", path, "").await.0;
+        assert!([400, 404].contains(&status), "{path}: {status}");
+    }
+    for method in ["GET", "HEAD", "PUT", "OPTIONS", "DELETE"] {
+        let mut stream = TcpStream::connect(running.address).await.expect("it accepts");
+        let asked = format!("{method} /quitquitquit HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+        stream.write_all(asked.as_bytes()).await.expect("it is sent");
+        let mut text = String::new();
+        stream.read_to_string(&mut text).await.expect("an answer");
+        assert!(text.starts_with("HTTP/1.1 405"), "{method}: {text}");
+    }
+    // Heads that are too much, and bodies that nobody has a use for.
+    for (headers, expected) in [
+        (format!("x: {}\r\n", "y".repeat(1 << 20)), 431),
+        ("x: y\r\n".repeat(1000), 431),
+        ("Content-Length: 100000000000\r\n".to_owned(), 404),
+    ] {
+        let mut stream = TcpStream::connect(running.address).await.expect("it accepts");
+        let asked = format!("POST /nothing HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{headers}\r\n");
+        let _ = stream.write_all(asked.as_bytes()).await;
+        let mut bytes = Vec::new();
+        let reading = tokio::time::timeout(LIMIT, stream.read_to_end(&mut bytes)).await;
+        let _ = reading.expect("in time");
+        let text = String::from_utf8_lossy(&bytes);
+        assert!(text.starts_with(&format!("HTTP/1.1 {expected}")), "{expected}: {text}");
+    }
+    assert!(running.orders.try_recv().is_err(), "none was an order");
+    assert_eq!(running.ask("POST", "/drain", "Host: localhost:15020\r\n").await.0, 200);
+    assert_eq!(running.orders.recv().await, Some(Order::Drain));
 }

@@ -13,6 +13,8 @@ pub mod drain;
 pub mod duration;
 pub mod hash;
 pub mod name;
+pub mod origin;
+pub mod quote;
 pub mod rng;
 
 pub use backoff::Backoff;

@@ -23,7 +23,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
 pub use crate::access::{Access, Issuer, Secure, create_join_token};
-use crate::access::{Blocked, Domains, Door, discover};
+use crate::access::{Blocked, Domains, Door, Refusals, discover};
 use crate::analyze::Analysis;
 use crate::analyze::validity::{Validities, outdated};
 pub use crate::ca::CaSettings;
@@ -272,7 +272,8 @@ impl Server {
         };
         for http in std::iter::once(self.http).chain(self.second_http) {
             let callers = Some(Arc::clone(&self.door.callers));
-            tasks.spawn(debug::http::serve(http, events.clone(), shown.clone(), callers));
+            let refusals = Arc::clone(&self.door.refusals);
+            tasks.spawn(debug::http::serve(http, events.clone(), shown.clone(), callers, refusals));
         }
         let webhook = self.webhooks.as_ref().map(|(_, webhook)| Arc::clone(webhook));
         if let (Some((listener, webhook)), Some(handshake)) = (self.webhooks, self.door.webhooks) {
@@ -293,6 +294,7 @@ impl Server {
         }
         let (end, ended) = watch::channel(false);
         let domains = self.door.domains.clone();
+        let refusals = Arc::clone(&self.door.refusals);
         let ca = self.door.ca;
         let plain = self.grpc.map(Socket::Tcp).into_iter().chain(self.grpc_path);
         let plain = plain.map(|socket| (socket, self.door.plain.clone())).collect::<Vec<_>>();
@@ -325,6 +327,7 @@ impl Server {
         let mut control = Loop::new(ready, know, want, statuses, gate, domains);
         control.ca = ca.map(|(ca, _)| ca);
         control.webhook = webhook;
+        control.strangers = refusals;
         control.namespaces = namespaces;
         control.issuers = issuers;
         while let Some(event) = queue.recv().await {
@@ -369,6 +372,7 @@ impl Server {
         });
         let mut gate = Gate::new(self.believes_all, reviews);
         gate.proves = !self.believes_all && self.door.secure.is_some();
+        gate.refusals = Arc::clone(&self.door.refusals);
         gate
     }
 
@@ -520,6 +524,8 @@ struct Loop {
     ca: Option<Arc<Ca>>,
     /// The webhooks, if they are served.
     webhook: Option<Arc<Webhook>>,
+    /// How often somebody was refused.
+    strangers: Arc<Refusals>,
     /// Where to say which namespaces there are, for those who write into all.
     namespaces: Option<watch::Sender<ca::Namespaces>>,
     /// Where to say which issuers of tokens are to be asked where their keys are.
@@ -570,6 +576,7 @@ impl Loop {
             statuses: statuses.map(|say| (say, Book::default())),
             ca: None,
             webhook: None,
+            strangers: Arc::default(),
             namespaces: None,
             issuers: watch::Sender::default(),
             ticks: 0,
@@ -810,6 +817,7 @@ impl Loop {
             diagnostics: &self.diagnostics,
             ca: self.ca.as_deref(),
             webhook: self.webhook.as_deref(),
+            refusals: &self.strangers,
             now: Instant::now(),
             wall: System.wall(),
         }

@@ -354,43 +354,5 @@ fn number(text: &str) -> Option<Kind> {
 
 /// What Go's strconv.Unquote makes of the text between quotes.
 pub(crate) fn unquote(text: &str) -> Option<String> {
-    let mut out = Vec::with_capacity(text.len());
-    let mut letters = text.chars();
-    while let Some(letter) = letters.next() {
-        if letter != '\\' {
-            out.extend_from_slice(letter.encode_utf8(&mut [0; 4]).as_bytes());
-            continue;
-        }
-        let byte = match letters.next()? {
-            'a' => 7,
-            'b' => 8,
-            'f' => 12,
-            'n' => b'\n',
-            'r' => b'\r',
-            't' => b'\t',
-            'v' => 11,
-            '\\' => b'\\',
-            '\'' => b'\'',
-            '"' => b'"',
-            'x' => u8::from_str_radix(&take(&mut letters, 2)?, 16).ok()?,
-            digit @ '0'..='7' => {
-                let digits = format!("{digit}{}", take(&mut letters, 2)?);
-                u8::from_str_radix(&digits, 8).ok()?
-            }
-            kind @ ('u' | 'U') => {
-                let digits = take(&mut letters, if kind == 'u' { 4 } else { 8 })?;
-                let letter = char::from_u32(u32::from_str_radix(&digits, 16).ok()?)?;
-                out.extend_from_slice(letter.encode_utf8(&mut [0; 4]).as_bytes());
-                continue;
-            }
-            _ => return None,
-        };
-        out.push(byte);
-    }
-    Some(String::from_utf8_lossy(&out).into_owned())
-}
-
-fn take(letters: &mut std::str::Chars<'_>, count: usize) -> Option<String> {
-    let text: String = letters.take(count).collect();
-    (text.len() == count).then_some(text)
+    leno_base::quote::unquote(text).map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
 }

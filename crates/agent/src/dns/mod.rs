@@ -16,6 +16,7 @@ use hickory_proto::rr::rdata::{A, AAAA, CNAME};
 use hickory_proto::rr::{DNSClass, Name, RData, Record, RecordType};
 use leno_api::proto::istio::networking::nds::v1::NameTable;
 use leno_base::Rng;
+use leno_xds::server::room::{Room, Use};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::{Semaphore, watch};
@@ -33,7 +34,7 @@ use crate::metrics::Metrics;
 const TTL: u32 = 30;
 /// The most that is asked of others at a time; more are refused, as names of the mesh must not wait for them.
 const MOST: usize = 1024;
-/// The most connections at a time.
+/// The most connections at a time; then the one goes that has asked for nothing for longest.
 const MOST_CONNECTIONS: usize = 256;
 /// How long a connection may be silent.
 const SILENCE: Duration = Duration::from_secs(10);
@@ -161,15 +162,13 @@ async fn serve_datagrams(socket: Arc<UdpSocket>, resolver: Arc<Resolver>) {
 }
 
 async fn serve_streams(listener: TcpListener, resolver: Arc<Resolver>) {
-    let room = Arc::new(Semaphore::new(MOST_CONNECTIONS));
+    let mut room = Room::new(MOST_CONNECTIONS);
     loop {
-        let Ok(permit) = Arc::clone(&room).acquire_owned().await else { return };
         match listener.accept().await {
             Ok((stream, _)) => {
                 let resolver = Arc::clone(&resolver);
-                tokio::spawn(async move {
-                    let _ = serve_stream(stream, &resolver).await;
-                    drop(permit);
+                room.seat(|of| async move {
+                    let _ = serve_stream(stream, &resolver, &of).await;
                 });
             }
             Err(error) => {
@@ -180,21 +179,25 @@ async fn serve_streams(listener: TcpListener, resolver: Arc<Resolver>) {
     }
 }
 
-async fn serve_stream(mut stream: TcpStream, resolver: &Resolver) -> io::Result<()> {
+async fn serve_stream(mut stream: TcpStream, resolver: &Resolver, of: &Use) -> io::Result<()> {
     let mut rng = Rng::from_entropy();
     loop {
         let length = tokio::time::timeout(SILENCE, stream.read_u16()).await.map_err(io::Error::other)??;
         let mut query = vec![0; usize::from(length)];
         tokio::time::timeout(SILENCE, stream.read_exact(&mut query)).await.map_err(io::Error::other)??;
-        let answer = match resolver.own(&query, &mut rng, true) {
-            Own::Answer(answer) => answer,
-            Own::Nothing => return Ok(()),
-            Own::Others(message) => resolver.others(&query, &message, true).await,
+        let answer = {
+            let _busy = of.begin();
+            match resolver.own(&query, &mut rng, true) {
+                Own::Answer(answer) => answer,
+                Own::Nothing => return Ok(()),
+                Own::Others(message) => resolver.others(&query, &message, true).await,
+            }
         };
         let length = u16::try_from(answer.len()).map_err(io::Error::other)?;
         let mut framed = length.to_be_bytes().to_vec();
         framed.extend_from_slice(&answer);
-        stream.write_all(&framed).await?;
+        // Who takes no answers gets no more.
+        tokio::time::timeout(SILENCE, stream.write_all(&framed)).await.map_err(io::Error::other)??;
     }
 }
 

@@ -12,7 +12,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
-use http::header::{CONNECTION, CONTENT_TYPE, HeaderValue};
+use http::header::{CONNECTION, CONTENT_TYPE, HOST, HeaderValue, ORIGIN};
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::BodyExt as _;
 use http_body_util::Full;
@@ -114,9 +114,14 @@ impl Status {
         peer: SocketAddr,
         ordered: &OnceLock<Order>,
     ) -> Response<UnsyncBoxBody<Bytes, std::io::Error>> {
-        let is_local = is_local(peer.ip());
-        let denied = || text(StatusCode::FORBIDDEN, "Only requests from localhost are allowed\n");
-        let answer = match request.uri().path() {
+        let is_local = is_local(peer.ip()) && !is_foreign(&request);
+        let path = request.uri().path();
+        let denied = || {
+            tracing::warn!(%peer, path, "refused on the status port");
+            self.metrics.refused.add(1);
+            text(StatusCode::FORBIDDEN, "Only requests from localhost are allowed\n")
+        };
+        let answer = match path {
             "/healthz/ready" => self.ready().await,
             "/metrics" | "/stats/prometheus" if self.metrics_are_local && !is_local => denied(),
             "/metrics" | "/stats/prometheus" => {
@@ -198,6 +203,14 @@ fn order(method: &Method, order: Order, ordered: &OnceLock<Order>) -> Response<F
     let mut response = text(StatusCode::OK, "OK");
     response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     response
+}
+
+/// Whether a page of the web speaks through a browser on the machine.
+// Deviation: pilot-agent takes orders that a page of the web makes a browser on the machine send.
+fn is_foreign(request: &Request<Incoming>) -> bool {
+    let text = |name| request.headers().get(name).map(|value: &HeaderValue| value.to_str().unwrap_or("?."));
+    let host = request.uri().authority().map(|authority| authority.as_str()).or_else(|| text(HOST));
+    leno_base::origin::is_foreign(host, text(ORIGIN))
 }
 
 /// Whether a caller is on the machine.

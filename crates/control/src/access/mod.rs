@@ -25,6 +25,7 @@ mod token;
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -131,9 +132,21 @@ impl Domains {
     }
 }
 
+/// How often somebody was refused, and why.
+#[derive(Debug, Default)]
+pub(crate) struct Refusals {
+    /// Where proxies connect.
+    pub(crate) xds: Arc<leno_xds::server::listen::Refusals>,
+    /// Proxies that are not who they say.
+    pub(crate) identities: AtomicU64,
+    /// Who may not see a debug page.
+    pub(crate) viewers: AtomicU64,
+}
+
 /// What is built of [`Access`].
 #[derive(Debug)]
 pub(crate) struct Door {
+    pub(crate) refusals: Arc<Refusals>,
     /// For connections in plain text.
     pub(crate) plain: Listen,
     /// For those with TLS.
@@ -173,6 +186,7 @@ impl Door {
         });
         let ca = access.authority.clone().map(open_ca).transpose()?;
         let joins = access.join_tokens.as_deref().map(JoinTokens::open).transpose()?;
+        let refusals = Refusals { xds: Arc::clone(service.refusals()), ..Refusals::default() };
         let plain = Listen { options: options.clone(), ..Listen::new(service) };
         let handshake: Option<Arc<dyn Handshake>> = match (&access.secure, &ca) {
             (Some((_, secure)), _) => Some(Arc::new(tls::Server::read(secure.clone(), XDS)?)),
@@ -205,7 +219,7 @@ impl Door {
             true => Listen { authenticator: Arc::clone(&callers), ..plain },
             false => plain,
         };
-        Ok(Door { plain, secure, webhooks, callers, domains, ca })
+        Ok(Door { refusals: Arc::new(refusals), plain, secure, webhooks, callers, domains, ca })
     }
 }
 

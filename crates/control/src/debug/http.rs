@@ -18,8 +18,9 @@ use leno_xds::server::room::Room;
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, mpsc, oneshot};
 
-use super::viewer::{Viewer, is_here, is_passed_on};
+use super::viewer::{Viewer, is_here, is_others};
 use super::{Answer, Question};
+use crate::access::Refusals;
 use crate::ca::Ca;
 use crate::inject::webhook::Webhook;
 use crate::server::Event;
@@ -64,6 +65,7 @@ struct Shared {
     ready: Ready,
     /// Who may look from elsewhere; nobody without one.
     authenticator: Option<Arc<dyn Authenticator>>,
+    refusals: Arc<Refusals>,
 }
 
 /// Serves until the future is dropped. Whoever is not on this machine must prove to `authenticator`
@@ -73,8 +75,9 @@ pub(crate) async fn serve(
     events: mpsc::Sender<Event>,
     ready: Ready,
     authenticator: Option<Arc<dyn Authenticator>>,
+    refusals: Arc<Refusals>,
 ) {
-    let shared = Shared { events, ready, authenticator };
+    let shared = Shared { events, ready, authenticator, refusals };
     let mut room = Room::new(MOST_CONNECTIONS);
     loop {
         let (stream, peer) = match listener.accept().await {
@@ -210,12 +213,16 @@ async fn answer(
     }
     let viewer = if path == "/metrics" {
         // Everybody may ask, and who does not from here is of no namespace.
-        let is_here = is_here && !is_passed_on(request.headers());
+        let is_here = is_here && !is_others(request);
         if is_here { Viewer::Anyone } else { Viewer::Namespace(String::new()) }
     } else {
         match viewer(request, shared, peer, is_here).await {
             Ok(viewer) => viewer,
-            Err(why) => return text(StatusCode::UNAUTHORIZED, &format!("{why}\n")),
+            Err(why) => {
+                shared.refusals.viewers.fetch_add(1, Ordering::Relaxed);
+                tracing::warn!(%peer, path, why, "a debug page is refused");
+                return text(StatusCode::UNAUTHORIZED, &format!("{why}\n"));
+            }
         }
     };
     let query = request.uri().query().unwrap_or_default().to_owned();
@@ -256,7 +263,7 @@ async fn viewer(
     peer: SocketAddr,
     is_here: bool,
 ) -> Result<Viewer, &'static str> {
-    let is_here = is_here && !is_passed_on(request.headers());
+    let is_here = is_here && !is_others(request);
     let caller = match &shared.authenticator {
         Some(authenticator) if !is_here => {
             let credentials =
@@ -298,7 +305,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("an address");
         let ready = Ready { known: Arc::new(AtomicBool::new(true)), ca, webhook: None };
-        tokio::spawn(serve(listener, mpsc::channel(1).0, ready, None));
+        tokio::spawn(serve(listener, mpsc::channel(1).0, ready, None, Arc::default()));
         address
     }
 

@@ -24,6 +24,7 @@ use leno_derive::Graph;
 use serde_json::Value;
 
 use self::viewer::Viewer;
+use crate::access::Refusals;
 use crate::ca::Ca;
 use crate::inject::webhook::Webhook;
 use crate::metrics;
@@ -91,6 +92,7 @@ pub(crate) struct Look<'l> {
     pub(crate) diagnostics: &'l [Diagnostic],
     pub(crate) ca: Option<&'l Ca>,
     pub(crate) webhook: Option<&'l Webhook>,
+    pub(crate) refusals: &'l Refusals,
     pub(crate) now: Instant,
     pub(crate) wall: SystemTime,
 }
@@ -249,6 +251,7 @@ fn prometheus(look: Look<'_>, question: &Question) -> Answer {
         diagnostics: look.diagnostics,
         ca: look.ca,
         webhook: look.webhook,
+        refusals: look.refusals,
         names: look.is_unrestricted(&question.viewer),
     };
     Answer::Text(metrics::page(seen))

@@ -7,7 +7,10 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
-use ::http::HeaderMap;
+use ::http::header::{HOST, HeaderValue, ORIGIN};
+use ::http::uri::Authority;
+use ::http::{HeaderMap, Request};
+use leno_base::origin::is_foreign;
 use leno_xds::server::listen::Caller;
 
 use crate::model::identity::Account;
@@ -53,12 +56,22 @@ pub(super) fn is_passed_on(headers: &HeaderMap) -> bool {
     PASSED_ON.iter().any(|name| headers.contains_key(*name))
 }
 
+/// Whether who asks need not be where a request comes from: a proxy has passed it on, or a page of the
+/// web has made somebody's browser send it.
+// Deviation: istiod shows its pages to what a page of the web makes a browser on the machine ask for.
+pub(super) fn is_others<B>(request: &Request<B>) -> bool {
+    let headers = request.headers();
+    let text = |name| headers.get(name).map(|value: &HeaderValue| value.to_str().unwrap_or("?."));
+    let host = request.uri().authority().map(Authority::as_str).or_else(|| text(HOST));
+    is_passed_on(headers) || is_foreign(host, text(ORIGIN))
+}
+
 #[cfg(test)]
 mod tests {
-    use ::http::HeaderMap;
+    use ::http::Request;
     use leno_xds::server::listen::Caller;
 
-    use super::{Viewer, is_here, is_passed_on};
+    use super::{Viewer, is_here, is_others};
 
     #[test]
     fn who_is_on_this_machine() {
@@ -73,10 +86,17 @@ mod tests {
             assert_eq!(is_here(peer.parse().ok(), local.parse().ok()), expected, "{peer}");
         }
         assert!(is_here(None, None) && !is_here("10.0.0.5:9".parse().ok(), None));
-        let mut headers = HeaderMap::new();
-        assert!(!is_passed_on(&headers));
-        headers.insert("x-forwarded-for", "1.2.3.4".parse().expect("a value"));
-        assert!(is_passed_on(&headers));
+        for (uri, name, value, expected) in [
+            ("/", "host", "localhost:15014", false),
+            ("/", "host", "127.0.0.1", false),
+            ("/", "x-forwarded-for", "1.2.3.4", true),
+            ("/", "host", "example.com:15014", true),
+            ("/", "origin", "http://example.com", true),
+            ("http://example.com/", "host", "localhost", true),
+        ] {
+            let request = Request::builder().uri(uri).header(name, value).body(()).expect("a request");
+            assert_eq!(is_others(&request), expected, "{uri} {name}: {value}");
+        }
     }
 
     #[test]

@@ -33,7 +33,17 @@ pub(crate) fn rewrite(merged: &mut Json, values: &Json, status_port: i64) {
     if !probers.is_empty() {
         tell(merged, probers);
     }
+    for_each(merged, |container, place, path| {
+        if let Some(probe) = container.pointer_mut(place) {
+            convert(probe, path, port, place.starts_with("/lifecycle"));
+        }
+    });
+}
+
+/// Goes through the places of probes in all containers but the proxy's, with the agent's path for each.
+fn for_each(merged: &mut Json, mut each: impl FnMut(&mut Json, &str, &str)) {
     for list in LISTS {
+        // What is not there is not to be made.
         if pod::containers(merged, list).is_empty() {
             continue;
         }
@@ -43,9 +53,7 @@ pub(crate) fn rewrite(merged: &mut Json, values: &Json, status_port: i64) {
                 continue;
             }
             for (place, path) in PROBES {
-                if let Some(probe) = container.pointer_mut(place) {
-                    convert(probe, &path.replace("{}", &name), port, place.starts_with("/lifecycle"));
-                }
+                each(container, place, &path.replace("{}", &name));
             }
         }
     }
@@ -55,25 +63,13 @@ pub(crate) fn rewrite(merged: &mut Json, values: &Json, status_port: i64) {
 /// agent (`ours`) already were rewritten before.
 fn probers(merged: &mut Json, ours: &[i64]) -> Map<String, Json> {
     let mut found = Map::new();
-    for list in LISTS {
-        if pod::containers(merged, list).is_empty() {
-            continue;
+    for_each(merged, |container, place, path| {
+        let is_handler = place.starts_with("/lifecycle");
+        let probe = container.pointer(place);
+        if let Some(probe) = probe.and_then(|probe| prober(probe, container, is_handler, ours)) {
+            found.insert(path.to_owned(), probe);
         }
-        for container in pod::containers_mut(merged, list) {
-            let name = pod::name(container).to_owned();
-            if name == PROXY {
-                continue;
-            }
-            for (place, path) in PROBES {
-                let is_handler = place.starts_with("/lifecycle");
-                if let Some(probe) =
-                    container.pointer(place).and_then(|probe| prober(probe, container, is_handler, ours))
-                {
-                    found.insert(path.replace("{}", &name), probe);
-                }
-            }
-        }
-    }
+    });
     found.sort_keys();
     found
 }

@@ -4,6 +4,7 @@
 //! date (`sums.rs`), and what is left is a walk over the connected proxies and over the faults.
 
 use std::collections::BTreeMap;
+use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 
 use leno_derive::Graph;
@@ -13,6 +14,7 @@ use super::faults::FAULTS;
 use super::sums::AllSums;
 use super::text::Text;
 use super::{Counts, Histogram, type_label};
+use crate::access::Refusals;
 use crate::analyze::validity::Validities;
 use crate::ca::{Ca, CaSeen};
 use crate::inject::{self, webhook::Webhook};
@@ -33,6 +35,7 @@ pub(crate) struct Seen<'s> {
     pub(crate) ca: Option<&'s Ca>,
     /// The webhooks, if they are served.
     pub(crate) webhook: Option<&'s Webhook>,
+    pub(crate) refusals: &'s Refusals,
     /// Whether who asks may see which credentials there are.
     pub(crate) names: bool,
 }
@@ -53,6 +56,7 @@ pub(crate) fn page(seen: Seen<'_>) -> String {
     if let Some(webhook) = seen.webhook {
         about_webhooks(&mut text, &webhook.counts);
     }
+    about_refusals(&mut text, seen.refusals, seen.webhook);
     about_process(&mut text);
     text.finish()
 }
@@ -125,10 +129,44 @@ fn about_webhooks(text: &mut Text, counts: &inject::webhook::Counts) {
         ("galley_validation_passed", "Resource is valid", &counts.validated),
         ("galley_validation_failed", "Resource validation failed", &counts.rejected),
         ("webhook_patch_attempts_total", "Webhook patching attempts", &counts.patched),
+        (
+            "leno_injection_configuration_errors_total",
+            "Configurations of injection that could not be used.",
+            &counts.bad_configurations,
+        ),
     ];
     for (name, help, value) in counters {
         text.family(name, "counter", help);
         text.sample(name, &[], value.load(Ordering::Relaxed) as f64);
+    }
+    let by_status = [
+        ("galley_validation_http_error", "Resource validation http serve errors", &counts.validation_errors),
+        ("leno_webhook_http_errors_total", "Requests that webhooks have refused.", &counts.http_errors),
+    ];
+    for (name, help, values) in by_status {
+        text.family(name, "counter", help);
+        for (status, value) in &*values.lock().unwrap_or_else(PoisonError::into_inner) {
+            text.sample(name, &[("status", &status.to_string())], *value as f64);
+        }
+    }
+}
+
+/// Who was not let in.
+fn about_refusals(text: &mut Text, refusals: &Refusals, webhook: Option<&Webhook>) {
+    let name = "leno_refused_total";
+    text.family(name, "counter", "Connections, callers and requests that were refused, by port and reason.");
+    let xds = &refusals.xds;
+    let mut counts = vec![
+        ("xds", "handshake", &xds.handshakes),
+        ("xds", "unauthenticated", &xds.callers),
+        ("xds", "silent", &xds.silent),
+        ("xds", "message", &xds.messages),
+        ("xds", "identity", &refusals.identities),
+        ("debug", "unauthenticated", &refusals.viewers),
+    ];
+    counts.extend(webhook.map(|webhook| ("webhooks", "handshake", &webhook.counts.handshakes)));
+    for (port, reason, value) in counts {
+        text.sample(name, &[("port", port), ("reason", reason)], value.load(Ordering::Relaxed) as f64);
     }
 }
 

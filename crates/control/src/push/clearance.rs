@@ -8,12 +8,15 @@
 //! server, and remembered for a while; folders know no such permissions, and the namespace decides.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use leno_xds::server::listen::Caller;
 use tokio::sync::mpsc;
 
 use super::node::Node;
+use crate::access::Refusals;
 use crate::model::identity::Account;
 
 /// How long it is remembered that an account may read Secrets, and that it may not.
@@ -54,6 +57,7 @@ pub(crate) struct Gate {
     pub(crate) checks_identity: bool,
     /// Whether there is a port on which callers prove who they are.
     pub(crate) proves: bool,
+    pub(crate) refusals: Arc<Refusals>,
     believes_all: bool,
     reviews: Option<mpsc::UnboundedSender<Account>>,
     /// What was answered, and until when it holds; `None` if the answer has not come yet.
@@ -71,7 +75,14 @@ impl Gate {
     /// Checks identities. `believes_all`: callers that were not authenticated are believed to be who
     /// they say; `reviews`: where to ask whether an account may read Secrets, if not all may.
     pub(crate) fn new(believes_all: bool, reviews: Option<mpsc::UnboundedSender<Account>>) -> Gate {
-        Gate { checks_identity: true, proves: false, believes_all, reviews, verdicts: BTreeMap::new() }
+        Gate {
+            checks_identity: true,
+            proves: false,
+            refusals: Arc::default(),
+            believes_all,
+            reviews,
+            verdicts: BTreeMap::new(),
+        }
     }
 
     /// Who a proxy is, as far as that is proven; `None` if it is not.
@@ -91,6 +102,7 @@ impl Gate {
                 && (node.service_account.is_empty() || account.name == node.service_account)
         };
         accounts.find(fits).map(Some).ok_or_else(|| {
+            self.refusals.identities.fetch_add(1, Ordering::Relaxed);
             format!(
                 "authorization failed: no identities ({}) matched {}",
                 caller.identities.join(", "),

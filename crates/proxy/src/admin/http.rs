@@ -162,7 +162,12 @@ async fn exchange(
             Err(error) => tracing::debug!(target: "admin", "cannot read the form: {error}"),
         }
     }
-    let response = answer(&head.method, head.uri.path(), &Query::parse(&query), context).await;
+    let response = if peer.ip().is_loopback() && is_foreign(&head) {
+        tracing::warn!(target: "admin", "refused: a page of another site asks for {}", head.uri.path());
+        Response { status: 403, ..Response::text("Only requests of this machine are allowed.\n".to_owned()) }
+    } else {
+        answer(&head.method, head.uri.path(), &Query::parse(&query), context).await
+    };
     log(context, &head, &response, peer, local, started, wall);
     let built = hyper::Response::builder()
         .status(response.status)
@@ -172,6 +177,16 @@ async fn exchange(
         .header("server", "envoy")
         .body(Full::new(response.body));
     Ok(built.unwrap_or_default())
+}
+
+/// Whether a page of the web speaks through a browser on this machine.
+// Deviation: Envoy does what a page of the web makes a browser on the machine ask for.
+fn is_foreign(head: &Parts) -> bool {
+    let text = |name| {
+        head.headers.get(name).map(|value: &hyper::header::HeaderValue| value.to_str().unwrap_or("?."))
+    };
+    let host = head.uri.authority().map(|authority| authority.as_str());
+    leno_base::origin::is_foreign(host.or_else(|| text(hyper::header::HOST)), text(hyper::header::ORIGIN))
 }
 
 /// Finds the endpoint of a path and lets it answer.

@@ -721,7 +721,7 @@ async fn the_address_is_written_down() {
 #[tokio::test]
 async fn requests_over_tcp() {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    let (context, _orders, _sample) = context(view());
+    let (context, mut orders, _sample) = context(view());
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let server = tokio::spawn(super::serve(super::http::Socket::Tcp(listener), context));
@@ -745,5 +745,35 @@ async fn requests_over_tcp() {
         unknown.starts_with("HTTP/1.1 404")
             && unknown.contains("invalid path. admin commands are:\n  /: Admin home")
     );
+    // A page of the web that speaks through a browser on this machine, and paths that mean others.
+    for headers in [
+        "host: example.com:15000",
+        "host: localhost.example.com",
+        "host: localhost\r\norigin: http://example.com",
+        "host: localhost\r\norigin: null",
+    ] {
+        for line in ["GET /config_dump", "POST /quitquitquit", "POST /logging?level=off", "GET /ready"] {
+            let answer =
+                exchange(&format!("{line} HTTP/1.1\r\n{headers}\r\nconnection: close\r\n\r\n")).await;
+            assert!(answer.starts_with("HTTP/1.1 403"), "{line} {headers}: {answer}");
+        }
+    }
+    for path in [
+        "/ready/../quitquitquit",
+        "/ready/%2e%2e/quitquitquit",
+        "//quitquitquit",
+        "/%71uitquitquit",
+        "/quitquitquit/",
+    ] {
+        let answer = exchange(&format!("POST {path} HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n")).await;
+        assert!(answer.starts_with("HTTP/1.1 404"), "{path}: {answer}");
+    }
+    for method in ["GET", "HEAD", "PUT", "DELETE"] {
+        let line = format!("{method} /quitquitquit HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n");
+        assert!(exchange(&line).await.starts_with("HTTP/1.1 405"), "{method}");
+    }
+    let long = format!("GET /ready HTTP/1.1\r\nx: {}\r\n\r\n", "y".repeat(300_000));
+    assert!(exchange(&long).await.starts_with("HTTP/1.1 431"));
+    assert!(orders.try_recv().is_err(), "none of them was an order");
     server.abort();
 }

@@ -9,7 +9,7 @@
 //!   `defaults.rs`: what the server fills in; `schema.rs`: what CRDs ask for;
 //! - `patch.rs`, `strategic.rs`, `apply.rs` with `fields.rs`: the four ways to patch;
 //! - `http.rs`: the server; `path.rs`, `verb.rs`, `listing.rs`: what a request asks for and how it is
-//!   answered; `table.rs`, `discovery.rs`: what `kubectl` asks for; `review.rs`: tokens and
+//!   answered; `pods.rs`: what is refused of Pods; `table.rs`, `discovery.rs`: what `kubectl` asks for; `review.rs`: tokens and
 //!   permissions, `rbac.rs`: by roles; `admission.rs`: webhooks.
 //!
 //! It is proven with `kubectl` and the Python client in `tests/kubectl.rs`. Not there: CEL rules,
@@ -27,6 +27,7 @@ mod listing;
 mod object;
 mod patch;
 mod path;
+mod pods;
 mod protobuf;
 mod rbac;
 mod resource;
@@ -52,6 +53,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
 pub use self::cluster::{Cluster, VARIABLE, definition};
+pub use self::pods::pod_faults;
 use self::state::{Denial, Shared, lock};
 pub use self::state::{Fault, Seen, User};
 pub use self::status::Failure;

@@ -40,6 +40,12 @@ pub(super) async fn create(shared: &Arc<Shared>, call: &Call, mut target: Target
     let mut object = admitted.object.unwrap_or_default();
     warnings.extend(admitted.warnings);
     conform(&target, &mut object)?;
+    if target.resource.kind == "Pod" && target.resource.group.is_empty() && target.subresource.is_empty() {
+        let faults = super::pods::pod_faults(&object);
+        if !faults.is_empty() {
+            return Err(target.invalid(&faults));
+        }
+    }
     let manager = manager(shared, call, &target, false);
     apply::track(None, &mut object, Typing::root(target.schema()), &manager);
     if call.is_dry_run() {

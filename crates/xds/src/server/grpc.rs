@@ -30,10 +30,13 @@ use tonic::metadata::MetadataMap;
 use tonic::server::NamedService;
 use tonic::transport::server::TcpConnectInfo;
 
-use super::listen::Peer;
+use super::listen::{Peer, Refusals};
 use super::requests::Requests;
 use crate::types::{Mode, TypeUrl};
 use crate::wire::{Pieces, Request, Response};
+
+/// The longest node, bytes, with labels and annotations of its Pod: API servers take 256 KiB of these.
+const MOST_NODE: usize = 1 << 20;
 
 /// Identifies a stream for the life of its service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -128,13 +131,20 @@ pub struct DiscoveryService {
 struct Shared {
     events: mpsc::Sender<StreamEvent>,
     next_id: AtomicU64,
+    refusals: Arc<Refusals>,
 }
 
 impl DiscoveryService {
     /// A service whose streams report to `events`. When that channel is full, streams are not
     /// read from; when it is closed, they end.
     pub fn new(events: mpsc::Sender<StreamEvent>) -> Self {
-        Self { shared: Arc::new(Shared { events, next_id: AtomicU64::new(1) }) }
+        let refusals = Arc::default();
+        Self { shared: Arc::new(Shared { events, next_id: AtomicU64::new(1), refusals }) }
+    }
+
+    /// How often somebody was refused.
+    pub fn refusals(&self) -> &Arc<Refusals> {
+        &self.shared.refusals
     }
 
     /// Begins a stream; its answer is written as the control loop has something to say.
@@ -156,11 +166,13 @@ impl DiscoveryService {
         let peer = head.extensions.get::<Peer>().cloned();
         let tonics = || head.extensions.get::<TcpConnectInfo>().and_then(|info| info.remote_addr());
         let address = peer.as_ref().map_or_else(tonics, |peer| peer.address);
-        let requests = Requests::new(mode, Body::new(body));
+        let is_known = peer.as_ref().is_none_or(|peer| peer.caller.is_some());
+        let requests = Requests::new(mode, Body::new(body), is_known);
         let (outgoing, responses) = mpsc::channel(1);
         // At most one response is under way, so its being taken always fits.
         let (taken, was_taken) = mpsc::channel(1);
-        let task = StreamTask { id, events: self.shared.events.clone(), was_taken, only: only.clone() };
+        let (events, refusals) = (self.shared.events.clone(), Arc::clone(&self.shared.refusals));
+        let task = StreamTask { id, events, was_taken, only: only.clone(), refusals };
         let connected = Connected {
             id,
             mode,
@@ -271,24 +283,49 @@ struct StreamTask {
     events: mpsc::Sender<StreamEvent>,
     was_taken: mpsc::Receiver<()>,
     only: Option<TypeUrl>,
+    refusals: Arc<Refusals>,
 }
 
 impl StreamTask {
     async fn run(mut self, mut requests: Requests, mut connected: Connected) {
         let id = self.id;
         // A stream that ends before it says anything is never reported.
-        let Ok(Some(first)) = requests.next().await else { return };
+        let first = match requests.next().await {
+            Ok(Some(first)) => first,
+            Ok(None) => return,
+            Err(status) => return self.refuse(connected, status),
+        };
         connected.node = match &first {
             Request::Sotw(request) => request.node.clone(),
             Request::Delta(request) => request.node.clone(),
         };
+        let length = connected.node.as_ref().map_or(0, prost::Message::encoded_len);
+        if length > MOST_NODE {
+            let words = format!("a node of {length} bytes; {MOST_NODE} are the most");
+            return self.refuse(connected, Status::invalid_argument(words));
+        }
         if self.events.send(StreamEvent::Connected(Box::new(connected))).await.is_err() {
             // Its sender is gone with the event, and so the stream ends.
             return;
         }
-        let error = self.relay(first, requests).await.err().map(|status| status.to_string());
+        let error = self.relay(first, requests).await.err().map(|status| {
+            if matches!(status.code(), tonic::Code::OutOfRange | tonic::Code::Internal) {
+                Refusals::add(&self.refusals.messages);
+            }
+            status.to_string()
+        });
         // If the control loop is gone, nobody needs to know.
         let _ = self.events.send(StreamEvent::Closed { id, error }).await;
+    }
+
+    /// Ends a stream that has not begun.
+    fn refuse(&self, connected: Connected, status: Status) {
+        // A client that has gone is no concern of anybody.
+        if status.code() != tonic::Code::Cancelled && status.code() != tonic::Code::Unknown {
+            Refusals::add(&self.refusals.messages);
+            tracing::warn!(peer = ?connected.peer, %status, "refused a stream");
+        }
+        connected.sender.close(status);
     }
 
     async fn relay(&mut self, first: Request, mut requests: Requests) -> Result<(), Status> {

@@ -11,6 +11,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use hyper::body::Incoming;
@@ -104,10 +105,12 @@ pub struct Options {
     pub most_age: Option<Duration>,
     /// How long the ends of connections are spread over when the server ends.
     pub hand_over: Duration,
+    /// How long a connection may take until it has asked for something that it may ask for.
+    pub most_silence: Duration,
 }
 
 impl Default for Options {
-    /// 30 s and 10 s, 100,000 connections of 100 streams, no age, 3 s.
+    /// 30 s and 10 s, 100,000 connections of 100 streams, no age, 3 s, 60 s.
     fn default() -> Self {
         Self {
             keepalive: (Duration::from_secs(30), Duration::from_secs(10)),
@@ -115,6 +118,7 @@ impl Default for Options {
             most_streams: 100,
             most_age: None,
             hand_over: Duration::from_secs(3),
+            most_silence: Duration::from_secs(60),
         }
     }
 }
@@ -137,6 +141,26 @@ pub struct Pod {
     pub name: String,
     /// What tells it from others that have or had the same name.
     pub uid: String,
+}
+
+/// How often somebody was refused, and why.
+#[derive(Debug, Default)]
+pub struct Refusals {
+    /// Handshakes that have failed or taken too long.
+    pub handshakes: AtomicU64,
+    /// Requests of callers that have not proven who they are.
+    pub callers: AtomicU64,
+    /// Connections that have asked for nothing.
+    pub silent: AtomicU64,
+    /// Streams that sent what is too long or no request.
+    pub messages: AtomicU64,
+}
+
+impl Refusals {
+    /// Counts one.
+    pub(super) fn add(count: &AtomicU64) {
+        count.fetch_add(1, Ordering::Relaxed);
+    }
 }
 
 /// What is known of a connection.
@@ -345,15 +369,24 @@ impl Listen {
             Some(handshake) => {
                 match tokio::time::timeout(self.options.keepalive.1, handshake.shake(stream)).await {
                     Ok(Ok(shaken)) => shaken,
-                    Ok(Err(error)) => return tracing::debug!(?address, %error, "a handshake has failed"),
-                    Err(_) => return tracing::debug!(?address, "a handshake has taken too long"),
+                    Ok(Err(error)) => {
+                        Refusals::add(&self.service.refusals().handshakes);
+                        return tracing::info!(?address, %error, "a handshake has failed");
+                    }
+                    Err(_) => {
+                        Refusals::add(&self.service.refusals().handshakes);
+                        return tracing::info!(?address, "a handshake has taken too long");
+                    }
                 }
             }
         };
         let (service, authenticator) = (self.service.clone(), Arc::clone(&self.authenticator));
         let beside = self.beside.clone();
         let certificate: Arc<[String]> = certificate.into();
+        let refusals = Arc::clone(self.service.refusals());
+        let (asks, asked) = watch::channel(false);
         let service = service_fn(move |mut request: http::Request<Incoming>| {
+            let asks = asks.clone();
             let (service, authenticator) = (service.clone(), Arc::clone(&authenticator));
             let beside = beside.clone();
             let certificate = Arc::clone(&certificate);
@@ -361,6 +394,10 @@ impl Listen {
                 let credentials =
                     Credentials { certificate: &certificate, headers: request.headers(), address };
                 let caller = authenticator.authenticate(credentials).await;
+                match &caller {
+                    Ok(_) => drop(asks.send_replace(true)),
+                    Err(_) => Refusals::add(&service.refusals().callers),
+                }
                 if let Some(beside) = beside.filter(|beside| beside.answers(request.uri().path())) {
                     return Ok(beside.answer(request, caller).await);
                 }
@@ -397,8 +434,23 @@ impl Listen {
             let time = self.options.hand_over.min(Duration::from_millis(count as u64));
             tokio::time::sleep(time.mul_f64(spread as f64 / 1000.0)).await;
         };
+        // Deviation: with istiod a connection that asks for nothing stays.
+        let silent = async {
+            let mut asked = asked;
+            let patience = self.options.most_silence;
+            let has_asked = tokio::time::timeout(patience, asked.wait_for(|asked| *asked)).await.is_ok();
+            // Whoever has asked goes on for as long as he likes.
+            if has_asked {
+                std::future::pending::<()>().await;
+            }
+            Refusals::add(&refusals.silent);
+        };
         let result = tokio::select! {
             result = connection.as_mut() => result,
+            () = silent => {
+                tracing::info!(?address, "a connection has asked for nothing that it may have");
+                Ok(())
+            }
             () = old => {
                 connection.as_mut().graceful_shutdown();
                 tokio::time::timeout(LAST_WORDS, connection).await.unwrap_or(Ok(()))

@@ -10,6 +10,9 @@ use crate::wire::Request;
 /// Largest request, bytes. A delta client that resumes states a name and a version per resource.
 const MOST: usize = 64 << 20;
 
+/// The same of callers that nobody knows: what istiod takes of everybody.
+const MOST_OF_STRANGERS: usize = 4 << 20;
+
 /// What a client says.
 #[derive(Debug)]
 pub(super) struct Requests {
@@ -18,8 +21,10 @@ pub(super) struct Requests {
 }
 
 impl Requests {
-    pub(super) fn new(mode: Mode, body: Body) -> Self {
-        Self { mode, messages: Messages::new(body, MOST) }
+    /// `is_known`: whether the client has proven who it is.
+    pub(super) fn new(mode: Mode, body: Body, is_known: bool) -> Self {
+        let most = if is_known { MOST } else { MOST_OF_STRANGERS };
+        Self { mode, messages: Messages::new(body, most) }
     }
 
     /// The next request; `None` if the client has ended its side. May be dropped and called again.

@@ -1,29 +1,40 @@
 //! Keeps what injection is configured with: the ConfigMaps `istio-sidecar-injector` and `istio` (of
 //! the revision) and ProxyConfig objects, of a cluster or of folders.
 //!
-//! They are looked at every few seconds: they are few, and change hardly ever.
+//! They are few, and change hardly ever: when a watch of them says that something has happened, they are
+//! read again. Folders are looked at every few seconds.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::Value as Json;
+use tokio::sync::Notify;
 
-use super::Webhook;
+use super::{Counts, Webhook};
 use crate::inject::{BuiltIn, MeshSettings, ProxyRules, ProxySelection, Refused, Settings};
 use crate::source::kube::Cluster;
 use crate::source::kube::client::Fault;
 
-/// How often they are looked at.
+/// How often folders are looked at.
 const EVERY: Duration = Duration::from_secs(3);
 
 /// The same until everything is as it should be.
 pub(super) const SOON: Duration = Duration::from_millis(200);
 
-/// How often nodes are looked at, in units of `EVERY`.
-const NODES_EVERY: u32 = 100;
+/// How often a cluster is looked at though nothing is said to have changed, and its nodes.
+const SELDOM: Duration = Duration::from_secs(300);
+
+/// How long to wait after it could not be read.
+const AGAIN: Duration = Duration::from_secs(5);
+
+const RULES: &str = "/apis/networking.istio.io/v1beta1/proxyconfigs";
+
+/// The ConfigMaps, without their revision.
+const INJECTOR: &str = "istio-sidecar-injector";
+const MESH: &str = "istio";
 
 /// Native sidecars are stable from this minor version of kubelets on.
 const NATIVE_SINCE: u32 = 33;
@@ -41,43 +52,84 @@ struct Found {
 
 /// Follows for ever.
 pub(crate) async fn follow(webhook: Arc<Webhook>, cluster: Option<Cluster>, dirs: Vec<PathBuf>) {
-    let mut known: Option<Found> = None;
-    let mut turn = 0_u32;
-    loop {
-        let mut is_read = true;
-        let found = match &cluster {
-            Some(cluster) => in_cluster(&webhook, cluster).await,
-            None => Ok(in_folders(&webhook, &dirs)),
-        };
-        match found {
-            Ok(found) if known.as_ref() != Some(&found) => {
-                if let Err(Refused(message)) = install(&webhook, &found) {
-                    tracing::error!(
-                        message,
-                        "the configuration of injection cannot be used: the last good one stays"
-                    );
-                } else {
-                    let source = if found.injector.is_some() { "its ConfigMap" } else { "what is built in" };
-                    tracing::info!(source, "injection is configured");
+    let mut state = State { webhook, known: None, said: String::new() };
+    let Some(cluster) = cluster else {
+        loop {
+            let found = in_folders(&state.webhook, &dirs);
+            state.take(found);
+            state.webhook.configured.store(true, Ordering::Release);
+            tokio::time::sleep(EVERY).await;
+        }
+    };
+    let hint = Notify::new();
+    let map = |base| {
+        let options = &state.webhook.options;
+        let (namespace, name) = (&options.namespace, name(base, &options.revision));
+        format!("/api/v1/namespaces/{namespace}/configmaps?fieldSelector=metadata.name%3D{name}")
+    };
+    let (injector, mesh) = (map(INJECTOR), map(MESH));
+    let hints = async {
+        let api = cluster.api();
+        tokio::join!(api.hints(&injector, &hint), api.hints(&mesh, &hint), api.hints(RULES, &hint));
+    };
+    let reading = async {
+        let mut nodes_at: Option<Instant> = None;
+        loop {
+            let mut patience = SELDOM;
+            match in_cluster(&state.webhook, &cluster).await {
+                Ok(found) => {
+                    state.said.clear();
+                    state.take(found);
+                    state.webhook.configured.store(true, Ordering::Release);
                 }
-                known = Some(found);
+                Err(fault) => {
+                    if is_final(&fault) {
+                        state.webhook.configured.store(true, Ordering::Release);
+                    }
+                    patience = if state.webhook.is_ready() { AGAIN } else { SOON };
+                    let message = fault.to_string();
+                    if message != state.said {
+                        tracing::warn!(message, "the configuration of injection cannot be read now");
+                        state.said = message;
+                    }
+                }
             }
-            Ok(_) => {}
-            Err(fault) => {
-                tracing::debug!(%fault, "the configuration of injection cannot be read now");
-                is_read = is_final(&fault);
+            if state.webhook.options.native.is_none() && nodes_at.is_none_or(|at| at.elapsed() >= SELDOM) {
+                look_at_nodes(&state.webhook, &cluster).await;
+                nodes_at = Some(Instant::now());
             }
+            let _ = tokio::time::timeout(patience, hint.notified()).await;
         }
-        if is_read {
-            webhook.configured.store(true, Ordering::Release);
+    };
+    // Neither ends.
+    tokio::join!(hints, reading);
+}
+
+/// What is known of it.
+struct State {
+    webhook: Arc<Webhook>,
+    known: Option<Found>,
+    /// Why it could not be read last.
+    said: String,
+}
+
+impl State {
+    /// What was found is used, if it is new and good.
+    fn take(&mut self, found: Found) {
+        if self.known.as_ref() == Some(&found) {
+            return;
         }
-        if let (Some(cluster), None) = (&cluster, webhook.options.native)
-            && turn == 0
-        {
-            look_at_nodes(&webhook, cluster).await;
+        if let Err(Refused(message)) = install(&self.webhook, &found) {
+            Counts::add(&self.webhook.counts.bad_configurations);
+            tracing::error!(
+                message,
+                "the configuration of injection cannot be used: the last good one stays"
+            );
+        } else {
+            let source = if found.injector.is_some() { "its ConfigMap" } else { "what is built in" };
+            tracing::info!(source, "injection is configured");
         }
-        turn = (turn + 1) % NODES_EVERY;
-        tokio::time::sleep(if webhook.is_ready() { EVERY } else { SOON }).await;
+        self.known = Some(found);
     }
 }
 
@@ -140,9 +192,9 @@ async fn in_cluster(webhook: &Webhook, cluster: &Cluster) -> Result<Found, Fault
             Err(fault) => Err(fault),
         }
     };
-    let injector = map("istio-sidecar-injector").await?;
-    let mesh = map("istio").await?;
-    let list = cluster.api().get("/apis/networking.istio.io/v1beta1/proxyconfigs", "application/json").await;
+    let injector = map(INJECTOR).await?;
+    let mesh = map(MESH).await?;
+    let list = cluster.api().get(RULES, "application/json").await;
     let mut rules = match list {
         Ok(text) => items(&text),
         // The kind may not be there, or not for us.
@@ -179,8 +231,8 @@ fn items(list: &str) -> Vec<Json> {
 fn in_folders(webhook: &Webhook, dirs: &[PathBuf]) -> Found {
     let options = &webhook.options;
     let mut found = Found::default();
-    let injector = name("istio-sidecar-injector", &options.revision);
-    let mesh = name("istio", &options.revision);
+    let injector = name(INJECTOR, &options.revision);
+    let mesh = name(MESH, &options.revision);
     for path in crate::source::files::configuration_files(dirs) {
         let Ok(text) = std::fs::read_to_string(&path) else { continue };
         let Ok(documents) = leno_api::yaml::parse(&text, leno_api::yaml::Dialect::Kubernetes) else {

@@ -12,14 +12,16 @@ mod serve;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 pub(crate) use follow::follow;
 pub(crate) use register::register;
 pub(crate) use serve::serve;
 
+use http::StatusCode;
 use serde_json::{Value as Json, json};
 
 use super::{BuiltIn, Injector, MeshSettings, ProxyRules, Refused, Settings};
@@ -68,9 +70,35 @@ pub(crate) struct Counts {
     pub(crate) rejected: AtomicU64,
     /// Times that a webhook configuration was given our roots.
     pub(crate) patched: AtomicU64,
+    /// Configurations of injection that could not be used.
+    pub(crate) bad_configurations: AtomicU64,
+    /// Handshakes of TLS that have come to nothing.
+    pub(crate) handshakes: AtomicU64,
+    /// Requests that were no reviews, or not let in, by status of HTTP.
+    pub(crate) http_errors: Mutex<BTreeMap<u16, u64>>,
+    /// Those of them that were for validation.
+    pub(crate) validation_errors: Mutex<BTreeMap<u16, u64>>,
 }
 
 impl Counts {
+    fn on_handshake_failed(&self) {
+        Counts::add(&self.handshakes);
+    }
+
+    /// A request was answered with an error of HTTP. Of injection it counts as a request that has failed.
+    fn on_http_error(&self, path: &str, status: StatusCode) {
+        let count = |counts: &Mutex<BTreeMap<u16, u64>>| {
+            *counts.lock().unwrap_or_else(PoisonError::into_inner).entry(status.as_u16()).or_default() += 1;
+        };
+        count(&self.http_errors);
+        if path.starts_with("/validate") {
+            count(&self.validation_errors);
+        } else if path.starts_with("/inject") {
+            Counts::add(&self.requests);
+            Counts::add(&self.failures);
+        }
+    }
+
     fn add(count: &AtomicU64) {
         count.fetch_add(1, Ordering::Relaxed);
     }

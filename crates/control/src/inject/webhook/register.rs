@@ -9,14 +9,20 @@ use std::time::Duration;
 
 use http::Method;
 use serde_json::{Value as Json, json};
+use tokio::sync::Notify;
 
 use super::follow::{SOON, is_final};
 use super::{Counts, Webhook};
 use crate::source::kube::Cluster;
 use crate::source::kube::client::Fault;
 
-/// How often they are looked at.
+/// How often our roots are looked at, and whether we are asked.
 const EVERY: Duration = Duration::from_secs(5);
+
+/// How long to wait after a change, or a fault.
+const BREATH: Duration = Duration::from_secs(2);
+
+const KINDS: [&str; 2] = ["mutatingwebhookconfigurations", "validatingwebhookconfigurations"];
 
 const BASE: &str = "/apis/admissionregistration.k8s.io/v1";
 
@@ -29,50 +35,105 @@ pub(crate) async fn register(
     cluster: Cluster,
     roots: impl Fn() -> Option<String> + Send + Sync + 'static,
 ) {
-    let mut said = String::new();
-    loop {
-        if let Some(roots) = roots() {
-            let bundle = leno_base::base64::encode(roots.as_bytes());
-            let mut outcome =
-                configurations(&webhook, &cluster, "mutatingwebhookconfigurations", &bundle).await;
-            if outcome.is_ok() {
-                outcome =
-                    configurations(&webhook, &cluster, "validatingwebhookconfigurations", &bundle).await;
+    let hint = Notify::new();
+    let paths = KINDS.map(|kind| list(&webhook, kind));
+    let [mutating, validating] = &paths;
+    let hints = async {
+        tokio::join!(cluster.api().hints(mutating, &hint), cluster.api().hints(validating, &hint));
+    };
+    let registering = async {
+        let mut said = String::new();
+        // The roots with which nothing was left to do.
+        let mut settled: Option<String> = None;
+        loop {
+            let patience = if webhook.is_ready() { EVERY } else { SOON };
+            let is_hinted = tokio::time::timeout(patience, hint.notified()).await.is_ok();
+            // They come from elsewhere, which tells nobody.
+            let Some(roots) = roots() else { continue };
+            if !is_hinted && settled.as_ref() == Some(&roots) {
+                continue;
             }
-            if outcome.as_ref().map_or_else(is_final, |()| true) {
+            settled = None;
+            let outcome = all(&webhook, &cluster, &paths, &roots).await;
+            if outcome.as_ref().map_or_else(is_final, |_| true) {
                 webhook.registered.store(true, Ordering::Release);
             }
             match outcome {
-                Ok(()) => said.clear(),
-                Err(fault) if fault.to_string() != said => {
-                    tracing::warn!(%fault, "webhook configurations cannot be given our roots");
-                    said = fault.to_string();
+                Ok(rest) => {
+                    said.clear();
+                    match rest {
+                        Rest::Nothing => settled = Some(roots),
+                        // Others with other roots may change it back, for ever.
+                        Rest::Patched => tokio::time::sleep(BREATH).await,
+                        Rest::Unproven => {}
+                    }
                 }
-                Err(_) => {}
+                Err(fault) => {
+                    if fault.to_string() != said {
+                        tracing::warn!(%fault, "webhook configurations cannot be given our roots");
+                        said = fault.to_string();
+                    }
+                    tokio::time::sleep(BREATH).await;
+                }
             }
         }
-        tokio::time::sleep(if webhook.is_ready() { EVERY } else { SOON }).await;
-    }
+    };
+    tokio::join!(hints, registering);
 }
 
-async fn configurations(webhook: &Webhook, cluster: &Cluster, kind: &str, bundle: &str) -> Result<(), Fault> {
+/// The path of the configurations that are ours.
+fn list(webhook: &Webhook, kind: &str) -> String {
     let revision = match webhook.options.revision.as_str() {
         "" => "default",
         revision => revision,
     };
-    let path = format!("{BASE}/{kind}?labelSelector=istio.io%2Frev%3D{revision}");
-    let text = cluster.api().get(&path, "application/json").await?;
+    format!("{BASE}/{kind}?labelSelector=istio.io%2Frev%3D{revision}")
+}
+
+/// What is left to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Rest {
+    Nothing,
+    /// It was not seen yet that we are asked.
+    Unproven,
+    /// Something was changed: it is to be seen whether it stays.
+    Patched,
+}
+
+/// Goes through all configurations.
+async fn all(webhook: &Webhook, cluster: &Cluster, paths: &[String; 2], roots: &str) -> Result<Rest, Fault> {
+    let bundle = leno_base::base64::encode(roots.as_bytes());
+    let mut rest = Rest::Nothing;
+    for (kind, path) in KINDS.into_iter().zip(paths) {
+        rest = rest.max(configurations(webhook, cluster, kind, path, &bundle).await?);
+    }
+    Ok(rest)
+}
+
+async fn configurations(
+    webhook: &Webhook,
+    cluster: &Cluster,
+    kind: &str,
+    path: &str,
+    bundle: &str,
+) -> Result<Rest, Fault> {
+    let text = cluster.api().get(path, "application/json").await?;
     let list: Json = serde_json::from_str(&text).map_err(|error| Fault::Broken(error.to_string()))?;
     let validates = kind.starts_with("validating");
+    let mut rest = Rest::Nothing;
     for object in list.get("items").and_then(Json::as_array).into_iter().flatten() {
         let mut operations = changes(object, bundle, validates, false);
         // Once our roots are there it can be seen whether we are asked.
-        if validates && operations.is_empty() && is_lenient(object) && refuses(webhook, cluster).await {
-            operations = changes(object, bundle, validates, true);
+        if validates && operations.is_empty() && is_lenient(object) {
+            rest = rest.max(Rest::Unproven);
+            if refuses(webhook, cluster).await {
+                operations = changes(object, bundle, validates, true);
+            }
         }
         if operations.is_empty() {
             continue;
         }
+        rest = Rest::Patched;
         let name = object.pointer("/metadata/name").and_then(Json::as_str).unwrap_or_default();
         if let Some(version) = object.pointer("/metadata/resourceVersion") {
             operations
@@ -96,7 +157,7 @@ async fn configurations(webhook: &Webhook, cluster: &Cluster, kind: &str, bundle
             Err(fault) => return Err(fault),
         }
     }
-    Ok(())
+    Ok(rest)
 }
 
 /// What is to be changed of a configuration.

@@ -12,31 +12,38 @@ use crate::model::diagnostic::Severity;
 /// The names that the webhook's path has for variables.
 const IN_PATH: [(&str, &str); 2] = [("cluster", "ISTIO_META_CLUSTER_ID"), ("net", "ISTIO_META_NETWORK")];
 
-/// The answer to a request: its status and its body.
-pub(super) fn answer(webhook: &Webhook, path: &str, content_type: &str, body: &[u8]) -> (StatusCode, String) {
-    let injects = path == "/inject" || path.starts_with("/inject/");
-    if !injects && path != "/validate" && !path.starts_with("/validate") {
-        return (StatusCode::NOT_FOUND, "404 page not found\n".to_owned());
+/// Whether there is a webhook at a path.
+pub(super) fn is_served(path: &str) -> bool {
+    ["/inject", "/validate"].iter().any(|base| is_below(path, base))
+}
+
+fn is_below(path: &str, base: &str) -> bool {
+    path.strip_prefix(base).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
+/// The answer to a request that [`is_served`].
+///
+/// # Errors
+/// Of what is no review: a status of HTTP, and words.
+pub(super) fn answer(
+    webhook: &Webhook,
+    path: &str,
+    content_type: &str,
+    body: &[u8],
+) -> Result<String, (StatusCode, String)> {
+    let injects = is_below(path, "/inject");
+    if body.is_empty() {
+        return Err((StatusCode::BAD_REQUEST, "no body found".to_owned()));
     }
+    if content_type != "application/json" {
+        let words = "invalid Content-Type, want `application/json`";
+        return Err((StatusCode::UNSUPPORTED_MEDIA_TYPE, words.to_owned()));
+    }
+    let review: Json = serde_json::from_slice(body)
+        .map_err(|error| (StatusCode::BAD_REQUEST, format!("could not decode body: {error}")))?;
     if injects {
         Counts::add(&webhook.counts.requests);
     }
-    let fail = |status, message: &str| {
-        if injects {
-            Counts::add(&webhook.counts.failures);
-        }
-        (status, format!("{message}\n"))
-    };
-    if body.is_empty() {
-        return fail(StatusCode::BAD_REQUEST, "no body found");
-    }
-    if content_type != "application/json" {
-        return fail(StatusCode::UNSUPPORTED_MEDIA_TYPE, "invalid Content-Type, want `application/json`");
-    }
-    let review: Json = match serde_json::from_slice(body) {
-        Ok(review) => review,
-        Err(error) => return fail(StatusCode::BAD_REQUEST, &format!("could not decode body: {error}")),
-    };
     let text = |name: &str| review.get(name).and_then(Json::as_str).unwrap_or_default();
     let (version, kind) = (text("apiVersion"), text("kind"));
     let known =
@@ -53,10 +60,7 @@ pub(super) fn answer(webhook: &Webhook, path: &str, content_type: &str, body: &[
     }
     response["uid"] = review.pointer("/request/uid").cloned().unwrap_or_else(|| json!(""));
     let version = if known { version } else { "admission.k8s.io/v1" };
-    (
-        StatusCode::OK,
-        json!({"apiVersion": version, "kind": "AdmissionReview", "response": response}).to_string(),
-    )
+    Ok(json!({"apiVersion": version, "kind": "AdmissionReview", "response": response}).to_string())
 }
 
 fn refuse(message: &str) -> Json {

@@ -17,8 +17,10 @@ fn webhook() -> Webhook {
 }
 
 fn ask(webhook: &Webhook, path: &str, body: &Json) -> (u16, Json) {
-    let (status, text) = review::answer(webhook, path, "application/json", body.to_string().as_bytes());
-    (status.as_u16(), serde_json::from_str(&text).unwrap_or(Json::String(text)))
+    match review::answer(webhook, path, "application/json", body.to_string().as_bytes()) {
+        Ok(text) => (200, serde_json::from_str(&text).expect("JSON")),
+        Err((status, words)) => (status.as_u16(), Json::String(words)),
+    }
 }
 
 fn review_of(object: &Json) -> Json {
@@ -94,11 +96,27 @@ fn what_cannot_be_injected_is_refused_and_said() {
         ("application/json", "[]", 200),
         ("application/json", "{\"apiVersion\": \"admission.k8s.io/v1\", \"kind\": \"AdmissionReview\"}", 200),
     ] {
-        let (status, text) = review::answer(&webhook, "/inject", kind, body.as_bytes());
-        assert_eq!(status.as_u16(), wanted, "{body}: {text}");
-        assert!(!text.contains("\"allowed\":true"), "{body}: {text}");
+        let answer = review::answer(&webhook, "/inject", kind, body.as_bytes());
+        let status = answer.as_ref().map_or_else(|(status, _)| status.as_u16(), |_| 200);
+        assert_eq!(status, wanted, "{body}: {answer:?}");
+        assert!(!format!("{answer:?}").contains("allowed\\\":true"), "{body}: {answer:?}");
     }
-    assert_eq!(review::answer(&webhook, "/other", "application/json", b"{}").0.as_u16(), 404);
+    for (path, expected) in [
+        ("/inject", true),
+        ("/inject/", true),
+        ("/inject/cluster/a", true),
+        ("/validate", true),
+        ("/validate/x", true),
+        ("/other", false),
+        ("/injected", false),
+        ("/validated", false),
+        ("//inject", false),
+        ("/./inject", false),
+        ("/%69nject", false),
+        ("", false),
+    ] {
+        assert_eq!(review::is_served(path), expected, "{path}");
+    }
 }
 
 #[test]

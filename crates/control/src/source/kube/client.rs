@@ -5,7 +5,7 @@
 
 use std::fmt;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::{Buf, Bytes, BytesMut};
 use http::header::{ACCEPT, CONTENT_TYPE, RETRY_AFTER};
@@ -14,6 +14,7 @@ use http_body_util::BodyExt;
 use kube::client::Body;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use serde::Deserialize;
+use tokio::sync::Notify;
 
 use crate::model::read::MESH_CONFIG_MAP;
 
@@ -215,6 +216,37 @@ impl Api {
         };
         let cause = status.details.causes.into_iter().map(|cause| cause.reason).next();
         Err(Fault::Status { code, message, cause, retry_after: seconds.map(Duration::from_secs) })
+    }
+}
+
+/// How long to wait before a watch that has ended, or could not begin, is asked for again.
+const PAUSE: Duration = Duration::from_secs(5);
+
+/// How long a watch is asked to last, in seconds.
+const WATCH_SECONDS: u64 = 300;
+
+impl Api {
+    /// Says that a list may have changed, again and again, as long as it is polled: at the beginning of each
+    /// watch of it, with each of its events, and while it cannot be watched every few seconds. `path` is a
+    /// list's, with its query. For who reads few objects and would as well read them again.
+    pub async fn hints(&self, path: &str, hint: &Notify) {
+        let joint = if path.contains('?') { '&' } else { '?' };
+        let path = format!("{path}{joint}watch=true&timeoutSeconds={WATCH_SECONDS}");
+        loop {
+            let begun = Instant::now();
+            match self.lines(&path, "application/json").await {
+                Ok(mut lines) => {
+                    // What has changed since the last reading is not told by this watch.
+                    hint.notify_one();
+                    while let Ok(Some(_)) = lines.next().await {
+                        hint.notify_one();
+                    }
+                }
+                Err(fault) => tracing::debug!(%fault, path, "it cannot be watched"),
+            }
+            hint.notify_one();
+            tokio::time::sleep(PAUSE.saturating_sub(begun.elapsed())).await;
+        }
     }
 }
 
