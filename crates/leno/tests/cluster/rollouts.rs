@@ -48,7 +48,7 @@ pub(crate) fn rules() -> [Value; 2] {
     };
     let page = json!({ "hosts": ["*"], "gateways": ["bookinfo-gateway"], "http": [
         { "match": [{ "uri": { "prefix": "/api/v1/products/" } }], "route": to("productpage"),
-            "retries": retries.clone() },
+            "retries": retries },
         { "match": [{ "uri": { "exact": "/productpage" } }, { "uri": { "exact": "/api/v1/products" } }],
             "route": to("productpage") },
     ] });
