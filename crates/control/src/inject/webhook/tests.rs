@@ -188,7 +188,7 @@ fn ready_is_who_is_configured_and_known() {
     assert!(!webhook.is_ready());
     webhook.configured.store(true, Ordering::Release);
     assert!(webhook.is_ready());
-    let options = WebhookOptions { registers: true, ..webhook.options.clone() };
+    let options = WebhookOptions { registers: true, ..webhook.options };
     let webhook = Webhook::new(options).expect("what is built in can be used");
     webhook.configured.store(true, Ordering::Release);
     assert!(!webhook.is_ready());
