@@ -35,6 +35,9 @@ pub(crate) enum Socket {
 /// Bytes that a form in a POST may have.
 const FORM_LIMIT: usize = 64 * 1024;
 
+/// How long the head of a request may be, in bytes, as Envoy's.
+const HEAD_LIMIT: usize = 60 << 10;
+
 /// How long to wait after the system refused to accept.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
@@ -137,12 +140,18 @@ async fn connection(
         let context = Arc::clone(&context);
         async move { exchange(request, peer, local, &context).await }
     });
-    let served =
-        auto::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service).await;
+    let mut server = auto::Builder::new(TokioExecutor::new());
+    server.http1().max_buf_size(HEAD_LIMIT);
+    server.http2().max_header_list_size(HEAD_LIMIT as u32);
+    let served = server.serve_connection(TokioIo::new(stream), service).await;
     if let Err(error) = served {
         tracing::debug!(target: "admin", "connection ended: {error}");
     }
 }
+
+/// What listeners may lead to, as those of Istio's bootstraps do, with whatever host the caller knows the
+/// proxy by.
+const FOR_ALL: [&str; 3] = ["/ready", "/stats", "/stats/prometheus"];
 
 /// One request and its answer.
 async fn exchange(
@@ -162,7 +171,8 @@ async fn exchange(
             Err(error) => tracing::debug!(target: "admin", "cannot read the form: {error}"),
         }
     }
-    let response = if peer.ip().is_loopback() && is_foreign(&head) {
+    let guarded = peer.ip().is_loopback() && !FOR_ALL.contains(&head.uri.path());
+    let response = if guarded && is_foreign(&head) {
         tracing::warn!(target: "admin", "refused: a page of another site asks for {}", head.uri.path());
         Response { status: 403, ..Response::text("Only requests of this machine are allowed.\n".to_owned()) }
     } else {
@@ -180,7 +190,8 @@ async fn exchange(
 }
 
 /// Whether a page of the web speaks through a browser on this machine.
-// Deviation: Envoy does what a page of the web makes a browser on the machine ask for.
+// Deviation: Envoy does what a page of the web makes a browser on the machine ask for; here it gets stats
+// and `/ready` only.
 fn is_foreign(head: &Parts) -> bool {
     let text = |name| {
         head.headers.get(name).map(|value: &hyper::header::HeaderValue| value.to_str().unwrap_or("?."))
