@@ -36,7 +36,13 @@ fn entry(service: &Service, instances: &[Instance]) -> Value {
     let mut value = service_of(service);
     let endpoints: Vec<Value> = instances
         .iter()
-        .map(|instance| json!({ "address": instance.address, "ports": instance.ports }))
+        .map(|instance| {
+            json!({
+                "address": instance.address,
+                "ports": instance.ports,
+                "healthy": instance.health == Health::Healthy,
+            })
+        })
         .collect();
     let more = json!({
         "namespace": service.namespace(),

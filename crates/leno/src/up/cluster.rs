@@ -39,8 +39,8 @@ const RETRY: Duration = Duration::from_secs(2);
 /// A privileged port that may not be bound is published on this much higher.
 const PORT_OFFSET: u16 = 8000;
 /// How long the first configuration may take to reach all proxies before the mesh is called ready
-/// all the same.
-const SPREAD: Duration = Duration::from_secs(5);
+/// all the same, which is then said.
+const SPREAD: Duration = Duration::from_secs(20);
 
 /// Everything that can happen.
 #[derive(Debug)]
@@ -508,8 +508,12 @@ impl Cluster {
             return;
         }
         let complete = *self.complete.get_or_insert_with(Instant::now);
-        if !self.has_spread() && complete.elapsed() < SPREAD {
-            return;
+        if !self.has_spread() {
+            if complete.elapsed() < SPREAD {
+                return;
+            }
+            let words = "not all proxies have taken their configuration yet: first requests may fail";
+            self.display.line(words.to_owned());
         }
         self.said_ready = true;
         let urls: Vec<String> = self
@@ -535,7 +539,10 @@ impl Cluster {
             .report
             .services
             .iter()
-            .flat_map(|service| service.endpoints.iter().map(|endpoint| endpoint.address.as_str()))
+            .flat_map(|service| &service.endpoints)
+            // Pods are known before they are ready.
+            .filter(|endpoint| endpoint.healthy)
+            .map(|endpoint| endpoint.address.as_str())
             .collect();
         let has_ended =
             |key: &Key| self.pods.get(key).is_some_and(|running| running.condition.phase == Phase::Succeeded);

@@ -120,6 +120,8 @@ pub(crate) struct KnownService {
 #[serde(default)]
 pub(crate) struct KnownEndpoint {
     pub(crate) address: String,
+    /// Whether requests go there: its pod is ready, and that is known.
+    pub(crate) healthy: bool,
 }
 
 /// A proxy, as on the page `/debug/syncz`.
