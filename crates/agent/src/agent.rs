@@ -55,6 +55,8 @@ pub struct Settings {
     pub outlier_log: Option<String>,
     /// Whether the proxy's log is JSON.
     pub json_log: bool,
+    /// Other names of the mesh's trust domain (`trustDomainAliases`).
+    pub aliases: Vec<String>,
 }
 
 /// An agent that is up.
@@ -78,7 +80,7 @@ impl Agent {
     /// # Errors
     /// What is wrong with the settings, or cannot be bound or written.
     pub async fn start(settings: Settings) -> Result<Agent, Vec<String>> {
-        let Settings { environment, config, node, outlier_log, json_log } = &settings;
+        let Settings { environment, config, node, outlier_log, json_log, aliases } = &settings;
         let one = |error: String| vec![error];
         let from = Sources::find(Path::new("."), &environment.identity_socket).await.map_err(one)?;
         let inputs = Inputs {
@@ -111,7 +113,7 @@ impl Agent {
         }
         let path = Path::new(from.own());
         let socket = sds::bind(path).map_err(|error| one(format!("{}: {error}", path.display())))?;
-        tasks.spawn(sds::serve(socket, secrets, until));
+        tasks.spawn(sds::serve(socket, secrets, aliases.clone(), until));
 
         // The control plane.
         let (say_names, known_names) = watch::channel(None);

@@ -6,7 +6,7 @@
 //! - [`authority`], [`identity`]: the workload's certificate comes from an authority that speaks Istio's
 //!   certificate service, be it `leno pilot` or istiod, is renewed long before it expires, and kept while
 //!   the authority is away; [`files`]: those that others renew, or read; [`sds`]: the proxy gets it on a
-//!   Unix socket, so that Envoy can be the proxy as well;
+//!   Unix socket, so that Envoy can be the proxy as well, and other programs there too ([`workload_api`]);
 //! - [`control_plane`]: how the control plane is spoken to; [`xds_proxy`]: the proxy's streams are passed
 //!   on to it, which brings the table of names as well;
 //! - [`dns`]: names of the mesh, and all others;
@@ -27,4 +27,6 @@ pub mod metrics;
 pub mod proxy_config;
 pub mod sds;
 pub mod status;
+mod unix_authority;
+pub mod workload_api;
 pub mod xds_proxy;

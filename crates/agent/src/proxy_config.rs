@@ -354,6 +354,19 @@ impl ProxyConfig {
     }
 }
 
+/// Other names of the mesh's trust domain, as a mesh configuration has them.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn trust_domain_aliases(source: &str, mesh: &str) -> Result<Vec<String>, String> {
+    let documents = parse(mesh, Dialect::Kubernetes).map_err(|error| error.in_file(source).to_string())?;
+    let Some(node) = documents.first().and_then(|document| document.find("trustDomainAliases")) else {
+        return Ok(Vec::new());
+    };
+    let read = from_node::<Option<Vec<String>>>(node).map_err(|error| error.in_file(source).to_string())?;
+    Ok(read.0.unwrap_or_default())
+}
+
 /// Reads one place, and reports what is not made use of.
 fn one(source: &str, layer: Layer<'_>) -> Result<Map<String, Value>, Vec<String>> {
     let text = match layer {

@@ -1,4 +1,5 @@
-//! The certificate for proxies: SDS on a Unix socket, as Istio's agent serves it, unless somebody else does.
+//! The certificate for proxies: SDS on a Unix socket, as Istio's agent serves it, unless somebody else does. On the
+//! same socket it is there for other programs ([`workload_api`](crate::workload_api)).
 //!
 //! `default` is the workload's certificate, `ROOTCA` the roots. Nothing is said before there is a
 //! certificate, so that a proxy waits for it instead of being told that there is none.
@@ -8,6 +9,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -18,7 +20,7 @@ use leno_api::proto::envoy::extensions::transport_sockets::tls::v3::{
 };
 use leno_base::Name;
 use leno_xds::server::grpc::{DiscoveryService, Sender, StreamEvent, StreamId};
-use leno_xds::server::listen::{Listen, Socket};
+use leno_xds::server::listen::{Listen, Options, Socket};
 use leno_xds::server::{Event, Resources, Scope, Stream, Subscription};
 use leno_xds::{Resource, TypeUrl};
 use prost::Message;
@@ -26,6 +28,8 @@ use tokio::net::UnixStream;
 use tokio::sync::{mpsc, watch};
 
 use crate::identity::Secret;
+use crate::unix_authority::Tolerant;
+use crate::workload_api::{Identity, Known, WorkloadApi};
 
 /// The folder in which Istio's proxies look for it, below the working directory.
 const FOLDER: &str = "./var/run/secrets/workload-spiffe-uds";
@@ -101,6 +105,8 @@ const SYSTEM: &str = "system";
 const CA_CRL: &str = "./var/run/secrets/istio/crl/ca-crl.pem";
 /// How often files are looked at.
 const LOOK: Duration = Duration::from_secs(1);
+/// The most connections at a time; others wait.
+const MOST_CONNECTIONS: usize = 1024;
 
 /// Binds the socket, with its folders, for ourselves alone.
 ///
@@ -113,28 +119,50 @@ pub fn bind(path: &Path) -> io::Result<Socket> {
     Socket::unix_private(path)
 }
 
-/// Serves until `ended` is true.
-pub async fn serve(socket: Socket, secrets: watch::Receiver<Option<Secret>>, ended: watch::Receiver<bool>) {
+/// Serves until `ended` is true. `aliases` are other names of the mesh's trust domain.
+pub async fn serve(
+    socket: Socket,
+    secrets: watch::Receiver<Option<Secret>>,
+    aliases: Vec<String>,
+    ended: watch::Receiver<bool>,
+) {
     let (events, happened) = mpsc::channel(64);
-    let server = Listen::new(DiscoveryService::new(events)).run(socket, ended);
+    let (say, identity) = watch::channel(Err("there is no certificate yet".to_owned()));
+    let listen = Listen {
+        beside: Some(Arc::new(WorkloadApi(identity))),
+        options: Options { most_connections: MOST_CONNECTIONS, ..Options::default() },
+        handshake: Some(Arc::new(Tolerant)),
+        ..Listen::new(DiscoveryService::new(events))
+    };
+    let known = Loop {
+        streams: BTreeMap::new(),
+        resources: Resources::default(),
+        secret: None,
+        revoked: Vec::new(),
+        fault: None,
+        aliases,
+        identity: say,
+    };
     // The channel ends with the server and its streams.
-    tokio::join!(server, Loop::default().run(happened, secrets));
+    tokio::join!(listen.run(socket, ended), known.run(happened, secrets));
 }
 
 /// What proxies have asked for, and what there is.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Loop {
     streams: BTreeMap<StreamId, (Stream, Sender)>,
     /// What can be given: nothing before there is a certificate.
     resources: Resources,
-    /// Whether there is.
-    has_secret: bool,
-    /// Whom to trust, in PEM.
-    roots: String,
+    /// The certificate.
+    secret: Option<Secret>,
     /// What was revoked, in PEM; empty: nothing is known of it.
     revoked: Vec<u8>,
     /// What is wrong with the file of that.
     fault: Option<String>,
+    /// Other names of the mesh's trust domain.
+    aliases: Vec<String>,
+    /// The same for the Workload API.
+    identity: watch::Sender<Known>,
 }
 
 impl Loop {
@@ -156,7 +184,13 @@ impl Loop {
                 changed = secrets.changed(), if is_kept => match changed {
                     Ok(()) => self.take(secrets.borrow_and_update().as_ref()),
                     // Nobody renews it any more: what there is stays.
-                    Err(_) => is_kept = false,
+                    Err(_) => {
+                        is_kept = false;
+                        if self.secret.is_none() {
+                            let why = "another agent gives the workload's certificate".to_owned();
+                            self.say(Err(why));
+                        }
+                    }
                 },
                 _ = looks.tick() => {
                     self.look();
@@ -171,17 +205,26 @@ impl Loop {
 
     fn take(&mut self, secret: Option<&Secret>) {
         let Some(secret) = secret else { return };
-        let Secret { chain, key, roots: trusted, .. } = secret;
-        self.put(resource(CERTIFICATE, certificate(chain.as_bytes(), key.as_bytes())));
-        self.roots.clone_from(trusted);
-        self.has_secret = true;
+        self.put(resource(CERTIFICATE, certificate(secret.chain.as_bytes(), secret.key.as_bytes())));
+        self.secret = Some(secret.clone());
         self.put_roots();
     }
 
+    /// What is made of the certificate and of what was revoked.
     fn put_roots(&mut self) {
-        if self.has_secret {
-            self.put(resource(ROOTS, roots(self.roots.as_bytes(), &self.revoked)));
+        let Some(secret) = &self.secret else { return };
+        let identity = Identity::new(secret, &self.revoked, &self.aliases);
+        if let Err(error) = &identity {
+            tracing::warn!(error, "the certificate is for proxies only");
         }
+        let value = roots(secret.roots.as_bytes(), &self.revoked);
+        self.say(identity.map(Arc::new));
+        self.put(resource(ROOTS, value));
+    }
+
+    fn say(&self, known: Known) {
+        // Whether anybody wants to know does not matter.
+        drop(self.identity.send_replace(known));
     }
 
     /// Reads what was revoked; whether that is something else than before. What cannot be read changes nothing,
@@ -256,7 +299,7 @@ impl Loop {
     fn push(&mut self) {
         for (stream, sender) in self.streams.values_mut().filter(|(_, sender)| sender.is_ready()) {
             let wanted = stream.subscription(&TypeUrl::Secret);
-            let is_there = |name: &Name| self.has_secret || self.resources.find(name).is_some();
+            let is_there = |name: &Name| self.secret.is_some() || self.resources.find(name).is_some();
             // What is not there yet must not look as if there were none.
             if !wanted.is_some_and(|wanted| wanted.names().all(is_there)) {
                 continue;

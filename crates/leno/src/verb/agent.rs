@@ -20,7 +20,7 @@ use leno_agent::environment::Environment;
 use leno_agent::http::ask;
 use leno_agent::interfaces::addresses;
 use leno_agent::lifecycle::Proxy;
-use leno_agent::proxy_config::{Layer, ProxyConfig};
+use leno_agent::proxy_config::{Layer, ProxyConfig, trust_domain_aliases};
 use leno_proxy::Options;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
@@ -286,6 +286,7 @@ impl Run {
             ("proxy.istio.io/config", Layer::Proxy(annotation)),
         ];
         let mut config = ProxyConfig::read(&layers).map_err(words)?;
+        let aliases = trust_domain_aliases(&file, &mesh).map_err(anyhow::Error::msg)?;
         config.annotate(|name| environment.annotation(name).map(str::to_owned)).map_err(words)?;
         if config.service_cluster.is_none() && config.tracing_service_name.is_none() {
             config.service_cluster = Some(self.service_cluster.clone());
@@ -306,7 +307,7 @@ impl Run {
             environment.annotation("traffic.sidecar.istio.io/excludeInterfaces").unwrap_or_default();
         let found = addresses(&excluded.split(',').map(str::trim).collect::<Vec<_>>());
         let node = Node::new(role, Some(&self.domain), &config, &environment, &found, outlier_log.as_deref());
-        Ok(Settings { environment, config, node, outlier_log, json_log: log.log_as_json })
+        Ok(Settings { environment, config, node, outlier_log, json_log: log.log_as_json, aliases })
     }
 
     /// How the proxy runs, as far as flags say it.

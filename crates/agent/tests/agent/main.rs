@@ -1,4 +1,6 @@
-//! The certificate of a workload: renewed, kept, and given to proxies.
+//! The certificate of a workload: renewed, kept, and given to proxies, and to other programs (`workload_api.rs`).
+
+mod workload_api;
 
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Read};
@@ -190,7 +192,7 @@ fn serve(folder: &Path) -> (watch::Sender<Option<Secret>>, watch::Sender<bool>) 
     let socket = sds::bind(&folder.join("uds/socket")).expect("it can be bound");
     let (say, secrets) = watch::channel(None);
     let (end, ended) = watch::channel(false);
-    tokio::spawn(sds::serve(socket, secrets, ended));
+    tokio::spawn(sds::serve(socket, secrets, vec!["other.example".to_owned()], ended));
     (say, end)
 }
 
