@@ -9,11 +9,12 @@
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use leno_testkit::process::Killed;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -39,22 +40,6 @@ const WORKLOADS: [(&str, &str, &[(&str, &str)]); 6] = [
     ("reviews-v2", "reviews", &[("ENABLE_RATINGS", "true")]),
     ("reviews-v3", "reviews", &[("ENABLE_RATINGS", "true"), ("STAR_COLOR", "red")]),
 ];
-
-/// A process that does not outlive the test.
-struct Killed(Child);
-
-impl Drop for Killed {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-fn start(command: &mut Command, log: &Path) -> Killed {
-    let log = std::fs::File::create(log).expect("writable");
-    let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn();
-    Killed(child.expect("it starts"))
-}
 
 /// Loopback addresses that nobody uses: a network of the test's own among 65,536.
 struct Network(u8, u8);
@@ -135,7 +120,7 @@ impl Shop {
         let mut pilot = Command::new(env!("CARGO_BIN_EXE_leno"));
         pilot.args(["pilot", "--dir"]).arg(shop.folder.path().join("mesh"));
         pilot.args(["--grpcAddr", &grpc.to_string(), "--monitoringAddr", &http.to_string()]);
-        let mut processes = vec![start(&mut pilot, &shop.folder.path().join("pilot.log"))];
+        let mut processes = vec![Killed::start(&mut pilot, &shop.folder.path().join("pilot.log"))];
         for (number, (name, service, variables)) in WORKLOADS.iter().enumerate() {
             let address = network.address(number + 1);
             let proxy = SocketAddrV4::new(address, OUTBOUND);
@@ -144,7 +129,7 @@ impl Shop {
             command.env("LISTEN_ADDRESS", address.to_string()).env("HOSTNAME", format!("{name}-0"));
             command.env("HTTP_PROXY", format!("http://{proxy}")).env("NO_PROXY", "");
             command.envs(variables.iter().copied());
-            processes.push(start(&mut command, &shop.folder.path().join(format!("{name}.log"))));
+            processes.push(Killed::start(&mut command, &shop.folder.path().join(format!("{name}.log"))));
             processes.push(shop.proxy(kind, name, address, "sidecar", grpc));
         }
         processes.push(shop.proxy(kind, "gateway", network.address(WORKLOADS.len() + 1), "router", grpc));
@@ -170,7 +155,7 @@ impl Shop {
         let mut command = Command::new(program);
         command.args(arguments).args(["--concurrency", "1", "-l", "warning", "--admin-address-path"]);
         command.arg(own("admin")).arg("-c").arg(own("json"));
-        start(&mut command, &own("log"))
+        Killed::start(&mut command, &own("log"))
     }
 
     /// Puts a file into the folder of the mesh, in one step.

@@ -1,4 +1,5 @@
-//! A client of the control plane that holds what it is told, as a proxy does; some are slow.
+//! A client of the control plane that holds what it is told, as a proxy does; some are slow, and some
+//! ask for virtual hosts as they need them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -7,11 +8,13 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use leno_api::encode::{self, Style};
-use leno_api::proto::envoy::config::core::v3::Node;
+use leno_api::proto::envoy::config::core::v3::{Extension, Node};
 use leno_base::{Name, Rng};
 use leno_xds::client::grpc::{self, Commander, Connection, Event, Target};
 use leno_xds::client::{Client as State, Config, Interest, Update};
 use leno_xds::{Mode, TypeUrl};
+use prost_types::value::Kind;
+use prost_types::{Struct, Value as Metadatum};
 use serde_json::Value;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
@@ -24,6 +27,44 @@ pub(crate) enum Pace {
     Slow,
     /// It takes nothing until all is calm.
     Stuck,
+}
+
+/// What a client asks for of a table whose virtual hosts are given on demand.
+const ASKED: [&str; 8] = [
+    "s0.shop.svc.cluster.local",
+    "s1.shop.svc.cluster.local:80",
+    "s2.shop",
+    "s3",
+    "10.0.0.5",
+    "last.shop.svc.cluster.local",
+    "web.internal",
+    "nowhere.example",
+];
+
+/// Which proxy a client is.
+pub(crate) struct Identity {
+    pub(crate) id: String,
+    pub(crate) mode: Mode,
+    /// It asks for virtual hosts, and with them clusters, when requests need them.
+    pub(crate) lazy: bool,
+}
+
+impl Identity {
+    fn node(&self) -> Node {
+        let mut node = Node { id: self.id.clone(), ..Node::default() };
+        if self.lazy {
+            let text = |text: &str| Metadatum { kind: Some(Kind::StringValue(text.to_owned())) };
+            let says = ["LENO_LAZY", "LENO_LAZY_ROUTES"].map(|name| (name.to_owned(), text("true")));
+            node.metadata = Some(Struct { fields: says.into() });
+            node.extensions.push(Extension {
+                category: "envoy.filters.http".to_owned(),
+                name: "envoy.filters.http.on_demand".to_owned(),
+                type_urls: vec!["envoy.extensions.filters.http.on_demand.v3.OnDemand".to_owned()],
+                ..Extension::default()
+            });
+        }
+        node
+    }
 }
 
 /// Resources by type and name.
@@ -46,14 +87,13 @@ impl Drop for Client {
 impl Client {
     /// Connects, and again whenever the connection ends.
     pub(crate) fn start(
-        id: &str,
-        mode: Mode,
+        identity: &Identity,
         pilot: SocketAddr,
         pace: Pace,
         calm: watch::Receiver<bool>,
     ) -> Client {
-        let node = Node { id: id.to_owned(), ..Node::default() };
-        let mut config = Config::new(mode, node);
+        let mode = identity.mode;
+        let mut config = Config::new(mode, identity.node());
         config.backoff_base = Duration::from_millis(10);
         config.backoff_max = Duration::from_millis(200);
         let state = State::new(config, Rng::new(7));
@@ -114,7 +154,9 @@ impl Own {
         for resource in update.added {
             let key = (update.type_url.clone(), resource.name);
             // What was under way when it was let go is of no interest, as to every proxy.
-            if is_told_all || self.asked.contains(&key) {
+            let is_wanted =
+                |key| self.asked.contains(key) || table(key).is_some_and(|it| self.asked.contains(&it));
+            if is_told_all || is_wanted(&key) {
                 held.insert(key, resource.body);
             }
         }
@@ -130,10 +172,16 @@ impl Own {
         }
         for gone in self.asked.difference(&wanted) {
             self.commander.unsubscribe(gone.0.clone(), Interest::name(gone.1.clone()));
-            held.remove(gone);
+            held.retain(|key, _| key != gone && table(key).as_ref() != Some(gone));
         }
         self.asked = wanted;
     }
+}
+
+/// By what the virtual hosts of a table are asked for, all that its proxy has, if it is one of them.
+fn table((type_url, name): &(TypeUrl, Name)) -> Option<(TypeUrl, Name)> {
+    let (table, _) = (*type_url == TypeUrl::VirtualHost).then(|| name.as_str().split_once('/'))??;
+    Some((TypeUrl::VirtualHost, Name::from(format!("{table}/"))))
 }
 
 /// What a resource says that there is more of.
@@ -146,6 +194,13 @@ fn named(type_url: &TypeUrl, name: &Name, body: &Bytes) -> Vec<(TypeUrl, Name)> 
             if cluster["type"] == "EDS" {
                 let service = cluster["eds_cluster_config"]["service_name"].as_str();
                 found.push((TypeUrl::Endpoint, service.map_or_else(|| name.clone(), Name::from)));
+            }
+        }
+        TypeUrl::Route => {
+            let routes = read("envoy.config.route.v3.RouteConfiguration");
+            if routes.get("vhds").is_some() {
+                let names = ASKED.iter().chain(&[""]).map(|host| Name::from(format!("{name}/{host}")));
+                found.extend(names.map(|name| (TypeUrl::VirtualHost, name)));
             }
         }
         TypeUrl::Listener => find_routes(&read("envoy.config.listener.v3.Listener"), &mut found),

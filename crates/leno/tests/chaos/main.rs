@@ -13,7 +13,7 @@ mod objects;
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -22,13 +22,14 @@ use leno_base::Rng;
 use leno_control::server::{Config, Kubernetes, Server};
 use leno_testkit::http::{Action, Scripted};
 use leno_testkit::kube::{ApiServer, Fault};
-use leno_xds::Mode;
+use leno_testkit::process::Killed;
+use leno_xds::{Mode, TypeUrl};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 
-use crate::client::{Client, Held, Pace};
+use crate::client::{Client, Held, Identity, Pace};
 use crate::clock::Calendar;
 use crate::objects::{choose, definition, gateway, malformed, rule, service, slice, versions, web};
 
@@ -39,16 +40,6 @@ const ROUNDS: u64 = 90;
 const EVERY: u64 = 18;
 /// Clients; of ten, two are slow and two are stuck.
 const CLIENTS: usize = 20;
-
-/// A process that does not outlive the test.
-struct Killed(Child);
-
-impl Drop for Killed {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
 
 /// The control plane as a process.
 struct Pilot {
@@ -154,12 +145,11 @@ impl Proxy {
         let file = folder.join(format!("{}.json", self.name));
         std::fs::write(&file, bootstrap(self.name, pilot, self.delta).to_string()).expect("writable");
         let (first, rest) = self.program.split_first().expect("a program");
-        let log = std::fs::File::create(folder.join(format!("{}.log", self.name))).expect("writable");
         let mut command = Command::new(first);
         command.args(rest).args(["--concurrency", "1", "-l", "warning", "--admin-address-path"]);
         command.arg(self.admin(folder)).arg("-c").arg(&file);
         calendar.rule(&mut command);
-        Killed(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().expect("it starts"))
+        Killed::start(&mut command, &folder.join(format!("{}.log", self.name)))
     }
 
     /// Where it writes the address of its admin interface.
@@ -249,12 +239,13 @@ fn change(server: &ApiServer, rng: &mut Rng, objects: &mut BTreeMap<(u64, u64), 
     }
 }
 
-fn id(number: usize) -> String {
-    format!("sidecar~10.2.0.{number}~client-{number}.shop~shop.svc.cluster.local")
-}
-
-fn mode(number: usize) -> Mode {
-    if number.is_multiple_of(2) { Mode::Delta } else { Mode::Sotw }
+/// Half of the clients talk by delta, and half of those ask for virtual hosts.
+fn identity(number: usize) -> Identity {
+    Identity {
+        id: format!("sidecar~10.2.0.{number}~client-{number}.shop~shop.svc.cluster.local"),
+        mode: if number.is_multiple_of(2) { Mode::Delta } else { Mode::Sotw },
+        lazy: number.is_multiple_of(4),
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -312,7 +303,7 @@ async fn no_request_fails_and_all_agree_in_the_end() {
                 6 | 7 => Pace::Stuck,
                 _ => Pace::Quick,
             };
-            Client::start(&id(number), mode(number), pilot.grpc, pace, is_calm.clone())
+            Client::start(&identity(number), pilot.grpc, pace, is_calm.clone())
         })
         .collect();
     let traffic: Vec<Traffic> = proxies.iter().map(|proxy| Traffic::start(proxy.gateway)).collect();
@@ -364,18 +355,19 @@ async fn no_request_fails_and_all_agree_in_the_end() {
     let fresh_address = fresh.grpc_addr().expect("an address");
     let fresh = tokio::spawn(fresh.run(std::future::pending()));
     let newcomers: Vec<Client> = (0..CLIENTS)
-        .map(|number| Client::start(&id(number), mode(number), fresh_address, Pace::Quick, is_calm.clone()))
+        .map(|number| Client::start(&identity(number), fresh_address, Pace::Quick, is_calm.clone()))
         .collect();
-    let has_all = |held: &Held| {
-        let last = |(_, name): &&(leno_xds::TypeUrl, leno_base::Name)| name.as_str().contains("|last.");
+    let has_all = |number: usize, held: &Held| {
+        let last = |(_, name): &&(TypeUrl, leno_base::Name)| name.as_str().contains("|last.");
         // A cluster and its endpoints.
-        held.keys().filter(last).count() == 2
+        let hosts = held.keys().filter(|(type_url, _)| *type_url == TypeUrl::VirtualHost).count();
+        held.keys().filter(last).count() == 2 && (hosts > 0) == identity(number).lazy
     };
     for (number, (old, new)) in clients.iter().zip(&newcomers).enumerate() {
         let start = Instant::now();
         loop {
             let (old, new) = (old.held(), new.held());
-            if has_all(&new) && old == new {
+            if has_all(number, &new) && old == new {
                 break;
             }
             assert!(start.elapsed() < PATIENCE, "client {number}: {}", difference(&old, &new));
