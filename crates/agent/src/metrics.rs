@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// A number that only grows.
 #[derive(Debug, Default)]
@@ -17,6 +17,51 @@ impl Counter {
     /// What it has come to.
     pub fn value(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// How long something has taken, as Prometheus's histograms have it.
+#[derive(Debug, Default)]
+pub struct Durations {
+    /// Those that took no longer than [`Durations::BOUNDS`], each, and longer than the bound before; the last:
+    /// longer than all.
+    counts: [Counter; 7],
+    /// All together, microseconds.
+    sum: Counter,
+}
+
+impl Durations {
+    /// Microseconds, and as text in seconds: those of Istio's agent for lookups.
+    const BOUNDS: [(u64, &str); 6] = [
+        (1_000, "0.001"),
+        (5_000, "0.005"),
+        (10_000, "0.01"),
+        (100_000, "0.1"),
+        (1_000_000, "1"),
+        (5_000_000, "5"),
+    ];
+
+    /// Counts one.
+    pub fn add(&self, duration: Duration) {
+        let micros = u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
+        let place = Self::BOUNDS.iter().position(|(bound, _)| micros <= *bound).unwrap_or(Self::BOUNDS.len());
+        if let Some(count) = self.counts.get(place) {
+            count.add(1);
+        }
+        self.sum.add(micros);
+    }
+
+    fn text(&self, out: &mut String, name: &str, help: &str) {
+        let _ = writeln!(out, "# HELP istio_agent_{name} {help}\n# TYPE istio_agent_{name} histogram");
+        let mut total = 0;
+        let bounds = Self::BOUNDS.iter().map(|(_, bound)| *bound).chain(["+Inf"]);
+        for (bound, count) in bounds.zip(&self.counts) {
+            total += count.value();
+            let _ = writeln!(out, "istio_agent_{name}_bucket{{le=\"{bound}\"}} {total}");
+        }
+        let sum = self.sum.value();
+        let _ = writeln!(out, "istio_agent_{name}_sum {}.{:06}", sum / 1_000_000, sum % 1_000_000);
+        let _ = writeln!(out, "istio_agent_{name}_count {total}");
     }
 }
 
@@ -47,6 +92,12 @@ pub struct Metrics {
     pub dns_upstream_requests: Counter,
     /// Of these, those that have failed.
     pub dns_upstream_failures: Counter,
+    /// How long these took.
+    pub dns_upstream_duration: Durations,
+    /// Lookups that were refused because too many waited.
+    pub dns_crowded: Counter,
+    /// What was sent and is no lookup.
+    pub dns_malformed: Counter,
     /// Certificates that were asked for.
     pub certificates: Counter,
     /// Those that were asked for in vain.
@@ -73,6 +124,9 @@ impl Default for Metrics {
             dns_requests: Counter::default(),
             dns_upstream_requests: Counter::default(),
             dns_upstream_failures: Counter::default(),
+            dns_upstream_duration: Durations::default(),
+            dns_crowded: Counter::default(),
+            dns_malformed: Counter::default(),
             certificates: Counter::default(),
             certificate_failures: Counter::default(),
             expires: AtomicU64::new(0),
@@ -143,14 +197,27 @@ impl Metrics {
         ] {
             sample(&mut out, name, help, "counter", labels, counter.value());
         }
-        let help = "The total number of failed scrapes.";
-        let name = "scrape_failures_total";
-        let _ = writeln!(out, "# HELP istio_agent_{name} {help}\n# TYPE istio_agent_{name} counter");
-        for (kind, counter) in
-            [("envoy", &self.proxy_scrape_failures), ("application", &self.application_scrape_failures)]
-        {
-            let _ = writeln!(out, "istio_agent_{name}{{type=\"{kind}\"}} {}", counter.value());
+        for (name, help, label, counters) in [
+            (
+                "scrape_failures_total",
+                "The total number of failed scrapes.",
+                "type",
+                [("envoy", &self.proxy_scrape_failures), ("application", &self.application_scrape_failures)],
+            ),
+            (
+                "dns_refused_total",
+                "DNS requests that were not looked at: too many wait, or they are none.",
+                "reason",
+                [("crowded", &self.dns_crowded), ("malformed", &self.dns_malformed)],
+            ),
+        ] {
+            let _ = writeln!(out, "# HELP istio_agent_{name} {help}\n# TYPE istio_agent_{name} counter");
+            for (value, counter) in counters {
+                let _ = writeln!(out, "istio_agent_{name}{{{label}=\"{value}\"}} {}", counter.value());
+            }
         }
+        let help = "Total time in seconds Istio takes to get DNS response from upstream.";
+        self.dns_upstream_duration.text(&mut out, "dns_upstream_request_duration_seconds", help);
         let expires = self.expires.load(Ordering::Relaxed);
         if expires > 0 {
             let left = i128::from(expires) - i128::from(now);

@@ -143,8 +143,31 @@ async fn names_of_the_mesh_do_not_wait_for_others() {
         .expect("before the servers' time is over");
     assert_eq!(refused.metadata.response_code, ResponseCode::ServFail);
     assert!(running.metrics.dns_upstream_requests.value() >= 1000);
+    assert!(running.metrics.dns_crowded.value() >= 1);
     let known = running.ask(&query("api.example.com", RecordType::A, None), false).await;
     assert_eq!(told(&known), "NoError, api.example.com. 30 240.240.0.1");
+}
+
+/// Lookups of IPv6 are redirected too, whatever servers there are.
+#[tokio::test]
+async fn localhost_is_of_both_families() {
+    if UdpSocket::bind("[::1]:0").await.is_err() {
+        return eprintln!("skipped: there is no IPv6");
+    }
+    let server = server().await;
+    for servers in [&[server][..], &[], &["[fd00::53]:53".parse().expect("an address")]] {
+        let sockets = bind("localhost:0", servers).await.expect("sockets");
+        let families: Vec<bool> = sockets.addresses().iter().map(SocketAddr::is_ipv6).collect();
+        assert_eq!(families, [false, true], "{servers:?}");
+    }
+    // What is taken by somebody is missed only if it is needed.
+    let taken = TcpListener::bind("[::1]:0").await.expect("a port");
+    let address = format!("localhost:{}", taken.local_addr().expect("an address").port());
+    if TcpListener::bind(("127.0.0.1", taken.local_addr().expect("an address").port())).await.is_ok() {
+        let found = bind(&address, &[server]).await.expect("sockets").addresses();
+        assert!(found.len() == 1 && found[0].is_ipv4(), "{found:?}");
+        assert!(bind(&address, &["[fd00::53]:53".parse().expect("an address")]).await.is_err());
+    }
 }
 
 fn query(name: &str, kind: RecordType, payload: Option<u16>) -> Vec<u8> {
@@ -197,6 +220,17 @@ async fn names_of_the_mesh_and_others() {
     }
     assert_eq!(running.metrics.dns_requests.value(), 13);
     assert_eq!(running.metrics.dns_upstream_requests.value(), 4);
+    let text = running.metrics.text(0);
+    for line in [
+        "istio_agent_dns_requests_total 13\n",
+        "istio_agent_dns_upstream_requests_total 4\n",
+        "istio_agent_dns_upstream_failures_total 0\n",
+        "istio_agent_dns_refused_total{reason=\"malformed\"} 0\n",
+        "istio_agent_dns_upstream_request_duration_seconds_bucket{le=\"+Inf\"} 4\n",
+        "istio_agent_dns_upstream_request_duration_seconds_count 4\n",
+    ] {
+        assert!(text.contains(line), "{line}: {text}");
+    }
 }
 
 #[tokio::test]
@@ -265,4 +299,5 @@ async fn strangers_take_nothing_from_others() {
         assert_eq!(told(&found), "NoError, api.example.com. 30 240.240.0.1");
     }
     drop(held);
+    assert!(running.metrics.dns_malformed.value() >= 4);
 }

@@ -264,6 +264,99 @@ async fn scrapes_are_answered_one_at_a_time() {
     assert!(text.starts_with("HTTP/1.1 200") && text.ends_with("x 1\n"), "{text}");
 }
 
+/// Who takes long takes it from himself only.
+#[tokio::test]
+async fn scrapes_of_one_caller_hold_up_nobody_else() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let port = listener.local_addr().expect("an address").port();
+    let running = start("", None, port).await;
+    let mut held = Vec::new();
+    for last in 2..5 {
+        for _ in 0..20 {
+            let socket = tokio::net::TcpSocket::new_v4().expect("a socket");
+            socket.bind(([127, 0, 0, last], 0).into()).expect("an address of ours");
+            let mut stream = socket.connect(running.address).await.expect("it accepts");
+            stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n").await.expect("sent");
+            held.push(stream);
+        }
+        // One of each has its turn, and does not end.
+        let scraped = tokio::time::timeout(LIMIT, listener.accept()).await.expect("in time");
+        held.push(scraped.expect("it connects").0);
+        // Of those that wait some are too many.
+        let refused = async {
+            let mut bytes = [0; 12];
+            let first = held.len() - 21;
+            let mut waiting: Vec<_> = held.drain(first..first + 20).collect();
+            loop {
+                for stream in &mut waiting {
+                    if let Ok(length) = stream.try_read(&mut bytes) {
+                        assert_eq!(&bytes[..length], b"HTTP/1.1 503");
+                        return waiting;
+                    }
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let waiting = tokio::time::timeout(LIMIT, refused).await.expect("some are refused");
+        held.extend(waiting);
+    }
+    let asked = tokio::spawn(async move { running.ask("GET", "/metrics", "").await });
+    let (mut scraped, _) =
+        tokio::time::timeout(LIMIT, listener.accept()).await.expect("in time").expect("it connects");
+    scraped.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\nx 1").await.expect("it is read");
+    let (status, _, body) = asked.await.expect("no panic");
+    assert!(status == 200 && body.ends_with("x 1\n"), "{status} {body}");
+    drop(held);
+}
+
+#[tokio::test]
+async fn metrics_in_gzip() {
+    let port = server(|_| (200, String::new(), "x 1\n".repeat(100_000))).await;
+    let running = start("", None, port).await;
+    for (accepted, is_gzip) in
+        [("gzip", true), ("zstd, gzip;q=0.1", true), ("gzip;q=0", false), ("br", false)]
+    {
+        let mut stream = TcpStream::connect(running.address).await.expect("it accepts");
+        let asked = format!(
+            "GET /stats/prometheus HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAccept-Encoding: {accepted}\r\n\r\n"
+        );
+        stream.write_all(asked.as_bytes()).await.expect("it is sent");
+        let mut bytes = Vec::new();
+        tokio::time::timeout(LIMIT, stream.read_to_end(&mut bytes))
+            .await
+            .expect("in time")
+            .expect("an answer");
+        let end = bytes.windows(4).position(|four| four == b"\r\n\r\n").expect("a head") + 4;
+        let head = String::from_utf8_lossy(&bytes[..end]).into_owned();
+        assert!(head.starts_with("HTTP/1.1 200"), "{head}");
+        assert_eq!(head.contains("content-encoding: gzip"), is_gzip, "{head}");
+        let text = if is_gzip {
+            let (mut body, mut rest) = (Vec::new(), &bytes[end..]);
+            loop {
+                let line = rest.windows(2).position(|two| two == b"\r\n").expect("the size of a chunk");
+                let size = usize::from_str_radix(std::str::from_utf8(&rest[..line]).expect("a number"), 16);
+                let size = size.expect("a number");
+                if size == 0 {
+                    break;
+                }
+                body.extend_from_slice(&rest[line + 2..line + 2 + size]);
+                rest = &rest[line + 4 + size..];
+            }
+            assert!(body.len() < 100_000, "{}", body.len());
+            let mut inflate = zlib_rs::Inflate::new(true, 16 + 15);
+            let mut text = vec![0; 1 << 20];
+            let status = inflate.decompress(&body, &mut text, zlib_rs::InflateFlush::Finish).expect("gzip");
+            assert!(matches!(status, zlib_rs::Status::StreamEnd), "all of it");
+            text.truncate(usize::try_from(inflate.total_out()).expect("short"));
+            text
+        } else {
+            bytes[end..].to_vec()
+        };
+        let text = String::from_utf8(text).expect("text");
+        assert_eq!(text.matches("\nx 1").count(), 100_000, "{accepted}");
+    }
+}
+
 #[tokio::test]
 async fn readiness_and_orders() {
     let mut running = start("", None, server(proxy).await).await;

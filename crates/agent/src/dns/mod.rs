@@ -59,36 +59,41 @@ pub struct Resolver {
 #[derive(Debug)]
 pub struct Sockets(Vec<(UdpSocket, TcpListener)>);
 
-/// Binds all addresses that `HOST:PORT` stands for; `localhost` is of the families that the machine's
-/// servers have.
+/// Binds all addresses that `HOST:PORT` stands for; `localhost` is of both families, of which one may be missing
+/// that no server of the machine has: lookups of either are redirected here, whoever would have answered them.
 ///
 /// # Errors
 /// What cannot be bound.
 pub async fn bind(address: &str, servers: &[SocketAddr]) -> Result<Sockets, String> {
     let (host, port) = address.rsplit_once(':').ok_or_else(|| format!("{address}: it is not HOST:PORT"))?;
     let port: u16 = port.parse().map_err(|_| format!("{address}: it is not HOST:PORT"))?;
-    let hosts: Vec<IpAddr> = match host.trim_matches(['[', ']']) {
+    // Each with whether it must be there.
+    let hosts: Vec<(IpAddr, bool)> = match host.trim_matches(['[', ']']) {
         "localhost" => {
             let six = servers.iter().any(SocketAddr::is_ipv6);
             let four = servers.iter().any(SocketAddr::is_ipv4) || !six;
-            let four = four.then_some(IpAddr::from([127, 0, 0, 1]));
-            let six = six.then_some(IpAddr::from([0, 0, 0, 0, 0, 0, 0, 1]));
-            four.into_iter().chain(six).collect()
+            vec![(IpAddr::from([127, 0, 0, 1]), four), (IpAddr::from([0, 0, 0, 0, 0, 0, 0, 1]), six)]
         }
-        "" => vec![IpAddr::from([0u8; 4])],
-        host => vec![host.parse().map_err(|_| format!("{address}: {host} is no address"))?],
+        "" => vec![(IpAddr::from([0u8; 4]), true)],
+        host => vec![(host.parse().map_err(|_| format!("{address}: {host} is no address"))?, true)],
     };
-    let failed = |at: SocketAddr| move |error: io::Error| format!("DNS at {at}: {error}");
     let mut sockets = Vec::new();
-    for host in hosts {
-        let at = SocketAddr::new(host, port);
-        let stream = TcpListener::bind(at).await.map_err(failed(at))?;
-        // The same port for both, also where any is fine.
-        let at = stream.local_addr().map_err(failed(at))?;
-        let datagrams = UdpSocket::bind(at).await.map_err(failed(at))?;
-        sockets.push((datagrams, stream));
+    for (host, is_needed) in hosts {
+        match both(SocketAddr::new(host, port)).await {
+            Ok(pair) => sockets.push(pair),
+            Err(error) if is_needed => return Err(error),
+            Err(error) => tracing::info!(error, "names are resolved without"),
+        }
     }
     Ok(Sockets(sockets))
+}
+
+async fn both(at: SocketAddr) -> Result<(UdpSocket, TcpListener), String> {
+    let failed = |at: SocketAddr| move |error: io::Error| format!("DNS at {at}: {error}");
+    let stream = TcpListener::bind(at).await.map_err(failed(at))?;
+    // The same port for both, also where any is fine.
+    let at = stream.local_addr().map_err(failed(at))?;
+    Ok((UdpSocket::bind(at).await.map_err(failed(at))?, stream))
 }
 
 impl Sockets {
@@ -142,10 +147,11 @@ async fn serve_datagrams(socket: Arc<UdpSocket>, resolver: Arc<Resolver>) {
         let Some(query) = buffer.get(..length) else { continue };
         match resolver.own(query, &mut rng, false) {
             Own::Answer(answer) => drop(socket.send_to(&answer, peer).await),
-            Own::Nothing => {}
+            Own::Nothing => resolver.metrics.dns_malformed.add(1),
             Own::Others(message) => {
                 let Ok(permit) = Arc::clone(&room).try_acquire_owned() else {
                     resolver.metrics.dns_upstream_failures.add(1);
+                    resolver.metrics.dns_crowded.add(1);
                     tracing::debug!("too many lookups wait for the machine's servers");
                     drop(socket.send_to(&failure(&message), peer).await);
                     continue;
@@ -189,7 +195,10 @@ async fn serve_stream(mut stream: TcpStream, resolver: &Resolver, of: &Use) -> i
             let _busy = of.begin();
             match resolver.own(&query, &mut rng, true) {
                 Own::Answer(answer) => answer,
-                Own::Nothing => return Ok(()),
+                Own::Nothing => {
+                    resolver.metrics.dns_malformed.add(1);
+                    return Ok(());
+                }
                 Own::Others(message) => resolver.others(&query, &message, true).await,
             }
         };
@@ -265,7 +274,10 @@ impl Resolver {
 
     async fn others(&self, query: &[u8], message: &Message, is_stream: bool) -> Vec<u8> {
         self.metrics.dns_upstream_requests.add(1);
-        match self.upstream.ask(query, is_stream).await {
+        let began = std::time::Instant::now();
+        let answer = self.upstream.ask(query, is_stream).await;
+        self.metrics.dns_upstream_duration.add(began.elapsed());
+        match answer {
             Ok(answer) => answer,
             Err(error) => {
                 self.metrics.dns_upstream_failures.add(1);

@@ -3,8 +3,8 @@
 //! Kubelet's probes come here, because the application's ports take only mTLS ([`probes`]). Whether the
 //! proxy is ready is known by its stats ([`ready`]). Metrics are the application's, the proxy's and ours,
 //! one after the other ([`scrape`]). What changes anything is for callers on the machine alone. Others can
-//! connect as well, so all that they may take is bounded: connections ([`leno_xds::server::room`]), the time in which an answer
-//! must be taken, and memory, as one scrape is answered at a time.
+//! connect as well, so all that they may take is bounded: connections ([`leno_xds::server::room`]), the time in which
+//! an answer must be taken, and memory, as few scrapes are answered at a time, and one of each caller.
 
 use std::convert::Infallible;
 use std::net::{IpAddr, SocketAddr};
@@ -30,6 +30,7 @@ use tokio::sync::{mpsc, watch};
 use crate::lifecycle::Order;
 use crate::metrics::Metrics;
 
+mod gzip;
 pub mod probes;
 mod ready;
 pub mod scrape;
@@ -129,7 +130,7 @@ impl Status {
                 let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
                 return self
                     .scrape
-                    .answer(request.headers(), request.uri().query(), &self.metrics, now)
+                    .answer(peer.ip(), request.headers(), request.uri().query(), &self.metrics, now)
                     .await;
             }
             "/quitquitquit" | "/drain" | "/debug/ndsz" if !is_local => denied(),

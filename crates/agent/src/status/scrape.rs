@@ -4,15 +4,20 @@
 //! Whoever cannot be had is left out, and counted: half of the metrics are better than none. The
 //! application's come last, because in the OpenMetrics format they say that nothing follows; they decide
 //! the format of the whole.
+//!
+//! An answer is in memory until it has been taken, so a few are made at a time. Who takes long takes it from
+//! himself: of each caller one scrape is answered, a few wait for it, and more are refused.
 
+use std::collections::BTreeMap;
 use std::io;
+use std::net::IpAddr;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{ACCEPT, CONTENT_TYPE, HeaderName, HeaderValue, USER_AGENT};
+use http::header::{ACCEPT, CONTENT_ENCODING, CONTENT_TYPE, HeaderName, HeaderValue, USER_AGENT, VARY};
 use http::{HeaderMap, Method, Response, StatusCode};
 use http_body_util::BodyExt as _;
 use http_body_util::combinators::UnsyncBoxBody;
@@ -21,6 +26,7 @@ use serde::Deserialize;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
+use super::gzip::{self, Gzip};
 use super::text;
 use crate::http::{Answer, Target, call, request};
 use crate::metrics::Metrics;
@@ -39,6 +45,11 @@ const MOST_APPLICATION: usize = 10 << 20;
 const PATIENCE: Duration = Duration::from_secs(30);
 /// How much of an answer is given to a connection at a time.
 const PIECE: usize = 64 << 10;
+
+/// How many scrapes are answered at a time.
+const MOST_AT_ONCE: usize = 4;
+/// How many of one caller wait.
+const MOST_WAITING: usize = 8;
 
 /// Ports of the mesh, which are no application's.
 const RESERVED: [u16; 9] = [15000, 15001, 15004, 15006, 15008, 15020, 15021, 15053, 15090];
@@ -68,8 +79,27 @@ pub struct Scrape {
     /// Ports and paths of the application's.
     applications: Vec<(u16, String)>,
     host: String,
-    /// One at a time: its answer is in memory until it has been taken.
+    /// For few at a time.
+    room: Arc<Semaphore>,
+    /// Those who are being answered, or wait.
+    callers: Mutex<BTreeMap<IpAddr, Weak<Caller>>>,
+}
+
+/// Somebody who scrapes.
+#[derive(Debug)]
+struct Caller {
+    /// One at a time.
     turn: Arc<Semaphore>,
+    /// For those that wait.
+    queue: Semaphore,
+}
+
+/// That a scrape may be answered.
+struct Turn {
+    _own: OwnedSemaphorePermit,
+    _room: OwnedSemaphorePermit,
+    /// Known as long as somebody is.
+    _caller: Arc<Caller>,
 }
 
 impl Scrape {
@@ -110,26 +140,60 @@ impl Scrape {
                 applications.push((number, if path.is_empty() { "/metrics".to_owned() } else { path }));
             }
         }
-        Ok(Scrape { proxy, applications, host: host.to_owned(), turn: Arc::new(Semaphore::new(1)) })
+        let room = Arc::new(Semaphore::new(MOST_AT_ONCE));
+        Ok(Scrape { proxy, applications, host: host.to_owned(), room, callers: Mutex::default() })
+    }
+
+    fn caller(&self, address: IpAddr) -> Arc<Caller> {
+        // Whoever has an address of IPv6 has 2^64 of them.
+        let address = match address.to_canonical() {
+            IpAddr::V6(address) => IpAddr::V6((u128::from(address) >> 64 << 64).into()),
+            address => address,
+        };
+        let mut callers = self.callers.lock().unwrap_or_else(PoisonError::into_inner);
+        callers.retain(|_, caller| caller.strong_count() > 0);
+        if let Some(caller) = callers.get(&address).and_then(Weak::upgrade) {
+            return caller;
+        }
+        let caller = Caller { turn: Arc::new(Semaphore::new(1)), queue: Semaphore::new(MOST_WAITING) };
+        let caller = Arc::new(caller);
+        callers.insert(address, Arc::downgrade(&caller));
+        caller
+    }
+
+    /// Waits for it; none if too many do, or until it is late.
+    async fn turn(&self, address: IpAddr, late: Instant) -> Option<Turn> {
+        let caller = self.caller(address);
+        let waits = caller.queue.try_acquire().ok()?;
+        let own = tokio::time::timeout_at(late, Arc::clone(&caller.turn).acquire_owned()).await.ok()?.ok()?;
+        let room = tokio::time::timeout_at(late, Arc::clone(&self.room).acquire_owned()).await.ok()?.ok()?;
+        drop(waits);
+        Some(Turn { _own: own, _room: room, _caller: caller })
     }
 
     pub(super) async fn answer(
         &self,
+        caller: IpAddr,
         headers: &HeaderMap,
         query: Option<&str>,
         metrics: &Metrics,
         now: u64,
     ) -> Response<UnsyncBoxBody<Bytes, io::Error>> {
-        let late = Instant::now() + patience(headers);
-        let turn = tokio::time::timeout_at(late, Arc::clone(&self.turn).acquire_owned()).await;
-        let Ok(Ok(turn)) = turn else {
+        let Some(turn) = self.turn(caller, Instant::now() + patience(headers)).await else {
             let busy = text(StatusCode::SERVICE_UNAVAILABLE, "others are being answered\n");
             return busy.map(|body| body.map_err(|never| match never {}).boxed_unsync());
         };
         let (format, left) = self.gather(headers, query, metrics, now).await;
-        let answered = Answered { left, late: Instant::now() + PATIENCE, _turn: turn };
+        let gzip = (left.len() >= gzip::LEAST && gzip::is_taken(headers)).then(Gzip::new);
+        let is_gzip = gzip.is_some();
+        let answered = Answered { left, gzip, late: Instant::now() + PATIENCE, _turn: turn };
         let mut response = Response::new(answered.boxed_unsync());
-        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(format));
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static(format));
+        headers.insert(VARY, HeaderValue::from_static("Accept-Encoding"));
+        if is_gzip {
+            headers.insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+        }
         response
     }
 
@@ -220,11 +284,13 @@ fn patience(headers: &HeaderMap) -> Duration {
     asked.filter(|asked| !asked.is_zero()).map_or(PATIENCE, |asked| asked.min(PATIENCE))
 }
 
-/// An answer that must be taken before it is late. The next scrape waits until then.
+/// An answer that must be taken before it is late. The caller's next scrape waits until then.
 struct Answered {
     left: Bytes,
+    /// What makes gzip of it, until all of it is.
+    gzip: Option<Gzip>,
     late: Instant,
-    _turn: OwnedSemaphorePermit,
+    _turn: Turn,
 }
 
 impl Body for Answered {
@@ -233,14 +299,23 @@ impl Body for Answered {
 
     fn poll_frame(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
         let this = self.get_mut();
-        if this.left.is_empty() {
-            return Poll::Ready(None);
+        loop {
+            if this.left.is_empty() {
+                return Poll::Ready(None);
+            }
+            if Instant::now() >= this.late {
+                return Poll::Ready(Some(Err(io::ErrorKind::TimedOut.into())));
+            }
+            let piece = this.left.split_to(this.left.len().min(PIECE));
+            let made = match &mut this.gzip {
+                None => Ok(piece),
+                Some(gzip) => gzip.add(&piece, this.left.is_empty()).map_err(io::Error::other),
+            };
+            // The first pieces may make nothing yet.
+            if !matches!(&made, Ok(made) if made.is_empty()) {
+                return Poll::Ready(Some(made.map(Frame::data)));
+            }
         }
-        if Instant::now() >= this.late {
-            return Poll::Ready(Some(Err(io::ErrorKind::TimedOut.into())));
-        }
-        let piece = this.left.split_to(this.left.len().min(PIECE));
-        Poll::Ready(Some(Ok(Frame::data(piece))))
     }
 
     fn is_end_stream(&self) -> bool {
@@ -248,7 +323,10 @@ impl Body for Answered {
     }
 
     fn size_hint(&self) -> SizeHint {
-        SizeHint::with_exact(self.left.len() as u64)
+        match self.gzip {
+            None => SizeHint::with_exact(self.left.len() as u64),
+            Some(_) => SizeHint::default(),
+        }
     }
 }
 

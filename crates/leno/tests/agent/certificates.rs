@@ -18,20 +18,20 @@ use leno_testkit::process::Killed;
 use crate::mesh::{BARE, INBOUND, Mesh, Workload, ask, destination, mutual};
 
 /// A root, and an authority below it that signs for workloads.
-struct Authority {
+pub(crate) struct Authority {
     root: CertifiedIssuer<'static, KeyPair>,
     below: CertifiedIssuer<'static, KeyPair>,
 }
 
 /// From when until when a certificate is valid, in years.
-type Years = (i32, i32);
+pub(crate) type Years = (i32, i32);
 
-const GOOD: Years = (2020, 2090);
+pub(crate) const GOOD: Years = (2020, 2090);
 const EXPIRED: Years = (2020, 2022);
 
 impl Authority {
     /// One with names of its own.
-    fn new(name: &str) -> Authority {
+    pub(crate) fn new(name: &str) -> Authority {
         let params = |part: &str| {
             let mut params = CertificateParams::default();
             params.distinguished_name.push(DnType::CommonName, format!("{part} of {name}"));
@@ -44,6 +44,11 @@ impl Authority {
         let root = CertifiedIssuer::self_signed(params("root"), key()).expect("a root");
         let below = CertifiedIssuer::signed_by(params("below"), key(), &root).expect("an authority");
         Authority { root, below }
+    }
+
+    /// Whom those trust who trust it, in PEM.
+    pub(crate) fn roots(&self) -> String {
+        self.root.pem()
     }
 
     /// A mesh whose authority this is.
@@ -64,7 +69,13 @@ impl Authority {
     }
 
     /// Writes a certificate of a service account with its key; where they are.
-    fn sign(&self, folder: &Path, name: &str, account: &str, (from, to): Years) -> (PathBuf, PathBuf) {
+    pub(crate) fn sign(
+        &self,
+        folder: &Path,
+        name: &str,
+        account: &str,
+        (from, to): Years,
+    ) -> (PathBuf, PathBuf) {
         let mut params = CertificateParams::default();
         let identity = format!("spiffe://cluster.local/ns/{}", account.replace('/', "/sa/"));
         params.subject_alt_names = vec![SanType::URI(identity.as_str().try_into().expect("ASCII"))];

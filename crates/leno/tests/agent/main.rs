@@ -6,6 +6,7 @@
 //!
 //! - `mesh.rs`: all of that set up;
 //! - `certificates.rs`: who shows which, seen with `openssl`, and those that are refused;
+//! - `others.rs`: identities of another agent, and of who was there before;
 //! - `policies.rs`: who may call whom, by identities;
 //! - `tokens.rs`: tokens of an issuer (`issuer.rs`), and whose keys are found;
 //! - `rotation.rs`: certificates and roots that are followed by others while requests are made (`load.rs`).
@@ -14,6 +15,7 @@ mod certificates;
 mod issuer;
 mod load;
 mod mesh;
+mod others;
 mod policies;
 mod rotation;
 mod tokens;
