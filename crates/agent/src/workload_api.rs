@@ -227,3 +227,68 @@ impl Beside for WorkloadApi {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use leno_tls::issue::certificates;
+    use rcgen::{
+        BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer, IsCa,
+        KeyIdMethod, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, SanType, SerialNumber, date_time_ymd,
+    };
+
+    use super::Identity;
+    use crate::identity::Secret;
+
+    #[test]
+    fn what_was_revoked_is_told() {
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        let key = || KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).expect("a key");
+        let root = CertifiedIssuer::self_signed(params, key()).expect("a root");
+        let list = CertificateRevocationListParams {
+            this_update: date_time_ymd(2024, 1, 1),
+            next_update: date_time_ymd(2090, 1, 1),
+            crl_number: SerialNumber::from(1),
+            issuing_distribution_point: None,
+            revoked_certs: Vec::new(),
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        let list = list.signed_by(&root).expect("signed");
+        let own = key();
+        let secret = |names: &[&str]| {
+            let mut params = CertificateParams::default();
+            let uri = |name: &&str| SanType::URI((*name).try_into().expect("ASCII"));
+            params.subject_alt_names = names.iter().map(uri).collect();
+            let chain = params.signed_by(&own, &root).expect("signed").pem();
+            Secret { chain, key: own.serialize_pem(), roots: root.pem(), expires: 0 }
+        };
+        let good = secret(&["spiffe://cluster.local/ns/a/sa/b"]);
+        let lists = list.pem().expect("PEM").repeat(2);
+        let identity = Identity::new(&good, lists.as_bytes(), &["cluster.local".to_owned()]).expect("one");
+        assert_eq!(identity.revoked, [list.der().to_vec(), list.der().to_vec()]);
+        assert_eq!((identity.svids().crl, identity.bundles().crl.len()), (identity.revoked.clone(), 2));
+        // The mesh's own name is no other name of it.
+        assert!(identity.federated.is_empty() && identity.bundles().bundles.len() == 1);
+        assert_eq!(Identity::new(&good, b"", &[]).expect("one").revoked.len(), 0);
+
+        // What gives nobody an identity.
+        let mut bad = vec![
+            secret(&[]),
+            secret(&["spiffe://cluster.local/ns/a/sa/b", "spiffe://cluster.local/ns/a/sa/c"]),
+            secret(&["https://cluster.local"]),
+            Secret { key: String::new(), ..good.clone() },
+            Secret { roots: String::new(), ..good.clone() },
+            Secret { chain: String::new(), ..good.clone() },
+        ];
+        // Roots of others alone.
+        let mut params = CertificateParams::default();
+        params.subject_alt_names = vec![SanType::URI("spiffe://far.example".try_into().expect("ASCII"))];
+        let far = params.self_signed(&key()).expect("signed").pem();
+        assert_eq!(certificates(far.as_bytes()).expect("PEM").len(), 1);
+        bad.push(Secret { roots: far, ..good });
+        for secret in bad {
+            assert!(Identity::new(&secret, b"", &[]).is_err(), "{secret:?}");
+        }
+    }
+}

@@ -134,6 +134,9 @@ impl Abilities {
     pub(crate) const ON_DEMAND: Abilities = Abilities(1 << 7);
     /// So are virtual hosts. Not without the one above.
     pub(crate) const HOSTS_ON_DEMAND: Abilities = Abilities(1 << 8);
+    /// Another agent gives it its certificate, its own agent what is in files, on a socket of its own
+    /// (`file-credential` in the node's metadata).
+    pub(crate) const FILES_APART: Abilities = Abilities(1 << 9);
 
     /// Adds what another set has.
     pub(crate) fn insert(&mut self, other: Abilities) {

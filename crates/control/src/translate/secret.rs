@@ -15,6 +15,9 @@ pub(crate) const ROOT: &str = "ROOTCA";
 /// The cluster, of every bootstrap of Istio's, by which the agent is reached.
 const AGENT_CLUSTER: &str = "sds-grpc";
 
+/// The one by which it is reached where the first leads to another agent.
+const FILES_CLUSTER: &str = "sds-files-grpc";
+
 /// Certificates of the gateway itself, as a credential.
 const BUILTIN: &str = "builtin://";
 
@@ -26,8 +29,18 @@ pub(crate) fn is_public(credential: &str) -> bool {
     credential.starts_with(CONFIG_MAP)
 }
 
-/// A secret that the workload's agent gives it: its own, or one in files (`file-cert:`, `file-root:`).
+/// The workload's own certificate, or its roots.
 pub(crate) fn of_workload(name: &str) -> tls::SdsSecretConfig {
+    by_agent(name, AGENT_CLUSTER)
+}
+
+/// What is in files of the workload (`file-cert:`, `file-root:`). `apart`: another agent gives the workload's own
+/// certificate ([`Abilities::FILES_APART`](crate::scope::Abilities::FILES_APART)).
+pub(crate) fn of_files(name: &str, apart: bool) -> tls::SdsSecretConfig {
+    by_agent(name, if apart { FILES_CLUSTER } else { AGENT_CLUSTER })
+}
+
+fn by_agent(name: &str, cluster: &str) -> tls::SdsSecretConfig {
     // Nothing can be done without the workload's own, so it is waited for.
     let own = name == CERTIFICATE || name == ROOT;
     let agent = core::ApiConfigSource {
@@ -37,7 +50,7 @@ pub(crate) fn of_workload(name: &str) -> tls::SdsSecretConfig {
         grpc_services: vec![core::GrpcService {
             target_specifier: Some(core::grpc_service::TargetSpecifier::EnvoyGrpc(
                 core::grpc_service::EnvoyGrpc {
-                    cluster_name: AGENT_CLUSTER.to_owned(),
+                    cluster_name: cluster.to_owned(),
                     ..core::grpc_service::EnvoyGrpc::default()
                 },
             )),

@@ -84,7 +84,7 @@ struct Proxy {
     #[serde(default)]
     metadata: BTreeMap<String, String>,
     /// Extensions that it has: any of `stats`, `peers`, `alpn`, `datadog`, `skywalking`,
-    /// `on-demand`.
+    /// `on-demand`, `files-apart`.
     #[serde(default)]
     extensions: Vec<String>,
     #[serde(default)]
@@ -166,6 +166,7 @@ fn abilities(extensions: &[String]) -> Abilities {
             "datadog" => &[Abilities::DATADOG],
             "skywalking" => &[Abilities::SKYWALKING],
             "on-demand" => &[Abilities::ON_DEMAND],
+            "files-apart" => &[Abilities::FILES_APART],
             other => panic!("no extension is called {other:?}"),
         };
         known.iter().for_each(|one| abilities.insert(*one));
@@ -418,7 +419,7 @@ fn validate(name: &str, case: &Path, configuration: &Value) -> Option<String> {
     listeners.iter_mut().for_each(|listener| inline_routes(listener, &list("routes")));
     // Where secrets come from: the agent, which every bootstrap of Istio's knows, and the stream.
     // And where logs go.
-    clusters.extend(["sds-grpc", "xds-grpc", "envoy_accesslog_service"].map(|name| {
+    clusters.extend(["sds-grpc", "sds-files-grpc", "xds-grpc", "envoy_accesslog_service"].map(|name| {
         json!({
             "name": name,
             "type": "STATIC",

@@ -74,6 +74,8 @@ pub(crate) struct Client {
     certificates: bool,
     /// Whether it tells servers who it is at the beginning of connections.
     exchanges: bool,
+    /// Whether what is in files comes from elsewhere than its certificate.
+    files_apart: bool,
     /// What it was started with.
     overrides: Overrides,
     /// For clusters that contain their endpoints.
@@ -186,6 +188,8 @@ fn key(viewer: &Viewer, service: &Service, port: u16, subset: &str, rules: Vec<K
         // What is outside of the mesh knows nothing of its certificates.
         certificates: viewer.certificates && !(service.external && rules.is_empty()),
         exchanges: viewer.options.abilities.has(Abilities::TCP_PEERS),
+        // Only rules name files.
+        files_apart: viewer.options.abilities.has(Abilities::FILES_APART) && !rules.is_empty(),
         overrides: viewer.options.overrides.clone(),
         view: View::default(),
     };

@@ -86,7 +86,7 @@ pub(super) fn apply(cx: &Cx<'_>, draft: &mut Draft, applied: Applied<'_>) {
                 } else {
                     settings.subject_alt_names.clone()
                 };
-                let socket = originated(draft, names, settings, mode, &mesh);
+                let socket = originated(draft, names, settings, mode, &mesh, key.client.files_apart);
                 draft.cluster.transport_socket = Some(socket);
             }
         },
@@ -144,6 +144,7 @@ pub(super) fn originated(
     settings: &ClientTls,
     mode: ClientTlsMode,
     mesh: &MeshConfig,
+    apart: bool,
 ) -> core::TransportSocket {
     set_automatic_names(draft, settings);
     let unchecked = settings.insecure_skip_verify == Some(true);
@@ -154,7 +155,7 @@ pub(super) fn originated(
     if settings.credential_name.is_empty() {
         if mode == ClientTlsMode::Mutual {
             let name = format!("file-cert:{}~{}", settings.client_certificate, settings.private_key);
-            common.tls_certificate_sds_secret_configs = vec![secret::of_workload(&name)];
+            common.tls_certificate_sds_secret_configs = vec![secret::of_files(&name, apart)];
         }
         common.validation_context_type = Some(if unchecked {
             ValidationContextType::ValidationContext(tls::CertificateValidationContext::default())
@@ -164,7 +165,7 @@ pub(super) fn originated(
                 path => path,
             };
             let list = Some(settings.ca_crl.as_str()).filter(|path| !path.is_empty());
-            combined(names, list, secret::of_workload(&format!("file-root:{roots}")))
+            combined(names, list, secret::of_files(&format!("file-root:{roots}"), apart))
         });
     } else {
         if mode == ClientTlsMode::Mutual {

@@ -27,15 +27,16 @@ pub(super) fn context(
     let settings = server.server.tls.as_ref()?;
     // Whoever does not tell the other who it is must not agree to.
     let bytes = server.kind == ServerKind::Tls && abilities.has(Abilities::TCP_PEERS);
-    of_settings(settings, bytes, mesh)
+    of_settings(settings, bytes, mesh, abilities.has(Abilities::FILES_APART))
 }
 
 /// The context that ends TLS as settings say; `None` without a mode. `bytes`: whether what is inside is
-/// anything but HTTP.
+/// anything but HTTP; `apart`: see [`secret::of_files`].
 pub(super) fn of_settings(
     settings: &ServerTls,
     bytes: bool,
     mesh: &MeshConfig,
+    apart: bool,
 ) -> Option<tls::DownstreamTlsContext> {
     let mode = settings.mode?;
     let requires = matches!(mode, ServerTlsMode::Mutual | ServerTlsMode::IstioMutual);
@@ -49,7 +50,7 @@ pub(super) fn of_settings(
     let (certificates, root) = if mode == ServerTlsMode::IstioMutual {
         (vec![secret::of_workload(CERTIFICATE)], secret::of_workload(ROOT))
     } else {
-        credentials(settings)
+        credentials(settings, apart)
     };
     common.tls_certificate_sds_secret_configs = certificates;
     if mode != ServerTlsMode::IstioMutual {
@@ -77,7 +78,7 @@ pub(super) fn of_settings(
 
 /// A server's certificates, and the roots that its clients' must come from: credentials from the
 /// control plane, or files, which the gateway's agent serves so that they can be renewed.
-fn credentials(settings: &ServerTls) -> (Vec<tls::SdsSecretConfig>, tls::SdsSecretConfig) {
+fn credentials(settings: &ServerTls, apart: bool) -> (Vec<tls::SdsSecretConfig>, tls::SdsSecretConfig) {
     let named = if settings.credential_names.is_empty() {
         std::slice::from_ref(&settings.credential_name)
     } else {
@@ -97,7 +98,7 @@ fn credentials(settings: &ServerTls) -> (Vec<tls::SdsSecretConfig>, tls::SdsSecr
         if certificate.is_empty() || key.is_empty() {
             secret::of_workload(CERTIFICATE)
         } else {
-            secret::of_workload(&format!("file-cert:{certificate}~{key}"))
+            secret::of_files(&format!("file-cert:{certificate}~{key}"), apart)
         }
     };
     let certificates = if settings.tls_certificates.is_empty() {
@@ -108,7 +109,7 @@ fn credentials(settings: &ServerTls) -> (Vec<tls::SdsSecretConfig>, tls::SdsSecr
     };
     let root = match settings.ca_certificates.as_str() {
         "" => secret::of_workload(ROOT),
-        path => secret::of_workload(&format!("file-root:{path}")),
+        path => secret::of_files(&format!("file-root:{path}"), apart),
     };
     (certificates, root)
 }
