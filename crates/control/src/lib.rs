@@ -12,7 +12,8 @@
 //!
 //! Steps 3 to 5 are pure derivations on a `leno_derive::Graph`: only what a change reaches is
 //! computed again. `access` knows who may connect, and `ca` signs who workloads are; `analyze` derives faults from the same facts, and
-//! `debug` shows it all; `metrics` counts. `inject` adds what Pods need to be in the mesh.
+//! `debug` shows it all; `metrics` counts. `inject` adds what Pods need to be in the mesh,
+//! `deploy` makes gateways for Gateways.
 //!
 //! START HERE: [`server`], which joins them in one loop.
 
@@ -20,6 +21,7 @@ mod access;
 mod analyze;
 mod ca;
 mod debug;
+mod deploy;
 pub mod inject;
 mod metrics;
 mod model;

@@ -30,6 +30,7 @@ pub use crate::ca::CaSettings;
 use crate::ca::{self, Ca};
 use crate::debug::stream::Lookers;
 use crate::debug::{self, Answer, Look, Question};
+use crate::deploy::{self, Desired};
 use crate::inject::webhook::Webhook;
 use crate::inject::{self, WebhookOptions};
 use crate::model::diagnostic::{Diagnostic, Finding, Severity};
@@ -324,12 +325,17 @@ impl Server {
         });
         drop(events);
         let statuses = self.cluster.as_ref().and_then(|cluster| cluster.spawn_writer(&mut writers));
+        let switches = Switches::read(|name| std::env::var(name).ok());
+        let gateways = self.cluster.as_ref().zip(webhook.as_ref());
+        let gateways =
+            gateways.and_then(|(cluster, webhook)| deploy::spawn(cluster, webhook, &switches, &mut writers));
         let mut control = Loop::new(ready, know, want, statuses, gate, domains);
         control.ca = ca.map(|(ca, _)| ca);
         control.webhook = webhook;
         control.strangers = refusals;
         control.namespaces = namespaces;
         control.issuers = issuers;
+        control.gateways = gateways;
         while let Some(event) = queue.recv().await {
             match event {
                 Event::Changes(update) => control.on_changes(update),
@@ -530,6 +536,8 @@ struct Loop {
     namespaces: Option<watch::Sender<ca::Namespaces>>,
     /// Where to say which issuers of tokens are to be asked where their keys are.
     issuers: watch::Sender<BTreeSet<String>>,
+    /// Where to say which Gateways are to have gateways, for who deploys them.
+    gateways: Option<watch::Sender<Desired>>,
     ticks: u32,
 }
 
@@ -579,6 +587,7 @@ impl Loop {
             strangers: Arc::default(),
             namespaces: None,
             issuers: watch::Sender::default(),
+            gateways: None,
             ticks: 0,
         }
     }
@@ -621,6 +630,16 @@ impl Loop {
         let is_namespace = |object: &ObjectRef| object.kind == Kind::Namespace;
         if !others.is_empty() || news.changed.iter().chain(&news.removed).any(is_namespace) {
             self.tell_namespaces(&others);
+        }
+        if let Some(say) = &self.gateways
+            && news.changed.iter().chain(&news.removed).any(Desired::concerns)
+        {
+            let desired = Desired::of(&self.graph, &self.origins);
+            say.send_if_modified(|told| {
+                let news = *told != desired;
+                *told = desired;
+                news
+            });
         }
         if let Some((say, book)) = &mut self.statuses
             && !update.gone.is_empty()

@@ -4,6 +4,9 @@
 //!
 //! For each case: injecting the result again changes nothing, and the patch makes the result.
 
+#[path = "support/difference.rs"]
+mod difference;
+
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -13,6 +16,8 @@ use leno_control::inject::{
     patch,
 };
 use serde_json::{Value as Json, json};
+
+use self::difference::difference;
 
 fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/inject")
@@ -156,47 +161,6 @@ fn lost(at: &str, pod: &Json, known: &Json, found: &mut Vec<String>) {
         (Json::Object(_) | Json::Array(_), _) => found.push(at.to_owned()),
         _ => {}
     }
-}
-
-/// The lines in which two texts differ, with those around that say where.
-fn difference(from: &str, to: &str) -> String {
-    let (a, b): (Vec<&str>, Vec<&str>) = (from.lines().collect(), to.lines().collect());
-    // Longest common subsequence.
-    let mut length = vec![vec![0_u32; b.len() + 1]; a.len() + 1];
-    for i in (0..a.len()).rev() {
-        for j in (0..b.len()).rev() {
-            length[i][j] =
-                if a[i] == b[j] { length[i + 1][j + 1] + 1 } else { length[i + 1][j].max(length[i][j + 1]) };
-        }
-    }
-    let mut lines: Vec<(char, &str)> = Vec::new();
-    let (mut i, mut j) = (0, 0);
-    while i < a.len() || j < b.len() {
-        if i < a.len() && j < b.len() && a[i] == b[j] {
-            lines.push((' ', a[i]));
-            i += 1;
-            j += 1;
-        } else if i < a.len() && (j == b.len() || length[i + 1][j] >= length[i][j + 1]) {
-            lines.push(('-', a[i]));
-            i += 1;
-        } else {
-            lines.push(('+', b[j]));
-            j += 1;
-        }
-    }
-    let mut out = String::new();
-    let mut shown = true;
-    for (index, (mark, line)) in lines.iter().enumerate() {
-        let near =
-            lines[index.saturating_sub(1)..(index + 2).min(lines.len())].iter().any(|(mark, _)| *mark != ' ');
-        if near {
-            let _ = writeln!(out, "{mark}{line}");
-        } else if shown {
-            out.push_str(" ...\n");
-        }
-        shown = near;
-    }
-    out
 }
 
 #[test]

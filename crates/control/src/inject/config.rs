@@ -54,16 +54,19 @@ const SIDECAR: &str = include_str!("../../../../deploy/charts/leno/files/injecti
 const GATEWAY: &str = include_str!("../../../../deploy/charts/leno/files/gateway-injection-template.yaml");
 const GRPC_SIMPLE: &str = include_str!("../../../../deploy/charts/leno/files/grpc-simple.yaml");
 const GRPC_AGENT: &str = include_str!("../../../../deploy/charts/leno/files/grpc-agent.yaml");
+const KUBE_GATEWAY: &str = include_str!("../../../../deploy/charts/leno/files/kube-gateway.yaml");
 const VALUES: &str = include_str!("../../../../deploy/charts/leno/files/injection-values.yaml");
 
 impl BuiltIn {
-    /// The templates `sidecar`, `gateway`, `grpc-simple` and `grpc-agent`.
+    /// The templates of Pods `sidecar`, `gateway`, `grpc-simple` and `grpc-agent`, and `kube-gateway`, which is of
+    /// Gateways. Istio's `waypoint` is not there.
     pub fn templates() -> BTreeMap<String, String> {
         let named = [
             ("sidecar", SIDECAR),
             ("gateway", GATEWAY),
             ("grpc-simple", GRPC_SIMPLE),
             ("grpc-agent", GRPC_AGENT),
+            ("kube-gateway", KUBE_GATEWAY),
         ];
         named.into_iter().map(|(name, text)| (name.to_owned(), text.to_owned())).collect()
     }

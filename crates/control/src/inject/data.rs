@@ -19,7 +19,7 @@ pub(crate) struct View<'v> {
 }
 
 /// The user and group of proxies.
-const PROXY_ID: i64 = 1337;
+pub(crate) const PROXY_ID: i64 = 1337;
 
 impl View<'_> {
     /// The template's dot.
@@ -93,7 +93,7 @@ pub(crate) struct GoStruct {
     name: &'static str,
 }
 
-fn go(json: Json, name: &'static str) -> Value {
+pub(crate) fn go(json: Json, name: &'static str) -> Value {
     Value::Object(Rc::new(GoStruct { json: Arc::new(json), name }))
 }
 

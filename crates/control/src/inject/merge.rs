@@ -1,4 +1,5 @@
-//! Kubernetes' strategic merge of Pods: lists of things with names are merged by name.
+//! Kubernetes' strategic merge of Pods, and of what is made for Gateways: lists of things with names are merged by
+//! name.
 //!
 //! What the merged-in part names comes first, in its order; what only the Pod had follows.
 
@@ -11,6 +12,9 @@ fn merge_key(list: &str, within: &str) -> Option<&'static str> {
     Some(match (list, within) {
         ("containers" | "initContainers" | "ephemeralContainers" | "volumes", "spec") => "name",
         ("imagePullSecrets" | "resourceClaims" | "schedulingGates", "spec") => "name",
+        // Of a ServiceAccount, and of a Service.
+        ("imagePullSecrets" | "secrets", "") => "name",
+        ("ports", "spec") => "port",
         ("hostAliases", "spec") => "ip",
         ("topologySpreadConstraints", "spec") => "topologyKey",
         ("env", _) => "name",
@@ -22,7 +26,7 @@ fn merge_key(list: &str, within: &str) -> Option<&'static str> {
     })
 }
 
-/// Merges a rendered template into a Pod.
+/// Merges a rendered template into a Pod, or what a ConfigMap says into what is made for a Gateway.
 pub(crate) fn pod(pod: &mut Json, overlay: &Json) -> Result<(), Refused> {
     match overlay {
         Json::Null => Ok(()),

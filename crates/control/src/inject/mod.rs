@@ -4,12 +4,14 @@
 //! before, templates (`config`, `data`, `functions`) are rendered for it and merged into it
 //! (`merge`), what its author wrote of the proxy's container wins (`overrides`), and the rest is
 //! put right (`process`, `probes`). `needed` decides which Pods, `annotations` checks what they
-//! ask for, `patch` says the difference, `manifest` does it for files. `webhook` serves it.
+//! ask for, `patch` says the difference, `manifest` does it for files. `webhook` serves it. `gateway` is
+//! another thing that the same templates and settings are for: what is made for Gateways of the Gateway API.
 
 mod annotations;
 mod config;
 mod data;
 mod functions;
+mod gateway;
 pub mod manifest;
 mod merge;
 mod needed;
@@ -28,6 +30,8 @@ use leno_gotemplate::{Limits, Templates};
 use serde_json::{Value as Json, json};
 
 pub use config::{BuiltIn, Config, Settings};
+pub(crate) use gateway::MADE;
+pub use gateway::{GatewayPort, GatewayRequest};
 pub use needed::Policy;
 pub use owner::Owner;
 pub use proxy::{MeshSettings, ProxyRules, ProxySelection};

@@ -12,3 +12,9 @@ pub(crate) const REVISION: &str = "istio.io/rev";
 
 /// Of a GatewayClass: who looks after its Gateways; we, if it is this.
 pub(crate) const GATEWAY_CONTROLLER: &str = "istio.io/gateway-controller";
+
+/// The same of a GatewayClass whose gateways are in another cluster: nobody runs or configures them here.
+pub(crate) const REMOTE_CONTROLLER: &str = "istio.io/unmanaged-gateway";
+
+/// On objects that are made for a Gateway: by whom.
+pub(crate) const GATEWAY_MANAGED: &str = "gateway.istio.io/managed";

@@ -250,8 +250,6 @@ const TELEMETRY: &[Row] = &[
 const GATEWAY_CLASS: &[Row] = &[warn("spec.parametersRef", NO_EFFECT)];
 
 const KUBERNETES_GATEWAY: &[Row] = &[
-    warn("spec.addresses[].type=IPAddress", NO_EFFECT),
-    warn("spec.infrastructure", NO_EFFECT),
     warn("spec.tls.backend", NO_EFFECT),
     error("spec.tls.frontend", "anybody would be let in"),
     warn("spec.defaultScope", NO_EFFECT),

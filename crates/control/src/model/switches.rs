@@ -29,6 +29,17 @@ pub(crate) struct Switches {
     pub(crate) checks_identity: bool,
     /// `PILOT_JWT_PUB_KEY_REFRESH_INTERVAL`: after how long proxies fetch the keys of an issuer again.
     pub(crate) keys_lifetime: Option<Span>,
+    /// `PILOT_ENABLE_GATEWAY_API_DEPLOYMENT_CONTROLLER`, on by default: gateways are deployed for Gateways of the
+    /// Gateway API.
+    pub(crate) deploys_gateways: bool,
+    /// `PILOT_ENABLE_GATEWAY_API_GATEWAYCLASS_CONTROLLER`, on by default: the GatewayClasses of Istio are made.
+    pub(crate) makes_classes: bool,
+    /// `ENABLE_GATEWAY_API_MANUAL_DEPLOYMENT`, on by default: a Gateway may name a Service that is there already in
+    /// place of having one made.
+    pub(crate) manual_gateways: bool,
+    /// `PILOT_ENABLE_GATEWAY_API_COPY_LABELS_ANNOTATIONS`, on by default: what is made for a Gateway has its labels
+    /// and annotations, unless its `infrastructure` has others.
+    pub(crate) copies_metadata: bool,
     /// `LENO_LAZY`, on by default: sidecars that can ask for clusters when they first use them are
     /// told only of those that workloads like theirs have used.
     pub(crate) lazy: bool,
@@ -73,6 +84,10 @@ impl Switches {
             keys_lifetime: variable("PILOT_JWT_PUB_KEY_REFRESH_INTERVAL")
                 .and_then(|text| Span::parse(&text))
                 .filter(|span| !span.0.is_zero()),
+            deploys_gateways: on_unless_off("PILOT_ENABLE_GATEWAY_API_DEPLOYMENT_CONTROLLER"),
+            makes_classes: on_unless_off("PILOT_ENABLE_GATEWAY_API_GATEWAYCLASS_CONTROLLER"),
+            manual_gateways: on_unless_off("ENABLE_GATEWAY_API_MANUAL_DEPLOYMENT"),
+            copies_metadata: on_unless_off("PILOT_ENABLE_GATEWAY_API_COPY_LABELS_ANNOTATIONS"),
             lazy: on_unless_off("LENO_LAZY"),
             lazy_routes: on_unless_off("LENO_LAZY_ROUTES"),
             multi_root: on("ISTIO_MULTIROOT_MESH"),

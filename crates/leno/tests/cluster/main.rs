@@ -1,13 +1,14 @@
 //! A mesh in a cluster, as its user sees it: `leno install`, a namespace with a label, samples/bookinfo. Beneath are
 //! an API server with controllers and a kubelet (`testkit::kubelet`). Pods show 2/2, requests flow, also with STRICT
-//! mTLS; what is wrong is refused. Then, under load (`load.rs`), everything is restarted and dies (`rollouts.rs`), is
-//! upgraded and moved to another revision (`revisions.rs`), and in the end nothing is left.
+//! mTLS; what is wrong is refused; a gateway is deployed for a Gateway of the Gateway API (`gateways.rs`). Then, under
+//! load (`load.rs`), everything is restarted and dies (`rollouts.rs`), is upgraded and moved to another revision (`revisions.rs`), and in the end nothing is left.
 //!
 //! Everything runs in namespaces of its own; this binary is the runner and the process inside, depending on its
 //! arguments, hence its own `main`. Nothing is put past the API server: admission runs as it does for users.
 
 #![cfg(target_os = "linux")]
 
+mod gateways;
 mod load;
 mod revisions;
 mod rollouts;
@@ -143,6 +144,7 @@ async fn story(machine: &Machine, node: &Node, folder: &Path) -> Result<(), Box<
     }
     site.done("installed");
     bookinfo(&site).await?;
+    gateways::story(&site).await?;
     let load = Load::start(site.gateway());
     rollouts::story(&site, &load).await?;
     revisions::story(&site, &load, SETTINGS).await?;

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use kube::api::{Api, ApiResource, DynamicObject, ListParams, Patch, PatchParams};
+use kube::api::{Api, ApiResource, DeleteParams, DynamicObject, ListParams, Patch, PatchParams};
 use kube::core::GroupVersionKind;
 use kube::discovery::{Discovery, verbs};
 use leno_node::{Line, Node, Process, ProcessSpec};
@@ -84,7 +84,7 @@ impl<'m> Site<'m> {
         let text = |path: &str| object.pointer(path).and_then(Value::as_str).unwrap_or_default().to_owned();
         let (version, kind, name) = (text("/apiVersion"), text("/kind"), text("/metadata/name"));
         let mut namespace = text("/metadata/namespace");
-        if kind != "Namespace" && namespace.is_empty() {
+        if !["Namespace", "CustomResourceDefinition"].contains(&kind.as_str()) && namespace.is_empty() {
             "default".clone_into(&mut namespace);
             object["metadata"]["namespace"] = json!("default");
         }
@@ -107,6 +107,24 @@ impl<'m> Site<'m> {
         let api = self.api(version, kind, namespace);
         let patched = api.patch(name, &PatchParams::default(), &Patch::Merge(patch)).await;
         patched.map(drop).map_err(|error| format!("{kind} {name}: {error}").into())
+    }
+
+    /// As `kubectl get -o json`; nothing if there is none, or its kind is not there.
+    pub(crate) async fn find(&self, version: &str, kind: &str, namespace: &str, name: &str) -> Option<Value> {
+        let found = self.api(version, kind, namespace).get(name).await.ok()?;
+        serde_json::to_value(found).ok()
+    }
+
+    /// As `kubectl delete`, without waiting for the end.
+    pub(crate) async fn delete(
+        &self,
+        version: &str,
+        kind: &str,
+        namespace: &str,
+        name: &str,
+    ) -> Result<(), Box<dyn Error>> {
+        let deleted = self.api(version, kind, namespace).delete(name, &DeleteParams::default()).await;
+        deleted.map(drop).map_err(|error| format!("{kind} {name}: {error}").into())
     }
 
     /// The Pods with a label, which are not on their way out.

@@ -57,7 +57,7 @@ pub(crate) async fn follow(webhook: Arc<Webhook>, cluster: Option<Cluster>, dirs
         loop {
             let found = in_folders(&state.webhook, &dirs);
             state.take(found);
-            state.webhook.configured.store(true, Ordering::Release);
+            state.webhook.configured.send_replace(true);
             tokio::time::sleep(EVERY).await;
         }
     };
@@ -80,11 +80,11 @@ pub(crate) async fn follow(webhook: Arc<Webhook>, cluster: Option<Cluster>, dirs
                 Ok(found) => {
                     state.said.clear();
                     state.take(found);
-                    state.webhook.configured.store(true, Ordering::Release);
+                    state.webhook.configured.send_replace(true);
                 }
                 Err(fault) => {
                     if is_final(&fault) {
-                        state.webhook.configured.store(true, Ordering::Release);
+                        state.webhook.configured.send_replace(true);
                     }
                     patience = if state.webhook.is_ready() { AGAIN } else { SOON };
                     let message = fault.to_string();

@@ -15,7 +15,7 @@ mod tests;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError};
 
 pub(crate) use follow::follow;
 pub(crate) use register::register;
@@ -23,6 +23,7 @@ pub(crate) use serve::serve;
 
 use http::StatusCode;
 use serde_json::{Value as Json, json};
+use tokio::sync::watch;
 
 use super::{BuiltIn, Injector, MeshSettings, ProxyRules, Refused, Settings};
 
@@ -44,18 +45,19 @@ pub struct WebhookOptions {
 /// What is configured now, and what was done.
 pub(crate) struct Webhook {
     pub(crate) options: WebhookOptions,
-    current: RwLock<Current>,
+    current: watch::Sender<Current>,
     native: AtomicBool,
     /// Whether its configuration was read, and the webhook configurations have our roots; each as far as it can be.
-    configured: AtomicBool,
+    configured: watch::Sender<bool>,
     registered: AtomicBool,
     pub(crate) counts: Counts,
 }
 
+/// What injection is configured with.
 #[derive(Clone)]
-struct Current {
-    injector: Arc<Injector>,
-    rules: Arc<ProxyRules>,
+pub(crate) struct Current {
+    pub(crate) injector: Arc<Injector>,
+    pub(crate) rules: Arc<ProxyRules>,
 }
 
 /// Istio's counts of injection.
@@ -111,10 +113,10 @@ impl Webhook {
         let current = Current { injector: Arc::new(injector), rules: Arc::new(ProxyRules::default()) };
         Ok(Webhook {
             native: AtomicBool::new(options.native.unwrap_or(false)),
-            configured: AtomicBool::new(false),
+            configured: watch::Sender::new(false),
             registered: AtomicBool::new(!options.registers),
             options,
-            current: RwLock::new(current),
+            current: watch::Sender::new(current),
             counts: Counts::default(),
         })
     }
@@ -122,7 +124,7 @@ impl Webhook {
     /// Whether Pods that are made now are injected as they should be. Until then nobody is to be told that the
     /// control plane is ready, as Pods are made at once when an installation has ended.
     pub(crate) fn is_ready(&self) -> bool {
-        self.configured.load(Ordering::Acquire) && self.registered.load(Ordering::Acquire)
+        self.is_configured() && self.registered.load(Ordering::Acquire)
     }
 
     /// Nobody is to be given roots.
@@ -131,7 +133,19 @@ impl Webhook {
     }
 
     fn current(&self) -> Current {
-        self.current.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.current.borrow().clone()
+    }
+
+    /// Whether its configuration was read, as far as it can be.
+    fn is_configured(&self) -> bool {
+        *self.configured.borrow()
+    }
+
+    /// What is configured, as it changes, once it was read.
+    pub(crate) async fn subscribe(&self) -> watch::Receiver<Current> {
+        // It does not end before we do.
+        let _ = self.configured.subscribe().wait_for(|configured| *configured).await;
+        self.current.subscribe()
     }
 
     /// What it has, for `/debug/inject`.
@@ -156,8 +170,7 @@ impl Webhook {
     /// From now on Pods are injected so. What cannot be used changes nothing.
     fn install(&self, settings: Settings, mesh: MeshSettings, rules: ProxyRules) -> Result<(), Refused> {
         let injector = Arc::new(Injector::new(settings, mesh)?);
-        let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
-        *current = Current { injector, rules: Arc::new(rules) };
+        self.current.send_replace(Current { injector, rules: Arc::new(rules) });
         Ok(())
     }
 }

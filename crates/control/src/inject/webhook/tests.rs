@@ -182,15 +182,14 @@ fn configurations_are_given_our_roots_once() {
 
 #[test]
 fn ready_is_who_is_configured_and_known() {
-    use std::sync::atomic::Ordering;
     let webhook = webhook();
     // This one gives nobody its roots.
     assert!(!webhook.is_ready());
-    webhook.configured.store(true, Ordering::Release);
+    webhook.configured.send_replace(true);
     assert!(webhook.is_ready());
     let options = WebhookOptions { registers: true, ..webhook.options };
     let webhook = Webhook::new(options).expect("what is built in can be used");
-    webhook.configured.store(true, Ordering::Release);
+    webhook.configured.send_replace(true);
     assert!(!webhook.is_ready());
     webhook.needs_no_roots();
     assert!(webhook.is_ready());

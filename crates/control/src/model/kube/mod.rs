@@ -37,6 +37,8 @@ pub(crate) struct Service {
     pub(crate) node_local: bool,
     /// `trafficDistribution`.
     pub(crate) distribution: Option<String>,
+    /// Whether it has, or is to have, a load balancer.
+    pub(crate) balanced: bool,
     /// Where it can be reached from outside the cluster: addresses of its load balancer, or names,
     /// and its `externalIPs`.
     pub(crate) external_addresses: Vec<String>,
@@ -152,6 +154,7 @@ pub(crate) fn service(meta: Meta, service: core::Service) -> (Service, Vec<Findi
     let kind = spec.type_.as_deref().unwrap_or_default();
     let balancer = service.status.and_then(|status| status.load_balancer).filter(|_| kind == "LoadBalancer");
     let balancer = balancer.and_then(|balancer| balancer.ingress).unwrap_or_default().into_iter();
+    let balanced = kind == "LoadBalancer";
     let mut external_addresses: Vec<String> =
         balancer.filter_map(|ingress| ingress.ip.or(ingress.hostname)).collect();
     external_addresses.extend(spec.external_ips.unwrap_or_default());
@@ -195,6 +198,7 @@ pub(crate) fn service(meta: Meta, service: core::Service) -> (Service, Vec<Findi
         publish_not_ready: spec.publish_not_ready_addresses.unwrap_or_default(),
         node_local: spec.internal_traffic_policy.as_deref() == Some("Local"),
         distribution: spec.traffic_distribution,
+        balanced,
         external_addresses,
     };
     (service, check.into_findings())

@@ -3,6 +3,7 @@
 //!
 //! - `listeners.rs`: each listener of a Gateway becomes a Gateway of Istio's with one server, under
 //!   the name that Istio gives it;
+//! - `infrastructure.rs`: what runs for a Gateway, and where it is reached;
 //! - `attach.rs`: which routes may attach to which listeners and services;
 //! - `convert.rs` and `backend.rs`: rules of routes as those of VirtualServices;
 //! - `status.rs`: what became of it all, as the Gateway API words it;
@@ -11,6 +12,7 @@
 pub(crate) mod attach;
 mod backend;
 mod convert;
+pub(crate) mod infrastructure;
 pub(crate) mod listeners;
 pub(crate) mod status;
 

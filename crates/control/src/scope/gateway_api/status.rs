@@ -1,19 +1,21 @@
 //! What became of the Gateway API's objects, as their `status` says it.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use leno_derive::{Cx, Query};
 use serde::Serialize;
 
 use super::attach::{Attached, Head, Refusal};
-use super::listeners::{LeftOut, Listeners, ListenersOf, gateway_of_set};
+use super::infrastructure::{self, Reach, Services};
+use super::listeners::{LeftOut, Listeners, ListenersOf, controller, gateway_of_set};
 use super::{attached_routes, backend, with_head};
-use crate::model::gateway_api::gateway::Listener;
+use crate::model::gateway_api::gateway::{Gateway, Listener};
 use crate::model::inputs::{
     GatewayClasses, GrpcRoutes, HttpRoutes, Ingresses, KubernetesGateways, ListenerSets, TcpRoutes, TlsRoutes,
 };
-use crate::model::label::GATEWAY_CONTROLLER;
-use crate::model::{Kind, ObjectRef};
+use crate::model::label::{GATEWAY_CONTROLLER, REMOTE_CONTROLLER};
+use crate::model::{Config, Kind, ObjectRef};
 use crate::scope::ingress;
 
 /// One fact about an object.
@@ -50,6 +52,9 @@ pub(crate) struct ParentStatus {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Status {
+    /// Of a Gateway: where it is reached.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    addresses: Vec<Address>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     conditions: Vec<Condition>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -62,6 +67,21 @@ pub(crate) struct Status {
     /// Of an Ingress.
     #[serde(skip_serializing_if = "Option::is_none")]
     load_balancer: Option<LoadBalancer>,
+}
+
+/// Where a Gateway is reached.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(crate) struct Address {
+    /// `IPAddress` or `Hostname`.
+    r#type: &'static str,
+    value: String,
+}
+
+impl Address {
+    fn new(value: &str) -> Address {
+        let r#type = if value.parse::<IpAddr>().is_ok() { "IPAddress" } else { "Hostname" };
+        Address { r#type, value: value.to_owned() }
+    }
 }
 
 /// Where an Ingress is reached.
@@ -124,8 +144,9 @@ impl Query for AllStatuses {
     fn derive(cx: &Cx<'_>, (): &()) -> Vec<(ObjectRef, Status)> {
         let classes = cx.all::<GatewayClasses>().into_iter().filter_map(|key| {
             let class = cx.input::<GatewayClasses>(&key)?;
-            (class.spec.controller_name == GATEWAY_CONTROLLER)
-                .then(|| (key.of(Kind::GatewayClass), of_class()))
+            let is_known =
+                [GATEWAY_CONTROLLER, REMOTE_CONTROLLER].contains(&class.spec.controller_name.as_str());
+            is_known.then(|| (key.of(Kind::GatewayClass), of_class()))
         });
         let classes: Vec<_> = classes.collect();
         let ingresses = cx.all::<Ingresses>().into_iter().map(|key| key.of(Kind::Ingress));
@@ -166,17 +187,74 @@ fn fails(r#type: &'static str, reason: &'static str, message: &str) -> Condition
 
 fn of_gateway(cx: &Cx<'_>, object: &ObjectRef) -> Option<Status> {
     let gateway = cx.input::<KubernetesGateways>(&object.key())?;
+    if controller(cx, &gateway.spec.gateway_class_name) == REMOTE_CONTROLLER {
+        return Some(of_remote(&gateway.spec));
+    }
     let found = cx.get::<ListenersOf>(&object.key());
     if !found.is_ours {
         return None;
     }
-    let mut status = of_listeners(cx, object, &gateway.spec.listeners, &found);
+    let (services, reach) = reach(cx, object, &gateway, &found);
+    let mut status =
+        of_listeners(cx, object, &gateway.spec.listeners, &found, &programmed(&services, &reach));
+    if let (Some((reason, message)), Some(accepted)) = (services.refused, status.conditions.first_mut()) {
+        *accepted = fails("Accepted", reason, &message);
+    }
+    status.addresses = reach.addresses.iter().map(|address| Address::new(address)).collect();
     status.attached_listener_sets = found.sets.len();
     Some(status)
 }
 
-/// What became of the listeners of a Gateway or a ListenerSet.
-fn of_listeners(cx: &Cx<'_>, object: &ObjectRef, listeners: &[Listener], found: &Listeners) -> Status {
+/// A Gateway of another cluster is as it says.
+fn of_remote(gateway: &Gateway) -> Status {
+    let message = "it is of another cluster, where it is programmed".to_owned();
+    let addresses = gateway.addresses.iter().map(|address| Address::new(&address.value));
+    Status {
+        addresses: addresses.collect(),
+        conditions: vec![holds("Accepted"), Condition { message, ..holds("Programmed") }],
+        ..Status::default()
+    }
+}
+
+/// Where the listeners of a Gateway, or of a ListenerSet that adds to it, are reached.
+fn reach(cx: &Cx<'_>, object: &ObjectRef, gateway: &Config<Gateway>, found: &Listeners) -> (Services, Reach) {
+    let services = infrastructure::services(cx, gateway);
+    let ports: BTreeSet<u16> = found.derived_of(object).map(|derived| derived.port).collect();
+    let reach = infrastructure::reach(cx, gateway, &services.hosts, &ports);
+    (services, reach)
+}
+
+/// Whether requests arrive.
+fn programmed(services: &Services, reach: &Reach) -> Condition {
+    let list = |all: &BTreeSet<String>| all.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
+    if services.hosts.is_empty() {
+        return fails("Programmed", "UnsupportedAddress", "none of its addresses is the name of a Service");
+    }
+    if !reach.problems.is_empty() {
+        let reason = if reach.is_unusable { "AddressNotUsable" } else { "AddressNotAssigned" };
+        let mut message = list(&reach.problems);
+        if !reach.assigned.is_empty() {
+            message = format!("{message}; reached by {}", list(&reach.assigned));
+        }
+        return fails("Programmed", reason, &message);
+    }
+    let message = if reach.assigned.is_empty() {
+        String::new()
+    } else {
+        format!("reached by {}", list(&reach.assigned))
+    };
+    Condition { message, ..holds("Programmed") }
+}
+
+/// What became of the listeners of a Gateway or a ListenerSet; `programmed` is what is the case if any of them is
+/// good.
+fn of_listeners(
+    cx: &Cx<'_>,
+    object: &ObjectRef,
+    listeners: &[Listener],
+    found: &Listeners,
+    programmed: &Condition,
+) -> Status {
     let listeners = listeners.iter().map(|listener| {
         let derived = found.derived_of(object).find(|derived| derived.section == listener.name);
         let left_out = found.left_out_of(object).find(|left_out| left_out.section == listener.name);
@@ -191,11 +269,11 @@ fn of_listeners(cx: &Cx<'_>, object: &ObjectRef, listeners: &[Listener], found: 
     let is_derived =
         |left_out: &&LeftOut| found.derived_of(object).any(|derived| derived.section == left_out.section);
     let conditions = match (any, found.left_out_of(object).find(|left_out| !is_derived(left_out))) {
-        (_, None) => vec![holds("Accepted"), holds("Programmed")],
+        (_, None) => vec![holds("Accepted"), programmed.clone()],
         (true, Some(_)) => {
             let message = "some listeners are left out".to_owned();
             let accepted = Condition { reason: "ListenersNotValid", message, ..holds("Accepted") };
-            vec![accepted, holds("Programmed")]
+            vec![accepted, programmed.clone()]
         }
         (false, Some(_)) => {
             let message = "all listeners are left out";
@@ -219,7 +297,9 @@ fn of_set(cx: &Cx<'_>, object: &ObjectRef) -> Option<Status> {
             vec![fails("Accepted", "NotAllowed", &message), fails("Programmed", "NotAllowed", &message)];
         return Some(Status { conditions, ..Status::default() });
     }
-    Some(of_listeners(cx, object, &set.spec.listeners, &found))
+    let gateway = cx.input::<KubernetesGateways>(&gateway)?;
+    let (services, reach) = reach(cx, object, &gateway, &found);
+    Some(of_listeners(cx, object, &set.spec.listeners, &found, &programmed(&services, &reach)))
 }
 
 /// `derived` says whether it is there all the same.

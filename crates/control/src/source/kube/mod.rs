@@ -110,6 +110,11 @@ impl Cluster {
         &self.root_namespace
     }
 
+    /// What is served, as it was found out last.
+    pub(crate) fn served(&self) -> watch::Receiver<Catalog> {
+        self.catalog.subscribe()
+    }
+
     /// Starts what writes status, if that is wanted: where to say what it should be.
     pub(crate) fn spawn_writer(&self, tasks: &mut JoinSet<()>) -> Option<mpsc::UnboundedSender<Statuses>> {
         if !self.writes_status {
