@@ -255,16 +255,19 @@ fn identity(
     // Certificates are never asked for in plain text.
     let roots = roots_for_authority(environment)?;
     let name = environment.istiod_san.clone().filter(|_| environment.ca_address.is_none());
-    let authority = IstioAuthority(ControlPlane {
-        address,
-        name,
-        roots: Some(roots),
-        held: Some(held),
-        takes_join_tokens: true,
-        timeout: SIGN,
-        headers: environment.ca_headers.clone(),
-        ..credentials(environment)
-    });
+    let authority = IstioAuthority {
+        at: ControlPlane {
+            address,
+            name,
+            roots: Some(roots),
+            held: Some(held),
+            takes_join_tokens: true,
+            timeout: SIGN,
+            headers: environment.ca_headers.clone(),
+            ..credentials(environment)
+        },
+        signer: environment.cert_signer.clone(),
+    };
     let counted = Counted { authority, metrics: Arc::clone(metrics) };
     tasks.spawn(keep(counted, wanted, say, Rng::from_entropy(), wall));
     Ok(())

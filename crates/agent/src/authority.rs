@@ -2,8 +2,11 @@
 //!
 //! It connects anew for each certificate, which is twice a day.
 
+use std::time::Duration;
+
 use leno_api::proto::istio::v1::auth::IstioCertificateRequest;
 use leno_api::proto::istio::v1::auth::istio_certificate_service_client::IstioCertificateServiceClient;
+use prost_types::value::Kind;
 use tonic::metadata::MetadataMap;
 use tonic::{Request, Status};
 
@@ -24,25 +27,40 @@ pub trait Authority: Send + Sync {
     fn sign(&self, request: String, seconds: i64) -> impl Future<Output = Result<Signed, String>> + Send;
 }
 
-/// Istio's certificate service (`CA_ADDR`), and how we show who we are.
+/// How much longer than it takes to connect an answer may take: a signer behind the authority may need a minute.
+const PATIENCE: Duration = Duration::from_secs(65);
+
+/// Istio's key of the metadata that names the signer.
+const CERT_SIGNER: &str = "CertSigner";
+
+/// Istio's certificate service (`CA_ADDR`).
 #[derive(Clone, Debug, Default)]
-pub struct IstioAuthority(pub ControlPlane);
+pub struct IstioAuthority {
+    /// Where it is, and how we show who we are.
+    pub at: ControlPlane,
+    /// Which of its signers is to sign; `None` leaves it to the authority.
+    pub signer: Option<String>,
+}
 
 impl Authority for IstioAuthority {
     async fn sign(&self, request: String, seconds: i64) -> Result<Signed, String> {
-        let ControlPlane { address, timeout, .. } = &self.0;
-        let late = |_| format!("{address}: no answer within {timeout:?}");
-        tokio::time::timeout(*timeout, Box::pin(self.call(request, seconds))).await.map_err(late)?
+        let ControlPlane { address, timeout, .. } = &self.at;
+        let most = *timeout + PATIENCE;
+        let late = |_| format!("{address}: no answer within {most:?}");
+        tokio::time::timeout(most, Box::pin(self.call(request, seconds))).await.map_err(late)?
     }
 }
 
 impl IstioAuthority {
     async fn call(&self, csr: String, seconds: i64) -> Result<Signed, String> {
-        let address = &self.0.address;
-        let (channel, headers) = self.0.connect().await?;
+        let address = &self.at.address;
+        let (channel, headers) = self.at.connect().await?;
         let mut client = IstioCertificateServiceClient::new(channel);
-        let mut request =
-            Request::new(IstioCertificateRequest { csr, validity_duration: seconds, metadata: None });
+        let metadata = self.signer.as_ref().map(|signer| {
+            let value = prost_types::Value { kind: Some(Kind::StringValue(signer.clone())) };
+            prost_types::Struct { fields: [(CERT_SIGNER.to_owned(), value)].into() }
+        });
+        let mut request = Request::new(IstioCertificateRequest { csr, validity_duration: seconds, metadata });
         *request.metadata_mut() = MetadataMap::from_headers(headers);
         let words = |status: Status| format!("{address}: {:?}: {}", status.code(), status.message());
         let mut chain = client.create_certificate(request).await.map_err(words)?.into_inner().cert_chain;

@@ -24,14 +24,13 @@ pub const ANNOTATIONS: &str = "./etc/istio/pod/annotations";
 pub const TOKEN: &str = "./var/run/secrets/tokens/istio-token";
 
 /// Variables that ask for what there is not, with the values that ask for nothing.
-const REFUSED: [(&str, &[&str]); 8] = [
+const REFUSED: [(&str, &[&str]); 7] = [
     ("ISTIO_BOOTSTRAP", &[""]),
     ("CA_PROVIDER", &["", "Citadel"]),
     ("XDS_AUTH_PROVIDER", &[""]),
     ("CREDENTIAL_FETCHER_TYPE", &["", "JWT"]),
     ("DISABLE_ENVOY", &["", "false", "0"]),
     ("COMPLIANCE_POLICY", &[""]),
-    ("ISTIO_META_CERT_SIGNER", &[""]),
     ("PEER_METADATA_DISCOVERY", &["", "false", "0"]),
 ];
 
@@ -87,6 +86,8 @@ pub struct Environment {
     pub trust_domain: String,
     /// `ISTIO_META_CLUSTER_ID`.
     pub cluster_id: String,
+    /// `ISTIO_META_CERT_SIGNER`: which of the authority's signers is to sign.
+    pub cert_signer: Option<String>,
     /// `CA_ADDR`; the control plane's address if it is absent.
     pub ca_address: Option<String>,
     /// `CA_ROOT_CA`.
@@ -229,6 +230,7 @@ impl Environment {
             cpu_limit: read.parsed("ISTIO_CPU_LIMIT", 0),
             trust_domain: read.text("TRUST_DOMAIN", "cluster.local"),
             cluster_id: read.text("ISTIO_META_CLUSTER_ID", ""),
+            cert_signer: read.given("ISTIO_META_CERT_SIGNER").map(str::to_owned),
             ca_address: read.given("CA_ADDR").map(str::to_owned),
             ca_roots: roots(&read, "CA_ROOT_CA"),
             xds_roots: roots(&read, "XDS_ROOT_CA"),

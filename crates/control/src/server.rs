@@ -26,8 +26,8 @@ pub use crate::access::{Access, Issuer, Secure, create_join_token};
 use crate::access::{Blocked, Domains, Door, Refusals, discover};
 use crate::analyze::Analysis;
 use crate::analyze::validity::{Validities, outdated};
-pub use crate::ca::CaSettings;
 use crate::ca::{self, Ca};
+pub use crate::ca::{CaSettings, CertProvider, ExternalSigners};
 use crate::debug::stream::Lookers;
 use crate::debug::{self, Answer, Look, Question};
 use crate::deploy::{self, Desired};
@@ -49,6 +49,7 @@ use crate::source::kube::{Cluster, Wanted};
 use crate::source::located::Located;
 use crate::source::{self, Origin, Update};
 use crate::translate::security::keys::{IssuersToAsk, KeyAddressInput};
+use crate::translate::trust_bundle::RootsInput;
 pub use leno_xds::server::listen::Options;
 
 /// How often things that wait are looked at.
@@ -151,6 +152,8 @@ pub(crate) enum Event {
     Reviewed(Account, Verdict),
     /// An issuer of tokens has said where its keys are.
     Discovered(String, String),
+    /// Others are the roots that the authority's certificates come from, in PEM.
+    Roots(String),
     /// Somebody wants to know something.
     Ask(Question, oneshot::Sender<Answer>),
     /// Time has passed.
@@ -287,7 +290,7 @@ impl Server {
                 let (files, ca) = (self.roots, self.door.ca.as_ref().map(|(ca, _)| Arc::clone(ca)));
                 let roots = move || match &files {
                     Some(path) => std::fs::read_to_string(path).ok(),
-                    None => ca.as_ref().and_then(|ca| Some(ca.authority()?.roots_pem())),
+                    None => ca.as_ref().and_then(|ca| ca.published_roots()),
                 };
                 tasks.spawn(inject::webhook::register(Arc::clone(&webhook), cluster, roots));
             }
@@ -306,7 +309,10 @@ impl Server {
         let (know, known) = watch::channel(false);
         let mut writers = JoinSet::new();
         let namespaces = ca.as_ref().and_then(|(ca, made_of)| {
+            tasks.spawn(ca::follow_signers(Arc::clone(ca)));
+            tasks.spawn(tell_roots(Arc::clone(ca), events.clone()));
             match made_of {
+                _ if ca.is_external_only() => {}
                 Some(made_of) => drop(tasks.spawn(ca::follow(Arc::clone(ca), made_of.clone()))),
                 None => {
                     let cluster = self.cluster.clone();
@@ -344,6 +350,11 @@ impl Server {
                     control.push.on_reviewed(&account, verdict, Instant::now());
                 }
                 Event::Discovered(issuer, uri) => control.on_discovered(issuer, uri),
+                Event::Roots(roots) => {
+                    let mut batch = Batch::new();
+                    batch.set::<RootsInput>((), roots);
+                    control.commit(batch);
+                }
                 // The asker may have left.
                 Event::Ask(question, reply) => drop(reply.send(control.on_ask(&question))),
                 Event::Tick => control.on_tick(),
@@ -473,6 +484,25 @@ async fn keep_ca(ca: Arc<Ca>, cluster: Option<Cluster>, mut known: watch::Receiv
         return;
     }
     ca::keep(ca, cluster, domains.own()).await;
+}
+
+/// Tells of the roots of the authority whenever they are others. Runs for ever.
+async fn tell_roots(ca: Arc<Ca>, events: mpsc::Sender<Event>) {
+    let mut changes = ca.subscribe();
+    let mut told = String::new();
+    loop {
+        changes.borrow_and_update();
+        let roots = ca.workload_roots();
+        if roots != told {
+            told.clone_from(&roots);
+            if events.send(Event::Roots(roots)).await.is_err() {
+                return;
+            }
+        }
+        if changes.changed().await.is_err() {
+            return;
+        }
+    }
 }
 
 fn address_of(listener: Option<&TcpListener>) -> io::Result<SocketAddr> {
@@ -623,6 +653,10 @@ impl Loop {
             let mesh = self.graph.get::<Mesh>(&());
             let domains = std::iter::once(&mesh.trust_domain).chain(&mesh.trust_domain_aliases);
             self.domains.set(domains.filter(|domain| !domain.is_empty()).cloned().collect());
+            if let Some(ca) = &self.ca {
+                let roots = mesh.ca_certificates.iter();
+                ca.set_signers(roots.filter_map(|it| Some((it.pem.as_deref()?, it.cert_signers.as_slice()))));
+            }
             self.ask_issuers();
         }
         let others = update.gone.iter().filter(|object| object.kind == Kind::Namespace);
@@ -677,7 +711,6 @@ impl Loop {
 
     /// An issuer has said where its keys are.
     fn on_discovered(&mut self, issuer: String, uri: String) {
-        let before = self.graph.revision();
         let is_wanted = self.issuers.borrow().contains(&issuer);
         if !is_wanted {
             return;
@@ -685,6 +718,12 @@ impl Loop {
         tracing::info!(issuer, uri, "an issuer has said where its keys are");
         let mut batch = Batch::new();
         batch.set::<KeyAddressInput>(issuer, uri);
+        self.commit(batch);
+    }
+
+    /// Takes up what comes from no source.
+    fn commit(&mut self, batch: Batch) {
+        let before = self.graph.revision();
         let at = Instant::now();
         if self.graph.commit(batch) != before {
             let news = News { changed: Vec::new(), removed: Vec::new(), at };

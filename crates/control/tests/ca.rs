@@ -2,6 +2,8 @@
 
 #[path = "ca/replicas.rs"]
 mod replicas;
+#[path = "ca/signers.rs"]
+mod signers;
 #[path = "support/tls.rs"]
 mod tls;
 

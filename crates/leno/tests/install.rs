@@ -399,7 +399,7 @@ async fn nothing_is_changed_without_a_yes() {
 }
 
 /// What is rendered of each of these is recorded.
-const MANIFESTS: [(&str, &str); 9] = [
+const MANIFESTS: [(&str, &str); 10] = [
     ("default", ""),
     ("demo", "--set profile=demo"),
     ("minimal", "--set profile=minimal"),
@@ -409,6 +409,14 @@ const MANIFESTS: [(&str, &str); 9] = [
     (
         "revision",
         "--set profile=minimal --revision canary --set values.revisionTags=[\"prod\",\"default\"] --set hub=h --set tag=t",
+    ),
+    (
+        "signers",
+        "--set profile=minimal --set values.pilot.env.EXTERNAL_CA=ISTIOD_RA_KUBERNETES_API \
+         --set values.pilot.env.CERT_SIGNER_DOMAIN=clusterissuers.cert-manager.io \
+         --set values.pilot.env.PILOT_CERT_PROVIDER=k8s.io/clusterissuers.cert-manager.io/istio-system \
+         --set values.pilot.env.USE_CACERTS_FOR_SELF_SIGNED_CA=true \
+         --set values.global.certSigners=[\"clusterissuers.cert-manager.io/*\"]",
     ),
     (
         "large",
@@ -488,6 +496,15 @@ fn what_is_rendered() {
 #[test]
 fn what_is_refused() {
     for (arguments, expected) in [
+        ("--set values.global.pilotCertProvider=kubernetes", "global.pilotCertProvider: nothing but istiod"),
+        (
+            "--set values.global.pilotCertProvider=k8s.io/example.com/mesh",
+            "a signer of Kubernetes without pilot.env.EXTERNAL_CA",
+        ),
+        (
+            "--set values.pilot.env.EXTERNAL_CA=ISTIOD_RA_KUBERNETES_API",
+            "pilot.env.EXTERNAL_CA without global.certSigners",
+        ),
         ("--set profile=demi", "profile \"demi\" is not known"),
         ("--set values.global.proxy.tracer=lightstep", "\"lightstep\" is not supported"),
         ("--set values.global.logAsJson=true", "not supported yet: global.logAsJson"),

@@ -244,12 +244,12 @@ impl Certificate {
     }
 
     /// Whether issuer and subject are the same.
-    pub(crate) fn self_issued(&self) -> bool {
+    pub fn self_issued(&self) -> bool {
         self.issuer == self.subject
     }
 }
 
-fn alt_name(name: &GeneralName<'_>) -> AltName {
+pub(crate) fn alt_name(name: &GeneralName<'_>) -> AltName {
     match name {
         GeneralName::DNSName(name) => AltName::Dns((*name).to_owned()),
         GeneralName::URI(name) => AltName::Uri((*name).to_owned()),

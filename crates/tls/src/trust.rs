@@ -111,6 +111,16 @@ impl Revocations {
         Ok(())
     }
 
+    /// From when until when the list is good that is too old first, of those that say when they are (seconds since
+    /// the epoch). Of several lists of an issuer the newest counts.
+    pub fn first_outdated(&self) -> Option<(i64, i64)> {
+        let newest = |lists: &Vec<Arc<Crl>>| {
+            let ends = lists.iter().filter_map(|list| Some((list.this_update, list.next_update?)));
+            ends.max_by_key(|(_, end)| *end)
+        };
+        self.0.values().filter_map(newest).min_by_key(|(_, end)| *end)
+    }
+
     /// Adds those of another set.
     pub fn extend(&mut self, other: Revocations) {
         for (issuer, crls) in other.0 {

@@ -184,13 +184,15 @@ impl Door {
             reviews: Semaphore::new(MOST_REVIEWS),
             trusted_proxies: access.trusted_proxies.clone(),
         });
-        let ca = access.authority.clone().map(open_ca).transpose()?;
+        let ca = access.authority.clone().map(|settings| open_ca(settings, cluster.clone())).transpose()?;
         let joins = access.join_tokens.as_deref().map(JoinTokens::open).transpose()?;
         let refusals = Refusals { xds: Arc::clone(service.refusals()), ..Refusals::default() };
         let plain = Listen { options: options.clone(), ..Listen::new(service) };
         let handshake: Option<Arc<dyn Handshake>> = match (&access.secure, &ca) {
             (Some((_, secure)), _) => Some(Arc::new(tls::Server::read(secure.clone(), XDS)?)),
-            (None, Some((ca, _))) if ca.address().is_some() => Some(Arc::new(OwnServer::new(Arc::clone(ca)))),
+            (None, Some((ca, _))) if ca.address().is_some() && ca.serves() => {
+                Some(Arc::new(OwnServer::new(Arc::clone(ca))))
+            }
             (None, _) => None,
         };
         // API servers show no certificate that we could know.
@@ -199,8 +201,8 @@ impl Door {
                 let secure = Secure { roots: None, ..secure.clone() };
                 Some(Arc::new(tls::Server::read(secure, WEBHOOKS)?))
             }
-            (None, Some((ca, _))) => Some(Arc::new(OwnServer::for_webhooks(Arc::clone(ca)))),
-            (None, None) => None,
+            (None, Some((ca, _))) if ca.serves() => Some(Arc::new(OwnServer::for_webhooks(Arc::clone(ca)))),
+            (None, _) => None,
         };
         // Tokens and certificates are for nobody else to see.
         let beside = ca.as_ref().map(|(ca, _)| {
@@ -224,9 +226,9 @@ impl Door {
 }
 
 /// Makes an authority, whose files are read now if there are any.
-fn open_ca(settings: CaSettings) -> Result<(Arc<Ca>, Option<Material>), String> {
+fn open_ca(settings: CaSettings, cluster: Option<Cluster>) -> Result<(Arc<Ca>, Option<Material>), String> {
     let plugged = ca::plugged(&settings)?;
-    let ca = Ca::new(settings);
+    let ca = Ca::new(settings, cluster)?;
     let made_of = plugged.map(|(authority, material)| {
         ca.install(authority);
         material

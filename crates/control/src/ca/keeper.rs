@@ -16,14 +16,15 @@ use leno_base::rng::Rng;
 use leno_tls::issue::{Authority, Material, certificates, certificates_to_pem};
 use tokio::time::Instant;
 
+use super::expiry::{Ends, Warnings};
 use super::others::Others;
 use super::rotation::{Kept, Schedule};
-use super::vault::Vault;
+use super::vault::{GENERATED, Vault};
 use super::{Ca, CaSettings, now};
 use crate::source::kube::Cluster;
 
 /// How often files are looked at.
-const LOOK: Duration = Duration::from_secs(2);
+pub(super) const LOOK: Duration = Duration::from_secs(2);
 
 /// Waits after faults.
 const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(30));
@@ -34,18 +35,31 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_
 /// # Errors
 /// What is wrong with them.
 pub(crate) fn plugged(settings: &CaSettings) -> Result<Option<(Authority, Material)>, String> {
-    let Some(material) = find(&settings.dir)? else { return Ok(None) };
+    if settings.is_external_only() {
+        return Ok(None);
+    }
+    let Some(material) = find(settings)? else { return Ok(None) };
     match Authority::load(&material, now()) {
         Ok(authority) => Ok(Some((authority, material))),
         Err(error) => Err(format!("{}: {error}", settings.dir.display())),
     }
 }
 
-/// The files of an authority, under one of the names that Istio knows; `None`: there are none.
+/// The files of an authority that somebody else makes; `None`: there are none.
 ///
 /// # Errors
 /// If there are some, and not all.
-fn find(folder: &Path) -> Result<Option<Material>, String> {
+fn find(settings: &CaSettings) -> Result<Option<Material>, String> {
+    if is_generated(settings) { Ok(None) } else { find_in(&settings.dir) }
+}
+
+/// Whether the folder is a Secret of our own, mounted (`USE_CACERTS_FOR_SELF_SIGNED_CA`).
+fn is_generated(settings: &CaSettings) -> bool {
+    settings.keeps_in_cacerts && settings.dir.join(GENERATED).exists()
+}
+
+/// The files in a folder, under one of the names that Istio knows.
+fn find_in(folder: &Path) -> Result<Option<Material>, String> {
     let place = |name: &str| folder.join(name);
     let (certificate, key) = (place("ca-cert.pem"), place("ca-key.pem"));
     let revocations = read(&place("ca-crl.pem"))?.unwrap_or_default();
@@ -126,7 +140,9 @@ impl Complaint {
 /// use was made of.
 pub(crate) async fn follow(ca: Arc<Ca>, mut known: Material) {
     let mut complaint = Complaint::new("the certificate authority that was read before stays in use");
+    let mut warnings = Warnings::default();
     loop {
+        warnings.look(&Ends::of(&ca), now());
         tokio::time::sleep(LOOK).await;
         match news(&ca, &known) {
             Ok(None) => complaint.is_over(),
@@ -143,7 +159,7 @@ pub(crate) async fn follow(ca: Arc<Ca>, mut known: Material) {
 /// What the files hold now, if that is something else.
 fn news(ca: &Ca, known: &Material) -> Result<Option<(Material, Authority)>, String> {
     let folder = &ca.settings.dir;
-    let found = find(folder)?.ok_or_else(|| format!("{}: the files are gone", folder.display()))?;
+    let found = find(&ca.settings)?.ok_or_else(|| format!("{}: the files are gone", folder.display()))?;
     if found == *known {
         return Ok(None);
     }
@@ -171,7 +187,7 @@ fn succeeds(ca: &Ca, new: &Authority) -> Result<(), String> {
 pub(crate) async fn keep(ca: Arc<Ca>, cluster: Option<Cluster>, organization: String) {
     let settings = &ca.settings;
     let vault = match cluster {
-        Some(cluster) => Vault::Secret(cluster),
+        Some(cluster) => Vault::Secret(cluster, settings.keeps_in_cacerts),
         None if settings.keeps => Vault::Folder(settings.dir.clone()),
         None => {
             tracing::warn!(
@@ -196,6 +212,7 @@ async fn keep_in(ca: &Ca, vault: &Vault, schedule: &Schedule) {
     let mut rng = Rng::from_entropy();
     let mut backoff = Backoff::new(RETRY.0, RETRY.1, rng.fork());
     let mut others = Others::new(ca.settings.dir.join("root-cert.pem"));
+    let mut warnings = Warnings::default();
     let mut unused = Complaint::new("a certificate authority was put beside our own, and is not used");
     // What is kept, and what was made of it and the others' roots.
     let (mut kept, mut used): (Option<Kept>, Option<Material>) = (None, None);
@@ -227,7 +244,9 @@ async fn keep_in(ca: &Ca, vault: &Vault, schedule: &Schedule) {
             };
         }
         if let Some(kept) = &kept {
-            let material = kept.material(others.look());
+            // What is mounted of our own is none of others.
+            let others = if is_generated(&ca.settings) { b"" } else { others.look() };
+            let material = kept.material(others);
             if used.as_ref() != Some(&material) {
                 // Both are good by themselves.
                 match Authority::load(&material, now()) {
@@ -237,10 +256,14 @@ async fn keep_in(ca: &Ca, vault: &Vault, schedule: &Schedule) {
                 used = Some(material);
             }
         }
-        match find(&ca.settings.dir) {
+        match find(&ca.settings) {
             Ok(None) => unused.is_over(),
             Ok(Some(_)) => unused.tell("it takes over when the control plane is started again".to_owned()),
             Err(error) => unused.tell(error),
+        }
+        // Nobody follows it by another.
+        if schedule.check_every.is_none() {
+            warnings.look(&Ends::of(ca), now());
         }
         let next = Instant::now() + LOOK;
         tokio::time::sleep_until(look_at.map_or(next, |at| at.min(next))).await;
@@ -273,8 +296,10 @@ mod tests {
     use leno_tls::issue::{Authority, KeyType};
 
     use super::{
-        Ca, CaSettings, Kept, Material, Schedule, Vault, find, follow, keep_in, look, now, plugged, succeeds,
+        Ca, CaSettings, Kept, Material, Schedule, Vault, find_in, follow, keep_in, look, now, plugged,
+        succeeds,
     };
+    use crate::ca::State;
 
     fn schedule() -> Schedule {
         Schedule {
@@ -295,13 +320,13 @@ mod tests {
     fn ca(folder: &std::path::Path) -> Arc<Ca> {
         let folder = folder.to_str().expect("text").to_owned();
         let settings = CaSettings::read(|name| (name == "ROOT_CA_DIR").then(|| folder.clone()));
-        Ca::new(settings.expect("fine").expect("an authority"))
+        Ca::new(settings.expect("fine").expect("an authority"), None).expect("it is ours")
     }
 
     /// How many roots it trusts when it is another one than before.
-    async fn next(changes: &mut tokio::sync::watch::Receiver<Option<Arc<Authority>>>) -> usize {
+    async fn next(changes: &mut tokio::sync::watch::Receiver<State>) -> usize {
         changes.changed().await.expect("it is there");
-        changes.borrow_and_update().as_ref().map_or(0, |authority| authority.roots().len())
+        changes.borrow_and_update().authority.as_ref().map_or(0, |authority| authority.roots().len())
     }
 
     #[test]
@@ -355,7 +380,7 @@ mod tests {
         let (authority, known) = plugged(&ca.settings).expect("good files").expect("an authority");
         ca.install(authority);
         plug(&b, &format!("{}{}", a.roots, b.roots));
-        let mut changes = ca.current.subscribe();
+        let mut changes = ca.state.subscribe();
         let following = tokio::spawn(follow(Arc::clone(&ca), known));
         assert_eq!(next(&mut changes).await, 2);
         fs::remove_file(folder.path().join("ca-cert.pem")).expect("it is there");
@@ -374,7 +399,7 @@ mod tests {
         let broken = "-----BEGIN CERTIFICATE-----\nMAA=\n-----END CERTIFICATE-----\n";
         fs::write(&file, broken).expect("writable");
         let ca = ca(folder.path());
-        let mut changes = ca.current.subscribe();
+        let mut changes = ca.state.subscribe();
         let (keeping, schedule) = (Arc::clone(&ca), Schedule { check_every: None, ..schedule() });
         let keeping =
             tokio::spawn(
@@ -410,7 +435,7 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let write = |name: &str, text: &str| fs::write(folder.path().join(name), text).expect("writable");
         let remove = |name: &str| fs::remove_file(folder.path().join(name)).expect("it is there");
-        let find = || find(folder.path());
+        let find = || find_in(folder.path());
         assert_eq!(find(), Ok(None));
         write("root-cert.pem", "r");
         assert_eq!(find(), Ok(None), "only others to trust");

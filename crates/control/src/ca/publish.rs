@@ -74,7 +74,7 @@ async fn publish(
     mut leads: watch::Receiver<bool>,
     mut namespaces: watch::Receiver<Namespaces>,
 ) {
-    let mut changes = ca.current.subscribe();
+    let mut changes = ca.state.subscribe();
     // What was written where, and into which of the namespaces of that name.
     let mut written: BTreeMap<(String, &'static str), (u64, String)> = BTreeMap::new();
     // Of what was said that it may not be written, or taken away.
@@ -87,14 +87,16 @@ async fn publish(
             // Who leads next does not know what was written.
             written.clear();
         }
-        let authority = changes.borrow_and_update().clone();
+        changes.borrow_and_update();
+        let roots = ca.published_roots();
         let all = namespaces.borrow_and_update().numbers.clone();
         written.retain(|(namespace, _), (number, _)| all.get(namespace) == Some(number));
-        if let (true, Some(authority)) = (leads_now, authority) {
+        if let (true, Some(roots)) = (leads_now, roots) {
+            let revocations = ca.authority().map(|authority| authority.revocations().to_owned());
             // The ConfigMap, the key in it, and the text.
             let wanted = [
-                ("istio-ca-root-cert", "root-cert.pem", authority.roots_pem()),
-                ("istio-ca-crl", "ca-crl.pem", authority.revocations().to_owned()),
+                ("istio-ca-root-cert", "root-cert.pem", roots),
+                ("istio-ca-crl", "ca-crl.pem", revocations.unwrap_or_default()),
             ];
             for (namespace, number) in all.iter().filter(|(name, _)| !KUBERNETES.contains(&name.as_str())) {
                 for (name, key, text) in &wanted {

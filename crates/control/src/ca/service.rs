@@ -1,7 +1,7 @@
 //! Istio's certificate service (`istio.v1.auth.IstioCertificateService`), on the port of xDS.
 //!
 //! Who asks has proven who he is before (`access/`), and gets a certificate for that and nothing else:
-//! of the request only the key is used. A proxy that serves a whole node may ask for the workloads on it
+//! of the request only the key is used, or signers of Kubernetes are asked who sign for us (`ra.rs`). A proxy that serves a whole node may ask for the workloads on it
 //! (`node.rs`). Nobody who came without proof gets anything, however he came. What went wrong is said in
 //! istiod's words and counted under its names.
 
@@ -25,6 +25,7 @@ use tonic::codegen::Service as _;
 use tonic::{Code, Request, Response, Status};
 
 use super::node::Nodes;
+use super::ra::{Asked, Ra};
 use super::{Ca, now};
 use crate::access::{Domains, JoinTokens, Ticket};
 
@@ -49,12 +50,23 @@ pub(crate) struct Service {
     joins: Option<(JoinTokens, Domains)>,
 }
 
+/// Istiod's key of the metadata that names the signer who is to sign.
+const CERT_SIGNER: &str = "CertSigner";
+
 /// Why there is no certificate, as istiod calls it.
-struct Refused {
+pub(super) struct Refused {
     /// The label `error` of `citadel_server_csr_sign_err_count`.
-    label: &'static str,
-    code: Code,
-    words: String,
+    pub(super) label: &'static str,
+    pub(super) code: Code,
+    pub(super) words: String,
+}
+
+/// A text of a request's metadata, if it is not empty.
+fn metadata<'r>(request: &'r IstioCertificateRequest, key: &str) -> Option<&'r str> {
+    match request.metadata.as_ref()?.fields.get(key)?.kind.as_ref()? {
+        Kind::StringValue(text) if !text.is_empty() => Some(text),
+        _ => None,
+    }
 }
 
 impl Service {
@@ -63,12 +75,18 @@ impl Service {
     }
 
     /// Signs what a caller has asked for. Only identities that are proven may be given.
-    fn sign(&self, request: &IstioCertificateRequest, identity: &SpiffeId) -> Result<Vec<String>, Refused> {
+    async fn sign(
+        &self,
+        request: &IstioCertificateRequest,
+        identity: &SpiffeId,
+    ) -> Result<Vec<String>, Refused> {
         let refused = |label, code, words: String| Refused { label, code, words };
-        let authority = self.ca.authority().ok_or_else(|| {
-            // Deviation: istiod says Internal, which clients do not try again.
-            refused("CA_NOT_READY", Code::Unavailable, "Istio CA is not ready".to_owned())
-        })?;
+        // Deviation: istiod says Internal, which clients do not try again.
+        let not_ready = || refused("CA_NOT_READY", Code::Unavailable, "Istio CA is not ready".to_owned());
+        let authority = match &self.ca.ra {
+            Some(_) => None,
+            None => Some(self.ca.authority().ok_or_else(not_ready)?),
+        };
         let csr = CertificateRequest::parse(request.csr.as_bytes()).map_err(|error| {
             self.ca.counts.parsing_errors.fetch_add(1, Ordering::Relaxed);
             refused("CSR_ERROR", Code::InvalidArgument, error.to_string())
@@ -83,6 +101,13 @@ impl Service {
             }
             wanted => wanted,
         };
+        let Some(authority) = authority else {
+            let ra = self.ca.ra.as_ref().ok_or_else(not_ready)?;
+            let signer = metadata(request, CERT_SIGNER);
+            let asked = Asked { text: &request.csr, request: &csr, identity, lifetime, signer };
+            let state = self.ca.state.borrow().clone();
+            return ra.sign(&state, &asked).await;
+        };
         let names = [AltName::Uri(identity.as_str().to_owned())];
         // Deviation: with a common name in the request istiod repeats the identity as the subject.
         let leaf = authority.issue(csr.key(), &names, self.ca.validity(now(), lifetime));
@@ -96,12 +121,7 @@ impl Service {
 
     /// The identity that a certificate is for.
     async fn identity(&self, caller: &Caller, request: &IstioCertificateRequest) -> Result<SpiffeId, Status> {
-        let metadata = request.metadata.as_ref().map(|metadata| &metadata.fields);
-        let wanted = metadata.and_then(|fields| match fields.get(IMPERSONATED)?.kind.as_ref()? {
-            Kind::StringValue(text) if !text.is_empty() => Some(text),
-            _ => None,
-        });
-        if let Some(wanted) = wanted {
+        if let Some(wanted) = metadata(request, IMPERSONATED) {
             return self.nodes.authorize(caller, wanted).await.map_err(|why| {
                 // The caller is not told what he might learn of the node from.
                 self.count(&self.ca.counts.authentication_failures);
@@ -146,7 +166,7 @@ impl IstioCertificateService for Service {
                 (identity, Some(ticket))
             }
         };
-        match self.sign(&request, &identity) {
+        match self.sign(&request, &identity).await {
             Ok(cert_chain) => {
                 // It is used up when there is something to be had for it, and what two have got for it is
                 // for the first.
@@ -214,10 +234,11 @@ impl Beside for Service {
                 _ => Proven::Joins(request.headers().clone()),
             };
             request.extensions_mut().insert(proven);
+            let patience = PATIENCE + service.ca.ra.as_ref().map(Ra::patience).unwrap_or_default();
             let mut server = IstioCertificateServiceServer::new(service)
                 .max_decoding_message_size(MOST_MESSAGE)
                 .max_encoding_message_size(usize::MAX);
-            match tokio::time::timeout(PATIENCE, server.call(request)).await {
+            match tokio::time::timeout(patience, server.call(request)).await {
                 Ok(Ok(response)) => response,
                 Ok(Err(never)) => match never {},
                 Err(_) => Status::deadline_exceeded("the request took too long to come").into_http(),

@@ -1,7 +1,8 @@
 //! The control plane's own certificate, for the port with TLS, where nobody has given it one.
 //!
-//! It is signed by the authority for the names that Istio's agents call istiod by, and made anew when
-//! half of its life is over or the authority has changed. Clients may show a certificate of the mesh.
+//! It is signed by the authority, or by a signer of Kubernetes (`ra.rs`), for the names that Istio's agents call
+//! istiod by, and made anew when half of its life is over or the authority has changed. Clients may show a
+//! certificate of the mesh.
 
 use std::fmt;
 use std::io;
@@ -12,7 +13,7 @@ use leno_tls::issue::{Authority, KeyPair, KeyType, certificates_to_pem};
 use leno_tls::{AltName, Identity, ServerContext, Source, Trust, TrustBundle};
 use leno_xds::server::listen::{Handshake, Shaken, Stream};
 
-use super::{Ca, now};
+use super::{Ca, State, now};
 use crate::access::{WEBHOOKS, XDS, parameters, server_context, shake};
 
 /// A server with a certificate of the authority.
@@ -24,8 +25,25 @@ pub(crate) struct OwnServer {
     made: Mutex<Option<Made>>,
 }
 
+/// A certificate with its key, and those above it, in PEM.
+#[derive(Clone)]
+pub(super) struct Shown {
+    pub(super) chain: String,
+    pub(super) key: String,
+    /// When it is to be made anew, seconds since the epoch.
+    pub(super) until: i64,
+}
+
+impl fmt::Debug for Shown {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Never the key.
+        f.debug_struct("Shown").field("until", &self.until).finish_non_exhaustive()
+    }
+}
+
 struct Made {
-    of: Arc<Authority>,
+    /// The version of the authority's state.
+    of: u64,
     /// When it is to be made anew, seconds since the epoch.
     until: i64,
     context: Arc<ServerContext>,
@@ -48,46 +66,65 @@ impl OwnServer {
     }
 
     fn context(&self) -> Result<Arc<ServerContext>, String> {
-        let authority = self.ca.authority().ok_or("the certificate authority is not ready")?;
+        let state = self.ca.state.borrow().clone();
         let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(made) = made.as_ref()
-            && Arc::ptr_eq(&made.of, &authority)
+            && made.of == state.version
             && now() < made.until
         {
             return Ok(Arc::clone(&made.context));
         }
-        let new = self.make(authority)?;
+        let new = self.make(&state)?;
         let context = Arc::clone(&new.context);
         *made = Some(new);
         Ok(context)
     }
 
-    fn make(&self, authority: Arc<Authority>) -> Result<Made, String> {
+    fn make(&self, state: &State) -> Result<Made, String> {
+        let not_ready = || "the certificate authority is not ready".to_owned();
+        let (shown, until) = match self.ca.is_external_only() {
+            // It is renewed beside us; until then it is shown as long as it is there.
+            true => (Shown::clone(state.own.as_ref().ok_or_else(not_ready)?), i64::MAX),
+            false => {
+                let shown = self.sign(state.authority.as_ref().ok_or_else(not_ready)?)?;
+                let until = shown.until;
+                (shown, until)
+            }
+        };
+        let source = |text: String| Source { bytes: text.into_bytes(), place: "the CA".to_owned() };
+        let provider = rustls::crypto::aws_lc_rs::default_provider();
+        let identity = Identity::load(&source(shown.chain), &source(shown.key), None, None, &provider)
+            .map_err(|error| error.to_string())?;
+        // They are of what the authority has signed, which is nothing that workloads show if others sign for it.
+        let authority = state.authority.as_ref().filter(|_| self.ca.ra.is_none());
+        let revocations = authority.map(|authority| authority.revocations());
+        let trusted = format!("{}{}", self.ca.workload_roots(), revocations.unwrap_or_default());
+        let trust = match self.asks {
+            true => Trust::Bundle(Arc::new(TrustBundle::parse(trusted.as_bytes())?)),
+            false => Trust::Nobody,
+        };
+        let (_, expires) = identity.certificate().validity();
+        let parameters = parameters(self.ca.settings.only_1_3, &self.ca.settings.suites)?;
+        let context = Arc::new(server_context(identity, trust, parameters, self.protocols)?);
+        tracing::info!(names = ?self.ca.settings.hosts, expires, "our own certificate is in use");
+        Ok(Made { of: state.version, until, context })
+    }
+
+    /// Signs one.
+    fn sign(&self, authority: &Authority) -> Result<Shown, String> {
         let key = KeyPair::generate(KeyType::P256)?;
         let names: Vec<AltName> = self.ca.settings.hosts.iter().map(|host| name(host)).collect();
         let now = now();
         let ttl = i64::try_from(self.ca.settings.default_ttl.as_secs()).unwrap_or(i64::MAX);
         let leaf = authority.issue(key.public(), &names, self.ca.validity(now, ttl))?;
+        let (_, last) = leno_tls::Certificate::parse(&leaf)?.validity();
         let chain = certificates_to_pem(std::iter::once(&leaf).chain(authority.chain()));
-        let source = |text: String| Source { bytes: text.into_bytes(), place: "the CA".to_owned() };
-        let provider = rustls::crypto::aws_lc_rs::default_provider();
-        let identity = Identity::load(&source(chain), &source(key.to_pem()?), None, None, &provider)
-            .map_err(|error| error.to_string())?;
-        let trusted = format!("{}{}", authority.roots_pem(), authority.revocations());
-        let trust = match self.asks {
-            true => Trust::Bundle(Arc::new(TrustBundle::parse(trusted.as_bytes())?)),
-            false => Trust::Nobody,
-        };
-        let (_, last) = identity.certificate().validity();
-        let until = now + (last - now) / 2;
-        let parameters = parameters(self.ca.settings.only_1_3, &self.ca.settings.suites)?;
-        let context = Arc::new(server_context(identity, trust, parameters, self.protocols)?);
-        tracing::info!(names = ?self.ca.settings.hosts, expires = last, "our own certificate was made");
-        Ok(Made { of: authority, until, context })
+        Ok(Shown { chain, key: key.to_pem()?, until: now + (last - now) / 2 })
     }
 }
 
-fn name(host: &str) -> AltName {
+/// The name in a certificate for a host, which may be an address.
+pub(super) fn name(host: &str) -> AltName {
     host.parse::<IpAddr>().map_or_else(|_| AltName::Dns(host.to_owned()), AltName::Ip)
 }
 

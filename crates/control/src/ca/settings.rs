@@ -47,12 +47,94 @@ pub struct CaSettings {
     /// Service accounts, as `NAMESPACE/NAME`, of proxies that may ask for the workloads of their node
     /// (`CA_TRUSTED_NODE_ACCOUNTS`).
     pub node_accounts: Vec<String>,
+    /// Whether a root of our own is kept in the Secret `cacerts` (`USE_CACERTS_FOR_SELF_SIGNED_CA`), unless there
+    /// is one in `istio-ca-secret` already.
+    pub keeps_in_cacerts: bool,
+    /// Who signs the certificates of workloads in our place (`EXTERNAL_CA`).
+    pub external: Option<External>,
+    /// Who signs the control plane's own certificate (`PILOT_CERT_PROVIDER`).
+    pub provider: CertProvider,
+}
+
+/// Signers behind Kubernetes' API for certificates (`EXTERNAL_CA=ISTIOD_RA_KUBERNETES_API`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct External {
+    /// The signer of workloads that name none (`K8S_SIGNER`); empty: they get nothing.
+    pub signer: String,
+    /// In front of the names that workloads give (`CERT_SIGNER_DOMAIN`); empty: they may give none.
+    pub domain: String,
+    /// The file with the root of all signers, if it is there.
+    pub roots: PathBuf,
+    /// The file with the cluster's root, which counts if that is not there and there is no domain.
+    pub cluster_roots: PathBuf,
+    /// How long a signer may take.
+    pub patience: Duration,
+}
+
+/// Who signs the control plane's own certificate, if it is not given one.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum CertProvider {
+    /// The authority of the mesh.
+    #[default]
+    Istiod,
+    /// A signer of Kubernetes (`k8s.io/NAME`), whose root is that of the mesh then.
+    Signer(String),
+    /// Nobody: it must be given one (`custom`).
+    Custom,
+    /// Nobody, and workloads are told no roots by ConfigMaps (`none`).
+    None,
+}
+
+impl CertProvider {
+    fn parse(text: &str) -> Result<CertProvider, String> {
+        match text {
+            "istiod" => Ok(CertProvider::Istiod),
+            "custom" => Ok(CertProvider::Custom),
+            "none" => Ok(CertProvider::None),
+            // As istiod, which refuses to start.
+            "kubernetes" => {
+                Err("PILOT_CERT_PROVIDER=kubernetes: Kubernetes has no signer for it any more".to_owned())
+            }
+            _ => match text.strip_prefix("k8s.io/") {
+                Some(signer) => signer_name("PILOT_CERT_PROVIDER", signer).map(CertProvider::Signer),
+                // Deviation: istiod warns of a PILOT_CERT_PROVIDER that it does not know, and serves no TLS.
+                None => Err(format!(
+                    "PILOT_CERT_PROVIDER: {text:?} is none of istiod, custom, none and k8s.io/SIGNER"
+                )),
+            },
+        }
+    }
+}
+
+/// A signer by its full name, as `example.com/signer`.
+fn signer_name(variable: &str, text: &str) -> Result<String, String> {
+    match text.split_once('/') {
+        Some((domain, path)) if is_part(domain) && is_part(path) => Ok(text.to_owned()),
+        _ => Err(format!("{variable}: {text:?} is not the name of a signer, DOMAIN/NAME")),
+    }
+}
+
+/// Whether this may be the domain or the path of a signer's name: lower case letters, digits, and `.` and `-`
+/// between them.
+pub(super) fn is_part(text: &str) -> bool {
+    let is_end = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+    let is_label = |label: &str| {
+        label.bytes().all(|byte| is_end(byte) || byte == b'-')
+            && label.bytes().next().is_some_and(is_end)
+            && label.bytes().next_back().is_some_and(is_end)
+    };
+    text.len() <= 253 && text.split('.').all(is_label)
 }
 
 const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
 impl CaSettings {
+    /// Whether signers sign everything, so that there is no authority of our own.
+    pub(super) fn is_external_only(&self) -> bool {
+        matches!(self.provider, CertProvider::Signer(_))
+    }
+
     /// Reads the variables. `None`: there is to be no authority (`ENABLE_CA_SERVER`).
     ///
     /// # Errors
@@ -73,14 +155,23 @@ impl CaSettings {
                 .map(|span| span.0)
                 .ok_or_else(|| format!("{name}: {text:?} is no duration such as 24h or 1h30m")),
         };
+        let provider =
+            CertProvider::parse(&set("PILOT_CERT_PROVIDER").unwrap_or_else(|| "istiod".to_owned()))?;
+        let external = match set("EXTERNAL_CA").as_deref() {
+            None => None,
+            Some("ISTIOD_RA_KUBERNETES_API") => Some(External::read(set)?),
+            Some(other) => {
+                return Err(format!("EXTERNAL_CA: {other:?} is not ISTIOD_RA_KUBERNETES_API"));
+            }
+        };
+        if external.is_none() && matches!(provider, CertProvider::Signer(_)) {
+            return Err(
+                "PILOT_CERT_PROVIDER: a signer of Kubernetes needs EXTERNAL_CA=ISTIOD_RA_KUBERNETES_API"
+                    .to_owned(),
+            );
+        }
         if !flag("ENABLE_CA_SERVER", true)? {
             return Ok(None);
-        }
-        if set("EXTERNAL_CA").is_some() {
-            return Err("EXTERNAL_CA: other authorities are not supported yet".to_owned());
-        }
-        if flag("USE_CACERTS_FOR_SELF_SIGNED_CA", false)? {
-            return Err("USE_CACERTS_FOR_SELF_SIGNED_CA is not supported yet".to_owned());
         }
         let root_key = match set("CITADEL_SELF_SIGNED_CA_RSA_KEY_SIZE") {
             None => KeyType::P256,
@@ -123,6 +214,9 @@ impl CaSettings {
             node_accounts: set("CA_TRUSTED_NODE_ACCOUNTS")
                 .map(|all| all.split(',').map(|one| one.trim().to_owned()).collect())
                 .unwrap_or_default(),
+            keeps_in_cacerts: flag("USE_CACERTS_FOR_SELF_SIGNED_CA", false)?,
+            external,
+            provider,
         };
         for (name, ttl) in [
             ("CITADEL_SELF_SIGNED_CA_CERT_TTL", settings.root_ttl),
@@ -142,13 +236,35 @@ impl CaSettings {
     }
 }
 
+impl External {
+    /// Istio's places and patience.
+    fn read(set: impl Fn(&str) -> Option<String>) -> Result<External, String> {
+        let (signer, domain) = (set("K8S_SIGNER"), set("CERT_SIGNER_DOMAIN"));
+        if signer.is_none() && domain.is_none() {
+            return Err("EXTERNAL_CA: which signer it is must be said, by K8S_SIGNER or CERT_SIGNER_DOMAIN"
+                .to_owned());
+        }
+        if let Some(domain) = domain.as_ref().filter(|domain| !is_part(domain)) {
+            return Err(format!("CERT_SIGNER_DOMAIN: {domain:?} is no domain of signers"));
+        }
+        let signer = signer.map(|signer| signer_name("K8S_SIGNER", &signer)).transpose()?;
+        Ok(External {
+            signer: signer.unwrap_or_default(),
+            domain: domain.unwrap_or_default(),
+            roots: "./etc/external-ca-cert/root-cert.pem".into(),
+            cluster_roots: "./var/run/secrets/kubernetes.io/serviceaccount/ca.crt".into(),
+            patience: Duration::from_secs(60),
+        })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
 
     use leno_tls::issue::KeyType;
 
-    use super::CaSettings;
+    use super::{CaSettings, CertProvider};
 
     fn read(set: &[(&str, &str)]) -> Result<Option<CaSettings>, String> {
         CaSettings::read(|name| {
@@ -183,7 +299,12 @@ mod tests {
             ("DEFAULT_WORKLOAD_CERT_TTL", "2161h"),
             ("ENABLE_CA_SERVER", "maybe"),
             ("EXTERNAL_CA", "ISTIOD_RA_KUBERNETES_API"),
-            ("USE_CACERTS_FOR_SELF_SIGNED_CA", "true"),
+            ("EXTERNAL_CA", "ISTIOD_RA_ISTIO_API"),
+            ("USE_CACERTS_FOR_SELF_SIGNED_CA", "maybe"),
+            ("PILOT_CERT_PROVIDER", "kubernetes"),
+            ("PILOT_CERT_PROVIDER", "Istiod"),
+            ("PILOT_CERT_PROVIDER", "k8s.io/example.com"),
+            ("PILOT_CERT_PROVIDER", "k8s.io/example.com/mesh"),
             ("CITADEL_SELF_SIGNED_CA_RSA_KEY_SIZE", "1024"),
             ("CITADEL_SELF_SIGNED_CA_CERT_TTL", "1 year"),
             ("CITADEL_SELF_SIGNED_ROOT_CERT_GRACE_PERIOD_PERCENTILE", "100"),
@@ -193,6 +314,30 @@ mod tests {
         ] {
             let found = read(&[(name, value)]);
             assert!(found.as_ref().is_err_and(|why| why.contains(name)), "{name}: {found:?}");
+        }
+    }
+
+    #[test]
+    fn signers() {
+        let api = ("EXTERNAL_CA", "ISTIOD_RA_KUBERNETES_API");
+        let set = read(&[api, ("K8S_SIGNER", "example.com/mesh"), ("PILOT_CERT_PROVIDER", "k8s.io/a.b/c.d")]);
+        let set = set.expect("fine").expect("an authority");
+        assert_eq!(set.provider, CertProvider::Signer("a.b/c.d".to_owned()));
+        let external = set.external.expect("there is one");
+        assert_eq!((external.signer.as_str(), external.domain.as_str()), ("example.com/mesh", ""));
+        assert!(!read(&[]).expect("fine").expect("an authority").keeps_in_cacerts);
+        for (name, value, good) in [
+            ("K8S_SIGNER", "example.com/mesh", true),
+            ("K8S_SIGNER", "example.com", false),
+            ("K8S_SIGNER", "example.com/a/b", false),
+            ("K8S_SIGNER", "example.com/", false),
+            ("CERT_SIGNER_DOMAIN", "clusterissuers.cert-manager.io", true),
+            ("CERT_SIGNER_DOMAIN", "a/b", false),
+            ("CERT_SIGNER_DOMAIN", "-a", false),
+            ("CERT_SIGNER_DOMAIN", "a..b", false),
+        ] {
+            let found = read(&[api, (name, value)]);
+            assert_eq!(found.is_ok(), good, "{name}={value}: {found:?}");
         }
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! In a cluster it is istiod's Secret `istio-ca-secret` of the root namespace, so that one that istiod
 //! has made goes on under us and the other way round; the `resourceVersion` decides between replicas
-//! that write at once. On a machine it is a file that only its owner may read, and a lock decides. Both hold
+//! that write at once. With `USE_CACERTS_FOR_SELF_SIGNED_CA` it is the Secret `cacerts`, marked as made by a
+//! control plane, unless the other is there already. On a machine it is a file that only its owner may read, and a lock decides. Both hold
 //! the same names.
 
 use std::collections::BTreeMap;
@@ -23,6 +24,15 @@ use crate::source::kube::client::Fault;
 
 /// The Secret.
 const SECRET: &str = "istio-ca-secret";
+
+/// The Secret with the name of those that people make.
+const CACERTS: &str = "cacerts";
+
+/// What is in that one if a control plane has made it: its key, or the file where it is mounted.
+pub(super) const GENERATED: &str = "istio-generated";
+
+/// What istiod's Secrets have too, empty for a root.
+const CHAIN: &str = "cert-chain.pem";
 
 /// The type of the Secret.
 const TYPE: &str = "istio.io/ca-root";
@@ -49,8 +59,8 @@ pub(super) enum Vault {
     Memory(Mutex<Option<Kept>>),
     /// A folder.
     Folder(PathBuf),
-    /// A cluster.
-    Secret(Cluster),
+    /// A cluster; whether it is to be in `cacerts`.
+    Secret(Cluster, bool),
 }
 
 /// What was found, and what tells it from what others write in its place.
@@ -80,7 +90,7 @@ impl Vault {
                 let kept = read_file(&folder.join(FILE))?;
                 Ok(kept.map(|kept| Found { kept, version: Version::None }))
             }
-            Vault::Secret(cluster) => read_secret(cluster).await,
+            Vault::Secret(cluster, in_cacerts) => read_secret(cluster, *in_cacerts).await,
         }
     }
 
@@ -96,7 +106,7 @@ impl Vault {
                 Ok(true)
             }
             Vault::Folder(folder) => replace(folder, kept, before.as_ref().map(|found| &found.kept)),
-            Vault::Secret(cluster) => write_secret(cluster, kept, before).await,
+            Vault::Secret(cluster, in_cacerts) => write_secret(cluster, *in_cacerts, kept, before).await,
         }
     }
 
@@ -204,38 +214,60 @@ fn path(cluster: &Cluster) -> String {
     format!("/api/v1/namespaces/{}/secrets", cluster.root_namespace())
 }
 
-async fn read_secret(cluster: &Cluster) -> Result<Option<Found>, String> {
-    let words = |error: &dyn std::fmt::Display| format!("Secret {SECRET}: {error}");
-    let text = match cluster.api().get(&format!("{}/{SECRET}", path(cluster)), "application/json").await {
-        Ok(text) => text,
-        Err(fault) if fault.code() == 404 => return Ok(None),
-        Err(fault) => return Err(words(&fault)),
-    };
-    let secret: Secret = serde_json::from_str(&text).map_err(|error| words(&error))?;
-    let map = secret.data.iter().flatten().filter_map(|(name, value)| {
-        let text = String::from_utf8(value.0.clone()).ok()?;
-        Some((name.clone(), text))
-    });
-    let kept = from_map(map.collect()).map_err(|error| words(&error))?;
-    Ok(Some(Found { kept, version: Version::Secret(Box::new(secret)) }))
+async fn read_secret(cluster: &Cluster, in_cacerts: bool) -> Result<Option<Found>, String> {
+    for name in std::iter::once(SECRET).chain(in_cacerts.then_some(CACERTS)) {
+        let words = |error: &dyn std::fmt::Display| format!("Secret {name}: {error}");
+        let text = match cluster.api().get(&format!("{}/{name}", path(cluster)), "application/json").await {
+            Ok(text) => text,
+            Err(fault) if fault.code() == 404 => continue,
+            Err(fault) => return Err(words(&fault)),
+        };
+        let secret: Secret = serde_json::from_str(&text).map_err(|error| words(&error))?;
+        // Deviation: istiod takes a `cacerts` that people have made for its own, and writes its next root over it.
+        if name == CACERTS && !secret.data.iter().flatten().any(|(name, _)| name == GENERATED) {
+            return Err(words(&"no control plane has made it; it must be mounted to be used"));
+        }
+        let map = secret.data.iter().flatten().filter_map(|(name, value)| {
+            let text = String::from_utf8(value.0.clone()).ok()?;
+            Some((name.clone(), text))
+        });
+        let kept = from_map(map.collect()).map_err(|error| words(&error))?;
+        return Ok(Some(Found { kept, version: Version::Secret(Box::new(secret)) }));
+    }
+    Ok(None)
 }
 
-async fn write_secret(cluster: &Cluster, kept: &Kept, before: Option<Found>) -> Result<bool, String> {
-    let words = |error: &dyn std::fmt::Display| format!("Secret {SECRET}: {error}");
+async fn write_secret(
+    cluster: &Cluster,
+    in_cacerts: bool,
+    kept: &Kept,
+    before: Option<Found>,
+) -> Result<bool, String> {
     let found = before.and_then(|found| match found.version {
         Version::Secret(secret) => Some(*secret),
         Version::None => None,
     });
-    let (method, path) = match &found {
-        Some(_) => (Method::PUT, format!("{}/{SECRET}", path(cluster))),
-        None => (Method::POST, path(cluster)),
-    };
-    let mut secret = found.unwrap_or_else(|| Secret {
-        metadata: ObjectMeta { name: Some(SECRET.to_owned()), ..ObjectMeta::default() },
-        type_: Some(TYPE.to_owned()),
-        ..Secret::default()
+    let is_new = found.is_none();
+    let mut secret = found.unwrap_or_else(|| {
+        let name = if in_cacerts { CACERTS } else { SECRET };
+        Secret {
+            metadata: ObjectMeta { name: Some(name.to_owned()), ..ObjectMeta::default() },
+            type_: Some(TYPE.to_owned()),
+            ..Secret::default()
+        }
     });
+    let name = secret.metadata.name.clone().unwrap_or_default();
+    let words = |error: &dyn std::fmt::Display| format!("Secret {name}: {error}");
+    let (method, path) = match is_new {
+        false => (Method::PUT, format!("{}/{name}", path(cluster))),
+        true => (Method::POST, path(cluster)),
+    };
     let data = secret.data.get_or_insert_default();
+    if name == CACERTS {
+        for empty in [GENERATED, CHAIN] {
+            data.entry(empty.to_owned()).or_default();
+        }
+    }
     let map = to_map(kept);
     for name in [CERTIFICATE, KEY, ROOTS, NEXT_CERTIFICATE, NEXT_KEY] {
         match map.get(name) {

@@ -53,7 +53,7 @@ pub(crate) struct Ready {
 impl Ready {
     fn is_ready(&self) -> bool {
         self.known.load(Ordering::Acquire)
-            && self.ca.as_ref().is_none_or(|ca| ca.authority().is_some())
+            && self.ca.as_ref().is_none_or(|ca| ca.is_ready())
             && self.webhook.as_ref().is_none_or(|webhook| webhook.is_ready())
     }
 }
@@ -356,7 +356,7 @@ mod tests {
     #[tokio::test]
     async fn ready_with_an_authority_only() {
         let settings = CaSettings::read(|_| None).expect("fine").expect("an authority");
-        let address = start(Some(Ca::new(settings))).await;
+        let address = start(Some(Ca::new(settings, None).expect("it is ours"))).await;
         let mut stream = send(address, &GET.replace("\r\n\r\n", "\r\nConnection: close\r\n\r\n")).await;
         assert!(rest(&mut stream).await.starts_with("HTTP/1.1 503"));
     }

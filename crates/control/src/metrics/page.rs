@@ -201,6 +201,8 @@ fn about_ca(text: &mut Text, seen: &CaSeen) {
     let times = [
         ("root_cert", "the root cert", seen.root_expires),
         ("cert_chain", "the certificate chain", seen.chain_expires),
+        // Not istiod's.
+        ("crl", "the first certificate revocation list", seen.revocations_expire),
     ];
     for (which, words, expires) in times {
         let Some(expires) = expires else { continue };

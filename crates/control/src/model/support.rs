@@ -161,7 +161,6 @@ const MESH_CONFIG: &[Row] = &[
     warn("outboundTrafficPolicy.tls.mode=ISTIO_MUTUAL", "requests are sent in plain text"),
     warn("configSources", "has no effect: the control plane reads what it is started with"),
     warn("caCertificates[].spiffeBundleUrl", NO_EFFECT),
-    warn("caCertificates[].certSigners", NO_EFFECT),
     warn("certificates", AS_IN_ISTIO),
     warn("serviceSettings", "has no effect, as there is one cluster"),
     warn("serviceScopeConfigs", "has no effect, as there is one cluster"),

@@ -170,7 +170,6 @@ const INERT: &[(&str, &str)] = &[
     ("gateways.istio-ingressgateway.runAsRoot", "gateways never run as root"),
     ("gateways.istio-ingressgateway.secretVolumes", "gateways get Secrets from the control plane"),
     ("global.arch", "Pods are not bound to processors; use nodeSelector or affinity"),
-    ("global.certSigners", "the Kubernetes CSR API is not used"),
     ("global.configCluster", "there is one cluster"),
     ("global.defaultNodeSelector", "use nodeSelector of the components"),
     ("global.defaultTolerations", "use tolerations of the components"),

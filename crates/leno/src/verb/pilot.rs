@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use leno_control::inject::WebhookOptions;
-use leno_control::server::{Access, CaSettings, Issuer, Kubernetes, Options, Secure, parse_duration};
+use leno_control::server::{
+    Access, CaSettings, CertProvider, Issuer, Kubernetes, Options, Secure, parse_duration,
+};
 
 use super::log_levels::{self, Scoped};
 use crate::cli::Failure;
@@ -199,7 +201,8 @@ impl Pilot {
             return Err(anyhow::anyhow!(words).into());
         }
         without_effect(&access, kubernetes.is_some(), |name| std::env::var(name).ok())?;
-        let certified = access.secure.is_some() || access.authority.is_some();
+        let signs_own = |ca: &CaSettings| !matches!(ca.provider, CertProvider::Custom | CertProvider::None);
+        let certified = access.secure.is_some() || access.authority.as_ref().is_some_and(signs_own);
         let webhooks = self.webhooks(kubernetes.is_some() && certified, |name| std::env::var(name).ok())?;
         if webhooks.is_some() && !certified {
             return Err(anyhow::anyhow!("--httpsAddr needs --tlsCertFile or an authority").into());
@@ -316,9 +319,20 @@ impl Pilot {
         variable: impl Fn(&str) -> Option<String>,
     ) -> anyhow::Result<Option<CaSettings>> {
         let settings = CaSettings::read(&variable).map_err(anyhow::Error::msg)?;
+        if !in_cluster && settings.as_ref().is_some_and(|settings| settings.external.is_some()) {
+            bail!("EXTERNAL_CA: the signers are those of a cluster, and there is none");
+        }
         let wanted = settings.filter(|settings| in_cluster || settings.keeps || settings.dir.exists());
         let Some(mut settings) = wanted else { return Ok(None) };
-        if !self.secure_grpc_addr.is_empty() {
+        let signs_own = !matches!(settings.provider, CertProvider::Custom | CertProvider::None);
+        // Deviation: with PILOT_CERT_PROVIDER=custom and no certificate istiod serves a port on which no handshake
+        // succeeds.
+        if settings.provider == CertProvider::Custom && self.tls.files().is_none() {
+            bail!(
+                "PILOT_CERT_PROVIDER=custom: the certificate must be given, by --tlsCertFile and --tlsKeyFile"
+            );
+        }
+        if !self.secure_grpc_addr.is_empty() && signs_own {
             settings.address = Some(address("--secureGRPCAddr", &self.secure_grpc_addr)?);
         }
         settings.only_1_3 = self.tls.min_version == "1.3";
@@ -584,6 +598,13 @@ mod tests {
         assert!(found.is_some_and(|ca| ca.keeps));
         assert!(plain.authority(true, set(&[("ENABLE_CA_SERVER", "false")])).expect("fine").is_none());
         assert!(plain.authority(true, set(&[("EXTERNAL_CA", "x")])).is_err());
+        let signers: &[(&str, &str)] =
+            &[("EXTERNAL_CA", "ISTIOD_RA_KUBERNETES_API"), ("K8S_SIGNER", "example.com/mesh")];
+        assert!(plain.authority(true, set(signers)).expect("fine").is_some_and(|ca| ca.external.is_some()));
+        assert!(plain.authority(false, set(signers)).is_err(), "there is no cluster");
+        assert!(plain.authority(true, set(&[("PILOT_CERT_PROVIDER", "custom")])).is_err(), "no files");
+        let none = plain.authority(true, set(&[("PILOT_CERT_PROVIDER", "none")])).expect("fine");
+        assert!(none.is_some_and(|ca| ca.address.is_none()), "it has no certificate");
         let mut access = pilot(&["--grpcAddr="]).expect("good flags").access().expect("fine");
         assert!(!is_reachable(&access));
         access.authority = plain.authority(true, set(nowhere)).expect("fine");

@@ -9,7 +9,8 @@
 //!   `defaults.rs`: what the server fills in; `schema.rs`: what CRDs ask for;
 //! - `patch.rs`, `strategic.rs`, `apply.rs` with `fields.rs`: the four ways to patch;
 //! - `http.rs`: the server; `path.rs`, `verb.rs`, `listing.rs`: what a request asks for and how it is
-//!   answered; `pods.rs`: what is refused of Pods; `table.rs`, `discovery.rs`: what `kubectl` asks for; `review.rs`: tokens and
+//!   answered; `pods.rs`: what is refused of Pods; `certificates.rs`: requests for certificates and their
+//!   signers; `table.rs`, `discovery.rs`: what `kubectl` asks for; `review.rs`: tokens and
 //!   permissions, `rbac.rs`: by roles; `admission.rs`: webhooks.
 //!
 //! It is proven with `kubectl` and the Python client in `tests/kubectl.rs`. Not there: CEL rules,
@@ -18,6 +19,7 @@
 
 mod admission;
 mod apply;
+mod certificates;
 mod cluster;
 mod defaults;
 mod discovery;
@@ -52,6 +54,7 @@ use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
+pub use self::certificates::{SigningRequest, Verdict};
 pub use self::cluster::{Cluster, VARIABLE, definition};
 pub use self::pods::pod_faults;
 use self::state::{Denial, Shared, lock};
@@ -297,6 +300,24 @@ impl ApiServer {
     /// Makes a bearer token known.
     pub fn add_token(&self, token: &str, user: User) {
         lock(&self.shared.state).tokens.insert(token.to_owned(), user);
+    }
+
+    /// From now on this plays all signers of CertificateSigningRequests. It is shown each one when it is made, and again
+    /// when any is changed, until something has become of it; a verdict that does not suit its state (a certificate
+    /// before it was approved) waits.
+    pub fn sign_requests(&self, signers: impl Fn(&SigningRequest) -> Option<Verdict> + Send + 'static) {
+        lock(&self.shared.state).signers = Some(Box::new(signers));
+        self.look_at_requests();
+    }
+
+    /// Shows the signers all requests again.
+    pub fn look_at_requests(&self) {
+        certificates::look(&mut lock(&self.shared.state));
+    }
+
+    /// How many objects of a resource there are, in all namespaces.
+    pub fn count(&self, group: &str, plural: &str) -> usize {
+        lock(&self.shared.state).store.list(&(group.to_owned(), plural.to_owned()), "").count()
     }
 
     /// Where the webhooks of a Service (`namespace/name`) are reached, as there is no network of

@@ -10,6 +10,7 @@ use std::time::{Duration, SystemTime};
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
+use super::certificates::Signers;
 use super::rbac::{self, Attributes};
 use super::resource::{self, Resource};
 use super::status::Failure;
@@ -72,7 +73,6 @@ pub(super) struct Denial {
     pub(super) plural: String,
 }
 
-#[derive(Debug)]
 pub(super) struct State {
     pub(super) store: Store,
     pub(super) resources: Vec<Arc<Resource>>,
@@ -90,9 +90,17 @@ pub(super) struct State {
     pub(super) refused: Vec<String>,
     /// Whether something plays kubelet, and removes Pods that are being deleted.
     pub(super) kubelet: bool,
+    /// Who signs requests for certificates.
+    pub(super) signers: Option<Signers>,
     rng: leno_base::rng::Rng,
     pub(super) next_address: u32,
     pub(super) next_node_port: u16,
+}
+
+impl fmt::Debug for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("State").field("store", &self.store).finish_non_exhaustive()
+    }
 }
 
 impl State {
@@ -111,6 +119,7 @@ impl State {
             seen: Vec::new(),
             refused: Vec::new(),
             kubelet: false,
+            signers: None,
             rng: leno_base::rng::Rng::from_entropy(),
             next_address: 10,
             next_node_port: 30_000,

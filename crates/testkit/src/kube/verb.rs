@@ -26,6 +26,7 @@ pub(super) fn read(shared: &Shared, call: &Call, target: &Target) -> Result<Repl
     match target.subresource.as_str() {
         "" => Ok(call.show(&state, target, &target.present(live))),
         "status" if target.has_status() => Ok(Reply::json(200, &target.present(live))),
+        "approval" if super::certificates::is_one(target) => Ok(Reply::json(200, &target.present(live))),
         "scale" => Ok(Reply::json(200, &scale_of(target, live)?)),
         _ => Err(Failure::no_path()),
     }
@@ -46,6 +47,9 @@ pub(super) async fn create(shared: &Arc<Shared>, call: &Call, mut target: Target
             return Err(target.invalid(&faults));
         }
     }
+    if super::certificates::is_one(&target) {
+        super::certificates::on_create(&target, &call.user, &mut object)?;
+    }
     let manager = manager(shared, call, &target, false);
     apply::track(None, &mut object, Typing::root(target.schema()), &manager);
     if call.is_dry_run() {
@@ -56,6 +60,9 @@ pub(super) async fn create(shared: &Arc<Shared>, call: &Call, mut target: Target
         return Err(Failure::exists(&target.resource.group, &target.resource.plural, &target.name));
     }
     let stored = state.commit(&target.resource, &target.key(), object);
+    if super::certificates::is_one(&target) {
+        super::certificates::look(&mut state);
+    }
     Ok(Reply::json(201, &target.present(&stored)).with_warnings(warnings))
 }
 
@@ -203,7 +210,7 @@ async fn change(
     let known = match target.subresource.as_str() {
         "" | "ephemeralcontainers" => true,
         "status" => target.has_status(),
-        "approval" => target.resource.plural == "certificatesigningrequests",
+        "approval" => super::certificates::is_one(target),
         "finalize" => target.resource.plural == "namespaces",
         _ => false,
     };
@@ -217,7 +224,10 @@ async fn change(
             let live = state.store.find(&target.resource.name(), &target.key()).cloned();
             let live = live.ok_or_else(|| target.not_found())?;
             let edited = edit(&target.present(&live))?;
-            let candidate = state.prepare_update(target, &live, edited)?;
+            let mut candidate = state.prepare_update(target, &live, edited)?;
+            if super::certificates::is_one(target) {
+                super::certificates::on_update(&mut state, &call.user, target, &live, &mut candidate)?;
+            }
             (live, candidate)
         };
         let mut candidate = candidate;
@@ -243,6 +253,9 @@ async fn change(
         let now = state.store.find(&target.resource.name(), &target.key());
         if now.is_some_and(|now| Arc::ptr_eq(now, &live)) {
             let stored = state.commit(&target.resource, &target.key(), object);
+            if super::certificates::is_one(target) {
+                super::certificates::look(&mut state);
+            }
             return Ok(Reply::json(200, &target.present(&stored)).with_warnings(warnings));
         }
     }

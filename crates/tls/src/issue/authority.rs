@@ -326,7 +326,7 @@ fn name(organization: &str) -> Vec<u8> {
     element(SEQUENCE, &[&element(SET, &[&attribute])])
 }
 
-fn general_name(name: &AltName) -> Option<Vec<u8>> {
+pub(super) fn general_name(name: &AltName) -> Option<Vec<u8>> {
     match name {
         AltName::Dns(name) => Some(element(0x82, &[name.as_bytes()])),
         AltName::Uri(name) => Some(element(0x86, &[name.as_bytes()])),

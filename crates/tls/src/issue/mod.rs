@@ -6,12 +6,14 @@
 //! written by hand (`der`): what must be in them is little, and then nothing is in them that nobody
 //! has chosen; an issuer's name is copied octet by octet from the authority's certificate.
 //!
-//! Reading order: `spiffe` (names), `key`, `request` (what strangers send), `authority`.
+//! Reading order: `spiffe` (names), `key`, `request` (what strangers send), `authority`, `signed` (what
+//! another authority answers).
 
 mod authority;
 mod key;
 mod pem;
 mod request;
+mod signed;
 mod spiffe;
 #[cfg(test)]
 mod tests;
@@ -19,5 +21,6 @@ mod tests;
 pub use authority::{Authority, Material, Validity, root};
 pub use key::{KeyPair, KeyType, PublicKey};
 pub use pem::{certificates, certificates_to_pem};
-pub use request::{CertificateRequest, MOST_BYTES, RequestError, request};
+pub use request::{CertificateRequest, MOST_BYTES, RequestError, request, request_for};
+pub use signed::Wanted;
 pub use spiffe::SpiffeId;
