@@ -297,7 +297,7 @@ async fn only_ones_own_name_is_passed_on() {
         (
             "a host",
             made(|params| {
-                params.subject_alt_names.push(rcgen::SanType::DnsName("a.b".try_into().expect("a name")))
+                params.subject_alt_names.push(rcgen::SanType::DnsName("a.b".try_into().expect("a name")));
             }),
             false,
         ),
