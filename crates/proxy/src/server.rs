@@ -27,6 +27,7 @@ use crate::config::extensions;
 use crate::config::lower::{Scope, UnknownFields};
 use crate::config::source::ResourceKey;
 use crate::config::store::Store;
+use crate::http::filters::Background;
 use crate::listener::Direction;
 use crate::listener::accept::GlobalConnections;
 use crate::listener::bind;
@@ -40,7 +41,7 @@ use crate::snapshot::Snapshot;
 use crate::telemetry::access_log::Sink;
 use crate::telemetry::access_log::sink::{LogFile, open};
 use crate::telemetry::server_stats::{
-    ClusterManagerStats, DrainingResources, ListenerManagerStats, ServerStats,
+    ClusterManagerStats, DrainingResources, ListenerManagerStats, Sampled, ServerStats,
 };
 use crate::telemetry::stats::{StatsStore, ThreadStats};
 use crate::tls::expiry::Expirations;
@@ -215,7 +216,7 @@ impl Server {
         let buffer = bootstrap.scope.internal_buffer;
         let workers =
             (0..concurrency).map(|index| worker::spawn(index, &all_stats, &limit, policy, buffer, &demand));
-        let workers = workers.collect::<Result<_, _>>();
+        let workers = workers.collect::<Result<Vec<_>, _>>();
         let workers = workers.map_err(|error| RunError::System("cannot start a worker".to_owned(), error))?;
 
         let mut store = Store::new(bootstrap.cds.is_some(), bootstrap.lds.is_some());
@@ -253,12 +254,15 @@ impl Server {
         let (events, main) = mpsc::unbounded_channel();
         let (commands, admin_commands) = mpsc::unbounded_channel();
         let started = Instant::now();
+        let sampled = Arc::new(Sampled::new(&all_stats.thread()));
         if let Some(sinks) = bootstrap.sinks {
-            sinks.start(Arc::clone(&all_stats));
+            let own = sinks.start(Arc::clone(&all_stats), Arc::clone(&main_stats), Arc::clone(&sampled));
+            start_couriers(&workers, own);
         }
         if let Some(admin) = bootstrap.admin {
             let address = admin.address.as_ref().map(ToString::to_string).unwrap_or_default();
-            let context = admin::Context::new(&options, admin, all_stats, concurrency, commands, started);
+            let context =
+                admin::Context::new(&options, admin, all_stats, concurrency, commands, started, sampled);
             let socket = context.bind().map_err(|error| {
                 RunError::Config(vec![format!("admin: cannot bind '{address}': {}", bind::describe(&error))])
             })?;
@@ -613,6 +617,14 @@ impl Server {
             (key.name.clone(), known)
         });
         shown.collect()
+    }
+}
+
+/// Starts what goes on beside requests and belongs to no listener.
+fn start_couriers(workers: &[Handle], couriers: Vec<Arc<dyn Background>>) {
+    let Some(worker) = workers.first() else { return };
+    for work in couriers {
+        worker.tell(Command::Start { work, stat_prefix: Name::default(), ready: Box::new(|| ()) });
     }
 }
 

@@ -1,7 +1,7 @@
 //! Access logs that go to services, ours beside the real Envoy's: the entries of Envoy's access log
 //! service and OpenTelemetry's log records must be the same, apart from times and ports.
 //!
-//! The service is one of HTTP/2 (h2) that writes down what it is sent.
+//! The service is one of HTTP/2 (h2) that writes down what it is sent. `sinks` is about stats.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -18,6 +18,8 @@ use prost::Message;
 use serde_json::{Value, json};
 use service::stream_access_logs_message::LogEntries;
 
+#[path = "access_logs/sinks.rs"]
+mod sinks;
 mod support;
 
 use support::{Proxy, Wire, exchange, wait};

@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 mod filters {
     mod compressor;
     mod csrf;
+    mod decompressor;
     mod ext_authz;
     mod grpc_web;
     mod jwt_authn;
@@ -39,6 +40,8 @@ struct Suite {
     services: Vec<(&'static str, Arc<Answer>)>,
     /// Services that speak gRPC: what each answers to a message sent to a path, if it does.
     grpc: Vec<(&'static str, Arc<GrpcAnswer>)>,
+    /// Services that are there already.
+    extra: Vec<(&'static str, SocketAddr)>,
     /// `node.metadata`.
     node: Value,
     /// What the access log says beside the usual.
@@ -324,7 +327,8 @@ fn run(suite: &Suite, name: &'static str, folder: &Path, envoy: Option<&Path>) -
                 .map(|(name, answer)| (*name, Service::grpc(name, Arc::clone(answer), Arc::clone(&asked)))),
         )
         .collect();
-    let addresses: Vec<_> = services.iter().map(|(name, service)| (*name, service.address)).collect();
+    let addresses = services.iter().map(|(name, service)| (*name, service.address));
+    let addresses: Vec<_> = addresses.chain(suite.extra.iter().copied()).collect();
     let proxy = Proxy::start(name, folder, envoy, |folder| bootstrap(suite, folder, &addresses));
     let ports = proxy.ports();
     let mut told = String::new();

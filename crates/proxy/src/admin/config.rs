@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Instant, SystemTime};
 
 use leno_api::proto::envoy::config::bootstrap::v3 as bootstrap;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 
 use crate::admin::logging::Levels;
 use crate::admin::{Command, Context, ServerFacts};
@@ -29,6 +29,8 @@ pub(crate) struct AdminConfig {
     pub(crate) bootstrap: bytes::Bytes,
     /// `layered_runtime`, lowest layer first: name, values.
     pub(crate) runtime_layers: Vec<(String, serde_json::Value)>,
+    /// Whom to tell when somebody looks at stats (`stats_flush_on_admin`).
+    pub(crate) flush: Option<Arc<Notify>>,
 }
 
 impl AdminConfig {
@@ -65,8 +67,9 @@ impl Context {
         concurrency: usize,
         commands: mpsc::UnboundedSender<Command>,
         started: Instant,
+        sampled: Arc<Sampled>,
     ) -> Self {
-        let AdminConfig { address, access_logs, stats_config, bootstrap, runtime_layers } = config;
+        let AdminConfig { address, access_logs, stats_config, bootstrap, runtime_layers, flush } = config;
         let server = ServerFacts {
             started,
             started_at: SystemTime::now() - started.elapsed(),
@@ -75,8 +78,7 @@ impl Context {
             runtime_layers,
             options: options.clone(),
         };
-        let sampled = Sampled::new(&stats.thread());
         let levels = Mutex::new(Levels::new(options));
-        Self { stats, stats_config, commands, server, levels, access_logs, address, sampled }
+        Self { stats, stats_config, commands, server, levels, access_logs, address, sampled, flush }
     }
 }

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Instant, SystemTime};
 
 use leno_base::Name;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 
 use crate::admin::logging::Levels;
 use crate::admin::respond::{Query, Response};
@@ -73,7 +73,9 @@ pub(crate) struct Context {
     /// Where to listen.
     pub(crate) address: Option<Address>,
     /// Stats that are brought up to date when somebody looks.
-    sampled: Sampled,
+    sampled: Arc<Sampled>,
+    /// Whom to tell when somebody looks at stats (`stats_flush_on_admin`).
+    flush: Option<Arc<Notify>>,
 }
 
 /// What is fixed when the proxy starts.

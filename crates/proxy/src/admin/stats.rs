@@ -54,6 +54,9 @@ impl Wanted {
 
     /// The stats, sampled ones brought up to date.
     pub(super) fn scrape(&self, context: &Context) -> Vec<Stat> {
+        if let Some(flush) = &context.flush {
+            flush.notify_one();
+        }
         context.sampled.sample(&context.stats);
         let mut stats = scrape(&context.stats, |name| {
             let matches =

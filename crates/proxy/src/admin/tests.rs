@@ -18,6 +18,7 @@ use crate::cluster::{Assignment, EndpointAddress, EndpointConfig, LocalityEndpoi
 use crate::listener::ListenAddress;
 use crate::options::Options;
 use crate::snapshot::Snapshot;
+use crate::telemetry::server_stats::Sampled;
 use crate::telemetry::stats::{StatsStore, stats_scope};
 use crate::worker::HostReport;
 
@@ -73,7 +74,8 @@ fn context(view: View) -> (Arc<Context>, mpsc::UnboundedReceiver<String>, Sample
     sample.block().count_status(200);
     sample.active().inc();
     sample.time().record(3);
-    let context = Context::new(&Options::default(), config, stats, 2, commands, Instant::now());
+    let sampled = Arc::new(Sampled::new(&stats.thread()));
+    let context = Context::new(&Options::default(), config, stats, 2, commands, Instant::now(), sampled);
     (Arc::new(context), ordered, sample)
 }
 
@@ -713,7 +715,9 @@ async fn the_address_is_written_down() {
     let address = Some(crate::config::address::Address::Ip("127.0.0.1:0".parse().unwrap()));
     let config = AdminConfig { address, ..AdminConfig::default() };
     let (commands, _asked) = mpsc::unbounded_channel();
-    let context = Context::new(&options, config, Arc::default(), 1, commands, Instant::now());
+    let stats = Arc::<StatsStore>::default();
+    let sampled = Arc::new(Sampled::new(&stats.thread()));
+    let context = Context::new(&options, config, stats, 1, commands, Instant::now(), sampled);
     let socket = context.bind().unwrap();
     assert_eq!(std::fs::read_to_string(path).unwrap(), socket.local_address().unwrap().to_string());
 }

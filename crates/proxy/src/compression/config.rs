@@ -4,11 +4,15 @@ use std::sync::Arc;
 
 use leno_api::proto::envoy::config::core::v3 as core;
 use leno_api::proto::envoy::extensions::compression::brotli::compressor::v3 as brotli;
+use leno_api::proto::envoy::extensions::compression::brotli::decompressor::v3 as unbrotli;
 use leno_api::proto::envoy::extensions::compression::gzip::compressor::v3 as gzip;
+use leno_api::proto::envoy::extensions::compression::gzip::decompressor::v3 as gunzip;
 use leno_api::proto::envoy::extensions::compression::zstd::compressor::v3 as zstd;
+use leno_api::proto::envoy::extensions::compression::zstd::decompressor::v3 as unzstd;
 use zlib_rs::{DeflateConfig, Method, Strategy as GzipStrategy};
 use zstd_safe::Strategy as ZstdStrategy;
 
+use super::decoder::{DecoderKind, DecoderLibrary};
 use super::{Brotli, Library, Mode, Settings, Zstd};
 use crate::config::address::data_source;
 use crate::config::lower::Lower;
@@ -30,6 +34,48 @@ pub(crate) fn library(proto: core::TypedExtensionConfig, at: &mut Lower) -> Opti
         }
     })?;
     Some((name, Arc::new(library)))
+}
+
+/// Lowers a `decompressor_library`; gives its name too.
+pub(crate) fn decoder_library(
+    proto: core::TypedExtensionConfig,
+    at: &mut Lower,
+) -> Option<(String, DecoderLibrary)> {
+    let core::TypedExtensionConfig { name, typed_config } = proto;
+    let library = at.required("typed_config", typed_config, |any, at| {
+        let any = at.extension(any)?;
+        if leno_api::any::is::<gunzip::Gzip>(&any) {
+            let gunzip::Gzip { window_bits, chunk_size, max_inflate_ratio } = at.unpack(&any)?;
+            let kind = DecoderKind::Gzip {
+                // With 16 the frame is that of gzip.
+                window_bits: 16 + at.narrow::<_, u8>("window_bits", window_bits.unwrap_or(15))?,
+                ratio: max_inflate_ratio.unwrap_or(100) as usize,
+            };
+            Some(DecoderLibrary { chunk: chunk(chunk_size), kind })
+        } else if leno_api::any::is::<unbrotli::Brotli>(&any) {
+            // How a decoder comes by its window is its own business.
+            let unbrotli::Brotli { disable_ring_buffer_reallocation: _, chunk_size } = at.unpack(&any)?;
+            Some(DecoderLibrary { chunk: chunk(chunk_size), kind: DecoderKind::Brotli })
+        } else if leno_api::any::is::<unzstd::Zstd>(&any) {
+            let unzstd::Zstd { dictionaries, chunk_size } = at.unpack(&any)?;
+            let dictionaries = at.each("dictionaries", dictionaries, |source, at| {
+                // Envoy reads such a file anew whenever it changes.
+                let file = matches!(source.specifier, Some(core::data_source::Specifier::Filename(_)));
+                at.unsupported("filename", file);
+                let dictionary = if file { None } else { data_source(source, at) }?;
+                let Some(id) = zstd_safe::get_dict_id_from_dict(&dictionary) else {
+                    at.error("Illegal Zstd dictionary");
+                    return None;
+                };
+                Some((id.get(), dictionary))
+            });
+            Some(DecoderLibrary { chunk: chunk(chunk_size), kind: DecoderKind::Zstd { dictionaries } })
+        } else {
+            at.unsupported_extension(&name, &any.type_url);
+            None
+        }
+    })?;
+    Some((name, library))
 }
 
 /// `chunk_size`.

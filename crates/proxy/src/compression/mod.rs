@@ -1,8 +1,9 @@
 //! Compression libraries (`envoy.compression.*`): gzip, brotli and zstd as encoders of a stream
 //! that comes in pieces. Each piece is flushed, so that who reads the stream has all of what came so
-//! far, as with Envoy.
+//! far, as with Envoy. `decoder` is the other way.
 
 pub(crate) mod config;
+pub(crate) mod decoder;
 #[cfg(test)]
 mod tests;
 

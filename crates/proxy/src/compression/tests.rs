@@ -7,7 +7,8 @@ use leno_api::proto::envoy::config::core::v3::TypedExtensionConfig;
 use zlib_rs::{Inflate, InflateFlush};
 
 use super::Library;
-use super::config::library;
+use super::config::{decoder_library, library};
+use super::decoder::{DecoderLibrary, Fault};
 use crate::config::lower::Lower;
 
 /// The library of this configuration, as YAML.
@@ -131,4 +132,62 @@ fn what_is_refused() {
     };
     check("zstd.compressor.v3.Zstd", "dictionary: {filename: /d}", "dictionary.filename: not supported yet");
     check("gzip.decompressor.v3.Gzip", "", "is not supported yet");
+}
+
+/// The decoder of this configuration, as YAML.
+fn undoing(kind: &str, fields: &str) -> Result<DecoderLibrary, String> {
+    let text = format!(
+        "name: lib\ntyped_config: {{\"@type\": type.googleapis.com/envoy.extensions.compression.{kind}{}{fields}}}",
+        if fields.is_empty() { "" } else { ", " }
+    );
+    let proto: TypedExtensionConfig = leno_api::decode_text(&text, "library").expect("it is a message");
+    let lowered = Lower::resource(|at| decoder_library(proto, at));
+    lowered.map(|(_, library)| library).map_err(|rejected| rejected.to_string())
+}
+
+const BOTH_WAYS: [(&str, &str); 3] = [
+    ("gzip.compressor.v3.Gzip", "gzip.decompressor.v3.Gzip"),
+    ("brotli.compressor.v3.Brotli", "brotli.decompressor.v3.Brotli"),
+    ("zstd.compressor.v3.Zstd", "zstd.decompressor.v3.Zstd"),
+];
+
+#[test]
+fn what_was_encoded_is_decoded_however_it_is_cut() {
+    let text: String = (0..20_000).map(|number| format!("{number} ")).collect();
+    for (there, back) in BOTH_WAYS {
+        let library = lowered(there, "").expect("it is taken");
+        let encoded = library.encoder().and_then(|mut encoder| encoder.encode(text.as_bytes(), true));
+        let encoded = encoded.expect("it is encoded");
+        let undoing = undoing(back, "").expect("it is taken");
+        assert_eq!(undoing.encoding(), library.encoding());
+        for size in [1, 7, 1000, encoded.len()] {
+            let mut decoder = undoing.decoder();
+            let mut decoded = Vec::new();
+            for piece in encoded.chunks(size) {
+                let (part, fault) = decoder.decode(piece);
+                assert_eq!(fault, None, "{back} in pieces of {size}");
+                decoded.extend_from_slice(&part);
+            }
+            assert!(decoded == text.as_bytes(), "{back} in pieces of {size}");
+        }
+    }
+}
+
+#[test]
+fn bombs_and_nonsense_end_what_comes_of_a_piece() {
+    let bomb = vec![b'0'; 5 << 20];
+    for ((there, back), fault) in
+        BOTH_WAYS.into_iter().zip([Fault::ZlibData, Fault::Brotli, Fault::ZstdGeneric])
+    {
+        let encoded = lowered(there, "").expect("it is taken").encoder();
+        let encoded = encoded.and_then(|mut encoder| encoder.encode(&bomb, true)).expect("it is encoded");
+        let undoing = undoing(back, "").expect("it is taken");
+        let (decoded, found) = undoing.decoder().decode(&encoded);
+        assert_eq!(found, Some(fault), "{back}");
+        let limit = (encoded.len() * 100).max(1 << 20) + (1 << 18);
+        assert!(decoded.len() <= limit, "{back}: {} of {}", decoded.len(), encoded.len());
+        assert!(decoded.iter().all(|byte| *byte == b'0'));
+        assert_eq!(undoing.decoder().decode(b"no such thing at all").1, Some(fault), "{back}");
+        assert_eq!(undoing.decoder().decode(b"").1, None);
+    }
 }

@@ -31,7 +31,7 @@ use crate::config::wire::{places, split};
 use crate::listener::{Direction, ListenAddress, Listener};
 use crate::logging::format::LogFormat;
 use crate::overload::Plan;
-use crate::telemetry::statsd::Sinks;
+use crate::telemetry::sinks::{self, Sinks};
 use crate::telemetry::tags::StatsConfig;
 
 /// What a proxy starts with, lowered.
@@ -60,7 +60,7 @@ pub(crate) struct Bootstrap {
     /// The overload manager's limit of connections, else runtime key
     /// `overload.global_downstream_max_connections`.
     pub(crate) max_connections: Option<u64>,
-    /// `stats_sinks`, if any.
+    /// `stats_sinks`, and what else happens when stats are flushed, if anything.
     pub(crate) sinks: Option<Sinks>,
     /// What resources that come later are lowered in.
     pub(crate) scope: Scope,
@@ -127,7 +127,6 @@ pub(crate) fn lower(wire: Bytes, at: &mut Lower) -> Option<Bootstrap> {
     at.unsupported("node_context_params", !node_context_params.is_empty());
     at.unsupported("hds_config", hds_config.is_some());
     at.unsupported("flags_path", !flags_path.is_empty());
-    at.unsupported("stats_flush", stats_flush.is_some() && !stats_sinks.is_empty());
     at.unsupported("watchdog", watchdog.is_some());
     at.unsupported("watchdogs", watchdogs.is_some());
     at.unsupported("enable_dispatcher_stats", enable_dispatcher_stats);
@@ -150,7 +149,6 @@ pub(crate) fn lower(wire: Bytes, at: &mut Lower) -> Option<Bootstrap> {
     at.unsupported("grpc_async_client_manager_config", grpc_async_client_manager_config.is_some());
     at.unsupported("memory_allocator_manager", memory_allocator_manager.is_some());
     at.unsupported("enable_worker_cpu_affinity", enable_worker_cpu_affinity);
-    at.unsupported("stats_eviction", stats_eviction.is_some());
     let log_format = at.optional("application_log_config", application_log_config, lower_log);
     let mut internal_buffer = None;
     at.each("bootstrap_extensions", bootstrap_extensions, |extension, at| {
@@ -218,11 +216,17 @@ pub(crate) fn lower(wire: Bytes, at: &mut Lower) -> Option<Bootstrap> {
     at.scope_mut().secrets = Arc::new(found);
     let stats_config =
         at.field("stats_config", |at| StatsConfig::lower(stats_config.unwrap_or_default(), at));
-    let sinks =
-        stats_config.as_ref().and_then(|shown| Sinks::lower(stats_sinks, stats_flush_interval, shown, at));
+    let flushing = sinks::Proto {
+        sinks: stats_sinks,
+        interval: stats_flush_interval,
+        flush: stats_flush,
+        eviction: stats_eviction,
+    };
+    let sinks = stats_config.as_ref().and_then(|shown| Sinks::lower(flushing, shown, at));
     let mut admin = admin.and_then(|admin| at.field("admin", |at| lower_admin(admin, at)));
     if let (Some(admin), Some(stats_config)) = (&mut admin, stats_config) {
         admin.stats_config = stats_config;
+        admin.flush = sinks.as_ref().and_then(Sinks::asked);
         admin.bootstrap = source;
         admin.runtime_layers = runtime_layers;
     }

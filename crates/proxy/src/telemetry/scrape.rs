@@ -145,6 +145,17 @@ impl Distribution {
         self.buckets.is_empty()
     }
 
+    /// What was recorded since it was like this.
+    pub(crate) fn since(&self, before: &Distribution) -> Distribution {
+        let new = self.buckets.iter().filter_map(|(lower, (width, count))| {
+            let known = before.buckets.get(lower).map_or(0, |(_, count)| *count);
+            // Whoever counted before may be gone.
+            let new = count.checked_sub(known).unwrap_or(*count);
+            (new > 0).then_some((*lower, (*width, new)))
+        });
+        Distribution { buckets: new.collect(), sum: self.sum.checked_sub(before.sum).unwrap_or(self.sum) }
+    }
+
     /// How many values were recorded.
     pub(crate) fn count(&self) -> u64 {
         self.buckets.values().map(|(_, count)| count).sum()

@@ -75,6 +75,7 @@ fn suite(listeners: Vec<(&'static str, Value)>) -> Suite {
         listeners,
         services: vec![("text", Arc::new(echo))],
         grpc: Vec::new(),
+        extra: Vec::new(),
         node: json!({}),
         log: "%BYTES_RECEIVED%",
         stats: &["compressor"],

@@ -31,6 +31,7 @@ fn origins() {
         ],
         services: Vec::new(),
         grpc: Vec::new(),
+        extra: Vec::new(),
         node: json!({}),
         log: "-",
         stats: &["csrf"],

@@ -22,6 +22,7 @@ fn suite() -> Suite {
         listeners: Vec::new(),
         services: Vec::new(),
         grpc: Vec::new(),
+        extra: Vec::new(),
         node: json!({"labels": {"app": "a", "version": "v1"}, "number": 5}),
         log: "%DYNAMIC_METADATA(envoy.filters.http.ext_authz:a)%",
         stats: &["ext_authz", "cluster.up.upstream_rq_4", "cluster.up.internal"],

@@ -33,6 +33,7 @@ fn calls_of_browsers() {
             }),
         )],
         grpc: vec![("calls", service)],
+        extra: Vec::new(),
         node: json!({}),
         log: "%GRPC_STATUS%",
         stats: &["grpc-web"],

@@ -61,6 +61,7 @@ fn suite() -> Suite {
         listeners: Vec::new(),
         services: Vec::new(),
         grpc: Vec::new(),
+        extra: Vec::new(),
         node: json!({}),
         log: "%DYNAMIC_METADATA(envoy.filters.http.jwt_authn)%",
         stats: &["jwt_authn"],

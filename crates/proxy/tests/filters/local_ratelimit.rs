@@ -74,6 +74,7 @@ fn suite() -> Suite {
         listeners: Vec::new(),
         services: Vec::new(),
         grpc: Vec::new(),
+        extra: Vec::new(),
         node: json!({}),
         log: "-",
         stats: &["rate_limit"],

@@ -46,6 +46,7 @@ fn sessions() {
         listeners: Vec::new(),
         services: Vec::new(),
         grpc: Vec::new(),
+        extra: Vec::new(),
         node: json!({}),
         log: "%RESP(x-s)%",
         stats: &["stateful_session", "cluster.up.upstream_cx_none_healthy"],

@@ -1,4 +1,5 @@
-//! gRPC calls to which messages are sent as they come, as long as the call lives (client streaming).
+//! gRPC calls to which messages are sent as they come, as long as the call lives (client streaming),
+//! and services that are called so again and again.
 
 use std::future::poll_fn;
 use std::net::IpAddr;
@@ -6,7 +7,9 @@ use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
+use leno_api::proto::envoy::config::core::v3 as core;
 
+use super::config::GrpcTarget;
 use super::grpc::frame;
 use super::{Call, CallError};
 use crate::cluster::PickContext;
@@ -14,12 +17,100 @@ use crate::cluster::aggregate::Picked;
 use crate::cluster::outlier::Report;
 use crate::cluster::pool;
 use crate::cluster::worker_cluster::Asker;
+use crate::config::lower::Lower;
 use crate::http::codec::Frame;
 use crate::http::codec::h1::client::Answer as Head;
 use crate::http::codec::side::Upstream;
 use crate::http::forward::active::Active;
 use crate::http::headers::{HeaderMap, Known};
+use crate::telemetry::collector::{Headers, LOCAL, PATIENCE, check_cluster, grpc_service};
 use crate::worker::Worker;
+
+/// A service that is told something all the time.
+#[derive(Debug)]
+pub(crate) struct Service {
+    target: GrpcTarget,
+    /// Further headers of calls.
+    headers: Headers,
+    /// `/service/method`
+    path: &'static str,
+}
+
+impl Service {
+    /// Lowers a GrpcService whose method is called.
+    pub(crate) fn lower(proto: core::GrpcService, path: &'static str, at: &mut Lower) -> Option<Self> {
+        let (target, headers) = grpc_service(proto, at)?;
+        Some(Self { target, headers, path })
+    }
+
+    /// Refuses one whose cluster is not there, where all that is is known, as Envoy does of some.
+    pub(crate) fn check(&self, at: &mut Lower) {
+        check_cluster(&self.target, at);
+    }
+}
+
+/// A call of a service that is begun when there is something to be said, and anew when it has ended.
+pub(crate) struct LastingStream<'s> {
+    service: &'s Service,
+    call: Option<GrpcStream>,
+}
+
+impl<'s> LastingStream<'s> {
+    /// Begins nothing yet.
+    pub(crate) fn new(service: &'s Service) -> Self {
+        Self { service, call: None }
+    }
+
+    /// Reads what comes, until the call has ended; for ever if there is none.
+    pub(crate) async fn ended(&mut self) {
+        match &mut self.call {
+            Some(call) => poll_fn(|cx| call.poll_ended(cx)).await,
+            None => std::future::pending().await,
+        }
+        self.call = None;
+    }
+
+    /// Sends a message, behind what the first one of a call begins with; false: it is lost.
+    pub(crate) async fn send(&mut self, worker: &Worker, first: &[u8], message: &[u8]) -> bool {
+        let mut call = match self.call.take() {
+            Some(mut call) => {
+                call.send(message);
+                call
+            }
+            None => {
+                let Service { target, headers, path } = self.service;
+                let authority = target.authority.as_deref();
+                match GrpcStream::open(worker, &target.cluster, authority, path, headers, LOCAL).await {
+                    Ok(mut call) => {
+                        call.send(&[first, message].concat());
+                        call
+                    }
+                    // As in Envoy, what cannot be sent is gone.
+                    Err(error) => {
+                        tracing::debug!(target: "grpc", ?error, cluster = &*target.cluster, path, "there is no service");
+                        return false;
+                    }
+                }
+            }
+        };
+        let sent = poll_fn(|cx| match call.poll_ended(cx) {
+            Poll::Ready(()) => Poll::Ready(false),
+            Poll::Pending => call.poll_room(cx).map(|()| true),
+        });
+        let sent = tokio::time::timeout(PATIENCE, sent).await.unwrap_or(false);
+        if sent {
+            self.call = Some(call);
+        }
+        sent
+    }
+
+    /// Ends the call, if there is one, and waits until the service has ended it too.
+    pub(crate) async fn finish(self) {
+        if let Some(call) = self.call {
+            call.finish().await;
+        }
+    }
+}
 
 /// A call under way. Dropping it ends it.
 pub(crate) struct GrpcStream {

@@ -56,6 +56,7 @@ mod chain;
 mod compressor;
 mod cors;
 mod csrf;
+mod decompressor;
 mod dynamic_forward_proxy;
 pub(crate) mod ext_authz;
 mod fault;
@@ -395,6 +396,7 @@ pub(crate) const REGISTRY: &[Registration] = &[
     compressor::REGISTRATION,
     cors::REGISTRATION,
     csrf::REGISTRATION,
+    decompressor::REGISTRATION,
     dynamic_forward_proxy::REGISTRATION,
     ext_authz::REGISTRATION,
     fault::REGISTRATION,

@@ -83,22 +83,14 @@ fn open_telemetry(any: &Any, at: &mut Lower) -> Option<Arc<Tracer>> {
         at.field("exporter", |at| at.unsupported_extension(&exporter.name, &type_url));
         return None;
     }
-    let mut attributes = BTreeMap::new();
-    if set_service_name_resource_attribute != Some(false) {
-        let name = if service_name.is_empty() { "unknown_service:envoy".to_owned() } else { service_name };
-        attributes.insert("service.name".to_owned(), name);
-    }
-    if set_telemetry_sdk_resource_attributes != Some(false) {
-        // Deviation: the language is the one that this proxy is written in.
-        for (name, value) in [("language", "rust"), ("name", "envoy"), ("version", VERSION)] {
-            attributes.insert(format!("telemetry.sdk.{name}"), value.to_owned());
-        }
-    }
-    let found = at.each("resource_detectors", resource_detectors, detect);
-    attributes.extend(found.into_iter().flatten());
-    let mut resource = Vec::new();
+    let options = ResourceOptions {
+        service_name: set_service_name_resource_attribute != Some(false),
+        sdk: set_telemetry_sdk_resource_attributes != Some(false),
+    };
+    let attributes = resource(service_name, resource_detectors, options, at);
+    let mut encoded = Vec::new();
     for (name, value) in &attributes {
-        message(1, &mut resource, |out| otlp::attribute(name, value, out));
+        message(1, &mut encoded, |out| otlp::attribute(name, value, out));
     }
     let mut scope = Vec::new();
     if set_instrumentation_scope != Some(false) {
@@ -124,9 +116,41 @@ fn open_telemetry(any: &Any, at: &mut Lower) -> Option<Arc<Tracer>> {
             return None;
         }
     };
-    let dialect = Dialect::OpenTelemetry { sampler, resource: resource.into(), scope: scope.into() };
+    let dialect = Dialect::OpenTelemetry { sampler, resource: encoded.into(), scope: scope.into() };
     let most = max_cache_size.map_or(1024, |most| most as usize);
     Some(tracer(any, dialect, target, most, at))
+}
+
+/// Which attributes of a resource are not found by detectors.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ResourceOptions {
+    /// `service.name`
+    pub(crate) service_name: bool,
+    /// `telemetry.sdk.*`
+    pub(crate) sdk: bool,
+}
+
+/// What OpenTelemetry is told of who we are.
+pub(crate) fn resource(
+    service_name: String,
+    detectors: Vec<core::TypedExtensionConfig>,
+    options: ResourceOptions,
+    at: &mut Lower,
+) -> BTreeMap<String, String> {
+    let mut attributes = BTreeMap::new();
+    if options.service_name {
+        let name = if service_name.is_empty() { "unknown_service:envoy".to_owned() } else { service_name };
+        attributes.insert("service.name".to_owned(), name);
+    }
+    if options.sdk {
+        // Deviation: the language is the one that this proxy is written in.
+        for (name, value) in [("language", "rust"), ("name", "envoy"), ("version", VERSION)] {
+            attributes.insert(format!("telemetry.sdk.{name}"), value.to_owned());
+        }
+    }
+    let found = at.each("resource_detectors", detectors, detect);
+    attributes.extend(found.into_iter().flatten());
+    attributes
 }
 
 /// What a resource detector finds.

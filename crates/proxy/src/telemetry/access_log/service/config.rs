@@ -10,7 +10,7 @@ use std::time::Duration;
 use leno_api::proto::envoy::config::core::v3 as core;
 use leno_api::proto::envoy::extensions::access_loggers::grpc::v3 as grpc;
 use leno_api::proto::envoy::extensions::access_loggers::open_telemetry::v3 as open_telemetry;
-use leno_api::proto::envoy::service::accesslog::v3 as service;
+use leno_api::proto::envoy::service::accesslog::v3 as als;
 use leno_api::proto::opentelemetry::proto::common::v1 as common;
 use leno_api::proto::opentelemetry::proto::resource::v1::Resource;
 use prost::Message;
@@ -18,11 +18,12 @@ use tokio::sync::Notify;
 
 use super::entry::{Shape, structure};
 use super::otel::{Record, Template};
-use super::{HTTP_LOGS, Headers, Sender, ServiceLog, TCP_LOGS, Target, What};
+use super::{HTTP_LOGS, Sender, ServiceLog, TCP_LOGS, Target, What};
 use crate::config::lower::Lower;
-use crate::http::client::config::{GrpcTarget, grpc as grpc_target, http_uri};
+use crate::http::client::stream::Service;
 use crate::telemetry::access_log::config::formatters;
 use crate::telemetry::access_log::format::Format;
+use crate::telemetry::collector::Collector;
 use crate::telemetry::trace::wire::present;
 
 /// Lowers HttpGrpcAccessLogConfig.
@@ -56,8 +57,7 @@ pub(crate) fn tcp_grpc(proto: grpc::TcpGrpcAccessLogConfig, at: &mut Lower) -> O
 /// What all loggers over gRPC have in common.
 struct Common {
     log_name: String,
-    target: GrpcTarget,
-    headers: Headers,
+    service: Service,
     interval: Duration,
     limit: usize,
     objects: Vec<Box<str>>,
@@ -66,7 +66,7 @@ struct Common {
 fn common(proto: grpc::CommonGrpcAccessLogConfig, at: &mut Lower) -> Option<Common> {
     let grpc::CommonGrpcAccessLogConfig {
         log_name,
-        grpc_service,
+        grpc_service: service,
         transport_api_version,
         buffer_flush_interval,
         buffer_size_bytes,
@@ -82,23 +82,15 @@ fn common(proto: grpc::CommonGrpcAccessLogConfig, at: &mut Lower) -> Option<Comm
     at.unsupported("custom_tags", !custom_tags.is_empty());
     at.unsupported("grpc_stream_retry_policy", grpc_stream_retry_policy.is_some());
     let interval = interval(buffer_flush_interval, at);
-    let (target, headers) = at.required("grpc_service", grpc_service, target)?;
+    const PATH: &str = "/envoy.service.accesslog.v3.AccessLogService/StreamAccessLogs";
+    let service = at.required("grpc_service", service, |proto, at| Service::lower(proto, PATH, at))?;
     Some(Common {
         log_name,
-        target,
-        headers,
+        service,
         interval,
         limit: buffer_size_bytes.unwrap_or(16_384) as usize,
         objects: filter_state_objects_to_log.into_iter().map(Into::into).collect(),
     })
-}
-
-/// A service, and the further headers of calls to it.
-fn target(proto: core::GrpcService, at: &mut Lower) -> Option<(GrpcTarget, Headers)> {
-    let target = grpc_target(proto, at)?;
-    let headers = target.constant_metadata();
-    at.unsupported("initial_metadata: commands", headers.is_none());
-    Some((target, Headers(headers?)))
 }
 
 fn interval(proto: Option<prost_types::Duration>, at: &mut Lower) -> Duration {
@@ -111,20 +103,20 @@ fn interval(proto: Option<prost_types::Duration>, at: &mut Lower) -> Duration {
 
 fn entries(proto: grpc::CommonGrpcAccessLogConfig, shape: Shape, at: &mut Lower) -> Option<ServiceLog> {
     let wire = proto.encode_to_vec();
-    let Common { log_name, target, headers, interval, limit, objects } = common(proto, at)?;
-    let identifier = service::stream_access_logs_message::Identifier { node: Some(node(at)), log_name };
+    let Common { log_name, service, interval, limit, objects } = common(proto, at)?;
+    let identifier = als::stream_access_logs_message::Identifier { node: Some(node(at)), log_name };
     let mut first = Vec::new();
     present(1, &identifier.encode_to_vec(), &mut first);
     let field = if shape.tcp { TCP_LOGS } else { HTTP_LOGS };
     let key = Key(at.scope().identity(), field, wire);
-    let target = Target::Stream(target, headers, field);
+    let target = Target::Stream(service, field);
     let stats = "access_logs.grpc_access_log.".to_owned();
     let sender = shared(key, || sender(target, first, limit, interval, stats));
     Some(ServiceLog { what: What::Entry(Shape { objects, ..shape }), sender })
 }
 
 /// This proxy's node, as it is told to services.
-fn node(at: &Lower) -> core::Node {
+pub(crate) fn node(at: &Lower) -> core::Node {
     let scope = at.scope();
     let locality = &scope.here.locality;
     core::Node {
@@ -181,19 +173,13 @@ pub(crate) fn open_telemetry(
         None => (String::new(), None),
     };
     let log_name = if log_name.is_empty() { common_name } else { log_name };
-    let target = match (http_service, grpc_service, common_service) {
-        (Some(http), _, _) => at.field("http_service", |at| http_service_target(http, at))?,
-        (None, Some(grpc), _) => {
-            let (target, headers) = at.field("grpc_service", |at| target(grpc, at))?;
-            Target::Export(target, headers)
-        }
-        (None, None, Some(grpc)) => {
-            let service = |at: &mut Lower| at.field("grpc_service", |at| target(grpc, at));
-            let (target, headers) = at.field("common_config", service)?;
-            Target::Export(target, headers)
-        }
+    let collector = match (http_service, grpc_service, common_service) {
+        (Some(http), _, _) => at.field("http_service", |at| Collector::http(http, at))?,
+        (None, Some(grpc), _) => at.field("grpc_service", |at| Collector::grpc(grpc, at))?,
+        (None, None, Some(grpc)) => at.field("common_config.grpc_service", |at| Collector::grpc(grpc, at))?,
         (None, None, None) => return None,
     };
+    let target = Target::Export(collector);
     let mut resource = Vec::new();
     if !disable_builtin_labels {
         let scope = at.scope();
@@ -259,22 +245,6 @@ fn name_and_service(
         );
     }
     (log_name, grpc_service)
-}
-
-fn http_service_target(proto: core::HttpService, at: &mut Lower) -> Option<Target> {
-    let core::HttpService { http_uri: uri, request_headers_to_add, formatters: formatter_protos } = proto;
-    formatters(formatter_protos, at);
-    let headers = at.each("request_headers_to_add", request_headers_to_add, |option, at| {
-        let core::HeaderValueOption { header, append, append_action, keep_empty_value } = option;
-        at.unsupported("append", append.is_some());
-        at.unsupported("append_action", append_action != 0);
-        at.unsupported("keep_empty_value", keep_empty_value);
-        let core::HeaderValue { key, value, raw_value } = header.unwrap_or_default();
-        let value = if value.is_empty() { String::from_utf8_lossy(&raw_value).into_owned() } else { value };
-        at.unsupported("header.value: commands", value.contains('%'));
-        Some((key.to_ascii_lowercase().into(), value.into()))
-    });
-    Some(Target::Post(at.required("http_uri", uri, http_uri)?, Headers(headers)))
 }
 
 fn text_pair(key: &str, value: &str) -> common::KeyValue {

@@ -11,13 +11,10 @@ pub(crate) mod config;
 mod entry;
 mod otel;
 
-use std::future::poll_fn;
 use std::mem;
-use std::net::{IpAddr, Ipv4Addr};
 use std::rc::{Rc, Weak};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -25,26 +22,19 @@ use tokio::sync::Notify;
 
 use self::entry::Shape;
 use self::otel::Record;
-use crate::http::client::config::{GrpcTarget, HttpTarget};
-use crate::http::client::grpc::{Unary, unary};
-use crate::http::client::stream::GrpcStream;
-use crate::http::client::{Call, Wanted, call};
+use crate::http::client::stream::{LastingStream, Service};
 use crate::http::filters::Background;
-use crate::http::headers::Known;
 use crate::telemetry::access_log::command::FormatContext;
+use crate::telemetry::collector::{Collector, PATIENCE};
 use crate::telemetry::stats::stats_scope;
 use crate::telemetry::trace::wire::present;
 use crate::worker::Worker;
 
-/// Calls are made in the name of the proxy.
-const LOCAL: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 /// Bytes that wait beyond `buffer_size_bytes` while a service does not take them.
 const BACKLOG: usize = 1 << 20;
 /// Fields of StreamAccessLogsMessage.
 const HTTP_LOGS: u32 = 2;
 const TCP_LOGS: u32 = 3;
-/// How long a collector may take to answer where nothing is configured.
-const PATIENCE: Duration = Duration::from_secs(10);
 
 stats_scope! {
     /// `access_logs.grpc_access_log.`, `access_logs.open_telemetry_access_log.`
@@ -109,17 +99,11 @@ struct Waiting {
 /// Where entries go.
 #[derive(Debug)]
 enum Target {
-    /// A stream of StreamAccessLogs; its headers, and the number of the field that the entries are.
-    Stream(GrpcTarget, Headers, u32),
-    /// Calls of Export, with these headers.
-    Export(GrpcTarget, Headers),
-    /// The same over HTTP, with these headers.
-    Post(HttpTarget, Headers),
+    /// A stream of StreamAccessLogs, and the number of the field that the entries are.
+    Stream(Service, u32),
+    /// Calls of Export.
+    Export(Collector),
 }
-
-/// Further headers of calls.
-#[derive(Debug)]
-struct Headers(Vec<(Box<str>, Box<str>)>);
 
 impl ServiceLog {
     /// Logs.
@@ -154,7 +138,7 @@ impl Sender {
         present(entry_field(&self.target), entry, &mut waiting.encoded);
         waiting.count += 1;
         // Envoy does not count TCP sessions here.
-        if !matches!(self.target, Target::Stream(_, _, TCP_LOGS)) {
+        if !matches!(self.target, Target::Stream(_, TCP_LOGS)) {
             self.written.fetch_add(1, Ordering::Relaxed);
         }
         if waiting.encoded.len() >= self.limit {
@@ -172,23 +156,28 @@ impl Sender {
         else {
             return;
         };
-        let flushed = match &self.target {
-            Target::Post(..) => None,
-            Target::Stream(..) | Target::Export(..) => {
-                worker.upgrade().map(|worker| FlushStats::kept(worker.stats(), &self.stats))
-            }
+        let counts = match &self.target {
+            Target::Stream(..) => true,
+            Target::Export(collector) => collector.is_grpc(),
         };
-        let mut stream: Option<GrpcStream> = None;
+        let flushed = worker.upgrade().filter(|_| counts);
+        let flushed = flushed.map(|worker| FlushStats::kept(worker.stats(), &self.stats));
+        let mut stream = match &self.target {
+            Target::Stream(service, _) => Some(LastingStream::new(service)),
+            Target::Export(_) => None,
+        };
         loop {
             {
-                let ended = poll_fn(|cx| match &mut stream {
-                    Some(stream) => stream.poll_ended(cx),
-                    None => Poll::Pending,
-                });
+                let ended = async {
+                    match &mut stream {
+                        Some(stream) => stream.ended().await,
+                        None => std::future::pending().await,
+                    }
+                };
                 tokio::select! {
                     () = self.wake.notified() => {}
                     () = tokio::time::sleep(self.interval) => {}
-                    () = ended => stream = None,
+                    () = ended => {}
                 }
             }
             stats.logs_written().add(self.written.swap(0, Ordering::Relaxed));
@@ -198,11 +187,22 @@ impl Sender {
             let Waiting { encoded, count } = self.taken();
             let Some(worker) = worker.upgrade() else { return };
             if count > 0 {
-                let sent = self.send(&worker, &encoded, &mut stream).await;
-                match &flushed {
-                    Some(flushed) if sent == Flush::Sent => flushed.grpc_entries_flushed().add(count),
-                    Some(flushed) if sent == Flush::Failed => flushed.grpc_entries_flush_failed().add(count),
-                    _ => {}
+                match (&self.target, &mut stream) {
+                    (Target::Stream(_, field), Some(stream)) => {
+                        let mut message = Vec::with_capacity(encoded.len() + 16);
+                        present(*field, &encoded, &mut message);
+                        let sent = stream.send(&worker, &self.first, &message).await;
+                        match &flushed {
+                            Some(flushed) if sent => flushed.grpc_entries_flushed().add(count),
+                            Some(flushed) => flushed.grpc_entries_flush_failed().add(count),
+                            None => {}
+                        }
+                    }
+                    (Target::Export(collector), _) => {
+                        const SERVICE: &str = "opentelemetry.proto.collector.logs.v1.LogsService";
+                        collector.export(&worker, SERVICE, self.export(&encoded)).await;
+                    }
+                    (Target::Stream(..), None) => {}
                 }
             }
             if last {
@@ -214,94 +214,21 @@ impl Sender {
         }
     }
 
-    async fn send(&self, worker: &Rc<Worker>, entries: &[u8], stream: &mut Option<GrpcStream>) -> Flush {
-        let mut message = Vec::with_capacity(self.first.len() + entries.len() + 16);
-        match &self.target {
-            Target::Stream(target, Headers(metadata), field) => {
-                if stream.is_none() {
-                    const PATH: &str = "/envoy.service.accesslog.v3.AccessLogService/StreamAccessLogs";
-                    let GrpcTarget { cluster, authority, .. } = target;
-                    let opened =
-                        GrpcStream::open(worker, cluster, authority.as_deref(), PATH, metadata, LOCAL).await;
-                    match opened {
-                        Ok(opened) => *stream = Some(opened),
-                        // As in Envoy, what cannot be sent is gone.
-                        Err(error) => {
-                            tracing::debug!(target: "grpc", ?error, cluster = &**cluster, "no access log service");
-                            return Flush::Failed;
-                        }
-                    }
-                    message.extend_from_slice(&self.first);
-                }
-                present(*field, entries, &mut message);
-                if let Some(open) = stream {
-                    open.send(&message);
-                    let sent = poll_fn(|cx| match open.poll_ended(cx) {
-                        Poll::Ready(()) => Poll::Ready(false),
-                        Poll::Pending => open.poll_room(cx).map(|()| true),
-                    });
-                    if !tokio::time::timeout(PATIENCE, sent).await.unwrap_or(false) {
-                        *stream = None;
-                        return Flush::Failed;
-                    }
-                }
-                Flush::Sent
-            }
-            Target::Export(target, Headers(metadata)) => {
-                self.put_export(entries, &mut message);
-                let request = Unary {
-                    service: "opentelemetry.proto.collector.logs.v1.LogsService",
-                    method: "Export",
-                    authority: target.authority.as_deref(),
-                    metadata,
-                    message: message.into(),
-                    timeout: Some(target.timeout.unwrap_or(PATIENCE)),
-                    local: LOCAL,
-                };
-                if let Err(status) = unary(worker, &target.cluster, &request).await {
-                    tracing::debug!(target: "grpc", ?status, "a collector does not take log records");
-                }
-                Flush::Uncounted
-            }
-            Target::Post(target, Headers(headers)) => {
-                self.put_export(entries, &mut message);
-                let mut request = Call::new("POST", &target.authority, &target.path, LOCAL);
-                request.head.append_known(Known::ContentType, b"application/x-protobuf");
-                for (name, value) in headers {
-                    request.head.append(name.as_bytes(), value.as_bytes());
-                }
-                request.limit(target.timeout.unwrap_or(PATIENCE));
-                request.answer = Wanted::Nothing;
-                request.body = vec![message.into()];
-                if let Err(error) = call(worker, &target.cluster, &request).await {
-                    tracing::debug!(target: "http", ?error, "a collector does not take log records");
-                }
-                Flush::Uncounted
-            }
-        }
-    }
-
     /// ExportLogsServiceRequest: one ResourceLogs, of its resource and one ScopeLogs of the records.
-    fn put_export(&self, records: &[u8], message: &mut Vec<u8>) {
+    fn export(&self, records: &[u8]) -> Vec<u8> {
         let mut logs = self.first.to_vec();
         present(2, records, &mut logs);
-        present(1, &logs, message);
+        let mut message = Vec::with_capacity(logs.len() + 16);
+        present(1, &logs, &mut message);
+        message
     }
-}
-
-/// What became of entries.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Flush {
-    Sent,
-    Failed,
-    Uncounted,
 }
 
 /// The number of the field that an entry is, in the message of all entries.
 fn entry_field(target: &Target) -> u32 {
     match target {
         Target::Stream(..) => 1,
-        Target::Export(..) | Target::Post(..) => 2,
+        Target::Export(_) => 2,
     }
 }
 
