@@ -6,6 +6,8 @@ mod replicas;
 mod signers;
 #[path = "support/tls.rs"]
 mod tls;
+#[path = "ca/ztunnel.rs"]
+mod ztunnel;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -195,6 +197,35 @@ impl Cluster {
         let mut config = config(variables);
         config.kubernetes = Some(Kubernetes { kubeconfig: Some(kubeconfig), ..Kubernetes::default() });
         Cluster { api, config, _folder: folder }
+    }
+
+    /// Two nodes with a ztunnel each, and workloads of theirs.
+    fn fill(&self) {
+        for (namespace, name, uid, node, account, phase) in [
+            ("istio-system", "ztunnel-1", "1", "node-1", "ztunnel", "Running"),
+            ("istio-system", "ztunnel-2", "2", "node-2", "ztunnel", "Running"),
+            ("default", "reviews-1", "3", "node-1", "reviews", "Running"),
+            ("default", "ratings-1", "4", "node-2", "ratings", "Running"),
+            ("default", "details-1", "5", "node-1", "details", "Failed"),
+        ] {
+            self.api.put(json!({
+                "apiVersion": "v1",
+                "kind": "Pod",
+                "metadata": { "namespace": namespace, "name": name, "uid": uid },
+                "spec": { "nodeName": node, "serviceAccountName": account, "containers": [] },
+                "status": { "phase": phase },
+            }));
+        }
+    }
+
+    /// A token as the API server issues them to Pods, of a name and a UID.
+    fn bound_token(&self, user: User, pod: Option<(&str, &str)>) -> String {
+        let claims =
+            json!({ "kubernetes.io": { "pod": pod.map(|(name, uid)| json!({ "name": name, "uid": uid })) } });
+        let token =
+            format!("x.{}.{}", leno_base::base64::encode_url(claims.to_string().as_bytes()), user.name.len());
+        self.api.add_token(&token, user);
+        token
     }
 
     async fn roots(&self, namespace: &str) -> String {
@@ -391,33 +422,8 @@ async fn who_comes_in_plain_text_gets_nothing() {
 #[tokio::test]
 async fn a_node_asks_for_its_own_workloads() {
     let cluster = Cluster::start(&[("CA_TRUSTED_NODE_ACCOUNTS", "istio-system/ztunnel")]).await;
-    let pod = |namespace: &str, name: &str, uid: &str, node: &str, account: &str, phase: &str| {
-        json!({
-            "apiVersion": "v1",
-            "kind": "Pod",
-            "metadata": { "namespace": namespace, "name": name, "uid": uid },
-            "spec": { "nodeName": node, "serviceAccountName": account, "containers": [] },
-            "status": { "phase": phase },
-        })
-    };
-    for object in [
-        pod("istio-system", "ztunnel-1", "1", "node-1", "ztunnel", "Running"),
-        pod("istio-system", "ztunnel-2", "2", "node-2", "ztunnel", "Running"),
-        pod("default", "reviews-1", "3", "node-1", "reviews", "Running"),
-        pod("default", "ratings-1", "4", "node-2", "ratings", "Running"),
-        pod("default", "details-1", "5", "node-1", "details", "Failed"),
-    ] {
-        cluster.api.put(object);
-    }
-    // Tokens as the API server issues them to Pods.
-    let token = |user: User, pod: Option<(&str, &str)>| {
-        let claims =
-            json!({ "kubernetes.io": { "pod": pod.map(|(name, uid)| json!({ "name": name, "uid": uid })) } });
-        let token =
-            format!("x.{}.{}", leno_base::base64::encode_url(claims.to_string().as_bytes()), user.name.len());
-        cluster.api.add_token(&token, user);
-        token
-    };
+    cluster.fill();
+    let token = |user: User, pod: Option<(&str, &str)>| cluster.bound_token(user, pod);
     let ztunnel = || service_account("istio-system", "ztunnel");
     let good = token(ztunnel(), Some(("ztunnel-1", "1")));
     let gone = token(ztunnel(), Some(("ztunnel-1", "0")));

@@ -7,7 +7,7 @@
 #[path = "support/difference.rs"]
 mod difference;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
@@ -15,6 +15,7 @@ use leno_control::inject::{
     BuiltIn, Config, Injector, MeshSettings, Owner, ProxyRules, ProxySelection, Refused, Request, Settings,
     patch,
 };
+use leno_testkit::kube::Cluster;
 use serde_json::{Value as Json, json};
 
 use self::difference::difference;
@@ -163,25 +164,35 @@ fn lost(at: &str, pod: &Json, known: &Json, found: &mut Vec<String>) {
     }
 }
 
-#[test]
-fn pods_become_what_is_recorded() {
-    let mut names: Vec<PathBuf> = std::fs::read_dir(folder())
+/// The cases of each file, in order.
+fn cases() -> Vec<(PathBuf, Vec<Case>)> {
+    let mut paths: Vec<PathBuf> = std::fs::read_dir(folder())
         .expect("the folder")
         .map(|entry| entry.expect("an entry").path())
         .filter(|path| path.extension().is_some_and(|extension| extension == "yaml"))
         .collect();
-    names.sort();
+    paths.sort();
+    let of_file = |path: &PathBuf| {
+        let text = std::fs::read_to_string(path).expect("a file");
+        let documents = text.split("\n---\n").filter(|text| !text.trim().is_empty());
+        let parse = |text: &str| {
+            let document = leno_gotemplate::yaml::parse(text);
+            read(&document.unwrap_or_else(|error| panic!("{}: {error}", path.display())))
+        };
+        documents.map(parse).collect()
+    };
+    paths.iter().map(|path| (path.clone(), of_file(path))).collect()
+}
+
+#[test]
+fn pods_become_what_is_recorded() {
     let updates = std::env::var_os("UPDATE_GOLDENS").is_some();
     let mut count = 0;
     let mut wrong = Vec::new();
-    for path in names {
-        let text = std::fs::read_to_string(&path).expect("a file");
+    for (path, cases) in cases() {
         let mut expected = String::new();
         let mut first: Option<String> = None;
-        for document in text.split("\n---\n").filter(|text| !text.trim().is_empty()) {
-            let document =
-                leno_gotemplate::yaml::parse(document).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-            let case = read(&document);
+        for case in cases {
             let outcome = outcome(&case);
             count += 1;
             let shown = match &first {
@@ -201,4 +212,44 @@ fn pods_become_what_is_recorded() {
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     assert!(count >= 120, "there are {count} cases");
+}
+
+/// Each result is created, without being stored, in the test API server or the real one that
+/// `LENO_TEST_KUBECONFIG` names, which refuses fields that it does not know.
+#[tokio::test]
+async fn api_servers_accept_the_results() {
+    let cluster = Cluster::start().await;
+    // As it is sent: in a namespace and by accounts that exist, owned by nobody.
+    let in_cluster = |pod: &Json| {
+        let mut pod = pod.clone();
+        pod["metadata"]["namespace"] = json!(cluster.namespace());
+        pod["metadata"]["name"] = json!("hello");
+        for field in ["generateName", "ownerReferences"] {
+            pod["metadata"].as_object_mut().expect("a mapping").shift_remove(field);
+        }
+        pod
+    };
+    let (mut accounts, mut accepted, mut wrong) = (BTreeSet::new(), 0, Vec::new());
+    for case in cases().into_iter().flat_map(|(_, cases)| cases) {
+        if !case.injector.wants(&case.pod) {
+            continue;
+        }
+        let Ok(injected) = case.injector.inject(&case.pod, &case.request) else { continue };
+        if let Some(account) = case.pod.pointer("/spec/serviceAccountName").and_then(Json::as_str)
+            && accounts.insert(account.to_owned())
+        {
+            cluster.account(account).await;
+        }
+        // What is refused as it came is not ours.
+        if let Err(words) = cluster.dry_run(in_cluster(&case.pod)).await {
+            println!("{}: refused before injection: {words}", case.name);
+            continue;
+        }
+        match cluster.dry_run(in_cluster(&injected)).await {
+            Ok(_) => accepted += 1,
+            Err(words) => wrong.push(format!("{}: {words}", case.name)),
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    assert!(accepted >= 120, "{accepted} were accepted");
 }

@@ -59,6 +59,9 @@ const LAST: [(&str, &str); 2] = [
 /// How long the Pods of the control plane have to end before what they write is taken away.
 const END: Duration = Duration::from_secs(60);
 
+/// How long kinds have to end with their objects: an API server takes them one after the other.
+const KINDS_END: Duration = Duration::from_secs(180);
+
 /// Labels of the objects of an installation, without that of the component.
 fn labels(operator: &Operator) -> [(&'static str, String); 5] {
     [
@@ -278,6 +281,23 @@ pub(crate) async fn uninstall(
             if cluster.delete(&object).await? {
                 progress.removed(&Id::of(&object));
             }
+        }
+        gone(cluster, objects).await?;
+    }
+    Ok(())
+}
+
+/// Waits until the kinds are gone, which the API server does in its own time: an installation that follows
+/// would find those that are ending, and lose them.
+async fn gone(cluster: &Cluster, objects: &[Value]) -> anyhow::Result<()> {
+    let kinds = objects.iter().map(Id::of).filter(|id| id.kind == "CustomResourceDefinition");
+    let deadline = tokio::time::Instant::now() + KINDS_END;
+    for kind in kinds {
+        while cluster.find("apiextensions.k8s.io/v1", &kind).await?.is_some() {
+            if tokio::time::Instant::now() >= deadline {
+                anyhow::bail!("{} {} does not end: something holds its objects", kind.kind, kind.name);
+            }
+            tokio::time::sleep(Duration::from_millis(200)).await;
         }
     }
     Ok(())
