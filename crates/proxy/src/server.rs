@@ -43,6 +43,7 @@ use crate::telemetry::access_log::sink::{LogFile, open};
 use crate::telemetry::server_stats::{
     ClusterManagerStats, DrainingResources, ListenerManagerStats, Sampled, ServerStats,
 };
+use crate::telemetry::sinks::LastFlush;
 use crate::telemetry::stats::{StatsStore, ThreadStats};
 use crate::tls::expiry::Expirations;
 use crate::tls::secrets::Refilled;
@@ -135,6 +136,8 @@ struct Server {
     store: Store,
     sockets: Sockets,
     workers: Vec<Handle>,
+    /// What sinks of stats are told at the end.
+    last_flush: Option<LastFlush>,
     /// Whether the workers have adopted what was configured at the start.
     adopted: Cell<bool>,
     /// Where resources come from that are not in the bootstrap.
@@ -255,10 +258,12 @@ impl Server {
         let (commands, admin_commands) = mpsc::unbounded_channel();
         let started = Instant::now();
         let sampled = Arc::new(Sampled::new(&all_stats.thread()));
-        if let Some(sinks) = bootstrap.sinks {
-            let own = sinks.start(Arc::clone(&all_stats), Arc::clone(&main_stats), Arc::clone(&sampled));
-            start_couriers(&workers, own);
-        }
+        let last_flush = bootstrap.sinks.and_then(|sinks| {
+            let (couriers, last) =
+                sinks.start(Arc::clone(&all_stats), Arc::clone(&main_stats), Arc::clone(&sampled));
+            start_couriers(&workers, couriers);
+            last
+        });
         if let Some(admin) = bootstrap.admin {
             let address = admin.address.as_ref().map(ToString::to_string).unwrap_or_default();
             let context =
@@ -282,6 +287,7 @@ impl Server {
             store,
             sockets,
             workers,
+            last_flush,
             sources,
             resolving: HashMap::new(),
             outliers: HashMap::new(),
@@ -333,6 +339,10 @@ impl Server {
                 _ = beat.tick() => Event::Beat,
             };
             if let Flow::End = self.handle(event) {
+                self.workers.clear();
+                if let Some(last) = &self.last_flush {
+                    last.flush();
+                }
                 return Ok(());
             }
         }

@@ -30,7 +30,7 @@ use serde_json::json;
 use crate::mesh::{INBOUND, Mesh, ask, free};
 
 /// Two workloads talk, and nobody else does.
-fn talk(config: &serde_json::Value) {
+fn talk(config: &serde_json::Value, meanwhile: impl FnOnce()) {
     let mesh = Mesh::start();
     let probes = json!({
         "/app-health/app/readyz": { "httpGet": { "path": "/ready", "port": mesh.application, "scheme": "HTTP" } },
@@ -109,6 +109,8 @@ fn talk(config: &serde_json::Value) {
     let answer = request.output().expect("it runs");
     assert_eq!(String::from_utf8_lossy(&answer.stdout).trim(), "LIVE");
 
+    meanwhile();
+
     // A job is done, and a Pod is deleted.
     assert_eq!(ask(client.status(), "POST", "/quitquitquit", "").expect("an answer").0, 200);
     assert!(client.agent.ended().success(), "{}", mesh.logs());
@@ -178,13 +180,13 @@ fn envoys_gateway_lets_requests_in() {
 
 #[test]
 fn our_proxies_talk_over_mtls() {
-    talk(&json!({}));
+    talk(&json!({}), || ());
 }
 
 #[test]
 fn envoys_talk_over_mtls() {
     let Some(envoy) = leno_testkit::envoy::binary() else { return };
-    talk(&json!({ "binaryPath": envoy }));
+    talk(&json!({ "binaryPath": envoy }), || ());
 }
 
 /// Called as `envoy`, with pilot-agent's command line and bootstrap, ours is an Envoy to the agent; it
@@ -196,15 +198,17 @@ fn our_proxies_talk_as_envoys() {
     std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_leno"), &envoy).expect("a link");
     let statsd = UdpSocket::bind("127.0.0.1:0").expect("a port");
     statsd.set_read_timeout(Some(PATIENCE)).expect("an option");
-    talk(&json!({
+    let config = json!({
         "binaryPath": envoy,
         "statsdUdpAddress": statsd.local_addr().expect("an address").to_string(),
         "tracing": { "zipkin": { "address": "127.0.0.1:1" } },
-    }));
-    let mut datagram = [0; 1500];
-    let length = statsd.recv(&mut datagram).expect("a datagram");
-    let line = String::from_utf8_lossy(&datagram[..length]).into_owned();
-    assert!(line.starts_with("envoy.") && (line.ends_with("|c") || line.ends_with("|g")), "{line}");
+    });
+    talk(&config, || {
+        let mut datagram = [0; 1500];
+        let length = statsd.recv(&mut datagram).expect("a datagram");
+        let line = String::from_utf8_lossy(&datagram[..length]).into_owned();
+        assert!(line.starts_with("envoy.") && (line.ends_with("|c") || line.ends_with("|g")), "{line}");
+    });
 }
 
 /// If the proxy ends, so does the agent.

@@ -125,17 +125,21 @@ impl Sinks {
         }
     }
 
-    /// Tells them until the runtime ends. Gives what has to go on on a worker.
+    /// Tells them until the runtime ends. Gives what has to go on on a worker, and what is to be told
+    /// at the end.
     pub(crate) fn start(
         self,
         stats: Arc<StatsStore>,
         thread: Arc<ThreadStats>,
         sampled: Arc<Sampled>,
-    ) -> Vec<Arc<dyn Background>> {
+    ) -> (Vec<Arc<dyn Background>>, Option<LastFlush>) {
         let Sinks { when, eviction, sinks, shown } = self;
         let mut couriers: Vec<Arc<dyn Background>> = Vec::new();
         let sinks: Vec<Ready> = sinks.into_iter().filter_map(|sink| sink.open(&mut couriers)).collect();
-        let (mut told, mut flushes) = (Told::default(), 0);
+        let teller = Teller { sinks, told: Told::default(), shown, stats, sampled };
+        let teller = Arc::new(Mutex::new(teller));
+        let last = matches!(when, When::Every(_)).then(|| LastFlush(Arc::clone(&teller)));
+        let mut flushes = 0;
         // What was counted before the first time was counted lately.
         let mut active = None;
         let mut ticks = match &when {
@@ -154,11 +158,7 @@ impl Sinks {
                     (None, When::Asked(asked)) => asked.notified().await,
                     (None, When::Every(_)) => return,
                 }
-                if !sinks.is_empty() {
-                    sampled.sample(&stats);
-                    let snapshot = told.snapshot(scrape(&stats, |name| shown.shows(name)), &shown);
-                    sinks.iter().for_each(|sink| sink.tell(&snapshot));
-                }
+                teller.lock().unwrap_or_else(PoisonError::into_inner).flush();
                 flushes += 1;
                 if eviction.is_some_and(|eviction| flushes % eviction == 0) {
                     if let Some(before) = &active {
@@ -168,7 +168,38 @@ impl Sinks {
                 }
             }
         });
-        couriers
+        (couriers, last)
+    }
+}
+
+/// What is told at the end of the proxy if sinks are told every now and then: what has been counted since.
+pub(crate) struct LastFlush(Arc<Mutex<Teller>>);
+
+impl LastFlush {
+    /// Tells it, when the workers have ended. Only datagrams arrive: who brings others has ended with them.
+    pub(crate) fn flush(&self) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).flush();
+    }
+}
+
+/// Those who are told, and what they know.
+struct Teller {
+    sinks: Vec<Ready>,
+    told: Told,
+    shown: StatsConfig,
+    stats: Arc<StatsStore>,
+    sampled: Arc<Sampled>,
+}
+
+impl Teller {
+    fn flush(&mut self) {
+        if self.sinks.is_empty() {
+            return;
+        }
+        self.sampled.sample(&self.stats);
+        let scraped = scrape(&self.stats, |name| self.shown.shows(name));
+        let snapshot = self.told.snapshot(scraped, &self.shown);
+        self.sinks.iter().for_each(|sink| sink.tell(&snapshot));
     }
 }
 

@@ -96,11 +96,21 @@ fn what_is_new_is_told() {
 
 #[tokio::test]
 async fn a_server_is_told() {
+    told_by("0.001s", false).await;
+}
+
+#[tokio::test]
+async fn a_server_is_told_at_the_end() {
+    told_by("299s", true).await;
+}
+
+/// What a server is told, every `interval` or when the proxy ends.
+async fn told_by(interval: &str, ends: bool) {
     let server = UdpSocket::bind("127.0.0.1:0").expect("a port");
     server.set_read_timeout(Some(Duration::from_secs(60))).expect("an option");
     let port = server.local_addr().expect("an address").port();
     let sinks = lowered(&format!(
-        "stats_flush_interval: 0.001s, stats_sinks: [{{name: s, typed_config: {{'@type': type.googleapis.com/envoy.config.metrics.v3.StatsdSink, prefix: mesh, address: {{socket_address: {{address: 127.0.0.1, port_value: {port}}}}}}}}}]"
+        "stats_flush_interval: {interval}, stats_sinks: [{{name: s, typed_config: {{'@type': type.googleapis.com/envoy.config.metrics.v3.StatsdSink, prefix: mesh, address: {{socket_address: {{address: 127.0.0.1, port_value: {port}}}}}}}}}]"
     ));
     let store = Arc::new(StatsStore::default());
     let thread = store.thread();
@@ -108,8 +118,11 @@ async fn a_server_is_told() {
     scope.total().add(5);
     // In a store of its own, as its stats would be told too.
     let sampled = Arc::new(Sampled::new(&StatsStore::default().thread()));
-    let couriers = sinks.expect("they are taken").start(Arc::clone(&store), thread, sampled);
+    let (couriers, last) = sinks.expect("they are taken").start(Arc::clone(&store), thread, sampled);
     assert!(couriers.is_empty());
+    if ends {
+        last.expect("there is an interval").flush();
+    }
     let received = tokio::task::spawn_blocking(move || {
         let mut datagram = [0; 100];
         let length = server.recv(&mut datagram).expect("a datagram");
