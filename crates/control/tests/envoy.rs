@@ -6,7 +6,7 @@
 mod configured;
 
 use std::fs;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -134,9 +134,7 @@ async fn no_request_is_lost(api: &str) {
     let Some(binary) = leno_testkit::envoy::binary() else { return };
     let folder = tempfile::tempdir().expect("a folder");
     let (first, second) = (serve("one").await, serve("two").await);
-    // Somebody else may take the port before Envoy does; then the test fails and says why.
-    let gateway =
-        TcpListener::bind("127.0.0.1:0").await.expect("a free port").local_addr().expect("an address");
+    let gateway = SocketAddr::from((Ipv4Addr::LOCALHOST, leno_testkit::ports::free()));
     write(folder.path(), "mesh.yaml", &mesh(gateway, first, second));
     write(folder.path(), "rules.yaml", &rules("one"));
     let mut config = Config::new(vec![folder.path().to_owned()]);

@@ -66,10 +66,8 @@ impl Network {
     }
 }
 
-/// A port of 127.0.0.1 that nobody has now. Somebody may take it; then the test fails and says so.
 fn free(address: Ipv4Addr) -> SocketAddr {
-    let listener = std::net::TcpListener::bind((address, 0)).expect("a port");
-    listener.local_addr().expect("an address")
+    (address, leno_testkit::ports::free()).into()
 }
 
 /// Whose proxies run, and by which variant of xDS.

@@ -6,7 +6,7 @@
 #![cfg(target_os = "linux")]
 
 use std::io::{Read as _, Write as _};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -14,6 +14,7 @@ use leno_node::intercept::{self, Choice};
 use leno_node::{Dns, Redirect};
 use leno_testkit::kube::ApiServer;
 use leno_testkit::mesh::shared;
+use leno_testkit::ports;
 use leno_testkit::process::{Killed, until};
 use serde_json::{Value, json};
 
@@ -232,8 +233,7 @@ impl Node {
         }
         std::fs::write(folder.path().join("account/token"), "one").expect("written");
         std::fs::write(folder.path().join("account/ca.crt"), "pem").expect("written");
-        let free = || TcpListener::bind("[::]:0").expect("a port").local_addr().expect("an address").port();
-        let (health, metrics) = (free(), free());
+        let (health, metrics) = (ports::free(), ports::free());
         let flag = |name: &str, value: &str| format!("--{name}={value}");
         let place = |name: &str| folder.path().join(name).display().to_string();
         let log = std::fs::File::create(folder.path().join("log")).expect("made");

@@ -273,12 +273,6 @@ fn configure(control: &ControlPlane, port: u16, endpoints: &[SocketAddr], step: 
     control.set(TypeUrl::Listener, vec![resource::<Listener>("l", &listener)]);
 }
 
-/// A port that is free, as far as anybody knows.
-async fn free_port() -> SocketAddr {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a port");
-    listener.local_addr().expect("an address")
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn nothing_is_lost_and_nothing_grows() {
     let seconds = std::env::var("SOAK_SECONDS").ok().and_then(|text| text.parse().ok()).unwrap_or(8_u64);
@@ -287,7 +281,7 @@ async fn nothing_is_lost_and_nothing_grows() {
     let mut endpoints = Vec::new();
     let mut breakers = Vec::new();
     for _ in 0..ENDPOINTS {
-        let address = free_port().await;
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, leno_testkit::ports::free()));
         let (breaker, broken) = tokio::sync::watch::channel(false);
         tokio::spawn(serve(address, 1024, broken));
         endpoints.push(address);

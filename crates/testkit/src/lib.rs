@@ -5,6 +5,7 @@
 //! - `kube` (feature `kube`): a Kubernetes API server in memory;
 //! - `kubelet` (feature `kubelet`): a cluster whose pods run, as processes in namespaces;
 //! - `mesh` (feature `mesh`): a control plane and agents as processes, without a cluster;
+//! - [`ports`]: ports that nobody else gets;
 //! - [`process`]: processes, and waiting for what they do;
 //! - [`wheels`]: other people's programs that come as Python wheels.
 
@@ -16,6 +17,7 @@ pub mod kube;
 pub mod kubelet;
 #[cfg(feature = "mesh")]
 pub mod mesh;
+pub mod ports;
 pub mod process;
 #[cfg(feature = "tls")]
 pub mod tls;

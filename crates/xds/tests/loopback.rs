@@ -4,6 +4,7 @@
 mod support;
 
 use std::convert::Infallible;
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -159,8 +160,7 @@ async fn delta_over_a_unix_socket() {
 
 #[tokio::test]
 async fn without_a_server_the_proxy_is_told_and_commands_are_kept() {
-    // Bound and closed again: nobody listens there.
-    let address = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let address = (Ipv4Addr::LOCALHOST, leno_testkit::ports::free()).into();
     let mut proxy = Proxy::start(Mode::Sotw, Target::Tcp(address));
     let timeout = Some(Duration::from_millis(1));
     proxy.commander.subscribe(TypeUrl::Listener, Interest::Wildcard, timeout);

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use leno_control::server::{Config, Server};
@@ -122,8 +122,7 @@ async fn servers_with_certificates_and_permissions() {
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
     let key = KeyPair::generate().expect("a key");
     let authority = CertifiedIssuer::self_signed(params, key).expect("an authority");
-    // Somebody may take the port before Python does; then the test fails and says so.
-    let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port").local_addr().expect("one").port();
+    let port = leno_testkit::ports::free();
     let mut config = Config::new(vec![folder.path().to_owned()]);
     config.grpc_addr.set_port(0);
     config.http_addr.set_port(0);

@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use leno_testkit::http::{Action, Scripted};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 
 use crate::{LIMIT, Pilot, SERVICES, cluster, configured, host, write};
 
@@ -80,10 +80,7 @@ async fn clusters_come(routes: bool) {
     let put = |index| write(folder.path(), &format!("s{index}.yaml"), &service(index, backend.address));
     (0..SERVICES).for_each(put);
     let pilot = Pilot::start(folder.path()).await;
-    // Somebody else may take the port before the proxy does; then the test fails and says why.
-    let free = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-    let port = free.local_addr().expect("an address").port();
-    drop(free);
+    let port = leno_testkit::ports::free();
     let own = tempfile::tempdir().expect("a folder");
     let (file, log) = (own.path().join("bootstrap.yaml"), own.path().join("proxy.log"));
     let node = format!(

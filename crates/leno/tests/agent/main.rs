@@ -24,10 +24,11 @@ use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::process::Command;
 use std::time::Duration;
 
+use leno_testkit::ports;
 use leno_testkit::process::PATIENCE;
 use serde_json::json;
 
-use crate::mesh::{INBOUND, Mesh, ask, free};
+use crate::mesh::{INBOUND, Mesh, ask};
 
 /// Two workloads talk, and nobody else does.
 fn talk(config: &serde_json::Value, meanwhile: impl FnOnce()) {
@@ -140,7 +141,7 @@ fn look_up(server: u16, name: &str) -> std::io::Result<Vec<u8>> {
 fn enter(config: &serde_json::Value) {
     let mesh = Mesh::start();
     let server = mesh.workload("server", config, &[]);
-    let dns = free();
+    let dns = ports::free();
     let variables =
         [("ISTIO_META_ENABLE_DNS_SERVER", "true".to_owned()), ("DNS_PROXY_ADDR", format!("127.0.0.1:{dns}"))];
     let mut gateway = mesh.start_agent("router", "gateway", config, &variables);

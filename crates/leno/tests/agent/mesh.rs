@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use leno_testkit::mesh::{self, pod};
+use leno_testkit::ports::free;
 use leno_testkit::process::Killed;
 use serde_json::{Value, json};
 
@@ -26,12 +27,6 @@ const WORKLOADS: [(&str, u8); 6] = [
     ("default/second", 5),
     ("default/third", 6),
 ];
-
-/// A port that nobody has now. Somebody may take it; then the test fails and says so.
-pub(crate) fn free() -> u16 {
-    let listener = TcpListener::bind(("0.0.0.0", 0)).expect("a port");
-    listener.local_addr().expect("an address").port()
-}
 
 /// Loopback addresses that nobody uses.
 fn network() -> (u8, u8) {

@@ -69,10 +69,9 @@ impl Pilot {
     }
 }
 
-/// An address that nobody has now. Somebody may take it; then the test fails and says so.
+/// An address that nobody else has.
 fn free() -> SocketAddr {
-    let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
-    listener.local_addr().expect("an address")
+    (Ipv4Addr::LOCALHOST, leno_testkit::ports::free()).into()
 }
 
 async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {

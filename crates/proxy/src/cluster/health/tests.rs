@@ -1,6 +1,6 @@
 //! Thresholds and intervals as a table; checks of scripted hosts.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -349,8 +349,7 @@ async fn http_checks() {
 
         abc"#]]
     .assert_eq(&format!("{}{}", last.head.replace("\r\n", "\n"), String::from_utf8_lossy(&last.body)));
-    // Nobody listens there.
-    let nobody = TcpListener::bind("127.0.0.1:0").await.expect("a port").local_addr().expect("an address");
+    let nobody = SocketAddr::from((Ipv4Addr::LOCALHOST, leno_testkit::ports::free()));
     assert_eq!(first(nobody, "http_health_check: {path: /}", "").await, "F network");
 }
 

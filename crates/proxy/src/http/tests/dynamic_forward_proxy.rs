@@ -1,7 +1,8 @@
 //! Requests that name the host they go to.
 
+use std::net::{Ipv4Addr, SocketAddr};
+
 use leno_testkit::http::{Action, Client, Scripted};
-use tokio::net::TcpListener;
 
 use super::{Proxy, run};
 use crate::cluster::Discovery;
@@ -65,8 +66,7 @@ fn routes_may_name_another_host() {
     run(async {
         let upstream = Scripted::start(|seen| Action::ok(seen.header("host").unwrap_or("none"))).await;
         let upstream = upstream.expect("a host");
-        let nobody =
-            TcpListener::bind("127.0.0.1:0").await.expect("a port").local_addr().expect("an address");
+        let nobody = SocketAddr::from((Ipv4Addr::LOCALHOST, leno_testkit::ports::free()));
         let there = format!("127.0.0.1:{}", upstream.address.port());
         let settings = |text: &str| {
             format!(

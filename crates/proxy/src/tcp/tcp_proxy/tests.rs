@@ -122,8 +122,8 @@ async fn upstream() -> (TcpListener, SocketAddr) {
 }
 
 /// An address where nobody listens.
-async fn nobody() -> SocketAddr {
-    upstream().await.1
+fn nobody() -> SocketAddr {
+    (std::net::Ipv4Addr::LOCALHOST, leno_testkit::ports::free()).into()
 }
 
 #[test]
@@ -234,7 +234,7 @@ fn sessions_end_when_their_time_is_up() {
 fn failures_to_connect() {
     run(async {
         let (_listener, open) = upstream().await;
-        let down = nobody().await;
+        let down = nobody();
         let full = "circuit_breakers: {thresholds: [{max_connections: 0}]}";
         let proxy = Proxy::new(&[
             ("down", "", &[down]),
