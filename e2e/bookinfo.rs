@@ -1,5 +1,7 @@
 //! The bookinfo sample, request by request, under both proxies.
 
+use std::time::Duration;
+
 use leno_testkit::envoy;
 
 use crate::load::{Answer, ask, ask_until, client};
@@ -106,6 +108,48 @@ async fn requests_and_answers_with_our_proxy() {
 async fn requests_and_answers_with_the_real_envoy() {
     if let (true, Some(envoy)) = (namespaces(), envoy::binary()) {
         run(&Proxy::Envoy(envoy)).await;
+    }
+}
+
+/// A Gateway of the Gateway API has a gateway deployed for it, which follows its ports and goes with it.
+async fn ways_of_the_gateway_api(proxy: &Proxy) {
+    let mesh = Mesh::up("bookinfo", proxy);
+    let sample = crate::mesh::repository().join("samples/bookinfo/gateway-api/bookinfo-gateway.yaml");
+    let sample = std::fs::read_to_string(sample).unwrap();
+    let client = client();
+    for port in [8081, 8082] {
+        let text = sample.replace("port: 80\n", &format!("port: {port}\n"));
+        assert_ne!(text, sample);
+        mesh.write("way.yaml", &text);
+        let url = |path: &str| format!("http://{}:{port}{path}", mesh.address);
+        ask_until(&url("/productpage"), &[], |it| it.status == 200 && it.body.contains("Reviews")).await;
+        assert_eq!(ask(&client, "GET", &url("/admin"), &[]).await.unwrap().status, 404);
+    }
+    assert!(mesh.verb(&["ps"]).contains("bookinfo-gateway-istio-"), "{}", mesh.verb(&["ps"]));
+    assert!(std::net::TcpStream::connect((mesh.address, 8081)).is_err());
+    mesh.write("way.yaml", "---\n");
+    let gone = async {
+        while mesh.verb(&["ps"]).contains("bookinfo-gateway-istio-") {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), gone).await.expect("it goes with its Gateway");
+    assert!(std::net::TcpStream::connect((mesh.address, 8082)).is_err());
+    assert_eq!(ask(&client, "GET", &mesh.url("/productpage"), &[]).await.unwrap().status, 200);
+    assert_eq!(mesh.count_lines("rejected"), 0, "{}", mesh.text());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn gateways_of_the_gateway_api_with_our_proxy() {
+    if namespaces() {
+        ways_of_the_gateway_api(&Proxy::Leno).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn gateways_of_the_gateway_api_with_the_real_envoy() {
+    if let (true, Some(envoy)) = (namespaces(), envoy::binary()) {
+        ways_of_the_gateway_api(&Proxy::Envoy(envoy)).await;
     }
 }
 

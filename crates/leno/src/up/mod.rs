@@ -27,6 +27,7 @@ mod cluster;
 mod control;
 pub(crate) mod display;
 mod folders;
+mod gateway_api;
 mod hosts;
 mod image;
 mod layout;

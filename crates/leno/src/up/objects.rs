@@ -15,6 +15,8 @@ use k8s_openapi::api::core::v1 as core;
 use leno_api::yaml::{self, Dialect, Node};
 use serde::de::DeserializeOwned;
 
+use super::gateway_api;
+
 /// Namespace and name of an object.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Key {
@@ -139,21 +141,23 @@ pub(crate) struct Service {
     pub(crate) object: core::Service,
 }
 
-/// The part of Istio's Gateway that says what to publish.
+/// The part of a Gateway, be it Istio's or the Gateway API's, that says what to publish.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Gateway {
     pub(crate) key: Key,
     pub(crate) selector: BTreeMap<String, String>,
-    /// The ports, each with its index in `spec.servers`.
+    /// Where its gateways are; `None`: anywhere, and there is one in any case.
+    pub(crate) namespace: Option<String>,
     pub(crate) ports: Vec<GatewayPort>,
-    pub(crate) origin: Origin,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct GatewayPort {
-    pub(crate) index: usize,
     pub(crate) number: u16,
+    /// In capitals.
     pub(crate) protocol: String,
+    /// Where it is declared, without a message.
+    pub(crate) place: Problem,
 }
 
 /// The part of Istio's ServiceEntry that says which names exist.
@@ -176,6 +180,8 @@ pub(crate) struct Objects {
     pub(crate) config_maps: BTreeMap<Key, BTreeMap<String, String>>,
     pub(crate) secrets: BTreeMap<Key, BTreeMap<String, String>>,
     pub(crate) gateways: Vec<Gateway>,
+    /// As declared; what is made for it is among the rest.
+    pub(crate) gateway_api: gateway_api::Declared,
     pub(crate) entries: Vec<ServiceEntry>,
     /// What could not be read, or is not run.
     pub(crate) problems: Vec<Problem>,
@@ -216,6 +222,7 @@ impl Folders {
         }
         self.texts = texts;
         self.last = reader.objects.clone();
+        gateway_api::deploy(&mut reader.objects);
         reader.objects
     }
 
@@ -335,8 +342,13 @@ impl Reader {
                 self.objects.config_maps.extend(data.map(|data| (key, data)));
             }
             ("", "Secret") => self.read_secret(key, &origin),
-            ("networking.istio.io", "Gateway") => self.read_gateway(key, origin),
+            ("networking.istio.io", "Gateway") => self.read_gateway(key, &origin),
             ("networking.istio.io", "ServiceEntry") => self.read_entry(key, &origin),
+            (group, "Gateway" | "GatewayClass" | "ListenerSet" | "XListenerSet")
+                if gateway_api::GROUPS.contains(&group) =>
+            {
+                self.read_gateway_api(&kind, key, origin);
+            }
             ("apps" | "batch", _) | ("", "Pod" | "ReplicationController") => {
                 self.read_workload(&kind, key, origin);
             }
@@ -427,8 +439,8 @@ impl Reader {
         self.objects.secrets.insert(key, values);
     }
 
-    fn read_gateway(&mut self, key: Key, origin: Origin) {
-        let Some(object) = self.typed::<gateway::Object>(&origin, false) else {
+    fn read_gateway(&mut self, key: Key, origin: &Origin) {
+        let Some(object) = self.typed::<gateway::Object>(origin, false) else {
             let before = self.last.gateways.iter().find(|gateway| gateway.key == key);
             self.objects.gateways.extend(before.cloned());
             return;
@@ -436,14 +448,49 @@ impl Reader {
         let server = |(index, server): (usize, gateway::Server)| {
             let port = server.port?;
             let number = u16::try_from(port.number).ok().filter(|number| *number > 0)?;
-            Some(GatewayPort { index, number, protocol: port.protocol.to_ascii_uppercase() })
+            let place = origin.problem(&format!("spec.servers[{index}].port.number"), "");
+            Some(GatewayPort { number, protocol: port.protocol.to_ascii_uppercase(), place })
         };
-        self.objects.gateways.push(Gateway {
-            key,
-            selector: object.spec.selector,
-            ports: object.spec.servers.into_iter().enumerate().filter_map(server).collect(),
-            origin,
-        });
+        let ports = object.spec.servers.into_iter().enumerate().filter_map(server).collect();
+        let selector = object.spec.selector;
+        self.objects.gateways.push(Gateway { key, selector, namespace: None, ports });
+    }
+
+    /// Faulty ones are the control plane's to report, and count as they were before.
+    fn read_gateway_api(&mut self, kind: &str, key: Key, origin: Origin) {
+        let last = std::mem::take(&mut self.last.gateway_api);
+        match kind {
+            "Gateway" => {
+                let found = match self.typed::<gateway_api::GatewayObject>(&origin, false) {
+                    Some(object) => Some(gateway_api::DeclaredGateway {
+                        key,
+                        annotations: object.metadata.annotations,
+                        spec: object.spec,
+                        origin,
+                    }),
+                    None => last.gateways.iter().find(|gateway| gateway.key == key).cloned(),
+                };
+                // Of two of the same name, the control plane says which counts.
+                let gateways = &mut self.objects.gateway_api.gateways;
+                let found = found.filter(|found| gateways.iter().all(|it| it.key != found.key));
+                gateways.extend(found);
+            }
+            "GatewayClass" => {
+                let found = match self.typed::<gateway_api::GatewayClassObject>(&origin, false) {
+                    Some(object) => Some(object.spec.controller_name),
+                    None => last.classes.get(&key.name).cloned(),
+                };
+                self.objects.gateway_api.classes.extend(found.map(|controller| (key.name, controller)));
+            }
+            _ => {
+                let found = match self.typed::<gateway_api::ListenerSetObject>(&origin, false) {
+                    Some(object) => Some(gateway_api::DeclaredSet { key, spec: object.spec, origin }),
+                    None => last.sets.iter().find(|set| set.key == key).cloned(),
+                };
+                self.objects.gateway_api.sets.extend(found);
+            }
+        }
+        self.last.gateway_api = last;
     }
 
     fn read_entry(&mut self, key: Key, origin: &Origin) {
@@ -567,6 +614,7 @@ mod entry {
 pub(crate) fn read_text(text: &str) -> Objects {
     let mut reader = Reader::default();
     reader.read_text("mesh.yaml", text);
+    gateway_api::deploy(&mut reader.objects);
     reader.objects
 }
 

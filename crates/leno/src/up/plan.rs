@@ -17,6 +17,10 @@ use crate::capture::{self, Capture};
 /// Where gateways live that nobody declares.
 pub(crate) const ROOT_NAMESPACE: &str = "istio-system";
 
+/// The annotation of pods with the templates that they are injected by, and the one of gateways.
+pub(crate) const TEMPLATES: &str = "inject.istio.io/templates";
+pub(crate) const GATEWAY_TEMPLATE: &str = "gateway";
+
 /// Everything that is to run.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Plan {
@@ -234,9 +238,9 @@ fn add_containers(
 /// or yes and annotations are the older way to say it.
 fn proxy_role(workload: &Workload, objects: &Objects) -> ProxyRole {
     const INJECT: &str = "sidecar.istio.io/inject";
-    let templates = workload.annotations.get("inject.istio.io/templates");
+    let templates = workload.annotations.get(TEMPLATES);
     let is_automatic = |container: &core::Container| container.image.as_deref() == Some("auto");
-    if templates.is_some_and(|templates| templates.split(',').any(|name| name.trim() == "gateway"))
+    if templates.is_some_and(|templates| templates.split(',').any(|name| name.trim() == GATEWAY_TEMPLATE))
         && workload.spec.containers.iter().any(is_automatic)
     {
         return ProxyRole::Gateway;
@@ -305,9 +309,13 @@ fn add_gateway(plan: &mut Plan, gateway: &Gateway, objects: &Objects, given: &mu
     if gateway.selector.is_empty() {
         return; // it binds nothing by itself
     }
-    let selects = |pod: &PodPlan| matches(&gateway.selector, &pod.labels);
+    let selects = |pod: &PodPlan| {
+        gateway.namespace.as_ref().is_none_or(|namespace| *namespace == pod.key.namespace)
+            && matches(&gateway.selector, &pod.labels)
+    };
     let pod = match plan.pods.values().find(|pod| pod.proxy != ProxyRole::None && selects(pod)) {
         Some(pod) => pod.key.clone(),
+        None if gateway.namespace.is_some() => return, // its Service leads nowhere
         None => {
             let pod = gateway_pod(&gateway.selector, given);
             plan.pods.entry(pod.key.clone()).or_insert(pod).key.clone()
@@ -315,16 +323,22 @@ fn add_gateway(plan: &mut Plan, gateway: &Gateway, objects: &Objects, given: &mu
     };
     let Some(labels) = plan.pods.get(&pod).map(|pod| pod.labels.clone()) else { return };
     for port in &gateway.ports {
-        let place = gateway.origin.problem(&format!("spec.servers[{}].port.number", port.index), "");
         // As Istio does it, a server's port is that of the gateway's Service, which leads to another.
         let target = target_port(objects, &pod, &labels, port.number).unwrap_or(port.number);
-        plan.publications.entry(port.number).or_insert_with(|| Publication {
+        let publication = plan.publications.entry(port.number).or_insert_with(|| Publication {
             pod: pod.clone(),
             target,
             protocol: port.protocol.clone(),
             gateway: gateway.key.clone(),
-            place,
+            place: port.place.clone(),
         });
+        if publication.pod != pod {
+            let message = format!(
+                "port {} is published for {}, so not for this gateway",
+                port.number, publication.gateway
+            );
+            plan.problems.push(Problem { message, ..port.place.clone() });
+        }
     }
 }
 

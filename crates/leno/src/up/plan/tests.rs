@@ -129,6 +129,117 @@ fn gateways_of_the_user() {
 }
 
 #[test]
+fn gateways_of_the_gateway_api() {
+    let gateway = |name: &str, more: &str| {
+        format!(
+            "apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {{name: {name}, annotations: \
+             {{gateway.istio.io/name-override: ''}}}}\nspec: {{{more}}}\n---\n"
+        )
+    };
+    let (http, tls) =
+        ("listeners: [{name: http, port: 80, protocol: HTTP}", "{name: a.b, port: 443, protocol: TLS}");
+    let set = |namespace: &str, port: u16| {
+        format!(
+            "apiVersion: gateway.networking.k8s.io/v1\nkind: ListenerSet\nmetadata: {{name: more, namespace: \
+             {namespace}}}\nspec: {{parentRef: {{name: one, namespace: default}}, listeners: [{{name: m, port: \
+             {port}, protocol: TCP}}]}}\n---\n"
+        )
+    };
+    let allowed = "allowedListeners: {namespaces: {from: Same}}";
+    let class = |name: &str, controller: &str| {
+        format!(
+            "apiVersion: gateway.networking.k8s.io/v1\nkind: GatewayClass\nmetadata: {{name: {name}}}\nspec: \
+             {{controllerName: {controller}}}\n---\n"
+        )
+    };
+    let service = "apiVersion: v1\nkind: Service\nmetadata: {name: mine}\nspec: {selector: {istio: mine}, \
+                   ports: [{port: 82, targetPort: 8082}]}\n---\n";
+    let text = [
+        gateway("one", &format!("gatewayClassName: istio, {allowed}, {http}, {tls}]")),
+        set("default", 9000),
+        set("elsewhere", 9001),
+        gateway("two", &format!("gatewayClassName: ours, {http}]")),
+        class("ours", "istio.io/gateway-controller"),
+        gateway("strange", &format!("gatewayClassName: theirs, {http}]")),
+        class("theirs", "example.com/controller"),
+        gateway("unknown", &format!("gatewayClassName: nobodys, {http}]")),
+        gateway(
+            "manual",
+            "gatewayClassName: istio, addresses: [{type: Hostname, value: mine.default.svc.cluster.local}], \
+             listeners: [{name: h, port: 82, protocol: HTTP}]",
+        ),
+        service.to_owned(),
+        gateway("taken", "gatewayClassName: istio, infrastructure: {parametersRef: {name: x}}, listeners: []"),
+        "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: taken-istio}\nspec: {replicas: 0, selector: {}, \
+         template: {spec: {containers: []}}}\n"
+            .to_owned(),
+    ];
+    check(
+        &text.concat(),
+        &expect![[r#"
+            pod default/one-istio-h7z9x6pwbc-6qt98 10.244.216.48 gateway []
+            pod default/two-ours-jbtxb65pmp-4jhnb 10.244.92.18 gateway []
+            service default/mine 10.96.69.167
+            service default/one-istio 10.96.234.242
+            service default/taken-istio 10.96.180.1
+            service default/two-ours 10.96.3.47
+            port 80 -> default/one-istio-h7z9x6pwbc-6qt98:80 HTTP
+            port 443 -> default/one-istio-h7z9x6pwbc-6qt98:443 TLS
+            port 9000 -> default/one-istio-h7z9x6pwbc-6qt98:9000 TCP
+            mesh.yaml:54:50: spec.infrastructure.parametersRef: leno up has one way to run gateways, so this has no effect
+            mesh.yaml:53:12: metadata.name: there is a Deployment default/taken-istio already, so none is made for this Gateway
+            mesh.yaml:19:57: spec.listeners[0].port: port 80 is published for default/one, so not for this gateway
+        "#]],
+    );
+    let objects = read_text(&gateway("one", &format!("gatewayClassName: istio, {http}, {tls}]")));
+    let made = objects.services.values().map(|service| serde_json::to_value(&service.object).unwrap());
+    let made: Vec<_> = made.collect();
+    expect![[r#"
+        [
+          {
+            "apiVersion": "v1",
+            "kind": "Service",
+            "metadata": {
+              "annotations": {},
+              "labels": {
+                "gateway.istio.io/managed": "istio.io-gateway-controller",
+                "gateway.networking.k8s.io/gateway-class-name": "istio",
+                "gateway.networking.k8s.io/gateway-name": "one"
+              },
+              "name": "one-istio",
+              "namespace": "default"
+            },
+            "spec": {
+              "ports": [
+                {
+                  "appProtocol": "tcp",
+                  "name": "status-port",
+                  "port": 15021
+                },
+                {
+                  "appProtocol": "http",
+                  "name": "http",
+                  "port": 80
+                },
+                {
+                  "appProtocol": "tls",
+                  "name": "a-b",
+                  "port": 443
+                }
+              ],
+              "selector": {
+                "gateway.networking.k8s.io/gateway-name": "one"
+              },
+              "type": "LoadBalancer"
+            }
+          }
+        ]"#]]
+    .assert_eq(&serde_json::to_string_pretty(&made).unwrap());
+    let pods = objects.workloads.iter().map(|it| format!("{} {:?} {:?}", it.key, it.labels, it.annotations));
+    expect![[r#"default/one-istio {"gateway.istio.io/managed": "istio.io-gateway-controller", "gateway.networking.k8s.io/gateway-class-name": "istio", "gateway.networking.k8s.io/gateway-name": "one", "service.istio.io/canonical-name": "one-istio", "service.istio.io/canonical-revision": "latest", "sidecar.istio.io/inject": "false"} {"inject.istio.io/templates": "gateway"}"#]].assert_eq(&pods.collect::<Vec<_>>().join("\n"));
+}
+
+#[test]
 fn other_kinds() {
     let text = "apiVersion: apps/v1\nkind: StatefulSet\nmetadata: {name: db}\nspec:\n  replicas: 2\n  serviceName: db\n  \
          selector: {}\n  template: {spec: {containers: [{name: db, image: shop/web}]}}\n---\n\
