@@ -357,8 +357,10 @@ impl Life {
             statuses.iter_mut().for_each(|status| {
                 status.borrow_and_update();
             });
+            // What makes it hold must not come between telling and looking.
+            let holds = holds(self);
             self.publish();
-            if holds(self) {
+            if holds {
                 return;
             }
             let changes = statuses.into_iter().map(|mut status| {
