@@ -292,7 +292,7 @@ async fn nothing_is_lost_and_nothing_grows() {
     let (control, service) = ControlPlane::start();
     let server = tonic::transport::Server::builder().add_service(service);
     tokio::spawn(async move { server.serve_with_incoming(TcpListenerStream::new(incoming)).await });
-    let front = free_port().await;
+    let front = SocketAddr::from((Ipv4Addr::LOCALHOST, leno_testkit::ports::free()));
     configure(&control, front.port(), &endpoints, 0);
     let config = folder.path().join("bootstrap.yaml");
     let bootstrap = ads::bootstrap(Mode::Delta, &["cds", "lds"], control_plane, "");
