@@ -124,7 +124,7 @@ fn bootstrap(output: &Value) -> Value {
     });
     // Where secrets come from.
     clusters
-        .extend(["sds-grpc", "xds-grpc"].map(
+        .extend(["sds-grpc", "sds-files-grpc", "sds-external", "xds-grpc"].map(
             |name| json!({ "name": name, "type": "STATIC", "typed_extension_protocol_options": http2 }),
         ));
     json!({
