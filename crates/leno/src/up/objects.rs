@@ -239,6 +239,36 @@ fn of_file(file: &Path, message: String) -> Problem {
     Problem { file: file.display().to_string(), line: 0, column: 0, path: String::new(), message }
 }
 
+/// What of a policy cannot be met, as proxies have no certificates here.
+fn without_identities(origin: &Origin) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    let spec = origin.document.find("spec").into_iter();
+    let mut places: Vec<_> = spec.map(|spec| ("spec".to_owned(), spec)).collect();
+    while let Some((path, node)) = places.pop() {
+        for entry in node.entries() {
+            let (path, value) = (format!("{path}.{}", entry.key), &entry.value);
+            match &*entry.key {
+                "mode" if value.as_str() == Some("STRICT") => {
+                    let message =
+                        "leno up has no certificates yet: whoever has a sidecar refuses all requests";
+                    problems.push(origin.problem(&path, message));
+                }
+                "principals" | "notPrincipals" | "namespaces" | "notNamespaces" | "serviceAccounts"
+                | "notServiceAccounts" => {
+                    let message = "leno up has no certificates yet: no caller has an identity";
+                    problems.push(origin.problem(&path, message));
+                }
+                _ => places.push((path, value)),
+            }
+        }
+        for (index, item) in node.items().iter().enumerate() {
+            places.push((format!("{path}[{index}]"), item));
+        }
+    }
+    problems.sort();
+    problems
+}
+
 /// The files that a path stands for, in the order of their names.
 fn files(path: &Path, problems: &mut Vec<Problem>) -> Vec<PathBuf> {
     if !path.is_dir() {
@@ -344,6 +374,9 @@ impl Reader {
             ("", "Secret") => self.read_secret(key, &origin),
             ("networking.istio.io", "Gateway") => self.read_gateway(key, &origin),
             ("networking.istio.io", "ServiceEntry") => self.read_entry(key, &origin),
+            ("security.istio.io", "PeerAuthentication" | "AuthorizationPolicy") => {
+                self.objects.problems.extend(without_identities(&origin));
+            }
             (group, "Gateway" | "GatewayClass" | "ListenerSet" | "XListenerSet")
                 if gateway_api::GROUPS.contains(&group) =>
             {
@@ -640,6 +673,21 @@ mod tests {
             mesh.yaml:15:1: kind: CronJob default/nightly is not run by leno up
             mesh.yaml:21:12: metadata.name: there is another Deployment shop/web in mesh.yaml, which is the one that counts"#]]
         .assert_eq(&problems.join("\n"));
+    }
+
+    #[test]
+    fn says_what_needs_identities() {
+        let objects = read_text(
+            "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: a, labels: {namespaces: x}}\n\
+             spec:\n  mtls: {mode: STRICT}\n  portLevelMtls: {8080: {mode: PERMISSIVE}, 9090: {mode: STRICT}}\n---\n\
+             apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: b}\nspec:\n  rules:\n  \
+             - from: [{source: {ipBlocks: [10.0.0.0/8]}}, {source: {principals: ['*']}}]\n    to: [{operation: {methods: [GET]}}]\n",
+        );
+        let problems: Vec<String> = objects.problems.iter().map(ToString::to_string).collect();
+        expect_test::expect![[r#"
+            mesh.yaml:5:10: spec.mtls.mode: leno up has no certificates yet: whoever has a sidecar refuses all requests
+            mesh.yaml:6:52: spec.portLevelMtls.9090.mode: leno up has no certificates yet: whoever has a sidecar refuses all requests
+            mesh.yaml:13:58: spec.rules[0].from[1].source.principals: leno up has no certificates yet: no caller has an identity"#]].assert_eq(&problems.join("\n"));
     }
 
     #[test]
