@@ -3,6 +3,7 @@
 //!
 //! - `layers`: crates depend on each other only downwards (ARCHITECTURE.md, "The crates");
 //! - `files`: sizes, module headers, unsafe code only where it is listed;
+//! - `docs`: links of the documentation and paths of ARCHITECTURE.md lead somewhere;
 //! - `deviations`: every `// Deviation:` comment is listed in docs/deviations.md.
 //!
 //! `cargo xtask deviations` rewrites docs/deviations.md from the comments; `compatibility` and
@@ -10,6 +11,7 @@
 //! tests that check them. `profile` makes the profile that release builds are optimised by.
 
 mod deviations;
+mod docs;
 mod files;
 mod layers;
 mod profile;
@@ -54,6 +56,7 @@ fn tidy() -> Result<Vec<String>> {
     let root = root();
     let mut problems = layers::check(&root)?;
     problems.extend(files::check(&root)?);
+    problems.extend(docs::check(&root)?);
     problems.extend(deviations::check(&root)?);
     Ok(problems)
 }

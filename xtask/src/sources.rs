@@ -45,8 +45,14 @@ impl Source {
         self.path.ends_with("tests.rs") || self.path.contains("/tests/") || self.path.starts_with("e2e/")
     }
 
-    /// The lines before the file's own test module.
+    /// The lines before the file's own test module, which is its end. A test module that is a file
+    /// of its own may be declared anywhere.
     pub(crate) fn code(&self) -> impl Iterator<Item = &str> {
-        self.text.lines().take_while(|line| *line != "#[cfg(test)]")
+        let opens = |rest: &str| {
+            let mut lines = rest.lines().skip(2);
+            lines.next().is_some_and(|line| line.starts_with("mod ") && line.contains('{'))
+        };
+        let mut marks = self.text.match_indices("\n#[cfg(test)]\n").map(|(at, _)| self.text.split_at(at));
+        marks.find(|(_, rest)| opens(rest)).map_or(self.text.as_str(), |(code, _)| code).lines()
     }
 }
