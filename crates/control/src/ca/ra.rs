@@ -25,9 +25,10 @@ use super::expiry::{Ends, Warnings};
 use super::keeper::{Complaint, LOOK};
 use super::service::Refused;
 use super::serving::{Shown, name};
-use super::settings::{CertProvider, External, is_part};
+use super::settings::{CertProvider, External};
 use super::signer::{self, Order};
 use super::{Ca, State, now};
+use crate::model::check::is_subdomain;
 use crate::source::kube::Cluster;
 
 /// How many requests wait for signers at a time.
@@ -49,9 +50,9 @@ const FOR_SERVERS: &[&str] = &["digital signature", "key encipherment", "server 
 pub(super) struct Ra {
     settings: External,
     cluster: Cluster,
-    room: Semaphore,
+    room: Arc<Semaphore>,
     /// How many requests of an identity wait.
-    waiting: Mutex<BTreeMap<String, usize>>,
+    waiting: Arc<Mutex<BTreeMap<String, usize>>>,
 }
 
 impl fmt::Debug for Ra {
@@ -62,9 +63,6 @@ impl fmt::Debug for Ra {
 
 /// What a workload asks for.
 pub(super) struct Asked<'a> {
-    /// The request as it came, PEM.
-    pub(super) text: &'a str,
-    /// The same, read.
     pub(super) request: &'a CertificateRequest,
     /// Who he has proven to be.
     pub(super) identity: &'a SpiffeId,
@@ -79,7 +77,7 @@ impl Ra {
     /// If there is no cluster.
     pub(super) fn new(settings: External, cluster: Option<Cluster>) -> Result<Ra, String> {
         let cluster = cluster.ok_or("EXTERNAL_CA: the signers are those of a cluster, and there is none")?;
-        Ok(Ra { settings, cluster, room: Semaphore::new(MOST), waiting: Mutex::default() })
+        Ok(Ra { settings, cluster, room: Arc::new(Semaphore::new(MOST)), waiting: Arc::default() })
     }
 
     /// How long a request may take.
@@ -113,7 +111,7 @@ impl Ra {
             Some(wanted) if domain.is_empty() => {
                 Err(refused(Code::Internal, format!("certSignerDomain is required for signer {wanted}")))
             }
-            Some(wanted) if is_part(wanted) => Ok(format!("{domain}/{wanted}")),
+            Some(wanted) if is_subdomain(wanted) => Ok(format!("{domain}/{wanted}")),
             Some(wanted) => {
                 let words = format!("{wanted:?} cannot be the name of a signer");
                 Err(Refused { label: "CSR_ERROR", code: Code::InvalidArgument, words })
@@ -134,18 +132,20 @@ impl Ra {
             let words = "too many requests wait for signers".to_owned();
             refused("CERT_GEN_ERROR", Code::Unavailable, words)
         };
-        let _turn = Turn::take(&self.waiting, asked.identity.as_str()).ok_or_else(full)?;
-        let acquiring = tokio::time::timeout(self.settings.patience, self.room.acquire());
-        let Ok(Ok(_room)) = acquiring.await else { return Err(full()) };
+        let turn = Turn::take(&self.waiting, asked.identity.as_str()).ok_or_else(full)?;
+        let acquiring = tokio::time::timeout(self.settings.patience, Arc::clone(&self.room).acquire_owned());
+        let Ok(Ok(room)) = acquiring.await else { return Err(full()) };
         let order = Order {
-            request: asked.text,
+            request: &asked.request.to_pem(),
             signer: &signer,
             usages: FOR_WORKLOADS,
             lifetime: asked.lifetime,
             whom: asked.identity.as_str(),
         };
         let failed = |words: String| refused("CERT_GEN_ERROR", Code::Internal, words);
-        let answer = signer::sign(&self.cluster, &order, self.settings.patience).await.map_err(failed)?;
+        let answer =
+            signer::sign(&self.cluster, &order, self.settings.patience, Box::new((turn, room))).await;
+        let answer = answer.map_err(failed)?;
         let names = [AltName::Uri(asked.identity.as_str().to_owned())];
         let wanted = Wanted { key: asked.request.key(), names: &names, is_for_clients: true };
         let roots = state.signers_root.as_deref().or(state.by_signer.get(&signer).map(String::as_str));
@@ -177,7 +177,7 @@ impl Ra {
         let request = request_for(&key, &names)?;
         let whom = hosts.into_iter().cloned().collect::<Vec<_>>().join(",");
         let order = Order { request: &request, signer, usages: FOR_SERVERS, lifetime, whom: &whom };
-        let answer = signer::sign(&self.cluster, &order, self.settings.patience).await?;
+        let answer = signer::sign(&self.cluster, &order, self.settings.patience, Box::new(())).await?;
         let signed = Signed::read(&answer, Some(roots)).ok_or("there is no certificate in the answer")??;
         let wanted = Wanted { key: key.public(), names: &names, is_for_clients: false };
         let (from, to) = wanted.check(&signed.chain, &signed.trust, now())?.validity();
@@ -220,30 +220,30 @@ impl Signed {
 }
 
 /// One of the requests of an identity that may wait at a time.
-struct Turn<'a> {
-    waiting: &'a Mutex<BTreeMap<String, usize>>,
-    identity: &'a str,
+struct Turn {
+    waiting: Arc<Mutex<BTreeMap<String, usize>>>,
+    identity: String,
 }
 
-impl<'a> Turn<'a> {
-    fn take(waiting: &'a Mutex<BTreeMap<String, usize>>, identity: &'a str) -> Option<Turn<'a>> {
+impl Turn {
+    fn take(waiting: &Arc<Mutex<BTreeMap<String, usize>>>, identity: &str) -> Option<Turn> {
         let mut all = waiting.lock().unwrap_or_else(PoisonError::into_inner);
         let count = all.entry(identity.to_owned()).or_default();
         if *count >= MOST_OF_ONE {
             return None;
         }
         *count += 1;
-        Some(Turn { waiting, identity })
+        Some(Turn { waiting: Arc::clone(waiting), identity: identity.to_owned() })
     }
 }
 
-impl Drop for Turn<'_> {
+impl Drop for Turn {
     fn drop(&mut self) {
         let mut all = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = all.get_mut(self.identity) {
+        if let Some(count) = all.get_mut(&self.identity) {
             *count -= 1;
             if *count == 0 {
-                all.remove(self.identity);
+                all.remove(&self.identity);
             }
         }
     }

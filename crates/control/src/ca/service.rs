@@ -104,7 +104,7 @@ impl Service {
         let Some(authority) = authority else {
             let ra = self.ca.ra.as_ref().ok_or_else(not_ready)?;
             let signer = metadata(request, CERT_SIGNER);
-            let asked = Asked { text: &request.csr, request: &csr, identity, lifetime, signer };
+            let asked = Asked { request: &csr, identity, lifetime, signer };
             let state = self.ca.state.borrow().clone();
             return ra.sign(&state, &asked).await;
         };

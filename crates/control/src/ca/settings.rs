@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use leno_tls::issue::KeyType;
 
+use crate::model::check::is_subdomain;
 use crate::model::duration::Span;
 
 /// How the authority behaves.
@@ -109,21 +110,9 @@ impl CertProvider {
 /// A signer by its full name, as `example.com/signer`.
 fn signer_name(variable: &str, text: &str) -> Result<String, String> {
     match text.split_once('/') {
-        Some((domain, path)) if is_part(domain) && is_part(path) => Ok(text.to_owned()),
+        Some((domain, path)) if is_subdomain(domain) && is_subdomain(path) => Ok(text.to_owned()),
         _ => Err(format!("{variable}: {text:?} is not the name of a signer, DOMAIN/NAME")),
     }
-}
-
-/// Whether this may be the domain or the path of a signer's name: lower case letters, digits, and `.` and `-`
-/// between them.
-pub(super) fn is_part(text: &str) -> bool {
-    let is_end = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
-    let is_label = |label: &str| {
-        label.bytes().all(|byte| is_end(byte) || byte == b'-')
-            && label.bytes().next().is_some_and(is_end)
-            && label.bytes().next_back().is_some_and(is_end)
-    };
-    text.len() <= 253 && text.split('.').all(is_label)
 }
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -244,7 +233,7 @@ impl External {
             return Err("EXTERNAL_CA: which signer it is must be said, by K8S_SIGNER or CERT_SIGNER_DOMAIN"
                 .to_owned());
         }
-        if let Some(domain) = domain.as_ref().filter(|domain| !is_part(domain)) {
+        if let Some(domain) = domain.as_ref().filter(|domain| !is_subdomain(domain)) {
             return Err(format!("CERT_SIGNER_DOMAIN: {domain:?} is no domain of signers"));
         }
         let signer = signer.map(|signer| signer_name("K8S_SIGNER", &signer)).transpose()?;

@@ -1,6 +1,7 @@
 //! How a signer of Kubernetes is asked for a certificate: a CertificateSigningRequest is made, approved by us,
 //! waited for, and deleted whatever becomes of it and of who asked.
 
+use std::any::Any;
 use std::time::Duration;
 
 use http::Method;
@@ -13,6 +14,7 @@ use leno_base::backoff::Backoff;
 use leno_base::rng::Rng;
 use serde::Deserialize;
 use serde_json::json;
+use tokio::time::Instant;
 
 use crate::source::kube::Cluster;
 use crate::source::kube::client::Fault;
@@ -43,7 +45,8 @@ pub(super) struct Order<'a> {
     pub(super) whom: &'a str,
 }
 
-/// Has a certificate signed: it and those above it, PEM. Nothing of it was verified.
+/// Has a certificate signed: it and those above it, PEM. Nothing of it was verified. What is `held` is let go of when
+/// nothing of the request is left.
 ///
 /// # Errors
 /// Why there is none, in istiod's words where it has some.
@@ -51,19 +54,26 @@ pub(super) async fn sign(
     cluster: &Cluster,
     order: &Order<'_>,
     patience: Duration,
+    held: Box<dyn Any + Send>,
 ) -> Result<Vec<u8>, String> {
-    let made = create(cluster, order).await.map_err(|fault| format!("failed to create CSR: {fault}"))?;
-    let name = made.metadata.name.clone().unwrap_or_default();
-    let _cleanup = Cleanup { cluster: cluster.clone(), name: name.clone(), uid: made.metadata.uid.clone() };
+    let body = draft(order)?;
+    let deadline = Instant::now() + patience;
+    // Whoever asks may go while it is being made, and it is to be deleted even so.
+    let making = tokio::spawn(create(cluster.clone(), body, held));
+    let made = tokio::time::timeout_at(deadline, making).await;
+    let made = made.map_err(|_| "failed to create CSR: no answer in time".to_owned())?;
+    let made = made.map_err(|error| error.to_string())?;
+    let (made, cleanup) = made.map_err(|fault| format!("failed to create CSR: {fault}"))?;
     let whole = async {
         let approved = approve(cluster, made, order.whom).await?;
-        wait(cluster, &name, approved).await
+        wait(cluster, &cleanup.name, approved).await
     };
-    let late = |_| format!("timeout when watching CSR {name}");
-    tokio::time::timeout(patience, whole).await.map_err(late)?
+    let late = |_| format!("timeout when watching CSR {}", cleanup.name);
+    tokio::time::timeout_at(deadline, whole).await.map_err(late)?
 }
 
-async fn create(cluster: &Cluster, order: &Order<'_>) -> Result<CertificateSigningRequest, Fault> {
+/// A request as it is sent.
+fn draft(order: &Order<'_>) -> Result<Vec<u8>, String> {
     let request = CertificateSigningRequest {
         // Istiod's name for them.
         metadata: ObjectMeta { generate_name: Some("csr-workload-".to_owned()), ..ObjectMeta::default() },
@@ -76,8 +86,18 @@ async fn create(cluster: &Cluster, order: &Order<'_>) -> Result<CertificateSigni
         },
         status: None,
     };
-    let body = serde_json::to_vec(&request).map_err(|error| Fault::Broken(error.to_string()))?;
-    read(&cluster.api().call(Method::POST, PATH, JSON, JSON, body).await?)
+    serde_json::to_vec(&request).map_err(|error| error.to_string())
+}
+
+async fn create(
+    cluster: Cluster,
+    body: Vec<u8>,
+    held: Box<dyn Any + Send>,
+) -> Result<(CertificateSigningRequest, Cleanup), Fault> {
+    let made = read(&cluster.api().call(Method::POST, PATH, JSON, JSON, body).await?)?;
+    let name = made.metadata.name.clone().unwrap_or_default();
+    let uid = made.metadata.uid.clone();
+    Ok((made, Cleanup { cluster, name, uid, held: Some(held) }))
 }
 
 fn read(text: &str) -> Result<CertificateSigningRequest, Fault> {
@@ -189,16 +209,19 @@ struct Cleanup {
     cluster: Cluster,
     name: String,
     uid: Option<String>,
+    held: Option<Box<dyn Any + Send>>,
 }
 
 impl Drop for Cleanup {
     fn drop(&mut self) {
         let (cluster, name) = (self.cluster.clone(), std::mem::take(&mut self.name));
+        let held = self.held.take();
         let body =
             json!({ "apiVersion": "v1", "kind": "DeleteOptions", "preconditions": { "uid": self.uid } });
         // Without a runtime the process ends, and Kubernetes deletes it within a day.
         let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
         runtime.spawn(async move {
+            let _held = held;
             let path = format!("{PATH}/{name}");
             let mut backoff = Backoff::new(RETRY.0, RETRY.1, Rng::from_entropy());
             for _ in 0..ATTEMPTS {

@@ -434,6 +434,18 @@ pub(crate) fn is_dns_label(name: &str) -> bool {
         && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
 }
 
+/// Whether a name is a subdomain as Kubernetes has it (RFC 1123), which most objects and signers are called by: lower
+/// case letters, digits, and `.` and `-` between them.
+pub(crate) fn is_subdomain(name: &str) -> bool {
+    let is_end = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+    let is_label = |label: &str| {
+        label.bytes().all(|byte| is_end(byte) || byte == b'-')
+            && label.bytes().next().is_some_and(is_end)
+            && label.bytes().next_back().is_some_and(is_end)
+    };
+    name.len() <= 253 && name.split('.').all(is_label)
+}
+
 /// Whether a text can stand where Istio wants a host.
 pub(crate) fn is_host(host: &str) -> bool {
     if host == "*" || host.parse::<IpAddr>().is_ok() {

@@ -408,6 +408,23 @@ async fn slow_signers() {
     waiting.abort();
     cleaned_up(&cluster).await;
 
+    // Nor does who has gone before it was made.
+    drop(cluster.api.take_seen());
+    cluster.api.slow_down(Duration::from_millis(300));
+    let waiting = tokio::spawn(ask(channel.clone(), Some("of reviews"), csr(REVIEWS).1));
+    let seen = async |method: &str| {
+        until("it is made and deleted", async || {
+            let seen = cluster.api.take_seen();
+            seen.iter().any(|it| it.method == method && it.path.contains(CSRS)).then_some(())
+        })
+        .await;
+    };
+    seen("POST").await;
+    waiting.abort();
+    seen("DELETE").await;
+    cluster.api.slow_down(Duration::ZERO);
+    cleaned_up(&cluster).await;
+
     let mut config = cluster.config.clone();
     let external = config.access.authority.as_mut().and_then(|ca| ca.external.as_mut());
     external.expect("there is one").patience = Duration::from_secs(1);

@@ -252,7 +252,12 @@ async fn connection(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static
     let began = signals.borrow_and_update().hang_ups;
     let service = service_fn(move |request| {
         let shared = Arc::clone(&shared);
-        async move { Ok::<_, Infallible>(answer(&shared, request).await.into_response()) }
+        // What was begun is done, whether somebody waits for it or not.
+        let answering = tokio::spawn(async move { answer(&shared, request).await });
+        async move {
+            let reply = answering.await.unwrap_or_else(|_| Failure::no_path().into());
+            Ok::<_, Infallible>(reply.into_response())
+        }
     });
     let server = auto::Builder::new(TokioExecutor::new());
     let serving = server.serve_connection(TokioIo::new(stream), service);

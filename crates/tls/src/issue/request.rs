@@ -158,6 +158,12 @@ impl CertificateRequest {
         }
     }
 
+    /// The request in PEM, as we write it: for whoever hands it on, so that nobody reads another one in the text
+    /// that it came in.
+    pub fn to_pem(&self) -> String {
+        pem::write("CERTIFICATE REQUEST", &self.der)
+    }
+
     /// The key that a certificate is wanted for.
     pub fn key(&self) -> &PublicKey {
         &self.key
