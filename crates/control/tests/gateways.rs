@@ -302,3 +302,52 @@ async fn what_was_made_follows() {
     .await;
     second.end().await;
 }
+
+/// Names lead nowhere but to objects of their namespace, and what cannot be made holds up nobody.
+#[tokio::test]
+async fn names_lead_nowhere_else() {
+    let site = cluster().await;
+    let api = &site.api;
+    let replica = Replica::start(&site).await;
+    let names = [
+        "../../../kube-system/deployments/dns",
+        "..",
+        "edge?fieldManager=x&",
+        "edge%2f..%2f..",
+        "edge/status",
+        "Edge",
+        "edge\n  namespace: kube-system",
+    ];
+    for (index, name) in names.iter().enumerate() {
+        let mut named = gateway("default");
+        named["metadata"]["name"] = json!(format!("a{index}"));
+        named["metadata"]["annotations"] = json!({ "gateway.istio.io/name-override": name });
+        api.put(named);
+        let mut account = gateway("default");
+        account["metadata"]["name"] = json!(format!("b{index}"));
+        account["metadata"]["annotations"] = json!({ "gateway.istio.io/service-account": name });
+        api.put(account);
+        let mut overlaid = gateway("default");
+        overlaid["metadata"]["name"] = json!(format!("c{index}"));
+        overlaid["spec"]["infrastructure"] =
+            json!({ "parametersRef": { "group": "", "kind": "ConfigMap", "name": name } });
+        api.put(overlaid);
+    }
+    let mut seen = Vec::new();
+    api.put(gateway("default"));
+    until("the one that can be made", async || {
+        seen.extend(api.take_seen());
+        api.find("", "services", "default", "edge-istio")
+    })
+    .await;
+    seen.extend(api.take_seen());
+    for it in &seen {
+        let is_clean =
+            !it.path.contains("..") && !it.path.contains('%') && !it.path.ends_with("/edge/status");
+        let is_claim = it.method == "PATCH" && it.path.ends_with("/gateways/edge/status");
+        assert!(is_clean || is_claim, "{it:?}");
+        assert!(!it.query.contains("..") && !it.query.contains("fieldManager=x"), "{it:?}");
+    }
+    assert_eq!(api.count("apps", "deployments"), 1);
+    replica.end().await;
+}

@@ -225,9 +225,14 @@ fn keep_selector(there: &Value, object: &mut Value) {
     const OLD: &str = "istio.io/gateway-name";
     let selector = there.pointer("/spec/selector");
     let old = selector.and_then(|it| it.get("matchLabels")).and_then(|it| it.get(OLD));
-    if let (Some(selector), Some(old)) = (selector, old) {
-        object["spec"]["selector"] = selector.clone();
-        object["spec"]["template"]["metadata"]["labels"][OLD] = old.clone();
+    let (Some(selector), Some(old)) = (selector, old) else { return };
+    // What a ConfigMap has made of it may have no such places, which the API server will say.
+    if let Some(spec) = object.get_mut("spec").and_then(Value::as_object_mut) {
+        spec.insert("selector".to_owned(), selector.clone());
+    }
+    if let Some(labels) = object.pointer_mut("/spec/template/metadata/labels").and_then(Value::as_object_mut)
+    {
+        labels.insert(OLD.to_owned(), old.clone());
     }
 }
 
@@ -497,5 +502,16 @@ mod tests {
         keep_selector(&old, &mut object);
         assert_eq!(object["spec"]["selector"], old["spec"]["selector"]);
         assert_eq!(object["spec"]["template"]["metadata"]["labels"]["istio.io/gateway-name"], "g");
+        // ConfigMaps may make anything of it.
+        for mut object in [
+            json!({}),
+            json!({ "spec": "x" }),
+            json!({ "spec": { "template": [] } }),
+            json!({ "spec": { "template": { "metadata": { "labels": 1 } } } }),
+        ] {
+            let template = object.pointer("/spec/template").cloned();
+            keep_selector(&old, &mut object);
+            assert_eq!(object.pointer("/spec/template"), template.as_ref());
+        }
     }
 }

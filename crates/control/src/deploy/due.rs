@@ -54,7 +54,9 @@ impl Due {
 
     /// One to be seen to now.
     pub(super) fn take(&mut self, now: Instant) -> Option<(Key, Why)> {
-        let (key, (why, _)) = self.waiting.iter().find(|(_, (_, at))| *at <= now)?;
+        // Who is due for longest, so that one that changes all the time holds up no others.
+        let (key, (why, _)) =
+            self.waiting.iter().filter(|(_, (_, at))| *at <= now).min_by_key(|(_, (_, at))| *at)?;
         let (key, why) = (key.clone(), *why);
         self.waiting.remove(&key);
         self.taken.insert(key.clone(), why);
@@ -118,5 +120,22 @@ mod tests {
         due.remove(&key("a"));
         assert_eq!(due.take(now), Some((key("b"), Why::Perhaps)));
         assert_eq!(due.take(now), None);
+    }
+
+    #[test]
+    fn who_changes_all_the_time_holds_up_nobody() {
+        let key = |name: &str| Key { namespace: "n".to_owned(), name: name.to_owned() };
+        let mut now = Instant::now();
+        let mut due = Due::default();
+        due.add(&key("b"), Why::Perhaps, now);
+        let mut taken = Vec::new();
+        for _ in 0..3 {
+            now += Duration::from_millis(1);
+            due.add(&key("a"), Why::Perhaps, now);
+            let (key, _) = due.take(now).unwrap();
+            due.done(&key);
+            taken.push(key.name);
+        }
+        assert_eq!(taken, ["b", "a", "a"]);
     }
 }

@@ -25,6 +25,7 @@ use self::cluster::{Heard, Hearer};
 use self::due::{Due, Why};
 use crate::inject::webhook::{Current, Webhook};
 use crate::inject::{GatewayPort, GatewayRequest, Refused};
+use crate::model::check::is_subdomain;
 use crate::model::inputs::GatewayClasses;
 use crate::model::switches::Switches;
 use crate::model::{Key, Kind, ObjectRef};
@@ -458,7 +459,11 @@ fn parameters(gateway: &Gateway) -> Result<Option<Key>, Refused> {
         )));
     }
     let namespace = gateway.object.pointer("/metadata/namespace").and_then(Value::as_str).unwrap_or_default();
-    Ok(Some(Key { namespace: namespace.to_owned(), name: text("name").to_owned() }))
+    let name = text("name");
+    if !is_subdomain(name) {
+        return Err(Refused(format!("parametersRef: {name:?} is not the name of a ConfigMap")));
+    }
+    Ok(Some(Key { namespace: namespace.to_owned(), name: name.to_owned() }))
 }
 
 /// Whether a Gateway is for a control plane that goes by some names: what is not marked is for the default one.

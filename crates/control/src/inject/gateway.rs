@@ -13,6 +13,7 @@ use serde_json::{Map, Value as Json, json};
 
 use super::data::{PROXY_ID, go, image};
 use super::{Injector, ProxyRules, Refused, merge, pod};
+use crate::model::check::is_subdomain;
 use crate::model::label::{GATEWAY_CONTROLLER, GATEWAY_MANAGED, GATEWAY_NAME};
 use crate::scope::gateway_api::infrastructure::{NAME_OVERRIDE, SERVICE_TYPE};
 
@@ -251,6 +252,9 @@ fn made(mut object: Json, request: &GatewayRequest) -> Result<Option<Json>, Refu
         return Err(Refused(format!(
             "template {TEMPLATE:?} makes {kind} {namespace}/{name}, which is another's"
         )));
+    }
+    if !is_subdomain(&name) {
+        return Err(Refused(format!("{name:?} is not a name that a {kind} can have")));
     }
     pod::set_label(&mut object, GATEWAY_MANAGED, &managed());
     Ok(Some(object))
