@@ -75,16 +75,24 @@ pub(crate) struct Answer {
     pub(crate) body: Bytes,
 }
 
-/// Sends a request (its URI is a path) and reads at most `most` bytes of the answer's body; one that
-/// has more is an error.
+/// How much of an answer's body is read.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Reads {
+    /// All of it; one that has more bytes than so many is an error.
+    All(usize),
+    /// So many bytes, whatever follows.
+    First(usize),
+}
+
+/// Sends a request (its URI is a path) and reads the answer.
 pub(crate) async fn call(
     target: &Target,
     request: Request<Empty<Bytes>>,
     timeout: Duration,
-    most: usize,
+    reads: Reads,
 ) -> Result<Answer, String> {
     let late = |_| format!("{}: no answer within {timeout:?}", target.authority());
-    tokio::time::timeout(timeout, Box::pin(exchange(target, request, most))).await.map_err(late)?
+    tokio::time::timeout(timeout, Box::pin(exchange(target, request, reads))).await.map_err(late)?
 }
 
 /// Sends one request and reads at most `most` bytes of the answer's body: the status, and the body.
@@ -100,7 +108,7 @@ pub async fn ask(
 ) -> Result<(u16, Bytes), String> {
     let target = Target::new(host, port);
     let method = method.parse().map_err(|_| format!("{method:?} is no method"))?;
-    let answer = call(&target, request(method, path, &target)?, timeout, most).await?;
+    let answer = call(&target, request(method, path, &target)?, timeout, Reads::All(most)).await?;
     Ok((answer.status.as_u16(), answer.body))
 }
 
@@ -114,27 +122,27 @@ pub(crate) fn request(
     request.body(Empty::new()).map_err(|error| format!("{path}: {error}"))
 }
 
-async fn exchange(target: &Target, request: Request<Empty<Bytes>>, most: usize) -> Result<Answer, String> {
+async fn exchange(target: &Target, request: Request<Empty<Bytes>>, reads: Reads) -> Result<Answer, String> {
     let failed = |error: &dyn std::fmt::Display| format!("{}: {error}", target.authority());
     let stream = target.connect().await?;
     match &target.tls {
-        None => http1(stream, request, most).await.map_err(|error| failed(&error)),
+        None => http1(stream, request, reads).await.map_err(|error| failed(&error)),
         Some(config) => {
             let name = target.host.trim_matches(['[', ']']).to_owned();
             let name = ServerName::try_from(name).map_err(|error| failed(&error))?;
             let stream = TlsConnector::from(Arc::clone(config)).connect(name, stream).await;
             let stream = stream.map_err(|error| failed(&error))?;
             let answer = if stream.get_ref().1.alpn_protocol() == Some(b"h2") {
-                http2(stream, request, most).await
+                http2(stream, request, reads).await
             } else {
-                http1(stream, request, most).await
+                http1(stream, request, reads).await
             };
             answer.map_err(|error| failed(&error))
         }
     }
 }
 
-async fn http1<IO>(io: IO, request: Request<Empty<Bytes>>, most: usize) -> Result<Answer, String>
+async fn http1<IO>(io: IO, request: Request<Empty<Bytes>>, reads: Reads) -> Result<Answer, String>
 where
     IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
@@ -144,10 +152,10 @@ where
     // It ends with whoever waits for it.
     let _connection = Aborted(connection);
     let response = sender.send_request(request).await.map_err(|error| error.to_string())?;
-    read(response, most).await
+    read(response, reads).await
 }
 
-async fn http2<IO>(io: IO, request: Request<Empty<Bytes>>, most: usize) -> Result<Answer, String>
+async fn http2<IO>(io: IO, request: Request<Empty<Bytes>>, reads: Reads) -> Result<Answer, String>
 where
     IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
@@ -171,18 +179,25 @@ where
     }
     let request = Request::from_parts(head, body);
     let response = sender.send_request(request).await.map_err(|error| error.to_string())?;
-    read(response, most).await
+    read(response, reads).await
 }
 
-async fn read(response: http::Response<Incoming>, most: usize) -> Result<Answer, String> {
+async fn read(response: http::Response<Incoming>, reads: Reads) -> Result<Answer, String> {
     let (head, mut body) = response.into_parts();
     let mut bytes = BytesMut::new();
     while let Some(frame) = body.frame().await {
-        if let Ok(data) = frame.map_err(|error| error.to_string())?.into_data() {
-            if bytes.len() + data.len() > most {
+        let Ok(data) = frame.map_err(|error| error.to_string())?.into_data() else { continue };
+        let length = bytes.len() + data.len();
+        bytes.extend_from_slice(&data);
+        match reads {
+            Reads::All(most) if length > most => {
                 return Err(format!("the answer has more than {most} bytes"));
             }
-            bytes.extend_from_slice(&data);
+            Reads::First(most) if length >= most => {
+                bytes.truncate(most);
+                break;
+            }
+            _ => {}
         }
     }
     Ok(Answer { status: head.status, headers: head.headers, body: bytes.freeze() })

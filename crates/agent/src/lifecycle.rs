@@ -11,7 +11,7 @@ use http::Method;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, sleep_until};
 
-use crate::http::{Target, call, request};
+use crate::http::{Reads, Target, call, request};
 
 /// How often connections are counted while draining.
 const COUNT: Duration = Duration::from_secs(1);
@@ -116,7 +116,7 @@ pub async fn supervise(
         Some(kill) => kill(),
         None => {
             if let Ok(quit) = request(Method::POST, "/quitquitquit", &admin) {
-                let _ = call(&admin, quit, ADMIN, 1 << 16).await;
+                let _ = call(&admin, quit, ADMIN, Reads::First(0)).await;
             }
         }
     }
@@ -144,7 +144,7 @@ async fn drain(admin: &Target, inbound_only: bool, goes_on: bool) {
         path.push_str("&inboundonly");
     }
     let answer = match request(Method::POST, &path, admin) {
-        Ok(request) => call(admin, request, ADMIN, 1 << 16).await,
+        Ok(request) => call(admin, request, ADMIN, Reads::First(0)).await,
         Err(error) => Err(error),
     };
     match answer {
@@ -182,7 +182,7 @@ async fn wait(admin: &Target, draining: &Draining) {
 /// How many connections there are; `None` if nobody counts.
 async fn connections(admin: &Target, own_ports: &[u16]) -> Result<Option<u64>, String> {
     let path = "/stats?usedonly&filter=downstream_cx_active$";
-    let answer = call(admin, request(Method::GET, path, admin)?, ADMIN, 16 << 20).await?;
+    let answer = call(admin, request(Method::GET, path, admin)?, ADMIN, Reads::All(16 << 20)).await?;
     let text = String::from_utf8_lossy(&answer.body);
     Ok(count(&text, own_ports))
 }

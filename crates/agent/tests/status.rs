@@ -94,6 +94,8 @@ fn application(head: &str) -> (u16, String, String) {
     match path {
         "/away" => (302, "location: http://elsewhere/x\r\n".to_owned(), String::new()),
         "/moved" => (302, "location: /ready\r\n".to_owned(), String::new()),
+        "/long" => (200, String::new(), "x".repeat(20 << 20)),
+        "/coded" => (200, "content-encoding: gzip\r\n".to_owned(), "nonsense 1\n".to_owned()),
         "/round" => (302, "location: /round\r\n".to_owned(), String::new()),
         "/bad" => (503, String::new(), "not now".to_owned()),
         "/metrics" => {
@@ -112,7 +114,7 @@ async fn probes() {
         ("livez", format!("{{\"httpGet\":{{\"path\":\"/bad\",\"port\":{port}}}}}")),
         ("startupz", format!("{{\"tcpSocket\":{{\"port\":{port}}}}}")),
     ];
-    let moved = ["away", "moved", "round"]
+    let moved = ["away", "moved", "round", "long"]
         .map(|path| (path, "readyz", format!("{{\"httpGet\":{{\"path\":\"/{path}\",\"port\":{port}}}}}")));
     let first = probes.iter().map(|(kind, probe)| format!("\"/app-health/app/{kind}\":{probe}"));
     let rest = moved.iter().map(|(name, kind, probe)| format!("\"/app-health/{name}/{kind}\":{probe}"));
@@ -141,6 +143,9 @@ async fn probes() {
         let (status, _, body) = running.ask("GET", path, "").await;
         assert_eq!((status, body.as_str()), expected, "{path}");
     }
+    // As much as kubelet would read.
+    let (status, _, body) = running.ask("GET", "/app-health/long/readyz", "").await;
+    assert_eq!((status, body.len()), (200, 10 << 10));
     let (status, _, body) = running.ask("GET", "/app-health/moved/readyz", "").await;
     assert!(status == 200 && body.starts_with("get /ready"), "{status} {body}");
     for bad in [
@@ -411,6 +416,26 @@ async fn metrics() {
     {
         assert!(again.contains(words), "{words}: {again}");
     }
+}
+
+/// Who does not answer, or not in what was asked for, takes nothing from the others.
+#[tokio::test]
+async fn bad_applications_are_left_out() {
+    let (proxy, port) = (server(proxy).await, server(application).await);
+    let silent = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let number = silent.local_addr().expect("an address").port();
+    let all = format!(
+        "{{\"targets\":[{{\"port\":\"{number}\"}},{{\"port\":\"{port}\",\"path\":\"/coded\"}},{{\"port\":\"{port}\",\"path\":\"/text\"}}]}}"
+    );
+    let running = start("", Some(&all), proxy).await;
+    // It comes before Prometheus goes.
+    let waiting = "X-Prometheus-Scrape-Timeout-Seconds: 15\r\n";
+    let (status, _, body) = running.ask("GET", "/metrics", waiting).await;
+    assert_eq!(status, 200);
+    assert!(body.contains("envoy_x 2\n") && body.contains("get /text http/1.1"), "{body}");
+    assert!(!body.contains("nonsense"), "{body}");
+    assert!(body.contains("scrape_failures_total{type=\"application\"} 2"), "{body}");
+    drop(silent);
 }
 
 /// Orders are for who is on the machine himself, written as they are.

@@ -115,7 +115,8 @@ async fn datagram(server: SocketAddr, query: &[u8]) -> std::io::Result<Vec<u8>> 
     let mut answer = vec![0; 65_535];
     loop {
         let length = socket.recv(&mut answer).await?;
-        if answer.get(..2) == query.get(..2) {
+        let came = answer.get(..length).unwrap_or_default();
+        if came.get(..2).is_some_and(|id| query.get(..2) == Some(id)) {
             answer.truncate(length);
             return Ok(answer);
         }

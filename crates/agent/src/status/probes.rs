@@ -18,16 +18,14 @@ use serde::Deserialize;
 use tonic_prost::ProstCodec;
 
 use super::text;
-use crate::http::{Answer, Target, call, credulous, request};
+use crate::http::{Answer, Reads, Target, call, credulous, request};
 
 /// The address that applications see: packets from it are not redirected.
 const FROM_V4: &str = "127.0.0.6";
 /// The other family's.
 const FROM_V6: &str = "::6";
-/// How much of an answer is passed on.
+/// How much of an answer is read and passed on, as kubelet does it.
 const MOST: usize = 10 * 1024;
-/// How much of it is read at all.
-const READ: usize = 16 << 20;
 /// How often an application may send us elsewhere.
 const REDIRECTS: usize = 10;
 
@@ -121,7 +119,7 @@ impl Probes {
             (Some(get), ..) => match self.get_within(get, headers, timeout).await {
                 // What leads away is fine, and cannot be passed on without its place.
                 Ok(answer) if answer.status.is_redirection() => text(StatusCode::OK, ""),
-                Ok(answer) => text(answer.status, answer.body.slice(..answer.body.len().min(MOST))),
+                Ok(answer) => text(answer.status, answer.body),
                 Err(error) => failed(error),
             },
             (_, Some(socket), _) => {
@@ -175,7 +173,7 @@ impl Probes {
             if let Some(host) = &host {
                 request.headers_mut().insert(HOST, host.clone());
             }
-            let answer = call(&target, request, timeout, READ).await?;
+            let answer = call(&target, request, timeout, Reads::First(MOST)).await?;
             let leads = matches!(answer.status.as_u16(), 301 | 302 | 303 | 307 | 308);
             let Some(location) = answer.headers.get(LOCATION).filter(|to| leads && !to.is_empty()) else {
                 return Ok(answer);

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use http::Method;
 
-use crate::http::{Target, call, request};
+use crate::http::{Reads, Target, call, request};
 
 /// Stats that tell whether clusters and listeners have come.
 const UPDATES: &str = "^(cluster_manager\\.cds|listener_manager\\.lds)\\.(update_success|update_rejected)$";
@@ -52,9 +52,8 @@ impl Readiness {
                 other => path.push_str(&format!("%{other:02X}")),
             }
         }
-        let answer =
-            call(&self.admin, request(Method::GET, &path, &self.admin)?, Duration::from_secs(3), 1 << 20)
-                .await?;
+        let asked = request(Method::GET, &path, &self.admin)?;
+        let answer = call(&self.admin, asked, Duration::from_secs(3), Reads::All(1 << 20)).await?;
         if !answer.status.is_success() {
             return Err(format!("the proxy's stats: {}", answer.status));
         }

@@ -28,7 +28,7 @@ use tokio::time::Instant;
 
 use super::gzip::{self, Gzip};
 use super::text;
-use crate::http::{Answer, Target, call, request};
+use crate::http::{Answer, Reads, Target, call, request};
 use crate::metrics::Metrics;
 
 const TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -179,11 +179,14 @@ impl Scrape {
         metrics: &Metrics,
         now: u64,
     ) -> Response<UnsyncBoxBody<Bytes, io::Error>> {
-        let Some(turn) = self.turn(caller, Instant::now() + patience(headers)).await else {
+        let patience = patience(headers);
+        let late = Instant::now() + patience;
+        let Some(turn) = self.turn(caller, late).await else {
             let busy = text(StatusCode::SERVICE_UNAVAILABLE, "others are being answered\n");
             return busy.map(|body| body.map_err(|never| match never {}).boxed_unsync());
         };
-        let (format, left) = self.gather(headers, query, metrics, now).await;
+        // What there is has to come in time as well, whoever does not answer.
+        let (format, left) = self.gather(headers, query, metrics, now, late - patience / 10).await;
         let gzip = (left.len() >= gzip::LEAST && gzip::is_taken(headers)).then(Gzip::new);
         let is_gzip = gzip.is_some();
         let answered = Answered { left, gzip, late: Instant::now() + PATIENCE, _turn: turn };
@@ -197,15 +200,15 @@ impl Scrape {
         response
     }
 
-    /// All metrics, and in which format they are.
+    /// All metrics that can be had before it is late, and in which format they are.
     async fn gather(
         &self,
         headers: &HeaderMap,
         query: Option<&str>,
         metrics: &Metrics,
         now: u64,
+        late: Instant,
     ) -> (&'static str, Bytes) {
-        let late = Instant::now() + patience(headers);
         let proxy = async {
             let port = self.proxy?;
             let path = match query {
@@ -222,7 +225,12 @@ impl Scrape {
         };
         let applications = async {
             let mut got = Vec::with_capacity(self.applications.len());
+            let mut left = u32::try_from(self.applications.len()).unwrap_or(u32::MAX);
             for (port, path) in &self.applications {
+                // Each has its part of the time.
+                let began = Instant::now();
+                let late = began + late.saturating_duration_since(began) / left.max(1);
+                left = left.saturating_sub(1);
                 match self.get(*port, path, headers, accepted(headers), late, MOST_APPLICATION).await {
                     Ok(answer) => got.push(answer),
                     Err(error) => {
@@ -269,7 +277,12 @@ impl Scrape {
         }
         request.headers_mut().insert(ACCEPT, accept);
         let left = late.saturating_duration_since(Instant::now());
-        let answer = call(&target, request, left, most).await?;
+        let answer = call(&target, request, left, Reads::All(most)).await?;
+        let coded = answer.headers.get(CONTENT_ENCODING).filter(|coding| *coding != "identity");
+        if let Some(coding) = coded {
+            // Nobody asked for it, and it would spoil all the rest.
+            return Err(format!("{}{path}: it is in {coding:?}", target.authority()));
+        }
         if answer.status != StatusCode::OK {
             return Err(format!("{}{path}: {}", target.authority(), answer.status));
         }
