@@ -1,13 +1,16 @@
 //! Brings proxies up to date: who is connected, what each has, and what it must get next.
 //!
-//! - `node.rs`: who a proxy says it is;
+//! - `node.rs`: who a proxy says it is; `about.rs`: what else it says of itself, for people to look at;
 //! - `view.rs`: proxies that are the same as clients share one [`View`] with what they call;
 //! - `group.rs`: of these, proxies that are alike in all share one [`Group`], with what is theirs;
 //! - `clearance.rs`: who it has proven to be, and which credentials it may have for that;
 //! - `learnt.rs`: which clusters and virtual hosts workloads use, for proxies that are told of these only,
 //!   with `picking.rs`, which are these;
-//! - `named.rs`: the resources of one type;
+//! - `named.rs`: the resources of one type; `asked.rs`: the hosts that one proxy has asked for;
 //! - `session.rs`: one stream, and the order in which it is told things;
+//! - `changes.rs`: what has changed in the graph, type by type;
+//! - `membership.rs`: proxies come and go, and what nobody wants any more is let go of;
+//! - `patching.rs`: what EnvoyFilters ask of connected proxies, and what became of their patches;
 //! - `propagation.rs`: how far changes have come;
 //! - `refusals.rs`: what proxies refuse.
 //!
@@ -16,9 +19,11 @@
 
 pub(crate) mod about;
 mod asked;
+mod changes;
 pub(crate) mod clearance;
 pub(crate) mod group;
 mod learnt;
+mod membership;
 mod named;
 pub(crate) mod node;
 pub(crate) mod patching;
@@ -30,46 +35,27 @@ pub(crate) mod view;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use leno_base::Name;
-use leno_derive::{Graph, Query};
+use leno_derive::Graph;
+use leno_xds::TypeUrl;
 use leno_xds::server::Resources;
-use leno_xds::server::grpc::{Connected, StreamEvent, StreamId};
-use leno_xds::{Mode, TypeUrl};
+use leno_xds::server::grpc::{StreamEvent, StreamId};
 use tonic::Status;
 
-use self::about::About;
 use self::clearance::{Gate, Verdict};
 use self::group::Group;
-use self::learnt::{Kin, Learnt, What};
+use self::learnt::{Learnt, What};
 use self::propagation::Propagation;
 use self::session::{Cause, Said, Session};
 use self::view::View;
 use crate::metrics::Counts;
 use crate::model::ObjectRef;
 use crate::model::identity::Account;
-use crate::scope::client::ClientOf;
-use crate::scope::patches::MetadataNames;
-use crate::scope::{Abilities, ProxyFacts, ProxyKey};
-use crate::translate::cluster::grpc::{GrpcCluster, GrpcEndpoints};
-use crate::translate::cluster::lazy::{FixedClusters, NamedCluster};
-use crate::translate::cluster::{OwnClusters, SharedClusters};
-use crate::translate::credential::GivenTo;
-use crate::translate::endpoint::Endpoints;
-use crate::translate::listener::grpc::GrpcListener;
-use crate::translate::listener::{OwnListeners, SharedListeners};
+use crate::scope::ProxyKey;
+use crate::translate::cluster::lazy::NamedCluster;
 use crate::translate::name;
-use crate::translate::name_table::{self, NameTable};
-use crate::translate::patch::Extensions;
-use crate::translate::resource::Resource;
-use crate::translate::route::Route;
-use crate::translate::route::grpc::GrpcRoute;
-use crate::translate::trust_bundle::{self, TrustBundle};
-
-/// How long what was made for a kind of proxy is kept without any: a connection that was lost is
-/// mostly made again at once, and most of them together.
-const KEEP: Duration = Duration::from_secs(30);
 
 /// All connected proxies.
 #[derive(Debug, Default)]
@@ -186,124 +172,6 @@ impl Push {
         }
     }
 
-    /// Tells every proxy what has changed in the graph since the last time, by changes of objects.
-    pub(crate) fn on_change(&mut self, graph: &Graph, news: &News, now: Instant) {
-        let change = self.propagation.begin(&news.changed, &news.removed, news.at);
-        let mut touched = Touched::by(Cause { change, at: news.at });
-        for ((), names) in graph.changed::<MetadataNames>() {
-            self.rekey(graph, &names, now, &mut touched);
-        }
-        for (key, client) in graph.changed::<ClientOf>() {
-            self.move_group(graph, &key, &client, now, &mut touched);
-        }
-        self.on_whole::<SharedClusters>(graph, &TypeUrl::Cluster, &mut touched);
-        self.on_whole::<FixedClusters>(graph, &TypeUrl::Cluster, &mut touched);
-        self.on_own::<OwnClusters>(graph, &TypeUrl::Cluster, &mut touched);
-        self.on_named::<NamedCluster>(graph, &TypeUrl::Cluster, now, &mut touched);
-        self.on_named::<GrpcCluster>(graph, &TypeUrl::Cluster, now, &mut touched);
-        self.on_named::<Endpoints>(graph, &TypeUrl::Endpoint, now, &mut touched);
-        self.on_named::<GrpcEndpoints>(graph, &TypeUrl::Endpoint, now, &mut touched);
-        self.on_whole::<SharedListeners>(graph, &TypeUrl::Listener, &mut touched);
-        self.on_own::<OwnListeners>(graph, &TypeUrl::Listener, &mut touched);
-        self.on_named::<GrpcListener>(graph, &TypeUrl::Listener, now, &mut touched);
-        self.on_named::<Route>(graph, &TypeUrl::Route, now, &mut touched);
-        self.on_named::<GrpcRoute>(graph, &TypeUrl::Route, now, &mut touched);
-        self.on_hosts(graph, now, &mut touched);
-        self.release_held(graph, now, &mut touched);
-        self.on_whole::<Extensions>(graph, &TypeUrl::ExtensionConfig, &mut touched);
-        self.on_secrets(graph, &mut touched);
-        let version = version(graph);
-        for (client, table) in graph.changed::<NameTable>() {
-            let Some(view) = self.views.get_mut(&client) else { continue };
-            let names = TypeUrl::from(name_table::TYPE_URL);
-            view.set_whole(&names, view::single(&table), version.clone());
-            self.mark_view(&client, &names, None, &version, &mut touched);
-        }
-        for ((), roots) in graph.changed::<TrustBundle>() {
-            let told = |view: &mut View| view.set_roots(&roots, version.clone());
-            let clients = self.views.iter_mut().filter_map(|(client, view)| told(view).then_some(client));
-            for client in clients.cloned().collect::<Vec<_>>() {
-                let roots = TypeUrl::from(trust_bundle::TYPE_URL);
-                self.mark_view(&client, &roots, None, &version, &mut touched);
-            }
-        }
-        for id in &touched.ids {
-            if let Some(session) = self.sessions.get(id) {
-                self.propagation.concern(change, *id, &session.tracks);
-            }
-        }
-        self.propagation.begun(change);
-        self.pump_all(touched, now);
-    }
-
-    /// Of a type of which proxies get all something has changed.
-    fn on_whole<Q>(&mut self, graph: &Graph, type_url: &TypeUrl, touched: &mut Touched)
-    where
-        Q: Query<Key = ProxyKey, Value = Vec<Arc<Resource>>>,
-    {
-        let version = version(graph);
-        for (client, list) in graph.changed::<Q>() {
-            let Some(view) = self.views.get_mut(&client) else { continue };
-            view.set_whole(type_url, list, version.clone());
-            self.mark_view(&client, type_url, None, &version, touched);
-            self.follow_needs(graph, &client, touched);
-        }
-    }
-
-    /// The same of what is proxies' own.
-    fn on_own<Q>(&mut self, graph: &Graph, type_url: &TypeUrl, touched: &mut Touched)
-    where
-        Q: Query<Key = ProxyKey, Value = Vec<Arc<Resource>>>,
-    {
-        let version = version(graph);
-        for (key, list) in graph.changed::<Q>() {
-            let Some((key, group)) = self.groups.get_key_value(&key) else { continue };
-            let (key, client) = (Arc::clone(key), Arc::clone(&group.client));
-            let (Some(group), Some(view)) = (self.groups.get_mut(&key), self.views.get(&client)) else {
-                continue;
-            };
-            group.set_own(type_url, list);
-            group.combine(view, type_url, &version);
-            mark(&mut self.sessions, group, type_url, None, touched);
-            self.pick(graph, &key, touched);
-        }
-    }
-
-    /// Resources have changed that were asked for by their names.
-    fn on_named<Q>(&mut self, graph: &Graph, type_url: &TypeUrl, now: Instant, touched: &mut Touched)
-    where
-        Q: Query<Key = (ProxyKey, String), Value = Option<Arc<Resource>>>,
-    {
-        #[allow(clippy::mutable_key_type, reason = "a key does not change")]
-        let mut by_client: HashMap<ProxyKey, Vec<_>> = HashMap::new();
-        for ((client, name), found) in graph.changed::<Q>() {
-            by_client.entry(client).or_default().push((name, found));
-        }
-        let version = version(graph);
-        for (client, changed) in by_client {
-            let Some(view) = self.views.get_mut(&client) else { continue };
-            let mut told = Vec::new();
-            for (name, found) in changed {
-                let found = found.as_ref().as_ref();
-                if view.set_named(graph, &client, type_url, (&name, found), &version, now) {
-                    told.push(name);
-                }
-            }
-            self.mark_view(&client, type_url, Some(&told), &version, touched);
-            self.follow_needs(graph, &client, touched);
-        }
-    }
-
-    /// Credentials have changed.
-    fn on_secrets(&mut self, graph: &Graph, touched: &mut Touched) {
-        let version = version(graph);
-        for ((client, name), given) in graph.changed::<GivenTo>() {
-            let Some(view) = self.views.get_mut(&client) else { continue };
-            view.set_secret(&client, &name, &given, version.clone());
-            self.mark_view(&client, &TypeUrl::Secret, Some(&[name]), &version, touched);
-        }
-    }
-
     /// It has been found out whether a service account may read Secrets.
     pub(crate) fn on_reviewed(&mut self, account: &Account, verdict: Verdict, now: Instant) {
         self.gate.on_reviewed(account, verdict, now);
@@ -342,139 +210,6 @@ impl Push {
             }
             self.follow_needs(graph, &client, touched);
         }
-    }
-
-    /// Lets go of what nobody has wanted for a while.
-    pub(crate) fn tidy(&mut self, graph: &mut Graph, now: Instant) {
-        let is_over = |group: &Group| {
-            group.empty_since.is_some_and(|since| now.saturating_duration_since(since) >= KEEP)
-        };
-        for (key, group) in self.groups.extract_if(|_, group| is_over(group)) {
-            if let Some(view) = self.views.get_mut(&group.client) {
-                view.groups.remove(&key);
-                self.untidy.insert(Arc::clone(&group.client));
-            }
-            if let Some(kin) = &group.kin {
-                self.learnt.leave(kin, &key);
-            }
-            group.release(graph, &key);
-        }
-        self.forget(graph, now);
-        for client in std::mem::take(&mut self.untidy) {
-            let Some(view) = self.views.get_mut(&client) else { continue };
-            if view.groups.is_empty() {
-                if let Some(view) = self.views.remove(&client) {
-                    view.release(graph, &client);
-                }
-                continue;
-            }
-            let groups: Vec<&Group> = view.groups.iter().filter_map(|key| self.groups.get(key)).collect();
-            let members = groups.iter().flat_map(|group| &group.members);
-            let members: Vec<&Session> = members.filter_map(|id| self.sessions.get(id)).collect();
-            if members.is_empty() {
-                // They may come again, and want the same.
-                self.untidy.insert(client);
-                continue;
-            }
-            view.release_unwanted(graph, &client, |type_url, name| {
-                if client.is_lazy() && *type_url == TypeUrl::Cluster {
-                    return groups.iter().any(|group| group.picks(name));
-                }
-                members.iter().any(|session| session.wants(type_url, name))
-            });
-            let learnt = &self.learnt;
-            let kins: Vec<&Kin> = groups.iter().filter_map(|group| group.kin.as_ref()).collect();
-            view.release_hosts(graph, &client, |name| {
-                kins.iter().any(|kin| learnt.has(kin, What::Hosts, name))
-            });
-        }
-    }
-
-    fn connect(&mut self, graph: &Graph, connected: Connected, now: Instant) {
-        let Connected { id, mode, node, peer, caller, sender, .. } = connected;
-        let parsed = node.ok_or(node::BadNode::Missing);
-        let parsed = parsed.and_then(|node| Ok((About::new(&node, peer, now), node::parse(graph, &node)?)));
-        let (about, node) = match parsed {
-            Ok(parsed) => parsed,
-            Err(error) => {
-                tracing::warn!(?peer, %error, "refused a stream");
-                return sender.close(Status::invalid_argument(error.to_string()));
-            }
-        };
-        let account = match self.gate.admit(&node, caller.as_ref()) {
-            Ok(account) => account,
-            Err(error) => {
-                tracing::warn!(?peer, node = node.id, %error, "refused a stream");
-                return sender.close(Status::permission_denied(error));
-            }
-        };
-        tracing::info!(node = node.id, ?mode, "proxy connected");
-        let mut facts = ProxyFacts::clone(&node.key);
-        if mode == Mode::Sotw || (self.gate.proves && caller.is_none()) {
-            // Neither can be asked for one by one there; and where proxies prove who they are nobody else
-            // may say what workloads use.
-            facts.options.abilities.remove(Abilities::ON_DEMAND);
-            facts.options.abilities.remove(Abilities::HOSTS_ON_DEMAND);
-        }
-        let key = self.group_of(graph, ProxyKey::from(facts));
-        self.join(id, &key);
-        self.sessions.insert(id, Session::new(id, node, account, key, about, mode, sender));
-    }
-
-    /// The key of the group with this key, which there is from now on.
-    fn group_of(&mut self, graph: &Graph, key: ProxyKey) -> Arc<ProxyKey> {
-        if let Some((key, _)) = self.groups.get_key_value(&key) {
-            return Arc::clone(key);
-        }
-        let key = Arc::new(key);
-        let group = Group::new(graph, &key);
-        let view = self.views.entry(Arc::clone(&group.client)).or_default();
-        view.groups.insert(Arc::clone(&key));
-        if let Some(kin) = &group.kin {
-            self.learnt.join(kin, &key);
-        }
-        self.groups.insert(Arc::clone(&key), group);
-        key
-    }
-
-    /// A session belongs to a group from now on.
-    fn join(&mut self, id: StreamId, key: &ProxyKey) {
-        if let Some(group) = self.groups.get_mut(key) {
-            group.members.insert(id);
-            group.empty_since = None;
-        }
-    }
-
-    /// A session does not belong to a group any more.
-    fn leave(&mut self, id: StreamId, key: &ProxyKey, now: Instant) {
-        let Some(group) = self.groups.get_mut(key) else { return };
-        group.members.remove(&id);
-        if group.members.is_empty() {
-            group.empty_since = Some(now);
-        }
-        if let Some(kin) = &group.kin {
-            self.learnt.on_changed(kin);
-        }
-        self.untidy.insert(Arc::clone(&group.client));
-    }
-
-    /// A stream has ended, or is to end; gives its session, if there is one.
-    fn disconnect(&mut self, id: StreamId, error: Option<&str>, now: Instant) -> Option<Session> {
-        let session = self.sessions.remove(&id)?;
-        tracing::info!(node = session.node, error, "proxy disconnected");
-        self.propagation.leave(id, &session.tracks, now, &mut self.counts);
-        self.refusals_changed |= self.refusing.remove(&id);
-        self.waiting.remove(&id);
-        if let Some(account) = &session.account
-            && let Some(asking) = self.credentials.get_mut(account)
-        {
-            asking.remove(&id);
-            if asking.is_empty() {
-                self.credentials.remove(account);
-            }
-        }
-        self.leave(id, &session.key, now);
-        Some(session)
     }
 
     fn on_said(&mut self, graph: &Graph, id: StreamId, said: Said, now: Instant, touched: &mut Touched) {
@@ -579,56 +314,6 @@ impl Push {
         if is_any_new && client.is_lazy() {
             self.follow_needs(graph, &client, touched);
             self.pick(graph, key, touched);
-        }
-    }
-
-    /// A group's proxies have become other clients than they were: a rule has begun or ceased to
-    /// tell them from others.
-    fn move_group(
-        &mut self,
-        graph: &Graph,
-        key: &ProxyKey,
-        client: &Arc<ProxyKey>,
-        now: Instant,
-        touched: &mut Touched,
-    ) {
-        let Some((key, _)) = self.groups.get_key_value(key) else { return };
-        let key = Arc::clone(key);
-        let Some(group) = self.groups.get_mut(&key) else { return };
-        let before = std::mem::replace(&mut group.client, Arc::clone(client));
-        if let Some(view) = self.views.get_mut(&before) {
-            view.groups.remove(&key);
-            self.untidy.insert(before);
-        }
-        self.views.entry(Arc::clone(client)).or_default().groups.insert(Arc::clone(&key));
-        let members: Vec<StreamId> = group.members.iter().copied().collect();
-        self.reload(graph, &key, &members, touched);
-        // What the group has is of the view before, whether or not anything was new in this one.
-        self.pick(graph, &key, touched);
-        let version = version(graph);
-        if let (Some(group), Some(view)) = (self.groups.get_mut(&key), self.views.get_mut(client)) {
-            let picked = group.picked().clone();
-            view.load_named(graph, client, &TypeUrl::Cluster, &picked, &version);
-            for type_url in [TypeUrl::Cluster, TypeUrl::Listener] {
-                group.combine(view, &type_url, &version);
-            }
-        }
-        self.untidy.insert(Arc::clone(client));
-        self.release_held(graph, now, touched);
-    }
-
-    /// Derives all that sessions want, which have come into a group or another view; they are told.
-    fn reload(&mut self, graph: &Graph, key: &Arc<ProxyKey>, members: &[StreamId], touched: &mut Touched) {
-        for id in members {
-            let Some(session) = self.sessions.get_mut(id) else { continue };
-            let wanted = session.wanted();
-            for (type_url, _) in &wanted {
-                session.on_changed(type_url, None, touched.cause);
-            }
-            touched.ids.insert(*id);
-            for (type_url, names) in wanted {
-                self.load(graph, key, &type_url, &names, touched);
-            }
         }
     }
 
