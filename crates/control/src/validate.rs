@@ -11,6 +11,7 @@ use crate::analyze::Analysis;
 use crate::analyze::run::Text;
 use crate::model::diagnostic::Diagnostic;
 use crate::model::{Change, inputs};
+use crate::scope;
 use crate::source::files::{Files, Look, read_text};
 
 /// Reads folders (or files) of YAML, and texts that are in no file, and returns all that is wrong with them, in the order of files
@@ -31,7 +32,7 @@ pub fn validate(paths: &[PathBuf], texts: &[Text]) -> io::Result<Vec<Diagnostic>
         diagnostics.extend(found);
     }
     let mut graph = Graph::new();
-    inputs::register(&mut graph);
+    scope::register(&mut graph);
     let mut batch = Batch::new();
     let mut origins = BTreeMap::new();
     for change in changes {

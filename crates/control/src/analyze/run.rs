@@ -18,6 +18,7 @@ use crate::model::diagnostic::{Finding, Severity};
 use crate::model::duration::seconds;
 use crate::model::read::{self, Read};
 use crate::model::{Change, KUBERNETES, ObjectRef, inputs};
+use crate::scope;
 use crate::source::files::places;
 use crate::source::kube::client::Kubernetes;
 use crate::source::kube::snapshot;
@@ -220,7 +221,7 @@ impl World {
 
     fn analyze(mut self, options: &Options) -> Outcome {
         let mut graph = Graph::new();
-        inputs::register(&mut graph);
+        scope::register(&mut graph);
         graph.register::<RawsByKind>();
         let mut batch = Batch::new();
         batch.set::<Now>((), seconds(System.wall()));

@@ -120,9 +120,10 @@ mod tests {
     use leno_derive::{Batch, Graph};
 
     use super::{Validities, outdated};
-    use crate::model::inputs::{self, Secrets};
+    use crate::model::inputs::Secrets;
     use crate::model::kube::Secret;
     use crate::model::{Key, Meta};
+    use crate::scope;
 
     /// A certificate from the beginning of a year to that of another.
     fn certificate(from: i32, to: i32) -> String {
@@ -142,7 +143,7 @@ mod tests {
             values.map(|(name, value)| (name.to_owned(), Bytes::from(value.to_owned()).to_vec().into()));
         let key = Key { namespace: "n".to_owned(), name: "s".to_owned() };
         let mut graph = Graph::new();
-        inputs::register(&mut graph);
+        scope::register(&mut graph);
         let mut batch = Batch::new();
         let meta = Meta { namespace: "n".to_owned(), name: "s".to_owned(), ..Meta::default() };
         batch.set::<Secrets>(key, Secret { meta, r#type: String::new(), data: data.into() });

@@ -228,31 +228,7 @@ impl Index for EntriesByAddress {
     }
 }
 
-/// ServiceEntries by all names that a client, wherever it is, may know one of their hosts by: in lower case
-/// and without a dot at the end.
-pub(crate) struct EntriesByName;
-
-impl Index for EntriesByName {
-    type Of = ServiceEntries;
-    type Bucket = String;
-    const NAME: &'static str = "service-entries-by-name";
-
-    fn buckets(_: &Key, entry: &Config<ServiceEntry>) -> Vec<String> {
-        let mut names = Vec::new();
-        for host in &entry.spec.hosts {
-            let host = host.to_ascii_lowercase();
-            let host = host.strip_suffix('.').unwrap_or(&host);
-            if let Some((name, namespace)) = crate::registry::kubernetes_name(host) {
-                let base = format!("{name}.{namespace}");
-                names.extend([name.to_owned(), format!("{base}.svc"), base]);
-            }
-            names.push(host.to_owned());
-        }
-        names
-    }
-}
-
-/// Tells the graph of the secondary orders; to be called once, before the first commit.
+/// Tells the graph of these secondary orders. The layers above have more: see `scope::register`.
 pub(crate) fn register(graph: &mut Graph) {
     graph.register::<SlicesByService>();
     graph.register::<PodsByLabel>();
@@ -260,19 +236,8 @@ pub(crate) fn register(graph: &mut Graph) {
     register_by_namespace(graph);
     graph.register::<EntriesByHost>();
     graph.register::<EntriesByFoldedHost>();
-    graph.register::<EntriesByName>();
     graph.register::<EntriesByAddress>();
     graph.register::<ServicesByAddress>();
-    graph.register::<crate::scope::ingress::IngressesByHost>();
-    graph.register::<crate::scope::SelectingRules>();
-    graph.register::<crate::scope::SelectingPolicies>();
-    graph.register::<crate::scope::locality::PlacingPolicies>();
-    graph.register::<crate::scope::rules::ByGateway>();
-    graph.register::<crate::scope::rules::ByHost>();
-    graph.register::<crate::registry::alias::ServicesByExternalName>();
-    graph.register::<crate::registry::network::NetworkServices>();
-    graph.register::<crate::scope::policy::RulesByHost>();
-    crate::scope::gateway_api::register(graph);
 }
 
 /// Adds a change to a batch.

@@ -7,9 +7,10 @@
 
 use leno_derive::{Cx, Index, Query};
 
-use super::{ServicesOf, is_declared};
-use crate::model::inputs::Services;
-use crate::model::{Key, Kind, kube};
+use super::{ServicesOf, is_declared, kubernetes_name};
+use crate::model::inputs::{ServiceEntries, Services};
+use crate::model::service_entry::ServiceEntry;
+use crate::model::{Config, Key, Kind, kube};
 use crate::registry::{DOMAIN, Service};
 
 /// How many names may stand for one another in a row.
@@ -25,6 +26,30 @@ impl Index for ServicesByExternalName {
 
     fn buckets(_: &Key, service: &kube::Service) -> Vec<String> {
         service.external_name.iter().map(|name| normal(name).to_owned()).collect()
+    }
+}
+
+/// ServiceEntries by all names that a client, wherever it is, may know one of their hosts by: in lower case
+/// and without a dot at the end.
+pub(crate) struct EntriesByName;
+
+impl Index for EntriesByName {
+    type Of = ServiceEntries;
+    type Bucket = String;
+    const NAME: &'static str = "service-entries-by-name";
+
+    fn buckets(_: &Key, entry: &Config<ServiceEntry>) -> Vec<String> {
+        let mut names = Vec::new();
+        for host in &entry.spec.hosts {
+            let host = host.to_ascii_lowercase();
+            let host = host.strip_suffix('.').unwrap_or(&host);
+            if let Some((name, namespace)) = kubernetes_name(host) {
+                let base = format!("{name}.{namespace}");
+                names.extend([name.to_owned(), format!("{base}.svc"), base]);
+            }
+            names.push(host.to_owned());
+        }
+        names
     }
 }
 

@@ -19,7 +19,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use leno_derive::{Cx, Query};
+use leno_derive::{Cx, Graph, Query};
 
 use self::protocol::Protocol;
 use crate::model::inputs::{
@@ -27,9 +27,17 @@ use crate::model::inputs::{
     ServicesByNamespace,
 };
 use crate::model::mesh::MeshConfig;
-use crate::model::{Key, Kind, ObjectRef};
+use crate::model::{Key, Kind, ObjectRef, inputs};
 use crate::scope::Families;
 use crate::scope::sidecar::{self, Sight};
+
+/// Tells a graph of the secondary orders of this layer and of those below.
+pub(crate) fn register(graph: &mut Graph) {
+    inputs::register(graph);
+    graph.register::<alias::EntriesByName>();
+    graph.register::<alias::ServicesByExternalName>();
+    graph.register::<network::NetworkServices>();
+}
 
 /// The DNS suffix of the cluster.
 pub(crate) const DOMAIN: &str = "cluster.local";

@@ -35,7 +35,7 @@ use std::net::IpAddr;
 use std::ops::Deref;
 use std::sync::{Arc, OnceLock};
 
-use leno_derive::{Cx, Index, Query};
+use leno_derive::{Cx, Graph, Index, Query};
 
 use self::proxy_config::Overrides;
 use self::shared::Shared;
@@ -44,7 +44,22 @@ use crate::model::duration::Span;
 use crate::model::inputs::{DestinationRules, VirtualServices};
 use crate::model::virtual_service::VirtualService;
 use crate::model::{Config, Key};
+use crate::registry;
 use crate::registry::targets::Workload;
+
+/// Tells a graph of all secondary orders, of this layer and of those below; to be called once, before
+/// the first commit.
+pub(crate) fn register(graph: &mut Graph) {
+    registry::register(graph);
+    graph.register::<SelectingRules>();
+    graph.register::<SelectingPolicies>();
+    graph.register::<ingress::IngressesByHost>();
+    graph.register::<locality::PlacingPolicies>();
+    graph.register::<policy::RulesByHost>();
+    graph.register::<rules::ByGateway>();
+    graph.register::<rules::ByHost>();
+    gateway_api::register(graph);
+}
 
 /// What a proxy is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

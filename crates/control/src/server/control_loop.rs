@@ -28,6 +28,7 @@ use crate::model::{Change, Kind, ObjectRef, inputs};
 use crate::push::clearance::{Gate, Verdict};
 use crate::push::{News, Push};
 use crate::registry::Mesh;
+use crate::scope;
 use crate::scope::gateway_api::status::AllStatuses;
 use crate::source::kube::Wanted;
 use crate::source::kube::book::{Book, Programmed};
@@ -104,7 +105,7 @@ impl Loop {
         domains: Domains,
     ) -> Loop {
         let mut graph = Graph::new();
-        inputs::register(&mut graph);
+        scope::register(&mut graph);
         let mut batch = Batch::new();
         let switches = Switches::read(|name| std::env::var(name).ok());
         gate.checks_identity = switches.checks_identity;

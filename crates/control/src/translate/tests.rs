@@ -34,7 +34,7 @@ use crate::scope::client::ClientOf;
 use crate::scope::patches::Patching;
 use crate::scope::proxy_config::Overrides;
 use crate::scope::{
-    Abilities, Families, Identity, Interception, ProxyFacts, ProxyKey, ProxyOptions, Role, Site,
+    self, Abilities, Families, Identity, Interception, ProxyFacts, ProxyKey, ProxyOptions, Role, Site,
 };
 use crate::source::files::{Files, Look};
 use crate::translate::cluster::Clusters;
@@ -288,7 +288,7 @@ fn load(case: &Path) -> (Graph, String) {
     let mut files = Files::new(vec![input.to_owned()]);
     let changes = files.scan(Look::Inside, Instant::now());
     let mut graph = Graph::new();
-    inputs::register(&mut graph);
+    scope::register(&mut graph);
     let mut batch = Batch::new();
     let mut origins = BTreeMap::new();
     for change in changes {

@@ -79,7 +79,7 @@ mod tests {
         };
         let (old, next) = (made("old"), made("next"));
         let mut graph = Graph::new();
-        crate::model::inputs::register(&mut graph);
+        crate::scope::register(&mut graph);
         let mut told = |is_on: &str, given: String| {
             let mut batch = Batch::new();
             let variable = |name: &str| (name == "ISTIO_MULTIROOT_MESH").then(|| is_on.to_owned());

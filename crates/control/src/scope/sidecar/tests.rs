@@ -11,7 +11,7 @@ use crate::model::read::{self, Read};
 use crate::model::{Change, inputs};
 use crate::scope::client::ClientOf;
 use crate::scope::patches::Patching;
-use crate::scope::{Families, Interception, ProxyFacts, ProxyKey, ProxyOptions, Role, Site};
+use crate::scope::{self, Families, Interception, ProxyFacts, ProxyKey, ProxyOptions, Role, Site};
 use crate::source::Origin;
 use crate::translate::cluster::SharedClusters;
 use crate::translate::listener::SharedListeners;
@@ -50,7 +50,7 @@ fn what_is_not_imported_costs_nothing() {
         patching: Patching::default(),
     });
     let mut graph = Graph::new();
-    inputs::register(&mut graph);
+    scope::register(&mut graph);
     let sidecar = "{apiVersion: networking.istio.io/v1, kind: Sidecar, metadata: {name: s, namespace: one}, \
         spec: {egress: [{hosts: [./*, '*/x.example.com']}]}}";
     commit(&mut graph, &[&service("a", "one", 1), &service("b", "two", 2), sidecar]);

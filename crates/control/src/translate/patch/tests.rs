@@ -15,7 +15,7 @@ use crate::model::read::{self, Read};
 use crate::model::{Change, inputs};
 use crate::scope::client::ClientOf;
 use crate::scope::patches::Patching;
-use crate::scope::{Abilities, Families, Interception, ProxyFacts, ProxyKey, ProxyOptions, Role, Site};
+use crate::scope::{self, Abilities, Families, Interception, ProxyFacts, ProxyKey, ProxyOptions, Role, Site};
 use crate::source::Origin;
 use crate::translate::cluster::lazy::{FixedClusters, NamedCluster};
 use crate::translate::cluster::{OutboundPart, SharedClusters};
@@ -68,7 +68,7 @@ fn client(graph: &Graph, app: &str) -> ProxyKey {
 
 fn new_graph() -> Graph {
     let mut graph = Graph::new();
-    inputs::register(&mut graph);
+    scope::register(&mut graph);
     apply(&mut graph, SERVICES);
     graph
 }

@@ -14,7 +14,7 @@ use crate::model::read::{self, Read};
 use crate::model::{Change, ObjectRef, inputs};
 use crate::scope::patches::Patching;
 use crate::scope::{
-    Abilities, Families, Identity, Interception, ProxyFacts, ProxyKey, ProxyOptions, Role, Site,
+    self, Abilities, Families, Identity, Interception, ProxyFacts, ProxyKey, ProxyOptions, Role, Site,
 };
 use crate::source::Origin;
 
@@ -231,7 +231,7 @@ proptest! {
     fn incremental_is_from_scratch(steps in collection::vec(step(), 1..40)) {
         let keys = keys();
         let mut graph = Graph::new();
-        inputs::register(&mut graph);
+        scope::register(&mut graph);
         let mut batch = Batch::new();
         let mut state: BTreeMap<ObjectRef, String> = BTreeMap::new();
         for step in steps.into_iter().chain([Step::Commit]) {

@@ -10,9 +10,9 @@ use std::sync::Arc;
 use leno_derive::{Cx, Query};
 
 use super::super::sidecar::short_names;
-use crate::model::inputs::{EntriesByAddress, EntriesByName, Services, ServicesByAddress};
+use crate::model::inputs::{EntriesByAddress, Services, ServicesByAddress};
 use crate::model::{Key, Kind};
-use crate::registry::alias::AliasesOf;
+use crate::registry::alias::{AliasesOf, EntriesByName};
 use crate::registry::{self, Resolution, Service, ServicesOf, address, kubernetes_name};
 use crate::scope::rules;
 
