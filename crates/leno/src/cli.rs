@@ -1,7 +1,9 @@
 //! The command line: which verb runs, also by the name that the program is called by.
 //!
-//! Called as `envoy` the program is `leno proxy`, called as `pilot-discovery` it is `leno pilot`,
-//! so that scripts and manifests written for those keep working. Each verb is a file in `verb/`.
+//! Called as `envoy` the program is `leno proxy`, as `pilot-discovery` it is `leno pilot`, as
+//! `pilot-agent` it is `leno agent`, as `istio-cni` and `install-cni` it is `leno cni`, and as
+//! `istioctl` it has the verbs that Leno has by the same name: scripts and manifests written for
+//! those keep working. Each verb is a file in `verb/`.
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -38,13 +40,13 @@ enum Verb {
     /// Install the mesh into a Kubernetes cluster
     #[command(visible_alias = "apply")]
     Install(install::Install),
-    /// Install it anew over what is there
+    /// Upgrade the mesh of a Kubernetes cluster in place
     Upgrade(install::Upgrade),
     /// Take the mesh out of a Kubernetes cluster
     Uninstall(uninstall::Uninstall),
     /// Check that what was installed is there and runs
     VerifyInstall(verify_install::VerifyInstall),
-    /// Print and compare what is installed
+    /// Print and compare what would be installed
     Manifest(manifest::Manifest),
     /// Print and compare the profiles of installations
     Profile(profile::Profile),
@@ -81,7 +83,7 @@ enum Verb {
     Completion(completion::Completion),
 }
 
-/// Programs that Leno stands in for, whose verbs it does not have yet.
+/// Programs that Leno stands in for, of whose verbs it has some or none yet.
 const KNOWN_STRANGERS: [&str; 2] = ["istioctl", "ztunnel"];
 
 /// Runs the verb that the arguments ask for, the first of them being the program's name.

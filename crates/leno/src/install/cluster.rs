@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use http::{Method, Request};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config, Error};
@@ -48,7 +48,8 @@ impl Cluster {
         let options = KubeConfigOptions { context: place.context.clone(), ..KubeConfigOptions::default() };
         let mut config = match (&place.kubeconfig, &place.context) {
             (Some(path), _) => {
-                let file = Kubeconfig::read_from(path).with_context(|| path.display().to_string())?;
+                // What kube says names the file, and the cause that `{:#}` would add again.
+                let file = Kubeconfig::read_from(path).map_err(|error| anyhow!("{error}"))?;
                 Config::from_custom_kubeconfig(file, &options).await?
             }
             (None, Some(_)) => Config::from_kubeconfig(&options).await?,

@@ -28,6 +28,7 @@ use super::iptables;
 use super::log_levels::{self, Scoped};
 use super::proxy::component_levels;
 use crate::cli::Failure;
+use crate::out::outln;
 
 /// How much of an answer is read, bytes: configurations are large.
 const MOST: usize = 512 << 20;
@@ -41,7 +42,7 @@ pub(crate) struct Agent {
     arguments: Vec<OsString>,
 }
 
-/// Flags are pilot-agent's.
+/// Run a proxy with all that it needs beside a workload; flags are pilot-agent's
 #[derive(Debug, clap::Parser)]
 #[command(name = "pilot-agent", disable_version_flag = true, arg_required_else_help = true)]
 struct Line {
@@ -168,7 +169,7 @@ impl Agent {
             Verb::IstioIptables(flags) => known(&unknown).and_then(|()| flags.run(false)),
             Verb::IstioCleanIptables(flags) => known(&unknown).and_then(|()| flags.run(true)),
             Verb::Version => {
-                println!("{}", env!("CARGO_PKG_VERSION"));
+                outln!("{}", env!("CARGO_PKG_VERSION"));
                 Ok(ExitCode::SUCCESS)
             }
         }
@@ -512,7 +513,7 @@ impl Request {
         if status >= 400 {
             return Err(anyhow!("received unsuccessful status code {status}: {body}").into());
         }
-        println!("{body}");
+        outln!("{body}");
         Ok(ExitCode::SUCCESS)
     }
 }

@@ -11,6 +11,7 @@ use leno_control::{CODES, Level};
 use serde_json::json;
 
 use crate::cli::Failure;
+use crate::out::{out, outln};
 
 /// Istioctl's exit code if messages reach the failure threshold.
 const FOUND: u8 = 79;
@@ -87,7 +88,7 @@ impl Analyze {
     pub(crate) fn run(self) -> Result<ExitCode, Failure> {
         if self.list_analyzers {
             for (name, help) in analysis::analyzers() {
-                println!("* {name}: {help}");
+                outln!("* {name}: {help}");
             }
             return Ok(ExitCode::SUCCESS);
         }
@@ -100,9 +101,9 @@ impl Analyze {
         let shown: Vec<&Found> =
             messages.iter().filter(|message| message.code.level >= self.output_threshold).collect();
         match self.output.as_str() {
-            "json" => println!("{:#}", documents(&shown)),
-            "yaml" => print!("{}", leno_api::encode::yaml_text(&documents(&shown))),
-            _ => shown.iter().for_each(|message| println!("{}", line(message))),
+            "json" => outln!("{:#}", documents(&shown)),
+            "yaml" => out!("{}", leno_api::encode::yaml_text(&documents(&shown))),
+            _ => shown.iter().for_each(|message| outln!("{}", line(message))),
         }
         if shown.is_empty() {
             eprintln!("\u{2714} No validation issues found when analyzing {}.", self.target());

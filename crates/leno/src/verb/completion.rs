@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use clap_complete::Shell;
 
 use crate::cli::{self, Failure};
+use crate::out::out;
 
 /// Prints a completion script: `leno completion bash > /etc/bash_completion.d/leno`.
 #[derive(Debug, clap::Args)]
@@ -15,7 +16,9 @@ pub(crate) struct Completion {
 
 impl Completion {
     pub(crate) fn run(self) -> Result<ExitCode, Failure> {
-        clap_complete::generate(self.shell, &mut cli::command(), "leno", &mut std::io::stdout());
+        let mut script = Vec::new();
+        clap_complete::generate(self.shell, &mut cli::command(), "leno", &mut script);
+        out!("{}", String::from_utf8_lossy(&script));
         Ok(ExitCode::SUCCESS)
     }
 }

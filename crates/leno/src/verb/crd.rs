@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use crate::cli::Failure;
+use crate::out::outln;
 
 macro_rules! definitions {
     ($($name:literal)*) => {
@@ -47,7 +48,7 @@ impl Crd {
         }
         let wanted = |name: &str| self.names.is_empty() || self.names.iter().any(|it| name.starts_with(it));
         for (_, text) in DEFINITIONS.iter().filter(|(name, _)| wanted(name)) {
-            println!("---\n{}", text.trim_start_matches("---\n").trim_end());
+            outln!("---\n{}", text.trim_start_matches("---\n").trim_end());
         }
         Ok(ExitCode::SUCCESS)
     }

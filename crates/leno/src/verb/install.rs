@@ -10,6 +10,7 @@ use crate::install::cluster::{Cluster, Where};
 use crate::install::operator::Operator;
 use crate::install::progress::Progress;
 use crate::install::{What, apply, block_on, confirm, manifest};
+use crate::out::outln;
 
 /// The oldest Kubernetes that has all that is installed.
 const OLDEST: (u32, u32) = (1, 29);
@@ -84,7 +85,7 @@ impl Install {
             operator.profile,
         );
         if !self.yes && !confirm(&question)? {
-            println!("Cancelled.");
+            outln!("Cancelled.");
             return Ok(ExitCode::FAILURE);
         }
         let mut progress = Progress::new(false);
@@ -117,19 +118,19 @@ fn again(mut before: Operator) -> Operator {
 
 /// Says what would be installed.
 fn say(operator: &Operator, rendered: &[manifest::Rendered]) -> ExitCode {
-    println!(
+    outln!(
         "Profile {:?}, revision {:?}, namespace {}:",
         operator.profile,
         operator.revision_label(),
         operator.namespace
     );
     for one in rendered {
-        println!("{}:", one.component.kind.title());
+        outln!("{}:", one.component.kind.title());
         for object in &one.objects {
-            println!("  {}", manifest::Id::of(object));
+            outln!("  {}", manifest::Id::of(object));
         }
     }
-    println!("Nothing was changed (--dry-run).");
+    outln!("Nothing was changed (--dry-run).");
     ExitCode::SUCCESS
 }
 

@@ -18,6 +18,7 @@ use leno_node::rules::Family;
 use leno_node::{Cidrs, Dns, Groups, InboundMode, Ports, Redirect};
 
 use crate::cli::Failure;
+use crate::out::{out, outln};
 
 /// The exit code by which the repair controller knows that a workload's rules are not in place.
 const NOT_REDIRECTED: u8 = 126;
@@ -178,7 +179,7 @@ impl Flags {
         let settings = self.settings(&variable, &machine).map_err(|faults| anyhow!(faults.join("\n")))?;
         if settings.clean {
             if settings.dry_run {
-                println!("dry run: all rules would be removed");
+                outln!("dry run: all rules would be removed");
             } else {
                 // Whatever it was that was put there, so that the flags of then need not be known.
                 let everything = Redirect {
@@ -188,7 +189,7 @@ impl Flags {
                     ..settings.redirect
                 };
                 intercept::remove(&everything, settings.options.backend)?;
-                println!("all rules are removed");
+                outln!("all rules are removed");
             }
             return Ok(ExitCode::SUCCESS);
         }
@@ -197,12 +198,12 @@ impl Flags {
                 Choice::Any | Choice::Nftables => Backend::Nftables,
                 Choice::Iptables(_) => Backend::Iptables,
             };
-            print!("{}", intercept::text(&settings.redirect, backend));
+            out!("{}", intercept::text(&settings.redirect, backend));
         } else if !settings.skip {
             let applied = intercept::apply(&settings.redirect, &settings.options)?;
-            println!("{}", intercept::text(&settings.redirect, applied.backend));
+            outln!("{}", intercept::text(&settings.redirect, applied.backend));
             let what = if applied.changed { "are in place" } else { "were in place already" };
-            println!("the rules {what} ({})", applied.backend);
+            outln!("the rules {what} ({})", applied.backend);
         }
         if settings.validate {
             if let Err(error) = validate(&settings.redirect, settings.probe) {
@@ -213,7 +214,7 @@ impl Flags {
                 );
                 return Ok(ExitCode::from(NOT_REDIRECTED));
             }
-            println!("validation passed: connections are redirected");
+            outln!("validation passed: connections are redirected");
         }
         Ok(ExitCode::SUCCESS)
     }

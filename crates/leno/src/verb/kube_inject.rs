@@ -8,6 +8,7 @@ use anyhow::Context;
 use leno_control::inject::{BuiltIn, Injector, MeshSettings, Settings, manifest};
 
 use crate::cli::Failure;
+use crate::out::out;
 
 /// Flags have the names of `istioctl kube-inject`; nothing is read from a cluster.
 // Deviation: istioctl reads configuration that is not given from the cluster; here what is built in
@@ -68,7 +69,7 @@ impl KubeInject {
         }
         match &self.output {
             Some(path) => std::fs::write(path, out).with_context(|| path.display().to_string())?,
-            None => print!("{out}"),
+            None => out!("{out}"),
         }
         Ok(ExitCode::SUCCESS)
     }

@@ -11,6 +11,7 @@ use crate::cli::Failure;
 use crate::install::component::{Component, Kind, RELEASE};
 use crate::install::operator::Operator;
 use crate::install::{What, diff, manifest};
+use crate::out::{out, outln};
 
 /// Prints and compares what is installed.
 #[derive(Debug, clap::Args)]
@@ -90,7 +91,7 @@ impl Generate {
             rendered.retain(|one| self.components.iter().any(|name| name == one.component.kind.label()));
         }
         match &self.output {
-            None => print!("{}", manifest::yaml(rendered.iter().flat_map(|one| &one.objects))),
+            None => out!("{}", manifest::yaml(rendered.iter().flat_map(|one| &one.objects))),
             Some(folder) => {
                 std::fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
                 for kind in Kind::ALL {
@@ -111,11 +112,11 @@ impl Diff {
     fn run(self) -> anyhow::Result<ExitCode> {
         let lines = diff::compare(&diff::read(&self.left)?, &diff::read(&self.right)?);
         if lines.is_empty() {
-            println!("Manifests are identical");
+            outln!("Manifests are identical");
             return Ok(ExitCode::SUCCESS);
         }
-        println!("Differences of manifests are:\n");
-        lines.iter().for_each(|line| println!("{line}"));
+        outln!("Differences of manifests are:\n");
+        lines.iter().for_each(|line| outln!("{line}"));
         Ok(ExitCode::FAILURE)
     }
 }
@@ -135,19 +136,19 @@ impl Translate {
             let path = self.output.join(format!("{release}-values.yaml"));
             std::fs::write(&path, leno_api::encode::yaml_blocks(values))
                 .with_context(|| path.display().to_string())?;
-            println!(
+            outln!(
                 "helm upgrade --install {release} deploy/charts/{} --namespace {namespace} --create-namespace -f {}",
                 chart.name(),
                 path.display(),
             );
             if kubernetes.as_object().is_some_and(|settings| settings.values().any(|it| *it != Value::Null)) {
-                println!(
+                outln!(
                     "# {}.k8s has no counterpart among values: patch what Helm has rendered",
                     one.component.path
                 );
             }
         }
-        println!("# Labels differ: the release was {RELEASE:?}, and the installer's own are missing.");
+        outln!("# Labels differ: the release was {RELEASE:?}, and the installer's own are missing.");
         Ok(ExitCode::SUCCESS)
     }
 }

@@ -14,7 +14,7 @@ use leno_control::server::{
 use super::log_levels::{self, Scoped};
 use crate::cli::Failure;
 
-/// Flags have the names of pilot-discovery's.
+/// Run the control plane; flags have the names of pilot-discovery's
 #[derive(Debug, clap::Args)]
 pub(crate) struct Pilot {
     /// `discovery`, as pilot-discovery has it; the only thing to do, so it may be left out

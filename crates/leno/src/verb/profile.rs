@@ -7,6 +7,7 @@ use serde_json::json;
 use crate::cli::Failure;
 use crate::install::operator::{Inputs, Operator, with_profile};
 use crate::install::{What, charts, diff, manifest, tree};
+use crate::out::{out, outln};
 
 /// Lists, prints and compares profiles.
 #[derive(Debug, clap::Args)]
@@ -54,8 +55,8 @@ impl Profile {
     pub(crate) fn run(self) -> Result<ExitCode, Failure> {
         match self.verb {
             Verb::List => {
-                println!("Leno configuration profiles:");
-                charts::profiles().for_each(|name| println!("    {name}"));
+                outln!("Leno configuration profiles:");
+                charts::profiles().for_each(|name| outln!("    {name}"));
                 Ok(ExitCode::SUCCESS)
             }
             Verb::Dump(verb) => Ok(verb.run()?),
@@ -83,8 +84,8 @@ impl Dump {
             shown = found.ok_or_else(|| anyhow::anyhow!("--config-path: there is no {path}"))?;
         }
         match self.output.as_str() {
-            "json" => println!("{shown:#}"),
-            _ => print!("{}", leno_api::encode::yaml_blocks(&shown)),
+            "json" => outln!("{shown:#}"),
+            _ => out!("{}", leno_api::encode::yaml_blocks(&shown)),
         }
         Ok(ExitCode::SUCCESS)
     }
@@ -99,11 +100,11 @@ impl Diff {
         };
         let lines = diff::compare(&one(&self.left)?, &one(&self.right)?);
         if lines.is_empty() {
-            println!("Profiles are identical");
+            outln!("Profiles are identical");
             return Ok(ExitCode::SUCCESS);
         }
-        println!("The difference between profiles:");
-        lines.iter().skip(1).for_each(|line| println!("{line}"));
+        outln!("The difference between profiles:");
+        lines.iter().skip(1).for_each(|line| outln!("{line}"));
         Ok(ExitCode::FAILURE)
     }
 }

@@ -8,6 +8,7 @@ use anyhow::{anyhow, bail};
 use clap::ValueEnum;
 
 use crate::cli::Failure;
+use crate::out::outln;
 
 /// What to do with the configuration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -179,11 +180,11 @@ const LEVELS: [&str; 9] = ["trace", "debug", "info", "warning", "warn", "error",
 impl Proxy {
     pub(crate) fn run(self) -> Result<ExitCode, Failure> {
         if self.version {
-            println!("leno proxy  version: {}/Envoy v3 API", env!("CARGO_PKG_VERSION"));
+            outln!("leno proxy  version: {}/Envoy v3 API", env!("CARGO_PKG_VERSION"));
             return Ok(ExitCode::SUCCESS);
         }
         if self.hot_restart_version {
-            println!("disabled");
+            outln!("disabled");
             return Ok(ExitCode::SUCCESS);
         }
         let mode = self.mode;
@@ -192,7 +193,7 @@ impl Proxy {
             Mode::Serve => leno_proxy::run(options)?,
             Mode::Validate | Mode::InitOnly => {
                 let summary = leno_proxy::validate(&options).map_err(|faults| anyhow!(faults.join("\n")))?;
-                println!("{summary}");
+                outln!("{summary}");
             }
         }
         Ok(ExitCode::SUCCESS)

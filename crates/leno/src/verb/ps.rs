@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use crate::cli::Failure;
+use crate::out::{out, outln};
 
 /// Prints a table of pods with their addresses, and what is published where.
 #[derive(Debug, clap::Args)]
@@ -23,9 +24,9 @@ impl Ps {
 
         let overview = Client::connect(self.name.as_deref())?.overview()?;
         if self.json {
-            println!("{}", serde_json::to_string_pretty(&overview)?);
+            outln!("{}", serde_json::to_string_pretty(&overview)?);
         } else {
-            print!("{}", display::table(&overview, None));
+            out!("{}", display::table(&overview, None));
         }
         Ok(ExitCode::SUCCESS)
     }

@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use crate::cli::Failure;
+use crate::out::outln;
 
 /// Ends a running mesh, and returns when nothing is left of it.
 #[derive(Debug, clap::Args)]
@@ -18,7 +19,7 @@ impl Stop {
         let client = crate::up::client::Client::connect(self.name.as_deref())?;
         let name = client.name().to_owned();
         client.stop()?;
-        println!("mesh {name} has ended");
+        outln!("mesh {name} has ended");
         Ok(ExitCode::SUCCESS)
     }
 

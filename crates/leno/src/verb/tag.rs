@@ -9,6 +9,7 @@ use crate::cli::Failure;
 use crate::install::cluster::{Cluster, Where};
 use crate::install::tag::{self, Wanted};
 use crate::install::{block_on, confirm, manifest};
+use crate::out::{out, outln};
 
 /// Makes, lists and removes revision tags.
 #[derive(Debug, clap::Args)]
@@ -123,16 +124,18 @@ impl Set {
         };
         let objects = tag::objects(&cluster, &wanted).await?;
         if only_print {
-            print!("{}", manifest::yaml(objects.iter()));
+            out!("{}", manifest::yaml(objects.iter()));
             return Ok(ExitCode::SUCCESS);
         }
         for object in &objects {
             cluster.apply(object).await?;
         }
-        println!(
+        outln!(
             "Revision tag {:?} created, referencing control plane revision {:?}. To enable injection using this\n\
              revision tag, use 'kubectl label namespace <NAMESPACE> istio.io/rev={}'",
-            self.name, self.revision, self.name,
+            self.name,
+            self.revision,
+            self.name,
         );
         Ok(ExitCode::SUCCESS)
     }
@@ -146,17 +149,17 @@ impl List {
             .map(|tag| json!({ "tag": tag.name, "revision": tag.revision, "namespaces": tag.namespaces }))
             .collect();
         match self.output.as_str() {
-            "json" => println!("{:#}", serde_json::Value::from(shown)),
-            "yaml" => print!("{}", leno_api::encode::yaml_text(&shown.into())),
+            "json" => outln!("{:#}", serde_json::Value::from(shown)),
+            "yaml" => out!("{}", leno_api::encode::yaml_text(&shown.into())),
             _ => {
                 let width = |name: &str, of: fn(&tag::Tag) -> usize| {
                     tags.iter().map(of).chain([name.len()]).max().unwrap_or(0)
                 };
                 let (one, two) =
                     (width("TAG", |tag| tag.name.len()), width("REVISION", |tag| tag.revision.len()));
-                println!("{:one$} {:two$} NAMESPACES", "TAG", "REVISION");
+                outln!("{:one$} {:two$} NAMESPACES", "TAG", "REVISION");
                 for tag in &tags {
-                    println!("{:one$} {:two$} {}", tag.name, tag.revision, tag.namespaces.join(","));
+                    outln!("{:one$} {:two$} {}", tag.name, tag.revision, tag.namespaces.join(","));
                 }
             }
         }
@@ -176,12 +179,12 @@ impl Remove {
                 tag.namespaces.join(", "),
             );
             if !confirm(&question)? {
-                println!("Aborting operation.");
+                outln!("Aborting operation.");
                 return Ok(ExitCode::SUCCESS);
             }
         }
         tag::remove(&cluster, &self.name).await?;
-        println!("Revision tag {:?} removed", self.name);
+        outln!("Revision tag {:?} removed", self.name);
         Ok(ExitCode::SUCCESS)
     }
 }

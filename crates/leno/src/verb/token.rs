@@ -7,6 +7,7 @@ use std::time::Duration;
 use leno_control::server::{create_join_token, parse_duration};
 
 use crate::cli::Failure;
+use crate::out::outln;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Token {
@@ -40,7 +41,7 @@ impl Token {
     pub(crate) fn run(self) -> Result<ExitCode, Failure> {
         let Verb::Create(Create { folder, namespace, account, ttl }) = self.verb;
         let token = create_join_token(&folder, &namespace, &account, ttl).map_err(anyhow::Error::msg)?;
-        println!("{token}");
+        outln!("{token}");
         Ok(ExitCode::SUCCESS)
     }
 }

@@ -12,6 +12,7 @@ use crate::install::manifest::Id;
 use crate::install::operator::{Inputs, Operator};
 use crate::install::progress::Progress;
 use crate::install::{block_on, confirm};
+use crate::out::outln;
 
 /// Takes away a control plane with its gateways; what users have made stays, but with --purge.
 #[derive(Debug, clap::Args)]
@@ -88,12 +89,12 @@ impl Uninstall {
         let objects = apply::find(&cluster, &target).await?;
         let ids: Vec<Id> = objects.iter().map(Id::of).collect();
         if objects.is_empty() && !self.purge {
-            println!("No resources will be pruned from the cluster. Please double check the input configs");
+            outln!("No resources will be pruned from the cluster. Please double check the input configs");
             return Ok(ExitCode::SUCCESS);
         }
         if self.dry_run || self.verbose {
-            println!("The following resources will be pruned from the cluster:");
-            ids.iter().for_each(|id| println!("  {id}"));
+            outln!("The following resources will be pruned from the cluster:");
+            ids.iter().for_each(|id| outln!("  {id}"));
         }
         if self.dry_run {
             return Ok(ExitCode::SUCCESS);
@@ -113,7 +114,7 @@ impl Uninstall {
             question = format!("The control plane {revision:?} will be removed from the cluster\n");
         }
         if !self.yes && !confirm(&format!("{question}Proceed?"))? {
-            println!("Cancelled.");
+            outln!("Cancelled.");
             return Ok(ExitCode::FAILURE);
         }
         let mut progress = Progress::new(self.verbose);

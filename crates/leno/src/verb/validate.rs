@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use crate::cli::Failure;
+use crate::out::outln;
 
 /// Prints one line per fault, with file, line and field. The exit code is 1 if there are errors, or if
 /// something cannot be read.
@@ -37,12 +38,12 @@ impl Validate {
                 }
                 leno_control::Severity::Warning => "warning",
             };
-            println!("{severity}: {diagnostic}");
+            outln!("{severity}: {diagnostic}");
         }
         if errors > 0 {
             return Ok(ExitCode::FAILURE);
         }
-        println!("{}", if diagnostics.is_empty() { "no faults found" } else { "no errors found" });
+        outln!("{}", if diagnostics.is_empty() { "no faults found" } else { "no errors found" });
         Ok(ExitCode::SUCCESS)
     }
 }

@@ -10,6 +10,7 @@ use crate::install::cluster::{Cluster, Where};
 use crate::install::manifest::{self, Id, Rendered};
 use crate::install::operator::Operator;
 use crate::install::{What, apply, block_on, tree, wait};
+use crate::out::outln;
 
 /// Checks what was installed, or what files and settings ask for. The exit code is 1 if something is
 /// missing, was changed, or does not run.
@@ -65,19 +66,19 @@ pub(super) async fn verify(cluster: &Cluster, rendered: &[Rendered]) -> anyhow::
         }
         let place = if id.namespace.is_empty() { String::new() } else { format!(".{}", id.namespace) };
         if wrong.is_empty() {
-            println!("\u{2714} {}: {}{place} checked successfully", id.kind, id.name);
+            outln!("\u{2714} {}: {}{place} checked successfully", id.kind, id.name);
         } else {
             faults += 1;
-            println!("\u{2718} {}: {}{place}: {}", id.kind, id.name, wrong.join("; "));
+            outln!("\u{2718} {}: {}{place}: {}", id.kind, id.name, wrong.join("; "));
         }
     }
-    println!("Checked {definitions} custom resource definitions");
-    println!("Checked {deployments} Leno Deployments");
+    outln!("Checked {definitions} custom resource definitions");
+    outln!("Checked {deployments} Leno Deployments");
     if faults > 0 {
         eprintln!("Error: {faults} objects are not as they should be");
         return Ok(ExitCode::FAILURE);
     }
-    println!("\u{2714} Leno is installed and verified successfully");
+    outln!("\u{2714} Leno is installed and verified successfully");
     Ok(ExitCode::SUCCESS)
 }
 

@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use crate::cli::Failure;
+use crate::out::outln;
 
 /// Prints the version, and what it is compatible with.
 #[derive(Debug, clap::Args)]
@@ -15,11 +16,11 @@ pub(crate) struct Version {
 impl Version {
     pub(crate) fn run(self) -> Result<ExitCode, Failure> {
         if self.short {
-            println!("{}", env!("CARGO_PKG_VERSION"));
+            outln!("{}", env!("CARGO_PKG_VERSION"));
         } else {
-            println!("leno {}", env!("CARGO_PKG_VERSION"));
-            println!("proxy: Envoy v3 API, compared with Envoy 1.40");
-            println!("control plane: networking.istio.io v1, v1beta1, v1alpha3");
+            outln!("leno {}", env!("CARGO_PKG_VERSION"));
+            outln!("proxy: Envoy v3 API, compared with Envoy 1.40");
+            outln!("control plane: networking.istio.io v1, v1beta1, v1alpha3");
         }
         Ok(ExitCode::SUCCESS)
     }
