@@ -16,7 +16,7 @@ mod tests;
 use std::borrow::Cow;
 
 use crate::Error;
-pub use from_node::from_node;
+pub use from_node::{from_message_node, from_node};
 pub use json::{JsonNode, from_json};
 pub use parse::{MAX_DEPTH, parse};
 pub(crate) use scalar::is_plain_text;

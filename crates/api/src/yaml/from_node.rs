@@ -21,8 +21,21 @@ use crate::error::nearest;
 /// The first fault, with path (`spec.http[0].match[1].uri`) and place: wrong types, missing or
 /// duplicate fields, whatever the type's own `Deserialize` refuses.
 pub fn from_node<T: DeserializeOwned>(node: &Node<'_>) -> Result<(T, Vec<Unknown>), Error> {
+    read(node, false)
+}
+
+/// As [`from_node`], for types that are protobuf messages and have come past no schema: numbers may be written as text
+/// there (`port: "9000"`), which protobuf's JSON allows.
+///
+/// # Errors
+/// As of [`from_node`].
+pub fn from_message_node<T: DeserializeOwned>(node: &Node<'_>) -> Result<(T, Vec<Unknown>), Error> {
+    read(node, true)
+}
+
+fn read<T: DeserializeOwned>(node: &Node<'_>, numerals: bool) -> Result<(T, Vec<Unknown>), Error> {
     let unknown = RefCell::new(Vec::new());
-    let reader = Reader { node, trail: &Trail::Root, unknown: &unknown, lenient: false };
+    let reader = Reader { node, trail: &Trail::Root, unknown: &unknown, lenient: false, numerals };
     let value = reader.read(|reader| T::deserialize(reader)).map_err(|failure| failure.error)?;
     Ok((value, unknown.into_inner()))
 }
@@ -106,6 +119,8 @@ struct Reader<'a, 't> {
     unknown: &'a RefCell<Vec<Unknown>>,
     /// Take numbers for text, as Kubernetes quantities may be written.
     lenient: bool,
+    /// Take text for numbers.
+    numerals: bool,
 }
 
 impl<'a, 't> Reader<'a, 't> {
@@ -128,6 +143,25 @@ impl<'a, 't> Reader<'a, 't> {
             Value::Mapping(entries) => visitor.visit_map(Map::new(self, entries, None)?),
             Value::Scalar(scalar) => visit_scalar(scalar, visitor),
         }
+    }
+
+    /// A number.
+    fn number<'de, V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Failure> {
+        self.read(|reader| match &reader.node.value {
+            Value::Scalar(Scalar { kind: Kind::String, text, .. }) if reader.numerals => {
+                if let Ok(integer) = text.parse() {
+                    return visitor.visit_i64(integer);
+                }
+                if let Ok(integer) = text.parse() {
+                    return visitor.visit_u64(integer);
+                }
+                match text.parse() {
+                    Ok(float) => visitor.visit_f64(float),
+                    Err(_) => visitor.visit_str(text),
+                }
+            }
+            _ => reader.any(visitor),
+        })
     }
 
     fn is_null(self) -> bool {
@@ -232,9 +266,48 @@ impl<'de> de::Deserializer<'de> for Reader<'_, '_> {
         self.deserialize_string(visitor)
     }
 
+    fn deserialize_i8<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Failure> {
+        self.number(visitor)
+    }
+
+    fn deserialize_i16<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Failure> {
+        self.number(visitor)
+    }
+
+    fn deserialize_i32<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Failure> {
+        self.number(visitor)
+    }
+
+    fn deserialize_i64<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Failure> {
+        self.number(visitor)
+    }
+
+    fn deserialize_u8<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Failure> {
+        self.number(visitor)
+    }
+
+    fn deserialize_u16<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Failure> {
+        self.number(visitor)
+    }
+
+    fn deserialize_u32<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Failure> {
+        self.number(visitor)
+    }
+
+    fn deserialize_u64<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Failure> {
+        self.number(visitor)
+    }
+
+    fn deserialize_f32<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Failure> {
+        self.number(visitor)
+    }
+
+    fn deserialize_f64<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Failure> {
+        self.number(visitor)
+    }
+
     forward_to_deserialize_any! {
-        bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char unit unit_struct seq tuple
-        tuple_struct map identifier
+        bool i128 u128 char unit unit_struct seq tuple tuple_struct map identifier
     }
 }
 
@@ -344,7 +417,8 @@ fn descend<'de, S: de::DeserializeSeed<'de>>(
     trail: &Trail<'_>,
     seed: S,
 ) -> Result<S::Value, Failure> {
-    let reader = Reader { node, trail, unknown: parent.unknown, lenient: parent.lenient };
+    let reader =
+        Reader { node, trail, unknown: parent.unknown, lenient: parent.lenient, numerals: parent.numerals };
     reader.read(|reader| seed.deserialize(reader))
 }
 

@@ -3,7 +3,7 @@ use std::fmt::Write;
 use expect_test::{Expect, expect};
 use serde::Deserialize;
 
-use super::{Dialect, Kind, Node, Value, from_node, parse};
+use super::{Dialect, Kind, Node, Value, from_message_node, from_node, parse};
 
 /// The tree of a text, one node a line.
 fn tree(text: &str, dialect: Dialect) -> String {
@@ -589,4 +589,25 @@ fn json_values() {
     let json = parse(text, Dialect::Kubernetes).unwrap()[0].to_json();
     expect![[r#"{"a":18446744073709551615,"b":[1.5,-3,true,null,"x"],"c":"1e400","d":".nan"}"#]]
         .assert_eq(&json.to_string());
+}
+
+#[test]
+fn numbers_as_text() {
+    #[derive(Debug, Deserialize)]
+    #[allow(dead_code, reason = "shown by Debug")]
+    struct Provider {
+        port: u32,
+        share: Option<f64>,
+        least: Option<i64>,
+    }
+    let text = "{port: '9000', share: '0.5', least: '-3'}";
+    let documents = parse(text, Dialect::Kubernetes).unwrap();
+    let (provider, _) = from_message_node::<Provider>(&documents[0]).unwrap();
+    assert_eq!((provider.port, provider.share, provider.least), (9000, Some(0.5), Some(-3)));
+    // Objects of Kubernetes have a schema, which forbids it.
+    assert!(from_node::<Provider>(&documents[0]).is_err());
+    for wrong in ["{port: '-1'}", "{port: '9000x'}", "{port: ''}", "{port: '4294967296'}"] {
+        let documents = parse(wrong, Dialect::Kubernetes).unwrap();
+        assert!(from_message_node::<Provider>(&documents[0]).is_err(), "{wrong}");
+    }
 }

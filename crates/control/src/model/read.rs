@@ -474,7 +474,7 @@ fn embedded<T: DeserializeOwned + Default>(
         }
     };
     let Some(document) = documents.first() else { return Some(T::default()) };
-    match yaml::from_node::<T>(document) {
+    match yaml::from_message_node::<T>(document) {
         Ok((value, unknown)) => {
             let unknown = unknown.into_iter().map(|field| unknown_field(field, "unknown-field"));
             findings.extend(unknown.chain(check(&value, document)).map(|finding| Finding {

@@ -1,5 +1,5 @@
-//! The cluster's DNS: names of Services, over UDP. What it does not know does not exist, as there is no world
-//! outside of the machine.
+//! The cluster's DNS: names of Services, and of what the ConfigMap `coredns` of kube-system has as `NodeHosts`, in the
+//! form of /etc/hosts, over UDP. What it does not know does not exist, as there is no world outside of the machine.
 
 use std::net::Ipv4Addr;
 use std::sync::Arc;
@@ -48,8 +48,15 @@ fn answer(query: &Message, objects: &Objects) -> Message {
     match find(objects, &name) {
         None => answer.metadata.response_code = ResponseCode::NXDomain,
         Some(Found::Alias(other)) => {
-            if let Ok(other) = Name::from_ascii(other) {
-                answer.add_answer(Record::from_rdata(owner, TTL, RData::CNAME(CNAME(other))));
+            let Ok(alias) = Name::from_ascii(&other) else { return answer };
+            answer.add_answer(Record::from_rdata(owner, TTL, RData::CNAME(CNAME(alias.clone()))));
+            // Clients do not follow it by themselves.
+            if let (Some(Found::Addresses(addresses)), RecordType::A) =
+                (find(objects, &other.to_ascii_lowercase()), question.query_type())
+            {
+                for address in addresses {
+                    answer.add_answer(Record::from_rdata(alias.clone(), TTL, RData::A(A(address))));
+                }
             }
         }
         Some(Found::Addresses(addresses)) if question.query_type() == RecordType::A => {
@@ -70,7 +77,7 @@ enum Found {
 
 /// What a name stands for, which ends in a dot.
 fn find(objects: &Objects, name: &str) -> Option<Found> {
-    let rest = name.strip_suffix(DOMAIN)?;
+    let Some(rest) = name.strip_suffix(DOMAIN) else { return outside(objects, name) };
     let mut parts: Vec<&str> = rest.split('.').collect();
     let (namespace, service) = (parts.pop()?, parts.pop()?);
     let host = parts.pop();
@@ -96,6 +103,15 @@ fn find(objects: &Objects, name: &str) -> Option<Found> {
     (host.is_none() || !addresses.is_empty()).then_some(Found::Addresses(addresses))
 }
 
+/// Who is meant by a name outside of the cluster.
+fn outside(objects: &Objects, name: &str) -> Option<Found> {
+    let hosts = objects.find("configmaps", "kube-system", "coredns")?;
+    let lines = text(hosts, "/data/NodeHosts").lines().map(str::split_whitespace);
+    let named = lines.filter(|it| it.clone().skip(1).any(|it| name.strip_suffix('.') == Some(it)));
+    let addresses: Vec<Ipv4Addr> = named.filter_map(|mut it| it.next()?.parse().ok()).collect();
+    (!addresses.is_empty()).then_some(Found::Addresses(addresses))
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -118,6 +134,11 @@ mod tests {
             json!({ "metadata": { "namespace": "a", "name": "db-1", "labels": labels }, "endpoints":
                 [endpoint("10.0.0.1", "db-0", true), endpoint("10.0.0.2", "db-1", false)] }),
         );
+        objects.put(
+            "configmaps",
+            json!({ "metadata": { "namespace": "kube-system", "name": "coredns" },
+                "data": { "NodeHosts": "198.51.100.1 a.test b.test\n198.51.100.2 c.test\n" } }),
+        );
         let address = |it: &str| Some(Found::Addresses(vec![it.parse().unwrap()]));
         for (name, expected) in [
             ("web.a.svc.cluster.local.", address("10.96.0.9")),
@@ -127,6 +148,9 @@ mod tests {
             ("away.a.svc.cluster.local.", Some(Found::Alias("x.test.".to_owned()))),
             ("web.b.svc.cluster.local.", None),
             ("web.a.", None),
+            ("b.test.", address("198.51.100.1")),
+            ("c.test.", address("198.51.100.2")),
+            ("d.test.", None),
             ("x.y.web.a.svc.cluster.local.", None),
         ] {
             assert_eq!(find(&objects, name), expected, "{name}");

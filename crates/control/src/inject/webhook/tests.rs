@@ -136,6 +136,19 @@ fn objects_are_validated() {
     assert_eq!(answer["response"]["allowed"], json!(false), "{answer}");
     let message = answer["response"]["status"]["message"].as_str().unwrap_or_default();
     assert!(message.starts_with("configuration is invalid: ") && message.contains("host"), "{message}");
+    // Warnings are for what does not work, not for the standard rules of mutual TLS.
+    let warnings = |spec: Json| {
+        let rule = json!({"apiVersion": "networking.istio.io/v1", "kind": "DestinationRule",
+            "metadata": {"name": "a", "namespace": "shop"}, "spec": spec});
+        let response = &ask(&webhook, "/validate", &review_of(&rule)).1["response"];
+        assert_eq!(response["allowed"], json!(true), "{response}");
+        response["warnings"].clone()
+    };
+    let mutual = json!({"host": "a", "trafficPolicy": {"tls": {"mode": "ISTIO_MUTUAL"}}});
+    assert_eq!(warnings(mutual), Json::Null);
+    assert!(
+        warnings(json!({"host": "a", "unheard": 1}))[0].as_str().is_some_and(|it| it.contains("unheard"))
+    );
     let mut gone = review_of(&bad);
     gone["request"]["operation"] = json!("DELETE");
     assert_eq!(ask(&webhook, "/validate", &gone).1["response"]["allowed"], json!(true));
