@@ -58,12 +58,15 @@ pub fn status(
         "startTime": time(state.since),
         "hostIP": node_address.to_string(),
         "hostIPs": [{ "ip": node_address.to_string() }],
-        "qosClass": "BestEffort",
         "containerStatuses": statuses(&spec.containers, &state.containers),
     });
     let init = spec.init_containers.as_deref().unwrap_or_default();
     if !init.is_empty() {
         status["initContainerStatuses"] = statuses(init, &state.init_containers);
+    }
+    // The API server has said it, for good.
+    if let Some(class) = pod.status.as_ref().and_then(|it| it.qos_class.as_ref()) {
+        status["qosClass"] = json!(class);
     }
     if let Some(address) = address {
         status["podIP"] = json!(address.to_string());

@@ -79,12 +79,14 @@ pub(crate) async fn story(site: &Site<'_>) -> Result<(), Box<dyn Error>> {
             pods.iter().find(is_its).is_none()
         })
         .await;
-    for kind in ["Deployment", "Service", "ServiceAccount"] {
-        let version = if kind == "Deployment" { "apps/v1" } else { "v1" };
-        if site.find(version, kind, "default", "bookinfo-gateway-istio").await.is_some() {
-            return Err(format!("the {kind} of a Gateway that is gone is left").into());
+    let gone = || async {
+        let mut found = Vec::new();
+        for (version, kind) in [("apps/v1", "Deployment"), ("v1", "Service"), ("v1", "ServiceAccount")] {
+            found.extend(site.find(version, kind, "default", "bookinfo-gateway-istio").await);
         }
-    }
+        found.is_empty()
+    };
+    until("what was made for the Gateway goes with it", gone).await;
     for (plural, ..) in KINDS {
         site.delete(CRDS, "CustomResourceDefinition", "", &format!("{plural}.{GROUP}")).await?;
     }

@@ -90,15 +90,14 @@ fn belongs(pod: &Value, revision: &str) -> Result<(), Box<dyn Error>> {
 
 /// After each control plane has looked at its webhook configurations again, none has been written.
 async fn apart(site: &Site<'_>, load: &Load) -> Result<(), Box<dyn Error>> {
-    let server = site.machine.server();
     let group = "admissionregistration.k8s.io";
     let looked = async || {
         let mut seen = [0, 0];
         until("both control planes have looked at their webhooks", || {
-            for request in server.take_seen().iter().filter(|it| it.path.contains(group)) {
+            for request in site.machine.take_requests().iter().filter(|it| it.contains(group)) {
                 for (count, revision) in seen.iter_mut().zip(["default", "canary"]) {
-                    *count +=
-                        usize::from(request.query == format!("labelSelector=istio.io%2Frev%3D{revision}"));
+                    let selector = format!("?labelSelector=istio.io%2Frev%3D{revision}");
+                    *count += usize::from(request.ends_with(&selector));
                 }
             }
             // Each looks at those that change and at those that judge.
@@ -109,15 +108,20 @@ async fn apart(site: &Site<'_>, load: &Load) -> Result<(), Box<dyn Error>> {
     };
     // What the installation has written is mended first.
     looked().await;
-    let versions = || {
-        let names = ["istio-sidecar-injector", "istio-sidecar-injector-canary", "istio-revision-tag-prod"];
-        let found = names.map(|it| server.find(group, "mutatingwebhookconfigurations", "", it));
-        found.map(|it| it.map(|it| it["metadata"]["resourceVersion"].to_string()))
+    let versions = async || {
+        let mut versions = Vec::new();
+        for name in ["istio-sidecar-injector", "istio-sidecar-injector-canary", "istio-revision-tag-prod"] {
+            let kind = "MutatingWebhookConfiguration";
+            let found = site.find(&format!("{group}/v1"), kind, "", name).await;
+            versions.push(found.map(|it| it["metadata"]["resourceVersion"].to_string()));
+        }
+        versions
     };
-    let before = versions();
+    let before = versions().await;
     looked().await;
-    if before != versions() || before.iter().any(Option::is_none) {
-        return Err(format!("webhook configurations are written again: {before:?}, {:?}", versions()).into());
+    let after = versions().await;
+    if before != after || before.iter().any(Option::is_none) {
+        return Err(format!("webhook configurations are written again: {before:?}, {after:?}").into());
     }
     load.phase().await.none()
 }
@@ -125,15 +129,24 @@ async fn apart(site: &Site<'_>, load: &Load) -> Result<(), Box<dyn Error>> {
 /// After everything is uninstalled there is what was there before, and what users made.
 pub(crate) async fn end(site: &Site<'_>, before: &BTreeSet<String>) -> Result<(), Box<dyn Error>> {
     // All that the mesh needs of the API server it may do.
-    let refused = site.machine.server().take_refused();
+    let refused = site.machine.refused();
     if !refused.is_empty() {
         return Err(format!("its roles do not allow {refused:?}").into());
     }
     site.leno("uninstall --purge -y").await?;
     let is_users = |it: &str| {
         let (plural, name) = it.split_once(' ').unwrap_or_default();
-        let kinds = ["deployments", "replicasets", "pods", "services", "endpointslices", "serviceaccounts"];
-        name.starts_with("default/") && kinds.contains(&plural)
+        let kinds = [
+            "deployments",
+            "replicasets",
+            "pods",
+            "services",
+            "endpoints",
+            "endpointslices",
+            "serviceaccounts",
+        ];
+        // Addresses are of Services, and named by themselves.
+        (name.starts_with("default/") && kinds.contains(&plural)) || plural == "ipaddresses"
     };
     let is_of_namespace = |it: &str| {
         [
@@ -143,12 +156,15 @@ pub(crate) async fn end(site: &Site<'_>, before: &BTreeSet<String>) -> Result<()
         ]
         .contains(&it)
     };
+    // What Kubernetes' programs say of themselves and of what has happened.
+    let is_of_cluster = |it: &str| it.starts_with("events ") || it.contains(" kube-");
     // Pods end, and slices go with their Services, in their own time.
     let mut pause = tokio::time::interval(Duration::from_millis(200));
     let deadline = Instant::now() + PATIENCE;
     loop {
         let now = site.all().await?;
-        let new = now.difference(before).filter(|it| !is_users(it) && !is_of_namespace(it));
+        let new =
+            now.difference(before).filter(|it| !is_users(it) && !is_of_namespace(it) && !is_of_cluster(it));
         let left: Vec<_> = new.collect();
         if left.is_empty() {
             site.done("nothing is left after uninstall --purge");

@@ -131,9 +131,32 @@ fn pod(object: &mut Value) {
             set(spec, "enableServiceLinks", true);
         }
     }
+    let class = quality(&object["spec"]);
     if let Some(status) = child(object, "status") {
         set(status, "phase", "Pending");
-        set(status, "qosClass", "BestEffort");
+        set(status, "qosClass", class);
+    }
+}
+
+/// A Pod's class of quality of service: by what its containers ask for and are limited to. Quantities are the same if
+/// they are written the same.
+fn quality(spec: &Value) -> &'static str {
+    let lists = ["containers", "initContainers"];
+    let containers = lists.iter().filter_map(|it| spec.get(*it)?.as_array()).flatten();
+    let (mut asks, mut guaranteed) = (false, true);
+    for container in containers {
+        let resources = container.get("resources").unwrap_or(&Value::Null);
+        for name in ["cpu", "memory"] {
+            let limit = resources.pointer(&format!("/limits/{name}"));
+            let request = resources.pointer(&format!("/requests/{name}")).or(limit);
+            asks |= request.is_some();
+            guaranteed &= limit.is_some() && request == limit;
+        }
+    }
+    match (asks, guaranteed) {
+        (false, _) => "BestEffort",
+        (true, true) => "Guaranteed",
+        (true, false) => "Burstable",
     }
 }
 

@@ -99,7 +99,10 @@ fn subresources(resource: &Resource, version: &Version) -> Vec<(&'static str, &'
         ("", "serviceaccounts") => {
             all.push(("token", "authentication.k8s.io/v1", "TokenRequest".to_owned(), json!(["create"])));
         }
-        ("", "pods") => all.push(("eviction", "policy/v1", "Eviction".to_owned(), json!(["create"]))),
+        ("", "pods") => {
+            all.push(("binding", "", "Binding".to_owned(), json!(["create"])));
+            all.push(("eviction", "policy/v1", "Eviction".to_owned(), json!(["create"])));
+        }
         ("certificates.k8s.io", _) => all.push(("approval", "", resource.kind.clone(), change())),
         _ => {}
     }

@@ -177,20 +177,7 @@ impl ApiServer {
     }
 
     fn kubeconfig_with(&self, bundle: Option<&str>) -> String {
-        let mut cluster = json!({ "server": self.url() });
-        if let (Some(bundle), Some(cluster)) = (bundle, cluster.as_object_mut()) {
-            let data = leno_base::base64::encode(bundle.as_bytes());
-            cluster.insert("certificate-authority-data".to_owned(), Value::from(data));
-        }
-        json!({
-            "apiVersion": "v1",
-            "kind": "Config",
-            "current-context": "test",
-            "clusters": [{ "name": "test", "cluster": cluster }],
-            "contexts": [{ "name": "test", "context": { "cluster": "test", "user": "admin" } }],
-            "users": [{ "name": "admin", "user": { "token": self.token } }],
-        })
-        .to_string()
+        kubeconfig(&self.url(), bundle, &self.token)
     }
 
     /// Writes [`ApiServer::kubeconfig`] into a file.
@@ -345,4 +332,22 @@ impl ApiServer {
     pub fn revision(&self) -> u64 {
         lock(&self.shared.state).store.revision()
     }
+}
+
+/// A kubeconfig for the API server at a URL, of which a root vouches, and who shows a token.
+pub(crate) fn kubeconfig(url: &str, bundle: Option<&str>, token: &str) -> String {
+    let mut cluster = json!({ "server": url });
+    if let (Some(bundle), Some(cluster)) = (bundle, cluster.as_object_mut()) {
+        let data = leno_base::base64::encode(bundle.as_bytes());
+        cluster.insert("certificate-authority-data".to_owned(), Value::from(data));
+    }
+    json!({
+        "apiVersion": "v1",
+        "kind": "Config",
+        "current-context": "test",
+        "clusters": [{ "name": "test", "cluster": cluster }],
+        "contexts": [{ "name": "test", "context": { "cluster": "test", "user": "admin" } }],
+        "users": [{ "name": "admin", "user": { "token": token } }],
+    })
+    .to_string()
 }

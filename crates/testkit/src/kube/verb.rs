@@ -1,5 +1,5 @@
 //! What is done with single objects: read, create, update, patch, delete; and with what hangs on
-//! them: scale, tokens, evictions.
+//! them: scale, tokens, bindings, evictions.
 
 use std::sync::Arc;
 
@@ -312,7 +312,7 @@ pub(super) fn delete_collection(shared: &Shared, call: &Call, target: &Target) -
     ))
 }
 
-/// POST to a subresource: tokens and evictions.
+/// POST to a subresource: tokens, bindings and evictions.
 pub(super) fn act(shared: &Shared, call: &Call, target: &Target) -> Result<Reply, Failure> {
     let mut state = lock(&shared.state);
     if state.store.find(&target.resource.name(), &target.key()).is_none() {
@@ -324,15 +324,29 @@ pub(super) fn act(shared: &Shared, call: &Call, target: &Target) -> Result<Reply
             let token = super::review::issue(&mut state, &target.namespace, &target.name, &request);
             Ok(Reply::json(201, &token))
         }
+        ("pods", "binding") => {
+            let node = text(&call.body()?, &["target", "name"]).to_owned();
+            let live = state.store.find(&target.resource.name(), &target.key());
+            let mut pod = live.map(|it| Value::clone(it)).ok_or_else(|| target.not_found())?;
+            let before = text(&pod, &["spec", "nodeName"]).to_owned();
+            if !before.is_empty() {
+                let words = format!("pod {} is already assigned to node \"{before}\"", target.name);
+                return Err(Failure::conflict("", "pods/binding", &target.name, &words));
+            }
+            pod["spec"]["nodeName"] = Value::from(node);
+            state.commit(&target.resource, &target.key(), pod);
+            Ok(Reply::json(201, &success()))
+        }
         ("pods", "eviction") => {
             state.delete(&target.resource, &target.key(), &DeleteOptions::default())?;
-            Ok(Reply::json(
-                201,
-                &json!({ "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success" }),
-            ))
+            Ok(Reply::json(201, &success()))
         }
         _ => Err(Failure::no_path()),
     }
+}
+
+fn success() -> Value {
+    json!({ "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success" })
 }
 
 fn delete_options(call: &Call) -> Result<DeleteOptions, Failure> {

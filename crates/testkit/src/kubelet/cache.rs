@@ -94,6 +94,12 @@ pub(super) enum Write {
         subresource: &'static str,
         patch: Value,
     },
+    /// Puts a pod on a node.
+    Bind {
+        namespace: String,
+        name: String,
+        node: &'static str,
+    },
     Delete {
         plural: &'static str,
         namespace: String,
@@ -192,6 +198,12 @@ impl Cache {
                 let request = Request::patch(url(plural, namespace, &rest));
                 (plural, request.header("content-type", "application/merge-patch+json").body(bytes(patch)))
             }
+            Write::Bind { namespace, name, node } => {
+                let binding = json!({ "apiVersion": "v1", "kind": "Binding", "metadata": { "name": name },
+                    "target": { "apiVersion": "v1", "kind": "Node", "name": node } });
+                let request = Request::post(url("pods", namespace, &format!("/{name}/binding")));
+                (&"pods", request.header("content-type", "application/json").body(bytes(&binding)))
+            }
             Write::Delete { plural, namespace, name, uid, grace } => {
                 let mut options = json!({ "preconditions": { "uid": uid } });
                 if let (Some(grace), Some(map)) = (grace, options.as_object_mut()) {
@@ -211,6 +223,10 @@ impl Cache {
                 if let Write::Delete { plural, namespace, name, .. } = write {
                     self.shared.remove(plural, &(namespace.clone(), name.clone()));
                 }
+                return Ok(());
+            }
+            // It is on its node, which the watch has not told yet.
+            Err(::kube::Error::Api(status)) if matches!(write, Write::Bind { .. }) && status.code == 409 => {
                 return Ok(());
             }
             Err(error) => return Err(error.to_string()),

@@ -7,6 +7,7 @@
 //!
 //! - `cache.rs`: the objects, by watches, and how they are changed;
 //! - `controllers/`: Deployments, ReplicaSets, StatefulSets, DaemonSets, Jobs, EndpointSlices, load balancers;
+//! - `plane.rs`: the API server, ours or, with its own controllers, Kubernetes' ([`VARIABLE`]);
 //! - `pods.rs`: the scheduler and the kubelet, on top of `leno_kubelet`;
 //! - `dns.rs`: names of Services.
 //!
@@ -17,10 +18,11 @@
 mod cache;
 mod controllers;
 mod dns;
+mod plane;
 mod pods;
 
 use std::error::Error;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,15 +31,15 @@ use ::kube::config::{KubeConfigOptions, Kubeconfig};
 use ::kube::{Client, Config};
 use leno_kubelet::Images;
 use leno_node::{Line, Node};
-use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use serde_json::{Value, json};
 use tokio::net::UdpSocket;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use self::cache::{Cache, Write};
+use self::plane::Plane;
+pub use self::plane::VARIABLE;
 use self::pods::Pods;
-use crate::kube::{ApiServer, Options};
 
 /// The name of the node.
 const NODE: &str = "node";
@@ -57,10 +59,9 @@ pub struct Setup {
 
 /// A running cluster. Dropping it kills its pods.
 pub struct Machine {
-    server: Arc<ApiServer>,
+    plane: Plane,
     client: Client,
     cache: Cache,
-    bundle: String,
     tasks: Vec<JoinHandle<()>>,
 }
 
@@ -77,39 +78,41 @@ impl Machine {
     /// The step that failed.
     pub async fn start(node: &Node, setup: Setup) -> Result<Machine, Box<dyn Error>> {
         let address = node.network().address;
-        let (bundle, certificate, key) = certificates(address)?;
-        let options = Options {
-            tls: Some((certificate, key)),
-            authenticate: true,
-            address: Some(SocketAddr::new(address.into(), 6443)),
-        };
-        let server = Arc::new(ApiServer::start_with(options).await?);
-        server.expect_kubelet();
-        server.authorize();
-        server.put(node_object(address));
-        server.put(own_endpoints(address));
-        let kubeconfig = Kubeconfig::from_yaml(&server.kubeconfig_for(&bundle))?;
+        let plane = Plane::start(address, &setup.folder.join("kubernetes"), &setup.lines).await?;
+        let kubeconfig = Kubeconfig::from_yaml(&plane.kubeconfig())?;
         let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
         let client = Client::try_from(config)?;
+        plane.ready(&client, &node_object(address)).await?;
         let cache = Cache::start(client.clone()).await;
         let dns = UdpSocket::bind((address, 53)).await?;
         let pods = Pods::new(node.clone(), cache.clone(), setup);
-        let tasks = vec![
+        let mut tasks = vec![
             tokio::spawn(dns::serve(dns, cache.clone())),
-            tokio::spawn(control(cache.clone(), |objects| controllers::slices(objects, NODE))),
-            tokio::spawn({
-                let (node, bundle) = (address.to_string(), bundle.clone());
-                control(cache.clone(), move |objects| controllers::due(objects, &node, &bundle))
-            }),
             tokio::spawn(run(cache.clone(), pods)),
             tokio::spawn(lead(node.clone(), cache.clone())),
+            tokio::spawn({
+                let node = address.to_string();
+                control(cache.clone(), move |objects| controllers::balancers(objects, &node))
+            }),
         ];
-        Ok(Machine { server, client, cache, bundle, tasks })
+        if let Plane::Own { bundle, .. } = &plane {
+            let bundle = bundle.clone();
+            tasks.push(tokio::spawn(control(cache.clone(), |objects| controllers::slices(objects, NODE))));
+            tasks.push(tokio::spawn(control(cache.clone(), move |objects| {
+                controllers::due(objects, &bundle)
+            })));
+        }
+        Ok(Machine { plane, client, cache, tasks })
     }
 
-    /// Its API server.
-    pub fn server(&self) -> &ApiServer {
-        &self.server
+    /// Paths with queries of the requests to its API server since the start or since this was asked last.
+    pub fn take_requests(&self) -> Vec<String> {
+        self.plane.take_requests()
+    }
+
+    /// The requests that its API server has forbidden to service accounts.
+    pub fn refused(&self) -> Vec<String> {
+        self.plane.refused()
     }
 
     /// A client of its API server, which may do everything.
@@ -122,7 +125,7 @@ impl Machine {
     /// # Errors
     /// As writing fails.
     pub fn write_kubeconfig(&self, path: &Path) -> std::io::Result<()> {
-        std::fs::write(path, self.server.kubeconfig_for(&self.bundle))
+        std::fs::write(path, self.plane.kubeconfig())
     }
 
     /// All objects of a kind in a namespace.
@@ -247,27 +250,6 @@ async fn write_or_say(cache: &Cache, write: &Write) -> bool {
     }
 }
 
-/// The API server's certificates: the root, and its own with key.
-fn certificates(address: Ipv4Addr) -> Result<(String, String, String), Box<dyn Error>> {
-    let root_key = KeyPair::generate()?;
-    let mut root = CertificateParams::new(Vec::<String>::new())?;
-    root.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    root.distinguished_name.push(DnType::CommonName, "kubernetes");
-    let bundle = root.self_signed(&root_key)?.pem();
-    let issuer = Issuer::new(root, root_key);
-    let names = [
-        "kubernetes",
-        "kubernetes.default",
-        "kubernetes.default.svc",
-        "kubernetes.default.svc.cluster.local",
-    ];
-    let mut names: Vec<String> = names.map(str::to_owned).to_vec();
-    names.extend([address.to_string(), "10.96.0.1".to_owned()]);
-    let key = KeyPair::generate()?;
-    let certificate = CertificateParams::new(names)?.signed_by(&key, &issuer)?;
-    Ok((bundle.clone(), certificate.pem() + &bundle, key.serialize_pem()))
-}
-
 fn node_object(address: Ipv4Addr) -> Value {
     let (cpus, memory) = leno_kubelet::capacity();
     let capacity = json!({ "cpu": format!("{cpus}m"), "memory": memory.to_string(), "pods": "250" });
@@ -278,14 +260,4 @@ fn node_object(address: Ipv4Addr) -> Value {
             "addresses": [{ "type": "InternalIP", "address": address.to_string() },
                 { "type": "Hostname", "address": NODE }],
             "conditions": [{ "type": "Ready", "status": "True", "reason": "KubeletReady" }] } })
-}
-
-/// Those of the API server, which no controller makes.
-fn own_endpoints(address: Ipv4Addr) -> Value {
-    json!({ "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
-        "metadata": { "name": "kubernetes", "namespace": "default",
-            "labels": { "kubernetes.io/service-name": "kubernetes" } },
-        "addressType": "IPv4",
-        "endpoints": [{ "addresses": [address.to_string()], "conditions": { "ready": true } }],
-        "ports": [{ "name": "https", "port": 6443, "protocol": "TCP" }] })
 }

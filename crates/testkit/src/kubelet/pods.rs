@@ -72,13 +72,8 @@ impl Pods {
         for pod in objects.all("pods") {
             if text(pod, "/spec/nodeName").is_empty() && text(pod, "/metadata/deletionTimestamp").is_empty() {
                 let (namespace, name) = (text(pod, "/metadata/namespace"), text(pod, "/metadata/name"));
-                let write = Write::Patch {
-                    plural: "pods",
-                    namespace: namespace.to_owned(),
-                    name: name.to_owned(),
-                    subresource: "",
-                    patch: json!({ "spec": { "nodeName": NODE } }),
-                };
+                let write =
+                    Write::Bind { namespace: namespace.to_owned(), name: name.to_owned(), node: NODE };
                 failed |= write_or_say(&self.cache, &write).await;
             }
         }

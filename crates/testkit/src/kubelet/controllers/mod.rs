@@ -7,16 +7,16 @@ mod others;
 mod replicas;
 
 pub(super) use self::endpoints::{proxied, slices};
+pub(super) use self::others::balancers;
 
 use serde_json::{Value, json};
 
 use super::cache::{Objects, Write, text};
 
-/// All changes that are due, but for those of [`slices`].
-pub(super) fn due(objects: &Objects, node_address: &str, bundle: &str) -> Vec<Write> {
+/// All changes that are due, but for those of [`slices`] and [`balancers`].
+pub(super) fn due(objects: &Objects, bundle: &str) -> Vec<Write> {
     let mut writes = Vec::new();
     others::bundles(objects, bundle, &mut writes);
-    others::load_balancers(objects, node_address, &mut writes);
     others::orphans(objects, &mut writes);
     deployment::deployments(objects, &mut writes);
     replicas::replica_sets(objects, &mut writes);

@@ -54,11 +54,13 @@ pub(super) fn orphans(objects: &Objects, writes: &mut Vec<Write>) {
 }
 
 /// The node is the load balancer.
-pub(super) fn load_balancers(objects: &Objects, node: &str, writes: &mut Vec<Write>) {
+pub(crate) fn balancers(objects: &Objects, node: &str) -> Vec<Write> {
+    let mut writes = Vec::new();
     for service in objects.all("services").filter(|it| text(it, "/spec/type") == "LoadBalancer") {
         let balancer = json!({ "ingress": [{ "ip": node, "ipMode": "VIP" }] });
-        status("services", service, &json!({ "loadBalancer": balancer }), writes);
+        status("services", service, &json!({ "loadBalancer": balancer }), &mut writes);
     }
+    writes
 }
 
 pub(super) fn jobs(objects: &Objects, writes: &mut Vec<Write>) {

@@ -4,7 +4,7 @@ use expect_test::{Expect, expect};
 use serde_json::{Value, json};
 
 use super::super::cache::{Objects, Write, text};
-use super::{due, slices};
+use super::{balancers, due, slices};
 
 #[derive(Default)]
 struct Cluster {
@@ -28,7 +28,8 @@ impl Cluster {
     /// Does what controllers want until they want nothing.
     fn settle(&mut self) {
         for _ in 0..100 {
-            let mut writes = due(&self.objects, "10.244.0.1", "pem");
+            let mut writes = due(&self.objects, "pem");
+            writes.extend(balancers(&self.objects, "10.244.0.1"));
             writes.extend(slices(&self.objects, "node"));
             if writes.is_empty() {
                 return;
@@ -49,6 +50,7 @@ impl Cluster {
                 }
                 self.put(plural, object);
             }
+            Write::Bind { .. } => unreachable!("that is the scheduler's"),
             Write::Patch { plural, namespace, name, patch, .. } => {
                 let found = self.objects.find(plural, &namespace, &name).unwrap();
                 let mut object = Value::clone(found);
