@@ -163,8 +163,14 @@ pub(crate) async fn end(site: &Site<'_>, before: &BTreeSet<String>) -> Result<()
     let deadline = Instant::now() + PATIENCE;
     loop {
         let now = site.all().await?;
-        let new =
-            now.difference(before).filter(|it| !is_users(it) && !is_of_namespace(it) && !is_of_cluster(it));
+        // What a distribution's controllers put into every namespace.
+        let is_everywhere = |it: &str| {
+            let name = it.strip_prefix("configmaps istio-system/");
+            name.is_some_and(|name| now.contains(&format!("configmaps default/{name}")))
+        };
+        let new = now
+            .difference(before)
+            .filter(|it| !is_users(it) && !is_of_namespace(it) && !is_of_cluster(it) && !is_everywhere(it));
         let left: Vec<_> = new.collect();
         if left.is_empty() {
             site.done("nothing is left after uninstall --purge");

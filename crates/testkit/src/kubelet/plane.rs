@@ -115,7 +115,8 @@ impl Plane {
                 events.retain(|it| {
                     let user = it["user"]["username"].as_str().unwrap_or_default();
                     let account = user.strip_prefix("system:serviceaccount:").unwrap_or_default();
-                    it["responseStatus"]["code"] == json!(403)
+                    // 403 is also what is allowed and cannot be done now.
+                    it["annotations"]["authorization.k8s.io/decision"] == json!("forbid")
                         && !account.is_empty()
                         && !account.starts_with("kube-system:")
                 });
