@@ -8,6 +8,9 @@ use serde_json::{Value as Json, json};
 
 use super::{Policy, Refused, pod};
 
+/// How many templates a Pod may have.
+const MOST_TEMPLATES: usize = 32;
+
 /// Key `config`.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
@@ -103,7 +106,10 @@ impl Config {
     }
 
     /// The templates of a Pod.
-    pub(crate) fn chosen(&self, pod: &Json) -> Vec<String> {
+    ///
+    /// # Errors
+    /// If they are too many.
+    pub(crate) fn chosen(&self, pod: &Json) -> Result<Vec<String>, Refused> {
         let asked: Vec<String> = match pod::annotation(pod, "inject.istio.io/templates") {
             Some(list) => list.split(',').map(|name| name.trim().to_owned()).collect(),
             None => self.default_templates.clone(),
@@ -112,7 +118,12 @@ impl Config {
             Some(names) => names.clone(),
             None => vec![name],
         });
-        resolved.collect()
+        let all: Vec<String> = resolved.take(MOST_TEMPLATES + 1).collect();
+        // Deviation: Istio has no such limit. Everybody who can make Pods can ask for work here.
+        if all.len() > MOST_TEMPLATES {
+            return Err(Refused(format!("more than {MOST_TEMPLATES} templates are requested")));
+        }
+        Ok(all)
     }
 }
 

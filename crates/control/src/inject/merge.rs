@@ -3,6 +3,8 @@
 //!
 //! What the merged-in part names comes first, in its order; what only the Pod had follows.
 
+use std::collections::{HashMap, VecDeque};
+
 use serde_json::{Map, Value as Json};
 
 use super::Refused;
@@ -112,44 +114,53 @@ fn list(old: &mut Vec<Json>, new: &[Json], name: &str, within: &str) -> Result<(
         *old = new.iter().filter(|item| directive(item).is_none()).cloned().collect();
         return Ok(());
     }
-    // What is left of the old list, and what is merged, each with its place in the old list.
-    let mut left: Vec<(usize, Json)> = std::mem::take(old).into_iter().enumerate().collect();
+    // What is left of the old list, where what has which key is in it, and what is merged, each with its place in the
+    // old list. Lists are as long as somebody likes: nothing is looked for by going through them.
+    let mut left: Vec<Option<Json>> = std::mem::take(old).into_iter().map(Some).collect();
+    let mut places: HashMap<String, VecDeque<usize>> = HashMap::new();
+    for (place, key) in
+        left.iter().enumerate().filter_map(|(place, it)| Some((place, it.as_ref()?.get(name)?)))
+    {
+        places.entry(key.to_string()).or_default().push_back(place);
+    }
     let mut merged: Vec<(Option<usize>, Json)> = Vec::new();
+    let mut known: HashMap<String, usize> = HashMap::new();
     for item in new {
-        let Some(key) = item.get(name).filter(|key| !key.is_null()) else {
+        let Some(key) = item.get(name).filter(|key| !key.is_null()).map(Json::to_string) else {
             return Err(Refused(format!("an element of {within} does not have {name:?}")));
         };
         if directive(item).as_deref() == Some("delete") {
-            left.retain(|(_, other)| other.get(name) != Some(key));
+            for place in places.remove(&key).into_iter().flatten() {
+                if let Some(element) = left.get_mut(place) {
+                    *element = None;
+                }
+            }
             continue;
         }
         let Json::Object(overlay) = item else { continue };
         // Of several with the same key the later ones are merged into the first.
-        if let Some((_, Json::Object(known))) =
-            merged.iter_mut().find(|(_, other)| other.get(name) == Some(key))
-        {
-            map(known, overlay, within)?;
+        let first = known.get(&key).and_then(|index| merged.get_mut(*index));
+        if let Some((_, Json::Object(first))) = first {
+            map(first, overlay, within)?;
             continue;
         }
-        let found = left.iter().position(|(_, other)| other.get(name) == Some(key));
-        let found = found.map(|index| left.remove(index));
-        let (place, mut element) = match found {
-            Some((place, element)) => (Some(place), element),
-            None => (None, Json::Object(Map::new())),
-        };
+        let place = places.get_mut(&key).and_then(VecDeque::pop_front);
+        let found = place.and_then(|place| left.get_mut(place)).and_then(Option::take);
+        let mut element = found.unwrap_or_else(|| Json::Object(Map::new()));
         if let Json::Object(target) = &mut element {
             map(target, overlay, within)?;
         }
+        known.insert(key, merged.len());
         merged.push((place, element));
     }
     // Both keep their order; what stood in front of a merged element still does.
-    let mut left = left.into_iter().peekable();
+    let mut left = left.into_iter().enumerate().peekable();
     for (place, element) in merged {
         while let Some((_, before)) = left.next_if(|(index, _)| place.is_some_and(|place| *index < place)) {
-            old.push(before);
+            old.extend(before);
         }
         old.push(element);
     }
-    old.extend(left.map(|(_, element)| element));
+    old.extend(left.filter_map(|(_, element)| element));
     Ok(())
 }

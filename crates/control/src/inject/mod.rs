@@ -158,7 +158,7 @@ impl Injector {
     /// Renders the Pod's templates, one after the other, into the Pod and into an empty one.
     fn render(&self, mut pod: Json, view: &data::View<'_>) -> Result<(Json, Json), Refused> {
         let mut injected = json!({});
-        for name in self.settings.config.chosen(&pod) {
+        for name in self.settings.config.chosen(&pod)? {
             let Some(template) = self.templates.get(&name) else {
                 let known: Vec<_> = self.templates.keys().map(String::as_str).collect();
                 return Err(Refused(format!(

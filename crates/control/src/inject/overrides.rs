@@ -1,6 +1,8 @@
 //! What the author of a Pod wrote of injected containers wins over the template; it is kept in the
 //! annotation `proxy.istio.io/overrides`, so that injecting again has the same result.
 
+use std::collections::BTreeSet;
+
 use serde_json::{Map, Value as Json, json};
 
 use super::{INIT, PROXY, Refused, VALIDATION, merge, pod};
@@ -16,10 +18,10 @@ pub(crate) fn strip(original: &Json, status_port: i64) -> Json {
         pod::annotation(original, STATUS).and_then(|text| serde_json::from_str::<Json>(text).ok())
     {
         for list in LISTS {
-            for name in
-                status.get(list).and_then(Json::as_array).into_iter().flatten().filter_map(Json::as_str)
-            {
-                pod::place(&mut stripped, list, name, pod::Place::Nowhere);
+            let injected = status.get(list).and_then(Json::as_array).into_iter().flatten();
+            let injected: BTreeSet<&str> = injected.filter_map(Json::as_str).collect();
+            if pod::containers(&stripped, list).iter().any(|it| injected.contains(pod::name(it))) {
+                pod::containers_mut(&mut stripped, list).retain(|it| !injected.contains(pod::name(it)));
             }
         }
         // Ours, from the last time; not the application's.
@@ -30,10 +32,13 @@ pub(crate) fn strip(original: &Json, status_port: i64) -> Json {
     }
     let kept = kept(original).unwrap_or_else(|_| json!({}));
     for list in LISTS {
-        for container in pod::containers(&json!({"spec": kept}), list) {
-            if pod::find(&stripped, list, pod::name(container)).is_none() {
-                pod::containers_mut(&mut stripped, list).push(container.clone());
-            }
+        let there = pod::containers(&stripped, list).iter();
+        let mut there: BTreeSet<String> = there.map(|container| pod::name(container).to_owned()).collect();
+        let kept = kept.get(list).and_then(Json::as_array).into_iter().flatten();
+        let more: Vec<Json> =
+            kept.filter(|container| there.insert(pod::name(container).to_owned())).cloned().collect();
+        if !more.is_empty() {
+            pod::containers_mut(&mut stripped, list).extend(more);
         }
     }
     stripped

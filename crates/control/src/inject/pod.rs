@@ -99,7 +99,6 @@ pub(crate) fn move_container(pod: &mut Json, wanted: &str, from: &str, to: &str)
 pub(crate) enum Place {
     First,
     Last,
-    Nowhere,
 }
 
 pub(crate) fn place(pod: &mut Json, list: &str, wanted: &str, place: Place) {
@@ -115,7 +114,6 @@ pub(crate) fn place(pod: &mut Json, list: &str, wanted: &str, place: Place) {
             rest.extend(found);
             *list = rest;
         }
-        Place::Nowhere => *list = rest,
     }
 }
 

@@ -214,3 +214,48 @@ fn versions_of_kubelets() {
     assert_eq!(follow::minor("v1.34.0-gke.1"), Some(34));
     assert_eq!(follow::minor("x"), None);
 }
+
+/// Everybody can ask for as much as a body has room for: it takes no time that grows with its square.
+#[test]
+fn long_lists_take_no_long_time() {
+    let webhook = webhook();
+    let many = 30_000;
+    let named = |what: &str| (0..many).map(|n| json!({"name": format!("{what}{n}")})).collect::<Vec<_>>();
+    let mut of_proxy = pod();
+    of_proxy["spec"]["containers"] = json!([{"name": "istio-proxy", "image": "auto", "env": named("E")}]);
+    let mut injected = pod();
+    let names: Vec<String> = (0..many).map(|n| format!("c{n}")).collect();
+    injected["metadata"]["annotations"] = json!({
+        "sidecar.istio.io/status": json!({"initContainers": names}).to_string(),
+        "proxy.istio.io/overrides": json!({"initContainers": named("o")}).to_string(),
+        "sidecar.istio.io/inject": "true",
+    });
+    injected["spec"]["initContainers"] = json!(named("c"));
+    let volumes: serde_json::Map<String, Json> =
+        (0..many).map(|n| (format!("v{n}"), json!({"emptyDir": {}}))).collect();
+    let mut mounted = pod();
+    mounted["metadata"]["annotations"] =
+        json!({"sidecar.istio.io/userVolume": Json::Object(volumes).to_string()});
+    for object in [of_proxy, injected, mounted] {
+        let (status, answer) = ask(&webhook, "/inject", &review_of(&object));
+        assert_eq!(status, 200);
+        let response = &answer["response"];
+        let refused = response["status"]["message"].as_str().unwrap_or_default();
+        assert!(response["allowed"] == json!(true) || refused.contains("too many steps"), "{refused}");
+    }
+    let mut templates = pod();
+    templates["metadata"]["annotations"] =
+        json!({"inject.istio.io/templates": vec!["sidecar"; 100_000].join(",")});
+    let (_, answer) = ask(&webhook, "/inject", &review_of(&templates));
+    assert_eq!(answer["response"]["status"]["message"], "more than 32 templates are requested");
+    let hosts: Vec<String> = (0..100_000).map(|n| format!("a{n}.b")).collect();
+    let service = json!({
+        "apiVersion": "networking.istio.io/v1", "kind": "VirtualService",
+        "metadata": {"name": "a", "namespace": "shop"},
+        "spec": {"hosts": hosts, "gateways": ["edge"], "tls": [{
+            "match": [{"sniHosts": hosts}], "route": [{"destination": {"host": "a"}}],
+        }]},
+    });
+    let (_, answer) = ask(&webhook, "/validate", &review_of(&service));
+    assert_eq!(answer["response"]["allowed"], json!(true), "{}", answer["response"]["status"]);
+}

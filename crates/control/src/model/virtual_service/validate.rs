@@ -1,5 +1,7 @@
 //! What a VirtualService must look like.
 
+use std::collections::{HashMap, HashSet};
+
 use super::{
     Destination, Fault, GRPC_STATUSES, HeaderOperations, Headers, HttpMatch, HttpRoute, L4Match, MESH,
     Percent, Redirect, Retries, RouteDestination, TlsMatch, VirtualService,
@@ -11,6 +13,9 @@ use crate::model::diagnostic::Finding;
 const MOST_BODY: usize = 1 << 20;
 /// From which size on such a body is worth a warning, bytes.
 const LARGE_BODY: usize = 100 << 10;
+
+/// How long a host may be.
+const LONGEST_HOST: usize = 253;
 
 /// Methods that `corsPolicy.allowMethods` may name.
 const METHODS: [&str; 10] =
@@ -41,11 +46,12 @@ impl VirtualService {
         check.export_to(&self.export_to);
         let only_mesh = self.gateways().all(|gateway| gateway == MESH);
         check.each("http", &self.http, |check, rule| http_route(check, rule, only_mesh));
+        let hosts = Hosts::new(&self.hosts);
         check.each("tls", &self.tls, |check, rule| {
             if rule.r#match.is_empty() {
                 check.invalid_at("match", "a match is needed");
             }
-            check.each("match", &rule.r#match, |check, matcher| self.validate_tls_match(check, matcher));
+            check.each("match", &rule.r#match, |check, matcher| tls_match(check, matcher, &hosts));
             l4_destinations(check, &rule.route);
         });
         check.each("tcp", &self.tcp, |check, rule| {
@@ -74,47 +80,87 @@ impl VirtualService {
 
     /// No host is another's wildcard, or is there twice.
     fn validate_overlaps(&self, check: &mut Check) {
+        let wildcards: HashSet<&str> = self.hosts.iter().filter_map(|host| host.strip_prefix('*')).collect();
+        let mut before = Hosts::default();
+        // Under each wildcard the first host of before that is within.
+        let mut within: HashMap<&str, usize> = HashMap::new();
         check.at("hosts", |check| {
             for (index, host) in self.hosts.iter().enumerate() {
-                let covers = |other: &String| is_within(other, host) || is_within(host, other);
-                if let Some(other) = self.hosts.iter().take(index).find(|other| covers(other)) {
+                let below = host.strip_prefix('*').and_then(|suffix| within.get(suffix).copied());
+                let other = [before.covering(host), below].into_iter().flatten().min();
+                if let Some(other) = other.and_then(|other| self.hosts.get(other)) {
                     check.item(index, |check| check.invalid(format!("{host:?} overlaps with {other:?}")));
+                }
+                before.add(host, index);
+                for suffix in suffixes(host).filter(|suffix| wildcards.contains(suffix)) {
+                    within.entry(suffix).or_insert(index);
                 }
             }
         });
     }
+}
 
-    fn validate_tls_match(&self, check: &mut Check, matcher: &TlsMatch) {
-        if matcher.sni_hosts.is_empty() {
-            check.invalid_at("sniHosts", "at least one host is needed");
+fn tls_match(check: &mut Check, matcher: &TlsMatch, hosts: &Hosts<'_>) {
+    if matcher.sni_hosts.is_empty() {
+        check.invalid_at("sniHosts", "at least one host is needed");
+    }
+    check.each("sniHosts", &matcher.sni_hosts, |check, host| {
+        if host.parse::<std::net::IpAddr>().is_ok() {
+            return check.warn("no-effect", "clients do not send addresses as SNI");
         }
-        check.each("sniHosts", &matcher.sni_hosts, |check, host| {
-            if host.parse::<std::net::IpAddr>().is_ok() {
-                return check.warn("no-effect", "clients do not send addresses as SNI");
-            }
-            // Between gateways, SNI names a cluster instead.
-            if !host.starts_with("outbound_") {
-                check.host(host);
-            }
-            if !self.hosts.iter().any(|wildcard| is_within(host, wildcard)) {
-                check.invalid(format!("{host:?} is within none of the hosts of the VirtualService"));
-            }
-        });
-        subnets(check, &matcher.destination_subnets);
-        if matcher.port != 0 {
-            check.at("port", |check| check.port(matcher.port));
+        // Between gateways, SNI names a cluster instead.
+        if !host.starts_with("outbound_") {
+            check.host(host);
         }
-        check.at("sourceLabels", |check| check.labels(&matcher.source_labels));
-        check.each("gateways", &matcher.gateways, gateway_name);
+        if hosts.covering(host).is_none() {
+            check.invalid(format!("{host:?} is within none of the hosts of the VirtualService"));
+        }
+    });
+    subnets(check, &matcher.destination_subnets);
+    if matcher.port != 0 {
+        check.at("port", |check| check.port(matcher.port));
+    }
+    check.at("sourceLabels", |check| check.labels(&matcher.source_labels));
+    check.each("gateways", &matcher.gateways, gateway_name);
+}
+
+/// Hosts that others may be within. There can be very many, as those who are looked for among them can.
+#[derive(Default)]
+struct Hosts<'h> {
+    /// Where each is first.
+    exact: HashMap<&'h str, usize>,
+    /// The same of wildcards, without their star.
+    wild: HashMap<&'h str, usize>,
+}
+
+impl<'h> Hosts<'h> {
+    fn new(hosts: &'h [String]) -> Hosts<'h> {
+        let mut all = Hosts::default();
+        hosts.iter().enumerate().for_each(|(index, host)| all.add(host, index));
+        all
+    }
+
+    fn add(&mut self, host: &'h str, index: usize) {
+        self.exact.entry(host).or_insert(index);
+        if let Some(suffix) = host.strip_prefix('*') {
+            self.wild.entry(suffix).or_insert(index);
+        }
+    }
+
+    /// The first that a host, or a wildcard, is within.
+    fn covering(&self, host: &str) -> Option<usize> {
+        let wild = suffixes(host).filter_map(|suffix| self.wild.get(suffix).copied());
+        wild.chain(self.exact.get(host).copied()).min()
     }
 }
 
-/// Whether a host is another, or fits its wildcard.
-fn is_within(host: &str, wildcard: &str) -> bool {
-    match wildcard.strip_prefix('*') {
-        Some(suffix) => host.strip_prefix('*').unwrap_or(host).ends_with(suffix),
-        None => host == wildcard,
-    }
+/// What may stand behind the star of a wildcard that a host is within. What is too long is no host.
+fn suffixes(host: &str) -> impl Iterator<Item = &str> {
+    let host = host.strip_prefix('*').unwrap_or(host);
+    let host = if host.len() > LONGEST_HOST { "" } else { host };
+    let parts = host.match_indices(['.', '-']).map(|(at, _)| at).filter(|at| *at > 0);
+    let starts = std::iter::once(0).chain(parts).filter_map(|at| host.get(at..));
+    starts.chain((!host.is_empty()).then_some(""))
 }
 
 /// `NAMESPACE/NAME`, or the name alone, or `mesh`.
@@ -545,4 +591,34 @@ fn header_operations(check: &mut Check, operations: &HeaderOperations, is_reques
             check.invalid(format!("{name:?} is no header that can be removed"));
         }
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Hosts;
+
+    #[test]
+    fn which_host_is_within_which() {
+        let hosts = ["a.b", "*.c", "*.d.c", "*-x.e"].map(str::to_owned);
+        let all = Hosts::new(&hosts);
+        for (host, expected) in [
+            ("a.b", Some(0)),
+            ("x.a.b", None),
+            ("*.a.b", None),
+            ("c", None),
+            ("x.c", Some(1)),
+            ("*.c", Some(1)),
+            ("*.x.c", Some(1)),
+            ("x.d.c", Some(1)),
+            ("xc", None),
+            ("y-x.e", Some(3)),
+            ("y.x.e", None),
+            ("*", None),
+        ] {
+            assert_eq!(all.covering(host), expected, "{host}");
+        }
+        let any = ["*".to_owned()];
+        assert_eq!(Hosts::new(&any).covering("a"), Some(0));
+        assert_eq!(Hosts::new(&any).covering(&"a.".repeat(1 << 20)), Some(0));
+    }
 }
