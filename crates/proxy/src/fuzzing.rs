@@ -24,6 +24,7 @@ use leno_xds::wire::Received;
 use leno_xds::{Mode, TypeUrl};
 use prost_types::Any;
 
+use crate::compression::decoder;
 use crate::config::discovery::Discovery;
 use crate::config::lower::{Lower, Scope};
 use crate::config::re2;
@@ -88,6 +89,11 @@ pub const TARGETS: &[Target] = &[
         dictionary: &["JSON ", "BIN ", "TEXT ", "cpu_utilization", "named_metrics.", "rps_fractional", "="],
     },
     Target { name: "grpc_frames", run: grpc_frames, dictionary: &["\u{0}\u{0}\u{0}\u{0}\u{1}x"] },
+    Target {
+        name: "decompress",
+        run: decoder::fuzz,
+        dictionary: &["\0\u{10}\u{1f}", "\u{1}\u{1}\u{6}", "\0\0\u{9}", "\0\0\u{3}"],
+    },
     Target { name: "access_log_format", run: access_log_format, dictionary: FORMATS },
     Target { name: "re2", run: regex, dictionary: REGEXES },
     Target { name: "header_rules", run: header_rules, dictionary: FORMATS },

@@ -9,7 +9,9 @@ use brotli::enc::StandardAlloc;
 use brotli::{BrotliDecompressStream, BrotliResult, BrotliState};
 use bytes::Bytes;
 use zlib_rs::{Inflate, InflateError, InflateFlush, Status};
-use zstd_safe::{DCtx, InBuffer, OutBuffer, zstd_sys};
+use zstd_safe::{DCtx, DParameter, InBuffer, OutBuffer, zstd_sys};
+
+use super::ZSTD_WINDOW_BITS;
 
 /// What brotli makes of a piece at most, as many times as long as it is.
 const BROTLI_RATIO: usize = 100;
@@ -99,7 +101,13 @@ impl DecoderLibrary {
             }
             DecoderKind::Zstd { dictionaries } => {
                 let dictionaries = (!dictionaries.is_empty()).then(|| dictionaries.clone());
-                State::Zstd { context: DCtx::try_create(), dictionaries }
+                // Deviation: Envoy takes windows of 128 MiB, for which a few bytes ask.
+                let window = DParameter::WindowLogMax(ZSTD_WINDOW_BITS);
+                let context = DCtx::try_create().and_then(|mut context| {
+                    context.set_parameter(window).ok()?;
+                    Some(context)
+                });
+                State::Zstd { context, dictionaries }
             }
         };
         Decoder { chunk: self.chunk, state }
@@ -276,4 +284,32 @@ fn zstd_fault(code: zstd_safe::ErrorCode) -> Fault {
     } else {
         Fault::ZstdGeneric
     }
+}
+
+/// Takes the number of a library, the length of pieces, and what is to be decoded: nothing becomes longer than it may,
+/// and in pieces it is the same as at once.
+pub(crate) fn fuzz(data: &[u8]) {
+    let [kind, length, data @ ..] = data else { return };
+    let kind = match kind % 3 {
+        0 => DecoderKind::Gzip { window_bits: 16 + 15, ratio: 100 },
+        1 => DecoderKind::Brotli,
+        _ => DecoderKind::Zstd { dictionaries: Vec::new() },
+    };
+    let library = DecoderLibrary { chunk: 4096, kind };
+    let decode = |decoder: &mut Decoder, piece: &[u8]| {
+        let (out, fault) = decoder.decode(piece);
+        let most = piece.len().saturating_mul(100).max(ZSTD_MOST) + 2 * library.chunk;
+        assert!(out.len() <= most, "{} of {}", out.len(), piece.len());
+        (out, fault)
+    };
+    let (whole, fault) = decode(&mut library.decoder(), data);
+    let (mut decoder, mut joined) = (library.decoder(), Vec::new());
+    for piece in data.chunks(usize::from(*length).max(1)) {
+        let (out, fault) = decode(&mut decoder, piece);
+        joined.extend_from_slice(&out);
+        if fault.is_some() || joined.len() > 16 * ZSTD_MOST {
+            return;
+        }
+    }
+    assert!(fault.is_some() || joined == whole, "{} at once, {} in pieces", whole.len(), joined.len());
 }

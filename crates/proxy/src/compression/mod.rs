@@ -16,6 +16,9 @@ use bytes::Bytes;
 use zlib_rs::{Deflate, DeflateConfig, DeflateFlush, Status};
 use zstd_safe::{CCtx, CParameter, InBuffer, OutBuffer, Strategy};
 
+/// The base-two logarithm of zstd's largest window in HTTP (RFC 9659 section 3).
+const ZSTD_WINDOW_BITS: u32 = 23;
+
 /// A library as configured, which makes encoders.
 #[derive(Clone, Debug)]
 pub(crate) struct Library {
@@ -118,6 +121,10 @@ impl Zstd {
     fn context(&self) -> Result<CCtx<'static>, Failed> {
         let mut context = CCtx::try_create().ok_or(Failed)?;
         context.set_parameter(CParameter::CompressionLevel(self.level))?;
+        if self.level > 19 {
+            // Deviation: Envoy's windows are larger then, which clients refuse.
+            context.set_parameter(CParameter::WindowLog(ZSTD_WINDOW_BITS))?;
+        }
         context.set_parameter(CParameter::ChecksumFlag(self.checksum))?;
         if let Some(strategy) = self.strategy {
             context.set_parameter(CParameter::Strategy(strategy))?;

@@ -3,12 +3,13 @@
 use std::io::Read as _;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use leno_api::proto::envoy::config::core::v3::TypedExtensionConfig;
 use zlib_rs::{Inflate, InflateFlush};
 
 use super::Library;
 use super::config::{decoder_library, library};
-use super::decoder::{DecoderLibrary, Fault};
+use super::decoder::{DecoderKind, DecoderLibrary, Fault};
 use crate::config::lower::Lower;
 
 /// The library of this configuration, as YAML.
@@ -189,5 +190,23 @@ fn bombs_and_nonsense_end_what_comes_of_a_piece() {
         assert!(decoded.iter().all(|byte| *byte == b'0'));
         assert_eq!(undoing.decoder().decode(b"no such thing at all").1, Some(fault), "{back}");
         assert_eq!(undoing.decoder().decode(b"").1, None);
+    }
+}
+
+/// Whoever sends a few bytes must not make us hold a window of many megabytes.
+#[test]
+fn windows_of_zstd_are_those_of_http() {
+    let library = DecoderLibrary { chunk: 4096, kind: DecoderKind::Zstd { dictionaries: Vec::new() } };
+    // A frame with such a window, and in it one block, "a" as it is.
+    let frame = |bits: u8| [0x28, 0xb5, 0x2f, 0xfd, 0, (bits - 10) << 3, 9, 0, 0, b'a'];
+    assert_eq!(library.decoder().decode(&frame(23)), (Bytes::from("a"), None));
+    let (out, fault) = library.decoder().decode(&frame(24));
+    assert!(out.is_empty() && fault == Some(Fault::ZstdGeneric), "{out:?} {fault:?}");
+    // Nor do we ask others for that.
+    for level in [19, 22] {
+        let library =
+            lowered("zstd.compressor.v3.Zstd", &format!("compression_level: {level}")).expect("taken");
+        let wire = library.encoder().expect("an encoder").encode(&[b'a'; 100_000], false).expect("encoded");
+        assert!(wire[4] & 0x20 == 0 && wire[5] >> 3 <= 13, "{:x?}", &wire[..6]);
     }
 }
