@@ -27,6 +27,5 @@ pub mod metrics;
 pub mod proxy_config;
 pub mod sds;
 pub mod status;
-mod unix_authority;
 pub mod workload_api;
 pub mod xds_proxy;

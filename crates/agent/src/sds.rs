@@ -28,7 +28,6 @@ use tokio::net::UnixStream;
 use tokio::sync::{mpsc, watch};
 
 use crate::identity::Secret;
-use crate::unix_authority::Tolerant;
 use crate::workload_api::{Identity, Known, WorkloadApi};
 
 /// The folder in which Istio's proxies look for it, below the working directory.
@@ -131,7 +130,6 @@ pub async fn serve(
     let listen = Listen {
         beside: Some(Arc::new(WorkloadApi(identity))),
         options: Options { most_connections: MOST_CONNECTIONS, ..Options::default() },
-        handshake: Some(Arc::new(Tolerant)),
         ..Listen::new(DiscoveryService::new(events))
     };
     let known = Loop {

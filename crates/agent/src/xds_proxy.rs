@@ -19,6 +19,7 @@ use leno_api::proto::envoy::service::discovery::v3::{DeltaDiscoveryRequest, Disc
 use leno_api::proto::google::rpc;
 use leno_api::proto::istio::networking::nds::v1::NameTable;
 use leno_xds::Mode;
+use leno_xds::server::unix_authority::Mended;
 use prost::Message;
 use prost::encoding::{DecodeContext, decode_key, decode_varint, skip_field};
 use tokio::net::{UnixListener, UnixStream};
@@ -286,7 +287,7 @@ async fn connection(shared: Arc<XdsProxy>, stream: UnixStream) {
         async move { Ok::<_, Infallible>(answer(shared, request).await) }
     });
     let served = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
-        .serve_connection(TokioIo::new(stream), service)
+        .serve_connection(TokioIo::new(Mended::new(stream)), service)
         .await;
     if let Err(error) = served {
         tracing::debug!(%error, "a connection of the proxy has ended");

@@ -153,6 +153,35 @@ async fn when_the_server_ends_everybody_is_sent_away() {
 }
 
 #[tokio::test]
+async fn one_address_leaves_room_for_others() {
+    use tokio::io::AsyncReadExt as _;
+    let mut refusals = None;
+    let server = serve(|listen| {
+        listen.options.most_connections_of_one = 1;
+        refusals = Some(Arc::clone(listen.service.refusals()));
+    });
+    let server = server.await;
+    let path = Mode::Sotw.path();
+    let mut first = Proxy::start(&server.target, Mode::Sotw, path, HeaderMap::new());
+    assert_eq!(first.next().await, Ok(vec!["a".to_owned()]));
+    let Target::Tcp(at) = server.target else { panic!("it is a port") };
+    let connect = async |from: &str| {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind(format!("{from}:0").parse().unwrap()).unwrap();
+        socket.connect(at).await.unwrap()
+    };
+    let read = async |mut stream: tokio::net::TcpStream| {
+        tokio::time::timeout(LIMIT, stream.read(&mut [0; 64])).await.expect("an answer")
+    };
+    let refused = read(connect("127.0.0.1").await).await;
+    assert!(matches!(refused, Ok(0) | Err(_)), "{refused:?}");
+    let crowds = &refusals.expect("those of the server").crowds;
+    assert_eq!(crowds.load(std::sync::atomic::Ordering::Relaxed), 1);
+    // HTTP/2 begins with what the server says.
+    assert!(matches!(read(connect("127.0.0.2").await).await, Ok(1..)));
+}
+
+#[tokio::test]
 async fn connections_beyond_the_limit_wait() {
     let server = serve(|listen| listen.options.most_connections = 1).await;
     let path = Mode::Sotw.path();
@@ -162,6 +191,51 @@ async fn connections_beyond_the_limit_wait() {
     drop(first);
     // It is served when there is room, whether it has waited or tried again.
     while second.next().await.is_err() {}
+}
+
+/// Clients of gRPC's C++ library have the socket's path, escaped, as the authority.
+#[tokio::test]
+async fn a_path_as_the_authority_is_taken_on_unix_sockets() {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("socket");
+    let _server = serve_at(Socket::unix(path.clone()).unwrap(), Target::Unix(path.clone()), |_| {});
+    let mut stream = tokio::net::UnixStream::connect(&path).await.unwrap();
+    let fields = [
+        (":method", "POST"),
+        (":scheme", "http"),
+        (":path", "/nobody/answers"),
+        (":authority", "tmp%2Fsocket"),
+        ("content-type", "application/grpc"),
+        ("te", "trailers"),
+    ];
+    let mut block = Vec::new();
+    for (name, value) in fields {
+        // Literals that are not indexed and not coded.
+        block.push(0);
+        for text in [name, value] {
+            block.push(u8::try_from(text.len()).unwrap());
+            block.extend(text.bytes());
+        }
+    }
+    let mut sent = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
+    sent.extend([0, 0, 0, 4, 0, 0, 0, 0, 0]);
+    // HEADERS, with the ends of the headers and of the stream.
+    sent.extend([0, 0, u8::try_from(block.len()).unwrap(), 1, 0x5, 0, 0, 0, 1]);
+    sent.extend(block);
+    stream.write_all(&sent).await.unwrap();
+    // The first frame of the stream: HEADERS, and no RST_STREAM.
+    let kind = loop {
+        let mut head = [0; 9];
+        stream.read_exact(&mut head).await.unwrap();
+        let length = usize::from(head[0]) << 16 | usize::from(head[1]) << 8 | usize::from(head[2]);
+        let mut payload = vec![0; length];
+        stream.read_exact(&mut payload).await.unwrap();
+        if head[8] == 1 {
+            break head[3];
+        }
+    };
+    assert_eq!(kind, 1);
 }
 
 #[tokio::test]

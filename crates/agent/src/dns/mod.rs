@@ -171,9 +171,9 @@ async fn serve_streams(listener: TcpListener, resolver: Arc<Resolver>) {
     let mut room = Room::new(MOST_CONNECTIONS);
     loop {
         match listener.accept().await {
-            Ok((stream, _)) => {
+            Ok((stream, peer)) => {
                 let resolver = Arc::clone(&resolver);
-                room.seat(|of| async move {
+                room.seat(peer.ip().into(), |of| async move {
                     let _ = serve_stream(stream, &resolver, &of).await;
                 });
             }

@@ -72,7 +72,7 @@ pub async fn serve(listener: TcpListener, status: Arc<Status>) {
         match listener.accept().await {
             Ok((stream, peer)) => {
                 let status = Arc::clone(&status);
-                room.seat(|of| async move {
+                room.seat(peer.ip().into(), |of| async move {
                     let ordered = OnceLock::new();
                     let service = service_fn(|request| {
                         let (status, of, ordered) = (&status, &of, &ordered);

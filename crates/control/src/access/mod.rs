@@ -141,6 +141,8 @@ pub(crate) struct Refusals {
     pub(crate) identities: AtomicU64,
     /// Who may not see a debug page.
     pub(crate) viewers: AtomicU64,
+    /// Connections to debug pages that had to go for others.
+    pub(crate) pages: Arc<AtomicU64>,
 }
 
 /// What is built of [`Access`].

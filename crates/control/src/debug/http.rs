@@ -78,7 +78,7 @@ pub(crate) async fn serve(
     refusals: Arc<Refusals>,
 ) {
     let shared = Shared { events, ready, authenticator, refusals };
-    let mut room = Room::new(MOST_CONNECTIONS);
+    let mut room = Room::counting(MOST_CONNECTIONS, Arc::clone(&shared.refusals.pages));
     loop {
         let (stream, peer) = match listener.accept().await {
             Ok(accepted) => accepted,
@@ -91,7 +91,7 @@ pub(crate) async fn serve(
         };
         let shared = shared.clone();
         let is_here = is_here(Some(peer), stream.local_addr().ok());
-        room.seat(|of| async move {
+        room.seat(peer.ip().into(), |of| async move {
             let progress = Arc::new(Progress::default());
             let seen = Arc::clone(&progress);
             let service = service_fn(move |request| {

@@ -159,12 +159,18 @@ fn about_refusals(text: &mut Text, refusals: &Refusals, webhook: Option<&Webhook
     let mut counts = vec![
         ("xds", "handshake", &xds.handshakes),
         ("xds", "unauthenticated", &xds.callers),
+        ("xds", "crowded", &xds.crowds),
         ("xds", "silent", &xds.silent),
         ("xds", "message", &xds.messages),
         ("xds", "identity", &refusals.identities),
         ("debug", "unauthenticated", &refusals.viewers),
+        ("debug", "crowded", &refusals.pages),
     ];
-    counts.extend(webhook.map(|webhook| ("webhooks", "handshake", &webhook.counts.handshakes)));
+    if let Some(webhook) = webhook {
+        let counts_of = &webhook.counts;
+        counts.push(("webhooks", "handshake", &counts_of.handshakes));
+        counts.push(("webhooks", "crowded", &counts_of.crowds));
+    }
     for (port, reason, value) in counts {
         text.sample(name, &[("port", port), ("reason", reason)], value.load(Ordering::Relaxed) as f64);
     }

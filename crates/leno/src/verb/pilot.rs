@@ -165,6 +165,14 @@ struct Keepalive {
     /// The most connections; others wait
     #[arg(long = "maxConnections", value_name = "NUMBER", default_value = "100000")]
     most_connections: usize,
+    /// The most connections of one address to a port for proxies; more are refused
+    #[arg(
+        long = "maxConnectionsPerAddress",
+        env = "LENO_MAX_CONNECTIONS_PER_ADDRESS",
+        value_name = "NUMBER",
+        default_value = "20000"
+    )]
+    most_connections_of_one: usize,
     /// The most streams on a connection
     #[arg(
         long = "maxConcurrentStreams",
@@ -398,6 +406,7 @@ impl Keepalive {
         Options {
             keepalive: (self.interval, self.timeout),
             most_connections: self.most_connections,
+            most_connections_of_one: self.most_connections_of_one,
             most_streams: self.most_streams,
             most_age: self.most_age,
             ..Options::default()

@@ -26,6 +26,8 @@ use tonic::Status;
 use tonic::body::Body;
 
 use super::grpc::DiscoveryService;
+use super::room::Shares;
+use super::unix_authority::Mended;
 
 /// How long a stream may be kept waiting for its end when a connection has become old: what is not
 /// over then is cut.
@@ -99,6 +101,8 @@ pub struct Options {
     pub keepalive: (Duration, Duration),
     /// The most connections at a time. Others wait to be accepted.
     pub most_connections: usize,
+    /// The most of one address (of IPv6: of one /64) on a port; more are closed. Behind a NAT many are one.
+    pub most_connections_of_one: usize,
     /// The most streams at a time on a connection.
     pub most_streams: u32,
     /// After what time a connection is ended, on the average: up to a tenth sooner or later.
@@ -110,11 +114,12 @@ pub struct Options {
 }
 
 impl Default for Options {
-    /// 30 s and 10 s, 100,000 connections of 100 streams, no age, 3 s, 60 s.
+    /// 30 s and 10 s, 100,000 connections, 20,000 of one address, of 100 streams, no age, 3 s, 60 s.
     fn default() -> Self {
         Self {
             keepalive: (Duration::from_secs(30), Duration::from_secs(10)),
             most_connections: 100_000,
+            most_connections_of_one: 20_000,
             most_streams: 100,
             most_age: None,
             hand_over: Duration::from_secs(3),
@@ -148,6 +153,8 @@ pub struct Pod {
 pub struct Refusals {
     /// Handshakes that have failed or taken too long.
     pub handshakes: AtomicU64,
+    /// Connections of callers who have all that they may have.
+    pub crowds: AtomicU64,
     /// Requests of callers that have not proven who they are.
     pub callers: AtomicU64,
     /// Connections that have asked for nothing.
@@ -326,6 +333,7 @@ impl Listen {
     /// Serves until `ended` is true, and then until all connections have ended.
     pub async fn run(self, socket: Socket, mut ended: watch::Receiver<bool>) {
         let room = Arc::new(Semaphore::new(self.options.most_connections));
+        let shares = Shares::new(self.options.most_connections_of_one);
         let mut connections = JoinSet::new();
         let mut rng = Rng::from_entropy();
         loop {
@@ -337,11 +345,17 @@ impl Listen {
             };
             match accepted {
                 Ok((stream, address, permit)) => {
+                    // Deviation: with istiod one caller may have all connections that there can be.
+                    let share = address.map(|address| shares.take(address.ip().into()));
+                    if matches!(share, Some(None)) {
+                        Refusals::add(&self.service.refusals().crowds);
+                        continue;
+                    }
                     let connection = self.clone();
                     let (ended, room, spread) = (ended.clone(), Arc::clone(&room), rng.below(1000));
                     connections.spawn(async move {
                         connection.serve(stream, address, ended, &room, spread).await;
-                        drop(permit);
+                        drop((permit, share));
                     });
                 }
                 Err(error) => {
@@ -480,6 +494,6 @@ async fn accept(
             stream.set_nodelay(true)?;
             (Box::new(stream), Some(address), permit)
         }
-        Socket::Unix(listener) => (Box::new(listener.accept().await?.0), None, permit),
+        Socket::Unix(listener) => (Box::new(Mended::new(listener.accept().await?.0)), None, permit),
     })
 }

@@ -23,7 +23,8 @@
 //! shared, and the difference from it; see [`Resources`].
 //!
 //! Read next: [`subscription`] (private), the state of one type; [`grpc`], the shell,
-//! and [`listen`], the server around it; [`room`] bounds the connections of other ports.
+//! and [`listen`], the server around it; [`room`] bounds the connections of other ports,
+//! and [`unix_authority`] is for the clients of Unix sockets.
 
 pub mod grpc;
 pub mod listen;
@@ -32,6 +33,7 @@ mod requests;
 mod resources;
 pub mod room;
 mod subscription;
+pub mod unix_authority;
 
 #[cfg(test)]
 mod tests;

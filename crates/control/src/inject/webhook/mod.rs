@@ -76,6 +76,8 @@ pub(crate) struct Counts {
     pub(crate) bad_configurations: AtomicU64,
     /// Handshakes of TLS that have come to nothing.
     pub(crate) handshakes: AtomicU64,
+    /// Connections that had to go for others.
+    pub(crate) crowds: Arc<AtomicU64>,
     /// Requests that were no reviews, or not let in, by status of HTTP.
     pub(crate) http_errors: Mutex<BTreeMap<u16, u64>>,
     /// Those of them that were for validation.

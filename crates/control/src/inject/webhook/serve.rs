@@ -62,7 +62,7 @@ pub(crate) async fn serve(listener: TcpListener, handshake: Arc<dyn Handshake>, 
         reviews: Semaphore::new(MOST_REVIEWS),
         bytes: Arc::new(Semaphore::new(MOST_OF_ALL)),
     });
-    let mut room = Room::new(MOST_CONNECTIONS);
+    let mut room = Room::counting(MOST_CONNECTIONS, Arc::clone(&shared.webhook.counts.crowds));
     loop {
         let (stream, peer) = match listener.accept().await {
             Ok(accepted) => accepted,
@@ -73,7 +73,7 @@ pub(crate) async fn serve(listener: TcpListener, handshake: Arc<dyn Handshake>, 
             }
         };
         let shared = Arc::clone(&shared);
-        room.seat(|of| async move {
+        room.seat(peer.ip().into(), |of| async move {
             let shaking = shared.handshake.shake(Box::new(stream));
             let stream = match tokio::time::timeout(PATIENCE, shaking).await {
                 Ok(Ok((stream, _))) => stream,

@@ -10,8 +10,9 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use bytes::BytesMut;
-use leno_xds::server::listen::{Handshake, Shaken, Stream};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use super::listen::Stream;
 
 /// What a client sends first (RFC 9113 section 3.4).
 const PREFACE: usize = 24;
@@ -24,21 +25,10 @@ const PRIORITY: u8 = 0x20;
 const MOST: usize = 16 << 10;
 const NAME: &[u8] = b":authority";
 
-/// Begins connections over a Unix socket.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Tolerant;
-
-impl Handshake for Tolerant {
-    fn shake(&self, stream: Box<dyn Stream>) -> Shaken {
-        let stream: Box<dyn Stream> =
-            Box::new(Mended { stream, raw: BytesMut::new(), passing: PREFACE, mended: BytesMut::new() });
-        Box::pin(std::future::ready(Ok((stream, Vec::new()))))
-    }
-}
-
 /// A connection whose requests have authorities that can be read.
-struct Mended {
-    stream: Box<dyn Stream>,
+#[derive(Debug)]
+pub struct Mended<S> {
+    stream: S,
     /// What has come and was not looked at: less than a frame.
     raw: BytesMut,
     /// How much of what comes is of no interest.
@@ -47,7 +37,12 @@ struct Mended {
     mended: BytesMut,
 }
 
-impl Mended {
+impl<S> Mended<S> {
+    /// One that begins.
+    pub fn new(stream: S) -> Mended<S> {
+        Mended { stream, raw: BytesMut::new(), passing: PREFACE, mended: BytesMut::new() }
+    }
+
     fn advance(&mut self) {
         loop {
             let length = self.passing.min(self.raw.len());
@@ -140,7 +135,7 @@ fn text(block: &[u8], at: usize) -> Option<(std::ops::Range<usize>, bool)> {
     (at + length <= block.len()).then_some((at..at + length, is_coded))
 }
 
-impl AsyncRead for Mended {
+impl<S: Stream> AsyncRead for Mended<S> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         while this.mended.is_empty() {
@@ -163,7 +158,7 @@ impl AsyncRead for Mended {
     }
 }
 
-impl AsyncWrite for Mended {
+impl<S: Stream> AsyncWrite for Mended<S> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.get_mut().stream).poll_write(cx, bytes)
     }
@@ -179,10 +174,9 @@ impl AsyncWrite for Mended {
 
 #[cfg(test)]
 mod tests {
-    use leno_xds::server::listen::Handshake as _;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-    use super::Tolerant;
+    use super::Mended;
 
     fn frame(kind: u8, flags: u8, payload: &[u8]) -> Vec<u8> {
         let length = u32::try_from(payload.len()).expect("short").to_be_bytes();
@@ -191,7 +185,7 @@ mod tests {
 
     async fn through(pieces: &[&[u8]]) -> Vec<u8> {
         let (mut client, server) = tokio::io::duplex(64);
-        let (mut server, _) = Tolerant.shake(Box::new(server)).await.expect("it is no error");
+        let mut server = Mended::new(server);
         let pieces: Vec<Vec<u8>> = pieces.iter().map(|piece| piece.to_vec()).collect();
         let writing = async move {
             for piece in pieces {
