@@ -19,7 +19,7 @@ use tokio::task::JoinSet;
 
 use crate::authority::{Authority, IstioAuthority, Signed};
 use crate::bootstrap::{Inputs, Node, Role, localhost, render};
-use crate::control_plane::ControlPlane;
+use crate::control_plane::{ControlPlane, is_account_token};
 use crate::environment::{Environment, Roots, TOKEN};
 use crate::files::{self, Mounted};
 use crate::identity::{Secret, keep};
@@ -102,14 +102,21 @@ impl Agent {
         let (say, own) = watch::channel(None);
         let (say_roots, more_roots) = watch::channel(String::new());
         let (say_all, secrets) = watch::channel(None);
-        if from.files.is_some() {
-            tracing::info!(socket = from.workload, "another agent gives the workload's certificate");
-        } else {
+        let kept = if from.files.is_none() {
             identity(&settings, say, own.clone(), &metrics, &mut tasks).map_err(one)?;
             tasks.spawn(combine(own.clone(), more_roots, say_all, Arc::clone(&metrics)));
-            if let Some(folder) = &environment.output {
-                tasks.spawn(files::write(folder.clone(), secrets.clone()));
+            Some(secrets.clone())
+        } else {
+            tracing::info!(socket = from.workload, "another agent gives the workload's certificate");
+            let is_needed = joins(environment);
+            if is_needed {
+                tracing::info!("the control plane is shown a certificate of its own authority");
+                ask(&settings, say, own.clone(), &metrics, &mut tasks).map_err(one)?;
             }
+            is_needed.then(|| own.clone())
+        };
+        if let Some((kept, folder)) = kept.zip(environment.output.clone()) {
+            tasks.spawn(files::write(folder, kept));
         }
         let path = Path::new(from.own());
         let socket = sds::bind(path).map_err(|error| one(format!("{}: {error}", path.display())))?;
@@ -226,7 +233,7 @@ fn identity(
     metrics: &Arc<Metrics>,
     tasks: &mut JoinSet<()>,
 ) -> Result<(), String> {
-    let Settings { environment, config, .. } = settings;
+    let environment = &settings.environment;
     let given = Mounted::in_folder(Path::new(CREDENTIALS));
     if given.exist() || environment.file_mounted {
         let files = if given.exist() { given } else { Mounted::in_folder(Path::new(MOUNTED)) };
@@ -234,6 +241,26 @@ fn identity(
         tasks.spawn(files::follow(files, say, wall));
         return Ok(());
     }
+    ask(settings, say, held, metrics, tasks)
+}
+
+/// Whether the control plane can only be shown a certificate that its authority signs: a machine has a join token,
+/// which is good for that alone, or a certificate that somebody has put there, which ends if it is not renewed.
+fn joins(environment: &Environment) -> bool {
+    let token = std::fs::read_to_string(TOKEN).ok();
+    let is_account = token.as_deref().is_some_and(is_account_token);
+    !is_account && !environment.file_mounted && (token.is_some() || environment.provisioned.is_some())
+}
+
+/// Keeps a certificate of the mesh's authority.
+fn ask(
+    settings: &Settings,
+    say: watch::Sender<Option<Secret>>,
+    held: watch::Receiver<Option<Secret>>,
+    metrics: &Arc<Metrics>,
+    tasks: &mut JoinSet<()>,
+) -> Result<(), String> {
+    let Settings { environment, config, .. } = settings;
     let account = match environment.service_account.as_str() {
         "" => "default",
         account => account,

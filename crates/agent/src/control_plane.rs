@@ -143,10 +143,8 @@ impl ControlPlane {
                 Some(text.map_err(|_| format!("{}: no text", path.display()))?.trim().to_owned())
             }
         };
-        if let Some(token) = &token
-            && token.bytes().filter(|byte| *byte == b'.').count() == 2
-        {
-            return Ok(Shown::Token(token.clone()));
+        if let Some(token) = token.as_deref().filter(|token| is_account_token(token)) {
+            return Ok(Shown::Token(token.to_owned()));
         }
         let held = self.held.as_ref().and_then(|held| held.borrow().clone());
         if let Some(secret) = held.filter(|secret| secret.expires > now) {
@@ -171,6 +169,11 @@ impl ControlPlane {
         }
         Ok(headers)
     }
+}
+
+/// Whether a token is a JWT, as those of service accounts are, and no join token.
+pub(crate) fn is_account_token(token: &str) -> bool {
+    token.bytes().filter(|byte| *byte == b'.').count() == 2
 }
 
 /// A header, whose value is in no log: it may show who we are.
