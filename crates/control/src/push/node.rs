@@ -205,8 +205,12 @@ pub(crate) fn parse(graph: &Graph, node: &core::Node) -> Result<Node, BadNode> {
         interception => interception,
     };
     let mut abilities = abilities(&node.extensions);
-    if field("file-credential").and_then(truth) == Some(true) {
-        abilities.insert(Abilities::FILES_APART);
+    for (name, ability) in
+        [("file-credential", Abilities::FILES_APART), ("credential", Abilities::CREDENTIALS)]
+    {
+        if field(name).and_then(truth) == Some(true) {
+            abilities.insert(ability);
+        }
     }
     let says = field(LAZY).and_then(truth);
     let says = says.or_else(|| annotation(LAZY_ANNOTATION).and_then(|text| text.parse().ok()));
@@ -436,6 +440,7 @@ mod tests {
         let fields = vec![
             ("LABELS", object([("app", text("web")), ("version", text("v3"))])),
             ("file-credential", text("true")),
+            ("credential", text("true")),
             ("WORKLOAD_NAME", text("web-v3")),
             ("CLUSTER_ID", text("c")),
             ("MESH_ID", text("m")),
@@ -460,7 +465,7 @@ mod tests {
         let key = parse(&graph, &listed).expect("a good node").key;
         let abilities = key.options.abilities;
         assert!(abilities.has(Abilities::HTTP_STATS) && abilities.has(Abilities::SKYWALKING));
-        assert!(abilities.has(Abilities::FILES_APART));
+        assert!(abilities.has(Abilities::FILES_APART) && abilities.has(Abilities::CREDENTIALS));
         // It could not tell servers who it is.
         assert!(!abilities.has(Abilities::TCP_PEERS) && !abilities.has(Abilities::DATADOG));
         expect_test::expect![[r#"
@@ -481,6 +486,7 @@ mod tests {
         let plain = parse(&graph, &node("sidecar~10.0.0.5~web-1.a~d", Vec::new())).expect("a good node");
         assert!(plain.key.options.abilities.has(Abilities::DATADOG));
         assert!(!plain.key.options.abilities.has(Abilities::FILES_APART));
+        assert!(!plain.key.options.abilities.has(Abilities::CREDENTIALS));
         assert!(!plain.key.options.abilities.has(Abilities::HTTP_PEERS));
         assert_eq!(plain.key.identity.otel_name, "web-1");
     }

@@ -152,6 +152,8 @@ impl Abilities {
     /// Another agent gives it its certificate, its own agent what is in files, on a socket of its own
     /// (`file-credential` in the node's metadata).
     pub(crate) const FILES_APART: Abilities = Abilities(1 << 9);
+    /// Somebody beside it gives credentials on a socket (`credential` in the node's metadata).
+    pub(crate) const CREDENTIALS: Abilities = Abilities(1 << 10);
 
     /// Adds what another set has.
     pub(crate) fn insert(&mut self, other: Abilities) {

@@ -5,6 +5,7 @@ use leno_api::proto::envoy::extensions::transport_sockets::tls::v3 as tls;
 use super::proto::core;
 pub(crate) use crate::model::credential::CA_SUFFIX;
 use crate::model::credential::{CONFIG_MAP, GATEWAY, SECRET};
+use crate::scope::Abilities;
 
 /// The workload's own certificate and key.
 pub(crate) const CERTIFICATE: &str = "default";
@@ -17,6 +18,15 @@ const AGENT_CLUSTER: &str = "sds-grpc";
 
 /// The one by which it is reached where the first leads to another agent.
 const FILES_CLUSTER: &str = "sds-files-grpc";
+
+/// The cluster that leads to who gives credentials beside a proxy.
+pub(crate) const CREDENTIALS_CLUSTER: &str = "sds-external";
+
+/// Where he listens, as Istio has it, below the working directory of the proxy.
+pub(crate) const CREDENTIALS_PATH: &str = "./var/run/secrets/credential-uds/socket";
+
+/// What credentials begin with that are his, where he is, and else the control plane's.
+const EXTERNAL: &str = "sds://";
 
 /// Certificates of the gateway itself, as a credential.
 const BUILTIN: &str = "builtin://";
@@ -31,16 +41,45 @@ pub(crate) fn is_public(credential: &str) -> bool {
 
 /// The workload's own certificate, or its roots.
 pub(crate) fn of_workload(name: &str) -> tls::SdsSecretConfig {
-    by_agent(name, AGENT_CLUSTER)
+    by_socket(name, AGENT_CLUSTER)
 }
 
-/// What is in files of the workload (`file-cert:`, `file-root:`). `apart`: another agent gives the workload's own
-/// certificate ([`Abilities::FILES_APART`](crate::scope::Abilities::FILES_APART)).
-pub(crate) fn of_files(name: &str, apart: bool) -> tls::SdsSecretConfig {
-    by_agent(name, if apart { FILES_CLUSTER } else { AGENT_CLUSTER })
+/// Who gives secrets beside a proxy, besides the one that gives its certificate.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct Sockets {
+    /// Its agent gives what is in files on a socket apart ([`Abilities::FILES_APART`]).
+    files: bool,
+    /// Somebody gives credentials ([`Abilities::CREDENTIALS`]).
+    credentials: bool,
 }
 
-fn by_agent(name: &str, cluster: &str) -> tls::SdsSecretConfig {
+impl From<Abilities> for Sockets {
+    fn from(abilities: Abilities) -> Sockets {
+        Sockets {
+            files: abilities.has(Abilities::FILES_APART),
+            credentials: abilities.has(Abilities::CREDENTIALS),
+        }
+    }
+}
+
+impl Sockets {
+    /// What is in files of the workload (`file-cert:`, `file-root:`).
+    pub(crate) fn of_files(self, name: &str) -> tls::SdsSecretConfig {
+        by_socket(name, if self.files { FILES_CLUSTER } else { AGENT_CLUSTER })
+    }
+
+    /// A credential that a rule names.
+    pub(crate) fn of_credential(self, name: &str) -> tls::SdsSecretConfig {
+        if self.credentials && name.starts_with(EXTERNAL) {
+            // By its whole name, as they are used to.
+            by_socket(name, CREDENTIALS_CLUSTER)
+        } else {
+            of_credential(name)
+        }
+    }
+}
+
+fn by_socket(name: &str, cluster: &str) -> tls::SdsSecretConfig {
     // Nothing can be done without the workload's own, so it is waited for.
     let own = name == CERTIFICATE || name == ROOT;
     let agent = core::ApiConfigSource {
@@ -77,7 +116,7 @@ pub(crate) fn of_credential(name: &str) -> tls::SdsSecretConfig {
     if name.strip_suffix(CA_SUFFIX) == Some(BUILTIN) {
         return of_workload(ROOT);
     }
-    let name = name.strip_prefix("sds://").unwrap_or(name);
+    let name = name.strip_prefix(EXTERNAL).unwrap_or(name);
     let known = SCHEMES.iter().any(|scheme| name.starts_with(scheme));
     let name = if known { name.to_owned() } else { format!("{SECRET}{name}") };
     tls::SdsSecretConfig {

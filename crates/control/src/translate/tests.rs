@@ -84,7 +84,7 @@ struct Proxy {
     #[serde(default)]
     metadata: BTreeMap<String, String>,
     /// Extensions that it has: any of `stats`, `peers`, `alpn`, `datadog`, `skywalking`,
-    /// `on-demand`, `files-apart`.
+    /// `on-demand`, `files-apart`, `credentials`.
     #[serde(default)]
     extensions: Vec<String>,
     #[serde(default)]
@@ -167,6 +167,7 @@ fn abilities(extensions: &[String]) -> Abilities {
             "skywalking" => &[Abilities::SKYWALKING],
             "on-demand" => &[Abilities::ON_DEMAND],
             "files-apart" => &[Abilities::FILES_APART],
+            "credentials" => &[Abilities::CREDENTIALS],
             other => panic!("no extension is called {other:?}"),
         };
         known.iter().for_each(|one| abilities.insert(*one));

@@ -114,7 +114,7 @@ impl Authority {
 }
 
 /// Whether there is `openssl`.
-fn has_openssl() -> bool {
+pub(crate) fn has_openssl() -> bool {
     let found = Command::new("openssl").arg("version").output().is_ok_and(|output| output.status.success());
     if !found {
         println!("skipped: there is no openssl");
@@ -138,7 +138,7 @@ fn text(path: &Path) -> &str {
 }
 
 /// A request by `openssl s_client` with a certificate.
-fn s_client(to: SocketAddr, roots: &Path, shown: Option<&(PathBuf, PathBuf)>) -> String {
+pub(crate) fn s_client(to: SocketAddr, roots: &Path, shown: Option<&(PathBuf, PathBuf)>) -> String {
     let to = to.to_string();
     let mut arguments = vec!["s_client", "-connect", &to, "-alpn", "istio,http/1.1", "-CAfile", text(roots)];
     arguments.extend(["-verify_return_error", "-ign_eof"]);

@@ -6,12 +6,14 @@
 //!
 //! - `mesh.rs`: all of that set up;
 //! - `certificates.rs`: who shows which, seen with `openssl`, and those that are refused;
+//! - `credentials.rs`: those of gateways that somebody gives on a socket;
 //! - `others.rs`: identities of another agent, and of who was there before;
 //! - `policies.rs`: who may call whom, by identities;
 //! - `tokens.rs`: tokens of an issuer (`issuer.rs`), and whose keys are found;
 //! - `rotation.rs`: certificates and roots that are followed by others while requests are made (`load.rs`).
 
 mod certificates;
+mod credentials;
 mod issuer;
 mod load;
 mod mesh;

@@ -8,8 +8,8 @@ use super::draft::Draft;
 use super::{policy, tls};
 use crate::model::destination_rule::{ClientTls, ClientTlsMode, ConnectionPool};
 use crate::model::mesh::MeshConfig;
+use crate::scope::Viewer;
 use crate::scope::outbound::{OutboundPolicy, Unknown};
-use crate::scope::{Abilities, Viewer};
 use crate::translate::any_name::{CLUSTER, dns_cache};
 use crate::translate::proto::cluster::cluster::{
     ClusterDiscoveryType, CustomClusterType, DiscoveryType, LbPolicy,
@@ -44,8 +44,8 @@ pub(super) fn cluster(cx: &Cx<'_>, viewer: &Viewer, mesh: &MeshConfig, exchanges
     policy::connection_pool(&mut draft, mesh, &ConnectionPool::default(), None);
     if let Some((settings, mode)) = settings.and_then(|settings| Some((settings, settings.mode?))) {
         let names = settings.subject_alt_names.clone();
-        let apart = viewer.options.abilities.has(Abilities::FILES_APART);
-        let socket = tls::originated(&mut draft, names, settings, mode, mesh, apart);
+        let sockets = viewer.options.abilities.into();
+        let socket = tls::originated(&mut draft, names, settings, mode, mesh, sockets);
         draft.cluster.transport_socket = Some(socket);
     }
     draft.cluster.filters.extend(exchanges.then(upstream_filter));

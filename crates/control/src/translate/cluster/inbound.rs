@@ -286,7 +286,7 @@ pub(crate) fn build(mesh: &MeshConfig, inbound: &Inbound<'_>) -> Draft {
     draft
 }
 
-fn single(cluster: &str, address: core::Address) -> endpoint::ClusterLoadAssignment {
+pub(super) fn single(cluster: &str, address: core::Address) -> endpoint::ClusterLoadAssignment {
     let endpoint = endpoint::LbEndpoint {
         host_identifier: Some(endpoint::lb_endpoint::HostIdentifier::Endpoint(endpoint::Endpoint {
             address: Some(address),

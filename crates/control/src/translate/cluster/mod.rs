@@ -26,7 +26,8 @@ pub(crate) use self::outbound::lookup_family;
 use super::name;
 use super::patch::{self, Family, Subject};
 use super::proto::cluster::cluster::{DiscoveryType, LbPolicy};
-use super::resource::Resource;
+use super::resource::{Resource, pipe};
+use super::secret::{self, Sockets};
 use super::security::keys::KeyClusters;
 use super::telemetry::upstream_filter;
 use crate::model::Key;
@@ -74,8 +75,8 @@ pub(crate) struct Client {
     certificates: bool,
     /// Whether it tells servers who it is at the beginning of connections.
     exchanges: bool,
-    /// Whether what is in files comes from elsewhere than its certificate.
-    files_apart: bool,
+    /// Where secrets come from that its rules name.
+    sockets: Sockets,
     /// What it was started with.
     overrides: Overrides,
     /// For clusters that contain their endpoints.
@@ -188,8 +189,7 @@ fn key(viewer: &Viewer, service: &Service, port: u16, subset: &str, rules: Vec<K
         // What is outside of the mesh knows nothing of its certificates.
         certificates: viewer.certificates && !(service.external && rules.is_empty()),
         exchanges: viewer.options.abilities.has(Abilities::TCP_PEERS),
-        // Only rules name files.
-        files_apart: viewer.options.abilities.has(Abilities::FILES_APART) && !rules.is_empty(),
+        sockets: if rules.is_empty() { Sockets::default() } else { viewer.options.abilities.into() },
         overrides: viewer.options.overrides.clone(),
         view: View::default(),
     };
@@ -275,7 +275,21 @@ fn fixed(cx: &Cx<'_>, client: &ProxyKey, viewer: &Viewer) -> Vec<Arc<Resource>> 
         let key = (client.workload(), Sight::whole(&client.namespace));
         clusters.extend(cx.get::<KeyClusters>(&key).iter().cloned());
     }
+    if client.options.abilities.has(Abilities::CREDENTIALS) {
+        clusters.push(Arc::new(encode(credentials(&mesh))));
+    }
     clusters
+}
+
+/// The cluster that leads to who gives credentials beside the proxy.
+fn credentials(mesh: &MeshConfig) -> Draft {
+    let mut draft = Draft::new(secret::CREDENTIALS_CLUSTER, DiscoveryType::Static);
+    draft.cluster.connect_timeout = Some(policy::connect_timeout(mesh));
+    draft.cluster.alt_stat_name = format!("{};", secret::CREDENTIALS_CLUSTER);
+    draft.cluster.load_assignment =
+        Some(inbound::single(secret::CREDENTIALS_CLUSTER, pipe(secret::CREDENTIALS_PATH)));
+    draft.speak_http2();
+    draft
 }
 
 /// The clusters that lead to a proxy's own workload, or that its policies need. A root.

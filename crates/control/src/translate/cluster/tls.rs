@@ -24,7 +24,7 @@ use crate::translate::proto::cluster::cluster::{DiscoveryType, TransportSocketMa
 use crate::translate::proto::core;
 use crate::translate::proto::ty::matcher::v3::{StringMatcher, string_matcher::MatchPattern};
 use crate::translate::resource::{object, pack, structure, text};
-use crate::translate::secret;
+use crate::translate::secret::{self, Sockets};
 
 /// What proxies of the mesh say that they speak, in TLS: something of the mesh's own, or HTTP/2
 /// inside of it.
@@ -86,7 +86,7 @@ pub(super) fn apply(cx: &Cx<'_>, draft: &mut Draft, applied: Applied<'_>) {
                 } else {
                     settings.subject_alt_names.clone()
                 };
-                let socket = originated(draft, names, settings, mode, &mesh, key.client.files_apart);
+                let socket = originated(draft, names, settings, mode, &mesh, key.client.sockets);
                 draft.cluster.transport_socket = Some(socket);
             }
         },
@@ -144,7 +144,7 @@ pub(super) fn originated(
     settings: &ClientTls,
     mode: ClientTlsMode,
     mesh: &MeshConfig,
-    apart: bool,
+    sockets: Sockets,
 ) -> core::TransportSocket {
     set_automatic_names(draft, settings);
     let unchecked = settings.insecure_skip_verify == Some(true);
@@ -155,7 +155,7 @@ pub(super) fn originated(
     if settings.credential_name.is_empty() {
         if mode == ClientTlsMode::Mutual {
             let name = format!("file-cert:{}~{}", settings.client_certificate, settings.private_key);
-            common.tls_certificate_sds_secret_configs = vec![secret::of_files(&name, apart)];
+            common.tls_certificate_sds_secret_configs = vec![sockets.of_files(&name)];
         }
         common.validation_context_type = Some(if unchecked {
             ValidationContextType::ValidationContext(tls::CertificateValidationContext::default())
@@ -165,16 +165,16 @@ pub(super) fn originated(
                 path => path,
             };
             let list = Some(settings.ca_crl.as_str()).filter(|path| !path.is_empty());
-            combined(names, list, secret::of_files(&format!("file-root:{roots}"), apart))
+            combined(names, list, sockets.of_files(&format!("file-root:{roots}")))
         });
     } else {
         if mode == ClientTlsMode::Mutual {
             common.tls_certificate_sds_secret_configs =
-                vec![secret::of_credential(&settings.credential_name)];
+                vec![sockets.of_credential(&settings.credential_name)];
         }
         if !unchecked {
             let name = format!("{}{}", settings.credential_name, secret::CA_SUFFIX);
-            common.validation_context_type = Some(combined(names, None, secret::of_credential(&name)));
+            common.validation_context_type = Some(combined(names, None, sockets.of_credential(&name)));
         }
     }
     if draft.http2().is_some() {

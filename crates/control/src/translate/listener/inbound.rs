@@ -342,8 +342,7 @@ impl Maker<'_, '_> {
     fn tls_chain(&self, inbound: &Inbound, settings: &ServerTls) -> listener::FilterChain {
         let http = inbound.protocol.is_http();
         let chain = PortChain { http, mutual: false, transport: TLS, offered: Offered::Any };
-        let apart = self.scope.abilities.has(Abilities::FILES_APART);
-        let context = tls::of_settings(settings, !http, &self.frame.mesh, apart);
+        let context = tls::of_settings(settings, !http, &self.frame.mesh, self.scope.abilities.into());
         listener::FilterChain {
             transport_socket: context.map(|context| core::TransportSocket {
                 name: "envoy.transport_sockets.tls".to_owned(),

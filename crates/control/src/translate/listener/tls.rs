@@ -7,7 +7,7 @@ use crate::model::mesh::{MeshConfig, TlsParameters, TlsProtocol};
 use crate::scope::Abilities;
 use crate::scope::gateways::{GatewayServer, ServerKind};
 use crate::translate::proto::{core, ty};
-use crate::translate::secret::{self, CA_SUFFIX, CERTIFICATE, ROOT};
+use crate::translate::secret::{self, CA_SUFFIX, CERTIFICATE, ROOT, Sockets};
 
 /// What a server of HTTP offers.
 const HTTP: &[&str] = &["h2", "http/1.1"];
@@ -27,16 +27,16 @@ pub(super) fn context(
     let settings = server.server.tls.as_ref()?;
     // Whoever does not tell the other who it is must not agree to.
     let bytes = server.kind == ServerKind::Tls && abilities.has(Abilities::TCP_PEERS);
-    of_settings(settings, bytes, mesh, abilities.has(Abilities::FILES_APART))
+    of_settings(settings, bytes, mesh, abilities.into())
 }
 
 /// The context that ends TLS as settings say; `None` without a mode. `bytes`: whether what is inside is
-/// anything but HTTP; `apart`: see [`secret::of_files`].
+/// anything but HTTP.
 pub(super) fn of_settings(
     settings: &ServerTls,
     bytes: bool,
     mesh: &MeshConfig,
-    apart: bool,
+    sockets: Sockets,
 ) -> Option<tls::DownstreamTlsContext> {
     let mode = settings.mode?;
     let requires = matches!(mode, ServerTlsMode::Mutual | ServerTlsMode::IstioMutual);
@@ -50,7 +50,7 @@ pub(super) fn of_settings(
     let (certificates, root) = if mode == ServerTlsMode::IstioMutual {
         (vec![secret::of_workload(CERTIFICATE)], secret::of_workload(ROOT))
     } else {
-        credentials(settings, apart)
+        credentials(settings, sockets)
     };
     common.tls_certificate_sds_secret_configs = certificates;
     if mode != ServerTlsMode::IstioMutual {
@@ -77,20 +77,20 @@ pub(super) fn of_settings(
 }
 
 /// A server's certificates, and the roots that its clients' must come from: credentials from the
-/// control plane, or files, which the gateway's agent serves so that they can be renewed.
-fn credentials(settings: &ServerTls, apart: bool) -> (Vec<tls::SdsSecretConfig>, tls::SdsSecretConfig) {
+/// control plane or whoever gives them beside the gateway, or files, which the gateway's agent serves so that they can be renewed.
+fn credentials(settings: &ServerTls, sockets: Sockets) -> (Vec<tls::SdsSecretConfig>, tls::SdsSecretConfig) {
     let named = if settings.credential_names.is_empty() {
         std::slice::from_ref(&settings.credential_name)
     } else {
         &settings.credential_names
     };
     if let Some(first) = named.first().filter(|name| !name.is_empty()) {
-        let certificates = named.iter().map(|name| secret::of_credential(name)).collect();
+        let certificates = named.iter().map(|name| sockets.of_credential(name)).collect();
         let root = if settings.ca_cert_credential_name.is_empty() {
             // Of several certificates the first brings the roots, as Envoy knows one set only.
-            secret::of_credential(&format!("{first}{CA_SUFFIX}"))
+            sockets.of_credential(&format!("{first}{CA_SUFFIX}"))
         } else {
-            secret::of_credential(&settings.ca_cert_credential_name)
+            sockets.of_credential(&settings.ca_cert_credential_name)
         };
         return (certificates, root);
     }
@@ -98,7 +98,7 @@ fn credentials(settings: &ServerTls, apart: bool) -> (Vec<tls::SdsSecretConfig>,
         if certificate.is_empty() || key.is_empty() {
             secret::of_workload(CERTIFICATE)
         } else {
-            secret::of_files(&format!("file-cert:{certificate}~{key}"), apart)
+            sockets.of_files(&format!("file-cert:{certificate}~{key}"))
         }
     };
     let certificates = if settings.tls_certificates.is_empty() {
@@ -109,7 +109,7 @@ fn credentials(settings: &ServerTls, apart: bool) -> (Vec<tls::SdsSecretConfig>,
     };
     let root = match settings.ca_certificates.as_str() {
         "" => secret::of_workload(ROOT),
-        path => secret::of_files(&format!("file-root:{path}"), apart),
+        path => sockets.of_files(&format!("file-root:{path}")),
     };
     (certificates, root)
 }
