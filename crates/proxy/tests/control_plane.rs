@@ -122,11 +122,17 @@ fn bootstrap(output: &Value) -> Value {
             "explicit_http_config": { "http2_protocol_options": {} },
         },
     });
-    // Where secrets come from.
-    clusters
-        .extend(["sds-grpc", "sds-files-grpc", "sds-external", "xds-grpc"].map(
-            |name| json!({ "name": name, "type": "STATIC", "typed_extension_protocol_options": http2 }),
-        ));
+    // Where secrets come from, as far as the output does not say it.
+    let is_there = |name: &str| clusters.iter().any(|cluster| cluster["name"] == name);
+    let missing: Vec<&str> = ["sds-grpc", "sds-files-grpc", "sds-external", "xds-grpc"]
+        .into_iter()
+        .filter(|name| !is_there(name))
+        .collect();
+    clusters.extend(
+        missing
+            .iter()
+            .map(|name| json!({ "name": name, "type": "STATIC", "typed_extension_protocol_options": http2 })),
+    );
     json!({
         "node": { "id": "golden", "cluster": "golden" },
         "dynamic_resources": { "ads_config": {
