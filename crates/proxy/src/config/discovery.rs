@@ -157,7 +157,11 @@ impl Discovery {
         removed.retain(|name| match type_url {
             TypeUrl::Cluster => {
                 store.miss_cluster(&self.key(name));
-                store.remove_cluster(name)
+                let removed = store.remove_cluster(name);
+                if removed && let Some(known) = &self.scope.xds_clusters {
+                    known.remove(name);
+                }
+                removed
             }
             TypeUrl::Listener => {
                 let removed = store.remove_listener(name);
@@ -447,9 +451,15 @@ fn put_cluster(name: &str, source: &Any, scope: Scope, store: &mut Store) -> Res
     if !store.takes_cluster(name, &source.value) {
         return Ok(false);
     }
+    let known = scope.xds_clusters.clone();
     let cluster = Lower::resource_in(scope, |at| crate::cluster::config::lower(source, at))?;
     fill_cluster(&cluster, store.secrets()).map_err(Rejected::because)?;
-    Ok(store.put_cluster(cluster))
+    let cluster = Arc::new(cluster);
+    let put = store.put_cluster(Arc::clone(&cluster));
+    if put && let Some(known) = known {
+        known.put(cluster);
+    }
+    Ok(put)
 }
 
 fn put_listener(

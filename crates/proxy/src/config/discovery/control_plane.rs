@@ -4,7 +4,7 @@
 //! speak HTTP/2 whatever it says; where they go is resolved anew for each.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 use leno_base::Name;
@@ -16,26 +16,51 @@ use crate::cluster::{Cluster, Discovery, EndpointAddress, UpstreamProtocol};
 use crate::config::source::XdsServer;
 use crate::tls::Offer;
 
-/// Clusters of the bootstrap, some of which xDS servers can be reached by.
+/// Clusters, some of which xDS servers can be reached by: those of the bootstrap, and what CDS has brought (Istio's
+/// `sds-external`).
 #[derive(Debug, Default)]
-pub(crate) struct XdsClusters(HashMap<Name, Arc<Cluster>>);
+pub(crate) struct XdsClusters(RwLock<HashMap<Name, Arc<Cluster>>>);
 
 impl XdsClusters {
     /// Those of the bootstrap.
     pub(crate) fn new<'c>(clusters: impl Iterator<Item = &'c Arc<Cluster>>) -> Self {
-        Self(clusters.map(|cluster| (cluster.name.clone(), Arc::clone(cluster))).collect())
+        let clusters = clusters.map(|cluster| (cluster.name.clone(), Arc::clone(cluster)));
+        Self(RwLock::new(clusters.collect()))
+    }
+
+    /// Adds one, or puts it in place of another of its name, which connections that are made from now on go by.
+    pub(crate) fn put(&self, cluster: Arc<Cluster>) {
+        // Others serve nobody, and there may be very many.
+        let serves = matches!(
+            &cluster.discovery,
+            Discovery::Static(_) | Discovery::StrictDns(_) | Discovery::LogicalDns(_)
+        );
+        if serves {
+            let mut clusters = self.0.write().unwrap_or_else(PoisonError::into_inner);
+            clusters.insert(cluster.name.clone(), cluster);
+        } else {
+            self.remove(&cluster.name);
+        }
+    }
+
+    /// Forgets one; streams that go by it are not ended.
+    pub(crate) fn remove(&self, name: &str) {
+        self.0.write().unwrap_or_else(PoisonError::into_inner).remove(name);
     }
 
     /// The cluster of this name.
     ///
     /// # Errors
     /// Why there is none that an xDS server can be reached by.
-    pub(crate) fn find(&self, name: &str) -> Result<&Arc<Cluster>, String> {
-        let Some(cluster) = self.0.get(name) else {
+    pub(crate) fn find(&self, name: &str) -> Result<Arc<Cluster>, String> {
+        let clusters = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let Some(cluster) = clusters.get(name) else {
             return Err(format!("unknown gRPC client cluster '{name}'"));
         };
         match &cluster.discovery {
-            Discovery::Static(_) | Discovery::StrictDns(_) | Discovery::LogicalDns(_) => Ok(cluster),
+            Discovery::Static(_) | Discovery::StrictDns(_) | Discovery::LogicalDns(_) => {
+                Ok(Arc::clone(cluster))
+            }
             Discovery::Eds { .. }
             | Discovery::OriginalDst { .. }
             | Discovery::Aggregate(_)
@@ -62,9 +87,9 @@ pub(super) struct ControlPlane {
 }
 
 impl ControlPlane {
-    pub(super) fn new(server: &XdsServer, cluster: &Arc<Cluster>) -> Self {
+    pub(super) fn new(server: &XdsServer, cluster: Arc<Cluster>) -> Self {
         let authority = server.authority.clone().unwrap_or_else(|| server.cluster.as_str().into());
-        Self { cluster: Arc::clone(cluster), authority }
+        Self { cluster, authority }
     }
 
     /// Connects to one of the cluster's endpoints: to the next with each attempt.

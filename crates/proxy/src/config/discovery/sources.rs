@@ -14,6 +14,7 @@ use std::time::{Instant, SystemTime};
 
 use leno_api::proto::envoy::config::core::v3::Node;
 use leno_base::{Name, Rng};
+use leno_xds::client::grpc::ConnectError;
 use leno_xds::client::{Client, Config, Interest, grpc};
 use leno_xds::{Mode, TypeUrl};
 use tokio::sync::{Notify, mpsc};
@@ -320,22 +321,23 @@ impl Sources {
 
     /// Without a server nothing ever comes, and who waits for it gives up in time.
     fn open_stream(&self, feed: &Feed, server: Option<&XdsServer>, path: &'static str) -> Running {
-        let known = self.settings.scope.xds_clusters.as_deref();
-        let control_plane = server.and_then(|server| {
-            // Whatever refers to another cluster was refused.
-            let cluster = known?.find(&server.cluster).ok()?;
-            Some(Arc::new(ControlPlane::new(server, cluster)))
-        });
+        let known = self.settings.scope.xds_clusters.clone().unwrap_or_default();
+        let served = server.cloned();
         let mut config =
             Config::new(mode(server.is_some_and(|server| server.delta)), self.settings.node.clone());
         config.node_on_first_message_only = server.is_some_and(|server| server.node_on_first_only);
         let client = Client::new(config, Rng::from_entropy());
         let attempts = Arc::new(AtomicUsize::new(0));
         let connector = move || {
-            let (control_plane, attempt) = (control_plane.clone(), attempts.fetch_add(1, Ordering::Relaxed));
+            let attempt = attempts.fetch_add(1, Ordering::Relaxed);
+            // Whatever refers to a cluster that was never there was refused; it may change, and go.
+            let control_plane = served.as_ref().map(|server| {
+                let cluster = known.find(&server.cluster);
+                cluster.map(|cluster| ControlPlane::new(server, cluster)).map_err(ConnectError::Transport)
+            });
             async move {
                 match control_plane {
-                    Some(control_plane) => control_plane.connect(attempt).await,
+                    Some(control_plane) => control_plane?.connect(attempt).await,
                     None => std::future::pending().await,
                 }
             }
